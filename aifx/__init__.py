@@ -1,0 +1,3 @@
+"""aifx: the toolkit of people who operate AI factories. A library with no terminal in it; `aifx.commands` is the terminal."""
+
+__version__ = "0.1.0"

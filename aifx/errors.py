@@ -1,0 +1,95 @@
+"""What can go wrong, said in three lines: what failed, why, and what to type next.
+
+Exit codes are part of the interface (docs/exit-codes.md): scripts branch on them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """How a command ended."""
+
+    OK = 0
+    VERDICT = 1  # it ran to its end and the verdict is bad: failed gate, divergence, unhealthy node
+    UNABLE = 2  # it could not run or finish: usage, configuration, environment, out of memory, disk full
+    BUG = 70  # ours (EX_SOFTWARE of sysexits.h)
+    PREEMPTED = 75  # stopped from outside; run it again (EX_TEMPFAIL of sysexits.h)
+    INTERRUPTED = 130  # 128 + SIGINT
+
+
+class AifxError(Exception):
+    """A failure with a name, a reason and a way out.
+
+    Args:
+        what: the thing that failed, naming the file, key or run.
+        why: the reason, one line.
+        hint: a command that can be run or an edit that can be made; empty when there is none.
+    """
+
+    exit_code: ExitCode = ExitCode.UNABLE
+
+    def __init__(self, what: str, why: str = "", hint: str = "", *, exit_code: ExitCode | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.hint = hint
+        if exit_code is not None:
+            self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return "\n".join(line for line in (self.what, self.why, self.hint and f"hint: {self.hint}") if line)
+
+
+class UsageError(AifxError):
+    """The command line or a call asks for something that does not exist."""
+
+
+class ConfigError(AifxError):
+    """`aifx.toml`, an `AIFX_` variable or a `--set` holds something that cannot be used."""
+
+
+class DataError(AifxError):
+    """A data file cannot be used; `what` names it."""
+
+
+class CheckpointError(AifxError):
+    """A checkpoint is missing, damaged or does not fit the model."""
+
+
+class EnvironmentFault(AifxError):
+    """The machine is not as needed: no such device, a full disk, a missing package."""
+
+
+class RunBusy(AifxError):
+    """Another process holds the run."""
+
+
+class Diverged(AifxError):
+    """The loss is not finite: the run ended with a bad verdict."""
+
+    exit_code = ExitCode.VERDICT
+
+
+class Stopped(AifxError):
+    """The run was stopped from outside after saving what it had."""
+
+    exit_code = ExitCode.PREEMPTED
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` most likely meant, or None."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.55)
+    return matches[0] if matches else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ "did you mean 'x'?", or the list of what there is when nothing is near."""
+    choices = sorted(known)
+    match = nearest(word, choices)
+    if match is not None:
+        return f"did you mean {match!r}?"
+    return f"one of: {', '.join(choices)}" if choices else ""

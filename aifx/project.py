@@ -1,0 +1,137 @@
+"""Where things are on disk: the project's root, its runs, and the caches."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from aifx.errors import UsageError, did_you_mean
+
+CONFIG_NAME = "aifx.toml"
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run; docs/run-directory.md is their documentation. Nothing here needs to exist."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "train.log"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def eval(self) -> Path:
+        return self.path / "eval"
+
+    @property
+    def assets(self) -> Path:
+        """What the model needs besides its arrays (a tokenizer): kept in the run so that it stands alone."""
+        return self.path / "assets"
+
+    @property
+    def sinks(self) -> Path:
+        return self.path / "sinks"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
+    def exists(self) -> bool:
+        return self.config.is_file()
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder that holds an `aifx.toml`."""
+
+    root: Path
+
+    @property
+    def config_path(self) -> Path:
+        return self.root / CONFIG_NAME
+
+    @property
+    def runs_path(self) -> Path:
+        return self.root / "runs"
+
+    def runs(self) -> list[RunDirectory]:
+        """Runs that have a configuration, the most recently written last."""
+        found = [RunDirectory(p) for p in self.runs_path.iterdir() if p.is_dir()] if self.runs_path.is_dir() else []
+        return sorted((r for r in found if r.exists()), key=_last_written)
+
+    def run(self, name: str) -> RunDirectory:
+        """The run called `name`, whether it exists or not. Raises UsageError for a name that is not a plain folder name."""
+        if not RUN_NAME.fullmatch(name):
+            raise UsageError(
+                f"{name!r} cannot name a run",
+                "a run's name has letters, digits, '.', '_' and '-', begins with a letter or digit, and has 100 characters at most",
+                "aifx train --run my-run",
+            )
+        return RunDirectory(self.runs_path / name)
+
+    def existing_run(self, name: str | None = None) -> RunDirectory:
+        """The run called `name`, or the most recently written one. Raises UsageError where there is none."""
+        runs = self.runs()
+        if name is None:
+            if not runs:
+                raise UsageError(f"no runs in {self.runs_path}", "nothing was trained here yet", "aifx train")
+            return runs[-1]
+        run = self.run(name)
+        if not run.exists():
+            raise UsageError(f"no run {name!r} in {self.runs_path}", did_you_mean(name, (r.name for r in runs)), "aifx runs ls")
+        return run
+
+
+def find_project(start: Path | None = None) -> Project:
+    """The project that `start` (the working directory) lies in. Raises UsageError outside of one."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / CONFIG_NAME).is_file():
+            return Project(folder)
+    raise UsageError(f"no {CONFIG_NAME} in {here} or above it", "this command works inside a project", "aifx init my-project")
+
+
+def cache_path() -> Path:
+    """The folder of caches (compiled programs, token stores): safe to delete at any time.
+
+    `AIFX_CACHE_DIR`, else `aifx` in `XDG_CACHE_HOME` (XDG Base Directory Specification 0.8), else `~/.cache/aifx`.
+    """
+    if own := os.environ.get("AIFX_CACHE_DIR"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aifx"
+
+
+def _last_written(run: RunDirectory) -> float:
+    return max((p.stat().st_mtime for p in (run.config, run.metrics, run.events) if p.exists()), default=0.0)

@@ -1,0 +1,77 @@
+"""What a project trains: a task joins a model with data, an objective and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+import jax
+
+from aifx.config import Config
+from aifx.config.sections import Section
+from aifx.data.base import Batch, BatchSource, Split
+from aifx.nn.specs import Params, Specs
+from aifx.project import Project
+
+Sums: TypeAlias = dict[str, tuple[jax.Array, jax.Array]]
+"""Additive (total, weight) by name, float32 scalars or small arrays. "loss" is required; training follows total / weight."""
+
+Totals: TypeAlias = Mapping[str, tuple[Any, Any]]
+"""The same on the host, added up over batches in float64."""
+
+Say: TypeAlias = Callable[[str], None]
+"""Told, in a few words, what takes a while ("training the tokenizer on 1.0 MB")."""
+
+
+class Model(Protocol):
+    """Pure functions over array specs; knows nothing of losses or data."""
+
+    def specs(self) -> Specs: ...
+
+    def flops(self, batch_shape: tuple[int, ...]) -> int:
+        """Floating-point operations of one forward and backward pass over a batch `(rows, ...)`; docs/models.md has the formula."""
+        ...
+
+
+class Task(Protocol):
+    """What a project trains.
+
+    A task of a project's own derives from this class; `model_section` and `data_section` are then the models of its
+    `[model]` and `[data]`.
+    """
+
+    model_section: ClassVar[type[Section]]
+    data_section: ClassVar[type[Section]]
+    model: Model
+    unit: str  # what throughput counts: "tokens", "images"
+
+    @classmethod
+    def create(cls, config: Config, project: Project, assets: Path, *, say: Say) -> Task:
+        """The task of a project. `assets` is the run's folder for what must be kept with the model (a tokenizer): what is
+        there is used, what is not is made and written there. Raises DataError, ConfigError."""
+        ...
+
+    def source(self, split: Split) -> BatchSource:
+        """Batches of `train.global_batch_size` rows for training, of `eval.batch_size` otherwise."""
+        ...
+
+    def objective(self, params: Params, batch: Batch | Mapping[str, jax.Array], key: jax.Array, *, training: bool) -> Sums:
+        """Additive sums over the batch. Runs inside jit, in the dtype that the params were cast to."""
+        ...
+
+    def metrics(self, totals: Totals) -> dict[str, Any]:
+        """Numbers by name from totals ("loss", "bits_per_byte", "accuracy", ...); nested reports are allowed beside them."""
+        ...
+
+    def units(self, batch: Batch) -> int:
+        """Tokens or images in a batch, for throughput."""
+        ...
+
+    def batch_shape(self) -> tuple[int, ...]:
+        """(global_batch_size, ...) as `Model.flops` takes it."""
+        ...
+
+    def data_digest(self) -> str:
+        """SHA-256 over the data and how it is read: equal digests give equal batches."""
+        ...
