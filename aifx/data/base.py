@@ -17,6 +17,7 @@ class BatchSource(Protocol):
     example once; the last is filled with rows whose `weights` are 0.
     """
 
+    batch_size: int  # rows of a global batch
     num_batches: int | None
 
     def read(self, step: int, rows: slice) -> Batch:

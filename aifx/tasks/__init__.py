@@ -1,0 +1,7 @@
+"""What a project trains: a `Task` joins a model with data, an objective and metrics."""
+
+from aifx.tasks.base import Model, Say, Sums, Task, Totals
+from aifx.tasks.registry import BUNDLED, create_task, task_class
+from aifx.tasks.trained import Trained, open_trained
+
+__all__ = ["BUNDLED", "Model", "Say", "Sums", "Task", "Totals", "Trained", "create_task", "open_trained", "task_class"]

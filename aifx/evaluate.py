@@ -1,0 +1,186 @@
+"""Measuring a model on held-out data: sums on the device, totals in float64 on the host, gates at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from aifx.data.base import Batch, BatchSource, Split
+from aifx.errors import DataError
+from aifx.gates import Gate, GateResult, check_names, judge, parse_gate, scalars
+from aifx.nn.specs import Params
+from aifx.project import Project, RunDirectory
+from aifx.tasks.base import Say, Sums, Task, Totals
+
+if TYPE_CHECKING:
+    from aifx.tasks.trained import Trained, Which
+
+Place: TypeAlias = Callable[[Batch], Mapping[str, jax.Array]]
+"""Puts a batch on the devices (sharded over a mesh)."""
+
+Compiled: TypeAlias = Callable[[Params, Mapping[str, Any]], Sums]
+
+
+def compile_sums(task: Task, dtype: DTypeLike | None = None) -> Compiled:
+    """The jitted evaluation step: (params, batch) -> sums. Keep it to evaluate again without compiling again.
+
+    Args:
+        dtype: floating-point parameters are cast to it first, as in training; None leaves them.
+    """
+
+    def sums(params: Params, batch: Mapping[str, jax.Array]) -> Sums:
+        if dtype is not None:
+            params = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+        return task.objective(params, batch, jax.random.key(0), training=False)
+
+    return jax.jit(sums)
+
+
+def evaluate_split(
+    task: Task,
+    params: Params,
+    split: Split,
+    *,
+    num_batches: int | None = None,
+    compiled: Compiled | None = None,
+    place: Place | None = None,
+) -> dict[str, Any]:
+    """Metrics over a split, or over its first `num_batches` batches. The same bits whenever it is asked on the same machine.
+
+    Args:
+        compiled: from `compile_sums`, to share one compilation among calls.
+        place: puts a batch on the devices; the default device when None.
+
+    Raises DataError where the split has no batch.
+    """
+    return task.metrics(sum_split(task, params, split, num_batches=num_batches, compiled=compiled, place=place))
+
+
+def sum_split(
+    task: Task,
+    params: Params,
+    split: Split,
+    *,
+    num_batches: int | None = None,
+    compiled: Compiled | None = None,
+    place: Place | None = None,
+) -> Totals:
+    """The totals behind `evaluate_split`: each batch's float32 sums added up in float64 in order."""
+    compiled = compiled or compile_sums(task)
+    totals: dict[str, tuple[Any, Any]] = {}
+    pending: Sums | None = None
+    for batch in _batches(task.source(split), split, num_batches):
+        following = compiled(params, place(batch) if place else batch)  # runs while the one before is added up
+        if pending is not None:
+            _add(totals, pending)
+        pending = following
+    if pending is not None:
+        _add(totals, pending)
+    return totals
+
+
+def _batches(source: BatchSource, split: Split, num_batches: int | None) -> Iterator[Batch]:
+    there = source.num_batches
+    count = num_batches if there is None else there if num_batches is None else min(there, num_batches)
+    if not count:
+        raise DataError(f"the {split} split has no batch", "its share of the data is empty", "aifx config show data")
+    rows = source.batch_size
+    for step in range(count):
+        yield source.read(step, slice(0, rows))
+
+
+def _add(totals: dict[str, tuple[Any, Any]], sums: Sums) -> None:
+    for name, (total, weight) in jax.device_get(sums).items():
+        before = totals.get(name, (0.0, 0.0))
+        totals[name] = (before[0] + np.asarray(total, np.float64), before[1] + np.asarray(weight, np.float64))
+
+
+def metric_names(task: Task, params: Params, split: Split) -> set[str]:
+    """What `metrics` of this task will hold, known before anything is computed: the shapes of the sums are traced."""
+    shapes = jax.eval_shape(compile_sums(task), params, next(_batches(task.source(split), split, 1)))
+    ones = {name: (np.ones(total.shape), np.ones(weight.shape)) for name, (total, weight) in shapes.items()}
+    return set(scalars(task.metrics(ones)))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a checkpoint reached, and whether that is enough."""
+
+    run: str
+    step: int
+    split: Split
+    metrics: Mapping[str, Any]
+    gates: tuple[GateResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(g.passed for g in self.gates)
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready; docs/json.md documents it."""
+        gates = [{"expr": g.expr, "value": g.value, "passed": g.passed} for g in self.gates]
+        return {"run": self.run, "step": self.step, "split": self.split, "metrics": dict(self.metrics), "gates": gates}
+
+
+def evaluate(
+    run: RunDirectory,
+    project: Project,
+    *,
+    split: Split | None = None,
+    gates: Sequence[str] = (),
+    step: int | None = None,
+    which: Which | None = None,
+    overrides: Sequence[str] = (),
+    say: Say,
+) -> Report:
+    """Measure a run's checkpoint on a split and hold it against gates; the report lands in the run as eval/<step>.json.
+
+    Args:
+        split: None takes `eval.split`.
+        gates: besides those of `eval.gates`.
+        step, which: the checkpoint, as `open_trained` takes them.
+        overrides: `--set` strings over the run's configuration.
+
+    Raises UsageError for a malformed gate or one on a metric that does not exist, before anything is measured.
+    """
+    from aifx.tasks.trained import open_trained
+
+    asked = [parse_gate(expr) for expr in gates]
+    trained = open_trained(run, project, step=step, which=which, overrides=overrides, say=say)
+    chosen: Split = split or trained.config.eval.split
+    all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
+    if all_gates:
+        check_names(all_gates, metric_names(trained.task, trained.params, chosen))
+    report = _measure(trained, chosen, all_gates)
+    write_report(run.eval / f"{trained.step}.json", report, data_digest=trained.task.data_digest())
+    return report
+
+
+def _measure(trained: Trained, split: Split, gates: Sequence[Gate]) -> Report:
+    metrics = evaluate_split(trained.task, trained.params, split)
+    return Report(trained.run.name, trained.step, split, metrics, judge(gates, metrics))
+
+
+def write_report(path: Path, report: Report, *, data_digest: str) -> None:
+    """Put a report among those of its step: `{"schema_version", "run", "step", "splits": {split: {...}}}`, replaced atomically."""
+    from aifx.runs import write_json
+
+    splits: dict[str, Any] = {}
+    try:
+        splits = json.loads(path.read_text("utf-8"))["splits"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, or not one of ours: this report is whole by itself
+    document = report.document()
+    entry = {"metrics": document["metrics"], "gates": document["gates"], "passed": report.passed, "data_digest": data_digest}
+    splits[report.split] = entry | {"measured_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"schema_version": 1, "run": report.run, "step": report.step, "splits": splits})

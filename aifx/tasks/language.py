@@ -1,0 +1,100 @@
+"""Next-token prediction over text."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aifx.config import Config
+from aifx.config.sections import LanguageDataSection, LanguageModelSection, Section
+from aifx.data import TextData, TextSource, Tokenizer, open_text
+from aifx.data.base import Batch, Split
+from aifx.models.decoder import Decoder
+from aifx.nn.specs import Params
+from aifx.project import Project
+from aifx.tasks.base import Say, Sums, Task, Totals
+from aifx.tasks.objectives import cross_entropy
+
+
+class LanguageTask(Task):
+    """A decoder trained on text; reports loss (nats a token), perplexity and bits a byte."""
+
+    model_section: ClassVar[type[Section]] = LanguageModelSection
+    data_section: ClassVar[type[Section]] = LanguageDataSection
+    unit = "tokens"
+
+    def __init__(self, model: Decoder, data: TextData, config: Config) -> None:
+        self.model: Decoder = model
+        self.data = data
+        self.config = config
+        self._token_bytes = np.asarray(data.tokenizer.token_bytes(), np.float32)
+
+    @classmethod
+    def create(cls, config: Config, project: Project, assets: Path, *, say: Say) -> LanguageTask:
+        assert isinstance(config.data, LanguageDataSection)
+        assert isinstance(config.model, LanguageModelSection)
+        data = open_text(config.data, project, assets, say=say)
+        vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
+        max_seq_len = config.model.max_seq_len or config.data.seq_len
+        return cls(Decoder(config.model, vocab_size=vocab_size, max_seq_len=max_seq_len), data, config)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.data.tokenizer
+
+    def source(self, split: Split) -> TextSource:
+        train = self.config.train
+        rows = train.global_batch_size if split == "train" else self.config.eval.batch_size or train.global_batch_size
+        return self.data.source(split, batch_size=rows, seed=train.seed)
+
+    def objective(self, params: Params, batch: Batch | Mapping[str, jax.Array], key: jax.Array, *, training: bool) -> Sums:
+        """Sums over the batch: "loss" in nats over tokens, "bytes" of the text that the targets stand for."""
+        outputs = self.model(params, batch["inputs"], segment_ids=batch.get("segment_ids"), positions=batch.get("positions"))
+        targets, weights = jnp.asarray(batch["targets"]), batch["weights"]
+        weight = weights.sum()
+        sums = {"loss": ((cross_entropy(outputs.logits, targets) * weights).sum(), weight)}
+        if not training:
+            sums["bytes"] = ((jnp.asarray(self._token_bytes)[targets] * weights).sum(), weight)
+        return sums
+
+    def metrics(self, totals: Totals) -> dict[str, Any]:
+        """loss [nats/token], perplexity, and where bytes were summed bits_per_byte, tokens, bytes."""
+        nats, tokens = (float(x) for x in totals["loss"])
+        loss = nats / tokens if tokens else math.nan
+        report: dict[str, Any] = {"loss": loss, "perplexity": _exp(loss)}
+        if "bytes" in totals:
+            num_bytes = float(totals["bytes"][0])
+            report["bits_per_byte"] = nats / math.log(2.0) / num_bytes if num_bytes else math.nan
+            report["tokens"] = round(tokens)
+            report["bytes"] = round(num_bytes)
+        return report
+
+    def units(self, batch: Batch) -> int:
+        return int(np.count_nonzero(batch["weights"]))
+
+    def batch_shape(self) -> tuple[int, ...]:
+        assert isinstance(self.config.data, LanguageDataSection)
+        return (self.config.train.global_batch_size, self.config.data.seq_len)
+
+    def data_digest(self) -> str:
+        return batches_digest(self.data.digest, self.config)
+
+
+def batches_digest(data_digest: str, config: Config) -> str:
+    """SHA-256 over the data and everything that decides how it becomes batches."""
+    how = config.data.model_dump_json(), config.train.global_batch_size, config.eval.batch_size, config.train.seed
+    return hashlib.sha256(repr((data_digest, *how)).encode()).hexdigest()
+
+
+def _exp(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
