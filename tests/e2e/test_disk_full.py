@@ -1,0 +1,44 @@
+"""A file system that fills up: exit 2, a clear word, and what was saved still whole."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Command, settings
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a file system of a chosen size cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_full_disk(project: Command, small_disk: Path) -> None:
+    runs = project.cwd / "runs"
+    runs.symlink_to(small_disk, target_is_directory=True)
+    train = ["train", "--run", "main", *settings([*TINY, "train.num_steps=60", "checkpoint.keep_last=100"])]
+    full = project(*train, "--json")
+    assert full.returncode == 2, full.stderr
+    assert "Traceback" not in full.stderr
+    error = full.json()["error"]
+    assert "disk" in (error["what"] + error["why"]).lower() or "space" in (error["what"] + error["why"]).lower()
+    assert error["hint"]
+
+    kept = project("ckpt", "ls", "--run", "main", "--json").json()["checkpoints"]
+    assert kept, "nothing was saved before the disk was full"
+    shown = project("ckpt", "show", str(kept[-1]["step"]), "--run", "main", "--json")
+    assert shown.returncode == 0, shown.stderr
+
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert project(*train, "--json").json()["status"] == "completed"
+    whole = project("train", "--run", "other", *settings([*TINY, "train.num_steps=60", "checkpoint.keep_last=1"]), "--json").json()
+    again = project("ckpt", "show", "--run", "main", "--json").json()
+    assert again["state_digest"] == whole["state_digest"]

@@ -1,0 +1,133 @@
+"""The main job: init, train, resume, eval with its gate, generate, and the reports that scripts read."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from conftest import TINY, Command, settings
+
+Started = Callable[[subprocess.Popen[str]], subprocess.Popen[str]]
+
+
+def train(steps: int, *more: str) -> list[str]:
+    return ["train", *settings([*TINY, f"train.num_steps={steps}"]), *more]
+
+
+def wait_for_step(run: Path, step: int, timeout_s: float = 90) -> None:
+    metrics = run / "metrics.jsonl"
+    deadline = time.monotonic() + timeout_s
+    while not (metrics.exists() and metrics.read_text().count("\n") >= step):
+        assert time.monotonic() < deadline, f"step {step} was not reached in {timeout_s} s"
+        time.sleep(0.01)
+
+
+def test_language_model(project: Command) -> None:
+    trained = project(*train(20), "--json")
+    assert trained.returncode == 0, trained.stderr
+    report = trained.json()
+    assert report["status"] == "completed"
+    assert report["step"] == 20
+    last = json.loads((project.cwd / "runs/main/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 20
+    assert last["loss"] == report["loss"]
+
+    assert project("ckpt", "show", "--json").json()["state_digest"] == report["state_digest"]
+
+    again = project(*train(20), "--json").json()
+    assert (again["status"], again["step"], again["state_digest"]) == ("completed", 20, report["state_digest"])
+
+    evaluated = project("eval", "--gate", "bits_per_byte <= 8", "--gate", "loss < 0.1", "--json")
+    assert evaluated.returncode == 1
+    document = evaluated.json()
+    assert document["split"] == "test"
+    verdicts = {gate["expr"]: gate["passed"] for gate in document["gates"]}
+    assert verdicts["bits_per_byte <= 8"] is True
+    assert verdicts["loss < 0.1"] is False
+    assert document["metrics"]["bytes"] == pytest_bytes_of_last_tenth(project.cwd / "data/moby_dick.txt")
+
+    written = project("generate", "--prompt", "Call me", "--max-tokens", "8", "--seed", "1")
+    assert written.returncode == 0, written.stderr
+    assert written.stdout == project("generate", "--prompt", "Call me", "--max-tokens", "8", "--seed", "1").stdout
+    assert project("generate", "--prompt", "Call me", "--max-tokens", "8", "--seed", "1", "--json").json()["text"]
+
+    listed = project("runs", "ls", "--json").json()["runs"]
+    assert [run["name"] for run in listed] == ["main"]
+    assert listed[0]["status"] == "completed"
+
+
+def pytest_bytes_of_last_tenth(book: Path) -> int:
+    """Bytes after the first nine tenths, counted from the first whole character."""
+    raw = book.read_bytes()
+    start = round(len(raw) * 0.9)
+    while raw[start] & 0xC0 == 0x80:
+        start += 1
+    return len(raw) - start
+
+
+def test_vision(aifx: Command) -> None:
+    assert aifx("init", "belt", "--template", "vision-inspection", "--yes").returncode == 0
+    belt = Command(aifx.cwd / "belt", aifx.cache)
+    trained = belt("train", *settings(["train.num_steps=12", "train.validate_every=6"]), "--json")
+    assert trained.returncode == 0, trained.stderr
+    evaluated = belt("eval", "--gate", "accuracy >= 0.01", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    metrics = evaluated.json()["metrics"]
+    assert sum(map(sum, metrics["confusion"])) == 1000
+    assert 0 <= metrics["accuracy"] <= 1
+    wrong = belt("eval", "--gate", "acuracy >= 0.5")
+    wrong.assert_clear_error("accuracy")
+    belt("generate").assert_clear_error("vision")
+
+
+def test_interrupt_and_resume(project: Command, started: Started) -> None:
+    whole = project(*train(60), "--run", "whole", "--json").json()
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)):
+        run = project.cwd / "runs" / f"stopped-{code}-{number}"
+        process = started(project.start(*train(60), "--run", run.name, "--json"))
+        wait_for_step(run, 12)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+        stopped = json.loads(out)
+        assert stopped["schema_version"] == 1
+        assert stopped["status"] == ("interrupted" if code == 130 else "preempted")
+        resumed = project(*train(60), "--run", run.name, "--json").json()
+        assert resumed["state_digest"] == whole["state_digest"]
+
+
+def test_one_process_holds_a_run(project: Command, started: Started) -> None:
+    holder = started(project.start(*train(5000)))
+    wait_for_step(project.cwd / "runs/main", 1)
+    second = project(*train(5000))
+    second.assert_clear_error(str(holder.pid))
+    holder.send_signal(signal.SIGINT)
+    holder.communicate(timeout=60)
+
+
+def test_another_configuration_is_refused_and_forked(project: Command) -> None:
+    assert project(*train(10)).returncode == 0
+    other = project(*train(12), *settings(["optimizer.learning_rate=0.5"]))
+    other.assert_clear_error("optimizer.learning_rate", "--fork")
+    forked = project(*train(12), *settings(["optimizer.learning_rate=0.5"]), "--fork", "hot", "--json")
+    assert forked.returncode == 0, forked.stderr
+    assert forked.json()["step"] == 12
+    assert {run["name"] for run in project("runs", "ls", "--json").json()["runs"]} == {"main", "hot"}
+
+
+def test_closed_pipe(project: Command) -> None:
+    assert project(*train(5)).returncode == 0
+    for arguments in (["--help"], ["runs", "ls"], ["config", "show"], ["config", "schema"], ["generate", "--max-tokens", "50"]):
+        process = project.start(*arguments)
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        said = process.stderr.read()
+        process.wait(timeout=60)
+        process.stderr.close()
+        assert "Traceback" not in said
+        assert "BrokenPipe" not in said
