@@ -1,0 +1,148 @@
+"""Writing files that are whole or absent, and lines that are whole or cut."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from aifx.errors import EnvironmentFault
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: a number that is not finite becomes null, NumPy scalars become Python's, exactly."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return str(value)
+
+
+def write_json(path: Path, doc: Mapping[str, Any]) -> None:
+    """Put `doc` at `path`, whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+    write_text(path, json.dumps(plain(doc), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put `text` at `path`, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a folder survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def parse_lines(data: bytes) -> list[dict[str, Any]]:
+    """The records of JSON lines; a torn line is not a record."""
+    records = (parse_line(line) for line in data[: data.rfind(b"\n") + 1].split(b"\n"))
+    return [r for r in records if r is not None]
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # of JSON and of UTF-8
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file that may be in the middle of being written. No file, no records."""
+    try:
+        return parse_lines(path.read_bytes())
+    except FileNotFoundError:
+        return []
+
+
+class JsonLines:
+    """A file of JSON lines that grows by whole lines.
+
+    Each record is one write(2) of one line, so what SIGKILL can leave behind is at most one line without its end, and
+    opening cuts that. Raises EnvironmentFault when the disk is full; the file then ends with the record before.
+
+    Args:
+        keep: given the file's bytes up to its last line end, how many of them stay.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[bytes], int] = len) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        data = path.read_bytes()
+        self._size = keep(data[: data.rfind(b"\n") + 1])
+        if self._size != len(data):
+            os.ftruncate(self._handle, self._size)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps(plain(record), ensure_ascii=False).encode() + b"\n"
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._handle, line[written:])
+        except OSError as e:
+            os.ftruncate(self._handle, self._size)
+            if e.errno in FULL:
+                raise disk_full(self.path, len(line)) from e
+            raise
+        self._size += len(line)
+
+    def sync(self) -> None:
+        """Make every record so far survive a loss of power. Safe from any thread, after closing too."""
+        handle = self._handle
+        if handle >= 0:
+            os.fsync(handle)
+
+    def close(self) -> None:
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+
+def disk_full(path: Path, needed: int) -> EnvironmentFault:
+    """The error of a full disk: what was to be written, how much that is, and how much room there is."""
+    try:
+        stat = os.statvfs(path if path.exists() else path.parent)
+        room = f"{readable_bytes(stat.f_bavail * stat.f_frsize)} free"
+    except OSError:
+        room = "room unknown"
+    return EnvironmentFault(
+        f"no room to write {path}",
+        f"the disk is full: {readable_bytes(needed)} needed, {room}; what was saved before is whole",
+        f"df -h {path.parent}",
+    )
+
+
+def readable_bytes(count: float) -> str:
+    """A size for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,174 @@
+"""Where a run came from: versions, code, data, hardware, flags; and what of that a bit-exact resumption rests on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+PACKAGES = ("aifx", "jax", "jaxlib", "numpy", "optax", "grain", "orbax-checkpoint", "tensorstore", "tokenizers")
+NUMERIC_PACKAGES = ("python", "aifx", "jax", "jaxlib", "numpy", "optax", "grain")
+"""Versions that can change a number of the run; the rest only move bytes."""
+
+_FLAGS = re.compile(
+    r"XLA_\w+|JAX_\w+|LIBTPU_INIT_ARGS|NPROC|OMP_NUM_THREADS|NVIDIA_TF32_OVERRIDE|CUDA_VISIBLE_DEVICES|NCCL_\w+"
+)
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|_KEY", re.IGNORECASE)
+_URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
+_NO_EFFECT_ON_BITS = re.compile(
+    r"JAX_(COMPILATION_CACHE|PERSISTENT_CACHE|LOG|DEBUG_LOG|TRACEBACK|PLATFORMS)\w*|CUDA_VISIBLE_DEVICES|XLA_PYTHON_CLIENT_\w+"
+)
+
+
+class Device(Protocol):
+    """What provenance reads of a `jax.Device`."""
+
+    @property
+    def platform(self) -> str: ...
+    @property
+    def device_kind(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class ProvenanceDifference:
+    """One thing that bit-exact resumption rests on and that changed."""
+
+    name: str  # "jax", "cores", "XLA_FLAGS"
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {_shown(self.old)} -> {_shown(self.new)}"
+
+
+def provenance(root: Path, *, data_digest: str, devices: Sequence[Device]) -> dict[str, Any]:
+    """The document of `provenance.json`.
+
+    Args:
+        root: the project's folder.
+        data_digest: of the task's data.
+        devices: that the run trains on.
+    """
+    return {
+        "schema_version": 1,
+        "time": time.time(),
+        "versions": versions(),
+        "git": git_state(root),
+        "data_digest": data_digest,
+        "hardware": hardware(devices),
+        "command": [_URL_LOGIN.sub("***@", a) for a in sys.argv],
+        "environment": flags(os.environ),
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[ProvenanceDifference]:
+    """What changed of that which makes a resumed run equal the uninterrupted one bit for bit.
+
+    That is: versions, data, devices, the flags of XLA and JAX, and on the CPU its model and the cores used.
+    """
+    pairs = [(name, *_both(old, new, "versions", name)) for name in NUMERIC_PACKAGES]
+    pairs.append(("data_digest", old.get("data_digest"), new.get("data_digest")))
+    hardware_keys = ["device_kind", "num_devices"]
+    if "cpu" in _both(old, new, "hardware", "platform"):
+        hardware_keys += ["cpu", "cores"]
+    pairs += [(key, *_both(old, new, "hardware", key)) for key in hardware_keys]
+    names = {*old.get("environment", {}), *new.get("environment", {})}
+    pairs += [
+        (name, *_both(old, new, "environment", name))
+        for name in sorted(names)
+        if not _NO_EFFECT_ON_BITS.fullmatch(name)
+    ]
+    return [ProvenanceDifference(name, a, b) for name, a, b in pairs if a != b]
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Installed versions, without importing anything."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(devices: Sequence[Device]) -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "os": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "platform": devices[0].platform if devices else None,
+        "device_kind": devices[0].device_kind if devices else None,
+        "num_devices": len(devices),
+    }
+
+
+def flags(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that steer XLA and JAX; never one that could be a secret."""
+    return {
+        k: _URL_LOGIN.sub("***@", v)
+        for k, v in sorted(environ.items())
+        if _FLAGS.fullmatch(k) and not _SECRET.search(k)
+    }
+
+
+def git_state(root: Path, timeout_s: float = 2.0) -> dict[str, Any] | None:
+    """The commit of the project's folder and whether files there differ from it; None where git cannot say."""
+    if shutil.which("git") is None:
+        return None
+    commit = _git(root, timeout_s, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    branch = _git(root, timeout_s, "symbolic-ref", "--short", "-q", "HEAD")
+    # runs/ changes by training itself; its being untracked says nothing about the code.
+    changed = _git(root, timeout_s, "status", "--porcelain", "--", ".", ":(exclude)runs")
+    return {
+        "commit": commit.strip(),
+        "branch": (branch or "").strip() or None,
+        "dirty": None if changed is None else bool(changed.strip()),
+    }
+
+
+def _git(root: Path, timeout_s: float, *arguments: str) -> str | None:
+    environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    command = ["git", "-c", "core.fsmonitor=false", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(
+            command, env=environ, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _cpu_model() -> str:
+    try:
+        found = re.search(
+            r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+        )
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _both(old: Mapping[str, Any], new: Mapping[str, Any], part: str, key: str) -> tuple[Any, Any]:
+    return (old.get(part) or {}).get(key), (new.get(part) or {}).get(key)
+
+
+def _shown(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{40,}", text) else text
