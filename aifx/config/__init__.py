@@ -1,0 +1,21 @@
+"""`aifx.toml`: what may stand in it, and where each value of a run came from."""
+
+from aifx.config.kinds import BUNDLED_KINDS, import_task, section_types
+from aifx.config.load import load_config, read_config
+from aifx.config.resolved import Config, Difference, Origin, compare
+from aifx.config.schema import Setting, json_schema, settings
+
+__all__ = [
+    "BUNDLED_KINDS",
+    "Config",
+    "Difference",
+    "Origin",
+    "Setting",
+    "compare",
+    "import_task",
+    "json_schema",
+    "load_config",
+    "read_config",
+    "section_types",
+    "settings",
+]

@@ -1,0 +1,122 @@
+"""What no single key can know: settings that do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from aifx.config.mistakes import Mistake
+from aifx.config.resolved import Config, OriginKind
+from aifx.config.sections import LanguageDataSection, LanguageModelSection, VisionDataSection
+
+_RANK: dict[OriginKind, int] = {"default": 0, "preset": 1, "file": 2, "env": 3, "set": 4}
+
+
+@dataclass(frozen=True)
+class Clash:
+    """Settings that do not go together; the first key is the one to blame when they come from the same place."""
+
+    keys: tuple[str, ...]
+    problem: str
+    reason: str
+
+    def mistake(self, config: Config) -> Mistake:
+        """With the place of the key that was set last."""
+        blamed = max(self.keys, key=lambda key: _RANK[config.origin(key).kind])
+        where = config.origin(blamed).where
+        return Mistake("" if where == "default" else where, self.problem, self.reason, "aifx config show --origin")
+
+
+def clashes(config: Config) -> Iterator[Clash]:
+    """Every pair of settings that cannot be used together."""
+    yield from _train(config)
+    if isinstance(config.model, LanguageModelSection):
+        yield from _heads(config.model)
+        if isinstance(config.data, LanguageDataSection):
+            yield from _lengths(config.model, config.data)
+    if isinstance(config.data, (LanguageDataSection, VisionDataSection)):
+        yield from _splits(config, config.data)
+
+
+def _train(config: Config) -> Iterator[Clash]:
+    train, schedule = config.train, config.schedule
+    if train.global_batch_size % train.gradient_accumulation:
+        yield Clash(
+            ("train.gradient_accumulation", "train.global_batch_size"),
+            f"train.global_batch_size = {train.global_batch_size} does not divide by "
+            f"train.gradient_accumulation = {train.gradient_accumulation}",
+            "each micro-batch has the same number of rows",
+        )
+    if train.early_stopping and not train.validate_every:
+        yield Clash(
+            ("train.early_stopping", "train.validate_every"),
+            f"train.early_stopping = {train.early_stopping} needs validations, and train.validate_every = 0 makes none",
+            "early stopping counts validations without improvement",
+        )
+    # A run cut short for a trial (`--set train.num_steps=20`) may end within its warm-up; a file that asks for it may not.
+    warmup, steps = config.origin("schedule.warmup_steps"), config.origin("train.num_steps")
+    if schedule.warmup_steps > train.num_steps and _RANK[warmup.kind] >= _RANK[steps.kind]:
+        yield Clash(
+            ("schedule.warmup_steps", "train.num_steps"),
+            f"schedule.warmup_steps = {schedule.warmup_steps} is more than train.num_steps = {train.num_steps}",
+            "the run would end before its warm-up does",
+        )
+
+
+def _heads(model: LanguageModelSection) -> Iterator[Clash]:
+    head_dim = model.head_dim or model.embed_dim // model.num_heads
+    if model.head_dim is None and model.embed_dim % model.num_heads:
+        yield Clash(
+            ("model.num_heads", "model.embed_dim"),
+            f"model.embed_dim = {model.embed_dim} does not divide by model.num_heads = {model.num_heads}",
+            "head_dim is their quotient where it is not set",
+        )
+    elif model.positions == "rotary" and head_dim % 2:
+        yield Clash(
+            ("model.head_dim", "model.num_heads", "model.embed_dim", "model.positions"),
+            f'model.positions = "rotary" needs an even head_dim, and it is {head_dim}',
+            "rotary positions turn pairs of features",
+        )
+    if model.num_kv_heads is not None and model.num_heads % model.num_kv_heads:
+        yield Clash(
+            ("model.num_kv_heads", "model.num_heads"),
+            f"model.num_heads = {model.num_heads} does not divide by model.num_kv_heads = {model.num_kv_heads}",
+            "each key and value head serves the same number of query heads",
+        )
+
+
+def _lengths(model: LanguageModelSection, data: LanguageDataSection) -> Iterator[Clash]:
+    if model.max_seq_len is not None and model.max_seq_len < data.seq_len:
+        yield Clash(
+            ("data.seq_len", "model.max_seq_len"),
+            f"data.seq_len = {data.seq_len} is more than model.max_seq_len = {model.max_seq_len}",
+            "the model has no positions for so long a sequence",
+        )
+    if data.eval_stride > data.seq_len:
+        yield Clash(
+            ("data.eval_stride", "data.seq_len"),
+            f"data.eval_stride = {data.eval_stride} is more than data.seq_len = {data.seq_len}",
+            "windows would step over tokens that none of them scores",
+        )
+
+
+def _splits(config: Config, data: LanguageDataSection | VisionDataSection) -> Iterator[Clash]:
+    if isinstance(data, LanguageDataSection):
+        validation = 0.0 if data.validation else data.validation_fraction
+        test = 0.0 if data.test else data.test_fraction
+        if validation + test >= 1.0:
+            yield Clash(
+                ("data.validation_fraction", "data.test_fraction"),
+                f"data.validation_fraction = {validation:g} and data.test_fraction = {test:g} leave no training data",
+                "together they must be below 1",
+            )
+        validation = 1.0 if data.validation else data.validation_fraction
+    else:
+        validation = data.validation_fraction
+    if config.train.early_stopping and validation == 0.0:
+        yield Clash(
+            ("train.early_stopping", "data.validation_fraction"),
+            f"train.early_stopping = {config.train.early_stopping} needs a validation split, "
+            "and data.validation_fraction = 0 holds nothing out",
+            "early stopping watches the validation loss",
+        )

@@ -1,0 +1,170 @@
+"""What people have set, and where: the file, the environment, the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from aifx.config.lines import key_lines
+from aifx.config.mistakes import Mistake
+from aifx.config.resolved import SECTION_NAMES, Origin, section_models
+from aifx.errors import ConfigError, did_you_mean, nearest
+
+_VARIABLE = re.compile(r"AIFX_(.*?)__(.*)")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value that somebody set. `raw` is its text where it was typed without TOML's quotes."""
+
+    value: Any
+    origin: Origin
+    raw: str | None = None
+
+
+@dataclass
+class Layers:
+    """By section and key, the value that wins so far; later layers win over earlier ones."""
+
+    given: dict[str, dict[str, Given]] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+
+    def get(self, section: str, key: str) -> Given | None:
+        return self.given.get(section, {}).get(key)
+
+    def put(self, section: str, key: str, given: Given) -> None:
+        self.given.setdefault(section, {})[key] = given
+
+    def add_file(self, path: Path, label: str) -> str:
+        """Adds a TOML file and returns its text. Raises ConfigError where it cannot be read as TOML."""
+        text = _read(path, label)
+        document = _parse(text, label)
+        lines = key_lines(text)
+        for section, values in document.items():
+            where = f"{label}:{lines[(section,)]}"
+            if section not in SECTION_NAMES:
+                self.mistakes.append(_unknown_section(section, values, where))
+            elif not isinstance(values, dict):
+                self.mistakes.append(_no_table(section, values, where))
+            else:
+                for key, value in values.items():
+                    origin = Origin("file", f"{label}:{lines[(section, key)]}")
+                    self.put(section, key, Given(value, origin))
+        return text
+
+    def add_environment(self, environ: Mapping[str, str]) -> None:
+        """Adds `AIFX_SECTION__KEY` variables; others that begin with `AIFX_` are not ours to judge."""
+        for name in sorted(environ):
+            if match := _VARIABLE.fullmatch(name):
+                section, key = (part.lower() for part in match.groups())
+                if section not in SECTION_NAMES:
+                    reason = did_you_mean(section, SECTION_NAMES)
+                    self.mistakes.append(Mistake(name, f"no section [{section}]", reason, f"unset {name}"))
+                else:
+                    self.put(section, key, _typed(environ[name], Origin("env", name)))
+
+    def add_overrides(self, overrides: Sequence[str]) -> list[str]:
+        """Adds `--set section.key=value` strings and returns their keys."""
+        keys = []
+        for override in overrides:
+            name, equals, text = override.partition("=")
+            section, dot, key = name.strip().partition(".")
+            if not equals:
+                problem, reason = f"{override!r} has no value", "it is written section.key=value"
+                self.mistakes.append(
+                    Mistake("--set", problem, reason, f"--set {override.strip() or 'train.seed'}=VALUE")
+                )
+            elif not dot:
+                self.mistakes.append(_no_section(section, text))
+            elif section not in SECTION_NAMES:
+                reason = did_you_mean(section, SECTION_NAMES)
+                self.mistakes.append(
+                    Mistake("--set", f"{name.strip()!r}: no section [{section}]", reason, "aifx config keys")
+                )
+            else:
+                self.put(section, key, _typed(text, Origin("set", "--set")))
+                keys.append(f"{section}.{key}")
+        return keys
+
+
+def sections_with(key: str) -> Iterator[str]:
+    """The sections that have this key, of the bundled tasks."""
+    for section in SECTION_NAMES:
+        if any(key in kind.model_fields for kind in section_models(section)):
+            yield section
+
+
+def _read(path: Path, label: str) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{label} cannot be read", error.strerror or str(error), f"a readable file {path}") from error
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{label}:{line}: not UTF-8 text",
+            f"byte {error.start} is 0x{data[error.start]:02x}",
+            "save the file as UTF-8",
+        ) from error
+
+
+def _parse(text: str, label: str) -> dict[str, Any]:
+    try:
+        return tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{label}:{error.lineno}:{error.colno}: not TOML", error.msg, "https://toml.io/en/v1.0.0 has the syntax"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
+        raise ConfigError(f"{label}: not a configuration", str(error).splitlines()[0], "see docs/config.md") from error
+
+
+def _typed(text: str, origin: Origin) -> Given:
+    """The TOML value that `text` spells, else `text` itself."""
+    try:
+        document = tomli.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return Given(text, origin, text)
+    return Given(document["value"], origin, text) if document.keys() == {"value"} else Given(text, origin, text)
+
+
+def _no_section(key: str, text: str) -> Mistake:
+    homes = list(sections_with(key)) or list(sections_with(nearest(key, all_keys()) or ""))
+    key = key if list(sections_with(key)) else nearest(key, all_keys()) or key
+    reason = " or ".join(f"{home}.{key}" for home in homes)
+    return Mistake(
+        "--set",
+        f"{key!r} has no section",
+        f"did you mean {reason}?" if homes else "it is written section.key=value",
+        "aifx config keys",
+    )
+
+
+def all_keys() -> set[str]:
+    """Every key of the bundled tasks, without its section."""
+    return {key for section in SECTION_NAMES for kind in section_models(section) for key in kind.model_fields}
+
+
+def _unknown_section(section: str, values: Any, where: str) -> Mistake:
+    if not isinstance(values, dict) and (homes := list(sections_with(section))):
+        reason = " or ".join(f"[{home}]" for home in homes)
+        return Mistake(
+            where, f"{section!r} stands outside of a section", f"it belongs to {reason}", f"move it below {reason}"
+        )
+    kind = f"no section [{section}]" if isinstance(values, (dict, list)) else f"{section!r} is no section"
+    return Mistake(where, kind, did_you_mean(section, SECTION_NAMES), "aifx config keys")
+
+
+def _no_table(section: str, values: Any, where: str) -> Mistake:
+    many = isinstance(values, list) and bool(values) and all(isinstance(value, dict) for value in values)
+    written = f"[[{section}]]" if many else f"{section} = ..."
+    return Mistake(
+        where, f"{written} is no section", f"a section is written [{section}]", f"write [{section}], keys below it"
+    )

@@ -1,0 +1,183 @@
+"""From what people set to one configuration: `--set` > `AIFX_SECTION__KEY` > `aifx.toml` > preset > defaults."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from aifx.config.checks import clashes
+from aifx.config.kinds import section_types
+from aifx.config.layers import Given, Layers, sections_with
+from aifx.config.mistakes import Mistake, expectation, refuse, shown
+from aifx.config.presets import PRESETS
+from aifx.config.resolved import DEFAULT, SECTION_NAMES, Config, Origin, section_models
+from aifx.config.schema import properties
+from aifx.config.sections import Section
+from aifx.config.writing import written_origin
+from aifx.errors import ConfigError, did_you_mean
+from aifx.project import CONFIG_NAME, Project
+
+Presets = Mapping[str, Mapping[str, Any]]
+
+
+def load_config(project: Project, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Config:
+    """The configuration of a project. Raises ConfigError that tells every mistake at once.
+
+    Args:
+        overrides: `section.key=value` strings; a value is TOML, else a bare string.
+        environ: `AIFX_SECTION__KEY` variables; the process's own when not given.
+    """
+    layers = Layers()
+    layers.add_file(project.config_path, CONFIG_NAME)
+    layers.add_environment(os.environ if environ is None else environ)
+    layers.add_overrides(overrides)
+    config = _resolve(layers, project, presets=PRESETS)
+    refuse(clash.mistake(config) for clash in clashes(config))
+    return config
+
+
+def read_config(path: Path, project: Project, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that a run was written with, each value with the origin it had then. Raises ConfigError.
+
+    The environment plays no part. What the run was trained with is not judged again, only what `overrides` change is.
+    """
+    label = str(path.relative_to(project.root)) if path.is_relative_to(project.root) else str(path)
+    layers = Layers()
+    lines = layers.add_file(path, label).split("\n")
+    for section, keys in layers.given.items():
+        for key, given in keys.items():
+            written = written_origin(lines[int(given.origin.where.rpartition(":")[2]) - 1])
+            layers.put(section, key, Given(given.value, written or given.origin))
+    changed = set(layers.add_overrides(overrides))
+    config = _resolve(layers, project, presets={})  # what a preset gave is written out
+    refuse(clash.mistake(config) for clash in clashes(config) if changed.intersection(clash.keys))
+    return config
+
+
+def _resolve(layers: Layers, project: Project, *, presets: Presets) -> Config:
+    mistakes = list(layers.mistakes)
+    task, found = _validate("task", section_models("task")[0], layers)
+    mistakes += found
+    types: dict[str, type[Section]] = {
+        name: section_models(name)[0] for name in SECTION_NAMES if name not in ("model", "data")
+    }
+    if task is not None:
+        try:
+            types["model"], types["data"] = section_types(task.kind, project)  # type: ignore[attr-defined]
+            if presets:
+                mistakes += _fill_preset(layers, types["model"], presets)
+        except ConfigError as error:
+            mistakes.append(Mistake(_origin(layers, "task", "kind").where, error.what, error.why, error.hint))
+
+    sections: dict[str, Section | None] = {}
+    for name in SECTION_NAMES:
+        if name in types:
+            sections[name], found = _validate(name, types[name], layers)
+            mistakes += found
+    refuse(sorted(mistakes, key=_in_order))
+    origins = {
+        f"{name}.{key}": _origin(layers, name, key) for name, model in types.items() for key in model.model_fields
+    }
+    return Config(**sections, origins=origins)  # type: ignore[arg-type]
+
+
+def _fill_preset(layers: Layers, model: type[Section], presets: Presets) -> list[Mistake]:
+    """Puts a preset's values where nobody set any."""
+    named = layers.get("model", "preset")
+    if named is None or "preset" not in model.model_fields or not isinstance(named.value, str):
+        return []
+    fitting = {name: values for name, values in presets.items() if values.keys() <= model.model_fields.keys()}
+    if named.value not in fitting:
+        problem = f"model.preset = {shown(named.value)} is no preset of this task"
+        reason = did_you_mean(named.value, fitting) or "this task has none"
+        return [Mistake(named.origin.where, problem, reason, "docs/models.md lists them")]
+    for key, value in fitting[named.value].items():
+        if layers.get("model", key) is None:
+            layers.put("model", key, Given(value, Origin("preset", f"preset {named.value}")))
+    return []
+
+
+def _validate(name: str, model: type[Section], layers: Layers) -> tuple[Section | None, list[Mistake]]:
+    """The section, or what is wrong with it."""
+    given = layers.given.get(name, {})
+    mistakes = [_unknown_key(name, key, model, given[key].origin) for key in given if key not in model.model_fields]
+    values = {key: _value(item, properties(model)[key]) for key, item in given.items() if key in model.model_fields}
+    try:
+        # JSON in strict mode has TOML's types: lists become tuples, and true is no number.
+        section = model.model_validate_json(json.dumps(values, default=_encode), strict=True)
+    except ValidationError as error:
+        return None, mistakes + _explain(error, name, model, given)
+    except ValueError as error:  # a hexadecimal number of thousands of digits
+        return None, [*mistakes, Mistake(f"[{name}]", "holds a value that is no number", str(error).splitlines()[0])]
+    return section, mistakes
+
+
+def _explain(error: ValidationError, name: str, model: type[Section], given: Mapping[str, Given]) -> list[Mistake]:
+    mistakes = {}
+    for detail in error.errors(include_url=False):
+        key = str(detail["loc"][0]) if detail["loc"] else ""
+        if key not in model.model_fields:
+            mistakes[key] = Mistake(f"[{name}]", detail["msg"].removeprefix("Value error, "))
+        elif key not in given:
+            reason = f"expected {expectation(properties(model)[key])}"
+            mistakes[key] = Mistake(CONFIG_NAME, f"{name}.{key} is not set", reason, f"{key} = ... below [{name}]")
+        else:
+            mistakes[key] = _unusable(
+                name, key, model, given[key], detail["msg"] if detail["type"] == "value_error" else ""
+            )
+    return list(mistakes.values())
+
+
+def _unusable(name: str, key: str, model: type[Section], given: Given, message: str) -> Mistake:
+    schema = properties(model)[key]
+    reason = message.removeprefix("Value error, ") or f"expected {expectation(schema)}"
+    hint = f"aifx config keys {name}"
+    if schema.get("type") == "array" and given.raw is not None:
+        hint = (
+            f"""--set {name}.{key}='["{given.raw}"]'"""
+            if given.origin.kind == "set"
+            else f"""{given.origin.where}='["{given.raw}"]'"""
+        )
+    return Mistake(given.origin.where, f"{name}.{key} = {shown(given.value)} cannot be used", reason, hint)
+
+
+def _unknown_key(name: str, key: str, model: type[Section], origin: Origin) -> Mistake:
+    elsewhere = [section for section in sections_with(key) if section != name]
+    if elsewhere:
+        reason = "it belongs to " + " or ".join(f"[{section}]" for section in elsewhere)
+    else:
+        reason = did_you_mean(key, model.model_fields)
+    return Mistake(origin.where, f"[{name}] has no key {key!r}", reason, f"aifx config keys {name}")
+
+
+def _value(given: Given, schema: Mapping[str, Any]) -> Any:
+    """What was typed without quotes is text where only text will do: `--set project.name=2026`."""
+    kinds = {choice.get("type", "string") for choice in schema.get("anyOf", [schema])} - {"null"}
+    if given.raw is not None and kinds == {"string"} and not isinstance(given.value, str):
+        return given.raw
+    return given.value
+
+
+def _encode(value: Any) -> str:
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    raise ValueError(f"{value!r} has no place in a configuration")
+
+
+def _origin(layers: Layers, section: str, key: str) -> Origin:
+    given = layers.get(section, key)
+    return given.origin if given else DEFAULT
+
+
+def _in_order(mistake: Mistake) -> tuple[int, str, int]:
+    """The file's from top to bottom, then the environment's, then the command line's."""
+    label, _, line = mistake.where.rpartition(":")
+    if line.isdigit():
+        return 0, label, int(line)
+    return (2 if mistake.where == "--set" else 1), mistake.where, 0

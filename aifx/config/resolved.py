@@ -1,0 +1,109 @@
+"""The configuration of a run: every value, and where each came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_type_hints
+
+from aifx.config.kinds import BUNDLED_KINDS
+from aifx.config.sections import (
+    CheckpointSection,
+    EvalSection,
+    GenerateSection,
+    LogSection,
+    OptimizerSection,
+    ProjectSection,
+    ScheduleSection,
+    Section,
+    TaskSection,
+    TrainSection,
+)
+
+OriginKind = Literal["default", "preset", "file", "env", "set"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value came from. `where`: "default", "preset gpt2-124m", "aifx.toml:12", "AIFX_TRAIN__SEED" or "--set"."""
+
+    kind: OriginKind
+    where: str
+
+
+DEFAULT = Origin("default", "default")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key (`train.seed`) whose value differs between two configurations; None where a side does not have it."""
+
+    key: str
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True)
+class Config:
+    """One section of `aifx.toml` an attribute. Equal when the values are, wherever they came from."""
+
+    project: ProjectSection
+    task: TaskSection
+    model: Section
+    data: Section
+    train: TrainSection
+    optimizer: OptimizerSection
+    schedule: ScheduleSection
+    checkpoint: CheckpointSection
+    eval: EvalSection
+    log: LogSection
+    generate: GenerateSection
+    origins: Mapping[str, Origin] = field(compare=False, repr=False)
+
+    def sections(self) -> Iterator[tuple[str, Section]]:
+        """Name and model of each section, in the order in which they are written."""
+        for name in SECTION_NAMES:
+            yield name, getattr(self, name)
+
+    def values(self) -> dict[str, dict[str, Any]]:
+        """Every value by section and key, as JSON has it: tuples are lists, None is null."""
+        return {name: section.model_dump(mode="json") for name, section in self.sections()}
+
+    def origin(self, key: str) -> Origin:
+        """Where the value of `section.key` came from."""
+        return self.origins.get(key, DEFAULT)
+
+    def to_toml(self, *, origins: bool = True) -> str:
+        """The whole configuration as TOML that `read_config` reads back to an equal one; each origin a comment."""
+        from aifx.config.writing import to_toml
+
+        return to_toml(self, origins=origins)
+
+
+SECTION_NAMES = tuple(f.name for f in fields(Config) if f.name != "origins")
+_SECTION_TYPES: dict[str, type[Section]] = get_type_hints(Config)
+
+
+def section_models(section: str) -> tuple[type[Section], ...]:
+    """The models that a section of `aifx.toml` may have: one, or one for each bundled task."""
+    if section in ("model", "data"):
+        return tuple(types[section == "data"] for types in BUNDLED_KINDS.values())
+    return (_SECTION_TYPES[section],)
+
+
+def compare(old: Config, new: Config) -> list[Difference]:
+    """What differs and matters: every key but those that change no number that a run computes."""
+    differences = []
+    olds, news = old.values(), new.values()
+    for name in SECTION_NAMES:
+        known = {**getattr(old, name).__class__.model_fields, **getattr(new, name).__class__.model_fields}
+        for key, info in known.items():
+            before, after = olds[name].get(key), news[name].get(key)
+            if before != after and not is_free(info.json_schema_extra):
+                differences.append(Difference(f"{name}.{key}", before, after))
+    return differences
+
+
+def is_free(extra: Any) -> bool:
+    """Whether a field's `json_schema_extra` says that it may change between a run and its resumption."""
+    return isinstance(extra, Mapping) and bool(extra.get("aifx_free"))

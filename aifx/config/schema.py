@@ -1,0 +1,107 @@
+"""The settings described: as JSON Schema for editors, and key by key for people."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from aifx.config.kinds import BUNDLED_KINDS
+from aifx.config.mistakes import expectation
+from aifx.config.resolved import SECTION_NAMES, is_free, section_models
+from aifx.config.sections import Section
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key of `aifx.toml`. `kind` names the task whose section has it, where the section differs by task."""
+
+    section: str
+    key: str
+    kind: str | None
+    expected: str
+    default: Any
+    description: str
+    free: bool
+
+
+def settings() -> Iterator[Setting]:
+    """Every key of the bundled tasks, in the order in which they are written."""
+    for section in SECTION_NAMES:
+        kinds = BUNDLED_KINDS if section in ("model", "data") else (None,)
+        for kind, model in zip(kinds, section_models(section), strict=True):
+            for key, schema in properties(model).items():
+                free = is_free(model.model_fields[key].json_schema_extra)
+                description = schema.get("description", "")
+                yield Setting(section, key, kind, expectation(schema), schema.get("default"), description, free)
+
+
+@functools.cache
+def properties(model: type[Section]) -> dict[str, dict[str, Any]]:
+    """The JSON Schema of each key of a section, references resolved."""
+    schema = model.model_json_schema()
+    resolved: dict[str, dict[str, Any]] = _resolve(schema.get("properties", {}), schema.get("$defs", {}))
+    return resolved
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a whole `aifx.toml`; `[model]` and `[data]` follow from `task.kind`."""
+    fixed = {name: _section_schema(section_models(name)[0]) for name in SECTION_NAMES if name not in ("model", "data")}
+    definitions = {
+        f"{kind}_{name}": _section_schema(model)
+        for kind, models in BUNDLED_KINDS.items()
+        for name, model in zip(("model", "data"), models, strict=True)
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "aifx.toml",
+        "description": "Configuration of an aifx project.",
+        "type": "object",
+        "properties": {name: fixed.get(name, {"type": "object"}) for name in SECTION_NAMES},
+        "additionalProperties": False,
+        "allOf": [_when(kind, default=kind == "language") for kind in BUNDLED_KINDS],
+        "$defs": definitions,
+    }
+
+
+def _when(kind: str, *, default: bool) -> dict[str, Any]:
+    """`[model]` and `[data]` follow from `task.kind`; the default one also where that is not set."""
+    is_kind: dict[str, Any] = {"properties": {"task": {"properties": {"kind": {"const": kind}}}}}
+    if not default:
+        is_kind = {
+            "properties": {"task": {"properties": {"kind": {"const": kind}}, "required": ["kind"]}},
+            "required": ["task"],
+        }
+    return {
+        "if": is_kind,
+        "then": {"properties": {name: {"$ref": f"#/$defs/{kind}_{name}"} for name in ("model", "data")}},
+    }
+
+
+def _section_schema(model: type[Section]) -> dict[str, Any]:
+    keys = {key: _for_editors(schema) for key, schema in properties(model).items()}
+    description = " ".join((model.__doc__ or "").split())
+    return {"type": "object", "description": description, "properties": keys, "additionalProperties": False}
+
+
+def _for_editors(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without what TOML cannot say (null) and what no editor shows."""
+    kept = {key: value for key, value in schema.items() if key not in ("title", "aifx_free")}
+    if kept.get("default", ...) is None:
+        del kept["default"]
+    if "anyOf" in kept:
+        choices = [choice for choice in kept["anyOf"] if choice.get("type") != "null"]
+        if len(choices) == 1:
+            return {**choices[0], **{key: value for key, value in kept.items() if key != "anyOf"}}
+        kept["anyOf"] = choices
+    return kept
+
+
+def _resolve(schema: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            target = definitions[schema["$ref"].rsplit("/", 1)[-1]]
+            return _resolve({**target, **{k: v for k, v in schema.items() if k != "$ref"}}, definitions)
+        return {key: _resolve(value, definitions) for key, value in schema.items()}
+    return [_resolve(item, definitions) for item in schema] if isinstance(schema, list) else schema
