@@ -1,0 +1,58 @@
+# make demo: from nothing to a trained model. `make` alone lists the targets; scripts/ holds what they do.
+
+VENV ?= .venv
+OLDEST_VENV ?= .venv-oldest
+DEMO ?= demo
+WORKERS ?= 2
+ARGS ?=
+
+python := $(VENV)/bin/python
+# A file's tests stay together, so that what a module's fixtures trained is trained once.
+parallel := -n $(WORKERS) --dist loadfile
+
+export VENV DEMO
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo setup setup-test test test-quick test-slow test-oldest lint format lock wheelhouse wheel clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: setup  ## train a language model from nothing: init, train, resume, evaluate against its gate, write text
+	@sh scripts/demo.sh
+
+setup:  ## the environment in .venv, with aifx in it
+	@sh scripts/setup.sh run
+
+setup-test:
+	@sh scripts/setup.sh test
+
+test: setup-test  ## the tests but for the slow ones (ARGS="-k name" goes to pytest)
+	$(python) -m pytest $(parallel) -m "not slow" $(ARGS)
+
+test-slow: setup-test  ## the slow tests alone: whole trainings, kills, full disks
+	$(python) -m pytest $(parallel) -m slow $(ARGS)
+
+test-oldest:  ## the tests but for the slow ones under Python 3.11 with its JAX
+	@VENV=$(OLDEST_VENV) VERSIONS=3.11 sh scripts/setup.sh test
+	$(OLDEST_VENV)/bin/python -m pytest $(parallel) -m "not slow" $(ARGS)
+
+lint: setup-test  ## ruff and mypy
+	@VENV=$(VENV) sh scripts/lint.sh
+
+format: setup-test  ## let ruff put the code in order
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+lock:  ## write requirements.lock afresh from pyproject.toml (ARGS=--upgrade for the newest of everything)
+	@$$(sh scripts/find_python.sh 3.13 3.12 3.11) scripts/lock.py $(ARGS)
+
+wheelhouse: setup  ## the lock's wheels in WHEELHOUSE (wheelhouse/), to set up from where there is no network
+	@sh scripts/wheelhouse.sh
+
+wheel: setup-test  ## the wheel in dist/, and a check that it works alone
+	@sh scripts/check_wheel.sh
+
+clean:  ## remove environments, builds and the demo
+	rm -rf $(VENV) $(OLDEST_VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,67 @@
+#!/bin/sh
+# Build the source distribution and from it the wheel, install the wheel in a clean environment far from this
+# repository, and do the main job there, shortened.
+set -eu
+
+cd "$(dirname "$0")/.."
+here=$(pwd)
+VENV=${VENV:-.venv}
+uv=$(command -v uv || true)
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+rm -rf dist build/lib build/bdist.*
+"$VENV/bin/python" -m build --no-isolation --outdir dist . >"$scratch/build.log" 2>&1 || {
+    cat "$scratch/build.log" >&2
+    exit 2
+}
+wheel=$(ls "$here"/dist/*.whl)
+echo "built $(basename "$wheel"), $(wc -c <"$wheel") bytes"
+
+# The locked versions first; then the wheel with its own requirements, which must then be met already.
+sed '/^# ---- test tools/,$d' requirements.lock >"$scratch/requirements.txt"
+interpreter=$("$VENV/bin/python" -c 'import sys; print(sys._base_executable)')
+cd "$scratch"
+if [ -n "$uv" ]; then
+    uv venv --quiet --no-python-downloads --python "$interpreter" venv
+    install() { uv pip install --quiet --python venv/bin/python ${WHEELHOUSE:+--no-index --find-links "$WHEELHOUSE"} "$@"; }
+else
+    "$interpreter" -m venv venv
+    install() { venv/bin/python -m pip install --quiet --disable-pip-version-check ${WHEELHOUSE:+--no-index --find-links "$WHEELHOUSE"} "$@"; }
+fi
+install --require-hashes -r requirements.txt
+install "$wheel"
+venv/bin/python -m pip check
+
+# A settled environment of its own: neither this repository nor the person's own settings reach in.
+PATH=$scratch/venv/bin:/usr/local/bin:/usr/bin:/bin
+HOME=$scratch/home
+mkdir -p "$HOME"
+export PATH HOME
+unset PYTHONPATH VIRTUAL_ENV XDG_CACHE_HOME XDG_CONFIG_HOME 2>/dev/null || true
+
+step() {
+    echo "\$ $*"
+    "$@"
+}
+step aifx --version
+where=$(venv/bin/python -I -c 'import aifx; print(aifx.__file__)')
+case $where in
+"$scratch"/*) ;;
+*) echo "error: the wheel's environment imports aifx from $where" >&2 && exit 1 ;;
+esac
+
+for template in language-model vision-inspection; do
+    step aifx init "$template" --template "$template" --yes
+    (
+        cd "$template"
+        test -f .gitignore || { echo "error: $template has no .gitignore: the wheel lost its dotfiles" >&2 && exit 1; }
+        step aifx train --set train.num_steps=10
+        # No gate is to be passed after ten steps: the verdict may be bad, and must be a verdict (0 or 1).
+        status=0
+        step aifx eval || status=$?
+        test "$status" -le 1 || exit "$status"
+    )
+done
+echo "the wheel works alone"

@@ -1,0 +1,86 @@
+"""Write requirements.lock from pyproject.toml: exact versions with hashes for every supported Python, and no address.
+
+The first section is what aifx needs to run and to be built; the second is what its tests and linters need besides, so
+that a set-up which only runs aifx stops reading at the line between them. Versions in the lock stay where they are
+unless a requirement moved; `--upgrade` takes the newest of everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCK = ROOT / "requirements.lock"
+TEST_SECTION = "# ---- test tools: what only the tests and linters need ----"
+HEADER = """\
+# Written by `make lock` from pyproject.toml. CPython 3.11 to 3.13 on Linux and macOS; JAX 0.10.2 is the last for 3.11.
+# `pip install --require-hashes -r requirements.lock` takes all of it; `make setup` stops at the line before the test tools.
+"""
+RUN_GROUPS = ["--group", "build"]
+TEST_GROUPS = ["--group", "dev", "--extra", "parquet", "--extra", "tensorboard", "--extra", "wandb", "--extra", "mlflow"]
+
+# True wherever the lock applies, so not worth repeating on each of its lines.
+COMMON_MARKERS = (
+    "python_full_version < '3.14'",
+    "platform_python_implementation == 'CPython'",
+    "(sys_platform == 'darwin' or sys_platform == 'linux')",
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write requirements.lock from pyproject.toml.")
+    parser.add_argument("--upgrade", action="store_true", help="take the newest version of everything")
+    upgrade = parser.parse_args().upgrade
+    if not shutil.which("uv"):
+        print("error: make lock needs uv, which resolves for all Python versions at once", file=sys.stderr)
+        print("hint: pip install uv", file=sys.stderr)
+        return 2
+
+    with tempfile.TemporaryDirectory() as scratch:
+        everything = Path(scratch, "everything.txt")
+        if LOCK.exists() and not upgrade:
+            shutil.copy(LOCK, everything)  # uv keeps the versions that it finds in the file it is to write
+        entries = compile_lock([*TEST_GROUPS, "--generate-hashes"], everything)
+        running = compile_lock([*RUN_GROUPS, "--constraints", str(everything)], Path(scratch, "running.txt"))
+
+    needed = {name_of(entry) for entry in running}
+    first = [entry for entry in entries if name_of(entry) in needed]
+    second = [entry for entry in entries if name_of(entry) not in needed]
+    LOCK.write_text(HEADER + "".join(first) + TEST_SECTION + "\n" + "".join(second))
+    print(f"{LOCK.name}: {len(first)} packages to run aifx, {len(second)} more to test it", file=sys.stderr)
+    return 0
+
+
+def compile_lock(arguments: list[str], output: Path) -> list[str]:
+    """The entries of one resolution, each with its hashes."""
+    command = ["uv", "pip", "compile", "pyproject.toml", "--universal", "--python-version", "3.11", "--quiet"]
+    command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
+    subprocess.run([*command, *arguments, "--output-file", str(output)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return [simplify(entry) for entry in re.findall(r"^\S.*\n(?:[ \t]+.*\n)*", output.read_text(), re.MULTILINE)]
+
+
+def name_of(entry: str) -> str:
+    return entry.split("==")[0]
+
+
+def simplify(entry: str) -> str:
+    """The entry without the parts of its marker that hold wherever the lock applies."""
+    first, newline, hashes = entry.partition("\n")
+    requirement, separator, rest = first.partition(" ; ")
+    if not separator:
+        return entry
+    continued = rest.endswith(" \\")
+    clauses = [c for c in rest.removesuffix(" \\").split(" and ") if c not in COMMON_MARKERS]
+    # A clause that was cut inside parentheses is not ours to judge: keep the whole marker then.
+    marker = " and ".join(clauses) if all(c.count("(") == c.count(")") for c in clauses) else rest.removesuffix(" \\")
+    return requirement + (f" ; {marker}" if marker else "") + (" \\" if continued else "") + newline + hashes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

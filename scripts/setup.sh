@@ -1,0 +1,105 @@
+#!/bin/sh
+# Make the environment that the Makefile's targets run in, or leave it as it is when it is up to date.
+#
+#     scripts/setup.sh run     aifx and what it needs
+#     scripts/setup.sh test    the test tools besides
+#
+# VENV        where (default: .venv)
+# VERSIONS    Pythons to choose from, the best first (default: "3.13 3.12 3.11")
+# PYTHON      the one Python to use
+# WHEELHOUSE  a folder of wheels to install from, without a network; uv's own cache serves with UV_OFFLINE=1
+#
+# The environment's stamp is written last and says what it was made from. Whatever has no stamp, or another one, is
+# made afresh, so a set-up that failed or was killed is never taken for a whole one.
+set -eu
+
+level=${1:-run}
+VENV=${VENV:-.venv}
+VERSIONS=${VERSIONS:-3.13 3.12 3.11}
+here=$(cd "$(dirname "$0")/.." && pwd)
+cd "$here"
+
+marker=$VENV/.aifx-environment # this folder is ours to replace
+stamp=$VENV/.aifx-stamp        # and it is whole
+lock=requirements.lock
+python=$VENV/bin/python
+
+fail() {
+    for line in "$@"; do echo "$line"; done >&2
+    exit 2
+}
+
+case $level in
+run | test) ;;
+*) fail "error: unknown level '$level'" "hint: scripts/setup.sh run, or scripts/setup.sh test" ;;
+esac
+
+# What an environment is made from. The folder is in it because the project is installed in place, by its path.
+made_from() {
+    echo "folder $here"
+    echo "versions ${PYTHON:-$VERSIONS}"
+    cksum pyproject.toml $lock scripts/setup.sh
+}
+
+works() { "$python" -c 'import aifx' >/dev/null 2>&1; }
+
+current=no
+if [ -f "$stamp" ] && [ "$(sed 1d "$stamp")" = "$(made_from)" ] && works; then
+    current=$(head -n 1 "$stamp")
+    case $current in
+    "$level" | test) exit 0 ;;
+    esac
+fi
+
+rm -f "$stamp"
+uv=$(command -v uv || true)
+
+if [ "$current" = no ]; then
+    if [ -e "$VENV" ] && [ ! -f "$marker" ]; then
+        fail "error: $VENV is there already and was not made by this script" \
+            "hint: move it away, or choose another place: make setup VENV=.venv-aifx"
+    fi
+    # shellcheck disable=SC2086 # the versions are several words
+    interpreter=$(sh scripts/find_python.sh $VERSIONS)
+    rm -rf "$VENV"
+    mkdir -p "$VENV"
+    : >"$marker"
+    echo "Making $VENV with $("$interpreter" -V)" >&2
+    if [ -n "$uv" ]; then
+        uv venv --quiet --allow-existing --no-python-downloads --python "$interpreter" "$VENV"
+    else
+        "$interpreter" -m venv "$VENV"
+    fi
+fi
+
+# The lock up to the test tools, or all of it.
+wanted=$VENV/requirements.txt
+if [ "$level" = test ]; then
+    cp $lock "$wanted"
+else
+    sed '/^# ---- test tools/,$d' $lock >"$wanted"
+fi
+
+install() {
+    if [ -n "$uv" ]; then
+        uv pip install --quiet --python "$python" ${WHEELHOUSE:+--no-index --find-links "$WHEELHOUSE"} "$@"
+    else
+        "$python" -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: \
+            ${WHEELHOUSE:+--no-index --find-links "$WHEELHOUSE"} "$@"
+    fi
+}
+
+echo "Installing $(grep -c '^[a-zA-Z0-9]' "$wanted") packages from $lock${WHEELHOUSE:+ out of $WHEELHOUSE}" >&2
+install ${uv:+--compile-bytecode} --require-hashes -r "$wanted" ||
+    fail "error: the packages could not be installed" \
+        "the reason stands above; what was made so far in $VENV will be made afresh" \
+        "hint: without a network, use uv with its cache (UV_OFFLINE=1) or a folder of wheels (WHEELHOUSE=DIR)"
+install --no-deps --no-build-isolation --editable . ||
+    fail "error: aifx itself could not be installed into $VENV" "the reason stands above"
+works || fail "error: aifx was installed into $VENV, and cannot be imported" "hint: $python -c 'import aifx'"
+
+{
+    echo "$level"
+    made_from
+} >"$stamp.new"
+mv "$stamp.new" "$stamp"
