@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,7 +55,7 @@ def evaluate_split(
     compiled: Compiled | None = None,
     place: Place | None = None,
 ) -> dict[str, Any]:
-    """Metrics over a split, or over its first `num_batches` batches. The same bits whenever it is asked on the same machine.
+    """Metrics over a split, or over its first `num_batches` batches; the same bits each time on the same machine.
 
     Args:
         compiled: from `compile_sums`, to share one compilation among calls.
@@ -171,16 +172,16 @@ def _measure(trained: Trained, split: Split, gates: Sequence[Gate]) -> Report:
 
 
 def write_report(path: Path, report: Report, *, data_digest: str) -> None:
-    """Put a report among those of its step: `{"schema_version", "run", "step", "splits": {split: {...}}}`, replaced atomically."""
+    """Put a report among those of its step, atomically; docs/run-directory.md has the format."""
     from aifx.runs import write_json
 
     splits: dict[str, Any] = {}
-    try:
+    with suppress(
+        OSError, ValueError, KeyError, TypeError
+    ):  # none yet, or not one of ours: this one is whole by itself
         splits = json.loads(path.read_text("utf-8"))["splits"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or not one of ours: this report is whole by itself
     document = report.document()
-    entry = {"metrics": document["metrics"], "gates": document["gates"], "passed": report.passed, "data_digest": data_digest}
+    entry = {**{k: document[k] for k in ("metrics", "gates")}, "passed": report.passed, "data_digest": data_digest}
     splits[report.split] = entry | {"measured_at": datetime.now(UTC).isoformat(timespec="seconds")}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"schema_version": 1, "run": report.run, "step": report.step, "splits": splits})

@@ -62,7 +62,7 @@ def check_names(gates: Iterable[Gate], known: Iterable[str]) -> None:
         if gate.name not in names:
             top_level = [n for n in names if "." not in n]
             near = did_you_mean(gate.name, names if "." in gate.name else top_level)
-            raise UsageError(f"gate {gate.expr!r}: there is no metric {gate.name!r}", near, "aifx eval shows every metric")
+            raise UsageError(f"gate {gate.expr!r}: there is no metric {gate.name!r}", near, "aifx eval lists them all")
 
 
 def judge(gates: Iterable[Gate], metrics: Mapping[str, Any]) -> tuple[GateResult, ...]:

@@ -15,7 +15,7 @@ from aifx.nn.specs import Params, Specs
 from aifx.project import Project
 
 Sums: TypeAlias = dict[str, tuple[jax.Array, jax.Array]]
-"""Additive (total, weight) by name, float32 scalars or small arrays. "loss" is required; training follows total / weight."""
+"""Additive (total, weight) by name, float32 scalars or small arrays. Training follows total / weight of "loss"."""
 
 Totals: TypeAlias = Mapping[str, tuple[Any, Any]]
 """The same on the host, added up over batches in float64."""
@@ -30,7 +30,7 @@ class Model(Protocol):
     def specs(self) -> Specs: ...
 
     def flops(self, batch_shape: tuple[int, ...]) -> int:
-        """Floating-point operations of one forward and backward pass over a batch `(rows, ...)`; docs/models.md has the formula."""
+        """Floating-point operations of a forward and backward pass over a batch `(rows, ...)` (docs/models.md)."""
         ...
 
 
@@ -48,20 +48,25 @@ class Task(Protocol):
 
     @classmethod
     def create(cls, config: Config, project: Project, assets: Path, *, say: Say) -> Task:
-        """The task of a project. `assets` is the run's folder for what must be kept with the model (a tokenizer): what is
-        there is used, what is not is made and written there. Raises DataError, ConfigError."""
+        """The task of a project. Raises DataError, ConfigError.
+
+        `assets` is the run's folder for what must be kept with the model (a tokenizer): what is there is used, what is
+        not is made and written there.
+        """
         ...
 
     def source(self, split: Split) -> BatchSource:
         """Batches of `train.global_batch_size` rows for training, of `eval.batch_size` otherwise."""
         ...
 
-    def objective(self, params: Params, batch: Batch | Mapping[str, jax.Array], key: jax.Array, *, training: bool) -> Sums:
+    def objective(
+        self, params: Params, batch: Batch | Mapping[str, jax.Array], key: jax.Array, *, training: bool
+    ) -> Sums:
         """Additive sums over the batch. Runs inside jit, in the dtype that the params were cast to."""
         ...
 
     def metrics(self, totals: Totals) -> dict[str, Any]:
-        """Numbers by name from totals ("loss", "bits_per_byte", "accuracy", ...); nested reports are allowed beside them."""
+        """Numbers by name from totals ("loss", "bits_per_byte", "accuracy"); nested reports may stand beside."""
         ...
 
     def units(self, batch: Batch) -> int:

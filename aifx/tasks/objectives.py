@@ -20,6 +20,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def confusion_matrix(labels: jax.Array, predicted: jax.Array, weights: jax.Array, num_classes: int) -> jax.Array:
-    """Weight of each (true, predicted) pair: float32 [num_classes, num_classes], exact for whole weights up to 2**24."""
+    """Weight of each (true, predicted) pair, float32 [classes, classes]; whole weights are exact up to 2**24."""
     true = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) * weights[:, None]
-    return jnp.matmul(true.T, jax.nn.one_hot(predicted, num_classes, dtype=jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    named = jax.nn.one_hot(predicted, num_classes, dtype=jnp.float32)
+    return jnp.matmul(true.T, named, precision=jax.lax.Precision.HIGHEST)

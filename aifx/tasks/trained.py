@@ -60,18 +60,24 @@ def open_trained(
     finally:
         checkpoints.close()
     params = tree["params"]
-    return Trained(run, config, task, stack_layers(params) if getattr(config.model, "scan_layers", False) else params, at)
+    return Trained(
+        run, config, task, stack_layers(params) if getattr(config.model, "scan_layers", False) else params, at
+    )
 
 
 def choose_step(checkpoints: Checkpoints, run: RunDirectory, step: int | None, which: Which) -> int:
     """The step to open. "best" is the newest where no checkpoint was validated."""
     steps = checkpoints.steps()
     if not steps:
-        raise CheckpointError(f"no checkpoint in {run.checkpoints}", "the run saved nothing yet", f"aifx train --run {run.name}")
+        raise CheckpointError(
+            f"no checkpoint in {run.checkpoints}", "the run saved nothing yet", f"aifx train --run {run.name}"
+        )
     if step is not None:
         if step not in steps:
             there = ", ".join(map(str, steps))
-            raise CheckpointError(f"run {run.name} has no checkpoint of step {step}", f"it has {there}", f"aifx ckpt ls --run {run.name}")
+            raise CheckpointError(
+                f"run {run.name} has no checkpoint of step {step}", f"it has {there}", f"aifx ckpt ls --run {run.name}"
+            )
         return step
     best = checkpoints.best() if which == "best" else None
     return best if best is not None else steps[-1]

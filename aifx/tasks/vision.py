@@ -40,15 +40,19 @@ class VisionTask(Task):
         assert isinstance(config.data, VisionDataSection)
         assert isinstance(config.model, VisionModelSection)
         data = open_images(config.data, project, say=say)
-        return cls(VisionNetwork(config.model, image_shape=data.image_shape, num_classes=data.num_classes), data, config)
+        return cls(
+            VisionNetwork(config.model, image_shape=data.image_shape, num_classes=data.num_classes), data, config
+        )
 
     def source(self, split: Split) -> ImageSource:
         train = self.config.train
         rows = train.global_batch_size if split == "train" else self.config.eval.batch_size or train.global_batch_size
         return self.data.source(split, batch_size=rows, seed=train.seed)
 
-    def objective(self, params: Params, batch: Batch | Mapping[str, jax.Array], key: jax.Array, *, training: bool) -> Sums:
-        """Sums over the batch: "loss" in nats and "accuracy" over images; not in training "confusion" [true, predicted] too."""
+    def objective(
+        self, params: Params, batch: Batch | Mapping[str, jax.Array], key: jax.Array, *, training: bool
+    ) -> Sums:
+        """Sums over images: "loss" in nats, "accuracy", and when evaluating "confusion" [true, predicted]."""
         logits = self.model(params, batch["images"], key=key if training else None)
         labels, weights = jnp.asarray(batch["labels"]), jnp.asarray(batch["weights"])
         predicted = jnp.argmax(logits, axis=-1)
@@ -62,7 +66,7 @@ class VisionTask(Task):
         return sums
 
     def metrics(self, totals: Totals) -> dict[str, Any]:
-        """loss [nats], accuracy, and where the confusion was summed macro_f1, images, per_class and confusion_matrix."""
+        """loss [nats], accuracy; where confusion was summed macro_f1, images, per_class and confusion as well."""
         loss, images = (float(x) for x in totals["loss"])
         report: dict[str, Any] = {
             "loss": loss / images if images else math.nan,
@@ -83,7 +87,7 @@ class VisionTask(Task):
 
 
 def class_report(confusion: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Precision, recall and F1 of each class from counts [true, predicted]; 0 where nothing was predicted or present."""
+    """Precision, recall and F1 of each class from counts [true, predicted]; 0 where a class never occurs."""
     hits, present, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
     recall = np.divide(hits, present, out=np.zeros_like(hits), where=present > 0)
@@ -93,7 +97,8 @@ def class_report(confusion: np.ndarray, classes: tuple[str, ...]) -> dict[str, A
         "macro_f1": float(f1.mean()),
         "images": round(float(confusion.sum())),
         "per_class": {
-            name: {"precision": float(p), "recall": float(r), "f1": float(f), "images": round(float(n))} for name, p, r, f, n in rows
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "images": round(float(n))}
+            for name, p, r, f, n in rows
         },
-        "confusion_matrix": confusion.round().astype(int).tolist(),
+        "confusion": confusion.round().astype(int).tolist(),
     }
