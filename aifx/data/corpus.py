@@ -1,0 +1,153 @@
+"""The text of a project, divided into splits that share nothing.
+
+`block` takes the documents as one long text and cuts it by bytes: train, then validation, then test. `document` sends
+each document to a split by a hash of its content, so that copies of a document always stay together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from aifx.config.sections import LanguageDataSection
+from aifx.data.base import Split
+from aifx.data.files import Piece, TextFile, file_digest, find_files, read_documents
+from aifx.errors import ConfigError, DataError
+from aifx.project import Project
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Files by split (those of "train" may hold parts of the others), and a digest of their content and division."""
+
+    files: dict[Split, list[TextFile]]
+    section: LanguageDataSection
+    fractions: dict[Split, float]  # what is held out of the training files
+    digest: str
+
+    def names(self, split: Split) -> str:
+        """The files that `split` comes from, for messages."""
+        names = [file.name for file in self.files[split] or self.files["train"]]
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+    def has(self, split: Split) -> bool:
+        """Whether the project asks for this split at all."""
+        return split == "train" or bool(self.files[split]) or self.fractions[split] > 0
+
+    def pieces(self, *, whole: bool = False) -> Iterator[tuple[Split, Piece]]:
+        """All text in the order train, validation, test files; with `whole`, documents are not cut into pieces (other
+        than between splits)."""
+        yield from self._divided(whole)
+        for split in SPLITS[1:]:
+            for file in self.files[split]:
+                for piece in read_documents(file, self.section.text_field, whole=whole):
+                    yield split, piece
+
+    def unchanged(self) -> bool:
+        """Whether the files still hold what the digest was made of."""
+        return _digest(self.files, self.section, self.fractions) == self.digest
+
+    def _training_files(self, whole: bool) -> Iterator[Piece]:
+        for file in self.files["train"]:
+            yield from read_documents(file, self.section.text_field, whole=whole)
+
+    def _divided(self, whole: bool) -> Iterator[tuple[Split, Piece]]:
+        pieces = self._training_files(whole)
+        if not any(self.fractions.values()):
+            return (("train", piece) for piece in pieces)
+        if self.section.split == "block":
+            total = sum(len(piece.text.encode()) for piece in self._training_files(whole))
+            return _by_block(pieces, self._block_ends(total))
+        return _by_document(pieces, self._assignment())
+
+    def _block_ends(self, total: int) -> list[tuple[Split, int]]:
+        """Where each split ends, in bytes of the joined text."""
+        held_out = self.fractions["validation"] + self.fractions["test"]
+        return [
+            ("train", int(total * (1 - held_out))),
+            ("validation", int(total * (1 - self.fractions["test"]))),
+            ("test", total),
+        ]
+
+    def _assignment(self) -> bytearray:
+        """The split of each document of the training files, as an index into SPLITS: one byte a document."""
+        assignment = bytearray()
+        digest = hashlib.blake2b(digest_size=8)
+        for piece in self._training_files(whole=False):
+            digest.update(piece.text.encode())
+            if piece.closes:
+                share = int.from_bytes(digest.digest(), "big") / 2**64
+                held_out = share - self.fractions["test"]
+                assignment.append(2 if held_out < 0 else 1 if held_out < self.fractions["validation"] else 0)
+                digest = hashlib.blake2b(digest_size=8)
+        return assignment
+
+
+def open_corpus(section: LanguageDataSection, project: Project) -> Corpus:
+    """Finds and hashes the project's text. Raises DataError for what is missing, empty or named for two splits."""
+    files: dict[Split, list[TextFile]] = {
+        "train": find_files(section.train, project, "data.train"),
+        "validation": find_files(section.validation, project, "data.validation"),
+        "test": find_files(section.test, project, "data.test"),
+    }
+    seen: dict[object, Split] = {}
+    for split in SPLITS:
+        for file in files[split]:
+            other = seen.setdefault(file.path.resolve(), split)
+            if other != split:
+                raise DataError(
+                    f"{file.name} is named for both data.{other} and data.{split}",
+                    "what is trained on must not be measured on",
+                    f"name the files of data.{other} so that they leave it out",
+                )
+    fractions: dict[Split, float] = {
+        "train": 0.0,
+        "validation": 0.0 if files["validation"] else section.validation_fraction,
+        "test": 0.0 if files["test"] else section.test_fraction,
+    }
+    if sum(fractions.values()) >= 1:
+        raise ConfigError(
+            "data.validation_fraction and data.test_fraction leave nothing to train on",
+            f"together they hold out {sum(fractions.values()):g} of the text",
+            "aifx train --set data.validation_fraction=0.05 --set data.test_fraction=0.1",
+        )
+    return Corpus(files, section, fractions, _digest(files, section, fractions))
+
+
+def _digest(files: dict[Split, list[TextFile]], section: LanguageDataSection, fractions: dict[Split, float]) -> str:
+    digest = hashlib.sha256(f"corpus 1 {section.split} {fractions} {section.text_field}\n".encode())
+    for split in SPLITS:
+        for file in files[split]:
+            digest.update(f"{split} {file.path.suffix.lower()} {file_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _by_block(pieces: Iterator[Piece], ends: list[tuple[Split, int]]) -> Iterator[tuple[Split, Piece]]:
+    """Cuts the joined text at `ends`; a cut inside a character moves before it."""
+    remaining = iter(ends)
+    split, end = next(remaining)
+    position = 0
+    for piece in pieces:
+        data = piece.text.encode()
+        while position + len(data) > end:
+            cut = end - position
+            while cut > 0 and data[cut] & 0xC0 == 0x80:  # a continuation byte of UTF-8
+                cut -= 1
+            if cut > 0:
+                yield split, Piece(data[:cut].decode(), closes=False)
+            position += cut
+            data = data[cut:]
+            split, end = next(remaining)
+        if data:
+            yield split, Piece(data.decode(), piece.closes)
+        position += len(data)
+
+
+def _by_document(pieces: Iterator[Piece], assignment: bytearray) -> Iterator[tuple[Split, Piece]]:
+    document = 0
+    for piece in pieces:
+        yield SPLITS[assignment[document]], piece
+        document += piece.closes

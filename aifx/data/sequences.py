@@ -1,0 +1,182 @@
+"""Sequences of a fixed length, cut from a split's tokens or packed from its documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from aifx.data.base import Batch
+from aifx.data.order import derived_seed
+from aifx.data.store import SplitTokens, write_synced_array
+
+
+class Sequences(Protocol):
+    """Examples that fill rows of a batch. `epoch` may change what an example holds."""
+
+    def __len__(self) -> int: ...
+
+    def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
+        """Writes example `index` into `row` of a batch that `empty_batch` made."""
+        ...
+
+
+def empty_batch(rows: int, seq_len: int, eos_id: int, *, documents: bool) -> Batch:
+    """Padding: inputs and targets eos, weights 0, and with `documents` segment 0 at position 0."""
+    batch: Batch = {
+        "inputs": np.full((rows, seq_len), eos_id, np.int32),
+        "targets": np.full((rows, seq_len), eos_id, np.int32),
+        "weights": np.zeros((rows, seq_len), np.float32),
+    }
+    if documents:
+        batch["segment_ids"] = np.zeros((rows, seq_len), np.int32)
+        batch["positions"] = np.zeros((rows, seq_len), np.int32)
+    return batch
+
+
+class StreamSequences:
+    """Windows of seq_len targets over the tokens laid in a ring, each epoch from another place.
+
+    The place is a function of (seed, epoch), so that over the epochs the model meets each token at many positions, and
+    the fewer than seq_len tokens that an epoch leaves over are not always the same.
+    """
+
+    def __init__(self, split: SplitTokens, seq_len: int, seed: int) -> None:
+        self._tokens = split.tokens
+        self._seq_len = seq_len
+        self._seed = seed
+        # The eos that closes the last document is the one that opens the first. Where the last document is cut, no
+        # document ends there and the first eos is no target.
+        self._false_end = not split.closed
+        self._ring = len(split.tokens) - (1 if split.closed else 0)
+
+    def __len__(self) -> int:
+        return self._ring // self._seq_len
+
+    def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
+        phase = derived_seed("phase", self._seed, epoch) * self._ring >> 32
+        start = (phase + index * self._seq_len) % self._ring
+        stop = start + self._seq_len + 1
+        window = self._tokens[start : min(stop, self._ring)]
+        if stop > self._ring:
+            window = np.concatenate([window, self._tokens[: stop - self._ring]])
+        batch["inputs"][row] = window[:-1]
+        batch["targets"][row] = window[1:]
+        batch["weights"][row] = 1
+        if self._false_end and stop > self._ring:
+            batch["weights"][row, self._ring - start - 1] = 0
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """Rows that hold whole spans of tokens, one after another.
+
+    spans: int64 [spans, 4], in order of row: row, position of the first input, number of inputs, and how many of the
+        first targets are context only (weight 0).
+    """
+
+    tokens: np.ndarray
+    spans: np.ndarray
+    documents: bool  # whether batches tell the spans of a row apart
+
+    def __len__(self) -> int:
+        return int(self.spans[-1, 0]) + 1 if len(self.spans) else 0
+
+    def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
+        first, last = np.searchsorted(self.spans[:, 0], [index, index + 1])
+        column = 0
+        for segment, (_, start, length, skip) in enumerate(self.spans[first:last].tolist(), 1):
+            window = self.tokens[start : start + length + 1]
+            span = slice(column, column + length)
+            batch["inputs"][row, span] = window[:-1]
+            batch["targets"][row, span] = window[1:]
+            batch["weights"][row, column + skip : column + length] = 1
+            if self.documents:
+                batch["segment_ids"][row, span] = segment
+                batch["positions"][row, span] = np.arange(length, dtype=np.int32)
+            column += length
+
+
+def stream_windows(split: SplitTokens, seq_len: int, stride: int) -> PackedSequences:
+    """Windows of which each token of the split is a target that counts exactly once.
+
+    The first window scores all its targets, those after it the next `stride`, with seq_len - stride tokens or more of
+    context before them.
+    """
+    starts = np.zeros(1, np.int64)
+    spans = _windows(starts, np.array([split.num_targets]), seq_len, stride)
+    spans = np.insert(spans, 0, np.arange(len(spans)), axis=1)
+    return PackedSequences(split.tokens, spans, documents=False)
+
+
+def packed_documents(split: SplitTokens, seq_len: int, stride: int, index: Path) -> PackedSequences:
+    """Documents packed into rows by best fit, longest first; those longer than a row are cut as `stream_windows` does.
+
+    The packing is kept in the file `index`, next to the tokens, and read from there the next time.
+    """
+    spans = _load(index)
+    if spans is None:
+        # A document cut by the next split has no target after its last token.
+        stops = np.minimum(split.documents[1:], split.num_targets)
+        pieces = _windows(split.documents[:-1], stops, seq_len, stride)
+        rows = best_fit(pieces[:, 1], seq_len)
+        order = np.lexsort((pieces[:, 0], rows))
+        spans = np.concatenate([rows[order, None], pieces[order]], axis=1)
+        write_synced_array(index, spans)
+    return PackedSequences(split.tokens, spans, documents=True)
+
+
+def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """The row of each length, longest first into the fullest row with room: int64 [len(lengths)].
+
+    Rows of equal room are as good as each other, so they wait in a list for each room; a bit for each list that is not
+    empty finds the tightest one at once.
+    """
+    rows = np.empty(len(lengths), np.int64)
+    waiting: list[list[int]] = [[] for _ in range(capacity + 1)]
+    rooms = 0
+    num_rows = 0
+    for item in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[item])
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = waiting[room].pop()
+            if not waiting[room]:
+                rooms &= ~(1 << room)
+        else:
+            room, row = capacity, num_rows
+            num_rows += 1
+        rows[item] = row
+        if left := room - length:
+            waiting[left].append(row)
+            rooms |= 1 << left
+    return rows
+
+
+def _windows(starts: np.ndarray, stops: np.ndarray, seq_len: int, stride: int) -> np.ndarray:
+    """Cuts each [start, stop) of inputs into windows of up to seq_len: int64 [windows, 3] of start, length, skip.
+
+    Within one range the first window scores seq_len targets and each after it `stride` more; the last one reaches back
+    as far as it can.
+    """
+    lengths = np.asarray(stops, np.int64) - starts
+    more = np.maximum(lengths - seq_len, 0)
+    counts = np.where(lengths > 0, 1 + -(-more // stride), 0)
+    which = np.repeat(np.arange(len(lengths)), counts)
+    nth = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begin, size = np.asarray(starts, np.int64)[which], lengths[which]
+    scored_from = np.where(nth == 0, 0, seq_len + (nth - 1) * stride)
+    scored_to = np.minimum(seq_len + nth * stride, size)
+    first = np.maximum(scored_to - seq_len, 0)
+    return np.stack([begin + first, scored_to - first, scored_from - first], axis=1)
+
+
+def _load(index: Path) -> np.ndarray | None:
+    try:
+        spans: np.ndarray = np.load(index, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return spans if spans.ndim == 2 and spans.shape[1] == 4 else None

@@ -1,0 +1,242 @@
+"""The token store: a split's tokens in one memory-mapped array, with an index of its documents.
+
+A store is a folder of the cache, named by a digest of all that its content depends on, and complete when its
+meta.json is there: builders write beside it and rename. For each split it holds
+
+    <split>.tokens.npy      uint16 or uint32 [n]: eos, a document, eos, a document, ..., and eos if the last ends here
+    <split>.documents.npy   int64 [documents + 1]: where the eos before each document stands, and where the last ends
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import time
+from array import array
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from aifx.data.base import Split
+from aifx.data.corpus import SPLITS, Corpus
+from aifx.data.files import Piece
+from aifx.data.tokenizer import Tokenizer
+from aifx.errors import DataError, EnvironmentFault
+
+FORMAT = 1
+BATCH_CHARACTERS = 1 << 22
+STRAY_AFTER_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class SplitTokens:
+    """One split of a store.
+
+    tokens: [n], beginning with eos, so that each token after the first is a target with something before it.
+    documents: [documents + 1], positions of the eos before each document and of the end of the last.
+    closed: whether the last document ends here; else it was cut by the next split.
+    num_bytes: of the text, UTF-8.
+    """
+
+    tokens: np.ndarray
+    documents: np.ndarray
+    closed: bool
+    num_bytes: int
+
+    @property
+    def num_targets(self) -> int:
+        return max(len(self.tokens) - 1, 0)
+
+
+class TokenStore:
+    """An opened store. `path` may hold indices besides, which can be made again (see `packing`)."""
+
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+        self.path = path
+        self._meta = meta
+
+    def split(self, split: Split) -> SplitTokens:
+        about = self._meta["splits"][split]
+        tokens, documents = (np.load(self.path / name, mmap_mode="r") for name in _file_names(split))
+        return SplitTokens(tokens, documents, about["closed"], about["num_bytes"])
+
+
+def open_store(path: Path) -> TokenStore | None:
+    """The store at `path`, or None where there is none that is whole."""
+    try:
+        meta = json.loads((path / "meta.json").read_bytes())
+        sizes = {name: (path / name).stat().st_size for split in SPLITS for name in _file_names(split)}
+        whole = meta["format"] == FORMAT and meta["sizes"] == sizes
+        store = TokenStore(path, meta)
+        for split in SPLITS:
+            store.split(split)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return store if whole else None
+
+
+def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
+    """Encodes `corpus` into a store at `path`. Another process that builds the same one does no harm."""
+    with new_folder(path) as folder:
+        dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+        writers = {split: _SplitWriter(folder, split, np.dtype(dtype), tokenizer.eos_id) for split in SPLITS}
+        for split, piece, ids in _encoded(corpus, tokenizer):
+            writers[split].write(piece, ids)
+        splits = {split: writer.finish() for split, writer in writers.items()}
+        if not corpus.unchanged():
+            raise DataError(f"{corpus.names('train')} changed while it was read", "", "run it again when it is written")
+        sizes = {name: (folder / name).stat().st_size for split in SPLITS for name in _file_names(split)}
+        meta = {"format": FORMAT, "sizes": sizes, "splits": splits}
+        write_synced(folder / "meta.json", json.dumps(meta, indent=1).encode())
+    store = open_store(path)
+    if store is None:
+        raise EnvironmentFault(f"{path} was written and cannot be read", "something else writes there", f"rm -r {path}")
+    return store
+
+
+def _file_names(split: Split) -> tuple[str, str]:
+    return f"{split}.tokens.npy", f"{split}.documents.npy"
+
+
+def _encoded(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[Split, Piece, Any]]:
+    """Each piece with its token ids. A second thread keeps the encoder at work on the next batch, outside the
+    interpreter's lock, while this one takes the ids of the last."""
+    batches = _batches(corpus.pieces(whole=not tokenizer.can_cut))
+    with ThreadPoolExecutor(1, "encode") as pool:
+        waiting = None
+        for batch in itertools.chain(batches, (None,)):
+            ahead = pool.submit(tokenizer.encode_batch, [piece.text for _, piece in batch]) if batch else None
+            if waiting is not None:
+                done, encodings = waiting[0], waiting[1].result()
+                encodings.reverse()
+                for split, piece in done:
+                    yield split, piece, encodings.pop().ids
+            waiting = (batch, ahead) if batch and ahead else None
+
+
+def _batches(pieces: Iterator[tuple[Split, Piece]]) -> Iterator[list[tuple[Split, Piece]]]:
+    batch: list[tuple[Split, Piece]] = []
+    size = 0
+    for item in pieces:
+        batch.append(item)
+        size += len(item[1].text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _SplitWriter:
+    """Writes the two arrays of a split as their pieces come."""
+
+    def __init__(self, folder: Path, split: Split, dtype: np.dtype[Any], eos_id: int) -> None:
+        self._tokens_path, self._documents_path = (folder / name for name in _file_names(split))
+        self._dtype = dtype
+        self._eos = np.array([eos_id], dtype).tobytes()
+        self._documents = array("q")
+        self._length = 0
+        self._num_bytes = 0
+        self._open = False  # inside a document
+        self._file: IO[bytes] = open(self._tokens_path, "wb")  # noqa: SIM115 - finish closes it
+        self._header()
+
+    def write(self, piece: Piece, ids: list[int]) -> None:
+        if not self._open:
+            self._documents.append(self._length)
+            self._file.write(self._eos)
+            self._length += 1
+        self._file.write(np.array(ids, self._dtype).tobytes())
+        self._length += len(ids)
+        self._num_bytes += len(piece.text.encode())
+        self._open = not piece.closes
+
+    def finish(self) -> dict[str, Any]:
+        closed = not self._open and self._length > 0
+        self._documents.append(self._length)
+        if closed:
+            self._file.write(self._eos)
+            self._length += 1
+        self._file.seek(0)
+        self._header()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        with open(self._documents_path, "wb") as stream:
+            np.save(stream, np.frombuffer(self._documents, np.int64))
+            stream.flush()
+            os.fsync(stream.fileno())
+        return {"closed": closed, "num_bytes": self._num_bytes}
+
+    def _header(self) -> None:
+        """The .npy header: NumPy pads it so that a longer length fits in the same bytes."""
+        descr = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self._length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` at the end, unless another process put its own there first.
+
+    What was at `path` before, being damaged, is removed. Raises EnvironmentFault where the cache cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        shutil.rmtree(path, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        hint = "AIFX_CACHE_DIR=/path/to/write/to aifx train"
+        raise EnvironmentFault(f"{path.parent} cannot be written", error.strerror or "", hint) from error
+    try:
+        yield folder
+        try:
+            os.rename(folder, path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes a file so that it is there, whole or not at all, whatever stops the machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_synced_array(path: Path, values: np.ndarray) -> None:
+    """`write_synced` of a .npy file."""
+    stream = io.BytesIO()
+    np.save(stream, values)
+    write_synced(path, stream.getvalue())
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what builders that were killed left behind."""
+    for stray in folder.glob("*.tmp-*"):
+        try:
+            if time.time() - stray.stat().st_mtime > STRAY_AFTER_S:
+                shutil.rmtree(stray, ignore_errors=True)
+        except OSError:
+            continue

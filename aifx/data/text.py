@@ -1,0 +1,184 @@
+"""A project's text as batches of sequences."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aifx.config.sections import LanguageDataSection
+from aifx.data.base import Batch, Split
+from aifx.data.corpus import SPLITS, Corpus, open_corpus
+from aifx.data.order import Shuffle
+from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
+from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, open_store, write_synced
+from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
+from aifx.errors import ConfigError, DataError
+from aifx.project import Project, cache_path
+
+TOKENIZER_FILE = "tokenizer.json"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Batches {"inputs", "targets": int32 [rows, seq_len], "weights": float32 [rows, seq_len]}.
+
+    A weight is 1 where the target counts and 0 on padding. With packing "documents" also "segment_ids" (1, 2, ... by
+    document, 0 on padding) and "positions" (within the document), int32 [rows, seq_len].
+    """
+
+    sequences: Sequences
+    shuffle: Shuffle | None
+    batch_size: int
+    seq_len: int
+    eos_id: int
+    documents: bool
+
+    @property
+    def num_batches(self) -> int | None:
+        return None if self.shuffle else -(-len(self.sequences) // self.batch_size)
+
+    def read(self, step: int, rows: slice) -> Batch:
+        """Rows `rows` of the global batch of `step`: a function of the source's data and seed, `step` and `rows`."""
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        batch = empty_batch(len(places), self.seq_len, self.eos_id, documents=self.documents)
+        for row, place in enumerate(places):
+            epoch, index = self.shuffle.at(place) if self.shuffle else (0, place)
+            if index < len(self.sequences):
+                self.sequences.write(index, epoch, batch, row)
+        return batch
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A project's text: its tokenizer and its token store. `digest` covers the data and how it is read."""
+
+    tokenizer: Tokenizer
+    digest: str
+    section: LanguageDataSection
+    corpus: Corpus
+    store: TokenStore
+
+    def source(self, split: Split, *, batch_size: int, seed: int) -> TextSource:
+        """Batches of `split`: shuffled by `seed` without end for "train", each token a target once for the others.
+
+        Raises DataError where the project has no such split.
+        """
+        tokens = self._tokens(split)
+        seq_len = self.section.seq_len
+        documents = self.section.packing == "documents"
+        stride = (self.section.eval_stride if split != "train" else 0) or seq_len
+        sequences: Sequences
+        if documents:
+            index = self.store.path / f"{split}.packing-{seq_len}-{stride}.npy"
+            sequences = packed_documents(tokens, seq_len, stride, index)
+        elif split == "train":
+            sequences = StreamSequences(tokens, seq_len, seed)
+        else:
+            sequences = stream_windows(tokens, seq_len, stride)
+        shuffle = Shuffle(len(sequences), seed) if split == "train" else None
+        return TextSource(sequences, shuffle, batch_size, seq_len, self.tokenizer.eos_id, documents)
+
+    def num_tokens(self, split: Split) -> int:
+        """Targets of the split: the tokens of its text, and one for each document that ends in it."""
+        return self.store.split(split).num_targets
+
+    def num_bytes(self, split: Split) -> int:
+        """Bytes of the split's text, as UTF-8."""
+        return self.store.split(split).num_bytes
+
+    def _tokens(self, split: Split) -> SplitTokens:
+        if not self.corpus.has(split):
+            raise DataError(
+                f"{self.corpus.names('train')}: no {split} split",
+                f"data.{split}_fraction is 0 and data.{split} names no files",
+                f"aifx train --set data.{split}_fraction=0.1",
+            )
+        return self.store.split(split)
+
+
+def open_text(section: LanguageDataSection, project: Project, assets: Path, *, say: Say) -> TextData:
+    """Opens the text that `section` names: what was tokenized before is used as it is, unless its files changed.
+
+    `assets` keeps the tokenizer: the one that is there is used, else it is trained or copied there. Raises DataError.
+    """
+    if section.eval_stride > section.seq_len:
+        raise ConfigError(
+            f"data.eval_stride = {section.eval_stride} is more than data.seq_len = {section.seq_len}",
+            "a window cannot score more tokens than it has",
+            f"aifx train --set data.eval_stride={section.seq_len}",
+        )
+    corpus = open_corpus(section, project)
+    tokenizer = _tokenizer(section, project, corpus, assets, say)
+    digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data)
+    path = cache_path() / "tokens" / digest
+    store = open_store(path)
+    if store is None:
+        say(f"tokenizing {corpus.names('train')}")
+        store = build_store(path, corpus, tokenizer)
+    tokenizer.bytes_per_token = _bytes_per_token(store)
+    for split in SPLITS:
+        if corpus.has(split):
+            _check_length(split, store.split(split), section, corpus)
+    how = (section.seq_len, section.packing, section.eval_stride)
+    return TextData(tokenizer, _hexdigest("text", digest, *how), section, corpus, store)
+
+
+def _tokenizer(section: LanguageDataSection, project: Project, corpus: Corpus, assets: Path, say: Say) -> Tokenizer:
+    kept = assets / TOKENIZER_FILE
+    if kept.exists():
+        return Tokenizer.load(kept)
+    if section.tokenizer == "bpe":
+        tokenizer = _trained(section, corpus, say)
+    else:
+        tokenizer = Tokenizer.load(project.root / section.tokenizer)
+    write_synced(kept, tokenizer.data)
+    return tokenizer
+
+
+def _trained(section: LanguageDataSection, corpus: Corpus, say: Say) -> Tokenizer:
+    """A BPE of the training split, from the cache where it was trained on the same text before."""
+    digest = _hexdigest("tokenizer", 1, corpus.digest, section.vocab_size, WORDS)
+    cached = cache_path() / "tokenizers" / f"{digest}.json"
+    try:
+        return Tokenizer.load(cached)
+    except DataError:
+        say(f"training the tokenizer on {corpus.names('train')}")
+    texts = (piece.text for split, piece in corpus.pieces() if split == "train")
+    tokenizer = Tokenizer(train_tokenizer(texts, section.vocab_size), str(cached))
+    write_synced(cached, tokenizer.data)
+    return tokenizer
+
+
+def _bytes_per_token(store: TokenStore) -> float:
+    """Of the split that is reported: the test, or where there is none validation, or train."""
+    for split in reversed(SPLITS):
+        tokens = store.split(split)
+        if text_tokens := len(tokens.tokens) - len(tokens.documents) + (0 if tokens.closed else 1):
+            return tokens.num_bytes / text_tokens
+    return 1.0
+
+
+def _check_length(split: Split, tokens: SplitTokens, section: LanguageDataSection, corpus: Corpus) -> None:
+    """Raises DataError for a split that is shorter than one sequence."""
+    if tokens.num_targets >= section.seq_len:
+        return
+    if tokens.num_targets >= 2:
+        hint = f"aifx train --set data.seq_len={tokens.num_targets}"
+    else:
+        hint = f"add text, or change data.{split}_fraction" if split != "train" else "add text"
+    raise DataError(
+        f"{corpus.names(split)}: the {split} split is shorter than one sequence",
+        f"it has {tokens.num_targets:,} tokens ({tokens.num_bytes:,} bytes) and data.seq_len is {section.seq_len:,}",
+        hint,
+    )
+
+
+def _hexdigest(*parts: object) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()

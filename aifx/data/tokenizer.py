@@ -1,0 +1,133 @@
+"""Text to tokens and back: a byte-level BPE of the project's own, or any tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from aifx.errors import DataError
+
+END_OF_TEXT = "<|endoftext|>"
+# What ends a document in tokenizers that people bring: GPT-2 and kin, Llama 3, Llama 2 and Mistral, Gemma, BERT.
+KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+# GPT-4's division of text (tiktoken, cl100k_base): a word takes the mark or space before it, digits go in threes,
+# newlines stand alone. On small vocabularies it needs 2 to 3 % fewer tokens than GPT-2's.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """A tokenizer with one token that ends documents. Text that spells a special token is text."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        """`data`: the content of a tokenizer.json, which messages call `name`. Raises DataError."""
+        try:
+            self._inner = tokenizers.Tokenizer.from_buffer(data)
+            self._description: dict[str, Any] = json.loads(data)
+        except Exception as error:  # the library raises bare Exception
+            hint = "it takes a tokenizer.json as Hugging Face's `tokenizers` saves it"
+            raise DataError(f"{name}: not a tokenizer", str(error).splitlines()[0], hint) from None
+        self.data = data
+        self.name = name
+        vocabulary = self._inner.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        ends = [vocabulary[token] for token in KNOWN_ENDS if token in vocabulary]
+        if not ends:
+            raise DataError(f"{name}: no token ends a document", f"looked for {', '.join(KNOWN_ENDS)}", "add one to it")
+        self.eos_id: int = ends[0]
+        self._inner.encode_special_tokens = True
+        self._inner.no_padding()
+        self._inner.no_truncation()
+        self.is_byte_level = _is_byte_level(self._description)
+        self.bytes_per_token = 1.0  # of a tokenizer that is not byte-level: measured on the data, see `open_text`
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Raises DataError for a file that is missing or holds no tokenizer."""
+        try:
+            return cls(path.read_bytes(), str(path))
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise DataError(
+                f"{path} cannot be read", why, 'data.tokenizer is "bpe" or the path of a tokenizer.json'
+            ) from None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, no special token added."""
+        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        """The encodings of `texts`, made on all cores."""
+        return self._inner.encode_batch_fast(texts, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        return self._inner.decode(list(ids), skip_special_tokens=False)
+
+    def token_bytes(self) -> np.ndarray:
+        """Bytes of UTF-8 that each token stands for, float32 [vocab_size]; 0 for what ends a document.
+
+        Exact for byte-level BPE, where they add up to the text's length. For others each token counts the mean of the
+        data, so that sums over a split are right.
+        """
+        sizes = np.zeros(self.vocab_size, np.float32)
+        special = {token["id"] for token in self._description.get("added_tokens", ()) if token.get("special")}
+        for token, index in self._inner.get_vocab(with_added_tokens=True).items():
+            if index not in special:
+                sizes[index] = self._size(token, index) if self.is_byte_level else self.bytes_per_token
+        sizes[self.eos_id] = 0
+        return sizes
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether text cut by `files.cut_piece` has the tokens of the whole: nothing but words decides them."""
+        added = self._description.get("added_tokens", ())
+        plain = all(not (token.get("lstrip") or token.get("rstrip") or " " in token["content"]) for token in added)
+        return self.is_byte_level and plain
+
+    def _size(self, token: str, index: int) -> int:
+        added = self._inner.get_added_tokens_decoder()
+        return len(token.encode()) if index in added else len(token)  # in byte-level BPE one character is one byte
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A byte-level BPE as tokenizer.json: lossless, the same for the same texts, END_OF_TEXT its token 0."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.to_str(pretty=True).encode()
+
+
+def _is_byte_level(description: dict[str, Any]) -> bool:
+    """Whether the tokens of any text are its bytes, each once: no normalizer, no space put before."""
+    if description.get("normalizer") or description["model"].get("type") != "BPE":
+        return False
+    steps = description.get("pre_tokenizer") or {}
+    parts = steps.get("pretokenizers", [steps])
+    *splits, last = parts
+    return (
+        last.get("type") == "ByteLevel"
+        and not last.get("add_prefix_space")
+        and all(part.get("type") == "Split" and part.get("behavior") == "Isolated" for part in splits)
+    )
