@@ -1,0 +1,21 @@
+#!/bin/sh
+# What CI runs before a change goes in: is the machine fit, does a short training end well, and has it learnt?
+# Each answer is an exit code: 0 yes, 1 a bad verdict, 2 it could not be asked. Reports go to stdout, one JSON document each.
+#
+#   ci/gate.sh                                          # less than a minute on two cores
+#   GATE_STEPS=300 GATE="accuracy >= 0.84" ci/gate.sh
+set -eu
+cd "$(dirname "$0")/.."
+
+steps=${GATE_STEPS:-80}
+gate=${GATE:-accuracy >= 0.7}
+run=gate-$(date -u +%Y%m%d-%H%M%S)-$$
+
+if aifx doctor --help >/dev/null 2>&1; then
+    aifx doctor --json
+fi
+
+aifx train --run "$run" --set train.num_steps="$steps" --set checkpoint.every=0 --json
+aifx eval --run "$run" --set 'eval.gates=[]' --gate "$gate" --json
+
+rm -r "runs/$run" # kept when a line above failed, to be looked at: aifx runs show --run NAME
