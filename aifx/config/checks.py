@@ -53,7 +53,7 @@ def _train(config: Config) -> Iterator[Clash]:
             f"train.early_stopping = {train.early_stopping} needs validations, and train.validate_every = 0 makes none",
             "early stopping counts validations without improvement",
         )
-    # A run cut short for a trial (`--set train.num_steps=20`) may end within its warm-up; a file that asks for it may not.
+    # A run cut short for a trial (`--set train.num_steps=20`) may end within its warm-up; a file may not ask for it.
     warmup, steps = config.origin("schedule.warmup_steps"), config.origin("train.num_steps")
     if schedule.warmup_steps > train.num_steps and _RANK[warmup.kind] >= _RANK[steps.kind]:
         yield Clash(

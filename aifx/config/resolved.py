@@ -25,7 +25,7 @@ OriginKind = Literal["default", "preset", "file", "env", "set"]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value came from. `where`: "default", "preset gpt2-124m", "aifx.toml:12", "AIFX_TRAIN__SEED" or "--set"."""
+    """Where a value came from. `where`: "default", "preset gpt2-124m", "aifx.toml:12", "AIFX_TRAIN__SEED", "--set"."""
 
     kind: OriginKind
     where: str

@@ -1,0 +1,167 @@
+"""The tree of commands. A command's module is imported when the command is called, not before."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+import aifx
+from aifx.commands.help import write_help
+from aifx.commands.terminal import is_colored, to_json
+from aifx.errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command in the table: `attribute` of `aifx.commands.<module>`, a function or a `typer.Typer`."""
+
+    module: str
+    attribute: str
+    summary: str
+    group: str
+
+
+START = "Start a project"
+TRAIN = "Train and use a model"
+LOOK = "Look at runs and checkpoints"
+SETUP = "Set up"
+
+COMMANDS: dict[str, Entry] = {
+    "init": Entry("init", "init", "Start a project from a template.", START),
+    "train": Entry("train", "train", "Train the project's model, or go on where it stopped.", TRAIN),
+    "eval": Entry("eval", "eval_", "Measure a checkpoint on held-out data and hold it against its gates.", TRAIN),
+    "generate": Entry("generate", "generate", "Write text with a trained model.", TRAIN),
+    "runs": Entry("runs", "app", "List, show, compare and watch runs.", LOOK),
+    "ckpt": Entry("ckpt", "app", "List and show checkpoints.", LOOK),
+    "config": Entry("config", "app", "Show, check and describe the configuration.", SETUP),
+}
+
+
+class Command(TyperCommand):
+    """A command whose help begins with examples."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        write_help(self, ctx, formatter)
+
+
+class Group(TyperGroup):
+    """Commands below a command. Alone it shows its help; a misspelt command is answered with the nearest right one."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        write_help(self, ctx, formatter)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help(), color=ctx.color)
+            raise typer.Exit
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, known = args[0], self.list_commands(ctx)
+        if name not in known and not ctx.resilient_parsing:
+            raise UsageError(
+                f"{ctx.command_path} has no command {name!r}", did_you_mean(name, known), f"{ctx.command_path} --help"
+            )
+        return super().resolve_command(ctx, args)
+
+
+class Root(Group):
+    """`aifx` itself."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        if cmd_name not in self.commands:
+            self.commands[cmd_name] = load(cmd_name)
+        return self.commands[cmd_name]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name, entry in COMMANDS.items():
+            groups.setdefault(entry.group, []).append((name, entry.summary))
+        for title, rows in groups.items():
+            with formatter.section(typer.style(title, bold=True)):
+                formatter.write_dl([(name.ljust(8), summary) for name, summary in rows])
+
+
+def load(name: str) -> Any:
+    """The command called `name`, from its module."""
+    entry = COMMANDS[name]
+    target = getattr(importlib.import_module(f"aifx.commands.{entry.module}"), entry.attribute)
+    host = typer.Typer(cls=Group, rich_markup_mode=None, add_completion=False)
+    if isinstance(target, typer.Typer):
+        for command in target.registered_commands:
+            command.cls = Command
+        host.add_typer(target, name=name, cls=Group)
+    else:
+        host.command(name, cls=Command)(target)
+    return typer.main.get_group(host).commands[name]
+
+
+app = typer.Typer(
+    name="aifx",
+    cls=Root,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+)
+
+
+@app.callback()
+def aifx_(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; works behind any command. Also AIFX_DEBUG=1.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
+) -> None:
+    """Train, evaluate and look after models, from one terminal.
+
+    Examples:
+        aifx init my-model            start a project that works
+        aifx train                    train it; type it again to go on after a stop
+        aifx eval                     measure it and hold it against its gates
+        aifx generate --prompt "Call me"
+        aifx runs ls                  what has been trained here, and how it went
+    """
+    if version:
+        typer.echo(to_json({"schema_version": 1, "version": aifx.__version__}) if json else f"aifx {aifx.__version__}")
+        raise typer.Exit
+    if json:
+        command = ctx.invoked_subcommand or "COMMAND"
+        raise UsageError(
+            "--json stands before the command", "it belongs to the command that answers", f"aifx {command} --json"
+        )
+
+
+def invoke(args: list[str]) -> int:
+    """Runs the command that `args` name and returns its exit code; raises what it raises."""
+    root = typer.main.get_command(app)
+    if "_AIFX_COMPLETE" in os.environ:
+        root.main(args, prog_name="aifx")
+    if args[:1] == ["help"]:
+        args = [*args[1:], "--help"]
+    try:
+        with root.make_context("aifx", args, color=is_colored(sys.stdout)) as context:
+            root.invoke(context)
+    except typer.Exit as ended:
+        return ended.exit_code
+    except SystemExit as ended:
+        if ended.code == 1 and args[0] in ("--install-completion", "--show-completion"):
+            raise UsageError(
+                "this shell cannot be completed",
+                "completion is for bash, zsh, fish and PowerShell",
+                "run it from such a shell",
+            ) from None
+        raise
+    return 0

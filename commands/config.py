@@ -1,0 +1,160 @@
+"""`aifx config`: show, check and describe the configuration."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from aifx.commands.options import JsonOption, RunOption, SetOption
+from aifx.commands.terminal import is_colored, terminal, to_json
+
+if TYPE_CHECKING:
+    from aifx.config import Config, Setting
+
+app = typer.Typer(
+    help="""Show, check and describe the configuration.
+
+    Examples:
+        aifx config show --origin        every value, and who set it
+        aifx config check                mistakes in aifx.toml, all at once
+        aifx config keys train           what [train] takes
+    """
+)
+
+
+@app.command()
+def show(
+    origin: Annotated[bool, typer.Option("--origin", help="Say of each value who set it.")] = False,
+    run: RunOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Print the configuration as a run would get it, as TOML.
+
+    Examples:
+        aifx config show
+        aifx config show --origin --set train.num_steps=40
+        aifx config show --run main
+
+    With --run, the configuration that this run was started with.
+    """
+    with terminal(json) as out:
+        config = _load(run, set_ or ())
+        out.document(_document(config, origin=origin))
+        if not json:
+            out.write(_painted(config.to_toml(origins=origin)))
+
+
+@app.command()
+def check(set_: SetOption = None, json: JsonOption = False) -> None:
+    """Say whether aifx.toml can be used; every mistake with its line. Exits 0 or 2.
+
+    Examples:
+        aifx config check
+        aifx config check --set model.num_heads=6
+        aifx config check --json
+    """
+    from aifx.project import find_project
+
+    with terminal(json) as out:
+        config = _load(None, set_ or ())
+        path = find_project().config_path
+        out.document({"valid": True, "path": str(path), "task": config.task.kind})
+        out.print(f"{path}: valid")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of aifx.toml, with which editors complete and check it.
+
+    Examples:
+        aifx config schema > aifx.schema.json
+        echo '#:schema ./aifx.schema.json' | cat - aifx.toml > new.toml    # taplo, Even Better TOML
+    """
+    from aifx.config import json_schema
+
+    with terminal() as out:
+        out.write(to_json(json_schema()) + "\n")
+
+
+@app.command()
+def keys(
+    section: Annotated[Optional[str], typer.Argument(help="Only this section.", show_default=False)] = None,  # noqa: UP045
+    json: JsonOption = False,
+) -> None:
+    """List what aifx.toml takes: each key, its values, its default and what it does.
+
+    Examples:
+        aifx config keys
+        aifx config keys optimizer
+    """
+    from aifx.config import settings
+    from aifx.config.resolved import SECTION_NAMES
+    from aifx.errors import UsageError, did_you_mean
+
+    with terminal(json) as out:
+        if section is not None and section not in SECTION_NAMES:
+            raise UsageError(f"no section [{section}]", did_you_mean(section, SECTION_NAMES), "aifx config keys")
+        found = [setting for setting in settings() if section in (None, setting.section)]
+        out.document({"keys": [_key_document(setting) for setting in found]})
+        for setting in found:
+            kind = f" ({setting.kind})" if setting.kind else ""
+            out.print(f"{setting.section}.{setting.key}{kind} = {_default(setting)}")
+            out.print(f"    {setting.description}")
+            out.print(f"    {setting.expected}")
+
+
+def _load(run: str | None, overrides: list[str] | tuple[str, ...]) -> Config:
+    from aifx.config import load_config, read_config
+    from aifx.project import find_project
+
+    project = find_project()
+    if run is None:
+        return load_config(project, overrides)
+    return read_config(project.existing_run(run).config, project, overrides)
+
+
+def _document(config: Config, *, origin: bool) -> dict[str, object]:
+    document: dict[str, object] = {"config": config.values()}
+    if origin:
+        document["origins"] = {
+            name: {key: config.origin(f"{name}.{key}").where for key in type(section).model_fields}
+            for name, section in config.sections()
+        }
+    return document
+
+
+def _painted(toml: str) -> str:
+    """Sections bold and comments dim, where stdout takes colour."""
+    if not is_colored(sys.stdout):
+        return toml
+    lines = []
+    for line in toml.splitlines():
+        value, mark, comment = line.rpartition("  # ")
+        if line.startswith("["):
+            line = typer.style(line, bold=True)
+        elif line.startswith("# "):
+            line = typer.style(line, dim=True)
+        elif mark:
+            line = value + typer.style(mark + comment, dim=True)
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _default(setting: Setting) -> str:
+    from aifx.config.writing import literal
+
+    return "(not set)" if setting.default is None else literal(setting.default)
+
+
+def _key_document(setting: Setting) -> dict[str, object]:
+    return {
+        "key": f"{setting.section}.{setting.key}",
+        "task": setting.kind,
+        "values": setting.expected,
+        "default": setting.default,
+        "description": setting.description,
+        "may_change_on_resume": setting.free,
+    }

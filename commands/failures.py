@@ -1,0 +1,176 @@
+"""Whatever a command can raise, as an error with three lines and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aifx.errors import AifxError, EnvironmentFault, ExitCode, UsageError, did_you_mean
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_MACHINE = {  # refusals of the operating system: nothing that a change in our code would mend
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ESTALE,
+    errno.ETXTBSY,
+}
+
+
+def is_debugging() -> bool:
+    """Whether tracebacks are wanted: `--debug`, or `AIFX_DEBUG` set to anything but 0."""
+    return os.environ.get("AIFX_DEBUG", "0") not in ("", "0")
+
+
+def print_traceback(error: BaseException) -> None:
+    """The traceback on stderr, for --debug."""
+    traceback.print_exception(error, file=sys.stderr)
+
+
+def as_error(error: BaseException) -> AifxError:
+    """The failure that an exception means. What nobody foresaw is a bug of ours and gets a report file."""
+    if isinstance(error, AifxError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return AifxError("interrupted", exit_code=ExitCode.INTERRUPTED)
+    if type(error).__name__ == "Abort":  # typer's, from a question
+        return _unanswered(error)
+    if hasattr(error, "format_message"):  # typer's usage errors, whose classes it keeps to itself
+        return usage_error(error)
+    for cause in _causes(error):
+        if isinstance(cause, AifxError):
+            return cause
+        if known := _of_the_machine(cause):
+            return known
+    return _bug(error)
+
+
+def _of_the_machine(error: BaseException) -> AifxError | None:
+    text = str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _FULL or "No space left on device" in text or "Disk quota exceeded" in text:
+        place = _place(error)
+        return EnvironmentFault(
+            "the disk is full", text.splitlines()[0], f"df -h {place or '.'}; free some space, then run it again"
+        )
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or number == errno.ENOMEM:
+        why = text.splitlines()[0] if text else "this machine has not enough memory"
+        return EnvironmentFault(
+            "out of memory", why, "--set train.gradient_accumulation=2, or a smaller train.global_batch_size"
+        )
+    if number in _MACHINE:
+        what = os.strerror(number).lower() if number else "the system refused"
+        place = _place(error)
+        return EnvironmentFault(f"{place}: {what}" if place else what, text, f"ls -ld {place}" if place else "")
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        return EnvironmentFault("the working directory is gone", text, "cd to a directory that exists")
+    return None
+
+
+def _place(error: BaseException) -> str:
+    name = getattr(error, "filename", None)
+    return os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception, what is grouped in it, and what led to it."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        found = waiting.pop(0)
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            yield found
+            waiting += getattr(found, "exceptions", ())
+            waiting += [found.__cause__, None if found.__suppress_context__ else found.__context__]
+
+
+def usage_error(error: Any) -> UsageError:
+    """typer's complaint about a command line in our three lines, with the nearest right option."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "aifx"
+    hint = f"{command} --help"
+    if (option := getattr(error, "option_name", None)) and type(error).__name__ == "NoSuchOption":
+        known = [
+            name for p in context.command.get_params(context) if not getattr(p, "hidden", False) for name in p.opts
+        ]
+        return UsageError(f"{command} has no option {option!r}", did_you_mean(option, known), hint)
+    parameter = getattr(error, "param", None)
+    message = " ".join(error.message.split()).rstrip(".")
+    if parameter is not None and message:
+        name = parameter.opts[-1] if parameter.param_type_name == "option" else parameter.display_name_raw
+        return UsageError(f"{command}: {name} cannot take this value", message, hint)
+    text = " ".join(error.format_message().split()).rstrip(".")
+    return UsageError(f"{command}: {text[:1].lower()}{text[1:]}", "", hint)
+
+
+def _unanswered(error: BaseException) -> AifxError:
+    if isinstance(error.__context__, EOFError) or isinstance(error.__cause__, EOFError):
+        return UsageError(
+            "a question went unanswered", "standard input has ended", "answer with options: see --help, or --yes"
+        )
+    return AifxError("interrupted", exit_code=ExitCode.INTERRUPTED)
+
+
+def _bug(error: BaseException) -> AifxError:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    what = f"a bug in aifx: {text if len(text) <= 200 else text[:197] + '...'}"
+    try:
+        why = f"this is not your mistake; the details are in {_write_report(error)}"
+        hint = "send that file to the people who maintain aifx; --debug shows the traceback"
+    except OSError as fault:
+        why, hint = (
+            f"this is not your mistake; no report could be written ({fault})",
+            "run it again with --debug and send what it shows",
+        )
+    return AifxError(what, why, hint, exit_code=ExitCode.BUG)
+
+
+def _write_report(error: BaseException) -> Path:
+    """Everything that is needed to understand the failure, in a file of its own."""
+    from aifx.project import cache_path
+
+    name = f"aifx-report-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    try:
+        folder = cache_path() / "reports"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(_report_text(error), encoding="utf-8", errors="backslashreplace")
+    except (OSError, RuntimeError):  # a read-only home, or none
+        folder = Path(tempfile.gettempdir())
+        (folder / name).write_text(_report_text(error), encoding="utf-8", errors="backslashreplace")
+    return folder / name
+
+
+def _report_text(error: BaseException) -> str:
+    import importlib.metadata
+    import platform
+    import shlex
+
+    versions = []
+    for package in ("aifx", "jax", "jaxlib", "optax", "orbax-checkpoint", "grain", "numpy", "pydantic", "typer"):
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{package} not installed")
+    lines = [
+        "aifx failed in a way that nobody foresaw. Read this file before you send it: it holds your command line and paths.",
+        f"time      {time.strftime('%Y-%m-%dT%H:%M:%S%z')}",
+        f"command   {shlex.join(sys.argv)}",
+        f"python    {platform.python_implementation()} {platform.python_version()}, {platform.platform()}",
+        f"packages  {', '.join(versions)}",
+        "",
+        "".join(traceback.format_exception(error)),
+    ]
+    return "\n".join(lines)

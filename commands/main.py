@@ -1,0 +1,81 @@
+"""The `aifx` command: from its arguments to its exit code.
+
+This module imports little and catches everything: Python's own exit 1 after an exception would read as a bad verdict.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+from aifx.commands.terminal import report
+from aifx.errors import ExitCode
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Runs one command and returns its exit code. Raises nothing."""
+    _prepare_streams()
+    ours, theirs = _split(args)
+    json = "--json" in ours
+    if "--debug" in ours:
+        os.environ["AIFX_DEBUG"] = "1"  # in processes that we start, too
+        args = [arg for arg in ours if arg != "--debug"] + theirs
+    try:
+        from aifx.commands.app import invoke
+
+        code = invoke(args)
+    except SystemExit as error:
+        code = _status(error)
+    except BaseException as error:
+        code = report(error, json=json)
+    return _flush(code, json)
+
+
+def _split(args: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments before `--`, and the rest."""
+    end = args.index("--") if "--" in args else len(args)
+    return args[:end], args[end:]
+
+
+def _status(error: SystemExit) -> int:
+    if error.code is None or isinstance(error.code, int):
+        return int(error.code or 0)
+    with suppress(BrokenPipeError):
+        sys.stderr.write(f"{error.code}\n")
+    return ExitCode.UNABLE
+
+
+def _prepare_streams() -> None:
+    """Streams that are there and take any text, whatever the shell and its locale left us."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush(code: int, json: bool) -> int:
+    """Writes what is still buffered, here, where a failure can be told: Python would exit 120 with a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError) as error:
+            with suppress(OSError, ValueError):
+                devnull = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(devnull, stream.fileno())
+                os.close(devnull)
+                stream.flush()
+            if not isinstance(error, (BrokenPipeError, ValueError)):
+                code = report(error, json=False)
+    return code
+
+
+if __name__ == "__main__":
+    main()

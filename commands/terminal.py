@@ -1,0 +1,193 @@
+"""What every command shares: where its words go, and how it ends.
+
+    def ls(json: JsonOption = False) -> None:
+        with terminal(json) as out:
+            ...
+            out.table(["run", "step"], rows)        # people; nothing with --json
+            out.document({"runs": [...]})           # programs; nothing without --json
+
+The answer goes to stdout, everything else to stderr (`out.say`, `out.err`). A failure is raised as an `AifxError`; a verdict
+is `raise SystemExit(1)`. Nothing here imports more than it needs: `aifx --help` must be quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import json as json_module
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO
+
+from aifx.commands.failures import as_error, is_debugging, print_traceback
+from aifx.errors import AifxError, ExitCode
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+SCHEMA_VERSION = 1
+
+
+@contextmanager
+def terminal(json: bool = False) -> Iterator[Output]:
+    """Runs a command's body and turns whatever it raises into an exit code (docs/exit-codes.md)."""
+    out = Output(json)
+    try:
+        yield out
+        out.flush()
+    except SystemExit:
+        out.flush()
+        raise
+    except BaseException as error:
+        raise SystemExit(report(error, json=json)) from None
+
+
+class Output:
+    """Where a command's words go.
+
+    Attributes:
+        json: whether stdout carries one JSON document and nothing else.
+    """
+
+    def __init__(self, json: bool = False) -> None:
+        self.json = json
+        self._document: str | None = None
+
+    @functools.cached_property
+    def out(self) -> Console:
+        """stdout, for people. Text is taken as it is: styles are given as rich objects, not as [markup]."""
+        from aifx.commands.consoles import make_console
+
+        return make_console(stderr=False)
+
+    @functools.cached_property
+    def err(self) -> Console:
+        """stderr: progress, panels, remarks. It never raises because nobody listens."""
+        from aifx.commands.consoles import make_console
+
+        return make_console(stderr=True)
+
+    @property
+    def animated(self) -> bool:
+        """Whether stderr is a terminal on which something may move."""
+        return self.err.is_terminal and not self.err.is_dumb_terminal
+
+    def document(self, document: Mapping[str, Any]) -> None:
+        """The answer for programs: with --json, the one document on stdout, written when the command ends well or with a
+        verdict. Adds `schema_version`; a number that is not finite becomes null."""
+        if self.json:
+            assert self._document is None, "a command answers with one document"
+            self._document = to_json({"schema_version": SCHEMA_VERSION, **document})
+
+    def print(self, *parts: RenderableType) -> None:
+        """The answer for people: a line of text or a rich object on stdout. Nothing with --json."""
+        if not self.json:
+            self.out.print(*parts, soft_wrap=all(isinstance(part, str) for part in parts))
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = ()) -> None:
+        """A table on stdout; None is shown as "-". Off a terminal no cell is cut. Nothing with --json.
+
+        Args:
+            right: the columns whose cells stand at the right, as numbers do.
+        """
+        if self.json:
+            return
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        numbers = set(right)
+        for column in columns:
+            table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*("-" if cell is None else str(cell) for cell in row))
+        self.out.print(table, width=None if self.out.is_terminal else 10_000)
+
+    def say(self, text: str) -> None:
+        """A word on what is going on, on stderr."""
+        self.err.print(text, soft_wrap=True)
+
+    def write(self, text: str) -> None:
+        """Raw text on stdout at once, for an answer that streams. Raises BrokenPipeError when the reader has gone, which ends
+        the command quietly."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def flush(self) -> None:
+        """Writes the document, if there is one."""
+        if self._document is not None:
+            text, self._document = self._document, None
+            with suppress(BrokenPipeError):
+                sys.stdout.write(text + "\n")
+                sys.stdout.flush()
+
+
+def report(error: BaseException, *, json: bool) -> int:
+    """Tells a failure and returns its exit code: three lines on stderr, or with `json` one document on stdout."""
+    if isinstance(error, BrokenPipeError):
+        return ExitCode.OK  # the reader had enough, as `head` has: nothing to tell, and nobody to tell it to
+    if code := getattr(error, "exit_code", None) if type(error).__name__ == "Exit" else None:
+        return int(code)  # typer.Exit
+    if is_debugging():
+        print_traceback(error)
+    failure = as_error(error)
+    with suppress(BrokenPipeError):
+        if json:
+            sys.stdout.write(to_json({"schema_version": SCHEMA_VERSION, "error": failure_document(failure)}) + "\n")
+            sys.stdout.flush()
+        else:
+            sys.stderr.write(failure_text(failure, colored=is_colored(sys.stderr)))
+            sys.stderr.flush()
+    return int(failure.exit_code)
+
+
+def failure_document(failure: AifxError) -> dict[str, Any]:
+    """The `error` of the document that a failure is with --json."""
+    return {"what": failure.what, "why": failure.why, "hint": failure.hint, "exit_code": int(failure.exit_code)}
+
+
+def failure_text(failure: AifxError, *, colored: bool = False) -> str:
+    """What failed, why, and what to type next; control characters made visible."""
+
+    def paint(text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if colored else text
+
+    lines = [f"{paint('error:', '1;31')} {printable(failure.what)}"]
+    lines += [f"  {printable(line)}" for line in failure.why.splitlines() if line.strip()]
+    if failure.hint:
+        lines.append(f"{paint('hint:', '1;36')} {printable(failure.hint)}")
+    return "\n".join(lines) + "\n"
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with nothing in it that would steer a terminal."""
+    text = " ".join(text.split("\n"))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def is_colored(stream: TextIO) -> bool:
+    """Whether `stream` takes colour: a terminal that is not dumb, unless NO_COLOR (https://no-color.org) is set."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()
+
+
+def to_json(document: Any) -> str:
+    """JSON on several lines, valid everywhere: NaN and infinities are null."""
+    return json_module.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """NumPy and jax scalars and arrays as Python's own, everything else (paths) as text."""
+    return _finite(value.tolist()) if hasattr(value, "tolist") else str(value)
