@@ -200,7 +200,7 @@ def _held_out(images: np.ndarray, fraction: float) -> np.ndarray:
 
 def _noise(seed: int, places: range) -> np.ndarray:
     """Three random numbers in [0, 1) for each place of the training: float64 [places, 3]."""
-    x = np.array(places, np.uint64)[:, None] * np.uint64(3) + np.arange(3, dtype=np.uint64)
+    x: np.ndarray = np.array(places, np.uint64)[:, None] * np.uint64(3) + np.arange(3, dtype=np.uint64)
     # splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014): any place at once.
     x += np.uint64(derived_seed("augment", seed) << 32)
     x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)

@@ -9,6 +9,7 @@ meta.json is there: builders write beside it and rename. For each split it holds
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -33,7 +34,7 @@ from aifx.data.tokenizer import Tokenizer
 from aifx.errors import DataError, EnvironmentFault
 
 FORMAT = 1
-BATCH_CHARACTERS = 1 << 22
+BATCH_CHARACTERS = (os.cpu_count() or 1) << 18  # several pieces a core
 STRAY_AFTER_S = 24 * 3600.0
 
 
@@ -57,50 +58,65 @@ class SplitTokens:
         return max(len(self.tokens) - 1, 0)
 
 
+@dataclass(frozen=True)
 class TokenStore:
-    """An opened store. `path` may hold indices besides, which can be made again (see `packing`)."""
+    """An opened store. Its folder may hold indices besides, which can be made again (see `sequences`)."""
 
-    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
-        self.path = path
-        self._meta = meta
-
-    def split(self, split: Split) -> SplitTokens:
-        about = self._meta["splits"][split]
-        tokens, documents = (np.load(self.path / name, mmap_mode="r") for name in _file_names(split))
-        return SplitTokens(tokens, documents, about["closed"], about["num_bytes"])
+    path: Path
+    splits: dict[Split, SplitTokens]
 
 
 def open_store(path: Path) -> TokenStore | None:
     """The store at `path`, or None where there is none that is whole."""
+    splits: dict[Split, SplitTokens] = {}
     try:
         meta = json.loads((path / "meta.json").read_bytes())
-        sizes = {name: (path / name).stat().st_size for split in SPLITS for name in _file_names(split)}
-        whole = meta["format"] == FORMAT and meta["sizes"] == sizes
-        store = TokenStore(path, meta)
         for split in SPLITS:
-            store.split(split)
-    except (OSError, ValueError, KeyError, TypeError):
+            tokens, documents = (np.load(path / name, mmap_mode="r") for name in _file_names(split))
+            splits[split] = SplitTokens(tokens, documents, **meta["splits"][split])
+        whole = meta["format"] == FORMAT and meta["sizes"] == _sizes(path)
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
-    return store if whole else None
+    return TokenStore(path, splits) if whole else None
 
 
 def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
     """Encodes `corpus` into a store at `path`. Another process that builds the same one does no harm."""
-    with new_folder(path) as folder:
-        dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-        writers = {split: _SplitWriter(folder, split, np.dtype(dtype), tokenizer.eos_id) for split in SPLITS}
+    with cache_folder(path.parent):
+        _sweep(path.parent)
+        folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
+    try:
+        dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+        writers = {split: _SplitWriter(folder, split, dtype, tokenizer.eos_id) for split in SPLITS}
         for split, piece, ids in _encoded(corpus, tokenizer):
             writers[split].write(piece, ids)
         splits = {split: writer.finish() for split, writer in writers.items()}
         if not corpus.unchanged():
             raise DataError(f"{corpus.names('train')} changed while it was read", "", "run it again when it is written")
-        sizes = {name: (folder / name).stat().st_size for split in SPLITS for name in _file_names(split)}
-        meta = {"format": FORMAT, "sizes": sizes, "splits": splits}
+        meta = {"format": FORMAT, "sizes": _sizes(folder), "splits": splits}
         write_synced(folder / "meta.json", json.dumps(meta, indent=1).encode())
-    store = open_store(path)
-    if store is None:
-        raise EnvironmentFault(f"{path} was written and cannot be read", "something else writes there", f"rm -r {path}")
-    return store
+        return _put(folder, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put(folder: Path, path: Path) -> TokenStore:
+    """Makes `folder` the store at `path`, unless one that is whole came there first."""
+    for _ in range(10):
+        with contextlib.suppress(OSError):
+            os.rename(folder, path)
+        if store := open_store(path):
+            return store
+        # Something damaged is in the way.
+        aside = tempfile.mkdtemp(prefix=f"{path.name}.tmp-damaged-", dir=path.parent)
+        with contextlib.suppress(OSError):
+            os.rename(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    raise EnvironmentFault(f"{path} cannot be put in place", "something else writes there", f"rm -r {path}")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for split in SPLITS for name in _file_names(split)}
 
 
 def _file_names(split: Split) -> tuple[str, str]:
@@ -185,28 +201,14 @@ class _SplitWriter:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` at the end, unless another process put its own there first.
-
-    What was at `path` before, being damaged, is removed. Raises EnvironmentFault where the cache cannot be written.
-    """
+def cache_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder of the cache for what is written inside. Raises EnvironmentFault where it cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
-        shutil.rmtree(path, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         hint = "AIFX_CACHE_DIR=/path/to/write/to aifx train"
-        raise EnvironmentFault(f"{path.parent} cannot be written", error.strerror or "", hint) from error
-    try:
-        yield folder
-        try:
-            os.rename(folder, path)
-        except OSError:
-            if not path.is_dir():
-                raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        raise EnvironmentFault(f"{folder} cannot be written", error.strerror or "", hint) from error
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -12,7 +12,7 @@ from aifx.data.base import Batch, Split
 from aifx.data.corpus import SPLITS, Corpus, open_corpus
 from aifx.data.order import Shuffle
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
-from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, open_store, write_synced
+from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_folder, open_store, write_synced
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
 from aifx.errors import ConfigError, DataError
 from aifx.project import Project, cache_path
@@ -83,11 +83,11 @@ class TextData:
 
     def num_tokens(self, split: Split) -> int:
         """Targets of the split: the tokens of its text, and one for each document that ends in it."""
-        return self.store.split(split).num_targets
+        return self.store.splits[split].num_targets
 
     def num_bytes(self, split: Split) -> int:
         """Bytes of the split's text, as UTF-8."""
-        return self.store.split(split).num_bytes
+        return self.store.splits[split].num_bytes
 
     def _tokens(self, split: Split) -> SplitTokens:
         if not self.corpus.has(split):
@@ -96,7 +96,7 @@ class TextData:
                 f"data.{split}_fraction is 0 and data.{split} names no files",
                 f"aifx train --set data.{split}_fraction=0.1",
             )
-        return self.store.split(split)
+        return self.store.splits[split]
 
 
 def open_text(section: LanguageDataSection, project: Project, assets: Path, *, say: Say) -> TextData:
@@ -121,7 +121,7 @@ def open_text(section: LanguageDataSection, project: Project, assets: Path, *, s
     tokenizer.bytes_per_token = _bytes_per_token(store)
     for split in SPLITS:
         if corpus.has(split):
-            _check_length(split, store.split(split), section, corpus)
+            _check_length(split, store.splits[split], section, corpus)
     how = (section.seq_len, section.packing, section.eval_stride)
     return TextData(tokenizer, _hexdigest("text", digest, *how), section, corpus, store)
 
@@ -148,14 +148,15 @@ def _trained(section: LanguageDataSection, corpus: Corpus, say: Say) -> Tokenize
         say(f"training the tokenizer on {corpus.names('train')}")
     texts = (piece.text for split, piece in corpus.pieces() if split == "train")
     tokenizer = Tokenizer(train_tokenizer(texts, section.vocab_size), str(cached))
-    write_synced(cached, tokenizer.data)
+    with cache_folder(cached.parent):
+        write_synced(cached, tokenizer.data)
     return tokenizer
 
 
 def _bytes_per_token(store: TokenStore) -> float:
     """Of the split that is reported: the test, or where there is none validation, or train."""
     for split in reversed(SPLITS):
-        tokens = store.split(split)
+        tokens = store.splits[split]
         if text_tokens := len(tokens.tokens) - len(tokens.documents) + (0 if tokens.closed else 1):
             return tokens.num_bytes / text_tokens
     return 1.0

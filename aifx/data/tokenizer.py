@@ -46,6 +46,8 @@ class Tokenizer:
         self._inner.encode_special_tokens = True
         self._inner.no_padding()
         self._inner.no_truncation()
+        if getattr(self._inner.model, "dropout", None):  # it would encode the same text differently each time
+            self._inner.model.dropout = None
         self.is_byte_level = _is_byte_level(self._description)
         self.bytes_per_token = 1.0  # of a tokenizer that is not byte-level: measured on the data, see `open_text`
 
@@ -120,14 +122,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 def _is_byte_level(description: dict[str, Any]) -> bool:
-    """Whether the tokens of any text are its bytes, each once: no normalizer, no space put before."""
-    if description.get("normalizer") or description["model"].get("type") != "BPE":
+    """Whether the tokens of any text are its bytes, each once: no normalizer, no space put before, no byte unknown."""
+    model = description["model"]
+    if description.get("normalizer") or model.get("type") != "BPE":
+        return False
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return False
     steps = description.get("pre_tokenizer") or {}
-    parts = steps.get("pretokenizers", [steps])
-    *splits, last = parts
+    *splits, last = steps.get("pretokenizers", [steps])
     return (
         last.get("type") == "ByteLevel"
         and not last.get("add_prefix_space")
         and all(part.get("type") == "Split" and part.get("behavior") == "Isolated" for part in splits)
+        and model["vocab"].keys() >= set(pre_tokenizers.ByteLevel.alphabet())
     )
