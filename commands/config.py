@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -81,7 +81,7 @@ def schema() -> None:
 
 @app.command()
 def keys(
-    section: Annotated[Optional[str], typer.Argument(help="Only this section.", show_default=False)] = None,  # noqa: UP045
+    section: Annotated[str | None, typer.Argument(help="Only this section.", show_default=False)] = None,
     json: JsonOption = False,
 ) -> None:
     """List what aifx.toml takes: each key, its values, its default and what it does.

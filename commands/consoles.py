@@ -12,7 +12,7 @@ from aifx.commands.terminal import is_colored
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """rich would exit 1, which reads as a bad verdict. Here the rest goes to nobody and the command ends as it would."""
+        """rich would exit 1, a bad verdict. Here the rest goes to nobody and the command ends as it would have."""
         self.quiet = True
         stream = sys.stderr if self.stderr else sys.stdout
         devnull = os.open(os.devnull, os.O_WRONLY)
@@ -21,7 +21,7 @@ class _Console(Console):
 
 
 def make_console(*, stderr: bool) -> Console:
-    """A console on stdout or stderr without markup, emoji or guessed highlighting; plain text unless colour is wanted."""
+    """A console on stdout or stderr without markup, emoji or guessed highlighting; plain unless colour is wanted."""
     console = _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
     if not is_colored(console.file):  # type: ignore[arg-type]
         console._color_system = None  # with `color_system=None` alone, rich would still write bold

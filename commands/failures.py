@@ -50,8 +50,6 @@ def as_error(error: BaseException) -> AifxError:
     if hasattr(error, "format_message"):  # typer's usage errors, whose classes it keeps to itself
         return usage_error(error)
     for cause in _causes(error):
-        if isinstance(cause, AifxError):
-            return cause
         if known := _of_the_machine(cause):
             return known
     return _bug(error)
@@ -102,7 +100,8 @@ def usage_error(error: Any) -> UsageError:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "aifx"
     hint = f"{command} --help"
-    if (option := getattr(error, "option_name", None)) and type(error).__name__ == "NoSuchOption":
+    option = getattr(error, "option_name", None)
+    if context and option and type(error).__name__ == "NoSuchOption":
         known = [
             name for p in context.command.get_params(context) if not getattr(p, "hidden", False) for name in p.opts
         ]
@@ -131,10 +130,8 @@ def _bug(error: BaseException) -> AifxError:
         why = f"this is not your mistake; the details are in {_write_report(error)}"
         hint = "send that file to the people who maintain aifx; --debug shows the traceback"
     except OSError as fault:
-        why, hint = (
-            f"this is not your mistake; no report could be written ({fault})",
-            "run it again with --debug and send what it shows",
-        )
+        why = f"this is not your mistake; no report could be written ({fault})"
+        hint = "run it again with --debug and send what it shows"
     return AifxError(what, why, hint, exit_code=ExitCode.BUG)
 
 

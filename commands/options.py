@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -11,12 +11,12 @@ from aifx.commands.completion import complete_run, complete_setting
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else, for scripts.")]
 
 RunOption = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    str | None,
     typer.Option("--run", metavar="NAME", help="Name of the run.", show_default=False, autocompletion=complete_run),
 ]
 
 SetOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",

@@ -6,8 +6,8 @@
             out.table(["run", "step"], rows)        # people; nothing with --json
             out.document({"runs": [...]})           # programs; nothing without --json
 
-The answer goes to stdout, everything else to stderr (`out.say`, `out.err`). A failure is raised as an `AifxError`; a verdict
-is `raise SystemExit(1)`. Nothing here imports more than it needs: `aifx --help` must be quick.
+The answer goes to stdout, everything else to stderr (`out.say`, `out.err`). A failure is raised as an `AifxError`; a
+verdict is `raise SystemExit(1)`. Nothing here imports more than it needs: `aifx --help` must be quick.
 """
 
 from __future__ import annotations
@@ -75,8 +75,10 @@ class Output:
         return self.err.is_terminal and not self.err.is_dumb_terminal
 
     def document(self, document: Mapping[str, Any]) -> None:
-        """The answer for programs: with --json, the one document on stdout, written when the command ends well or with a
-        verdict. Adds `schema_version`; a number that is not finite becomes null."""
+        """The answer for programs: with --json the one document on stdout, written when the command ends in order.
+
+        Adds `schema_version`; a number that is not finite becomes null.
+        """
         if self.json:
             assert self._document is None, "a command answers with one document"
             self._document = to_json({"schema_version": SCHEMA_VERSION, **document})
@@ -109,8 +111,10 @@ class Output:
         self.err.print(text, soft_wrap=True)
 
     def write(self, text: str) -> None:
-        """Raw text on stdout at once, for an answer that streams. Raises BrokenPipeError when the reader has gone, which ends
-        the command quietly."""
+        """Raw text on stdout at once, for an answer that streams.
+
+        Raises BrokenPipeError when the reader has gone; `terminal` then ends the command quietly.
+        """
         sys.stdout.write(text)
         sys.stdout.flush()
 
