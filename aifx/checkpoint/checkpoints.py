@@ -1,0 +1,256 @@
+"""The checkpoints of a run: saved beside the training, verified when read, kept by age and by merit."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aifx.checkpoint import folders
+from aifx.checkpoint.background import Background
+from aifx.checkpoint.capture import HostCopies
+from aifx.checkpoint.digest import array_digest, array_digests, digest_in_order, in_order
+from aifx.checkpoint.faults import while_reading, while_writing
+from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
+from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifest, step_directories
+from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
+from aifx.checkpoint.placing import check_fit, place
+from aifx.checkpoint.retention import kept, ranked
+from aifx.checkpoint.storage import load_orbax, read_arrays, write_checkpoint
+from aifx.config.sections import CheckpointSection
+from aifx.errors import CheckpointError
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A state as it was saved."""
+
+    step: int
+    state: Tree
+    host: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What reading a checkpoint afresh found."""
+
+    state_digest: str
+    damaged: tuple[str, ...]  # names of arrays whose bytes are not those that were saved
+
+
+class Checkpoints:
+    """The checkpoints in one folder.
+
+    Any process may read while another trains. Saving, and setting damaged checkpoints aside, is for the process that
+    holds the run; its first such call removes what a killed process left.
+
+    Args:
+        before_commit: called in the saving thread before a checkpoint counts: what must then be on the disk (metrics).
+        on_commit: called in the saving thread once it does.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        section: CheckpointSection,
+        *,
+        before_commit: Callable[[], None] = lambda: None,
+        on_commit: Callable[[CheckpointInfo], None] = lambda _: None,
+    ) -> None:
+        self.directory = directory
+        self.section = section
+        self._before_commit = before_commit
+        self._on_commit = on_commit
+        self._background = Background("checkpoint")
+        self._copies = HostCopies()
+        self._cleaned = False
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, in order."""
+        return list(step_directories(self.directory))
+
+    def latest(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step of lowest validation loss among the checkpoints; None where none was validated."""
+        return next(iter(ranked({i.step: i.validation_loss for i in self.infos()})), None)
+
+    def infos(self) -> list[CheckpointInfo]:
+        """What each checkpoint says of itself, by step, without reading arrays."""
+        return list_checkpoints(self.directory)
+
+    def info(self, step: int) -> CheckpointInfo:
+        """Raises CheckpointError where there is no such checkpoint."""
+        self._folder(step)
+        return next(i for i in self.infos() if i.step == step)
+
+    @property
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written now."""
+        return self._background.busy
+
+    def prepare(self) -> None:
+        """Import Orbax in the background, so that the first save or restore does not wait for that."""
+        threading.Thread(target=load_orbax, name="import orbax", daemon=True).start()
+
+    def save(
+        self,
+        step: int,
+        state: Tree,
+        *,
+        host: Mapping[str, Any],
+        validation_loss: float | None = None,
+        force: bool = False,
+    ) -> None:
+        """Save `state` as the checkpoint of `step`; the arrays may be donated when this returns.
+
+        Writing goes on in the background unless the configuration says otherwise. What was being written is waited for
+        first, and what it raised is raised here: EnvironmentFault when the disk was full. A step that is there already
+        stays as it is, unless `force`.
+        """
+        self._own()
+        self._background.wait()
+        if not force and step in step_directories(self.directory):
+            return
+        arrays = self._copies.take(flat_names(state))
+        self._background.start(partial(self._write, step, arrays, dict(host), validation_loss))
+        if not self.section.asynchronous:
+            self._background.wait()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether everything is saved, waiting up to `timeout_s`. Raises what a save raised."""
+        return self._background.wait(timeout_s)
+
+    def check(self) -> None:
+        """Raise what a save in the background raised, without waiting for one that is not done."""
+        self._background.check()
+
+    def close(self) -> None:
+        """Wait for what is being written. Raises what it raised."""
+        self._background.wait()
+
+    def restore(self, step: int, abstract: Tree) -> tuple[Tree, dict[str, Any]]:
+        """The state in the structure, shapes and shardings of `abstract`, and what the host saved beside it.
+
+        `abstract` may hold some of the top-level parts alone ({"params": ...}); nothing else is read then. The digest
+        of every array is verified. Raises CheckpointError when the checkpoint is missing, damaged (`Damaged`) or does
+        not fit.
+        """
+        folder = self._folder(step)
+        manifest = read_manifest(folder)
+        wanted = flat_names(abstract)
+        check_fit(folder, manifest, wanted)
+        arrays = _read(folder, manifest, list(wanted))
+        found = array_digests(arrays, workers=4)
+        _raise_if_damaged(folder, [name for name, digest in found.items() if digest != manifest.arrays[name].sha256])
+        return from_named(nest(place(arrays, wanted)), abstract), dict(manifest.host)
+
+    def restore_params(self, step: int, abstract_params: Tree) -> Tree:
+        """The parameters alone; the optimizer's state is not read."""
+        return self.restore(step, {"params": abstract_params})[0]["params"]
+
+    def latest_good(self, abstract: Tree, *, say: Callable[[str], None] = lambda _: None) -> Restored | None:
+        """The newest checkpoint that is whole, or None. Damaged ones newer than it are set aside, and that is said."""
+        self._own()
+        for step in reversed(self.steps()):
+            try:
+                state, host = self.restore(step, abstract)
+            except Damaged as e:
+                aside = folders.set_aside(self.directory, step)
+                say(f"the checkpoint of step {step} is damaged ({e.why}); it was set aside as {aside.name}")
+                continue
+            return Restored(step, state, host)
+        return None
+
+    def verify(self, step: int) -> Verification:
+        """Read every array afresh and hold it against its digest. Raises `Damaged` for what cannot be read at all."""
+        folder = self._folder(step)
+        manifest = read_manifest(folder)
+        damaged: list[str] = []
+
+        def read() -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+            for names in _batches(manifest):
+                for name, array in _read(folder, manifest, names).items():
+                    if array_digest(array) != manifest.arrays[name].sha256:
+                        damaged.append(name)
+                    yield name, array
+
+        return Verification(digest_in_order(read()), tuple(damaged))
+
+    def digest(self, step: int) -> str:
+        """The state's digest, computed from what is on the disk. Raises `Damaged` where that is not what was saved."""
+        verification = self.verify(step)
+        _raise_if_damaged(self._folder(step), list(verification.damaged))
+        return verification.state_digest
+
+    def _folder(self, step: int) -> Path:
+        there = step_directories(self.directory)
+        if step not in there:
+            have = f"there is {', '.join(map(str, there))}" if there else "there is none"
+            raise CheckpointError(f"no checkpoint of step {step} in {self.directory}", have, "aifx ckpt ls")
+        return there[step]
+
+    def _own(self) -> None:
+        if not self._cleaned:
+            folders.clean(self.directory)
+            self._cleaned = True
+
+    def _write(self, step: int, arrays: Arrays, host: dict[str, Any], validation_loss: float | None) -> None:
+        size = sum(a.nbytes for a in arrays.values())
+        try:
+            place = folders.prepare(self.directory, step)
+            digests = array_digests(arrays)
+            entries = {n: ArrayEntry(a.dtype.name, a.shape, digests[n]) for n, a in arrays.items()}
+            write_checkpoint(place, arrays, Manifest(step, time.time(), validation_loss, size, entries, host))
+            self._before_commit()
+            folders.commit(self.directory, step)
+            losses = {i.step: i.validation_loss for i in self.infos()}
+            for old in losses.keys() - kept(losses, self.section.keep_last, self.section.keep_best):
+                folders.remove(self.directory, old)
+        except BaseException as e:
+            folders.discard(self.directory, step)
+            raise while_writing(e, self.directory, step, size) from e
+        self._on_commit(self.info(step))
+
+
+def _read(folder: Path, manifest: Manifest, names: list[str]) -> Arrays:
+    try:
+        return read_arrays(folder, manifest, names)
+    except Exception as e:
+        if not folder.exists():
+            raise CheckpointError(
+                f"checkpoint {folder} was removed while it was read", "newer ones took its place"
+            ) from e
+        raise while_reading(e, folder) from e
+
+
+def _batches(manifest: Manifest, limit_bytes: int = 1 << 30) -> Iterator[list[str]]:
+    """The names in order, in groups that need about `limit_bytes` of memory."""
+    group: list[str] = []
+    size = 0
+    for name in in_order(manifest.arrays):
+        entry = manifest.arrays[name]
+        group.append(name)
+        size += entry.size * np.dtype(entry.dtype).itemsize
+        if size >= limit_bytes:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _raise_if_damaged(folder: Path, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise Damaged(
+            f"checkpoint {folder} is damaged", f"bytes differ from what was saved: {', '.join(names[:3])}{more}"
+        )

@@ -1,0 +1,78 @@
+"""The folders of checkpoints: a step appears whole by one rename, and leaves by one.
+
+While step 100 is written, `100.orbax-checkpoint-tmp/100` holds it. Whatever ends in `.orbax-checkpoint-tmp` is no
+checkpoint, and is removed by the next process that holds the run.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from aifx.checkpoint.manifest import DAMAGED_SUFFIX, TEMPORARY_SUFFIX
+from aifx.runs.files import sync_directory
+
+_REPLACED = "replaced"
+
+
+def prepare(directory: Path, step: int) -> Path:
+    """An empty temporary folder's place for `step` to be written to; it does not exist yet, its parent does."""
+    temporary = _temporary(directory, step)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary / str(step)
+
+
+def commit(directory: Path, step: int) -> None:
+    """Make the prepared `step` a checkpoint, in place of one that may be there."""
+    temporary, final = _temporary(directory, step), directory / str(step)
+    if final.exists():
+        # Killed between the two renames, `clean` puts the old one back.
+        final.rename(temporary / _REPLACED)
+    (temporary / str(step)).rename(final)
+    sync_directory(directory)
+    shutil.rmtree(temporary)
+
+
+def discard(directory: Path, step: int) -> None:
+    """Give up the prepared `step`, as far as the disk lets us."""
+    _put_back(_temporary(directory, step))
+    shutil.rmtree(_temporary(directory, step), ignore_errors=True)
+
+
+def remove(directory: Path, step: int) -> None:
+    """Delete the checkpoint of `step`; it is gone at once even if deleting its files is cut short."""
+    doomed = directory / f"{step}.removed{TEMPORARY_SUFFIX}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    (directory / str(step)).rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def set_aside(directory: Path, step: int) -> Path:
+    """Rename a damaged checkpoint out of the way; returns where it is now."""
+    target = directory / f"{step}{DAMAGED_SUFFIX}"
+    number = 2
+    while target.exists():
+        target = directory / f"{step}{DAMAGED_SUFFIX}-{number}"
+        number += 1
+    (directory / str(step)).rename(target)
+    sync_directory(directory)
+    return target
+
+
+def clean(directory: Path) -> None:
+    """Remove what a killed process left half-written or half-removed. Only for the process that holds the run."""
+    for temporary in sorted(directory.glob(f"*{TEMPORARY_SUFFIX}")):
+        _put_back(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(directory: Path, step: int) -> Path:
+    return directory / f"{step}{TEMPORARY_SUFFIX}"
+
+
+def _put_back(temporary: Path) -> None:
+    replaced = temporary / _REPLACED
+    final = temporary.with_name(temporary.name.removesuffix(TEMPORARY_SUFFIX))
+    if replaced.is_dir() and not final.exists():
+        replaced.rename(final)

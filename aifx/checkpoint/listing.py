@@ -1,0 +1,39 @@
+"""What checkpoints say of themselves, read from their manifests alone: neither jax nor Orbax is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aifx.checkpoint.manifest import Damaged, read_manifest, step_directories
+from aifx.checkpoint.retention import ranked
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """One checkpoint in a line. Of a damaged manifest only `step` and `damaged` are known."""
+
+    step: int
+    saved_at: float | None = None  # Unix time
+    validation_loss: float | None = None
+    num_parameters: int = 0  # elements under params
+    num_arrays: int = 0
+    size_bytes: int = 0  # of the arrays
+    is_best: bool = False
+    damaged: str | None = None  # why the manifest cannot be read
+
+
+def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
+    """The checkpoints in `directory` by step."""
+    manifests = {step: _read(folder) for step, folder in step_directories(directory).items()}
+    best = ranked({i.step: i.validation_loss for i in manifests.values()})[:1]
+    return [i if i.step not in best else CheckpointInfo(**{**vars(i), "is_best": True}) for i in manifests.values()]
+
+
+def _read(folder: Path) -> CheckpointInfo:
+    step = int(folder.name)
+    try:
+        m = read_manifest(folder)
+    except Damaged as e:
+        return CheckpointInfo(step, damaged=e.why)
+    return CheckpointInfo(step, m.saved_at, m.validation_loss, m.num_parameters, len(m.arrays), m.size_bytes)

@@ -1,0 +1,113 @@
+"""`manifest/manifest.json` of a checkpoint: what it holds, the digest of every array, and what the host kept besides.
+
+Reading it needs neither jax nor Orbax, so that listing checkpoints is quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aifx.errors import CheckpointError
+from aifx.runs.files import plain
+
+FORMAT = 1
+ITEM = "manifest"
+FILE = "manifest.json"
+TEMPORARY_SUFFIX = ".orbax-checkpoint-tmp"
+DAMAGED_SUFFIX = ".damaged"
+
+
+class Damaged(CheckpointError):
+    """A checkpoint is not what was saved: a file is missing, torn or altered."""
+
+
+@dataclass(frozen=True)
+class ArrayEntry:
+    """One array of a checkpoint."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    step: int
+    saved_at: float  # Unix time
+    validation_loss: float | None
+    size_bytes: int  # of the arrays
+    arrays: Mapping[str, ArrayEntry]  # by name
+    host: Mapping[str, Any]  # JSON of the training loop: early stopping, tokens seen
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of the arrays under `params`."""
+        return sum(entry.size for name, entry in self.arrays.items() if name.split("/")[0] == "params")
+
+    def to_json(self) -> dict[str, Any]:
+        body = plain(
+            {
+                "format": FORMAT,
+                "step": self.step,
+                "saved_at": self.saved_at,
+                "validation_loss": self.validation_loss,
+                "size_bytes": self.size_bytes,
+                "arrays": {n: {"dtype": a.dtype, "shape": a.shape, "sha256": a.sha256} for n, a in self.arrays.items()},
+                "host": self.host,
+            }
+        )
+        return {**body, "checksum": _checksum(body)}
+
+
+def manifest_path(directory: Path) -> Path:
+    return directory / ITEM / FILE
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of the checkpoint at `directory`. Raises Damaged when it is not as it was written."""
+    path = manifest_path(directory)
+    try:
+        doc = json.loads(path.read_bytes())
+        checksum = doc.pop("checksum")
+        if doc["format"] > FORMAT:
+            raise CheckpointError(
+                f"checkpoint {directory} has format {doc['format']}", f"this aifx reads format {FORMAT}"
+            )
+        if checksum != _checksum(doc):
+            raise ValueError("its checksum does not match its content")
+        arrays = {n: ArrayEntry(a["dtype"], tuple(a["shape"]), a["sha256"]) for n, a in doc["arrays"].items()}
+        loss = doc["validation_loss"]
+        return Manifest(doc["step"], doc["saved_at"], loss, doc["size_bytes"], arrays, doc["host"])
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        why = (
+            f"{FILE} is missing"
+            if isinstance(e, FileNotFoundError | NotADirectoryError)
+            else f"{FILE}: {e or type(e).__name__}"
+        )
+        raise Damaged(f"checkpoint {directory} is damaged", why) from e
+
+
+def step_directories(directory: Path) -> dict[int, Path]:
+    """Committed checkpoints in `directory` by step, in order."""
+    if not directory.is_dir():
+        return {}
+    found = {int(p.name): p for p in directory.iterdir() if p.name.isascii() and p.name.isdigit() and p.is_dir()}
+    return dict(sorted(found.items()))
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

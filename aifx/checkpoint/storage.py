@@ -1,0 +1,102 @@
+"""Arrays and a manifest on disk through Orbax. Everything here blocks; `Checkpoints` calls it from its own thread."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aifx.checkpoint.manifest import FILE, ITEM, Manifest
+from aifx.checkpoint.naming import nest
+from aifx.runs.files import sync_directory
+
+STATE = "state"
+"""The item of the checkpoint that holds the arrays: any Orbax program can restore it as a tree."""
+
+_importing = threading.Lock()
+
+
+def load_orbax() -> Any:
+    """`orbax.checkpoint`, imported when first needed (half a second), from any thread."""
+    with _importing:
+        orbax = importlib.import_module("orbax.checkpoint")
+    logger = logging.getLogger("absl")
+    if not any(isinstance(f, _WithoutOrbax) for f in logger.filters):
+        logger.addFilter(_WithoutOrbax())
+    return orbax
+
+
+def write_checkpoint(directory: Path, arrays: Mapping[str, np.ndarray[Any, Any]], manifest: Manifest) -> None:
+    """Write a checkpoint to `directory`, which must not exist, and make it survive a loss of power.
+
+    The arrays must not change until this returns.
+    """
+    ocp = load_orbax()
+    # Orbax refuses arrays without elements; the manifest says all there is to know of them.
+    state = nest({name: array for name, array in arrays.items() if array.size})
+    args = ocp.args.Composite(
+        **{STATE: ocp.args.PyTreeSave(state), ITEM: ocp.args.JsonSave(manifest.to_json())},
+    )
+    _checkpointer(ocp).save(directory, args=args)
+    sync_tree(directory)
+
+
+def read_arrays(directory: Path, manifest: Manifest, names: list[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays called `names` (all in the manifest) as they are on disk, not verified. Raises what Orbax raises."""
+    ocp = load_orbax()
+    entries = {name: manifest.arrays[name] for name in names}
+    stored = [name for name, entry in entries.items() if entry.size]
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    if stored:
+        wanted = nest({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored})
+        args = ocp.args.PyTreeRestore(item=nest(dict.fromkeys(stored, 0)), restore_args=wanted, partial_restore=True)
+        tree = _checkpointer(ocp).restore(directory, args=ocp.args.Composite(**{STATE: args}))[STATE]
+        found = {name: np.asarray(_at(tree, name)) for name in stored}
+    empty = {name: np.zeros(e.shape, np.dtype(e.dtype)) for name, e in entries.items() if not e.size}
+    return {name: found[name] if name in found else empty[name] for name in names}
+
+
+def sync_tree(directory: Path) -> None:
+    """fsync every file and folder below `directory`. Orbax does so for arrays, not for its small files."""
+    for folder, _, files in os.walk(directory):
+        for file in files:
+            handle = os.open(os.path.join(folder, file), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_directory(Path(folder))
+
+
+def _checkpointer(ocp: Any) -> Any:
+    types = ocp.type_handlers
+    registry = types.create_type_handler_registry(
+        (
+            np.ndarray,
+            types.NumpyHandler(deepcopy_host_arrays=False),
+        ),  # the copy is made before, into memory that is reused
+    )
+    # Trained weights hardly compress (8 % by zstd), and the cores it takes are the training's.
+    state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+    handlers = {STATE: state, ITEM: ocp.JsonCheckpointHandler(FILE)}
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
+
+
+def _at(tree: Mapping[str, Any], name: str) -> Any:
+    node: Any = tree
+    for part in name.split("/"):
+        node = node[part]
+    return node
+
+
+class _WithoutOrbax(logging.Filter):
+    """Keeps Orbax's own log off the terminal: its failures are raised as well, and then said in our words."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}checkpoint{os.sep}" not in record.pathname
