@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -102,3 +102,24 @@ def _exp(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def stream_text(tokenizer: Tokenizer, prompt_ids: Sequence[int], ids: Iterable[int]) -> Iterator[str]:
+    """The text of `ids` piece by piece, each piece whole characters: one that spans tokens waits for its last.
+
+    A token's text may depend on those before (a space that begins a word), so the end of the prompt is decoded along.
+    """
+    window = [i for i in prompt_ids[-8:] if i != tokenizer.eos_id]
+    told = tokenizer.decode(window)
+    for token in ids:
+        if token == tokenizer.eos_id:
+            break
+        window.append(token)
+        text = tokenizer.decode(window)
+        if len(text) > len(told) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(told) :]
+            window = window[-8:]
+            told = tokenizer.decode(window)
+    rest = tokenizer.decode(window)[len(told) :]
+    if rest:
+        yield rest

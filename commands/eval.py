@@ -1,0 +1,127 @@
+"""`aifx eval`: held-out metrics of a checkpoint, held against gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from aifx.commands.options import JsonOption, RunOption, SetOption
+from aifx.commands.terminal import Output, terminal
+from aifx.errors import ExitCode, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from aifx.data.base import Split
+    from aifx.evaluate import Report
+
+SPLITS: tuple[Split, ...] = ("test", "validation", "train")
+
+StepOption = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    typer.Option(
+        "--step", metavar="N|best|last", help="Which checkpoint; eval.checkpoint when not given.", show_default=False
+    ),
+]
+
+
+def eval_(
+    run: RunOption = None,
+    step: StepOption = None,
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--split",
+            metavar="test|validation|train",
+            help="Which part of the data; eval.split when not given.",
+            show_default=False,
+        ),
+    ] = None,
+    gate: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--gate",
+            metavar='"NAME OP NUMBER"',
+            help="A condition besides those of eval.gates. Can be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure a checkpoint on held-out data and hold it against its gates. Exits 1 when one fails.
+
+    Examples:
+        aifx eval
+        aifx eval --run main --step last --gate "bits_per_byte <= 2.1"
+        aifx eval --split validation --json
+        aifx eval --gate "per_class.Shirt.recall >= 0.6"
+
+    Without --run, the run that was written last. The report also lands in the run, as eval/<step>.json.
+    """
+    with terminal(json) as out:
+        which, at = parse_step(step)
+        chosen = parse_split(split)
+        from aifx.gates import parse_gate
+        from aifx.project import find_project
+
+        for expr in gate or ():
+            parse_gate(expr)  # refused before jax is loaded
+        project = find_project()
+        directory = project.existing_run(run)
+        from aifx.evaluate import evaluate
+
+        report = evaluate(
+            directory, project, split=chosen, gates=gate or (), step=at, which=which, overrides=set_ or (), say=out.say
+        )
+        out.document(report.document())
+        _show(out, report)
+        if not report.passed:
+            raise SystemExit(ExitCode.VERDICT)
+
+
+def parse_step(step: str | None) -> tuple[Any, int | None]:
+    """("best" or "last" or None, the step's number or None). Raises UsageError."""
+    if step is None or step in ("best", "last"):
+        return step, None
+    if not step.isascii() or not step.isdigit():
+        raise UsageError(f"--step {step!r} is no step", "a number, best or last", "aifx ckpt ls")
+    return None, int(step)
+
+
+def parse_split(split: str | None) -> Split | None:
+    """Raises UsageError for a split that does not exist."""
+    for known in SPLITS:
+        if split == known:
+            return known
+    if split is not None:
+        raise UsageError(f"--split {split!r} is no split", did_you_mean(split, SPLITS), "aifx eval --split test")
+    return None
+
+
+def _show(out: Output, report: Report) -> None:
+    out.print(f"run {report.run}, step {report.step}, {report.split} split")
+    numbers = {name: value for name, value in report.metrics.items() if isinstance(value, (int, float))}
+    out.table(["metric", "value"], [(name, _number(value)) for name, value in numbers.items()], right=["value"])
+    if isinstance(classes := report.metrics.get("per_class"), Mapping):
+        _show_classes(out, classes, report.metrics.get("confusion"))
+    if report.gates:
+        out.print("")
+        rows = [(g.expr, _number(g.value), "passed" if g.passed else "FAILED") for g in report.gates]
+        out.table(["gate", "value", "verdict"], rows, right=["value"])
+
+
+def _show_classes(out: Output, classes: Mapping[str, Mapping[str, float]], confusion: Any) -> None:
+    columns = list(next(iter(classes.values()), {}))
+    out.print("")
+    rows = [(name, *(_number(report[column]) for column in columns)) for name, report in classes.items()]
+    out.table(["class", *columns], rows, right=columns)
+    if isinstance(confusion, list):
+        out.print("\nconfusion: a row a class, a column what it was taken for")
+        out.table(
+            ["", *classes], [(name, *row) for name, row in zip(classes, confusion, strict=True)], right=list(classes)
+        )
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

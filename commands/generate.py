@@ -1,0 +1,134 @@
+"""`aifx generate`: text from a trained model."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from aifx.commands.eval import StepOption, parse_step
+from aifx.commands.options import JsonOption, RunOption, SetOption
+from aifx.commands.terminal import terminal
+from aifx.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aifx.config.sections import GenerateSection
+    from aifx.tasks import Trained
+    from aifx.tasks.language import LanguageTask
+
+
+def generate(
+    run: RunOption = None,
+    prompt: Annotated[
+        Optional[str],  # noqa: UP045 (typer reads it at run time)
+        typer.Option("--prompt", "-p", metavar="TEXT|-", help="Text to continue; - reads stdin.", show_default=False),
+    ] = None,
+    max_tokens: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--max-tokens", min=1, help="Tokens to write.", show_default=False),
+    ] = None,
+    temperature: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.", show_default=False),
+    ] = None,
+    top_k: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            "--top-k", min=0, help="Sample among this many likeliest tokens; 0 among all.", show_default=False
+        ),
+    ] = None,
+    top_p: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            "--top-p", help="Sample among the likeliest tokens of this total probability.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed writes the same text.")] = 0,
+    step: StepOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write text with a trained model, token by token as it comes.
+
+    Examples:
+        aifx generate --prompt "Call me Ishmael"
+        aifx generate --temperature 0 --max-tokens 50
+        echo "Thus spake the whale:" | aifx generate --prompt - --seed 7
+        aifx generate --run main --step last --json
+
+    What is not given comes from [generate] of the run's configuration. Without --run, the run that was written last.
+    """
+    with terminal(json) as out:
+        which, at = parse_step(step)
+        given = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        if top_p is not None and not 0.0 < top_p <= 1.0:
+            raise UsageError(
+                f"--top-p {top_p} is no probability", "more than 0, 1 at most", "aifx generate --top-p 0.95"
+            )
+        from aifx.project import find_project
+
+        project = find_project()
+        directory = project.existing_run(run)
+        if prompt == "-":
+            given["prompt"] = _read_stdin()
+        from aifx.tasks import open_trained
+
+        trained = open_trained(directory, project, step=at, which=which, overrides=set_ or (), say=out.say)
+        settings = trained.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
+        writing = _write(trained, _language(trained), settings, seed)
+        text = ""
+        if not json:
+            out.write(settings.prompt)
+        for piece in writing:
+            text += piece
+            if not json:
+                out.write(piece)
+        if not json:
+            out.write("\n")
+        out.document(
+            {"run": directory.name, "step": trained.step, "prompt": settings.prompt, "text": text, "seed": seed}
+            | {k: getattr(settings, k) for k in ("max_tokens", "temperature", "top_k", "top_p")}
+        )
+
+
+def _language(trained: Trained) -> LanguageTask:
+    from aifx.tasks.language import LanguageTask
+
+    if not isinstance(trained.task, LanguageTask):
+        kind = trained.config.task.kind
+        raise UsageError(
+            f"run {trained.run.name} cannot write text", f"its task is {kind}; a language model writes", "aifx eval"
+        )
+    return trained.task
+
+
+def _write(trained: Trained, task: LanguageTask, settings: GenerateSection, seed: int) -> Iterator[str]:
+    from aifx.generate import generate as generate_ids
+    from aifx.tasks.language import stream_text
+
+    tokenizer = task.tokenizer
+    prompt_ids = tokenizer.encode(settings.prompt) or [tokenizer.eos_id]
+    ids = generate_ids(
+        task.model,
+        trained.params,
+        prompt_ids,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        seed=seed,
+        eos_id=tokenizer.eos_id,
+    )
+    return stream_text(tokenizer, prompt_ids, ids)
+
+
+def _read_stdin() -> str:
+    """All of stdin, less the line end that `echo` puts after it."""
+    raw: Any = sys.stdin.buffer.read()
+    try:
+        return str(raw.decode("utf-8")).removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as err:
+        raise UsageError("the prompt on stdin is not UTF-8", str(err), "iconv -t UTF-8") from err
