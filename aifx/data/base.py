@@ -17,8 +17,13 @@ class BatchSource(Protocol):
     example once; the last is filled with rows whose `weights` are 0.
     """
 
-    batch_size: int  # rows of a global batch
-    num_batches: int | None
+    @property
+    def batch_size(self) -> int:
+        """Rows of a global batch."""
+        ...
+
+    @property
+    def num_batches(self) -> int | None: ...
 
     def read(self, step: int, rows: slice) -> Batch:
         """Rows `rows` of the global batch of `step` (steps count from 0). The same bytes whenever it is asked."""

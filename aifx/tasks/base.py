@@ -59,9 +59,7 @@ class Task(Protocol):
         """Batches of `train.global_batch_size` rows for training, of `eval.batch_size` otherwise."""
         ...
 
-    def objective(
-        self, params: Params, batch: Batch | Mapping[str, jax.Array], key: jax.Array, *, training: bool
-    ) -> Sums:
+    def objective(self, params: Params, batch: Mapping[str, jax.Array], key: jax.Array, *, training: bool) -> Sums:
         """Additive sums over the batch. Runs inside jit, in the dtype that the params were cast to."""
         ...
 

@@ -54,16 +54,14 @@ class LanguageTask(Task):
         rows = train.global_batch_size if split == "train" else self.config.eval.batch_size or train.global_batch_size
         return self.data.source(split, batch_size=rows, seed=train.seed)
 
-    def objective(
-        self, params: Params, batch: Batch | Mapping[str, jax.Array], key: jax.Array, *, training: bool
-    ) -> Sums:
+    def objective(self, params: Params, batch: Mapping[str, jax.Array], key: jax.Array, *, training: bool) -> Sums:
         """Sums over the batch: "loss" in nats over tokens, "bytes" of the text that the targets stand for."""
         outputs = self.model(
             params, batch["inputs"], segment_ids=batch.get("segment_ids"), positions=batch.get("positions")
         )
-        targets, weights = jnp.asarray(batch["targets"]), batch["weights"]
+        targets, weights = batch["targets"], batch["weights"]
         weight = weights.sum()
-        sums = {"loss": ((cross_entropy(outputs.logits, targets) * weights).sum(), weight)}
+        sums: Sums = {"loss": ((cross_entropy(outputs.logits, targets) * weights).sum(), weight)}
         if not training:
             sums["bytes"] = ((jnp.asarray(self._token_bytes)[targets] * weights).sum(), weight)
         return sums

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import traceback
 from pathlib import Path
+from typing import cast
 
 from aifx.config import Config, import_task
 from aifx.errors import AifxError, ConfigError
@@ -49,7 +50,7 @@ def task_class(kind: str, project: Project) -> type[Task]:
         raise ConfigError(f"{CONFIG_NAME}: task.kind = {kind!r} is not a class", f"it is {cls!r}", "docs/tasks.md")
     if lacking := [name for name in REQUIRED if not _brings(cls, name)]:
         raise _not_whole(kind, lacking)
-    return cls
+    return cast(type[Task], cls)
 
 
 def _brings(cls: type, name: str) -> bool:

@@ -49,12 +49,10 @@ class VisionTask(Task):
         rows = train.global_batch_size if split == "train" else self.config.eval.batch_size or train.global_batch_size
         return self.data.source(split, batch_size=rows, seed=train.seed)
 
-    def objective(
-        self, params: Params, batch: Batch | Mapping[str, jax.Array], key: jax.Array, *, training: bool
-    ) -> Sums:
+    def objective(self, params: Params, batch: Mapping[str, jax.Array], key: jax.Array, *, training: bool) -> Sums:
         """Sums over images: "loss" in nats, "accuracy", and when evaluating "confusion" [true, predicted]."""
         logits = self.model(params, batch["images"], key=key if training else None)
-        labels, weights = jnp.asarray(batch["labels"]), jnp.asarray(batch["weights"])
+        labels, weights = batch["labels"], batch["weights"]
         predicted = jnp.argmax(logits, axis=-1)
         weight = weights.sum()
         sums = {
