@@ -162,7 +162,7 @@ def _report_text(error: BaseException) -> str:
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{package} not installed")
     lines = [
-        "aifx failed in a way that nobody foresaw. Read this file before you send it: it holds your command line and paths.",
+        "aifx failed in a way that nobody foresaw. Read this before you send it: it holds your command line and paths.",
         f"time      {time.strftime('%Y-%m-%dT%H:%M:%S%z')}",
         f"command   {shlex.join(sys.argv)}",
         f"python    {platform.python_implementation()} {platform.python_version()}, {platform.platform()}",

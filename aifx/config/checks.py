@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from aifx.config.mistakes import Mistake
 from aifx.config.resolved import Config, OriginKind
 from aifx.config.sections import LanguageDataSection, LanguageModelSection, VisionDataSection
+from aifx.errors import UsageError
+from aifx.gates import parse_gate
 
 _RANK: dict[OriginKind, int] = {"default": 0, "preset": 1, "file": 2, "env": 3, "set": 4}
+
+
+def _rank(config: Config, key: str) -> int:
+    return _RANK[config.origin(key).kind]
 
 
 @dataclass(frozen=True)
@@ -22,18 +28,24 @@ class Clash:
 
     def mistake(self, config: Config) -> Mistake:
         """With the place of the key that was set last."""
-        blamed = max(self.keys, key=lambda key: _RANK[config.origin(key).kind])
+        blamed = max(self.keys, key=lambda key: _rank(config, key))
         where = config.origin(blamed).where
-        return Mistake("" if where == "default" else where, self.problem, self.reason, "aifx config show --origin")
+        return Mistake(
+            "" if where == "default" else where,
+            self.problem,
+            self.reason,
+            "change one of them, then: aifx config check",
+        )
 
 
 def clashes(config: Config) -> Iterator[Clash]:
     """Every pair of settings that cannot be used together."""
     yield from _train(config)
+    yield from _gates(config)
     if isinstance(config.model, LanguageModelSection):
         yield from _heads(config.model)
         if isinstance(config.data, LanguageDataSection):
-            yield from _lengths(config.model, config.data)
+            yield from _lengths(config, config.model, config.data)
     if isinstance(config.data, (LanguageDataSection, VisionDataSection)):
         yield from _splits(config, config.data)
 
@@ -54,13 +66,22 @@ def _train(config: Config) -> Iterator[Clash]:
             "early stopping counts validations without improvement",
         )
     # A run cut short for a trial (`--set train.num_steps=20`) may end within its warm-up; a file may not ask for it.
-    warmup, steps = config.origin("schedule.warmup_steps"), config.origin("train.num_steps")
-    if schedule.warmup_steps > train.num_steps and _RANK[warmup.kind] >= _RANK[steps.kind]:
+    if schedule.warmup_steps > train.num_steps and _rank(config, "schedule.warmup_steps") >= _rank(
+        config, "train.num_steps"
+    ):
         yield Clash(
             ("schedule.warmup_steps", "train.num_steps"),
             f"schedule.warmup_steps = {schedule.warmup_steps} is more than train.num_steps = {train.num_steps}",
             "the run would end before its warm-up does",
         )
+
+
+def _gates(config: Config) -> Iterator[Clash]:
+    for expr in config.eval.gates:
+        try:
+            parse_gate(expr)
+        except UsageError as error:
+            yield Clash(("eval.gates",), f"eval.gates: {error.what}", error.why)
 
 
 def _heads(model: LanguageModelSection) -> Iterator[Clash]:
@@ -85,14 +106,15 @@ def _heads(model: LanguageModelSection) -> Iterator[Clash]:
         )
 
 
-def _lengths(model: LanguageModelSection, data: LanguageDataSection) -> Iterator[Clash]:
+def _lengths(config: Config, model: LanguageModelSection, data: LanguageDataSection) -> Iterator[Clash]:
     if model.max_seq_len is not None and model.max_seq_len < data.seq_len:
         yield Clash(
             ("data.seq_len", "model.max_seq_len"),
             f"data.seq_len = {data.seq_len} is more than model.max_seq_len = {model.max_seq_len}",
             "the model has no positions for so long a sequence",
         )
-    if data.eval_stride > data.seq_len:
+    # Sequences cut short for a trial are read with the stride cut to them.
+    if data.eval_stride > data.seq_len and _rank(config, "data.eval_stride") >= _rank(config, "data.seq_len"):
         yield Clash(
             ("data.eval_stride", "data.seq_len"),
             f"data.eval_stride = {data.eval_stride} is more than data.seq_len = {data.seq_len}",

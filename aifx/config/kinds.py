@@ -36,7 +36,7 @@ def section_types(kind: str, project: Project | None) -> tuple[type[Section], ty
         if kind not in BUNDLED_KINDS:
             raise ConfigError(
                 f"task.kind = {kind!r} is no task",
-                did_you_mean(kind, BUNDLED_KINDS) + ", or `module:Class` for a task of your own",
+                f"a task of your own is `module:Class`; {did_you_mean(kind, BUNDLED_KINDS)}",
                 'kind = "language"',
             )
         return BUNDLED_KINDS[kind]

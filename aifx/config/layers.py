@@ -120,7 +120,7 @@ def _parse(text: str, label: str) -> dict[str, Any]:
         return tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise ConfigError(
-            f"{label}:{error.lineno}:{error.colno}: not TOML", error.msg, "https://toml.io/en/v1.0.0 has the syntax"
+            f"{label}:{error.lineno}:{error.colno}: not TOML", str(error), "https://toml.io/en/v1.0.0 has the syntax"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
         raise ConfigError(f"{label}: not a configuration", str(error).splitlines()[0], "see docs/config.md") from error

@@ -12,18 +12,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from aifx.config.checks import clashes
-from aifx.config.kinds import section_types
+from aifx.config.kinds import BUNDLED_KINDS, section_types
 from aifx.config.layers import Given, Layers, sections_with
-from aifx.config.mistakes import Mistake, expectation, refuse, shown
-from aifx.config.presets import PRESETS
+from aifx.config.mistakes import Mistake, choices, expectation, refuse, shown
 from aifx.config.resolved import DEFAULT, SECTION_NAMES, Config, Origin, section_models
-from aifx.config.schema import properties
-from aifx.config.sections import Section
+from aifx.config.schema import fitting_presets, properties
+from aifx.config.sections import INT_MAX, Section
 from aifx.config.writing import written_origin
-from aifx.errors import ConfigError, did_you_mean
+from aifx.errors import ConfigError, did_you_mean, nearest
 from aifx.project import CONFIG_NAME, Project
-
-Presets = Mapping[str, Mapping[str, Any]]
 
 
 def load_config(project: Project, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Config:
@@ -37,7 +34,7 @@ def load_config(project: Project, overrides: Sequence[str] = (), environ: Mappin
     layers.add_file(project.config_path, CONFIG_NAME)
     layers.add_environment(os.environ if environ is None else environ)
     layers.add_overrides(overrides)
-    config = _resolve(layers, project, presets=PRESETS)
+    config = _resolve(layers, project, presets=True)
     refuse(clash.mistake(config) for clash in clashes(config))
     return config
 
@@ -55,12 +52,12 @@ def read_config(path: Path, project: Project, overrides: Sequence[str] = ()) -> 
             written = written_origin(lines[int(given.origin.where.rpartition(":")[2]) - 1])
             layers.put(section, key, Given(given.value, written or given.origin))
     changed = set(layers.add_overrides(overrides))
-    config = _resolve(layers, project, presets={})  # what a preset gave is written out
+    config = _resolve(layers, project, presets=False)  # what a preset gave is written out
     refuse(clash.mistake(config) for clash in clashes(config) if changed.intersection(clash.keys))
     return config
 
 
-def _resolve(layers: Layers, project: Project, *, presets: Presets) -> Config:
+def _resolve(layers: Layers, project: Project, *, presets: bool) -> Config:
     mistakes = list(layers.mistakes)
     task, found = _validate("task", section_models("task")[0], layers)
     mistakes += found
@@ -71,7 +68,7 @@ def _resolve(layers: Layers, project: Project, *, presets: Presets) -> Config:
         try:
             types["model"], types["data"] = section_types(task.kind, project)  # type: ignore[attr-defined]
             if presets:
-                mistakes += _fill_preset(layers, types["model"], presets)
+                mistakes += _fill_preset(layers, types["model"])
         except ConfigError as error:
             mistakes.append(Mistake(_origin(layers, "task", "kind").where, error.what, error.why, error.hint))
 
@@ -87,12 +84,12 @@ def _resolve(layers: Layers, project: Project, *, presets: Presets) -> Config:
     return Config(**sections, origins=origins)  # type: ignore[arg-type]
 
 
-def _fill_preset(layers: Layers, model: type[Section], presets: Presets) -> list[Mistake]:
+def _fill_preset(layers: Layers, model: type[Section]) -> list[Mistake]:
     """Puts a preset's values where nobody set any."""
     named = layers.get("model", "preset")
     if named is None or "preset" not in model.model_fields or not isinstance(named.value, str):
         return []
-    fitting = {name: values for name, values in presets.items() if values.keys() <= model.model_fields.keys()}
+    fitting = fitting_presets(model)
     if named.value not in fitting:
         problem = f"model.preset = {shown(named.value)} is no preset of this task"
         reason = did_you_mean(named.value, fitting) or "this task has none"
@@ -108,13 +105,18 @@ def _validate(name: str, model: type[Section], layers: Layers) -> tuple[Section 
     given = layers.given.get(name, {})
     mistakes = [_unknown_key(name, key, model, given[key].origin) for key in given if key not in model.model_fields]
     values = {key: _value(item, properties(model)[key]) for key, item in given.items() if key in model.model_fields}
+    for key in [key for key, value in values.items() if not _is_plain(value)]:
+        mistakes.append(
+            Mistake(given[key].origin.where, f"{name}.{key} holds what no file can", "numbers too long, or no text")
+        )
+        del values[key]
     try:
         # JSON in strict mode has TOML's types: lists become tuples, and true is no number.
         section = model.model_validate_json(json.dumps(values, default=_encode), strict=True)
     except ValidationError as error:
         return None, mistakes + _explain(error, name, model, given)
-    except ValueError as error:  # a hexadecimal number of thousands of digits
-        return None, [*mistakes, Mistake(f"[{name}]", "holds a value that is no number", str(error).splitlines()[0])]
+    except Exception as error:  # a validator of a project's own section
+        return None, [*mistakes, Mistake(f"[{name}]", f"{model.__name__} fails", f"{type(error).__name__}: {error}")]
     return section, mistakes
 
 
@@ -137,20 +139,29 @@ def _explain(error: ValidationError, name: str, model: type[Section], given: Map
 def _unusable(name: str, key: str, model: type[Section], given: Given, message: str) -> Mistake:
     schema = properties(model)[key]
     reason = message.removeprefix("Value error, ") or f"expected {expectation(schema)}"
+    if isinstance(given.value, int) and given.value > INT_MAX:
+        reason += f", {schema.get('maximum', INT_MAX)} or less"
+    for word in given.value if isinstance(given.value, list) else [given.value]:
+        if isinstance(word, str) and (match := nearest(word, choices(schema))) and match != word:
+            reason += f"; did you mean {match!r}?"
     hint = f"aifx config keys {name}"
     if schema.get("type") == "array" and given.raw is not None:
-        hint = (
-            f"""--set {name}.{key}='["{given.raw}"]'"""
-            if given.origin.kind == "set"
-            else f"""{given.origin.where}='["{given.raw}"]'"""
-        )
+        setting = f"--set {name}.{key}" if given.origin.kind == "set" else given.origin.where
+        hint = f"""{setting}='["{given.raw}"]'"""
     return Mistake(given.origin.where, f"{name}.{key} = {shown(given.value)} cannot be used", reason, hint)
 
 
 def _unknown_key(name: str, key: str, model: type[Section], origin: Origin) -> Mistake:
     elsewhere = [section for section in sections_with(key) if section != name]
-    if elsewhere:
+    kinds = [
+        kind for kind, other in zip(BUNDLED_KINDS, section_models(name), strict=False) if key in other.model_fields
+    ]
+    if near := nearest(key, model.model_fields):
+        reason = f"did you mean {near!r}?"
+    elif elsewhere:
         reason = "it belongs to " + " or ".join(f"[{section}]" for section in elsewhere)
+    elif name in ("model", "data") and kinds:
+        reason = f'it belongs to task.kind = "{kinds[0]}"'
     else:
         reason = did_you_mean(key, model.model_fields)
     return Mistake(origin.where, f"[{name}] has no key {key!r}", reason, f"aifx config keys {name}")
@@ -164,10 +175,17 @@ def _value(given: Given, schema: Mapping[str, Any]) -> Any:
     return given.value
 
 
-def _encode(value: Any) -> str:
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    raise ValueError(f"{value!r} has no place in a configuration")
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be written as JSON: no number of thousands of digits, no bytes that are no text."""
+    try:
+        json.dumps(value, default=_encode, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _encode(value: datetime.date | datetime.time) -> str:
+    return value.isoformat()
 
 
 def _origin(layers: Layers, section: str, key: str) -> Origin:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aifx.config.sections import INT_MAX
 from aifx.errors import ConfigError
 
 
@@ -68,6 +69,14 @@ def _array(schema: Mapping[str, Any]) -> str:
     return text + f", {schema['minItems']} or more of them" if schema.get("minItems") else text
 
 
+def choices(schema: Mapping[str, Any]) -> list[str]:
+    """The words that a value, or each of a list, may be; empty where it is not one of a few."""
+    for part in (schema, *schema.get("anyOf", ()), schema.get("items", {})):
+        if "enum" in part:
+            return [word for word in part["enum"] if isinstance(word, str)]
+    return []
+
+
 _BOUNDS: Sequence[tuple[str, str]] = (
     ("minimum", "{} or more"),
     ("exclusiveMinimum", "above {}"),
@@ -80,6 +89,6 @@ def _range(schema: Mapping[str, Any]) -> str:
     bounds = [
         words.format(f"{schema[name]:g}" if schema[name] < 1e6 else schema[name])
         for name, words in _BOUNDS
-        if name in schema
+        if name in schema and schema[name] != INT_MAX  # said only to whom it concerns
     ]
-    return "".join(f", {bound}" for bound in bounds)
+    return f", {' and '.join(bounds)}" if bounds else ""

@@ -44,12 +44,33 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-1558m": {**_GPT2, "num_layers": 48, "embed_dim": 1600, "num_heads": 25},
     "llama3.2-1b": {
         **_LLAMA3,
-        **{"num_layers": 16, "embed_dim": 2048, "num_heads": 32, "num_kv_heads": 8, "mlp_dim": 8192, "tie_embeddings": True},
+        **{
+            "num_layers": 16,
+            "embed_dim": 2048,
+            "num_heads": 32,
+            "num_kv_heads": 8,
+            "mlp_dim": 8192,
+            "tie_embeddings": True,
+        },
     },
     "llama3.2-3b": {
         **_LLAMA3,
-        **{"num_layers": 28, "embed_dim": 3072, "num_heads": 24, "num_kv_heads": 8, "mlp_dim": 8192, "tie_embeddings": True},
+        **{
+            "num_layers": 28,
+            "embed_dim": 3072,
+            "num_heads": 24,
+            "num_kv_heads": 8,
+            "mlp_dim": 8192,
+            "tie_embeddings": True,
+        },
     },
     "llama3-8b": {**_LLAMA3, "num_layers": 32, "embed_dim": 4096, "num_heads": 32, "num_kv_heads": 8, "mlp_dim": 14336},
-    "llama3-70b": {**_LLAMA3, "num_layers": 80, "embed_dim": 8192, "num_heads": 64, "num_kv_heads": 8, "mlp_dim": 28672},
+    "llama3-70b": {
+        **_LLAMA3,
+        "num_layers": 80,
+        "embed_dim": 8192,
+        "num_heads": 64,
+        "num_kv_heads": 8,
+        "mlp_dim": 28672,
+    },
 }

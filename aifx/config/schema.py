@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic.errors import PydanticUserError
+
 from aifx.config.kinds import BUNDLED_KINDS
 from aifx.config.mistakes import expectation
+from aifx.config.presets import PRESETS
 from aifx.config.resolved import SECTION_NAMES, is_free, section_models
-from aifx.config.sections import Section
+from aifx.config.sections import Section, TaskSection
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,17 @@ def settings() -> Iterator[Setting]:
 @functools.cache
 def properties(model: type[Section]) -> dict[str, dict[str, Any]]:
     """The JSON Schema of each key of a section, references resolved."""
-    schema = model.model_json_schema()
+    try:
+        schema = model.model_json_schema()
+    except PydanticUserError:  # a project's own section with a type that JSON Schema does not know
+        return {key: {} for key in model.model_fields}
     resolved: dict[str, dict[str, Any]] = _resolve(schema.get("properties", {}), schema.get("$defs", {}))
     return resolved
+
+
+def fitting_presets(model: type[Section]) -> dict[str, dict[str, Any]]:
+    """The presets that a `[model]` of this type can take."""
+    return {name: values for name, values in PRESETS.items() if values.keys() <= model.model_fields.keys()}
 
 
 def json_schema() -> dict[str, Any]:
@@ -81,6 +92,10 @@ def _when(kind: str, *, default: bool) -> dict[str, Any]:
 
 def _section_schema(model: type[Section]) -> dict[str, Any]:
     keys = {key: _for_editors(schema) for key, schema in properties(model).items()}
+    if "preset" in keys and (presets := fitting_presets(model)):
+        keys["preset"]["enum"] = sorted(presets)
+    if model is TaskSection:
+        keys["kind"]["anyOf"] = [{"enum": list(BUNDLED_KINDS)}, {"pattern": ":"}]
     description = " ".join((model.__doc__ or "").split())
     return {"type": "object", "description": description, "properties": keys, "additionalProperties": False}
 
