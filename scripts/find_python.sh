@@ -24,8 +24,9 @@ if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISA
 if not uses_uv:
     try:
         import ensurepip, venv
-    except ImportError as error:
-        sys.exit("has no module " + str(error.name))
+        ensurepip.version()
+    except Exception:
+        sys.exit("cannot make environments (no venv or ensurepip)")
 print(getattr(sys, "_base_executable", "") or sys.executable)
 ' "$2" "$use_uv" 2>&1) && return 0
     found=$(printf '%s\n' "$found" | tail -n 1)
@@ -38,7 +39,7 @@ try() { # candidate, versions
         exit 0
     fi
     turned_down="$turned_down
-    $1: $found"
+    $1: ${found:-does not run}"
 }
 
 # Every file of this name on PATH, not only the first: a broken shim often stands before the one that works.
@@ -77,9 +78,10 @@ fi
 
 {
     echo "error: no Python that can be used was found (wanted: $*)"
-    echo "looked at:${turned_down:- nothing, no such command is on PATH}"
+    echo "looked at:"
+    printf '%s\n' "${turned_down:-    nothing: no such command is on PATH}" | sed '/^$/d' | sort -u
     case $turned_down in
-    *"has no module"*) echo "hint: install the module that makes environments (Debian, Ubuntu: apt install python3-venv), or uv (pip install uv)" ;;
+    *"cannot make environments"*) echo "hint: install the module that makes environments (Debian, Ubuntu: apt install python3-venv), or uv (pip install uv)" ;;
     *) echo "hint: install one of these versions (with uv: uv python install $1), or name yours: make setup PYTHON=/path/to/python" ;;
     esac
 } >&2

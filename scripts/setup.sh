@@ -43,13 +43,37 @@ made_from() {
 
 works() { "$python" -c 'import aifx' >/dev/null 2>&1; }
 
-current=no
-if [ -f "$stamp" ] && [ "$(sed 1d "$stamp")" = "$(made_from)" ] && works; then
-    current=$(head -n 1 "$stamp")
-    case $current in
-    "$level" | test) exit 0 ;;
-    esac
-fi
+# One set-up of an environment at a time: two would take it from under each other. A lock whose owner is gone is void.
+hold_lock() {
+    mkdir -p "$(dirname "$VENV")"
+    while ! mkdir "$VENV.lock" 2>/dev/null; do
+        owner=$(cat "$VENV.lock/pid" 2>/dev/null || true)
+        if [ -n "$owner" ] && kill -0 "$owner" 2>/dev/null; then
+            [ -n "${waited:-}" ] || echo "Waiting for the set-up of $VENV by process $owner" >&2
+            waited=yes
+            sleep 1
+        else
+            sleep 1 # for one that has made the lock and not yet signed it
+            [ "$owner" != "$(cat "$VENV.lock/pid" 2>/dev/null || true)" ] || rm -rf "$VENV.lock"
+        fi
+    done
+    echo $$ >"$VENV.lock/pid"
+    trap 'rm -rf "$VENV.lock"' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+}
+
+is_current() {
+    current=no
+    if [ -f "$stamp" ] && [ "$(sed 1d "$stamp")" = "$(made_from)" ] && works; then
+        current=$(head -n 1 "$stamp")
+    fi
+    [ "$current" = test ] || [ "$current" = "$level" ]
+}
+
+is_current && exit 0
+hold_lock
+is_current && exit 0
 
 rm -f "$stamp"
 uv=$(command -v uv || true)
@@ -61,7 +85,8 @@ if [ "$current" = no ]; then
     fi
     # shellcheck disable=SC2086 # the versions are several words
     interpreter=$(sh scripts/find_python.sh $VERSIONS)
-    rm -rf "$VENV"
+    # What a killed set-up left running may still be writing for a moment.
+    rm -rf "$VENV" 2>/dev/null || { sleep 5 && rm -rf "$VENV"; }
     mkdir -p "$VENV"
     : >"$marker"
     echo "Making $VENV with $("$interpreter" -V)" >&2
@@ -94,7 +119,8 @@ install ${uv:+--compile-bytecode} --require-hashes -r "$wanted" ||
     fail "error: the packages could not be installed" \
         "the reason stands above; what was made so far in $VENV will be made afresh" \
         "hint: without a network, use uv with its cache (UV_OFFLINE=1) or a folder of wheels (WHEELHOUSE=DIR)"
-install --no-deps --no-build-isolation --editable . ||
+# setuptools warns that an installation in place is one; that is what is wanted here.
+(export PYTHONWARNINGS=ignore && install --no-deps --no-build-isolation --editable .) ||
     fail "error: aifx itself could not be installed into $VENV" "the reason stands above"
 works || fail "error: aifx was installed into $VENV, and cannot be imported" "hint: $python -c 'import aifx'"
 
