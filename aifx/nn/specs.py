@@ -44,7 +44,9 @@ class ArraySpec:
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):
-            raise ValueError(f"shape {self.shape} has {len(self.shape)} dimensions, axes {self.axes} name {len(self.axes)}")
+            raise ValueError(
+                f"shape {self.shape} has {len(self.shape)} dimensions, axes {self.axes} name {len(self.axes)}"
+            )
 
     @property
     def size(self) -> int:
@@ -79,7 +81,8 @@ def init_params(specs: Specs, key: jax.Array) -> Params:
             return spec.init(_key_of(key, names), spec.shape, spec.dtype)
         at = names.index(LAYERS) + 1
         layers = [
-            spec.init(_key_of(key, [*names[:at], str(i), *names[at:]]), spec.shape[1:], spec.dtype) for i in range(spec.shape[0])
+            spec.init(_key_of(key, [*names[:at], str(i), *names[at:]]), spec.shape[1:], spec.dtype)
+            for i in range(spec.shape[0])
         ]
         return jnp.stack(layers)
 

@@ -1,0 +1,141 @@
+"""A small residual convolutional network for pictures of a fixed size."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from aifx.config.sections import VisionModelSection
+from aifx.errors import ConfigError
+from aifx.nn import initializers, layers
+from aifx.nn.specs import ArraySpec, Initializer, Params, Specs
+
+KERNEL = 3
+NORM_EPSILON = 1e-5
+
+
+class VisionNetwork:
+    """Classifies pictures of `image_shape` (height, width, channels) into `num_classes`.
+
+    A stage widens the channels, halves the picture by maxima and refines it in residual blocks; the mean over what is left
+    of the picture is classified. Raises ConfigError when the pictures are too small to be halved that often.
+    """
+
+    def __init__(self, section: VisionModelSection, *, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        self.section = section
+        self.image_shape = image_shape
+        self.num_classes = num_classes
+        stages, height, width = len(section.channels), *image_shape[:2]
+        if min(height, width) < 2**stages:
+            raise ConfigError(
+                f"model.channels has {stages} stages, too many for pictures of {height} x {width}",
+                f"each stage halves the picture, so {stages} stages need {2**stages} pixels a side",
+                "give model.channels fewer numbers",
+            )
+
+    def specs(self) -> Specs:
+        """Arrays by name: `stages/<i>/{widen,norm}`, `stages/<i>/blocks/<j>/{first,second,...}`, `final_norm`, `output`."""
+        stages: Specs = {}
+        inputs = self.image_shape[2]
+        for i, width in enumerate(self.section.channels):
+            block = {
+                "first_norm": _norm_specs(width),
+                "first": _conv_spec(width, width),
+                "second_norm": _norm_specs(width),
+                "second": _conv_spec(
+                    width, width, gain=1.0 / math.sqrt(self.section.blocks_per_stage * len(self.section.channels))
+                ),
+            }
+            stages[str(i)] = {
+                "widen": _conv_spec(inputs, width),
+                "norm": _norm_specs(width),
+                "blocks": {str(j): block for j in range(self.section.blocks_per_stage)},
+            }
+            inputs = width
+        return {
+            "stages": stages,
+            "final_norm": _norm_specs(inputs),
+            "output": {
+                "weight": ArraySpec((inputs, self.num_classes), ("embed", None), initializers.normal(0.02), decay=True),
+                "bias": ArraySpec((self.num_classes,), (None,), initializers.zeros),
+            },
+        }
+
+    def flops(self, batch_shape: tuple[int, ...]) -> int:
+        """Forward and backward over `(rows, ...)` pictures: 6 for each weight at each place where a product applies it."""
+        height, width, inputs = self.image_shape
+        total = 0
+        for channels in self.section.channels:
+            total += height * width * KERNEL**2 * inputs * channels
+            height, width, inputs = height // 2, width // 2, channels
+            total += 2 * self.section.blocks_per_stage * height * width * KERNEL**2 * channels**2
+        return 6 * batch_shape[0] * (total + inputs * self.num_classes)
+
+    def __call__(self, params: Params, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Scores `[batch, classes]`, float32 or wider, of images `[batch, height, width, channels]`: uint8, or floats of 0 to 1.
+
+        A key turns dropout on.
+        """
+        weights = params["output"]["weight"]
+        x = _centred(images, weights.dtype)
+        for stage in _in_order(params["stages"]):
+            x = _halve(jax.nn.relu(_norm(stage["norm"], _conv(x, stage["widen"]))))
+            for block in _in_order(stage["blocks"]):
+                x = x + _residual(block, x)
+        features = layers.layer_norm(jnp.mean(x, axis=(1, 2)), **params["final_norm"], epsilon=NORM_EPSILON)
+        if key is not None and self.section.dropout > 0.0:
+            features = layers.dropout(features, self.section.dropout, key)
+        return layers.at_least_float32(layers.linear(features, weights, params["output"]["bias"]))
+
+
+def _norm_specs(width: int) -> Specs:
+    return {
+        "scale": ArraySpec((width,), ("embed",), initializers.ones),
+        "bias": ArraySpec((width,), ("embed",), initializers.zeros),
+    }
+
+
+def _conv_spec(inputs: int, outputs: int, gain: float = 1.0) -> ArraySpec:
+    """A kernel `[3, 3, inputs, outputs]`, first values as He et al. (arXiv 1502.01852) for rectified inputs."""
+    init: Initializer = initializers.normal(gain * math.sqrt(2.0 / (KERNEL**2 * inputs)))
+    return ArraySpec(
+        (KERNEL, KERNEL, inputs, outputs), (None, None, None, "embed"), init, matrix=((0, 1, 2), (3,)), decay=True
+    )
+
+
+def _in_order(numbered: Params) -> list[Params]:
+    return [numbered[str(i)] for i in range(len(numbered))]
+
+
+def _centred(images: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Pictures with mean 0 and variance 1 each, so that a camera's exposure does not matter."""
+    x = images.astype(dtype)
+    centred = x - jnp.mean(x, axis=(1, 2, 3), keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=(1, 2, 3), keepdims=True) + NORM_EPSILON)
+
+
+def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _norm(params: Params, x: jax.Array) -> jax.Array:
+    """Mean 0 and variance 1 over each picture, then scale and bias by channel: no batch statistics, so that a picture's
+    answer does not depend on its neighbours."""
+    wide = layers.at_least_float32(x)
+    mean = jnp.mean(wide, axis=(1, 2, 3), keepdims=True)
+    variance = jnp.mean(jnp.square(wide - mean), axis=(1, 2, 3), keepdims=True)
+    return ((wide - mean) * jax.lax.rsqrt(variance + NORM_EPSILON) * params["scale"] + params["bias"]).astype(x.dtype)
+
+
+def _residual(params: Params, x: jax.Array) -> jax.Array:
+    y = _conv(jax.nn.relu(_norm(params["first_norm"], x)), params["first"])
+    return _conv(jax.nn.relu(_norm(params["second_norm"], y)), params["second"])
+
+
+def _halve(x: jax.Array) -> jax.Array:
+    """The maximum of each 2 x 2 pixels `[batch, height / 2, width / 2, channels]`; an odd last row or column is dropped."""
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return jnp.max(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))

@@ -1,0 +1,26 @@
+"""First values of arrays: functions of (key, shape, dtype)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from aifx.nn.specs import Initializer
+
+
+def normal(stddev: float) -> Initializer:
+    """Gaussian of this standard deviation."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        return (stddev * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+    return init
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+    return jnp.zeros(shape, dtype)
+
+
+def ones(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+    return jnp.ones(shape, dtype)

@@ -1,0 +1,62 @@
+"""Layers as pure functions. Statistics are taken in float32 at least, whatever the activations are in."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
+    """Zero mean and unit variance over the last axis, then scale and bias `[embed]`."""
+    wide = at_least_float32(x)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    y = centred * jax.lax.rsqrt(variance + epsilon) * scale
+    return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
+    """Unit mean square over the last axis, then scale (and bias) `[embed]`."""
+    wide = at_least_float32(x)
+    y = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon) * scale
+    return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """`[tokens, inputs] @ [inputs, outputs] + [outputs]`. Two dimensions only: a product over `[batch, seq, inputs]` runs
+    1.5 times slower in a gradient on the CPU."""
+    y = x @ weight
+    return y if bias is None else y + bias
+
+
+def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines `[batch, seq, 1, head_dim / 2]` float32 of positions `[batch, seq]`."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=float) / head_dim)
+    angles = positions[..., None, None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotary positions on x `[batch, seq, heads, head_dim]`: pairs are (i, i + head_dim / 2), as in Hugging Face's Llama."""
+    left, right = jnp.split(at_least_float32(x), 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the Gaussian's cumulative distribution (erf)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """GPT-2's approximation of `gelu` by a tanh."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """x with a share `rate` of its elements zeroed and the rest scaled up to keep the mean."""
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)

@@ -1,0 +1,83 @@
+"""Scanned and unrolled layers, one into the other: for params, optimizer states and their abstract shapes alike.
+
+A `layers` node anywhere in a tree is turned, whatever stands around it (dicts, tuples, optax's NamedTuples). Checkpoints
+hold the unrolled names always, so that the switch between the two is no part of a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from aifx.nn.specs import LAYERS, is_stacked
+
+
+def unstack_layers(tree: Any) -> Any:
+    """The tree with each stacked `layers` node as `{"0": layer, "1": layer, ...}`; one that is unrolled already stays."""
+    depths: set[int] = set()
+    _map_layers(lambda layers: depths.update(_depths(layers)), tree)
+    if len(depths) > 1:
+        raise ValueError(f"stacked layers of one tree differ in depth: {sorted(depths)}")
+
+    def unstack(layers: dict[str, Any]) -> dict[str, Any]:
+        if not is_stacked(layers) or not depths:
+            return layers
+        return {str(i): jax.tree.map(lambda leaf: _layer(leaf, i), layers) for i in range(max(depths))}
+
+    return _map_layers(unstack, tree)
+
+
+def stack_layers(tree: Any) -> Any:
+    """The inverse of `unstack_layers`: each numbered `layers` node as one layer of arrays with a leading axis."""
+
+    def stack(layers: dict[str, Any]) -> dict[str, Any]:
+        if is_stacked(layers) or not layers:
+            return layers
+        stacked: dict[str, Any] = jax.tree.map(
+            lambda *leaves: _stack(leaves), *(layers[str(i)] for i in range(len(layers)))
+        )
+        return stacked
+
+    return _map_layers(stack, tree)
+
+
+def _map_layers(fn: Callable[[dict[str, Any]], Any], tree: Any) -> Any:
+    def has_layers(node: Any) -> bool:
+        return isinstance(node, dict) and LAYERS in node
+
+    def convert(node: Any) -> Any:
+        if not has_layers(node):
+            return node
+        return {k: fn(v) if k == LAYERS else _map_layers(fn, v) for k, v in node.items()}
+
+    return jax.tree.map(convert, tree, is_leaf=has_layers)
+
+
+def _depths(layers: dict[str, Any]) -> set[int]:
+    return {leaf.shape[0] for leaf in jax.tree.leaves(layers)} if is_stacked(layers) else set()
+
+
+def _layer(leaf: Any, i: int) -> Any:
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf[i]
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=_reshard(leaf, lambda axes: axes[1:]))
+
+
+def _stack(leaves: tuple[Any, ...]) -> Any:
+    first = leaves[0]
+    if isinstance(first, jax.ShapeDtypeStruct):
+        sharding = _reshard(first, lambda axes: (None, *axes))
+        return jax.ShapeDtypeStruct((len(leaves), *first.shape), first.dtype, sharding=sharding)
+    return np.stack(leaves) if isinstance(first, np.ndarray) else jnp.stack(leaves)
+
+
+def _reshard(leaf: jax.ShapeDtypeStruct, axes: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Any:
+    sharding = leaf.sharding
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*axes(tuple(sharding.spec))))

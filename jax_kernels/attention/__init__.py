@@ -1,0 +1,147 @@
+"""Attention: softmax of scaled, masked scores over keys, applied to values.
+
+One dispatcher, several forms of the same function: `reference` states it, `xla` runs fast everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, Literal, TypeAlias, overload
+
+import jax
+import jax.numpy as jnp
+
+from jax_kernels.attention import reference, xla
+from jax_kernels.attention.mask import Mask
+
+__all__ = ["IMPLEMENTATIONS", "Implementation", "attention"]
+
+Implementation: TypeAlias = Literal["auto", "reference", "xla"]
+
+IMPLEMENTATIONS = {"reference": reference.attention, "xla": xla.attention}
+
+
+@overload
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool = ...,
+    window: int | None = ...,
+    segment_ids: jax.Array | None = ...,
+    scale: float | None = ...,
+    logit_softcap: float | None = ...,
+    q_offset: int | jax.Array = ...,
+    return_lse: Literal[False] = ...,
+    implementation: Implementation = ...,
+) -> jax.Array: ...
+
+
+@overload
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool = ...,
+    window: int | None = ...,
+    segment_ids: jax.Array | None = ...,
+    scale: float | None = ...,
+    logit_softcap: float | None = ...,
+    q_offset: int | jax.Array = ...,
+    return_lse: Literal[True],
+    implementation: Implementation = ...,
+) -> tuple[jax.Array, jax.Array]: ...
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    segment_ids: jax.Array | None = None,
+    scale: float | None = None,
+    logit_softcap: float | None = None,
+    q_offset: int | jax.Array = 0,
+    return_lse: bool = False,
+    implementation: Implementation = "auto",
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Attention of q `[batch, q_len, num_heads, head_dim]` over k and v `[batch, kv_len, num_kv_heads, head_dim]`; out as q.
+
+    Args:
+        causal: query i, which stands at position i + q_offset, sees keys at positions up to its own.
+        window: it sees the last `window` of them, itself included.
+        segment_ids: `[batch, len]` int32, q_len = kv_len = len; queries see keys of their own segment.
+        scale: of the scores; 1 / sqrt(head_dim) when None.
+        logit_softcap: scores become cap * tanh(score / cap).
+        q_offset: position of the first query; an int lets the hidden blocks be skipped, an int32 scalar may be traced.
+        return_lse: also the log-sum-exp of each row's scores `[batch, num_heads, q_len]`, float32, so that partial results
+            combine; -inf where a row sees nothing (its output is zeros).
+        implementation: which form; "auto" takes the fastest for the device.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    offset = _checked_offset(q_offset)
+    _check_arrays(q, k, v, segment_ids)
+    _check_numbers(window, scale, logit_softcap)
+    if implementation != "auto" and implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation: expected auto or one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}"
+        )
+    form = IMPLEMENTATIONS["xla" if implementation == "auto" else implementation]
+    mask = Mask(causal, window, offset, segment_ids)
+    out, lse = form(q, k, v, mask, 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale), logit_softcap)
+    return (out, lse) if return_lse else out
+
+
+def _checked_offset(q_offset: Any) -> int | jax.Array:
+    if isinstance(q_offset, jax.Array):
+        if q_offset.shape != () or not jnp.issubdtype(q_offset.dtype, jnp.integer):
+            raise ValueError(f"q_offset: expected an integer scalar, got {q_offset.dtype} {q_offset.shape}")
+        return q_offset
+    try:
+        return operator.index(q_offset)
+    except TypeError:
+        raise ValueError(f"q_offset: expected an integer, got {q_offset!r}") from None
+
+
+def _check_arrays(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(f"{name}: expected [batch, len, heads, head_dim], got shape {x.shape}")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name}: expected a floating-point type, got {x.dtype}")
+        if x.dtype != q.dtype:
+            raise ValueError(f"{name}: expected {q.dtype} as q, got {x.dtype}")
+    if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise ValueError(
+            f"k: expected batch {q.shape[0]} and head_dim {q.shape[3]} as q {q.shape}, got shape {k.shape}"
+        )
+    if v.shape != k.shape:
+        raise ValueError(f"v: expected shape {k.shape} as k, got {v.shape}")
+    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
+        raise ValueError(f"k: expected a number of heads that divides the {q.shape[2]} of q, got {k.shape[2]}")
+    if segment_ids is None:
+        return
+    if q.shape[1] != k.shape[1]:
+        raise ValueError(
+            f"segment_ids: expected q and k of one length with it, got {q.shape[1]} queries and {k.shape[1]} keys"
+        )
+    if segment_ids.shape != q.shape[:2] or not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise ValueError(
+            f"segment_ids: expected integers of shape {q.shape[:2]}, got {segment_ids.dtype} {segment_ids.shape}"
+        )
+
+
+def _check_numbers(window: int | None, scale: float | None, logit_softcap: float | None) -> None:
+    if window is not None and (not isinstance(window, int) or window < 1):
+        raise ValueError(f"window: expected a positive integer or None, got {window!r}")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale: expected a finite number, got {scale!r}")
+    if logit_softcap is not None and not (math.isfinite(logit_softcap) and logit_softcap > 0):
+        raise ValueError(f"logit_softcap: expected a positive number or None, got {logit_softcap!r}")

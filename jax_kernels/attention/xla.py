@@ -1,0 +1,137 @@
+"""Attention by blocks of queries, in plain XLA: what a mask hides is never computed, and the gradient is written out.
+
+A block holds the scores of its queries against the keys that any of them sees, so a causal mask costs little more than
+half of the full square. Grouped-query heads share a product instead of repeating keys.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jax_kernels.attention.mask import Mask
+
+Residuals: TypeAlias = tuple[jax.Array, ...]
+
+SMALLEST_BLOCK = 64
+MOST_BLOCKS = 16
+
+
+class Form(NamedTuple):
+    """What is known before the program runs; `q_offset` is None when it is an array."""
+
+    causal: bool
+    window: int | None
+    q_offset: int | None
+    scale: float
+    logit_softcap: float | None
+
+
+class Block(NamedTuple):
+    """Queries `q` of the block and keys `k` that one of them may see."""
+
+    q: slice
+    k: slice
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float, logit_softcap: float | None
+) -> tuple[jax.Array, jax.Array]:
+    """Out `[batch, q_len, num_heads, head_dim]` as q, and the log-sum-exp `[batch, num_heads, q_len]`, float32 or wider."""
+    batch, q_len, num_heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    static = mask.q_offset if isinstance(mask.q_offset, int) else None
+    form = Form(mask.causal, mask.window, static, scale, logit_softcap)
+    grouped = q.reshape(batch, q_len, kv_heads, num_heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+    keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    offset = None if static is not None else mask.q_offset
+    out, lse = _attention(form, grouped, keys, values, offset, mask.segment_ids)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape), lse.reshape(batch, num_heads, q_len)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(
+    form: Form, q: jax.Array, k: jax.Array, v: jax.Array, q_offset: jax.Array | None, segment_ids: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """q `[batch, kv_heads, group, q_len, head_dim]`, k and v `[batch, kv_heads, kv_len, head_dim]`; out as q, lse as q
+    without head_dim."""
+    return _forward(form, q, k, v, q_offset, segment_ids)[0]
+
+
+def _forward(form, q, k, v, q_offset, segment_ids):
+    mask = _mask(form, q_offset, segment_ids)
+    outs, sums = [], []
+    for block in _blocks(mask, q.shape[3], k.shape[2]):
+        scores, _ = _scores(form, mask, block, q, k)
+        top = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
+        top = jnp.where(jnp.isneginf(top), 0.0, top)  # a row that sees nothing
+        p = jnp.exp(scores - top)
+        total = jnp.sum(p, axis=-1, keepdims=True)
+        out = jnp.einsum("bhgqk,bhkd->bhgqd", p.astype(v.dtype), v[:, :, block.k], preferred_element_type=scores.dtype)
+        outs.append((out / jnp.where(total == 0.0, 1.0, total)).astype(q.dtype))
+        sums.append((top + jnp.log(total))[..., 0])
+    out, lse = jnp.concatenate(outs, axis=3), jnp.concatenate(sums, axis=3)
+    return (out, lse), (q, k, v, q_offset, segment_ids, out, lse)
+
+
+def _backward(form, residuals, cotangents):
+    q, k, v, q_offset, segment_ids, out, lse = residuals
+    d_out, d_lse = cotangents
+    mask = _mask(form, q_offset, segment_ids)
+    wide = lse.dtype
+    lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
+    # Each score's gradient is p (dp - delta), and the log-sum-exp's own gradient adds p d_lse.
+    delta = jnp.sum(out.astype(wide) * d_out.astype(wide), axis=-1) - d_lse
+    d_q, d_k, d_v = [], 0.0, 0.0
+    for block in _blocks(mask, q.shape[3], k.shape[2]):
+        scores, slope = _scores(form, mask, block, q, k)
+        p = jnp.exp(scores - lse[..., block.q, None])
+        d_out_block, keys = d_out[..., block.q, :], k[:, :, block.k]
+        d_p = jnp.einsum("bhgqd,bhkd->bhgqk", d_out_block, v[:, :, block.k], preferred_element_type=wide)
+        d_scores = p * (d_p - delta[..., block.q, None]) * form.scale
+        d_scores = (d_scores if slope is None else d_scores * slope).astype(q.dtype)
+        d_q.append(jnp.einsum("bhgqk,bhkd->bhgqd", d_scores, keys, preferred_element_type=wide))
+        outside = ((0, 0), (0, 0), (block.k.start, k.shape[2] - block.k.stop), (0, 0))
+        d_k += jnp.pad(
+            jnp.einsum("bhgqk,bhgqd->bhkd", d_scores, q[..., block.q, :], preferred_element_type=wide), outside
+        )
+        d_v += jnp.pad(
+            jnp.einsum("bhgqk,bhgqd->bhkd", p.astype(v.dtype), d_out_block, preferred_element_type=wide), outside
+        )
+    return jnp.concatenate(d_q, axis=3).astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _mask(form: Form, q_offset: jax.Array | None, segment_ids: jax.Array | None) -> Mask:
+    offset: int | jax.Array = form.q_offset if q_offset is None else q_offset
+    return Mask(form.causal, form.window, offset, segment_ids)
+
+
+def _blocks(mask: Mask, q_len: int, kv_len: int) -> list[Block]:
+    size = max(SMALLEST_BLOCK, -(-q_len // MOST_BLOCKS))
+    blocks = []
+    for start in range(0, q_len, size):
+        stop = min(start + size, q_len)
+        blocks.append(Block(slice(start, stop), slice(*mask.keys_seen(start, stop, kv_len))))
+    return blocks
+
+
+def _scores(form: Form, mask: Mask, block: Block, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Masked scores of a block, `[batch, kv_heads, group, queries, keys]`, and the slope of the soft-cap at each."""
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = form.scale * jnp.einsum(
+        "bhgqd,bhkd->bhgqk", q[..., block.q, :], k[:, :, block.k], preferred_element_type=wide
+    )
+    slope = None
+    if form.logit_softcap is not None:
+        capped = jnp.tanh(scores / form.logit_softcap)
+        scores, slope = form.logit_softcap * capped, 1.0 - jnp.square(capped)
+    seen = mask.block(block.q.start, block.q.stop, block.k.start, block.k.stop)
+    if seen is not None:
+        scores = jnp.where(seen if seen.ndim == 2 else seen[:, :, None], scores, -jnp.inf)
+    return scores, slope
