@@ -1,8 +1,8 @@
 """Named models: the `[model]` values that a preset puts where the project sets none. Pure data.
 
-Sources: GPT-2, openai/gpt-2 `src/model.py` and the `hparams.json` of each released size; the real vocabulary of 50,257 is
-kept, not padded. Llama 3 and 3.2, the `config.json` of each released model; Llama 3.2 was trained to 8,192 tokens before
-its context was stretched, and that is the context given here.
+Sources: GPT-2, openai/gpt-2 `src/model.py` and the `hparams.json` of each released size; the real vocabulary of 50,257
+is kept, not padded. Llama 3 and 3.2, the `config.json` of each released model; Llama 3.2 was trained to 8,192 tokens
+before its context was stretched, and that is the context given here.
 """
 
 from __future__ import annotations
@@ -30,47 +30,25 @@ _LLAMA3: dict[str, Any] = {
     "activation": "swiglu",
     "bias": False,
     "tie_embeddings": False,
+    "num_kv_heads": 8,
 }
+
+_LLAMA3_2: dict[str, Any] = {**_LLAMA3, "tie_embeddings": True}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The size that nanoGPT trains on characters and that benchmarks/train_vs_pytorch.py measures; any vocabulary.
     "gpt2-10m": {
         **{k: v for k, v in _GPT2.items() if k not in ("vocab_size", "max_seq_len")},
-        **{"num_layers": 6, "embed_dim": 384, "num_heads": 6},
+        "num_layers": 6,
+        "embed_dim": 384,
+        "num_heads": 6,
     },
     "gpt2-124m": {**_GPT2, "num_layers": 12, "embed_dim": 768, "num_heads": 12},
     "gpt2-355m": {**_GPT2, "num_layers": 24, "embed_dim": 1024, "num_heads": 16},
     "gpt2-774m": {**_GPT2, "num_layers": 36, "embed_dim": 1280, "num_heads": 20},
     "gpt2-1558m": {**_GPT2, "num_layers": 48, "embed_dim": 1600, "num_heads": 25},
-    "llama3.2-1b": {
-        **_LLAMA3,
-        **{
-            "num_layers": 16,
-            "embed_dim": 2048,
-            "num_heads": 32,
-            "num_kv_heads": 8,
-            "mlp_dim": 8192,
-            "tie_embeddings": True,
-        },
-    },
-    "llama3.2-3b": {
-        **_LLAMA3,
-        **{
-            "num_layers": 28,
-            "embed_dim": 3072,
-            "num_heads": 24,
-            "num_kv_heads": 8,
-            "mlp_dim": 8192,
-            "tie_embeddings": True,
-        },
-    },
-    "llama3-8b": {**_LLAMA3, "num_layers": 32, "embed_dim": 4096, "num_heads": 32, "num_kv_heads": 8, "mlp_dim": 14336},
-    "llama3-70b": {
-        **_LLAMA3,
-        "num_layers": 80,
-        "embed_dim": 8192,
-        "num_heads": 64,
-        "num_kv_heads": 8,
-        "mlp_dim": 28672,
-    },
+    "llama3.2-1b": {**_LLAMA3_2, "num_layers": 16, "embed_dim": 2048, "num_heads": 32, "mlp_dim": 8192},
+    "llama3.2-3b": {**_LLAMA3_2, "num_layers": 28, "embed_dim": 3072, "num_heads": 24, "mlp_dim": 8192},
+    "llama3-8b": {**_LLAMA3, "num_layers": 32, "embed_dim": 4096, "num_heads": 32, "mlp_dim": 14336},
+    "llama3-70b": {**_LLAMA3, "num_layers": 80, "embed_dim": 8192, "num_heads": 64, "mlp_dim": 28672},
 }

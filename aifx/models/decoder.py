@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from aifx.config.sections import LanguageModelSection
 from aifx.errors import ConfigError
 from aifx.nn import initializers, layers
-from aifx.nn.specs import LAYERS, ArraySpec, Params, Specs, count_parameters, stack_layer_specs
+from aifx.nn.specs import LAYERS, ArraySpec, Initializer, Params, Specs, count_parameters, stack_layer_specs
 from jax_kernels.attention import attention
 
 Cache: TypeAlias = dict[str, Any]
@@ -66,7 +66,7 @@ class Decoder:
             )
 
     def specs(self) -> Specs:
-        """Arrays by name. Every layer has its own under `layers/<i>`, or all have one stacked set with `scan_layers`."""
+        """Arrays by name: each layer's under `layers/<i>`, or one stacked set for all with `scan_layers`."""
         c = self.section
         table = initializers.normal(INIT_STDDEV)
         specs: Specs = {
@@ -135,7 +135,7 @@ class Decoder:
                 specs["gate_bias"] = inner_bias
         return specs
 
-    def _residual_init(self) -> initializers.Initializer:
+    def _residual_init(self) -> Initializer:
         """GPT-2's: what is added to the residual stream starts smaller the more layers add to it."""
         return initializers.normal(INIT_STDDEV / math.sqrt(2 * self.section.num_layers))
 
@@ -154,8 +154,9 @@ class Decoder:
     def flops(self, batch_shape: tuple[int, ...]) -> int:
         """Forward and backward over `(rows, seq)`: tokens x (6 N + 12 L H Q T), PaLM appendix B (arXiv 2204.02311).
 
-        N counts parameters that enter products: all but lookup tables (positions; the token table when it is not the output
-        too). L layers, H heads of width Q, T tokens of context. A causal mask is not discounted, recomputation not counted.
+        N counts parameters that enter products: all but lookup tables (positions; the token table when it is not the
+        output too). L layers, H heads of width Q, T tokens of context. A causal mask is not discounted, recomputation
+        not counted.
         """
         rows, seq = batch_shape
         specs = self.specs()
@@ -179,7 +180,8 @@ class Decoder:
     ) -> Outputs:
         """Logits of the next token at each of `inputs` `[batch, seq]` int32.
 
-        `segment_ids` `[batch, seq]` keeps attention within each document, `positions` `[batch, seq]` counts anew in each.
+        `segment_ids` `[batch, seq]` keeps attention within each document, `positions` `[batch, seq]` counts
+        anew in each.
         With a cache the inputs follow what it holds, and it comes back longer by `seq`.
         """
         hidden, cache = self.hidden(params, inputs, segment_ids=segment_ids, positions=positions, cache=cache)

@@ -19,8 +19,8 @@ NORM_EPSILON = 1e-5
 class VisionNetwork:
     """Classifies pictures of `image_shape` (height, width, channels) into `num_classes`.
 
-    A stage widens the channels, halves the picture by maxima and refines it in residual blocks; the mean over what is left
-    of the picture is classified. Raises ConfigError when the pictures are too small to be halved that often.
+    A stage widens the channels, halves the picture by maxima and refines it in residual blocks; the mean over what is
+    left of the picture is classified. Raises ConfigError when the pictures are too small to be halved that often.
     """
 
     def __init__(self, section: VisionModelSection, *, image_shape: tuple[int, int, int], num_classes: int) -> None:
@@ -36,7 +36,7 @@ class VisionNetwork:
             )
 
     def specs(self) -> Specs:
-        """Arrays by name: `stages/<i>/{widen,norm}`, `stages/<i>/blocks/<j>/{first,second,...}`, `final_norm`, `output`."""
+        """Arrays by name: `stages/<i>/widen`, `stages/<i>/blocks/<j>/first`, ..., `final_norm`, `output`."""
         stages: Specs = {}
         inputs = self.image_shape[2]
         for i, width in enumerate(self.section.channels):
@@ -64,7 +64,7 @@ class VisionNetwork:
         }
 
     def flops(self, batch_shape: tuple[int, ...]) -> int:
-        """Forward and backward over `(rows, ...)` pictures: 6 for each weight at each place where a product applies it."""
+        """Forward and backward over `(rows, ...)` pictures: 6 for each weight at each place where it is applied."""
         height, width, inputs = self.image_shape
         total = 0
         for channels in self.section.channels:
@@ -74,7 +74,7 @@ class VisionNetwork:
         return 6 * batch_shape[0] * (total + inputs * self.num_classes)
 
     def __call__(self, params: Params, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Scores `[batch, classes]`, float32 or wider, of images `[batch, height, width, channels]`: uint8, or floats of 0 to 1.
+        """Scores `[batch, classes]`, float32 or wider, of images `[batch, height, width, channels]` of any scale.
 
         A key turns dropout on.
         """
@@ -135,7 +135,7 @@ def _residual(params: Params, x: jax.Array) -> jax.Array:
 
 
 def _halve(x: jax.Array) -> jax.Array:
-    """The maximum of each 2 x 2 pixels `[batch, height / 2, width / 2, channels]`; an odd last row or column is dropped."""
+    """The maximum of each 2 x 2 pixels; an odd last row or column is dropped."""
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     return jnp.max(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))

@@ -27,8 +27,8 @@ def rms_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: fl
 
 
 def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """`[tokens, inputs] @ [inputs, outputs] + [outputs]`. Two dimensions only: a product over `[batch, seq, inputs]` runs
-    1.5 times slower in a gradient on the CPU."""
+    """`[tokens, inputs] @ [inputs, outputs] + [outputs]`. Two dimensions only: a product over `[batch, seq, inputs]`
+    runs 1.5 times slower in a gradient on the CPU."""
     y = x @ weight
     return y if bias is None else y + bias
 
@@ -41,7 +41,7 @@ def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[ja
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotary positions on x `[batch, seq, heads, head_dim]`: pairs are (i, i + head_dim / 2), as in Hugging Face's Llama."""
+    """Rotary positions on x `[batch, seq, heads, head_dim]`; pairs (i, i + head_dim / 2) as in Hugging Face's Llama."""
     left, right = jnp.split(at_least_float32(x), 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 

@@ -1,4 +1,4 @@
-"""Arrays described before they exist: the one description that initialization, sharding, checkpoints and counts read."""
+"""Arrays described before they exist: what initialization, sharding, checkpoints and counts all read."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ class ArraySpec:
 
     Attributes:
         shape: its dimensions.
-        axes: the logical name of each ("embed", "heads", "head_dim", "mlp", "vocab", "layers"), None for one that is never sharded.
+        axes: the logical name of each ("embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "layers"), None for
+            one that is never sharded.
         init: makes its first value from (key, shape, dtype).
         kind: weight takes gradients, frozen does not, buffer changes without them.
-        matrix: dimensions that (reduce, produce) when the array is used as a matrix, None for vectors, norms and embeddings:
-            what Muon orthogonalizes and what decays.
+        matrix: dimensions that (reduce, produce) when the array is used as a matrix, None for vectors, norms and
+            embeddings: what Muon orthogonalizes.
+        decay: whether weight decay shrinks it: matrices and embeddings as in GPT-2, not norms and biases.
     """
 
     shape: tuple[int, ...]
@@ -54,7 +56,7 @@ class ArraySpec:
 
     @property
     def struct(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(self.shape, self.dtype)
+        return jax.ShapeDtypeStruct(self.shape, self.dtype)  # type: ignore[no-untyped-call]
 
 
 def is_spec(node: Any) -> bool:

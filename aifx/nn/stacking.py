@@ -1,12 +1,13 @@
 """Scanned and unrolled layers, one into the other: for params, optimizer states and their abstract shapes alike.
 
-A `layers` node anywhere in a tree is turned, whatever stands around it (dicts, tuples, optax's NamedTuples). Checkpoints
-hold the unrolled names always, so that the switch between the two is no part of a checkpoint.
+A `layers` node anywhere in a tree is turned, whatever stands around it (dicts, tuples, optax's NamedTuples).
+Checkpoints hold the unrolled names always, so that the switch between the two is no part of a checkpoint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from aifx.nn.specs import LAYERS, is_stacked
 
 
 def unstack_layers(tree: Any) -> Any:
-    """The tree with each stacked `layers` node as `{"0": layer, "1": layer, ...}`; one that is unrolled already stays."""
+    """The tree with each stacked `layers` node as `{"0": layer, "1": layer, ...}`; an unrolled one stays as it is."""
     depths: set[int] = set()
     _map_layers(lambda layers: depths.update(_depths(layers)), tree)
     if len(depths) > 1:
@@ -27,7 +28,7 @@ def unstack_layers(tree: Any) -> Any:
     def unstack(layers: dict[str, Any]) -> dict[str, Any]:
         if not is_stacked(layers) or not depths:
             return layers
-        return {str(i): jax.tree.map(lambda leaf: _layer(leaf, i), layers) for i in range(max(depths))}
+        return {str(i): jax.tree.map(partial(_layer, i), layers) for i in range(max(depths))}
 
     return _map_layers(unstack, tree)
 
@@ -62,22 +63,23 @@ def _depths(layers: dict[str, Any]) -> set[int]:
     return {leaf.shape[0] for leaf in jax.tree.leaves(layers)} if is_stacked(layers) else set()
 
 
-def _layer(leaf: Any, i: int) -> Any:
+def _layer(i: int, leaf: Any) -> Any:
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf[i]
-    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=_reshard(leaf, lambda axes: axes[1:]))
+    return _struct(leaf.shape[1:], leaf, lambda axes: axes[1:])
 
 
 def _stack(leaves: tuple[Any, ...]) -> Any:
     first = leaves[0]
     if isinstance(first, jax.ShapeDtypeStruct):
-        sharding = _reshard(first, lambda axes: (None, *axes))
-        return jax.ShapeDtypeStruct((len(leaves), *first.shape), first.dtype, sharding=sharding)
+        return _struct((len(leaves), *first.shape), first, lambda axes: (None, *axes))
     return np.stack(leaves) if isinstance(first, np.ndarray) else jnp.stack(leaves)
 
 
-def _reshard(leaf: jax.ShapeDtypeStruct, axes: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Any:
-    sharding = leaf.sharding
-    if not isinstance(sharding, NamedSharding):
-        return sharding
-    return NamedSharding(sharding.mesh, PartitionSpec(*axes(tuple(sharding.spec))))
+def _struct(
+    shape: tuple[int, ...], like: jax.ShapeDtypeStruct, axes: Callable[[tuple[Any, ...]], tuple[Any, ...]]
+) -> Any:
+    sharding = like.sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*axes(tuple(sharding.spec))))  # type: ignore[no-untyped-call]
+    return jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)  # type: ignore[no-untyped-call]

@@ -70,7 +70,7 @@ def attention(
     return_lse: bool = False,
     implementation: Implementation = "auto",
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Attention of q `[batch, q_len, num_heads, head_dim]` over k and v `[batch, kv_len, num_kv_heads, head_dim]`; out as q.
+    """Attention of q `[batch, q_len, num_heads, head_dim]` over k and v `[batch, kv_len, num_kv_heads, head_dim]`.
 
     Args:
         causal: query i, which stands at position i + q_offset, sees keys at positions up to its own.
@@ -79,9 +79,11 @@ def attention(
         scale: of the scores; 1 / sqrt(head_dim) when None.
         logit_softcap: scores become cap * tanh(score / cap).
         q_offset: position of the first query; an int lets the hidden blocks be skipped, an int32 scalar may be traced.
-        return_lse: also the log-sum-exp of each row's scores `[batch, num_heads, q_len]`, float32, so that partial results
-            combine; -inf where a row sees nothing (its output is zeros).
+        return_lse: also the log-sum-exp of each row's scores `[batch, num_heads, q_len]`, float32 or wider, so that
+            partial results combine; -inf where a row sees nothing (its output is zeros).
         implementation: which form; "auto" takes the fastest for the device.
+
+    Returns the output, shaped as q.
 
     Raises:
         ValueError: naming the argument that does not fit.

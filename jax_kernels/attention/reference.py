@@ -11,7 +11,7 @@ from jax_kernels.attention.mask import Mask
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float, logit_softcap: float | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Out `[batch, q_len, num_heads, head_dim]` as q, and the log-sum-exp `[batch, num_heads, q_len]`, float32 or wider."""
+    """Out as q `[batch, q_len, num_heads, head_dim]`, log-sum-exp `[batch, num_heads, q_len]` float32 or wider."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     repeats = q.shape[2] // k.shape[2]
     keys, values = (jnp.repeat(x.astype(wide), repeats, axis=2) for x in (k, v))

@@ -40,7 +40,7 @@ class Block(NamedTuple):
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float, logit_softcap: float | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Out `[batch, q_len, num_heads, head_dim]` as q, and the log-sum-exp `[batch, num_heads, q_len]`, float32 or wider."""
+    """Out as q `[batch, q_len, num_heads, head_dim]`, log-sum-exp `[batch, num_heads, q_len]` float32 or wider."""
     batch, q_len, num_heads, head_dim = q.shape
     kv_heads = k.shape[2]
     static = mask.q_offset if isinstance(mask.q_offset, int) else None
