@@ -16,7 +16,7 @@ from aifx.checkpoint import folders
 from aifx.checkpoint.background import Background
 from aifx.checkpoint.capture import HostCopies
 from aifx.checkpoint.digest import array_digest, array_digests, digest_in_order, in_order
-from aifx.checkpoint.faults import while_reading, while_writing
+from aifx.checkpoint.faults import check_room, while_reading, while_writing
 from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifest, step_directories
 from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
@@ -208,6 +208,7 @@ class Checkpoints:
         size = sum(a.nbytes for a in arrays.values())
         try:
             place = folders.prepare(self.directory, step)
+            check_room(self.directory, size)
             digests = array_digests(arrays)
             entries = {n: ArrayEntry(a.dtype.name, a.shape, digests[n]) for n, a in arrays.items()}
             write_checkpoint(place, arrays, Manifest(step, time.time(), validation_loss, size, entries, host))

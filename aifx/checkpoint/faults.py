@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,15 @@ _FULL_TEXT = re.compile(
 _MACHINE_TEXT = re.compile(
     r"PERMISSION_DENIED|Permission denied|Read-only file system|Too many open files|Stale file handle"
 )
+
+
+def check_room(directory: Path, needed: int) -> None:
+    """Raises OSError (ENOSPC) when the disk cannot take `needed` bytes of arrays: told before it is full for all."""
+    stat = os.statvfs(directory)
+    overhead = needed // 100 + (64 << 10)
+    # A file system that tells no size (0 blocks) is asked by writing.
+    if stat.f_blocks and stat.f_bavail * stat.f_frsize < needed + overhead:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
 
 def while_writing(error: BaseException, directory: Path, step: int, needed: int) -> BaseException:

@@ -7,6 +7,7 @@ checkpoint, and is removed by the next process that holds the run.
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 from aifx.checkpoint.manifest import DAMAGED_SUFFIX, TEMPORARY_SUFFIX
@@ -36,8 +37,13 @@ def commit(directory: Path, step: int) -> None:
 
 def discard(directory: Path, step: int) -> None:
     """Give up the prepared `step`, as far as the disk lets us."""
-    _put_back(_temporary(directory, step))
-    shutil.rmtree(_temporary(directory, step), ignore_errors=True)
+    temporary = _temporary(directory, step)
+    _put_back(temporary)
+    for _ in range(20):  # Orbax's threads may still be writing into it
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not temporary.exists():
+            break
+        time.sleep(0.05)
 
 
 def remove(directory: Path, step: int) -> None:

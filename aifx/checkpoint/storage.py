@@ -43,7 +43,12 @@ def write_checkpoint(directory: Path, arrays: Mapping[str, np.ndarray[Any, Any]]
     args = ocp.args.Composite(
         **{STATE: ocp.args.PyTreeSave(state), ITEM: ocp.args.JsonSave(manifest.to_json())},
     )
-    _checkpointer(ocp).save(directory, args=args)
+    failures: list[Exception] = []
+    try:
+        _checkpointer(ocp, failures).save(directory, args=args)
+    finally:
+        if failures:
+            raise failures[0]
     sync_tree(directory)
 
 
@@ -74,14 +79,23 @@ def sync_tree(directory: Path) -> None:
         sync_directory(Path(folder))
 
 
-def _checkpointer(ocp: Any) -> Any:
+def _checkpointer(ocp: Any, failures: list[Exception] | None = None) -> Any:
     types = ocp.type_handlers
-    registry = types.create_type_handler_registry(
-        (
-            np.ndarray,
-            types.NumpyHandler(deepcopy_host_arrays=False),
-        ),  # the copy is made before, into memory that is reused
-    )
+
+    class Arrays(types.NumpyHandler):  # type: ignore[misc,name-defined]
+        """Lets every write end before the first failure is raised: Orbax would leave the others to a closed event loop,
+        which puts tracebacks on the terminal and files into a folder that is being removed."""
+
+        async def _open_and_write(self, *args: Any, **kwargs: Any) -> None:
+            try:
+                await super()._open_and_write(*args, **kwargs)
+            except Exception as e:
+                if failures is None:
+                    raise
+                failures.append(e)
+
+    # No copy of the arrays: that was made before, into memory that is reused.
+    registry = types.create_type_handler_registry((np.ndarray, Arrays(deepcopy_host_arrays=False)))
     # Trained weights hardly compress (8 % by zstd), and the cores it takes are the training's.
     state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
     handlers = {STATE: state, ITEM: ocp.JsonCheckpointHandler(FILE)}
