@@ -159,6 +159,8 @@ def evaluate(
     trained = open_trained(run, project, step=step, which=which, overrides=overrides, say=say)
     chosen: Split = split or trained.config.eval.split
     all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
+    if not overrides:
+        _compare_data(trained, say)
     if all_gates:
         check_names(all_gates, metric_names(trained.task, trained.params, chosen))
     report = _measure(trained, chosen, all_gates)
@@ -166,8 +168,21 @@ def evaluate(
     return report
 
 
+def _compare_data(trained: Trained, say: Say) -> None:
+    """Say so when the data is not what the run was trained on: text that is held out now may have been learnt."""
+    try:
+        before = json.loads(trained.run.provenance.read_text("utf-8"))["data_digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if before != trained.task.data_digest():
+        say(f"the data has changed since run {trained.run.name} began: what is held out now may be what it learnt from")
+
+
 def _measure(trained: Trained, split: Split, gates: Sequence[Gate]) -> Report:
-    metrics = evaluate_split(trained.task, trained.params, split)
+    from aifx.train.step import compute_dtype
+
+    dtype = compute_dtype(trained.config.train.precision, jax.default_backend())
+    metrics = evaluate_split(trained.task, trained.params, split, compiled=compile_sums(trained.task, dtype))
     return Report(trained.run.name, trained.step, split, metrics, judge(gates, metrics))
 
 

@@ -50,16 +50,18 @@ def open_trained(
     """
     from aifx.checkpoint import Checkpoints  # here, so that training does not wait for orbax before its first step
 
+    from aifx.train.compilation_cache import enable_compilation_cache
+
+    enable_compilation_cache(say)
     config = read_config(run.config, project, overrides)
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
     try:
         at = choose_step(checkpoints, run, step, which or config.eval.checkpoint)
         task = create_task(config, project, run.assets, say=say)
         structs = map_specs(lambda s: s.struct, task.model.specs())
-        tree, _ = checkpoints.restore(at, {"params": unstack_layers(structs)})
+        params = checkpoints.restore_params(at, unstack_layers(structs))
     finally:
         checkpoints.close()
-    params = tree["params"]
     return Trained(
         run, config, task, stack_layers(params) if getattr(config.model, "scan_layers", False) else params, at
     )
