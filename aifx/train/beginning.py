@@ -1,0 +1,93 @@
+"""Where a run begins: at nothing, at its own latest checkpoint, or at another run's; and when it must not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from aifx.config import Config
+from aifx.errors import CheckpointError
+from aifx.project import RunDirectory
+from aifx.runs.status import number
+from aifx.tasks.base import Say
+from aifx.train.records import Record
+from aifx.train.state import TrainState, from_tree, initial_state, to_tree
+from aifx.train.step import Recipe
+from aifx.train.validation import Progress
+
+if TYPE_CHECKING:
+    from aifx.checkpoint import Checkpoints
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The state that the first step takes, and what the host knew when it was saved."""
+
+    step: int
+    state: TrainState
+    units: int = 0
+    loss: float | None = None
+    progress: Progress = field(default_factory=Progress)
+    unvalidated: Record | None = None
+
+
+def begin(recipe: Recipe, abstract: TrainState, checkpoints: Checkpoints, config: Config, say: Say) -> Beginning:
+    """The latest checkpoint that is whole, or the initial state; never both."""
+    if checkpoints.latest() is None:
+        return Beginning(0, initialize(recipe, abstract))
+    found = checkpoints.latest_good(to_tree(abstract), say=say)
+    if found is None:
+        say("no checkpoint is whole: the run starts again from its beginning")
+        return Beginning(0, initialize(recipe, abstract))
+    return _restored(found.step, found.state, found.host, abstract, config)
+
+
+def begin_from(origin: RunDirectory, recipe: Recipe, abstract: TrainState, config: Config, say: Say) -> Beginning:
+    """Another run's latest checkpoint. Its optimizer state is taken where it fits, else begun anew.
+
+    Raises CheckpointError where the parameters do not fit this configuration's model.
+    """
+    from aifx.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(origin.checkpoints, config.checkpoint)
+    step = checkpoints.latest()
+    assert step is not None  # check_origin saw it
+    wanted = to_tree(abstract)
+    try:
+        tree, host = checkpoints.restore(step, wanted)
+    except CheckpointError as whole:
+        try:
+            tree, host = checkpoints.restore(step, {k: wanted[k] for k in ("step", "params")})
+        except CheckpointError:
+            raise whole from None
+        say("the optimizer's state does not fit this configuration and begins anew")
+        fresh = to_tree(initialize(recipe, abstract))
+        tree = {**tree, "opt_state": fresh["opt_state"]}
+    begun = _restored(step, tree, host, abstract, config)
+    # What was best on the way here was measured under another configuration.
+    return Beginning(begun.step, begun.state, begun.units, begun.loss)
+
+
+def initialize(recipe: Recipe, abstract: TrainState) -> TrainState:
+    """The state before the first update, made where it will live."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+
+    def init() -> TrainState:
+        return initial_state(recipe.specs, recipe.optimizer, recipe.seed)
+
+    return jax.jit(init, out_shardings=shardings)()
+
+
+def _restored(step: int, tree: Any, host: Mapping[str, Any], abstract: TrainState, config: Config) -> Beginning:
+    pending = host.get("unvalidated")
+    return Beginning(
+        step=step,
+        state=from_tree(tree, abstract, stacked=bool(getattr(config.model, "scan_layers", False))),
+        units=int(host.get("units") or 0),
+        loss=number(host.get("loss")),
+        progress=Progress.from_document(host.get("progress") or {}),
+        unvalidated=Record(**pending) if pending else None,
+    )

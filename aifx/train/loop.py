@@ -1,0 +1,143 @@
+"""The loop: the story of a run from one step to the next."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from aifx.config import Config
+from aifx.data.base import Batch
+from aifx.parallel import place_batch
+from aifx.train.meter import Meter
+from aifx.train.records import Record
+from aifx.train.signals import StopSignals, status_of
+from aifx.train.state import TrainState, to_tree
+from aifx.train.step import Recipe, StepFn
+from aifx.train.story import Story
+from aifx.train.validation import Interrupted, Progress, Validator
+
+if TYPE_CHECKING:
+    from aifx.checkpoint import Checkpoints
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why the loop ended (completed, early_stopped, interrupted, preempted), after which step, in what state."""
+
+    status: str
+    step: int
+    state: TrainState
+
+
+@dataclass
+class Loop:
+    """A run that is ready to take its steps.
+
+    Attributes:
+        progress: how validation went so far.
+        unvalidated: the record of the first step when a signal kept its validation from being done.
+    """
+
+    config: Config
+    recipe: Recipe
+    step_fn: StepFn
+    meter: Meter
+    checkpoints: Checkpoints
+    validator: Validator
+    story: Story
+    stop: StopSignals
+    progress: Progress
+    unvalidated: Record | None = None
+
+    def run(self, state: TrainState, batches: Generator[Batch, None, None], first: int) -> Ending:
+        """From `state`, that of step `first`, to the end of the run.
+
+        The host is one step ahead of the device and waits for it only where the run pauses: to validate, to save, to stop.
+        Raises NotFinite, and what the story's writers and the checkpoints raise.
+        """
+        last = self.config.train.num_steps
+        stopping = self._make_up(state) if self.unvalidated else None
+        step = first
+        with closing(batches):
+            while step < last and not stopping and not self._has_converged:
+                step += 1
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited_s = time.perf_counter() - asked
+                state, numbers = self.step_fn(state, place_batch(batch, self.recipe.mesh))
+                self.meter.dispatched(step, numbers, batch, self.recipe.task.units(batch), waited_s)
+
+                stopping = self.stop.requested
+                pausing = bool(stopping) or step == last or self._validates(step) or self._saves(step)
+                for record in self.meter.resolve(leave=0 if pausing else 1):
+                    if record.step == step:
+                        stopping = self._pause(state, record, stopping)
+                    else:
+                        self.story.record(record)
+        if stopping:
+            return Ending(status_of(stopping), step, state)
+        return Ending("completed" if step == last else "early_stopped", step, state)
+
+    def _pause(self, state: TrainState, record: Record, stopping: signal.Signals | None) -> signal.Signals | None:
+        """Between two steps: validate, tell, save. Returns the signal that the run must end for."""
+        step, last = record.step, self.config.train.num_steps
+        improved = False
+        if self._validates(step):
+            try:
+                record, improved = self._validate(state, record)
+            except Interrupted:  # the record waits in the checkpoint for its validation
+                self._save(state, record, unvalidated=True)
+                return self.stop.requested
+        self.story.record(record)
+        if stopping or improved or self._saves(step) or step == last or self._has_converged:
+            self._save(state, record)
+        self.meter.resume_clock()
+        return stopping if step < last else None
+
+    def _make_up(self, state: TrainState) -> signal.Signals | None:
+        """The validation that a signal kept from being done. Returns the signal that does so again."""
+        assert self.unvalidated is not None
+        try:
+            record, _ = self._validate(state, self.unvalidated)
+        except Interrupted:
+            return self.stop.requested
+        self.story.record(record)
+        self._save(state, record, again=True)
+        self.meter.resume_clock()
+        return None
+
+    def _validate(self, state: TrainState, record: Record) -> tuple[Record, bool]:
+        """The record with its validation, and whether that is the best so far. Raises Interrupted."""
+        started = time.perf_counter()
+        metrics = self.validator(state.params)
+        self.progress = self.progress.after(record.step, metrics["loss"])
+        improved = self.progress.best_step == record.step
+        duration_s = time.perf_counter() - started
+        self.story.event("validation", step=record.step, loss=metrics["loss"], improved=improved, duration_s=duration_s)
+        return replace(record, validation=metrics), improved
+
+    def _save(self, state: TrainState, record: Record, *, unvalidated: bool = False, again: bool = False) -> None:
+        host: dict[str, Any] = {
+            "units": self.meter.units,
+            "loss": record.loss,
+            "progress": self.progress.document(),
+            "unvalidated": asdict(record) if unvalidated else None,
+        }
+        validation_loss = None if record.validation is None else record.validation["loss"]
+        self.checkpoints.save(record.step, to_tree(state), host=host, validation_loss=validation_loss, force=again)
+
+    def _validates(self, step: int) -> bool:
+        every = self.config.train.validate_every
+        return every > 0 and (step % every == 0 or step == self.config.train.num_steps)
+
+    def _saves(self, step: int) -> bool:
+        every = self.config.checkpoint.every
+        return every > 0 and step % every == 0
+
+    @property
+    def _has_converged(self) -> bool:
+        return self.progress.is_exhausted(self.config.train.early_stopping)

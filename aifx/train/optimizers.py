@@ -1,0 +1,87 @@
+"""The update rule: AdamW, or Muon for matrices with AdamW for the rest, told by the model's specs what is what.
+
+A tree of weights here is the params' tree with None in place of frozen arrays and buffers, which get no updates and no
+optimizer state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from aifx.config.sections import OptimizerSection
+from aifx.nn.specs import ArraySpec, Params, Specs, is_spec, map_specs
+
+
+def make_optimizer(section: OptimizerSection, schedule: optax.Schedule, specs: Specs) -> optax.GradientTransformation:
+    """The optimizer of the weights among `specs`.
+
+    Decoupled decay falls on arrays whose spec says `decay` (with muon: on matrices among them alone). A stacked array
+    `[layers, ...]` is updated exactly as its layers would be one by one.
+
+    Args:
+        schedule: update count -> share of the peak learning rates.
+    """
+
+    def rate(peak: float) -> optax.Schedule:
+        return lambda count: peak * schedule(count)
+
+    decays = select_weights(map_specs(lambda s: s.decay, specs), specs)
+    if section.kind == "adamw":
+        return optax.adamw(
+            rate(section.learning_rate),
+            b1=section.beta1,
+            b2=section.beta2,
+            eps=section.epsilon,
+            weight_decay=section.weight_decay,
+            mask=decays,
+        )
+    # Masks of muon's are trees over all weights; decays of its matrices alone must not name the others.
+    return muon(
+        rate(section.learning_rate),
+        beta=section.momentum,
+        eps=section.epsilon,
+        weight_decay=section.weight_decay,
+        weight_decay_mask=lambda tree: _decays_of(tree, specs),
+        adam_b1=section.beta1,
+        adam_b2=section.beta2,
+        adam_learning_rate=rate(section.adam_learning_rate or section.learning_rate),
+        muon_weight_dimension_numbers=lambda _: select_weights(map_specs(_dimension_numbers, specs), specs),
+    )
+
+
+def select_weights(tree: Any, specs: Specs) -> Any:
+    """`tree` (as the params are) with None in place of what takes no gradient."""
+    return jax.tree.map(lambda spec, node: node if spec.kind == "weight" else None, specs, tree, is_leaf=is_spec)
+
+
+def merge_weights(weights: Any, params: Params, specs: Specs) -> Params:
+    """`params` with its weights replaced."""
+    merged: Params = jax.tree.map(
+        lambda spec, weight, param: weight if spec.kind == "weight" else param, specs, weights, params, is_leaf=is_spec
+    )
+    return merged
+
+
+def clip_by_global_norm(gradients: Any, bound: float) -> tuple[Any, jax.Array]:
+    """Gradients of global norm `bound` at most (0 never clips), and the norm before clipping."""
+    norm = optax.global_norm(gradients)
+    if bound <= 0:
+        return gradients, norm
+    scale = jnp.minimum(1.0, bound / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients), norm
+
+
+def _dimension_numbers(spec: ArraySpec) -> MuonDimensionNumbers | None:
+    return None if spec.matrix is None else MuonDimensionNumbers(*spec.matrix)
+
+
+def _decays_of(tree: Any, specs: Specs) -> Any:
+    def decays(spec: ArraySpec, node: Any) -> Any:
+        return jax.tree.map(lambda _: spec.decay, node)  # a node that muon masked has no leaves, and stays what it is
+
+    return jax.tree.map(decays, specs, tree, is_leaf=is_spec)

@@ -1,0 +1,159 @@
+"""What a run tells while it goes: one record a step, a few events, a result; and who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from aifx.config import Config
+from aifx.errors import AifxError, ExitCode
+from aifx.hardware import Peak
+from aifx.project import RunDirectory
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known when the first step is about to run."""
+
+    run: RunDirectory
+    config: Config
+    first_step: int  # updates done before this process began
+    num_steps: int
+    unit: str  # "tokens", "images"
+    num_parameters: int
+    flops_per_step: int  # forward and backward, of the whole global batch
+    peak: Peak | None  # None where the catalogue does not know the device
+    devices: str  # "2 x NVIDIA H100 80GB HBM3"
+    dtype: str  # of the computation
+
+    @property
+    def mfu_formula(self) -> str:
+        """How `mfu` of a record is formed, in one line."""
+        if self.peak is None:
+            return f"MFU is not told: no peak is known for {self.devices}"
+        return f"MFU = {self.flops_per_step:.4g} model FLOPs a step / step time / {self.peak.flops:.4g} FLOP/s; peak: {self.peak.formula}"
+
+    def is_logged(self, record: Record) -> bool:
+        """Whether the record belongs into metrics.jsonl and the sinks: `log.every`, the last step, and those that validated."""
+        return (
+            record.step % self.config.log.every == 0 or record.step == self.num_steps or record.validation is not None
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """One optimizer step; docs/metrics.md is the documentation."""
+
+    step: int  # updates done, this one included
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    units: int  # tokens or images so far, over the whole run
+    units_per_s: float
+    step_time_s: float
+    data_wait_s: float
+    mfu: float | None
+    time: float
+    unit: str = "tokens"
+    validation: Mapping[str, Any] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The line of metrics.jsonl."""
+        doc: dict[str, Any] = {
+            "step": self.step,
+            "loss": self.loss,
+            "grad_norm": self.grad_norm,
+            "learning_rate": self.learning_rate,
+            self.unit: self.units,
+            f"{self.unit}_per_s": self.units_per_s,
+            "step_time_s": self.step_time_s,
+            "mfu": self.mfu,
+            "data_wait_s": self.data_wait_s,
+            "time": self.time,
+        }
+        if self.validation is not None:
+            doc["validation"] = dict(self.validation)
+        return doc
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended, or stands.
+
+    status: completed, early_stopped, interrupted, preempted, diverged.
+    loss: of the last update, bit-equal to its record; None where there was none.
+    units_per_s: over the steps of this process.
+    """
+
+    run: RunDirectory
+    status: str
+    step: int
+    num_steps: int | None
+    loss: float | None = None
+    unit: str = "tokens"
+    units_per_s: float | None = None
+    state_digest: str | None = None
+    validation_loss: float | None = None
+    best_step: int | None = None
+    best_validation_loss: float | None = None
+    duration_s: float | None = None
+    resumed_from: int | None = None
+    error: AifxError | None = None
+    already: bool = field(default=False, compare=False)  # it had ended before this process looked
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return {
+            "interrupted": ExitCode.INTERRUPTED,
+            "preempted": ExitCode.PREEMPTED,
+            "diverged": ExitCode.VERDICT,
+        }.get(self.status, ExitCode.OK)
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready; docs/json.md documents it."""
+        doc: dict[str, Any] = {
+            "run": self.run.name,
+            "status": self.status,
+            "step": self.step,
+            "num_steps": self.num_steps,
+            "loss": self.loss,
+            "tokens_per_s": None,
+            f"{self.unit}_per_s": self.units_per_s,
+            "state_digest": self.state_digest,
+            "validation_loss": self.validation_loss,
+            "best_step": self.best_step,
+            "best_validation_loss": self.best_validation_loss,
+            "duration_s": self.duration_s,
+            "resumed_from": self.resumed_from,
+        }
+        if self.error is not None:
+            error = self.error
+            doc["error"] = {"what": error.what, "why": error.why, "hint": error.hint, "exit_code": int(error.exit_code)}
+        return doc
+
+
+class Observer(Protocol):
+    """Told what a run does, in order, from the training thread: quick, or handing on to a thread of its own.
+
+    Events: "start"/"resume", "compile", "checkpoint" (step), "validation" (step, metrics), "stopping" (signal), "nan", "stop".
+    """
+
+    def start(self, info: RunInfo) -> None: ...
+
+    def record(self, record: Record) -> None: ...
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None: ...
+
+    def stop(self, result: TrainResult | None) -> None:
+        """The run's end; None when it failed."""
+        ...
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers among nested values: {"validation": {"loss": 1.0}} -> ("validation/loss", 1.0)."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)

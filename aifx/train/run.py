@@ -1,0 +1,262 @@
+"""From a project and a configuration to a trained run: what comes before the loop, and what comes after it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aifx.config import Config
+from aifx.errors import UsageError
+from aifx.project import Project, RunDirectory
+from aifx.runs import RunLock, provenance, write_json, write_text
+from aifx.train.compilation_cache import enable_compilation_cache
+from aifx.train.observers import LogFile, MetricsFile, Trace
+from aifx.train.records import Observer, RunInfo, TrainResult
+from aifx.train.signals import StopSignals
+from aifx.train.sinks import open_sinks
+from aifx.train.standing import check_configuration, check_data, check_origin, environment_changes, finished
+from aifx.train.story import Story
+
+if TYPE_CHECKING:
+    from aifx.checkpoint import CheckpointInfo, Checkpoints
+    from aifx.tasks.base import Say
+    from aifx.train.beginning import Beginning
+    from aifx.train.loop import Ending, Loop
+    from aifx.train.step import Recipe, StepFn
+
+
+def train(
+    project: Project,
+    config: Config,
+    run_name: str,
+    *,
+    fork_from: str | None = None,
+    observers: Sequence[Observer] = (),
+    say: Say = lambda _: None,
+    stop: StopSignals | None = None,
+    profile: bool = False,
+) -> TrainResult:
+    """Train the run `run_name`, from where it stands to its end; a run that has ended is told as it stands.
+
+    Args:
+        fork_from: begin as a new run, from the latest checkpoint of the run of this name.
+        stop: entered by the caller, who hears what happens to a process that must end at once.
+        profile: trace a few steps into the run's `profile` folder.
+
+    Raises RunBusy, ConfigError, DataError, CheckpointError, EnvironmentFault. A loss that is not finite is a result.
+    """
+    run = project.run(run_name)
+    origin = project.existing_run(fork_from) if fork_from is not None else None
+    if origin is not None and run.exists():
+        raise UsageError(
+            f"run {run.name!r} exists",
+            "a fork is a new run",
+            f"aifx train --run {run.name}    (or --fork another-name)",
+        )
+    with RunLock(run):
+        if run.exists():
+            check_configuration(run, config, project)
+            if (result := finished(run, config)) is not None:
+                return result
+        if origin is not None:
+            check_origin(origin, config)
+        metrics, log = MetricsFile(run), LogFile(run)
+
+        def tell(text: str) -> None:
+            log.say(text)
+            say(text)
+
+        traces = [Trace(run)] if profile else []
+        story = Story(run, [metrics, log, *traces, *open_sinks(config.log.sinks, run), *observers])
+        job = Training(project, config, run, origin, story, tell, stop or StopSignals(), metrics)
+        job.stop.before_exit.append(story.ended_abruptly)
+        try:
+            result = job.train()
+        except BaseException as e:
+            story.end(None, error=f"{type(e).__name__}: {e}")
+            raise
+        story.end(result)
+        return result
+
+
+@dataclass(frozen=True)
+class Training:
+    """One process's part of a run."""
+
+    project: Project
+    config: Config
+    run: RunDirectory
+    origin: RunDirectory | None
+    story: Story
+    say: Say
+    stop: StopSignals
+    metrics: MetricsFile
+
+    def train(self) -> TrainResult:
+        """Everything between taking hold of the run and its last word."""
+        started = time.perf_counter()
+        checkpoints = self._open_checkpoints()
+        latest = checkpoints.latest()
+        self.story.event("start" if latest is None and self.origin is None else "resume", step=latest or 0)
+        enable_compilation_cache(self.say)
+        recipe = self._prepare(is_fresh=latest is None)
+        step_fn, begun = self._compile_and_begin(recipe, checkpoints)
+        if self.origin is not None:
+            self._adopt(begun, checkpoints)
+
+        from aifx.train.feed import feed
+        from aifx.train.guards import report_divergence
+        from aifx.train.loop import Loop
+        from aifx.train.meter import Meter, NotFinite
+        from aifx.train.validation import Validator
+
+        info = self._info(recipe, begun.step)
+        meter = Meter(info, begun.units, begun.loss)
+        loop = Loop(
+            config=self.config,
+            recipe=recipe,
+            step_fn=step_fn,
+            meter=meter,
+            checkpoints=checkpoints,
+            validator=Validator(recipe, self.config.train.validation_batches, lambda: self.stop.requested is not None),
+            story=self.story,
+            stop=self.stop,
+            progress=begun.progress,
+            unvalidated=begun.unvalidated,
+        )
+        self.story.start(info)
+        self.stop.guard(self.config.checkpoint.stop_timeout_s)
+        meter.resume_clock()
+        batches = feed(recipe.task.source("train"), begun.step, info.num_steps, _rows(self.config))
+        try:
+            ending = loop.run(begun.state, batches, begun.step)
+        except NotFinite as e:
+            checkpoints.wait()
+            return report_divergence(e, info, checkpoints.latest(), self.story)
+        checkpoints.wait()
+        self.stop.finish()
+        return self._result(ending, loop, begun, time.perf_counter() - started)
+
+    def _open_checkpoints(self) -> Checkpoints:
+        from aifx.checkpoint import Checkpoints
+
+        def committed(info: CheckpointInfo) -> None:
+            self.stop.kept = f"the checkpoint of step {info.step} is kept"
+            self.story.event(
+                "checkpoint", step=info.step, validation_loss=info.validation_loss, size_bytes=info.size_bytes
+            )
+
+        checkpoints = Checkpoints(
+            self.run.checkpoints, self.config.checkpoint, before_commit=self.metrics.sync, on_commit=committed
+        )
+        if (latest := checkpoints.latest()) is not None:
+            self.stop.kept = f"the checkpoint of step {latest} is kept"
+        return checkpoints
+
+    def _prepare(self, *, is_fresh: bool) -> Recipe:
+        """The task, its data and the mesh; the run's configuration and provenance on disk. Raises ConfigError, DataError."""
+        from aifx.parallel import check_batch_fits, make_mesh
+        from aifx.tasks.registry import create_task
+        from aifx.train.step import make_recipe
+
+        mesh = make_mesh(self.config.train.devices)
+        check_batch_fits(self.config.train.global_batch_size, self.config.train.gradient_accumulation, mesh)
+        self._prepare_assets(is_fresh)
+        task = create_task(self.config, self.project, self.run.assets, say=self.say)
+        recipe = make_recipe(self.config, task, mesh)
+        now = provenance(self.project.root, data_digest=task.data_digest(), devices=list(mesh.devices.flat))
+        if is_fresh:
+            write_json(self.run.provenance, {**now, "forked_from": self.origin.name if self.origin else None})
+        else:
+            check_data(self.run, task.data_digest())
+            for change in environment_changes(self.run, now):
+                self.say(
+                    f"since the run began, {change}: it goes on, and need not equal an uninterrupted run bit for bit"
+                )
+        if self.origin is None:  # a fork is a run once its first checkpoint is there
+            write_text(self.run.config, self.config.to_toml())
+        return recipe
+
+    def _prepare_assets(self, is_fresh: bool) -> None:
+        """A run without a checkpoint begins with no assets of an attempt before it; a fork with its origin's."""
+        if is_fresh and self.run.assets.exists():
+            shutil.rmtree(self.run.assets)
+        self.run.assets.mkdir(parents=True, exist_ok=True)
+        if self.origin is not None and self.origin.assets.is_dir():
+            shutil.copytree(self.origin.assets, self.run.assets, dirs_exist_ok=True)
+
+    def _compile_and_begin(self, recipe: Recipe, checkpoints: Checkpoints) -> tuple[StepFn, Beginning]:
+        """The compiled step and the state that it starts from, which is made or restored while the step compiles."""
+        from aifx.train.beginning import begin, begin_from
+        from aifx.train.state import abstract_state
+        from aifx.train.step import lower_step
+
+        abstract = abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)
+        with ThreadPoolExecutor(1, thread_name_prefix="aifx-begin") as pool:
+            if self.origin is not None:
+                begun = pool.submit(begin_from, self.origin, recipe, abstract, self.config, self.say)
+            else:
+                begun = pool.submit(begin, recipe, abstract, checkpoints, self.config, self.say)
+            batch = recipe.task.source("train").read(0, _rows(self.config))
+            self.story.event("compile")
+            started = time.perf_counter()
+            step_fn: StepFn = lower_step(recipe, abstract, batch).compile()
+            self.story.event("compiled", duration_s=time.perf_counter() - started)
+            return step_fn, begun.result()
+
+    def _adopt(self, begun: Beginning, checkpoints: Checkpoints) -> None:
+        """A fork's first checkpoint, then its configuration: from then on it is a run of its own."""
+        from aifx.train.state import to_tree
+
+        host = {"units": begun.units, "loss": begun.loss, "progress": begun.progress.document(), "unvalidated": None}
+        checkpoints.save(begun.step, to_tree(begun.state), host=host, force=True)
+        checkpoints.wait()
+        write_text(self.run.config, self.config.to_toml())
+
+    def _info(self, recipe: Recipe, first_step: int) -> RunInfo:
+        from aifx.hardware import peak_of
+        from aifx.nn.specs import count_parameters
+
+        devices = list(recipe.mesh.devices.flat)
+        kind, platform = devices[0].device_kind, devices[0].platform
+        dtype = str(recipe.dtype_name)
+        return RunInfo(
+            run=self.run,
+            config=self.config,
+            first_step=first_step,
+            num_steps=self.config.train.num_steps,
+            unit=recipe.task.unit,
+            num_parameters=count_parameters(recipe.specs),
+            flops_per_step=recipe.task.model.flops(recipe.task.batch_shape()),
+            peak=peak_of(kind, platform, len(devices), dtype),
+            devices=f"{len(devices)} x {kind}",
+            dtype=dtype,
+        )
+
+    def _result(self, ending: Ending, loop: Loop, begun: Beginning, duration_s: float) -> TrainResult:
+        from aifx.checkpoint import state_digest
+        from aifx.train.state import to_tree
+
+        return TrainResult(
+            run=self.run,
+            status=ending.status,
+            step=ending.step,
+            num_steps=self.config.train.num_steps,
+            loss=loop.meter.loss,
+            unit=loop.recipe.task.unit,
+            units_per_s=loop.meter.units_per_s,
+            state_digest=state_digest(to_tree(ending.state)),
+            validation_loss=loop.progress.last_loss,
+            best_step=loop.progress.best_step,
+            best_validation_loss=loop.progress.best_loss,
+            duration_s=duration_s,
+            resumed_from=begun.step or None,
+        )
+
+
+def _rows(config: Config) -> slice:
+    return slice(0, config.train.global_batch_size)

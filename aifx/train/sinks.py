@@ -1,0 +1,178 @@
+"""Trackers that get each logged record besides metrics.jsonl: TensorBoard, Weights & Biases, MLflow.
+
+Each writes in a thread of its own, so that a slow tracker never holds a step. A run that is resumed goes on in the same
+tracked run; steps that a tracker has already are not sent twice where the tracker can tell.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aifx.errors import EnvironmentFault
+from aifx.project import RunDirectory
+from aifx.train.records import Observer, Record, RunInfo, TrainResult, flatten
+
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def open_sinks(names: Sequence[str], run: RunDirectory) -> list[Observer]:
+    """Observers for `log.sinks`. Raises EnvironmentFault for one whose package is missing, before training starts."""
+    for name in names:
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise EnvironmentFault(
+                f"log.sinks has {name!r}, and the package {PACKAGES[name]} is not installed",
+                "each sink needs the extra of its name",
+                f"pip install 'aifx[{name}]'",
+            )
+    kinds: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
+    return [Background(name, kinds[name](run)) for name in dict.fromkeys(names)]
+
+
+class Sink:
+    """One tracker: `open`, then `write` for each record, then `close`, all from one thread."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+
+    def open(self, info: RunInfo) -> None: ...
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self, status: str) -> None: ...
+
+
+class TensorBoard(Sink):
+    """Event files in the run's `sinks/tensorboard`."""
+
+    def open(self, info: RunInfo) -> None:
+        from tensorboardX import SummaryWriter
+
+        # purge_step tells TensorBoard to forget what an interrupted process wrote beyond the checkpoint.
+        purge = info.first_step + 1 if info.first_step else None
+        self._writer = SummaryWriter(str(self.run.sinks / "tensorboard"), purge_step=purge, flush_secs=5)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self, status: str) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases(Sink):
+    """A run of the project's name; offline, in the run's `sinks/wandb`, unless a login is known or WANDB_MODE says so."""
+
+    def open(self, info: RunInfo) -> None:
+        import wandb
+
+        self.run.sinks.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_SILENT", "true")
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        self._run: Any = wandb.init(
+            project=info.config.project.name,
+            name=info.run.name,
+            id=_tracked_id(self.run, "wandb"),
+            dir=str(self.run.sinks),
+            config=info.config.values(),
+            mode=mode,
+            resume="allow",
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)  # drops a step that is not beyond the last one it has
+
+    def close(self, status: str) -> None:
+        self._run.finish(exit_code=0 if status in ("completed", "early_stopped") else 1)
+
+
+class MLflow(Sink):
+    """A run in the experiment of the project's name; in MLFLOW_TRACKING_URI, else in the run's `sinks/mlflow`."""
+
+    def open(self, info: RunInfo) -> None:
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        from mlflow.tracking import MlflowClient
+
+        folder = self.run.sinks / "mlflow"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._client: Any = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or folder.absolute().as_uri())
+        name = info.config.project.name
+        experiment = self._client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        kept = self.run.sinks / "mlflow-run-id"
+        if kept.is_file():
+            self._id = kept.read_text().strip()
+            self._client.update_run(self._id, status="RUNNING")
+            self._last = max((m.step for m in self._client.get_metric_history(self._id, "loss")), default=0)
+            return
+        self._id = self._client.create_run(experiment_id, run_name=info.run.name).info.run_id
+        self._last = 0
+        kept.write_text(self._id)
+        for section, values in info.config.values().items():
+            for key, value in values.items():
+                self._client.log_param(self._id, f"{section}.{key}", value)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        if step > self._last:
+            now = round(time.time() * 1000)
+            metrics = [Metric(name, value, now, step) for name, value in values.items()]
+            self._client.log_batch(self._id, metrics=metrics)
+
+    def close(self, status: str) -> None:
+        ended = {"completed": "FINISHED", "early_stopped": "FINISHED", "interrupted": "KILLED", "preempted": "KILLED"}
+        self._client.set_terminated(self._id, status=ended.get(status, "FAILED"))
+
+
+class Background:
+    """Runs a sink in a thread. A sink that fails is dropped with a word in the ledger's log; training goes on."""
+
+    def __init__(self, name: str, sink: Sink) -> None:
+        self.name = name
+        self.error: str | None = None
+        self._sink = sink
+        self._queue: queue.SimpleQueue[tuple[int, dict[str, float]] | str] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self, info: RunInfo) -> None:
+        self._info = info
+        self._thread = threading.Thread(target=self._work, name=f"aifx-{self.name}", daemon=True)
+        self._thread.start()
+
+    def record(self, record: Record) -> None:
+        if self.error is None and self._info.is_logged(record):
+            values = {k: v for k, v in flatten(record.document()) if k not in ("step", "time")}
+            self._queue.put((record.step, values))
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        pass
+
+    def stop(self, result: TrainResult | None) -> None:
+        """Waits for what is queued, a minute at most: a tracker that hangs must not hold the run's end."""
+        if self._thread is not None:
+            self._queue.put(result.status if result is not None else "failed")
+            self._thread.join(60.0)
+
+    def _work(self) -> None:
+        try:
+            self._sink.open(self._info)
+            while not isinstance(item := self._queue.get(), str):
+                self._sink.write(*item)
+            self._sink.close(item)
+        except Exception as e:  # whatever a tracker's client raises: the run matters more
+            self.error = f"{type(e).__name__}: {e}"
+
+
+def _tracked_id(run: RunDirectory, tracker: str) -> str:
+    """An id that stays with the run, made on first use."""
+    path = run.sinks / f"{tracker}-run-id"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(os.urandom(8).hex())
+    return path.read_text().strip()

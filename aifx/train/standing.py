@@ -1,0 +1,112 @@
+"""How a run stands on disk, and whether it may go on: read before anything heavy is imported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from aifx.checkpoint.listing import list_checkpoints
+from aifx.checkpoint.manifest import read_manifest, step_directories
+from aifx.config import Config, compare, read_config
+from aifx.errors import AifxError, ConfigError, UsageError
+from aifx.project import Project, RunDirectory
+from aifx.runs import differences, read_jsonl
+from aifx.runs.status import number
+from aifx.train.records import TrainResult
+
+
+def check_configuration(run: RunDirectory, config: Config, project: Project) -> None:
+    """Raises ConfigError, with the differences, when the run got somewhere with another configuration."""
+    if not list_checkpoints(run.checkpoints):
+        return  # nothing was saved: it begins anew
+    found = compare(read_config(run.config, project), config)
+    if found:
+        shown = [f"{d.key} = {json.dumps(d.old)} -> {json.dumps(d.new)}" for d in found[:8]]
+        more = [f"and {len(found) - 8} more"] if len(found) > 8 else []
+        raise ConfigError(
+            f"run {run.name!r} was started with another configuration",
+            "\n".join([*shown, *more]),
+            f"aifx train --run {run.name} --fork NAME goes on from its latest checkpoint as a new run; aifx train --run NAME starts afresh",
+        )
+
+
+def check_data(run: RunDirectory, data_digest: str) -> None:
+    """Raises ConfigError when the run was trained on other data so far."""
+    before = read_provenance(run).get("data_digest")
+    if before is not None and before != data_digest:
+        raise ConfigError(
+            f"the data of run {run.name!r} has changed since it was started",
+            f"its digest was {before[:12]}..., and is {data_digest[:12]}... now",
+            f"restore the data, or: aifx train --run {run.name} --fork NAME",
+        )
+
+
+def environment_changes(run: RunDirectory, now: Mapping[str, Any]) -> list[str]:
+    """What changed of that which a bit-exact resumption rests on, a line each."""
+    before = read_provenance(run)
+    return [str(d) for d in differences(before, now) if d.name != "data_digest"] if before else []
+
+
+def read_provenance(run: RunDirectory) -> dict[str, Any]:
+    try:
+        document = json.loads(run.provenance.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def finished(run: RunDirectory, config: Config) -> TrainResult | None:
+    """The result of a run that has ended by itself, read from disk without loading anything heavy; None for one that goes on."""
+    last = max((c.step for c in list_checkpoints(run.checkpoints)), default=None)
+    stop = next((e for e in reversed(read_jsonl(run.events)) if e.get("event") in ("stop", "start", "resume")), {})
+    if last is None or stop.get("status") not in ("completed", "early_stopped") or stop.get("step") != last:
+        return None
+    unit = next((k.removesuffix("_per_s") for k in stop if k.endswith("_per_s") and k != "tokens_per_s"), "tokens")
+    return TrainResult(
+        run=run,
+        status=stop["status"],
+        step=last,
+        num_steps=config.train.num_steps,
+        loss=number(stop.get("loss")),
+        unit=unit,
+        units_per_s=number(stop.get(f"{unit}_per_s")),
+        state_digest=stop.get("state_digest"),
+        validation_loss=number(stop.get("validation_loss")),
+        best_step=stop.get("best_step"),
+        best_validation_loss=number(stop.get("best_validation_loss")),
+        duration_s=number(stop.get("duration_s")),
+        resumed_from=stop.get("resumed_from"),
+        already=True,
+    )
+
+
+def check_origin(origin: RunDirectory, config: Config) -> int:
+    """The step that a fork begins at. Raises UsageError where there is nothing to fork from or nothing left to do."""
+    step = max((c.step for c in list_checkpoints(origin.checkpoints)), default=None)
+    if step is None:
+        raise UsageError(
+            f"run {origin.name!r} has no checkpoint to fork from",
+            "nothing was saved yet",
+            f"aifx ckpt ls --run {origin.name}",
+        )
+    if step >= config.train.num_steps:
+        raise UsageError(
+            f"a fork of run {origin.name!r} has nothing left to do",
+            f"its latest checkpoint is of step {step}, and train.num_steps = {config.train.num_steps}",
+            f"--set train.num_steps={2 * step} trains on",
+        )
+    return step
+
+
+def standing(run: RunDirectory, status: str, num_steps: int | None = None) -> TrainResult:
+    """What a process that ends before its first step, or where it stands, leaves: the latest checkpoint's figures."""
+    steps = step_directories(run.checkpoints)
+    step = max(steps, default=0)
+    host: Mapping[str, Any] = {}
+    if steps:
+        try:
+            host = read_manifest(steps[step]).host
+        except AifxError:
+            pass  # damaged: the next start falls back to the one before, and says so
+    return TrainResult(run=run, status=status, step=step, num_steps=num_steps, loss=number(host.get("loss")))

@@ -1,0 +1,116 @@
+"""`aifx train`: train the project's model, or go on where it stopped."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from aifx.commands.options import JsonOption, RunOption, SetOption
+from aifx.commands.terminal import Output, failure_text, is_colored, terminal
+
+if TYPE_CHECKING:
+    from aifx.train import TrainResult
+
+DEFAULT_RUN = "main"
+
+ForkOption = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    typer.Option(
+        "--fork", metavar="NAME", help="Begin run NAME from the latest checkpoint of --run.", show_default=False
+    ),
+]
+ProfileOption = Annotated[bool, typer.Option("--profile", help="Trace a few steps with JAX's profiler.")]
+
+
+def train(
+    run: RunOption = None,
+    overrides: SetOption = None,
+    fork: ForkOption = None,
+    profile: ProfileOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Train the project's model, or go on where it stopped.
+
+    Type it again after a stop, a crash or a lost machine: the run goes on from its latest checkpoint, bit for bit.
+    Ctrl-C saves first; a second one exits at once.
+
+    Examples:
+        aifx train                                        the run called "main"
+        aifx train --run wide --set model.embed_dim=256   another run, another setting
+        aifx train --run main --fork longer --set train.num_steps=4000
+        aifx train --json                                 one JSON document at the end, for scripts
+    """
+    with terminal(json) as out:
+        from aifx.train.signals import StopSignals
+
+        # Before anything heavy is imported: a signal is heard from here on, whatever is being imported or compiled.
+        with StopSignals() as stop:
+            result = _train(run or DEFAULT_RUN, overrides or [], fork, profile, out, stop)
+        out.document(result.document())
+        _show(result, out, profile)
+        if result.exit_code:
+            raise SystemExit(int(result.exit_code))
+
+
+def _train(
+    name: str, overrides: list[str], fork: str | None, profile: bool, out: Output, stop: Any
+) -> TrainResult:
+    from aifx.commands.panel import make_progress
+    from aifx.config import load_config
+    from aifx.project import find_project
+    from aifx.train import train as train_run
+
+    project = find_project()
+    config = load_config(project, overrides)
+    progress = make_progress(out)
+
+    def told_at_last(status: str, why: str) -> None:
+        progress.abandon()
+        _last_words(fork or name, status, why, out)
+
+    stop.before_exit.append(told_at_last)
+    return train_run(
+        project,
+        config,
+        fork or name,
+        fork_from=name if fork is not None else None,
+        observers=[progress],
+        say=progress.say,
+        stop=stop,
+        profile=profile,
+    )
+
+
+def _last_words(name: str, status: str, why: str, out: Output) -> None:
+    """What a process that must end where it stands has to say; called from the thread that heard the signal."""
+    from aifx.project import find_project
+    from aifx.train.standing import standing
+
+    result = standing(find_project().run(name), status)
+    with suppress(BrokenPipeError):
+        out.document(result.document())
+        out.flush()
+        out.say(f"{status}: {why}")
+
+
+def _show(result: TrainResult, out: Output, profile: bool) -> None:
+    """The answer for people."""
+    if result.error is not None:
+        out.err.file.write(failure_text(result.error, colored=is_colored(out.err.file)))  # type: ignore[arg-type]
+        return
+    if out.json:
+        return
+    loss = "" if result.loss is None else f", loss {result.loss:.4f}"
+    best = "" if result.best_validation_loss is None else f", best validation {result.best_validation_loss:.4f} at step {result.best_step}"
+    already = "already " if result.already else ""
+    out.print(f"run {result.run.name}: {already}{result.status.replace('_', ' ')} at step {result.step} of {result.num_steps}{loss}{best}")
+    if result.units_per_s is not None and not result.already:
+        out.print(f"{result.units_per_s:,.0f} {result.unit}/s; state digest {(result.state_digest or '')[:16]}; everything is in {result.run.path}")
+    if profile and not result.already:
+        out.print(f"trace: {result.run.profile}; drop its perfetto_trace.json.gz on https://ui.perfetto.dev, or: xprof {result.run.profile}")
+    if result.status in ("interrupted", "preempted"):
+        out.print(f"go on with: aifx train --run {result.run.name}")
+    else:
+        out.print(f"next: aifx eval --run {result.run.name}")
