@@ -218,26 +218,23 @@ def _in_our_words(template: str) -> Iterator[None]:
 
     try:
         yield
-    except (AifxError, CopierAnswersInterrupt, OSError):
+    except (AifxError, CopierAnswersInterrupt):
         raise
     except UnsafeTemplateError as err:
         raise UsageError(
             f"the template {template} is refused",
             str(err).partition("\n")[0] + " aifx runs no code of a template.",
-            f"if you trust it: copier copy --trust {template}",
+            f"if you trust it: copier copy --trust {template} DIR",
         ) from err
     except InteractiveSessionError as err:
-        raise UsageError(
-            f"the template {template} asks questions", "there is no terminal to ask on", "--yes or --data"
-        ) from err
-    except (CopierError, TemplateError, ValueError, TypeError) as err:
-        raise UsageError(f"the template {template} cannot be used", _line(str(err)), "aifx init --list") from err
+        raise UsageError(f"the template {template} asks questions", "there is no terminal", "--yes or --data") from err
     except Exception as err:
-        # plumbum's ProcessExecutionError (git failed) and yaml's YAMLError: neither package is a dependency of ours
-        if not type(err).__module__.startswith(("plumbum", "yaml")):
+        # Of plumbum (git failed; an OSError) and yaml by name: neither package is a dependency of ours.
+        foreign = type(err).__module__.startswith(("plumbum", "yaml"))
+        if not foreign and not isinstance(err, (CopierError, TemplateError, ValueError, TypeError)):
             raise
-        said = getattr(err, "stderr", None) or str(err)
-        raise UsageError(f"the template {template} cannot be read", _line(said), "aifx init --list") from err
+        why = _line(getattr(err, "stderr", None) or str(err))
+        raise UsageError(f"the template {template} cannot be used", why, "aifx init --list") from err
 
 
 def _line(text: str) -> str:
