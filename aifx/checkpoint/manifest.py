@@ -81,12 +81,13 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         doc = json.loads(path.read_bytes())
         checksum = doc.pop("checksum")
+        # The checksum comes first, whatever the format: a flipped bit must not pass for a newer one.
+        if checksum != _checksum(doc):
+            raise ValueError("its checksum does not match its content")
         if doc["format"] > FORMAT:
             raise CheckpointError(
                 f"checkpoint {directory} has format {doc['format']}", f"this aifx reads format {FORMAT}"
             )
-        if checksum != _checksum(doc):
-            raise ValueError("its checksum does not match its content")
         arrays = {n: ArrayEntry(a["dtype"], tuple(a["shape"]), a["sha256"]) for n, a in doc["arrays"].items()}
         loss = doc["validation_loss"]
         return Manifest(doc["step"], doc["saved_at"], loss, doc["size_bytes"], arrays, doc["host"])

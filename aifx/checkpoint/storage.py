@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ def load_orbax() -> Any:
     """`orbax.checkpoint`, imported when first needed (half a second), from any thread."""
     with _importing:
         orbax = importlib.import_module("orbax.checkpoint")
-    logger = logging.getLogger("absl")
-    if not any(isinstance(f, _WithoutOrbax) for f in logger.filters):
-        logger.addFilter(_WithoutOrbax())
+    for name in ("absl", "asyncio"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(f, _WithoutOrbax) for f in logger.filters):
+            logger.addFilter(_WithoutOrbax())
     return orbax
 
 
@@ -83,8 +85,8 @@ def _checkpointer(ocp: Any, failures: list[Exception] | None = None) -> Any:
     types = ocp.type_handlers
 
     class Arrays(types.NumpyHandler):  # type: ignore[misc,name-defined]
-        """Lets every write end before the first failure is raised: Orbax would leave the others to a closed event loop,
-        which puts tracebacks on the terminal and files into a folder that is being removed."""
+        """Lets every operation end before the first failure is raised: Orbax would leave the others to a closed event
+        loop, which puts tracebacks on the terminal, and files into a folder that is being removed."""
 
         async def _open_and_write(self, *args: Any, **kwargs: Any) -> None:
             try:
@@ -93,6 +95,17 @@ def _checkpointer(ocp: Any, failures: list[Exception] | None = None) -> Any:
                 if failures is None:
                     raise
                 failures.append(e)
+
+        async def deserialize(self, infos: Sequence[Any], args: Sequence[Any] | None = None) -> list[Any]:
+            one_by_one = zip(infos, args or [None] * len(infos), strict=True)
+            reads = [
+                super(Arrays, self).deserialize([info], None if arg is None else [arg]) for info, arg in one_by_one
+            ]
+            results: list[Any] = await asyncio.gather(*reads, return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+            return [result[0] for result in results]
 
     # No copy of the arrays: that was made before, into memory that is reused.
     registry = types.create_type_handler_registry((np.ndarray, Arrays(deepcopy_host_arrays=False)))
@@ -110,7 +123,11 @@ def _at(tree: Mapping[str, Any], name: str) -> Any:
 
 
 class _WithoutOrbax(logging.Filter):
-    """Keeps Orbax's own log off the terminal: its failures are raised as well, and then said in our words."""
+    """Keeps off the terminal what Orbax logs and what it leaves to asyncio to log ("exception was never retrieved").
+
+    The first of its failures is raised as well, and then said in our words.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return f"{os.sep}orbax{os.sep}checkpoint{os.sep}" not in record.pathname
+        error = record.exc_info[1] if record.exc_info else None
+        return f"{os.sep}orbax{os.sep}checkpoint{os.sep}" not in record.pathname and "tensorstore" not in str(error)

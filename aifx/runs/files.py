@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-    """A file of JSON lines that grows by whole lines.
+    """A file of JSON lines that grows by whole lines, from any thread.
 
     Each record is one write(2) of one line, so what SIGKILL can leave behind is at most one line without its end, and
     opening cuts that. Raises EnvironmentFault when the disk is full; the file then ends with the record before.
@@ -94,6 +95,7 @@ class JsonLines:
     def __init__(self, path: Path, keep: Callable[[bytes], int] = len) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._lock = threading.Lock()
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         data = path.read_bytes()
         self._size = keep(data[: data.rfind(b"\n") + 1])
@@ -102,6 +104,10 @@ class JsonLines:
 
     def append(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(plain(record), ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            self._write(line)
+
+    def _write(self, line: bytes) -> None:
         written = 0
         try:
             while written < len(line):

@@ -1,0 +1,46 @@
+"""Run by test_kill.py: saves step after step as fast as it can, and says what it found and what it committed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aifx.checkpoint import Checkpoints
+from aifx.config.sections import CheckpointSection
+
+
+def state_of(step: int) -> dict[str, Any]:
+    rng = np.random.default_rng(step)
+    arrays = {str(i): jnp.asarray(rng.standard_normal((128, 256), np.float32)) for i in range(12)}
+    return {"params": arrays, "step": jnp.int32(step)}
+
+
+def main(directory: Path) -> None:
+    def say(text: str) -> None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    checkpoints = Checkpoints(
+        directory, CheckpointSection(keep_last=2, keep_best=1), on_commit=lambda info: say(f"committed {info.step}")
+    )
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state_of(0))
+    found = checkpoints.latest_good(abstract, say=lambda text: say(f"damage {text}"))
+    step = found.step if found else 0
+    if found:
+        assert all(map(np.array_equal, jax.tree.leaves(found.state), jax.tree.leaves(state_of(step))))
+        assert found.host == {"step": step}
+    assert not list(directory.glob("*tmp*"))
+    say(f"found {step}")
+    while True:
+        step += 1
+        checkpoints.save(step, state_of(step), host={"step": step}, validation_loss=1.0 + (step * 7 % 5))
+        say(f"saving {step}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

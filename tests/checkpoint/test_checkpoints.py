@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from aifx.checkpoint import CheckpointInfo, Checkpoints, list_checkpoints, state_digest
+from aifx.config.sections import CheckpointSection
+from aifx.errors import CheckpointError
+
+
+def section(**values: Any) -> CheckpointSection:
+    return CheckpointSection(**values)
+
+
+def state_of(step: int) -> dict[str, Any]:
+    params = {"layers": {"0": {"w": jnp.full((4, 8), step, jnp.float32)}}, "scale": jnp.float32(step)}
+    return {"step": jnp.int32(step), "params": params, "opt_state": optax.adamw(1e-3).init(params)}
+
+
+def abstract_of(state: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def bits(tree: Any) -> list[bytes]:
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+def test_round_trip_of_every_dtype(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    dtypes = [
+        np.float32,
+        np.float16,
+        ml_dtypes.bfloat16,
+        ml_dtypes.float8_e4m3fn,
+        np.int8,
+        np.int32,
+        np.uint32,
+        np.bool_,
+    ]
+    params = {np.dtype(d).name: jnp.asarray(rng.integers(0, 2, (3, 5)).astype(d)) for d in dtypes}
+    params |= {
+        "scalar": jnp.float32(np.nextafter(np.float32(1), np.float32(2))),
+        "empty": jnp.zeros((0, 3), jnp.bfloat16),
+    }
+    params |= {"nan": jnp.array([np.nan, -0.0, np.inf], jnp.float32)}
+    state = {"params": params, "host_scalar": np.float64(0.1)}
+    checkpoints = Checkpoints(tmp_path, section())
+    checkpoints.save(1, state, host={"best": 0.1 + 0.2, "nested": {"list": [1, None]}})
+    checkpoints.close()
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    restored, host = checkpoints.restore(1, {"params": abstract})
+    assert bits(restored["params"]) == bits(params)
+    assert {k: v.dtype for k, v in restored["params"].items()} == {k: v.dtype for k, v in params.items()}
+    assert host == {"best": 0.1 + 0.2, "nested": {"list": [1, None]}}
+    assert checkpoints.digest(1) == state_digest(state)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_typed_keys_come_back_typed(tmp_path: Path, impl: str) -> None:
+    state = {"params": {"key": jax.random.split(jax.random.key(3, impl=impl), 2)}}
+    checkpoints = Checkpoints(tmp_path, section(asynchronous=False))
+    checkpoints.save(1, state, host={})
+    restored, _ = checkpoints.restore(1, abstract_of(state))
+    assert restored["params"]["key"].dtype == state["params"]["key"].dtype
+    assert bits(jax.random.key_data(restored["params"]["key"])) == bits(jax.random.key_data(state["params"]["key"]))
+    assert checkpoints.digest(1) == state_digest(state)
+
+
+def test_arrays_may_be_donated_at_once(tmp_path: Path) -> None:
+    """Steps that overwrite their state in place go on while it is written."""
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    state = {"params": {"w": jnp.zeros((512, 1024), jnp.float32)}, "step": jnp.int32(0)}
+    abstract = abstract_of(state)
+    checkpoints = Checkpoints(tmp_path, section(keep_last=6))
+    digests = {}
+    for i in range(1, 6):
+        for _ in range(7):
+            state = step(state)
+        digests[i] = state_digest(state)
+        checkpoints.save(i, state, host={})
+        state = step(state)
+    checkpoints.close()
+    assert {i: checkpoints.digest(i) for i in digests} == digests
+    restored, _ = checkpoints.restore(5, abstract)
+    assert int(restored["step"]) == 39
+    assert int(step(restored)["step"]) == 40  # and what was restored may be donated, too
+
+
+def test_kept_by_age_and_by_merit(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, section(keep_last=2, keep_best=1))
+    losses = {1: 3.0, 2: 1.5, 3: None, 4: 2.0, 5: 1.5, 6: 1.75}
+    for step, loss in losses.items():
+        checkpoints.save(step, state_of(step), host={}, validation_loss=loss)
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 5, 6]
+    assert checkpoints.best() == 2
+    assert checkpoints.latest() == 6
+    infos = list_checkpoints(tmp_path)
+    assert [(i.step, i.validation_loss, i.is_best) for i in infos] == [
+        (2, 1.5, True),
+        (5, 1.5, False),
+        (6, 1.75, False),
+    ]
+    assert infos[0].num_parameters == 33
+    assert infos[0].size_bytes == 33 * 4 * 3 + 4 + 4  # parameters, two moments, Adam's count, step
+    assert checkpoints.info(6) == infos[2]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "5", "6"]
+
+
+def test_a_step_that_is_there_stays_unless_forced(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, section())
+    checkpoints.save(1, state_of(1), host={})
+    checkpoints.save(1, state_of(2), host={})
+    checkpoints.close()
+    assert checkpoints.digest(1) == state_digest(state_of(1))
+    checkpoints.save(1, state_of(3), host={}, force=True)
+    checkpoints.close()
+    assert checkpoints.digest(1) == state_digest(state_of(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
+def test_parameters_alone(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, section(asynchronous=False))
+    state = state_of(4)
+    checkpoints.save(4, state, host={})
+    params = checkpoints.restore_params(4, abstract_of(state["params"]))
+    assert bits(params) == bits(state["params"])
+
+
+def test_the_next_save_waits_for_the_one_before(tmp_path: Path) -> None:
+    gate = threading.Event()
+    commits: list[int] = []
+
+    def on_commit(info: CheckpointInfo) -> None:
+        commits.append(info.step)
+
+    checkpoints = Checkpoints(
+        tmp_path, section(), before_commit=lambda: assert_true(gate.wait(10)), on_commit=on_commit
+    )
+    checkpoints.save(1, state_of(1), host={})
+    assert checkpoints.saving
+    assert not checkpoints.wait(0.05)
+    assert checkpoints.steps() == []
+    gate.set()
+    checkpoints.save(2, state_of(2), host={})
+    assert commits[:1] == [1]
+    checkpoints.close()
+    assert commits == [1, 2]
+    assert not checkpoints.saving
+
+
+def assert_true(value: bool) -> None:
+    assert value
+
+
+def test_a_failure_in_the_background_is_raised_once(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    checkpoints = Checkpoints(tmp_path, section(), before_commit=fail)
+    checkpoints.save(1, state_of(1), host={})
+    with pytest.raises(ValueError, match="no"):
+        checkpoints.wait()
+    checkpoints.check()
+    checkpoints.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_readers_leave_what_is_being_written(tmp_path: Path) -> None:
+    stray = tmp_path / "7.orbax-checkpoint-tmp"
+    stray.mkdir(parents=True)
+    (stray / "file").write_text("half")
+    reader = Checkpoints(tmp_path, section())
+    assert reader.steps() == []
+    assert reader.infos() == []
+    assert stray.exists()
+    assert reader.latest_good(abstract_of(state_of(1))) is None  # the holder's first call cleans
+    assert not stray.exists()
+
+
+def test_an_interrupted_replacement_is_put_back(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, section(asynchronous=False))
+    checkpoints.save(1, state_of(1), host={})
+    stray = tmp_path / "1.orbax-checkpoint-tmp"
+    stray.mkdir()
+    (tmp_path / "1").rename(stray / "replaced")  # where a kill between the two renames of a commit leaves it
+    found = Checkpoints(tmp_path, section()).latest_good(abstract_of(state_of(1)))
+    assert found is not None
+    assert bits(found.state) == bits(state_of(1))
+    assert not stray.exists()
+
+
+def test_another_model_is_told_apart(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, section(asynchronous=False))
+    checkpoints.save(1, state_of(1), host={})
+    other = {"params": {"layers": {"0": {"w": jnp.zeros((4, 9))}}, "bias": jnp.zeros(3)}}
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.latest_good(abstract_of(other))
+    assert "does not fit" in caught.value.what
+    assert "params/layers/0/w is float32[4, 8], not float32[4, 9]" in caught.value.why
+    assert "params/bias is not in it" in caught.value.why
+    assert checkpoints.steps() == [1]  # not taken for damaged
+
+
+def test_absent_steps_are_named(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, section(asynchronous=False))
+    with pytest.raises(CheckpointError, match="no checkpoint of step 3"):
+        checkpoints.restore(3, {})
+    checkpoints.save(1, state_of(1), host={})
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.info(3)
+    assert caught.value.why == "there is 1"
+
+
+def test_shardings_of_the_reader(tmp_path: Path) -> None:
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    place = NamedSharding(mesh, PartitionSpec("data"))
+    checkpoints = Checkpoints(tmp_path, section(asynchronous=False))
+    w = jax.device_put(jnp.arange(8.0 * len(jax.devices())), place)
+    checkpoints.save(1, {"params": {"w": w}}, host={})
+    struct = jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=place)
+    restored, _ = checkpoints.restore(1, {"params": {"w": struct}})
+    assert restored["params"]["w"].sharding == place
+    assert bits(restored) == bits(w)

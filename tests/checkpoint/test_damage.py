@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aifx.checkpoint import Checkpoints, Damaged
+from aifx.checkpoint.manifest import read_manifest
+from aifx.checkpoint.storage import read_arrays
+from aifx.config.sections import CheckpointSection
+
+SECTION = CheckpointSection(asynchronous=False, keep_last=3)
+
+
+def state_of(step: int) -> dict[str, Any]:
+    rng = np.random.default_rng(step)
+    params = {str(i): {"w": jnp.asarray(rng.standard_normal((64, 96), np.float32)), "b": jnp.ones(3)} for i in range(4)}
+    return {"step": jnp.int32(step), "params": params}
+
+
+ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state_of(0))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoints")
+    checkpoints = Checkpoints(directory, SECTION)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state_of(step), host={"tokens": 1234})
+    return directory
+
+
+@pytest.fixture
+def directory(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
+
+
+def bits(tree: Any) -> list[bytes]:
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << (bit % 8)
+    path.write_bytes(data)
+
+
+def test_no_flipped_bit_is_restored(directory: Path) -> None:
+    """In every file of a checkpoint: what is restored is what was saved, or it is refused."""
+    rng = np.random.default_rng(0)
+    checkpoints = Checkpoints(directory, SECTION)
+    found: dict[str, int] = {}
+    for path in files_of(directory / "3"):
+        original = path.read_bytes()
+        for bit in rng.integers(0, len(original) * 8, 12):
+            flip(path, int(bit))
+            try:
+                state, host = checkpoints.restore(3, ABSTRACT)
+            except Damaged:
+                found[path.name] = found.get(path.name, 0) + 1
+            else:
+                assert bits(state) == bits(state_of(3)), (path, bit)
+                assert host == {"tokens": 1234}
+            path.write_bytes(original)
+    largest = max(files_of(directory / "3"), key=lambda p: p.stat().st_size)
+    assert found["manifest.json"] == 12
+    assert found[largest.name] >= 11  # a few bytes of it are OCDBT's own, and need not matter
+    checkpoints.restore(3, ABSTRACT)
+
+
+def test_a_flipped_bit_in_an_array_is_silent_to_orbax(directory: Path) -> None:
+    """Why the digests are there. When this fails, Orbax has learned to tell, and the digests may be reconsidered."""
+    checkpoints = Checkpoints(directory, SECTION)
+    path = max(files_of(directory / "3"), key=lambda p: p.stat().st_size)
+    flip(path, path.stat().st_size * 4)
+    manifest = read_manifest(directory / "3")
+    arrays = read_arrays(directory / "3", manifest, list(manifest.arrays))
+    assert set(arrays) == set(manifest.arrays)
+    verification = checkpoints.verify(3)
+    assert len(verification.damaged) == 1
+    with pytest.raises(Damaged, match="damaged") as caught:
+        checkpoints.digest(3)
+    assert verification.damaged[0] in caught.value.why
+
+
+def test_a_damaged_newest_is_set_aside(directory: Path) -> None:
+    path = max(files_of(directory / "3"), key=lambda p: p.stat().st_size)
+    flip(path, path.stat().st_size * 4)
+    words: list[str] = []
+    found = Checkpoints(directory, SECTION).latest_good(ABSTRACT, say=words.append)
+    assert found is not None
+    assert found.step == 2
+    assert int(found.state["step"]) == 2
+    assert "step 3 is damaged" in words[0]
+    assert "3.damaged" in words[0]
+    assert sorted(p.name for p in directory.iterdir()) == ["1", "2", "3.damaged"]
+
+
+@pytest.mark.parametrize("how", ["manifest", "metadata", "arrays", "truncated", "emptied", "all"])
+def test_missing_and_torn_files(directory: Path, how: str) -> None:
+    folder = directory / "3"
+    largest = max(files_of(folder), key=lambda p: p.stat().st_size)
+    match how:
+        case "manifest":
+            (folder / "manifest" / "manifest.json").unlink()
+        case "metadata":
+            (folder / "state" / "_METADATA").unlink()
+        case "arrays":
+            largest.unlink()
+        case "truncated":
+            largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+        case "emptied":
+            for path in files_of(folder):
+                path.write_bytes(b"")
+        case "all":
+            shutil.rmtree(folder)
+            folder.mkdir()
+    found = Checkpoints(directory, SECTION).latest_good(ABSTRACT)
+    assert found is not None
+    assert found.step == (3 if how == "metadata" else 2)  # the arrays are found without Orbax's description of the tree
+    assert bits(found.state) == bits(state_of(found.step))
+
+
+def test_all_damaged_is_none_and_said(directory: Path) -> None:
+    for step in (1, 2, 3):
+        (directory / str(step) / "manifest" / "manifest.json").write_text("{}")
+    words: list[str] = []
+    assert Checkpoints(directory, SECTION).latest_good(ABSTRACT, say=words.append) is None
+    assert len(words) == 3
+
+
+def test_a_second_damage_of_a_step_finds_a_name(directory: Path) -> None:
+    shutil.copytree(directory / "3", directory / "3.damaged")
+    (directory / "3" / "manifest" / "manifest.json").unlink()
+    found = Checkpoints(directory, SECTION).latest_good(ABSTRACT)
+    assert found is not None
+    assert (directory / "3.damaged-2").is_dir()
+
+
+def test_a_reader_sets_nothing_aside(directory: Path) -> None:
+    (directory / "3" / "manifest" / "manifest.json").unlink()
+    with pytest.raises(Damaged):
+        Checkpoints(directory, SECTION).restore(3, ABSTRACT)
+    assert (directory / "3").is_dir()
