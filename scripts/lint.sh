@@ -10,7 +10,7 @@ here=$(pwd)
 bin=$(cd "${VENV:-.venv}/bin" && pwd)
 
 "$bin/ruff" check
-"$bin/ruff" format --check
+"$bin/ruff" format --check --quiet
 
 tree=build/lint
 rm -rf "$tree"

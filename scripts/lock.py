@@ -20,10 +20,21 @@ LOCK = ROOT / "requirements.lock"
 TEST_SECTION = "# ---- test tools: what only the tests and linters need ----"
 HEADER = """\
 # Written by `make lock` from pyproject.toml. CPython 3.11 to 3.13 on Linux and macOS; JAX 0.10.2 is the last for 3.11.
-# `pip install --require-hashes -r requirements.lock` takes all of it; `make setup` stops at the line before the test tools.
+# `pip install --require-hashes -r requirements.lock` takes all of it; `make setup` stops where the test tools begin.
 """
 RUN_GROUPS = ["--group", "build"]
-TEST_GROUPS = ["--group", "dev", "--extra", "parquet", "--extra", "tensorboard", "--extra", "wandb", "--extra", "mlflow"]
+TEST_GROUPS = [
+    "--group",
+    "dev",
+    "--extra",
+    "parquet",
+    "--extra",
+    "tensorboard",
+    "--extra",
+    "wandb",
+    "--extra",
+    "mlflow",
+]
 
 # True wherever the lock applies, so not worth repeating on each of its lines.
 COMMON_MARKERS = (
@@ -61,7 +72,9 @@ def compile_lock(arguments: list[str], output: Path) -> list[str]:
     """The entries of one resolution, each with its hashes."""
     command = ["uv", "pip", "compile", "pyproject.toml", "--universal", "--python-version", "3.11", "--quiet"]
     command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
-    subprocess.run([*command, *arguments, "--output-file", str(output)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, *arguments, "--output-file", str(output)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+    )
     return [simplify(entry) for entry in re.findall(r"^\S.*\n(?:[ \t]+.*\n)*", output.read_text(), re.MULTILINE)]
 
 

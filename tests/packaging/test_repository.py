@@ -1,0 +1,128 @@
+"""What holds for the repository as a whole: nothing private in it, imports one way, printing in one place."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MADE_HERE = re.compile(r"\.git|\.venv.*|build|dist|demo|wheelhouse|shared|.*\.egg-info|\.\w+_cache|\.hypothesis")
+
+# Put together here, so that this file does not hold what it looks for.
+REGISTRIES = [
+    ".".join(parts)
+    for parts in (
+        ("pypi", "org"),
+        ("pythonhosted", "org"),
+        ("npmjs", "org"),
+        ("deb", "debian", "org"),
+        ("conda", "org"),
+    )
+]
+HOMES = "|".join(["ro" + "ot", "wo" + "rk", "Us" + "ers", "ho" + r"me/(?!user\b|you\b)\w+"])
+PRIVATE = re.compile(r"(?<![\w.~*$}-])/(?:" + HOMES + r")/[\w.]")
+UNFINISHED = re.compile("|".join(["TO" + "DO", "FIX" + "ME", r"\bXX" + r"X\b", "raise NotImpl" + "emented"]))
+
+
+def files(folder: Path = ROOT) -> Iterator[Path]:
+    """The repository's files; by walking, so that it works in an unpacked archive too."""
+    for path in sorted(folder.iterdir()):
+        made_here = MADE_HERE.fullmatch(path.name) if folder == ROOT else path.name == "__pycache__"
+        if made_here or path.is_symlink():
+            continue
+        if path.is_dir():
+            yield from files(path)
+        else:
+            yield path
+
+
+def modules(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in files(ROOT / folder) if path.suffix == ".py"]
+
+
+def imports(path: Path) -> set[str]:
+    """The full names of what a module imports, anywhere in it; each name in `from x import y` as `x.y`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def test_no_file_names_a_registry_or_a_private_path() -> None:
+    found = []
+    for path in files():
+        text = path.read_bytes().decode("utf-8", "ignore")
+        found += [f"{path.relative_to(ROOT)}: {host}" for host in REGISTRIES if host in text]
+        found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in PRIVATE.finditer(text)]
+    assert not found
+
+
+def test_the_search_for_private_paths_finds_them() -> None:
+    assert PRIVATE.search("cached in /ro" + "ot/.cache")
+    assert PRIVATE.search("see /wo" + "rk/notes")
+    assert not PRIVATE.search("frame" + "wo" + "rk/notes, ./work/notes and /home/user/x")
+
+
+@pytest.mark.parametrize(
+    ("folder", "may_not_import"),
+    [
+        ("aifx", ["aifx.commands", "commands", "typer"]),
+        ("jax_kernels", ["aifx", "commands"]),
+        ("commands", ["commands"]),
+    ],
+)
+def test_imports_run_one_way(folder: str, may_not_import: list[str]) -> None:
+    found = modules(folder)
+    assert found
+    for path in found:
+        for name in imports(path):
+            wrong = [package for package in may_not_import if within(name, package)]
+            assert not wrong, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_only_the_terminal_prints() -> None:
+    for path in modules("aifx", "jax_kernels"):
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            assert not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"), (
+                f"{path.relative_to(ROOT)}:{node.lineno} prints"
+            )
+
+
+def test_nothing_is_left_to_do() -> None:
+    for path in modules("aifx", "commands", "jax_kernels", "benchmarks", "scripts", "tests"):
+        match = UNFINISHED.search(path.read_text())
+        assert match is None, f"{path.relative_to(ROOT)}: {match.group()}"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["config", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    heavy = ("jax", "jaxlib", "orbax", "grain", "optax", "tokenizers", "scipy", "copier", "numpy")
+    program = f"""
+import sys
+sys.argv = ["aifx", *{arguments!r}]
+from aifx.commands.main import main
+code = None
+try:
+    main()
+except SystemExit as stop:
+    code = stop.code
+assert not code, code
+print("loaded:", [name for name in {heavy!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded: []"
