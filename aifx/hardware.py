@@ -1,7 +1,7 @@
 """The catalogue of accelerators: what the silicon can do at best, each number with its source.
 
-Peaks are dense (no structured sparsity), at boost clocks, with float32 accumulation. Bandwidths are in 10^9 bytes a second,
-of links in both directions together, as the vendors print them. A number that the vendor does not print is None.
+Peaks are dense (no structured sparsity), at boost clocks, with float32 accumulation. Bandwidths are in 10^9 bytes a
+second, of links in both directions together, as the vendors print them. What a vendor does not print is None.
 """
 
 from __future__ import annotations
@@ -51,12 +51,15 @@ class Accelerator:
 ACCELERATORS: tuple[Accelerator, ...] = (
     Accelerator(
         "NVIDIA B200", (r"NVIDIA B200.*",),
-        {"float4_e2m1fn": 9000, "float8_e4m3fn": 4500, "int8": 4500, "bfloat16": 2250, "float16": 2250, "tfloat32": 1100, "float32": 80},
-        180, 8000, 1800, 1000, "NVIDIA Blackwell Architecture Technical Brief v1.1, table 3 (HGX B200); memory: HGX B200 data sheet",
+        {"float4_e2m1fn": 9000, "float8_e4m3fn": 4500, "int8": 4500, "bfloat16": 2250, "float16": 2250,
+         "tfloat32": 1100, "float32": 80},
+        180, 8000, 1800, 1000,
+        "NVIDIA Blackwell Architecture Technical Brief v1.1, table 3 (HGX B200); memory: HGX B200 data sheet",
     ),
     Accelerator(
         "NVIDIA GB200", (r"NVIDIA GB200.*",),
-        {"float4_e2m1fn": 10000, "float8_e4m3fn": 5000, "int8": 5000, "bfloat16": 2500, "float16": 2500, "tfloat32": 1250, "float32": 80},
+        {"float4_e2m1fn": 10000, "float8_e4m3fn": 5000, "int8": 5000, "bfloat16": 2500, "float16": 2500,
+         "tfloat32": 1250, "float32": 80},
         186, 8000, 1800, 1200, "NVIDIA GB200 NVL72 data sheet, a GPU of 72",
     ),
     Accelerator(
@@ -72,7 +75,8 @@ ACCELERATORS: tuple[Accelerator, ...] = (
     Accelerator(
         "NVIDIA H100 SXM", (r"NVIDIA H100 80GB HBM3.*", r"NVIDIA H100 SXM.*", r"NVIDIA GH200 (?!144G).*"),
         {"float8_e4m3fn": 1979, "int8": 1979, "bfloat16": 989.4, "float16": 989.4, "tfloat32": 494.7, "float32": 66.9},
-        80, 3350, 900, 700, "NVIDIA H100 Tensor Core GPU Architecture v1.04, table 2; data sheet for memory, link and power",
+        80, 3350, 900, 700,
+        "NVIDIA H100 Tensor Core GPU Architecture v1.04, table 2; data sheet for memory, link and power",
     ),
     Accelerator(
         "NVIDIA H100 NVL", (r"NVIDIA H100 NVL.*",),
@@ -158,7 +162,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
 
 
 def find_accelerator(device_kind: str) -> Accelerator | None:
-    """The catalogue's entry for a `jax.Device.device_kind` (or an NVML product name); None for one that it does not have."""
+    """The catalogue's entry for a `jax.Device.device_kind` or an NVML product name; None where it has none."""
     for accelerator in ACCELERATORS:
         if any(re.fullmatch(kind, device_kind) for kind in accelerator.kinds):
             return accelerator

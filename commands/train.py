@@ -54,9 +54,7 @@ def train(
             raise SystemExit(int(result.exit_code))
 
 
-def _train(
-    name: str, overrides: list[str], fork: str | None, profile: bool, out: Output, stop: Any
-) -> TrainResult:
+def _train(name: str, overrides: list[str], fork: str | None, profile: bool, out: Output, stop: Any) -> TrainResult:
     from aifx.commands.panel import make_progress
     from aifx.config import load_config
     from aifx.project import find_project
@@ -103,13 +101,22 @@ def _show(result: TrainResult, out: Output, profile: bool) -> None:
     if out.json:
         return
     loss = "" if result.loss is None else f", loss {result.loss:.4f}"
-    best = "" if result.best_validation_loss is None else f", best validation {result.best_validation_loss:.4f} at step {result.best_step}"
+    best = (
+        ""
+        if result.best_validation_loss is None
+        else f", best validation {result.best_validation_loss:.4f} at step {result.best_step}"
+    )
     already = "already " if result.already else ""
-    out.print(f"run {result.run.name}: {already}{result.status.replace('_', ' ')} at step {result.step} of {result.num_steps}{loss}{best}")
+    ended = f"{already}{result.status.replace('_', ' ')} at step {result.step} of {result.num_steps}"
+    out.print(f"run {result.run.name}: {ended}{loss}{best}")
     if result.units_per_s is not None and not result.already:
-        out.print(f"{result.units_per_s:,.0f} {result.unit}/s; state digest {(result.state_digest or '')[:16]}; everything is in {result.run.path}")
+        digest = (result.state_digest or "")[:16]
+        out.print(
+            f"{result.units_per_s:,.0f} {result.unit}/s; state digest {digest}; everything is in {result.run.path}"
+        )
     if profile and not result.already:
-        out.print(f"trace: {result.run.profile}; drop its perfetto_trace.json.gz on https://ui.perfetto.dev, or: xprof {result.run.profile}")
+        out.print(f"trace in {result.run.profile}: open its perfetto_trace.json.gz at https://ui.perfetto.dev")
+        out.print(f"or: pip install xprof && xprof --logdir {result.run.profile}")
     if result.status in ("interrupted", "preempted"):
         out.print(f"go on with: aifx train --run {result.run.name}")
     else:

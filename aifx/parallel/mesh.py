@@ -42,7 +42,8 @@ def check_batch_fits(global_batch_size: int, gradient_accumulation: int, mesh: M
     if global_batch_size % gradient_accumulation:
         fitting = _nearest_divisor(global_batch_size, gradient_accumulation)
         raise ConfigError(
-            f"train.gradient_accumulation = {gradient_accumulation} does not divide train.global_batch_size = {global_batch_size}",
+            f"train.gradient_accumulation = {gradient_accumulation} does not divide "
+            f"train.global_batch_size = {global_batch_size}",
             "each micro-batch of a step has the same number of rows",
             f"aifx train --set train.gradient_accumulation={fitting}",
         )
@@ -55,7 +56,8 @@ def check_batch_fits(global_batch_size: int, gradient_accumulation: int, mesh: M
         raise ConfigError(
             f"train.global_batch_size = {global_batch_size}{micro} cannot be divided among {num_devices} devices",
             f"each device takes the same number of rows: {rows} / {num_devices} is not whole",
-            f"aifx train --set train.global_batch_size={nearest}    (or --set train.devices={_largest_divisor(rows, num_devices)})",
+            f"aifx train --set train.global_batch_size={nearest}    "
+            f"(or --set train.devices={_largest_divisor(rows, num_devices)})",
         )
 
 
@@ -69,7 +71,7 @@ def param_shardings(specs: Specs, mesh: Mesh, rules: Rules = RULES) -> Any:
 
 
 def opt_state_shardings(opt_state: Any, shardings: Any, mesh: Mesh) -> Any:
-    """Shardings of an optimizer's state: an array that mirrors a parameter lies as the parameter does, the rest everywhere.
+    """Shardings of an optimizer's state: what mirrors a parameter lies as the parameter does, the rest everywhere.
 
     Args:
         opt_state: (abstract) state, in which a moment's path ends with its parameter's path.
@@ -81,7 +83,7 @@ def opt_state_shardings(opt_state: Any, shardings: Any, mesh: Mesh) -> Any:
         names = _names(path)
         for start in range(len(names)):
             found = by_path.get(names[start:])
-            if found is not None and len(found.spec) == leaf.ndim:
+            if isinstance(found, NamedSharding) and len(found.spec) == leaf.ndim:
                 return found
         return replicated(mesh)
 

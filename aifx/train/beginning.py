@@ -78,7 +78,8 @@ def initialize(recipe: Recipe, abstract: TrainState) -> TrainState:
     def init() -> TrainState:
         return initial_state(recipe.specs, recipe.optimizer, recipe.seed)
 
-    return jax.jit(init, out_shardings=shardings)()
+    state: TrainState = jax.jit(init, out_shardings=shardings)()
+    return state
 
 
 def _restored(step: int, tree: Any, host: Mapping[str, Any], abstract: TrainState, config: Config) -> Beginning:

@@ -60,7 +60,7 @@ def remove_damaged(folder: Path, module: str) -> list[str]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether zlib's checksum over the entry's content holds. JAX compresses with zlib unless zstandard is installed."""
+    """Whether zlib's checksum over the entry holds. JAX compresses with zlib unless zstandard is installed."""
     try:
         data = path.read_bytes()
         if data[:4] == b"\x28\xb5\x2f\xfd":  # Zstandard's magic number (RFC 8878): judged by JAX alone
@@ -88,9 +88,8 @@ def _watch(folder: Path, report: Report) -> None:
         if found := _UNREADABLE.match(str(message)):
             try:
                 removed = remove_damaged(folder, found[1])
-                report(
-                    f"compilation cache: {found[1]} was damaged and is compiled anew ({', '.join(removed) or 'already gone'})"
-                )
+                names = ", ".join(removed) or "already gone"
+                report(f"compilation cache: {found[1]} was damaged and is compiled anew ({names})")
             except OSError as e:
                 report(f"compilation cache: {found[1]} is damaged and cannot be removed: {e}")
         elif found := _UNWRITABLE.match(str(message)):

@@ -21,14 +21,19 @@ def report_divergence(found: NotFinite, info: RunInfo, latest: int | None, story
     rows = len(next(iter(found.batch.values())))
     story.event("nan", step=found.step, loss=found.loss, grad_norm=found.grad_norm, batch=path.name, rows=rows)
     kept = "nothing was saved before" if latest is None else f"the checkpoint of step {latest} is kept"
+    numbers = f"loss {found.loss}, gradient norm {found.grad_norm}"
+    slower = f"--set optimizer.learning_rate={info.config.optimizer.learning_rate / 2:g}"
     error = Diverged(
-        f"step {found.step} of run {info.run.name!r} is not finite: loss {found.loss}, gradient norm {found.grad_norm}",
+        f"step {found.step} of run {info.run.name!r} is not finite: {numbers}",
         f"its batch (training batch {found.step - 1}, rows 0 to {rows - 1}) is in {path}; {kept}",
-        f"aifx train --run {info.run.name} --fork NAME --set optimizer.learning_rate={info.config.optimizer.learning_rate / 2:g}"
-        if latest is not None
-        else f"aifx train --set optimizer.learning_rate={info.config.optimizer.learning_rate / 2:g}",
+        f"aifx train --run {info.run.name} {slower}" + (" --fork NAME" if latest is not None else ""),
     )
     return TrainResult(
-        run=info.run, status="diverged", step=found.step, num_steps=info.num_steps, unit=info.unit, resumed_from=info.first_step or None,
+        run=info.run,
+        status="diverged",
+        step=found.step,
+        num_steps=info.num_steps,
+        unit=info.unit,
+        resumed_from=info.first_step or None,
         error=error,
-    )  # fmt: skip
+    )

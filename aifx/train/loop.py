@@ -56,7 +56,7 @@ class Loop:
     def run(self, state: TrainState, batches: Generator[Batch, None, None], first: int) -> Ending:
         """From `state`, that of step `first`, to the end of the run.
 
-        The host is one step ahead of the device and waits for it only where the run pauses: to validate, to save, to stop.
+        The host is one step ahead of the device and waits for it only where the run pauses: to validate, save or stop.
         Raises NotFinite, and what the story's writers and the checkpoints raise.
         """
         last = self.config.train.num_steps

@@ -33,7 +33,7 @@ class _Pending:
     batch: Batch
     units: int
     data_wait_s: float
-    done_at: float | None  # where the device was done before `dispatched` returned
+    done_at: float | None = None  # where that is known before the step is resolved
 
 
 class Meter:
@@ -54,8 +54,9 @@ class Meter:
         self._steady_units = 0
 
     def dispatched(self, step: int, numbers: jax.Array, batch: Batch, units: int, data_wait_s: float) -> None:
-        done_at = time.perf_counter() if numbers.is_ready() else None  # small programs run within their dispatch on CPUs
-        self._pending.append(_Pending(step, numbers, batch, units, data_wait_s, done_at))
+        self._pending.append(_Pending(step, numbers, batch, units, data_wait_s))
+        if numbers.is_ready():  # type: ignore[attr-defined]  # a small program runs within its dispatch on CPUs
+            self._spread(time.perf_counter())
 
     def resolve(self, leave: int) -> Iterator[Record]:
         """Records of all but the last `leave` steps dispatched. Raises NotFinite at the first that is not finite."""
@@ -70,6 +71,13 @@ class Meter:
     def units_per_s(self) -> float | None:
         """Over the steps so far, without the first, which warms up, where there are others."""
         return self._steady_units / self._steady_s if self._steady_s > 0 else None
+
+    def _spread(self, now: float) -> None:
+        """All that is pending was done by `now`: the time since the last known moment is shared among it."""
+        known = max([self._mark, *(p.done_at for p in self._pending if p.done_at is not None)])
+        unknown = [p for p in self._pending if p.done_at is None]
+        for i, pending in enumerate(unknown, 1):
+            pending.done_at = known + (now - known) * i / len(unknown)
 
     def _record(self, done: _Pending) -> Record:
         loss, grad_norm, learning_rate = (float(x) for x in np.asarray(done.numbers))  # waits for the device

@@ -32,13 +32,13 @@ class RunInfo:
         """How `mfu` of a record is formed, in one line."""
         if self.peak is None:
             return f"MFU is not told: no peak is known for {self.devices}"
-        return f"MFU = {self.flops_per_step:.4g} model FLOPs a step / step time / {self.peak.flops:.4g} FLOP/s; peak: {self.peak.formula}"
+        formed = f"{self.flops_per_step:.4g} model FLOPs a step / step time / {self.peak.flops:.4g} FLOP/s"
+        return f"MFU = {formed}; peak: {self.peak.formula}"
 
     def is_logged(self, record: Record) -> bool:
-        """Whether the record belongs into metrics.jsonl and the sinks: `log.every`, the last step, and those that validated."""
-        return (
-            record.step % self.config.log.every == 0 or record.step == self.num_steps or record.validation is not None
-        )
+        """Whether metrics.jsonl and the sinks get it: each `log.every` steps, the last one, and those that validated."""
+        is_due = record.step % self.config.log.every == 0 or record.step == self.num_steps
+        return is_due or record.validation is not None
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class TrainResult:
 class Observer(Protocol):
     """Told what a run does, in order, from the training thread: quick, or handing on to a thread of its own.
 
-    Events: "start"/"resume", "compile", "checkpoint" (step), "validation" (step, metrics), "stopping" (signal), "nan", "stop".
+    Events are those of the ledger (docs/run-directory.md), "stop" excepted; "checkpoint" comes from another thread.
     """
 
     def start(self, info: RunInfo) -> None: ...

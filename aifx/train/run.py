@@ -146,9 +146,8 @@ class Training:
 
         def committed(info: CheckpointInfo) -> None:
             self.stop.kept = f"the checkpoint of step {info.step} is kept"
-            self.story.event(
-                "checkpoint", step=info.step, validation_loss=info.validation_loss, size_bytes=info.size_bytes
-            )
+            loss = info.validation_loss
+            self.story.event("checkpoint", step=info.step, validation_loss=loss, size_bytes=info.size_bytes)
 
         checkpoints = Checkpoints(
             self.run.checkpoints, self.config.checkpoint, before_commit=self.metrics.sync, on_commit=committed
@@ -158,7 +157,7 @@ class Training:
         return checkpoints
 
     def _prepare(self, *, is_fresh: bool) -> Recipe:
-        """The task, its data and the mesh; the run's configuration and provenance on disk. Raises ConfigError, DataError."""
+        """Task, data and mesh; the run's configuration and provenance on disk. Raises ConfigError, DataError."""
         from aifx.parallel import check_batch_fits, make_mesh
         from aifx.tasks.registry import create_task
         from aifx.train.step import make_recipe

@@ -34,4 +34,3 @@ def make_schedule(section: ScheduleSection, num_steps: int) -> optax.Schedule:
             boundaries.append(num_steps - decay)
     joined = optax.join_schedules(parts, boundaries)
     return lambda count: joined(count + 1)
-

@@ -35,7 +35,7 @@ class StopSignals:
     """Listens to SIGINT, SIGTERM and SIGHUP while entered; to be entered in the main thread, before the heavy imports.
 
     Until `guard` is called there is nothing to save: the first signal ends the process. From then on the first one sets
-    `requested`, for the loop to see between two steps, and starts a clock; the second one, or the clock, ends the process.
+    `requested`, for the loop to see between two steps, and starts a clock; the second one, or the clock, ends it.
 
     SIGHUP ignored from the start (nohup) stays ignored. So does a SIGINT from the keyboard to a process that a shell
     started in the background; one sent on purpose to such a process is heard.

@@ -66,7 +66,7 @@ class TensorBoard(Sink):
 
 
 class WeightsAndBiases(Sink):
-    """A run of the project's name; offline, in the run's `sinks/wandb`, unless a login is known or WANDB_MODE says so."""
+    """A run in the project of that name; offline, in the run's `sinks/wandb`, without a login or WANDB_MODE."""
 
     def open(self, info: RunInfo) -> None:
         import wandb

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from aifx.checkpoint.listing import list_checkpoints
@@ -27,7 +28,7 @@ def check_configuration(run: RunDirectory, config: Config, project: Project) -> 
         raise ConfigError(
             f"run {run.name!r} was started with another configuration",
             "\n".join([*shown, *more]),
-            f"aifx train --run {run.name} --fork NAME goes on from its latest checkpoint as a new run; aifx train --run NAME starts afresh",
+            f"aifx train --run {run.name} --fork NAME    (goes on as a new run; --run NAME starts afresh)",
         )
 
 
@@ -57,9 +58,11 @@ def read_provenance(run: RunDirectory) -> dict[str, Any]:
 
 
 def finished(run: RunDirectory, config: Config) -> TrainResult | None:
-    """The result of a run that has ended by itself, read from disk without loading anything heavy; None for one that goes on."""
+    """The result of a run that has ended by itself, from disk alone; None for one that goes on."""
     last = max((c.step for c in list_checkpoints(run.checkpoints)), default=None)
-    stop = next((e for e in reversed(read_jsonl(run.events)) if e.get("event") in ("stop", "start", "resume")), {})
+    stop: dict[str, Any] = next(
+        (e for e in reversed(read_jsonl(run.events)) if e.get("event") in ("stop", "start", "resume")), {}
+    )
     if last is None or stop.get("status") not in ("completed", "early_stopped") or stop.get("step") != last:
         return None
     unit = next((k.removesuffix("_per_s") for k in stop if k.endswith("_per_s") and k != "tokens_per_s"), "tokens")
@@ -105,8 +108,6 @@ def standing(run: RunDirectory, status: str, num_steps: int | None = None) -> Tr
     step = max(steps, default=0)
     host: Mapping[str, Any] = {}
     if steps:
-        try:
+        with suppress(AifxError):  # damaged: the next start falls back to the one before, and says so
             host = read_manifest(steps[step]).host
-        except AifxError:
-            pass  # damaged: the next start falls back to the one before, and says so
     return TrainResult(run=run, status=status, step=step, num_steps=num_steps, loss=number(host.get("loss")))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from aifx.checkpoint.naming import from_named, to_named
 from aifx.nn.specs import Params, Specs, init_params, map_specs
@@ -37,10 +37,16 @@ def abstract_state(specs: Specs, optimizer: optax.GradientTransformation, mesh: 
     """Shapes, dtypes and shardings of the state; nothing is computed."""
     params = map_specs(lambda s: s.struct, specs)
     opt_state = jax.eval_shape(optimizer.init, select_weights(params, specs))
-    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
     places = param_shardings(specs, mesh)
-    shardings = TrainState(replicated(mesh), places, opt_state_shardings(opt_state, places, mesh))
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)  # type: ignore[no-any-return]
+
+    def struct(x: Any, sharding: NamedSharding) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return TrainState(
+        struct(jax.ShapeDtypeStruct((), jnp.int32), replicated(mesh)),
+        jax.tree.map(struct, params, places),
+        jax.tree.map(struct, opt_state, opt_state_shardings(opt_state, places, mesh)),
+    )
 
 
 def to_tree(state: TrainState) -> dict[str, Any]:
@@ -53,7 +59,8 @@ def from_tree(tree: dict[str, Any], like: TrainState, *, stacked: bool) -> Train
     """The inverse of `to_tree`, in the structure and the shardings of the abstract `like`."""
     state = from_named(stack_layers(tree) if stacked else tree, like)
 
-    def place(x: Any, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    def place(x: Any, abstract: Any) -> Any:
         return x if getattr(x, "sharding", None) == abstract.sharding else jax.device_put(x, abstract.sharding)
 
-    return jax.tree.map(place, state, like)  # type: ignore[no-any-return]
+    placed: TrainState = jax.tree.map(place, state, like)
+    return placed

@@ -1,4 +1,4 @@
-"""One optimizer step as one compiled program: forward, backward, accumulation, clipping, update, with the state donated."""
+"""One optimizer step as one compiled program: forward, backward, accumulation, clipping, update; the state donated."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ def _accumulate(recipe: Recipe, sums: Callable[..., Any], weights: Any, batch: D
     def split(array: jax.Array) -> jax.Array:
         # Row r goes to micro-batch r mod count: each device then splits the rows that it has, and none move.
         micro = array.reshape(array.shape[0] // count, count, *array.shape[1:]).swapaxes(0, 1)
-        return jax.lax.with_sharding_constraint(micro, sharding)
+        constrained: jax.Array = jax.lax.with_sharding_constraint(micro, sharding)
+        return constrained
 
     def add(carry: Any, micro: tuple[DeviceBatch, jax.Array]) -> tuple[Any, None]:
         batch, index = micro

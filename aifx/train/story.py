@@ -41,7 +41,7 @@ class Story:
                 observer.event(name, fields)
 
     def ended_abruptly(self, status: str, why: str) -> None:
-        """The process is about to end where it stands; called from another thread, which must not wait for this one's."""
+        """The process is about to end where it stands. Called from another thread, which must not wait for ours."""
         if not self._ended:
             with suppress(EnvironmentFault, OSError):
                 self._ledger.write("stop", status=status, why=why)
