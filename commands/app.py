@@ -43,18 +43,27 @@ COMMANDS: dict[str, Entry] = {
 }
 
 
-class Command(TyperCommand):
-    """A command whose help begins with examples."""
+class _Page:
+    """Help that begins with examples, and usage errors that know their command."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         write_help(self, ctx, formatter)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[misc, no-any-return]
+        except typer.TyperException as error:
+            if getattr(error, "ctx", None) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
 
-class Group(TyperGroup):
+
+class Command(_Page, TyperCommand):
+    """A command."""
+
+
+class Group(_Page, TyperGroup):
     """Commands below a command. Alone it shows its help; a misspelt command is answered with the nearest right one."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        write_help(self, ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:

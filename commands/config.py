@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -82,6 +83,7 @@ def schema() -> None:
 @app.command()
 def keys(
     section: Annotated[str | None, typer.Argument(help="Only this section.", show_default=False)] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the tables of docs/config.md.")] = False,
     json: JsonOption = False,
 ) -> None:
     """List what aifx.toml takes: each key, its values, its default and what it does.
@@ -99,11 +101,26 @@ def keys(
             raise UsageError(f"no section [{section}]", did_you_mean(section, SECTION_NAMES), "aifx config keys")
         found = [setting for setting in settings() if section in (None, setting.section)]
         out.document({"keys": [_key_document(setting) for setting in found]})
+        if markdown and not json:
+            out.write(settings_table(found))
+            return
         for setting in found:
             kind = f" ({setting.kind})" if setting.kind else ""
             out.print(f"{setting.section}.{setting.key}{kind} = {_default(setting)}")
             out.print(f"    {setting.description}")
             out.print(f"    {setting.expected}")
+
+
+def settings_table(found: Iterable[Setting]) -> str:
+    """A Markdown table for each section, and for each task where its section differs."""
+    blocks: dict[str, list[str]] = {}
+    for setting in found:
+        title = f"### `[{setting.section}]`" + (f', `task.kind = "{setting.kind}"`' if setting.kind else "")
+        rows = blocks.setdefault(title, ["| key | values | default | |", "| --- | --- | --- | --- |"])
+        cells = (setting.key, setting.expected, _default(setting), setting.description + (" *" if setting.free else ""))
+        key, expected, default, description = (cell.replace("|", "\\|") for cell in cells)
+        rows.append(f"| `{key}` | {expected} | `{default}` | {description} |")
+    return "\n\n".join("\n".join([title, "", *rows]) for title, rows in blocks.items()) + "\n"
 
 
 def _load(run: str | None, overrides: list[str] | tuple[str, ...]) -> Config:

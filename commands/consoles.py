@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence, Set
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
 
 from aifx.commands.terminal import is_colored
 
@@ -18,6 +21,30 @@ class _Console(Console):
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, stream.fileno())
         os.close(devnull)
+
+
+def make_table(columns: Sequence[str], cells: Sequence[Sequence[str]], *, right: Set[str]) -> Table:
+    """A table that folds what does not fit the terminal."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+def plain_table(columns: Sequence[str], cells: Sequence[Sequence[str]], *, right: Set[str]) -> str:
+    """The same for a file or a pipe: one line a row, however long, and nothing behind its end."""
+    rows = [list(columns), *map(list, cells)]
+    widths = [max(cell_len(row[i]) for row in rows) for i in range(len(columns))]
+    lines = []
+    for row in rows:
+        padded = []
+        for column, cell, width in zip(columns, row, widths, strict=True):
+            space = " " * (width - cell_len(cell))
+            padded.append(space + cell if column in right else cell + space)
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
 
 
 def make_console(*, stderr: bool) -> Console:

@@ -111,8 +111,13 @@ def usage_error(error: Any) -> UsageError:
     if parameter is not None and message:
         name = parameter.opts[-1] if parameter.param_type_name == "option" else parameter.display_name_raw
         return UsageError(f"{command}: {name} cannot take this value", message, hint)
-    text = " ".join(error.format_message().split()).rstrip(".")
-    return UsageError(f"{command}: {text[:1].lower()}{text[1:]}", "", hint)
+    text = (
+        " ".join(error.format_message().split())
+        .rstrip(".")
+        .replace("Got unexpected extra argument(s)", "too many arguments")
+    )
+    usage = " ".join(context.get_usage().split()) if context else ""
+    return UsageError(f"{command}: {text[:1].lower()}{text[1:]}", usage, hint)
 
 
 def _unanswered(error: BaseException) -> AifxError:

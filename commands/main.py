@@ -34,7 +34,7 @@ def run(args: list[str]) -> int:
         code = _status(error)
     except BaseException as error:
         code = report(error, json=json)
-    return _flush(code, json)
+    return _flush(code)
 
 
 def _split(args: list[str]) -> tuple[list[str], list[str]]:
@@ -61,7 +61,7 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _flush(code: int, json: bool) -> int:
+def _flush(code: int) -> int:
     """Writes what is still buffered, here, where a failure can be told: Python would exit 120 with a traceback."""
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -72,7 +72,7 @@ def _flush(code: int, json: bool) -> int:
                 os.dup2(devnull, stream.fileno())
                 os.close(devnull)
                 stream.flush()
-            if not isinstance(error, (BrokenPipeError, ValueError)):
+            if not isinstance(error, (BrokenPipeError, ValueError)) and code in (ExitCode.OK, ExitCode.VERDICT):
                 code = report(error, json=False)
     return code
 

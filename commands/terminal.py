@@ -96,15 +96,13 @@ class Output:
         """
         if self.json:
             return
-        from rich.table import Table
+        from aifx.commands.consoles import make_table, plain_table
 
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        numbers = set(right)
-        for column in columns:
-            table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*("-" if cell is None else str(cell) for cell in row))
-        self.out.print(table, width=None if self.out.is_terminal else 10_000)
+        cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+        if self.out.is_terminal:
+            self.out.print(make_table(columns, cells, right=set(right)))
+        else:
+            self.print(plain_table(columns, cells, right=set(right)))
 
     def say(self, text: str) -> None:
         """A word on what is going on, on stderr."""
@@ -136,14 +134,24 @@ def report(error: BaseException, *, json: bool) -> int:
     if is_debugging():
         print_traceback(error)
     failure = as_error(error)
-    with suppress(BrokenPipeError):
-        if json:
-            sys.stdout.write(to_json({"schema_version": SCHEMA_VERSION, "error": failure_document(failure)}) + "\n")
-            sys.stdout.flush()
-        else:
-            sys.stderr.write(failure_text(failure, colored=is_colored(sys.stderr)))
-            sys.stderr.flush()
+    if json and _wrote(
+        sys.stdout, to_json({"schema_version": SCHEMA_VERSION, "error": failure_document(failure)}) + "\n"
+    ):
+        return int(failure.exit_code)
+    _wrote(sys.stderr, failure_text(failure, colored=is_colored(sys.stderr)))
     return int(failure.exit_code)
+
+
+def _wrote(stream: TextIO, text: str) -> bool:
+    """Whether `text` could be written; a stream that is full is told elsewhere."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def failure_document(failure: AifxError) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""The real program, in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PROGRAM = [sys.executable, "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+PROBE = [
+    sys.executable,
+    "-c",
+    """
+import errno, os, sys, types
+from aifx.commands import app
+from aifx.commands.options import JsonOption
+from aifx.commands.terminal import terminal
+from aifx.errors import *
+
+def probe(json: JsonOption = False) -> None:
+    with terminal(json) as out:
+        exec(os.environ["PROBE"], {**globals(), "out": out})
+
+module = sys.modules["aifx.commands.probe_module"] = types.ModuleType("probe_module")
+module.probe = probe
+app.COMMANDS["probe"] = app.Entry("probe_module", "probe", "Do what the test asks.", app.SETUP)
+sys.argv[0] = "aifx"
+from aifx.commands.main import main
+main()
+""",
+    "probe",
+]
+"""`aifx` with one more command, whose body is the Python in the variable PROBE."""
+
+
+def environ(folder: Path, **changes: str) -> dict[str, str]:
+    """This process's environment less what steers aifx and terminals; caches go into `folder`."""
+    dropped = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "LINES")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("AIFX_") and k not in dropped}
+    return {**kept, "AIFX_CACHE_DIR": str(folder / "cache"), **changes}
+
+
+def run(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """`aifx ARGS` in `folder`."""
+    return subprocess.run(
+        [*PROGRAM, *args],
+        cwd=folder,
+        env=environ(folder, **env),
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def probe(
+    folder: Path, body: str, *args: str, env: dict[str, str] | None = None, **streams: Any
+) -> subprocess.CompletedProcess[str]:
+    """A command that runs `body` between `with terminal(json) as out:` and its end."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    return subprocess.run(
+        [*PROBE, *args],
+        cwd=folder,
+        env=environ(folder, PROBE=body, **(env or {})),
+        text=True,
+        timeout=60,
+        check=False,
+        **streams,
+    )
+
+
+def assert_three_lines(text: str) -> None:
+    """What failed, why, and a hint."""
+    lines = text.splitlines()
+    assert len(lines) == 3, text
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("  ")
+    assert lines[2].startswith("hint: ")
