@@ -5,52 +5,66 @@
 #       training that is complete is evaluated again. Remove the folder to start over.
 set -eu
 
-here=$(cd "$(dirname "$0")/.." && pwd)
+cd "$(dirname "$0")/.."
 DEMO=${DEMO:-demo}
 VENV=${VENV:-.venv}
-cd "$here"
 PATH=$(cd "$VENV/bin" && pwd):$PATH
 export PATH
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-if ! [ -t 1 ] || [ -n "${NO_COLOR:-}" ] || [ "${TERM:-dumb}" = dumb ]; then
-    say() { printf '\n%s\n' "$*"; }
+mkdir -p build
+train_pid=$(pwd)/build/demo-train.pid
+rm -f "$train_pid"
+trap 'rm -f "$train_pid"' EXIT
+trap 'exit 130' INT
+
+bold='' plain=''
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ] && [ "${TERM:-dumb}" != dumb ]; then
+    bold=$(printf '\033[1m') plain=$(printf '\033[0m')
 fi
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
+
+# Shows a command as one would type it, and runs it.
 run() {
-    say "\$ $*"
+    shown='$'
+    for word in "$@"; do
+        case $word in
+        *' '*) shown="$shown \"$word\"" ;;
+        *) shown="$shown $word" ;;
+        esac
+    done
+    say "$shown"
     "$@"
 }
 
-# Trains in the foreground, and has the process stopped as a scheduler would once a checkpoint is on disk.
-# The shell writes its own id and becomes `aifx train`, which keeps the terminal and its Ctrl-C.
+# Trains in the foreground, which keeps the terminal and its Ctrl-C, and has the process stopped on the way. The shell
+# in between writes down its own id and then becomes `aifx train`.
 train_and_stop() {
-    say "\$ aifx train     (the demo stops it with SIGTERM on the way, as a scheduler would)"
-    rm -f .train-pid
-    watch_and_stop &
-    watcher=$!
+    say "\$ aifx train     (stopped on the way with SIGTERM, as a scheduler would do)"
+    : >"$train_pid"
+    stop_after_a_checkpoint &
     status=0
-    sh -c 'echo $$ >.train-pid; exec aifx train' || status=$?
-    rm -f .train-pid # which ends the watcher
-    wait "$watcher" || true
+    sh -c 'echo $$ >"$0"; exec aifx train' "$train_pid" || status=$?
+    rm -f "$train_pid" # which ends the watcher
+    wait
     return "$status"
 }
 
-watch_and_stop() {
-    while ! [ -f .train-pid ]; do sleep 1; done
-    while [ -f .train-pid ]; do
-        for checkpoint in runs/*/checkpoints/[0-9]*; do
-            case $checkpoint in
-            *.*tmp* | *'*'*) continue ;;
+stop_after_a_checkpoint() {
+    while [ -f "$train_pid" ]; do
+        for checkpoint in runs/*/checkpoints/*; do
+            case ${checkpoint##*/} in
+            *[!0-9]*) ;; # none yet, or one that is still being written
+            *)
+                kill -TERM "$(cat "$train_pid")" 2>/dev/null && return 0
+                ;;
             esac
-            kill -TERM "$(cat .train-pid)" 2>/dev/null || true
-            return 0
         done
         sleep 1
     done
 }
 
 if [ -f "$DEMO/aifx.toml" ]; then
-    say "Going on with the project in $DEMO (remove that folder to start over)"
+    say "Going on with the project in $DEMO; remove that folder to start over"
     cd "$DEMO"
 else
     run aifx init "$DEMO" --template language-model --yes
@@ -59,7 +73,7 @@ else
     train_and_stop || status=$?
     case $status in
     0) ;;
-    75) say "Stopped with exit code 75: run it again. The same command goes on where it was:" ;;
+    75) say "Exit code 75 says: run it again. The same command goes on where it was, bit for bit" ;;
     *) exit "$status" ;;
     esac
 fi
@@ -70,14 +84,14 @@ run aifx generate --prompt "The whale" --max-tokens 120 --seed 1
 
 say "What was made"
 cat <<MADE
-  $DEMO/aifx.toml    what is trained, on what, and the gate it has to pass
-  $DEMO/runs/        the run: its resolved configuration, metrics, checkpoints and evaluation
+  $DEMO/aifx.toml   what is trained, on which data, and the gate it has to pass
+  $DEMO/runs/main   the run: its resolved configuration, metrics, checkpoints and evaluation
 MADE
 say "What to try next"
 cat <<NEXT
-  . $VENV/bin/activate && cd $DEMO
-  aifx runs ls
-  aifx generate --prompt "Call me" --temperature 0.7
-  aifx train --run wider --set model.width=192
-  aifx init ../inspection --template vision-inspection
+  . $VENV/bin/activate; cd $DEMO
+  aifx runs ls                                          what was trained here, and how it went
+  aifx generate --prompt "Call me" --temperature 0.7    other words from the same model
+  aifx train --run wider --set model.embed_dim=192      another model beside it
+  aifx init ../inspection --template vision-inspection  images instead of text
 NEXT
