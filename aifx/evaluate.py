@@ -170,11 +170,10 @@ def evaluate(
 
 def _compare_data(trained: Trained, say: Say) -> None:
     """Say so when the data is not what the run was trained on: text that is held out now may have been learnt."""
-    try:
-        before = json.loads(trained.run.provenance.read_text("utf-8"))["data_digest"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if before != trained.task.data_digest():
+    from aifx.train.standing import read_provenance
+
+    before = read_provenance(trained.run).get("data_digest")
+    if before is not None and before != trained.task.data_digest():
         say(f"the data has changed since run {trained.run.name} began: what is held out now may be what it learnt from")
 
 

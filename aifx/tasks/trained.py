@@ -49,7 +49,6 @@ def open_trained(
     Raises CheckpointError where there is no such checkpoint or it is damaged.
     """
     from aifx.checkpoint import Checkpoints  # here, so that training does not wait for orbax before its first step
-
     from aifx.train.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache(say)

@@ -1,0 +1,196 @@
+"""`aifx eval` over a run that was really trained: what it reports, where the report lands, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aifx.errors import CheckpointError, UsageError
+from aifx.evaluate import Report, evaluate
+from aifx.project import Project
+
+PROGRAM = [sys.executable, "-c", "import sys; from aifx.commands.main import run; sys.exit(run(sys.argv[1:]))"]
+CONFIG = """\
+[data]
+vocab_size = 300
+seq_len = 32
+[model]
+num_layers = 2
+embed_dim = 16
+num_heads = 2
+[train]
+num_steps = 12
+global_batch_size = 8
+validate_every = 4
+[checkpoint]
+every = 4
+keep_last = 5
+[eval]
+gates = ["bits_per_byte <= 9"]
+"""
+SENTENCE = "It was the whiteness of the whale that above all things appalled me. "
+
+
+def aifx(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "AIFX_CACHE_DIR": str(project.parent / "cache")}
+    return subprocess.run([*PROGRAM, *args], cwd=project, env=environ, capture_output=True, text=True, check=False)
+
+
+def document(done: subprocess.CompletedProcess[str], code: int = 0) -> dict[str, Any]:
+    assert done.returncode == code, done.stderr + done.stdout
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    project = tmp_path_factory.mktemp("eval") / "project"
+    (project / "data").mkdir(parents=True)
+    lines = [f"{i}. {SENTENCE}{i * 7919 % 1000}\n" for i in range(700)]
+    (project / "data/whale.txt").write_text("".join(lines))
+    (project / "aifx.toml").write_text(CONFIG)
+    document(aifx(project, "train", "--json"))
+    return project
+
+
+@pytest.fixture
+def project(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy, so that each test may leave what it likes."""
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    shutil.copytree(trained, tmp_path / "project")
+    shutil.copytree(trained.parent / "cache", tmp_path / "cache")
+    return tmp_path / "project"
+
+
+def test_the_document_has_exactly_what_is_promised(project: Path) -> None:
+    report = document(aifx(project, "eval", "--gate", "loss < 0.1", "--json"), code=1)
+    assert set(report) == {"schema_version", "run", "step", "split", "metrics", "gates"}
+    assert (report["schema_version"], report["run"], report["step"], report["split"]) == (1, "main", 12, "test")
+    assert set(report["metrics"]) == {"loss", "perplexity", "bits_per_byte", "tokens", "bytes"}
+    assert [(g["expr"], g["passed"]) for g in report["gates"]] == [("bits_per_byte <= 9", True), ("loss < 0.1", False)]
+    assert report["gates"][1]["value"] == report["metrics"]["loss"]
+    assert document(aifx(project, "eval", "--json"))["metrics"] == report["metrics"]  # bit for bit
+
+
+def test_people_get_tables_and_the_verdict(project: Path) -> None:
+    done = aifx(project, "eval", "--gate", "loss < 0.1")
+    assert done.returncode == 1
+    assert "bits_per_byte <= 9" in done.stdout
+    assert "FAILED" in done.stdout
+    assert "passed" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def measure(project: Path, **options: Any) -> Report:
+    """In this process, which has loaded everything already."""
+    found = Project(project)
+    return evaluate(found.existing_run(), found, **({"say": lambda _: None} | options))
+
+
+def test_reports_of_a_step_stand_together(project: Path) -> None:
+    path = project / "runs/main/eval/12.json"
+    test, validation = measure(project), measure(project, split="validation")
+    kept = json.loads(path.read_text())
+    assert (kept["schema_version"], kept["run"], kept["step"]) == (1, "main", 12)
+    assert {name: entry["metrics"] for name, entry in kept["splits"].items()} == {
+        "test": test.metrics,
+        "validation": validation.metrics,
+    }
+    assert kept["splits"]["test"]["passed"] is True
+    path.write_text('{"splits": [torn')
+    measure(project)
+    assert set(json.loads(path.read_text())["splits"]) == {"test"}
+    assert [p.name for p in path.parent.iterdir()] == ["12.json"]
+
+
+def test_which_checkpoint(project: Path) -> None:
+    fourth, last, best = (measure(project, step=4), measure(project, which="last"), measure(project, which="best"))
+    assert [r.step for r in (fourth, last, best)] == [4, 12, 12]
+    assert fourth.metrics["loss"] > last.metrics["loss"]
+    for step, word in (("5", "4, 8, 12"), ("first", "best"), ("-1", "best")):
+        failed = aifx(project, "eval", "--step", step)
+        assert failed.returncode == 2
+        assert word in failed.stderr
+        assert "hint:" in failed.stderr
+
+
+def test_validation_in_training_is_what_eval_finds(project: Path) -> None:
+    records = [json.loads(line) for line in (project / "runs/main/metrics.jsonl").read_text().splitlines()]
+    (at_8,) = [r["validation"] for r in records if r["step"] == 8]
+    assert measure(project, step=8, split="validation").metrics["loss"] == at_8["loss"]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"gates": ["bits_per_bite <= 2"]}, "bits_per_byte"),
+        ({"gates": ["bits_per_byte = 2"]}, "NAME OP NUMBER"),
+        ({"overrides": ["eval.gates=['lss < 1']"]}, "loss"),
+    ],
+)
+def test_a_gate_that_cannot_be_held_is_refused_before_anything_is_measured(
+    project: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], word: str
+) -> None:
+    monkeypatch.setattr("aifx.evaluate.sum_split", lambda *_, **__: pytest.fail("it was measured"))
+    with pytest.raises(UsageError, match=word):
+        measure(project, **options)
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [(["--split", "tset"], "test"), (["--run", "mian"], "main"), (["--gate", "bits_per_bite <= 2"], "bits_per_byte")],
+)
+def test_usage(project: Path, args: list[str], word: str) -> None:
+    failed = aifx(project, "eval", *args)
+    assert failed.returncode == 2, failed.stdout
+    assert word in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_settings_of_one_call(project: Path) -> None:
+    whole = measure(project)
+    report = measure(project, overrides=["eval.gates=[]", "data.eval_stride=8"])
+    assert report.gates == ()
+    assert report.metrics["bytes"] == whole.metrics["bytes"]
+    assert report.metrics["loss"] != whole.metrics["loss"]  # more context
+
+
+def test_scanned_layers_evaluate_alike(project: Path) -> None:
+    scanned = measure(project, overrides=["model.scan_layers=true"])
+    assert scanned.metrics["loss"] == pytest.approx(measure(project).metrics["loss"], rel=1e-5)
+
+
+def test_data_that_changed_since_is_said(project: Path) -> None:
+    said: list[str] = []
+    measure(project, say=said.append)
+    assert not [line for line in said if "changed" in line]
+    with (project / "data/whale.txt").open("a") as file:
+        file.write("And I only am escaped alone to tell thee.\n")
+    measure(project, say=said.append)
+    assert [line for line in said if "the data has changed" in line]
+
+
+def test_a_metric_that_is_not_finite_fails_its_gate(project: Path) -> None:
+    (project / "broken.py").write_text(
+        "from aifx.tasks.language import LanguageTask\n"
+        "class Broken(LanguageTask):\n"
+        "    def metrics(self, totals):\n"
+        "        return super().metrics(totals) | {'loss': float('nan')}\n"
+    )
+    config = project / "runs/main/config.toml"
+    config.write_text(config.read_text().replace('kind = "language"', 'kind = "broken:Broken"'))
+    report = document(aifx(project, "eval", "--gate", "loss <= 100", "--json"), code=1)
+    assert report["metrics"]["loss"] is None
+    assert report["gates"][-1] == {"expr": "loss <= 100", "value": None, "passed": False}
+
+
+def test_a_run_without_a_checkpoint(project: Path) -> None:
+    shutil.rmtree(project / "runs/main/checkpoints")
+    with pytest.raises(CheckpointError, match="aifx train"):
+        measure(project)
