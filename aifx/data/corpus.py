@@ -67,8 +67,8 @@ class Corpus:
         """Where each split ends, in bytes of the joined text."""
         held_out = self.fractions["validation"] + self.fractions["test"]
         return [
-            ("train", int(total * (1 - held_out))),
-            ("validation", int(total * (1 - self.fractions["test"]))),
+            ("train", round(total * (1 - held_out))),
+            ("validation", round(total * (1 - self.fractions["test"]))),
             ("test", total),
         ]
 
@@ -131,19 +131,20 @@ def _by_block(pieces: Iterator[Piece], ends: list[tuple[Split, int]]) -> Iterato
     split, end = next(remaining)
     position = 0
     for piece in pieces:
-        data = piece.text.encode()
-        while position + len(data) > end:
+        size = len(piece.text.encode())
+        while position + size > end:
+            data = piece.text.encode()
             cut = end - position
             while cut > 0 and data[cut] & 0xC0 == 0x80:  # a continuation byte of UTF-8
                 cut -= 1
             if cut > 0:
                 yield split, Piece(data[:cut].decode(), closes=False)
+                piece = Piece(data[cut:].decode(), piece.closes)
             position += cut
-            data = data[cut:]
+            size -= cut
             split, end = next(remaining)
-        if data:
-            yield split, Piece(data.decode(), piece.closes)
-        position += len(data)
+        yield split, piece
+        position += size
 
 
 def _by_document(pieces: Iterator[Piece], assignment: bytearray) -> Iterator[tuple[Split, Piece]]:

@@ -24,7 +24,7 @@ class Shuffle:
     def at(self, place: int) -> tuple[int, int]:
         """Epoch and example of the place-th example of the whole training."""
         # Grain takes a second to import, a tenth where jax and orbax are there already.
-        from grain.experimental import index_shuffle  # type: ignore[import-untyped]
+        from grain.experimental import index_shuffle
 
         epoch, within = divmod(place, self.length)
         seed = derived_seed("shuffle", self.seed, epoch)
@@ -34,7 +34,7 @@ class Shuffle:
 def prefetch(source: BatchSource, first_step: int, rows: slice, depth: int) -> Generator[Batch, None, None]:
     """The batches of steps first_step, first_step + 1, ..., to `source.num_batches` if it has an end, read ahead by
     up to `depth` in a thread of grain's. Closing the generator ends the thread."""
-    import grain  # type: ignore[import-untyped]
+    import grain
 
     end = source.num_batches if source.num_batches is not None else 2**31
     steps = grain.MapDataset.range(first_step, end).map(lambda step: source.read(step, rows))

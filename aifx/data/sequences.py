@@ -106,21 +106,22 @@ def stream_windows(split: SplitTokens, seq_len: int, stride: int) -> PackedSeque
     context before them.
     """
     starts = np.zeros(1, np.int64)
-    spans = _windows(starts, np.array([split.num_targets]), seq_len, stride)
+    spans = _windows(starts, np.array([split.num_targets]), seq_len, stride, context=True)
     spans = np.insert(spans, 0, np.arange(len(spans)), axis=1)
     return PackedSequences(split.tokens, spans, documents=False)
 
 
-def packed_documents(split: SplitTokens, seq_len: int, stride: int, index: Path) -> PackedSequences:
-    """Documents packed into rows by best fit, longest first; those longer than a row are cut as `stream_windows` does.
+def packed_documents(split: SplitTokens, seq_len: int, stride: int | None, index: Path) -> PackedSequences:
+    """Documents packed into rows by best fit, longest first; each token is a target that counts exactly once.
 
+    Documents longer than a row are cut: without `stride` one part after another, with it as `stream_windows` does.
     The packing is kept in the file `index`, next to the tokens, and read from there the next time.
     """
     spans = _load(index)
     if spans is None:
         # A document cut by the next split has no target after its last token.
         stops = np.minimum(split.documents[1:], split.num_targets)
-        pieces = _windows(split.documents[:-1], stops, seq_len, stride)
+        pieces = _windows(split.documents[:-1], stops, seq_len, stride or seq_len, context=stride is not None)
         rows = best_fit(pieces[:, 1], seq_len)
         order = np.lexsort((pieces[:, 0], rows))
         spans = np.concatenate([rows[order, None], pieces[order]], axis=1)
@@ -156,11 +157,11 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     return rows
 
 
-def _windows(starts: np.ndarray, stops: np.ndarray, seq_len: int, stride: int) -> np.ndarray:
+def _windows(starts: np.ndarray, stops: np.ndarray, seq_len: int, stride: int, *, context: bool) -> np.ndarray:
     """Cuts each [start, stop) of inputs into windows of up to seq_len: int64 [windows, 3] of start, length, skip.
 
-    Within one range the first window scores seq_len targets and each after it `stride` more; the last one reaches back
-    as far as it can.
+    Within one range the first window scores seq_len targets and each after it `stride` more. With `context` each
+    begins as far before what it scores as it can.
     """
     lengths = np.asarray(stops, np.int64) - starts
     more = np.maximum(lengths - seq_len, 0)
@@ -170,7 +171,7 @@ def _windows(starts: np.ndarray, stops: np.ndarray, seq_len: int, stride: int) -
     begin, size = np.asarray(starts, np.int64)[which], lengths[which]
     scored_from = np.where(nth == 0, 0, seq_len + (nth - 1) * stride)
     scored_to = np.minimum(seq_len + nth * stride, size)
-    first = np.maximum(scored_to - seq_len, 0)
+    first = np.maximum(scored_to - seq_len, 0) if context else scored_from
     return np.stack([begin + first, scored_to - first, scored_from - first], axis=1)
 
 

@@ -171,7 +171,7 @@ class _SplitWriter:
             self._documents.append(self._length)
             self._file.write(self._eos)
             self._length += 1
-        self._file.write(np.array(ids, self._dtype).tobytes())
+        self._file.write(np.array(ids, self._dtype))
         self._length += len(ids)
         self._num_bytes += len(piece.text.encode())
         self._open = not piece.closes

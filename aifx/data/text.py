@@ -69,11 +69,11 @@ class TextData:
         tokens = self._tokens(split)
         seq_len = self.section.seq_len
         documents = self.section.packing == "documents"
-        stride = (self.section.eval_stride if split != "train" else 0) or seq_len
+        stride = self.section.eval_stride or seq_len
         sequences: Sequences
         if documents:
             index = self.store.path / f"{split}.packing-{seq_len}-{stride}.npy"
-            sequences = packed_documents(tokens, seq_len, stride, index)
+            sequences = packed_documents(tokens, seq_len, None if split == "train" else stride, index)
         elif split == "train":
             sequences = StreamSequences(tokens, seq_len, seed)
         else:

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aifx.config.sections import LanguageDataSection
+from aifx.data import TextData, open_text
+from aifx.project import Project
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """An empty project with a cache of its own."""
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    root = tmp_path / "project"
+    (root / "data").mkdir(parents=True)
+    return Project(root)
+
+
+@pytest.fixture
+def write(project: Project) -> Callable[..., Path]:
+    """Writes a file of the project's data folder."""
+
+    def write(name: str, content: bytes | str) -> Path:
+        path = project.root / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def open_(project: Project) -> Callable[..., TextData]:
+    """`open_text` with small defaults; collects what was said in `.said`."""
+
+    def open_(assets: str = "assets", **keys: Any) -> TextData:
+        section = LanguageDataSection(**{"seq_len": 16, "vocab_size": 300, **keys})
+        return open_text(section, project, project.root / assets, say=said.append)
+
+    said: list[str] = []
+    open_.said = said  # type: ignore[attr-defined]
+    return open_

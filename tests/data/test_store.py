@@ -1,0 +1,262 @@
+"""The token store: what it holds, that it is never stale, and that nothing leaves half a one behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prose import prose
+
+from aifx.config.sections import LanguageDataSection
+from aifx.data import TextData, files, store
+from aifx.data.base import Split
+from aifx.data.corpus import SPLITS, Corpus, open_corpus
+from aifx.data.store import build_store, open_store
+from aifx.data.tokenizer import Tokenizer, train_tokenizer
+from aifx.errors import DataError, EnvironmentFault
+from aifx.project import Project, cache_path
+
+Write = Callable[..., Path]
+Open = Callable[..., TextData]
+SPLITS_OF_DATA: list[Split] = ["train", "validation", "test"]
+
+
+def stores() -> list[Path]:
+    return sorted((cache_path() / "tokens").iterdir())
+
+
+def text_of(data: TextData, split: Split) -> list[str]:
+    """The documents of a split, decoded from the store."""
+    tokens = data.store.splits[split]
+    ends = [*tokens.documents[1:].tolist()]
+    starts = tokens.documents[:-1].tolist()
+    return [
+        data.tokenizer.decode(tokens.tokens[start + 1 : end].tolist()) for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def test_it_holds_the_documents_between_ends(write: Write, open_: Open) -> None:
+    texts = [prose(30, seed) for seed in range(100)]
+    write("a.jsonl", "\n".join(json.dumps({"text": text}) for text in texts))
+    data = open_(train=("data/*.jsonl",), split="document", validation_fraction=0.2, test_fraction=0.2)
+    found: list[str] = []
+    for split in SPLITS_OF_DATA:
+        tokens, eos = data.store.splits[split], data.tokenizer.eos_id
+        assert tokens.tokens.dtype == np.uint16
+        assert tokens.closed
+        assert np.flatnonzero(tokens.tokens == eos).tolist() == tokens.documents.tolist()
+        assert data.num_tokens(split) == len(tokens.tokens) - 1
+        assert data.num_bytes(split) == sum(len(text.encode()) for text in text_of(data, split))
+        found += text_of(data, split)
+    assert sorted(found) == sorted(texts)
+
+
+def test_a_document_cut_by_a_split_is_not_closed(write: Write, open_: Open) -> None:
+    text = prose(3000)
+    write("a.txt", text)
+    data = open_()
+    assert [data.store.splits[split].closed for split in SPLITS_OF_DATA] == [False, False, True]
+    assert "".join(text_of(data, split)[0] for split in SPLITS_OF_DATA) == text
+    assert sum(data.num_bytes(split) for split in SPLITS_OF_DATA) == len(text.encode())
+
+
+def test_pieces_and_batches_leave_no_trace(
+    write: Write, open_: Open, monkeypatch: pytest.MonkeyPatch, project: Project
+) -> None:
+    write("a.txt", prose(3000))
+    write("b.txt", prose(100, 1))
+    whole = open_(train=("data/a.txt", "data/b.txt"))
+    kept = {split: whole.store.splits[split].tokens.tobytes() for split in SPLITS}
+    monkeypatch.setattr(files, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 70)
+    monkeypatch.setattr(store, "BATCH_CHARACTERS", 90)
+    again = build_store(project.root / "again", whole.corpus, whole.tokenizer)
+    assert {split: again.splits[split].tokens.tobytes() for split in SPLITS} == kept
+
+
+def test_large_vocabularies_take_four_bytes(project: Project, write: Write) -> None:
+    write("a.txt", prose(3000))
+    description = json.loads(train_tokenizer([prose(3000)], 300))
+    description["model"]["vocab"] |= {f"unused {index}": index for index in range(300, 70_000)}
+    tokenizer = Tokenizer(json.dumps(description).encode(), "large")
+    corpus = open_corpus(LanguageDataSection(), project)
+    built = build_store(project.root / "store", corpus, tokenizer)
+    assert built.splits["train"].tokens.dtype == np.uint32
+
+
+def test_a_second_run_starts_at_once(write: Write, open_: Open) -> None:
+    write("a.txt", prose(3000))
+    first = open_("one")
+    said = open_.said  # type: ignore[attr-defined]
+    assert said == ["training the tokenizer on data/a.txt", "tokenizing data/a.txt"]
+    made = [path.stat().st_mtime_ns for path in stores()]
+    assert open_("two").digest == first.digest
+    assert open_("one").digest == first.digest
+    assert len(said) == 2
+    assert [path.stat().st_mtime_ns for path in stores()] == made
+
+
+def test_changed_text_is_never_read_stale(write: Write, open_: Open) -> None:
+    text = prose(3000)
+    path = write("a.txt", text)
+    before, digests = path.stat(), {open_().digest}
+    for change in (text.replace("a", "o"), text[:100] + "#" + text[101:], text + "."):
+        path.write_text(change)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        data = open_()
+        assert "".join(text_of(data, split)[0] for split in SPLITS_OF_DATA) == change
+        digests.add(data.digest)
+    assert len(digests) == 4
+
+
+def test_what_the_digest_covers(write: Write, open_: Open) -> None:
+    write("a.txt", prose(3000))
+    write("b.txt", prose(3000, 1))
+    changes: list[dict[str, Any]] = [
+        {},
+        {"train": ("data/b.txt", "data/a.txt")},
+        {"train": ("data/a.txt",)},
+        {"train": ("data/a.txt",), "test": ("data/b.txt",)},
+        {"split": "document", "validation_fraction": 0, "test_fraction": 0},
+        {"test_fraction": 0.2},
+        {"vocab_size": 400},
+        {"seq_len": 20},
+        {"packing": "documents"},
+        {"eval_stride": 8},
+    ]
+    digests = [open_(f"assets-{number}", **keys).digest for number, keys in enumerate(changes)]
+    assert len(set(digests)) == len(changes)
+
+
+def damaged(folder: Path, name: str) -> None:
+    path = folder / name
+    if name == "meta.json":
+        path.write_bytes(path.read_bytes()[:-30])
+    else:
+        os.truncate(path, path.stat().st_size - 3)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "train.tokens.npy", "test.documents.npy"])
+def test_a_torn_store_is_built_again(name: str, write: Write, open_: Open) -> None:
+    write("a.txt", prose(3000))
+    whole = text_of(open_(), "train")
+    (folder,) = stores()
+    damaged(folder, name)
+    assert open_store(folder) is None
+    assert text_of(open_(), "train") == whole
+    assert stores() == [folder]
+    (folder / name).unlink()
+    assert text_of(open_(), "train") == whole
+    (folder / name).write_bytes(b"")
+    assert text_of(open_(), "train") == whole
+    assert stores() == [folder]
+
+
+def test_a_damaged_tokenizer_in_the_cache_is_trained_again(write: Write, open_: Open) -> None:
+    write("a.txt", prose(3000))
+    first = open_("one").tokenizer.data
+    (cached,) = (cache_path() / "tokenizers").iterdir()
+    cached.write_bytes(first[:100])
+    assert open_("two").tokenizer.data == first
+    assert cached.read_bytes() == first
+
+
+BUILD = (
+    "import sys; from pathlib import Path; from aifx.config.sections import LanguageDataSection as Section\n"
+    "from aifx.data import open_text; from aifx.project import Project\n"
+    "print('ready', flush=True); sys.stdin.readline()\n"
+    "data = open_text(Section(), Project(Path(sys.argv[1])), Path(sys.argv[2]), say=print)\n"
+    "print(data.digest)"
+)
+
+
+def builder(project: Project, assets: Path) -> subprocess.Popen[str]:
+    """A process that opens the project's text when it is told to."""
+    command = [sys.executable, "-c", BUILD, str(project.root), str(assets)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_processes_may_build_the_same_store_at_once(
+    project: Project, write: Write, open_: Open, tmp_path: Path
+) -> None:
+    write("a.txt", prose(20_000))
+    processes = [builder(project, tmp_path / f"assets-{number}") for number in range(4)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate()[0].splitlines() for process in processes]
+    assert {output[-1] for output in outputs} == {open_(seq_len=256, vocab_size=1024).digest}
+    assert len(stores()) == 1
+
+
+def test_a_builder_that_is_killed_leaves_no_half_store(
+    project: Project, write: Write, open_: Open, tmp_path: Path
+) -> None:
+    write("a.txt", prose(150_000))
+    for delay in (0.0, 0.05, 0.2):
+        process = builder(project, tmp_path / "assets")
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        while not process.stdout.readline().startswith("tokenizing"):
+            assert process.poll() is None
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        for path in (cache_path() / "tokens").glob("*"):
+            assert ".tmp-" in path.name or open_store(path)
+    data = open_(vocab_size=1024)
+    assert sum(data.num_bytes(split) for split in SPLITS_OF_DATA) == len((project.root / "data/a.txt").read_bytes())
+
+
+def test_strays_are_swept_when_they_are_old(write: Write, open_: Open) -> None:
+    old, young = (cache_path() / "tokens" / f"{name}.tmp-1" for name in ("old", "young"))
+    for stray in (old, young):
+        stray.mkdir(parents=True)
+        (stray / "train.tokens.npy").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    write("a.txt", prose(3000))
+    open_()
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named(write: Write, open_: Open) -> None:
+    write("a.txt", prose(3000))
+    cache_path().write_text("a file where a folder should be")
+    with pytest.raises(EnvironmentFault, match="cannot be written") as caught:
+        open_()
+    assert str(cache_path()) in caught.value.what
+    assert caught.value.hint.startswith("AIFX_CACHE_DIR=")
+
+
+def test_text_that_changes_while_it_is_read_is_refused(project: Project, write: Write) -> None:
+    path = write("a.txt", prose(3000))
+    corpus = open_corpus(LanguageDataSection(), project)
+    tokenizer = Tokenizer(train_tokenizer([prose(300)], 300), "test")
+
+    class Edited(Corpus):
+        def pieces(self, *, whole: bool = False) -> Any:
+            for number, item in enumerate(super().pieces(whole=whole)):
+                if number == 0:
+                    path.write_text(prose(3000, 1))
+                yield item
+
+    edited = Edited(corpus.files, corpus.section, corpus.fractions, corpus.digest)
+    with pytest.raises(DataError, match=r"data/a.txt changed while it was read"):
+        build_store(project.root / "store", edited, tokenizer)
+    assert sorted(path.name for path in project.root.iterdir()) == ["data"]
