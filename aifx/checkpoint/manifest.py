@@ -110,5 +110,10 @@ def step_directories(directory: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def set_aside_folders(directory: Path) -> list[Path]:
+    """Checkpoints in `directory` that were found damaged and renamed."""
+    return sorted(p for p in directory.glob(f"*{DAMAGED_SUFFIX}*") if p.is_dir())
+
+
 def _checksum(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -40,8 +40,8 @@ def write_text(path: Path, text: str) -> None:
     """Put `text` at `path`, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(encode(text))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -49,6 +49,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def encode(text: str) -> bytes:
+    """UTF-8; what is no Unicode (a file's name, an argument) as the escape that JSON and TOML strings have for it."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def sync_directory(path: Path) -> None:
@@ -103,7 +108,7 @@ class JsonLines:
             os.ftruncate(self._handle, self._size)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(plain(record), ensure_ascii=False).encode() + b"\n"
+        line = encode(json.dumps(plain(record), ensure_ascii=False) + "\n")
         with self._lock:
             self._write(line)
 

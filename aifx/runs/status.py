@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ class RunStatus:
     validation_loss: float | None  # the last one
     best_validation_loss: float | None
     best_step: int | None
-    tokens_per_s: float | None
+    unit: str  # "tokens", "images"
+    units_per_s: float | None
     started: float | None
     updated: float | None
     pid: int | None  # of the process that trains it now
@@ -39,6 +40,24 @@ class RunStatus:
     @property
     def alive(self) -> bool:
         return self.status == "running"
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready; docs/json.md documents it."""
+        return {
+            "run": self.name,
+            "status": self.status,
+            "step": self.step,
+            "num_steps": self.num_steps,
+            "loss": self.loss,
+            "validation_loss": self.validation_loss,
+            "best_validation_loss": self.best_validation_loss,
+            "best_step": self.best_step,
+            "tokens_per_s": None,
+            f"{self.unit}_per_s": self.units_per_s,
+            "started": self.started,
+            "updated": self.updated,
+            "pid": self.pid,
+        }
 
 
 def run_status(run: RunDirectory) -> RunStatus:
@@ -49,17 +68,19 @@ def run_status(run: RunDirectory) -> RunStatus:
     events = read_jsonl(run.events)
     metrics = read_metrics(run)
     last = metrics.last or {}
+    unit = unit_of(last)
     return RunStatus(
         name=run.name,
         status="running" if held else _ending(events),
-        step=int(last.get("step") or 0),
+        step=max(int(last.get("step") or 0), _told_step(events)),
         num_steps=_num_steps(run),
         loss=number(last.get("loss")),
         validation_loss=metrics.validation_loss,
         best_validation_loss=metrics.best_validation_loss,
         best_step=metrics.best_step,
-        tokens_per_s=number(last.get("tokens_per_s")),
-        started=next((number(e.get("time")) for e in events), None) or _written(run.config),
+        unit=unit,
+        units_per_s=number(last.get(f"{unit}_per_s")),
+        started=next((t for e in events if (t := number(e.get("time"))) is not None), None) or _written(run.config),
         updated=max((t for t in map(_written, (run.metrics, run.events, run.config)) if t is not None), default=None),
         pid=who.pid if who else None,
     )
@@ -81,11 +102,8 @@ def read_metrics(run: RunDirectory) -> MetricsSummary:
         data = run.metrics.read_bytes()
     except FileNotFoundError:
         data = b""
-    last: dict[str, Any] | None = None
     lines = data[: data.rfind(b"\n") + 1].splitlines()
-    for line in reversed(lines):
-        if (last := parse_line(line)) is not None:
-            break
+    last = next((record for line in reversed(lines) if (record := parse_line(line)) is not None), None)
     latest: float | None = None
     best: tuple[float, int] | None = None
     for line in lines:
@@ -105,6 +123,11 @@ def validation_loss(record: Mapping[str, Any]) -> float | None:
     return number(validation.get("loss")) if isinstance(validation, Mapping) else None
 
 
+def unit_of(record: Mapping[str, Any]) -> str:
+    """What the throughput of a record of `metrics.jsonl` counts."""
+    return next((key.removesuffix("_per_s") for key in record if key.endswith("_per_s")), "tokens")
+
+
 def number(value: Any) -> float | None:
     """`value` as a finite float, else None."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -112,13 +135,24 @@ def number(value: Any) -> float | None:
     return None
 
 
-def _ending(events: list[dict[str, Any]]) -> str:
+def _ending(events: Sequence[Mapping[str, Any]]) -> str:
     for event in reversed(events):
         if event.get("event") == "stop":
             return str(event.get("status") or "completed")
         if event.get("event") in BEGINNINGS:
             break
     return "killed"
+
+
+def _told_step(events: Sequence[Mapping[str, Any]]) -> int:
+    """The furthest step that the run's last process told of: not every step has a record."""
+    furthest = 0
+    for event in reversed(events):
+        if isinstance(step := event.get("step"), int):
+            furthest = max(furthest, step)
+        if event.get("event") in BEGINNINGS:
+            break
+    return furthest
 
 
 def _num_steps(run: RunDirectory) -> int | None:

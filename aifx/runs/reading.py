@@ -1,0 +1,167 @@
+"""What a run directory holds, for whoever shows or compares runs: its settings, its curves, its evaluations."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aifx.project import RunDirectory
+from aifx.runs.files import parse_lines, read_jsonl
+from aifx.runs.status import number, validation_loss
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of a run's configuration that is not its default."""
+
+    key: str  # "train.num_steps"
+    value: Any
+    origin: str  # "aifx.toml:12", "--set", "preset gpt2-124m"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a checkpoint reached on one split."""
+
+    step: int
+    split: str
+    metrics: Mapping[str, Any]
+    gates: Sequence[Mapping[str, Any]]
+    passed: bool
+    measured_at: str | None
+
+
+def read_settings(run: RunDirectory) -> dict[str, Any]:
+    """Every value of `config.toml` by key; empty where it cannot be read."""
+    try:
+        sections = tomllib.loads(run.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    flat: dict[str, Any] = {}
+    for section, values in sections.items():
+        flat |= {f"{section}.{key}": v for key, v in values.items()} if isinstance(values, dict) else {section: values}
+    return flat
+
+
+def changed_settings(run: RunDirectory) -> list[Setting]:
+    """The values that are not the default, with who set them: `config.toml` notes that behind each."""
+    from aifx.config import settings
+    from aifx.config.writing import written_origin
+
+    values = read_settings(run)
+    kind = values.get("task.kind")
+    defaults = {f"{s.section}.{s.key}": s.default for s in settings() if s.kind in (None, kind)}
+    section, found = "", []
+    for line in run.config.read_text(encoding="utf-8").splitlines() if values else ():
+        if line.startswith("["):
+            section = line.strip().strip("[]")
+            continue
+        key = f"{section}.{line.partition('=')[0].strip()}"
+        origin = written_origin(line)
+        if (
+            key in values
+            and origin
+            and origin.kind != "default"
+            and (key not in defaults or values[key] != defaults[key])
+        ):
+            found.append(Setting(key, values[key], origin.where))
+    return found
+
+
+def read_evaluations(run: RunDirectory) -> list[Evaluation]:
+    """The evaluations in `eval/`, by step and split; a file that cannot be read is passed over."""
+    found = []
+    for path in run.eval.glob("*.json"):
+        try:
+            doc = json.loads(path.read_bytes())
+            for split, entry in doc["splits"].items():
+                gates, passed = entry.get("gates", []), bool(entry.get("passed", True))
+                when = entry.get("measured_at")
+                found.append(Evaluation(int(doc["step"]), split, entry["metrics"], gates, passed, when))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return sorted(found, key=lambda e: (e.step, e.split))
+
+
+class MetricsTail:
+    """The records of a `metrics.jsonl` that another process writes, taken as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._end = b""  # the last line read: a resumption cuts the file, and then it is read anew
+
+    def read(self) -> tuple[list[dict[str, Any]], bool]:
+        """The records since the last call, and whether those told before are void."""
+        try:
+            with self._path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                back = len(self._end)
+                file.seek(self._offset - back)
+                restart = size < self._offset or file.read(back) != self._end
+                if restart:
+                    self._offset, self._end = 0, b""
+                    file.seek(0)
+                data = file.read()
+        except FileNotFoundError:
+            return [], False
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole:
+            self._offset += len(whole)
+            self._end = whole[whole.rfind(b"\n", 0, -1) + 1 :]
+        return parse_lines(whole), restart
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs side by side; of each pair, the first is the first run's."""
+
+    settings: list[tuple[str, Any, Any]]  # keys whose values differ
+    steps: list[
+        tuple[int, tuple[float | None, float | None], tuple[float | None, float | None]]
+    ]  # loss, validation loss
+    evaluations: list[tuple[str, str, float | None, float | None]]  # split, metric
+
+
+def compare_runs(first: RunDirectory, second: RunDirectory, *, max_steps: int = 12) -> Comparison:
+    """Settings that differ, losses at steps that both have (up to `max_steps`, validated ones if any), evaluations."""
+    a, b = read_settings(first), read_settings(second)
+    keys = [k for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k)]
+    records = [_by_step(read_jsonl(run.metrics)) for run in (first, second)]
+    common = sorted(records[0].keys() & records[1].keys())
+    validated = [s for s in common if all(validation_loss(r[s]) is not None for r in records)]
+    rows = []
+    for step in _spread(validated if len(validated) >= min(4, len(common)) else common, max_steps):
+        left, right = (r[step] for r in records)
+        losses = (number(left.get("loss")), number(right.get("loss")))
+        rows.append((step, losses, (validation_loss(left), validation_loss(right))))
+    return Comparison([(k, a.get(k), b.get(k)) for k in keys], rows, _evaluations(first, second))
+
+
+def _evaluations(first: RunDirectory, second: RunDirectory) -> list[tuple[str, str, float | None, float | None]]:
+    """The metrics of each run's last evaluation of a split that either was evaluated on."""
+    sides = [{e.split: e.metrics for e in read_evaluations(run)} for run in (first, second)]
+    rows = []
+    for split in sorted({*sides[0], *sides[1]}):
+        left, right = (side.get(split, {}) for side in sides)
+        for metric in dict.fromkeys([*left, *right]):
+            pair = number(left.get(metric)), number(right.get(metric))
+            if pair != (None, None):
+                rows.append((split, metric, *pair))
+    return rows
+
+
+def _by_step(records: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    return {r["step"]: r for r in records if isinstance(r.get("step"), int)}
+
+
+def _spread(items: Sequence[int], count: int) -> list[int]:
+    """Up to `count` of the items, spread evenly, the last one always among them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[(i + 1) * len(items) // count - 1] for i in range(count)]

@@ -1,0 +1,223 @@
+"""`aifx runs`: list, show, compare and watch runs. Reads run directories alone, without jax: quick, alive or dead."""
+
+from __future__ import annotations
+
+import json as json_module
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from aifx.commands.completion import complete_run
+from aifx.commands.options import JsonOption
+from aifx.commands.terminal import Output, terminal
+from aifx.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from aifx.project import RunDirectory
+    from aifx.runs.reading import Comparison
+
+app = typer.Typer(
+    help="""List, show, compare and watch runs.
+
+    Examples:
+        aifx runs ls                     every run, and how it went
+        aifx runs show main              one run: settings, curve, checkpoints, evaluations
+        aifx runs compare main other     two runs side by side
+        aifx runs watch                  the newest run, live
+    """
+)
+
+NameArgument = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    typer.Argument(
+        metavar="[NAME]",
+        help="Name of the run; the one written last when not given.",
+        show_default=False,
+        autocompletion=complete_run,
+    ),
+]
+
+
+@app.command()
+def ls(json: JsonOption = False) -> None:
+    """List the project's runs, the one written last at the end.
+
+    Examples:
+        aifx runs ls
+        aifx runs ls --json
+    """
+    with terminal(json) as out:
+        from aifx.commands.words import age, count, figure, rate
+        from aifx.project import find_project
+        from aifx.runs import run_status
+
+        project = find_project()
+        runs = [run_status(run) for run in project.runs()]
+        out.document({"runs": [r.document() for r in runs]})
+        if not runs:
+            out.say(f"no runs in {project.runs_path}: `aifx train` makes one")
+            return
+        columns = ["run", "status", "step", "loss", "validation", "best", "speed", "written"]
+        rows = [
+            (
+                r.name,
+                r.status,
+                f"{count(r.step)}/{count(r.num_steps)}",
+                figure(r.loss),
+                figure(r.validation_loss),
+                figure(r.best_validation_loss),
+                rate(r.units_per_s, r.unit),
+                age(r.updated),
+            )
+            for r in runs
+        ]
+        out.table(columns, rows, right=["step", "loss", "validation", "best", "speed"])
+
+
+@app.command()
+def show(name: NameArgument = None, json: JsonOption = False) -> None:
+    """Show one run: what was set, how the loss went, checkpoints, evaluations, where it came from.
+
+    Examples:
+        aifx runs show
+        aifx runs show main --json
+    """
+    with terminal(json) as out:
+        from aifx.checkpoint.listing import list_checkpoints
+        from aifx.commands.run_page import RunPage, print_run
+        from aifx.project import find_project
+        from aifx.runs import read_jsonl, run_status
+        from aifx.runs.reading import changed_settings, read_evaluations
+
+        run = find_project().existing_run(name)
+        page = RunPage(
+            status=run_status(run),
+            settings=changed_settings(run),
+            records=read_jsonl(run.metrics),
+            checkpoints=list_checkpoints(run.checkpoints),
+            evaluations=read_evaluations(run),
+            provenance=_provenance(run),
+        )
+        out.document(page.document())
+        if not json:
+            print_run(out, page)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="One run.", autocompletion=complete_run)],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other.", autocompletion=complete_run)],
+    json: JsonOption = False,
+) -> None:
+    """Compare two runs: settings that differ, losses at the same steps, evaluations.
+
+    Examples:
+        aifx runs compare main wide
+        aifx runs compare main wide --json
+    """
+    with terminal(json) as out:
+        from aifx.project import find_project
+        from aifx.runs import run_status
+        from aifx.runs.reading import compare_runs
+
+        if first == second:
+            raise UsageError(f"{first!r} would be compared with itself", "two runs are needed", "aifx runs ls")
+        project = find_project()
+        runs = [project.existing_run(name) for name in (first, second)]
+        comparison = compare_runs(runs[0], runs[1])
+        out.document(_comparison_document([run_status(run).document() for run in runs], comparison))
+        if not json:
+            _print_comparison(out, first, second, comparison)
+
+
+@app.command()
+def watch(
+    name: NameArgument = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one picture and end.")] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.1, metavar="SECONDS", help="Time between two looks.")
+    ] = 1.0,
+    json: JsonOption = False,
+) -> None:
+    """Watch a run as it goes, from any terminal; ends when the run ends, or with Ctrl-C. The run takes no notice.
+
+    Examples:
+        aifx runs watch
+        aifx runs watch main --once
+        aifx runs watch main --json      waits for the end of the run, then tells how it went
+
+    Off a terminal it prints a line now and then.
+    """
+    with terminal(json) as out:
+        from aifx.commands.watching import Watcher
+        from aifx.project import find_project
+
+        watcher = Watcher(find_project().existing_run(name))
+        try:
+            if not once:
+                _follow(out, watcher, interval)
+            elif not json:
+                out.print(watcher.picture(out.out.width, ascii_only=not out.out.encoding.lower().startswith("utf")))
+        except KeyboardInterrupt:
+            raise SystemExit(ExitCode.INTERRUPTED) from None
+        out.document(watcher.status.document())
+
+
+def _follow(out: Output, watcher: Any, interval_s: float) -> None:
+    """Show the run until it ends: a panel on a terminal, lines elsewhere, nothing with --json."""
+    if out.json:
+        while watcher.look():
+            time.sleep(interval_s)
+    elif out.animated:
+        watcher.live(out.err, interval_s)
+    else:
+        watcher.lines(out, interval_s)
+
+
+def _provenance(run: RunDirectory) -> dict[str, Any]:
+    try:
+        doc = json_module.loads(run.provenance.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return doc if isinstance(doc, dict) else {}
+
+
+def _comparison_document(statuses: list[dict[str, Any]], c: Comparison) -> dict[str, Any]:
+    return {
+        "runs": statuses,
+        "config": [{"key": key, "values": [a, b]} for key, a, b in c.settings],
+        "metrics": [{"step": s, "loss": list(losses), "validation_loss": list(v)} for s, losses, v in c.steps],
+        "evaluations": [{"split": split, "metric": metric, "values": [a, b]} for split, metric, a, b in c.evaluations],
+    }
+
+
+def _print_comparison(out: Output, first: str, second: str, c: Comparison) -> None:
+    from aifx.commands.words import figure, literal, signed
+
+    if c.settings:
+        out.table(["setting", first, second], [(key, literal(a), literal(b)) for key, a, b in c.settings])
+    else:
+        out.print("the two have the same configuration")
+    if c.steps:
+        out.print("")
+        rows = [
+            (step, figure(a), figure(b), signed(a, b), figure(va), figure(vb), signed(va, vb))
+            for step, (a, b), (va, vb) in c.steps
+        ]
+        columns = [
+            "step",
+            f"loss {first}",
+            f"loss {second}",
+            "change",
+            f"valid. {first}",
+            f"valid. {second}",
+            "change ",
+        ]
+        out.table(columns, rows, right=columns)
+    else:
+        out.print("\nno step has a record in both")
+    if c.evaluations:
+        out.print("")
+        rows_ = [(split, metric, figure(a), figure(b), signed(a, b)) for split, metric, a, b in c.evaluations]
+        out.table(["split", "metric", first, second, "change"], rows_, right=[first, second, "change"])

@@ -1,0 +1,117 @@
+"""A run as another process sees it: what `aifx runs watch` shows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from aifx.checkpoint.manifest import step_directories
+from aifx.commands.chart import line_chart
+from aifx.commands.terminal import Output
+from aifx.commands.words import age, clock, count, figure, rate
+from aifx.project import RunDirectory
+from aifx.runs import run_status
+from aifx.runs.reading import MetricsTail
+from aifx.runs.status import number
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+MAX_WIDTH = 100
+CHART_HEIGHT = 8
+EVERY_S = 10.0
+
+
+class Watcher:
+    """Looks at a run again and again."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+        self.status = run_status(run)
+        self._tail = MetricsTail(run.metrics)
+        self._losses: list[float | None] = []
+        self._last: dict[str, Any] = {}
+        self.look()
+
+    def look(self) -> bool:
+        """See what is new. Whether the run is alive."""
+        # The status first: once it says that the run has ended, its last record is there to be read.
+        self.status = run_status(self.run)
+        records, restart = self._tail.read()
+        if restart:
+            self._losses.clear()
+        self._losses += [number(r.get("loss")) for r in records]
+        self._last = records[-1] if records else self._last
+        return self.status.alive
+
+    def live(self, console: Console, interval_s: float) -> None:
+        """A panel on a terminal until the run ends; its last picture stays."""
+        from rich.live import Live
+
+        ascii_only = not console.encoding.lower().startswith("utf")
+        with Live(console=console, auto_refresh=False) as display:
+            while True:
+                alive = self.look()
+                display.update(self.picture(console.width, ascii_only=ascii_only), refresh=True)
+                if not alive:
+                    return
+                time.sleep(interval_s)
+
+    def lines(self, out: Output, interval_s: float) -> None:
+        """A line every ten seconds, and the last one when the run ends."""
+        told, step = float("-inf"), -1
+        while True:
+            alive = self.look()
+            if not alive or (self.status.step != step and time.monotonic() - told >= EVERY_S):
+                out.write(self.line() + "\n")
+                told, step = time.monotonic(), self.status.step
+            if not alive:
+                return
+            time.sleep(interval_s)
+
+    def line(self) -> str:
+        """The run in one line."""
+        s = self.status
+        parts = [f"{s.name}: {s.status}", f"step {count(s.step)}/{count(s.num_steps)}"]
+        told = (("loss", figure(s.loss)), ("validation", figure(s.validation_loss)), ("", rate(s.units_per_s, s.unit)))
+        return "  ".join(parts + [f"{name} {value}".strip() for name, value in told if value is not None])
+
+    def picture(self, width: int, *, ascii_only: bool = False) -> RenderableType:
+        """The run in a frame."""
+        from rich import box
+        from rich.panel import Panel
+        from rich.text import Text
+
+        width = min(width, MAX_WIDTH)
+        body = Text("\n".join(self._rows(width - 4, ascii_only)))
+        frame = box.ASCII if ascii_only else box.ROUNDED
+        return Panel(body, title=f"run {self.status.name}", title_align="left", width=width, box=frame)
+
+    def _rows(self, width: int, ascii_only: bool) -> Iterator[str]:
+        s = self.status
+        yield f"{s.status}   step {count(s.step)} / {count(s.num_steps)}{self._time_to_go()}"
+        if s.num_steps:
+            done = round(min(s.step / s.num_steps, 1.0) * width)
+            full, rest = ("#", ".") if ascii_only else ("━", "─")
+            yield full * done + rest * (width - done)
+        best = figure(s.best_validation_loss)
+        mfu = number(self._last.get("mfu"))
+        told = {
+            "loss": figure(s.loss),
+            "validation": figure(s.validation_loss),
+            "best": best and f"{best} at step {s.best_step}",
+            "": rate(s.units_per_s, s.unit),
+            "MFU": None if mfu is None else f"{mfu:.1%}",
+        }
+        yield "   ".join(f"{name} {value}".strip() for name, value in told.items() if value is not None)
+        yield from line_chart(self._losses, width, CHART_HEIGHT, ascii_only=ascii_only)
+        steps = step_directories(self.run.checkpoints)
+        saved = f"checkpoint of step {max(steps)}" if steps else "no checkpoint yet"
+        yield f"{saved}   written {age(s.updated) or 'never'}"
+
+    def _time_to_go(self) -> str:
+        s, step_s = self.status, number(self._last.get("step_time_s"))
+        if not s.alive or not step_s or not s.num_steps:
+            return ""
+        return f"   {clock(step_s * (s.num_steps - s.step))} to go"

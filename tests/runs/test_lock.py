@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aifx.errors import ExitCode, RunBusy
+from aifx.project import RunDirectory
+from aifx.runs import RunLock, holder, is_held
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from aifx.project import RunDirectory
+from aifx.runs import RunLock
+with RunLock(RunDirectory(Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[tuple[RunDirectory, subprocess.Popen[str]]]:
+    """A run that another process holds."""
+    run = RunDirectory(tmp_path / "run")
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield run, process
+        process.kill()
+
+
+def test_a_second_process_is_told_who(held: tuple[RunDirectory, subprocess.Popen[str]]) -> None:
+    run, process = held
+    with pytest.raises(RunBusy) as caught, RunLock(run):
+        pass
+    assert caught.value.exit_code == ExitCode.UNABLE
+    assert f"process {process.pid} on {socket.gethostname()}" in caught.value.why
+    assert is_held(run)
+    who = holder(run)
+    assert who is not None
+    assert who.pid == process.pid
+    assert abs(time.time() - who.since) < 60
+
+
+def test_kill_9_frees_it(held: tuple[RunDirectory, subprocess.Popen[str]]) -> None:
+    run, process = held
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not is_held(run)
+    with RunLock(run):
+        assert json.loads(run.lock.read_text())["pid"] == os.getpid()
+
+
+def test_it_can_be_taken_again_and_again(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    assert not is_held(run)
+    for _ in range(3):
+        with RunLock(run):
+            assert is_held(run)
+            with pytest.raises(RunBusy), RunLock(run):
+                pass
+        assert not is_held(run)
+
+
+def test_whoever_looks_does_not_get_in_the_way(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    RunLock(run).acquire()  # dropped without release: the file closes with the object's process, not here
+    other = RunDirectory(tmp_path / "other")
+    other.path.mkdir()
+    other.lock.touch()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            is_held(other)
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(50):
+            with RunLock(other):
+                pass
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_damaged_lock_file_is_no_obstacle(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.lock.write_bytes(b"\xff{torn")
+    assert holder(run) is None
+    with RunLock(run):
+        assert holder(run) is not None
