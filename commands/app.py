@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import aifx
-from aifx.commands.help import write_help
+from aifx.commands.help import parse_help, write_help
 from aifx.commands.terminal import is_colored, to_json
 from aifx.errors import UsageError, did_you_mean
 
@@ -78,6 +78,11 @@ class Group(_Page, TyperGroup):
                 f"{ctx.command_path} has no command {name!r}", did_you_mean(name, known), f"{ctx.command_path} --help"
             )
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        commands = [self.commands[name] for name in self.list_commands(ctx)]
+        with formatter.section(typer.style("Commands", bold=True)):
+            formatter.write_dl([(command.name, parse_help(command.help or "").summary) for command in commands])
 
 
 class Root(Group):

@@ -45,7 +45,10 @@ def write_help(command: Any, ctx: Any, formatter: Any) -> None:
             for line in text.examples:
                 formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
     formatter.write_paragraph()
-    pieces = " ".join(command.collect_usage_pieces(ctx))
+    pieces = re.sub(
+        r"\{([^}]*)\}", r"\1", " ".join(command.collect_usage_pieces(ctx))
+    )  # required arguments: A, not {A}
+    pieces = pieces.replace("[[", "[").replace("]]", "]")
     formatter.write_usage(ctx.command_path, pieces, prefix=typer.style("Usage:", bold=True) + " ")
     for paragraph in text.description.split("\n\n"):
         if paragraph:

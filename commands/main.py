@@ -33,8 +33,18 @@ def run(args: list[str]) -> int:
     except SystemExit as error:
         code = _status(error)
     except BaseException as error:
-        code = report(error, json=json)
+        code = _report(error, json)
     return _flush(code)
+
+
+def _report(error: BaseException, json: bool) -> int:
+    """Tells a failure, even one whose telling fails."""
+    try:
+        return report(error, json=json)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BaseException:
+        return ExitCode.BUG
 
 
 def _split(args: list[str]) -> tuple[list[str], list[str]]:
@@ -53,11 +63,11 @@ def _status(error: SystemExit) -> int:
 
 def _prepare_streams() -> None:
     """Streams that are there and take any text, whatever the shell and its locale left us."""
-    for name in ("stdout", "stderr"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell: `>&-`
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif hasattr(stream, "reconfigure"):
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        elif mode == "w" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -73,7 +83,7 @@ def _flush(code: int) -> int:
                 os.close(devnull)
                 stream.flush()
             if not isinstance(error, (BrokenPipeError, ValueError)) and code in (ExitCode.OK, ExitCode.VERDICT):
-                code = report(error, json=False)
+                code = _report(error, False)
     return code
 
 

@@ -16,6 +16,7 @@ import functools
 import json as json_module
 import math
 import os
+import select
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -127,8 +128,8 @@ class Output:
 
 def report(error: BaseException, *, json: bool) -> int:
     """Tells a failure and returns its exit code: three lines on stderr, or with `json` one document on stdout."""
-    if isinstance(error, BrokenPipeError):
-        return ExitCode.OK  # the reader had enough, as `head` has: nothing to tell, and nobody to tell it to
+    if isinstance(error, BrokenPipeError) and _reader_has_gone():
+        return ExitCode.OK  # it had enough, as `head` has: nothing to tell, and nobody to tell it to
     if code := getattr(error, "exit_code", None) if type(error).__name__ == "Exit" else None:
         return int(code)  # typer.Exit
     if is_debugging():
@@ -140,6 +141,16 @@ def report(error: BaseException, *, json: bool) -> int:
         return int(failure.exit_code)
     _wrote(sys.stderr, failure_text(failure, colored=is_colored(sys.stderr)))
     return int(failure.exit_code)
+
+
+def _reader_has_gone() -> bool:
+    """Whether it is stdout that is broken, and not some pipe of ours."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(flags & (select.POLLERR | select.POLLHUP) for _, flags in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no poll here, or no file behind stdout
+        return True
 
 
 def _wrote(stream: TextIO, text: str) -> bool:

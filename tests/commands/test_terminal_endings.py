@@ -24,6 +24,8 @@ def test_exit_codes_of_failures(tmp_path: Path) -> None:
         "raise KeyboardInterrupt": 130,
         "raise KeyError('x')": 70,
         "assert 1 == 2": 70,
+        "raise BrokenPipeError": 70,  # not of stdout
+        "class Odd(Exception):\n def __str__(self): raise ValueError\nraise Odd": 70,
         "raise RecursionError": 70,
         "import typer; raise typer.Exit(1)": 1,
         "raise SystemExit('text')": 2,

@@ -112,6 +112,21 @@ def test_closed_streams(tmp_path: Path, redirection: str) -> None:
     assert done.stderr == ""
 
 
+def test_a_question_without_a_stdin_takes_the_default(tmp_path: Path) -> None:
+    command = f"{shlex.join(PROGRAM)} init new --template language-model <&-"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env=environ(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "new" / "aifx.toml").is_file()
+
+
 def test_any_locale_will_do(tmp_path: Path) -> None:
     done = probe(tmp_path, "out.print('naïve ▂▄ \\udcff'); out.say('naïve')", env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
