@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -231,3 +234,39 @@ def test_shardings_of_the_reader(tmp_path: Path) -> None:
     restored, _ = checkpoints.restore(1, {"params": {"w": struct}})
     assert restored["params"]["w"].sharding == place
     assert bits(restored) == bits(w)
+
+
+OTHER_DEVICES = """
+import sys
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from aifx.checkpoint import Checkpoints, state_digest
+from aifx.config.sections import CheckpointSection
+mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
+places = {"w": PartitionSpec("data", "model"), "v": PartitionSpec(None, "model"), "b": PartitionSpec()}
+structs = {n: jax.ShapeDtypeStruct((8, 12), jnp.float32, sharding=NamedSharding(mesh, p)) for n, p in places.items()}
+checkpoints = Checkpoints(Path(sys.argv[1]), CheckpointSection())
+tree, _ = checkpoints.restore(1, {"params": structs})
+assert all(tree["params"][n].sharding == structs[n].sharding for n in structs)
+assert state_digest(tree) == checkpoints.digest(1)
+step = jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)
+checkpoints.save(2, tree, host={})
+tree = step(tree)
+checkpoints.save(3, tree, host={})
+tree = step(tree)
+checkpoints.close()
+"""
+
+
+def test_another_number_of_devices(tmp_path: Path) -> None:
+    """From one device to four, sharded and replicated, and back."""
+    checkpoints = Checkpoints(tmp_path, section(asynchronous=False, keep_last=3))
+    params = {n: jnp.arange(96.0).reshape(8, 12) + i for i, n in enumerate(("w", "v", "b"))}
+    checkpoints.save(1, {"params": params}, host={})
+    environ = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", OTHER_DEVICES, str(tmp_path)], env=environ, check=True)
+    restored, _ = checkpoints.restore(2, abstract_of({"params": params}))
+    assert bits(restored["params"]) == bits(params)
+    restored, _ = checkpoints.restore(3, abstract_of({"params": params}))
+    assert bits(restored["params"]) == bits(jax.tree.map(lambda x: x + 1, params))
