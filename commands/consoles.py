@@ -49,8 +49,12 @@ def plain_table(columns: Sequence[str], cells: Sequence[Sequence[str]], *, right
 
 def make_console(*, stderr: bool) -> Console:
     """A console on stdout or stderr without markup, emoji or guessed highlighting; plain unless colour is wanted."""
-    console = _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-    if not is_colored(console.file):  # type: ignore[arg-type]
-        console._color_system = None  # with `color_system=None` alone, rich would still write bold
-        console.no_color = True
-    return console
+    colour = is_colored(sys.stderr if stderr else sys.stdout)
+    return _Console(
+        stderr=stderr,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        color_system="auto" if colour else None,
+        no_color=not colour,
+    )
