@@ -115,8 +115,8 @@ def _bucket(count: int, most: int) -> int:
 def _prefill(
     model: Decoder, sampler: Sampler, length: int, params: Params, padded: jax.Array, count: jax.Array, key: jax.Array
 ) -> tuple[Cache, jax.Array]:
-    """Reads `count` tokens of `padded` `[1, bucket]` into a new cache. What the padding left there lies after the position
-    of every query until it is overwritten."""
+    """Reads `count` tokens of `padded` `[1, bucket]` into a new cache. What the padding left there lies after the
+    position of every query until it is overwritten."""
     dtype = params["embedding"]["token"].dtype
     cache = map_specs(lambda s: jnp.zeros(s.shape, s.dtype), model.cache_specs(1, length, dtype))
     hidden, full = model.hidden(params, padded, cache=cache)

@@ -1,0 +1,55 @@
+"""Shapes that matter and why, for tests, tuning and benchmarks alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of `attention`. `segments` is the number of packed documents, 0 for none."""
+
+    name: str
+    batch: int
+    q_len: int
+    kv_len: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    causal: bool = True
+    window: int | None = None
+    segments: int = 0
+    logit_softcap: float | None = None
+    q_offset: int = 0
+
+
+CASES = (
+    Case("gpt2-124m", 8, 1024, 1024, 12, 12, 64),
+    Case("llama3-8b", 2, 2048, 2048, 32, 8, 128),
+    Case("gpt2-10m on a CPU", 8, 256, 256, 6, 6, 64),
+    Case("issue 3's CPU goal", 2, 1024, 1024, 8, 8, 64),
+)
+"""For benchmarks: whole training shapes."""
+
+SMALL_CASES = (
+    Case("one block", 2, 16, 16, 2, 2, 8),
+    Case("blocks, the last one short", 2, 150, 150, 2, 2, 16),
+    Case("everything seen", 1, 130, 130, 2, 2, 16, causal=False),
+    Case("grouped heads", 2, 96, 96, 6, 2, 16),
+    Case("one key head", 1, 96, 96, 4, 1, 16),
+    Case("window shorter than a block", 1, 200, 200, 2, 2, 16, window=9),
+    Case("window longer than a block", 1, 200, 200, 2, 1, 16, window=100),
+    Case("window without a causal mask", 1, 140, 140, 2, 2, 16, causal=False, window=70),
+    Case("packed documents", 2, 130, 130, 4, 2, 16, segments=5),
+    Case("packed, windowed, capped", 2, 130, 130, 4, 2, 16, segments=3, window=40, logit_softcap=3.0),
+    Case("soft cap", 1, 70, 70, 2, 2, 16, logit_softcap=2.0),
+    Case("a later piece of a long row", 1, 70, 200, 2, 2, 16, q_offset=130),
+    Case("rows before the first key see nothing", 1, 70, 90, 2, 2, 16, q_offset=-20),
+    Case("rows past the window see nothing", 1, 70, 30, 2, 2, 16, window=8, q_offset=10),
+    Case("one query against a cache", 2, 1, 128, 4, 2, 16, q_offset=100),
+    Case("head_dim of Stable Diffusion", 1, 65, 65, 1, 1, 80),
+    Case("head_dim of Phi", 1, 65, 65, 1, 1, 96),
+    Case("head_dim of Llama", 1, 65, 65, 2, 1, 128),
+    Case("head_dim of Gemma", 1, 65, 65, 1, 1, 256),
+)
+"""For tests: each mask, each block boundary, each head_dim, small."""
