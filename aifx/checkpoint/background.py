@@ -39,11 +39,7 @@ class Background:
             if self._thread.is_alive():
                 return False
             self._thread = None
-        self.check()
-        return True
-
-    def check(self) -> None:
-        """Raise what the last job raised, once; does not wait."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+        return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifes
 from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
 from aifx.checkpoint.placing import check_fit, place
 from aifx.checkpoint.retention import kept, ranked
-from aifx.checkpoint.storage import load_orbax, read_arrays, write_checkpoint
+from aifx.checkpoint.storage import read_arrays, write_checkpoint
 from aifx.config.sections import CheckpointSection
 from aifx.errors import CheckpointError
 
@@ -98,10 +97,6 @@ class Checkpoints:
         """Whether a checkpoint is being written now."""
         return self._background.busy
 
-    def prepare(self) -> None:
-        """Import Orbax in the background, so that the first save or restore does not wait for that."""
-        threading.Thread(target=load_orbax, name="import orbax", daemon=True).start()
-
     def save(
         self,
         step: int,
@@ -129,10 +124,6 @@ class Checkpoints:
     def wait(self, timeout_s: float | None = None) -> bool:
         """Whether everything is saved, waiting up to `timeout_s`. Raises what a save raised."""
         return self._background.wait(timeout_s)
-
-    def check(self) -> None:
-        """Raise what a save in the background raised, without waiting for one that is not done."""
-        self._background.check()
 
     def close(self) -> None:
         """Wait for what is being written. Raises what it raised."""

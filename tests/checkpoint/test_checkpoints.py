@@ -173,7 +173,7 @@ def test_a_failure_in_the_background_is_raised_once(tmp_path: Path) -> None:
     checkpoints.save(1, state_of(1), host={})
     with pytest.raises(ValueError, match="no"):
         checkpoints.wait()
-    checkpoints.check()
+    assert checkpoints.wait()
     checkpoints.close()
     assert list(tmp_path.iterdir()) == []
 

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from aifx.checkpoint import state_digest, to_named
+from aifx.checkpoint import Checkpoints, state_digest, to_named
 from aifx.checkpoint.digest import array_bytes, array_digest
+from aifx.config.sections import CheckpointSection
 
 
 def test_bytes_are_as_the_document_says() -> None:
@@ -53,3 +57,16 @@ def test_narrow_floats_and_keys() -> None:
     assert bytes(array_bytes(bf16)) == struct.pack("<HH", 0x3F80, 0xC040)
     key = jax.random.key(3)
     assert state_digest({"k": key}) == state_digest({"k": jax.random.key_data(key)})
+
+
+def test_the_documented_program_agrees(tmp_path: Path) -> None:
+    """The code block of docs/checkpoints.md, run on a checkpoint of ours."""
+    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text("utf-8")
+    program = tmp_path / "program.py"
+    program.write_text(text.split("```python\n")[1].split("```")[0])
+    state = {"step": jnp.int32(7), "params": {"layers": {"2": jnp.ones((2, 3), jnp.bfloat16), "10": jnp.zeros(3)}}}
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointSection(asynchronous=False))
+    checkpoints.save(7, state, host={})
+    command = [sys.executable, str(program), str(checkpoints.directory / "7" / "state")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == checkpoints.digest(7) == state_digest(state)
