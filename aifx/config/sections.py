@@ -224,7 +224,7 @@ class LanguageDataSection(Section):
     seq_len: Annotated[int, Field(ge=2, le=INT_MAX)] = Field(256, description="Tokens of a sequence.")
     packing: Literal["stream", "documents"] = Field(
         "stream",
-        description="stream: sequences cut from the joined text. documents: whole documents packed, attention kept within.",
+        description="stream: cut from the joined text. documents: whole documents packed, attention kept within.",
     )
     eval_stride: NonNegativeInt = Field(
         0,
