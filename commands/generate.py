@@ -85,7 +85,7 @@ def generate(
         for piece in writing:
             text += piece
             if not json:
-                out.write(piece)
+                out.write(_harmless(piece) if sys.stdout.isatty() else piece)
         if not json:
             out.write("\n")
         out.document(
@@ -123,6 +123,11 @@ def _write(trained: Trained, task: LanguageTask, settings: GenerateSection, seed
         eos_id=tokenizer.eos_id,
     )
     return stream_text(tokenizer, prompt_ids, ids)
+
+
+def _harmless(text: str) -> str:
+    """Without what would steer a terminal: a young model writes any byte."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _read_stdin() -> str:

@@ -3,69 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from trained_project import aifx, document
 
 from aifx.errors import CheckpointError, UsageError
 from aifx.evaluate import Report, evaluate
 from aifx.project import Project
-
-PROGRAM = [sys.executable, "-c", "import sys; from aifx.commands.main import run; sys.exit(run(sys.argv[1:]))"]
-CONFIG = """\
-[data]
-vocab_size = 300
-seq_len = 32
-[model]
-num_layers = 2
-embed_dim = 16
-num_heads = 2
-[train]
-num_steps = 12
-global_batch_size = 8
-validate_every = 4
-[checkpoint]
-every = 4
-keep_last = 5
-[eval]
-gates = ["bits_per_byte <= 9"]
-"""
-SENTENCE = "It was the whiteness of the whale that above all things appalled me. "
-
-
-def aifx(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "AIFX_CACHE_DIR": str(project.parent / "cache")}
-    return subprocess.run([*PROGRAM, *args], cwd=project, env=environ, capture_output=True, text=True, check=False)
-
-
-def document(done: subprocess.CompletedProcess[str], code: int = 0) -> dict[str, Any]:
-    assert done.returncode == code, done.stderr + done.stdout
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    project = tmp_path_factory.mktemp("eval") / "project"
-    (project / "data").mkdir(parents=True)
-    lines = [f"{i}. {SENTENCE}{i * 7919 % 1000}\n" for i in range(700)]
-    (project / "data/whale.txt").write_text("".join(lines))
-    (project / "aifx.toml").write_text(CONFIG)
-    document(aifx(project, "train", "--json"))
-    return project
-
-
-@pytest.fixture
-def project(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy, so that each test may leave what it likes."""
-    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
-    shutil.copytree(trained, tmp_path / "project")
-    shutil.copytree(trained.parent / "cache", tmp_path / "cache")
-    return tmp_path / "project"
 
 
 def test_the_document_has_exactly_what_is_promised(project: Path) -> None:

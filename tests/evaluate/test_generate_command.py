@@ -1,0 +1,68 @@
+"""`aifx generate` over a run that was really trained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from trained_project import PROGRAM, aifx, document
+
+SHORT = ("--max-tokens", "12")
+
+
+def test_the_same_seed_writes_the_same_text(project: Path) -> None:
+    said = aifx(project, "generate", "--prompt", "The whale", *SHORT, "--seed", "3")
+    assert said.returncode == 0, said.stderr
+    told = document(aifx(project, "generate", "--prompt", "The whale", *SHORT, "--seed", "3", "--json"))
+    assert said.stdout == f"The whale{told['text']}\n"
+    assert {"run", "step", "prompt", "text", "seed"} <= set(told)
+    assert (told["run"], told["step"], told["prompt"], told["max_tokens"]) == ("main", 12, "The whale", 12)
+    other = document(aifx(project, "generate", "--prompt", "The whale", *SHORT, "--seed", "4", "--json"))
+    assert other["text"] != told["text"]
+
+
+def test_zero_temperature_needs_no_seed(project: Path) -> None:
+    texts = {
+        document(aifx(project, "generate", *SHORT, "--temperature", "0", "--seed", seed, "--json"))["text"]
+        for seed in ("0", "1")
+    }
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "prompt"), [("sea\n", "sea"), ("", ""), ("two\nlines\n\n", "two\nlines\n"), ("Æ🐋", "Æ🐋")]
+)
+def test_a_prompt_on_stdin(project: Path, typed: str, prompt: str) -> None:
+    environ = {**os.environ, "AIFX_CACHE_DIR": str(project.parent / "cache")}
+    done = subprocess.run(
+        [*PROGRAM, "generate", "--prompt", "-", "--max-tokens", "2", "--json"],
+        cwd=project, env=environ, input=typed, capture_output=True, text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+    assert document(done)["prompt"] == prompt
+
+
+def test_settings_come_from_the_run_and_from_the_call(project: Path) -> None:
+    told = document(
+        aifx(project, "generate", "--set", "generate.max_tokens=3", "--set", "generate.prompt='Sea'", "--json")
+    )
+    assert (told["prompt"], told["max_tokens"], told["temperature"]) == ("Sea", 3, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["--top-p", "0"], "more than 0"),
+        (["--temperature", "-1"], "temperature"),
+        (["--max-tokens", "0"], "max-tokens"),
+        (["--step", "7"], "12"),
+        (["--run", "mian"], "main"),
+    ],
+)
+def test_mistakes(project: Path, args: list[str], word: str) -> None:
+    failed = aifx(project, "generate", *args)
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    assert word in failed.stderr
+    assert "Traceback" not in failed.stderr
