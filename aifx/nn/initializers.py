@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -9,6 +11,7 @@ from jax.typing import DTypeLike
 from aifx.nn.specs import Initializer
 
 
+@functools.cache  # one function for each deviation, by which arrays that are made alike are known
 def normal(stddev: float) -> Initializer:
     """Gaussian of this standard deviation."""
 

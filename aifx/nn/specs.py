@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -75,24 +76,36 @@ def count_parameters(specs: Specs) -> int:
 
 def init_params(specs: Specs, key: jax.Array) -> Params:
     """First values. Each array's key comes from its own path, so that adding an array changes no other, and a scanned
-    layer starts as the unrolled one of the same name does."""
+    layer starts as the unrolled one of the same name does.
 
-    def init(path: tuple[Any, ...], spec: ArraySpec) -> jax.Array:
-        names = [str(p.key) for p in path]
-        if LAYERS not in names or spec.axes[:1] != (LAYERS,):
-            return spec.init(_key_of(key, names), spec.shape, spec.dtype)
-        at = names.index(LAYERS) + 1
-        layers = [
-            spec.init(_key_of(key, [*names[:at], str(i), *names[at:]]), spec.shape[1:], spec.dtype)
-            for i in range(spec.shape[0])
-        ]
-        return jnp.stack(layers)
+    Arrays that are made alike are made together: the layers of a model compile as one does.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(specs, is_leaf=is_spec)
+    parts = [_parts([str(p.key) for p in path], spec) for path, spec in leaves]
+    names = [name for names, _ in parts for name in names]
+    crcs = jnp.array([zlib.crc32(name.encode()) for name in names], jnp.uint32)
+    keys = dict(zip(names, jax.vmap(lambda crc: jax.random.fold_in(key, crc))(crcs), strict=True)) if names else {}
 
-    return jax.tree_util.tree_map_with_path(init, specs, is_leaf=is_spec)  # type: ignore[no-any-return]
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for (own, shape), (_, spec) in zip(parts, leaves, strict=True):
+        alike.setdefault((spec.init, shape, jnp.dtype(spec.dtype)), []).extend(own)
+    made: dict[str, jax.Array] = {}
+    for (init, shape, dtype), group in alike.items():
+        first = functools.partial(init, shape=shape, dtype=dtype)
+        # A loop, not vmap: XLA would fuse the whole draw into each array's slice of it, and compile it as often.
+        made |= zip(group, jax.lax.map(first, jnp.stack([keys[name] for name in group])), strict=True)
+
+    arrays = [made[own[0]] if len(shape) == len(spec.shape) else jnp.stack([made[name] for name in own])
+              for (own, shape), (_, spec) in zip(parts, leaves, strict=True)]  # fmt: skip
+    return jax.tree_util.tree_unflatten(structure, arrays)  # type: ignore[no-any-return]
 
 
-def _key_of(key: jax.Array, names: list[str]) -> jax.Array:
-    return jax.random.fold_in(key, zlib.crc32("/".join(names).encode()))
+def _parts(names: list[str], spec: ArraySpec) -> tuple[list[str], tuple[int, ...]]:
+    """What an array is made of: its layers where it is a stack of them, else itself. Their names and their shape."""
+    if LAYERS not in names or spec.axes[:1] != (LAYERS,):
+        return ["/".join(names)], spec.shape
+    at = names.index(LAYERS) + 1
+    return ["/".join([*names[:at], str(i), *names[at:]]) for i in range(spec.shape[0])], spec.shape[1:]
 
 
 def stack_layer_specs(layer: Specs, num_layers: int) -> Specs:

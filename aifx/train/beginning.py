@@ -78,7 +78,10 @@ def initialize(recipe: Recipe, abstract: TrainState) -> TrainState:
     def init() -> TrainState:
         return initial_state(recipe.specs, recipe.optimizer, recipe.seed)
 
-    state: TrainState = jax.jit(init, out_shardings=shardings)()
+    # Run once, so that compiling it is all its cost: LLVM's first optimization level halves that and draws as fast.
+    is_cpu = recipe.mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 1} if is_cpu else None
+    state: TrainState = jax.jit(init, out_shardings=shardings, compiler_options=options)()
     return state
 
 

@@ -55,11 +55,14 @@ class Meter:
 
     def dispatched(self, step: int, numbers: jax.Array, batch: Batch, units: int, data_wait_s: float) -> None:
         self._pending.append(_Pending(step, numbers, batch, units, data_wait_s))
-        if numbers.is_ready():  # type: ignore[attr-defined]  # a small program runs within its dispatch on CPUs
+        if numbers.is_ready():  # type: ignore[attr-defined]  # small programs run within their dispatch
             self._spread(time.perf_counter())
 
     def resolve(self, leave: int) -> Iterator[Record]:
         """Records of all but the last `leave` steps dispatched. Raises NotFinite at the first that is not finite."""
+        if leave == 0 and self._pending:
+            jax.block_until_ready(self._pending[-1].numbers)
+            self._spread(time.perf_counter())
         while len(self._pending) > leave:
             yield self._record(self._pending.popleft())
 
@@ -77,7 +80,7 @@ class Meter:
         known = max([self._mark, *(p.done_at for p in self._pending if p.done_at is not None)])
         unknown = [p for p in self._pending if p.done_at is None]
         for i, pending in enumerate(unknown, 1):
-            pending.done_at = known + (now - known) * i / len(unknown)
+            pending.done_at = known + max(now - known, 0.0) * i / len(unknown)
 
     def _record(self, done: _Pending) -> Record:
         loss, grad_norm, learning_rate = (float(x) for x in np.asarray(done.numbers))  # waits for the device
