@@ -25,7 +25,7 @@ REGISTRIES = [
         ("conda", "org"),
     )
 ]
-HOMES = "|".join(["ro" + "ot", "wo" + "rk", "Us" + "ers", "ho" + r"me/(?!user\b|you\b)\w+"])
+HOMES = "|".join(["ro" + "ot", "wo" + "rk", "Us" + "ers", "ho" + r"me/(?!(?:user|you|me)\b)\w+"])
 PRIVATE = re.compile(r"(?<![\w.~*$}-])/(?:" + HOMES + r")/[\w.]")
 UNFINISHED = re.compile("|".join(["TO" + "DO", "FIX" + "ME", r"\bXX" + r"X\b", "raise NotImpl" + "emented"]))
 
