@@ -14,7 +14,7 @@ from aifx.data.order import Shuffle
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
 from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_folder, open_store, write_synced
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
-from aifx.errors import ConfigError, DataError
+from aifx.errors import DataError
 from aifx.project import Project, cache_path
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -69,7 +69,7 @@ class TextData:
         tokens = self._tokens(split)
         seq_len = self.section.seq_len
         documents = self.section.packing == "documents"
-        stride = self.section.eval_stride or seq_len
+        stride = min(self.section.eval_stride or seq_len, seq_len)
         sequences: Sequences
         if documents:
             index = self.store.path / f"{split}.packing-{seq_len}-{stride}.npy"
@@ -104,12 +104,6 @@ def open_text(section: LanguageDataSection, project: Project, assets: Path, *, s
 
     `assets` keeps the tokenizer: the one that is there is used, else it is trained or copied there. Raises DataError.
     """
-    if section.eval_stride > section.seq_len:
-        raise ConfigError(
-            f"data.eval_stride = {section.eval_stride} is more than data.seq_len = {section.seq_len}",
-            "a window cannot score more tokens than it has",
-            f"aifx train --set data.eval_stride={section.seq_len}",
-        )
     corpus = open_corpus(section, project)
     tokenizer = _tokenizer(section, project, corpus, assets, say)
     digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data)

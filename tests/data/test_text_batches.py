@@ -305,10 +305,11 @@ def test_the_bytes_of_a_batch_are_fixed() -> None:
 FIXED = ["df4043b74fe1c947", "d31878bd57a820e1"]
 
 
-def test_a_stride_longer_than_a_sequence_is_refused(write: Write, open_: Open) -> None:
+def test_a_stride_longer_than_a_sequence_scores_whole_sequences(write: Write, open_: Open) -> None:
     write("a.txt", prose(3000))
-    with pytest.raises(ConfigError, match=r"data.eval_stride = 17 is more than data.seq_len = 16"):
-        open_(eval_stride=17)
+    longer, whole = open_(eval_stride=17).source("test", batch_size=4, seed=0), open_().source("test", batch_size=4, seed=0)
+    assert longer.num_batches == whole.num_batches
+    assert digest(longer.read(0, ALL)) == digest(whole.read(0, ALL))
 
 
 def test_reading_ahead_gives_the_same_batches(write: Write, open_: Open) -> None:
