@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aifx.commands.chart import line_chart
 from aifx.commands.terminal import Output
+from aifx.commands.words import clock
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -198,7 +199,7 @@ class Panel:
 
         latest = self._latest
         step = latest.step if latest else info.first_step
-        yield _bar(step, info.num_steps, self._eta(info), width, ascii_only)
+        yield progress_bar(step, info.num_steps, f"ETA {self._eta(info)}", width, ascii_only)
         if latest is None:
             yield Text("the first step is on its way", style="dim")
             return
@@ -223,30 +224,25 @@ class Panel:
         if latest is None or latest.step <= info.first_step:
             return "--:--"
         per_step_s = (time.monotonic() - self._resumed_at) / (latest.step - info.first_step)
-        return _duration(per_step_s * (info.num_steps - latest.step))
+        return clock(per_step_s * (info.num_steps - latest.step))
 
     def _whereabouts(self, info: RunInfo) -> str:
         if self._checkpoint is None:
             return "no checkpoint yet in this session; Ctrl-C saves one"
         step, at = self._checkpoint
-        return f"checkpoint of step {step}, {_duration(time.monotonic() - at)} ago, in {_short(info.run.checkpoints)}"
+        return f"checkpoint of step {step}, {clock(time.monotonic() - at)} ago, in {_short(info.run.checkpoints)}"
 
 
-def _bar(step: int, num_steps: int, eta: str, width: int, ascii_only: bool) -> Text:
+def progress_bar(step: int, num_steps: int, note: str, width: int, ascii_only: bool) -> Text:
+    """How far a run is, in one line of `width` characters."""
     from rich.text import Text
 
     share = min(step / num_steps, 1.0)
-    left, right = f"step {step:,} / {num_steps:,} ", f" {share:4.0%}  ETA {eta}"
+    left, right = f"step {step:,} / {num_steps:,} ", f" {share:4.0%}  {note}"
     length = max(width - len(left) - len(right), 4)
     done = round(share * length)
     full, rest = ("#", ".") if ascii_only else ("━", "─")
     return Text(left) + Text(full * done, style="bold green") + Text(rest * (length - done), style="dim") + Text(right)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _short(path: os.PathLike[str]) -> str:

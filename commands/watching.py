@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.checkpoint.manifest import step_directories
 from aifx.commands.chart import line_chart
+from aifx.commands.panel import progress_bar
 from aifx.commands.terminal import Output
 from aifx.commands.words import age, clock, count, figure, rate
 from aifx.project import RunDirectory
@@ -17,6 +18,7 @@ from aifx.runs.status import number
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
 MAX_WIDTH = 100
 CHART_HEIGHT = 8
@@ -84,34 +86,33 @@ class Watcher:
         from rich.text import Text
 
         width = min(width, MAX_WIDTH)
-        body = Text("\n".join(self._rows(width - 4, ascii_only)))
+        body = Text("\n").join(self._rows(width - 4, ascii_only))
         frame = box.ASCII if ascii_only else box.ROUNDED
         return Panel(body, title=f"run {self.status.name}", title_align="left", width=width, box=frame)
 
-    def _rows(self, width: int, ascii_only: bool) -> Iterator[str]:
+    def _rows(self, width: int, ascii_only: bool) -> Iterator[Text]:
+        from rich.text import Text
+
         s = self.status
-        yield f"{s.status}   step {count(s.step)} / {count(s.num_steps)}{self._time_to_go()}"
         if s.num_steps:
-            done = round(min(s.step / s.num_steps, 1.0) * width)
-            full, rest = ("#", ".") if ascii_only else ("━", "─")
-            yield full * done + rest * (width - done)
+            yield progress_bar(s.step, s.num_steps, self._time_to_go() if s.alive else s.status, width, ascii_only)
+        else:
+            yield Text(f"step {s.step:,}   {s.status}")
         best = figure(s.best_validation_loss)
-        mfu = number(self._last.get("mfu"))
-        told = {
-            "loss": figure(s.loss),
-            "validation": figure(s.validation_loss),
-            "best": best and f"{best} at step {s.best_step}",
-            "": rate(s.units_per_s, s.unit),
-            "MFU": None if mfu is None else f"{mfu:.1%}",
-        }
-        yield "   ".join(f"{name} {value}".strip() for name, value in told.items() if value is not None)
-        yield from line_chart(self._losses, width, CHART_HEIGHT, ascii_only=ascii_only)
+        row = Text("loss ").append(figure(s.loss) or "-", style="bold cyan")
+        if s.validation_loss is not None:
+            row.append("   validation ").append(figure(s.validation_loss) or "", style="bold magenta")
+        yield row.append(f"   best {best} at step {s.best_step}" if best else "")
+        row = Text(rate(s.units_per_s, s.unit) or "", style="bold green")
+        if (mfu := number(self._last.get("mfu"))) is not None:
+            row.append(f"   MFU {mfu:.1%}", style="not bold default")
+        yield row
+        for line in line_chart(self._losses, width, CHART_HEIGHT, ascii_only=ascii_only):
+            yield Text(line, style="cyan")
         steps = step_directories(self.run.checkpoints)
         saved = f"checkpoint of step {max(steps)}" if steps else "no checkpoint yet"
-        yield f"{saved}   written {age(s.updated) or 'never'}"
+        yield Text(f"{saved}, written {age(s.updated) or 'never'}", style="dim")
 
     def _time_to_go(self) -> str:
         s, step_s = self.status, number(self._last.get("step_time_s"))
-        if not s.alive or not step_s or not s.num_steps:
-            return ""
-        return f"   {clock(step_s * (s.num_steps - s.step))} to go"
+        return f"ETA {clock(step_s * (s.num_steps - s.step))}" if step_s and s.num_steps else "ETA --:--"
