@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from aifx.config import Config, import_task
 from aifx.errors import AifxError, ConfigError
@@ -25,16 +28,8 @@ def create_task(config: Config, project: Project, assets: Path, *, say: Say) -> 
     cls = task_class(kind, project)
     if kind in BUNDLED:
         return cls.create(config, project, assets, say=say)
-    try:
-        task = cls.create(config, project, assets, say=say)
-    except AifxError:
-        raise
-    except Exception as err:
-        raise ConfigError(
-            f"{CONFIG_NAME}: task.kind = {kind!r}: {cls.__name__}.create failed",
-            f"{type(err).__name__}: {err}{_place(err, project)}",
-            "mend the task; `aifx --debug` shows the whole traceback",
-        ) from err
+    with _their_mistakes(f"{cls.__name__}.create", kind, project):
+        task = _guarded(cls, kind, project).create(config, project, assets, say=say)
     if lacking := [name for name in ("model", "unit") if not hasattr(task, name)]:
         raise _not_whole(kind, lacking)
     return task
@@ -64,6 +59,37 @@ def _not_whole(kind: str, lacking: list[str]) -> ConfigError:
         f"it lacks {', '.join(lacking)}",
         "derive it from aifx.tasks.Task; docs/tasks.md shows one",
     )
+
+
+def _guarded(cls: type[Task], kind: str, project: Project) -> type[Task]:
+    """The class, with what its methods raise told as the task's mistake rather than as a bug of ours."""
+
+    def guard(name: str) -> Callable[..., Any]:
+        method = getattr(cls, name)
+
+        @functools.wraps(method)
+        def call(self: Task, *args: Any, **kwargs: Any) -> Any:
+            with _their_mistakes(f"{cls.__name__}.{name}", kind, project):
+                return method(self, *args, **kwargs)
+
+        return call
+
+    return type(cls.__name__, (cls,), {name: guard(name) for name in REQUIRED if name != "create"})
+
+
+@contextmanager
+def _their_mistakes(what: str, kind: str, project: Project) -> Iterator[None]:
+    try:
+        yield
+    except (AifxError, OSError, MemoryError):
+        raise
+    except Exception as err:
+        message = " ".join(f"{type(err).__name__}: {err}".split())
+        raise ConfigError(
+            f"{CONFIG_NAME}: task.kind = {kind!r}: {what} failed",
+            f"{message[:300]}{_place(err, project)}",
+            "mend the task; with --debug the whole traceback is shown",
+        ) from err
 
 
 def _place(err: BaseException, project: Project) -> str:

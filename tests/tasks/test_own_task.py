@@ -96,6 +96,22 @@ def test_a_task_that_is_wrong_is_a_configuration_error(project: Path, old: str, 
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('batch["following"]', 'batch["folowing"]', ["Forecast.objective", "KeyError", "forecast.py:"]),
+        ("totals.items()", "totals.itms()", ["Forecast.metrics", "AttributeError", "forecast.py:"]),
+    ],
+)
+def test_a_task_that_fails_later_is_no_bug_of_ours(project: Path, old: str, new: str, words: list[str]) -> None:
+    (project / "forecast.py").write_text(documented_task().replace(old, new))
+    failed = aifx(project, "train", "--set", "train.num_steps=2", "--set", "train.validate_every=1")
+    assert failed.returncode == 2, failed.stderr
+    assert "Traceback" not in failed.stderr
+    for word in words:
+        assert word in failed.stderr
+
+
 @pytest.mark.parametrize("kind", ["nowhere:Task", "forecast:Nothing", "forecast", "forecast:np", "a b:C", ":C"])
 def test_a_kind_that_names_no_task(project: Path, kind: str) -> None:
     text = (project / "aifx.toml").read_text().replace("forecast:Forecast", kind)
