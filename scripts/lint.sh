@@ -10,7 +10,7 @@ here=$(pwd)
 bin=$(cd "${VENV:-.venv}/bin" && pwd)
 
 "$bin/ruff" check
-"$bin/ruff" format --check --quiet
+"$bin/ruff" format --check
 
 tree=build/lint
 rm -rf "$tree"
