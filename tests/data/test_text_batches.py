@@ -33,7 +33,6 @@ from aifx.data.sequences import (
 )
 from aifx.data.store import SplitTokens
 from aifx.data.text import TextSource
-from aifx.errors import ConfigError
 from aifx.project import Project
 
 Write = Callable[..., Path]
