@@ -102,7 +102,11 @@ class JsonLines:
         self.path = path
         self._lock = threading.Lock()
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        data = path.read_bytes()
+        self.cut(keep)
+
+    def cut(self, keep: Callable[[bytes], int]) -> None:
+        """Keep so many of the bytes up to the last line end as `keep` says."""
+        data = self.path.read_bytes()
         self._size = keep(data[: data.rfind(b"\n") + 1])
         if self._size != len(data):
             os.ftruncate(self._handle, self._size)
@@ -125,13 +129,19 @@ class JsonLines:
         self._size += len(line)
 
     def sync(self) -> None:
-        """Make every record so far survive a loss of power. Safe from any thread, after closing too."""
-        handle = self._handle
-        if handle >= 0:
+        """Make every record so far survive a loss of power. From any thread; others may write meanwhile, or close."""
+        with self._lock:
+            if self._handle < 0:
+                return
+            handle = os.dup(self._handle)
+        try:
             os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def close(self) -> None:
-        handle, self._handle = self._handle, -1
+        with self._lock:
+            handle, self._handle = self._handle, -1
         if handle >= 0:
             os.close(handle)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,38 @@ class MetricsWriter(JsonLines):
     """`metrics.jsonl`, continued after step `resume_at`.
 
     Later records, which will be made again, are cut, and so is a torn line. Write the records up to a step before that
-    step's checkpoint is saved: then no resumption can miss one, and each step is in the file once.
+    step's checkpoint is saved: then no resumption can miss one. Each step is in the file once, and steps rise.
     """
 
     def __init__(self, path: Path, resume_at: int) -> None:
         super().__init__(path, lambda data: _end_of_step(data, resume_at))
+        last = _last_record(path.read_bytes())
+        self._last = last["step"] if last else 0
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """One line, in the file when this returns. `record["step"]` rises from record to record."""
+        """One line, in the file when this returns. A step that is there is replaced, with what came after it."""
+        step = int(record["step"])
+        if step <= self._last:
+            self.cut(lambda data: _end_of_step(data, step - 1))
         self.append(record)
+        self._last = step
 
 
 def _end_of_step(data: bytes, step: int) -> int:
     """Where in `data` (whole lines, steps rising) the records up to `step` end. Reads from the end backwards."""
+    return next((end for end, record in _backwards(data) if record["step"] <= step), 0)
+
+
+def _last_record(data: bytes) -> dict[str, Any] | None:
+    return next((record for _, record in _backwards(data)), None)
+
+
+def _backwards(data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records with a step in whole lines, the last first, each with where its line ends."""
     end = len(data)
     while end > 0:
         start = data.rfind(b"\n", 0, end - 1) + 1
         record = parse_line(data[start:end])
-        if record is not None and isinstance(record.get("step"), int) and record["step"] <= step:
-            return end
+        if record is not None and isinstance(record.get("step"), int):
+            yield end, record
         end = start
-    return 0

@@ -44,6 +44,37 @@ def test_later_records_are_cut_at_resumption(tmp_path: Path) -> None:
     assert steps(path) == [1]
 
 
+def test_a_step_that_is_written_again_is_replaced(tmp_path: Path) -> None:
+    """A validation that a signal put off is made up after the step's record may have reached the file."""
+    path = tmp_path / "metrics.jsonl"
+    write_steps(path, 1, 2, 3)
+    write_steps(path, 3, 4, resume_at=3)
+    assert steps(path) == [1, 2, 3, 4]
+    write_steps(path, 2, 2, 3, resume_at=4)
+    assert steps(path) == [1, 2, 3]
+
+
+def test_syncing_and_closing_from_two_threads(tmp_path: Path) -> None:
+    for _ in range(20):
+        writer = MetricsWriter(tmp_path / "metrics.jsonl", 0)
+        failures: list[BaseException] = []
+
+        def sync(writer: MetricsWriter = writer, failures: list[BaseException] = failures) -> None:
+            try:
+                for _ in range(20):
+                    writer.sync()
+            except BaseException as e:
+                failures.append(e)
+
+        thread = threading.Thread(target=sync)
+        thread.start()
+        writer.write({"step": 1})
+        writer.close()
+        writer.close()
+        thread.join()
+        assert not failures
+
+
 @given(st.integers(0, 6), st.data())
 def test_a_torn_file_is_continued(
     tmp_path_factory: pytest.TempPathFactory, resume_at: int, data: st.DataObject
@@ -81,8 +112,8 @@ def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
     values = [np.float32(0.1), np.float32(1e-45), np.float32(3.4e38), float(np.nextafter(1.0, 2.0)), -0.0]
     writer = MetricsWriter(path, 0)
     for i, value in enumerate(values):
-        writer.write({"step": i + 1, "loss": float(value)})
-        writer.write({"step": i + 1, "loss": value})
+        writer.write({"step": 2 * i + 1, "loss": float(value)})
+        writer.write({"step": 2 * i + 2, "loss": value})
     back = [record["loss"] for record in read_jsonl(path)]
     assert [struct.pack("<d", v) for v in back] == [struct.pack("<d", float(v)) for v in values for _ in range(2)]
 
