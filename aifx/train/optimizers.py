@@ -69,7 +69,7 @@ def merge_weights(weights: Any, params: Params, specs: Specs) -> Params:
 
 def clip_by_global_norm(gradients: Any, bound: float) -> tuple[Any, jax.Array]:
     """Gradients of global norm `bound` at most (0 never clips), and the norm before clipping."""
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     if bound <= 0:
         return gradients, norm
     scale = jnp.minimum(1.0, bound / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))

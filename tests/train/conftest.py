@@ -1,0 +1,119 @@
+"""A project with a task of its own that trains in a second, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aifx.config import Config, load_config
+from aifx.project import Project, RunDirectory
+
+TOML = """\
+[task]
+kind = "tiny:TinyTask"
+
+[train]
+num_steps = 12
+global_batch_size = 8
+validate_every = 4
+
+[optimizer]
+learning_rate = 0.02
+
+[checkpoint]
+every = 4
+"""
+
+TIMES = {"time", "step_time_s", "rows_per_s", "mfu", "data_wait_s"}
+"""Fields of a record that tell of the machine rather than of the model."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A project, and ways to train in it."""
+
+    project: Project
+
+    @property
+    def root(self) -> Path:
+        return self.project.root
+
+    def run(self, name: str = "main") -> RunDirectory:
+        return self.project.run(name)
+
+    def config(self, *settings: str) -> Config:
+        return load_config(self.project, settings, {})
+
+    def train(self, *settings: str, run: str = "main", **options: Any) -> Any:
+        from aifx.train import train
+
+        return train(self.project, self.config(*settings), run, **options)
+
+    def recipe(self, *settings: str, devices: int | str = 1) -> Any:
+        from aifx.parallel import make_mesh
+        from aifx.tasks.registry import create_task
+        from aifx.train.step import make_recipe
+
+        config = self.config(*settings)
+        task = create_task(config, self.project, self.root, say=str)
+        return make_recipe(config, task, make_mesh(devices))  # type: ignore[arg-type]
+
+    def records(self, run: str = "main") -> list[dict[str, Any]]:
+        """metrics.jsonl without what a clock decided."""
+        lines = self.run(run).metrics.read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+    def events(self, run: str = "main") -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.run(run).events.read_text().splitlines()]
+
+    def start(self, *args: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+        program = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", program, *args],
+            cwd=self.root,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    def command(self, *args: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+        process = self.start(*args, env=env)
+        out, err = process.communicate(timeout=180)
+        return process.returncode, out, err
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Tiny:
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "aifx.toml").write_text(TOML)
+    shutil.copy(Path(__file__).with_name("tiny.py"), root)
+    return Tiny(Project(root))
+
+
+@pytest.fixture
+def start(tiny: Tiny) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`tiny.start`, and no process outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*args: str, **options: Any) -> subprocess.Popen[str]:
+        started.append(tiny.start(*args, **options))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

@@ -1,0 +1,180 @@
+"""The step: sums make it indifferent to how a batch is cut, the optimizer's rules hold, scanned equals unrolled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from aifx.nn.specs import ArraySpec, init_params
+from aifx.nn.stacking import unstack_layers
+from aifx.parallel import place_batch
+from aifx.train.beginning import initialize
+from aifx.train.optimizers import clip_by_global_norm, make_optimizer, merge_weights, select_weights
+from aifx.train.state import abstract_state, from_tree, to_tree
+from aifx.train.step import compute_dtype, lower_step, make_step, mean_gradients
+
+
+def batches(recipe: Any, count: int) -> list[Any]:
+    source = recipe.task.source("train")
+    return [source.read(step, slice(0, 8)) for step in range(count)]
+
+
+def losses(recipe: Any, steps: int = 5) -> tuple[list[float], Any]:
+    abstract = abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)
+    state = initialize(recipe, abstract)
+    step = lower_step(recipe, abstract, batches(recipe, 1)[0]).compile()
+    found = []
+    for batch in batches(recipe, steps):
+        state, numbers = step(state, place_batch(batch, recipe.mesh))
+        found.append(float(numbers[0]))
+    return found, state
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_accumulation_equals_the_whole_batch(tiny, count: int) -> None:
+    whole = tiny.recipe("data.noise=0.0")
+    cut = tiny.recipe("data.noise=0.0", f"train.gradient_accumulation={count}")
+    params = init_params(whole.specs, jax.random.key(3))
+    batch = batches(whole, 1)[0]
+    assert len(set(batch["weights"])) > 1, "rows of equal weight would not tell a mean of means from a mean of sums"
+    loss, gradients = mean_gradients(whole, params, batch, jax.random.key(0))
+    loss_cut, gradients_cut = mean_gradients(cut, params, batch, jax.random.key(0))
+    np.testing.assert_allclose(loss_cut, loss, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(gradients_cut), jax.tree.leaves(gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+    mean_of_means = np.mean([
+        float(mean_gradients(whole, params, {k: v[i::count] for k, v in batch.items()}, jax.random.key(0))[0])
+        for i in range(count)
+        if batch["weights"][i::count].sum() > 0
+    ])  # fmt: skip
+    assert abs(mean_of_means - float(loss)) > 1e-5, "this batch cannot tell sums from means"
+
+
+def test_a_batch_without_weight_changes_nothing(tiny) -> None:
+    recipe = tiny.recipe()
+    params = init_params(recipe.specs, jax.random.key(3))
+    batch = {**batches(recipe, 1)[0], "weights": np.zeros(8, np.float32)}
+    loss, gradients = mean_gradients(recipe, params, batch, jax.random.key(0))
+    assert float(loss) == 0.0
+    assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_scanned_layers_train_as_unrolled_ones_do(tiny, kind: str) -> None:
+    unrolled, state = losses(tiny.recipe(f"optimizer.kind={kind}"))
+    scanned, stacked = losses(tiny.recipe(f"optimizer.kind={kind}", "model.scan_layers=true"))
+    np.testing.assert_allclose(scanned, unrolled, rtol=1e-5)
+    assert unrolled[-1] < unrolled[0]
+    ours, theirs = to_tree(state), to_tree(stacked)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs), "one checkpoint must serve both"
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+
+
+def test_a_checkpoint_of_unrolled_layers_fits_scanned_ones(tiny) -> None:
+    _, state = losses(tiny.recipe("optimizer.kind=muon"))
+    scanned = tiny.recipe("optimizer.kind=muon", "model.scan_layers=true")
+    abstract = abstract_state(scanned.specs, scanned.optimizer, scanned.mesh)
+    taken = from_tree(to_tree(state), abstract, stacked=True)
+    assert jax.tree.map(lambda x: x.shape, taken) == jax.tree.map(lambda x: x.shape, abstract)
+    np.testing.assert_array_equal(taken.params["layers"]["kernel"][1], state.params["layers"]["1"]["kernel"])
+
+
+def test_muon_orthogonalizes_matrices_alone(tiny) -> None:
+    recipe = tiny.recipe("optimizer.kind=muon", "optimizer.weight_decay=0", "optimizer.learning_rate=1")
+    abstract = abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)
+    state = initialize(recipe, abstract)
+    gradients = jax.tree.map(
+        lambda w: jax.random.normal(jax.random.key(1), w.shape), select_weights(state.params, recipe.specs)
+    )
+    updates, _ = recipe.optimizer.update(gradients, state.opt_state, select_weights(state.params, recipe.specs))
+    singular = np.linalg.svd(np.asarray(updates["layers"]["0"]["kernel"]), compute_uv=False)
+    assert 0.4 < singular.min() < singular.max() < 1.4, "Newton-Schulz leaves singular values near 1"
+    adam = np.abs(np.asarray(updates["layers"]["0"]["scale"]))
+    assert adam == pytest.approx(adam[0], rel=1e-3), "Adam's first update has the gradient's sign and one size"
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_decay_falls_on_what_the_specs_say(kind: str, tiny) -> None:
+    recipe = tiny.recipe(
+        f"optimizer.kind={kind}", "optimizer.weight_decay=0.5", "optimizer.learning_rate=0.1", "schedule.kind=constant"
+    )
+    weights = jax.tree.map(lambda s: jnp.ones(s.shape), recipe.specs, is_leaf=lambda s: isinstance(s, ArraySpec))
+    weights = select_weights(weights, recipe.specs)
+    zero = jax.tree.map(jnp.zeros_like, weights)
+    updates, _ = recipe.optimizer.update(zero, recipe.optimizer.init(weights), weights)
+    np.testing.assert_allclose(updates["layers"]["0"]["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["layers"]["0"]["scale"], 0.0)
+    np.testing.assert_array_equal(updates["bias"], 0.0)
+
+
+def test_frozen_arrays_stay_and_have_no_optimizer_state(tiny) -> None:
+    recipe = tiny.recipe("optimizer.weight_decay=0.5")
+    before = init_params(recipe.specs, jax.random.key(0))["shift"]
+    _, state = losses(recipe)
+    np.testing.assert_array_equal(state.params["shift"], before)
+    assert not any(
+        "shift" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)
+    )
+    assert merge_weights(select_weights(state.params, recipe.specs), state.params, recipe.specs) is not None
+
+
+def test_adam_learns_at_its_own_rate(tiny) -> None:
+    settings = ("optimizer.kind=muon", "optimizer.learning_rate=0.5", "optimizer.weight_decay=0")
+    recipe = tiny.recipe(*settings, "optimizer.adam_learning_rate=0.001")
+    weights = select_weights(init_params(recipe.specs, jax.random.key(0)), recipe.specs)
+    updates, _ = recipe.optimizer.update(weights, recipe.optimizer.init(weights), weights)
+    assert 0.0005 < np.abs(updates["layers"]["0"]["scale"]).max() < 0.002
+    assert np.linalg.svd(updates["layers"]["0"]["kernel"], compute_uv=False).max() > 0.3
+
+
+def test_clipping_bounds_the_norm_and_tells_the_one_before() -> None:
+    gradients = {"a": jnp.full((3,), 4.0), "b": jnp.zeros((2,))}
+    clipped, norm = clip_by_global_norm(gradients, 1.0)
+    assert float(norm) == pytest.approx(np.sqrt(48))
+    assert float(optax.tree.norm(clipped)) == pytest.approx(1.0)
+    small, norm = clip_by_global_norm({"a": jnp.full((3,), 0.1)}, 1.0)
+    np.testing.assert_array_equal(small["a"], jnp.full((3,), 0.1))
+    same, _ = clip_by_global_norm(gradients, 0.0)
+    np.testing.assert_array_equal(same["a"], gradients["a"])
+    zero, norm = clip_by_global_norm({"a": jnp.zeros(3)}, 1.0)
+    assert float(norm) == 0.0
+    assert np.isfinite(zero["a"]).all()
+
+
+def test_the_record_has_the_norm_before_clipping(tiny) -> None:
+    recipe = tiny.recipe("optimizer.clip_norm=1e-3")
+    state = initialize(recipe, abstract_state(recipe.specs, recipe.optimizer, recipe.mesh))
+    _, numbers = jax.jit(make_step(recipe))(state, batches(recipe, 1)[0])
+    assert float(numbers[1]) > 1e-2
+
+
+def test_bfloat16_computes_and_keeps_float32_parameters(tiny) -> None:
+    wide, _ = losses(tiny.recipe("data.noise=0"))
+    narrow, state = losses(tiny.recipe("data.noise=0", "train.precision=bfloat16"))
+    assert narrow != wide
+    np.testing.assert_allclose(narrow, wide, rtol=0.05)
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert compute_dtype("auto", "cpu") == jnp.float32
+    assert compute_dtype("auto", "gpu") == compute_dtype("auto", "tpu") == jnp.bfloat16
+
+
+def test_the_state_is_donated(tiny) -> None:
+    recipe = tiny.recipe()
+    abstract = abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)
+    state = initialize(recipe, abstract)
+    batch = batches(recipe, 1)[0]
+    following, _ = lower_step(recipe, abstract, batch).compile()(state, place_batch(batch, recipe.mesh))
+    assert state.params["bias"].is_deleted()
+    assert not following.params["bias"].is_deleted()
+
+
+def test_optimizer_needs_no_values(tiny) -> None:
+    recipe = tiny.recipe("optimizer.kind=muon")
+    optimizer = make_optimizer(tiny.config().optimizer, recipe.schedule, recipe.specs)
+    assert jax.tree.leaves(abstract_state(recipe.specs, optimizer, recipe.mesh))

@@ -1,0 +1,131 @@
+"""A task of a project's own, small enough to train in a second: rows of numbers through a few layers.
+
+Copied into the projects that the tests make, where `task.kind = "tiny:TinyTask"` finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import Field
+
+from aifx.config.sections import FREE, Section
+from aifx.nn.initializers import normal, ones, zeros
+from aifx.nn.specs import ArraySpec, stack_layer_specs
+from aifx.tasks.base import Task
+
+
+class TinyModelSection(Section):
+    width: int = 8
+    num_layers: int = 3
+    scan_layers: bool = Field(False, json_schema_extra=FREE)
+
+
+class TinyDataSection(Section):
+    poison_step: int = Field(-1, description="Batch of training that holds a NaN.")
+    read_s: float = Field(0.0, description="Seconds that reading a batch takes.", json_schema_extra=FREE)
+    noise: float = Field(0.1, description="Random noise on the inputs in training.")
+    salt: int = 0
+    no_signal: bool = Field(False, description="Targets that cannot be learned.")
+    compile_s: float = Field(0.0, description="Seconds that tracing the step takes.", json_schema_extra=FREE)
+
+
+class TinySource:
+    def __init__(self, section: TinyDataSection, split: str, width: int, batch_size: int, seed: int) -> None:
+        self.section, self.split, self.width, self.batch_size, self.seed = section, split, width, batch_size, seed
+        self.num_batches = None if split == "train" else 2
+
+    def read(self, step: int, rows: slice) -> dict[str, np.ndarray]:
+        if self.split == "train" and self.section.read_s:
+            time.sleep(self.section.read_s)
+        salt = {"train": 1, "validation": 2, "test": 3}[self.split]
+        rng = np.random.default_rng([self.seed, self.section.salt, salt, step])
+        x = rng.standard_normal((self.batch_size, self.width), np.float32)
+        y = np.tanh(x @ np.random.default_rng(7).standard_normal((self.width, self.width)).astype(np.float32))
+        if self.section.no_signal:
+            y = rng.standard_normal(y.shape, np.float32)
+        weights = rng.integers(0, 5, self.batch_size).astype(np.float32)
+        if self.split == "train" and step == self.section.poison_step:
+            x[0, 0] = np.nan
+            weights[0] = 1.0
+        batch = {"x": x, "y": y, "weights": weights}
+        return {k: v[rows] for k, v in batch.items()}
+
+
+class TinyModel:
+    def __init__(self, section: TinyModelSection) -> None:
+        self.section = section
+
+    def specs(self) -> dict:
+        d, n = self.section.width, self.section.num_layers
+        layer = {
+            "kernel": ArraySpec((d, d), ("embed", "mlp"), normal(0.3), matrix=((0,), (1,)), decay=True),
+            "scale": ArraySpec((d,), ("embed",), ones),
+        }
+        layers = stack_layer_specs(layer, n) if self.section.scan_layers else {str(i): layer for i in range(n)}
+        return {
+            "layers": layers,
+            "bias": ArraySpec((d,), ("embed",), zeros),
+            "shift": ArraySpec((d,), ("embed",), normal(0.1), kind="frozen"),
+        }
+
+    def __call__(self, params: dict, x: jax.Array) -> jax.Array:
+        def block(x: jax.Array, layer: dict) -> jax.Array:
+            return x + jnp.tanh((x * layer["scale"]) @ layer["kernel"])
+
+        x = x + params["shift"]
+        if self.section.scan_layers:
+            x, _ = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, params["layers"])
+        else:
+            for i in range(self.section.num_layers):
+                x = block(x, params["layers"][str(i)])
+        return x + params["bias"]
+
+    def flops(self, batch_shape: tuple[int, ...]) -> int:
+        return 6 * batch_shape[0] * self.section.num_layers * self.section.width**2
+
+
+class TinyTask(Task):
+    model_section = TinyModelSection
+    data_section = TinyDataSection
+    unit = "rows"
+
+    def __init__(self, config) -> None:
+        self.config, self.model = config, TinyModel(config.model)
+
+    @classmethod
+    def create(cls, config, project, assets, *, say):
+        return cls(config)
+
+    def source(self, split):
+        train = self.config.train
+        rows = train.global_batch_size if split == "train" else self.config.eval.batch_size or train.global_batch_size
+        return TinySource(self.config.data, split, self.config.model.width, rows, train.seed)
+
+    def objective(self, params, batch, key, *, training):
+        x = jnp.asarray(batch["x"], params["bias"].dtype)
+        if training:
+            if self.config.data.compile_s:
+                time.sleep(self.config.data.compile_s)
+            if self.config.data.noise:
+                x = x + self.config.data.noise * jax.random.normal(key, x.shape, x.dtype)
+        error = ((self.model(params, x).astype(jnp.float32) - batch["y"]) ** 2).mean(-1)
+        weights = jnp.asarray(batch["weights"])
+        return {"loss": ((error * weights).sum(), weights.sum())}
+
+    def metrics(self, totals):
+        total, weight = totals["loss"]
+        return {"loss": float(total) / float(weight)}
+
+    def units(self, batch):
+        return len(batch["weights"])
+
+    def batch_shape(self):
+        return (self.config.train.global_batch_size,)
+
+    def data_digest(self):
+        return hashlib.sha256(repr((self.config.data, self.config.train.seed)).encode()).hexdigest()
