@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 Batch: TypeAlias = dict[str, np.ndarray]  # each array [rows, ...]
+Say: TypeAlias = Callable[[str], None]  # told, in a few words, what takes a while
 
 
 class BatchSource(Protocol):

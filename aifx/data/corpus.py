@@ -46,9 +46,10 @@ class Corpus:
                 for piece in read_documents(file, self.section.text_field, whole=whole):
                     yield split, piece
 
-    def unchanged(self) -> bool:
-        """Whether the files still hold what the digest was made of."""
-        return _digest(self.files, self.section, self.fractions) == self.digest
+    def check_unchanged(self) -> None:
+        """Raises DataError if the files no longer hold what the digest was made of."""
+        if _digest(self.files, self.section, self.fractions) != self.digest:
+            raise DataError(f"{self.names('train')} changed while it was read", "", "run it again when it is written")
 
     def _training_files(self, whole: bool) -> Iterator[Piece]:
         for file in self.files["train"]:

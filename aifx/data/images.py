@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from aifx.config.sections import VisionDataSection
-from aifx.data.base import Batch, Split
+from aifx.data.base import Batch, Say, Split
 from aifx.data.order import Shuffle, derived_seed
 from aifx.errors import DataError
 from aifx.project import Project
 
-Say = Callable[[str], None]
+LARGE_BYTES = 1 << 26  # takes long enough to read to be worth a word
 HINT = "the file holds train_images, train_labels, test_images and test_labels, written by numpy.savez"
 
 
@@ -95,6 +94,8 @@ def open_images(section: VisionDataSection, project: Project, *, say: Say) -> Im
     Raises DataError naming the file and the array.
     """
     path = project.root / section.path
+    if path.is_file() and path.stat().st_size > LARGE_BYTES:
+        say(f"reading {section.path}")
     arrays = _read(path, section.path)
     for split in ("train", "test"):
         _check_images(arrays[f"{split}_images"], f"{section.path}: {split}_images", section)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -85,7 +86,8 @@ class PackedSequences:
         return int(self.spans[-1, 0]) + 1 if len(self.spans) else 0
 
     def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
-        first, last = np.searchsorted(self.spans[:, 0], [index, index + 1])
+        rows = self.spans[:, 0]  # searched where it lies: NumPy would copy all of it
+        first, last = bisect_left(rows, index), bisect_left(rows, index + 1)
         column = 0
         for segment, (_, start, length, skip) in enumerate(self.spans[first:last].tolist(), 1):
             window = self.tokens[start : start + length + 1]

@@ -31,7 +31,7 @@ from aifx.data.base import Split
 from aifx.data.corpus import SPLITS, Corpus
 from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer
-from aifx.errors import DataError, EnvironmentFault
+from aifx.errors import EnvironmentFault
 
 FORMAT = 1
 BATCH_CHARACTERS = (os.cpu_count() or 1) << 18  # several pieces a core
@@ -91,8 +91,7 @@ def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
         for split, piece, ids in _encoded(corpus, tokenizer):
             writers[split].write(piece, ids)
         splits = {split: writer.finish() for split, writer in writers.items()}
-        if not corpus.unchanged():
-            raise DataError(f"{corpus.names('train')} changed while it was read", "", "run it again when it is written")
+        corpus.check_unchanged()
         meta = {"format": FORMAT, "sizes": _sizes(folder), "splits": splits}
         write_synced(folder / "meta.json", json.dumps(meta, indent=1).encode())
         return _put(folder, path)
@@ -171,7 +170,7 @@ class _SplitWriter:
             self._documents.append(self._length)
             self._file.write(self._eos)
             self._length += 1
-        self._file.write(np.array(ids, self._dtype))
+        self._file.write(np.fromiter(ids, self._dtype, len(ids)))
         self._length += len(ids)
         self._num_bytes += len(piece.text.encode())
         self._open = not piece.closes

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from aifx.config.sections import LanguageDataSection
-from aifx.data.base import Batch, Split
+from aifx.data.base import Batch, Say, Split
 from aifx.data.corpus import SPLITS, Corpus, open_corpus
 from aifx.data.order import Shuffle
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
@@ -18,7 +17,6 @@ from aifx.errors import DataError
 from aifx.project import Project, cache_path
 
 TOKENIZER_FILE = "tokenizer.json"
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -142,6 +140,7 @@ def _trained(section: LanguageDataSection, corpus: Corpus, say: Say) -> Tokenize
         say(f"training the tokenizer on {corpus.names('train')}")
     texts = (piece.text for split, piece in corpus.pieces() if split == "train")
     tokenizer = Tokenizer(train_tokenizer(texts, section.vocab_size), str(cached))
+    corpus.check_unchanged()
     with cache_folder(cached.parent):
         write_synced(cached, tokenizer.data)
     return tokenizer

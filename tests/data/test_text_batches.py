@@ -306,7 +306,10 @@ FIXED = ["df4043b74fe1c947", "d31878bd57a820e1"]
 
 def test_a_stride_longer_than_a_sequence_scores_whole_sequences(write: Write, open_: Open) -> None:
     write("a.txt", prose(3000))
-    longer, whole = open_(eval_stride=17).source("test", batch_size=4, seed=0), open_().source("test", batch_size=4, seed=0)
+    longer, whole = (
+        open_(eval_stride=17).source("test", batch_size=4, seed=0),
+        open_().source("test", batch_size=4, seed=0),
+    )
     assert longer.num_batches == whole.num_batches
     assert digest(longer.read(0, ALL)) == digest(whole.read(0, ALL))
 
