@@ -9,8 +9,6 @@ from typing import TypeGuard
 _BRAILLE = 0x2800
 # Unicode 15, block "Braille Patterns": U+2800 plus one bit a dot. A cell is 2 dots wide and 4 high; rows from the top.
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-_BLOCKS = "▁▂▃▄▅▆▇█"
-_ASCII_BLOCKS = "_.-=+*#"
 
 
 def line_chart(values: Sequence[float | None], width: int, height: int, *, ascii_only: bool = False) -> list[str]:
@@ -40,17 +38,6 @@ def line_chart(values: Sequence[float | None], width: int, height: int, *, ascii
                 cells[row][column] = chr(ord(cells[row][column]) | _DOTS[y % 4][x % 2])
     edge = "|" if ascii_only else "┤"
     return [f"{label.rjust(gutter)} {edge}{''.join(line)}" for label, line in zip(labels, cells, strict=True)]
-
-
-def sparkline(values: Sequence[float | None], width: int, *, ascii_only: bool = False) -> str:
-    """`values` as one line of `width` characters at most; a gap is a space."""
-    finite = [v for v in values if _drawn(v)]
-    if not finite or width < 1:
-        return ""
-    blocks = _ASCII_BLOCKS if ascii_only else _BLOCKS
-    low, high = min(finite), max(finite)
-    resampled = _resample(values, width) if len(values) > width else list(values)
-    return "".join(blocks[_level(v, low, high, len(blocks))] if _drawn(v) else " " for v in resampled)
 
 
 def _drawn(value: float | None) -> TypeGuard[float]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aifx.commands.chart import line_chart, sparkline
+from aifx.commands.chart import line_chart
 
 VALUES = st.lists(st.none() | st.floats(allow_nan=True, allow_infinity=True), max_size=60)
 
@@ -22,11 +22,6 @@ def test_always_the_size_that_was_asked_for(
         assert "".join(lines).isascii()
 
 
-@given(VALUES, st.integers(0, 40))
-def test_sparkline_fits(values: list[float | None], width: int) -> None:
-    assert len(sparkline(values, width)) <= width
-
-
 def test_a_falling_line_falls() -> None:
     lines = line_chart([float(10 - i) for i in range(10)], 40, 5, ascii_only=True)
     starts = [line.index("*") for line in lines]
@@ -36,9 +31,7 @@ def test_a_falling_line_falls() -> None:
 
 
 def test_gaps_stay_empty() -> None:
-    line = sparkline([1.0, None, math.nan, 3.0], 10)
-    assert line == "▁  █"
-    chart = line_chart([1.0, None, None, None, 1.0], 30, 1, ascii_only=True)[0].split("|")[1]
+    chart = line_chart([1.0, None, math.nan, None, 1.0], 30, 1, ascii_only=True)[0].split("|")[1]
     assert chart.strip("*").strip() == ""
     assert " " in chart
 
