@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aifx.config.sections import GenerateSection
-    from aifx.tasks import Trained
-    from aifx.tasks.language import LanguageTask
+    from aifx.tasks import Writer
 
 
 def generate(
@@ -74,11 +73,11 @@ def generate(
         directory = project.existing_run(run)
         if prompt == "-":
             given["prompt"] = _read_stdin()
-        from aifx.tasks import open_trained
+        from aifx.tasks import open_writer
 
-        trained = open_trained(directory, project, step=at, which=which, overrides=set_ or (), say=out.say)
-        settings = trained.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
-        writing = _write(trained, _language(trained), settings, seed)
+        writer = open_writer(directory, project, step=at, which=which, overrides=set_ or (), say=out.say)
+        settings = writer.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
+        writing = _write(writer, settings, seed)
         text = ""
         if not json:
             out.write(settings.prompt)
@@ -89,31 +88,20 @@ def generate(
         if not json:
             out.write("\n")
         out.document(
-            {"run": directory.name, "step": trained.step, "prompt": settings.prompt, "text": text, "seed": seed}
+            {"run": directory.name, "step": writer.step, "prompt": settings.prompt, "text": text, "seed": seed}
             | {k: getattr(settings, k) for k in ("max_tokens", "temperature", "top_k", "top_p")}
         )
 
 
-def _language(trained: Trained) -> LanguageTask:
-    from aifx.tasks.language import LanguageTask
-
-    if not isinstance(trained.task, LanguageTask):
-        kind = trained.config.task.kind
-        raise UsageError(
-            f"run {trained.run.name} cannot write text", f"its task is {kind}; a language model writes", "aifx eval"
-        )
-    return trained.task
-
-
-def _write(trained: Trained, task: LanguageTask, settings: GenerateSection, seed: int) -> Iterator[str]:
+def _write(writer: Writer, settings: GenerateSection, seed: int) -> Iterator[str]:
     from aifx.generate import generate as generate_ids
     from aifx.tasks.language import stream_text
 
-    tokenizer = task.tokenizer
+    tokenizer = writer.tokenizer
     prompt_ids = tokenizer.encode(settings.prompt) or [tokenizer.eos_id]
     ids = generate_ids(
-        task.model,
-        trained.params,
+        writer.model,
+        writer.params,
         prompt_ids,
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,

@@ -2,6 +2,19 @@
 
 from aifx.tasks.base import Model, Say, Sums, Task, Totals
 from aifx.tasks.registry import BUNDLED, create_task, task_class
-from aifx.tasks.trained import Trained, open_trained
+from aifx.tasks.trained import Trained, Writer, open_trained, open_writer
 
-__all__ = ["BUNDLED", "Model", "Say", "Sums", "Task", "Totals", "Trained", "create_task", "open_trained", "task_class"]
+__all__ = [
+    "BUNDLED",
+    "Model",
+    "Say",
+    "Sums",
+    "Task",
+    "Totals",
+    "Trained",
+    "Writer",
+    "create_task",
+    "open_trained",
+    "open_writer",
+    "task_class",
+]

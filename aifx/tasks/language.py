@@ -16,6 +16,8 @@ from aifx.config import Config
 from aifx.config.sections import LanguageDataSection, LanguageModelSection, Section
 from aifx.data import TextData, TextSource, Tokenizer, open_text
 from aifx.data.base import Batch, Split
+from aifx.data.text import TOKENIZER_FILE
+from aifx.errors import ConfigError
 from aifx.models.decoder import Decoder
 from aifx.nn.specs import Params
 from aifx.project import Project
@@ -39,11 +41,8 @@ class LanguageTask(Task):
     @classmethod
     def create(cls, config: Config, project: Project, assets: Path, *, say: Say) -> LanguageTask:
         assert isinstance(config.data, LanguageDataSection)
-        assert isinstance(config.model, LanguageModelSection)
         data = open_text(config.data, project, assets, say=say)
-        vocab_size = config.model.vocab_size or data.tokenizer.vocab_size
-        max_seq_len = config.model.max_seq_len or config.data.seq_len
-        return cls(Decoder(config.model, vocab_size=vocab_size, max_seq_len=max_seq_len), data, config)
+        return cls(make_decoder(config, data.tokenizer), data, config)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -87,6 +86,26 @@ class LanguageTask(Task):
 
     def data_digest(self) -> str:
         return batches_digest(self.data.digest, self.config)
+
+
+def make_decoder(config: Config, tokenizer: Tokenizer) -> Decoder:
+    """The model of a configuration over a tokenizer's vocabulary. Raises ConfigError where it is too small for it."""
+    assert isinstance(config.data, LanguageDataSection)
+    assert isinstance(config.model, LanguageModelSection)
+    vocab_size = config.model.vocab_size or tokenizer.vocab_size
+    if vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size = {vocab_size} is less than the tokenizer's {tokenizer.vocab_size}",
+            "every token needs a row of the embedding",
+            f"aifx train --set model.vocab_size={tokenizer.vocab_size}",
+        )
+    max_seq_len = config.model.max_seq_len or config.data.seq_len
+    return Decoder(config.model, vocab_size=vocab_size, max_seq_len=max_seq_len)
+
+
+def open_tokenizer(assets: Path) -> Tokenizer:
+    """The tokenizer that a run keeps. Raises DataError."""
+    return Tokenizer.load(assets / TOKENIZER_FILE)
 
 
 def batches_digest(data_digest: str, config: Config) -> str:

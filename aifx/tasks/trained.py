@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from aifx.config import Config, read_config
-from aifx.errors import CheckpointError
+from aifx.errors import CheckpointError, UsageError
 from aifx.nn.specs import Params, map_specs
 from aifx.nn.stacking import stack_layers, unstack_layers
 from aifx.project import Project, RunDirectory
-from aifx.tasks.base import Say, Task
-from aifx.tasks.registry import create_task
+from aifx.tasks.base import Model, Say, Task
+from aifx.tasks.registry import BUNDLED, create_task, task_class
 
 if TYPE_CHECKING:
-    from aifx.checkpoint import Checkpoints
+    from aifx.data import Tokenizer
+    from aifx.models.decoder import Decoder
 
 Which = Literal["best", "last"]
 
@@ -48,26 +49,74 @@ def open_trained(
 
     Raises CheckpointError where there is no such checkpoint or it is damaged.
     """
-    from aifx.checkpoint import Checkpoints  # here, so that training does not wait for orbax before its first step
     from aifx.train.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache(say)
     config = read_config(run.config, project, overrides)
-    checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
-    try:
-        at = choose_step(checkpoints, run, step, which or config.eval.checkpoint)
+    at = choose_step(run, config, step, which)
+    task = create_task(config, project, run.assets, say=say)
+    return Trained(run, config, task, restore_params(run, config, at, task.model), at)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A trained decoder with its tokenizer: what writes text."""
+
+    run: RunDirectory
+    config: Config
+    model: Decoder
+    tokenizer: Tokenizer
+    params: Params
+    step: int
+
+
+def open_writer(
+    run: RunDirectory,
+    project: Project,
+    *,
+    step: int | None = None,
+    which: Which | None = None,
+    overrides: Sequence[str] = (),
+    say: Say,
+) -> Writer:
+    """Open a run's language model from the run alone: the data that it learnt from need not be there any more.
+
+    Takes what `open_trained` takes and raises what it raises; UsageError where the run's task has no language model.
+    """
+    from aifx.tasks.language import LanguageTask, make_decoder, open_tokenizer
+    from aifx.train.compilation_cache import enable_compilation_cache
+
+    enable_compilation_cache(say)
+    config = read_config(run.config, project, overrides)
+    if not issubclass(task_class(config.task.kind, project), LanguageTask):
+        kind = config.task.kind
+        why = f"its task is {kind}; a language model writes"
+        raise UsageError(f"run {run.name} cannot write text", why, f"aifx eval --run {run.name}")
+    at = choose_step(run, config, step, which)
+    if config.task.kind in BUNDLED:
+        tokenizer = open_tokenizer(run.assets)
+        model = make_decoder(config, tokenizer)
+    else:
         task = create_task(config, project, run.assets, say=say)
-        structs = map_specs(lambda s: s.struct, task.model.specs())
-        params = checkpoints.restore_params(at, unstack_layers(structs))
-    finally:
-        checkpoints.close()
-    return Trained(
-        run, config, task, stack_layers(params) if getattr(config.model, "scan_layers", False) else params, at
-    )
+        assert isinstance(task, LanguageTask)
+        tokenizer, model = task.tokenizer, task.model
+    return Writer(run, config, model, tokenizer, restore_params(run, config, at, model), at)
 
 
-def choose_step(checkpoints: Checkpoints, run: RunDirectory, step: int | None, which: Which) -> int:
-    """The step to open. "best" is the newest where no checkpoint was validated."""
+def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -> Params:
+    """The parameters of a checkpoint as `model` takes them. Raises CheckpointError."""
+    from aifx.checkpoint import Checkpoints  # here, so that training does not wait for orbax before its first step
+
+    structs = unstack_layers(map_specs(lambda s: s.struct, model.specs()))
+    params: Params = Checkpoints(run.checkpoints, config.checkpoint).restore_params(step, structs)
+    return stack_layers(params) if getattr(config.model, "scan_layers", False) else params
+
+
+def choose_step(run: RunDirectory, config: Config, step: int | None, which: Which | None) -> int:
+    """The step to open; "best" is the newest where no checkpoint was validated. Raises CheckpointError."""
+    from aifx.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
     steps = checkpoints.steps()
     if not steps:
         raise CheckpointError(
@@ -80,5 +129,5 @@ def choose_step(checkpoints: Checkpoints, run: RunDirectory, step: int | None, w
                 f"run {run.name} has no checkpoint of step {step}", f"it has {there}", f"aifx ckpt ls --run {run.name}"
             )
         return step
-    best = checkpoints.best() if which == "best" else None
+    best = checkpoints.best() if (which or config.eval.checkpoint) == "best" else None
     return best if best is not None else steps[-1]

@@ -66,3 +66,12 @@ def test_mistakes(project: Path, args: list[str], word: str) -> None:
     assert failed.stdout == ""
     assert word in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_run_stands_alone(project: Path) -> None:
+    """The text that it learnt from may be gone."""
+    before = aifx(project, "generate", *SHORT).stdout
+    (project / "data/whale.txt").unlink()
+    after = aifx(project, "generate", *SHORT)
+    assert after.returncode == 0, after.stderr
+    assert after.stdout == before

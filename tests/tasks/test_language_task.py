@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from aifx.config import load_config
+from aifx.errors import ConfigError
 from aifx.evaluate import evaluate_split, sum_split
 from aifx.nn.specs import init_params
 from aifx.project import Project
@@ -121,3 +122,9 @@ def test_bytes_that_are_no_text_do_not_hold_the_stream_back(tmp_path: Path) -> N
     broken = tokenizer.encode("🐋")[:-1]
     assert "".join(stream_text(tokenizer, [], [*broken, *tokenizer.encode(" sea")])).endswith(" sea")
     assert "".join(stream_text(tokenizer, [], broken))
+
+
+def test_an_embedding_smaller_than_the_vocabulary(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="vocab_size"):
+        open_task(tmp_path, "model.vocab_size=299")
+    assert open_task(tmp_path, "model.vocab_size=512").model.vocab_size == 512
