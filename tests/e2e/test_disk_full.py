@@ -14,7 +14,7 @@ from conftest import TINY, Command, settings
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"a file system of a chosen size cannot be mounted here: {mounted.stderr.strip()}")
     yield place
