@@ -93,5 +93,5 @@ cat <<NEXT
   aifx runs ls                                          what was trained here, and how it went
   aifx generate --prompt "Call me" --temperature 0.7    other words from the same model
   aifx train --run wider --set model.embed_dim=192      another model beside it
-  aifx init ../inspection --template vision-inspection  images instead of text
+  aifx init ~/inspection --template vision-inspection   images instead of text
 NEXT
