@@ -81,7 +81,7 @@ class VisionNetwork:
         weights = params["output"]["weight"]
         x = _centred(images, weights.dtype)
         for stage in _in_order(params["stages"]):
-            x = _halve(jax.nn.relu(_norm(stage["norm"], _conv(x, stage["widen"]))))
+            x = jax.nn.relu(_norm(stage["norm"], _halve(_conv(x, stage["widen"]))))
             for block in _in_order(stage["blocks"]):
                 x = x + _residual(block, x)
         features = layers.layer_norm(jnp.mean(x, axis=(1, 2)), **params["final_norm"], epsilon=NORM_EPSILON)

@@ -1,0 +1,184 @@
+"""The decoder: its logits against NumPy, its gradients against finite differences, its properties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from finite_differences import assert_gradients
+from numpy_decoder import forward
+
+from aifx.config.sections import LanguageModelSection
+from aifx.errors import ConfigError
+from aifx.models.decoder import Decoder
+from aifx.nn.specs import init_params
+from aifx.nn.stacking import unstack_layers
+
+VOCAB, SEQ = 37, 24
+FAMILIES = {
+    "gpt2": {"norm": "layer_norm", "positions": "learned", "activation": "gelu_tanh", "bias": True},
+    "llama": {"num_kv_heads": 2, "tie_embeddings": False, "rope_theta": 500.0, "mlp_dim": 40},
+    "erf gelu, wide heads": {"activation": "gelu", "head_dim": 12, "norm": "layer_norm"},
+    "gated with biases": {"bias": True, "num_kv_heads": 1},
+}
+
+
+def decoder(**values):
+    section = LanguageModelSection(**{"num_layers": 2, "embed_dim": 16, "num_heads": 4, **values})
+    return Decoder(section, vocab_size=VOCAB, max_seq_len=SEQ)
+
+
+def params_of(model, seed=0):
+    """Far from the small first values, so that every nonlinearity bends and every bias counts."""
+    params = init_params(model.specs(), jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(9), len(leaves))
+    noisy = [10 * x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def tokens(seed=0, batch=2, seq=SEQ):
+    return jax.random.randint(jax.random.key(seed), (batch, seq), 0, VOCAB)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_numpys(family):
+    model = decoder(**FAMILIES[family])
+    params, inputs = params_of(model), tokens()
+    want = forward(model.section, params, inputs)
+    got = jax.jit(model)(params, inputs).logits
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_documents_are_numpys_and_separate_ones(family):
+    model = decoder(**FAMILIES[family])
+    params = params_of(model)
+    lengths = (9, 10, 5)
+    documents = [tokens(i, 1, n) for i, n in enumerate(lengths)]
+    packed = {
+        "segment_ids": jnp.asarray(np.repeat([1, 2, 3], lengths)[None], jnp.int32),
+        "positions": jnp.concatenate([jnp.arange(n) for n in lengths])[None],
+    }
+    inputs = jnp.concatenate(documents, axis=1)
+    got = model(params, inputs, **packed).logits
+    alone = jnp.concatenate([model(params, d).logits for d in documents], axis=1)
+    want = forward(model.section, params, inputs, *(np.asarray(packed[k]) for k in ("positions", "segment_ids")))
+    scale = np.abs(want).max()
+    np.testing.assert_allclose(got, want, atol=2e-5 * scale)
+    np.testing.assert_allclose(got, alone, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+def test_gradients_are_finite_differences(family, scan):
+    with jax.enable_x64(True):
+        model = decoder(**FAMILIES[family], scan_layers=scan)
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), params_of(model))
+        inputs = tokens(seq=8)
+
+        def loss(params):
+            return -jnp.mean(jax.nn.log_softmax(model(params, inputs).logits)[..., 3])
+
+        assert_gradients(loss, params)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_token_changes_nothing_before_itself(family):
+    model = decoder(**FAMILIES[family])
+    params, inputs = params_of(model), tokens()
+    changed = inputs.at[:, 11].set((inputs[:, 11] + 1) % VOCAB)
+    before, after = (model(params, x).logits for x in (inputs, changed))
+    np.testing.assert_array_equal(before[:, :11], after[:, :11])
+    assert not np.allclose(before[:, 11:], after[:, 11:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("pieces", [(1,) * SEQ, (10, 1, 1, 12), (SEQ,)], ids=["one by one", "prefill first", "whole"])
+def test_cached_decoding_is_the_full_forward(family, scan, pieces):
+    model = decoder(**FAMILIES[family], scan_layers=scan)
+    params, inputs = params_of(model), tokens()
+    want = model(params, inputs).logits
+    cache = init_params(model.cache_specs(2, SEQ), jax.random.key(0))
+    step = jax.jit(lambda inputs, cache: model(params, inputs, cache=cache))
+    got = []
+    for piece in np.split(np.asarray(inputs), np.cumsum(pieces)[:-1], axis=1):
+        logits, cache = step(jnp.asarray(piece), cache)
+        got.append(logits)
+    assert int(cache["position"]) == SEQ
+    np.testing.assert_allclose(jnp.concatenate(got, axis=1), want, atol=2e-5 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scanned_and_recomputed_layers_are_the_same_model(family):
+    inputs = tokens()
+    losses, gradients = [], []
+    for scan in (False, True):
+        for remat in (False, True):
+            model = decoder(**FAMILIES[family], num_layers=3, scan_layers=scan, remat=remat)
+            params = init_params(model.specs(), jax.random.key(0))
+
+            def loss(params, model=model):
+                return -jnp.mean(jax.nn.log_softmax(model(params, inputs).logits)[..., 3])
+
+            value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+            losses.append(float(value))
+            gradients.append(unstack_layers(gradient))
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+    for other in gradients[1:]:
+        assert jax.tree.structure(other) == jax.tree.structure(gradients[0])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), other, gradients[0])
+
+
+def test_computes_in_the_dtype_of_its_params():
+    model = decoder(**FAMILIES["llama"])
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params_of(model))
+    hidden, _ = model.hidden(params, tokens())
+    assert hidden.dtype == jnp.bfloat16
+    assert model(params, tokens()).logits.dtype == jnp.float32
+
+
+def test_every_array_says_how_it_trains():
+    """Matrices are what Muon turns; they and the embeddings decay; each matrix covers all of its dimensions."""
+    for family in FAMILIES.values():
+        flat = jax.tree_util.tree_leaves_with_path(decoder(**family).specs(), is_leaf=lambda s: hasattr(s, "axes"))
+        for path, spec in flat:
+            name = jax.tree_util.keystr(path)
+            vector = "norm" in name or "bias" in name
+            table = "embedding" in name or name == "['output']"
+            assert spec.decay != vector, name
+            assert (spec.matrix is None) == (vector or table), name
+            if spec.matrix is not None:
+                assert sorted(spec.matrix[0] + spec.matrix[1]) == list(range(len(spec.shape))), name
+
+
+def test_first_values_are_gpt2s():
+    model = decoder(**{**FAMILIES["gpt2"], "embed_dim": 128, "num_layers": 8})
+    layer = init_params(model.specs(), jax.random.key(0))["layers"]["3"]
+    assert float(layer["mlp"]["up"].std()) == pytest.approx(0.02, rel=0.02)
+    assert float(layer["mlp"]["down"].std()) == pytest.approx(0.02 / 4, rel=0.02)
+    assert float(layer["attention"]["output"].std()) == pytest.approx(0.02 / 4, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"embed_dim": 18}, "num_heads"),
+        ({"num_kv_heads": 3}, "num_kv_heads"),
+        ({"head_dim": 5}, "head_dim"),
+    ],
+)
+def test_dimensions_that_do_not_fit_are_refused(values, key):
+    with pytest.raises(ConfigError, match=f"model.{key}"):
+        decoder(**values)
+
+
+def test_misuse_is_named():
+    model = decoder(**FAMILIES["gpt2"])
+    params = params_of(model)
+    with pytest.raises(ValueError, match="inputs"):
+        model(params, tokens(seq=SEQ + 1))
+    cache = init_params(model.cache_specs(2, SEQ), jax.random.key(0))
+    with pytest.raises(ValueError, match="segment_ids"):
+        model(params, tokens(), segment_ids=jnp.zeros((2, SEQ), jnp.int32), cache=cache)

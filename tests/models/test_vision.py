@@ -1,0 +1,78 @@
+"""The vision network: gradients against finite differences, and what its answer depends on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from finite_differences import assert_gradients
+
+from aifx.config.sections import VisionModelSection
+from aifx.errors import ConfigError
+from aifx.models.vision import VisionNetwork
+from aifx.nn.specs import count_parameters, init_params
+
+
+def network(image_shape=(12, 13, 1), **values):
+    section = VisionModelSection(**{"channels": (4, 6), "dropout": 0.3, **values})
+    return VisionNetwork(section, image_shape=image_shape, num_classes=5)
+
+
+def params_of(model):
+    params = init_params(model.specs(), jax.random.key(0))
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
+
+
+def images(model, count=3):
+    return np.random.default_rng(0).integers(0, 256, (count, *model.image_shape), np.uint8)
+
+
+def test_gradients_are_finite_differences():
+    with jax.enable_x64(True):
+        model = network()
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), params_of(model))
+        pictures = jnp.asarray(images(model))
+
+        def loss(params):
+            return -jnp.mean(jax.nn.log_softmax(model(params, pictures))[:, 2])
+
+        assert_gradients(loss, params, rtol=1e-5)
+
+
+def test_a_pictures_answer_does_not_depend_on_its_neighbours():
+    model = network()
+    params, pictures = params_of(model), images(model)
+    together = model(params, pictures)
+    assert together.shape == (3, 5)
+    np.testing.assert_allclose(together[1:2], model(params, pictures[1:2]), atol=1e-5)
+
+
+def test_scale_of_the_pixels_does_not_matter():
+    model = network()
+    params, pictures = params_of(model), images(model)
+    np.testing.assert_allclose(
+        model(params, pictures), model(params, pictures.astype(np.float32) / 255), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_dropout_is_for_training_alone():
+    model = network()
+    params, pictures = params_of(model), images(model)
+    np.testing.assert_array_equal(model(params, pictures), model(params, pictures))
+    one, other = (model(params, pictures, key=jax.random.key(i)) for i in (0, 1))
+    assert not np.allclose(one, other)
+
+
+def test_flops_count_each_weight_where_it_is_applied():
+    model = network((8, 8, 1), channels=(2,), blocks_per_stage=1)
+    assert model.flops((3,)) == 6 * 3 * (64 * 9 * 2 + 2 * 16 * 9 * 4 + 2 * 5)
+
+
+def test_blocks_and_stages_count():
+    one, two = (count_parameters(network(blocks_per_stage=n).specs()) for n in (1, 2))
+    assert two - one == sum(2 * 9 * c * c + 4 * c for c in (4, 6))
+
+
+def test_pictures_too_small_for_the_stages_are_refused():
+    with pytest.raises(ConfigError, match=r"model\.channels"):
+        network((7, 28, 1), channels=(4, 4, 4))

@@ -1,0 +1,77 @@
+"""Layers against their textbook formulas in float64."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aifx.nn import layers
+
+X = np.random.default_rng(0).normal(loc=0.7, scale=2.0, size=(6, 16))
+SCALE = np.linspace(0.5, 1.5, 16)
+BIAS = np.linspace(-1, 1, 16)
+
+
+def test_layer_norm():
+    want = (X - X.mean(-1, keepdims=True)) / np.sqrt(X.var(-1, keepdims=True) + 1e-5) * SCALE + BIAS
+    np.testing.assert_allclose(layers.layer_norm(*map(jnp.float32, (X, SCALE, BIAS)), 1e-5), want, atol=3e-6)
+
+
+def test_rms_norm():
+    want = X / np.sqrt((X**2).mean(-1, keepdims=True) + 1e-5) * SCALE
+    np.testing.assert_allclose(layers.rms_norm(jnp.float32(X), jnp.float32(SCALE), None, 1e-5), want, atol=3e-6)
+
+
+@pytest.mark.parametrize("norm", [layers.layer_norm, layers.rms_norm])
+def test_norms_take_statistics_in_float32_and_keep_the_dtype(norm):
+    x = jnp.asarray(X * 1e3, jnp.bfloat16)
+    out = norm(x, jnp.ones(16, jnp.bfloat16), None, 1e-5)
+    assert out.dtype == jnp.bfloat16
+    want = norm(x.astype(jnp.float32), jnp.ones(16), None, 1e-5)
+    np.testing.assert_allclose(out.astype(jnp.float32), want, rtol=1e-2, atol=1e-2)
+
+
+def test_gelus():
+    x = np.linspace(-12, 12, 4001)
+    erf = np.array([x * 0.5 * (1 + math.erf(x / math.sqrt(2))) for x in x])
+    tanh = x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    np.testing.assert_allclose(layers.gelu(jnp.float32(x)), erf, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(layers.gelu_tanh(jnp.float32(x)), tanh, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+def test_gelu_gradients(name):
+    x = np.linspace(-12, 12, 4001)
+    with jax.enable_x64(True):
+        want = np.asarray(jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=name == "gelu_tanh")))(jnp.asarray(x)))
+    got = jax.vmap(jax.grad(getattr(layers, name)))(jnp.float32(x))
+    np.testing.assert_allclose(got, want, atol=4e-6)
+    edges = jnp.array([-jnp.inf, -1e30, 1e30, jnp.nan], jnp.float32)
+    out = getattr(layers, name)(edges)
+    assert np.isnan(out[3])  # a diverged model must be seen
+    np.testing.assert_allclose(out[1:3], [0.0, 1e30], rtol=1e-6)
+
+
+def test_rotation_turns_pairs_and_scores_depend_on_distance_alone():
+    rng = np.random.default_rng(1)
+    q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
+
+    def score(at, other):
+        turned = [layers.rotate(x, *layers.rotary_angles(jnp.array([[p]]), 8, 100.0)) for x, p in ((q, at), (k, other))]
+        return float(jnp.sum(turned[0] * turned[1]))
+
+    assert score(5, 3) == pytest.approx(score(105, 103), rel=1e-4)
+    assert score(5, 3) != pytest.approx(score(5, 4), rel=1e-2)
+    x = np.asarray(layers.rotate(q, *layers.rotary_angles(jnp.array([[3]]), 8, 100.0)))[0, 0, 0]
+    pairs = np.asarray(q)[0, 0, 0][:4] + 1j * np.asarray(q)[0, 0, 0][4:]
+    want = pairs * np.exp(3j * 100.0 ** (-np.arange(4) / 4))
+    np.testing.assert_allclose(x, np.concatenate([want.real, want.imag]), atol=1e-5)
+
+
+def test_dropout_keeps_the_mean():
+    x = jnp.ones(20_000)
+    out = layers.dropout(x, 0.25, jax.random.key(0))
+    assert float(out.mean()) == pytest.approx(1.0, abs=0.02)
+    assert float((out == 0).mean()) == pytest.approx(0.25, abs=0.02)
