@@ -89,7 +89,8 @@ class Loop:
         if self._validates(step):
             try:
                 record, improved = self._validate(state, record)
-            except Interrupted:  # the record waits in the checkpoint for its validation
+            except Interrupted:  # the next process validates, and writes the record again
+                self.story.record(record)
                 self._save(state, record, unvalidated=True)
                 return self.stop.requested
         self.story.record(record)

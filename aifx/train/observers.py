@@ -25,7 +25,7 @@ class MetricsFile:
 
     def start(self, info: RunInfo) -> None:
         self._info = info
-        self._writer = MetricsWriter(self._run.metrics, info.first_step)
+        self._writer = MetricsWriter(self._run.metrics, info.recorded_step)
 
     def record(self, record: Record) -> None:
         assert self._writer is not None

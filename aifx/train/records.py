@@ -19,6 +19,7 @@ class RunInfo:
     run: RunDirectory
     config: Config
     first_step: int  # updates done before this process began
+    recorded_step: int  # whose record stands: first_step, or the one before where its validation is to be made up
     num_steps: int
     unit: str  # "tokens", "images"
     num_parameters: int

@@ -71,7 +71,7 @@ def train(
             say(text)
 
         traces = [Trace(run)] if profile else []
-        story = Story(run, [metrics, log, *traces, *open_sinks(config.log.sinks, run), *observers])
+        story = Story(run, [metrics, log, *traces, *open_sinks(config.log.sinks, run, tell), *observers])
         job = Training(project, config, run, origin, story, tell, stop or StopSignals(), metrics)
         job.stop.before_exit.append(story.ended_abruptly)
         try:
@@ -114,7 +114,7 @@ class Training:
         from aifx.train.meter import Meter, NotFinite
         from aifx.train.validation import Validator
 
-        info = self._info(recipe, begun.step)
+        info = self._info(recipe, begun)
         meter = Meter(info, begun.units, begun.loss)
         loop = Loop(
             config=self.config,
@@ -216,7 +216,7 @@ class Training:
         checkpoints.wait()
         write_text(self.run.config, self.config.to_toml())
 
-    def _info(self, recipe: Recipe, first_step: int) -> RunInfo:
+    def _info(self, recipe: Recipe, begun: Beginning) -> RunInfo:
         from aifx.hardware import peak_of
         from aifx.nn.specs import count_parameters
 
@@ -226,7 +226,8 @@ class Training:
         return RunInfo(
             run=self.run,
             config=self.config,
-            first_step=first_step,
+            first_step=begun.step,
+            recorded_step=begun.step - 1 if begun.unvalidated else begun.step,
             num_steps=self.config.train.num_steps,
             unit=recipe.task.unit,
             num_parameters=count_parameters(recipe.specs),

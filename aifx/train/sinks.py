@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aifx.errors import EnvironmentFault
@@ -21,7 +21,7 @@ from aifx.train.records import Observer, Record, RunInfo, TrainResult, flatten
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 
 
-def open_sinks(names: Sequence[str], run: RunDirectory) -> list[Observer]:
+def open_sinks(names: Sequence[str], run: RunDirectory, say: Callable[[str], None]) -> list[Observer]:
     """Observers for `log.sinks`. Raises EnvironmentFault for one whose package is missing, before training starts."""
     for name in names:
         if importlib.util.find_spec(PACKAGES[name]) is None:
@@ -31,7 +31,7 @@ def open_sinks(names: Sequence[str], run: RunDirectory) -> list[Observer]:
                 f"pip install 'aifx[{name}]'",
             )
     kinds: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
-    return [Background(name, kinds[name](run)) for name in dict.fromkeys(names)]
+    return [Background(name, kinds[name](run), say) for name in dict.fromkeys(names)]
 
 
 class Sink:
@@ -54,7 +54,7 @@ class TensorBoard(Sink):
         from tensorboardX import SummaryWriter
 
         # purge_step tells TensorBoard to forget what an interrupted process wrote beyond the checkpoint.
-        purge = info.first_step + 1 if info.first_step else None
+        purge = info.recorded_step + 1 if info.first_step else None
         self._writer = SummaryWriter(str(self.run.sinks / "tensorboard"), purge_step=purge, flush_secs=5)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -73,7 +73,7 @@ class WeightsAndBiases(Sink):
 
         self.run.sinks.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_SILENT", "true")
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
         self._run: Any = wandb.init(
             project=info.config.project.name,
             name=info.run.name,
@@ -131,11 +131,12 @@ class MLflow(Sink):
 
 
 class Background:
-    """Runs a sink in a thread. A sink that fails is dropped with a word in the ledger's log; training goes on."""
+    """Runs a sink in a thread. A sink that fails is dropped, which is said; training goes on."""
 
-    def __init__(self, name: str, sink: Sink) -> None:
+    def __init__(self, name: str, sink: Sink, say: Callable[[str], None]) -> None:
         self.name = name
-        self.error: str | None = None
+        self.failed = False
+        self._say = say
         self._sink = sink
         self._queue: queue.SimpleQueue[tuple[int, dict[str, float]] | str] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -146,7 +147,7 @@ class Background:
         self._thread.start()
 
     def record(self, record: Record) -> None:
-        if self.error is None and self._info.is_logged(record):
+        if not self.failed and self._info.is_logged(record):
             values = {k: v for k, v in flatten(record.document()) if k not in ("step", "time")}
             self._queue.put((record.step, values))
 
@@ -166,7 +167,8 @@ class Background:
                 self._sink.write(*item)
             self._sink.close(item)
         except Exception as e:  # whatever a tracker's client raises: the run matters more
-            self.error = f"{type(e).__name__}: {e}"
+            self.failed = True
+            self._say(f"{self.name} is given up: {type(e).__name__}: {e}")
 
 
 def _tracked_id(run: RunDirectory, tracker: str) -> str:

@@ -51,7 +51,7 @@ class Story:
         if self._ended:
             return
         self._ended = True
-        for observer in self._started:
+        for observer in reversed(self._started):  # the log file hears what the others say at last
             observer.stop(result)
         if result is None:
             with suppress(EnvironmentFault, OSError):  # the disk may be what failed

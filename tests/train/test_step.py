@@ -11,7 +11,6 @@ import optax
 import pytest
 
 from aifx.nn.specs import ArraySpec, init_params
-from aifx.nn.stacking import unstack_layers
 from aifx.parallel import place_batch
 from aifx.train.beginning import initialize
 from aifx.train.optimizers import clip_by_global_norm, make_optimizer, merge_weights, select_weights

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aifx.checkpoint import Checkpoints
-from aifx.errors import ConfigError, EnvironmentFault, UsageError
+from aifx.errors import CheckpointError, ConfigError, EnvironmentFault, UsageError
 from aifx.train.records import Record, RunInfo, TrainResult
 from aifx.train.signals import StopSignals
 
@@ -111,7 +111,8 @@ def test_a_stop_at_a_validation_leaves_it_to_the_next_process(tiny) -> None:
 
     first = tiny.train(observers=[AtValidation(3)], stop=stop)
     assert first.step == 4
-    assert [r["step"] for r in tiny.records()] == [1, 2, 3]
+    assert [r["step"] for r in tiny.records()] == [1, 2, 3, 4]
+    assert "validation" not in tiny.records()[-1]
     second = tiny.train()
     assert second.state_digest == whole.state_digest
     assert tiny.records() == tiny.records("whole")
@@ -188,9 +189,8 @@ def test_fork_with_another_optimizer_begins_its_state_anew(tiny) -> None:
     settings = ["train.num_steps=16", "optimizer.kind=muon"]
     assert tiny.train(*settings, run="muon", fork_from="main", say=said.append).status == "completed"
     assert any("optimizer" in line for line in said)
-    with pytest.raises(Exception, match="fit|shape") as refused:
+    with pytest.raises(CheckpointError):
         tiny.train("train.num_steps=16", "model.width=16", run="wide", fork_from="main")
-    assert refused.type.__name__ == "CheckpointError"
     assert not tiny.run("wide").exists()
 
 
@@ -211,7 +211,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, step: int) -> None:
 
         tree, _ = checkpoints.restore(kept, to_tree(abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)))
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
-    assert [e for e in tiny.events() if e["event"] == "nan"][0]["step"] == step + 1
+    assert next(e for e in tiny.events() if e["event"] == "nan")["step"] == step + 1
     assert all(r["loss"] is not None for r in tiny.records())
 
 
@@ -229,8 +229,8 @@ def test_early_stopping_survives_a_stop(tiny) -> None:
 
 
 def test_the_best_state_is_kept(tiny) -> None:
-    settings = ["data.no_signal=true", "train.num_steps=40", "train.validate_every=5", "checkpoint.every=0", "checkpoint.keep_last=1",
-                "optimizer.learning_rate=0.3", "schedule.kind=constant"]  # fmt: skip
+    settings = ["data.no_signal=true", "optimizer.learning_rate=0.3", "schedule.kind=constant", "train.num_steps=40"]
+    settings += ["train.validate_every=5", "checkpoint.every=0", "checkpoint.keep_last=1"]
     result = tiny.train(*settings)
     checkpoints = Checkpoints(tiny.run().checkpoints, tiny.config(*settings).checkpoint)
     assert result.best_step < 40, "this run would have to overfit"
@@ -280,7 +280,7 @@ def test_a_sink_without_its_package(tiny, monkeypatch: pytest.MonkeyPatch) -> No
 def test_batches_that_do_not_fit(tiny) -> None:
     with pytest.raises(ConfigError, match="gradient_accumulation = 3"):
         tiny.train("train.gradient_accumulation=3")
-    with pytest.raises(ConfigError, match="train.devices = 64"):
+    with pytest.raises(ConfigError, match=r"train\.devices = 64"):
         tiny.train("train.devices=64")
 
 

@@ -1,0 +1,76 @@
+"""The compilation cache: everything is kept, what is damaged is made anew once, and nothing is said twice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def train(tiny, cache: Path, run: str) -> str:
+    code, _, err = tiny.command(
+        "train", "--run", run, "--set", "train.num_steps=3", "--json", env={"AIFX_CACHE_DIR": str(cache)}
+    )
+    assert code == 0, err
+    return err
+
+
+def compiled(cache: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (cache / "jax").iterdir() if p.name.endswith("-cache")}
+
+
+@pytest.mark.parametrize("damage", ["torn", "empty", "flipped"])
+def test_a_damaged_entry(tiny, tmp_path: Path, damage: str) -> None:
+    cache = tmp_path / "cache"
+    train(tiny, cache, "first")
+    whole = compiled(cache)
+    (name,) = [n for n in whole if n.startswith("jit_step-")]
+    data = bytearray(whole[name])
+    data[len(data) // 2] ^= 0x10
+    (cache / "jax" / name).write_bytes({"torn": whole[name][:1000], "empty": b"", "flipped": bytes(data)}[damage])
+
+    said = train(tiny, cache, "second")
+    assert f"{name}" in said, "it is told what was damaged"
+    assert "UserWarning" not in said
+    assert compiled(cache).keys() == whole.keys(), "compiled again, and kept"
+    assert len((cache / "jax" / name).read_bytes()) > 0.9 * len(whole[name])
+
+    quiet = train(tiny, cache, "third")
+    assert "damaged" not in quiet
+    assert "warning" not in quiet.lower()
+    assert tiny.records("third") == tiny.records("first")
+
+
+def test_small_programs_are_kept(tiny, tmp_path: Path) -> None:
+    train(tiny, tmp_path / "cache", "first")
+    kept = compiled(tmp_path / "cache")
+    assert any(n.startswith("jit_step-") for n in kept)
+    assert any(n.startswith("jit_init-") for n in kept)
+    train(tiny, tmp_path / "cache", "second")
+    assert compiled(tmp_path / "cache").keys() == kept.keys()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_cache_that_cannot_be_written(tiny, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir(mode=0o500)
+    assert "not kept" in train(tiny, tmp_path / "cache", "first")
+
+
+def test_a_cache_where_a_file_is(tiny, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "jax").write_text("")
+    assert "not kept" in train(tiny, tmp_path / "cache", "first")
+
+
+def test_the_oldest_go_first(tmp_path: Path) -> None:
+    from aifx.train.compilation_cache import _prune
+
+    for age in range(10):
+        entry = tmp_path / f"jit_x-{age}-cache"
+        entry.write_bytes(bytes(100))
+        os.utime(entry, (1e9 - age, 1e9 - age))
+    _prune(tmp_path, 1000)
+    assert len(list(tmp_path.iterdir())) == 10
+    _prune(tmp_path, 999)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"jit_x-{age}-cache" for age in range(4)]

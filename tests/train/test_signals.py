@@ -1,0 +1,182 @@
+"""Real signals to real processes: what is saved, how it ends, and how soon."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aifx.runs import RunLock
+
+Start = Callable[..., subprocess.Popen[str]]
+
+LONG = [
+    "train",
+    "--json",
+    "--set",
+    "train.num_steps=100000",
+    "--set",
+    "data.read_s=0.01",
+    "--set",
+    "checkpoint.every=0",
+]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.005)
+
+
+def has_steps(run: Path, count: int) -> Callable[[], bool]:
+    metrics = run / "metrics.jsonl"
+    return lambda: metrics.exists() and metrics.read_text().count("\n") >= count
+
+
+def has_event(run: Path, name: str) -> Callable[[], bool]:
+    events = run / "events.jsonl"
+    return lambda: events.exists() and f'"event": "{name}"' in events.read_text()
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
+def test_in_the_loop_the_state_is_saved(tiny, start: Start, signum: int, code: int) -> None:
+    process = start(*LONG)
+    wait_for(has_steps(tiny.run().path, 6), process)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    document = json.loads(out)
+    assert document["status"] == ("interrupted" if code == 130 else "preempted")
+    last = tiny.records()[-1]
+    assert (last["step"], last["loss"]) == (document["step"], document["loss"])
+    assert (tiny.run().checkpoints / str(document["step"])).is_dir()
+    assert tiny.events()[-1]["event"] == "stop"
+    assert tiny.events()[-1]["status"] == document["status"]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_while_compiling_the_process_ends_at_once(tiny, start: Start, signum: int, code: int) -> None:
+    process = start(*LONG, "--set", "data.compile_s=60")
+    wait_for(has_event(tiny.run().path, "compile"), process)
+    sent = time.monotonic()
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 10
+    assert process.returncode == code, err
+    document = json.loads(out)
+    assert (document["status"], document["step"]) == ("interrupted" if code == 130 else "preempted", 0)
+    assert "nothing was saved yet" in err
+    assert tiny.events()[-1]["status"] == document["status"]
+    done = tiny.train()
+    assert done.status == "completed", "the lock is free, and nothing is broken"
+
+
+def test_while_importing_the_process_ends_cleanly(tiny, start: Start) -> None:
+    process = start(*LONG)
+    time.sleep(0.4)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    assert process.returncode in (75, -signal.SIGTERM), "before our first line the signal is the system's"
+
+
+def test_a_second_signal_ends_it_at_once(tiny, start: Start) -> None:
+    process = start(*LONG, "--set", "data.read_s=20")
+    wait_for(has_event(tiny.run().path, "compiled"), process)
+    time.sleep(3.0)  # reading the first batch
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None, "the first one waits for the step to end"
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 5
+    assert process.returncode == 130
+    assert json.loads(out)["status"] == "interrupted"
+    assert "at once" in err
+
+
+def test_saving_is_bounded(tiny, start: Start) -> None:
+    process = start(*LONG, "--set", "data.read_s=30", "--set", "checkpoint.stop_timeout_s=1.5")
+    wait_for(has_event(tiny.run().path, "compiled"), process)
+    time.sleep(3.0)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert 1.0 < time.monotonic() - sent < 12
+    assert process.returncode == 75
+    assert "stop_timeout_s" in err
+    assert json.loads(out)["step"] == 0
+
+
+def test_nohup_stays_in_force(tiny, start: Start) -> None:
+    process = start(*LONG, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for(has_steps(tiny.run().path, 3), process)
+    process.send_signal(signal.SIGHUP)
+    before = len(tiny.records())
+    wait_for(has_steps(tiny.run().path, before + 5), process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+
+
+def test_an_interrupt_sent_to_a_background_process_is_heard(tiny, start: Start) -> None:
+    """A shell without job control starts `aifx train &` with SIGINT ignored; a script that sends one means it."""
+    process = start(*LONG, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), start_new_session=True)
+    wait_for(has_steps(tiny.run().path, 3), process)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(out)["status"] == "interrupted"
+
+
+def test_children_inherit_nothing() -> None:
+    program = """
+import signal, subprocess, sys
+from aifx.train.signals import StopSignals
+with StopSignals():
+    child = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []), signal.getsignal(signal.SIGTERM))"
+    print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout)
+print(signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    child, _, after = out.strip().splitlines()
+    assert child == "set() 0"
+    assert after == "0 True", "what was there before is there again"
+
+
+def test_a_second_process_is_told_who_holds_the_run(tiny, start: Start) -> None:
+    holder = start(*LONG)
+    wait_for(has_steps(tiny.run().path, 1), holder)
+    code, out, _ = tiny.command(*LONG)
+    assert code == 2
+    error = json.loads(out)["error"]
+    assert str(holder.pid) in error["why"]
+    assert error["hint"]
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.communicate()
+    with RunLock(tiny.run()):
+        pass  # the kernel gave it back
+
+
+def test_killed_anywhere_the_run_goes_on_bit_for_bit(tiny, start: Start) -> None:
+    whole = tiny.train("train.num_steps=60", run="whole")
+    train = ["train", "--json", "--set", "train.num_steps=60", "--set", "data.read_s=0.01"]
+    for steps in (2, 9, 17, 30):
+        process = start(*train)
+        wait_for(has_steps(tiny.run().path, steps), process)
+        process.kill()
+        process.communicate()
+    code, out, err = tiny.command(*train)
+    assert code == 0, err
+    assert json.loads(out)["state_digest"] == whole.state_digest
+    assert tiny.records() == tiny.records("whole")
