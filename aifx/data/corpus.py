@@ -60,7 +60,7 @@ class Corpus:
         if not any(self.fractions.values()):
             return (("train", piece) for piece in pieces)
         if self.section.split == "block":
-            total = sum(len(piece.text.encode()) for piece in self._training_files(whole))
+            total = sum(piece.num_bytes for piece in self._training_files(whole))
             return _by_block(pieces, self._block_ends(total))
         return _by_document(pieces, self._assignment())
 
@@ -132,7 +132,7 @@ def _by_block(pieces: Iterator[Piece], ends: list[tuple[Split, int]]) -> Iterato
     split, end = next(remaining)
     position = 0
     for piece in pieces:
-        size = len(piece.text.encode())
+        size = piece.num_bytes
         while position + size > end:
             data = piece.text.encode()
             cut = end - position

@@ -39,6 +39,11 @@ class Piece:
     text: str
     closes: bool
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its UTF-8."""
+        return len(self.text) if self.text.isascii() else len(self.text.encode())
+
 
 def find_files(patterns: Sequence[str], project: Project, key: str) -> list[TextFile]:
     """The files that `patterns` of the configuration key `key` name, those of one pattern sorted, each once."""
@@ -134,17 +139,17 @@ def _decode(file: TextFile) -> Iterator[str]:
     """The text of a UTF-8 file, byte for byte (newlines as they are), in blocks."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with open(file.path, "rb") as stream:
-        offset, line = 0, 1  # of the first byte that is not yet decoded
+        offset = 0
         while True:
             block = stream.read(BLOCK_BYTES)
             kept = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                line += error.object[: error.start].count(b"\n")
-                raise _not_utf8(file, offset - kept + error.start, line, error) from None
+                wrong = offset - kept + error.start
+                stream.seek(0)
+                raise _not_utf8(file, wrong, stream.read(wrong).count(b"\n") + 1, error) from None
             offset += len(block)
-            line += text.count("\n")
             if text:
                 yield text
             if not block:

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import json
 import os
 import shutil
 import tempfile
 import time
 from array import array
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from tokenizers import Encoding
 
 from aifx.data.base import Split
 from aifx.data.corpus import SPLITS, Corpus
@@ -34,7 +35,8 @@ from aifx.data.tokenizer import Tokenizer
 from aifx.errors import EnvironmentFault
 
 FORMAT = 1
-BATCH_CHARACTERS = (os.cpu_count() or 1) << 18  # several pieces a core
+BATCH_CHARACTERS = (os.cpu_count() or 1) << 17  # a few pieces a core
+AHEAD = 2  # batches that are encoded at a time, so that no core waits between them
 STRAY_AFTER_S = 24 * 3600.0
 
 
@@ -122,20 +124,24 @@ def _file_names(split: Split) -> tuple[str, str]:
     return f"{split}.tokens.npy", f"{split}.documents.npy"
 
 
-def _encoded(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[Split, Piece, Any]]:
-    """Each piece with its token ids. A second thread keeps the encoder at work on the next batch, outside the
-    interpreter's lock, while this one takes the ids of the last."""
-    batches = _batches(corpus.pieces(whole=not tokenizer.can_cut))
-    with ThreadPoolExecutor(1, "encode") as pool:
-        waiting = None
-        for batch in itertools.chain(batches, (None,)):
-            ahead = pool.submit(tokenizer.encode_batch, [piece.text for _, piece in batch]) if batch else None
-            if waiting is not None:
-                done, encodings = waiting[0], waiting[1].result()
-                encodings.reverse()
-                for split, piece in done:
-                    yield split, piece, encodings.pop().ids
-            waiting = (batch, ahead) if batch and ahead else None
+def _encoded(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[Split, Piece, list[int]]]:
+    """Each piece with its token ids. Threads keep the encoder, which works outside the interpreter's lock, busy with
+    the batches ahead while this one takes the ids of those that are done."""
+    pending: deque[tuple[list[tuple[Split, Piece]], Future[list[Encoding]]]] = deque()
+    with ThreadPoolExecutor(AHEAD, "encode") as pool:
+        for batch in _batches(corpus.pieces(whole=not tokenizer.can_cut)):
+            pending.append((batch, pool.submit(tokenizer.encode_batch, [piece.text for _, piece in batch])))
+            if len(pending) > AHEAD:
+                yield from _ids(*pending.popleft())
+        while pending:
+            yield from _ids(*pending.popleft())
+
+
+def _ids(batch: list[tuple[Split, Piece]], encoded: Future[list[Encoding]]) -> Iterator[tuple[Split, Piece, list[int]]]:
+    encodings = encoded.result()
+    encodings.reverse()  # so that each is freed when its ids are taken
+    for split, piece in batch:
+        yield split, piece, encodings.pop().ids
 
 
 def _batches(pieces: Iterator[tuple[Split, Piece]]) -> Iterator[list[tuple[Split, Piece]]]:
@@ -172,7 +178,7 @@ class _SplitWriter:
             self._length += 1
         self._file.write(np.fromiter(ids, self._dtype, len(ids)))
         self._length += len(ids)
-        self._num_bytes += len(piece.text.encode())
+        self._num_bytes += piece.num_bytes
         self._open = not piece.closes
 
     def finish(self) -> dict[str, Any]:
