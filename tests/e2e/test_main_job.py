@@ -56,7 +56,7 @@ def test_language_model(project: Command) -> None:
     assert project("generate", "--prompt", "Call me", "--max-tokens", "8", "--seed", "1", "--json").json()["text"]
 
     listed = project("runs", "ls", "--json").json()["runs"]
-    assert [run["name"] for run in listed] == ["main"]
+    assert [run["run"] for run in listed] == ["main"]
     assert listed[0]["status"] == "completed"
 
 
@@ -74,7 +74,7 @@ def test_vision(aifx: Command) -> None:
     belt = Command(aifx.cwd / "belt", aifx.cache)
     trained = belt("train", *settings(["train.num_steps=12", "train.validate_every=6"]), "--json")
     assert trained.returncode == 0, trained.stderr
-    evaluated = belt("eval", "--gate", "accuracy >= 0.01", "--json")
+    evaluated = belt("eval", "--set", "eval.gates=[]", "--gate", "accuracy >= 0.01", "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     metrics = evaluated.json()["metrics"]
     assert sum(map(sum, metrics["confusion"])) == 1000
@@ -116,7 +116,7 @@ def test_another_configuration_is_refused_and_forked(project: Command) -> None:
     forked = project(*train(12), *settings(["optimizer.learning_rate=0.5"]), "--fork", "hot", "--json")
     assert forked.returncode == 0, forked.stderr
     assert forked.json()["step"] == 12
-    assert {run["name"] for run in project("runs", "ls", "--json").json()["runs"]} == {"main", "hot"}
+    assert {run["run"] for run in project("runs", "ls", "--json").json()["runs"]} == {"main", "hot"}
 
 
 def test_closed_pipe(project: Command) -> None:
