@@ -55,7 +55,10 @@ class TensorBoard(Sink):
 
         # purge_step tells TensorBoard to forget what an interrupted process wrote beyond the checkpoint.
         purge = info.recorded_step + 1 if info.first_step else None
-        self._writer = SummaryWriter(str(self.run.sinks / "tensorboard"), purge_step=purge, flush_secs=5)
+        # The step keeps the files of two processes apart that began within a second, which is all that their names tell.
+        suffix = f".{info.first_step:09}"
+        folder = str(self.run.sinks / "tensorboard")
+        self._writer = SummaryWriter(folder, purge_step=purge, flush_secs=5, filename_suffix=suffix)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
