@@ -1,3 +1,6 @@
-"""aifx: the toolkit of people who operate AI factories. A library with no terminal in it; `aifx.commands` is the terminal."""
+"""aifx: the toolkit of people who operate AI factories.
+
+A library with no terminal in it; `aifx.commands` is the terminal.
+"""
 
 __version__ = "0.1.0"

@@ -92,11 +92,11 @@ class Project:
         return sorted((r for r in found if r.exists()), key=_last_written)
 
     def run(self, name: str) -> RunDirectory:
-        """The run called `name`, whether it exists or not. Raises UsageError for a name that is not a plain folder name."""
+        """The run called `name`, whether it exists or not. Raises UsageError for what is not a plain folder name."""
         if not RUN_NAME.fullmatch(name):
             raise UsageError(
                 f"{name!r} cannot name a run",
-                "a run's name has letters, digits, '.', '_' and '-', begins with a letter or digit, and has 100 characters at most",
+                "a run's name is letters, digits, '.', '_' and '-', 100 at most, and begins with a letter or digit",
                 "aifx train --run my-run",
             )
         return RunDirectory(self.runs_path / name)
@@ -110,7 +110,9 @@ class Project:
             return runs[-1]
         run = self.run(name)
         if not run.exists():
-            raise UsageError(f"no run {name!r} in {self.runs_path}", did_you_mean(name, (r.name for r in runs)), "aifx runs ls")
+            raise UsageError(
+                f"no run {name!r} in {self.runs_path}", did_you_mean(name, (r.name for r in runs)), "aifx runs ls"
+            )
         return run
 
 
@@ -120,7 +122,9 @@ def find_project(start: Path | None = None) -> Project:
     for folder in (here, *here.parents):
         if (folder / CONFIG_NAME).is_file():
             return Project(folder)
-    raise UsageError(f"no {CONFIG_NAME} in {here} or above it", "this command works inside a project", "aifx init my-project")
+    raise UsageError(
+        f"no {CONFIG_NAME} in {here} or above it", "this command works inside a project", "aifx init my-project"
+    )
 
 
 def cache_path() -> Path:

@@ -55,7 +55,7 @@ class TensorBoard(Sink):
 
         # purge_step tells TensorBoard to forget what an interrupted process wrote beyond the checkpoint.
         purge = info.recorded_step + 1 if info.first_step else None
-        # The step keeps the files of two processes apart that began within a second, which is all that their names tell.
+        # The step keeps apart the files of two processes that began within a second: their names tell no more.
         suffix = f".{info.first_step:09}"
         folder = str(self.run.sinks / "tensorboard")
         self._writer = SummaryWriter(folder, purge_step=purge, flush_secs=5, filename_suffix=suffix)

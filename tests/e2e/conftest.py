@@ -71,15 +71,27 @@ class Command:
 
     def __call__(self, *args: str, env: dict[str, str] | None = None, timeout: float = 180, stdin: str = "") -> Result:
         done = subprocess.run(
-            [*self.program, *args], cwd=self.cwd, env={**self.environ, **(env or {})}, input=stdin, text=True,
-            capture_output=True, timeout=timeout, check=False,
+            [*self.program, *args],
+            cwd=self.cwd,
+            env={**self.environ, **(env or {})},
+            input=stdin,
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
         )
         return Result(done.returncode, done.stdout, done.stderr)
 
     def start(self, *args: str, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*self.program, *args], cwd=self.cwd, env=self.environ, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, **options,
+            [*self.program, *args],
+            cwd=self.cwd,
+            env=self.environ,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            **options,
         )
 
 

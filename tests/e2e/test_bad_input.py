@@ -25,7 +25,10 @@ CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
     "key of another task": ("[model]\nchannels = [8]\n", ["channels", "aifx.toml:2"]),
     "heads that do not divide": ("[model]\nnum_heads = 3\nembed_dim = 32\n", ["num_heads"]),
     "key-value heads that do not divide": ("[model]\nnum_heads = 4\nnum_kv_heads = 3\n", ["num_kv_heads"]),
-    "accumulation that does not divide": ("[train]\nglobal_batch_size = 8\ngradient_accumulation = 3\n", ["gradient_accumulation"]),
+    "accumulation that does not divide": (
+        "[train]\nglobal_batch_size = 8\ngradient_accumulation = 3\n",
+        ["gradient_accumulation"],
+    ),
     "more devices than there are": ("[train]\ndevices = 64\n", ["devices"]),
     "everything held out": ("[data]\nvalidation_fraction = 0.5\ntest_fraction = 0.5\n", ["test_fraction"]),
     "gate that is no condition": ('[eval]\ngates = ["accuracy"]\n', ["accuracy"]),
@@ -69,7 +72,6 @@ def test_usage(project: Command) -> None:
     assert failed.json()["error"]["exit_code"] == 2
 
 
-
 LONG = b"It was a dark and stormy night. " * 400
 TEXTS: dict[str, tuple[str, bytes, list[str]]] = {
     "empty": ("a.txt", b"", ["a.txt"]),
@@ -95,8 +97,10 @@ def test_bad_text(aifx: Command, case: str) -> None:
 
 def images(**changes: object) -> dict[str, np.ndarray]:
     arrays: dict[str, object] = {
-        "train_images": np.zeros((20, 28, 28), np.uint8), "train_labels": np.zeros(20, np.uint8),
-        "test_images": np.zeros((10, 28, 28), np.uint8), "test_labels": np.zeros(10, np.uint8),
+        "train_images": np.zeros((20, 28, 28), np.uint8),
+        "train_labels": np.zeros(20, np.uint8),
+        "test_images": np.zeros((10, 28, 28), np.uint8),
+        "test_labels": np.zeros(10, np.uint8),
     } | changes
     return {k: np.asarray(v) for k, v in arrays.items() if v is not None}
 
@@ -107,7 +111,10 @@ IMAGES: dict[str, tuple[dict[str, np.ndarray], list[str]]] = {
     "missing array": (images(test_labels=None), ["images.npz", "test_labels"]),
     "fewer labels than images": (images(train_labels=np.zeros(19, np.uint8)), ["images.npz", "train_labels"]),
     "fractions as labels": (images(train_labels=np.zeros(20, np.float32)), ["images.npz", "train_labels"]),
-    "none at all": (images(train_images=np.zeros((0, 28, 28), np.uint8), train_labels=np.zeros(0, np.uint8)), ["images.npz"]),
+    "none at all": (
+        images(train_images=np.zeros((0, 28, 28), np.uint8), train_labels=np.zeros(0, np.uint8)),
+        ["images.npz"],
+    ),
     "pickled objects": (images(train_labels=np.array([None] * 20, object)), ["images.npz", "train_labels"]),
 }
 

@@ -14,7 +14,9 @@ from conftest import TINY, Command, settings
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"a file system of a chosen size cannot be mounted here: {mounted.stderr.strip()}")
     yield place
@@ -39,6 +41,8 @@ def test_full_disk(project: Command, small_disk: Path) -> None:
 
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     assert project(*train, "--json").json()["status"] == "completed"
-    whole = project("train", "--run", "other", *settings([*TINY, "train.num_steps=60", "checkpoint.keep_last=1"]), "--json").json()
+    whole = project(
+        "train", "--run", "other", *settings([*TINY, "train.num_steps=60", "checkpoint.keep_last=1"]), "--json"
+    ).json()
     again = project("ckpt", "show", "--run", "main", "--json").json()
     assert again["state_digest"] == whole["state_digest"]

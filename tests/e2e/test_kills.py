@@ -70,7 +70,9 @@ def after(seconds: float) -> Moment:
     return moment
 
 
-def kill_at(command: Command, moment: Moment, run: Path, started: Callable[[subprocess.Popen[str]], subprocess.Popen[str]]) -> bool:
+def kill_at(
+    command: Command, moment: Moment, run: Path, started: Callable[[subprocess.Popen[str]], subprocess.Popen[str]]
+) -> bool:
     """Starts the run and kills it at `moment`. False when it ended before."""
     reached = moment(run, command.cache)
     process = started(command.start(*TRAIN, "--run", run.name))
@@ -84,7 +86,9 @@ def kill_at(command: Command, moment: Moment, run: Path, started: Callable[[subp
 
 
 @pytest.mark.slow
-def test_twenty_kills(project: Command, tmp_path: Path, started: Callable[[subprocess.Popen[str]], subprocess.Popen[str]]) -> None:
+def test_twenty_kills(
+    project: Command, tmp_path: Path, started: Callable[[subprocess.Popen[str]], subprocess.Popen[str]]
+) -> None:
     whole = project(*TRAIN, "--run", "whole")
     assert whole.returncode == 0, whole.stderr
 

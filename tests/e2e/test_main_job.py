@@ -121,7 +121,13 @@ def test_another_configuration_is_refused_and_forked(project: Command) -> None:
 
 def test_closed_pipe(project: Command) -> None:
     assert project(*train(5)).returncode == 0
-    for arguments in (["--help"], ["runs", "ls"], ["config", "show"], ["config", "schema"], ["generate", "--max-tokens", "50"]):
+    for arguments in (
+        ["--help"],
+        ["runs", "ls"],
+        ["config", "show"],
+        ["config", "schema"],
+        ["generate", "--max-tokens", "50"],
+    ):
         process = project.start(*arguments)
         assert process.stdout is not None
         process.stdout.close()
