@@ -126,7 +126,8 @@ def _norm(params: Params, x: jax.Array) -> jax.Array:
     wide = layers.at_least_float32(x)
     mean = jnp.mean(wide, axis=(1, 2, 3), keepdims=True)
     variance = jnp.mean(jnp.square(wide - mean), axis=(1, 2, 3), keepdims=True)
-    return ((wide - mean) * jax.lax.rsqrt(variance + NORM_EPSILON) * params["scale"] + params["bias"]).astype(x.dtype)
+    y: jax.Array = (wide - mean) * jax.lax.rsqrt(variance + NORM_EPSILON) * params["scale"] + params["bias"]
+    return y.astype(x.dtype)
 
 
 def _residual(params: Params, x: jax.Array) -> jax.Array:

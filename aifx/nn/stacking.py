@@ -81,5 +81,5 @@ def _struct(
 ) -> Any:
     sharding = like.sharding
     if isinstance(sharding, NamedSharding):
-        sharding = NamedSharding(sharding.mesh, PartitionSpec(*axes(tuple(sharding.spec))))  # type: ignore[no-untyped-call]
-    return jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)  # type: ignore[no-untyped-call]
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*axes(tuple(sharding.spec))))
+    return jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)

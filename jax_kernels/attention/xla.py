@@ -7,14 +7,14 @@ half of the full square. Grouped-query heads share a product instead of repeatin
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from jax_kernels.attention.mask import Mask
 
-Residuals: TypeAlias = tuple[jax.Array, ...]
+Residuals: TypeAlias = tuple[Any, ...]
 
 SMALLEST_BLOCK = 64
 MOST_BLOCKS = 16
@@ -58,10 +58,13 @@ def _attention(
 ) -> tuple[jax.Array, jax.Array]:
     """q `[batch, kv_heads, group, q_len, head_dim]`, k and v `[batch, kv_heads, kv_len, head_dim]`; out as q, lse as q
     without head_dim."""
-    return _forward(form, q, k, v, q_offset, segment_ids)[0]
+    result, _ = _forward(form, q, k, v, q_offset, segment_ids)
+    return result
 
 
-def _forward(form, q, k, v, q_offset, segment_ids):
+def _forward(
+    form: Form, q: jax.Array, k: jax.Array, v: jax.Array, q_offset: jax.Array | None, segment_ids: jax.Array | None
+) -> tuple[tuple[jax.Array, jax.Array], Residuals]:
     mask = _mask(form, q_offset, segment_ids)
     outs, sums = [], []
     for block in _blocks(mask, q.shape[3], k.shape[2]):
@@ -77,7 +80,9 @@ def _forward(form, q, k, v, q_offset, segment_ids):
     return (out, lse), (q, k, v, q_offset, segment_ids, out, lse)
 
 
-def _backward(form, residuals, cotangents):
+def _backward(
+    form: Form, residuals: Residuals, cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array | None, ...]:
     q, k, v, q_offset, segment_ids, out, lse = residuals
     d_out, d_lse = cotangents
     mask = _mask(form, q_offset, segment_ids)
@@ -85,7 +90,8 @@ def _backward(form, residuals, cotangents):
     lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
     # Each score's gradient is p (dp - delta), and the log-sum-exp's own gradient adds p d_lse.
     delta = jnp.sum(out.astype(wide) * d_out.astype(wide), axis=-1) - d_lse
-    d_q, d_k, d_v = [], 0.0, 0.0
+    d_q: list[jax.Array] = []
+    d_k, d_v = jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
     for block in _blocks(mask, q.shape[3], k.shape[2]):
         scores, slope = _scores(form, mask, block, q, k)
         p = jnp.exp(scores - lse[..., block.q, None])
@@ -108,7 +114,8 @@ _attention.defvjp(_forward, _backward)
 
 
 def _mask(form: Form, q_offset: jax.Array | None, segment_ids: jax.Array | None) -> Mask:
-    offset: int | jax.Array = form.q_offset if q_offset is None else q_offset
+    offset = form.q_offset if q_offset is None else q_offset
+    assert offset is not None
     return Mask(form.causal, form.window, offset, segment_ids)
 
 
