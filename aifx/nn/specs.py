@@ -57,7 +57,7 @@ class ArraySpec:
 
     @property
     def struct(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(self.shape, self.dtype)  # type: ignore[no-untyped-call]
+        return jax.ShapeDtypeStruct(self.shape, self.dtype)
 
 
 def is_spec(node: Any) -> bool:
