@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from aifx.data.base import Batch, BatchSource, Split
-from aifx.errors import DataError
+from aifx.errors import DataError, UsageError
 from aifx.gates import Gate, GateResult, check_names, judge, parse_gate, scalars
 from aifx.nn.specs import Params
 from aifx.project import Project, RunDirectory
@@ -29,6 +29,9 @@ Place: TypeAlias = Callable[[Batch], Mapping[str, jax.Array]]
 """Puts a batch on the devices (sharded over a mesh)."""
 
 Compiled: TypeAlias = Callable[[Params, Mapping[str, Any]], Sums]
+
+READING = ("data.eval_stride", "data.seq_len", "data.packing")
+"""How a split is read; nothing moves from one split to another by these."""
 
 
 def compile_sums(task: Task, dtype: DTypeLike | None = None) -> Compiled:
@@ -151,16 +154,17 @@ def evaluate(
         step, which: the checkpoint, as `open_trained` takes them.
         overrides: `--set` strings over the run's configuration.
 
-    Raises UsageError for a malformed gate or one on a metric that does not exist, before anything is measured.
+    Raises UsageError for a malformed gate, one on a metric that does not exist, or overrides that divide the data
+    otherwise than the run did, before anything is measured.
     """
     from aifx.tasks.trained import open_trained
 
     asked = [parse_gate(expr) for expr in gates]
+    _check_overrides(run, project, overrides)
     trained = open_trained(run, project, step=step, which=which, overrides=overrides, say=say)
     chosen: Split = split or trained.config.eval.split
     all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
-    if not overrides:
-        _compare_data(trained, say)
+    _compare_data(trained, project, say)
     if all_gates:
         check_names(all_gates, metric_names(trained.task, trained.params, chosen))
     report = _measure(trained, chosen, all_gates)
@@ -168,13 +172,35 @@ def evaluate(
     return report
 
 
-def _compare_data(trained: Trained, say: Say) -> None:
+def _check_overrides(run: RunDirectory, project: Project, overrides: Sequence[str]) -> None:
+    """Raises UsageError where overrides could put into the chosen split what the run was trained on."""
+    if not overrides:
+        return
+    from aifx.config import compare, read_config
+
+    changed = compare(read_config(run.config, project), read_config(run.config, project, overrides))
+    for d in changed:
+        if d.key.startswith(("task.", "data.")) and d.key not in READING:
+            raise UsageError(
+                f"{d.key} is not to be changed for an evaluation",
+                f"run {run.name} was trained with {d.old!r}: with {d.new!r} it may be measured on what it learnt from",
+                f"aifx eval --run {run.name}    (--set takes eval.*, {', '.join(READING)} and the like)",
+            )
+
+
+def _compare_data(trained: Trained, project: Project, say: Say) -> None:
     """Say so when the data is not what the run was trained on: text that is held out now may have been learnt."""
+    from aifx.config import read_config
+    from aifx.tasks.registry import create_task
     from aifx.train.standing import read_provenance
 
-    before = read_provenance(trained.run).get("data_digest")
-    if before is not None and before != trained.task.data_digest():
-        say(f"the data has changed since run {trained.run.name} began: what is held out now may be what it learnt from")
+    run = trained.run
+    before = read_provenance(run).get("data_digest")
+    if before is None or before == trained.task.data_digest():
+        return
+    # The digest covers how the data is read as well, which overrides may change: look again without them.
+    if before != create_task(read_config(run.config, project), project, run.assets, say=say).data_digest():
+        say(f"the data has changed since run {run.name} began: what is held out now may be what it learnt from")
 
 
 def _measure(trained: Trained, split: Split, gates: Sequence[Gate]) -> Report:
@@ -187,15 +213,15 @@ def _measure(trained: Trained, split: Split, gates: Sequence[Gate]) -> Report:
 
 def write_report(path: Path, report: Report, *, data_digest: str) -> None:
     """Put a report among those of its step, atomically; docs/run-directory.md has the format."""
-    from aifx.runs import write_json
+    from aifx.runs import exclusive, write_json
 
-    splits: dict[str, Any] = {}
-    with suppress(
-        OSError, ValueError, KeyError, TypeError
-    ):  # none yet, or not one of ours: this one is whole by itself
-        splits = json.loads(path.read_text("utf-8"))["splits"]
     document = report.document()
     entry = {**{k: document[k] for k in ("metrics", "gates")}, "passed": report.passed, "data_digest": data_digest}
-    splits[report.split] = entry | {"measured_at": time.time()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"schema_version": 1, "run": report.run, "step": report.step, "splits": splits})
+    with exclusive(path.parent / ".lock"):  # another evaluation of the step may end at the same time
+        splits: dict[str, Any] = {}
+        # None yet, or not one of ours: this one is whole by itself.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            splits = json.loads(path.read_text("utf-8"))["splits"]
+        splits[report.split] = entry | {"measured_at": time.time()}
+        write_json(path, {"schema_version": 1, "run": report.run, "step": report.step, "splits": splits})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -49,7 +50,7 @@ def train(
         with StopSignals() as stop:
             result = _train(run or DEFAULT_RUN, overrides or [], fork, profile, out, stop)
         out.document(result.document())
-        _show(result, out, profile)
+        _show(result, out, profile, overrides or [])
         if result.exit_code:
             raise SystemExit(int(result.exit_code))
 
@@ -93,7 +94,7 @@ def _last_words(name: str, status: str, why: str, out: Output) -> None:
         out.say(f"{status}: {why}")
 
 
-def _show(result: TrainResult, out: Output, profile: bool) -> None:
+def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str]) -> None:
     """The answer for people."""
     if result.error is not None:
         out.err.file.write(failure_text(result.error, colored=is_colored(out.err.file)))  # type: ignore[arg-type]
@@ -114,10 +115,13 @@ def _show(result: TrainResult, out: Output, profile: bool) -> None:
         out.print(
             f"{result.units_per_s:,.0f} {result.unit}/s; state digest {digest}; everything is in {result.run.path}"
         )
-    if profile and not result.already:
+    if profile and not any(result.run.profile.rglob("*.gz")):
+        out.say("no trace: too few steps were left to warm up and trace")
+    elif profile and not result.already:
         out.print(f"trace in {result.run.profile}: open its perfetto_trace.json.gz at https://ui.perfetto.dev")
         out.print(f"or: pip install xprof && xprof --logdir {result.run.profile}")
     if result.status in ("interrupted", "preempted"):
-        out.print(f"go on with: aifx train --run {result.run.name}")
+        again = ["aifx", "train", "--run", result.run.name, *(part for o in overrides for part in ("--set", o))]
+        out.print(f"go on with: {shlex.join(again)}")
     else:
         out.print(f"next: aifx eval --run {result.run.name}")

@@ -48,7 +48,8 @@ class Corpus:
 
     def check_unchanged(self) -> None:
         """Raises DataError if the files no longer hold what the digest was made of."""
-        if _digest(self.files, self.section, self.fractions) != self.digest:
+        digests = {split: [file_digest(file) for file in self.files[split]] for split in SPLITS}
+        if _digest(self.files, digests, self.section, self.fractions) != self.digest:
             raise DataError(f"{self.names('train')} changed while it was read", "", "run it again when it is written")
 
     def _training_files(self, whole: bool) -> Iterator[Piece]:
@@ -88,22 +89,14 @@ class Corpus:
 
 
 def open_corpus(section: LanguageDataSection, project: Project) -> Corpus:
-    """Finds and hashes the project's text. Raises DataError for what is missing, empty or named for two splits."""
+    """Finds and hashes the project's text. Raises DataError for what is missing, empty or in two splits."""
     files: dict[Split, list[TextFile]] = {
         "train": find_files(section.train, project, "data.train"),
         "validation": find_files(section.validation, project, "data.validation"),
         "test": find_files(section.test, project, "data.test"),
     }
-    seen: dict[object, Split] = {}
-    for split in SPLITS:
-        for file in files[split]:
-            other = seen.setdefault(file.path.resolve(), split)
-            if other != split:
-                raise DataError(
-                    f"{file.name} is named for both data.{other} and data.{split}",
-                    "what is trained on must not be measured on",
-                    f"name the files of data.{other} so that they leave it out",
-                )
+    digests = {split: [file_digest(file) for file in files[split]] for split in SPLITS}
+    _check_apart(files, digests)
     fractions: dict[Split, float] = {
         "train": 0.0,
         "validation": 0.0 if files["validation"] else section.validation_fraction,
@@ -115,14 +108,36 @@ def open_corpus(section: LanguageDataSection, project: Project) -> Corpus:
             f"together they hold out {sum(fractions.values()):g} of the text",
             "aifx train --set data.validation_fraction=0.05 --set data.test_fraction=0.1",
         )
-    return Corpus(files, section, fractions, _digest(files, section, fractions))
+    return Corpus(files, section, fractions, _digest(files, digests, section, fractions))
 
 
-def _digest(files: dict[Split, list[TextFile]], section: LanguageDataSection, fractions: dict[Split, float]) -> str:
+def _check_apart(files: dict[Split, list[TextFile]], digests: dict[Split, list[str]]) -> None:
+    """Raises DataError for a file, or a copy of one under another name, in two splits."""
+    seen: dict[str, tuple[Split, TextFile]] = {}
+    for split in SPLITS:
+        for file, digest in zip(files[split], digests[split], strict=True):
+            other, first = seen.setdefault(digest, (split, file))
+            if other != split:
+                same = first.path.resolve() == file.path.resolve()
+                raise DataError(
+                    f"{file.name} is named for both data.{other} and data.{split}"
+                    if same
+                    else f"{first.name} of data.{other} and {file.name} of data.{split} are the same, byte for byte",
+                    "what is trained on must not be measured on",
+                    f"name the files of data.{other} so that they leave it out",
+                )
+
+
+def _digest(
+    files: dict[Split, list[TextFile]],
+    digests: dict[Split, list[str]],
+    section: LanguageDataSection,
+    fractions: dict[Split, float],
+) -> str:
     digest = hashlib.sha256(f"corpus 1 {section.split} {fractions} {section.text_field}\n".encode())
     for split in SPLITS:
-        for file in files[split]:
-            digest.update(f"{split} {file.path.suffix.lower()} {file_digest(file)}\n".encode())
+        for file, content in zip(files[split], digests[split], strict=True):
+            digest.update(f"{split} {file.path.suffix.lower()} {content}\n".encode())
     return digest.hexdigest()
 
 

@@ -217,8 +217,8 @@ class Decoder:
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Scores `[..., vocab]`, float32 or wider, of `hidden` `[..., embed]`."""
         weight = params["embedding"]["token"].T if self.section.tie_embeddings else params["output"]
-        scores = layers.linear(hidden.reshape(-1, hidden.shape[-1]), weight)
-        return layers.at_least_float32(scores).reshape(*hidden.shape[:-1], self.vocab_size)
+        scores = layers.linear_at_least_float32(hidden.reshape(-1, hidden.shape[-1]), weight)
+        return scores.reshape(*hidden.shape[:-1], self.vocab_size)
 
     def _position_rows(self, table: jax.Array, seq: int, positions: jax.Array | None, offset: Any) -> jax.Array:
         if seq > self.max_seq_len:

@@ -15,7 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from aifx.nn.specs import LAYERS, is_stacked
+from aifx.nn.specs import LAYERS, Specs, is_spec, is_stacked
+
+
+def has_stacked_layers(specs: Specs) -> bool:
+    """Whether a model scans its layers: a node that is only called `layers` is not taken for a stack."""
+    return any(spec.axes[:1] == (LAYERS,) for spec in jax.tree.leaves(specs, is_leaf=is_spec))
 
 
 def unstack_layers(tree: Any) -> Any:

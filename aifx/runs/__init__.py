@@ -1,7 +1,7 @@
 """Run directories: who holds one, what is written there, and reading it back, alive or dead. Imports no jax."""
 
 from aifx.runs.files import read_jsonl, readable_bytes, write_json, write_text
-from aifx.runs.lock import Holder, RunLock, holder, is_held
+from aifx.runs.lock import Holder, RunLock, exclusive, holder, is_held
 from aifx.runs.provenance import ProvenanceDifference, differences, provenance
 from aifx.runs.records import Ledger, MetricsWriter
 from aifx.runs.status import RunStatus, run_status
@@ -14,6 +14,7 @@ __all__ = [
     "RunLock",
     "RunStatus",
     "differences",
+    "exclusive",
     "holder",
     "is_held",
     "provenance",

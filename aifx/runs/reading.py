@@ -33,7 +33,7 @@ class Evaluation:
     metrics: Mapping[str, Any]
     gates: Sequence[Mapping[str, Any]]
     passed: bool
-    measured_at: str | None
+    measured_at: float | None  # Unix time
 
 
 def read_settings(run: RunDirectory) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def read_evaluations(run: RunDirectory) -> list[Evaluation]:
             doc = json.loads(path.read_bytes())
             for split, entry in doc["splits"].items():
                 gates, passed = entry.get("gates", []), bool(entry.get("passed", True))
-                when = entry.get("measured_at")
+                when = number(entry.get("measured_at"))
                 found.append(Evaluation(int(doc["step"]), split, entry["metrics"], gates, passed, when))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue

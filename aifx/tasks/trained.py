@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from aifx.config import Config, read_config
 from aifx.errors import CheckpointError, UsageError
 from aifx.nn.specs import Params, map_specs
-from aifx.nn.stacking import stack_layers, unstack_layers
+from aifx.nn.stacking import has_stacked_layers, stack_layers, unstack_layers
 from aifx.project import Project, RunDirectory
 from aifx.tasks.base import Model, Say, Task
 from aifx.tasks.registry import BUNDLED, create_task, task_class
@@ -107,9 +107,12 @@ def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -
     """The parameters of a checkpoint as `model` takes them. Raises CheckpointError."""
     from aifx.checkpoint import Checkpoints  # here, so that training does not wait for orbax before its first step
 
-    structs = unstack_layers(map_specs(lambda s: s.struct, model.specs()))
+    specs = model.specs()
+    stacked = has_stacked_layers(specs)
+    structs = map_specs(lambda s: s.struct, specs)
+    structs = unstack_layers(structs) if stacked else structs
     params: Params = Checkpoints(run.checkpoints, config.checkpoint).restore_params(step, structs)
-    return stack_layers(params) if getattr(config.model, "scan_layers", False) else params
+    return stack_layers(params) if stacked else params
 
 
 def choose_step(run: RunDirectory, config: Config, step: int | None, which: Which | None) -> int:

@@ -38,11 +38,11 @@ def begin(recipe: Recipe, abstract: TrainState, checkpoints: Checkpoints, config
     """The latest checkpoint that is whole, or the initial state; never both."""
     if checkpoints.latest() is None:
         return Beginning(0, initialize(recipe, abstract))
-    found = checkpoints.latest_good(to_tree(abstract), say=say)
+    found = checkpoints.latest_good(to_tree(abstract, stacked=recipe.is_stacked), say=say)
     if found is None:
         say("no checkpoint is whole: the run starts again from its beginning")
         return Beginning(0, initialize(recipe, abstract))
-    return _restored(found.step, found.state, found.host, abstract, config)
+    return _restored(found.step, found.state, found.host, abstract, recipe)
 
 
 def begin_from(origin: RunDirectory, recipe: Recipe, abstract: TrainState, config: Config, say: Say) -> Beginning:
@@ -50,23 +50,25 @@ def begin_from(origin: RunDirectory, recipe: Recipe, abstract: TrainState, confi
 
     Raises CheckpointError where the parameters do not fit this configuration's model.
     """
-    from aifx.checkpoint import Checkpoints
+    from aifx.checkpoint import Checkpoints, Damaged
 
     checkpoints = Checkpoints(origin.checkpoints, config.checkpoint)
     step = checkpoints.latest()
     assert step is not None  # check_origin saw it
-    wanted = to_tree(abstract)
+    wanted = to_tree(abstract, stacked=recipe.is_stacked)
     try:
         tree, host = checkpoints.restore(step, wanted)
+    except Damaged:
+        raise  # its parameters may be whole, but to drop the rest is not ours to decide
     except CheckpointError as whole:
         try:
             tree, host = checkpoints.restore(step, {k: wanted[k] for k in ("step", "params")})
         except CheckpointError:
             raise whole from None
         say("the optimizer's state does not fit this configuration and begins anew")
-        fresh = to_tree(initialize(recipe, abstract))
+        fresh = to_tree(initialize(recipe, abstract), stacked=recipe.is_stacked)
         tree = {**tree, "opt_state": fresh["opt_state"]}
-    begun = _restored(step, tree, host, abstract, config)
+    begun = _restored(step, tree, host, abstract, recipe)
     # What was best on the way here was measured under another configuration.
     return Beginning(begun.step, begun.state, begun.units, begun.loss)
 
@@ -85,11 +87,11 @@ def initialize(recipe: Recipe, abstract: TrainState) -> TrainState:
     return state
 
 
-def _restored(step: int, tree: Any, host: Mapping[str, Any], abstract: TrainState, config: Config) -> Beginning:
+def _restored(step: int, tree: Any, host: Mapping[str, Any], abstract: TrainState, recipe: Recipe) -> Beginning:
     pending = host.get("unvalidated")
     return Beginning(
         step=step,
-        state=from_tree(tree, abstract, stacked=bool(getattr(config.model, "scan_layers", False))),
+        state=from_tree(tree, abstract, stacked=recipe.is_stacked),
         units=int(host.get("units") or 0),
         loss=number(host.get("loss")),
         progress=Progress.from_document(host.get("progress") or {}),

@@ -94,7 +94,13 @@ class Loop:
                 self._save(state, record, unvalidated=True)
                 return self.stop.requested
         self.story.record(record)
-        if stopping or improved or self._saves(step) or step == last or self._has_converged:
+        if (
+            stopping
+            or (improved and self.config.checkpoint.keep_best)
+            or self._saves(step)
+            or step == last
+            or self._has_converged
+        ):
             self._save(state, record)
         self.meter.resume_clock()
         return stopping if step < last else None
@@ -129,7 +135,13 @@ class Loop:
             "unvalidated": asdict(record) if unvalidated else None,
         }
         validation_loss = None if record.validation is None else record.validation["loss"]
-        self.checkpoints.save(record.step, to_tree(state), host=host, validation_loss=validation_loss, force=again)
+        self.checkpoints.save(
+            record.step,
+            to_tree(state, stacked=self.recipe.is_stacked),
+            host=host,
+            validation_loss=validation_loss,
+            force=again,
+        )
 
     def _validates(self, step: int) -> bool:
         every = self.config.train.validate_every

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TextIO
 
 from aifx.project import RunDirectory
@@ -50,7 +51,8 @@ class LogFile:
         self._last = 0.0
 
     def say(self, text: str) -> None:
-        self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        with suppress(OSError, ValueError):  # a copy for people: a full disk is told by what must be whole
+            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def start(self, info: RunInfo) -> None:
         self.say(f"run {info.run.name}: step {info.first_step} of {info.num_steps}, {info.num_parameters:,} parameters")
@@ -71,7 +73,8 @@ class LogFile:
         if result is not None:
             loss = "" if result.loss is None else f", loss {result.loss:.4f}"
             self.say(f"{result.status} at step {result.step} of {result.num_steps}{loss}")
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
 
 
 class Trace:

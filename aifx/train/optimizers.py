@@ -17,23 +17,17 @@ from aifx.config.sections import OptimizerSection
 from aifx.nn.specs import ArraySpec, Params, Specs, is_spec, map_specs
 
 
-def make_optimizer(section: OptimizerSection, schedule: optax.Schedule, specs: Specs) -> optax.GradientTransformation:
+def make_optimizer(section: OptimizerSection, specs: Specs) -> optax.GradientTransformation:
     """The optimizer of the weights among `specs`.
 
     Decoupled decay falls on arrays whose spec says `decay` (with muon: on matrices among them alone). A stacked array
-    `[layers, ...]` is updated exactly as its layers would be one by one.
-
-    Args:
-        schedule: update count -> share of the peak learning rates.
+    `[layers, ...]` is updated exactly as its layers would be one by one. Updates are those of the peak learning rates:
+    the step scales them by the schedule, on its own count of steps, which a fork with a new optimizer state keeps.
     """
-
-    def rate(peak: float) -> optax.Schedule:
-        return lambda count: peak * schedule(count)
-
     decays = select_weights(map_specs(lambda s: s.decay, specs), specs)
     if section.kind == "adamw":
         return optax.adamw(
-            rate(section.learning_rate),
+            section.learning_rate,
             b1=section.beta1,
             b2=section.beta2,
             eps=section.epsilon,
@@ -42,14 +36,14 @@ def make_optimizer(section: OptimizerSection, schedule: optax.Schedule, specs: S
         )
     # Masks of muon's are trees over all weights; decays of its matrices alone must not name the others.
     return muon(
-        rate(section.learning_rate),
+        section.learning_rate,
         beta=section.momentum,
         eps=section.epsilon,
         weight_decay=section.weight_decay,
         weight_decay_mask=lambda tree: _decays_of(tree, specs),
         adam_b1=section.beta1,
         adam_b2=section.beta2,
-        adam_learning_rate=rate(section.adam_learning_rate or section.learning_rate),
+        adam_learning_rate=section.adam_learning_rate or section.learning_rate,
         muon_weight_dimension_numbers=lambda _: select_weights(map_specs(_dimension_numbers, specs), specs),
     )
 

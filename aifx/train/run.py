@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aifx.config import Config
-from aifx.errors import UsageError
 from aifx.project import Project, RunDirectory
 from aifx.runs import RunLock, provenance, write_json, write_text
 from aifx.train.compilation_cache import enable_compilation_cache
@@ -18,7 +17,7 @@ from aifx.train.observers import LogFile, MetricsFile, Trace
 from aifx.train.records import Observer, RunInfo, TrainResult
 from aifx.train.signals import StopSignals
 from aifx.train.sinks import open_sinks
-from aifx.train.standing import check_configuration, check_data, check_origin, environment_changes, finished
+from aifx.train.standing import check_configuration, check_data, check_new, check_origin, environment_changes, finished
 from aifx.train.story import Story
 
 if TYPE_CHECKING:
@@ -51,13 +50,8 @@ def train(
     """
     run = project.run(run_name)
     origin = project.existing_run(fork_from) if fork_from is not None else None
-    if origin is not None and run.exists():
-        raise UsageError(
-            f"run {run.name!r} exists",
-            "a fork is a new run",
-            f"aifx train --run {run.name}    (or --fork another-name)",
-        )
     with RunLock(run):
+        check_new(run, is_fork=origin is not None)
         if run.exists():
             check_configuration(run, config, project)
             if (result := finished(run, config)) is not None:
@@ -80,6 +74,7 @@ def train(
             story.end(None, error=f"{type(e).__name__}: {e}")
             raise
         story.end(result)
+        job.stop.finish()
         return result
 
 
@@ -106,7 +101,7 @@ class Training:
         recipe = self._prepare(is_fresh=latest is None)
         step_fn, begun = self._compile_and_begin(recipe, checkpoints)
         if self.origin is not None:
-            self._adopt(begun, checkpoints)
+            self._adopt(recipe, begun, checkpoints)
 
         from aifx.train.feed import feed
         from aifx.train.guards import report_divergence
@@ -138,7 +133,6 @@ class Training:
             checkpoints.wait()
             return report_divergence(e, info, checkpoints.latest(), self.story)
         checkpoints.wait()
-        self.stop.finish()
         return self._result(ending, loop, begun, time.perf_counter() - started)
 
     def _open_checkpoints(self) -> Checkpoints:
@@ -166,6 +160,8 @@ class Training:
         check_batch_fits(self.config.train.global_batch_size, self.config.train.gradient_accumulation, mesh)
         self._prepare_assets(is_fresh)
         task = create_task(self.config, self.project, self.run.assets, say=self.say)
+        if self.config.train.validate_every:
+            task.source("validation")  # a split that is missing is told now, not at the first validation
         recipe = make_recipe(self.config, task, mesh)
         now = provenance(self.project.root, data_digest=task.data_digest(), devices=list(mesh.devices.flat))
         if is_fresh:
@@ -207,12 +203,12 @@ class Training:
             self.story.event("compiled", duration_s=time.perf_counter() - started)
             return step_fn, begun.result()
 
-    def _adopt(self, begun: Beginning, checkpoints: Checkpoints) -> None:
+    def _adopt(self, recipe: Recipe, begun: Beginning, checkpoints: Checkpoints) -> None:
         """A fork's first checkpoint, then its configuration: from then on it is a run of its own."""
         from aifx.train.state import to_tree
 
         host = {"units": begun.units, "loss": begun.loss, "progress": begun.progress.document(), "unvalidated": None}
-        checkpoints.save(begun.step, to_tree(begun.state), host=host, force=True)
+        checkpoints.save(begun.step, to_tree(begun.state, stacked=recipe.is_stacked), host=host, force=True)
         checkpoints.wait()
         write_text(self.run.config, self.config.to_toml())
 
@@ -249,7 +245,7 @@ class Training:
             loss=loop.meter.loss,
             unit=loop.recipe.task.unit,
             units_per_s=loop.meter.units_per_s,
-            state_digest=state_digest(to_tree(ending.state)),
+            state_digest=state_digest(to_tree(ending.state, stacked=loop.recipe.is_stacked)),
             validation_loss=loop.progress.last_loss,
             best_step=loop.progress.best_step,
             best_validation_loss=loop.progress.best_loss,

@@ -19,6 +19,9 @@ from aifx.errors import ExitCode
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+LAST_WORDS_S = 2.0
+"""Bound on what is told right before the process ends."""
+
 BeforeExit = Callable[[str, str], None]
 """Told the run's status and a line that says what is kept, right before the process ends without unwinding."""
 
@@ -133,10 +136,16 @@ class StopSignals:
         self._exit(signum, f"saving took longer than checkpoint.stop_timeout_s = {self._timeout_s:g} s; {self.kept}")
 
     def _exit(self, signum: int, word: str) -> None:
+        # In a thread, for a second at most: a reader that stalled at our stderr must not hold the process.
+        teller = threading.Thread(target=self._tell, args=(signum, word), daemon=True)
+        teller.start()
+        teller.join(LAST_WORDS_S)
+        os._exit(exit_code_of(signum))
+
+    def _tell(self, signum: int, word: str) -> None:
         for tell in reversed(self.before_exit):
             with suppress(Exception):  # whatever it is, the process ends, and with this code
                 tell(status_of(signum), word)
-        os._exit(exit_code_of(signum))
 
 
 def _stays_ignored(signum: signal.Signals) -> bool:

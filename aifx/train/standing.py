@@ -17,6 +17,25 @@ from aifx.runs.status import number
 from aifx.train.records import TrainResult
 
 
+def check_new(run: RunDirectory, *, is_fork: bool) -> None:
+    """Raises UsageError for a fork into a run that exists, and for a run whose own fork was cut off before it began.
+
+    To be called by the holder of the run's lock.
+    """
+    if is_fork and run.exists():
+        raise UsageError(
+            f"run {run.name!r} exists",
+            "a fork is a new run",
+            f"aifx train --run {run.name}    (or --fork another-name)",
+        )
+    if not is_fork and not run.exists() and list_checkpoints(run.checkpoints):
+        raise UsageError(
+            f"run {run.name!r} has checkpoints and no config.toml",
+            "the fork that makes it was cut off before it was whole",
+            f"aifx train --run ORIGIN --fork {run.name}    (type the fork again; --run NAME starts another run)",
+        )
+
+
 def check_configuration(run: RunDirectory, config: Config, project: Project) -> None:
     """Raises ConfigError, with the differences, when the run got somewhere with another configuration."""
     if not list_checkpoints(run.checkpoints):

@@ -49,9 +49,9 @@ def abstract_state(specs: Specs, optimizer: optax.GradientTransformation, mesh: 
     )
 
 
-def to_tree(state: TrainState) -> dict[str, Any]:
+def to_tree(state: TrainState, *, stacked: bool) -> dict[str, Any]:
     """The state as nested dicts, each layer under its own number: its form in checkpoints."""
-    tree: dict[str, Any] = unstack_layers(to_named(state))
+    tree: dict[str, Any] = unstack_layers(to_named(state)) if stacked else to_named(state)
     return tree
 
 

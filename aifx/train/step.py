@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from aifx.config import Config
 from aifx.data.base import Batch
 from aifx.nn.specs import Params, Specs
+from aifx.nn.stacking import has_stacked_layers
 from aifx.parallel import DATA_AXIS, batch_sharding, replicated
 from aifx.tasks.base import Task
 from aifx.train.optimizers import clip_by_global_norm, make_optimizer, merge_weights, select_weights
@@ -45,6 +46,11 @@ class Recipe:
     mesh: Mesh
 
     @property
+    def is_stacked(self) -> bool:
+        """Whether layers are scanned: stacked in memory, each under its own name on disk."""
+        return has_stacked_layers(self.specs)
+
+    @property
     def dtype_name(self) -> str:
         return jnp.dtype(self.dtype).name
 
@@ -56,7 +62,7 @@ def make_recipe(config: Config, task: Task, mesh: Mesh) -> Recipe:
     return Recipe(
         task=task,
         specs=specs,
-        optimizer=make_optimizer(config.optimizer, schedule, specs),
+        optimizer=make_optimizer(config.optimizer, specs),
         schedule=schedule,
         learning_rate=config.optimizer.learning_rate,
         clip_norm=config.optimizer.clip_norm,
@@ -83,8 +89,10 @@ def make_step(recipe: Recipe) -> StepFn:
         gradients, norm = clip_by_global_norm(gradients, recipe.clip_norm)
         weights = select_weights(state.params, recipe.specs)
         updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, weights)
+        share = jnp.asarray(recipe.schedule(state.step), jnp.float32)
+        updates = jax.tree.map(lambda u: u * share.astype(u.dtype), updates)
         params = merge_weights(optax.apply_updates(weights, updates), state.params, recipe.specs)
-        rate = recipe.learning_rate * recipe.schedule(state.step)
+        rate = recipe.learning_rate * share
         numbers = jnp.stack([jnp.asarray(x, jnp.float32) for x in (loss, norm, rate)])
         return TrainState(state.step + 1, params, opt_state), numbers
 

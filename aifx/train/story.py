@@ -19,13 +19,11 @@ class Story:
     def __init__(self, run: RunDirectory, observers: Sequence[Observer]) -> None:
         self._ledger = Ledger(run.events)
         self._observers = list(observers)
-        self._started: list[Observer] = []
         self._lock = threading.RLock()
         self._ended = False
 
     def start(self, info: RunInfo) -> None:
         for observer in self._observers:
-            self._started.append(observer)
             observer.start(info)
 
     def record(self, record: Record) -> None:
@@ -47,12 +45,14 @@ class Story:
                 self._ledger.write("stop", status=status, why=why)
 
     def end(self, result: TrainResult | None, error: str | None = None) -> None:
-        """The last word: what the result was, or what failed."""
+        """The last word: what the result was, or what failed. The ledger has it before any observer may fail.
+
+        Every observer is stopped, also one that never heard of a start. What the first of them raises is raised, but
+        for a run that has failed: what failed first is what is told.
+        """
         if self._ended:
             return
         self._ended = True
-        for observer in reversed(self._started):  # the log file hears what the others say at last
-            observer.stop(result)
         if result is None:
             with suppress(EnvironmentFault, OSError):  # the disk may be what failed
                 self._ledger.write("stop", status="failed", error=error)
@@ -60,3 +60,11 @@ class Story:
             fields = {k: v for k, v in result.document().items() if k not in ("run", "error", "num_steps")}
             self._ledger.write("stop", **fields)
         self._ledger.close()
+        failed: Exception | None = None
+        for observer in reversed(self._observers):  # the log file hears what the others say at last
+            try:
+                observer.stop(result)
+            except Exception as e:  # the others are stopped all the same
+                failed = failed or e
+        if failed is not None and result is not None:
+            raise failed

@@ -209,7 +209,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, step: int) -> None:
         recipe = tiny.recipe()
         from aifx.train.state import abstract_state, to_tree
 
-        tree, _ = checkpoints.restore(kept, to_tree(abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)))
+        tree, _ = checkpoints.restore(
+            kept, to_tree(abstract_state(recipe.specs, recipe.optimizer, recipe.mesh), stacked=False)
+        )
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
     assert next(e for e in tiny.events() if e["event"] == "nan")["step"] == step + 1
     assert all(r["loss"] is not None for r in tiny.records())
