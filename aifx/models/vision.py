@@ -87,7 +87,8 @@ class VisionNetwork:
         features = layers.layer_norm(jnp.mean(x, axis=(1, 2)), **params["final_norm"], epsilon=NORM_EPSILON)
         if key is not None and self.section.dropout > 0.0:
             features = layers.dropout(features, self.section.dropout, key)
-        return layers.linear_at_least_float32(features, weights) + params["output"]["bias"]
+        scores: jax.Array = layers.linear_at_least_float32(features, weights) + params["output"]["bias"]
+        return scores
 
 
 def _norm_specs(width: int) -> Specs:

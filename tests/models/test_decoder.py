@@ -139,6 +139,26 @@ def test_computes_in_the_dtype_of_its_params():
     assert model(params, tokens()).logits.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_narrow_params_do_not_round_the_logits(family):
+    model = decoder(**FAMILIES[family])
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params_of(model))
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    hidden = jax.random.normal(jax.random.key(2), (2, SEQ, 16), jnp.bfloat16)
+    np.testing.assert_allclose(
+        model.logits(params, hidden), model.logits(wide, hidden.astype(jnp.float32)), rtol=1e-5, atol=1e-5
+    )
+
+    def loss(params, hidden):
+        return jnp.mean(jax.nn.log_softmax(model.logits(params, hidden))[..., 3])
+
+    narrow_gradients = jax.grad(loss, (0, 1))(params, hidden)
+    wide_gradients = jax.grad(loss, (0, 1))(wide, hidden.astype(jnp.float32))
+    for got, want in zip(jax.tree.leaves(narrow_gradients), jax.tree.leaves(wide_gradients), strict=True):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.02 * float(jnp.abs(want).max()))
+
+
 def test_every_array_says_how_it_trains():
     """Matrices are what Muon turns; they and the embeddings decay; each matrix covers all of its dimensions."""
     for family in FAMILIES.values():
