@@ -132,6 +132,15 @@ def test_a_file_in_two_splits_is_refused(write: Write, open_: Open) -> None:
         open_(train=("data/a.txt",), validation=("data/b.txt",), test=("data/./b.txt",))
 
 
+def test_a_copy_of_a_file_in_another_split_is_refused(write: Write, open_: Open) -> None:
+    write("a.txt", prose(2000))
+    write("copy.txt", prose(2000))
+    write("b.txt", prose(2000, 1))
+    with pytest.raises(DataError, match=r"data/a.txt of data.train and data/copy.txt of data.test are the same"):
+        open_(train=("data/a.txt",), test=("data/copy.txt",))
+    open_(train=("data/a.txt", "data/copy.txt"), test=("data/b.txt",))  # twice in one split leaks nothing
+
+
 def test_something_is_left_to_train_on(write: Write, open_: Open) -> None:
     write("a.txt", prose(2000))
     with pytest.raises(ConfigError, match="leave nothing to train on"):

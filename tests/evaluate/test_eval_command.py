@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from trained_project import aifx, document
 
 from aifx.errors import CheckpointError, UsageError
-from aifx.evaluate import Report, evaluate
+from aifx.evaluate import Report, evaluate, write_report
 from aifx.project import Project
 
 
@@ -53,7 +54,19 @@ def test_reports_of_a_step_stand_together(project: Path) -> None:
     path.write_text('{"splits": [torn')
     measure(project)
     assert set(json.loads(path.read_text())["splits"]) == {"test"}
-    assert [p.name for p in path.parent.iterdir()] == ["12.json"]
+    assert {p.name for p in path.parent.iterdir()} == {"12.json", ".lock"}
+
+
+def test_reports_that_end_at_the_same_time_all_stand(tmp_path: Path) -> None:
+    path = tmp_path / "eval/12.json"
+    names = [f"split {i}" for i in range(24)]
+
+    def write(name: str) -> None:
+        write_report(path, Report("main", 12, name, {"loss": 1.0}, ()), data_digest="")  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, names))
+    assert set(json.loads(path.read_text())["splits"]) == set(names)
 
 
 def test_which_checkpoint(project: Path) -> None:
@@ -121,6 +134,24 @@ def test_data_that_changed_since_is_said(project: Path) -> None:
         file.write("And I only am escaped alone to tell thee.\n")
     measure(project, say=said.append)
     assert [line for line in said if "the data has changed" in line]
+    said.clear()
+    measure(project, say=said.append, overrides=["data.eval_stride=8"])
+    assert [line for line in said if "the data has changed" in line]
+
+
+def test_settings_that_only_change_how_a_split_is_read_are_no_change_of_data(project: Path) -> None:
+    said: list[str] = []
+    measure(project, say=said.append, overrides=["data.eval_stride=8", "eval.batch_size=4"])
+    assert not [line for line in said if "changed" in line]
+
+
+@pytest.mark.parametrize("setting", ["data.test_fraction=0.9", "data.split=document", 'data.test=["data/whale.txt"]'])
+def test_what_was_trained_on_cannot_be_measured_as_the_test(
+    project: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setattr("aifx.evaluate.sum_split", lambda *_, **__: pytest.fail("it was measured"))
+    with pytest.raises(UsageError, match=setting.partition("=")[0]):
+        measure(project, overrides=[setting])
 
 
 def test_a_metric_that_is_not_finite_fails_its_gate(project: Path) -> None:
