@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,33 +19,41 @@ if TYPE_CHECKING:
     from aifx.tasks import Writer
 
 
+PromptOption = Annotated[
+    str | None,
+    typer.Option("--prompt", "-p", metavar="TEXT|-", help="Text to continue; - reads stdin.", show_default=False),
+]
+
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", min=1, help="Tokens to write.", show_default=False)
+]
+
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.", show_default=False),
+]
+
+TopKOption = Annotated[
+    int | None,
+    typer.Option("--top-k", min=0, help="Sample among this many likeliest tokens; 0 among all.", show_default=False),
+]
+
+TopPOption = Annotated[
+    float | None,
+    typer.Option("--top-p", help="Sample among the likeliest tokens of this total probability.", show_default=False),
+]
+
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed writes the same text.")]
+
+
 def generate(
     run: RunOption = None,
-    prompt: Annotated[
-        Optional[str],  # noqa: UP045 (typer reads it at run time)
-        typer.Option("--prompt", "-p", metavar="TEXT|-", help="Text to continue; - reads stdin.", show_default=False),
-    ] = None,
-    max_tokens: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--max-tokens", min=1, help="Tokens to write.", show_default=False),
-    ] = None,
-    temperature: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.", show_default=False),
-    ] = None,
-    top_k: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            "--top-k", min=0, help="Sample among this many likeliest tokens; 0 among all.", show_default=False
-        ),
-    ] = None,
-    top_p: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(
-            "--top-p", help="Sample among the likeliest tokens of this total probability.", show_default=False
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed writes the same text.")] = 0,
+    prompt: PromptOption = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = 0,
     step: StepOption = None,
     set_: SetOption = None,
     json: JsonOption = False,

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,35 +17,43 @@ if TYPE_CHECKING:
     from aifx.scaffold import BundledTemplate, Scaffolded
 
 
+DirectoryArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[DIR]", help="Folder of the project; the working directory, if it is empty.", show_default=False
+    ),
+]
+
+TemplateOption = Annotated[
+    str | None,
+    typer.Option("--template", "-t", metavar="NAME|PATH|GIT-URL", help="What to start from.", show_default=False),
+]
+
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option("--data", "-d", metavar="KEY=VALUE", help="Answer a question. Can be repeated.", show_default=False),
+]
+
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Land in a folder that is not empty: what is there stays, ours land as .new.")
+]
+
+RefOption = Annotated[
+    str | None,
+    typer.Option("--vcs-ref", metavar="REF", help="Tag, branch or commit of a template in git.", show_default=False),
+]
+
+ListOption = Annotated[bool, typer.Option("--list", help="List the templates that come with aifx.")]
+
+
 def init(
-    directory: Annotated[
-        Optional[Path],  # noqa: UP045 (typer reads it at run time)
-        typer.Argument(
-            metavar="[DIR]", help="Folder of the project; the working directory, if it is empty.", show_default=False
-        ),
-    ] = None,
-    template: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--template", "-t", metavar="NAME|PATH|GIT-URL", help="What to start from.", show_default=False),
-    ] = None,
-    data: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--data", "-d", metavar="KEY=VALUE", help="Answer a question. Can be repeated.", show_default=False
-        ),
-    ] = None,
+    directory: DirectoryArgument = None,
+    template: TemplateOption = None,
+    data: DataOption = None,
     yes: YesOption = False,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Land in a folder that is not empty: what is there stays, ours land as .new."),
-    ] = False,
-    vcs_ref: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--vcs-ref", metavar="REF", help="Tag, branch or commit of a template in git.", show_default=False
-        ),
-    ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the templates that come with aifx.")] = False,
+    force: ForceOption = False,
+    vcs_ref: RefOption = None,
+    list_: ListOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
