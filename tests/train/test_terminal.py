@@ -1,0 +1,63 @@
+"""`aifx train` at a terminal of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import signal
+import struct
+import sys
+import termios
+import time
+from collections.abc import Callable
+
+
+def at_a_terminal(tiny, *args: str, strike: Callable[[bytes], bool] | None = None) -> tuple[int, str]:
+    """Exit code and what the terminal got; SIGINT once `strike` holds for what it got so far."""
+    pid, master = pty.fork()
+    if pid == 0:
+        os.chdir(tiny.root)
+        os.environ.update(TERM="xterm-256color", COLUMNS="80", LINES="40")
+        program = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
+        os.execv(sys.executable, [sys.executable, "-c", program, *args])
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    got = b""
+    struck = strike is None
+    try:
+        while data := os.read(master, 65536):
+            got += data
+            if not struck and strike is not None and strike(got):
+                struck = True
+                time.sleep(0.2)
+                os.kill(pid, signal.SIGINT)
+    except OSError:  # the other end is closed
+        pass
+    os.close(master)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), got.decode(errors="replace")
+
+
+def test_the_panel_is_drawn_and_leaves_the_cursor(tiny) -> None:
+    code, got = at_a_terminal(tiny, "train", "--set", "train.num_steps=150", "--set", "data.read_s=0.01")
+    assert code == 0, got
+    assert "150 / 150" in got
+    assert "rows/s" in got
+    assert "MFU = " in got
+    assert got.rfind("\x1b[?25h") > got.rfind("\x1b[?25l") > -1
+    assert "completed at step 150" in got
+
+
+def test_an_interrupt_leaves_the_cursor_too(tiny) -> None:
+    long = ["train", "--set", "train.num_steps=100000", "--set", "data.read_s=0.01"]
+    code, got = at_a_terminal(tiny, *long, strike=lambda got: b"rows/s" in got)
+    assert code == 130, got
+    assert got.rfind("\x1b[?25h") > got.rfind("\x1b[?25l") > -1
+    assert "go on with: aifx train" in got
+
+
+def test_an_interrupt_while_compiling_leaves_the_cursor_too(tiny) -> None:
+    code, got = at_a_terminal(tiny, "train", "--set", "data.compile_s=60", strike=lambda got: b"compiling" in got)
+    assert code == 130, got
+    assert got.rfind("\x1b[?25h") > got.rfind("\x1b[?25l") > -1
+    assert "nothing was saved yet" in got
