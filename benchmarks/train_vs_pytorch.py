@@ -4,8 +4,9 @@
 
 6 layers, 6 heads, width 384, sequence 256, batch 8, float32, vocabulary 65, tied embeddings, AdamW, clipping, all
 cores. Ours is the step that `aifx train` compiles, fed as the loop feeds it; theirs is nanoGPT's model with PyTorch's
-own scaled_dot_product_attention and its fused AdamW. The GELU is GPT-2's on both sides (tanh), or nanoGPT's (erf). Each timing is a process of its own, the two alternating; PyTorch may live in another Python (--torch-python). Both
-start from one set of weights, so their losses must agree, and are shown.
+own scaled_dot_product_attention and its fused AdamW. The GELU is GPT-2's on both
+sides (tanh), or nanoGPT's (erf). Each timing is a process of its own, the two alternating; PyTorch may live in another
+Python (--torch-python). Both start from one set of weights, so their losses must agree, and are shown.
 """
 
 from __future__ import annotations
