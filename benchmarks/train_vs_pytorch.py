@@ -4,9 +4,9 @@
 
 6 layers, 6 heads, width 384, sequence 256, batch 8, float32, vocabulary 65, tied embeddings, AdamW, clipping, all
 cores. Ours is the step that `aifx train` compiles, fed as the loop feeds it; theirs is nanoGPT's model with PyTorch's
-own scaled_dot_product_attention and its fused AdamW. The GELU is GPT-2's on both
-sides (tanh), or nanoGPT's (erf). Each timing is a process of its own, the two alternating; PyTorch may live in another
-Python (--torch-python). Both start from one set of weights, so their losses must agree, and are shown.
+own scaled_dot_product_attention and its fused AdamW. The GELU is GPT-2's on both sides (tanh), or nanoGPT's (erf).
+Each timing is a process of its own, the two alternating; PyTorch may live in another Python (--torch-python). Both
+start from one set of weights, so their losses must agree, and are shown.
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ def main() -> None:
 def in_process(side: str, arguments: argparse.Namespace, weights: Path) -> dict[str, Any]:
     python = arguments.torch_python if side == "pytorch" else sys.executable
     options = ["--side", side, "--weights", str(weights), "--gelu", arguments.gelu, "--steps", str(arguments.steps)]
-    done = subprocess.run([python, __file__, *options], capture_output=True, text=True)
+    from aifx.host_memory import with_huge_pages
+
+    # Both sides get the memory that `aifx train` asks for; PyTorch, which keeps its own blocks, is as fast without.
+    environ = with_huge_pages(os.environ)
+    done = subprocess.run([python, __file__, *options], capture_output=True, text=True, env=environ)
     if done.returncode:
         raise SystemExit(f"{side}: {python} ended with {done.returncode}\n{done.stderr}")
     result: dict[str, Any] = json.loads(done.stdout)

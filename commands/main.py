@@ -11,11 +11,19 @@ from contextlib import suppress
 
 from aifx.commands.terminal import report
 from aifx.errors import ExitCode
+from aifx.host_memory import restart_with_huge_pages
+
+
+COMPUTE = ("train", "eval")
+"""Commands that run large programs, for whose memory a restart pays."""
 
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run(sys.argv[1:]))
+    args = sys.argv[1:]
+    if next((arg for arg in args if not arg.startswith("-")), None) in COMPUTE:
+        restart_with_huge_pages()
+    sys.exit(run(args))
 
 
 def run(args: list[str]) -> int:
