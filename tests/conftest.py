@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -12,6 +13,10 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 for name in [name for name in os.environ if name.startswith("AIFX_")]:
     del os.environ[name]
+
+# Whoever starts the tests in the background may have them ignore signals, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The first example of a property may compile a program, so time is no failure; and what passes once passes again.
 hypothesis.settings.register_profile("aifx", deadline=None, derandomize="CI" in os.environ, print_blob=True)

@@ -209,7 +209,11 @@ def _parquet(file: TextFile, text_field: str) -> Iterator[str]:
                 row += 1
                 yield _checked(text, f"{file.name}: row {row} of column {text_field!r}")
     except arrow.ArrowException as error:
-        raise DataError(f"{file.name}: not a Parquet file that can be read", str(error).splitlines()[0]) from None
+        raise DataError(
+            f"{file.name}: not a Parquet file that can be read",
+            str(error).splitlines()[0],
+            "write the file again, or leave it out of data.train",
+        ) from None
 
 
 def _checked(text: object, where: str) -> str:

@@ -55,6 +55,7 @@ def test_demo_from_nothing_and_again(tmp_path: Path) -> None:
     assert "Going on with the project in demo" in again.stdout
 
     # A gate that the model misses is a verdict, and the demo's own.
+    shutil.rmtree(folder / "demo")  # a run keeps the gates that it was trained with
     failed = make("demo", folder, home, **{**SHORT, "AIFX_EVAL__GATES": '["bits_per_byte <= 0.1"]'})
     assert failed.returncode != 0
     assert "What to try next" not in failed.stdout

@@ -7,8 +7,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-steps=${GATE_STEPS:-80}
-gate=${GATE:-accuracy >= 0.7}
+steps=${GATE_STEPS:-100}
+gate=${GATE:-accuracy >= 0.5}
 run=gate-$(date -u +%Y%m%d-%H%M%S)-$$
 
 if aifx doctor --help >/dev/null 2>&1; then
