@@ -12,7 +12,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart_with_huge_pages() -> None:
-    """Start this program over, as the same process, with an allocator that asks for huge pages; returns where it need not.
+    """Start this program over, as the same process, with an allocator that asks for huge pages. Returns if it need not.
 
     XLA takes a program's temporaries from the allocator anew each time that it runs, hundreds of megabytes for a small
     transformer. The kernel then hands them out and zeroes them by 4 KiB pages: a quarter of a training step's time

@@ -169,13 +169,20 @@ def invoke(args: list[str]) -> int:
         with root.make_context("aifx", args, color=is_colored(sys.stdout)) as context:
             root.invoke(context)
     except typer.Exit as ended:
-        return ended.exit_code
+        if not _is_typers_own(ended.exit_code, args):
+            return ended.exit_code
     except SystemExit as ended:
-        if ended.code == 1 and args[0] in ("--install-completion", "--show-completion"):
-            raise UsageError(
-                "this shell cannot be completed",
-                "completion is for bash, zsh, fish and PowerShell",
-                "run it from such a shell",
-            ) from None
-        raise
-    return 0
+        if not _is_typers_own(ended.code, args):
+            raise
+    else:
+        return 0
+    raise UsageError(
+        "this shell cannot be completed",
+        "completion is for bash, zsh, fish and PowerShell",
+        "run it from such a shell",
+    )
+
+
+def _is_typers_own(code: object, args: list[str]) -> bool:
+    """Whether an exit is typer's word for a shell that it cannot complete for: its 1 would be read as a verdict."""
+    return code == 1 and args[0] in ("--install-completion", "--show-completion")

@@ -13,7 +13,6 @@ from aifx.commands.terminal import report
 from aifx.errors import ExitCode
 from aifx.host_memory import restart_with_huge_pages
 
-
 COMPUTE = ("train", "eval")
 """Commands that run large programs, for whose memory a restart pays."""
 

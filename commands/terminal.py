@@ -131,8 +131,7 @@ def report(error: BaseException, *, json: bool) -> int:
     if isinstance(error, BrokenPipeError) and _reader_has_gone():
         return ExitCode.OK  # it had enough, as `head` has: nothing to tell, and nobody to tell it to
     if code := getattr(error, "exit_code", None) if type(error).__name__ == "Exit" else None:
-        # typer.Exit. Its 1 is typer's own word for "could not" (a shell that it cannot complete for); ours is a verdict.
-        return ExitCode.UNABLE if code == 1 else int(code)
+        return int(code)  # typer.Exit
     if is_debugging():
         print_traceback(error)
     failure = as_error(error)
