@@ -8,7 +8,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 steps=${GATE_STEPS:-80}
-gate=${GATE:-bits_per_byte <= 3.2}
+gate=${GATE:-bits_per_byte <= 2.6}
 run=gate-$(date -u +%Y%m%d-%H%M%S)-$$
 
 if aifx doctor --help >/dev/null 2>&1; then

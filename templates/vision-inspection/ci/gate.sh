@@ -8,7 +8,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 steps=${GATE_STEPS:-100}
-gate=${GATE:-accuracy >= 0.5}
+gate=${GATE:-accuracy >= 0.65}
 run=gate-$(date -u +%Y%m%d-%H%M%S)-$$
 
 if aifx doctor --help >/dev/null 2>&1; then
