@@ -75,10 +75,14 @@ class Tiny:
     def events(self, run: str = "main") -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.run(run).events.read_text().splitlines()]
 
-    def start(self, *args: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+    def start(
+        self, *args: str, env: dict[str, str] | None = None, ignored: str = "", **options: Any
+    ) -> subprocess.Popen[str]:
+        """`aifx` with `args`; `ignored` names a signal that it is started with ignored, as a shell does."""
+        trap = ["sh", "-c", f'trap "" {ignored}; exec "$@"', "sh"] if ignored else []
         program = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
         return subprocess.Popen(
-            [sys.executable, "-c", program, *args],
+            [*trap, sys.executable, "-c", program, *args],
             cwd=self.root,
             env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,

@@ -119,7 +119,7 @@ def test_saving_is_bounded(tiny, start: Start) -> None:
 
 
 def test_nohup_stays_in_force(tiny, start: Start) -> None:
-    process = start(*LONG, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = start(*LONG, ignored="HUP")
     wait_for(has_steps(tiny.run().path, 3), process)
     process.send_signal(signal.SIGHUP)
     before = len(tiny.records())
@@ -131,7 +131,7 @@ def test_nohup_stays_in_force(tiny, start: Start) -> None:
 
 def test_an_interrupt_sent_to_a_background_process_is_heard(tiny, start: Start) -> None:
     """A shell without job control starts `aifx train &` with SIGINT ignored; a script that sends one means it."""
-    process = start(*LONG, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), start_new_session=True)
+    process = start(*LONG, ignored="INT", start_new_session=True)
     wait_for(has_steps(tiny.run().path, 3), process)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)

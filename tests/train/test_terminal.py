@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import struct
+import subprocess
 import sys
 import termios
 import time
@@ -15,13 +16,13 @@ from collections.abc import Callable
 
 def at_a_terminal(tiny, *args: str, strike: Callable[[bytes], bool] | None = None) -> tuple[int, str]:
     """Exit code and what the terminal got; SIGINT once `strike` holds for what it got so far."""
-    pid, master = pty.fork()
-    if pid == 0:
-        os.chdir(tiny.root)
-        os.environ.update(TERM="xterm-256color", COLUMNS="80", LINES="40")
-        program = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
-        os.execv(sys.executable, [sys.executable, "-c", program, *args])
+    master, slave = pty.openpty()
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    program = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
+    environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "40"}
+    command = [sys.executable, "-c", program, *args]
+    process = subprocess.Popen(command, cwd=tiny.root, env=environ, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
     got = b""
     struck = strike is None
     try:
@@ -30,12 +31,11 @@ def at_a_terminal(tiny, *args: str, strike: Callable[[bytes], bool] | None = Non
             if not struck and strike is not None and strike(got):
                 struck = True
                 time.sleep(0.2)
-                os.kill(pid, signal.SIGINT)
+                process.send_signal(signal.SIGINT)
     except OSError:  # the other end is closed
         pass
     os.close(master)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), got.decode(errors="replace")
+    return process.wait(60), got.decode(errors="replace")
 
 
 def test_the_panel_is_drawn_and_leaves_the_cursor(tiny) -> None:
