@@ -92,6 +92,6 @@ cat <<NEXT
   . $VENV/bin/activate; cd $DEMO
   aifx runs ls                                          what was trained here, and how it went
   aifx generate --prompt "Call me" --temperature 0.7    other words from the same model
-  aifx train --run wider --set model.embed_dim=192      another model beside it
+  aifx train --run deeper --set model.num_layers=6      another model beside it
   aifx init ~/inspection --template vision-inspection   images instead of text
 NEXT
