@@ -14,7 +14,12 @@ AIFX = f"""\
 #!/bin/sh
 exec {sys.executable} -c 'import sys; sys.argv[0] = "aifx"; from aifx.commands.main import main; main()' "$@"
 """
-SMALL_DECODER = {"AIFX_MODEL__EMBED_DIM": "16", "AIFX_MODEL__NUM_LAYERS": "1", "AIFX_DATA__VOCAB_SIZE": "300"}
+SMALL_DECODER = {
+    "AIFX_MODEL__EMBED_DIM": "16",
+    "AIFX_MODEL__NUM_HEADS": "2",
+    "AIFX_MODEL__NUM_LAYERS": "1",
+    "AIFX_DATA__VOCAB_SIZE": "300",
+}
 SMALL_NETWORK = {"AIFX_MODEL__CHANNELS": "[4]", "AIFX_TRAIN__GLOBAL_BATCH_SIZE": "16"}
 
 

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 PROGRAM = [sys.executable, "-c", "import sys; from aifx.commands.main import run; sys.exit(run(sys.argv[1:]))"]
+# The terminal becomes the process's own, so that Ctrl-C reaches it.
+TAKE = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+AT_TERMINAL = [sys.executable, "-c", TAKE + PROGRAM[-1]]
 
 
 def aifx(cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -29,9 +32,14 @@ class Person:
         self.master, slave = pty.openpty()
         environ = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
         self.process = subprocess.Popen(
-            [*PROGRAM, *args], cwd=cwd, stdin=slave, stdout=slave, stderr=slave, env=environ, start_new_session=True,
-            preexec_fn=take_terminal,
-        )  # fmt: skip
+            [*AT_TERMINAL, *args],
+            cwd=cwd,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environ,
+            start_new_session=True,
+        )
         os.close(slave)
         self.seen = ""
 
@@ -63,13 +71,6 @@ class Person:
         code = self.process.wait(timeout=60)
         os.close(self.master)
         return code
-
-
-def take_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def test_questions_on_a_terminal(tmp_path: Path) -> None:
