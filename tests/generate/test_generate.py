@@ -18,7 +18,7 @@ LLAMA = {"num_kv_heads": 2, "tie_embeddings": False}
 def decoder(max_seq_len=32, **values):
     section = LanguageModelSection(**{"num_layers": 2, "embed_dim": 32, "num_heads": 4, **values})
     model = Decoder(section, vocab_size=VOCAB, max_seq_len=max_seq_len)
-    params = init_params(model.specs(), jax.random.key(0))
+    params = jax.jit(lambda: init_params(model.specs(), jax.random.key(0)))()
     return model, jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, params)  # far from uniform
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiling import jit
 
 STEP = 1e-5
 
@@ -12,8 +13,8 @@ def assert_gradients(loss, params, *, rtol=1e-6):
 
     The slope is the central difference over five points, whose error falls with the fourth power of the step.
     """
-    loss = jax.jit(loss)
-    gradient = jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params))
+    gradient = jax.tree_util.tree_leaves_with_path(jit(jax.grad(loss))(params))
+    loss = jit(loss)
     leaves, tree = jax.tree.flatten(params)
     for i, (path, derivative) in enumerate(gradient):
         direction = np.random.default_rng(i).normal(size=derivative.shape)

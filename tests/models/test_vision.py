@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit
 from finite_differences import assert_gradients
 
 from aifx.config.sections import VisionModelSection
@@ -18,9 +19,9 @@ def network(image_shape=(12, 13, 1), **values):
 
 
 def params_of(model):
-    params = init_params(model.specs(), jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
+    rng = np.random.default_rng(1)
+    params = jit(lambda: init_params(model.specs(), jax.random.key(0)))()
+    return jax.tree.map(lambda x: jnp.asarray(x + 0.1 * rng.normal(size=x.shape), x.dtype), params)
 
 
 def images(model, count=3):
@@ -42,24 +43,25 @@ def test_gradients_are_finite_differences():
 def test_a_pictures_answer_does_not_depend_on_its_neighbours():
     model = network()
     params, pictures = params_of(model), images(model)
-    together = model(params, pictures)
+    together = jit(model)(params, pictures)
     assert together.shape == (3, 5)
-    np.testing.assert_allclose(together[1:2], model(params, pictures[1:2]), atol=1e-5)
+    np.testing.assert_allclose(together[1:2], jit(model)(params, pictures[1:2]), atol=1e-5)
 
 
 def test_scale_of_the_pixels_does_not_matter():
     model = network()
     params, pictures = params_of(model), images(model)
     np.testing.assert_allclose(
-        model(params, pictures), model(params, pictures.astype(np.float32) / 255), rtol=1e-3, atol=1e-3
+        jit(model)(params, pictures), jit(model)(params, pictures.astype(np.float32) / 255), rtol=1e-3, atol=1e-3
     )
 
 
 def test_dropout_is_for_training_alone():
     model = network()
     params, pictures = params_of(model), images(model)
-    np.testing.assert_array_equal(model(params, pictures), model(params, pictures))
-    one, other = (model(params, pictures, key=jax.random.key(i)) for i in (0, 1))
+    classify = jit(model)
+    np.testing.assert_array_equal(classify(params, pictures), classify(params, pictures))
+    one, other = (classify(params, pictures, key=jax.random.key(i)) for i in (0, 1))
     assert not np.allclose(one, other)
 
 
