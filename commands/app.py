@@ -166,7 +166,7 @@ def invoke(args: list[str]) -> int:
     if args[:1] == ["help"]:
         args = [*args[1:], "--help"]
     try:
-        with root.make_context("aifx", args, color=is_colored(sys.stdout)) as context:
+        with root.make_context("aifx", list(args), color=is_colored(sys.stdout)) as context:
             root.invoke(context)
     except typer.Exit as ended:
         if not _is_typers_own(ended.exit_code, args):
