@@ -13,6 +13,7 @@ import importlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Piece:
     text: str
     closes: bool
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """Of its UTF-8."""
         return len(self.text) if self.text.isascii() else len(self.text.encode())

@@ -35,7 +35,8 @@ from aifx.data.tokenizer import Tokenizer
 from aifx.errors import EnvironmentFault
 
 FORMAT = 1
-BATCH_CHARACTERS = (os.cpu_count() or 1) << 17  # a few pieces a core
+# A batch has enough pieces a core that its last ones cost little, and a bound on the memory of its encodings.
+BATCH_CHARACTERS = min(os.cpu_count() or 1, 32) << 20
 AHEAD = 2  # batches that are encoded at a time, so that no core waits between them
 STRAY_AFTER_S = 24 * 3600.0
 
