@@ -1,12 +1,16 @@
 """A training step of aifx on the CPU against PyTorch eager: the same GPT-2-style model, data and first values.
 
-    python benchmarks/train_vs_pytorch.py --torch-python PATH [--rounds 5] [--steps 10] [--gelu tanh|erf]
+    python benchmarks/train_vs_pytorch.py --torch-python PATH [--rounds 5] [--steps 10] [--gelu tanh|erf] [--mkl-avx512]
 
 6 layers, 6 heads, width 384, sequence 256, batch 8, float32, vocabulary 65, tied embeddings, AdamW, clipping, all
 cores. Ours is the step that `aifx train` compiles, fed as the loop feeds it; theirs is nanoGPT's model with PyTorch's
 own scaled_dot_product_attention and its fused AdamW. The GELU is GPT-2's on both sides (tanh), or nanoGPT's (erf).
 Each timing is a process of its own, the two alternating; PyTorch may live in another Python (--torch-python). Both
 start from one set of weights, so their losses must agree, and are shown.
+
+PyTorch multiplies with Intel's MKL, which gives another maker's processor its AVX2 path, half as fast where there is
+AVX-512. --mkl-avx512 compiles a library (with `cc`) that tells MKL the processor is Intel's, so that PyTorch's best
+is measured too.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="processes of each side")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of a process")
     parser.add_argument("--gelu", choices=("tanh", "erf"), default="tanh")
+    parser.add_argument("--mkl-avx512", action="store_true", help="PyTorch's fastest path on any processor")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -61,12 +66,24 @@ def in_process(side: str, arguments: argparse.Namespace, weights: Path) -> dict[
     from aifx.host_memory import with_huge_pages
 
     # Both sides get the memory that `aifx train` asks for; PyTorch, which keeps its own blocks, is as fast without.
-    environ = with_huge_pages(os.environ)
+    environ = with_huge_pages(os.environ) or dict(os.environ)
+    if side == "pytorch" and arguments.mkl_avx512:
+        environ["LD_PRELOAD"] = str(mkl_library(weights.parent))
     done = subprocess.run([python, __file__, *options], capture_output=True, text=True, env=environ)
     if done.returncode:
         raise SystemExit(f"{side}: {python} ended with {done.returncode}\n{done.stderr}")
     result: dict[str, Any] = json.loads(done.stdout)
     return result
+
+
+def mkl_library(folder: Path) -> Path:
+    """A shared library whose answers MKL takes for the processor's maker."""
+    source, library = folder / "intel.c", folder / "intel.so"
+    if not library.exists():
+        functions = ("mkl_serv_intel_cpu_true", "mkl_serv_intel_cpu")
+        source.write_text("".join(f"int {function}(void) {{ return 1; }}\n" for function in functions))
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
 
 
 def report(found: dict[str, list[dict[str, Any]]]) -> None:
