@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from aifx.data.base import Batch, BatchSource, Split
+from aifx.data.base import Batch, BatchSource, Say, Split
 from aifx.errors import DataError, UsageError
 from aifx.gates import Gate, GateResult, check_names, judge, parse_gate, scalars
+from aifx.nn.precision import cast_floating, compute_dtype
 from aifx.nn.specs import Params
 from aifx.project import Project, RunDirectory
-from aifx.tasks.base import Say, Sums, Task, Totals
+from aifx.tasks.base import Sums, Task, Totals
 
 if TYPE_CHECKING:
     from aifx.tasks.trained import Trained, Which
@@ -43,7 +43,7 @@ def compile_sums(task: Task, dtype: DTypeLike | None = None) -> Compiled:
 
     def sums(params: Params, batch: Mapping[str, jax.Array]) -> Sums:
         if dtype is not None:
-            params = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+            params = cast_floating(params, dtype)
         return task.objective(params, batch, jax.random.key(0), training=False)
 
     return jax.jit(sums)
@@ -191,8 +191,8 @@ def _check_overrides(run: RunDirectory, project: Project, overrides: Sequence[st
 def _compare_data(trained: Trained, project: Project, say: Say) -> None:
     """Say so when the data is not what the run was trained on: text that is held out now may have been learnt."""
     from aifx.config import read_config
+    from aifx.runs import read_provenance
     from aifx.tasks.registry import create_task
-    from aifx.train.standing import read_provenance
 
     run = trained.run
     before = read_provenance(run).get("data_digest")
@@ -204,8 +204,6 @@ def _compare_data(trained: Trained, project: Project, say: Say) -> None:
 
 
 def _measure(trained: Trained, split: Split, gates: Sequence[Gate]) -> Report:
-    from aifx.train.step import compute_dtype
-
     dtype = compute_dtype(trained.config.train.precision, jax.default_backend())
     metrics = evaluate_split(trained.task, trained.params, split, compiled=compile_sums(trained.task, dtype))
     return Report(trained.run.name, trained.step, split, metrics, judge(gates, metrics))

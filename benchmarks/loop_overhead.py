@@ -103,8 +103,8 @@ class Bench:
 
         from aifx.checkpoint import Checkpoints
         from aifx.commands.panel import Panel
+        from aifx.data import prefetch
         from aifx.hardware import cpu_peak
-        from aifx.train.feed import feed
         from aifx.train.loop import Loop
         from aifx.train.meter import Meter
         from aifx.train.observers import LogFile, MetricsFile
@@ -134,7 +134,7 @@ class Bench:
             )
             story.event("start", step=0)
             story.start(info)
-            batches = feed(task.source("train"), 0, steps, self.rows)
+            batches = prefetch(task.source("train"), range(steps), self.rows)
             started = time.perf_counter()
             self.state = loop.run(self.state, batches, 0).state
             checkpoints.wait()

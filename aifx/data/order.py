@@ -31,14 +31,13 @@ class Shuffle:
         return epoch, index_shuffle(within, max_index=self.length - 1, seed=seed, rounds=4)
 
 
-def prefetch(source: BatchSource, first_step: int, rows: slice, depth: int) -> Generator[Batch, None, None]:
-    """The batches of steps first_step, first_step + 1, ..., to `source.num_batches` if it has an end, read ahead by
-    up to `depth` in a thread of grain's. Closing the generator ends the thread."""
+def prefetch(source: BatchSource, steps: range, rows: slice, depth: int = 2) -> Generator[Batch, None, None]:
+    """The batches of `steps` in order, read ahead by up to `depth` in a thread of grain's: one that waits, one in the
+    making. Closing the generator ends the thread."""
     import grain
 
-    end = source.num_batches if source.num_batches is not None else 2**31
-    steps = grain.MapDataset.range(first_step, end).map(lambda step: source.read(step, rows))
-    batches = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=depth)))
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(lambda step: source.read(step, rows))
+    batches = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=depth)))
     try:
         yield from batches
     finally:

@@ -2,7 +2,7 @@
 
 from aifx.runs.files import read_jsonl, readable_bytes, write_json, write_text
 from aifx.runs.lock import Holder, RunLock, exclusive, holder, is_held
-from aifx.runs.provenance import ProvenanceDifference, differences, provenance
+from aifx.runs.provenance import ProvenanceDifference, differences, provenance, read_provenance
 from aifx.runs.records import Ledger, MetricsWriter
 from aifx.runs.status import RunStatus, run_status
 
@@ -19,6 +19,7 @@ __all__ = [
     "is_held",
     "provenance",
     "read_jsonl",
+    "read_provenance",
     "readable_bytes",
     "run_status",
     "write_json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
+
+from aifx.project import RunDirectory
 
 PACKAGES = ("aifx", "jax", "jaxlib", "numpy", "optax", "grain", "orbax-checkpoint", "tensorstore", "tokenizers")
 NUMERIC_PACKAGES = ("python", "aifx", "jax", "jaxlib", "numpy", "optax", "grain")
@@ -70,6 +73,15 @@ def provenance(root: Path, *, data_digest: str, devices: Sequence[Device]) -> di
         "command": [_URL_LOGIN.sub("***@", a) for a in sys.argv],
         "environment": flags(os.environ),
     }
+
+
+def read_provenance(run: RunDirectory) -> dict[str, Any]:
+    """What `provenance` wrote into the run; empty where there is none that can be read."""
+    try:
+        document = json.loads(run.provenance.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[ProvenanceDifference]:

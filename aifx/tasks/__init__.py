@@ -1,13 +1,12 @@
 """What a project trains: a `Task` joins a model with data, an objective and metrics."""
 
-from aifx.tasks.base import Model, Say, Sums, Task, Totals
+from aifx.tasks.base import Model, Sums, Task, Totals
 from aifx.tasks.registry import BUNDLED, create_task, task_class
 from aifx.tasks.trained import Trained, Writer, open_trained, open_writer
 
 __all__ = [
     "BUNDLED",
     "Model",
-    "Say",
     "Sums",
     "Task",
     "Totals",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -10,7 +10,7 @@ import jax
 
 from aifx.config import Config
 from aifx.config.sections import Section
-from aifx.data.base import Batch, BatchSource, Split
+from aifx.data.base import Batch, BatchSource, Say, Split
 from aifx.nn.specs import Params, Specs
 from aifx.project import Project
 
@@ -19,9 +19,6 @@ Sums: TypeAlias = dict[str, tuple[jax.Array, jax.Array]]
 
 Totals: TypeAlias = Mapping[str, tuple[Any, Any]]
 """The same on the host, added up over batches in float64."""
-
-Say: TypeAlias = Callable[[str], None]
-"""Told, in a few words, what takes a while ("training the tokenizer on 1.0 MB")."""
 
 
 class Model(Protocol):

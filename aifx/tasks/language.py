@@ -15,13 +15,13 @@ import numpy as np
 from aifx.config import Config
 from aifx.config.sections import LanguageDataSection, LanguageModelSection, Section
 from aifx.data import TextData, TextSource, Tokenizer, open_text
-from aifx.data.base import Batch, Split
+from aifx.data.base import Batch, Say, Split
 from aifx.data.text import TOKENIZER_FILE
 from aifx.errors import ConfigError
 from aifx.models.decoder import Decoder
 from aifx.nn.specs import Params
 from aifx.project import Project
-from aifx.tasks.base import Say, Sums, Task, Totals
+from aifx.tasks.base import Sums, Task, Totals
 from aifx.tasks.objectives import cross_entropy
 
 

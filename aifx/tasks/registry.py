@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from aifx.config import Config, import_task
+from aifx.data.base import Say
 from aifx.errors import AifxError, ConfigError
 from aifx.project import CONFIG_NAME, Project
-from aifx.tasks.base import Say, Task
+from aifx.tasks.base import Task
 
 BUNDLED = {"language": "aifx.tasks.language:LanguageTask", "vision": "aifx.tasks.vision:VisionTask"}
 

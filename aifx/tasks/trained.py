@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from aifx.config import Config, read_config
+from aifx.data.base import Say
 from aifx.errors import CheckpointError, UsageError
 from aifx.nn.specs import Params, map_specs
 from aifx.nn.stacking import has_stacked_layers, stack_layers, unstack_layers
 from aifx.project import Project, RunDirectory
-from aifx.tasks.base import Model, Say, Task
+from aifx.tasks.base import Model, Task
 from aifx.tasks.registry import BUNDLED, create_task, task_class
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def open_trained(
 
     Raises CheckpointError where there is no such checkpoint or it is damaged.
     """
-    from aifx.train.compilation_cache import enable_compilation_cache
+    from aifx.parallel.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache(say)
     config = read_config(run.config, project, overrides)
@@ -83,8 +84,8 @@ def open_writer(
 
     Takes what `open_trained` takes and raises what it raises; UsageError where the run's task has no language model.
     """
+    from aifx.parallel.compilation_cache import enable_compilation_cache
     from aifx.tasks.language import LanguageTask, make_decoder, open_tokenizer
-    from aifx.train.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache(say)
     config = read_config(run.config, project, overrides)

@@ -14,11 +14,11 @@ import numpy as np
 from aifx.config import Config
 from aifx.config.sections import Section, VisionDataSection, VisionModelSection
 from aifx.data import ImageData, ImageSource, open_images
-from aifx.data.base import Batch, Split
+from aifx.data.base import Batch, Say, Split
 from aifx.models.vision import VisionNetwork
 from aifx.nn.specs import Params
 from aifx.project import Project
-from aifx.tasks.base import Say, Sums, Task, Totals
+from aifx.tasks.base import Sums, Task, Totals
 from aifx.tasks.language import batches_digest
 from aifx.tasks.objectives import confusion_matrix, cross_entropy
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from aifx.config import Config
+from aifx.data.base import Say
 from aifx.errors import CheckpointError
 from aifx.project import RunDirectory
 from aifx.runs.status import number
-from aifx.tasks.base import Say
 from aifx.train.records import Record
 from aifx.train.state import TrainState, from_tree, initial_state, to_tree
 from aifx.train.step import Recipe

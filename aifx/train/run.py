@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aifx.config import Config
+from aifx.parallel.compilation_cache import enable_compilation_cache
 from aifx.project import Project, RunDirectory
 from aifx.runs import RunLock, provenance, write_json, write_text
-from aifx.train.compilation_cache import enable_compilation_cache
 from aifx.train.observers import LogFile, MetricsFile, Trace
 from aifx.train.records import Observer, RunInfo, TrainResult
 from aifx.train.signals import StopSignals
@@ -22,7 +22,7 @@ from aifx.train.story import Story
 
 if TYPE_CHECKING:
     from aifx.checkpoint import CheckpointInfo, Checkpoints
-    from aifx.tasks.base import Say
+    from aifx.data.base import Say
     from aifx.train.beginning import Beginning
     from aifx.train.loop import Ending, Loop
     from aifx.train.step import Recipe, StepFn
@@ -103,7 +103,7 @@ class Training:
         if self.origin is not None:
             self._adopt(recipe, begun, checkpoints)
 
-        from aifx.train.feed import feed
+        from aifx.data.order import prefetch
         from aifx.train.guards import report_divergence
         from aifx.train.loop import Loop
         from aifx.train.meter import Meter, NotFinite
@@ -126,7 +126,7 @@ class Training:
         self.story.start(info)
         self.stop.guard(self.config.checkpoint.stop_timeout_s)
         meter.resume_clock()
-        batches = feed(recipe.task.source("train"), begun.step, info.num_steps, _rows(self.config))
+        batches = prefetch(recipe.task.source("train"), range(begun.step, info.num_steps), _rows(self.config))
         try:
             ending = loop.run(begun.state, batches, begun.step)
         except NotFinite as e:

@@ -12,7 +12,7 @@ from aifx.checkpoint.manifest import read_manifest, step_directories
 from aifx.config import Config, compare, read_config
 from aifx.errors import AifxError, ConfigError, UsageError
 from aifx.project import Project, RunDirectory
-from aifx.runs import differences, read_jsonl
+from aifx.runs import differences, read_jsonl, read_provenance
 from aifx.runs.status import number
 from aifx.train.records import TrainResult
 
@@ -66,14 +66,6 @@ def environment_changes(run: RunDirectory, now: Mapping[str, Any]) -> list[str]:
     """What changed of that which a bit-exact resumption rests on, a line each."""
     before = read_provenance(run)
     return [str(d) for d in differences(before, now) if d.name != "data_digest"] if before else []
-
-
-def read_provenance(run: RunDirectory) -> dict[str, Any]:
-    try:
-        document = json.loads(run.provenance.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def finished(run: RunDirectory, config: Config) -> TrainResult | None:

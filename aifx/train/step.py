@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from aifx.config import Config
 from aifx.data.base import Batch
+from aifx.nn.precision import cast_floating, compute_dtype
 from aifx.nn.specs import Params, Specs
 from aifx.nn.stacking import has_stacked_layers
 from aifx.parallel import DATA_AXIS, batch_sharding, replicated
@@ -73,13 +74,6 @@ def make_recipe(config: Config, task: Task, mesh: Mesh) -> Recipe:
     )
 
 
-def compute_dtype(precision: str, platform: str) -> DTypeLike:
-    """auto: float32 on the CPU, where bfloat16 is slower; bfloat16 on accelerators."""
-    if precision == "auto":
-        return jnp.float32 if platform == "cpu" else jnp.bfloat16
-    return jnp.dtype(precision)
-
-
 def make_step(recipe: Recipe) -> StepFn:
     """The step as a pure function: (state, batch) -> (next state, NUMBERS)."""
 
@@ -118,7 +112,7 @@ def mean_gradients(recipe: Recipe, params: Params, batch: DeviceBatch, key: jax.
     weights = select_weights(params, recipe.specs)
 
     def total_loss(weights: Any, batch: DeviceBatch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        cast = _cast(merge_weights(weights, params, recipe.specs), recipe.dtype)
+        cast = cast_floating(merge_weights(weights, params, recipe.specs), recipe.dtype)
         total, weight = recipe.task.objective(cast, batch, key, training=True)["loss"]
         return total.astype(jnp.float32), weight.astype(jnp.float32)
 
@@ -150,8 +144,3 @@ def _accumulate(recipe: Recipe, sums: Callable[..., Any], weights: Any, batch: D
     micros = {name: split(jnp.asarray(array)) for name, array in batch.items()}
     total, _ = jax.lax.scan(add, start, (micros, jnp.arange(count)))
     return total
-
-
-def _cast(params: Params, dtype: DTypeLike) -> Params:
-    cast: Params = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
-    return cast

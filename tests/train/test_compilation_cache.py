@@ -42,6 +42,25 @@ def test_a_damaged_entry(tiny, tmp_path: Path, damage: str) -> None:
     assert tiny.records("third") == tiny.records("first")
 
 
+def test_a_folder_of_ones_own_is_kept_whole_too(tiny, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    env = {"JAX_COMPILATION_CACHE_DIR": str(own), "AIFX_CACHE_DIR": str(tmp_path / "cache")}
+
+    def train_there(run: str) -> str:
+        code, _, err = tiny.command("train", "--run", run, "--set", "train.num_steps=3", "--json", env=env)
+        assert code == 0, err
+        return err
+
+    train_there("first")
+    (entry,) = own.glob("jit_step-*-cache")
+    assert not (tmp_path / "cache" / "jax").exists()
+    entry.write_bytes(entry.read_bytes()[:1000])
+    assert entry.name in train_there("second")
+    assert entry.stat().st_size > 1000
+    assert "damaged" not in train_there("third")
+
+
 def test_small_programs_are_kept(tiny, tmp_path: Path) -> None:
     train(tiny, tmp_path / "cache", "first")
     kept = compiled(tmp_path / "cache")
@@ -64,7 +83,7 @@ def test_a_cache_where_a_file_is(tiny, tmp_path: Path) -> None:
 
 
 def test_the_oldest_go_first(tmp_path: Path) -> None:
-    from aifx.train.compilation_cache import _prune
+    from aifx.parallel.compilation_cache import _prune
 
     for age in range(10):
         entry = tmp_path / f"jit_x-{age}-cache"

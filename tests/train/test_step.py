@@ -10,12 +10,13 @@ import numpy as np
 import optax
 import pytest
 
+from aifx.nn.precision import compute_dtype
 from aifx.nn.specs import ArraySpec, init_params
 from aifx.parallel import place_batch
 from aifx.train.beginning import initialize
 from aifx.train.optimizers import clip_by_global_norm, make_optimizer, merge_weights, select_weights
 from aifx.train.state import abstract_state, from_tree, to_tree
-from aifx.train.step import compute_dtype, lower_step, make_step, mean_gradients
+from aifx.train.step import lower_step, make_step, mean_gradients
 
 
 def batches(recipe: Any, count: int) -> list[Any]:

@@ -7,51 +7,60 @@ removed at that moment, and JAX then writes a good one.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 import zlib
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import jax
 
+from aifx.data.base import Say
 from aifx.project import cache_path
 
 MAX_BYTES = 4 * 10**9
 """Beyond this the oldest half goes: a cache, not an archive."""
 
+KEEP_ALL = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
+"""Small programs too."""
+
 _UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([^']+)': (.*)", re.DOTALL)
 _UNWRITABLE = re.compile(r"Error writing persistent compilation cache entry for '([^']+)': (.*)", re.DOTALL)
 
-Report = Callable[[str], None]
 
+def enable_compilation_cache(say: Say) -> Path | None:
+    """Keep compiled programs in the operator's folder (JAX_COMPILATION_CACHE_DIR), else in `jax` of `cache_path()`.
 
-def enable_compilation_cache(report: Report, folder: Path | None = None) -> Path | None:
-    """Keep compiled programs in `folder` (default: `jax` in `cache_path()`); None where that cannot be written.
+    What else JAX_PERSISTENT_CACHE_... variables say stands. Returns the folder; None where it cannot be written, or is
+    not of this machine's file system ("gs://...").
 
     Args:
-        report: told, in a line, of an entry that was removed or could not be written.
+        say: told, in a line, of an entry that was removed or could not be written.
     """
-    if jax.config.jax_compilation_cache_dir and folder is None:
-        return Path(jax.config.jax_compilation_cache_dir)  # the operator's own (JAX_COMPILATION_CACHE_DIR)
-    folder = folder or cache_path() / "jax"
+    own = jax.config.jax_compilation_cache_dir
+    if own and "://" in own:
+        return None
+    folder = Path(own) if own else cache_path() / "jax"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _prune(folder, MAX_BYTES)
+        if not own:
+            _prune(folder, MAX_BYTES)
     except OSError as e:
-        report(f"compiled programs are not kept: {folder}: {e.strerror}")
+        say(f"compiled programs are not kept: {folder}: {e.strerror}")
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    _watch(folder, report)
+    for name, value in KEEP_ALL.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
+    _watch(folder, say)
     return folder
 
 
 def remove_damaged(folder: Path, module: str) -> list[str]:
     """Remove the entries of the program `module` that cannot be read, all of them where none is damaged provably."""
-    entries = [p for p in folder.iterdir() if p.name.startswith(f"{module}-") and p.name.endswith("-cache")]
+    entries = list(folder.glob(f"{module}-*-cache"))
     damaged = [p for p in entries if not _is_whole(p)]
     removed = damaged or entries
     for path in removed:
@@ -71,7 +80,7 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _watch(folder: Path, report: Report) -> None:
+def _watch(folder: Path, say: Say) -> None:
     warnings.filterwarnings("always", message="Error (reading|writing) persistent compilation cache entry")
     if getattr(warnings.showwarning, "_aifx_cache_watch", False):
         return
@@ -89,11 +98,11 @@ def _watch(folder: Path, report: Report) -> None:
             try:
                 removed = remove_damaged(folder, found[1])
                 names = ", ".join(removed) or "already gone"
-                report(f"compilation cache: {found[1]} was damaged and is compiled anew ({names})")
+                say(f"compilation cache: {found[1]} was damaged and is compiled anew ({names})")
             except OSError as e:
-                report(f"compilation cache: {found[1]} is damaged and cannot be removed: {e}")
+                say(f"compilation cache: {found[1]} is damaged and cannot be removed: {e}")
         elif found := _UNWRITABLE.match(str(message)):
-            report(f"compilation cache: {found[1]} could not be kept: {found[2]}")
+            say(f"compilation cache: {found[1]} could not be kept: {found[2]}")
         else:
             show(message, category, filename, lineno, file, line)
 
@@ -103,7 +112,10 @@ def _watch(folder: Path, report: Report) -> None:
 
 
 def _prune(folder: Path, max_bytes: int) -> None:
-    entries = [(p, p.stat()) for p in folder.iterdir() if p.name.endswith("-cache")]
+    entries = []
+    for path in folder.glob("*-cache"):
+        with suppress(FileNotFoundError):  # another process prunes as well
+            entries.append((path, path.stat()))
     total = sum(stat.st_size for _, stat in entries)
     if total <= max_bytes:
         return
