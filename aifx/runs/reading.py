@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import tomli
 
 from aifx.project import RunDirectory
 from aifx.runs.files import parse_lines, read_jsonl
@@ -39,7 +40,7 @@ class Evaluation:
 def read_settings(run: RunDirectory) -> dict[str, Any]:
     """Every value of `config.toml` by key; empty where it cannot be read."""
     try:
-        sections = tomllib.loads(run.config.read_text(encoding="utf-8"))
+        sections = tomli.loads(run.config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     flat: dict[str, Any] = {}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import tomli
 
 from aifx.project import RunDirectory
 from aifx.runs.files import parse_line, read_jsonl
@@ -157,7 +158,7 @@ def _told_step(events: Sequence[Mapping[str, Any]]) -> int:
 
 def _num_steps(run: RunDirectory) -> int | None:
     try:
-        steps = tomllib.loads(run.config.read_text(encoding="utf-8"))["train"]["num_steps"]
+        steps = tomli.loads(run.config.read_text(encoding="utf-8"))["train"]["num_steps"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return steps if isinstance(steps, int) else None
