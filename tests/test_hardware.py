@@ -14,6 +14,9 @@ NAMES = {
     "NVIDIA H100 NVL": "NVIDIA H100 NVL",
     "NVIDIA H200": "NVIDIA H200 SXM",
     "NVIDIA H200 NVL": "NVIDIA H200 NVL",
+    "NVIDIA GH200 480GB": "NVIDIA GH200 96GB",
+    "NVIDIA GH200 144G HBM3e": "NVIDIA GH200 144GB",
+    "NVIDIA H20": "NVIDIA H20",
     "NVIDIA A100-SXM4-40GB": "NVIDIA A100 SXM 40GB",
     "NVIDIA A100-SXM4-80GB": "NVIDIA A100 SXM 80GB",
     "NVIDIA A100 80GB PCIe": "NVIDIA A100 PCIe 80GB",
@@ -22,7 +25,10 @@ NAMES = {
     "NVIDIA A10G": "NVIDIA A10G",
     "NVIDIA A10": "NVIDIA A10",
     "NVIDIA B200": "NVIDIA B200",
+    "NVIDIA B300 SXM6 AC": "NVIDIA B300",
     "NVIDIA GB200": "NVIDIA GB200",
+    "NVIDIA GB300": "NVIDIA GB300",
+    "Tesla T4": "NVIDIA T4",
     "NVIDIA GeForce RTX 4090": "NVIDIA GeForce RTX 4090",
     "TPU v4": "TPU v4",
     "TPU v5 lite": "TPU v5e",
@@ -55,10 +61,10 @@ def test_what_is_not_there_is_none() -> None:
 @pytest.mark.parametrize("accelerator", ACCELERATORS, ids=lambda a: a.name)
 def test_consistent(accelerator) -> None:
     assert accelerator.source
-    assert accelerator.peak_tflops["bfloat16"] > 0
-    eight_bit = accelerator.peak_tflops.get("float8_e4m3fn")
-    if eight_bit is not None:
-        assert eight_bit >= accelerator.peak_tflops["bfloat16"]
+    peaks = accelerator.peak_tflops
+    sixteen_bit = peaks["bfloat16" if "bfloat16" in peaks else "float16"]
+    assert sixteen_bit > 0
+    assert peaks.get("float8_e4m3fn", sixteen_bit) >= sixteen_bit
     assert 10 < accelerator.memory_gb < 400
     assert 200 < accelerator.memory_gb_s < 20_000
 
@@ -74,6 +80,10 @@ def test_peaks_count_devices_and_chips() -> None:
     tf32 = peak_of("NVIDIA A100-SXM4-80GB", "gpu", 1, "float32")
     assert tf32 is not None
     assert tf32.flops == pytest.approx(156e12), "what float32 products run at"
+    turing = peak_of("Tesla T4", "gpu", 1, "float32")
+    assert turing is not None
+    assert turing.flops == pytest.approx(8.1e12), "no TF32 before Ampere"
+    assert peak_of("Tesla T4", "gpu", 1, "bfloat16") is None
 
 
 def test_the_cpu_is_estimated_and_says_how() -> None:
