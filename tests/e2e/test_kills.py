@@ -1,21 +1,29 @@
-"""A run that is killed again and again is the uninterrupted run, bit for bit."""
+"""A run that is killed twenty times is the uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TINY, Command, settings
 
-STEPS = 60
+from aifx.runs import read_jsonl
+
+KILLS = 20
+STEPS = 600
 TRAIN = ["train", "--json", *settings([*TINY, f"train.num_steps={STEPS}"])]
+DICE = random.Random(20)
 TIMES = {"time", "step_time_s", "tokens_per_s", "mfu", "data_wait_s"}
 """Fields of a record that tell of the machine rather than of the model."""
 
@@ -32,53 +40,87 @@ def numbers(run: Path) -> dict[int, dict[str, Any]]:
     return kept
 
 
-def fresh_file(folder: Path, pattern: str, known: set[Path]) -> bool:
-    return any(p not in known for p in folder.glob(pattern))
+@dataclass(frozen=True)
+class Aim:
+    """A moment to strike at, made before the process starts.
+
+    reached: asked while it runs.
+    struck: whether what it left shows that it died there, and not a moment later.
+    delay_s: from `reached` to the kill.
+    """
+
+    reached: Callable[[], bool]
+    struck: Callable[[], bool]
+    delay_s: float = 0.0
 
 
-Moment = Callable[[Path, Path], Callable[[], bool]]
-"""From (run, cache), a predicate that turns true at the moment to strike."""
+Aiming = Callable[[Path, Path], Aim]
+"""From (run, cache)."""
 
 
-def in_compilation(run: Path, cache: Path) -> Callable[[], bool]:
+def last_event(run: Path) -> str:
     events = run / "events.jsonl"
-    before = events.read_text().count('"compile"') if events.exists() else 0
-    return lambda: events.exists() and events.read_text().count('"compile"') > before
+    lines = events.read_text().splitlines() if events.exists() else []
+    return str(json.loads(lines[-1])["event"]) if lines else ""
 
 
-def in_commit(run: Path, cache: Path) -> Callable[[], bool]:
+def in_compilation(run: Path, cache: Path) -> Aim:
+    shutil.rmtree(cache / "jax", ignore_errors=True)  # else it would read what was compiled before
+    events = run / "events.jsonl"
+
+    def count() -> int:
+        return events.read_text().count('"compile"') if events.exists() else 0
+
+    before = count()
+    return Aim(lambda: count() > before, lambda: last_event(run) == "compile")
+
+
+def in_cache_write(run: Path, cache: Path) -> Aim:
+    shutil.rmtree(cache / "jax", ignore_errors=True)
+
+    def written() -> bool:
+        return any((cache / "jax").glob("*-cache"))
+
+    # The compilation is told to be over once its program was written.
+    return Aim(written, lambda: written() and last_event(run) == "compile")
+
+
+def in_commit(run: Path, cache: Path) -> Aim:
     known = set(run.glob("checkpoints/*tmp*"))
-    return lambda: fresh_file(run, "checkpoints/*tmp*", known)
+
+    def writing() -> bool:
+        return any(path not in known for path in run.glob("checkpoints/*tmp*"))
+
+    return Aim(writing, writing, delay_s=DICE.choice([0.0, 0.003, 0.006, 0.009]))  # anywhere in it
 
 
-def in_metrics(run: Path, cache: Path) -> Callable[[], bool]:
+def in_metrics_write(run: Path, cache: Path) -> Aim:
     metrics = run / "metrics.jsonl"
-    size = metrics.stat().st_size if metrics.exists() else 0
-    return lambda: metrics.exists() and metrics.stat().st_size > size
+    size = 0
+
+    def grown() -> bool:  # a process that resumes cuts the file first
+        nonlocal size
+        before, size = size, metrics.stat().st_size if metrics.exists() else 0
+        return size > before > 0
+
+    def uncovered() -> bool:
+        saved = max((int(p.name) for p in run.glob("checkpoints/*") if p.name.isdigit()), default=0)
+        return any(record["step"] > saved for record in read_jsonl(metrics))
+
+    return Aim(grown, uncovered)
 
 
-def in_cache_write(run: Path, cache: Path) -> Callable[[], bool]:
-    known = set(cache.rglob("jax/*"))
-    return lambda: fresh_file(cache, "**/jax/*", known)
+def anywhere(run: Path, cache: Path) -> Aim:
+    strike = time.monotonic() + DICE.uniform(0.2, 3.0)
+    return Aim(lambda: time.monotonic() >= strike, lambda: True)
 
 
-def after(seconds: float) -> Moment:
-    def moment(run: Path, cache: Path) -> Callable[[], bool]:
-        strike = time.monotonic() + seconds
-        return lambda: time.monotonic() >= strike
-
-    return moment
-
-
-def kill_at(
-    command: Command, moment: Moment, run: Path, started: Callable[[subprocess.Popen[str]], subprocess.Popen[str]]
-) -> bool:
-    """Starts the run and kills it at `moment`. False when it ended before."""
-    reached = moment(run, command.cache)
-    process = started(command.start(*TRAIN, "--run", run.name))
+def kill_at(aim: Aim, process: subprocess.Popen[str]) -> bool:
+    """False when the process ended before."""
     deadline = time.monotonic() + 120
-    while process.poll() is None and not reached() and time.monotonic() < deadline:
-        time.sleep(0.0005)
+    while process.poll() is None and not aim.reached() and time.monotonic() < deadline:
+        time.sleep(0.0002)
+    time.sleep(aim.delay_s)
     ended = process.poll() is not None
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -94,19 +136,22 @@ def test_twenty_kills(
 
     # A cache of its own, so that the killed run compiles and writes its cache under fire.
     hunted = Command(project.cwd, tmp_path / "hunted-cache")
-    dice = random.Random(20)
-    moments: list[Moment] = [in_cache_write, in_compilation, in_cache_write, in_compilation]
-    moments += [in_commit, in_metrics, in_commit, in_metrics, in_commit, in_metrics, in_commit]
-    moments += [after(dice.uniform(0.2, 4.0)) for _ in range(40)]
     run = project.cwd / "runs" / "killed"
+    aimed: list[Aiming] = [in_cache_write, in_compilation, in_commit, in_metrics_write]
+    struck: Counter[Aiming] = Counter()
     kills = 0
-    for moment in moments:
-        kills += kill_at(hunted, moment, run, started)
-        if kills == 20:
+    for aiming in cycle([*aimed, anywhere]):
+        if kills >= KILLS and all(struck[a] for a in aimed):
             break
+        assert kills < 2 * KILLS, f"an aim was never hit: {struck}"
+        aim = aiming(run, hunted.cache)
+        process = started(hunted.start(*TRAIN, "--run", run.name))
+        assert kill_at(aim, process), f"the run ended after {kills} kills: it is too short for this test"
+        kills += 1
+        struck[aiming] += aim.struck()
     done = hunted(*TRAIN, "--run", "killed")
     assert done.returncode == 0, done.stderr
-    assert kills >= 10, f"the run ended after {kills} kills: it is too short for this test"
+    assert kills >= KILLS
 
     assert done.json()["state_digest"] == whole.json()["state_digest"]
     assert done.json()["loss"] == whole.json()["loss"]
