@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from aifx.errors import AifxError, EnvironmentFault, ExitCode, UsageError, did_you_mean
+from aifx.runs.files import FULL
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _MACHINE = {  # refusals of the operating system: nothing that a change in our code would mend
     errno.EACCES,
     errno.EPERM,
@@ -58,7 +58,7 @@ def as_error(error: BaseException) -> AifxError:
 def _of_the_machine(error: BaseException) -> AifxError | None:
     text = str(error)
     number = error.errno if isinstance(error, OSError) else None
-    if number in _FULL or "No space left on device" in text or "Disk quota exceeded" in text:
+    if number in FULL or "No space left on device" in text or "Disk quota exceeded" in text:
         place = _place(error)
         return EnvironmentFault(
             "the disk is full", text.splitlines()[0], f"df -h {place or '.'}; free some space, then run it again"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from aifx.config.sections import LanguageDataSection
 from aifx.data.base import Split
 from aifx.data.files import Piece, TextFile, file_digest, find_files, read_documents
-from aifx.errors import ConfigError, DataError
+from aifx.errors import DataError
 from aifx.project import Project
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -102,12 +102,6 @@ def open_corpus(section: LanguageDataSection, project: Project) -> Corpus:
         "validation": 0.0 if files["validation"] else section.validation_fraction,
         "test": 0.0 if files["test"] else section.test_fraction,
     }
-    if sum(fractions.values()) >= 1:
-        raise ConfigError(
-            "data.validation_fraction and data.test_fraction leave nothing to train on",
-            f"together they hold out {sum(fractions.values()):g} of the text",
-            "aifx train --set data.validation_fraction=0.05 --set data.test_fraction=0.1",
-        )
     return Corpus(files, section, fractions, _digest(files, digests, section, fractions))
 
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from aifx.config.sections import LanguageModelSection
-from aifx.errors import ConfigError
 from aifx.nn import initializers, layers
 from aifx.nn.specs import LAYERS, ArraySpec, Initializer, Params, Specs, count_parameters, stack_layer_specs
 from jax_kernels.attention import attention
@@ -32,7 +31,7 @@ class Outputs(NamedTuple):
 class Decoder:
     """A decoder over `vocab_size` tokens and up to `max_seq_len` positions.
 
-    Raises ConfigError when the dimensions of the section do not fit one another.
+    section: its dimensions, which fit one another (`config.checks` sees to that).
     """
 
     def __init__(self, section: LanguageModelSection, *, vocab_size: int, max_seq_len: int) -> None:
@@ -42,28 +41,6 @@ class Decoder:
         self.num_kv_heads = section.num_kv_heads or section.num_heads
         self.head_dim = section.head_dim or section.embed_dim // section.num_heads
         self.mlp_dim = section.mlp_dim or 4 * section.embed_dim
-        self._check()
-
-    def _check(self) -> None:
-        c = self.section
-        if c.head_dim is None and c.embed_dim % c.num_heads:
-            raise ConfigError(
-                f"model.num_heads = {c.num_heads} does not divide model.embed_dim = {c.embed_dim}",
-                "the width of a head is embed_dim / num_heads unless model.head_dim gives it",
-                f"set model.embed_dim to a multiple of {c.num_heads}",
-            )
-        if c.num_heads % self.num_kv_heads:
-            raise ConfigError(
-                f"model.num_kv_heads = {c.num_kv_heads} does not divide model.num_heads = {c.num_heads}",
-                "each key and value head serves the same number of query heads",
-                "set model.num_kv_heads to a divisor of model.num_heads",
-            )
-        if c.positions == "rotary" and self.head_dim % 2:
-            raise ConfigError(
-                f"model.head_dim = {self.head_dim} is odd",
-                "rotary positions turn pairs of dimensions",
-                "set model.head_dim to an even number",
-            )
 
     def specs(self) -> Specs:
         """Arrays by name: each layer's under `layers/<i>`, or one stacked set for all with `scan_layers`."""

@@ -39,14 +39,6 @@ def make_mesh(devices: int | Literal["all"] = "all") -> Mesh:
 
 def check_batch_fits(global_batch_size: int, gradient_accumulation: int, mesh: Mesh) -> None:
     """Raises ConfigError unless each device gets the same rows of each micro-batch."""
-    if global_batch_size % gradient_accumulation:
-        fitting = _nearest_divisor(global_batch_size, gradient_accumulation)
-        raise ConfigError(
-            f"train.gradient_accumulation = {gradient_accumulation} does not divide "
-            f"train.global_batch_size = {global_batch_size}",
-            "each micro-batch of a step has the same number of rows",
-            f"aifx train --set train.gradient_accumulation={fitting}",
-        )
     rows = global_batch_size // gradient_accumulation
     num_devices = mesh.shape[DATA_AXIS]
     if rows % num_devices:
@@ -112,11 +104,6 @@ def place_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
-
-
-def _nearest_divisor(number: int, wanted: int) -> int:
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return min(divisors, key=lambda d: abs(d - wanted))
 
 
 def _largest_divisor(number: int, at_most: int) -> int:

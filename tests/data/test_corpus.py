@@ -15,7 +15,7 @@ from prose import prose
 from aifx.config.sections import LanguageDataSection
 from aifx.data import TextData, files
 from aifx.data.corpus import SPLITS, open_corpus
-from aifx.errors import ConfigError, DataError
+from aifx.errors import DataError
 from aifx.project import Project
 
 Write = Callable[..., Path]
@@ -139,12 +139,6 @@ def test_a_copy_of_a_file_in_another_split_is_refused(write: Write, open_: Open)
     with pytest.raises(DataError, match=r"data/a.txt of data.train and data/copy.txt of data.test are the same"):
         open_(train=("data/a.txt",), test=("data/copy.txt",))
     open_(train=("data/a.txt", "data/copy.txt"), test=("data/b.txt",))  # twice in one split leaks nothing
-
-
-def test_something_is_left_to_train_on(write: Write, open_: Open) -> None:
-    write("a.txt", prose(2000))
-    with pytest.raises(ConfigError, match="leave nothing to train on"):
-        open_(validation_fraction=0.6, test_fraction=0.5)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from aifx.errors import ConfigError
-from aifx.parallel import check_batch_fits, make_mesh
+from aifx.parallel import make_mesh
 
 TINY = Path(__file__).parents[1] / "train" / "tiny.py"
 
@@ -83,9 +83,3 @@ def test_a_batch_that_does_not_divide(on_devices: Any) -> None:
 def test_more_devices_than_there_are() -> None:
     with pytest.raises(ConfigError, match=r"train\.devices = 99"):
         make_mesh(99)
-
-
-def test_accumulation_must_divide_the_batch() -> None:
-    with pytest.raises(ConfigError) as refused:
-        check_batch_fits(10, 4, make_mesh(1))
-    assert "train.gradient_accumulation=5" in refused.value.hint
