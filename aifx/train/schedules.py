@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import optax
 
 from aifx.config.sections import ScheduleSection
@@ -33,4 +34,5 @@ def make_schedule(section: ScheduleSection, num_steps: int) -> optax.Schedule:
             parts += [optax.constant_schedule(1.0), optax.linear_schedule(1.0, section.final_fraction, max(decay, 1))]
             boundaries.append(num_steps - decay)
     joined = optax.join_schedules(parts, boundaries)
-    return lambda count: joined(count + 1)
+    # Compiled, the last of a linear decay to 0 is rounded to below it.
+    return lambda count: jnp.clip(joined(count + 1), 0.0, 1.0)

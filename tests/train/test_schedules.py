@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
 
 from aifx.config.sections import ScheduleSection
@@ -10,7 +11,7 @@ from aifx.train.schedules import make_schedule
 
 def rates(num_steps: int, **section: object) -> list[float]:
     """The share of the peak at each update, the first one first."""
-    schedule = make_schedule(ScheduleSection(**section), num_steps)  # type: ignore[arg-type]
+    schedule = jax.jit(make_schedule(ScheduleSection(**section), num_steps))  # type: ignore[arg-type]
     return [float(schedule(i)) for i in range(num_steps)]
 
 
@@ -30,6 +31,8 @@ def test_warm_up_stable_decay() -> None:
     assert found[9:80] == pytest.approx([1.0] * 71)
     assert found[89] == pytest.approx(0.5)
     assert found[99] == pytest.approx(0.0, abs=1e-7)
+    for num_steps in range(30, 150, 7):
+        assert min(rates(num_steps, kind="wsd", decay_fraction=0.5, final_fraction=0.0)) >= 0.0
 
 
 def test_constant() -> None:
