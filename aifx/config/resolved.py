@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
 from aifx.config.kinds import BUNDLED_KINDS
 from aifx.config.sections import (
+    FREE,
+    ROUNDING,
     CheckpointSection,
     EvalSection,
     GenerateSection,
@@ -41,6 +44,9 @@ class Difference:
     key: str
     old: Any
     new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} = {json.dumps(self.old)} -> {json.dumps(self.new)}"
 
 
 @dataclass(frozen=True)
@@ -92,18 +98,26 @@ def section_models(section: str) -> tuple[type[Section], ...]:
 
 
 def compare(old: Config, new: Config) -> list[Difference]:
-    """What differs and matters: every key but those that change no number that a run computes."""
-    differences = []
+    """What differs and matters: every key but those that may change between a run and its resumption."""
+    return [difference for difference, extra in _differences(old, new) if not is_marked(extra, FREE)]
+
+
+def compare_rounding(old: Config, new: Config) -> list[Difference]:
+    """What differs and may, and changes how the numbers of a run are rounded."""
+    return [difference for difference, extra in _differences(old, new) if is_marked(extra, ROUNDING)]
+
+
+def is_marked(extra: Any, mark: Mapping[str, Any]) -> bool:
+    """Whether a field's `json_schema_extra` bears a mark: FREE, or ROUNDING, which is FREE as well."""
+    return isinstance(extra, Mapping) and mark.items() <= extra.items()
+
+
+def _differences(old: Config, new: Config) -> Iterator[tuple[Difference, Any]]:
+    """Each key whose value differs, with its field's `json_schema_extra`."""
     olds, news = old.values(), new.values()
     for name in SECTION_NAMES:
         known = {**getattr(old, name).__class__.model_fields, **getattr(new, name).__class__.model_fields}
         for key, info in known.items():
             before, after = olds[name].get(key), news[name].get(key)
-            if before != after and not is_free(info.json_schema_extra):
-                differences.append(Difference(f"{name}.{key}", before, after))
-    return differences
-
-
-def is_free(extra: Any) -> bool:
-    """Whether a field's `json_schema_extra` says that it may change between a run and its resumption."""
-    return isinstance(extra, Mapping) and bool(extra.get("aifx_free"))
+            if before != after:
+                yield Difference(f"{name}.{key}", before, after), info.json_schema_extra

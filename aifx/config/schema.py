@@ -12,8 +12,8 @@ from pydantic.errors import PydanticUserError
 from aifx.config.kinds import BUNDLED_KINDS
 from aifx.config.mistakes import expectation
 from aifx.config.presets import PRESETS
-from aifx.config.resolved import SECTION_NAMES, is_free, section_models
-from aifx.config.sections import Section, TaskSection
+from aifx.config.resolved import SECTION_NAMES, is_marked, section_models
+from aifx.config.sections import FREE, Section, TaskSection
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def settings() -> Iterator[Setting]:
         kinds = BUNDLED_KINDS if section in ("model", "data") else (None,)
         for kind, model in zip(kinds, section_models(section), strict=True):
             for key, schema in properties(model).items():
-                free = is_free(model.model_fields[key].json_schema_extra)
+                free = is_marked(model.model_fields[key].json_schema_extra, FREE)
                 description = schema.get("description", "")
                 yield Setting(section, key, kind, expectation(schema), schema.get("default"), description, free)
 
@@ -102,7 +102,7 @@ def _section_schema(model: type[Section]) -> dict[str, Any]:
 
 def _for_editors(schema: dict[str, Any]) -> dict[str, Any]:
     """Without what TOML cannot say (null) and what no editor shows."""
-    kept = {key: value for key, value in schema.items() if key not in ("title", "aifx_free")}
+    kept = {key: value for key, value in schema.items() if key != "title" and not key.startswith("aifx_")}
     if kept.get("default", ...) is None:
         del kept["default"]
     if "anyOf" in kept:

@@ -1,8 +1,9 @@
 """The sections of `aifx.toml`: one frozen model each, unknown keys refused.
 
 The description of each field is its documentation: `aifx config schema` and the editors that read it show it.
-A field marked FREE may change between a run and its resumption, because it changes no number that the run computes;
-every other difference makes `aifx train` refuse (see `aifx.config.compare`).
+A field marked FREE may change between a run and its resumption, because it changes no number that the run computes; one
+marked ROUNDING may, too, and changes at most how they are rounded, which is said. Every other difference makes
+`aifx train` refuse (see `aifx.config.compare`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 FREE: dict[str, Any] = {"aifx_free": True}
+ROUNDING: dict[str, Any] = {**FREE, "aifx_rounding": True}
 INT_MAX = 2**31 - 1  # steps and sizes are int32 on the device
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -192,10 +194,10 @@ class LanguageModelSection(Section):
     scan_layers: bool = Field(
         False,
         description="Compile one layer and loop over it: compiles faster, same checkpoint.",
-        json_schema_extra=FREE,
+        json_schema_extra=ROUNDING,
     )
     remat: bool = Field(
-        False, description="Recompute activations on the way back: less memory, more time.", json_schema_extra=FREE
+        False, description="Recompute activations on the way back: less memory, more time.", json_schema_extra=ROUNDING
     )
 
 

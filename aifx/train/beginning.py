@@ -11,9 +11,9 @@ import jax
 from aifx.config import Config
 from aifx.data.base import Say
 from aifx.errors import CheckpointError
-from aifx.project import RunDirectory
 from aifx.runs.status import number
 from aifx.train.records import Record
+from aifx.train.standing import Fork
 from aifx.train.state import TrainState, from_tree, initial_state, to_tree
 from aifx.train.step import Recipe
 from aifx.train.validation import Progress
@@ -45,30 +45,35 @@ def begin(recipe: Recipe, abstract: TrainState, checkpoints: Checkpoints, config
     return _restored(found.step, found.state, found.host, abstract, recipe)
 
 
-def begin_from(origin: RunDirectory, recipe: Recipe, abstract: TrainState, config: Config, say: Say) -> Beginning:
-    """Another run's latest checkpoint. Its optimizer state is taken where it fits, else begun anew.
+def begin_from(fork: Fork, recipe: Recipe, abstract: TrainState, config: Config, say: Say) -> Beginning:
+    """Another run's checkpoint. Its optimizer state is taken where it fits, else begun anew.
 
     Raises CheckpointError where the parameters do not fit this configuration's model.
     """
     from aifx.checkpoint import Checkpoints, Damaged
 
-    checkpoints = Checkpoints(origin.checkpoints, config.checkpoint)
-    step = checkpoints.latest()
-    assert step is not None  # check_origin saw it
+    checkpoints = Checkpoints(fork.run.checkpoints, config.checkpoint)
     wanted = to_tree(abstract, stacked=recipe.is_stacked)
     try:
-        tree, host = checkpoints.restore(step, wanted)
+        tree, host = checkpoints.restore(fork.step, wanted)
     except Damaged:
         raise  # its parameters may be whole, but to drop the rest is not ours to decide
-    except CheckpointError as whole:
+    except CheckpointError:
         try:
-            tree, host = checkpoints.restore(step, {k: wanted[k] for k in ("step", "params")})
-        except CheckpointError:
-            raise whole from None
+            tree, host = checkpoints.restore(fork.step, {k: wanted[k] for k in ("step", "params")})
+        except Damaged:
+            raise
+        except CheckpointError as unfit:
+            changed = [str(d) for d in fork.changes if d.key.startswith(("model.", "task."))]
+            raise CheckpointError(
+                f"a fork of run {fork.run.name!r} cannot have another model",
+                "\n".join([*changed, unfit.why]),
+                "aifx train --run NAME    (a new run, from its first step)",
+            ) from unfit
         say("the optimizer's state does not fit this configuration and begins anew")
         fresh = to_tree(initialize(recipe, abstract), stacked=recipe.is_stacked)
         tree = {**tree, "opt_state": fresh["opt_state"]}
-    begun = _restored(step, tree, host, abstract, recipe)
+    begun = _restored(fork.step, tree, host, abstract, recipe)
     # What was best on the way here was measured under another configuration.
     return Beginning(begun.step, begun.state, begun.units, begun.loss)
 

@@ -17,12 +17,22 @@ from aifx.train.observers import LogFile, MetricsFile, Trace
 from aifx.train.records import Observer, RunInfo, TrainResult
 from aifx.train.signals import StopSignals
 from aifx.train.sinks import open_sinks
-from aifx.train.standing import check_configuration, check_data, check_new, check_origin, environment_changes, finished
+from aifx.train.standing import (
+    Fork,
+    check_configuration,
+    check_data,
+    check_fork,
+    check_new,
+    environment_changes,
+    finished,
+    rounding_changes,
+)
 from aifx.train.story import Story
 
 if TYPE_CHECKING:
     from aifx.checkpoint import CheckpointInfo, Checkpoints
     from aifx.data.base import Say
+    from aifx.tasks.trained import Which
     from aifx.train.beginning import Beginning
     from aifx.train.loop import Ending, Loop
     from aifx.train.step import Recipe, StepFn
@@ -34,6 +44,7 @@ def train(
     run_name: str,
     *,
     fork_from: str | None = None,
+    fork_at: int | Which = "last",
     observers: Sequence[Observer] = (),
     say: Say = lambda _: None,
     stop: StopSignals | None = None,
@@ -42,7 +53,8 @@ def train(
     """Train the run `run_name`, from where it stands to its end; a run that has ended is told as it stands.
 
     Args:
-        fork_from: begin as a new run, from the latest checkpoint of the run of this name.
+        fork_from: begin as a new run, from a checkpoint of the run of this name.
+        fork_at: which checkpoint, by its step or as "best" or "last".
         stop: entered by the caller, who hears what happens to a process that must end at once.
         profile: trace a few steps into the run's `profile` folder.
 
@@ -52,12 +64,11 @@ def train(
     origin = project.existing_run(fork_from) if fork_from is not None else None
     with RunLock(run):
         check_new(run, is_fork=origin is not None)
+        fork = check_fork(origin, run, config, project, fork_at) if origin is not None else None
         if run.exists():
             check_configuration(run, config, project)
             if (result := finished(run, config)) is not None:
                 return result
-        if origin is not None:
-            check_origin(origin, config)
         metrics, log = MetricsFile(run), LogFile(run)
 
         def tell(text: str) -> None:
@@ -66,7 +77,7 @@ def train(
 
         traces = [Trace(run)] if profile else []
         story = Story(run, [metrics, log, *traces, *open_sinks(config.log.sinks, run, tell), *observers])
-        job = Training(project, config, run, origin, story, tell, stop or StopSignals(), metrics)
+        job = Training(project, config, run, fork, story, tell, stop or StopSignals(), metrics)
         job.stop.before_exit.append(story.ended_abruptly)
         try:
             result = job.train()
@@ -85,7 +96,7 @@ class Training:
     project: Project
     config: Config
     run: RunDirectory
-    origin: RunDirectory | None
+    fork: Fork | None
     story: Story
     say: Say
     stop: StopSignals
@@ -95,12 +106,12 @@ class Training:
         """Everything between taking hold of the run and its last word."""
         started = time.perf_counter()
         checkpoints = self._open_checkpoints()
-        latest = checkpoints.latest()
-        self.story.event("start" if latest is None and self.origin is None else "resume", step=latest or 0)
+        latest = self.fork.step if self.fork else checkpoints.latest()
+        self.story.event("start" if latest is None else "resume", step=latest or 0)
         enable_compilation_cache(self.say)
-        recipe = self._prepare(is_fresh=latest is None)
+        recipe = self._prepare(is_fresh=latest is None or self.fork is not None)
         step_fn, begun = self._compile_and_begin(recipe, checkpoints)
-        if self.origin is not None:
+        if self.fork is not None:
             self._adopt(recipe, begun, checkpoints)
 
         from aifx.data.order import prefetch
@@ -165,14 +176,16 @@ class Training:
         recipe = make_recipe(self.config, task, mesh)
         now = provenance(self.project.root, data_digest=task.data_digest(), devices=list(mesh.devices.flat))
         if is_fresh:
-            write_json(self.run.provenance, {**now, "forked_from": self.origin.name if self.origin else None})
+            write_json(self.run.provenance, {**now, "forked_from": self.fork.run.name if self.fork else None})
         else:
             check_data(self.run, task.data_digest())
+            if changes := rounding_changes(self.run, self.config, self.project):
+                self.say(f"{', '.join(changes)}: from here on the losses may differ in their last bits")
             for change in environment_changes(self.run, now):
                 self.say(
                     f"since the run began, {change}: it goes on, and need not equal an uninterrupted run bit for bit"
                 )
-        if self.origin is None:  # a fork is a run once its first checkpoint is there
+        if self.fork is None:  # a fork is a run once its first checkpoint is there
             write_text(self.run.config, self.config.to_toml())
         return recipe
 
@@ -181,8 +194,8 @@ class Training:
         if is_fresh and self.run.assets.exists():
             shutil.rmtree(self.run.assets)
         self.run.assets.mkdir(parents=True, exist_ok=True)
-        if self.origin is not None and self.origin.assets.is_dir():
-            shutil.copytree(self.origin.assets, self.run.assets, dirs_exist_ok=True)
+        if self.fork is not None and self.fork.run.assets.is_dir():
+            shutil.copytree(self.fork.run.assets, self.run.assets, dirs_exist_ok=True)
 
     def _compile_and_begin(self, recipe: Recipe, checkpoints: Checkpoints) -> tuple[StepFn, Beginning]:
         """The compiled step and the state that it starts from, which is made or restored while the step compiles."""
@@ -192,8 +205,8 @@ class Training:
 
         abstract = abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)
         with ThreadPoolExecutor(1, thread_name_prefix="aifx-begin") as pool:
-            if self.origin is not None:
-                begun = pool.submit(begin_from, self.origin, recipe, abstract, self.config, self.say)
+            if self.fork is not None:
+                begun = pool.submit(begin_from, self.fork, recipe, abstract, self.config, self.say)
             else:
                 begun = pool.submit(begin, recipe, abstract, checkpoints, self.config, self.say)
             batch = recipe.task.source("train").read(0, _rows(self.config))

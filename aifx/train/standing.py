@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from aifx.checkpoint.listing import list_checkpoints
 from aifx.checkpoint.manifest import read_manifest, step_directories
-from aifx.config import Config, compare, read_config
+from aifx.config import Config, Difference, compare, compare_rounding, read_config
+from aifx.config.sections import LanguageDataSection
 from aifx.errors import AifxError, ConfigError, UsageError
 from aifx.project import Project, RunDirectory
 from aifx.runs import differences, read_jsonl, read_provenance
 from aifx.runs.status import number
 from aifx.train.records import TrainResult
+
+if TYPE_CHECKING:
+    from aifx.tasks.trained import Which
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Where a fork begins: at the checkpoint of `step` of `run`, whose configuration differs in `changes`."""
+
+    run: RunDirectory
+    step: int
+    changes: tuple[Difference, ...]
 
 
 def check_new(run: RunDirectory, *, is_fork: bool) -> None:
@@ -42,13 +55,18 @@ def check_configuration(run: RunDirectory, config: Config, project: Project) -> 
         return  # nothing was saved: it begins anew
     found = compare(read_config(run.config, project), config)
     if found:
-        shown = [f"{d.key} = {json.dumps(d.old)} -> {json.dumps(d.new)}" for d in found[:8]]
+        shown = [str(d) for d in found[:8]]
         more = [f"and {len(found) - 8} more"] if len(found) > 8 else []
         raise ConfigError(
             f"run {run.name!r} was started with another configuration",
             "\n".join([*shown, *more]),
             f"aifx train --run {run.name} --fork NAME    (goes on as a new run; --run NAME starts afresh)",
         )
+
+
+def rounding_changes(run: RunDirectory, config: Config, project: Project) -> list[str]:
+    """What changed since the run was last trained, and may, that changes how its numbers are rounded."""
+    return [str(d) for d in compare_rounding(read_config(run.config, project), config)]
 
 
 def check_data(run: RunDirectory, data_digest: str) -> None:
@@ -95,22 +113,58 @@ def finished(run: RunDirectory, config: Config) -> TrainResult | None:
     )
 
 
-def check_origin(origin: RunDirectory, config: Config) -> int:
-    """The step that a fork begins at. Raises UsageError where there is nothing to fork from or nothing left to do."""
-    step = max((c.step for c in list_checkpoints(origin.checkpoints)), default=None)
-    if step is None:
+def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project: Project, at: int | Which) -> Fork:
+    """Where the fork `run` of `origin` begins. To be called by the holder of the lock of `run`.
+
+    Raises UsageError where there is nothing to fork from or nothing left to do, CheckpointError for a step without a
+    checkpoint, ConfigError for another tokenizer than the one that the parameters were trained with.
+    """
+    from aifx.tasks.trained import choose_step
+
+    if not list_checkpoints(origin.checkpoints):
         raise UsageError(
             f"run {origin.name!r} has no checkpoint to fork from",
             "nothing was saved yet",
             f"aifx ckpt ls --run {origin.name}",
         )
+    changes = tuple(compare(read_config(origin.config, project), config))
+    _check_tokenizer(origin, config, project, changes)
+    step = choose_step(origin, config, at, None) if isinstance(at, int) else choose_step(origin, config, None, at)
     if step >= config.train.num_steps:
         raise UsageError(
             f"a fork of run {origin.name!r} has nothing left to do",
-            f"its latest checkpoint is of step {step}, and train.num_steps = {config.train.num_steps}",
+            f"it begins at step {step}, and train.num_steps = {config.train.num_steps}",
             f"--set train.num_steps={2 * step} trains on",
         )
-    return step
+    if others := [c.step for c in list_checkpoints(run.checkpoints) if c.step != step]:
+        raise UsageError(
+            f"run {run.name!r} has the checkpoint of step {others[-1]} and no config.toml",
+            "a fork that began there was cut off before it was whole",
+            f"aifx train --run {origin.name} --fork ANOTHER-NAME",
+        )
+    return Fork(origin, step, changes)
+
+
+def _check_tokenizer(origin: RunDirectory, config: Config, project: Project, changes: Sequence[Difference]) -> None:
+    """Raises ConfigError where a fork asks for another tokenizer than the one that it takes over."""
+    if not isinstance(config.data, LanguageDataSection):
+        return
+    keys = ["data.tokenizer"]
+    if config.data.tokenizer == "bpe":
+        keys.append("data.vocab_size")
+    changed = [str(d) for d in changes if d.key in keys and d.old is not None]
+    if not changed and config.data.tokenizer != "bpe":
+        from aifx.data.text import TOKENIZER_FILE
+
+        named, kept = project.root / config.data.tokenizer, origin.assets / TOKENIZER_FILE
+        if named.is_file() and kept.is_file() and named.read_bytes() != kept.read_bytes():
+            changed.append(f"data.tokenizer: {config.data.tokenizer} has changed")
+    if changed:
+        raise ConfigError(
+            f"a fork of run {origin.name!r} cannot have another tokenizer",
+            "\n".join([*changed, "its parameters were trained with the one that the run keeps"]),
+            "aifx train --run NAME    (a new run, from its first step)",
+        )
 
 
 def standing(run: RunDirectory, status: str, num_steps: int | None = None) -> TrainResult:

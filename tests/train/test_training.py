@@ -131,10 +131,19 @@ def test_what_was_written_beyond_the_checkpoint_is_written_again(tiny) -> None:
 
 def test_scan_layers_may_change_in_the_middle(tiny) -> None:
     whole = tiny.train(run="whole")
-    stopped(tiny, 5)
-    second = tiny.train("model.scan_layers=true")
-    assert second.status == "completed"
-    assert second.loss == pytest.approx(whole.loss, rel=1e-4)
+    stopped(tiny, 3)
+    said: list[str] = []
+    observer = StopAt(8)
+    scanned = ["model.scan_layers=true", "log.every=2"]
+    tiny.train(*scanned, say=said.append, observers=[observer], stop=observer.stop_signals)
+    (line,) = [line for line in said if "last bits" in line]
+    assert line.startswith("model.scan_layers = false -> true")
+    assert "log.every" not in line
+    said.clear()
+    last = tiny.train(*scanned, say=said.append)
+    assert not [line for line in said if "last bits" in line], "it changed before, and that was said"
+    assert last.status == "completed"
+    assert last.loss == pytest.approx(whole.loss, rel=1e-4)
 
 
 def test_another_configuration_is_refused(tiny) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
-from aifx.config.sections import FREE, Section
+from aifx.config.sections import FREE, ROUNDING, Section
 from aifx.nn.initializers import normal, ones, zeros
 from aifx.nn.specs import ArraySpec, stack_layer_specs
 from aifx.tasks.base import Task
@@ -22,7 +22,7 @@ from aifx.tasks.base import Task
 class TinyModelSection(Section):
     width: int = 8
     num_layers: int = 3
-    scan_layers: bool = Field(False, json_schema_extra=FREE)
+    scan_layers: bool = Field(False, json_schema_extra=ROUNDING)
 
 
 class TinyDataSection(Section):
