@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from aifx.commands.eval import parse_step
 from aifx.commands.options import JsonOption, RunOption, SetOption
 from aifx.commands.terminal import Output, failure_text, is_colored, terminal
+from aifx.errors import UsageError
 
 if TYPE_CHECKING:
     from aifx.train import TrainResult
@@ -19,7 +21,13 @@ DEFAULT_RUN = "main"
 ForkOption = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it at run time)
     typer.Option(
-        "--fork", metavar="NAME", help="Begin run NAME from the latest checkpoint of --run.", show_default=False
+        "--fork", metavar="NAME", help="Begin run NAME from a checkpoint of --run, the last one.", show_default=False
+    ),
+]
+ForkStepOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--step", metavar="N|best|last", help="With --fork: the checkpoint to begin from.", show_default=False
     ),
 ]
 ProfileOption = Annotated[bool, typer.Option("--profile", help="Trace a few steps with JAX's profiler.")]
@@ -29,6 +37,7 @@ def train(
     run: RunOption = None,
     overrides: SetOption = None,
     fork: ForkOption = None,
+    step: ForkStepOption = None,
     profile: ProfileOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -41,6 +50,7 @@ def train(
         aifx train                                        the run called "main"
         aifx train --run wide --set model.embed_dim=256   another run, another setting
         aifx train --run main --fork longer --set train.num_steps=4000
+        aifx train --run main --fork calmer --step 400 --set optimizer.learning_rate=3e-4
         aifx train --json                                 one JSON document at the end, for scripts
     """
     with terminal(json) as out:
@@ -48,14 +58,20 @@ def train(
 
         # Before anything heavy is imported: a signal is heard from here on, whatever is being imported or compiled.
         with StopSignals() as stop:
-            result = _train(run or DEFAULT_RUN, overrides or [], fork, profile, out, stop)
+            result = _train(run or DEFAULT_RUN, overrides or [], fork, step, profile, out, stop)
         out.document(result.document())
         _show(result, out, profile, overrides or [])
         if result.exit_code:
             raise SystemExit(int(result.exit_code))
 
 
-def _train(name: str, overrides: list[str], fork: str | None, profile: bool, out: Output, stop: Any) -> TrainResult:
+def _train(
+    name: str, overrides: list[str], fork: str | None, step: str | None, profile: bool, out: Output, stop: Any
+) -> TrainResult:
+    which, at = parse_step(step)
+    if step is not None and fork is None:
+        why = "a run goes on from its latest checkpoint; a fork begins where it is told"
+        raise UsageError(f"--step {step} is for --fork", why, f"aifx train --run {name} --fork NAME --step {step}")
     from aifx.commands.panel import make_progress
     from aifx.config import load_config
     from aifx.project import find_project
@@ -75,6 +91,7 @@ def _train(name: str, overrides: list[str], fork: str | None, profile: bool, out
         config,
         fork or name,
         fork_from=name if fork is not None else None,
+        fork_at=at if at is not None else which or "last",
         observers=[progress],
         say=progress.say,
         stop=stop,

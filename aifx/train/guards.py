@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from aifx.errors import Diverged
@@ -10,23 +12,22 @@ from aifx.train.records import RunInfo, TrainResult
 from aifx.train.story import Story
 
 
-def report_divergence(found: NotFinite, info: RunInfo, latest: int | None, story: Story) -> TrainResult:
+def report_divergence(found: NotFinite, info: RunInfo, checkpoints: Sequence[int], story: Story) -> TrainResult:
     """Keeps the batch in the run's folder, tells the ledger, and returns the result with the error to show.
 
     Args:
-        latest: step of the latest checkpoint; it was saved after a finite step.
+        checkpoints: their steps, in order; each was saved after a finite step.
     """
     path = info.run.path / f"not-finite-step-{found.step}.npz"
     np.savez(path, **found.batch)  # type: ignore[arg-type]
     rows = len(next(iter(found.batch.values())))
     story.event("nan", step=found.step, loss=found.loss, grad_norm=found.grad_norm, batch=path.name, rows=rows)
-    kept = "nothing was saved before" if latest is None else f"the checkpoint of step {latest} is kept"
     numbers = f"loss {found.loss}, gradient norm {found.grad_norm}"
-    slower = f"--set optimizer.learning_rate={info.config.optimizer.learning_rate / 2:g}"
+    kept, again = _way_out(found.step, info.run.name, checkpoints)
     error = Diverged(
         f"step {found.step} of run {info.run.name!r} is not finite: {numbers}",
         f"its batch (training batch {found.step - 1}, rows 0 to {rows - 1}) is in {path}; {kept}",
-        f"aifx train --run {info.run.name} {slower}" + (" --fork NAME" if latest is not None else ""),
+        f"{again} --set optimizer.learning_rate={info.config.optimizer.learning_rate / 2:g}",
     )
     return TrainResult(
         run=info.run,
@@ -37,3 +38,22 @@ def report_divergence(found: NotFinite, info: RunInfo, latest: int | None, story
         resumed_from=info.first_step or None,
         error=error,
     )
+
+
+def _way_out(step: int, run: str, checkpoints: Sequence[int]) -> tuple[str, str]:
+    """What is kept of a run whose `step` was not finite, and the command that goes on, to be told what to change.
+
+    The same run would come to the same step again. The checkpoint just before it holds the parameters that it was
+    computed from, which may be the ones that are wrong.
+    """
+    if not checkpoints:
+        return "nothing was saved before", f"aifx train --run {run}"
+    newest = checkpoints[-1]
+    if newest < step - 1:
+        return f"the checkpoint of step {newest} is kept", f"aifx train --run {run} --fork NAME --step {newest}"
+    holds = f"checkpoint of step {newest} holds the parameters that gave it"
+    if len(checkpoints) == 1:
+        return f"the only {holds}", "aifx train --run NAME"
+    before = checkpoints[-2]
+    kept = f"the newest {holds}; the one before is of step {before}"
+    return kept, f"aifx train --run {run} --fork NAME --step {before}"

@@ -142,7 +142,7 @@ class Training:
             ending = loop.run(begun.state, batches, begun.step)
         except NotFinite as e:
             checkpoints.wait()
-            return report_divergence(e, info, checkpoints.latest(), self.story)
+            return report_divergence(e, info, checkpoints.steps(), self.story)
         checkpoints.wait()
         return self._result(ending, loop, begun, time.perf_counter() - started)
 

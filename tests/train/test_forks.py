@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 
 from aifx.config import load_config
-from aifx.errors import AifxError, CheckpointError, ConfigError
+from aifx.errors import AifxError, CheckpointError, ConfigError, UsageError
 from aifx.project import Project
 from aifx.train import TrainResult, train
 
@@ -105,3 +105,30 @@ def test_other_text_keeps_the_tokenizer(project: Project) -> None:
     assert fork(project, 'data.train=["data/other.txt"]').status == "completed"
     kept, taken = (project.run(name).assets / "tokenizer.json" for name in ("main", "fork"))
     assert kept.read_bytes() == taken.read_bytes()
+
+
+def test_where_a_fork_begins(tiny) -> None:
+    tiny.train("checkpoint.keep_last=3")
+    best = tiny.train("train.num_steps=20", run="best", fork_from="main", fork_at="best")
+    eighth = tiny.train("train.num_steps=20", run="eighth", fork_from="main", fork_at=8)
+    assert (best.resumed_from, eighth.resumed_from) == (12, 8)
+    with pytest.raises(CheckpointError, match="it has 4, 8, 12"):
+        tiny.train("train.num_steps=20", run="ninth", fork_from="main", fork_at=9)
+
+
+def test_a_fork_that_was_cut_off_is_not_mixed_with_another(tiny) -> None:
+    tiny.train("checkpoint.keep_last=3")
+    shutil.copytree(tiny.run().checkpoints / "12", tiny.run("fork").checkpoints / "12")  # and no config.toml yet
+    with pytest.raises(UsageError, match="step 12"):
+        tiny.train("train.num_steps=20", run="fork", fork_from="main", fork_at=8)
+    assert tiny.train("train.num_steps=20", run="fork", fork_from="main").resumed_from == 12
+
+
+def test_a_step_is_for_forks(tiny) -> None:
+    tiny.train("train.num_steps=4")
+    code, _, err = tiny.command("train", "--step", "4")
+    assert code == 2
+    assert "hint: aifx train --run main --fork NAME --step 4" in err
+    code, out, err = tiny.command("train", "--fork", "longer", "--step", "4", "--json")
+    assert code == 0, err
+    assert '"resumed_from": 4' in out

@@ -203,12 +203,20 @@ def test_fork_with_another_optimizer_begins_its_state_anew(tiny) -> None:
     assert not tiny.run("wide").exists()
 
 
-@pytest.mark.parametrize("step", [0, 2, 7])
+@pytest.mark.parametrize("step", [0, 2, 3, 4])
 def test_a_loss_that_is_not_finite_ends_the_run(tiny, step: int) -> None:
     result = tiny.train(f"data.poison_step={step}", "checkpoint.every=2")
     assert (result.status, result.step, result.exit_code) == ("diverged", step + 1, 1)
     assert result.error is not None
     assert f"step {step + 1}" in result.error.what
+    kept, command = {
+        0: ("nothing was saved", "--run main --set"),
+        2: ("the only checkpoint of step 2 holds the parameters", "--run NAME --set"),
+        3: ("the checkpoint of step 2 is kept", "--run main --fork NAME --step 2 --set"),
+        4: ("the newest checkpoint of step 4 holds the parameters", "--run main --fork NAME --step 2 --set"),
+    }[step]
+    assert kept in result.error.why
+    assert result.error.hint == f"aifx train {command} optimizer.learning_rate=0.01"
     saved = np.load(tiny.run().path / f"not-finite-step-{step + 1}.npz")
     expected = tiny.recipe(f"data.poison_step={step}").task.source("train").read(step, slice(0, 8))
     np.testing.assert_array_equal(saved["x"], expected["x"])
@@ -224,6 +232,17 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, step: int) -> None:
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
     assert next(e for e in tiny.events() if e["event"] == "nan")["step"] == step + 1
     assert all(r["loss"] is not None for r in tiny.records())
+
+
+def test_a_run_that_was_not_finite_goes_on_as_a_fork_from_before(tiny) -> None:
+    poison = "data.poison_step=4"
+    assert tiny.train(poison, "checkpoint.every=2").step == 5
+    again = tiny.train(poison, "checkpoint.every=2")
+    assert (again.status, again.step) == ("diverged", 5), "the same run comes to the same step"
+    forked = tiny.train("optimizer.learning_rate=0.01", run="calmer", fork_from="main", fork_at=2)
+    assert (forked.status, forked.resumed_from) == ("completed", 2)
+    assert [r["step"] for r in tiny.records("calmer")] == list(range(3, 13))
+    assert next(e for e in tiny.events("calmer") if e["event"] == "resume")["step"] == 2
 
 
 def test_early_stopping_survives_a_stop(tiny) -> None:
