@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels.attention import reference, xla
-from jax_kernels.attention.mask import Mask
+from jax_kernels.attention.call import Call
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "attention"]
 
@@ -96,8 +96,22 @@ def attention(
             f"implementation: expected auto or one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}"
         )
     form = IMPLEMENTATIONS["xla" if implementation == "auto" else implementation]
-    mask = Mask(causal, window, offset, segment_ids)
-    out, lse = form(q, k, v, mask, 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale), logit_softcap)
+    call = Call(
+        batch=q.shape[0],
+        q_len=q.shape[1],
+        kv_len=k.shape[1],
+        num_heads=q.shape[2],
+        num_kv_heads=k.shape[2],
+        head_dim=q.shape[3],
+        dtype=q.dtype.name,
+        causal=causal,
+        window=window,
+        q_offset=offset if isinstance(offset, int) else None,
+        has_segments=segment_ids is not None,
+        scale=1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale),
+        logit_softcap=logit_softcap,
+    )
+    out, lse = form(call, (), q, k, v, None if isinstance(offset, int) else offset, segment_ids)
     return (out, lse) if return_lse else out
 
 

@@ -12,22 +12,14 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jax_kernels.attention.call import Call
 from jax_kernels.attention.mask import Mask
+from jax_kernels.forms import Config
 
 Residuals: TypeAlias = tuple[Any, ...]
 
 SMALLEST_BLOCK = 64
 MOST_BLOCKS = 16
-
-
-class Form(NamedTuple):
-    """What is known before the program runs; `q_offset` is None when it is an array."""
-
-    causal: bool
-    window: int | None
-    q_offset: int | None
-    scale: float
-    logit_softcap: float | None
 
 
 class Block(NamedTuple):
@@ -38,37 +30,38 @@ class Block(NamedTuple):
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float, logit_softcap: float | None
+    call: Call,
+    config: Config,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_offset: jax.Array | None,
+    segment_ids: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Out as q `[batch, q_len, num_heads, head_dim]`, log-sum-exp `[batch, num_heads, q_len]` float32 or wider."""
-    batch, q_len, num_heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    static = mask.q_offset if isinstance(mask.q_offset, int) else None
-    form = Form(mask.causal, mask.window, static, scale, logit_softcap)
-    grouped = q.reshape(batch, q_len, kv_heads, num_heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+    grouped = q.reshape(call.batch, call.q_len, call.num_kv_heads, call.group, call.head_dim).transpose(0, 2, 3, 1, 4)
     keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    offset = None if static is not None else mask.q_offset
-    out, lse = _attention(form, grouped, keys, values, offset, mask.segment_ids)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape), lse.reshape(batch, num_heads, q_len)
+    out, lse = _attention(call, grouped, keys, values, q_offset, segment_ids)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape), lse.reshape(call.batch, call.num_heads, call.q_len)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(
-    form: Form, q: jax.Array, k: jax.Array, v: jax.Array, q_offset: jax.Array | None, segment_ids: jax.Array | None
+    call: Call, q: jax.Array, k: jax.Array, v: jax.Array, q_offset: jax.Array | None, segment_ids: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """q `[batch, kv_heads, group, q_len, head_dim]`, k and v `[batch, kv_heads, kv_len, head_dim]`; out as q, lse as q
     without head_dim."""
-    result, _ = _forward(form, q, k, v, q_offset, segment_ids)
+    result, _ = _forward(call, q, k, v, q_offset, segment_ids)
     return result
 
 
 def _forward(
-    form: Form, q: jax.Array, k: jax.Array, v: jax.Array, q_offset: jax.Array | None, segment_ids: jax.Array | None
+    call: Call, q: jax.Array, k: jax.Array, v: jax.Array, q_offset: jax.Array | None, segment_ids: jax.Array | None
 ) -> tuple[tuple[jax.Array, jax.Array], Residuals]:
-    mask = _mask(form, q_offset, segment_ids)
+    mask = call.mask(q_offset, segment_ids)
     outs, sums = [], []
     for block in _blocks(mask, q.shape[3], k.shape[2]):
-        scores, _ = _scores(form, mask, block, q, k)
+        scores, _ = _scores(call, mask, block, q, k)
         top = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
         top = jnp.where(jnp.isneginf(top), 0.0, top)  # a row that sees nothing
         p = jnp.exp(scores - top)
@@ -81,11 +74,11 @@ def _forward(
 
 
 def _backward(
-    form: Form, residuals: Residuals, cotangents: tuple[jax.Array, jax.Array]
+    call: Call, residuals: Residuals, cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array | None, ...]:
     q, k, v, q_offset, segment_ids, out, lse = residuals
     d_out, d_lse = cotangents
-    mask = _mask(form, q_offset, segment_ids)
+    mask = call.mask(q_offset, segment_ids)
     wide = lse.dtype
     lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
     # Each score's gradient is p (dp - delta), and the log-sum-exp's own gradient adds p d_lse.
@@ -93,11 +86,11 @@ def _backward(
     d_q: list[jax.Array] = []
     d_k, d_v = jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
     for block in _blocks(mask, q.shape[3], k.shape[2]):
-        scores, slope = _scores(form, mask, block, q, k)
+        scores, slope = _scores(call, mask, block, q, k)
         p = jnp.exp(scores - lse[..., block.q, None])
         d_out_block, keys = d_out[..., block.q, :], k[:, :, block.k]
         d_p = jnp.einsum("bhgqd,bhkd->bhgqk", d_out_block, v[:, :, block.k], preferred_element_type=wide)
-        d_scores = p * (d_p - delta[..., block.q, None]) * form.scale
+        d_scores = p * (d_p - delta[..., block.q, None]) * call.scale
         d_scores = (d_scores if slope is None else d_scores * slope).astype(q.dtype)
         d_q.append(jnp.einsum("bhgqk,bhkd->bhgqd", d_scores, keys, preferred_element_type=wide))
         outside = ((0, 0), (0, 0), (block.k.start, k.shape[2] - block.k.stop), (0, 0))
@@ -113,12 +106,6 @@ def _backward(
 _attention.defvjp(_forward, _backward)
 
 
-def _mask(form: Form, q_offset: jax.Array | None, segment_ids: jax.Array | None) -> Mask:
-    offset = form.q_offset if q_offset is None else q_offset
-    assert offset is not None
-    return Mask(form.causal, form.window, offset, segment_ids)
-
-
 def _blocks(mask: Mask, q_len: int, kv_len: int) -> list[Block]:
     size = max(SMALLEST_BLOCK, -(-q_len // MOST_BLOCKS))
     blocks = []
@@ -128,16 +115,16 @@ def _blocks(mask: Mask, q_len: int, kv_len: int) -> list[Block]:
     return blocks
 
 
-def _scores(form: Form, mask: Mask, block: Block, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+def _scores(call: Call, mask: Mask, block: Block, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """Masked scores of a block, `[batch, kv_heads, group, queries, keys]`, and the slope of the soft-cap at each."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    scores = form.scale * jnp.einsum(
+    scores = call.scale * jnp.einsum(
         "bhgqd,bhkd->bhgqk", q[..., block.q, :], k[:, :, block.k], preferred_element_type=wide
     )
     slope = None
-    if form.logit_softcap is not None:
-        capped = jnp.tanh(scores / form.logit_softcap)
-        scores, slope = form.logit_softcap * capped, 1.0 - jnp.square(capped)
+    if call.logit_softcap is not None:
+        capped = jnp.tanh(scores / call.logit_softcap)
+        scores, slope = call.logit_softcap * capped, 1.0 - jnp.square(capped)
     seen = mask.block(block.q.start, block.q.stop, block.k.start, block.k.stop)
     if seen is not None:
         scores = jnp.where(seen if seen.ndim == 2 else seen[:, :, None], scores, -jnp.inf)
