@@ -66,7 +66,7 @@ def generate(
         echo "Thus spake the whale:" | aifx generate --prompt - --seed 7
         aifx generate --run main --step last --json
 
-    What is not given comes from [generate] of the run's configuration. Without --run, the run that was written last.
+    What is not given comes from [generate] as it is set now. Without --run, the run that was written last.
     """
     with terminal(json) as out:
         which, at = parse_step(step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,23 @@ def load_config(project: Project, overrides: Sequence[str] = (), environ: Mappin
     return config
 
 
-def read_config(path: Path, project: Project, overrides: Sequence[str] = ()) -> Config:
+def read_config(
+    path: Path,
+    project: Project,
+    overrides: Sequence[str] = (),
+    *,
+    current: Collection[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Config:
     """The configuration that a run was written with, each value with the origin it had then. Raises ConfigError.
 
-    The environment plays no part. What the run was trained with is not judged again, only what `overrides` change is.
+    What the run was trained with is not judged again, only what is set over it is.
+
+    Args:
+        overrides: as `load_config` takes them; they win over everything.
+        current: sections whose keys are as the environment and the project's `aifx.toml` set them now; where neither
+            does, and in every other section, the run's own stand.
+        environ: as `load_config` takes it; it plays no part in the other sections.
     """
     label = str(path.relative_to(project.root)) if path.is_relative_to(project.root) else str(path)
     layers = Layers()
@@ -51,10 +64,28 @@ def read_config(path: Path, project: Project, overrides: Sequence[str] = ()) -> 
         for key, given in keys.items():
             written = written_origin(lines[int(given.origin.where.rpartition(":")[2]) - 1])
             layers.put(section, key, Given(given.value, written or given.origin))
-    changed = set(layers.add_overrides(overrides))
+    changed = set(_add_current(layers, project, current, os.environ if environ is None else environ))
+    changed.update(layers.add_overrides(overrides))
     config = _resolve(layers, project, presets=False)  # what a preset gave is written out
     refuse(clash.mistake(config) for clash in clashes(config) if changed.intersection(clash.keys))
     return config
+
+
+def _add_current(
+    layers: Layers, project: Project, sections: Collection[str], environ: Mapping[str, str]
+) -> Iterator[str]:
+    """Lays what is set now in `sections` over a run's configuration; yields the keys."""
+    if not sections:
+        return
+    now = Layers()
+    if project.config_path.is_file():
+        now.add_file(project.config_path, CONFIG_NAME)
+    now.add_environment(environ)
+    layers.mistakes += now.mistakes  # a header that is misspelt must not hide its gates
+    for section in sections:
+        for key, given in now.given.get(section, {}).items():
+            layers.put(section, key, given)
+            yield f"{section}.{key}"
 
 
 def _resolve(layers: Layers, project: Project, *, presets: bool) -> Config:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Which = Literal["best", "last"]
 
+CURRENT = ("eval", "generate")
+"""Sections that say what is done with a trained model: a gate that was changed since counts."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -45,15 +48,15 @@ def open_trained(
     """Open a run's task and restore its parameters, nothing else of the state.
 
     Args:
-        step: the checkpoint of that step; else `which`, else `eval.checkpoint` of the run's configuration.
-        overrides: `--set` strings over the run's configuration.
+        step: the checkpoint of that step; else `which`, else `eval.checkpoint`.
+        overrides: `--set` strings over the run's configuration and the project's sections CURRENT.
 
     Raises CheckpointError where there is no such checkpoint or it is damaged.
     """
     from aifx.parallel.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache(say)
-    config = read_config(run.config, project, overrides)
+    config = read_config(run.config, project, overrides, current=CURRENT)
     at = choose_step(run, config, step, which)
     task = create_task(config, project, run.assets, say=say)
     return Trained(run, config, task, restore_params(run, config, at, task.model), at)
@@ -88,7 +91,7 @@ def open_writer(
     from aifx.tasks.language import LanguageTask, make_decoder, open_tokenizer
 
     enable_compilation_cache(say)
-    config = read_config(run.config, project, overrides)
+    config = read_config(run.config, project, overrides, current=CURRENT)
     if not issubclass(task_class(config.task.kind, project), LanguageTask):
         kind = config.task.kind
         why = f"its task is {kind}; a language model writes"

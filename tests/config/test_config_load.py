@@ -283,6 +283,19 @@ def test_overrides_of_a_run_are_checked_and_the_run_itself_is_not(project: Proje
         read_config(path, project, ['eval.gates=["x"]'])
 
 
+def test_some_sections_of_a_run_may_be_read_as_they_are_set_now(project: Project, tmp_path: Path) -> None:
+    then = '[eval]\ngates = ["loss <= 3"]\n[generate]\ntop_k = 7\n[train]\nseed = 1\n'
+    path = tmp_path / "config.toml"
+    path.write_text(load_config(write(project, then), environ={}).to_toml())
+    write(project, '[eval]\ngates = ["loss <= 2"]\n[generate]\ntop_p = 0.5\n[train]\nseed = 2\n')
+    environ = {"AIFX_GENERATE__TEMPERATURE": "0", "AIFX_TRAIN__SEED": "3"}
+    read = read_config(path, project, ["generate.top_p=0.6"], current=("eval", "generate"), environ=environ)
+    assert read.eval.gates == ("loss <= 2",)
+    assert read.origin("eval.gates").where == "aifx.toml:2"
+    assert (read.generate.top_k, read.generate.top_p, read.generate.temperature) == (7, 0.6, 0)
+    assert read.train.seed == 1
+
+
 def test_compare_names_what_matters_and_nothing_else(project: Project) -> None:
     old = load_config(project, environ={})
     assert compare(old, load_config(project, ["checkpoint.every=3", "project.name=x", "log.every=7"], {})) == []

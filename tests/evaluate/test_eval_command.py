@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from trained_project import aifx, document
 
-from aifx.errors import CheckpointError, UsageError
+from aifx.errors import CheckpointError, ConfigError, UsageError
 from aifx.evaluate import Report, evaluate, write_report
 from aifx.project import Project
 
@@ -172,3 +172,48 @@ def test_a_run_without_a_checkpoint(project: Path) -> None:
     shutil.rmtree(project / "runs/main/checkpoints")
     with pytest.raises(CheckpointError, match="aifx train"):
         measure(project)
+
+
+def test_gates_are_those_that_are_set_now(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toml = project / "aifx.toml"
+
+    def gates(**options: Any) -> list[str]:
+        return [g.expr for g in measure(project, **options).gates]
+
+    toml.write_text(toml.read_text().replace("bits_per_byte <= 9", "loss <= 0.1"))
+    assert document(aifx(project, "eval", "--json"), code=1)["gates"][0]["expr"] == "loss <= 0.1"
+    assert gates(gates=["loss <= 5"]) == ["loss <= 0.1", "loss <= 5"]
+    monkeypatch.setenv("AIFX_EVAL__GATES", '["loss <= 7"]')
+    assert gates() == ["loss <= 7"]
+    assert gates(overrides=['eval.gates=["loss <= 6"]']) == ["loss <= 6"]
+
+
+@pytest.mark.parametrize("toml", [None, "", "[model]\nembed_dim = 64\n[train]\nglobal_batch_size = 3\n"])
+def test_without_a_section_of_its_own_the_run_is_measured_as_it_was_set(project: Path, toml: str | None) -> None:
+    whole = measure(project)
+    if toml is None:
+        (project / "aifx.toml").unlink()
+    else:
+        (project / "aifx.toml").write_text(toml)
+    report = measure(project)
+    assert [g.expr for g in report.gates] == ["bits_per_byte <= 9"]
+    assert report.metrics == whole.metrics
+
+
+def test_all_of_eval_is_as_it_is_set_now(project: Path) -> None:
+    said: list[str] = []
+    (project / "aifx.toml").write_text('[eval]\nsplit = "validation"\nbatch_size = 4\n[data]\nseq_len = 8\n')
+    report = measure(project, say=said.append)
+    assert report.split == "validation"
+    assert report.metrics["loss"] == pytest.approx(measure(project, split="validation").metrics["loss"], rel=1e-6)
+    assert not [line for line in said if "changed" in line]
+
+
+@pytest.mark.parametrize(
+    ("section", "word"), [('[eval]\ngates = ["loss"]', "gate"), ("[eval]\ngats = []", "gates"), ("[evl]", "[evl]")]
+)
+def test_a_section_that_is_wrong_now_is_refused(project: Path, section: str, word: str) -> None:
+    (project / "aifx.toml").write_text(section)
+    with pytest.raises(ConfigError) as refused:
+        measure(project)
+    assert word in str(refused.value)
