@@ -53,8 +53,8 @@ class TensorBoard(Sink):
     def open(self, info: RunInfo) -> None:
         from tensorboardX import SummaryWriter
 
-        # purge_step tells TensorBoard to forget what an interrupted process wrote beyond the checkpoint.
-        purge = info.recorded_step + 1 if info.first_step else None
+        # TensorBoard forgets what a process that was cut off wrote from this step on.
+        purge = info.recorded_step + 1
         # The step keeps apart the files of two processes that began within a second: their names tell no more.
         suffix = f".{info.first_step:09}"
         folder = str(self.run.sinks / "tensorboard")

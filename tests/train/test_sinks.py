@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_training import stopped
 
 
-def read_events(path: Path) -> Iterator[object]:
-    """TFRecord framing: length (8 bytes), its checksum (4), the message, its checksum (4)."""
+def events(folder: Path) -> Iterator[Any]:
+    """Of each file in turn. TFRecord framing: length (8 bytes), its checksum (4), the message, its checksum (4)."""
     from tensorboardX.proto.event_pb2 import Event
 
-    data = path.read_bytes()
-    at = 0
-    while at + 12 <= len(data):
-        length = int.from_bytes(data[at : at + 8], "little")
-        yield Event.FromString(data[at + 12 : at + 12 + length])
-        at += 16 + length
+    for path in sorted(folder.rglob("events.out.tfevents.*")):
+        data = path.read_bytes()
+        at = 0
+        while at + 12 <= len(data):
+            length = int.from_bytes(data[at : at + 8], "little")
+            yield Event.FromString(data[at + 12 : at + 12 + length])
+            at += 16 + length
 
 
 def tensorboard(folder: Path) -> dict[tuple[str, int], list[float]]:
-    """Values by tag and step, what a restart took back left out."""
+    """Values by tag and step as TensorBoard shows them: what a restart took back left out."""
     values: dict[tuple[str, int], list[float]] = {}
-    for file in sorted(folder.rglob("events.out.tfevents.*")):
-        for event in read_events(file):
-            if event.HasField("session_log") and event.session_log.status == 1:  # START
-                values = {k: v for k, v in values.items() if k[1] < event.step}
-            for value in event.summary.value:
-                values.setdefault((value.tag, event.step), []).append(value.simple_value)
+    for event in events(folder):
+        if event.HasField("session_log") and event.session_log.status == 1:  # START
+            values = {k: v for k, v in values.items() if k[1] < event.step}
+        for value in event.summary.value:
+            values.setdefault((value.tag, event.step), []).append(value.simple_value)
     return values
 
 
@@ -47,6 +49,23 @@ def test_tensorboard(tiny) -> None:
         if "validation" in record:
             assert found["validation/loss", record["step"]] == pytest.approx([record["validation"]["loss"]])
     assert {step for tag, step in found if tag == "loss"} == set(range(1, 13))
+
+
+@pytest.mark.parametrize("kept", [4, 0])
+def test_tensorboard_shows_steps_that_were_taken_again_once(tiny, kept: int) -> None:
+    """As SIGKILL leaves it: beyond its checkpoint, or before its first, a run has told of steps that it takes again."""
+    sinks = 'log.sinks=["tensorboard"]'
+    stopped(tiny, 6, sinks)
+    for folder in tiny.run().checkpoints.iterdir():
+        if int(folder.name) > kept:
+            shutil.rmtree(folder)
+    tiny.train(sinks)
+    folder = tiny.run().sinks / "tensorboard"
+    losses = [event.step for event in events(folder) for value in event.summary.value if value.tag == "loss"]
+    assert losses.count(5) == 2 or not kept, "the files themselves hold it twice"
+    found = tensorboard(folder)
+    assert {step for tag, step in found if tag == "loss"} == set(range(1, 13))
+    assert all(len(values) == 1 for values in found.values())
 
 
 def test_mlflow(tiny) -> None:
