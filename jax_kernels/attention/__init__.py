@@ -1,6 +1,7 @@
 """Attention: softmax of scaled, masked scores over keys, applied to values.
 
-One dispatcher, several forms of the same function: `reference` states it, `xla` runs fast everywhere.
+One dispatcher, several forms of the same function: `reference` states it, `xla` runs fast everywhere, the others are
+for the devices in their names.
 """
 
 from __future__ import annotations
@@ -12,14 +13,27 @@ from typing import Any, Literal, TypeAlias, overload
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.attention import reference, xla
+from jax_kernels.attention import cudnn, reference, xla
 from jax_kernels.attention.call import Call
+from jax_kernels.choosing import Op, choose
+from jax_kernels.forms import Form
 
-__all__ = ["IMPLEMENTATIONS", "Implementation", "attention"]
+__all__ = ["ATTENTION", "Implementation", "attention"]
 
-Implementation: TypeAlias = Literal["auto", "reference", "xla"]
+Implementation: TypeAlias = Literal["auto", "reference", "xla", "cudnn"]
 
-IMPLEMENTATIONS = {"reference": reference.attention, "xla": xla.attention}
+ATTENTION = Op(
+    "attention",
+    {
+        form.name: form
+        for form in (
+            Form("reference", reference.attention),
+            Form("xla", xla.attention),
+            Form("cudnn", cudnn.attention, cudnn.refuses),
+        )
+    },
+    {"cpu": ("xla",), "gpu": ("cudnn", "xla"), "tpu": ("xla",)},
+)
 
 
 @overload
@@ -81,7 +95,8 @@ def attention(
         q_offset: position of the first query; an int lets the hidden blocks be skipped, an int32 scalar may be traced.
         return_lse: also the log-sum-exp of each row's scores `[batch, num_heads, q_len]`, float32 or wider, so that
             partial results combine; -inf where a row sees nothing (its output is zeros).
-        implementation: which form; "auto" takes the fastest for the device.
+        implementation: which form; "auto" takes the fastest for the device. One that cannot take the call gives way
+            to another, with a warning.
 
     Returns the output, shaped as q.
 
@@ -91,11 +106,6 @@ def attention(
     offset = _checked_offset(q_offset)
     _check_arrays(q, k, v, segment_ids)
     _check_numbers(window, scale, logit_softcap)
-    if implementation != "auto" and implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation: expected auto or one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}"
-        )
-    form = IMPLEMENTATIONS["xla" if implementation == "auto" else implementation]
     call = Call(
         batch=q.shape[0],
         q_len=q.shape[1],
@@ -110,8 +120,11 @@ def attention(
         has_segments=segment_ids is not None,
         scale=1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale),
         logit_softcap=logit_softcap,
+        return_lse=return_lse,
     )
-    out, lse = form(call, (), q, k, v, None if isinstance(offset, int) else offset, segment_ids)
+    choice = choose(ATTENTION, call, implementation)
+    run = ATTENTION.forms[choice.form].run
+    out, lse = run(call, choice.config, q, k, v, None if isinstance(offset, int) else offset, segment_ids)
     return (out, lse) if return_lse else out
 
 

@@ -26,6 +26,7 @@ class Call:
     has_segments: bool
     scale: float
     logit_softcap: float | None
+    return_lse: bool = False
 
     @property
     def group(self) -> int:

@@ -1,0 +1,56 @@
+"""NVIDIA's own attention, through `jax.nn.dot_product_attention`: what every kernel for a GPU is held against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jax_kernels.attention.call import Call
+from jax_kernels.forms import Config, Device, is_interpreting
+
+
+def attention(
+    call: Call,
+    config: Config,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_offset: jax.Array | None,
+    segment_ids: jax.Array | None,
+) -> tuple[jax.Array, None]:
+    """As `xla.attention`, without the log-sum-exp: cuDNN's has the precision of q and no gradient, so that `refuses`
+    sends calls that return it elsewhere."""
+    window: Any = None if call.window is None else (call.window - 1, 0)
+    out = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        scale=call.scale,
+        is_causal=call.causal,
+        local_window_size=window,
+        implementation="cudnn",
+    )
+    return out, None
+
+
+def refuses(call: Call, device: Device) -> str | None:
+    """Why cuDNN cannot take this call (as JAX states it in `check_is_flash_attention`), or not with our meaning."""
+    if device.platform != "gpu" or device.compute_capability is None:
+        return "it is for NVIDIA GPUs"
+    if is_interpreting():
+        return "it has no interpreter"
+    if device.compute_capability < (8, 0):
+        return "it needs compute capability 8.0"
+    widest = 256 if device.compute_capability >= (9, 0) else 128
+    checks = {
+        f"{call.dtype} is neither float16 nor bfloat16": call.dtype not in ("float16", "bfloat16"),
+        f"head_dim {call.head_dim} is no multiple of 8 up to {widest}": call.head_dim % 8 or call.head_dim > widest,
+        "its log-sum-exp has no gradient": call.return_lse,
+        "segment ids": call.has_segments,
+        "logit_softcap": call.logit_softcap is not None,
+        "q_offset": call.q_offset != 0,
+        "a window without a causal mask": call.window is not None and not call.causal,
+        "a causal mask over lengths that differ": call.causal and call.q_len != call.kv_len,
+    }
+    return next((reason for reason, met in checks.items() if met), None)

@@ -1,0 +1,138 @@
+"""Which form of an op runs: asked for, remembered by a run, measured on this device, or the best guess for it."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from jax_kernels.forms import Config, Device, Form, Platform, current_device
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op and its forms.
+
+    Attributes:
+        forms: by name; "reference" and "xla" take every call.
+        preference: the forms to try in this order where nothing was measured.
+    """
+
+    name: str
+    forms: Mapping[str, Form]
+    preference: Mapping[Platform, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A form, what it runs with, and why it was taken."""
+
+    form: str
+    config: Config = ()
+    reason: str = ""
+
+    def document(self) -> dict[str, Any]:
+        return {"form": self.form, "config": dict(self.config), "reason": self.reason}
+
+    @staticmethod
+    def from_document(document: Mapping[str, Any]) -> Choice:
+        config = tuple((str(name), int(value)) for name, value in document["config"].items())
+        return Choice(str(document["form"]), config, str(document["reason"]))
+
+
+def call_key(op: str, call: Any) -> str:
+    """A call in one line of JSON, the same in every process."""
+    return json.dumps({"op": op, **asdict(call)}, sort_keys=True)
+
+
+@dataclass
+class Choices:
+    """What a program's calls run as: those in `made` as they are there, others chosen when they are met, and kept.
+
+    Attributes:
+        made: by `call_key`.
+        asked: the form that a call without an `implementation` of its own gets, by op.
+        measured: looks up what was measured for (op, call, device).
+        on_choice: told when a choice was added.
+    """
+
+    made: dict[str, Choice] = field(default_factory=dict)
+    asked: Mapping[str, str] = field(default_factory=dict)
+    measured: Callable[[Op, Any, Device], Choice | None] = lambda op, call, device: None
+    on_choice: Callable[[Choices], None] = lambda choices: None
+
+    def choose(self, op: Op, call: Any, device: Device) -> Choice:
+        key = call_key(op.name, call)
+        if key not in self.made:
+            self.made[key] = self._make(op, call, device)
+            self.on_choice(self)
+        return self.made[key]
+
+    def _make(self, op: Op, call: Any, device: Device) -> Choice:
+        asked = self.asked.get(op.name, AUTO)
+        if asked != AUTO:
+            return choose_asked(op, call, device, asked)
+        found = self.measured(op, call, device)
+        if found is not None and found.form in op.forms and op.forms[found.form].refuses(call, device) is None:
+            return found
+        return choose_unmeasured(op, call, device)
+
+
+_choices: contextvars.ContextVar[Choices | None] = contextvars.ContextVar("jax_kernels_choices", default=None)
+
+
+@contextlib.contextmanager
+def using(choices: Choices) -> Iterator[Choices]:
+    """Calls with `implementation="auto"` that are traced inside run as `choices` say.
+
+    A program that was traced before keeps what it was traced with: `jax.jit` does not trace it again.
+    """
+    token = _choices.set(choices)
+    try:
+        yield choices
+    finally:
+        _choices.reset(token)
+
+
+def choose(op: Op, call: Any, implementation: str) -> Choice:
+    """The choice for a call. Raises ValueError for an implementation that the op does not have."""
+    check_name(op, implementation)
+    device = current_device()
+    if implementation != AUTO:
+        return choose_asked(op, call, device, implementation)
+    return (_choices.get() or Choices()).choose(op, call, device)
+
+
+def check_name(op: Op, implementation: str) -> None:
+    if implementation != AUTO and implementation not in op.forms:
+        names = ", ".join([AUTO, *op.forms])
+        raise ValueError(f"implementation: expected one of {names}, got {implementation!r}")
+
+
+def choose_asked(op: Op, call: Any, device: Device, name: str) -> Choice:
+    """The form that was asked for, or what runs in its place where it refuses the call, which is said once."""
+    refusal = op.forms[name].refuses(call, device)
+    if refusal is None:
+        return Choice(name, op.forms[name].configs(call, device)[0], "asked for")
+    instead = choose_unmeasured(op, call, device)
+    warnings.warn(f"{op.name}: {name} cannot take this call ({refusal}); it runs as {instead.form}", stacklevel=4)
+    return Choice(instead.form, instead.config, f"{name} was asked for and cannot: {refusal}")
+
+
+def choose_unmeasured(op: Op, call: Any, device: Device) -> Choice:
+    """The first form in the device's order of preference that takes the call."""
+    refusals: list[str] = []
+    for name in op.preference[device.platform]:
+        form = op.forms[name]
+        refusal = form.refuses(call, device)
+        if refusal is None:
+            because = "; ".join(refusals) or f"first choice on a {device.platform}"
+            return Choice(name, form.configs(call, device)[0], because)
+        refusals.append(f"not {name}: {refusal}")
+    raise AssertionError(f"{op.name}: no form takes {call}: {refusals}")

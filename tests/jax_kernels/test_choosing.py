@@ -1,0 +1,117 @@
+"""Which form runs: what was asked for, what the run remembers, what was measured, the best guess; in this order."""
+
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jax_kernels.attention import ATTENTION, attention
+from jax_kernels.attention.call import Call
+from jax_kernels.choosing import Choice, Choices, Op, call_key, choose, choose_unmeasured, using
+from jax_kernels.forms import Device, Form, current_device, make_device
+
+CALL = Call(1, 64, 64, 2, 2, 16, "float32", True, None, 0, False, 0.25, None)
+CPU = Device("cpu", "cpu")
+
+
+def op(**forms: str | None) -> Op:
+    """An op whose forms refuse for the reasons given."""
+    made = {
+        name: Form(
+            name, lambda *a, name=name: name, lambda call, device, why=why: why, lambda call, device: [(("n", 1),)]
+        )
+        for name, why in forms.items()
+    }
+    return Op("toy", made, dict.fromkeys(("cpu", "gpu", "tpu"), tuple(forms)))
+
+
+def test_the_first_that_takes_the_call():
+    assert choose_unmeasured(op(a="too odd", b=None, c=None), CALL, CPU) == Choice("b", (("n", 1),), "not a: too odd")
+
+
+def test_what_is_asked_for_and_cannot_gives_way_and_says_so():
+    with pytest.warns(UserWarning, match=r"toy: a cannot take this call \(too odd\); it runs as b"):
+        choice = choose(op(a="too odd", b=None), CALL, "a")
+    assert (choice.form, choice.reason) == ("b", "a was asked for and cannot: too odd")
+
+
+def test_a_name_that_is_none():
+    with pytest.raises(ValueError, match=r"^implementation: expected one of auto, a, b, got 'c'"):
+        choose(op(a=None, b=None), CALL, "c")
+
+
+def test_what_was_measured_counts_unless_it_is_refused():
+    measured = Choice("b", (("n", 8),), "measured")
+    toy = op(a=None, b=None)
+    assert Choices(measured=lambda *_: measured).choose(toy, CALL, CPU) == measured
+    refusing = op(a=None, b="gone")
+    assert Choices(measured=lambda *_: measured).choose(refusing, CALL, CPU).form == "a"
+    assert Choices(measured=lambda *_: Choice("of another version")).choose(toy, CALL, CPU).form == "a"
+
+
+def test_a_choice_that_was_made_stays():
+    told = []
+    toy = op(a=None, b=None)
+    choices = Choices(asked={"toy": "b"}, on_choice=told.append)
+    with using(choices):
+        first = choose(toy, CALL, "auto")
+    assert first.form == "b"
+    assert told == [choices]
+    again = Choices(made=dict(choices.made), measured=lambda *_: Choice("a"), on_choice=told.append)
+    with using(again):
+        assert choose(toy, CALL, "auto") == first
+    assert len(told) == 1
+
+
+def test_a_choice_survives_json():
+    choice = Choice("b", (("block_q", 128), ("num_warps", 4)), "measured")
+    assert Choice.from_document(json.loads(json.dumps(choice.document()))) == choice
+
+
+def test_calls_that_differ_have_keys_that_differ():
+    keys = {call_key("attention", call) for call in (CALL, Call(**{**vars(CALL), "causal": False}))}
+    assert len(keys) == 2
+    assert call_key("attention", CALL) == call_key("attention", Call(**vars(CALL)))
+
+
+def test_a_call_is_recorded_as_it_is_traced():
+    choices = Choices(asked={"attention": "reference"})
+    x = jax.ShapeDtypeStruct((1, 64, 2, 16), jnp.float32)
+    with using(choices):
+        jax.eval_shape(lambda q: attention(q, q, q, causal=True), x)
+    assert choices.made == {call_key("attention", CALL): Choice("reference", (), "asked for")}
+
+
+def test_every_form_of_every_device_can_be_fallen_back_from():
+    for order in ATTENTION.preference.values():
+        assert ATTENTION.forms[order[-1]].refuses(CALL, CPU) is None
+
+
+def test_cudnn_is_not_asked_for_what_it_cannot():
+    h100 = make_device("cuda", "NVIDIA H100 80GB HBM3")
+    assert h100 == Device("gpu", "NVIDIA H100 80GB HBM3", (9, 0))
+    refuses = ATTENTION.forms["cudnn"].refuses
+    assert refuses(CALL, h100) == "float32 is neither float16 nor bfloat16"
+    half = {**vars(CALL), "dtype": "bfloat16"}
+    assert refuses(Call(**half), h100) is None
+    for changes in (
+        {"has_segments": True},
+        {"logit_softcap": 3.0},
+        {"q_offset": 1},
+        {"q_offset": None},
+        {"causal": False, "window": 3},
+        {"kv_len": 65},
+        {"return_lse": True},
+        {"head_dim": 100},
+    ):
+        assert refuses(Call(**{**half, **changes}), h100), changes
+    assert refuses(Call(**half), make_device("gpu", "Tesla T4"))
+    assert refuses(Call(**half), CPU)
+
+
+def test_the_device_here():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert current_device().platform == jax.devices()[0].platform.replace("cuda", "gpu")
