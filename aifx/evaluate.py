@@ -82,7 +82,7 @@ def sum_split(
     compiled = compiled or compile_sums(task)
     totals: dict[str, tuple[Any, Any]] = {}
     pending: Sums | None = None
-    for batch in _batches(task.source(split), split, num_batches):
+    for batch in _batches(task.evaluation_source(split), split, num_batches):
         following = compiled(params, place(batch) if place else batch)  # runs while the one before is added up
         if pending is not None:
             _add(totals, pending)
@@ -95,6 +95,10 @@ def sum_split(
 def _batches(source: BatchSource, split: Split, num_batches: int | None) -> Iterator[Batch]:
     there = source.num_batches
     count = num_batches if there is None else there if num_batches is None else min(there, num_batches)
+    if count is None:
+        why = "the task's source of it goes on without end (num_batches is None)"
+        hint = "aifx eval --split test    (a task's evaluation_source has each example once: docs/tasks.md)"
+        raise DataError(f"the {split} split cannot be measured", why, hint)
     if not count:
         raise DataError(f"the {split} split has no batch", "its share of the data is empty", "aifx config show data")
     rows = source.batch_size
@@ -110,7 +114,7 @@ def _add(totals: dict[str, tuple[Any, Any]], sums: Sums) -> None:
 
 def metric_names(task: Task, params: Params, split: Split) -> set[str]:
     """What `metrics` of this task will hold, known before anything is computed: the shapes of the sums are traced."""
-    shapes = jax.eval_shape(compile_sums(task), params, next(_batches(task.source(split), split, 1)))
+    shapes = jax.eval_shape(compile_sums(task), params, next(_batches(task.evaluation_source(split), split, 1)))
     ones = {name: (np.ones(total.shape), np.ones(weight.shape)) for name, (total, weight) in shapes.items()}
     return set(scalars(task.metrics(ones)))
 

@@ -75,16 +75,16 @@ class ImageData:
         height, width, channels = self.images["train"].shape[1:]
         return height, width, channels
 
-    def source(self, split: Split, *, batch_size: int, seed: int) -> ImageSource:
+    def source(self, split: Split, *, batch_size: int, seed: int | None) -> ImageSource:
         """Batches of `split`: shuffled and augmented by `seed` without end for "train", each image once for the others.
 
-        Raises DataError where the split holds no images.
+        Without a seed "train" is as the others are. Raises DataError where the split holds no images.
         """
         labels = self.labels[split]
         if not len(labels):
             hint = "aifx train --set data.validation_fraction=0.1"
             raise DataError(f"{self.section.path}: no images in the {split} split", "", hint)
-        shuffle = Shuffle(len(labels), seed) if split == "train" else None
+        shuffle = Shuffle(len(labels), seed) if split == "train" and seed is not None else None
         return ImageSource(self.images[split], labels, shuffle, batch_size, self.section.flip, self.section.shift)
 
 

@@ -59,24 +59,26 @@ class TextData:
     corpus: Corpus
     store: TokenStore
 
-    def source(self, split: Split, *, batch_size: int, seed: int) -> TextSource:
+    def source(self, split: Split, *, batch_size: int, seed: int | None) -> TextSource:
         """Batches of `split`: shuffled by `seed` without end for "train", each token a target once for the others.
 
-        Raises DataError where the project has no such split.
+        Without a seed "train" is as the others are. Raises DataError where the project has no such split.
         """
         tokens = self._tokens(split)
         seq_len = self.section.seq_len
         documents = self.section.packing == "documents"
         stride = min(self.section.eval_stride or seq_len, seq_len)
+        seed = seed if split == "train" else None
         sequences: Sequences
         if documents:
-            index = self.store.path / f"{split}.packing-{seq_len}-{stride}.npy"
-            sequences = packed_documents(tokens, seq_len, None if split == "train" else stride, index)
-        elif split == "train":
+            cut = "training" if seed is not None else stride
+            index = self.store.path / f"{split}.packing-{seq_len}-{cut}.npy"
+            sequences = packed_documents(tokens, seq_len, stride if seed is None else None, index)
+        elif seed is not None:
             sequences = StreamSequences(tokens, seq_len, seed)
         else:
             sequences = stream_windows(tokens, seq_len, stride)
-        shuffle = Shuffle(len(sequences), seed) if split == "train" else None
+        shuffle = Shuffle(len(sequences), seed) if seed is not None else None
         return TextSource(sequences, shuffle, batch_size, seq_len, self.tokenizer.eos_id, documents)
 
     def num_tokens(self, split: Split) -> int:

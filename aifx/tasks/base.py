@@ -56,6 +56,10 @@ class Task(Protocol):
         """Batches of `train.global_batch_size` rows for training, of `eval.batch_size` otherwise."""
         ...
 
+    def evaluation_source(self, split: Split) -> BatchSource:
+        """What validation and `aifx eval` read: each example once, of "train" as well where a task brings this."""
+        return self.source(split)
+
     def objective(self, params: Params, batch: Mapping[str, jax.Array], key: jax.Array, *, training: bool) -> Sums:
         """Additive sums over the batch. Runs inside jit, in the dtype that the params were cast to."""
         ...

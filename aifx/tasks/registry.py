@@ -66,7 +66,7 @@ def _guarded(cls: type[Task], kind: str, project: Project) -> type[Task]:
     """The class, with what its methods raise told as the task's mistake rather than as a bug of ours."""
 
     def guard(name: str) -> Callable[..., Any]:
-        method = getattr(cls, name)
+        method = getattr(cls, name, None) or getattr(Task, name)
 
         @functools.wraps(method)
         def call(self: Task, *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +75,9 @@ def _guarded(cls: type[Task], kind: str, project: Project) -> type[Task]:
 
         return call
 
-    return type(cls.__name__, (cls,), {name: guard(name) for name in REQUIRED if name != "create"})
+    return type(
+        cls.__name__, (cls,), {name: guard(name) for name in (*REQUIRED, "evaluation_source") if name != "create"}
+    )
 
 
 @contextmanager

@@ -46,8 +46,13 @@ class VisionTask(Task):
 
     def source(self, split: Split) -> ImageSource:
         train = self.config.train
-        rows = train.global_batch_size if split == "train" else self.config.eval.batch_size or train.global_batch_size
-        return self.data.source(split, batch_size=rows, seed=train.seed)
+        if split == "train":
+            return self.data.source(split, batch_size=train.global_batch_size, seed=train.seed)
+        return self.evaluation_source(split)
+
+    def evaluation_source(self, split: Split) -> ImageSource:
+        rows = self.config.eval.batch_size or self.config.train.global_batch_size
+        return self.data.source(split, batch_size=rows, seed=None)
 
     def objective(self, params: Params, batch: Mapping[str, jax.Array], key: jax.Array, *, training: bool) -> Sums:
         """Sums over images: "loss" in nats, "accuracy", and when evaluating "confusion" [true, predicted]."""

@@ -97,6 +97,10 @@ def test_evaluation_holds_each_image_once(project: Project, write: Write) -> Non
     assert np.array_equal(joined["images"][:10], data.images["test"])
     assert joined["labels"][:10].tolist() == data.labels["test"].tolist()
     assert not joined["images"][10:].any()
+    whole = data.source("train", batch_size=4, seed=None)
+    parts = [whole.read(step, ALL) for step in range(whole.num_batches or 0)]
+    images = np.concatenate([part["images"][part["weights"] > 0] for part in parts])
+    assert np.array_equal(images, data.images["train"]), "in order, and not augmented"
 
 
 def test_an_epoch_holds_each_image_once(project: Project, write: Write) -> None:

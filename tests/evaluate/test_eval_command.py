@@ -113,6 +113,12 @@ def test_usage(project: Path, args: list[str], word: str) -> None:
     assert "Traceback" not in failed.stderr
 
 
+def test_the_splits_together_are_all_of_the_text(project: Path) -> None:
+    metrics = {split: measure(project, split=split).metrics for split in ("train", "validation", "test")}
+    assert sum(m["bytes"] for m in metrics.values()) == (project / "data/whale.txt").stat().st_size
+    assert metrics["train"]["loss"] == pytest.approx(metrics["test"]["loss"], rel=0.2)
+
+
 def test_settings_of_one_call(project: Path) -> None:
     whole = measure(project)
     report = measure(project, overrides=["eval.gates=[]", "data.eval_stride=8"])

@@ -54,6 +54,7 @@ def test_the_documented_task_trains_and_passes_its_gate(project: Path) -> None:
     document = json.loads(evaluated.stdout)
     assert document["gates"][0]["passed"] is True
     assert 0.05 < document["metrics"]["mean_absolute_error"] < 0.2  # noise of 0.1 leaves 0.08
+    assert json.loads(aifx(project, "eval", "--split", "train", "--json").stdout)["gates"][0]["passed"] is True
     for args, word in (
         (["generate"], "cannot write text"),
         (["eval", "--gate", "mean_abs_error < 1"], "mean_absolute_error"),
@@ -110,6 +111,18 @@ def test_a_task_that_fails_later_is_no_bug_of_ours(project: Path, old: str, new:
     assert "Traceback" not in failed.stderr
     for word in words:
         assert word in failed.stderr
+
+
+def test_a_source_without_end_is_not_measured(project: Path) -> None:
+    own = "    def evaluation_source(self, split):\n        return replace(self.source(split), seed=None)\n"
+    assert own in documented_task()
+    (project / "forecast.py").write_text(documented_task().replace(own, ""))
+    assert aifx(project, "train", "--set", "train.num_steps=2").returncode == 0
+    failed = aifx(project, "eval", "--split", "train")
+    assert failed.returncode == 2
+    assert "the train split cannot be measured" in failed.stderr
+    assert "hint: aifx eval --split test" in failed.stderr
+    assert aifx(project, "eval", "--set", "eval.gates=[]").returncode == 0
 
 
 @pytest.mark.parametrize("kind", ["nowhere:Task", "forecast:Nothing", "forecast", "forecast:np", "a b:C", ":C"])
