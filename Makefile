@@ -2,6 +2,7 @@
 
 VENV ?= .venv
 OLDEST_VENV ?= .venv-oldest
+COMPILERS_VENV ?= .venv-compilers
 DEMO ?= demo
 WORKERS ?= 2
 ARGS ?=
@@ -9,15 +10,16 @@ ARGS ?=
 python := $(VENV)/bin/python
 # A file's tests stay together, so that what a module's fixtures trained is trained once.
 parallel := -n $(WORKERS) --dist loadfile
+parallel_cases := -n $(WORKERS)
 
 export VENV DEMO
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo setup setup-test test test-quick test-slow test-oldest lint format lock wheelhouse wheel clean
+.PHONY: help demo setup setup-test test test-quick test-slow test-oldest test-compilers lint format lock wheelhouse wheel clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: setup  ## train a language model from nothing: init, train, resume, evaluate against its gate, write text
 	@sh scripts/demo.sh
@@ -29,14 +31,20 @@ setup-test:
 	@sh scripts/setup.sh test
 
 test: setup-test  ## the tests but for the slow ones (ARGS="-k name" goes to pytest)
-	$(python) -m pytest $(parallel) -m "not slow" $(ARGS)
+	$(python) -m pytest $(parallel) -m "not slow and not compilers" $(ARGS)
 
 test-slow: setup-test  ## the slow tests alone: whole trainings, kills, full disks
 	$(python) -m pytest $(parallel) -m slow $(ARGS)
 
 test-oldest:  ## the tests but for the slow ones under Python 3.11 with its JAX
 	@VENV=$(OLDEST_VENV) VERSIONS=3.11 sh scripts/setup.sh test
-	$(OLDEST_VENV)/bin/python -m pytest $(parallel) -m "not slow" $(ARGS)
+	$(OLDEST_VENV)/bin/python -m pytest $(parallel) -m "not slow and not compilers" $(ARGS)
+
+test-compilers:  ## every kernel compiled for GPUs and TPUs that are absent, under the newest JAX and the oldest
+	@VENV=$(COMPILERS_VENV) sh scripts/setup_compilers.sh
+	$(COMPILERS_VENV)/bin/python -m pytest $(parallel_cases) -m compilers $(ARGS)
+	@VENV=$(COMPILERS_VENV)-oldest VERSIONS=3.11 sh scripts/setup_compilers.sh
+	$(COMPILERS_VENV)-oldest/bin/python -m pytest $(parallel_cases) -m compilers $(ARGS)
 
 lint: setup-test  ## ruff and mypy
 	@VENV=$(VENV) sh scripts/lint.sh
@@ -55,4 +63,4 @@ wheel: setup-test  ## the wheel in dist/, and a check that it works alone
 	@sh scripts/check_wheel.sh
 
 clean:  ## remove environments, builds and the demo
-	rm -rf $(VENV) $(OLDEST_VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) $(COMPILERS_VENV) $(COMPILERS_VENV)-oldest $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

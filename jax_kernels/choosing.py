@@ -22,11 +22,13 @@ class Op:
     Attributes:
         forms: by name; "reference" and "xla" take every call.
         preference: the forms to try in this order where nothing was measured.
+        workload: (call, run, config) -> a program that does with a form what training does, and arrays for it.
     """
 
     name: str
     forms: Mapping[str, Form]
     preference: Mapping[Platform, Sequence[str]]
+    workload: Callable[[Any, Callable[..., Any], Config], tuple[Callable[..., Any], tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)

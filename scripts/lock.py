@@ -17,11 +17,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
+COMPILERS_LOCK = ROOT / "requirements-compilers.lock"
 TEST_SECTION = "# ---- test tools: what only the tests and linters need ----"
 HEADER = """\
 # Written by `make lock` from pyproject.toml. CPython 3.11 to 3.13 on Linux and macOS; JAX 0.10.2 is the last for 3.11.
 # `pip install --require-hashes -r requirements.lock` takes all of it; `make setup` stops where the test tools begin.
 """
+COMPILERS_HEADER = """\
+# Written by `make lock`. What compiles kernels for absent GPUs and TPUs, beside the JAX of requirements.lock, on
+# Linux: XLA's GPU plugin, NVIDIA's assembler, libtpu. `pip install --no-deps --require-hashes -r` takes them.
+"""
+# Beside the plugin and its runtime, which are of JAX's version.
+COMPILERS = ("nvidia-cuda-nvcc-cu12>=12.8", "libtpu>=0.0.40")
 RUN_GROUPS = ["--group", "build"]
 TEST_GROUPS = [
     "--group",
@@ -45,7 +52,7 @@ COMMON_MARKERS = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write requirements.lock from pyproject.toml.")
+    parser = argparse.ArgumentParser(description="Write the requirements' locks from pyproject.toml.")
     parser.add_argument("--upgrade", action="store_true", help="take the newest version of everything")
     upgrade = parser.parse_args().upgrade
     if not shutil.which("uv"):
@@ -65,12 +72,28 @@ def main() -> int:
     second = [entry for entry in entries if name_of(entry) not in needed]
     LOCK.write_text(HEADER + "".join(first) + TEST_SECTION + "\n" + "".join(second))
     print(f"{LOCK.name}: {len(first)} packages to run aifx, {len(second)} more to test it", file=sys.stderr)
+    COMPILERS_LOCK.write_text(COMPILERS_HEADER + "".join(compilers_for(first, upgrade)))
     return 0
 
 
-def compile_lock(arguments: list[str], output: Path) -> list[str]:
+def compilers_for(entries: list[str], upgrade: bool) -> list[str]:
+    """The entries of the compilers that belong to the versions of JAX among `entries`."""
+    pins = [re.match(r"jax==(\S+)(?: ; (.*?))? *\\\n", entry) for entry in entries if name_of(entry) == "jax"]
+    wanted = [f"{name} ; sys_platform == 'linux'" for name in COMPILERS]
+    for pin in filter(None, pins):
+        marker = f"sys_platform == 'linux'{' and ' + pin[2] if pin[2] else ''}"
+        wanted += [f"{name}=={pin[1]} ; {marker}" for name in ("jax-cuda12-plugin", "jax-cuda12-pjrt")]
+    with tempfile.TemporaryDirectory() as scratch:
+        source, output = Path(scratch, "compilers.in"), Path(scratch, "compilers.txt")
+        source.write_text("\n".join(wanted))
+        if COMPILERS_LOCK.exists() and not upgrade:
+            shutil.copy(COMPILERS_LOCK, output)
+        return compile_lock(["--no-deps", "--generate-hashes"], output, source)
+
+
+def compile_lock(arguments: list[str], output: Path, source: Path = ROOT / "pyproject.toml") -> list[str]:
     """The entries of one resolution, each with its hashes."""
-    command = ["uv", "pip", "compile", "pyproject.toml", "--universal", "--python-version", "3.11", "--quiet"]
+    command = ["uv", "pip", "compile", str(source), "--universal", "--python-version", "3.11", "--quiet"]
     command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
     subprocess.run(
         [*command, *arguments, "--output-file", str(output)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels.attention import cudnn, reference, xla
-from jax_kernels.attention.call import Call
+from jax_kernels.attention.call import Call, workload
 from jax_kernels.choosing import Op, choose
 from jax_kernels.forms import Form
 
@@ -33,6 +33,7 @@ ATTENTION = Op(
         )
     },
     {"cpu": ("xla",), "gpu": ("cudnn", "xla"), "tpu": ("xla",)},
+    workload,
 )
 
 

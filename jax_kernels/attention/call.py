@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+import numpy as np
 
 from jax_kernels.attention.mask import Mask
+from jax_kernels.forms import Config
 
 
 @dataclass(frozen=True)
@@ -38,3 +42,22 @@ class Call:
         offset = self.q_offset if q_offset is None else q_offset
         assert offset is not None
         return Mask(self.causal, self.window, offset, segment_ids)
+
+
+def workload(call: Call, run: Callable[..., Any], config: Config) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Forward and backward of a form, as training runs them, and arrays of the call's shapes."""
+    rng = np.random.default_rng(0)
+    q_shape = (call.batch, call.q_len, call.num_heads, call.head_dim)
+    k_shape = (call.batch, call.kv_len, call.num_kv_heads, call.head_dim)
+    q, k, v, d_out = (jax.numpy.asarray(rng.normal(size=s), call.dtype) for s in (q_shape, k_shape, k_shape, q_shape))
+    ids = None
+    if call.has_segments:
+        documents = np.sort(rng.integers(0, 8, (call.batch, call.q_len)), axis=1)
+        ids = jax.numpy.asarray(documents, "int32")
+    offset = None if call.q_offset is not None else jax.numpy.int32(call.kv_len - call.q_len)
+
+    def program(q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array, offset: Any, ids: Any) -> Any:
+        out, pull = jax.vjp(lambda q, k, v: run(call, config, q, k, v, offset, ids)[0], q, k, v)
+        return out, pull(d_out)
+
+    return program, (q, k, v, d_out, offset, ids)

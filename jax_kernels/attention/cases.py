@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import jax
 
 
 @dataclass(frozen=True)
@@ -53,3 +57,42 @@ SMALL_CASES = (
     Case("head_dim of Gemma", 1, 65, 65, 1, 1, 256),
 )
 """For tests: each mask, each block boundary, each head_dim, small."""
+
+COMPILED_CASES = (
+    Case("head_dim 64", 2, 1024, 1024, 12, 12, 64),
+    Case("head_dim 80, no mask", 1, 1024, 1024, 8, 8, 80, causal=False),
+    Case("head_dim 96, packed", 1, 2048, 2048, 8, 4, 96, segments=4),
+    Case("head_dim 128, grouped heads", 1, 2048, 2048, 32, 8, 128),
+    Case("head_dim 256, window, capped", 1, 2048, 2048, 8, 4, 256, window=1024, logit_softcap=50.0),
+    Case("no block divides it", 1, 1000, 1000, 4, 2, 64),
+    Case("a later piece", 1, 256, 1280, 8, 2, 128, q_offset=1024),
+)
+"""For compilers of hardware that is absent: real sizes, each head_dim, each mask."""
+
+
+def program(name: str, dtype: str, implementation: str) -> tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...]]:
+    """A compiled case by name: a function that gives the output and the gradients, and the shapes that it takes."""
+    from jax_kernels.attention import attention
+
+    case = next(c for c in COMPILED_CASES if c.name == name)
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, d_out: jax.Array) -> Any:
+        def out(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return attention(
+                q,
+                k,
+                v,
+                causal=case.causal,
+                window=case.window,
+                segment_ids=ids if case.segments else None,
+                logit_softcap=case.logit_softcap,
+                q_offset=case.q_offset,
+                implementation=implementation,
+            )
+
+        value, pull = jax.vjp(out, q, k, v)
+        return value, pull(d_out)
+
+    q = jax.ShapeDtypeStruct((case.batch, case.q_len, case.num_heads, case.head_dim), dtype)
+    k = jax.ShapeDtypeStruct((case.batch, case.kv_len, case.num_kv_heads, case.head_dim), dtype)
+    return run, (q, k, k, jax.ShapeDtypeStruct((case.batch, case.q_len), "int32"), q)

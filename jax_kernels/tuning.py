@@ -1,0 +1,142 @@
+"""Measuring which form of an op is fastest for a call on this device, and remembering it on disk.
+
+A file a kind of device and JAX version holds the winners: what was measured under one says little about another. Files
+are replaced whole, and one that is damaged or foreign is set aside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+
+from jax_kernels.choosing import Choice, Op, call_key
+from jax_kernels.forms import Config, Device, current_device
+
+FORMAT = 1
+ROUNDS = 7
+"""Timings of each candidate, in alternation: the machine's moods meet all of them."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one candidate took: the median of its rounds, or why it cannot run."""
+
+    form: str
+    config: Config
+    seconds: float | None = None
+    failure: str | None = None
+
+
+class Winners:
+    """The winners that a folder holds for one kind of device under this JAX."""
+
+    def __init__(self, folder: Path, device: Device) -> None:
+        kind = re.sub(r"[^a-z0-9]+", "-", f"{device.platform} {device.kind}".lower()).strip("-")
+        self.path = folder / f"{kind}-jax-{jax.__version__}.json"
+        self._head = {"format": FORMAT, "device": device.kind, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+        self._choices: dict[str, Choice] | None = None
+
+    def __call__(self, op: Op, call: Any, device: Device) -> Choice | None:
+        """The winner for a call, as `Choices.measured` asks for it."""
+        return self.choices().get(call_key(op.name, call))
+
+    def choices(self) -> dict[str, Choice]:
+        if self._choices is None:
+            self._choices = self._read()
+        return self._choices
+
+    def put(self, op: Op, call: Any, choice: Choice) -> None:
+        """Remember a winner, beside what others have put there meanwhile."""
+        self._choices = self._read() | {call_key(op.name, call): choice}
+        document = self._head | {"winners": {key: c.document() for key, c in sorted(self._choices.items())}}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(document, indent=1))
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, Choice]:
+        try:
+            document = json.loads(self.path.read_bytes())
+            if {name: document[name] for name in self._head} != self._head:
+                raise ValueError("of another device, version or format")
+            return {str(key): Choice.from_document(value) for key, value in document["winners"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            aside = self.path.with_suffix(".damaged")
+            with suppress(OSError):
+                os.replace(self.path, aside)
+            warnings.warn(f"{self.path} cannot be used ({error!r}) and was set aside as {aside.name}", stacklevel=2)
+            return {}
+
+
+def candidates(op: Op, call: Any, device: Device) -> Iterator[tuple[str, Config]]:
+    """The forms that take a call on a device, each with what it may run with; the best guess first."""
+    for name in op.preference[device.platform]:
+        form = op.forms[name]
+        if form.refuses(call, device) is None:
+            for config in form.configs(call, device):
+                yield name, config
+
+
+def tune(op: Op, call: Any, *, tell: Tell = lambda text: None) -> tuple[Choice, list[Timing]]:
+    """The fastest form of a call on the current device, forward and backward, and what each candidate took.
+
+    Args:
+        tell: told of each candidate as it was measured.
+    """
+    programs, failures = _compile(op, call, tell)
+    if not programs:
+        raise RuntimeError(f"{op.name}: no form runs {call}: " + "; ".join(f"{t.form}: {t.failure}" for t in failures))
+    seconds = _time(programs)
+    timings = [Timing(form, config, statistics.median(s)) for (form, config), s in seconds.items()]
+    timings.sort(key=lambda timing: timing.seconds or 0.0)
+    best = timings[0]
+    assert best.seconds is not None
+    reason = f"measured: {best.seconds * 1e3:.3g} ms, the fastest of {len(timings)}"
+    return Choice(best.form, best.config, reason), [*timings, *failures]
+
+
+def _compile(op: Op, call: Any, tell: Tell) -> tuple[dict[tuple[str, Config], Any], list[Timing]]:
+    programs: dict[tuple[str, Config], Any] = {}
+    failures = []
+    for form, config in candidates(op, call, current_device()):
+        program, arguments = op.workload(call, op.forms[form].run, config)
+        try:
+            compiled = jax.jit(program).lower(*arguments).compile()
+            jax.block_until_ready(compiled(*arguments))
+        except Exception as error:  # the compilers' own types; one candidate less
+            failure = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            failures.append(Timing(form, config, failure=failure))
+            tell(f"{form} {dict(config)}: {failure}")
+            continue
+        programs[form, config] = (compiled, arguments)
+        tell(f"{form} {dict(config)}: compiled")
+    return programs, failures
+
+
+def _time(programs: Mapping[tuple[str, Config], Any]) -> dict[tuple[str, Config], list[float]]:
+    seconds: dict[tuple[str, Config], list[float]] = {key: [] for key in programs}
+    for _ in range(ROUNDS):
+        for key, (compiled, arguments) in programs.items():
+            started = time.perf_counter()
+            jax.block_until_ready(compiled(*arguments))
+            seconds[key].append(time.perf_counter() - started)
+    return seconds
