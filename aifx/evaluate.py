@@ -17,10 +17,12 @@ from jax.typing import DTypeLike
 from aifx.data.base import Batch, BatchSource, Say, Split
 from aifx.errors import DataError, UsageError
 from aifx.gates import Gate, GateResult, check_names, judge, parse_gate, scalars
+from aifx.kernels import run_choices
 from aifx.nn.precision import cast_floating, compute_dtype
 from aifx.nn.specs import Params
 from aifx.project import Project, RunDirectory
 from aifx.tasks.base import Sums, Task, Totals
+from jax_kernels.choosing import using
 
 if TYPE_CHECKING:
     from aifx.tasks.trained import Trained, Which
@@ -209,7 +211,8 @@ def _compare_data(trained: Trained, project: Project, say: Say) -> None:
 
 def _measure(trained: Trained, split: Split, gates: Sequence[Gate]) -> Report:
     dtype = compute_dtype(trained.config.train.precision, jax.default_backend())
-    metrics = evaluate_split(trained.task, trained.params, split, compiled=compile_sums(trained.task, dtype))
+    with using(run_choices(trained.run, trained.config, keep=False)):
+        metrics = evaluate_split(trained.task, trained.params, split, compiled=compile_sums(trained.task, dtype))
     return Report(trained.run.name, trained.step, split, metrics, judge(gates, metrics))
 
 

@@ -61,6 +61,10 @@ class RunDirectory:
         return self.path / "assets"
 
     @property
+    def kernels(self) -> Path:
+        return self.path / "kernels.json"
+
+    @property
     def sinks(self) -> Path:
         return self.path / "sinks"
 

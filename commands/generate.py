@@ -103,7 +103,9 @@ def generate(
 
 def _write(writer: Writer, settings: GenerateSection, seed: int) -> Iterator[str]:
     from aifx.generate import generate as generate_ids
+    from aifx.kernels import run_choices
     from aifx.tasks.language import stream_text
+    from jax_kernels.choosing import using
 
     tokenizer = writer.tokenizer
     prompt_ids = tokenizer.encode(settings.prompt) or [tokenizer.eos_id]
@@ -118,7 +120,8 @@ def _write(writer: Writer, settings: GenerateSection, seed: int) -> Iterator[str
         seed=seed,
         eos_id=tokenizer.eos_id,
     )
-    return stream_text(tokenizer, prompt_ids, ids)
+    with using(run_choices(writer.run, writer.config, keep=False)):
+        yield from stream_text(tokenizer, prompt_ids, ids)
 
 
 def _harmless(text: str) -> str:

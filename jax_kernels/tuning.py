@@ -6,6 +6,7 @@ are replaced whole, and one that is damaged or foreign is set aside.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 
 from jax_kernels.choosing import Choice, Op, call_key
 from jax_kernels.forms import Config, Device, current_device
@@ -47,7 +47,12 @@ class Winners:
     def __init__(self, folder: Path, device: Device) -> None:
         kind = re.sub(r"[^a-z0-9]+", "-", f"{device.platform} {device.kind}".lower()).strip("-")
         self.path = folder / f"{kind}-jax-{jax.__version__}.json"
-        self._head = {"format": FORMAT, "device": device.kind, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+        self._head = {
+            "format": FORMAT,
+            "device": device.kind,
+            "jax": jax.__version__,
+            "jaxlib": importlib.metadata.version("jaxlib"),
+        }
         self._choices: dict[str, Choice] | None = None
 
     def __call__(self, op: Op, call: Any, device: Device) -> Choice | None:

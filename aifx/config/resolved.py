@@ -14,6 +14,7 @@ from aifx.config.sections import (
     CheckpointSection,
     EvalSection,
     GenerateSection,
+    KernelsSection,
     LogSection,
     OptimizerSection,
     ProjectSection,
@@ -62,6 +63,7 @@ class Config:
     schedule: ScheduleSection
     checkpoint: CheckpointSection
     eval: EvalSection
+    kernels: KernelsSection
     log: LogSection
     generate: GenerateSection
     origins: Mapping[str, Origin] = field(compare=False, repr=False)

@@ -135,6 +135,15 @@ class EvalSection(Section):
     batch_size: NonNegativeInt = Field(0, description="Rows of an evaluation batch; 0 takes train.global_batch_size.")
 
 
+KernelForm = Literal["auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn"]
+
+
+class KernelsSection(Section):
+    """Form that each op of `jax_kernels` runs as. `aifx kernels explain` tells what "auto" takes, and why."""
+
+    attention: KernelForm = Field("auto", description="Form of attention; one that cannot take a call gives way.")
+
+
 class LogSection(Section):
     """Where the numbers go."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aifx.config import Config
+from aifx.kernels import run_choices
 from aifx.parallel.compilation_cache import enable_compilation_cache
 from aifx.project import Project, RunDirectory
 from aifx.runs import RunLock, provenance, write_json, write_text
@@ -28,6 +29,7 @@ from aifx.train.standing import (
     rounding_changes,
 )
 from aifx.train.story import Story
+from jax_kernels.choosing import using
 
 if TYPE_CHECKING:
     from aifx.checkpoint import CheckpointInfo, Checkpoints
@@ -110,6 +112,11 @@ class Training:
         self.story.event("start" if latest is None else "resume", step=latest or 0)
         enable_compilation_cache(self.say)
         recipe = self._prepare(is_fresh=latest is None or self.fork is not None)
+        with using(run_choices(self.run, self.config)):
+            return self._run(recipe, checkpoints, started)
+
+    def _run(self, recipe: Recipe, checkpoints: Checkpoints, started: float) -> TrainResult:
+        """Compile, begin, loop. `started`: when this process's part began, by `time.perf_counter`."""
         step_fn, begun = self._compile_and_begin(recipe, checkpoints)
         if self.fork is not None:
             self._adopt(recipe, begun, checkpoints)
@@ -190,7 +197,9 @@ class Training:
         return recipe
 
     def _prepare_assets(self, is_fresh: bool) -> None:
-        """A run without a checkpoint begins with no assets of an attempt before it; a fork with its origin's."""
+        """A run without a checkpoint begins with nothing of an attempt before it; a fork with its origin's assets."""
+        if is_fresh:
+            self.run.kernels.unlink(missing_ok=True)
         if is_fresh and self.run.assets.exists():
             shutil.rmtree(self.run.assets)
         self.run.assets.mkdir(parents=True, exist_ok=True)

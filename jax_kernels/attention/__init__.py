@@ -20,7 +20,9 @@ from jax_kernels.forms import Form
 
 __all__ = ["ATTENTION", "Implementation", "attention"]
 
-Implementation: TypeAlias = Literal["auto", "reference", "xla", "cudnn"]
+Implementation: TypeAlias = Literal[
+    "auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn"
+]
 
 ATTENTION = Op(
     "attention",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+
+if TYPE_CHECKING:
+    from jax_kernels.attention import Implementation
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ COMPILED_CASES = (
 """For compilers of hardware that is absent: real sizes, each head_dim, each mask."""
 
 
-def program(name: str, dtype: str, implementation: str) -> tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...]]:
+def program(
+    name: str, dtype: str, implementation: Implementation
+) -> tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...]]:
     """A compiled case by name: a function that gives the output and the gradients, and the shapes that it takes."""
     from jax_kernels.attention import attention
 

@@ -1,0 +1,51 @@
+"""The forms of jax_kernels that a run's programs are made of: chosen once, kept in the run, taken again at resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from aifx.config import Config
+from aifx.project import RunDirectory, cache_path
+from aifx.runs import write_json
+from jax_kernels.choosing import Choice, Choices
+from jax_kernels.forms import Device, current_device
+from jax_kernels.tuning import Winners
+
+
+def run_choices(run: RunDirectory, config: Config, *, keep: bool = True) -> Choices:
+    """The choices that a run made, to go on with. New ones: by `[kernels]`, by what was measured on this kind of
+    device, or by the best guess.
+
+    Args:
+        keep: write new ones into the run.
+    """
+    device = current_device()
+
+    def write(choices: Choices) -> None:
+        if keep:
+            made = {key: choice.document() for key, choice in choices.made.items()}
+            write_json(run.kernels, {"schema_version": 1, "device": device.kind, "choices": made})
+
+    return Choices(
+        made=_read(run, device),
+        asked=config.kernels.model_dump(),
+        measured=Winners(winners_path(), device),
+        on_choice=write,
+    )
+
+
+def winners_path() -> Path:
+    """Where `aifx kernels tune` keeps what it measured."""
+    return cache_path() / "kernels"
+
+
+def _read(run: RunDirectory, device: Device) -> dict[str, Choice]:
+    """What the run chose on this kind of device; nothing where it chose nothing yet, or ran on another."""
+    try:
+        document = json.loads(run.kernels.read_bytes())
+        if document["device"] != device.kind:
+            return {}
+        return {key: Choice.from_document(value) for key, value in document["choices"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,57 @@
+"""A run's kernels: chosen before it compiles, kept in the run, the same when it resumes whatever was measured since."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from aifx.config import load_config
+from aifx.kernels import run_choices, winners_path
+from aifx.project import Project
+from jax_kernels.attention import ATTENTION
+from jax_kernels.attention.call import Call
+from jax_kernels.choosing import Choice, using
+from jax_kernels.choosing import choose as choose_form
+from jax_kernels.forms import current_device
+from jax_kernels.tuning import Winners
+
+CALL = Call(1, 8, 8, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
+
+
+def choose(project: Project, *settings: str, keep: bool = True) -> Choice:
+    config = load_config(project, [*settings])
+    with using(run_choices(project.run("main"), config, keep=keep)):
+        return choose_form(ATTENTION, CALL, "auto")
+
+
+def open_project(tmp_path: Path, monkeypatch) -> Project:
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "aifx.toml").touch()
+    return Project(tmp_path)
+
+
+def test_what_was_measured_since_changes_nothing(tmp_path: Path, monkeypatch) -> None:
+    project = open_project(tmp_path, monkeypatch)
+    first = choose(project)
+    assert first.form == "xla"
+    Winners(winners_path(), current_device()).put(ATTENTION, CALL, Choice("reference", (), "measured"))
+    assert choose(project) == first
+    project.run("main").kernels.unlink()
+    assert choose(project, keep=False).form == "reference", "a run that chose nothing yet takes what was measured"
+    assert not project.run("main").kernels.exists()
+
+
+def test_the_project_can_ask(tmp_path: Path, monkeypatch) -> None:
+    project = open_project(tmp_path, monkeypatch)
+    assert choose(project, "kernels.attention=reference") == Choice("reference", (), "asked for")
+
+
+def test_what_another_device_chose_is_not_taken(tmp_path: Path, monkeypatch) -> None:
+    project = open_project(tmp_path, monkeypatch)
+    choose(project, "kernels.attention=reference")
+    path = project.run("main").kernels
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"device": "NVIDIA H100 80GB HBM3"}))
+    assert choose(project).form == "xla"
+    path.write_text("{")
+    assert choose(project).form == "xla"
