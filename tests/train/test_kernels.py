@@ -27,7 +27,9 @@ def choose(project: Project, *settings: str, keep: bool = True) -> Choice:
 def open_project(tmp_path: Path, monkeypatch) -> Project:
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "aifx.toml").touch()
-    return Project(tmp_path)
+    project = Project(tmp_path)
+    project.run("main").path.mkdir(parents=True)
+    return project
 
 
 def test_what_was_measured_since_changes_nothing(tmp_path: Path, monkeypatch) -> None:
