@@ -173,7 +173,7 @@ def evaluate(
     _compare_data(trained, project, say)
     if all_gates:
         check_names(all_gates, metric_names(trained.task, trained.params, chosen))
-    report = _measure(trained, chosen, all_gates)
+    report = _measure(trained, chosen, all_gates, say)
     write_report(run.eval / f"{trained.step}.json", report, data_digest=trained.task.data_digest())
     return report
 
@@ -209,9 +209,9 @@ def _compare_data(trained: Trained, project: Project, say: Say) -> None:
         say(f"the data has changed since run {run.name} began: what is held out now may be what it learnt from")
 
 
-def _measure(trained: Trained, split: Split, gates: Sequence[Gate]) -> Report:
+def _measure(trained: Trained, split: Split, gates: Sequence[Gate], say: Say) -> Report:
     dtype = compute_dtype(trained.config.train.precision, jax.default_backend())
-    with using(run_choices(trained.run, trained.config, keep=False)):
+    with using(run_choices(trained.run, trained.config, say=say, keep=False)):
         metrics = evaluate_split(trained.task, trained.params, split, compiled=compile_sums(trained.task, dtype))
     return Report(trained.run.name, trained.step, split, metrics, judge(gates, metrics))
 

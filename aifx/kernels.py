@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 from aifx.config import Config
-from aifx.project import RunDirectory, cache_path
+from aifx.data.base import Say
+from aifx.project import Project, RunDirectory, cache_path
 from aifx.runs import write_json
-from jax_kernels.choosing import Choice, Choices
+from jax_kernels.choosing import Choice, Choices, using
 from jax_kernels.forms import Device, current_device
 from jax_kernels.tuning import Winners
 
 
-def run_choices(run: RunDirectory, config: Config, *, keep: bool = True) -> Choices:
+def run_choices(run: RunDirectory, config: Config, *, say: Say, keep: bool = True) -> Choices:
     """The choices that a run made, to go on with. New ones: by `[kernels]`, by what was measured on this kind of
     device, or by the best guess.
 
@@ -32,7 +34,25 @@ def run_choices(run: RunDirectory, config: Config, *, keep: bool = True) -> Choi
         asked=config.kernels.model_dump(),
         measured=Winners(winners_path(), device),
         on_choice=write,
+        tell=say,
     )
+
+
+def project_choices(project: Project, config: Config, *, say: Say) -> Choices:
+    """What a new run of the project would choose, and the calls that its training step makes; nothing is compiled."""
+    from aifx.parallel import make_mesh
+    from aifx.tasks.registry import create_task
+    from aifx.train.state import abstract_state
+    from aifx.train.step import lower_step, make_recipe
+
+    with tempfile.TemporaryDirectory() as folder:
+        choices = run_choices(RunDirectory(Path(folder)), config, say=say, keep=False)
+        task = create_task(config, project, Path(folder), say=say)
+        recipe = make_recipe(config, task, make_mesh(config.train.devices))
+        batch = task.source("train").read(0, slice(0, config.train.global_batch_size))
+        with using(choices):
+            lower_step(recipe, abstract_state(recipe.specs, recipe.optimizer, recipe.mesh), batch)
+    return choices
 
 
 def winners_path() -> Path:

@@ -39,6 +39,7 @@ COMMANDS: dict[str, Entry] = {
     "generate": Entry("generate", "generate", "Write text with a trained model.", TRAIN),
     "runs": Entry("runs", "app", "List, show, compare and watch runs.", LOOK),
     "ckpt": Entry("ckpt", "app", "List and show checkpoints.", LOOK),
+    "kernels": Entry("kernels", "app", "Explain, tune and list the forms of the hot loops.", SETUP),
     "config": Entry("config", "app", "Show, check and describe the configuration.", SETUP),
 }
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aifx.config.sections import GenerateSection
+    from aifx.data.base import Say
     from aifx.tasks import Writer
 
 
@@ -85,7 +86,7 @@ def generate(
 
         writer = open_writer(directory, project, step=at, which=which, overrides=set_ or (), say=out.say)
         settings = writer.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
-        writing = _write(writer, settings, seed)
+        writing = _write(writer, settings, seed, out.say)
         text = ""
         if not json:
             out.write(settings.prompt)
@@ -101,7 +102,7 @@ def generate(
         )
 
 
-def _write(writer: Writer, settings: GenerateSection, seed: int) -> Iterator[str]:
+def _write(writer: Writer, settings: GenerateSection, seed: int, say: Say) -> Iterator[str]:
     from aifx.generate import generate as generate_ids
     from aifx.kernels import run_choices
     from aifx.tasks.language import stream_text
@@ -120,7 +121,7 @@ def _write(writer: Writer, settings: GenerateSection, seed: int) -> Iterator[str
         seed=seed,
         eos_id=tokenizer.eos_id,
     )
-    with using(run_choices(writer.run, writer.config, keep=False)):
+    with using(run_choices(writer.run, writer.config, say=say, keep=False)):
         yield from stream_text(tokenizer, prompt_ids, ids)
 
 

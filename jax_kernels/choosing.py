@@ -20,12 +20,14 @@ class Op:
     """An op and its forms.
 
     Attributes:
+        call: the type that describes a call of it, a dataclass.
         forms: by name; "reference" and "xla" take every call.
         preference: the forms to try in this order where nothing was measured.
         workload: (call, run, config) -> a program that does with a form what training does, and arrays for it.
     """
 
     name: str
+    call: type[Any]
     forms: Mapping[str, Form]
     preference: Mapping[Platform, Sequence[str]]
     workload: Callable[[Any, Callable[..., Any], Config], tuple[Callable[..., Any], tuple[Any, ...]]]
@@ -53,6 +55,10 @@ def call_key(op: str, call: Any) -> str:
     return json.dumps({"op": op, **asdict(call)}, sort_keys=True)
 
 
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)  # Python shows it once
+
+
 @dataclass
 class Choices:
     """What a program's calls run as: those in `made` as they are there, others chosen when they are met, and kept.
@@ -62,15 +68,20 @@ class Choices:
         asked: the form that a call without an `implementation` of its own gets, by op.
         measured: looks up what was measured for (op, call, device).
         on_choice: told when a choice was added.
+        tell: told, once a call, of a form that was asked for and gives way.
+        met: the calls that were met, by `call_key`.
     """
 
     made: dict[str, Choice] = field(default_factory=dict)
     asked: Mapping[str, str] = field(default_factory=dict)
     measured: Callable[[Op, Any, Device], Choice | None] = lambda op, call, device: None
     on_choice: Callable[[Choices], None] = lambda choices: None
+    tell: Callable[[str], None] = _warn
+    met: dict[str, tuple[Op, Any]] = field(default_factory=dict)
 
     def choose(self, op: Op, call: Any, device: Device) -> Choice:
         key = call_key(op.name, call)
+        self.met[key] = (op, call)
         if key not in self.made:
             self.made[key] = self._make(op, call, device)
             self.on_choice(self)
@@ -79,7 +90,7 @@ class Choices:
     def _make(self, op: Op, call: Any, device: Device) -> Choice:
         asked = self.asked.get(op.name, AUTO)
         if asked != AUTO:
-            return choose_asked(op, call, device, asked)
+            return choose_asked(op, call, device, asked, self.tell)
         found = self.measured(op, call, device)
         if found is not None and found.form in op.forms and op.forms[found.form].refuses(call, device) is None:
             return found
@@ -105,10 +116,10 @@ def using(choices: Choices) -> Iterator[Choices]:
 def choose(op: Op, call: Any, implementation: str) -> Choice:
     """The choice for a call. Raises ValueError for an implementation that the op does not have."""
     check_name(op, implementation)
-    device = current_device()
+    device, choices = current_device(), _choices.get() or Choices()
     if implementation != AUTO:
-        return choose_asked(op, call, device, implementation)
-    return (_choices.get() or Choices()).choose(op, call, device)
+        return choose_asked(op, call, device, implementation, choices.tell)
+    return choices.choose(op, call, device)
 
 
 def check_name(op: Op, implementation: str) -> None:
@@ -117,13 +128,13 @@ def check_name(op: Op, implementation: str) -> None:
         raise ValueError(f"implementation: expected one of {names}, got {implementation!r}")
 
 
-def choose_asked(op: Op, call: Any, device: Device, name: str) -> Choice:
-    """The form that was asked for, or what runs in its place where it refuses the call, which is said once."""
+def choose_asked(op: Op, call: Any, device: Device, name: str, tell: Callable[[str], None]) -> Choice:
+    """The form that was asked for, or what runs in its place where it refuses the call, which is told."""
     refusal = op.forms[name].refuses(call, device)
     if refusal is None:
         return Choice(name, op.forms[name].configs(call, device)[0], "asked for")
     instead = choose_unmeasured(op, call, device)
-    warnings.warn(f"{op.name}: {name} cannot take this call ({refusal}); it runs as {instead.form}", stacklevel=4)
+    tell(f"{op.name}: {name} cannot take this call ({refusal}); it runs as {instead.form}")
     return Choice(instead.form, instead.config, f"{name} was asked for and cannot: {refusal}")
 
 

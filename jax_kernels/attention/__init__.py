@@ -26,6 +26,7 @@ Implementation: TypeAlias = Literal[
 
 ATTENTION = Op(
     "attention",
+    Call,
     {
         form.name: form
         for form in (

@@ -32,6 +32,23 @@ class Call:
     logit_softcap: float | None
     return_lse: bool = False
 
+    def __str__(self) -> str:
+        """In the words of a table: "8 x 128, 6 heads of 32, causal, float32"."""
+        length = str(self.q_len) if self.q_len == self.kv_len else f"{self.q_len} of {self.kv_len}"
+        shared = f" over {self.num_kv_heads}" if self.group > 1 else ""
+        options = {
+            "causal": self.causal,
+            f"window {self.window}": self.window is not None,
+            "packed": self.has_segments,
+            f"soft cap {self.logit_softcap}": self.logit_softcap is not None,
+            "offset traced": self.q_offset is None,
+            f"offset {self.q_offset}": bool(self.q_offset),
+            "with log-sum-exp": self.return_lse,
+        }
+        heads = f"{self.num_heads} heads{shared} of {self.head_dim}"
+        words = [word for word, holds in options.items() if holds]
+        return ", ".join([f"{self.batch} x {length}", heads, *words, self.dtype])
+
     @property
     def group(self) -> int:
         """Query heads that share a head of keys and values."""

@@ -24,7 +24,7 @@ def op(**forms: str | None) -> Op:
         )
         for name, why in forms.items()
     }
-    return Op("toy", made, dict.fromkeys(("cpu", "gpu", "tpu"), tuple(forms)), workload)
+    return Op("toy", Call, made, dict.fromkeys(("cpu", "gpu", "tpu"), tuple(forms)), workload)
 
 
 def test_the_first_that_takes_the_call():

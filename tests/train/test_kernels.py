@@ -20,7 +20,7 @@ CALL = Call(1, 8, 8, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
 
 def choose(project: Project, *settings: str, keep: bool = True) -> Choice:
     config = load_config(project, [*settings])
-    with using(run_choices(project.run("main"), config, keep=keep)):
+    with using(run_choices(project.run("main"), config, say=print, keep=keep)):
         return choose_form(ATTENTION, CALL, "auto")
 
 

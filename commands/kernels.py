@@ -1,0 +1,166 @@
+"""`aifx kernels`: which form each op runs as, and measuring which is the fastest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from aifx.commands.options import JsonOption, SetOption, YesOption
+from aifx.commands.terminal import Output, terminal
+from aifx.errors import UsageError
+
+if TYPE_CHECKING:
+    from jax_kernels.choosing import Choice, Choices, Op
+    from jax_kernels.tuning import Timing
+
+app = typer.Typer(
+    help="""Explain, tune and list the forms of the hot loops.
+
+    Examples:
+        aifx kernels explain           which form each op of this project runs as here, and why
+        aifx kernels tune              measure the candidates on this device, and keep the winners
+        aifx kernels ls                what was measured
+    """
+)
+
+
+@app.command()
+def explain(set_: SetOption = None, json: JsonOption = False) -> None:
+    """Tell which form each op of the project's training step runs as here, and why.
+
+    A run that has begun keeps what it chose, in runs/<name>/kernels.json.
+
+    Examples:
+        aifx kernels explain
+        aifx kernels explain --set kernels.attention=reference
+    """
+    with terminal(json) as out:
+        choices = _choices(set_, out)
+        rows = [_row(choices, key) for key in choices.met]
+        out.document({"device": _device(), "ops": rows})
+        _table(out, rows, "this project's training step calls no op of jax_kernels")
+
+
+@app.command()
+def tune(set_: SetOption = None, json: JsonOption = False) -> None:
+    """Measure the forms of each op on this device, forward and backward, and keep the winners.
+
+    The calls are those of the project's training step. Runs that begin from now on take the winners.
+
+    Examples:
+        aifx kernels tune
+        aifx kernels tune --set train.global_batch_size=16
+    """
+    with terminal(json) as out:
+        from aifx.kernels import winners_path
+        from jax_kernels.forms import current_device
+        from jax_kernels.tuning import Winners, tune
+
+        choices = _choices(set_, out)
+        winners = Winners(winners_path(), current_device())
+        documents = []
+        for key, (op, call) in choices.met.items():
+            out.say(f"{op.name}: {call}")
+            winner, timings = tune(op, call, tell=out.say)
+            winners.put(op, call, winner)
+            row = _row(choices, key) | winner.document()
+            documents.append(row | {"timings": [_timing(t) for t in timings]})
+            if not json:
+                shown = [(t.form, _config(dict(t.config)), _milliseconds(t)) for t in timings]
+                out.table([f"{op.name}", "with", "ms"], shown, right=["ms"])
+        out.document({"device": _device(), "ops": documents, "kept_in": str(winners.path)})
+        out.say(f"kept in {winners.path}" if documents else "this project's training step calls no op of jax_kernels")
+
+
+@app.command()
+def ls(json: JsonOption = False) -> None:
+    """List the winners that were measured on this kind of device under this JAX.
+
+    Examples:
+        aifx kernels ls
+        aifx kernels ls --json
+    """
+    with terminal(json) as out:
+        from aifx.kernels import winners_path
+        from jax_kernels.forms import current_device
+        from jax_kernels.ops import read_key
+        from jax_kernels.tuning import Winners
+
+        winners = Winners(winners_path(), current_device())
+        rows = [_document(*read_key(key), choice) for key, choice in winners.choices().items()]
+        out.document({"device": _device(), "path": str(winners.path), "winners": rows})
+        _table(out, rows, "nothing was measured here yet: aifx kernels tune")
+
+
+@app.command()
+def clear(yes: YesOption = False, json: JsonOption = False) -> None:
+    """Forget what was measured, on every kind of device and under every JAX.
+
+    Runs keep what they chose.
+
+    Examples:
+        aifx kernels clear --yes
+    """
+    with terminal(json) as out:
+        from aifx.kernels import winners_path
+
+        files = sorted(p for p in winners_path().glob("*") if p.suffix in (".json", ".damaged"))
+        if files and not yes:
+            raise UsageError("measurements would be removed", ", ".join(map(str, files)), "aifx kernels clear --yes")
+        for path in files:
+            path.unlink(missing_ok=True)
+        out.document({"removed": [str(path) for path in files]})
+        out.say("".join(f"removed {path}\n" for path in files).rstrip() or "nothing was measured here")
+
+
+def _choices(settings: list[str] | None, out: Output) -> Choices:
+    from aifx.config import load_config
+    from aifx.kernels import project_choices
+    from aifx.parallel.compilation_cache import enable_compilation_cache
+    from aifx.project import find_project
+
+    project = find_project()
+    enable_compilation_cache(out.say)
+    return project_choices(project, load_config(project, settings or ()), say=out.say)
+
+
+def _device() -> str:
+    from jax_kernels.forms import current_device
+
+    return current_device().kind
+
+
+def _row(choices: Choices, key: str) -> dict[str, Any]:
+    return _document(*choices.met[key], choices.made[key])
+
+
+def _document(op: Op, call: Any, choice: Choice) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"op": op.name, "shapes": str(call), "call": asdict(call), **choice.document()}
+
+
+def _table(out: Output, rows: list[dict[str, Any]], otherwise: str) -> None:
+    if not rows:
+        out.say(otherwise)
+        return
+    shown = [(row["op"], row["shapes"], row["form"], _config(row["config"]), row["reason"]) for row in rows]
+    out.table(["op", "call", "form", "with", "why"], shown)
+
+
+def _config(config: dict[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in config.items())
+
+
+def _timing(timing: Timing) -> dict[str, Any]:
+    return {
+        "form": timing.form,
+        "config": dict(timing.config),
+        "seconds": timing.seconds,
+        "failure": timing.failure,
+    }
+
+
+def _milliseconds(timing: Timing) -> str:
+    return f"{timing.seconds * 1e3:.3f}" if timing.seconds is not None else str(timing.failure)

@@ -1,0 +1,72 @@
+"""`aifx kernels`: from nothing measured to winners and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aifx.commands.main import run
+
+TOML = """
+[model]
+num_layers = 1
+embed_dim = 16
+num_heads = 2
+[data]
+train = ["a.txt"]
+vocab_size = 300
+seq_len = 16
+[train]
+global_batch_size = 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "aifx.toml").write_text(TOML)
+    (tmp_path / "a.txt").write_text("It was the best of times, it was the worst of times. " * 200)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def document(capsys: Any, *arguments: str) -> dict[str, Any]:
+    assert run(["kernels", *arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found["schema_version"] == 1
+    return found
+
+
+def test_from_nothing_measured_to_winners_and_back(capsys: Any, project: Path) -> None:
+    (guess,) = document(capsys, "explain")["ops"]
+    assert (guess["op"], guess["form"], guess["reason"]) == ("attention", "xla", "first choice on a cpu")
+    assert guess["call"]["q_len"] == 16
+    assert document(capsys, "ls")["winners"] == []
+    (tuned,) = document(capsys, "tune")["ops"]
+    assert [t["form"] for t in tuned["timings"]] == ["xla"]
+    assert tuned["timings"][0]["seconds"] > 0
+    (explained,) = document(capsys, "explain")["ops"]
+    (listed,) = document(capsys, "ls")["winners"]
+    assert explained == listed
+    assert explained["reason"].startswith("measured")
+    assert run(["kernels", "clear"]) == 2
+    assert "--yes" in capsys.readouterr().err
+    assert len(document(capsys, "clear", "--yes")["removed"]) == 1
+    assert document(capsys, "ls")["winners"] == []
+    assert not (project / "runs").exists()
+
+
+def test_the_tables(capsys: Any) -> None:
+    for command in ("explain", "tune", "ls"):
+        assert run(["kernels", command]) == 0
+        assert "xla" in capsys.readouterr().out
+
+
+def test_what_is_asked_for_and_cannot(capsys: Any) -> None:
+    (op,) = document(capsys, "explain", "--set", "kernels.attention=cudnn")["ops"]
+    assert (op["form"], op["reason"]) == ("xla", "cudnn was asked for and cannot: it is for NVIDIA GPUs")
+    assert run(["kernels", "explain", "--set", "kernels.attention=cudnn"]) == 0
+    assert "cudnn cannot take this call (it is for NVIDIA GPUs); it runs as xla\n" in capsys.readouterr().err
