@@ -26,6 +26,7 @@ from aifx.train.standing import (
     check_new,
     environment_changes,
     finished,
+    forks_other_data,
     rounding_changes,
 )
 from aifx.train.story import Story
@@ -182,6 +183,11 @@ class Training:
             task.source("validation")  # a split that is missing is told now, not at the first validation
         recipe = make_recipe(self.config, task, mesh)
         now = provenance(self.project.root, data_digest=task.data_digest(), devices=list(mesh.devices.flat))
+        if self.fork is not None and forks_other_data(self.fork.run, task.data_digest()):
+            self.say(
+                f"its data, or how that is divided, is not what run {self.fork.run.name} was trained on: "
+                "what is held out now may be what it learnt from"
+            )
         if is_fresh:
             write_json(self.run.provenance, {**now, "forked_from": self.fork.run.name if self.fork else None})
         else:

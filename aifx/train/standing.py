@@ -69,6 +69,11 @@ def rounding_changes(run: RunDirectory, config: Config, project: Project) -> lis
     return [str(d) for d in compare_rounding(read_config(run.config, project), config)]
 
 
+def forks_other_data(origin: RunDirectory, data_digest: str) -> bool:
+    """Whether a fork of `origin` reads other data than it did, or the same divided otherwise."""
+    return read_provenance(origin).get("data_digest") not in (None, data_digest)
+
+
 def check_data(run: RunDirectory, data_digest: str) -> None:
     """Raises ConfigError when the run was trained on other data so far."""
     before = read_provenance(run).get("data_digest")

@@ -107,6 +107,19 @@ def test_other_text_keeps_the_tokenizer(project: Project) -> None:
     assert kept.read_bytes() == taken.read_bytes()
 
 
+def test_text_that_the_origin_may_have_learnt_is_told(project: Project) -> None:
+    told: list[str] = []
+
+    def fork_to(name: str, *settings: str) -> None:
+        config = load_config(project, ["train.num_steps=3", *settings], {})
+        train(project, config, name, fork_from="main", say=told.append)
+
+    fork_to("same")
+    assert not any("learnt" in text for text in told)
+    fork_to("divided", "data.test_fraction=0.3")
+    assert any("not what run main was trained on: what is held out now may be what it learnt" in text for text in told)
+
+
 def test_where_a_fork_begins(tiny) -> None:
     tiny.train("checkpoint.keep_last=3")
     best = tiny.train("train.num_steps=20", run="best", fork_from="main", fork_at="best")
