@@ -1,0 +1,484 @@
+"""Attention for TPUs: Pallas kernels that hold a block of queries against one block of keys after another.
+
+Scores live in VMEM, a piece at a time. The forward kernel keeps the running maximum, sum and weighted values of its
+queries (the online softmax) and writes them once. The backward recomputes the probabilities from the log-sum-exp, in
+one kernel for the gradient of queries and one for that of keys and values, which also sums over the heads of a group.
+
+The mask is turned into a list of the pairs of blocks to visit (`Plan.visits`), which the last part of each grid walks:
+pairs that it hides are not in the list, so they are neither fetched nor stepped over, and those where all see all are
+computed without it. Where it is known only when the program runs (a traced offset, segment ids), so is the grid's size.
+
+The vector registers, 8 rows of 128 lanes, decide the layouts. Scores are `[queries, keys]` in the forward and in the
+kernel for queries: a number of each query, such as its maximum, stands in all lanes of its row. They are
+`[keys, queries]` in the kernel for keys, where such numbers lie along the lanes. So no product needs a block of scores
+transposed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from jax_kernels.attention.call import Call
+from jax_kernels.forms import Config, Device, is_interpreting
+
+Ref: TypeAlias = Any
+Seeing: TypeAlias = tuple[jax.Array | None, jax.Array | None]
+"""What of the mask is known when the program runs: the offset if traced, segment ids."""
+Kind: TypeAlias = Literal["queries", "keys", "numbers"]
+"""What an array holds: `[batch, num_heads, q_len, head_dim]`, `[batch, num_kv_heads, kv_len, head_dim]`, or a number
+of each query `[batch, num_heads, 1, q_len]`."""
+
+LANES = 128
+PIECE = 512
+"""Keys whose scores are held at once. The compiler overlaps one piece's products with the exponentials of another."""
+VMEM_LIMIT_BYTES = 48 * 2**20
+"""A v5p core has 64 MiB, v5e and v6e 128; a kernel gets 16 unless it asks."""
+MOST_VISITS = 2**17
+"""4 bytes each, of 1 MiB of scalar memory."""
+
+LOG2E = math.log2(math.e)  # the hardware's exponential is a power of 2
+FLOOR = float(np.finfo(np.float32).min) / 2
+"""The maximum of no scores. It is finite, so that a hidden score, -inf, less any maximum is -inf and never NaN."""
+
+# A visit is an int32: block of queries, block of keys, and what there is to do.
+BLOCK_BITS, TODO_BITS = 14, 4
+FIRST, LAST, WHOLE, PARTLY = 1, 2, 4, 8
+
+
+def refuses(call: Call, device: Device) -> str | None:
+    if device.platform != "tpu":
+        return "needs a TPU"
+    if any(old in device.kind for old in ("v2", "v3", "v4")):
+        return "needs a TPU v5 or later"
+    if call.dtype not in ("bfloat16", "float16", "float32"):
+        return call.dtype
+    if 0 in (call.batch, call.q_len, call.kv_len, call.num_heads, call.head_dim):
+        return "an empty array"
+    if call.head_dim > 512:
+        return f"head_dim {call.head_dim} is more than 512"
+    if not configs(call, device):
+        return "too many blocks for scalar memory"
+    return None
+
+
+def configs(call: Call, device: Device) -> Sequence[Config]:
+    """Large blocks first: a visit costs some 0.35 us beyond its work, and keys are read once for a block of queries."""
+    sizes = [(1024, 1024, 1024, 1024), (1024, 1024, 512, 512), (512,) * 4, (256, 512, 256, 512), (128,) * 4]
+    names = ("block_q", "block_k", "block_q_backward", "block_k_backward")
+    candidates: dict[Config, None] = {}
+    for most in sizes:
+        blocks = [_fit(length, m) for length, m in zip((call.q_len, call.kv_len) * 2, most, strict=True)]
+        rows = call.batch if call.has_segments else 1
+        visits = [pl.cdiv(call.q_len, q) * pl.cdiv(call.kv_len, k) for q, k in (blocks[:2], blocks[2:])]
+        if rows * max(visits) <= MOST_VISITS:
+            candidates[tuple(zip(names, blocks, strict=True))] = None
+    return tuple(candidates)
+
+
+def _fit(length: int, most: int) -> int:
+    """The multiple of the lanes, up to `most`, that covers the length in as few blocks with the least padding."""
+    return _round_up(pl.cdiv(length, pl.cdiv(length, most)), LANES)
+
+
+def _round_up(length: int, block: int) -> int:
+    return pl.cdiv(length, block) * block
+
+
+def attention(
+    call: Call,
+    config: Config,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_offset: jax.Array | None,
+    segment_ids: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Out as q `[batch, q_len, num_heads, head_dim]`, log-sum-exp `[batch, num_heads, q_len]` float32."""
+    # The matrix units have no float16, and bfloat16 would lose three of its bits.
+    dtype = jnp.float32 if q.dtype == jnp.float16 else q.dtype
+    queries, keys, values = (x.astype(dtype).transpose(0, 2, 1, 3) for x in (q, k, v))
+    out, lse = _attention(call, config, queries, keys, values, (q_offset, segment_ids))
+    return out.transpose(0, 2, 1, 3).astype(q.dtype), lse
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(
+    call: Call, config: Config, q: jax.Array, k: jax.Array, v: jax.Array, seeing: Seeing
+) -> tuple[jax.Array, jax.Array]:
+    """q `[batch, num_heads, q_len, head_dim]`, k and v `[batch, num_kv_heads, kv_len, head_dim]`; out as q."""
+    return _forward(call, config, q, k, v, seeing)[0]
+
+
+def _forward(
+    call: Call, config: Config, q: jax.Array, k: jax.Array, v: jax.Array, seeing: Seeing
+) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
+    plan = Plan(call, dict(config)["block_q"], dict(config)["block_k"])
+    out, lse = plan.run(
+        _forward_kernel,
+        seeing,
+        [("queries", q), ("keys", k), ("keys", v)],
+        [("queries", q.dtype), ("numbers", jnp.float32)],
+        [(plan.block_q, LANES), (plan.block_q, LANES), (plan.block_q, call.head_dim)],
+    )
+    return (out, lse[:, :, 0]), (q, k, v, seeing, out, lse[:, :, 0])
+
+
+def _backward(
+    call: Call, config: Config, residuals: tuple[Any, ...], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array | None, ...]:
+    q, k, v, seeing, out, lse = residuals
+    d_out, d_lse = cotangents
+    # Each score's gradient is p (dp - delta), and the log-sum-exp's own gradient adds p d_lse.
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
+    lse2 = LOG2E * jnp.where(jnp.isneginf(lse), 0.0, lse)
+    operands: list[tuple[Kind, jax.Array]] = [("queries", q), ("keys", k), ("keys", v), ("queries", d_out)]
+    operands += [("numbers", lse2[:, :, None]), ("numbers", delta[:, :, None])]
+
+    block_q, block_k = dict(config)["block_q_backward"], dict(config)["block_k_backward"]
+    per_query, of_queries, of_keys = (block_q, LANES), (block_q, call.head_dim), (block_k, call.head_dim)
+    (d_q,) = Plan(call, block_q, block_k).run(
+        _queries_kernel, seeing, operands, [("queries", q.dtype)], [per_query, per_query, of_queries]
+    )
+    d_k, d_v = Plan(call, block_q, block_k, keys_outer=True).run(
+        _keys_kernel, seeing, operands, [("keys", k.dtype), ("keys", v.dtype)], [of_keys, of_keys]
+    )
+    return d_q, d_k, d_v, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a kernel covers the scores: for each block of queries the blocks of keys, or the other way around.
+
+    The grid is (batch, kv head, query head of its group, visit); where blocks of keys are outer, (batch, kv head,
+    visit, query head of its group).
+    """
+
+    call: Call
+    block_q: int
+    block_k: int
+    keys_outer: bool = False
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Lengths of queries and keys in whole blocks. The added queries need no mask: their output is cut off, and
+        with a gradient of zeros they add nothing to that of the keys."""
+        return _round_up(self.call.q_len, self.block_q), _round_up(self.call.kv_len, self.block_k)
+
+    @property
+    def has_mask(self) -> bool:
+        call = self.call
+        return call.causal or call.window is not None or call.has_segments or call.kv_len < self.padded[1]
+
+    def visits(self, q_offset: int | jax.Array, segment_ids: jax.Array | None) -> tuple[jax.Array, int | jax.Array]:
+        """What to visit in which order, `[batch * visits]` int32, or `[visits]` without segment ids, which differ by
+        row of the batch; and the visits that the longest row makes."""
+        sights = self._sight(q_offset, segment_ids)
+        xp: Any = np if isinstance(sights[0], np.ndarray) else jnp
+        some, every = (x.swapaxes(-1, -2) if self.keys_outer else x for x in sights)
+        rows, _, num_inner = some.shape
+        # What sees nothing, or is seen by nothing, is visited once all the same: zeros are to be written there.
+        kept = some | (~some.any(-1, keepdims=True) & (np.arange(num_inner) == 0))
+        some, every, kept = (x.reshape(rows, -1) for x in (some, every, kept))
+        count = kept.sum(-1, keepdims=True)
+        at = np.arange(int(count.max()) if xp is np else kept.shape[-1])
+        # Those kept, in order; then the last of them over and over, so that nothing more is fetched.
+        pair = xp.take_along_axis(xp.argsort(~kept, axis=-1, stable=True), xp.minimum(at, count - 1), axis=-1)
+        outer, inner = pair // num_inner, pair % num_inner
+        new, edge = outer[:, 1:] != outer[:, :-1], np.ones((rows, 1), bool)
+        first, last = xp.concatenate([edge, new], -1), xp.concatenate([new, edge], -1) | (at == count - 1)
+        some, every = (xp.take_along_axis(x, pair, axis=-1) for x in (some, every))
+        todo = xp.where(at < count, FIRST * first | LAST * last | WHOLE * every | PARTLY * (some & ~every), 0)
+        q, k = (inner, outer) if self.keys_outer else (outer, inner)
+        visits = (q << BLOCK_BITS | k) << TODO_BITS | todo
+        return jnp.asarray(visits, jnp.int32).reshape(-1), len(at) if xp is np else count.max().astype(jnp.int32)
+
+    def _sight(self, q_offset: int | jax.Array, segment_ids: jax.Array | None) -> tuple[Any, Any]:
+        """By block: may some query see some key, and do all see all? `[1 or batch, q blocks, k blocks]`."""
+        call, (q_padded, k_padded) = self.call, self.padded
+        q_first, k_first = np.arange(0, q_padded, self.block_q)[:, None], np.arange(0, k_padded, self.block_k)
+        q_last = np.minimum(q_first + self.block_q, call.q_len) - 1
+        k_last = np.minimum(k_first + self.block_k, call.kv_len) - 1
+        least, most = q_first + q_offset - k_last, q_last + q_offset - k_first  # positions from a key to a query
+        some: Any = np.ones((1, len(q_first), len(k_first)), bool)
+        every: Any = some & (k_first + self.block_k <= call.kv_len)
+        if call.causal:
+            some, every = some & (most >= 0), every & (least >= 0)
+        if call.window is not None:
+            some, every = some & (least < call.window), every & (most < call.window)
+        if segment_ids is not None:
+            q_low, q_high = (x[:, :, None] for x in _extremes(segment_ids, self.block_q))
+            k_low, k_high = (x[:, None, :] for x in _extremes(segment_ids, self.block_k))
+            some, every = some & (q_low <= k_high) & (k_low <= q_high), every & (q_low == k_high) & (q_high == k_low)
+        return some, every & some
+
+    def block_specs(self) -> dict[str, pl.BlockSpec]:
+        """The block of each kind of operand that a step of the grid is given. Segment ids along the scores' first
+        axis are `[batch, len, LANES]`, those along the other `[batch, 1, len]`."""
+
+        def spec(block: tuple[int | None, ...], *place: str | int) -> pl.BlockSpec:
+            def index(batch: Any, kv_head: Any, i: Any, j: Any, visits: Ref, offset: Ref) -> tuple[Any, ...]:
+                at, member = (i, j) if self.keys_outer else (j, i)
+                q, k, _ = self.read(visits, batch, at)
+                head = kv_head * self.call.group + member
+                here = {"batch": batch, "head": head, "kv_head": kv_head, "q": q, "k": k, 0: 0}
+                return tuple(here[part] for part in place)
+
+            return pl.BlockSpec(block, index)
+
+        block_q, block_k, head_dim = self.block_q, self.block_k, self.call.head_dim
+        q_column, q_row = spec((None, block_q, LANES), "batch", "q", 0), spec((None, 1, block_q), "batch", 0, "q")
+        k_column, k_row = spec((None, block_k, LANES), "batch", "k", 0), spec((None, 1, block_k), "batch", 0, "k")
+        return {
+            "queries": spec((None, None, block_q, head_dim), "batch", "head", "q", 0),
+            "keys": spec((None, None, block_k, head_dim), "batch", "kv_head", "k", 0),
+            "numbers": spec((None, None, 1, block_q), "batch", "head", 0, "q"),
+            "q_ids": q_row if self.keys_outer else q_column,
+            "k_ids": k_column if self.keys_outer else k_row,
+        }
+
+    def read(self, visits: Ref, batch: Any, at: Any) -> tuple[Any, Any, Any]:
+        """The block of queries, that of keys, and what to do."""
+        row = batch * (visits.shape[0] // self.call.batch) if self.call.has_segments else 0
+        visit = visits[row + at]
+        blocks, todo = visit >> TODO_BITS, visit & (1 << TODO_BITS) - 1
+        return blocks >> BLOCK_BITS, blocks & (1 << BLOCK_BITS) - 1, todo
+
+    def run(
+        self,
+        kernel: Callable[..., None],
+        seeing: Seeing,
+        operands: Sequence[tuple[Kind, jax.Array]],
+        outputs: Sequence[tuple[Kind, Any]],
+        scratch: Sequence[tuple[int, int]],
+    ) -> list[jax.Array]:
+        """The kernel's outputs, asked for by kind and dtype. It is given a Visit, operands, outputs and scratch."""
+        call, (q_padded, k_padded) = self.call, self.padded
+        offset = call.q_offset if seeing[0] is None else seeing[0]
+        assert offset is not None
+        visits, count = self.visits(offset, seeing[1])
+        ids = {} if seeing[1] is None else self._lay_out(seeing[1])
+        shapes: dict[Kind, tuple[int, ...]] = {
+            "queries": (call.batch, call.num_heads, q_padded, call.head_dim),
+            "keys": (call.batch, call.num_kv_heads, k_padded, call.head_dim),
+            "numbers": (call.batch, call.num_heads, 1, q_padded),
+        }
+        specs = self.block_specs()
+        outs = pl.pallas_call(
+            lambda visits, offset, ids, *refs: kernel(Visit(self, visits, offset, ids), *refs),
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=2,
+                grid=(
+                    call.batch,
+                    call.num_kv_heads,
+                    *((count, call.group) if self.keys_outer else (call.group, count)),
+                ),
+                in_specs=[{kind: specs[kind] for kind in ids}, *(specs[kind] for kind, _ in operands)],
+                out_specs=[specs[kind] for kind, _ in outputs],
+                scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+            ),
+            out_shape=[jax.ShapeDtypeStruct(shapes[kind], dtype) for kind, dtype in outputs],
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=(
+                    "parallel",
+                    "parallel",
+                    "arbitrary" if self.keys_outer else "parallel",
+                    "arbitrary",
+                ),
+                vmem_limit_bytes=VMEM_LIMIT_BYTES,
+            ),
+            interpret=pltpu.InterpretParams(detect_races=True) if is_interpreting() else False,
+            name=f"attention{kernel.__name__}",
+        )(visits, jnp.asarray(offset, jnp.int32).reshape(1), ids, *(_pad(x, shapes[kind]) for kind, x in operands))
+        lengths = {"queries": call.q_len, "keys": call.kv_len}
+        return [
+            out[..., : call.q_len] if kind == "numbers" else out[:, :, : lengths[kind]]
+            for (kind, _), out in zip(outputs, outs, strict=True)
+        ]
+
+    def _lay_out(self, segment_ids: jax.Array) -> dict[str, jax.Array]:
+        """Padding is of the last segment; keys there are hidden by their number."""
+        q_ids, k_ids = (
+            jnp.pad(segment_ids.astype(jnp.int32), ((0, 0), (0, padded - segment_ids.shape[1])), mode="edge")
+            for padded in self.padded
+        )
+        column, row = (k_ids, q_ids) if self.keys_outer else (q_ids, k_ids)
+        column, row = jnp.broadcast_to(column[:, :, None], (*column.shape, LANES)), row[:, None]
+        return {"q_ids": row, "k_ids": column} if self.keys_outer else {"q_ids": column, "k_ids": row}
+
+
+def _pad(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.pad(x, [(0, full - have) for have, full in zip(x.shape, shape, strict=True)])
+
+
+class Visit:
+    """Inside a kernel: where it stands and what is to be done there."""
+
+    def __init__(self, plan: Plan, visits: Ref, offset: Ref, ids: dict[str, Ref]) -> None:
+        at, member = (pl.program_id(axis) for axis in ((2, 3) if plan.keys_outer else (3, 2)))
+        q_block, k_block, todo = plan.read(visits, pl.program_id(0), at)
+        self.plan, self.call, self.ids = plan, plan.call, ids
+        self.first, self.last, self.whole, self.partly = (todo & bit != 0 for bit in (FIRST, LAST, WHOLE, PARTLY))
+        if plan.keys_outer:  # a block of keys collects from all query heads of its group
+            self.first &= member == 0
+            self.last &= member == plan.call.group - 1
+        self.k_start = k_block * plan.block_k
+        self.ahead = self.k_start - q_block * plan.block_q - offset[0]  # the first key of the first query
+
+    def run(self, start: Callable[[], None], step: Callable[[slice, bool], None], finish: Callable[[], None]) -> None:
+        """`step` is given a piece of the block's keys, and whether there is a mask."""
+
+        def steps(masked: bool) -> None:
+            for at in range(0, self.plan.block_k, PIECE):
+                step(slice(at, min(at + PIECE, self.plan.block_k)), masked)
+
+        pl.when(self.first)(start)
+        pl.when(self.whole)(partial(steps, False))
+        if self.plan.has_mask:
+            pl.when(self.partly)(partial(steps, True))
+        pl.when(self.last)(finish)
+
+    def scores(self, q: jax.Array, k: jax.Array, piece: slice, masked: bool) -> tuple[jax.Array, jax.Array | float]:
+        """In units of log 2, `[queries, keys]`, where keys are outer `[keys, queries]`; and the soft-cap's slope."""
+        cap = self.call.logit_softcap
+        products = _dot_transposed(k, q) if self.plan.keys_outer else _dot_transposed(q, k)
+        slope: jax.Array | float = 1.0
+        if cap is None:
+            scores = products * (self.call.scale * LOG2E)
+        else:
+            capped = jnp.tanh(products * (self.call.scale / cap))
+            scores, slope = capped * (cap * LOG2E), 1.0 - capped * capped
+        return (jnp.where(self._seen(scores.shape, piece), scores, -jnp.inf) if masked else scores), slope
+
+    def _seen(self, shape: tuple[int, ...], piece: slice) -> jax.Array:
+        outer, ids = self.plan.keys_outer, self.ids
+        query, key = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in ((1, 0) if outer else (0, 1)))
+        conditions = []
+        if self.call.causal:
+            conditions.append(query - key >= self.ahead + piece.start)
+        if self.call.window is not None:
+            conditions.append(query - key < self.call.window + self.ahead + piece.start)
+        if self.call.kv_len < self.plan.padded[1]:
+            conditions.append(key < self.call.kv_len - self.k_start - piece.start)
+        if ids:
+            q_ids = ids["q_ids"][...]
+            k_ids = ids["k_ids"][piece] if outer else ids["k_ids"][:, piece]
+            conditions.append(_across(k_ids if outer else q_ids, shape[1]) == (q_ids if outer else k_ids))
+        return reduce(jnp.logical_and, conditions)
+
+
+def _forward_kernel(
+    visit: Visit, q: Ref, k: Ref, v: Ref, out: Ref, lse: Ref, top: Ref, total: Ref, values: Ref
+) -> None:
+    """`top` and `total`, the maximum so far and the sum by lane, `[block_q, LANES]`; `values` `[block_q, head_dim]`."""
+
+    def start() -> None:
+        top[...] = jnp.full_like(top, FLOOR)
+        total[...] = jnp.zeros_like(total)
+        values[...] = jnp.zeros_like(values)
+
+    def step(piece: slice, masked: bool) -> None:
+        scores, _ = visit.scores(q[...], k[piece], piece, masked)
+        before = top[...]
+        now = jnp.maximum(before, jnp.max(scores, axis=1, keepdims=True))
+        p = jnp.exp2(scores - _across(now, scores.shape[1]))
+        shrink = jnp.exp2(before - now)
+        top[...] = now
+        total[...] = shrink * total[...] + sum(p[:, at : at + LANES] for at in range(0, p.shape[1], LANES))
+        values[...] = _across(shrink, values.shape[1]) * values[...] + _dot(p.astype(v.dtype), v[piece])
+
+    def finish() -> None:
+        sums = jnp.broadcast_to(jnp.sum(total[...], axis=1, keepdims=True), total.shape)
+        empty = sums == 0.0
+        safe = jnp.where(empty, 1.0, sums)
+        out[...] = (values[...] / _across(safe, values.shape[1])).astype(out.dtype)
+        lse[...] = jnp.where(empty, -jnp.inf, top[...] / LOG2E + jnp.log(safe)).T[:1]
+
+    visit.run(start, step, finish)
+
+
+def _queries_kernel(
+    visit: Visit, q: Ref, k: Ref, v: Ref, d_out: Ref, lse: Ref, delta: Ref, d_q: Ref,
+    lse_lanes: Ref, delta_lanes: Ref, total: Ref,
+) -> None:  # fmt: skip
+    """`lse` in units of log 2; `lse_lanes` and `delta_lanes` `[block_q, LANES]`, `total` `[block_q, head_dim]`."""
+
+    def start() -> None:
+        for row, lanes in ((lse, lse_lanes), (delta, delta_lanes)):
+            lanes[...] = jnp.broadcast_to(row[...], lanes.shape[::-1]).T
+        total[...] = jnp.zeros_like(total)
+
+    def step(piece: slice, masked: bool) -> None:
+        scores, slope = visit.scores(q[...], k[piece], piece, masked)
+        p = jnp.exp2(scores - _across(lse_lanes[...], scores.shape[1]))
+        d_p = _dot_transposed(d_out[...], v[piece])
+        d_scores = p * (d_p - _across(delta_lanes[...], scores.shape[1])) * slope
+        total[...] += _dot(d_scores.astype(k.dtype), k[piece])
+
+    def finish() -> None:
+        d_q[...] = (total[...] * visit.call.scale).astype(d_q.dtype)
+
+    visit.run(start, step, finish)
+
+
+def _keys_kernel(
+    visit: Visit, q: Ref, k: Ref, v: Ref, d_out: Ref, lse: Ref, delta: Ref, d_k: Ref, d_v: Ref,
+    total_k: Ref, total_v: Ref,
+) -> None:  # fmt: skip
+    """`lse` in units of log 2; `total_k` and `total_v` `[block_k, head_dim]`."""
+
+    def start() -> None:
+        total_k[...] = jnp.zeros_like(total_k)
+        total_v[...] = jnp.zeros_like(total_v)
+
+    def step(piece: slice, masked: bool) -> None:
+        scores, slope = visit.scores(q[...], k[piece], piece, masked)
+        p = jnp.exp2(scores - lse[...])
+        total_v[piece] += _dot(p.astype(v.dtype), d_out[...])
+        d_scores = p * (_dot_transposed(v[piece], d_out[...]) - delta[...]) * slope
+        total_k[piece] += _dot(d_scores.astype(q.dtype), q[...])
+
+    def finish() -> None:
+        d_k[...] = (total_k[...] * visit.call.scale).astype(d_k.dtype)
+        d_v[...] = total_v[...].astype(d_v.dtype)
+
+    visit.run(start, step, finish)
+
+
+def _across(x: jax.Array, width: int) -> jax.Array:
+    """A number of each row that stands in all lanes, over more or fewer of them."""
+    return jnp.tile(x, (1, pl.cdiv(width, LANES)))[:, :width]
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return _product(a, b, 0)
+
+
+def _dot_transposed(a: jax.Array, b: jax.Array) -> jax.Array:
+    return _product(a, b, 1)
+
+
+def _product(a: jax.Array, b: jax.Array, b_axis: int) -> jax.Array:
+    """float32, of `a`'s last axis with `b_axis`. Unless told, the units round float32 operands to bfloat16."""
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return lax.dot_general(a, b, (((1,), (b_axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _extremes(segment_ids: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+    """Least and greatest of each block, `[batch, blocks]`."""
+    batch, length = segment_ids.shape
+    blocks = jnp.pad(segment_ids, ((0, 0), (0, -length % block)), mode="edge").reshape(batch, -1, block)
+    return blocks.min(-1), blocks.max(-1)
