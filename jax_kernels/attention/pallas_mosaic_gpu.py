@@ -1,0 +1,515 @@
+"""Attention for Hopper in Pallas's Mosaic GPU: warpgroup products, bulk copies, and warpgroups that do one thing each.
+
+A block of threads is one memory warpgroup and two that compute. The memory warpgroup fills shared memory by bulk copies
+(TMA), which put zeros where they read past the end of an array and drop what they would write there, so no length has
+to fit a block. What a tile needs throughout is loaded once, what it walks through goes into rings, whose slots have two
+barriers: `filled` by the copies, `empty` once both computing warpgroups have read it.
+
+The forward pass is FlashAttention-3's (arXiv 2407.08608): a computing warpgroup owns `block_q` queries, whose scores
+and output stay in its registers, and the two take turns at the tensor cores: one multiplies, the other exponentiates.
+
+The backward pass recomputes the probabilities from the log-sum-exp, in one kernel over tiles of queries for dq and one
+over tiles of keys for dk and dv, which walks through all query heads that share its keys. That is seven products where
+five would do if dq were added up in memory, whose order of addition, and so its bits, would change from run to run.
+Both are one function: a tile's rows are the rows of its scores (keys by queries, then, for dk and dv), so that the left
+sides of the later products are in registers already. Where head_dim is over 128, those sums of 64 rows would not fit a
+warpgroup's registers: then both have the same rows, and each sums half of the columns.
+
+Blocks that a causal mask or a window hides are skipped, and only those that its edges cross are masked.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from jax_kernels import forms
+from jax_kernels.attention.call import Call
+from jax_kernels.forms import Config, Device
+
+plgpu: Any
+try:
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+except ImportError:  # under JAX 0.10 it imports absl, which JAX does not install
+    plgpu = None
+
+Ref: TypeAlias = Any
+Scalar: TypeAlias = Any  # an int, or an int32 that is known when the program runs
+
+HAS_INTERPRETER = hasattr(plgpu, "InterpretGPUParams")  # not under JAX 0.10
+WARPGROUPS = 2  # that compute
+ROWS = 64  # of a warpgroup product
+LOG2_E = math.log2(math.e)
+LOWEST = -1e30  # the maximum of no scores yet: finite, as a difference of infinities is no number
+
+
+def refuses(call: Call, device: Device) -> str | None:
+    if plgpu is None:
+        return "JAX 0.10's Mosaic GPU needs absl-py, which is not installed"
+    if forms.is_interpreting() and not HAS_INTERPRETER:
+        return "this version of JAX has no interpreter for Mosaic GPU"
+    if device.platform != "gpu" or device.compute_capability is None or device.compute_capability[0] != 9:
+        return "needs compute capability 9.x"
+    if call.dtype not in ("bfloat16", "float16"):
+        return f"{call.dtype} is not bfloat16 or float16"
+    if call.head_dim > 256:
+        return f"head_dim {call.head_dim} is over 256"
+    if call.scale <= 0.0:
+        return "scale is not positive"  # the maximum is taken before scaling
+    return None
+
+
+def configs(call: Call, device: Device) -> Sequence[Config]:
+    names = ("block_q", "block_k", "stages", "block_k_dq", "block_q_dkv", "stages_backward")
+    sizes = [(64, 64, 2, 64, 64, 2)] if call.head_dim > 128 else [(64, 128, 2, 64, 64, 2)]
+    return [tuple(zip(names, chosen, strict=True)) for chosen in sizes]
+
+
+def attention(
+    call: Call,
+    config: Config,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_offset: jax.Array | None,
+    segment_ids: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Out as q `[batch, q_len, num_heads, head_dim]`, log-sum-exp `[batch, num_heads, q_len]` float32."""
+    # Bulk copies cut arrays into tiles of 8 rows and of 16 columns or more, all of which belong to one warpgroup.
+    columns = -call.head_dim % (16 if call.head_dim <= 128 else 16 * WARPGROUPS)
+    padded = [jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, columns))) for x in (q, k, v)]
+    offset = None if q_offset is None else q_offset.astype(jnp.int32).reshape(1)
+    if segment_ids is not None:
+        segment_ids = jnp.pad(segment_ids.astype(jnp.int32), ((0, 0), (0, -call.q_len % 8)))
+    out, lse = _attention(call, config, *padded, offset, segment_ids)
+    return out[:, : call.q_len, :, : call.head_dim], lse[:, :, : call.q_len]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(call: Call, config: Config, *operands: Any) -> tuple[jax.Array, jax.Array]:
+    """As `attention`, of padded q, k and v, offset `[1]` or None and segment ids or None."""
+    return _forward(call, config, *operands)
+
+
+def _save(call: Call, config: Config, *operands: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
+    out, lse = _forward(call, config, *operands)
+    return (out, lse), (*operands, out, lse)
+
+
+def _backward(
+    call: Call, config: Config, residuals: tuple[Any, ...], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array | None, ...]:
+    q, k, v, offset, ids, out, lse = residuals
+    d_out, d_lse = cotangents
+    # Each score's gradient is p (dp - delta), and the log-sum-exp's own gradient adds p d_lse.
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1).transpose(0, 2, 1) - d_lse
+    # In units of exp2; rows that see nothing get probabilities of zero.
+    lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse * LOG2_E)
+    sides = Side((q, d_out), (lse, delta), ids), Side((k, v), (), ids)
+    (d_q,) = _gradients(call, config, offset, *sides, of_keys=False)
+    d_k, d_v = _gradients(call, config, offset, *sides, of_keys=True)
+    return d_q, d_k, d_v, None, None
+
+
+_attention.defvjp(_save, _backward)
+
+
+class Side(NamedTuple):
+    """What lies along queries, or along keys. In shared memory each has a leading axis of tiles or slots instead of
+    batches and heads, and matrices another of parts, which share out the columns."""
+
+    matrices: tuple[Any, ...]  # [batch, len, heads, head_dim]
+    vectors: tuple[Any, ...]  # [batch, heads, len]
+    ids: Any  # [batch, len], or None
+
+    def at(self, index: Scalar) -> Side:
+        ids = None if self.ids is None else self.ids.at[index]
+        return Side(tuple(x.at[index] for x in self.matrices), tuple(x.at[index] for x in self.vectors), ids)
+
+
+class Buffers(NamedTuple):
+    """A `Side` in shared memory, or the types of all that."""
+
+    side: Side
+    filled: Any
+    empty: Any
+
+
+def _buffers(side: Side, count: int, rows: int, parts: int, ring: bool) -> Buffers:
+    """Types of `count` slots of a ring, or of as many tiles that one barrier waits for."""
+
+    def matrix(x: jax.Array) -> Any:
+        width = x.shape[-1] // parts
+        swizzle = next(s for s in (128, 64, 32) if width * x.dtype.itemsize % s == 0)
+        layout = plgpu.TilingTransform((8, swizzle // x.dtype.itemsize)), plgpu.SwizzleTransform(swizzle)
+        return plgpu.SMEM((count, parts, rows, width), x.dtype, transforms=layout)
+
+    vectors = tuple(plgpu.SMEM((count, rows), jnp.float32) for _ in side.vectors)
+    ids = None if side.ids is None else plgpu.SMEM((count, rows), jnp.int32)
+    copies = len(side.matrices) * parts + len(vectors) + (ids is not None)
+    if ring:
+        filled = plgpu.Barrier(num_arrivals=copies, num_barriers=count)
+        empty = plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=count)
+    else:
+        filled, empty = plgpu.Barrier(num_arrivals=copies * count), None
+    return Buffers(Side(tuple(map(matrix, side.matrices)), vectors, ids), filled, empty)
+
+
+def _copy(source: Side, target: Side, filled: Ref, batch: Scalar, start: Scalar, head: Scalar) -> None:
+    """The rows from `start`, into a tile or a slot."""
+    for x, buffer in zip(source.matrices, target.matrices, strict=True):
+        parts, rows, width = buffer.shape
+        for i in range(parts):
+            columns = pl.ds(i * width, width)
+            plgpu.copy_gmem_to_smem(x.at[batch, pl.ds(start, rows), head, columns], buffer.at[i], filled)
+    for x, buffer in zip(source.vectors, target.vectors, strict=True):
+        plgpu.copy_gmem_to_smem(x.at[batch, head, pl.ds(start, buffer.shape[0])], buffer, filled)
+    if source.ids is not None:
+        plgpu.copy_gmem_to_smem(source.ids.at[batch, pl.ds(start, target.ids.shape[0])], target.ids, filled)
+
+
+class Span(NamedTuple):
+    """Blocks `start` to `stop` that a tile walks through; those from `whole_start` to `whole_stop` need no mask."""
+
+    start: Scalar
+    whole_start: Scalar
+    whole_stop: Scalar
+    stop: Scalar
+
+
+def _span(call: Call, first: Scalar, last: Scalar, offset: Scalar, block: int, of_keys: bool) -> Span:
+    """Of the queries that see keys `first` to `last`, or of the keys that queries `first` to `last` see."""
+    # Queries past the end need no mask, as they have no gradient.
+    length, whole = (call.q_len, call.q_len + block) if of_keys else (call.kv_len, call.kv_len)
+    low, whole_low, high, whole_high = 0, 0, length, whole
+    if of_keys:
+        if call.causal:
+            low, whole_low = first - offset, last - offset
+        if call.window is not None:
+            high, whole_high = last - offset + call.window, first - offset + call.window
+    else:
+        if call.causal:
+            high, whole_high = last + offset + 1, first + offset + 1
+        if call.window is not None:
+            low, whole_low = first + offset - call.window + 1, last + offset - call.window + 1
+
+    def blocks(row: Scalar, limit: int, up: bool) -> Scalar:
+        return lax.div(jnp.clip(jnp.int32(row), 0, limit) + (block - 1 if up else 0), jnp.int32(block))
+
+    start = blocks(low, length, up=False)
+    stop = jnp.maximum(blocks(high, length, up=True), start)
+    whole_start = jnp.clip(blocks(whole_low, whole, up=True), start, stop)
+    return Span(start, whole_start, jnp.clip(blocks(whole_high, whole, up=False), whole_start, stop), stop)
+
+
+def _walk(call: Call, span: Span, step: Callable[..., Any], carry: Any, block: int, of_keys: bool) -> Any:
+    """Runs carry = step(index, carry, masked=...) over the blocks of a span."""
+    masked, whole = partial(step, masked=True), partial(step, masked=False)
+    if call.has_segments:
+        return lax.fori_loop(span.start, span.stop, masked, carry)
+    before, after = call.window is not None, call.causal
+    if of_keys:
+        before, after = after, before
+    elif call.kv_len % block:
+        after = True
+    if before:
+        carry = lax.fori_loop(span.start, span.whole_start, masked, carry)
+    carry = lax.fori_loop(span.whole_start, span.whole_stop, whole, carry)
+    if after:
+        carry = lax.fori_loop(span.whole_stop, span.stop, masked, carry)
+    return carry
+
+
+def _mask(
+    call: Call, scores: jax.Array, starts: tuple[Scalar, Scalar], offset: Scalar, ids: tuple[Ref, Ref], q_axis: int
+) -> jax.Array:
+    """-inf where a query does not see a key. `starts` and `ids` are those of the rows and of the columns."""
+    iota = partial(plgpu.broadcasted_iota, jnp.int32, scores.shape, layout=plgpu.Layout.WGMMA)
+    q_start, k_start = starts[q_axis], starts[1 - q_axis]
+    key = iota(1 - q_axis)
+    position = iota(q_axis) + (q_start + offset - k_start)  # of a query, counted from the block's first key
+    conditions = []
+    if q_axis == 0 and call.kv_len % scores.shape[1]:
+        conditions.append(key < call.kv_len - k_start)
+    if call.causal:
+        conditions.append(key <= position)
+    if call.window is not None:
+        conditions.append(key > position - call.window)
+    if call.has_segments:
+        conditions.append(_load(ids[0], scores.shape, 0) == _load(ids[1], scores.shape, 1))
+    return jnp.where(reduce(operator.and_, conditions), scores, -jnp.inf)
+
+
+def _factor(call: Call) -> float:
+    """exp(score) = exp2(x factor), where x is the product of a query and a key, after `_cap`."""
+    return LOG2_E * (call.scale if call.logit_softcap is None else call.logit_softcap)
+
+
+def _cap(call: Call, products: jax.Array) -> jax.Array:
+    """tanh of the scores in units of the soft-cap, if there is one."""
+    if call.logit_softcap is None:
+        return products
+    # By exp2, whose approximation is closer than that of the GPU's tanh.
+    return 1.0 - 2.0 / (jnp.exp2(products * (2.0 * LOG2_E * call.scale / call.logit_softcap)) + 1.0)
+
+
+def _accumulate(*sums: tuple[jax.Array, jax.Array, Ref, Any], meanwhile: Callable[[], None] = lambda: None) -> Any:
+    """acc + a @ b[index] of each (acc, a, b, index), acc and a in registers; all that, and `meanwhile`, at once."""
+    if forms.is_interpreting():  # the interpreter knows neither a left side in registers nor a sum to begin with
+        meanwhile()
+        return tuple(acc + jnp.dot(a, b[index], preferred_element_type=jnp.float32) for acc, a, b, index in sums)
+
+    def multiply(accs: tuple[Ref, ...]) -> None:
+        for acc, (_, a, b, index) in zip(accs, sums, strict=True):
+            plgpu.wgmma(acc, a, b.at[index])
+        meanwhile()
+
+    return pl.run_state(multiply)(tuple(plgpu.ACC.init(acc) for acc, *_ in sums))
+
+
+def _zeros(rows: int, columns: int) -> Any:
+    return plgpu.layout_cast(jnp.zeros((rows, columns), jnp.float32), plgpu.Layout.WGMMA)
+
+
+def _rows(vector: jax.Array, like: jax.Array) -> jax.Array:
+    return lax.broadcast_in_dim(vector, like.shape, [0])
+
+
+def _load(ref: Ref, shape: tuple[int, ...], axis: int) -> jax.Array:
+    """A vector from shared memory, along axis `axis` of a product of that shape."""
+    index = () if HAS_INTERPRETER else ((),)  # which JAX 0.10 asks for
+    return lax.broadcast_in_dim(plgpu.load(ref, *index, layout=plgpu.Layout.WGMMA.reduce(1 - axis)), shape, [axis])
+
+
+def _meet(barrier: Ref) -> None:
+    plgpu.barrier_arrive(barrier)
+    plgpu.barrier_wait(barrier)
+
+
+class Place(NamedTuple):
+    """Where a computing warpgroup is and what it has: a head's rows from `start`, of which it sums a part's columns."""
+
+    me: Scalar
+    batch: Scalar
+    head: Scalar
+    start: Scalar
+    part: Scalar
+    offset: Scalar
+    span: Span
+    mine: Side
+    rings: tuple[Buffers, ...]
+    meeting: Ref
+
+
+def _run(
+    call: Call,
+    name: str,
+    operands: tuple[Any, Side, tuple[Side, ...]],
+    sizes: tuple[int, int, int, int],
+    of_keys: bool,
+    compute: Callable[..., None],
+    out_type: tuple[Any, ...],
+    scratch: tuple[Any, ...] = (),
+) -> list[jax.Array]:
+    """Runs compute(place, *results, *scratch) in each warpgroup; operands are the offset, what the tiles are of, and
+    what they walk through."""
+    rows, block, stages, parts = sizes
+    groups = WARPGROUPS // parts
+    length, repeats = (call.kv_len, call.group) if of_keys else (call.q_len, 1)
+    tiles = pl.cdiv(length, groups * rows)
+
+    def body(offset: Ref, mine: Side, others: tuple[Side, ...], *rest: Any) -> None:
+        results, (tile, rings, meeting, *more) = rest[: len(out_type)], rest[len(out_type) :]
+        batch, i, head, me = map(lax.axis_index, ("batch", "tile", "head", "warpgroup"))
+        start = (i if of_keys else tiles - 1 - i) * (groups * rows)  # under a causal mask the longest begin first
+        last = jnp.minimum(start + groups * rows, length) - 1
+        position = call.q_offset if offset is None else offset[0]
+        span = _span(call, start, last, position, block, of_keys)
+        each = span.stop - span.start
+
+        def load() -> None:
+            plgpu.set_max_registers(40, action="decrease")
+            for i in range(groups):
+                _copy(mine, tile.side.at(i), tile.filled, batch, start + i * rows, head)
+
+            def fill(step: Scalar, _: None) -> None:
+                slot = lax.rem(step, jnp.int32(stages))
+                of = head * call.group + lax.div(step, each) if of_keys else lax.div(head, jnp.int32(call.group))
+                for side, ring in zip(others, rings, strict=True):
+                    pl.when(step >= stages)(partial(plgpu.barrier_wait, ring.empty.at[slot]))
+                    at = (span.start + lax.rem(step, each)) * block
+                    _copy(side, ring.side.at(slot), ring.filled.at[slot], batch, at, of)
+
+            def drain(step: Scalar, _: None) -> None:  # a phase of a barrier must not pass unseen
+                for ring in rings:
+                    plgpu.barrier_wait(ring.empty.at[lax.rem(step, jnp.int32(stages))])
+
+            lax.fori_loop(jnp.int32(0), each * repeats, fill, None)
+            lax.fori_loop(jnp.maximum(each * repeats - stages, 0), each * repeats, drain, None)
+
+        def work() -> None:
+            plgpu.set_max_registers(232, action="increase")
+            plgpu.barrier_wait(tile.filled)
+            group, part = (me, 0) if parts == 1 else (0, me)
+            at = start + group * rows
+            place = Place(me, batch, head, at, part, position, span, tile.side.at(group), rings, meeting)
+            compute(place, *results, *more)
+            plgpu.wait_smem_to_gmem(0)
+
+        lax.cond(me < WARPGROUPS, work, load)
+
+    _, mine, others = operands
+    kernel = plgpu.kernel(
+        body,
+        out_type=out_type,
+        scratch_types=(
+            _buffers(mine, groups, rows, parts, ring=False),
+            tuple(_buffers(side, stages, block, parts, ring=True) for side in others),
+            plgpu.Barrier(num_arrivals=WARPGROUPS),
+            *scratch,
+        ),
+        grid=(call.batch, tiles, call.num_kv_heads if of_keys else call.num_heads),
+        grid_names=("batch", "tile", "head"),
+        num_threads=WARPGROUPS + 1,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        interpret=plgpu.InterpretGPUParams(detect_races=True) if forms.is_interpreting() else None,
+        kernel_name=name,
+    )
+    return list(kernel(*operands))
+
+
+def _forward(
+    call: Call, config: Config, q: jax.Array, k: jax.Array, v: jax.Array, offset: Any, ids: Any
+) -> tuple[jax.Array, jax.Array]:
+    size = dict(config)
+    rows = size["block_q"]
+
+    def compute(place: Place, out: Ref, lse: Ref, sums: Ref) -> None:
+        buffer, at = place.mine.matrices[0].at[0], pl.ds(place.start, rows)
+        buffer[...], sums.at[place.me][...] = _attend(call, place)  # the queries are not needed any more
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(buffer, out.at[place.batch, at, place.head])
+        plgpu.copy_smem_to_gmem(sums.at[place.me], lse.at[place.batch, place.head, at])
+
+    operands = offset, Side((q,), (), ids), (Side((k,), (), ids), Side((v,), (), None))
+    sizes = rows, size["block_k"], size["stages"], 1
+    types = q, jax.ShapeDtypeStruct((call.batch, call.num_heads, q.shape[1]), jnp.float32)
+    sums = plgpu.SMEM((WARPGROUPS, rows), jnp.float32)
+    out, lse = _run(call, "attention", operands, sizes, False, compute, types, (sums,))
+    return out, lse
+
+
+def _attend(call: Call, place: Place) -> tuple[jax.Array, jax.Array]:
+    """Out `[rows, head_dim]` and log-sum-exp `[rows]` of a warpgroup's queries."""
+    k_ring, v_ring = place.rings
+    queries, (keys,), (values,) = place.mine.matrices[0].at[0], k_ring.side.matrices, v_ring.side.matrices
+    (rows, width), (stages, _, block, _) = queries.shape, keys.shape
+    span, factor = place.span, _factor(call)
+
+    def step(index: Scalar, carry: Any, masked: bool) -> Any:
+        acc, top, total = carry
+        slot = lax.rem(index - span.start, jnp.int32(stages))
+
+        def multiply(products: Ref) -> Any:
+            plgpu.wgmma(products, queries, keys.at[slot, 0].transpose((1, 0)))
+            _meet(place.meeting)
+            return products[...]
+
+        scores = _cap(call, pl.run_scoped(multiply, plgpu.ACC((rows, block), jnp.float32)))
+        if masked:
+            ids = place.mine.ids, k_ring.side.at(slot).ids
+            scores = _mask(call, scores, (place.start, index * block), place.offset, ids, q_axis=0)
+        plgpu.barrier_arrive(k_ring.empty.at[slot])
+        new_top = jnp.maximum(top, jnp.max(scores, axis=1))
+        decay = jnp.exp2((top - new_top) * factor)
+        p = jnp.exp2(scores * factor - _rows(new_top * factor, scores))
+        total = total * decay + jnp.sum(p, axis=1)
+        carry = acc * _rows(decay, acc), p.astype(values.dtype), new_top, total
+        acc, p, top, total = lax.optimization_barrier(carry)  # all that before it is the other's turn
+        plgpu.barrier_arrive(place.meeting)
+        plgpu.barrier_wait(v_ring.filled.at[slot])
+        plgpu.barrier_wait(place.meeting)
+
+        def await_next() -> None:
+            following = lax.rem(index + 1 - span.start, jnp.int32(stages))
+            pl.when(index + 1 < span.stop)(partial(plgpu.barrier_wait, k_ring.filled.at[following]))
+
+        (acc,) = _accumulate((acc, p, values, (slot, 0)), meanwhile=await_next)
+        plgpu.barrier_arrive(v_ring.empty.at[slot])
+        return acc, top, total
+
+    row_layout = plgpu.Layout.WGMMA.reduce(1)
+    top, total = (plgpu.layout_cast(jnp.full(rows, x, jnp.float32), row_layout) for x in (LOWEST, 0.0))
+    pl.when(span.start < span.stop)(partial(plgpu.barrier_wait, k_ring.filled.at[0]))
+    pl.when(place.me == 1)(partial(_meet, place.meeting))  # half a step behind the other
+    acc, top, total = _walk(call, span, step, (_zeros(rows, width), top, total), block, of_keys=False)
+    pl.when(place.me == 0)(partial(_meet, place.meeting))
+    acc = acc * _rows(1.0 / jnp.where(total == 0.0, 1.0, total), acc)  # 0: a row that sees nothing
+    return acc.astype(values.dtype), top * (factor / LOG2_E) + jnp.log(total)
+
+
+def _gradients(call: Call, config: Config, offset: Any, queries: Side, keys: Side, of_keys: bool) -> list[jax.Array]:
+    """d_q, or d_k and d_v; matrices are q and d_out, and k and v, vectors are log-sum-exps for exp2, and deltas."""
+    size = dict(config)
+    mine, others = (keys, queries) if of_keys else (queries, keys)
+    parts = 1 if mine.matrices[0].shape[-1] <= 128 else WARPGROUPS
+    sizes = ROWS, size["block_q_dkv" if of_keys else "block_k_dq"], size["stages_backward"], parts
+
+    def compute(place: Place, *results: Ref) -> None:
+        sums = _sum(call, place, of_keys)
+        if parts > 1:
+            _meet(place.meeting)  # the other may still read what the results overwrite
+        for x, matrix, result in zip(sums, place.mine.matrices, results, strict=False):
+            buffer, columns = matrix.at[place.part], pl.ds(place.part * x.shape[1], x.shape[1])
+            buffer[...] = x.astype(buffer.dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(buffer, result.at[place.batch, pl.ds(place.start, ROWS), place.head, columns])
+
+    name, types = ("attention_d_kv", keys.matrices) if of_keys else ("attention_d_q", queries.matrices[:1])
+    return _run(call, name, (offset, mine, (others,)), sizes, of_keys, compute, types)
+
+
+def _sum(call: Call, place: Place, of_keys: bool) -> tuple[jax.Array, ...]:
+    """The gradients `[64, width]` of a warpgroup's rows: d_q, or d_k and d_v."""
+    (ring,), span = place.rings, place.span
+    (parts, rows, width), (stages, _, block, _) = place.mine.matrices[0].shape, ring.side.matrices[0].shape
+    shape, q_axis = (rows, block), 1 if of_keys else 0
+
+    def step(head: Scalar, index: Scalar, sums: Any, masked: bool) -> Any:
+        slot = lax.rem(head * (span.stop - span.start) + index - span.start, jnp.int32(stages))
+        others = ring.side.at(slot)
+        lse, delta = (others if of_keys else place.mine).vectors
+        plgpu.barrier_wait(ring.filled.at[slot])
+
+        def multiply(*products: Ref) -> tuple[jax.Array, jax.Array]:
+            for acc, a, b in zip(products, place.mine.matrices, others.matrices, strict=True):
+                for i in range(parts):
+                    plgpu.wgmma(acc, a.at[i], b.at[i].transpose((1, 0)))
+            x = _cap(call, plgpu.wgmma_accumulator_load(products[0], wait_n=parts))
+            starts, ids = (place.start, index * block), (place.mine.ids, others.ids)
+            seen = _mask(call, x, starts, place.offset, ids, q_axis) if masked else x
+            p = jnp.exp2(seen * _factor(call) - _load(lse, shape, q_axis))
+            slope = p if call.logit_softcap is None else p * (1.0 - x * x)
+            return slope * (products[1][...] - _load(delta, shape, q_axis)), p
+
+        factors = pl.run_scoped(multiply, *[plgpu.ACC(shape, jnp.float32)] * 2)  # of the rows of others.matrices
+        matrices = zip(sums, factors, ring.side.matrices, strict=False)  # of which d_q has only the first
+        sums = _accumulate(*[(acc, x.astype(b.dtype), b, (slot, place.part)) for acc, x, b in matrices])
+        plgpu.barrier_arrive(ring.empty.at[slot])
+        return sums
+
+    def of_head(head: Scalar, sums: Any) -> Any:
+        return _walk(call, span, partial(step, head), sums, block, of_keys)
+
+    sums = tuple(_zeros(rows, width) for _ in range(2 if of_keys else 1))
+    sums = lax.fori_loop(0, call.group, of_head, sums) if of_keys else of_head(0, sums)
+    return sums[0] * call.scale, *sums[1:]
