@@ -16,6 +16,19 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a call of an op asks of a device, forward and backward, at the least.
+
+    Attributes:
+        flops: of its matrix products.
+        num_bytes: operands and results, each moved once.
+    """
+
+    flops: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
 class Op:
     """An op and its forms.
 
@@ -24,6 +37,7 @@ class Op:
         forms: by name; "reference" and "xla" take every call.
         preference: the forms to try in this order where nothing was measured.
         workload: (call, run, config) -> a program that does with a form what training does, and arrays for it.
+        work: what that asks of the device.
     """
 
     name: str
@@ -31,6 +45,7 @@ class Op:
     forms: Mapping[str, Form]
     preference: Mapping[Platform, Sequence[str]]
     workload: Callable[[Any, Callable[..., Any], Config], tuple[Callable[..., Any], tuple[Any, ...]]]
+    work: Callable[[Any], Work]
 
 
 @dataclass(frozen=True)

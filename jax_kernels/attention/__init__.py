@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels.attention import cudnn, reference, xla
-from jax_kernels.attention.call import Call, workload
+from jax_kernels.attention.call import Call, work, workload
 from jax_kernels.choosing import Op, choose
 from jax_kernels.forms import Form
 
@@ -37,6 +37,7 @@ ATTENTION = Op(
     },
     {"cpu": ("xla",), "gpu": ("cudnn", "xla"), "tpu": ("xla",)},
     workload,
+    work,
 )
 
 

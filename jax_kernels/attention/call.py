@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jax_kernels.attention.mask import Mask
+from jax_kernels.choosing import Work
 from jax_kernels.forms import Config
 
 
@@ -54,7 +55,7 @@ class Call:
         """Query heads that share a head of keys and values."""
         return self.num_heads // self.num_kv_heads
 
-    def mask(self, q_offset: jax.Array | None, segment_ids: jax.Array | None) -> Mask:
+    def mask(self, q_offset: int | jax.Array | None, segment_ids: jax.Array | None) -> Mask:
         """The mask, with what is known only when the program runs."""
         offset = self.q_offset if q_offset is None else q_offset
         assert offset is not None
@@ -78,3 +79,16 @@ def workload(call: Call, run: Callable[..., Any], config: Config) -> tuple[Calla
         return out, pull(d_out)
 
     return program, (q, k, v, d_out, offset, ids)
+
+
+def work(call: Call) -> Work:
+    """Two products over each pair of query and key that see each other on the way forward, five on the way back, which
+    forms the scores anew. Segments are left out, since their lengths are values."""
+    mask = call.mask(None if call.q_offset is not None else call.kv_len - call.q_len, None)
+    ranges = (mask.keys_seen(i, i + 1, call.kv_len) for i in range(call.q_len))
+    pairs = sum(stop - start for start, stop in ranges)
+    flops = 7 * 2 * call.batch * call.num_heads * pairs * call.head_dim
+    queries = call.batch * call.q_len * call.num_heads * call.head_dim
+    keys = call.batch * call.kv_len * call.num_kv_heads * call.head_dim
+    # q, k, v, d_out in; out, d_q, d_k, d_v out.
+    return Work(flops, np.dtype(jax.numpy.dtype(call.dtype)).itemsize * (4 * queries + 4 * keys))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import jax
+
+from jax_kernels.attention.call import Call
 
 if TYPE_CHECKING:
     from jax_kernels.attention import Implementation
@@ -29,14 +32,31 @@ class Case:
     logit_softcap: float | None = None
     q_offset: int = 0
 
+    def call(self, dtype: str) -> Call:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        del values["name"]
+        segments = values.pop("segments")
+        return Call(**values, dtype=dtype, has_segments=segments > 0, scale=1.0 / math.sqrt(self.head_dim))
 
-CASES = (
-    Case("gpt2-124m", 8, 1024, 1024, 12, 12, 64),
-    Case("llama3-8b", 2, 2048, 2048, 32, 8, 128),
-    Case("gpt2-10m on a CPU", 8, 256, 256, 6, 6, 64),
-    Case("issue 3's CPU goal", 2, 1024, 1024, 8, 8, 64),
-)
-"""For benchmarks: whole training shapes."""
+
+CASES = {
+    "gpu": (
+        Case("gpt2-124m", 8, 1024, 1024, 12, 12, 64),
+        Case("12 heads of 64", 8, 2048, 2048, 12, 12, 64),
+        Case("llama3-8b", 4, 4096, 4096, 32, 8, 128),
+        Case("llama3-8b, packed", 4, 4096, 4096, 32, 8, 128, segments=8),
+        Case("mistral-7b, window", 4, 8192, 8192, 32, 8, 128, window=4096),
+        Case("gemma2-9b, window and cap", 2, 4096, 4096, 16, 8, 256, window=2048, logit_softcap=50.0),
+    ),
+    "cpu": (
+        Case("gpt2-10m", 8, 256, 256, 6, 6, 64),
+        Case("8 heads of 64", 2, 1024, 1024, 8, 8, 64),
+        Case("grouped heads", 1, 1024, 1024, 8, 2, 64),
+        Case("window", 1, 2048, 2048, 8, 8, 64, window=256),
+        Case("packed", 2, 1024, 1024, 8, 8, 64, segments=8),
+    ),
+}
+"""For benchmarks, by platform: training shapes of models that people know."""
 
 SMALL_CASES = (
     Case("one block", 2, 16, 16, 2, 2, 8),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import jax_kernels
 from jax_kernels.attention import attention
-from jax_kernels.attention.cases import CASES, SMALL_CASES, Case
+from jax_kernels.attention.cases import CASES, COMPILED_CASES, SMALL_CASES, Case
 
 # Each program runs once: LLVM's optimization would take longer than all that it computes.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -232,7 +232,7 @@ def test_dtypes_are_named():
 
 
 def test_cases_fit_the_signature():
-    for case in (*CASES, *SMALL_CASES):
+    for case in (*CASES["cpu"], *CASES["gpu"], *COMPILED_CASES, *SMALL_CASES):
         q = jax.ShapeDtypeStruct((case.batch, case.q_len, case.num_heads, case.head_dim), jnp.bfloat16)
         k = jax.ShapeDtypeStruct((case.batch, case.kv_len, case.num_kv_heads, case.head_dim), jnp.bfloat16)
         out = jax.eval_shape(

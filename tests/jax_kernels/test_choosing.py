@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jax_kernels.attention import ATTENTION, attention
-from jax_kernels.attention.call import Call, workload
+from jax_kernels.attention.call import Call, work, workload
 from jax_kernels.choosing import Choice, Choices, Op, call_key, choose, choose_unmeasured, using
 from jax_kernels.forms import Device, Form, current_device, make_device
 
@@ -24,7 +24,7 @@ def op(**forms: str | None) -> Op:
         )
         for name, why in forms.items()
     }
-    return Op("toy", Call, made, dict.fromkeys(("cpu", "gpu", "tpu"), tuple(forms)), workload)
+    return Op("toy", Call, made, dict.fromkeys(("cpu", "gpu", "tpu"), tuple(forms)), workload, work)
 
 
 def test_the_first_that_takes_the_call():
