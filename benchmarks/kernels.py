@@ -1,4 +1,4 @@
-"""The forms of each op against one another, XLA's own, jax.nn's and tokamax's: forward and backward, as training runs them.
+"""The forms of each op against one another, jax.nn and tokamax: forward and backward, as training runs them.
 
     python benchmarks/kernels.py [--op attention] [--case NAME] [--dtype bfloat16] [--rounds 9]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -40,6 +41,16 @@ class Form:
     run: Callable[..., Any]
     refuses: Callable[[Any, Device], str | None] = lambda call, device: None
     configs: Callable[[Any, Device], Sequence[Config]] = lambda call, device: ((),)
+
+
+def kernel_form(name: str, module: str, function: str) -> Form:
+    """The form that `module` holds as `function`, `refuses` and `configs`. The module is imported when it is asked for:
+    Pallas and its backends take their time, and most programs need none or one of them."""
+
+    def part(attribute: str) -> Callable[..., Any]:
+        return lambda *arguments: getattr(importlib.import_module(module), attribute)(*arguments)
+
+    return Form(name, part(function), part("refuses"), part("configs"))
 
 
 _interpreted: contextvars.ContextVar[Device | None] = contextvars.ContextVar("jax_kernels_interpreted", default=None)

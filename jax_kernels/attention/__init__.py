@@ -16,13 +16,15 @@ import jax.numpy as jnp
 from jax_kernels.attention import cudnn, reference, xla
 from jax_kernels.attention.call import Call, work, workload
 from jax_kernels.choosing import Op, choose
-from jax_kernels.forms import Form
+from jax_kernels.forms import Form, kernel_form
 
 __all__ = ["ATTENTION", "Implementation", "attention"]
 
 Implementation: TypeAlias = Literal[
     "auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn"
 ]
+
+KERNELS = ("pallas_triton",)
 
 ATTENTION = Op(
     "attention",
@@ -32,10 +34,11 @@ ATTENTION = Op(
         for form in (
             Form("reference", reference.attention),
             Form("xla", xla.attention),
+            *(kernel_form(name, f"{__name__}.{name}", "attention") for name in KERNELS),
             Form("cudnn", cudnn.attention, cudnn.refuses),
         )
     },
-    {"cpu": ("xla",), "gpu": ("cudnn", "xla"), "tpu": ("xla",)},
+    {"cpu": ("xla",), "gpu": ("cudnn", "pallas_triton", "xla"), "tpu": ("xla",)},
     workload,
     work,
 )

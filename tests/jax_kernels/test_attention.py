@@ -4,6 +4,7 @@ import ast
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jax_kernels
-from jax_kernels.attention import attention
+from jax_kernels.attention import ATTENTION, attention
 from jax_kernels.attention.cases import CASES, COMPILED_CASES, SMALL_CASES, Case
+from jax_kernels.forms import interpreting, make_device
 
 # Each program runs once: LLVM's optimization would take longer than all that it computes.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -138,6 +140,50 @@ def test_precision(case, implementation, dtype):
         exact = [jnp.asarray(np.asarray(x, np.float64)) for x in rounded]
         want = output_and_gradients(case, "reference", *exact, None if ids is None else jnp.asarray(ids), 0)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert relative_error(a, b) < TOLERANCE[dtype]
+
+
+KERNELS = {
+    "pallas_triton": make_device("gpu", "NVIDIA H100 80GB HBM3"),
+}
+"""The Pallas kernels, each with a device that its interpreter stands in for."""
+
+
+def kernel_and_exact(form, case, dtype, traced):
+    """Output, log-sum-exp and gradients of a kernel in its interpreter, and in float64 of the reference."""
+    q, k, v, ids = arrays(case)
+    rounded = [jnp.asarray(x, dtype) for x in (q, k, v)]
+    ids = None if ids is None else jnp.asarray(ids)
+    refusal = ATTENTION.forms[form].refuses(replace(case.call(dtype), return_lse=True), KERNELS[form])
+    if refusal:
+        pytest.skip(f"{form} refuses: {refusal}")
+    offset = jnp.int32(case.q_offset) if traced else case.q_offset
+    with interpreting(KERNELS[form]):
+        got = output_and_gradients(case, form, *rounded, ids, offset)
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(np.asarray(x, np.float64)) for x in rounded]
+        want = output_and_gradients(case, "reference", *exact, ids, case.q_offset)
+    return jax.tree.leaves(got), jax.tree.leaves(want)
+
+
+@pytest.mark.filterwarnings("error:attention")
+@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("form", KERNELS)
+def test_a_kernel_in_its_interpreter(form, case):
+    for a, b in zip(*kernel_and_exact(form, case, "float32", traced=case.q_offset != 0), strict=True):
+        assert relative_error(a, b) < TOLERANCE["float32"]
+
+
+@pytest.mark.filterwarnings("error:attention")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("form", KERNELS)
+@pytest.mark.parametrize("name", ["packed, windowed, capped", "grouped heads"])
+def test_a_kernel_in_half_precision(form, name, dtype):
+    case = next(case for case in SMALL_CASES if case.name == name)
+    got, want = kernel_and_exact(form, case, dtype, traced=False)
+    assert got[0].dtype == dtype
+    assert got[1].dtype == jnp.float32
+    for a, b in zip(got, want, strict=True):
         assert relative_error(a, b) < TOLERANCE[dtype]
 
 
