@@ -294,6 +294,13 @@ def _meet(barrier: Ref) -> None:
     plgpu.barrier_wait(barrier)
 
 
+def _release(ring: Buffers, slot: Scalar, by_loads: bool) -> None:
+    """`by_loads`: the slot was read not only by products, which bulk copies keep their order with."""
+    if by_loads or forms.is_interpreting():
+        plgpu.commit_smem()
+    plgpu.barrier_arrive(ring.empty.at[slot])
+
+
 class Place(NamedTuple):
     """Where a computing warpgroup is and what it has: a head's rows from `start`, of which it sums a part's columns."""
 
@@ -428,7 +435,7 @@ def _attend(call: Call, place: Place) -> tuple[jax.Array, jax.Array]:
         if masked:
             ids = place.mine.ids, k_ring.side.at(slot).ids
             scores = _mask(call, scores, (place.start, index * block), place.offset, ids, q_axis=0)
-        plgpu.barrier_arrive(k_ring.empty.at[slot])
+        _release(k_ring, slot, by_loads=call.has_segments)
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
         decay = jnp.exp2((top - new_top) * factor)
         p = jnp.exp2(scores * factor - _rows(new_top * factor, scores))
@@ -444,7 +451,7 @@ def _attend(call: Call, place: Place) -> tuple[jax.Array, jax.Array]:
             pl.when(index + 1 < span.stop)(partial(plgpu.barrier_wait, k_ring.filled.at[following]))
 
         (acc,) = _accumulate((acc, p, values, (slot, 0)), meanwhile=await_next)
-        plgpu.barrier_arrive(v_ring.empty.at[slot])
+        _release(v_ring, slot, by_loads=False)
         return acc, top, total
 
     row_layout = plgpu.Layout.WGMMA.reduce(1)
@@ -504,7 +511,7 @@ def _sum(call: Call, place: Place, of_keys: bool) -> tuple[jax.Array, ...]:
         factors = pl.run_scoped(multiply, *[plgpu.ACC(shape, jnp.float32)] * 2)  # of the rows of others.matrices
         matrices = zip(sums, factors, ring.side.matrices, strict=False)  # of which d_q has only the first
         sums = _accumulate(*[(acc, x.astype(b.dtype), b, (slot, place.part)) for acc, x, b in matrices])
-        plgpu.barrier_arrive(ring.empty.at[slot])
+        _release(ring, slot, by_loads=of_keys or call.has_segments)
         return sums
 
     def of_head(head: Scalar, sums: Any) -> Any:
