@@ -7,8 +7,9 @@ from typing import Any
 
 from jax_kernels.attention import ATTENTION
 from jax_kernels.choosing import Op
+from jax_kernels.linear_cross_entropy import LINEAR_CROSS_ENTROPY
 
-OPS = {op.name: op for op in (ATTENTION,)}
+OPS = {op.name: op for op in (ATTENTION, LINEAR_CROSS_ENTROPY)}
 
 
 def read_key(key: str) -> tuple[Op, Any]:

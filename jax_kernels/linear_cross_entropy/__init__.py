@@ -1,0 +1,100 @@
+"""Projection to the vocabulary and cross-entropy in one: the logits `[tokens, vocab]` are never held."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jax_kernels.choosing import Op, choose
+from jax_kernels.forms import Form
+from jax_kernels.linear_cross_entropy import reference, xla
+from jax_kernels.linear_cross_entropy.call import Call, work, workload
+
+__all__ = ["LINEAR_CROSS_ENTROPY", "Implementation", "linear_cross_entropy"]
+
+Implementation: TypeAlias = Literal["auto", "reference", "xla"]
+
+LINEAR_CROSS_ENTROPY = Op(
+    "linear_cross_entropy",
+    Call,
+    {
+        form.name: form
+        for form in (
+            Form("reference", reference.linear_cross_entropy),
+            Form("xla", xla.linear_cross_entropy),
+        )
+    },
+    {"cpu": ("xla",), "gpu": ("xla",), "tpu": ("xla",)},
+    workload,
+    work,
+)
+
+
+def linear_cross_entropy(
+    x: jax.Array,
+    weight: jax.Array,
+    labels: jax.Array,
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    ignore_label: int | None = None,
+    logit_softcap: float | None = None,
+    reduction: Literal["none", "mean"] = "none",
+    implementation: Implementation = "auto",
+) -> jax.Array:
+    """Cross-entropy of the logits x @ weight, x `[tokens, embed]` and weight `[embed, vocab]`, with labels `[tokens]`.
+
+    Args:
+        z_loss: times the square of the log-sum-exp of the logits is added, which keeps it near 0.
+        label_smoothing: this share of what is expected is spread evenly over the vocabulary.
+        ignore_label: tokens of this label have no loss and do not count in the mean.
+        logit_softcap: logits become cap * tanh(logit / cap).
+        reduction: "none" for the loss of each token, "mean" over the tokens that count, 0 where none does.
+        implementation: which form; "auto" takes the fastest for the device.
+
+    Returns `[tokens]`, or a scalar for the mean; float32 or wider.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    _check_arrays(x, weight, labels)
+    _check_options(z_loss, label_smoothing, logit_softcap, reduction)
+    call = Call(
+        tokens=x.shape[0],
+        embed=x.shape[1],
+        vocab=weight.shape[1],
+        dtype=x.dtype.name,
+        z_loss=float(z_loss),
+        label_smoothing=float(label_smoothing),
+        ignore_label=ignore_label,
+        logit_softcap=logit_softcap,
+        reduction=reduction,
+    )
+    choice = choose(LINEAR_CROSS_ENTROPY, call, implementation)
+    loss: jax.Array = LINEAR_CROSS_ENTROPY.forms[choice.form].run(call, choice.config, x, weight, labels)
+    return loss
+
+
+def _check_arrays(x: jax.Array, weight: jax.Array, labels: jax.Array) -> None:
+    if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x: expected floating-point values [tokens, embed], got {x.dtype} {x.shape}")
+    if weight.ndim != 2 or weight.shape[0] != x.shape[1] or weight.dtype != x.dtype:
+        raise ValueError(
+            f"weight: expected {x.dtype} [{x.shape[1]}, vocab] to go with x, got {weight.dtype} {weight.shape}"
+        )
+    if labels.shape != x.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels: expected integers of shape {x.shape[:1]}, got {labels.dtype} {labels.shape}")
+
+
+def _check_options(z_loss: float, label_smoothing: float, logit_softcap: float | None, reduction: str) -> None:
+    if not (math.isfinite(z_loss) and z_loss >= 0.0):
+        raise ValueError(f"z_loss: expected 0 or more, got {z_loss!r}")
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing: expected a share in [0, 1), got {label_smoothing!r}")
+    if logit_softcap is not None and not (math.isfinite(logit_softcap) and logit_softcap > 0):
+        raise ValueError(f"logit_softcap: expected a positive number or None, got {logit_softcap!r}")
+    if reduction not in ("none", "mean"):
+        raise ValueError(f"reduction: expected 'none' or 'mean', got {reduction!r}")

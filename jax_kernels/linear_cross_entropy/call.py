@@ -1,0 +1,86 @@
+"""A call of linear_cross_entropy as its forms see it: everything but the values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_kernels.choosing import Work
+from jax_kernels.forms import Config
+
+
+@dataclass(frozen=True)
+class Call:
+    """Shapes and options of a call, known before the program runs."""
+
+    tokens: int
+    embed: int
+    vocab: int
+    dtype: str
+    z_loss: float
+    label_smoothing: float
+    ignore_label: int | None
+    logit_softcap: float | None
+    reduction: Literal["none", "mean"]
+
+    def __str__(self) -> str:
+        """In the words of a table: "2048 tokens x 768 x 50257, mean, float32"."""
+        options = {
+            f"z-loss {self.z_loss}": self.z_loss != 0.0,
+            f"smoothing {self.label_smoothing}": self.label_smoothing != 0.0,
+            f"ignoring {self.ignore_label}": self.ignore_label is not None,
+            f"soft cap {self.logit_softcap}": self.logit_softcap is not None,
+            "mean": self.reduction == "mean",
+        }
+        words = [word for word, holds in options.items() if holds]
+        return ", ".join([f"{self.tokens} tokens x {self.embed} x {self.vocab}", *words, self.dtype])
+
+
+def losses(call: Call, logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The loss of each token from its capped logits `[tokens, vocab]`, and their log-sum-exp, both `[tokens]`."""
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    safe = jnp.clip(labels, 0, call.vocab - 1)  # one that is ignored may point anywhere
+    expected = (1.0 - call.label_smoothing) * jnp.take_along_axis(logits, safe[:, None], axis=-1)[:, 0]
+    if call.label_smoothing:
+        expected += call.label_smoothing * jnp.mean(logits, axis=-1)
+    loss = lse - expected
+    if call.z_loss:
+        loss += call.z_loss * jnp.square(lse)
+    return jnp.where(counts(call, labels), loss, 0.0), lse
+
+
+def counts(call: Call, labels: jax.Array) -> jax.Array:
+    """Which tokens count."""
+    return jnp.ones(labels.shape, bool) if call.ignore_label is None else labels != call.ignore_label
+
+
+def mean_weight(call: Call, labels: jax.Array, dtype: Any) -> jax.Array:
+    """What each token's loss counts in the mean: 0 where no token counts at all."""
+    return 1.0 / jnp.maximum(jnp.sum(counts(call, labels), dtype=dtype), 1.0)
+
+
+def workload(call: Call, run: Callable[..., Any], config: Config) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Loss and gradients of a form, as training runs them, and arrays of the call's shapes."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(call.tokens, call.embed)), call.dtype)
+    weight = jnp.asarray(rng.normal(size=(call.embed, call.vocab)) / call.embed**0.5, call.dtype)
+    labels = jnp.asarray(rng.integers(0, call.vocab, call.tokens), "int32")
+    d_loss = jnp.asarray(rng.uniform(size=() if call.reduction == "mean" else (call.tokens,)), jnp.float32)
+
+    def program(x: jax.Array, weight: jax.Array, labels: jax.Array, d_loss: jax.Array) -> Any:
+        loss, pull = jax.vjp(lambda x, weight: run(call, config, x, weight, labels), x, weight)
+        return loss, pull(d_loss)
+
+    return program, (x, weight, labels, d_loss)
+
+
+def work(call: Call) -> Work:
+    """Three products of the size of the projection: the logits, and both gradients."""
+    product = 2 * call.tokens * call.embed * call.vocab
+    elements = 2 * (call.tokens * call.embed + call.embed * call.vocab)
+    return Work(3 * product, elements * np.dtype(jnp.dtype(call.dtype)).itemsize)

@@ -1,0 +1,187 @@
+"""Each form of linear_cross_entropy against the definition in float64 NumPy; gradients against the reference's."""
+
+import math
+from dataclasses import fields
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_kernels.linear_cross_entropy import linear_cross_entropy
+from jax_kernels.linear_cross_entropy.cases import CASES, SMALL_CASES, Case
+
+# Each program runs once: LLVM's optimization would take longer than all that it computes.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+EVERYWHERE = ("reference", "xla")
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
+OPTIONS = ("z_loss", "label_smoothing", "ignore_label", "logit_softcap", "reduction")
+
+
+def arrays(case, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(case.tokens, case.embed))
+    weight = rng.normal(size=(case.embed, case.vocab)) / math.sqrt(case.embed)
+    labels = rng.integers(0, case.vocab, case.tokens).astype(np.int32)
+    if case.ignore_label is not None:
+        labels[::3] = case.ignore_label
+    return x, weight, labels
+
+
+def options(case):
+    assert {*OPTIONS} < {field.name for field in fields(case)}
+    return {name: getattr(case, name) for name in OPTIONS}
+
+
+def defined(case, x, weight, labels):
+    """A token at a time, as the definition reads."""
+    losses, counted = [], 0
+    for row, label in zip(x, labels, strict=True):
+        if label == case.ignore_label:
+            losses.append(0.0)
+            continue
+        counted += 1
+        logits = row @ weight
+        if case.logit_softcap:
+            logits = case.logit_softcap * np.tanh(logits / case.logit_softcap)
+        lse = logits.max() + np.log(np.exp(logits - logits.max()).sum())
+        target = np.full(case.vocab, case.label_smoothing / case.vocab)
+        target[label] += 1.0 - case.label_smoothing
+        losses.append(-(target @ (logits - lse)) + case.z_loss * lse**2)
+    return sum(losses) / max(counted, 1) if case.reduction == "mean" else np.array(losses)
+
+
+def relative_error(actual, expected):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    return np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30)
+
+
+def loss_and_gradients(case, implementation, x, weight, labels):
+    asked = jnp.asarray(np.random.default_rng(1).normal(size=() if case.reduction == "mean" else case.tokens))
+
+    def scalar(x, weight):
+        loss = linear_cross_entropy(x, weight, labels, implementation=implementation, **options(case))
+        return jnp.sum(loss * asked.astype(loss.dtype)), loss
+
+    (_, loss), gradients = jit(jax.value_and_grad(scalar, (0, 1), has_aux=True))(x, weight)
+    return [loss, *gradients]
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
+def test_values_and_gradients(float64, case):
+    x, weight, labels = arrays(case)
+    given_arrays = [jnp.asarray(y) for y in (x, weight, labels)]
+    want = loss_and_gradients(case, "reference", *given_arrays)
+    assert relative_error(want[0], defined(case, x, weight, labels)) < 1e-12
+    for a, b in zip(loss_and_gradients(case, "xla", *given_arrays), want, strict=True):
+        assert relative_error(a, b) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("implementation", EVERYWHERE)
+@pytest.mark.parametrize("case", [c for c in SMALL_CASES if "everything" in c.name], ids=lambda c: c.name)
+def test_precision(case, implementation, dtype):
+    x, weight, labels = arrays(case)
+    rounded = [jnp.asarray(y, dtype) for y in (x, weight)]
+    got = loss_and_gradients(case, implementation, *rounded, jnp.asarray(labels))
+    assert [y.dtype for y in got] == [jnp.float32, dtype, dtype]
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(np.asarray(y, np.float64)) for y in rounded]
+        want = loss_and_gradients(case, "reference", *exact, jnp.asarray(labels))
+    for a, b in zip(got, want, strict=True):
+        assert relative_error(a, b) < TOLERANCE[dtype]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    tokens=st.integers(1, 300),
+    vocab=st.integers(1, 70),
+    reduction=st.sampled_from(["none", "mean"]),
+    z_loss=st.sampled_from([0.0, 0.3]),
+    smoothing=st.sampled_from([0.0, 0.2]),
+    ignore=st.none() | st.integers(-1, 3),
+    cap=st.none() | st.floats(0.5, 20.0),
+)
+def test_any_options(tokens, vocab, reduction, z_loss, smoothing, ignore, cap):
+    case = Case("drawn", tokens, 8, vocab, reduction, z_loss, smoothing, ignore, cap)
+    x, weight, labels = (jnp.asarray(y, "int32" if y.dtype == np.int32 else "float32") for y in arrays(case))
+    want = loss_and_gradients(case, "reference", x, weight, labels)
+    for a, b in zip(loss_and_gradients(case, "xla", x, weight, labels), want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(b).max())))
+
+
+@pytest.mark.parametrize("implementation", EVERYWHERE)
+def test_nothing_counts(implementation):
+    case = Case("all ignored", 5, 8, 7, "mean", ignore_label=3)
+    x, weight, _ = arrays(case)
+    labels = jnp.full(5, 3, jnp.int32)
+    for y in loss_and_gradients(case, implementation, jnp.asarray(x), jnp.asarray(weight), labels):
+        assert not np.any(y)
+
+
+def test_the_logits_are_never_held():
+    case = CASES["cpu"][0].call("float32")
+    shapes = [
+        jax.ShapeDtypeStruct((case.tokens, case.embed), "float32"),
+        jax.ShapeDtypeStruct((case.embed, case.vocab), "float32"),
+        jax.ShapeDtypeStruct((case.tokens,), "int32"),
+    ]
+
+    def temporary(implementation, reduction):
+        def total(x, weight, labels):
+            loss = linear_cross_entropy(x, weight, labels, reduction=reduction, implementation=implementation)
+            return jnp.sum(loss)
+
+        compiled = jit(jax.grad(total, (0, 1))).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    for reduction in ("none", "mean"):
+        assert temporary("xla", reduction) < 0.35 * temporary("reference", reduction)
+
+
+GOOD = {"x": ((4, 8), "float32"), "weight": ((8, 5), "float32"), "labels": ((4,), "int32")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"x": ((4,), "float32")}, "x:"),
+        ({"x": ((4, 8), "int32")}, "x:"),
+        ({"weight": ((5, 8), "float32")}, "weight:"),
+        ({"weight": ((8, 5), "bfloat16")}, "weight:"),
+        ({"labels": ((5,), "int32")}, "labels:"),
+        ({"labels": ((4,), "float32")}, "labels:"),
+        ({"z_loss": -0.1}, "z_loss:"),
+        ({"z_loss": math.nan}, "z_loss:"),
+        ({"label_smoothing": 1.0}, "label_smoothing:"),
+        ({"logit_softcap": 0.0}, "logit_softcap:"),
+        ({"reduction": "sum"}, "reduction:"),
+        ({"implementation": "fastest"}, "implementation:"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, named):
+    values = {**GOOD, **changes}
+    x, weight, labels = (jnp.zeros(*values.pop(name)) for name in ("x", "weight", "labels"))
+    with pytest.raises(ValueError, match=f"^{named} expected"):
+        linear_cross_entropy(x, weight, labels, **values)
+
+
+def test_cases_fit_the_signature():
+    for case in (*CASES["cpu"], *CASES["gpu"], *SMALL_CASES):
+        x = jax.ShapeDtypeStruct((case.tokens, case.embed), "bfloat16")
+        weight = jax.ShapeDtypeStruct((case.embed, case.vocab), "bfloat16")
+        labels = jax.ShapeDtypeStruct((case.tokens,), "int32")
+        out = jax.eval_shape(lambda *a, case=case: linear_cross_entropy(*a, **options(case)), x, weight, labels)
+        assert out.dtype == jnp.float32
+        assert out.shape == (() if case.reduction == "mean" else (case.tokens,))
