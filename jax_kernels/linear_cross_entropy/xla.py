@@ -20,6 +20,9 @@ from jax_kernels.linear_cross_entropy.call import Call, counts, losses, mean_wei
 CHUNK_TOKENS = 256
 """Rows of a product that keep a processor busy; their logits over 50,257 tokens take 51 MB."""
 
+CHUNK_LOGITS = 1 << 23
+"""A chunk has more rows where the vocabulary is small: logits of so many take 32 MB."""
+
 
 def linear_cross_entropy(call: Call, config: Config, x: jax.Array, weight: jax.Array, labels: jax.Array) -> jax.Array:
     """The loss of each token `[tokens]`, float32 or wider, or its mean over those that count."""
@@ -36,7 +39,7 @@ def _forward_each(call: Call, x: jax.Array, weight: jax.Array, labels: jax.Array
         x, labels = rows
         return None, losses(call, _logits(call, x, weight)[0], labels)
 
-    _, (loss, lse) = lax.scan(chunk, None, (_chunks(x), _chunks(labels)))
+    _, (loss, lse) = lax.scan(chunk, None, (_chunks(call, x), _chunks(call, labels)))
     loss, lse = (y.reshape(-1)[: call.tokens] for y in (loss, lse))
     return loss, (x, weight, labels, lse)
 
@@ -49,7 +52,7 @@ def _backward_each(call: Call, residuals: Any, d_loss: jax.Array) -> tuple[jax.A
         logits, slope = _logits(call, x, weight)
         return _accumulate(d_weight, x, weight, _d_logits(call, logits, slope, labels, lse, d_loss))
 
-    rows = tuple(_chunks(y) for y in (x, labels, lse, d_loss))
+    rows = tuple(_chunks(call, y) for y in (x, labels, lse, d_loss))
     d_weight, d_x = lax.scan(chunk, jnp.zeros(weight.shape, lse.dtype), rows)
     return _rows(call, d_x).astype(x.dtype), d_weight.astype(weight.dtype), None
 
@@ -76,7 +79,7 @@ def _forward_mean(call: Call, x: jax.Array, weight: jax.Array, labels: jax.Array
         return (total + jnp.sum(jnp.where(d_loss > 0.0, loss, 0.0)), d_weight), d_x
 
     # Rows that fill up the last chunk have a share of 0.
-    rows = (_chunks(x), _chunks(labels), _chunks(jnp.full(labels.shape, share, wide)))
+    rows = (_chunks(call, x), _chunks(call, labels), _chunks(call, jnp.full(labels.shape, share, wide)))
     start = (jnp.zeros((), wide), jnp.zeros(weight.shape, wide))
     (total, d_weight), d_x = lax.scan(chunk, start, rows)
     return total * share, (_rows(call, d_x).astype(x.dtype), d_weight.astype(weight.dtype))
@@ -90,10 +93,10 @@ def _backward_mean(call: Call, residuals: Any, d_loss: jax.Array) -> tuple[jax.A
 _mean.defvjp(_forward_mean, _backward_mean)
 
 
-def _chunks(y: jax.Array) -> jax.Array:
+def _chunks(call: Call, y: jax.Array) -> jax.Array:
     """`[tokens, ...]` as `[chunks, tokens of a chunk, ...]`, the last one filled up with zeros."""
     tokens = y.shape[0]
-    size = min(CHUNK_TOKENS, max(tokens, 1))
+    size = min(max(CHUNK_TOKENS, CHUNK_LOGITS // call.vocab), max(tokens, 1))
     count = -(-tokens // size)
     filled = jnp.pad(y, ((0, count * size - tokens),) + ((0, 0),) * (y.ndim - 1))
     return filled.reshape(count, size, *y.shape[1:])
