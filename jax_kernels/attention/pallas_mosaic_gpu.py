@@ -95,12 +95,18 @@ def attention(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attention(call: Call, config: Config, *operands: Any) -> tuple[jax.Array, jax.Array]:
-    """As `attention`, of padded q, k and v, offset `[1]` or None and segment ids or None."""
-    return _forward(call, config, *operands)
+    """As `attention`, of padded q, k and v, an offset `[1]` or None, and segment ids or None."""
+    result, _ = _forward(call, config, *operands)
+    return result
 
 
-def _save(call: Call, config: Config, *operands: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
-    out, lse = _forward(call, config, *operands)
+def _forward(call: Call, config: Config, *operands: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
+    q, k, v, offset, ids = operands
+    size = dict(config)
+    sizes = size["block_q"], size["block_k"], size["stages"], 1
+    types = q, jax.ShapeDtypeStruct((call.batch, call.num_heads, q.shape[1]), jnp.float32)
+    sides = Side((q,), (), ids), (Side((k,), (), ids), Side((v,), (), None))
+    out, lse = _run(call, "attention", _attend, types, offset, *sides, sizes, of_keys=False)
     return (out, lse), (*operands, out, lse)
 
 
@@ -113,13 +119,16 @@ def _backward(
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1).transpose(0, 2, 1) - d_lse
     # In units of exp2; rows that see nothing get probabilities of zero.
     lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse * LOG2_E)
-    sides = Side((q, d_out), (lse, delta), ids), Side((k, v), (), ids)
-    (d_q,) = _gradients(call, config, offset, *sides, of_keys=False)
-    d_k, d_v = _gradients(call, config, offset, *sides, of_keys=True)
+    queries, keys, size = Side((q, d_out), (lse, delta), ids), Side((k, v), (), ids), dict(config)
+    parts = 1 if q.shape[-1] <= 128 else WARPGROUPS
+    sizes = ROWS, size["block_k_dq"], size["stages_backward"], parts
+    (d_q,) = _run(call, "attention_d_q", _d_q, (q,), offset, queries, (keys,), sizes, of_keys=False)
+    sizes = ROWS, size["block_q_dkv"], size["stages_backward"], parts
+    d_k, d_v = _run(call, "attention_d_kv", _d_kv, (k, v), offset, keys, (queries,), sizes, of_keys=True)
     return d_q, d_k, d_v, None, None
 
 
-_attention.defvjp(_save, _backward)
+_attention.defvjp(_forward, _backward)
 
 
 class Side(NamedTuple):
@@ -302,11 +311,9 @@ def _release(ring: Buffers, slot: Scalar, by_loads: bool) -> None:
 
 
 class Place(NamedTuple):
-    """Where a computing warpgroup is and what it has: a head's rows from `start`, of which it sums a part's columns."""
+    """Where a computing warpgroup is and what it has: `mine`, rows from `start`, of which it sums a part's columns."""
 
     me: Scalar
-    batch: Scalar
-    head: Scalar
     start: Scalar
     part: Scalar
     offset: Scalar
@@ -317,29 +324,20 @@ class Place(NamedTuple):
 
 
 def _run(
-    call: Call,
-    name: str,
-    operands: tuple[Any, Side, tuple[Side, ...]],
-    sizes: tuple[int, int, int, int],
-    of_keys: bool,
-    compute: Callable[..., None],
-    out_type: tuple[Any, ...],
-    scratch: tuple[Any, ...] = (),
+    call: Call, name: str, compute: Any, types: Any, offset: Any, mine: Side, others: Any, sizes: Any, of_keys: bool
 ) -> list[jax.Array]:
-    """Runs compute(place, *results, *scratch) in each warpgroup; operands are the offset, what the tiles are of, and
-    what they walk through."""
+    """Arrays of `types` from what compute(call, place) gives each warpgroup for its rows of `mine`."""
     rows, block, stages, parts = sizes
     groups = WARPGROUPS // parts
     length, repeats = (call.kv_len, call.group) if of_keys else (call.q_len, 1)
     tiles = pl.cdiv(length, groups * rows)
 
     def body(offset: Ref, mine: Side, others: tuple[Side, ...], *rest: Any) -> None:
-        results, (tile, rings, meeting, *more) = rest[: len(out_type)], rest[len(out_type) :]
+        *results, tile, rings, vectors, meeting = rest
         batch, i, head, me = map(lax.axis_index, ("batch", "tile", "head", "warpgroup"))
         start = (i if of_keys else tiles - 1 - i) * (groups * rows)  # under a causal mask the longest begin first
-        last = jnp.minimum(start + groups * rows, length) - 1
         position = call.q_offset if offset is None else offset[0]
-        span = _span(call, start, last, position, block, of_keys)
+        span = _span(call, start, jnp.minimum(start + groups * rows, length) - 1, position, block, of_keys)
         each = span.stop - span.start
 
         def load() -> None:
@@ -349,10 +347,10 @@ def _run(
 
             def fill(step: Scalar, _: None) -> None:
                 slot = lax.rem(step, jnp.int32(stages))
+                at = (span.start + lax.rem(step, each)) * block
                 of = head * call.group + lax.div(step, each) if of_keys else lax.div(head, jnp.int32(call.group))
                 for side, ring in zip(others, rings, strict=True):
                     pl.when(step >= stages)(partial(plgpu.barrier_wait, ring.empty.at[slot]))
-                    at = (span.start + lax.rem(step, each)) * block
                     _copy(side, ring.side.at(slot), ring.filled.at[slot], batch, at, of)
 
             def drain(step: Scalar, _: None) -> None:  # a phase of a barrier must not pass unseen
@@ -366,23 +364,24 @@ def _run(
             plgpu.set_max_registers(232, action="increase")
             plgpu.barrier_wait(tile.filled)
             group, part = (me, 0) if parts == 1 else (0, me)
-            at = start + group * rows
-            place = Place(me, batch, head, at, part, position, span, tile.side.at(group), rings, meeting)
-            compute(place, *results, *more)
-            plgpu.wait_smem_to_gmem(0)
+            at, mine = start + group * rows, tile.side.at(group)
+            values = compute(call, Place(me, at, part, position, span, mine, rings, meeting))
+            if parts > 1:
+                _meet(meeting)  # the other may still read what the results overwrite
+            _store(values, [x.at[part] for x in mine.matrices], vectors.at[me], results, (batch, at, head, part))
 
         lax.cond(me < WARPGROUPS, work, load)
 
-    _, mine, others = operands
+    scratch = (
+        _buffers(mine, groups, rows, parts, ring=False),
+        tuple(_buffers(side, stages, block, parts, ring=True) for side in others),
+        plgpu.SMEM((WARPGROUPS, rows), jnp.float32),
+        plgpu.Barrier(num_arrivals=WARPGROUPS),
+    )
     kernel = plgpu.kernel(
         body,
-        out_type=out_type,
-        scratch_types=(
-            _buffers(mine, groups, rows, parts, ring=False),
-            tuple(_buffers(side, stages, block, parts, ring=True) for side in others),
-            plgpu.Barrier(num_arrivals=WARPGROUPS),
-            *scratch,
-        ),
+        out_type=types,
+        scratch_types=scratch,
         grid=(call.batch, tiles, call.num_kv_heads if of_keys else call.num_heads),
         grid_names=("batch", "tile", "head"),
         num_threads=WARPGROUPS + 1,
@@ -391,28 +390,25 @@ def _run(
         interpret=plgpu.InterpretGPUParams(detect_races=True) if forms.is_interpreting() else None,
         kernel_name=name,
     )
-    return list(kernel(*operands))
+    return list(kernel(offset, mine, others))
 
 
-def _forward(
-    call: Call, config: Config, q: jax.Array, k: jax.Array, v: jax.Array, offset: Any, ids: Any
-) -> tuple[jax.Array, jax.Array]:
-    size = dict(config)
-    rows = size["block_q"]
-
-    def compute(place: Place, out: Ref, lse: Ref, sums: Ref) -> None:
-        buffer, at = place.mine.matrices[0].at[0], pl.ds(place.start, rows)
-        buffer[...], sums.at[place.me][...] = _attend(call, place)  # the queries are not needed any more
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(buffer, out.at[place.batch, at, place.head])
-        plgpu.copy_smem_to_gmem(sums.at[place.me], lse.at[place.batch, place.head, at])
-
-    operands = offset, Side((q,), (), ids), (Side((k,), (), ids), Side((v,), (), None))
-    sizes = rows, size["block_k"], size["stages"], 1
-    types = q, jax.ShapeDtypeStruct((call.batch, call.num_heads, q.shape[1]), jnp.float32)
-    sums = plgpu.SMEM((WARPGROUPS, rows), jnp.float32)
-    out, lse = _run(call, "attention", operands, sizes, False, compute, types, (sums,))
-    return out, lse
+def _store(values: Any, matrices: list[Ref], vector: Ref, results: Any, to: tuple[Any, ...]) -> None:
+    """Through shared memory, over the matrices that are not needed any more."""
+    batch, start, head, part = to
+    copies = []
+    for x, matrix, result in zip(values, [*matrices, None][: len(values)], results, strict=True):
+        rows = pl.ds(start, x.shape[0])
+        if x.ndim == 1:
+            copies.append((vector, result.at[batch, head, rows]))
+        else:
+            copies.append((matrix, result.at[batch, rows, head, pl.ds(part * x.shape[1], x.shape[1])]))
+        buffer, _ = copies[-1]
+        buffer[...] = x.astype(buffer.dtype)
+    plgpu.commit_smem()
+    for buffer, target in copies:
+        plgpu.copy_smem_to_gmem(buffer, target)
+    plgpu.wait_smem_to_gmem(0)
 
 
 def _attend(call: Call, place: Place) -> tuple[jax.Array, jax.Array]:
@@ -464,29 +460,21 @@ def _attend(call: Call, place: Place) -> tuple[jax.Array, jax.Array]:
     return acc.astype(values.dtype), top * (factor / LOG2_E) + jnp.log(total)
 
 
-def _gradients(call: Call, config: Config, offset: Any, queries: Side, keys: Side, of_keys: bool) -> list[jax.Array]:
-    """d_q, or d_k and d_v; matrices are q and d_out, and k and v, vectors are log-sum-exps for exp2, and deltas."""
-    size = dict(config)
-    mine, others = (keys, queries) if of_keys else (queries, keys)
-    parts = 1 if mine.matrices[0].shape[-1] <= 128 else WARPGROUPS
-    sizes = ROWS, size["block_q_dkv" if of_keys else "block_k_dq"], size["stages_backward"], parts
-
-    def compute(place: Place, *results: Ref) -> None:
-        sums = _sum(call, place, of_keys)
-        if parts > 1:
-            _meet(place.meeting)  # the other may still read what the results overwrite
-        for x, matrix, result in zip(sums, place.mine.matrices, results, strict=False):
-            buffer, columns = matrix.at[place.part], pl.ds(place.part * x.shape[1], x.shape[1])
-            buffer[...] = x.astype(buffer.dtype)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(buffer, result.at[place.batch, pl.ds(place.start, ROWS), place.head, columns])
-
-    name, types = ("attention_d_kv", keys.matrices) if of_keys else ("attention_d_q", queries.matrices[:1])
-    return _run(call, name, (offset, mine, (others,)), sizes, of_keys, compute, types)
+def _d_q(call: Call, place: Place) -> tuple[jax.Array, ...]:
+    zeros, step = _gradients(call, place, of_keys=False)
+    (d_q,) = step(jnp.int32(0), zeros[:1])
+    return (d_q * call.scale,)
 
 
-def _sum(call: Call, place: Place, of_keys: bool) -> tuple[jax.Array, ...]:
-    """The gradients `[64, width]` of a warpgroup's rows: d_q, or d_k and d_v."""
+def _d_kv(call: Call, place: Place) -> tuple[jax.Array, ...]:
+    zeros, step = _gradients(call, place, of_keys=True)
+    d_k, d_v = lax.fori_loop(0, call.group, step, zeros)
+    return d_k * call.scale, d_v
+
+
+def _gradients(call: Call, place: Place, of_keys: bool) -> tuple[Any, Callable[..., Any]]:
+    """Zeros for the gradients `[64, width]` of a warpgroup's rows, and what adds a head of queries to them: matrices are
+    q and d_out, or k and v, vectors are log-sum-exps for exp2, and deltas."""
     (ring,), span = place.rings, place.span
     (parts, rows, width), (stages, _, block, _) = place.mine.matrices[0].shape, ring.side.matrices[0].shape
     shape, q_axis = (rows, block), 1 if of_keys else 0
@@ -517,6 +505,4 @@ def _sum(call: Call, place: Place, of_keys: bool) -> tuple[jax.Array, ...]:
     def of_head(head: Scalar, sums: Any) -> Any:
         return _walk(call, span, partial(step, head), sums, block, of_keys)
 
-    sums = tuple(_zeros(rows, width) for _ in range(2 if of_keys else 1))
-    sums = lax.fori_loop(0, call.group, of_head, sums) if of_keys else of_head(0, sums)
-    return sums[0] * call.scale, *sums[1:]
+    return (_zeros(rows, width), _zeros(rows, width)), of_head
