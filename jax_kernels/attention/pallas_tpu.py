@@ -36,20 +36,18 @@ Ref: TypeAlias = Any
 Seeing: TypeAlias = tuple[jax.Array | None, jax.Array | None]
 """What of the mask is known when the program runs: the offset if traced, segment ids."""
 Kind: TypeAlias = Literal["queries", "keys", "numbers"]
-"""What an array holds: `[batch, num_heads, q_len, head_dim]`, `[batch, num_kv_heads, kv_len, head_dim]`, or a number
-of each query `[batch, num_heads, 1, q_len]`."""
+"""`[batch, num_heads, q_len, head_dim]`; `[batch, num_kv_heads, kv_len, head_dim]`; a number of each query
+`[batch, num_heads, 1, q_len]`."""
+Arrays: TypeAlias = Sequence[tuple[Kind, Any]]
 
 LANES = 128
-PIECE = 512
-"""Keys whose scores are held at once. The compiler overlaps one piece's products with the exponentials of another."""
-VMEM_LIMIT_BYTES = 48 * 2**20
-"""A v5p core has 64 MiB, v5e and v6e 128; a kernel gets 16 unless it asks."""
-MOST_VISITS = 2**17
-"""4 bytes each, of 1 MiB of scalar memory."""
+PIECE = 512  # keys whose scores are held at once: one piece's products overlap with the exponentials of another
+VMEM_LIMIT_BYTES = 48 * 2**20  # a v5p core has 64 MiB, v5e and v6e 128; a kernel gets 16 unless it asks
+MOST_VISITS = 2**17  # 4 bytes each, of 1 MiB of scalar memory
 
 LOG2E = math.log2(math.e)  # the hardware's exponential is a power of 2
+# The maximum of no scores: finite, so that a hidden score, -inf, less any maximum is -inf and never NaN.
 FLOOR = float(np.finfo(np.float32).min) / 2
-"""The maximum of no scores. It is finite, so that a hidden score, -inf, less any maximum is -inf and never NaN."""
 
 # A visit is an int32: block of queries, block of keys, and what there is to do.
 BLOCK_BITS, TODO_BITS = 14, 4
@@ -73,17 +71,21 @@ def refuses(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    """Large blocks first: a visit costs some 0.35 us beyond its work, and keys are read once for a block of queries."""
-    sizes = [(1024, 1024, 1024, 1024), (1024, 1024, 512, 512), (512,) * 4, (256, 512, 256, 512), (128,) * 4]
+    """A large block is scheduled best, and a visit costs some 150 cycles beyond its work; but blocks on the edge of a
+    mask are computed whole. The order is that of cycles counted in compiled kernels; nothing was measured."""
+    sizes = [(1024,) * 4, (512,) * 4, (1024, 1024, 512, 512), (256, 512, 256, 512), (128,) * 4]
+    if call.dtype != "bfloat16" or call.head_dim > 256:  # larger blocks take a minute to compile
+        sizes = [most for most in sizes if max(most) <= 512]
+    elif call.window is not None or (call.causal and call.q_len <= 4096 and "v6" not in device.kind):
+        sizes[:2] = sizes[1::-1]
     names = ("block_q", "block_k", "block_q_backward", "block_k_backward")
-    candidates: dict[Config, None] = {}
+    found: dict[Config, None] = {}
     for most in sizes:
         blocks = [_fit(length, m) for length, m in zip((call.q_len, call.kv_len) * 2, most, strict=True)]
-        rows = call.batch if call.has_segments else 1
         visits = [pl.cdiv(call.q_len, q) * pl.cdiv(call.kv_len, k) for q, k in (blocks[:2], blocks[2:])]
-        if rows * max(visits) <= MOST_VISITS:
-            candidates[tuple(zip(names, blocks, strict=True))] = None
-    return tuple(candidates)
+        if max(visits) * (call.batch if call.has_segments else 1) <= MOST_VISITS:
+            found[tuple(zip(names, blocks, strict=True))] = None
+    return tuple(found)
 
 
 def _fit(length: int, most: int) -> int:
@@ -123,13 +125,13 @@ def _attention(
 def _forward(
     call: Call, config: Config, q: jax.Array, k: jax.Array, v: jax.Array, seeing: Seeing
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
-    plan = Plan(call, dict(config)["block_q"], dict(config)["block_k"])
-    out, lse = plan.run(
+    block_q, block_k = dict(config)["block_q"], dict(config)["block_k"]
+    out, lse = Plan(call, block_q, block_k).run(
         _forward_kernel,
         seeing,
         [("queries", q), ("keys", k), ("keys", v)],
         [("queries", q.dtype), ("numbers", jnp.float32)],
-        [(plan.block_q, LANES), (plan.block_q, LANES), (plan.block_q, call.head_dim)],
+        [(block_q, LANES), (block_q, LANES), (block_q, call.head_dim)],
     )
     return (out, lse[:, :, 0]), (q, k, v, seeing, out, lse[:, :, 0])
 
@@ -142,7 +144,7 @@ def _backward(
     # Each score's gradient is p (dp - delta), and the log-sum-exp's own gradient adds p d_lse.
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
     lse2 = LOG2E * jnp.where(jnp.isneginf(lse), 0.0, lse)
-    operands: list[tuple[Kind, jax.Array]] = [("queries", q), ("keys", k), ("keys", v), ("queries", d_out)]
+    operands: list[tuple[Kind, Any]] = [("queries", q), ("keys", k), ("keys", v), ("queries", d_out)]
     operands += [("numbers", lse2[:, :, None]), ("numbers", delta[:, :, None])]
 
     block_q, block_k = dict(config)["block_q_backward"], dict(config)["block_k_backward"]
@@ -226,8 +228,8 @@ class Plan:
         return some, every & some
 
     def block_specs(self) -> dict[str, pl.BlockSpec]:
-        """The block of each kind of operand that a step of the grid is given. Segment ids along the scores' first
-        axis are `[batch, len, LANES]`, those along the other `[batch, 1, len]`."""
+        """The block of each kind of operand that a step of the grid is given; segment ids are a column along the
+        scores' first axis, `[batch, len, LANES]`, and a row along the other, `[batch, 1, len]`."""
 
         def spec(block: tuple[int | None, ...], *place: str | int) -> pl.BlockSpec:
             def index(batch: Any, kv_head: Any, i: Any, j: Any, visits: Ref, offset: Ref) -> tuple[Any, ...]:
@@ -239,15 +241,14 @@ class Plan:
 
             return pl.BlockSpec(block, index)
 
-        block_q, block_k, head_dim = self.block_q, self.block_k, self.call.head_dim
-        q_column, q_row = spec((None, block_q, LANES), "batch", "q", 0), spec((None, 1, block_q), "batch", 0, "q")
-        k_column, k_row = spec((None, block_k, LANES), "batch", "k", 0), spec((None, 1, block_k), "batch", 0, "k")
+        q, k = (self.block_q, "q"), (self.block_k, "k")
+        (rows, row), (columns, column) = (k, q) if self.keys_outer else (q, k)
         return {
-            "queries": spec((None, None, block_q, head_dim), "batch", "head", "q", 0),
-            "keys": spec((None, None, block_k, head_dim), "batch", "kv_head", "k", 0),
-            "numbers": spec((None, None, 1, block_q), "batch", "head", 0, "q"),
-            "q_ids": q_row if self.keys_outer else q_column,
-            "k_ids": k_column if self.keys_outer else k_row,
+            "queries": spec((None, None, self.block_q, self.call.head_dim), "batch", "head", "q", 0),
+            "keys": spec((None, None, self.block_k, self.call.head_dim), "batch", "kv_head", "k", 0),
+            "numbers": spec((None, None, 1, self.block_q), "batch", "head", 0, "q"),
+            "column": spec((None, rows, LANES), "batch", row, 0),
+            "row": spec((None, 1, columns), "batch", 0, column),
         }
 
     def read(self, visits: Ref, batch: Any, at: Any) -> tuple[Any, Any, Any]:
@@ -258,70 +259,58 @@ class Plan:
         return blocks >> BLOCK_BITS, blocks & (1 << BLOCK_BITS) - 1, todo
 
     def run(
-        self,
-        kernel: Callable[..., None],
-        seeing: Seeing,
-        operands: Sequence[tuple[Kind, jax.Array]],
-        outputs: Sequence[tuple[Kind, Any]],
-        scratch: Sequence[tuple[int, int]],
+        self, kernel: Callable[..., None], seeing: Seeing, operands: Arrays, outputs: Arrays, scratch: Sequence[Any]
     ) -> list[jax.Array]:
         """The kernel's outputs, asked for by kind and dtype. It is given a Visit, operands, outputs and scratch."""
-        call, (q_padded, k_padded) = self.call, self.padded
+        call, specs, padded = self.call, self.block_specs(), self._shapes(*self.padded)
         offset = call.q_offset if seeing[0] is None else seeing[0]
         assert offset is not None
         visits, count = self.visits(offset, seeing[1])
         ids = {} if seeing[1] is None else self._lay_out(seeing[1])
-        shapes: dict[Kind, tuple[int, ...]] = {
-            "queries": (call.batch, call.num_heads, q_padded, call.head_dim),
-            "keys": (call.batch, call.num_kv_heads, k_padded, call.head_dim),
-            "numbers": (call.batch, call.num_heads, 1, q_padded),
-        }
-        specs = self.block_specs()
+        inner = ((count, "arbitrary"), (call.group, "arbitrary" if self.keys_outer else "parallel"))
+        grid = ((call.batch, "parallel"), (call.num_kv_heads, "parallel"), *(inner if self.keys_outer else inner[::-1]))
         outs = pl.pallas_call(
             lambda visits, offset, ids, *refs: kernel(Visit(self, visits, offset, ids), *refs),
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=2,
-                grid=(
-                    call.batch,
-                    call.num_kv_heads,
-                    *((count, call.group) if self.keys_outer else (call.group, count)),
-                ),
-                in_specs=[{kind: specs[kind] for kind in ids}, *(specs[kind] for kind, _ in operands)],
+                grid=tuple(size for size, _ in grid),
+                in_specs=[{name: specs[name] for name in ids}, *(specs[kind] for kind, _ in operands)],
                 out_specs=[specs[kind] for kind, _ in outputs],
                 scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
             ),
-            out_shape=[jax.ShapeDtypeStruct(shapes[kind], dtype) for kind, dtype in outputs],
+            out_shape=[jax.ShapeDtypeStruct(padded[kind], dtype) for kind, dtype in outputs],
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=(
-                    "parallel",
-                    "parallel",
-                    "arbitrary" if self.keys_outer else "parallel",
-                    "arbitrary",
-                ),
-                vmem_limit_bytes=VMEM_LIMIT_BYTES,
+                dimension_semantics=tuple(order for _, order in grid), vmem_limit_bytes=VMEM_LIMIT_BYTES
             ),
             interpret=pltpu.InterpretParams(detect_races=True) if is_interpreting() else False,
             name=f"attention{kernel.__name__}",
-        )(visits, jnp.asarray(offset, jnp.int32).reshape(1), ids, *(_pad(x, shapes[kind]) for kind, x in operands))
-        lengths = {"queries": call.q_len, "keys": call.kv_len}
-        return [
-            out[..., : call.q_len] if kind == "numbers" else out[:, :, : lengths[kind]]
-            for (kind, _), out in zip(outputs, outs, strict=True)
-        ]
+        )(visits, jnp.asarray(offset, jnp.int32).reshape(1), ids, *(_pad(x, padded[kind]) for kind, x in operands))
+        exact = self._shapes(call.q_len, call.kv_len)
+        return [out[tuple(map(slice, exact[kind]))] for (kind, _), out in zip(outputs, outs, strict=True)]
+
+    def _shapes(self, q_len: int, kv_len: int) -> dict[Kind, tuple[int, ...]]:
+        call = self.call
+        return {
+            "queries": (call.batch, call.num_heads, q_len, call.head_dim),
+            "keys": (call.batch, call.num_kv_heads, kv_len, call.head_dim),
+            "numbers": (call.batch, call.num_heads, 1, q_len),
+        }
 
     def _lay_out(self, segment_ids: jax.Array) -> dict[str, jax.Array]:
-        """Padding is of the last segment; keys there are hidden by their number."""
-        q_ids, k_ids = (
-            jnp.pad(segment_ids.astype(jnp.int32), ((0, 0), (0, padded - segment_ids.shape[1])), mode="edge")
-            for padded in self.padded
-        )
-        column, row = (k_ids, q_ids) if self.keys_outer else (q_ids, k_ids)
-        column, row = jnp.broadcast_to(column[:, :, None], (*column.shape, LANES)), row[:, None]
-        return {"q_ids": row, "k_ids": column} if self.keys_outer else {"q_ids": column, "k_ids": row}
+        q, k = (_pad(segment_ids.astype(jnp.int32), (self.call.batch, length)) for length in self.padded)
+        column, row = (k, q) if self.keys_outer else (q, k)
+        return {"column": jnp.broadcast_to(column[:, :, None], (*column.shape, LANES)), "row": row[:, None]}
 
 
 def _pad(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.pad(x, [(0, full - have) for have, full in zip(x.shape, shape, strict=True)])
+
+
+def _extremes(segment_ids: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+    """Least and greatest of each block, `[batch, blocks]`."""
+    batch, length = segment_ids.shape
+    blocks = jnp.pad(segment_ids, ((0, 0), (0, -length % block)), mode="edge").reshape(batch, -1, block)
+    return blocks.min(-1), blocks.max(-1)
 
 
 class Visit:
@@ -330,7 +319,7 @@ class Visit:
     def __init__(self, plan: Plan, visits: Ref, offset: Ref, ids: dict[str, Ref]) -> None:
         at, member = (pl.program_id(axis) for axis in ((2, 3) if plan.keys_outer else (3, 2)))
         q_block, k_block, todo = plan.read(visits, pl.program_id(0), at)
-        self.plan, self.call, self.ids = plan, plan.call, ids
+        self.plan, self.ids = plan, ids
         self.first, self.last, self.whole, self.partly = (todo & bit != 0 for bit in (FIRST, LAST, WHOLE, PARTLY))
         if plan.keys_outer:  # a block of keys collects from all query heads of its group
             self.first &= member == 0
@@ -353,30 +342,30 @@ class Visit:
 
     def scores(self, q: jax.Array, k: jax.Array, piece: slice, masked: bool) -> tuple[jax.Array, jax.Array | float]:
         """In units of log 2, `[queries, keys]`, where keys are outer `[keys, queries]`; and the soft-cap's slope."""
-        cap = self.call.logit_softcap
-        products = _dot_transposed(k, q) if self.plan.keys_outer else _dot_transposed(q, k)
+        call = self.plan.call
         slope: jax.Array | float = 1.0
-        if cap is None:
-            scores = products * (self.call.scale * LOG2E)
+        products = _dot(k, q, 1) if self.plan.keys_outer else _dot(q, k, 1)
+        if call.logit_softcap is None:
+            scores = products * (call.scale * LOG2E)
         else:
-            capped = jnp.tanh(products * (self.call.scale / cap))
-            scores, slope = capped * (cap * LOG2E), 1.0 - capped * capped
+            capped = jnp.tanh(products * (call.scale / call.logit_softcap))
+            scores, slope = capped * (call.logit_softcap * LOG2E), 1.0 - capped * capped
         return (jnp.where(self._seen(scores.shape, piece), scores, -jnp.inf) if masked else scores), slope
 
     def _seen(self, shape: tuple[int, ...], piece: slice) -> jax.Array:
-        outer, ids = self.plan.keys_outer, self.ids
+        call, outer = self.plan.call, self.plan.keys_outer
         query, key = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in ((1, 0) if outer else (0, 1)))
-        conditions = []
-        if self.call.causal:
+        conditions: list[jax.Array] = []
+        if call.causal:
             conditions.append(query - key >= self.ahead + piece.start)
-        if self.call.window is not None:
-            conditions.append(query - key < self.call.window + self.ahead + piece.start)
-        if self.call.kv_len < self.plan.padded[1]:
-            conditions.append(key < self.call.kv_len - self.k_start - piece.start)
-        if ids:
-            q_ids = ids["q_ids"][...]
-            k_ids = ids["k_ids"][piece] if outer else ids["k_ids"][:, piece]
-            conditions.append(_across(k_ids if outer else q_ids, shape[1]) == (q_ids if outer else k_ids))
+        if call.window is not None:
+            conditions.append(query - key < self.ahead + piece.start + call.window)
+        if call.kv_len < self.plan.padded[1]:
+            conditions.append(key < call.kv_len - self.k_start - piece.start)
+        if self.ids:
+            column, row = self.ids["column"], self.ids["row"]
+            column, row = (column[piece], row[...]) if outer else (column[...], row[:, piece])
+            conditions.append(_across(column, shape[1]) == row)
         return reduce(jnp.logical_and, conditions)
 
 
@@ -401,10 +390,10 @@ def _forward_kernel(
         values[...] = _across(shrink, values.shape[1]) * values[...] + _dot(p.astype(v.dtype), v[piece])
 
     def finish() -> None:
-        sums = jnp.broadcast_to(jnp.sum(total[...], axis=1, keepdims=True), total.shape)
-        empty = sums == 0.0
+        sums = jnp.sum(total[...], axis=1, keepdims=True)
+        empty = sums == 0.0  # a query that sees nothing
         safe = jnp.where(empty, 1.0, sums)
-        out[...] = (values[...] / _across(safe, values.shape[1])).astype(out.dtype)
+        out[...] = (values[...] * (1.0 / safe)).astype(out.dtype)
         lse[...] = jnp.where(empty, -jnp.inf, top[...] / LOG2E + jnp.log(safe)).T[:1]
 
     visit.run(start, step, finish)
@@ -424,12 +413,12 @@ def _queries_kernel(
     def step(piece: slice, masked: bool) -> None:
         scores, slope = visit.scores(q[...], k[piece], piece, masked)
         p = jnp.exp2(scores - _across(lse_lanes[...], scores.shape[1]))
-        d_p = _dot_transposed(d_out[...], v[piece])
+        d_p = _dot(d_out[...], v[piece], 1)
         d_scores = p * (d_p - _across(delta_lanes[...], scores.shape[1])) * slope
         total[...] += _dot(d_scores.astype(k.dtype), k[piece])
 
     def finish() -> None:
-        d_q[...] = (total[...] * visit.call.scale).astype(d_q.dtype)
+        d_q[...] = (total[...] * visit.plan.call.scale).astype(d_q.dtype)
 
     visit.run(start, step, finish)
 
@@ -448,11 +437,11 @@ def _keys_kernel(
         scores, slope = visit.scores(q[...], k[piece], piece, masked)
         p = jnp.exp2(scores - lse[...])
         total_v[piece] += _dot(p.astype(v.dtype), d_out[...])
-        d_scores = p * (_dot_transposed(v[piece], d_out[...]) - delta[...]) * slope
+        d_scores = p * (_dot(v[piece], d_out[...], 1) - delta[...]) * slope
         total_k[piece] += _dot(d_scores.astype(q.dtype), q[...])
 
     def finish() -> None:
-        d_k[...] = (total_k[...] * visit.call.scale).astype(d_k.dtype)
+        d_k[...] = (total_k[...] * visit.plan.call.scale).astype(d_k.dtype)
         d_v[...] = total_v[...].astype(d_v.dtype)
 
     visit.run(start, step, finish)
@@ -463,22 +452,7 @@ def _across(x: jax.Array, width: int) -> jax.Array:
     return jnp.tile(x, (1, pl.cdiv(width, LANES)))[:, :width]
 
 
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return _product(a, b, 0)
-
-
-def _dot_transposed(a: jax.Array, b: jax.Array) -> jax.Array:
-    return _product(a, b, 1)
-
-
-def _product(a: jax.Array, b: jax.Array, b_axis: int) -> jax.Array:
+def _dot(a: jax.Array, b: jax.Array, b_axis: int = 0) -> jax.Array:
     """float32, of `a`'s last axis with `b_axis`. Unless told, the units round float32 operands to bfloat16."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return lax.dot_general(a, b, (((1,), (b_axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
-
-
-def _extremes(segment_ids: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-    """Least and greatest of each block, `[batch, blocks]`."""
-    batch, length = segment_ids.shape
-    blocks = jnp.pad(segment_ids, ((0, 0), (0, -length % block)), mode="edge").reshape(batch, -1, block)
-    return blocks.min(-1), blocks.max(-1)
