@@ -7,11 +7,10 @@ them again from the log-sum-exp that the forward left, in two kernels: one holds
 the other holds queries and walks over keys (dq), so that no two programs add to the same place.
 
 What makes it fast:
-- Blocks that the mask hides are not visited, and those that it leaves whole are not masked: the walk has a stretch
-  before the whole blocks, one of them, and one after (`_walk`).
-- Softmax runs on powers of 2, which the GPU computes natively, with log2(e) in the factor of the scores (`_raw_scores`).
+- Blocks that the mask hides are not visited, and those that a causal mask leaves whole are not masked (`_walk`).
+- Softmax runs on powers of 2, which the GPU computes itself, with log2(e) in the factor of the scores (`_raw_scores`).
 - Triton's blocks are powers of two, so a head_dim such as 80 is held in parts, 64 + 16, not padded to 128 (`_parts`).
-- Arrays are read where they lie, `[batch, len, heads, head_dim]`; what a last block has too many is masked in its loads.
+- Arrays are read where they lie, `[batch, len, heads, head_dim]`; loads mask what a last block has too many.
 """
 
 from __future__ import annotations
@@ -35,6 +34,8 @@ from jax_kernels.forms import Config, Device
 Parts: TypeAlias = tuple[jax.Array, ...]
 """Rows of a head, `[rows, head_dim]`, as column blocks whose widths are powers of two."""
 
+KERNELS = ("", "dkv_", "dq_")
+NAMES = ("block_q", "block_k", "num_warps", "num_stages")
 LOG2_E = math.log2(math.e)
 SMALLEST_BLOCK = 16  # the smallest side of a product that tensor cores take
 
@@ -59,17 +60,10 @@ def _attention(call: Call, config: Config, interpret: bool, *operands: Any) -> t
 
 
 def _forward(
-    call: Call,
-    config: Config,
-    interpret: bool,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_offset: jax.Array | None,
-    segment_ids: jax.Array | None,
+    call: Call, config: Config, interpret: bool, *operands: Any
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
-    sizes = dict(config)
-    block_q, block_k = sizes["block_q"], sizes["block_k"]
+    q, k, v, q_offset, segment_ids = operands
+    block_q, block_k, params = _sizes(config, "")
     specs = _Specs(call, block_q, block_k, per_key_head=False)
     offset = None if q_offset is None else q_offset.astype(jnp.int32).reshape(1)
     out, lse = pl.pallas_call(
@@ -81,7 +75,7 @@ def _forward(
         grid=(pl.cdiv(call.q_len, block_q), call.num_heads, call.batch),
         in_specs=[*specs.mask(offset, segment_ids), specs.queries(), specs.keys(), specs.keys()],
         out_specs=(specs.queries(), specs.row_sums()),
-        compiler_params=plgpu.CompilerParams(num_warps=sizes["num_warps"], num_stages=sizes["num_stages"]),
+        compiler_params=params,
         interpret=interpret,
         name="attention_forward",
     )(offset, segment_ids, q, k, v)
@@ -99,30 +93,28 @@ def _backward(
     log2_sum = jnp.where(jnp.isneginf(lse), jnp.inf, lse * LOG2_E)
     operands = (offset, segment_ids, q, k, v, d_out, log2_sum, delta)
 
-    sizes = dict(config)
-    held, step = sizes["backward_block_held"], sizes["backward_block_step"]
-    params = plgpu.CompilerParams(num_warps=sizes["backward_num_warps"], num_stages=sizes["backward_num_stages"])
-
     def in_specs(specs: _Specs) -> list[Any]:
         mask, sums = specs.mask(offset, segment_ids), specs.row_sums()
         return [*mask, specs.queries(), specs.keys(), specs.keys(), specs.queries(), sums, sums]
 
-    specs = _Specs(call, step, held, per_key_head=True)
+    block_q, block_k, params = _sizes(config, "dkv_")
+    specs = _Specs(call, block_q, block_k, per_key_head=True)
     d_k, d_v = pl.pallas_call(
-        partial(_dkv_kernel, call, step, held),
+        partial(_dkv_kernel, call, block_q, block_k),
         out_shape=(jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
-        grid=(pl.cdiv(call.kv_len, held), call.num_kv_heads, call.batch),
+        grid=(pl.cdiv(call.kv_len, block_k), call.num_kv_heads, call.batch),
         in_specs=in_specs(specs),
         out_specs=(specs.keys(), specs.keys()),
         compiler_params=params,
         interpret=interpret,
         name="attention_dkv",
     )(*operands)
-    specs = _Specs(call, held, step, per_key_head=False)
+    block_q, block_k, params = _sizes(config, "dq_")
+    specs = _Specs(call, block_q, block_k, per_key_head=False)
     d_q = pl.pallas_call(
-        partial(_dq_kernel, call, held, step),
+        partial(_dq_kernel, call, block_q, block_k),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
-        grid=(pl.cdiv(call.q_len, held), call.num_heads, call.batch),
+        grid=(pl.cdiv(call.q_len, block_q), call.num_heads, call.batch),
         in_specs=in_specs(specs),
         out_specs=specs.queries(),
         compiler_params=params,
@@ -137,8 +129,8 @@ _attention.defvjp(_forward, _backward)
 
 @dataclass(frozen=True)
 class _Specs:
-    """Which part of each array the program (block, head, batch) may reach: a batch row's heads in whole length. The kernel
-    takes its blocks out of it itself, since where they begin and how many there are follows from the mask.
+    """What of each array the program (block, head, batch) may reach: a head in whole length. The kernel takes its blocks
+    out of it itself, since the mask says where they begin and how many there are.
 
     With `per_key_head`, the program's head is one of keys, and it reaches all query heads of its group.
     """
@@ -184,7 +176,7 @@ def _forward_kernel(call: Call, block_q: int, block_k: int, *refs: Any) -> None:
         raw, factor = _raw_scores(call, _products(queries, _load(call, k, (), k_start, block_k, length)))
         if masked:
             seen = _seen(call, block_k, offset, query_rows, _rows(ids, k_start, block_k, call.kv_len, axis=1))
-            raw = jnp.where(seen, raw, -jnp.inf)
+            raw = raw if seen is None else jnp.where(seen, raw, -jnp.inf)
         new_top = jnp.maximum(top, factor * jnp.max(raw, axis=1))
         # Of a row that has seen nothing yet: exp2(-inf - 0), not exp2(-inf + inf).
         base = jnp.where(new_top == -jnp.inf, 0.0, new_top) if masked else new_top
@@ -219,9 +211,10 @@ def _dkv_kernel(call: Call, block_q: int, block_k: int, *refs: Any) -> None:
         seen = None
         if masked:
             seen = _seen(call, block_k, offset, _rows(ids, q_start, block_q, call.q_len, axis=1), key_rows)
-        products, d_p = _products(keys, queries), _products(values, d_outs)
-        p, d_scores = _score_gradients(call, products, d_p, log2_sums, deltas, seen)
-        return _add_products(d_keys, d_scores, queries), _add_products(d_values, p, d_outs)
+        p, slope = _weights(call, _products(keys, queries), log2_sums, seen)
+        d_values = _add_products(d_values, p, d_outs)
+        d_scores = p * (_products(values, d_outs) - deltas) * slope
+        return _add_products(d_keys, d_scores, queries), d_values
 
     def walk_head(head: tuple[Any, ...], carry: tuple[Parts, Parts]) -> Any:
         seeing = _queries_seeing(call, k_start - offset, block_k)
@@ -252,8 +245,8 @@ def _dq_kernel(call: Call, block_q: int, block_k: int, *refs: Any) -> None:
         seen = None
         if masked:
             seen = _seen(call, block_k, offset, query_rows, _rows(ids, k_start, block_k, call.kv_len, axis=1))
-        products, d_p = _products(queries, keys), _products(d_outs, values)
-        _, d_scores = _score_gradients(call, products, d_p, log2_sums, deltas, seen)
+        p, slope = _weights(call, _products(queries, keys), log2_sums, seen)
+        d_scores = p * (_products(d_outs, values) - deltas) * slope
         return _add_products(d_queries, d_scores, keys)
 
     keys_seen = _keys_seen(call, q_start + offset, block_q)
@@ -271,62 +264,56 @@ def _program(call: Call) -> Any:
     return pl.num_programs(0) - 1 - block if call.causal else block
 
 
-class _Range(NamedTuple):
-    """Rows `[start, stop)` of the other side; None where nothing bounds them."""
+class _Stretch(NamedTuple):
+    """Rows `[start, stop)` of the other side that some of the held rows share; all of them share `whole`."""
 
-    start: Any | None
-    stop: Any | None
-
-
-def _keys_seen(call: Call, position: Any, size: int) -> tuple[_Range, _Range]:
-    """Keys that some, and that all, of the `size` queries from `position` on see, segments aside."""
-    last = position + size - 1
-    return (
-        _Range(position - call.window + 1 if call.window else None, last + 1 if call.causal else None),
-        _Range(last - call.window + 1 if call.window else None, position + 1 if call.causal else None),
-    )
+    start: Any
+    stop: Any
+    whole: tuple[Any, Any]
 
 
-def _queries_seeing(call: Call, index: Any, size: int) -> tuple[_Range, _Range]:
-    """Queries that see some, and that see all, of the `size` keys from the one on that query `index` stands at."""
-    last = index + size - 1
-    return (
-        _Range(index if call.causal else None, last + call.window if call.window else None),
-        _Range(last if call.causal else None, index + call.window if call.window else None),
-    )
+def _keys_seen(call: Call, position: Any, size: int) -> _Stretch:
+    """Keys that the `size` queries from `position` on see, segments aside."""
+    start = 0 if call.window is None else position - call.window + 1
+    if not call.causal:
+        return _Stretch(start, call.kv_len, (0, call.kv_len))
+    return _Stretch(start, position + size, (0, position + 1))
 
 
-def _walk(
-    call: Call, step: Callable[..., Any], carry: Any, rows: tuple[_Range, _Range], length: int, block: int
-) -> Any:
-    """`step(start, carry, masked)` for each block in reach, masked where not all see all of it or the array ends in it.
+def _queries_seeing(call: Call, index: Any, size: int) -> _Stretch:
+    """Queries that see the `size` keys of which the first is where query `index` stands."""
+    stop = call.q_len if call.window is None else index + size - 1 + call.window
+    if not call.causal:
+        return _Stretch(0, stop, (0, call.q_len))
+    return _Stretch(index, stop, (index + size - 1, call.q_len))
 
-    `rows` are those that matter to some of the held ones, and those that all of these share.
-    """
 
-    def blocks(row: Any | None, default: int, round_up: bool) -> Any:
-        rounding = block - 1 if round_up else 0
-        if row is None:
-            return (default + rounding) // block
-        return lax.div(jnp.clip(row, 0, length) + rounding, block)
+def _walk(call: Call, step: Callable[..., Any], carry: Any, rows: _Stretch, length: int, block: int) -> Any:
+    """`step(start, carry, masked)` for each block of rows, masked where not all see all of it or the array ends in it."""
 
-    def loop(start: Any, stop: Any, carry: Any, masked: bool) -> Any:
-        body = lambda i, carry: step(i * block, carry, masked)  # noqa: E731
-        return lax.fori_loop(jnp.int32(start), jnp.int32(stop), body, carry)
+    def floor(row: Any) -> Any:
+        return row // block if isinstance(row, int) else lax.div(jnp.clip(row, 0, length), block)
 
-    some, every = rows
-    first, last = blocks(some.start, 0, False), blocks(some.stop, length, True)
-    if call.has_segments:
+    def ceil(row: Any) -> Any:
+        return pl.cdiv(row, block) if isinstance(row, int) else lax.div(jnp.clip(row, 0, length) + block - 1, block)
+
+    def loop(first: Any, last: Any, carry: Any, masked: bool) -> Any:
+        return lax.fori_loop(jnp.int32(first), jnp.int32(last), lambda i, x: step(i * block, x, masked), carry)
+
+    first, last = floor(rows.start), ceil(rows.stop)
+    # Two loops over parts, or three of any kind, would make Hopper wait for each product (ptxas says so, C7515). To mask
+    # all costs less.
+    if call.has_segments or call.window is not None or (call.causal and len(_parts(call.head_dim)) > 1):
         return loop(first, last, carry, masked=True)
-    whole_first, whole_last = first, last
-    if every.start is not None:
-        whole_first = jnp.clip(blocks(every.start, 0, True), first, last)
+    whole_first, whole_last = ceil(rows.whole[0]), floor(rows.whole[1])
+    if not isinstance(whole_first, int):
+        whole_first = jnp.minimum(whole_first, last)
         carry = loop(first, whole_first, carry, masked=True)
-    ends_whole = every.stop is None and length % block == 0
-    if not ends_whole:
-        whole_last = jnp.clip(blocks(every.stop, length, False), whole_first, last)
+    if not isinstance(whole_last, int):
+        whole_last = jnp.minimum(whole_last, last)
     carry = loop(whole_first, whole_last, carry, masked=False)
-    return carry if ends_whole else loop(whole_last, last, carry, masked=True)
+    ends_whole = isinstance(whole_last, int) and length % block == 0
+    return carry if ends_whole else loop(jnp.maximum(whole_first, whole_last), last, carry, masked=True)
 
 
 class _Rows(NamedTuple):
@@ -371,16 +358,13 @@ def _raw_scores(call: Call, products: jax.Array) -> tuple[jax.Array, float]:
     return products * call.scale, LOG2_E
 
 
-def _score_gradients(
-    call: Call, products: jax.Array, d_p: jax.Array, log2_sum: jax.Array, delta: jax.Array, seen: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """p, and the gradient of products * scale."""
+def _weights(
+    call: Call, products: jax.Array, log2_sum: jax.Array, seen: jax.Array | None
+) -> tuple[jax.Array, jax.Array | float]:
+    """p as the forward had it, and the slope of the soft-cap at each score."""
     raw, factor = _raw_scores(call, products)
     p = jnp.exp2(factor * raw - log2_sum)
-    if seen is not None:
-        p = jnp.where(seen, p, 0.0)
-    d_scores = p * (d_p - delta)
-    return p, d_scores if call.logit_softcap is None else d_scores * (1.0 - raw * raw)
+    return p if seen is None else jnp.where(seen, p, 0.0), 1.0 if call.logit_softcap is None else 1.0 - raw * raw
 
 
 def _dot(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax.Array:
@@ -426,13 +410,13 @@ def _inside(start: Any, size: int, length: int | None) -> jax.Array | None:
 
 def _reach(call: Call, start: Any, size: int, length: int | None, column: int, width: int) -> jax.Array | None:
     """`_inside` for a part `[size, width]` of rows, whose columns may be beyond head_dim too."""
-    rows, limits = _inside(start, size, length), []
-    if rows is not None:
-        limits.append(jnp.broadcast_to(rows[:, None], (size, width)))
+    reach = _inside(start, size, length)
+    if reach is not None:
+        reach = jnp.broadcast_to(reach[:, None], (size, width))
     if column + width > call.head_dim:
-        columns = column + lax.iota(jnp.int32, width) < call.head_dim
-        limits.append(jnp.broadcast_to(columns[None, :], (size, width)))
-    return reduce(jnp.logical_and, limits) if limits else None
+        columns = jnp.broadcast_to(column + lax.iota(jnp.int32, width) < call.head_dim, (size, width))
+        reach = columns if reach is None else reach & columns
+    return reach
 
 
 def _load(call: Call, ref: Any, head: tuple[Any, ...], start: Any, size: int, length: int | None) -> Parts:
@@ -475,6 +459,75 @@ def refuses(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    names = ("block_q", "block_k", "num_warps", "num_stages")
-    backward = ("backward_block_held", "backward_block_step", "backward_num_warps", "backward_num_stages")
-    return [tuple(zip(names + backward, (64, 64, 4, 2, 64, 32, 4, 2), strict=True))]
+    """The first is the best guess; that they fit shared memory, nearly all without spilling registers, was compiled."""
+    assert device.compute_capability is not None
+    hopper = (9, 0) <= device.compute_capability < (12, 0)
+    table = _FLOAT32 if call.dtype == "float32" else _HOPPER if hopper else _AMPERE
+    rows = next(rows for head_dim, rows in table.items() if call.head_dim <= head_dim)
+    # All others than these have 99 KiB of shared memory, for which the last row is.
+    rows = rows if hopper or device.compute_capability == (8, 0) else rows[-1:]
+    return list(dict.fromkeys(_config(call, row) for row in rows))
+
+
+def _config(call: Call, row: tuple[tuple[int, int, int, int], ...]) -> Config:
+    """Of a row of the tables, with blocks no longer than the lengths that they divide."""
+    longest = [max(SMALLEST_BLOCK, pl.next_power_of_2(length)) for length in (call.q_len, call.kv_len)]
+    config: list[tuple[str, int]] = []
+    for kernel, (block_q, block_k, num_warps, num_stages) in zip(KERNELS, row, strict=True):
+        values = (min(block_q, longest[0]), min(block_k, longest[1]), num_warps, num_stages)
+        config += [(kernel + name, value) for name, value in zip(NAMES, values, strict=True)]
+    return tuple(config)
+
+
+def _sizes(config: Config, kernel: str) -> tuple[int, int, Any]:
+    """block_q, block_k and the compiler's parameters of one of KERNELS."""
+    block_q, block_k, num_warps, num_stages = (dict(config)[kernel + name] for name in NAMES)
+    return block_q, block_k, plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages)
+
+
+# For head_dim up to the key, from the best guess on: NAMES of the forward, of dk and dv, and of dq.
+_HOPPER = {
+    64: (
+        ((128, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
+        ((128, 128, 8, 2), (64, 64, 4, 2), (128, 128, 8, 2)),
+        ((64, 64, 4, 3), (64, 64, 8, 2), (64, 64, 4, 3)),
+    ),
+    128: (
+        ((128, 128, 8, 2), (64, 128, 8, 2), (128, 64, 8, 3)),
+        ((128, 64, 8, 3), (32, 128, 8, 3), (64, 64, 4, 2)),
+        ((64, 64, 4, 2), (64, 64, 8, 2), (128, 64, 8, 2)),
+    ),
+    256: (
+        ((128, 64, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2)),
+        ((64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
+    ),
+}
+_AMPERE = {
+    64: (
+        ((128, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
+        ((128, 128, 8, 2), (64, 64, 8, 2), (128, 32, 4, 3)),
+        ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    ),
+    128: (
+        ((128, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2)),
+        ((64, 64, 4, 2), (32, 128, 8, 3), (128, 64, 8, 3)),
+        ((64, 32, 4, 2), (32, 64, 4, 2), (64, 32, 4, 2)),
+    ),
+    256: (
+        ((64, 64, 8, 2), (64, 64, 8, 1), (64, 64, 8, 2)),
+        ((128, 64, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
+        ((64, 32, 4, 2), (32, 32, 4, 1), (64, 32, 4, 2)),
+    ),
+}
+# Without tensor cores, each thread holds rows of both operands: small blocks, many threads.
+_FLOAT32 = {
+    64: (
+        ((64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
+        ((32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
+    ),
+    128: (((32, 16, 8, 2), (16, 32, 8, 2), (32, 16, 8, 2)),),
+    256: (
+        ((32, 32, 8, 2), (16, 32, 8, 2), (32, 32, 8, 2)),
+        ((32, 16, 8, 1), (16, 32, 8, 1), (32, 16, 8, 1)),
+    ),
+}
