@@ -87,15 +87,16 @@ def attention(
     columns = -call.head_dim % (16 if call.head_dim <= 128 else 16 * WARPGROUPS)
     padded = [jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, columns))) for x in (q, k, v)]
     offset = None if q_offset is None else q_offset.astype(jnp.int32).reshape(1)
+    ids: tuple[jax.Array, ...] = ()
     if segment_ids is not None:
-        segment_ids = jnp.pad(segment_ids.astype(jnp.int32), ((0, 0), (0, -call.q_len % 8)))
-    out, lse = _attention(call, config, *padded, offset, segment_ids)
+        ids = (jnp.pad(segment_ids.astype(jnp.int32), ((0, 0), (0, -call.q_len % 8)))[:, None],)
+    out, lse = _attention(call, config, *padded, offset, ids)
     return out[:, : call.q_len, :, : call.head_dim], lse[:, :, : call.q_len]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attention(call: Call, config: Config, *operands: Any) -> tuple[jax.Array, jax.Array]:
-    """As `attention`, of padded q, k and v, an offset `[1]` or None, and segment ids or None."""
+    """As `attention`, of padded q, k and v, an offset `[1]` or None, and segment ids `[batch, 1, len]` if any."""
     result, _ = _forward(call, config, *operands)
     return result
 
@@ -105,7 +106,7 @@ def _forward(call: Call, config: Config, *operands: Any) -> tuple[tuple[jax.Arra
     size = dict(config)
     sizes = size["block_q"], size["block_k"], size["stages"], 1
     types = q, jax.ShapeDtypeStruct((call.batch, call.num_heads, q.shape[1]), jnp.float32)
-    sides = Side((q,), (), ids), (Side((k,), (), ids), Side((v,), (), None))
+    sides = Side((q,), ids), (Side((k,), ids), Side((v,), ()))
     out, lse = _run(call, "attention", _attend, types, offset, *sides, sizes, of_keys=False)
     return (out, lse), (*operands, out, lse)
 
@@ -119,12 +120,13 @@ def _backward(
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1).transpose(0, 2, 1) - d_lse
     # In units of exp2; rows that see nothing get probabilities of zero.
     lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse * LOG2_E)
-    queries, keys, size = Side((q, d_out), (lse, delta), ids), Side((k, v), (), ids), dict(config)
-    parts = 1 if q.shape[-1] <= 128 else WARPGROUPS
-    sizes = ROWS, size["block_k_dq"], size["stages_backward"], parts
-    (d_q,) = _run(call, "attention_d_q", _d_q, (q,), offset, queries, (keys,), sizes, of_keys=False)
-    sizes = ROWS, size["block_q_dkv"], size["stages_backward"], parts
-    d_k, d_v = _run(call, "attention_d_kv", _d_kv, (k, v), offset, keys, (queries,), sizes, of_keys=True)
+    queries, keys, size = Side((q, d_out), (lse, delta, *ids)), Side((k, v), ids), dict(config)
+    rest = size["stages_backward"], 1 if q.shape[-1] <= 128 else WARPGROUPS
+    sum_d_q, sum_d_kv = (partial(_gradients, of_keys=x) for x in (False, True))
+    sizes = ROWS, size["block_k_dq"], *rest
+    (d_q,) = _run(call, "attention_d_q", sum_d_q, (q,), offset, queries, (keys,), sizes, of_keys=False)
+    sizes = ROWS, size["block_q_dkv"], *rest
+    d_k, d_v = _run(call, "attention_d_kv", sum_d_kv, (k, v), offset, keys, (queries,), sizes, of_keys=True)
     return d_q, d_k, d_v, None, None
 
 
@@ -132,16 +134,14 @@ _attention.defvjp(_forward, _backward)
 
 
 class Side(NamedTuple):
-    """What lies along queries, or along keys. In shared memory each has a leading axis of tiles or slots instead of
-    batches and heads, and matrices another of parts, which share out the columns."""
+    """What lies along queries, or along keys. In shared memory each has an axis of tiles or slots instead of batches
+    and heads, and matrices one of parts, which share out the columns."""
 
     matrices: tuple[Any, ...]  # [batch, len, heads, head_dim]
-    vectors: tuple[Any, ...]  # [batch, heads, len]
-    ids: Any  # [batch, len], or None
+    vectors: tuple[Any, ...]  # [batch, heads, len]; segment ids, of one head, are the last
 
     def at(self, index: Scalar) -> Side:
-        ids = None if self.ids is None else self.ids.at[index]
-        return Side(tuple(x.at[index] for x in self.matrices), tuple(x.at[index] for x in self.vectors), ids)
+        return Side(tuple(x.at[index] for x in self.matrices), tuple(x.at[index] for x in self.vectors))
 
 
 class Buffers(NamedTuple):
@@ -161,15 +161,14 @@ def _buffers(side: Side, count: int, rows: int, parts: int, ring: bool) -> Buffe
         layout = plgpu.TilingTransform((8, swizzle // x.dtype.itemsize)), plgpu.SwizzleTransform(swizzle)
         return plgpu.SMEM((count, parts, rows, width), x.dtype, transforms=layout)
 
-    vectors = tuple(plgpu.SMEM((count, rows), jnp.float32) for _ in side.vectors)
-    ids = None if side.ids is None else plgpu.SMEM((count, rows), jnp.int32)
-    copies = len(side.matrices) * parts + len(vectors) + (ids is not None)
+    vectors = tuple(plgpu.SMEM((count, rows), x.dtype) for x in side.vectors)
+    copies = len(side.matrices) * parts + len(vectors)
     if ring:
         filled = plgpu.Barrier(num_arrivals=copies, num_barriers=count)
         empty = plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=count)
     else:
         filled, empty = plgpu.Barrier(num_arrivals=copies * count), None
-    return Buffers(Side(tuple(map(matrix, side.matrices)), vectors, ids), filled, empty)
+    return Buffers(Side(tuple(map(matrix, side.matrices)), vectors), filled, empty)
 
 
 def _copy(source: Side, target: Side, filled: Ref, batch: Scalar, start: Scalar, head: Scalar) -> None:
@@ -180,9 +179,8 @@ def _copy(source: Side, target: Side, filled: Ref, batch: Scalar, start: Scalar,
             columns = pl.ds(i * width, width)
             plgpu.copy_gmem_to_smem(x.at[batch, pl.ds(start, rows), head, columns], buffer.at[i], filled)
     for x, buffer in zip(source.vectors, target.vectors, strict=True):
-        plgpu.copy_gmem_to_smem(x.at[batch, head, pl.ds(start, buffer.shape[0])], buffer, filled)
-    if source.ids is not None:
-        plgpu.copy_gmem_to_smem(source.ids.at[batch, pl.ds(start, target.ids.shape[0])], target.ids, filled)
+        row = x.at[batch, head if x.shape[1] > 1 else 0, pl.ds(start, buffer.shape[0])]
+        plgpu.copy_gmem_to_smem(row, buffer, filled)
 
 
 class Span(NamedTuple):
@@ -194,29 +192,28 @@ class Span(NamedTuple):
     stop: Scalar
 
 
+def _reach(call: Call, offset: Scalar, of_keys: bool) -> tuple[Any, Any]:
+    """(low, high): query i sees keys i + low to i + high, exclusive, or queries so see key i; None is no end."""
+    if of_keys:
+        return -offset if call.causal else None, call.window - offset if call.window is not None else None
+    return offset - call.window + 1 if call.window is not None else None, offset + 1 if call.causal else None
+
+
 def _span(call: Call, first: Scalar, last: Scalar, offset: Scalar, block: int, of_keys: bool) -> Span:
     """Of the queries that see keys `first` to `last`, or of the keys that queries `first` to `last` see."""
-    # Queries past the end need no mask, as they have no gradient.
-    length, whole = (call.q_len, call.q_len + block) if of_keys else (call.kv_len, call.kv_len)
-    low, whole_low, high, whole_high = 0, 0, length, whole
-    if of_keys:
-        if call.causal:
-            low, whole_low = first - offset, last - offset
-        if call.window is not None:
-            high, whole_high = last - offset + call.window, first - offset + call.window
-    else:
-        if call.causal:
-            high, whole_high = last + offset + 1, first + offset + 1
-        if call.window is not None:
-            low, whole_low = first + offset - call.window + 1, last + offset - call.window + 1
+    length, whole = call.kv_len, call.kv_len
+    if of_keys:  # queries past the end need no mask, as they have no gradient
+        length, whole = call.q_len, call.q_len + block
+    low, high = _reach(call, offset, of_keys)
 
     def blocks(row: Scalar, limit: int, up: bool) -> Scalar:
         return lax.div(jnp.clip(jnp.int32(row), 0, limit) + (block - 1 if up else 0), jnp.int32(block))
 
-    start = blocks(low, length, up=False)
-    stop = jnp.maximum(blocks(high, length, up=True), start)
-    whole_start = jnp.clip(blocks(whole_low, whole, up=True), start, stop)
-    return Span(start, whole_start, jnp.clip(blocks(whole_high, whole, up=False), whole_start, stop), stop)
+    start = blocks(0 if low is None else first + low, length, up=False)
+    stop = jnp.maximum(blocks(length if high is None else last + high, length, up=True), start)
+    whole_start = jnp.clip(blocks(0 if low is None else last + low, whole, up=True), start, stop)
+    whole_stop = jnp.clip(blocks(whole if high is None else first + high, whole, up=False), whole_start, stop)
+    return Span(start, whole_start, whole_stop, stop)
 
 
 def _walk(call: Call, span: Span, step: Callable[..., Any], carry: Any, block: int, of_keys: bool) -> Any:
@@ -224,50 +221,41 @@ def _walk(call: Call, span: Span, step: Callable[..., Any], carry: Any, block: i
     masked, whole = partial(step, masked=True), partial(step, masked=False)
     if call.has_segments:
         return lax.fori_loop(span.start, span.stop, masked, carry)
-    before, after = call.window is not None, call.causal
-    if of_keys:
-        before, after = after, before
-    elif call.kv_len % block:
-        after = True
-    if before:
+    low, high = _reach(call, 0, of_keys)
+    if low is not None:
         carry = lax.fori_loop(span.start, span.whole_start, masked, carry)
     carry = lax.fori_loop(span.whole_start, span.whole_stop, whole, carry)
-    if after:
+    if high is not None or (not of_keys and call.kv_len % block):
         carry = lax.fori_loop(span.whole_stop, span.stop, masked, carry)
     return carry
 
 
 def _mask(
-    call: Call, scores: jax.Array, starts: tuple[Scalar, Scalar], offset: Scalar, ids: tuple[Ref, Ref], q_axis: int
+    call: Call, x: jax.Array, starts: tuple[Scalar, Scalar], offset: Scalar, sides: tuple[Side, Side], q_axis: int
 ) -> jax.Array:
-    """-inf where a query does not see a key. `starts` and `ids` are those of the rows and of the columns."""
-    iota = partial(plgpu.broadcasted_iota, jnp.int32, scores.shape, layout=plgpu.Layout.WGMMA)
-    q_start, k_start = starts[q_axis], starts[1 - q_axis]
-    key = iota(1 - q_axis)
-    position = iota(q_axis) + (q_start + offset - k_start)  # of a query, counted from the block's first key
-    conditions = []
-    if q_axis == 0 and call.kv_len % scores.shape[1]:
-        conditions.append(key < call.kv_len - k_start)
+    """-inf where a query does not see a key. `starts` and `sides` are those of the rows and of the columns."""
+    iota = partial(plgpu.broadcasted_iota, jnp.int32, x.shape, layout=plgpu.Layout.WGMMA)
+    key, k_start = iota(1 - q_axis), starts[1 - q_axis]
+    position = iota(q_axis) + (starts[q_axis] + offset - k_start)  # of a query, from the block's first key on
+    seen = []
+    if q_axis == 0 and call.kv_len % x.shape[1]:
+        seen.append(key < call.kv_len - k_start)
     if call.causal:
-        conditions.append(key <= position)
+        seen.append(key <= position)
     if call.window is not None:
-        conditions.append(key > position - call.window)
+        seen.append(key > position - call.window)
     if call.has_segments:
-        conditions.append(_load(ids[0], scores.shape, 0) == _load(ids[1], scores.shape, 1))
-    return jnp.where(reduce(operator.and_, conditions), scores, -jnp.inf)
+        seen.append(_load(sides[0].vectors[-1], x.shape, 0) == _load(sides[1].vectors[-1], x.shape, 1))
+    return jnp.where(reduce(operator.and_, seen), x, -jnp.inf)
 
 
-def _factor(call: Call) -> float:
-    """exp(score) = exp2(x factor), where x is the product of a query and a key, after `_cap`."""
-    return LOG2_E * (call.scale if call.logit_softcap is None else call.logit_softcap)
-
-
-def _cap(call: Call, products: jax.Array) -> jax.Array:
-    """tanh of the scores in units of the soft-cap, if there is one."""
+def _scores(call: Call, products: jax.Array) -> tuple[jax.Array, float]:
+    """(x, factor) of products of q and k, with exp(score) = exp2(x factor); under a soft-cap x is the tanh."""
     if call.logit_softcap is None:
-        return products
+        return products, call.scale * LOG2_E
     # By exp2, whose approximation is closer than that of the GPU's tanh.
-    return 1.0 - 2.0 / (jnp.exp2(products * (2.0 * LOG2_E * call.scale / call.logit_softcap)) + 1.0)
+    power = jnp.exp2(products * (2.0 * LOG2_E * call.scale / call.logit_softcap))
+    return 1.0 - 2.0 / (power + 1.0), call.logit_softcap * LOG2_E
 
 
 def _accumulate(*sums: tuple[jax.Array, jax.Array, Ref, Any], meanwhile: Callable[[], None] = lambda: None) -> Any:
@@ -303,10 +291,9 @@ def _meet(barrier: Ref) -> None:
     plgpu.barrier_wait(barrier)
 
 
-def _release(ring: Buffers, slot: Scalar, by_loads: bool) -> None:
-    """`by_loads`: the slot was read not only by products, which bulk copies keep their order with."""
-    if by_loads or forms.is_interpreting():
-        plgpu.commit_smem()
+def _release(ring: Buffers, slot: Scalar) -> None:
+    if ring.side.vectors or forms.is_interpreting():
+        plgpu.commit_smem()  # bulk copies keep their order with products, but not with ordinary loads
     plgpu.barrier_arrive(ring.empty.at[slot])
 
 
@@ -378,11 +365,16 @@ def _run(
         plgpu.SMEM((WARPGROUPS, rows), jnp.float32),
         plgpu.Barrier(num_arrivals=WARPGROUPS),
     )
-    kernel = plgpu.kernel(
+    grid = call.batch, tiles, call.num_kv_heads if of_keys else call.num_heads
+    return list(_kernel(body, name, grid, types, scratch)(offset, mine, others))
+
+
+def _kernel(body: Callable[..., None], name: str, grid: tuple[int, int, int], types: Any, scratch: Any) -> Any:
+    return plgpu.kernel(
         body,
         out_type=types,
         scratch_types=scratch,
-        grid=(call.batch, tiles, call.num_kv_heads if of_keys else call.num_heads),
+        grid=grid,  # the last runs fastest: heads that share keys, close together
         grid_names=("batch", "tile", "head"),
         num_threads=WARPGROUPS + 1,
         thread_name="warpgroup",
@@ -390,7 +382,6 @@ def _run(
         interpret=plgpu.InterpretGPUParams(detect_races=True) if forms.is_interpreting() else None,
         kernel_name=name,
     )
-    return list(kernel(offset, mine, others))
 
 
 def _store(values: Any, matrices: list[Ref], vector: Ref, results: Any, to: tuple[Any, ...]) -> None:
@@ -415,8 +406,7 @@ def _attend(call: Call, place: Place) -> tuple[jax.Array, jax.Array]:
     """Out `[rows, head_dim]` and log-sum-exp `[rows]` of a warpgroup's queries."""
     k_ring, v_ring = place.rings
     queries, (keys,), (values,) = place.mine.matrices[0].at[0], k_ring.side.matrices, v_ring.side.matrices
-    (rows, width), (stages, _, block, _) = queries.shape, keys.shape
-    span, factor = place.span, _factor(call)
+    (rows, width), (stages, _, block, _), span = queries.shape, keys.shape, place.span
 
     def step(index: Scalar, carry: Any, masked: bool) -> Any:
         acc, top, total = carry
@@ -427,14 +417,14 @@ def _attend(call: Call, place: Place) -> tuple[jax.Array, jax.Array]:
             _meet(place.meeting)
             return products[...]
 
-        scores = _cap(call, pl.run_scoped(multiply, plgpu.ACC((rows, block), jnp.float32)))
+        x, factor = _scores(call, pl.run_scoped(multiply, plgpu.ACC((rows, block), jnp.float32)))
         if masked:
-            ids = place.mine.ids, k_ring.side.at(slot).ids
-            scores = _mask(call, scores, (place.start, index * block), place.offset, ids, q_axis=0)
-        _release(k_ring, slot, by_loads=call.has_segments)
-        new_top = jnp.maximum(top, jnp.max(scores, axis=1))
-        decay = jnp.exp2((top - new_top) * factor)
-        p = jnp.exp2(scores * factor - _rows(new_top * factor, scores))
+            sides = place.mine, k_ring.side.at(slot)
+            x = _mask(call, x, (place.start, index * block), place.offset, sides, q_axis=0)
+        _release(k_ring, slot)
+        new_top = jnp.maximum(top, jnp.max(x, axis=1) * factor)
+        p = jnp.exp2(x * factor - _rows(new_top, x))
+        decay = jnp.exp2(top - new_top)
         total = total * decay + jnp.sum(p, axis=1)
         carry = acc * _rows(decay, acc), p.astype(values.dtype), new_top, total
         acc, p, top, total = lax.optimization_barrier(carry)  # all that before it is the other's turn
@@ -447,62 +437,51 @@ def _attend(call: Call, place: Place) -> tuple[jax.Array, jax.Array]:
             pl.when(index + 1 < span.stop)(partial(plgpu.barrier_wait, k_ring.filled.at[following]))
 
         (acc,) = _accumulate((acc, p, values, (slot, 0)), meanwhile=await_next)
-        _release(v_ring, slot, by_loads=False)
+        _release(v_ring, slot)
         return acc, top, total
 
-    row_layout = plgpu.Layout.WGMMA.reduce(1)
-    top, total = (plgpu.layout_cast(jnp.full(rows, x, jnp.float32), row_layout) for x in (LOWEST, 0.0))
+    zeros = plgpu.layout_cast(jnp.zeros(rows, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
     pl.when(span.start < span.stop)(partial(plgpu.barrier_wait, k_ring.filled.at[0]))
     pl.when(place.me == 1)(partial(_meet, place.meeting))  # half a step behind the other
-    acc, top, total = _walk(call, span, step, (_zeros(rows, width), top, total), block, of_keys=False)
+    acc, top, total = _walk(call, span, step, (_zeros(rows, width), zeros + LOWEST, zeros), block, of_keys=False)
     pl.when(place.me == 0)(partial(_meet, place.meeting))
     acc = acc * _rows(1.0 / jnp.where(total == 0.0, 1.0, total), acc)  # 0: a row that sees nothing
-    return acc.astype(values.dtype), top * (factor / LOG2_E) + jnp.log(total)
+    return acc, top / LOG2_E + jnp.log(total)
 
 
-def _d_q(call: Call, place: Place) -> tuple[jax.Array, ...]:
-    zeros, step = _gradients(call, place, of_keys=False)
-    (d_q,) = step(jnp.int32(0), zeros[:1])
-    return (d_q * call.scale,)
-
-
-def _d_kv(call: Call, place: Place) -> tuple[jax.Array, ...]:
-    zeros, step = _gradients(call, place, of_keys=True)
-    d_k, d_v = lax.fori_loop(0, call.group, step, zeros)
-    return d_k * call.scale, d_v
-
-
-def _gradients(call: Call, place: Place, of_keys: bool) -> tuple[Any, Callable[..., Any]]:
-    """Zeros for the gradients `[64, width]` of a warpgroup's rows, and what adds a head of queries to them: matrices are
-    q and d_out, or k and v, vectors are log-sum-exps for exp2, and deltas."""
-    (ring,), span = place.rings, place.span
-    (parts, rows, width), (stages, _, block, _) = place.mine.matrices[0].shape, ring.side.matrices[0].shape
+def _gradients(call: Call, place: Place, of_keys: bool) -> tuple[jax.Array, ...]:
+    """d_q, or d_k and d_v, `[64, width]` of a warpgroup's rows. Matrices are q and d_out, or k and v; vectors of
+    queries are the log-sum-exp for exp2, and delta."""
+    (ring,), span, mine = place.rings, place.span, place.mine
+    (parts, rows, width), (stages, _, block, _) = mine.matrices[0].shape, ring.side.matrices[0].shape
     shape, q_axis = (rows, block), 1 if of_keys else 0
 
     def step(head: Scalar, index: Scalar, sums: Any, masked: bool) -> Any:
         slot = lax.rem(head * (span.stop - span.start) + index - span.start, jnp.int32(stages))
         others = ring.side.at(slot)
-        lse, delta = (others if of_keys else place.mine).vectors
+        lse, delta, *_ = (others if of_keys else mine).vectors
         plgpu.barrier_wait(ring.filled.at[slot])
 
         def multiply(*products: Ref) -> tuple[jax.Array, jax.Array]:
-            for acc, a, b in zip(products, place.mine.matrices, others.matrices, strict=True):
+            for acc, a, b in zip(products, mine.matrices, others.matrices, strict=True):
                 for i in range(parts):
                     plgpu.wgmma(acc, a.at[i], b.at[i].transpose((1, 0)))
-            x = _cap(call, plgpu.wgmma_accumulator_load(products[0], wait_n=parts))
-            starts, ids = (place.start, index * block), (place.mine.ids, others.ids)
-            seen = _mask(call, x, starts, place.offset, ids, q_axis) if masked else x
-            p = jnp.exp2(seen * _factor(call) - _load(lse, shape, q_axis))
-            slope = p if call.logit_softcap is None else p * (1.0 - x * x)
-            return slope * (products[1][...] - _load(delta, shape, q_axis)), p
+            x, factor = _scores(call, plgpu.wgmma_accumulator_load(products[0], wait_n=parts))
+            slope = 1.0 if call.logit_softcap is None else 1.0 - x * x
+            if masked:
+                x = _mask(call, x, (place.start, index * block), place.offset, (mine, others), q_axis)
+            p = jnp.exp2(x * factor - _load(lse, shape, q_axis))
+            return p * slope * (products[1][...] - _load(delta, shape, q_axis)), p
 
         factors = pl.run_scoped(multiply, *[plgpu.ACC(shape, jnp.float32)] * 2)  # of the rows of others.matrices
         matrices = zip(sums, factors, ring.side.matrices, strict=False)  # of which d_q has only the first
         sums = _accumulate(*[(acc, x.astype(b.dtype), b, (slot, place.part)) for acc, x, b in matrices])
-        _release(ring, slot, by_loads=of_keys or call.has_segments)
+        _release(ring, slot)
         return sums
 
     def of_head(head: Scalar, sums: Any) -> Any:
         return _walk(call, span, partial(step, head), sums, block, of_keys)
 
-    return (_zeros(rows, width), _zeros(rows, width)), of_head
+    zeros = tuple(_zeros(rows, width) for _ in range(2 if of_keys else 1))
+    sums = lax.fori_loop(0, call.group if of_keys else 1, of_head, zeros)
+    return sums[0] * call.scale, *sums[1:]
