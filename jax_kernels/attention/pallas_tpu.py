@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +35,20 @@ from jax_kernels.forms import Config, Device, is_interpreting
 Ref: TypeAlias = Any
 Seeing: TypeAlias = tuple[jax.Array | None, jax.Array | None]
 """What of the mask is known when the program runs: the offset if traced, segment ids."""
-Kind: TypeAlias = Literal["queries", "keys", "numbers"]
-"""`[batch, num_heads, q_len, head_dim]`; `[batch, num_kv_heads, kv_len, head_dim]`; a number of each query
-`[batch, num_heads, 1, q_len]`."""
-Arrays: TypeAlias = Sequence[tuple[Kind, Any]]
+Arrays: TypeAlias = Sequence[tuple[str, Any]]
+"""Arrays, or their dtypes, each with its kind."""
+
+AXES = {
+    "queries": ("batch", "head", "q", "head_dim"),
+    "keys": ("batch", "kv_head", "k", "head_dim"),
+    "numbers": ("batch", "head", "one", "q"),  # one of each query
+    # Segment ids, along the first axis of a block of scores or along the second.
+    "q_column": ("batch", "q", "lanes"),
+    "k_column": ("batch", "k", "lanes"),
+    "q_row": ("batch", "one", "q"),
+    "k_row": ("batch", "one", "k"),
+}
+"""What the kernels read and write, by kind."""
 
 LANES = 128
 PIECE = 512  # keys whose scores are held at once: one piece's products overlap with the exponentials of another
@@ -144,7 +154,7 @@ def _backward(
     # Each score's gradient is p (dp - delta), and the log-sum-exp's own gradient adds p d_lse.
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
     lse2 = LOG2E * jnp.where(jnp.isneginf(lse), 0.0, lse)
-    operands: list[tuple[Kind, Any]] = [("queries", q), ("keys", k), ("keys", v), ("queries", d_out)]
+    operands = [("queries", q), ("keys", k), ("keys", v), ("queries", d_out)]
     operands += [("numbers", lse2[:, :, None]), ("numbers", delta[:, :, None])]
 
     block_q, block_k = dict(config)["block_q_backward"], dict(config)["block_k_backward"]
@@ -179,11 +189,6 @@ class Plan:
         """Lengths of queries and keys in whole blocks. The added queries need no mask: their output is cut off, and
         with a gradient of zeros they add nothing to that of the keys."""
         return _round_up(self.call.q_len, self.block_q), _round_up(self.call.kv_len, self.block_k)
-
-    @property
-    def has_mask(self) -> bool:
-        call = self.call
-        return call.causal or call.window is not None or call.has_segments or call.kv_len < self.padded[1]
 
     def visits(self, q_offset: int | jax.Array, segment_ids: jax.Array | None) -> tuple[jax.Array, int | jax.Array]:
         """What to visit in which order, `[batch * visits]` int32, or `[visits]` without segment ids, which differ by
@@ -227,30 +232,6 @@ class Plan:
             some, every = some & (q_low <= k_high) & (k_low <= q_high), every & (q_low == k_high) & (q_high == k_low)
         return some, every & some
 
-    def block_specs(self) -> dict[str, pl.BlockSpec]:
-        """The block of each kind of operand that a step of the grid is given; segment ids are a column along the
-        scores' first axis, `[batch, len, LANES]`, and a row along the other, `[batch, 1, len]`."""
-
-        def spec(block: tuple[int | None, ...], *place: str | int) -> pl.BlockSpec:
-            def index(batch: Any, kv_head: Any, i: Any, j: Any, visits: Ref, offset: Ref) -> tuple[Any, ...]:
-                at, member = (i, j) if self.keys_outer else (j, i)
-                q, k, _ = self.read(visits, batch, at)
-                head = kv_head * self.call.group + member
-                here = {"batch": batch, "head": head, "kv_head": kv_head, "q": q, "k": k, 0: 0}
-                return tuple(here[part] for part in place)
-
-            return pl.BlockSpec(block, index)
-
-        q, k = (self.block_q, "q"), (self.block_k, "k")
-        (rows, row), (columns, column) = (k, q) if self.keys_outer else (q, k)
-        return {
-            "queries": spec((None, None, self.block_q, self.call.head_dim), "batch", "head", "q", 0),
-            "keys": spec((None, None, self.block_k, self.call.head_dim), "batch", "kv_head", "k", 0),
-            "numbers": spec((None, None, 1, self.block_q), "batch", "head", 0, "q"),
-            "column": spec((None, rows, LANES), "batch", row, 0),
-            "row": spec((None, 1, columns), "batch", 0, column),
-        }
-
     def read(self, visits: Ref, batch: Any, at: Any) -> tuple[Any, Any, Any]:
         """The block of queries, that of keys, and what to do."""
         row = batch * (visits.shape[0] // self.call.batch) if self.call.has_segments else 0
@@ -258,48 +239,68 @@ class Plan:
         blocks, todo = visit >> TODO_BITS, visit & (1 << TODO_BITS) - 1
         return blocks >> BLOCK_BITS, blocks & (1 << BLOCK_BITS) - 1, todo
 
+    def sizes(self, q_len: int, kv_len: int) -> dict[str, int]:
+        call = self.call
+        sizes = {"batch": call.batch, "head": call.num_heads, "kv_head": call.num_kv_heads, "q": q_len, "k": kv_len}
+        return sizes | {"head_dim": call.head_dim, "lanes": LANES, "one": 1}
+
+    def spec(self, kind: str) -> pl.BlockSpec:
+        """The block of an array that a step of the grid is given."""
+        axes = AXES[kind]
+
+        def index(batch: Any, kv_head: Any, i: Any, j: Any, visits: Ref, offset: Ref) -> tuple[Any, ...]:
+            at, member = (i, j) if self.keys_outer else (j, i)
+            q, k, _ = self.read(visits, batch, at)
+            head = kv_head * self.call.group + member
+            return tuple(
+                {"batch": batch, "head": head, "kv_head": kv_head, "q": q, "k": k}.get(axis, 0) for axis in axes
+            )
+
+        block = self.sizes(self.block_q, self.block_k) | dict.fromkeys(("batch", "head", "kv_head"))
+        return pl.BlockSpec(tuple(block[axis] for axis in axes), index)
+
     def run(
         self, kernel: Callable[..., None], seeing: Seeing, operands: Arrays, outputs: Arrays, scratch: Sequence[Any]
     ) -> list[jax.Array]:
         """The kernel's outputs, asked for by kind and dtype. It is given a Visit, operands, outputs and scratch."""
-        call, specs, padded = self.call, self.block_specs(), self._shapes(*self.padded)
+        call, exact, padded = self.call, self.sizes(self.call.q_len, self.call.kv_len), self.sizes(*self.padded)
         offset = call.q_offset if seeing[0] is None else seeing[0]
         assert offset is not None
         visits, count = self.visits(offset, seeing[1])
-        ids = {} if seeing[1] is None else self._lay_out(seeing[1])
+        ids = () if seeing[1] is None else self._lay_out(seeing[1].astype(jnp.int32))
+        operands = (*ids, *operands)
         inner = ((count, "arbitrary"), (call.group, "arbitrary" if self.keys_outer else "parallel"))
         grid = ((call.batch, "parallel"), (call.num_kv_heads, "parallel"), *(inner if self.keys_outer else inner[::-1]))
+
+        def body(visits: Ref, offset: Ref, *refs: Ref) -> None:
+            kernel(Visit(self, visits, offset, refs[: len(ids)]), *refs[len(ids) :])
+
         outs = pl.pallas_call(
-            lambda visits, offset, ids, *refs: kernel(Visit(self, visits, offset, ids), *refs),
+            body,
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=2,
                 grid=tuple(size for size, _ in grid),
-                in_specs=[{name: specs[name] for name in ids}, *(specs[kind] for kind, _ in operands)],
-                out_specs=[specs[kind] for kind, _ in outputs],
+                in_specs=[self.spec(kind) for kind, _ in operands],
+                out_specs=[self.spec(kind) for kind, _ in outputs],
                 scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
             ),
-            out_shape=[jax.ShapeDtypeStruct(padded[kind], dtype) for kind, dtype in outputs],
+            out_shape=[jax.ShapeDtypeStruct(_shape(kind, padded), dtype) for kind, dtype in outputs],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=tuple(order for _, order in grid), vmem_limit_bytes=VMEM_LIMIT_BYTES
             ),
             interpret=pltpu.InterpretParams(detect_races=True) if is_interpreting() else False,
             name=f"attention{kernel.__name__}",
-        )(visits, jnp.asarray(offset, jnp.int32).reshape(1), ids, *(_pad(x, padded[kind]) for kind, x in operands))
-        exact = self._shapes(call.q_len, call.kv_len)
-        return [out[tuple(map(slice, exact[kind]))] for (kind, _), out in zip(outputs, outs, strict=True)]
+        )(visits, jnp.asarray(offset, jnp.int32).reshape(1), *(_pad(x, _shape(kind, padded)) for kind, x in operands))
+        return [out[tuple(map(slice, _shape(kind, exact)))] for (kind, _), out in zip(outputs, outs, strict=True)]
 
-    def _shapes(self, q_len: int, kv_len: int) -> dict[Kind, tuple[int, ...]]:
-        call = self.call
-        return {
-            "queries": (call.batch, call.num_heads, q_len, call.head_dim),
-            "keys": (call.batch, call.num_kv_heads, kv_len, call.head_dim),
-            "numbers": (call.batch, call.num_heads, 1, q_len),
-        }
+    def _lay_out(self, segment_ids: jax.Array) -> Arrays:
+        column, row = ("k_column", "q_row") if self.keys_outer else ("q_column", "k_row")
+        wide = jnp.broadcast_to(segment_ids[:, :, None], (*segment_ids.shape, LANES))
+        return (column, wide), (row, segment_ids[:, None])
 
-    def _lay_out(self, segment_ids: jax.Array) -> dict[str, jax.Array]:
-        q, k = (_pad(segment_ids.astype(jnp.int32), (self.call.batch, length)) for length in self.padded)
-        column, row = (k, q) if self.keys_outer else (q, k)
-        return {"column": jnp.broadcast_to(column[:, :, None], (*column.shape, LANES)), "row": row[:, None]}
+
+def _shape(kind: str, sizes: dict[str, int]) -> tuple[int, ...]:
+    return tuple(sizes[axis] for axis in AXES[kind])
 
 
 def _pad(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -316,7 +317,7 @@ def _extremes(segment_ids: jax.Array, block: int) -> tuple[jax.Array, jax.Array]
 class Visit:
     """Inside a kernel: where it stands and what is to be done there."""
 
-    def __init__(self, plan: Plan, visits: Ref, offset: Ref, ids: dict[str, Ref]) -> None:
+    def __init__(self, plan: Plan, visits: Ref, offset: Ref, ids: tuple[Ref, ...]) -> None:
         at, member = (pl.program_id(axis) for axis in ((2, 3) if plan.keys_outer else (3, 2)))
         q_block, k_block, todo = plan.read(visits, pl.program_id(0), at)
         self.plan, self.ids = plan, ids
@@ -334,9 +335,10 @@ class Visit:
             for at in range(0, self.plan.block_k, PIECE):
                 step(slice(at, min(at + PIECE, self.plan.block_k)), masked)
 
+        call = self.plan.call
         pl.when(self.first)(start)
         pl.when(self.whole)(partial(steps, False))
-        if self.plan.has_mask:
+        if call.causal or call.window is not None or call.has_segments or call.kv_len < self.plan.padded[1]:
             pl.when(self.partly)(partial(steps, True))
         pl.when(self.last)(finish)
 
@@ -363,7 +365,7 @@ class Visit:
         if call.kv_len < self.plan.padded[1]:
             conditions.append(key < call.kv_len - self.k_start - piece.start)
         if self.ids:
-            column, row = self.ids["column"], self.ids["row"]
+            column, row = self.ids
             column, row = (column[piece], row[...]) if outer else (column[...], row[:, piece])
             conditions.append(_across(column, shape[1]) == row)
         return reduce(jnp.logical_and, conditions)
