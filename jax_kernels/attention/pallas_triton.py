@@ -9,17 +9,15 @@ the other holds queries and walks over keys (dq), so that no two programs add to
 What makes it fast:
 - Blocks that the mask hides are not visited, and those that a causal mask leaves whole are not masked (`_walk`).
 - Softmax runs on powers of 2, which the GPU computes itself, with log2(e) in the factor of the scores (`_raw_scores`).
-- Triton's blocks are powers of two, so a head_dim such as 80 is held in parts, 64 + 16, not padded to 128 (`_parts`).
-- Arrays are read where they lie, `[batch, len, heads, head_dim]`; loads mask what a last block has too many.
+- Arrays are read where they lie and never padded: Triton's blocks, powers of two, mask what is beyond in their loads.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +29,10 @@ from jax_kernels import forms
 from jax_kernels.attention.call import Call
 from jax_kernels.forms import Config, Device
 
-Parts: TypeAlias = tuple[jax.Array, ...]
-"""Rows of a head, `[rows, head_dim]`, as column blocks whose widths are powers of two."""
-
-KERNELS = ("", "dkv_", "dq_")
-NAMES = ("block_q", "block_k", "num_warps", "num_stages")
 LOG2_E = math.log2(math.e)
 SMALLEST_BLOCK = 16  # the smallest side of a product that tensor cores take
+KERNELS = ("", "dkv_", "dq_")  # forward, and the two of the backward
+NAMES = ("block_q", "block_k", "num_warps", "num_stages")
 
 
 def attention(
@@ -50,130 +45,89 @@ def attention(
     segment_ids: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Out as q `[batch, q_len, num_heads, head_dim]`, log-sum-exp `[batch, num_heads, q_len]` float32."""
-    return _attention(call, config, forms.is_interpreting(), q, k, v, q_offset, segment_ids)
+    offset = None if q_offset is None else q_offset.astype(jnp.int32).reshape(1)
+    out, lse = _attention(call, config, forms.is_interpreting(), offset, segment_ids, q, k, v)
+    return out, lse
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attention(call: Call, config: Config, interpret: bool, *operands: Any) -> tuple[jax.Array, jax.Array]:
-    result, _ = _forward(call, config, interpret, *operands)
-    return result
+def _attention(call: Call, config: Config, interpret: bool, *operands: Any) -> Any:
+    """`operands` are offset `[1]` or None, segment_ids or None, q, k, v."""
+    return _run(_forward_kernel, "", ("query", "sum"), call, config, interpret, operands)
 
 
-def _forward(
-    call: Call, config: Config, interpret: bool, *operands: Any
-) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
-    q, k, v, q_offset, segment_ids = operands
-    block_q, block_k, params = _sizes(config, "")
-    specs = _Specs(call, block_q, block_k, per_key_head=False)
-    offset = None if q_offset is None else q_offset.astype(jnp.int32).reshape(1)
-    out, lse = pl.pallas_call(
-        partial(_forward_kernel, call, block_q, block_k),
-        out_shape=(
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct((call.batch, call.num_heads, call.q_len), jnp.float32),
-        ),
-        grid=(pl.cdiv(call.q_len, block_q), call.num_heads, call.batch),
-        in_specs=[*specs.mask(offset, segment_ids), specs.queries(), specs.keys(), specs.keys()],
-        out_specs=(specs.queries(), specs.row_sums()),
-        compiler_params=params,
-        interpret=interpret,
-        name="attention_forward",
-    )(offset, segment_ids, q, k, v)
-    return (out, lse), (q, k, v, offset, segment_ids, out, lse)
+def _forward(call: Call, config: Config, interpret: bool, *operands: Any) -> Any:
+    result = _attention(call, config, interpret, *operands)
+    return result, (operands, *result)
 
 
-def _backward(
-    call: Call, config: Config, interpret: bool, residuals: tuple[Any, ...], cotangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array | None, ...]:
-    q, k, v, offset, segment_ids, out, lse = residuals
+def _backward(call: Call, config: Config, interpret: bool, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
+    operands, out, lse = residuals
     d_out, d_lse = cotangents
     # Each score's gradient is p (dp - delta), and the log-sum-exp's own gradient adds p d_lse.
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1).transpose(0, 2, 1) - d_lse
     # Of a row that sees nothing each p is 2 ** (score - inf) = 0.
     log2_sum = jnp.where(jnp.isneginf(lse), jnp.inf, lse * LOG2_E)
-    operands = (offset, segment_ids, q, k, v, d_out, log2_sum, delta)
-
-    def in_specs(specs: _Specs) -> list[Any]:
-        mask, sums = specs.mask(offset, segment_ids), specs.row_sums()
-        return [*mask, specs.queries(), specs.keys(), specs.keys(), specs.queries(), sums, sums]
-
-    block_q, block_k, params = _sizes(config, "dkv_")
-    specs = _Specs(call, block_q, block_k, per_key_head=True)
-    d_k, d_v = pl.pallas_call(
-        partial(_dkv_kernel, call, block_q, block_k),
-        out_shape=(jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
-        grid=(pl.cdiv(call.kv_len, block_k), call.num_kv_heads, call.batch),
-        in_specs=in_specs(specs),
-        out_specs=(specs.keys(), specs.keys()),
-        compiler_params=params,
-        interpret=interpret,
-        name="attention_dkv",
-    )(*operands)
-    block_q, block_k, params = _sizes(config, "dq_")
-    specs = _Specs(call, block_q, block_k, per_key_head=False)
-    d_q = pl.pallas_call(
-        partial(_dq_kernel, call, block_q, block_k),
-        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
-        grid=(pl.cdiv(call.q_len, block_q), call.num_heads, call.batch),
-        in_specs=in_specs(specs),
-        out_specs=specs.queries(),
-        compiler_params=params,
-        interpret=interpret,
-        name="attention_dq",
-    )(*operands)
-    return d_q, d_k, d_v, None, None
+    operands = (*operands, d_out, log2_sum, delta)
+    d_k, d_v = _run(_dkv_kernel, "dkv_", ("key", "key"), call, config, interpret, operands)
+    (d_q,) = _run(_dq_kernel, "dq_", ("query",), call, config, interpret, operands)
+    return None, None, d_q, d_k, d_v
 
 
 _attention.defvjp(_forward, _backward)
 
 
-@dataclass(frozen=True)
-class _Specs:
-    """What of each array the program (block, head, batch) may reach: a head in whole length. The kernel takes its blocks
-    out of it itself, since the mask says where they begin and how many there are.
+def _run(kernel: Any, name: str, outputs: Any, call: Call, config: Config, interpret: bool, operands: Any) -> Any:
+    """One of KERNELS, a program for each (block, head, batch): of keys for "dkv_", of queries otherwise."""
+    block_q, block_k, num_warps, num_stages = (dict(config)[name + of] for of in NAMES)
+    by_key = name == "dkv_"
+    blocks = pl.cdiv(call.kv_len, block_k) if by_key else pl.cdiv(call.q_len, block_q)
+    specs = _specs(call, block_q, block_k, by_key)
+    inputs = ("offset", "ids", "query", "key", "key", "query", "sum", "sum")[: len(operands)]
+    _, _, q, k, *_ = operands
+    shapes = {
+        "query": jax.ShapeDtypeStruct(q.shape, q.dtype),
+        "key": jax.ShapeDtypeStruct(k.shape, k.dtype),
+        "sum": jax.ShapeDtypeStruct((call.batch, call.num_heads, call.q_len), jnp.float32),
+    }
+    return pl.pallas_call(
+        partial(kernel, call, block_q, block_k),
+        grid=(blocks, call.num_kv_heads if by_key else call.num_heads, call.batch),
+        in_specs=[None if x is None else specs[kind] for kind, x in zip(inputs, operands, strict=True)],
+        out_specs=tuple(specs[kind] for kind in outputs),
+        out_shape=tuple(shapes[kind] for kind in outputs),
+        # Parameters of Triton's also choose Triton, which is not each JAX version's default on a GPU.
+        compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
+        interpret=interpret,
+        name=f"attention_{name or 'forward'}".rstrip("_"),
+    )(*operands)
 
-    With `per_key_head`, the program's head is one of keys, and it reaches all query heads of its group.
-    """
 
-    call: Call
-    block_q: int
-    block_k: int
-    per_key_head: bool
-
-    def mask(self, q_offset: jax.Array | None, segment_ids: jax.Array | None) -> list[Any]:
-        length = max(self.call.q_len, self.block_q, self.block_k)
-        return [
-            None if q_offset is None else pl.BlockSpec((1,), lambda block, head, batch: (0,)),
-            None if segment_ids is None else pl.BlockSpec((None, length), lambda block, head, batch: (batch, 0)),
-        ]
-
-    def queries(self) -> Any:
-        heads = self.call.group if self.per_key_head and self.call.group > 1 else None
-        shape = (None, max(self.call.q_len, self.block_q), heads, _padded(self.call.head_dim))
-        return pl.BlockSpec(shape, lambda block, head, batch: (batch, 0, head, 0))
-
-    def keys(self) -> Any:
-        per_program = 1 if self.per_key_head else self.call.group
-        shape = (None, max(self.call.kv_len, self.block_k), None, _padded(self.call.head_dim))
-        return pl.BlockSpec(shape, lambda block, head, batch: (batch, 0, head // per_program, 0))
-
-    def row_sums(self) -> Any:
-        heads = self.call.group if self.per_key_head and self.call.group > 1 else None
-        shape = (None, heads, max(self.call.q_len, self.block_q))
-        return pl.BlockSpec(shape, lambda block, head, batch: (batch, head, 0))
+def _specs(call: Call, block_q: int, block_k: int, by_key: bool) -> dict[str, Any]:
+    """What of each array a program may reach: its head in whole length, since the mask says which blocks it takes. A
+    head of queries goes with its one of keys; `by_key`, a head of keys goes with all of its group's queries."""
+    width, q_len, kv_len = _width(call), max(call.q_len, block_q), max(call.kv_len, block_k)
+    heads, group = (call.group if call.group > 1 else None, 1) if by_key else (None, call.group)
+    return {
+        "offset": pl.BlockSpec((1,), lambda block, head, batch: (0,)),
+        "ids": pl.BlockSpec((None, max(q_len, kv_len)), lambda block, head, batch: (batch, 0)),
+        "query": pl.BlockSpec((None, q_len, heads, width), lambda block, head, batch: (batch, 0, head, 0)),
+        "key": pl.BlockSpec((None, kv_len, None, width), lambda block, head, batch: (batch, 0, head // group, 0)),
+        "sum": pl.BlockSpec((None, heads, q_len), lambda block, head, batch: (batch, head, 0)),
+    }
 
 
 def _forward_kernel(call: Call, block_q: int, block_k: int, *refs: Any) -> None:
     offset_ref, ids, q, k, v, out, lse = refs
-    offset = call.q_offset if offset_ref is None else offset_ref[0]
-    q_start = _program(call) * block_q
+    offset: Any = call.q_offset if offset_ref is None else offset_ref[0]
+    q_start = _query_block(call) * block_q
     queries = _load(call, q, (), q_start, block_q, call.q_len)
     query_rows = _rows(ids, q_start, block_q, call.q_len, axis=0)
 
-    def step(k_start: Any, carry: tuple[jax.Array, jax.Array, Parts], masked: bool) -> Any:
+    def step(k_start: Any, carry: tuple[jax.Array, ...], masked: bool) -> tuple[jax.Array, ...]:
         top, total, weighted = carry
         length = call.kv_len if masked else None
-        raw, factor = _raw_scores(call, _products(queries, _load(call, k, (), k_start, block_k, length)))
+        raw, factor = _raw_scores(call, _dot(queries, _load(call, k, (), k_start, block_k, length), (1, 1)))
         if masked:
             seen = _seen(call, block_k, offset, query_rows, _rows(ids, k_start, block_k, call.kv_len, axis=1))
             raw = raw if seen is None else jnp.where(seen, raw, -jnp.inf)
@@ -182,14 +136,14 @@ def _forward_kernel(call: Call, block_q: int, block_k: int, *refs: Any) -> None:
         base = jnp.where(new_top == -jnp.inf, 0.0, new_top) if masked else new_top
         p = jnp.exp2(factor * raw - base[:, None])
         decay = jnp.exp2(top - base)
-        weighted = tuple(decay[:, None] * part for part in weighted)
-        weighted = _add_products(weighted, p, _load(call, v, (), k_start, block_k, length))
+        values = _load(call, v, (), k_start, block_k, length)
+        weighted = decay[:, None] * weighted + _dot(p.astype(v.dtype), values, (1, 0))
         return new_top, decay * total + jnp.sum(p, axis=1), weighted
 
-    carry = (jnp.full((block_q,), -jnp.inf, jnp.float32), jnp.zeros((block_q,), jnp.float32), _zeros(call, block_q))
+    top, total = jnp.full(block_q, -jnp.inf, jnp.float32), jnp.zeros(block_q, jnp.float32)
+    carry = (top, total, jnp.zeros(queries.shape, jnp.float32))
     top, total, weighted = _walk(call, step, carry, _keys_seen(call, q_start + offset, block_q), call.kv_len, block_k)
-    share = 1.0 / jnp.where(total == 0.0, 1.0, total)[:, None]
-    _store(call, out, q_start, tuple(share * part for part in weighted), call.q_len)
+    _store(call, out, q_start, weighted / jnp.where(total == 0.0, 1.0, total)[:, None], call.q_len)
     log_sum = top / LOG2_E + jnp.log(total)
     plgpu.store(lse.at[pl.ds(q_start, block_q)], log_sum, mask=_inside(q_start, block_q, call.q_len))
 
@@ -197,12 +151,12 @@ def _forward_kernel(call: Call, block_q: int, block_k: int, *refs: Any) -> None:
 def _dkv_kernel(call: Call, block_q: int, block_k: int, *refs: Any) -> None:
     """Scores are `[keys, queries]` here: p and its gradient are then left operands, which may stay in registers."""
     offset_ref, ids, q, k, v, d_out, log2_sum, delta, d_k, d_v = refs
-    offset = call.q_offset if offset_ref is None else offset_ref[0]
+    offset: Any = call.q_offset if offset_ref is None else offset_ref[0]
     k_start = pl.program_id(0) * block_k
     keys, values = (_load(call, ref, (), k_start, block_k, call.kv_len) for ref in (k, v))
     key_rows = _rows(ids, k_start, block_k, call.kv_len, axis=0)
 
-    def step(head: tuple[Any, ...], q_start: Any, carry: tuple[Parts, Parts], masked: bool) -> tuple[Parts, Parts]:
+    def step(head: tuple[Any, ...], q_start: Any, carry: tuple[jax.Array, ...], masked: bool) -> tuple[jax.Array, ...]:
         d_keys, d_values = carry
         length = call.q_len if masked else None
         queries, d_outs = (_load(call, ref, head, q_start, block_q, length) for ref in (q, d_out))
@@ -211,55 +165,48 @@ def _dkv_kernel(call: Call, block_q: int, block_k: int, *refs: Any) -> None:
         seen = None
         if masked:
             seen = _seen(call, block_k, offset, _rows(ids, q_start, block_q, call.q_len, axis=1), key_rows)
-        p, slope = _weights(call, _products(keys, queries), log2_sums, seen)
-        d_values = _add_products(d_values, p, d_outs)
-        d_scores = p * (_products(values, d_outs) - deltas) * slope
-        return _add_products(d_keys, d_scores, queries), d_values
+        p, slope = _weights(call, _dot(keys, queries, (1, 1)), log2_sums, seen)
+        d_values += _dot(p.astype(q.dtype), d_outs, (1, 0))
+        d_scores = p * (_dot(values, d_outs, (1, 1)) - deltas) * slope
+        return d_keys + _dot(d_scores.astype(q.dtype), queries, (1, 0)), d_values
 
-    def walk_head(head: tuple[Any, ...], carry: tuple[Parts, Parts]) -> Any:
+    def walk_head(index: Any, carry: Any) -> Any:
+        head = () if call.group == 1 else (index,)
         seeing = _queries_seeing(call, k_start - offset, block_k)
         return _walk(call, partial(step, head), carry, seeing, call.q_len, block_q)
 
-    carry = (_zeros(call, block_k), _zeros(call, block_k))
-    if call.group == 1:
-        carry = walk_head((), carry)
-    else:
-        carry = lax.fori_loop(0, call.group, lambda head, carry: walk_head((head,), carry), carry)
-    d_keys, d_values = carry
-    _store(call, d_k, k_start, tuple(call.scale * part for part in d_keys), call.kv_len)
-    _store(call, d_v, k_start, d_values, call.kv_len)
+    carry = (jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32))
+    carry = walk_head(0, carry) if call.group == 1 else lax.fori_loop(0, call.group, walk_head, carry)
+    _store(call, d_k, k_start, call.scale * carry[0], call.kv_len)
+    _store(call, d_v, k_start, carry[1], call.kv_len)
 
 
 def _dq_kernel(call: Call, block_q: int, block_k: int, *refs: Any) -> None:
     offset_ref, ids, q, k, v, d_out, log2_sum, delta, d_q = refs
-    offset = call.q_offset if offset_ref is None else offset_ref[0]
-    q_start = _program(call) * block_q
+    offset: Any = call.q_offset if offset_ref is None else offset_ref[0]
+    q_start = _query_block(call) * block_q
     queries, d_outs = (_load(call, ref, (), q_start, block_q, call.q_len) for ref in (q, d_out))
     log2_sums = _load_row(log2_sum, (), q_start, block_q, call.q_len, jnp.inf)[:, None]
     deltas = _load_row(delta, (), q_start, block_q, call.q_len, 0)[:, None]
     query_rows = _rows(ids, q_start, block_q, call.q_len, axis=0)
 
-    def step(k_start: Any, d_queries: Parts, masked: bool) -> Parts:
+    def step(k_start: Any, d_queries: jax.Array, masked: bool) -> jax.Array:
         length = call.kv_len if masked else None
         keys, values = (_load(call, ref, (), k_start, block_k, length) for ref in (k, v))
         seen = None
         if masked:
             seen = _seen(call, block_k, offset, query_rows, _rows(ids, k_start, block_k, call.kv_len, axis=1))
-        p, slope = _weights(call, _products(queries, keys), log2_sums, seen)
-        d_scores = p * (_products(d_outs, values) - deltas) * slope
-        return _add_products(d_queries, d_scores, keys)
+        p, slope = _weights(call, _dot(queries, keys, (1, 1)), log2_sums, seen)
+        d_scores = p * (_dot(d_outs, values, (1, 1)) - deltas) * slope
+        return d_queries + _dot(d_scores.astype(q.dtype), keys, (1, 0))
 
     keys_seen = _keys_seen(call, q_start + offset, block_q)
-    d_queries = _walk(call, step, _zeros(call, block_q), keys_seen, call.kv_len, block_k)
-    _store(call, d_q, q_start, tuple(call.scale * part for part in d_queries), call.q_len)
+    d_queries = _walk(call, step, jnp.zeros(queries.shape, jnp.float32), keys_seen, call.kv_len, block_k)
+    _store(call, d_q, q_start, call.scale * d_queries, call.q_len)
 
 
-# Which blocks a program visits.
-
-
-def _program(call: Call) -> Any:
-    """The block of queries of this program. Under a causal mask the last ones have the most keys, and begin first, so
-    that short ones fill the gaps at the end."""
+def _query_block(call: Call) -> Any:
+    """The program's. Under a causal mask the last see the most keys: they begin, so that short ones fill the end."""
     block = pl.program_id(0)
     return pl.num_programs(0) - 1 - block if call.causal else block
 
@@ -289,61 +236,49 @@ def _queries_seeing(call: Call, index: Any, size: int) -> _Stretch:
 
 
 def _walk(call: Call, step: Callable[..., Any], carry: Any, rows: _Stretch, length: int, block: int) -> Any:
-    """`step(start, carry, masked)` for each block of rows, masked where not all see all of it or the array ends in it."""
+    """`step(start, carry, masked)` for each block of rows, masked where not all see it or the array ends in it."""
 
-    def floor(row: Any) -> Any:
-        return row // block if isinstance(row, int) else lax.div(jnp.clip(row, 0, length), block)
-
-    def ceil(row: Any) -> Any:
-        return pl.cdiv(row, block) if isinstance(row, int) else lax.div(jnp.clip(row, 0, length) + block - 1, block)
+    def blocks(row: Any, up: int = 0) -> Any:
+        row = row if isinstance(row, int) else jnp.clip(row, 0, length)
+        return (row + up) // block if isinstance(row, int) else lax.div(row + up, block)
 
     def loop(first: Any, last: Any, carry: Any, masked: bool) -> Any:
         return lax.fori_loop(jnp.int32(first), jnp.int32(last), lambda i, x: step(i * block, x, masked), carry)
 
-    first, last = floor(rows.start), ceil(rows.stop)
-    # Two loops over parts, or three of any kind, would make Hopper wait for each product (ptxas says so, C7515). To mask
-    # all costs less.
-    if call.has_segments or call.window is not None or (call.causal and len(_parts(call.head_dim)) > 1):
+    first, last = blocks(rows.start), blocks(rows.stop, block - 1)
+    # A window's blocks would need three loops, after which Hopper waits for each product (ptxas says so, C7515).
+    if call.has_segments or call.window is not None:
         return loop(first, last, carry, masked=True)
-    whole_first, whole_last = ceil(rows.whole[0]), floor(rows.whole[1])
+    whole_first, whole_last = blocks(rows.whole[0], block - 1), blocks(rows.whole[1])
     if not isinstance(whole_first, int):
         whole_first = jnp.minimum(whole_first, last)
         carry = loop(first, whole_first, carry, masked=True)
-    if not isinstance(whole_last, int):
-        whole_last = jnp.minimum(whole_last, last)
+    if isinstance(whole_last, int) and length % block == 0:
+        return loop(whole_first, last, carry, masked=False)
+    whole_last = jnp.clip(whole_last, whole_first, last)
     carry = loop(whole_first, whole_last, carry, masked=False)
-    ends_whole = isinstance(whole_last, int) and length % block == 0
-    return carry if ends_whole else loop(jnp.maximum(whole_first, whole_last), last, carry, masked=True)
+    return loop(whole_last, last, carry, masked=True)
 
 
-class _Rows(NamedTuple):
-    """Indices of rows and their segments, if there are any, along one axis of a block of scores."""
-
-    index: jax.Array
-    segment: jax.Array | None
-
-
-def _rows(ids: Any | None, start: Any, size: int, length: int, axis: int) -> _Rows:
-    index = start + lax.iota(jnp.int32, size)
-    segment = None if ids is None else _load_row(ids, (), start, size, length, 0)
-    return _Rows(*(None if x is None else jnp.expand_dims(x, 1 - axis) for x in (index, segment)))
+def _rows(ids: Any | None, start: Any, size: int, length: int, axis: int) -> tuple[jax.Array, jax.Array | None]:
+    """Indices of rows and their segments, if there are any, laid along one axis of a block of scores."""
+    segments = None if ids is None else jnp.expand_dims(_load_row(ids, (), start, size, length, 0), 1 - axis)
+    return jnp.expand_dims(start + lax.iota(jnp.int32, size), 1 - axis), segments
 
 
-def _seen(call: Call, block_k: int, offset: Any, queries: _Rows, keys: _Rows) -> jax.Array | None:
-    """Who sees whom, booleans that broadcast to the block's scores; None where all see all."""
-    conditions = []
+def _seen(call: Call, block_k: int, offset: Any, queries: Any, keys: Any) -> Any | None:
+    """Who of two `_rows` sees whom, booleans that broadcast to the block's scores; None where all see all."""
+    (query, query_segment), (key, key_segment) = queries, keys
+    conditions: list[Any] = []
     if call.kv_len % block_k:
-        conditions.append(keys.index < call.kv_len)
+        conditions.append(key < call.kv_len)
     if call.causal:
-        conditions.append(keys.index <= queries.index + offset)
+        conditions.append(key <= query + offset)
     if call.window is not None:
-        conditions.append(keys.index > queries.index + (offset - call.window))
-    if queries.segment is not None:
-        conditions.append(queries.segment == keys.segment)
+        conditions.append(key > query + (offset - call.window))
+    if call.has_segments:
+        conditions.append(query_segment == key_segment)
     return reduce(jnp.logical_and, conditions) if conditions else None
-
-
-# Arithmetic on blocks.
 
 
 def _raw_scores(call: Call, products: jax.Array) -> tuple[jax.Array, float]:
@@ -358,9 +293,7 @@ def _raw_scores(call: Call, products: jax.Array) -> tuple[jax.Array, float]:
     return products * call.scale, LOG2_E
 
 
-def _weights(
-    call: Call, products: jax.Array, log2_sum: jax.Array, seen: jax.Array | None
-) -> tuple[jax.Array, jax.Array | float]:
+def _weights(call: Call, products: jax.Array, log2_sum: jax.Array, seen: Any | None) -> tuple[jax.Array, Any]:
     """p as the forward had it, and the slope of the soft-cap at each score."""
     raw, factor = _raw_scores(call, products)
     p = jnp.exp2(factor * raw - log2_sum)
@@ -374,73 +307,39 @@ def _dot(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax.Array:
     return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _products(a: Parts, b: Parts) -> jax.Array:
-    """Each row of a times each of b, `[rows of a, rows of b]`."""
-    return reduce(jnp.add, (_dot(x, y, (1, 1)) for x, y in zip(a, b, strict=True)))
+def _width(call: Call) -> int:
+    """Columns of a block: head_dim, or the power of two above it."""
+    return max(pl.next_power_of_2(call.head_dim), SMALLEST_BLOCK)
 
 
-def _add_products(sums: Parts, weights: jax.Array, rows: Parts) -> Parts:
-    """sums + weights @ rows, by parts."""
-    return tuple(part + _dot(weights.astype(x.dtype), x, (1, 0)) for part, x in zip(sums, rows, strict=True))
-
-
-# Rows of a head, in and out.
-
-
-def _parts(head_dim: int) -> list[tuple[int, int]]:
-    """(start, width) of the column blocks that cover head_dim: 96 is 64 + 32, 72 is 64 + 16 of which half is masked."""
-    whole = max(pl.next_power_of_2(head_dim), SMALLEST_BLOCK)
-    rest = head_dim - whole // 2
-    narrow = max(pl.next_power_of_2(max(rest, 1)), SMALLEST_BLOCK)
-    return [(0, whole // 2), (whole // 2, narrow)] if rest > 0 and narrow < whole // 2 else [(0, whole)]
-
-
-def _padded(head_dim: int) -> int:
-    return sum(width for _, width in _parts(head_dim))
-
-
-def _zeros(call: Call, size: int) -> Parts:
-    return tuple(jnp.zeros((size, width), jnp.float32) for _, width in _parts(call.head_dim))
-
-
-def _inside(start: Any, size: int, length: int | None) -> jax.Array | None:
+def _inside(start: Any, size: int, length: int | None) -> Any | None:
     """Which of the rows the array has; None where it has all because blocks divide it or `length` is not given."""
     return None if length is None or length % size == 0 else start + lax.iota(jnp.int32, size) < length
 
 
-def _reach(call: Call, start: Any, size: int, length: int | None, column: int, width: int) -> jax.Array | None:
-    """`_inside` for a part `[size, width]` of rows, whose columns may be beyond head_dim too."""
-    reach = _inside(start, size, length)
-    if reach is not None:
-        reach = jnp.broadcast_to(reach[:, None], (size, width))
-    if column + width > call.head_dim:
-        columns = jnp.broadcast_to(column + lax.iota(jnp.int32, width) < call.head_dim, (size, width))
-        reach = columns if reach is None else reach & columns
-    return reach
+def _reach(call: Call, start: Any, size: int, length: int | None) -> Any | None:
+    """`_inside` for all columns of the rows, of which there may be more than head_dim."""
+    rows, width = _inside(start, size, length), _width(call)
+    columns = None if width == call.head_dim else lax.iota(jnp.int32, width) < call.head_dim
+    masks = [None if rows is None else rows[:, None], None if columns is None else columns[None, :]]
+    known = [jnp.broadcast_to(mask, (size, width)) for mask in masks if mask is not None]
+    return reduce(jnp.logical_and, known) if known else None
 
 
-def _load(call: Call, ref: Any, head: tuple[Any, ...], start: Any, size: int, length: int | None) -> Parts:
-    """Rows of a head by parts, zero beyond the array's end; without `length` they are known to be inside."""
-    parts = []
-    for column, width in _parts(call.head_dim):
-        reach = _reach(call, start, size, length, column, width)
-        rows = ref.at[(pl.ds(start, size), *head, pl.ds(column, width))]
-        parts.append(plgpu.load(rows, mask=reach, other=None if reach is None else 0.0))
-    return tuple(parts)
+def _load(call: Call, ref: Any, head: tuple[Any, ...], start: Any, size: int, length: int | None) -> jax.Array:
+    """Rows of a head, zero beyond the array's end; without `length` they are known to be inside."""
+    reach = _reach(call, start, size, length)
+    return plgpu.load(ref.at[(pl.ds(start, size), *head)], mask=reach, other=None if reach is None else 0)
 
 
-def _load_row(ref: Any, index: tuple[Any, ...], start: Any, size: int, length: int | None, other: float) -> jax.Array:
+def _load_row(ref: Any, head: tuple[Any, ...], start: Any, size: int, length: int | None, other: float) -> jax.Array:
     inside = _inside(start, size, length)
-    return plgpu.load(ref.at[(*index, pl.ds(start, size))], mask=inside, other=None if inside is None else other)
+    return plgpu.load(ref.at[(*head, pl.ds(start, size))], mask=inside, other=None if inside is None else other)
 
 
-def _store(call: Call, ref: Any, start: Any, parts: Parts, length: int) -> None:
-    for (column, width), part in zip(_parts(call.head_dim), parts, strict=True):
-        rows = ref.at[pl.ds(start, part.shape[0]), pl.ds(column, width)]
-        plgpu.store(rows, part.astype(ref.dtype), mask=_reach(call, start, part.shape[0], length, column, width))
-
-
-# What it takes, and how it runs.
+def _store(call: Call, ref: Any, start: Any, rows: jax.Array, length: int) -> None:
+    size = rows.shape[0]
+    plgpu.store(ref.at[pl.ds(start, size)], rows.astype(ref.dtype), mask=_reach(call, start, size, length))
 
 
 def refuses(call: Call, device: Device) -> str | None:
@@ -459,75 +358,42 @@ def refuses(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    """The first is the best guess; that they fit shared memory, nearly all without spilling registers, was compiled."""
+    """From the best guess on, with blocks no longer than the lengths that they divide."""
     assert device.compute_capability is not None
     hopper = (9, 0) <= device.compute_capability < (12, 0)
-    table = _FLOAT32 if call.dtype == "float32" else _HOPPER if hopper else _AMPERE
-    rows = next(rows for head_dim, rows in table.items() if call.head_dim <= head_dim)
-    # All others than these have 99 KiB of shared memory, for which the last row is.
-    rows = rows if hopper or device.compute_capability == (8, 0) else rows[-1:]
-    return list(dict.fromkeys(_config(call, row) for row in rows))
-
-
-def _config(call: Call, row: tuple[tuple[int, int, int, int], ...]) -> Config:
-    """Of a row of the tables, with blocks no longer than the lengths that they divide."""
+    kind = "float32" if call.dtype == "float32" else "hopper" if hopper else "ampere"
+    rows = [row for of, width, *row in _BLOCKS if (of, width) == (kind, max(64, _width(call)))]
+    if not hopper and device.compute_capability != (8, 0):
+        rows = rows[-1:]  # for what has 99 KiB of shared memory rather than 163 or 227
     longest = [max(SMALLEST_BLOCK, pl.next_power_of_2(length)) for length in (call.q_len, call.kv_len)]
-    config: list[tuple[str, int]] = []
-    for kernel, (block_q, block_k, num_warps, num_stages) in zip(KERNELS, row, strict=True):
-        values = (min(block_q, longest[0]), min(block_k, longest[1]), num_warps, num_stages)
-        config += [(kernel + name, value) for name, value in zip(NAMES, values, strict=True)]
-    return tuple(config)
+    names = [kernel + name for kernel in KERNELS for name in NAMES]
+    capped = [[x for q, k, *rest in row for x in (min(q, longest[0]), min(k, longest[1]), *rest)] for row in rows]
+    return list(dict.fromkeys(tuple(zip(names, values, strict=True)) for values in capped))
 
 
-def _sizes(config: Config, kernel: str) -> tuple[int, int, Any]:
-    """block_q, block_k and the compiler's parameters of one of KERNELS."""
-    block_q, block_k, num_warps, num_stages = (dict(config)[kernel + name] for name in NAMES)
-    return block_q, block_k, plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages)
-
-
-# For head_dim up to the key, from the best guess on: NAMES of the forward, of dk and dv, and of dq.
-_HOPPER = {
-    64: (
-        ((128, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
-        ((128, 128, 8, 2), (64, 64, 4, 2), (128, 128, 8, 2)),
-        ((64, 64, 4, 3), (64, 64, 8, 2), (64, 64, 4, 3)),
-    ),
-    128: (
-        ((128, 128, 8, 2), (64, 128, 8, 2), (128, 64, 8, 3)),
-        ((128, 64, 8, 3), (32, 128, 8, 3), (64, 64, 4, 2)),
-        ((64, 64, 4, 2), (64, 64, 8, 2), (128, 64, 8, 2)),
-    ),
-    256: (
-        ((128, 64, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2)),
-        ((64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
-    ),
-}
-_AMPERE = {
-    64: (
-        ((128, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
-        ((128, 128, 8, 2), (64, 64, 8, 2), (128, 32, 4, 3)),
-        ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
-    ),
-    128: (
-        ((128, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2)),
-        ((64, 64, 4, 2), (32, 128, 8, 3), (128, 64, 8, 3)),
-        ((64, 32, 4, 2), (32, 64, 4, 2), (64, 32, 4, 2)),
-    ),
-    256: (
-        ((64, 64, 8, 2), (64, 64, 8, 1), (64, 64, 8, 2)),
-        ((128, 64, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
-        ((64, 32, 4, 2), (32, 32, 4, 1), (64, 32, 4, 2)),
-    ),
-}
-# Without tensor cores, each thread holds rows of both operands: small blocks, many threads.
-_FLOAT32 = {
-    64: (
-        ((64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
-        ((32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
-    ),
-    128: (((32, 16, 8, 2), (16, 32, 8, 2), (32, 16, 8, 2)),),
-    256: (
-        ((32, 32, 8, 2), (16, 32, 8, 2), (32, 32, 8, 2)),
-        ((32, 16, 8, 1), (16, 32, 8, 1), (32, 16, 8, 1)),
-    ),
-}
+# For GPU and head_dim, NAMES of each of KERNELS: what fits shared memory and, but for a few words, registers, as
+# compiled. Without tensor cores (float32) each thread holds rows of both operands: small blocks, many threads.
+_BLOCKS: tuple[tuple[Any, ...], ...] = (
+    ("hopper", 64, (128, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
+    ("hopper", 64, (128, 128, 8, 2), (64, 64, 4, 2), (128, 128, 8, 2)),
+    ("hopper", 64, (64, 64, 4, 3), (64, 64, 8, 2), (64, 64, 4, 3)),
+    ("hopper", 128, (128, 128, 8, 2), (64, 128, 8, 2), (128, 64, 8, 3)),
+    ("hopper", 128, (128, 64, 8, 3), (32, 128, 8, 3), (64, 64, 4, 2)),
+    ("hopper", 128, (64, 64, 4, 2), (64, 64, 8, 2), (128, 64, 8, 2)),
+    ("hopper", 256, (128, 64, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2)),
+    ("hopper", 256, (64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
+    ("ampere", 64, (128, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
+    ("ampere", 64, (128, 128, 8, 2), (64, 64, 8, 2), (128, 32, 4, 3)),
+    ("ampere", 64, (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+    ("ampere", 128, (128, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2)),
+    ("ampere", 128, (64, 64, 4, 2), (32, 128, 8, 3), (128, 64, 8, 3)),
+    ("ampere", 128, (64, 32, 4, 2), (32, 64, 4, 2), (64, 32, 4, 2)),
+    ("ampere", 256, (64, 64, 8, 2), (64, 64, 8, 1), (64, 64, 8, 2)),
+    ("ampere", 256, (128, 64, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
+    ("ampere", 256, (64, 32, 4, 2), (32, 32, 4, 1), (64, 32, 4, 2)),
+    ("float32", 64, (64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
+    ("float32", 64, (32, 32, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)),
+    ("float32", 128, (32, 16, 8, 2), (16, 32, 8, 2), (32, 16, 8, 2)),
+    ("float32", 256, (32, 32, 8, 2), (16, 32, 8, 2), (32, 32, 8, 2)),
+    ("float32", 256, (32, 16, 8, 1), (16, 32, 8, 1), (32, 16, 8, 1)),
+)
