@@ -9,23 +9,22 @@ pairs that it hides are not in the list, so they are neither fetched nor stepped
 computed without it. Where it is known only when the program runs (a traced offset, segment ids), so is the grid's size.
 
 The vector registers, 8 rows of 128 lanes, decide the layouts. Scores are `[queries, keys]` in the forward and in the
-kernel for queries: a number of each query, such as its maximum, stands in all lanes of its row. They are
-`[keys, queries]` in the kernel for keys, where such numbers lie along the lanes. So no product needs a block of scores
-transposed.
+kernel for queries, where a number of each query, such as its maximum, stands in all lanes of its row; `[keys, queries]`
+in the kernel for keys, where such numbers lie along the lanes. So no product needs a block of scores transposed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -33,22 +32,18 @@ from jax_kernels.attention.call import Call
 from jax_kernels.forms import Config, Device, is_interpreting
 
 Ref: TypeAlias = Any
-Seeing: TypeAlias = tuple[jax.Array | None, jax.Array | None]
-"""What of the mask is known when the program runs: the offset if traced, segment ids."""
-Arrays: TypeAlias = Sequence[tuple[str, Any]]
-"""Arrays, or their dtypes, each with its kind."""
+Seeing: TypeAlias = tuple[Array | None, Array | None]  # what the mask waits for: the offset if traced, segment ids
+Arrays: TypeAlias = Sequence[tuple[str, Any]]  # arrays, or their dtypes, each with its kind
 
 AXES = {
     "queries": ("batch", "head", "q", "head_dim"),
     "keys": ("batch", "kv_head", "k", "head_dim"),
     "numbers": ("batch", "head", "one", "q"),  # one of each query
-    # Segment ids, along the first axis of a block of scores or along the second.
-    "q_column": ("batch", "q", "lanes"),
+    "q_column": ("batch", "q", "lanes"),  # segment ids along the first axis of a block of scores
     "k_column": ("batch", "k", "lanes"),
-    "q_row": ("batch", "one", "q"),
+    "q_row": ("batch", "one", "q"),  # and along the second
     "k_row": ("batch", "one", "k"),
 }
-"""What the kernels read and write, by kind."""
 
 LANES = 128
 PIECE = 512  # keys whose scores are held at once: one piece's products overlap with the exponentials of another
@@ -65,9 +60,7 @@ FIRST, LAST, WHOLE, PARTLY = 1, 2, 4, 8
 
 
 def refuses(call: Call, device: Device) -> str | None:
-    if device.platform != "tpu":
-        return "needs a TPU"
-    if any(old in device.kind for old in ("v2", "v3", "v4")):
+    if device.platform != "tpu" or any(old in device.kind for old in ("v2", "v3", "v4")):
         return "needs a TPU v5 or later"
     if call.dtype not in ("bfloat16", "float16", "float32"):
         return call.dtype
@@ -83,19 +76,15 @@ def refuses(call: Call, device: Device) -> str | None:
 def configs(call: Call, device: Device) -> Sequence[Config]:
     """A large block is scheduled best, and a visit costs some 150 cycles beyond its work; but blocks on the edge of a
     mask are computed whole. The order is that of cycles counted in compiled kernels; nothing was measured."""
-    sizes = [(1024,) * 4, (512,) * 4, (1024, 1024, 512, 512), (256, 512, 256, 512), (128,) * 4]
+    sizes = [(1024, 1024), (512, 512), (512, 1024), (256, 512), (128, 128)]
     if call.dtype != "bfloat16" or call.head_dim > 256:  # larger blocks take a minute to compile
-        sizes = [most for most in sizes if max(most) <= 512]
+        sizes = [(512, 512), (256, 512), (128, 128)]
     elif call.window is not None or (call.causal and call.q_len <= 4096 and "v6" not in device.kind):
         sizes[:2] = sizes[1::-1]
-    names = ("block_q", "block_k", "block_q_backward", "block_k_backward")
-    found: dict[Config, None] = {}
-    for most in sizes:
-        blocks = [_fit(length, m) for length, m in zip((call.q_len, call.kv_len) * 2, most, strict=True)]
-        visits = [pl.cdiv(call.q_len, q) * pl.cdiv(call.kv_len, k) for q, k in (blocks[:2], blocks[2:])]
-        if max(visits) * (call.batch if call.has_segments else 1) <= MOST_VISITS:
-            found[tuple(zip(names, blocks, strict=True))] = None
-    return tuple(found)
+    most = MOST_VISITS // (call.batch if call.has_segments else 1)
+    blocks = dict.fromkeys((_fit(call.q_len, q), _fit(call.kv_len, k)) for q, k in sizes)
+    few = ((q, k) for q, k in blocks if pl.cdiv(call.q_len, q) * pl.cdiv(call.kv_len, k) <= most)
+    return tuple((("block_q", q), ("block_k", k)) for q, k in few)
 
 
 def _fit(length: int, most: int) -> int:
@@ -108,47 +97,36 @@ def _round_up(length: int, block: int) -> int:
 
 
 def attention(
-    call: Call,
-    config: Config,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_offset: jax.Array | None,
-    segment_ids: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
+    call: Call, config: Config, q: Array, k: Array, v: Array, q_offset: Array | None, segment_ids: Array | None
+) -> tuple[Array, Array]:
     """Out as q `[batch, q_len, num_heads, head_dim]`, log-sum-exp `[batch, num_heads, q_len]` float32."""
     # The matrix units have no float16, and bfloat16 would lose three of its bits.
     dtype = jnp.float32 if q.dtype == jnp.float16 else q.dtype
     queries, keys, values = (x.astype(dtype).transpose(0, 2, 1, 3) for x in (q, k, v))
-    out, lse = _attention(call, config, queries, keys, values, (q_offset, segment_ids))
+    ids = None if segment_ids is None else segment_ids.astype(jnp.int32)
+    out, lse = _attention(call, config, queries, keys, values, (q_offset, ids))
     return out.transpose(0, 2, 1, 3).astype(q.dtype), lse
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(
-    call: Call, config: Config, q: jax.Array, k: jax.Array, v: jax.Array, seeing: Seeing
-) -> tuple[jax.Array, jax.Array]:
+def _attention(call: Call, config: Config, q: Array, k: Array, v: Array, seeing: Seeing) -> tuple[Array, Array]:
     """q `[batch, num_heads, q_len, head_dim]`, k and v `[batch, num_kv_heads, kv_len, head_dim]`; out as q."""
     return _forward(call, config, q, k, v, seeing)[0]
 
 
 def _forward(
-    call: Call, config: Config, q: jax.Array, k: jax.Array, v: jax.Array, seeing: Seeing
-) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
-    block_q, block_k = dict(config)["block_q"], dict(config)["block_k"]
-    out, lse = Plan(call, block_q, block_k).run(
-        _forward_kernel,
-        seeing,
-        [("queries", q), ("keys", k), ("keys", v)],
-        [("queries", q.dtype), ("numbers", jnp.float32)],
-        [(block_q, LANES), (block_q, LANES), (block_q, call.head_dim)],
-    )
+    call: Call, config: Config, q: Array, k: Array, v: Array, seeing: Seeing
+) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
+    plan = Plan(call, dict(config)["block_q"], dict(config)["block_k"])
+    operands, outputs = [("queries", q), ("keys", k), ("keys", v)], [("queries", q.dtype), ("numbers", jnp.float32)]
+    scratch = [(plan.block_q, LANES), (plan.block_q, LANES), (plan.block_q, call.head_dim)]
+    out, lse = plan.run(_forward_kernel, seeing, operands, outputs, scratch)
     return (out, lse[:, :, 0]), (q, k, v, seeing, out, lse[:, :, 0])
 
 
 def _backward(
-    call: Call, config: Config, residuals: tuple[Any, ...], cotangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array | None, ...]:
+    call: Call, config: Config, residuals: tuple[Any, ...], cotangents: tuple[Array, Array]
+) -> tuple[Array | None, ...]:
     q, k, v, seeing, out, lse = residuals
     d_out, d_lse = cotangents
     # Each score's gradient is p (dp - delta), and the log-sum-exp's own gradient adds p d_lse.
@@ -156,15 +134,12 @@ def _backward(
     lse2 = LOG2E * jnp.where(jnp.isneginf(lse), 0.0, lse)
     operands = [("queries", q), ("keys", k), ("keys", v), ("queries", d_out)]
     operands += [("numbers", lse2[:, :, None]), ("numbers", delta[:, :, None])]
-
-    block_q, block_k = dict(config)["block_q_backward"], dict(config)["block_k_backward"]
-    per_query, of_queries, of_keys = (block_q, LANES), (block_q, call.head_dim), (block_k, call.head_dim)
-    (d_q,) = Plan(call, block_q, block_k).run(
-        _queries_kernel, seeing, operands, [("queries", q.dtype)], [per_query, per_query, of_queries]
-    )
-    d_k, d_v = Plan(call, block_q, block_k, keys_outer=True).run(
-        _keys_kernel, seeing, operands, [("keys", k.dtype), ("keys", v.dtype)], [of_keys, of_keys]
-    )
+    plan = Plan(call, dict(config)["block_q"], dict(config)["block_k"])
+    scratch = [(plan.block_q, LANES), (plan.block_q, LANES), (plan.block_q, call.head_dim)]
+    (d_q,) = plan.run(_queries_kernel, seeing, operands, [("queries", q.dtype)], scratch)
+    plan = replace(plan, keys_outer=True)
+    outputs, scratch = [("keys", k.dtype), ("keys", v.dtype)], [(plan.block_k, call.head_dim)] * 2
+    d_k, d_v = plan.run(_keys_kernel, seeing, operands, outputs, scratch)
     return d_q, d_k, d_v, None
 
 
@@ -190,38 +165,37 @@ class Plan:
         with a gradient of zeros they add nothing to that of the keys."""
         return _round_up(self.call.q_len, self.block_q), _round_up(self.call.kv_len, self.block_k)
 
-    def visits(self, q_offset: int | jax.Array, segment_ids: jax.Array | None) -> tuple[jax.Array, int | jax.Array]:
+    def visits(self, q_offset: int | Array, segment_ids: Array | None) -> tuple[Array, int | Array]:
         """What to visit in which order, `[batch * visits]` int32, or `[visits]` without segment ids, which differ by
         row of the batch; and the visits that the longest row makes."""
-        sights = self._sight(q_offset, segment_ids)
-        xp: Any = np if isinstance(sights[0], np.ndarray) else jnp
-        some, every = (x.swapaxes(-1, -2) if self.keys_outer else x for x in sights)
-        rows, _, num_inner = some.shape
+        sight = self._sight(q_offset, segment_ids)
+        xp: Any = np if isinstance(sight, np.ndarray) else jnp
+        sight = sight.swapaxes(-1, -2) if self.keys_outer else sight
+        rows, num_outer, num_inner = sight.shape
         # What sees nothing, or is seen by nothing, is visited once all the same: zeros are to be written there.
-        kept = some | (~some.any(-1, keepdims=True) & (np.arange(num_inner) == 0))
-        some, every, kept = (x.reshape(rows, -1) for x in (some, every, kept))
+        kept = (sight > 0) | (~sight.any(-1, keepdims=True) & (np.arange(num_inner) == 0))
+        sight, kept = (x.reshape(rows, num_outer * num_inner) for x in (sight, kept))
         count = kept.sum(-1, keepdims=True)
-        at = np.arange(int(count.max()) if xp is np else kept.shape[-1])
+        at = np.arange(int(count.max()) if xp is np else num_outer * num_inner)
         # Those kept, in order; then the last of them over and over, so that nothing more is fetched.
         pair = xp.take_along_axis(xp.argsort(~kept, axis=-1, stable=True), xp.minimum(at, count - 1), axis=-1)
         outer, inner = pair // num_inner, pair % num_inner
         new, edge = outer[:, 1:] != outer[:, :-1], np.ones((rows, 1), bool)
         first, last = xp.concatenate([edge, new], -1), xp.concatenate([new, edge], -1) | (at == count - 1)
-        some, every = (xp.take_along_axis(x, pair, axis=-1) for x in (some, every))
-        todo = xp.where(at < count, FIRST * first | LAST * last | WHOLE * every | PARTLY * (some & ~every), 0)
+        todo = xp.take_along_axis(sight, pair, axis=-1) | FIRST * first | LAST * last
         q, k = (inner, outer) if self.keys_outer else (outer, inner)
-        visits = (q << BLOCK_BITS | k) << TODO_BITS | todo
+        visits = (q << BLOCK_BITS | k) << TODO_BITS | xp.where(at < count, todo, 0)
         return jnp.asarray(visits, jnp.int32).reshape(-1), len(at) if xp is np else count.max().astype(jnp.int32)
 
-    def _sight(self, q_offset: int | jax.Array, segment_ids: jax.Array | None) -> tuple[Any, Any]:
-        """By block: may some query see some key, and do all see all? `[1 or batch, q blocks, k blocks]`."""
+    def _sight(self, q_offset: int | Array, segment_ids: Array | None) -> Any:
+        """What a mask leaves of each block of scores: WHOLE, PARTLY or 0, `[1 or batch, q blocks, k blocks]`."""
         call, (q_padded, k_padded) = self.call, self.padded
         q_first, k_first = np.arange(0, q_padded, self.block_q)[:, None], np.arange(0, k_padded, self.block_k)
         q_last = np.minimum(q_first + self.block_q, call.q_len) - 1
         k_last = np.minimum(k_first + self.block_k, call.kv_len) - 1
         least, most = q_first + q_offset - k_last, q_last + q_offset - k_first  # positions from a key to a query
         some: Any = np.ones((1, len(q_first), len(k_first)), bool)
-        every: Any = some & (k_first + self.block_k <= call.kv_len)
+        every = some & (k_first + self.block_k <= call.kv_len)
         if call.causal:
             some, every = some & (most >= 0), every & (least >= 0)
         if call.window is not None:
@@ -230,7 +204,7 @@ class Plan:
             q_low, q_high = (x[:, :, None] for x in _extremes(segment_ids, self.block_q))
             k_low, k_high = (x[:, None, :] for x in _extremes(segment_ids, self.block_k))
             some, every = some & (q_low <= k_high) & (k_low <= q_high), every & (q_low == k_high) & (q_high == k_low)
-        return some, every & some
+        return WHOLE * every | PARTLY * (some & ~every)
 
     def read(self, visits: Ref, batch: Any, at: Any) -> tuple[Any, Any, Any]:
         """The block of queries, that of keys, and what to do."""
@@ -239,44 +213,40 @@ class Plan:
         blocks, todo = visit >> TODO_BITS, visit & (1 << TODO_BITS) - 1
         return blocks >> BLOCK_BITS, blocks & (1 << BLOCK_BITS) - 1, todo
 
-    def sizes(self, q_len: int, kv_len: int) -> dict[str, int]:
+    def shape(self, kind: str, q_len: int, kv_len: int) -> tuple[int, ...]:
         call = self.call
         sizes = {"batch": call.batch, "head": call.num_heads, "kv_head": call.num_kv_heads, "q": q_len, "k": kv_len}
-        return sizes | {"head_dim": call.head_dim, "lanes": LANES, "one": 1}
+        sizes |= {"head_dim": call.head_dim, "lanes": LANES, "one": 1}
+        return tuple(sizes[axis] for axis in AXES[kind])
 
     def spec(self, kind: str) -> pl.BlockSpec:
         """The block of an array that a step of the grid is given."""
-        axes = AXES[kind]
 
         def index(batch: Any, kv_head: Any, i: Any, j: Any, visits: Ref, offset: Ref) -> tuple[Any, ...]:
             at, member = (i, j) if self.keys_outer else (j, i)
             q, k, _ = self.read(visits, batch, at)
-            head = kv_head * self.call.group + member
-            return tuple(
-                {"batch": batch, "head": head, "kv_head": kv_head, "q": q, "k": k}.get(axis, 0) for axis in axes
-            )
+            here = {"batch": batch, "head": kv_head * self.call.group + member, "kv_head": kv_head, "q": q, "k": k}
+            return tuple(here.get(axis, 0) for axis in AXES[kind])
 
-        block = self.sizes(self.block_q, self.block_k) | dict.fromkeys(("batch", "head", "kv_head"))
-        return pl.BlockSpec(tuple(block[axis] for axis in axes), index)
+        *outer, rows, lanes = self.shape(kind, self.block_q, self.block_k)
+        return pl.BlockSpec((*(None for _ in outer), rows, lanes), index)
 
     def run(
         self, kernel: Callable[..., None], seeing: Seeing, operands: Arrays, outputs: Arrays, scratch: Sequence[Any]
-    ) -> list[jax.Array]:
+    ) -> list[Array]:
         """The kernel's outputs, asked for by kind and dtype. It is given a Visit, operands, outputs and scratch."""
-        call, exact, padded = self.call, self.sizes(self.call.q_len, self.call.kv_len), self.sizes(*self.padded)
-        offset = call.q_offset if seeing[0] is None else seeing[0]
-        assert offset is not None
-        visits, count = self.visits(offset, seeing[1])
-        ids = () if seeing[1] is None else self._lay_out(seeing[1].astype(jnp.int32))
-        operands = (*ids, *operands)
+        call, mask = self.call, self.call.mask(*seeing)
+        visits, count = self.visits(mask.q_offset, mask.segment_ids)
+        ids, num_ids = mask.segment_ids, 2 if call.has_segments else 0
+        if ids is not None:
+            column, row = ("k_column", "q_row") if self.keys_outer else ("q_column", "k_row")
+            wide = jnp.broadcast_to(ids[:, :, None], (*ids.shape, LANES))
+            operands = [(column, wide), (row, ids[:, None]), *operands]
+        inputs = [_resize(x, self.shape(kind, *self.padded)) for kind, x in operands]
         inner = ((count, "arbitrary"), (call.group, "arbitrary" if self.keys_outer else "parallel"))
         grid = ((call.batch, "parallel"), (call.num_kv_heads, "parallel"), *(inner if self.keys_outer else inner[::-1]))
-
-        def body(visits: Ref, offset: Ref, *refs: Ref) -> None:
-            kernel(Visit(self, visits, offset, refs[: len(ids)]), *refs[len(ids) :])
-
         outs = pl.pallas_call(
-            body,
+            lambda visits, offset, *refs: kernel(Visit(self, visits, offset, refs[:num_ids]), *refs[num_ids:]),
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=2,
                 grid=tuple(size for size, _ in grid),
@@ -284,30 +254,22 @@ class Plan:
                 out_specs=[self.spec(kind) for kind, _ in outputs],
                 scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
             ),
-            out_shape=[jax.ShapeDtypeStruct(_shape(kind, padded), dtype) for kind, dtype in outputs],
+            out_shape=[jax.ShapeDtypeStruct(self.shape(kind, *self.padded), dtype) for kind, dtype in outputs],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=tuple(order for _, order in grid), vmem_limit_bytes=VMEM_LIMIT_BYTES
             ),
             interpret=pltpu.InterpretParams(detect_races=True) if is_interpreting() else False,
             name=f"attention{kernel.__name__}",
-        )(visits, jnp.asarray(offset, jnp.int32).reshape(1), *(_pad(x, _shape(kind, padded)) for kind, x in operands))
-        return [out[tuple(map(slice, _shape(kind, exact)))] for (kind, _), out in zip(outputs, outs, strict=True)]
-
-    def _lay_out(self, segment_ids: jax.Array) -> Arrays:
-        column, row = ("k_column", "q_row") if self.keys_outer else ("q_column", "k_row")
-        wide = jnp.broadcast_to(segment_ids[:, :, None], (*segment_ids.shape, LANES))
-        return (column, wide), (row, segment_ids[:, None])
+        )(visits, jnp.full(1, mask.q_offset, jnp.int32), *inputs)
+        return list(map(_resize, outs, (self.shape(kind, call.q_len, call.kv_len) for kind, _ in outputs)))
 
 
-def _shape(kind: str, sizes: dict[str, int]) -> tuple[int, ...]:
-    return tuple(sizes[axis] for axis in AXES[kind])
+def _resize(x: Array, shape: tuple[int, ...]) -> Array:
+    """More of it is zeros, less is cut off."""
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, to - size, 0) for size, to in zip(x.shape, shape, strict=True)])
 
 
-def _pad(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jnp.pad(x, [(0, full - have) for have, full in zip(x.shape, shape, strict=True)])
-
-
-def _extremes(segment_ids: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+def _extremes(segment_ids: Array, block: int) -> tuple[Array, Array]:
     """Least and greatest of each block, `[batch, blocks]`."""
     batch, length = segment_ids.shape
     blocks = jnp.pad(segment_ids, ((0, 0), (0, -length % block)), mode="edge").reshape(batch, -1, block)
@@ -329,7 +291,7 @@ class Visit:
         self.ahead = self.k_start - q_block * plan.block_q - offset[0]  # the first key of the first query
 
     def run(self, start: Callable[[], None], step: Callable[[slice, bool], None], finish: Callable[[], None]) -> None:
-        """`step` is given a piece of the block's keys, and whether there is a mask."""
+        """`step` is given a piece of the block's keys, and whether it has a mask."""
 
         def steps(masked: bool) -> None:
             for at in range(0, self.plan.block_k, PIECE):
@@ -342,10 +304,10 @@ class Visit:
             pl.when(self.partly)(partial(steps, True))
         pl.when(self.last)(finish)
 
-    def scores(self, q: jax.Array, k: jax.Array, piece: slice, masked: bool) -> tuple[jax.Array, jax.Array | float]:
+    def scores(self, q: Array, k: Array, piece: slice, masked: bool) -> tuple[Array, Array | float]:
         """In units of log 2, `[queries, keys]`, where keys are outer `[keys, queries]`; and the soft-cap's slope."""
         call = self.plan.call
-        slope: jax.Array | float = 1.0
+        slope: Array | float = 1.0
         products = _dot(k, q, 1) if self.plan.keys_outer else _dot(q, k, 1)
         if call.logit_softcap is None:
             scores = products * (call.scale * LOG2E)
@@ -354,10 +316,10 @@ class Visit:
             scores, slope = capped * (call.logit_softcap * LOG2E), 1.0 - capped * capped
         return (jnp.where(self._seen(scores.shape, piece), scores, -jnp.inf) if masked else scores), slope
 
-    def _seen(self, shape: tuple[int, ...], piece: slice) -> jax.Array:
+    def _seen(self, shape: tuple[int, ...], piece: slice) -> Array:
         call, outer = self.plan.call, self.plan.keys_outer
         query, key = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in ((1, 0) if outer else (0, 1)))
-        conditions: list[jax.Array] = []
+        conditions: list[Array] = []
         if call.causal:
             conditions.append(query - key >= self.ahead + piece.start)
         if call.window is not None:
@@ -371,10 +333,9 @@ class Visit:
         return reduce(jnp.logical_and, conditions)
 
 
-def _forward_kernel(
-    visit: Visit, q: Ref, k: Ref, v: Ref, out: Ref, lse: Ref, top: Ref, total: Ref, values: Ref
-) -> None:
+def _forward_kernel(visit: Visit, *refs: Ref) -> None:
     """`top` and `total`, the maximum so far and the sum by lane, `[block_q, LANES]`; `values` `[block_q, head_dim]`."""
+    q, k, v, out, lse, top, total, values = refs
 
     def start() -> None:
         top[...] = jnp.full_like(top, FLOOR)
@@ -401,11 +362,9 @@ def _forward_kernel(
     visit.run(start, step, finish)
 
 
-def _queries_kernel(
-    visit: Visit, q: Ref, k: Ref, v: Ref, d_out: Ref, lse: Ref, delta: Ref, d_q: Ref,
-    lse_lanes: Ref, delta_lanes: Ref, total: Ref,
-) -> None:  # fmt: skip
+def _queries_kernel(visit: Visit, *refs: Ref) -> None:
     """`lse` in units of log 2; `lse_lanes` and `delta_lanes` `[block_q, LANES]`, `total` `[block_q, head_dim]`."""
+    q, k, v, d_out, lse, delta, d_q, lse_lanes, delta_lanes, total = refs
 
     def start() -> None:
         for row, lanes in ((lse, lse_lanes), (delta, delta_lanes)):
@@ -425,15 +384,12 @@ def _queries_kernel(
     visit.run(start, step, finish)
 
 
-def _keys_kernel(
-    visit: Visit, q: Ref, k: Ref, v: Ref, d_out: Ref, lse: Ref, delta: Ref, d_k: Ref, d_v: Ref,
-    total_k: Ref, total_v: Ref,
-) -> None:  # fmt: skip
+def _keys_kernel(visit: Visit, *refs: Ref) -> None:
     """`lse` in units of log 2; `total_k` and `total_v` `[block_k, head_dim]`."""
+    q, k, v, d_out, lse, delta, d_k, d_v, total_k, total_v = refs
 
     def start() -> None:
-        total_k[...] = jnp.zeros_like(total_k)
-        total_v[...] = jnp.zeros_like(total_v)
+        total_k[...] = total_v[...] = jnp.zeros_like(total_k)
 
     def step(piece: slice, masked: bool) -> None:
         scores, slope = visit.scores(q[...], k[piece], piece, masked)
@@ -449,12 +405,12 @@ def _keys_kernel(
     visit.run(start, step, finish)
 
 
-def _across(x: jax.Array, width: int) -> jax.Array:
+def _across(x: Array, width: int) -> Array:
     """A number of each row that stands in all lanes, over more or fewer of them."""
     return jnp.tile(x, (1, pl.cdiv(width, LANES)))[:, :width]
 
 
-def _dot(a: jax.Array, b: jax.Array, b_axis: int = 0) -> jax.Array:
+def _dot(a: Array, b: Array, b_axis: int = 0) -> Array:
     """float32, of `a`'s last axis with `b_axis`. Unless told, the units round float32 operands to bfloat16."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return lax.dot_general(a, b, (((1,), (b_axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
