@@ -24,7 +24,7 @@ Implementation: TypeAlias = Literal[
     "auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn"
 ]
 
-KERNELS = ("pallas_triton",)
+KERNELS = ("pallas_triton", "pallas_mosaic_gpu", "pallas_tpu")
 
 ATTENTION = Op(
     "attention",
@@ -38,7 +38,7 @@ ATTENTION = Op(
             Form("cudnn", cudnn.attention, cudnn.refuses),
         )
     },
-    {"cpu": ("xla",), "gpu": ("cudnn", "pallas_triton", "xla"), "tpu": ("xla",)},
+    {"cpu": ("xla",), "gpu": ("cudnn", "pallas_mosaic_gpu", "pallas_triton", "xla"), "tpu": ("pallas_tpu", "xla")},
     workload,
     work,
 )

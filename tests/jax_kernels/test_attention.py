@@ -145,6 +145,8 @@ def test_precision(case, implementation, dtype):
 
 KERNELS = {
     "pallas_triton": make_device("gpu", "NVIDIA H100 80GB HBM3"),
+    "pallas_mosaic_gpu": make_device("gpu", "NVIDIA H100 80GB HBM3"),
+    "pallas_tpu": make_device("tpu", "TPU v5 lite"),
 }
 """The Pallas kernels, each with a device that its interpreter stands in for."""
 
@@ -168,7 +170,7 @@ def kernel_and_exact(form, case, dtype, traced):
 
 @pytest.mark.filterwarnings("error:attention")
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("form", KERNELS)
+@pytest.mark.parametrize("form", ["pallas_triton", "pallas_tpu"])  # warpgroup products take 16 bits: below
 def test_a_kernel_in_its_interpreter(form, case):
     for a, b in zip(*kernel_and_exact(form, case, "float32", traced=case.q_offset != 0), strict=True):
         assert relative_error(a, b) < TOLERANCE["float32"]
