@@ -68,8 +68,14 @@ def refuses(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
+    """All fit shared memory, and registers with at most a few spilled (none where head_dim is 64)."""
+    if call.head_dim <= 64:
+        sizes = [(64, 128, 3, 128, 64, 3), (64, 128, 2, 64, 64, 2), (64, 256, 2, 128, 64, 2)]
+    elif call.head_dim <= 128:
+        sizes = [(64, 128, 2, 64, 64, 2), (64, 64, 4, 64, 64, 3), (64, 128, 2, 128, 64, 2)]
+    else:
+        sizes = [(64, 64, 2, 64, 64, 2)]
     names = ("block_q", "block_k", "stages", "block_k_dq", "block_q_dkv", "stages_backward")
-    sizes = [(64, 64, 2, 64, 64, 2)] if call.head_dim > 128 else [(64, 128, 2, 64, 64, 2)]
     return [tuple(zip(names, chosen, strict=True)) for chosen in sizes]
 
 
