@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jax_kernels.choosing import Choice, Op, call_key
 from jax_kernels.forms import Config, Device, current_device
@@ -27,6 +28,10 @@ from jax_kernels.forms import Config, Device, current_device
 FORMAT = 1
 ROUNDS = 7
 """Timings of each candidate, in alternation: the machine's moods meet all of them."""
+
+TOLERANCE = {"float64": 1e-6, "float32": 1e-2, "float16": 5e-3, "bfloat16": 3e-2}
+"""How far by norm a form may be from XLA's: rounding of both, and for float32 TF32, in which XLA multiplies on a GPU.
+A kernel that is wrong is far beyond it."""
 
 Tell = Callable[[str], None]
 
@@ -120,21 +125,35 @@ def tune(op: Op, call: Any, *, tell: Tell = lambda text: None) -> tuple[Choice, 
 
 
 def _compile(op: Op, call: Any, tell: Tell) -> tuple[dict[tuple[str, Config], Any], list[Timing]]:
+    """The candidates that run and compute the same as XLA's form, and why the others do not."""
     programs: dict[tuple[str, Config], Any] = {}
     failures = []
+    program, arguments = op.workload(call, op.forms["xla"].run, ())
+    expected = jax.jit(program)(*arguments)
     for form, config in candidates(op, call, current_device()):
         program, arguments = op.workload(call, op.forms[form].run, config)
         try:
             compiled = jax.jit(program).lower(*arguments).compile()
-            jax.block_until_ready(compiled(*arguments))
+            error = relative_error(compiled(*arguments), expected)
+            failure = None if error <= TOLERANCE[call.dtype] else f"its results are {error:.1e} from XLA's"
         except Exception as error:  # the compilers' own types; one candidate less
             failure = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        tell(f"{form} {dict(config)}: {failure or 'compiled'}")
+        if failure is None:
+            programs[form, config] = (compiled, arguments)
+        else:
             failures.append(Timing(form, config, failure=failure))
-            tell(f"{form} {dict(config)}: {failure}")
-            continue
-        programs[form, config] = (compiled, arguments)
-        tell(f"{form} {dict(config)}: compiled")
     return programs, failures
+
+
+def relative_error(actual: Any, expected: Any) -> float:
+    """By norm, the largest of the arrays; infinite where one is not finite."""
+    errors = []
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        wide_a, wide_b = (np.asarray(x, np.float64) for x in (a, b))
+        error = float(np.linalg.norm(wide_a - wide_b) / max(float(np.linalg.norm(wide_b)), 1e-30))
+        errors.append(error if np.isfinite(error) else np.inf)
+    return max(errors, default=0.0)
 
 
 def _time(programs: Mapping[tuple[str, Config], Any]) -> dict[tuple[str, Config], list[float]]:

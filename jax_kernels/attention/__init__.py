@@ -38,7 +38,7 @@ ATTENTION = Op(
             Form("cudnn", cudnn.attention, cudnn.refuses),
         )
     },
-    {"cpu": ("xla",), "gpu": ("cudnn", "pallas_mosaic_gpu", "pallas_triton", "xla"), "tpu": ("pallas_tpu", "xla")},
+    {"cpu": ("xla",), "gpu": ("cudnn", "pallas_triton", "pallas_mosaic_gpu", "xla"), "tpu": ("pallas_tpu", "xla")},
     workload,
     work,
 )

@@ -31,10 +31,21 @@ def test_a_candidate_that_fails_is_one_less() -> None:
     def broken(*arguments: object) -> object:
         raise ValueError("no room for the block")
 
-    op = replace(BOTH, forms={**ATTENTION.forms, "xla": Form("xla", broken)})
+    op = replace(BOTH, forms={**ATTENTION.forms, "reference": Form("reference", broken)})
     choice, timings = tune(op, CALL)
-    assert choice.form == "reference"
+    assert choice.form == "xla"
     assert [t.failure for t in timings if t.failure] == ["no room for the block"]
+
+
+def test_a_candidate_that_is_wrong_is_one_less() -> None:
+    def wrong(call: Call, *arguments: object) -> tuple[object, object]:
+        out, lse = ATTENTION.forms["xla"].run(call, *arguments)
+        return 1.1 * out, lse
+
+    op = replace(BOTH, forms={**ATTENTION.forms, "reference": Form("reference", wrong)})
+    choice, timings = tune(op, CALL)
+    assert choice.form == "xla"
+    assert [t.failure for t in timings if t.failure] == ["its results are 1.0e-01 from XLA's"]
 
 
 def test_winners_are_kept(tmp_path: Path) -> None:
