@@ -246,7 +246,7 @@ def _walk(call: Call, step: Callable[..., Any], carry: Any, rows: _Stretch, leng
         return lax.fori_loop(jnp.int32(first), jnp.int32(last), lambda i, x: step(i * block, x, masked), carry)
 
     first, last = blocks(rows.start), blocks(rows.stop, block - 1)
-    # A window's blocks would need three loops, after which Hopper waits for each product (ptxas says so, C7515).
+    # A window's blocks would need three loops, where ptxas made Hopper wait for each product of dk and dv (C7515).
     if call.has_segments or call.window is not None:
         return loop(first, last, carry, masked=True)
     whole_first, whole_last = blocks(rows.whole[0], block - 1), blocks(rows.whole[1])
@@ -371,8 +371,8 @@ def configs(call: Call, device: Device) -> Sequence[Config]:
     return list(dict.fromkeys(tuple(zip(names, values, strict=True)) for values in capped))
 
 
-# For GPU and head_dim, NAMES of each of KERNELS: what fits shared memory and, but for a few words, registers, as
-# compiled. Without tensor cores (float32) each thread holds rows of both operands: small blocks, many threads.
+# NAMES of each of KERNELS: what fits shared memory as compiled, ordered by reasoning, not timed. Few spill registers at
+# whole blocks; dk and dv do with a soft-cap or odd lengths. float32, without tensor cores, needs more: small blocks.
 _BLOCKS: tuple[tuple[Any, ...], ...] = (
     ("hopper", 64, (128, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
     ("hopper", 64, (128, 128, 8, 2), (64, 64, 4, 2), (128, 128, 8, 2)),
