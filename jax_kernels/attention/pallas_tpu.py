@@ -1,8 +1,8 @@
 """Attention for TPUs: Pallas kernels that hold a block of queries against one block of keys after another.
 
-Scores live in VMEM, a piece at a time. The forward kernel keeps the running maximum, sum and weighted values of its
-queries (the online softmax) and writes them once. The backward recomputes the probabilities from the log-sum-exp, in
-one kernel for the gradient of queries and one for that of keys and values, which also sums over the heads of a group.
+Scores live in VMEM, a piece at a time. The forward kernel keeps the maximum, sum and weighted values of its queries so
+far (the online softmax) and writes them once. The backward recomputes the probabilities from the log-sum-exp, in one
+kernel for the gradient of queries and one for that of keys and values, which also sums over the heads of a group.
 
 The mask is turned into a list of the pairs of blocks to visit (`Plan.visits`), which the last part of each grid walks:
 pairs that it hides are not in the list, so they are neither fetched nor stepped over, and those where all see all are
@@ -32,6 +32,7 @@ from jax_kernels.attention.call import Call
 from jax_kernels.forms import Config, Device, is_interpreting
 
 Ref: TypeAlias = Any
+Pair: TypeAlias = tuple[Array, Array]
 Seeing: TypeAlias = tuple[Array | None, Array | None]  # what the mask waits for: the offset if traced, segment ids
 Arrays: TypeAlias = Sequence[tuple[str, Any]]  # arrays, or their dtypes, each with its kind
 
@@ -49,7 +50,6 @@ LANES = 128
 PIECE = 512  # keys whose scores are held at once: one piece's products overlap with the exponentials of another
 VMEM_LIMIT_BYTES = 48 * 2**20  # a v5p core has 64 MiB, v5e and v6e 128; a kernel gets 16 unless it asks
 MOST_VISITS = 2**17  # 4 bytes each, of 1 MiB of scalar memory
-
 LOG2E = math.log2(math.e)  # the hardware's exponential is a power of 2
 # The maximum of no scores: finite, so that a hidden score, -inf, less any maximum is -inf and never NaN.
 FLOOR = float(np.finfo(np.float32).min) / 2
@@ -68,9 +68,7 @@ def refuses(call: Call, device: Device) -> str | None:
         return "an empty array"
     if call.head_dim > 512:
         return f"head_dim {call.head_dim} is more than 512"
-    if not configs(call, device):
-        return "too many blocks for scalar memory"
-    return None
+    return None if configs(call, device) else "too many blocks for scalar memory"
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
@@ -89,16 +87,12 @@ def configs(call: Call, device: Device) -> Sequence[Config]:
 
 def _fit(length: int, most: int) -> int:
     """The multiple of the lanes, up to `most`, that covers the length in as few blocks with the least padding."""
-    return _round_up(pl.cdiv(length, pl.cdiv(length, most)), LANES)
-
-
-def _round_up(length: int, block: int) -> int:
-    return pl.cdiv(length, block) * block
+    return pl.cdiv(pl.cdiv(length, pl.cdiv(length, most)), LANES) * LANES
 
 
 def attention(
     call: Call, config: Config, q: Array, k: Array, v: Array, q_offset: Array | None, segment_ids: Array | None
-) -> tuple[Array, Array]:
+) -> Pair:
     """Out as q `[batch, q_len, num_heads, head_dim]`, log-sum-exp `[batch, num_heads, q_len]` float32."""
     # The matrix units have no float16, and bfloat16 would lose three of its bits.
     dtype = jnp.float32 if q.dtype == jnp.float16 else q.dtype
@@ -109,14 +103,12 @@ def attention(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(call: Call, config: Config, q: Array, k: Array, v: Array, seeing: Seeing) -> tuple[Array, Array]:
+def _attention(call: Call, config: Config, q: Array, k: Array, v: Array, seeing: Seeing) -> Pair:
     """q `[batch, num_heads, q_len, head_dim]`, k and v `[batch, num_kv_heads, kv_len, head_dim]`; out as q."""
     return _forward(call, config, q, k, v, seeing)[0]
 
 
-def _forward(
-    call: Call, config: Config, q: Array, k: Array, v: Array, seeing: Seeing
-) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
+def _forward(call: Call, config: Config, q: Array, k: Array, v: Array, seeing: Seeing) -> tuple[Pair, Any]:
     plan = Plan(call, dict(config)["block_q"], dict(config)["block_k"])
     operands, outputs = [("queries", q), ("keys", k), ("keys", v)], [("queries", q.dtype), ("numbers", jnp.float32)]
     scratch = [(plan.block_q, LANES), (plan.block_q, LANES), (plan.block_q, call.head_dim)]
@@ -124,11 +116,8 @@ def _forward(
     return (out, lse[:, :, 0]), (q, k, v, seeing, out, lse[:, :, 0])
 
 
-def _backward(
-    call: Call, config: Config, residuals: tuple[Any, ...], cotangents: tuple[Array, Array]
-) -> tuple[Array | None, ...]:
-    q, k, v, seeing, out, lse = residuals
-    d_out, d_lse = cotangents
+def _backward(call: Call, config: Config, residuals: Any, cotangents: Pair) -> tuple[Any, ...]:
+    (q, k, v, seeing, out, lse), (d_out, d_lse) = residuals, cotangents
     # Each score's gradient is p (dp - delta), and the log-sum-exp's own gradient adds p d_lse.
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
     lse2 = LOG2E * jnp.where(jnp.isneginf(lse), 0.0, lse)
@@ -137,9 +126,8 @@ def _backward(
     plan = Plan(call, dict(config)["block_q"], dict(config)["block_k"])
     scratch = [(plan.block_q, LANES), (plan.block_q, LANES), (plan.block_q, call.head_dim)]
     (d_q,) = plan.run(_queries_kernel, seeing, operands, [("queries", q.dtype)], scratch)
-    plan = replace(plan, keys_outer=True)
     outputs, scratch = [("keys", k.dtype), ("keys", v.dtype)], [(plan.block_k, call.head_dim)] * 2
-    d_k, d_v = plan.run(_keys_kernel, seeing, operands, outputs, scratch)
+    d_k, d_v = replace(plan, keys_outer=True).run(_keys_kernel, seeing, operands, outputs, scratch)
     return d_q, d_k, d_v, None
 
 
@@ -150,8 +138,7 @@ _attention.defvjp(_forward, _backward)
 class Plan:
     """How a kernel covers the scores: for each block of queries the blocks of keys, or the other way around.
 
-    The grid is (batch, kv head, query head of its group, visit); where blocks of keys are outer, (batch, kv head,
-    visit, query head of its group).
+    The grid is (batch, kv head, query head of its group, visit), the last two swapped where blocks of keys are outer.
     """
 
     call: Call
@@ -163,7 +150,7 @@ class Plan:
     def padded(self) -> tuple[int, int]:
         """Lengths of queries and keys in whole blocks. The added queries need no mask: their output is cut off, and
         with a gradient of zeros they add nothing to that of the keys."""
-        return _round_up(self.call.q_len, self.block_q), _round_up(self.call.kv_len, self.block_k)
+        return self.call.q_len + -self.call.q_len % self.block_q, self.call.kv_len + -self.call.kv_len % self.block_k
 
     def visits(self, q_offset: int | Array, segment_ids: Array | None) -> tuple[Array, int | Array]:
         """What to visit in which order, `[batch * visits]` int32, or `[visits]` without segment ids, which differ by
@@ -269,7 +256,7 @@ def _resize(x: Array, shape: tuple[int, ...]) -> Array:
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, to - size, 0) for size, to in zip(x.shape, shape, strict=True)])
 
 
-def _extremes(segment_ids: Array, block: int) -> tuple[Array, Array]:
+def _extremes(segment_ids: Array, block: int) -> Pair:
     """Least and greatest of each block, `[batch, blocks]`."""
     batch, length = segment_ids.shape
     blocks = jnp.pad(segment_ids, ((0, 0), (0, -length % block)), mode="edge").reshape(batch, -1, block)
@@ -282,11 +269,10 @@ class Visit:
     def __init__(self, plan: Plan, visits: Ref, offset: Ref, ids: tuple[Ref, ...]) -> None:
         at, member = (pl.program_id(axis) for axis in ((2, 3) if plan.keys_outer else (3, 2)))
         q_block, k_block, todo = plan.read(visits, pl.program_id(0), at)
-        self.plan, self.ids = plan, ids
+        self.plan, self.call, self.ids = plan, plan.call, ids
         self.first, self.last, self.whole, self.partly = (todo & bit != 0 for bit in (FIRST, LAST, WHOLE, PARTLY))
         if plan.keys_outer:  # a block of keys collects from all query heads of its group
-            self.first &= member == 0
-            self.last &= member == plan.call.group - 1
+            self.first, self.last = self.first & (member == 0), self.last & (member == plan.call.group - 1)
         self.k_start = k_block * plan.block_k
         self.ahead = self.k_start - q_block * plan.block_q - offset[0]  # the first key of the first query
 
@@ -297,7 +283,7 @@ class Visit:
             for at in range(0, self.plan.block_k, PIECE):
                 step(slice(at, min(at + PIECE, self.plan.block_k)), masked)
 
-        call = self.plan.call
+        call = self.call
         pl.when(self.first)(start)
         pl.when(self.whole)(partial(steps, False))
         if call.causal or call.window is not None or call.has_segments or call.kv_len < self.plan.padded[1]:
@@ -306,18 +292,17 @@ class Visit:
 
     def scores(self, q: Array, k: Array, piece: slice, masked: bool) -> tuple[Array, Array | float]:
         """In units of log 2, `[queries, keys]`, where keys are outer `[keys, queries]`; and the soft-cap's slope."""
-        call = self.plan.call
         slope: Array | float = 1.0
         products = _dot(k, q, 1) if self.plan.keys_outer else _dot(q, k, 1)
-        if call.logit_softcap is None:
-            scores = products * (call.scale * LOG2E)
+        if self.call.logit_softcap is None:
+            scores = products * (self.call.scale * LOG2E)
         else:
-            capped = jnp.tanh(products * (call.scale / call.logit_softcap))
-            scores, slope = capped * (call.logit_softcap * LOG2E), 1.0 - capped * capped
+            capped = jnp.tanh(products * (self.call.scale / self.call.logit_softcap))
+            scores, slope = capped * (self.call.logit_softcap * LOG2E), 1.0 - capped * capped
         return (jnp.where(self._seen(scores.shape, piece), scores, -jnp.inf) if masked else scores), slope
 
     def _seen(self, shape: tuple[int, ...], piece: slice) -> Array:
-        call, outer = self.plan.call, self.plan.keys_outer
+        call, outer = self.call, self.plan.keys_outer
         query, key = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in ((1, 0) if outer else (0, 1)))
         conditions: list[Array] = []
         if call.causal:
@@ -354,10 +339,9 @@ def _forward_kernel(visit: Visit, *refs: Ref) -> None:
 
     def finish() -> None:
         sums = jnp.sum(total[...], axis=1, keepdims=True)
-        empty = sums == 0.0  # a query that sees nothing
-        safe = jnp.where(empty, 1.0, sums)
+        safe = jnp.where(sums == 0.0, 1.0, sums)  # 0 where a query sees nothing
         out[...] = (values[...] * (1.0 / safe)).astype(out.dtype)
-        lse[...] = jnp.where(empty, -jnp.inf, top[...] / LOG2E + jnp.log(safe)).T[:1]
+        lse[...] = jnp.where(sums == 0.0, -jnp.inf, top[...] / LOG2E + jnp.log(safe)).T[:1]
 
     visit.run(start, step, finish)
 
@@ -379,7 +363,7 @@ def _queries_kernel(visit: Visit, *refs: Ref) -> None:
         total[...] += _dot(d_scores.astype(k.dtype), k[piece])
 
     def finish() -> None:
-        d_q[...] = (total[...] * visit.plan.call.scale).astype(d_q.dtype)
+        d_q[...] = (total[...] * visit.call.scale).astype(d_q.dtype)
 
     visit.run(start, step, finish)
 
@@ -399,7 +383,7 @@ def _keys_kernel(visit: Visit, *refs: Ref) -> None:
         total_k[piece] += _dot(d_scores.astype(q.dtype), q[...])
 
     def finish() -> None:
-        d_k[...] = (total_k[...] * visit.plan.call.scale).astype(d_k.dtype)
+        d_k[...] = (total_k[...] * visit.call.scale).astype(d_k.dtype)
         d_v[...] = total_v[...].astype(d_v.dtype)
 
     visit.run(start, step, finish)
