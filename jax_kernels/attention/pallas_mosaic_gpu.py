@@ -24,6 +24,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from importlib import metadata
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -41,14 +42,17 @@ try:
 except ImportError:  # under JAX 0.10 it imports absl, which JAX does not install
     plgpu = None
 
+MaybeArray: TypeAlias = jax.Array | None
 Ref: TypeAlias = Any
 Scalar: TypeAlias = Any  # an int, or an int32 that is known when the program runs
+Span: TypeAlias = tuple[Scalar, Scalar, Scalar, Scalar]  # start, whole_start, whole_stop, stop: see `_span`
 
 HAS_INTERPRETER = hasattr(plgpu, "InterpretGPUParams")  # not under JAX 0.10
 WARPGROUPS = 2  # that compute
 ROWS = 64  # of a warpgroup product
 LOG2_E = math.log2(math.e)
 LOWEST = -1e30  # the maximum of no scores yet: finite, as a difference of infinities is no number
+FAR = 2**30  # positions away: no limit
 
 
 def refuses(call: Call, device: Device) -> str | None:
@@ -64,11 +68,19 @@ def refuses(call: Call, device: Device) -> str | None:
         return f"head_dim {call.head_dim} is over 256"
     if call.scale <= 0.0:
         return "scale is not positive"  # the maximum is taken before scaling
-    return None
+    return "ptxas of CUDA 12.8 to 12.9.0 miscompiles masks" if (12, 8) <= _nvcc() < (12, 9, 86) else None
+
+
+def _nvcc() -> tuple[int, ...]:
+    """Of the package whose ptxas JAX takes, () where there is none. JAX's own attention for Hopper knows the fault."""
+    try:
+        return tuple(map(int, metadata.version("nvidia-cuda-nvcc-cu12").split(".")[:3]))
+    except metadata.PackageNotFoundError:
+        return ()
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    """All fit shared memory, and registers with at most a few spilled (none where head_dim is 64)."""
+    """All fit shared memory, and registers but for a few that ptxas spills; more where masks meet the largest."""
     if call.head_dim <= 64:
         sizes = [(64, 128, 3, 128, 64, 3), (64, 128, 2, 64, 64, 2), (64, 256, 2, 128, 64, 2)]
     elif call.head_dim <= 128:
@@ -80,22 +92,15 @@ def configs(call: Call, device: Device) -> Sequence[Config]:
 
 
 def attention(
-    call: Call,
-    config: Config,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_offset: jax.Array | None,
-    segment_ids: jax.Array | None,
+    call: Call, config: Config, q: jax.Array, k: jax.Array, v: jax.Array, q_offset: MaybeArray, segment_ids: MaybeArray
 ) -> tuple[jax.Array, jax.Array]:
     """Out as q `[batch, q_len, num_heads, head_dim]`, log-sum-exp `[batch, num_heads, q_len]` float32."""
     # Bulk copies cut arrays into tiles of 8 rows and of 16 columns or more, all of which belong to one warpgroup.
     columns = -call.head_dim % (16 if call.head_dim <= 128 else 16 * WARPGROUPS)
     padded = [jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, columns))) for x in (q, k, v)]
     offset = None if q_offset is None else q_offset.astype(jnp.int32).reshape(1)
-    ids: tuple[jax.Array, ...] = ()
-    if segment_ids is not None:
-        ids = (jnp.pad(segment_ids.astype(jnp.int32), ((0, 0), (0, -call.q_len % 8)))[:, None],)
+    given = [] if segment_ids is None else [segment_ids.astype(jnp.int32)[:, None]]
+    ids = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, -call.q_len % 8))) for x in given)
     out, lse = _attention(call, config, *padded, offset, ids)
     return out[:, : call.q_len, :, : call.head_dim], lse[:, :, : call.q_len]
 
@@ -103,8 +108,7 @@ def attention(
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attention(call: Call, config: Config, *operands: Any) -> tuple[jax.Array, jax.Array]:
     """As `attention`, of padded q, k and v, an offset `[1]` or None, and segment ids `[batch, 1, len]` if any."""
-    result, _ = _forward(call, config, *operands)
-    return result
+    return _forward(call, config, *operands)[0]
 
 
 def _forward(call: Call, config: Config, *operands: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
@@ -151,7 +155,7 @@ class Side(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """A `Side` in shared memory, or the types of all that."""
+    """A `Side` in shared memory, or the types of all that; `empty` of a ring only."""
 
     side: Side
     filled: Any
@@ -169,12 +173,9 @@ def _buffers(side: Side, count: int, rows: int, parts: int, ring: bool) -> Buffe
 
     vectors = tuple(plgpu.SMEM((count, rows), x.dtype) for x in side.vectors)
     copies = len(side.matrices) * parts + len(vectors)
-    if ring:
-        filled = plgpu.Barrier(num_arrivals=copies, num_barriers=count)
-        empty = plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=count)
-    else:
-        filled, empty = plgpu.Barrier(num_arrivals=copies * count), None
-    return Buffers(Side(tuple(map(matrix, side.matrices)), vectors), filled, empty)
+    filled = {"num_arrivals": copies, "num_barriers": count} if ring else {"num_arrivals": copies * count}
+    empty = plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=count) if ring else None
+    return Buffers(Side(tuple(map(matrix, side.matrices)), vectors), plgpu.Barrier(**filled), empty)
 
 
 def _copy(source: Side, target: Side, filled: Ref, batch: Scalar, start: Scalar, head: Scalar) -> None:
@@ -189,51 +190,122 @@ def _copy(source: Side, target: Side, filled: Ref, batch: Scalar, start: Scalar,
         plgpu.copy_gmem_to_smem(row, buffer, filled)
 
 
-class Span(NamedTuple):
-    """Blocks `start` to `stop` that a tile walks through; those from `whole_start` to `whole_stop` need no mask."""
+def _store(values: Any, buffers: Any, results: Any, batch: Scalar, start: Scalar, head: Scalar, part: Scalar) -> None:
+    """Values of the rows from `start`, by way of buffers whose contents are not needed any more."""
+    for x, buffer, result in zip(values, buffers, results, strict=False):
+        rows, columns = pl.ds(start, x.shape[0]), pl.ds(part * x.shape[-1], x.shape[-1])
+        buffer[...] = x.astype(buffer.dtype)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(buffer, result.at[(batch, rows, head, columns) if x.ndim == 2 else (batch, head, rows)])
+    plgpu.wait_smem_to_gmem(0)
 
-    start: Scalar
-    whole_start: Scalar
-    whole_stop: Scalar
-    stop: Scalar
+
+def _run(
+    call: Call, name: str, compute: Any, types: Any, offset: Any, mine: Side, others: Any, sizes: Any, of_keys: bool
+) -> list[jax.Array]:
+    """Arrays of `types` from what `compute` gives for the rows of `mine` that each warpgroup has."""
+    rows, block, stages, parts = sizes
+    groups = WARPGROUPS // parts
+    length, repeats = (call.kv_len, call.group) if of_keys else (call.q_len, 1)
+    tiles = pl.cdiv(length, groups * rows)
+
+    def body(offset: Ref, mine: Side, others: tuple[Side, ...], *rest: Any) -> None:
+        *results, tile, rings, vectors, meeting = rest
+        batch, i, head, me = map(lax.axis_index, ("batch", "tile", "head", "warpgroup"))
+        start = (i if of_keys else tiles - 1 - i) * (groups * rows)  # under a causal mask the longest begin first
+        position = call.q_offset if offset is None else offset[0]
+        span = _span(call, start, jnp.minimum(start + groups * rows, length) - 1, position, block, of_keys)
+        each = span[-1] - span[0]
+
+        def load() -> None:
+            plgpu.set_max_registers(40, action="decrease")
+            for i in range(groups):
+                _copy(mine, tile.side.at(i), tile.filled, batch, start + i * rows, head)
+
+            def fill(step: Scalar, _: None) -> None:
+                slot = lax.rem(step, jnp.int32(stages))
+                turn, index = lax.div(step, jnp.maximum(each, 1)), lax.rem(step, jnp.maximum(each, 1))
+                at, of = (
+                    (span[0] + index) * block,
+                    head * repeats + turn if of_keys else lax.div(head, jnp.int32(call.group)),
+                )
+                for side, ring in zip(others, rings, strict=True):
+                    pl.when(step >= stages)(partial(plgpu.barrier_wait, ring.empty.at[slot]))
+                    copy = partial(_copy, side, ring.side.at(slot), ring.filled.at[slot], batch, at, of)
+                    pl.when(step < each * repeats)(copy)
+
+            # Some more than there are to fill: no phase of a barrier must pass unseen.
+            lax.fori_loop(jnp.int32(0), each * repeats + stages, fill, None)
+
+        def work() -> None:
+            plgpu.set_max_registers(232, action="increase")
+            plgpu.barrier_wait(tile.filled)
+            group, part = (me, 0) if parts == 1 else (0, me)
+            at, my = start + group * rows, tile.side.at(group)
+            values = compute(call, my, rings, meeting, span, at, position)
+            if parts > 1:
+                _meet(meeting)  # the other may still read what the results overwrite
+            buffers = [*(x.at[part] for x in my.matrices), vectors.at[me]]
+            _store(values, buffers, results, batch, at, head, part)
+
+        lax.cond(me < WARPGROUPS, work, load)
+
+    scratch = (
+        _buffers(mine, groups, rows, parts, ring=False),
+        tuple(_buffers(side, stages, block, parts, ring=True) for side in others),
+        plgpu.SMEM((WARPGROUPS, rows), jnp.float32),
+        plgpu.Barrier(num_arrivals=WARPGROUPS),
+    )
+    grid = call.batch, tiles, call.num_kv_heads if of_keys else call.num_heads  # heads that share keys run together
+    return list(_kernel(body, name, grid, types, scratch)(offset, mine, others))
 
 
-def _reach(call: Call, offset: Scalar, of_keys: bool) -> tuple[Any, Any]:
-    """(low, high): query i sees keys i + low to i + high, exclusive, or queries so see key i; None is no end."""
-    if of_keys:
-        return -offset if call.causal else None, call.window - offset if call.window is not None else None
-    return offset - call.window + 1 if call.window is not None else None, offset + 1 if call.causal else None
+def _kernel(body: Callable[..., None], name: str, grid: tuple[int, int, int], types: Any, scratch: Any) -> Any:
+    return plgpu.kernel(
+        body,
+        out_type=types,
+        scratch_types=scratch,
+        grid=grid,
+        grid_names=("batch", "tile", "head"),
+        num_threads=WARPGROUPS + 1,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        interpret=plgpu.InterpretGPUParams(detect_races=True) if forms.is_interpreting() else None,
+        kernel_name=name,
+    )
 
 
 def _span(call: Call, first: Scalar, last: Scalar, offset: Scalar, block: int, of_keys: bool) -> Span:
-    """Of the queries that see keys `first` to `last`, or of the keys that queries `first` to `last` see."""
-    length, whole = call.kv_len, call.kv_len
+    """Blocks `start` to `stop` of the queries that see keys `first` to `last`, or of the keys that queries `first` to
+    `last` see; all see all of those from `whole_start` to `whole_stop`."""
+    window = FAR if call.window is None else call.window
     if of_keys:  # queries past the end need no mask, as they have no gradient
         length, whole = call.q_len, call.q_len + block
-    low, high = _reach(call, offset, of_keys)
+        low, high = -offset if call.causal else -FAR, window - offset
+    else:
+        length, whole = call.kv_len, call.kv_len
+        low, high = offset + 1 - window, offset + 1 if call.causal else FAR
 
-    def blocks(row: Scalar, limit: int, up: bool) -> Scalar:
-        return lax.div(jnp.clip(jnp.int32(row), 0, limit) + (block - 1 if up else 0), jnp.int32(block))
+    def blocks(row: Scalar, limit: int, more: int = 0) -> Scalar:
+        return lax.div(jnp.clip(jnp.int32(row), 0, limit) + more, jnp.int32(block))
 
-    start = blocks(0 if low is None else first + low, length, up=False)
-    stop = jnp.maximum(blocks(length if high is None else last + high, length, up=True), start)
-    whole_start = jnp.clip(blocks(0 if low is None else last + low, whole, up=True), start, stop)
-    whole_stop = jnp.clip(blocks(whole if high is None else first + high, whole, up=False), whole_start, stop)
-    return Span(start, whole_start, whole_stop, stop)
+    start = blocks(first + low, length)
+    stop = jnp.maximum(blocks(last + high, length, block - 1), start)
+    whole_start = jnp.clip(blocks(last + low, whole, block - 1), start, stop)
+    return start, whole_start, jnp.clip(blocks(first + high, whole), whole_start, stop), stop
 
 
 def _walk(call: Call, span: Span, step: Callable[..., Any], carry: Any, block: int, of_keys: bool) -> Any:
     """Runs carry = step(index, carry, masked=...) over the blocks of a span."""
+    start, whole_start, whole_stop, stop = span
     masked, whole = partial(step, masked=True), partial(step, masked=False)
     if call.has_segments:
-        return lax.fori_loop(span.start, span.stop, masked, carry)
-    low, high = _reach(call, 0, of_keys)
-    if low is not None:
-        carry = lax.fori_loop(span.start, span.whole_start, masked, carry)
-    carry = lax.fori_loop(span.whole_start, span.whole_stop, whole, carry)
-    if high is not None or (not of_keys and call.kv_len % block):
-        carry = lax.fori_loop(span.whole_stop, span.stop, masked, carry)
-    return carry
+        return lax.fori_loop(start, stop, masked, carry)
+    edges = call.window is not None, call.causal or call.kv_len % block > 0
+    before, after = (call.causal, edges[0]) if of_keys else edges
+    carry = lax.fori_loop(start, whole_start, masked, carry) if before else carry
+    carry = lax.fori_loop(whole_start, whole_stop, whole, carry)
+    return lax.fori_loop(whole_stop, stop, masked, carry) if after else carry
 
 
 def _mask(
@@ -278,12 +350,10 @@ def _accumulate(*sums: tuple[jax.Array, jax.Array, Ref, Any], meanwhile: Callabl
     return pl.run_state(multiply)(tuple(plgpu.ACC.init(acc) for acc, *_ in sums))
 
 
-def _zeros(rows: int, columns: int) -> Any:
-    return plgpu.layout_cast(jnp.zeros((rows, columns), jnp.float32), plgpu.Layout.WGMMA)
-
-
-def _rows(vector: jax.Array, like: jax.Array) -> jax.Array:
-    return lax.broadcast_in_dim(vector, like.shape, [0])
+def _zeros(*shape: int) -> Any:
+    """A sum of products `[rows, columns]` to begin with, or a number for each row `[rows]`."""
+    layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
+    return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
 
 
 def _load(ref: Ref, shape: tuple[int, ...], axis: int) -> jax.Array:
@@ -303,167 +373,69 @@ def _release(ring: Buffers, slot: Scalar) -> None:
     plgpu.barrier_arrive(ring.empty.at[slot])
 
 
-class Place(NamedTuple):
-    """Where a computing warpgroup is and what it has: `mine`, rows from `start`, of which it sums a part's columns."""
-
-    me: Scalar
-    start: Scalar
-    part: Scalar
-    offset: Scalar
-    span: Span
-    mine: Side
-    rings: tuple[Buffers, ...]
-    meeting: Ref
-
-
-def _run(
-    call: Call, name: str, compute: Any, types: Any, offset: Any, mine: Side, others: Any, sizes: Any, of_keys: bool
-) -> list[jax.Array]:
-    """Arrays of `types` from what compute(call, place) gives each warpgroup for its rows of `mine`."""
-    rows, block, stages, parts = sizes
-    groups = WARPGROUPS // parts
-    length, repeats = (call.kv_len, call.group) if of_keys else (call.q_len, 1)
-    tiles = pl.cdiv(length, groups * rows)
-
-    def body(offset: Ref, mine: Side, others: tuple[Side, ...], *rest: Any) -> None:
-        *results, tile, rings, vectors, meeting = rest
-        batch, i, head, me = map(lax.axis_index, ("batch", "tile", "head", "warpgroup"))
-        start = (i if of_keys else tiles - 1 - i) * (groups * rows)  # under a causal mask the longest begin first
-        position = call.q_offset if offset is None else offset[0]
-        span = _span(call, start, jnp.minimum(start + groups * rows, length) - 1, position, block, of_keys)
-        each = span.stop - span.start
-
-        def load() -> None:
-            plgpu.set_max_registers(40, action="decrease")
-            for i in range(groups):
-                _copy(mine, tile.side.at(i), tile.filled, batch, start + i * rows, head)
-
-            def fill(step: Scalar, _: None) -> None:
-                slot = lax.rem(step, jnp.int32(stages))
-                at = (span.start + lax.rem(step, each)) * block
-                of = head * call.group + lax.div(step, each) if of_keys else lax.div(head, jnp.int32(call.group))
-                for side, ring in zip(others, rings, strict=True):
-                    pl.when(step >= stages)(partial(plgpu.barrier_wait, ring.empty.at[slot]))
-                    _copy(side, ring.side.at(slot), ring.filled.at[slot], batch, at, of)
-
-            def drain(step: Scalar, _: None) -> None:  # a phase of a barrier must not pass unseen
-                for ring in rings:
-                    plgpu.barrier_wait(ring.empty.at[lax.rem(step, jnp.int32(stages))])
-
-            lax.fori_loop(jnp.int32(0), each * repeats, fill, None)
-            lax.fori_loop(jnp.maximum(each * repeats - stages, 0), each * repeats, drain, None)
-
-        def work() -> None:
-            plgpu.set_max_registers(232, action="increase")
-            plgpu.barrier_wait(tile.filled)
-            group, part = (me, 0) if parts == 1 else (0, me)
-            at, mine = start + group * rows, tile.side.at(group)
-            values = compute(call, Place(me, at, part, position, span, mine, rings, meeting))
-            if parts > 1:
-                _meet(meeting)  # the other may still read what the results overwrite
-            _store(values, [x.at[part] for x in mine.matrices], vectors.at[me], results, (batch, at, head, part))
-
-        lax.cond(me < WARPGROUPS, work, load)
-
-    scratch = (
-        _buffers(mine, groups, rows, parts, ring=False),
-        tuple(_buffers(side, stages, block, parts, ring=True) for side in others),
-        plgpu.SMEM((WARPGROUPS, rows), jnp.float32),
-        plgpu.Barrier(num_arrivals=WARPGROUPS),
-    )
-    grid = call.batch, tiles, call.num_kv_heads if of_keys else call.num_heads
-    return list(_kernel(body, name, grid, types, scratch)(offset, mine, others))
-
-
-def _kernel(body: Callable[..., None], name: str, grid: tuple[int, int, int], types: Any, scratch: Any) -> Any:
-    return plgpu.kernel(
-        body,
-        out_type=types,
-        scratch_types=scratch,
-        grid=grid,  # the last runs fastest: heads that share keys, close together
-        grid_names=("batch", "tile", "head"),
-        num_threads=WARPGROUPS + 1,
-        thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-        interpret=plgpu.InterpretGPUParams(detect_races=True) if forms.is_interpreting() else None,
-        kernel_name=name,
-    )
-
-
-def _store(values: Any, matrices: list[Ref], vector: Ref, results: Any, to: tuple[Any, ...]) -> None:
-    """Through shared memory, over the matrices that are not needed any more."""
-    batch, start, head, part = to
-    copies = []
-    for x, matrix, result in zip(values, [*matrices, None][: len(values)], results, strict=True):
-        rows = pl.ds(start, x.shape[0])
-        if x.ndim == 1:
-            copies.append((vector, result.at[batch, head, rows]))
-        else:
-            copies.append((matrix, result.at[batch, rows, head, pl.ds(part * x.shape[1], x.shape[1])]))
-        buffer, _ = copies[-1]
-        buffer[...] = x.astype(buffer.dtype)
-    plgpu.commit_smem()
-    for buffer, target in copies:
-        plgpu.copy_smem_to_gmem(buffer, target)
-    plgpu.wait_smem_to_gmem(0)
-
-
-def _attend(call: Call, place: Place) -> tuple[jax.Array, jax.Array]:
-    """Out `[rows, head_dim]` and log-sum-exp `[rows]` of a warpgroup's queries."""
-    k_ring, v_ring = place.rings
-    queries, (keys,), (values,) = place.mine.matrices[0].at[0], k_ring.side.matrices, v_ring.side.matrices
-    (rows, width), (stages, _, block, _), span = queries.shape, keys.shape, place.span
+def _attend(
+    call: Call, mine: Side, rings: Sequence[Buffers], meeting: Ref, span: Span, first: Scalar, offset: Scalar
+) -> tuple[jax.Array, jax.Array]:
+    """Out `[rows, head_dim]` and log-sum-exp `[rows]` of a warpgroup's queries, `mine`, from `first` on."""
+    k_ring, v_ring = rings
+    queries, (keys,), (values,) = mine.matrices[0].at[0], k_ring.side.matrices, v_ring.side.matrices
+    (rows, width), (stages, _, block, _) = queries.shape, keys.shape
+    start, *_, stop = span
+    along = partial(lax.broadcast_in_dim, broadcast_dimensions=[0])
 
     def step(index: Scalar, carry: Any, masked: bool) -> Any:
         acc, top, total = carry
-        slot = lax.rem(index - span.start, jnp.int32(stages))
+        slot = lax.rem(index - start, jnp.int32(stages))
 
         def multiply(products: Ref) -> Any:
             plgpu.wgmma(products, queries, keys.at[slot, 0].transpose((1, 0)))
-            _meet(place.meeting)
+            _meet(meeting)
             return products[...]
 
         x, factor = _scores(call, pl.run_scoped(multiply, plgpu.ACC((rows, block), jnp.float32)))
         if masked:
-            sides = place.mine, k_ring.side.at(slot)
-            x = _mask(call, x, (place.start, index * block), place.offset, sides, q_axis=0)
+            x = _mask(call, x, (first, index * block), offset, (mine, k_ring.side.at(slot)), q_axis=0)
         _release(k_ring, slot)
         new_top = jnp.maximum(top, jnp.max(x, axis=1) * factor)
-        p = jnp.exp2(x * factor - _rows(new_top, x))
+        p = jnp.exp2(x * factor - along(new_top, x.shape))
         decay = jnp.exp2(top - new_top)
         total = total * decay + jnp.sum(p, axis=1)
-        carry = acc * _rows(decay, acc), p.astype(values.dtype), new_top, total
+        carry = acc * along(decay, acc.shape), p.astype(values.dtype), new_top, total
         acc, p, top, total = lax.optimization_barrier(carry)  # all that before it is the other's turn
-        plgpu.barrier_arrive(place.meeting)
+        plgpu.barrier_arrive(meeting)
         plgpu.barrier_wait(v_ring.filled.at[slot])
-        plgpu.barrier_wait(place.meeting)
+        plgpu.barrier_wait(meeting)
 
         def await_next() -> None:
-            following = lax.rem(index + 1 - span.start, jnp.int32(stages))
-            pl.when(index + 1 < span.stop)(partial(plgpu.barrier_wait, k_ring.filled.at[following]))
+            following = lax.rem(index + 1 - start, jnp.int32(stages))
+            pl.when(index + 1 < stop)(partial(plgpu.barrier_wait, k_ring.filled.at[following]))
 
         (acc,) = _accumulate((acc, p, values, (slot, 0)), meanwhile=await_next)
         _release(v_ring, slot)
         return acc, top, total
 
-    zeros = plgpu.layout_cast(jnp.zeros(rows, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
-    pl.when(span.start < span.stop)(partial(plgpu.barrier_wait, k_ring.filled.at[0]))
-    pl.when(place.me == 1)(partial(_meet, place.meeting))  # half a step behind the other
-    acc, top, total = _walk(call, span, step, (_zeros(rows, width), zeros + LOWEST, zeros), block, of_keys=False)
-    pl.when(place.me == 0)(partial(_meet, place.meeting))
-    acc = acc * _rows(1.0 / jnp.where(total == 0.0, 1.0, total), acc)  # 0: a row that sees nothing
+    me = lax.axis_index("warpgroup")
+    pl.when(start < stop)(partial(plgpu.barrier_wait, k_ring.filled.at[0]))
+    pl.when(me == 1)(partial(_meet, meeting))  # half a step behind the other
+    carry = _zeros(rows, width), _zeros(rows) + LOWEST, _zeros(rows)
+    acc, top, total = _walk(call, span, step, carry, block, of_keys=False)
+    pl.when(me == 0)(partial(_meet, meeting))
+    acc = acc * along(1.0 / jnp.where(total == 0.0, 1.0, total), acc.shape)  # 0: a row that sees nothing
     return acc, top / LOG2_E + jnp.log(total)
 
 
-def _gradients(call: Call, place: Place, of_keys: bool) -> tuple[jax.Array, ...]:
-    """d_q, or d_k and d_v, `[64, width]` of a warpgroup's rows. Matrices are q and d_out, or k and v; vectors of
-    queries are the log-sum-exp for exp2, and delta."""
-    (ring,), span, mine = place.rings, place.span, place.mine
+def _gradients(
+    call: Call, mine: Side, rings: Sequence[Buffers], meeting: Ref, span: Span, first: Any, offset: Any, of_keys: bool
+) -> tuple[jax.Array, ...]:
+    """d_q, or d_k and d_v, `[64, width]` of a warpgroup's rows, `mine`, from `first` on. Matrices are q and d_out, or k
+    and v; vectors of queries are the log-sum-exp for exp2, and delta."""
+    (ring,), (start, *_, stop) = rings, span
     (parts, rows, width), (stages, _, block, _) = mine.matrices[0].shape, ring.side.matrices[0].shape
     shape, q_axis = (rows, block), 1 if of_keys else 0
+    part = 0 if parts == 1 else lax.axis_index("warpgroup")
 
     def step(head: Scalar, index: Scalar, sums: Any, masked: bool) -> Any:
-        slot = lax.rem(head * (span.stop - span.start) + index - span.start, jnp.int32(stages))
+        slot = lax.rem(head * (stop - start) + index - start, jnp.int32(stages))
         others = ring.side.at(slot)
         lse, delta, *_ = (others if of_keys else mine).vectors
         plgpu.barrier_wait(ring.filled.at[slot])
@@ -475,13 +447,13 @@ def _gradients(call: Call, place: Place, of_keys: bool) -> tuple[jax.Array, ...]
             x, factor = _scores(call, plgpu.wgmma_accumulator_load(products[0], wait_n=parts))
             slope = 1.0 if call.logit_softcap is None else 1.0 - x * x
             if masked:
-                x = _mask(call, x, (place.start, index * block), place.offset, (mine, others), q_axis)
+                x = _mask(call, x, (first, index * block), offset, (mine, others), q_axis)
             p = jnp.exp2(x * factor - _load(lse, shape, q_axis))
             return p * slope * (products[1][...] - _load(delta, shape, q_axis)), p
 
         factors = pl.run_scoped(multiply, *[plgpu.ACC(shape, jnp.float32)] * 2)  # of the rows of others.matrices
         matrices = zip(sums, factors, ring.side.matrices, strict=False)  # of which d_q has only the first
-        sums = _accumulate(*[(acc, x.astype(b.dtype), b, (slot, place.part)) for acc, x, b in matrices])
+        sums = _accumulate(*[(acc, x.astype(b.dtype), b, (slot, part)) for acc, x, b in matrices])
         _release(ring, slot)
         return sums
 
