@@ -9,11 +9,11 @@ The forward pass is FlashAttention-3's (arXiv 2407.08608): a computing warpgroup
 and output stay in its registers, and the two take turns at the tensor cores: one multiplies, the other exponentiates.
 
 The backward pass recomputes the probabilities from the log-sum-exp, in one kernel over tiles of queries for dq and one
-over tiles of keys for dk and dv, which walks through all query heads that share its keys. That is seven products where
-five would do if dq were added up in memory, whose order of addition, and so its bits, would change from run to run.
-Both are one function: a tile's rows are the rows of its scores (keys by queries, then, for dk and dv), so that the left
-sides of the later products are in registers already. Where head_dim is over 128, those sums of 64 rows would not fit a
-warpgroup's registers: then both have the same rows, and each sums half of the columns.
+over tiles of keys for dk and dv, which walks through all query heads that share its keys: seven products where five
+would do if dq were added up in memory, whose order of addition, and so its bits, would change from run to run. Both are
+one function: a tile's rows are the rows of its scores, so that the left sides of the later products are in registers
+already. Where head_dim is over 128, those sums of 64 rows would not fit a warpgroup's registers: then both have the
+same rows, and each sums half of the columns.
 
 Blocks that a causal mask or a window hides are skipped, and only those that its edges cross are masked.
 """
@@ -41,6 +41,10 @@ try:
     from jax.experimental.pallas import mosaic_gpu as plgpu
 except ImportError:  # under JAX 0.10 it imports absl, which JAX does not install
     plgpu = None
+try:  # the package whose ptxas JAX takes; JAX's own attention for Hopper knows of the fault that `refuses` names
+    NVCC = tuple(map(int, metadata.version("nvidia-cuda-nvcc-cu12").split(".")[:3]))
+except metadata.PackageNotFoundError:
+    NVCC = ()
 
 MaybeArray: TypeAlias = jax.Array | None
 Ref: TypeAlias = Any
@@ -68,15 +72,7 @@ def refuses(call: Call, device: Device) -> str | None:
         return f"head_dim {call.head_dim} is over 256"
     if call.scale <= 0.0:
         return "scale is not positive"  # the maximum is taken before scaling
-    return "ptxas of CUDA 12.8 to 12.9.0 miscompiles masks" if (12, 8) <= _nvcc() < (12, 9, 86) else None
-
-
-def _nvcc() -> tuple[int, ...]:
-    """Of the package whose ptxas JAX takes, () where there is none. JAX's own attention for Hopper knows the fault."""
-    try:
-        return tuple(map(int, metadata.version("nvidia-cuda-nvcc-cu12").split(".")[:3]))
-    except metadata.PackageNotFoundError:
-        return ()
+    return "ptxas of CUDA 12.8 to 12.9.0 miscompiles masks" if (12, 8) <= NVCC < (12, 9, 86) else None
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
@@ -105,13 +101,8 @@ def attention(
     return out[:, : call.q_len, :, : call.head_dim], lse[:, :, : call.q_len]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(call: Call, config: Config, *operands: Any) -> tuple[jax.Array, jax.Array]:
-    """As `attention`, of padded q, k and v, an offset `[1]` or None, and segment ids `[batch, 1, len]` if any."""
-    return _forward(call, config, *operands)[0]
-
-
 def _forward(call: Call, config: Config, *operands: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
+    """Of padded q, k and v, an offset `[1]` or None, and segment ids `[batch, 1, len]` if any."""
     q, k, v, offset, ids = operands
     size = dict(config)
     sizes = size["block_q"], size["block_k"], size["stages"], 1
@@ -140,30 +131,24 @@ def _backward(
     return d_q, d_k, d_v, None, None
 
 
+_attention: Any = jax.custom_vjp(lambda *operands: _forward(*operands)[0], nondiff_argnums=(0, 1))
 _attention.defvjp(_forward, _backward)
 
 
 class Side(NamedTuple):
     """What lies along queries, or along keys. In shared memory each has an axis of tiles or slots instead of batches
-    and heads, and matrices one of parts, which share out the columns."""
+    and heads, and matrices one of parts, which share out the columns; slots have two barriers, `filled` and `empty`."""
 
     matrices: tuple[Any, ...]  # [batch, len, heads, head_dim]
     vectors: tuple[Any, ...]  # [batch, heads, len]; segment ids, of one head, are the last
+    barriers: tuple[Any, ...] = ()
 
     def at(self, index: Scalar) -> Side:
-        return Side(tuple(x.at[index] for x in self.matrices), tuple(x.at[index] for x in self.vectors))
+        return Side(*(tuple(x.at[index] for x in refs) for refs in self))
 
 
-class Buffers(NamedTuple):
-    """A `Side` in shared memory, or the types of all that; `empty` of a ring only."""
-
-    side: Side
-    filled: Any
-    empty: Any
-
-
-def _buffers(side: Side, count: int, rows: int, parts: int, ring: bool) -> Buffers:
-    """Types of `count` slots of a ring, or of as many tiles that one barrier waits for."""
+def _buffers(side: Side, count: int, rows: int, parts: int) -> Side:
+    """Types of as many slots in shared memory."""
 
     def matrix(x: jax.Array) -> Any:
         width = x.shape[-1] // parts
@@ -172,14 +157,14 @@ def _buffers(side: Side, count: int, rows: int, parts: int, ring: bool) -> Buffe
         return plgpu.SMEM((count, parts, rows, width), x.dtype, transforms=layout)
 
     vectors = tuple(plgpu.SMEM((count, rows), x.dtype) for x in side.vectors)
-    copies = len(side.matrices) * parts + len(vectors)
-    filled = {"num_arrivals": copies, "num_barriers": count} if ring else {"num_arrivals": copies * count}
-    empty = plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=count) if ring else None
-    return Buffers(Side(tuple(map(matrix, side.matrices)), vectors), plgpu.Barrier(**filled), empty)
+    arrivals = len(side.matrices) * parts + len(vectors), WARPGROUPS
+    barriers = tuple(plgpu.Barrier(num_arrivals=x, num_barriers=count) for x in arrivals)
+    return Side(tuple(map(matrix, side.matrices)), vectors, barriers)
 
 
-def _copy(source: Side, target: Side, filled: Ref, batch: Scalar, start: Scalar, head: Scalar) -> None:
-    """The rows from `start`, into a tile or a slot."""
+def _copy(source: Side, target: Side, batch: Scalar, start: Scalar, head: Scalar) -> None:
+    """The rows from `start`, into a slot."""
+    filled, _ = target.barriers
     for x, buffer in zip(source.matrices, target.matrices, strict=True):
         parts, rows, width = buffer.shape
         for i in range(parts):
@@ -220,28 +205,25 @@ def _run(
         def load() -> None:
             plgpu.set_max_registers(40, action="decrease")
             for i in range(groups):
-                _copy(mine, tile.side.at(i), tile.filled, batch, start + i * rows, head)
+                _copy(mine, tile.at(i), batch, start + i * rows, head)
 
             def fill(step: Scalar, _: None) -> None:
                 slot = lax.rem(step, jnp.int32(stages))
                 turn, index = lax.div(step, jnp.maximum(each, 1)), lax.rem(step, jnp.maximum(each, 1))
-                at, of = (
-                    (span[0] + index) * block,
-                    head * repeats + turn if of_keys else lax.div(head, jnp.int32(call.group)),
-                )
+                at = (span[0] + index) * block
+                of = head * repeats + turn if of_keys else lax.div(head, jnp.int32(call.group))
                 for side, ring in zip(others, rings, strict=True):
-                    pl.when(step >= stages)(partial(plgpu.barrier_wait, ring.empty.at[slot]))
-                    copy = partial(_copy, side, ring.side.at(slot), ring.filled.at[slot], batch, at, of)
-                    pl.when(step < each * repeats)(copy)
+                    pl.when(step >= stages)(partial(plgpu.barrier_wait, ring.at(slot).barriers[1]))
+                    pl.when(step < each * repeats)(partial(_copy, side, ring.at(slot), batch, at, of))
 
             # Some more than there are to fill: no phase of a barrier must pass unseen.
             lax.fori_loop(jnp.int32(0), each * repeats + stages, fill, None)
 
         def work() -> None:
             plgpu.set_max_registers(232, action="increase")
-            plgpu.barrier_wait(tile.filled)
             group, part = (me, 0) if parts == 1 else (0, me)
-            at, my = start + group * rows, tile.side.at(group)
+            at, my = start + group * rows, tile.at(group)
+            plgpu.barrier_wait(my.barriers[0])
             values = compute(call, my, rings, meeting, span, at, position)
             if parts > 1:
                 _meet(meeting)  # the other may still read what the results overwrite
@@ -251,8 +233,8 @@ def _run(
         lax.cond(me < WARPGROUPS, work, load)
 
     scratch = (
-        _buffers(mine, groups, rows, parts, ring=False),
-        tuple(_buffers(side, stages, block, parts, ring=True) for side in others),
+        _buffers(mine, groups, rows, parts),
+        tuple(_buffers(side, stages, block, parts) for side in others),
         plgpu.SMEM((WARPGROUPS, rows), jnp.float32),
         plgpu.Barrier(num_arrivals=WARPGROUPS),
     )
@@ -350,12 +332,6 @@ def _accumulate(*sums: tuple[jax.Array, jax.Array, Ref, Any], meanwhile: Callabl
     return pl.run_state(multiply)(tuple(plgpu.ACC.init(acc) for acc, *_ in sums))
 
 
-def _zeros(*shape: int) -> Any:
-    """A sum of products `[rows, columns]` to begin with, or a number for each row `[rows]`."""
-    layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
-    return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
-
-
 def _load(ref: Ref, shape: tuple[int, ...], axis: int) -> jax.Array:
     """A vector from shared memory, along axis `axis` of a product of that shape."""
     index = () if HAS_INTERPRETER else ((),)  # which JAX 0.10 asks for
@@ -367,18 +343,18 @@ def _meet(barrier: Ref) -> None:
     plgpu.barrier_wait(barrier)
 
 
-def _release(ring: Buffers, slot: Scalar) -> None:
-    if ring.side.vectors or forms.is_interpreting():
+def _release(slot: Side) -> None:
+    if slot.vectors or forms.is_interpreting():
         plgpu.commit_smem()  # bulk copies keep their order with products, but not with ordinary loads
-    plgpu.barrier_arrive(ring.empty.at[slot])
+    plgpu.barrier_arrive(slot.barriers[1])
 
 
 def _attend(
-    call: Call, mine: Side, rings: Sequence[Buffers], meeting: Ref, span: Span, first: Scalar, offset: Scalar
+    call: Call, mine: Side, rings: Sequence[Side], meeting: Ref, span: Span, first: Scalar, offset: Scalar
 ) -> tuple[jax.Array, jax.Array]:
     """Out `[rows, head_dim]` and log-sum-exp `[rows]` of a warpgroup's queries, `mine`, from `first` on."""
     k_ring, v_ring = rings
-    queries, (keys,), (values,) = mine.matrices[0].at[0], k_ring.side.matrices, v_ring.side.matrices
+    queries, (keys,), (values,) = mine.matrices[0].at[0], k_ring.matrices, v_ring.matrices
     (rows, width), (stages, _, block, _) = queries.shape, keys.shape
     start, *_, stop = span
     along = partial(lax.broadcast_in_dim, broadcast_dimensions=[0])
@@ -386,6 +362,7 @@ def _attend(
     def step(index: Scalar, carry: Any, masked: bool) -> Any:
         acc, top, total = carry
         slot = lax.rem(index - start, jnp.int32(stages))
+        k_slot, v_slot = k_ring.at(slot), v_ring.at(slot)
 
         def multiply(products: Ref) -> Any:
             plgpu.wgmma(products, queries, keys.at[slot, 0].transpose((1, 0)))
@@ -394,8 +371,8 @@ def _attend(
 
         x, factor = _scores(call, pl.run_scoped(multiply, plgpu.ACC((rows, block), jnp.float32)))
         if masked:
-            x = _mask(call, x, (first, index * block), offset, (mine, k_ring.side.at(slot)), q_axis=0)
-        _release(k_ring, slot)
+            x = _mask(call, x, (first, index * block), offset, (mine, k_slot), q_axis=0)
+        _release(k_slot)
         new_top = jnp.maximum(top, jnp.max(x, axis=1) * factor)
         p = jnp.exp2(x * factor - along(new_top, x.shape))
         decay = jnp.exp2(top - new_top)
@@ -403,42 +380,43 @@ def _attend(
         carry = acc * along(decay, acc.shape), p.astype(values.dtype), new_top, total
         acc, p, top, total = lax.optimization_barrier(carry)  # all that before it is the other's turn
         plgpu.barrier_arrive(meeting)
-        plgpu.barrier_wait(v_ring.filled.at[slot])
+        plgpu.barrier_wait(v_slot.barriers[0])
         plgpu.barrier_wait(meeting)
 
         def await_next() -> None:
             following = lax.rem(index + 1 - start, jnp.int32(stages))
-            pl.when(index + 1 < stop)(partial(plgpu.barrier_wait, k_ring.filled.at[following]))
+            pl.when(index + 1 < stop)(partial(plgpu.barrier_wait, k_ring.at(following).barriers[0]))
 
         (acc,) = _accumulate((acc, p, values, (slot, 0)), meanwhile=await_next)
-        _release(v_ring, slot)
+        _release(v_slot)
         return acc, top, total
 
     me = lax.axis_index("warpgroup")
-    pl.when(start < stop)(partial(plgpu.barrier_wait, k_ring.filled.at[0]))
+    pl.when(start < stop)(partial(plgpu.barrier_wait, k_ring.at(0).barriers[0]))
     pl.when(me == 1)(partial(_meet, meeting))  # half a step behind the other
-    carry = _zeros(rows, width), _zeros(rows) + LOWEST, _zeros(rows)
-    acc, top, total = _walk(call, span, step, carry, block, of_keys=False)
+    zeros = plgpu.layout_cast(jnp.zeros((rows, width), jnp.float32), plgpu.Layout.WGMMA)
+    zero = plgpu.layout_cast(jnp.zeros(rows, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
+    acc, top, total = _walk(call, span, step, (zeros, zero + LOWEST, zero), block, of_keys=False)
     pl.when(me == 0)(partial(_meet, meeting))
     acc = acc * along(1.0 / jnp.where(total == 0.0, 1.0, total), acc.shape)  # 0: a row that sees nothing
     return acc, top / LOG2_E + jnp.log(total)
 
 
 def _gradients(
-    call: Call, mine: Side, rings: Sequence[Buffers], meeting: Ref, span: Span, first: Any, offset: Any, of_keys: bool
+    call: Call, mine: Side, rings: Sequence[Side], meeting: Ref, span: Span, first: Any, offset: Any, of_keys: bool
 ) -> tuple[jax.Array, ...]:
     """d_q, or d_k and d_v, `[64, width]` of a warpgroup's rows, `mine`, from `first` on. Matrices are q and d_out, or k
     and v; vectors of queries are the log-sum-exp for exp2, and delta."""
     (ring,), (start, *_, stop) = rings, span
-    (parts, rows, width), (stages, _, block, _) = mine.matrices[0].shape, ring.side.matrices[0].shape
+    (parts, rows, width), (stages, _, block, _) = mine.matrices[0].shape, ring.matrices[0].shape
     shape, q_axis = (rows, block), 1 if of_keys else 0
     part = 0 if parts == 1 else lax.axis_index("warpgroup")
 
     def step(head: Scalar, index: Scalar, sums: Any, masked: bool) -> Any:
         slot = lax.rem(head * (stop - start) + index - start, jnp.int32(stages))
-        others = ring.side.at(slot)
+        others = ring.at(slot)
         lse, delta, *_ = (others if of_keys else mine).vectors
-        plgpu.barrier_wait(ring.filled.at[slot])
+        plgpu.barrier_wait(others.barriers[0])
 
         def multiply(*products: Ref) -> tuple[jax.Array, jax.Array]:
             for acc, a, b in zip(products, mine.matrices, others.matrices, strict=True):
@@ -452,14 +430,14 @@ def _gradients(
             return p * slope * (products[1][...] - _load(delta, shape, q_axis)), p
 
         factors = pl.run_scoped(multiply, *[plgpu.ACC(shape, jnp.float32)] * 2)  # of the rows of others.matrices
-        matrices = zip(sums, factors, ring.side.matrices, strict=False)  # of which d_q has only the first
+        matrices = zip(sums, factors, ring.matrices, strict=False)  # of which d_q has only the first
         sums = _accumulate(*[(acc, x.astype(b.dtype), b, (slot, part)) for acc, x, b in matrices])
-        _release(ring, slot)
+        _release(others)
         return sums
 
     def of_head(head: Scalar, sums: Any) -> Any:
         return _walk(call, span, partial(step, head), sums, block, of_keys)
 
-    zeros = tuple(_zeros(rows, width) for _ in range(2 if of_keys else 1))
-    sums = lax.fori_loop(0, call.group if of_keys else 1, of_head, zeros)
+    zeros = plgpu.layout_cast(jnp.zeros((rows, width), jnp.float32), plgpu.Layout.WGMMA)
+    sums = lax.fori_loop(0, call.group if of_keys else 1, of_head, (zeros, zeros) if of_keys else (zeros,))
     return sums[0] * call.scale, *sums[1:]
