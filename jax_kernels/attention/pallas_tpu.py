@@ -55,7 +55,7 @@ LOG2E = math.log2(math.e)  # the hardware's exponential is a power of 2
 FLOOR = float(np.finfo(np.float32).min) / 2
 
 # A visit is an int32: block of queries, block of keys, and what there is to do.
-BLOCK_BITS, TODO_BITS = 14, 4
+BLOCK_BITS, WORK_BITS = 14, 4
 FIRST, LAST, WHOLE, PARTLY = 1, 2, 4, 8
 
 
@@ -171,7 +171,7 @@ class Plan:
         first, last = xp.concatenate([edge, new], -1), xp.concatenate([new, edge], -1) | (at == count - 1)
         todo = xp.take_along_axis(sight, pair, axis=-1) | FIRST * first | LAST * last
         q, k = (inner, outer) if self.keys_outer else (outer, inner)
-        visits = (q << BLOCK_BITS | k) << TODO_BITS | xp.where(at < count, todo, 0)
+        visits = (q << BLOCK_BITS | k) << WORK_BITS | xp.where(at < count, todo, 0)
         return jnp.asarray(visits, jnp.int32).reshape(-1), len(at) if xp is np else count.max().astype(jnp.int32)
 
     def _sight(self, q_offset: int | Array, segment_ids: Array | None) -> Any:
@@ -197,7 +197,7 @@ class Plan:
         """The block of queries, that of keys, and what to do."""
         row = batch * (visits.shape[0] // self.call.batch) if self.call.has_segments else 0
         visit = visits[row + at]
-        blocks, todo = visit >> TODO_BITS, visit & (1 << TODO_BITS) - 1
+        blocks, todo = visit >> WORK_BITS, visit & (1 << WORK_BITS) - 1
         return blocks >> BLOCK_BITS, blocks & (1 << BLOCK_BITS) - 1, todo
 
     def shape(self, kind: str, q_len: int, kv_len: int) -> tuple[int, ...]:
