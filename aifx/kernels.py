@@ -15,11 +15,12 @@ from jax_kernels.forms import Device, current_device
 from jax_kernels.tuning import Winners
 
 
-def run_choices(run: RunDirectory, config: Config, *, say: Say, keep: bool = True) -> Choices:
+def run_choices(run: RunDirectory, config: Config, *, say: Say, num_devices: int = 1, keep: bool = True) -> Choices:
     """The choices that a run made, to go on with. New ones: by `[kernels]`, by what was measured on this kind of
     device, or by the best guess.
 
     Args:
+        num_devices: that the program is divided among.
         keep: write new ones into the run.
     """
     device = current_device()
@@ -35,6 +36,7 @@ def run_choices(run: RunDirectory, config: Config, *, say: Say, keep: bool = Tru
         measured=Winners(winners_path(), device),
         on_choice=write,
         tell=say,
+        is_partitioned=num_devices > 1,
     )
 
 
@@ -46,9 +48,10 @@ def project_choices(project: Project, config: Config, *, say: Say) -> Choices:
     from aifx.train.step import lower_step, make_recipe
 
     with tempfile.TemporaryDirectory() as folder:
-        choices = run_choices(RunDirectory(Path(folder)), config, say=say, keep=False)
+        mesh = make_mesh(config.train.devices)
+        choices = run_choices(RunDirectory(Path(folder)), config, say=say, num_devices=mesh.size, keep=False)
         task = create_task(config, project, Path(folder), say=say)
-        recipe = make_recipe(config, task, make_mesh(config.train.devices))
+        recipe = make_recipe(config, task, mesh)
         batch = task.source("train").read(0, slice(0, config.train.global_batch_size))
         with using(choices):
             lower_step(recipe, abstract_state(recipe.specs, recipe.optimizer, recipe.mesh), batch)

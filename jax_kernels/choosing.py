@@ -7,7 +7,7 @@ import contextvars
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from jax_kernels.forms import Config, Device, Form, Platform, current_device
@@ -83,7 +83,8 @@ class Choices:
         asked: the form that a call without an `implementation` of its own gets, by op.
         measured: looks up what was measured for (op, call, device).
         on_choice: told when a choice was added.
-        tell: told, once a call, of a form that was asked for and gives way.
+        tell: told, once a call, of a form that was asked for or chosen before and gives way.
+        is_partitioned: the compiler divides the program among several devices.
         met: the calls that were met, by `call_key`.
     """
 
@@ -92,14 +93,20 @@ class Choices:
     measured: Callable[[Op, Any, Device], Choice | None] = lambda op, call, device: None
     on_choice: Callable[[Choices], None] = lambda choices: None
     tell: Callable[[str], None] = _warn
+    is_partitioned: bool = False
     met: dict[str, tuple[Op, Any]] = field(default_factory=dict)
 
     def choose(self, op: Op, call: Any, device: Device) -> Choice:
         key = call_key(op.name, call)
         self.met[key] = (op, call)
-        if key not in self.made:
+        before = self.made.get(key)
+        refusal = None if before is None else _refusal(op, before, call, device)
+        if before is None or refusal is not None:
             self.made[key] = self._make(op, call, device)
             self.on_choice(self)
+        if before is not None and refusal is not None:
+            now = self.made[key].form
+            self.tell(f"{op.name}: {before.form}, chosen before, cannot take this call ({refusal}); it runs as {now}")
         return self.made[key]
 
     def _make(self, op: Op, call: Any, device: Device) -> Choice:
@@ -107,9 +114,14 @@ class Choices:
         if asked != AUTO:
             return choose_asked(op, call, device, asked, self.tell)
         found = self.measured(op, call, device)
-        if found is not None and found.form in op.forms and op.forms[found.form].refuses(call, device) is None:
+        if found is not None and _refusal(op, found, call, device) is None:
             return found
         return choose_unmeasured(op, call, device)
+
+
+def _refusal(op: Op, choice: Choice, call: Any, device: Device) -> str | None:
+    form = op.forms.get(choice.form)
+    return "there is no such form" if form is None else form.refuses(call, device)
 
 
 _choices: contextvars.ContextVar[Choices | None] = contextvars.ContextVar("jax_kernels_choices", default=None)
@@ -131,7 +143,8 @@ def using(choices: Choices) -> Iterator[Choices]:
 def choose(op: Op, call: Any, implementation: str) -> Choice:
     """The choice for a call. Raises ValueError for an implementation that the op does not have."""
     check_name(op, implementation)
-    device, choices = current_device(), _choices.get() or Choices()
+    choices = _choices.get() or Choices()
+    device = replace(current_device(), is_partitioned=choices.is_partitioned)
     if implementation != AUTO:
         return choose_asked(op, call, device, implementation, choices.tell)
     return choices.choose(op, call, device)

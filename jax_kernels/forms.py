@@ -19,11 +19,17 @@ Config: TypeAlias = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class Device:
-    """What a form is chosen for. `compute_capability` is that of an NVIDIA GPU, (9, 0) for an H100."""
+    """What a form is chosen for.
+
+    Attributes:
+        compute_capability: of an NVIDIA GPU, (9, 0) for an H100.
+        is_partitioned: the compiler divides the program among several such devices.
+    """
 
     platform: Platform
     kind: str = ""
     compute_capability: tuple[int, int] | None = None
+    is_partitioned: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,21 @@ class Form:
 
 def kernel_form(name: str, module: str, function: str) -> Form:
     """The form that `module` holds as `function`, `refuses` and `configs`. The module is imported when it is asked for:
-    Pallas and its backends take their time, and most programs need none or one of them."""
+    Pallas and its backends take their time, and most programs need none or one of them.
+
+    The compiler cannot divide a Pallas kernel: on TPUs it says so and stops, on GPUs each device would do all of it.
+    """
 
     def part(attribute: str) -> Callable[..., Any]:
         return lambda *arguments: getattr(importlib.import_module(module), attribute)(*arguments)
 
-    return Form(name, part(function), part("refuses"), part("configs"))
+    def refuses(call: Any, device: Device) -> str | None:
+        if device.is_partitioned:
+            return "the compiler cannot divide it among devices"
+        reason: str | None = part("refuses")(call, device)
+        return reason
+
+    return Form(name, part(function), refuses, part("configs"))
 
 
 _interpreted: contextvars.ContextVar[Device | None] = contextvars.ContextVar("jax_kernels_interpreted", default=None)

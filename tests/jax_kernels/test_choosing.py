@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from jax_kernels.attention import ATTENTION, attention
 from jax_kernels.attention.call import Call, work, workload
 from jax_kernels.choosing import Choice, Choices, Op, call_key, choose, choose_unmeasured, using
-from jax_kernels.forms import Device, Form, current_device, make_device
+from jax_kernels.forms import Device, Form, current_device, interpreting, make_device
 
 CALL = Call(1, 64, 64, 2, 2, 16, "float32", True, None, 0, False, 0.25, None)
 CPU = Device("cpu", "cpu")
@@ -63,6 +64,30 @@ def test_a_choice_that_was_made_stays():
     with using(again):
         assert choose(toy, CALL, "auto") == first
     assert len(told) == 1
+
+
+def test_a_kernel_is_not_taken_where_the_compiler_would_have_to_divide_it():
+    tpu = make_device("tpu", "TPU v5 lite")
+    whole, divided = tpu, replace(tpu, is_partitioned=True)
+    assert choose_unmeasured(ATTENTION, CALL, whole).form == "pallas_tpu"
+    chosen = choose_unmeasured(ATTENTION, CALL, divided)
+    assert (chosen.form, chosen.reason) == ("xla", "not pallas_tpu: the compiler cannot divide it among devices")
+    with interpreting(tpu), using(Choices(is_partitioned=True)):
+        assert choose(ATTENTION, CALL, "auto").form == "xla"
+        with pytest.warns(UserWarning, match="cannot divide"):
+            assert choose(ATTENTION, CALL, "pallas_tpu").form == "xla"
+
+
+def test_a_choice_of_before_that_cannot_any_more_is_made_anew_and_told():
+    told = []
+    made = {call_key("toy", CALL): Choice("a"), call_key("gone", CALL): Choice("never was")}
+    choices = Choices(made=made, tell=told.append)
+    assert choices.choose(op(a="no longer", b=None), CALL, CPU).form == "b"
+    assert choices.choose(replace(op(b=None), name="gone"), CALL, CPU).form == "b"
+    assert told == [
+        "toy: a, chosen before, cannot take this call (no longer); it runs as b",
+        "gone: never was, chosen before, cannot take this call (there is no such form); it runs as b",
+    ]
 
 
 def test_a_choice_survives_json():
