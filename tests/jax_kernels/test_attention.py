@@ -147,7 +147,11 @@ KERNELS = {
     "pallas_triton": make_device("gpu", "NVIDIA H100 80GB HBM3"),
     "pallas_tpu": make_device("tpu", "TPU v5 lite"),
 }
-"""Pallas kernels, each with a device that its interpreter stands in for. Mosaic GPU's can wait for itself forever."""
+"""Pallas kernels, each with a device that its interpreter stands in for.
+
+Not Mosaic GPU's: its interpreter holds a thread of XLA's for each of a block's three warpgroups, and waits forever where
+there are only two (NPROC=4 before JAX starts would make more).
+"""
 
 
 def kernel_and_exact(form, case, dtype, traced):
