@@ -149,8 +149,8 @@ KERNELS = {
 }
 """Pallas kernels, each with a device that its interpreter stands in for.
 
-Not Mosaic GPU's: its interpreter holds a thread of XLA's for each of a block's three warpgroups, and waits forever where
-there are only two (NPROC=4 before JAX starts would make more).
+Not Mosaic GPU's: its interpreter holds a thread of XLA's for each of a block's three warpgroups, and waits forever
+where there are only two (NPROC=4 before JAX starts would make more).
 """
 
 
