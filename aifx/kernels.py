@@ -6,21 +6,26 @@ import json
 import tempfile
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from aifx.config import Config
 from aifx.data.base import Say
+from aifx.parallel import DATA_AXIS
 from aifx.project import Project, RunDirectory, cache_path
 from aifx.runs import write_json
-from jax_kernels.choosing import Choice, Choices, using
+from jax_kernels.choosing import Choices, using
+from jax_kernels.dividing import Division
 from jax_kernels.forms import Device, current_device
+from jax_kernels.op import Choice
 from jax_kernels.tuning import Winners
 
 
-def run_choices(run: RunDirectory, config: Config, *, say: Say, num_devices: int = 1, keep: bool = True) -> Choices:
+def run_choices(run: RunDirectory, config: Config, *, say: Say, mesh: Mesh | None = None, keep: bool = True) -> Choices:
     """The choices that a run made, to go on with. New ones: by `[kernels]`, by what was measured on this kind of
     device, or by the best guess.
 
     Args:
-        num_devices: that the program is divided among.
+        mesh: of the devices that the program is divided among.
         keep: write new ones into the run.
     """
     device = current_device()
@@ -36,7 +41,7 @@ def run_choices(run: RunDirectory, config: Config, *, say: Say, num_devices: int
         measured=Winners(winners_path(), device),
         on_choice=write,
         tell=say,
-        is_partitioned=num_devices > 1,
+        division=Division(mesh, DATA_AXIS) if mesh is not None and mesh.size > 1 else None,
     )
 
 
@@ -49,7 +54,7 @@ def project_choices(project: Project, config: Config, *, say: Say) -> Choices:
 
     with tempfile.TemporaryDirectory() as folder:
         mesh = make_mesh(config.train.devices)
-        choices = run_choices(RunDirectory(Path(folder)), config, say=say, num_devices=mesh.size, keep=False)
+        choices = run_choices(RunDirectory(Path(folder)), config, say=say, mesh=mesh, keep=False)
         task = create_task(config, project, Path(folder), say=say)
         recipe = make_recipe(config, task, mesh)
         batch = task.source("train").read(0, slice(0, config.train.global_batch_size))

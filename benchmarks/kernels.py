@@ -21,9 +21,9 @@ from typing import Any
 import jax
 
 from aifx.hardware import find_accelerator, peak_of
-from jax_kernels.choosing import Op
 from jax_kernels.forms import current_device
-from jax_kernels.ops import OPS
+from jax_kernels.op import Op
+from jax_kernels.ops import OPS, benchmark_cases
 
 
 def main() -> None:
@@ -38,8 +38,7 @@ def main() -> None:
     peak = peak_of(device.kind, device.platform, 1, dtype)
     sys.stdout.write(f"{device.kind}, jax {jax.__version__}, {dtype}; peak: {peak.formula if peak else 'not known'}\n")
     for name in arguments.op or OPS:
-        cases = importlib.import_module(f"jax_kernels.{name}.cases").CASES
-        for case in cases["cpu" if device.platform == "cpu" else "gpu"]:
+        for case in benchmark_cases(OPS[name], device.platform):
             if not arguments.case or case.name in arguments.case:
                 measure(OPS[name], case.name, case.call(dtype), arguments.rounds, peak.flops if peak else None)
 
@@ -55,7 +54,8 @@ def measure(op: Op, name: str, call: Any, rounds: int, peak_flops: float | None)
             sys.stdout.write(f"  {contender:18} refuses: {refusal}\n")
             continue
         for config in form.configs(call, device)[:1] if form is not None else ((),):
-            program, arguments = op.workload(call, run, config)
+            program, make = op.workload(call, run, config)
+            arguments = make() if arguments is None else arguments
             try:
                 compiled = jax.jit(program).lower(*arguments).compile()
                 jax.block_until_ready(compiled(*arguments))

@@ -11,7 +11,8 @@ from aifx.commands.terminal import Output, terminal
 from aifx.errors import UsageError
 
 if TYPE_CHECKING:
-    from jax_kernels.choosing import Choice, Choices, Op
+    from jax_kernels.choosing import Choices
+    from jax_kernels.op import Choice, Op
     from jax_kernels.tuning import Timing
 
 app = typer.Typer(

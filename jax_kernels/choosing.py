@@ -1,73 +1,20 @@
-"""Which form of an op runs: asked for, remembered by a run, measured on this device, or the best guess for it."""
+"""Which form of an op runs: asked for, remembered by a run, measured on such a device, or the best guess for it."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jax_kernels.forms import Config, Device, Form, Platform, current_device
+from jax_kernels.dividing import Division, divided
+from jax_kernels.forms import Device, current_device
+from jax_kernels.op import Choice, Op, call_key
+from jax_kernels.shipped import shipped
 
 AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a call of an op asks of a device, forward and backward, at the least.
-
-    Attributes:
-        flops: of its matrix products.
-        num_bytes: operands and results, each moved once.
-    """
-
-    flops: int
-    num_bytes: int
-
-
-@dataclass(frozen=True)
-class Op:
-    """An op and its forms.
-
-    Attributes:
-        call: the type that describes a call of it, a dataclass.
-        forms: by name; "reference" and "xla" take every call.
-        preference: the forms to try in this order where nothing was measured.
-        workload: (call, run, config) -> a program that does with a form what training does, and arrays for it.
-        work: what that asks of the device.
-    """
-
-    name: str
-    call: type[Any]
-    forms: Mapping[str, Form]
-    preference: Mapping[Platform, Sequence[str]]
-    workload: Callable[[Any, Callable[..., Any], Config], tuple[Callable[..., Any], tuple[Any, ...]]]
-    work: Callable[[Any], Work]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A form, what it runs with, and why it was taken."""
-
-    form: str
-    config: Config = ()
-    reason: str = ""
-
-    def document(self) -> dict[str, Any]:
-        return {"form": self.form, "config": dict(self.config), "reason": self.reason}
-
-    @staticmethod
-    def from_document(document: Mapping[str, Any]) -> Choice:
-        config = tuple((str(name), int(value)) for name, value in document["config"].items())
-        return Choice(str(document["form"]), config, str(document["reason"]))
-
-
-def call_key(op: str, call: Any) -> str:
-    """A call in one line of JSON, the same in every process."""
-    return json.dumps({"op": op, **asdict(call)}, sort_keys=True)
 
 
 def _warn(text: str) -> None:
@@ -84,7 +31,7 @@ class Choices:
         measured: looks up what was measured for (op, call, device).
         on_choice: told when a choice was added.
         tell: told, once a call, of a form that was asked for or chosen before and gives way.
-        is_partitioned: the compiler divides the program among several devices.
+        division: the devices that the program is divided among, where there are several.
         met: the calls that were met, by `call_key`.
     """
 
@@ -93,7 +40,7 @@ class Choices:
     measured: Callable[[Op, Any, Device], Choice | None] = lambda op, call, device: None
     on_choice: Callable[[Choices], None] = lambda choices: None
     tell: Callable[[str], None] = _warn
-    is_partitioned: bool = False
+    division: Division | None = None
     met: dict[str, tuple[Op, Any]] = field(default_factory=dict)
 
     def choose(self, op: Op, call: Any, device: Device) -> Choice:
@@ -113,9 +60,10 @@ class Choices:
         asked = self.asked.get(op.name, AUTO)
         if asked != AUTO:
             return choose_asked(op, call, device, asked, self.tell)
-        found = self.measured(op, call, device)
-        if found is not None and _refusal(op, found, call, device) is None:
-            return found
+        for find in (self.measured, shipped):
+            found = find(op, call, device)
+            if found is not None and _refusal(op, found, call, device) is None:
+                return found
         return choose_unmeasured(op, call, device)
 
 
@@ -140,11 +88,30 @@ def using(choices: Choices) -> Iterator[Choices]:
         _choices.reset(token)
 
 
-def choose(op: Op, call: Any, implementation: str) -> Choice:
-    """The choice for a call. Raises ValueError for an implementation that the op does not have."""
+def run(op: Op, call: Any, implementation: str, *operands: Any) -> Any:
+    """The results of a call, by the form that is chosen for it. Each of several devices takes its share of the rows.
+
+    Raises ValueError for an implementation that the op does not have.
+    """
+    choices = _choices.get() or Choices()
+    division = choices.division
+    rows = op.rows(call, division.count) if division is not None else None
+    if division is None or rows is None:
+        choice = choose(op, call, implementation)
+        return op.forms[choice.form].run(call, choice.config, *operands)
+    choice = choose(op, rows.call, implementation, is_shared=True)
+    form = op.forms[choice.form]
+    return divided(lambda *share: form.run(rows.call, choice.config, *share), division, rows, operands)
+
+
+def choose(op: Op, call: Any, implementation: str, *, is_shared: bool = False) -> Choice:
+    """The choice for a call; `is_shared` for one device's share of it, which the compiler need not divide.
+
+    Raises ValueError for an implementation that the op does not have.
+    """
     check_name(op, implementation)
     choices = _choices.get() or Choices()
-    device = replace(current_device(), is_partitioned=choices.is_partitioned)
+    device = replace(current_device(), is_partitioned=choices.division is not None and not is_shared)
     if implementation != AUTO:
         return choose_asked(op, call, device, implementation, choices.tell)
     return choices.choose(op, call, device)

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 
+from jax_kernels.versions import limit_of
+
 Platform: TypeAlias = Literal["cpu", "gpu", "tpu"]
 
 Config: TypeAlias = tuple[tuple[str, int], ...]
@@ -23,7 +25,7 @@ class Device:
 
     Attributes:
         compute_capability: of an NVIDIA GPU, (9, 0) for an H100.
-        is_partitioned: the compiler divides the program among several such devices.
+        is_partitioned: the compiler divides the call among several such devices.
     """
 
     platform: Platform
@@ -49,9 +51,9 @@ class Form:
     configs: Callable[[Any, Device], Sequence[Config]] = lambda call, device: ((),)
 
 
-def kernel_form(name: str, module: str, function: str) -> Form:
-    """The form that `module` holds as `function`, `refuses` and `configs`. The module is imported when it is asked for:
-    Pallas and its backends take their time, and most programs need none or one of them.
+def kernel_form(name: str, op: str, module: str) -> Form:
+    """The form that `module` holds as a function named as the op, `refuses` and `configs`. The module is imported when
+    it is asked for: Pallas and its backends take their time, and most programs need none or one of them.
 
     The compiler cannot divide a Pallas kernel: on TPUs it says so and stops, on GPUs each device would do all of it.
     """
@@ -62,10 +64,12 @@ def kernel_form(name: str, module: str, function: str) -> Form:
     def refuses(call: Any, device: Device) -> str | None:
         if device.is_partitioned:
             return "the compiler cannot divide it among devices"
+        if (limit := limit_of(op, name, interpreting=is_interpreting())) is not None:
+            return limit
         reason: str | None = part("refuses")(call, device)
         return reason
 
-    return Form(name, part(function), refuses, part("configs"))
+    return Form(name, part(op), refuses, part("configs"))
 
 
 _interpreted: contextvars.ContextVar[Device | None] = contextvars.ContextVar("jax_kernels_interpreted", default=None)

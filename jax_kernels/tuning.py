@@ -9,21 +9,22 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import re
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jax_kernels.choosing import Choice, Op, call_key
 from jax_kernels.forms import Config, Device, current_device
+from jax_kernels.op import Choice, Op, call_key
+from jax_kernels.shipped import file_name
 
 FORMAT = 1
 ROUNDS = 7
@@ -50,8 +51,7 @@ class Winners:
     """The winners that a folder holds for one kind of device under this JAX."""
 
     def __init__(self, folder: Path, device: Device) -> None:
-        kind = re.sub(r"[^a-z0-9]+", "-", f"{device.platform} {device.kind}".lower()).strip("-")
-        self.path = folder / f"{kind}-jax-{jax.__version__}.json"
+        self.path = folder / f"{file_name(device)}-jax-{jax.__version__}.json"
         self._head = {
             "format": FORMAT,
             "device": device.kind,
@@ -128,10 +128,11 @@ def _compile(op: Op, call: Any, tell: Tell) -> tuple[dict[tuple[str, Config], An
     """The candidates that run and compute the same as XLA's form, and why the others do not."""
     programs: dict[tuple[str, Config], Any] = {}
     failures = []
-    program, arguments = op.workload(call, op.forms["xla"].run, ())
+    program, make = op.workload(call, op.forms["xla"].run, ())
+    arguments = make()
     expected = jax.jit(program)(*arguments)
     for form, config in candidates(op, call, current_device()):
-        program, arguments = op.workload(call, op.forms[form].run, config)
+        program, _ = op.workload(call, op.forms[form].run, config)
         try:
             compiled = jax.jit(program).lower(*arguments).compile()
             error = relative_error(compiled(*arguments), expected)
@@ -140,7 +141,7 @@ def _compile(op: Op, call: Any, tell: Tell) -> tuple[dict[tuple[str, Config], An
             failure = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         tell(f"{form} {dict(config)}: {failure or 'compiled'}")
         if failure is None:
-            programs[form, config] = (compiled, arguments)
+            programs[form, config] = partial(compiled, *arguments)
         else:
             failures.append(Timing(form, config, failure=failure))
     return programs, failures
@@ -159,8 +160,8 @@ def relative_error(actual: Any, expected: Any) -> float:
 def _time(programs: Mapping[tuple[str, Config], Any]) -> dict[tuple[str, Config], list[float]]:
     seconds: dict[tuple[str, Config], list[float]] = {key: [] for key in programs}
     for _ in range(ROUNDS):
-        for key, (compiled, arguments) in programs.items():
+        for key, program in programs.items():
             started = time.perf_counter()
-            jax.block_until_ready(compiled(*arguments))
+            jax.block_until_ready(program())
             seconds[key].append(time.perf_counter() - started)
     return seconds

@@ -113,7 +113,7 @@ class Training:
         self.story.event("start" if latest is None else "resume", step=latest or 0)
         enable_compilation_cache(self.say)
         recipe = self._prepare(is_fresh=latest is None or self.fork is not None)
-        with using(run_choices(self.run, self.config, say=self.say, num_devices=recipe.mesh.size)):
+        with using(run_choices(self.run, self.config, say=self.say, mesh=recipe.mesh)):
             return self._run(recipe, checkpoints, started)
 
     def _run(self, recipe: Recipe, checkpoints: Checkpoints, started: float) -> TrainResult:

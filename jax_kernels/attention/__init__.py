@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels.attention import cudnn, reference, xla
-from jax_kernels.attention.call import Call, work, workload
-from jax_kernels.choosing import Op, choose
+from jax_kernels.attention.call import Call, rows, work, workload
+from jax_kernels.choosing import run
 from jax_kernels.forms import Form, kernel_form
+from jax_kernels.op import Op
 
 __all__ = ["ATTENTION", "Implementation", "attention"]
 
@@ -28,13 +29,14 @@ KERNELS = ("pallas_triton", "pallas_mosaic_gpu", "pallas_tpu")
 
 ATTENTION = Op(
     "attention",
+    __name__,
     Call,
     {
         form.name: form
         for form in (
             Form("reference", reference.attention),
             Form("xla", xla.attention),
-            *(kernel_form(name, f"{__name__}.{name}", "attention") for name in KERNELS),
+            *(kernel_form(name, "attention", f"{__name__}.{name}") for name in KERNELS),
             Form("cudnn", cudnn.attention, cudnn.refuses),
         )
     },
@@ -43,6 +45,7 @@ ATTENTION = Op(
     {"cpu": ("xla",), "gpu": ("cudnn", "xla", "pallas_mosaic_gpu", "pallas_triton"), "tpu": ("xla", "pallas_tpu")},
     workload,
     work,
+    rows,
 )
 
 
@@ -132,9 +135,8 @@ def attention(
         logit_softcap=logit_softcap,
         return_lse=return_lse,
     )
-    choice = choose(ATTENTION, call, implementation)
-    run = ATTENTION.forms[choice.form].run
-    out, lse = run(call, choice.config, q, k, v, None if isinstance(offset, int) else offset, segment_ids)
+    traced = None if isinstance(offset, int) else offset
+    out, lse = run(ATTENTION, call, implementation, q, k, v, traced, segment_ids)
     return (out, lse) if return_lse else out
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from jax_kernels.attention.mask import Mask
-from jax_kernels.choosing import Work
+from jax_kernels.dividing import Rows
 from jax_kernels.forms import Config
+from jax_kernels.op import Work
 
 
 @dataclass(frozen=True)
@@ -62,23 +63,33 @@ class Call:
         return Mask(self.causal, self.window, offset, segment_ids)
 
 
-def workload(call: Call, run: Callable[..., Any], config: Config) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Forward and backward of a form, as training runs them, and arrays of the call's shapes."""
-    rng = np.random.default_rng(0)
-    q_shape = (call.batch, call.q_len, call.num_heads, call.head_dim)
-    k_shape = (call.batch, call.kv_len, call.num_kv_heads, call.head_dim)
-    q, k, v, d_out = (jax.numpy.asarray(rng.normal(size=s), call.dtype) for s in (q_shape, k_shape, k_shape, q_shape))
-    ids = None
-    if call.has_segments:
-        documents = np.sort(rng.integers(0, 8, (call.batch, call.q_len)), axis=1)
-        ids = jax.numpy.asarray(documents, "int32")
-    offset = None if call.q_offset is not None else jax.numpy.int32(call.kv_len - call.q_len)
+def rows(call: Call, count: int) -> Rows | None:
+    """Devices share out the batch."""
+    if call.batch % count:
+        return None
+    return Rows(replace(call, batch=call.batch // count), (0, 0, 0, None, 0), (0, 0))
+
+
+def workload(
+    call: Call, run: Callable[..., Any], config: Config
+) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
+    """Forward and backward of a form, as training runs them, and what makes arrays of the call's shapes."""
 
     def program(q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array, offset: Any, ids: Any) -> Any:
         out, pull = jax.vjp(lambda q, k, v: run(call, config, q, k, v, offset, ids)[0], q, k, v)
         return out, pull(d_out)
 
-    return program, (q, k, v, d_out, offset, ids)
+    def arguments() -> tuple[Any, ...]:
+        keys = jax.random.split(jax.random.key(0), 5)
+        q_shape = (call.batch, call.q_len, call.num_heads, call.head_dim)
+        k_shape = (call.batch, call.kv_len, call.num_kv_heads, call.head_dim)
+        shapes = (q_shape, k_shape, k_shape, q_shape)
+        q, k, v, d_out = (jax.random.normal(key, s, call.dtype) for key, s in zip(keys, shapes, strict=False))
+        documents = jnp.sort(jax.random.randint(keys[4], (call.batch, call.q_len), 0, 8), axis=1)
+        offset = None if call.q_offset is not None else jnp.int32(call.kv_len - call.q_len)
+        return q, k, v, d_out, offset, documents if call.has_segments else None
+
+    return program, arguments
 
 
 def work(call: Call) -> Work:
@@ -91,4 +102,4 @@ def work(call: Call) -> Work:
     queries = call.batch * call.q_len * call.num_heads * call.head_dim
     keys = call.batch * call.kv_len * call.num_kv_heads * call.head_dim
     # q, k, v, d_out in; out, d_q, d_k, d_v out.
-    return Work(flops, np.dtype(jax.numpy.dtype(call.dtype)).itemsize * (4 * queries + 4 * keys))
+    return Work(flops, jnp.dtype(call.dtype).itemsize * (4 * queries + 4 * keys))

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
-
-import jax
+from typing import ClassVar
 
 from jax_kernels.attention.call import Call
-
-if TYPE_CHECKING:
-    from jax_kernels.attention import Implementation
 
 
 @dataclass(frozen=True)
 class Case:
     """One call of `attention`. `segments` is the number of packed documents, 0 for none."""
+
+    op: ClassVar = "attention"
 
     name: str
     batch: int
@@ -91,33 +87,3 @@ COMPILED_CASES = (
     Case("a later piece", 1, 256, 1280, 8, 2, 128, q_offset=1024),
 )
 """For compilers of hardware that is absent: real sizes, each head_dim, each mask."""
-
-
-def program(
-    name: str, dtype: str, implementation: Implementation
-) -> tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...]]:
-    """A compiled case by name: a function that gives the output and the gradients, and the shapes that it takes."""
-    from jax_kernels.attention import attention
-
-    case = next(c for c in COMPILED_CASES if c.name == name)
-
-    def run(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, d_out: jax.Array) -> Any:
-        def out(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return attention(
-                q,
-                k,
-                v,
-                causal=case.causal,
-                window=case.window,
-                segment_ids=ids if case.segments else None,
-                logit_softcap=case.logit_softcap,
-                q_offset=case.q_offset,
-                implementation=implementation,
-            )
-
-        value, pull = jax.vjp(out, q, k, v)
-        return value, pull(d_out)
-
-    q = jax.ShapeDtypeStruct((case.batch, case.q_len, case.num_heads, case.head_dim), dtype)
-    k = jax.ShapeDtypeStruct((case.batch, case.kv_len, case.num_kv_heads, case.head_dim), dtype)
-    return run, (q, k, k, jax.ShapeDtypeStruct((case.batch, case.q_len), "int32"), q)

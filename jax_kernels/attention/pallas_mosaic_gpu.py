@@ -62,8 +62,6 @@ FAR = 2**30  # positions away: no limit
 def refuses(call: Call, device: Device) -> str | None:
     if plgpu is None:
         return "JAX 0.10's Mosaic GPU needs absl-py, which is not installed"
-    if forms.is_interpreting() and not HAS_INTERPRETER:
-        return "this version of JAX has no interpreter for Mosaic GPU"
     if device.platform != "gpu" or device.compute_capability is None or device.compute_capability[0] != 9:
         return "needs compute capability 9.x"
     if call.dtype not in ("bfloat16", "float16"):

@@ -8,10 +8,11 @@ from typing import Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.choosing import Op, choose
+from jax_kernels.choosing import run
 from jax_kernels.forms import Form
 from jax_kernels.linear_cross_entropy import reference, xla
-from jax_kernels.linear_cross_entropy.call import Call, work, workload
+from jax_kernels.linear_cross_entropy.call import Call, counts, rows, work, workload
+from jax_kernels.op import Op
 
 __all__ = ["LINEAR_CROSS_ENTROPY", "Implementation", "linear_cross_entropy"]
 
@@ -19,6 +20,7 @@ Implementation: TypeAlias = Literal["auto", "reference", "xla"]
 
 LINEAR_CROSS_ENTROPY = Op(
     "linear_cross_entropy",
+    __name__,
     Call,
     {
         form.name: form
@@ -30,6 +32,7 @@ LINEAR_CROSS_ENTROPY = Op(
     {"cpu": ("xla",), "gpu": ("xla",), "tpu": ("xla",)},
     workload,
     work,
+    rows,
 )
 
 
@@ -42,7 +45,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     ignore_label: int | None = None,
     logit_softcap: float | None = None,
-    reduction: Literal["none", "mean"] = "none",
+    reduction: Literal["none", "sum", "mean"] = "none",
     implementation: Implementation = "auto",
 ) -> jax.Array:
     """Cross-entropy of the logits x @ weight, x `[tokens, embed]` and weight `[embed, vocab]`, with labels `[tokens]`.
@@ -52,10 +55,11 @@ def linear_cross_entropy(
         label_smoothing: this share of what is expected is spread evenly over the vocabulary.
         ignore_label: tokens of this label have no loss and do not count in the mean.
         logit_softcap: logits become cap * tanh(logit / cap).
-        reduction: "none" for the loss of each token, "mean" over the tokens that count, 0 where none does.
+        reduction: "none" for the loss of each token, "sum" and "mean" of those that count, 0 where none does. The sum
+            asks the same of each token, so that its gradients are formed on the way forward.
         implementation: which form; "auto" takes the fastest for the device.
 
-    Returns `[tokens]`, or a scalar for the mean; float32 or wider.
+    Returns `[tokens]`, or a scalar; float32 or wider.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -71,11 +75,10 @@ def linear_cross_entropy(
         label_smoothing=float(label_smoothing),
         ignore_label=ignore_label,
         logit_softcap=logit_softcap,
-        reduction=reduction,
+        reduction="none" if reduction == "none" else "sum",
     )
-    choice = choose(LINEAR_CROSS_ENTROPY, call, implementation)
-    loss: jax.Array = LINEAR_CROSS_ENTROPY.forms[choice.form].run(call, choice.config, x, weight, labels)
-    return loss
+    loss: jax.Array = run(LINEAR_CROSS_ENTROPY, call, implementation, x, weight, labels)
+    return loss / jnp.maximum(jnp.sum(counts(call, labels)), 1) if reduction == "mean" else loss
 
 
 def _check_arrays(x: jax.Array, weight: jax.Array, labels: jax.Array) -> None:
@@ -96,5 +99,5 @@ def _check_options(z_loss: float, label_smoothing: float, logit_softcap: float |
         raise ValueError(f"label_smoothing: expected a share in [0, 1), got {label_smoothing!r}")
     if logit_softcap is not None and not (math.isfinite(logit_softcap) and logit_softcap > 0):
         raise ValueError(f"logit_softcap: expected a positive number or None, got {logit_softcap!r}")
-    if reduction not in ("none", "mean"):
-        raise ValueError(f"reduction: expected 'none' or 'mean', got {reduction!r}")
+    if reduction not in ("none", "sum", "mean"):
+        raise ValueError(f"reduction: expected 'none', 'sum' or 'mean', got {reduction!r}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jax_kernels.choosing import Work
+from jax_kernels.dividing import Rows
 from jax_kernels.forms import Config
+from jax_kernels.op import Work
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,16 @@ class Call:
     label_smoothing: float
     ignore_label: int | None
     logit_softcap: float | None
-    reduction: Literal["none", "mean"]
+    reduction: Literal["none", "sum"]
 
     def __str__(self) -> str:
-        """In the words of a table: "2048 tokens x 768 x 50257, mean, float32"."""
+        """In the words of a table: "2048 tokens x 768 x 50257, sum, float32"."""
         options = {
             f"z-loss {self.z_loss}": self.z_loss != 0.0,
             f"smoothing {self.label_smoothing}": self.label_smoothing != 0.0,
             f"ignoring {self.ignore_label}": self.ignore_label is not None,
             f"soft cap {self.logit_softcap}": self.logit_softcap is not None,
-            "mean": self.reduction == "mean",
+            "sum": self.reduction == "sum",
         }
         words = [word for word, holds in options.items() if holds]
         return ", ".join([f"{self.tokens} tokens x {self.embed} x {self.vocab}", *words, self.dtype])
@@ -59,28 +59,36 @@ def counts(call: Call, labels: jax.Array) -> jax.Array:
     return jnp.ones(labels.shape, bool) if call.ignore_label is None else labels != call.ignore_label
 
 
-def mean_weight(call: Call, labels: jax.Array, dtype: Any) -> jax.Array:
-    """What each token's loss counts in the mean: 0 where no token counts at all."""
-    return 1.0 / jnp.maximum(jnp.sum(counts(call, labels), dtype=dtype), 1.0)
+def rows(call: Call, count: int) -> Rows | None:
+    """Devices share out the tokens; each has all of the weight."""
+    if call.tokens % count:
+        return None
+    results = (0,) if call.reduction == "none" else (None,)
+    return Rows(replace(call, tokens=call.tokens // count), (0, None, 0), results)
 
 
-def workload(call: Call, run: Callable[..., Any], config: Config) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Loss and gradients of a form, as training runs them, and arrays of the call's shapes."""
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(call.tokens, call.embed)), call.dtype)
-    weight = jnp.asarray(rng.normal(size=(call.embed, call.vocab)) / call.embed**0.5, call.dtype)
-    labels = jnp.asarray(rng.integers(0, call.vocab, call.tokens), "int32")
-    d_loss = jnp.asarray(rng.uniform(size=() if call.reduction == "mean" else (call.tokens,)), jnp.float32)
+def workload(
+    call: Call, run: Callable[..., Any], config: Config
+) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
+    """Loss and gradients of a form, as training runs them, and what makes arrays of the call's shapes."""
 
     def program(x: jax.Array, weight: jax.Array, labels: jax.Array, d_loss: jax.Array) -> Any:
         loss, pull = jax.vjp(lambda x, weight: run(call, config, x, weight, labels), x, weight)
         return loss, pull(d_loss)
 
-    return program, (x, weight, labels, d_loss)
+    def arguments() -> tuple[Any, ...]:
+        keys = jax.random.split(jax.random.key(0), 4)
+        x = jax.random.normal(keys[0], (call.tokens, call.embed), call.dtype)
+        weight = jax.random.normal(keys[1], (call.embed, call.vocab), call.dtype) / call.embed**0.5
+        labels = jax.random.randint(keys[2], (call.tokens,), 0, call.vocab)
+        d_loss = jax.random.uniform(keys[3], (call.tokens,) if call.reduction == "none" else ())
+        return x, weight.astype(call.dtype), labels, d_loss
+
+    return program, arguments
 
 
 def work(call: Call) -> Work:
     """Three products of the size of the projection: the logits, and both gradients."""
     product = 2 * call.tokens * call.embed * call.vocab
     elements = 2 * (call.tokens * call.embed + call.embed * call.vocab)
-    return Work(3 * product, elements * np.dtype(jnp.dtype(call.dtype)).itemsize)
+    return Work(3 * product, elements * jnp.dtype(call.dtype).itemsize)

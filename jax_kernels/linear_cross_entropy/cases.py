@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jax_kernels.linear_cross_entropy.call import Call
 
@@ -12,11 +12,13 @@ from jax_kernels.linear_cross_entropy.call import Call
 class Case:
     """One call of `linear_cross_entropy`."""
 
+    op: ClassVar = "linear_cross_entropy"
+
     name: str
     tokens: int
     embed: int
     vocab: int
-    reduction: Literal["none", "mean"] = "mean"
+    reduction: Literal["none", "sum", "mean"] = "mean"
     z_loss: float = 0.0
     label_smoothing: float = 0.0
     ignore_label: int | None = None
@@ -25,6 +27,7 @@ class Case:
     def call(self, dtype: str) -> Call:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         del values["name"]
+        values["reduction"] = "none" if self.reduction == "none" else "sum"
         return Call(**values, dtype=dtype)
 
 
@@ -47,6 +50,7 @@ SMALL_CASES = (
     Case("each token", 40, 16, 33, "none"),
     Case("chunks, the last one short", 300, 16, 65, "none"),
     Case("chunks, their mean", 600, 16, 65),
+    Case("chunks, their sum", 600, 16, 65, "sum"),
     Case("z-loss", 40, 16, 33, "none", z_loss=0.1),
     Case("z-loss of the mean", 40, 16, 33, z_loss=0.1),
     Case("smoothed", 40, 16, 33, "none", label_smoothing=0.1),
@@ -57,3 +61,6 @@ SMALL_CASES = (
     Case("everything, its mean", 290, 16, 77, "mean", 0.01, 0.2, 0, 3.0),
 )
 """For tests: each option, each chunk boundary, small, vocabularies that no block divides."""
+
+COMPILED_CASES: tuple[Case, ...] = ()
+"""For compilers of hardware that is absent: real sizes."""

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels.forms import Config
-from jax_kernels.linear_cross_entropy.call import Call, losses, mean_weight
+from jax_kernels.linear_cross_entropy.call import Call, losses
 
 
 def linear_cross_entropy(call: Call, config: Config, x: jax.Array, weight: jax.Array, labels: jax.Array) -> jax.Array:
-    """The loss of each token `[tokens]`, float32 or wider, or its mean over those that count."""
+    """The loss of each token `[tokens]`, float32 or wider, or their sum."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     logits = x.astype(wide) @ weight.astype(wide)
     if call.logit_softcap is not None:
         logits = call.logit_softcap * jnp.tanh(logits / call.logit_softcap)
     loss, _ = losses(call, logits, labels)
-    return loss if call.reduction == "none" else jnp.sum(loss) * mean_weight(call, labels, wide)
+    return loss if call.reduction == "none" else jnp.sum(loss)

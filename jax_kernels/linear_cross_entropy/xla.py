@@ -1,8 +1,8 @@
 """Projection and loss by chunks of tokens, in plain XLA: the logits of one chunk at a time are all that is ever held.
 
 Where each token's loss is returned, the way back forms a chunk's logits anew, since what will be asked of them is not
-known before: four products for three. The mean asks the same of every token but for a factor, so that its gradients are
-formed on the way forward, from logits that are there anyway, and the way back only scales them.
+known before: four products for three. Their sum asks the same of every token, so that its gradients are formed on
+the way forward, from logits that are there anyway, and the way back only scales them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_kernels.forms import Config
-from jax_kernels.linear_cross_entropy.call import Call, counts, losses, mean_weight
+from jax_kernels.linear_cross_entropy.call import Call, counts, losses
 
 CHUNK_TOKENS = 256
 """Rows of a product that keep a processor busy; their logits over 50,257 tokens take 51 MB."""
@@ -25,8 +25,8 @@ CHUNK_LOGITS = 1 << 23
 
 
 def linear_cross_entropy(call: Call, config: Config, x: jax.Array, weight: jax.Array, labels: jax.Array) -> jax.Array:
-    """The loss of each token `[tokens]`, float32 or wider, or its mean over those that count."""
-    return _mean(call, x, weight, labels) if call.reduction == "mean" else _each(call, x, weight, labels)
+    """The loss of each token `[tokens]`, float32 or wider, or their sum."""
+    return _sum(call, x, weight, labels) if call.reduction == "sum" else _each(call, x, weight, labels)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -61,14 +61,12 @@ _each.defvjp(_forward_each, _backward_each)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mean(call: Call, x: jax.Array, weight: jax.Array, labels: jax.Array) -> jax.Array:
-    loss = _each(call, x, weight, labels)
-    return jnp.sum(loss) * mean_weight(call, labels, loss.dtype)
+def _sum(call: Call, x: jax.Array, weight: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.sum(_each(call, x, weight, labels))
 
 
-def _forward_mean(call: Call, x: jax.Array, weight: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+def _forward_sum(call: Call, x: jax.Array, weight: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    share = mean_weight(call, labels, wide)
 
     def chunk(carry: tuple[jax.Array, jax.Array], rows: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
         total, d_weight = carry
@@ -78,19 +76,21 @@ def _forward_mean(call: Call, x: jax.Array, weight: jax.Array, labels: jax.Array
         d_weight, d_x = _accumulate(d_weight, x, weight, _d_logits(call, logits, slope, labels, lse, d_loss))
         return (total + jnp.sum(jnp.where(d_loss > 0.0, loss, 0.0)), d_weight), d_x
 
-    # Rows that fill up the last chunk have a share of 0.
-    rows = (_chunks(call, x), _chunks(call, labels), _chunks(call, jnp.full(labels.shape, share, wide)))
+    # Rows that fill up the last chunk ask for nothing.
+    rows = (_chunks(call, x), _chunks(call, labels), _chunks(call, jnp.ones(labels.shape, wide)))
     start = (jnp.zeros((), wide), jnp.zeros(weight.shape, wide))
     (total, d_weight), d_x = lax.scan(chunk, start, rows)
-    return total * share, (_rows(call, d_x).astype(x.dtype), d_weight.astype(weight.dtype))
+    # A sum over many tokens may be more than float16 holds.
+    kept = wide if x.dtype == jnp.float16 else x.dtype
+    return total, (_rows(call, d_x).astype(kept), d_weight.astype(kept))
 
 
-def _backward_mean(call: Call, residuals: Any, d_loss: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+def _backward_sum(call: Call, residuals: Any, d_loss: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     d_x, d_weight = residuals
-    return (d_x * d_loss).astype(d_x.dtype), (d_weight * d_loss).astype(d_weight.dtype), None
+    return (d_x * d_loss).astype(call.dtype), (d_weight * d_loss).astype(call.dtype), None
 
 
-_mean.defvjp(_forward_mean, _backward_mean)
+_sum.defvjp(_forward_sum, _backward_sum)
 
 
 def _chunks(call: Call, y: jax.Array) -> jax.Array:

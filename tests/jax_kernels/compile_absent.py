@@ -1,17 +1,18 @@
-"""Compile one case of a kernel, forward and backward, for a device that this machine does not have.
+"""Compile one case of a kernel, as training or generation runs it, for a device that this machine does not have.
 
-    python tests/jax_kernels/compile_absent.py OP FORM TARGET CASE DTYPE
+    python tests/jax_kernels/compile_absent.py OP FORM TARGET CASE DTYPE [all]
 
 Needs the compilers of requirements-compilers.lock beside jax: XLA's GPU plugin compiles for a GPU that is described to
 it, libtpu for a slice that is named. A process each, for some inputs abort the compiler; give it a time limit. Prints a
-JSON document; what the compiler refuses (blocks that overflow shared memory or VMEM) ends it with its error.
+JSON document: what the form refuses, or of its first config (of each, with "all") the memory and the number of kernels.
+What the compiler refuses (blocks that overflow shared memory or VMEM) ends it with its error.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
+import re
 import sys
 from typing import Any
 
@@ -27,6 +28,9 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jax_kernels.forms import current_device
+from jax_kernels.ops import OPS, compiled_cases
 
 # XLA's description of a GPU, from NVIDIA's data sheets and CUDA's device properties.
 GPU = """
@@ -69,39 +73,55 @@ A100 = {
     "memory": 84929347584,
 }
 GPUS: dict[str, dict[str, Any]] = {"h100": H100, "a100": A100}
+PALLAS = ("gpu.triton", "mosaic_gpu", "tpu_custom_call")
+"""What XLA calls programs that are Pallas kernels."""
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
 def main() -> None:
-    op, form, target, case, dtype = sys.argv[1:]
-    program, shapes = importlib.import_module(f"jax_kernels.{op}.cases").program(case, dtype, form)
-    compiled = compile_for(target, program, shapes)
-    memory = compiled.memory_analysis()
-    text = compiled.as_text()
-    kernels = text.count("tpu_custom_call") if target in TPUS else text.count("custom-call")
-    sys.stdout.write(json.dumps({"temporary_bytes": memory.temp_size_in_bytes, "kernels": kernels}) + "\n")
+    name, form, target, case, dtype, *every = sys.argv[1:]
+    op = OPS[name]
+    call = next(c for c in compiled_cases(op) if c.name == case).call(dtype)
+    mesh, platform, kind, cores = _describe(target)
+    device = AbstractDevice(device_kind=kind, num_cores=cores, platform=platform)
+    axes = (AxisType.Auto,)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("device",), axis_types=axes, abstract_device=device)):
+        here = current_device()
+        refusal = op.forms[form].refuses(call, here)
+        compiled = []
+        if refusal is None:
+            configs = op.forms[form].configs(call, here)
+            compiled = [_compile(op, form, call, config, mesh, platform) for config in configs[: None if every else 1]]
+    sys.stdout.write(json.dumps({"refuses": refusal, "compiled": compiled}) + "\n")
 
 
-def compile_for(target: str, program: Any, shapes: Any) -> Any:
-    """The executable of `program` for one device of `target`. Raises what XLA raises."""
+def _describe(target: str) -> tuple[Mesh, str, str, int]:
+    """A mesh of one device of `target`, its platform, kind and cores."""
     if target in TPUS:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=TPUS[target])
-        mesh, platform, kind, cores = _mesh(topology), "tpu", topology.devices[0].device_kind, 1
-    else:
-        gpu = GPUS[target]
-        topology = topologies.get_topology_desc(platform="cuda", target_config=GPU.format(**gpu), topology="1x1x1")
-        mesh, platform, kind, cores = _mesh(topology), "gpu", gpu["kind"], gpu["cores"]
-    sharding = NamedSharding(mesh, PartitionSpec())
-    arguments = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
-    abstract = AbstractDevice(device_kind=kind, num_cores=cores, platform=platform)
-    axes = (AxisType.Auto,)
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("device",), axis_types=axes, abstract_device=abstract)):
-        lowering = ("tpu",) if platform == "tpu" else ("cuda",)
-        return jax.jit(program).trace(*arguments).lower(lowering_platforms=lowering).compile()
+        return _mesh(topology), "tpu", topology.devices[0].device_kind, 1
+    gpu = GPUS[target]
+    topology = topologies.get_topology_desc(platform="cuda", target_config=GPU.format(**gpu), topology="1x1x1")
+    return _mesh(topology), "gpu", gpu["kind"], gpu["cores"]
 
 
 def _mesh(topology: Any) -> Mesh:
     return Mesh(np.array(topology.devices[:1]), ("device",))
+
+
+def _compile(op: Any, form: str, call: Any, config: Any, mesh: Mesh, platform: str) -> dict[str, Any]:
+    program, make = op.workload(call, op.forms[form].run, config)
+    sharding = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), jax.eval_shape(make))
+    lowering = ("tpu",) if platform == "tpu" else ("cuda",)
+    compiled = jax.jit(program).trace(*shapes).lower(lowering_platforms=lowering).compile()
+    targets = re.findall(r'custom_call_target="([^"]+)"', compiled.as_text())
+    kernels = sum(any(name in target for name in PALLAS) for target in targets)
+    return {
+        "config": dict(config),
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "kernels": kernels,
+    }
 
 
 if __name__ == "__main__":

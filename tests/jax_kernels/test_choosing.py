@@ -6,12 +6,18 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from jax_kernels.attention import ATTENTION, attention
-from jax_kernels.attention.call import Call, work, workload
-from jax_kernels.choosing import Choice, Choices, Op, call_key, choose, choose_unmeasured, using
+from jax_kernels.attention.call import Call
+from jax_kernels.choosing import Choices, choose, choose_unmeasured, using
+from jax_kernels.dividing import Division
 from jax_kernels.forms import Device, Form, current_device, interpreting, make_device
+from jax_kernels.op import Choice, Op, call_key
+from jax_kernels.ops import OPS
+from jax_kernels.versions import LIMITS, limit_of
 
 CALL = Call(1, 64, 64, 2, 2, 16, "float32", True, None, 0, False, 0.25, None)
 CPU = Device("cpu", "cpu")
@@ -25,7 +31,8 @@ def op(**forms: str | None) -> Op:
         )
         for name, why in forms.items()
     }
-    return Op("toy", Call, made, dict.fromkeys(("cpu", "gpu", "tpu"), tuple(forms)), workload, work)
+    order = dict.fromkeys(("cpu", "gpu", "tpu"), tuple(forms))
+    return replace(ATTENTION, name="toy", forms=made, preference=order)
 
 
 def test_the_first_that_takes_the_call():
@@ -66,13 +73,14 @@ def test_a_choice_that_was_made_stays():
     assert len(told) == 1
 
 
-def test_a_kernel_is_not_taken_where_the_compiler_would_have_to_divide_it():
+def test_a_kernel_takes_a_share_and_nothing_that_the_compiler_would_have_to_divide():
     tpu = make_device("tpu", "TPU v5 lite")
     kernel = ATTENTION.forms["pallas_tpu"]
     assert kernel.refuses(CALL, tpu) is None
     assert kernel.refuses(CALL, replace(tpu, is_partitioned=True)) == "the compiler cannot divide it among devices"
-    with interpreting(tpu), using(Choices(is_partitioned=True)):
-        assert choose(ATTENTION, CALL, "auto").form == "xla"
+    division = Division(Mesh(np.array(jax.devices()[:1]), ("data",)), "data")
+    with interpreting(tpu), using(Choices(division=division)):
+        assert choose(ATTENTION, CALL, "pallas_tpu", is_shared=True).form == "pallas_tpu"
         with pytest.warns(UserWarning, match="cannot divide"):
             assert choose(ATTENTION, CALL, "pallas_tpu").form == "xla"
 
@@ -108,12 +116,6 @@ def test_a_call_is_recorded_as_it_is_traced():
     assert choices.made == {call_key("attention", CALL): Choice("reference", (), "asked for")}
 
 
-def test_every_device_has_a_form_that_refuses_nothing():
-    for order in ATTENTION.preference.values():
-        assert "xla" in order
-    assert ATTENTION.forms["xla"].refuses(CALL, CPU) is None
-
-
 def test_cudnn_is_not_asked_for_what_it_cannot():
     h100 = make_device("cuda", "NVIDIA H100 80GB HBM3")
     assert h100 == Device("gpu", "NVIDIA H100 80GB HBM3", (9, 0))
@@ -140,3 +142,14 @@ def test_the_device_here():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert current_device().platform == jax.devices()[0].platform.replace("cuda", "gpu")
+
+
+def test_what_a_version_cannot_express():
+    for version, missing in (((0, 10, 2), True), ((0, 12, 0), False)):
+        reason = limit_of("attention", "pallas_mosaic_gpu", interpreting=True, version=version)
+        assert (reason is not None) == missing
+        assert limit_of("attention", "pallas_mosaic_gpu", interpreting=False, version=version) is None
+        assert limit_of("attention", "pallas_tpu", interpreting=True, version=version) is None
+    for limit in LIMITS:
+        assert all(limit.form in op.forms for op in OPS.values() if op.name == limit.op)
+        assert any(limit.form in op.forms for op in OPS.values())

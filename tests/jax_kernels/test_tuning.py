@@ -8,8 +8,9 @@ import pytest
 
 from jax_kernels.attention import ATTENTION
 from jax_kernels.attention.call import Call
-from jax_kernels.choosing import Choice, Choices
+from jax_kernels.choosing import Choices
 from jax_kernels.forms import Device, Form, current_device
+from jax_kernels.op import Choice
 from jax_kernels.tuning import Winners, tune
 
 CALL = Call(1, 32, 32, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)

@@ -10,9 +10,10 @@ from aifx.kernels import run_choices, winners_path
 from aifx.project import Project
 from jax_kernels.attention import ATTENTION
 from jax_kernels.attention.call import Call
-from jax_kernels.choosing import Choice, using
 from jax_kernels.choosing import choose as choose_form
+from jax_kernels.choosing import using
 from jax_kernels.forms import current_device
+from jax_kernels.op import Choice
 from jax_kernels.tuning import Winners
 
 CALL = Call(1, 8, 8, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)

@@ -1,0 +1,46 @@
+"""What a version of JAX cannot express: one table, which the dispatcher, the tests and `aifx kernels explain` read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+
+Version = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A form that some versions of JAX do not run.
+
+    Attributes:
+        op: None for every op that has the form.
+        since: the first version that runs it.
+        interpreter_only: it compiles there all the same; what is missing is the interpreter.
+    """
+
+    form: str
+    since: Version
+    reason: str
+    op: str | None = None
+    interpreter_only: bool = False
+
+
+LIMITS = (
+    Limit(
+        "pallas_mosaic_gpu",
+        (0, 11, 2),  # jax/experimental/pallas/mosaic_gpu.py of the releases: not in 0.11.0, there in 0.11.2
+        "Mosaic GPU has no interpreter before JAX 0.11.2",
+        interpreter_only=True,
+    ),
+)
+
+
+def limit_of(op: str, form: str, *, interpreting: bool, version: Version | None = None) -> str | None:
+    """Why this version of JAX (or another) cannot run the form of an op; None where it can."""
+    version = version or jax.__version_info__
+    for limit in LIMITS:
+        applies = limit.form == form and limit.op in (None, op) and (interpreting or not limit.interpreter_only)
+        if applies and version < limit.since:
+            return limit.reason
+    return None

@@ -1,0 +1,63 @@
+"""What the tests of every op share: how far a result may be off, and where a kernel runs.
+
+A kernel runs on its hardware where that is at hand (JAX_PLATFORMS=cuda make test ARGS=tests/jax_kernels), elsewhere in
+its interpreter, which stands in for a device that the kernel takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from jax_kernels.forms import Device, current_device, interpreting, make_device
+from jax_kernels.op import Op
+
+# Each program runs once: LLVM's optimization would take longer than all that it computes.
+jit = partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+)
+
+EVERYWHERE = ("reference", "xla")
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
+"""Relative, by norm. float32 asks for the highest precision of its products."""
+
+STAND_INS = {
+    "pallas_triton": make_device("gpu", "NVIDIA H100 80GB HBM3"),
+    "pallas_mosaic_gpu": make_device("gpu", "NVIDIA H100 80GB HBM3"),
+    "pallas_tpu": make_device("tpu", "TPU v5 lite"),
+}
+"""The device that each kernel's interpreter stands in for."""
+
+
+def relative_error(actual: object, expected: object) -> float:
+    """By norm, over what is finite; what is not must be so in both."""
+    wide_actual, wide_expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert wide_actual.shape == wide_expected.shape
+    finite = np.isfinite(wide_expected)
+    np.testing.assert_array_equal(np.isfinite(wide_actual), finite)
+    difference = np.linalg.norm(wide_actual[finite] - wide_expected[finite])
+    return float(difference / max(float(np.linalg.norm(wide_expected[finite])), 1e-30))
+
+
+def kernel_device(form: str) -> Device:
+    """The device that `running` has a kernel on."""
+    here, stand_in = current_device(), STAND_INS[form]
+    return here if here.platform == stand_in.platform else stand_in
+
+
+@contextlib.contextmanager
+def running(op: Op, form: str, call: object) -> Iterator[None]:
+    """Inside, a kernel that is traced runs on its hardware or in its interpreter. Skips what it says it cannot take."""
+    device = kernel_device(form)
+    is_here = device == current_device()
+    with contextlib.nullcontext() if is_here else interpreting(device):
+        if (refusal := op.forms[form].refuses(call, device)) is not None:
+            pytest.skip(f"{form} refuses: {refusal}")
+        # The interpreter of another platform's kernels is a program for the CPU.
+        with contextlib.nullcontext() if is_here else jax.default_device(jax.devices("cpu")[0]):
+            yield
