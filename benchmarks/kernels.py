@@ -154,13 +154,24 @@ def norm_peers(call: Any) -> dict[str, Callable[..., Any]]:
     return peers | {"tokamax": tokamax_norm}
 
 
+def quantized_matmul_peers(call: Any) -> dict[str, Callable[..., Any]]:
+    """jax.nn's, which takes scales along k alone: those of the weight are repeated for each column."""
+
+    def jax_nn(call: Any, config: Any, x: Any, weight: Any, x_scale: Any, weight_scale: Any) -> Any:
+        columns = weight_scale.repeat(call.n // call.column_blocks, axis=1).T
+        batch = (y[None] for y in (x, weight.T, x_scale, columns))
+        return jax.nn.scaled_matmul(*batch, preferred_element_type=jax.numpy.dtype(call.out_dtype))[0]
+
+    return {"jax.nn": jax_nn}
+
+
 PEERS: dict[str, Callable[[Any], dict[str, Callable[..., Any]]]] = {
     "attention": attention_peers,
     "decode_attention": decode_attention_peers,
     "linear_cross_entropy": lambda call: {},
     "rms_norm": norm_peers,
     "layer_norm": norm_peers,
-    "quantized_matmul": lambda call: {},
+    "quantized_matmul": quantized_matmul_peers,
     "swiglu": lambda call: {"jax.nn": lambda call, config, x, gate, up: jax.nn.silu(x @ gate) * (x @ up)},
     "rotary": lambda call: {},
 }

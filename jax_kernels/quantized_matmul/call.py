@@ -84,7 +84,7 @@ def workload(
         )
         shapes = ((call.m, call.x_blocks), (call.weight_blocks, call.column_blocks))
         scales = (
-            jax.random.uniform(key, shape, minval=0.5, maxval=1.5) / 127
+            jax.random.uniform(key, shape, jnp.float32, 0.5, 1.5) / 127
             for key, shape in zip(keys[2:], shapes, strict=True)
         )
         return x, weight, *scales

@@ -67,6 +67,7 @@ CASES = {
 SMALL_CASES = (
     Case("a scale a row and a column", 6, 40, 24),
     Case("one row", 1, 64, 16),
+    Case("few rows, in pieces of k, the last one short", 3, 600, 24),
     Case("one scale of the weight", 6, 40, 24, None, (None, None)),
     Case("blocks of both", 34, 256, 260, 128, (128, 130)),
     Case("blocks of x alone", 8, 384, 24, 128),

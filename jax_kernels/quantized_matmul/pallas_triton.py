@@ -3,9 +3,12 @@
 A program computes a block of the results. It sums the products of a block of scales, of int8 exactly in int32, of fp8
 in float32, scales that sum and adds it to its total: operands are read once a program and nothing else is written.
 
-Tensor cores want both 8-bit operands with k as the last axis. A weight `[k, n]` is turned over on its way through
-shared memory, or, with `k_last`, by XLA before the kernel: a pass over the weight, which many rows are worth, and no
-pass at all where the caller holds it as `[n, k]` and passes its transpose.
+Tensor cores want int8 with k as the last axis. A weight `[k, n]` is turned over byte by byte on its way through shared
+memory; or, with `k_last`, by XLA before the kernel: a pass over the weight, which many rows are worth, and no pass at
+all where the caller holds it as `[n, k]` and passes its transpose.
+
+fp8 is multiplied as float16, which holds it exactly. Hopper multiplies it as it is twice as fast, but sums it in fewer
+bits than float32 has, which Pallas does not let Triton do.
 """
 
 from __future__ import annotations
@@ -84,7 +87,8 @@ def _kernel(call: Call, sizes: dict[str, int], x: Any, weight: Any, x_scale: Any
         of_x, of_weight = call.scale_of(block)
         x_factor = plgpu.load(x_scale.at[pl.ds(*rows[:2]), of_x], mask=_inside(rows))[:, None]
         weight_factor = _weight_factor(call, weight_scale, of_weight, columns)
-        return products(block).astype(jnp.float32) * (x_factor * weight_factor)
+        factors: jax.Array = x_factor * weight_factor
+        return products(block).astype(jnp.float32) * factors
 
     if call.num_blocks == 1:
         total = scaled(jnp.int32(0))
@@ -104,7 +108,7 @@ def _place(num_rows: int, num_columns: int) -> tuple[Any, Any]:
     return first + within % height, within // height
 
 
-def _weight_factor(call: Call, weight_scale: Any, block: Any, columns: Span) -> jax.Array:
+def _weight_factor(call: Call, weight_scale: Any, block: Any, columns: Span) -> Any:
     """The scales of a block of columns, `[1, block_n]`; or their one scale."""
     start, size, _ = columns
     shared = call.n // call.column_blocks
@@ -151,7 +155,6 @@ def refuses(call: Call, device: Device) -> str | None:
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
     """From the best guess on, with blocks no longer than the lengths that they divide."""
-    assert device.compute_capability is not None
     fitting = []
     for block_m, block_n, block_k, *rest in _BLOCKS["few rows" if call.m <= FEW_ROWS else call.dtype]:
         blocks = (
@@ -169,6 +172,7 @@ def _fits(
 ) -> bool:
     """Whether shared memory holds the stages, and fp8 as float16 besides; and registers the sums, which are two where
     there are several blocks of scales (with more than this ptxas was seen to spill)."""
+    assert device.compute_capability is not None
     copies = num_stages + (0 if call.dtype == "int8" else 2)
     sums = block_m * block_n * (1 if call.num_blocks == 1 else 2)
     shared = SHARED_KIB.get(device.compute_capability, 99)

@@ -129,7 +129,7 @@ def cases(draw, unit):
     return Case("drawn", m, k, n, k // x_blocks, weight_block, draw(st.sampled_from(sorted(UNIT))))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(case=cases(unit=1), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
 def test_any_call(case, dtype, seed):
     operands = arrays(case, dtype, seed)
@@ -200,7 +200,7 @@ def test_gradients(form, dtype):
         assert relative_error(got, want) < (1e-5 if operand.dtype == jnp.float32 else 2.0**-4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=24, deadline=None)
 @given(
     dtype=st.sampled_from(DTYPES),
     source=st.sampled_from(["float32", "bfloat16", "float16"]),
@@ -244,7 +244,7 @@ def rounding(dtype, size, scale):
     return np.maximum(size * (2.0**-4 + 2.0**-11 + 2.0**-22), scale * (2.0**-10 + 2.0**-22))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     dtype=st.sampled_from(DTYPES),
     blocks=st.tuples(*(st.sampled_from([1, 2, 3]) for _ in range(3))),
