@@ -9,9 +9,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from aifx.models.decoder import Cache, Decoder
-from aifx.nn.specs import Params, map_specs
+from aifx.models.decoder import Decoder
+from aifx.models.paged_cache import Cache
+from aifx.nn.specs import Params, init_params, map_specs
 
 SMALLEST_BUCKET = 16
 
@@ -106,6 +108,18 @@ def _generate(
         yield tokens[-1]
 
 
+def trace_generation(model: Decoder, *, max_tokens: int, dtype: DTypeLike, prompt_tokens: int = 1) -> None:
+    """Trace what `generate` compiles for a prompt of so many tokens; nothing is computed."""
+    params = map_specs(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), model.specs())
+    length = _bucket(prompt_tokens + max_tokens, model.max_seq_len)
+    padded = jax.ShapeDtypeStruct((1, _bucket(prompt_tokens, length)), jnp.int32)
+    number, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
+    # The functions themselves: those that are jitted would not be traced where they were traced before.
+    prefill, decode = (partial(f.__wrapped__, model, Sampler()) for f in (_prefill, _decode))
+    cache, token = jax.eval_shape(partial(prefill, length), params, padded, number, key)
+    jax.eval_shape(decode, params, cache, token, key)
+
+
 def _bucket(count: int, most: int) -> int:
     """The power of two that holds `count`, so that few shapes are compiled."""
     return min(max(SMALLEST_BUCKET, 1 << (count - 1).bit_length()), most)
@@ -115,20 +129,17 @@ def _bucket(count: int, most: int) -> int:
 def _prefill(
     model: Decoder, sampler: Sampler, length: int, params: Params, padded: jax.Array, count: jax.Array, key: jax.Array
 ) -> tuple[Cache, jax.Array]:
-    """Reads `count` tokens of `padded` `[1, bucket]` into a new cache. What the padding left there lies after the
-    position of every query until it is overwritten."""
+    """Reads `count` tokens of `padded` `[1, bucket]` into a new cache, and draws the one that follows."""
     dtype = params["embedding"]["token"].dtype
-    cache = map_specs(lambda s: jnp.zeros(s.shape, s.dtype), model.cache_specs(1, length, dtype))
-    hidden, full = model.hidden(params, padded, cache=cache)
-    assert full is not None
+    cache = init_params(model.cache_specs(1, length, dtype), key)
+    hidden, cache = model.prefill(params, padded, jnp.asarray(count, jnp.int32)[None], cache)
     last = jax.lax.dynamic_index_in_dim(hidden[0], count - 1, keepdims=False)
-    return {**full, "position": jnp.asarray(count, jnp.int32)}, sampler(model.logits(params, last), key)
+    return cache, sampler(model.logits(params, last), key)
 
 
 @partial(jax.jit, static_argnames=("model", "sampler"), donate_argnames=("cache",))
 def _decode(
     model: Decoder, sampler: Sampler, params: Params, cache: Cache, token: jax.Array, key: jax.Array
 ) -> tuple[Cache, jax.Array]:
-    outputs = model(params, token[None, None], cache=cache)
-    assert outputs.cache is not None
-    return outputs.cache, sampler(outputs.logits[0, 0], key)
+    hidden, cache = model.decode(params, token[None], cache)
+    return cache, sampler(model.logits(params, hidden[0]), key)

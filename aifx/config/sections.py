@@ -135,13 +135,22 @@ class EvalSection(Section):
     batch_size: NonNegativeInt = Field(0, description="Rows of an evaluation batch; 0 takes train.global_batch_size.")
 
 
-KernelForm = Literal["auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn"]
+OpForm = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
+AttentionForm = Literal["auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn"]
 
 
 class KernelsSection(Section):
-    """Form that each op of `jax_kernels` runs as. `aifx kernels explain` tells what "auto" takes, and why."""
+    """Form that each op of `jax_kernels` runs as; one that cannot take a call gives way. `aifx kernels explain` tells
+    what "auto" takes, and why."""
 
-    attention: KernelForm = Field("auto", description="Form of attention; one that cannot take a call gives way.")
+    attention: AttentionForm = Field("auto", description="Form of attention over whole sequences.")
+    linear_cross_entropy: OpForm = Field("auto", description="Form of the projection to the vocabulary with the loss.")
+    rms_norm: OpForm = Field("auto", description="Form of RMS normalization.")
+    layer_norm: OpForm = Field("auto", description="Form of layer normalization.")
+    decode_attention: OpForm = Field("auto", description="Form of a generated token's attention over the cache.")
+    swiglu: OpForm = Field("auto", description="Form of the gated MLP's first half.")
+    rotary: OpForm = Field("auto", description="Form of rotary positions.")
+    quantized_matmul: OpForm = Field("auto", description="Form of products of quantized numbers.")
 
 
 class LogSection(Section):
