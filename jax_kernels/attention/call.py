@@ -56,6 +56,11 @@ class Call:
         """Query heads that share a head of keys and values."""
         return self.num_heads // self.num_kv_heads
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether an array of it has no elements."""
+        return 0 in (self.batch, self.q_len, self.kv_len, self.num_heads, self.head_dim)
+
     def mask(self, q_offset: int | jax.Array | None, segment_ids: jax.Array | None) -> Mask:
         """The mask, with what is known only when the program runs."""
         offset = self.q_offset if q_offset is None else q_offset

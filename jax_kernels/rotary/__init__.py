@@ -1,0 +1,74 @@
+"""Rotary position embeddings (Su et al. 2021, arXiv 2104.09864): pairs of a head turned by angles of its position."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jax_kernels.choosing import run
+from jax_kernels.forms import Form, kernel_form
+from jax_kernels.op import Op
+from jax_kernels.rotary import reference, xla
+from jax_kernels.rotary.call import Call, rows, work, workload
+
+__all__ = ["ROTARY", "Implementation", "rotary"]
+
+Implementation: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
+
+ROTARY = Op(
+    "rotary",
+    __name__,
+    Call,
+    {
+        form.name: form
+        for form in (
+            Form("reference", reference.rotary),
+            Form("xla", xla.rotary),
+            *(kernel_form(name, "rotary", f"{__name__}.{name}") for name in ("pallas_triton", "pallas_tpu")),
+        )
+    },
+    # XLA makes one pass of it too, and its form has run on hardware, which the kernels have not.
+    {"cpu": ("xla",), "gpu": ("xla", "pallas_triton"), "tpu": ("xla", "pallas_tpu")},
+    workload,
+    work,
+    rows,
+)
+
+
+def rotary(x: jax.Array, cos: jax.Array, sin: jax.Array, *, implementation: Implementation = "auto") -> jax.Array:
+    """Pairs (i, i + head_dim / 2) of x `[batch, len, heads, head_dim]`, as in Hugging Face's Llama, turned by angles.
+
+    Args:
+        cos, sin: of the angles, `[batch, len, head_dim / 2]` or `[1, len, head_dim / 2]` for the whole batch, float32
+            (float64 for x in float64). They are not differentiated: angles are a function of the position, not trained,
+            and their gradient is zero as through `lax.stop_gradient`.
+        implementation: which form; "auto" takes the fastest for the device. One that cannot take the call gives way
+            to another, with a warning.
+
+    Returns what is computed in float32, shaped and typed as x.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    _check(x, cos, sin)
+    call = Call(*x.shape, dtype=x.dtype.name, angles_batch=cos.shape[0])
+    turned: jax.Array = run(ROTARY, call, implementation, x, lax.stop_gradient(cos), lax.stop_gradient(sin))
+    return turned
+
+
+def _check(x: jax.Array, cos: jax.Array, sin: jax.Array) -> None:
+    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x: expected floating-point values [batch, len, heads, head_dim], got {x.dtype} {x.shape}")
+    batch, length, _, head_dim = x.shape
+    if head_dim % 2:
+        raise ValueError(f"x: expected an even head_dim, got {head_dim}")
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    shapes = [(size, length, head_dim // 2) for size in dict.fromkeys((batch, 1))]
+    if cos.shape not in shapes or cos.dtype != dtype:
+        words = " or ".join(map(str, shapes))
+        raise ValueError(f"cos: expected {dtype} of shape {words} to go with x, got {cos.dtype} {cos.shape}")
+    if sin.shape != cos.shape or sin.dtype != dtype:
+        raise ValueError(f"sin: expected {dtype} of shape {cos.shape} as cos, got {sin.dtype} {sin.shape}")

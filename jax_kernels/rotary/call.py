@@ -1,0 +1,107 @@
+"""A call of rotary as its forms see it: everything but the values; and the gradient, which is the same for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jax_kernels.dividing import Rows
+from jax_kernels.forms import Config
+from jax_kernels.op import Work
+
+
+@dataclass(frozen=True)
+class Call:
+    """Shapes of a call, known before the program runs. `angles_batch` is 1 where the whole batch shares its angles."""
+
+    batch: int
+    length: int
+    heads: int
+    head_dim: int
+    dtype: str
+    angles_batch: int
+
+    def __str__(self) -> str:
+        """In the words of a table: "8 x 1024, 12 heads of 64, bfloat16"."""
+        words = ["angles of each row"] if self.angles_batch > 1 else []
+        shape = f"{self.batch} x {self.length}"
+        return ", ".join([shape, f"{self.heads} heads of {self.head_dim}", *words, self.dtype])
+
+    @property
+    def half(self) -> int:
+        return self.head_dim // 2
+
+
+Rotate: TypeAlias = Callable[[Call, Config, jax.Array, jax.Array, jax.Array], jax.Array]
+"""(call, config, x, cos, sin) -> x turned."""
+
+
+def differentiable(rotate: Rotate) -> Rotate:
+    """A form with its gradient in x: the gradient of the output, turned back by the form itself."""
+
+    @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+    def rotary(call: Call, config: Config, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+        return rotate(call, config, x, cos, sin)
+
+    def forward(call: Call, config: Config, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, Any]:
+        return rotate(call, config, x, cos, sin), (cos, sin)
+
+    def backward(call: Call, config: Config, angles: Any, d_out: jax.Array) -> tuple[jax.Array, None, None]:
+        cos, sin = angles
+        return rotate(call, config, d_out, cos, -sin), None, None
+
+    rotary.defvjp(forward, backward)
+    return rotary
+
+
+def rows(call: Call, count: int) -> Rows | None:
+    """Devices share out the batch, and angles of its rows; each has all of those that rows share."""
+    if call.batch % count:
+        return None
+    shared = call.angles_batch == 1
+    share = replace(
+        call, batch=call.batch // count, angles_batch=call.angles_batch if shared else call.angles_batch // count
+    )
+    axis = None if shared else 0
+    return Rows(share, (0, axis, axis), (0,))
+
+
+def workload(
+    call: Call, run: Callable[..., Any], config: Config
+) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
+    """Forward and backward of a form, as training runs them, and what makes arrays of the call's shapes.
+
+    The heads of x lie side by side, as a projection leaves them: a TPU's layout of them apart is another.
+    """
+    side_by_side = (call.batch, call.length, call.heads * call.head_dim)
+
+    def program(x: jax.Array, cos: jax.Array, sin: jax.Array, d_out: jax.Array) -> Any:
+        def turned(x: jax.Array) -> jax.Array:
+            apart = x.reshape(call.batch, call.length, call.heads, call.head_dim)
+            result: jax.Array = run(call, config, apart, cos, sin)
+            return result.reshape(side_by_side)
+
+        out, pull = jax.vjp(turned, x)
+        return out, pull(d_out)
+
+    def arguments() -> tuple[Any, ...]:
+        keys = jax.random.split(jax.random.key(0), 3)
+        x, d_out = (jax.random.normal(key, side_by_side, call.dtype) for key in keys[:2])
+        dtype = jnp.promote_types(call.dtype, jnp.float32)
+        angles = jax.random.uniform(keys[2], (call.angles_batch, call.length, call.half), dtype, 0.0, 2.0 * jnp.pi)
+        return x, jnp.cos(angles), jnp.sin(angles), d_out
+
+    return program, arguments
+
+
+def work(call: Call) -> Work:
+    """No products; x and its gradient each read and written once, the angles read on either way."""
+    elements = call.batch * call.length * call.heads * call.head_dim
+    angles = 2 * call.angles_batch * call.length * call.half
+    wide = jnp.promote_types(call.dtype, jnp.float32).itemsize
+    return Work(0, 4 * elements * jnp.dtype(call.dtype).itemsize + 2 * angles * wide)
