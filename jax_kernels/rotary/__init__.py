@@ -54,7 +54,8 @@ def rotary(x: jax.Array, cos: jax.Array, sin: jax.Array, *, implementation: Impl
         ValueError: naming the argument that does not fit.
     """
     _check(x, cos, sin)
-    call = Call(*x.shape, dtype=x.dtype.name, angles_batch=cos.shape[0])
+    batch, length, heads, head_dim = x.shape
+    call = Call(batch, length, heads, head_dim, x.dtype.name, angles_batch=cos.shape[0])
     turned: jax.Array = run(ROTARY, call, implementation, x, lax.stop_gradient(cos), lax.stop_gradient(sin))
     return turned
 

@@ -62,6 +62,7 @@ COMPILED_CASES = (
     Case("head_dim 64", 8, 2048, 12, 64),
     Case("head_dim 80", 2, 1024, 32, 80),
     Case("head_dim 96, packed", 2, 2048, 32, 96, is_packed=True),
+    Case("head_dim 112", 2, 2048, 32, 112),
     Case("head_dim 128", 4, 4096, 32, 128),
     Case("head_dim 256", 2, 4096, 16, 256),
     Case("no block divides it", 3, 1000, 9, 64),

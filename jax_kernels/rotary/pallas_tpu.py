@@ -1,7 +1,7 @@
 """Rotary for TPUs as a Pallas kernel over x as `[batch, len, heads * head_dim]`, which is how a projection leaves it.
 
-The heads lie side by side along the lanes. A rotation that carries each lane to its pair's other half is two rotations
-of the whole row by half a head, one either way, of which each lane takes that which came from its own head.
+The heads lie side by side along the lanes, and the other of a lane's pair is half a head to its right or to its left: a
+row is rolled both ways, and each lane takes what comes from its own head.
 """
 
 from __future__ import annotations
@@ -21,32 +21,41 @@ from jax_kernels.forms import Config, Device, is_interpreting
 from jax_kernels.rotary.call import Call, differentiable
 
 LANES = 128
+MOST_LANES = 1024
+VMEM_LIMIT_BYTES = 48 * 2**20  # a v5p core has 64 MiB, v5e and v6e 128; a kernel gets 16 unless it asks
 
 
 @differentiable
 def rotary(call: Call, config: Config, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     block_len, block_lanes = (size for _, size in config)
-    # Rows with angles of their own are one long row.
-    batch, length = (1, call.batch * call.length) if call.angles_batch == call.batch else (call.batch, call.length)
-    width = call.heads * call.head_dim
-    block_len = min(block_len, length)
+    (batch, length), width = _rows(call), call.heads * call.head_dim
     x_spec = pl.BlockSpec((None, block_len, block_lanes), lambda row, position, lanes: (row, position, lanes))
     angles_spec = pl.BlockSpec((None, block_len, call.half), lambda row, position, lanes: (0, position, 0))
-    turned = pl.pallas_call(
+    turned: jax.Array = pl.pallas_call(
         partial(_kernel, call),
         grid=(batch, pl.cdiv(length, block_len), pl.cdiv(width, block_lanes)),
         in_specs=[x_spec, angles_spec, angles_spec],
         out_specs=x_spec,
         out_shape=jax.ShapeDtypeStruct((batch, length, width), x.dtype),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3, vmem_limit_bytes=VMEM_LIMIT_BYTES),
         interpret=pltpu.InterpretParams(detect_races=True) if is_interpreting() else False,
         name="rotary",
     )(x.reshape(batch, length, width), cos.reshape(1, length, call.half), sin.reshape(1, length, call.half))
     return turned.reshape(x.shape)
 
 
+def _rows(call: Call) -> tuple[int, int]:
+    """How many rows there are, and their length: those with angles of their own are one long row."""
+    return (1, call.batch * call.length) if call.angles_batch == call.batch else (call.batch, call.length)
+
+
+def _period(call: Call) -> int:
+    """Lanes after which whole heads fill whole registers."""
+    return math.lcm(call.head_dim, LANES)
+
+
 def _kernel(call: Call, x: Any, cos: Any, sin: Any, out: Any) -> None:
-    period = math.lcm(call.head_dim, LANES)
+    period = _period(call)
     heads = period // call.head_dim
     c = jnp.concatenate([cos[...], cos[...]] * heads, axis=-1)
     s = jnp.concatenate([-sin[...], sin[...]] * heads, axis=-1)
@@ -68,11 +77,16 @@ def refuses(call: Call, device: Device) -> str | None:
         return call.dtype
     if 0 in (call.batch, call.length, call.heads, call.head_dim):
         return "an empty array"
+    if _period(call) > MOST_LANES:
+        return f"heads of {call.head_dim} fill whole registers only by {_period(call)} lanes"
     return None
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    period = math.lcm(call.head_dim, LANES)
-    width = call.heads * call.head_dim
-    lanes = period * max(min(width // period, 1024 // period), 1)
-    return [(("block_len", rows), ("block_lanes", lanes)) for rows in (512, 256, 1024)]
+    """As many lanes as whole heads fill, and positions by reasoning: 512 take longer to fetch than a step to begin."""
+    (_, length), period = _rows(call), _period(call)
+    lanes = period * max(min(call.heads * call.head_dim, MOST_LANES) // period, 1)
+    return [
+        (("block_len", size), ("block_lanes", lanes))
+        for size in dict.fromkeys(min(n, length) for n in (512, 256, 1024))
+    ]

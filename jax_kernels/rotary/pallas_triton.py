@@ -39,7 +39,7 @@ def rotary(call: Call, config: Config, x: jax.Array, cos: jax.Array, sin: jax.Ar
     width = pl.next_power_of_2(call.half)
     halves_spec = pl.BlockSpec((None, length, heads, 2, width), lambda program: (*place(program), 0, 0))
     angles_spec = pl.BlockSpec((None, length, width), angles_at)
-    turned = pl.pallas_call(
+    turned: jax.Array = pl.pallas_call(
         partial(_kernel, call, place),
         grid=(grid[0] * grid[1] * grid[2],),  # one axis: CUDA ends the others at 65,535
         in_specs=[halves_spec, angles_spec, angles_spec],

@@ -55,6 +55,6 @@ def swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, *, implementation: Impl
         raise ValueError(f"gate: expected {x.dtype} [{x.shape[1]}, mlp] to go with x, got {gate.dtype} {gate.shape}")
     if up.shape != gate.shape or up.dtype != gate.dtype:
         raise ValueError(f"up: expected {gate.dtype} {gate.shape} as gate, got {up.dtype} {up.shape}")
-    call = Call(*x.shape, mlp=gate.shape[1], dtype=x.dtype.name)
+    call = Call(tokens=x.shape[0], embed=x.shape[1], mlp=gate.shape[1], dtype=x.dtype.name)
     out: jax.Array = run(SWIGLU, call, implementation, x, gate, up)
     return out

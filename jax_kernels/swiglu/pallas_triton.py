@@ -40,7 +40,7 @@ def _project(
     weight_spec = pl.BlockSpec((length, mlp), lambda program: (0, _place(grid, program)[1]))
     out_spec = pl.BlockSpec((tokens, mlp), partial(_place, grid))
     count = 3 if keep else 1
-    return pl.pallas_call(
+    results: list[jax.Array] = pl.pallas_call(
         partial(_project_kernel, call, grid, embed),
         grid=(grid[0] * grid[1],),
         in_specs=[
@@ -55,6 +55,7 @@ def _project(
         interpret=is_interpreting(),
         name="swiglu_forward",
     )(x, gate, up)
+    return results
 
 
 def _place(grid: tuple[int, int], program: Any) -> tuple[Any, Any]:
@@ -144,8 +145,8 @@ def configs(call: Call, device: Device) -> Sequence[Config]:
     return [tuple(zip(NAMES, row, strict=True)) for row in dict.fromkeys(capped)]
 
 
-# NAMES, ordered by reasoning, not timed. As compiled, none spills registers where blocks divide the arrays; Hopper's are
-# products of groups of warps, two of them under way at once. A stage takes (block_tokens + 2 block_mlp) block_embed
+# NAMES, ordered by reasoning, not timed. As compiled, none spills registers where blocks divide the arrays. On Hopper
+# these are products of groups of warps, two under way at once. A stage takes (block_tokens + 2 block_mlp) block_embed
 # numbers of shared memory.
 _BLOCKS = {
     "hopper": ((128, 128, 64, 8, 4), (256, 64, 64, 8, 4), (128, 64, 64, 4, 4), (64, 64, 64, 4, 4)),
