@@ -118,6 +118,9 @@ class CheckpointSection(Section):
     )
 
 
+Quantization = Literal["none", "int8", "float8_e4m3fn"]
+
+
 class EvalSection(Section):
     """What a checkpoint must reach."""
 
@@ -133,6 +136,11 @@ class EvalSection(Section):
         "best", description="Checkpoint that `aifx eval` and `aifx generate` take.", json_schema_extra=FREE
     )
     batch_size: NonNegativeInt = Field(0, description="Rows of an evaluation batch; 0 takes train.global_batch_size.")
+    quantize: Quantization = Field(
+        "none",
+        description="Measure a language model with its matrices quantized to this type.",
+        json_schema_extra=FREE,
+    )
 
 
 OpForm = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
@@ -177,6 +185,9 @@ class GenerateSection(Section):
     )
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.95, description="Sample among the likeliest tokens of this total probability.", json_schema_extra=FREE
+    )
+    quantize: Quantization = Field(
+        "none", description="Write with the model's matrices quantized to this type.", json_schema_extra=FREE
     )
 
 

@@ -16,6 +16,8 @@ from aifx.nn import initializers, layers
 from aifx.nn.specs import LAYERS, ArraySpec, Initializer, Params, Specs, count_parameters, stack_layer_specs
 from jax_kernels.attention import attention
 from jax_kernels.decode_attention import decode_attention
+from jax_kernels.rotary import rotary
+from jax_kernels.swiglu import swiglu
 
 Angles: TypeAlias = tuple[jax.Array, jax.Array]
 
@@ -218,7 +220,7 @@ class Decoder:
             x = x + self._position_rows(params["embedding"]["position"], seq, positions)
         else:
             where = jnp.arange(seq)[None] if positions is None else positions
-            angles = layers.rotary_angles(where, self.head_dim, self.section.rope_theta)
+            angles = layers.rotary_angles(where, self.head_dim, self.section.rope_theta, x.dtype)
         x, cache = self._blocks(params[LAYERS], x.reshape(batch * seq, -1), (batch, seq), angles, attend, cache)
         return self._norm(params["final_norm"], x).reshape(batch, seq, -1), cache
 
@@ -271,7 +273,7 @@ class Decoder:
     ) -> tuple[jax.Array, Params | None]:
         def heads(name: str, count: int) -> jax.Array:
             bias = params[f"{name}_bias"].reshape(-1) if self.section.bias else None
-            y = layers.linear(x, params[name].reshape(x.shape[1], -1), bias)
+            y = layers.linear(x, layers.as_matrix(params[name], x.shape[1]), bias)
             return y.reshape(*shape, count, self.head_dim)
 
         q, k, v = (
@@ -280,15 +282,18 @@ class Decoder:
             heads("value", self.num_kv_heads),
         )
         if angles is not None:
-            q, k = layers.rotate(q, *angles), layers.rotate(k, *angles)
+            q, k = rotary(q, *angles), rotary(k, *angles)
         out, cache = attend(q, k, v, cache)
-        weight = params["output"].reshape(-1, x.shape[1])
-        return layers.linear(out.reshape(x.shape[0], -1), weight, params.get("output_bias")), cache
+        out = out.reshape(x.shape[0], -1)
+        return layers.linear(out, layers.as_matrix(params["output"], out.shape[1]), params.get("output_bias")), cache
 
     def _mlp(self, params: Params, x: jax.Array) -> jax.Array:
-        up = layers.linear(x, params["up"], params.get("up_bias"))
+        is_plain = not self.section.bias and isinstance(params["up"], jax.Array)
+        if self.section.activation == "swiglu" and is_plain:
+            return layers.linear(swiglu(x, params["gate"], params["up"]), params["down"])
+        hidden = layers.linear(x, params["up"], params.get("up_bias"))
         if self.section.activation == "swiglu":
-            hidden = jax.nn.silu(layers.linear(x, params["gate"], params.get("gate_bias"))) * up
+            hidden *= jax.nn.silu(layers.linear(x, params["gate"], params.get("gate_bias")))
         else:
-            hidden = layers.gelu(up) if self.section.activation == "gelu" else layers.gelu_tanh(up)
+            hidden = layers.gelu(hidden) if self.section.activation == "gelu" else layers.gelu_tanh(hidden)
         return layers.linear(hidden, params["down"], params.get("down_bias"))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from aifx.nn import layers
+from jax_kernels.rotary import rotary
 
 X = np.random.default_rng(0).normal(loc=0.7, scale=2.0, size=(6, 16))
 SCALE = np.linspace(0.5, 1.5, 16)
@@ -58,13 +59,16 @@ def test_rotation_turns_pairs_and_scores_depend_on_distance_alone():
     rng = np.random.default_rng(1)
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
 
+    def turn(x, position):
+        return rotary(x, *layers.rotary_angles(jnp.array([[position]]), 8, 100.0, x.dtype))
+
     def score(at, other):
-        turned = [layers.rotate(x, *layers.rotary_angles(jnp.array([[p]]), 8, 100.0)) for x, p in ((q, at), (k, other))]
+        turned = [turn(x, position) for x, position in ((q, at), (k, other))]
         return float(jnp.sum(turned[0] * turned[1]))
 
     assert score(5, 3) == pytest.approx(score(105, 103), rel=1e-4)
     assert score(5, 3) != pytest.approx(score(5, 4), rel=1e-2)
-    x = np.asarray(layers.rotate(q, *layers.rotary_angles(jnp.array([[3]]), 8, 100.0)))[0, 0, 0]
+    x = np.asarray(turn(q, 3))[0, 0, 0]
     pairs = np.asarray(q)[0, 0, 0][:4] + 1j * np.asarray(q)[0, 0, 0][4:]
     want = pairs * np.exp(3j * 100.0 ** (-np.arange(4) / 4))
     np.testing.assert_allclose(x, np.concatenate([want.real, want.imag]), atol=1e-5)
