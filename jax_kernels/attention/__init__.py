@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_kernels.attention import cudnn, reference, xla
 from jax_kernels.attention.call import Call, rows, work, workload
@@ -26,6 +27,9 @@ Implementation: TypeAlias = Literal[
 ]
 
 KERNELS = ("pallas_triton", "pallas_mosaic_gpu", "pallas_tpu")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+FARTHEST = 2**29
+"""Positions are int32, and so are sums of two of them and a window."""
 
 ATTENTION = Op(
     "attention",
@@ -35,7 +39,7 @@ ATTENTION = Op(
         form.name: form
         for form in (
             Form("reference", reference.attention),
-            Form("xla", xla.attention),
+            Form("xla", xla.attention, configs=xla.configs),
             *(kernel_form(name, "attention", f"{__name__}.{name}") for name in KERNELS),
             Form("cudnn", cudnn.attention, cudnn.refuses),
         )
@@ -105,7 +109,8 @@ def attention(
         segment_ids: `[batch, len]` int32, q_len = kv_len = len; queries see keys of their own segment.
         scale: of the scores; 1 / sqrt(head_dim) when None.
         logit_softcap: scores become cap * tanh(score / cap).
-        q_offset: position of the first query; an int lets the hidden blocks be skipped, an int32 scalar may be traced.
+        q_offset: position of the first query, within 2**29 of 0; an int lets the hidden blocks be skipped, an int32
+            scalar may be traced.
         return_lse: also the log-sum-exp of each row's scores `[batch, num_heads, q_len]`, float32 or wider, so that
             partial results combine; -inf where a row sees nothing (its output is zeros).
         implementation: which form; "auto" takes the fastest for the device. One that cannot take the call gives way
@@ -119,6 +124,11 @@ def attention(
     offset = _checked_offset(q_offset)
     _check_arrays(q, k, v, segment_ids)
     _check_numbers(window, scale, logit_softcap)
+    if isinstance(offset, int):  # a mask that hides nothing is none
+        causal = causal and offset < k.shape[1] - 1
+        window = None if window is None or window >= q.shape[1] + offset else window
+    if not causal and window is None:  # nothing asks where queries stand
+        offset = 0
     call = Call(
         batch=q.shape[0],
         q_len=q.shape[1],
@@ -128,11 +138,11 @@ def attention(
         head_dim=q.shape[3],
         dtype=q.dtype.name,
         causal=causal,
-        window=window,
+        window=None if window is None else min(int(window), FARTHEST),
         q_offset=offset if isinstance(offset, int) else None,
         has_segments=segment_ids is not None,
         scale=1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale),
-        logit_softcap=logit_softcap,
+        logit_softcap=None if logit_softcap is None else float(logit_softcap),
         return_lse=return_lse,
     )
     traced = None if isinstance(offset, int) else offset
@@ -146,17 +156,20 @@ def _checked_offset(q_offset: Any) -> int | jax.Array:
             raise ValueError(f"q_offset: expected an integer scalar, got {q_offset.dtype} {q_offset.shape}")
         return q_offset
     try:
-        return operator.index(q_offset)
+        offset = operator.index(q_offset)
     except TypeError:
         raise ValueError(f"q_offset: expected an integer, got {q_offset!r}") from None
+    if abs(offset) > FARTHEST:
+        raise ValueError(f"q_offset: expected an integer within 2**29 of 0, got {offset}")
+    return offset
 
 
 def _check_arrays(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4:
+        if x.ndim != 4 or x.shape[3] == 0:
             raise ValueError(f"{name}: expected [batch, len, heads, head_dim], got shape {x.shape}")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"{name}: expected a floating-point type, got {x.dtype}")
+        if x.dtype.name not in DTYPES:
+            raise ValueError(f"{name}: expected one of {', '.join(DTYPES)}, got {x.dtype}")
         if x.dtype != q.dtype:
             raise ValueError(f"{name}: expected {q.dtype} as q, got {x.dtype}")
     if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
@@ -180,7 +193,7 @@ def _check_arrays(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Arr
 
 
 def _check_numbers(window: int | None, scale: float | None, logit_softcap: float | None) -> None:
-    if window is not None and (not isinstance(window, int) or window < 1):
+    if window is not None and (not isinstance(window, int | np.integer) or window < 1):
         raise ValueError(f"window: expected a positive integer or None, got {window!r}")
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale: expected a finite number, got {scale!r}")

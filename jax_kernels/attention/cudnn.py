@@ -46,6 +46,7 @@ def refuses(call: Call, device: Device) -> str | None:
     checks = {
         f"{call.dtype} is neither float16 nor bfloat16": call.dtype not in ("float16", "bfloat16"),
         f"head_dim {call.head_dim} is no multiple of 8 up to {widest}": call.head_dim % 8 or call.head_dim > widest,
+        "an empty array": call.is_empty,
         "its log-sum-exp has no gradient": call.return_lse,
         "segment ids": call.has_segments,
         "logit_softcap": call.logit_softcap is not None,

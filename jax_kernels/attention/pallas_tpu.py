@@ -55,7 +55,7 @@ LOG2E = math.log2(math.e)  # the hardware's exponential is a power of 2
 FLOOR = float(np.finfo(np.float32).min) / 2
 
 # A visit is an int32: block of queries, block of keys, and what there is to do.
-BLOCK_BITS, WORK_BITS = 14, 4
+BLOCK_BITS, WORK_BITS = 13, 4
 FIRST, LAST, WHOLE, PARTLY = 1, 2, 4, 8
 
 
@@ -64,7 +64,7 @@ def refuses(call: Call, device: Device) -> str | None:
         return "needs a TPU v5 or later"
     if call.dtype not in ("bfloat16", "float16", "float32"):
         return call.dtype
-    if 0 in (call.batch, call.q_len, call.kv_len, call.num_heads, call.head_dim):
+    if call.is_empty:
         return "an empty array"
     if call.head_dim > 512:
         return f"head_dim {call.head_dim} is more than 512"
@@ -81,7 +81,8 @@ def configs(call: Call, device: Device) -> Sequence[Config]:
         sizes[:2] = sizes[1::-1]
     most = MOST_VISITS // (call.batch if call.has_segments else 1)
     blocks = dict.fromkeys((_fit(call.q_len, q), _fit(call.kv_len, k)) for q, k in sizes)
-    few = ((q, k) for q, k in blocks if pl.cdiv(call.q_len, q) * pl.cdiv(call.kv_len, k) <= most)
+    counts = {(q, k): (pl.cdiv(call.q_len, q), pl.cdiv(call.kv_len, k)) for q, k in blocks}
+    few = [sizes for sizes, (m, n) in counts.items() if m * n <= most and max(m, n) <= 2**BLOCK_BITS]
     return tuple((("block_q", q), ("block_k", k)) for q, k in few)
 
 

@@ -352,7 +352,7 @@ def refuses(call: Call, device: Device) -> str | None:
         return call.dtype
     if call.head_dim > 256:
         return f"head_dim {call.head_dim} is more than 256"
-    if 0 in (call.batch, call.q_len, call.kv_len, call.num_heads):
+    if call.is_empty:
         return "an empty array"
     return None
 

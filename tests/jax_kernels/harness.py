@@ -7,6 +7,9 @@ its interpreter, which stands in for a device that the kernel takes.
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 
@@ -45,9 +48,31 @@ def relative_error(actual: object, expected: object) -> float:
 
 
 def kernel_device(form: str) -> Device:
-    """The device that `running` has a kernel on."""
-    here, stand_in = current_device(), STAND_INS[form]
+    """The device that `running` has a kernel on; this one for a form that is none."""
+    here = current_device()
+    stand_in = STAND_INS.get(form, here)
     return here if here.platform == stand_in.platform else stand_in
+
+
+THREADS = 8
+"""Mosaic GPU's interpreter holds one of XLA's threads for each of a block's three warpgroups and for the kernel, and
+waits forever where there is none left. There are as many as cores, or as NPROC says when JAX starts."""
+
+
+def runnable(*forms: str) -> list[str]:
+    """Those of the kernels that this process can run: Mosaic GPU's on its hardware, or `in_another_process`."""
+    has_threads = int(os.environ.get("NPROC", "0")) >= THREADS
+    here = current_device().platform
+    return [form for form in forms if form != "pallas_mosaic_gpu" or has_threads or here == "gpu"]
+
+
+def in_another_process(file: str, only: str, limit_s: int = 500) -> None:
+    """Run the tests of a file that pytest's `-k only` selects where there are threads enough."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", file, "-k", only]
+    environment = {**os.environ, "NPROC": str(THREADS)}
+    done = subprocess.run(command, env=environment, timeout=limit_s, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert " passed" in done.stdout, done.stdout
 
 
 @contextlib.contextmanager

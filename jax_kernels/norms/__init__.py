@@ -1,0 +1,167 @@
+"""Normalization of each row, root mean square and layer, with the addition of a residual before it in the same pass."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, TypeAlias, overload
+
+import jax
+import jax.numpy as jnp
+
+from jax_kernels.choosing import run
+from jax_kernels.forms import Form, kernel_form
+from jax_kernels.norms import reference, xla
+from jax_kernels.norms.call import Call, rows, work, workload
+from jax_kernels.op import Op
+
+__all__ = ["LAYER_NORM", "RMS_NORM", "Implementation", "layer_norm", "rms_norm"]
+
+Implementation: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
+
+KERNELS = ("pallas_triton", "pallas_tpu")
+
+
+def _op(name: str) -> Op:
+    forms = (
+        Form("reference", reference.norm),
+        Form("xla", xla.norm),
+        *(kernel_form(kernel, name, f"{__name__}.{kernel}") for kernel in KERNELS),
+    )
+    # The Pallas kernels come last: neither has run on its hardware yet, so that each is taken where it was measured
+    # there, and its results held against XLA's, or asked for.
+    preference = {"cpu": ("xla",), "gpu": ("xla", "pallas_triton"), "tpu": ("xla", "pallas_tpu")}
+    return Op(name, __name__, Call, {form.name: form for form in forms}, preference, workload, work, rows)
+
+
+RMS_NORM, LAYER_NORM = _op("rms_norm"), _op("layer_norm")
+
+
+@overload
+def rms_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    *,
+    residual: None = ...,
+    epsilon: float = ...,
+    implementation: Implementation = ...,
+) -> jax.Array: ...
+
+
+@overload
+def rms_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    *,
+    residual: jax.Array,
+    epsilon: float = ...,
+    implementation: Implementation = ...,
+) -> tuple[jax.Array, jax.Array]: ...
+
+
+def rms_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    *,
+    residual: jax.Array | None = None,
+    epsilon: float = 1e-6,
+    implementation: Implementation = "auto",
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """x `[..., embed]` by the root of its mean square over the last axis, times scale `[embed]`.
+
+    Args:
+        residual: as x, is added to it first; the sum, rounded to x's type, is normalized and returned as well.
+        epsilon: is added to the mean square.
+        implementation: which form; "auto" takes the fastest for the device. One that cannot take the call gives way
+            to another, with a warning.
+
+    Returns the output, shaped as x, and with a residual the pair (output, x + residual). Statistics are float32 or
+    wider, whatever x is.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+
+    Source: Zhang and Sennrich 2019, arXiv 1910.07467.
+    """
+    return _norm(RMS_NORM, x, scale, None, residual, epsilon, implementation)
+
+
+@overload
+def layer_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array | None = ...,
+    *,
+    residual: None = ...,
+    epsilon: float = ...,
+    implementation: Implementation = ...,
+) -> jax.Array: ...
+
+
+@overload
+def layer_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array | None = ...,
+    *,
+    residual: jax.Array,
+    epsilon: float = ...,
+    implementation: Implementation = ...,
+) -> tuple[jax.Array, jax.Array]: ...
+
+
+def layer_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    residual: jax.Array | None = None,
+    epsilon: float = 1e-6,
+    implementation: Implementation = "auto",
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """x `[..., embed]` with zero mean and unit variance over the last axis, times scale plus bias `[embed]`.
+
+    The other arguments, the results and the errors are those of `rms_norm`; epsilon is added to the variance.
+
+    Source: Ba, Kiros and Hinton 2016, arXiv 1607.06450.
+    """
+    return _norm(LAYER_NORM, x, scale, bias, residual, epsilon, implementation)
+
+
+def _norm(
+    op: Op,
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+    epsilon: float,
+    implementation: Implementation,
+) -> Any:
+    _check(x, scale, bias, residual, epsilon)
+    *leading, embed = x.shape
+    call = Call(
+        kind="rms_norm" if op is RMS_NORM else "layer_norm",
+        rows=math.prod(leading),
+        embed=embed,
+        dtype=x.dtype.name,
+        param_dtype=scale.dtype.name,
+        epsilon=float(epsilon),
+        has_bias=bias is not None,
+        has_residual=residual is not None,
+    )
+    flat = (None if array is None else array.reshape(call.rows, embed) for array in (x, residual))
+    x_rows, residual_rows = flat
+    out, total = run(op, call, implementation, x_rows, scale, bias, residual_rows)
+    return out.reshape(x.shape) if residual is None else (out.reshape(x.shape), total.reshape(x.shape))
+
+
+def _check(x: jax.Array, scale: jax.Array, bias: jax.Array | None, residual: jax.Array | None, epsilon: float) -> None:
+    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x: expected floating-point values [..., embed], got {x.dtype} {x.shape}")
+    if scale.shape != x.shape[-1:] or not jnp.issubdtype(scale.dtype, jnp.floating):
+        raise ValueError(f"scale: expected floating-point values {x.shape[-1:]}, got {scale.dtype} {scale.shape}")
+    if bias is not None and (bias.shape != scale.shape or bias.dtype != scale.dtype):
+        raise ValueError(f"bias: expected {scale.dtype} {scale.shape} as scale, got {bias.dtype} {bias.shape}")
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise ValueError(f"residual: expected {x.dtype} {x.shape} as x, got {residual.dtype} {residual.shape}")
+    if not (math.isfinite(epsilon) and epsilon >= 0.0):
+        raise ValueError(f"epsilon: expected 0 or more, got {epsilon!r}")

@@ -1,0 +1,85 @@
+"""A call of rms_norm or layer_norm as its forms see it: everything but the values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jax_kernels.dividing import Rows
+from jax_kernels.forms import Config
+from jax_kernels.op import Work
+
+
+@dataclass(frozen=True)
+class Call:
+    """Shapes and options of a call, known before the program runs.
+
+    Attributes:
+        rows: of x `[rows, embed]`, all of its leading axes in one.
+        param_dtype: of scale and bias.
+    """
+
+    kind: Literal["rms_norm", "layer_norm"]
+    rows: int
+    embed: int
+    dtype: str
+    param_dtype: str
+    epsilon: float
+    has_bias: bool
+    has_residual: bool
+
+    def __str__(self) -> str:
+        """In the words of a table: "8192 x 4096, residual, bfloat16"."""
+        options = {
+            "bias": self.has_bias,
+            "residual": self.has_residual,
+            f"{self.param_dtype} parameters": self.param_dtype != self.dtype,
+        }
+        words = [word for word, holds in options.items() if holds]
+        return ", ".join([f"{self.rows} x {self.embed}", *words, self.dtype])
+
+    @property
+    def is_centred(self) -> bool:
+        return self.kind == "layer_norm"
+
+
+def rows(call: Call, count: int) -> Rows | None:
+    """Devices share out the rows; each has all of scale and bias."""
+    if call.rows % count:
+        return None
+    return Rows(replace(call, rows=call.rows // count), (0, None, None, 0), (0, 0))
+
+
+def workload(
+    call: Call, run: Callable[..., Any], config: Config
+) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
+    """Forward and backward of a form, as training runs them, and what makes arrays of the call's shapes."""
+
+    def program(x: jax.Array, scale: jax.Array, bias: Any, residual: Any, d_out: jax.Array, d_total: Any) -> Any:
+        results, pull = jax.vjp(partial(run, call, config), x, scale, bias, residual)
+        # The residual's gradient is x's: returned from a program, it would be copied.
+        d_x, d_scale, d_bias, _ = pull((d_out, d_total))
+        return results, (d_x, d_scale, d_bias)
+
+    def arguments() -> tuple[Any, ...]:
+        keys = jax.random.split(jax.random.key(0), 6)
+        x, d_out, residual, d_total = (jax.random.normal(key, (call.rows, call.embed), call.dtype) for key in keys[:4])
+        scale, bias = (jax.random.normal(key, call.embed, call.param_dtype) for key in keys[4:])
+        bias = bias if call.has_bias else None
+        residual, d_total = (residual, d_total) if call.has_residual else (None, None)
+        return x, scale, bias, residual, d_out, d_total
+
+    return program, arguments
+
+
+def work(call: Call) -> Work:
+    """x, out, then d_out, what was normalized, d_x; with a residual that, the sum and its gradient as well."""
+    arrays = 8 if call.has_residual else 5
+    parameters = 5 if call.has_bias else 3  # scale is read on both ways, each has a gradient
+    num_bytes = arrays * call.rows * call.embed * jnp.dtype(call.dtype).itemsize
+    return Work(0, num_bytes + parameters * call.embed * jnp.dtype(call.param_dtype).itemsize)
