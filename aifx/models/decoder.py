@@ -16,6 +16,7 @@ from aifx.nn import initializers, layers
 from aifx.nn.specs import LAYERS, ArraySpec, Initializer, Params, Specs, count_parameters, stack_layer_specs
 from jax_kernels.attention import attention
 from jax_kernels.decode_attention import decode_attention
+from jax_kernels.norms import layer_norm, rms_norm
 from jax_kernels.rotary import rotary
 from jax_kernels.swiglu import swiglu
 
@@ -245,8 +246,8 @@ class Decoder:
             mixed, cache = self._attention(
                 own["attention"], self._norm(own["attention_norm"], x), shape, angles, attend, cache
             )
-            x = x + mixed
-            return x + self._mlp(own["mlp"], self._norm(own["mlp_norm"], x)), cache
+            normed, x = self._norm_of_sum(own["mlp_norm"], mixed, x)
+            return x + self._mlp(own["mlp"], normed), cache
 
         if self.section.remat:
             block = jax.checkpoint(block)
@@ -259,8 +260,18 @@ class Decoder:
         return x, None if cache is None else caches
 
     def _norm(self, params: Params, x: jax.Array) -> jax.Array:
-        norm = layers.layer_norm if self.section.norm == "layer_norm" else layers.rms_norm
-        return norm(x, params["scale"], params.get("bias"), self.section.norm_epsilon)
+        if self.section.norm == "layer_norm":
+            return layer_norm(x, params["scale"], params.get("bias"), epsilon=self.section.norm_epsilon)
+        y = rms_norm(x, params["scale"], epsilon=self.section.norm_epsilon)
+        return y + params["bias"] if self.section.bias else y
+
+    def _norm_of_sum(self, params: Params, x: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The norm of x + residual, and the sum: one pass over memory for both."""
+        epsilon = self.section.norm_epsilon
+        if self.section.norm == "layer_norm":
+            return layer_norm(x, params["scale"], params.get("bias"), residual=residual, epsilon=epsilon)
+        y, total = rms_norm(x, params["scale"], residual=residual, epsilon=epsilon)
+        return (y + params["bias"] if self.section.bias else y), total
 
     def _attention(
         self,

@@ -1,4 +1,4 @@
-"""Layers as pure functions. Statistics are taken in float32 at least, whatever the activations are in."""
+"""Layers as pure functions, besides those that are ops of `jax_kernels`."""
 
 from __future__ import annotations
 
@@ -12,22 +12,6 @@ from jax_kernels.quantized_matmul import quantized_linear
 
 def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
-    """Zero mean and unit variance over the last axis, then scale and bias `[embed]`."""
-    wide = at_least_float32(x)
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    y = centred * jax.lax.rsqrt(variance + epsilon) * scale
-    return (y if bias is None else y + bias).astype(x.dtype)
-
-
-def rms_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
-    """Unit mean square over the last axis, then scale (and bias) `[embed]`."""
-    wide = at_least_float32(x)
-    y = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon) * scale
-    return (y if bias is None else y + bias).astype(x.dtype)
 
 
 def as_matrix(weight: jax.Array | QuantizedMatrix, inputs: int) -> jax.Array | QuantizedMatrix:
