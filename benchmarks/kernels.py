@@ -21,9 +21,10 @@ from typing import Any
 import jax
 
 from aifx.hardware import find_accelerator, peak_of
+from jax_kernels.decode_attention import gather_pages
 from jax_kernels.forms import current_device
 from jax_kernels.op import Op
-from jax_kernels.ops import OPS, benchmark_cases
+from jax_kernels.ops import OPS, benchmark_cases, dtypes
 
 
 def main() -> None:
@@ -34,10 +35,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     device = current_device()
-    dtype = arguments.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
-    peak = peak_of(device.kind, device.platform, 1, dtype)
-    sys.stdout.write(f"{device.kind}, jax {jax.__version__}, {dtype}; peak: {peak.formula if peak else 'not known'}\n")
     for name in arguments.op or OPS:
+        asked = arguments.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
+        dtype = asked if asked in dtypes(OPS[name]) else dtypes(OPS[name])[0]
+        peak = peak_of(device.kind, device.platform, 1, dtype)
+        formula = peak.formula if peak else "not known"
+        sys.stdout.write(f"\n{device.kind}, jax {jax.__version__}, {dtype}; peak: {formula}\n")
         for case in benchmark_cases(OPS[name], device.platform):
             if not arguments.case or case.name in arguments.case:
                 measure(OPS[name], case.name, case.call(dtype), arguments.rounds, peak.flops if peak else None)
@@ -116,9 +119,50 @@ def attention_peers(call: Any) -> dict[str, Callable[..., Any]]:
     return peers
 
 
+def decode_attention_peers(call: Any) -> dict[str, Callable[..., Any]]:
+    """jax.nn's attention over rows that are put together first, where it can say the same."""
+
+    def jax_nn(call: Any, config: Any, q: Any, k_pages: Any, v_pages: Any, page_table: Any, lengths: Any) -> Any:
+        k, v = gather_pages(k_pages, page_table), gather_pages(v_pages, page_table)
+        out = jax.nn.dot_product_attention(q[:, None], k, v, scale=call.scale, key_value_seq_lengths=lengths)
+        return out[:, 0], None
+
+    return {"jax.nn": jax_nn} if call.logit_softcap is None and call.window is None else {}
+
+
+def norm_peers(call: Any) -> dict[str, Callable[..., Any]]:
+    """What one writes with jax.nn (which has no RMS norm), and tokamax's."""
+
+    def added(x: Any, residual: Any) -> tuple[Any, Any]:
+        return (x, None) if residual is None else (x + residual, x + residual)
+
+    def jax_nn(call: Any, config: Any, x: Any, scale: Any, bias: Any, residual: Any) -> Any:
+        kept, total = added(x, residual)
+        out = jax.nn.standardize(kept.astype("float32"), epsilon=call.epsilon) * scale
+        return (out if bias is None else out + bias).astype(x.dtype), total
+
+    def tokamax_norm(call: Any, config: Any, x: Any, scale: Any, bias: Any, residual: Any) -> Any:
+        tokamax: Any = importlib.import_module("tokamax")
+        kept, total = added(x, residual)
+        out = tokamax.layer_norm(kept, scale, bias, epsilon=call.epsilon, subtract_mean=call.kind == "layer_norm")
+        return out, total
+
+    peers = {"jax.nn": jax_nn} if call.kind == "layer_norm" else {}
+    if importlib.util.find_spec("tokamax") is None:
+        sys.stdout.write("  tokamax            is not installed\n")
+        return peers
+    return peers | {"tokamax": tokamax_norm}
+
+
 PEERS: dict[str, Callable[[Any], dict[str, Callable[..., Any]]]] = {
     "attention": attention_peers,
+    "decode_attention": decode_attention_peers,
     "linear_cross_entropy": lambda call: {},
+    "rms_norm": norm_peers,
+    "layer_norm": norm_peers,
+    "quantized_matmul": lambda call: {},
+    "swiglu": lambda call: {"jax.nn": lambda call, config, x, gate, up: jax.nn.silu(x @ gate) * (x @ up)},
+    "rotary": lambda call: {},
 }
 
 if __name__ == "__main__":

@@ -8,11 +8,28 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from jax_kernels.attention import ATTENTION
+from jax_kernels.decode_attention import DECODE_ATTENTION
 from jax_kernels.forms import Platform
 from jax_kernels.linear_cross_entropy import LINEAR_CROSS_ENTROPY
+from jax_kernels.norms import LAYER_NORM, RMS_NORM
 from jax_kernels.op import Op
+from jax_kernels.quantized_matmul import QUANTIZED_MATMUL
+from jax_kernels.rotary import ROTARY
+from jax_kernels.swiglu import SWIGLU
 
-OPS = {op.name: op for op in (ATTENTION, LINEAR_CROSS_ENTROPY)}
+OPS = {
+    op.name: op
+    for op in (
+        ATTENTION,
+        DECODE_ATTENTION,
+        LINEAR_CROSS_ENTROPY,
+        RMS_NORM,
+        LAYER_NORM,
+        SWIGLU,
+        ROTARY,
+        QUANTIZED_MATMUL,
+    )
+}
 
 
 class Case(Protocol):

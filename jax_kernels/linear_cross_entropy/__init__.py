@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels.choosing import run
-from jax_kernels.forms import Form
+from jax_kernels.forms import Form, kernel_form
 from jax_kernels.linear_cross_entropy import reference, xla
 from jax_kernels.linear_cross_entropy.call import Call, counts, rows, work, workload
 from jax_kernels.op import Op
 
 __all__ = ["LINEAR_CROSS_ENTROPY", "Implementation", "linear_cross_entropy"]
 
-Implementation: TypeAlias = Literal["auto", "reference", "xla"]
+Implementation: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
+
+KERNELS = ("pallas_triton", "pallas_tpu")
 
 LINEAR_CROSS_ENTROPY = Op(
     "linear_cross_entropy",
@@ -26,10 +28,13 @@ LINEAR_CROSS_ENTROPY = Op(
         form.name: form
         for form in (
             Form("reference", reference.linear_cross_entropy),
-            Form("xla", xla.linear_cross_entropy),
+            Form("xla", xla.linear_cross_entropy, configs=xla.configs),
+            *(kernel_form(name, "linear_cross_entropy", f"{__name__}.{name}") for name in KERNELS),
         )
     },
-    {"cpu": ("xla",), "gpu": ("xla",), "tpu": ("xla",)},
+    # The kernels come after XLA's form: none has run on its hardware yet, so that each is taken where it was measured
+    # there, and its results held against XLA's, or asked for.
+    {"cpu": ("xla",), "gpu": ("xla", "pallas_triton"), "tpu": ("xla", "pallas_tpu")},
     workload,
     work,
     rows,
@@ -66,6 +71,7 @@ def linear_cross_entropy(
     """
     _check_arrays(x, weight, labels)
     _check_options(z_loss, label_smoothing, logit_softcap, reduction)
+    _check_ignored(ignore_label, labels)
     call = Call(
         tokens=x.shape[0],
         embed=x.shape[1],
@@ -84,7 +90,7 @@ def linear_cross_entropy(
 def _check_arrays(x: jax.Array, weight: jax.Array, labels: jax.Array) -> None:
     if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x: expected floating-point values [tokens, embed], got {x.dtype} {x.shape}")
-    if weight.ndim != 2 or weight.shape[0] != x.shape[1] or weight.dtype != x.dtype:
+    if weight.ndim != 2 or weight.shape[0] != x.shape[1] or weight.shape[1] == 0 or weight.dtype != x.dtype:
         raise ValueError(
             f"weight: expected {x.dtype} [{x.shape[1]}, vocab] to go with x, got {weight.dtype} {weight.shape}"
         )
@@ -101,3 +107,11 @@ def _check_options(z_loss: float, label_smoothing: float, logit_softcap: float |
         raise ValueError(f"logit_softcap: expected a positive number or None, got {logit_softcap!r}")
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"reduction: expected 'none', 'sum' or 'mean', got {reduction!r}")
+
+
+def _check_ignored(ignore_label: int | None, labels: jax.Array) -> None:
+    if ignore_label is None:
+        return
+    held = jnp.iinfo(labels.dtype)
+    if not isinstance(ignore_label, int) or not held.min <= ignore_label <= held.max:
+        raise ValueError(f"ignore_label: expected an integer that {labels.dtype} holds or None, got {ignore_label!r}")

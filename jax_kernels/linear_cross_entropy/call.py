@@ -44,14 +44,26 @@ class Call:
 def losses(call: Call, logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The loss of each token from its capped logits `[tokens, vocab]`, and their log-sum-exp, both `[tokens]`."""
     lse = jax.nn.logsumexp(logits, axis=-1)
-    safe = jnp.clip(labels, 0, call.vocab - 1)  # one that is ignored may point anywhere
-    expected = (1.0 - call.label_smoothing) * jnp.take_along_axis(logits, safe[:, None], axis=-1)[:, 0]
-    if call.label_smoothing:
-        expected += call.label_smoothing * jnp.mean(logits, axis=-1)
+    label_logit = jnp.take_along_axis(logits, inside(call, labels)[:, None], axis=-1)[:, 0]
+    return loss_of(call, labels, lse, label_logit, jnp.sum(logits, axis=-1) if call.label_smoothing else None), lse
+
+
+def loss_of(
+    call: Call, labels: jax.Array, lse: jax.Array, label_logit: jax.Array, logit_sum: jax.Array | None
+) -> jax.Array:
+    """The loss of each token from the log-sum-exp of its logits, its label's and, for smoothing, their sum."""
+    expected = (1.0 - call.label_smoothing) * label_logit
+    if logit_sum is not None:
+        expected += (call.label_smoothing / call.vocab) * logit_sum
     loss = lse - expected
     if call.z_loss:
         loss += call.z_loss * jnp.square(lse)
-    return jnp.where(counts(call, labels), loss, 0.0), lse
+    return jnp.where(counts(call, labels), loss, 0.0)
+
+
+def inside(call: Call, labels: jax.Array) -> jax.Array:
+    """Labels in the vocabulary, int32: those that are ignored may point anywhere."""
+    return jnp.clip(labels.astype(jnp.int32), 0, call.vocab - 1)
 
 
 def counts(call: Call, labels: jax.Array) -> jax.Array:

@@ -59,8 +59,18 @@ SMALL_CASES = (
     Case("capped", 40, 16, 33, "none", logit_softcap=2.0),
     Case("everything", 290, 16, 77, "none", 0.01, 0.2, 0, 3.0),
     Case("everything, its mean", 290, 16, 77, "mean", 0.01, 0.2, 0, 3.0),
+    Case("blocks of tokens and of the vocabulary", 530, 20, 700, "none", 0.01, 0.2, 0, 3.0),
+    Case("blocks of the embedding", 24, 2300, 40, z_loss=0.01),
 )
-"""For tests: each option, each chunk boundary, small, vocabularies that no block divides."""
+"""For tests: each option, each chunk and block boundary, small, vocabularies that no block divides."""
 
-COMPILED_CASES: tuple[Case, ...] = ()
+COMPILED_CASES = (
+    Case("gpt2-124m", 8192, 768, 50257),
+    Case("llama3-8b", 4096, 4096, 128256),
+    Case("gemma2-9b, capped", 4096, 3584, 256000, logit_softcap=30.0),
+    Case("qwen2.5-0.5b, each token, ignored labels", 2048, 896, 151936, "none", ignore_label=-100),
+    Case("everything", 1024, 768, 32000, "none", 1e-4, 0.1, -100, 30.0),
+    Case("no block divides it", 1000, 392, 10007, z_loss=1e-4),
+    Case("rows of an odd length", 515, 77, 257, label_smoothing=0.1),
+)
 """For compilers of hardware that is absent: real sizes."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias, overload
+from typing import Literal, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
 
 from jax_kernels.choosing import run
-from jax_kernels.forms import Form, kernel_form
+from jax_kernels.forms import Form, Platform, kernel_form
 from jax_kernels.norms import reference, xla
 from jax_kernels.norms.call import Call, rows, work, workload
 from jax_kernels.op import Op
@@ -29,7 +29,11 @@ def _op(name: str) -> Op:
     )
     # The Pallas kernels come last: neither has run on its hardware yet, so that each is taken where it was measured
     # there, and its results held against XLA's, or asked for.
-    preference = {"cpu": ("xla",), "gpu": ("xla", "pallas_triton"), "tpu": ("xla", "pallas_tpu")}
+    preference: dict[Platform, tuple[str, ...]] = {
+        "cpu": ("xla",),
+        "gpu": ("xla", "pallas_triton"),
+        "tpu": ("xla", "pallas_tpu"),
+    }
     return Op(name, __name__, Call, {form.name: form for form in forms}, preference, workload, work, rows)
 
 
@@ -135,7 +139,7 @@ def _norm(
     residual: jax.Array | None,
     epsilon: float,
     implementation: Implementation,
-) -> Any:
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     _check(x, scale, bias, residual, epsilon)
     *leading, embed = x.shape
     call = Call(
@@ -148,10 +152,11 @@ def _norm(
         has_bias=bias is not None,
         has_residual=residual is not None,
     )
-    flat = (None if array is None else array.reshape(call.rows, embed) for array in (x, residual))
-    x_rows, residual_rows = flat
-    out, total = run(op, call, implementation, x_rows, scale, bias, residual_rows)
-    return out.reshape(x.shape) if residual is None else (out.reshape(x.shape), total.reshape(x.shape))
+    flat = (call.rows, embed)
+    residual = None if residual is None else residual.reshape(flat)
+    out, total = run(op, call, implementation, x.reshape(flat), scale, bias, residual)
+    out = out.reshape(x.shape)
+    return out if total is None else (out, total.reshape(x.shape))
 
 
 def _check(x: jax.Array, scale: jax.Array, bias: jax.Array | None, residual: jax.Array | None, epsilon: float) -> None:

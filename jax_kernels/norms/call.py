@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax_kernels.dividing import Rows
 from jax_kernels.forms import Config
 from jax_kernels.op import Work
+
+Kind: TypeAlias = Literal["rms_norm", "layer_norm"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Call:
         param_dtype: of scale and bias.
     """
 
-    kind: Literal["rms_norm", "layer_norm"]
+    kind: Kind
     rows: int
     embed: int
     dtype: str
@@ -69,10 +71,9 @@ def workload(
     def arguments() -> tuple[Any, ...]:
         keys = jax.random.split(jax.random.key(0), 6)
         x, d_out, residual, d_total = (jax.random.normal(key, (call.rows, call.embed), call.dtype) for key in keys[:4])
-        scale, bias = (jax.random.normal(key, call.embed, call.param_dtype) for key in keys[4:])
-        bias = bias if call.has_bias else None
-        residual, d_total = (residual, d_total) if call.has_residual else (None, None)
-        return x, scale, bias, residual, d_out, d_total
+        scale, bias = (jax.random.normal(key, (call.embed,), call.param_dtype) for key in keys[4:])
+        added = (residual, d_total) if call.has_residual else (None, None)
+        return x, scale, bias if call.has_bias else None, added[0], d_out, added[1]
 
     return program, arguments
 

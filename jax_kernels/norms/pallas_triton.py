@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial, reduce
 from operator import and_
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,10 +80,10 @@ def _run(kernel: Any, name: str, call: Call, config: Config, interpret: bool, in
     block_rows, num_warps = sizes[f"{name}block_rows"], sizes[f"{name}num_warps"]
     blocks, (pieces, width) = pl.cdiv(call.rows, block_rows), _pieces(call)
     programs = min(sizes["backward_programs"], blocks) if name else blocks
-    turns = pl.cdiv(blocks, programs)
+    walk = Walk(block_rows, programs, turns=pl.cdiv(blocks, programs))
     specs = {
-        "row": pl.BlockSpec((turns * programs * block_rows, pieces * width), lambda program: (0, 0)),
-        "number": pl.BlockSpec((turns * programs * block_rows,), lambda program: (0,)),
+        "row": pl.BlockSpec((walk.length, pieces * width), lambda program: (0, 0)),
+        "number": pl.BlockSpec((walk.length,), lambda program: (0,)),
         "weight": pl.BlockSpec((pieces * width,), lambda program: (0,)),
         "part": pl.BlockSpec((None, pieces * width), lambda program: (program, 0)),
     }
@@ -94,7 +94,7 @@ def _run(kernel: Any, name: str, call: Call, config: Config, interpret: bool, in
     }
     kinds, operands = inputs
     return pl.pallas_call(
-        partial(kernel, call, block_rows, turns),
+        partial(kernel, call, walk),
         grid=(programs,),
         in_specs=[None if x is None else specs[kind] for kind, x in zip(kinds, operands, strict=True)],
         out_specs=tuple(None if kind is None else specs[kind] for kind in outputs),
@@ -113,14 +113,28 @@ def _pieces(call: Call) -> tuple[int, int]:
     return min((o for o in options if o[0] <= MOST_PIECES), key=lambda o: (o[0] * o[1], o[0]))
 
 
-class Block:
-    """Rows of the arrays from `start` on, by pieces."""
+class Walk(NamedTuple):
+    """Which rows each of the programs takes: blocks, in `turns`, of which the last may lead beyond the arrays."""
 
-    def __init__(self, call: Call, start: Any, block_rows: int, *, is_cut: bool) -> None:
+    block_rows: int
+    programs: int
+    turns: int
+
+    @property
+    def length(self) -> int:
+        return self.block_rows * self.programs * self.turns
+
+
+class Block:
+    """The rows of the arrays that a program takes in a turn, by pieces."""
+
+    def __init__(self, call: Call, walk: Walk, program: Any, turn: Any = 0) -> None:
         count, width = _pieces(call)
-        self.rows, self.shape = pl.ds(start, block_rows), (block_rows, width)
+        start = (program + turn * walk.programs) * walk.block_rows
+        self.rows, self.shape = pl.ds(start, walk.block_rows), (walk.block_rows, width)
         self.columns = [pl.ds(i * width, width) for i in range(count)]
-        self.has_rows = start + lax.iota(jnp.int32, block_rows) < call.rows if is_cut else None
+        is_cut = call.rows < walk.length
+        self.has_rows = start + lax.iota(jnp.int32, walk.block_rows) < call.rows if is_cut else None
         self.has_columns = [
             i * width + lax.iota(jnp.int32, width) < call.embed if (i + 1) * width > call.embed else None
             for i in range(count)
@@ -133,11 +147,12 @@ class Block:
         known = [jnp.broadcast_to(mask, self.shape) for mask in masks if mask is not None]
         return reduce(and_, known) if known else None
 
-    def read(self, ref: Any | None) -> Iterator[jax.Array | None]:
+    def read(self, ref: Any | None) -> Iterator[Any]:
+        """Pieces, or None for each of an array that there is not."""
         for columns, has in zip(self.columns, self.has, strict=True):
             yield None if ref is None else load(ref.at[self.rows, columns], has)
 
-    def read_weights(self, ref: Any | None) -> Iterator[jax.Array | None]:
+    def read_weights(self, ref: Any | None) -> Iterator[Any]:
         for columns, has in zip(self.columns, self.has_columns, strict=True):
             yield None if ref is None else load(ref.at[columns], has).astype(jnp.float32)[None]
 
@@ -157,30 +172,26 @@ class Block:
             store(ref.at[columns], jnp.sum(piece, axis=0), has)
 
 
-def _forward_kernel(call: Call, block_rows: int, turns: int, *refs: Any) -> None:
+def _forward_kernel(call: Call, walk: Walk, *refs: Any) -> None:
     x, scale, bias, residual, out, total, mean, reciprocal = refs
-    block = Block(call, pl.program_id(0) * block_rows, block_rows, is_cut=call.rows % block_rows > 0)
+    block = Block(call, walk, pl.program_id(0))
     kept, values = zip(*map(formulas.added, block.read(x), block.read(residual)), strict=True)
     if total is not None:
         block.write(total, kept)
     stats = formulas.statistics(call, values, [None if has is None else has[None] for has in block.has_columns])
-    if mean is not None:
+    if stats.mean is not None:
         block.write_number(mean, stats.mean)
     block.write_number(reciprocal, stats.reciprocal)
-    weights = zip(values, block.read_weights(scale), block.read_weights(bias), strict=True)
-    block.write(out, (formulas.scaled(piece, stats, *both) for piece, *both in weights))
+    pieces = zip(values, block.read_weights(scale), block.read_weights(bias), strict=True)
+    block.write(out, (formulas.scaled(piece, stats, weights, shift) for piece, weights, shift in pieces))
 
 
-def _backward_kernel(call: Call, block_rows: int, turns: int, *refs: Any) -> None:
+def _backward_kernel(call: Call, walk: Walk, *refs: Any) -> None:
     kept, scale, mean, reciprocal, d_out, d_total, d_x, d_scale, d_bias = refs
-    program, programs = pl.program_id(0), pl.num_programs(0)
-
-    def block_of(turn: Any) -> Block:
-        # The last turn may lead beyond the arrays.
-        return Block(call, (program + turn * programs) * block_rows, block_rows, is_cut=True)
+    program = pl.program_id(0)
 
     def step(turn: Any, sums: list[Any]) -> list[Any]:
-        block, new_sums = block_of(turn), []
+        block, new_sums = Block(call, walk, program, turn), []
         stats = Statistics(None if mean is None else block.read_number(mean), block.read_number(reciprocal))
 
         def read() -> Iterator[Any]:
@@ -199,9 +210,9 @@ def _backward_kernel(call: Call, block_rows: int, turns: int, *refs: Any) -> Non
         block.write(d_x, d_rows())
         return new_sums
 
-    block = block_of(0)
+    block = Block(call, walk, program)
     zeros = jnp.zeros(block.shape, jnp.float32)
-    sums = lax.fori_loop(0, turns, step, [(zeros, None if d_bias is None else zeros)] * len(block.columns))
+    sums = lax.fori_loop(0, walk.turns, step, [(zeros, None if d_bias is None else zeros)] * len(block.columns))
     sums_scale, sums_bias = zip(*sums, strict=True)
     block.write_part(d_scale, sums_scale)
     if d_bias is not None:
@@ -229,7 +240,7 @@ def refuses(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    """From the best guess on: what compiled without spilling registers, ordered by reasoning, not timed."""
+    """From the best guess on, by reasoning: nothing was timed. The first spills no registers, compiled for an H100."""
     count, width = _pieces(call)
     rows = min(_power_below(max(1, BLOCK // (count * width))), MOST_ROWS, pl.next_power_of_2(call.rows))
     cores = MULTIPROCESSORS.get(device.compute_capability or (0, 0), 128)

@@ -35,7 +35,7 @@ def _forward(
 ) -> tuple[Any, Any]:
     kept, values = formulas.added(x, residual)
     if x.dtype == jnp.bfloat16 and residual is not None:
-        # XLA leaves out a rounding that is undone at once, unless it is asked for by name.
+        # On a GPU XLA leaves out a rounding that is widened again at once, unless it is asked for by name.
         values = lax.reduce_precision(values, exponent_bits=8, mantissa_bits=7)
     wide = values.dtype
     stats = formulas.statistics(call, [values])

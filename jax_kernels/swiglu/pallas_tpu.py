@@ -87,7 +87,7 @@ def _pull(call: Call, config: Config, d_out: jax.Array, g: jax.Array, u: jax.Arr
         in_specs=[spec] * 3,
         out_specs=[spec] * 2,
         out_shape=[jax.ShapeDtypeStruct(g.shape, g.dtype)] * 2,
-        input_output_aliases={1: 0, 2: 1},
+        input_output_aliases={1: 0, 2: 1},  # the products are not read again: their gradients take their place
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         interpret=pltpu.InterpretParams(detect_races=True) if is_interpreting() else False,
         name="swiglu_backward",

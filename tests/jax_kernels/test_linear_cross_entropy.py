@@ -1,18 +1,25 @@
 """Each form of linear_cross_entropy against the definition in float64 NumPy; gradients against the reference's."""
 
+import contextlib
+import io
+import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import EVERYWHERE, TOLERANCE, jit, relative_error
+from harness import EVERYWHERE, TOLERANCE, jit, relative_error, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_kernels.linear_cross_entropy import linear_cross_entropy
-from jax_kernels.linear_cross_entropy.cases import CASES, SMALL_CASES, Case
+from jax_kernels.linear_cross_entropy import KERNELS, LINEAR_CROSS_ENTROPY, linear_cross_entropy
+from jax_kernels.linear_cross_entropy.cases import CASES, COMPILED_CASES, SMALL_CASES, Case
 
 OPTIONS = ("z_loss", "label_smoothing", "ignore_label", "logit_softcap", "reduction")
 
@@ -94,31 +101,126 @@ def test_precision(case, implementation, dtype):
         assert relative_error(a, b) < TOLERANCE[dtype]
 
 
-@settings(max_examples=20, deadline=None)
-@given(
-    tokens=st.integers(1, 300),
-    vocab=st.integers(1, 70),
-    reduction=st.sampled_from(["none", "sum", "mean"]),
-    z_loss=st.sampled_from([0.0, 0.3]),
-    smoothing=st.sampled_from([0.0, 0.2]),
-    ignore=st.none() | st.integers(-1, 3),
-    cap=st.none() | st.floats(0.5, 20.0),
+def check_kernel(form, case, dtype):
+    """Loss and gradients of a kernel against the reference's in float64, and that no two of its steps race."""
+    x, weight, labels = arrays(case)
+    rounded = [jnp.asarray(y, dtype) for y in (x, weight)]
+    told = io.StringIO()
+    with running(LINEAR_CROSS_ENTROPY, form, case.call(dtype)), contextlib.redirect_stdout(told):
+        got = jax.block_until_ready(loss_and_gradients(case, form, *rounded, jnp.asarray(labels)))
+    assert "RACE DETECTED" not in told.getvalue()
+    assert [y.dtype for y in got] == [jnp.float32, dtype, dtype]
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(np.asarray(y, np.float64)) for y in rounded]
+        want = loss_and_gradients(case, "reference", *exact, jnp.asarray(labels))
+    for a, b in zip(got, want, strict=True):
+        assert relative_error(a, b) < TOLERANCE[dtype]
+
+
+@pytest.mark.filterwarnings("error:linear_cross_entropy")
+@pytest.mark.parametrize("form", KERNELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "one token",
+        "chunks, their mean",
+        "ignored labels",
+        "blocks of tokens and of the vocabulary",
+        "blocks of the embedding",
+    ],
 )
-def test_any_options(tokens, vocab, reduction, z_loss, smoothing, ignore, cap):
-    case = Case("drawn", tokens, 8, vocab, reduction, z_loss, smoothing, ignore, cap)
+def test_a_kernel(form, name):
+    check_kernel(form, next(case for case in SMALL_CASES if case.name == name), "float32")
+
+
+OPTIONS_DRAWN = {
+    "reduction": st.sampled_from(["none", "sum", "mean"]),
+    "z_loss": st.sampled_from([0.0, 0.3]),
+    "label_smoothing": st.sampled_from([0.0, 0.2]),
+    "ignore_label": st.none() | st.integers(-1, 3),
+    "logit_softcap": st.none() | st.floats(0.5, 20.0),
+}
+
+
+@settings(max_examples=20, deadline=None)
+@given(tokens=st.integers(1, 300), vocab=st.integers(1, 70), drawn=st.fixed_dictionaries(OPTIONS_DRAWN))
+def test_any_options(tokens, vocab, drawn):
+    case = Case("drawn", tokens, 8, vocab, **drawn)
     x, weight, labels = (jnp.asarray(y, "int32" if y.dtype == np.int32 else "float32") for y in arrays(case))
     want = loss_and_gradients(case, "reference", x, weight, labels)
     for a, b in zip(loss_and_gradients(case, "xla", x, weight, labels), want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(b).max())))
 
 
-@pytest.mark.parametrize("implementation", EVERYWHERE)
+@pytest.mark.filterwarnings("error:linear_cross_entropy")
+@settings(max_examples=6, deadline=None)
+@given(
+    tokens=st.integers(1, 300),
+    embed=st.integers(1, 70),
+    vocab=st.integers(2, 700),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    drawn=st.fixed_dictionaries(OPTIONS_DRAWN),
+)
+@pytest.mark.parametrize("form", KERNELS)
+def test_a_kernel_with_any_options(form, tokens, embed, vocab, dtype, drawn):
+    check_kernel(form, Case("drawn", tokens, embed, vocab, **drawn), dtype)
+
+
+@pytest.mark.parametrize("form", KERNELS)
+def test_float16_keeps_the_small_gradients_of_a_mean(form):
+    """What is asked of a token here is 2^-13, of a column of the vocabulary a 700th of it: less than float16 holds."""
+    case = Case("a mean over many tokens", 40, 4, 700, "sum")
+    x, weight, labels = arrays(case)
+    rounded = [jnp.asarray(y, "float16") for y in (x, weight)]
+
+    def gradients(implementation, *operands):
+        def asked(x, weight):
+            return 2.0**-13 * linear_cross_entropy(
+                x, weight, jnp.asarray(labels), reduction="sum", implementation=implementation
+            )
+
+        return jit(jax.grad(asked, (0, 1)))(*operands)
+
+    with running(LINEAR_CROSS_ENTROPY, form, case.call("float16")):
+        got = gradients(form, *rounded)
+    with jax.enable_x64(True):
+        want = gradients("reference", *(jnp.asarray(np.asarray(y, np.float64)) for y in rounded))
+    for a, b in zip(got, want, strict=True):
+        assert relative_error(a, b) < TOLERANCE["float16"]
+
+
+@pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
 def test_nothing_counts(implementation):
     case = Case("all ignored", 5, 8, 7, "mean", ignore_label=3)
     x, weight, _ = arrays(case)
     labels = jnp.full(5, 3, jnp.int32)
-    for y in loss_and_gradients(case, implementation, jnp.asarray(x), jnp.asarray(weight), labels):
+    with running(LINEAR_CROSS_ENTROPY, implementation, case.call("float32")):
+        values = loss_and_gradients(case, implementation, jnp.asarray(x), jnp.asarray(weight), labels)
+    for y in values:
         assert not np.any(y)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_no_tokens(reduction):
+    case = Case("no tokens", 0, 8, 7, reduction)
+    x, weight, labels = arrays(case)
+    loss, d_x, d_weight = loss_and_gradients(case, "auto", jnp.asarray(x), jnp.asarray(weight), jnp.asarray(labels))
+    assert loss.shape == (() if reduction != "none" else (0,))
+    assert d_x.shape == (0, 8)
+    assert not np.any(loss)
+    assert not np.any(d_weight)
+
+
+def test_small_integers_can_be_labels():
+    case = Case("uint8", 40, 16, 300)
+    x, weight, _ = arrays(case)
+    labels = jnp.arange(40, dtype="uint8")
+    for a, b in zip(
+        loss_and_gradients(case, "xla", jnp.asarray(x), jnp.asarray(weight), labels),
+        loss_and_gradients(case, "xla", jnp.asarray(x), jnp.asarray(weight), labels.astype("int32")),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_the_logits_are_never_held():
@@ -141,6 +243,19 @@ def test_the_logits_are_never_held():
         assert temporary("xla", reduction) < 0.35 * temporary("reference", reduction)
 
 
+@pytest.mark.compilers
+@pytest.mark.parametrize(("form", "target"), [("pallas_triton", "h100"), ("pallas_tpu", "v5e")])
+@pytest.mark.parametrize("case", COMPILED_CASES[:3], ids=lambda case: case.name)
+def test_a_kernel_holds_a_chunk_at_a_time(form, target, case):
+    """The plain form holds the logits in float32 at the least."""
+    script = Path(__file__).with_name("compile_absent.py")
+    command = [sys.executable, script, "linear_cross_entropy", form, target, case.name, "bfloat16"]
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=True)
+    (compiled,) = json.loads(done.stdout.splitlines()[-1])["compiled"]
+    assert compiled["temporary_bytes"] < 0.25 * 4 * case.tokens * case.vocab
+
+
 GOOD = {"x": ((4, 8), "float32"), "weight": ((8, 5), "float32"), "labels": ((4,), "int32")}
 
 
@@ -157,6 +272,9 @@ GOOD = {"x": ((4, 8), "float32"), "weight": ((8, 5), "float32"), "labels": ((4,)
         ({"z_loss": math.nan}, "z_loss:"),
         ({"label_smoothing": 1.0}, "label_smoothing:"),
         ({"logit_softcap": 0.0}, "logit_softcap:"),
+        ({"weight": ((8, 0), "float32")}, "weight:"),
+        ({"ignore_label": -1, "labels": ((4,), "uint8")}, "ignore_label:"),
+        ({"ignore_label": 0.5}, "ignore_label:"),
         ({"reduction": "max"}, "reduction:"),
         ({"implementation": "fastest"}, "implementation:"),
     ],
