@@ -114,8 +114,7 @@ def trace_generation(model: Decoder, *, max_tokens: int, dtype: DTypeLike, promp
     length = _bucket(prompt_tokens + max_tokens, model.max_seq_len)
     padded = jax.ShapeDtypeStruct((1, _bucket(prompt_tokens, length)), jnp.int32)
     number, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
-    # The functions themselves: those that are jitted would not be traced where they were traced before.
-    prefill, decode = (partial(f.__wrapped__, model, Sampler()) for f in (_prefill, _decode))
+    prefill, decode = (partial(f, model, Sampler()) for f in (read_prompt, read_token))
     cache, token = jax.eval_shape(partial(prefill, length), params, padded, number, key)
     jax.eval_shape(decode, params, cache, token, key)
 
@@ -125,11 +124,10 @@ def _bucket(count: int, most: int) -> int:
     return min(max(SMALLEST_BUCKET, 1 << (count - 1).bit_length()), most)
 
 
-@partial(jax.jit, static_argnames=("model", "sampler", "length"))
-def _prefill(
+def read_prompt(
     model: Decoder, sampler: Sampler, length: int, params: Params, padded: jax.Array, count: jax.Array, key: jax.Array
 ) -> tuple[Cache, jax.Array]:
-    """Reads `count` tokens of `padded` `[1, bucket]` into a new cache, and draws the one that follows."""
+    """A new cache for `length` tokens with the first `count` of `padded` `[1, bucket]`, and the token drawn next."""
     dtype = params["embedding"]["token"].dtype
     cache = init_params(model.cache_specs(1, length, dtype), key)
     hidden, cache = model.prefill(params, padded, jnp.asarray(count, jnp.int32)[None], cache)
@@ -137,9 +135,13 @@ def _prefill(
     return cache, sampler(model.logits(params, last), key)
 
 
-@partial(jax.jit, static_argnames=("model", "sampler"), donate_argnames=("cache",))
-def _decode(
+def read_token(
     model: Decoder, sampler: Sampler, params: Params, cache: Cache, token: jax.Array, key: jax.Array
 ) -> tuple[Cache, jax.Array]:
+    """The cache with `token` in it, and the one drawn after it."""
     hidden, cache = model.decode(params, token[None], cache)
     return cache, sampler(model.logits(params, hidden[0]), key)
+
+
+_prefill = jax.jit(read_prompt, static_argnames=("model", "sampler", "length"))
+_decode = jax.jit(read_token, static_argnames=("model", "sampler"), donate_argnames=("cache",))

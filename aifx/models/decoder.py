@@ -172,9 +172,7 @@ class Decoder:
 
         return self._run(params, inputs, positions, attend, None)[0]
 
-    def prefill(
-        self, params: Params, inputs: jax.Array, lengths: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
+    def prefill(self, params: Params, inputs: jax.Array, lengths: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """`hidden` of prompts, and the cache with them in place of what it held.
 
         `inputs` `[batch, seq]`, of which each row's first `lengths` `[batch]` are its prompt and the rest fills up.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from aifx.config.sections import Quantization
 from aifx.nn.specs import ArraySpec, Params, Specs, is_spec
 from jax_kernels.quantized_matmul import quantize
+
 
 class QuantizedMatrix(NamedTuple):
     """A matrix `[..., inputs, outputs]` as small numbers, and the scale of each column `[..., 1, outputs]`, float32."""
@@ -20,7 +21,7 @@ class QuantizedMatrix(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("specs", "quantization"))
-def _quantized(leaves: list[jax.Array], specs: tuple[ArraySpec, ...], quantization: str) -> list[Params]:
+def _quantized(leaves: list[jax.Array], specs: tuple[ArraySpec, ...], quantization: str) -> list[Any]:
     def of(spec: ArraySpec, array: jax.Array) -> jax.Array | QuantizedMatrix:
         if spec.matrix is None:
             return array

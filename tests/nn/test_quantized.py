@@ -26,7 +26,9 @@ def test_a_quantized_decoder_is_nearly_the_same(scan: bool, quantization: Quanti
         return isinstance(node, QuantizedMatrix)
 
     leaves = jax.tree.leaves(quantized, is_leaf=is_matrix)
-    for spec, before, after in zip(jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(params), leaves, strict=True):
+    for spec, before, after in zip(
+        jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(params), leaves, strict=True
+    ):
         assert is_matrix(after) == (spec.matrix is not None)
         if isinstance(after, QuantizedMatrix):
             assert after.values.dtype == quantization
