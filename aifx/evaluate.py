@@ -14,11 +14,13 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from aifx.config.sections import Quantization
 from aifx.data.base import Batch, BatchSource, Say, Split
 from aifx.errors import DataError, UsageError
 from aifx.gates import Gate, GateResult, check_names, judge, parse_gate, scalars
 from aifx.kernels import run_choices
 from aifx.nn.precision import cast_floating, compute_dtype
+from aifx.nn.quantized import quantize_matrices
 from aifx.nn.specs import Params
 from aifx.project import Project, RunDirectory
 from aifx.tasks.base import Sums, Task, Totals
@@ -130,6 +132,7 @@ class Report:
     split: Split
     metrics: Mapping[str, Any]
     gates: tuple[GateResult, ...]
+    quantize: Quantization = "none"
 
     @property
     def passed(self) -> bool:
@@ -138,7 +141,8 @@ class Report:
     def document(self) -> dict[str, Any]:
         """JSON-ready; docs/json.md documents it."""
         gates = [{"expr": g.expr, "value": g.value, "passed": g.passed} for g in self.gates]
-        return {"run": self.run, "step": self.step, "split": self.split, "metrics": dict(self.metrics), "gates": gates}
+        measured = {"run": self.run, "step": self.step, "split": self.split, "quantize": self.quantize}
+        return measured | {"metrics": dict(self.metrics), "gates": gates}
 
 
 def evaluate(
@@ -163,11 +167,16 @@ def evaluate(
     Raises UsageError for a malformed gate, one on a metric that does not exist, or overrides that divide the data
     otherwise than the run did, before anything is measured.
     """
+    from aifx.models.decoder import Decoder
     from aifx.tasks.trained import open_trained
 
     asked = [parse_gate(expr) for expr in gates]
     _check_overrides(run, project, overrides)
     trained = open_trained(run, project, step=step, which=which, overrides=overrides, say=say)
+    if trained.config.eval.quantize != "none" and not isinstance(trained.task.model, Decoder):
+        what = f"eval.quantize = {trained.config.eval.quantize}"
+        why = f"it is for language models, and the task of run {run.name} is {trained.config.task.kind}"
+        raise UsageError(what, why, f"aifx eval --run {run.name} --set eval.quantize=none")
     chosen: Split = split or trained.config.eval.split
     all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
     _compare_data(trained, project, say)
@@ -211,9 +220,13 @@ def _compare_data(trained: Trained, project: Project, say: Say) -> None:
 
 def _measure(trained: Trained, split: Split, gates: Sequence[Gate], say: Say) -> Report:
     dtype = compute_dtype(trained.config.train.precision, jax.default_backend())
+    quantization = trained.config.eval.quantize
     with using(run_choices(trained.run, trained.config, say=say, keep=False)):
-        metrics = evaluate_split(trained.task, trained.params, split, compiled=compile_sums(trained.task, dtype))
-    return Report(trained.run.name, trained.step, split, metrics, judge(gates, metrics))
+        params, cast = trained.params, dtype if quantization == "none" else None
+        if quantization != "none":
+            params = quantize_matrices(cast_floating(params, dtype), trained.task.model.specs(), quantization)
+        metrics = evaluate_split(trained.task, params, split, compiled=compile_sums(trained.task, cast))
+    return Report(trained.run.name, trained.step, split, metrics, judge(gates, metrics), quantization)
 
 
 def write_report(path: Path, report: Report, *, data_digest: str) -> None:
@@ -228,5 +241,6 @@ def write_report(path: Path, report: Report, *, data_digest: str) -> None:
         # None yet, or not one of ours: this one is whole by itself.
         with suppress(OSError, ValueError, KeyError, TypeError):
             splits = json.loads(path.read_text("utf-8"))["splits"]
-        splits[report.split] = entry | {"measured_at": time.time()}
+        name = report.split if report.quantize == "none" else f"{report.split}-{report.quantize}"
+        splits[name] = entry | {"measured_at": time.time()}
         write_json(path, {"schema_version": 1, "run": report.run, "step": report.step, "splits": splits})

@@ -9,9 +9,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from aifx.models.decoder import Cache, Decoder
-from aifx.nn.specs import Params, map_specs
+from aifx.models.decoder import Decoder
+from aifx.models.paged_cache import Cache
+from aifx.nn.specs import Params, init_params, map_specs
 
 SMALLEST_BUCKET = 16
 
@@ -106,29 +108,40 @@ def _generate(
         yield tokens[-1]
 
 
+def trace_generation(model: Decoder, *, max_tokens: int, dtype: DTypeLike, prompt_tokens: int = 1) -> None:
+    """Trace what `generate` compiles for a prompt of so many tokens; nothing is computed."""
+    params = map_specs(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), model.specs())
+    length = _bucket(prompt_tokens + max_tokens, model.max_seq_len)
+    padded = jax.ShapeDtypeStruct((1, _bucket(prompt_tokens, length)), jnp.int32)
+    number, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
+    prefill, decode = (partial(f, model, Sampler()) for f in (read_prompt, read_token))
+    cache, token = jax.eval_shape(partial(prefill, length), params, padded, number, key)
+    jax.eval_shape(decode, params, cache, token, key)
+
+
 def _bucket(count: int, most: int) -> int:
     """The power of two that holds `count`, so that few shapes are compiled."""
     return min(max(SMALLEST_BUCKET, 1 << (count - 1).bit_length()), most)
 
 
-@partial(jax.jit, static_argnames=("model", "sampler", "length"))
-def _prefill(
+def read_prompt(
     model: Decoder, sampler: Sampler, length: int, params: Params, padded: jax.Array, count: jax.Array, key: jax.Array
 ) -> tuple[Cache, jax.Array]:
-    """Reads `count` tokens of `padded` `[1, bucket]` into a new cache. What the padding left there lies after the
-    position of every query until it is overwritten."""
+    """A new cache for `length` tokens with the first `count` of `padded` `[1, bucket]`, and the token drawn next."""
     dtype = params["embedding"]["token"].dtype
-    cache = map_specs(lambda s: jnp.zeros(s.shape, s.dtype), model.cache_specs(1, length, dtype))
-    hidden, full = model.hidden(params, padded, cache=cache)
-    assert full is not None
+    cache = init_params(model.cache_specs(1, length, dtype), key)
+    hidden, cache = model.prefill(params, padded, jnp.asarray(count, jnp.int32)[None], cache)
     last = jax.lax.dynamic_index_in_dim(hidden[0], count - 1, keepdims=False)
-    return {**full, "position": jnp.asarray(count, jnp.int32)}, sampler(model.logits(params, last), key)
+    return cache, sampler(model.logits(params, last), key)
 
 
-@partial(jax.jit, static_argnames=("model", "sampler"), donate_argnames=("cache",))
-def _decode(
+def read_token(
     model: Decoder, sampler: Sampler, params: Params, cache: Cache, token: jax.Array, key: jax.Array
 ) -> tuple[Cache, jax.Array]:
-    outputs = model(params, token[None, None], cache=cache)
-    assert outputs.cache is not None
-    return outputs.cache, sampler(outputs.logits[0, 0], key)
+    """The cache with `token` in it, and the one drawn after it."""
+    hidden, cache = model.decode(params, token[None], cache)
+    return cache, sampler(model.logits(params, hidden[0]), key)
+
+
+_prefill = jax.jit(read_prompt, static_argnames=("model", "sampler", "length"))
+_decode = jax.jit(read_token, static_argnames=("model", "sampler"), donate_argnames=("cache",))

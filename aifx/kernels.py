@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import jax
 from jax.sharding import Mesh
 
 from aifx.config import Config
 from aifx.data.base import Say
+from aifx.nn.specs import map_specs
 from aifx.parallel import DATA_AXIS
 from aifx.project import Project, RunDirectory, cache_path
 from aifx.runs import write_json
 from jax_kernels.choosing import Choices, using
 from jax_kernels.dividing import Division
 from jax_kernels.forms import Device, current_device
-from jax_kernels.op import Choice
+from jax_kernels.op import Choice, Op
 from jax_kernels.tuning import Winners
+
+if TYPE_CHECKING:
+    from aifx.train.step import Recipe
 
 
 def run_choices(run: RunDirectory, config: Config, *, say: Say, mesh: Mesh | None = None, keep: bool = True) -> Choices:
@@ -45,22 +52,65 @@ def run_choices(run: RunDirectory, config: Config, *, say: Say, mesh: Mesh | Non
     )
 
 
-def project_choices(project: Project, config: Config, *, say: Say) -> Choices:
-    """What a new run of the project would choose, and the calls that its training step makes; nothing is compiled."""
+@dataclass(frozen=True)
+class ProjectCall:
+    """A call that a project's programs make, and what it runs as.
+
+    Attributes:
+        parts: the programs: "training", "evaluation", "generation".
+    """
+
+    op: Op
+    call: Any
+    choice: Choice
+    parts: tuple[str, ...]
+
+
+def project_calls(project: Project, config: Config, *, say: Say) -> list[ProjectCall]:
+    """What a new run of the project would choose. Its programs are traced; nothing is compiled."""
     from aifx.parallel import make_mesh
     from aifx.tasks.registry import create_task
-    from aifx.train.state import abstract_state
-    from aifx.train.step import lower_step, make_recipe
+    from aifx.train.step import make_recipe
 
+    found: dict[str, ProjectCall] = {}
     with tempfile.TemporaryDirectory() as folder:
+        run = RunDirectory(Path(folder))
         mesh = make_mesh(config.train.devices)
-        choices = run_choices(RunDirectory(Path(folder)), config, say=say, mesh=mesh, keep=False)
-        task = create_task(config, project, Path(folder), say=say)
-        recipe = make_recipe(config, task, mesh)
-        batch = task.source("train").read(0, slice(0, config.train.global_batch_size))
-        with using(choices):
-            lower_step(recipe, abstract_state(recipe.specs, recipe.optimizer, recipe.mesh), batch)
-    return choices
+        recipe = make_recipe(config, create_task(config, project, Path(folder), say=say), mesh)
+        programs = (("training", _training, mesh), ("evaluation", _evaluation, None), ("generation", _generation, None))
+        for part, trace, shared in programs:
+            with using(run_choices(run, config, say=say, mesh=shared, keep=False)) as choices:
+                trace(recipe, config)
+            for key, (op, call) in choices.met.items():
+                before = found[key].parts if key in found else ()
+                found[key] = ProjectCall(op, call, choices.made[key], (*before, part))
+    return list(found.values())
+
+
+def _training(recipe: Recipe, config: Config) -> None:
+    from aifx.train.state import abstract_state
+    from aifx.train.step import lower_step
+
+    batch = recipe.task.source("train").read(0, slice(0, config.train.global_batch_size))
+    lower_step(recipe, abstract_state(recipe.specs, recipe.optimizer, recipe.mesh), batch)
+
+
+def _evaluation(recipe: Recipe, config: Config) -> None:
+    from aifx.evaluate import compile_sums
+
+    source = recipe.task.evaluation_source(config.eval.split)
+    if source.num_batches == 0:
+        return
+    params = map_specs(lambda spec: spec.struct, recipe.specs)
+    jax.eval_shape(compile_sums(recipe.task, recipe.dtype), params, source.read(0, slice(0, source.batch_size)))
+
+
+def _generation(recipe: Recipe, config: Config) -> None:
+    from aifx.generate import trace_generation
+    from aifx.tasks.language import LanguageTask
+
+    if isinstance(recipe.task, LanguageTask):
+        trace_generation(recipe.task.model, max_tokens=config.generate.max_tokens, dtype=recipe.dtype)
 
 
 def winners_path() -> Path:

@@ -100,7 +100,8 @@ def parse_split(split: str | None) -> Split | None:
 
 
 def _show(out: Output, report: Report) -> None:
-    out.print(f"run {report.run}, step {report.step}, {report.split} split")
+    matrices = "" if report.quantize == "none" else f", matrices as {report.quantize}"
+    out.print(f"run {report.run}, step {report.step}, {report.split} split{matrices}")
     numbers = {name: value for name, value in report.metrics.items() if isinstance(value, (int, float))}
     out.table(["metric", "value"], [(name, _number(value)) for name, value in numbers.items()], right=["value"])
     if isinstance(classes := report.metrics.get("per_class"), Mapping):

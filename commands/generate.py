@@ -98,21 +98,27 @@ def generate(
             out.write("\n")
         out.document(
             {"run": directory.name, "step": writer.step, "prompt": settings.prompt, "text": text, "seed": seed}
-            | {k: getattr(settings, k) for k in ("max_tokens", "temperature", "top_k", "top_p")}
+            | {k: getattr(settings, k) for k in ("max_tokens", "temperature", "top_k", "top_p", "quantize")}
         )
 
 
 def _write(writer: Writer, settings: GenerateSection, seed: int, say: Say) -> Iterator[str]:
+    import jax
+
     from aifx.generate import generate as generate_ids
     from aifx.kernels import run_choices
+    from aifx.nn.precision import cast_floating, compute_dtype
+    from aifx.nn.quantized import quantize_matrices
     from aifx.tasks.language import stream_text
     from jax_kernels.choosing import using
 
     tokenizer = writer.tokenizer
+    dtype = compute_dtype(writer.config.train.precision, jax.default_backend())
+    params = cast_floating(writer.params, dtype)
     prompt_ids = tokenizer.encode(settings.prompt) or [tokenizer.eos_id]
     ids = generate_ids(
         writer.model,
-        writer.params,
+        quantize_matrices(params, writer.model.specs(), settings.quantize),
         prompt_ids,
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,

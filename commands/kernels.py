@@ -11,9 +11,11 @@ from aifx.commands.terminal import Output, terminal
 from aifx.errors import UsageError
 
 if TYPE_CHECKING:
-    from jax_kernels.choosing import Choices
+    from aifx.kernels import ProjectCall
     from jax_kernels.op import Choice, Op
     from jax_kernels.tuning import Timing
+
+NO_CALLS = "this project's programs call no op of jax_kernels"
 
 app = typer.Typer(
     help="""Explain, tune and list the forms of the hot loops.
@@ -28,7 +30,7 @@ app = typer.Typer(
 
 @app.command()
 def explain(set_: SetOption = None, json: JsonOption = False) -> None:
-    """Tell which form each op of the project's training step runs as here, and why.
+    """Tell which form each op of the project's training, evaluation and generation runs as here, and why.
 
     A run that has begun keeps what it chose, in runs/<name>/kernels.json.
 
@@ -37,17 +39,19 @@ def explain(set_: SetOption = None, json: JsonOption = False) -> None:
         aifx kernels explain --set kernels.attention=reference
     """
     with terminal(json) as out:
-        choices = _choices(set_, out)
-        rows = [_row(choices, key) for key in choices.met]
-        out.document({"device": _device(), "ops": rows})
-        _table(out, rows, "this project's training step calls no op of jax_kernels")
+        rows = [_row(call) for call in _calls(set_, out)]
+        out.document({"device": _device(), "jax_cannot": _limits(), "ops": rows})
+        _table(out, rows, NO_CALLS)
+        for limit in _limits():
+            out.say(f"{limit['form']}: {limit['reason']}")
 
 
 @app.command()
 def tune(set_: SetOption = None, json: JsonOption = False) -> None:
     """Measure the forms of each op on this device, forward and backward, and keep the winners.
 
-    The calls are those of the project's training step. Runs that begin from now on take the winners.
+    The calls are those of the project's training, evaluation and generation. Runs that begin from now on take the
+    winners.
 
     Examples:
         aifx kernels tune
@@ -58,20 +62,18 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
         from jax_kernels.forms import current_device
         from jax_kernels.tuning import Winners, tune
 
-        choices = _choices(set_, out)
         winners = Winners(winners_path(), current_device())
         documents = []
-        for key, (op, call) in choices.met.items():
-            out.say(f"{op.name}: {call}")
-            winner, timings = tune(op, call, tell=out.say)
-            winners.put(op, call, winner)
-            row = _row(choices, key) | winner.document()
-            documents.append(row | {"timings": [_timing(t) for t in timings]})
+        for found in _calls(set_, out):
+            out.say(f"{found.op.name}: {found.call}")
+            winner, timings = tune(found.op, found.call, tell=out.say)
+            winners.put(found.op, found.call, winner)
+            documents.append(_row(found) | winner.document() | {"timings": [_timing(t) for t in timings]})
             if not json:
                 shown = [(t.form, _config(dict(t.config)), _milliseconds(t)) for t in timings]
-                out.table([f"{op.name}", "with", "ms"], shown, right=["ms"])
+                out.table([found.op.name, "with", "ms"], shown, right=["ms"])
         out.document({"device": _device(), "ops": documents, "kept_in": str(winners.path)})
-        out.say(f"kept in {winners.path}" if documents else "this project's training step calls no op of jax_kernels")
+        out.say(f"kept in {winners.path}" if documents else NO_CALLS)
 
 
 @app.command()
@@ -115,15 +117,22 @@ def clear(yes: YesOption = False, json: JsonOption = False) -> None:
         out.say("".join(f"removed {path}\n" for path in files).rstrip() or "nothing was measured here")
 
 
-def _choices(settings: list[str] | None, out: Output) -> Choices:
+def _calls(settings: list[str] | None, out: Output) -> list[ProjectCall]:
     from aifx.config import load_config
-    from aifx.kernels import project_choices
+    from aifx.kernels import project_calls
     from aifx.parallel.compilation_cache import enable_compilation_cache
     from aifx.project import find_project
 
     project = find_project()
     enable_compilation_cache(out.say)
-    return project_choices(project, load_config(project, settings or ()), say=out.say)
+    return project_calls(project, load_config(project, settings or ()), say=out.say)
+
+
+def _limits() -> list[dict[str, Any]]:
+    """What the JAX that is installed cannot express."""
+    from jax_kernels.versions import limits_here
+
+    return [{"form": limit.form, "op": limit.op, "reason": limit.reason} for limit in limits_here()]
 
 
 def _device() -> str:
@@ -132,8 +141,8 @@ def _device() -> str:
     return current_device().kind
 
 
-def _row(choices: Choices, key: str) -> dict[str, Any]:
-    return _document(*choices.met[key], choices.made[key])
+def _row(found: ProjectCall) -> dict[str, Any]:
+    return _document(found.op, found.call, found.choice) | {"parts": list(found.parts)}
 
 
 def _document(op: Op, call: Any, choice: Choice) -> dict[str, Any]:
@@ -146,8 +155,14 @@ def _table(out: Output, rows: list[dict[str, Any]], otherwise: str) -> None:
     if not rows:
         out.say(otherwise)
         return
-    shown = [(row["op"], row["shapes"], row["form"], _config(row["config"]), row["reason"]) for row in rows]
+    shown = [
+        (row["op"], f"{row['shapes']}{_parts(row)}", row["form"], _config(row["config"]), row["reason"]) for row in rows
+    ]
     out.table(["op", "call", "form", "with", "why"], shown)
+
+
+def _parts(row: dict[str, Any]) -> str:
+    return f" ({', '.join(row['parts'])})" if "parts" in row else ""
 
 
 def _config(config: dict[str, int]) -> str:

@@ -36,6 +36,11 @@ LIMITS = (
 )
 
 
+def limits_here() -> list[Limit]:
+    """Those of the JAX that is installed."""
+    return [limit for limit in LIMITS if jax.__version_info__ < limit.since]
+
+
 def limit_of(op: str, form: str, *, interpreting: bool, version: Version | None = None) -> str | None:
     """Why this version of JAX (or another) cannot run the form of an op; None where it can."""
     version = version or jax.__version_info__

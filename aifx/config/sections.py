@@ -118,6 +118,9 @@ class CheckpointSection(Section):
     )
 
 
+Quantization = Literal["none", "int8", "float8_e4m3fn"]
+
+
 class EvalSection(Section):
     """What a checkpoint must reach."""
 
@@ -133,15 +136,29 @@ class EvalSection(Section):
         "best", description="Checkpoint that `aifx eval` and `aifx generate` take.", json_schema_extra=FREE
     )
     batch_size: NonNegativeInt = Field(0, description="Rows of an evaluation batch; 0 takes train.global_batch_size.")
+    quantize: Quantization = Field(
+        "none",
+        description="Measure a language model with its matrices quantized to this type.",
+        json_schema_extra=FREE,
+    )
 
 
-KernelForm = Literal["auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn"]
+OpForm = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
+AttentionForm = Literal["auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn"]
 
 
 class KernelsSection(Section):
-    """Form that each op of `jax_kernels` runs as. `aifx kernels explain` tells what "auto" takes, and why."""
+    """Form that each op of `jax_kernels` runs as; one that cannot take a call gives way. `aifx kernels explain` tells
+    what "auto" takes, and why."""
 
-    attention: KernelForm = Field("auto", description="Form of attention; one that cannot take a call gives way.")
+    attention: AttentionForm = Field("auto", description="Form of attention over whole sequences.")
+    linear_cross_entropy: OpForm = Field("auto", description="Form of the projection to the vocabulary with the loss.")
+    rms_norm: OpForm = Field("auto", description="Form of RMS normalization.")
+    layer_norm: OpForm = Field("auto", description="Form of layer normalization.")
+    decode_attention: OpForm = Field("auto", description="Form of a generated token's attention over the cache.")
+    swiglu: OpForm = Field("auto", description="Form of the gated MLP's first half.")
+    rotary: OpForm = Field("auto", description="Form of rotary positions.")
+    quantized_matmul: OpForm = Field("auto", description="Form of products of quantized numbers.")
 
 
 class LogSection(Section):
@@ -168,6 +185,9 @@ class GenerateSection(Section):
     )
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.95, description="Sample among the likeliest tokens of this total probability.", json_schema_extra=FREE
+    )
+    quantize: Quantization = Field(
+        "none", description="Write with the model's matrices quantized to this type.", json_schema_extra=FREE
     )
 
 

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from aifx.config.sections import LanguageModelSection
+from aifx.models import paged_cache
+from aifx.models.paged_cache import Cache
 from aifx.nn import initializers, layers
 from aifx.nn.specs import LAYERS, ArraySpec, Initializer, Params, Specs, count_parameters, stack_layer_specs
 from jax_kernels.attention import attention
-
-Cache: TypeAlias = dict[str, Any]
-"""Keys and values of the tokens so far, by layer, and `position`, the number of them."""
+from jax_kernels.decode_attention import decode_attention
+from jax_kernels.norms import layer_norm, rms_norm
+from jax_kernels.rotary import rotary
+from jax_kernels.swiglu import swiglu
 
 Angles: TypeAlias = tuple[jax.Array, jax.Array]
 
+Attend: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array, Params | None], tuple[jax.Array, Params | None]]
+"""(q, k, v, a layer's part of the cache) -> what they attend to, shaped as q, and that part with k and v in it.
+q `[batch, seq, num_heads, head_dim]`, k and v `[batch, seq, num_kv_heads, head_dim]`."""
+
 INIT_STDDEV = 0.02  # GPT-2, openai/gpt-2 `src/model.py`
-
-
-class Outputs(NamedTuple):
-    """What a forward pass gives: logits `[batch, seq, vocab]`, float32, and the cache when one was given."""
-
-    logits: jax.Array
-    cache: Cache | None
 
 
 class Decoder:
@@ -117,16 +118,11 @@ class Decoder:
         return initializers.normal(INIT_STDDEV / math.sqrt(2 * self.section.num_layers))
 
     def cache_specs(self, batch: int, length: int, dtype: Any = jnp.float32) -> Specs:
-        """A cache for `length` tokens of each of `batch` rows."""
-        shape = (batch, length, self.num_kv_heads, self.head_dim)
-        entry = ArraySpec(shape, ("batch", None, "kv_heads", "head_dim"), initializers.zeros, dtype, kind="buffer")
-        layer = {"key": entry, "value": entry}
-        stacked = self.section.scan_layers
+        """An empty cache for `length` tokens of each of `batch` rows."""
+        layer = paged_cache.layer_specs(batch, length, self.num_kv_heads, self.head_dim, dtype)
         n = self.section.num_layers
-        return {
-            "position": ArraySpec((), (), initializers.zeros, jnp.int32, kind="buffer"),
-            LAYERS: stack_layer_specs(layer, n) if stacked else {str(i): layer for i in range(n)},
-        }
+        stacked = stack_layer_specs(layer, n) if self.section.scan_layers else {str(i): layer for i in range(n)}
+        return {**paged_cache.table_specs(batch, length), LAYERS: stacked}
 
     def flops(self, batch_shape: tuple[int, ...]) -> int:
         """Forward and backward over `(rows, seq)`: tokens x (6 N + 12 L H Q T), PaLM appendix B (arXiv 2204.02311).
@@ -153,16 +149,13 @@ class Decoder:
         *,
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
-        cache: Cache | None = None,
-    ) -> Outputs:
-        """Logits of the next token at each of `inputs` `[batch, seq]` int32.
+    ) -> jax.Array:
+        """Logits `[batch, seq, vocab]`, float32 or wider, of the next token at each of `inputs` `[batch, seq]` int32.
 
         `segment_ids` `[batch, seq]` keeps attention within each document, `positions` `[batch, seq]` counts
         anew in each.
-        With a cache the inputs follow what it holds, and it comes back longer by `seq`.
         """
-        hidden, cache = self.hidden(params, inputs, segment_ids=segment_ids, positions=positions, cache=cache)
-        return Outputs(self.logits(params, hidden), cache)
+        return self.logits(params, self.hidden(params, inputs, segment_ids=segment_ids, positions=positions))
 
     def hidden(
         self,
@@ -171,102 +164,125 @@ class Decoder:
         *,
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """What the output projection reads: `[batch, seq, embed]`, after the last norm; and the cache."""
-        if cache is not None and segment_ids is not None:
-            raise ValueError("segment_ids: a cache holds one document a row, so expected None with a cache")
-        batch, seq = inputs.shape
-        offset = 0 if cache is None else cache["position"]
-        x = params["embedding"]["token"][inputs]
-        angles = None
-        if self.section.positions == "learned":
-            x = x + self._position_rows(params["embedding"]["position"], seq, positions, offset)
-        else:
-            where = jnp.arange(seq)[None] + offset if positions is None else positions
-            angles = layers.rotary_angles(where, self.head_dim, self.section.rope_theta)
-        x, layer_caches = self._blocks(
-            params[LAYERS], x.reshape(batch * seq, -1), (batch, seq), segment_ids, angles, cache
-        )
-        x = self._norm(params["final_norm"], x).reshape(batch, seq, -1)
-        return x, None if cache is None else {"position": offset + seq, LAYERS: layer_caches}
+    ) -> jax.Array:
+        """What the output projection reads: `[batch, seq, embed]`, after the last norm."""
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Params | None) -> tuple[jax.Array, None]:
+            return attention(q, k, v, causal=True, segment_ids=segment_ids), None
+
+        return self._run(params, inputs, positions, attend, None)[0]
+
+    def prefill(self, params: Params, inputs: jax.Array, lengths: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """`hidden` of prompts, and the cache with them in place of what it held.
+
+        `inputs` `[batch, seq]`, of which each row's first `lengths` `[batch]` are its prompt and the rest fills up.
+        """
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Params | None) -> tuple[jax.Array, Params]:
+            assert layer is not None
+            kept = paged_cache.write(layer, cache["page_table"], jnp.zeros_like(lengths), k, v)
+            return attention(q, k, v, causal=True), kept
+
+        hidden, kept = self._run(params, inputs, None, attend, cache[LAYERS])
+        return hidden, {**cache, "lengths": lengths, LAYERS: kept}
+
+    def decode(self, params: Params, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """`hidden` `[batch, embed]` of the token that follows each row, `tokens` `[batch]`, and the cache with it."""
+        table, held = cache["page_table"], cache["lengths"]
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Params | None) -> tuple[jax.Array, Params]:
+            assert layer is not None
+            kept = paged_cache.write(layer, table, held, k, v)
+            return decode_attention(q[:, 0], kept["key"], kept["value"], table, held + 1)[:, None], kept
+
+        hidden, kept = self._run(params, tokens[:, None], held[:, None], attend, cache[LAYERS])
+        return hidden[:, 0], {**cache, "lengths": held + 1, LAYERS: kept}
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Scores `[..., vocab]`, float32 or wider, of `hidden` `[..., embed]`."""
-        weight = params["embedding"]["token"].T if self.section.tie_embeddings else params["output"]
-        scores = layers.linear_at_least_float32(hidden.reshape(-1, hidden.shape[-1]), weight)
+        scores = layers.linear_at_least_float32(hidden.reshape(-1, hidden.shape[-1]), self.output_weight(params))
         return scores.reshape(*hidden.shape[:-1], self.vocab_size)
 
-    def _position_rows(self, table: jax.Array, seq: int, positions: jax.Array | None, offset: Any) -> jax.Array:
+    def output_weight(self, params: Params) -> jax.Array:
+        """The projection from what `hidden` gives to the vocabulary, `[embed, vocab]`."""
+        weight: jax.Array = params["embedding"]["token"].T if self.section.tie_embeddings else params["output"]
+        return weight
+
+    def _run(
+        self, params: Params, inputs: jax.Array, positions: jax.Array | None, attend: Attend, cache: Params | None
+    ) -> tuple[jax.Array, Params | None]:
+        """`hidden`, and what `attend` leaves of the layers' caches. Positions count from 0 when None."""
+        batch, seq = inputs.shape
+        x = params["embedding"]["token"][inputs]
+        angles = None
+        if self.section.positions == "learned":
+            x = x + self._position_rows(params["embedding"]["position"], seq, positions)
+        else:
+            where = jnp.arange(seq)[None] if positions is None else positions
+            angles = layers.rotary_angles(where, self.head_dim, self.section.rope_theta, x.dtype)
+        x, cache = self._blocks(params[LAYERS], x.reshape(batch * seq, -1), (batch, seq), angles, attend, cache)
+        return self._norm(params["final_norm"], x).reshape(batch, seq, -1), cache
+
+    def _position_rows(self, table: jax.Array, seq: int, positions: jax.Array | None) -> jax.Array:
         if seq > self.max_seq_len:
             raise ValueError(f"inputs: {seq} tokens, but learned positions end at {self.max_seq_len}")
-        if positions is not None:
-            return table[positions]
-        return (
-            jax.lax.dynamic_slice_in_dim(table, offset, seq)
-            if not isinstance(offset, int)
-            else table[offset : offset + seq]
-        )
+        return table[:seq] if positions is None else table[positions]
 
     def _blocks(
         self,
         params: Params,
         x: jax.Array,
         shape: tuple[int, int],
-        segment_ids: jax.Array | None,
         angles: Angles | None,
-        cache: Cache | None,
-    ) -> tuple[jax.Array, Cache | None]:
+        attend: Attend,
+        cache: Params | None,
+    ) -> tuple[jax.Array, Params | None]:
         """All layers over x `[tokens, embed]`: a Python loop, or one compiled layer that is scanned over."""
-        offset = None if cache is None else cache["position"]
 
         def block(x: jax.Array, layer: tuple[Params, Params | None]) -> tuple[jax.Array, Params | None]:
-            return self._block(*layer, x, shape, segment_ids, angles, offset)
+            own, cache = layer
+            mixed, cache = self._attention(
+                own["attention"], self._norm(own["attention_norm"], x), shape, angles, attend, cache
+            )
+            normed, x = self._norm_of_sum(own["mlp_norm"], mixed, x)
+            return x + self._mlp(own["mlp"], normed), cache
 
         if self.section.remat:
             block = jax.checkpoint(block)
-        layer_caches = None if cache is None else cache[LAYERS]
         if self.section.scan_layers:
-            return jax.lax.scan(block, x, (params, layer_caches))
-        caches: Cache = {}
+            return jax.lax.scan(block, x, (params, cache))
+        caches: Params = {}
         for i in range(self.section.num_layers):
             name = str(i)
-            x, caches[name] = block(x, (params[name], None if layer_caches is None else layer_caches[name]))
+            x, caches[name] = block(x, (params[name], None if cache is None else cache[name]))
         return x, None if cache is None else caches
 
-    def _block(
-        self,
-        params: Params,
-        cache: Params | None,
-        x: jax.Array,
-        shape: tuple[int, int],
-        segment_ids: jax.Array | None,
-        angles: Angles | None,
-        offset: jax.Array | None,
-    ) -> tuple[jax.Array, Params | None]:
-        mixed, cache = self._attention(
-            params["attention"], cache, self._norm(params["attention_norm"], x), shape, segment_ids, angles, offset
-        )
-        x = x + mixed
-        return x + self._mlp(params["mlp"], self._norm(params["mlp_norm"], x)), cache
-
     def _norm(self, params: Params, x: jax.Array) -> jax.Array:
-        norm = layers.layer_norm if self.section.norm == "layer_norm" else layers.rms_norm
-        return norm(x, params["scale"], params.get("bias"), self.section.norm_epsilon)
+        if self.section.norm == "layer_norm":
+            return layer_norm(x, params["scale"], params.get("bias"), epsilon=self.section.norm_epsilon)
+        y = rms_norm(x, params["scale"], epsilon=self.section.norm_epsilon)
+        return y + params["bias"] if self.section.bias else y
+
+    def _norm_of_sum(self, params: Params, x: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The norm of x + residual, and the sum: one pass over memory for both."""
+        epsilon = self.section.norm_epsilon
+        if self.section.norm == "layer_norm":
+            return layer_norm(x, params["scale"], params.get("bias"), residual=residual, epsilon=epsilon)
+        y, total = rms_norm(x, params["scale"], residual=residual, epsilon=epsilon)
+        return (y + params["bias"] if self.section.bias else y), total
 
     def _attention(
         self,
         params: Params,
-        cache: Params | None,
         x: jax.Array,
         shape: tuple[int, int],
-        segment_ids: jax.Array | None,
         angles: Angles | None,
-        offset: jax.Array | None,
+        attend: Attend,
+        cache: Params | None,
     ) -> tuple[jax.Array, Params | None]:
         def heads(name: str, count: int) -> jax.Array:
             bias = params[f"{name}_bias"].reshape(-1) if self.section.bias else None
-            y = layers.linear(x, params[name].reshape(x.shape[1], -1), bias)
+            y = layers.linear(x, layers.as_matrix(params[name], x.shape[1]), bias)
             return y.reshape(*shape, count, self.head_dim)
 
         q, k, v = (
@@ -275,19 +291,18 @@ class Decoder:
             heads("value", self.num_kv_heads),
         )
         if angles is not None:
-            q, k = layers.rotate(q, *angles), layers.rotate(k, *angles)
-        if cache is not None and offset is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache["key"], k.astype(cache["key"].dtype), offset, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache["value"], v.astype(cache["value"].dtype), offset, axis=1)
-            cache = {"key": k, "value": v}
-        out = attention(q, k, v, causal=True, segment_ids=segment_ids, q_offset=0 if offset is None else offset)
-        weight = params["output"].reshape(-1, x.shape[1])
-        return layers.linear(out.reshape(x.shape[0], -1), weight, params.get("output_bias")), cache
+            q, k = rotary(q, *angles), rotary(k, *angles)
+        out, cache = attend(q, k, v, cache)
+        out = out.reshape(x.shape[0], -1)
+        return layers.linear(out, layers.as_matrix(params["output"], out.shape[1]), params.get("output_bias")), cache
 
     def _mlp(self, params: Params, x: jax.Array) -> jax.Array:
-        up = layers.linear(x, params["up"], params.get("up_bias"))
+        is_plain = not self.section.bias and isinstance(params["up"], jax.Array)
+        if self.section.activation == "swiglu" and is_plain:
+            return layers.linear(swiglu(x, params["gate"], params["up"]), params["down"])
+        hidden = layers.linear(x, params["up"], params.get("up_bias"))
         if self.section.activation == "swiglu":
-            hidden = jax.nn.silu(layers.linear(x, params["gate"], params.get("gate_bias"))) * up
+            hidden *= jax.nn.silu(layers.linear(x, params["gate"], params.get("gate_bias")))
         else:
-            hidden = layers.gelu(up) if self.section.activation == "gelu" else layers.gelu_tanh(up)
+            hidden = layers.gelu(hidden) if self.section.activation == "gelu" else layers.gelu_tanh(hidden)
         return layers.linear(hidden, params["down"], params.get("down_bias"))

@@ -11,6 +11,7 @@ from aifx.config.sections import VisionModelSection
 from aifx.errors import ConfigError
 from aifx.nn import initializers, layers
 from aifx.nn.specs import ArraySpec, Initializer, Params, Specs
+from jax_kernels.norms import layer_norm
 
 KERNEL = 3
 NORM_EPSILON = 1e-5
@@ -84,7 +85,7 @@ class VisionNetwork:
             x = jax.nn.relu(_norm(stage["norm"], _halve(_conv(x, stage["widen"]))))
             for block in _in_order(stage["blocks"]):
                 x = x + _residual(block, x)
-        features = layers.layer_norm(jnp.mean(x, axis=(1, 2)), **params["final_norm"], epsilon=NORM_EPSILON)
+        features = layer_norm(jnp.mean(x, axis=(1, 2)), **params["final_norm"], epsilon=NORM_EPSILON)
         if key is not None and self.section.dropout > 0.0:
             features = layers.dropout(features, self.section.dropout, key)
         scores: jax.Array = layers.linear_at_least_float32(features, weights) + params["output"]["bias"]

@@ -1,35 +1,28 @@
-"""Layers as pure functions. Statistics are taken in float32 at least, whatever the activations are in."""
+"""Layers as pure functions, besides those that are ops of `jax_kernels`."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from aifx.nn.quantized import QuantizedMatrix
+from jax_kernels.quantized_matmul import quantized_linear
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
-    """Zero mean and unit variance over the last axis, then scale and bias `[embed]`."""
-    wide = at_least_float32(x)
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    y = centred * jax.lax.rsqrt(variance + epsilon) * scale
-    return (y if bias is None else y + bias).astype(x.dtype)
+def as_matrix(weight: jax.Array | QuantizedMatrix, inputs: int) -> jax.Array | QuantizedMatrix:
+    """A weight as `[inputs, outputs]`."""
+    return weight if isinstance(weight, QuantizedMatrix) else weight.reshape(inputs, -1)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
-    """Unit mean square over the last axis, then scale (and bias) `[embed]`."""
-    wide = at_least_float32(x)
-    y = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon) * scale
-    return (y if bias is None else y + bias).astype(x.dtype)
-
-
-def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def linear(x: jax.Array, weight: jax.Array | QuantizedMatrix, bias: jax.Array | None = None) -> jax.Array:
     """`[tokens, inputs] @ [inputs, outputs] + [outputs]`. Two dimensions only: a product over `[batch, seq, inputs]`
     runs 1.5 times slower in a gradient on the CPU."""
-    y = x @ weight
+    y = quantized_linear(x, *weight) if isinstance(weight, QuantizedMatrix) else x @ weight
     return y if bias is None else y + bias
 
 
@@ -61,17 +54,12 @@ def _backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[
 _float32_of_narrow.defvjp(_forward, _backward)
 
 
-def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines `[batch, seq, 1, head_dim / 2]` float32 of positions `[batch, seq]`."""
+def rotary_angles(positions: jax.Array, head_dim: int, theta: float, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines `[batch, seq, head_dim / 2]` of positions `[batch, seq]`, for `rotary` of arrays of `dtype`."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=float) / head_dim)
-    angles = positions[..., None, None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotary positions on x `[batch, seq, heads, head_dim]`; pairs (i, i + head_dim / 2) as in Hugging Face's Llama."""
-    left, right = jnp.split(at_least_float32(x), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+    angles = positions[..., None] * frequencies
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return jnp.cos(angles).astype(wide), jnp.sin(angles).astype(wide)
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -22,7 +22,10 @@ from aifx.models.decoder import Decoder
 from aifx.nn.specs import Params
 from aifx.project import Project
 from aifx.tasks.base import Sums, Task, Totals
-from aifx.tasks.objectives import cross_entropy
+from jax_kernels.linear_cross_entropy import linear_cross_entropy
+
+UNSCORED = -1
+"""The label of a token that only gives context or fills up a row: its weight is 0. That of the others is 1."""
 
 
 class LanguageTask(Task):
@@ -60,12 +63,19 @@ class LanguageTask(Task):
 
     def objective(self, params: Params, batch: Mapping[str, jax.Array], key: jax.Array, *, training: bool) -> Sums:
         """Sums over the batch: "loss" in nats over tokens, "bytes" of the text that the targets stand for."""
-        outputs = self.model(
+        hidden = self.model.hidden(
             params, batch["inputs"], segment_ids=batch.get("segment_ids"), positions=batch.get("positions")
         )
         targets, weights = batch["targets"], batch["weights"]
         weight = weights.sum()
-        sums: Sums = {"loss": ((cross_entropy(outputs.logits, targets) * weights).sum(), weight)}
+        loss = linear_cross_entropy(
+            hidden.reshape(-1, hidden.shape[-1]),
+            self.model.output_weight(params),
+            jnp.where(weights > 0.0, targets, UNSCORED).reshape(-1),
+            ignore_label=UNSCORED,
+            reduction="sum",
+        )
+        sums: Sums = {"loss": (loss, weight)}
         if not training:
             sums["bytes"] = ((jnp.asarray(self._token_bytes)[targets] * weights).sum(), weight)
         return sums

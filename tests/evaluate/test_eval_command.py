@@ -18,7 +18,7 @@ from aifx.project import Project
 
 def test_the_document_has_exactly_what_is_promised(project: Path) -> None:
     report = document(aifx(project, "eval", "--gate", "loss < 0.1", "--json"), code=1)
-    assert set(report) == {"schema_version", "run", "step", "split", "metrics", "gates"}
+    assert set(report) == {"schema_version", "run", "step", "split", "quantize", "metrics", "gates"}
     assert (report["schema_version"], report["run"], report["step"], report["split"]) == (1, "main", 12, "test")
     assert set(report["metrics"]) == {"loss", "perplexity", "bits_per_byte", "tokens", "bytes"}
     assert [(g["expr"], g["passed"]) for g in report["gates"]] == [("bits_per_byte <= 9", True), ("loss < 0.1", False)]
@@ -55,6 +55,18 @@ def test_reports_of_a_step_stand_together(project: Path) -> None:
     measure(project)
     assert set(json.loads(path.read_text())["splits"]) == {"test"}
     assert {p.name for p in path.parent.iterdir()} == {"12.json", ".lock"}
+
+
+def test_a_quantized_model_is_measured_beside_the_other(project: Path) -> None:
+    plain = measure(project)
+    quantized = measure(project, overrides=["eval.quantize=int8"])
+    assert quantized.metrics["bits_per_byte"] == pytest.approx(plain.metrics["bits_per_byte"], rel=0.02)
+    assert quantized.metrics != plain.metrics
+    kept = json.loads((project / "runs/main/eval/12.json").read_text())["splits"]
+    assert {name: entry["metrics"]["loss"] for name, entry in kept.items()} == {
+        "test": plain.metrics["loss"],
+        "test-int8": quantized.metrics["loss"],
+    }
 
 
 def test_reports_that_end_at_the_same_time_all_stand(tmp_path: Path) -> None:

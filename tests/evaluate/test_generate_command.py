@@ -23,6 +23,12 @@ def test_the_same_seed_writes_the_same_text(project: Path) -> None:
     assert other["text"] != told["text"]
 
 
+def test_quantized_matrices_write_too(project: Path) -> None:
+    told = document(aifx(project, "generate", *SHORT, "--set", "generate.quantize=int8", "--json"))
+    assert told["quantize"] == "int8"
+    assert told["text"]
+
+
 def test_zero_temperature_needs_no_seed(project: Path) -> None:
     texts = {
         document(aifx(project, "generate", *SHORT, "--temperature", "0", "--seed", seed, "--json"))["text"]

@@ -33,7 +33,7 @@ def read_whole(model, params, prompt, max_tokens):
             start = len(tokens) - (model.max_seq_len - min(max_tokens - i, model.max_seq_len // 2))
         context = np.zeros((1, model.max_seq_len), np.int32)
         context[0, : len(tokens) - start] = tokens[start:]
-        logits = forward(params, jnp.asarray(context)).logits[0, len(tokens) - start - 1]
+        logits = forward(params, jnp.asarray(context))[0, len(tokens) - start - 1]
         tokens.append(int(np.argmax(logits)))
         written.append(tokens[-1])
     return written

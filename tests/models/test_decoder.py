@@ -1,5 +1,7 @@
 """The decoder: its logits against NumPy, its gradients against finite differences, its properties."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,9 @@ from finite_differences import assert_gradients
 from numpy_decoder import forward
 
 from aifx.config.sections import LanguageModelSection
+from aifx.models import paged_cache
 from aifx.models.decoder import Decoder
-from aifx.nn.specs import init_params, is_spec, map_specs
+from aifx.nn.specs import init_params, is_spec
 from aifx.nn.stacking import unstack_layers
 
 VOCAB, SEQ = 37, 24
@@ -43,7 +46,7 @@ def tokens(seed=0, batch=2, seq=SEQ):
 
 
 def empty_cache(model):
-    return map_specs(lambda s: jnp.asarray(np.zeros(s.shape, s.dtype)), model.cache_specs(2, SEQ))
+    return init_params(model.cache_specs(2, SEQ), jax.random.key(0))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -51,7 +54,7 @@ def test_logits_are_numpys(family):
     model = decoder(**FAMILIES[family])
     params, inputs = params_of(model), tokens()
     want = forward(model.section, params, inputs)
-    got = jit(model)(params, inputs).logits
+    got = jit(model)(params, inputs)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 
@@ -65,8 +68,8 @@ def test_packed_documents_are_numpys_and_separate_ones(family):
     positions = np.concatenate([np.arange(n) for n in lengths])[None]
     segment_ids = np.repeat([1, 2, 3], lengths)[None].astype(np.int32)
     inputs = np.concatenate(documents, axis=1)
-    got = jit(model)(params, inputs, segment_ids=segment_ids, positions=positions).logits
-    alone = np.concatenate([jit(model)(params, d).logits for d in documents], axis=1)
+    got = jit(model)(params, inputs, segment_ids=segment_ids, positions=positions)
+    alone = np.concatenate([jit(model)(params, d) for d in documents], axis=1)
     want = forward(model.section, params, inputs, positions, segment_ids)
     scale = np.abs(want).max()
     np.testing.assert_allclose(got, want, atol=2e-5 * scale)
@@ -82,7 +85,7 @@ def test_gradients_are_finite_differences(family, scan):
         inputs = tokens(seq=8)
 
         def loss(params):
-            return -jnp.mean(jax.nn.log_softmax(model(params, inputs).logits)[..., 3])
+            return -jnp.mean(jax.nn.log_softmax(model(params, inputs))[..., 3])
 
         assert_gradients(loss, params)
 
@@ -94,26 +97,30 @@ def test_a_token_changes_nothing_before_itself(family):
     changed = np.array(inputs)
     changed[:, 11] = (changed[:, 11] + 1) % VOCAB
     forward_pass = jit(model)
-    before, after = (forward_pass(params, x).logits for x in (inputs, jnp.asarray(changed)))
+    before, after = (forward_pass(params, x) for x in (inputs, jnp.asarray(changed)))
     np.testing.assert_array_equal(before[:, :11], after[:, :11])
     assert not np.allclose(before[:, 11:], after[:, 11:])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
-@pytest.mark.parametrize("pieces", [(1,) * SEQ, (10, 1, 1, 12), (SEQ,)], ids=["one by one", "prefill first", "whole"])
-def test_cached_decoding_is_the_full_forward(family, scan, pieces):
+@pytest.mark.parametrize("prompts", [(1, 1), (10, 17), (SEQ - 1, 3)], ids=str)
+def test_cached_decoding_is_the_full_forward(family, scan, prompts, monkeypatch):
+    """Rows of lengths of their own, over pages that are shorter than they are."""
+    monkeypatch.setattr(paged_cache, "PAGE_SIZE", 8)
     model = decoder(**FAMILIES[family], scan_layers=scan)
     params, inputs = params_of(model), tokens()
-    want = jit(model)(params, inputs).logits
-    cache = empty_cache(model)
-    step = jit(lambda inputs, cache: model(params, inputs, cache=cache))
-    got = []
-    for piece in np.split(np.asarray(inputs), np.cumsum(pieces)[:-1], axis=1):
-        logits, cache = step(jnp.asarray(piece), cache)
-        got.append(logits)
-    assert int(cache["position"]) == SEQ
-    np.testing.assert_allclose(np.concatenate(got, axis=1), want, atol=2e-5 * np.abs(want).max())
+    want = jit(model)(params, inputs)
+    close = partial(np.testing.assert_allclose, atol=2e-5 * np.abs(want).max())
+    lengths = jnp.asarray(prompts, jnp.int32)
+    hidden, cache = jit(model.prefill)(params, inputs, lengths, empty_cache(model))
+    close(model.logits(params, hidden), want)  # a causal mask: what fills up a row comes after its prompt
+    decode = jit(model.decode)
+    for _ in range(SEQ - max(prompts)):
+        held = np.asarray(cache["lengths"])
+        hidden, cache = decode(params, inputs[np.arange(2), held], cache)
+        close(model.logits(params, hidden), want[np.arange(2), held])
+    np.testing.assert_array_equal(cache["lengths"], np.asarray(prompts) + SEQ - max(prompts))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -126,7 +133,7 @@ def test_scanned_and_recomputed_layers_are_the_same_model(family):
             params = jit(lambda model=model: init_params(model.specs(), jax.random.key(0)))()
 
             def loss(params, model=model):
-                return -jnp.mean(jax.nn.log_softmax(model(params, inputs).logits)[..., 3])
+                return -jnp.mean(jax.nn.log_softmax(model(params, inputs))[..., 3])
 
             value, gradient = jit(jax.value_and_grad(loss))(params)
             losses.append(float(value))
@@ -140,9 +147,9 @@ def test_scanned_and_recomputed_layers_are_the_same_model(family):
 def test_computes_in_the_dtype_of_its_params():
     model = decoder(**FAMILIES["llama"])
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params_of(model))
-    hidden, _ = jax.eval_shape(model.hidden, params, tokens())
+    hidden = jax.eval_shape(model.hidden, params, tokens())
     assert hidden.dtype == jnp.bfloat16
-    assert jax.eval_shape(model, params, tokens()).logits.dtype == jnp.float32
+    assert jax.eval_shape(model, params, tokens()).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -192,6 +199,3 @@ def test_misuse_is_named():
     params = params_of(model)
     with pytest.raises(ValueError, match="inputs"):
         model(params, tokens(seq=SEQ + 1))
-    cache = empty_cache(model)
-    with pytest.raises(ValueError, match="segment_ids"):
-        model(params, tokens(), segment_ids=jnp.zeros((2, SEQ), jnp.int32), cache=cache)

@@ -8,29 +8,7 @@ import numpy as np
 import pytest
 
 from aifx.nn import layers
-
-X = np.random.default_rng(0).normal(loc=0.7, scale=2.0, size=(6, 16))
-SCALE = np.linspace(0.5, 1.5, 16)
-BIAS = np.linspace(-1, 1, 16)
-
-
-def test_layer_norm():
-    want = (X - X.mean(-1, keepdims=True)) / np.sqrt(X.var(-1, keepdims=True) + 1e-5) * SCALE + BIAS
-    np.testing.assert_allclose(layers.layer_norm(*map(jnp.float32, (X, SCALE, BIAS)), 1e-5), want, atol=3e-6)
-
-
-def test_rms_norm():
-    want = X / np.sqrt((X**2).mean(-1, keepdims=True) + 1e-5) * SCALE
-    np.testing.assert_allclose(layers.rms_norm(jnp.float32(X), jnp.float32(SCALE), None, 1e-5), want, atol=3e-6)
-
-
-@pytest.mark.parametrize("norm", [layers.layer_norm, layers.rms_norm])
-def test_norms_take_statistics_in_float32_and_keep_the_dtype(norm):
-    x = jnp.asarray(X * 1e3, jnp.bfloat16)
-    out = norm(x, jnp.ones(16, jnp.bfloat16), None, 1e-5)
-    assert out.dtype == jnp.bfloat16
-    want = norm(x.astype(jnp.float32), jnp.ones(16), None, 1e-5)
-    np.testing.assert_allclose(out.astype(jnp.float32), want, rtol=1e-2, atol=1e-2)
+from jax_kernels.rotary import rotary
 
 
 def test_gelus():
@@ -58,13 +36,16 @@ def test_rotation_turns_pairs_and_scores_depend_on_distance_alone():
     rng = np.random.default_rng(1)
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
 
+    def turn(x, position):
+        return rotary(x, *layers.rotary_angles(jnp.array([[position]]), 8, 100.0, x.dtype))
+
     def score(at, other):
-        turned = [layers.rotate(x, *layers.rotary_angles(jnp.array([[p]]), 8, 100.0)) for x, p in ((q, at), (k, other))]
+        turned = [turn(x, position) for x, position in ((q, at), (k, other))]
         return float(jnp.sum(turned[0] * turned[1]))
 
     assert score(5, 3) == pytest.approx(score(105, 103), rel=1e-4)
     assert score(5, 3) != pytest.approx(score(5, 4), rel=1e-2)
-    x = np.asarray(layers.rotate(q, *layers.rotary_angles(jnp.array([[3]]), 8, 100.0)))[0, 0, 0]
+    x = np.asarray(turn(q, 3))[0, 0, 0]
     pairs = np.asarray(q)[0, 0, 0][:4] + 1j * np.asarray(q)[0, 0, 0][4:]
     want = pairs * np.exp(3j * 100.0 ** (-np.arange(4) / 4))
     np.testing.assert_allclose(x, np.concatenate([want.real, want.imag]), atol=1e-5)

@@ -62,7 +62,7 @@ def test_the_loss_is_what_numpy_makes_of_all_logits_at_once(tmp_path: Path) -> N
     assert source.num_batches is not None
     batches = [source.read(i, slice(0, source.batch_size)) for i in range(source.num_batches)]
     inputs, targets, weights = (np.concatenate([b[k] for b in batches]) for k in ("inputs", "targets", "weights"))
-    logits = np.asarray(task.model(params, inputs).logits, np.float64)
+    logits = np.asarray(task.model(params, inputs), np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     nll = -np.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
     totals = sum_split(task, params, "test")

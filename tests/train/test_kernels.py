@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 from aifx.config import load_config
+from aifx.config.sections import KernelsSection
 from aifx.kernels import run_choices, winners_path
 from aifx.project import Project
 from jax_kernels.attention import ATTENTION
@@ -14,6 +16,7 @@ from jax_kernels.choosing import choose as choose_form
 from jax_kernels.choosing import using
 from jax_kernels.forms import current_device
 from jax_kernels.op import Choice
+from jax_kernels.ops import OPS
 from jax_kernels.tuning import Winners
 
 CALL = Call(1, 8, 8, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
@@ -58,3 +61,10 @@ def test_what_another_device_chose_is_not_taken(tmp_path: Path, monkeypatch) -> 
     assert choose(project).form == "xla"
     path.write_text("{")
     assert choose(project).form == "xla"
+
+
+def test_each_op_has_its_key() -> None:
+    fields = KernelsSection.model_fields
+    assert fields.keys() == OPS.keys()
+    for name, field in fields.items():
+        assert {"auto", *OPS[name].forms} == set(get_args(field.annotation)), name

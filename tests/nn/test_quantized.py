@@ -1,0 +1,45 @@
+"""Quantized matrices in a model: which arrays they replace, and how little the model changes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aifx.config.sections import LanguageModelSection, Quantization
+from aifx.models.decoder import Decoder
+from aifx.nn.quantized import QuantizedMatrix, quantize_matrices
+from aifx.nn.specs import init_params, is_spec
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize(("quantization", "tolerance"), [("int8", 0.02), ("float8_e4m3fn", 0.08)])
+def test_a_quantized_decoder_is_nearly_the_same(scan: bool, quantization: Quantization, tolerance: float) -> None:
+    section = LanguageModelSection(num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=2, scan_layers=scan)
+    model = Decoder(section, vocab_size=50, max_seq_len=16)
+    specs = model.specs()
+    params = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, init_params(specs, jax.random.key(0)))
+    quantized = quantize_matrices(params, specs, quantization)
+
+    def is_matrix(node: object) -> bool:
+        return isinstance(node, QuantizedMatrix)
+
+    leaves = jax.tree.leaves(quantized, is_leaf=is_matrix)
+    for spec, before, after in zip(
+        jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(params), leaves, strict=True
+    ):
+        assert is_matrix(after) == (spec.matrix is not None)
+        if isinstance(after, QuantizedMatrix):
+            assert after.values.dtype == quantization
+            assert after.values.size == before.size
+        else:
+            np.testing.assert_array_equal(after, before)
+    inputs = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 16)), jnp.int32)
+    want, got = (np.asarray(jax.jit(model.__call__)(p, inputs)) for p in (params, quantized))
+    assert 0 < np.linalg.norm(got - want) < tolerance * np.linalg.norm(want)
+
+
+def test_nothing_is_quantized_unless_asked() -> None:
+    params = {"up": jnp.ones((2, 2))}
+    assert quantize_matrices(params, {}, "none") is params
