@@ -14,7 +14,9 @@ from aifx.nn.specs import init_params, is_spec
 
 
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
-@pytest.mark.parametrize(("quantization", "tolerance"), [("int8", 0.02), ("float8_e4m3fn", 0.08)])
+# Rounding a normal number whose block's largest is 3 deviations leaves 0.7 % of it in int8 and 2.5 % in fp8 (3 bits);
+# both operands of 8 products in a row add up to 4 times as much, and half as much again is left for luck.
+@pytest.mark.parametrize(("quantization", "tolerance"), [("int8", 0.04), ("float8_e4m3fn", 0.15)])
 def test_a_quantized_decoder_is_nearly_the_same(scan: bool, quantization: Quantization, tolerance: float) -> None:
     section = LanguageModelSection(num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=2, scan_layers=scan)
     model = Decoder(section, vocab_size=50, max_seq_len=16)
