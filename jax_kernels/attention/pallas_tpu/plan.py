@@ -52,7 +52,7 @@ class Plan:
     def visits(self, q_offset: int | Array, segment_ids: Array | None) -> tuple[Array, int | Array]:
         """What to visit in which order, `[batch * visits]` int32, or `[visits]` without segment ids, which differ by
         row of the batch; and the visits that the longest row makes."""
-        sight = self._sight(q_offset, segment_ids)
+        sight = self.sight(q_offset, segment_ids)
         xp: Any = np if isinstance(sight, np.ndarray) else jnp
         sight = sight.swapaxes(-1, -2) if self.keys_outer else sight
         rows, num_outer, num_inner = sight.shape
@@ -71,7 +71,7 @@ class Plan:
         visits = (q << BLOCK_BITS | k) << WORK_BITS | xp.where(at < count, todo, 0)
         return jnp.asarray(visits, jnp.int32).reshape(-1), len(at) if xp is np else count.max().astype(jnp.int32)
 
-    def _sight(self, q_offset: int | Array, segment_ids: Array | None) -> Any:
+    def sight(self, q_offset: int | Array, segment_ids: Array | None) -> Any:
         """What a mask leaves of each block of scores: WHOLE, PARTLY or 0, `[1 or batch, q blocks, k blocks]`."""
         call, (q_padded, k_padded) = self.call, self.padded
         q_first, k_first = np.arange(0, q_padded, self.block_q)[:, None], np.arange(0, k_padded, self.block_k)

@@ -1,0 +1,119 @@
+"""Which blocks of scores the kernels visit, and which of them without a mask, against what their queries see."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from harness import jit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_kernels.attention.call import Call
+from jax_kernels.attention.pallas_mosaic_gpu.tiling import Tiling
+from jax_kernels.attention.pallas_tpu.plan import WHOLE, Plan
+from jax_kernels.attention.pallas_triton.walking import keys_seen, queries_seeing, walk
+
+LENGTHS = st.integers(1, 48)
+CALLS = st.builds(
+    lambda q_len, kv_len, causal, window, q_offset: Call(
+        1,
+        q_len,
+        kv_len,
+        1,
+        1,
+        8,
+        "bfloat16",
+        causal,
+        window,
+        q_offset,
+        has_segments=False,
+        scale=1.0,
+        logit_softcap=None,
+    ),
+    LENGTHS,
+    LENGTHS,
+    st.booleans(),
+    st.none() | LENGTHS,
+    st.integers(-40, 40),
+)
+
+
+def seen_by_block(call: Call, block_q: int, block_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each block of scores, whether a query sees a key, and whether all see all; what lies past an end sees all."""
+    at, key = np.arange(call.q_len)[:, None] + call.q_offset, np.arange(call.kv_len)
+    seen = (key <= at) if call.causal else np.ones((call.q_len, call.kv_len), bool)
+    if call.window is not None:
+        seen = seen & (key > at - call.window)
+    past = ((0, -call.q_len % block_q), (0, -call.kv_len % block_k))
+    some, every = (np.pad(seen, past, constant_values=value) for value in (False, True))
+    shape = (some.shape[0] // block_q, block_q, some.shape[1] // block_k, block_k)
+    return some.reshape(shape).any(axis=(1, 3)), every.reshape(shape).all(axis=(1, 3))
+
+
+def by_tile(call: Call, of_keys: bool, size: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same of tiles of `size` queries and their blocks of keys, or of tiles of keys and their blocks of queries."""
+    return (x.T for x in seen_by_block(call, block, size)) if of_keys else seen_by_block(call, size, block)
+
+
+def check(visited: np.ndarray, some: np.ndarray) -> None:
+    """What is seen is visited, once, and nothing else, but that a tile which sees nothing may look at a block."""
+    sees = some.any(axis=1)
+    np.testing.assert_array_equal(visited[sees], some[sees])
+    assert np.all(visited.sum(axis=1)[~sees] <= 1)
+
+
+@settings(max_examples=200)
+@given(CALLS, st.sampled_from([8, 16]), st.sampled_from([8, 16]))
+def test_the_tpu_kernels(call, block_q, block_k):
+    some, every = seen_by_block(call, block_q, block_k)
+    every[:, -1] &= call.kv_len % block_k == 0  # keys past the end are masked
+    (sight,) = Plan(call, block_q, block_k).sight(call.q_offset, None)
+    np.testing.assert_array_equal(sight != 0, some)
+    np.testing.assert_array_equal(sight == WHOLE, some & every)
+
+
+@settings(max_examples=15)
+@given(CALLS, st.booleans())
+def test_the_triton_kernels(call, of_keys):
+    size, block = 16, 8
+    rows, length = (call.kv_len, call.q_len) if of_keys else (call.q_len, call.kv_len)
+    first = np.arange(0, rows, size)
+    # A tile that reaches past the end visits what it would if there were more.
+    some, every = by_tile(replace(call, **{"kv_len" if of_keys else "q_len": len(first) * size}), of_keys, size, block)
+    every[:, -1] &= length % block == 0  # rows past the end are masked as they are loaded
+
+    def visits(row):
+        if of_keys:
+            seeing = queries_seeing(call, row - call.q_offset, size)
+        else:
+            seeing = keys_seen(call, row + call.q_offset, size)
+
+        def step(start, counts, masked):
+            return counts.at[start // block].add(jnp.array([1, not masked]))
+
+        return walk(call, step, jnp.zeros((some.shape[1], 2), "int32"), seeing, length, block)
+
+    visited, whole = np.moveaxis(np.asarray(jit(jax.vmap(visits))(first)), -1, 0)
+    check(visited, some)
+    assert not np.any(whole & ~every)
+    if call.window is None:
+        np.testing.assert_array_equal(whole, some & every)
+
+
+@settings(max_examples=200)
+@given(CALLS, st.booleans())
+def test_the_mosaic_gpu_kernels(call, of_keys):
+    tiling = Tiling(call, of_keys, rows=8, block=8, stages=2)
+    size = tiling.groups * tiling.rows
+    some, every = by_tile(call, of_keys, size, tiling.block)
+    if not of_keys:
+        every[:, -1] &= call.kv_len % tiling.block == 0
+    first = np.arange(0, tiling.length, size)
+    last = np.minimum(first + size, tiling.length) - 1
+    block = np.arange(some.shape[1])
+    start, whole_start, whole_stop, stop = (np.asarray(x)[:, None] for x in tiling.span(first, last, call.q_offset))
+    whole = (whole_start <= block) & (block < whole_stop)
+    check((start <= block) & (block < stop), some)
+    np.testing.assert_array_equal(whole[:, :-1], (some & every)[:, :-1])
+    assert not np.any(whole & ~every)  # the block that the array ends in may have a mask that it could do without
