@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from harness import jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,32 +74,33 @@ def test_the_tpu_kernels(call, block_q, block_k):
     np.testing.assert_array_equal(sight == WHOLE, some & every)
 
 
-@settings(max_examples=15)
-@given(CALLS, st.booleans())
-def test_the_triton_kernels(call, of_keys):
-    size, block = 16, 8
-    rows, length = (call.kv_len, call.q_len) if of_keys else (call.q_len, call.kv_len)
+@pytest.mark.parametrize("of_keys", [False, True])
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 20), (False, 20), (False, None)])
+@pytest.mark.parametrize(("q_len", "kv_len"), [(48, 48), (33, 47), (7, 40)])
+def test_the_triton_kernels(q_len, kv_len, causal, window, of_keys):
+    """At every offset: the walk is a program, compiled once for all of them."""
+    size, block, offsets = 16, 8, np.arange(-50, 50)
+    call = Call(1, q_len, kv_len, 1, 1, 8, "bfloat16", causal, window, None, False, scale=1.0, logit_softcap=None)
+    rows, length = (kv_len, q_len) if of_keys else (q_len, kv_len)
     first = np.arange(0, rows, size)
-    # A tile that reaches past the end visits what it would if there were more.
-    some, every = by_tile(replace(call, **{"kv_len" if of_keys else "q_len": len(first) * size}), of_keys, size, block)
-    every[:, -1] &= length % block == 0  # rows past the end are masked as they are loaded
 
-    def visits(row):
-        if of_keys:
-            seeing = queries_seeing(call, row - call.q_offset, size)
-        else:
-            seeing = keys_seen(call, row + call.q_offset, size)
+    def visits(offset, row):
+        seeing = queries_seeing(call, row - offset, size) if of_keys else keys_seen(call, row + offset, size)
 
         def step(start, counts, masked):
             return counts.at[start // block].add(jnp.array([1, not masked]))
 
-        return walk(call, step, jnp.zeros((some.shape[1], 2), "int32"), seeing, length, block)
+        return walk(call, step, jnp.zeros((-(-length // block), 2), "int32"), seeing, length, block)
 
-    visited, whole = np.moveaxis(np.asarray(jit(jax.vmap(visits))(first)), -1, 0)
-    check(visited, some)
-    assert not np.any(whole & ~every)
-    if call.window is None:
-        np.testing.assert_array_equal(whole, some & every)
+    every_tile = jax.vmap(jax.vmap(visits, (None, 0)), (0, None))
+    for offset, counts in zip(offsets, np.asarray(jit(every_tile)(offsets, first)), strict=True):
+        # A tile that reaches past the end visits what it would if there were more.
+        longer = {"kv_len" if of_keys else "q_len": len(first) * size}
+        some, every = by_tile(replace(call, q_offset=int(offset), **longer), of_keys, size, block)
+        every[:, -1] &= length % block == 0  # rows past the end are masked as they are loaded
+        visited, whole = counts[..., 0], counts[..., 1]
+        check(visited, some)
+        np.testing.assert_array_equal(whole, some & every if window is None else 0)
 
 
 @settings(max_examples=200)
