@@ -21,7 +21,8 @@ def test_a_quantized_decoder_is_nearly_the_same(scan: bool, quantization: Quanti
     section = LanguageModelSection(num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=2, scan_layers=scan)
     model = Decoder(section, vocab_size=50, max_seq_len=16)
     specs = model.specs()
-    params = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, init_params(specs, jax.random.key(0)))
+    first = init_params(specs, jax.random.key(0))
+    params = jax.tree.map(lambda spec, x: 4 * x if spec.decay else x, specs, first, is_leaf=is_spec)
     quantized = quantize_matrices(params, specs, quantization)
 
     def is_matrix(node: object) -> bool:
