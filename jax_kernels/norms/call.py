@@ -50,6 +50,11 @@ class Call:
         return self.kind == "layer_norm"
 
 
+def power_below(number: int) -> int:
+    """The greatest power of two up to it, as sizes of blocks are."""
+    return 1 << number.bit_length() - 1
+
+
 def rows(call: Call, count: int) -> Rows | None:
     """Devices share out the rows; each has all of scale and bias."""
     if call.rows % count:

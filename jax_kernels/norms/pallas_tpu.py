@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jax_kernels.forms import Config, Device, is_interpreting
 from jax_kernels.norms import formulas
-from jax_kernels.norms.call import Call
+from jax_kernels.norms.call import Call, power_below
 
 LANES, SUBLANES = 128, 8
 ROWS = 16  # of a tile of 2-byte numbers, the least that a slice can have
@@ -111,7 +111,7 @@ class Pieces:
 
 def _walk(call: Call, block_rows: int, step: Any) -> None:
     """`step(start, rows, columns)` for each slice of a block: its first row, its rows, the columns of its pieces."""
-    size = max(ROWS, min(block_rows, _power_below(SLICE // call.embed)))
+    size = max(ROWS, min(block_rows, power_below(SLICE // call.embed)))
     width = max(LANES, PIECE // size)
     columns = [slice(at, min(at + width, call.embed)) for at in range(0, call.embed, width)]
 
@@ -192,10 +192,5 @@ def configs(call: Call, device: Device) -> Sequence[Config]:
     """Blocks of a MiB first: an array's on its way takes longer than a step of the grid costs. Nothing was measured."""
     row_bytes = call.embed * jnp.dtype(call.dtype).itemsize
     most = min(MOST_ROWS, pl.next_power_of_2(call.rows))
-    sizes = (max(ROWS, min(most, _power_below(max(1, size // row_bytes)))) for size in (2**20, 2**21, 2**19))
+    sizes = (max(ROWS, min(most, power_below(max(1, size // row_bytes)))) for size in (2**20, 2**21, 2**19))
     return [(("block_rows", rows),) for rows in dict.fromkeys(sizes)]
-
-
-def _power_below(number: int) -> int:
-    """The greatest power of two up to it."""
-    return 1 << number.bit_length() - 1

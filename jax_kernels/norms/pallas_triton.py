@@ -24,7 +24,7 @@ from jax_kernels import forms
 from jax_kernels.edges import load, store
 from jax_kernels.forms import Config, Device
 from jax_kernels.norms import formulas
-from jax_kernels.norms.call import Call
+from jax_kernels.norms.call import Call, power_below
 from jax_kernels.norms.formulas import Statistics
 
 MOST_PIECES = 8
@@ -242,12 +242,12 @@ def refuses(call: Call, device: Device) -> str | None:
 def configs(call: Call, device: Device) -> Sequence[Config]:
     """From the best guess on, by reasoning: nothing was timed. The first spills no registers, compiled for an H100."""
     count, width = _pieces(call)
-    rows = min(_power_below(max(1, BLOCK // (count * width))), MOST_ROWS, pl.next_power_of_2(call.rows))
+    rows = min(power_below(max(1, BLOCK // (count * width))), MOST_ROWS, pl.next_power_of_2(call.rows))
     cores = MULTIPROCESSORS.get(device.compute_capability or (0, 0), 128)
 
     def config(per_thread: int, programs: int) -> Config:
         threads = rows * count * width // per_thread
-        warps = min(_power_below(max(1, threads // 32)), MOST_WARPS)
+        warps = min(power_below(max(1, threads // 32)), MOST_WARPS)
         # A row that is read again lets its registers go, and can do with fewer threads, whose loads are wider.
         backward = warps if call.embed <= WIDEST_HELD else min(warps, 16)
         sizes = {"block_rows": rows, "num_warps": warps, "backward_block_rows": rows}
@@ -255,8 +255,3 @@ def configs(call: Call, device: Device) -> Sequence[Config]:
         return tuple(sizes.items())
 
     return list(dict.fromkeys(config(*choice) for choice in ((16, 2), (8, 2), (16, 4), (32, 2), (32, 4))))
-
-
-def _power_below(number: int) -> int:
-    """The greatest power of two up to it."""
-    return 1 << number.bit_length() - 1
