@@ -50,6 +50,7 @@ def refuses(call: Call, device: Device) -> str | None:
         "its log-sum-exp has no gradient": call.return_lse,
         "segment ids": call.has_segments,
         "logit_softcap": call.logit_softcap is not None,
+        "scale is not positive": call.scale <= 0.0,  # nothing says that the maximum is taken after scaling
         "q_offset": call.q_offset != 0,
         "a window without a causal mask": call.window is not None and not call.causal,
         "a causal mask over lengths that differ": call.causal and call.q_len != call.kv_len,
