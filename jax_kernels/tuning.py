@@ -30,6 +30,9 @@ FORMAT = 1
 ROUNDS = 7
 """Timings of each candidate, in alternation: the machine's moods meet all of them."""
 
+SHORTEST_S = 0.01
+"""A timing lasts so long at the least."""
+
 TOLERANCE = {
     "float64": 1e-6,
     "float32": 1e-2,
@@ -123,7 +126,7 @@ def tune(op: Op, call: Any, *, tell: Tell = lambda text: None) -> tuple[Choice, 
     programs, failures = _compile(op, call, tell)
     if not programs:
         raise RuntimeError(f"{op.name}: no form runs {call}: " + "; ".join(f"{t.form}: {t.failure}" for t in failures))
-    seconds = _time(programs)
+    seconds = time_in_turn(programs)
     timings = [Timing(form, config, statistics.median(s)) for (form, config), s in seconds.items()]
     timings.sort(key=lambda timing: timing.seconds or 0.0)
     best = timings[0]
@@ -165,11 +168,26 @@ def relative_error(actual: Any, expected: Any) -> float:
     return max(errors, default=0.0)
 
 
-def _time(programs: Mapping[tuple[str, Config], Any]) -> dict[tuple[str, Config], list[float]]:
-    seconds: dict[tuple[str, Config], list[float]] = {key: [] for key in programs}
-    for _ in range(ROUNDS):
+def time_in_turn(programs: Mapping[Any, Callable[[], Any]], rounds: int = ROUNDS) -> dict[Any, list[float]]:
+    """Seconds that each program takes, `rounds` times, in alternation.
+
+    A timing is of as many calls in a row as last SHORTEST_S, so that what the host does between them is hidden where
+    the device is another.
+    """
+    calls = {}
+    for key, program in programs.items():
+        jax.block_until_ready(program())  # what is done once
+        calls[key] = max(1, round(SHORTEST_S / max(_seconds(program, 1), 1e-6)))
+    seconds: dict[Any, list[float]] = {key: [] for key in programs}
+    for _ in range(rounds):
         for key, program in programs.items():
-            started = time.perf_counter()
-            jax.block_until_ready(program())
-            seconds[key].append(time.perf_counter() - started)
+            seconds[key].append(_seconds(program, calls[key]))
     return seconds
+
+
+def _seconds(program: Callable[[], Any], calls: int) -> float:
+    started = time.perf_counter()
+    for _ in range(calls - 1):
+        program()
+    jax.block_until_ready(program())
+    return (time.perf_counter() - started) / calls
