@@ -29,6 +29,7 @@ from jax_kernels.forms import Config, Device
 
 LOG2_E = math.log2(math.e)
 NAMES = ("block_k", "parts", "num_warps", "num_stages")
+LONGEST_BLOCK = 256
 SMALLEST_BLOCK = 16  # the smallest side of a product that tensor cores take
 MANY_PROGRAMS = 4 * 132  # a few for each multiprocessor of an H100, so that the last of them to end are short
 SHORTEST_PART = 128  # keys, below which programs begin and end more than they work
@@ -143,7 +144,7 @@ def _dot(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax.Array:
 
 def _most_heads(call: Call) -> int:
     """Query heads in one program. A larger group is cut, and its keys are read for each piece; more would spill."""
-    return 16 if call.dtype == "float32" else 64
+    return 16 if call.dtype == "float32" else 64 if call.head_dim <= 128 else 32
 
 
 def _head_blocks(call: Call) -> int:
@@ -192,20 +193,23 @@ def refuses(call: Call, device: Device) -> str | None:
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
-    """From the best guess on: as many parts of rows as fill the device, none of them shorter than SHORTEST_PART."""
+    """From the best guess on: as many parts of rows as fill the device, few of them shorter than SHORTEST_PART."""
     assert device.compute_capability is not None
     seen = min(call.capacity, call.window or call.capacity)
     programs = call.batch * call.num_kv_heads * _head_blocks(call)
     enough, most = pl.cdiv(MANY_PROGRAMS, programs), pl.cdiv(seen, SHORTEST_PART)
     key_bytes = pl.next_power_of_2(call.head_dim) * jnp.dtype(call.dtype).itemsize
+    # Others have 99 KiB of shared memory rather than 163 or 227.
+    has_room = device.compute_capability == (8, 0) or (9, 0) <= device.compute_capability < (12, 0)
     found = []
-    for block_bytes, share, num_warps, num_stages in _BLOCKS:
-        block_k = max(SMALLEST_BLOCK, block_bytes // key_bytes)
+    for block_bytes, share, num_warps, num_stages in _BLOCKS if has_room else _BLOCKS[:-1]:
+        block_k = min(max(block_bytes // key_bytes, SMALLEST_BLOCK), LONGEST_BLOCK)
         parts = pl.next_power_of_2(max(1, min(enough, most) // share))
         found.append(tuple(zip(NAMES, (block_k, parts, num_warps, num_stages), strict=True)))
     return list(dict.fromkeys(found))
 
 
-# Bytes of a block of keys, what to divide the number of parts by, warps and stages. Ordered by reasoning, not timed:
-# twice the bytes, for values, times the stages are in flight, of which a multiprocessor needs some tens of KiB.
-_BLOCKS = ((2**14, 1, 4, 4), (2**14, 1, 4, 3), (2**14, 2, 4, 4), (2**15, 1, 8, 3), (2**13, 1, 4, 4))
+# Bytes of a block of keys, what to divide the number of parts by, warps and stages. Ordered by reasoning, not timed.
+# The table is read stages ahead of the keys that it names: as compiled, 5 bring a block while one is computed, and 3
+# bring one between two, so that other programs of the multiprocessor have to fill the time.
+_BLOCKS = ((2**14, 1, 4, 5), (2**14, 1, 4, 3), (2**14, 2, 4, 5), (2**13, 1, 4, 5), (2**15, 1, 8, 3))

@@ -146,7 +146,7 @@ def tpu(heads, pages):
     return "pallas_tpu", (("heads", heads), ("pages", pages))
 
 
-PIECES = [("xla", (("piece", 32),)), ("xla", (("piece", 16),)), triton(16, 1), triton(32, 3), tpu(1, 2), tpu(2, 4)]
+PIECES = [("xla", (("piece", 32),)), triton(16, 1), triton(32, 3), tpu(1, 2), tpu(2, 4)]
 
 
 @pytest.mark.parametrize(("form", "config"), PIECES)
@@ -171,7 +171,7 @@ drawn = given(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @drawn
 def test_any_call(lengths, heads, page, window, cap, dtype):
     check_drawn("xla", lengths, heads, page, window, cap, dtype)
@@ -245,7 +245,7 @@ def test_gradients_of_what_no_query_sees_are_zeros():
 
 
 def test_partial_results_combine_by_their_log_sum_exp():
-    q, k_pages, v_pages, table, lengths = arrays(named("several pages"), [70, 45], dtype="float32")
+    q, k_pages, v_pages, table, lengths = arrays(named("head_dim of Llama"), [70, 45], dtype="float32")
     part = jit(lambda table, lengths: decode_attention(q, k_pages, v_pages, table, lengths, return_lse=True))
     parts = [part(table[:, :3], lengths), part(table[:, 3:], jnp.clip(lengths - 48, 0))]
     total = jnp.logaddexp(parts[0][1], parts[1][1])
@@ -263,15 +263,13 @@ def test_a_prompt_and_steps_after_it_are_attention():
     table = jnp.asarray(rng.permutation(6).reshape(batch, 3), jnp.int32)
     pages = [jnp.full((kv_heads, 6, page_size, head_dim), jnp.nan)] * 2
 
-    @jax.jit
+    @jit
     def step(pages, q, k, v, start):
         written = [write_pages(x, table, start, new) for x, new in zip(pages, (k, v), strict=True)]
         return written, decode_attention(q[:, 0], *written, table, start + 1, window=18)
 
-    pages = [
-        write_pages(x, table, jnp.zeros(batch, jnp.int32), new[:, :prompt])
-        for x, new in zip(pages, (k, v), strict=True)
-    ]
+    start = jnp.zeros(batch, jnp.int32)
+    pages = [jit(write_pages)(x, table, start, new[:, :prompt]) for x, new in zip(pages, (k, v), strict=True)]
     for x, new in zip(pages, (k, v), strict=True):
         np.testing.assert_array_equal(gather_pages(x, table)[:, :prompt], new[:, :prompt])
     for at in range(prompt, length):
