@@ -254,7 +254,9 @@ def _fit(length: int, most: int, multiple: int) -> int:
 def _vmem_bytes(call: Call, tokens: int, vocab: int) -> int:
     """What a kernel asks for: its blocks, each of them twice, the numbers of each token, and a piece at work."""
     size = 2 if call.dtype == "bfloat16" else 4
+    # Products of float32 hold their operands as three of bfloat16.
+    parts = 0 if size == 2 else 3 * 2 * min(call.embed, DEPTH) * (tokens + min(vocab, PIECE))
     blocks = 2 * size * (tokens * call.embed + call.embed * vocab + tokens * vocab)
     columns = 16 * 4 * LANES * tokens
     pieces = 10 * 4 * tokens * min(vocab, PIECE)
-    return blocks + columns + pieces + 2**20
+    return blocks + parts + columns + pieces + 2**20

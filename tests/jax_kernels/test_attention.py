@@ -173,6 +173,7 @@ def test_any_call_of_a_kernel(form, data):
     check(form, call, traced=traced, block=BLOCK[form])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("pallas_mosaic_gpu" in KERNELS, reason="this process runs them")
 @pytest.mark.skipif(
     limit_of("attention", "pallas_mosaic_gpu", interpreting=True) is not None,

@@ -64,11 +64,11 @@ from jax_kernels.tuning import relative_error
 
 op = OPS[sys.argv[1]]
 division = Division(Mesh(np.array(jax.devices()), ("data",)), "data")
-divided = 0
-for case in small_cases(op):
-    call = case.call("float32" if "float32" in dtypes(op) else dtypes(op)[0])
-    if op.rows(call, 2) is None:
-        continue
+dtype = "float32" if "float32" in dtypes(op) else dtypes(op)[0]
+cases = [case for case in small_cases(op) if op.rows(case.call(dtype), 2) is not None]
+assert cases, "no case can be divided"
+for case in cases[:: len(cases) // 5 + 1]:  # each is two programs to compile
+    call = case.call(dtype)
     def through(call, config, *operands):
         return run(op, call, "auto", *operands)
     program, make = op.workload(call, through, ())
@@ -80,8 +80,6 @@ for case in small_cases(op):
         together = text(*arguments)
     assert [call for _, call in choices.met.values()] == [op.rows(call, 2).call], case.name
     assert relative_error(together, alone) < 1e-4, case.name
-    divided += 1
-assert divided, "no case can be divided"
 """
 
 

@@ -90,7 +90,7 @@ def test_while_importing_the_process_ends_cleanly(tiny, start: Start) -> None:
 
 
 def test_a_second_signal_ends_it_at_once(tiny, start: Start) -> None:
-    process = start(*LONG, "--set", "data.read_s=20")
+    process = start(*LONG, "--set", "data.read_s=10")
     wait_for(has_event(tiny.run().path, "compiled"), process)
     time.sleep(3.0)  # reading the first batch
     process.send_signal(signal.SIGINT)
@@ -106,13 +106,13 @@ def test_a_second_signal_ends_it_at_once(tiny, start: Start) -> None:
 
 
 def test_saving_is_bounded(tiny, start: Start) -> None:
-    process = start(*LONG, "--set", "data.read_s=30", "--set", "checkpoint.stop_timeout_s=1.5")
+    process = start(*LONG, "--set", "data.read_s=15", "--set", "checkpoint.stop_timeout_s=1.5")
     wait_for(has_event(tiny.run().path, "compiled"), process)
     time.sleep(3.0)
     sent = time.monotonic()
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert 1.0 < time.monotonic() - sent < 12
+    assert 1.0 < time.monotonic() - sent < 10
     assert process.returncode == 75
     assert "stop_timeout_s" in err
     assert json.loads(out)["step"] == 0
