@@ -25,6 +25,8 @@ os.environ |= {
 }
 
 import jax
+import jax.experimental.pallas.tpu
+import jax.experimental.pallas.triton
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -79,7 +81,12 @@ TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
 def main() -> None:
-    name, form, target, case, dtype, *every = sys.argv[1:]
+    *words, every = [*sys.argv[1:6], sys.argv[6:] == ["all"]]
+    sys.stdout.write(json.dumps(compile_case(*words, every)) + "\n")
+
+
+def compile_case(name: str, form: str, target: str, case: str, dtype: str, every: bool) -> dict[str, Any]:
+    """What the form refuses, or what was compiled of its first config, of `every` one if asked."""
     op = OPS[name]
     call = next(c for c in compiled_cases(op) if c.name == case).call(dtype)
     mesh, platform, kind, cores = _describe(target)
@@ -92,7 +99,7 @@ def main() -> None:
         if refusal is None:
             configs = op.forms[form].configs(call, here)
             compiled = [_compile(op, form, call, config, mesh, platform) for config in configs[: None if every else 1]]
-    sys.stdout.write(json.dumps({"refuses": refusal, "compiled": compiled}) + "\n")
+    return {"refuses": refusal, "compiled": compiled}
 
 
 def _describe(target: str) -> tuple[Mesh, str, str, int]:

@@ -1,0 +1,49 @@
+"""`compile_absent` in a process a program, with a time limit, forked from one that has imported jax and Pallas.
+
+The importing would be a quarter of the time; nothing was compiled before the fork, so that no thread is lost with it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["compile_absent"])
+
+
+def compile_apart(*arguments: Any, limit_s: float) -> dict[str, Any]:
+    """What `compile_absent.compile_case` tells. Fails with the compiler's last words."""
+    with tempfile.TemporaryFile() as words:
+        receiver, sender = server.Pipe(duplex=False)
+        # The file's name in this process: descriptors are not inherited through the server.
+        process = server.Process(target=_work, args=(sender, f"/proc/{os.getpid()}/fd/{words.fileno()}", arguments))
+        process.start()
+        sender.close()
+        told = None
+        if receiver.poll(limit_s):
+            with suppress(EOFError):  # it crashed
+                told = receiver.recv()
+        process.kill()
+        process.join()
+        words.seek(0)
+        said = words.read().decode("utf-8", "replace")[-3000:]
+        assert told is not None, f"not compiled within {limit_s:g} s, or crashed (exit {process.exitcode}):\n{said}"
+        return dict(told)
+
+
+def _work(sender: Connection, words: str, arguments: tuple[Any, ...]) -> None:
+    descriptor = os.open(words, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    try:
+        import compile_absent
+
+        sender.send(compile_absent.compile_case(*arguments))
+    except BaseException:
+        traceback.print_exc()
