@@ -30,7 +30,8 @@ CHUNK_LOGITS = 1 << 23
 
 def configs(call: Call, device: Device) -> Sequence[Config]:
     guess = _fit(call, CHUNK_TOKENS[device.platform])
-    sizes = (_fit(call, size) for size in (256, 512, 1024, 2048, 4096))
+    # Fewer chunks than four would hold what the op is there not to hold, and win where memory is not counted.
+    sizes = (_fit(call, size) for size in (256, 512, 1024, 2048, 4096) if size * 4 <= call.tokens)
     return [(("chunk_tokens", size),) for size in dict.fromkeys((guess, *sizes))]
 
 

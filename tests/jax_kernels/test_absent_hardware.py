@@ -55,8 +55,11 @@ def test_a_kernel_compiles(op: Op, form: str, target: str, case: Any, dtype: str
         pytest.skip(f"it refuses: {told['refuses']}")
     assert told["compiled"]
     assert all(config["kernels"] for config in told["compiled"])
-    if op is LINEAR_CROSS_ENTROPY and case.tokens > 4000:  # of the logits, a few chunks at a time
-        assert all(c["temporary_bytes"] < 0.25 * 4 * case.tokens * case.vocab for c in told["compiled"])
+    if op is LINEAR_CROSS_ENTROPY and case.tokens > 4000:
+        # Of the logits, a few chunks at a time. v6e's compiler forms the weight's gradient transposed, and copies it.
+        copied = 2 * case.embed * case.vocab if target == "v6e" else 0
+        held = max(config["temporary_bytes"] for config in told["compiled"])
+        assert held < 0.25 * 4 * case.tokens * case.vocab + copied
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
