@@ -1,0 +1,187 @@
+"""What is known of a machine: nested dictionaries and lists of plain JSON values, and two words for what is not there.
+
+`Absent` is a part that this machine does not have or does not show: whatever reads it is skipped. `Unknown` is a part
+that should have been read and could not be: whatever reads it is a finding, for a thing that was not looked at must
+never pass for healthy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+Facts: TypeAlias = dict[str, Any]
+
+RATE = "_per_min"
+"""`errors_per_min` is how fast the counter `errors` rose between this reading and the one before."""
+
+
+@dataclass(frozen=True)
+class Absent:
+    """There is none, or it is not shown here.
+
+    Attributes:
+        why: what is missing, and how to grant it where that can be done.
+    """
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """It could not be read.
+
+    Attributes:
+        why: what went wrong.
+        mend: what to do about it.
+    """
+
+    why: str
+    mend: str = ""
+
+
+def to_document(value: Any) -> Any:
+    """Facts as JSON can hold them."""
+    if isinstance(value, Absent):
+        return {"$absent": value.why}
+    if isinstance(value, Unknown):
+        return {"$unknown": value.why, "$mend": value.mend}
+    if isinstance(value, Mapping):
+        return {str(key): to_document(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_document(item) for item in value]
+    return value
+
+
+def from_document(value: Any) -> Any:
+    """The inverse of `to_document`, for a document that may have been damaged on the way."""
+    if isinstance(value, dict):
+        if "$absent" in value:
+            return Absent(str(value["$absent"]))
+        if "$unknown" in value:
+            return Unknown(str(value["$unknown"]), str(value.get("$mend", "")))
+        return {str(key): from_document(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_document(item) for item in value]
+    return value
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One thing that a rule looks at: the node, or one item of a list of devices.
+
+    Attributes:
+        now: its facts.
+        before: the same thing's facts at the reading before; None where there was none.
+        minutes: between the two readings.
+        parents: what it is part of, the node first.
+        device: what to call it; empty for the node.
+    """
+
+    now: Any
+    before: Any = None
+    minutes: float = 0.0
+    parents: tuple[Scope, ...] = field(default=(), repr=False)
+    device: str = ""
+
+    def look_up(self, path: str) -> Any:
+        """The value at a dotted path, or `Absent` or `Unknown`.
+
+        `node.` begins at the node and `^.` at what this is part of. A name ending in `_per_min` that is not a fact is
+        the rate of the counter before that ending.
+        """
+        if path.startswith("node."):
+            return (self.parents or (self,))[0].look_up(path.removeprefix("node."))
+        if path.startswith("^."):
+            return self.parents[-1].look_up(path.removeprefix("^."))
+        value = _walk(self.now, path)
+        if isinstance(value, Unknown) and path.endswith(RATE):
+            return self._rate(path.removesuffix(RATE))
+        return value
+
+    def items(self, path: str) -> Iterator[Scope | Absent | Unknown]:
+        """The items of the list at `path`; lists on the way are gone through as well (`gpus.links`)."""
+        head, _, rest = path.partition(".")
+        value = _walk(self.now, head)
+        if isinstance(value, Mapping) and rest:
+            before = _walk(self.before, head) if isinstance(self.before, Mapping) else None
+            before = before if isinstance(before, Mapping) else None
+            # A plain table on the way is no device, so what this is part of stays.
+            parents = self.parents or (self,)
+            yield from Scope(value, before, self.minutes, parents, self.device).items(rest)
+        elif isinstance(value, (Absent, Unknown)):
+            yield value
+        elif not isinstance(value, list):
+            yield Unknown(f"{path} is no list but {shown(value)}")
+        else:
+            for index, item in enumerate(value):
+                yield from self._item(head, index, item, rest)
+
+    def _item(self, head: str, index: int, item: Any, rest: str) -> Iterator[Scope | Absent | Unknown]:
+        if isinstance(item, (Absent, Unknown)):
+            yield item
+            return
+        if not isinstance(item, Mapping):
+            yield Unknown(f"{head}[{index}] is no table but {shown(item)}")
+            return
+        device = str(item.get("device", index))
+        before = _same(_walk(self.before, head) if isinstance(self.before, Mapping) else None, device)
+        parents = self.parents or (self,)
+        scope = Scope(item, before, self.minutes, parents, device)
+        if rest:
+            for inner in Scope(item, before, self.minutes, (*parents, scope), device).items(rest):
+                yield inner if not isinstance(inner, Scope) else _named(inner, device)
+        else:
+            yield scope
+
+    def _rate(self, path: str) -> Any:
+        now = _walk(self.now, path)
+        if isinstance(now, (Absent, Unknown)):
+            return now
+        if not is_number(now):
+            return Unknown(f"{path} is no number but {shown(now)}")
+        if self.before is None or self.minutes <= 0:
+            return Absent("a rate needs an earlier reading: run it again later, or with --sample 10")
+        before = _walk(self.before, path)
+        if not is_number(before):
+            return Absent(f"the reading before had no {path}")
+        if now < before:
+            return Absent(f"{path} began anew since the reading before")
+        return (now - before) / self.minutes
+
+
+def shown(value: Any) -> str:
+    """A value in a message, not too long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _walk(value: Any, path: str) -> Any:
+    gone = ""
+    for key in path.split("."):
+        if isinstance(value, (Absent, Unknown)):
+            return value
+        gone = f"{gone}.{key}" if gone else key
+        if not isinstance(value, Mapping):
+            return Unknown(f"{gone} has nothing to stand in: {shown(value)}")
+        if key not in value:
+            return Unknown(f"the snapshot does not hold {gone}")
+        value = value[key]
+    return Unknown(f"{gone} is null") if value is None else value
+
+
+def _same(items: Any, device: str) -> Any:
+    """The item of that name in a list of the reading before."""
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        return None
+    tables = [(index, item) for index, item in enumerate(items) if isinstance(item, Mapping)]
+    return next((item for index, item in tables if str(item.get("device", index)) == device), None)
+
+
+def _named(inner: Scope, outer: str) -> Scope:
+    return Scope(inner.now, inner.before, inner.minutes, inner.parents, f"{outer} {inner.device}")

@@ -1,0 +1,204 @@
+"""The machine as probes see it: files, commands and Python libraries, each within a time limit.
+
+`Host()` is the machine this runs on, `Host(Path("tree"))` one whose files were copied to a folder: then no command is
+run, and what a command or library would have said is read from `aifx-captured/` in that folder, if it is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aifx.health.facts import Absent, Unknown
+
+CAPTURED = "aifx-captured"
+READ_LIMIT_S = 2.0
+SECRET_NAME = re.compile(r"token|secret|passw|credential|private|api_?key|access_?key|auth", re.IGNORECASE)
+SECRET_VALUE = re.compile(
+    r"(?P<keep>\b[\w-]*(?:token|secret|passw(?:or)?d|credential|api[_-]?key|access[_-]?key)[\w-]*\s*[=:]\s*|://[^/\s:@]*:|\bBearer\s+)"
+    r"[^\s,;\"'@]+",
+    re.IGNORECASE,
+)
+
+T = TypeVar("T")
+
+
+class Host:
+    """Args:
+    root: the tree that is looked at.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.root = root
+        self.is_live = root.resolve() == Path("/")
+
+    def path(self, path: str) -> Path:
+        """Where an absolute path of the machine lies."""
+        return self.root / path.lstrip("/")
+
+    def read(self, path: str, max_bytes: int = 1 << 20) -> str | Absent | Unknown:
+        """A file's text, without the line end, secrets in it removed."""
+
+        def read() -> str:
+            with self.path(path).open("rb") as file:
+                return file.read(max_bytes).decode("utf-8", "replace").rstrip("\n")
+
+        text = self._of_disk(path, read)
+        return without_secrets(text) if isinstance(text, str) else text
+
+    def number(self, path: str) -> int | float | Absent | Unknown:
+        """The number that a file is."""
+        text = self.read(path)
+        if not isinstance(text, str):
+            return text
+        try:
+            return int(text, 0)
+        except ValueError:
+            try:
+                return float(text)
+            except ValueError:
+                return Unknown(f"{path} is no number: {text[:40]!r}")
+
+    def names(self, path: str) -> list[str] | Absent | Unknown:
+        """The names in a folder, in order."""
+        return self._of_disk(path, lambda: sorted(os.listdir(self.path(path))))
+
+    def link(self, path: str) -> str | Absent | Unknown:
+        """Where a symbolic link points."""
+        return self._of_disk(path, lambda: os.readlink(self.path(path)))
+
+    def exists(self, path: str) -> bool:
+        return self.path(path).exists()
+
+    def run(self, *command: str, limit_s: float = 5.0) -> str | Absent | Unknown:
+        """What a command says on stdout. `Absent` where there is no such command, `Unknown` where it fails or hangs."""
+        name = "_".join(re.sub(r"[^\w.-]", "", word) for word in command).strip("_")
+        if not self.is_live:
+            return self._captured(f"{name}.txt", " ".join(command))
+        program = shutil.which(command[0], path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        if program is None:
+            return Absent(f"there is no {command[0]} here")
+        environ = os.environ | {"LC_ALL": "C"}
+        said = _said([program, *command[1:]], limit_s, environ)
+        return without_secrets(said) if isinstance(said, str) else said
+
+    def ask(self, module: str, *arguments: str, name: str, limit_s: float) -> Any:
+        """The JSON that a module of ours prints in a process of its own: a library that hangs or crashes takes
+        nothing else with it. Captured as `<name>.json`."""
+        if not self.is_live:
+            return self._document(self._captured(f"{name}.json", name), name)
+        # -I and -P would lose a library path that the operator set; the folder is left out because ours has a name
+        # that a project's file may have.
+        command = [sys.executable, "-P", "-m", module, *arguments]
+        said = _said(command, limit_s, dict(os.environ))
+        return said if isinstance(said, Absent) else self._document(said, name)
+
+    def measure(self, name: str, function: Callable[[], T]) -> T | Any:
+        """What a function finds on the live machine; captured as `<name>.json`."""
+        if not self.is_live:
+            return self._document(self._captured(f"{name}.json", name), name)
+        try:
+            return function()
+        except PermissionError as error:
+            return Unknown(f"{name}: {error}", "run aifx doctor as root")
+        except OSError as error:
+            return Unknown(f"{name}: {error}")
+
+    def environ(self) -> Mapping[str, str]:
+        """The environment, without what may be a secret."""
+        if self.is_live:
+            found: Any = dict(os.environ)
+        else:
+            found = self._document(self._captured("environ.json", "the environment"), "environ")
+        if not isinstance(found, dict):
+            return {}
+        return {k: without_secrets(str(v)) for k, v in found.items() if not SECRET_NAME.search(k)}
+
+    def _captured(self, file: str, what: str) -> str | Absent | Unknown:
+        text = self.read(f"{CAPTURED}/{file}", max_bytes=1 << 24)
+        return Absent(f"{what}: not captured in {self.root}") if isinstance(text, Absent) else text
+
+    def _document(self, text: str | Absent | Unknown, name: str) -> Any:
+        if not isinstance(text, str):
+            return text
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            return Unknown(f"{name} is no JSON: {error}")
+
+    def _of_disk(self, path: str, read: Callable[[], T]) -> T | Absent | Unknown:
+        try:
+            return within(READ_LIMIT_S, read, f"reading {path}")
+        except (FileNotFoundError, NotADirectoryError):
+            return Absent(f"there is no {path} here")
+        except PermissionError:
+            return Unknown(f"{path} may not be read", "run aifx doctor as root")
+        except TimeoutError as error:
+            return Unknown(str(error), "a file system or driver hangs: look for processes in state D")
+        except OSError as error:
+            # What sysfs says of an attribute that this device lacks.
+            if error.errno in (errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP):
+                return Absent(f"{path}: {error.strerror}")
+            return Unknown(f"{path}: {error}")
+
+
+def within(limit_s: float, function: Callable[[], T], what: str) -> T:
+    """The function's result. Raises TimeoutError where it takes longer; a thread that hangs is left behind."""
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            result.append(function())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, daemon=True, name=what)
+    thread.start()
+    thread.join(limit_s)
+    if thread.is_alive():
+        raise TimeoutError(f"{what} took more than {limit_s:g} s")
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def without_secrets(text: str) -> str:
+    """Text in which what follows a name like `token=` is gone."""
+    return SECRET_VALUE.sub(lambda match: f"{match['keep']}[removed]", text)
+
+
+def _said(command: list[str], limit_s: float, environ: Mapping[str, str]) -> str | Unknown:
+    words = " ".join(command[:3])
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environ,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return Unknown(f"{words} could not be started: {error.strerror}")
+    try:
+        out, err = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        # One that hangs in the kernel does not even die of this; it is not waited for.
+        threading.Thread(target=process.communicate, daemon=True).start()
+        return Unknown(f"{words} gave no answer in {limit_s:g} s", "look for processes in state D")
+    if process.returncode:
+        said = (err or out).decode("utf-8", "replace").strip().splitlines()
+        ended = f"signal {-process.returncode}" if process.returncode < 0 else f"exit {process.returncode}"
+        return Unknown(f"{words} failed ({ended}): {without_secrets(said[-1])[:200] if said else 'it said nothing'}")
+    return out.decode("utf-8", "replace")

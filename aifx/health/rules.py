@@ -1,0 +1,188 @@
+"""What is wrong when: rules as TOML data, those that come with aifx and what a site says of them and adds.
+
+Each file of `rules/` holds the rules of a family; docs/doctor.md documents the keys.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from datetime import date
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+
+from aifx.errors import ConfigError, UsageError, did_you_mean
+from aifx.health.conditions import COMPARISONS
+
+Severity = Literal["critical", "warning", "info"]
+RULE_ID = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*(\.[a-z0-9]+(_[a-z0-9]+)*)+")
+
+
+def _is_condition(condition: dict[str, Any]) -> dict[str, Any]:
+    if not condition:
+        raise ValueError("a condition compares with something")
+    for name, limit in condition.items():
+        if name not in COMPARISONS:
+            raise ValueError(f"no comparison is called {name!r}: {did_you_mean(name, COMPARISONS)}")
+        if isinstance(limit, dict) and ("signal" not in limit or limit.keys() - {"signal", "times", "plus"}):
+            raise ValueError(f"{name}: a limit is a value, or a table of signal, times and plus")
+    return condition
+
+
+Condition = Annotated[dict[str, Any], AfterValidator(_is_condition)]
+
+
+class Rule(BaseModel):
+    """One thing that can be wrong.
+
+    Attributes:
+        id: `family.part.what`.
+        signal: dotted path of the fact that it looks at, in the item of `for_each` where that is given.
+        fails_if: the condition (`aifx.health.conditions`) under which it is a finding.
+        for_each: the list of devices that it looks at, one by one.
+        applies_if: other signals and the conditions under which the rule means anything.
+        severity: critical: do not run jobs here; warning: look at it; info: worth knowing.
+        summary: one line for people; `{name}` is a signal.
+        action: what to do next.
+        source: where the threshold comes from.
+        detail: more of why, for `aifx doctor rules ID`.
+        evidence: further signals to show.
+        range: what the signal can be at all; what lies outside was not read right.
+        known: every text that the signal can be; another is not understood.
+        yields_to: rules which say the same and worse of the same device.
+        explains: families or rules whose findings on the same device follow from this one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    signal: str
+    fails_if: Condition
+    for_each: str | None = None
+    applies_if: dict[str, Condition] = {}
+    severity: Severity
+    summary: str
+    action: str
+    source: str
+    detail: str = ""
+    evidence: tuple[str, ...] = ()
+    range: tuple[float, float] = (0, float("inf"))
+    known: tuple[str, ...] | None = None
+    yields_to: tuple[str, ...] = ()
+    explains: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Rule:
+        if not RULE_ID.fullmatch(self.id):
+            raise ValueError("an id is family.part.what, in small letters, digits and '_'")
+        return self
+
+    @property
+    def family(self) -> str:
+        return self.id.split(".", 1)[0]
+
+    def paths(self) -> set[str]:
+        """The facts that it reads, as paths from the node."""
+        limits = [*self.fails_if.values(), *(limit for c in self.applies_if.values() for limit in c.values())]
+        referred = [limit["signal"] for limit in limits if isinstance(limit, dict)]
+        within = [self.signal, *self.applies_if, *referred, *self.evidence]
+        paths = {p.removeprefix("node.") for p in within if p.startswith("node.")}
+        inner = {p for p in within if not p.startswith(("node.", "^."))}
+        return paths | ({self.for_each} if self.for_each else inner)
+
+
+class Skip(BaseModel):
+    """A site's word that a rule or family is not to be looked at."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    reason: str
+    until: date | None = None
+
+
+class Site(BaseModel):
+    """What a site's own file says.
+
+    Attributes:
+        expected: figures that the hardware alone cannot tell (`gpus = 8`); rules read them as `node.expected.<name>`.
+        skip: what is not looked at, why, and until when.
+        rules: keys of rules to change, by id.
+        rule: rules of the site's own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    expected: dict[str, bool | int | float | str] = {}
+    skip: tuple[Skip, ...] = ()
+    rules: dict[str, dict[str, Any]] = {}
+    rule: tuple[dict[str, Any], ...] = ()
+
+
+SITE_PATHS = (Path("~/.config/aifx/health.toml"), Path("/etc/aifx/health.toml"))
+
+
+def read_site(path: Path | None) -> Site:
+    """The site's file: `path`, or the first of `SITE_PATHS` that exists. Raises ConfigError that names file and key."""
+    found = path or next((p.expanduser() for p in SITE_PATHS if p.expanduser().is_file()), None)
+    if found is None:
+        return Site()
+    try:
+        return Site.model_validate(tomli.loads(found.read_text("utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{found} cannot be read", error.strerror or str(error)) from None
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{found} is no TOML", str(error)) from None
+    except ValidationError as error:
+        raise ConfigError(f"{found} cannot be used", _mistakes(error), "docs/doctor.md shows such a file") from None
+
+
+def load_rules(site: Site | None = None) -> dict[str, Rule]:
+    """The rules by id, as the site has them. Raises ConfigError for what the site's file asks that cannot be."""
+    documents: dict[str, dict[str, Any]] = {}
+    for file in sorted(resources.files("aifx.health").joinpath("rules").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".toml"):
+            for document in tomli.loads(file.read_text("utf-8"))["rule"]:
+                assert document["id"] not in documents, document["id"]
+                documents[document["id"]] = document
+    site = site or Site()
+    for name, changes in site.rules.items():
+        if name not in documents:
+            raise ConfigError(f"no rule {name!r} to change", did_you_mean(name, documents), "aifx doctor rules")
+        documents[name] = documents[name] | changes
+    for own in site.rule:
+        documents[str(own.get("id"))] = own
+    return {name: _rule(name, document) for name, document in documents.items()}
+
+
+def _rule(name: str, document: Mapping[str, Any]) -> Rule:
+    try:
+        return Rule.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"rule {name!r} cannot be used", _mistakes(error), "aifx doctor rules ID") from None
+
+
+def _mistakes(error: ValidationError) -> str:
+    told = ((".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors())
+    return "\n".join(f"{where}: {what}" if where else what for where, what in told)
+
+
+def select(rules: Iterable[Rule], only: Iterable[str], skip: Iterable[str]) -> list[Rule]:
+    """Those that `only` names (all when empty) and `skip` does not. Raises UsageError for a name that fits none."""
+    rules, only, skip = list(rules), list(only), list(skip)
+    for pattern in (*only, *skip):
+        if not any(fits(rule.id, pattern) for rule in rules):
+            names = {rule.id for rule in rules} | {rule.family for rule in rules}
+            raise UsageError(f"no rule or family {pattern!r}", did_you_mean(pattern, names), "aifx doctor rules")
+    wanted = (rule for rule in rules if not only or any(fits(rule.id, pattern) for pattern in only))
+    return [rule for rule in wanted if not any(fits(rule.id, pattern) for pattern in skip)]
+
+
+def fits(rule_id: str, pattern: str) -> bool:
+    """Whether a pattern means a rule: its id, a family or part before a dot, or a glob (`nvidia.*.temperature`)."""
+    return rule_id == pattern or rule_id.startswith(f"{pattern}.") or fnmatch.fnmatchcase(rule_id, pattern)

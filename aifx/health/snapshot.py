@@ -1,0 +1,130 @@
+"""What a machine looked like at one time, as JSON that can be kept, sent and judged elsewhere."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aifx
+from aifx.errors import DataError
+from aifx.health.facts import Facts, Scope, Unknown, from_document, to_document
+from aifx.health.host import Host, within
+from aifx.health.probes import Probe
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Attributes:
+    host: the machine's name.
+    time: when it was taken, Unix time.
+    facts: what was read.
+    before: the facts of an earlier reading of the same boot, which rates are formed from.
+    before_time: when that was; 0 where there was none.
+    """
+
+    host: str
+    time: float
+    facts: Facts
+    before: Facts | None = None
+    before_time: float = 0.0
+    version: str = field(default=aifx.__version__)
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "aifx": self.version,
+            "host": self.host,
+            "time": self.time,
+            "facts": to_document(self.facts),
+            "before": None if self.before is None else {"time": self.before_time, "facts": to_document(self.before)},
+        }
+
+    def scope(self) -> Scope:
+        """The node, to judge it."""
+        return Scope(self.facts, self.before, (self.time - self.before_time) / 60 if self.before is not None else 0.0)
+
+    def since(self, earlier: Snapshot | None) -> Snapshot:
+        """This one with rates since `earlier`, if that was the same boot of the same machine."""
+        if earlier is None or earlier.host != self.host or earlier.time >= self.time:
+            return self
+        boots = [s.facts.get("boot_id") for s in (self, earlier)]
+        if not isinstance(boots[0], str) or boots[0] != boots[1]:
+            return self
+        return Snapshot(self.host, self.time, self.facts, earlier.facts, earlier.time, self.version)
+
+
+def take(host: Host, probes: Iterable[Probe]) -> Snapshot:
+    """Run the probes, all at once. A probe that fails or hangs gives `Unknown` for what it should have given."""
+    probes = list(probes)
+    facts: Facts = {}
+    with ThreadPoolExecutor(max_workers=max(len(probes), 1)) as pool:
+        for found in pool.map(lambda probe: _collect(host, probe), probes):
+            facts |= found
+    boot = host.read("/proc/sys/kernel/random/boot_id")
+    name = host.read("/proc/sys/kernel/hostname")
+    facts["boot_id"] = boot
+    return Snapshot(name if isinstance(name, str) else platform.node(), time.time(), facts)
+
+
+def _collect(host: Host, probe: Probe) -> Facts:
+    try:
+        found = within(probe.limit_s, lambda: probe.collect(host), f"the {probe.name} probe")
+    except Exception as error:
+        hangs = isinstance(error, TimeoutError)
+        why = str(error) if hangs else f"the {probe.name} probe failed: {type(error).__name__}: {error}"
+        mend = "look for a device or file system that hangs" if hangs else "send in what --record writes"
+        return dict.fromkeys(probe.gives, Unknown(why, mend))
+    missing = Unknown(f"the {probe.name} probe did not tell", "send in what --record writes")
+    return dict.fromkeys(probe.gives, missing) | found
+
+
+def write(snapshot: Snapshot, path: Path) -> None:
+    """Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(json.dumps(snapshot.document(), indent=1) + "\n", "utf-8")
+    beside.replace(path)
+
+
+def read(path: Path) -> Snapshot:
+    """Raises DataError for a file that is no snapshot."""
+    hint = "aifx doctor --record FILE writes one"
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read", error.strerror or str(error), hint) from None
+    except ValueError as error:
+        raise DataError(f"{path} is no snapshot", f"it is no JSON: {error}", hint) from None
+    return parse(document, str(path))
+
+
+def parse(document: Any, where: str) -> Snapshot:
+    """The snapshot that a document is. Raises DataError that names `where`."""
+    hint = "aifx doctor --record FILE writes one"
+    if not isinstance(document, dict) or not isinstance(document.get("facts"), dict):
+        raise DataError(f"{where} is no snapshot", "it has no facts", hint)
+    if document.get("schema_version") != SCHEMA_VERSION:
+        found = document.get("schema_version")
+        raise DataError(f"{where} is of another version", f"schema_version is {found!r}, not {SCHEMA_VERSION}", hint)
+    before = document.get("before")
+    before = before if isinstance(before, dict) and isinstance(before.get("facts"), dict) else None
+    return Snapshot(
+        str(document.get("host", "")),
+        _number(document.get("time")),
+        from_document(document["facts"]),
+        from_document(before["facts"]) if before else None,
+        _number(before.get("time")) if before else 0.0,
+        str(document.get("aifx", "")),
+    )
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else 0.0

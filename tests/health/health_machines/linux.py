@@ -1,0 +1,32 @@
+"""A bare-metal server without accelerators, which the others stand on."""
+
+from __future__ import annotations
+
+CPUINFO = """\
+processor\t: 0
+vendor_id\t: GenuineIntel
+model name\t: Intel(R) Xeon(R) Platinum 8480C
+flags\t\t: fpu avx512f amx_bf16
+"""
+
+
+def server(cpus: int = 16) -> dict[str, str]:
+    """Two sockets, bare metal."""
+    tree = {
+        "proc/cpuinfo": CPUINFO,
+        "proc/loadavg": "1.02 0.98 0.91 2/2113 77123\n",
+        "proc/cmdline": "BOOT_IMAGE=/vmlinuz-6.8.0-45-generic root=UUID=4d1c ro iommu=pt\n",
+        "proc/sys/kernel/osrelease": "6.8.0-45-generic\n",
+        "proc/sys/kernel/tainted": "0\n",
+        "proc/sys/kernel/hostname": "n1\n",
+        "proc/sys/kernel/random/boot_id": "3f0c6a52-8f0e-4b3e-9a57-3f1d7c1f6f11\n",
+        "sys/devices/system/cpu/online": f"0-{cpus - 1}\n",
+        "sys/devices/system/cpu/present": f"0-{cpus - 1}\n",
+    }
+    for cpu in range(cpus):
+        tree[f"sys/devices/system/cpu/cpufreq/policy{cpu}/scaling_governor"] = "performance\n"
+        tree[f"sys/devices/system/cpu/cpu{cpu}/thermal_throttle/package_throttle_count"] = "0\n"
+    return tree
+
+
+MACHINES = {"server": server}

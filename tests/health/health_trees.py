@@ -1,0 +1,107 @@
+"""Machines as trees of files, read through the probes that read the live one, and judged."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import shutil
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import health_cases
+import health_machines
+
+from aifx.health.host import Host
+from aifx.health.judge import judge
+from aifx.health.probes import all_probes
+from aifx.health.report import Report
+from aifx.health.rules import Site, load_rules
+from aifx.health.snapshot import Snapshot, take
+
+Tree: TypeAlias = dict[str, str]
+"""Text by path without the leading slash. A text that begins with "-> " is a symbolic link."""
+
+Changes: TypeAlias = Mapping[str, str | None] | Callable[[Tree], None]
+"""Files to write, or with None to remove (a folder as well); or a function that edits the tree."""
+
+NOW = 1_795_600_000.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """Attributes:
+    rule: the one that fires and is the first finding.
+    machine: a healthy one, by name.
+    changes: what goes wrong there.
+    before: what the reading before differed in, for rates; None where there was none.
+    minutes: between the two.
+    site: what the site's file says.
+    """
+
+    rule: str
+    machine: str
+    changes: Changes
+    before: Changes | None = None
+    minutes: float = 10.0
+    site: dict[str, Any] = field(default_factory=dict)
+
+
+def machines() -> dict[str, Callable[[], Tree]]:
+    """Every healthy machine, by name."""
+    return {name: make for module in _modules(health_machines) for name, make in module.MACHINES.items()}
+
+
+def cases() -> list[Case]:
+    return [case for module in _modules(health_cases) for case in module.CASES]
+
+
+def _modules(package: types.ModuleType) -> list[Any]:
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    found = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+    return [m for m in found if hasattr(m, "MACHINES") or hasattr(m, "CASES")]
+
+
+def changed(tree: Tree, changes: Changes) -> Tree:
+    tree = dict(tree)
+    if callable(changes):
+        changes(tree)
+        return tree
+    for path, text in changes.items():
+        if text is None:
+            gone = [p for p in tree if p == path or p.startswith(f"{path}/")]
+            assert gone, f"{path} was not there"
+            for p in gone:
+                del tree[p]
+        else:
+            tree[path] = text
+    return tree
+
+
+def snapshot_of(tree: Tree, folder: Path, time: float = NOW) -> Snapshot:
+    """What the probes read of a tree."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for path, text in tree.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if text.startswith("-> "):
+            target.symlink_to(text.removeprefix("-> "))
+        else:
+            target.write_text(text)
+    return replace(take(Host(folder), all_probes()), time=time)
+
+
+def report_of(snapshot: Snapshot, site: dict[str, Any] | None = None) -> Report:
+    asked = Site.model_validate(site or {})
+    return judge(load_rules(asked).values(), snapshot, asked)
+
+
+def report_of_case(case: Case, folder: Path) -> Report:
+    healthy = machines()[case.machine]()
+    snapshot = snapshot_of(changed(healthy, case.changes), folder / "now")
+    if case.before is not None:
+        before = snapshot_of(changed(healthy, case.before), folder / "before", NOW - 60 * case.minutes)
+        snapshot = snapshot.since(before)
+    return report_of(snapshot, case.site)
