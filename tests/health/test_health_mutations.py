@@ -6,6 +6,7 @@ import random
 import pytest
 from health_trees import machines, report_of, snapshot_of
 
+from aifx.health.conditions import holds
 from aifx.health.facts import Absent, to_document
 from aifx.health.rules import load_rules
 from aifx.health.snapshot import parse
@@ -96,20 +97,17 @@ def _way(document, rule):
 def _reads(document, rule):
     """Whether the rule looks at a value there: its condition to apply may not hold on this machine."""
     node = parse(document, "").scope()
-    scopes = [s for s in node.items(rule.for_each)] if rule.for_each else [node]
+    scopes = list(node.items(rule.for_each)) if rule.for_each else [node]
     if not scopes or rule.signal.endswith("_per_min"):
         return False
     scope = scopes[0]
     if not hasattr(scope, "look_up") or isinstance(scope.look_up(rule.signal), Absent):
         return False
-    from aifx.health.conditions import holds
-
-    return all(
-        not isinstance(v := scope.look_up(s), Absent) and holds(c, v, scope) is True for s, c in rule.applies_if.items()
-    ) and not any(
-        isinstance(limit, dict) and isinstance(scope.look_up(limit["signal"]), Absent)
-        for limit in rule.fails_if.values()
-    )
+    limits = [limit["signal"] for limit in rule.fails_if.values() if isinstance(limit, dict)]
+    if any(isinstance(scope.look_up(signal), Absent) for signal in limits):
+        return False
+    asked = [(scope.look_up(signal), condition) for signal, condition in rule.applies_if.items()]
+    return all(not isinstance(value, Absent) and holds(condition, value, scope) is True for value, condition in asked)
 
 
 def test_a_snapshot_is_the_same_after_json(documents):
