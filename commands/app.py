@@ -30,6 +30,7 @@ class Entry:
 START = "Start a project"
 TRAIN = "Train and use a model"
 LOOK = "Look at runs and checkpoints"
+HEALTH = "Look after machines"
 SETUP = "Set up"
 
 COMMANDS: dict[str, Entry] = {
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Entry] = {
     "generate": Entry("generate", "generate", "Write text with a trained model.", TRAIN),
     "runs": Entry("runs", "app", "List, show, compare and watch runs.", LOOK),
     "ckpt": Entry("ckpt", "app", "List and show checkpoints.", LOOK),
+    "doctor": Entry("doctor", "app", "Check the health of this machine, and tell what to do next.", HEALTH),
     "kernels": Entry("kernels", "app", "Explain, tune and list the forms of the hot loops.", SETUP),
     "config": Entry("config", "app", "Show, check and describe the configuration.", SETUP),
 }
@@ -64,10 +66,11 @@ class Command(_Page, TyperCommand):
 
 
 class Group(_Page, TyperGroup):
-    """Commands below a command. Alone it shows its help; a misspelt command is answered with the nearest right one."""
+    """Commands below a command. Alone it shows its help, unless it does something by itself; a misspelt command is
+    answered with the nearest right one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args and not ctx.resilient_parsing:
+        if not args and not ctx.resilient_parsing and not self.invoke_without_command:
             typer.echo(ctx.get_help(), color=ctx.color)
             raise typer.Exit
         return super().parse_args(ctx, args)
@@ -116,7 +119,7 @@ def load(name: str) -> Any:
     if isinstance(target, typer.Typer):
         for command in target.registered_commands:
             command.cls = Command
-        host.add_typer(target, name=name, cls=Group)
+        host.add_typer(target, name=name, cls=Group, invoke_without_command=target.registered_callback is not None)
     else:
         host.command(name, cls=Command)(target)
     return typer.main.get_group(host).commands[name]
@@ -148,6 +151,7 @@ def aifx_(
         aifx eval                     measure it and hold it against its gates
         aifx generate --prompt "Call me"
         aifx runs ls                  what has been trained here, and how it went
+        aifx doctor                   whether this machine is healthy, and what to do if not
     """
     if version:
         typer.echo(to_json({"schema_version": 1, "version": aifx.__version__}) if json else f"aifx {aifx.__version__}")

@@ -1,0 +1,181 @@
+"""`aifx doctor`: the health of this machine, with evidence and the next action."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aifx.commands.options import JsonOption
+from aifx.commands.terminal import Output, terminal
+from aifx.errors import EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    from aifx.health.rules import Rule, Site
+    from aifx.health.snapshot import Snapshot
+
+app = typer.Typer()
+
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="ID", help="Judge only this rule or family. Can be repeated.", show_default=False),
+]
+SkipOption = Annotated[
+    list[str] | None,
+    typer.Option("--skip", metavar="ID", help="Leave out a rule or family. Can be repeated.", show_default=False),
+]
+SiteOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--site",
+        metavar="FILE",
+        help="The site's rules, skips and expected figures; else ~/.config/aifx/health.toml or /etc/aifx/health.toml.",
+        show_default=False,
+    ),
+]
+
+
+@app.callback()
+def doctor(
+    ctx: typer.Context,
+    only: OnlyOption = None,
+    skip: SkipOption = None,
+    site: SiteOption = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for warnings as well.")] = False,
+    sample: Annotated[
+        float, typer.Option("--sample", metavar="SECONDS", min=0, max=600, help="Look twice, so far apart, for rates.")
+    ] = 0.0,
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", metavar="DIR", help="Look at a copy of a machine's files.", show_default=False),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option("--record", metavar="FILE", help="Keep what was read, to replay it.", show_default=False),
+    ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option("--replay", metavar="FILE", help="Judge what --record kept.", show_default=False),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Check the health of this machine, and tell what to do next.
+
+    Exit 0: healthy, perhaps with warnings; 1: unhealthy; 2: something could not be looked at, or not run.
+
+    Examples:
+        aifx doctor
+        aifx doctor --only nvidia --sample 10
+        aifx doctor --record node.json; aifx doctor --replay node.json
+        aifx doctor rules nvidia.row_remap.pending
+    """
+    if ctx.invoked_subcommand is not None:
+        _nothing_before(ctx)
+        return
+    with terminal(json) as out:
+        from aifx.commands.doctor_report import show
+        from aifx.health.check import check
+        from aifx.health.rules import load_rules, read_site, select
+
+        began = time.monotonic()
+        sites = read_site(site)
+        rules = select(load_rules(sites).values(), only or (), skip or ())
+        report = check(_snapshot(rules, root, replay, record, sample), rules, sites, began)
+        out.document(report.document())
+        show(out, report, len(rules))
+        code = {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(report.status, 0)
+        raise SystemExit(code)
+
+
+def _snapshot(
+    rules: list[Rule], root: Path | None, replay: Path | None, record: Path | None, sample: float
+) -> Snapshot:
+    """What is judged. Raises UsageError where the options do not go together, EnvironmentFault for a full disk."""
+    from aifx.health.check import collect
+    from aifx.health.host import Host
+    from aifx.health.snapshot import read, write
+
+    if replay is not None:
+        if root is not None or record is not None or sample:
+            raise UsageError(
+                "--replay reads nothing of a machine",
+                "--root, --record and --sample do",
+                f"aifx doctor --replay {replay}",
+            )
+        return read(replay)
+    if root is not None and not root.is_dir():
+        raise UsageError(f"--root {root} is no folder", "", "aifx doctor --root DIR, with DIR/proc and DIR/sys in it")
+    snapshot = collect(Host(root or Path("/")), rules, sample)
+    if record is not None:
+        try:
+            write(snapshot, record)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise EnvironmentFault(f"{record} cannot be written", why, "aifx doctor --record ANOTHER_FILE") from None
+    return snapshot
+
+
+def _nothing_before(ctx: typer.Context) -> None:
+    """Raises UsageError for options of the check that stand before another command."""
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        if ctx.get_parameter_source(name).name == "COMMANDLINE":  # type: ignore[union-attr]
+            command = f"aifx doctor {ctx.invoked_subcommand}"
+            raise UsageError(
+                f"{parameter.opts[0]} stands before the command", "it belongs to the check alone", f"{command} --help"
+            )
+
+
+@app.command()
+def rules(
+    name: Annotated[str | None, typer.Argument(metavar="[ID]", help="A rule or family.", show_default=False)] = None,
+    site: SiteOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the rules, or explain one.
+
+    Examples:
+        aifx doctor rules
+        aifx doctor rules nvidia
+        aifx doctor rules nvidia.row_remap.pending
+    """
+    with terminal(json) as out:
+        from aifx.health.rules import load_rules, read_site, select
+
+        sites = read_site(site)
+        chosen = select(load_rules(sites).values(), [name] if name else [], [])
+        out.document({"rules": [rule.model_dump(mode="json") for rule in chosen]})
+        if len(chosen) == 1:
+            _explain(out, chosen[0], sites)
+        else:
+            out.table(["rule", "severity", "fails if"], [(r.id, r.severity, _fails_if(r)) for r in chosen])
+
+
+def _fails_if(rule: Rule) -> str:
+    from aifx.health.conditions import threshold_of
+
+    return f"{rule.signal} {threshold_of(rule.fails_if)}"
+
+
+def _explain(out: Output, rule: Rule, site: Site) -> None:
+    from aifx.health.conditions import threshold_of
+
+    applies = [f"{signal} {threshold_of(condition)}" for signal, condition in rule.applies_if.items()]
+    rows = {
+        "severity": rule.severity,
+        "looks at": f"each of {rule.for_each}" if rule.for_each else "the node",
+        "where": " and ".join(applies),
+        "fails if": _fails_if(rule),
+        "says": rule.summary,
+        "do": rule.action,
+        "why": rule.detail,
+        "source": rule.source,
+        "yields to": ", ".join(rule.yields_to),
+        "changed": "by the site's file" if rule.id in site.rules or rule.id in {r.get("id") for r in site.rule} else "",
+    }
+    out.print(rule.id)
+    for name, text in rows.items():
+        if text:
+            out.print(f"  {name:10} {text}")
