@@ -1,0 +1,70 @@
+"""Control groups, version 1 and 2: what this process may use, which may be less than the machine has."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from aifx.health.facts import Absent, Unknown
+from aifx.health.host import Host
+
+CGROUPS = "/sys/fs/cgroup"
+NO_LIMIT = 1 << 60
+"""Version 1 writes the largest page-aligned number where there is no limit."""
+
+Number = int | Absent | Unknown
+
+
+def folders(host: Host, controller: str) -> tuple[int, list[str]]:
+    """The version, and the folders whose limits hold for this process, its own first, its ancestors after it."""
+    text = host.read("/proc/self/cgroup")
+    lines = [line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2] if isinstance(text, str) else []
+    for _, controllers, path in lines:
+        if controller in controllers.split(","):
+            return 1, _with_ancestors(host, f"{CGROUPS}/{controller}", path)
+    own = next((path for number, _, path in lines if number == "0"), "/")
+    return 2, _with_ancestors(host, CGROUPS, own)
+
+
+def _with_ancestors(host: Host, base: str, path: str) -> list[str]:
+    """In a container the path may be one that only the host sees; then the root of what is mounted is its own."""
+    own = PurePosixPath(path.lstrip("/"))
+    found = [f"{base}/{p}".removesuffix("/.") for p in (own, *own.parents)]
+    return [folder for folder in dict.fromkeys(found) if host.exists(folder)] or [base]
+
+
+def least(host: Host, where: list[str], name: str) -> tuple[Number, str]:
+    """The smallest of a limit, and the folder that sets it."""
+    limits = [(number(host, f"{folder}/{name}"), folder) for folder in where]
+    numbers = [(limit, folder) for limit, folder in limits if isinstance(limit, int)]
+    if numbers:
+        return min(numbers)
+    unknown = next((limit for limit, _ in limits if isinstance(limit, Unknown)), None)
+    return unknown or Absent(f"no control group limits it ({name})"), where[0]
+
+
+def number(host: Host, path: str) -> Number:
+    """A limit or a count in bytes; `Absent` where it is "max"."""
+    text = host.read(path)
+    if not isinstance(text, str):
+        return text
+    if text.strip() in ("max", "-1"):
+        return Absent(f"{path}: no limit")
+    try:
+        limit = int(text)
+    except ValueError:
+        return Unknown(f"{path} is no number: {text[:40]!r}")
+    return limit if limit < NO_LIMIT else Absent(f"{path}: no limit")
+
+
+def table(host: Host, path: str, base: int = 1) -> dict[str, int] | Absent | Unknown:
+    """A file of lines "name number"; each number times `base`."""
+    text = host.read(path)
+    if not isinstance(text, str):
+        return text
+    pairs = [line.replace(":", " ").split() for line in text.splitlines()]
+    return {pair[0]: int(pair[1]) * base for pair in pairs if len(pair) >= 2 and pair[1].isdigit()}
+
+
+def entry(numbers: dict[str, int] | Absent | Unknown, name: str, path: str) -> Number:
+    """One number of a `table`."""
+    return numbers.get(name, Absent(f"{path} does not tell {name}")) if isinstance(numbers, dict) else numbers
