@@ -1,0 +1,152 @@
+"""`aifx doctor` as a person and a script use it: words, exit codes, one JSON document."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from program import run
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "doctor.schema.json").read_text())
+CPUS = "sys/devices/system/cpu"
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A tree in which two of four processors are off and one is driven slowly."""
+    files = {
+        f"{CPUS}/online": "0-1\n",
+        f"{CPUS}/present": "0-3\n",
+        f"{CPUS}/cpufreq/policy0/scaling_governor": "powersave\n",
+        "proc/cpuinfo": "model name\t: a processor\n",
+        "proc/loadavg": "0.1 0.1 0.1 1/10 9\n",
+        "proc/cmdline": "ro token=s3cr3t\n",
+        "proc/sys/kernel/hostname": "n7\n",
+        "proc/sys/kernel/tainted": "0\n",
+        "proc/sys/kernel/osrelease": "6.8.0\n",
+    }
+    for path, text in files.items():
+        target = tmp_path / "tree" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    return tmp_path / "tree"
+
+
+@pytest.fixture
+def doctor(tmp_path):
+    return lambda *arguments: run(tmp_path, "doctor", *map(str, arguments))
+
+
+def document(done):
+    answer = json.loads(done.stdout)
+    jsonschema.validate(answer, SCHEMA)
+    return answer
+
+
+def test_findings_come_with_evidence_and_action(doctor, machine):
+    done = doctor("--root", machine, "--only", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("n7: warning (2 warnings; ")
+    for words in ("2 of 4 processors are online", "cpu.online = 2", "the governor powersave", "cpupower", "skipped"):
+        assert words in done.stdout
+    assert doctor("--root", machine, "--only", "cpu", "--strict").returncode == 1
+
+
+def test_the_document_is_as_the_schema_says(doctor, machine):
+    answer = document(doctor("--root", machine, "--only", "cpu", "--json"))
+    assert (answer["host"], answer["status"]) == ("n7", "warning")
+    assert [f["id"] for f in answer["findings"]] == ["cpu.cores.offline", "cpu.governor.slow"]
+    assert all(skipped["why"] for skipped in answer["skipped"])
+
+
+def test_this_machine_gets_a_report(doctor):
+    done = doctor("--json")
+    answer = document(done)
+    assert done.returncode == {"healthy": 0, "warning": 0, "unhealthy": 1, "unknown": 2}[answer["status"]]
+
+
+def test_what_was_recorded_is_judged_the_same(doctor, machine, tmp_path):
+    kept = tmp_path / "node.json"
+    first = document(doctor("--root", machine, "--only", "cpu", "--record", kept, "--json"))
+    again = document(doctor("--replay", kept, "--only", "cpu", "--json"))
+    assert first["findings"] == again["findings"]
+    assert "s3cr3t" not in kept.read_text()
+
+
+def test_a_site_has_the_last_word(doctor, machine, tmp_path):
+    site = tmp_path / "site.toml"
+    site.write_text(
+        """
+        [rules."cpu.governor.slow"]
+        severity = "critical"
+        [[skip]]
+        id = "cpu.cores"
+        reason = "half of this node is another's"
+        until = 2999-01-01
+        [[skip]]
+        id = "cpu.throttle"
+        reason = "hot summer"
+        until = 2020-01-01
+        """
+    )
+    done = doctor("--root", machine, "--only", "cpu", "--site", site, "--json")
+    assert done.returncode == 1
+    answer = document(done)
+    assert [f["id"] for f in answer["findings"]] == ["cpu.governor.slow", "site.skip.ended"]
+    assert (
+        "half of this node is another's, until 2999-01-01"
+        in {s["id"]: s["why"] for s in answer["skipped"]}["cpu.cores.offline"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[rules.'cpu.governor.slo']\nseverity = 'info'", "did you mean 'cpu.governor.slow'?"),
+        ("[rules.'cpu.governor.slow']\nseverity = 'bad'", "severity"),
+        ("[[skip]]\nid = 'cpu'", "reason"),
+        ("[rules.'cpu.governor.slow']\nfails_if = { abov = 1 }", "did you mean 'above'?"),
+        ("expected = ", "no TOML"),
+    ],
+)
+def test_a_site_with_a_mistake_is_told_where(doctor, text, told, machine, tmp_path):
+    (tmp_path / "site.toml").write_text(text)
+    done = doctor("--root", machine, "--site", tmp_path / "site.toml")
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--only", "cpus"], "did you mean 'cpu'?"),
+        (["--replay", "nothing.json"], "nothing.json cannot be read"),
+        (["--replay", "x", "--sample", "1"], "--replay reads nothing of a machine"),
+        (["--root", "nowhere"], "is no folder"),
+        (["rulez"], "did you mean 'rules'?"),
+        (["--strict", "rules"], "--strict stands before the command"),
+        (["--record", "/proc/nothing/here.json", "--only", "cpu"], "cannot be written"),
+    ],
+)
+def test_mistakes_lead_on(doctor, arguments, told, tmp_path):
+    done = doctor(*arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "hint:" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 9, "facts": {}}', '{"facts": 3}'])
+def test_a_file_that_is_no_snapshot(doctor, text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    done = doctor("--replay", "x.json", "--json")
+    assert done.returncode == 2
+    assert "x.json is" in json.loads(done.stdout)["error"]["what"]
+
+
+def test_a_rule_is_explained(doctor):
+    done = doctor("rules", "cpu.governor.slow")
+    assert done.returncode == 0
+    for words in ("cpu.governors holds powersave", "cpupower", "gcm", "cpu.is_virtual is false"):
+        assert words in done.stdout
+    listed = json.loads(doctor("rules", "cpu", "--json").stdout)["rules"]
+    assert {rule["id"] for rule in listed} >= {"cpu.cores.offline", "cpu.governor.slow"}
