@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from health_machines.host_files import host_files
+from health_machines.jax_stack import jax_files
 
 CPUINFO = """\
 processor\t: 0
@@ -28,7 +29,7 @@ def server(cpus: int = 16) -> dict[str, str]:
     for cpu in range(cpus):
         tree[f"sys/devices/system/cpu/cpufreq/policy{cpu}/scaling_governor"] = "performance\n"
         tree[f"sys/devices/system/cpu/cpu{cpu}/thermal_throttle/package_throttle_count"] = "0\n"
-    return tree | host_files()
+    return tree | host_files() | jax_files()
 
 
 MACHINES = {"server": server}
