@@ -1,0 +1,130 @@
+"""What JAX is here, printed as JSON: `python -m aifx.health.jax_probe packages | devices`.
+
+A process of its own because JAX may hang, crash or abort: `packages` reads metadata and NVML and never imports it,
+`devices` imports it, starts its backend and runs one operation on each device.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from typing import Any
+
+from aifx.health.host import within
+
+PACKAGES = re.compile(r"aifx|jax|jaxlib|jax-(cuda\d+|rocm\d+)-(plugin|pjrt)|libtpu|nvidia-[\w-]+|numpy|scipy|ml-dtypes")
+ASKS = re.compile(r"aifx|jax|jaxlib|jax-.*")
+DISTURBED = re.compile(r"already in use|resource busy|busy or unavailable|libtpu_lockfile", re.IGNORECASE)
+NVML_LIMIT_S = 3.0
+SIZE = 128
+
+
+def packages() -> dict[str, Any]:
+    """Names, versions and requirements of what is installed, and what NVML says of the driver."""
+    found = {_name(d): d for d in reversed(list(metadata.distributions()))}  # the first on the path is imported
+    found = {name: d for name, d in found.items() if PACKAGES.fullmatch(name)}
+    jax = found.get("jax")
+    return {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "packages": {name: d.version for name, d in sorted(found.items())},
+        "requires": {n: d.requires or [] for n, d in sorted(found.items()) if ASKS.fullmatch(n)},
+        "requires_python": found["aifx"].metadata["Requires-Python"] if "aifx" in found else None,
+        "installer": ((jax.read_text("INSTALLER") if jax else None) or "").strip(),
+        "overlaps": _overlaps({n: d for n, d in found.items() if n.startswith("nvidia-")}),
+        "nvml": _nvml(),
+    }
+
+
+def devices() -> dict[str, Any]:
+    """The devices as JAX lists them, each with whether it computes. `error` says why there are none."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a job may be running beside this
+    started = time.monotonic()
+    try:
+        import jax
+
+        local = jax.local_devices()
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".strip()
+        return {"error": said[:400], "is_held": DISTURBED.search(said) is not None, "devices": []}
+    start_s = round(time.monotonic() - started, 3)
+    with ThreadPoolExecutor(len(local)) as pool:
+        tried = list(pool.map(_try, local))
+    return {"error": "", "is_held": False, "platform": local[0].platform, "start_s": start_s, "devices": tried}
+
+
+def _try(device: Any) -> dict[str, Any]:
+    told = {"device": f"{device.platform}:{device.id}", "kind": device.device_kind, "platform": device.platform}
+    try:
+        return {**told, "computes": True, "is_right": _is_right(device), "error": ""}
+    except Exception as error:
+        return {**told, "computes": False, "is_right": False, "error": f"{type(error).__name__}: {error}"[:400]}
+
+
+def _is_right(device: Any) -> bool:
+    """Whether a matrix product of small whole numbers, exact in any type and order, is what NumPy makes of it."""
+    import jax
+    import numpy as np
+
+    a, b = (np.random.default_rng(seed).integers(-8, 9, (SIZE, SIZE)).astype(np.float32) for seed in (1, 2))
+    product = jax.jit(lambda a, b: a @ b + a)(*jax.device_put((a, b), device))
+    return bool(np.array_equal(np.asarray(product), a @ b + a))
+
+
+def _name(distribution: metadata.Distribution) -> str:
+    return re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
+
+
+def _overlaps(wheels: dict[str, metadata.Distribution]) -> list[str]:
+    """Wheels that write the same libraries, as "a and b": what was installed last stands, for both."""
+    owners: dict[str, list[str]] = {}
+    for name, wheel in sorted(wheels.items()):
+        for file in wheel.files or ():
+            if ".so" in file.name:
+                owners.setdefault(str(file), []).append(name)
+    return sorted({" and ".join(names) for names in owners.values() if len(names) > 1})
+
+
+def _nvml() -> dict[str, Any]:
+    """Driver, the CUDA that it can do, and GPUs; `absent` says why there is no NVML."""
+    nvml: Any = importlib.import_module("pynvml")
+
+    def ask() -> dict[str, Any]:
+        nvml.nvmlInit()
+        count, cuda = nvml.nvmlDeviceGetCount(), nvml.nvmlSystemGetCudaDriverVersion_v2()
+        driver = nvml.nvmlSystemGetDriverVersion()
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+        return {
+            "driver": driver if isinstance(driver, str) else driver.decode(),
+            "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
+            "gpus": count,
+            "mig": any(_is_divided(nvml, handle) for handle in handles),
+        }
+
+    try:
+        return within(NVML_LIMIT_S, ask, "NVML")
+    except (nvml.NVMLError, TimeoutError) as error:
+        return {"absent": str(error)}
+
+
+def _is_divided(nvml: Any, handle: Any) -> bool:
+    try:
+        return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
+    except nvml.NVMLError:
+        return False
+
+
+def main() -> None:
+    told = {"packages": packages, "devices": devices}[sys.argv[1]]()
+    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.flush()
+    os._exit(0)  # a driver that hangs would also keep a thread, or the library's end, from ending
+
+
+if __name__ == "__main__":
+    main()

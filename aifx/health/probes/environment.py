@@ -1,0 +1,97 @@
+"""Variables that change what a job does and that nobody remembers having set. Read by name: no other is looked at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from aifx.health.facts import Absent
+from aifx.health.host import CAPTURED, Host
+from aifx.health.probes import Probe
+
+NCCL_OFF = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_IB_DISABLE": "1", "NCCL_NVLS_ENABLE": "0",
+            "NCCL_NET_GDR_LEVEL": "0|LOC", "NCCL_P2P_LEVEL": "0|LOC"}  # fmt: skip
+NCCL_VERBOSE = {"NCCL_DEBUG": "(?i:trace)"}
+PROFILERS = dict.fromkeys(
+    (
+        "CUDA_INJECTION32_PATH",
+        "CUDA_INJECTION64_PATH",
+        "NVTX_INJECTION64_PATH",
+        "CUDA_PROFILE",
+        "COMPUTE_PROFILE",
+        "OPENCL_PROFILE",
+        "NSIGHT_CUDA_DEBUGGER",
+        "CUDA_ENABLE_COREDUMP_ON_EXCEPTION",
+        "CUDA_COREDUMP_FILE",
+        "CUDA_DEVICE_WAITS_ON_EXCEPTION",
+        "CUDA_AUTO_BOOST",
+    ),
+    ".+",
+)
+BLOCKING = {"CUDA_LAUNCH_BLOCKING": "1", "CUDA_CACHE_DISABLE": "1"}
+ON = "(?i:1|true|yes|on|y|t)"
+JAX_DEBUGGING = dict.fromkeys(
+    (
+        "JAX_DISABLE_JIT",
+        "JAX_DEBUG_NANS",
+        "JAX_DEBUG_INFS",
+        "JAX_ENABLE_CHECKS",
+        "JAX_CHECK_TRACER_LEAKS",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS",
+    ),
+    ON,
+)
+ALLOCATORS = {"XLA_PYTHON_CLIENT_ALLOCATOR": "(?i:platform)"}
+SLOW_FLAGS = re.compile(
+    r"--xla_(dump_to|dump_hlo_\w+|disable_hlo_passes|disable_all_hlo_passes|backend_optimization_level=[01]|"
+    r"gpu_autotune_level=0|force_host_platform_device_count|gpu_disable_async_collectives)\b[^\s]*"
+)
+INEXACT_FLAGS = re.compile(
+    r"--xla_(cpu_enable_fast_math|gpu_enable_fast_min_max|cpu_enable_fast_min_max|gpu_ftz)(=(true|1|True))?(?=\s|$)"
+)
+ALLOCATING = re.compile(r"lib(tcmalloc|jemalloc|mimalloc|hugetlbfs)")
+"""Allocators, which are preloaded with good reason."""
+
+CUDA_LIBRARY = re.compile(r"lib(cudnn|nccl|cublas|cudart|cusparse|cusolver|cufft)\w*\.so")
+
+
+def collect(host: Host) -> dict[str, Any]:
+    if not host.is_live and not host.exists(f"/{CAPTURED}/environ.json"):
+        return {"environment": Absent("the environment was not captured")}
+    environ = host.environ()
+    flags = environ.get("XLA_FLAGS", "")
+    found = {
+        "nccl_off": _set(environ, NCCL_OFF),
+        "nccl_verbose": _set(environ, NCCL_VERBOSE),
+        "profilers": _set(environ, PROFILERS),
+        "blocking": _set(environ, BLOCKING),
+        "jax_debugging": _set(environ, JAX_DEBUGGING),
+        "allocators": _set(environ, ALLOCATORS),
+        "slow_flags": [match[0] for match in SLOW_FLAGS.finditer(flags)],
+        "inexact_flags": [match[0] for match in INEXACT_FLAGS.finditer(flags)],
+        "preload": [p for p in re.split(r"[:\s]+", environ.get("LD_PRELOAD", "")) if p and not ALLOCATING.search(p)],
+        "cuda_folders": _cuda_folders(host, environ.get("LD_LIBRARY_PATH", "")),
+    }
+    platforms = environ.get("JAX_PLATFORMS", environ.get("JAX_PLATFORM_NAME", ""))
+    counts = {name: len(items) for name, items in found.items()}
+    return {"environment": {**found, "counts": counts, "is_cpu_only": platforms.strip().lower() == "cpu"}}
+
+
+def _set(environ: Mapping[str, str], unwanted: Mapping[str, str]) -> list[str]:
+    """ "NAME=value" of each variable whose value is an unwanted one."""
+    found = ((name, environ.get(name, "")) for name in unwanted)
+    return [f"{name}={value}" for name, value in found if value and re.fullmatch(unwanted[name], value)]
+
+
+def _cuda_folders(host: Host, path: str) -> list[str]:
+    """Folders of the library path that hold CUDA libraries: these are loaded in place of those that jax brings."""
+    found = []
+    for folder in dict.fromkeys(part for part in path.split(":") if part.startswith("/")):
+        names = host.names(folder)
+        if isinstance(names, list) and any(CUDA_LIBRARY.match(name) for name in names):
+            found.append(folder)
+    return found
+
+
+PROBES = (Probe("environment", ("environment",), collect),)

@@ -1,0 +1,227 @@
+"""The JAX contract: versions that fit together, devices that are all there and compute, a cache that can be written."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion
+
+from aifx.health.facts import Absent, Unknown, from_document
+from aifx.health.host import Host
+from aifx.health.probes import Probe
+from aifx.project import cache_path
+
+DEVICES_LIMIT_S = 10.0
+DRIVERS = {"cuda12": 525, "cuda13": 580}
+"""The oldest driver, by the extra of jax that needs it (docs.jax.dev, Installation, NVIDIA GPU)."""
+
+REFUSED = re.compile(r"Unknown flags? in \w+: (.+)")
+
+
+def collect(host: Host) -> dict[str, Any]:
+    packages = host.ask("aifx.health.jax_probe", "packages", name="jax_packages", limit_s=8)
+    python, versions = _versions(packages)
+    if isinstance(packages, Absent):
+        return {"python": python, "jax": versions}
+    seen = packages.get("nvml", {}) if isinstance(packages, dict) else {}
+    facts = {**versions, **_gpus(seen, host.environ().get("CUDA_VISIBLE_DEVICES"))}
+    said = from_document(host.ask("aifx.health.jax_probe", "devices", name="jax", limit_s=DEVICES_LIMIT_S))
+    return {"python": python, "jax": {**facts, **_devices(said), "cache": host.measure("jax_cache", _cache)}}
+
+
+def _versions(said: Any) -> tuple[Any, Any]:
+    if isinstance(said, Absent):
+        return said, said
+    if not isinstance(said, dict):
+        why = said if isinstance(said, Unknown) else Unknown("the list of packages is no table")
+        names = ("version", "jaxlib", "requirements", "num_overlaps", "fits_aifx", "wanted_by_aifx", "install_line")
+        return why, dict.fromkeys(names, why)
+    packages: dict[str, str] = said.get("packages", {})
+    missing = Absent("no jax is installed")
+    wanted = _wanted_by_aifx(said)
+    version = packages.get("jax")
+    fits = _fits(version, wanted) if version and isinstance(wanted, str) else wanted if version else missing
+    return _python(said), {
+        "version": version or missing,
+        "jaxlib": packages.get("jaxlib") or Absent("no jaxlib is installed"),
+        "packages": packages,
+        "requirements": list(_requirements(said)),
+        "overlaps": said.get("overlaps"),
+        "num_overlaps": len(said.get("overlaps") or ()),
+        "wanted_by_aifx": wanted,
+        "fits_aifx": fits,
+        "driver_needed": _driver_needed(packages),
+        "install_line": install_line(said),
+    }
+
+
+def _python(said: Mapping[str, Any]) -> dict[str, Any]:
+    version, wanted = said.get("python"), said.get("requires_python") or Absent("aifx is not installed as a package")
+    fits = _fits(version, wanted) if isinstance(version, str) and isinstance(wanted, str) else wanted
+    return {"version": version, "wanted": wanted, "is_supported": fits}
+
+
+def _fits(version: str, wanted: str) -> bool | Unknown:
+    try:
+        return SpecifierSet(wanted).contains(version, prereleases=True)
+    except (InvalidVersion, InvalidSpecifier) as error:
+        return Unknown(str(error))
+
+
+def _wanted_by_aifx(said: Mapping[str, Any]) -> str | Absent:
+    for text in said.get("requires", {}).get("aifx", ()):
+        requirement = Requirement(text)
+        if requirement.name == "jax" and not requirement.marker:
+            return str(requirement.specifier)
+    return Absent("aifx is not installed as a package")
+
+
+def _requirements(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What jax, jaxlib and the plugins ask for of one another, as their metadata declare it."""
+    packages = said.get("packages", {})
+    for by, texts in said.get("requires", {}).items():
+        if by == "aifx":
+            continue
+        for text in texts:
+            try:
+                requirement = Requirement(text)
+            except InvalidRequirement:
+                continue
+            name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+            is_extra = "extra" in str(requirement.marker or "")
+            if not _applies(requirement, _extras(packages, by), said.get("python")) or name == by:
+                continue
+            if is_extra and name not in packages:  # a CUDA of the system's own
+                continue
+            if name not in packages and name not in ("jaxlib", "numpy", "scipy", "ml-dtypes"):
+                continue
+            version = packages.get(name)
+            yield {
+                "device": f"{name} for {by}",
+                "name": name,
+                "version": version or "not installed",
+                "wanted": str(requirement.specifier) or "any version",
+                "by": f"{by} {packages.get(by)}",
+                "fits": _fits(version, str(requirement.specifier)) if version else False,
+                "is_cuda": name.startswith("nvidia-"),
+            }
+
+
+def _extras(packages: Mapping[str, str], by: str) -> set[str]:
+    if by == "jax":
+        plugins = {match[1] for name in packages if (match := re.fullmatch(r"jax-(\w+)-plugin", name))}
+        return plugins | ({"tpu"} if "libtpu" in packages else set())
+    return {"with-cuda"} if any(name.startswith("nvidia-") for name in packages) else set()
+
+
+def _applies(requirement: Requirement, extras: set[str], python: Any) -> bool:
+    if requirement.marker is None:
+        return True
+    there = {"python_version": ".".join(str(python).split(".")[:2]), "python_full_version": str(python)}
+    return any(requirement.marker.evaluate({**there, "extra": extra}) for extra in ("", *extras))
+
+
+def _driver_needed(packages: Mapping[str, str]) -> int | Absent:
+    needed = [driver for flavour, driver in DRIVERS.items() if f"jax-{flavour}-plugin" in packages]
+    return max(needed) if needed else Absent("no CUDA plugin of jax is installed")
+
+
+def install_line(said: Mapping[str, Any]) -> str:
+    """The command that makes jax, jaxlib and the plugin for this machine fit together and fit aifx."""
+    packages = said.get("packages", {})
+    driver = _major(said.get("nvml", {}).get("driver"))
+    extra = ""
+    if isinstance(driver, int):
+        there = [f for f, needed in DRIVERS.items() if f"jax-{f}-plugin" in packages and driver >= needed]
+        able = [flavour for flavour, needed in DRIVERS.items() if driver >= needed]
+        extra = f"[{(there or able or ['cuda12'])[-1]}]"
+    elif "libtpu" in packages:
+        extra = "[tpu]"
+    version, wanted = packages.get("jax"), _wanted_by_aifx(said)
+    if version and (not isinstance(wanted, str) or _fits(version, wanted) is True):
+        wanted = f"=={version}"
+    installer = "uv pip install" if said.get("installer") == "uv" else "pip install"
+    return f'{installer} -U "jax{extra}{wanted if isinstance(wanted, str) else ""}"'
+
+
+def _major(version: Any) -> int | Absent:
+    match = re.match(r"\d+", str(version or ""))
+    return int(match[0]) if match else Absent("there is no NVIDIA driver")
+
+
+def _gpus(nvml: Mapping[str, Any], visible: str | None) -> dict[str, Any]:
+    """What NVML sees, and how much of that CUDA_VISIBLE_DEVICES leaves."""
+    if "gpus" not in nvml:
+        why = Absent(f"no NVIDIA GPU: {nvml.get('absent', 'NVML was not asked')}")
+        return dict.fromkeys(("driver", "driver_major", "driver_cuda", "gpus_seen", "gpus_visible"), why)
+    left: int | Absent = nvml["gpus"]
+    if nvml.get("mig") or "MIG-" in (visible or ""):
+        left = Absent("GPUs are divided (MIG): CUDA shows a process one part")
+    elif visible is not None:
+        left = _visible(visible, nvml["gpus"])
+    return {
+        "driver": nvml.get("driver"),
+        "driver_major": _major(nvml.get("driver")),
+        "driver_cuda": nvml.get("cuda"),
+        "gpus_seen": nvml["gpus"],
+        "gpus_visible": left,
+    }
+
+
+def _visible(text: str, count: int) -> int:
+    """How many devices CUDA shows: those before the first that it does not know (CUDA C++ Programming Guide)."""
+    names: list[str] = []
+    for word in text.replace(" ", "").split(","):
+        is_known = word.startswith("GPU-") or (word.isdigit() and int(word) < count)
+        if not is_known or word in names:
+            break
+        names.append(word)
+    return len(names)
+
+
+def _devices(said: Any) -> dict[str, Any]:
+    """Whether JAX starts, and the devices. One that another process holds is no fault of either."""
+    starts: Any = True
+    error, refused = "", list[str]()
+    if isinstance(said, dict):
+        error = str(said.get("error") or "")
+        if error:
+            starts = Absent(f"another process holds the devices: {error}") if said.get("is_held") else False
+    else:
+        starts = said if isinstance(said, (Absent, Unknown)) else Unknown("what JAX said is no table")
+        if isinstance(starts, Unknown) and "(signal " in starts.why:
+            error, starts = starts.why, False
+            match = REFUSED.search(error)
+            refused = match[1].split() if match else []
+    told = {"starts": starts, "error": error, "refused_flags": refused, "num_refused_flags": len(refused)}
+    if starts is not True:
+        return {**told, **dict.fromkeys(("platform", "devices", "gpus"), Absent("JAX gave no devices"))}
+    devices = said.get("devices")
+    gpus = [d for d in devices or () if isinstance(d, dict) and d.get("platform") == "gpu"]
+    return {**told, "platform": said.get("platform"), "start_s": said.get("start_s"), "devices": devices,
+            "gpus": len(gpus)}  # fmt: skip
+
+
+def _cache() -> dict[str, Any]:
+    """The folder of compiled programs, as aifx chooses it, and whether a file can be written there."""
+    own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if own and "://" in own:
+        return {"folder": own, "is_writable": True, "why": "not of this machine's file system"}
+    folder = Path(own) if own else cache_path() / "jax"
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"aifx")
+    except OSError as error:
+        return {"folder": str(folder), "is_writable": False, "why": error.strerror or str(error)}
+    return {"folder": str(folder), "is_writable": True, "why": ""}
+
+
+PROBES = (Probe("jax", ("python", "jax"), collect, limit_s=25.0),)
