@@ -1,0 +1,156 @@
+"""What was found in a fleet, as docs/doctor-fleet.md has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from aifx.errors import DataError
+from aifx.health.report import SEVERITIES, Finding, Report, Skipped, Status
+from aifx.health.snapshot import Snapshot
+from aifx.health.snapshot import parse as parse_snapshot
+
+
+@dataclass(frozen=True)
+class Node:
+    """What came of asking one node.
+
+    Attributes:
+        name: what it is called here: the host's name, or its agent's address where that is not unique.
+        report: its own; None where none came.
+        snapshot: what that was judged by; None where the node did not send it.
+        why: why no report came; empty where one did.
+        is_silent: whether nothing at all came in time, rather than something that is no report.
+        took_s: from the question to the answer.
+    """
+
+    name: str
+    report: Report | None = None
+    snapshot: Snapshot | None = None
+    why: str = ""
+    is_silent: bool = False
+    took_s: float = 0.0
+
+    @property
+    def status(self) -> Status:
+        return self.report.status if self.report is not None else "unknown"
+
+    def document(self) -> dict[str, Any]:
+        """The node's report. Where none came, nothing was judged, and why."""
+        report = self.report or Report(self.name, (), (Skipped("*", self.why),))
+        return {"node": self.name, **report.document(), "status": self.status}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A finding's part in what a node is expected to lose.
+
+    Attributes:
+        id: the finding's.
+        device: of the node.
+        summary: the finding's.
+        probability: that it interrupts a job within the horizon.
+        source: where that number comes from.
+    """
+
+    id: str
+    device: str
+    summary: str
+    probability: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A node that is worth a look, and how much.
+
+    Attributes:
+        node: its name.
+        lost_gpu_hours: expected within the horizon.
+        probability: that any of the causes interrupts a job within the horizon.
+        job_gpus: GPUs that the job holds meanwhile.
+        hours_to_recover: of that job.
+        causes: the likeliest first.
+        action: of the likeliest.
+    """
+
+    node: str
+    lost_gpu_hours: float
+    probability: float
+    job_gpus: float
+    hours_to_recover: float
+    causes: tuple[Cause, ...]
+    action: str
+
+
+@dataclass(frozen=True)
+class FleetReport:
+    """Attributes:
+    nodes: in the order in which they were named.
+    findings: across nodes, worst first; `device` is the node.
+    suspects: the most expensive first.
+    not_heard: nodes that were still being asked when the operator had enough.
+    duration_s: of the whole.
+    """
+
+    nodes: tuple[Node, ...]
+    findings: tuple[Finding, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
+    not_heard: tuple[str, ...] = ()
+    duration_s: float = 0.0
+
+    @property
+    def status(self) -> Status:
+        """The worst of the nodes' and of the findings across them."""
+        statuses = {node.status for node in self.nodes}
+        severities = {finding.severity for finding in self.findings}
+        if "unhealthy" in statuses or "critical" in severities:
+            return "unhealthy"
+        if "unknown" in statuses | severities or self.not_heard or not self.nodes:
+            return "unknown"
+        return "warning" if "warning" in statuses | severities else "healthy"
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "status": self.status,
+            "nodes": [node.document() for node in self.nodes],
+            "findings": [asdict(finding) for finding in self.findings],
+            "suspects": [asdict(suspect) for suspect in self.suspects],
+            "not_heard": list(self.not_heard),
+            "duration_s": self.duration_s,
+        }
+
+
+def node_of(name: str, document: Any, took_s: float = 0.0) -> Node:
+    """The node that sent a document of `aifx doctor --json`. Raises DataError where it is none."""
+    hint = "run the same aifx on every node"
+    if not isinstance(document, Mapping):
+        raise DataError(f"{name} sent no report", "it is no JSON object", hint)
+    if isinstance(document.get("error"), Mapping):
+        error = document["error"]
+        raise DataError(f"{name} could not check itself", f"{error.get('what')}: {error.get('why')}", hint)
+    if document.get("schema_version") != 1:
+        raise DataError(f"{name} sent another version", f"schema_version {document.get('schema_version')!r}", hint)
+    if not isinstance(document.get("findings"), list):
+        raise DataError(f"{name} sent no report", "it has no findings", hint)
+    report = Report(
+        str(document.get("host", name)),
+        tuple(_filled(Finding, one) for one in document["findings"] if isinstance(one, Mapping)),
+        tuple(_filled(Skipped, one) for one in document.get("skipped") or () if isinstance(one, Mapping)),
+        _seconds(document.get("duration_s")),
+    )
+    snapshot = document.get("snapshot")
+    return Node(name, report, None if snapshot is None else parse_snapshot(snapshot, name), took_s=took_s)
+
+
+def _filled(kind: type[Any], document: Mapping[str, Any]) -> Any:
+    """A severity that this version does not know is unknown, not nothing."""
+    values = {field.name: str(document.get(field.name, "")) for field in fields(kind)}
+    if "severity" in values and values["severity"] not in SEVERITIES:
+        values["severity"] = "unknown"
+    return kind(**values)
+
+
+def _seconds(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else 0.0
