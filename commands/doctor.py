@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aifx.commands.doctor_diff import diff
 from aifx.commands.options import JsonOption
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import EnvironmentFault, UsageError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from aifx.health.snapshot import Snapshot
 
 app = typer.Typer()
+app.command()(diff)
 
 OnlyOption = Annotated[
     list[str] | None,
