@@ -107,7 +107,8 @@ def _finding(out: Output, mark: str, finding: Finding, more: str = "") -> None:
     }
     lines = [Text.assemble(f"{mark:8}", (f"{finding.severity:10}", STYLES[finding.severity]), where + finding.summary)]
     lines += [Text.assemble((f"        {name:10}", "dim"), text) for name, text in rows.items() if text]
-    for line in ("", *lines):
+    out.print("")
+    for line in lines:
         out.print(line)
 
 

@@ -22,7 +22,8 @@ def show(out: Output, report: Report, num_rules: int) -> None:
         return
     out.print(_headline(report, num_rules))
     for finding, ids in folded(report.findings):
-        for line in ("", *_block(finding, ids)):
+        out.print("")
+        for line in _block(finding, ids):
             out.print(line)
     if report.skipped:
         out.print("")
