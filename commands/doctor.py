@@ -61,6 +61,9 @@ def doctor(
         Path | None,
         typer.Option("--replay", metavar="FILE", help="Judge what --record kept.", show_default=False),
     ] = None,
+    with_snapshot: Annotated[
+        bool, typer.Option("--with-snapshot", help="With --json: what was read as well, under 'snapshot'.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Check the health of this machine, and tell what to do next.
@@ -84,8 +87,9 @@ def doctor(
         began = time.monotonic()
         sites = read_site(site)
         rules = select(load_rules(sites).values(), only or (), skip or ())
-        report = check(_snapshot(rules, root, replay, record, sample), rules, sites, began)
-        out.document(report.document())
+        snapshot = _snapshot(rules, root, replay, record, sample)
+        report = check(snapshot, rules, sites, began)
+        out.document(report.document() | ({"snapshot": snapshot.document()} if with_snapshot else {}))
         show(out, report, len(rules))
         code = {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(report.status, 0)
         raise SystemExit(code)
@@ -181,3 +185,6 @@ def _explain(out: Output, rule: Rule, site: Site) -> None:
     for name, text in rows.items():
         if text:
             out.print(f"  {name:10} {text}")
+
+
+from aifx.commands import doctor_serve  # noqa: E402, F401 (registers its command)

@@ -1,0 +1,242 @@
+"""A node that tells its health over HTTP: `/healthz`, `/v1/report` and Prometheus' `/metrics`.
+
+The check runs when somebody asks and the last one is older than the interval, in one thread, however many ask.
+`/healthz` tells only that the agent lives: it takes no token and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hmac
+import ipaddress
+import json
+import socket
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from aifx.health.report import SEVERITIES
+
+STATUSES = ("healthy", "warning", "unhealthy", "unknown")
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MAX_CONNECTIONS = 64
+IDLE_LIMIT_S = 30.0
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Told:
+    """The last check.
+
+    Attributes:
+        document: its report; None where the check failed.
+        error: why it failed.
+        body: the report as JSON, compressed.
+        time: when it ended, Unix time.
+        fresh_until: until when it answers, by `time.monotonic`.
+    """
+
+    document: Document | None
+    error: str
+    body: bytes
+    time: float
+    fresh_until: float
+
+
+class Checks:
+    """The check, run at most once an interval and never twice at the same time.
+
+    Args:
+        check: gives the report's document.
+        interval_s: how long an answer holds.
+    """
+
+    def __init__(self, check: Callable[[], Document], interval_s: float) -> None:
+        self._check = check
+        self.interval_s = interval_s
+        self._changed = threading.Condition()
+        self._is_running = False
+        self._told: Told | None = None
+        self.started = self.failed = 0
+
+    def now(self) -> Told:
+        """An answer of this interval, waited for where none is there yet."""
+        with self._changed:
+            self._start_if_due()
+            self._changed.wait_for(lambda: not self._is_running)
+            assert self._told is not None
+            return self._told
+
+    def last(self) -> Told:
+        """The last answer; where it is older than the interval, the next is being made."""
+        with self._changed:
+            self._start_if_due()
+            if self._told is not None:
+                return self._told
+        return self.now()
+
+    def _start_if_due(self) -> None:
+        if not self._is_running and (self._told is None or time.monotonic() >= self._told.fresh_until):
+            self._is_running = True
+            self.started += 1
+            threading.Thread(target=self._run, daemon=True, name="check").start()
+
+    def _run(self) -> None:
+        document, error = None, ""
+        try:
+            document = self._check()
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
+        body = gzip.compress(json.dumps(document).encode(), 1) if document is not None else b""
+        with self._changed:
+            self.failed += document is None
+            self._told = Told(document, error, body, time.time(), time.monotonic() + self.interval_s)
+            self._is_running = False
+            self._changed.notify_all()
+
+
+class Agent(ThreadingHTTPServer):
+    """The server.
+
+    Args:
+        address: host and port; port 0 takes a free one.
+        checks: what is told.
+        token: what a client must show; empty where none is asked for.
+        tls: the certificate, where clients speak TLS.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], checks: Checks, token: str = "", tls: ssl.SSLContext | None = None):
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, _Handler)
+        self.checks, self.token = checks, token
+        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        if tls is not None:
+            # The handshake is left to the thread of the connection: a client that stalls in it holds up nobody.
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        self.url = f"{'https' if tls is not None else 'http'}://{host}:{self.server_address[1]}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that breaks off is none of our business."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "aifx-doctor"
+    sys_version = ""
+    timeout = IDLE_LIMIT_S
+    server: Agent
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/healthz":
+            self._answer(200, b'{"status": "ok"}\n')
+        elif path not in ("/v1/report", "/metrics"):
+            self._error(404, "there are /healthz, /v1/report and /metrics")
+        elif not self._is_allowed():
+            self._error(401, "the header 'Authorization: Bearer TOKEN' is missing or wrong")
+        elif path == "/metrics":
+            self._answer(200, metrics(self.server.checks).encode(), METRICS_TYPE)
+        else:
+            self._report()
+
+    def _report(self) -> None:
+        told = self.server.checks.now()
+        if told.document is None:
+            self._error(503, f"the check failed: {told.error}")
+        elif "gzip" in self.headers.get("Accept-Encoding", ""):
+            self._answer(200, told.body, encoding="gzip")
+        else:
+            self._answer(200, gzip.decompress(told.body))
+
+    def _is_allowed(self) -> bool:
+        shown = self.headers.get("Authorization", "")
+        return not self.server.token or hmac.compare_digest(shown.encode(), f"Bearer {self.server.token}".encode())
+
+    def _error(self, code: int, why: str) -> None:
+        self._answer(code, json.dumps({"error": why}).encode() + b"\n")
+
+    def _answer(self, code: int, body: bytes, kind: str = "application/json", encoding: str = "") -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        if encoding:
+            self.send_header("Content-Encoding", encoding)
+        if code == 401:
+            self.send_header("WWW-Authenticate", "Bearer")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are no news."""
+
+
+def metrics(checks: Checks) -> str:
+    """The last check in Prometheus' text format."""
+    told = checks.last()
+    document = told.document or {"status": "unknown", "findings": [], "skipped": [], "duration_s": 0.0}
+    by_severity = Counter(finding["severity"] for finding in document["findings"])
+    found = Counter((f["id"], f["severity"], f["device"]) for f in document["findings"])
+    named = [({"id": i, "severity": s, "device": d}, float(n)) for (i, s, d), n in found.items()]
+    nothing: dict[str, str] = {}
+    families: list[tuple[str, str, str, list[tuple[Mapping[str, str], float]]]] = [
+        ("status", "gauge", "1 at the status of the node, 0 at the others.",
+         [({"status": s}, float(s == document["status"])) for s in STATUSES]),
+        ("findings", "gauge", "Findings by severity.", [({"severity": s}, float(by_severity[s])) for s in SEVERITIES]),
+        ("finding", "gauge", "Each finding: how often it stands in the report.", named),
+        ("skipped", "gauge", "Rules and families that were not judged.", [(nothing, float(len(document["skipped"])))]),
+        ("check_duration_seconds", "gauge", "How long the check took.", [(nothing, float(document["duration_s"]))]),
+        ("check_timestamp_seconds", "gauge", "When the check ended, Unix time.", [(nothing, told.time)]),
+        ("check_success", "gauge", "Whether the check could be run.", [(nothing, float(told.document is not None))]),
+        ("checks_total", "counter", "Checks begun since the agent started.", [(nothing, float(checks.started))]),
+        ("check_failures_total", "counter", "Checks that could not be run.", [(nothing, float(checks.failed))]),
+    ]  # fmt: skip
+    lines = []
+    for name, kind, what, samples in families:
+        lines += [f"# HELP aifx_doctor_{name} {what}", f"# TYPE aifx_doctor_{name} {kind}"]
+        lines += [f"aifx_doctor_{name}{_labels(labels)} {value:.15g}" for labels, value in samples]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    def escaped(value: str) -> str:
+        return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+    return "{" + ",".join(f'{name}="{escaped(value)}"' for name, value in labels.items()) + "}" if labels else ""
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def server_tls(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    """Raises OSError for files that cannot be read or are no certificate and key (ssl.SSLError is one)."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return context
