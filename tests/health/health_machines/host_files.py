@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from health_machines.network_files import network_files
+
 KIB_PER_GIB = 1 << 20
 
 
 def host_files() -> dict[str, str]:
     """Two sockets with 512 GiB each, Ubuntu, control groups of version 2."""
-    return memory_files()
+    return memory_files() | limits_files() | network_files()
 
 
 def meminfo(total_gib: float, available_gib: float, swap_gib: float = 0, huge_pages: int = 0, **others: int) -> str:
@@ -72,5 +74,38 @@ def cgroup2(path: str) -> dict[str, str]:
             f"{folder}/memory.current": "8589934592\n",
             f"{folder}/memory.stat": "anon 5368709120\nfile 3221225472\ninactive_file 1073741824\n",
             f"{folder}/memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n",
+            f"{folder}/pids.max": "max\n",
+            f"{folder}/pids.current": "61\n",
+            f"{folder}/cpu.max": "max 100000\n",
+            f"{folder}/cpu.stat": "usage_usec 26315\nnr_periods 0\nnr_throttled 0\nthrottled_usec 0\n",
         }
     return tree
+
+
+def own_limits(open_files: int = 1048576, memlock: str = "unlimited") -> str:
+    """/proc/self/limits, its lines that are read."""
+    return (
+        "Limit                     Soft Limit           Hard Limit           Units     \n"
+        f"Max open files            1024                 {open_files:<20} files     \n"
+        f"Max locked memory         {memlock:<20} {memlock:<20} bytes     \n"
+    )
+
+
+def stat(pid: int, name: str, state: str = "S", flags: int = 4194560) -> str:
+    """/proc/PID/stat."""
+    return f"{pid} ({name}) {state} 1 {pid} {pid} 0 -1 {flags} 1043 0 0 0 12 7 0 0 20 0 1 0 4291\n"
+
+
+def limits_files() -> dict[str, str]:
+    return {
+        "proc/self/limits": own_limits(),
+        "proc/self/status": "Name:\tpython3\nState:\tR (running)\nCpus_allowed:\tffff\nCpus_allowed_list:\t0-15\n",
+        "proc/sys/kernel/pid_max": "4194304\n",
+        "proc/sys/kernel/threads-max": "8251021\n",
+        "proc/sys/fs/file-nr": "14016\t0\t9223372036854775807\n",
+        "proc/1/stat": stat(1, "systemd"),
+        "proc/2/stat": stat(2, "kthreadd", flags=2129984),
+        "proc/811/stat": stat(811, "kworker/u64:2-events", "D", flags=69238880),
+        "proc/77120/stat": stat(77120, "(sd-pam)"),
+        "aifx-captured/shm_space.json": '{"size_gib": 503.8, "free_gib": 503.8, "used_percent": 0.0}',
+    }

@@ -1,0 +1,156 @@
+"""What a process may use here, how much of what all share is in use, and processes that are stuck."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from aifx.health.facts import Absent, Unknown
+from aifx.health.host import Host
+from aifx.health.probes import Probe, cgroups
+from aifx.health.probes.space import space
+
+LOOKS = 5
+LOOK_EVERY_S = 0.1
+KERNEL_THREAD = 0x00200000
+"""PF_KTHREAD of include/linux/sched.h, in field 9 of /proc/PID/stat."""
+
+
+def collect(host: Host) -> dict[str, Any]:
+    shm = host.measure("shm_space", lambda: space("/dev/shm"))
+    return {
+        "limits": {
+            **_own_limits(host.read("/proc/self/limits")),
+            **_tasks(host),
+            **_handles(host.read("/proc/sys/fs/file-nr")),
+            **_cgroup_tasks(host),
+            "usable_cpus": _usable_cpus(host),
+            "throttled_periods": _throttled(host),
+            "shm_gib": _of(shm, "size_gib"),
+            "shm_used_percent": _of(shm, "used_percent"),
+        }
+    }
+
+
+def collect_processes(host: Host) -> dict[str, Any]:
+    return {"processes": processes(host)}
+
+
+def _own_limits(text: str | Absent | Unknown) -> dict[str, Any]:
+    names = ("memlock_is_limited", "memlock_mib", "open_files")
+    if not isinstance(text, str):
+        return dict.fromkeys(names, text)
+    memlock = re.search(r"^Max locked memory\s+\S+\s+(\S+)", text, re.MULTILINE)
+    files = re.search(r"^Max open files\s+\S+\s+(\S+)", text, re.MULTILINE)
+    strange = Unknown("/proc/self/limits is not as it should be")
+    if not memlock or not files:
+        return dict.fromkeys(names, strange)
+    number = memlock[1].isdigit()
+    return {
+        "memlock_is_limited": memlock[1] != "unlimited",
+        "memlock_mib": round(int(memlock[1]) / (1 << 20), 3) if number else Absent("locked memory has no limit"),
+        "open_files": int(files[1]) if files[1].isdigit() else Absent("open files have no limit"),
+    }
+
+
+def _tasks(host: Host) -> dict[str, Any]:
+    load = host.read("/proc/loadavg")
+    running = re.search(r"\d+/(\d+)", load) if isinstance(load, str) else None
+    most = [host.number(f"/proc/sys/kernel/{name}") for name in ("pid_max", "threads-max")]
+    limits = [limit for limit in most if isinstance(limit, int)]
+    missing = load if not isinstance(load, str) else Unknown(f"/proc/loadavg tells no tasks: {load[:40]!r}")
+    return {"tasks": int(running[1]) if running else missing, "tasks_max": min(limits) if limits else most[0]}
+
+
+def _handles(text: str | Absent | Unknown) -> dict[str, Any]:
+    """Open files of the whole machine."""
+    numbers = text.split() if isinstance(text, str) else []
+    if len(numbers) == 3 and all(number.isdigit() for number in numbers):
+        return {"handles": int(numbers[0]) - int(numbers[1]), "handles_max": int(numbers[2])}
+    strange = Unknown("/proc/sys/fs/file-nr is not three numbers") if isinstance(text, str) else text
+    return {"handles": strange, "handles_max": strange}
+
+
+def _cgroup_tasks(host: Host) -> dict[str, Any]:
+    _, where = cgroups.folders(host, "pids")
+    most, folder = cgroups.least(host, where, "pids.max")
+    # Where nothing limits them, how many there are says nothing.
+    count = cgroups.number(host, f"{folder}/pids.current") if isinstance(most, int) else most
+    return {"cgroup_tasks": count, "cgroup_tasks_max": most}
+
+
+def _usable_cpus(host: Host) -> Any:
+    """Processors that this process may run on, or fewer where a quota of time comes to fewer."""
+    status = host.read("/proc/self/status")
+    mask = re.search(r"^Cpus_allowed:\s*([0-9a-f,]+)", status, re.MULTILINE) if isinstance(status, str) else None
+    if mask is None:
+        return status if not isinstance(status, str) else Unknown("/proc/self/status has no Cpus_allowed")
+    allowed = int(mask[1].replace(",", ""), 16).bit_count()
+    version, where = cgroups.folders(host, "cpu")
+    return min([float(allowed), *(q for folder in where if (q := _quota(host, version, folder)) is not None)])
+
+
+def _quota(host: Host, version: int, folder: str) -> float | None:
+    """Processors' worth of time; None where there is no quota."""
+    names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    numbers = " ".join(t for name in names if isinstance(t := host.read(f"{folder}/{name}"), str)).split()
+    if len(numbers) != 2 or not all(number.isdigit() for number in numbers) or int(numbers[1]) == 0:
+        return None
+    return int(numbers[0]) / int(numbers[1])
+
+
+def _throttled(host: Host) -> Any:
+    """Periods of 100 ms in which the control group had used up its time."""
+    _, where = cgroups.folders(host, "cpu")
+    stat = f"{where[0]}/cpu.stat"
+    return cgroups.entry(cgroups.table(host, stat), "nr_throttled", stat)
+
+
+def processes(host: Host) -> dict[str, Any] | Absent:
+    """Those that wait in the kernel each time that one looks, and those that ended and nobody asked how."""
+    seen = dict(_stats(host))
+    if not seen:
+        return Absent("no process is seen here")
+    stuck = {pid for pid, (_, state, _) in seen.items() if state == "D"}
+    for _ in range(LOOKS - 1 if host.is_live else 0):
+        if stuck:
+            time.sleep(LOOK_EVERY_S)
+            stuck &= {pid for pid, (_, state, _) in _stats(host, stuck) if state == "D"}
+    of_driver = [seen[pid][0] for pid in stuck if seen[pid][0].startswith("nvidia")]
+    others = [seen[pid][0] for pid in stuck if not seen[pid][2]]
+    return {
+        "stuck": len(others),
+        "stuck_names": sorted(set(others)),
+        "stuck_of_driver": len(of_driver),
+        "stuck_of_driver_names": sorted(set(of_driver)),
+        "zombies": sum(state == "Z" for _, state, _ in seen.values()),
+    }
+
+
+def _stats(host: Host, pids: set[str] | None = None) -> Iterator[tuple[str, tuple[str, str, bool]]]:
+    """Name, state and whether it is a thread of the kernel, by process id.
+
+    Not through `Host.read`, which starts a thread for each file: there may be thousands, and none of these hangs.
+    """
+    names = pids if pids is not None else host.names("/proc")
+    for pid in names if isinstance(names, (list, set)) else ():
+        if not pid.isdigit():
+            continue
+        try:
+            text = host.path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        except OSError:  # it has ended
+            continue
+        found = re.match(r"\d+ \((.*)\) (\w)(?: -?\d+){5} (\d+)", text, re.DOTALL)
+        if found:
+            yield pid, (found[1], found[2], bool(int(found[3]) & KERNEL_THREAD))
+
+
+def _of(table: Any, name: str) -> Any:
+    if isinstance(table, (Absent, Unknown)):
+        return table
+    return table.get(name) if isinstance(table, dict) else Unknown(f"{name} was not told")
+
+
+PROBES = (Probe("limits", ("limits",), collect), Probe("processes", ("processes",), collect_processes))

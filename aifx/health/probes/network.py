@@ -1,0 +1,107 @@
+"""Network cards, the way out, and whether the machine knows its own name."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter
+from typing import Any
+
+from aifx.health.facts import Absent, Unknown
+from aifx.health.host import Host, within
+from aifx.health.probes import Probe
+
+NET = "/sys/class/net"
+IFF_UP = 1
+NAME_LIMIT_S = 1.5
+
+
+def collect(host: Host) -> dict[str, Any]:
+    name = host.measure("own_name", own_name)
+    return {
+        "network": {
+            "interfaces": _interfaces(host),
+            "has_default_route": _has_default_route(host),
+            "name_resolves": name.get("resolves") if isinstance(name, dict) else name,
+            "name_took_ms": name.get("took_ms") if isinstance(name, dict) else name,
+        }
+    }
+
+
+def own_name() -> dict[str, Any]:
+    """Whether the machine's own name has an address, and how long that took."""
+    began = time.monotonic()
+    try:
+        within(NAME_LIMIT_S, lambda: socket.getaddrinfo(socket.gethostname(), None), "resolving the own name")
+        resolves = True
+    except (OSError, UnicodeError):  # TimeoutError too
+        resolves = False
+    return {"resolves": resolves, "took_ms": round(1000 * (time.monotonic() - began), 2)}
+
+
+def _interfaces(host: Host) -> Any:
+    """Cards, not what is made of them (bridges, bonds, virtual functions, a container's own)."""
+    names = host.names(NET)
+    if not isinstance(names, list):
+        return names
+    cards = [n for n in names if host.exists(f"{NET}/{n}/device") and not host.exists(f"{NET}/{n}/device/physfn")]
+    if not cards:
+        return Absent("no network card is seen here; a container sees them with the host's network")
+    found = [_interface(host, name) for name in cards]
+    alike: dict[Any, list[dict[str, Any]]] = {}
+    for one in found:
+        if one["is_up"] is True and one["state"] == "up" and isinstance(one["model"], str):
+            alike.setdefault(one["model"], []).append(one)
+    alone = Absent("there is no other card of this kind with a link")
+    for one in found:
+        peers = [peer for peer in alike.get(one["model"], []) if peer is not one]
+        speeds = [peer["speed_gbit"] for peer in peers if isinstance(peer["speed_gbit"], float)]
+        mtus = Counter(peer["mtu"] for peer in peers if isinstance(peer["mtu"], int))
+        one["peer_speed_gbit"] = max(speeds, default=alone)
+        # Of two that differ neither is the odd one.
+        one["peer_mtu"] = mtus.most_common(1)[0][0] if sum(mtus.values()) > 1 else alone
+    return found
+
+
+def _interface(host: Host, name: str) -> dict[str, Any]:
+    folder = f"{NET}/{name}"
+    flags, speed = host.number(f"{folder}/flags"), host.number(f"{folder}/speed")
+    model = [host.read(f"{folder}/device/{part}") for part in ("vendor", "device")]
+    errors = [host.number(f"{folder}/statistics/{way}_errors") for way in ("rx", "tx")]
+    whole = [error for error in errors if isinstance(error, int)]
+    return {
+        "device": name,
+        "model": ":".join(map(str, model)) if all(isinstance(m, str) for m in model) else Absent("not on PCI"),
+        "is_up": bool(flags & IFF_UP) if isinstance(flags, int) else flags,
+        "state": host.read(f"{folder}/operstate"),
+        "carrier_changes": host.number(f"{folder}/carrier_changes"),
+        "errors": sum(whole)
+        if len(whole) == len(errors)
+        else errors[0]
+        if not isinstance(errors[0], int)
+        else errors[1],
+        "speed_gbit": _speed(speed),
+        "duplex": host.read(f"{folder}/duplex"),
+        "mtu": host.number(f"{folder}/mtu"),
+    }
+
+
+def _speed(speed: Any) -> Any:
+    """Gb/s; virtual cards say -1, and some the same number without its sign."""
+    if isinstance(speed, int):
+        return speed / 1000 if 0 < speed < 1 << 31 else Absent("the card tells no speed")
+    return speed
+
+
+def _has_default_route(host: Host) -> bool | Absent | Unknown:
+    four, six = host.read("/proc/net/route"), host.read("/proc/net/ipv6_route")
+    if not isinstance(four, str):
+        return four
+    lines = [line.split() for line in four.splitlines()[1:]]
+    if any(len(line) > 7 and line[1] == line[7] == "00000000" for line in lines):
+        return True
+    lines = [line.split() for line in six.splitlines()] if isinstance(six, str) else []
+    return any(len(line) > 9 and line[0] == "0" * 32 and line[1] == "00" and line[9] != "lo" for line in lines)
+
+
+PROBES = (Probe("network", ("network",), collect),)

@@ -1,0 +1,42 @@
+from health_machines.host_files import own_limits
+from health_trees import Case
+
+PORT = "sys/class/infiniband/mlx5_5/ports/1"
+NODE = "server with InfiniBand"
+
+
+def rises(rule: str, counter: str, now: int, then: int = 0) -> Case:
+    return Case(rule, NODE, {f"{PORT}/{counter}": f"{now}\n"}, before={f"{PORT}/{counter}": f"{then}\n"})
+
+
+CASES = [
+    Case("limits.memlock.limited", NODE, {"proc/self/limits": own_limits(memlock="8388608")}),
+    Case(
+        "infiniband.port.down",
+        NODE,
+        {f"{PORT}/state": "1: DOWN\n", f"{PORT}/phys_state": "2: Polling\n", f"{PORT}/rate": "10 Gb/sec (4X SDR)\n"},
+        site={"expected": {"infiniband_ports": 8}},
+    ),
+    Case("infiniband.port.not_configured", NODE, {f"{PORT}/state": "2: INIT\n"}),
+    Case(
+        "infiniband.ports.expected",
+        NODE,
+        {"sys/class/infiniband/mlx5_5": None},
+        site={"expected": {"infiniband_ports": 8}},
+    ),
+    Case("infiniband.rate.below_peers", NODE, {f"{PORT}/rate": "200 Gb/sec (2X NDR)\n"}),
+    Case(
+        "infiniband.rate.expected",
+        NODE,
+        {f"{PORT}/rate": "200 Gb/sec (2X NDR)\n"},
+        site={"expected": {"infiniband_gbit": 400}},
+    ),
+    rises("infiniband.link.downed", "counters/link_downed", 3, 2),
+    rises("infiniband.link.recoveries", "counters/link_error_recovery", 90),
+    rises("infiniband.errors.symbols", "counters/symbol_error", 500, 100),
+    rises("infiniband.errors.integrity", "counters/local_link_integrity_errors", 1),
+    rises("infiniband.errors.overruns", "counters/excessive_buffer_overrun_errors", 4),
+    rises("infiniband.errors.not_ready", "hw_counters/rnr_nak_retry_err", 1),
+    rises("infiniband.errors.received", "counters/port_rcv_errors", 7000),
+    Case("infiniband.devices.missing", NODE, {"dev/infiniband": None}),
+]
