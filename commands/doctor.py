@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aifx.commands.doctor_diff import diff
+from aifx.commands.doctor_formats import Format, for_monitor, tell
+from aifx.commands.doctor_slurm import slurm
 from aifx.commands.options import JsonOption
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import EnvironmentFault, UsageError
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 app.command()(diff)
+app.add_typer(slurm)
 
 OnlyOption = Annotated[
     list[str] | None,
@@ -64,6 +67,10 @@ def doctor(
     with_snapshot: Annotated[
         bool, typer.Option("--with-snapshot", help="With --json: what was read as well, under 'snapshot'.")
     ] = False,
+    form: Annotated[
+        Format,
+        typer.Option("--format", help="text, or one line and the exit codes of Nagios or node-problem-detector."),
+    ] = Format.TEXT,
     json: JsonOption = False,
 ) -> None:
     """Check the health of this machine, and tell what to do next.
@@ -79,7 +86,7 @@ def doctor(
     if ctx.invoked_subcommand is not None:
         _nothing_before(ctx)
         return
-    with terminal(json) as out:
+    with terminal(json) if form is Format.TEXT else for_monitor(json) as out:
         from aifx.commands.doctor_report import show
         from aifx.health.check import check
         from aifx.health.rules import load_rules, read_site, select
@@ -89,6 +96,8 @@ def doctor(
         rules = select(load_rules(sites).values(), only or (), skip or ())
         snapshot = _snapshot(rules, root, replay, record, sample)
         report = check(snapshot, rules, sites, began)
+        if form is not Format.TEXT:
+            tell(report, form, strict)
         out.document(report.document() | ({"snapshot": snapshot.document()} if with_snapshot else {}))
         show(out, report, len(rules))
         code = {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(report.status, 0)

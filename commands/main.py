@@ -9,6 +9,7 @@ import os
 import sys
 from contextlib import suppress
 
+from aifx.commands.callers import Told, caller_of
 from aifx.commands.terminal import report
 from aifx.errors import ExitCode
 from aifx.host_memory import restart_with_huge_pages
@@ -29,7 +30,7 @@ def run(args: list[str]) -> int:
     """Runs one command and returns its exit code. Raises nothing."""
     _prepare_streams()
     ours, theirs = _split(args)
-    json = "--json" in ours
+    json, caller = "--json" in ours, caller_of(ours)
     if "--debug" in ours:
         os.environ["AIFX_DEBUG"] = "1"  # in processes that we start, too
         args = [arg for arg in ours if arg != "--debug"] + theirs
@@ -39,9 +40,12 @@ def run(args: list[str]) -> int:
         code = invoke(args)
     except SystemExit as error:
         code = _status(error)
+        if caller is not None and isinstance(error, Told):
+            return code if _flush(code) == code else caller.unable
     except BaseException as error:
-        code = _report(error, json)
-    return _flush(code)
+        code = _report(error, json) if caller is None else caller.fail(error)
+    code = _flush(code)
+    return code if caller is None or code == ExitCode.OK else caller.unable
 
 
 def _report(error: BaseException, json: bool) -> int:

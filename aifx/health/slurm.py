@@ -1,0 +1,175 @@
+"""What is done about a node of Slurm's after a check of it, and how `scontrol` is asked.
+
+slurm.conf(5) has HealthCheckProgram drain the node by itself, with `scontrol update`. A Prolog is not to call Slurm's
+commands at all (https://slurm.schedmd.com/prolog_epilog.html); its exit code does it.
+
+A drain is ours when its reason begins with `aifx:`. Others are left as they are: a person or Slurm has set them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from aifx.errors import EnvironmentFault
+from aifx.health.rules import fits
+
+MARK = "aifx:"
+REASON_LENGTH = 200
+SCONTROL_LIMIT_S = 5.0
+PATHS = "/usr/bin:/usr/sbin:/usr/local/bin:/opt/slurm/bin"
+"""Where Slurm's commands are looked for after PATH, which a program that slurmd starts does not have."""
+
+DRAINED = {"DRAIN", "DRAINING", "DRAINED"}
+OUT_OF_SERVICE = {"DOWN", "FAIL", "FAILING", "ERROR", "FUTURE", "POWERED_DOWN", "POWERING_DOWN", "REBOOT_ISSUED"}
+"""States in which Slurm or a person has taken the node out of service by other means than a drain."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as Slurm has it."""
+
+    name: str
+    states: frozenset[str]
+    reason: str
+
+    @property
+    def is_drained(self) -> bool:
+        return bool(self.states & DRAINED)
+
+    @property
+    def is_ours(self) -> bool:
+        return self.is_drained and self.reason.startswith(MARK)
+
+    @property
+    def rule(self) -> str:
+        """The rule that a reason of ours names."""
+        return (self.reason.removeprefix(MARK).split() or [""])[0]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found.
+
+    Attributes:
+    status: the report's.
+    critical: rules with a critical finding and what it says, worst first.
+    judged: rules that could be judged on every device they are for.
+    """
+
+    status: str
+    critical: tuple[tuple[str, str], ...]
+    judged: frozenset[str]
+
+    @property
+    def reason(self) -> str:
+        """`aifx: rule summary`, for a node that is unhealthy."""
+        rule, summary = self.critical[0]
+        text = "".join(c if c.isprintable() else " " for c in f"{MARK} {rule} {summary}")
+        return text if len(text) <= REASON_LENGTH else text[: REASON_LENGTH - 3] + "..."
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is done about a node, and why."""
+
+    action: Literal["drain", "reason", "resume", "nothing"]
+    why: str
+    reason: str = ""
+
+    def arguments(self, node: str) -> list[str]:
+        """Those of scontrol. None for nothing."""
+        told = [f"Reason={self.reason}"]
+        changes = {"drain": ["State=DRAIN", *told], "reason": told, "resume": ["State=RESUME"], "nothing": []}
+        change = changes[self.action]
+        return ["update", f"NodeName={node}", *change] if change else []
+
+
+def verdict_of(report: dict[str, Any], rules: Iterable[str]) -> Verdict:
+    """The verdict in a report's document. Raises KeyError or TypeError for one that is none.
+
+    Args:
+        rules: those that were looked at.
+    """
+    findings = report["findings"]
+    unknown = {finding["id"] for finding in findings if finding["severity"] == "unknown"}
+    skipped = [one["id"] for one in report["skipped"]]
+    judged = (rule for rule in rules if rule not in unknown and not any(fits(rule, skip) for skip in skipped))
+    critical = [(f["id"], _summary(f)) for f in findings if f["severity"] == "critical"]
+    return Verdict(report["status"], tuple(critical), frozenset(judged))
+
+
+def _summary(finding: dict[str, Any]) -> str:
+    device, summary = finding["device"], finding["summary"]
+    return summary if not device or device in summary else f"{device}: {summary}"
+
+
+def step_for(verdict: Verdict, node: Node, *, may_resume: bool) -> Step:
+    """What a verdict means for a node.
+
+    `unknown` changes nothing. A rule that could not be judged, since its device is gone, say, has not come right.
+    """
+    if node.is_drained and not node.is_ours:
+        return Step("nothing", f"drained by others: {node.reason or 'no reason given'}")
+    if away := sorted(node.states & OUT_OF_SERVICE):
+        return Step("nothing", f"{'+'.join(away)}: {node.reason or 'no reason given'}")
+    is_open = node.rule in dict(verdict.critical) or node.rule not in verdict.judged
+    if verdict.status == "unhealthy":
+        if not node.is_drained:
+            return Step("drain", verdict.reason, verdict.reason)
+        if is_open:
+            return Step("nothing", f"drained already: {node.reason}")
+        return Step("reason", f"{verdict.reason} (before: {node.reason})", verdict.reason)
+    if not node.is_drained:
+        return Step("nothing", f"{verdict.status}, in service")
+    if verdict.status == "unknown" or is_open:
+        return Step("nothing", f"{verdict.status}, and not known whether it has come right: {node.reason}")
+    if not may_resume:
+        return Step("nothing", f"{verdict.status} again, without --resume left drained: {node.reason}")
+    return Step("resume", f"{verdict.status} again: {node.reason}")
+
+
+def parse_node(text: str) -> Node:
+    """What `scontrol show node NAME` says. Raises EnvironmentFault for what is no node."""
+    name = re.search(r"^NodeName=(\S+)", text)
+    state = re.search(r"^\s+State=(\S+)", text, re.MULTILINE)
+    if name is None or state is None:
+        raise EnvironmentFault("scontrol does not show the node", text.strip()[:200] or "it said nothing")
+    # The words may carry a sign: `DOWN*` does not respond.
+    states = frozenset(word for part in state[1].split("+") if (word := re.sub(r"\W", "", part).upper()))
+    reason = re.search(r"^\s+Reason=(.*?)(?: \[\S+@\S+\])?$", text, re.MULTILINE)
+    return Node(name[1], states, reason[1].strip() if reason else "")
+
+
+def show(node: str) -> Node:
+    """The node. Raises EnvironmentFault where Slurm does not answer."""
+    return parse_node(scontrol(["show", "node", node]))
+
+
+def scontrol(arguments: list[str]) -> str:
+    """What scontrol says. Raises EnvironmentFault where it is absent, fails or takes longer than SCONTROL_LIMIT_S."""
+    command = f"scontrol {' '.join(arguments[:2])}"
+    program = shutil.which("scontrol", path=f"{os.environ.get('PATH', '')}:{PATHS}")
+    if program is None:
+        raise EnvironmentFault("there is no scontrol", f"neither on PATH nor in {PATHS}")
+    try:
+        done = subprocess.run(
+            [program, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SCONTROL_LIMIT_S,
+            env=os.environ | {"LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        raise EnvironmentFault(f"{command} gave no answer in {SCONTROL_LIMIT_S:g} s", "is slurmctld there?") from None
+    except OSError as error:
+        raise EnvironmentFault(f"{command} could not be started", error.strerror or str(error)) from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
+        raise EnvironmentFault(f"{command} failed (exit {done.returncode})", said[:300])
+    return done.stdout.decode("utf-8", "replace")
