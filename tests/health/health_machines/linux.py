@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from health_machines.boot_log import boot_log_files
 from health_machines.host_files import host_files
 from health_machines.jax_stack import jax_files
 
@@ -29,7 +30,7 @@ def server(cpus: int = 16) -> dict[str, str]:
     for cpu in range(cpus):
         tree[f"sys/devices/system/cpu/cpufreq/policy{cpu}/scaling_governor"] = "performance\n"
         tree[f"sys/devices/system/cpu/cpu{cpu}/thermal_throttle/package_throttle_count"] = "0\n"
-    return tree | host_files() | jax_files()
+    return tree | boot_log_files() | host_files() | jax_files()
 
 
 MACHINES = {"server": server}

@@ -1,0 +1,231 @@
+"""Xid and SXid: what NVIDIA's GPU and NVSwitch drivers log of errors, grouped by code and device.
+
+What a code means is data: catalogues/xid.toml.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import tomli
+
+from aifx.health.facts import Unknown
+from aifx.health.host import without_secrets
+from aifx.health.kernel_log import Line
+
+DAY_S = 86_400
+BURST_S = 15
+"""Lines of one code and device nearer than this are one event (NVSentinel's health-events-analyzer)."""
+FATAL_ACTIONS = {
+    "CONTACT_SUPPORT", "RESET_GPU", "RESTART_BM", "RESTART_VM", "WORKFLOW_XID_48", "WORKFLOW_NVLINK_ERR",
+    "WORKFLOW_NVLINK5_ERR",
+}  # fmt: skip
+"""NVIDIA's immediate actions that mean that the GPU cannot go on (NVSentinel's FATAL_RESOLUTION_BUCKETS)."""
+NVLINK5 = range(144, 151)
+
+XID = re.compile(r"NVRM: Xid \((?P<where>[^)]{1,80})\)[^:]{0,20}: (?P<code>\d{1,6})\b(?P<rest>.*)")
+SXID = re.compile(r"SXid \((?P<where>[^)]{1,80})\): (?P<code>\d{1,6}), (?P<word>Non-fatal|Fatal)?(?P<rest>.*)")
+SXID_DATA = re.compile(r"Severity \d|Data \{")
+PCI = re.compile(r"(?:(?P<domain>[0-9a-fA-F]{4,8}):)?(?P<bus>[0-9a-fA-F]{2}):(?P<slot>[0-9a-fA-F]{2})(?![0-9a-fA-F:])")
+FIRST_OF_LOST = re.compile(r"NVRM: The NVIDIA GPU (?P<where>[0-9a-fA-F:.]{5,20})")
+LOST = re.compile(r"NVRM: (?:GPU (?P<where>[0-9a-fA-F:.]{5,20}): .{0,20})?fallen off the bus")
+PROCESS = re.compile(r"^, pid='?[^,]{0,40}, name=[^,]{0,40}|^, pid='?[^,]{0,40}")
+NVLINK5_TEXT = re.compile(
+    r"(?P<unit>[A-Z][A-Z0-9_]{2,30})(?:/\w{1,30})? (?P<word>Nonfatal|Non-fatal|Fatal|Link Fatal)\b"
+    r"(?:[^(]{0,40}\((?P<first>0x[0-9a-fA-F]{1,8}) (?P<second>0x[0-9a-fA-F]{1,8}))?"
+)
+UNIT = re.compile(r"\((GPC \d{1,3}, TPC \d{1,3})|((?:GPC ?\d{1,3} )?GPCCLIENT_\w{1,20})")
+RECOVERY = re.compile(r"recovery action changed from .{0,60} to 0x[0-9a-fA-F]{1,8} \((?P<to>[^)]{1,40})\)")
+
+
+@cache
+def catalogue() -> dict[str, Any]:
+    """xid.toml, the codes as numbers, those that are not used among the others."""
+    text = resources.files("aifx.health").joinpath("catalogues", "xid.toml").read_text("utf-8")
+    document = tomli.loads(text)
+    unused = document["not_used"]
+    xids = {code: {k: v for k, v in unused.items() if k != "codes"} for code in unused["codes"]}
+    xids |= {int(code): entry for code, entry in document["xid"].items()}
+    return document | {"xid": xids, "sxid": {int(code): entry for code, entry in document["sxid"].items()}}
+
+
+@dataclass
+class Event:
+    """What is known of one code on one device.
+
+    Attributes:
+        ages: of the lines, seconds, oldest first.
+        units: for each line the unit of the chip that it names; empty where it names none.
+        text: the last line's.
+    """
+
+    code: int
+    device: str
+    sub_code: str = ""
+    fatal: bool | Unknown = False
+    action: str = ""
+    ages: list[float] = field(default_factory=list)
+    units: list[str] = field(default_factory=list)
+    text: str = ""
+
+
+def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
+    """`xids`: one for each code, GPU and sub-code; `xid_gpus`: one for each GPU; `sxids`: for each code and switch."""
+    xids: dict[Any, Event] = {}
+    sxids: dict[Any, Event] = {}
+    pending = ""
+    for line in lines:
+        if "NVRM" in line.text:
+            if first := FIRST_OF_LOST.search(line.text):
+                pending = first["where"]
+            event = _xid(line.text, pending)
+            into = xids
+        elif "SXid" in line.text:
+            event, into = _sxid(line.text), sxids
+        else:
+            continue
+        if event is not None:
+            key = (event.code, event.device, "" if event.code == 154 else event.sub_code, str(event.fatal))
+            known = into.setdefault(key, event)
+            known.ages.append(line.age_s)
+            known.units += event.units[:1] if known is not event else []
+            known.sub_code, known.text = event.sub_code, excerpt(line.text)
+    found = list(xids.values())
+    gpus = Counter(e.code for e in {(e.code, e.device): e for e in found if _newest(e) <= DAY_S}.values())
+    return {
+        "xids": [_xid_facts(event, gpus[event.code]) for event in found],
+        "xid_gpus": [_gpu_facts(device, found) for device in dict.fromkeys(e.device for e in found)],
+        "sxids": [_sxid_facts(event) for event in sxids.values()],
+    }
+
+
+def excerpt(text: str) -> str:
+    """As much of a line as serves for evidence."""
+    return without_secrets(" ".join(text.split()))[:200]
+
+
+def pci_address(where: str) -> str:
+    """ "PCI:0000:3B:00 GPU-I:05" -> "0000:3b:00.0"; what holds no address as it is."""
+    match = PCI.search(where)
+    if not match:
+        return without_secrets(where)[:40]
+    domain = re.sub(r"^0{4}(?=.{4})", "", match["domain"] or "0000")
+    return f"{domain}:{match['bus']}:{match['slot']}.0".lower()
+
+
+def _xid(text: str, pending: str) -> Event | None:
+    match = XID.search(text)
+    if not match:
+        lost = LOST.search(text)
+        where = (lost["where"] or pending) if lost else ""
+        return Event(79, pci_address(where), fatal=True, action="RESTART_BM", units=[""]) if where else None
+    code, rest = int(match["code"]), PROCESS.sub("", match["rest"]).lstrip(", ")
+    entry = catalogue()["xid"].get(code, {})
+    action = str(entry.get("now", ""))
+    event = Event(code, pci_address(match["where"]), fatal=action in FATAL_ACTIONS, action=action)
+    unit = UNIT.search(rest)
+    event.units = [(unit[1] or unit[2]) if unit else ""]
+    if code in NVLINK5:
+        _decode_nvlink5(event, rest)
+    elif code == 154:
+        to = RECOVERY.search(rest)
+        event.sub_code = to["to"] if to else rest[:40]
+    return event
+
+
+def _decode_nvlink5(event: Event, rest: str) -> None:
+    """The unit, whether it is fatal, and NVIDIA's action for what the two first words of the line say."""
+    match = NVLINK5_TEXT.search(rest)
+    if not match:
+        event.fatal = Unknown(f"the line of Xid {event.code} does not say whether it is fatal", "read the kernel log")
+        return
+    event.sub_code, event.fatal = match["unit"], not match["word"].startswith("Non")
+    if match["first"]:
+        reason = int(match["first"], 16) >> 20 & 0x3F
+        status = f"{int(match['second'], 16):#x}"
+        actions = catalogue()["nvlink5"].get(str(event.code), {}).get(match["unit"], {})
+        by_reason = match["unit"] == "NETIR_LINK_EVT"
+        event.sub_code += f" {reason if by_reason else status}"
+        event.action = actions.get(str(reason) if by_reason else status, event.action)
+
+
+def _sxid(text: str) -> Event | None:
+    match = SXID.search(text)
+    if not match or SXID_DATA.match(match["rest"]):
+        return None
+    code = int(match["code"])
+    entry = catalogue()["sxid"].get(code, {})
+    fatal: bool | Unknown = match["word"] == "Fatal"
+    if not match["word"]:
+        mend = "read the kernel log and NVIDIA's Fabric Manager User Guide"
+        unlisted = Unknown(f"neither the line of SXid {code} nor the catalogue says whether it is fatal", mend)
+        fatal = entry["class"] != "non_fatal" if entry else unlisted
+    return Event(code, pci_address(match["where"]), fatal=fatal)
+
+
+def _newest(event: Event) -> float:
+    return min(event.ages, default=0.0)
+
+
+def bursts(ages: Iterable[float]) -> int:
+    """How many events lines of these ages are."""
+    ordered = sorted(ages)
+    return sum(i == 0 or age - ordered[i - 1] > BURST_S for i, age in enumerate(ordered))
+
+
+def _common(event: Event, entry: Mapping[str, Any]) -> dict[str, Any]:
+    within_day = [age for age in event.ages if age <= DAY_S]
+    return {
+        "device": event.device,
+        "code": event.code,
+        "name": entry.get("name", "in no list that aifx has"),
+        "class": entry.get("class", "unlisted"),
+        "fatal": event.fatal,
+        "count": bursts(event.ages),
+        "count_24h": bursts(within_day),
+        "last_age_s": int(_newest(event)),
+        "text": event.text,
+    }
+
+
+def _xid_facts(event: Event, gpus: int) -> dict[str, Any]:
+    return _common(event, catalogue()["xid"].get(event.code, {})) | {
+        "sub_code": event.sub_code,
+        "nvidia_action": event.action,
+        "gpus_24h": gpus,
+        "same_unit_24h": _same_unit(event),
+    }
+
+
+def _sxid_facts(event: Event) -> dict[str, Any]:
+    return _common(event, catalogue()["sxid"].get(event.code, {}))
+
+
+def _same_unit(event: Event) -> int:
+    """How many events of the last 24 h named one same unit and no other.
+
+    One that names many was a program's, which runs on all of them.
+    """
+    seen: list[tuple[float, set[str]]] = []
+    for age, unit in sorted(zip(event.ages, event.units, strict=True)):
+        if age > DAY_S or not unit:
+            continue
+        if seen and age - seen[-1][0] <= BURST_S:
+            seen[-1] = (age, seen[-1][1] | {unit})
+        else:
+            seen.append((age, {unit}))
+    alone = Counter(next(iter(units)) for _, units in seen if len(units) == 1)
+    return max(alone.values(), default=0)
+
+
+def _gpu_facts(device: str, events: list[Event]) -> dict[str, Any]:
+    fatal = [event for event in events if event.device == device and event.fatal is True]
+    recent = [age for event in fatal for age in event.ages if age <= DAY_S]
+    codes = sorted({event.code for event in fatal if _newest(event) <= DAY_S})
+    return {"device": device, "fatal_24h": bursts(recent), "fatal_codes": codes}
