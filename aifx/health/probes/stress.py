@@ -1,0 +1,20 @@
+"""The stress is run when it is asked for (`aifx.health.stress.collect`); here, what was captured of one is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aifx.health.facts import Absent, from_document
+from aifx.health.host import CAPTURED, Host
+from aifx.health.probes import Probe
+
+NOT_ASKED = Absent("not asked for: aifx doctor --stress quick")
+
+
+def collect(host: Host) -> dict[str, Any]:
+    if host.is_live or not host.exists(f"/{CAPTURED}/stress.json"):
+        return {"stress": NOT_ASKED}
+    return {"stress": from_document(host.measure("stress", dict))}
+
+
+PROBES = (Probe("stress", ("stress",), collect),)

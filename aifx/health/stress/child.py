@@ -1,0 +1,144 @@
+"""The program that loads the devices: `python -m aifx.health.stress.child LEVEL BUDGET_S [FIRST_STEP [DEVICES]]`.
+
+It tells what it does and finds, a line of JSON each, so that what was measured is kept when it hangs or dies: it is
+then started again from the next step, without the devices named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from aifx.health.facts import to_document
+
+ALL = "all"
+MAY_BE_LACKING = ("int8", "float8_e4m3fn")
+"""Types whose products not every device can do."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """Seconds of each measurement, runs of the census, seconds of the sustained load."""
+
+    slice_s: float
+    census: int
+    load_s: float
+
+
+LEVELS = {"quick": Level(0.3, 3, 3.0), "full": Level(3.0, 20, 60.0)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One measurement.
+
+    Attributes:
+        key: where its result belongs among the facts.
+        device: a device's name, or ALL.
+        limit_s: after which it hangs; compilation is within.
+        needs_s: about how long it takes: with less left of the budget it is not begun.
+    """
+
+    key: str
+    device: str
+    what: str
+    limit_s: float
+    needs_s: float
+    run: Callable[[], Any]
+
+
+def plan(everything: list[Any], without: set[str], level: Level, left_s: Callable[[], float]) -> Iterator[Step]:
+    """The census while the devices are cold, each device, all together, the sustained load, the census again.
+
+    A step's number is the same whatever `without` names: what is for all is then for the others.
+    """
+    from aifx.health.stress import census, load, measures
+
+    devices = [d for d in everything if _name(d) not in without]
+    compiling_s = 20.0 if devices[0].platform == "cpu" else 120.0
+    slice_s = level.slice_s
+
+    def counted(limit_s: float) -> dict[str, Any]:
+        hashes, exact = census.run(devices, level.census, limit_s)
+        return {"hashes": hashes, "exact": exact}
+
+    limit_s = compiling_s + 10 * slice_s
+    yield Step("census cold", ALL, "census, cold", limit_s + 5, 2, lambda: counted(limit_s))
+    for device in everything:
+        name = _name(device)
+        for dtype in measures.dtypes_of(device):
+            run = _bound(measures.matmul, device, dtype, slice_s)
+            yield Step("matmul", name, f"products in {dtype}", limit_s, slice_s, run)
+        yield Step("memory", name, "memory", limit_s, slice_s, _bound(measures.memory, device, slice_s))
+        yield Step("copies", name, "copies", limit_s, slice_s, _bound(measures.copies, device, slice_s))
+    if len(everything) > 1:
+        run = _bound(measures.collectives, devices, 2 * slice_s)
+        yield Step("collectives", ALL, "collectives", limit_s, 2 * slice_s, run)
+
+    def loaded() -> dict[str, Any]:
+        return load.sustained(devices, min(level.load_s, left_s() - 2))
+
+    yield Step("sustained", ALL, "sustained load", limit_s + level.load_s, 2, loaded)
+    yield Step("census hot", ALL, "census, hot", limit_s + 5, 1, lambda: counted(limit_s))
+
+
+def _name(device: Any) -> str:
+    return f"{device.platform}:{device.id}"
+
+
+def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    return lambda: function(*arguments)
+
+
+def main() -> None:
+    out = _own_stdout()
+    level, budget_s = LEVELS[sys.argv[1]], float(sys.argv[2])
+    first = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    without = set(sys.argv[4].split(",")) if len(sys.argv) > 4 else set()
+    until = time.monotonic() + budget_s
+    signal.alarm(int(budget_s) + 300)  # where the one who started it is gone
+
+    def tell(event: str, **told: Any) -> None:
+        out.write(json.dumps({"event": event, **to_document(told)}) + "\n")
+        out.flush()
+
+    import jax
+
+    everything = jax.local_devices()
+    kinds = [{"device": _name(d), "kind": d.device_kind, "platform": d.platform} for d in everything]
+    tell("devices", devices=kinds)
+    for number, step in enumerate(plan(everything, without, level, lambda: until - time.monotonic())):
+        if number < first or step.device in without:
+            continue
+        told = {"step": number, "key": step.key, "device": step.device, "what": step.what}
+        if until - time.monotonic() < step.needs_s:
+            tell("left out", **told)
+            continue
+        tell("begin", **told, limit_s=step.limit_s)
+        try:
+            tell("result", **told, value=step.run())
+        except TimeoutError as error:
+            tell("hung", **{**told, "device": str(error)})
+        except Exception as error:
+            is_optional = step.what.endswith(MAY_BE_LACKING)
+            why = f"{type(error).__name__}: {error}"[:400]
+            tell("unsupported" if is_optional else "failed", **told, why=why)
+    tell("end")
+    os._exit(0)
+
+
+def _own_stdout() -> TextIO:
+    """Our stdout for ourselves: what libraries print goes to stderr."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return out
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Who differs: of hashes by device, program and run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def compare(
+    hashes: Mapping[str, Mapping[str, Sequence[str]]], kinds: Mapping[str, str], exact: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """A row for each device: the programs in which it differs from most of its like, from itself, from NumPy.
+
+    Two that differ from each other are both odd: which is right, the two cannot tell.
+
+    Args:
+        hashes: of each device, of each program, one a run.
+        kinds: the devices' kinds; only equals are compared.
+        exact: what programs of whole numbers must give.
+    """
+    rows = []
+    for device, programs in hashes.items():
+        peers = {name: hashes[name] for name in hashes if kinds.get(name) == kinds.get(device)}
+        odd = [p for p, runs in programs.items() if runs and _usual(runs) not in _majority(peers, p)]
+        unsteady = [p for p, runs in programs.items() if len(set(runs)) > 1]
+        inexact = [p for p, runs in programs.items() if p in exact and any(run != exact[p] for run in runs)]
+        rows.append(
+            {
+                "device": device,
+                "peers": len(peers),
+                "runs": max((len(runs) for runs in programs.values()), default=0),
+                "programs": len(programs),
+                "odd": odd,
+                "num_odd": len(odd),
+                "unsteady": unsteady,
+                "num_unsteady": len(unsteady),
+                "inexact": inexact,
+                "num_inexact": len(inexact),
+            }
+        )
+    return rows
+
+
+def _usual(runs: Sequence[str]) -> str:
+    return Counter(runs).most_common(1)[0][0]
+
+
+def _majority(peers: Mapping[str, Mapping[str, Sequence[str]]], program: str) -> set[str]:
+    """The hash of more than half of the devices; without one, none is right, except where there is one device."""
+    counts = Counter(_usual(p[program]) for p in peers.values() if p.get(program))
+    total = sum(counts.values())
+    return {value for value, count in counts.items() if 2 * count > total}

@@ -1,0 +1,48 @@
+"""All devices at once at their hardest, and how much of their rate they keep. Imports JAX: for the child alone."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from aifx.health.facts import Absent
+
+
+def sustained(devices: list[Any], seconds: float) -> dict[str, dict[str, Any]]:
+    """Of each device, by name: its rate in the first quarter and in the last, and the share that it kept.
+
+    Raises RuntimeError of the device that failed first.
+    """
+    with ThreadPoolExecutor(len(devices)) as pool:
+        found = list(pool.map(lambda device: _driven(device, seconds), devices))
+    return {f"{d.platform}:{d.id}": told for d, told in zip(devices, found, strict=True)}
+
+
+def _driven(device: Any, seconds: float) -> dict[str, Any]:
+    is_cpu = device.platform == "cpu"
+    size, chain, dtype = (512, 8, jnp.float32) if is_cpu else (8192, 16, jnp.bfloat16)
+    key = jax.device_put(jax.random.key(0), device)
+    a = (jax.random.normal(key, (size, size), jnp.float32) / size**0.5).astype(dtype)
+    step = jax.jit(lambda a, b: lax.fori_loop(0, chain, lambda _, c: (a @ c).astype(dtype), b))
+    jax.block_until_ready(step(a, a))
+    rates: list[tuple[float, float]] = []  # seconds since the beginning, TFLOP/s
+    began = time.perf_counter()
+    while (at := time.perf_counter() - began) < seconds or len(rates) < 8:
+        jax.block_until_ready(step(a, a))
+        rates.append((at, chain * 2 * size**3 / (time.perf_counter() - began - at) / 1e12))
+    last = rates[-1][0]
+    first = [rate for at, rate in rates if at <= last / 4]
+    end = [rate for at, rate in rates if at >= last * 3 / 4]
+    early, late = statistics.median(first), statistics.median(end)
+    return {
+        "seconds": round(last, 1),
+        "tflops_first": early,
+        "tflops_last": late,
+        "kept": late / early if early else Absent("nothing was done"),
+    }

@@ -1,0 +1,137 @@
+"""What the stress told so far, as facts: whole at any moment, so that nothing is lost when it is ended."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aifx.health.facts import Absent, from_document
+from aifx.health.stress import sensors
+from aifx.health.stress.comparison import compare
+
+Ended = Literal["finished", "out of time", "interrupted", "hung", "died"]
+ALL = "all"
+LISTS = ("matmul", "memory", "copies", "sustained")
+FEWEST_PEERS = 4
+
+
+@dataclass
+class Record:
+    """Args:
+    level: quick or full.
+    """
+
+    level: str
+    devices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    collectives: list[dict[str, Any]] | None = None
+    census: list[dict[str, Any]] | None = None
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    samples: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    running: Mapping[str, Any] | None = None
+    next_step: int = 0
+    loaded: tuple[float, float] | None = None
+
+    def take(self, event: Mapping[str, Any], at: float) -> None:
+        """One line of the child's, heard at `at` (`time.monotonic`)."""
+        kind = event["event"]
+        if kind == "devices":
+            for told in event["devices"]:
+                new = {**told, "state": "finished", "error": "", **{key: [] for key in LISTS}}
+                self.devices.setdefault(told["device"], new)
+        elif kind == "begin":
+            self.running, self.next_step = event, event["step"] + 1
+            if event["key"] == "sustained":
+                self.loaded = (at, float("inf"))
+        elif kind == "left out":
+            self.left_out.append(f"{event['what']} of {event['device']}")
+        elif kind != "end":
+            self.running = None
+            self._take_outcome(kind, event, at)
+
+    def _take_outcome(self, kind: str, event: Mapping[str, Any], at: float) -> None:
+        if event["key"] == "sustained" and self.loaded:
+            self.loaded = (self.loaded[0], at)
+        if kind == "result":
+            self._take_result(event["key"], event["device"], from_document(event["value"]))
+        elif kind == "unsupported":
+            dtype = event["what"].split()[-1]
+            lacking = Absent(f"not supported: {event['why']}")
+            item = {"device": dtype, "dtype": dtype, "tflops": lacking, "of_peak": lacking, "is_right": lacking}
+            self.devices[event["device"]]["matmul"].append(item)
+        elif kind == "hung":
+            for name in event["device"].split(", "):
+                self.fail(name, "hung", f"{event['what']} did not end")
+        elif kind == "failed":
+            self.fail(event["device"], "failed", f"{event['what']}: {event['why']}")
+
+    def _take_result(self, key: str, device: str, value: Any) -> None:
+        if key.startswith("census"):
+            kinds = {name: told["kind"] for name, told in self.devices.items()}
+            rows = compare(value["hashes"], kinds, value["exact"])
+            when = key.removeprefix("census ")
+            self.census = (self.census or []) + [{**row, "device": f"{row['device']} {when}"} for row in rows]
+        elif key == "collectives":
+            self.collectives = value
+        elif key == "sustained":
+            for name, told in value.items():
+                self.devices[name]["sustained"].append({"device": "load", **told})
+        elif key == "matmul":
+            self.devices[device]["matmul"].append({"device": value["dtype"], **value})
+        elif key == "memory":
+            self.devices[device]["memory"].append({"device": "memory", **value})
+        else:
+            self.devices[device][key].extend(value)
+
+    def fail(self, device: str, state: str, why: str) -> None:
+        """A device, or all together, did not do what was asked. The first reason stands."""
+        told = self.devices.get(device)
+        if told is None:
+            self.failures.append({"device": device, "state": state, "why": why})
+        elif told["state"] == "finished":
+            told.update(state=state, error=why)
+
+    def facts(self, ended: Ended, why: str, duration_s: float) -> dict[str, Any]:
+        medians = self._medians()
+        reached = [self._device(told, medians) for told in self.devices.values()]
+        none = Absent("it was not reached" if self.devices else "JAX gave no devices")
+        single = Absent("there is one device") if len(self.devices) == 1 else none
+        return {
+            "level": self.level,
+            "duration_s": round(duration_s, 1),
+            "ended": ended,
+            "why": why,
+            "is_cut": ended in ("out of time", "interrupted"),
+            "is_broken": ended in ("hung", "died"),
+            "devices": reached,
+            "collectives": single if self.collectives is None else self.collectives,
+            "census": none if self.census is None else self.census,
+            "sensors": sensors.summary(self.samples, *self.loaded) if self.loaded else none,
+            "failures": self.failures,
+            "num_failures": len(self.failures),
+            "left_out": self.left_out,
+        }
+
+    def _device(self, told: Mapping[str, Any], medians: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+        alone = Absent(f"fewer than {FEWEST_PEERS} devices of a kind")
+        products = []
+        for item in told["matmul"]:
+            usual = medians.get((told["kind"], item["dtype"]))
+            rate = item["tflops"]
+            products.append({**item, "of_peers": rate / usual if usual and isinstance(rate, float) else alone})
+        checked = [*products, *told["memory"], *told["copies"]]
+        wrong = [item["device"] for item in checked if item["is_right"] is False]
+        missing = Absent("it was not measured")
+        lists = {key: told[key] or missing for key in LISTS}
+        return {**told, **lists, "matmul": products or missing, "wrong": wrong, "num_wrong": len(wrong)}
+
+    def _medians(self) -> dict[tuple[str, str], float]:
+        """Of products, by kind of device and dtype, where enough devices are alike."""
+        rates: dict[tuple[str, str], list[float]] = {}
+        for told in self.devices.values():
+            for item in told["matmul"]:
+                if isinstance(item["tflops"], float):
+                    rates.setdefault((told["kind"], item["dtype"]), []).append(item["tflops"])
+        return {key: statistics.median(found) for key, found in rates.items() if len(found) >= FEWEST_PEERS}
