@@ -21,6 +21,7 @@ COUNTERS = {
     "integrity_errors": "counters/local_link_integrity_errors",
     "not_ready_retries": "hw_counters/rnr_nak_retry_err",
 }
+GPU_VENDORS = ("0x10de", "0x1002")
 NO_CABLE = ("Disabled", "Polling")
 
 
@@ -137,7 +138,7 @@ def _acs(host: Host) -> Any:
 
 def _is_gpu(host: Host, device: str) -> bool:
     kind = host.read(f"{PCI}/{device}/class")
-    return host.read(f"{PCI}/{device}/vendor") == "0x10de" and isinstance(kind, str) and kind.startswith("0x03")
+    return host.read(f"{PCI}/{device}/vendor") in GPU_VENDORS and isinstance(kind, str) and kind.startswith("0x03")
 
 
 PROBES = (Probe("infiniband", ("infiniband",), collect), Probe("pci_acs", ("pci_acs",), collect_acs))

@@ -6,7 +6,7 @@ CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.90.07  Fri May 31 
 GPUS = {
     f"sys/bus/pci/devices/0000:{bus}:00.0/{name}": f"{text}\n"
     for bus in ("1b", "43")
-    for name, text in (("vendor", "0x10de"), ("class", "0x030200"))
+    for name, text in (("vendor", "0x1002"), ("class", "0x038000"))
 }
 BRIDGES = """\
 15:01.0 PCI bridge: Intel Corporation Device 352a (rev 30) (prog-if 00 [Normal decode])

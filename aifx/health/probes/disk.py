@@ -1,0 +1,249 @@
+"""Disks: room where runs, caches and temporary files lie, file systems that went read-only, drives' own account."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from aifx.health.facts import Absent, Unknown
+from aifx.health.host import Host, within
+from aifx.health.probes import Probe
+from aifx.health.probes.space import space
+from aifx.project import cache_path
+
+LIMIT_S = 1.5
+ON_DISK = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs"}
+OVER_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "9p", "afs", "glusterfs", "wekafs"}
+FSYNC_BYTES, FSYNCS = 64 << 10, 3
+
+
+def collect(host: Host) -> dict[str, Any]:
+    mounts = _mounts(host)
+    return {
+        "disk": {
+            "places": host.measure("disk_places", places),
+            "file_systems": _file_systems(host, mounts) if isinstance(mounts, list) else mounts,
+            "fsync_ms": host.measure("disk_fsync", fsync_ms),
+        }
+    }
+
+
+def places() -> list[Any]:
+    """Room in the folders that work needs; those on one file system are one."""
+    wanted = {"run": Path.cwd(), "cache": cache_path(), "temp": Path(tempfile.gettempdir()), "root": Path("/")}
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        found = list(pool.map(_place, wanted, wanted.values()))
+    first: dict[Any, dict[str, Any]] = {}
+    for number, place in enumerate(found):
+        if isinstance(place, Unknown):
+            first[number] = {"unknown": place}
+        elif (mate := first.setdefault(place.pop("file_system"), place)) is not place:
+            mate["device"] += f", {place['device']}"
+            mate["is_writable"] = mate["is_writable"] and place["is_writable"]
+    return [place.get("unknown", place) for place in first.values()]
+
+
+def _place(role: str, path: Path) -> dict[str, Any] | Unknown:
+    def look() -> dict[str, Any]:
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        needs_writing = role in ("cache", "temp")
+        return {
+            "device": f"{role} {path}",
+            "file_system": there.stat().st_dev,
+            "is_writable": os.access(there, os.W_OK) if needs_writing else True,
+            **space(str(there)),
+        }
+
+    try:
+        return within(LIMIT_S, look, f"looking at {path}")
+    except OSError as error:  # TimeoutError too
+        return Unknown(f"{role} {path}: {error}", "look for a file system that hangs")
+
+
+def fsync_ms() -> float | Unknown:
+    """The median time to write 64 KiB and have them on disk, in the folder of caches."""
+
+    def write() -> float:
+        folder = cache_path()
+        folder.mkdir(parents=True, exist_ok=True)
+        times = []
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for _ in range(FSYNCS):
+                began = time.monotonic()
+                file.write(b"\0" * FSYNC_BYTES)
+                file.flush()
+                os.fsync(file.fileno())
+                times.append(time.monotonic() - began)
+        return round(1000 * statistics.median(times), 2)
+
+    try:
+        return within(LIMIT_S, write, f"writing to {cache_path()}")
+    except TimeoutError as error:
+        return Unknown(str(error), "look for a file system that hangs or a disk that is worn")
+
+
+def _mounts(host: Host) -> list[tuple[str, str, str, str]] | Absent | Unknown:
+    """Device number, mount point, type and the options of the whole file system (not of one mount of it)."""
+    text = host.read("/proc/self/mountinfo")
+    if not isinstance(text, str):
+        return text
+    found = []
+    for line in text.splitlines():
+        mount, _, system = line.partition(" - ")
+        words, told = mount.split(), system.split()
+        if len(words) > 4 and len(told) > 2:
+            found.append((words[2], _unescaped(words[4]), told[0], told[2]))
+    return found
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _file_systems(host: Host, mounts: list[tuple[str, str, str, str]]) -> list[dict[str, Any]]:
+    """Each once, however often it is mounted."""
+    wanted = _meant_writable(host)
+    on_disk: dict[str, list[tuple[str, str, str]]] = {}
+    for number, point, kind, options in mounts:
+        if kind in ON_DISK:
+            on_disk.setdefault(number, []).append((point, kind, options))
+    found = []
+    for number, places in on_disk.items():
+        point, kind, options = next((place for place in places if place[0] in wanted), places[0])
+        words = set(options.split(","))
+        stopped = bool(words & {"emergency_ro", "shutdown"})
+        # errors=remount-ro alone would also fit a file system that somebody mounts read-only on purpose.
+        silent = Absent(f"/etc/fstab does not say whether {point} should be writable")
+        errors = _errors(host, number) if kind == "ext4" else Absent(f"{kind} counts no errors there")
+        found.append(
+            {
+                "device": point,
+                "type": kind,
+                "is_read_only": "ro" in words or stopped,
+                "is_meant_writable": True if stopped else wanted.get(point, silent),
+                "errors": errors,
+            }
+        )
+    return found
+
+
+def _meant_writable(host: Host) -> dict[str, bool]:
+    """Of each mount point in /etc/fstab, whether it says so."""
+    text = host.read("/etc/fstab")
+    lines = [line.split() for line in text.splitlines()] if isinstance(text, str) else []
+    return {w[1]: "ro" not in w[3].split(",") for w in lines if len(w) > 3 and not w[0].startswith("#")}
+
+
+def _errors(host: Host, number: str) -> Any:
+    """How often ext4 has found itself damaged, since the file system was last checked."""
+    link = host.link(f"/sys/dev/block/{number}")
+    if not isinstance(link, str):
+        return Absent("the block device is not seen here")
+    return host.number(f"/sys/fs/ext4/{link.rpartition('/')[2]}/errors_count")
+
+
+def collect_network_mounts(host: Host) -> dict[str, Any]:
+    mounts = _mounts(host)
+    if not isinstance(mounts, list):
+        return {"network_mounts": mounts}
+    points = [(point, kind) for _, point, kind, _ in mounts if kind in OVER_NETWORK or kind.startswith("fuse.")]
+    if not points:
+        return {"network_mounts": Absent("nothing is mounted over the network")}
+    return {"network_mounts": host.measure("network_mounts", lambda: network_mounts(points))}
+
+
+def network_mounts(points: list[tuple[str, str]], look: Callable[[str], Any] = space) -> list[Any]:
+    """How long each takes to answer. One that hangs is `Unknown`."""
+
+    def answer(mount: tuple[str, str]) -> dict[str, Any] | Unknown:
+        point, kind = mount
+        began = time.monotonic()
+        try:
+            within(LIMIT_S, lambda: look(point), f"asking {kind} mount {point} for its size")
+            error = ""
+        except TimeoutError as late:
+            return Unknown(str(late), f"see whether its server answers; `umount -f -l {point}` lets go of it")
+        except PermissionError:
+            error = ""  # it answered
+        except OSError as failure:
+            error = failure.strerror or str(failure)
+        took = round(1000 * (time.monotonic() - began), 2)
+        return {"device": point, "type": kind, "answers": not error, "error": error or "none", "took_ms": took}
+
+    with ThreadPoolExecutor(min(len(points), 32)) as pool:
+        return list(pool.map(answer, points))
+
+
+def collect_nvme(host: Host) -> dict[str, Any]:
+    names = host.names("/sys/class/nvme")
+    drives = [n for n in names if re.fullmatch(r"nvme\d+", n)] if isinstance(names, list) else []
+    if not drives:
+        return {"nvme": names if isinstance(names, Unknown) else Absent("there is no NVMe drive here")}
+    with ThreadPoolExecutor(min(len(drives), 16)) as pool:
+        return {"nvme": list(pool.map(lambda name: _drive(host, name), drives))}
+
+
+def _drive(host: Host, name: str) -> dict[str, Any]:
+    folder = f"/sys/class/nvme/{name}"
+    model = host.read(f"{folder}/model")
+    return {
+        "device": name,
+        "model": model.strip() if isinstance(model, str) else model,
+        "state": host.read(f"{folder}/state"),
+        "link_width": host.number(f"{folder}/device/current_link_width"),
+        "max_link_width": host.number(f"{folder}/device/max_link_width"),
+        **_smart(host, name),
+    }
+
+
+SMART = {
+    # fact: what nvme-cli calls it, what smartmontools calls it
+    "critical_warning": ("critical_warning", "critical_warning"),
+    "worn_percent": ("percent_used", "percentage_used"),
+    "media_errors": ("media_errors", "media_errors"),
+    "spare_percent": ("avail_spare", "available_spare"),
+}
+
+
+def _smart(host: Host, name: str) -> dict[str, Any]:
+    """The drive's own account, from nvme-cli or else smartmontools."""
+    text = host.run("nvme", "smart-log", f"/dev/{name}", "-o", "json", limit_s=1.2)
+    tool = 0
+    if isinstance(text, Absent):
+        text = host.run("smartctl", "--json", "-A", "-H", f"/dev/{name}", limit_s=1.2)
+        tool = 1
+    if isinstance(text, Absent):
+        return dict.fromkeys(SMART, Absent("a drive's account is read by nvme-cli or smartmontools: install one"))
+    if isinstance(text, Unknown):
+        mend = text.mend or "run aifx doctor as root; `nvme smart-log` says what keeps it"
+        return dict.fromkeys(SMART, Unknown(text.why, mend))
+    try:
+        told = json.loads(text)
+    except json.JSONDecodeError as error:
+        return dict.fromkeys(SMART, Unknown(f"the account of {name} is no JSON: {error}"))
+    told = told.get("nvme_smart_health_information_log") if tool and isinstance(told, dict) else told
+    told = told if isinstance(told, dict) else {}
+    return {
+        fact: _number(told.get(words[tool]), f"{name} does not tell {words[tool]}") for fact, words in SMART.items()
+    }
+
+
+def _number(value: Any, missing: str) -> Any:
+    if isinstance(value, dict):  # nvme-cli -v takes the warning's bits apart
+        value = value.get("value")
+    return value if isinstance(value, (int, float)) else Unknown(missing)
+
+
+PROBES = (
+    Probe("disk", ("disk",), collect),
+    Probe("network mounts", ("network_mounts",), collect_network_mounts),
+    Probe("NVMe", ("nvme",), collect_nvme),
+)
