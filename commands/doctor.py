@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +42,18 @@ SiteOption = Annotated[
     ),
 ]
 
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write the report as a page that can be mailed.", show_default=False),
+]
+
+
+class Stress(Enum):
+    """How hard to work the devices."""
+
+    QUICK = "quick"
+    FULL = "full"
+
 
 @app.callback()
 def doctor(
@@ -52,6 +65,14 @@ def doctor(
     sample: Annotated[
         float, typer.Option("--sample", metavar="SECONDS", min=0, max=600, help="Look twice, so far apart, for rates.")
     ] = 0.0,
+    stress: Annotated[
+        Stress | None,
+        typer.Option(
+            "--stress",
+            help="Work every device as well: quick in about a minute, full in some. Only where no job runs.",
+            show_default=False,
+        ),
+    ] = None,
     root: Annotated[
         Path | None,
         typer.Option("--root", metavar="DIR", help="Look at a copy of a machine's files.", show_default=False),
@@ -64,6 +85,7 @@ def doctor(
         Path | None,
         typer.Option("--replay", metavar="FILE", help="Judge what --record kept.", show_default=False),
     ] = None,
+    html: HtmlOption = None,
     with_snapshot: Annotated[
         bool, typer.Option("--with-snapshot", help="With --json: what was read as well, under 'snapshot'.")
     ] = False,
@@ -80,6 +102,7 @@ def doctor(
     Examples:
         aifx doctor
         aifx doctor --only nvidia --sample 10
+        aifx doctor --stress quick
         aifx doctor --record node.json; aifx doctor --replay node.json
         aifx doctor rules nvidia.row_remap.pending
     """
@@ -94,8 +117,12 @@ def doctor(
         began = time.monotonic()
         sites = read_site(site)
         rules = select(load_rules(sites).values(), only or (), skip or ())
-        snapshot = _snapshot(rules, root, replay, record, sample)
+        snapshot = _snapshot(rules, root, replay, record, sample, stress, out)
         report = check(snapshot, rules, sites, began)
+        if html is not None:
+            from aifx.health.page import node_page, write_page
+
+            write_page(node_page(report, len(rules), snapshot.time), html)
         if form is not Format.TEXT:
             tell(report, form, strict)
         out.document(report.document() | ({"snapshot": snapshot.document()} if with_snapshot else {}))
@@ -105,7 +132,13 @@ def doctor(
 
 
 def _snapshot(
-    rules: list[Rule], root: Path | None, replay: Path | None, record: Path | None, sample: float
+    rules: list[Rule],
+    root: Path | None,
+    replay: Path | None,
+    record: Path | None,
+    sample: float,
+    stress: Stress | None,
+    out: Output,
 ) -> Snapshot:
     """What is judged. Raises UsageError where the options do not go together, EnvironmentFault for a full disk."""
     from aifx.health.check import collect
@@ -113,16 +146,18 @@ def _snapshot(
     from aifx.health.snapshot import read, write
 
     if replay is not None:
-        if root is not None or record is not None or sample:
+        if root is not None or record is not None or sample or stress:
             raise UsageError(
                 "--replay reads nothing of a machine",
-                "--root, --record and --sample do",
+                "--root, --record, --sample and --stress do",
                 f"aifx doctor --replay {replay}",
             )
         return read(replay)
     if root is not None and not root.is_dir():
         raise UsageError(f"--root {root} is no folder", "", "aifx doctor --root DIR, with DIR/proc and DIR/sys in it")
-    snapshot = collect(Host(root or Path("/")), rules, sample)
+    if root is not None and stress:
+        raise UsageError("--stress works this machine's devices", f"--root {root} is a copy of files", "leave one out")
+    snapshot = collect(Host(root or Path("/")), rules, sample, stress.value if stress else None, out.say)
     if record is not None:
         try:
             write(snapshot, record)
