@@ -14,10 +14,9 @@ from enum import StrEnum
 from typing import NoReturn
 
 from aifx.commands.callers import NPD_LENGTH, Told, cut, one_line
-from aifx.commands.doctor_report import counts
 from aifx.commands.terminal import Output
 from aifx.errors import UsageError
-from aifx.health.report import SEVERITIES, Finding, Report
+from aifx.health.report import SEVERITIES, Finding, Report, counts
 
 
 class Format(StrEnum):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,9 +27,9 @@ class Asked:
     leave_out: families that are looked at only where `only` names them.
     """
 
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    leave_out: tuple[str, ...] = ()
+    only: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    leave_out: Sequence[str] = ()
     site: str | None = None
     root: str | None = None
     replay: str | None = None
@@ -92,7 +93,7 @@ def check_here(asked: Asked) -> dict[str, Any]:
 
 
 def main(text: str) -> None:
-    asked = Asked(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()})
+    asked = Asked(**json.loads(text))
     try:
         answer = check_here(asked)
     except AifxError as error:
