@@ -111,7 +111,9 @@ def doctor(
         return
     with terminal(json) if form is Format.TEXT else for_monitor(json) as out:
         from aifx.commands.doctor_report import show
+        from aifx.commands.doctor_stress import show_stress
         from aifx.health.check import check
+        from aifx.health.facts import to_document
         from aifx.health.rules import load_rules, read_site, select
 
         began = time.monotonic()
@@ -125,8 +127,12 @@ def doctor(
             write_page(node_page(report, len(rules), snapshot.time), html)
         if form is not Format.TEXT:
             tell(report, form, strict)
-        out.document(report.document() | ({"snapshot": snapshot.document()} if with_snapshot else {}))
+        measured = {"stress": to_document(snapshot.facts["stress"])} if stress else {}
+        kept = {"snapshot": snapshot.document()} if with_snapshot else {}
+        out.document(report.document() | measured | kept)
         show(out, report, len(rules))
+        if stress:
+            show_stress(out, snapshot.facts.get("stress"))
         code = {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(report.status, 0)
         raise SystemExit(code)
 
