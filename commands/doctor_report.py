@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from aifx.commands.terminal import Output
-from aifx.health.report import SEVERITIES, Finding, Report, Skipped
+from aifx.health.report import Finding, Report, Skipped, counts, folded
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+MANY = 3
 STYLES = {"critical": "bold red", "unknown": "bold magenta", "warning": "yellow", "info": "cyan"}
 STATUS_STYLES = {"healthy": "bold green", "warning": "bold yellow", "unhealthy": "bold red", "unknown": "bold magenta"}
 
@@ -28,24 +29,7 @@ def show(out: Output, report: Report, num_rules: int) -> None:
     if report.skipped:
         out.print("")
         for why, names in _by_reason(report.skipped).items():
-            out.print(_line([("skipped   ", "dim"), (", ".join(names), "dim"), (f": {why}", "dim")]))
-
-
-def counts(report: Report) -> str:
-    """ "1 critical, 2 warnings", or "no finding"."""
-    found = Counter(finding.severity for finding in report.findings)
-    words = [f"{found[s]} {s}{'s' if s == 'warning' and found[s] > 1 else ''}" for s in SEVERITIES if found[s]]
-    return ", ".join(words) or "no finding"
-
-
-def folded(findings: Iterable[Finding]) -> list[tuple[Finding, list[str]]]:
-    """Findings with the rules that they stand for: what keeps many rules from being judged is told once."""
-    kept: dict[object, tuple[Finding, list[str]]] = {}
-    for finding in findings:
-        reason = finding.summary.partition(": ")[2]
-        key = (reason, finding.action) if finding.severity == "unknown" else len(kept)
-        kept.setdefault(key, (finding, []))[1].append(finding.id)
-    return list(kept.values())
+            out.print(_line([("skipped   ", "dim"), (f"{', '.join(_shortened(names))}: {why}", "dim")]))
 
 
 def _headline(report: Report, num_rules: int) -> Text:
@@ -86,6 +70,14 @@ def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
     for one in skipped:
         reasons.setdefault(one.why, []).append(one.id)
     return reasons
+
+
+def _shortened(names: list[str]) -> list[str]:
+    """A family of which many are there is named once; --json has them all."""
+    families = Counter(name.split(".", 1)[0] for name in names)
+    shown = ((name, name.split(".", 1)[0]) for name in names)
+    words = [f"{family}.* ({families[family]} rules)" if families[family] > MANY else name for name, family in shown]
+    return list(dict.fromkeys(words))
 
 
 def _line(parts: list[tuple[str, str]]) -> Text:

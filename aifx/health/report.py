@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Status = Literal["healthy", "warning", "unhealthy", "unknown"]
+STATUSES: tuple[Status, ...] = ("unhealthy", "unknown", "warning", "healthy")
 SEVERITIES = ("critical", "unknown", "warning", "info")
 
 
@@ -64,3 +67,20 @@ class Report:
             "skipped": [asdict(skipped) for skipped in self.skipped],
             "duration_s": self.duration_s,
         }
+
+
+def counts(report: Report) -> str:
+    """ "1 critical, 2 warnings", or "no finding"."""
+    found = Counter(finding.severity for finding in report.findings)
+    words = [f"{found[s]} {s}{'s' if s == 'warning' and found[s] > 1 else ''}" for s in SEVERITIES if found[s]]
+    return ", ".join(words) or "no finding"
+
+
+def folded(findings: Iterable[Finding]) -> list[tuple[Finding, list[str]]]:
+    """Findings with the rules that they stand for: what keeps many rules from being judged is told once."""
+    kept: dict[object, tuple[Finding, list[str]]] = {}
+    for finding in findings:
+        reason = finding.summary.partition(": ")[2]
+        key = (reason, finding.action) if finding.severity == "unknown" else len(kept)
+        kept.setdefault(key, (finding, []))[1].append(finding.id)
+    return list(kept.values())
