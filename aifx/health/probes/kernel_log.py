@@ -11,10 +11,15 @@ from aifx.health.facts import Absent, Unknown
 from aifx.health.host import CAPTURED, Host
 from aifx.health.kernel_log import Log, parse
 from aifx.health.probes import Probe
+from aifx.health.xids import DAY_S
 
 GIVES = ("kernel_log", "xids", "xid_gpus", "sxids", "kernel_events")
 KMSG = "/dev/kmsg"
 LOGS = (f"/{CAPTURED}/kmsg.txt", f"/{CAPTURED}/dmesg.txt", "/var/log/dmesg", "/var/log/kern.log")
+COMMANDS = (
+    ("journalctl", "-k", "-b", "--lines=20000", "-o", "json", "--output-fields=MESSAGE", "--no-pager"),
+    ("dmesg", "--time-format", "iso"),
+)
 RECORD_BYTES = 16_384  # a shorter buffer than a record is EINVAL
 MOST_BYTES = 1 << 25
 LIMIT_S = 1.5
@@ -25,31 +30,29 @@ LIMITED_CLASSES = ("0x0200", "0x0207", "0x0300", "0x0302", "0x1200")
 
 
 def collect(host: Host) -> dict[str, Any]:
-    log = _live() if host.is_live else _of_tree(host)
+    log = _live(host) if host.is_live else _of_tree(host)
     if not isinstance(log, Log):
         return dict.fromkeys(GIVES, log)
     events = kernel_events.facts(log.lines)
     events["pcie_narrow"] = [event for event in events["pcie_narrow"] if _matters(host, event["device"])]
-    told = {"seconds": int(log.seconds), "lines": len(log.lines), "is_whole": log.is_whole}
+    day = min(_uptime(host) or DAY_S, DAY_S)
+    lost = 0.0 if log.is_whole else max(day - log.seconds, 0.0)
+    told = {"reach_s": int(log.seconds), "lines": len(log.lines), "lost_of_day_s": int(lost)}
     return {"kernel_log": told, "kernel_events": events, **xids.facts(log.lines)}
 
 
-def _live() -> Log | Absent | Unknown:
-    host = Host()
-    uptime = _uptime(host)
+def _live(host: Host) -> Log | Absent | Unknown:
     try:
-        return parse(_read_kmsg(), uptime=uptime)
+        return parse(_read_kmsg(), uptime=_uptime(host))
     except FileNotFoundError:
         return Absent(f"there is no {KMSG} here: {GRANT}")
     except OSError as error:
         denied = f"the kernel log may not be read: {KMSG}: {error.strerror}"
-    # Both exit well and say nothing to one who may not see.
-    for command in (("journalctl", "-k", "-b", "-o", "json", "--no-pager"), ("dmesg", "--time-format", "iso")):
+    for command in COMMANDS:
         said = host.run(*command, limit_s=LIMIT_S)
-        if isinstance(said, str) and said.strip():
-            log = parse(said, now=time.time())
-            if log.lines:
-                return log
+        log = parse(said, now=time.time()) if isinstance(said, str) else None
+        if log and log.lines:  # journalctl has no entries, and no error, for one who may not see them
+            return log
     return Unknown(denied, MEND)
 
 
@@ -98,4 +101,4 @@ def _matters(host: Host, device: str) -> bool:
     return not isinstance(told, str) or told.startswith(LIMITED_CLASSES)
 
 
-PROBES = (Probe("kernel_log", GIVES, collect),)
+PROBES = (Probe("kernel_log", GIVES, collect, limit_s=4.0),)
