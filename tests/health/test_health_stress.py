@@ -1,0 +1,202 @@
+"""The stress: real on four devices that the CPU shows, and with children that hang, die or lie."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from health_machines.stressed import events
+
+from aifx.health import stress
+from aifx.health.facts import Absent, to_document
+from aifx.health.stress.comparison import compare
+from aifx.health.stress.record import Record
+
+FOUR = "--xla_force_host_platform_device_count=4"
+
+
+@pytest.fixture(scope="module")
+def measured():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", FOUR.replace("4", "2"))
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        heard: list[str] = []
+        return stress.collect("quick", 240.0, heard.append), heard
+
+
+def test_two_devices_are_measured_and_agree(measured):
+    facts, heard = measured
+    assert facts["ended"] == "finished"
+    assert facts["left_out"] == []
+    assert facts["failures"] == []
+    assert [d["device"] for d in facts["devices"]] == ["cpu:0", "cpu:1"]
+    for device in facts["devices"]:
+        assert device["state"] == "finished", device["error"]
+        assert device["num_wrong"] == 0
+        assert [p["dtype"] for p in device["matmul"]] == ["float32", "bfloat16", "float16", "int8"]
+        rates = [p["tflops"] for p in device["matmul"]] + [m["gb_s"] for m in (*device["memory"], *device["copies"])]
+        assert all(rate > 0 for rate in rates)
+        assert 0 < device["matmul"][0]["of_peak"] < 4
+        assert device["sustained"][0]["kept"] > 0
+    assert {c["device"] for c in facts["collectives"]} == {"all-reduce", "all-gather"}
+    assert all(c["num_wrong"] == 0 for c in facts["collectives"])
+    assert len(facts["census"]) == 4
+    for row in facts["census"]:
+        assert (row["peers"], row["runs"]) == (2, 3)
+        assert row["programs"] >= 8
+        assert (row["odd"], row["unsteady"], row["inexact"]) == ([], [], [])
+    assert "census, cold" in heard
+    json.dumps(to_document(facts))
+
+
+CORRUPT = """
+import sys
+import jax, jax.numpy as jnp
+from jax import lax
+from aifx.health.stress import census
+
+def corrupt(size, seed):
+    # One bit of one output, on the third device alone.
+    found = census._programs(size, seed)
+    at = lax.axis_index("d") == 2
+    bits = lax.bitcast_convert_type(found["matmul bfloat16"], jnp.uint32)
+    bits = bits.at[17, 3].set(bits[17, 3] ^ jnp.where(at, jnp.uint32(1 << 9), jnp.uint32(0)))
+    found["matmul bfloat16"] = lax.bitcast_convert_type(bits, jnp.float32)
+    found["integers"] = found["integers"].at[5].add(jnp.where(at, jnp.uint32(1), jnp.uint32(0)))
+    return found
+
+devices = jax.local_devices()
+hashes, exact = census.run(devices, 2, 120.0, corrupt)
+import json
+print(json.dumps([hashes, exact]))
+"""
+
+
+def test_one_flipped_bit_names_the_device_and_the_program():
+    environ = {**os.environ, "XLA_FLAGS": FOUR, "JAX_PLATFORMS": "cpu"}
+    said = subprocess.run([sys.executable, "-c", CORRUPT], env=environ, capture_output=True, check=True, timeout=300)
+    hashes, exact = json.loads(said.stdout)
+    rows = {row["device"]: row for row in compare(hashes, dict.fromkeys(hashes, "cpu"), exact)}
+    assert rows["cpu:2"]["odd"] == ["matmul bfloat16", "integers"]
+    assert rows["cpu:2"]["inexact"] == ["integers"]
+    assert rows["cpu:2"]["unsteady"] == []
+    assert all(rows[f"cpu:{i}"]["num_odd"] == rows[f"cpu:{i}"]["num_inexact"] == 0 for i in (0, 1, 3))
+
+
+def test_two_that_differ_are_both_odd_and_kinds_are_not_mixed():
+    hashes = {"a": {"p": ["1"]}, "b": {"p": ["2"]}, "c": {"p": ["3"]}}
+    rows = {r["device"]: r for r in compare(hashes, {"a": "x", "b": "x", "c": "y"}, {})}
+    assert rows["a"]["odd"] == rows["b"]["odd"] == ["p"]
+    assert rows["c"]["odd"] == []
+    assert [r["peers"] for r in rows.values()] == [2, 2, 1]
+
+
+def test_one_that_does_not_repeat_itself_is_unsteady():
+    (row,) = compare({"a": {"p": ["1", "2", "1"], "q": ["5", "5", "5"]}}, {"a": "x"}, {"q": "5", "p": "1"})
+    assert row["unsteady"] == ["p"]
+    assert row["inexact"] == ["p"]
+
+
+TELLS = """
+import json, os, sys, time
+def tell(**told):
+    print(json.dumps(told), flush=True)
+first, without = int(sys.argv[3]), sys.argv[4].split(",")
+tell(event="devices", devices=[{"device": f"gpu:{i}", "kind": "k", "platform": "gpu"} for i in range(3)])
+rate = {"gb_s": 1.0, "of_peak": 0.9, "wrong_elements": 0, "is_right": True}
+for step, (device, what) in enumerate([(d, w) for d in ("gpu:0", "gpu:1", "gpu:2") for w in ("memory", "again")]):
+    if step < first or device in without:
+        continue
+    told = dict(step=step, key="memory", device=device, what=what)
+    tell(event="begin", limit_s=LIMIT, **told)
+    if device == "gpu:1":
+        FAULT
+    tell(event="result", value=rate, **told)
+tell(event="end")
+"""
+
+
+@pytest.fixture
+def child(tmp_path, monkeypatch):
+    """A child that measures, until the second of its three devices meets a fault."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def make(fault, limit_s=0.5):
+        source = TELLS.replace("FAULT", fault).replace("LIMIT", str(limit_s))
+        (tmp_path / "stress_child_of_a_test.py").write_text(source)
+        return "stress_child_of_a_test"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("fault", "state", "error"),
+    [
+        ("time.sleep(3600)", "hung", "nothing was heard"),
+        ("os.kill(os.getpid(), 9)", "failed", "signal 9"),
+        ("sys.exit('Xid 79 has fallen off the bus')", "failed", "Xid 79"),
+    ],
+)
+def test_a_device_that_hangs_or_kills_is_named_and_the_others_are_measured(child, monkeypatch, fault, state, error):
+    monkeypatch.setattr(stress, "GRACE_S", 1.0)
+    facts = stress.collect("quick", 60.0, child=child(fault))
+    devices = {d["device"]: d for d in facts["devices"]}
+    assert devices["gpu:1"]["state"] == state
+    assert error in devices["gpu:1"]["error"]
+    assert isinstance(devices["gpu:1"]["memory"], Absent)
+    for name in ("gpu:0", "gpu:2"):
+        assert devices[name]["state"] == "finished"
+        assert len(devices[name]["memory"]) == 2
+    assert facts["ended"] == "finished"
+
+
+def test_the_budget_bounds_it(child, monkeypatch):
+    monkeypatch.setattr(stress, "GRACE_S", 0.5)
+    facts = stress.collect("quick", 2.0, child=child("time.sleep(3600)", limit_s=900))
+    assert (facts["ended"], facts["is_cut"]) == ("out of time", True)
+    assert facts["duration_s"] < 60
+    assert len(facts["devices"][0]["memory"]) == 2
+
+
+def test_a_child_without_jax_is_broken_and_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "stress_child_that_ends.py").write_text("raise SystemExit('no backend')")
+    facts = stress.collect("quick", 30.0, child="stress_child_that_ends")
+    assert (facts["ended"], facts["is_broken"], facts["devices"]) == ("died", True, [])
+    assert "no backend" in facts["why"]
+
+
+INTERRUPTED = """
+import json, sys
+from aifx.health import stress
+from aifx.health.facts import to_document
+facts = stress.collect("quick", 600.0, lambda what: print(what, file=sys.stderr, flush=True), sys.argv[1])
+print(json.dumps(to_document(facts)))
+"""
+
+
+def test_what_was_measured_survives_ctrl_c(child):
+    module = child("time.sleep(3600)", limit_s=900)
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, module], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        while "gpu:1" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    facts = json.loads(out)
+    assert process.returncode == 0
+    assert (facts["ended"], facts["is_cut"]) == ("interrupted", True)
+    assert len(facts["devices"][0]["memory"]) == 2
+
+
+def test_the_record_is_whole_at_any_moment():
+    script = events()
+    for end in range(len(script) + 1):
+        record = Record("quick")
+        for event in script[:end]:
+            record.take(event, 0.0)
+        json.dumps(to_document(record.facts("interrupted", "Ctrl-C", 1.0)))
