@@ -1,0 +1,83 @@
+"""NVML's functions, each of whose failures is an answer of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from aifx.health.facts import Absent, Unknown
+from aifx.health.nvml_words import GPU_STATES, failure, word
+
+pynvml: Any = importlib.import_module("pynvml")
+
+Field: TypeAlias = int | tuple[int, int]
+"""The number of an NVML field, with its scope (a link) where it has one."""
+
+VALUE_NAMES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+
+
+class Calls:
+    """What NVML says of one GPU, or with no handle of the driver.
+
+    Attributes:
+        state: "ok", or what NVML said of the GPU ("lost").
+    """
+
+    def __init__(self, handle: Any = None) -> None:
+        self.handle = handle
+        self.state = "ok"
+
+    def __call__(self, name: str, *arguments: Any, then: Callable[[Any], Any] | None = None) -> Any:
+        """What a function of nvidia-ml-py returns, passed through `then`, or `Absent` or `Unknown`."""
+        function = getattr(pynvml, f"nvml{name}", None)
+        if function is None:
+            return Absent(f"this nvidia-ml-py has no nvml{name}")
+        given = arguments if self.handle is None else (self.handle, *arguments)
+        try:
+            value = function(*given)
+        except pynvml.NVMLError as error:
+            return self._failure(f"nvml{name}", error.value, str(error))
+        value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        return value if then is None else then(value)
+
+    def word(self, name: str, table: dict[int, str]) -> Any:
+        return self(name, then=lambda value: word(table, int(value)))
+
+    def flag(self, name: str) -> Any:
+        return self(name, then=bool)
+
+    def struct(self, name: str, *kinds: str) -> Any:
+        """What a function fills in: the first of the structures `kinds` of nvidia-ml-py that the driver takes."""
+        answer: Any = Absent(f"this nvidia-ml-py has no nvml{name}")
+        for kind in (getattr(pynvml, k) for k in kinds if hasattr(pynvml, k)):
+            filled = kind()
+            answer = self(name, ctypes.byref(filled))
+            if not isinstance(answer, (Absent, Unknown)):
+                return filled
+        return answer
+
+    def fields(self, *fields: Field) -> list[Any]:
+        """Values by field number, in one call."""
+        values = self("DeviceGetFieldValues", [f if isinstance(f, tuple) else (f, 0) for f in fields])
+        if isinstance(values, (Absent, Unknown)):
+            return [values] * len(fields)
+        return [self._field(field, value) for field, value in zip(fields, values, strict=True)]
+
+    def _field(self, field: Field, value: Any) -> Any:
+        what = f"NVML field {field[0] if isinstance(field, tuple) else field}"
+        if value.nvmlReturn:
+            return self._failure(what, value.nvmlReturn, str(pynvml.NVMLError(value.nvmlReturn)))
+        if value.valueType >= len(VALUE_NAMES):
+            return Unknown(f"{what} is of type {value.valueType}, which this version does not know")
+        return getattr(value.value, VALUE_NAMES[value.valueType])
+
+    def _failure(self, what: str, code: int, text: str) -> Absent | Unknown:
+        self.state = GPU_STATES.get(code, self.state)
+        return failure(what, code, text)
+
+
+def also(value: Any, function: Callable[[Any], Any]) -> Any:
+    """The function of a value that is there."""
+    return value if isinstance(value, (Absent, Unknown)) else function(value)

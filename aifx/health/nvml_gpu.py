@@ -1,0 +1,263 @@
+"""One GPU, through NVML. Units: MiB, degrees Celsius, watts, MHz, MB/s of one link in one direction, milliseconds."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from aifx.health.facts import Absent, Facts, Unknown
+from aifx.health.nvml_calls import Calls, also
+from aifx.health.nvml_links import fabric, links
+from aifx.health.nvml_words import (
+    COMPUTE_MODES,
+    RECOVERY_ACTIONS,
+    VIRTUALIZATION_MODES,
+    reasons,
+    word,
+)
+
+MIB = 1 << 20
+CORRECTED, UNCORRECTED = 0, 1
+VOLATILE, AGGREGATE = 0, 1
+DRAM, SRAM = 2, 7
+GRAPHICS, SM, MEMORY = 0, 1, 2
+SHUTDOWN, SLOWDOWN, MEMORY_MAX, GPU_MAX = 0, 1, 2, 3
+THERMAL, BOARD_LIMIT, RELIABILITY = 1, 3, 5
+FIELD_MEMORY_TEMPERATURE, FIELD_RECOVERY_ACTION = 82, 230
+FIELDS_TLIMIT = {
+    "shutdown_margin_c": 193,
+    "slowdown_margin_c": 194,
+    "memory_max_margin_c": 195,
+    "gpu_max_margin_c": 196,
+}
+FIELDS_SLOWDOWN = {"software_thermal_ms": 269, "hardware_thermal_ms": 270, "power_brake_ms": 271}
+MEMORY_INFO_V2 = 0x02000028
+
+
+def read_gpu(ask: Calls, index: int) -> Facts:
+    """Everything of one GPU; `Absent` or `Unknown` where it does not say."""
+    facts: Facts = {
+        "index": index,
+        "name": ask("DeviceGetName"),
+        "uuid": ask("DeviceGetUUID"),
+        "pci_bus_id": ask("DeviceGetPciInfo", then=lambda info: _address(info.busId)),
+        "vbios": ask("DeviceGetVbiosVersion"),
+        "inforom": ask("DeviceGetInforomImageVersion"),
+        "inforom_state": _inforom(ask),
+        "virtualization": ask.word("DeviceGetVirtualizationMode", VIRTUALIZATION_MODES),
+        "compute_mode": ask.word("DeviceGetComputeMode", COMPUTE_MODES),
+        "persistence": ask.flag("DeviceGetPersistenceMode"),
+        "recovery_action": also(ask.fields(FIELD_RECOVERY_ACTION)[0], lambda value: word(RECOVERY_ACTIONS, int(value))),
+        "ecc": _ecc(ask),
+        "rows": _rows(ask),
+        "pages": _pages(ask),
+        "repair": _repair(ask),
+        "throttle": _throttle(ask),
+        "temperature": _temperature(ask),
+        "power": _power(ask),
+        "clocks": _clocks(ask),
+        "pcie": _pcie(ask),
+        "memory": _memory(ask),
+        "mig": _pair(ask("DeviceGetMigMode"), ("current", "pending"), bool),
+        "utilization": _utilization(ask),
+        "processes": _processes(ask),
+        "links": links(ask),
+        "fabric": fabric(ask),
+    }
+    return {"state": ask.state, **facts}
+
+
+def unreadable(index: int, error: Absent | Unknown, state: str) -> Facts:
+    """A GPU that cannot be opened: the same names, and one word for why."""
+    why = Absent(error.why)
+    facts = read_gpu(_Refused(why), index)
+    return {**facts, "state": state if state != "ok" else error}
+
+
+class _Refused(Calls):
+    """Answers every question with the same word."""
+
+    def __init__(self, why: Absent) -> None:
+        super().__init__()
+        self.why = why
+
+    def __call__(self, name: str, *arguments: Any, then: Any = None) -> Any:
+        return self.why
+
+
+def _address(bus_id: bytes | str) -> str:
+    """As sysfs writes it: "00000000:3B:00.0" is 0000:3b:00.0."""
+    text = bus_id.decode("ascii", "replace") if isinstance(bus_id, bytes) else bus_id
+    domain, _, rest = text.lower().partition(":")
+    return f"{int(domain, 16):04x}:{rest}" if re.fullmatch("[0-9a-f]+", domain) else text
+
+
+def _inforom(ask: Calls) -> Any:
+    """ "valid" or "corrupt": NVML says the latter by an error of its own."""
+    answer = ask("DeviceValidateInforom", then=lambda _: "valid")
+    return "corrupt" if isinstance(answer, Unknown) and "error 14)" in answer.why else answer
+
+
+def _pair(value: Any, names: tuple[str, str], of: Any = lambda number: number) -> Facts:
+    return {name: value if isinstance(value, (Absent, Unknown)) else of(value[at]) for at, name in enumerate(names)}
+
+
+def _ecc(ask: Calls) -> Facts:
+    facts = _pair(ask("DeviceGetEccMode"), ("is_enabled", "is_pending"), bool)
+    for kind, error in (("corrected", CORRECTED), ("uncorrected", UNCORRECTED)):
+        for since, counter in (("volatile", VOLATILE), ("aggregate", AGGREGATE)):
+            facts[f"{kind}_{since}"] = ask("DeviceGetTotalEccErrors", error, counter)
+            for part, location in (("dram", DRAM), ("sram", SRAM)):
+                facts[f"{part}_{kind}_{since}"] = ask("DeviceGetMemoryErrorCounter", error, counter, location)
+    status = ask.struct("DeviceGetSramEccErrorStatus", "c_nvmlEccSramErrorStatus_v1_t")
+    facts["sram_threshold_exceeded"] = also(status, lambda s: bool(s.bThresholdExceeded))
+    return facts
+
+
+def _rows(ask: Calls) -> Facts:
+    """Row remapping, of Ampere and later; `spareless_banks` have no row left to remap to."""
+    rows = ask("DeviceGetRemappedRows")
+    banks = ask("DeviceGetRowRemapperHistogram")
+    return {
+        "correctable": also(rows, lambda r: r[0]),
+        "uncorrectable": also(rows, lambda r: r[1]),
+        "pending": also(rows, lambda r: bool(r[2])),
+        "failed": also(rows, lambda r: bool(r[3])),
+        "banks": also(banks, lambda b: b.max + b.high + b.partial + b.low + b.none),
+        "spareless_banks": also(banks, lambda b: b.none),
+    }
+
+
+def _pages(ask: Calls) -> Facts:
+    """Page retirement, of Volta and before."""
+    corrected, uncorrected = (ask("DeviceGetRetiredPages", cause, then=len) for cause in (0, 1))
+    return {
+        "corrected": corrected,
+        "uncorrected": uncorrected,
+        "total": also(corrected, lambda c: also(uncorrected, lambda u: c + u)),
+        "pending": ask.flag("DeviceGetRetiredPagesPendingStatus"),
+    }
+
+
+def _repair(ask: Calls) -> Facts:
+    return {
+        **_pair(ask("DeviceGetRepairStatus"), ("channel_pending", "tpc_pending"), bool),
+        "unrepairable_memory": ask.flag("DeviceGetUnrepairableMemoryFlag_v1"),
+    }
+
+
+def _throttle(ask: Calls) -> Facts:
+    """For how long the clocks were held down, since the driver was loaded."""
+
+    def held_ms(policy: int) -> Any:
+        return ask("DeviceGetViolationStatus", policy, then=lambda violation: violation.violationTime / 1e6)
+
+    counters = ask.fields(*FIELDS_SLOWDOWN.values())
+    held = {name: also(ns, lambda ns: ns / 1e6) for name, ns in zip(FIELDS_SLOWDOWN, counters, strict=True)}
+    thermal, brake = held["hardware_thermal_ms"], held["power_brake_ms"]
+    return {
+        "reasons": ask("DeviceGetCurrentClocksEventReasons", then=reasons),
+        **held,
+        "hardware_ms": also(thermal, lambda t: also(brake, lambda b: t + b)),
+        "thermal_ms": held_ms(THERMAL),
+        "board_limit_ms": held_ms(BOARD_LIMIT),
+        "reliability_ms": held_ms(RELIABILITY),
+    }
+
+
+def _temperature(ask: Calls) -> Facts:
+    """`margin_c` is how much hotter the GPU may become (T.Limit); it begins to slow down at `slowdown_margin_c`."""
+
+    def threshold(kind: int) -> Any:
+        return ask("DeviceGetTemperatureThreshold", kind)
+
+    memory, *limits = ask.fields(FIELD_MEMORY_TEMPERATURE, *FIELDS_TLIMIT.values())
+    return {
+        "gpu_c": ask("DeviceGetTemperature", 0),
+        # Without a sensor some drivers say 0.
+        "memory_c": also(memory, lambda c: c or Absent("this GPU has no sensor in its memory")),
+        "margin_c": ask("DeviceGetMarginTemperature"),
+        "slowdown_c": threshold(SLOWDOWN),
+        "shutdown_c": threshold(SHUTDOWN),
+        "memory_max_c": threshold(MEMORY_MAX),
+        "gpu_max_c": threshold(GPU_MAX),
+        **{name: also(limit, _signed) for name, limit in zip(FIELDS_TLIMIT, limits, strict=True)},
+    }
+
+
+def _signed(value: int) -> int:
+    """Some drivers give a negative offset as an unsigned number."""
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+def _power(ask: Calls) -> Facts:
+    def watts(milliwatts: int) -> float:
+        return round(milliwatts / 1000, 1)
+
+    return {
+        "draw_w": ask("DeviceGetPowerUsage", then=watts),
+        "limit_w": ask("DeviceGetPowerManagementLimit", then=watts),
+        "enforced_w": ask("DeviceGetEnforcedPowerLimit", then=watts),
+        "default_w": ask("DeviceGetPowerManagementDefaultLimit", then=watts),
+        **_pair(ask("DeviceGetPowerManagementLimitConstraints"), ("min_w", "max_w"), watts),
+    }
+
+
+def _clocks(ask: Calls) -> Facts:
+    return {
+        "sm_mhz": ask("DeviceGetClockInfo", SM),
+        "memory_mhz": ask("DeviceGetClockInfo", MEMORY),
+        "sm_max_mhz": ask("DeviceGetMaxClockInfo", SM),
+        "memory_max_mhz": ask("DeviceGetMaxClockInfo", MEMORY),
+        "application_mhz": ask("DeviceGetApplicationsClock", GRAPHICS),
+        "application_default_mhz": ask("DeviceGetDefaultApplicationsClock", GRAPHICS),
+    }
+
+
+def _pcie(ask: Calls) -> Facts:
+    return {
+        "generation": ask("DeviceGetCurrPcieLinkGeneration"),
+        "max_generation": ask("DeviceGetMaxPcieLinkGeneration"),
+        "device_max_generation": ask("DeviceGetGpuMaxPcieLinkGeneration"),
+        "width": ask("DeviceGetCurrPcieLinkWidth"),
+        "max_width": ask("DeviceGetMaxPcieLinkWidth"),
+        "replays": ask("DeviceGetPcieReplayCounter"),
+    }
+
+
+def _memory(ask: Calls) -> Facts:
+    """What the driver holds for itself is reserved, not used."""
+    info = ask("DeviceGetMemoryInfo", MEMORY_INFO_V2)
+    return {
+        "total_mib": also(info, lambda i: i.total // MIB),
+        "used_mib": also(info, lambda i: i.used // MIB),
+        "reserved_mib": also(info, lambda i: i.reserved // MIB),
+    }
+
+
+def _utilization(ask: Calls) -> Facts:
+    rates = ask("DeviceGetUtilizationRates")
+    return {"gpu_percent": also(rates, lambda r: r.gpu), "memory_percent": also(rates, lambda r: r.memory)}
+
+
+def _processes(ask: Calls) -> list[Facts] | Absent | Unknown:
+    """Those that hold the GPU; names without their arguments, in which secrets may be."""
+    found: dict[int, Facts] = {}
+    for kind in ("Compute", "Graphics", "MPSCompute"):
+        listed = ask(f"DeviceGet{kind}RunningProcesses")
+        if isinstance(listed, Unknown) or (isinstance(listed, Absent) and kind == "Compute"):
+            return listed
+        for process in [] if isinstance(listed, Absent) else listed:
+            used = process.usedGpuMemory
+            found[process.pid] = {
+                "pid": process.pid,
+                "name": _process_name(process.pid),
+                "memory_mib": Absent("NVML does not tell it") if used is None else used // MIB,
+            }
+    return [found[pid] for pid in sorted(found)]
+
+
+def _process_name(pid: int) -> Any:
+    name = Calls()("SystemGetProcessName", pid)
+    return also(name, lambda path: os.path.basename(path.split(" ")[0]))

@@ -1,0 +1,174 @@
+"""NVIDIA GPUs: what NVML says of each, beside what the PCI bus and the machine say of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from aifx.health.facts import Absent, Facts, Unknown, from_document
+from aifx.health.host import Host
+from aifx.health.probes import Probe
+
+PCI = "/sys/bus/pci/devices"
+NVIDIA, GPU_CLASSES, BRIDGE_CLASS = "0x10de", ("0x0300", "0x0302"), "0x0680"
+NVML_LIMIT_S = 8.0
+CONFINED = re.compile(r"docker|kubepods|containerd|libpod|lxc|/job_\d+")
+"""Control groups in which not every GPU and process of the machine is shown: containers and Slurm's jobs."""
+SXM = re.compile(r"SXM|H100 80GB HBM3|\bH200(?! NVL)|\bH20\b|\bB[23]00|GB[23]00")
+"""Modules whose NVLinks lead to switches; a card's lead somewhere only if someone put a bridge on it."""
+RACK = re.compile(r"GB[23]00")
+"""Whose NVLink fabric spans nodes and is kept by the rack's own manager, not by a service on the node."""
+
+LINK_MB_S = {r"A100": 25000, r"\b(H100|H200|H800|H20|GH200)": 26562, r"\bG?B[23]00": 53125}
+"""One NVLink's speed in one direction, by product: the version that NVML tells differs between drivers."""
+
+PCIE_GT_S = {1: 2.5, 2: 5, 3: 8, 4: 16, 5: 32, 6: 64}
+
+
+def collect(host: Host) -> dict[str, Any]:
+    said = from_document(host.ask("aifx.health.nvml", name="nvml", limit_s=NVML_LIMIT_S))
+    buses = _pci(host)
+    if isinstance(said, Mapping) and said.get("state") == "no_library":
+        said = Absent(said["gpus"].why)
+    if isinstance(said, Absent):
+        # Without a library a machine with GPUs is ill and one without them is none of ours.
+        if not buses["gpus"]:
+            absent = dict.fromkeys(("nvidia", "gpus"), Absent("there is no NVIDIA GPU here"))
+            return absent | {"gpu_count": {"nvml": 0, "pci": 0}}
+        said = {"state": "no_library", **dict.fromkeys(("driver", "nvml", "cuda", "count", "gpus"), said)}
+    if isinstance(said, Unknown) or not isinstance(said, Mapping):
+        why = said if isinstance(said, Unknown) else Unknown("NVML's document is no table")
+        return {"nvidia": why, "gpus": why, "gpu_count": {"nvml": why, "pci": len(buses["gpus"])}}
+    listed = said["gpus"]
+    gpus = [_gpu(gpu, len(listed)) for gpu in listed] if isinstance(listed, list) else listed
+    count = said["count"] if isinstance(said["state"], Unknown) or said["state"] == "ok" else 0
+    return {
+        "nvidia": _node(host, said, gpus, buses),
+        "gpus": gpus,
+        "gpu_count": {"nvml": count, "pci": len(buses["gpus"])},
+    }
+
+
+def _pci(host: Host) -> dict[str, list[str]]:
+    """Addresses of NVIDIA's GPUs, those lent to virtual machines apart, and of its switches."""
+    found: dict[str, list[str]] = {"gpus": [], "switches": []}
+    names = host.names(PCI)
+    for name in names if isinstance(names, list) else []:
+        if host.read(f"{PCI}/{name}/vendor") != NVIDIA:
+            continue
+        kind = host.read(f"{PCI}/{name}/class")
+        driver = host.link(f"{PCI}/{name}/driver")
+        if isinstance(driver, str) and driver.rsplit("/", 1)[-1] == "vfio-pci":
+            continue
+        if isinstance(kind, str) and kind.startswith(GPU_CLASSES):
+            found["gpus"].append(name)
+        elif isinstance(kind, str) and kind.startswith(BRIDGE_CLASS):
+            found["switches"].append(name)
+    return found
+
+
+def _node(host: Host, said: Mapping[str, Any], gpus: Any, buses: Mapping[str, list[str]]) -> Facts:
+    tables = gpus if isinstance(gpus, list) else []
+    shown = {gpu["pci_bus_id"] for gpu in tables if isinstance(gpu["pci_bus_id"], str)}
+    names = sorted({gpu["name"] for gpu in tables if isinstance(gpu["name"], str)})
+    confined = _is_confined(host)
+    needs_manager = bool(buses["switches"]) and not any(RACK.search(name) for name in names) and not confined
+    return {
+        **{name: said[name] for name in ("state", "driver", "nvml", "cuda", "count")},
+        "is_confined": confined,
+        "pci_count": len(buses["gpus"]),
+        # An address that NVML does not tell, of a GPU that is lost, has a finding of its own.
+        "hidden": [bus for bus in buses["gpus"] if bus not in shown] if len(shown) == len(tables) else [],
+        "names": names,
+        "num_names": len(names),
+        "vbios": (vbios := _distinct(tables, "vbios")),
+        "num_vbios": len(vbios),
+        "switches": len(buses["switches"]),
+        "needs_fabric_manager": needs_manager,
+        "fabric_manager": _service(host, "nvidia-fabricmanager") if needs_manager else Absent("none is needed here"),
+    }
+
+
+def _distinct(gpus: list[Facts], name: str) -> list[str]:
+    return sorted({gpu[name] for gpu in gpus if isinstance(gpu[name], str)})
+
+
+def _is_confined(host: Host) -> bool:
+    environ, groups = host.environ(), host.read("/proc/self/cgroup")
+    told = any(name in environ for name in ("KUBERNETES_SERVICE_HOST", "container"))
+    marked = any(host.exists(path) for path in ("/.dockerenv", "/run/.containerenv"))
+    return told or marked or (isinstance(groups, str) and CONFINED.search(groups) is not None)
+
+
+def _service(host: Host, name: str) -> str | Absent | Unknown:
+    """The state of a systemd service."""
+    said = host.run("systemctl", "show", "--property=ActiveState", f"{name}.service")
+    if not isinstance(said, str):
+        return said
+    state = re.search(r"ActiveState=(\w+)", said)
+    return state[1] if state else Unknown(f"systemctl does not tell the state of {name}", f"systemctl status {name}")
+
+
+def _gpu(gpu: Mapping[str, Any], count: int) -> Facts:
+    """One GPU's facts, named, with what follows from them."""
+    name, bus, links = gpu["name"], gpu["pci_bus_id"], gpu["links"]
+    device = f"GPU{gpu['index']}" + (f" ({bus})" if isinstance(bus, str) else "")
+    product = name if isinstance(name, str) else ""
+    tables = links if isinstance(links, list) else []
+    states = [link["state"] for link in tables]
+    # One module alone, in a virtual machine of one GPU, has nobody to be linked with.
+    leads = "active" in states or (bool(SXM.search(product)) and count > 1)
+    return {
+        **gpu,
+        "device": device,
+        "in_rack": bool(RACK.search(product)),
+        "is_partitioned": False if isinstance(mig := gpu["mig"]["current"], Absent) else mig,
+        "pcie": {**gpu["pcie"], "replays_allowed_per_min": _replays_allowed(gpu["pcie"])},
+        "num_processes": len(gpu["processes"]) if isinstance(gpu["processes"], list) else gpu["processes"],
+        "nvlink": _nvlink(links, states, leads, product),
+        "fabric": _fabric(gpu["fabric"]),
+        "links": [{**link, "device": f"link {link['link']}"} for link in tables] if isinstance(links, list) else links,
+    }
+
+
+def _nvlink(links: Any, states: list[Any], leads: bool, product: str) -> Facts | Absent | Unknown:
+    if not isinstance(links, list):
+        return links if isinstance(links, (Absent, Unknown)) else Unknown("the links are no list")
+    failed = next((state for state in states if isinstance(state, Unknown)), None)
+    return {
+        "count": len(links),
+        "is_expected": leads,
+        "expected_mb_s": _link_speed(product),
+        "active": failed or states.count("active"),
+        "inactive": failed or [link["link"] for link in links if link["state"] == "inactive"],
+    }
+
+
+def _fabric(fabric: Any) -> Any:
+    """Between nodes, a GPU that registered has a cluster and a clique."""
+    if not isinstance(fabric, Mapping):
+        return fabric
+    cluster, clique = fabric["cluster"], fabric["clique"]
+    has_identity = bool(cluster.strip("0-")) and clique != 0 if isinstance(cluster, str) else cluster
+    return {**fabric, "has_identity": has_identity}
+
+
+def _link_speed(product: str) -> int | Absent:
+    found = next((speed for names, speed in LINK_MB_S.items() if re.search(names, product)), None)
+    return Absent(f"no speed is known of the NVLinks of {product or 'this GPU'}") if found is None else found
+
+
+def _replays_allowed(pcie: Mapping[str, Any]) -> Any:
+    """Replays a minute at the bit error rate of 10^-12 that PCI Express allows."""
+    generation, width = pcie["max_generation"], pcie["max_width"]
+    for value in (generation, width):
+        if isinstance(value, (Absent, Unknown)):
+            return value
+    if generation not in PCIE_GT_S:
+        return Unknown(f"PCIe {generation} is not known to this version")
+    return math.ceil(PCIE_GT_S[generation] * 1e9 * 60 * 1e-12 * width)
+
+
+PROBES = (Probe("nvidia", ("nvidia", "gpus", "gpu_count"), collect, limit_s=NVML_LIMIT_S + 6),)

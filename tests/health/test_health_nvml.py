@@ -1,0 +1,192 @@
+"""The real nvidia-ml-py in the real process, over a library built from fake_nvml.c."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from health_machines.gpus import A100_PCIE, GB200, GB200_BUSES, H100, H100_BUSES, L4
+from health_machines.nvml_documents import document
+from nvml_scenarios import scenario
+
+from aifx.health.facts import Absent, Unknown, from_document
+from aifx.health.host import Host
+from aifx.health.probes import nvidia
+
+SOURCE = Path(__file__).with_name("fake_nvml.c")
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler to build the fake libnvidia-ml.so.1 with")
+
+
+def build(folder: Path, *options: str) -> Path:
+    library = folder / "libnvidia-ml.so.1"
+    command = [COMPILER, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", *options, "-o", library, SOURCE]
+    subprocess.run(command, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Path:
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def read(library, tmp_path, monkeypatch):
+    """What the reader says with a scenario, as facts."""
+
+    def read(text: str, folder: Path = library, limit_s: float = 60.0):
+        file = tmp_path / "scenario.txt"
+        file.write_text(text)
+        monkeypatch.setenv("FAKE_NVML_SCENARIO", str(file))
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
+        return from_document(Host().ask("aifx.health.nvml", name="nvml", limit_s=limit_s))
+
+    return read
+
+
+def alike(value):
+    """A document in which one word stands for every reason why something is absent."""
+    if isinstance(value, Absent):
+        return "absent"
+    if isinstance(value, dict):
+        return {name: alike(inner) for name, inner in value.items()}
+    return [alike(inner) for inner in value] if isinstance(value, list) else value
+
+
+MACHINES = {
+    "H100": (H100, H100_BUSES),
+    "A100 PCIe": (A100_PCIE, ["0000:17:00.0", "0000:ca:00.0"]),
+    "L4": (L4, ["0000:00:03.0"]),
+    "GB200": (GB200, GB200_BUSES),
+}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_machine_is_read_as_the_healthy_ones_have_it(name, read):
+    """So that what rules are tested with is what the reader gives."""
+    wanted = document(*MACHINES[name])
+    assert alike(read(scenario(wanted))) == alike(from_document(wanted))
+
+
+def eight(*changes: str) -> str:
+    """Eight H100, and what is otherwise."""
+    return "\n".join([*changes, scenario(document(H100, H100_BUSES))])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["3:nvmlDeviceGetHandleByIndex_v2 = !15", "3:* = !15"],
+    ids=["cannot be opened", "answers nothing"],
+)
+def test_a_lost_gpu_keeps_no_other_from_being_read(line, read):
+    gpus = read(eight(line))["gpus"]
+    healthy = alike(from_document(document(H100, H100_BUSES)))["gpus"]
+    assert gpus[3]["state"] == "lost"
+    assert isinstance(gpus[3]["temperature"]["gpu_c"], Absent)
+    assert [alike(gpu) for gpu in gpus if gpu["index"] != 3] == [gpu for gpu in healthy if gpu["index"] != 3]
+
+
+@pytest.mark.parametrize(
+    ("number", "word"), [(0, "none"), (1, "reset"), (2, "reboot"), (3, "drain_p2p"), (4, "drain_and_reset"), (99, "99")]
+)
+def test_recovery_actions(number, word, read):
+    assert read(eight(f"5:nvmlDeviceGetFieldValues/230 = {number}"))["gpus"][5]["recovery_action"] == word
+
+
+def test_a_function_that_the_library_lacks_is_absent(read, tmp_path):
+    """As with an older driver."""
+    older = build(tmp_path, "-DnvmlDeviceGetSramEccErrorStatus=gone", "-DnvmlDeviceGetMarginTemperature=gone_too")
+    gpu = read(eight(), older)["gpus"][0]
+    for value in (gpu["ecc"]["sram_threshold_exceeded"], gpu["temperature"]["margin_c"]):
+        assert isinstance(value, Absent)
+        assert "no such function" in value.why
+    assert gpu["temperature"]["gpu_c"] == 33
+
+
+def test_what_may_not_be_read_is_unknown_and_says_how(read):
+    gpu = read(eight("0:nvmlDeviceGetRemappedRows = !4", "0:nvmlDeviceValidateInforom = !4"))["gpus"][0]
+    for value in (*(gpu["rows"][name] for name in ("pending", "failed")), gpu["inforom_state"]):
+        assert isinstance(value, Unknown)
+        assert value.mend == "run aifx doctor as root"
+
+
+def test_a_gpu_that_may_not_be_opened_is_one_unknown(read):
+    gpus = read(eight("2:nvmlDeviceGetHandleByIndex_v2 = !4"))["gpus"]
+    assert isinstance(gpus[2]["state"], Unknown)
+    assert isinstance(gpus[2]["ecc"]["uncorrected_volatile"], Absent)
+    assert gpus[1]["state"] == gpus[3]["state"] == "ok"
+
+
+def test_errors_are_unknown(read):
+    gpu = read(eight("0:nvmlDeviceGetPowerUsage = !999", "0:nvmlDeviceGetFieldValues/82 = !10"))["gpus"][0]
+    for value in (gpu["power"]["draw_w"], gpu["temperature"]["memory_c"]):
+        assert isinstance(value, Unknown)
+        assert "NVRM" in value.mend
+
+
+def test_a_corrupt_inforom(read):
+    assert read(eight("1:nvmlDeviceValidateInforom = !14"))["gpus"][1]["inforom_state"] == "corrupt"
+
+
+def test_a_call_that_hangs_is_given_up(read):
+    said = read(eight("6:nvmlDeviceGetTemperature/0 = hang"), limit_s=2)
+    assert isinstance(said, Unknown)
+    assert "no answer in 2 s" in said.why
+
+
+@pytest.mark.parametrize(("code", "state"), [(9, "not_loaded"), (12, "no_library"), (18, "library_mismatch")])
+def test_a_driver_that_does_not_run(code, state, read):
+    said = read(f"nvmlInitWithFlags = !{code}\n")
+    assert said["state"] == state
+    assert isinstance(said["gpus"], Absent)
+
+
+def test_a_driver_in_trouble_is_unknown(read):
+    said = read("nvmlInitWithFlags = !999\n")
+    assert isinstance(said["state"], Unknown)
+    assert isinstance(said["gpus"], Unknown)
+
+
+def test_values_that_are_packed(read):
+    """Bit error rates, signed fields given as unsigned, the fabric's mask, clock reasons, processes."""
+    gpu = read(
+        eight(
+            f"0:nvmlDeviceGetFieldValues/220/3 = {7 << 8 | 13}",
+            f"0:nvmlDeviceGetFieldValues/194 = {(1 << 32) - 2}",
+            f"0:nvmlDeviceGetGpuFabricInfoV = 3 0 9 {1 | 2 << 2 | 1 << 4 | 4 << 8:#x} 171",
+            f"0:nvmlDeviceGetCurrentClocksEventReasons = {1 << 2 | 1 << 6 | 1 << 11:#x}",
+            "0:nvmlDeviceGetComputeRunningProcesses_v3 = 4242 1024 17 3",
+            "nvmlSystemGetProcessName/4242 = /opt/venv/bin/python --token=abc",
+        )
+    )["gpus"][0]
+    assert gpu["links"][3]["effective_ber"] == pytest.approx(7e-13)
+    assert gpu["temperature"]["slowdown_margin_c"] == -2
+    assert gpu["fabric"]["degraded_bandwidth"] is True
+    assert gpu["fabric"]["route_recovery"] is False
+    assert gpu["fabric"]["route_unhealthy"] is True
+    assert gpu["fabric"]["configuration"] == "no_partition"
+    assert gpu["fabric"]["cluster"].startswith("ab000000-")
+    assert gpu["throttle"]["reasons"] == ["software_power_cap", "hardware_thermal", "11"]
+    assert [p["pid"] for p in gpu["processes"]] == [17, 4242]
+    assert gpu["processes"][1] == {"pid": 4242, "name": "python", "memory_mib": 1024}
+
+
+def test_the_probe_reads_the_library(read, monkeypatch):
+    """From NVML's ABI to facts that rules read."""
+    assert isinstance(read(eight()), dict)  # it sets the environment
+    monkeypatch.setattr(Host, "environ", lambda self: dict(os.environ))
+    facts = nvidia.collect(Host())
+    assert facts["gpu_count"]["nvml"] == 8
+    assert facts["gpus"][7]["device"] == f"GPU7 ({H100_BUSES[7]})"
+    assert facts["gpus"][7]["nvlink"]["active"] == 18
+
+
+def test_without_gpus_nothing_is_missed(tmp_path):
+    captured = tmp_path / "aifx-captured" / "nvml.json"
+    captured.parent.mkdir()
+    captured.write_text('{"state": "no_library", "gpus": {"$absent": "there is no library"}}')
+    facts = nvidia.collect(Host(tmp_path))
+    assert isinstance(facts["nvidia"], Absent)
+    assert isinstance(facts["gpus"], Absent)
+    assert facts["gpu_count"] == {"nvml": 0, "pci": 0}
