@@ -20,7 +20,9 @@ def folders(host: Host, controller: str) -> tuple[int, list[str]]:
     lines = [line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2] if isinstance(text, str) else []
     for _, controllers, path in lines:
         if controller in controllers.split(","):
-            return 1, _with_ancestors(host, f"{CGROUPS}/{controller}", path)
+            # Where several are mounted as one ("cpu,cpuacct"), most distributions link each name to it.
+            name = next((n for n in (controller, controllers) if host.exists(f"{CGROUPS}/{n}")), controller)
+            return 1, _with_ancestors(host, f"{CGROUPS}/{name}", path)
     own = next((path for number, _, path in lines if number == "0"), "/")
     return 2, _with_ancestors(host, CGROUPS, own)
 

@@ -35,7 +35,7 @@ def collect(host: Host) -> dict[str, Any]:
             "swapped_in_pages": entry(vmstat, "pswpin", "/proc/vmstat"),
             "swappiness": host.number("/proc/sys/vm/swappiness"),
             "huge_pages_unused_gib": _huge_pages_unused(meminfo),
-            "transparent_huge_pages": _chosen(host.read("/sys/kernel/mm/transparent_hugepage/enabled")),
+            "transparent_huge_pages": transparent_huge_pages(host),
             **_nodes(host),
             "controllers": _controllers(host),
             "cgroup": _cgroup(host),
@@ -61,8 +61,9 @@ def _huge_pages_unused(meminfo: Any) -> Any:
     return free if not isinstance(free, int) else size
 
 
-def _chosen(text: str | Absent | Unknown) -> str | Absent | Unknown:
+def transparent_huge_pages(host: Host) -> str | Absent | Unknown:
     """The word in brackets of "always [madvise] never"."""
+    text = host.read("/sys/kernel/mm/transparent_hugepage/enabled")
     if not isinstance(text, str):
         return text
     word = re.search(r"\[(\w+)\]", text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from health_machines.clock_files import clock_files
 from health_machines.disk_files import disk_files
 from health_machines.network_files import network_files
 
@@ -10,7 +11,7 @@ KIB_PER_GIB = 1 << 20
 
 def host_files() -> dict[str, str]:
     """Two sockets with 512 GiB each, Ubuntu, control groups of version 2."""
-    return memory_files() | limits_files() | network_files() | disk_files()
+    return memory_files() | limits_files() | network_files() | disk_files() | clock_files()
 
 
 def meminfo(total_gib: float, available_gib: float, swap_gib: float = 0, huge_pages: int = 0, **others: int) -> str:

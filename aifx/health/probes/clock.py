@@ -1,0 +1,90 @@
+"""The clock: who sets it, how far off it is, and what it ticks by."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from aifx.health.facts import Absent, Unknown
+from aifx.health.host import Host
+from aifx.health.probes import Probe
+
+SOURCE = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "d": 8.64e7}
+NO_DAEMON = Absent("no daemon that sets the clock is seen here; in a container the host sets it")
+
+
+def collect(host: Host) -> dict[str, Any]:
+    told = _chrony(host) or _timedatectl(host)
+    return {"clock": {"source": host.read(SOURCE), **(told or dict.fromkeys(UNTOLD, NO_DAEMON)), "ptp": _ptp(host)}}
+
+
+UNTOLD = ("daemon", "is_synchronized", "offset_ms", "direction", "error_ms")
+
+
+def _chrony(host: Host) -> dict[str, Any] | None:
+    """What chronyd says; None where it does not run."""
+    text = host.run("chronyc", "-c", "tracking", limit_s=1.2)
+    if isinstance(text, Absent) or (isinstance(text, Unknown) and "Cannot talk to daemon" in text.why):
+        return None
+    if isinstance(text, Unknown):
+        return dict.fromkeys(UNTOLD, text) | {"daemon": "chrony"}
+    words = text.strip().split(",")
+    try:
+        offset, delay, dispersion = (float(words[at]) for at in (4, 10, 11))
+        leap = words[13]
+    except (IndexError, ValueError):
+        return dict.fromkeys(UNTOLD, Unknown(f"chronyc says what is not understood: {text[:60]!r}"))
+    return {
+        "daemon": "chrony",
+        "is_synchronized": leap != "Not synchronised",
+        "offset_ms": abs(offset) * 1000,
+        "direction": "behind" if offset > 0 else "ahead",
+        # By how much the clock can be off at most (chronyc(1), tracking: root dispersion).
+        "error_ms": (abs(offset) + dispersion + delay / 2) * 1000,
+    }
+
+
+def _timedatectl(host: Host) -> dict[str, Any] | None:
+    """What systemd says; None where it does not run or nothing sets the clock through it."""
+    text = host.run("timedatectl", "show", limit_s=1.2)
+    if isinstance(text, Absent) or (isinstance(text, Unknown) and "gave no answer" not in text.why):
+        return None  # what it fails with is that systemd does not run
+    if isinstance(text, Unknown):
+        return dict.fromkeys(UNTOLD, text)
+    told = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    synchronized = {"yes": True, "no": False}.get(told.get("NTPSynchronized", ""))
+    status = host.run("timedatectl", "timesync-status", limit_s=1.2)
+    offset = re.search(r"^\s*Offset: ([+-]?)(.+)$", status, re.MULTILINE) if isinstance(status, str) else None
+    untold = Absent("only chrony and systemd-timesyncd tell how far off the clock is")
+    return {
+        "daemon": "systemd-timesyncd" if offset else "one that systemd does not name",
+        "is_synchronized": Unknown("timedatectl does not tell NTPSynchronized")
+        if synchronized is None
+        else synchronized,
+        "offset_ms": _milliseconds(offset[2]) if offset else untold,
+        "direction": ("behind" if offset[1] != "-" else "ahead") if offset else untold,
+        "error_ms": untold,
+    }
+
+
+def _milliseconds(text: str) -> float | Unknown:
+    """Of systemd's "1min 2.003s" or "812us"."""
+    parts = re.findall(r"([\d.]+)(us|ms|min|s|h|d)\b", text)
+    return sum(float(n) * UNITS_MS[unit] for n, unit in parts) if parts else Unknown(f"{text[:40]!r} is no time")
+
+
+def _ptp(host: Host) -> Any:
+    """The card's clock under ptp4l, asked through its socket."""
+    if host.is_live and not host.exists("/var/run/ptp4l"):
+        return Absent("ptp4l does not run here")
+    text = host.run("pmc", "-u", "-b", "0", "GET TIME_STATUS_NP", limit_s=1.2)
+    if not isinstance(text, str):
+        return Absent("ptp4l does not run here") if isinstance(text, Absent) else text
+    offset, present = (re.search(rf"^\s*{name}\s+(\S+)", text, re.MULTILINE) for name in ("master_offset", "gmPresent"))
+    if not offset or not present or not re.fullmatch(r"-?\d+", offset[1]):
+        return Unknown("ptp4l gave no answer to pmc", "run aifx doctor as root; see whether ptp4l hangs")
+    return {"has_grandmaster": present[1] == "true", "offset_us": abs(int(offset[1])) / 1000}
+
+
+PROBES = (Probe("clock", ("clock",), collect, limit_s=4.0),)

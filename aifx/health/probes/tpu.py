@@ -1,0 +1,122 @@
+"""TPUs: chips on PCI, their device files, libtpu, and who holds them."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from importlib import metadata
+from typing import Any
+
+from aifx.health.facts import Absent, Unknown
+from aifx.health.host import Host
+from aifx.health.probes import Probe
+from aifx.health.probes.memory import transparent_huge_pages
+
+PCI = "/sys/bus/pci/devices"
+GOOGLE = "0x1ae0"
+GENERATIONS = {
+    # jax/_src/hardware_utils.py; v2 and v3 differ in the subsystem (tpu_info/device.py)
+    "0x0027": "v3",
+    "0x005e": "v4",
+    "0x0062": "v5p",
+    "0x0063": "v5e",
+    "0x006f": "v6e",
+    "0x0076": "7x",
+    "0x007c": "8t",
+    "0x0083": "8i",
+}
+V2_SUBSYSTEM = "0x004e"
+LOCK = "/tmp/libtpu_lockfile"
+DEVICE_FILE = re.compile(r"/dev/(accel|vfio/)\d+")
+
+
+def collect(host: Host) -> dict[str, Any]:
+    names = host.names(PCI)
+    found = [_chip(host, name) for name in names] if isinstance(names, list) else []
+    chips = [chip for chip in found if chip is not None]
+    if not chips:
+        return {"tpu": names if isinstance(names, Unknown) else Absent("there is no TPU on PCI")}
+    files = _device_files(host)
+    denied = host.measure("tpu_denied", lambda: sum(not os.access(file, os.R_OK | os.W_OK) for file in files))
+    libtpu = host.measure("libtpu", libtpu_version)
+    holders = _holders(host)
+    return {
+        "tpu": {
+            "chips": chips,
+            "count": len(chips),
+            "generation": chips[0]["generation"],
+            "promised_chips": _promised(host),
+            "device_files": len(files),
+            "denied": denied,
+            "has_libtpu": bool(libtpu) if isinstance(libtpu, str) else libtpu,
+            "libtpu": libtpu or Absent("libtpu is not installed") if isinstance(libtpu, str) else libtpu,
+            "holders": len(holders) if isinstance(holders, list) else holders,
+            "holder_names": holders,
+            "lock_is_stale": host.exists(LOCK) and not holders if isinstance(holders, list) else holders,
+            "transparent_huge_pages": transparent_huge_pages(host),
+        }
+    }
+
+
+def libtpu_version() -> str:
+    """Empty where it is not installed."""
+    for name in ("libtpu", "libtpu-nightly"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def _chip(host: Host, name: str) -> dict[str, Any] | None:
+    # Further functions are of the same chip.
+    if not name.endswith(".0") or host.read(f"{PCI}/{name}/vendor") != GOOGLE:
+        return None
+    generation = GENERATIONS.get(str(host.read(f"{PCI}/{name}/device")))
+    if generation == "v3" and host.read(f"{PCI}/{name}/subsystem_device") == V2_SUBSYSTEM:
+        generation = "v2"
+    return {"device": name, "generation": generation} if generation else None  # else it is Google's network card
+
+
+def _promised(host: Host) -> int | Absent:
+    """How many chips of this host the environment tells JAX of ("2,4,1")."""
+    text = host.environ().get("TPU_CHIPS_PER_HOST_BOUNDS", "")
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        return Absent("TPU_CHIPS_PER_HOST_BOUNDS does not say how many chips there should be")
+    return math.prod(int(part) for part in text.split(","))
+
+
+def _device_files(host: Host) -> list[str]:
+    """/dev/accel0 and on, or with newer drivers /dev/vfio/0 and on."""
+    accel, vfio = host.names("/dev"), host.names("/dev/vfio")
+    old = [f"/dev/{n}" for n in accel if re.fullmatch(r"accel\d+", n)] if isinstance(accel, list) else []
+    new = [f"/dev/vfio/{n}" for n in vfio if n.isdigit()] if isinstance(vfio, list) else []
+    return old or new
+
+
+def _holders(host: Host) -> list[str] | Absent | Unknown:
+    """Other processes that have a device file open, as "name (pid)"."""
+    names = host.names("/proc")
+    if not isinstance(names, list):
+        return names
+    found, denied = [], False
+    for pid in (name for name in names if name.isdigit() and (not host.is_live or int(name) != os.getpid())):
+        folder = host.path(f"/proc/{pid}/fd")
+        try:
+            # Read here for the reason that limits.py gives.
+            links = [os.readlink(folder / fd) for fd in os.listdir(folder)]
+        except PermissionError:
+            denied = True
+            continue
+        except OSError:  # it has ended, or closed one
+            continue
+        if any(DEVICE_FILE.fullmatch(link) for link in links):
+            name = host.read(f"/proc/{pid}/comm")
+            found.append(f"{name if isinstance(name, str) else 'process'} ({pid})")
+    if denied and not found:
+        return Absent("what other users' processes have open is shown to root: run aifx doctor as root")
+    return found
+
+
+PROBES = (Probe("TPU", ("tpu",), collect),)
