@@ -29,6 +29,7 @@ MAX_CONNECTIONS = 64
 IDLE_LIMIT_S = 30.0
 
 Document = dict[str, Any]
+Samples = list[tuple[Mapping[str, str], float]]
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,9 @@ def metrics(checks: Checks) -> str:
     document = told.document or {"status": "unknown", "findings": [], "skipped": [], "duration_s": 0.0}
     by_severity = Counter(finding["severity"] for finding in document["findings"])
     found = Counter((f["id"], f["severity"], f["device"]) for f in document["findings"])
-    named = [({"id": i, "severity": s, "device": d}, float(n)) for (i, s, d), n in found.items()]
+    named: Samples = [({"id": i, "severity": s, "device": d}, float(n)) for (i, s, d), n in found.items()]
     nothing: dict[str, str] = {}
-    families: list[tuple[str, str, str, list[tuple[Mapping[str, str], float]]]] = [
+    families: list[tuple[str, str, str, Samples]] = [
         ("status", "gauge", "1 at the status of the node, 0 at the others.",
          [({"status": s}, float(s == document["status"])) for s in STATUSES]),
         ("findings", "gauge", "Findings by severity.", [({"severity": s}, float(by_severity[s])) for s in SEVERITIES]),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aifx.errors import ConfigError, UsageError, did_you_mean
 from aifx.health.conditions import COMPARISONS
@@ -106,6 +106,24 @@ class Skip(BaseModel):
     until: date | None = None
 
 
+class FleetSite(BaseModel):
+    """What a site knows of its jobs, to tell what a bad node costs (docs/doctor-fleet.md).
+
+    Attributes:
+        job_gpus: GPUs that a job holds; None: as many as the nodes that are asked have.
+        horizon_h: within which an interruption counts.
+        hours_to_recover: that a job loses by an interruption.
+        probability: of an interruption within a day, by rule, family or glob.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job_gpus: float | None = Field(default=None, gt=0)
+    horizon_h: float | None = Field(default=None, gt=0)
+    hours_to_recover: float | None = Field(default=None, gt=0)
+    probability: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+
+
 class Site(BaseModel):
     """What a site's own file says.
 
@@ -114,6 +132,7 @@ class Site(BaseModel):
         skip: what is not looked at, why, and until when.
         rules: keys of rules to change, by id.
         rule: rules of the site's own.
+        fleet: what an interruption costs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -122,6 +141,7 @@ class Site(BaseModel):
     skip: tuple[Skip, ...] = ()
     rules: dict[str, dict[str, Any]] = {}
     rule: tuple[dict[str, Any], ...] = ()
+    fleet: FleetSite = FleetSite()
 
 
 SITE_PATHS = (Path("~/.config/aifx/health.toml"), Path("/etc/aifx/health.toml"))

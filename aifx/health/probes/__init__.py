@@ -21,12 +21,14 @@ class Probe:
         collect: reads them. What is not there is `Absent`, what cannot be read `Unknown`; it need not catch anything:
             what it raises makes all of its facts `Unknown`.
         limit_s: after which it is given up.
+        for_peers: whether nodes of a fleet are compared by it, so that it is read though no rule asks.
     """
 
     name: str
     gives: tuple[str, ...]
     collect: Callable[[Host], dict[str, Any]]
     limit_s: float = 3.0
+    for_peers: bool = False
 
 
 def all_probes() -> list[Probe]:

@@ -1,0 +1,288 @@
+"""Nodes compared with each other: what most of them have, and figures that stand out. Pure.
+
+A healthy fleet must stay quiet at any size. The distance of a figure from the median, in robust standard deviations,
+exceeds 3.5 somewhere in one healthy fleet of five when there are 5 nodes, and in two of five when there are 1,000: so
+the limit depends on how many figures are compared (`z_limit`), and never is below 3.5.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from statistics import NormalDist, median
+from typing import Any, Literal
+
+import tomli
+from pydantic import BaseModel, ConfigDict
+
+from aifx.health.facts import Absent, Unknown, is_number
+from aifx.health.fleet.report import Node
+from aifx.health.report import Finding
+from aifx.health.rules import Severity
+
+MIN_NODES = {"majority": 3, "figure": 5}
+MIN_Z = 3.5
+FALSE_ALARMS = 0.01
+"""In how many healthy fleets a figure may stand out by chance."""
+MAX_TEXT = 160
+
+
+class Fact(BaseModel):
+    """What is compared.
+
+    Attributes:
+        id: the finding's.
+        path: dotted, from the node; lists on the way are gone through item by item.
+        kind: majority: as most of the nodes have it; figure: near the median.
+        of: for a majority: the distinct values together, their count, the words of a text, or each item of a list for
+            itself, which a node may lack but have besides.
+        is_apart: whether a figure is compared only with those of devices of the same name.
+        among: the path of what only nodes alike are compared by.
+        ignore: regular expressions of what may differ in a text.
+        min_gap: share of the median that a figure must be off by, besides standing out.
+        worse: the direction in which a figure is bad.
+        summary: `{value}`, `{usual}` and for a figure `{gap}` are filled in.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    path: str
+    kind: Literal["majority", "figure"]
+    of: Literal["values", "count", "words", "items"] = "values"
+    is_apart: bool = False
+    among: str | None = None
+    ignore: tuple[str, ...] = ()
+    min_gap: float = 0.03
+    worse: Literal["low", "high", "both"] = "both"
+    severity: Severity = "warning"
+    summary: str
+    action: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One figure: of a node, or of a device of it."""
+
+    node: str
+    device: str
+    value: float
+
+
+@cache
+def load_facts() -> tuple[Fact, ...]:
+    text = resources.files("aifx.health.fleet").joinpath("compare.toml").read_text("utf-8")
+    return tuple(Fact.model_validate(document) for document in tomli.loads(text)["fact"])
+
+
+def compare(nodes: Sequence[Node], facts: Iterable[Fact] | None = None) -> list[Finding]:
+    """Findings across the nodes that sent a snapshot, by fact; `device` is the node."""
+    seen = {node.name: node.snapshot.facts for node in nodes if node.snapshot is not None}
+    found: list[Finding] = []
+    for fact in load_facts() if facts is None else facts:
+        for group in _groups(fact, seen):
+            if len(group) >= MIN_NODES[fact.kind]:
+                judge = _figures if fact.kind == "figure" else _items if fact.of == "items" else _majority
+                found += judge(fact, group)
+    return _without_repeats(found)
+
+
+def _groups(fact: Fact, seen: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:
+    """Nodes alike."""
+    groups: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    for name, facts in seen.items():
+        key = "" if fact.among is None else _text([value for _, value in values_at(facts, fact.among)])
+        groups[key][name] = facts
+    return list(groups.values())
+
+
+def values_at(facts: Any, path: str, device: str = "") -> list[tuple[str, Any]]:
+    """What stands at a path, with the device that it is of; several where a list is on the way. Absent is nothing."""
+    head, _, rest = path.partition(".")
+    if isinstance(facts, list):
+        named = [(f"{device} {item.get('device', i)}".strip(), item) for i, item in enumerate(facts) if _is_table(item)]
+        return [pair for name, item in named for pair in values_at(item, path, name)]
+    if not _is_table(facts) or head not in facts:
+        return []
+    value = facts[head]
+    if rest and not isinstance(value, (Absent, Unknown)):
+        return values_at(value, rest, device)
+    return [] if value is None or isinstance(value, Absent) else [(device, value)]
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _majority(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+    texts: dict[str, str | None] = {}
+    for name, facts in group.items():
+        values = [value for _, value in values_at(facts, fact.path)]
+        if not any(isinstance(value, Unknown) for value in values):  # that is a finding of the node's own
+            texts[name] = _said(fact, values) if values else None
+    counts = Counter(texts.values())
+    if not counts:
+        return []
+    usual, held = counts.most_common(1)[0]
+    total = len(texts)
+    if held * 2 <= total:
+        return [_mixed(fact, counts, total)] if None not in counts else []
+    if usual is None:
+        return []
+    others = [(name, text) for name, text in texts.items() if text != usual]
+    return [_other(fact, name, text, usual, f"{held} of {total} nodes") for name, text in others]
+
+
+def _items(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+    """Nodes that lack an item which most have."""
+    held: dict[str, set[str]] = {}
+    for name, facts in group.items():
+        values = [value for _, value in values_at(facts, fact.path)]
+        if values and not any(isinstance(value, Unknown) for value in values):
+            held[name] = set(_text(values).split(", "))
+    if len(held) < MIN_NODES["majority"]:
+        return []
+    counts = Counter(item for items in held.values() for item in items)
+    usual = {item for item, count in counts.items() if count * 2 > len(held)}
+    lacking = ((name, sorted(usual - items)) for name, items in held.items())
+    return [
+        _other(fact, name, ", ".join(lacks), ", ".join(sorted(usual)), f"more than half of {len(held)} nodes")
+        for name, lacks in lacking
+        if lacks
+    ]
+
+
+def _said(fact: Fact, values: list[Any]) -> str:
+    if fact.of == "count":
+        return str(sum(len(value) if isinstance(value, list) else 1 for value in values))
+    text = _text(values)
+    for pattern in fact.ignore:
+        text = re.sub(pattern, "", text)
+    return " ".join(sorted(text.split()) if fact.of == "words" else text.split())
+
+
+def _text(values: Iterable[Any]) -> str:
+    """The distinct values, in order, whatever the order of the devices."""
+    flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return ", ".join(sorted({str(item) for item in flat}))
+
+
+def _other(fact: Fact, node: str, text: str | None, usual: str, share: str) -> Finding:
+    value = text or "nothing"
+    if fact.of == "words" and text is not None:
+        mine, theirs = set(text.split()), set(usual.split())
+        value = " ".join([f"+{w}" for w in sorted(mine - theirs)] + [f"-{w}" for w in sorted(theirs - mine)])
+    words = {"value": _cut(value), "usual": _cut(usual)}
+    lacks = f"{fact.path} is not there; most nodes: {words['usual']}"
+    return Finding(
+        fact.id,
+        fact.severity,
+        node,
+        lacks if text is None else fact.summary.format(**words),
+        f"{fact.path}: {_cut(value)}",
+        f"as {share}: {_cut(usual)}",
+        fact.source,
+        fact.action.format(**words),
+    )
+
+
+def _mixed(fact: Fact, counts: Mapping[str | None, int], total: int) -> Finding:
+    shown = ", ".join(f"{count} have {_cut(str(text), 40)}" for text, count in list(counts.items())[:3])
+    more = f", and {len(counts) - 3} others" if len(counts) > 3 else ""
+    return Finding(
+        fact.id,
+        "info",
+        "",
+        f"no majority in {fact.path}: {shown}{more}",
+        f"{fact.path}: {len(counts)} different in {total} nodes",
+        "more than half alike",
+        fact.source,
+        "compare like with like: name nodes of one kind",
+    )
+
+
+def _figures(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+    """The figure of each node that stands out farthest."""
+    kinds: dict[str, list[Sample]] = defaultdict(list)
+    for name, facts in group.items():
+        for device, value in values_at(facts, fact.path):
+            if is_number(value):
+                kinds[device.split()[-1] if fact.is_apart and device else ""].append(Sample(name, device, float(value)))
+    worst: dict[str, tuple[float, Finding]] = {}
+    for samples in kinds.values():
+        if len({sample.node for sample in samples}) < MIN_NODES["figure"]:
+            continue
+        middle, spread = middle_and_spread([sample.value for sample in samples])
+        for sample in samples:
+            off = sample.value - middle
+            share = abs(off) / (abs(middle) or 1.0)
+            in_view = {"low": off < 0, "high": off > 0, "both": True}[fact.worse]
+            is_worst = in_view and worst.get(sample.node, (0.0,))[0] < share
+            if is_worst and stands_out(off, middle, spread, len(samples), fact.min_gap):
+                worst[sample.node] = share, _figure(fact, sample, middle, spread, len(samples))
+    return [finding for _, finding in worst.values()]
+
+
+def middle_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """The median, and the standard deviation that the median distance from it means (1.4826 MAD)."""
+    middle = median(values)
+    return middle, 1.4826 * median(abs(value - middle) for value in values)
+
+
+def stands_out(off: float, middle: float, spread: float, count: int, min_gap: float) -> bool:
+    """Whether a figure that is `off` from the median is no chance. Where most are equal, the gap alone decides."""
+    if abs(off) <= min_gap * abs(middle) or off == 0:
+        return False
+    return spread == 0 or abs(off) / spread > z_limit(count)
+
+
+@cache
+def z_limit(count: int) -> float:
+    """The distance that some figure of `count` in a healthy fleet reaches in one of a hundred such fleets, or 3.5.
+
+    For many figures it is the normal distribution's, shared out over all; for few the spread itself is uncertain. The
+    factor is fitted to simulated normal figures (17.9 at 5, 6.7 at 10, 5.3 at 20, 4.4 at 100).
+    """
+    normal = NormalDist().inv_cdf(1 - FALSE_ALARMS / (2 * count))
+    return max(MIN_Z, normal * (1 + 10 / count + 350 / count**3))
+
+
+def _figure(fact: Fact, sample: Sample, middle: float, spread: float, count: int) -> Finding:
+    gap = f"{(sample.value - middle) / abs(middle):+.1%}" if middle else f"{sample.value - middle:+.4g}"
+    z = f"{abs(sample.value - middle) / spread:.1f}" if spread else "the others are equal"
+    of = f"{sample.device}: " if sample.device else ""
+    words = {"value": f"{sample.value:.4g}", "usual": f"{middle:.4g}", "gap": gap}
+    return Finding(
+        fact.id,
+        fact.severity,
+        sample.node,
+        of + fact.summary.format(**words),
+        f"{of}{fact.path} = {sample.value:.4g} ({gap}; robust z {z})",
+        f"within {fact.min_gap:.0%} or {z_limit(count):.1f} robust standard deviations of the median {middle:.4g} "
+        f"of {count}",
+        fact.source,
+        fact.action.format(**words),
+    )
+
+
+def _without_repeats(found: list[Finding]) -> list[Finding]:
+    """A node that lacks a part lacks all that is in it: that is told once."""
+    kept, lacking = [], set()
+    for finding in found:
+        path, _, value = finding.evidence.partition(": ")
+        key = (finding.device, path.partition(".")[0])
+        if value == "nothing":
+            if key in lacking:
+                continue
+            lacking.add(key)
+        kept.append(finding)
+    return kept
+
+
+def _cut(text: str, limit: int = MAX_TEXT) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

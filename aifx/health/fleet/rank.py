@@ -1,0 +1,137 @@
+"""Which node to look at first: by the GPU-hours that its findings are expected to cost. Pure.
+
+    lost = P x job_gpus x hours,   P = 1 - product over families of (1 - the largest p in the family)
+
+`p` is the probability that a finding interrupts a job within the horizon. Findings of a family are most often one
+fault seen from several sides, so only the likeliest of them counts; families are taken as independent. `hours` is the
+mean of the hours to recover, weighted by p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import TypeVar
+
+import tomli
+from pydantic import BaseModel, ConfigDict, Field
+
+from aifx.health.fleet.report import Cause, Node, Suspect
+from aifx.health.report import Finding
+from aifx.health.rules import FleetSite, fits
+
+T = TypeVar("T")
+
+TABLE_H = 24.0
+"""The hours that the table's probabilities are for."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    probability: float = Field(ge=0, le=1)
+    hours: float | None = Field(default=None, gt=0)
+    source: str
+
+
+class _Severities(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    critical: float
+    unknown: float
+    warning: float
+    info: float
+    source: str
+
+
+class Table(BaseModel):
+    """`rank.toml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    horizon_h: float
+    hours_to_recover: float
+    hours_source: str
+    severity: _Severities
+    finding: tuple[_Entry, ...]
+
+
+@cache
+def load_table() -> Table:
+    text = resources.files("aifx.health.fleet").joinpath("rank.toml").read_text("utf-8")
+    return Table.model_validate(tomli.loads(text))
+
+
+def rank(nodes: Sequence[Node], across: Iterable[Finding], site: FleetSite | None = None) -> list[Suspect]:
+    """The nodes whose findings are expected to cost something, the most expensive first.
+
+    Args:
+        across: findings across nodes, whose device is the node.
+    """
+    site = site or FleetSite()
+    findings = {node.name: list(node.report.findings) if node.report is not None else [] for node in nodes}
+    for finding in across:
+        if finding.device in findings:
+            findings[finding.device].append(finding)
+    job_gpus = site.job_gpus or sum(gpus_of(node) for node in nodes) or len(nodes)
+    suspects = [_suspect(node.name, findings[node.name], job_gpus, site) for node in nodes]
+    found = [suspect for suspect in suspects if suspect is not None and suspect.probability > 0]
+    return sorted(found, key=lambda suspect: (-suspect.lost_gpu_hours, suspect.node))
+
+
+def gpus_of(node: Node) -> int:
+    """How many GPUs a node shows; 0 where it is not known."""
+    gpus = node.snapshot.facts.get("gpus") if node.snapshot is not None else None
+    return len(gpus) if isinstance(gpus, list) else 0
+
+
+def _suspect(name: str, findings: Sequence[Finding], job_gpus: float, site: FleetSite) -> Suspect | None:
+    likeliest: dict[str, tuple[Cause, float, str]] = {}
+    for finding in findings:
+        probability, hours, source = interrupts(finding, site)
+        cause = Cause(
+            finding.id, finding.device if finding.device != name else "", finding.summary, probability, source
+        )
+        family = finding.id.split(".", 1)[0]
+        if probability > 0 and (family not in likeliest or likeliest[family][0].probability < probability):
+            likeliest[family] = cause, hours, finding.action
+    if not likeliest:
+        return None
+    counted = sorted(likeliest.values(), key=lambda one: -one[0].probability * one[1])
+    spared, weights = 1.0, 0.0
+    for cause, _, _ in counted:
+        spared *= 1 - cause.probability
+        weights += cause.probability
+    hours = sum(cause.probability * hours for cause, hours, _ in counted) / weights
+    lost = (1 - spared) * job_gpus * hours
+    causes = tuple(cause for cause, _, _ in counted)
+    return Suspect(name, round(lost, 2), round(1 - spared, 4), job_gpus, round(hours, 2), causes, counted[0][2])
+
+
+def interrupts(finding: Finding, site: FleetSite) -> tuple[float, float, str]:
+    """The probability that a finding interrupts a job within the horizon, the hours that the job loses, the source."""
+    table = load_table()
+    hours = site.hours_to_recover or table.hours_to_recover
+    entry = _narrowest(finding.id, {entry.id: entry for entry in table.finding})
+    probability, source = float(getattr(table.severity, finding.severity)), table.severity.source
+    if entry is not None:
+        hours = site.hours_to_recover or entry.hours or hours
+        if finding.severity != "unknown":  # what could not be judged is not what it would be a finding of
+            probability, source = entry.probability, entry.source
+    own = _narrowest(finding.id, site.probability)
+    if own is not None:
+        probability, source = own, "the site's file"
+    horizon_h = site.horizon_h or table.horizon_h
+    return 1 - (1 - probability) ** (horizon_h / TABLE_H), hours, source
+
+
+def _narrowest(finding_id: str, entries: Mapping[str, T]) -> T | None:
+    pattern = max((pattern for pattern in entries if fits(finding_id, pattern)), key=_width, default=None)
+    return None if pattern is None else entries[pattern]
+
+
+def _width(pattern: str) -> tuple[bool, int]:
+    """A whole id before a glob, a long pattern before a short one."""
+    return "*" not in pattern, len(pattern)

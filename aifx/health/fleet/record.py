@@ -1,0 +1,81 @@
+"""What nodes sent, kept as it comes: JSON lines, so that nothing is lost however the asking ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aifx
+from aifx.errors import AifxError, DataError
+from aifx.health.fleet.report import Node, node_of
+
+VERSION = 1
+
+
+class Recorder:
+    """Writes a record. Raises OSError.
+
+    Args:
+        path: the file; written anew.
+        asked: the nodes that are asked.
+    """
+
+    def __init__(self, path: Path, asked: Sequence[str]) -> None:
+        self._file = path.open("w", encoding="utf-8")
+        self._write({"aifx_fleet": VERSION, "aifx": aifx.__version__, "asked": list(asked)})
+
+    def take(self, node: Node, document: Any) -> None:
+        told = {"why": node.why, "is_silent": node.is_silent} if node.report is None else {"document": document}
+        self._write({"node": node.name, "took_s": node.took_s, **told})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file is a fleet's, and not one node's snapshot."""
+    try:
+        with path.open("rb") as file:
+            return file.read(16).startswith(b'{"aifx_fleet":')
+    except OSError:
+        return False
+
+
+def read_record(path: Path) -> tuple[list[Node], list[str]]:
+    """The nodes and those that were not heard. A last line that was cut off counts for nothing. Raises DataError."""
+    try:
+        first, *lines = path.read_text("utf-8").splitlines()
+        head = json.loads(first)
+        asked = [str(name) for name in head["asked"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is no record of a fleet", str(error), "aifx doctor --hosts FILE --record FILE"
+        ) from None
+    if head.get("aifx_fleet") != VERSION:
+        raise DataError(f"{path} is of another version", f"aifx_fleet is {head.get('aifx_fleet')!r}, not {VERSION}")
+    found: dict[str, Node] = {}
+    for number, line in enumerate(lines):
+        try:
+            node = _node(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines) - 1:
+                break
+            raise DataError(f"{path}, line {number + 2}: no answer of a node", str(error)) from None
+        found[node.name] = node
+    return [found[name] for name in asked if name in found], [name for name in asked if name not in found]
+
+
+def _node(line: dict[str, Any]) -> Node:
+    name, took_s = str(line["node"]), float(line["took_s"])
+    if "document" not in line:
+        return Node(name, why=str(line["why"]), is_silent=bool(line["is_silent"]), took_s=took_s)
+    try:
+        return node_of(name, line["document"], took_s)
+    except AifxError as error:
+        return Node(name, why=f"{error.what}: {error.why}", took_s=took_s)

@@ -1,0 +1,61 @@
+"""What the node is made of: product, firmware, operating system, mounts. Nodes of a fleet are compared by it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from aifx.health.facts import Absent, Unknown
+from aifx.health.host import Host
+from aifx.health.probes import Probe
+
+DMI = "/sys/class/dmi/id"
+CARDS = "/sys/class/infiniband"
+OF_A_USER = re.compile(
+    r"/run/user/|/snap/|/media/|/var/lib/(docker|containerd|kubelet|snapd)/|/proc|/sys(/|$)|/dev(/|$)"
+)
+KEPT = re.compile(
+    r"ext[234]|xfs|btrfs|zfs|f2fs|vfat|nfs4?|cifs|lustre|gpfs|beegfs\w*|wekafs|ceph|fuse\.(?!portal|gvfs)\S+"
+)
+"""File systems that hold data; the others are the kernel's own."""
+
+
+def collect(host: Host) -> dict[str, Any]:
+    info = host.read("/proc/cpuinfo")
+    microcode = re.search(r"^microcode\s*:\s*(\S+)", info, re.MULTILINE) if isinstance(info, str) else None
+    release = host.read("/etc/os-release")
+    name = re.search(r'^PRETTY_NAME="?([^"\n]+)', release, re.MULTILINE) if isinstance(release, str) else None
+    return {
+        "system": {
+            "vendor": host.read(f"{DMI}/sys_vendor"),
+            "product": host.read(f"{DMI}/product_name"),
+            "bios": host.read(f"{DMI}/bios_version"),
+            "microcode": microcode[1] if microcode else Absent("/proc/cpuinfo tells no microcode"),
+            "os": name[1] if name else Absent("/etc/os-release tells no name"),
+            "card_firmware": _card_firmware(host),
+            "mounts": _mounts(host),
+        }
+    }
+
+
+def _card_firmware(host: Host) -> list[str] | Absent | Unknown:
+    """Of InfiniBand and RoCE cards, "model version", each once."""
+    cards = host.names(CARDS)
+    if not isinstance(cards, list):
+        return cards
+    told = [(host.read(f"{CARDS}/{card}/board_id"), host.read(f"{CARDS}/{card}/fw_ver")) for card in cards]
+    found = {f"{board} {version}" for board, version in told if isinstance(board, str) and isinstance(version, str)}
+    return sorted(found) or Absent("the cards tell no firmware")
+
+
+def _mounts(host: Host) -> list[str] | Absent | Unknown:
+    """ "/scratch lustre", each once. /proc/mounts is a link to the process's own."""
+    text = host.read("/proc/self/mounts")
+    if not isinstance(text, str):
+        return text
+    rows = [line.split() for line in text.splitlines() if line.count(" ") >= 3]
+    kept = {f"{row[1]} {row[2]}" for row in rows if KEPT.fullmatch(row[2]) and not OF_A_USER.match(row[1])}
+    return sorted(kept)
+
+
+PROBES = (Probe("system", ("system",), collect, for_peers=True),)
