@@ -59,7 +59,12 @@ def devices() -> dict[str, Any]:
 
 
 def _try(device: Any) -> dict[str, Any]:
-    told = {"device": f"{device.platform}:{device.id}", "kind": device.device_kind, "platform": device.platform}
+    told = {
+        "device": f"{device.platform}:{device.id}",
+        "kind": device.device_kind,
+        "platform": device.platform,
+        "memory_bytes": _memory_bytes(device),
+    }
     try:
         return {**told, "computes": True, "is_right": _is_right(device), "error": ""}
     except Exception as error:
@@ -74,6 +79,14 @@ def _is_right(device: Any) -> bool:
     a, b = (np.random.default_rng(seed).integers(-8, 9, (SIZE, SIZE)).astype(np.float32) for seed in (1, 2))
     product = jax.jit(lambda a, b: a @ b + a)(*jax.device_put((a, b), device))
     return bool(np.array_equal(np.asarray(product), a @ b + a))
+
+
+def _memory_bytes(device: Any) -> int | None:
+    """What JAX may take of the device; None where it does not tell."""
+    try:
+        return (device.memory_stats() or {}).get("bytes_limit")
+    except Exception:
+        return None
 
 
 def _name(distribution: metadata.Distribution) -> str:

@@ -22,6 +22,7 @@ DEVICES_LIMIT_S = 10.0
 DRIVERS = {"cuda12": 525, "cuda13": 580}
 """The oldest driver, by the extra of jax that needs it (docs.jax.dev, Installation, NVIDIA GPU)."""
 
+OF_DEVICES = ("platform", "devices", "num_devices", "gpus", "memory_bytes")
 REFUSED = re.compile(r"Unknown flags? in \w+: (.+)")
 
 
@@ -202,11 +203,19 @@ def _devices(said: Any) -> dict[str, Any]:
             refused = match[1].split() if match else []
     told = {"starts": starts, "error": error, "refused_flags": refused, "num_refused_flags": len(refused)}
     if starts is not True:
-        return {**told, **dict.fromkeys(("platform", "devices", "gpus"), Absent("JAX gave no devices"))}
+        return {**told, **dict.fromkeys(OF_DEVICES, Absent("JAX gave no devices"))}
     devices = said.get("devices")
-    gpus = [d for d in devices or () if isinstance(d, dict) and d.get("platform") == "gpu"]
-    return {**told, "platform": said.get("platform"), "start_s": said.get("start_s"), "devices": devices,
-            "gpus": len(gpus)}  # fmt: skip
+    tables = [d for d in devices or () if isinstance(d, dict)]
+    sizes = [d["memory_bytes"] for d in tables if d.get("memory_bytes")]
+    return {
+        **told,
+        "platform": said.get("platform"),
+        "start_s": said.get("start_s"),
+        "devices": devices,
+        "num_devices": len(tables),
+        "gpus": sum(d.get("platform") == "gpu" for d in tables),
+        "memory_bytes": min(sizes) if sizes else Absent("the devices do not tell their memory"),
+    }
 
 
 def _cache() -> dict[str, Any]:

@@ -15,9 +15,18 @@ def jax_files() -> dict[str, str]:
     return captured(packages(), [device], {"absent": "NVML Shared Library Not Found"})
 
 
-def jax_on_gpus(kind: str = "NVIDIA H100 80GB HBM3", count: int = 8, driver: str = "580.95.05") -> dict[str, str]:
+def jax_on_gpus(
+    kind: str = "NVIDIA H100 80GB HBM3", count: int = 8, driver: str = "580.95.05", memory_bytes: int | None = None
+) -> dict[str, str]:
     """With the packages of jax[cuda13]."""
-    gpu: dict[str, Any] = {"kind": kind, "platform": "gpu", "computes": True, "is_right": True, "error": ""}
+    gpu = {
+        "kind": kind,
+        "platform": "gpu",
+        "memory_bytes": memory_bytes,
+        "computes": True,
+        "is_right": True,
+        "error": "",
+    }
     devices = [{"device": f"gpu:{i}", **gpu} for i in range(count)]
     nvml = {"driver": driver, "cuda": "13.0", "gpus": count, "mig": False}
     return captured(packages("cuda13"), devices, nvml)

@@ -1,0 +1,35 @@
+"""The project that the check runs in: its configuration, data, room for checkpoints, and memory against its plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aifx.errors import AifxError
+from aifx.health.facts import Absent, from_document
+from aifx.health.host import Host
+from aifx.health.probes import Probe
+from aifx.project import find_project
+
+LIMIT_S = 15.0
+
+
+def collect(host: Host) -> dict[str, Any]:
+    if host.is_live:
+        try:
+            find_project()
+        except AifxError:
+            return {"project": Absent("not run within a project: cd to one to have it checked")}
+    said = from_document(host.ask("aifx.health.project_probe", name="project", limit_s=LIMIT_S))
+    return {"project": {**said, "host_memory_bytes": _memory(host)} if isinstance(said, dict) else said}
+
+
+def _memory(host: Host) -> Any:
+    """What the kernel can give to a program without swapping."""
+    text = host.read("/proc/meminfo")
+    if not isinstance(text, str):
+        return text
+    found = [line.split()[1] for line in text.splitlines() if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else Absent("/proc/meminfo does not tell what is available")
+
+
+PROBES = (Probe("project", ("project",), collect, limit_s=LIMIT_S + 2),)

@@ -1,0 +1,170 @@
+"""What a project needs of this machine, printed as JSON: `python -m aifx.health.project_probe`, within a project.
+
+A process of its own because it imports JAX, to count what the optimizer keeps, and the project's own task. It holds no
+device: JAX is told to use the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aifx.errors import AifxError
+from aifx.health.facts import Absent, to_document
+from aifx.health.host import without_secrets
+from aifx.project import Project, find_project
+
+if TYPE_CHECKING:
+    from aifx.config import Config
+
+MOST_FILES = 64
+"""Of a project's data, so many are opened: the first megabyte of each."""
+
+
+def main() -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    told = look_at(find_project())
+    sys.stdout.write(json.dumps(to_document(told)) + "\n")
+
+
+def look_at(project: Project) -> dict[str, Any]:
+    from aifx.config import load_config
+
+    try:
+        config = load_config(project)
+    except AifxError as error:
+        unknown = Absent("the configuration cannot be used")
+        rest = dict.fromkeys(("data", "plan", "disk"), unknown)
+        return {"name": project.root.name, "config": {"is_valid": False, "why": _told(error)}, **rest}
+    plan = _plan(project, config)
+    return {
+        "name": config.project.name,
+        "config": {"is_valid": True, "why": ""},
+        "data": _data(project, config),
+        "plan": plan,
+        "disk": _disk(project, config, plan),
+    }
+
+
+def _told(error: AifxError) -> str:
+    return without_secrets("; ".join(filter(None, (error.what, error.why.replace("\n", "; ")))))[:400]
+
+
+def _data(project: Project, config: Config) -> dict[str, Any] | Absent:
+    """Whether the files that the configuration names are there and begin as they should."""
+    from aifx.config.sections import LanguageDataSection, VisionDataSection
+
+    try:
+        if isinstance(config.data, LanguageDataSection):
+            return {"is_readable": True, "why": "", "files": _read_text(project, config.data)}
+        if isinstance(config.data, VisionDataSection):
+            _read_archive(project.root / config.data.path)
+            return {"is_readable": True, "why": "", "files": 1}
+    except AifxError as error:
+        return {"is_readable": False, "why": _told(error), "files": 0}
+    except (OSError, ValueError) as error:
+        return {"is_readable": False, "why": without_secrets(str(error))[:400], "files": 0}
+    return Absent("the project's own task reads its data")
+
+
+def _read_text(project: Project, section: Any) -> int:
+    from aifx.data.files import find_files, read_documents
+
+    files = []
+    for key in ("train", "validation", "test"):
+        if patterns := getattr(section, key):
+            files += find_files(patterns, project, f"data.{key}")
+    for file in files[:MOST_FILES]:
+        for _ in islice(read_documents(file, section.text_field), 1):
+            pass
+    return len(files)
+
+
+def _read_archive(path: Path) -> None:
+    """Opens it and its directory; the arrays are read when training begins."""
+    import numpy as np
+
+    if not path.is_file():
+        raise OSError(f"no file {path}, which data.path names")
+    with np.load(path, allow_pickle=False) as archive:
+        wanted = {f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")}
+        if missing := wanted - set(archive.files):
+            raise ValueError(f"{path} has no {', '.join(sorted(missing))}")
+
+
+def _plan(project: Project, config: Config) -> dict[str, Any] | Absent:
+    """Bytes that the run needs at the least: parameters, optimizer state, and gradients of the weights. Activations
+    come on top and depend on the batch."""
+    try:
+        specs = _specs(project, config)
+    except AifxError as error:
+        return Absent(f"the model cannot be made: {_told(error)}")
+    if specs is None:
+        return Absent("the size of this model is known once its data was read: train it, and look at its checkpoint")
+    import jax
+
+    from aifx.nn.specs import map_specs
+    from aifx.train.optimizers import make_optimizer, select_weights
+
+    params = map_specs(lambda spec: spec.struct, specs)
+    weights = select_weights(params, specs)
+    state = jax.eval_shape(make_optimizer(config.optimizer, specs).init, weights)
+    kept = _bytes(params) + _bytes(state)
+    devices = config.train.devices
+    return {
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        "checkpoint_bytes": kept,
+        "training_bytes": kept + _bytes(weights),
+        "devices": devices if devices != "all" else Absent("train.devices is all"),
+    }
+
+
+def _specs(project: Project, config: Config) -> Any:
+    from aifx.config.sections import LanguageDataSection, LanguageModelSection
+
+    if not isinstance(config.data, LanguageDataSection) or not isinstance(config.model, LanguageModelSection):
+        return None
+    from aifx.data.tokenizer import Tokenizer
+    from aifx.models.decoder import Decoder
+
+    vocab_size = config.model.vocab_size or config.data.vocab_size
+    if not config.model.vocab_size and config.data.tokenizer != "bpe":
+        vocab_size = Tokenizer.load(project.root / config.data.tokenizer).vocab_size
+    max_seq_len = config.model.max_seq_len or config.data.seq_len
+    return Decoder(config.model, vocab_size=vocab_size, max_seq_len=max_seq_len).specs()
+
+
+def _bytes(tree: Any) -> int:
+    import jax
+
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _disk(project: Project, config: Config, plan: dict[str, Any] | Absent) -> dict[str, Any]:
+    """Room for checkpoints: those that are kept, and the one that is being written."""
+    from aifx.checkpoint.listing import list_checkpoints
+
+    folder = next(p for p in (project.runs_path, *project.runs_path.parents) if p.exists())
+    written = [info for run in project.runs()[-1:] for info in list_checkpoints(run.checkpoints) if not info.damaged]
+    size: Any = plan["checkpoint_bytes"] if isinstance(plan, dict) else plan
+    if written:
+        size = written[-1].size_bytes
+    count = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
+    return {
+        "folder": str(project.runs_path),
+        "free_bytes": shutil.disk_usage(folder).free,
+        "checkpoints": count,
+        "checkpoint_bytes": size,
+        "needed_bytes": size * count if isinstance(size, int) else size,
+        "is_writable": os.access(folder, os.W_OK),
+    }
+
+
+if __name__ == "__main__":
+    main()
