@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MOST_FILES = 64
 """Of a project's data, so many are opened: the first megabyte of each."""
 
+STEP_BYTES = 4
+"""A checkpoint also holds the count of steps."""
+
 
 def main() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -115,7 +118,7 @@ def _plan(project: Project, config: Config) -> dict[str, Any] | Absent:
     params = map_specs(lambda spec: spec.struct, specs)
     weights = select_weights(params, specs)
     state = jax.eval_shape(make_optimizer(config.optimizer, specs).init, weights)
-    kept = _bytes(params) + _bytes(state)
+    kept = _bytes(params) + _bytes(state) + STEP_BYTES
     devices = config.train.devices
     return {
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
