@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aifx.commands import doctor_fleet as fleet
 from aifx.commands.doctor_diff import diff
 from aifx.commands.doctor_formats import Format, for_monitor, tell
 from aifx.commands.doctor_slurm import slurm
@@ -86,6 +87,14 @@ def doctor(
         typer.Option("--replay", metavar="FILE", help="Judge what --record kept.", show_default=False),
     ] = None,
     html: HtmlOption = None,
+    hosts: fleet.HostsOption = None,
+    of_slurm: fleet.SlurmOption = False,
+    agents: fleet.AgentsOption = None,
+    timeout: fleet.TimeoutOption = None,
+    at_once: fleet.AtOnceOption = None,
+    remote: fleet.RemoteOption = "aifx",
+    token_file: fleet.TokenFileOption = None,
+    tls_ca: fleet.AuthorityOption = None,
     with_snapshot: Annotated[
         bool, typer.Option("--with-snapshot", help="With --json: what was read as well, under 'snapshot'.")
     ] = False,
@@ -118,6 +127,11 @@ def doctor(
 
         began = time.monotonic()
         sites = read_site(site)
+        work = stress.value if stress is not None else None
+        ways = (hosts, of_slurm, agents or (), timeout, at_once, remote, token_file, tls_ca)
+        asking = fleet.Asking(*ways, only or (), skip or (), sample, work)
+        if fleet.is_asked(ctx, asking, replay):
+            fleet.check_fleet(out, asking, sites, strict=strict, record=record, replay=replay, html=html)
         rules = select(load_rules(sites).values(), only or (), skip or ())
         snapshot = _snapshot(rules, root, replay, record, sample, stress, out)
         report = check(snapshot, rules, sites, began)

@@ -13,19 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aifx.commands.doctor import OnlyOption, SiteOption, SkipOption, app
+from aifx.commands.doctor_fleet import TOKEN, TokenFileOption
 from aifx.commands.terminal import terminal
 from aifx.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
     import ssl
 
-TOKEN = "AIFX_DOCTOR_TOKEN"
 PORT = 9470
-
-TokenFileOption = Annotated[
-    Path | None,
-    typer.Option("--token-file", metavar="FILE", help=f"Holds the agents' token; else ${TOKEN}.", show_default=False),
-]
 
 
 @app.command()

@@ -1,0 +1,125 @@
+"""A fleet's report for people, on one screen: whom to look at first, and what is wrong with how many."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aifx.commands.doctor_report import STATUS_STYLES, STYLES
+from aifx.commands.terminal import Output
+from aifx.health.fleet.report import FleetReport, Suspect
+from aifx.health.report import SEVERITIES, Finding
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+NUM_SUSPECTS, NUM_GROUPS, NUM_NAMES = 10, 12, 8
+
+
+@dataclass(frozen=True)
+class Group:
+    """A finding that several nodes have.
+
+    Attributes:
+        finding: the first of them.
+        nodes: which, each once.
+        is_alike: whether all say the same.
+    """
+
+    finding: Finding
+    nodes: tuple[str, ...]
+    is_alike: bool
+
+
+def show_fleet(out: Output, report: FleetReport) -> None:
+    """The report on stdout. Nothing with --json."""
+    if out.json:
+        return
+    out.print(_headline(report))
+    if report.suspects:
+        out.print("")
+        first = report.suspects[:NUM_SUSPECTS]
+        columns = ["suspect", "GPU-hours", "chance", "because"]
+        out.table(columns, [_suspect(one) for one in first], right=["GPU-hours", "chance"])
+        _more(out, len(report.suspects) - len(first), "suspect")
+    groups = grouped(report)
+    for group in groups[:NUM_GROUPS]:
+        out.print("")
+        for line in _block(group):
+            out.print(line)
+    _more(out, len(groups) - NUM_GROUPS, "finding")
+    if report.not_heard:
+        out.print("")
+        out.print(f"given up: {len(report.not_heard):,} nodes were not heard: {listed(report.not_heard)}")
+
+
+def grouped(report: FleetReport) -> list[Group]:
+    """The findings of nodes and across them by rule; what most nodes have stands before what few have."""
+    kept: dict[tuple[str, str], list[tuple[str, Finding]]] = {}
+    own = ((node.name, finding) for node in report.nodes if node.report for finding in node.report.findings)
+    for name, finding in [*((finding.device, finding) for finding in report.findings), *own]:
+        # What keeps many rules from being judged is told once.
+        reason = finding.summary.partition(": ")[2] if finding.severity == "unknown" else ""
+        key = (finding.severity, f"{reason} {finding.action}" if reason else finding.id)
+        kept.setdefault(key, []).append((name, finding))
+    groups = []
+    for found in kept.values():
+        names = tuple(dict.fromkeys(name for name, _ in found if name))
+        groups.append(Group(found[0][1], names, len({finding.summary for _, finding in found}) == 1))
+    return sorted(groups, key=lambda g: (SEVERITIES.index(g.finding.severity), -len(g.nodes)))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names, not too many."""
+    more = f" and {len(names) - NUM_NAMES:,} more" if len(names) > NUM_NAMES else ""
+    return ", ".join(names[:NUM_NAMES]) + more
+
+
+def _headline(report: FleetReport) -> Text:
+    found = Counter(node.status for node in report.nodes)
+    counts = ", ".join(f"{found[s]:,} {s}" for s in ("healthy", "warning", "unhealthy", "unknown") if found[s])
+    number = len(report.nodes)
+    return _line(
+        [
+            (f"{number:,} node{'s' * (number != 1)}: ", ""),
+            (report.status, STATUS_STYLES[report.status]),
+            (f" ({counts or 'none was heard'}; {report.duration_s:.1f} s)", ""),
+        ]
+    )
+
+
+def _suspect(suspect: Suspect) -> tuple[str, str, str, str]:
+    because = suspect.causes[0]
+    more = f" (+{len(suspect.causes) - 1})" if len(suspect.causes) > 1 else ""
+    return suspect.node, f"{suspect.lost_gpu_hours:,.1f}", f"{suspect.probability:.0%}", f"{because.summary}{more}"
+
+
+def _block(group: Group) -> list[Text]:
+    finding, count = group.finding, len(group.nodes)
+    nodes = f"{count:,} node{'s' * (count != 1)}: " if count else ""
+    summary = finding.summary if group.is_alike or count < 2 else f"{finding.summary} (or the like)"
+    lines = [_line([(f"{finding.severity:10}", STYLES[finding.severity]), (nodes + summary, "bold")])]
+    rows = {
+        "nodes": listed(group.nodes),
+        "rule": finding.id,
+        "seen": "" if finding.severity == "unknown" else finding.evidence,
+        "do": finding.action,
+    }
+    return lines + [_line([(f"          {name:9}", "dim"), (text, "")]) for name, text in rows.items() if text]
+
+
+def _more(out: Output, count: int, what: str) -> None:
+    if count > 0:
+        out.print(f"and {count:,} more {what}{'s' * (count != 1)}: --json has them all")
+
+
+def _line(parts: Iterable[tuple[str, str]]) -> Text:
+    from rich.text import Text
+
+    text = Text(overflow="fold")
+    for part, style in parts:
+        text.append(re.sub(r"[^\x20-\x7e\u00a0-\uffff]", "?", part), style)  # nodes send it: it must steer no terminal
+    return text
