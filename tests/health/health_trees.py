@@ -8,6 +8,7 @@ import shutil
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +19,7 @@ from aifx.health.host import Host
 from aifx.health.judge import judge
 from aifx.health.probes import all_probes
 from aifx.health.report import Report
-from aifx.health.rules import Site, load_rules
+from aifx.health.rules import Rule, Site, load_rules
 from aifx.health.snapshot import Snapshot, take
 
 Tree: TypeAlias = dict[str, str]
@@ -95,7 +96,13 @@ def snapshot_of(tree: Tree, folder: Path, time: float = NOW) -> Snapshot:
 
 def report_of(snapshot: Snapshot, site: dict[str, Any] | None = None) -> Report:
     asked = Site.model_validate(site or {})
-    return judge(load_rules(asked).values(), snapshot, asked)
+    rules = load_rules(asked) if asked.rules or asked.rule else _rules()
+    return judge(rules.values(), snapshot, asked)
+
+
+@cache
+def _rules() -> dict[str, Rule]:
+    return load_rules()
 
 
 def report_of_case(case: Case, folder: Path) -> Report:

@@ -72,18 +72,20 @@ def _pci(host: Host) -> dict[str, list[str]]:
 def _node(host: Host, said: Mapping[str, Any], gpus: Any, buses: Mapping[str, list[str]]) -> Facts:
     tables = gpus if isinstance(gpus, list) else []
     shown = {gpu["pci_bus_id"] for gpu in tables if isinstance(gpu["pci_bus_id"], str)}
-    names = sorted({gpu["name"] for gpu in tables if isinstance(gpu["name"], str)})
+    # A GPU that is lost does not tell its address, and has a finding of its own.
+    hidden = [bus for bus in buses["gpus"] if bus not in shown] if len(shown) == len(tables) else []
+    names, vbios = _distinct(tables, "name"), _distinct(tables, "vbios")
     confined = _is_confined(host)
     needs_manager = bool(buses["switches"]) and not any(RACK.search(name) for name in names) and not confined
     return {
         **{name: said[name] for name in ("state", "driver", "nvml", "cuda", "count")},
         "is_confined": confined,
         "pci_count": len(buses["gpus"]),
-        # An address that NVML does not tell, of a GPU that is lost, has a finding of its own.
-        "hidden": [bus for bus in buses["gpus"] if bus not in shown] if len(shown) == len(tables) else [],
+        "hidden": hidden,
+        "num_hidden": len(hidden),
         "names": names,
         "num_names": len(names),
-        "vbios": (vbios := _distinct(tables, "vbios")),
+        "vbios": vbios,
         "num_vbios": len(vbios),
         "switches": len(buses["switches"]),
         "needs_fabric_manager": needs_manager,
@@ -136,13 +138,15 @@ def _gpu(gpu: Mapping[str, Any], count: int) -> Facts:
 def _nvlink(links: Any, states: list[Any], leads: bool, product: str) -> Facts | Absent | Unknown:
     if not isinstance(links, list):
         return links if isinstance(links, (Absent, Unknown)) else Unknown("the links are no list")
+    inactive = [link["link"] for link in links if link["state"] == "inactive"]
     failed = next((state for state in states if isinstance(state, Unknown)), None)
     return {
         "count": len(links),
         "is_expected": leads,
         "expected_mb_s": _link_speed(product),
         "active": failed or states.count("active"),
-        "inactive": failed or [link["link"] for link in links if link["state"] == "inactive"],
+        "inactive": inactive,
+        "num_inactive": failed or len(inactive),
     }
 
 
