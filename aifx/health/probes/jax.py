@@ -23,6 +23,9 @@ DRIVERS = {"cuda12": 525, "cuda13": 580}
 """The oldest driver, by the extra of jax that needs it (docs.jax.dev, Installation, NVIDIA GPU)."""
 
 OF_DEVICES = ("platform", "devices", "num_devices", "gpus", "memory_bytes")
+ENDED = re.compile(r" failed \((signal \d+|exit \d+)\): (.*)", re.DOTALL)
+"""How a process says that it did not end by itself. One that only gave no answer is not known to be broken."""
+
 REFUSED = re.compile(r"Unknown flags? in \w+: (.+)")
 
 
@@ -197,8 +200,8 @@ def _devices(said: Any) -> dict[str, Any]:
             starts = Absent(f"another process holds the devices: {error}") if said.get("is_held") else False
     else:
         starts = said if isinstance(said, (Absent, Unknown)) else Unknown("what JAX said is no table")
-        if isinstance(starts, Unknown) and "(signal " in starts.why:
-            error, starts = starts.why, False
+        if isinstance(starts, Unknown) and (ended := ENDED.search(starts.why)):
+            error, starts = f"{ended[1]}: {ended[2]}", False
             match = REFUSED.search(error)
             refused = match[1].split() if match else []
     told = {"starts": starts, "error": error, "refused_flags": refused, "num_refused_flags": len(refused)}
