@@ -1,0 +1,202 @@
+"""Nodes held against each other: planted outliers are found, healthy fleets are quiet. Pure."""
+
+import copy
+import random
+
+import pytest
+from fleets import facts_of_a_node, node
+
+from aifx.health.facts import from_document
+from aifx.health.fleet.compare import (
+    MIN_Z,
+    Fact,
+    compare,
+    load_facts,
+    middle_and_spread,
+    stands_out,
+    values_at,
+    z_limit,
+)
+
+
+def fleet(count: int, seed: int = 0):
+    rng = random.Random(seed)
+    return {f"n{i:03}": facts_of_a_node(rng) for i in range(count)}
+
+
+def found(fleet, facts=None):
+    return compare([node(name, facts) for name, facts in fleet.items()], facts)
+
+
+def majority(**more):
+    texts = {"summary": "{value}, most {usual}", "action": "mend it to {usual}", "source": "a test"}
+    return [Fact(id="fleet.a.b", path="a", kind="majority", **texts, **more)]
+
+
+@pytest.mark.parametrize(("spread", "allowed"), [(5.0, 0), (30.0, 6)])
+def test_healthy_fleets_are_quiet(spread, allowed):
+    """200 fleets of 5 to 100 nodes. Where figures spread widely the limit lets one fleet of a hundred have a finding;
+    3.5 alone would let some 30 of these have one."""
+    rng = random.Random(1)
+    figure = Fact(id="fleet.rate.low", path="rate", kind="figure", summary="{value}", action="a", source="s")
+    alarms = 0
+    for _ in range(200):
+        nodes = [node(f"n{i}", {"rate": rng.gauss(1000, spread)}) for i in range(rng.randint(5, 100))]
+        alarms += bool(compare(nodes, [figure]))
+    assert alarms <= allowed
+
+
+@pytest.mark.parametrize("count", [3, 5, 8, 40])
+def test_a_healthy_fleet_has_no_finding(count):
+    for seed in range(3):
+        assert found(fleet(count, seed)) == []
+
+
+PLANTED = {
+    "fleet.kernel.release": lambda f: f["kernel"].update(release="6.5.0"),
+    "fleet.kernel.command_line": lambda f: f["kernel"].update(command_line="root=UUID=1 ro"),
+    "fleet.nvidia.driver": lambda f: f["nvidia"].update(driver="550.90.07"),
+    "fleet.nvidia.vbios": lambda f: f["gpus"][3].update(vbios="96.00.30.00.01"),
+    "fleet.nvidia.power_limit": lambda f: f["gpus"][0]["power"].update(limit_w=500.0),
+    "fleet.gpus.count": lambda f: f["gpus"].pop(),
+    "fleet.infiniband.ports": lambda f: f["infiniband"].update(active_ports=7),
+    "fleet.memory.total": lambda f: f["memory"].update(total_gib=1952.0),
+    "fleet.nvidia.temperature": lambda f: f["gpus"][5]["temperature"].update(gpu_c=93),
+    "fleet.system.mounts": lambda f: f["system"].update(mounts=["/ ext4", "/home nfs4", "/data1 xfs"]),
+    "fleet.stress.matmul": lambda f: f["stress"]["devices"][2].update(
+        matmul=[{"device": "bfloat16", "tflops": 700.0}, {"device": "float32", "tflops": 45.0}]
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", PLANTED)
+@pytest.mark.parametrize("count", [6, 30])
+def test_a_planted_outlier_is_found_and_nothing_else(rule, count):
+    machines = fleet(count)
+    PLANTED[rule](machines["n004"])
+    (only,) = found(machines)
+    assert (only.id, only.device) == (rule, "n004")
+    assert all([only.summary, only.evidence, only.threshold, only.source, only.action])
+    assert "{" not in only.summary + only.action
+
+
+def test_a_node_without_a_part_is_told_once():
+    machines = fleet(6)
+    machines["n002"]["gpus"] = {"$absent": "there is no NVIDIA GPU here"}
+    machines["n002"]["nvidia"] = {"$absent": "there is no NVIDIA GPU here"}
+    ids = [f.id for f in found(machines)]
+    assert ids == ["fleet.gpus.count", "fleet.nvidia.driver"]
+
+
+def test_what_could_not_be_read_is_no_finding_here():
+    """It is one of the node's own."""
+    machines = fleet(6)
+    machines["n002"]["nvidia"]["driver"] = {"$unknown": "NVML hangs"}
+    assert found(machines) == []
+
+
+def test_a_part_that_few_have_is_no_finding():
+    machines = fleet(6)
+    machines["n002"]["system"]["product"] = "PowerEdge"
+    assert found(machines) == []
+
+
+def test_half_and_half_is_said_but_blames_nobody():
+    machines = {f"n{i}": {"a": "x" if i < 3 else "y"} for i in range(6)}
+    (only,) = found(machines, majority())
+    assert (only.severity, only.device) == ("info", "")
+    assert "3 have x, 3 have y" in only.summary
+
+
+def test_too_few_nodes_are_not_compared():
+    assert found({"n1": {"a": "x"}, "n2": {"a": "y"}}, majority()) == []
+    figure = Fact(id="fleet.a.b", path="a", kind="figure", summary="s", action="a", source="s")
+    assert found({f"n{i}": {"a": 1.0 if i else 9.0} for i in range(4)}, [figure]) == []
+    assert len(found({f"n{i}": {"a": 1.0 if i else 9.0} for i in range(5)}, [figure])) == 1
+
+
+def test_only_like_nodes_are_compared():
+    machines = {f"n{i}": {"a": "old" if i < 3 else "new", "kind": "A" if i < 3 else "B"} for i in range(9)}
+    assert len(found(machines, majority())) == 3
+    assert found(machines, majority(among="kind")) == []
+
+
+def test_order_of_devices_does_not_matter():
+    ports = [{"device": "a", "rate": 400}, {"device": "b", "rate": 200}]
+    machines = {f"n{i}": {"a": ports if i else ports[::-1]} for i in range(5)}
+    facts = [majority()[0].model_copy(update={"path": "a.rate"})]
+    assert found(machines, facts) == []
+
+
+def test_the_words_that_differ_are_shown():
+    machines = {f"n{i}": {"a": "ro iommu=pt quiet"} for i in range(5)}
+    machines["n3"]["a"] = "quiet ro nosmt"
+    (only,) = found(machines, majority(of="words"))
+    assert only.summary.startswith("+nosmt -iommu=pt")
+
+
+def test_the_direction_counts():
+    rates = dict.fromkeys("abcde", 100.0) | {"f": 150.0}
+    fact = Fact(id="fleet.a.b", path="a", kind="figure", worse="low", summary="s", action="a", source="s")
+    machines = {name: {"a": rate} for name, rate in rates.items()}
+    assert found(machines, [fact]) == []
+    assert [f.device for f in found(machines, [fact.model_copy(update={"worse": "high"})])] == ["f"]
+
+
+def test_a_gap_alone_or_a_distance_alone_is_not_enough():
+    assert not stands_out(2.0, 100.0, 0.1, 20, 0.03)  # 20 deviations, but two in a hundred
+    assert not stands_out(10.0, 100.0, 5.0, 20, 0.03)  # ten in a hundred, but two deviations
+    assert stands_out(10.0, 100.0, 1.0, 20, 0.03)
+
+
+def test_where_the_others_are_equal_the_gap_decides():
+    assert middle_and_spread([100.0, 100.0, 100.0, 100.0, 90.0]) == (100.0, 0.0)
+    assert stands_out(-10.0, 100.0, 0.0, 5, 0.03)
+    assert not stands_out(-2.0, 100.0, 0.0, 5, 0.03)
+    assert not stands_out(0.0, 0.0, 0.0, 5, 0.03)
+
+
+def test_the_limit_is_never_below_the_usual_one():
+    limits = [z_limit(count) for count in (5, 8, 20, 100, 1000, 100_000)]
+    assert min(limits) >= MIN_Z
+    assert limits[0] > limits[1] > limits[2] > limits[3]
+    assert limits[-1] > limits[-2]
+
+
+def test_the_spread_is_that_of_a_normal_distribution():
+    rng = random.Random(3)
+    middle, spread = middle_and_spread([rng.gauss(50, 2) for _ in range(20_000)])
+    assert middle == pytest.approx(50, abs=0.1)
+    assert spread == pytest.approx(2, rel=0.03)
+
+
+def test_values_name_their_devices():
+    facts = from_document({"gpus": [{"device": "g0", "links": [{"device": "link 1", "mb_s": 5}]}, "nonsense"]})
+    assert values_at(facts, "gpus.links.mb_s") == [("g0 link 1", 5)]
+    assert values_at(facts, "gpus.missing.mb_s") == []
+    assert values_at({"a": None}, "a") == []
+
+
+def test_nonsense_in_a_snapshot_breaks_nothing():
+    """Each node's facts replaced, part by part, by what no probe gives."""
+    for fact in load_facts():
+        for wrong in (None, "x", 7, -1.5, True, [], {}, [1, "a", None], [[]], {"device": {}}):
+            machines = copy.deepcopy(fleet(6))
+            *head, last = fact.path.split(".")
+            where = machines["n001"]
+            for key in head:
+                where = where.setdefault(key, {}) if isinstance(where, dict) else {}
+            if isinstance(where, dict):
+                where[last] = wrong
+            for told in found(machines):
+                assert told.summary
+
+
+def test_the_facts_are_told_apart():
+    ids = [fact.id for fact in load_facts()]
+    assert len(set(ids)) == len(ids)
+    for fact in load_facts():
+        words = {"value": "v", "usual": "u"} | ({"gap": "g"} if fact.kind == "figure" else {})
+        assert fact.summary.format(**words) != fact.summary
+        assert fact.action.format(**words)
+        assert fact.id.startswith("fleet.")
