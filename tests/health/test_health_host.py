@@ -1,0 +1,206 @@
+"""Memory, limits, disks, networks, clock and TPUs of the machine that the tests run on, and what no tree can show."""
+
+import errno
+import json
+import shutil
+import subprocess
+import threading
+import time
+
+import pytest
+from health_trees import machines, snapshot_of
+
+from aifx.health.check import collect
+from aifx.health.facts import Absent, Unknown
+from aifx.health.host import Host
+from aifx.health.judge import judge
+from aifx.health.probes import all_probes, clock, disk, infiniband, limits, network, space
+from aifx.health.rules import load_rules
+
+FACTS = (
+    "memory",
+    "limits",
+    "processes",
+    "disk",
+    "network_mounts",
+    "nvme",
+    "network",
+    "infiniband",
+    "pci_acs",
+    "clock",
+    "tpu",
+)
+SECRETS = {
+    "HF_TOKEN": "hf_Kq3planted",
+    "AWS_SECRET_ACCESS_KEY": "planted/Zx81",
+    "DB_URL": "postgres://u:planted77@db/x",
+}
+CANNOT_BE = {"limits.handles.exhausted", "limits.tasks.exhausted", "disk.read_only.remounted", "disk.place.unwritable"}
+"""Else these tests could not run; of anything else the machine may really be ill."""
+
+
+class Said(Host):
+    """The live machine, with what commands say there."""
+
+    def __init__(self, **said):
+        super().__init__()
+        self.said = said
+
+    def run(self, *command, limit_s=5.0):
+        return self.said.get(command[0], Absent(f"there is no {command[0]} here"))
+
+
+@pytest.fixture(scope="module")
+def rules():
+    return [rule for rule in load_rules().values() if {p.split(".")[0] for p in rule.paths()} & {*FACTS}]
+
+
+def test_the_machine_that_this_runs_on(rules, monkeypatch):
+    """Every probe gives what it should, nothing that was planted is in it, and what is judged unhealthy is so."""
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    own = {name for rule in rules for name in (p.split(".")[0] for p in rule.paths())} & {*FACTS}
+    began = time.monotonic()
+    wanted = [rule for rule in rules if {p.split(".")[0] for p in rule.paths()} <= {*FACTS, "cpu", "expected"}]
+    snapshot = collect(Host(), wanted)
+    assert time.monotonic() - began < 20
+    assert own == {*FACTS}
+    assert own <= set(snapshot.facts)
+    text = json.dumps(snapshot.document())
+    assert "probe failed" not in text
+    assert "did not tell" not in text
+    assert "planted" not in text
+    report = judge(wanted, snapshot)
+    assert not [f for f in report.findings if "the snapshot does not hold" in f.summary]
+    critical = {f.id for f in report.findings if f.severity == "critical"}
+    assert not critical & CANNOT_BE
+
+
+def test_what_is_read_here_is_what_others_read():
+    snapshot = collect(Host(), [rule for rule in load_rules().values() if rule.family in ("memory", "disk")])
+    with open("/proc/meminfo") as file:
+        kib = int(file.readline().split()[1])
+    assert snapshot.facts["memory"]["total_gib"] == pytest.approx(kib / 2**20, abs=0.01)
+    root = next(place for place in snapshot.facts["disk"]["places"] if "root /" in place["device"])
+    told = shutil.disk_usage("/")
+    assert root["size_gib"] == pytest.approx(told.total / 2**30, rel=1e-3)
+    assert root["free_gib"] == pytest.approx(told.free / 2**30, abs=2)
+    assert snapshot.facts["disk"]["fsync_ms"] > 0
+    assert 0 <= space.space("/")["used_percent"] <= 100
+
+
+def test_a_process_that_nobody_waited_for():
+    with subprocess.Popen(["true"]) as process:
+        stat = Host().path(f"/proc/{process.pid}/stat")
+        ends = time.monotonic() + 20
+        while ") Z" not in stat.read_text() and time.monotonic() < ends:
+            time.sleep(0.01)
+        found = limits.processes(Host())
+    assert found["zombies"] >= 1
+
+
+def test_one_in_state_d_must_stay_there(monkeypatch):
+    """A process that waits for a disk once is not stuck."""
+    looks = iter(
+        [
+            {"7": ("python3", "D", False), "8": ("tar", "D", False)},
+            {"7": ("python3", "S", False), "8": ("tar", "D", False)},
+        ]
+    )
+    last = {"8": ("tar", "D", False)}
+    monkeypatch.setattr(limits, "_stats", lambda host, pids=None: iter(next(looks, last).items()))
+    monkeypatch.setattr(limits, "LOOK_EVERY_S", 0)
+    assert limits.processes(Host())["stuck_names"] == ["tar"]
+
+
+def test_a_mount_that_hangs_is_named_and_others_are_told(monkeypatch):
+    monkeypatch.setattr(disk, "LIMIT_S", 0.2)
+    goes_on = threading.Event()
+
+    def look(point):
+        if point == "/hangs":
+            goes_on.wait()
+        if point in ("/stale", "/denied"):
+            raise OSError(errno.ESTALE if point == "/stale" else errno.EACCES, "Stale file handle")
+        return {}
+
+    points = [(point, "nfs4") for point in ("/fine", "/hangs", "/stale", "/denied")]
+    fine, hangs, stale, denied = disk.network_mounts(points, look)
+    goes_on.set()
+    assert (fine["answers"], fine["error"]) == (True, "none")
+    assert isinstance(hangs, Unknown)
+    assert "nfs4 mount /hangs" in hangs.why
+    assert "/hangs" in hangs.mend
+    assert (stale["answers"], stale["error"]) == (False, "Stale file handle")
+    assert denied["answers"]
+
+
+def test_a_place_that_hangs_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(disk, "LIMIT_S", 0.2)
+    monkeypatch.setattr(disk, "cache_path", lambda: tmp_path / "cache")
+    goes_on = threading.Event()
+    monkeypatch.setattr(disk, "space", lambda path: goes_on.wait() if path == str(tmp_path) else space.space(path))
+    found = disk.places()
+    goes_on.set()
+    unknown = [place for place in found if isinstance(place, Unknown)]
+    assert len(unknown) == 1
+    assert f"cache {tmp_path}/cache" in unknown[0].why
+
+
+def test_the_own_name(monkeypatch):
+    assert network.own_name()["took_ms"] >= 0
+    monkeypatch.setattr(network.socket, "gethostname", lambda: "")
+    monkeypatch.setattr(network, "NAME_LIMIT_S", 0.2)
+    monkeypatch.setattr(network.socket, "getaddrinfo", lambda *_: time.sleep(1))
+    found = network.own_name()
+    assert not found["resolves"]
+    assert found["took_ms"] < 900
+
+
+def test_a_clock_that_chrony_does_not_set():
+    """chronyc is installed, and systemd-timesyncd runs."""
+    not_running = Unknown("chronyc -c tracking failed (exit 1): 506 Cannot talk to daemon")
+    told = clock.collect(Said(chronyc=not_running, timedatectl="NTPSynchronized=yes\n       Offset: -812us\n"))["clock"]
+    assert told["is_synchronized"] is True
+    assert told["offset_ms"] == pytest.approx(0.812)
+    assert told["direction"] == "ahead"
+    no_systemd = Unknown("timedatectl show failed (exit 1): System has not been booted with systemd")
+    told = clock.collect(Said(chronyc=not_running, timedatectl=no_systemd))["clock"]
+    assert isinstance(told["is_synchronized"], Absent)
+
+
+def test_a_clock_that_could_not_be_read_is_unknown():
+    hangs = Unknown("chronyc -c tracking gave no answer in 1.2 s")
+    assert clock.collect(Said(chronyc=hangs))["clock"]["offset_ms"] == hangs
+    for text in ("", "a,b", "506 strange\n"):
+        assert isinstance(clock.collect(Said(chronyc=text))["clock"]["offset_ms"], Unknown)
+
+
+def test_what_only_root_may_read_is_unknown_with_how_to_mend_it(tmp_path):
+    denied = "15:01.0 PCI bridge: Intel\n\tCapabilities: <access denied>\n"
+    tree = machines()["server"]()
+    for bus in ("1b", "43"):
+        tree[f"sys/bus/pci/devices/0000:{bus}:00.0/vendor"] = "0x1002\n"
+        tree[f"sys/bus/pci/devices/0000:{bus}:00.0/class"] = "0x038000\n"
+    snapshot_of(tree | {"aifx-captured/lspci_-vvv.txt": denied}, tmp_path)
+    found = infiniband.collect_acs(Host(tmp_path))["pci_acs"]
+    assert isinstance(found, Unknown)
+    assert "root" in found.mend
+
+
+def test_a_drive_whose_account_is_not_given(tmp_path):
+    tree = machines()["server"]()
+    account = "aifx-captured/nvme_smart-log_devnvme0_-o_json.txt"
+    for text, kind in ((None, Absent), ("{", Unknown), ("{}", Unknown), ("[]", Unknown)):
+        now = {path: t for path, t in tree.items() if path != account} | ({account: text} if text is not None else {})
+        snapshot_of(now, tmp_path)
+        drive = disk.collect_nvme(Host(tmp_path))["nvme"][0]
+        assert isinstance(drive["media_errors"], kind), text
+        assert drive["state"] == "live"
+
+
+def test_each_probe_of_ours_gives_all_its_facts(tmp_path):
+    snapshot_of(machines()["TPU v5e VM"](), tmp_path)
+    for probe in all_probes():
+        if set(probe.gives) <= {*FACTS}:
+            assert set(probe.collect(Host(tmp_path))) == set(probe.gives)
