@@ -32,7 +32,7 @@ CHILD = "aifx.health.stress.child"
 
 def budget_of(level: str, num_devices: int) -> float:
     """Seconds that a level may take: a start, with room for compilation."""
-    return {"quick": 30.0, "full": 240.0}[level] + {"quick": 10.0, "full": 60.0}[level] * num_devices
+    return {"quick": 45.0, "full": 240.0}[level] + {"quick": 15.0, "full": 60.0}[level] * num_devices
 
 
 def collect(
