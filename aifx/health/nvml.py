@@ -2,13 +2,16 @@
 
 A program of its own (`python -m aifx.health.nvml`), for a driver in trouble can hang or crash the library. A value
 that the GPU or driver does not tell is `{"$absent": why}`, one that failed `{"$unknown": why, "$mend": what to do}`;
-a GPU that is lost keeps no other from being read.
+a GPU that is lost or hangs keeps no other from being read.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
+import time
 from typing import Any
 
 from aifx.health.facts import Absent, Facts, Unknown, to_document
@@ -24,24 +27,25 @@ WHY = {
 }
 
 
-def read() -> Facts:
-    """The driver's facts and a table for each GPU."""
+GPUS_LIMIT_S = 5.0
+
+
+def read(limit_s: float = GPUS_LIMIT_S) -> Facts:
+    """The driver's facts and a table for each GPU, of which one that takes longer than the limit is given up."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         return _without_driver(error)
     ask = Calls()
     count = ask("DeviceGetCount")
-    facts: Facts = {
+    return {
         "state": "ok",
         "driver": ask("SystemGetDriverVersion"),
         "nvml": ask("SystemGetNVMLVersion"),
         "cuda": ask("SystemGetCudaDriverVersion", then=_cuda),
         "count": count,
-        "gpus": [_gpu(index) for index in range(count)] if isinstance(count, int) else count,
+        "gpus": _gpus(count, limit_s) if isinstance(count, int) else count,
     }
-    pynvml.nvmlShutdown()
-    return facts
 
 
 def _without_driver(error: Exception) -> Facts:
@@ -56,14 +60,37 @@ def _cuda(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def _gpu(index: int) -> Facts:
+def _gpus(count: int, limit_s: float) -> list[Facts]:
+    """All at once: NVML takes calls from several threads."""
+    found: dict[int, Facts] = {}
+    ends = time.monotonic() + limit_s
+    threads = [threading.Thread(target=_gpu, args=(index, found), daemon=True) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(ends - time.monotonic(), 0))
+    hangs = Unknown(f"NVML gave no answer for this GPU in {limit_s:g} s", "look for Xid lines and processes in state D")
+    return [found.get(index) or unreadable(index, hangs, "ok") for index in range(count)]
+
+
+def _gpu(index: int, found: dict[int, Facts]) -> None:
     ask = Calls()
-    handle = ask("DeviceGetHandleByIndex", index)
-    if isinstance(handle, (Absent, Unknown)):
-        return unreadable(index, handle, ask.state)
-    return read_gpu(Calls(handle), index)
+    try:
+        handle = ask("DeviceGetHandleByIndex", index)
+        failed = isinstance(handle, (Absent, Unknown))
+        found[index] = unreadable(index, handle, ask.state) if failed else read_gpu(Calls(handle), index)
+    except Exception as error:
+        why = Unknown(f"reading the GPU failed: {type(error).__name__}: {error}", "send in what --record writes")
+        found[index] = unreadable(index, why, "ok")
+
+
+def main() -> None:
+    json.dump(to_document(read(*map(float, sys.argv[1:2]))), sys.stdout)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    # Neither a call that hangs nor NVML's end, which may wait for it, is waited for.
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    json.dump(to_document(read()), sys.stdout)
-    sys.stdout.write("\n")
+    main()

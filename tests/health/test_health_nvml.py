@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from health_machines.gpus import A100_PCIE, GB200, GB200_BUSES, H100, H100_BUSES, L4
+from health_machines.gpus import A100_PCIE, GB200, GB200_BUSES, H100, H100_BUSES, H100_NVL, L4
 from health_machines.nvml_documents import document
 from nvml_scenarios import scenario
 
@@ -35,12 +35,12 @@ def library(tmp_path_factory) -> Path:
 def read(library, tmp_path, monkeypatch):
     """What the reader says with a scenario, as facts."""
 
-    def read(text: str, folder: Path = library, limit_s: float = 60.0):
+    def read(text: str, *arguments: str, folder: Path = library, limit_s: float = 60.0):
         file = tmp_path / "scenario.txt"
         file.write_text(text)
         monkeypatch.setenv("FAKE_NVML_SCENARIO", str(file))
         monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
-        return from_document(Host().ask("aifx.health.nvml", name="nvml", limit_s=limit_s))
+        return from_document(Host().ask("aifx.health.nvml", *arguments, name="nvml", limit_s=limit_s))
 
     return read
 
@@ -57,6 +57,7 @@ def alike(value):
 MACHINES = {
     "H100": (H100, H100_BUSES),
     "A100 PCIe": (A100_PCIE, ["0000:17:00.0", "0000:ca:00.0"]),
+    "H100 NVL": (H100_NVL, ["0000:41:00.0", "0000:61:00.0"]),
     "L4": (L4, ["0000:00:03.0"]),
     "GB200": (GB200, GB200_BUSES),
 }
@@ -97,7 +98,7 @@ def test_recovery_actions(number, word, read):
 def test_a_function_that_the_library_lacks_is_absent(read, tmp_path):
     """As with an older driver."""
     older = build(tmp_path, "-DnvmlDeviceGetSramEccErrorStatus=gone", "-DnvmlDeviceGetMarginTemperature=gone_too")
-    gpu = read(eight(), older)["gpus"][0]
+    gpu = read(eight(), folder=older)["gpus"][0]
     for value in (gpu["ecc"]["sram_threshold_exceeded"], gpu["temperature"]["margin_c"]):
         assert isinstance(value, Absent)
         assert "no such function" in value.why
@@ -129,8 +130,16 @@ def test_a_corrupt_inforom(read):
     assert read(eight("1:nvmlDeviceValidateInforom = !14"))["gpus"][1]["inforom_state"] == "corrupt"
 
 
-def test_a_call_that_hangs_is_given_up(read):
-    said = read(eight("6:nvmlDeviceGetTemperature/0 = hang"), limit_s=2)
+def test_a_gpu_that_hangs_is_given_up_and_the_others_are_read(read):
+    gpus = read(eight("6:nvmlDeviceGetTemperature/0 = hang"), "4")["gpus"]
+    assert isinstance(gpus[6]["state"], Unknown)
+    assert "no answer for this GPU in 4 s" in gpus[6]["state"].why
+    assert isinstance(gpus[6]["ecc"]["uncorrected_volatile"], Absent)
+    assert [gpu["state"] for gpu in gpus if gpu["index"] != 6] == ["ok"] * 7
+
+
+def test_a_driver_that_hangs_is_given_up(read):
+    said = read(eight("nvmlSystemGetDriverVersion = hang"), limit_s=2)
     assert isinstance(said, Unknown)
     assert "no answer in 2 s" in said.why
 

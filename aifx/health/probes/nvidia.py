@@ -17,9 +17,11 @@ NVML_LIMIT_S = 8.0
 CONFINED = re.compile(r"docker|kubepods|containerd|libpod|lxc|/job_\d+")
 """Control groups in which not every GPU and process of the machine is shown: containers and Slurm's jobs."""
 SXM = re.compile(r"SXM|H100 80GB HBM3|\bH200(?! NVL)|\bH20\b|\bB[23]00|GB[23]00")
-"""Modules whose NVLinks lead to switches; a card's lead somewhere only if someone put a bridge on it."""
+"""Modules, all of whose NVLinks lead somewhere; a card's do if someone put a bridge on it."""
 RACK = re.compile(r"GB[23]00")
 """Whose NVLink fabric spans nodes and is kept by the rack's own manager, not by a service on the node."""
+GRACE = re.compile(r"\bG[HB]\d00")
+"""Which reach their processor over NVLink-C2C; their PCIe link carries no data of jobs."""
 
 LINK_MB_S = {r"A100": 25000, r"\b(H100|H200|H800|H20|GH200)": 26562, r"\bG?B[23]00": 53125}
 """One NVLink's speed in one direction, by product: the version that NVML tells differs between drivers."""
@@ -42,7 +44,7 @@ def collect(host: Host) -> dict[str, Any]:
         why = said if isinstance(said, Unknown) else Unknown("NVML's document is no table")
         return {"nvidia": why, "gpus": why, "gpu_count": {"nvml": why, "pci": len(buses["gpus"])}}
     listed = said["gpus"]
-    gpus = [_gpu(gpu, len(listed)) for gpu in listed] if isinstance(listed, list) else listed
+    gpus = [_gpu(gpu, listed) for gpu in listed] if isinstance(listed, list) else listed
     count = said["count"] if isinstance(said["state"], Unknown) or said["state"] == "ok" else 0
     return {
         "nvidia": _node(host, said, gpus, buses),
@@ -113,41 +115,49 @@ def _service(host: Host, name: str) -> str | Absent | Unknown:
     return state[1] if state else Unknown(f"systemctl does not tell the state of {name}", f"systemctl status {name}")
 
 
-def _gpu(gpu: Mapping[str, Any], count: int) -> Facts:
+def _gpu(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]]) -> Facts:
     """One GPU's facts, named, with what follows from them."""
     name, bus, links = gpu["name"], gpu["pci_bus_id"], gpu["links"]
-    device = f"GPU{gpu['index']}" + (f" ({bus})" if isinstance(bus, str) else "")
     product = name if isinstance(name, str) else ""
-    tables = links if isinstance(links, list) else []
-    states = [link["state"] for link in tables]
-    # One module alone, in a virtual machine of one GPU, has nobody to be linked with.
-    leads = "active" in states or (bool(SXM.search(product)) and count > 1)
+    mig = gpu["mig"]["current"]
     return {
         **gpu,
-        "device": device,
+        "device": f"GPU{gpu['index']}" + (f" ({bus})" if isinstance(bus, str) else ""),
         "in_rack": bool(RACK.search(product)),
-        "is_partitioned": False if isinstance(mig := gpu["mig"]["current"], Absent) else mig,
+        "over_c2c": bool(GRACE.search(product)),
+        "is_partitioned": False if isinstance(mig, Absent) else mig,
         "pcie": {**gpu["pcie"], "replays_allowed_per_min": _replays_allowed(gpu["pcie"])},
         "num_processes": len(gpu["processes"]) if isinstance(gpu["processes"], list) else gpu["processes"],
-        "nvlink": _nvlink(links, states, leads, product),
+        "nvlink": _nvlink(gpu, all_gpus, product),
         "fabric": _fabric(gpu["fabric"]),
-        "links": [{**link, "device": f"link {link['link']}"} for link in tables] if isinstance(links, list) else links,
+        "links": [{**link, "device": f"link {link['link']}"} for link in links] if isinstance(links, list) else links,
     }
 
 
-def _nvlink(links: Any, states: list[Any], leads: bool, product: str) -> Facts | Absent | Unknown:
+def _nvlink(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]], product: str) -> Any:
+    links = gpu["links"]
     if not isinstance(links, list):
         return links if isinstance(links, (Absent, Unknown)) else Unknown("the links are no list")
     inactive = [link["link"] for link in links if link["state"] == "inactive"]
-    failed = next((state for state in states if isinstance(state, Unknown)), None)
+    failed = next((link["state"] for link in links if isinstance(link["state"], Unknown)), None)
+    active = len(links) - len(inactive)
+    # One module alone, in a virtual machine of one GPU, has nobody to be linked with. A card has as many links as its
+    # bridges use, which its like tell: of 18 on an H100 NVL 12.
+    is_linked = bool(SXM.search(product)) and (len(all_gpus) > 1 or active > 0)
+    expected = len(links) if is_linked else max(_active(other) for other in all_gpus if other["name"] == gpu["name"])
     return {
         "count": len(links),
-        "is_expected": leads,
+        "expected": expected,
         "expected_mb_s": _link_speed(product),
-        "active": failed or states.count("active"),
+        "active": failed or active,
         "inactive": inactive,
-        "num_inactive": failed or len(inactive),
+        "missing": failed or max(expected - active, 0),
     }
+
+
+def _active(gpu: Mapping[str, Any]) -> int:
+    links = gpu["links"]
+    return sum(link["state"] != "inactive" for link in links) if isinstance(links, list) else 0
 
 
 def _fabric(fabric: Any) -> Any:

@@ -5,9 +5,10 @@ import json
 from health_machines.gpus import FABRIC_MANAGER, NVML, pci_device
 from health_trees import Case
 
-SXM, PCIE, VM, RACK = (
+SXM, PCIE, NVL, VM, RACK = (
     "8xH100 SXM",
     "2xA100 PCIe without bridges",
+    "4xH100 NVL with bridges",
     "L4 VM",
     "GB200 without a fabric-manager daemon",
 )

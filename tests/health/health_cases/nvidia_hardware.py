@@ -2,7 +2,7 @@
 
 from health_trees import Case
 
-from health_cases.nvidia import PCIE, RACK, SXM, VM, gpu, rate, together
+from health_cases.nvidia import NVL, PCIE, RACK, SXM, VM, gpu, rate, together
 
 BUSY = {"utilization__gpu_percent": 97, "utilization__memory_percent": 60}
 EXPECTED_CLOCK = {"expected": {"gpu_clock_mhz": 1980}}
@@ -74,6 +74,7 @@ LINKS = [
         SXM,
         together(*(gpu(i, **{f"links__{n}__state": "inactive" for n in range(18)}) for i in range(8))),
     ),
+    Case("nvidia.nvlink.inactive", NVL, together(*(gpu(i, links__0__state="inactive") for i in (2, 3)))),
     Case("nvidia.nvlink.expected", PCIE, {}, site={"expected": {"nvlinks": 12}}),
     Case("nvidia.nvlink.state", RACK, gpu(1, links__4__state="traffic_disabled")),
     Case("nvidia.nvlink.speed", SXM, gpu(1, links__4__speed_mb_s=13281)),

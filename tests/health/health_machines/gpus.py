@@ -6,7 +6,7 @@ import json
 
 from health_machines.jax_stack import jax_on_gpus
 from health_machines.linux import server
-from health_machines.nvml_documents import A100_PCIE, DRIVER, GB200, H100, L4, Product, document
+from health_machines.nvml_documents import A100_PCIE, DRIVER, GB200, H100, H100_NVL, L4, Product, document
 
 NVML = "aifx-captured/nvml.json"
 FABRIC_MANAGER = "aifx-captured/systemctl_show_--propertyActiveState_nvidia-fabricmanager.service.txt"
@@ -44,6 +44,11 @@ def a100_pcie() -> dict[str, str]:
     return machine_of(A100_PCIE, ["0000:17:00.0", "0000:ca:00.0"])
 
 
+def h100_nvl() -> dict[str, str]:
+    """Four cards, in pairs under three bridges, which use 12 of a card's 18 links."""
+    return machine_of(H100_NVL, ["0000:41:00.0", "0000:61:00.0", "0000:81:00.0", "0000:a1:00.0"])
+
+
 def l4_vm() -> dict[str, str]:
     """A virtual machine that one card was passed to."""
     tree = machine_of(L4, ["0000:00:03.0"])
@@ -62,6 +67,7 @@ def gb200_tray() -> dict[str, str]:
 MACHINES = {
     "8xH100 SXM": h100_sxm,
     "2xA100 PCIe without bridges": a100_pcie,
+    "4xH100 NVL with bridges": h100_nvl,
     "L4 VM": l4_vm,
     "GB200 without a fabric-manager daemon": gb200_tray,
 }

@@ -20,6 +20,7 @@ class Product:
     margins: T.Limit at which it shuts down and slows down, and the margin at rest, C; or none.
     thresholds: temperatures at which it shuts down, slows down, and the largest of memory and GPU, C; or none.
     links: how many, MB/s of each, and what is at the other end; or none.
+    unlinked: the links that lead nowhere.
     fabric: as `aifx.health.nvml_links.fabric` has it; or none.
     banks: that rows are remapped in.
     """
@@ -35,7 +36,7 @@ class Product:
     thresholds: tuple[int, int, int, int] | None = None
     memory_c: int | None = None
     links: tuple[int, int, str] | None = None
-    linked: bool = True
+    unlinked: frozenset[int] = frozenset()
     has_link_rates: bool = False
     fabric: dict[str, Any] | None = None
     banks: int = 640
@@ -50,7 +51,11 @@ H100 = Product(
 )  # fmt: skip
 A100_PCIE = Product(
     "NVIDIA A100 80GB PCIe", "92.00.A0.00.05", "1001.0230.00.03", (81920, 622), (150, 300, 300, 45.2), (1410, 1512),
-    (4, 1), thresholds=(92, 89, 95, 85), memory_c=38, links=(12, 25000, "gpu"), linked=False,
+    (4, 1), thresholds=(92, 89, 95, 85), memory_c=38, links=(12, 25000, "gpu"), unlinked=frozenset(range(12)),
+)  # fmt: skip
+H100_NVL = Product(
+    "NVIDIA H100 NVL", "96.00.88.00.11", "1010.0210.00.03", (95830, 630), (200, 400, 400, 61.2), (1785, 2619), (5, 5),
+    margins=(-8, -2, 50), memory_c=44, links=(18, 26562, "gpu"), unlinked=frozenset({4, 5, 10, 11, 16, 17}), banks=2560,
 )  # fmt: skip
 L4 = Product(
     "NVIDIA L4", "95.04.29.00.06", "G193.0200.00.01", (23034, 461), (40, 72, 72, 12.9), (2040, 6251), (4, 1),
@@ -141,7 +146,7 @@ RATES = ("receive_errors", "integrity_errors", "recoveries_failed", "symbol_ber"
 def _link(product: Product, number: int) -> dict[str, Any]:
     _, speed, remote = product.links or (0, 0, "")
     silent = dict.fromkeys((*COUNTERS, *RATES, "speed_mb_s", "version", "remote"), ABSENT)
-    if not product.linked:
+    if number in product.unlinked:
         return {"link": number, "state": "inactive", **silent}
     if product.has_link_rates:
         counts: dict[str, Any] = {**dict.fromkeys(RATES, 0), "symbol_ber": 0.0, "effective_ber": 10.0**-254}
