@@ -65,13 +65,14 @@ class Checks:
         self._changed = threading.Condition()
         self._is_running = False
         self._told: Told | None = None
-        self.started = self.failed = 0
+        self.started = self.failed = self._ended = 0
 
     def now(self) -> Told:
         """An answer of this interval, waited for where none is there yet."""
         with self._changed:
             self._start_if_due()
-            self._changed.wait_for(lambda: not self._is_running)
+            wanted = self.started
+            self._changed.wait_for(lambda: self._ended >= wanted)
             assert self._told is not None
             return self._told
 
@@ -100,6 +101,7 @@ class Checks:
             self.failed += document is None
             self._told = Told(document, error, body, time.time(), time.monotonic() + self.interval_s)
             self._is_running = False
+            self._ended += 1
             self._changed.notify_all()
 
 

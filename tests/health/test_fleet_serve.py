@@ -1,0 +1,219 @@
+"""`aifx doctor serve`: a real process on loopback, and its parts where a test must hold up the check."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from fleets import AIFX, environ, run
+
+from aifx.health.agent import Agent, Checks, is_loopback, metrics
+
+READY = re.compile(r"listening at (\S+?),? ")
+
+
+@contextmanager
+def served(tmp_path, *options, **env):
+    """The agent's process and its address."""
+    command = [*AIFX, "doctor", "serve", "--port", "0", "--only", "cpu", *options]
+    process = subprocess.Popen(command, env=environ(tmp_path, **env), stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stderr.readline()
+        assert READY.search(line), line + process.stderr.read()
+        yield process, READY.search(line)[1].rstrip(";")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_answers_and_ends_in_order(tmp_path, number):
+    with served(tmp_path) as (process, url):
+        assert url.startswith("http://127.0.0.1:")
+        assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+        first, second = (httpx.get(f"{url}/v1/report").json() for _ in range(2))
+        assert first["schema_version"] == 1
+        assert first["status"] in ("healthy", "warning", "unhealthy", "unknown")
+        assert isinstance(first["snapshot"]["facts"]["kernel"]["release"], str)
+        assert second == first  # the interval has not passed
+        assert httpx.get(f"{url}/nothing").status_code == 404
+        assert httpx.post(f"{url}/v1/report").status_code == 501
+        process.send_signal(number)
+        assert process.wait(30) == 0
+
+
+def test_the_token_is_asked_for_by_all_but_healthz(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("s3cret\n")
+    with served(tmp_path, "--token-file", str(token), AIFX_DOCTOR_TOKEN="another") as (_, url):
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        for path in ("/v1/report", "/metrics"):
+            assert httpx.get(url + path).status_code == 401
+            assert httpx.get(url + path, headers={"Authorization": "Bearer another"}).status_code == 401
+            assert httpx.get(url + path, headers={"Authorization": "Bearer s3cret"}).status_code == 200
+
+
+def test_others_are_let_in_only_with_a_token(tmp_path):
+    refused = run("doctor", "serve", "--bind", "0.0.0.0", "--port", "0", env=environ(tmp_path))
+    assert refused.returncode == 2
+    assert "no token was given" in refused.stderr
+    assert "--insecure" in refused.stderr
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl to make a certificate")
+def test_tls(tmp_path):
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=node"]
+    subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    with served(tmp_path, "--tls-cert", str(certificate), "--tls-key", str(key)) as (_, url):
+        assert url.startswith("https://")
+        host, port = url.removeprefix("https://").split(":")
+        with socket.create_connection((host, int(port))):  # one that never speaks holds up nobody
+            context = ssl.create_default_context(cafile=certificate)
+            assert httpx.get(f"{url}/healthz", verify=context).status_code == 200
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"{url}/healthz")
+            trusting = run("doctor", "--agents", url, "--tls-ca", str(certificate), "--json", env=environ(tmp_path))
+            assert [n["findings"] for n in json.loads(trusting.stdout)["nodes"]] == [[]]
+            doubting = run("doctor", "--agents", url, "--json", env=environ(tmp_path))
+            (finding,) = json.loads(doubting.stdout)["findings"]
+            assert finding["id"] == "fleet.node.no_report"  # it is there: a matter of the set-up
+            assert doubting.returncode == 2
+
+
+def test_a_port_that_is_taken_is_told(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = run("doctor", "serve", "--port", str(port), env=environ(tmp_path))
+    assert told.returncode == 2
+    assert f"cannot listen at 127.0.0.1:{port}" in told.stderr
+
+
+DOCUMENT = {
+    "schema_version": 1,
+    "host": "n1",
+    "status": "unhealthy",
+    "findings": [
+        {"id": "a.b", "severity": "critical", "device": 'gpu "0"\\\n'},
+        {"id": "a.c", "severity": "warning", "device": ""},
+        {"id": "a.c", "severity": "warning", "device": ""},
+    ],
+    "skipped": [{"id": "x.y", "why": "none"}],
+    "duration_s": 1.25,
+}
+SAMPLE = re.compile(r'([a-z_]+)(\{([a-z]+="(?:[^"\\\n]|\\["\\n])*",?)+\})? (-?[0-9.e+-]+|NaN|[+-]Inf)')
+
+
+def test_metrics_are_in_prometheus_format():
+    text = metrics(Checks(lambda: DOCUMENT, 60))
+    assert text.endswith("\n")
+    described = set()
+    for line in text.splitlines():
+        if line.startswith("# "):
+            described.add(line.split()[2])
+            continue
+        sample = SAMPLE.fullmatch(line)
+        assert sample, line
+        assert sample[1] in described
+    assert 'aifx_doctor_status{status="unhealthy"} 1' in text
+    assert 'aifx_doctor_status{status="healthy"} 0' in text
+    assert 'aifx_doctor_findings{severity="warning"} 2' in text
+    assert 'aifx_doctor_finding{id="a.b",severity="critical",device="gpu \\"0\\"\\\\\\n"} 1' in text
+    assert 'aifx_doctor_finding{id="a.c",severity="warning",device=""} 2' in text
+    assert "aifx_doctor_check_duration_seconds 1.25" in text
+    assert "aifx_doctor_skipped 1" in text
+
+
+@contextmanager
+def agent(check, interval_s=60.0):
+    server = Agent(("127.0.0.1", 0), Checks(check, interval_s))
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield server.url
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_healthz_waits_for_no_check_and_one_check_serves_all():
+    begun, may_end, calls = threading.Event(), threading.Event(), []
+
+    def check():
+        calls.append(1)
+        begun.set()
+        assert may_end.wait(60)
+        return DOCUMENT
+
+    answers = []
+    with agent(check) as url:
+        askers = [
+            threading.Thread(target=lambda: answers.append(httpx.get(f"{url}/v1/report", timeout=60).json()))
+            for _ in range(8)
+        ]
+        for asker in askers:
+            asker.start()
+        assert begun.wait(60)
+        assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
+        assert answers == []
+        may_end.set()
+        for asker in askers:
+            asker.join(60)
+        assert answers == [DOCUMENT] * 8
+        assert len(calls) == 1
+
+
+def test_after_the_interval_it_is_checked_again_and_metrics_do_not_wait():
+    calls, may_end = [], threading.Event()
+
+    def check():
+        calls.append(1)
+        assert len(calls) == 1 or may_end.wait(60)
+        return DOCUMENT | {"duration_s": float(len(calls))}
+
+    with agent(check, 0.0) as url:
+        assert httpx.get(f"{url}/v1/report").json()["duration_s"] == 1
+        scraped = httpx.get(f"{url}/metrics", timeout=60).text
+        assert "aifx_doctor_check_duration_seconds 1\n" in scraped  # the last one's, while the next runs
+        may_end.set()
+        assert httpx.get(f"{url}/v1/report", timeout=60).json()["duration_s"] >= 2
+
+
+def test_a_check_that_fails_is_told_and_counted():
+    def check():
+        raise RuntimeError("broken\nprobe")
+
+    with agent(check) as url:
+        answer = httpx.get(f"{url}/v1/report")
+        assert answer.status_code == 503
+        assert answer.json() == {"error": "the check failed: RuntimeError: broken probe"}
+        text = httpx.get(f"{url}/metrics").text
+        assert 'aifx_doctor_status{status="unknown"} 1' in text
+        assert "aifx_doctor_check_failures_total 1" in text
+        assert "aifx_doctor_check_success 0" in text
+
+
+def test_a_client_that_stalls_holds_up_nobody():
+    with agent(lambda: DOCUMENT) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as stalled:
+            stalled.sendall(b"GET /v1/rep")
+            time.sleep(0.1)
+            assert httpx.get(f"{url}/v1/report").json() == DOCUMENT
+
+
+@pytest.mark.parametrize(
+    ("host", "is_ours"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("127.8.8.8", True), ("0.0.0.0", False), ("::", False),
+     ("10.0.0.1", False), ("node1", False)],
+)  # fmt: skip
+def test_what_is_loopback(host, is_ours):
+    assert is_loopback(host) is is_ours
