@@ -8,7 +8,9 @@ import threading
 import time
 
 import pytest
-from health_trees import machines, snapshot_of
+from health_machines.host_files import own_limits
+from health_machines.network_files import infiniband_files, port
+from health_trees import machines, report_of, snapshot_of
 
 from aifx.health.check import collect
 from aifx.health.facts import Absent, Unknown
@@ -35,7 +37,7 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "planted/Zx81",
     "DB_URL": "postgres://u:planted77@db/x",
 }
-CANNOT_BE = {"limits.handles.exhausted", "limits.tasks.exhausted", "disk.read_only.remounted", "disk.place.unwritable"}
+CANNOT_BE = {"limits.handles.exhausted", "limits.tasks.exhausted", "disk.read_only.remounted"}
 """Else these tests could not run; of anything else the machine may really be ill."""
 
 
@@ -174,6 +176,30 @@ def test_a_clock_that_could_not_be_read_is_unknown():
     assert clock.collect(Said(chronyc=hangs))["clock"]["offset_ms"] == hangs
     for text in ("", "a,b", "506 strange\n"):
         assert isinstance(clock.collect(Said(chronyc=text))["clock"]["offset_ms"], Unknown)
+
+
+@pytest.mark.parametrize(
+    ("phys", "downed", "is_ill"), [("2: Polling", 0, False), ("2: Polling", 1, True), ("5: LinkUp", 0, True)]
+)
+def test_a_port_that_nobody_wired_is_no_fault(phys, downed, is_ill, tmp_path):
+    """The other card of two, which is down."""
+    tree = machines()["server"]() | port(0) | port(1, "10 Gb/sec (4X SDR)", state="1: DOWN", phys=phys)
+    tree["sys/class/infiniband/mlx5_1/ports/1/counters/link_downed"] = f"{downed}\n"
+    assert any(f.id == "infiniband.port.down" for f in report_of(snapshot_of(tree, tmp_path)).findings) == is_ill
+
+
+def test_two_groups_of_ports_are_not_compared(tmp_path):
+    """Some cards of one kind may serve storage, at half the speed."""
+    tree = machines()["server"]() | infiniband_files(6)
+    tree |= port(6, "200 Gb/sec (4X HDR)") | port(7, "200 Gb/sec (4X HDR)")
+    assert not report_of(snapshot_of(tree, tmp_path)).findings
+
+
+def test_a_limit_that_does_not_hold_for_root(tmp_path):
+    tree = machines()["server with InfiniBand"]() | {"proc/self/limits": own_limits(memlock="8388608")}
+    assert [f.id for f in report_of(snapshot_of(tree, tmp_path)).findings] == ["limits.memlock.limited"]
+    tree["proc/self/status"] = tree["proc/self/status"].replace("0000000000000000", "000001ffffffffff")
+    assert not report_of(snapshot_of(tree, tmp_path)).findings
 
 
 def test_what_only_root_may_read_is_unknown_with_how_to_mend_it(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 from aifx.health.facts import Absent, Unknown
 from aifx.health.host import Host
 from aifx.health.probes import Probe
+from aifx.health.probes.network import agreed
 
 CARDS = "/sys/class/infiniband"
 PCI = "/sys/bus/pci/devices"
@@ -22,6 +23,10 @@ COUNTERS = {
     "not_ready_retries": "hw_counters/rnr_nak_retry_err",
 }
 GPU_VENDORS = ("0x10de", "0x1002")
+FABRIC_GBIT, FAST_GBIT = 100, 400
+MANY = 3
+"""So many alike that are up make one that never was a fault; one or two may be all that was wired."""
+
 NO_CABLE = ("Disabled", "Polling")
 
 
@@ -38,21 +43,31 @@ def _infiniband(host: Host) -> Any:
     if not ports:
         return names if isinstance(names, Unknown) else Absent("there is no InfiniBand or RoCE port here")
     for port in ports:
-        peers = [p for p in ports if p["place"] == port["place"] and p is not port and p["state"] == "ACTIVE"]
-        rates = [p["rate_gbit"] for p in peers if isinstance(p["rate_gbit"], float)]
-        port["peers_up"] = len(peers)
-        port["peer_rate_gbit"] = max(rates, default=Absent("there is no other port of this kind that is up"))
+        alike = [other for other in ports if other["place"] == port["place"] and other is not port]
+        up = [other for other in alike if other["state"] == "ACTIVE"]
+        port["peers_up"] = len(up)
+        port["peer_rate_gbit"] = agreed([other["rate_gbit"] for other in up])
         was_up = isinstance(port["link_downed"], int) and port["link_downed"] > 0
-        port["is_expected_up"] = port["phys_state"] not in NO_CABLE or was_up or bool(peers)
+        has_cable = port["phys_state"] not in NO_CABLE or was_up
+        port["is_expected_up"] = has_cable or len(up) >= max(MANY, len(alike) / 2)
     for port in ports:
         del port["place"]
+    rates = [port["rate_gbit"] if port["state"] == "ACTIVE" else 0 for port in ports]
+    fabric = [port for port, rate in zip(ports, rates, strict=True) if _is_of_fabric(port["layer"], rate)]
     return {
         "ports": ports,
         "port_count": len(ports),
         "active_ports": sum(port["state"] == "ACTIVE" for port in ports),
+        "fabric_ports": len(fabric),
+        "fast_ports": sum(isinstance(rate, float) and rate >= FAST_GBIT for rate in rates),
         "device_files_missing": _device_files_missing(host),
         "gpudirect": _gpudirect(host),
     }
+
+
+def _is_of_fabric(layer: Any, rate: Any) -> bool:
+    """Whether jobs may use it: drivers of plain network cards make RDMA ports too."""
+    return isinstance(rate, float) and (layer == "InfiniBand" or rate >= FABRIC_GBIT)
 
 
 def _ports(host: Host, card: str) -> list[dict[str, Any]]:

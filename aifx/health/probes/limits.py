@@ -14,6 +14,9 @@ from aifx.health.probes.space import space
 
 LOOKS = 5
 LOOK_EVERY_S = 0.1
+CAP_IPC_LOCK = 14
+"""Of include/uapi/linux/capability.h: root's, for whom the limit does not hold."""
+
 KERNEL_THREAD = 0x00200000
 """PF_KTHREAD of include/linux/sched.h, in field 9 of /proc/PID/stat."""
 
@@ -22,7 +25,7 @@ def collect(host: Host) -> dict[str, Any]:
     shm = host.measure("shm_space", lambda: space("/dev/shm"))
     return {
         "limits": {
-            **_own_limits(host.read("/proc/self/limits")),
+            **_own_limits(host.read("/proc/self/limits"), host.read("/proc/self/status")),
             **_tasks(host),
             **_handles(host.read("/proc/sys/fs/file-nr")),
             **_cgroup_tasks(host),
@@ -38,7 +41,7 @@ def collect_processes(host: Host) -> dict[str, Any]:
     return {"processes": processes(host)}
 
 
-def _own_limits(text: str | Absent | Unknown) -> dict[str, Any]:
+def _own_limits(text: str | Absent | Unknown, status: str | Absent | Unknown) -> dict[str, Any]:
     names = ("memlock_is_limited", "memlock_mib", "open_files")
     if not isinstance(text, str):
         return dict.fromkeys(names, text)
@@ -47,9 +50,11 @@ def _own_limits(text: str | Absent | Unknown) -> dict[str, Any]:
     strange = Unknown("/proc/self/limits is not as it should be")
     if not memlock or not files:
         return dict.fromkeys(names, strange)
+    capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE) if isinstance(status, str) else None
+    may_lock = capabilities is not None and bool(int(capabilities[1], 16) >> CAP_IPC_LOCK & 1)
     number = memlock[1].isdigit()
     return {
-        "memlock_is_limited": memlock[1] != "unlimited",
+        "memlock_is_limited": memlock[1] != "unlimited" and not may_lock,
         "memlock_mib": round(int(memlock[1]) / (1 << 20), 3) if number else Absent("locked memory has no limit"),
         "open_files": int(files[1]) if files[1].isdigit() else Absent("open files have no limit"),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections import Counter
 from typing import Any
 
 from aifx.health.facts import Absent, Unknown
@@ -50,28 +49,32 @@ def _interfaces(host: Host) -> Any:
     found = [_interface(host, name) for name in cards]
     alike: dict[Any, list[dict[str, Any]]] = {}
     for one in found:
-        if one["is_up"] is True and one["state"] == "up" and isinstance(one["model"], str):
+        if one["is_up"] is True and one["state"] == "up":
             alike.setdefault(one["model"], []).append(one)
-    alone = Absent("there is no other card of this kind with a link")
     for one in found:
         peers = [peer for peer in alike.get(one["model"], []) if peer is not one]
-        speeds = [peer["speed_gbit"] for peer in peers if isinstance(peer["speed_gbit"], float)]
-        mtus = Counter(peer["mtu"] for peer in peers if isinstance(peer["mtu"], int))
-        one["peer_speed_gbit"] = max(speeds, default=alone)
-        # Of two that differ neither is the odd one.
-        one["peer_mtu"] = mtus.most_common(1)[0][0] if sum(mtus.values()) > 1 else alone
+        one["peer_speed_gbit"] = agreed([peer["speed_gbit"] for peer in peers])
+        one["peer_mtu"] = agreed([peer["mtu"] for peer in peers])
     return found
+
+
+def agreed(figures: list[Any]) -> Any:
+    """What all others of a kind have: of two that differ neither is the odd one, nor of two groups."""
+    first = figures[0] if len(figures) > 1 and len(set(map(str, figures))) == 1 else None
+    return first if isinstance(first, (int, float)) else Absent("there are not two others of this kind that agree")
 
 
 def _interface(host: Host, name: str) -> dict[str, Any]:
     folder = f"{NET}/{name}"
     flags, speed = host.number(f"{folder}/flags"), host.number(f"{folder}/speed")
-    model = [host.read(f"{folder}/device/{part}") for part in ("vendor", "device")]
+    # The type tells InfiniBand from Ethernet, the subsystem one maker's cards with one chip from another's.
+    model = [host.read(f"{folder}/{part}") for part in ("device/vendor", "device/device", "type")]
+    subsystem = host.read(f"{folder}/device/subsystem_device")
     errors = [host.number(f"{folder}/statistics/{way}_errors") for way in ("rx", "tx")]
     whole = [error for error in errors if isinstance(error, int)]
     return {
         "device": name,
-        "model": ":".join(map(str, model)) if all(isinstance(m, str) for m in model) else Absent("not on PCI"),
+        "model": ":".join(m for m in (*model, subsystem) if isinstance(m, str)),
         "is_up": bool(flags & IFF_UP) if isinstance(flags, int) else flags,
         "state": host.read(f"{folder}/operstate"),
         "carrier_changes": host.number(f"{folder}/carrier_changes"),

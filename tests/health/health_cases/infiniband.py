@@ -24,6 +24,11 @@ CASES = [
         {"sys/class/infiniband/mlx5_5": None},
         site={"expected": {"infiniband_ports": 8}},
     ),
+    Case(
+        "infiniband.ports.few",
+        "8xH100 SXM with InfiniBand",
+        {"sys/class/infiniband/mlx5_5": None, "sys/class/infiniband_verbs/uverbs5": None},
+    ),
     Case("infiniband.rate.below_peers", NODE, {f"{PORT}/rate": "200 Gb/sec (2X NDR)\n"}),
     Case(
         "infiniband.rate.expected",

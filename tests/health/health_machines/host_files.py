@@ -101,7 +101,7 @@ def stat(pid: int, name: str, state: str = "S", flags: int = 4194560) -> str:
 def limits_files() -> dict[str, str]:
     return {
         "proc/self/limits": own_limits(),
-        "proc/self/status": "Name:\tpython3\nState:\tR (running)\nCpus_allowed:\tffff\nCpus_allowed_list:\t0-15\n",
+        "proc/self/status": "Name:\tpython3\nCapEff:\t0000000000000000\nCpus_allowed:\tffff\n",
         "proc/sys/kernel/pid_max": "4194304\n",
         "proc/sys/kernel/threads-max": "8251021\n",
         "proc/sys/fs/file-nr": "14016\t0\t9223372036854775807\n",

@@ -1,8 +1,9 @@
-"""Healthy machines without GPUs: a node with InfiniBand, a TPU VM, a small VM, a container."""
+"""Healthy machines: two nodes with InfiniBand, a TPU VM, a small VM, a container."""
 
 from __future__ import annotations
 
 from health_machines.clock_files import CHRONY, timesyncd
+from health_machines.gpus import h100_sxm
 from health_machines.host_files import meminfo, node_meminfo, own_limits, stat
 from health_machines.jax_stack import captured, jax_files, packages
 from health_machines.linux import server
@@ -38,6 +39,14 @@ def infiniband_server() -> dict[str, str]:
     """Eight ports in use, and the second port of the first card, which has no cable."""
     tree = server() | infiniband_files()
     return tree | port(8, "10 Gb/sec (4X SDR)", state="1: DOWN", phys="3: Disabled", function=1)
+
+
+def h100_infiniband() -> dict[str, str]:
+    """A port of 400 Gb/s for each GPU, which reaches its memory."""
+    tree = h100_sxm() | infiniband_files()
+    peermem = "nvidia_peermem 16384 0 - Live 0x0000000000000000 (POE)\n"
+    nvidia = "nvidia 9732096 38 nvidia_uvm,nvidia_peermem, Live 0x0000000000000000 (POE)\n"
+    return tree | {"proc/modules": tree["proc/modules"] + nvidia + peermem}
 
 
 def virtual(cpus: int, gib: float) -> dict[str, str]:
@@ -154,6 +163,7 @@ def container() -> dict[str, str]:
 
 MACHINES = {
     "server with InfiniBand": infiniband_server,
+    "8xH100 SXM with InfiniBand": h100_infiniband,
     "TPU v5e VM": tpu_vm,
     "small VM": small_vm,
     "container without /dev/kmsg": container,

@@ -24,6 +24,7 @@ def card(
     return {
         f"{folder}/device/vendor": f"{vendor}\n",
         f"{folder}/device/device": f"{device}\n",
+        f"{folder}/type": "1\n",
         f"{folder}/operstate": f"{state}\n",
         f"{folder}/flags": f"{flags}\n",
         f"{folder}/speed": f"{speed}\n",
