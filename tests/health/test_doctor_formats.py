@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,16 @@ def test_a_bug_is_unknown(
     line = capfd.readouterr().out
     assert line.startswith("AIFX UNKNOWN - a bug in aifx: ZeroDivisionError: planted here")
     assert line.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize(("form", "code"), [("nagios", 3), ("npd", 2)])
+def test_a_line_that_cannot_be_written_is_no_ok(form: str, code: int, snapshots: dict[str, Path]) -> None:
+    checked = ["doctor", "--only", "memory", "--replay", str(snapshots["healthy"]), "--format", form]
+    command = [sys.executable, "-m", "aifx.commands.main", *checked]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == code
 
 
 def test_who_calls() -> None:

@@ -140,7 +140,13 @@ def test_a_broken_node_is_drained_once(
 
 @pytest.mark.parametrize(
     ("state", "reason"),
-    [("IDLE+DRAIN", "new fans, Eve"), ("MIXED+DRAIN", ""), ("DOWN*", "Not responding"), ("IDLE+DRAIN", "Prolog error")],
+    [
+        ("IDLE+DRAIN", "new fans, Eve"),
+        ("IDLE+DRAIN", f"{RULE} is looked at by Eve"),
+        ("IDLE+DRAIN", "Prolog error"),
+        ("MIXED+DRAIN", ""),
+        ("DOWN*", "Not responding"),
+    ],
 )
 @pytest.mark.parametrize("machine", ["broken", "right"])
 def test_what_others_have_set_is_left(
