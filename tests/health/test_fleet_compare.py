@@ -11,6 +11,7 @@ from aifx.health.fleet.compare import (
     MIN_Z,
     Fact,
     compare,
+    light,
     load_facts,
     middle_and_spread,
     stands_out,
@@ -175,6 +176,23 @@ def test_values_name_their_devices():
     assert values_at(facts, "gpus.links.mb_s") == [("g0 link 1", 5)]
     assert values_at(facts, "gpus.missing.mb_s") == []
     assert values_at({"a": None}, "a") == []
+
+
+def test_what_is_kept_of_a_snapshot_is_what_is_compared():
+    machines = fleet(6)
+    for plant, name in zip(PLANTED.values(), machines, strict=False):
+        plant(machines[name])
+    machines["n005"]["gpus"][0]["vbios"] = {"$absent": "not told"}
+    whole = [
+        {"snapshot": {"facts": facts | {"processes": [1, 2]}, "before": {"facts": facts}}}
+        for facts in machines.values()
+    ]
+    kept = [light(document)["snapshot"] for document in whole]
+    assert all("processes" not in snapshot["facts"] and snapshot["before"] is None for snapshot in kept)
+    again = dict(zip(machines, (snapshot["facts"] for snapshot in kept), strict=True))
+    assert found(again) == found(machines) != []
+    for strange in (None, [], {"snapshot": 3}, {"snapshot": {"facts": []}}):
+        assert light(strange) == strange
 
 
 def test_nonsense_in_a_snapshot_breaks_nothing():

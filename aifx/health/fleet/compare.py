@@ -80,6 +80,33 @@ def load_facts() -> tuple[Fact, ...]:
     return tuple(Fact.model_validate(document) for document in tomli.loads(text)["fact"])
 
 
+def light(document: Any) -> Any:
+    """A node's document with only those facts that nodes are compared by: a thousand whole ones take a gigabyte."""
+    snapshot = document.get("snapshot") if isinstance(document, dict) else None
+    if not isinstance(snapshot, dict) or not isinstance(snapshot.get("facts"), dict):
+        return document
+    return {**document, "snapshot": {**snapshot, "facts": _light(snapshot["facts"], _tree()), "before": None}}
+
+
+@cache
+def _tree() -> dict[str, Any]:
+    """The paths that are compared, by name and name."""
+    tree: dict[str, Any] = {}
+    for path in (path for fact in load_facts() for path in (fact.path, fact.among) if path is not None):
+        branch = tree
+        for name in path.split("."):
+            branch = branch.setdefault(name, {})
+    return tree
+
+
+def _light(value: Any, tree: Mapping[str, Any]) -> Any:
+    if isinstance(value, list) and tree:
+        return [_light(item, tree) for item in value]
+    if not isinstance(value, dict) or not tree or "$absent" in value or "$unknown" in value:
+        return value
+    return {name: _light(value[name], tree.get(name, {})) for name in ("device", *tree) if name in value}
+
+
 def compare(nodes: Sequence[Node], facts: Iterable[Fact] | None = None) -> list[Finding]:
     """Findings across the nodes that sent a snapshot, by fact; `device` is the node."""
     seen = {node.name: node.snapshot.facts for node in nodes if node.snapshot is not None}

@@ -9,6 +9,7 @@ from typing import Any
 
 import aifx
 from aifx.errors import AifxError, DataError
+from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
 
 VERSION = 1
@@ -76,6 +77,6 @@ def _node(line: dict[str, Any]) -> Node:
     if "document" not in line:
         return Node(name, why=str(line["why"]), is_silent=bool(line["is_silent"]), took_s=took_s)
     try:
-        return node_of(name, line["document"], took_s)
+        return node_of(name, light(line["document"]), took_s)
     except AifxError as error:
         return Node(name, why=f"{error.what}: {error.why}", took_s=took_s)

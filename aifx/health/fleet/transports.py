@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 
 from aifx.errors import AifxError, EnvironmentFault
+from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
 
 MAX_BYTES = 32 << 20
@@ -221,7 +222,7 @@ def _hear(name: str, answer: bytes | NoReport | Callable[[], bytes], took_s: flo
             raise answer
         body = answer if isinstance(answer, bytes) else answer()
         document = _document(body)
-        heard(node_of(name, document, took_s), document)
+        heard(node_of(name, light(document), took_s), document)
     except NoReport as why:
         heard(Node(name, why=" ".join(str(why).split()), is_silent=why.is_silent, took_s=took_s), None)
     except AifxError as error:
