@@ -64,6 +64,7 @@ def tell(report: Report, form: Format, strict: bool) -> NoReturn:
     """The line on stdout, and the end. Raises Told."""
     line, code = nagios(report) if form is Format.NAGIOS else npd(report, strict)
     sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()  # one that cannot be written is no verdict
     raise Told(code)
 
 
