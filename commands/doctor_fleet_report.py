@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aifx.commands.doctor_report import STATUS_STYLES, STYLES
-from aifx.commands.terminal import Output
+from aifx.commands.terminal import Output, printable
 from aifx.health.fleet.report import FleetReport, Suspect
 from aifx.health.report import SEVERITIES, Finding
 
@@ -94,7 +93,8 @@ def _headline(report: FleetReport) -> Text:
 def _suspect(suspect: Suspect) -> tuple[str, str, str, str]:
     because = suspect.causes[0]
     more = f" (+{len(suspect.causes) - 1})" if len(suspect.causes) > 1 else ""
-    return suspect.node, f"{suspect.lost_gpu_hours:,.1f}", f"{suspect.probability:.0%}", f"{because.summary}{more}"
+    lost, chance = f"{suspect.lost_gpu_hours:,.1f}", f"{suspect.probability:.0%}"
+    return printable(suspect.node), lost, chance, f"{printable(because.summary)}{more}"
 
 
 def _block(group: Group) -> list[Text]:
@@ -121,5 +121,5 @@ def _line(parts: Iterable[tuple[str, str]]) -> Text:
 
     text = Text(overflow="fold")
     for part, style in parts:
-        text.append(re.sub(r"[^\x20-\x7e\u00a0-\uffff]", "?", part), style)  # nodes send it: it must steer no terminal
+        text.append(printable(part), style)  # nodes sent it: it must steer no terminal
     return text

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -28,6 +29,7 @@ from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
 
 MAX_BYTES = 32 << 20
+MAX_BEGINS = 10
 AGENT_PATH = "/v1/report"
 SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout={seconds}", "-o", "LogLevel=ERROR", "--")
 SRUN = ("srun", "--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--no-kill", "--wait=0", "--label")
@@ -232,11 +234,11 @@ def _hear(name: str, answer: bytes | NoReport | Callable[[], bytes], took_s: flo
 def _document(body: bytes) -> Any:
     """What a node sent. A login script may have said something before it. Raises NoReport."""
     text = body.decode("utf-8", "replace")
-    begin = 0 if text.startswith("{") else text.find("\n{") + 1
-    try:
-        return json.loads(text[begin:])
-    except ValueError:
-        raise NoReport(f"it sent no JSON: {_last_line(body) or 'nothing'}") from None
+    begins = [0, *(match.end() - 1 for match in re.finditer(r"\n\{", text))]
+    for begin in begins[:MAX_BEGINS]:
+        with suppress(ValueError):
+            return json.loads(text[begin:])
+    raise NoReport(f"it sent no JSON: {_last_line(body) or 'nothing'}")
 
 
 def _last_line(text: bytes) -> str:

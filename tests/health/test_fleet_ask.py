@@ -1,0 +1,244 @@
+"""Nodes asked by real processes: through an `ssh` and an `srun` that run the command here, and simulated agents."""
+
+import json
+import os
+import runpy
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fleets import AIFX, environ, run
+
+from aifx.errors import UsageError
+from aifx.health.fleet.hosts import expanded, expanded_list, read_hosts, slurm_hosts
+
+BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "fleet.py"))
+
+SSH = """\
+#!/bin/sh
+# ssh [options] -- HOST COMMAND: runs the command here, with HOST as the node's name.
+case " $* " in *" -o BatchMode=yes "*) ;; *) echo "ssh would ask" >&2; exit 255;; esac
+while [ "$1" != -- ]; do shift; done
+host=$2; shift 2
+case $host in
+  dead*) exec sleep 600;;
+  down*) echo "ssh: connect to host $host port 22: No route to host" >&2; exit 255;;
+  shut*) echo "me@$host: Permission denied (publickey)." >&2; exit 255;;
+  bare*) echo "sh: 1: aifx: not found" >&2; exit 127;;
+  loud*) echo "Welcome to $host!"; echo "{ not yet }";;
+  late*) sleep 1;;
+esac
+exec sh -c "$*"
+"""
+
+SRUN = """\
+#!/bin/bash
+# srun --label --nodelist=A,B ... sh -c COMMAND: a task for each, whose lines are labelled and come as they come.
+echo "$*" > "$HOME/srun.words"
+while [ "$1" != sh ]; do case $1 in --nodelist=*) nodes=${1#*=};; esac; shift; done
+number=0
+for node in ${nodes//,/ }; do
+  case $node in
+    lost*) echo "srun: error: Task launch for StepId=1.0 failed on node $node: Communication failure" >&2;;
+    *) (SLURMD_NODENAME=$node "$@" 2>&1 | fold -w 1000 | sed -u "s/^/$number: /") &;;
+  esac
+  number=$((number + 1))
+done
+wait
+exit 1
+"""
+
+REPORT = {
+    "schema_version": 1,
+    "host": "asked",
+    "status": "warning",
+    "findings": [
+        {"id": "cpu.governor.slow", "severity": "warning", "device": "", "summary": "slow", "evidence": "x" * 3000,
+         "threshold": "t", "source": "s", "action": "speed it up"}
+    ],
+    "skipped": [],
+    "duration_s": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def env(tmp_path):
+    """PATH with `ssh`, `srun`, and an `aifx` that answers at once with REPORT."""
+    programs = {"ssh": SSH, "srun": SRUN, "aifx": f"#!/bin/sh\ncat <<'END'\n{json.dumps(REPORT, indent=2)}\nEND\n"}
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(stat.S_IRWXU)
+    return environ(tmp_path, PATH=f"{folder}:{os.environ['PATH']}")
+
+
+def asked(tmp_path, env, hosts, *options):
+    (tmp_path / "hosts").write_text(hosts)
+    done = run("doctor", "--hosts", str(tmp_path / "hosts"), "--json", *options, env=env)
+    return done, json.loads(done.stdout)
+
+
+def across(report):
+    return {(finding["device"], finding["id"]) for finding in report["findings"]}
+
+
+def test_over_ssh(tmp_path, env):
+    done, report = asked(tmp_path, env, "n[01-02]\nme@n03 late1 # and one that is slow\nloud1\n\n")
+    assert [node["node"] for node in report["nodes"]] == ["n01", "n02", "me@n03", "late1", "loud1"]
+    assert {node["status"] for node in report["nodes"]} == {"warning"}
+    assert report["status"] == "warning"
+    assert report["findings"] == []
+    assert len(report["suspects"]) == 5
+    assert done.returncode == 0
+    strict, _ = asked(tmp_path, env, "n01\n", "--strict")
+    assert strict.returncode == 1
+
+
+def test_the_real_check_over_ssh(tmp_path, env):
+    remote = f"{sys.executable} -m aifx.commands.main"
+    _, report = asked(tmp_path, env, "n1\n", "--remote", remote, "--only", "cpu", "--record", str(tmp_path / "r"))
+    assert report["nodes"][0]["status"] in ("healthy", "warning")
+    kept = json.loads((tmp_path / "r").read_text().splitlines()[1])
+    assert isinstance(kept["document"]["snapshot"]["facts"]["kernel"]["release"], str)
+
+
+def test_nodes_that_do_not_answer_and_nodes_that_cannot(tmp_path, env):
+    """The first are sick, the others a matter of how they are asked."""
+    done, report = asked(tmp_path, env, "n1 dead1 down1 shut1 bare1\n", "--timeout", "3")
+    silent, mute = "fleet.node.silent", "fleet.node.no_report"
+    assert across(report) == {("dead1", silent), ("down1", silent), ("shut1", mute), ("bare1", mute)}
+    why = {node["node"]: node["skipped"][0]["why"] for node in report["nodes"] if node["skipped"]}
+    assert why["dead1"] == "no answer in 3 s"
+    assert "No route to host" in why["down1"]
+    assert "Permission denied" in why["shut1"]
+    assert "not found" in why["bare1"]
+    assert done.returncode == 1
+    assert report["suspects"][0]["node"] in ("dead1", "down1")
+
+
+def test_ctrl_c_keeps_what_has_arrived(tmp_path, env):
+    (tmp_path / "hosts").write_text("n1 n2 dead1 dead2\n")
+    command = [*AIFX, "doctor", "--hosts", str(tmp_path / "hosts"), "--json", "--record", str(tmp_path / "record")]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "record").exists() or (tmp_path / "record").read_text().count("\n") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    report = json.loads(out)
+    assert [node["node"] for node in report["nodes"]] == ["n1", "n2"]
+    assert report["not_heard"] == ["dead1", "dead2"]
+    assert report["status"] == "unknown"
+    again = run("doctor", "--replay", str(tmp_path / "record"), "--json", env=env)
+    assert json.loads(again.stdout)["nodes"] == report["nodes"]
+    assert again.returncode == 2
+
+
+def test_a_record_that_was_cut_off_is_read(tmp_path, env):
+    asked(tmp_path, env, "n1 n2\n", "--record", str(tmp_path / "record"))
+    record = tmp_path / "record"
+    record.write_text(record.read_text()[:-20])
+    again = run("doctor", "--replay", str(record), "--json", env=env)
+    report = json.loads(again.stdout)
+    assert len(report["nodes"]) == 1
+    assert len(report["not_heard"]) == 1
+
+
+def test_with_srun(tmp_path, env):
+    env |= {"SLURM_JOB_NODELIST": "n[1-2],lost1"}
+    done = run("doctor", "--slurm", "--json", "--timeout", "10", env=env)
+    report = json.loads(done.stdout)
+    words = (tmp_path / "srun.words").read_text()
+    assert "--nodes=3 --nodelist=n1,n2,lost1" in words
+    assert "--ntasks-per-node=1" in words
+    assert "--kill-on-bad-exit=0" in words
+    assert [node["status"] for node in report["nodes"]] == ["warning", "warning", "unknown"]
+    assert report["nodes"][0]["findings"] == REPORT["findings"]  # lines longer than Slurm lets through
+    (finding,) = report["findings"]
+    assert (finding["id"], finding["device"]) == ("fleet.node.silent", "lost1")
+    assert "Communication failure" in finding["evidence"]
+    assert done.returncode == 1
+
+
+def test_slurm_outside_an_allocation_is_told(env):
+    told = run("doctor", "--slurm", env=env)
+    assert told.returncode == 2
+    assert "salloc" in told.stderr
+
+
+def test_people_see_one_screen(tmp_path, env):
+    (tmp_path / "hosts").write_text("n[1-20] shut1\n")
+    done = run("doctor", "--hosts", str(tmp_path / "hosts"), env=env)
+    assert done.stdout.startswith("21 nodes: unknown (20 warning, 1 unknown;")
+    assert "20 nodes: slow" in done.stdout
+    assert "and 12 more" in done.stdout
+    assert done.stdout.index("suspect ") < done.stdout.index("warning   20 nodes")
+    assert done.stderr == "asking 21 nodes\n"
+
+
+def test_a_node_steers_no_terminal(tmp_path, env):
+    evil = REPORT | {"findings": [REPORT["findings"][0] | {"summary": "\x1b[2Jgone\x07"}]}
+    (tmp_path / "bin" / "aifx").write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(evil)}\nEND\n")
+    (tmp_path / "hosts").write_text("n1\n")
+    shown = run("doctor", "--hosts", str(tmp_path / "hosts"), env=env).stdout
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+
+
+@pytest.mark.parametrize(("nodes", "slow", "dead", "outliers"), [(60, 4, 3, 3)])
+def test_agents_by_the_dozen(tmp_path, nodes, slow, dead, outliers):
+    """What benchmarks/fleet.py measures with a thousand."""
+    numbers = (nodes, slow, dead, outliers)
+    _, report = BENCHMARK["ask"](tmp_path, *numbers, slow_s=1.0, timeout_s=8.0)
+    assert BENCHMARK["mistakes"](report, *numbers) == []
+    assert report["status"] == "unhealthy"
+
+
+def test_an_agent_that_is_not_there(env):
+    done = run("doctor", "--agents", "http://127.0.0.1:9", "--json", env=env)
+    assert across(json.loads(done.stdout)) == {("http://127.0.0.1:9", "fleet.node.silent")}
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--timeout", "3"], "--timeout is for a fleet"),
+        (["--agents", "n1:9470"], "is no URL"),
+        (["--agents", "http://n1:9470", "--stress", "quick"], "--stress"),
+        (["--agents", "http://n1:9470", "--root", "/"], "--root does not go with a fleet"),
+        (["--hosts", "/nowhere"], "cannot be read"),
+        (["--agents", "http://n1:9470", "--only", "nothing_such"], "no rule or family"),
+    ],
+)
+def test_mistakes_on_the_command_line(env, options, word):
+    told = run("doctor", *options, env=env)
+    assert told.returncode == 2
+    assert word in told.stderr
+
+
+def test_a_list_of_hosts(tmp_path):
+    file = tmp_path / "hosts"
+    file.write_text("# all\nn[08-10,20] n08\nme@login.example.org\nr[1-2]n[a,b]  # four\nhttp://n1:9470\n")
+    names = ["n08", "n09", "n10", "n20", "me@login.example.org", "r1na", "r1nb", "r2na", "r2nb", "http://n1:9470"]
+    assert read_hosts(file) == names
+    assert expanded_list("a[1-2],b,c[3,5]") == ["a1", "a2", "b", "c3", "c5"]
+    assert slurm_hosts({"SLURM_JOB_NODELIST": "n[1-3]"}) == ["n1", "n2", "n3"]
+
+
+@pytest.mark.parametrize(
+    "word", ["-oProxyCommand=x", "n1;reboot", "n[3-1]", "n[1-", "$(x)", "[-o]x", "n[1-9999999]", ""]
+)
+def test_what_is_no_host(word, tmp_path):
+    with pytest.raises(ValueError, match=r"none|range"):
+        expanded(word)
+    file = tmp_path / "hosts"
+    file.write_text(f"n1\n{word}\n")
+    with pytest.raises(UsageError, match="line 2"):
+        read_hosts(file)
