@@ -191,11 +191,25 @@ def test_the_probe_reads_the_library(read, monkeypatch):
     assert facts["gpus"][7]["nvlink"]["active"] == 18
 
 
-def test_without_gpus_nothing_is_missed(tmp_path):
+@pytest.mark.parametrize("state", ["no_library", "not_loaded"])
+def test_without_gpus_nothing_is_missed(state, tmp_path):
+    """As on a login node, which may have the library of the others."""
     captured = tmp_path / "aifx-captured" / "nvml.json"
     captured.parent.mkdir()
-    captured.write_text('{"state": "no_library", "gpus": {"$absent": "there is no library"}}')
+    captured.write_text(f'{{"state": "{state}", "gpus": {{"$absent": "there is no library"}}}}')
     facts = nvidia.collect(Host(tmp_path))
     assert isinstance(facts["nvidia"], Absent)
     assert isinstance(facts["gpus"], Absent)
     assert facts["gpu_count"] == {"nvml": 0, "pci": 0}
+
+
+def test_a_tree_without_what_nvml_said_is_not_called_ill(tmp_path):
+    device = tmp_path / "sys/bus/pci/devices/0000:17:00.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text("0x10de\n")
+    (device / "class").write_text("0x030200\n")
+    facts = nvidia.collect(Host(tmp_path))
+    assert isinstance(facts["nvidia"], Absent)
+    assert "not captured" in facts["nvidia"].why
+    assert isinstance(facts["gpu_count"]["nvml"], Absent)
+    assert facts["gpu_count"]["pci"] == 1

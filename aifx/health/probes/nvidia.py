@@ -12,7 +12,8 @@ from aifx.health.host import Host
 from aifx.health.probes import Probe
 
 PCI = "/sys/bus/pci/devices"
-NVIDIA, GPU_CLASSES, BRIDGE_CLASS = "0x10de", ("0x0300", "0x0302"), "0x0680"
+NVIDIA, DISPLAY, CONTROLLER, BRIDGE = "0x10de", "0x0300", "0x0302", "0x0680"
+"""Classes of PCI devices: a GPU that may drive a display, one that only computes, and an NVSwitch."""
 NVML_LIMIT_S = 8.0
 CONFINED = re.compile(r"docker|kubepods|containerd|libpod|lxc|/job_\d+")
 """Control groups in which not every GPU and process of the machine is shown: containers and Slurm's jobs."""
@@ -32,16 +33,13 @@ PCIE_GT_S = {1: 2.5, 2: 5, 3: 8, 4: 16, 5: 32, 6: 64}
 def collect(host: Host) -> dict[str, Any]:
     said = from_document(host.ask("aifx.health.nvml", name="nvml", limit_s=NVML_LIMIT_S))
     buses = _pci(host)
-    if isinstance(said, Mapping) and said.get("state") == "no_library":
-        said = Absent(said["gpus"].why)
-    if isinstance(said, Absent):
-        # Without a library a machine with GPUs is ill and one without them is none of ours.
-        if not buses["gpus"]:
-            absent = dict.fromkeys(("nvidia", "gpus"), Absent("there is no NVIDIA GPU here"))
-            return absent | {"gpu_count": {"nvml": 0, "pci": 0}}
-        said = {"state": "no_library", **dict.fromkeys(("driver", "nvml", "cuda", "count", "gpus"), said)}
-    if isinstance(said, Unknown) or not isinstance(said, Mapping):
-        why = said if isinstance(said, Unknown) else Unknown("NVML's document is no table")
+    state = said.get("state") if isinstance(said, Mapping) else None
+    is_missing = isinstance(said, Absent) or state in ("no_library", "not_loaded")
+    if is_missing and not buses["gpus"]:
+        absent = dict.fromkeys(("nvidia", "gpus"), Absent("there is no NVIDIA GPU here"))
+        return absent | {"gpu_count": {"nvml": 0, "pci": 0}}
+    if not isinstance(said, Mapping):
+        why = said if isinstance(said, (Absent, Unknown)) else Unknown("NVML's document is no table")
         return {"nvidia": why, "gpus": why, "gpu_count": {"nvml": why, "pci": len(buses["gpus"])}}
     listed = said["gpus"]
     gpus = [_gpu(gpu, listed) for gpu in listed] if isinstance(listed, list) else listed
@@ -54,8 +52,8 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def _pci(host: Host) -> dict[str, list[str]]:
-    """Addresses of NVIDIA's GPUs, those lent to virtual machines apart, and of its switches."""
-    found: dict[str, list[str]] = {"gpus": [], "switches": []}
+    """Addresses of NVIDIA's GPUs, those lent to virtual machines apart, of those that only compute, and of switches."""
+    found: dict[str, list[str]] = {"gpus": [], "controllers": [], "switches": []}
     names = host.names(PCI)
     for name in names if isinstance(names, list) else []:
         if host.read(f"{PCI}/{name}/vendor") != NVIDIA:
@@ -64,9 +62,11 @@ def _pci(host: Host) -> dict[str, list[str]]:
         driver = host.link(f"{PCI}/{name}/driver")
         if isinstance(driver, str) and driver.rsplit("/", 1)[-1] == "vfio-pci":
             continue
-        if isinstance(kind, str) and kind.startswith(GPU_CLASSES):
+        if isinstance(kind, str) and kind.startswith((DISPLAY, CONTROLLER)):
             found["gpus"].append(name)
-        elif isinstance(kind, str) and kind.startswith(BRIDGE_CLASS):
+        if isinstance(kind, str) and kind.startswith(CONTROLLER):
+            found["controllers"].append(name)
+        if isinstance(kind, str) and kind.startswith(BRIDGE):
             found["switches"].append(name)
     return found
 
@@ -81,6 +81,8 @@ def _node(host: Host, said: Mapping[str, Any], gpus: Any, buses: Mapping[str, li
     needs_manager = bool(buses["switches"]) and not any(RACK.search(name) for name in names) and not confined
     return {
         **{name: said[name] for name in ("state", "driver", "nvml", "cuda", "count")},
+        # A display card may be meant for nothing but displays.
+        "driver_wanted": bool(buses["controllers"]) or said["state"] != "no_library",
         "is_confined": confined,
         "pci_count": len(buses["gpus"]),
         "hidden": hidden,

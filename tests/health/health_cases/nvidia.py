@@ -12,6 +12,7 @@ SXM, PCIE, NVL, VM, RACK = (
     "L4 VM",
     "GB200 without a fabric-manager daemon",
 )
+BUS = "0000:17:00.0"
 
 
 def gpu(index, **values):
@@ -31,15 +32,6 @@ def gpu(index, **values):
     return change
 
 
-def driver(**values):
-    """Values of the document itself."""
-
-    def change(tree):
-        tree[NVML] = json.dumps(json.loads(tree[NVML]) | values)
-
-    return change
-
-
 def together(*changes):
     def change(tree):
         for one in changes:
@@ -55,7 +47,8 @@ def rate(rule, machine, index, **values):
 
 def without_driver(state):
     why = {"$absent": "the NVIDIA kernel module is not loaded"}
-    return driver(state=state, **dict.fromkeys(("driver", "nvml", "cuda", "count", "gpus"), why))
+    said = {"state": state, **dict.fromkeys(("driver", "nvml", "cuda", "count", "gpus"), why)}
+    return {NVML: json.dumps(said)}
 
 
 def gone(tree):
@@ -84,7 +77,8 @@ CASES = [
     Case("gpus.count.expected", "server", {}, site={"expected": {"gpus": 8}}),
     Case("nvidia.driver.library_mismatch", SXM, without_driver("library_mismatch")),
     Case("nvidia.driver.unusable", SXM, without_driver("not_loaded")),
-    Case("nvidia.driver.unusable", "server", pci_device("0000:17:00.0", "0x030200", "nouveau")),
+    Case("nvidia.driver.unusable", "server", without_driver("no_library") | pci_device(BUS, "0x030200", "nouveau")),
+    Case("nvidia.driver.absent", "server", without_driver("no_library") | pci_device(BUS, "0x030000", "nouveau")),
     Case("nvidia.driver.expected", VM, {}, site={"expected": {"nvidia_driver": "570.124.06"}}),
     Case("nvidia.gpus.missing", SXM, gone),
     Case("nvidia.gpu.lost", SXM, lost),

@@ -81,6 +81,7 @@ LINKS = [
     rate("nvidia.nvlink.recoveries", SXM, 1, links__4__recoveries=1, links__4__replays=30),
     rate("nvidia.nvlink.replays", SXM, 1, links__4__replays=3),
     rate("nvidia.nvlink.crc", SXM, 1, links__4__crc_errors=900_000, links__4__crc_flit_errors=900_000),
+    rate("nvidia.nvlink.crc_some", SXM, 1, links__4__crc_errors=20, links__4__crc_data_errors=20),
     Case("nvidia.nvlink.ber", RACK, gpu(1, links__4__effective_ber=3e-10)),
     rate("nvidia.nvlink.recovery_failed", RACK, 1, links__4__recoveries_failed=1, links__4__integrity_errors=40),
     rate("nvidia.nvlink.integrity", RACK, 1, links__4__integrity_errors=40),
