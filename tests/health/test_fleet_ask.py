@@ -232,9 +232,7 @@ def test_a_list_of_hosts(tmp_path):
     assert slurm_hosts({"SLURM_JOB_NODELIST": "n[1-3]"}) == ["n1", "n2", "n3"]
 
 
-@pytest.mark.parametrize(
-    "word", ["-oProxyCommand=x", "n1;reboot", "n[3-1]", "n[1-", "$(x)", "[-o]x", "n[1-9999999]", ""]
-)
+@pytest.mark.parametrize("word", ["-oProxyCommand=x", "n1;reboot", "n[3-1]", "n[1-", "$(x)", "[-o]x", "n[1-9999999]"])
 def test_what_is_no_host(word, tmp_path):
     with pytest.raises(ValueError, match=r"none|range"):
         expanded(word)
