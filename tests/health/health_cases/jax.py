@@ -3,7 +3,7 @@ import json
 from health_machines.jax_stack import CUDA_WHEELS
 from health_trees import Case
 
-GPUS = "JAX on 8 GPUs"
+GPUS = "8xH100 SXM"
 
 
 def edited(name, edit):
@@ -65,8 +65,7 @@ CASES = [
     Case("jax.device.wrong", GPUS, edited("jax", lambda s: s["devices"][5].update(is_right=False))),
     Case("jax.gpu.unused", GPUS, both(NO_PLUGIN, edited("jax", on_cpu))),
     Case("jax.gpu.missing", GPUS, edited("jax", lambda s: s["devices"].pop())),
-    Case("jax.gpu.unused", "8xH100 SXM", both(NO_PLUGIN, edited("jax", on_cpu))),
-    Case("jax.gpu.missing", "8xH100 SXM", edited("jax", lambda s: s["devices"].pop(2))),
+    Case("jax.gpu.unused", "L4 VM", both(NO_PLUGIN, edited("jax", on_cpu))),
     Case("jax.tpu.unused", "TPU v5e VM", edited("jax", on_cpu)),
     Case("jax.tpu.missing", "TPU v5e VM", edited("jax", lambda s: s["devices"].pop())),
     Case("jax.driver.old", GPUS, edited("jax_packages", lambda s: s["nvml"].update(driver="550.54.15", cuda="12.4"))),

@@ -5,7 +5,7 @@ from health_trees import Case
 
 from health_cases.jax import both, edited, on_cpu
 
-HERE = "a project on 8 GPUs"
+HERE = "4 GPUs in a project under stress"
 WHY = "aifx.toml:12: train.seed = -1: a whole number from 0 to 4294967295"
 
 

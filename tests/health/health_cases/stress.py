@@ -3,7 +3,7 @@ import json
 from health_machines.stressed import H100, events, product, stress_file
 from health_trees import Case
 
-GPUS = "stress on 4 GPUs"
+GPUS = "4 GPUs in a project under stress"
 
 
 def told(edit, ended="finished", why=""):

@@ -1,4 +1,4 @@
-"""A server on which the check runs within a project, as the probe captures it."""
+"""A server with GPUs that is checked within a project and under stress, as the probes capture it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from health_machines.jax_stack import jax_on_gpus
 from health_machines.linux import server
+from health_machines.stressed import events, stress_file
 
 GPT2_XL = 1_557_611_200
 """Parameters."""
@@ -22,7 +23,7 @@ def project(parameters: int = GPT2_XL) -> dict[str, Any]:
             "parameters": parameters,
             "checkpoint_bytes": checkpoint,
             "training_bytes": checkpoint + 4 * parameters,
-            "devices": 8,
+            "devices": 4,
         },
         "disk": {
             "folder": "/data/summaries/runs",
@@ -36,8 +37,8 @@ def project(parameters: int = GPT2_XL) -> dict[str, Any]:
 
 
 def in_project() -> dict[str, str]:
-    tree = {**server(), **jax_on_gpus(memory_bytes=63_700_000_000)}
+    tree = {**server(), **jax_on_gpus(count=4, memory_bytes=63_700_000_000), **stress_file(events())}
     return {**tree, "aifx-captured/project.json": json.dumps(project())}
 
 
-MACHINES = {"a project on 8 GPUs": in_project}
+MACHINES = {"4 GPUs in a project under stress": in_project}

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from aifx.hardware import find_accelerator
 from aifx.health.facts import to_document
 from aifx.health.stress.record import Ended, Record
-from health_machines.jax_stack import jax_on_gpus
-from health_machines.linux import server
 
 KIND = "NVIDIA H100 80GB HBM3"
 H100 = find_accelerator(KIND)
@@ -81,12 +78,3 @@ def stress_file(told: Events, ended: Ended = "finished", why: str = "") -> dict[
         record.samples.append((at + 0.5, {f"GPU {i}": dict(sample) for i in range(len(record.devices))}))
     facts = record.facts(ended, why, 31.0)
     return {"aifx-captured/stress.json": json.dumps(to_document(facts))}
-
-
-def gpus_under_stress(edit: Callable[[Events], None] = lambda _: None) -> dict[str, str]:
-    told = events()
-    edit(told)
-    return {**server(), **jax_on_gpus(count=4), **stress_file(told)}
-
-
-MACHINES = {"stress on 4 GPUs": gpus_under_stress}
