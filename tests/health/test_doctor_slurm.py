@@ -221,7 +221,7 @@ def test_a_check_that_crashes_changes_nothing(
     body: str, slurm: FakeSlurm, recorded: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pydantic.py").write_text(body)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     assert run(["doctor", "slurm", "prolog", *recorded["broken"]]) == 0
     assert check(*recorded["broken"]) == 0
     assert slurm.calls() == []
@@ -233,7 +233,7 @@ def test_a_check_that_hangs_is_ended_with_what_it_started(
     started = ["sleep", f"1000.{os.getpid()}"]
     body = f"import subprocess, time; subprocess.Popen({started}, start_new_session=True); time.sleep(1000)"
     (tmp_path / "pydantic.py").write_text(body)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     began = time.monotonic()
     assert run(["doctor", "slurm", "prolog", "--limit", "4"]) == 0
     assert time.monotonic() - began < 30
