@@ -33,6 +33,7 @@ XID = re.compile(r"NVRM: Xid \((?P<where>[^)]{1,80})\)[^:]{0,20}: (?P<code>\d{1,
 SXID = re.compile(r"SXid \((?P<where>[^)]{1,80})\): (?P<code>\d{1,6}), (?P<word>Non-fatal|Fatal)?(?P<rest>.*)")
 SXID_DATA = re.compile(r"Severity \d|Data \{")
 PCI = re.compile(r"(?:(?P<domain>[0-9a-fA-F]{4,8}):)?(?P<bus>[0-9a-fA-F]{2}):(?P<slot>[0-9a-fA-F]{2})(?![0-9a-fA-F:])")
+LOADED = "NVRM: loading NVIDIA UNIX"
 FIRST_OF_LOST = re.compile(r"NVRM: The NVIDIA GPU (?P<where>[0-9a-fA-F:.]{5,20})")
 LOST = re.compile(r"NVRM: (?:GPU (?P<where>[0-9a-fA-F:.]{5,20}): .{0,20})?fallen off the bus")
 PROCESS = re.compile(r"^, pid='?[^,]{0,40}, name=[^,]{0,40}|^, pid='?[^,]{0,40}")
@@ -63,6 +64,7 @@ class Event:
         ages: of the lines, seconds, oldest first.
         units: for each line the unit of the chip that it names; empty where it names none.
         text: the last line's.
+        is_cured: whether the driver was loaded anew since, or said that the GPU needs nothing more.
     """
 
     code: int
@@ -73,6 +75,7 @@ class Event:
     ages: list[float] = field(default_factory=list)
     units: list[str] = field(default_factory=list)
     text: str = ""
+    is_cured: bool = False
 
 
 def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
@@ -82,10 +85,10 @@ def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
     pending = ""
     for line in lines:
         if "NVRM" in line.text:
-            if first := FIRST_OF_LOST.search(line.text):
-                pending = first["where"]
-            event = _xid(line.text, pending)
-            into = xids
+            first = FIRST_OF_LOST.search(line.text)
+            pending = first["where"] if first else pending
+            event, into = _xid(line.text, pending), xids
+            _cure(xids.values(), line.text, event)
         elif "SXid" in line.text:
             event, into = _sxid(line.text), sxids
         else:
@@ -95,7 +98,7 @@ def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
             known = into.setdefault(key, event)
             known.ages.append(line.age_s)
             known.units += event.units[:1] if known is not event else []
-            known.sub_code, known.text = event.sub_code, excerpt(line.text)
+            known.sub_code, known.text, known.is_cured = event.sub_code, excerpt(line.text), False
     found = list(xids.values())
     gpus = Counter(e.code for e in {(e.code, e.device): e for e in found if _newest(e) <= DAY_S}.values())
     return {
@@ -155,6 +158,13 @@ def _decode_nvlink5(event: Event, rest: str) -> None:
         event.action = actions.get(str(reason) if by_reason else status, event.action)
 
 
+def _cure(events: Iterable[Event], text: str, event: Event | None) -> None:
+    """Mark what is over with this line: on all GPUs where the driver is loaded, on one where Xid 154 says "None"."""
+    is_none = event is not None and event.code == 154 and event.sub_code == "None"
+    for one in events if LOADED in text or is_none else ():
+        one.is_cured |= event is None or one.device == event.device
+
+
 def _sxid(text: str) -> Event | None:
     match = SXID.search(text)
     if not match or SXID_DATA.match(match["rest"]):
@@ -179,11 +189,12 @@ def bursts(ages: Iterable[float]) -> int:
     return sum(i == 0 or age - ordered[i - 1] > BURST_S for i, age in enumerate(ordered))
 
 
-def _common(event: Event, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _common(prefix: str, event: Event, entry: Mapping[str, Any]) -> dict[str, Any]:
     within_day = [age for age in event.ages if age <= DAY_S]
     return {
         "device": event.device,
         "code": event.code,
+        "id": f"{prefix} {event.code}",
         "name": entry.get("name", "in no list that aifx has"),
         "class": entry.get("class", "unlisted"),
         "fatal": event.fatal,
@@ -195,16 +206,17 @@ def _common(event: Event, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _xid_facts(event: Event, gpus: int) -> dict[str, Any]:
-    return _common(event, catalogue()["xid"].get(event.code, {})) | {
+    return _common("Xid", event, catalogue()["xid"].get(event.code, {})) | {
         "sub_code": event.sub_code,
         "nvidia_action": event.action,
+        "is_cured": event.is_cured,
         "gpus_24h": gpus,
         "same_unit_24h": _same_unit(event),
     }
 
 
 def _sxid_facts(event: Event) -> dict[str, Any]:
-    return _common(event, catalogue()["sxid"].get(event.code, {}))
+    return _common("SXid", event, catalogue()["sxid"].get(event.code, {}))
 
 
 def _same_unit(event: Event) -> int:

@@ -18,6 +18,8 @@ from aifx.health.probes import kernel_log
 from aifx.health.rules import load_rules
 
 LOST = "NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
+NEEDED = "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)"
+DONE = "GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)"
 NOW = 1_728_530_813.0  # 2024-10-10T03:26:53 UTC
 RULES = load_rules()
 
@@ -232,10 +234,21 @@ def test_an_old_xid_does_not_condemn_but_one_that_only_a_reboot_mends_does(tmp_p
     assert [f.id for f in report_of(snapshot_of(old, tmp_path)).findings] == ["xid.gpu.lost"]
 
 
+def test_what_a_reset_has_mended_counts_no_more(tmp_path):
+    other = "NVRM: Xid (PCI:0000:5d:00): 95, pid=4, name=python3, Uncontained"
+    begin = [XID + "95, pid=4, name=python3, Uncontained", other, XID + "154, " + NEEDED]
+    mended = changed(server(), logged(*begin, XID + "154, " + DONE))
+    assert {(f.id, f.device) for f in report_of(snapshot_of(mended, tmp_path)).findings} == {
+        ("xid.gpu.reset", "0000:5d:00.0")
+    }
+    loaded = "NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build"
+    assert report_of(snapshot_of(changed(server(), logged(*begin, loaded)), tmp_path)).findings == ()
+    again = changed(server(), logged(*begin, loaded, other))
+    assert [f.device for f in report_of(snapshot_of(again, tmp_path)).findings] == ["0000:5d:00.0"]
+
+
 def test_the_last_word_on_recovery_counts():
-    needed = "154, GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)"
-    done = "154, GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)"
-    (found,) = of(XID + needed, XID + done)["xids"]
+    (found,) = of(XID + "154, " + NEEDED, XID + "154, " + DONE)["xids"]
     assert found["sub_code"] == "None"
 
 
