@@ -16,6 +16,7 @@ from aifx.health.rules import Rule, Site, fits
 from aifx.health.snapshot import Snapshot
 
 NAME = re.compile(r"\{([\w.^]+)\}")
+ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 UNIT = re.compile(r"_(s|ms|us|c|w|mhz|mb_s|gb_s|mib|gib|bytes|percent)$")
 UNITS = {"s": "s", "ms": "ms", "us": "us", "c": "C", "w": "W", "mhz": "MHz", "mb_s": "MB/s", "gb_s": "GB/s",
          "mib": "MiB", "gib": "GiB", "bytes": "B", "percent": "%"}  # fmt: skip
@@ -188,8 +189,13 @@ def _explains(rule: Rule | None, other: Finding, finding: Finding) -> bool:
     """Whether `other`, of `rule`, says why `finding` is there."""
     if rule is None or other.severity == "unknown":
         return False
-    near = not other.device or not finding.device or other.device.split()[0] == finding.device.split()[0]
+    near = not other.device or not finding.device or bool(_names(other.device) & _names(finding.device))
     return near and any(fits(finding.id, pattern) for pattern in rule.explains)
+
+
+def _names(device: str) -> set[str]:
+    """What a device is known by: the kernel log has the address of what NVML counts, "GPU3 (0000:3b:00.0) link 4"."""
+    return {*device.split()[:1], *ADDRESS.findall(device)}
 
 
 def _folded(skipped: list[Skipped], rules: list[Rule]) -> Iterator[Skipped]:
