@@ -225,6 +225,14 @@ def test_a_drive_whose_account_is_not_given(tmp_path):
         assert drive["state"] == "live"
 
 
+def test_a_drive_that_only_root_may_ask_is_one_unknown_thing():
+    denied = Unknown("nvme smart-log /dev/nvme0 failed (exit 1): Permission denied")
+    told = disk._smart(Said(nvme=denied), "nvme0")
+    assert isinstance(told["critical_warning"], Unknown)
+    assert "root" in told["critical_warning"].mend
+    assert isinstance(told["media_errors"], Absent)
+
+
 def test_each_probe_of_ours_gives_all_its_facts(tmp_path):
     snapshot_of(machines()["TPU v5e VM"](), tmp_path)
     for probe in all_probes():

@@ -38,10 +38,10 @@ def _chrony(host: Host) -> dict[str, Any] | None:
     return {
         "daemon": "chrony",
         "is_synchronized": leap != "Not synchronised",
-        "offset_ms": abs(offset) * 1000,
+        "offset_ms": _rounded(abs(offset) * 1000),
         "direction": "behind" if offset > 0 else "ahead",
         # By how much the clock can be off at most (chronyc(1), tracking: root dispersion).
-        "error_ms": (abs(offset) + dispersion + delay / 2) * 1000,
+        "error_ms": _rounded((abs(offset) + dispersion + delay / 2) * 1000),
     }
 
 
@@ -71,7 +71,13 @@ def _timedatectl(host: Host) -> dict[str, Any] | None:
 def _milliseconds(text: str) -> float | Unknown:
     """Of systemd's "1min 2.003s" or "812us"."""
     parts = re.findall(r"([\d.]+)(us|ms|min|s|h|d)\b", text)
-    return sum(float(n) * UNITS_MS[unit] for n, unit in parts) if parts else Unknown(f"{text[:40]!r} is no time")
+    return (
+        _rounded(sum(float(n) * UNITS_MS[unit] for n, unit in parts)) if parts else Unknown(f"no time: {text[:40]!r}")
+    )
+
+
+def _rounded(ms: float) -> float:
+    return round(ms) if abs(ms) >= 1000 else round(ms, 6)
 
 
 def _ptp(host: Host) -> Any:

@@ -224,7 +224,8 @@ def _smart(host: Host, name: str) -> dict[str, Any]:
         return dict.fromkeys(SMART, Absent("a drive's account is read by nvme-cli or smartmontools: install one"))
     if isinstance(text, Unknown):
         mend = text.mend or "run aifx doctor as root; `nvme smart-log` says what keeps it"
-        return dict.fromkeys(SMART, Unknown(text.why, mend))
+        # One word of it for each drive is enough.
+        return dict.fromkeys(SMART, Absent(f"{text.why}: {mend}")) | {"critical_warning": Unknown(text.why, mend)}
     try:
         told = json.loads(text)
     except json.JSONDecodeError as error:
