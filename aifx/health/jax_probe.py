@@ -16,11 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
+from aifx.health.facts import Absent, to_document
 from aifx.health.host import within
 
 PACKAGES = re.compile(r"aifx|jax|jaxlib|jax-(cuda\d+|rocm\d+)-(plugin|pjrt)|libtpu|nvidia-[\w-]+|numpy|scipy|ml-dtypes")
 ASKS = re.compile(r"aifx|jax|jaxlib|jax-.*")
-DISTURBED = re.compile(r"already in use|resource busy|busy or unavailable|libtpu_lockfile", re.IGNORECASE)
+HELD = re.compile(
+    r"already in use|resource busy|busy or unavailable|libtpu_lockfile|out[_ ]of[_ ]memory|RESOURCE_EXHAUSTED",
+    re.IGNORECASE,
+)
+"""What is said of a device, or its memory, that another process has: no fault of the device."""
+
 NVML_LIMIT_S = 3.0
 SIZE = 128
 
@@ -51,7 +57,7 @@ def devices() -> dict[str, Any]:
         local = jax.local_devices()
     except Exception as error:
         said = f"{type(error).__name__}: {error}".strip()
-        return {"error": said[:400], "is_held": DISTURBED.search(said) is not None, "devices": []}
+        return {"error": said[:400], "is_held": HELD.search(said) is not None, "devices": []}
     start_s = round(time.monotonic() - started, 3)
     with ThreadPoolExecutor(len(local)) as pool:
         tried = list(pool.map(_try, local))
@@ -68,7 +74,9 @@ def _try(device: Any) -> dict[str, Any]:
     try:
         return {**told, "computes": True, "is_right": _is_right(device), "error": ""}
     except Exception as error:
-        return {**told, "computes": False, "is_right": False, "error": f"{type(error).__name__}: {error}"[:400]}
+        said = f"{type(error).__name__}: {error}"[:400]
+        failed = to_document(Absent(f"another process holds it: {said}")) if HELD.search(said) else False
+        return {**told, "computes": failed, "is_right": failed, "error": said}
 
 
 def _is_right(device: Any) -> bool:

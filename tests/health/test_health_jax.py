@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from health_machines.jax_stack import VERSION, packages
@@ -78,6 +79,33 @@ def test_a_jax_that_hangs_crashes_or_is_held(source, tmp_path, monkeypatch):
     assert isinstance(starts, wanted) if isinstance(wanted, type) else starts is wanted
     assert found(facts) == ([] if wanted is Absent else ["jax.backend.failed"])
     assert facts["jax"]["version"] == probe.collect(Host())["jax"]["version"]
+
+
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory allocating 65536 bytes."
+
+
+def test_a_device_whose_memory_a_job_has_is_no_fault(tmp_path, monkeypatch):
+    """As where the check runs beside a job: nothing is found, and what was not looked at is skipped."""
+    (tmp_path / "jax.py").write_text(
+        textwrap.dedent(f"""
+        class Device:
+            platform, id, device_kind = "gpu", 0, "NVIDIA H100 80GB HBM3"
+            def memory_stats(self):
+                return {{"bytes_limit": 1000}}
+        def local_devices():
+            return [Device()]
+        def jit(function):
+            raise RuntimeError({OUT_OF_MEMORY!r})
+        """)
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    facts = probe.collect(Host())
+    (device,) = facts["jax"]["devices"]
+    assert isinstance(device["computes"], Absent)
+    assert OUT_OF_MEMORY in device["error"]
+    assert found(facts) == []
+    report = judge(JAX_RULES, Snapshot("here", 0.0, {**environment.collect(Host()), "tpu": Absent(""), **facts}))
+    assert any(s.id == "jax.device.failed" and "another process" in s.why for s in report.skipped)
 
 
 def test_wheels_that_write_the_same_library_are_named(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from health_machines.stressed import events
 
 from aifx.health import stress
 from aifx.health.facts import Absent, to_document
+from aifx.health.stress import sensors
 from aifx.health.stress.comparison import compare
 from aifx.health.stress.record import Record
 
@@ -110,7 +111,7 @@ for step, (device, what) in enumerate([(d, w) for d in ("gpu:0", "gpu:1", "gpu:2
     if step < first or device in without:
         continue
     told = dict(step=step, key="memory", device=device, what=what)
-    tell(event="begin", limit_s=LIMIT, **told)
+    tell(event="begin", limit_s=LIMIT, suspect_s=SUSPECT, **told)
     if device == "gpu:1":
         FAULT
     tell(event="result", value=rate, **told)
@@ -123,8 +124,8 @@ def child(tmp_path, monkeypatch):
     """A child that measures, until the second of its three devices meets a fault."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def make(fault, limit_s=0.5):
-        source = TELLS.replace("FAULT", fault).replace("LIMIT", str(limit_s))
+    def make(fault, limit_s=0.5, suspect_s=900):
+        source = TELLS.replace("FAULT", fault).replace("LIMIT", str(limit_s)).replace("SUSPECT", str(suspect_s))
         (tmp_path / "stress_child_of_a_test.py").write_text(source)
         return "stress_child_of_a_test"
 
@@ -137,6 +138,7 @@ def child(tmp_path, monkeypatch):
         ("time.sleep(3600)", "hung", "nothing was heard"),
         ("os.kill(os.getpid(), 9)", "failed", "signal 9"),
         ("sys.exit('Xid 79 has fallen off the bus')", "failed", "Xid 79"),
+        ("tell(event='hung', **told); time.sleep(3600)", "hung", "did not end"),
     ],
 )
 def test_a_device_that_hangs_or_kills_is_named_and_the_others_are_measured(child, monkeypatch, fault, state, error):
@@ -158,6 +160,61 @@ def test_the_budget_bounds_it(child, monkeypatch):
     assert (facts["ended"], facts["is_cut"]) == ("out of time", True)
     assert facts["duration_s"] < 60
     assert len(facts["devices"][0]["memory"]) == 2
+
+
+def test_a_hang_that_the_budget_ends_is_a_hang(child, monkeypatch):
+    monkeypatch.setattr(stress, "GRACE_S", 0.5)
+    facts = stress.collect("quick", 3.0, child=child("time.sleep(3600)", limit_s=900, suspect_s=0.5))
+    assert facts["devices"][1]["state"] == "hung"
+
+
+def test_devices_that_hang_together_break_it(child, monkeypatch):
+    monkeypatch.setattr(stress, "GRACE_S", 0.5)
+    fault = "tell(event='begin', **{**told, 'device': 'all'}, limit_s=0.5, suspect_s=0.5); time.sleep(3600)"
+    facts = stress.collect("quick", 60.0, child=child(fault))
+    assert (facts["ended"], facts["is_broken"]) == ("hung", True)
+    assert [f["device"] for f in facts["failures"]] == ["all"]
+
+
+def test_devices_that_another_process_holds_are_no_fault(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "stress_child_held.py").write_text("raise SystemExit('The TPU is already in use by process 4711')")
+    facts = stress.collect("quick", 30.0, child="stress_child_held")
+    assert (facts["ended"], facts["is_cut"], facts["is_broken"]) == ("held", True, False)
+
+
+class Nvml:
+    """Answers as NVML does."""
+
+    NVML_TEMPERATURE_GPU = NVML_CLOCK_SM = 0
+
+    class NVMLError(Exception):
+        pass
+
+    def __getattr__(self, name):
+        answers = {"GetCount": 2, "GetHandleByIndex": 1, "GetTemperature": 84, "GetClockInfo": 1410,
+                   "GetCurrentClocksEventReasons": 0x44}  # fmt: skip
+
+        def answer(*_):
+            if name == "nvmlDeviceGetPowerUsage":
+                raise self.NVMLError("Not Supported")
+            return answers[name.removeprefix("nvmlDevice")]
+
+        return answer
+
+
+def test_sensors_tell_who_is_throttled_while_the_load_runs():
+    hot = sensors.read_gpus(Nvml())
+    assert hot["GPU 1"] == {
+        "temperature_c": 84, "clock_mhz": 1410, "power_w": None, "reasons": ["hardware thermal"]
+    }  # fmt: skip
+    cool = {"GPU 1": {"temperature_c": 50, "clock_mhz": 1980, "power_w": None, "reasons": []}}
+    samples = [(1.0, hot), (2.0, cool), (3.0, hot), (4.0, cool), (9.0, hot)]
+    row = next(r for r in sensors.summary(samples, 2.0, 5.0) if r["device"] == "GPU 1")
+    assert (row["samples"], row["temperature_max_c"], row["clock_min_mhz"]) == (3, 84, 1410)
+    assert row["throttled"] == pytest.approx(1 / 3)
+    assert isinstance(row["power_max_w"], Absent)
+    assert "cpu" in sensors.read_cpu()
 
 
 def test_a_child_without_jax_is_broken_and_says_why(tmp_path, monkeypatch):

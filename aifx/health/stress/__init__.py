@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import IO, Any, Literal
 
 from aifx.health.host import without_secrets
+from aifx.health.jax_probe import HELD
 from aifx.health.stress.record import ALL, Ended, Record
 
 START_LIMIT_S = 120.0
@@ -87,22 +88,22 @@ def _run(command: list[str], record: Record, until: float, tell: Callable[[str],
         )
         assert child.stdout is not None
         lines = _lines(child.stdout)
-        limit_s = START_LIMIT_S
+        limit_s, began = START_LIMIT_S, time.monotonic()
         try:
             while True:
-                left = until + GRACE_S - time.monotonic()
+                left_s = until + GRACE_S - time.monotonic()
                 try:
-                    line = lines.get(timeout=max(min(limit_s + GRACE_S, left), 0.0))
+                    line = lines.get(timeout=max(min(limit_s + GRACE_S, left_s), 0.0))
                 except queue.Empty:
-                    if left < limit_s:
-                        return "out of time", record.running["what"] if record.running else "JAX did not start in time"
-                    return "hung", f"nothing was heard for {limit_s + GRACE_S:g} s"
+                    return _silent(record, time.monotonic() - began, is_over=left_s <= limit_s + GRACE_S)
                 if line is None:
-                    return "died", _last_words(child, said)
+                    why = _last_words(child, said)
+                    return "held" if not record.devices and HELD.search(why) else "died", why
                 event = json.loads(line)
                 record.take(event, time.monotonic())
                 limit_s = GRACE_S
                 if event["event"] == "begin":
+                    began = time.monotonic()
                     limit_s = float(event["limit_s"])
                     tell(event["what"] if event["device"] == ALL else f"{event['device']}: {event['what']}")
                 elif event["event"] == "end":
@@ -111,6 +112,16 @@ def _run(command: list[str], record: Record, until: float, tell: Callable[[str],
                     return "hung", event["what"]
         finally:
             _end(child)
+
+
+def _silent(record: Record, waited_s: float, is_over: bool) -> tuple[Ended, str]:
+    """What it means that nothing was heard so long, at the end of the budget or of the step's own limit."""
+    why = f"nothing was heard for {waited_s:.0f} s"
+    if record.running is None:
+        return ("out of time", why) if record.devices else ("hung", f"JAX gave no devices: {why}")
+    if is_over and waited_s < float(record.running.get("suspect_s", 0.0)):
+        return "out of time", str(record.running["what"])
+    return "hung", why
 
 
 def _lines(stream: IO[bytes]) -> queue.Queue[bytes | None]:

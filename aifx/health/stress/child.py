@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from aifx.health.facts import to_document
+from aifx.health.jax_probe import HELD
 
 ALL = "all"
 MAY_BE_LACKING = ("int8", "float8_e4m3fn")
@@ -42,6 +43,7 @@ class Step:
         key: where its result belongs among the facts.
         device: a device's name, or ALL.
         limit_s: after which it hangs; compilation is within.
+        suspect_s: so long it takes when something is wrong: where the budget ends later than that, it hangs as well.
         needs_s: about how long it takes: with less left of the budget it is not begun.
     """
 
@@ -49,6 +51,7 @@ class Step:
     device: str
     what: str
     limit_s: float
+    suspect_s: float
     needs_s: float
     run: Callable[[], Any]
 
@@ -61,31 +64,32 @@ def plan(everything: list[Any], without: set[str], level: Level, left_s: Callabl
     from aifx.health.stress import census, load, measures
 
     devices = [d for d in everything if _name(d) not in without]
-    compiling_s = 20.0 if devices[0].platform == "cpu" else 120.0
+    compiling_s = 60.0 if devices[0].platform == "cpu" else 120.0
     slice_s = level.slice_s
 
     def counted(limit_s: float) -> dict[str, Any]:
         hashes, exact = census.run(devices, level.census, limit_s)
         return {"hashes": hashes, "exact": exact}
 
-    limit_s = compiling_s + 10 * slice_s
-    yield Step("census cold", ALL, "census, cold", limit_s + 5, 2, lambda: counted(limit_s))
+    limit_s, suspect_s = compiling_s + 10 * slice_s, compiling_s / 4 + 10 * slice_s
+    yield Step("census cold", ALL, "census, cold", limit_s + 5, suspect_s, 2, lambda: counted(limit_s))
     for device in everything:
         name = _name(device)
         for dtype in measures.dtypes_of(device):
             run = _bound(measures.matmul, device, dtype, slice_s)
-            yield Step("matmul", name, f"products in {dtype}", limit_s, slice_s, run)
-        yield Step("memory", name, "memory", limit_s, slice_s, _bound(measures.memory, device, slice_s))
-        yield Step("copies", name, "copies", limit_s, slice_s, _bound(measures.copies, device, slice_s))
+            yield Step("matmul", name, f"products in {dtype}", limit_s, suspect_s, slice_s, run)
+        for key, measure in (("memory", measures.memory), ("copies", measures.copies)):
+            yield Step(key, name, key, limit_s, suspect_s, slice_s, _bound(measure, device, slice_s))
     if len(everything) > 1:
         run = _bound(measures.collectives, devices, 2 * slice_s)
-        yield Step("collectives", ALL, "collectives", limit_s, 2 * slice_s, run)
+        yield Step("collectives", ALL, "collectives", limit_s, suspect_s, 2 * slice_s, run)
 
     def loaded() -> dict[str, Any]:
         return load.sustained(devices, min(level.load_s, left_s() - 2))
 
-    yield Step("sustained", ALL, "sustained load", limit_s + level.load_s, 2, loaded)
-    yield Step("census hot", ALL, "census, hot", limit_s + 5, 1, lambda: counted(limit_s))
+    load_s = level.load_s
+    yield Step("sustained", ALL, "sustained load", limit_s + load_s, suspect_s + load_s, 2, loaded)
+    yield Step("census hot", ALL, "census, hot", limit_s + 5, suspect_s, 1, lambda: counted(limit_s))
 
 
 def _name(device: Any) -> str:
@@ -120,15 +124,15 @@ def main() -> None:
         if until - time.monotonic() < step.needs_s:
             tell("left out", **told)
             continue
-        tell("begin", **told, limit_s=step.limit_s)
+        tell("begin", **told, limit_s=step.limit_s, suspect_s=step.suspect_s)
         try:
             tell("result", **told, value=step.run())
         except TimeoutError as error:
             tell("hung", **{**told, "device": str(error)})
         except Exception as error:
-            is_optional = step.what.endswith(MAY_BE_LACKING)
             why = f"{type(error).__name__}: {error}"[:400]
-            tell("unsupported" if is_optional else "failed", **told, why=why)
+            event = "crowded" if HELD.search(why) else "failed"
+            tell("unsupported" if step.what.endswith(MAY_BE_LACKING) else event, **told, why=why)
     tell("end")
     os._exit(0)
 

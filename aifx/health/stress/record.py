@@ -11,7 +11,7 @@ from aifx.health.facts import Absent, from_document
 from aifx.health.stress import sensors
 from aifx.health.stress.comparison import compare
 
-Ended = Literal["finished", "out of time", "interrupted", "hung", "died"]
+Ended = Literal["finished", "out of time", "interrupted", "held", "hung", "died"]
 ALL = "all"
 LISTS = ("matmul", "memory", "copies", "sustained")
 FEWEST_PEERS = 4
@@ -64,8 +64,8 @@ class Record:
         elif kind == "hung":
             for name in event["device"].split(", "):
                 self.fail(name, "hung", f"{event['what']} did not end")
-        elif kind == "failed":
-            self.fail(event["device"], "failed", f"{event['what']}: {event['why']}")
+        elif kind in ("failed", "crowded"):
+            self.fail(event["device"], kind, f"{event['what']}: {event['why']}")
 
     def _take_result(self, key: str, device: str, value: Any) -> None:
         if key.startswith("census"):
@@ -103,7 +103,7 @@ class Record:
             "duration_s": round(duration_s, 1),
             "ended": ended,
             "why": why,
-            "is_cut": ended in ("out of time", "interrupted"),
+            "is_cut": ended in ("out of time", "interrupted", "held"),
             "is_broken": ended in ("hung", "died"),
             "devices": reached,
             "collectives": single if self.collectives is None else self.collectives,

@@ -52,6 +52,12 @@ def failed(script):
     return [*without(script, "gpu:3"), event]
 
 
+def crowded(script):
+    why = "XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1073741824 bytes"
+    event = {"event": "crowded", "step": 7, "key": "memory", "device": "gpu:3", "what": "memory", "why": why}
+    return [*without(script, "gpu:3"), event]
+
+
 def wrong(script):
     value(script, "memory", "gpu:0").update(wrong_elements=3, is_right=False)
 
@@ -92,6 +98,7 @@ CASES = [
     Case("stress.census.inexact", GPUS, told(inexact)),
     Case("stress.device.hung", GPUS, told(hung)),
     Case("stress.device.failed", GPUS, told(failed)),
+    Case("stress.device.crowded", GPUS, told(crowded)),
     Case("stress.device.wrong", GPUS, told(wrong)),
     Case(
         "stress.collective.wrong", GPUS, told(lambda s: value(s, "collectives")[0].update(wrong=["gpu:1"], num_wrong=1))
