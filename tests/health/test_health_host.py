@@ -149,6 +149,26 @@ def test_a_place_that_hangs_is_named(monkeypatch, tmp_path):
     assert f"cache {tmp_path}/cache" in unknown[0].why
 
 
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    """By root as well, for whom no mode forbids it."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(disk, "cache_path", lambda: cache)
+    monkeypatch.setattr(disk.os, "access", lambda path, mode: path != tmp_path)
+    place = next(place for place in disk.places() if f"cache {cache}" in place["device"])
+    assert (place["is_writable"], place["unwritable"]) == (False, [str(cache)])
+    monkeypatch.setattr(disk.tempfile, "TemporaryFile", failing(errno.EROFS))
+    assert isinstance(disk.fsync_ms(), Absent)
+    monkeypatch.setattr(disk.tempfile, "TemporaryFile", failing(errno.EIO))
+    assert isinstance(Host().measure("disk_fsync", disk.fsync_ms), Unknown)
+
+
+def failing(number):
+    def fails(**_):
+        raise OSError(number, "planted")
+
+    return fails
+
+
 def test_the_own_name(monkeypatch):
     assert network.own_name()["took_ms"] >= 0
     monkeypatch.setattr(network.socket, "gethostname", lambda: "")

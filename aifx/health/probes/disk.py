@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -48,17 +49,20 @@ def places() -> list[Any]:
         elif (mate := first.setdefault(place.pop("file_system"), place)) is not place:
             mate["device"] += f", {place['device']}"
             mate["is_writable"] = mate["is_writable"] and place["is_writable"]
+            mate["unwritable"] += place["unwritable"]
     return [place.get("unknown", place) for place in first.values()]
 
 
 def _place(role: str, path: Path) -> dict[str, Any] | Unknown:
     def look() -> dict[str, Any]:
         there = next(folder for folder in (path, *path.parents) if folder.exists())
-        needs_writing = role in ("cache", "temp")
+        # A run may be written elsewhere, and the root of a container not at all.
+        is_writable = role in ("run", "root") or os.access(there, os.W_OK)
         return {
             "device": f"{role} {path}",
             "file_system": there.stat().st_dev,
-            "is_writable": os.access(there, os.W_OK) if needs_writing else True,
+            "is_writable": is_writable,
+            "unwritable": [] if is_writable else [str(path)],
             **space(str(there)),
         }
 
@@ -68,7 +72,7 @@ def _place(role: str, path: Path) -> dict[str, Any] | Unknown:
         return Unknown(f"{role} {path}: {error}", "look for a file system that hangs")
 
 
-def fsync_ms() -> float | Unknown:
+def fsync_ms() -> float | Absent | Unknown:
     """The median time to write 64 KiB and have them on disk, in the folder of caches."""
 
     def write() -> float:
@@ -88,6 +92,10 @@ def fsync_ms() -> float | Unknown:
         return within(LIMIT_S, write, f"writing to {cache_path()}")
     except TimeoutError as error:
         return Unknown(str(error), "look for a file system that hangs or a disk that is worn")
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # which disk.place.unwritable finds
+            return Absent(f"{cache_path()} cannot be written: {error.strerror}")
+        raise
 
 
 def _mounts(host: Host) -> list[tuple[str, str, str, str]] | Absent | Unknown:

@@ -19,7 +19,7 @@ CASES = [
         {
             "proc/self/mountinfo": MOUNTS.replace("ext4 /dev/nvme0n1p2 rw", "ext4 /dev/nvme0n1p2 ro"),
             "sys/fs/ext4/nvme0n1p2/errors_count": "3\n",
-            "aifx-captured/disk_places.json": places(is_writable=False),
+            "aifx-captured/disk_places.json": places(is_writable=False, unwritable=["/tmp"]),
         },
     ),
     Case(
@@ -31,7 +31,11 @@ CASES = [
     Case("disk.space.full", "server", {"aifx-captured/disk_places.json": places(used_percent=96.4, free_gib=12.1)}),
     Case("disk.space.low", "server", {"aifx-captured/disk_places.json": places(used_percent=88.0, free_gib=101.2)}),
     Case("disk.inodes.low", "server", {"aifx-captured/disk_places.json": places(inodes_used_percent=99.0)}),
-    Case("disk.place.unwritable", "server", {"aifx-captured/disk_places.json": places(is_writable=False)}),
+    Case(
+        "disk.place.unwritable",
+        "server",
+        {"aifx-captured/disk_places.json": places(is_writable=False, unwritable=["/tmp"])},
+    ),
     Case("disk.fsync.slow", "server", {"aifx-captured/disk_fsync.json": "612.4"}),
     Case("disk.network_mount.dead", "server", nfs(answers=False, error="Stale file handle", took_ms=900.0)),
     Case("disk.network_mount.slow", "server", nfs(took_ms=900.0)),

@@ -22,7 +22,14 @@ UUID=4d1c / ext4 errors=remount-ro 0 1
 
 
 def places(**changes: Any) -> str:
-    root = {"size_gib": 937.1, "free_gib": 612.4, "used_percent": 31.2, "inodes_used_percent": 2.4, "is_writable": True}
+    root = {
+        "size_gib": 937.1,
+        "free_gib": 612.4,
+        "used_percent": 31.2,
+        "inodes_used_percent": 2.4,
+        "is_writable": True,
+        "unwritable": [],
+    }
     scratch = root | {"device": "run /scratch/run", "size_gib": 14304.0, "free_gib": 9120.7, "used_percent": 36.2}
     return json.dumps([scratch, root | {"device": "cache /home/a/.cache/aifx, temp /tmp, root /"} | changes])
 

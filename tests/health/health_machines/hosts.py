@@ -31,7 +31,7 @@ ONE_DISK = """\
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
 """
 ROOT = '[{"device": "run /root/run, cache /root/.cache/aifx, temp /tmp, root /", "size_gib": 251.9, "free_gib": 201.1, \
-"used_percent": 16.3, "inodes_used_percent": 3.9, "is_writable": true}]'
+"used_percent": 16.3, "inodes_used_percent": 3.9, "is_writable": true, "unwritable": []}]'
 CONTROLLERS = ("cpuset", "cpu,cpuacct", "memory", "pids")
 
 
