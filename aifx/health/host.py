@@ -99,7 +99,7 @@ class Host:
         # -I and -P would lose a library path that the operator set; the folder is left out because ours has a name
         # that a project's file may have.
         command = [sys.executable, "-P", "-m", module, *arguments]
-        said = _said(command, limit_s, dict(os.environ))
+        said = _said(command, limit_s, dict(os.environ), name)
         return said if isinstance(said, Absent) else self._document(said, name)
 
     def measure(self, name: str, function: Callable[[], T]) -> T | Any:
@@ -177,8 +177,8 @@ def without_secrets(text: str) -> str:
     return SECRET_VALUE.sub(lambda match: f"{match['keep']}[removed]", text)
 
 
-def _said(command: list[str], limit_s: float, environ: Mapping[str, str]) -> str | Unknown:
-    words = " ".join(command[:3])
+def _said(command: list[str], limit_s: float, environ: Mapping[str, str], module: str = "") -> str | Unknown:
+    words = module or " ".join(command[:3])
     try:
         process = subprocess.Popen(
             command,
@@ -192,10 +192,13 @@ def _said(command: list[str], limit_s: float, environ: Mapping[str, str]) -> str
         return Unknown(f"{words} could not be started: {error.strerror}")
     try:
         out, err = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
         process.kill()
         # One that hangs in the kernel does not even die of this; it is not waited for.
         threading.Thread(target=process.communicate, daemon=True).start()
+        if module and late.output and late.output.endswith(b"\n"):
+            # A module of ours says all at once; one of its threads hangs in a driver and does not let it end.
+            return bytes(late.output).decode("utf-8", "replace")
         return Unknown(f"{words} gave no answer in {limit_s:g} s", "look for processes in state D")
     if process.returncode:
         said = (err or out).decode("utf-8", "replace").strip().splitlines()
