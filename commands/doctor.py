@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aifx.commands import doctor_fleet as fleet
+from aifx.commands.doctor_bisect import bisect, collective_test
 from aifx.commands.doctor_diff import diff
 from aifx.commands.doctor_formats import Format, for_monitor, tell
 from aifx.commands.doctor_slurm import slurm
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 app.command()(diff)
+app.command()(bisect)
+app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(collective_test)
 app.add_typer(slurm)
 
 OnlyOption = Annotated[
@@ -113,7 +116,8 @@ def doctor(
         aifx doctor --only nvidia --sample 10
         aifx doctor --stress quick
         aifx doctor --record node.json; aifx doctor --replay node.json
-        aifx doctor rules nvidia.row_remap.pending
+        aifx doctor --hosts nodes.txt
+        aifx doctor rules nvidia.rows.pending
     """
     if ctx.invoked_subcommand is not None:
         _nothing_before(ctx)
@@ -209,7 +213,7 @@ def rules(
     Examples:
         aifx doctor rules
         aifx doctor rules nvidia
-        aifx doctor rules nvidia.row_remap.pending
+        aifx doctor rules nvidia.rows.pending
     """
     with terminal(json) as out:
         from aifx.health.rules import load_rules, read_site, select

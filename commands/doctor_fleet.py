@@ -9,7 +9,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -21,7 +21,7 @@ from aifx.errors import EnvironmentFault, ExitCode, UsageError
 
 if TYPE_CHECKING:
     from aifx.health.fleet.record import Recorder
-    from aifx.health.fleet.report import FleetReport, Node
+    from aifx.health.fleet.report import Node
     from aifx.health.fleet.transports import Question
     from aifx.health.rules import Site
 
@@ -153,8 +153,9 @@ def targets_of(asking: Asking) -> Targets:
     return Targets(tuple(ssh), tuple(slurm), tuple(agents))
 
 
-def ask(out: Output, asking: Asking, record: Path | None = None) -> tuple[list[Node], list[str]]:
-    """The nodes that were heard, and those that were not because the operator had enough (Ctrl-C)."""
+def ask(out: Output, asking: Asking, record: Path | None = None) -> tuple[list[Node], list[str], ExitCode]:
+    """The nodes that were heard, those that were not because it was ended (Ctrl-C, SIGTERM), and the code for that."""
+    code = ExitCode.OK
     targets = targets_of(asking)
     found: dict[str, Node] = {}
     recorder = _recorder(record, targets.all)
@@ -171,12 +172,15 @@ def ask(out: Output, asking: Asking, record: Path | None = None) -> tuple[list[N
                     out.say(f"{record} is not complete: {error.strerror or error}")
                     recorder = None
 
-        # KeyboardInterrupt is how asyncio ends on Ctrl-C, CancelledError how we end it on SIGTERM.
-        with suppress(KeyboardInterrupt, asyncio.CancelledError):
+        try:
             asyncio.run(_ask(targets, asking, heard))
+        except KeyboardInterrupt:
+            code = ExitCode.INTERRUPTED
+        except asyncio.CancelledError:  # how `_ask` ends on SIGTERM
+            code = ExitCode.PREEMPTED
     if recorder is not None:
         recorder.close()
-    return [found[name] for name in targets.all if name in found], [n for n in targets.all if n not in found]
+    return [found[name] for name in targets.all if name in found], [n for n in targets.all if n not in found], code
 
 
 async def _ask(targets: Targets, asking: Asking, heard: Any) -> None:
@@ -260,14 +264,14 @@ def check_fleet(
     replay: Path | None,
     html: Path | None,
 ) -> NoReturn:
-    """Asks, judges and tells. Ends the command: 0, 1 or 2 as for a node, 130 where it was given up."""
+    """Asks, judges and tells. Ends the command: 0, 1 or 2 as for a node, 130 or 75 where it was ended."""
     from aifx.commands.doctor_fleet_report import show_fleet
     from aifx.health.fleet.judge import assess
     from aifx.health.fleet.record import read_record
 
     _know([*asking.only, *asking.skip], site)
     began = time.monotonic()
-    nodes, not_heard = read_record(replay) if replay is not None else ask(out, asking, record)
+    nodes, not_heard, ended = (*read_record(replay), ExitCode.OK) if replay is not None else ask(out, asking, record)
     took_s = time.monotonic() - began
     report = assess(nodes, site, only=asking.only, skip=asking.skip, not_heard=not_heard, duration_s=took_s)
     if html is not None:
@@ -276,7 +280,7 @@ def check_fleet(
         write_page(fleet_page(report, time.time()), html)
     out.document(report.document())
     show_fleet(out, report)
-    raise SystemExit(_code(report, strict, interrupted=bool(not_heard) and replay is None))
+    raise SystemExit(int(ended) or {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(report.status, 0))
 
 
 def _know(patterns: Sequence[str], site: Site) -> None:
@@ -286,9 +290,3 @@ def _know(patterns: Sequence[str], site: Site) -> None:
 
     rules = load_rules(site).values()
     select(rules, [p for p in patterns if not any(fits(name, p) for name in fleet_ids())], ())
-
-
-def _code(report: FleetReport, strict: bool, *, interrupted: bool) -> int:
-    if interrupted:
-        return int(ExitCode.INTERRUPTED)
-    return {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(report.status, 0)

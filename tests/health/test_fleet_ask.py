@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jsonschema
 import pytest
 from fleets import AIFX, environ, run
 
@@ -17,6 +18,8 @@ from aifx.errors import UsageError
 from aifx.health.fleet.hosts import expanded, expanded_list, read_hosts, slurm_hosts
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "fleet.py"))
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "doctor-fleet.schema.json").read_text())
 
 SSH = """\
 #!/bin/sh
@@ -80,7 +83,13 @@ def env(tmp_path):
 def asked(tmp_path, env, hosts, *options):
     (tmp_path / "hosts").write_text(hosts)
     done = run("doctor", "--hosts", str(tmp_path / "hosts"), "--json", *options, env=env)
-    return done, json.loads(done.stdout)
+    return done, document_of(done)
+
+
+def document_of(done):
+    report = json.loads(done.stdout)
+    jsonschema.validate(report, SCHEMA)
+    return report
 
 
 def across(report):
@@ -121,7 +130,9 @@ def test_nodes_that_do_not_answer_and_nodes_that_cannot(tmp_path, env):
     assert report["suspects"][0]["node"] in ("dead1", "down1")
 
 
-def test_ctrl_c_keeps_what_has_arrived(tmp_path, env):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_what_has_arrived_is_kept(tmp_path, env, number, code):
+    """When it is ended by Ctrl-C or from outside."""
     (tmp_path / "hosts").write_text("n1 n2 dead1 dead2\n")
     command = [*AIFX, "doctor", "--hosts", str(tmp_path / "hosts"), "--json", "--record", str(tmp_path / "record")]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -129,15 +140,16 @@ def test_ctrl_c_keeps_what_has_arrived(tmp_path, env):
     while not (tmp_path / "record").exists() or (tmp_path / "record").read_text().count("\n") < 3:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     report = json.loads(out)
+    jsonschema.validate(report, SCHEMA)
     assert [node["node"] for node in report["nodes"]] == ["n1", "n2"]
     assert report["not_heard"] == ["dead1", "dead2"]
     assert report["status"] == "unknown"
     again = run("doctor", "--replay", str(tmp_path / "record"), "--json", env=env)
-    assert json.loads(again.stdout)["nodes"] == report["nodes"]
+    assert document_of(again)["nodes"] == report["nodes"]
     assert again.returncode == 2
 
 
@@ -146,7 +158,7 @@ def test_a_record_that_was_cut_off_is_read(tmp_path, env):
     record = tmp_path / "record"
     record.write_text(record.read_text()[:-20])
     again = run("doctor", "--replay", str(record), "--json", env=env)
-    report = json.loads(again.stdout)
+    report = document_of(again)
     assert len(report["nodes"]) == 1
     assert len(report["not_heard"]) == 1
 
@@ -154,7 +166,7 @@ def test_a_record_that_was_cut_off_is_read(tmp_path, env):
 def test_with_srun(tmp_path, env):
     env |= {"SLURM_JOB_NODELIST": "n[1-2],lost1"}
     done = run("doctor", "--slurm", "--json", "--timeout", "10", env=env)
-    report = json.loads(done.stdout)
+    report = document_of(done)
     words = (tmp_path / "srun.words").read_text()
     assert "--nodes=3 --nodelist=n1,n2,lost1" in words
     assert "--ntasks-per-node=1" in words
@@ -203,7 +215,7 @@ def test_agents_by_the_dozen(tmp_path, nodes, slow, dead, outliers):
 
 def test_an_agent_that_is_not_there(env):
     done = run("doctor", "--agents", "http://127.0.0.1:9", "--json", env=env)
-    assert across(json.loads(done.stdout)) == {("http://127.0.0.1:9", "fleet.node.silent")}
+    assert across(document_of(done)) == {("http://127.0.0.1:9", "fleet.node.silent")}
 
 
 @pytest.mark.parametrize(
