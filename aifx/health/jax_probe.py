@@ -27,6 +27,9 @@ HELD = re.compile(
 )
 """What is said of a device, or its memory, that another process has: no fault of the device."""
 
+BESIDE_A_JOB = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+"""What keeps JAX from taking the devices' memory and from writing files."""
+
 NVML_LIMIT_S = 3.0
 SIZE = 128
 
@@ -49,7 +52,7 @@ def packages() -> dict[str, Any]:
 
 def devices() -> dict[str, Any]:
     """The devices as JAX lists them, each with whether it computes. `error` says why there are none."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a job may be running beside this
+    os.environ |= BESIDE_A_JOB
     started = time.monotonic()
     try:
         import jax

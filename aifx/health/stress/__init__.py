@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import IO, Any, Literal
 
 from aifx.health.host import without_secrets
-from aifx.health.jax_probe import HELD
+from aifx.health.jax_probe import BESIDE_A_JOB, HELD
 from aifx.health.stress.record import ALL, Ended, Record
 
 START_LIMIT_S = 120.0
@@ -80,7 +80,7 @@ def collect(
 
 def _run(command: list[str], record: Record, until: float, tell: Callable[[str], None]) -> tuple[Ended, str]:
     """One child to its end."""
-    environ = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environ = {**os.environ, **BESIDE_A_JOB}
     with tempfile.TemporaryFile() as said:
         # In a session of its own, so that Ctrl-C reaches us alone and what is known can be told.
         child = subprocess.Popen(

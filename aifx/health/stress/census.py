@@ -6,6 +6,7 @@ against NumPy as well, which judges also a device that has no like. Imports JAX:
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -78,6 +79,46 @@ def _hash(x: Any, xp: Any) -> Any:
     return xp.stack([first.sum(dtype=np.uint32), second.sum(dtype=np.uint32)])
 
 
+def run(
+    devices: list[Any],
+    repeats: int,
+    limit_s: float,
+    programs: Callable[[int, jax.Array], dict[str, jax.Array]] = _programs,
+) -> tuple[Hashes, dict[str, str]]:
+    """The hashes of each device, and those that whole numbers must give. Raises TimeoutError that names the devices
+    that did not finish in `limit_s`."""
+    size = 256 if devices[0].platform == "cpu" else 2048
+    step, names, seeds = _compiled(tuple(devices), size, programs)
+    hashes: Hashes = {}
+    for _ in range(repeats):
+        for name, rows in _gathered(step(seeds), limit_s).items():
+            for program, row in zip(names, rows, strict=True):
+                hashes.setdefault(name, {}).setdefault(program, []).append(_text(row))
+    return hashes, exact_hashes(size)
+
+
+@functools.cache
+def _compiled(
+    devices: tuple[Any, ...], size: int, programs: Callable[[int, jax.Array], dict[str, jax.Array]]
+) -> tuple[Callable[[jax.Array], jax.Array], list[str], jax.Array]:
+    """The step, the programs' names once it was called, and its input. Kept, so that what is hot stays so: compiling
+    would let it cool."""
+    names: list[str] = []
+    mesh = Mesh(np.array(devices), ("d",))
+    spec = PartitionSpec("d")
+
+    def one(seed: jax.Array) -> jax.Array:
+        found = programs(size, seed[0])
+        names[:] = list(found)
+        return jnp.stack([_hash(x, jnp) for x in found.values()])[None]
+
+    options = {"xla_gpu_deterministic_ops": True} if devices[0].platform == "gpu" else None
+    sharded = jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    seeds = jax.device_put(np.full(len(devices), SEED, np.uint32), NamedSharding(mesh, spec))
+    return jax.jit(sharded, compiler_options=options), names, seeds
+
+
+@functools.cache
 def exact_hashes(size: int) -> dict[str, str]:
     """What the programs of whole numbers must give, by NumPy."""
     seed = np.uint32(SEED)
@@ -89,37 +130,6 @@ def exact_hashes(size: int) -> dict[str, str]:
             "sort": np.sort(_bits(size * 16, seed, np)),
         }
         return {name: _text(_hash(x, np)) for name, x in found.items()}
-
-
-def run(
-    devices: list[Any],
-    repeats: int,
-    limit_s: float,
-    programs: Callable[[int, jax.Array], dict[str, jax.Array]] = _programs,
-) -> tuple[Hashes, dict[str, str]]:
-    """The hashes of each device, and those that whole numbers must give. Raises TimeoutError that names the devices
-    that did not finish in `limit_s`."""
-    size = 256 if devices[0].platform == "cpu" else 2048
-    mesh = Mesh(np.array(devices), ("d",))
-    spec = PartitionSpec("d")
-    names: list[str] = []
-
-    def one(seed: jax.Array) -> jax.Array:
-        found = programs(size, seed[0])
-        names[:] = list(found)
-        return jnp.stack([_hash(x, jnp) for x in found.values()])[None]
-
-    options = {"xla_gpu_deterministic_ops": True} if devices[0].platform == "gpu" else None
-    step = jax.jit(
-        jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False), compiler_options=options
-    )
-    seeds = jax.device_put(np.full(len(devices), SEED, np.uint32), NamedSharding(mesh, spec))
-    hashes: Hashes = {}
-    for _ in range(repeats):
-        for name, rows in _gathered(step(seeds), limit_s).items():
-            for program, row in zip(names, rows, strict=True):
-                hashes.setdefault(name, {}).setdefault(program, []).append(_text(row))
-    return hashes, exact_hashes(size)
 
 
 def _gathered(x: jax.Array, limit_s: float) -> dict[str, Any]:
