@@ -85,6 +85,7 @@ class Group(_Page, TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         commands = [self.commands[name] for name in self.list_commands(ctx)]
+        commands = [command for command in commands if not command.hidden]
         with formatter.section(typer.style("Commands", bold=True)):
             formatter.write_dl([(command.name, parse_help(command.help or "").summary) for command in commands])
 

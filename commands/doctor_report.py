@@ -22,14 +22,18 @@ def show(out: Output, report: Report, num_rules: int) -> None:
     if out.json:
         return
     out.print(_headline(report, num_rules))
-    for finding, ids in folded(report.findings):
-        out.print("")
-        for line in _block(finding, ids):
-            out.print(line)
+    show_findings(out, report.findings)
     if report.skipped:
         out.print("")
         for why, names in _by_reason(report.skipped).items():
             out.print(_line([("skipped   ", "dim"), (f"{', '.join(_shortened(names))}: {why}", "dim")]))
+
+
+def show_findings(out: Output, findings: Iterable[Finding]) -> None:
+    for finding, ids in folded(findings):
+        out.print("")
+        for line in _block(finding, ids):
+            out.print(line)
 
 
 def _headline(report: Report, num_rules: int) -> Text:

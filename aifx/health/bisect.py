@@ -234,7 +234,8 @@ class _Search:
                     self.tell(f"slow: {_named(group)}")
                     return self.find(group)
             if rates[self.good] == 0:
-                raise _Unclear("no group could be tested", nodes)
+                whys = dict.fromkeys(self.measured(group).why for group in groups)
+                raise _Unclear(f"no group could be tested: {'; '.join(whys)}"[:300], nodes)
             if len(nodes) < num_parts or (num_parts == 8 and not must_find):
                 break
         if must_find:
@@ -275,7 +276,8 @@ class _Search:
             raise _Unclear("no node is known to be good, to try the two with", pair)
         bad = [node for node in pair if all(self.is_slow((node, other)) for other in others)]
         usual = max(trial.rate for trial in self.trials.values() if len(trial.nodes) == 2 and trial.gb_s)
-        seen = [((node,), self.measured((node, others[0]))) for node in bad] or [(pair, self.measured(pair))]
+        seen: list[tuple[Group, Trial]] = [((node,), self.measured((node, others[0]))) for node in bad]
+        seen = seen or [(pair, self.measured(pair))]
         culprits = [Culprit(nodes, trial.rate, usual, trial.why) for nodes, trial in seen]
         for culprit in culprits:
             self.tell(f"found: the {culprit.kind} {_named(culprit.nodes)}")

@@ -55,7 +55,7 @@ rule looks at it, and the change is then a finding."""
 PASSING: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a new one with each boot", re.compile(r"^boot_id$")),
     ("who was at work", re.compile(r"\b(pids?|holders?|processes)\b")),
-    ("what was logged", re.compile(r"\b(messages|events)\b")),
+    ("what was logged", re.compile(r"\b(messages|events|kernel_log|kernel_events|xids|xid_gpus|sxids)\b")),
 )
 """What passes whatever it is made of, by a name on its path."""
 

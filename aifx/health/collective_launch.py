@@ -1,0 +1,193 @@
+"""A collective test over a group of hosts: its ranks started over ssh, or with one srun, and what rank 0 says of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import IO
+
+from aifx.errors import EnvironmentFault
+from aifx.health.bisect import Verdict
+
+SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR", "--")
+SRUN = ("srun", "--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=5")
+PORTS = range(20_000, 30_000)
+"""Below those that Linux gives out by itself (net.ipv4.ip_local_port_range begins at 32768)."""
+PORT_TAKEN = "Address already in use"
+TRIES = 3
+POLL_S = 0.02
+GRACE_S = 1.0
+"""What the other ranks have to say more, when one has failed."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Attributes:
+    program: what runs a rank on a host.
+    over: "jax" or "tcp".
+    collective: "all_to_all", which uses every link, or "all_reduce", whose ring does not.
+    num_bytes: each rank's buffer, or each device's.
+    repeats: timed calls a test.
+    limit_s: a test that takes longer has failed.
+    faults: seconds to wait before each message of a node ("n3",) or over a link ("n1", "n5"), to rehearse with.
+    """
+
+    program: tuple[str, ...] = ("aifx", "doctor", "collective-test")
+    over: str = "jax"
+    collective: str = "all_to_all"
+    num_bytes: int = 64 << 20
+    repeats: int = 5
+    limit_s: float = 120.0
+    faults: Mapping[tuple[str, ...], float] = field(default_factory=dict)
+
+
+def rank_command(rank: int, group: Sequence[str], port: int, word: str, limit_s: float, options: Options) -> list[str]:
+    """What rank `rank` runs on its host, `group[rank]`. Rank 0's host must be known to the others by that name."""
+    place = ["--rank", str(rank), "--size", str(len(group))]
+    delays = [f"--delay={peer}={s:g}" for peer, s in _delays(rank, group, options.faults).items()]
+    return _command(place, group[0], port, word, limit_s, options) + delays
+
+
+def _command(place: list[str], host: str, port: int, word: str, limit_s: float, options: Options) -> list[str]:
+    host = host.rpartition("@")[2]
+    coordinator = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    figures = [f"--bytes={options.num_bytes}", f"--repeats={options.repeats}", f"--limit={limit_s:g}"]
+    what = [f"--over={options.over}", f"--collective={options.collective}"]
+    return [*options.program, *place, f"--coordinator={coordinator}", f"--word={word}", *what, *figures]
+
+
+def _delays(rank: int, group: Sequence[str], faults: Mapping[tuple[str, ...], float]) -> dict[int, float]:
+    mine = group[rank]
+    return {
+        peer: seconds
+        for fault, seconds in faults.items()
+        for peer, host in enumerate(group)
+        if peer != rank and mine in fault and (len(fault) == 1 or host in fault)
+    }
+
+
+def over_ssh(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
+    """One `ssh` a host."""
+    _need(SSH[0])
+    limit_s = min(limit_s, options.limit_s)
+
+    def commands(port: int, word: str) -> list[list[str]]:
+        return [
+            [*SSH, host, shlex.join(rank_command(rank, group, port, word, limit_s, options))]
+            for rank, host in enumerate(group)
+        ]
+
+    return _tried(commands, group, limit_s)
+
+
+def over_slurm(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
+    """One step of srun's, whose tasks find their places by themselves: Slurm orders them as it likes."""
+    _need(SRUN[0])
+    limit_s = min(limit_s, options.limit_s)
+    where = [f"--nodes={len(group)}", f"--nodelist={','.join(group)}"]
+
+    def commands(port: int, word: str) -> list[list[str]]:
+        return [[*SRUN, *where, *_command(["--slurm"], "slurm", port, word, limit_s, options)]]
+
+    return _tried(commands, group, limit_s)
+
+
+def here(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
+    """All ranks on this machine, where the names of `group` are addresses of it: 127.0.0.1, 127.0.0.2..."""
+    limit_s = min(limit_s, options.limit_s)
+
+    def commands(port: int, word: str) -> list[list[str]]:
+        return [rank_command(rank, group, port, word, limit_s, options) for rank in range(len(group))]
+
+    return _tried(commands, group, limit_s)
+
+
+def _need(program: str) -> None:
+    if shutil.which(program) is None:
+        raise EnvironmentFault(f"there is no {program} here", "the ranks are started with it", f"install {program}")
+
+
+def _tried(commands: Callable[[int, str], list[list[str]]], group: Sequence[str], limit_s: float) -> Verdict:
+    for _ in range(TRIES):
+        port, word = PORTS[secrets.randbelow(len(PORTS))], secrets.token_hex(8)
+        verdict = _run(commands(port, word), group, limit_s)
+        if PORT_TAKEN not in verdict.why:
+            break
+    return verdict
+
+
+def _run(commands: list[list[str]], group: Sequence[str], limit_s: float) -> Verdict:
+    with ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2 * len(commands))]
+        outs, errors = files[: len(commands)], files[len(commands) :]
+        processes: list[subprocess.Popen[bytes]] = []
+        stack.callback(_end, processes)
+        for command, out, error in zip(commands, outs, errors, strict=True):
+            processes.append(
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=error, start_new_session=True)
+            )
+        failed = _wait(processes, limit_s)
+        said = _text(outs[0]).splitlines()
+        with suppress(ValueError, IndexError, TypeError, KeyError, AttributeError):
+            answer = json.loads(said[-1])
+            return Verdict(float(answer["gb_s"]), _by_name(str(answer["why"]), group))
+        last = next((line for error in (errors[failed or 0], errors[0]) for line in _text(error).splitlines()[-1:]), "")
+        host = group[failed or 0] if len(commands) > 1 else ""
+        why = last or (f"no answer in {limit_s:g} s" if failed is None else "it said nothing")
+        return Verdict(0.0, _by_name(f"{host}: {why}" if host else why, group)[:300])
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], limit_s: float) -> int | None:
+    """Until all have ended, or one has failed and the others could say so. Returns the first that failed."""
+    deadline = time.monotonic() + limit_s + GRACE_S
+    failed = None
+    while time.monotonic() < deadline:
+        codes = [process.poll() for process in processes]
+        if None not in codes:
+            break
+        if failed is None and any(codes):
+            failed = next(rank for rank, code in enumerate(codes) if code)
+            deadline = min(deadline, time.monotonic() + GRACE_S)
+        time.sleep(POLL_S)
+    codes = [process.poll() for process in processes]
+    return next((rank for rank, code in enumerate(codes) if code), None) if failed is None else failed
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends what still runs. Ranks elsewhere lose their connections, and end at their own limit at the latest."""
+    running = [process for process in processes if process.poll() is None]
+    for number, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        deadline = time.monotonic() + patience_s
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(deadline - time.monotonic(), 0.01))
+        running = [process for process in running if process.poll() is None]
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read(1 << 16).decode("utf-8", "replace")
+
+
+def _by_name(why: str, group: Sequence[str]) -> str:
+    """Ranks in a message as the hosts that they are."""
+
+    def name(match: re.Match[str]) -> str:
+        rank = int(match[1])
+        return group[rank] if rank < len(group) else match[0]
+
+    return re.sub(r"\brank (\d+)\b", name, why)

@@ -1,0 +1,160 @@
+"""`aifx doctor bisect`: the bad node or link, found with collective tests over halves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aifx.commands.options import JsonOption
+from aifx.commands.terminal import Output, terminal
+from aifx.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from aifx.health.bisect import BisectResult
+
+FORM = "aifx doctor bisect --rehearse n3=0.02, or n1,n5=0.02 for a link"
+
+
+class Over(Enum):
+    """What carries the collectives."""
+
+    JAX = "jax"
+    TCP = "tcp"
+
+
+def bisect(
+    hosts: Annotated[
+        Path | None,
+        typer.Option("--hosts", metavar="FILE", help="The nodes, one a line, over ssh.", show_default=False),
+    ] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="The nodes of this Slurm allocation, with srun.")] = False,
+    budget: Annotated[float, typer.Option("--budget", metavar="SECONDS", min=0, help="Time for the whole.")] = 900.0,
+    limit: Annotated[float, typer.Option("--limit", metavar="SECONDS", min=1, help="Time for a test.")] = 120.0,
+    expect: Annotated[
+        float,
+        typer.Option(
+            "--expect", metavar="GB_S", min=0, help="Bus bandwidth that all together should reach; 0: unknown."
+        ),
+    ] = 0.0,
+    margin: Annotated[
+        float, typer.Option("--margin", metavar="PERCENT", min=1, max=99, help="How much slower than its like is slow.")
+    ] = 20.0,
+    over: Annotated[
+        Over, typer.Option("--over", help="jax: the devices, through NCCL; tcp: the hosts alone.")
+    ] = Over.JAX,
+    num_bytes: Annotated[
+        int, typer.Option("--bytes", metavar="N", min=1024, help="Each device's buffer, or each host's with tcp.")
+    ] = 64 << 20,
+    rehearse: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rehearse",
+            metavar="NODE[,NODE]=SECONDS",
+            help="Slow a node, or a link, so much a message, to see that it is found. Can be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    remote: Annotated[
+        str, typer.Option("--remote", metavar="COMMAND", help="How aifx is called on the nodes.")
+    ] = "aifx",
+    json: JsonOption = False,
+) -> None:
+    """Find the bad node or link with collective tests over halves of the nodes. It loads what it tests.
+
+    Exit 0: nothing sticks out; 1: something was found; 2: it could not be told, or not run.
+
+    Examples:
+        aifx doctor bisect --hosts nodes.txt
+        aifx doctor bisect --slurm --expect 350 --budget 600
+        aifx doctor bisect --hosts nodes.txt --over tcp --rehearse n3=0.02
+    """
+    with terminal(json) as out:
+        import shlex
+
+        from aifx.health import bisect as library
+        from aifx.health import collective_launch as launch
+
+        nodes = _nodes(hosts, slurm)
+        options = launch.Options(
+            program=(*shlex.split(remote), "doctor", "collective-test"),
+            over=over.value,
+            num_bytes=num_bytes,
+            limit_s=limit,
+            faults=_faults(rehearse or (), nodes, over),
+        )
+        run = launch.over_slurm if slurm else launch.over_ssh
+        result = library.bisect(
+            nodes,
+            lambda group, limit_s: run(group, limit_s, options),
+            budget,
+            out.say,
+            expected_gb_s=expect,
+            margin=margin / 100,
+        )
+        _answer(out, result, len(nodes))
+
+
+def collective_test(ctx: typer.Context) -> None:
+    """Run one rank of a collective test: what `aifx doctor bisect` starts on each node.
+
+    Examples:
+        aifx doctor collective-test --rank 0 --size 2 --coordinator n1:29400
+    """
+    from aifx.health.collective_test import main
+
+    raise SystemExit(main(ctx.args))
+
+
+def _nodes(hosts: Path | None, slurm: bool) -> list[str]:
+    from aifx.health.fleet.hosts import is_address, read_hosts, slurm_hosts
+
+    if slurm == (hosts is not None):
+        raise UsageError("the nodes come from --hosts or from --slurm", "one of them", "aifx doctor bisect --help")
+    nodes = slurm_hosts() if hosts is None else read_hosts(hosts)
+    if addresses := [node for node in nodes if is_address(node)]:
+        why = "agents report and run nothing"
+        raise UsageError(f"{addresses[0]} cannot be tested", why, "name its host, for ssh")
+    if len(nodes) < 2:
+        raise UsageError(f"{nodes[0]} is alone", "a collective needs two nodes", "aifx doctor --stress quick")
+    return nodes
+
+
+def _faults(asked: Sequence[str], nodes: Sequence[str], over: Over) -> dict[tuple[str, ...], float]:
+    found = {}
+    for text in asked:
+        names, _, seconds = text.rpartition("=")
+        group = tuple(names.split(","))
+        if not names or len(group) > 2 or set(group) - set(nodes):
+            raise UsageError(f"--rehearse {text} names no node or link", f"the nodes are {', '.join(nodes[:8])}", FORM)
+        if len(group) == 2 and over is Over.JAX:
+            raise UsageError(f"--rehearse {text} slows a link", "through jax only a node can be slowed", "--over tcp")
+        try:
+            found[group] = float(seconds)
+        except ValueError:
+            raise UsageError(f"--rehearse {text} names no time", f"{seconds!r} is no number", FORM) from None
+    return found
+
+
+def _answer(out: Output, result: BisectResult, num_nodes: int) -> None:
+    from dataclasses import asdict
+
+    from aifx.health.report import Report
+
+    report = Report("", result.findings(), (), round(result.duration_s, 3))
+    findings = [asdict(finding) for finding in report.findings]
+    out.document({"status": report.status, "findings": findings, **result.document()})
+    if not out.json:
+        from aifx.commands.doctor_report import show_findings
+
+        out.print(f"{num_nodes} nodes: {result.num_tests} tests in {result.duration_s:.0f} s")
+        if not report.findings:
+            out.print("nothing sticks out")
+        show_findings(out, report.findings)
+        if result.suspects:
+            out.print(f"not cleared: {', '.join(result.suspects)}")
+    codes = {"unhealthy": ExitCode.VERDICT, "unknown": ExitCode.UNABLE}
+    raise SystemExit(int(codes.get(report.status, ExitCode.OK)))

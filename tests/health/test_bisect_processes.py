@@ -1,0 +1,261 @@
+"""A planted slow node and a planted bad link are found among real processes that talk over loopback."""
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from aifx.commands.main import run
+from aifx.health import collective_launch as launch
+from aifx.health.bisect import Verdict, bisect
+from aifx.health.collective_tcp import CollectiveError, Place, _accepted
+from aifx.health.collective_test import bus_gb_s
+
+NODES = [f"127.0.0.{i}" for i in range(1, 9)]
+MARGIN = 0.9
+"""Wide, for this machine has other work; what is planted is slower by far more."""
+
+MODULE = (sys.executable, "-m", "aifx.health.collective_test")
+
+WORKER = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy as np
+from aifx.health import collective_tcp, collective_test
+
+exchange = collective_tcp.Mesh._exchange
+
+def flipped(self, to, sent, source, received):
+    sent = np.array(sent)
+    sent[-1] ^= 1 << 20
+    exchange(self, to, sent, source, received)
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    collective_tcp.Mesh._exchange = flipped if asked["flips_a_bit"] else exchange
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = collective_test.main(asked["arguments"])
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+"""One rank after another in a process that has imported what they need: starting one for each would be most of the
+time here."""
+
+
+def options(**changes):
+    return launch.Options(
+        **{"program": MODULE, "over": "tcp", "num_bytes": 1 << 16, "repeats": 4, "limit_s": 60.0} | changes
+    )
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    """What each process of a group says; each node is a process."""
+    workers: dict[str, subprocess.Popen[str]] = {}
+
+    def begin(node, command, flips_a_bit=False):
+        if node not in workers:
+            pipe = subprocess.PIPE
+            workers[node] = subprocess.Popen([sys.executable, "-c", WORKER], stdin=pipe, stdout=pipe, text=True)
+        asked = {"arguments": command[len(MODULE) :], "flips_a_bit": flips_a_bit}
+        workers[node].stdin.write(json.dumps(asked) + "\n")
+        workers[node].stdin.flush()
+
+    def run_all(group, asked, limit_s=60.0, damaged="", absent=()):
+        port = free_port()
+        here = [node for node in group if node not in absent]
+        for node in here:
+            command = launch.rank_command(group.index(node), group, port, "a word", limit_s, asked)
+            begin(node, command, node == damaged)
+        return [json.loads(workers[node].stdout.readline()) for node in here]
+
+    yield run_all
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.stdout.close()
+        worker.wait()
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "fault"), [(8, ("127.0.0.4",)), (7, ("127.0.0.7",)), (8, ("127.0.0.3", "127.0.0.6")), (6, NODES[:2])]
+)
+def test_what_was_planted_is_found(ranks, size, fault):
+    asked = options(faults={tuple(fault): 0.03})
+    told = []
+
+    def test(group, limit_s):
+        (_, out, _), *_ = ranks(group, asked, limit_s)
+        answer = json.loads(out)
+        return Verdict(answer["gb_s"], answer["why"])
+
+    result = bisect(NODES[:size], test, 300.0, told.append, margin=MARGIN)
+    assert [set(culprit.nodes) for culprit in result.culprits] == [set(fault)], told
+    assert result.ended == "done"
+    assert result.culprits[0].gb_s < (1 - MARGIN) * result.culprits[0].usual_gb_s
+
+
+@pytest.mark.parametrize("collective", ["all_to_all", "all_reduce"])
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_results_are_checked_and_the_rate_is_that_of_nccl_tests(ranks, collective, size):
+    (first, *others) = ranks(NODES[:size], options(collective=collective, num_bytes=40_000))
+    answer = json.loads(first[1])
+    assert (first[0], answer["ok"], answer["devices"], answer["why"]) == (0, True, size, "")
+    assert answer["gb_s"] == pytest.approx(bus_gb_s(collective, 40_000, answer["time_s"], size))
+    assert answer["time_s"] <= answer["median_s"]
+    assert all(said == [0, "", ""] for said in others)
+    # nccl-tests, doc/PERFORMANCE.md: 2(n-1)/n and (n-1)/n of size over time
+    assert bus_gb_s("all_reduce", 8e9, 1.0, 4) == pytest.approx(12.0)
+    assert bus_gb_s("all_to_all", 8e9, 1.0, 4) == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize("collective", ["all_to_all", "all_reduce"])
+def test_a_wrong_result_is_no_rate(ranks, collective):
+    (code, out, _), *_ = ranks(NODES[:3], options(collective=collective), damaged=NODES[1])
+    answer = json.loads(out)
+    assert (code, answer["ok"], answer["gb_s"]) == (1, False, 0.0)
+    assert "wrong results" in answer["why"]
+
+
+def test_a_rank_that_does_not_come_is_named(ranks):
+    (code, out, _), (other, _, said) = ranks(NODES[:3], options(), 1.0, absent=NODES[1:2])
+    assert (code, other) == (1, 1)
+    assert json.loads(out)["why"] == "rank 0 waited in vain for rank 1"
+    assert said
+
+
+def test_strangers_are_sent_away(ranks):
+    """Who calls and does not know the word is no rank, whatever it says."""
+    hellos = [b"GET / HTTP/1.1\r\n\r\n", b'\0\0\0\x1b{"rank": 1, "word": "guess"}', b"\0\0\0\x02[]"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        strangers = [socket.create_connection(listener.getsockname()) for _ in hellos]
+        for stranger, hello in zip(strangers, hellos, strict=True):
+            stranger.sendall(hello)
+            stranger.shutdown(socket.SHUT_WR)
+        place = Place(0, 2, ("127.0.0.1", 1), "a word", time.monotonic() + 1.0, {})
+        with pytest.raises(CollectiveError, match="rank 1"):
+            _accepted(listener, place, 1)
+        for stranger in strangers:
+            with stranger, suppress(ConnectionResetError):
+                assert stranger.recv(1) == b""
+
+
+def test_commands_of_ranks():
+    asked = launch.Options(faults={("n3",): 0.5, ("a@n1", "n2"): 0.25})
+    group = ["a@n1", "n2", "n3"]
+    first, second, third = (launch.rank_command(r, group, 29_000, "w", 60, asked) for r in range(3))
+    assert first[:7] == ["aifx", "doctor", "collective-test", "--rank", "0", "--size", "3"]
+    assert "--coordinator=n1:29000" in third
+    assert [word for word in first if "delay" in word] == ["--delay=1=0.25"]
+    assert [word for word in second if "delay" in word] == ["--delay=0=0.25"]
+    assert [word for word in third if "delay" in word] == ["--delay=0=0.5", "--delay=1=0.5"]
+    assert "--coordinator=[fd00::1]:1" in launch.rank_command(1, ["fd00::1", "b"], 1, "w", 60, asked)
+
+
+def script(folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.write_text(f"#!{sys.executable}\n{textwrap.dedent(text)}")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """A folder of programs that stand for others."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    script(
+        tmp_path,
+        "aifx",
+        """
+        import sys
+        from aifx.health.collective_test import main
+        assert sys.argv[1:3] == ["doctor", "collective-test"]
+        sys.exit(main(sys.argv[3:]))
+        """,
+    )
+    script(
+        tmp_path,
+        "ssh",
+        """
+        import os, sys
+        where = sys.argv.index("--")
+        host, command = sys.argv[where + 1 :]
+        if host == "127.0.0.9":
+            sys.exit("ssh: connect to host 127.0.0.9 port 22: Connection refused")
+        os.execvp("sh", ["sh", "-c", command])
+        """,
+    )
+    script(
+        tmp_path,
+        "srun",
+        """
+        import os, subprocess, sys
+        (nodes,) = [word.partition("=")[2] for word in sys.argv if word.startswith("--nodelist=")]
+        hosts = sorted(nodes.split(","))
+        command = sys.argv[sys.argv.index("aifx") :]
+        common = os.environ | {"SLURM_STEP_NODELIST": ",".join(hosts), "SLURM_NTASKS": str(len(hosts))}
+        tasks = [subprocess.Popen(command, env=common | {"SLURM_PROCID": str(i)}) for i in range(len(hosts))]
+        sys.exit(max(task.wait() for task in tasks))
+        """,
+    )
+    return tmp_path
+
+
+def test_over_ssh(path):
+    asked = options(program=("aifx", "doctor", "collective-test"))
+    verdict = launch.over_ssh(NODES[:3], 60.0, asked)
+    assert verdict.gb_s > 0
+    assert verdict.why == ""
+    verdict = launch.over_ssh(["127.0.0.1", "127.0.0.9"], 60.0, asked)
+    assert (verdict.gb_s, verdict.why) == (
+        0.0,
+        "127.0.0.9: ssh: connect to host 127.0.0.9 port 22: Connection refused",
+    )
+
+
+def test_over_srun_in_whatever_order_its_tasks_stand(path):
+    asked = options(program=("aifx", "doctor", "collective-test"))
+    assert launch.over_slurm(["127.0.0.3", "127.0.0.1", "127.0.0.2"], 60.0, asked).gb_s > 0
+
+
+def test_a_host_that_hangs_is_given_up(path):
+    script(path, "aifx", "import time; time.sleep(600)")
+    verdict = launch.over_ssh(NODES[:2], 0.5, options(program=("aifx",)))
+    assert verdict == Verdict(0.0, "127.0.0.1: no answer in 0.5 s")
+
+
+@pytest.mark.parametrize("collective", ["all_to_all", pytest.param("all_reduce", marks=pytest.mark.slow)])
+def test_over_jax(collective):
+    """Gloo on CPUs stands for NCCL on GPUs: the same program, another library below."""
+    asked = options(over="jax", collective=collective, repeats=2, limit_s=120.0)
+    verdict = launch.here(NODES[:2], 120.0, asked)
+    assert verdict.why == ""
+    assert verdict.gb_s > 0
+
+
+def test_the_command(path, tmp_path, capsys):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.[1-3]\n")
+    small = ["--over", "tcp", "--bytes", "65536", "--margin", "90", "--hosts", str(hosts)]
+    assert run(["doctor", "bisect", *small, "--rehearse", "127.0.0.2=0.03", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert [(c["kind"], c["nodes"]) for c in document["culprits"]] == [("node", ["127.0.0.2"])]
+    assert document["status"] == "unhealthy"
+    assert [f["id"] for f in document["findings"]] == ["fleet.bisect.node"]
+    assert run(["doctor", "bisect", *small, "--budget", "0.001"]) == 2
+    assert "127.0.0.1" in capsys.readouterr().out
+    for wrong in (["--rehearse", "n77=1"], ["--rehearse", "127.0.0.1"], ["--slurm"]):
+        assert run(["doctor", "bisect", *small, *wrong]) == 2
+    assert run(["doctor", "bisect"]) == 2
