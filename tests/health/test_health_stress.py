@@ -83,6 +83,8 @@ def test_one_flipped_bit_names_the_device_and_the_program():
     assert rows["cpu:2"]["odd"] == ["matmul bfloat16", "integers"]
     assert rows["cpu:2"]["inexact"] == ["integers"]
     assert rows["cpu:2"]["unsteady"] == []
+    (digest,) = {rows[f"cpu:{i}"]["digest"] for i in (0, 1, 3)}
+    assert rows["cpu:2"]["digest"] != digest
     assert all(rows[f"cpu:{i}"]["num_odd"] == rows[f"cpu:{i}"]["num_inexact"] == 0 for i in (0, 1, 3))
 
 

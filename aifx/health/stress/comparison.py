@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ def compare(
                 "peers": len(peers),
                 "runs": max((len(runs) for runs in programs.values()), default=0),
                 "programs": len(programs),
+                "digest": _digest(programs),
                 "odd": odd,
                 "num_odd": len(odd),
                 "unsteady": unsteady,
@@ -40,6 +42,12 @@ def compare(
             }
         )
     return rows
+
+
+def _digest(programs: Mapping[str, Sequence[str]]) -> str:
+    """One word for all that a device gave, to hold it against a like device of another node."""
+    words = (f"{name}={_usual(runs)}" for name, runs in sorted(programs.items()) if runs)
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
 def _usual(runs: Sequence[str]) -> str:

@@ -70,7 +70,7 @@ def captured(said: dict[str, Any], devices: list[dict[str, Any]], nvml: dict[str
     documents = {
         "jax_packages": {**said, "nvml": nvml},
         "jax": jax,
-        "jax_cache": {"folder": "/root/.cache/aifx/jax", "is_writable": True, "why": ""},
-        "environ": {"PATH": "/usr/bin:/bin", "HOME": "/root", "NCCL_DEBUG": "WARN"},
+        "jax_cache": {"folder": "/home/user/.cache/aifx/jax", "is_writable": True, "why": ""},
+        "environ": {"PATH": "/usr/bin:/bin", "HOME": "/home/user", "NCCL_DEBUG": "WARN"},
     }
     return {f"aifx-captured/{name}.json": json.dumps(document) for name, document in documents.items()}
