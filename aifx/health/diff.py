@@ -23,7 +23,8 @@ NOT_HELD = "the snapshot does not hold"
 """How `aifx.health.facts` says that a snapshot is of another version or had `--only`."""
 
 LIMIT = re.compile(
-    r"(^|_)(limit|max|min|total|size|capacity|target|cap|rated|default|wanted|needed|expected|threshold)(_|$)"
+    r"(^|_)(limit|max|min|total|size|capacity|target|cap|rated|default|wanted|needed|expected|threshold|allowed|speed|"
+    r"enforced|application|slowdown|shutdown)(_|$)"
 )
 """Names of what a part can do or is set to, whatever its unit: never noise."""
 
@@ -31,21 +32,28 @@ MOMENT: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a temperature", re.compile(r"(_c|temperatures?)$")),
     ("power drawn at the time", re.compile(r"(_w|_watts|_mw)$")),
     ("a clock rate at the time", re.compile(r"_mhz$")),
+    ("a link at rest runs at a lower one", re.compile(r"^generation$")),
     ("how busy it was", re.compile(r"(^|_)(load|utili[sz]ation|busy|running|blocked)(_|$)|_percent$")),
     (
         "space or memory in use",
-        re.compile(r"(^|_)(used|free|available|unused|dirty|cached)(_|$)|^(handles|tasks|threads)$"),
+        re.compile(r"(^|_)(used|free|available|unused|dirty|cached)(_|$)|(^|_)(handles|tasks|threads|checkpoints)$"),
+    ),
+    (
+        "a rate measured at the time",
+        re.compile(
+            r"(_per_s|_per_min|_?mb_s|_?gb_s)$|^tflops|^of_|^(kept|samples|calls|seconds|throttled)$|_elements$"
+        ),
     ),
     (
         "a time or a delay",
         re.compile(r"(_s|_ms|_us|_ns|_minutes|_hours|_days)$|(^|_)(days|uptime|age|time|since)(_|$)"),
     ),
-    ("a rate measured at the time", re.compile(r"(_per_s|_per_min|_mb_s|_gb_s)$")),
     (
         "a counter",
         re.compile(
-            r"(^|_)(errors?|counts?|counters?|events?|replays?|retries|drops?|dropped|discards?|packets|bytes|pages|kills|"
-            r"throttles|flaps|downed|recovered|recover(y|ies)|corrected|uncorrected|violations?|resets|timeouts|writes|reads|periods)$"
+            r"(^|_)(errors?|counters?|events?|replays?|retries|drops?|dropped|discards?|packets|pages|kills|throttles|flaps|"
+            r"downed|overruns|changes|recovered|recover(y|ies)|corrected|uncorrected|aggregate|volatile|failed|violations?|"
+            r"resets|timeouts|writes|reads|periods|ber)$"
         ),
     ),
 )
@@ -54,8 +62,10 @@ rule looks at it, and the change is then a finding."""
 
 PASSING: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a new one with each boot", re.compile(r"^boot_id$")),
-    ("who was at work", re.compile(r"\b(pids?|holders?|processes)\b")),
+    ("who was at work", re.compile(r"\b(pids?|holders?|holder_names|processes|num_processes)\b")),
     ("what was logged", re.compile(r"\b(messages|events|kernel_log|kernel_events|xids|xid_gpus|sxids)\b")),
+    ("what held the clocks at the time", re.compile(r"\bthrottle\.reasons$|^clock\.direction$")),
+    ("read under load", re.compile(r"^stress\.sensors\b")),
 )
 """What passes whatever it is made of, by a name on its path."""
 

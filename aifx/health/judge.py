@@ -168,10 +168,12 @@ def _shown(name: str, value: Any) -> str:
     end = ("" if unit[1] == "percent" else " ") + UNITS[unit[1]] if unit else ""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if unit and unit[1] == "s" and is_number(value) and value >= 600:
+        return f"{value / 3600:.1f} h" if value < 172_800 else f"{value / 86_400:.1f} days"
     if isinstance(value, float):
-        return f"{value:.4g}{end}"
+        return f"{value:,.0f}{end}" if abs(value) >= 1000 else f"{value:.4g}{end}"
     if isinstance(value, int):
-        return f"{value:,}{end}"
+        return f"{value}" if name.endswith("code") else f"{value:,}{end}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
