@@ -129,7 +129,10 @@ def test_wheels_that_write_the_same_library_are_named(tmp_path, monkeypatch):
     [("0,1,2", 3), ("", 0), ("-1", 0), ("0,9,1", 1), ("3, 2", 2), ("0,0", 1), ("GPU-8f2b,GPU-77aa", 2), ("none", 0)],
 )
 def test_what_cuda_shows(text, count):
-    assert probe._gpus({"gpus": 4, "driver": "580.95"}, text)["gpus_visible"] == count
+    nvml = {"gpus": 4, "driver": "580.95"}
+    assert probe._gpus(nvml, text)["gpus_visible"] == count
+    assert probe._gpus(nvml, text, "0,1")["gpus_visible"] == min(count, 2)
+    assert isinstance(probe._gpus({**nvml, "mig": True}, text)["gpus_visible"], Absent)
 
 
 @pytest.mark.parametrize(

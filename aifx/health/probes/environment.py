@@ -11,7 +11,8 @@ from aifx.health.host import CAPTURED, Host
 from aifx.health.probes import Probe
 
 NCCL_OFF = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_IB_DISABLE": "1", "NCCL_NVLS_ENABLE": "0",
-            "NCCL_NET_GDR_LEVEL": "0|LOC", "NCCL_P2P_LEVEL": "0|LOC"}  # fmt: skip
+            "NCCL_NET_GDR_LEVEL": "0|LOC", "NCCL_P2P_LEVEL": "0|LOC",
+            "NCCL_SOCKET_IFNAME": r"=?(lo|docker\d+|virbr\d+)"}  # fmt: skip
 NCCL_VERBOSE = {"NCCL_DEBUG": "(?i:trace)"}
 PROFILERS = dict.fromkeys(
     (
@@ -42,6 +43,8 @@ JAX_DEBUGGING = dict.fromkeys(
     ),
     ON,
 )
+PRECISION = {"JAX_ENABLE_X64": ON, "JAX_DEFAULT_MATMUL_PRECISION": "(?i:high|highest|float32|bfloat16_3x)"}
+CACHE_OFF = {"JAX_ENABLE_COMPILATION_CACHE": "(?i:0|false|no|off|n|f)"}
 ALLOCATORS = {"XLA_PYTHON_CLIENT_ALLOCATOR": "(?i:platform)"}
 SLOW_FLAGS = re.compile(
     r"--xla_(dump_to|dump_hlo_\w+|disable_hlo_passes|disable_all_hlo_passes|backend_optimization_level=[01]|"
@@ -67,6 +70,8 @@ def collect(host: Host) -> dict[str, Any]:
         "profilers": _set(environ, PROFILERS),
         "blocking": _set(environ, BLOCKING),
         "jax_debugging": _set(environ, JAX_DEBUGGING),
+        "precision": _set(environ, PRECISION),
+        "cache_off": _set(environ, CACHE_OFF),
         "allocators": _set(environ, ALLOCATORS),
         "slow_flags": [match[0] for match in SLOW_FLAGS.finditer(flags)],
         "inexact_flags": [match[0] for match in INEXACT_FLAGS.finditer(flags)],

@@ -35,7 +35,8 @@ def collect(host: Host) -> dict[str, Any]:
     if isinstance(packages, Absent):
         return {"python": python, "jax": versions}
     seen = packages.get("nvml", {}) if isinstance(packages, dict) else {}
-    facts = {**versions, **_gpus(seen, host.environ().get("CUDA_VISIBLE_DEVICES"))}
+    environ = host.environ()
+    facts = {**versions, **_gpus(seen, environ.get("CUDA_VISIBLE_DEVICES"), environ.get("JAX_CUDA_VISIBLE_DEVICES"))}
     said = from_document(host.ask("aifx.health.jax_probe", "devices", name="jax", limit_s=DEVICES_LIMIT_S))
     return {"python": python, "jax": {**facts, **_devices(said), "cache": host.measure("jax_cache", _cache)}}
 
@@ -160,8 +161,8 @@ def _major(version: Any) -> int | Absent:
     return int(match[0]) if match else Absent("there is no NVIDIA driver")
 
 
-def _gpus(nvml: Mapping[str, Any], visible: str | None) -> dict[str, Any]:
-    """What NVML sees, and how much of that CUDA_VISIBLE_DEVICES leaves."""
+def _gpus(nvml: Mapping[str, Any], visible: str | None, of_jax: str | None = None) -> dict[str, Any]:
+    """What NVML sees, and how much of that CUDA_VISIBLE_DEVICES and JAX's own variable leave."""
     if "gpus" not in nvml:
         why = Absent(f"no NVIDIA GPU: {nvml.get('absent', 'NVML was not asked')}")
         return dict.fromkeys(("driver", "driver_major", "driver_cuda", "gpus_seen", "gpus_visible"), why)
@@ -170,6 +171,8 @@ def _gpus(nvml: Mapping[str, Any], visible: str | None) -> dict[str, Any]:
         left = Absent("GPUs are divided (MIG): CUDA shows a process one part")
     elif visible is not None:
         left = _visible(visible, nvml["gpus"])
+    if isinstance(left, int) and of_jax and of_jax != "all":
+        left = min(left, len(of_jax.split(",")))
     return {
         "driver": nvml.get("driver"),
         "driver_major": _major(nvml.get("driver")),
