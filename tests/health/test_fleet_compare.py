@@ -5,8 +5,9 @@ import random
 
 import pytest
 from fleets import facts_of_a_node, node
+from health_trees import machines, snapshot_of
 
-from aifx.health.facts import from_document
+from aifx.health.facts import from_document, is_number
 from aifx.health.fleet.compare import (
     MIN_Z,
     Fact,
@@ -18,6 +19,8 @@ from aifx.health.fleet.compare import (
     values_at,
     z_limit,
 )
+from aifx.health.fleet.report import Node
+from aifx.health.snapshot import Snapshot
 
 
 def fleet(count: int, seed: int = 0):
@@ -218,3 +221,24 @@ def test_the_facts_are_told_apart():
         assert fact.summary.format(**words) != fact.summary
         assert fact.action.format(**words)
         assert fact.id.startswith("fleet.")
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    """The facts of each healthy machine, as the probes read them."""
+    folder = tmp_path_factory.mktemp("trees")
+    return {name: snapshot_of(make(), folder / "tree").facts for name, make in machines().items()}
+
+
+def test_machines_of_one_kind_are_alike(healthy):
+    for facts in healthy.values():
+        assert compare([Node(f"n{i}", None, Snapshot(f"n{i}", 0.0, facts)) for i in range(6)]) == []
+
+
+def test_each_fact_is_one_that_probes_give(healthy):
+    for fact in load_facts():
+        for path in filter(None, (fact.path, fact.among)):
+            assert any(values_at(facts, path) for facts in healthy.values()), path
+        if fact.kind == "figure":
+            figures = [value for facts in healthy.values() for _, value in values_at(facts, fact.path)]
+            assert any(is_number(value) for value in figures), fact.path

@@ -19,6 +19,9 @@ KEPT = re.compile(
 )
 """File systems that hold data; the others are the kernel's own."""
 
+MOUNT = re.compile(r"^\S+ \S+ \S+ \S+ (\S+) .*? - (\S+)", re.MULTILINE)
+"""Mount point and type of a line of /proc/self/mountinfo."""
+
 
 def collect(host: Host) -> dict[str, Any]:
     info = host.read("/proc/cpuinfo")
@@ -49,13 +52,12 @@ def _card_firmware(host: Host) -> list[str] | Absent | Unknown:
 
 
 def _mounts(host: Host) -> list[str] | Absent | Unknown:
-    """ "/scratch lustre", each once. /proc/mounts is a link to the process's own."""
-    text = host.read("/proc/self/mounts")
+    """ "/scratch lustre", each once."""
+    text = host.read("/proc/self/mountinfo")
     if not isinstance(text, str):
         return text
-    rows = [line.split() for line in text.splitlines() if line.count(" ") >= 3]
-    kept = {f"{row[1]} {row[2]}" for row in rows if KEPT.fullmatch(row[2]) and not OF_A_USER.match(row[1])}
-    return sorted(kept)
+    found = MOUNT.findall(text)
+    return sorted({f"{point} {kind}" for point, kind in found if KEPT.fullmatch(kind) and not OF_A_USER.match(point)})
 
 
 PROBES = (Probe("system", ("system",), collect, for_peers=True),)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from health_machines.boot_log import boot_log_files
 from health_machines.host_files import host_files
 from health_machines.jax_stack import jax_files
+from health_machines.system_files import system_files
 
 CPUINFO = """\
 processor\t: 0
 vendor_id\t: GenuineIntel
 model name\t: Intel(R) Xeon(R) Platinum 8480C
+microcode\t: 0x2b000620
 flags\t\t: fpu avx512f amx_bf16
 """
 
@@ -30,7 +32,7 @@ def server(cpus: int = 16) -> dict[str, str]:
     for cpu in range(cpus):
         tree[f"sys/devices/system/cpu/cpufreq/policy{cpu}/scaling_governor"] = "performance\n"
         tree[f"sys/devices/system/cpu/cpu{cpu}/thermal_throttle/package_throttle_count"] = "0\n"
-    return tree | boot_log_files() | host_files() | jax_files()
+    return tree | boot_log_files() | host_files() | jax_files() | system_files()
 
 
 MACHINES = {"server": server}
