@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 
 import health_trees
@@ -66,7 +67,7 @@ def test_each_fact_is_told_or_is_noise(name, tmp_path):
         value = document["facts"]
         for key in way:
             value = value[key]
-        if not is_number(value) or any(str(key).startswith("$") for key in way):
+        if not is_number(value) or isinstance(way[-1], int) or any(str(key).startswith("$") for key in way):
             continue
         kind = tuple(key for key in way if isinstance(key, str))
         if kind in seen:  # the like of another device
@@ -96,6 +97,70 @@ def test_what_matters_is_told_and_what_passes_is_not(server):
     assert diff(server, changed(server, boot_id="another"), []).rebooted is True
     nearly = changed(server, memory__total_gib=server.facts["memory"]["total_gib"] * 1.001)
     assert diff(server, nearly, []).facts == ()
+
+
+MATTERS = [
+    "nvidia.count",
+    "gpu_count.pci",
+    "gpus.0.nvlink.count",
+    "gpus.0.links.0.speed_mb_s",
+    "gpus.0.power.limit_w",
+    "gpus.0.power.enforced_w",
+    "gpus.0.clocks.application_mhz",
+    "gpus.0.memory.total_mib",
+    "gpus.0.pcie.width",
+    "gpus.0.rows.uncorrectable",
+    "infiniband.port_count",
+    "infiniband.active_ports",
+    "infiniband.ports.0.rate_gbit",
+    "cpu.online",
+    "limits.open_files",
+    "memory.total_gib",
+    "memory.swappiness",
+    "network.interfaces.0.mtu",
+]
+PASSES = [
+    "gpus.0.power.draw_w",
+    "gpus.0.clocks.sm_mhz",
+    "gpus.0.temperature.gpu_c",
+    "gpus.0.temperature.margin_c",
+    "gpus.0.pcie.generation",
+    "gpus.0.memory.used_mib",
+    "gpus.0.utilization.gpu_percent",
+    "gpus.0.ecc.corrected_volatile",
+    "gpus.0.pcie.replays",
+    "gpus.0.links.0.crc_errors",
+    "gpus.0.num_processes",
+    "infiniband.ports.0.symbol_errors",
+    "network.interfaces.0.carrier_changes",
+    "clock.offset_ms",
+    "disk.fsync_ms",
+    "disk.places.0.free_gib",
+    "limits.tasks",
+    "memory.available_gib",
+    "memory.controllers.0.corrected",
+]
+
+
+def test_on_a_machine_with_gpus(tmp_path):
+    document = snapshot_of(machines()["8xH100 SXM with InfiniBand"](), tmp_path).document()
+    before = parse(document, "")
+    facts = document["facts"]
+    for name in (*MATTERS, *PASSES):
+        *way, last = [int(key) if key.isdigit() else key for key in name.split(".")]
+        inner = facts
+        for key in way:
+            inner = inner[key]
+        assert is_number(inner[last]), name
+        inner[last] = inner[last] * 2 + 7
+    found = diff(before, parse(document, ""), []).facts
+
+    def plain(path):
+        """`gpus[GPU0 (...)].power` as `gpus.0.power`: only the first of each was changed."""
+        return re.sub(r"\[.*?\]", ".0", path)
+
+    assert {plain(f.fact) for f in found if not f.noise} == set(MATTERS)
+    assert {plain(f.fact) for f in found if f.noise} == set(PASSES)
 
 
 def test_devices_are_known_by_their_names(server):
