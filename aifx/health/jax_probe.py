@@ -120,7 +120,7 @@ def _nvml() -> dict[str, Any]:
 
     def ask() -> dict[str, Any]:
         nvml.nvmlInit()
-        count, cuda = nvml.nvmlDeviceGetCount(), nvml.nvmlSystemGetCudaDriverVersion_v2()
+        count, cuda = nvml.nvmlDeviceGetCount(), nvml.nvmlSystemGetCudaDriverVersion()
         driver = nvml.nvmlSystemGetDriverVersion()
         handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
         return {

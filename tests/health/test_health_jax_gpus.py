@@ -1,0 +1,68 @@
+"""JAX on a machine whose NVML shows GPUs: the real nvidia-ml-py, over the library that test_health_nvml builds."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from test_health_jax import found
+from test_health_nvml import COMPILER, build, eight
+
+from aifx.health.host import Host
+from aifx.health.judge import judge
+from aifx.health.probes import environment
+from aifx.health.probes import jax as probe
+from aifx.health.rules import load_rules
+from aifx.health.snapshot import Snapshot
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler to build the fake libnvidia-ml.so.1 with")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("jax-nvml"))
+
+
+@pytest.fixture
+def gpus(library, tmp_path, monkeypatch):
+    """Eight H100, of which this JAX knows nothing."""
+    (tmp_path / "scenario.txt").write_text(eight())
+    monkeypatch.setenv("FAKE_NVML_SCENARIO", str(tmp_path / "scenario.txt"))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(library))
+    for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_gpus_without_the_plugin_are_found_with_the_line_that_installs_it():
+    facts = probe.collect(Host())
+    jax = facts["jax"]
+    if jax["platform"] != "cpu":
+        pytest.skip("this JAX has a plugin")
+    assert (jax["gpus_seen"], jax["gpus_visible"], jax["gpus"]) == (8, 8, 0)
+    assert found(facts) == ["jax.gpu.unused"]
+    rule = load_rules()["jax.gpu.unused"]
+    (finding,) = judge([rule], Snapshot("here", 0.0, {**environment.collect(Host()), **facts})).findings
+    assert finding.action.endswith(f'pip install -U "jax[cuda13]=={jax["version"]}"')
+
+
+@pytest.mark.usefixtures("gpus")
+def test_gpus_that_the_operator_hides_are_not_missed(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    facts = probe.collect(Host())
+    assert (facts["jax"]["gpus_seen"], facts["jax"]["gpus_visible"]) == (8, 0)
+    assert found(facts) == []
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_load_is_watched_on_each_gpu():
+    command = [sys.executable, "-P", "-m", "aifx.health.stress.sensors"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        process.kill()
+    assert [name for name in told if name.startswith("GPU")] == [f"GPU {i}" for i in range(8)]
+    for i in range(8):
+        assert 0 < told[f"GPU {i}"]["temperature_c"] < 120
+        assert told[f"GPU {i}"]["clock_mhz"] > 0
+        assert told[f"GPU {i}"]["reasons"] == []
