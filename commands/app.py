@@ -69,8 +69,12 @@ class Group(_Page, TyperGroup):
     """Commands below a command. Alone it shows its help, unless it does something by itself; a misspelt command is
     answered with the nearest right one."""
 
+    @property
+    def does_something_alone(self) -> bool:
+        return self.invoke_without_command
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args and not ctx.resilient_parsing and not self.invoke_without_command:
+        if not args and not ctx.resilient_parsing and not self.does_something_alone:
             typer.echo(ctx.get_help(), color=ctx.color)
             raise typer.Exit
         return super().parse_args(ctx, args)
@@ -92,6 +96,8 @@ class Group(_Page, TyperGroup):
 
 class Root(Group):
     """`aifx` itself."""
+
+    does_something_alone = False  # it has options of its own, --version, and no more
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -152,7 +158,7 @@ def aifx_(
         aifx eval                     measure it and hold it against its gates
         aifx generate --prompt "Call me"
         aifx runs ls                  what has been trained here, and how it went
-        aifx doctor                   whether this machine is healthy, and what to do if not
+        aifx doctor                   whether this machine is healthy
     """
     if version:
         typer.echo(to_json({"schema_version": 1, "version": aifx.__version__}) if json else f"aifx {aifx.__version__}")

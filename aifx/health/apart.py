@@ -12,15 +12,11 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from aifx.errors import AifxError, EnvironmentFault
-
-LEAST_WINDOW_S = 60.0
-"""Nothing is done about a node for a rate over less (a start): when jobs start one after the other, one error in the
-second between two checks would be sixty a minute."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +88,6 @@ def check_here(asked: Asked) -> dict[str, Any]:
     left_out = () if asked.only else [family for family in asked.leave_out if family in families]
     rules = select(every.values(), asked.only, [*asked.skip, *left_out])
     snapshot = read(Path(asked.replay)) if asked.replay else collect(Host(Path(asked.root or "/")), rules)
-    if snapshot.time - snapshot.before_time < LEAST_WINDOW_S:
-        snapshot = replace(snapshot, before=None, before_time=0.0)
     report = check(snapshot, rules, site, began)
     return {"report": report.document(), "rules": [rule.id for rule in rules]}
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aifx.errors import AifxError
 from aifx.health.host import Host
 from aifx.health.judge import judge
-from aifx.health.probes import all_probes
+from aifx.health.probes import Probe, all_probes
 from aifx.health.report import Report
 from aifx.health.rules import Rule, Site
 from aifx.health.snapshot import Snapshot, read, take, write
 from aifx.project import cache_path
 
 Level = Literal["quick", "full"]
+
+LEAST_WINDOW_S = 60.0
+"""A rate over less says little (a start): one error between two checks a second apart would be sixty a minute."""
 
 
 def collect(
@@ -28,7 +32,7 @@ def collect(
     level: Level | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Snapshot:
-    """What the rules need of a machine, with rates since an earlier reading, over `sample_s` seconds, or over a stress.
+    """What the rules need of a machine, with rates since the last reading, over `sample_s` seconds, or over a stress.
 
     Args:
         level: how hard to work the devices in between; None for not at all.
@@ -36,27 +40,34 @@ def collect(
     """
     needed = {path.split(".", 1)[0] for rule in rules for path in rule.paths()}
     probes = [probe for probe in all_probes() if probe.for_peers or needed.intersection(probe.gives)]
-    earlier = None
-    stress = {}
-    if sample_s or level:
-        earlier = take(host, probes)
-        if level:
-            from aifx.health.stress import budget_of
-            from aifx.health.stress import collect as work
-
-            gpus = earlier.facts.get("gpus")
-            budget_s = budget_of(level, len(gpus) if isinstance(gpus, list) else 1)
-            stress = {"stress": work(level, budget_s, tell)}
-        time.sleep(sample_s)
-    elif host.is_live:
-        with suppress(AifxError):
-            earlier = read(last_path())
+    if not sample_s and level is None:
+        return _since_last(take(host, probes), probes) if host.is_live else take(host, probes)
+    earlier = take(host, probes)
+    stress = {} if level is None else {"stress": _stress(level, earlier, tell)}
+    time.sleep(sample_s)
     snapshot = take(host, probes)
-    snapshot = replace(snapshot, facts=snapshot.facts | stress).since(earlier)
-    if host.is_live:
-        with suppress(OSError):  # rates then need --sample
-            write(replace(snapshot, before=None), last_path())
-    return snapshot
+    return replace(snapshot, facts=snapshot.facts | stress).since(earlier)
+
+
+def _stress(level: Level, snapshot: Snapshot, tell: Callable[[str], None]) -> dict[str, Any]:
+    from aifx.health.stress import budget_of, collect
+
+    gpus = snapshot.facts.get("gpus")
+    return collect(level, budget_of(level, len(gpus) if isinstance(gpus, list) else 1), tell)
+
+
+def _since_last(snapshot: Snapshot, probes: Iterable[Probe]) -> Snapshot:
+    """With rates since the last reading by the same probes, which this one becomes."""
+    path = last_path(probes)
+    earlier = None
+    with suppress(AifxError):
+        earlier = read(path)
+    since = snapshot.since(earlier)
+    if since.before is not None and since.time - since.before_time < LEAST_WINDOW_S:
+        return snapshot  # and the next one has a longer window
+    with suppress(OSError):  # rates then need --sample
+        write(snapshot, path)
+    return since
 
 
 def check(snapshot: Snapshot, rules: Iterable[Rule], site: Site, began: float) -> Report:
@@ -64,6 +75,7 @@ def check(snapshot: Snapshot, rules: Iterable[Rule], site: Site, began: float) -
     return replace(judge(rules, snapshot, site), duration_s=round(time.monotonic() - began, 3))
 
 
-def last_path() -> Path:
-    """Where the last reading of this machine is kept, for rates."""
-    return cache_path() / "health" / "last.json"
+def last_path(probes: Iterable[Probe]) -> Path:
+    """Where the last reading of this machine by these probes is kept, for rates."""
+    names = hashlib.sha256(" ".join(sorted(probe.name for probe in probes)).encode()).hexdigest()[:12]
+    return cache_path() / "health" / f"last-{names}.json"

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from health_trees import NOW, changed, machines, snapshot_of
+from health_trees import changed, machines, snapshot_of
 
 from aifx.commands.main import run
-from aifx.health.apart import Asked, check_here
 from aifx.health.slurm import Node, Step, Verdict, parse_node, step_for
 from aifx.health.snapshot import write
 
@@ -256,18 +255,6 @@ def test_a_check_that_hangs_is_ended_with_what_it_started(
             break
         time.sleep(0.1)
     assert left() == []
-
-
-@pytest.mark.parametrize(("seconds", "status"), [(1.0, "healthy"), (600.0, "unhealthy")])
-def test_a_rate_over_a_moment_drains_nothing(
-    seconds: float, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tree = machines()["server"]()
-    before = snapshot_of(tree, tmp_path / "tree", NOW - seconds)
-    more = {"sys/devices/system/edac/mc/mc0/ce_count": "90000\n"}
-    now = snapshot_of(changed(tree, more), tmp_path / "tree").since(before)
-    monkeypatch.setattr("aifx.health.check.collect", lambda *_: now)
-    assert check_here(Asked(only=["memory.ecc.storm"]))["report"]["status"] == status
 
 
 def test_slurm_that_does_not_answer(

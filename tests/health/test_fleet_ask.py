@@ -187,7 +187,8 @@ def test_slurm_outside_an_allocation_is_told(env):
 
 def test_people_see_one_screen(tmp_path, env):
     (tmp_path / "hosts").write_text("n[1-20] shut1\n")
-    done = run("doctor", "--hosts", str(tmp_path / "hosts"), env=env)
+    done = run("doctor", "--hosts", str(tmp_path / "hosts"), "--html", str(tmp_path / "page.html"), env=env)
+    assert "n17" in (tmp_path / "page.html").read_text()
     assert done.stdout.startswith("21 nodes: unknown (20 warning, 1 unknown;")
     assert "20 nodes: slow" in done.stdout
     assert "and 12 more" in done.stdout

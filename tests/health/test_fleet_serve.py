@@ -134,8 +134,8 @@ def test_metrics_are_in_prometheus_format():
 
 
 @contextmanager
-def agent(check, interval_s=60.0):
-    server = Agent(("127.0.0.1", 0), Checks(check, interval_s))
+def agent(check, interval_s=60.0, host="127.0.0.1"):
+    server = Agent((host, 0), Checks(check, interval_s))
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield server.url
@@ -199,6 +199,21 @@ def test_a_check_that_fails_is_told_and_counted():
         assert 'aifx_doctor_status{status="unknown"} 1' in text
         assert "aifx_doctor_check_failures_total 1" in text
         assert "aifx_doctor_check_success 0" in text
+
+
+def has_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 loopback here")
+def test_it_listens_on_ipv6():
+    with agent(lambda: DOCUMENT, host="::1") as url:
+        assert url.startswith("http://[::1]:")
+        assert httpx.get(f"{url}/v1/report").json() == DOCUMENT
 
 
 def test_a_client_that_stalls_holds_up_nobody():

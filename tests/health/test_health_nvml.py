@@ -188,6 +188,24 @@ def test_values_that_are_packed(read):
     assert gpu["processes"][1] == {"pid": 4242, "name": "python", "memory_mib": 1024}
 
 
+def test_errors_of_links_by_either_way(read):
+    """A counter that the GPU lacks is no error of the others, and fields stand in for what it does not count."""
+    gpu = read(
+        eight(
+            "0:nvmlDeviceGetNvLinkErrorCounter/2/2 = 40",
+            "0:nvmlDeviceGetNvLinkErrorCounter/2/3 = !3",
+            "0:nvmlDeviceGetNvLinkErrorCounter/3/0 = !3",
+            "0:nvmlDeviceGetNvLinkErrorCounter/3/2 = !3",
+            "0:nvmlDeviceGetNvLinkErrorCounter/3/3 = !3",
+            "0:nvmlDeviceGetFieldValues/161/3 = 7",
+            "0:nvmlDeviceGetFieldValues/163/3 = 9",
+        )
+    )["gpus"][0]
+    assert gpu["links"][2]["crc_errors"] == 40
+    assert [gpu["links"][3][name] for name in ("replays", "recoveries", "crc_errors")] == [7, 0, 9]
+    assert isinstance(gpu["links"][3]["crc_data_errors"], Absent)
+
+
 def test_the_probe_reads_the_library(read, monkeypatch):
     """From NVML's ABI to facts that rules read."""
     assert isinstance(read(eight()), dict)  # it sets the environment

@@ -31,7 +31,7 @@ def places(**changes: Any) -> str:
         "unwritable": [],
     }
     scratch = root | {"device": "run /scratch/run", "size_gib": 14304.0, "free_gib": 9120.7, "used_percent": 36.2}
-    return json.dumps([scratch, root | {"device": "cache /home/a/.cache/aifx, temp /tmp, root /"} | changes])
+    return json.dumps([scratch, root | {"device": "cache /scratch/a/.cache/aifx, temp /tmp, root /"} | changes])
 
 
 def smart(**changes: Any) -> str:

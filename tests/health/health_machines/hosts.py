@@ -30,7 +30,7 @@ ONE_DISK = """\
 25 24 0:23 / /dev/shm rw,relatime - tmpfs tmpfs rw,size=24684084k
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
 """
-ROOT = '[{"device": "run /root/run, cache /root/.cache/aifx, temp /tmp, root /", "size_gib": 251.9, "free_gib": 201.1, \
+ROOT = '[{"device": "run /opt/run, cache /opt/.cache/aifx, temp /tmp, root /", "size_gib": 251.9, "free_gib": 201.1, \
 "used_percent": 16.3, "inodes_used_percent": 3.9, "is_writable": true, "unwritable": []}]'
 CONTROLLERS = ("cpuset", "cpu,cpuacct", "memory", "pids")
 
@@ -109,7 +109,7 @@ def small_vm() -> dict[str, str]:
     tree = {path: text for path, text in tree.items() if not path.startswith(gone)}
     groups = [f"{number}:{name}:/" for number, name in enumerate(CONTROLLERS, 1)]
     return tree | {
-        "proc/self/cgroup": "\n".join(groups).replace("memory:/", "memory:/work/8c29604a") + "\n0::/\n",
+        "proc/self/cgroup": "\n".join(groups).replace("memory:/", "memory:/guest/8c29604a") + "\n0::/\n",
         "proc/self/limits": own_limits(20000, "8388608"),
         "proc/sys/fs/file-nr": "949\t0\t2466170\n",
         "proc/sys/kernel/pid_max": "32768\n",
@@ -118,7 +118,7 @@ def small_vm() -> dict[str, str]:
         "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
         "sys/fs/cgroup/cpu,cpuacct/cpu.stat": "nr_periods 0\nnr_throttled 0\nthrottled_time 0\n",
         **memory_group("sys/fs/cgroup/memory"),
-        **memory_group("sys/fs/cgroup/memory/work/8c29604a"),
+        **memory_group("sys/fs/cgroup/memory/guest/8c29604a"),
         "aifx-captured/shm_space.json": '{"size_gib": 23.5, "used_percent": 0.0}',
         "sys/devices/system/clocksource/clocksource0/current_clocksource": "tsc\n",
     }
