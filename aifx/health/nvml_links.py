@@ -27,6 +27,7 @@ FIELDS_LINK = {
     "symbol_ber": 222,
 }
 COUNTERS = {"replays": 0, "recoveries": 1, "crc_flit_errors": 2, "crc_data_errors": 3}
+FIELDS_ERRORS = {"replays": 161, "recoveries": 162, "crc_errors": 163}
 FLAGS = {"degraded_bandwidth": 0, "route_recovery": 2, "route_unhealthy": 4, "access_timeout_recovery": 6}
 """Where each pair of bits begins in the fabric's health mask: 1 is true, 2 false, 0 not told."""
 CONFIGURATION_SHIFT = 8
@@ -51,12 +52,27 @@ def _link(ask: Calls, number: int) -> Facts:
     facts |= dict(zip(FIELDS_LINK, values, strict=True))
     for name in ("effective_ber", "symbol_ber"):
         facts[name] = also(facts[name], _ber)
-    for name, counter in COUNTERS.items():
-        facts[name] = ask("DeviceGetNvLinkErrorCounter", number, counter)
-    flit, data = facts["crc_flit_errors"], facts["crc_data_errors"]
-    facts["crc_errors"] = also(flit, lambda f: also(data, lambda d: f + d))
+    facts |= _errors(ask, number)
     remote = ask("DeviceGetNvLinkRemoteDeviceType", number, then=lambda value: word(LINK_REMOTES, int(value)))
     return facts | {"remote": remote}
+
+
+def _errors(ask: Calls, number: int) -> Facts:
+    """Replays, recoveries and CRC errors, by whichever of the two ways this driver has."""
+    facts = {name: ask("DeviceGetNvLinkErrorCounter", number, counter) for name, counter in COUNTERS.items()}
+    facts["crc_errors"] = _sum(facts["crc_flit_errors"], facts["crc_data_errors"])
+    values = ask.fields(*((field, number) for field in FIELDS_ERRORS.values()))
+    for name, value in zip(FIELDS_ERRORS, values, strict=True):
+        if isinstance(facts[name], Absent):
+            facts[name] = value
+    return facts
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Of what is there: Hopper counts the CRC errors of flits alone."""
+    if isinstance(one, Absent) or isinstance(other, Unknown):
+        return other
+    return one if isinstance(other, Absent) else also(one, lambda number: number + other)
 
 
 def _ber(packed: int) -> float:
