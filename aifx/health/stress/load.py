@@ -15,7 +15,8 @@ from aifx.health.facts import Absent
 
 
 def sustained(devices: list[Any], seconds: float) -> dict[str, dict[str, Any]]:
-    """Of each device, by name: its rate in the first quarter and in the last, and the share that it kept.
+    """Of each device, by name: its rate in the second quarter and in the last, and the share that it kept. The first
+    is not counted: there a cold device is above what its power cap lets it keep.
 
     Raises RuntimeError of the device that failed first.
     """
@@ -37,9 +38,9 @@ def _driven(device: Any, seconds: float) -> dict[str, Any]:
         jax.block_until_ready(step(a, a))
         rates.append((at, chain * 2 * size**3 / (time.perf_counter() - began - at) / 1e12))
     last = rates[-1][0]
-    first = [rate for at, rate in rates if at <= last / 4]
+    begin = [rate for at, rate in rates if last / 4 <= at <= last / 2]
     end = [rate for at, rate in rates if at >= last * 3 / 4]
-    early, late = statistics.median(first), statistics.median(end)
+    early, late = statistics.median(begin), statistics.median(end)
     return {
         "seconds": round(last, 1),
         "tflops_first": early,

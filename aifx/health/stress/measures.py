@@ -23,6 +23,11 @@ CHAIN = 4
 GPU_DTYPES = ("bfloat16", "float16", "float32", "int8", "float8_e4m3fn")
 CPU_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
+ACHIEVABLE_TFLOPS = {"NVIDIA A100 SXM 80GB": 271.2, "NVIDIA A100 SXM 40GB": 271.2, "NVIDIA A100 PCIe 80GB": 252.9,
+                     "NVIDIA H100 SXM": 794.5, "NVIDIA GH200 144GB": 828.6, "NVIDIA B200": 1745.0}  # fmt: skip
+"""Products of bfloat16 at the best shape, measured (stas00/ml-engineering, maximum achievable matmul FLOPS). Cards that
+their power cap holds down are far from their peak and healthy, so the peak alone judges none."""
+
 COPIES_GB_S = {"NVIDIA H100 SXM": 48.0, "NVIDIA A100 SXM 80GB": 21.0, "NVIDIA A100 SXM 40GB": 21.0}
 """Host to device of page-locked memory (Azure/azurehpc-health-checks, nvbandwidth)."""
 
@@ -58,12 +63,15 @@ def matmul(device: Any, dtype: str, slice_s: float) -> dict[str, Any]:
     peak = peak_of(device.device_kind, device.platform, 1, dtype)
     if device.platform == "cpu" and dtype != "float32":
         peak = None
+    entry = find_accelerator(device.device_kind)
+    usual = ACHIEVABLE_TFLOPS.get(entry.name) if entry and dtype in ("bfloat16", "float16") else None
     return {
         "dtype": dtype,
         "size": size,
         "tflops": tflops,
         "of_peak": tflops * 1e12 / peak.flops if peak else Absent(f"no peak of {device.device_kind} in {dtype}"),
         "peak": peak.formula if peak else "",
+        "of_usual": tflops / usual if usual else Absent(f"no usual rate of {device.device_kind} in {dtype} is known"),
         "calls": len(calls),
         "is_right": bool(np.array_equal(np.asarray(exact), whole[0] @ whole[1])),
     }

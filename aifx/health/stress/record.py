@@ -59,7 +59,8 @@ class Record:
         elif kind == "unsupported":
             dtype = event["what"].split()[-1]
             lacking = Absent(f"not supported: {event['why']}")
-            item = {"device": dtype, "dtype": dtype, "tflops": lacking, "of_peak": lacking, "is_right": lacking}
+            rates = dict.fromkeys(("tflops", "of_peak", "of_usual", "is_right"), lacking)
+            item = {"device": dtype, "dtype": dtype, **rates}
             self.devices[event["device"]]["matmul"].append(item)
         elif kind == "hung":
             for name in event["device"].split(", "):
