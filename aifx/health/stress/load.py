@@ -38,7 +38,7 @@ def _driven(device: Any, seconds: float) -> dict[str, Any]:
         jax.block_until_ready(step(a, a))
         rates.append((at, chain * 2 * size**3 / (time.perf_counter() - began - at) / 1e12))
     last = rates[-1][0]
-    begin = [rate for at, rate in rates if last / 4 <= at <= last / 2]
+    begin = [rate for at, rate in rates if last / 4 <= at <= last / 2] or [rates[len(rates) // 4][1]]
     end = [rate for at, rate in rates if at >= last * 3 / 4]
     early, late = statistics.median(begin), statistics.median(end)
     return {
