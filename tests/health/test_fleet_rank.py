@@ -1,14 +1,18 @@
 """What a bad node is expected to cost, and the report of a fleet. Pure."""
 
+import json
 import math
+import random
 
 import pytest
-from fleets import finding, node
+from fleets import facts_of_a_node, finding, node
 
+from aifx.commands.doctor_fleet_report import grouped
 from aifx.errors import ConfigError, DataError
 from aifx.health.fleet.judge import assess, named
 from aifx.health.fleet.rank import interrupts, load_table, rank
 from aifx.health.fleet.report import Node, node_of
+from aifx.health.fleet.transports import _hear
 from aifx.health.report import Report
 from aifx.health.rules import FleetSite, Site, fits, load_rules, read_site
 
@@ -139,6 +143,54 @@ GOOD = {"schema_version": 1, "host": "n1", "status": "healthy", "findings": [], 
 def test_what_is_no_report_is_refused(document):
     with pytest.raises(DataError):
         node_of("n1", document)
+
+
+NONSENSE = (
+    None,
+    True,
+    0,
+    -1,
+    10**400,
+    1e308,
+    math.nan,
+    math.inf,
+    "",
+    "x\x1b[2J",
+    [],
+    {},
+    [[1]],
+    [{"a": None}],
+    {"a": [1]},
+)
+
+
+def mutated(rng, value):
+    """A copy of a document in which something is replaced."""
+    if isinstance(value, (dict, list)) and value and rng.random() < 0.9:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        where = rng.choice(keys)
+        changed = mutated(rng, value[where])
+        return value | {where: changed} if isinstance(value, dict) else [*value[:where], changed, *value[where + 1 :]]
+    return rng.choice(NONSENSE)
+
+
+def test_nonsense_from_a_node_takes_nobody_with_it():
+    """Documents with up to five things replaced go all the way from a node's bytes to the page and the table."""
+    rng = random.Random(0)
+    sent = [{"id": "a.b", "severity": "warning", "device": "", "summary": "s", "evidence": "e"}]
+    for _ in range(300):
+        nodes: list[Node] = []
+        for number in range(6):
+            snapshot = {"schema_version": 1, "facts": facts_of_a_node(rng)}
+            document = GOOD | {"host": f"n{number}", "findings": sent, "snapshot": snapshot}
+            for _ in range(rng.randint(0, 5) if number < 2 else 0):
+                document = mutated(rng, document)
+            _hear(f"n{number}", json.dumps(document).encode(), 0.1, lambda node, _, nodes=nodes: nodes.append(node))
+        assert len(nodes) == 6
+        report = assess(nodes)
+        assert {node.status for node in report.nodes[2:]} == {"warning"}
+        json.dumps(report.document())
+        grouped(report)
 
 
 def test_a_severity_that_is_not_known_is_unknown():

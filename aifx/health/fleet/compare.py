@@ -29,6 +29,7 @@ MIN_Z = 3.5
 FALSE_ALARMS = 0.01
 """In how many healthy fleets a figure may stand out by chance."""
 MAX_TEXT = 160
+MAX_FIGURE = 1e300
 
 
 class Fact(BaseModel):
@@ -196,7 +197,7 @@ def _said(fact: Fact, values: list[Any]) -> str:
 def _text(values: Iterable[Any]) -> str:
     """The distinct values, in order, whatever the order of the devices."""
     flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    return ", ".join(sorted({str(item) for item in flat}))
+    return ", ".join(sorted({str(item) if isinstance(item, (str, int, float)) else "?" for item in flat}))
 
 
 def _other(fact: Fact, node: str, text: str | None, usual: str, share: str) -> Finding:
@@ -238,7 +239,7 @@ def _figures(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding
     kinds: dict[str, list[Sample]] = defaultdict(list)
     for name, facts in group.items():
         for device, value in values_at(facts, fact.path):
-            if is_number(value):
+            if is_number(value) and abs(value) < MAX_FIGURE:  # not nan: one would blind the median
                 kinds[device.split()[-1] if fact.is_apart and device else ""].append(Sample(name, device, float(value)))
     worst: dict[str, tuple[float, Finding]] = {}
     for samples in kinds.values():

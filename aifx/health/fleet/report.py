@@ -134,10 +134,12 @@ def node_of(name: str, document: Any, took_s: float = 0.0) -> Node:
         raise DataError(f"{name} sent another version", f"schema_version {document.get('schema_version')!r}", hint)
     if not isinstance(document.get("findings"), list):
         raise DataError(f"{name} sent no report", "it has no findings", hint)
+    skipped = document.get("skipped")
+    skipped = skipped if isinstance(skipped, list) else []
     report = Report(
         str(document.get("host", name)),
         tuple(_filled(Finding, one) for one in document["findings"] if isinstance(one, Mapping)),
-        tuple(_filled(Skipped, one) for one in document.get("skipped") or () if isinstance(one, Mapping)),
+        tuple(_filled(Skipped, one) for one in skipped if isinstance(one, Mapping)),
         _seconds(document.get("duration_s")),
     )
     snapshot = document.get("snapshot")
@@ -153,4 +155,4 @@ def _filled(kind: type[Any], document: Mapping[str, Any]) -> Any:
 
 
 def _seconds(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
+    return float(value) if isinstance(value, (int, float)) and 0 <= value < 1e9 else 0.0

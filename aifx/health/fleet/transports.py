@@ -219,16 +219,20 @@ async def _each(
 
 def _hear(name: str, answer: bytes | NoReport | Callable[[], bytes], took_s: float, heard: Heard) -> None:
     took_s = round(took_s, 3)
+    document: Any
     try:
         if isinstance(answer, NoReport):
             raise answer
         body = answer if isinstance(answer, bytes) else answer()
         document = _document(body)
-        heard(node_of(name, light(document), took_s), document)
+        node = node_of(name, light(document), took_s)
     except NoReport as why:
-        heard(Node(name, why=" ".join(str(why).split()), is_silent=why.is_silent, took_s=took_s), None)
+        document, node = None, Node(name, why=" ".join(str(why).split()), is_silent=why.is_silent, took_s=took_s)
     except AifxError as error:
-        heard(Node(name, why=f"{error.what.removeprefix(name).strip()}: {error.why}", took_s=took_s), None)
+        document, node = None, Node(name, why=f"{error.what.removeprefix(name).strip()}: {error.why}", took_s=took_s)
+    except Exception as error:  # a node that sends nonsense must not take the others with it
+        document, node = None, Node(name, why=f"its report is nonsense ({type(error).__name__})", took_s=took_s)
+    heard(node, document)
 
 
 def _document(body: bytes) -> Any:
