@@ -156,5 +156,7 @@ def _answer(out: Output, result: BisectResult, num_nodes: int) -> None:
         show_findings(out, report.findings)
         if result.suspects:
             out.print(f"not cleared: {', '.join(result.suspects)}")
+    if result.why == "interrupted":
+        raise SystemExit(int(ExitCode.INTERRUPTED))
     codes = {"unhealthy": ExitCode.VERDICT, "unknown": ExitCode.UNABLE}
     raise SystemExit(int(codes.get(report.status, ExitCode.OK)))

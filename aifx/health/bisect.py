@@ -289,7 +289,7 @@ class _Search:
         usual = self.measured(self.good[: len(group)]).rate if len(self.good) >= len(group) else 0.0
         usual = max(usual, *(t.rate for t in self.trials.values() if len(t.nodes) == len(group) and t.gb_s))
         while trial.rate < usual * (1 - self.margin):
-            if len(trial.gb_s) >= REPEATS:
+            if len(trial.gb_s) >= _repeats(trial):
                 return True
             self.measure(trial)
         return False
@@ -317,11 +317,19 @@ class _Search:
         if began + self.longest_s > self.deadline or began >= self.deadline or num_tests >= MAX_TESTS:
             raise _OutOfBudget
         verdict = self.test(trial.nodes, self.deadline - began)
+        if verdict.why and self.clock() >= self.deadline:
+            raise _OutOfBudget  # it may have failed for want of time
         # The first run of all may compile or wake something; a test that failed says nothing of how long others take.
         self.longest_s = max(self.longest_s, self.clock() - began) if not verdict.why else self.longest_s
         trial.gb_s.append(verdict.gb_s)
         trial.why = verdict.why or trial.why
         self.tell(f"{_named(trial.nodes)}: {verdict.why or f'{verdict.gb_s:.3g} GB/s'}")
+
+
+def _repeats(trial: Trial) -> int:
+    """How often a test is run before it counts as slow. One that fails may take all its time to do so, and is run again
+    only where it would blame somebody."""
+    return REPEATS if trial.rate else 2 if len(trial.nodes) == 2 else 1
 
 
 def _groups(nodes: Group, num_parts: int) -> list[Group]:

@@ -5,6 +5,7 @@ Each process has a connection to each other one. No two ranks trust more than a 
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import selectors
 import socket
@@ -151,11 +152,11 @@ class Mesh:
         """Through rank 0 all learn where the others listen; then each calls those before it."""
         place = self.place
         if place.rank == 0:
-            with _listening(place.coordinator) as listener:
+            with _listening(place.coordinator, by_name=True) as listener:
                 others = _accepted(listener, place, place.size - 1)
             self._control = {rank: connection for rank, (connection, _) in others.items()}
             host = place.coordinator[0]
-            with _listening((host, 0)) as listener:
+            with _listening((host, 0), by_name=True) as listener:
                 addresses = {0: [host, listener.getsockname()[1]]}
                 addresses |= {rank: hello["at"] for rank, (_, hello) in others.items()}
                 for connection in self._control.values():
@@ -177,9 +178,22 @@ class Mesh:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _listening(address: tuple[str, int]) -> socket.socket:
-    family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
-    return socket.create_server(address, family=family, backlog=1024)
+def _listening(address: tuple[str, int], *, by_name: bool = False) -> socket.socket:
+    """Args:
+    by_name: others know this host by the name in `address`. What it resolves to here may be 127.0.1.1, so all addresses
+        are listened at.
+    """
+    host, port = address
+    try:
+        is_literal = bool(ipaddress.ip_address(host))
+    except ValueError:
+        is_literal = False
+    if not by_name or is_literal:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server(address, family=family, backlog=1024)
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+    return socket.create_server(("", port), backlog=1024)
 
 
 def _called(address: tuple[str, int], place: Place) -> socket.socket:

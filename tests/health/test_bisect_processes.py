@@ -11,12 +11,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from aifx.commands.main import run
 from aifx.health import collective_launch as launch
 from aifx.health.bisect import Verdict, bisect
-from aifx.health.collective_tcp import CollectiveError, Place, _accepted
+from aifx.health.collective_tcp import CollectiveError, Place, _accepted, _listening
 from aifx.health.collective_test import bus_gb_s
 
 NODES = [f"127.0.0.{i}" for i in range(1, 9)]
@@ -153,6 +154,16 @@ def test_strangers_are_sent_away(ranks):
                 assert stranger.recv(1) == b""
 
 
+def test_a_name_that_means_another_address_at_home(ranks):
+    """Debian's /etc/hosts gives a host's own name 127.0.1.1; "localhost" stands for such a name here."""
+    with _listening(("localhost", 0), by_name=True) as listener:
+        port = listener.getsockname()[1]
+        for address in ("127.0.0.1", "127.0.1.1"):
+            socket.create_connection((address, port), timeout=10).close()
+    (code, _, _), *_ = ranks(["localhost", *NODES[1:3]], options())
+    assert code == 0
+
+
 def test_commands_of_ranks():
     asked = launch.Options(faults={("n3",): 0.5, ("a@n1", "n2"): 0.25})
     group = ["a@n1", "n2", "n3"]
@@ -231,9 +242,21 @@ def test_over_srun_in_whatever_order_its_tasks_stand(path):
 
 
 def test_a_host_that_hangs_is_given_up(path):
-    script(path, "aifx", "import time; time.sleep(600)")
+    pids = path / "pids"
+    script(path, "aifx", f"import os, time; open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n'); time.sleep(600)")
     verdict = launch.over_ssh(NODES[:2], 0.5, options(program=("aifx",)))
     assert verdict == Verdict(0.0, "127.0.0.1: no answer in 0.5 s")
+    deadline = time.monotonic() + 30
+    while any(is_running(int(pid)) for pid in pids.read_text().split()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize("collective", ["all_to_all", pytest.param("all_reduce", marks=pytest.mark.slow)])

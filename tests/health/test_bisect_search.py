@@ -154,6 +154,30 @@ def test_a_test_that_fails_is_slow_and_says_why():
     assert document["culprits"][0]["kind"] == "node"
 
 
+@pytest.mark.parametrize("num_nodes", [8, 64])
+def test_a_node_that_hangs_does_not_eat_the_budget(num_nodes):
+    cluster = Cluster(num_nodes)
+    hung = 0
+
+    def test(group, limit_s):
+        nonlocal hung
+        if "n5" not in group:
+            return cluster.test(group, limit_s)
+        hung += 1
+        cluster.now += min(limit_s, 120.0)
+        return Verdict(0.0, "no answer in 120 s")
+
+    result = bisect(cluster.nodes, test, 1e9, clock=lambda: cluster.now)
+    assert found(result) == {frozenset({"n5"})}
+    assert hung <= 6 + 2 * num_nodes.bit_length()
+    for budget_s in (100, 150, 500, 1000):  # what fails because the time is up blames nobody
+        cluster.now = 0.0
+        cut = bisect(cluster.nodes, test, budget_s, clock=lambda: cluster.now)
+        assert cluster.now <= budget_s
+        assert found(cut) <= {frozenset({"n5"})}
+        assert "n5" in cut.suspects or cut.culprits
+
+
 def test_where_no_test_works_that_is_said():
     result = bisect(["a", "b", "c", "d"], lambda group, limit_s: Verdict(0.0, "no route"), 1e9)
     assert (result.culprits, result.ended) == ((), "unclear")
