@@ -23,6 +23,7 @@ FIELDS_LINK = {
     "receive_errors": 208,
     "integrity_errors": 211,
     "recoveries_failed": 214,
+    "link_recoveries": 215,
     "effective_ber": 220,
     "symbol_ber": 222,
 }

@@ -15,7 +15,7 @@ FIELDS = {
 MILLISECONDS = {"software_thermal_ms": 269, "hardware_thermal_ms": 270, "power_brake_ms": 271}
 VIOLATIONS = {"thermal_ms": 1, "board_limit_ms": 3, "reliability_ms": 5}
 LINK_FIELDS = {"speed_mb_s": 164, "version": 166, "receive_errors": 208, "integrity_errors": 211,
-               "recoveries_failed": 214}  # fmt: skip
+               "recoveries_failed": 214, "link_recoveries": 215}  # fmt: skip
 LINK_COUNTERS = ("replays", "recoveries", "crc_flit_errors", "crc_data_errors")
 REMOTES = {"gpu": 0, "switch": 2}
 FLAGS = {"degraded_bandwidth": 0, "route_recovery": 2, "route_unhealthy": 4, "access_timeout_recovery": 6}

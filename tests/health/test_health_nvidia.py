@@ -50,6 +50,27 @@ def test_one_module_alone_has_nobody_to_be_linked_with(report):
     assert [f.id for f in report(tree, gpu(0, links__3__state="inactive")).findings] == ["nvidia.nvlink.inactive"]
 
 
+@pytest.mark.parametrize(
+    "state", [{"$absent": "NVML says that it has no such link"}, "inactive"], ids=["absent", "down"]
+)
+def test_links_that_are_all_down_are_missed_however_nvml_says_so(report, state):
+    """As a B200 of gpud#1085."""
+    down = {f"links__{number}__state": state for number in range(18)}
+    none = {"links": {"$absent": "there is no NVLink"}}
+    for changes in (down, none):
+        findings = report(h100_sxm(), gpu(2, **changes)).findings
+        assert [(f.id, f.device.split()[0]) for f in findings] == [("nvidia.nvlink.inactive", "GPU2")]
+        assert "0 of 18" in findings[0].summary
+
+
+def test_a_module_with_fewer_links_is_compared_with_its_like(report):
+    fewer = {f"links__{number}__state": "inactive" for number in range(8, 18)}
+    changes = [gpu(index, name="NVIDIA H800", **fewer) for index in range(8)]
+    assert not report(h100_sxm(), *changes).findings
+    worse = report(h100_sxm(), *changes, gpu(5, links__7__state="inactive")).findings
+    assert [f.device.split()[0] for f in worse] == ["GPU5"]
+
+
 def test_gpus_that_are_lent_to_virtual_machines_are_none_of_ours(report):
     tree = {path: text for path, text in h100_sxm().items() if path != NVML}
     for address in H100_BUSES:

@@ -17,8 +17,9 @@ NVIDIA, DISPLAY, CONTROLLER, BRIDGE = "0x10de", "0x0300", "0x0302", "0x0680"
 NVML_LIMIT_S = 8.0
 CONFINED = re.compile(r"docker|kubepods|containerd|libpod|lxc|/job_\d+")
 """Control groups in which not every GPU and process of the machine is shown: containers and Slurm's jobs."""
-SXM = re.compile(r"SXM|H100 80GB HBM3|\bH200(?! NVL)|\bH20\b|\bB[23]00|GB[23]00")
-"""Modules, all of whose NVLinks lead somewhere; a card's do if someone put a bridge on it."""
+MODULE_LINKS = {r"A100-SXM": 12, r"H100 80GB HBM3|\bH200(?! NVL)|\bH20\b|\bG?B[23]00": 18}
+"""NVLinks of modules, all of which lead somewhere. A card has as many as someone put bridges on it, and modules for
+some countries (A800, H800) fewer than the chip: those are compared with their like."""
 RACK = re.compile(r"GB[23]00")
 """Whose NVLink fabric spans nodes and is kept by the rack's own manager, not by a service on the node."""
 GRACE = re.compile(r"\bG[HB]\d00")
@@ -138,28 +139,36 @@ def _gpu(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]]) -> Facts:
 
 def _nvlink(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]], product: str) -> Any:
     links = gpu["links"]
+    is_silent = isinstance(links, Absent) and gpu["state"] == "ok" and gpu["virtualization"] != "vgpu"
+    if is_silent and _module_links(product) and len(all_gpus) > 1:
+        links = []  # with every link down NVML says that there are none (gpud#1085)
     if not isinstance(links, list):
         return links if isinstance(links, (Absent, Unknown)) else Unknown("the links are no list")
-    inactive = [link["link"] for link in links if link["state"] == "inactive"]
+    active = _active(gpu)
     failed = next((link["state"] for link in links if isinstance(link["state"], Unknown)), None)
-    active = len(links) - len(inactive)
-    # One module alone, in a virtual machine of one GPU, has nobody to be linked with. A card has as many links as its
-    # bridges use, which its like tell: of 18 on an H100 NVL 12.
-    is_linked = bool(SXM.search(product)) and (len(all_gpus) > 1 or active > 0)
-    expected = len(links) if is_linked else max(_active(other) for other in all_gpus if other["name"] == gpu["name"])
+    # One module alone, in a virtual machine of one GPU, has nobody to be linked with.
+    whole = _module_links(product) if len(all_gpus) > 1 or active else None
+    expected = whole or max(_active(other) for other in all_gpus if other["name"] == gpu["name"])
     return {
         "count": len(links),
         "expected": expected,
         "expected_mb_s": _link_speed(product),
         "active": failed or active,
-        "inactive": inactive,
+        "inactive": [link["link"] for link in links if not _is_up(link["state"])],
         "missing": failed or max(expected - active, 0),
     }
 
 
+def _module_links(product: str) -> int | None:
+    return next((count for names, count in MODULE_LINKS.items() if re.search(names, product)), None)
+
+
 def _active(gpu: Mapping[str, Any]) -> int:
-    links = gpu["links"]
-    return sum(link["state"] != "inactive" for link in links) if isinstance(links, list) else 0
+    return sum(_is_up(link["state"]) for link in gpu["links"]) if isinstance(gpu["links"], list) else 0
+
+
+def _is_up(state: Any) -> bool:
+    return isinstance(state, str) and state != "inactive"
 
 
 def _fabric(fabric: Any) -> Any:

@@ -84,6 +84,8 @@ LINKS = [
     rate("nvidia.nvlink.crc_some", SXM, 1, links__4__crc_errors=20, links__4__crc_data_errors=20),
     Case("nvidia.nvlink.ber", RACK, gpu(1, links__4__effective_ber=3e-10)),
     rate("nvidia.nvlink.recovery_failed", RACK, 1, links__4__recoveries_failed=1, links__4__integrity_errors=40),
+    rate("nvidia.nvlink.link_recoveries", RACK, 0, links__14__link_recoveries=3),
+    Case("nvidia.nvlink.link_recoveries_many", RACK, gpu(0, links__14__link_recoveries=505)),
     rate("nvidia.nvlink.integrity", RACK, 1, links__4__integrity_errors=40),
 ]
 

@@ -139,7 +139,7 @@ def _temperature(product: Product) -> dict[str, Any]:
 
 
 COUNTERS = ("replays", "recoveries", "crc_flit_errors", "crc_data_errors", "crc_errors")
-RATES = ("receive_errors", "integrity_errors", "recoveries_failed", "symbol_ber", "effective_ber")
+RATES = ("receive_errors", "integrity_errors", "recoveries_failed", "link_recoveries", "symbol_ber", "effective_ber")
 """Of NVLink 5, which counts these and not the others."""
 
 
