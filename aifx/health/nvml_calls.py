@@ -59,11 +59,15 @@ class Calls:
         return answer
 
     def fields(self, *fields: Field) -> list[Any]:
-        """Values by field number, in one call."""
+        """Values by field number, in one call, or where that gives none (NVIDIA/DCGM#265) each in one of its own."""
         values = self("DeviceGetFieldValues", [f if isinstance(f, tuple) else (f, 0) for f in fields])
         if isinstance(values, (Absent, Unknown)):
-            return [values] * len(fields)
-        return [self._field(field, value) for field, value in zip(fields, values, strict=True)]
+            told: list[Any] = [values] * len(fields)
+        else:
+            told = [self._field(field, value) for field, value in zip(fields, values, strict=True)]
+        if self.state == "ok" and len(fields) > 1 and all(isinstance(value, (Absent, Unknown)) for value in told):
+            return [self.fields(field)[0] for field in fields]
+        return told
 
     def _field(self, field: Field, value: Any) -> Any:
         what = f"NVML field {field[0] if isinstance(field, tuple) else field}"

@@ -3,6 +3,7 @@
  *     nvmlDeviceGetTemperature/0 = 41          a number, or several; what stands after '/' are the arguments
  *     3:nvmlDeviceGetTemperature/0 = 93        of GPU 3 alone
  *     3:nvmlDeviceGetFieldValues/164/7 = 0     field 164 of scope (link) 7
+ *     nvmlDeviceGetFieldValues/several = !2    of any call for more than one field
  *     nvmlDeviceGetName = NVIDIA H100          text
  *     nvmlDeviceGetPowerUsage = !4             NVML error 4
  *     nvmlDeviceGetPowerUsage = hang           does not return
@@ -316,6 +317,8 @@ struct field {
 };
 nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t d, int count, struct field *fields) {
     char value[LONGEST];
+    nvmlReturn_t several = say(number_of(d), value, "nvmlDeviceGetFieldValues/several");
+    if (count > 1 && several != NOT_SUPPORTED) return several;
     for (int i = 0; i < count; i++) {
         u64 n[MOST];
         struct field *field = fields + i;

@@ -188,6 +188,11 @@ def test_values_that_are_packed(read):
     assert gpu["processes"][1] == {"pid": 4242, "name": "python", "memory_mib": 1024}
 
 
+def test_fields_that_cannot_be_asked_for_together_are_asked_for_one_by_one(read):
+    said = read(eight("nvmlDeviceGetFieldValues/several = !2"))
+    assert alike(said) == alike(from_document(document(H100, H100_BUSES)))
+
+
 def test_errors_of_links_by_either_way(read):
     """A counter that the GPU lacks is no error of the others, and fields stand in for what it does not count."""
     gpu = read(
