@@ -97,6 +97,7 @@ class BisectResult:
     why: str
     trials: tuple[Trial, ...]
     duration_s: float
+    margin: float = MARGIN
 
     @property
     def num_tests(self) -> int:
@@ -115,7 +116,7 @@ class BisectResult:
         }
 
     def findings(self) -> tuple[Finding, ...]:
-        found = [_finding(culprit) for culprit in self.culprits]
+        found = [_finding(culprit, self.margin) for culprit in self.culprits]
         if self.ended != "done":
             some = ", ".join(self.suspects[:8]) + (f" and {len(self.suspects) - 8} more" if self.suspects[8:] else "")
             found.append(
@@ -133,7 +134,7 @@ class BisectResult:
         return tuple(found)
 
 
-def _finding(culprit: Culprit) -> Finding:
+def _finding(culprit: Culprit, margin: float) -> Finding:
     rate = culprit.why or f"{culprit.gb_s:.3g} GB/s"
     seen = f"{rate}; a pair of good nodes has {culprit.usual_gb_s:.3g} GB/s"
     if culprit.kind == "node":
@@ -142,10 +143,8 @@ def _finding(culprit: Culprit) -> Finding:
     else:
         what = f"the link between {' and '.join(culprit.nodes)} is slow, and both are quick with others"
         action = "look at the cables, ports and switches between the two; keep them out of one job"
-    device = " - ".join(culprit.nodes)
-    return Finding(
-        f"fleet.bisect.{culprit.kind}", "critical", device, what, seen, "slower than its like", SOURCE, action
-    )
+    device, limit = " - ".join(culprit.nodes), f"more than {margin:.0%} under a pair of good nodes"
+    return Finding(f"fleet.bisect.{culprit.kind}", "critical", device, what, seen, limit, SOURCE, action)
 
 
 class _OutOfBudget(Exception):
@@ -204,7 +203,7 @@ def bisect(
     except KeyboardInterrupt:
         ended, why = "budget", "interrupted"
     trials = tuple(trial for trial in search.trials.values() if trial.gb_s)
-    return BisectResult(tuple(search.culprits), search.suspects, ended, why, trials, clock() - began)
+    return BisectResult(tuple(search.culprits), search.suspects, ended, why, trials, clock() - began, margin)
 
 
 class _Search:
