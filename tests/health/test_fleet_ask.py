@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import stat
 import subprocess
@@ -130,6 +131,18 @@ def test_nodes_that_do_not_answer_and_nodes_that_cannot(tmp_path, env):
     assert report["suspects"][0]["node"] in ("dead1", "down1")
 
 
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="there is no ssh here")
+def test_what_the_real_ssh_says(tmp_path):
+    """Nothing listens on that port, and that name means nothing."""
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -p 9 "$@"\n')
+    ssh.chmod(stat.S_IRWXU)
+    env = environ(tmp_path, PATH=f"{ssh.parent}:{os.environ['PATH']}")
+    _, report = asked(tmp_path, env, "127.0.0.1 no-such-host.invalid\n")
+    assert across(report) == {("127.0.0.1", "fleet.node.silent"), ("no-such-host.invalid", "fleet.node.no_report")}
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_what_has_arrived_is_kept(tmp_path, env, number, code):
     """When it is ended by Ctrl-C or from outside."""
@@ -214,9 +227,11 @@ def test_agents_by_the_dozen(tmp_path, nodes, slow, dead, outliers):
     assert report["status"] == "unhealthy"
 
 
-def test_an_agent_that_is_not_there(env):
-    done = run("doctor", "--agents", "http://127.0.0.1:9", "--json", env=env)
-    assert across(document_of(done)) == {("http://127.0.0.1:9", "fleet.node.silent")}
+def test_agents_that_are_not_there(env):
+    """One refuses, one's name means nothing: the first may be sick, the other is a slip of the pen."""
+    refusing, nameless = "http://127.0.0.1:9", "http://no-such-host.invalid:9470"
+    done = run("doctor", "--agents", refusing, "--agents", nameless, "--json", env=env)
+    assert across(document_of(done)) == {(refusing, "fleet.node.silent"), (nameless, "fleet.node.no_report")}
 
 
 @pytest.mark.parametrize(

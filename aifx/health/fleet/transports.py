@@ -30,6 +30,11 @@ from aifx.health.fleet.report import Node, node_of
 
 MAX_BYTES = 32 << 20
 MAX_BEGINS = 10
+SET_UP = (
+    "permission denied", "host key", "too many authentication", "certificate", "not resolve", "name resolution",
+    "name or service", "no address associated", "nodename nor servname",
+)  # fmt: skip
+"""What ssh, TLS and name resolution say where a node is not to blame."""
 AGENT_PATH = "/v1/report"
 SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout={seconds}", "-o", "LogLevel=ERROR", "--")
 SRUN = ("srun", "--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--no-kill", "--wait=0", "--label")
@@ -84,8 +89,8 @@ async def ask_agents(addresses: Sequence[str], question: Question, heard: Heard)
             try:
                 return await _fetched(client, address.rstrip("/") + AGENT_PATH)
             except httpx.TransportError as error:
-                refused = isinstance(error.__cause__, ssl.SSLError) or "CERTIFICATE" in str(error)
-                raise NoReport(str(error) or type(error).__name__, is_silent=not refused) from None
+                why = str(error) or type(error).__name__
+                raise NoReport(why, is_silent=not _is_set_up_wrong(why)) from None
             except httpx.InvalidURL as error:
                 raise NoReport(str(error)) from None
 
@@ -120,17 +125,15 @@ async def ask_ssh(hosts: Sequence[str], question: Question, heard: Heard) -> Non
         if process.returncode == 255 or not out.strip():
             # 255 is ssh's own word. It could not come in, or found nothing there.
             why = _last_line(err) or f"exit {process.returncode}, and it said nothing"
-            raise NoReport(why, is_silent=process.returncode == 255 and not _is_let_down(why))
+            raise NoReport(why, is_silent=process.returncode == 255 and not _is_set_up_wrong(why))
         return out
 
     await _each(hosts, ask, question, heard)
 
 
-def _is_let_down(why: str) -> bool:
-    """Whether ssh reached a host which then did not let it in: nothing that is wrong with the host's health."""
-    return any(
-        words in why for words in ("Permission denied", "Host key", "host key", "identification", "Too many auth")
-    )
+def _is_set_up_wrong(why: str) -> bool:
+    """Whether the way to the node is what fails, so that nothing is known of its health."""
+    return any(words in why.lower() for words in SET_UP)
 
 
 async def ask_slurm(hosts: Sequence[str], question: Question, heard: Heard) -> None:
