@@ -34,7 +34,7 @@ def _rows(stress: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str | None
     for one in _list(stress["collectives"]):
         yield "all", str(one["device"]), _rate(one.get("bus_gb_s", one.get("gb_s")), "GB/s"), None
     for one in _list(stress["census"]):
-        same = "alike" if not one["num_odd"] + one["num_unsteady"] else "not alike"
+        same = "alike" if not one["num_odd"] + one["num_unsteady"] + one["num_inexact"] else "not alike"
         yield one["device"], f"census of {one['programs']} programs", f"{one['runs']} runs", same
 
 

@@ -39,6 +39,8 @@ def collect(
         tell: told what the stress begins.
     """
     needed = {path.split(".", 1)[0] for rule in rules for path in rule.paths()}
+    if level is not None:
+        needed |= {"gpus", "tpu", "jax"}  # their number sets the time
     probes = [probe for probe in all_probes() if probe.for_peers or needed.intersection(probe.gives)]
     if not sample_s and level is None:
         return _since_last(take(host, probes), probes) if host.is_live else take(host, probes)
@@ -52,8 +54,10 @@ def collect(
 def _stress(level: Level, snapshot: Snapshot, tell: Callable[[str], None]) -> dict[str, Any]:
     from aifx.health.stress import budget_of, collect
 
+    counts = [snapshot.scope().look_up(path) for path in ("jax.num_devices", "tpu.count")]
     gpus = snapshot.facts.get("gpus")
-    return collect(level, budget_of(level, len(gpus) if isinstance(gpus, list) else 1), tell)
+    devices = max([1, len(gpus) if isinstance(gpus, list) else 1, *(n for n in counts if isinstance(n, int))])
+    return collect(level, budget_of(level, devices), tell)
 
 
 def _since_last(snapshot: Snapshot, probes: Iterable[Probe]) -> Snapshot:
