@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,15 @@ from aifx.health.probes import nvidia
 
 SOURCE = Path(__file__).with_name("fake_nvml.c")
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler to build the fake libnvidia-ml.so.1 with")
+pytestmark = pytest.mark.skipif(
+    COMPILER is None or sys.platform != "linux",
+    reason="no C compiler on Linux to build the fake libnvidia-ml.so.1 with",
+)
 
 
 def build(folder: Path, *options: str) -> Path:
     library = folder / "libnvidia-ml.so.1"
-    command = [COMPILER, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", *options, "-o", library, SOURCE]
+    command = [COMPILER, "-O1", "-shared", "-fPIC", *options, "-o", library, SOURCE]
     subprocess.run(command, check=True)
     return folder
 
