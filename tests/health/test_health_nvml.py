@@ -19,7 +19,7 @@ SOURCE = Path(__file__).with_name("fake_nvml.c")
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 pytestmark = pytest.mark.skipif(
     COMPILER is None or sys.platform != "linux",
-    reason="no C compiler on Linux to build the fake libnvidia-ml.so.1 with",
+    reason="no C compiler on Linux for the fake libnvidia-ml.so.1",
 )
 
 
