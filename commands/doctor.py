@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -122,55 +124,69 @@ def doctor(
     if ctx.invoked_subcommand is not None:
         _nothing_before(ctx)
         return
+    looking = Looking(root, record, replay, html, sample, stress.value if stress else None, with_snapshot, strict)
+    ways = (hosts, of_slurm, agents or (), timeout, at_once, remote, token_file, tls_ca)
+    asking = fleet.Asking(*ways, only or (), skip or (), sample, looking.stress)
     with terminal(json) if form is Format.TEXT else for_monitor(json) as out:
-        from aifx.commands.doctor_report import show
-        from aifx.commands.doctor_stress import show_stress
-        from aifx.health.check import check
-        from aifx.health.facts import to_document
-        from aifx.health.rules import load_rules, read_site, select
+        from aifx.health.rules import read_site
 
-        began = time.monotonic()
         sites = read_site(site)
-        work = stress.value if stress is not None else None
-        ways = (hosts, of_slurm, agents or (), timeout, at_once, remote, token_file, tls_ca)
-        asking = fleet.Asking(*ways, only or (), skip or (), sample, work)
         if fleet.is_asked(ctx, asking, replay):
             fleet.check_fleet(out, asking, sites, strict=strict, record=record, replay=replay, html=html)
-        rules = select(load_rules(sites).values(), only or (), skip or ())
-        snapshot = _snapshot(rules, root, replay, record, sample, stress, out)
-        report = check(snapshot, rules, sites, began)
-        if html is not None:
-            from aifx.health.page import node_page, write_page
-
-            write_page(node_page(report, len(rules), snapshot.time), html)
-        if form is not Format.TEXT:
-            tell(report, form, strict)
-        measured = {"stress": to_document(snapshot.facts["stress"])} if stress else {}
-        kept = {"snapshot": snapshot.document()} if with_snapshot else {}
-        out.document(report.document() | measured | kept)
-        show(out, report, len(rules))
-        if stress:
-            show_stress(out, snapshot.facts.get("stress"))
-        code = {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(report.status, 0)
-        raise SystemExit(code)
+        _check_node(out, looking, form, sites, only or (), skip or ())
 
 
-def _snapshot(
-    rules: list[Rule],
-    root: Path | None,
-    replay: Path | None,
-    record: Path | None,
-    sample: float,
-    stress: Stress | None,
-    out: Output,
-) -> Snapshot:
+@dataclass(frozen=True)
+class Looking:
+    """How one machine is looked at, and what becomes of it; the options of these names."""
+
+    root: Path | None
+    record: Path | None
+    replay: Path | None
+    html: Path | None
+    sample: float
+    stress: Literal["quick", "full"] | None
+    with_snapshot: bool
+    strict: bool
+
+
+def _check_node(
+    out: Output, looking: Looking, form: Format, site: Site, only: Sequence[str], skip: Sequence[str]
+) -> NoReturn:
+    from aifx.commands.doctor_report import show
+    from aifx.commands.doctor_stress import show_stress
+    from aifx.health.check import check
+    from aifx.health.facts import to_document
+    from aifx.health.rules import load_rules, select
+
+    began = time.monotonic()
+    rules = select(load_rules(site).values(), only, skip)
+    snapshot = _snapshot(out, looking, rules)
+    report = check(snapshot, rules, site, began)
+    if looking.html is not None:
+        from aifx.health.page import node_page, write_page
+
+        write_page(node_page(report, len(rules), snapshot.time), looking.html)
+    if form is not Format.TEXT:
+        tell(report, form, looking.strict)
+    measured = {"stress": to_document(snapshot.facts["stress"])} if looking.stress else {}
+    kept = {"snapshot": snapshot.document()} if looking.with_snapshot else {}
+    out.document(report.document() | measured | kept)
+    show(out, report, len(rules))
+    if looking.stress:
+        show_stress(out, snapshot.facts["stress"])
+    raise SystemExit({"unhealthy": 1, "unknown": 2, "warning": int(looking.strict)}.get(report.status, 0))
+
+
+def _snapshot(out: Output, looking: Looking, rules: list[Rule]) -> Snapshot:
     """What is judged. Raises UsageError where the options do not go together, EnvironmentFault for a full disk."""
     from aifx.health.check import collect
     from aifx.health.host import Host
     from aifx.health.snapshot import read, write
 
+    root, record, replay = looking.root, looking.record, looking.replay
     if replay is not None:
-        if root is not None or record is not None or sample or stress:
+        if root is not None or record is not None or looking.sample or looking.stress:
             raise UsageError(
                 "--replay reads nothing of a machine",
                 "--root, --record, --sample and --stress do",
@@ -179,9 +195,9 @@ def _snapshot(
         return read(replay)
     if root is not None and not root.is_dir():
         raise UsageError(f"--root {root} is no folder", "", "aifx doctor --root DIR, with DIR/proc and DIR/sys in it")
-    if root is not None and stress:
+    if root is not None and looking.stress:
         raise UsageError("--stress works this machine's devices", f"--root {root} is a copy of files", "leave one out")
-    snapshot = collect(Host(root or Path("/")), rules, sample, stress.value if stress else None, out.say)
+    snapshot = collect(Host(root or Path("/")), rules, looking.sample, looking.stress, out.say)
     if record is not None:
         try:
             write(snapshot, record)
