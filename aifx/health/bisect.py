@@ -89,6 +89,7 @@ class BisectResult:
     why: of "budget" and "unclear", one line.
     trials: in the order in which they were first run.
     duration_s: of the whole.
+    margin: which part slower than its like was slow.
     """
 
     culprits: tuple[Culprit, ...]
