@@ -15,6 +15,7 @@ from aifx.commands import doctor_fleet as fleet
 from aifx.commands.doctor_bisect import bisect, collective_test
 from aifx.commands.doctor_diff import diff
 from aifx.commands.doctor_formats import Format, for_monitor, tell
+from aifx.commands.doctor_options import OnlyOption, ReplayOption, RootOption, SiteOption, SkipOption
 from aifx.commands.doctor_slurm import slurm
 from aifx.commands.options import JsonOption
 from aifx.commands.terminal import Output, terminal
@@ -29,24 +30,6 @@ app.command()(diff)
 app.command()(bisect)
 app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(collective_test)
 app.add_typer(slurm)
-
-OnlyOption = Annotated[
-    list[str] | None,
-    typer.Option("--only", metavar="ID", help="Judge only this rule or family. Can be repeated.", show_default=False),
-]
-SkipOption = Annotated[
-    list[str] | None,
-    typer.Option("--skip", metavar="ID", help="Leave out a rule or family. Can be repeated.", show_default=False),
-]
-SiteOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--site",
-        metavar="FILE",
-        help="The site's rules, skips and expected figures; else ~/.config/aifx/health.toml or /etc/aifx/health.toml.",
-        show_default=False,
-    ),
-]
 
 HtmlOption = Annotated[
     Path | None,
@@ -79,18 +62,12 @@ def doctor(
             show_default=False,
         ),
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option("--root", metavar="DIR", help="Look at a copy of a machine's files.", show_default=False),
-    ] = None,
+    root: RootOption = None,
     record: Annotated[
         Path | None,
         typer.Option("--record", metavar="FILE", help="Keep what was read, to replay it.", show_default=False),
     ] = None,
-    replay: Annotated[
-        Path | None,
-        typer.Option("--replay", metavar="FILE", help="Judge what --record kept.", show_default=False),
-    ] = None,
+    replay: ReplayOption = None,
     html: HtmlOption = None,
     hosts: fleet.HostsOption = None,
     of_slurm: fleet.SlurmOption = False,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aifx.commands.doctor import OnlyOption, SiteOption, SkipOption, app
+from aifx.commands.doctor import app
 from aifx.commands.doctor_fleet import TOKEN, TokenFileOption
+from aifx.commands.doctor_options import OnlyOption, SiteOption, SkipOption
 from aifx.commands.terminal import terminal
 from aifx.errors import EnvironmentFault, UsageError
 

@@ -12,6 +12,7 @@ import typer
 
 from aifx.commands.app import Command, Group
 from aifx.commands.callers import Told, log, one_line
+from aifx.commands.doctor_options import OnlyOption, ReplayOption, RootOption, SiteOption, SkipOption
 from aifx.commands.options import DryRunOption
 from aifx.commands.terminal import Output
 
@@ -25,26 +26,6 @@ LEFT_OUT = ("jax", "project")
 """Families that start programs on devices which a job may be using, or are about a folder: only where --only asks."""
 
 slurm = typer.Typer(name="slurm", cls=Group, help="What Slurm runs: HealthCheckProgram and Prolog.")
-
-OnlyOption = Annotated[
-    list[str] | None,
-    typer.Option("--only", metavar="ID", help="Judge only this rule or family. Can be repeated.", show_default=False),
-]
-SkipOption = Annotated[
-    list[str] | None,
-    typer.Option("--skip", metavar="ID", help="Leave out a rule or family. Can be repeated.", show_default=False),
-]
-SiteOption = Annotated[
-    Path | None, typer.Option("--site", metavar="FILE", help="As in aifx doctor.", show_default=False)
-]
-RootOption = Annotated[
-    Path | None,
-    typer.Option("--root", metavar="DIR", help="Look at a copy of a machine's files.", show_default=False),
-]
-ReplayOption = Annotated[
-    Path | None,
-    typer.Option("--replay", metavar="FILE", help="Judge what --record kept.", show_default=False),
-]
 
 
 @slurm.command("health-check", cls=Command)
