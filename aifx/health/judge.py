@@ -40,8 +40,13 @@ def judge(rules: Iterable[Rule], snapshot: Snapshot, site: Site | None = None) -
     by_id = {rule.id: rule for rule in rules}
     findings = [f for f in findings if not _is_yielded(f, findings, by_id)]
 
+    def explains(one: Finding, other: Finding) -> bool:
+        return _explains(by_id.get(one.id), one, other)
+
     def rank(finding: Finding) -> tuple[int, bool, int, str]:
-        explained = any(_explains(by_id.get(other.id), other, finding) for other in findings if other is not finding)
+        # Two that explain each other are one thing seen twice, and neither makes the other less urgent.
+        others = (other for other in findings if other is not finding)
+        explained = any(explains(other, finding) and not explains(finding, other) for other in others)
         return SEVERITIES.index(finding.severity), explained, order.get(finding.id, -1), finding.device
 
     return Report(snapshot.host, tuple(sorted(findings, key=rank)), tuple(_folded(skipped, rules)))

@@ -1,5 +1,7 @@
 """Each rule fires where it should, and is then the finding that a person wants first; a healthy machine has none."""
 
+from pathlib import Path
+
 import pytest
 from health_trees import Case, cases, machines, report_of, report_of_case, snapshot_of
 
@@ -33,6 +35,13 @@ def test_a_healthy_machine_has_no_finding(name: str, tmp_path):
     later = snapshot_of(tree, tmp_path, snapshot.time + 600).since(snapshot)
     assert later.before is not None
     assert report_of(later).findings == ()
+
+
+def test_every_expected_figure_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    asked = {path.removeprefix("expected.") for rule in RULES.values() for path in rule.paths() if "expected." in path}
+    assert asked
+    assert not {name for name in asked if f"`{name}`" not in page}
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.id)
