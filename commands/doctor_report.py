@@ -54,7 +54,7 @@ def _block(finding: Finding, ids: list[str]) -> list[Text]:
         reason = finding.summary.partition(": ")[2]
         what = f"{len(set(ids))} rules" if many else finding.id
         first = [severity, (f"{what} could not be judged: {reason}", "bold")]
-        rows = {"rules": ", ".join(dict.fromkeys(ids)) if many else "", "do": finding.action}
+        rows = {"rules": ", ".join(_shortened(list(dict.fromkeys(ids)))) if many else "", "do": finding.action}
     else:
         where = f"{finding.device}: " if finding.device and finding.device not in finding.summary else ""
         first = [severity, (where + finding.summary, "bold")]

@@ -31,7 +31,12 @@ class Machine:
         self.bin = root / "bin"
         self.bin.mkdir()
         self.install(AIFX)
-        self.environ = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", "AIFX_CACHE_DIR": str(root / "cache")}
+        own = {"PATH": f"{self.bin}:{os.environ['PATH']}", "AIFX_CACHE_DIR": str(root / "cache"), "HOME": str(root)}
+        self.environ = {**os.environ, **own}
+        # Whether the machine that runs the tests is healthy is no matter of theirs.
+        site = root / ".config/aifx/health.toml"
+        site.parent.mkdir(parents=True)
+        site.write_text('[[skip]]\nid = "*"\nreason = "a test"\n')
         self.project = root / "project"
         made = self.run(root, "aifx", "init", str(self.project), "--template", template, "--yes")
         assert made.returncode == 0, made.stderr
@@ -77,7 +82,8 @@ def test_the_verdict_is_the_exit_code(tmp_path: Path, template: str, low: str, h
     machine = Machine(tmp_path, template)
     passed = machine.short_gate(low)
     assert passed.returncode == 0, passed.stderr
-    trained, evaluated = documents(passed.stdout)
+    machine_report, trained, evaluated = documents(passed.stdout)
+    assert machine_report["status"] == "healthy"
     assert (trained["status"], trained["step"]) == ("completed", 3)
     assert [gate["expr"] for gate in evaluated["gates"]] == [low]  # type: ignore[attr-defined]
     assert machine.runs() == []  # nothing is left of a run that passed
@@ -86,16 +92,14 @@ def test_the_verdict_is_the_exit_code(tmp_path: Path, template: str, low: str, h
     assert len(machine.runs()) == 1  # kept, to be looked at
 
 
-@pytest.mark.parametrize(("verdict", "trains"), [(0, True), (1, False)])
-def test_doctor_is_asked_where_there_is_one(tmp_path: Path, verdict: int, trains: bool) -> None:
+@pytest.mark.parametrize(("verdict", "trains"), [(0, True), (1, False), (2, True)])
+def test_an_unhealthy_machine_trains_nothing(tmp_path: Path, verdict: int, trains: bool) -> None:
     machine = Machine(tmp_path, "language-model")
-    doctor = (
-        f'if [ "$1" = doctor ]; then echo "$@" >> {tmp_path}/asked; [ "$2" = --help ]; exit $(($? * {verdict})); fi\n'
-    )
+    doctor = f'if [ "$1" = doctor ]; then echo "$@" >> {tmp_path}/asked; exit {verdict}; fi\n'
     machine.install(AIFX.replace("exec", f"{doctor}exec", 1))
     done = machine.short_gate("loss <= 99")
-    assert done.returncode == verdict, done.stderr
-    assert (tmp_path / "asked").read_text().splitlines() == ["doctor --help", "doctor --json"]
+    assert done.returncode == (0 if trains else 1), done.stderr
+    assert (tmp_path / "asked").read_text().splitlines() == ["doctor --json"]
     assert (machine.project / "runs").exists() == trains
 
 
