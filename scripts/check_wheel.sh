@@ -52,6 +52,13 @@ case $where in
 *) echo "error: the wheel's environment imports aifx from $where" >&2 && exit 1 ;;
 esac
 
+# Rules, catalogues and pages are data of the package. Whether this machine is healthy is no matter here (0, 1 or 2).
+step aifx doctor rules nvidia.rows.pending
+status=0
+step aifx doctor --html report.html || status=$?
+test "$status" -le 2
+test -s report.html
+
 for template in language-model vision-inspection; do
     step aifx init "$template" --template "$template" --yes
     (
