@@ -82,8 +82,9 @@ class Group(_Page, TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, known = args[0], self.list_commands(ctx)
         if name not in known and not ctx.resilient_parsing:
+            shown = [one for one in known if one not in self.commands or not self.commands[one].hidden]
             raise UsageError(
-                f"{ctx.command_path} has no command {name!r}", did_you_mean(name, known), f"{ctx.command_path} --help"
+                f"{ctx.command_path} has no command {name!r}", did_you_mean(name, shown), f"{ctx.command_path} --help"
             )
         return super().resolve_command(ctx, args)
 

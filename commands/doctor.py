@@ -15,13 +15,14 @@ from aifx.commands import doctor_fleet as fleet
 from aifx.commands.doctor_bisect import bisect, collective_test
 from aifx.commands.doctor_diff import diff
 from aifx.commands.doctor_formats import Format, for_monitor, tell
-from aifx.commands.doctor_options import OnlyOption, ReplayOption, RootOption, SiteOption, SkipOption
+from aifx.commands.doctor_options import OnlyOption, ReplayOption, RootOption, SiteOption, SkipOption, code_of
 from aifx.commands.doctor_slurm import slurm
 from aifx.commands.options import JsonOption
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
+    from aifx.health.report import Report
     from aifx.health.rules import Rule, Site
     from aifx.health.snapshot import Snapshot
 
@@ -140,11 +141,9 @@ def _check_node(
     rules = select(load_rules(site).values(), only, skip)
     snapshot = _snapshot(out, looking, rules)
     report = check(snapshot, rules, site, began)
-    if looking.html is not None:
-        from aifx.health.page import node_page, write_page
-
-        write_page(node_page(report, len(rules), snapshot.time), looking.html)
+    faults = _keep(looking, snapshot, report, len(rules))
     if form is not Format.TEXT:
+        out.tell(faults)
         tell(report, form, looking.strict)
     measured = {"stress": to_document(snapshot.facts["stress"])} if looking.stress else {}
     kept = {"snapshot": snapshot.document()} if looking.with_snapshot else {}
@@ -152,14 +151,36 @@ def _check_node(
     show(out, report, len(rules))
     if looking.stress:
         show_stress(out, snapshot.facts["stress"])
-    raise SystemExit({"unhealthy": 1, "unknown": 2, "warning": int(looking.strict)}.get(report.status, 0))
+    out.tell(faults)
+    raise SystemExit(code_of(report.status, looking.strict, faults))
+
+
+def _keep(looking: Looking, snapshot: Snapshot, report: Report, num_rules: int) -> list[EnvironmentFault]:
+    """Writes the files that were asked for; what could not be written must not keep the report from being told."""
+    faults = []
+    if looking.record is not None:
+        from aifx.health.snapshot import write
+
+        try:
+            write(snapshot, looking.record)
+        except OSError as error:
+            why = error.strerror or str(error)
+            faults.append(EnvironmentFault(f"{looking.record} cannot be written", why, "--record ANOTHER_FILE"))
+    if looking.html is not None:
+        from aifx.health.page import node_page, write_page
+
+        try:
+            write_page(node_page(report, num_rules, snapshot.time), looking.html)
+        except EnvironmentFault as fault:
+            faults.append(fault)
+    return faults
 
 
 def _snapshot(out: Output, looking: Looking, rules: list[Rule]) -> Snapshot:
-    """What is judged. Raises UsageError where the options do not go together, EnvironmentFault for a full disk."""
+    """What is judged. Raises UsageError where the options do not go together."""
     from aifx.health.check import collect
     from aifx.health.host import Host
-    from aifx.health.snapshot import read, write
+    from aifx.health.snapshot import read
 
     root, record, replay = looking.root, looking.record, looking.replay
     if replay is not None:
@@ -174,14 +195,7 @@ def _snapshot(out: Output, looking: Looking, rules: list[Rule]) -> Snapshot:
         raise UsageError(f"--root {root} is no folder", "", "aifx doctor --root DIR, with DIR/proc and DIR/sys in it")
     if root is not None and looking.stress:
         raise UsageError("--stress works this machine's devices", f"--root {root} is a copy of files", "leave one out")
-    snapshot = collect(Host(root or Path("/")), rules, looking.sample, looking.stress, out.say)
-    if record is not None:
-        try:
-            write(snapshot, record)
-        except OSError as error:
-            why = error.strerror or str(error)
-            raise EnvironmentFault(f"{record} cannot be written", why, "aifx doctor --record ANOTHER_FILE") from None
-    return snapshot
+    return collect(Host(root or Path("/")), rules, looking.sample, looking.stress, out.say)
 
 
 def _nothing_before(ctx: typer.Context) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from aifx.commands.doctor_options import code_of
 from aifx.commands.terminal import Output
 from aifx.errors import EnvironmentFault, ExitCode, UsageError
 
@@ -274,13 +275,18 @@ def check_fleet(
     nodes, not_heard, ended = (*read_record(replay), ExitCode.OK) if replay is not None else ask(out, asking, record)
     took_s = time.monotonic() - began
     report = assess(nodes, site, only=asking.only, skip=asking.skip, not_heard=not_heard, duration_s=took_s)
+    faults = []
     if html is not None:
         from aifx.health.page import fleet_page, write_page
 
-        write_page(fleet_page(report, time.time()), html)
+        try:
+            write_page(fleet_page(report, time.time()), html)
+        except EnvironmentFault as fault:
+            faults.append(fault)
     out.document(report.document())
     show_fleet(out, report)
-    raise SystemExit(int(ended) or {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(report.status, 0))
+    out.tell(faults)
+    raise SystemExit(int(ended) or code_of(report.status, strict, faults))
 
 
 def _know(patterns: Sequence[str], site: Site) -> None:

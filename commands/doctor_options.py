@@ -1,11 +1,14 @@
-"""Options that mean the same on each of the doctor's commands."""
+"""Options and exit codes that mean the same on each of the doctor's commands."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from aifx.errors import AifxError
 
 OnlyOption = Annotated[
     list[str] | None,
@@ -32,3 +35,9 @@ ReplayOption = Annotated[
     Path | None,
     typer.Option("--replay", metavar="FILE", help="Judge what --record kept.", show_default=False),
 ]
+
+
+def code_of(status: str, strict: bool, faults: Sequence[AifxError] = ()) -> int:
+    """The exit code of a report; a file that was asked for and could not be written counts as unknown."""
+    code = {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(status, 0)
+    return 1 if status == "unhealthy" else max(code, 2 * bool(faults))

@@ -107,7 +107,7 @@ def usage_error(error: Any) -> UsageError:
         ]
         return UsageError(f"{command} has no option {option!r}", did_you_mean(option, known), hint)
     parameter = getattr(error, "param", None)
-    message = " ".join(error.message.split()).rstrip(".")
+    message = " ".join(error.message.split()).rstrip(".").removeprefix("Value error, ")
     if parameter is not None and message:
         name = parameter.opts[-1] if parameter.param_type_name == "option" else parameter.display_name_raw
         return UsageError(f"{command}: {name} cannot take this value", message, hint)

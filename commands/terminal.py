@@ -109,6 +109,11 @@ class Output:
         """A word on what is going on, on stderr."""
         self.err.print(text, soft_wrap=True)
 
+    def tell(self, faults: Iterable[AifxError]) -> None:
+        """Failures that do not end the command, on stderr."""
+        for fault in faults:
+            _wrote(sys.stderr, failure_text(fault, colored=is_colored(sys.stderr)))
+
     def write(self, text: str) -> None:
         """Raw text on stdout at once, for an answer that streams.
 

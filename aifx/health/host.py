@@ -132,7 +132,7 @@ class Host:
             return text
         try:
             return json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             return Unknown(f"{name} is no JSON: {error}")
 
     def _of_disk(self, path: str, read: Callable[[], T]) -> T | Absent | Unknown:

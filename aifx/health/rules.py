@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import tomli
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aifx.errors import ConfigError, UsageError, did_you_mean
+from aifx.errors import ConfigError, UsageError, did_you_mean, nearest
 from aifx.health.conditions import COMPARISONS
 
 Severity = Literal["critical", "warning", "info"]
@@ -155,9 +155,9 @@ def read_site(path: Path | None) -> Site:
     try:
         return Site.model_validate(tomli.loads(found.read_text("utf-8")))
     except OSError as error:
-        raise ConfigError(f"{found} cannot be read", error.strerror or str(error)) from None
+        raise ConfigError(f"{found} cannot be read", error.strerror or str(error), f"ls -l {found}") from None
     except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{found} is no TOML", str(error)) from None
+        raise ConfigError(f"{found} is no TOML", str(error), "docs/doctor.md shows such a file") from None
     except ValidationError as error:
         raise ConfigError(f"{found} cannot be used", _mistakes(error), "docs/doctor.md shows such a file") from None
 
@@ -177,7 +177,30 @@ def load_rules(site: Site | None = None) -> dict[str, Rule]:
         documents[name] = documents[name] | changes
     for own in site.rule:
         documents[str(own.get("id"))] = own
-    return {name: _rule(name, document) for name, document in documents.items()}
+    rules = {name: _rule(name, document) for name, document in documents.items()}
+    _understand(site, list(rules.values()))
+    return rules
+
+
+def _understand(site: Site, rules: list[Rule]) -> None:
+    """Raises ConfigError for a figure that no rule asks for and a skip that fits none: unseen, they do nothing."""
+    asked = {p.removeprefix("expected.") for rule in rules for p in rule.paths() if p.startswith("expected.")}
+    for name in site.expected.keys() - asked:
+        raise ConfigError(f"the site's file expects {name!r}, which no rule asks for", did_you_mean(name, asked))
+    for skip in site.skip:
+        if not any(fits(rule.id, skip.id) for rule in rules) and not _is_across(skip.id):
+            raise ConfigError(
+                f"the site's file skips {skip.id!r}, which is no rule or family",
+                _near(skip.id, rules),
+                "aifx doctor rules",
+            )
+
+
+def _is_across(pattern: str) -> bool:
+    """Whether a pattern means findings across nodes, which no node's rules know."""
+    from aifx.health.fleet.judge import fleet_ids
+
+    return any(fits(name, pattern) for name in fleet_ids())
 
 
 def _rule(name: str, document: Mapping[str, Any]) -> Rule:
@@ -187,8 +210,12 @@ def _rule(name: str, document: Mapping[str, Any]) -> Rule:
         raise ConfigError(f"rule {name!r} cannot be used", _mistakes(error), "aifx doctor rules ID") from None
 
 
+PLAIN = {"missing": "it is missing", "extra_forbidden": "there is no such key"}
+
+
 def _mistakes(error: ValidationError) -> str:
-    told = ((".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors())
+    told = ((".".join(map(str, e["loc"])), PLAIN.get(e["type"], e["msg"])) for e in error.errors())
+    told = ((where, what.removeprefix("Value error, ")) for where, what in told)
     return "\n".join(f"{where}: {what}" if where else what for where, what in told)
 
 
@@ -197,10 +224,16 @@ def select(rules: Iterable[Rule], only: Iterable[str], skip: Iterable[str]) -> l
     rules, only, skip = list(rules), list(only), list(skip)
     for pattern in (*only, *skip):
         if not any(fits(rule.id, pattern) for rule in rules):
-            names = {rule.id for rule in rules} | {rule.family for rule in rules}
-            raise UsageError(f"no rule or family {pattern!r}", did_you_mean(pattern, names), "aifx doctor rules")
+            raise UsageError(f"no rule or family {pattern!r}", _near(pattern, rules), "aifx doctor rules")
     wanted = (rule for rule in rules if not only or any(fits(rule.id, pattern) for pattern in only))
     return [rule for rule in wanted if not any(fits(rule.id, pattern) for pattern in skip)]
+
+
+def _near(pattern: str, rules: Iterable[Rule]) -> str:
+    """The rule or family that may have been meant; where none is near, the families: the rules are hundreds."""
+    families, ids = {rule.family for rule in rules}, {rule.id for rule in rules}
+    match = nearest(pattern, families | ids)
+    return f"did you mean {match!r}?" if match else did_you_mean(pattern, families)
 
 
 def fits(rule_id: str, pattern: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Iterable
@@ -88,10 +89,18 @@ def _collect(host: Host, probe: Probe) -> Facts:
 
 def write(snapshot: Snapshot, path: Path) -> None:
     """Raises OSError."""
+    text = json.dumps(snapshot.document(), indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(json.dumps(snapshot.document(), indent=1) + "\n", "utf-8")
-    beside.replace(path)
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout is written to, not replaced
+        path.write_text(text, "utf-8")
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        beside.write_text(text, "utf-8")
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read(path: Path) -> Snapshot:
@@ -101,7 +110,7 @@ def read(path: Path) -> Snapshot:
         document = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read", error.strerror or str(error), hint) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no snapshot", f"it is no JSON: {error}", hint) from None
     return parse(document, str(path))
 

@@ -54,7 +54,7 @@ def read_record(path: Path) -> tuple[list[Node], list[str]]:
         first, *lines = path.read_text("utf-8").splitlines()
         head = json.loads(first)
         asked = [str(name) for name in head["asked"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} is no record of a fleet", str(error), "aifx doctor --hosts FILE --record FILE"
         ) from None
@@ -64,7 +64,7 @@ def read_record(path: Path) -> tuple[list[Node], list[str]]:
     for number, line in enumerate(lines):
         try:
             node = _node(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if number == len(lines) - 1:
                 break
             raise DataError(f"{path}, line {number + 2}: no answer of a node", str(error)) from None

@@ -106,7 +106,7 @@ async def _fetched(client: httpx.AsyncClient, url: str) -> bytes:
                 raise NoReport(f"it sends more than {MAX_BYTES >> 20} MiB")
     if answer.status_code != 200:
         said = _last_line(bytes(body))
-        with suppress(ValueError, AttributeError):
+        with suppress(ValueError, AttributeError, RecursionError):
             said = str(json.loads(body).get("error", said))
         raise NoReport(f"it answers {answer.status_code} {answer.reason_phrase}: {said}")
     return bytes(body)
