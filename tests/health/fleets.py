@@ -49,7 +49,14 @@ def facts_of_a_node(rng: random.Random) -> dict[str, Any]:
         "memory": {"total_gib": rng.gauss(2015.5, 0.2)},
         "infiniband": {"active_ports": 8},
         "system": {"mounts": ["/ ext4", "/home nfs4", "/scratch lustre"]},
-        "stress": {"devices": [{"device": f"gpu{i}", "kind": "H100", "matmul": rates} for i in range(8)]},
+        "stress": {
+            "devices": [{"device": f"gpu{i}", "kind": "H100", "matmul": rates} for i in range(8)],
+            "census": [
+                {"device": f"gpu:{i} {when}", "digest": "1e68932751c82b2a", "made_by": "8 x H100; jax 0.9.0"}
+                for when in ("cold", "hot")
+                for i in range(8)
+            ],
+        },
     }
 
 

@@ -67,6 +67,7 @@ PLANTED = {
     "fleet.memory.total": lambda f: f["memory"].update(total_gib=1952.0),
     "fleet.nvidia.temperature": lambda f: f["gpus"][5]["temperature"].update(gpu_c=93),
     "fleet.system.mounts": lambda f: f["system"].update(mounts=["/ ext4", "/home nfs4", "/data1 xfs"]),
+    "fleet.stress.census": lambda f: f["stress"]["census"][11].update(digest="0123456789abcdef"),
     "fleet.stress.matmul": lambda f: f["stress"]["devices"][2].update(
         matmul=[{"device": "bfloat16", "tflops": 700.0}, {"device": "float32", "tflops": 45.0}]
     ),
@@ -123,6 +124,35 @@ def test_only_like_nodes_are_compared():
     machines = {f"n{i}": {"a": "old" if i < 3 else "new", "kind": "A" if i < 3 else "B"} for i in range(9)}
     assert len(found(machines, majority())) == 3
     assert found(machines, majority(among="kind")) == []
+
+
+def with_census(digests, made_by="1 x H100; jax 0.9.0"):
+    """Nodes of one device, by what it gives cold and hot."""
+    rows = ({"device": "gpu:0 cold", "digest": digests[0]}, {"device": "gpu:0 hot", "digest": digests[-1]})
+    return {"stress": {"census": [row | ({"made_by": made_by} if made_by else {}) for row in rows]}}
+
+
+def test_whoever_computes_otherwise_than_like_nodes_is_named():
+    machines = {f"n{i}": with_census(["a"]) for i in range(4)} | {"hot": with_census(["a", "b"])}
+    (only,) = found(machines)
+    assert (only.id, only.severity, only.device) == ("fleet.stress.census", "critical", "hot")
+    assert only.summary.endswith(": gpu:0 hot")
+    assert only.evidence == "stress.census.digest: gpu:0 hot b, most: a"
+
+
+def test_bits_are_compared_only_where_they_must_be_equal():
+    """Other versions give other bits, and who does not tell what it ran is held against nobody."""
+    like = {f"n{i}": with_census(["a"]) for i in range(4)}
+    for made_by in ("1 x H100; jax 0.8.0", "1 x A100; jax 0.9.0", None):
+        others = {f"m{i}": with_census([str(i) if made_by is None else "b"], made_by) for i in range(3)}
+        assert found(like | others) == []
+
+
+@pytest.mark.parametrize("digests", ["ab", "aabb"])
+def test_bits_without_a_majority_are_a_finding_that_blames_nobody(digests):
+    (only,) = found({f"n{i}": with_census([digest]) for i, digest in enumerate(digests)})
+    assert (only.id, only.severity, only.device) == ("fleet.stress.census", "warning", "")
+    assert "n0, n1" in only.action
 
 
 def test_order_of_devices_does_not_matter():

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 from health_machines.stressed import events
@@ -48,6 +49,11 @@ def test_two_devices_are_measured_and_agree(measured):
         assert (row["peers"], row["runs"]) == (2, 3)
         assert row["programs"] >= 8
         assert (row["odd"], row["unsteady"], row["inexact"]) == ([], [], [])
+    # Cold as hot, on one device as on the other; and what a node of another fleet must have alike to be compared.
+    assert len({row["digest"] for row in facts["census"]}) == 1
+    (made_by,) = {row["made_by"] for row in facts["census"]}
+    assert made_by.startswith(f"2 x cpu; jax {metadata.version('jax')}; jaxlib ")
+    assert "XLA_FLAGS=--xla_force_host" in made_by
     assert "census, cold" in heard
     json.dumps(to_document(facts))
 

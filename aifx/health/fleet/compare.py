@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from statistics import NormalDist, median
@@ -24,7 +24,7 @@ from aifx.health.fleet.report import Node
 from aifx.health.report import Finding
 from aifx.health.rules import Severity
 
-MIN_NODES = {"majority": 3, "figure": 5}
+MIN_NODES = {"majority": 3, "bits": 2, "figure": 5}
 MIN_Z = 3.5
 FALSE_ALARMS = 0.01
 """In how many healthy fleets a figure may stand out by chance."""
@@ -38,11 +38,12 @@ class Fact(BaseModel):
     Attributes:
         id: the finding's.
         path: dotted, from the node; lists on the way are gone through item by item.
-        kind: majority: as most of the nodes have it; figure: near the median.
+        kind: majority: as most of the nodes have it; bits: each device as those of its name on most nodes; figure: near
+            the median.
         of: for a majority: the distinct values together, their count, the words of a text, or each item of a list for
             itself, which a node may lack but have besides.
         is_apart: whether a figure is compared only with those of devices of the same name.
-        among: the path of what only nodes alike are compared by.
+        among: the path of what only nodes alike are compared by; bits of a node that does not tell it are not compared.
         ignore: regular expressions of what may differ in a text.
         min_gap: share of the median that a figure must be off by, besides standing out.
         worse: the direction in which a figure is bad.
@@ -53,7 +54,7 @@ class Fact(BaseModel):
 
     id: str
     path: str
-    kind: Literal["majority", "figure"]
+    kind: Literal["majority", "bits", "figure"]
     of: Literal["values", "count", "words", "items"] = "values"
     is_apart: bool = False
     among: str | None = None
@@ -115,8 +116,8 @@ def compare(nodes: Sequence[Node], facts: Iterable[Fact] | None = None) -> list[
     for fact in load_facts() if facts is None else facts:
         for group in _groups(fact, seen):
             if len(group) >= MIN_NODES[fact.kind]:
-                judge = _figures if fact.kind == "figure" else _items if fact.of == "items" else _majority
-                found += judge(fact, group)
+                judge = {"figure": _figures, "bits": _bits, "majority": _items if fact.of == "items" else _majority}
+                found += judge[fact.kind](fact, group)
     return _without_repeats(found)
 
 
@@ -125,7 +126,8 @@ def _groups(fact: Fact, seen: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
     groups: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for name, facts in seen.items():
         key = "" if fact.among is None else _text([value for _, value in values_at(facts, fact.among)])
-        groups[key][name] = facts
+        if key or fact.kind != "bits":
+            groups[key][name] = facts
     return list(groups.values())
 
 
@@ -185,6 +187,43 @@ def _items(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     ]
 
 
+def _bits(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+    """Nodes with devices that have not what the devices of that name have on most nodes."""
+    held: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, facts in group.items():
+        for device, value in values_at(facts, fact.path):
+            if isinstance(value, str):
+                held[device][name] = value
+    odd: dict[str, dict[str, str]] = defaultdict(dict)
+    undecided: list[Finding] = []
+    for device, values in held.items():
+        counts = Counter(values.values())
+        usual, count = counts.most_common(1)[0]
+        if count * 2 > len(values):
+            for name, value in values.items():
+                if value != usual:
+                    odd[name][device] = f"{value}, most: {usual}"
+        elif not undecided:
+            named = _cut(", ".join(values))
+            action = f"ask more nodes of this kind: most tell who is wrong; until then trust none of {named}"
+            undecided = [replace(_mixed(fact, counts, len(values)), severity="warning", action=action)]
+    return undecided + [_odd(fact, name, devices, len(group)) for name, devices in odd.items()]
+
+
+def _odd(fact: Fact, node: str, devices: Mapping[str, str], total: int) -> Finding:
+    words = {"value": _cut(", ".join(devices))}
+    return Finding(
+        fact.id,
+        fact.severity,
+        node,
+        fact.summary.format(**words),
+        f"{fact.path}: {_cut('; '.join(f'{device} {text}' for device, text in devices.items()))}",
+        f"as on most of {total} nodes with the same devices and versions",
+        fact.source,
+        fact.action,
+    )
+
+
 def _said(fact: Fact, values: list[Any]) -> str:
     if fact.of == "count":
         return str(sum(len(value) if isinstance(value, list) else 1 for value in values))
@@ -219,7 +258,7 @@ def _other(fact: Fact, node: str, text: str | None, usual: str, share: str) -> F
     )
 
 
-def _mixed(fact: Fact, counts: Mapping[str | None, int], total: int) -> Finding:
+def _mixed(fact: Fact, counts: Mapping[Any, int], total: int) -> Finding:
     shown = ", ".join(f"{count} have {_cut(str(text), 40)}" for text, count in list(counts.items())[:3])
     more = f", and {len(counts) - 3} others" if len(counts) > 3 else ""
     return Finding(

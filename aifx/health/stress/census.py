@@ -7,8 +7,14 @@ against NumPy as well, which judges also a device that has no like. Imports JAX:
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
+import re
 import time
+from collections import Counter
 from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +27,15 @@ SEED = 0x5EED
 Hashes = dict[str, dict[str, list[str]]]
 """Of each device, of each program, one a run."""
 
+SWITCHES = (
+    "XLA_FLAGS",
+    "LIBTPU_INIT_ARGS",
+    "NVIDIA_TF32_OVERRIDE",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "NPROC",
+    "PJRT_NPROC",
+)
+COMPUTES = re.compile(r"jax|libtpu|nvidia-(?!ml-py)")
 EXACT = ("matmul int8", "integers", "sort")
 
 
@@ -130,6 +145,35 @@ def exact_hashes(size: int) -> dict[str, str]:
             "sort": np.sort(_bits(size * 16, seed, np)),
         }
         return {name: _text(_hash(x, np)) for name, x in found.items()}
+
+
+def made_by(devices: list[Any]) -> str:
+    """All that the bits may rightly depend on: devices with equal words, on whatever nodes, must give equal hashes."""
+    kinds = Counter(device.device_kind for device in devices)
+    found = {re.sub(r"[-_.]+", "-", d.metadata["Name"] or "").lower(): d.version for d in metadata.distributions()}
+    words = [f"{count} x {kind}" for kind, count in kinds.items()]
+    words += [f"{name} {version}" for name, version in sorted(found.items()) if COMPUTES.match(name)]
+    words += [f"{name}={os.environ[name]}" for name in SWITCHES if os.environ.get(name)]
+    return "; ".join([*words, *(_processor() if devices[0].platform == "cpu" else _driver())])
+
+
+def _processor() -> list[str]:
+    """XLA compiles for what the processor can do, and shares products out among the threads that it may have."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    told = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", _read("/proc/cpuinfo"), re.MULTILINE))
+    can = hashlib.sha256("".join(told.get(key, "") for key in ("flags", "Features")).encode()).hexdigest()[:8]
+    return [f"{threads} threads of {told.get('model name', 'a processor')} ({can})"]
+
+
+def _driver() -> list[str]:
+    return re.findall(r"Kernel Module.*?\s(\d[\d.]+)\s", _read("/proc/driver/nvidia/version"))[:1]
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _gathered(x: jax.Array, limit_s: float) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def plan(everything: list[Any], without: set[str], level: Level, left_s: Callabl
 
     def counted(limit_s: float) -> dict[str, Any]:
         hashes, exact = census.run(devices, level.census, limit_s)
-        return {"hashes": hashes, "exact": exact}
+        return {"hashes": hashes, "exact": exact, "made_by": census.made_by(devices)}
 
     limit_s, suspect_s = compiling_s + 10 * slice_s, compiling_s / 4 + 10 * slice_s
     yield Step("census cold", ALL, "census, cold", limit_s + 5, suspect_s, 2, lambda: counted(limit_s))

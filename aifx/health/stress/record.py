@@ -73,7 +73,9 @@ class Record:
             kinds = {name: told["kind"] for name, told in self.devices.items()}
             rows = compare(value["hashes"], kinds, value["exact"])
             when = key.removeprefix("census ")
-            self.census = (self.census or []) + [{**row, "device": f"{row['device']} {when}"} for row in rows]
+            made_by = value.get("made_by") or Absent("the program does not tell")
+            rows = [{**row, "device": f"{row['device']} {when}", "made_by": made_by} for row in rows]
+            self.census = (self.census or []) + rows
         elif key == "collectives":
             self.collectives = value
         elif key == "sustained":
