@@ -122,12 +122,11 @@ def _nvml() -> dict[str, Any]:
         nvml.nvmlInit()
         count, cuda = nvml.nvmlDeviceGetCount(), nvml.nvmlSystemGetCudaDriverVersion()
         driver = nvml.nvmlSystemGetDriverVersion()
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
         return {
             "driver": driver if isinstance(driver, str) else driver.decode(),
             "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
             "gpus": count,
-            "mig": any(_is_divided(nvml, handle) for handle in handles),
+            "mig": any(_is_divided(nvml, index) for index in range(count)),
         }
 
     try:
@@ -136,10 +135,10 @@ def _nvml() -> dict[str, Any]:
         return {"absent": str(error)}
 
 
-def _is_divided(nvml: Any, handle: Any) -> bool:
+def _is_divided(nvml: Any, index: int) -> bool:
     try:
-        return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
-    except nvml.NVMLError:
+        return bool(nvml.nvmlDeviceGetMigMode(nvml.nvmlDeviceGetHandleByIndex(index))[0])
+    except nvml.NVMLError:  # no such mode, or a GPU that is lost
         return False
 
 

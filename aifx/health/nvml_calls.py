@@ -15,6 +15,7 @@ pynvml: Any = importlib.import_module("pynvml")
 Field: TypeAlias = int | tuple[int, int]
 """The number of an NVML field, with its scope (a link) where it has one."""
 
+UPDATE = "pip install -U nvidia-ml-py"
 VALUE_NAMES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
 
@@ -33,14 +34,16 @@ class Calls:
         """What a function of nvidia-ml-py returns, passed through `then`, or `Absent` or `Unknown`."""
         function = getattr(pynvml, f"nvml{name}", None)
         if function is None:
-            return Absent(f"this nvidia-ml-py has no nvml{name}")
+            return older(f"nvml{name}")
         given = arguments if self.handle is None else (self.handle, *arguments)
         try:
             value = function(*given)
+            value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+            return value if then is None else then(value)
         except pynvml.NVMLError as error:
             return self._failure(f"nvml{name}", error.value, str(error))
-        value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-        return value if then is None else then(value)
+        except Exception as error:  # one release of nvidia-ml-py takes or gives other things than another
+            return Unknown(f"nvml{name}: {type(error).__name__}: {error}", f"`{UPDATE}`")
 
     def word(self, name: str, table: dict[int, str]) -> Any:
         return self(name, then=lambda value: word(table, int(value)))
@@ -50,7 +53,7 @@ class Calls:
 
     def struct(self, name: str, *kinds: str) -> Any:
         """What a function fills in: the first of the structures `kinds` of nvidia-ml-py that the driver takes."""
-        answer: Any = Absent(f"this nvidia-ml-py has no nvml{name}")
+        answer: Any = older(kinds[0])
         for kind in (getattr(pynvml, k) for k in kinds if hasattr(pynvml, k)):
             filled = kind()
             answer = self(name, ctypes.byref(filled))
@@ -80,6 +83,11 @@ class Calls:
     def _failure(self, what: str, code: int, text: str) -> Absent | Unknown:
         self.state = GPU_STATES.get(code, self.state)
         return failure(what, code, text)
+
+
+def older(name: str) -> Absent:
+    """What nvidia-ml-py does not have yet."""
+    return Absent(f"the installed nvidia-ml-py has no {name}: `{UPDATE}`")
 
 
 def also(value: Any, function: Callable[[Any], Any]) -> Any:

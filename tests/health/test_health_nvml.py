@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pynvml
 import pytest
 from health_machines.gpus import A100_PCIE, GB200, GB200_BUSES, H100, H100_BUSES, H100_NVL, L4
 from health_machines.nvml_documents import document
@@ -106,6 +107,23 @@ def test_a_function_that_the_library_lacks_is_absent(read, tmp_path):
     for value in (gpu["ecc"]["sram_threshold_exceeded"], gpu["temperature"]["margin_c"]):
         assert isinstance(value, Absent)
         assert "no such function" in value.why
+    assert gpu["temperature"]["gpu_c"] == 33
+
+
+def test_what_an_older_nvidia_ml_py_lacks_is_absent_and_says_how(read, tmp_path, monkeypatch):
+    """What 12.560 lacks, and a function that takes other arguments."""
+    gone = (
+        "nvmlDeviceGetMarginTemperature", "nvmlDeviceGetRepairStatus", "nvmlDeviceGetUnrepairableMemoryFlag_v1",
+        "c_nvmlGpuFabricInfo_v2_t", "c_nvmlGpuFabricInfo_v3_t",
+    )  # fmt: skip
+    older = [f"exec(open({pynvml.__file__!r}).read())", f"del {', '.join(gone)}"]
+    (tmp_path / "pynvml.py").write_text("\n".join([*older, "nvmlDeviceGetPowerUsage = lambda: 1"]))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    gpu = read(eight())["gpus"][0]
+    for value in (gpu["temperature"]["margin_c"], *gpu["repair"].values(), gpu["fabric"]):
+        assert isinstance(value, Absent)
+        assert "pip install -U nvidia-ml-py" in value.why
+    assert isinstance(gpu["power"]["draw_w"], Unknown)
     assert gpu["temperature"]["gpu_c"] == 33
 
 
