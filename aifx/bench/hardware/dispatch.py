@@ -1,0 +1,35 @@
+"""What a call costs besides its work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from aifx.bench.results import Measured
+from aifx.bench.suites import Bench
+from aifx.bench.timing import sample
+
+CHAIN = 64
+"""Calls that each wait for the one before on the device, not on the host."""
+
+
+def measure(bench: Bench) -> Iterator[Measured]:
+    """`dispatch`: from the call of a compiled program to its end, waited for. `launch`: one of a chain of programs that
+    follow each other without the host's waiting, which is what a training step pays."""
+    bench.say("dispatch")
+    step = jax.jit(lambda x: x + 1)
+    x = jax.block_until_ready(step(jnp.zeros(())))
+
+    def chain() -> jax.Array:
+        y: jax.Array = x
+        for _ in range(CHAIN):
+            y = step(y)
+        return y
+
+    yield bench.measured("dispatch", sample(partial(step, x), bench.effort))
+    timed = sample(chain, bench.effort)
+    timed.seconds[:] = [seconds / CHAIN for seconds in timed.seconds]
+    yield bench.measured("launch", timed)

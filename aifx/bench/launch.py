@@ -1,0 +1,57 @@
+"""One launch of one suite: `python -m aifx.bench.launch REQUEST FD`, which tells events in lines of JSON on FD.
+
+    {"fingerprint": {...}}  {"say": "..."}  {"note": "..."}  {"result": {...}}  {"failure": {...}}
+
+REQUEST is JSON: suite, quick, options. A process of its own, since launches differ and since a device that is lost
+takes the process with it; what was told until then is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from aifx.errors import AifxError
+
+
+def main() -> None:
+    request, channel = json.loads(sys.argv[1]), os.fdopen(int(sys.argv[2]), "w", encoding="utf-8", buffering=1)
+
+    def tell(**event: Any) -> None:
+        channel.write(json.dumps(event) + "\n")
+
+    try:
+        run(request, tell)
+    except AifxError as error:
+        code = int(error.exit_code)
+        tell(failure={"what": error.what, "why": error.why, "hint": error.hint, "exit_code": code})
+        raise SystemExit(int(error.exit_code)) from None
+
+
+def run(request: dict[str, Any], tell: Any) -> None:
+    """Measure, telling all that is found as it is found."""
+    from aifx.bench.fingerprint import fingerprint
+    from aifx.bench.suites import SUITES, Bench, measure_of
+    from aifx.bench.watch import Watch
+
+    suite, noted = SUITES[request["suite"]], set[str]()
+
+    def note(text: str) -> None:
+        if text not in noted:
+            noted.add(text)
+            tell(note=text)
+
+    bench = Bench(suite, request["quick"], request["options"], lambda text: tell(say=text), note)
+    folder = bench.project.root if suite.needs_project else Path.cwd()
+    measure = measure_of(suite)  # a package that is missing is told before anything is measured
+    tell(fingerprint=fingerprint(folder).model_dump(mode="json"))
+    with Watch(note):
+        for found in measure(bench):
+            tell(result=found.model_dump(mode="json"))
+
+
+if __name__ == "__main__":
+    main()

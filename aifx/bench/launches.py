@@ -1,0 +1,143 @@
+"""The launches of a bench: each suite in processes of its own, one after the other, and what they told put together."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+from aifx.bench.fingerprint import Fingerprint
+from aifx.bench.results import Failure, Measured, Report, Request, Result
+from aifx.errors import ExitCode
+from aifx.health.host import without_secrets
+
+SILENCE_S = 600.0
+"""A launch that says nothing for so long hangs: no compilation of one program takes it."""
+
+GRACE_S = 5.0
+
+
+class Launches:
+    """A bench on its way."""
+
+    def __init__(
+        self, request: Request, count: int, say: Callable[[str], None], tell: Callable[[Measured], None]
+    ) -> None:
+        """Args:
+        say: told what is being done.
+        tell: told each result of each launch as it is there.
+        """
+        self.request, self.count = request, count
+        self._say, self._tell = say, tell
+        self._seen: dict[str, list[Measured]] = {}
+        self._notes: dict[str, None] = {}
+        self._fingerprint: Fingerprint | None = None
+        self._failure: Failure | None = None
+
+    def run(self) -> Report:
+        """All launches; the first that fails is the last of its suite. What was measured is kept."""
+        began, started = time.time(), time.monotonic()
+        going = list(self.request.suites)
+        try:
+            for number in range(self.count):  # of all suites in turn: a machine that drifts tells on all
+                for suite in list(going):
+                    self._say(f"{suite}: launch {number + 1} of {self.count}" if self.count > 1 else suite)
+                    if not self._launch(suite):
+                        going.remove(suite)
+        except KeyboardInterrupt:
+            interrupted = int(ExitCode.INTERRUPTED)
+            self._failure = Failure(what="the bench was interrupted", why="Ctrl-C", exit_code=interrupted)
+        return Report(
+            request=self.request,
+            launches=self.count,
+            time=began,
+            duration_s=time.monotonic() - started,
+            fingerprint=self._fingerprint or Fingerprint(),
+            results=[Result.of(launches) for launches in self._seen.values()],
+            notes=list(self._notes),
+            failure=self._failure,
+        )
+
+    def _launch(self, suite: str) -> bool:
+        """Whether a launch came to its end."""
+        request = json.dumps({"suite": suite, "quick": self.request.quick, "options": self.request.options})
+        reader, writer = os.pipe()
+        with tempfile.TemporaryFile() as said, os.fdopen(reader, "rb") as channel:
+            # In a session of its own, so that Ctrl-C reaches us alone and what is known can be told.
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "aifx.bench.launch", request, str(writer)],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                pass_fds=[writer],
+                start_new_session=True,
+            )
+            os.close(writer)
+            failed = False
+            try:
+                events = _lines(channel)
+                while (line := events.get(timeout=SILENCE_S)) is not None:
+                    failed |= self._take(json.loads(line))
+                code = child.wait(GRACE_S)
+            except (queue.Empty, subprocess.TimeoutExpired):
+                self._failure = Failure(what=f"{suite} hangs", why=f"nothing was heard of it for {SILENCE_S:.0f} s")
+                return False
+            finally:
+                _end(child)
+            if failed or code == 0:
+                return not failed
+            self._failure = Failure(what=f"{suite} ended before its time", why=_last_words(code, said))
+            return False
+
+    def _take(self, event: dict[str, Any]) -> bool:
+        """Note an event; whether it is a failure."""
+        if "result" in event:
+            found = Measured.model_validate(event["result"])
+            self._seen.setdefault(found.key, []).append(found)
+            self._tell(found)
+        elif "say" in event:
+            self._say(event["say"])
+        elif "note" in event:
+            self._notes[event["note"]] = None
+        elif "fingerprint" in event:
+            self._fingerprint = Fingerprint.model_validate(event["fingerprint"])
+        elif "failure" in event:
+            self._failure = Failure.model_validate(event["failure"])
+            return True
+        return False
+
+
+def _lines(stream: IO[bytes]) -> queue.Queue[bytes | None]:
+    """What comes, line by line; None at its end."""
+    found: queue.Queue[bytes | None] = queue.Queue()
+
+    def read() -> None:
+        for line in stream:
+            if line.endswith(b"\n"):  # a line that is cut off was never told
+                found.put(line)
+        found.put(None)
+
+    threading.Thread(target=read, daemon=True, name="bench").start()
+    return found
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """With what it started, where it has not ended by itself."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _last_words(code: int, said: IO[bytes]) -> str:
+    said.seek(max(said.seek(0, os.SEEK_END) - 4000, 0))
+    words = said.read().decode("utf-8", "replace").strip().splitlines()
+    ended = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit {code}"
+    return f"{ended}: {without_secrets(words[-1])[:300]}" if words else ended

@@ -1,0 +1,111 @@
+"""Reports that are kept by name: each saving is a file more, so that a name has a history.
+
+bench/NAME/20261125T141502-3f2a9c1d.json      in a project, to be committed with it
+~/.local/share/aifx/bench/NAME/...            outside of one (XDG_DATA_HOME)
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aifx.bench.estimate import LEAST_LAUNCHES
+from aifx.bench.results import Report, read_report, write_report
+from aifx.errors import AifxError, UsageError, did_you_mean
+from aifx.project import RUN_NAME, cache_path, find_project
+
+MAX_NOISE = 0.05
+"""Half the interval over the median: a baseline with more cannot tell a regression of 5 % from its own noise."""
+
+
+def last_path() -> Path:
+    """Where each bench leaves its report, whole or not."""
+    return cache_path() / "bench" / "last.json"
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder of the saved reports."""
+
+    folder: Path
+
+    def names(self) -> list[str]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(path.name for path in self.folder.iterdir() if any(path.glob("*.json")))
+
+    def history(self, name: str) -> list[Path]:
+        """The files of a name, the oldest first. Raises UsageError where there are none."""
+        if not RUN_NAME.fullmatch(name):
+            raise UsageError(
+                f"{name!r} cannot name a baseline",
+                "letters, digits, '.', '_' and '-', 100 at most, the first a letter or digit",
+                "aifx bench train --save main",
+            )
+        if not (found := sorted((self.folder / name).glob("*.json"))):
+            raise UsageError(
+                f"no baseline {name!r} in {self.folder}",
+                did_you_mean(name, self.names()),
+                f"aifx bench train --save {name}",
+            )
+        return found
+
+    def find(self, what: str) -> Report:
+        """A report by its file, its name (the newest) or its name and commit, NAME@COMMIT.
+
+        Raises UsageError where there is none, and what `read_report` raises.
+        """
+        if what.endswith(".json") or os.sep in what:
+            return read_report(Path(what))
+        name, _, commit = what.partition("@")
+        reports = [path for path in self.history(name) if not commit or path.stem.partition("-")[2].startswith(commit)]
+        if not reports:
+            raise UsageError(
+                f"{name} was not saved at commit {commit}", "", f"aifx bench history {name} lists its commits"
+            )
+        return read_report(reports[-1])
+
+    def save(self, report: Report, name: str, max_noise: float = MAX_NOISE) -> Path:
+        """Keep a report as the newest of its name; returns its file.
+
+        Raises UsageError for a report that can be no baseline: not whole, of too few launches, too noisy.
+        """
+        if not RUN_NAME.fullmatch(name):
+            self.history(name)
+        if why := unfit(report, max_noise):
+            raise UsageError(
+                f"{name} is not saved",
+                why,
+                "close other programs and measure again, or with more --launches; --max-noise 10% lets more pass",
+            )
+        commit = (report.fingerprint.commit or "none").replace("+", "-dirty")
+        at = datetime.fromtimestamp(report.time, UTC).strftime("%Y%m%dT%H%M%S")
+        path = self.folder / name / f"{at}-{commit}.json"
+        write_report(report, path)
+        return path
+
+
+def unfit(report: Report, max_noise: float) -> str:
+    """Why a report can be no baseline; empty where it can."""
+    if report.failure:
+        return f"it did not come to its end: {report.failure.what}"
+    few = [result for result in report.results if len(result.samples_s) < LEAST_LAUNCHES]
+    if few or not report.results:
+        return f"a baseline holds {LEAST_LAUNCHES} launches or more of everything"
+    noisy = sorted((r for r in report.results if r.noise > max_noise), key=lambda r: -r.noise)
+    if noisy:
+        told = ", ".join(f"{r.key} ±{r.noise:.1%}" for r in noisy[:3])
+        more = f" and {len(noisy) - 3} more" if len(noisy) > 3 else ""
+        return f"too noisy to tell a regression from: {told}{more} (at most ±{max_noise:.1%})"
+    return ""
+
+
+def open_store() -> Store:
+    """The project's, or the user's outside of a project."""
+    try:
+        return Store(find_project().root / "bench")
+    except AifxError:
+        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+        return Store(Path(data) / "aifx" / "bench")

@@ -1,0 +1,111 @@
+"""What else the machine did while it was measured: other load, a quota that was hit, other clocks, throttling."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+OTHER_LOAD = 0.05
+"""Of the machine's cores, used by others: so much is told (a start)."""
+
+CLOCK = 0.05
+THROTTLED = 0.02
+
+NVML_REASONS = {
+    0x4: "the power cap",
+    0x8: "a hardware slowdown",
+    0x20: "heat (software)",
+    0x40: "heat (hardware)",
+    0x80: "the power brake",
+}
+"""Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h) that mean a clock below what was asked for."""
+
+
+class Watch:
+    """Around a launch: compares the counters of before and after, and notes what disturbs."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        self._busy, self._own = _busy_s(), _own_s()
+        self._quota = _throttled_s()
+        self._clock = _clock_mhz()
+        self._gpus = _gpu_clocks()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        elapsed = max(time.monotonic() - self._started, 1e-3)
+        cores = psutil.cpu_count() or 1
+        others = (_busy_s() - self._busy - (_own_s() - self._own)) / elapsed / cores
+        if others > OTHER_LOAD:
+            self._note(f"other processes used {others:.0%} of this machine's cores: figures may be too slow")
+        quota = (_throttled_s() - self._quota) / elapsed
+        if quota > THROTTLED:
+            self._note(f"the control group's CPU quota held it back for {quota:.0%} of the time")
+        clock = _clock_mhz()
+        if self._clock and clock and abs(clock / self._clock - 1) > CLOCK:
+            self._note(f"the CPU's clock went from {self._clock:.0f} to {clock:.0f} MHz")
+        for name, (sm_mhz, reasons) in _gpu_clocks().items():
+            before = self._gpus.get(name, (sm_mhz, []))[0]
+            if reasons:
+                self._note(f"{name} was slowed by {', '.join(reasons)} at the end ({before} to {sm_mhz} MHz)")
+
+
+def _busy_s() -> float:
+    """Seconds that all cores together have worked; on a virtual machine, what others took from it among them."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
+
+
+def _own_s() -> float:
+    """This process's, and its ended children's."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _throttled_s() -> float:
+    """Of the control group (cgroup v2, cpu.stat); 0 where there is none or no quota."""
+    try:
+        text = Path("/sys/fs/cgroup/cpu.stat").read_text()
+    except OSError:
+        return 0.0
+    values = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
+    return int(values.get("throttled_usec", 0)) / 1e6
+
+
+def _clock_mhz() -> float | None:
+    try:
+        frequency = psutil.cpu_freq()
+    except (OSError, NotImplementedError):
+        return None
+    return frequency.current if frequency and frequency.current else None
+
+
+def _gpu_clocks() -> dict[str, tuple[int, list[str]]]:
+    """Of each NVIDIA GPU its clock now, and what slows it; empty without a driver."""
+    try:
+        import pynvml as nvml
+
+        nvml.nvmlInit()
+    except Exception:  # no library, no driver
+        return {}
+    found: dict[str, tuple[int, list[str]]] = {}
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            handle: Any = nvml.nvmlDeviceGetHandleByIndex(index)
+            clock = int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
+            mask = int(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+        except nvml.NVMLError:
+            continue
+        found[f"GPU {index}"] = clock, [word for bit, word in NVML_REASONS.items() if mask & bit]
+    return found

@@ -1,0 +1,73 @@
+"""A bench for people: a line a result, then what is to be known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from aifx.commands.terminal import Output
+
+if TYPE_CHECKING:
+    from aifx.bench.results import Measured, Report, Result
+
+UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+RATES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+
+def show(out: Output, report: Report) -> None:
+    """The report on stdout. Nothing with --json."""
+    hardware = report.fingerprint.hardware
+    if hardware:
+        devices = f"{hardware['num_devices']} x {hardware['device_kind']}"
+        out.print(f"{hardware['host']}: {devices} ({hardware['cpu']}, {hardware['cores']} cores)")
+        out.print("")
+    for suite in report.request.suites:
+        rows = [row_of(result) for result in report.results if result.name.startswith(f"{suite}.")]
+        if rows:
+            out.table([suite, "median", "±", "rate", "roofline"], rows, right=["median", "±", "rate", "roofline"])
+            out.print("")
+    for note in report.notes:
+        out.print(f"note: {note}")
+
+
+def row_of(result: Result) -> tuple[str, ...]:
+    rates = []
+    if result.flops_per_s:
+        rates.append(f"{rate(result.flops_per_s)}FLOP/s")
+    elif result.bytes_per_s:
+        rates.append(f"{rate(result.bytes_per_s)}B/s")
+    return (
+        named(result.name.partition(".")[2], result.params),
+        duration(result.median_s),
+        f"{result.noise:.1%}",
+        " ".join(rates),
+        "" if result.roofline_fraction is None else f"{result.roofline_fraction:.0%}",
+    )
+
+
+def line_of(found: Measured) -> str:
+    """What a launch has seen, while it goes on."""
+    from statistics import median
+
+    middle = median(found.samples_s)
+    return f"{named(found.name, found.params)}: {duration(middle)}, {len(found.samples_s)} samples"
+
+
+def named(name: str, params: Mapping[str, object]) -> str:
+    return " ".join([name, *(str(value) for value in params.values())])
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, suffix in UNITS:
+        if seconds >= unit:
+            return f"{seconds / unit:.3g} {suffix}" if seconds < 100 * unit else f"{seconds / unit:.0f} {suffix}"
+    return f"{seconds / 1e-9:.2g} ns"
+
+
+def rate(amount: float) -> str:
+    """Three digits and the unit's prefix: 1.5 T."""
+    for unit, prefix in RATES:
+        if amount >= unit:
+            return f"{amount / unit:.3g} {prefix}"
+    return f"{amount:.2g} "
