@@ -9,6 +9,7 @@ from collections.abc import Sequence, Set
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from aifx.commands.terminal import is_colored
 
@@ -31,6 +32,15 @@ def make_table(columns: Sequence[str], cells: Sequence[Sequence[str]], *, right:
     for row in cells:
         table.add_row(*row)
     return table
+
+
+def beside(label: Text, text: Text) -> Table:
+    """`text` to the right of `label`, folded there."""
+    grid = Table.grid()
+    grid.add_column(no_wrap=True, width=label.cell_len)
+    grid.add_column(overflow="fold")
+    grid.add_row(label, text)
+    return grid
 
 
 def plain_table(columns: Sequence[str], cells: Sequence[Sequence[str]], *, right: Set[str]) -> str:

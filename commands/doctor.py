@@ -45,6 +45,23 @@ class Stress(Enum):
     FULL = "full"
 
 
+StressOption = Annotated[
+    Stress | None,
+    typer.Option(
+        "--stress",
+        help="Work every device as well: quick in about a minute, full in some. Only where no job runs.",
+        show_default=False,
+    ),
+]
+SnapshotOption = Annotated[
+    bool, typer.Option("--with-snapshot", help="With --json: what was read as well, under 'snapshot'.")
+]
+FormatOption = Annotated[
+    Format,
+    typer.Option("--format", help="text, or one line and the exit codes of Nagios or node-problem-detector."),
+]
+
+
 @app.callback()
 def doctor(
     ctx: typer.Context,
@@ -55,14 +72,7 @@ def doctor(
     sample: Annotated[
         float, typer.Option("--sample", metavar="SECONDS", min=0, max=600, help="Look twice, so far apart, for rates.")
     ] = 0.0,
-    stress: Annotated[
-        Stress | None,
-        typer.Option(
-            "--stress",
-            help="Work every device as well: quick in about a minute, full in some. Only where no job runs.",
-            show_default=False,
-        ),
-    ] = None,
+    stress: StressOption = None,
     root: RootOption = None,
     record: Annotated[
         Path | None,
@@ -78,13 +88,10 @@ def doctor(
     remote: fleet.RemoteOption = "aifx",
     token_file: fleet.TokenFileOption = None,
     tls_ca: fleet.AuthorityOption = None,
-    with_snapshot: Annotated[
-        bool, typer.Option("--with-snapshot", help="With --json: what was read as well, under 'snapshot'.")
-    ] = False,
-    form: Annotated[
-        Format,
-        typer.Option("--format", help="text, or one line and the exit codes of Nagios or node-problem-detector."),
-    ] = Format.TEXT,
+    with_bisect: fleet.BisectOption = False,
+    budget: fleet.BudgetOption = fleet.BUDGET_S,
+    with_snapshot: SnapshotOption = False,
+    form: FormatOption = Format.TEXT,
     json: JsonOption = False,
 ) -> None:
     """Check the health of this machine, and tell what to do next.
@@ -103,7 +110,7 @@ def doctor(
         _nothing_before(ctx)
         return
     looking = Looking(root, record, replay, html, sample, stress.value if stress else None, with_snapshot, strict)
-    ways = (hosts, of_slurm, agents or (), timeout, at_once, remote, token_file, tls_ca)
+    ways = (hosts, of_slurm, agents or (), timeout, at_once, remote, token_file, tls_ca, with_bisect, budget)
     asking = fleet.Asking(*ways, only or (), skip or (), sample, looking.stress)
     with terminal(json) if form is Format.TEXT else for_monitor(json) as out:
         from aifx.health.rules import read_site
@@ -165,7 +172,9 @@ def _keep(looking: Looking, snapshot: Snapshot, report: Report, num_rules: int) 
             write(snapshot, looking.record)
         except OSError as error:
             why = error.strerror or str(error)
-            faults.append(EnvironmentFault(f"{looking.record} cannot be written", why, "--record ANOTHER_FILE"))
+            faults.append(
+                EnvironmentFault(f"{looking.record} cannot be written", why, "aifx doctor --record ANOTHER_FILE")
+            )
     if looking.html is not None:
         from aifx.health.page import node_page, write_page
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aifx.commands.options import JsonOption
-from aifx.commands.terminal import Output, terminal
+from aifx.commands.terminal import Output, printable, terminal
 
 if TYPE_CHECKING:
     from aifx.health.diff import Difference
@@ -62,7 +62,7 @@ def _show(out: Output, a: Snapshot, b: Snapshot, found: Difference, all_: bool) 
         return
     times = [f"{datetime.fromtimestamp(s.time):%Y-%m-%d %H:%M}" for s in (a, b)]
     left, right = f"{a.host} {times[0]}", times[1] if a.host == b.host else f"{b.host} {times[1]}"
-    out.print(f"{left} ({found.before.status}) -> {right} ({found.after.status})")
+    out.print(printable(f"{left} ({found.before.status}) -> {right} ({found.after.status})"))
     out.print(_headline(found))
     for mark, findings in (("came", found.came), ("went", found.went)):
         for finding in findings:
@@ -94,9 +94,7 @@ def _headline(found: Difference) -> str:
 
 
 def _finding(out: Output, mark: str, finding: Finding, more: str = "") -> None:
-    from rich.text import Text
-
-    from aifx.commands.doctor_report import STYLES
+    from aifx.commands.doctor_report import STYLES, details, show_rows
 
     where = f"{finding.device}: " if finding.device and finding.device not in finding.summary else ""
     rows = {
@@ -105,11 +103,9 @@ def _finding(out: Output, mark: str, finding: Finding, more: str = "") -> None:
         "seen": finding.evidence if mark != "went" else "",
         "do": finding.action if mark != "went" else "",
     }
-    lines = [Text.assemble(f"{mark:8}", (f"{finding.severity:10}", STYLES[finding.severity]), where + finding.summary)]
-    lines += [Text.assemble((f"        {name:10}", "dim"), text) for name, text in rows.items() if text]
     out.print("")
-    for line in lines:
-        out.print(line)
+    first = (f"{mark:8}{finding.severity:10}", STYLES[finding.severity], where + finding.summary, "")
+    show_rows(out, [first, *details(rows, 8, 10)])
 
 
 def _cell(value: Any) -> str:
@@ -125,4 +121,5 @@ def _cell(value: Any) -> str:
         text = ", ".join(str(item) for item in value) or "none"
     else:
         text = {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    text = printable(text)
     return text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 3]}..."

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from aifx.commands.doctor_report import STATUS_STYLES, STYLES
+from aifx.commands.doctor_report import STYLES, Row, details, show_rows, show_status
 from aifx.commands.terminal import Output, printable
 from aifx.health.fleet.report import FleetReport, Suspect
 from aifx.health.report import SEVERITIES, Finding
-
-if TYPE_CHECKING:
-    from rich.text import Text
 
 NUM_SUSPECTS, NUM_GROUPS, NUM_NAMES = 10, 12, 8
 
@@ -37,7 +33,7 @@ def show_fleet(out: Output, report: FleetReport) -> None:
     """The report on stdout. Nothing with --json."""
     if out.json:
         return
-    out.print(_headline(report))
+    _headline(out, report)
     if report.suspects:
         out.print("")
         first = report.suspects[:NUM_SUSPECTS]
@@ -47,8 +43,7 @@ def show_fleet(out: Output, report: FleetReport) -> None:
     groups = grouped(report)
     for group in groups[:NUM_GROUPS]:
         out.print("")
-        for line in _block(group):
-            out.print(line)
+        show_rows(out, _block(group))
     _more(out, len(groups) - NUM_GROUPS, "finding")
     if report.not_heard:
         out.print("")
@@ -77,17 +72,12 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NUM_NAMES]) + more
 
 
-def _headline(report: FleetReport) -> Text:
+def _headline(out: Output, report: FleetReport) -> None:
     found = Counter(node.status for node in report.nodes)
     counts = ", ".join(f"{found[s]:,} {s}" for s in ("healthy", "warning", "unhealthy", "unknown") if found[s])
     number = len(report.nodes)
-    return _line(
-        [
-            (f"{number:,} node{'s' * (number != 1)}: ", ""),
-            (report.status, STATUS_STYLES[report.status]),
-            (f" ({counts or 'none was heard'}; {report.duration_s:.1f} s)", ""),
-        ]
-    )
+    told = f" ({counts or 'none was heard'}; {report.duration_s:.1f} s)"
+    show_status(out, f"{number:,} node{'s' * (number != 1)}: ", report.status, told)
 
 
 def _suspect(suspect: Suspect) -> tuple[str, str, str, str]:
@@ -97,29 +87,19 @@ def _suspect(suspect: Suspect) -> tuple[str, str, str, str]:
     return printable(suspect.node), lost, chance, f"{printable(because.summary)}{more}"
 
 
-def _block(group: Group) -> list[Text]:
+def _block(group: Group) -> list[Row]:
     finding, count = group.finding, len(group.nodes)
     nodes = f"{count:,} node{'s' * (count != 1)}: " if count else ""
     summary = finding.summary if group.is_alike or count < 2 else f"{finding.summary} (or the like)"
-    lines = [_line([(f"{finding.severity:10}", STYLES[finding.severity]), (nodes + summary, "bold")])]
     rows = {
         "nodes": listed(group.nodes),
         "rule": finding.id,
         "seen": "" if finding.severity == "unknown" else finding.evidence,
         "do": finding.action,
     }
-    return lines + [_line([(f"          {name:9}", "dim"), (text, "")]) for name, text in rows.items() if text]
+    return [(f"{finding.severity:10}", STYLES[finding.severity], nodes + summary, "bold"), *details(rows)]
 
 
 def _more(out: Output, count: int, what: str) -> None:
     if count > 0:
         out.print(f"and {count:,} more {what}{'s' * (count != 1)}: --json has them all")
-
-
-def _line(parts: Iterable[tuple[str, str]]) -> Text:
-    from rich.text import Text
-
-    text = Text(overflow="fold")
-    for part, style in parts:
-        text.append(printable(part), style)  # nodes sent it: it must steer no terminal
-    return text

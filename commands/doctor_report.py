@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
-from aifx.commands.terminal import Output
+from aifx.commands.terminal import Output, printable
 from aifx.health.report import Finding, Report, Skipped, counts, folded
 
-if TYPE_CHECKING:
-    from rich.text import Text
-
+Row: TypeAlias = tuple[str, str, str, str]
 MANY = 3
 STYLES = {"critical": "bold red", "unknown": "bold magenta", "warning": "yellow", "info": "cyan"}
 STATUS_STYLES = {"healthy": "bold green", "warning": "bold yellow", "unhealthy": "bold red", "unknown": "bold magenta"}
@@ -21,52 +19,61 @@ def show(out: Output, report: Report, num_rules: int) -> None:
     """The report on stdout. Nothing with --json."""
     if out.json:
         return
-    out.print(_headline(report, num_rules))
+    skipped = f", {len(report.skipped)} skipped" if report.skipped else ""
+    rules = f"{num_rules} rule{'s' * (num_rules != 1)}"
+    told = f" ({counts(report)}; {rules}{skipped}, {report.duration_s:.1f} s)"
+    show_status(out, f"{report.host or 'this machine'}: ", report.status, told)
     show_findings(out, report.findings)
     if report.skipped:
         out.print("")
-        for why, names in _by_reason(report.skipped).items():
-            out.print(_line([("skipped   ", "dim"), (f"{', '.join(_shortened(names))}: {why}", "dim")]))
+        whys = _by_reason(report.skipped).items()
+        show_rows(out, (("skipped   ", "dim", f"{', '.join(_shortened(names))}: {why}", "dim") for why, names in whys))
+
+
+def show_status(out: Output, whose: str, status: str, told: str) -> None:
+    """The first line."""
+    from rich.text import Text
+
+    out.row(Text(printable(whose)), Text.assemble((status, STATUS_STYLES[status]), printable(told)))
 
 
 def show_findings(out: Output, findings: Iterable[Finding]) -> None:
     for finding, ids in folded(findings):
         out.print("")
-        for line in _block(finding, ids):
-            out.print(line)
+        show_rows(out, _block(finding, ids))
 
 
-def _headline(report: Report, num_rules: int) -> Text:
-    skipped = f", {len(report.skipped)} skipped" if report.skipped else ""
-    return _line(
-        [
-            (f"{report.host or 'this machine'}: ", ""),
-            (report.status, STATUS_STYLES[report.status]),
-            (f" ({counts(report)}; {num_rules} rules{skipped}, {report.duration_s:.1f} s)", ""),
-        ]
-    )
+def show_rows(out: Output, rows: Iterable[Row]) -> None:
+    """Labels and texts, each with its style. Machines sent them: they must steer no terminal."""
+    from rich.text import Text
+
+    for label, label_style, text, style in rows:
+        out.row(Text(printable(label), label_style), Text(printable(text), style))
 
 
-def _block(finding: Finding, ids: list[str]) -> list[Text]:
+def details(rows: Mapping[str, str], indent: int = 10, width: int = 9) -> list[Row]:
+    """What stands under a finding; nothing for what is empty."""
+    return [(f"{'':{indent}}{name:{width}}", "dim", text, "") for name, text in rows.items() if text]
+
+
+def _block(finding: Finding, ids: list[str]) -> list[Row]:
     severity = (f"{finding.severity:10}", STYLES[finding.severity])
     many = len(set(ids)) > 1
     if finding.severity == "unknown":
         reason = finding.summary.partition(": ")[2]
         what = f"{len(set(ids))} rules" if many else finding.id
-        first = [severity, (f"{what} could not be judged: {reason}", "bold")]
+        said = f"{what} could not be judged: {reason}"
         rows = {"rules": ", ".join(_shortened(list(dict.fromkeys(ids)))) if many else "", "do": finding.action}
     else:
         where = f"{finding.device}: " if finding.device and finding.device not in finding.summary else ""
-        first = [severity, (where + finding.summary, "bold")]
+        said = where + finding.summary
         rows = {
             "rule": finding.id,
             "seen": finding.evidence,
             "fails if": f"{finding.threshold} ({finding.source})",
             "do": finding.action,
         }
-    lines = [_line(first)]
-    lines += [_line([(f"          {name:9}", "dim"), (text, "")]) for name, text in rows.items() if text]
-    return lines
+    return [(*severity, said, "bold"), *details(rows)]
 
 
 def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
@@ -82,12 +89,3 @@ def _shortened(names: list[str]) -> list[str]:
     shown = ((name, name.split(".", 1)[0]) for name in names)
     words = [f"{family}.* ({families[family]} rules)" if families[family] > MANY else name for name, family in shown]
     return list(dict.fromkeys(words))
-
-
-def _line(parts: list[tuple[str, str]]) -> Text:
-    from rich.text import Text
-
-    text = Text(overflow="fold")
-    for part, style in parts:
-        text.append(part, style)
-    return text

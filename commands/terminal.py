@@ -27,6 +27,7 @@ from aifx.errors import AifxError, ExitCode
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
 SCHEMA_VERSION = 1
 
@@ -88,6 +89,17 @@ class Output:
         """The answer for people: a line of text or a rich object on stdout. Nothing with --json."""
         if not self.json:
             self.out.print(*parts, soft_wrap=all(isinstance(part, str) for part in parts))
+
+    def row(self, label: Text, text: Text) -> None:
+        """A line of two parts on stdout: on a terminal the second is folded under itself. Nothing with --json."""
+        if self.json:
+            return
+        from aifx.commands.consoles import beside
+
+        if self.out.is_terminal:
+            self.out.print(beside(label, text))
+        else:
+            self.out.print(label + text, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = ()) -> None:
         """A table on stdout; None is shown as "-". Off a terminal no cell is cut. Nothing with --json.

@@ -186,14 +186,13 @@ def _understand(site: Site, rules: list[Rule]) -> None:
     """Raises ConfigError for a figure that no rule asks for and a skip that fits none: unseen, they do nothing."""
     asked = {p.removeprefix("expected.") for rule in rules for p in rule.paths() if p.startswith("expected.")}
     for name in site.expected.keys() - asked:
-        raise ConfigError(f"the site's file expects {name!r}, which no rule asks for", did_you_mean(name, asked))
+        raise ConfigError(
+            f"the site's file expects {name!r}, which no rule asks for", did_you_mean(name, asked), "docs/doctor.md"
+        )
     for skip in site.skip:
         if not any(fits(rule.id, skip.id) for rule in rules) and not _is_across(skip.id):
-            raise ConfigError(
-                f"the site's file skips {skip.id!r}, which is no rule or family",
-                _near(skip.id, rules),
-                "aifx doctor rules",
-            )
+            what = f"the site's file skips {skip.id!r}, which is no rule or family"
+            raise ConfigError(what, _near(skip.id, rules), _listing(skip.id, rules))
 
 
 def _is_across(pattern: str) -> bool:
@@ -224,7 +223,7 @@ def select(rules: Iterable[Rule], only: Iterable[str], skip: Iterable[str]) -> l
     rules, only, skip = list(rules), list(only), list(skip)
     for pattern in (*only, *skip):
         if not any(fits(rule.id, pattern) for rule in rules):
-            raise UsageError(f"no rule or family {pattern!r}", _near(pattern, rules), "aifx doctor rules")
+            raise UsageError(f"no rule or family {pattern!r}", _near(pattern, rules), _listing(pattern, rules))
     wanted = (rule for rule in rules if not only or any(fits(rule.id, pattern) for pattern in only))
     return [rule for rule in wanted if not any(fits(rule.id, pattern) for pattern in skip)]
 
@@ -234,6 +233,12 @@ def _near(pattern: str, rules: Iterable[Rule]) -> str:
     families, ids = {rule.family for rule in rules}, {rule.id for rule in rules}
     match = nearest(pattern, families | ids)
     return f"did you mean {match!r}?" if match else did_you_mean(pattern, families)
+
+
+def _listing(pattern: str, rules: Iterable[Rule]) -> str:
+    """The command that lists what there is, of the family where that is known."""
+    family = pattern.split(".", 1)[0]
+    return f"aifx doctor rules {family}" if any(rule.family == family for rule in rules) else "aifx doctor rules"
 
 
 def fits(rule_id: str, pattern: str) -> bool:

@@ -107,6 +107,8 @@ def test_a_site_has_the_last_word(doctor, machine, tmp_path):
         ("[[skip]]\nid = 'cpu'", "reason"),
         ("[rules.'cpu.governor.slow']\nfails_if = { abov = 1 }", "did you mean 'above'?"),
         ("expected = ", "no TOML"),
+        ("[expected]\ngpu = 8", "did you mean 'gpus'?"),
+        ("[[skip]]\nid = 'cpus'\nreason = 'none'", "did you mean 'cpu'?"),
     ],
 )
 def test_a_site_with_a_mistake_is_told_where(doctor, text, told, machine, tmp_path):
@@ -124,6 +126,9 @@ def test_a_site_with_a_mistake_is_told_where(doctor, text, told, machine, tmp_pa
         (["--replay", "x", "--sample", "1"], "--replay reads nothing of a machine"),
         (["--root", "nowhere"], "is no folder"),
         (["rulez"], "did you mean 'rules'?"),
+        (["qqqq"], "one of: bisect, diff, rules, serve, slurm"),
+        (["--only", "qqqq"], "one of: clock, cpu, "),
+        (["--format", "xml"], "'xml' is not one of 'text', 'nagios', 'npd'"),
         (["--strict", "rules"], "--strict stands before the command"),
         (["--record", "/proc/nothing/here.json", "--only", "cpu"], "cannot be written"),
     ],
@@ -135,7 +140,31 @@ def test_mistakes_lead_on(doctor, arguments, told, tmp_path):
     assert "hint:" in done.stderr
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 9, "facts": {}}', '{"facts": 3}'])
+def test_what_was_found_is_told_though_it_cannot_be_kept(doctor, machine):
+    done = doctor("--root", machine, "--only", "cpu", "--record", ".", "--html", "/proc/nothing.html", "--json")
+    assert document(done)["status"] == "warning"
+    assert done.returncode == 2
+    assert done.stderr.count("cannot be written") == 2
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(doctor, machine, tmp_path):
+    (tmp_path / "kept.json").touch()
+    (tmp_path / "link").symlink_to("kept.json")
+    assert doctor("--root", machine, "--only", "cpu", "--record", "link").returncode == 0
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "kept.json").read_text())["host"] == "n7"
+
+
+def test_a_line_is_one_line_in_a_file_and_steers_no_terminal(doctor, machine):
+    (machine / "proc/sys/kernel/hostname").write_text("n7\x1b[31m\n")
+    done = doctor("--root", machine, "--only", "cpu")
+    assert "\x1b" not in done.stdout
+    assert all(line == line.rstrip() for line in done.stdout.splitlines())
+    (why,) = (line for line in done.stdout.splitlines() if "cpu.throttle.package" in line)
+    assert why.endswith("thermal_throttle/package_throttle_count")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "", "[]", "{}", '{"schema_version": 9, "facts": {}}', '{"facts": 3}'])
 def test_a_file_that_is_no_snapshot(doctor, text, tmp_path):
     (tmp_path / "x.json").write_text(text)
     done = doctor("--replay", "x.json", "--json")
