@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from aifx.commands.doctor_options import code_of
 from aifx.commands.options import JsonOption
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from aifx.health.bisect import BisectResult
+    from aifx.health.collective_launch import Options
+    from aifx.health.fleet.report import Node
 
+BUDGET_S = 900.0
 FORM = "aifx doctor bisect --rehearse n3=0.02, or n1,n5=0.02 for a link"
 
 
@@ -32,7 +37,7 @@ def bisect(
         typer.Option("--hosts", metavar="FILE", help="The nodes, one a line, over ssh.", show_default=False),
     ] = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="The nodes of this Slurm allocation, with srun.")] = False,
-    budget: Annotated[float, typer.Option("--budget", metavar="SECONDS", min=0, help="Time for the whole.")] = 900.0,
+    budget: Annotated[float, typer.Option("--budget", metavar="SECONDS", min=0, help="Time for the whole.")] = BUDGET_S,
     limit: Annotated[float, typer.Option("--limit", metavar="SECONDS", min=1, help="Time for a test.")] = 120.0,
     expect: Annotated[
         float,
@@ -73,29 +78,71 @@ def bisect(
         aifx doctor bisect --hosts nodes.txt --over tcp --rehearse n3=0.02
     """
     with terminal(json) as out:
-        import shlex
-
-        from aifx.health import bisect as library
-        from aifx.health import collective_launch as launch
+        from aifx.health.collective_launch import Options
 
         nodes = _nodes(hosts, slurm)
-        options = launch.Options(
-            program=(*shlex.split(remote), "doctor", "collective-test"),
-            over=over.value,
-            num_bytes=num_bytes,
-            limit_s=limit,
-            faults=_faults(rehearse or (), nodes, over),
-        )
-        run = launch.over_slurm if slurm else launch.over_ssh
+        faults = _faults(rehearse or (), nodes, over)
+        options = Options(_program(remote), over.value, num_bytes=num_bytes, limit_s=limit, faults=faults)
+        result, ended = _search(out, nodes, slurm, options, budget, expect, margin / 100)
+        _answer(out, result, len(nodes), ended)
+
+
+def bisect_fleet(
+    out: Output, nodes: Sequence[Node], *, over_slurm: bool, remote: str, budget_s: float
+) -> tuple[BisectResult, ExitCode]:
+    """What sticks out among the nodes that sent a report: through JAX where any shows a GPU, else among the hosts. The
+    code is that of what ended it."""
+    from aifx.health.bisect import BisectResult
+    from aifx.health.collective_launch import Options
+    from aifx.health.fleet.rank import gpus_of
+
+    names = [node.name for node in nodes if node.report is not None]
+    if len(names) < 2:
+        return BisectResult((), tuple(names), "unclear", "fewer than two nodes sent a report", (), 0.0), ExitCode.OK
+    over = "jax" if any(map(gpus_of, nodes)) else "tcp"
+    return _search(out, names, over_slurm, Options(_program(remote), over), budget_s)
+
+
+def _program(remote: str) -> tuple[str, ...]:
+    import shlex
+
+    return (*shlex.split(remote), "doctor", "collective-test")
+
+
+def _search(
+    out: Output,
+    nodes: Sequence[str],
+    over_slurm: bool,
+    options: Options,
+    budget_s: float,
+    expected_gb_s: float = 0.0,
+    margin: float | None = None,
+) -> tuple[BisectResult, ExitCode]:
+    """Ctrl-C and SIGTERM end it, with what was found until then and the code for that."""
+    from aifx.health import bisect as library
+    from aifx.health import collective_launch as launch
+
+    run = launch.over_slurm if over_slurm else launch.over_ssh
+    ended = ExitCode.INTERRUPTED
+
+    def stop(*_: object) -> NoReturn:
+        nonlocal ended
+        ended = ExitCode.PREEMPTED
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
         result = library.bisect(
             nodes,
             lambda group, limit_s: run(group, limit_s, options),
-            budget,
+            budget_s,
             out.say,
-            expected_gb_s=expect,
-            margin=margin / 100,
+            expected_gb_s=expected_gb_s,
+            margin=library.MARGIN if margin is None else margin,
         )
-        _answer(out, result, len(nodes))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return result, ended if result.why == "interrupted" else ExitCode.OK
 
 
 def collective_test(ctx: typer.Context) -> None:
@@ -139,7 +186,7 @@ def _faults(asked: Sequence[str], nodes: Sequence[str], over: Over) -> dict[tupl
     return found
 
 
-def _answer(out: Output, result: BisectResult, num_nodes: int) -> None:
+def _answer(out: Output, result: BisectResult, num_nodes: int, ended: ExitCode) -> NoReturn:
     from dataclasses import asdict
 
     from aifx.health.report import Report
@@ -150,13 +197,14 @@ def _answer(out: Output, result: BisectResult, num_nodes: int) -> None:
     if not out.json:
         from aifx.commands.doctor_report import show_findings
 
-        out.print(f"{num_nodes} nodes: {result.num_tests} tests in {result.duration_s:.0f} s")
-        if not report.findings:
-            out.print("nothing sticks out")
+        show_search(out, result, num_nodes)
         show_findings(out, report.findings)
         if result.suspects:
             out.print(f"not cleared: {', '.join(result.suspects)}")
-    if result.why == "interrupted":
-        raise SystemExit(int(ExitCode.INTERRUPTED))
-    codes = {"unhealthy": ExitCode.VERDICT, "unknown": ExitCode.UNABLE}
-    raise SystemExit(int(codes.get(report.status, ExitCode.OK)))
+    raise SystemExit(int(ended) or code_of(report.status, strict=False))
+
+
+def show_search(out: Output, result: BisectResult, num_nodes: int) -> None:
+    """How much was tried, on stdout."""
+    quiet = "" if result.findings() else "; nothing sticks out"
+    out.print(f"{num_nodes} nodes: {result.num_tests} tests in {result.duration_s:.0f} s{quiet}")

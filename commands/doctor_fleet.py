@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from aifx.commands.doctor_bisect import BUDGET_S, bisect_fleet, show_search
 from aifx.commands.doctor_options import code_of
 from aifx.commands.terminal import Output
 from aifx.errors import EnvironmentFault, ExitCode, UsageError
@@ -68,6 +69,15 @@ AuthorityOption = Annotated[
     Path | None,
     typer.Option("--tls-ca", metavar="FILE", help="Who signed the agents' certificates.", show_default=False),
 ]
+BisectOption = Annotated[
+    bool,
+    typer.Option(
+        "--bisect", help="Then find the bad node or link with collective tests over halves of them. It loads the nodes."
+    ),
+]
+BudgetOption = Annotated[
+    float, typer.Option("--budget", metavar="SECONDS", min=0, help="Time for --bisect.", show_default="900")
+]
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,8 @@ class Asking:
     remote: str = "aifx"
     token_file: Path | None = None
     tls_ca: Path | None = None
+    bisect: bool = False
+    budget: float = BUDGET_S
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     sample: float = 0.0
@@ -151,6 +163,14 @@ def targets_of(asking: Asking) -> Targets:
     if agents and (asking.stress or asking.sample):
         raise UsageError("agents run no --stress and no --sample", "they tell what they have", "ask over ssh: --hosts")
     ssh = [host for host in listed if not is_address(host) and host not in slurm]
+    if asking.bisect:
+        if agents:
+            why = "agents report and run nothing"
+            raise UsageError(f"{next(iter(agents))} cannot be tested by --bisect", why, "name its host, for ssh")
+        if ssh and slurm:
+            raise UsageError("--bisect over ssh and srun at once", "one of them starts all ranks", "--hosts or --slurm")
+        if len(ssh) + len(slurm) < 2:
+            raise UsageError("--bisect of one node", "a collective needs two", "aifx doctor --stress quick")
     return Targets(tuple(ssh), tuple(slurm), tuple(agents))
 
 
@@ -235,7 +255,7 @@ def is_asked(ctx: typer.Context, asking: Asking, replay: Path | None) -> bool:
     from aifx.health.fleet.record import is_record
 
     given = {p.opts[0] for p in ctx.command.params if _is_given(ctx, p.name or "")}
-    of_fleet = {"--timeout", "--at-once", "--remote", "--token-file", "--tls-ca"} & given
+    of_fleet = {"--timeout", "--at-once", "--remote", "--token-file", "--tls-ca", "--bisect", "--budget"} & given
     is_replay = replay is not None and is_record(replay)
     if not (asking.is_fleet or is_replay):
         if of_fleet:
@@ -248,6 +268,8 @@ def is_asked(ctx: typer.Context, asking: Asking, replay: Path | None) -> bool:
         raise UsageError(
             f"{min(wrong)} does not go with a fleet", "it is for one node, or for asking", "docs/doctor-fleet.md"
         )
+    if "--budget" in given and not asking.bisect:
+        raise UsageError("--budget is for --bisect", "it is not asked for", "--bisect --budget SECONDS")
     return True
 
 
@@ -273,8 +295,18 @@ def check_fleet(
     _know([*asking.only, *asking.skip], site)
     began = time.monotonic()
     nodes, not_heard, ended = (*read_record(replay), ExitCode.OK) if replay is not None else ask(out, asking, record)
-    took_s = time.monotonic() - began
-    report = assess(nodes, site, only=asking.only, skip=asking.skip, not_heard=not_heard, duration_s=took_s)
+    search = None
+    if asking.bisect and not ended:
+        search, ended = bisect_fleet(out, nodes, over_slurm=asking.slurm, remote=asking.remote, budget_s=asking.budget)
+    report = assess(
+        nodes,
+        site,
+        only=asking.only,
+        skip=asking.skip,
+        not_heard=not_heard,
+        tested=search.findings() if search else (),
+        duration_s=time.monotonic() - began,
+    )
     faults = []
     if html is not None:
         from aifx.health.page import fleet_page, write_page
@@ -283,8 +315,11 @@ def check_fleet(
             write_page(fleet_page(report, time.time()), html)
         except EnvironmentFault as fault:
             faults.append(fault)
-    out.document(report.document())
+    out.document(report.document() | ({"bisect": search.document()} if search else {}))
     show_fleet(out, report)
+    if search and not out.json:
+        out.print("")
+        show_search(out, search, sum(node.report is not None for node in nodes))
     out.tell(faults)
     raise SystemExit(int(ended) or code_of(report.status, strict, faults))
 

@@ -129,7 +129,7 @@ class BisectResult:
                     f"{self.num_tests} tests; not cleared: {some or 'none'}",
                     "found, or nothing sticks out",
                     SOURCE,
-                    "again with a larger --budget, with --expect GB_S, or over the suspects alone",
+                    "again with a larger --budget, over the suspects alone, or with `aifx doctor bisect --expect GB_S`",
                 )
             )
         return tuple(found)

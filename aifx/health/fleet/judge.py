@@ -15,11 +15,12 @@ from aifx.health.report import SEVERITIES, Finding, Report
 from aifx.health.rules import Site, fits
 
 SILENT, NO_REPORT = "fleet.node.silent", "fleet.node.no_report"
+BISECT = ("fleet.bisect.node", "fleet.bisect.link", "fleet.bisect.unclear")
 
 
 def fleet_ids() -> list[str]:
     """The ids of findings across nodes."""
-    return [SILENT, NO_REPORT, *(fact.id for fact in load_facts())]
+    return [SILENT, NO_REPORT, *BISECT, *(fact.id for fact in load_facts())]
 
 
 def assess(
@@ -29,6 +30,7 @@ def assess(
     only: Iterable[str] = (),
     skip: Iterable[str] = (),
     not_heard: Iterable[str] = (),
+    tested: Iterable[Finding] = (),
     duration_s: float = 0.0,
 ) -> FleetReport:
     """The report of a fleet.
@@ -38,6 +40,7 @@ def assess(
         only: rules or families that count, of nodes and across them; all when empty.
         skip: those that do not.
         not_heard: nodes that were given up.
+        tested: what collective tests found among the nodes.
     """
     site, only = site or Site(), tuple(only)
     skip = (*skip, *(s.id for s in site.skip if s.until is None or date.today() <= s.until))
@@ -49,7 +52,7 @@ def assess(
     nodes = [_with(node, filter(counts, node.report.findings)) if node.report else node for node in named(nodes)]
     # A node that says nothing is told even where only some rules are asked for: none of them could be judged there.
     unheard = [finding for node in nodes if node.report is None for finding in [_unheard(node)]]
-    found = [*unheard, *filter(counts, compare(nodes))]
+    found = [*unheard, *filter(counts, [*tested, *compare(nodes)])]
     order = {name: number for number, name in enumerate(fleet_ids())}
     found.sort(key=lambda f: (SEVERITIES.index(f.severity), order.get(f.id, -1), f.device))
     suspects = rank(nodes, found, site.fleet)

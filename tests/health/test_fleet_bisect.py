@@ -1,0 +1,173 @@
+"""`aifx doctor --hosts FILE --bisect`: the nodes' reports and the search among them, in one report.
+
+Each node is an address of this machine; its ranks are processes that an `ssh` starts here and that talk over loopback.
+"""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+from fleets import AIFX, environ, node
+
+from aifx.commands.doctor_bisect import bisect_fleet
+from aifx.commands.main import run
+from aifx.commands.terminal import Output
+from aifx.health import bisect, collective_launch
+from aifx.health.bisect import Verdict
+from aifx.health.fleet.report import Node
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "doctor-fleet.schema.json").read_text())
+REPORT = {"schema_version": 1, "host": "n", "status": "healthy", "findings": [], "skipped": [], "duration_s": 0.1}
+NODE_9 = "127.0.0.9"
+
+SSH = f"""\
+#!/bin/sh
+while [ "$1" != -- ]; do shift; done
+[ "$2" = {NODE_9} ] && echo "ssh: connect to host $2 port 22: No route to host" >&2 && exit 255
+exec sh -c "$3"
+"""
+
+REMOTE = f"""\
+#!{sys.executable}
+import os, sys
+if sys.argv[2] == "collective-test":
+    from aifx.health.collective_test import main
+    open(os.environ["RANKS"], "a").write(f"{{os.getpid()}}\\n")
+    sys.exit(main(sys.argv[3:]))
+print('''{json.dumps(REPORT)}''')
+"""
+
+
+@pytest.fixture
+def env(tmp_path):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {"ssh": SSH, "aifx": REMOTE}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(stat.S_IRWXU)
+    return environ(tmp_path, PATH=f"{folder}:{os.environ['PATH']}", RANKS=str(tmp_path / "ranks"))
+
+
+@pytest.fixture
+def checked(env, tmp_path, monkeypatch, capsys):
+    """What the command answers where each message of a node, or over a link, comes late."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    over_ssh = collective_launch.over_ssh
+    # Wide, for this machine has other work; what is planted is slower by far more.
+    monkeypatch.setattr(bisect, "MARGIN", 0.9)
+
+    def answer(hosts, late, *options):
+        def planted(group, limit_s, asked):
+            return over_ssh(group, limit_s, replace(asked, num_bytes=1 << 16, faults=late))
+
+        monkeypatch.setattr(collective_launch, "over_ssh", planted)
+        (tmp_path / "hosts").write_text(hosts)
+        code = run(["doctor", "--hosts", str(tmp_path / "hosts"), "--bisect", "--json", *options])
+        report = json.loads(capsys.readouterr().out)
+        if "error" not in report:
+            jsonschema.validate(report, SCHEMA)
+        return code, report
+
+    return answer
+
+
+def test_a_slow_node_is_among_the_findings_and_the_suspects(checked, tmp_path):
+    page = tmp_path / "page.html"
+    code, report = checked(f"127.0.0.[1-3] {NODE_9}\n", {("127.0.0.2",): 0.03}, "--html", str(page))
+    assert (code, report["status"]) == (1, "unhealthy")
+    found = {(finding["id"], finding["device"]) for finding in report["findings"]}
+    assert found == {("fleet.bisect.node", "127.0.0.2"), ("fleet.node.silent", NODE_9)}
+    assert {suspect["node"] for suspect in report["suspects"]} == {"127.0.0.2", NODE_9}
+    assert report["bisect"]["ended"] == "done"
+    # Who does not answer is not tested: it would make each test of its groups wait in vain.
+    assert not any(NODE_9 in test["nodes"] for test in report["bisect"]["tests"])
+    assert "127.0.0.2 slows each group" in page.read_text()
+
+
+def test_a_slow_link_is_among_the_findings(checked):
+    code, report = checked("127.0.0.[1-4]\n", {("127.0.0.1", "127.0.0.4"): 0.03})
+    assert code == 1
+    (only,) = report["findings"]
+    assert (only["id"], only["device"]) == ("fleet.bisect.link", "127.0.0.1 - 127.0.0.4")
+    assert all(node["status"] == "healthy" for node in report["nodes"])
+
+
+def test_nothing_sticks_out_of_a_healthy_fleet(checked):
+    code, report = checked("127.0.0.[1-3]\n", {})
+    assert (code, report["status"], report["findings"]) == (0, "healthy", [])
+    assert report["bisect"]["num_tests"] > 2
+
+
+def test_a_budget_that_ends_makes_it_unknown(checked):
+    code, report = checked("127.0.0.[1-3]\n", {}, "--budget", "0.001")
+    assert (code, report["status"]) == (2, "unknown")
+    assert [finding["id"] for finding in report["findings"]] == ["fleet.bisect.unclear"]
+    assert len(report["bisect"]["suspects"]) == 3
+    code, report = checked("127.0.0.[1-3]\n", {}, "--budget", "0.001", "--skip", "fleet.bisect.unclear")
+    assert (code, report["findings"]) == (0, [])
+
+
+def test_one_node_that_answers_is_held_against_nobody(checked):
+    code, report = checked(f"127.0.0.1 {NODE_9}\n", {})
+    assert code == 1
+    assert {finding["id"] for finding in report["findings"]} == {"fleet.node.silent", "fleet.bisect.unclear"}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "options", "what"),
+    [
+        ("127.0.0.1\n", [], "of one node"),
+        ("127.0.0.1 127.0.0.2 http://127.0.0.3:9470\n", [], "http://127.0.0.3:9470 cannot be tested"),
+        ("127.0.0.1 127.0.0.2\n", ["--slurm"], "ssh and srun"),
+    ],
+)
+def test_what_cannot_be_tested_is_said_before_anybody_is_asked(checked, monkeypatch, tmp_path, hosts, options, what):
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    code, report = checked(hosts, {}, *options)
+    assert code == 2
+    assert what in report["error"]["what"]
+
+
+def test_budget_and_bisect_go_together():
+    assert run(["doctor", "--bisect"]) == 2
+    assert run(["doctor", "--agents", "http://127.0.0.1:1", "--budget", "5"]) == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_who_ends_the_search_gets_the_report(env, tmp_path, number, code):
+    (tmp_path / "hosts").write_text("127.0.0.[1-4]\n")
+    command = [*AIFX, "doctor", "--hosts", str(tmp_path / "hosts"), "--bisect", "--json"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=env, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "ranks").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+    report = json.loads(said)
+    jsonschema.validate(report, SCHEMA)
+    assert process.returncode == code
+    assert (report["status"], report["bisect"]["why"], len(report["nodes"])) == ("unknown", "interrupted", 4)
+
+
+@pytest.mark.parametrize(
+    ("facts", "over"), [({"gpus": [{"device": "gpu0"}]}, "jax"), ({"gpus": []}, "tcp"), ({}, "tcp")]
+)
+def test_what_carries_the_collectives(monkeypatch, facts, over):
+    asked = []
+    monkeypatch.setattr(collective_launch, "over_slurm", lambda _, __, options: asked.append(options) or Verdict(1.0))
+    nodes = [node("n1", facts), node("n2", {}), node("n3", {}), Node("n4", why="no key")]
+    result, _ = bisect_fleet(Output(), nodes, over_slurm=True, remote="sudo aifx", budget_s=60.0)
+    assert {options.over for options in asked} == {over}
+    assert asked[0].program == ("sudo", "aifx", "doctor", "collective-test")
+    assert {name for trial in result.trials for name in trial.nodes} == {"n1", "n2", "n3"}
