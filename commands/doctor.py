@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from aifx.commands import doctor_fleet as fleet
-from aifx.commands.doctor_bisect import bisect, collective_test
+from aifx.commands.doctor_bisect import BUDGET_S, bisect, collective_test
 from aifx.commands.doctor_diff import diff
 from aifx.commands.doctor_formats import Format, for_monitor, tell
 from aifx.commands.doctor_options import OnlyOption, ReplayOption, RootOption, SiteOption, SkipOption, code_of
@@ -89,7 +89,7 @@ def doctor(
     token_file: fleet.TokenFileOption = None,
     tls_ca: fleet.AuthorityOption = None,
     with_bisect: fleet.BisectOption = False,
-    budget: fleet.BudgetOption = fleet.BUDGET_S,
+    budget: fleet.BudgetOption = BUDGET_S,
     with_snapshot: SnapshotOption = False,
     form: FormatOption = Format.TEXT,
     json: JsonOption = False,
