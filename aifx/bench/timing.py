@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+
+K = TypeVar("K")
 
 SHORTEST_S = 1e-3
 """A sample lasts so long at the least: the clock and the loop around the call then cost nothing beside it."""
@@ -66,30 +68,74 @@ def sample(
         inputs: arguments, taken in turn: where what lies in a cache would flatter, as many as the cache cannot hold.
         make: makes new arguments before each call, untimed, for a `run` that consumes them; each sample is one call.
     """
-    turn = 0
+    return _in_turn([_Timed(run, effort, inputs, make)], effort)[0]
 
-    def seconds(calls: int) -> float:
-        nonlocal turn
-        chosen = [make()] if make else [inputs[(turn + i) % len(inputs)] for i in range(min(calls, len(inputs)))]
-        turn += calls
+
+def sample_in_turn(
+    runs: Mapping[K, Callable[..., Any]], effort: Effort, *, inputs: Sequence[tuple[Any, ...]] = ((),)
+) -> dict[K, Samples]:
+    """Time several ways of doing one thing, a sample of each after the other: a machine that drifts tells on all.
+
+    Args:
+        effort: its `slice_s` is for each of them.
+        inputs: as `sample` takes them, the same for all.
+    """
+    timed = [_Timed(run, effort, inputs) for run in runs.values()]
+    return dict(zip(runs, _in_turn(timed, replace(effort, slice_s=effort.slice_s * len(runs))), strict=True))
+
+
+class _Timed:
+    """One thing on its way: warm when made."""
+
+    def __init__(
+        self,
+        run: Callable[..., Any],
+        effort: Effort,
+        inputs: Sequence[tuple[Any, ...]],
+        make: Callable[[], tuple[Any, ...]] | None = None,
+    ) -> None:
+        self._run, self._inputs, self._make = run, inputs, make
+        self._turn = 0
+        self.calls = 1
+        self.first_s = self.time()
+        if not make:
+            self.calls = max(1, round(SHORTEST_S / max(self.time(), 1e-9)))
+        self.warm_up, self.is_steady = _warm_up(self.time, WARM_UP_SHARE * effort.slice_s)
+        self.samples: list[float] = []
+
+    def time(self) -> float:
+        """Seconds of a call: the mean over `calls` of them."""
+        if self._make:
+            chosen = [self._make()]
+        else:
+            chosen = [self._inputs[(self._turn + i) % len(self._inputs)] for i in range(self.calls)]
+        self._turn += self.calls
         jax.block_until_ready(chosen)
         results = None
         started = time.perf_counter()
-        for i in range(calls):
-            results = run(*chosen[i % len(chosen)])
+        for arguments in chosen:
+            results = self._run(*arguments)
         jax.block_until_ready(results)
-        return (time.perf_counter() - started) / calls
+        return (time.perf_counter() - started) / self.calls
 
-    first_s = seconds(1)
-    calls = 1 if make else max(1, round(SHORTEST_S / max(seconds(1), 1e-9)))
-    warm, is_steady = _warm_up(lambda: seconds(calls), WARM_UP_SHARE * effort.slice_s)
-    samples: list[float] = []
+    def is_enough(self, effort: Effort) -> bool:
+        count = len(self.samples)
+        return count >= effort.most or (
+            count >= effort.least and count % 8 == 0 and _half_width(self.samples) <= effort.precision
+        )
+
+
+def _in_turn(timed: Sequence[_Timed], effort: Effort) -> list[Samples]:
     until = time.perf_counter() + effort.slice_s
-    while len(samples) < effort.most and (len(samples) < effort.least or time.perf_counter() < until):
-        samples.append(seconds(calls))
-        if len(samples) >= effort.least and len(samples) % 8 == 0 and _half_width(samples) <= effort.precision:
+    while len(timed[0].samples) < effort.least or time.perf_counter() < until:
+        for one in timed:
+            one.samples.append(one.time())
+        if all(one.is_enough(effort) for one in timed):
             break
-    return Samples(samples, calls, first_s, warm * calls, _notes(samples, is_steady))
+    return [
+        Samples(one.samples, one.calls, one.first_s, one.warm_up * one.calls, _notes(one.samples, one.is_steady))
+        for one in timed
+    ]
 
 
 def _warm_up(timed: Callable[[], float], limit_s: float) -> tuple[int, bool]:
