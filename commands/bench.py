@@ -178,7 +178,7 @@ def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measurin
         out.say(f"written to {how.output}")
     if how.html:
         from aifx.bench.page import report_page
-        from aifx.health.page import write_page
+        from aifx.pages import write_page
 
         write_page(report_page(report), how.html)
         out.say(f"written to {how.html}")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from aifx.bench.units import duration, named, rate
 from aifx.commands.terminal import Output
 
 if TYPE_CHECKING:
     from aifx.bench.results import Measured, Report, Result
-
-UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
-RATES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
 def show(out: Output, report: Report) -> None:
@@ -33,9 +30,9 @@ def show(out: Output, report: Report) -> None:
 def row_of(result: Result) -> tuple[str, ...]:
     rates = []
     if result.flops_per_s:
-        rates.append(f"{rate(result.flops_per_s)}FLOP/s")
+        rates.append(rate(result.flops_per_s, "FLOP/s"))
     elif result.bytes_per_s:
-        rates.append(f"{rate(result.bytes_per_s)}B/s")
+        rates.append(rate(result.bytes_per_s, "B/s"))
     return (
         named(result.name.partition(".")[2], result.params),
         duration(result.median_s),
@@ -51,23 +48,3 @@ def line_of(found: Measured) -> str:
 
     middle = median(found.samples_s)
     return f"{named(found.name, found.params)}: {duration(middle)}, {len(found.samples_s)} samples"
-
-
-def named(name: str, params: Mapping[str, object]) -> str:
-    return " ".join([name, *(str(value) for value in params.values())])
-
-
-def duration(seconds: float) -> str:
-    """Three digits and a unit."""
-    for unit, suffix in UNITS:
-        if seconds >= unit:
-            return f"{seconds / unit:.3g} {suffix}" if seconds < 100 * unit else f"{seconds / unit:.0f} {suffix}"
-    return f"{seconds / 1e-9:.2g} ns"
-
-
-def rate(amount: float) -> str:
-    """Three digits and the unit's prefix: 1.5 T."""
-    for unit, prefix in RATES:
-        if amount >= unit:
-            return f"{amount / unit:.3g} {prefix}"
-    return f"{amount:.2g} "

@@ -176,7 +176,8 @@ def _keep(looking: Looking, snapshot: Snapshot, report: Report, num_rules: int) 
                 EnvironmentFault(f"{looking.record} cannot be written", why, "aifx doctor --record ANOTHER_FILE")
             )
     if looking.html is not None:
-        from aifx.health.page import node_page, write_page
+        from aifx.health.page import node_page
+        from aifx.pages import write_page
 
         try:
             write_page(node_page(report, num_rules, snapshot.time), looking.html)

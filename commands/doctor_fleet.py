@@ -309,7 +309,8 @@ def check_fleet(
     )
     faults = []
     if html is not None:
-        from aifx.health.page import fleet_page, write_page
+        from aifx.health.page import fleet_page
+        from aifx.pages import write_page
 
         try:
             write_page(fleet_page(report, time.time()), html)

@@ -1,21 +1,15 @@
-"""A report as one HTML file that can be mailed: it loads nothing and runs nothing."""
+"""A report of the doctor's as a page."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import aifx
-from aifx.errors import EnvironmentFault
 from aifx.health.report import SEVERITIES, STATUSES, Report, Skipped, counts, folded
+from aifx.pages import date, render
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
-
     from aifx.health.fleet.report import FleetReport, Node
 
 MAX_NODES = 200
@@ -36,7 +30,7 @@ def node_page(report: Report, num_rules: int, time: float) -> str:
         status=report.status,
         counts=counts(report),
         num_rules=num_rules,
-        time=_date(time),
+        time=date(time),
         findings=folded(report.findings),
         skipped=_by_reason([report.skipped]),
     )
@@ -55,7 +49,7 @@ def fleet_page(report: FleetReport, time: float) -> str:
         title=f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}",
         status=report.status,
         counts=", ".join(f"{found[status]} {status}" for status in STATUSES if found[status]) or "none answered",
-        time=_date(time),
+        time=date(time),
         report=report,
         nodes=nodes,
         shown=[(node, folded(node.report.findings) if node.report else []) for node in shown],
@@ -66,15 +60,6 @@ def fleet_page(report: FleetReport, time: float) -> str:
         max_suspects=MAX_SUSPECTS,
         skipped=_by_reason(node.report.skipped for node in nodes if node.report),
     )
-
-
-def write_page(text: str, path: Path) -> None:
-    """Raises EnvironmentFault where the file cannot be written."""
-    try:
-        path.write_text(text, "utf-8")
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise EnvironmentFault(f"{path} cannot be written", why, "aifx doctor --html ANOTHER_FILE") from None
 
 
 def _badness(node: Node) -> tuple[int, list[int], str]:
@@ -93,30 +78,5 @@ def _by_reason(reports: Iterable[Iterable[Skipped]]) -> list[tuple[list[str], st
     return [(list(ids), why, count) for (ids, why), count in nodes.most_common()]
 
 
-def _date(time: float) -> str:
-    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M} UTC"
-
-
 def _page(template: str, **values: Any) -> str:
-    return _environment().get_template(template).render(version=aifx.__version__, **values)
-
-
-@cache
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("aifx.health", "pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _visible(value: Any) -> Any:
-    """A text with its control characters made visible: one that turns the reading direction could hide what it says."""
-    if type(value) is not str:  # not Markup, which a macro has made
-        return value
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in value)
+    return render("aifx.health", template, command="aifx doctor", **values)

@@ -10,6 +10,7 @@ from aifx.errors import EnvironmentFault
 from aifx.health import page
 from aifx.health.fleet.report import Cause, FleetReport, Node, Suspect
 from aifx.health.report import Finding, Report, Skipped
+from aifx.pages import write_page
 
 NASTY = (
     '</style><script>alert("1")</script><img src="http://evil.example/x.png" onerror=alert(1)>'
@@ -192,4 +193,4 @@ def test_the_command_writes_it(tmp_path, capsys):
     assert run(["doctor", "--only", "cpu", "--replay", record, "--html", str(tmp_path)]) == 2
     assert "cannot be written" in capsys.readouterr().err
     with pytest.raises(EnvironmentFault):
-        page.write_page("", tmp_path / "no" / "folder")
+        write_page("", tmp_path / "no" / "folder")

@@ -1,0 +1,64 @@
+"""The samples of a result in the space of a word: a tick a sample, a line a launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from aifx.bench.results import Result
+
+WIDTH, LINE = 120, 7
+"""In CSS pixels: of the strip, and the height of a launch's line."""
+
+REACH = 1.5
+"""Of the slowest tenth's edge over the fastest sample: what lies beyond is drawn at the right end, and counted."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A drawing, `width` by `height`, in the terms of SVG.
+
+    Attributes:
+        lines: the path of each launch's ticks.
+        low, middle, high: where the interval and the median stand.
+        scale: seconds at its left and right ends.
+        beyond: samples slower than the right end.
+    """
+
+    width: int
+    height: int
+    lines: list[str]
+    low: float
+    middle: float
+    high: float
+    scale: tuple[float, float]
+    beyond: int
+
+
+def strip(result: Result) -> Strip:
+    """Every sample has a tick."""
+    samples = np.concatenate([np.asarray(launch) for launch in result.samples_s])
+    start = float(min(samples.min(), result.interval_s[0]))
+    reach = start + REACH * float(np.quantile(samples, 0.9) - start)
+    end = max(min(float(samples.max()), reach), result.interval_s[1])
+
+    def place(seconds: float) -> float:
+        share = (min(seconds, end) - start) / (end - start) if end > start else 0.5
+        return round(1 + share * (WIDTH - 2), 1)
+
+    lines = [
+        "".join(f"M{x:g} {number * LINE + 1}v{LINE - 2}" for x in sorted({place(s) for s in launch}))
+        for number, launch in enumerate(result.samples_s)
+    ]
+    low, high = result.interval_s
+    return Strip(
+        width=WIDTH,
+        height=LINE * len(lines),
+        lines=lines,
+        low=place(low),
+        middle=place(result.median_s),
+        high=place(high),
+        scale=(start, end),
+        beyond=int((samples > end).sum()),
+    )

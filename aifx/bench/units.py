@@ -1,0 +1,66 @@
+"""Times, rates and sizes as people read them: three digits and a unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+BINARY = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
+
+
+def duration(seconds: float) -> str:
+    """ "1.27 ms"."""
+    for unit, suffix in TIMES:
+        if seconds >= 0.9995 * unit:
+            return f"{digits(seconds / unit)} {suffix}"
+    return f"{seconds / 1e-9:.2g} ns"
+
+
+def rate(amount: float, unit: str = "") -> str:
+    """ "1.5 TFLOP/s"; without a unit, the prefix that stands before it."""
+    for size, prefix in PREFIXES:
+        if amount >= 0.9995 * size:
+            return f"{digits(amount / size)} {prefix}{unit}"
+    return f"{amount:.2g} {unit}"
+
+
+def size(num_bytes: float) -> str:
+    """ "32 KiB", as caches and memories are counted."""
+    for unit, suffix in BINARY:
+        if num_bytes >= unit:
+            return f"{digits(num_bytes / unit)} {suffix}"
+    return f"{num_bytes:.2g} B"
+
+
+def share(fraction: float) -> str:
+    """ "87 %"; one digit more below a tenth."""
+    return f"{100 * fraction:.{1 if fraction < 0.0995 else 0}f} %"
+
+
+def figure(name: str, value: float) -> str:
+    """A figure by the unit in its name: `peak_memory_bytes` in MiB, `tokens_per_s`, `energy_j`, `mfu`."""
+    if name.endswith("bytes_per_s"):
+        return rate(value, "B/s")
+    if name.endswith("_bytes"):
+        return size(value)
+    if name.endswith("_per_s"):
+        return f"{rate(value).strip()}"
+    if name.endswith("_s"):
+        return duration(value)
+    if name.endswith(("fraction", "share", "mfu")):
+        return share(value)
+    return digits(value)
+
+
+def named(name: str, params: Mapping[str, object]) -> str:
+    """A thing and what tells it from others of its name."""
+    return " ".join([name, *(str(value) for value in params.values())])
+
+
+def digits(value: float) -> str:
+    """Three of them, and none of a whole number cut."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
