@@ -266,7 +266,9 @@ def is_asked(ctx: typer.Context, asking: Asking, replay: Path | None) -> bool:
     wrong |= {"--replay"} if asking.is_fleet and replay is not None else set()
     if wrong:
         raise UsageError(
-            f"{min(wrong)} does not go with a fleet", "it is for one node, or for asking", "docs/doctor-fleet.md"
+            f"{min(wrong)} does not go with {'the record of a fleet' if is_replay else 'a fleet'}",
+            "it is for one node, or for asking",
+            "docs/doctor-fleet.md",
         )
     if "--budget" in given and not asking.bisect:
         raise UsageError("--budget is for --bisect", "it is not asked for", "--bisect --budget SECONDS")

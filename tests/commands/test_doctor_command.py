@@ -140,6 +140,11 @@ def test_mistakes_lead_on(doctor, arguments, told, tmp_path):
     assert "hint:" in done.stderr
 
 
+def test_what_could_not_run_is_a_document_as_well(doctor):
+    done = doctor("--only", "qqqq", "--json")
+    assert document(done)["error"]["exit_code"] == done.returncode == 2
+
+
 def test_what_was_found_is_told_though_it_cannot_be_kept(doctor, machine):
     done = doctor("--root", machine, "--only", "cpu", "--record", ".", "--html", "/proc/nothing.html", "--json")
     assert document(done)["status"] == "warning"
