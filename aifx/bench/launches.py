@@ -18,6 +18,7 @@ from aifx.bench.fingerprint import Fingerprint
 from aifx.bench.results import Failure, Measured, Report, Request, Result
 from aifx.errors import ExitCode
 from aifx.health.host import without_secrets
+from aifx.host_memory import with_huge_pages
 
 SILENCE_S = 600.0
 """A launch that says nothing for so long hangs: no compilation of one program takes it."""
@@ -29,14 +30,20 @@ class Launches:
     """A bench on its way."""
 
     def __init__(
-        self, request: Request, count: int, say: Callable[[str], None], tell: Callable[[Measured], None]
+        self,
+        request: Request,
+        count: int,
+        say: Callable[[str], None],
+        tell: Callable[[Measured], None],
+        accept: Callable[[Fingerprint], None] = lambda found: None,
     ) -> None:
         """Args:
         say: told what is being done.
         tell: told each result of each launch as it is there.
+        accept: told what it is measured on before anything is measured; may raise, which ends the bench.
         """
         self.request, self.count = request, count
-        self._say, self._tell = say, tell
+        self._say, self._tell, self._accept = say, tell, accept
         self._seen: dict[str, list[Measured]] = {}
         self._notes: dict[str, None] = {}
         self._fingerprint: Fingerprint | None = None
@@ -79,6 +86,7 @@ class Launches:
                 stderr=said,
                 pass_fds=[writer],
                 start_new_session=True,
+                env=with_huge_pages(os.environ),  # as training runs
             )
             os.close(writer)
             failed = False
@@ -88,13 +96,13 @@ class Launches:
                     failed |= self._take(json.loads(line))
                 code = child.wait(GRACE_S)
             except (queue.Empty, subprocess.TimeoutExpired):
-                self._failure = Failure(what=f"{suite} hangs", why=f"nothing was heard of it for {SILENCE_S:.0f} s")
+                self._fail(Failure(what=f"{suite} hangs", why=f"nothing was heard of it for {SILENCE_S:.0f} s"))
                 return False
             finally:
                 _end(child)
             if failed or code == 0:
                 return not failed
-            self._failure = Failure(what=f"{suite} ended before its time", why=_last_words(code, said))
+            self._fail(Failure(what=f"{suite} ended before its time", why=_last_words(code, said)))
             return False
 
     def _take(self, event: dict[str, Any]) -> bool:
@@ -109,10 +117,18 @@ class Launches:
             self._notes[event["note"]] = None
         elif "fingerprint" in event:
             self._fingerprint = Fingerprint.model_validate(event["fingerprint"])
+            self._accept(self._fingerprint)
         elif "failure" in event:
-            self._failure = Failure.model_validate(event["failure"])
+            self._fail(Failure.model_validate(event["failure"]))
             return True
         return False
+
+    def _fail(self, failure: Failure) -> None:
+        """The first ends the bench with its code; those of other suites are told beside it."""
+        if self._failure is None:
+            self._failure = failure
+        else:
+            self._notes[f"{failure.what}: {failure.why}"] = None
 
 
 def _lines(stream: IO[bytes]) -> queue.Queue[bytes | None]:

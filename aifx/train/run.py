@@ -128,7 +128,8 @@ class Training:
         from aifx.train.meter import Meter, NotFinite
         from aifx.train.validation import Validator
 
-        info = self._info(recipe, begun)
+        recorded = begun.step - 1 if begun.unvalidated else begun.step
+        info = run_info(self.run, self.config, recipe, first_step=begun.step, recorded_step=recorded)
         meter = Meter(info, begun.units, begun.loss)
         loop = Loop(
             config=self.config,
@@ -240,27 +241,6 @@ class Training:
         checkpoints.wait()
         write_text(self.run.config, self.config.to_toml())
 
-    def _info(self, recipe: Recipe, begun: Beginning) -> RunInfo:
-        from aifx.hardware import peak_of
-        from aifx.nn.specs import count_parameters
-
-        devices = list(recipe.mesh.devices.flat)
-        kind, platform = devices[0].device_kind, devices[0].platform
-        dtype = str(recipe.dtype_name)
-        return RunInfo(
-            run=self.run,
-            config=self.config,
-            first_step=begun.step,
-            recorded_step=begun.step - 1 if begun.unvalidated else begun.step,
-            num_steps=self.config.train.num_steps,
-            unit=recipe.task.unit,
-            num_parameters=count_parameters(recipe.specs),
-            flops_per_step=recipe.task.model.flops(recipe.task.batch_shape()),
-            peak=peak_of(kind, platform, len(devices), dtype),
-            devices=f"{len(devices)} x {kind}",
-            dtype=dtype,
-        )
-
     def _result(self, ending: Ending, loop: Loop, begun: Beginning, duration_s: float) -> TrainResult:
         from aifx.checkpoint import state_digest
         from aifx.train.state import to_tree
@@ -280,6 +260,31 @@ class Training:
             duration_s=duration_s,
             resumed_from=begun.step or None,
         )
+
+
+def run_info(
+    run: RunDirectory, config: Config, recipe: Recipe, *, first_step: int = 0, recorded_step: int = 0
+) -> RunInfo:
+    """What the story of a run begins with."""
+    from aifx.hardware import peak_of
+    from aifx.nn.specs import count_parameters
+
+    devices = list(recipe.mesh.devices.flat)
+    kind, platform = devices[0].device_kind, devices[0].platform
+    dtype = str(recipe.dtype_name)
+    return RunInfo(
+        run=run,
+        config=config,
+        first_step=first_step,
+        recorded_step=recorded_step,
+        num_steps=config.train.num_steps,
+        unit=recipe.task.unit,
+        num_parameters=count_parameters(recipe.specs),
+        flops_per_step=recipe.task.model.flops(recipe.task.batch_shape()),
+        peak=peak_of(kind, platform, len(devices), dtype),
+        devices=f"{len(devices)} x {kind}",
+        dtype=dtype,
+    )
 
 
 def _rows(config: Config) -> slice:

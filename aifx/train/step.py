@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -78,30 +79,41 @@ def make_step(recipe: Recipe) -> StepFn:
     """The step as a pure function: (state, batch) -> (next state, NUMBERS)."""
 
     def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, jax.Array]:
-        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-        loss, gradients = mean_gradients(recipe, state.params, batch, key)
-        gradients, norm = clip_by_global_norm(gradients, recipe.clip_norm)
-        weights = select_weights(state.params, recipe.specs)
-        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, weights)
-        share = jnp.asarray(recipe.schedule(state.step), jnp.float32)
-        updates = jax.tree.map(lambda u: u * share.astype(u.dtype), updates)
-        params = merge_weights(optax.apply_updates(weights, updates), state.params, recipe.specs)
-        rate = recipe.learning_rate * share
+        loss, gradients = mean_gradients(recipe, state.params, batch, step_key(recipe, state.step))
+        state, norm, rate = apply_gradients(recipe, state, gradients)
         numbers = jnp.stack([jnp.asarray(x, jnp.float32) for x in (loss, norm, rate)])
-        return TrainState(state.step + 1, params, opt_state), numbers
+        return state, numbers
 
     return step
 
 
+def step_key(recipe: Recipe, step: jax.Array) -> jax.Array:
+    """The randomness of one step."""
+    return jax.random.fold_in(jax.random.key(recipe.seed), step)
+
+
+def apply_gradients(recipe: Recipe, state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array, jax.Array]:
+    """Clipping, the optimizer, the update: the next state, the norm before clipping and the learning rate."""
+    gradients, norm = clip_by_global_norm(gradients, recipe.clip_norm)
+    weights = select_weights(state.params, recipe.specs)
+    updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, weights)
+    share = jnp.asarray(recipe.schedule(state.step), jnp.float32)
+    updates = jax.tree.map(lambda u: u * share.astype(u.dtype), updates)
+    params = merge_weights(optax.apply_updates(weights, updates), state.params, recipe.specs)
+    return TrainState(state.step + 1, params, opt_state), norm, recipe.learning_rate * share
+
+
 def lower_step(recipe: Recipe, state: TrainState, batch: Batch) -> jax.stages.Lowered:
     """The step traced for the shapes of `batch` and the abstract `state`; `.compile()` gives the program."""
-    sharding = batch_sharding(recipe.mesh)
-    abstract = {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding) for name, array in batch.items()
-    }
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(make_step(recipe), donate_argnums=0, out_shardings=(shardings, replicated(recipe.mesh)))
-    return jitted.lower(state, abstract)
+    return jitted.lower(state, abstract_batch(recipe, batch))
+
+
+def abstract_batch(recipe: Recipe, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+    """The batch as `place_batch` lays it on the devices."""
+    sharding = batch_sharding(recipe.mesh)
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding) for name, array in batch.items()}
 
 
 def mean_gradients(recipe: Recipe, params: Params, batch: DeviceBatch, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -110,23 +122,45 @@ def mean_gradients(recipe: Recipe, params: Params, batch: DeviceBatch, key: jax.
     Micro-batches add up sums: the mean is formed once, so that those with less weight count for less.
     """
     weights = select_weights(params, recipe.specs)
+    sums = partial(jax.value_and_grad(_total_loss(recipe, params), has_aux=True), weights)
+    zero = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), weights)
+    (total, weight), gradients = _summed(recipe, sums, (_no_loss(), zero), batch, key)
+    weight = _divisor(weight)
+    return total / weight, jax.tree.map(lambda g: g / weight, gradients)
+
+
+def mean_loss(recipe: Recipe, params: Params, batch: DeviceBatch, key: jax.Array) -> jax.Array:
+    """The loss of `mean_gradients`: its forward pass alone."""
+    sums = partial(_total_loss(recipe, params), select_weights(params, recipe.specs))
+    total, weight = _summed(recipe, sums, _no_loss(), batch, key)
+    loss: jax.Array = total / _divisor(weight)
+    return loss
+
+
+def _total_loss(recipe: Recipe, params: Params) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(weights, batch, key) -> total and weight of the loss, with the rest of the model from `params`."""
 
     def total_loss(weights: Any, batch: DeviceBatch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         cast = cast_floating(merge_weights(weights, params, recipe.specs), recipe.dtype)
         total, weight = recipe.task.objective(cast, batch, key, training=True)["loss"]
         return total.astype(jnp.float32), weight.astype(jnp.float32)
 
-    sums = jax.value_and_grad(total_loss, has_aux=True)
-    if recipe.gradient_accumulation == 1:
-        (total, weight), gradients = sums(weights, batch, key)
-    else:
-        (total, weight), gradients = _accumulate(recipe, sums, weights, batch, key)
-    weight = jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
-    return total / weight, jax.tree.map(lambda g: g / weight, gradients)
+    return total_loss
 
 
-def _accumulate(recipe: Recipe, sums: Callable[..., Any], weights: Any, batch: DeviceBatch, key: jax.Array) -> Any:
+def _no_loss() -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+
+
+def _divisor(weight: jax.Array) -> jax.Array:
+    return jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
+
+
+def _summed(recipe: Recipe, sums: Callable[..., Any], zero: Any, batch: DeviceBatch, key: jax.Array) -> Any:
+    """`sums(batch, key)`, added up over the micro-batches, from `zero` on."""
     count = recipe.gradient_accumulation
+    if count == 1:
+        return sums(batch, key)
     sharding = NamedSharding(recipe.mesh, PartitionSpec(None, DATA_AXIS))
 
     def split(array: jax.Array) -> jax.Array:
@@ -137,10 +171,8 @@ def _accumulate(recipe: Recipe, sums: Callable[..., Any], weights: Any, batch: D
 
     def add(carry: Any, micro: tuple[DeviceBatch, jax.Array]) -> tuple[Any, None]:
         batch, index = micro
-        return jax.tree.map(jnp.add, carry, sums(weights, batch, jax.random.fold_in(key, index))), None
+        return jax.tree.map(jnp.add, carry, sums(batch, jax.random.fold_in(key, index))), None
 
-    zero = jnp.zeros((), jnp.float32)
-    start = ((zero, zero), jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), weights))
     micros = {name: split(jnp.asarray(array)) for name, array in batch.items()}
-    total, _ = jax.lax.scan(add, start, (micros, jnp.arange(count)))
+    total, _ = jax.lax.scan(add, zero, (micros, jnp.arange(count)))
     return total
