@@ -2,8 +2,9 @@
 
     fails_if = { above = 0 }
     fails_if = { below = { signal = "power.default_limit_w", times = 0.75 } }
+    applies_if = { state = { equals = "up", known = ["up", "down"] } }
 
-A value of another kind than the comparison asks for is not compared: the answer is `Unknown`.
+A value of another kind than the comparison asks for, or that is not `known`, is not compared: the answer is `Unknown`.
 """
 
 from __future__ import annotations
@@ -25,16 +26,25 @@ WORDS = {
     "contains": "holds",
     "lacks": "does not hold",
     "not_empty": "is not empty",
+    "known": "is known:",
 }
 COMPARISONS = NUMBERS | WORDS
 
 
-def holds(condition: Mapping[str, Any], value: Any, scope: Scope) -> bool | Absent | Unknown:
-    """Whether every comparison of `condition` holds of `value`; `Absent` where a limit is not known here."""
+def holds(condition: Mapping[str, Any], value: Any, scope: Scope, least: float = -math.inf) -> bool | Absent | Unknown:
+    """Whether every comparison of `condition` holds of `value`; `Absent` where a limit is not known here.
+
+    No number that is compared can be below `least`.
+    """
+    if "known" in condition and value not in condition["known"]:
+        return Unknown(f"{shown(value)} is not known to this version")
     for name, asked in condition.items():
         limit = limit_of(asked, scope)
         if isinstance(limit, (Absent, Unknown)):
             return limit
+        strange = [n for n in (value, limit) if is_number(n) and not (math.isfinite(n) and n >= least)]
+        if strange:
+            return Unknown(f"it cannot be {strange[0]}")
         held = _number_holds(name, value, limit) if name in NUMBERS else _word_holds(name, value, limit)
         if held is not True:
             return held
@@ -83,6 +93,8 @@ def _word_holds(name: str, value: Any, limit: Any) -> bool | Unknown:
         if not isinstance(value, str):
             return Unknown(f"{shown(value)} is no text")
         return re.search(limit, value) is not None
+    if name == "known":
+        return True
     among = _list(limit)
     if not any(_alike(value, item) for item in among):
         return Unknown(f"{shown(value)} is not of the kind of {shown(among[0] if among else None)}")

@@ -7,6 +7,7 @@ never pass for healthy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -143,8 +144,8 @@ class Scope:
         now = _walk(self.now, path)
         if isinstance(now, (Absent, Unknown)):
             return now
-        if not is_number(now):
-            return Unknown(f"{path} is no number but {shown(now)}")
+        if not is_number(now) or not 0 <= now < math.inf:
+            return Unknown(f"{path} is no counter but {shown(now)}")
         if self.before is None or self.minutes <= 0:
             return Absent("a rate needs an earlier reading: run it again later, or with --sample 10")
         before = _walk(self.before, path)

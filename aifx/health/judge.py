@@ -103,7 +103,7 @@ def _judge_rule(rule: Rule, node: Scope) -> Iterator[Finding | Skipped]:
 def _judge_device(rule: Rule, scope: Scope) -> Finding | Skipped | None:
     for signal, condition in rule.applies_if.items():
         value = scope.look_up(signal)
-        applies = value if isinstance(value, (Absent, Unknown)) else holds(condition, value, scope)
+        applies = value if isinstance(value, (Absent, Unknown)) else holds(condition, value, scope, rule.range[0])
         if isinstance(applies, Unknown):
             return _unknown(rule, scope.device, applies, signal)
         if isinstance(applies, Absent) or not applies:
@@ -111,7 +111,7 @@ def _judge_device(rule: Rule, scope: Scope) -> Finding | Skipped | None:
     value = scope.look_up(rule.signal)
     failed = value if isinstance(value, (Absent, Unknown)) else _makes_sense(rule, value)
     if failed is True:
-        failed = holds(rule.fails_if, value, scope)
+        failed = holds(rule.fails_if, value, scope, rule.range[0])
     if isinstance(failed, Absent):
         return Skipped(rule.id, failed.why)
     if isinstance(failed, Unknown):
@@ -124,6 +124,8 @@ def _makes_sense(rule: Rule, value: Any) -> bool | Unknown:
         return Unknown(f"{rule.signal} cannot be {value}")
     if rule.known is not None and value not in rule.known and not isinstance(value, list):
         return Unknown(f"{rule.signal} is {shown(value)}, which this version does not know")
+    if rule.known is not None and value == []:
+        return Unknown(f"{rule.signal} holds nothing")
     if rule.known is not None and isinstance(value, list) and (strange := [v for v in value if v not in rule.known]):
         return Unknown(f"{rule.signal} holds {shown(strange[0])}, which this version does not know")
     return True

@@ -106,9 +106,13 @@ def _rules() -> dict[str, Rule]:
 
 
 def report_of_case(case: Case, folder: Path) -> Report:
+    return report_of(snapshot_of_case(case, folder), case.site)
+
+
+def snapshot_of_case(case: Case, folder: Path) -> Snapshot:
     healthy = machines()[case.machine]()
     snapshot = snapshot_of(changed(healthy, case.changes), folder / "now")
     if case.before is not None:
         before = snapshot_of(changed(healthy, case.before), folder / "before", NOW - 60 * case.minutes)
         snapshot = snapshot.since(before)
-    return report_of(snapshot, case.site)
+    return snapshot

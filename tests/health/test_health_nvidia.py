@@ -9,6 +9,7 @@ from health_machines.nvml_documents import H100
 from health_trees import changed, snapshot_of
 
 from aifx.health.judge import judge
+from aifx.health.report import folded
 from aifx.health.rules import Rule, load_rules
 from aifx.health.snapshot import Snapshot
 
@@ -96,9 +97,12 @@ def test_a_link_at_rest_may_be_slow(report):
     assert not report(h100_sxm(), gpu(0, pcie__generation=1)).findings
 
 
-def test_a_recovery_action_that_nobody_knows_is_one_unknown(report):
+def test_a_recovery_action_that_nobody_knows_is_told_once(report):
     findings = report(h100_sxm(), gpu(4, recovery_action="8")).findings
-    assert [(f.id, f.severity, f.device.split()[0]) for f in findings] == [("nvidia.recovery.reset", "unknown", "GPU4")]
+    assert {(f.severity, f.device.split()[0]) for f in findings} == {("unknown", "GPU4")}
+    ((told, rules),) = folded(findings)
+    assert "recovery_action is '8', which this version does not know" in told.summary
+    assert set(rules) == {rule.id for rule in RULES if rule.id.startswith("nvidia.recovery.")}
 
 
 def test_what_nvml_did_not_answer_is_unknown(report):
