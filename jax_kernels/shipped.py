@@ -1,6 +1,6 @@
 """Winners that come with the package: common shapes, measured on devices of each kind that was at hand.
 
-`benchmarks/kernels.py --ship` writes the tables, a file a kind of device. What is not in them was not measured.
+`benchmarks/ship_kernels.py` writes the tables, a file a kind of device. What is not in them was not measured.
 """
 
 from __future__ import annotations

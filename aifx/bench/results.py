@@ -45,6 +45,11 @@ class Measured(_Document):
         """What the same thing has in each launch and each report."""
         return key_of(self.name, self.params)
 
+    @property
+    def title(self) -> str:
+        """The same for people."""
+        return title_of(self.name, self.params)
+
 
 class Result(_Document):
     """One thing, over all launches.
@@ -94,6 +99,23 @@ class Result(_Document):
         return key_of(self.name, self.params)
 
     @property
+    def title(self) -> str:
+        return title_of(self.name, self.params)
+
+    def joined(self, other: Result) -> Result:
+        """With the launches of another measurement of the same thing."""
+        samples = self.samples_s + other.samples_s
+        found = estimate(samples)
+        shift = self.median_s / found.median if found.median > 0 else 1.0
+        rates = {
+            name: None if (value := getattr(self, name)) is None else value * shift
+            for name in ("flops_per_s", "bytes_per_s", "roofline_fraction")
+        }
+        return self.model_copy(
+            update={**rates, "median_s": found.median, "interval_s": (found.low, found.high), "samples_s": samples}
+        )
+
+    @property
     def noise(self) -> float:
         """Half the interval's width, as a share of the median."""
         return (self.interval_s[1] - self.interval_s[0]) / 2 / self.median_s if self.median_s > 0 else 0.0
@@ -138,6 +160,18 @@ class Report(_Document):
     def document(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 
+    def joined(self, other: Report) -> Report:
+        """With the launches of a later report that measured some of the same again."""
+        again = {result.key: result for result in other.results}
+        return self.model_copy(
+            update={
+                "results": [r.joined(again[r.key]) if r.key in again else r for r in self.results],
+                "duration_s": self.duration_s + other.duration_s,
+                "notes": list(dict.fromkeys([*self.notes, *other.notes])),
+                "failure": self.failure or other.failure,
+            }
+        )
+
     def find(self, name: str, **params: Param) -> Result | None:
         """The first result of this name whose params hold these."""
         for result in self.results:
@@ -175,6 +209,10 @@ def write_report(report: Report, path: Path) -> None:
 
 def key_of(name: str, params: dict[str, Param]) -> str:
     return f"{name} {json.dumps(params, sort_keys=True)}" if params else name
+
+
+def title_of(name: str, params: dict[str, Param]) -> str:
+    return " ".join([name, *(str(value) for value in params.values())])
 
 
 def _median(values: list[float | None]) -> float | None:

@@ -96,7 +96,7 @@ class Bench:
         """
         found = Measured(name=self.name(thing), samples_s=samples.seconds, **more)
         for note in samples.notes:
-            self.note(f"{found.key} {note}")
+            self.note(f"{found.title} {note}")
         return found
 
 

@@ -17,6 +17,7 @@ SHORTEST_S = 1e-3
 
 STEADY = 0.05
 DRIFT = 0.05
+QUARTILES = (0.25, 0.5, 0.75)
 WARM_UP_SHARE = 0.3
 WINDOW = 3
 
@@ -164,7 +165,8 @@ def _half_width(samples: list[float]) -> float:
 def _notes(samples: list[float], is_steady: bool) -> list[str]:
     notes = [] if is_steady else ["was not steady when its samples began"]
     half = len(samples) // 2
-    early, late = np.median(samples[:half]), np.median(samples[-half:])
-    if abs(late / early - 1) > DRIFT:
-        notes.append(f"drifted by {late / early - 1:+.0%} while it was measured")
+    early, late = np.quantile(samples[:half], QUARTILES), np.quantile(samples[-half:], QUARTILES)
+    apart = early[2] < late[0] or late[2] < early[0]
+    if apart and abs(late[1] / early[1] - 1) > DRIFT:
+        notes.append(f"drifted by {late[1] / early[1] - 1:+.0%} while it was measured")
     return notes

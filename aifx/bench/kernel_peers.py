@@ -1,19 +1,22 @@
-"""What others have in place of each op: contenders of `kernels.py` that take what the op's forms take.
+"""What others have in place of each op: contenders that take what the op's forms take.
 
-Each function here gives, for a call, those that can say the same, by name. A peer that is not installed is named.
+Each function here gives, for a call, those that can say the same, by name; tokamax only where it is installed.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from jax_kernels.decode_attention import gather_pages
+
+
+def has_tokamax() -> bool:
+    return importlib.util.find_spec("tokamax") is not None
 
 
 def attention_peers(call: Any) -> dict[str, Callable[..., Any]]:
@@ -35,9 +38,7 @@ def attention_peers(call: Any) -> dict[str, Callable[..., Any]]:
     peers: dict[str, Callable[..., Any]] = {}
     if call.logit_softcap is None and call.q_offset == 0:
         peers["jax.nn"] = jax_nn
-        if importlib.util.find_spec("tokamax") is None:
-            sys.stdout.write("  tokamax            is not installed\n")
-        elif call.window is None:
+        if has_tokamax() and call.window is None:
             peers["tokamax"] = tokamax_attention
     return peers
 
@@ -71,10 +72,7 @@ def norm_peers(call: Any) -> dict[str, Callable[..., Any]]:
         return out, total
 
     peers = {"jax.nn": jax_nn} if call.kind == "layer_norm" else {}
-    if importlib.util.find_spec("tokamax") is None:
-        sys.stdout.write("  tokamax            is not installed\n")
-        return peers
-    return peers | {"tokamax": tokamax_norm}
+    return peers | {"tokamax": tokamax_norm} if has_tokamax() else peers
 
 
 def quantized_matmul_peers(call: Any) -> dict[str, Callable[..., Any]]:

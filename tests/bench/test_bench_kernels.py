@@ -1,0 +1,79 @@
+"""`aifx bench kernels`: each form and peer of an op, in turn."""
+
+from __future__ import annotations
+
+import pytest
+
+from aifx.bench import kernels
+from aifx.bench.roofline import cache_bytes, least_seconds
+from aifx.bench.suites import SUITES, Bench
+from aifx.errors import UsageError
+from jax_kernels.forms import current_device, make_device
+from jax_kernels.op import Work
+from jax_kernels.ops import OPS, benchmark_cases
+
+
+def bench(**options):
+    notes = []
+    return Bench(SUITES["kernels"], True, options, note=notes.append), notes
+
+
+def test_each_form_and_peer_of_a_case_is_measured_with_what_it_does():
+    asked, notes = bench(ops=["decode_attention"], cases=["gpt2-10m"])
+    found = {measured.params["form"]: measured for measured in kernels.measure(asked)}
+    assert set(found) == {"reference", "xla", "jax.nn"}
+    for measured in found.values():
+        assert measured.name == "kernels.decode_attention"
+        assert measured.params["dtype"] == "float32"
+        assert len(measured.samples_s) >= kernels.LEAST_SAMPLES
+        assert measured.flops > 0
+        assert measured.figures["peak_memory_bytes"] > measured.num_bytes / 2
+    assert len({len(measured.samples_s) for measured in found.values()}) == 1, "in turn"
+    assert any(note.startswith("left out: pallas_triton: needs an NVIDIA GPU (decode_attention)") for note in notes)
+
+
+def test_a_quick_bench_takes_the_smallest_case_of_each_op():
+    asked, _ = bench()
+    device = current_device()
+    chosen = list(kernels._chosen(asked, device))
+    assert [op.name for op, _ in chosen] == list(OPS)
+    assert all(
+        kernels._size(asked, op, case, device)
+        == min(kernels._size(asked, op, c, device) for c in benchmark_cases(op, "cpu"))
+        for op, case in chosen
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "why"),
+    [
+        ({"ops": ["atention"]}, "no op 'atention'", "attention"),
+        ({"ops": ["attention"], "cases": ["gpt2-10n"]}, "no case 'gpt2-10n'", "gpt2-10m"),
+        ({"ops": ["quantized_matmul"], "dtype": "float32"}, "quantized_matmul in float32", "int8"),
+    ],
+)
+def test_what_is_not_known_is_answered_with_the_nearest(options, what, why):
+    asked, _ = bench(**options)
+    with pytest.raises(UsageError, match=what) as raised:
+        list(kernels.measure(asked))
+    assert why in raised.value.why
+
+
+def test_operands_are_taken_from_more_memory_than_the_caches_hold():
+    import jax.numpy as jnp
+
+    device = current_device()
+    operands = (jnp.zeros(cache_bytes("cpu") // 4, jnp.uint8),)
+    sets = kernels._sets(operands, device)
+    assert len(sets) == kernels.MOST_SETS, "a ninth would say no more"
+    large = (jnp.zeros(3 * cache_bytes("cpu"), jnp.uint8),)
+    assert len(kernels._sets(large, device)) == 1
+    pointers = {one[0].unsafe_buffer_pointer() for one in sets}
+    assert len(pointers) == len(sets)
+
+
+def test_the_roofline_is_the_slower_of_products_and_memory():
+    h100 = make_device("gpu", "NVIDIA H100 80GB HBM3")
+    assert least_seconds(Work(flops=989_400 * 10**9, num_bytes=1), "bfloat16", h100) == pytest.approx(1.0)
+    assert least_seconds(Work(flops=1, num_bytes=3350 * 10**9), "bfloat16", h100) == pytest.approx(1.0)
+    assert least_seconds(Work(flops=1, num_bytes=1), "bfloat16", make_device("gpu", "a card of tomorrow")) is None
