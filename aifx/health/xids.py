@@ -88,7 +88,7 @@ def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
             first = FIRST_OF_LOST.search(line.text)
             pending = first["where"] if first else pending
             event, into = _xid(line.text, pending), xids
-            _cure(xids.values(), line.text, event)
+            _cure((*xids.values(), *sxids.values()), line.text, event)
         elif "SXid" in line.text:
             event, into = _sxid(line.text), sxids
         else:
@@ -202,6 +202,7 @@ def _common(prefix: str, event: Event, entry: Mapping[str, Any]) -> dict[str, An
         "count_24h": bursts(within_day),
         "last_age_s": int(_newest(event)),
         "text": event.text,
+        "is_cured": event.is_cured,
     }
 
 
@@ -209,7 +210,6 @@ def _xid_facts(event: Event, gpus: int) -> dict[str, Any]:
     return _common("Xid", event, catalogue()["xid"].get(event.code, {})) | {
         "sub_code": event.sub_code,
         "nvidia_action": event.action,
-        "is_cured": event.is_cured,
         "gpus_24h": gpus,
         "same_unit_24h": _same_unit(event),
     }

@@ -13,13 +13,16 @@ from health_trees import cases, changed, report_of, snapshot_of
 from aifx.health import kernel_events, xids
 from aifx.health.facts import Absent, Unknown, to_document
 from aifx.health.host import Host
+from aifx.health.judge import judge
 from aifx.health.kernel_log import Line, parse
 from aifx.health.probes import kernel_log
 from aifx.health.rules import load_rules
+from aifx.health.snapshot import Snapshot
 
 LOST = "NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 NOW = 1_728_530_813.0  # 2024-10-10T03:26:53 UTC
 RULES = load_rules()
+OF_LOG = [rule for rule in RULES.values() if rule.family in ("xid", "sxid", "kernel_log")]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +158,7 @@ def damaged(text, chance):
 
 @pytest.mark.parametrize("shard", range(4))
 def test_damaged_lines_are_survived(shard):
-    """2,000 in all, each in one of the formats, both line and log damaged."""
+    """2,000 in all, each in one of the formats, both line and log damaged, and judged."""
     chance = random.Random(shard)
     texts = [kind.line for kind in kernel_events.kinds()]
     texts += [LOST, XID + RLW, XID + UNIT, XID + FAULT, "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034, Fatal, x"]
@@ -170,6 +173,7 @@ def test_damaged_lines_are_survived(shard):
         assert all(0 <= line.age_s < 1e12 for line in log.lines)
         found = to_document(xids.facts(log.lines) | kernel_events.facts(log.lines))
         assert len(json.dumps(found)) < 10_000
+        judge(OF_LOG, Snapshot("n1", NOW, {**found, "cpu": {"is_virtual": False}}))
 
 
 def test_a_live_log_is_read_to_its_end_without_waiting(tmp_path, monkeypatch):

@@ -132,6 +132,8 @@ def test_what_a_reset_has_mended_counts_no_more(tmp_path):
     }
     loaded = "NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build"
     assert report_of(snapshot_of(changed(server(), logged(*begin, loaded)), tmp_path)).findings == ()
+    switch = "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 22003, Fatal, Link 12 Minion halt"
+    assert report_of(snapshot_of(changed(server(), logged(switch, loaded)), tmp_path)).findings == ()
     again = changed(server(), logged(*begin, loaded, other))
     assert [f.device for f in report_of(snapshot_of(again, tmp_path)).findings] == ["0000:5d:00.0"]
 

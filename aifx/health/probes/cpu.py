@@ -28,10 +28,16 @@ def _cpu(host: Host) -> dict[str, Any] | Absent | Unknown:
         "is_virtual": "hypervisor" in info if isinstance(info, str) else info,
         "online": online,
         "present": present,
+        "meant_online": present // 2 if isinstance(present, int) and _smt_is_off(host) else present,
         "load_1min": float(load.split()[0]) if isinstance(load, str) else load,
         "governors": _governors(host),
         "package_throttles": _sum(host, "thermal_throttle/package_throttle_count"),
     }
+
+
+def _smt_is_off(host: Host) -> bool:
+    """Whether of the two threads of a core one was switched off on purpose."""
+    return host.read(f"{CPUS}/smt/control") in ("off", "forceoff")
 
 
 def _kernel(host: Host) -> dict[str, Any]:

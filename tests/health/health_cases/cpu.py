@@ -4,6 +4,7 @@ CPU = "sys/devices/system/cpu"
 
 CASES = [
     Case("cpu.cores.offline", "server", {f"{CPU}/online": "0-3,5-15\n"}),
+    Case("cpu.cores.offline", "server", {f"{CPU}/online": "0-6\n", f"{CPU}/smt/control": "forceoff\n"}),
     Case("cpu.governor.slow", "server", {f"{CPU}/cpufreq/policy3/scaling_governor": "powersave\n"}),
     Case(
         "cpu.throttle.package",

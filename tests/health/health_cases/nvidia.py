@@ -92,6 +92,12 @@ CASES = [
     Case("nvidia.inforom.corrupt", PCIE, gpu(0, inforom_state="corrupt")),
     Case("nvidia.compute_mode.prohibited", VM, gpu(0, compute_mode="prohibited")),
     Case("nvidia.persistence.off", SXM, gpu(5, persistence=False)),
+    Case(
+        "nvidia.processes.leftover",
+        SXM,
+        gpu(5, processes=[{"pid": 4242, "name": "python", "memory_mib": 61_000}], memory__used_mib=61_400),
+        site={"expected": {"gpu_processes": 0}},
+    ),
     Case("nvidia.memory.leftover", SXM, gpu(5, memory__used_mib=412)),
     Case("nvidia.mig.pending", SXM, gpu(5, mig__pending=True)),
     Case("nvidia.vbios.mixed", SXM, gpu(5, vbios="96.00.89.00.01")),

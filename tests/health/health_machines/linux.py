@@ -35,4 +35,10 @@ def server(cpus: int = 16) -> dict[str, str]:
     return tree | boot_log_files() | host_files() | jax_files() | system_files()
 
 
-MACHINES = {"server": server}
+def without_smt() -> dict[str, str]:
+    """One thread of each core is off on purpose."""
+    cpu = "sys/devices/system/cpu"
+    return server() | {f"{cpu}/online": "0-7\n", f"{cpu}/smt/control": "off\n"}
+
+
+MACHINES = {"server": server, "server without SMT": without_smt}
