@@ -54,3 +54,31 @@ def test_a_node_that_hangs_holds_up_nobody(slurm: Cluster):
     (finding,) = report["findings"]
     assert (finding["id"], finding["device"]) == ("fleet.node.silent", "n2")
     assert code == 1
+
+
+RANK = f"""\
+#!{sys.executable}
+import os, socket, sys
+if "collective-test" not in sys.argv:
+    os.execv(sys.argv[0] + "-check", sys.argv)
+# The nodes' names are Slurm's alone: all are this machine.
+real = socket.getaddrinfo
+socket.getaddrinfo = lambda host, *more, **named: real("127.0.0.1" if host in {NODES} else host, *more, **named)
+from aifx.health.collective_test import main
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def test_steps_of_slurm_are_the_ranks_of_a_collective(slurm: Cluster):
+    remote = slurm.folder / "ranks"
+    make_aifx(slurm.folder / "ranks-check", f'--root {slurm.folder}/trees/"$SLURMD_NODENAME"')
+    remote.write_text(RANK)
+    remote.chmod(0o755)
+    code, report = asked(slurm, remote, "--only", "cpu", "--bisect", "--budget", "60")
+    assert [node["node"] for node in report["nodes"]] == list(NODES)
+    (trial,) = report["bisect"]["tests"]
+    assert (trial["nodes"], trial["why"]) == (list(NODES), "")
+    assert min(trial["gb_s"]) > 0
+    # Two nodes were quick together, and there is no third to say what quick is.
+    assert (code, report["bisect"]["ended"]) == (2, "unclear")
+    assert [finding["id"] for finding in report["findings"]] == ["fleet.bisect.unclear"]

@@ -98,6 +98,15 @@ def test_an_administrators_drain_is_theirs(slurm: Cluster) -> None:
     assert [slurm.node(node) for node in NODES] == theirs
 
 
+def test_a_reason_of_ours_follows_what_is_wrong(slurm: Cluster) -> None:
+    """One whose rule has come right while another has not; Slurm takes a reason without a state."""
+    slurm.update("n2", "State=DRAIN", "Reason=aifx: memory.available.low it was full")
+    break_memory(slurm, "n2")
+    set_ours(slurm, "health-check")
+    slurm.wait("another reason", lambda: is_ours(slurm, "n2"))
+    assert not is_drained(slurm, "n1")
+
+
 @pytest.mark.parametrize("options", ["--site /nowhere/health.toml", "--only no.such.rule", "--no-such-option"])
 def test_our_own_failure_drains_nothing(options: str, slurm: Cluster) -> None:
     break_memory(slurm, "n2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -40,19 +41,22 @@ def assess(
         only: rules or families that count, of nodes and across them; all when empty.
         skip: those that do not.
         not_heard: nodes that were given up.
-        tested: what collective tests found among the nodes.
+        tested: what collective tests found among the nodes; they were asked for by themselves, whatever `only` says.
     """
     site, only = site or Site(), tuple(only)
     skip = (*skip, *(s.id for s in site.skip if s.until is None or date.today() <= s.until))
 
+    def is_skipped(finding: Finding) -> bool:
+        return any(fits(finding.id, pattern) for pattern in skip)
+
     def counts(finding: Finding) -> bool:
         is_asked = not only or any(fits(finding.id, pattern) for pattern in only)
-        return is_asked and not any(fits(finding.id, pattern) for pattern in skip)
+        return is_asked and not is_skipped(finding)
 
     nodes = [_with(node, filter(counts, node.report.findings)) if node.report else node for node in named(nodes)]
     # A node that says nothing is told even where only some rules are asked for: none of them could be judged there.
     unheard = [finding for node in nodes if node.report is None for finding in [_unheard(node)]]
-    found = [*unheard, *filter(counts, [*tested, *compare(nodes)])]
+    found = [*unheard, *itertools.filterfalse(is_skipped, tested), *filter(counts, compare(nodes))]
     order = {name: number for number, name in enumerate(fleet_ids())}
     found.sort(key=lambda f: (SEVERITIES.index(f.severity), order.get(f.id, -1), f.device))
     suspects = rank(nodes, found, site.fleet)
