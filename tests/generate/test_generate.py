@@ -1,5 +1,7 @@
 """Generation against the plain loop that runs the whole model for each token."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,17 +17,24 @@ GPT2 = {"norm": "layer_norm", "positions": "learned", "activation": "gelu_tanh",
 LLAMA = {"num_kv_heads": 2, "tie_embeddings": False}
 
 
-def decoder(max_seq_len=32, **values):
+@functools.cache
+def decoder(**values):
+    """A model and its params, one of each kind: programs are compiled for a model and serve every test of it."""
     section = LanguageModelSection(**{"num_layers": 2, "embed_dim": 32, "num_heads": 4, **values})
-    model = Decoder(section, vocab_size=VOCAB, max_seq_len=max_seq_len)
+    model = Decoder(section, vocab_size=VOCAB, max_seq_len=32)
     params = jax.jit(lambda: init_params(model.specs(), jax.random.key(0)))()
     return model, jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, params)  # far from uniform
+
+
+@functools.cache
+def whole(model):
+    return jax.jit(model.__call__)
 
 
 def read_whole(model, params, prompt, max_tokens):
     """Greedy, the whole context read for every token; the context slides as `generate` says."""
     tokens, start, written = list(prompt), 0, []
-    forward = jax.jit(model.__call__)
+    forward = whole(model)
     if len(tokens) + max_tokens > model.max_seq_len:
         start = max(0, len(tokens) - (model.max_seq_len - min(max_tokens, model.max_seq_len // 2)))
     for i in range(max_tokens):
