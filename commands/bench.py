@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,10 +10,11 @@ import typer
 from aifx.commands.bench_options import Measuring, measuring, read_share
 from aifx.commands.options import SetOption
 from aifx.commands.terminal import Output, terminal
-from aifx.errors import AifxError, ExitCode
+from aifx.errors import AifxError, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from aifx.bench.results import Report
+    from aifx.bench.fingerprint import Fingerprint
+    from aifx.bench.results import Report, Request
 
 app = typer.Typer(
     help="""Measure this machine and this project, and hold what was measured against a baseline.
@@ -158,19 +160,64 @@ def all_(
 
 def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measuring) -> None:
     """Measure, tell, keep. Raises AifxError for a bench that did not come to its end, once all that is done."""
+    from aifx.bench.estimate import LEAST_LAUNCHES
     from aifx.bench.results import Request
-    from aifx.bench.store import open_store
+    from aifx.bench.store import check_name, noisy_results, open_store, told_noisy
     from aifx.commands.bench_report import show
 
-    max_noise = read_share(how.max_noise, "--max-noise")
-    if any(_needs_project(suite) for suite in suites):
+    usual = LEAST_LAUNCHES if how.save else 1 if how.quick else 3
+    launches, max_noise = how.launches or usual, read_share(how.max_noise, "--max-noise")
+    if how.save:
+        check_name(how.save)
+        if launches < LEAST_LAUNCHES:
+            raise UsageError(
+                f"{how.save} would not be saved", f"a baseline holds {LEAST_LAUNCHES} launches or more", "--launches 5"
+            )
+    request = Request(suites=suites, quick=how.quick, options=options)
+    check(request)
+    report, kept = measure(out, request, launches)
+    out.document(report.document())
+    show(out, report)
+    try:
+        write(out, report, how)
+        end_if_failed(report)
+        if how.save:
+            out.say(f"saved as {how.save}: {open_store().save(report, how.save, max_noise)}")
+            if noisy := noisy_results(report, max_noise):
+                out.say(f"too noisy for a gate, which will seldom judge them: {told_noisy(noisy)}")
+    except AifxError as error:
+        error.why = "\n".join(filter(None, (error.why, kept)))
+        raise
+
+
+def check(request: Request) -> None:
+    """Raises what is wrong with the project's configuration before anything starts."""
+    if any(_needs_project(suite) for suite in request.suites):
         from aifx.config import load_config
         from aifx.project import find_project
 
-        load_config(find_project(), options.get("set") or ())  # what is wrong with it is told before anything starts
-    report = measure(out, Request(suites=suites, quick=how.quick, options=options), how.launches, save=bool(how.save))
-    out.document(report.document())
-    show(out, report)
+        load_config(find_project(), request.options.get("set") or ())
+
+
+def measure(
+    out: Output, request: Request, launches: int, accept: Callable[[Fingerprint], None] = lambda found: None
+) -> tuple[Report, str]:
+    """What was measured, whole or not, and a line on where a copy is left; `aifx bench show` finds it there.
+
+    Args:
+        accept: as `Launches` takes it.
+    """
+    from aifx.bench.launches import Launches
+    from aifx.bench.store import keep_last
+    from aifx.commands.bench_report import line_of
+
+    running = Launches(request, launches, out.say, lambda found: out.say(f"  {line_of(found)}"), accept)
+    report = running.run()
+    return report, keep_last(report) if report.results else ""
+
+
+def write(out: Output, report: Report, how: Measuring) -> None:
+    """To the files that were asked for."""
     if how.output:
         from aifx.bench.results import write_report
 
@@ -182,38 +229,13 @@ def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measurin
 
         write_page(report_page(report), how.html)
         out.say(f"written to {how.html}")
-    _end_if_failed(report)
-    if how.save:
-        path = open_store().save(report, how.save, max_noise)
-        out.say(f"saved as {how.save}: {path}")
 
 
-def measure(out: Output, request: Any, launches: int | None, *, save: bool) -> Report:
-    """What was measured, whole or not; a copy is left where `aifx bench show` finds the last one."""
-    from aifx.bench.estimate import LEAST_LAUNCHES
-    from aifx.bench.launches import Launches
-    from aifx.bench.results import write_report
-    from aifx.bench.store import last_path
-    from aifx.commands.bench_report import line_of
-
-    usual = LEAST_LAUNCHES if save else 1 if request.quick else 3
-    running = Launches(request, launches or usual, out.say, lambda found: out.say(f"  {line_of(found)}"))
-    report = running.run()
-    try:
-        write_report(report, last_path())
-    except AifxError as error:  # it is told on stdout all the same
-        out.say(f"{error.what}: {error.why}")
-    return report
-
-
-def _end_if_failed(report: Report) -> None:
-    from aifx.bench.store import last_path
-
+def end_if_failed(report: Report) -> None:
+    """Raises what ended the bench before its end."""
     if report.failure is not None:
         failure = report.failure
-        kept = f"{len(report.results)} results until then are kept: aifx bench show ({last_path()})"
-        why = "\n".join(filter(None, (failure.why, kept)))
-        raise AifxError(failure.what, why, failure.hint, exit_code=ExitCode(failure.exit_code))
+        raise AifxError(failure.what, failure.why, failure.hint, exit_code=ExitCode(failure.exit_code))
 
 
 def _in_project() -> bool:
@@ -232,4 +254,4 @@ def _needs_project(suite: str) -> bool:
     return SUITES[suite].needs_project
 
 
-from aifx.commands import bench_compare  # noqa: E402, F401 (registers its commands)
+from aifx.commands import bench_compare, bench_gate, bench_history  # noqa: E402, F401 (they register their commands)

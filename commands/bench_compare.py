@@ -1,14 +1,22 @@
-"""`aifx bench compare`, `gate`, `history`, `ls`, `show`: what was measured, held against what was measured before."""
+"""`aifx bench show`, `compare`: what was measured, by itself and beside what was measured before."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aifx.commands.bench import app
 from aifx.commands.options import JsonOption
-from aifx.commands.terminal import terminal
+from aifx.commands.terminal import Output, terminal
+from aifx.errors import UsageError
+
+if TYPE_CHECKING:
+    from aifx.bench.compare import Compared, Comparison
+    from aifx.bench.results import Report
+
+ReportArgument = Annotated[str, typer.Argument(metavar="REPORT", help="NAME, NAME@COMMIT or a file.")]
 
 
 @app.command()
@@ -32,3 +40,111 @@ def show(
         report = open_store().find(what) if what else read_report(last_path())
         out.document(report.document())
         show_report(out, report)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="NAME, NAME@COMMIT or a file.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="A later one.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="RESULT", help="Only results of this name. Can be repeated.", show_default=False
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Tell what is slower and what is faster in B than it was in A.
+
+    Exit 0 whatever is found (`aifx bench gate` judges); 2: one of them cannot be read, or they do not compare.
+
+    Examples:
+        aifx bench compare main now.json
+        aifx bench compare main@3f2a9c1d main
+    """
+    with terminal(json) as out:
+        from aifx.bench import compare as library
+        from aifx.bench.store import open_store
+
+        store = open_store()
+        before, after = store.find(a), store.find(b)
+        refuse(a, b, before.fingerprint.obstacles(after.fingerprint))
+        compared = library.compare(before, after, tuple(only or ()))
+        if not compared.results:
+            raise UsageError(f"{a} and {b} have no result in common", in_short(compared), f"aifx bench show {a}")
+        out.document({"a": side(before, a), "b": side(after, b), **compared.document()})
+        heading(out, before, after, a, b)
+        show_compared(out, compared)
+
+
+def refuse(a: str, b: str, obstacles: list[str]) -> None:
+    """Raises UsageError where there is an obstacle to holding b against a."""
+    if obstacles:
+        raise UsageError(
+            f"{a} and {b} were measured on different hardware and do not compare",
+            "; ".join(obstacles),
+            "aifx bench train --save NAME keeps a baseline of this machine",
+        )
+
+
+def side(report: Report, source: str) -> dict[str, Any]:
+    """A report in a document about two."""
+    return {
+        "source": source,
+        "time": report.time,
+        "commit": report.fingerprint.commit,
+        "host": report.fingerprint.hardware.get("host"),
+        "launches": report.launches,
+    }
+
+
+def heading(out: Output, before: Report, after: Report, a: str, b: str) -> None:
+    for mark, name, report in (("A", a, before), ("B", b, after)):
+        at = f"{datetime.fromtimestamp(report.time):%Y-%m-%d %H:%M}"
+        commit = report.fingerprint.commit or "no commit"
+        out.print(f"{mark}  {name}: {at}, {commit}, {report.launches} launches")
+    out.print("")
+
+
+def show_compared(out: Output, compared: Compared) -> None:
+    """The table, then what is to be known of it."""
+    from aifx.bench.estimate import SIGNIFICANCE
+
+    columns = ["result", "A", "B", "change", "95 % interval", "p", "verdict"]
+    out.table(columns, [row_of(found) for found in compared.results], right=columns[1:6])
+    out.print("")
+    for words in (_only("A", compared.only_before), _only("B", compared.only_after)):
+        if words:
+            out.print(words)
+    if compared.differences:
+        out.print(f"differs: {'; '.join(compared.differences)}")
+    judged = sum(found.change.p is not None for found in compared.results)
+    if judged * 2 * SIGNIFICANCE >= 1:
+        chance = round(judged * 2 * SIGNIFICANCE)
+        out.print(f"of {judged} results that did not change, {chance} would be called slower or faster by chance")
+
+
+def row_of(found: Comparison) -> tuple[str, ...]:
+    from aifx.bench.units import duration
+
+    change = found.change
+    return (
+        found.after.title,
+        duration(found.before.median_s),
+        duration(found.after.median_s),
+        f"{change.ratio - 1:+.1%}",
+        f"{change.low - 1:+.1%} to {change.high - 1:+.1%}",
+        "-" if change.p is None else f"{change.p:.4f}",
+        f"{found.verdict}: {found.why}" if found.why else found.verdict,
+    )
+
+
+def in_short(compared: Compared) -> str:
+    """What each has alone."""
+    return "; ".join(filter(None, (_only("A", compared.only_before), _only("B", compared.only_after))))
+
+
+def _only(mark: str, results: list[Any]) -> str:
+    names = [result.title for result in results]
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f"only in {mark}: {', '.join(names[:6])}{more}" if names else ""

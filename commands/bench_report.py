@@ -25,6 +25,8 @@ def show(out: Output, report: Report) -> None:
             out.print("")
     for note in report.notes:
         out.print(f"note: {note}")
+    if failure := report.failure:
+        out.print(f"not whole: {': '.join(filter(None, (failure.what, failure.why)))}")
 
 
 def row_of(result: Result) -> tuple[str, ...]:

@@ -11,16 +11,26 @@ _BRAILLE = 0x2800
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
-def line_chart(values: Sequence[float | None], width: int, height: int, *, ascii_only: bool = False) -> list[str]:
+def line_chart(
+    values: Sequence[float | None],
+    width: int,
+    height: int,
+    *,
+    ascii_only: bool = False,
+    reach: tuple[float, float] | None = None,
+) -> list[str]:
     """`values` from left to right as `height` lines of `width` characters, the highest and lowest labelled at the left.
 
     Values that are None or not finite leave a gap. More values than dots are averaged, fewer are spread with lines
     between them. No value at all gives blank lines.
+
+    Args:
+        reach: the lowest and highest value that the chart has room for at the least.
     """
     finite = [v for v in values if _drawn(v)]
     if not finite or height < 1:
         return [" " * width] * max(height, 0)
-    low, high = min(finite), max(finite)
+    low, high = min([*finite, *(reach or ())]), max([*finite, *(reach or ())])
     labels = _labels(low, high, height)
     gutter = max(len(text) for text in labels)
     columns = width - gutter - 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ SILENCE_S = 600.0
 """A launch that says nothing for so long hangs: no compilation of one program takes it."""
 
 GRACE_S = 5.0
+
+SHARE = re.compile(r"[-+]?\d+(\.\d+)? ?%")
 
 
 class Launches:
@@ -45,7 +48,7 @@ class Launches:
         self.request, self.count = request, count
         self._say, self._tell, self._accept = say, tell, accept
         self._seen: dict[str, list[Measured]] = {}
-        self._notes: dict[str, None] = {}
+        self._notes: dict[str, list[str]] = {}
         self._fingerprint: Fingerprint | None = None
         self._failure: Failure | None = None
 
@@ -62,6 +65,7 @@ class Launches:
         except KeyboardInterrupt:
             interrupted = int(ExitCode.INTERRUPTED)
             self._failure = Failure(what="the bench was interrupted", why="Ctrl-C", exit_code=interrupted)
+        said = self._notes.values()
         return Report(
             request=self.request,
             launches=self.count,
@@ -69,7 +73,7 @@ class Launches:
             duration_s=time.monotonic() - started,
             fingerprint=self._fingerprint or Fingerprint(),
             results=[Result.of(launches) for launches in self._seen.values()],
-            notes=list(self._notes),
+            notes=[notes[0] if len(notes) == 1 else f"{notes[0]} ({len(notes)} times)" for notes in said],
             failure=self._failure,
         )
 
@@ -114,7 +118,7 @@ class Launches:
         elif "say" in event:
             self._say(event["say"])
         elif "note" in event:
-            self._notes[event["note"]] = None
+            self._note(event["note"])
         elif "fingerprint" in event:
             self._fingerprint = Fingerprint.model_validate(event["fingerprint"])
             self._accept(self._fingerprint)
@@ -128,7 +132,11 @@ class Launches:
         if self._failure is None:
             self._failure = failure
         else:
-            self._notes[f"{failure.what}: {failure.why}"] = None
+            self._note(f"{failure.what}: {failure.why}")
+
+    def _note(self, text: str) -> None:
+        """What is said with other shares alone is told once, and how often it was said."""
+        self._notes.setdefault(SHARE.sub("%", text), []).append(text)
 
 
 def _lines(stream: IO[bytes]) -> queue.Queue[bytes | None]:

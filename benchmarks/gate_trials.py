@@ -1,0 +1,148 @@
+"""How often a gate cries wolf and how often it sees one, on launches of a real training step.
+
+    python benchmarks/gate_trials.py record FILE [--launches 60] [--about "an idle machine"]
+    python benchmarks/gate_trials.py trials FILE ... [--trials 200] [--bound 5%] [--slower 10%]
+
+`record` times the step of a small language model in many short processes, one after the other. `trials` draws ten of
+them that followed each other, gives each pair's one to the one side and the other to the other side at random, and asks
+the gate: once as they are, where it must stay silent, and once with all times of the second side made longer, where it
+must not. `apart` takes the sides one after the other instead, as a baseline of an hour ago and a run of now are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aifx.bench.estimate import LEAST_LAUNCHES, Launches
+
+SETTINGS = (
+    "data.vocab_size=512",
+    "data.seq_len=64",
+    "model.num_layers=2",
+    "model.embed_dim=64",
+    "model.num_heads=4",
+    "model.mlp_dim=128",
+)
+DIGITS = 6
+
+Draw = Callable[[list[list[float]], int, np.random.Generator], tuple[Launches, Launches]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    recording = commands.add_parser("record")
+    recording.add_argument("file", type=Path)
+    recording.add_argument("--launches", type=int, default=60)
+    recording.add_argument("--slice", type=float, default=1.0, help="seconds of samples in a launch")
+    recording.add_argument("--about", default="", help="what the machine did besides")
+    recording.add_argument("--first", action="store_true", help="sample before all other work (SCHED_FIFO; root's)")
+    recording.set_defaults(run=record)
+    trying = commands.add_parser("trials")
+    trying.add_argument("files", type=Path, nargs="+")
+    trying.add_argument("--trials", type=int, default=200)
+    trying.add_argument("--bound", type=float, default=0.05)
+    trying.add_argument("--slower", type=float, default=0.10)
+    trying.add_argument("--launches", type=int, default=LEAST_LAUNCHES, help="of each side")
+    trying.set_defaults(run=print)
+    launching = commands.add_parser("launch")
+    launching.add_argument("project", type=Path)
+    launching.add_argument("slice", type=float)
+    launching.add_argument("--first", action="store_true")
+    launching.set_defaults(run=launch)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+def record(given: argparse.Namespace) -> None:
+    """Write the launches' samples, in the order in which they ran."""
+    from aifx.host_memory import with_huge_pages
+    from aifx.runs.provenance import hardware, versions
+    from aifx.scaffold import find_template, scaffold
+
+    machine = hardware([])
+    document: dict[str, Any] = {
+        "about": given.about,
+        "first": given.first,
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": f"{machine['cpu']}, {machine['cores']} cores",
+        "versions": versions(),
+        "settings": SETTINGS,
+        "launches": [],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder) / "project"
+        scaffold(project, find_template("language-model"), data={}, ask=False, quiet=True)
+        command = [sys.executable, __file__, "launch", str(project), str(given.slice)]
+        environ = with_huge_pages(os.environ) or dict(os.environ)  # as training runs
+        environ["AIFX_CACHE_DIR"] = str(Path(folder) / "cache")
+        for number in range(given.launches):
+            answer = subprocess.run(
+                [*command, *(["--first"] if given.first else [])], env=environ, stdout=subprocess.PIPE, check=True
+            ).stdout
+            found = {"time": round(time.time()), "load": round(os.getloadavg()[0], 2), **json.loads(answer)}
+            document["launches"].append(found)
+            middle = np.median(found["samples_s"]) * 1e3
+            sys.stderr.write(f"{number + 1} of {given.launches}: {middle:.3f} ms, {len(found['samples_s'])} samples\n")
+            given.file.write_text(_lines(document))
+
+
+def launch(given: argparse.Namespace) -> None:
+    """Time the step in this process; the samples on stdout."""
+    from aifx.bench.timing import Effort, sample
+    from aifx.config import load_config
+    from aifx.parallel import make_mesh, place_batch
+    from aifx.project import Project
+    from aifx.tasks.registry import create_task
+    from aifx.train.beginning import initialize
+    from aifx.train.state import abstract_state
+    from aifx.train.step import lower_step, make_recipe
+
+    project = Project(given.project)
+    config = load_config(project, SETTINGS)
+    task = create_task(config, project, given.project / "run", say=lambda _: None)
+    recipe = make_recipe(config, task, make_mesh("all"))
+    abstract = abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)
+    first = task.source("train").read(0, slice(0, config.train.global_batch_size))
+    step_fn: Any = lower_step(recipe, abstract, first).compile()
+    batch, state = place_batch(first, recipe.mesh), initialize(recipe, abstract)
+
+    def step() -> Any:
+        nonlocal state
+        state, numbers = step_fn(state, batch)
+        return numbers
+
+    step().block_until_ready()
+    if given.first:
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, os.sched_param(10))
+    found = sample(step, Effort(given.slice))
+    document = {"samples_s": [float(f"{seconds:.{DIGITS}g}") for seconds in found.seconds], "notes": found.notes}
+    sys.stdout.write(json.dumps(document))
+
+
+def _lines(document: dict[str, Any]) -> str:
+    """JSON, a launch a line."""
+    head = json.dumps({**document, "launches": None}, indent=1).removesuffix("null\n}")
+    launches = ",\n".join(json.dumps(launch, separators=(",", ":")) for launch in document["launches"])
+    return f"{head}[\n{launches}\n]}}\n"
+
+
+def read(file: Path) -> list[list[float]]:
+    """The samples of a recording, launch by launch."""
+    return [launch["samples_s"] for launch in json.loads(file.read_text())["launches"]]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""`aifx bench gate`: is anything slower than the baseline, by more than is allowed and by more than chance?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aifx.commands.bench import app
+from aifx.commands.bench_compare import heading, in_short, refuse, show_compared, side
+from aifx.commands.bench_options import read_share
+from aifx.commands.options import JsonOption
+from aifx.commands.terminal import Output, terminal
+from aifx.errors import AifxError, UsageError
+
+if TYPE_CHECKING:
+    from aifx.bench.compare import Comparison, Gated
+    from aifx.bench.fingerprint import Fingerprint
+    from aifx.bench.results import Report
+
+
+@app.command()
+def gate(
+    baseline: Annotated[
+        str, typer.Option("--baseline", metavar="NAME", help="NAME, NAME@COMMIT or a file.", show_default=False)
+    ],
+    max_regression: Annotated[
+        str, typer.Option("--max-regression", metavar="SHARE", help="How much slower anything may be.")
+    ] = "5%",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="RESULT", help="Only results of this name. Can be repeated.", show_default=False
+        ),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", metavar="FILE", help="Judge this report; measure nothing.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Write what was measured there, as JSON.", show_default=False),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure what the baseline measured, and fail where anything is slower than it may be.
+
+    A regression is more than the bound and more than chance. Exit 0: there is none; 1: there is one; 2: the two do not
+    compare, or could not be measured.
+
+    Examples:
+        aifx bench gate --baseline main --max-regression 5%
+        aifx bench gate --baseline main --only train.step
+        aifx bench train --output now.json --launches 5 && aifx bench gate --baseline main --results now.json
+    """
+    with terminal(json) as out:
+        from aifx.bench.compare import gate as judge
+        from aifx.bench.results import read_report, write_report
+        from aifx.bench.store import open_store
+
+        bound = read_share(max_regression, "--max-regression")
+        before = open_store().find(baseline)
+        names = _names(before, only or [])
+        if results:
+            after, source = read_report(results), str(results)
+            _refuse(baseline, source, before, after)
+            gated = judge(before, after, bound, names)
+        else:
+            source = "now"
+            after, gated = _measure(out, baseline, before, bound, names)
+        if output:
+            write_report(after, output)
+        _decide(gated)
+        sides = {"baseline": side(before, baseline), "now": side(after, source)}
+        out.document({**sides, **gated.document()})
+        heading(out, before, after, baseline, source)
+        _show(out, gated)
+        raise SystemExit(int(bool(gated.regressed)))
+
+
+def _names(before: Report, only: list[str]) -> tuple[str, ...]:
+    """`only`, each of which the baseline has. Raises UsageError for one that it has not."""
+    from aifx.errors import did_you_mean
+
+    known = {result.name for result in before.results}
+    known |= {name.partition(".")[0] for name in known}
+    for name in only:
+        if name not in known:
+            raise UsageError(
+                f"the baseline has no result {name!r}", did_you_mean(name, known), "aifx bench show lists its results"
+            )
+    return tuple(only)
+
+
+def _measure(out: Output, baseline: str, before: Report, bound: float, names: tuple[str, ...]) -> tuple[Report, Gated]:
+    """What the baseline's request asks for, measured now; what seems slower is launched until that can be told."""
+    from aifx.bench.compare import gate as judge
+    from aifx.bench.estimate import LEAST_LAUNCHES
+    from aifx.commands.bench import check, end_if_failed, measure
+
+    def accept(found: Fingerprint) -> None:
+        refuse(baseline, "this machine", before.fingerprint.obstacles(found))
+
+    def measured(suites: list[str], launches: int) -> Report:
+        report, kept = measure(out, before.request.model_copy(update={"suites": suites}), launches, accept)
+        try:
+            end_if_failed(report)
+        except AifxError as error:
+            error.why = "\n".join(filter(None, (error.why, kept)))
+            raise
+        return report
+
+    wanted = {name.partition(".")[0] for name in names}
+    suites = [suite for suite in before.request.suites if not names or suite in wanted]
+    check(before.request.model_copy(update={"suites": suites}))
+    launches = max(before.launches, LEAST_LAUNCHES)
+    after = measured(suites, launches)
+    gated = judge(before, after, bound, names)
+    if gated.suspected:
+        again = [suite for suite in suites if any(c.after.name.startswith(f"{suite}.") for c in gated.suspected)]
+        more = max(gated.launches - launches, launches)
+        out.say(f"{_listed(gated.suspected)} may be slower: {more} more launches will tell")
+        after = after.joined(measured(again, more))
+        gated = judge(before, after, bound, names)
+    return after, gated
+
+
+def _refuse(baseline: str, source: str, before: Report, after: Report) -> None:
+    """Raises UsageError where the two were not measured alike, or on other hardware."""
+    from aifx.bench.compare import asked
+
+    if after.failure:
+        why = f"the bench did not come to its end: {after.failure.what}"
+        raise UsageError(f"{source} cannot be judged", why, "measure again")
+    refuse(baseline, source, before.fingerprint.obstacles(after.fingerprint))
+    if apart := asked(before.request, after.request):
+        raise UsageError(
+            f"{baseline} and {source} do not compare: other things were asked for",
+            "; ".join(apart),
+            f"aifx bench gate --baseline {baseline} measures what it has to",
+        )
+
+
+def _decide(gated: Gated) -> None:
+    """Raises UsageError where a gate can say neither yes nor no."""
+    from aifx.bench.estimate import LEAST_LAUNCHES
+
+    compared = gated.compared
+    if not compared.results:
+        what = "the baseline and what was measured have no result in common"
+        raise UsageError(what, in_short(compared), "aifx bench show lists what was measured")
+    for found in compared.results:
+        if found.change.p is None:
+            hint = f"aifx bench ... --launches {LEAST_LAUNCHES}"
+            raise UsageError(f"{found.after.title} cannot be judged", found.why, hint)
+    if gated.undecided and not gated.regressed:
+        raise UsageError(
+            f"{_listed(gated.undecided)}: slower by more than {gated.max_regression:.1%}, or by chance",
+            f"among {len(compared.results)} results, some seem so in {max(gated.undecided[0].launches)} launches",
+            f"measure with --launches {gated.launches}, or gate what matters: --only {gated.undecided[0].after.name}",
+        )
+
+
+def _show(out: Output, gated: Gated) -> None:
+    show_compared(out, gated.compared)
+    for found in gated.suspected:
+        p, count = found.change.p or 0.0, len(gated.compared.results)
+        out.print(f"not counted: {found.after.title} seems slower (p {p:.4f}), as one of {count} may by chance")
+    for found in gated.regressed:
+        change = found.change
+        reach = f"95 %: {change.low - 1:+.1%} to {change.high - 1:+.1%}; p {change.p:.4f}"
+        out.print(f"regression: {found.after.title} is slower by {change.ratio - 1:.1%} ({reach})")
+    unsure = sum(found.verdict == "unsure" for found in gated.compared.results)
+    if unsure:
+        out.print(f"too noisy to say: {unsure} of {len(gated.compared.results)}")
+    if not gated.regressed:
+        out.print(f"passed: nothing is slower by more than {gated.max_regression:.1%}, as far as can be told")
+
+
+def _listed(found: list[Comparison]) -> str:
+    names = [comparison.after.title for comparison in found]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
