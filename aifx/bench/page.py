@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from math import log
 from typing import Any
 
 from aifx.bench import units
+from aifx.bench.compare import Comparison, compare
+from aifx.bench.pictures import pictures
+from aifx.bench.pictures.trend import trend
 from aifx.bench.results import Report, Result
 from aifx.bench.strips import strip
+from aifx.bench.views import headlines
 from aifx.pages import date, render
+
+MOST_TRENDS = 12
+"""Pictures on a page of a history: those that moved first."""
+
+MOST_OPEN = 12
+"""Lines of a table that is not folded at first."""
 
 
 def report_page(report: Report) -> str:
@@ -21,7 +33,9 @@ def report_page(report: Report) -> str:
         command=f"aifx bench {' '.join(report.request.suites)}",
         subtitle=_subtitle(report),
         report=report,
+        headlines=headlines(report),
         suites=[(suite, [_row(result) for result in results]) for suite, results in _by_suite(report.results)],
+        most_open=MOST_OPEN,
         fingerprint={
             "hardware": _words(print_.hardware),
             "clocks": _words(print_.clocks),
@@ -29,19 +43,87 @@ def report_page(report: Report) -> str:
             "flags": _words(print_.flags),
             "git": _words(print_.git or {}),
         },
-        pictures=[],
+        pictures=pictures(report),
     )
 
 
+def history_page(name: str, reports: Sequence[Report]) -> str:
+    """How the results of a name moved from report to report.
+
+    Args:
+        reports: one or more, the oldest first.
+    """
+    reports = sorted(reports, key=lambda report: report.time)
+    last = reports[-1]
+    like = [report for report in reports if not report.fingerprint.obstacles(last.fingerprint)]
+    compared = sorted(compare(like[0], last).results, key=_urgency) if len(like) > 1 else []
+    drawn = [
+        trend(f"trend-{number}", reports, found.key, f"{found.change.ratio - 1:+.1%}, {found.verdict}")
+        for number, found in enumerate(compared[:MOST_TRENDS])
+    ]
+    return render(
+        "aifx.bench",
+        "history.html",
+        title=name,
+        command=f"aifx bench history {name}",
+        subtitle=[f"{len(reports)} reports, {date(reports[0].time)} to {date(last.time)}", *_machine(last)],
+        obstacles=[] if len(like) == len(reports) else [f"{len(reports) - len(like)} of them are of another machine"],
+        pictures=[picture for picture in drawn if picture],
+        num_hidden=max(len(compared) - MOST_TRENDS, 0),
+        since=f"{like[0].fingerprint.commit or 'the first'}, {date(like[0].time)}",
+        rows=[_change_row(found) for found in compared],
+        reports=[_report_row(report, before) for before, report in reversed([*pairwise([None, *reports])])],
+    )
+
+
+def _urgency(found: Comparison) -> tuple[int, float]:
+    """What got slower first, the most first; then what got faster; then the rest as it was measured."""
+    if found.verdict in ("slower", "faster"):
+        return found.verdict == "faster", -abs(log(found.change.ratio))
+    return 2, 0.0
+
+
+def _change_row(found: Comparison) -> dict[str, Any]:
+    return {
+        "name": found.after.name,
+        "params": _words(found.after.params),
+        "then": units.duration(found.before.median_s),
+        "now": units.duration(found.after.median_s),
+        "change": f"{found.change.ratio - 1:+.1%}",
+        "interval": f"{found.change.low - 1:+.1%} to {found.change.high - 1:+.1%}",
+        "verdict": found.verdict,
+        "why": found.why,
+    }
+
+
+def _report_row(report: Report, before: Report | None) -> dict[str, Any]:
+    changed = []
+    if before:
+        obstacles = [f"another machine: {what}" for what in report.fingerprint.obstacles(before.fingerprint)]
+        differences = before.fingerprint.differences(report.fingerprint)
+        changed = obstacles + [what for what in differences if not what.startswith("commit:")]
+    return {
+        "commit": report.fingerprint.commit or "none",
+        "time": date(report.time),
+        "launches": report.launches,
+        "changed": changed,
+    }
+
+
 def _subtitle(report: Report) -> list[str]:
-    hardware = report.fingerprint.hardware
-    devices = f"{hardware['num_devices']} x {hardware['device_kind']}" if "num_devices" in hardware else ""
-    cpu = f"{hardware['cpu']}, {hardware['cores']} cores" if "cpu" in hardware else ""
-    commit = report.fingerprint.commit
+    commit = f", commit {report.fingerprint.commit}" if report.fingerprint.commit else ""
     many = "1 launch" if report.launches == 1 else f"{report.launches} launches"
     quick = "quick, " if report.request.quick else ""
-    measured = f"{date(report.time)}; {quick}{many}, {units.duration(report.duration_s)}"
-    return [line for line in (devices, cpu, measured, f"commit {commit}" if commit else "") if line]
+    took = f"{quick}{many}, {units.duration(report.duration_s)}"
+    return [*_machine(report), f"{date(report.time)}; {took}{commit}"]
+
+
+def _machine(report: Report) -> list[str]:
+    """What it was measured on, in a line; none where that is not known."""
+    hardware = report.fingerprint.hardware
+    if not {"num_devices", "device_kind", "cpu", "cores"} <= hardware.keys():
+        return []
+    return [f"{hardware['num_devices']} x {hardware['device_kind']} ({hardware['cpu']}, {hardware['cores']} cores)"]
 
 
 def _by_suite(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
@@ -69,10 +151,10 @@ def _row(result: Result) -> dict[str, Any]:
         "rates": rates,
         "roofline": None if result.roofline_fraction is None else units.share(result.roofline_fraction),
         "fraction": result.roofline_fraction,
-        "figures": {name: units.figure(name, value) for name, value in result.figures.items() if value is not None},
+        "figures": [units.figure(name, value) for name, value in result.figures.items() if value is not None],
         "strip": strip(result),
     }
 
 
 def _words(values: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items() if value not in (None, "")}
+    return {name: units.param(name, value) for name, value in values.items() if value not in (None, "")}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aifx.bench import units
 from aifx.bench.results import Result
 
 WIDTH, LINE = 120, 7
@@ -24,6 +25,7 @@ class Strip:
         low, middle, high: where the interval and the median stand.
         scale: seconds at its left and right ends.
         beyond: samples slower than the right end.
+        words: what it shows.
     """
 
     width: int
@@ -34,6 +36,7 @@ class Strip:
     high: float
     scale: tuple[float, float]
     beyond: int
+    words: str
 
 
 def strip(result: Result) -> Strip:
@@ -61,4 +64,5 @@ def strip(result: Result) -> Strip:
         high=place(high),
         scale=(start, end),
         beyond=int((samples > end).sum()),
+        words=f"{len(samples)} samples, {units.duration(start)} to {units.duration(float(samples.max()))}",
     )

@@ -39,24 +39,36 @@ def share(fraction: float) -> str:
     return f"{100 * fraction:.{1 if fraction < 0.0995 else 0}f} %"
 
 
-def figure(name: str, value: float) -> str:
-    """A figure by the unit in its name: `peak_memory_bytes` in MiB, `tokens_per_s`, `energy_j`, `mfu`."""
-    if name.endswith("bytes_per_s"):
-        return rate(value, "B/s")
-    if name.endswith("_bytes"):
-        return size(value)
-    if name.endswith("_per_s"):
-        return f"{rate(value).strip()}"
-    if name.endswith("_s"):
-        return duration(value)
-    if name.endswith(("fraction", "share", "mfu")):
-        return share(value)
-    return digits(value)
+def figure(name: str, value: float) -> tuple[str, str]:
+    """A figure's words and its value, by the unit in its name: `peak_memory_bytes` is ("peak memory", "28 MiB")."""
+    words = name.split("_")
+    match words:
+        case [*rest, "bytes", "per", "s"]:
+            return " ".join(rest), rate(value, "B/s")
+        case [*rest, "flops", "per", "s"]:
+            return " ".join(rest), rate(value, "FLOP/s")
+        case [*rest, "per", unit]:
+            return f"{' '.join(rest)}/{unit.upper() if unit == 'j' else unit}", rate(value).strip()
+        case [*rest, "bytes"]:
+            return " ".join(rest), size(value)
+        case [*rest, "s"]:
+            return " ".join(rest), duration(value)
+        case [*rest, "j" | "w" as unit]:
+            return " ".join(rest), rate(value, unit.upper())
+        case [*_, "mfu" | "fraction" | "share"]:
+            return " ".join(words).replace("mfu", "MFU"), share(value)
+    return " ".join(words), digits(value)
 
 
 def named(name: str, params: Mapping[str, object]) -> str:
     """A thing and what tells it from others of its name."""
-    return " ".join([name, *(str(value) for value in params.values())])
+    return " ".join([name, *(param(*given) for given in params.items())])
+
+
+def param(name: str, value: object) -> str:
+    """A size in bytes as such, everything else as it is."""
+    is_size = name.endswith("bytes") and isinstance(value, int | float) and not isinstance(value, bool)
+    return size(value) if is_size else str(value)  # type: ignore[arg-type]
 
 
 def digits(value: float) -> str:

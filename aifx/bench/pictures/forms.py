@@ -1,0 +1,64 @@
+"""The forms of each kernel against each other."""
+
+from __future__ import annotations
+
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from aifx.bench import units
+from aifx.bench.pictures.canvas import FAINT, INK, LINE, SERIES, Key, Picture, canvas
+from aifx.bench.results import Report, Result
+
+ROW = 15
+MOST_ROWS = 60
+
+
+def forms(report: Report) -> Picture | None:
+    """A row a case, a dot a form, as many times as slow as the fastest. None where there is nothing to compare."""
+    results = [r for r in report.results if r.name.startswith("kernels.") and "form" in r.params]
+    shared = {name: value for r in results[:1] for name, value in r.params.items() if name not in ("form", "case")}
+    shared = {name: value for name, value in shared.items() if all(r.params.get(name) == value for r in results)}
+    cases: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        words = [str(value) for name, value in result.params.items() if name != "form" and name not in shared]
+        cases.setdefault((result.name.partition(".")[2], " ".join(words)), []).append(result)
+    compared = {case: forms for case, forms in cases.items() if len(forms) > 1}
+    shown = dict(list(compared.items())[:MOST_ROWS])
+    if not shown:
+        return None
+    names = list(dict.fromkeys(str(r.params["form"]) for results in shown.values() for r in results))
+    rows: list[tuple[str, list[Result]]] = []
+    for (op, case), results in shown.items():
+        if not rows or all(op != label for label, _ in rows):
+            rows.append((op, []))
+        rows.append((case, results))
+    with canvas("forms", height=34 + ROW * len(rows)) as on:
+        for number, (_, results) in enumerate(rows):
+            if not results:
+                continue
+            best = min(result.median_s for result in results)
+            slowest = max(result.median_s for result in results)
+            on.axes.plot([1, slowest / best], [number] * 2, color=LINE, lw=2, zorder=1)
+            for result in results:
+                color = SERIES[names.index(str(result.params["form"])) % len(SERIES)]
+                (mark,) = on.axes.plot(result.median_s / best, number, "o", color=color, markersize=6)
+                times = (
+                    f", {result.median_s / best:.2f} times the fastest" if result.median_s > best else ", the fastest"
+                )
+                on.tip(mark, f"{units.named(result.name[8:], result.params)}: {units.duration(result.median_s)}{times}")
+        on.axes.set_xscale("log")
+        on.axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+        for tick, (_, results) in zip(on.axes.get_yticklabels(), rows, strict=True):
+            tick.set_color(FAINT if results else INK)
+            tick.set_weight("normal" if results else "bold")
+        on.axes.tick_params(axis="y", length=0)
+        on.axes.grid(visible=False, axis="y")
+        on.axes.set_ylim(len(rows) - 0.4, -0.6)
+        on.axes.spines["left"].set_visible(False)
+        on.axes.xaxis.set_minor_locator(NullLocator())
+        on.axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=7))
+        on.axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+        svg = on.svg()
+    hidden = f"; {len(compared) - len(shown)} more cases are in the table" if len(compared) > len(shown) else ""
+    keys = [Key(name, number % len(SERIES)) for number, name in enumerate(names)]
+    words = "".join(f"{value}; " for value in shared.values())
+    return Picture("Forms of a kernel", svg, f"{words}time, as a multiple of the fastest form's{hidden}", keys)
