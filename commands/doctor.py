@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from aifx.commands.doctor_options import OnlyOption, ReplayOption, RootOption, S
 from aifx.commands.doctor_slurm import slurm
 from aifx.commands.options import JsonOption
 from aifx.commands.terminal import Output, terminal
-from aifx.errors import EnvironmentFault, UsageError
+from aifx.errors import EnvironmentFault, ExitCode, UsageError
 
 if TYPE_CHECKING:
     from aifx.health.report import Report
@@ -146,23 +147,24 @@ def _check_node(
 
     began = time.monotonic()
     rules = select(load_rules(site).values(), only, skip)
-    snapshot = _snapshot(out, looking, rules)
+    ended, snapshot = _snapshot(out, looking, rules)
     report = check(snapshot, rules, site, began)
-    faults = _keep(looking, snapshot, report, len(rules))
+    ids = [rule.id for rule in rules]
+    faults = _keep(looking, snapshot, report, ids)
     if form is not Format.TEXT:
         out.tell(faults)
         tell(report, form, looking.strict)
     measured = {"stress": to_document(snapshot.facts["stress"])} if looking.stress else {}
     kept = {"snapshot": snapshot.document()} if looking.with_snapshot else {}
     out.document(report.document() | measured | kept)
-    show(out, report, len(rules))
+    show(out, report, ids)
     if looking.stress:
         show_stress(out, snapshot.facts["stress"])
     out.tell(faults)
-    raise SystemExit(code_of(report.status, looking.strict, faults))
+    raise SystemExit(int(ended) or code_of(report.status, looking.strict, faults))
 
 
-def _keep(looking: Looking, snapshot: Snapshot, report: Report, num_rules: int) -> list[EnvironmentFault]:
+def _keep(looking: Looking, snapshot: Snapshot, report: Report, ids: list[str]) -> list[EnvironmentFault]:
     """Writes the files that were asked for; what could not be written must not keep the report from being told."""
     faults = []
     if looking.record is not None:
@@ -180,14 +182,14 @@ def _keep(looking: Looking, snapshot: Snapshot, report: Report, num_rules: int) 
         from aifx.pages import write_page
 
         try:
-            write_page(node_page(report, num_rules, snapshot.time), looking.html)
+            write_page(node_page(report, ids, snapshot.time), looking.html)
         except EnvironmentFault as fault:
             faults.append(fault)
     return faults
 
 
-def _snapshot(out: Output, looking: Looking, rules: list[Rule]) -> Snapshot:
-    """What is judged. Raises UsageError where the options do not go together."""
+def _snapshot(out: Output, looking: Looking, rules: list[Rule]) -> tuple[ExitCode, Snapshot]:
+    """What is judged, and the code of a stress that was ended. Raises UsageError for options at odds."""
     from aifx.health.check import collect
     from aifx.health.host import Host
     from aifx.health.snapshot import read
@@ -200,12 +202,28 @@ def _snapshot(out: Output, looking: Looking, rules: list[Rule]) -> Snapshot:
                 "--root, --record, --sample and --stress do",
                 f"aifx doctor --replay {replay}",
             )
-        return read(replay)
+        return ExitCode.OK, read(replay)
     if root is not None and not root.is_dir():
         raise UsageError(f"--root {root} is no folder", "", "aifx doctor --root DIR, with DIR/proc and DIR/sys in it")
     if root is not None and looking.stress:
         raise UsageError("--stress works this machine's devices", f"--root {root} is a copy of files", "leave one out")
-    return collect(Host(root or Path("/")), rules, looking.sample, looking.stress, out.say)
+    host = Host(root or Path("/"))
+    if looking.stress is None:
+        return ExitCode.OK, collect(host, rules, looking.sample)
+    code = ExitCode.INTERRUPTED
+
+    def end(*_: object) -> None:
+        nonlocal code
+        code = ExitCode.PREEMPTED
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        snapshot = collect(host, rules, looking.sample, looking.stress, out.say)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    is_ended = snapshot.scope().look_up("stress.ended") == "interrupted"
+    return code if is_ended else ExitCode.OK, snapshot
 
 
 def _nothing_before(ctx: typer.Context) -> None:

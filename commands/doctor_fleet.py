@@ -156,7 +156,11 @@ def targets_of(asking: Asking) -> Targets:
 
     for url in asking.agents:
         if not is_address(url):
-            raise UsageError(f"--agents {url} is no URL", "", f"--agents http://{url}:9470")
+            raise UsageError(
+                f"--agents {url} is no URL",
+                "it needs http:// or https://",
+                f"--agents http://{url.rpartition('//')[2]}",
+            )
     listed = read_hosts(asking.hosts) if asking.hosts is not None else []
     slurm = slurm_hosts() if asking.slurm else []
     agents = dict.fromkeys([*asking.agents, *filter(is_address, listed)])

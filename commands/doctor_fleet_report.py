@@ -55,8 +55,8 @@ def grouped(report: FleetReport) -> list[Group]:
     kept: dict[tuple[str, str], list[tuple[str, Finding]]] = {}
     own = ((node.name, finding) for node in report.nodes if node.report for finding in node.report.findings)
     for name, finding in [*((finding.device, finding) for finding in report.findings), *own]:
-        # What keeps many rules from being judged is told once.
-        reason = finding.summary.partition(": ")[2] if finding.severity == "unknown" else ""
+        # What keeps many rules from being judged, or many nodes from being asked, is told once.
+        reason = finding.summary.partition(": ")[2].replace(name or " ", " ") if finding.severity == "unknown" else ""
         key = (finding.severity, f"{reason} {finding.action}" if reason else finding.id)
         kept.setdefault(key, []).append((name, finding))
     groups = []

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from aifx.commands.terminal import Output, printable
-from aifx.health.report import Finding, Report, Skipped, counts, folded
+from aifx.health.report import Finding, Report, Skipped, counts, folded, num_words
 
 Row: TypeAlias = tuple[str, str, str, str]
 MANY = 3
@@ -15,13 +15,15 @@ STYLES = {"critical": "bold red", "unknown": "bold magenta", "warning": "yellow"
 STATUS_STYLES = {"healthy": "bold green", "warning": "bold yellow", "unhealthy": "bold red", "unknown": "bold magenta"}
 
 
-def show(out: Output, report: Report, num_rules: int) -> None:
-    """The report on stdout. Nothing with --json."""
+def show(out: Output, report: Report, ids: Sequence[str]) -> None:
+    """The report on stdout. Nothing with --json.
+
+    Args:
+        ids: the rules that were chosen.
+    """
     if out.json:
         return
-    skipped = f", {len(report.skipped)} skipped" if report.skipped else ""
-    rules = f"{num_rules} rule{'s' * (num_rules != 1)}"
-    told = f" ({counts(report)}; {rules}{skipped}, {report.duration_s:.1f} s)"
+    told = f" ({counts(report)}; {num_words(report, ids)}, {report.duration_s:.1f} s)"
     show_status(out, f"{report.host or 'this machine'}: ", report.status, told)
     show_findings(out, report.findings)
     if report.skipped:

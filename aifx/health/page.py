@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aifx.health.report import SEVERITIES, STATUSES, Report, Skipped, counts, folded
+from aifx.health.report import SEVERITIES, STATUSES, Report, Skipped, counts, folded, num_words
 from aifx.pages import date, render
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ MAX_SUSPECTS = 50
 NUM_OPEN = 3
 
 
-def node_page(report: Report, num_rules: int, time: float) -> str:
+def node_page(report: Report, ids: Sequence[str], time: float) -> str:
     """Args:
-    num_rules: how many were judged.
+    ids: the rules that were chosen.
     time: of the snapshot, Unix time.
     """
     return _page(
@@ -29,7 +29,7 @@ def node_page(report: Report, num_rules: int, time: float) -> str:
         title=report.host or "this machine",
         status=report.status,
         counts=counts(report),
-        num_rules=num_rules,
+        rules=num_words(report, ids),
         time=date(time),
         findings=folded(report.findings),
         skipped=_by_reason([report.skipped]),

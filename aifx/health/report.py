@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -74,6 +74,13 @@ def counts(report: Report) -> str:
     found = Counter(finding.severity for finding in report.findings)
     words = [f"{found[s]} {s}{'s' if s == 'warning' and found[s] > 1 else ''}" for s in SEVERITIES if found[s]]
     return ", ".join(words) or "no finding"
+
+
+def num_words(report: Report, ids: Sequence[str]) -> str:
+    """ "293 rules, 124 skipped": of those that were chosen, on one device at least."""
+    names = {one.id for one in report.skipped}
+    skipped = sum(name in names or f"{name.split('.', 1)[0]}.*" in names for name in ids)
+    return f"{len(ids)} rule{'s' * (len(ids) != 1)}{f', {skipped} skipped' if skipped else ''}"
 
 
 def folded(findings: Iterable[Finding]) -> list[tuple[Finding, list[str]]]:

@@ -1,11 +1,14 @@
 """`aifx doctor` as a person and a script use it: words, exit codes, one JSON document."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
-from program import run
+from program import environ, run
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "doctor.schema.json").read_text())
 CPUS = "sys/devices/system/cpu"
@@ -184,3 +187,20 @@ def test_a_rule_is_explained(doctor):
         assert words in done.stdout
     listed = json.loads(doctor("rules", "cpu", "--json").stdout)["rules"]
     assert {rule["id"] for rule in listed} >= {"cpu.cores.offline", "cpu.governor.slow"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_stress_that_is_ended_leaves_a_report(tmp_path, number, code):
+    command = [sys.executable, "-m", "aifx.commands.main", "doctor", "--stress", "quick", "--only", "stress", "--json"]
+    with subprocess.Popen(
+        command, env=environ(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    answer = json.loads(out)
+    assert answer["stress"]["ended"] == "interrupted"
+    (cut,) = (finding for finding in answer["findings"] if finding["id"] == "stress.run.cut")
+    assert "and what follows" in cut["evidence"]

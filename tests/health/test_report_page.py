@@ -16,6 +16,7 @@ NASTY = (
     '</style><script>alert("1")</script><img src="http://evil.example/x.png" onerror=alert(1)>'
     "&amp;{{ 7 * 7 }}\u202e\x1b[31m"
 )
+IDS = ("cpu.a.b", "tpu.a.b", "tpu.c.d")
 VOID = {"meta", "img", "br", "link", "input"}
 
 
@@ -104,7 +105,7 @@ def checked(text: str) -> Page:
 
 def test_a_node_tells_everything_worst_first():
     report = Report("n7", (finding("critical", "gpu3"), finding("warning")), (Skipped("tpu.*", "no TPU here"),), 1.0)
-    found = checked(page.node_page(report, 80, 1_795_600_000.0))
+    found = checked(page.node_page(report, IDS, 1_795_600_000.0))
     for one in report.findings:
         for text in (one.id, one.summary, one.evidence, one.threshold, one.source, one.action, one.severity):
             assert text in found.text
@@ -113,10 +114,11 @@ def test_a_node_tells_everything_worst_first():
     assert "2026-11-25" in found.text
     assert [tag for tag, _ in found.tags if tag == "details"] == ["details"]
     assert "no TPU here" in found.text
+    assert "3 rules, 2 skipped" in found.text
 
 
 def test_a_healthy_node_says_so():
-    found = checked(page.node_page(Report("n7", (), ()), 80, 0.0))
+    found = checked(page.node_page(Report("n7", (), ()), IDS, 0.0))
     assert "healthy" in found.text
     assert not [tag for tag, _ in found.tags if tag in ("article", "details")]
 
@@ -124,7 +126,7 @@ def test_a_healthy_node_says_so():
 def test_what_keeps_many_rules_from_being_judged_is_told_once():
     many = [finding("unknown", summary=f"r{i} could not be judged: NVML hangs") for i in range(30)]
     found = checked(
-        page.node_page(Report("n7", tuple(replace(f, id=f"r.{i}.x") for i, f in enumerate(many)), ()), 80, 0)
+        page.node_page(Report("n7", tuple(replace(f, id=f"r.{i}.x") for i, f in enumerate(many)), ()), IDS, 0)
     )
     assert found.text.count("NVML hangs") == 1
     assert "r.29.x" in found.text
@@ -137,7 +139,7 @@ def test_what_a_node_says_is_text_and_nothing_else(where):
     suspect = Suspect(NASTY, 1, 1, 1, 1, (Cause(NASTY, NASTY, NASTY, 1, NASTY),), NASTY)
     silent = Node(f"{NASTY}2", why=NASTY)
     whole = FleetReport((bad, silent), report.findings, (suspect,), (NASTY,))
-    for text in (page.node_page(report, 1, 0), page.fleet_page(whole, 0)):
+    for text in (page.node_page(report, IDS, 0), page.fleet_page(whole, 0)):
         found = checked(text)
         assert "<script" not in text
         assert NASTY.rstrip("\u202e\x1b[31m") in found.text

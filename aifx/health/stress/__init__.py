@@ -72,7 +72,9 @@ def collect(
                     break
                 record.running = None
         except KeyboardInterrupt:
-            ended, why = "interrupted", "Ctrl-C"
+            ended, why = "interrupted", "by Ctrl-C or SIGTERM"
+            running = record.running
+            record.left_out.append(f"{running['what']} of {running['device']}, and what follows" if running else "all")
     if ended == "finished" and record.left_out:
         ended, why = "out of time", f"the budget was {budget_s:g} s"
     return record.facts(ended, why, time.monotonic() - began)
