@@ -1,47 +1,71 @@
-"""A bench for people: a line a result, then what is to be known of it."""
+"""A bench for people: what matters most, a line a result, pictures in a line, then what is to be known of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from aifx.bench.units import duration, named, rate
+from aifx.bench.units import duration, named, rate, share, size
+from aifx.commands.chart import bar, shares, sparkline
 from aifx.commands.terminal import Output
 
 if TYPE_CHECKING:
     from aifx.bench.results import Measured, Report, Result
+    from aifx.bench.views import Point
+
+BAR = 8
+"""Characters of a roofline's share."""
+
+WIDTH = 76
+
+FEW = 3
+"""Sizes that still have a line each; more of them are a line of bars on a terminal."""
+
+SERIES = {
+    "hardware.matmul": ("dtype",),
+    "hardware.memory": ("op",),
+    "hardware.copy": ("direction",),
+    "hardware.collective": ("kind",),
+}
+"""What is measured by size, and the params that tell one series from another."""
+
+PARTS = (("blue", "█"), ("yellow", "▓"), ("green", "▒"), ("magenta", "░"), ("red", "█"), ("white", "▓"))
+ASCII = "#=-+%."
+GAP = "   "
 
 
 def show(out: Output, report: Report) -> None:
-    """The report on stdout. Nothing with --json."""
+    """The report on stdout. Nothing with --json.
+
+    A terminal has bars, and a line for all sizes of a thing; a file or a pipe has a line a result and its figures.
+    """
+    from aifx.bench.views import headlines, step_of
+
+    if out.json:
+        return
     hardware = report.fingerprint.hardware
     if hardware:
         devices = f"{hardware['num_devices']} x {hardware['device_kind']}"
         out.print(f"{hardware['host']}: {devices} ({hardware['cpu']}, {hardware['cores']} cores)")
+    if lines := headlines(report):
+        _folded(out, [f"{line.label} {line.value}" for line in lines])
+    if hardware or lines:
         out.print("")
     for suite in report.request.suites:
-        rows = [row_of(result) for result in report.results if result.name.startswith(f"{suite}.")]
-        if rows:
-            out.table([suite, "median", "±", "rate", "roofline"], rows, right=["median", "±", "rate", "roofline"])
-            out.print("")
+        results = [result for result in report.results if result.name.startswith(f"{suite}.")]
+        if not results:
+            continue
+        if suite == "train" and (step := step_of(report)):
+            _bar_of_parts(out, [(part.name, part.seconds, part.fraction) for part in step.parts], step.whole_s)
+        series = _series(results) if out.out.is_terminal else {}
+        in_series = {point.result.key for points in series.values() for point in points}
+        _table(out, suite, [result for result in results if result.key not in in_series])
+        _by_size(out, series)
+        out.print("")
     for note in report.notes:
         out.print(f"note: {note}")
     if failure := report.failure:
         out.print(f"not whole: {': '.join(filter(None, (failure.what, failure.why)))}")
-
-
-def row_of(result: Result) -> tuple[str, ...]:
-    rates = []
-    if result.flops_per_s:
-        rates.append(rate(result.flops_per_s, "FLOP/s"))
-    elif result.bytes_per_s:
-        rates.append(rate(result.bytes_per_s, "B/s"))
-    return (
-        named(result.name.partition(".")[2], result.params),
-        duration(result.median_s),
-        f"{result.noise:.1%}",
-        " ".join(rates),
-        "" if result.roofline_fraction is None else f"{result.roofline_fraction:.0%}",
-    )
 
 
 def line_of(found: Measured) -> str:
@@ -50,3 +74,121 @@ def line_of(found: Measured) -> str:
 
     middle = median(found.samples_s)
     return f"{named(found.name, found.params)}: {duration(middle)}, {len(found.samples_s)} samples"
+
+
+def _table(out: Output, suite: str, results: Sequence[Result]) -> None:
+    """A line a result; on a terminal what has one name stands under it. Columns that nothing has are left out."""
+    if not results:
+        return
+    rows: list[tuple[str, ...]] = []
+    names = [result.name.partition(".")[2] for result in results]
+    under = ""
+    for name, result in zip(names, results, strict=True):
+        if out.out.is_terminal and names.count(name) > 1:
+            if name != under:
+                rows.append((name, "", "", "", ""))
+            label = f"  {named('', result.params).strip()}"
+        else:
+            label = named(name, result.params)
+        under = name
+        rows.append((label, duration(result.median_s), f"{result.noise:.1%}", _rate(result), _roofline(out, result)))
+    columns = [suite, "median", "±", "rate", "roofline"]
+    used = [i for i in range(len(columns)) if i < 3 or any(row[i] for row in rows)]
+    right = ["median", "±", "rate"] if out.out.is_terminal else ["median", "±", "rate", "roofline"]
+    out.table(
+        [columns[i] for i in used],
+        [[row[i] for i in used] for row in rows],
+        right=[column for column in right if column in {columns[i] for i in used}],
+    )
+
+
+def _rate(result: Result) -> str:
+    if result.flops_per_s:
+        return rate(result.flops_per_s, "FLOP/s")
+    return rate(result.bytes_per_s, "B/s") if result.bytes_per_s else ""
+
+
+def _roofline(out: Output, result: Result) -> str:
+    """The share of it, on a terminal with a bar."""
+    if result.roofline_fraction is None:
+        return ""
+    text = share(result.roofline_fraction)
+    if not out.out.is_terminal:
+        return text
+    return f"{bar(result.roofline_fraction, BAR, ascii_only=_ascii_only(out)):{BAR}} {text:>6}"
+
+
+def _series(results: Sequence[Result]) -> dict[tuple[str, str], list[Point]]:
+    """By what they are called and what tells one from another; those of a few sizes are none."""
+    from aifx.bench.views import bus_rate, by_size
+
+    found = {}
+    for name, apart in SERIES.items():
+        alike = [result for result in results if result.name == name]
+        for label, points in by_size(alike, bus_rate if name == "hardware.collective" else _number, *apart).items():
+            if len(points) > FEW:
+                found[name.partition(".")[2], label] = points
+    return found
+
+
+def _number(result: Result) -> float | None:
+    return result.flops_per_s or result.bytes_per_s
+
+
+def _by_size(out: Output, series: dict[tuple[str, str], list[Point]]) -> None:
+    """A line a series: the bars, and what the smallest, the best and the largest size reach."""
+    rows = []
+    for (name, label), points in series.items():
+        unit = "FLOP/s" if points[0].result.flops_per_s else "B/s"
+        best = max(points, key=lambda point: point.y)
+        told = [f"{rate(point.y, unit)} at {_size(name, point.x)}" for point in (best, points[-1])]
+        bars = sparkline([point.y for point in points], ascii_only=_ascii_only(out))
+        rows.append((f"{name} {label}".strip(), bars, *(told if best is not points[-1] else [told[0], ""])))
+    if rows:
+        out.print("")
+        out.table(["by size", "", "best", "largest"], rows)
+
+
+def _size(name: str, value: float) -> str:
+    return f"{value:g}" if name == "matmul" else size(value)
+
+
+def _bar_of_parts(out: Output, parts: Sequence[tuple[str, float, float]], whole_s: float) -> None:
+    """One bar of all parts, and under it what they are."""
+    from rich.text import Text
+
+    words = [f"{name} {duration(seconds)} ({share(fraction)})" for name, seconds, fraction in parts]
+    if not out.out.is_terminal:
+        out.print(f"step {duration(whole_s)}: {', '.join(words)}")
+        out.print("")
+        return
+    over = max(sum(fraction for _, _, fraction in parts), 1.0)
+    widths = shares([fraction / over for _, _, fraction in parts], WIDTH)
+    marks = ASCII if _ascii_only(out) else "".join(mark for _, mark in PARTS)
+    if not _ascii_only(out) and out.out.color_system:
+        marks = "█" * len(PARTS)
+    styles = [style for style, _ in PARTS]
+    out.print(Text.assemble(*((marks[i] * width, styles[i]) for i, width in enumerate(widths))))
+    _folded(out, words, [(marks[i], styles[i]) for i in range(len(words))])
+    out.print("")
+
+
+def _folded(out: Output, words: Iterable[str], marks: Sequence[tuple[str, str]] = ()) -> None:
+    """Beside each other, none of them broken at the end of a line."""
+    from rich.text import Text
+
+    if not out.out.is_terminal:
+        out.print(", ".join(words))
+        return
+    line = Text()
+    for number, word in enumerate(words):
+        item = Text.assemble((f"{marks[number][0]} ", marks[number][1]), word) if marks else Text(word)
+        if line and line.cell_len + len(GAP) + item.cell_len > out.out.width:
+            out.print(line)
+            line = Text()
+        line = Text.assemble(line, GAP if line else "", item)
+    out.print(line)
+
+
+def _ascii_only(out: Output) -> bool:
+    return not (out.out.encoding or "").lower().startswith("utf")

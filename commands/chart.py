@@ -111,3 +111,25 @@ def _labels(low: float, high: float, height: int) -> list[str]:
     if height >= 5:
         labels[height // 2] = f"{high - (high / 2 - low / 2) * 2 * (height // 2) / (height - 1):.4g}"
     return labels
+
+
+def bar(fraction: float, width: int, *, ascii_only: bool = False) -> str:
+    """`fraction` of `width` characters, to the eighth of one; more than all of it is all of it."""
+    eighths = round(min(max(fraction, 0.0), 1.0) * width * 8)
+    if ascii_only:
+        return "#" * round(eighths / 8)
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + ("" if not rest else chr(ord("█") + 8 - rest))
+
+
+def sparkline(values: Sequence[float], *, ascii_only: bool = False) -> str:
+    """A character a value, as high as it is against the highest, from nothing up."""
+    steps = " .:-=+*#" if ascii_only else "▁▂▃▄▅▆▇█"
+    top = max(values, default=0.0)
+    return "".join(steps[min(int(max(value, 0.0) / top * 8), 7)] if top > 0 else steps[0] for value in values)
+
+
+def shares(fractions: Sequence[float], width: int) -> list[int]:
+    """How many of `width` characters each has, so that all of them together have what their sum has."""
+    ends = [round(min(sum(fractions[: i + 1]), 1.0) * width) for i in range(len(fractions))]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aifx.bench.estimate import Estimate, estimate
 from aifx.bench.fingerprint import Fingerprint
+from aifx.bench.units import named
 from aifx.errors import EnvironmentFault, ExitCode, UsageError
 from aifx.runs import write_json
 
@@ -48,7 +49,7 @@ class Measured(_Document):
     @property
     def title(self) -> str:
         """The same for people."""
-        return title_of(self.name, self.params)
+        return named(self.name, self.params)
 
 
 class Result(_Document):
@@ -100,7 +101,7 @@ class Result(_Document):
 
     @property
     def title(self) -> str:
-        return title_of(self.name, self.params)
+        return named(self.name, self.params)
 
     def joined(self, other: Result) -> Result:
         """With the launches of another measurement of the same thing."""
@@ -209,10 +210,6 @@ def write_report(report: Report, path: Path) -> None:
 
 def key_of(name: str, params: dict[str, Param]) -> str:
     return f"{name} {json.dumps(params, sort_keys=True)}" if params else name
-
-
-def title_of(name: str, params: dict[str, Param]) -> str:
-    return " ".join([name, *(str(value) for value in params.values())])
 
 
 def _median(values: list[float | None]) -> float | None:

@@ -49,8 +49,7 @@ def trend(name: str, reports: Sequence[Report], key: str, caption: str = "") -> 
         duration_axis(axes.yaxis)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         svg = on.svg()
-    first = points[0][2]
-    return Picture(units.named(first.name, first.params), svg, caption)
+    return Picture(points[0][2].title, svg, caption)
 
 
 def _result(report: Report, key: str) -> Result | None:
