@@ -1,0 +1,76 @@
+"""The suites that measure a project's data, checkpoints and start, on a tiny one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from tiny_projects import make_tiny_project
+
+from aifx.bench import checkpoint, data, startup
+from aifx.bench.suites import SUITES, Bench
+from aifx.errors import AifxError, ConfigError, UsageError
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_tiny_project(tmp_path / "project")
+
+
+def measured(suite, module, folder, **options):
+    notes = []
+    bench = Bench(SUITES[suite], True, options, note=notes.append, folder=folder)
+    return {found.name.partition(".")[2]: found for found in module.measure(bench)}
+
+
+def test_data_tells_what_a_batch_costs_and_how_many_units_that_is(project):
+    found = measured("data", data, project)
+    assert set(found) == {"read", "scattered", "prefetch", "place"}
+    for result in found.values():
+        assert result.num_bytes == 8 * (8 + 8 + 1) * 4
+        assert result.params == {"rows": 8}
+        assert result.figures["rows_per_s"] > 0
+    slow = measured("data", data, project, set=["data.read_s=0.02"])
+    assert min(slow["read"].samples_s) >= 0.02
+    assert sorted(slow["prefetch"].samples_s)[len(slow["prefetch"].samples_s) // 2] >= 0.01, "the reader is the limit"
+
+
+def test_a_checkpoint_is_saved_and_restored_against_the_disk(project):
+    found = measured("checkpoint", checkpoint, project)
+    assert {"disk_write", "stall", "save", "restore"} <= set(found)
+    for stall, save in zip(found["stall"].samples_s, found["save"].samples_s, strict=True):
+        assert stall <= save
+    disk = sorted(found["disk_write"].samples_s)[1]
+    assert found["save"].bound_s == disk, "the disk's own time for as many bytes is the least"
+    if hasattr(os, "posix_fadvise"):
+        assert {"disk_read", "restore_cold"} <= set(found)
+    assert len({result.num_bytes for result in found.values()}) == 1
+
+
+def test_nothing_is_left_in_the_project(project):
+    before = sorted(path.name for path in project.iterdir())
+    measured("checkpoint", checkpoint, project)
+    measured("data", data, project)
+    after = sorted(path.name for path in project.iterdir() if path.name != "__pycache__")
+    assert after == before
+
+
+def test_startup_runs_a_copy_of_the_project(project):
+    (project / "runs").mkdir()
+    found = measured("startup", startup, project)
+    assert set(found) == {"help", "first", "cold", "warm"}
+    assert all(result.samples_s[0] > 0 for result in found.values())
+    assert list((project / "runs").iterdir()) == []
+
+
+def test_a_project_that_cannot_start_says_why(project):
+    with pytest.raises(AifxError, match="aifx train ended with 2") as raised:
+        measured("startup", startup, project, set=["train.num_steps=no"])
+    assert "train.num_steps" in raised.value.why
+
+
+def test_bad_input_is_told_before_anything_is_measured(project, tmp_path):
+    with pytest.raises(UsageError, match=r"no aifx\.toml"):
+        measured("data", data, tmp_path)
+    with pytest.raises(ConfigError):
+        measured("data", data, project, set=["train.global_batch_size=none"])
