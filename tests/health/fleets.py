@@ -46,6 +46,7 @@ def facts_of_a_node(rng: random.Random) -> dict[str, Any]:
         "cpu": {"model": "Xeon", "online": 224},
         "gpus": gpus,
         "nvidia": {"driver": "570.124.06"},
+        "jax": {"version": "0.9.0", "packages": {"jax": "0.9.0", "jaxlib": "0.9.0", "nvidia-nccl-cu13": "2.28.3"}},
         "memory": {"total_gib": rng.gauss(2015.5, 0.2)},
         "infiniband": {"active_ports": 8},
         "system": {"mounts": ["/ ext4", "/home nfs4", "/scratch lustre"]},

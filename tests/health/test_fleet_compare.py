@@ -67,6 +67,7 @@ PLANTED = {
     "fleet.memory.total": lambda f: f["memory"].update(total_gib=1952.0),
     "fleet.nvidia.temperature": lambda f: f["gpus"][5]["temperature"].update(gpu_c=93),
     "fleet.system.mounts": lambda f: f["system"].update(mounts=["/ ext4", "/home nfs4", "/data1 xfs"]),
+    "fleet.jax.packages": lambda f: f["jax"]["packages"].update({"nvidia-nccl-cu13": "2.27.7"}),
     "fleet.stress.census": lambda f: f["stress"]["census"][11].update(digest="0123456789abcdef"),
     "fleet.stress.matmul": lambda f: f["stress"]["devices"][2].update(
         matmul=[{"device": "bfloat16", "tflops": 700.0}, {"device": "float32", "tflops": 45.0}]
@@ -160,6 +161,14 @@ def test_order_of_devices_does_not_matter():
     machines = {f"n{i}": {"a": ports if i else ports[::-1]} for i in range(5)}
     facts = [majority()[0].model_copy(update={"path": "a.rate"})]
     assert found(machines, facts) == []
+
+
+def test_each_package_has_its_own_majority():
+    """Where all differ in one, who differs in another is found all the same."""
+    machines = {f"n{i}": {"a": {"jax": "0.9.0", "numpy": f"2.{i}"}} for i in range(5)}
+    machines["n3"]["a"]["jax"] = "0.8.0"
+    (only,) = found(machines, majority(of="items"))
+    assert (only.device, only.summary) == ("n3", "jax 0.9.0, most jax 0.9.0")
 
 
 def test_the_words_that_differ_are_shown():

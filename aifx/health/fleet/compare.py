@@ -40,8 +40,8 @@ class Fact(BaseModel):
         path: dotted, from the node; lists on the way are gone through item by item.
         kind: majority: as most of the nodes have it; bits: each device as those of its name on most nodes; figure: near
             the median.
-        of: for a majority: the distinct values together, their count, the words of a text, or each item of a list for
-            itself, which a node may lack but have besides.
+        of: for a majority: the distinct values together, their count, the words of a text, or each item of a list or
+            table for itself, which a node may lack but have besides.
         is_apart: whether a figure is compared only with those of devices of the same name.
         among: the path of what only nodes alike are compared by; bits of a node that does not tell it are not compared.
         ignore: regular expressions of what may differ in a text.
@@ -234,9 +234,18 @@ def _said(fact: Fact, values: list[Any]) -> str:
 
 
 def _text(values: Iterable[Any]) -> str:
-    """The distinct values, in order, whatever the order of the devices."""
-    flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    return ", ".join(sorted({str(item) if isinstance(item, (str, int, float)) else "?" for item in flat}))
+    """The distinct values, in order, whatever the order of the devices; of a table its names and values."""
+    return ", ".join(sorted({word for value in values for word in _words(value)}))
+
+
+def _words(value: Any) -> list[str]:
+    if _is_table(value):
+        return [f"{name} {_word(item)}" for name, item in value.items()]
+    return [_word(item) for item in (value if isinstance(value, list) else [value])]
+
+
+def _word(item: Any) -> str:
+    return str(item) if isinstance(item, (str, int, float)) else "?"
 
 
 def _other(fact: Fact, node: str, text: str | None, usual: str, share: str) -> Finding:
