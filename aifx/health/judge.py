@@ -29,7 +29,7 @@ def judge(rules: Iterable[Rule], snapshot: Snapshot, site: Site | None = None) -
     silent = Absent("the site's file does not say what is expected")
     expected = {**dict.fromkeys(_expected(rules), silent), **site.expected}
     node = replace(snapshot.scope(), now={**snapshot.facts, "expected": expected})
-    findings = _ended_skips(site, snapshot)
+    findings = _ended_skips(site, snapshot, rules)
     skipped = [Skipped(rule.id, why) for rule in rules if (why := _site_skips(rule, site, snapshot))]
     left_out = {one.id for one in skipped}
     for told in (told for rule in rules if rule.id not in left_out for told in _judge_rule(rule, node)):
@@ -70,8 +70,8 @@ def _site_skips(rule: Rule, site: Site, snapshot: Snapshot) -> str:
     return ""
 
 
-def _ended_skips(site: Site, snapshot: Snapshot) -> list[Finding]:
-    """A finding for each skip that has run out."""
+def _ended_skips(site: Site, snapshot: Snapshot, rules: list[Rule]) -> list[Finding]:
+    """A finding for each skip of these rules that has run out."""
     return [
         Finding(
             "site.skip.ended",
@@ -84,7 +84,7 @@ def _ended_skips(site: Site, snapshot: Snapshot) -> list[Finding]:
             "renew the skip or remove it",
         )
         for skip in site.skip
-        if skip.until is not None and _today(snapshot) > skip.until
+        if skip.until is not None and _today(snapshot) > skip.until and any(fits(rule.id, skip.id) for rule in rules)
     ]
 
 

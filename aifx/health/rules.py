@@ -230,6 +230,8 @@ def select(rules: Iterable[Rule], only: Iterable[str], skip: Iterable[str]) -> l
 
 def _near(pattern: str, rules: Iterable[Rule]) -> str:
     """The rule or family that may have been meant; where none is near, the families: the rules are hundreds."""
+    if "," in pattern:
+        return "one at a time: the option can be repeated"
     families, ids = {rule.family for rule in rules}, {rule.id for rule in rules}
     match = nearest(pattern, families | ids)
     return f"did you mean {match!r}?" if match else did_you_mean(pattern, families)

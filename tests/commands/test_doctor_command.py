@@ -90,6 +90,10 @@ def test_a_site_has_the_last_word(doctor, machine, tmp_path):
         id = "cpu.throttle"
         reason = "hot summer"
         until = 2020-01-01
+        [[skip]]
+        id = "disk"
+        reason = "not among --only"
+        until = 2020-01-01
         """
     )
     done = doctor("--root", machine, "--only", "cpu", "--site", site, "--json")
@@ -131,6 +135,7 @@ def test_a_site_with_a_mistake_is_told_where(doctor, text, told, machine, tmp_pa
         (["rulez"], "did you mean 'rules'?"),
         (["qqqq"], "one of: bisect, diff, rules, serve, slurm"),
         (["--only", "qqqq"], "one of: clock, cpu, "),
+        (["--only", "cpu,disk"], "one at a time"),
         (["--format", "xml"], "'xml' is not one of 'text', 'nagios', 'npd'"),
         (["--strict", "rules"], "--strict stands before the command"),
         (["--record", "/proc/nothing/here.json", "--only", "cpu"], "cannot be written"),
