@@ -7,12 +7,13 @@ import os
 import queue
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from aifx.bench.fingerprint import Fingerprint
@@ -25,6 +26,7 @@ SILENCE_S = 600.0
 """A launch that says nothing for so long hangs: no compilation of one program takes it."""
 
 GRACE_S = 5.0
+SLOW_START = 0.05
 
 SHARE = re.compile(r"[-+]?\d+(\.\d+)? ?%")
 
@@ -66,14 +68,18 @@ class Launches:
             interrupted = int(ExitCode.INTERRUPTED)
             self._failure = Failure(what="the bench was interrupted", why="Ctrl-C", exit_code=interrupted)
         said = self._notes.values()
+        results = [Result.of(launches) for launches in self._seen.values()]
         return Report(
             request=self.request,
             launches=self.count,
             time=began,
             duration_s=time.monotonic() - started,
             fingerprint=self._fingerprint or Fingerprint(),
-            results=[Result.of(launches) for launches in self._seen.values()],
-            notes=[notes[0] if len(notes) == 1 else f"{notes[0]} ({len(notes)} times)" for notes in said],
+            results=results,
+            notes=[
+                *(notes[0] if len(notes) == 1 else f"{notes[0]} ({len(notes)} times)" for notes in said),
+                *_slow_starts(results),
+            ],
             failure=self._failure,
         )
 
@@ -137,6 +143,15 @@ class Launches:
     def _note(self, text: str) -> None:
         """What is said with other shares alone is told once, and how often it was said."""
         self._notes.setdefault(SHARE.sub("%", text), []).append(text)
+
+
+def _slow_starts(results: list[Result]) -> Iterator[str]:
+    """Results whose first launch was slower than each of the others, by SLOW_START of their median or more."""
+    for result in results:
+        first, *others = [statistics.median(launch) for launch in result.samples_s]
+        if len(others) >= 2 and first > max(others) and first > (1 + SLOW_START) * statistics.median(others):
+            slower = first / statistics.median(others) - 1
+            yield f"{result.title}: the first launch was {slower:.0%} slower than the others"
 
 
 def _lines(stream: IO[bytes]) -> queue.Queue[bytes | None]:

@@ -89,12 +89,13 @@ class Bench:
         return f"{self.suite.name}.{thing}"
 
     def measured(self, thing: str, samples: Samples, **more: Any) -> Measured:
-        """A result of what was timed; its notes are passed on.
+        """A result of what was timed, with the time of its first call; its notes are passed on.
 
         Args:
             more: fields of `Measured`: params, flops, num_bytes, bound_s, figures.
         """
-        found = Measured(name=self.name(thing), samples_s=samples.seconds, **more)
+        figures = {"first_call_s": samples.first_s} | more.pop("figures", {})
+        found = Measured(name=self.name(thing), samples_s=samples.seconds, figures=figures, **more)
         for note in samples.notes:
             self.note(f"{found.title} {note}")
         return found
