@@ -68,7 +68,7 @@ def threshold_of(condition: Mapping[str, Any], scope: Scope | None = None) -> st
     parts = []
     for name, asked in condition.items():
         limit = asked if scope is None else limit_of(asked, scope)
-        text = _asked(asked) if isinstance(limit, (Mapping, Absent, Unknown)) else _plain(limit)
+        text = _asked(asked) if isinstance(limit, (Mapping, Absent, Unknown)) else _plain(limit, name in NUMBERS)
         parts.append(COMPARISONS[name] if name == "not_empty" else f"{COMPARISONS[name]} {text}")
     return " and ".join(parts)
 
@@ -115,9 +115,10 @@ def _asked(asked: Mapping[str, Any]) -> str:
     return f"{times}{asked['signal']}{plus}"
 
 
-def _plain(limit: Any) -> str:
+def _plain(limit: Any, is_amount: bool) -> str:
+    """A code is no amount: its thousands are not set apart."""
     if isinstance(limit, bool):
         return "true" if limit else "false"
-    if is_number(limit):
-        return f"{limit:g}" if isinstance(limit, float) else f"{limit:,}"
-    return ", ".join(map(_plain, limit)) if isinstance(limit, list) else str(limit)
+    if is_number(limit) and is_amount:
+        return f"{limit:,}" if isinstance(limit, int) else f"{limit:,.0f}" if abs(limit) >= 1000 else f"{limit:g}"
+    return ", ".join(_plain(item, is_amount) for item in limit) if isinstance(limit, list) else str(limit)
