@@ -23,11 +23,16 @@ from aifx.health.facts import Absent, Unknown
 CAPTURED = "aifx-captured"
 READ_LIMIT_S = 2.0
 SECRET_NAME = re.compile(r"token|secret|passw|credential|private|api_?key|access_?key|auth", re.IGNORECASE)
+_NAMES = r"(?:token|secret|passw(?:or)?d|credential|api[_-]?key|access[_-]?key)"
 SECRET_VALUE = re.compile(
-    r"(?P<keep>\b[\w-]*(?:token|secret|passw(?:or)?d|credential|api[_-]?key|access[_-]?key)[\w-]*\s*[=:]\s*|://[^/\s:@]*:|\bBearer\s+)"
-    r"[^\s,;\"'@]+",
+    rf"(?P<keep>\b[\w-]*{_NAMES}[\w-]*\s*[=:]\s*|--[\w-]*{_NAMES}[\w-]*\s+|://[^/\s:@]*:|\bBearer\s+)[^\s,;\"'@]+",
     re.IGNORECASE,
 )
+SECRET_SHAPE = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:gh[opsru]_|github_pat_|glpat-|hf_|sk-|xox[abprs]-)[\w-]{16,}|A[KS]IA[A-Z0-9]{16}|eyJ[\w-]{10,}\.[\w.-]{10,})"
+)
+"""Tokens that are known by their look: GitHub's, GitLab's, Hugging Face's, OpenAI's, Slack's, Amazon's; a JWT."""
+
 
 T = TypeVar("T")
 
@@ -174,8 +179,8 @@ def within(limit_s: float, function: Callable[[], T], what: str) -> T:
 
 
 def without_secrets(text: str) -> str:
-    """Text in which what follows a name like `token=` is gone."""
-    return SECRET_VALUE.sub(lambda match: f"{match['keep']}[removed]", text)
+    """Text in which what follows a name like `token=`, and what looks like a token, is gone."""
+    return SECRET_SHAPE.sub("[removed]", SECRET_VALUE.sub(lambda match: f"{match['keep']}[removed]", text))
 
 
 def _said(command: list[str], limit_s: float, environ: Mapping[str, str], module: str = "") -> str | Unknown:

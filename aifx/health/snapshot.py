@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any
 
 import aifx
 from aifx.errors import DataError
-from aifx.health.facts import Facts, Scope, Unknown, from_document, to_document
-from aifx.health.host import Host, within
+from aifx.health.facts import Absent, Facts, Scope, Unknown, from_document, to_document
+from aifx.health.host import Host, within, without_secrets
 from aifx.health.probes import Probe
 
 SCHEMA_VERSION = 1
@@ -72,7 +72,21 @@ def take(host: Host, probes: Iterable[Probe]) -> Snapshot:
     boot = host.read("/proc/sys/kernel/random/boot_id")
     name = host.read("/proc/sys/kernel/hostname")
     facts["boot_id"] = boot
+    facts = _clean(facts)
     return Snapshot(name if isinstance(name, str) else platform.node(), time.time(), facts)
+
+
+def _clean(value: Any) -> Any:
+    """Without secrets, wherever they came from: a probe may tell what it did not read through the host."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, Absent):
+        return Absent(without_secrets(value.why))
+    if isinstance(value, Unknown):
+        return Unknown(without_secrets(value.why), value.mend)
+    if isinstance(value, Mapping):
+        return {key: _clean(item) for key, item in value.items()}
+    return [_clean(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _collect(host: Host, probe: Probe) -> Facts:

@@ -36,6 +36,8 @@ SECRETS = {
     "HF_TOKEN": "hf_Kq3planted",
     "AWS_SECRET_ACCESS_KEY": "planted/Zx81",
     "DB_URL": "postgres://u:planted77@db/x",
+    "XLA_FLAGS": "--xla_gpu_x=hf_planted0123456789abcdef --xla_dump_to=s3://u:planted@h/x --api-token planted8",
+    "NCCL_DEBUG_FILE": "/x?access_key=planted9",
 }
 CANNOT_BE = {"limits.handles.exhausted", "limits.tasks.exhausted", "disk.read_only.remounted"}
 """Else these tests could not run; of anything else the machine may really be ill."""
