@@ -101,7 +101,7 @@ class _Timed:
         self.first_s = self.time()
         if not make:
             self.calls = max(1, round(SHORTEST_S / max(self.time(), 1e-9)))
-        self.warm_up, self.is_steady = _warm_up(self.time, WARM_UP_SHARE * effort.slice_s)
+        self.warm_up, self.is_steady = until_steady(self.time, WARM_UP_SHARE * effort.slice_s)
         self.samples: list[float] = []
 
     def time(self) -> float:
@@ -134,12 +134,12 @@ def _in_turn(timed: Sequence[_Timed], effort: Effort) -> list[Samples]:
         if all(one.is_enough(effort) for one in timed):
             break
     return [
-        Samples(one.samples, one.calls, one.first_s, one.warm_up * one.calls, _notes(one.samples, one.is_steady))
+        Samples(one.samples, one.calls, one.first_s, one.warm_up * one.calls, remarks(one.samples, one.is_steady))
         for one in timed
     ]
 
 
-def _warm_up(timed: Callable[[], float], limit_s: float) -> tuple[int, bool]:
+def until_steady(timed: Callable[[], float], limit_s: float) -> tuple[int, bool]:
     """Calls until the last three take what the three before took, within STEADY; whether they did within the limit."""
     seen: list[float] = []
     until = time.perf_counter() + limit_s
@@ -162,7 +162,7 @@ def _half_width(samples: list[float]) -> float:
     return float((high - low) / 2 / np.median(ordered))
 
 
-def _notes(samples: list[float], is_steady: bool) -> list[str]:
+def remarks(samples: list[float], is_steady: bool) -> list[str]:
     notes = [] if is_steady else ["was not steady when its samples began"]
     half = len(samples) // 2
     early, late = np.quantile(samples[:half], QUARTILES), np.quantile(samples[-half:], QUARTILES)

@@ -1,0 +1,168 @@
+"""Joules of the devices that compute, by the counters that they keep: NVML's of a GPU, RAPL's of a CPU.
+
+RAPL is read from the kernel's powercap tree (Documentation/power/powercap/powercap.rst of Linux): the zones `package-N`
+and, where there are, `dram` below them, which no package holds. `core` and `uncore` are parts of a package, `psys` and
+`intel-rapl-mmio` count the same again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+POWERCAP = Path("/sys/class/powercap")
+
+SHORTEST_S = 0.5
+"""GPUs renew their counter every 20 to 100 ms (PETSc's manual, PetscLogGpuEnergyMeter): less would say little."""
+
+
+class Unreadable(Exception):
+    """Why energy cannot be told, in a line."""
+
+
+@dataclass(frozen=True)
+class Counter:
+    """What a device has used.
+
+    Attributes:
+        read: joules since some moment. Raises Unreadable.
+        range_j: beyond which it begins at 0 again; None where it does not in a machine's life.
+    """
+
+    name: str
+    read: Callable[[], float]
+    range_j: float | None = None
+
+    def since(self, before_j: float) -> float:
+        """Joules since it stood at `before_j`, less than one range ago."""
+        used = self.read() - before_j
+        return used + self.range_j if used < 0 and self.range_j is not None else used
+
+
+class Energy:
+    """Joules and seconds of some spans of time, added up.
+
+    Attributes:
+        failed: why the counters told no more; `joules` is then None.
+    """
+
+    def __init__(self, counters: Sequence[Counter]) -> None:
+        self.seconds = 0.0
+        self.failed: str | None = None
+        self._counters = counters
+        self._joules = 0.0
+
+    @contextmanager
+    def span(self) -> Iterator[None]:
+        """What is done inside is counted."""
+        before = self._told(lambda: [counter.read() for counter in self._counters])
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+        if before is not None:
+            pairs = zip(self._counters, before, strict=True)
+            self._joules += sum(self._told(lambda: [counter.since(stood) for counter, stood in pairs]) or [])
+
+    @property
+    def joules(self) -> float | None:
+        """None where the counters failed, or the spans were too short for them."""
+        return self._joules if self.failed is None and self.seconds >= SHORTEST_S and self._joules > 0 else None
+
+    def _told(self, ask: Callable[[], list[float]]) -> list[float] | None:
+        try:
+            return ask() if self.failed is None else None
+        except Unreadable as error:
+            self.failed = str(error)
+            return None
+
+
+def open_energy(devices: Sequence[Any], powercap: Path = POWERCAP) -> Energy:
+    """The energy of JAX's `devices`: of GPUs their boards', of a CPU its packages' and memory's, whoever uses them.
+
+    Raises Unreadable.
+    """
+    platform = devices[0].platform
+    if platform in ("gpu", "cuda"):
+        return Energy(gpu_counters([int(device.local_hardware_id or 0) for device in devices]))
+    if platform == "cpu":
+        return Energy(cpu_counters(powercap))
+    raise Unreadable(f"no counter of energy is known for {devices[0].device_kind}")
+
+
+def cpu_counters(powercap: Path = POWERCAP) -> list[Counter]:
+    """Of all packages. Raises Unreadable."""
+    zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _is_counted(_text(zone / "name"))]
+    if not zones:
+        raise Unreadable(f"this machine tells no energy: no RAPL zone in {powercap}, as on most virtual machines")
+    counters = []
+    for zone in zones:
+        counter = Counter(_text(zone / "name"), partial(_joules, zone / "energy_uj"), _range_j(zone))
+        counter.read()
+        counters.append(counter)
+    return counters
+
+
+def gpu_counters(ordinals: Sequence[int]) -> list[Counter]:
+    """Of GPUs by their number among those that CUDA shows this process. Raises Unreadable."""
+    try:
+        import pynvml as nvml
+    except ImportError:
+        raise Unreadable("no energy is told without nvidia-ml-py: pip install nvidia-ml-py") from None
+    try:
+        nvml.nvmlInit()
+        counters = [Counter(f"GPU {ordinal}", _reader(nvml, ordinal)) for ordinal in ordinals]
+        for counter in counters:
+            counter.read()
+    except nvml.NVMLError as error:
+        raise Unreadable(f"NVML tells no energy: {error}") from None
+    return counters
+
+
+def _reader(nvml: Any, ordinal: int) -> Callable[[], float]:
+    shown = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
+    chosen = shown[ordinal] if ordinal < len(shown) else str(ordinal)
+    if chosen.isdigit():
+        handle = nvml.nvmlDeviceGetHandleByIndex(int(chosen))
+    else:
+        handle = nvml.nvmlDeviceGetHandleByUUID(chosen)
+
+    def read() -> float:
+        try:  # in mJ since the driver was loaded (nvml.h)
+            return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+        except nvml.NVMLError as error:
+            raise Unreadable(f"NVML tells no energy of GPU {ordinal}: {error}") from None
+
+    return read
+
+
+def _is_counted(name: str) -> bool:
+    return name.startswith("package-") or name == "dram"
+
+
+def _range_j(zone: Path) -> float | None:
+    try:
+        return _joules(zone / "max_energy_range_uj")
+    except Unreadable:
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _joules(path: Path) -> float:
+    try:
+        return float(path.read_text()) / 1e6
+    except PermissionError:  # of root alone since CVE-2020-8694
+        raise Unreadable(f"energy is not for this user to read: sudo chmod a+r {path}") from None
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{path} cannot be read: {error}") from None

@@ -1,0 +1,125 @@
+"""The training's loop over the step: what it adds to it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from aifx.bench.train.subject import Subject
+from aifx.data.base import Batch
+from aifx.data.order import prefetch
+from aifx.train.loop import Loop
+from aifx.train.meter import Meter
+from aifx.train.observers import LogFile, MetricsFile
+from aifx.train.records import Observer, Record, RunInfo, TrainResult
+from aifx.train.run import run_info
+from aifx.train.signals import StopSignals
+from aifx.train.state import TrainState
+from aifx.train.step import NUMBERS, StepFn
+from aifx.train.story import Story
+from aifx.train.validation import Progress, Validator
+
+EDGE = 3
+"""Steps at either end of a loop that are no samples: the first fill what runs ahead, the last is waited for."""
+
+
+class Looping:
+    """The loop as `aifx train` runs it, its files in a run's folder, without validation and checkpoints."""
+
+    def __init__(self, subject: Subject, observers: Sequence[Observer] = ()) -> None:
+        """Args:
+        observers: told besides metrics.jsonl and train.log.
+        """
+        self._subject, self._observers = subject, observers
+
+    def block(self, steps: int) -> list[Record]:
+        """The records of so many steps on new batches, those at the edges left out. Raises NotFinite."""
+        subject = self._subject
+        records = Records()
+        batches = prefetch(subject.source, range(steps + 2 * EDGE), subject.rows)
+        subject.state, _ = self._run(subject.step_fn, subject.state, batches, steps + 2 * EDGE, records)
+        return records.seen[EDGE:-EDGE]
+
+    def alone_s(self, steps: int) -> tuple[float, float]:
+        """Seconds a step where the device takes no time and batches are there, the host's own work; and of those, what
+        the loop's thread computed for."""
+        subject = self._subject
+        ready = jax.block_until_ready(jax.numpy.ones(len(NUMBERS)))
+
+        def nothing(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
+            return state, ready
+
+        def batches() -> Generator[Batch, None, None]:
+            yield from itertools.cycle(subject.batches)
+
+        before_s = time.thread_time()
+        _, took_s = self._run(nothing, subject.state, batches(), steps, Records())
+        return took_s / steps, (time.thread_time() - before_s) / steps
+
+    def _run(
+        self, step_fn: StepFn, state: TrainState, batches: Generator[Batch, None, None], steps: int, records: Records
+    ) -> tuple[TrainState, float]:
+        """The state after it, and the seconds that it took."""
+        subject = self._subject
+        config = replace(
+            subject.config,
+            train=subject.config.train.model_copy(update={"num_steps": steps, "validate_every": 0}),
+            checkpoint=subject.config.checkpoint.model_copy(update={"every": 0}),
+        )
+        run = subject.run
+        for path in (run.metrics, run.events):
+            path.unlink(missing_ok=True)
+        info = run_info(run, config, subject.recipe)
+        story = Story(run, [MetricsFile(run), LogFile(run), *self._observers, records])
+        unsaved: Any = Unsaved()
+        loop = Loop(
+            config=config,
+            recipe=subject.recipe,
+            step_fn=step_fn,
+            meter=Meter(info, 0, None),
+            checkpoints=unsaved,
+            validator=Validator(subject.recipe, 0, lambda: False),
+            story=story,
+            stop=StopSignals(),
+            progress=Progress(),
+        )
+        story.event("start", step=0)
+        story.start(info)
+        loop.meter.resume_clock()
+        started = time.perf_counter()
+        try:
+            state = loop.run(state, batches, 0).state
+            return state, time.perf_counter() - started
+        finally:
+            story.end(None)
+
+
+class Records:
+    """Keeps what a run tells of its steps."""
+
+    def __init__(self) -> None:
+        self.seen: list[Record] = []
+
+    def start(self, info: RunInfo) -> None:
+        pass
+
+    def record(self, record: Record) -> None:
+        self.seen.append(record)
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        pass
+
+    def stop(self, result: TrainResult | None) -> None:
+        pass
+
+
+class Unsaved:
+    """In place of checkpoints, which have a suite of their own."""
+
+    def save(self, step: int, state: Any, **_: Any) -> None:
+        pass
