@@ -142,7 +142,7 @@ def _finding(rule: Rule, scope: Scope, value: Any) -> Finding:
         ", ".join(f"{_plain_name(name)} = {_shown(name, scope.look_up(name))}" for name in seen),
         threshold_of(rule.fails_if, scope),
         rule.source,
-        filled(rule.action, scope),
+        filled(rule.action, scope, to_type=True),
     )
 
 
@@ -159,11 +159,14 @@ def _unknown(rule: Rule, device: str, unknown: Unknown, signal: str = "") -> Fin
     )
 
 
-def filled(text: str, scope: Scope) -> str:
-    """`{signal}` replaced by its value."""
+def filled(text: str, scope: Scope, to_type: bool = False) -> str:
+    """`{signal}` replaced by its value; in what is to be typed a number is that and no more."""
 
     def value(match: re.Match[str]) -> str:
-        return scope.device if match[1] == "device" else _shown(match[1], scope.look_up(match[1]))
+        if match[1] == "device":
+            return scope.device
+        found = scope.look_up(match[1])
+        return f"{found:.12g}" if to_type and is_number(found) else _shown(match[1], found)
 
     return NAME.sub(value, text)
 

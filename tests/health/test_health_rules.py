@@ -1,5 +1,6 @@
 """Each rule fires where it should, and is then the finding that a person wants first; a healthy machine has none."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ def test_a_rule_fires_and_comes_first(case: Case, tmp_path):
     for text in (first.summary, first.evidence, first.threshold, first.source, first.action):
         assert text
         assert "?" not in text
+    for command in re.findall("`[^`]*`", first.action):
+        assert not re.search(r"\d,\d{3}\b", command), "what is to be typed has no thousands set apart"
 
 
 def test_each_rule_has_a_case():
