@@ -67,7 +67,7 @@ def history_page(name: str, reports: Sequence[Report]) -> str:
         title=name,
         command=f"aifx bench history {name}",
         subtitle=[f"{len(reports)} reports, {date(reports[0].time)} to {date(last.time)}", *_machine(last)],
-        obstacles=[] if len(like) == len(reports) else [f"{len(reports) - len(like)} of them are of another machine"],
+        num_others=len(reports) - len(like),
         pictures=[picture for picture in drawn if picture],
         num_hidden=max(len(compared) - MOST_TRENDS, 0),
         since=f"{like[0].fingerprint.commit or 'the first'}, {date(like[0].time)}",

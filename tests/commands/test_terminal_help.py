@@ -53,10 +53,13 @@ def test_help_of_each_command_begins_with_examples(tmp_path: Path, command: str)
     assert run(tmp_path, *command.split(), "-h").stdout == done.stdout
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["trian"], ["train", "--help"], ["config", "show"]])
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["--version"], ["trian"], ["train", "--help"], ["bench", "train", "--help"], ["config", "show"]],
+)
 def test_nothing_heavy_is_imported(args: list[str], tmp_path: Path) -> None:
     (tmp_path / "aifx.toml").write_text("")
-    heavy = {"jax", "orbax", "grain", "numpy", "tokenizers", "copier", "httpx", "optax"}
+    heavy = {"jax", "orbax", "grain", "numpy", "scipy", "matplotlib", "tokenizers", "copier", "httpx", "optax"}
     code = (
         "import sys; from aifx.commands.main import run; code = run(sys.argv[1:]); "
         f"print(sorted({heavy} & set(sys.modules)), file=sys.stderr)"

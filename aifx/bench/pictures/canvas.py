@@ -151,6 +151,11 @@ def duration_axis(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: _narrow(units.duration(value)) if value > 0 else "0"))
 
 
+def short(text: str, width: int) -> str:
+    """As a picture has room for it; a tip says the whole."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
 def _narrow(text: str) -> str:
     """With a narrow space before the unit."""
     return text.strip().replace(" ", "\u202f")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from aifx.bench import units
-from aifx.bench.pictures.canvas import FAINT, INK, LINE, SERIES, Key, Picture, canvas
+from aifx.bench.pictures.canvas import FAINT, INK, LINE, SERIES, Key, Picture, canvas, short
 from aifx.bench.results import Report, Result
 
 ROW = 15
 MOST_ROWS = 60
+LABEL = 24
+"""Characters of a row's label: more of them leave too little for the dots."""
 
 
 def forms(report: Report) -> Picture | None:
@@ -46,7 +48,7 @@ def forms(report: Report) -> Picture | None:
                 )
                 on.tip(mark, f"{units.named(result.name[8:], result.params)}: {units.duration(result.median_s)}{times}")
         on.axes.set_xscale("log")
-        on.axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+        on.axes.set_yticks(range(len(rows)), [short(label, LABEL) for label, _ in rows])
         for tick, (_, results) in zip(on.axes.get_yticklabels(), rows, strict=True):
             tick.set_color(FAINT if results else INK)
             tick.set_weight("normal" if results else "bold")

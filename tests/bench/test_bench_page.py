@@ -1,0 +1,246 @@
+"""The page of a bench, as a browser shows it: all of it there, nothing asked of a network, readable wide and narrow."""
+
+import subprocess
+import sys
+from functools import cache
+from itertools import combinations, groupby, pairwise
+from pathlib import Path
+
+import bench_reports as made
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+from matplotlib.image import imread
+
+from aifx.bench.page import MOST_TRENDS, history_page, report_page
+from aifx.bench.pictures import pictures
+from aifx.bench.results import Failure, Report
+
+NASTY = (
+    '</title></svg><script>alert("1")</script><img src="http://evil.example/x.png" onerror=alert(1)>&amp;{{ 7 * 7 }}'
+)
+LEAST_PX = 9.0
+
+# Every text on screen: what it says, its size there and where it is; of those in a picture, also the picture's place.
+TEXTS = """
+(() => {
+  document.querySelectorAll("details").forEach(one => one.open = true);
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (walker.nextNode()) {
+    const text = walker.currentNode, parent = text.parentElement, svg = parent.closest("svg");
+    const range = document.createRange();
+    range.selectNodeContents(text);
+    const box = range.getBoundingClientRect();
+    if (!text.data.trim() || parent.tagName === "title" || !box.width) continue;
+    const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
+    const around = svg ? svg.getBoundingClientRect() : null;
+    found.push({
+      text: text.data.trim(),
+      px: parseFloat(getComputedStyle(parent).fontSize) * scale,
+      box: [box.left, box.top, box.right, box.bottom],
+      picture: svg ? [...document.querySelectorAll("svg")].indexOf(svg) : -1,
+      around: around ? [around.left, around.top, around.right, around.bottom] : null,
+      turned: /rotate\\(-?(?!0[ )])\\d/.test(parent.getAttribute("transform") || ""),
+    });
+  }
+  return found;
+})()
+"""
+
+
+@cache
+def full_report() -> Report:
+    return made.report(*made.hardware(), *made.kernels(), *made.train())
+
+
+@cache
+def gpu_report() -> Report:
+    rates = {"peak": 7e14, "memory": 2.9e12}
+    results = [*made.hardware(**rates, cache=9e12), *made.kernels(**rates), *made.train()]
+    return made.report(*results, machine=made.H100)
+
+
+def history() -> list[Report]:
+    """Of a week; on the fifth day the step is 12 % slower, on the second another machine measured."""
+    days = []
+    for day in range(7):
+        results = [*made.train(0.134 if day >= 4 else 0.12), *made.hardware()[:4]]
+        machine = made.CPU | {"cores": 64} if day == 1 else made.CPU
+        commit = f"{day}{day}aa{day}{day}bb00"
+        days.append(made.report(*results, machine=machine, commit=commit, time=1.79e9 + 86_400 * day))
+    return days
+
+
+PAGES = {
+    "full": lambda: report_page(full_report()),
+    "gpu": lambda: report_page(gpu_report()),
+    "kernels": lambda: report_page(made.report(*made.kernels())),
+    "failed": lambda: report_page(
+        made.report(
+            *made.hardware()[:2],
+            machine=made.CPU | {"host": NASTY, "cpu": NASTY},
+            notes=[NASTY],
+            failure=Failure(what=NASTY, why=NASTY, hint="aifx bench hardware"),
+        )
+    ),
+    "nasty": lambda: report_page(
+        made.report(*(r.model_copy(update={"params": {"form": NASTY, "case": NASTY}}) for r in made.kernels()[:4]))
+    ),
+    "empty": lambda: report_page(made.report()),
+    "history": lambda: history_page("main", history()),
+}
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    for name, make in PAGES.items():
+        (folder / f"{name}.html").write_text(make(), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no chromium here: pages are not looked at")
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_readable_and_asks_for_nothing(name, width, pages, browser, tmp_path):
+    browser.open(pages / f"{name}.html", width)
+    shot = imread(browser.screenshot(tmp_path / "shot.png"))
+    assert shot.shape[1] == width
+    for left, top, right, bottom in browser.ask(
+        """[...document.querySelectorAll("svg.picture")].map(svg => {
+            const box = svg.getBoundingClientRect();
+            return [box.left, box.top + scrollY, box.right, box.bottom + scrollY].map(Math.round);
+        })"""
+    ):
+        seen = shot[top:bottom, left:right, :3].reshape(-1, 3)
+        assert len(np.unique((seen * 8).astype(int), axis=0)) > 3, f"nothing is drawn at {left}, {top}"
+    texts = browser.ask(TEXTS)
+    assert browser.requests == [(pages / f"{name}.html").as_uri()]
+    assert browser.errors == []
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    assert [text for text in texts if text["box"][0] < 0 or text["box"][2] > width] == []
+    assert [text for text in texts if text["px"] < LEAST_PX] == []
+    for _, alike in groupby((text for text in texts if text["around"]), key=lambda text: text["picture"]):
+        assert [(a["text"], b["text"]) for a, b in combinations(alike, 2) if covers(a, b)] == []
+    cut = [text for text in texts if text["around"] and not is_within(text["box"], text["around"])]
+    assert cut == []
+
+
+def covers(one, other) -> bool:
+    """Whether two texts of a picture stand in each other; what is turned has a box that is larger than itself."""
+    if one["turned"] or other["turned"]:
+        return False
+    left, top, right, bottom = one["box"]
+    least = 2.0  # a line's box is a little higher than its letters
+    return (
+        min(right, other["box"][2]) - max(left, other["box"][0]) > least
+        and min(bottom, other["box"][3]) - max(top, other["box"][1]) > least
+    )
+
+
+def is_within(box, around) -> bool:
+    return box[0] >= around[0] - 1 and box[1] >= around[1] - 1 and box[2] <= around[2] + 1 and box[3] <= around[3] + 1
+
+
+def test_a_page_is_dark_where_the_reader_is(pages, browser, tmp_path):
+    brightness = []
+    for scheme in ("light", "dark"):
+        browser.open(pages / "full.html", 1280, scheme=scheme)
+        color = browser.ask("""getComputedStyle(document.querySelector("svg.picture text")).fill""")
+        shot = imread(browser.screenshot(tmp_path / f"{scheme}.png"))[:, :, :3]
+        brightness.append((shot.mean(), np.mean([int(part) for part in color[4:-1].split(",")])))
+    (light, light_text), (dark, dark_text) = brightness
+    assert light > 0.8
+    assert dark < 0.25
+    assert light_text < 128 < dark_text
+
+
+def test_what_was_measured_is_all_there(pages, browser):
+    report = full_report()
+    browser.open(pages / "full.html", 1280)
+    rows = browser.ask("""[...document.querySelectorAll("table.results tbody tr")].map(row => row.textContent)""")
+    assert len(rows) == len(report.results)
+    drawn = browser.ask("""[...document.querySelectorAll("figcaption b")].map(title => title.textContent)""")
+    assert drawn == [picture.title for picture in pictures(report)]
+    assert len(drawn) == 7
+    tips = browser.ask("""[...document.querySelectorAll("svg.picture title")].map(title => title.textContent)""")
+    kernels = [result for result in report.results if result.name.startswith("kernels.")]
+    assert sum("of its bound" in tip for tip in tips) == len(kernels)
+    ticks = browser.ask("""[...document.querySelectorAll("svg.strip path:not(.median)")].length""")
+    assert ticks == sum(len(result.samples_s) for result in report.results)
+
+
+def test_what_ended_it_is_told_and_is_text(pages, browser):
+    browser.open(pages / "failed.html", 1280)
+    assert browser.ask("""document.querySelector(".failure").textContent""").count(NASTY) == 2
+    assert browser.ask("""document.querySelector("h1").textContent""") == NASTY
+    browser.open(pages / "nasty.html", 1280)
+    titles = browser.ask("""[...document.querySelectorAll("svg.picture title")].map(title => title.textContent)""")
+    assert any(NASTY in title for title in titles)
+    assert browser.ask("document.scripts.length + document.images.length") == 0
+
+
+def test_a_history_tells_what_got_slower_first(pages, browser):
+    browser.open(pages / "history.html", 1280)
+    verdicts = browser.ask("""[...document.querySelectorAll("td .word")].map(word => word.textContent)""")
+    assert browser.ask("document.querySelectorAll('figure').length") == min(MOST_TRENDS, len(verdicts))
+    order = ["slower", "faster", "unsure", "same"]
+    assert [min(order.index(verdict), 2) for verdict in verdicts] == sorted(
+        min(order.index(verdict), 2) for verdict in verdicts
+    )
+    whole = browser.ask("document.body.textContent")
+    assert "1 of them is of another machine" in whole
+    assert "another machine: cores: 64 and 2" in whole
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_ids_are_one_page_s_own(name, pages, browser):
+    browser.open(pages / f"{name}.html", 1280)
+    ids = browser.ask("""[...document.querySelectorAll("[id]")].map(one => one.id)""")
+    assert len(ids) == len(set(ids))
+    asked = browser.ask("""[...document.querySelectorAll("use")].map(one => one.getAttribute("xlink:href").slice(1))""")
+    assert set(asked) <= set(ids)
+
+
+def test_the_same_report_makes_the_same_page():
+    report = made.report(*made.kernels()[:8], *made.train())
+    assert report_page(report) == report_page(report)
+
+
+def test_a_picture_is_drawn_only_of_what_there_is():
+    assert pictures(made.report()) == []
+    parts = made.report(*made.train()[:4])
+    assert [p.title for p in pictures(parts)] == ["A training step"]
+    one_size = [result for result in made.hardware() if result.params.get("size") == 256]
+    assert pictures(made.report(*one_size)) == []
+    assert "data sheet" in [key.label for key in pictures(gpu_report())[0].keys]
+    assert "data sheet" not in [key.label for key in pictures(full_report())[0].keys]
+
+
+def test_nobody_s_settings_and_no_pyplot_are_in_it(tmp_path):
+    """A matplotlibrc changes nothing, and what is drawn leaves nothing behind for who draws next in this process."""
+    code = (
+        "import sys; from matplotlib import rcParams; names = 'font.size', 'axes.facecolor', 'svg.hashsalt'; "
+        "before = [rcParams[name] for name in names]; import bench_reports as made; "
+        "from aifx.bench.pictures import pictures; print(pictures(made.report(*made.train()))[0].svg); "
+        "assert before == [rcParams[name] for name in names]; assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    seen = []
+    for setting in ("", "font.size: 30\naxes.facecolor: red\nsvg.fonttype: path\n"):
+        (tmp_path / "matplotlibrc").write_text(setting)
+        environ = {"PYTHONPATH": str(Path(__file__).parent), "MPLCONFIGDIR": str(tmp_path), "HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=environ
+        )
+        seen.append(done.stdout)
+    assert all(one == other for one, other in pairwise(seen))
+    assert "<text" in seen[0]
