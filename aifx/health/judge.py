@@ -180,6 +180,8 @@ def _shown(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if unit and unit[1] == "s" and is_number(value) and value >= 600:
         return f"{value / 3600:.1f} h" if value < 172_800 else f"{value / 86_400:.1f} days"
+    if unit and unit[1] == "bytes" and is_number(value) and value >= 1 << 30:
+        return f"{value / (1 << 30):,.4g} GiB"
     if isinstance(value, float):
         return f"{value:,.0f}{end}" if abs(value) >= 1000 else f"{value:.4g}{end}"
     if isinstance(value, int):
