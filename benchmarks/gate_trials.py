@@ -1,7 +1,7 @@
 """How often a gate cries wolf and how often it sees one, on launches of a real training step.
 
     python benchmarks/gate_trials.py record FILE [--launches 60] [--about "an idle machine"]
-    python benchmarks/gate_trials.py trials FILE ... [--trials 200] [--bound 5%] [--slower 10%]
+    python benchmarks/gate_trials.py trials FILE ... [--trials 200] [--bound 0.05] [--slower 0.10]
 
 `record` times the step of a small language model in many short processes, one after the other. `trials` draws ten of
 them that followed each other, gives each pair's one to the one side and the other to the other side at random, and asks
@@ -19,12 +19,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aifx.bench.estimate import LEAST_LAUNCHES, Launches
+from aifx.bench.compare import exceeds
+from aifx.bench.estimate import LEAST_LAUNCHES, Launches, change, estimate
+from aifx.bench.store import MAX_NOISE
 
 SETTINGS = (
     "data.vocab_size=512",
@@ -36,7 +39,24 @@ SETTINGS = (
 )
 DIGITS = 6
 
-Draw = Callable[[list[list[float]], int, np.random.Generator], tuple[Launches, Launches]]
+Draw = Callable[[Launches, int, np.random.Generator], tuple[Launches, Launches]]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of the trials.
+
+    Attributes:
+        refused: the first side is too noisy to be a baseline.
+        alarms: the gate called a regression where there is none, refused or not.
+        found: it saw the slowdown, of those that were not refused; None where all were.
+        found_of_all: of all.
+    """
+
+    refused: float
+    alarms: float
+    found: float | None
+    found_of_all: float
 
 
 def main() -> None:
@@ -52,10 +72,10 @@ def main() -> None:
     trying = commands.add_parser("trials")
     trying.add_argument("files", type=Path, nargs="+")
     trying.add_argument("--trials", type=int, default=200)
-    trying.add_argument("--bound", type=float, default=0.05)
-    trying.add_argument("--slower", type=float, default=0.10)
+    trying.add_argument("--bound", type=float, default=0.05, metavar="SHARE")
+    trying.add_argument("--slower", type=float, default=0.10, metavar="SHARE")
     trying.add_argument("--launches", type=int, default=LEAST_LAUNCHES, help="of each side")
-    trying.set_defaults(run=print)
+    trying.set_defaults(run=show)
     launching = commands.add_parser("launch")
     launching.add_argument("project", type=Path)
     launching.add_argument("slice", type=float)
@@ -130,6 +150,63 @@ def launch(given: argparse.Namespace) -> None:
     found = sample(step, Effort(given.slice))
     document = {"samples_s": [float(f"{seconds:.{DIGITS}g}") for seconds in found.seconds], "notes": found.notes}
     sys.stdout.write(json.dumps(document))
+
+
+def interleaved(launches: Launches, count: int, random: np.random.Generator) -> tuple[Launches, Launches]:
+    """`count` for each side out of as many pairs that followed each other, at random which of a pair goes where."""
+    start = int(random.integers(len(launches) - 2 * count + 1))
+    sides: tuple[list[Any], list[Any]] = ([], [])
+    for pair in range(start, start + 2 * count, 2):
+        swap = int(random.integers(2))
+        sides[swap].append(launches[pair])
+        sides[1 - swap].append(launches[pair + 1])
+    return sides
+
+
+def apart(launches: Launches, count: int, random: np.random.Generator) -> tuple[Launches, Launches]:
+    """`count` in a row for each side, at random which of the two came first and how long ago."""
+    first = int(random.integers(len(launches) - 2 * count + 1))
+    second = int(random.integers(first + count, len(launches) - count + 1))
+    sides = launches[first : first + count], launches[second : second + count]
+    return sides if random.integers(2) else sides[::-1]
+
+
+def trials(
+    launches: Launches, draw: Draw, *, bound: float, slower: float, count: int, trials: int, seed: int = 0
+) -> Rates:
+    """Ask the gate `trials` times about launches of one thing, and again with the second side `slower`."""
+    random = np.random.default_rng(seed)
+    refused, alarms, found = (np.zeros(trials, bool) for _ in range(3))
+    for trial in range(trials):
+        before, after = draw(launches, count, random)
+        middle = estimate(before)
+        refused[trial] = (middle.high - middle.low) / 2 / middle.median > MAX_NOISE
+        alarms[trial] = exceeds(change(before, after), bound)
+        later = [[(1 + slower) * seconds for seconds in launch] for launch in after]
+        found[trial] = exceeds(change(before, later), bound)
+    accepted = None if refused.all() else float(found[~refused].mean())
+    return Rates(float(refused.mean()), float(alarms.mean()), accepted, float(found.mean()))
+
+
+def show(given: argparse.Namespace) -> None:
+    for file in given.files:
+        document = json.loads(file.read_text())
+        sys.stdout.write(f"{file.name}: {document['date']}, {document['cpu']}; {document['about']}\n")
+        launches = read(file)
+        middles = [float(np.median(launch)) for launch in launches]
+        spread = np.std(middles) / np.mean(middles)
+        sys.stdout.write(
+            f"  {len(launches)} launches of {np.median(middles) * 1e3:.2f} ms, scattered by {spread:.1%}\n"
+        )
+        for draw in (interleaved, apart):
+            rates = trials(
+                launches, draw, bound=given.bound, slower=given.slower, count=given.launches, trials=given.trials
+            )
+            found = "-" if rates.found is None else f"{rates.found:.1%}"
+            sys.stdout.write(
+                f"  {draw.__name__:12} false alarms {rates.alarms:.1%}; {given.slower:.0%} slower found {found} "
+                f"(with noisy baselines {rates.found_of_all:.1%}); baselines refused {rates.refused:.1%}\n"
+            )
 
 
 def _lines(document: dict[str, Any]) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from aifx.errors import AifxError
 
 
 def main() -> None:
+    threading.Thread(target=_follow, daemon=True, name="follow").start()
     request, channel = json.loads(sys.argv[1]), os.fdopen(int(sys.argv[2]), "w", encoding="utf-8", buffering=1)
 
     def tell(**event: Any) -> None:
@@ -51,6 +54,12 @@ def run(request: dict[str, Any], tell: Any) -> None:
     with Watch(note):
         for found in measure(bench):
             tell(result=found.model_dump(mode="json"))
+
+
+def _follow() -> None:
+    """End with the bench that holds the other end of stdin, however that ended, and what was started here too."""
+    os.read(0, 1)  # not through sys.stdin, whose lock a thread must not hold when Python ends
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class Launches:
             # In a session of its own, so that Ctrl-C reaches us alone and what is known can be told.
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "aifx.bench.launch", request, str(writer)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # never written to: its end tells the launch that we are gone
                 stdout=said,
                 stderr=said,
                 pass_fds=[writer],
@@ -173,6 +173,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+    if child.stdin:
+        child.stdin.close()
 
 
 def _last_words(code: int, said: IO[bytes]) -> str:
