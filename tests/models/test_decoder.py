@@ -1,6 +1,6 @@
 """The decoder: its logits against NumPy, its gradients against finite differences, its properties."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +45,23 @@ def tokens(seed=0, batch=2, seq=SEQ):
     return jnp.asarray(np.random.default_rng(seed).integers(0, VOCAB, (batch, seq)), jnp.int32)
 
 
-def empty_cache(model):
-    return init_params(model.cache_specs(2, SEQ), jax.random.key(0))
+@cache
+def paged(family, scan):
+    """A model over pages that are shorter than its rows, and its programs: they serve prompts of any length."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paged_cache, "PAGE_SIZE", 8)
+        model = decoder(**FAMILIES[family], scan_layers=scan)
+        params, rows = params_of(model), jnp.zeros(2, jnp.int32)
+        empty = jit(lambda: init_params(model.cache_specs(2, SEQ), jax.random.key(0)))()
+        whole, prefill, decode = (
+            jit(f).lower(*a).compile()
+            for f, a in (
+                (model, (params, tokens())),
+                (model.prefill, (params, tokens(), rows, empty)),
+                (model.decode, (params, rows, empty)),
+            )
+        )
+    return model, params, empty, whole, prefill, decode
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -105,17 +120,15 @@ def test_a_token_changes_nothing_before_itself(family):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("prompts", [(1, 1), (10, 17), (SEQ - 1, 3)], ids=str)
-def test_cached_decoding_is_the_full_forward(family, scan, prompts, monkeypatch):
+def test_cached_decoding_is_the_full_forward(family, scan, prompts):
     """Rows of lengths of their own, over pages that are shorter than they are."""
-    monkeypatch.setattr(paged_cache, "PAGE_SIZE", 8)
-    model = decoder(**FAMILIES[family], scan_layers=scan)
-    params, inputs = params_of(model), tokens()
-    want = jit(model)(params, inputs)
+    model, params, empty, whole, prefill, decode = paged(family, scan)
+    inputs = tokens()
+    want = whole(params, inputs)
     close = partial(np.testing.assert_allclose, atol=2e-5 * np.abs(want).max())
     lengths = jnp.asarray(prompts, jnp.int32)
-    hidden, cache = jit(model.prefill)(params, inputs, lengths, empty_cache(model))
+    hidden, cache = prefill(params, inputs, lengths, empty)
     close(model.logits(params, hidden), want)  # a causal mask: what fills up a row comes after its prompt
-    decode = jit(model.decode)
     for _ in range(SEQ - max(prompts)):
         held = np.asarray(cache["lengths"])
         hidden, cache = decode(params, inputs[np.arange(2), held], cache)

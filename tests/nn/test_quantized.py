@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,17 +15,27 @@ from aifx.models.decoder import Decoder
 from aifx.nn.quantized import QuantizedMatrix, quantize_matrices
 from aifx.nn.specs import init_params, is_spec
 
+INPUTS = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 16)), jnp.int32)
+
+
+@functools.cache
+def decoder(scan: bool) -> tuple[Decoder, Any, np.ndarray]:
+    """A model, its params and the scores of INPUTS."""
+    section = LanguageModelSection(num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=2, scan_layers=scan)
+    model = Decoder(section, vocab_size=50, max_seq_len=16)
+    specs = model.specs()
+    first = jax.jit(lambda: init_params(specs, jax.random.key(0)))()
+    params = jax.tree.map(lambda spec, x: 4 * x if spec.decay else x, specs, first, is_leaf=is_spec)
+    return model, params, np.asarray(jax.jit(model.__call__)(params, INPUTS))
+
 
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 # Rounding a normal number whose block's largest is 3 deviations leaves 0.7 % of it in int8 and 2.5 % in fp8 (3 bits);
 # both operands of 8 products in a row add up to 4 times as much, and half as much again is left for luck.
 @pytest.mark.parametrize(("quantization", "tolerance"), [("int8", 0.04), ("float8_e4m3fn", 0.15)])
 def test_a_quantized_decoder_is_nearly_the_same(scan: bool, quantization: Quantization, tolerance: float) -> None:
-    section = LanguageModelSection(num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=2, scan_layers=scan)
-    model = Decoder(section, vocab_size=50, max_seq_len=16)
+    model, params, want = decoder(scan)
     specs = model.specs()
-    first = init_params(specs, jax.random.key(0))
-    params = jax.tree.map(lambda spec, x: 4 * x if spec.decay else x, specs, first, is_leaf=is_spec)
     quantized = quantize_matrices(params, specs, quantization)
 
     def is_matrix(node: object) -> bool:
@@ -38,8 +51,7 @@ def test_a_quantized_decoder_is_nearly_the_same(scan: bool, quantization: Quanti
             assert after.values.size == before.size
         else:
             np.testing.assert_array_equal(after, before)
-    inputs = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 16)), jnp.int32)
-    want, got = (np.asarray(jax.jit(model.__call__)(p, inputs)) for p in (params, quantized))
+    got = np.asarray(jax.jit(model.__call__)(quantized, INPUTS))
     assert 0 < np.linalg.norm(got - want) < tolerance * np.linalg.norm(want)
 
 

@@ -1,5 +1,7 @@
 """Scanned and unrolled trees are one another's image."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,13 +27,20 @@ SCANNED = {**ENDS, "layers": stack_layer_specs(LAYER, 11)}
 UNROLLED = {**ENDS, "layers": {str(i): LAYER for i in range(11)}}
 
 
+@functools.cache
+def params_of(kind, seed=3):
+    """First values, made as training makes them."""
+    specs = {"scanned": SCANNED, "unrolled": UNROLLED}[kind]
+    return jax.jit(lambda: init_params(specs, jax.random.key(seed)))()
+
+
 def assert_trees_equal(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_the_same_key_gives_the_same_values():
-    scanned, unrolled = (init_params(specs, jax.random.key(3)) for specs in (SCANNED, UNROLLED))
+    scanned, unrolled = (params_of(kind) for kind in ("scanned", "unrolled"))
     assert is_stacked(scanned["layers"])
     assert not is_stacked(unrolled["layers"])
     assert_trees_equal(unstack_layers(scanned), unrolled)
@@ -39,7 +48,7 @@ def test_the_same_key_gives_the_same_values():
 
 
 def test_twice_is_once():
-    scanned, unrolled = (init_params(specs, jax.random.key(3)) for specs in (SCANNED, UNROLLED))
+    scanned, unrolled = (params_of(kind) for kind in ("scanned", "unrolled"))
     assert_trees_equal(unstack_layers(unrolled), unrolled)
     assert_trees_equal(stack_layers(scanned), scanned)
 
@@ -58,11 +67,10 @@ def optimizer(specs):
 def test_optimizer_states_turn_as_the_params_do():
     """NamedTuples, masked nodes and all: after an update both ways hold the same numbers."""
     states = []
-    for specs in (SCANNED, UNROLLED):
-        params = init_params(specs, jax.random.key(0))
-        grads = init_params(specs, jax.random.key(1))
+    for kind, specs in (("scanned", SCANNED), ("unrolled", UNROLLED)):
         update = optimizer(specs)
-        states.append(jax.jit(update.update)(grads, update.init(params), params)[1])
+        step = jax.jit(lambda grads, params, update=update: update.update(grads, update.init(params), params)[1])
+        states.append(step(params_of(kind, 1), params_of(kind)))
     scanned, unrolled = states
     assert jax.tree.structure(unstack_layers(scanned)) == jax.tree.structure(unrolled)
     for a, b in zip(jax.tree.leaves(unstack_layers(scanned)), jax.tree.leaves(unrolled), strict=True):
@@ -71,7 +79,7 @@ def test_optimizer_states_turn_as_the_params_do():
 
 
 def test_inside_jit_and_on_numpy():
-    scanned = init_params(SCANNED, jax.random.key(0))
+    scanned = params_of("scanned")
     assert_trees_equal(jax.jit(lambda tree: stack_layers(unstack_layers(tree)))(scanned), scanned)
     host = jax.tree.map(np.asarray, scanned)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(stack_layers(unstack_layers(host))))
