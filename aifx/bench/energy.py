@@ -71,7 +71,7 @@ class Energy:
 
     @property
     def joules(self) -> float | None:
-        """None where the counters failed, or the spans were too short for them."""
+        """None where the counters failed, or the spans were too short for them to move."""
         return self._joules if self.failed is None and self.seconds >= SHORTEST_S and self._joules > 0 else None
 
     def _told(self, ask: Callable[[], list[float]]) -> list[float] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from aifx.bench.results import Measured
 from aifx.bench.suites import Bench
 from aifx.bench.timing import Effort, sample
-from aifx.bench.train.growth import growth
+from aifx.bench.train.growth import grow
 from aifx.bench.train.rounds import Rounds
 from aifx.bench.train.subject import Subject, uncached
 from aifx.parallel import place_batch
@@ -38,7 +38,7 @@ def measure(bench: Bench) -> Iterator[Measured]:
         step = rounds.step()
         del rounds
         subject.end()
-        yield from growth(bench, step, Path(name))
+        yield from grow(bench, step, Path(name))
 
 
 def _transfer(bench: Bench, subject: Subject) -> Measured:

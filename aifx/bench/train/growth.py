@@ -27,7 +27,7 @@ SHARE = 0.25
 LEAST = 5
 
 
-def growth(bench: Bench, base: Measured, folder: Path) -> Iterator[Measured]:
+def grow(bench: Bench, base: Measured, folder: Path) -> Iterator[Measured]:
     """Each axis at half, same and double of the project's own value, the others as they are.
 
     Args:

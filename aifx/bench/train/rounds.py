@@ -92,13 +92,14 @@ class Rounds:
         subject, unit = self._subject, self._subject.info.unit
         joules = self._energy.joules if self._energy else None
         if self._energy is not None and joules is None:
-            self._bench.note(f"{unit} a joule: {self._energy.failed or 'its counters did not move'}")
+            unmoved = f"its counters did not move in {self._energy.seconds:.1f} s"
+            self._bench.note(f"{unit} a joule: {self._energy.failed or unmoved}")
         more = figures(
             subject,
             self._step.median_s,
             device_memory_bytes=self._device_bytes,
-            step_j=joules / self._steps if joules else None,
-            **{f"{unit}_per_j": subject.units * self._steps / joules if joules else None},
+            step_energy_j=joules / self._steps if joules else None,
+            **{f"{unit}_per_joule": subject.units * self._steps / joules if joules else None},
         )
         return self._bench.measured("step", self._step.samples(), **more)
 
