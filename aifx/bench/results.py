@@ -12,7 +12,8 @@ from aifx.bench.estimate import Estimate, estimate
 from aifx.bench.fingerprint import Fingerprint
 from aifx.bench.units import named
 from aifx.errors import EnvironmentFault, ExitCode, UsageError
-from aifx.runs import write_json
+from aifx.runs import write_text
+from aifx.runs.files import plain
 
 Param = str | int | float | bool
 
@@ -200,12 +201,19 @@ def write_report(report: Report, path: Path) -> None:
     """Whole or not at all. Raises EnvironmentFault where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, report.document())
+        write_text(path, _a_result_a_line(plain(report.document())))
     except OSError as error:
         why = error.strerror or str(error)
         raise EnvironmentFault(
             f"{path} cannot be written", why, "aifx bench ... --output FILE writes it elsewhere"
         ) from None
+
+
+def _a_result_a_line(document: dict[str, Any]) -> str:
+    """JSON whose thousands of samples take no line each."""
+    results = ",\n".join(json.dumps(result, ensure_ascii=False) for result in document["results"])
+    rest = json.dumps({**document, "results": []}, indent=2, ensure_ascii=False)
+    return rest.replace('"results": []', f'"results": [\n{results}\n]', 1) + "\n"
 
 
 def key_of(name: str, params: dict[str, Param]) -> str:
