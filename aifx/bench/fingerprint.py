@@ -50,9 +50,8 @@ class Fingerprint(BaseModel):
                 for name in names
                 if mine.get(name) != others.get(name)
             ]
-        commits = [(print_.git or {}).get("commit") for print_ in (self, other)]
-        if commits[0] != commits[1]:
-            told.append(f"commit: {_short(commits[0])} -> {_short(commits[1])}")
+        if self.commit != other.commit:
+            told.append(f"commit: {self.commit or 'none'} -> {other.commit or 'none'}")
         return told
 
     @property
@@ -105,7 +104,3 @@ def _clocks() -> dict[str, Any]:
             continue
         found[key] = int(text) if text.isdigit() else text
     return found
-
-
-def _short(commit: str | None) -> str:
-    return commit[:8] if commit else "none"
