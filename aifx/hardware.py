@@ -258,6 +258,12 @@ def peak_of(device_kind: str, platform: str, num_devices: int, dtype: str) -> Pe
     return Peak(flops * num_devices, f"{num_devices} x {flops / 1e12:g} TFLOP/s {unit} ({accelerator.source})")
 
 
+def utilization(mfu: float | None, ceiling_fraction: float | None) -> str:
+    """ "MFU 31.0% (52.4%)": of the peak and, in brackets, of the measured ceiling; empty without either."""
+    told = "" if mfu is None else f"MFU {mfu:.1%}"
+    return told + ("" if ceiling_fraction is None else f"{' ' if told else 'MFU '}({ceiling_fraction:.1%})")
+
+
 def cpu_peak() -> Peak:
     """An estimate for float32: usable cores x clock x (2 FMA units x vector lanes x 2 operations).
 

@@ -141,5 +141,16 @@ def cache_path() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aifx"
 
 
+def state_path() -> Path:
+    """The folder of what was learned of this machine and would have to be measured anew: not safe to delete.
+
+    `AIFX_STATE_DIR`, else `aifx` in `XDG_STATE_HOME` (XDG Base Directory Specification 0.8), else
+    `~/.local/state/aifx`.
+    """
+    if own := os.environ.get("AIFX_STATE_DIR"):
+        return Path(own)
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "aifx"
+
+
 def _last_written(run: RunDirectory) -> float:
     return max((p.stat().st_mtime for p in (run.config, run.metrics, run.events) if p.exists()), default=0.0)

@@ -207,12 +207,13 @@ def measure(
     Args:
         accept: as `Launches` takes it.
     """
+    from aifx.bench import ceilings
     from aifx.bench.launches import Launches
     from aifx.bench.store import keep_last
     from aifx.commands.bench_report import line_of
 
     running = Launches(request, launches, out.say, lambda found: out.say(f"  {line_of(found)}"), accept)
-    report = running.run()
+    report = ceilings.keep(running.run())
     return report, keep_last(report) if report.results else ""
 
 

@@ -23,9 +23,9 @@ def _rows(stress: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str | None
     for device in stress["devices"]:
         name = device["device"]
         for one in _list(device["matmul"]):
-            yield name, f"products in {one['dtype']}", _rate(one["tflops"], "TFLOP/s"), _share(one["of_peak"], "peak")
+            yield name, f"products in {one['dtype']}", _rate(one["tflops"], "TFLOP/s"), _of_peak(one)
         for one in _list(device["memory"]):
-            yield name, "memory", _rate(one["gb_s"], "GB/s"), _share(one["of_peak"], "peak")
+            yield name, "memory", _rate(one["gb_s"], "GB/s"), _of_peak(one)
         for one in _list(device["copies"]):
             yield name, f"copies {one['device']}", _rate(one["gb_s"], "GB/s"), _share(one["of_usual"], "what is usual")
         for one in _list(device["sustained"]):
@@ -44,6 +44,12 @@ def _list(value: Any) -> list[Any]:
 
 def _rate(value: Any, unit: str) -> str:
     return f"{value:.3g} {unit}" if is_number(value) else "?"
+
+
+def _of_peak(one: Mapping[str, Any]) -> str | None:
+    """And of what `aifx bench hardware` measured on this machine before; older reports do not tell that."""
+    shares = (_share(one["of_peak"], "peak"), _share(one.get("of_own"), "its own ceiling"))
+    return ", ".join(filter(None, shares)) or None
 
 
 def _share(value: Any, of: str) -> str | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from aifx.commands.chart import line_chart
 from aifx.commands.terminal import Output
 from aifx.commands.words import clock
+from aifx.hardware import utilization
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -211,7 +212,8 @@ class Panel:
         yield row
         row = Text(f"{self._units_per_s:,.0f} {latest.unit}/s", style="bold green")
         row.append(f"   {latest.step_time_s * 1e3:.0f} ms/step", style="not bold default")
-        row.append("" if latest.mfu is None else f"   MFU {latest.mfu:.1%}", style="not bold default")
+        used = utilization(latest.mfu, latest.ceiling_fraction)
+        row.append(f"   {used}" if used else "", style="not bold default")
         row.append(f"   lr {latest.learning_rate:.2e}   grad {latest.grad_norm:.2f}", style="not bold default")
         yield row
         for line in line_chart(self._curve.points, width, CHART_HEIGHT, ascii_only=ascii_only):

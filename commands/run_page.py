@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aifx.commands.chart import line_chart
 from aifx.commands.terminal import Output
 from aifx.commands.words import age, count, date, figure, literal, rate
+from aifx.hardware import utilization
 from aifx.runs import readable_bytes
 from aifx.runs.status import number
 
@@ -90,12 +91,13 @@ def _print_metrics(out: Output, page: RunPage) -> None:
     out.print("\n".join(line_chart(losses, CHART_WIDTH, CHART_HEIGHT, ascii_only=ascii_only)))
     out.print("")
     best = figure(status.best_validation_loss)
+    used = utilization(number(last.get("mfu")), number(last.get("ceiling_fraction")))
     told = {
         "loss": figure(status.loss),
         "validation": figure(status.validation_loss),
         "best": best and f"{best} at step {status.best_step}",
         "speed": rate(status.units_per_s, status.unit),
-        "MFU": None if (mfu := number(last.get("mfu"))) is None else f"{mfu:.1%}",
+        "MFU": used.removeprefix("MFU ") or None,
     }
     out.print("   ".join(f"{name} {value}" for name, value in told.items() if value is not None))
 

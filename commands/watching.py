@@ -11,6 +11,7 @@ from aifx.commands.chart import line_chart
 from aifx.commands.panel import progress_bar
 from aifx.commands.terminal import Output
 from aifx.commands.words import age, clock, count, figure, rate
+from aifx.hardware import utilization
 from aifx.project import RunDirectory
 from aifx.runs import run_status
 from aifx.runs.reading import MetricsTail
@@ -104,8 +105,8 @@ class Watcher:
             row.append("   validation ").append(figure(s.validation_loss) or "", style="bold magenta")
         yield row.append(f"   best {best} at step {s.best_step}" if best else "")
         row = Text(rate(s.units_per_s, s.unit) or "", style="bold green")
-        if (mfu := number(self._last.get("mfu"))) is not None:
-            row.append(f"   MFU {mfu:.1%}", style="not bold default")
+        if used := utilization(number(self._last.get("mfu")), number(self._last.get("ceiling_fraction"))):
+            row.append(f"   {used}", style="not bold default")
         yield row
         for line in line_chart(self._losses, width, CHART_HEIGHT, ascii_only=ascii_only):
             yield Text(line, style="cyan")

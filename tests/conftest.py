@@ -25,7 +25,8 @@ hypothesis.settings.load_profile("aifx")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Token stores and compiled programs go to a folder of this test session."""
+    """Token stores, compiled programs and ceilings go to folders of this test session."""
     os.environ["AIFX_CACHE_DIR"] = str(tmp_path_factory.mktemp("aifx-cache"))
+    os.environ["AIFX_STATE_DIR"] = str(tmp_path_factory.mktemp("aifx-state"))
     yield
-    del os.environ["AIFX_CACHE_DIR"]
+    del os.environ["AIFX_CACHE_DIR"], os.environ["AIFX_STATE_DIR"]

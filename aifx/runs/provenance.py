@@ -120,13 +120,18 @@ def hardware(devices: Sequence[Device]) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "os": platform.platform(),
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **cpu_of(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "platform": devices[0].platform if devices else None,
         "device_kind": devices[0].device_kind if devices else None,
         "num_devices": len(devices),
     }
+
+
+def cpu_of() -> dict[str, Any]:
+    """The processor, and the cores of it that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": _cpu_model(), "cores": cores}
 
 
 def flags(environ: Mapping[str, str]) -> dict[str, str]:

@@ -95,7 +95,8 @@ class Meter:
             self._steady_s, self._steady_units = 0.0, 0
         self._steady_s += step_time_s
         self._steady_units += done.units
-        peak = self._info.peak
+        flops_per_s = self._info.flops_per_step / step_time_s
+        peak, ceiling = self._info.peak, self._info.ceiling
         return Record(
             step=done.step,
             loss=loss,
@@ -105,7 +106,8 @@ class Meter:
             units_per_s=done.units / step_time_s,
             step_time_s=step_time_s,
             data_wait_s=done.data_wait_s,
-            mfu=self._info.flops_per_step / step_time_s / peak.flops if peak else None,
+            mfu=flops_per_s / peak.flops if peak else None,
+            ceiling_fraction=flops_per_s / ceiling.flops if ceiling else None,
             time=time.time(),
             unit=self._info.unit,
         )

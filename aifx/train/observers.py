@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TextIO
 
+from aifx.hardware import utilization
 from aifx.project import RunDirectory
 from aifx.runs import MetricsWriter
 from aifx.train.records import Record, RunInfo, TrainResult
@@ -118,10 +119,10 @@ class Trace:
 
 def line_of(record: Record) -> str:
     """A record in one line of about 80 characters."""
-    mfu = "" if record.mfu is None else f"  mfu {record.mfu:.1%}"
+    used = utilization(record.mfu, record.ceiling_fraction)
     line = (
         f"step {record.step:>6}  loss {record.loss:.4f}  lr {record.learning_rate:.2e}  grad {record.grad_norm:.2f}"
-        f"  {record.units_per_s:,.0f} {record.unit}/s{mfu}"
+        f"  {record.units_per_s:,.0f} {record.unit}/s{used and '  ' + used.replace('MFU', 'mfu')}"
     )
     if record.validation is not None and isinstance(loss := record.validation.get("loss"), float):
         line += f"  validation {loss:.4f}"

@@ -27,10 +27,17 @@ class RunInfo:
     peak: Peak | None  # None where the catalogue does not know the device
     devices: str  # "2 x NVIDIA H100 80GB HBM3"
     dtype: str  # of the computation
+    ceiling: Peak | None = None  # what products reached on this machine; None where that was not measured
 
     @property
     def mfu_formula(self) -> str:
-        """How `mfu` of a record is formed, in one line."""
+        """How `mfu` of a record is formed, in one line; in a second, what it is held against besides."""
+        if self.ceiling is None:
+            return self._of_peak
+        return f"{self._of_peak}\nin brackets: of {self.ceiling.flops:.4g} FLOP/s, {self.ceiling.formula}"
+
+    @property
+    def _of_peak(self) -> str:
         if self.peak is None:
             return f"MFU is not told: no peak is known for {self.devices}"
         formed = f"{self.flops_per_step:.4g} model FLOPs a step / step time / {self.peak.flops:.4g} FLOP/s"
@@ -57,6 +64,7 @@ class Record:
     mfu: float | None
     time: float
     unit: str = "tokens"
+    ceiling_fraction: float | None = None
     validation: Mapping[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
@@ -70,6 +78,7 @@ class Record:
             f"{self.unit}_per_s": self.units_per_s,
             "step_time_s": self.step_time_s,
             "mfu": self.mfu,
+            "ceiling_fraction": self.ceiling_fraction,
             "data_wait_s": self.data_wait_s,
             "time": self.time,
         }

@@ -266,6 +266,7 @@ def run_info(
     run: RunDirectory, config: Config, recipe: Recipe, *, first_step: int = 0, recorded_step: int = 0
 ) -> RunInfo:
     """What the story of a run begins with."""
+    from aifx.ceilings import measured_peak
     from aifx.hardware import peak_of
     from aifx.nn.specs import count_parameters
 
@@ -284,6 +285,7 @@ def run_info(
         peak=peak_of(kind, platform, len(devices), dtype),
         devices=f"{len(devices)} x {kind}",
         dtype=dtype,
+        ceiling=measured_peak(kind, platform, len(devices), dtype),
     )
 
 

@@ -24,7 +24,7 @@ KILLS = 20
 STEPS = 600
 TRAIN = ["train", "--json", *settings([*TINY, f"train.num_steps={STEPS}"])]
 DICE = random.Random(20)
-TIMES = {"time", "step_time_s", "tokens_per_s", "mfu", "data_wait_s"}
+TIMES = {"time", "step_time_s", "tokens_per_s", "mfu", "ceiling_fraction", "data_wait_s"}
 """Fields of a record that tell of the machine rather than of the model."""
 
 

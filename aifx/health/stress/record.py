@@ -59,7 +59,7 @@ class Record:
         elif kind == "unsupported":
             dtype = event["what"].split()[-1]
             lacking = Absent(f"not supported: {event['why']}")
-            rates = dict.fromkeys(("tflops", "of_peak", "of_usual", "is_right"), lacking)
+            rates = dict.fromkeys(("tflops", "of_peak", "of_usual", "of_own", "is_right"), lacking)
             item = {"device": dtype, "dtype": dtype, **rates}
             self.devices[event["device"]]["matmul"].append(item)
         elif kind == "hung":

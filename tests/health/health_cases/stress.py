@@ -108,6 +108,8 @@ CASES = [
     Case("stress.matmul.very_slow", GPUS, told(shares(0.22))),
     Case("stress.matmul.slow", GPUS, told(shares(0.5))),
     Case("stress.matmul.behind", GPUS, told(shares(0.68, [2]))),
+    Case("stress.matmul.below_own", GPUS, told(lambda s: value(s, "matmul", "gpu:1").update(of_own=0.8))),
+    Case("stress.memory.below_own", GPUS, told(lambda s: value(s, "memory", "gpu:1").update(of_own=0.8))),
     Case("stress.matmul.cpu", GPUS, told(on_cpu)),
     Case("stress.memory.slow", GPUS, told(lambda s: value(s, "memory", "gpu:1").update(gb_s=2100.0, of_peak=0.63))),
     Case("stress.copy.slow", GPUS, told(lambda s: value(s, "copies", "gpu:1")[0].update(gb_s=12.0, of_usual=0.25))),

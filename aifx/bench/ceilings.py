@@ -1,0 +1,59 @@
+"""From a report of `aifx bench hardware` to the ceilings of this machine (`aifx.ceilings`)."""
+
+from __future__ import annotations
+
+from aifx.bench.results import Report, Result
+from aifx.bench.views import bus_rate, memory_rate, of_name
+from aifx.ceilings import find_ceilings, keep_ceilings
+from aifx.errors import ExitCode
+
+BELOW = 0.85
+"""Of an earlier ceiling: less is told (NVIDIA DCGM and microsoft/superbenchmark judge at 0.75 and 0.95: a start)."""
+
+
+def rates_of(report: Report) -> dict[str, float]:
+    """What the report would have as ceilings, by their names there. Products and collectives: the best size; memory and
+    copies: the largest size, since smaller ones lie in caches."""
+    found: dict[str, float] = {}
+
+    def best(name: str, rate: float | None) -> None:
+        if rate:
+            found[name] = max(found.get(name, 0.0), rate)
+
+    for result in of_name(report, "hardware.matmul"):
+        best(f"matmul.{result.params['dtype']}", result.flops_per_s)
+    for result in of_name(report, "hardware.collective"):
+        best(f"{result.params['kind']}.{report.fingerprint.hardware['num_devices']}", bus_rate(result))
+    best("memory", memory_rate(report))
+    copies = of_name(report, "hardware.copy")
+    for direction in ("to_device", "to_host"):
+        sized = [result for result in copies if result.params["direction"] == direction]
+        if sized:
+            best(f"copy.{direction}", max(sized, key=_size).bytes_per_s)
+    return found
+
+
+def keep(report: Report) -> Report:
+    """Raise the ceilings that the report exceeds; returns it with notes of what is far below an earlier ceiling.
+
+    Keeps none of a device that gives wrong results.
+    """
+    rates, hardware = rates_of(report), report.fingerprint.hardware
+    if not rates or (report.failure and report.failure.exit_code == ExitCode.VERDICT):
+        return report
+    kind, platform = str(hardware["device_kind"]), str(hardware["platform"])
+    before = find_ceilings(kind, platform)
+    notes = [
+        f"{name} reached {rate / own:.0%} of this machine's own ceiling: aifx doctor --stress"
+        for name, rate in rates.items()
+        if (own := before.rate(name)) and rate < BELOW * own
+    ]
+    try:
+        keep_ceilings(kind, platform, rates)
+    except OSError as error:  # what was measured is told all the same
+        notes.append(f"the ceilings could not be kept: {error.strerror or error}")
+    return report.model_copy(update={"notes": [*report.notes, *notes]})
+
+
+def _size(result: Result) -> int:
+    return int(result.params["num_bytes"])

@@ -1,0 +1,58 @@
+"""Bandwidth of the memory and of every cache on the way to it: STREAM's operations by size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from aifx.bench.hardware.faults import WrongResult
+from aifx.bench.results import Measured
+from aifx.bench.roofline import cache_bytes
+from aifx.bench.suites import Bench
+from aifx.bench.timing import sample
+from aifx.hardware import find_accelerator
+from aifx.workloads import ARRAYS, Stream, name_of
+
+SMALLEST = {"cpu": 1 << 14, "accelerator": 1 << 20}
+"""Bytes of all arrays: half of a first-level cache; on an accelerator what gives each of its cores a few thousand."""
+
+BEYOND = 4
+"""Times the last cache: STREAM's own rule for what no cache serves (McCalpin, stream.c, for each array)."""
+
+LEAST_LARGEST = {"cpu": 1 << 27, "accelerator": 1 << 31}
+STEP = 4
+
+CALL_BYTES = {"cpu": 1 << 25, "accelerator": 1 << 32}
+"""That a call moves at the least: small arrays are gone through often, since a call costs microseconds."""
+
+
+def measure(bench: Bench, device: Any) -> Iterator[Measured]:
+    """`memory` by op and by the bytes that its arrays take together."""
+    where = "cpu" if device.platform == "cpu" else "accelerator"
+    entry = find_accelerator(device.device_kind)
+    for op in ("triad",) if bench.quick else ARRAYS:
+        for num_bytes in sizes(device.platform, quick=bench.quick):
+            bench.say(f"memory: {op} of {num_bytes >> 10} KiB")
+            stream = Stream(device, op, num_bytes, CALL_BYTES[where])
+            timed = sample(stream, bench.effort)
+            if count := stream.num_wrong():
+                raise WrongResult(name_of(device), f"{op} in memory, {count} elements")
+            timed.seconds[:] = [seconds / stream.rounds for seconds in timed.seconds]
+            moved = stream.num_bytes / stream.rounds
+            bound_s = None
+            if entry and num_bytes >= BEYOND * cache_bytes(device.platform):  # a cache is above the memory's peak
+                bound_s = moved / (entry.memory_gb_s * 1e9 / entry.devices_per_chip)
+            params = {"op": op, "num_bytes": num_bytes}
+            yield bench.measured("memory", timed, params=params, num_bytes=moved, bound_s=bound_s)
+
+
+def sizes(platform: str, *, quick: bool = False) -> list[int]:
+    """From within the first cache to what the last one cannot hold, each STEP times the one before."""
+    where = "cpu" if platform == "cpu" else "accelerator"
+    largest = SMALLEST[where]
+    while largest < max(BEYOND * 2 * cache_bytes(platform), LEAST_LARGEST[where]):
+        largest *= 2
+    found = [largest]
+    while found[-1] // STEP >= SMALLEST[where]:
+        found.append(found[-1] // STEP)
+    return [found[-1], largest] if quick else found[::-1]
