@@ -1,4 +1,4 @@
-"""The real command in real processes: what a person or a script sees."""
+"""The real command in processes of its own: what a person or a script sees."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 TINY = [
     "data.vocab_size=300",
@@ -70,16 +71,7 @@ class Command:
         return [sys.executable, "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
 
     def __call__(self, *args: str, env: dict[str, str] | None = None, timeout: float = 180, stdin: str = "") -> Result:
-        done = subprocess.run(
-            [*self.program, *args],
-            cwd=self.cwd,
-            env={**self.environ, **(env or {})},
-            input=stdin,
-            text=True,
-            capture_output=True,
-            timeout=timeout,
-            check=False,
-        )
+        done = warm.run(args, self.cwd, {**self.environ, **(env or {})}, stdin=stdin, timeout_s=timeout)
         return Result(done.returncode, done.stdout, done.stderr)
 
     def start(self, *args: str, **options: Any) -> subprocess.Popen[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
-from trained_project import PROGRAM, aifx, document
+from trained_project import aifx, document
 
 SHORT = ("--max-tokens", "12")
 
@@ -41,11 +39,7 @@ def test_zero_temperature_needs_no_seed(project: Path) -> None:
     ("typed", "prompt"), [("sea\n", "sea"), ("", ""), ("two\nlines\n\n", "two\nlines\n"), ("Æ🐋", "Æ🐋")]
 )
 def test_a_prompt_on_stdin(project: Path, typed: str, prompt: str) -> None:
-    environ = {**os.environ, "AIFX_CACHE_DIR": str(project.parent / "cache")}
-    done = subprocess.run(
-        [*PROGRAM, "generate", "--prompt", "-", "--max-tokens", "2", "--json"],
-        cwd=project, env=environ, input=typed, capture_output=True, text=True, encoding="utf-8", check=False,
-    )  # fmt: skip
+    done = aifx(project, "generate", "--prompt", "-", "--max-tokens", "2", "--json", stdin=typed)
     assert document(done)["prompt"] == prompt
 
 

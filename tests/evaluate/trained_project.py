@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-PROGRAM = [sys.executable, "-c", "import sys; from aifx.commands.main import run; sys.exit(run(sys.argv[1:]))"]
+import warm
+
 CONFIG = """\
 [data]
 vocab_size = 300
@@ -31,9 +31,8 @@ gates = ["bits_per_byte <= 9"]
 SENTENCE = "It was the whiteness of the whale that above all things appalled me. "
 
 
-def aifx(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "AIFX_CACHE_DIR": str(project.parent / "cache")}
-    return subprocess.run([*PROGRAM, *args], cwd=project, env=environ, capture_output=True, text=True, check=False)
+def aifx(project: Path, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return warm.run(args, project, {**os.environ, "AIFX_CACHE_DIR": str(project.parent / "cache")}, stdin=stdin)
 
 
 def document(done: subprocess.CompletedProcess[str], code: int = 0) -> dict[str, Any]:

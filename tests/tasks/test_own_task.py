@@ -6,11 +6,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 from aifx.config import load_config
 from aifx.errors import ConfigError
@@ -18,7 +18,6 @@ from aifx.project import Project
 from aifx.tasks import create_task
 
 DOCUMENT = Path(__file__).parents[2] / "docs/tasks.md"
-PROGRAM = [sys.executable, "-c", "import sys; from aifx.commands.main import run; sys.exit(run(sys.argv[1:]))"]
 
 
 def documented_task() -> str:
@@ -42,8 +41,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def aifx(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "AIFX_CACHE_DIR": str(project / "cache")}
-    return subprocess.run([*PROGRAM, *args], cwd=project, env=environ, capture_output=True, text=True, check=False)
+    return warm.run(args, project, os.environ)
 
 
 def test_the_documented_task_trains_and_passes_its_gate(project: Path) -> None:
