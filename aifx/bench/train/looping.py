@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 
 from aifx.bench.train.subject import Subject
+from aifx.checkpoint import Checkpoints
 from aifx.data.base import Batch
 from aifx.data.order import prefetch
 from aifx.train.loop import Loop
@@ -29,13 +31,14 @@ EDGE = 3
 
 
 class Looping:
-    """The loop as `aifx train` runs it, its files in a run's folder, without validation and checkpoints."""
+    """The loop as `aifx train` runs it, its files in a run's folder, without validation."""
 
-    def __init__(self, subject: Subject, observers: Sequence[Observer] = ()) -> None:
+    def __init__(self, subject: Subject, observers: Sequence[Observer] = (), *, save_every: int = 0) -> None:
         """Args:
         observers: told besides metrics.jsonl and train.log.
+        save_every: steps between checkpoints; 0 for none.
         """
-        self._subject, self._observers = subject, observers
+        self._subject, self._observers, self._save_every = subject, observers, save_every
 
     def block(self, steps: int) -> list[Record]:
         """The records of so many steps on new batches, those at the edges left out. Raises NotFinite."""
@@ -44,6 +47,13 @@ class Looping:
         batches = prefetch(subject.source, range(steps + 2 * EDGE), subject.rows)
         subject.state, _ = self._run(subject.step_fn, subject.state, batches, steps + 2 * EDGE, records)
         return records.seen[EDGE:-EDGE]
+
+    def whole_s(self, steps: int) -> float:
+        """Seconds a step of a run of so many, from its first batch to its last checkpoint."""
+        subject = self._subject
+        batches = prefetch(subject.source, range(steps), subject.rows)
+        subject.state, took_s = self._run(subject.step_fn, subject.state, batches, steps, Records())
+        return took_s / steps
 
     def alone_s(self, steps: int) -> tuple[float, float]:
         """Seconds a step where the device takes no time and batches are there, the host's own work; and of those, what
@@ -69,20 +79,21 @@ class Looping:
         config = replace(
             subject.config,
             train=subject.config.train.model_copy(update={"num_steps": steps, "validate_every": 0}),
-            checkpoint=subject.config.checkpoint.model_copy(update={"every": 0}),
+            checkpoint=subject.config.checkpoint.model_copy(update={"every": self._save_every}),
         )
         run = subject.run
         for path in (run.metrics, run.events):
             path.unlink(missing_ok=True)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
         info = run_info(run, config, subject.recipe)
         story = Story(run, [MetricsFile(run), LogFile(run), *self._observers, records])
-        unsaved: Any = Unsaved()
+        checkpoints: Any = Checkpoints(run.checkpoints, config.checkpoint) if self._save_every else Unsaved()
         loop = Loop(
             config=config,
             recipe=subject.recipe,
             step_fn=step_fn,
             meter=Meter(info, 0, None),
-            checkpoints=unsaved,
+            checkpoints=checkpoints,
             validator=Validator(subject.recipe, 0, lambda: False),
             story=story,
             stop=StopSignals(),
@@ -94,6 +105,7 @@ class Looping:
         started = time.perf_counter()
         try:
             state = loop.run(state, batches, 0).state
+            checkpoints.wait()
             return state, time.perf_counter() - started
         finally:
             story.end(None)
@@ -122,4 +134,7 @@ class Unsaved:
     """In place of checkpoints, which have a suite of their own."""
 
     def save(self, step: int, state: Any, **_: Any) -> None:
+        pass
+
+    def wait(self) -> None:
         pass
