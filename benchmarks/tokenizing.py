@@ -5,19 +5,19 @@
 The baseline is one call of `encode_batch_fast` on the same text, cut into the same pieces, held in memory, ids never
 looked at. Ours is all that `build_store` does: hashing, reading and decoding the files, dividing them into splits,
 encoding, taking the ids, writing and syncing the arrays. Each timing is a process of its own, as a run builds its
-store once; the two alternate, and the ratio is of medians.
+store once.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import side_by_side
+from side_by_side import Side, Told, Work
 
 from aifx.config.sections import LanguageDataSection
 from aifx.data.corpus import Corpus, open_corpus
@@ -27,51 +27,48 @@ from aifx.project import Project
 
 MOBY_DICK = Path(__file__).parent.parent / "templates" / "language-model" / "data" / "moby_dick.txt"
 GOAL = 0.90
+NOTES = ("`tokenizers` reads no file, looks at no id and writes nothing: its text lies in memory.",)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = side_by_side.arguments_of(__doc__, rounds=7, quick_rounds=2)
     parser.add_argument("--file", type=Path, default=MOBY_DICK, help="text that is repeated to the size")
-    parser.add_argument("--megabytes", type=float, default=32.0, help="size of the corpus")
-    parser.add_argument("--rounds", type=int, default=7, help="processes of each side")
+    parser.add_argument("--megabytes", type=float, help="size of the corpus (32; quick: 16)")
     parser.add_argument("--vocab-size", type=int, default=1024)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--project", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        sys.stdout.write(f"{seconds(arguments.side, arguments.project)}\n")
+        side_by_side.tell(lambda: measure(arguments.side, Path(arguments.folder)))
         return
     with tempfile.TemporaryDirectory() as folder:
         megabytes = write_project(Path(folder), arguments)
-        times: dict[str, list[float]] = {side: [] for side in SIDES}
-        for _ in range(arguments.rounds):
-            for side, found in times.items():
-                command = [sys.executable, __file__, "--side", side, "--project", folder]
-                found.append(float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
-    for side, found in times.items():
-        sys.stdout.write(f"{side:10} {megabytes / statistics.median(found):6.2f} MB/s (median)\n")
-    pairs = [theirs / ours for theirs, ours in zip(*times.values(), strict=True)]
-    ratio = statistics.median(times["tokenizers"]) / statistics.median(times["aifx"])
-    sys.stdout.write(f"ratio      {ratio:.3f}   (pairs {min(pairs):.3f} to {max(pairs):.3f}; goal {GOAL})\n")
+        commands = {name: side_by_side.own(__file__, name, "--folder", folder) for name in SIDES}
+        sides = [Side(name, side_by_side.process(command)) for name, command in commands.items()]
+        runs = side_by_side.alternate(sides, side_by_side.rounds_of(arguments))
+    work = Work("corpus", "text to token store", GOAL, megabytes, "MB")
+    rows = [side_by_side.versus(runs, work, peer) for peer in runs.peers]
+    notes = (f"{megabytes:.0f} MB, a vocabulary of {arguments.vocab_size:,}.", *NOTES)
+    side_by_side.report(side_by_side.document("tokenizing", rows, arguments, runs, notes=notes), arguments)
 
 
 def write_project(folder: Path, arguments: argparse.Namespace) -> float:
     """Copies of the text as the files of a project, and a tokenizer trained on it. Returns their size in MB."""
     text = arguments.file.read_bytes()
-    copies = max(1, round(arguments.megabytes * 1e6 / len(text)))
+    megabytes = arguments.megabytes or (16.0 if arguments.quick else 32.0)
+    copies = max(1, round(megabytes * 1e6 / len(text)))
     for copy in range(copies):
         (folder / f"{copy:04}.txt").write_bytes(text)
     (folder / "tokenizer.json").write_bytes(train_tokenizer([text.decode()], arguments.vocab_size))
     return float(copies * len(text) / 1e6)
 
 
-def seconds(side: str, folder: Path) -> float:
+def measure(side: str, folder: Path) -> Told:
     project = Project(folder)
     corpus = open_corpus(LanguageDataSection(train=("*.txt",)), project)
     work = SIDES[side](project, corpus, Tokenizer.load(folder / "tokenizer.json"))
     started = time.perf_counter()
     work()
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    return {"seconds": {"corpus": [seconds]}, "versions": side_by_side.installed("tokenizers", "numpy")}
 
 
 def tokenizers_side(project: Project, corpus: Corpus, tokenizer: Tokenizer) -> Callable[[], object]:
@@ -85,7 +82,7 @@ def aifx_side(project: Project, corpus: Corpus, tokenizer: Tokenizer) -> Callabl
     return lambda: build_store(Path(folder), corpus, tokenizer)
 
 
-SIDES = {"tokenizers": tokenizers_side, "aifx": aifx_side}
+SIDES = {"aifx": aifx_side, "tokenizers": tokenizers_side}
 
 if __name__ == "__main__":
     main()
