@@ -61,7 +61,7 @@ def test_the_step_is_measured_part_by_part(bench):
     found = {measured.key: measured for measured in measure(whole)}
     names = {measured.name.removeprefix("train.") for measured in found.values()}
     assert names == {"trace", "compile", "step", "dispatch", "forward", "forward_backward", "backward", "optimizer",
-                     "loop", "data_wait", "overhead", "transfer", "growth"}  # fmt: skip
+                     "loop", "data_wait", "overhead", "growth"}  # fmt: skip
     step = found["train.step"]
     middle = float(np.median(step.samples_s))
     assert step.figures["rows_per_s"] == pytest.approx(8 / middle)
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_and_a_full_memory_cost_no_more_than_they_must
     monkeypatch.setattr("aifx.bench.train.rounds.room", lambda devices: 1)
     tight = bench("data.poison_step=4")
     names = {measured.name.removeprefix("train.") for measured in measure(tight)}
-    assert names == {"trace", "compile", "step", "dispatch", "overhead", "transfer", "growth"}
+    assert names == {"trace", "compile", "step", "dispatch", "overhead", "growth"}
     assert any("the loss of its step 5 is not finite" in note for note in tight.noted)
     assert any("forward, backward and optimizer are left out" in note for note in tight.noted)
 

@@ -8,14 +8,9 @@ from pathlib import Path
 
 from aifx.bench.results import Measured
 from aifx.bench.suites import Bench
-from aifx.bench.timing import Effort, sample
 from aifx.bench.train.growth import grow
 from aifx.bench.train.rounds import Rounds
 from aifx.bench.train.subject import Subject, uncached
-from aifx.parallel import place_batch
-
-TRANSFER_SHARE = 0.1
-"""Of the time for a result."""
 
 
 def measure(bench: Bench) -> Iterator[Measured]:
@@ -34,17 +29,7 @@ def measure(bench: Bench) -> Iterator[Measured]:
             raise
         yield from rounds.results()
         yield rounds.overhead()
-        yield _transfer(bench, subject)
         step = rounds.step()
         del rounds
         subject.end()
         yield from grow(bench, step, Path(name))
-
-
-def _transfer(bench: Bench, subject: Subject) -> Measured:
-    """A batch from the host to where the step reads it."""
-    mesh = subject.recipe.mesh
-    effort = Effort(TRANSFER_SHARE * bench.effort.slice_s)
-    samples = sample(lambda batch: place_batch(batch, mesh), effort, inputs=[(batch,) for batch in subject.batches])
-    num_bytes = sum(array.nbytes for array in subject.batches[0].values())
-    return bench.measured("transfer", samples, num_bytes=num_bytes)
