@@ -44,7 +44,7 @@ def on_devices(tmp_path: Path) -> Any:
     shutil.copy(TINY, tmp_path)
 
     def run(count: int, name: str, *settings: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        flags = f"--xla_force_host_platform_device_count={count}"
+        flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, name, *settings],
             cwd=tmp_path,

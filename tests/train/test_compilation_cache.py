@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+import warm
 
 
 def train(tiny, cache: Path, run: str) -> str:
-    code, _, err = tiny.command(
-        "train", "--run", run, "--set", "train.num_steps=3", "--json", env={"AIFX_CACHE_DIR": str(cache)}
-    )
-    assert code == 0, err
-    return err
+    args = ["train", "--run", run, "--set", "train.num_steps=3", "--json"]
+    done = warm.run(args, tiny.root, {**os.environ, "AIFX_CACHE_DIR": str(cache)})
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept") / "first"
+
+
+@pytest.fixture
+def trained(tiny, kept: Path, tmp_path: Path) -> Path:
+    """The cache that the run "first" filled; trained once, and copied for who comes later."""
+    if kept.exists():
+        shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    else:
+        train(tiny, tmp_path / "cache", "first")
+        shutil.copytree(tmp_path, kept)
+    return tmp_path / "cache"
 
 
 def compiled(cache: Path) -> dict[str, bytes]:
@@ -21,9 +38,8 @@ def compiled(cache: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("damage", ["torn", "empty", "flipped"])
-def test_a_damaged_entry(tiny, tmp_path: Path, damage: str) -> None:
-    cache = tmp_path / "cache"
-    train(tiny, cache, "first")
+def test_a_damaged_entry(tiny, trained: Path, damage: str) -> None:
+    cache = trained
     whole = compiled(cache)
     (name,) = [n for n in whole if n.startswith("jit_step-")]
     data = bytearray(whole[name])
@@ -61,13 +77,12 @@ def test_a_folder_of_ones_own_is_kept_whole_too(tiny, tmp_path: Path) -> None:
     assert "damaged" not in train_there("third")
 
 
-def test_small_programs_are_kept(tiny, tmp_path: Path) -> None:
-    train(tiny, tmp_path / "cache", "first")
-    kept = compiled(tmp_path / "cache")
+def test_small_programs_are_kept(tiny, trained: Path) -> None:
+    kept = compiled(trained)
     assert any(n.startswith("jit_step-") for n in kept)
     assert any(n.startswith("jit_init-") for n in kept)
-    train(tiny, tmp_path / "cache", "second")
-    assert compiled(tmp_path / "cache").keys() == kept.keys()
+    train(tiny, trained, "second")
+    assert compiled(trained).keys() == kept.keys()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
