@@ -10,8 +10,8 @@ from aifx.commands.chart import bar, shares, sparkline
 from aifx.commands.terminal import Output
 
 if TYPE_CHECKING:
-    from aifx.bench.results import Measured, Report, Result
-    from aifx.bench.views import Point
+    from aifx.bench.results import Measured, Param, Report, Result
+    from aifx.bench.views import Part, Point, Step
 
 BAR = 8
 """Characters of a roofline's share."""
@@ -29,8 +29,10 @@ SERIES = {
 }
 """What is measured by size, and the params that tell one series from another."""
 
-PARTS = (("blue", "█"), ("yellow", "▓"), ("green", "▒"), ("magenta", "░"), ("red", "█"), ("white", "▓"))
-ASCII = "#=-+%."
+PARTS = (("blue", "█"), ("yellow", "▓"), ("green", "▒"), ("white", "░"))
+ASCII = "#=-."
+"""The device's parts of a step, and the rest: with colours, without, and without Unicode."""
+
 GAP = "   "
 
 
@@ -56,7 +58,7 @@ def show(out: Output, report: Report) -> None:
         if not results:
             continue
         if suite == "train" and (step := step_of(report)):
-            _bar_of_parts(out, [(part.name, part.seconds, part.fraction) for part in step.parts], step.whole_s)
+            _bar_of_parts(out, step)
         series = _series(results) if out.out.is_terminal else {}
         in_series = {point.result.key for points in series.values() for point in points}
         _table(out, suite, [result for result in results if result.key not in in_series])
@@ -77,21 +79,26 @@ def line_of(found: Measured) -> str:
 
 
 def _table(out: Output, suite: str, results: Sequence[Result]) -> None:
-    """A line a result; on a terminal what has one name stands under it. Columns that nothing has are left out."""
+    """A line a result; on a terminal what has one name stands under it and what all of it shares. Columns that nothing
+    has are left out."""
     if not results:
         return
     rows: list[tuple[str, ...]] = []
-    names = [result.name.partition(".")[2] for result in results]
-    under = ""
-    for name, result in zip(names, results, strict=True):
-        if out.out.is_terminal and names.count(name) > 1:
-            if name != under:
-                rows.append((name, "", "", "", ""))
-            label = f"  {named('', result.params).strip()}"
-        else:
-            label = named(name, result.params)
-        under = name
-        rows.append((label, duration(result.median_s), f"{result.noise:.1%}", _rate(result), _roofline(out, result)))
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.name.partition(".")[2], []).append(result)
+    for name, alike in groups.items():
+        shared: dict[str, Param] = {}
+        if is_grouped := out.out.is_terminal and len(alike) > 1:
+            first = alike[0].params
+            shared = {key: value for key, value in first.items() if all(r.params.get(key) == value for r in alike)}
+            rows.append((named(name, shared), "", "", "", ""))
+        for result in alike:
+            own = {key: value for key, value in result.params.items() if key not in shared}
+            label = f"  {named('', own).strip()}" if is_grouped else named(name, own)
+            rows.append(
+                (label, duration(result.median_s), f"{result.noise:.1%}", _rate(result), _roofline(out, result))
+            )
     columns = [suite, "median", "±", "rate", "roofline"]
     used = [i for i in range(len(columns)) if i < 3 or any(row[i] for row in rows)]
     right = ["median", "±", "rate"] if out.out.is_terminal else ["median", "±", "rate", "roofline"]
@@ -153,23 +160,30 @@ def _size(name: str, value: float) -> str:
     return f"{value:g}" if name == "matmul" else size(value)
 
 
-def _bar_of_parts(out: Output, parts: Sequence[tuple[str, float, float]], whole_s: float) -> None:
-    """One bar of all parts, and under it what they are."""
+def _bar_of_parts(out: Output, step: Step) -> None:
+    """One bar of all parts, and under it what they are, and what the host does beside them."""
     from rich.text import Text
 
-    words = [f"{name} {duration(seconds)} ({share(fraction)})" for name, seconds, fraction in parts]
+    def told(parts: Sequence[Part]) -> list[str]:
+        return [f"{part.name} {duration(part.seconds)} ({share(part.fraction)})" for part in parts]
+
+    words, beside = told(step.parts), told(step.beside)
     if not out.out.is_terminal:
-        out.print(f"step {duration(whole_s)}: {', '.join(words)}")
+        host = f"; the host meanwhile: {', '.join(beside)}" if beside else ""
+        out.print(f"step {duration(step.whole_s)}: {', '.join(words)}{host}")
         out.print("")
         return
-    over = max(sum(fraction for _, _, fraction in parts), 1.0)
-    widths = shares([fraction / over for _, _, fraction in parts], WIDTH)
-    marks = ASCII if _ascii_only(out) else "".join(mark for _, mark in PARTS)
-    if not _ascii_only(out) and out.out.color_system:
-        marks = "█" * len(PARTS)
+    over = max(sum(part.fraction for part in step.parts), 1.0)
+    widths = shares([part.fraction / over for part in step.parts], WIDTH)
+    if _ascii_only(out):
+        marks = ASCII
+    else:
+        marks = "█" * len(PARTS) if out.out.color_system else "".join(mark for _, mark in PARTS)
     styles = [style for style, _ in PARTS]
     out.print(Text.assemble(*((marks[i] * width, styles[i]) for i, width in enumerate(widths))))
     _folded(out, words, [(marks[i], styles[i]) for i in range(len(words))])
+    if beside:
+        _folded(out, ["the host meanwhile:", *beside])
     out.print("")
 
 

@@ -19,6 +19,9 @@ from aifx.pages import date, render
 MOST_TRENDS = 12
 """Pictures on a page of a history: those that moved first."""
 
+MOST_NOTES = 8
+"""Notes that are not folded."""
+
 MOST_OPEN = 12
 """Lines of a table that is not folded at first."""
 
@@ -36,6 +39,7 @@ def report_page(report: Report) -> str:
         headlines=headlines(report),
         suites=[(suite, [_row(result) for result in results]) for suite, results in _by_suite(report.results)],
         most_open=MOST_OPEN,
+        most_notes=MOST_NOTES,
         fingerprint={
             "hardware": _words(print_.hardware),
             "clocks": _words(print_.clocks),

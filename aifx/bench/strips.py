@@ -9,8 +9,8 @@ import numpy as np
 from aifx.bench import units
 from aifx.bench.results import Result
 
-WIDTH, LINE = 120, 7
-"""In CSS pixels: of the strip, and the height of a launch's line."""
+WIDTH, LINE, LONE = 120, 7, 12
+"""In CSS pixels: of the strip, the height of a launch's line, and that of a launch that is the only one."""
 
 REACH = 1.5
 """Of the slowest tenth's edge over the fastest sample: what lies beyond is drawn at the right end, and counted."""
@@ -50,14 +50,15 @@ def strip(result: Result) -> Strip:
         share = (min(seconds, end) - start) / (end - start) if end > start else 0.5
         return round(1 + share * (WIDTH - 2), 1)
 
+    height = LINE if len(result.samples_s) > 1 else LONE
     lines = [
-        "".join(f"M{x:g} {number * LINE + 1}v{LINE - 2}" for x in sorted({place(s) for s in launch}))
+        "".join(f"M{x:g} {number * height + 1}v{height - 2}" for x in sorted({place(s) for s in launch}))
         for number, launch in enumerate(result.samples_s)
     ]
     low, high = result.interval_s
     return Strip(
         width=WIDTH,
-        height=LINE * len(lines),
+        height=height * len(lines),
         lines=lines,
         low=place(low),
         middle=place(result.median_s),

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from aifx.bench import units
 from aifx.bench.results import Report, Result
 
-PARTS = ("forward", "backward", "optimizer", "data_wait", "dispatch")
-"""Of a training step, in the order in which they happen."""
+PARTS = ("forward", "backward", "optimizer")
+"""Of a training step, in the order in which the device does them."""
+
+BESIDE = ("data_wait", "dispatch")
+"""What the host does while the device works: it is longer than the device's work, or costs nothing."""
 
 TIMES = {
     "checkpoint.stall": "save stall",
@@ -51,12 +54,14 @@ class Step:
 
     Attributes:
         whole_s: from a step to the next, as training runs it.
-        parts: what was measured by itself, then the rest of the whole.
-        over_s: by how much the parts are longer than the whole: what runs at the same time, or is fused.
+        parts: the device's, each measured by itself, then the rest of the whole.
+        beside: the host's, at the same time.
+        over_s: by how much the parts are longer than the whole, which is one program.
     """
 
     whole_s: float
     parts: list[Part]
+    beside: list[Part]
     over_s: float
 
 
@@ -132,17 +137,22 @@ def bus_rate(result: Result) -> float | None:
 def step_of(report: Report) -> Step | None:
     """None where no step was measured, or nothing of it apart."""
     whole = _whole(report)
-    seen = {name: found.median_s for name in PARTS if (found := report.find(f"train.{name}"))}
-    if whole is None or not seen:
+    if whole is None:
         return None
-    rest = whole.median_s - sum(seen.values())
-    if rest > 0:
-        seen["the rest"] = rest
-    return Step(
-        whole.median_s,
-        [Part(name.replace("_", " "), seconds, seconds / whole.median_s) for name, seconds in seen.items()],
-        max(-rest, 0.0),
+
+    def part(name: str, seconds: float) -> Part:
+        return Part(name.replace("_", " "), seconds, seconds / whole.median_s)
+
+    parts, beside = (
+        [part(name, found.median_s) for name in names if (found := report.find(f"train.{name}"))]
+        for names in (PARTS, BESIDE)
     )
+    rest = whole.median_s - sum(part.seconds for part in parts)
+    if not parts:
+        return None
+    if rest > 0:
+        parts.append(part("the rest", rest))
+    return Step(whole.median_s, parts, beside, max(-rest, 0.0))
 
 
 def _whole(report: Report) -> Result | None:

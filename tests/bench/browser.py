@@ -36,7 +36,14 @@ class Browser:
         assert CHROMIUM
         pipes = [fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in (*os.pipe(), *os.pipe())]
         commands, self._to, self._from, answers = pipes
-        flags = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
+        flags = (
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--no-first-run",
+            "--disable-extensions",
+        )
         self._process = subprocess.Popen(
             [sys.executable, "-c", WIRED, str(commands), str(answers), CHROMIUM, *flags,
              "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],

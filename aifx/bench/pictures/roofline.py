@@ -47,8 +47,7 @@ def roofline(report: Report) -> Picture | None:
     kernels = [r for r in report.results if r.name.startswith("kernels.") and r.flops_per_s and r.bytes_per_s]
     if not kernels:
         return None
-    dtypes = {str(kernel.params.get("dtype")) for kernel in kernels}
-    roofs = _all_roofs(report, dtypes)
+    roofs = _all_roofs(report, kernels)
     ops = list(dict.fromkeys(kernel.name for kernel in kernels))
     with canvas("roofline", height=300) as on:
         axes = on.axes
@@ -67,10 +66,14 @@ def roofline(report: Report) -> Picture | None:
         svg = on.svg()
     keys = [Key(op.partition(".")[2], number % len(SERIES)) for number, op in enumerate(ops)]
     if any(not roof.is_measured for roof in roofs):
-        keys.append(Key("data sheet", is_dashed=True))
+        sheet = find_accelerator(str(report.fingerprint.hardware.get("device_kind", "")))
+        keys.append(Key("data sheet" if sheet else "estimated peak", is_dashed=True))
     if any(roof.is_measured for roof in roofs):
         keys.append(Key("measured"))
     caption = "a dot a kernel; filled, the fastest form of its case; hollow, the others"
+    others = dict.fromkeys(r.name[8:] for r in report.results if r.name.startswith("kernels.") and not r.flops_per_s)
+    if others:
+        caption += f"; {', '.join(others)}: of so few operations that only bytes count, in the table"
     return Picture("Kernels under the roofline", svg, caption, keys)
 
 
@@ -101,11 +104,23 @@ def catalogue_roofs(report: Report, dtypes: Iterable[str]) -> list[Roof]:
     return [*roofs, Roof("memory", False, slope=accelerator.memory_gb_s * 1e9 / accelerator.devices_per_chip)]
 
 
-def _all_roofs(report: Report, dtypes: set[str]) -> list[Roof]:
+def _all_roofs(report: Report, kernels: list[Result]) -> list[Roof]:
+    """Of the kernels' dtypes. Where nothing tells a peak, that which their shares are of."""
+    dtypes = {str(kernel.params.get("dtype")) for kernel in kernels}
     sheet = catalogue_roofs(report, dtypes)
     said = {roof.label: roof.height or roof.slope for roof in sheet}
     measured = [roof for roof in measured_roofs(report) if roof.slope or roof.label in dtypes]
-    return [*(replace(roof, sheet=said.get(roof.label)) for roof in measured), *sheet]
+    roofs = [*(replace(roof, sheet=said.get(roof.label)) for roof in measured), *sheet]
+    peaks: dict[float, list[str]] = {}
+    for dtype in sorted(dtypes - {roof.label for roof in roofs}):
+        bounds = [_bound(kernel) for kernel in kernels if kernel.params.get("dtype") == dtype]
+        peaks.setdefault(float(f"{max(bounds, default=0.0):.3g}"), []).append(dtype)
+    return roofs + [Roof(", ".join(alike), False, height=height) for height, alike in peaks.items() if height]
+
+
+def _bound(kernel: Result) -> float:
+    """Operations a second at all of its roofline: the peak, if it is not the memory that binds it."""
+    return (kernel.flops_per_s or 0.0) / kernel.roofline_fraction if kernel.roofline_fraction else 0.0
 
 
 def _window(kernels: list[Result], roofs: list[Roof]) -> tuple[tuple[float, float], tuple[float, float]]:

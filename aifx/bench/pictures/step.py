@@ -6,47 +6,54 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from aifx.bench import units
-from aifx.bench.pictures.canvas import CARD, FAINT, INK, SERIES, Key, Picture, canvas, duration_axis
+from aifx.bench.pictures.canvas import CARD, FAINT, INK, SERIES, Canvas, Key, Picture, canvas, duration_axis
 from aifx.bench.results import Report, Result
-from aifx.bench.views import of_name, step_of
+from aifx.bench.views import PARTS, Part, of_name, step_of
 
 ROW = 24
 
 
 def breakdown(report: Report) -> Picture | None:
-    """Each part where it begins, and the whole under them."""
+    """Each part where it begins, the whole under them, and what the host does meanwhile."""
     step = step_of(report)
     if step is None:
         return None
-    rows = [*((part.name, part.seconds) for part in step.parts), ("the whole", step.whole_s)]
     ends = np.cumsum([0.0, *(part.seconds for part in step.parts)])
-    right = max(float(ends[-1]), step.whole_s)
+    right = max(float(ends[-1]), step.whole_s, *(part.seconds for part in step.beside))
+    rows = [(part, float(start), SERIES[i]) for i, (part, start) in enumerate(zip(step.parts, ends, strict=False))]
+    if step.parts[-1].name == "the rest":
+        rows[-1] = (*rows[-1][:2], FAINT)
+    rows.append((Part("the whole", step.whole_s, 1.0), 0.0, FAINT))
+    rows += [(part, 0.0, SERIES[len(PARTS) + i]) for i, part in enumerate(step.beside)]
     with canvas("step", height=30 + ROW * len(rows)) as on:
-        for number, (name, seconds) in enumerate(rows):
-            is_part = number < len(step.parts)
-            start = float(ends[number]) if is_part else 0.0
-            color = SERIES[number] if is_part and name != "the rest" else FAINT
-            bars = on.axes.barh(number, seconds, left=start, height=0.62, color=color)
-            text = f"{units.duration(seconds)}, {units.share(seconds / step.whole_s)}"
-            on.tip(bars[0], f"{name}: {text}")
-            text = text if is_part else units.duration(seconds)
-            if start + seconds < 0.6 * right:
-                on.axes.annotate(text, (start + seconds, number), (4, 0), textcoords="offset points", va="center")
-            elif start > 0.4 * right:
-                on.axes.annotate(text, (start, number), (-4, 0), textcoords="offset points", va="center", ha="right")
-            else:
-                on.axes.annotate(
-                    text, (start, number), (6, 0), textcoords="offset points", va="center", color=CARD, weight="bold"
-                )
-        on.axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+        for number, (part, start, color) in enumerate(rows):
+            _bar(on, number, part, start, color, right)
+        on.axes.set_yticks(range(len(rows)), [part.name for part, _, _ in rows])
         on.axes.tick_params(axis="y", length=0, labelcolor=INK)
         on.axes.grid(visible=False, axis="y")
         on.axes.invert_yaxis()
         on.axes.set_xlim(0, right)
         duration_axis(on.axes.xaxis)
         svg = on.svg()
-    over = f"measured one by one, its parts take {units.duration(step.over_s)} longer" if step.over_s else ""
-    return Picture("A training step", svg, over)
+    words = [f"its parts, one by one, take {units.duration(step.over_s)} longer"] if step.over_s else []
+    if step.beside:
+        words.append(f"{' and '.join(part.name for part in step.beside)} are the host's, beside the device's work")
+    return Picture("A training step", svg, "; ".join(words))
+
+
+def _bar(on: Canvas, row: int, part: Part, start: float, color: str, right: float) -> None:
+    """With its words where there is room: behind it, before it, within it."""
+    (bar,) = on.axes.barh(row, part.seconds, left=start, height=0.62, color=color)
+    text = units.duration(part.seconds) + (f", {units.share(part.fraction)}" if part.fraction != 1 else "")
+    on.tip(bar, f"{part.name}: {text}")
+    end = start + part.seconds
+    if end < 0.6 * right:
+        where = {"xy": (end, row), "xytext": (4, 0)}
+    elif start > 0.4 * right:
+        where = {"xy": (start, row), "xytext": (-4, 0), "ha": "right"}
+    else:
+        where = {"xy": (start, row), "xytext": (6, 0), "color": CARD, "weight": "bold"}
+    on.axes.annotate(text, textcoords="offset points", va="center", **where)
 
 
 def growth(report: Report) -> Picture | None:
