@@ -88,6 +88,8 @@ def _word_holds(name: str, value: Any, limit: Any) -> bool | Unknown:
             return Unknown(f"{shown(value)} is neither a list nor text")
         if name == "not_empty":
             return bool(value)
+        if name == "lacks" and isinstance(value, str):  # most texts lack a word, nonsense does
+            return Unknown(f"{shown(value)} is no list")
         return any(item in value for item in _list(limit)) == (name == "contains")
     if name == "matches":
         if not isinstance(value, str):
