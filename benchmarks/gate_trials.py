@@ -1,6 +1,6 @@
 """How often a gate cries wolf and how often it sees one, on launches of a real training step.
 
-    python benchmarks/gate_trials.py record FILE [--launches 60] [--about "an idle machine"]
+    python benchmarks/gate_trials.py record FILE [--launches 60] [--busy "with what"]
     python benchmarks/gate_trials.py trials FILE ... [--trials 200] [--bound 0.05] [--slower 0.10]
 
 `record` times the step of a small language model in many short processes, one after the other. `trials` draws ten of
@@ -66,7 +66,7 @@ def main() -> None:
     recording.add_argument("file", type=Path)
     recording.add_argument("--launches", type=int, default=60)
     recording.add_argument("--slice", type=float, default=1.0, help="seconds of samples in a launch")
-    recording.add_argument("--about", default="", help="what the machine did besides")
+    recording.add_argument("--busy", default="", metavar="TEXT", help="what else ran on the machine; none if not given")
     recording.add_argument("--first", action="store_true", help="sample before all other work (SCHED_FIFO; root's)")
     recording.set_defaults(run=record)
     trying = commands.add_parser("trials")
@@ -93,7 +93,7 @@ def record(given: argparse.Namespace) -> None:
 
     machine = hardware([])
     document: dict[str, Any] = {
-        "about": given.about,
+        "busy": given.busy,
         "first": given.first,
         "date": time.strftime("%Y-%m-%d"),
         "cpu": f"{machine['cpu']}, {machine['cores']} cores",
@@ -191,7 +191,7 @@ def trials(
 def show(given: argparse.Namespace) -> None:
     for file in given.files:
         document = json.loads(file.read_text())
-        sys.stdout.write(f"{file.name}: {document['date']}, {document['cpu']}; {document['about']}\n")
+        sys.stdout.write(f"{file.name}: {document['date']}, {document['cpu']}; {document['busy'] or 'idle'}\n")
         launches = read(file)
         middles = [float(np.median(launch)) for launch in launches]
         spread = np.std(middles) / np.mean(middles)

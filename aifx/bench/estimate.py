@@ -67,7 +67,9 @@ def change(first: Launches, second: Launches) -> Change:
     p = None
     if min(len(first), len(second)) >= LEAST_LAUNCHES:
         sides = [[float(np.median(launch)) for launch in side] for side in (second, first)]
-        p = float(mannwhitneyu(*sides, alternative="greater" if ratio >= 1 else "less").pvalue)
+        alternative = "greater" if ratio >= 1 else "less"
+        method = "auto" if set(sides[0]) & set(sides[1]) else "exact"  # ties within a side leave it exact
+        p = float(mannwhitneyu(*sides, alternative=alternative, method=method).pvalue)
     return Change(ratio, low, high, p)
 
 

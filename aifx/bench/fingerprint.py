@@ -23,7 +23,7 @@ class Fingerprint(BaseModel):
         git: commit, branch and dirtiness of the folder; None where git cannot say.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     hardware: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)

@@ -19,7 +19,9 @@ Param = str | int | float | bool
 
 
 class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """What a later version adds is passed over."""
+
+    model_config = ConfigDict(frozen=True)
 
 
 class Measured(_Document):
@@ -33,6 +35,8 @@ class Measured(_Document):
         bound_s: the least time in which the hardware could do that (the roofline); None where it is not known.
         figures: what else was seen, each with its unit in its name: tokens_per_s, peak_memory_bytes.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     params: dict[str, Param] = Field(default_factory=dict)

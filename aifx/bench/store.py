@@ -48,7 +48,7 @@ class Store:
         if not (found := sorted((self.folder / name).glob("*.json"))):
             raise UsageError(
                 f"no baseline {name!r} in {self.folder}",
-                did_you_mean(name, self.names()),
+                did_you_mean(name, self.names()) or "none is kept there yet",
                 f"aifx bench train --save {name}",
             )
         return found

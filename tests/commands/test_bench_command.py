@@ -1,0 +1,267 @@
+"""`aifx bench` as a person and a script use it: words, exit codes, one JSON document."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+from program import assert_three_lines, run
+
+from aifx.bench.fingerprint import fingerprint
+from aifx.bench.results import Measured, Report, Request, Result, read_report, write_report
+from aifx.bench.schema import report_schema
+from aifx.commands import bench_gate
+from aifx.commands.terminal import Output
+
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+environ = importlib.import_module("fake_suite").environ
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "bench.schema.json").read_text())
+SUITES = ("hardware", "kernels", "train", "data", "checkpoint", "startup", "all")
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    return fingerprint(tmp_path_factory.mktemp("here"))
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return lambda *arguments, **env: run(tmp_path, "bench", *map(str, arguments), **env)
+
+
+def spaced(done):
+    return " ".join(done.stdout.split())
+
+
+def thing(name, middle, launches=5, **params):
+    seen = [middle * (1 + 0.002 * (i - launches // 2)) for i in range(launches)]
+    return Result.of([Measured(name=name, params=params, samples_s=[s, s, s], flops=1e9) for s in seen])
+
+
+def report(print_, *results, time=1_795_600_000.0, commit=None, **asked):
+    if commit:
+        print_ = print_.model_copy(update={"git": {"commit": commit, "branch": "main", "dirty": False}})
+    request = Request(suites=list(dict.fromkeys(r.name.partition(".")[0] for r in results)), **asked)
+    return Report(request=request, launches=5, time=time, duration_s=60, fingerprint=print_, results=list(results))
+
+
+@pytest.fixture
+def saved(tmp_path, here):
+    """Two reports of the name main, the second slower in one of two things."""
+    folder = tmp_path / "data" / "aifx" / "bench" / "main"
+    first = report(here, thing("train.step", 0.1), thing("train.forward", 0.03), commit="aaaa1111bbbb")
+    second = report(
+        here, thing("train.step", 0.12), thing("train.forward", 0.03), commit="cccc2222dddd", time=first.time + 3600
+    )
+    for number, one in enumerate((first, second)):
+        write_report(one, folder / f"2026112{number}T000000-{one.fingerprint.commit}.json")
+    return first, second
+
+
+def test_the_schema_in_the_documentation_is_that_of_the_code():
+    assert report_schema() == SCHEMA, "python -m aifx.bench.schema > docs/bench.schema.json"
+
+
+@pytest.mark.parametrize("command", ["", *SUITES, "compare", "gate", "history", "ls", "show"])
+def test_help_has_examples_and_needs_no_jax(bench, command):
+    done = bench(*filter(None, [command]), "--help", PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0, done.stderr
+    assert "Examples" in done.stdout
+    assert f"aifx bench {command}".strip() in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"jax", "orbax", "scipy", "matplotlib", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["hardware", "--quik"], "--quick"),
+        (["hardwear"], "did you mean 'hardware'?"),
+        (["train"], "this command works inside a project"),
+        (["hardware", "--save", "a/b"], "cannot name a baseline"),
+        (["hardware", "--save", "main", "--launches", "3"], "a baseline holds 5 launches or more"),
+        (["hardware", "--max-noise", "lots"], "--max-noise lots is no share"),
+        (["gate", "--baseline", "main"], "no baseline 'main'"),
+        (["gate"], "missing option '--baseline'"),
+        (["compare", "main", "other"], "no baseline 'main'"),
+        (["show"], "no report at"),
+        (["history", "main"], "no baseline 'main'"),
+    ],
+)
+def test_a_mistake_is_told_in_three_lines_before_anything_is_measured(bench, arguments, told):
+    done = bench(*arguments)
+    assert done.returncode == 2
+    assert told in done.stderr.replace("Missing", "missing")
+    assert_three_lines(done.stderr)
+
+
+def test_a_measurement_is_shown_kept_and_as_the_schema_says(bench, tmp_path):
+    env = environ(tmp_path, "yield result('first', 0.5, 0.25, 0.375, size=3)\nbench.note('a word')")
+    done = bench("hardware", "--quick", "--json", "--output", tmp_path / "out.json", **env)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    jsonschema.validate(answer, SCHEMA)
+    assert answer["results"][0]["median_s"] == 0.375
+    assert answer["results"][0]["samples_s"] == [[0.5, 0.25, 0.375]]
+    assert answer["results"][0]["flops_per_s"] == 1e9 / 0.375
+    assert answer["notes"][0] == "a word"
+    assert json.loads((tmp_path / "out.json").read_text()) == answer
+    shown = bench("show")
+    for words in ("first 3 375 ms", "2.67 GFLOP/s", "note: a word"):
+        assert words in spaced(shown)
+    assert json.loads(bench("show", "--json").stdout) == answer
+
+
+def test_a_suite_that_fails_at_once_says_so_and_claims_no_results(bench, tmp_path):
+    env = environ(tmp_path, "raise RuntimeError('no luck')\nyield")
+    done = bench("hardware", "--quick", **env)
+    assert done.returncode == 2
+    assert "hardware ended before its time" in done.stderr
+    assert "RuntimeError: no luck" in done.stderr
+    assert "kept" not in done.stderr
+
+
+def test_a_full_disk_loses_nothing_that_was_measured(bench, tmp_path):
+    env = environ(tmp_path, "yield result('first', 0.5)")
+    done = bench("hardware", "--quick", "--output", "/dev/full/out.json", **env)
+    assert done.returncode == 2
+    assert "first 500 ms" in spaced(done)
+    assert "error: /dev/full/out.json cannot be written" in done.stderr
+    assert "what was measured (1 result) is kept: aifx bench show" in done.stderr
+    assert "first 500 ms" in spaced(bench("show"))
+
+
+def test_compare_tells_what_is_slower_and_what_else_differs(bench, saved):
+    done = bench("compare", "main@aaaa", "main")
+    assert done.returncode == 0, done.stderr
+    assert "train.step" in done.stdout
+    assert "+20.0%" in done.stdout
+    assert "differs: commit: aaaa1111 -> cccc2222" in done.stdout
+    answer = json.loads(bench("compare", "main@aaaa", "main", "--json").stdout)
+    step, forward = answer["results"]
+    assert (step["verdict"], forward["verdict"]) == ("slower", "same")
+    assert step["p"] == pytest.approx(1 / 252)
+    assert step["interval"][0] <= step["ratio"] <= step["interval"][1]
+    assert (answer["a"]["commit"], answer["b"]["commit"]) == ("aaaa1111", "cccc2222")
+
+
+def test_another_machine_does_not_compare(bench, saved, tmp_path, here):
+    other = here.model_copy(update={"hardware": here.hardware | {"cores": 4096}})
+    write_report(report(other, thing("train.step", 0.1)), tmp_path / "other.json")
+    for arguments in (["compare", "main", "other.json"], ["gate", "--baseline", "main", "--results", "other.json"]):
+        done = bench(*arguments)
+        assert done.returncode == 2
+        assert f"cores: {here.hardware['cores']} and 4096" in done.stderr
+        assert_three_lines(done.stderr)
+
+
+def test_a_gate_over_results_ends_with_its_verdict(bench, saved, tmp_path, here):
+    slow, quick = tmp_path / "slow.json", tmp_path / "quick.json"
+    write_report(report(here, thing("train.step", 0.13), thing("train.forward", 0.03)), slow)
+    write_report(report(here, thing("train.step", 0.12), quick=True), quick)
+    done = bench("gate", "--baseline", "main", "--results", slow)
+    assert done.returncode == 1
+    assert "regression: train.step is slower by 8.3% (95 %: +7." in done.stdout
+    answer = json.loads(bench("gate", "--baseline", "main", "--results", slow, "--json").stdout)
+    assert not answer["passed"]
+    assert [result["regressed"] for result in answer["results"]] == [True, False]
+    for passing in (["--only", "train.forward"], ["--max-regression", "10%"]):
+        done = bench("gate", "--baseline", "main", "--results", slow, *passing)
+        assert done.returncode == 0, done.stdout
+        assert "passed: nothing is slower" in done.stdout
+    for refused, told in (
+        (["--results", quick], "quick: False -> True"),
+        (["--results", slow, "--only", "train.stp"], "did you mean 'train.step'?"),
+        (["--results", slow, "--max-regression", "-5%"], "is no share"),
+    ):
+        done = bench("gate", "--baseline", "main", *refused)
+        assert done.returncode == 2
+        assert told in done.stderr
+
+
+def test_a_gate_can_not_be_passed_by_measuring_too_little(bench, saved, tmp_path, here):
+    few, other = tmp_path / "few.json", tmp_path / "other.json"
+    write_report(report(here, thing("train.step", 0.2, launches=3)), few)
+    write_report(report(here, thing("train.optimizer", 0.2)), other)
+    for results, told in ((few, "5 and 3 launches"), (other, "have no result in common")):
+        done = bench("gate", "--baseline", "main", "--results", results)
+        assert done.returncode == 2
+        assert told in done.stderr
+        assert_three_lines(done.stderr)
+
+
+def test_a_gate_measures_what_the_baseline_measured(bench, tmp_path, here):
+    before = report(here, thing("hardware.first", 0.5), thing("hardware.second", 0.1), quick=True)
+    write_report(before, tmp_path / "main.json")
+    env = environ(tmp_path, "assert bench.quick\nyield result('first', 0.6, 0.61)\nyield result('second', 0.1, 0.1001)")
+    done = bench("gate", "--baseline", "main.json", "--output", "now.json", "--json", **env)
+    assert done.returncode == 1, done.stderr
+    answer = json.loads(done.stdout)
+    assert [(r["name"], r["regressed"]) for r in answer["results"]] == [
+        ("hardware.first", True), ("hardware.second", False),
+    ]  # fmt: skip
+    assert read_report(tmp_path / "now.json").launches == 5
+
+
+def test_what_seems_slower_among_many_is_launched_again_alone(here, monkeypatch):
+    """100 results of two suites, one of which is slower: five launches of five cannot tell, so that suite is launched
+    until it can."""
+    asked = []
+
+    def many(launches, slower, suites=("hardware", "kernels")):
+        return [
+            thing(f"{suite}.x", slower if (suite, case) == ("kernels", 7) else 1.0, launches, case=case)
+            for suite in suites
+            for case in range(50)
+        ]
+
+    def measure(out, request, launches, accept):
+        asked.append((request.suites, launches))
+        return report(here, *many(launches, 1.2, request.suites)), ""
+
+    monkeypatch.setattr("aifx.commands.bench.measure", measure)
+    before = report(here, *many(5, 1.0))
+    _, gated = bench_gate._measure(Output(json=True), "main", before, 0.05, ())
+    assert asked == [(["hardware", "kernels"], 5), (["kernels"], 5)]
+    assert [found.after.title for found in gated.regressed] == ["kernels.x 7"]
+    assert not gated.undecided
+
+
+def test_what_is_kept_is_listed_with_its_history(bench, saved, tmp_path, here):
+    assert "no baselines in" in bench("ls", XDG_DATA_HOME=str(tmp_path / "none")).stdout
+    listed = bench("ls")
+    assert "main" in listed.stdout
+    assert "cccc2222" in listed.stdout
+    assert json.loads(bench("ls", "--json").stdout)["baselines"][0]["reports"] == 2
+    done = bench("history", "main")
+    assert done.returncode == 0, done.stderr
+    assert "train.step" in done.stdout.splitlines()[0]
+    assert "+20.0%" in done.stdout
+    assert "[ms], the oldest at the left" in done.stdout
+    answer = json.loads(bench("history", "main", "--json").stdout)
+    assert [point["commit"] for point in answer["results"][0]["points"]] == ["aaaa1111", "cccc2222"]
+    one = json.loads(bench("history", "main", "--result", "train.forward", "--json").stdout)
+    assert [series["name"] for series in one["results"]] == ["train.forward"]
+    wrong = bench("history", "main", "--result", "train.forwrd")
+    assert (wrong.returncode, "did you mean 'train.forward'?" in wrong.stderr) == (2, True)
+
+
+def test_a_damaged_report_is_told_and_the_others_are_shown(bench, saved, tmp_path):
+    folder = tmp_path / "data" / "aifx" / "bench" / "main"
+    (folder / "20261122T000000-eeee3333.json").write_text("{")
+    done = bench("history", "main")
+    assert done.returncode == 0
+    assert "is no report of aifx bench" in done.stderr
+    assert "+20.0%" in done.stdout
+    assert bench("show", "main").returncode == 2
+
+
+def test_the_history_is_a_page(bench, saved, tmp_path):
+    done = bench("history", "main", "--html", "trend.html")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "trend.html").read_text()
+    assert "train.step" in page
+    assert "cccc2222" in page
