@@ -16,7 +16,7 @@ from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 # As 3 and 4 whatever they are here.
 WIRED = (
@@ -86,9 +86,9 @@ class Browser:
         return answer["result"].get("value")
 
     def screenshot(self, path: Path) -> Path:
-        """All of the page."""
+        """All of the page, at half its size."""
         size = self.ask("[innerWidth, document.documentElement.scrollHeight]")
-        clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
+        clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 0.5}
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         path.write_bytes(base64.b64decode(shot["data"]))
         return path
