@@ -95,6 +95,7 @@ def side(report: Report, source: str) -> dict[str, Any]:
         "commit": report.fingerprint.commit,
         "host": report.fingerprint.hardware.get("host"),
         "launches": report.launches,
+        "notes": report.notes,
     }
 
 

@@ -76,6 +76,10 @@ def gate(
         out.document({**sides, **gated.document()})
         heading(out, before, after, baseline, source)
         _show(out, gated)
+        if gated.regressed:
+            for name, report in ((baseline, before), (source, after)):
+                for note in report.notes:
+                    out.print(f"note ({name}): {note}")
         raise SystemExit(int(bool(gated.regressed)))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aifx.bench.results import Report, Result
     from aifx.bench.store import Store
 
-MAIN = ("train.step", "startup.cold", "checkpoint.save", "data.batch", "hardware.matmul")
+MAIN = ("train.step", "startup.cold", "checkpoint.save", "data.prefetch", "hardware.matmul")
 """What stands for a report where no result is named; else its first."""
 
 CHART = (72, 7)
