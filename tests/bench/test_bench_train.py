@@ -127,8 +127,9 @@ def test_a_loss_that_is_not_finite_and_a_full_memory_cost_no_more_than_they_must
     monkeypatch.setattr("aifx.bench.train.rounds.room", lambda devices: 1)
     tight = bench("data.poison_step=4")
     names = {measured.name.removeprefix("train.") for measured in measure(tight)}
+    names -= {"loop", "data_wait"}  # a round on other batches, from a new state, has them
     assert names == {"trace", "compile", "step", "dispatch", "overhead", "growth"}
-    assert any("the loss of its step 5 is not finite" in note for note in tight.noted)
+    assert any("is not finite" in note for note in tight.noted)
     assert any("forward, backward and optimizer are left out" in note for note in tight.noted)
 
 

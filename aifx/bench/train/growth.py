@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from aifx.bench.results import Measured
+from aifx.bench.results import Measured, Param
 from aifx.bench.suites import Bench
 from aifx.bench.train.figures import figures
 from aifx.bench.train.memory import room
@@ -42,19 +42,20 @@ def grow(bench: Bench, base: Measured, folder: Path) -> Iterator[Measured]:
                 bench.note(f"train.growth {axis}: task {bench.config.task.kind!r} has no {' or '.join(keys)}")
             continue
         key, value = found
-        yield _at(base, axis, value)
+        yield base.model_copy(update={"name": bench.name("growth"), "params": {"axis": axis, "value": value}})
         for other in (value // 2,) if bench.quick else (value // 2, 2 * value):
             if other < 1:
                 bench.note(f"train.growth {axis}: {key} = {value} has no half")
                 continue
             bench.say(f"growth: {key} = {other}")
-            measured = _measure(bench, f"{key}={other}", folder / f"{axis}-{other}")
-            if measured is not None:
-                yield _at(measured, axis, other)
+            try:
+                yield _measure(bench, f"{key}={other}", {"axis": axis, "value": other}, folder / f"{axis}-{other}")
+            except Left as left:
+                bench.note(f"train.growth: {key}={other} is left out: {left}")
 
 
-def _at(measured: Measured, axis: str, value: int) -> Measured:
-    return measured.model_copy(update={"name": "train.growth", "params": {"axis": axis, "value": value}})
+class Left(Exception):
+    """Why a size is not measured."""
 
 
 def _find(config: Config, keys: tuple[str, ...]) -> tuple[str, int] | None:
@@ -66,31 +67,26 @@ def _find(config: Config, keys: tuple[str, ...]) -> tuple[str, int] | None:
     return None
 
 
-def _measure(bench: Bench, setting: str, folder: Path) -> Measured | None:
-    """The step with one setting changed; None, and a note, where there is no such step here."""
-    title = f"train.growth: {setting} is left out"
+def _measure(bench: Bench, setting: str, params: dict[str, Param], folder: Path) -> Measured:
+    """The step with one setting changed. Raises Left where there is no such step here."""
     try:
         config = load_config(bench.project, [*(bench.options.get("set") or ()), setting])
         subject = Subject(bench, config, folder)
-    except AifxError as error:
-        bench.note(f"{title}: {error.what}")
-        return None
-    free = room(subject.devices)
-    if free is not None and subject.program_bytes is not None and subject.program_bytes > free:
-        bench.note(f"{title}: it needs {subject.program_bytes:,} bytes, and {free:,} are free")
-        return None
-    try:
+        free, needed = room(subject.devices), subject.program_bytes
+        if free is not None and needed is not None and needed > free:
+            raise Left(f"it needs {needed:,} bytes, and {free:,} are free")
         subject.begin()
         series = Series(subject.step)
         limit_s = SHARE * bench.effort.slice_s
         series.warm(limit_s)
         series.block(limit_s, LEAST)
+    except AifxError as error:
+        raise Left(error.what) from error
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        bench.note(f"{title}: memory does not hold it")
-        return None
-    return bench.measured("growth", series.samples(), **figures(subject, series.median_s))
+        raise Left("memory does not hold it") from error
+    return bench.measured("growth", series.samples(), params=params, **figures(subject, series.median_s))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

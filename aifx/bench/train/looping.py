@@ -39,20 +39,19 @@ class Looping:
         save_every: steps between checkpoints; 0 for none.
         """
         self._subject, self._observers, self._save_every = subject, observers, save_every
+        self._read = 0
 
     def block(self, steps: int) -> list[Record]:
         """The records of so many steps on new batches, those at the edges left out. Raises NotFinite."""
         subject = self._subject
-        records = Records()
-        batches = prefetch(subject.source, range(steps + 2 * EDGE), subject.rows)
-        subject.state, _ = self._run(subject.step_fn, subject.state, batches, steps + 2 * EDGE, records)
+        records, steps = Records(), steps + 2 * EDGE
+        subject.state, _ = self._run(subject.step_fn, subject.state, self._batches(steps), steps, records)
         return records.seen[EDGE:-EDGE]
 
     def whole_s(self, steps: int) -> float:
         """Seconds a step of a run of so many, from its first batch to its last checkpoint."""
         subject = self._subject
-        batches = prefetch(subject.source, range(steps), subject.rows)
-        subject.state, took_s = self._run(subject.step_fn, subject.state, batches, steps, Records())
+        subject.state, took_s = self._run(subject.step_fn, subject.state, self._batches(steps), steps, Records())
         return took_s / steps
 
     def alone_s(self, steps: int) -> tuple[float, float]:
@@ -70,6 +69,11 @@ class Looping:
         before_s = time.thread_time()
         _, took_s = self._run(nothing, subject.state, batches(), steps, Records())
         return took_s / steps, (time.thread_time() - before_s) / steps
+
+    def _batches(self, steps: int) -> Generator[Batch, None, None]:
+        """New ones each time: what was read before is at hand."""
+        first, self._read = self._read, self._read + steps
+        return prefetch(self._subject.source, range(first, self._read), self._subject.rows)
 
     def _run(
         self, step_fn: StepFn, state: TrainState, batches: Generator[Batch, None, None], steps: int, records: Records
