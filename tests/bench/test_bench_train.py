@@ -21,7 +21,7 @@ from aifx.bench.train.memory import room
 from aifx.bench.train.parts import Parts
 from aifx.bench.train.series import FILL, Series
 from aifx.bench.train.subject import Subject, uncached
-from aifx.errors import ConfigError
+from aifx.errors import ConfigError, EnvironmentFault
 from aifx.train.step import apply_gradients, mean_gradients, mean_loss, step_key
 
 TASK = Path(__file__).parents[1] / "train" / "tiny.py"
@@ -103,6 +103,19 @@ def test_a_point_that_the_configuration_refuses_is_noted(bench):
 def test_a_bench_that_cannot_begin_says_why(bench):
     with pytest.raises(ConfigError, match=r"train.devices = 4096"):
         list(measure(bench("train.devices=4096")))
+
+
+def test_a_step_that_memory_does_not_hold_is_told_with_what_helps(bench, monkeypatch):
+    def begin(self):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12 bytes.\nmore")
+
+    monkeypatch.setattr(Subject, "begin", begin)
+    full = bench("model.num_layers=3")
+    with pytest.raises(EnvironmentFault, match="does not fit into memory") as told:
+        list(measure(full))
+    assert told.value.why == "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12 bytes."
+    assert len(list(grow(full, BASE, full.folder))) == 1
+    assert "train.growth: train.global_batch_size=4 is left out: memory does not hold it" in full.noted
 
 
 def test_what_was_seen_before_the_device_was_lost_is_told(bench, monkeypatch):

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from aifx.bench.results import Measured
 from aifx.bench.suites import Bench
 from aifx.bench.train.growth import grow
+from aifx.bench.train.memory import is_out_of_memory
 from aifx.bench.train.rounds import Rounds
 from aifx.bench.train.subject import Subject, uncached
+from aifx.errors import EnvironmentFault
 
 
 def measure(bench: Bench) -> Iterator[Measured]:
     """What is done once, then the step, its parts and its loop, then how the step grows."""
     with tempfile.TemporaryDirectory(prefix="aifx-bench-") as name, uncached():
         bench.say("compiling the step")
-        subject = Subject(bench, bench.config, Path(name) / "own")
+        with _told_of_memory():
+            subject = Subject(bench, bench.config, Path(name) / "own")
         for thing, seconds in (("trace", subject.trace_s), ("compile", subject.compile_s)):
             yield Measured(name=bench.name(thing), samples_s=[seconds])
-        subject.begin()
+        with _told_of_memory():
+            subject.begin()
         rounds = Rounds(bench, subject)
         try:
-            rounds.run()
+            with _told_of_memory():
+                rounds.run()
         except Exception:  # a device that is lost: what was seen until then is told
             yield from rounds.results()
             raise
@@ -33,3 +39,16 @@ def measure(bench: Bench) -> Iterator[Measured]:
         del rounds
         subject.end()
         yield from grow(bench, step, Path(name))
+
+
+@contextmanager
+def _told_of_memory() -> Iterator[None]:
+    """Raises EnvironmentFault where the device's memory, or the host's, does not hold what is done inside."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        why = (str(error).splitlines() or ["the host's memory is full"])[0]
+        hint = "aifx bench train --set train.gradient_accumulation=2    (or a smaller train.global_batch_size)"
+        raise EnvironmentFault("the project's step does not fit into memory", why, hint) from error

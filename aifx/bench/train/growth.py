@@ -8,7 +8,7 @@ from pathlib import Path
 from aifx.bench.results import Measured, Param
 from aifx.bench.suites import Bench
 from aifx.bench.train.figures import figures
-from aifx.bench.train.memory import room
+from aifx.bench.train.memory import is_out_of_memory, room
 from aifx.bench.train.series import Series
 from aifx.bench.train.subject import Subject
 from aifx.config import Config, load_config
@@ -87,8 +87,3 @@ def _measure(bench: Bench, setting: str, params: dict[str, Param], folder: Path)
             raise
         raise Left("memory does not hold it") from error
     return bench.measured("growth", series.samples(), params=params, **figures(subject, series.median_s))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether XLA or the host says so."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

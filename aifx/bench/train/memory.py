@@ -49,3 +49,8 @@ def _quota(cgroup: Path) -> list[int]:
         return [int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text())]
     except (OSError, ValueError):  # none, or "max"
         return []
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether XLA or the host says so."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
