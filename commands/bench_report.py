@@ -24,7 +24,7 @@ FEW = 3
 SERIES = {
     "hardware.matmul": ("dtype",),
     "hardware.memory": ("op",),
-    "hardware.copy": ("direction",),
+    "hardware.copy": ("direction", "memory"),
     "hardware.collective": ("kind",),
 }
 """What is measured by size, and the params that tell one series from another."""

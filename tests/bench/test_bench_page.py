@@ -75,6 +75,9 @@ def history() -> list[Report]:
 PAGES = {
     "full": lambda: report_page(full_report()),
     "gpu": lambda: report_page(gpu_report()),
+    "quick": lambda: report_page(
+        made.report(*(r for r in made.hardware(7e14, 2.9e12) if r.params.get("size") == 1024), machine=made.H100)
+    ),
     "failed": lambda: report_page(
         made.report(
             *(r.model_copy(update={"params": {"form": r.params["form"], "case": NASTY}}) for r in made.kernels()[:4]),
@@ -211,7 +214,8 @@ def test_a_picture_is_drawn_only_of_what_there_is():
     parts = made.report(*made.train()[:5])
     assert [p.title for p in pictures(parts)] == ["A training step"]
     one_size = [result for result in made.hardware() if result.params.get("size") == 256]
-    assert pictures(made.report(*one_size)) == []
+    assert [p.title for p in pictures(made.report(*one_size))] == ["Matrix products"]
+    assert pictures(made.report(*one_size[:1])) == []
     assert "data sheet" in [key.label for key in pictures(gpu_report())[0].keys]
     assert "data sheet" not in [key.label for key in pictures(full_report())[0].keys]
 

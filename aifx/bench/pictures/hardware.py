@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from aifx.bench import units
-from aifx.bench.pictures.canvas import FAINT, SERIES, Canvas, Key, Picture, binary_axis, canvas, rate_axis
+from aifx.bench.pictures.canvas import CARD, FAINT, INK, SERIES, Canvas, Key, Picture, binary_axis, canvas, rate_axis
 from aifx.bench.pictures.roofline import catalogue_roofs
 from aifx.bench.results import Report, Result
 from aifx.bench.views import Point, bus_rate, by_size, of_name
+
+ROW = 24
 
 
 def bandwidth(report: Report) -> Picture | None:
@@ -55,14 +57,14 @@ def _by_size(
     is_count: bool = False,
     caption: str = "",
 ) -> Picture | None:
-    """A line a series. None where there is no line to draw.
+    """A line a series; where each has one size, a bar a series. None where there is nothing to compare.
 
     Args:
         sheet: what the data sheet says, and of what.
         is_count: whether sizes are rows, not bytes.
     """
     if not any(len(points) > 1 for points in series.values()):
-        return None
+        return _bars(name, title.removesuffix(" by size"), series, unit, sheet, caption) if len(series) > 1 else None
     with canvas(name) as on:
         for number, (label, points) in enumerate(series.items()):
             _line(on, label, points, SERIES[number % len(SERIES)], unit, is_count=is_count)
@@ -89,6 +91,38 @@ def _by_size(
         svg = on.svg()
     keys = [Key(label, number % len(SERIES)) for number, label in enumerate(series)]
     return Picture(title, svg, caption, [*keys, *([Key("data sheet", is_dashed=True)] if sheet else [])])
+
+
+def _bars(
+    name: str, title: str, series: Mapping[str, Sequence[Point]], unit: str, sheet: Mapping[str, float], caption: str
+) -> Picture:
+    """With the data sheet's figure as a mark."""
+    with canvas(name, height=30 + ROW * len(series)) as on:
+        right = max(*(points[0].y for points in series.values()), *sheet.values())
+        for number, (label, (point, *_)) in enumerate(series.items()):
+            (bar,) = on.axes.barh(number, point.y, height=0.62, color=SERIES[number % len(SERIES)])
+            on.tip(bar, f"{label}: {units.rate(point.low, unit)} to {units.rate(point.high, unit)}")
+            is_long = point.y > 0.6 * right
+            on.axes.annotate(
+                units.rate(point.y, unit),
+                (0 if is_long else point.y, number),
+                (6 if is_long else 4, 0),
+                textcoords="offset points",
+                va="center",
+                color=CARD if is_long else INK,
+                weight="bold" if is_long else "normal",
+            )
+            if label in sheet:
+                on.axes.plot([sheet[label]] * 2, [number - 0.4, number + 0.4], color=FAINT, lw=2)
+        on.axes.set_yticks(range(len(series)), list(series))
+        on.axes.tick_params(axis="y", length=0, labelcolor=INK)
+        on.axes.grid(visible=False, axis="y")
+        on.axes.invert_yaxis()
+        on.axes.set_xlim(0, 1.02 * right)
+        rate_axis(on.axes.xaxis)
+        svg = on.svg()
+    keys = [Key("data sheet", is_dashed=True)] if sheet else []
+    return Picture(title, svg, caption, keys)
 
 
 def _line(on: Canvas, label: str, points: Sequence[Point], color: str, unit: str, *, is_count: bool) -> None:

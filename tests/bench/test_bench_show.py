@@ -1,0 +1,83 @@
+"""`aifx bench show`: a report on a terminal of 80 columns, on one that has no colours or no Unicode, and in a file."""
+
+import bench_reports as made
+import pytest
+
+from aifx.bench.results import write_report
+from aifx.bench.units import share
+from aifx.commands.chart import bar, shares, sparkline
+from aifx.commands.main import run
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    found = tmp_path_factory.mktemp("bench") / "report.json"
+    write_report(made.report(*made.hardware(), *made.kernels(), *made.train()), found)
+    return str(found)
+
+
+def shown(path, capsys) -> str:
+    assert run(["bench", "show", path]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """stdout as a terminal of 80 columns without colours."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda _: True))
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_terminal_has_pictures_of_80_columns(path, capsys):
+    text = shown(path, capsys)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    (memory,) = [line for line in lines if line.startswith("memory triad")]
+    assert "█████" not in memory.split()[2]
+    assert memory.split()[2][0] == "█"
+    assert memory.split()[2][-1] in "▁▂"
+    assert "at 16 KiB" in memory
+    assert "at 1 GiB" in memory
+    steps = next(line for line in lines if set(line) <= set("█▓▒░") and len(line) > 70)
+    assert len(steps) == 76
+    assert steps.count("▓") == pytest.approx(0.52 * 76, abs=2)  # backward, without colours
+    assert "▓ backward" in text
+    assert "the host meanwhile:   data wait" in text
+    form = next(result for result in made.kernels() if result.params["form"] == "pallas_triton")
+    line = next(line for line in lines if "train_2k pallas_triton" in line)
+    assert line.endswith(f"{bar(form.roofline_fraction, 8):8} {share(form.roofline_fraction):>6}")
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_terminal_without_unicode(path, capsys, monkeypatch):
+    monkeypatch.setattr("rich.console.Console.encoding", "ascii")
+    text = shown(path, capsys)
+    assert not set(text) & set("█▓▒░▁▂▃▄▅▆▇")
+    assert "= backward" in text
+    assert "#####   " in text
+
+
+def test_a_file_has_a_line_a_result_and_no_pictures(path, capsys):
+    text = shown(path, capsys)
+    assert not set(text) & set("█▓▒░▁▂▃▄▅▆▇\x1b")
+    assert len([line for line in text.splitlines() if line.startswith("memory ")]) == sum(
+        result.name == "hardware.memory" for result in made.hardware()
+    )
+    assert "memory triad 1 GiB" in text
+    assert "backward" in next(line for line in text.splitlines() if line.startswith("step 120 ms: forward"))
+
+
+def test_bars():
+    assert bar(0, 8) == ""
+    assert bar(0.5, 8) == "████"
+    assert bar(1.7, 8) == bar(1, 8) == "████████"
+    assert bar(1 / 16, 8) == "▌"
+    assert bar(0.5, 8, ascii_only=True) == "####"
+    assert sparkline([0, 1, 2, 4, 8]) == "▁▂▃▅█"
+    assert sparkline([0.0, 0.0]) == "▁▁"
+    assert sparkline([]) == ""
+    assert shares([0.333, 0.333, 0.334], 10) == [3, 4, 3]
+    assert sum(shares([0.01] * 100, 76)) == 76
+    assert shares([0.9, 0.9], 10) == [9, 1]
