@@ -29,6 +29,9 @@ ROUNDS = 4
 LEAST = 5
 """Samples of each in a round."""
 
+PARTS_SHARE = 0.5
+"""Of the time for the step: what is compared from week to week is the whole."""
+
 ALONE_BLOCKS = 7
 ALONE_STEPS, ALONE_QUICK = 200, 50
 """Steps of a loop whose steps take the device no time."""
@@ -57,11 +60,14 @@ class Rounds:
         self._add_parts()
         for name, series in self._parts.items():
             self._bench.say(f"warming up: {name.replace('_', ' ')}")
-            series.warm(WARM_UP_SHARE * slice_s / 2)
+            series.warm(WARM_UP_SHARE * PARTS_SHARE * slice_s)
         count = max(1, min(ROUNDS, int(slice_s / (LEAST * self._step.alone_s))))
-        span = slice_s / count, LEAST, self._bench.effort.most // count
-        blocks: list[Callable[[], object]] = [partial(self._loop_block, *span), partial(self._step_block, *span)]
-        blocks += [partial(series.block, *span) for series in self._parts.values()]
+        limit_s, counts = slice_s / count, (LEAST, self._bench.effort.most // count)
+        blocks: list[Callable[[], object]] = [
+            partial(self._loop_block, limit_s, *counts),
+            partial(self._step_block, limit_s, *counts),
+            *(partial(series.block, PARTS_SHARE * limit_s, *counts) for series in self._parts.values()),
+        ]
         for number in range(count):
             self._bench.say(f"round {number + 1} of {count}")
             for block in blocks if number % 2 == 0 else reversed(blocks):
