@@ -16,20 +16,21 @@ def rates_of(report: Report) -> dict[str, float]:
     copies: the largest size, since smaller ones lie in caches."""
     found: dict[str, float] = {}
 
-    def best(name: str, rate: float | None) -> None:
-        if rate:
+    def best(kind: str, part: object, rate: float | None) -> None:
+        if rate and part:
+            name = kind.format(part)
             found[name] = max(found.get(name, 0.0), rate)
 
     for result in of_name(report, "hardware.matmul"):
-        best(f"matmul.{result.params['dtype']}", result.flops_per_s)
+        best("matmul.{}", result.params.get("dtype"), result.flops_per_s)
     for result in of_name(report, "hardware.collective"):
-        best(f"{result.params['kind']}.{report.fingerprint.hardware['num_devices']}", bus_rate(result))
-    best("memory", memory_rate(report))
+        best(f"{{}}.{report.fingerprint.hardware['num_devices']}", result.params.get("kind"), bus_rate(result))
+    best("{}", "memory", memory_rate(report))
     copies = of_name(report, "hardware.copy")
     for direction in ("to_device", "to_host"):
-        sized = [result for result in copies if result.params["direction"] == direction]
+        sized = [result for result in copies if result.params.get("direction") == direction]
         if sized:
-            best(f"copy.{direction}", max(sized, key=_size).bytes_per_s)
+            best("copy.{}", direction, max(sized, key=_size).bytes_per_s)
     return found
 
 

@@ -1,0 +1,173 @@
+"""`aifx bench hardware`: what it measures, of what, and what it keeps."""
+
+from itertools import pairwise
+
+import jax
+import psutil
+import pytest
+from bench_reports import CPU, H100, report, result
+
+from aifx.bench import ceilings
+from aifx.bench.hardware import collectives, copies, memory, products
+from aifx.bench.hardware.faults import WrongResult
+from aifx.bench.launches import Launches
+from aifx.bench.results import Failure, Request
+from aifx.bench.suites import SUITES, Bench
+from aifx.bench.timing import Effort
+from aifx.ceilings import find_ceilings, keep_ceilings
+from aifx.errors import ExitCode
+
+DEVICE = jax.devices("cpu")[0]
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path, monkeypatch):
+    monkeypatch.setenv("AIFX_STATE_DIR", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """One that takes hardly any time; its notes are its `noted`."""
+    noted = []
+    made = Bench(SUITES["hardware"], True, {}, note=noted.append)
+    monkeypatch.setattr(Bench, "effort", property(lambda self: Effort(0.002, least=3)))
+    made.noted = noted
+    return made
+
+
+def test_products_are_counted_and_held_against_the_estimated_peak(bench, monkeypatch):
+    monkeypatch.setattr(products, "USUAL_PRODUCT", {"cpu": (64, 1)})
+    found = list(products.measure(bench, DEVICE))
+    assert [one.params for one in found] == [
+        {"dtype": dtype, "size": 64} for dtype in ("float32", "bfloat16", "float16", "int8")
+    ]
+    assert {one.flops for one in found} == {2 * 64**3}
+    assert [one.bound_s is not None for one in found] == [True, False, False, False]
+    # Both libraries of XLA are told, and the samples are the faster one's.
+    rates = dict(found[0].figures)
+    rates.pop("first_call_s", None)
+    assert rates.keys() == {"default_flops_per_s", "eigen_flops_per_s"}
+    middle = sorted(found[0].samples_s)[1] if len(found[0].samples_s) == 3 else None
+    assert middle is None or found[0].flops / middle == pytest.approx(max(rates.values()))
+
+
+def test_a_type_that_a_device_lacks_is_left_out_with_a_word(bench, monkeypatch):
+    monkeypatch.setattr(products, "USUAL_PRODUCT", {"cpu": (64, 1)})
+    monkeypatch.setattr(products, "dtypes_of", lambda device: ("float99", "float32"))
+    found = list(products.measure(bench, DEVICE))
+    assert [one.params["dtype"] for one in found] == ["float32"]
+    assert bench.noted[0].startswith("left out: products of 64 rows in float99: ")
+
+
+def test_wrong_results_end_it(bench, monkeypatch):
+    monkeypatch.setattr(products, "USUAL_PRODUCT", {"cpu": (64, 1)})
+    monkeypatch.setattr(products.Product, "is_right", lambda self: False)
+    with pytest.raises(WrongResult, match="cpu:0 gives wrong results") as raised:
+        list(products.measure(bench, DEVICE))
+    assert raised.value.exit_code == ExitCode.VERDICT
+    assert raised.value.hint == "aifx doctor --stress"
+
+
+def test_memory_goes_through_every_cache(monkeypatch):
+    monkeypatch.setattr(memory, "cache_bytes", lambda platform: 96 << 20)
+    sizes = memory.sizes("cpu")
+    assert sizes[0] <= 32 << 10  # within a first-level cache
+    assert sizes[-1] >= 2 * 4 * (96 << 20)  # each of two arrays four times the last cache
+    assert all(4 * small == large for small, large in pairwise(sizes))
+    assert memory.sizes("cpu", quick=True) == [sizes[0], sizes[-1]]
+    assert memory.sizes("gpu")[0] in (1 << 20, 2 << 20)
+
+
+def test_memory_counts_bytes_as_stream_does(bench, monkeypatch):
+    monkeypatch.setattr(memory, "sizes", lambda platform, quick: [1 << 14])
+    monkeypatch.setattr(memory, "CALL_BYTES", {"cpu": 1 << 16})
+    monkeypatch.setattr(bench, "quick", False)
+    found = {one.params["op"]: one for one in memory.measure(bench, DEVICE)}
+    assert {op: one.num_bytes / (1 << 13) for op, one in found.items()} == {"copy": 2, "scale": 2, "add": 3, "triad": 3}
+    assert {one.params["num_bytes"] for one in found.values()} == {1 << 14}
+    monkeypatch.setattr(memory.Stream, "num_wrong", lambda self: 3)
+    with pytest.raises(WrongResult) as raised:
+        list(memory.measure(bench, DEVICE))
+    assert "copy in memory, 3 elements" in raised.value.why
+
+
+def test_copies_say_what_they_are(bench, monkeypatch):
+    monkeypatch.setattr(copies, "SIZES", {"cpu": (1 << 12,)})
+    found = list(copies.measure(bench, DEVICE))
+    assert [one.params for one in found] == [
+        {"direction": way, "num_bytes": 1 << 12, "memory": "pageable"} for way in ("to_device", "to_host")
+    ]
+    assert any("one memory here" in note for note in bench.noted)
+
+
+def test_one_device_has_no_collectives(bench):
+    assert list(collectives.measure(bench, [DEVICE])) == []
+    assert bench.noted == ["left out: collectives need two devices or more"]
+
+
+def test_a_launch_that_dies_keeps_what_it_measured_and_that_is_a_ceiling(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    before = {child.pid for child in psutil.Process().children()}
+
+    def kill(found):
+        for child in psutil.Process().children():
+            if child.pid not in before and "aifx.bench.launch" in child.cmdline():
+                child.kill()
+
+    found = Launches(Request(suites=["hardware"], quick=True), 1, lambda text: None, kill).run()
+    assert found.failure.what == "hardware ended before its time"
+    assert "signal 9" in found.failure.why
+    assert found.results[0].params == {"dtype": "float32", "size": 1024}
+    assert "dispatch" not in {one.name.partition(".")[2] for one in found.results}
+    ceilings.keep(found)
+    assert find_ceilings("cpu", "cpu").rate("matmul.float32") == found.results[0].flops_per_s
+
+
+def measured(**more):
+    return report(
+        result("hardware.matmul", 1.0, noise=0.0, flops=6e11, params={"dtype": "bfloat16", "size": 4096}),
+        result("hardware.matmul", 1.0, noise=0.0, flops=7e11, params={"dtype": "bfloat16", "size": 8192}),
+        result("hardware.memory", 1.0, noise=0.0, num_bytes=9e12, params={"op": "triad", "num_bytes": 1 << 20}),
+        result("hardware.memory", 1.0, noise=0.0, num_bytes=3e12, params={"op": "triad", "num_bytes": 1 << 30}),
+        result("hardware.copy", 1.0, noise=0.0, num_bytes=6e10, params={"direction": "to_host", "num_bytes": 1 << 16}),
+        result("hardware.copy", 1.0, noise=0.0, num_bytes=5e10, params={"direction": "to_host", "num_bytes": 1 << 28}),
+        result(
+            "hardware.collective",
+            1.0,
+            num_bytes=1e11,
+            params={"kind": "all_reduce", "num_bytes": 1 << 30},
+            figures={"bus_bytes_per_s": 1.75e11},
+        ),
+        machine=H100,
+        **more,
+    )
+
+
+def test_ceilings_are_the_best_product_and_what_no_cache_holds():
+    assert ceilings.rates_of(measured()) == {
+        "matmul.bfloat16": 7e11,
+        "all_reduce.8": 1.75e11,
+        "memory": 3e12,
+        "copy.to_host": 5e10,
+    }
+    assert ceilings.rates_of(report(result("train.step", 0.1), machine=CPU)) == {}
+
+
+def test_what_falls_far_below_an_earlier_ceiling_is_told_and_lowers_nothing():
+    kind = (H100["device_kind"], "gpu")
+    keep_ceilings(*kind, {"matmul.bfloat16": 1e12, "memory": 3.1e12})
+    told = ceilings.keep(measured(notes=["one"]))
+    assert told.notes == ["one", "matmul.bfloat16 reached 70% of this machine's own ceiling: aifx doctor --stress"]
+    assert find_ceilings(*kind).rate("matmul.bfloat16") == 1e12
+    assert find_ceilings(*kind).rate("all_reduce.8") == 1.75e11
+
+
+def test_rates_of_a_device_that_gives_wrong_results_are_no_ceilings():
+    ceilings.keep(measured(failure=Failure(what="gpu:1 gives wrong results", exit_code=int(ExitCode.VERDICT))))
+    assert find_ceilings(H100["device_kind"], "gpu").rates == {}
+
+
+def test_ceilings_that_cannot_be_kept_are_told(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AIFX_STATE_DIR", str(tmp_path / "file"))
+    assert "the ceilings could not be kept: Not a directory" in ceilings.keep(measured()).notes
