@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from math import log
 from typing import Any
 
@@ -76,7 +75,9 @@ def history_page(name: str, reports: Sequence[Report]) -> str:
         num_hidden=max(len(compared) - MOST_TRENDS, 0),
         since=f"{like[0].fingerprint.commit or 'the first'}, {date(like[0].time)}",
         rows=[_change_row(found) for found in compared],
-        reports=[_report_row(report, before) for before, report in reversed([*pairwise([None, *reports])])],
+        reports=[
+            _report_row(report, before) for report, before in reversed([*zip(reports, [None, *reports], strict=False)])
+        ],
     )
 
 

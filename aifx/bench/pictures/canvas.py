@@ -28,7 +28,7 @@ _VARIABLES = {INK: "--ink", FAINT: "--faint", LINE: "--line", CARD: "--card"} | 
     color: f"--series-{number}" for number, color in enumerate(SERIES)
 }
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": TEXT,
     "axes.titlesize": TEXT,
     "axes.labelsize": TEXT,

@@ -51,7 +51,7 @@ def forms(report: Report) -> Picture | None:
         on.axes.set_yticks(range(len(rows)), [short(label, LABEL) for label, _ in rows])
         for tick, (_, results) in zip(on.axes.get_yticklabels(), rows, strict=True):
             tick.set_color(FAINT if results else INK)
-            tick.set_weight("normal" if results else "bold")
+            tick.set_fontweight("normal" if results else "bold")
         on.axes.tick_params(axis="y", length=0)
         on.axes.grid(visible=False, axis="y")
         on.axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -62,5 +62,5 @@ def forms(report: Report) -> Picture | None:
         svg = on.svg()
     hidden = f"; {len(compared) - len(shown)} more cases are in the table" if len(compared) > len(shown) else ""
     keys = [Key(name, number % len(SERIES)) for number, name in enumerate(names)]
-    words = "".join(f"{value}; " for value in shared.values())
-    return Picture("Forms of a kernel", svg, f"{words}time, as a multiple of the fastest form's{hidden}", keys)
+    said = "".join(f"{value}; " for value in shared.values())
+    return Picture("Forms of a kernel", svg, f"{said}time, as a multiple of the fastest form's{hidden}", keys)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -47,6 +49,7 @@ def _bar(on: Canvas, row: int, part: Part, start: float, color: str, right: floa
     text = units.duration(part.seconds) + (f", {units.share(part.fraction)}" if part.fraction != 1 else "")
     on.tip(bar, f"{part.name}: {text}")
     end = start + part.seconds
+    where: dict[str, Any]
     if end < 0.6 * right:
         where = {"xy": (end, row), "xytext": (4, 0)}
     elif start > 0.4 * right:
