@@ -1,12 +1,12 @@
-"""A training step of aifx on the CPU against PyTorch eager: the same GPT-2-style model, data and first values.
+"""A training step of aifx on the CPU against PyTorch, eager and compiled: one GPT-2-style model, data and first values.
 
     python benchmarks/train_vs_pytorch.py --torch-python PATH [--rounds 5] [--steps 10] [--gelu tanh|erf] [--mkl-avx512]
 
 6 layers, 6 heads, width 384, sequence 256, batch 8, float32, vocabulary 65, tied embeddings, AdamW, clipping, all
 cores. Ours is the step that `aifx train` compiles, fed as the loop feeds it; theirs is nanoGPT's model with PyTorch's
-own scaled_dot_product_attention and its fused AdamW. The GELU is GPT-2's on both sides (tanh), or nanoGPT's (erf).
-Each timing is a process of its own, the two alternating; PyTorch may live in another Python (--torch-python). Both
-start from one set of weights, so their losses must agree, and are shown.
+own scaled_dot_product_attention and its fused AdamW, as it stands and through `torch.compile`. The GELU is GPT-2's on
+all sides (tanh), or nanoGPT's (erf). PyTorch may live in another Python (--torch-python, or $TORCH_PYTHON). All start
+from one set of weights, so their losses must agree. Compilation is not within: the first steps are not timed.
 
 PyTorch multiplies with Intel's MKL, which gives another maker's processor its AVX2 path, half as fast where there is
 AVX-512. --mkl-avx512 compiles a library (with `cc`) that tells MKL the processor is Intel's, so that PyTorch's best
@@ -16,88 +16,85 @@ is measured too.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import side_by_side
+from side_by_side import Runs, Side, Told, Work
 
 VOCAB, LAYERS, HEADS, WIDTH, SEQ, BATCH = 65, 6, 6, 384, 256, 8
 LEARNING_RATE, BETAS, EPSILON, DECAY, CLIP = 3e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
 WARM_UP = 3
 MOBY_DICK = Path(__file__).parent.parent / "templates" / "language-model" / "data" / "moby_dick.txt"
-GOAL = 1.0
+GOAL, MKL_GOAL = 1.0, 0.95
+LOSSES_AGREE = 1e-3
+MKL = "with MKL's AVX-512 path"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = side_by_side.arguments_of(__doc__, rounds=5, quick_rounds=1)
     parser.add_argument("--torch-python", default=os.environ.get("TORCH_PYTHON", sys.executable))
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each side")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of a process")
+    parser.add_argument("--steps", type=int, help="timed steps of a process (10; quick: 4)")
     parser.add_argument("--gelu", choices=("tanh", "erf"), default="tanh")
-    parser.add_argument("--mkl-avx512", action="store_true", help="PyTorch's fastest path on any processor")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--mkl-avx512", action="store_true", help="PyTorch's fastest path on any processor, besides")
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.steps = arguments.steps or (4 if arguments.quick else 10)
     if arguments.side:
-        run = SIDES[arguments.side](arguments.gelu, arguments.weights)
-        sys.stdout.write(json.dumps(run(characters(arguments.steps + WARM_UP))) + "\n")
+        batches = characters(arguments.steps + WARM_UP)
+        work = SIDES[arguments.side]
+        side_by_side.tell(lambda: work(arguments.gelu, arguments.weights)(batches), peers=("torch",))
         return
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(arguments.rounds):
-            for side, runs in found.items():
-                runs.append(in_process(side, arguments, Path(folder) / "weights.npz"))
-                speed = runs[-1]["tokens_per_s"]
-                sys.stdout.write(f"{number + 1}  {side:8} {speed:8.0f} tokens/s  ({runs[-1]['versions']})\n")
-                sys.stdout.flush()
-    report(found)
+        runs = side_by_side.alternate(list(sides(arguments, Path(folder))), side_by_side.rounds_of(arguments))
+    apart = check_losses(runs)
+    work = Work("step", f"GPT-2 of 10M, {BATCH} x {SEQ}, float32", GOAL, BATCH * SEQ, "tokens")
+    mkl = Work("step", work.what, MKL_GOAL, work.amount, work.unit)
+    rows = [side_by_side.versus(runs, mkl if MKL in peer else work, peer) for peer in runs.peers]
+    notes = [f"The sides' losses agree to {apart:.0e} over the steps."] if runs.peers else []
+    side_by_side.report(side_by_side.document("training", rows, arguments, runs, notes=notes), arguments)
 
 
-def in_process(side: str, arguments: argparse.Namespace, weights: Path) -> dict[str, Any]:
-    python = arguments.torch_python if side == "pytorch" else sys.executable
-    options = ["--side", side, "--weights", str(weights), "--gelu", arguments.gelu, "--steps", str(arguments.steps)]
-    from aifx.host_memory import with_huge_pages
-
-    # Both sides get the memory that `aifx train` asks for; PyTorch, which keeps its own blocks, is as fast without.
-    environ = with_huge_pages(os.environ) or dict(os.environ)
-    if side == "pytorch" and arguments.mkl_avx512:
-        environ["LD_PRELOAD"] = str(mkl_library(weights.parent))
-    done = subprocess.run([python, __file__, *options], capture_output=True, text=True, env=environ)
-    if done.returncode:
-        raise SystemExit(f"{side}: {python} ended with {done.returncode}\n{done.stderr}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+def sides(arguments: argparse.Namespace, folder: Path) -> Iterator[Side]:
+    """Ours first, which writes the weights that the others read."""
+    options = ["--weights", str(folder / "weights.npz"), "--gelu", arguments.gelu, "--steps", str(arguments.steps)]
+    environ = side_by_side.training_environment()
+    yield Side("aifx", side_by_side.process(side_by_side.own(__file__, "aifx", *options), environ))
+    # What the first process of a side compiles, the others find.
+    environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+    paths = {"": environ}
+    if arguments.mkl_avx512:
+        paths[f" {MKL}"] = {**environ, "LD_PRELOAD": str(mkl_library(folder))}
+    for words, given in paths.items():
+        for side in ("PyTorch eager", "torch.compile"):
+            command = [arguments.torch_python, *side_by_side.own(__file__, side, *options)[1:]]
+            yield Side(side + words, side_by_side.process(command, given))
 
 
 def mkl_library(folder: Path) -> Path:
     """A shared library whose answers MKL takes for the processor's maker."""
     source, library = folder / "intel.c", folder / "intel.so"
-    if not library.exists():
-        functions = ("mkl_serv_intel_cpu_true", "mkl_serv_intel_cpu")
-        source.write_text("".join(f"int {function}(void) {{ return 1; }}\n" for function in functions))
-        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    functions = ("mkl_serv_intel_cpu_true", "mkl_serv_intel_cpu")
+    source.write_text("".join(f"int {function}(void) {{ return 1; }}\n" for function in functions))
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
     return library
 
 
-def report(found: dict[str, list[dict[str, Any]]]) -> None:
-    speeds = {side: [run["tokens_per_s"] for run in runs] for side, runs in found.items()}
-    pairs = [ours / theirs for ours, theirs in zip(speeds["aifx"], speeds["pytorch"], strict=True)]
-    ratio = statistics.median(speeds["aifx"]) / statistics.median(speeds["pytorch"])
-    for side, runs in found.items():
-        cpu = statistics.median(run["cpu_s_per_step"] for run in runs)
-        losses = "  ".join(f"{loss:.5f}" for loss in runs[0]["losses"][:5])
-        speed = statistics.median(speeds[side])
-        sys.stdout.write(f"{side:8} {speed:8.0f} tokens/s (median), {cpu:.3f} s of CPU a step, losses {losses}\n")
-    apart = max(abs(a - b) for a, b in zip(*(runs[0]["losses"] for runs in found.values()), strict=True))
-    sys.stdout.write(f"losses agree to {apart:.1e}\n")
-    sys.stdout.write(f"ratio    {ratio:.3f}   (pairs {min(pairs):.3f} to {max(pairs):.3f}; goal {GOAL})\n")
+def check_losses(runs: Runs) -> float:
+    """How far the sides' losses lie apart. Raises SystemExit where that is so far that they did different work."""
+    losses = np.array([told[0]["losses"] for told in runs.told.values()])
+    apart = float(np.ptp(losses, axis=0).max())
+    if not apart <= LOSSES_AGREE:
+        raise SystemExit(f"the sides' losses differ by {apart:.1e}: they do not do the same work")
+    return apart
 
 
 def characters(steps: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -113,7 +110,7 @@ def characters(steps: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(w[:, :-1].copy(), w[:, 1:].copy()) for w in windows]
 
 
-def timed(step: Any, steps: list[Any], versions: str) -> dict[str, Any]:
+def timed(step: Any, steps: list[Any], versions: dict[str, str]) -> Told:
     """Runs every step; times those after the warm-up. `step` returns a loss that `float` waits for."""
     losses = [step(s) for s in steps[:WARM_UP]]
     losses = [float(loss) for loss in losses]
@@ -123,7 +120,7 @@ def timed(step: Any, steps: list[Any], versions: str) -> dict[str, Any]:
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     count = len(timed_losses)
     return {
-        "tokens_per_s": count * BATCH * SEQ / seconds,
+        "seconds": {"step": [seconds / count]},
         "cpu_s_per_step": cpu / count,
         "losses": losses,
         "versions": versions,
@@ -180,7 +177,7 @@ def aifx_side(gelu: str, weights: Path) -> Any:
             state, numbers = compiled(state, place_batch(batch, mesh))
             return numbers[0]
 
-        return timed(step, batches, f"jax {jax.__version__}, Python {sys.version.split()[0]}")
+        return timed(step, batches, {"jax": jax.__version__})
 
     def _leaves(tree: Any) -> Any:
         return jax.tree_util.tree_leaves_with_path(tree)
@@ -188,7 +185,7 @@ def aifx_side(gelu: str, weights: Path) -> Any:
     return run
 
 
-def pytorch_side(gelu: str, weights: Path) -> Any:
+def pytorch_side(gelu: str, weights: Path, *, compiled: bool = False) -> Any:
     """nanoGPT's model, from the same first values."""
     import torch
     from torch import nn
@@ -234,15 +231,17 @@ def pytorch_side(gelu: str, weights: Path) -> Any:
         optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, fused=True)
         tensors = [(torch.from_numpy(x).long(), torch.from_numpy(y).long()) for x, y in steps]
 
+        forward = torch.compile(model) if compiled else model
+
         def step(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
             optimizer.zero_grad(set_to_none=True)
-            loss = model(*batch)
+            loss = forward(*batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
             return loss.detach()
 
-        return timed(step, tensors, f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+        return timed(step, tensors, {"torch": torch.__version__})
 
     return run
 
@@ -275,7 +274,11 @@ def load_weights(model: Any, arrays: dict[str, np.ndarray], torch: Any) -> None:
             put(getattr(block, part).bias, arrays[f"{mlp}/{part}_bias"])
 
 
-SIDES = {"aifx": aifx_side, "pytorch": pytorch_side}
+SIDES = {
+    "aifx": aifx_side,
+    "PyTorch eager": pytorch_side,
+    "torch.compile": partial(pytorch_side, compiled=True),
+}
 
 if __name__ == "__main__":
     main()
