@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from harness import jit
 
 from jax_kernels.forms import Device
 from jax_kernels.op import Op, call_key
@@ -49,7 +50,7 @@ def test_xla_computes_what_the_reference_computes(op: Op) -> None:
         results = []
         for form in ("reference", "xla"):
             program, make = op.workload(call, op.forms[form].run, op.forms[form].configs(call, CPU)[0])
-            results.append(jax.jit(program)(*make()))
+            results.append(jit(program)(*make()))
         assert relative_error(*results) < TOLERANCE[dtype]
 
 
@@ -85,7 +86,7 @@ for case in cases[:: len(cases) // 5 + 1]:  # each is two programs to compile
 
 @every_op
 def test_two_devices_compute_what_one_does(op: Op) -> None:
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", DIVIDED, op.name], env=environment, capture_output=True, text=True, check=False

@@ -14,7 +14,7 @@ from aifx.config.sections import LanguageModelSection
 from aifx.models import paged_cache
 from aifx.models.decoder import Decoder
 from aifx.nn.specs import init_params, is_spec
-from aifx.nn.stacking import unstack_layers
+from aifx.nn.stacking import stack_layers, unstack_layers
 
 VOCAB, SEQ = 37, 24
 FAMILIES = {
@@ -140,10 +140,12 @@ def test_cached_decoding_is_the_full_forward(family, scan, prompts):
 def test_scanned_and_recomputed_layers_are_the_same_model(family):
     inputs = tokens()
     losses, gradients = [], []
+    specs = decoder(**FAMILIES[family], num_layers=3).specs()
+    first = jit(lambda: init_params(specs, jax.random.key(0)))()
     for scan in (False, True):
         for remat in (False, True):
             model = decoder(**FAMILIES[family], num_layers=3, scan_layers=scan, remat=remat)
-            params = jit(lambda model=model: init_params(model.specs(), jax.random.key(0)))()
+            params = stack_layers(first) if scan else first
 
             def loss(params, model=model):
                 return -jnp.mean(jax.nn.log_softmax(model(params, inputs))[..., 3])

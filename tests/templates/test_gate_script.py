@@ -31,7 +31,7 @@ class Machine:
         self.bin = root / "bin"
         self.bin.mkdir()
         self.install(AIFX)
-        own = {"PATH": f"{self.bin}:{os.environ['PATH']}", "AIFX_CACHE_DIR": str(root / "cache"), "HOME": str(root)}
+        own = {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(root)}
         self.environ = {**os.environ, **own}
         # Whether the machine that runs the tests is healthy is no matter of theirs.
         site = root / ".config/aifx/health.toml"
