@@ -110,17 +110,17 @@ def test_one_process_holds_a_run(project: Command, started: Started) -> None:
 
 
 def test_another_configuration_is_refused_and_forked(project: Command) -> None:
-    assert project(*train(10)).returncode == 0
-    other = project(*train(12), *settings(["optimizer.learning_rate=0.5"]))
+    assert project(*train(20)).returncode == 0
+    other = project(*train(24), *settings(["optimizer.learning_rate=0.5"]))
     other.assert_clear_error("optimizer.learning_rate", "--fork")
-    forked = project(*train(12), *settings(["optimizer.learning_rate=0.5"]), "--fork", "hot", "--json")
+    forked = project(*train(24), *settings(["optimizer.learning_rate=0.5"]), "--fork", "hot", "--json")
     assert forked.returncode == 0, forked.stderr
-    assert forked.json()["step"] == 12
+    assert forked.json()["step"] == 24
     assert {run["run"] for run in project("runs", "ls", "--json").json()["runs"]} == {"main", "hot"}
 
 
 def test_closed_pipe(project: Command) -> None:
-    assert project(*train(5)).returncode == 0
+    assert project(*train(20)).returncode == 0
     for arguments in (
         ["--help"],
         ["runs", "ls"],
