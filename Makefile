@@ -16,7 +16,7 @@ export VENV DEMO
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo setup setup-test test test-quick test-slow test-oldest test-compilers lint format lock wheelhouse wheel clean
+.PHONY: help demo setup setup-test test test-quick test-slow test-oldest test-compilers bench lint format lock wheelhouse wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ test-compilers:  ## every kernel compiled for GPUs and TPUs that are absent, und
 	$(COMPILERS_VENV)/bin/python -m pytest $(parallel_cases) -m compilers $(ARGS)
 	@VENV=$(COMPILERS_VENV)-oldest VERSIONS=3.11 sh scripts/setup_compilers.sh
 	FEWER=1 $(COMPILERS_VENV)-oldest/bin/python -m pytest $(parallel_cases) -m compilers $(ARGS)
+
+bench: setup  ## this project and its peers side by side, into docs/performance.md (ARGS="--only training --torch-python PATH")
+	@$(python) benchmarks/all.py $(ARGS)
 
 lint: setup-test  ## ruff and mypy
 	@VENV=$(VENV) sh scripts/lint.sh

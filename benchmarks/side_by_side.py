@@ -209,13 +209,14 @@ def document(
     arguments: argparse.Namespace,
     *runs: Runs,
     versions: Mapping[str, str] | None = None,
+    absent: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What `--json` prints: the rows, what they were formed of, and when and where.
 
     Args:
         table: of docs/performance.md, that these rows go to.
-        versions: besides those that the sides told.
+        versions, absent: besides those that the runs know of.
         notes: what a reader must know of the sides: what one of them does not do.
     """
     told = {name: version for run in runs for name, version in run.versions().items()}
@@ -228,7 +229,7 @@ def document(
         "rounds": rounds_of(arguments),
         "quick": arguments.quick,
         "rows": rows,
-        "absent": {peer: why for run in runs for peer, why in run.absent.items()},
+        "absent": {peer: why for run in runs for peer, why in run.absent.items()} | dict(absent or {}),
         "notes": list(notes),
         "samples_s": [run.samples() for run in runs],
     }

@@ -1,0 +1,81 @@
+"""The kernels of jax_kernels against jax.nn, tokamax and the plain form of each op, by `aifx bench kernels`.
+
+    python benchmarks/kernels.py [--rounds 3] [--op attention ...]
+
+Ours is the fastest of an op's own forms on this device, the plain form (`reference`, what one would write) not among
+them. A round is a launch of the bench, in which all forms and peers of a case are timed in turn.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import side_by_side
+from side_by_side import AIFX, Work
+
+if TYPE_CHECKING:
+    from aifx.bench.results import Report, Result
+
+PEERS = {"reference": "the plain form", "jax.nn": "jax.nn", "tokamax": "tokamax"}
+GOALS = {
+    ("attention", "8 heads of 64", "jax.nn"): 1.7,
+    (
+        "linear_cross_entropy",
+        "gpt2-124m, each token",
+        "reference",
+    ): 0.71,  # 1.4 of the plain form's time, 0.35 of its memory
+    ("linear_cross_entropy", "gpt2-124m", "reference"): 0.91,
+}
+
+
+def main() -> None:
+    parser = side_by_side.arguments_of(__doc__, rounds=3, quick_rounds=1)
+    parser.add_argument("--op", action="append", default=[], help="only this op; can be repeated")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "report.json"
+        options = ["--launches", str(side_by_side.rounds_of(arguments)), "--output", str(output)]
+        options += [part for op in arguments.op for part in ("--op", op)] + ["--quick"] * arguments.quick
+        environ = {**os.environ, "AIFX_CACHE_DIR": str(Path(folder) / "cache")}
+        done = subprocess.run([*AIFX, "bench", "kernels", *options], env=environ, stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise SystemExit(f"aifx bench kernels ended with {done.returncode}")
+        from aifx.bench.results import read_report
+
+        measured = read_report(output)
+    rows = list(rows_of(measured))
+    absent = {} if any(one["against"] == "tokamax" for one in rows) else {"tokamax": absence(measured)}
+    versions = side_by_side.installed("jax", "tokamax")
+    found = side_by_side.document("kernels", rows, arguments, versions=versions, absent=absent)
+    side_by_side.report({**found, "samples_s": measured.document()["results"]}, arguments)
+
+
+def rows_of(measured: Report) -> Iterator[dict[str, Any]]:
+    cases: dict[tuple[str, str, str], dict[str, Result]] = {}
+    for result in measured.results:
+        case = (result.name.partition(".")[2], str(result.params["case"]), str(result.params["dtype"]))
+        cases.setdefault(case, {})[str(result.params["form"])] = result
+    for (op, case, dtype), forms in cases.items():
+        own = [result for form, result in forms.items() if form not in PEERS]
+        if not own:
+            continue
+        ours = min(own, key=lambda result: result.median_s)
+        for form, words in PEERS.items():
+            if form in forms:
+                work = Work(form, f"{op}, {case}, {dtype}", GOALS.get((op, case, form)))
+                yield side_by_side.row(work, ours.samples_s, forms[form].samples_s, words)
+
+
+def absence(measured: Report) -> str:
+    """Why tokamax has no row."""
+    told = [note for note in measured.notes if "tokamax" in note]
+    return "not installed" if any("not installed" in note for note in told) else "; ".join(told) or "none of these ops"
+
+
+if __name__ == "__main__":
+    main()
