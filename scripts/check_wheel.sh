@@ -58,6 +58,8 @@ status=0
 step aifx doctor --html report.html || status=$?
 test "$status" -le 2
 test -s report.html
+step aifx bench hardware --quick --html bench.html
+test -s bench.html
 
 for template in language-model vision-inspection; do
     step aifx init "$template" --template "$template" --yes

@@ -48,7 +48,7 @@ def figure(name: str, value: float) -> tuple[str, str]:
         case [*rest, "flops", "per", "s"]:
             return " ".join(rest), rate(value, "FLOP/s")
         case [*rest, "per", unit]:
-            return f"{' '.join(rest)}/{unit.upper() if unit == 'j' else unit}", rate(value).strip()
+            return f"{' '.join(rest)}/{unit}", rate(value).strip()
         case [*rest, "bytes"]:
             return " ".join(rest), size(value)
         case [*rest, "s"]:

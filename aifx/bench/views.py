@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -78,8 +79,11 @@ def headlines(report: Report) -> list[Headline]:
     found = []
     if whole := _whole(report):
         found.append(Headline("training step", units.duration(whole.median_s)))
-    figures = {name: _figure(report, "train.", name) for name in ("tokens_per_s", "mfu", "tokens_per_j")}
-    found += [Headline(*units.figure(name, value)) for name, value in figures.items() if value is not None]
+        # What the loop tells is what training reaches; the step tells what the loop does not.
+        step = report.find("train.step") or whole
+        figures = {**step.figures, **whole.figures}
+        names = [name for name in figures if re.fullmatch(r"(?!.*(bytes|flops)).*_per_(s|joule)|mfu", name)]
+        found += [Headline(*units.figure(name, value)) for name in names if (value := figures[name]) is not None]
     best: dict[str, float] = {}
     for result in of_name(report, "hardware.matmul"):
         dtype = str(result.params.get("dtype"))
@@ -158,8 +162,3 @@ def step_of(report: Report) -> Step | None:
 def _whole(report: Report) -> Result | None:
     """The step as training runs it, or at least its program."""
     return report.find("train.loop") or report.find("train.step")
-
-
-def _figure(report: Report, prefix: str, name: str) -> float | None:
-    """The first figure of this name."""
-    return next((r.figures[name] for r in report.results if r.name.startswith(prefix) and r.figures.get(name)), None)
