@@ -17,8 +17,9 @@ from aifx.bench.results import Param, Report, Request, Result
 
 Verdict = Literal["slower", "faster", "same", "unsure"]
 
-FAMILY = 0.05
-"""How probable it may be that a gate over results of which none changed calls any of them a regression."""
+FAMILY = 0.1
+"""How probable it may be that among results of which none changed any is significant. A false alarm has to pass the
+bound as well, and is far less probable."""
 
 ALIKE = 0.05
 """Two medians are called the same where their ratio's interval stays within that of 1."""

@@ -93,12 +93,12 @@ def many(count, *, launches=5, slower=1.0):
 
 
 def test_among_many_a_slowdown_that_so_few_launches_cannot_tell_from_chance_is_suspected():
-    few = gate(many(12), many(12, slower=1.2), 0.05)
+    few = gate(many(25), many(25, slower=1.2), 0.05)
     assert [c.after.params["case"] for c in few.regressed] == [0]
     found = gate(many(100), many(100, slower=1.2), 0.05)
     assert not found.regressed
     assert [c.after.params["case"] for c in found.undecided] == [0]
-    assert found.launches == launches_for(5, FAMILY / 100) == 9
+    assert found.launches == launches_for(5, FAMILY / 100) == 8
     decided = gate(many(100), many(100, slower=1.2, launches=found.launches), 0.05)
     assert [c.after.params["case"] for c in decided.regressed] == [0]
 
@@ -111,14 +111,14 @@ def test_a_gate_that_measures_again_puts_both_together():
 
 
 def test_holms_steps_let_the_many_follow_the_one():
-    """Where much is slower, what is left to be asked is less: 1/252 is below 0.05 / 12 and not below 0.05 / 13."""
-    before, slow = many(13), around(1.2)
-    after = report(*(thing("k.op", *(slow if case < 5 else around(1)), case=case) for case in range(13)))
+    """Where much is slower, what is left to be asked is less: 1/252 is below 0.1 / 25 and not below 0.1 / 26."""
+    before, slow = many(26), around(1.2)
+    after = report(*(thing("k.op", *(slow if case < 5 else around(1)), case=case) for case in range(26)))
     assert len(gate(before, after, 0.05).regressed) == 0
     longer = report(
         *(
             thing("k.op", *(around(1.2, 6 if case == 0 else 5) if case < 5 else around(1)), case=case)
-            for case in range(13)
+            for case in range(26)
         )
     )
     assert len(gate(before, longer, 0.05).regressed) == 5
