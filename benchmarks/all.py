@@ -69,12 +69,12 @@ def main() -> None:
         sys.stderr.write(f"== {part.table}\n")
         measured, why = run(part, given)
         failed += [] if measured else [f"{part.table}: {why}"]
-        text = read(page)  # afresh: it may have been edited meanwhile
-        now = tables.rewrite(text, measured) if measured else tables.not_measured(text, part.table, today(), why)
-        if given.page or not given.quick:
-            write(page, now)
-        start, end = tables.span(now, part.table)
-        sys.stdout.write(f"{part.table} ({time.monotonic() - began:.0f} s)\n\n{now[start:end].strip()}\n\n")
+        try:
+            table = put(page, part, measured, why, keep=given.page is not None or not given.quick)
+        except (OSError, tables.DamagedMarkers) as error:  # the page was edited meanwhile
+            failed.append(f"{part.table}: {page}: {error}")
+            table = json.dumps(measured)
+        sys.stdout.write(f"{part.table} ({time.monotonic() - began:.0f} s)\n\n{table}\n\n")
         sys.stdout.flush()
     told = f"written to {page}" if given.page or not given.quick else "quick: nothing is written (--page FILE does)"
     sys.stderr.write("\n".join([*failed, told]) + "\n")
@@ -101,7 +101,7 @@ def check(page: Path, parts: list[Part]) -> None:
     """Ends the program where a table has no place in the page, before anything is measured."""
     try:
         for part in parts:
-            tables.span(read(page), part.table)
+            tables.not_measured(read(page), part.table, today(), "")
     except (OSError, tables.DamagedMarkers) as error:
         sys.stderr.write(f"{page}: {error}\n")
         raise SystemExit(2) from None
@@ -122,6 +122,16 @@ def run(part: Part, given: argparse.Namespace) -> tuple[dict[str, Any] | None, s
     if code or not lines:
         return None, f"{part.script} ended with {code}: {last[:300]}"
     return json.loads(lines[-1]), ""
+
+
+def put(page: Path, part: Part, measured: dict[str, Any] | None, why: str, *, keep: bool) -> str:
+    """The part's table with what was measured, written into the page where it is to `keep` it."""
+    text = read(page)  # afresh: someone may write in it meanwhile
+    now = tables.rewrite(text, measured) if measured else tables.not_measured(text, part.table, today(), why)
+    if keep:
+        write(page, now)
+    start, end = tables.span(now, part.table)
+    return now[start:end].strip()
 
 
 def mkl_needs_telling() -> bool:

@@ -1,6 +1,6 @@
 """Saving and restoring a training state, against raw Orbax and safetensors.
 
-    python benchmarks/checkpoints.py [--rounds 7] [--repeats 5] [--at FOLDER]
+    python benchmarks/checkpoints.py [--rounds 5] [--repeats 5] [--at FOLDER]
 
 The state is that of the language-model template before its first step, parameters and optimizer. A save is timed from
 the call until its bytes are durable, a restore from the call until every array is on its device; the files are in the
@@ -38,7 +38,7 @@ Save, Restore = Callable[[Path], None], Callable[[Path], Any]
 
 
 def main() -> None:
-    parser = side_by_side.arguments_of(__doc__, rounds=7, quick_rounds=1)
+    parser = side_by_side.arguments_of(__doc__, rounds=5, quick_rounds=1)
     parser.add_argument("--repeats", type=int, default=5, help="saves and restores in a process, besides the first")
     parser.add_argument("--at", type=Path, default=Path.cwd(), help="a folder on the disk that is measured (this one)")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """The kernels of jax_kernels against jax.nn, tokamax and the plain form of each op, by `aifx bench kernels`.
 
-    python benchmarks/kernels.py [--rounds 3] [--op attention ...]
+    python benchmarks/kernels.py [--rounds 2] [--op attention ...]
 
 Ours is the fastest of an op's own forms on this device, the plain form (`reference`, what one would write) not among
 them. A round is a launch of the bench, in which all forms and peers of a case are timed in turn.
@@ -34,7 +34,7 @@ GOALS = {
 
 
 def main() -> None:
-    parser = side_by_side.arguments_of(__doc__, rounds=3, quick_rounds=1)
+    parser = side_by_side.arguments_of(__doc__, rounds=2, quick_rounds=1)
     parser.add_argument("--op", action="append", default=[], help="only this op; can be repeated")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """A text corpus as batches, against grain alone over the same token store.
 
-    python benchmarks/loading.py [--rounds 7] [--batches 1000]
+    python benchmarks/loading.py [--rounds 5] [--batches 1000]
 
 Both read the same windows of one memory-mapped array in the same order, which the first batches of each process are
 held to, byte for byte. Ours is the source and the read-ahead that the loop has. The other is what one writes with
@@ -27,12 +27,11 @@ from side_by_side import Side, Told, Work
 MOBY_DICK = Path(__file__).parent.parent / "templates" / "language-model" / "data" / "moby_dick.txt"
 COPIES, SEQ, ROWS, SEED, VOCAB = 16, 256, 16, 0, 1024
 COMPARED, PASSES = 20, 3
-GOAL = 1.0
 PEERS = {"grain alone": {}, "grain alone, one thread": {"num_threads": 1, "prefetch_buffer_size": 2}}
 
 
 def main() -> None:
-    parser = side_by_side.arguments_of(__doc__, rounds=7, quick_rounds=2)
+    parser = side_by_side.arguments_of(__doc__, rounds=5, quick_rounds=2)
     parser.add_argument("--batches", type=int, default=1000, help=f"of {ROWS} x {SEQ} tokens, in a pass")
     arguments = parser.parse_args()
     if arguments.side:
@@ -49,7 +48,7 @@ def main() -> None:
     digests = {told["digest"] for side in runs.told.values() for told in side}
     if len(digests) != 1:
         raise SystemExit("the sides did not read the same batches")
-    work = Work("batch", f"batches of {ROWS} x {SEQ} tokens", GOAL, ROWS * SEQ, "tokens")
+    work = Work("batch", f"batches of {ROWS} x {SEQ} tokens", amount=ROWS * SEQ, unit="tokens")
     rows = [side_by_side.versus(runs, work, peer) for peer in runs.peers]
     notes = ["The sides' batches are the same, byte for byte."]
     side_by_side.report(side_by_side.document("loading", rows, arguments, runs, notes=notes), arguments)

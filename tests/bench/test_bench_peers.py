@@ -242,6 +242,10 @@ def test_what_is_wrong_is_told_before_anything_is_measured(tmp_path):
     done = run_all("--only", "cli_start", "--page", str(page))
     assert (done.returncode, page.read_text()) == (2, "# No tables\n")
     assert "no table cli_start" in done.stderr
+    page.write_text("<!-- table cli_start -->\n| a | b |\n<!-- end of cli_start -->\n")
+    done = run_all("--only", "cli_start", "--page", str(page))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "other columns" in done.stderr
     done = run_all("--only", "typing")
     assert done.returncode == 2
     assert "no table typing" in done.stderr
