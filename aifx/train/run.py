@@ -228,7 +228,10 @@ class Training:
             batch = recipe.task.source("train").read(0, _rows(self.config))
             self.story.event("compile")
             started = time.perf_counter()
-            step_fn: StepFn = lower_step(recipe, abstract, batch).compile()
+            lowered = lower_step(recipe, abstract, batch)
+            if begun.done():
+                begun.result()  # what is refused would be compiled for nothing
+            step_fn: StepFn = lowered.compile()
             self.story.event("compiled", duration_s=time.perf_counter() - started)
             return step_fn, begun.result()
 
