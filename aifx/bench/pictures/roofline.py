@@ -207,14 +207,16 @@ def _label_slope(on: Canvas, roof: Roof, x: tuple[float, float], y: tuple[float,
     left = max(x[0], y[0] / roof.slope)
     on.figure.draw_without_rendering()  # only then does the picture know how steep a line of slope one is
     (x0, y0), (x1, y1) = on.axes.transData.transform([(left, roof.slope * left), (10 * left, 10 * roof.slope * left)])
+    angle = math.atan2(y1 - y0, x1 - x0)
+    along, above = 8, 4
     on.axes.annotate(
         roof.words,
         (left, roof.slope * left),
-        (3, 7),
+        (along * math.cos(angle) - above * math.sin(angle), along * math.sin(angle) + above * math.cos(angle)),
         textcoords="offset points",
         color=color,
         size=10,
-        rotation=math.degrees(math.atan2(y1 - y0, x1 - x0)),
+        rotation=math.degrees(angle),
         rotation_mode="anchor",
         in_layout=False,
     )
