@@ -208,7 +208,7 @@ def _label_slope(on: Canvas, roof: Roof, x: tuple[float, float], y: tuple[float,
     on.figure.draw_without_rendering()  # only then does the picture know how steep a line of slope one is
     (x0, y0), (x1, y1) = on.axes.transData.transform([(left, roof.slope * left), (10 * left, 10 * roof.slope * left)])
     angle = math.atan2(y1 - y0, x1 - x0)
-    along, above = 8, 4
+    along, above = 8, 8 if roof.sheet else 4  # the data sheet's line lies between
     on.axes.annotate(
         roof.words,
         (left, roof.slope * left),
