@@ -58,7 +58,7 @@ def main() -> None:
 
         def bare_s() -> float:
             bare.block(0.0, arguments.steps)
-            return bare.blocks[-1]
+            return bare.medians[-1]
 
         ratios: dict[str, list[float]] = {name: [] for name in GOALS}
         before = bare_s()

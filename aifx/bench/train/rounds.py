@@ -83,11 +83,11 @@ class Rounds:
             if series.seconds:
                 yield bench.measured(name, series.samples())
         if self._parts:
-            pairs = zip(self._parts["forward_backward"].blocks, self._parts["forward"].blocks, strict=False)
-            if differences := [both - forward for both, forward in pairs]:
+            pairs = zip(self._parts["forward_backward"].blocks, self._parts["forward"].medians, strict=False)
+            if differences := [both_s - forward_s for block, forward_s in pairs for both_s in block]:
                 yield self._told("backward", differences)
         if self._loop_s:
-            rounds = zip(self._loop_blocks, self._step.blocks, strict=False)
+            rounds = zip(self._loop_blocks, self._step.medians, strict=False)
             shares = [loop_s / step_s - 1 for loop_s, step_s in rounds if loop_s is not None]
             share = float(np.median(shares)) if shares else None
             more = figures(self._subject, float(np.median(self._loop_s)), overhead_share=share)

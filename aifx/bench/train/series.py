@@ -22,9 +22,8 @@ class Series:
     device waits for it.
 
     Attributes:
-        seconds: the samples, block by block: the mean over `calls` in a row where one is too short to time.
+        blocks: the samples of each: the mean over `calls` in a row where one is too short to time.
         dispatch_s: what the host was held by each call, its mean as above.
-        blocks: the median of each.
         alone_s: a call that is waited for, once warm.
     """
 
@@ -34,9 +33,8 @@ class Series:
         """
         self._advance = advance
         self.calls = 1
-        self.seconds: list[float] = []
         self.dispatch_s: list[float] = []
-        self.blocks: list[float] = []
+        self.blocks: list[list[float]] = []
 
     def warm(self, limit_s: float) -> None:
         """Call until it is steady, for so long at the most."""
@@ -68,9 +66,18 @@ class Series:
             self.dispatch_s.append(held_s / self.calls)
             mark = now
         jax.block_until_ready(pending)
-        self.seconds += taken
-        self.blocks.append(float(np.median(taken)))
+        self.blocks.append(taken)
         return FILL + len(taken) * self.calls
+
+    @property
+    def seconds(self) -> list[float]:
+        """All samples."""
+        return [seconds for block in self.blocks for seconds in block]
+
+    @property
+    def medians(self) -> list[float]:
+        """Of each block."""
+        return [float(np.median(block)) for block in self.blocks]
 
     @property
     def median_s(self) -> float:
