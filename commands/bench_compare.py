@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,8 +16,6 @@ from aifx.errors import UsageError
 if TYPE_CHECKING:
     from aifx.bench.compare import Compared, Comparison
     from aifx.bench.results import Report
-
-ReportArgument = Annotated[str, typer.Argument(metavar="REPORT", help="NAME, NAME@COMMIT or a file.")]
 
 
 @app.command()
@@ -133,11 +132,16 @@ def row_of(found: Comparison) -> tuple[str, ...]:
         found.after.title,
         duration(found.before.median_s),
         duration(found.after.median_s),
-        f"{change.ratio - 1:+.1%}",
-        f"{change.low - 1:+.1%} to {change.high - 1:+.1%}",
+        share(change.ratio),
+        f"{share(change.low)} to {share(change.high)}",
         "-" if change.p is None else f"{change.p:.4f}",
         f"{found.verdict}: {found.why}" if found.why else found.verdict,
     )
+
+
+def share(ratio: float) -> str:
+    """How much more: "+3.2%"."""
+    return f"{ratio - 1:+.1%}" if isfinite(ratio) else "-"
 
 
 def in_short(compared: Compared) -> str:

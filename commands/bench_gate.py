@@ -155,7 +155,7 @@ def _decide(gated: Gated) -> None:
         what = "the baseline and what was measured have no result in common"
         raise UsageError(what, in_short(compared), "aifx bench show lists what was measured")
     for found in compared.results:
-        if found.change.p is None:
+        if min(found.launches) < LEAST_LAUNCHES:
             hint = f"aifx bench ... --launches {LEAST_LAUNCHES}"
             raise UsageError(f"{found.after.title} cannot be judged", found.why, hint)
     if gated.undecided and not gated.regressed:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aifx.commands.bench import app
+from aifx.commands.bench_compare import share
 from aifx.commands.options import JsonOption
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import AifxError, UsageError, did_you_mean
@@ -167,7 +168,7 @@ def _show(out: Output, reports: list[Report], chosen: Result) -> None:
         else:
             if before is not None:
                 found = change(before.samples_s, result.samples_s)
-                told = f"{found.ratio - 1:+.1%}{'' if found.is_significant else ' (not significant)'}"
+                told = f"{share(found.ratio)}{'' if found.is_significant else ' (not significant)'}"
             before = result
             medians.append(result.median_s)
         row = (_at(report), report.fingerprint.commit, duration(result.median_s), f"{result.noise:.1%}", told)

@@ -9,7 +9,7 @@ many results none could ever be told from chance: those that seem slower are `su
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import comb
+from math import comb, isnan
 from typing import Any, Literal
 
 from aifx.bench.estimate import LEAST_LAUNCHES, SIGNIFICANCE, Change, change
@@ -178,6 +178,8 @@ def asked(before: Request, after: Request) -> list[str]:
 
 def _comparison(old: Result, new: Result) -> Comparison:
     found = change(old.samples_s, new.samples_s)
+    if isnan(found.ratio):
+        return Comparison(old, new, found, "unsure", "a median is not above zero")
     if found.p is None:
         counts = f"{len(old.samples_s)} and {len(new.samples_s)} launches"
         return Comparison(old, new, found, "unsure", f"{counts}, {LEAST_LAUNCHES} are the least")

@@ -58,11 +58,15 @@ def estimate(launches: Launches) -> Estimate:
 
 
 def change(first: Launches, second: Launches) -> Change:
-    """Second over first."""
+    """Second over first; NaN where one of the two is not above zero, as a difference of two times may come out."""
     from scipy.stats import mannwhitneyu
 
+    if min(_middle(first), _middle(second)) <= 0:
+        return Change(np.nan, np.nan, np.nan, None)
     random = np.random.default_rng(0)
-    low, high = _interval(_resampled(second, random) / _resampled(first, random))
+    above, below = _resampled(second, random), _resampled(first, random)
+    with np.errstate(invalid="ignore"):
+        low, high = _interval(np.divide(above, below, out=np.full_like(above, np.inf), where=below > 0))
     ratio = _middle(second) / _middle(first)
     p = None
     if min(len(first), len(second)) >= LEAST_LAUNCHES:

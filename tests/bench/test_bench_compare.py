@@ -47,6 +47,15 @@ def test_verdicts():
     assert found["train.slower"].change.p == pytest.approx(1 / 252)
 
 
+def test_a_difference_that_came_out_below_zero_is_no_regression():
+    before, after = report(thing("train.rest", *around(-0.001))), report(thing("train.rest", *around(0.002)))
+    found = gate(before, after, 0.05)
+    assert not found.regressed
+    assert (found.compared.results[0].verdict, found.compared.results[0].change.p) == ("unsure", None)
+    wide = compare(report(thing("train.rest", -2, -1, 1, 2, 3)), report(thing("train.rest", *around(1.0))))
+    assert wide.results[0].verdict == "unsure"
+
+
 def test_things_are_known_by_name_and_params_and_what_one_alone_has_is_told():
     before = report(thing("a.x", *around(1), size=1), thing("a.x", *around(1), size=2), thing("b.y", *around(1)))
     after = report(thing("a.x", *around(1), size=2), thing("a.x", *around(1), size=3), thing("b.y", *around(1)))
