@@ -34,7 +34,8 @@ NOTES = (
 SAVED = "saved"
 FORMS = {"": "as it comes", ", guarded": "flushed and digested"}
 
-Save, Restore = Callable[[Path], None], Callable[[Path], Any]
+Save = Callable[[Path], None]
+Restore = Callable[[Path], Any]
 
 
 def main() -> None:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import side_by_side
-from side_by_side import AIFX, Work
+from side_by_side import AIFX, Runs, Work
+
+from aifx.bench.watch import Watch
 
 if TYPE_CHECKING:
     from aifx.bench.results import Report, Result
@@ -42,7 +44,9 @@ def main() -> None:
         options = ["--launches", str(side_by_side.rounds_of(arguments)), "--output", str(output)]
         options += [part for op in arguments.op for part in ("--op", op)] + ["--quick"] * arguments.quick
         environ = {**os.environ, "AIFX_CACHE_DIR": str(Path(folder) / "cache")}
-        done = subprocess.run([*AIFX, "bench", "kernels", *options], env=environ, stdout=subprocess.DEVNULL)
+        runs = Runs({})
+        with Watch(runs.notes.append):
+            done = subprocess.run([*AIFX, "bench", "kernels", *options], env=environ, stdout=subprocess.DEVNULL)
         if done.returncode:
             raise SystemExit(f"aifx bench kernels ended with {done.returncode}")
         from aifx.bench.results import read_report
@@ -51,7 +55,7 @@ def main() -> None:
     rows = list(rows_of(measured))
     absent = {} if any(one["against"] == "tokamax" for one in rows) else {"tokamax": absence(measured)}
     versions = side_by_side.installed("jax", "tokamax")
-    found = side_by_side.document("kernels", rows, arguments, versions=versions, absent=absent)
+    found = side_by_side.document("kernels", rows, arguments, runs, versions=versions, absent=absent)
     side_by_side.report({**found, "samples_s": measured.document()["results"]}, arguments)
 
 

@@ -48,10 +48,12 @@ class Runs:
     Attributes:
         told: by side, a dict a round.
         absent: peers that could not run, and why.
+        notes: what disturbed: other load, a quota, other clocks.
     """
 
     told: dict[str, list[Told]]
     absent: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def seconds(self, side: str, thing: str) -> list[list[float]]:
         return [told["seconds"][thing] for told in self.told[side]]
@@ -92,7 +94,10 @@ class Work:
     def speed(self, seconds: float) -> str:
         from aifx.bench.units import duration
 
-        return duration(seconds) if self.amount is None else f"{self.amount / seconds:,.4g} {self.unit}/s"
+        if self.amount is None:
+            return duration(seconds)
+        rate = self.amount / seconds
+        return f"{rate:,.0f} {self.unit}/s" if rate >= 1000 else f"{rate:.3g} {self.unit}/s"
 
 
 def arguments_of(document: str | None, *, rounds: int, quick_rounds: int) -> argparse.ArgumentParser:
@@ -153,22 +158,25 @@ def tell(work: Callable[[], Told], peers: Sequence[str] = ()) -> None:
 
 def alternate(sides: Sequence[Side], rounds: int, *, label: str = "") -> Runs:
     """All sides in turn, `rounds` times. Ours, the first, has to run; a peer that does not is absent."""
+    from aifx.bench.watch import Watch
+
     runs = Runs({side.name: [] for side in sides})
     going = list(sides)
-    for number in range(rounds):
-        for side in list(going if number % 2 == 0 else reversed(going)):
-            told = side.measure()
-            if why := told.get("absent"):
-                if side is sides[0]:
-                    raise SystemExit(f"{label}{side.name}: {why}\n{told.get('stderr', '')}")
-                going.remove(side)
-                del runs.told[side.name]
-                runs.absent[side.name] = why
-                say(f"{label}{side.name}: {why}")
-                continue
-            runs.told[side.name].append(told)
-            medians = ", ".join(f"{thing} {statistics.median(taken):.4g} s" for thing, taken in told["seconds"].items())
-            say(f"{label}{number + 1} of {rounds}: {side.name}: {medians}")
+    with Watch(runs.notes.append):
+        for number in range(rounds):
+            for side in list(going if number % 2 == 0 else reversed(going)):
+                told = side.measure()
+                if why := told.get("absent"):
+                    if side is sides[0]:
+                        raise SystemExit(f"{label}{side.name}: {why}\n{told.get('stderr', '')}")
+                    going.remove(side)
+                    del runs.told[side.name]
+                    runs.absent[side.name] = why
+                    say(f"{label}{side.name}: {why}")
+                    continue
+                runs.told[side.name].append(told)
+                taken = (f"{thing} {statistics.median(found):.4g} s" for thing, found in told["seconds"].items())
+                say(f"{label}{number + 1} of {rounds}: {side.name}: {', '.join(taken)}")
     return runs
 
 
@@ -230,7 +238,7 @@ def document(
         "quick": arguments.quick,
         "rows": rows,
         "absent": {peer: why for run in runs for peer, why in run.absent.items()} | dict(absent or {}),
-        "notes": list(notes),
+        "notes": [*notes, *dict.fromkeys(_sentence(note) for run in runs for note in run.notes)],
         "samples_s": [run.samples() for run in runs],
     }
 
@@ -292,6 +300,10 @@ def training_environment() -> dict[str, str]:
     from aifx.host_memory import with_huge_pages
 
     return with_huge_pages(os.environ) or dict(os.environ)
+
+
+def _sentence(note: str) -> str:
+    return f"{note[0].upper()}{note[1:]}."
 
 
 def _positive(text: str) -> int:

@@ -157,6 +157,7 @@ def test_above_one_ours_is_the_faster(scripts):
     assert found["interval"][0] <= 2.5 <= found["interval"][1]
     assert found["ours"] == "100 tokens/s"
     assert found["peer"] == "40 tokens/s"
+    assert scripts.side_by_side.Work("step", "a step", amount=2048.0, unit="tokens").speed(1e-3) == "2,048,000 tokens/s"
 
 
 def test_sides_run_in_turn_in_either_order(scripts):
