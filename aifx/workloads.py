@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -104,8 +102,7 @@ class Stream:
 
     With s = -1 an odd number of rounds changes each element and an even one restores it, exactly: an element that was
     ever wrong stays so. In place, since XLA's stores first read the line that they fill, so that a result elsewhere
-    moves a third more than is counted, and one in memory that was asked for anew is paid for page by page. On large
-    pages where Linux gives them, which XLA does not ask for.
+    moves a third more than is counted, and one in memory that was asked for anew is paid for page by page.
     """
 
     def __init__(self, device: Any, op: str, num_bytes: int, call_bytes: int) -> None:
@@ -124,9 +121,6 @@ class Stream:
         self._x = jax.jit(lambda: _pattern(self._count) + 1, out_shardings=on_device)()
         extra = SHIFT if op == "copy" else 0
         self._y = jax.jit(lambda: _pattern(self._count + extra), out_shardings=on_device)()
-        if device.platform == "cpu":
-            for array in (self._x, self._y):
-                _use_large_pages(array)
 
     def __call__(self) -> Any:
         self._calls += 1
@@ -254,27 +248,6 @@ class Collective:
 
 def name_of(device: Any) -> str:
     return f"{device.platform}:{device.id}"
-
-
-LARGE_PAGE = 2 << 20
-MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25  # asm-generic/mman-common.h; the second since Linux 6.1
-
-
-def _use_large_pages(array: jax.Array) -> None:
-    """Have what a CPU's array lies on put together to large pages, now (madvise(2)); without effect where it cannot be.
-
-    With small ones the walks through page tables cost a sixth of the bandwidth (Zen 4, 256 MiB).
-    """
-    if sys.platform != "linux":
-        return
-    address = jax.block_until_ready(array).unsafe_buffer_pointer()
-    begin = -(-address // LARGE_PAGE) * LARGE_PAGE
-    length = (address + array.nbytes) // LARGE_PAGE * LARGE_PAGE - begin
-    if length > 0:
-        madvise = ctypes.CDLL(None).madvise
-        madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        for advice in (MADV_HUGEPAGE, MADV_COLLAPSE):
-            madvise(begin, length, advice)
 
 
 def _pattern(count: int) -> Any:

@@ -51,6 +51,7 @@ class Part:
 PARTS = (
     Part("training", "train_vs_pytorch.py"),
     Part("kernels", "kernels.py"),
+    Part("ceilings", "ceilings.py"),
     Part("tokenizing", "tokenizing.py"),
     Part("loading", "loading.py"),
     Part("checkpoints", "checkpoints.py"),

@@ -1,24 +1,20 @@
-"""The ceilings of `aifx bench hardware` against what NumPy's BLAS and C reach on the same CPU, in turn.
+"""The ceilings that `aifx bench hardware` measures on this CPU, against what NumPy's BLAS and C reach.
 
-    python benchmarks/ceilings.py [--rounds 9] [--sizes 1024,2048] [--mib 256] [--cpu-time]
+    python benchmarks/ceilings.py [--rounds 9] [--quick] [--json] [--cpu-time]
 
-Products: each library of XLA (its default, Eigen) against `numpy.matmul` into a result that is there. Memory: each
-operation of STREAM by XLA in place against a C loop (cc -O3 -march=native -fopenmp, benchmarks/stream.c): with ordinary
-stores, with stores that pass the caches by (non-temporal), and in place. Bytes are counted as STREAM does, whatever
-moves besides. Between turns it waits, since the threads of OpenBLAS and OpenMP spin for a while after their work. A
-ratio is of medians: ours over the peer's.
+Products: the faster of the two libraries of XLA against `numpy.matmul` into a result that is there, with all cores: the
+variables that steer OpenBLAS and OpenMP are unset. Memory: operations of STREAM by XLA, each in an operand's place,
+against C (stream.c, by cc -O3 -march=native -fopenmp) into an array of its own by ordinary stores, by stores that pass
+the caches (non-temporal), and in an operand's place. Bytes are counted as STREAM does, whatever moves besides.
 
-    --cpu-time   seconds of the process's own CPU: for a busy machine, on one core (taskset -c 0 python ...)
+    --cpu-time   seconds of the processor, not of the clock: for a busy machine, on one core (taskset -c 0 python ...)
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,103 +22,112 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-REMOVED = [name for name in os.environ if name.startswith(("OPENBLAS_", "GOTO_", "OMP_", "MKL_"))]
-for name in REMOVED:  # before NumPy reads them: its BLAS has all cores, as XLA has
-    del os.environ[name]
+import side_by_side
+from side_by_side import Side, Told, Work
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
+SIZES = (512, 1024, 2048)
+QUICK_SIZES = (1024,)
+NUM_BYTES = 1 << 28
+"""Of the two arrays of an operation in place: what `aifx bench hardware` takes for the main memory here."""
 
-from aifx.workloads import ARRAYS, EIGEN, Product, Stream  # noqa: E402
+OPS = {"copy": 2, "scale": 2, "add": 3, "triad": 3}
+FORMS = {"": "C", "_nt": "C, past the caches", "_in": "C, in place"}
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+STEERING = ("OPENBLAS_", "GOTO_", "OMP_", "MKL_", "GOMP_")
 
-GOALS = {"products": 0.95, "triad": 0.85}
-TURN_S = 0.1
-REST_S = 0.05
-
-Run = Callable[[], Any]
+SAMPLES = 5
+SAMPLE_S = 0.06
+GOALS = {"product": 0.95, "triad": 0.85}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--sizes", default="512,1024,2048", help="rows of the products")
-    parser.add_argument("--mib", default="256", help="MiB of the two arrays of an operation in place")
+    parser = side_by_side.arguments_of(__doc__, rounds=9, quick_rounds=3)
     parser.add_argument("--cpu-time", action="store_true")
     arguments = parser.parse_args()
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    tell(f"jax {jax.__version__}, numpy {np.__version__}, {cores} cores; load {os.getloadavg()[0]:.1f}")
-    if REMOVED:
-        tell(f"unset: {', '.join(REMOVED)}")
-    best: dict[str, float] = {}
-    for size in map(int, arguments.sizes.split(",")):
-        for name, rate in in_turn(products(size), arguments.rounds, clock).items():
-            best[name] = max(best.get(name, 0.0), 2 * size**3 * rate)
-            tell(f"product {size:>5}  {name:24} {2 * size**3 * rate / 1e9:8.1f} GFLOP/s")
-    ours = max(rate for name, rate in best.items() if name != "numpy")
-    judge("products", "the best sizes, NumPy", ours / best["numpy"])
+    sizes = QUICK_SIZES if arguments.quick else SIZES
+    if arguments.side:
+        clock = time.process_time if arguments.cpu_time else time.perf_counter
+        side_by_side.tell(lambda: SIDES[arguments.side](arguments.folder, sizes, clock))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        library = build(Path(folder))
-        for mib in map(int, arguments.mib.split(",")):
-            for op in ARRAYS:
-                memory(op, mib << 20, library, arguments.rounds, clock)
+        absent = build(Path(folder))
+        options = ["--folder", folder, *["--quick"] * arguments.quick, *["--cpu-time"] * arguments.cpu_time]
+        everything = side_by_side.training_environment()
+        environ = {name: value for name, value in everything.items() if not name.startswith(STEERING)}
+        names = [name for name in SIDES if name not in absent]
+        commands = {name: side_by_side.own(__file__, name, *options) for name in names}
+        sides = [Side(name, side_by_side.process(command, environ)) for name, command in commands.items()]
+        runs = side_by_side.alternate(sides, side_by_side.rounds_of(arguments))
+    rows = []
+    for size in sizes if "NumPy" in runs.told else ():
+        work = Work(f"product {size}", f"product of {size} rows", GOALS["product"], 2 * size**3 / 1e9, "GFLOP")
+        rows.append(side_by_side.versus(runs, work, "NumPy"))
+    for op, arrays in OPS.items() if "C" in runs.told else ():
+        work = Work(op, f"{op} of {NUM_BYTES >> 20} MiB", GOALS.get(op), arrays * NUM_BYTES / 2 / 1e9, "GB")
+        for suffix, words in FORMS.items():
+            if op + suffix in runs.told["C"][0]["seconds"]:
+                rows.append(side_by_side.versus(runs, work, "C", thing=op + suffix, against=words))
+    side_by_side.report(side_by_side.document("ceilings", rows, arguments, runs, absent=absent), arguments)
 
 
-def products(size: int) -> dict[str, Run]:
-    device = jax.devices("cpu")[0]
-    a, b = np.random.default_rng(0).random((2, size, size), np.float32)
-    c = np.empty_like(a)
-    return {
-        "xla": Product(device, "float32", size),
-        "xla, Eigen": Product(device, "float32", size, options=EIGEN),
-        "numpy": lambda: np.matmul(a, b, out=c),
-    }
-
-
-def memory(op: str, num_bytes: int, library: ctypes.CDLL | None, rounds: int, clock: Callable[[], float]) -> None:
-    stream = Stream(jax.devices("cpu")[0], op, num_bytes, num_bytes)
-    runs: dict[str, Run] = {"xla": stream}
-    arrays = [aligned(num_bytes // 8) for _ in range(3)]
-    for suffix, label in (("", "C"), ("_nt", "C, past the caches"), ("_in", "C in place")):
-        function = getattr(library, op + suffix, None) if library else None
-        if function:
-            runs[label] = c_run(function, arrays, stream.rounds)
-    found = {name: stream.num_bytes * rate for name, rate in in_turn(runs, rounds, clock).items()}
-    for name, rate in found.items():
-        ratio = "" if name == "xla" else f"   xla {found['xla'] / rate:.2f} of it"
-        tell(f"{op:6} {num_bytes >> 20:>4} MiB  {name:24} {rate / 1e9:8.1f} GB/s{ratio}")
-    if stream.num_wrong():
-        tell(f"{op}: XLA's results are wrong")
-    if op == "triad" and len(found) > 1:
-        judge("triad", "C", found["xla"] / found["C"])
-        judge("triad", "the best of C", found["xla"] / max(rate for name, rate in found.items() if name != "xla"))
-
-
-def c_run(function: Any, arrays: list[Any], rounds: int) -> Run:
-    pointers = [array.ctypes.data for array in arrays]
-    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_float, ctypes.c_long, ctypes.c_long]
-    function.restype = None
-    return lambda: function(*pointers, -1.0, len(arrays[0]), rounds)
-
-
-def build(folder: Path) -> ctypes.CDLL | None:
-    """None, with a word, where there is no compiler that can."""
+def build(folder: Path) -> dict[str, str]:
+    """stream.so; or that C is absent, and why."""
     compiler = shutil.which("cc")
     if compiler is None:
-        tell("no C compiler: nothing to hold the memory against")
-        return None
-    path = folder / "stream.so"
+        return {"C": "there is no compiler (cc)"}
     source = Path(__file__).with_name("stream.c")
-    flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
-    done = subprocess.run([compiler, *flags, str(source), "-o", str(path)], capture_output=True, text=True)
-    if done.returncode:
-        tell(f"cc {' '.join(flags)} failed: {done.stderr.strip()[:300]}")
-        return None
-    return ctypes.CDLL(str(path))
+    command = [compiler, *FLAGS, str(source), "-o", str(folder / "stream.so")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"C": f"cc failed: {done.stderr.strip()[:200]}"} if done.returncode else {}
+
+
+def ours(folder: str, sizes: tuple[int, ...], clock: Callable[[], float]) -> Told:
+    import jax
+
+    from aifx.workloads import EIGEN, Product, Stream
+
+    device = jax.devices("cpu")[0]
+    seconds = {}
+    for size in sizes:
+        libraries = (Product(device, "float32", size, options=options) for options in (None, EIGEN))
+        seconds[f"product {size}"] = min((timed(product, clock) for product in libraries), key=median)
+    for op in OPS:
+        stream = Stream(device, op, NUM_BYTES, NUM_BYTES)
+        seconds[op] = [taken / stream.rounds for taken in timed(stream, clock)]
+        assert stream.num_wrong() == 0, op
+    return {"seconds": seconds, "versions": side_by_side.installed("jax", "jaxlib")}
+
+
+def numpy(folder: str, sizes: tuple[int, ...], clock: Callable[[], float]) -> Told:
+    import numpy as np
+
+    seconds = {}
+    for size in sizes:
+        a, b = np.random.default_rng(0).random((2, size, size), np.float32)
+        c = np.empty_like(a)
+        seconds[f"product {size}"] = timed(lambda a=a, b=b, c=c: np.matmul(a, b, out=c), clock)
+    return {"seconds": seconds, "versions": side_by_side.installed("numpy")}
+
+
+def c(folder: str, sizes: tuple[int, ...], clock: Callable[[], float]) -> Told:
+    library = ctypes.CDLL(f"{folder}/stream.so")
+    arrays = [aligned(NUM_BYTES // 8) for _ in range(3)]
+    pointers = [array.ctypes.data for array in arrays]
+    rounds, seconds = 3, {}
+    for op in OPS:
+        for suffix in FORMS:
+            if (function := getattr(library, op + suffix, None)) is None:
+                continue
+            function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_float, ctypes.c_long, ctypes.c_long]
+            run = lambda function=function: function(*pointers, -1.0, len(arrays[0]), rounds)  # noqa: E731
+            seconds[op + suffix] = [taken / rounds for taken in timed(run, clock)]
+    return {"seconds": seconds}
 
 
 def aligned(count: int) -> Any:
-    """Of ones, at the begin of a large page: NumPy asks the kernel for such."""
+    """Of ones, from the begin of a huge page on: NumPy asks the kernel for such, as `aifx` does."""
+    import numpy as np
+
     whole = np.empty(4 * count + (1 << 21), np.uint8)
     start = -whole.ctypes.data % (1 << 21)
     array = whole[start : start + 4 * count].view(np.float32)
@@ -130,36 +135,25 @@ def aligned(count: int) -> Any:
     return array
 
 
-def in_turn(runs: dict[str, Run], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Calls a second of each, the median over the rounds."""
-    calls = {}
-    for name, run in runs.items():
-        jax.block_until_ready(run())
-        started = time.perf_counter()
-        jax.block_until_ready(run())
-        calls[name] = max(1, round(TURN_S / (time.perf_counter() - started)))
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            time.sleep(REST_S)
-            started = clock()
-            result = None
-            for _ in range(calls[name]):
-                result = run()
-            jax.block_until_ready(result)
-            rates[name].append(calls[name] / (clock() - started))
-    return {name: median(found) for name, found in rates.items()}
+def timed(run: Callable[[], Any], clock: Callable[[], float]) -> list[float]:
+    """Seconds of a call, SAMPLES times, each a mean over calls for SAMPLE_S; as long before them to warm up."""
+
+    def mean(calls: int) -> float:
+        result: Any = None
+        started = clock()
+        for _ in range(calls):
+            result = run()
+        if hasattr(result, "block_until_ready"):
+            result.block_until_ready()
+        return (clock() - started) / calls
+
+    mean(1)
+    calls = max(1, round(SAMPLE_S / max(mean(1), 1e-6)))
+    mean(calls)
+    return [mean(calls) for _ in range(SAMPLES)]
 
 
-def judge(what: str, peer: str, ratio: float) -> None:
-    goal = GOALS[what]
-    tell(f"{what}: {ratio:.3f} of {peer} (goal {goal}: {'reached' if ratio >= goal else 'missed'})")
-
-
-def tell(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
+SIDES = {"aifx": ours, "NumPy": numpy, "C": c}
 
 if __name__ == "__main__":
     main()
