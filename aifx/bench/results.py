@@ -205,7 +205,11 @@ def write_report(report: Report, path: Path) -> None:
     """Whole or not at all. Raises EnvironmentFault where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, _a_result_a_line(plain(report.document())))
+        text = _a_result_a_line(plain(report.document()))
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout is written to, not replaced
+            path.write_text(text)
+        else:
+            write_text(path, text)
     except OSError as error:
         why = error.strerror or str(error)
         raise EnvironmentFault(
