@@ -81,7 +81,8 @@ def quantized_matmul_peers(call: Any) -> dict[str, Callable[..., Any]]:
     def jax_nn(call: Any, config: Any, x: Any, weight: Any, x_scale: Any, weight_scale: Any) -> Any:
         columns = weight_scale.repeat(call.n // call.column_blocks, axis=1).T
         batch = (y[None] for y in (x, weight.T, x_scale, columns))
-        return jax.nn.scaled_matmul(*batch, preferred_element_type=jax.numpy.dtype(call.out_dtype))[0]
+        scaled_matmul: Any = jax.nn.scaled_matmul
+        return scaled_matmul(*batch, preferred_element_type=jax.numpy.dtype(call.out_dtype))[0]
 
     return {"jax.nn": jax_nn}
 

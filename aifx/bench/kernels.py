@@ -7,7 +7,7 @@ a form that finds in them what a training step would have to fetch is flattered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -83,7 +83,7 @@ def _dtype(bench: Bench, op: Op, device: Device) -> str:
 
 def _measure(bench: Bench, op: Op, case: Case, dtype: str, device: Device, refused: Refused) -> Iterator[Measured]:
     call = case.call(dtype)
-    programs, memory, arguments = _compile(bench, op, case, call, refused)
+    programs, figures, arguments = _compile(bench, op, case, call, refused)
     if not programs:
         return
     sets = _sets(arguments, device)
@@ -97,19 +97,19 @@ def _measure(bench: Bench, op: Op, case: Case, dtype: str, device: Device, refus
             flops=work.flops or None,
             num_bytes=work.num_bytes,
             bound_s=least_seconds(work, dtype, device),
-            figures={"peak_memory_bytes": memory[form]},
+            figures=figures[form],
         )
 
 
 def _compile(
     bench: Bench, op: Op, case: Case, call: Any, refused: Refused
-) -> tuple[dict[str, Callable[..., Any]], dict[str, float], tuple[Any, ...]]:
+) -> tuple[dict[str, Any], dict[str, dict[str, float | None]], tuple[Any, ...]]:
     """The programs by form and peer, the memory of each with operands and results, and operands. What cannot run is
     noted with its reason."""
     device = current_device()
     contenders: dict[str, Any] = dict(op.forms) | PEERS[op.name](call)
-    programs: dict[str, Callable[..., Any]] = {}
-    memory: dict[str, float] = {}
+    programs: dict[str, Any] = {}
+    figures: dict[str, dict[str, float | None]] = {}
     arguments: tuple[Any, ...] | None = None
     for name, contender in contenders.items():
         form = op.forms.get(name)
@@ -125,11 +125,18 @@ def _compile(
             bench.note(f"{op.name}, {name}, {case.name}: {str(error).strip().splitlines()[0][:160]}")
             continue
         programs[name] = compiled
-        used = compiled.memory_analysis()
-        memory[name] = float(
-            used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes - used.alias_size_in_bytes
-        )
-    return programs, memory, arguments or ()
+        used: Any = compiled.memory_analysis()
+        figures[name] = {
+            "peak_memory_bytes": used.argument_size_in_bytes
+            + used.output_size_in_bytes
+            + used.temp_size_in_bytes
+            - used.alias_size_in_bytes
+        }
+    if not op.work(call).flops and "reference" in programs:  # no products: what XLA counts in the plain form
+        elementwise = programs["reference"].cost_analysis().get("flops")
+        for told in figures.values():
+            told["elementwise_flops"] = elementwise
+    return programs, figures, arguments or ()
 
 
 def _sets(arguments: tuple[Any, ...], device: Device) -> list[tuple[Any, ...]]:

@@ -77,3 +77,10 @@ def test_the_roofline_is_the_slower_of_products_and_memory():
     assert least_seconds(Work(flops=989_400 * 10**9, num_bytes=1), "bfloat16", h100) == pytest.approx(1.0)
     assert least_seconds(Work(flops=1, num_bytes=3350 * 10**9), "bfloat16", h100) == pytest.approx(1.0)
     assert least_seconds(Work(flops=1, num_bytes=1), "bfloat16", make_device("gpu", "a card of tomorrow")) is None
+
+
+def test_an_op_without_products_has_a_place_on_the_roofline():
+    asked, _ = bench(ops=["rotary"], cases=[benchmark_cases(OPS["rotary"], "cpu")[0].name])
+    for measured in kernels.measure(asked):
+        assert measured.flops is None
+        assert 0 < measured.figures["elementwise_flops"] < measured.num_bytes

@@ -44,7 +44,8 @@ class Roof:
 
 def roofline(report: Report) -> Picture | None:
     """None where no kernel tells both its operations and its bytes."""
-    kernels = [r for r in report.results if r.name.startswith("kernels.") and r.flops_per_s and r.bytes_per_s]
+    kernels = [_counted(r) for r in report.results if r.name.startswith("kernels.")]
+    kernels = [kernel for kernel in kernels if kernel.flops_per_s and kernel.bytes_per_s]
     if not kernels:
         return None
     roofs = _all_roofs(report, kernels)
@@ -71,10 +72,15 @@ def roofline(report: Report) -> Picture | None:
     if any(roof.is_measured for roof in roofs):
         keys.append(Key("measured"))
     caption = "a dot a kernel; filled, the fastest form of its case; hollow, the others"
-    others = dict.fromkeys(r.name[8:] for r in report.results if r.name.startswith("kernels.") and not r.flops_per_s)
-    if others:
-        caption += f"; {', '.join(others)}: of so few operations that only bytes count, in the table"
+    if any("elementwise_flops" in kernel.figures for kernel in kernels):
+        caption += "; of ops without matrix products the operations are those that XLA counts in the plain form"
     return Picture("Kernels under the roofline", svg, caption, keys)
+
+
+def _counted(kernel: Result) -> Result:
+    """With the operations of an op that has no matrix products."""
+    flops = kernel.figures.get("elementwise_flops")
+    return kernel.model_copy(update={"flops_per_s": flops / kernel.median_s}) if flops else kernel
 
 
 def measured_roofs(report: Report) -> list[Roof]:
@@ -113,7 +119,8 @@ def _all_roofs(report: Report, kernels: list[Result]) -> list[Roof]:
     roofs = [*(replace(roof, sheet=said.get(roof.label)) for roof in measured), *sheet]
     peaks: dict[float, list[str]] = {}
     for dtype in sorted(dtypes - {roof.label for roof in roofs}):
-        bounds = [_bound(kernel) for kernel in kernels if kernel.params.get("dtype") == dtype]
+        products = [kernel for kernel in kernels if "elementwise_flops" not in kernel.figures]
+        bounds = [_bound(kernel) for kernel in products if kernel.params.get("dtype") == dtype]
         peaks.setdefault(float(f"{max(bounds, default=0.0):.3g}"), []).append(dtype)
     return roofs + [Roof(", ".join(alike), False, height=height) for height, alike in peaks.items() if height]
 
