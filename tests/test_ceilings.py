@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import pytest
 
 from aifx import ceilings
+from aifx.bench import roofline
 from aifx.ceilings import find_ceilings, keep_ceilings, measured_peak
 from aifx.hardware import Peak, utilization
 from aifx.train.meter import Meter
 from aifx.train.records import RunInfo
+from jax_kernels.forms import Device
+from jax_kernels.op import Work
 
 H100 = ("NVIDIA H100 80GB HBM3", "gpu")
 
@@ -108,3 +111,11 @@ def test_shares_are_told_in_short():
     assert utilization(0.31, None) == "MFU 31.0%"
     assert utilization(None, 0.5) == "MFU (50.0%)"
     assert utilization(None, None) == ""
+
+
+def test_a_kernel_of_a_device_without_a_data_sheet_is_bounded_by_the_measured_memory(monkeypatch):
+    monkeypatch.setattr(roofline, "peak_of", lambda *device: None)
+    work, device = Work(flops=10, num_bytes=10**9), Device("Quantum 9000", "gpu")
+    assert roofline.least_seconds(work, "float32", device) is None
+    keep_ceilings("Quantum 9000", "gpu", {"memory": 2e12})
+    assert roofline.least_seconds(work, "float32", device) == 10**9 / 2e12

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aifx.bench.results import Report, Result
-from aifx.bench.views import bus_rate, memory_rate, of_name
+from aifx.bench.views import bus_rate, of_name, size_of
 from aifx.ceilings import find_ceilings, keep_ceilings
 from aifx.errors import ExitCode
 
@@ -12,8 +12,8 @@ BELOW = 0.85
 
 
 def rates_of(report: Report) -> dict[str, float]:
-    """What the report would have as ceilings, by their names there. Products and collectives: the best size; memory and
-    copies: the largest size, since smaller ones lie in caches."""
+    """What the report would have as ceilings, by their names there. Products and collectives: the best size; memory
+    (the triad, as `aifx doctor --stress` does it) and copies: the largest, since smaller ones lie in caches."""
     found: dict[str, float] = {}
 
     def best(kind: str, part: object, rate: float | None) -> None:
@@ -25,12 +25,9 @@ def rates_of(report: Report) -> dict[str, float]:
         best("matmul.{}", result.params.get("dtype"), result.flops_per_s)
     for result in of_name(report, "hardware.collective"):
         best(f"{{}}.{report.fingerprint.hardware['num_devices']}", result.params.get("kind"), bus_rate(result))
-    best("{}", "memory", memory_rate(report))
-    copies = of_name(report, "hardware.copy")
+    best("{}", "memory", _largest(of_name(report, "hardware.memory"), op="triad"))
     for direction in ("to_device", "to_host"):
-        sized = [result for result in copies if result.params.get("direction") == direction]
-        if sized:
-            best("copy.{}", direction, max(sized, key=_size).bytes_per_s)
+        best("copy.{}", direction, _largest(of_name(report, "hardware.copy"), direction=direction))
     return found
 
 
@@ -56,5 +53,7 @@ def keep(report: Report) -> Report:
     return report.model_copy(update={"notes": [*report.notes, *notes]})
 
 
-def _size(result: Result) -> int:
-    return int(result.params["num_bytes"])
+def _largest(results: list[Result], **params: str) -> float | None:
+    """Bytes a second of the largest that has these params."""
+    sized = [(size, r.bytes_per_s) for r in results if params.items() <= r.params.items() and (size := size_of(r))]
+    return max(sized)[1] if sized else None

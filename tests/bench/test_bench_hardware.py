@@ -129,6 +129,7 @@ def measured(**more):
         result("hardware.matmul", 1.0, noise=0.0, flops=7e11, params={"dtype": "bfloat16", "size": 8192}),
         result("hardware.memory", 1.0, noise=0.0, num_bytes=9e12, params={"op": "triad", "num_bytes": 1 << 20}),
         result("hardware.memory", 1.0, noise=0.0, num_bytes=3e12, params={"op": "triad", "num_bytes": 1 << 30}),
+        result("hardware.memory", 1.0, noise=0.0, num_bytes=4e12, params={"op": "scale", "num_bytes": 1 << 30}),
         result("hardware.copy", 1.0, noise=0.0, num_bytes=6e10, params={"direction": "to_host", "num_bytes": 1 << 16}),
         result("hardware.copy", 1.0, noise=0.0, num_bytes=5e10, params={"direction": "to_host", "num_bytes": 1 << 28}),
         result(
