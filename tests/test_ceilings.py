@@ -115,7 +115,7 @@ def test_shares_are_told_in_short():
 
 def test_a_kernel_of_a_device_without_a_data_sheet_is_bounded_by_the_measured_memory(monkeypatch):
     monkeypatch.setattr(roofline, "peak_of", lambda *device: None)
-    work, device = Work(flops=10, num_bytes=10**9), Device("Quantum 9000", "gpu")
+    work, device = Work(flops=10, num_bytes=10**9), Device(platform="gpu", kind="Quantum 9000")
     assert roofline.least_seconds(work, "float32", device) is None
     keep_ceilings("Quantum 9000", "gpu", {"memory": 2e12})
     assert roofline.least_seconds(work, "float32", device) == 10**9 / 2e12
