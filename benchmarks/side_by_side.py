@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -238,7 +239,7 @@ def document(
         "quick": arguments.quick,
         "rows": rows,
         "absent": {peer: why for run in runs for peer, why in run.absent.items()} | dict(absent or {}),
-        "notes": [*notes, *dict.fromkeys(_sentence(note) for run in runs for note in run.notes)],
+        "notes": [*notes, *_once([note for run in runs for note in run.notes])],
         "samples_s": [run.samples() for run in runs],
     }
 
@@ -302,8 +303,12 @@ def training_environment() -> dict[str, str]:
     return with_huge_pages(os.environ) or dict(os.environ)
 
 
-def _sentence(note: str) -> str:
-    return f"{note[0].upper()}{note[1:]}."
+def _once(notes: Sequence[str]) -> list[str]:
+    """As sentences; of those that differ in their figures alone, the first."""
+    found: dict[str, str] = {}
+    for note in notes:
+        found.setdefault(re.sub(r"\d+", "", note), f"{note[0].upper()}{note[1:]}.")
+    return list(found.values())
 
 
 def _positive(text: str) -> int:
