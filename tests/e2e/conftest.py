@@ -64,7 +64,7 @@ class Command:
     @property
     def environ(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIFX_", "JAX_", "XLA_"))}
-        return {**kept, "AIFX_CACHE_DIR": str(self.cache), "COLUMNS": "80"}
+        return {**kept, "AIFX_CACHE_DIR": str(self.cache), "AIFX_STATE_DIR": str(self.cache / "state"), "COLUMNS": "80"}
 
     @property
     def program(self) -> list[str]:
