@@ -38,9 +38,9 @@ CASES = {
         Case("gemma2-9b, capped", 4096, 3584, 256000, logit_softcap=30.0),
     ),
     "cpu": (
-        Case("gpt2-10m", 2048, 384, 4096),
         Case("gpt2-124m, each token", 2048, 768, 50257, "none"),
         Case("gpt2-124m", 2048, 768, 50257),
+        Case("gpt2-10m", 2048, 384, 4096),
     ),
 }
 """For benchmarks, by platform: training shapes of models that people know."""
