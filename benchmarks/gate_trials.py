@@ -3,10 +3,10 @@
     python benchmarks/gate_trials.py record FILE [--launches 60] [--busy "with what"]
     python benchmarks/gate_trials.py trials FILE ... [--trials 200] [--bound 0.05] [--slower 0.10]
 
-`record` times the step of a small language model in many short processes, one after the other. `trials` draws ten of
-them that followed each other, gives each pair's one to the one side and the other to the other side at random, and asks
-the gate: once as they are, where it must stay silent, and once with all times of the second side made longer, where it
-must not. `apart` takes the sides one after the other instead, as a baseline of an hour ago and a run of now are.
+`record` times the step of the language-model template in many short processes, one after the other. `trials` draws
+ten of them that followed each other, gives each pair's one to the one side and the other to the other side at random,
+and asks the gate: once as they are, where it must stay silent, and once with all times of the second side made longer,
+where it must not. `apart` takes the sides one after the other instead, as a baseline of an hour ago and a run of now.
 """
 
 from __future__ import annotations
@@ -26,17 +26,9 @@ from typing import Any
 import numpy as np
 
 from aifx.bench.compare import exceeds
-from aifx.bench.estimate import LEAST_LAUNCHES, Launches, change, estimate
+from aifx.bench.estimate import LEAST_LAUNCHES, MIDDLE, UNDISTURBED, Launches, change, estimate
 from aifx.bench.store import MAX_NOISE
 
-SETTINGS = (
-    "data.vocab_size=512",
-    "data.seq_len=64",
-    "model.num_layers=2",
-    "model.embed_dim=64",
-    "model.num_heads=4",
-    "model.mlp_dim=128",
-)
 DIGITS = 6
 
 Draw = Callable[[Launches, int, np.random.Generator], tuple[Launches, Launches]]
@@ -64,10 +56,9 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     recording = commands.add_parser("record")
     recording.add_argument("file", type=Path)
-    recording.add_argument("--launches", type=int, default=60)
-    recording.add_argument("--slice", type=float, default=1.0, help="seconds of samples in a launch")
+    recording.add_argument("--launches", type=int, default=40)
+    recording.add_argument("--slice", type=float, default=3.0, help="seconds of samples in a launch")
     recording.add_argument("--busy", default="", metavar="TEXT", help="what else ran on the machine; none if not given")
-    recording.add_argument("--first", action="store_true", help="sample before all other work (SCHED_FIFO; root's)")
     recording.set_defaults(run=record)
     trying = commands.add_parser("trials")
     trying.add_argument("files", type=Path, nargs="+")
@@ -79,7 +70,6 @@ def main() -> None:
     launching = commands.add_parser("launch")
     launching.add_argument("project", type=Path)
     launching.add_argument("slice", type=float)
-    launching.add_argument("--first", action="store_true")
     launching.set_defaults(run=launch)
     arguments = parser.parse_args()
     arguments.run(arguments)
@@ -94,11 +84,9 @@ def record(given: argparse.Namespace) -> None:
     machine = hardware([])
     document: dict[str, Any] = {
         "busy": given.busy,
-        "first": given.first,
         "date": time.strftime("%Y-%m-%d"),
         "cpu": f"{machine['cpu']}, {machine['cores']} cores",
         "versions": versions(),
-        "settings": SETTINGS,
         "launches": [],
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -108,9 +96,7 @@ def record(given: argparse.Namespace) -> None:
         environ = with_huge_pages(os.environ) or dict(os.environ)  # as training runs
         environ["AIFX_CACHE_DIR"] = str(Path(folder) / "cache")
         for number in range(given.launches):
-            answer = subprocess.run(
-                [*command, *(["--first"] if given.first else [])], env=environ, stdout=subprocess.PIPE, check=True
-            ).stdout
+            answer = subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=True).stdout
             found = {"time": round(time.time()), "load": round(os.getloadavg()[0], 2), **json.loads(answer)}
             document["launches"].append(found)
             middle = np.median(found["samples_s"]) * 1e3
@@ -130,7 +116,7 @@ def launch(given: argparse.Namespace) -> None:
     from aifx.train.step import lower_step, make_recipe
 
     project = Project(given.project)
-    config = load_config(project, SETTINGS)
+    config = load_config(project, ())
     task = create_task(config, project, given.project / "run", say=lambda _: None)
     recipe = make_recipe(config, task, make_mesh("all"))
     abstract = abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)
@@ -144,9 +130,6 @@ def launch(given: argparse.Namespace) -> None:
         return numbers
 
     step().block_until_ready()
-    if given.first:
-        for thread in Path("/proc/self/task").iterdir():
-            os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, os.sched_param(10))
     found = sample(step, Effort(given.slice))
     document = {"samples_s": [float(f"{seconds:.{DIGITS}g}") for seconds in found.seconds], "notes": found.notes}
     sys.stdout.write(json.dumps(document))
@@ -179,7 +162,7 @@ def trials(
     refused, alarms, found = (np.zeros(trials, bool) for _ in range(3))
     for trial in range(trials):
         before, after = draw(launches, count, random)
-        middle = estimate(before)
+        middle = estimate(before, UNDISTURBED)
         refused[trial] = (middle.high - middle.low) / 2 / middle.median > MAX_NOISE
         alarms[trial] = exceeds(change(before, after), bound)
         later = [[(1 + slower) * seconds for seconds in launch] for launch in after]
@@ -193,10 +176,13 @@ def show(given: argparse.Namespace) -> None:
         document = json.loads(file.read_text())
         sys.stdout.write(f"{file.name}: {document['date']}, {document['cpu']}; {document['busy'] or 'idle'}\n")
         launches = read(file)
-        middles = [float(np.median(launch)) for launch in launches]
-        spread = np.std(middles) / np.mean(middles)
+        middles, undisturbed = (
+            [estimate([launch], share).median for launch in launches] for share in (MIDDLE, UNDISTURBED)
+        )
+        spreads = [np.std(values) / np.mean(values) for values in (middles, undisturbed)]
         sys.stdout.write(
-            f"  {len(launches)} launches of {np.median(middles) * 1e3:.2f} ms, scattered by {spread:.1%}\n"
+            f"  {len(launches)} launches of {np.median(middles) * 1e3:.2f} ms, "
+            f"whose medians scatter by {spreads[0]:.1%} and lower deciles by {spreads[1]:.1%}\n"
         )
         for draw in (interleaved, apart):
             rates = trials(

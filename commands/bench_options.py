@@ -43,7 +43,7 @@ class Measuring:
     ] = None
     max_noise: Annotated[
         str, typer.Option("--max-noise", metavar="SHARE", help="What a baseline's intervals may be.")
-    ] = "3%"
+    ] = "4%"
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="FILE", help="Write the report there too, as JSON.", show_default=False),

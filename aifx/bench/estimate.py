@@ -3,6 +3,10 @@
 Samples of one launch share its compilation, its memory layout and its luck, so that they say nothing of how launches
 differ. The estimate is therefore the median of the launches' medians, its interval comes from a bootstrap that draws
 launches and then samples within them, and the test of a difference (Mann-Whitney) takes each launch as one value.
+
+What else runs on a machine only ever adds time, so two things are compared by what each takes when little disturbs it,
+the lower decile of a launch (with the minimum for it: Chen and Revels, Robust benchmarking in noisy environments,
+arXiv:1608.04295). It scatters less from launch to launch than the median does.
 """
 
 from __future__ import annotations
@@ -18,6 +22,10 @@ LEAST_LAUNCHES = 5
 """Of each side, for a test: with five and five the smallest p of Mann-Whitney, one-sided, is 1/252."""
 
 SIGNIFICANCE = 0.01
+
+MIDDLE = 0.5
+UNDISTURBED = 0.1
+"""Of a launch's samples, those that are faster than what stands for the launch in a comparison."""
 
 Launches = Sequence[Sequence[float]]
 
@@ -50,35 +58,45 @@ class Change:
         return self.p is not None and self.p < SIGNIFICANCE
 
 
-def estimate(launches: Launches) -> Estimate:
-    """The median of the launches' medians, and where 95 % of its bootstrap lies."""
-    medians = _resampled(launches, np.random.default_rng(0))
-    low, high = _interval(medians)
-    return Estimate(_middle(launches), low, high)
+def estimate(launches: Launches, share: float = MIDDLE) -> Estimate:
+    """The median of the launches' medians, and where 95 % of its bootstrap lies.
+
+    Args:
+        share: UNDISTURBED for the median of the launches' lower deciles.
+    """
+    low, high = _interval(_resampled(launches, share, np.random.default_rng(0)))
+    return Estimate(_middle(launches, share), low, high)
 
 
 def change(first: Launches, second: Launches) -> Change:
-    """Second over first; NaN where one of the two is not above zero, as a difference of two times may come out."""
+    """Second over first, by their lower deciles; NaN where one of the two is not above zero, as a difference of two
+    times may come out."""
     from scipy.stats import mannwhitneyu
 
-    if min(_middle(first), _middle(second)) <= 0:
+    ours, theirs = (_middle(side, UNDISTURBED) for side in (second, first))
+    if min(ours, theirs) <= 0:
         return Change(np.nan, np.nan, np.nan, None)
     random = np.random.default_rng(0)
-    above, below = _resampled(second, random), _resampled(first, random)
+    above, below = (_resampled(side, UNDISTURBED, random) for side in (second, first))
     with np.errstate(invalid="ignore"):
         low, high = _interval(np.divide(above, below, out=np.full_like(above, np.inf), where=below > 0))
-    ratio = _middle(second) / _middle(first)
+    ratio = ours / theirs
     p = None
     if min(len(first), len(second)) >= LEAST_LAUNCHES:
-        sides = [[float(np.median(launch)) for launch in side] for side in (second, first)]
+        sides = [[_quantile(launch, UNDISTURBED) for launch in side] for side in (second, first)]
         alternative = "greater" if ratio >= 1 else "less"
         method = "auto" if set(sides[0]) & set(sides[1]) else "exact"  # ties within a side leave it exact
         p = float(mannwhitneyu(*sides, alternative=alternative, method=method).pvalue)
     return Change(ratio, low, high, p)
 
 
-def _middle(launches: Launches) -> float:
-    return float(np.median([np.median(launch) for launch in launches]))
+def _middle(launches: Launches, share: float) -> float:
+    return float(np.median([_quantile(launch, share) for launch in launches]))
+
+
+def _quantile(samples: Sequence[float], share: float) -> float:
+    """The median, or the sample below which that share lies."""
+    return float(np.median(samples) if share == MIDDLE else np.sort(samples)[int(share * len(samples))])
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
@@ -86,22 +104,24 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _resampled(launches: Launches, random: np.random.Generator) -> np.ndarray:
-    """The median of launch medians, RESAMPLES times, each of launches and samples drawn anew."""
-    drawn = np.stack([_medians(launch, random) for launch in launches])
+def _resampled(launches: Launches, share: float, random: np.random.Generator) -> np.ndarray:
+    """The median of the launches' quantiles, RESAMPLES times, each of launches and samples drawn anew."""
+    drawn = np.stack([_quantiles(launch, share, random) for launch in launches])
     chosen = random.integers(len(launches), size=(len(launches), RESAMPLES))
     return np.asarray(np.median(np.take_along_axis(drawn, chosen, axis=0), axis=0))
 
 
-def _medians(samples: Sequence[float], random: np.random.Generator) -> np.ndarray:
+def _quantiles(samples: Sequence[float], share: float, random: np.random.Generator) -> np.ndarray:
     """Of RESAMPLES resamples, without making them.
 
-    A resample of n takes the samples at floor(n u) for n uniform u; its middle ones are those of the u in the middle,
-    which are distributed as Beta (David and Nagaraja, Order Statistics, 2.3), the lower one given the upper one.
+    A resample of n takes the samples at floor(n u) for n uniform u; its k-th is that of the k-th u, which is
+    distributed as Beta(k, n + 1 - k) (David and Nagaraja, Order Statistics, 2.3). Of the two in the middle of an even
+    n, the lower one is drawn given the upper one.
     """
     ordered, count = np.sort(samples), len(samples)
-    half = count // 2
-    upper = random.beta(half + 1, count - half, RESAMPLES)
-    lower = upper if count % 2 else upper * random.random(RESAMPLES) ** (1 / half)
+    place = int(share * count)
+    upper = random.beta(place + 1, count - place, RESAMPLES)
+    is_split = share == MIDDLE and count % 2 == 0
+    lower = upper * random.random(RESAMPLES) ** (1 / place) if is_split else upper
     places = [np.minimum((count * u).astype(int), count - 1) for u in (lower, upper)]
     return np.asarray((ordered[places[0]] + ordered[places[1]]) / 2)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aifx.bench.estimate import Estimate, estimate
+from aifx.bench.estimate import UNDISTURBED, Estimate, estimate
 from aifx.bench.fingerprint import Fingerprint
 from aifx.bench.units import named
 from aifx.errors import EnvironmentFault, ExitCode, UsageError
@@ -120,6 +120,12 @@ class Result(_Document):
         return self.model_copy(
             update={**rates, "median_s": found.median, "interval_s": (found.low, found.high), "samples_s": samples}
         )
+
+    @property
+    def scatter(self) -> float:
+        """Half the interval of what comparisons go by (`estimate.UNDISTURBED`), as a share of it."""
+        found = estimate(self.samples_s, UNDISTURBED)
+        return (found.high - found.low) / 2 / found.median if found.median > 0 else 0.0
 
     @property
     def noise(self) -> float:

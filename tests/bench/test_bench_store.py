@@ -65,12 +65,12 @@ def test_what_cannot_be_a_baseline_is_refused_with_the_reason(store):
 def test_a_noisy_machine_is_refused_and_one_noisy_thing_is_not():
     noisy = [result(f"train.part{i}", 0.01, launches=5, noise=0.2) for i in range(4)]
     calm = [quiet(f"train.calm{i}") for i in range(6)]
-    assert all(one.noise > MAX_NOISE for one in noisy)
+    assert all(one.scatter > MAX_NOISE for one in noisy)
     assert unfit(report(*calm, *noisy[:2]), MAX_NOISE) == ""
     told = unfit(report(*calm, *noisy), MAX_NOISE)
-    worst = max(noisy, key=lambda one: one.noise)
-    assert told.startswith(f"too noisy to tell a regression from: {worst.title} ±{worst.noise:.1%}")
-    assert told.endswith("and 1 more (at most ±3.0%)")
+    worst = max(noisy, key=lambda one: one.scatter)
+    assert told.startswith(f"too noisy to tell a regression from: {worst.title} ±{worst.scatter:.1%}")
+    assert told.endswith("and 1 more (at most ±4.0%)")
 
 
 def test_a_damaged_file_is_named_with_the_place(store):
