@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aifx.ceilings import find_ceilings
+from aifx.ceilings import find_ceilings, measured_peak
 from aifx.hardware import find_accelerator, peak_of
 from jax_kernels.forms import Device
 from jax_kernels.op import Work
@@ -19,8 +19,9 @@ CPU_CACHE_BYTES = 32 << 20
 def least_seconds(work: Work, dtype: str, device: Device) -> float | None:
     """The larger of the work's operations over the peak and its bytes over the memory's bandwidth: the catalogue's, for
     a device that it lacks what `aifx bench hardware` measured here. None where neither is known."""
-    peak = peak_of(device.kind, device.platform, 1, dtype)
     accelerator = find_accelerator(device.kind)
+    peak = None if accelerator else measured_peak(device.kind, device.platform, 1, dtype)
+    peak = peak or peak_of(device.kind, device.platform, 1, dtype)
     bounds = [work.flops / peak.flops] if peak and work.flops else []
     if accelerator:
         bounds.append(work.num_bytes / (accelerator.memory_gb_s * 1e9 / accelerator.devices_per_chip))

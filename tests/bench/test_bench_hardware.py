@@ -35,14 +35,14 @@ def bench(monkeypatch):
     return made
 
 
-def test_products_are_counted_and_held_against_the_estimated_peak(bench, monkeypatch):
+def test_products_are_counted_and_each_library_is_told(bench, monkeypatch):
     monkeypatch.setattr(products, "USUAL_PRODUCT", {"cpu": (64, 1)})
     found = list(products.measure(bench, DEVICE))
     assert [one.params for one in found] == [
         {"dtype": dtype, "size": 64} for dtype in ("float32", "bfloat16", "float16", "int8")
     ]
     assert {one.flops for one in found} == {2 * 64**3}
-    assert [one.bound_s is not None for one in found] == [True, False, False, False]
+    assert all(one.bound_s is None for one in found), "a CPU's peak is an estimate"
     # Both libraries of XLA are told, and the samples are the faster one's.
     rates = dict(found[0].figures)
     rates.pop("first_call_s", None)
