@@ -196,9 +196,9 @@ def row(work: Work, ours: list[list[float]], theirs: list[list[float]], against:
     """Args:
     ours, theirs: seconds of the same work, a list a process, in order of the rounds.
     """
-    from aifx.bench.estimate import change, estimate
+    from aifx.bench.estimate import MIDDLE, change, estimate
 
-    found = change(ours, theirs)
+    found = change(ours, theirs, MIDDLE)
     pairs = [statistics.median(b) / statistics.median(a) for a, b in zip(ours, theirs, strict=True)]
     return {
         "what": work.what,

@@ -44,7 +44,7 @@ class Change:
     """How the second of two things stands to the first.
 
     Attributes:
-        ratio: of the medians, second over first: above 1 is slower.
+        ratio: second over first: above 1 is slower.
         p: of the one-sided Mann-Whitney test over the launches in the direction seen; None with too few launches.
     """
 
@@ -68,22 +68,25 @@ def estimate(launches: Launches, share: float = MIDDLE) -> Estimate:
     return Estimate(_middle(launches, share), low, high)
 
 
-def change(first: Launches, second: Launches) -> Change:
-    """Second over first, by their lower deciles; NaN where one of the two is not above zero, as a difference of two
-    times may come out."""
+def change(first: Launches, second: Launches, share: float = UNDISTURBED) -> Change:
+    """Second over first; NaN where one of the two is not above zero, as a difference of two times may come out.
+
+    Args:
+        share: MIDDLE to compare medians.
+    """
     from scipy.stats import mannwhitneyu
 
-    ours, theirs = (_middle(side, UNDISTURBED) for side in (second, first))
+    ours, theirs = (_middle(side, share) for side in (second, first))
     if min(ours, theirs) <= 0:
         return Change(np.nan, np.nan, np.nan, None)
     random = np.random.default_rng(0)
-    above, below = (_resampled(side, UNDISTURBED, random) for side in (second, first))
+    above, below = (_resampled(side, share, random) for side in (second, first))
     with np.errstate(invalid="ignore"):
         low, high = _interval(np.divide(above, below, out=np.full_like(above, np.inf), where=below > 0))
     ratio = ours / theirs
     p = None
     if min(len(first), len(second)) >= LEAST_LAUNCHES:
-        sides = [[_quantile(launch, UNDISTURBED) for launch in side] for side in (second, first)]
+        sides = [[_quantile(launch, share) for launch in side] for side in (second, first)]
         alternative = "greater" if ratio >= 1 else "less"
         method = "auto" if set(sides[0]) & set(sides[1]) else "exact"  # ties within a side leave it exact
         p = float(mannwhitneyu(*sides, alternative=alternative, method=method).pvalue)
