@@ -18,7 +18,7 @@ def train(tiny, cache: Path, run: str) -> str:
 
 @pytest.fixture
 def trained(tiny, tmp_path: Path) -> Path:
-    """The cache that the run "first" filled. Each test's own: JAX 0.10.2 has the project's path in its keys."""
+    """The cache that the run "first" filled. Each test's own: JAX 0.10.2 finds no entry again from another folder."""
     train(tiny, tmp_path / "cache", "first")
     return tmp_path / "cache"
 
