@@ -24,7 +24,24 @@ class _Document(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Measured(_Document):
+class _Named(_Document):
+    """What was measured, by its name and what else tells it from others of the name."""
+
+    name: str
+    params: dict[str, Param]
+
+    @property
+    def key(self) -> str:
+        """What the same thing has in each launch and each report."""
+        return key_of(self.name, self.params)
+
+    @property
+    def title(self) -> str:
+        """The same for people."""
+        return named(self.name, self.params)
+
+
+class Measured(_Named):
     """What one launch saw of one thing: as a suite tells it.
 
     Attributes:
@@ -38,7 +55,6 @@ class Measured(_Document):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
     params: dict[str, Param] = Field(default_factory=dict)
     samples_s: list[float] = Field(min_length=1)
     flops: float | None = None
@@ -46,18 +62,8 @@ class Measured(_Document):
     bound_s: float | None = None
     figures: dict[str, float | None] = Field(default_factory=dict)
 
-    @property
-    def key(self) -> str:
-        """What the same thing has in each launch and each report."""
-        return key_of(self.name, self.params)
 
-    @property
-    def title(self) -> str:
-        """The same for people."""
-        return named(self.name, self.params)
-
-
-class Result(_Document):
+class Result(_Named):
     """One thing, over all launches.
 
     Attributes:
@@ -68,8 +74,6 @@ class Result(_Document):
         figures: the median over the launches of each.
     """
 
-    name: str
-    params: dict[str, Param]
     median_s: float
     interval_s: tuple[float, float]
     samples_s: list[list[float]] = Field(min_length=1)
@@ -99,14 +103,6 @@ class Result(_Document):
             roofline_fraction=rate(last.bound_s),
             figures={name: _median([launch.figures.get(name) for launch in launches]) for name in last.figures},
         )
-
-    @property
-    def key(self) -> str:
-        return key_of(self.name, self.params)
-
-    @property
-    def title(self) -> str:
-        return named(self.name, self.params)
 
     def joined(self, other: Result) -> Result:
         """With the launches of another measurement of the same thing."""

@@ -11,20 +11,16 @@ from typing import Any, Self
 
 import psutil
 
+from aifx.health.stress.sensors import HARDWARE_REASONS
+
 OTHER_LOAD = 0.05
 """Of the machine's cores, used by others: so much is told (a start)."""
 
 CLOCK = 0.05
 THROTTLED = 0.02
 
-NVML_REASONS = {
-    0x4: "the power cap",
-    0x8: "a hardware slowdown",
-    0x20: "heat (software)",
-    0x40: "heat (hardware)",
-    0x80: "the power brake",
-}
-"""Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h) that mean a clock below what was asked for."""
+NVML_REASONS = {0x4: "power cap", **HARDWARE_REASONS}
+"""With what holds a clock down without a fault."""
 
 
 class Watch:
