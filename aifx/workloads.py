@@ -30,6 +30,10 @@ PATTERN = 61
 SHIFT = 16
 """Elements by which the source of a copy moves each round, a cache line: one that stays would be copied once."""
 
+UNROLLED = 64
+"""Rounds of a call that are written out: a loop of nothing but these operations XLA gives to one core of a CPU, whatever
+their size (jaxlib 0.12: its small-while-loop pass)."""
+
 ARRAYS = {"copy": 2, "scale": 2, "add": 3, "triad": 3}
 """Arrays that a round of each operation reads or writes, as STREAM counts them (McCalpin, stream.c)."""
 
@@ -112,10 +116,10 @@ class Stream:
         """
         self._op, self._count = op, num_bytes // 8
         round_bytes = 4 * self._count * ARRAYS[op]
-        self.rounds = max(call_bytes // round_bytes, 2) | 1
+        self.rounds = max(call_bytes // round_bytes, 1) | 1
         self.num_bytes = round_bytes * self.rounds  # that a call reads and writes
         self._calls = 0
-        self._step = jax.jit(self._rounds, donate_argnums=0)
+        self._step = jax.jit(self._rounds, donate_argnums=0, keep_unused=True)
         on_device = SingleDeviceSharding(device)
         self._scalar = jax.device_put(np.float32(-1), on_device)
         self._x = jax.jit(lambda: _pattern(self._count) + 1, out_shardings=on_device)()
@@ -142,7 +146,11 @@ class Stream:
                     return y - x
             return y + scalar * x
 
-        return lax.fori_loop(0, self.rounds, one, x)
+        if self.rounds > (UNROLLED if self._op != "copy" else 1):  # of copies written out the last alone would stay
+            return lax.fori_loop(0, self.rounds, one, x)
+        for i in range(self.rounds):
+            x = lax.optimization_barrier(one(i, x))  # or XLA would make one round of them all
+        return x
 
     def _differing(self, x: Any, is_odd: int) -> Any:
         was, y = _pattern(self._count) + 1, _pattern(self._count)

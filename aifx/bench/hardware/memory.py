@@ -22,7 +22,7 @@ BEYOND = 4
 LEAST_LARGEST = {"cpu": 1 << 27, "accelerator": 1 << 31}
 STEP = 4
 
-CALL_BYTES = {"cpu": 1 << 25, "accelerator": 1 << 32}
+CALL_BYTES = {"cpu": 1 << 28, "accelerator": 1 << 32}
 """That a call moves at the least: small arrays are gone through often, since a call costs microseconds."""
 
 
