@@ -31,8 +31,8 @@ SHIFT = 16
 """Elements by which the source of a copy moves each round, a cache line: one that stays would be copied once."""
 
 UNROLLED = 64
-"""Rounds of a call that are written out: a loop of nothing but these operations XLA gives to one core of a CPU, whatever
-their size (jaxlib 0.12: its small-while-loop pass)."""
+"""Rounds of a call that are written out: a loop of nothing but these operations is given to one core of a CPU by XLA,
+whatever their size (jaxlib 0.12: its small-while-loop pass)."""
 
 ARRAYS = {"copy": 2, "scale": 2, "add": 3, "triad": 3}
 """Arrays that a round of each operation reads or writes, as STREAM counts them (McCalpin, stream.c)."""

@@ -4,9 +4,11 @@
     python benchmarks/gate_trials.py trials FILE ... [--trials 200] [--bound 0.05] [--slower 0.10]
 
 `record` times the step of the language-model template in many short processes, one after the other. `trials` draws
-ten of them that followed each other, gives each pair's one to the one side and the other to the other side at random,
-and asks the gate: once as they are, where it must stay silent, and once with all times of the second side made longer,
-where it must not. `apart` takes the sides one after the other instead, as a baseline of an hour ago and a run of now.
+of them that followed each other, gives each pair's one to the one side and the other to the other side at random, and
+does with them as `aifx bench train --save` and `aifx bench gate` do: five launches of each side, and more where they
+scatter too much or leave the gate in doubt. It asks once with the times as they are, where the gate must stay silent,
+and once with all of the second side made longer, where it must not. `apart` takes the sides one after the other
+instead, as a baseline of an hour ago and a run of now.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from aifx.bench.compare import exceeds
-from aifx.bench.estimate import LEAST_LAUNCHES, MIDDLE, UNDISTURBED, Launches, change, estimate
-from aifx.bench.store import MAX_NOISE
+from aifx.bench.enough import MOST_LAUNCHES, until_quiet, until_told
+from aifx.bench.estimate import LEAST_LAUNCHES, MIDDLE, UNDISTURBED, Launches, estimate
+from aifx.bench.fingerprint import Fingerprint
+from aifx.bench.results import Measured, Report, Request, Result
+from aifx.bench.store import MAX_NOISE, too_noisy
 
 DIGITS = 6
 
@@ -43,12 +47,14 @@ class Rates:
         alarms: the gate called a regression where there is none, refused or not.
         found: it saw the slowdown, of those that were not refused; None where all were.
         found_of_all: of all.
+        launches: that the gate took, in the mean.
     """
 
     refused: float
     alarms: float
     found: float | None
     found_of_all: float
+    launches: float
 
 
 def main() -> None:
@@ -65,7 +71,7 @@ def main() -> None:
     trying.add_argument("--trials", type=int, default=200)
     trying.add_argument("--bound", type=float, default=0.05, metavar="SHARE")
     trying.add_argument("--slower", type=float, default=0.10, metavar="SHARE")
-    trying.add_argument("--launches", type=int, default=LEAST_LAUNCHES, help="of each side")
+    trying.add_argument("--most", type=int, default=MOST_LAUNCHES, metavar="N", help="launches of each side")
     trying.set_defaults(run=show)
     launching = commands.add_parser("launch")
     launching.add_argument("project", type=Path)
@@ -155,20 +161,51 @@ def apart(launches: Launches, count: int, random: np.random.Generator) -> tuple[
 
 
 def trials(
-    launches: Launches, draw: Draw, *, bound: float, slower: float, count: int, trials: int, seed: int = 0
+    launches: Launches,
+    draw: Draw,
+    *,
+    bound: float,
+    slower: float,
+    trials: int,
+    most: int = MOST_LAUNCHES,
+    seed: int = 0,
 ) -> Rates:
-    """Ask the gate `trials` times about launches of one thing, and again with the second side `slower`."""
+    """Ask the gate `trials` times about launches of one thing, and again with the second side `slower`.
+
+    Args:
+        most: launches of a side.
+    """
     random = np.random.default_rng(seed)
     refused, alarms, found = (np.zeros(trials, bool) for _ in range(3))
+    counts = []
     for trial in range(trials):
-        before, after = draw(launches, count, random)
-        middle = estimate(before, UNDISTURBED)
-        refused[trial] = (middle.high - middle.low) / 2 / middle.median > MAX_NOISE
-        alarms[trial] = exceeds(change(before, after), bound)
-        later = [[(1 + slower) * seconds for seconds in launch] for launch in after]
-        found[trial] = exceeds(change(before, later), bound)
+        sides = draw(launches, most, random)
+        more = _Launching(sides[0])
+        before = until_quiet(more([], LEAST_LAUNCHES), more, MAX_NOISE, most)
+        refused[trial] = bool(too_noisy(before, MAX_NOISE))
+        for factor, answers in ((1.0, alarms), (1 + slower, found)):
+            more = _Launching([[factor * seconds for seconds in launch] for launch in sides[1]])
+            after, gated = until_told(before, more([], before.launches), bound, (), more, most)
+            answers[trial] = bool(gated.regressed)
+            counts.append(after.launches)
     accepted = None if refused.all() else float(found[~refused].mean())
-    return Rates(float(refused.mean()), float(alarms.mean()), accepted, float(found.mean()))
+    return Rates(float(refused.mean()), float(alarms.mean()), accepted, float(found.mean()), float(np.mean(counts)))
+
+
+class _Launching:
+    """Recorded launches, of which each call takes the next ones."""
+
+    def __init__(self, launches: Launches) -> None:
+        self._left = list(launches)
+
+    def __call__(self, results: list[Result], count: int) -> Report:
+        taken, self._left = self._left[:count], self._left[count:]
+        result = Result.of([Measured(name="train.step", samples_s=list(launch)) for launch in taken])
+        fingerprint = Fingerprint(hardware={})
+        request = Request(suites=["train"])
+        return Report(
+            request=request, launches=count, time=0.0, duration_s=0.0, fingerprint=fingerprint, results=[result]
+        )
 
 
 def show(given: argparse.Namespace) -> None:
@@ -185,13 +222,12 @@ def show(given: argparse.Namespace) -> None:
             f"whose medians scatter by {spreads[0]:.1%} and lower deciles by {spreads[1]:.1%}\n"
         )
         for draw in (interleaved, apart):
-            rates = trials(
-                launches, draw, bound=given.bound, slower=given.slower, count=given.launches, trials=given.trials
-            )
+            rates = trials(launches, draw, bound=given.bound, slower=given.slower, trials=given.trials, most=given.most)
             found = "-" if rates.found is None else f"{rates.found:.1%}"
             sys.stdout.write(
                 f"  {draw.__name__:12} false alarms {rates.alarms:.1%}; {given.slower:.0%} slower found {found} "
-                f"(with noisy baselines {rates.found_of_all:.1%}); baselines refused {rates.refused:.1%}\n"
+                f"(with noisy baselines {rates.found_of_all:.1%}); baselines refused {rates.refused:.1%}; "
+                f"{rates.launches:.1f} launches a gate\n"
             )
 
 

@@ -14,7 +14,7 @@ from aifx.errors import AifxError, ExitCode, UsageError
 
 if TYPE_CHECKING:
     from aifx.bench.fingerprint import Fingerprint
-    from aifx.bench.results import Report, Request
+    from aifx.bench.results import Report, Request, Result
 
 app = typer.Typer(
     help="""Measure this machine and this project, and hold what was measured against a baseline.
@@ -176,6 +176,8 @@ def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measurin
     request = Request(suites=suites, quick=how.quick, options=options)
     check(request)
     report, kept = measure(out, request, launches)
+    if how.save and how.launches is None:
+        report, kept = _until_quiet(out, report, kept, max_noise)
     out.document(report.document())
     show(out, report)
     try:
@@ -188,6 +190,25 @@ def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measurin
     except AifxError as error:
         error.why = "\n".join(filter(None, (error.why, kept)))
         raise
+
+
+def _until_quiet(out: Output, report: Report, kept: str, max_noise: float) -> tuple[Report, str]:
+    """As `measure` returns it, with more launches where it is too noisy to be a baseline."""
+    from aifx.bench.enough import until_quiet
+    from aifx.bench.store import keep_last, told_noisy
+
+    def more(noisy: list[Result], count: int) -> Report:
+        out.say(f"too noisy for a baseline: {told_noisy(noisy)}: {count} more launches")
+        return measure(out, again(report.request, noisy), count)[0]
+
+    quiet = until_quiet(report, more, max_noise)
+    return (report, kept) if quiet is report else (quiet, keep_last(quiet))
+
+
+def again(request: Request, results: list[Result]) -> Request:
+    """What a request asked for of the suites of these results."""
+    wanted = {result.suite for result in results}
+    return request.model_copy(update={"suites": [suite for suite in request.suites if suite in wanted]})
 
 
 def check(request: Request) -> None:
@@ -232,11 +253,11 @@ def write(out: Output, report: Report, how: Measuring) -> None:
         out.say(f"written to {how.html}")
 
 
-def end_if_failed(report: Report) -> None:
-    """Raises what ended the bench before its end."""
-    if report.failure is not None:
-        failure = report.failure
-        raise AifxError(failure.what, failure.why, failure.hint, exit_code=ExitCode(failure.exit_code))
+def end_if_failed(report: Report, kept: str = "") -> None:
+    """Raises what ended the bench before its end, with the line on where what was measured is kept."""
+    if failure := report.failure:
+        why = "\n".join(filter(None, (failure.why, kept)))
+        raise AifxError(failure.what, why, failure.hint, exit_code=ExitCode(failure.exit_code))
 
 
 def _in_project() -> bool:

@@ -12,12 +12,12 @@ from aifx.commands.bench_compare import heading, in_short, refuse, show_compared
 from aifx.commands.bench_options import read_share
 from aifx.commands.options import JsonOption
 from aifx.commands.terminal import Output, terminal
-from aifx.errors import AifxError, UsageError
+from aifx.errors import UsageError
 
 if TYPE_CHECKING:
     from aifx.bench.compare import Comparison, Gated
     from aifx.bench.fingerprint import Fingerprint
-    from aifx.bench.results import Report
+    from aifx.bench.results import Report, Result
 
 
 @app.command()
@@ -28,6 +28,12 @@ def gate(
     max_regression: Annotated[
         str, typer.Option("--max-regression", metavar="SHARE", help="How much slower anything may be.")
     ] = "5%",
+    max_launches: Annotated[
+        int,
+        typer.Option(
+            "--max-launches", min=5, max=100, metavar="N", help="Processes that measure, where fewer cannot tell."
+        ),
+    ] = 20,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,7 +74,7 @@ def gate(
             gated = judge(before, after, bound, names)
         else:
             source = "now"
-            after, gated = _measure(out, baseline, before, bound, names)
+            after, gated = _measure(out, baseline, before, bound, names, max_launches)
         if output:
             write_report(after, output)
         _decide(gated)
@@ -97,36 +103,31 @@ def _names(before: Report, only: list[str]) -> tuple[str, ...]:
     return tuple(only)
 
 
-def _measure(out: Output, baseline: str, before: Report, bound: float, names: tuple[str, ...]) -> tuple[Report, Gated]:
-    """What the baseline's request asks for, measured now; what seems slower is launched until that can be told."""
-    from aifx.bench.compare import gate as judge
+def _measure(
+    out: Output, baseline: str, before: Report, bound: float, names: tuple[str, ...], most: int
+) -> tuple[Report, Gated]:
+    """What the baseline's request asks for, measured now; what may be slower is launched until that can be told."""
+    from aifx.bench.enough import until_told
     from aifx.bench.estimate import LEAST_LAUNCHES
-    from aifx.commands.bench import check, end_if_failed, measure
+    from aifx.bench.store import keep_last
+    from aifx.commands.bench import again, check, end_if_failed, measure
 
     def accept(found: Fingerprint) -> None:
         refuse(baseline, "this machine", before.fingerprint.obstacles(found))
 
-    def measured(suites: list[str], launches: int) -> Report:
-        report, kept = measure(out, before.request.model_copy(update={"suites": suites}), launches, accept)
-        try:
-            end_if_failed(report)
-        except AifxError as error:
-            error.why = "\n".join(filter(None, (error.why, kept)))
-            raise
-        return report
+    def more(doubtful: list[Result], launches: int) -> Report:
+        out.say(f"{_listed(doubtful)} may be slower: {launches} more launches may tell")
+        return measure(out, again(request, doubtful), launches, accept)[0]
 
-    wanted = {name.partition(".")[0] for name in names}
-    suites = [suite for suite in before.request.suites if not names or suite in wanted]
-    check(before.request.model_copy(update={"suites": suites}))
-    launches = max(before.launches, LEAST_LAUNCHES)
-    after = measured(suites, launches)
-    gated = judge(before, after, bound, names)
-    if gated.suspected:
-        again = [suite for suite in suites if any(c.after.name.startswith(f"{suite}.") for c in gated.suspected)]
-        more = max(gated.launches - launches, launches)
-        out.say(f"{_listed(gated.suspected)} may be slower: {more} more launches will tell")
-        after = after.joined(measured(again, more))
-        gated = judge(before, after, bound, names)
+    request = before.request
+    if names:
+        request = again(request, [result for result in before.results if result.name in names or result.suite in names])
+    check(request)
+    first, kept = measure(out, request, min(max(before.launches, LEAST_LAUNCHES), most), accept)
+    after, gated = until_told(before, first, bound, names, more, most)
+    if after is not first:
+        kept = keep_last(after)
+    end_if_failed(after, kept)
     return after, gated
 
 
@@ -159,8 +160,9 @@ def _decide(gated: Gated) -> None:
             hint = f"aifx bench ... --launches {LEAST_LAUNCHES}"
             raise UsageError(f"{found.after.title} cannot be judged", found.why, hint)
     if gated.undecided and not gated.regressed:
+        undecided = _listed([found.after for found in gated.undecided])
         raise UsageError(
-            f"{_listed(gated.undecided)}: slower by more than {gated.max_regression:.1%}, or by chance",
+            f"{undecided}: slower by more than {gated.max_regression:.1%}, or by chance",
             f"among {len(compared.results)} results, some seem so in {max(gated.undecided[0].launches)} launches",
             f"measure with --launches {gated.launches}, or gate what matters: --only {gated.undecided[0].after.name}",
         )
@@ -171,10 +173,11 @@ def _show(out: Output, gated: Gated) -> None:
     for found in gated.suspected:
         p, count = found.change.p or 0.0, len(gated.compared.results)
         out.print(f"not counted: {found.after.title} seems slower (p {p:.4f}), as one of {count} may by chance")
+    for found in gated.doubtful:
+        if found not in gated.suspected:
+            out.print(f"in doubt: {found.after.title} seems slower by {_reach(found)}, and may be so by chance")
     for found in gated.regressed:
-        change = found.change
-        reach = f"95 %: {change.low - 1:+.1%} to {change.high - 1:+.1%}; p {change.p:.4f}"
-        out.print(f"regression: {found.after.title} is slower by {change.ratio - 1:.1%} ({reach})")
+        out.print(f"regression: {found.after.title} is slower by {_reach(found)}")
     unsure = sum(found.verdict == "unsure" for found in gated.compared.results)
     if unsure:
         out.print(f"too noisy to say: {unsure} of {len(gated.compared.results)}")
@@ -182,6 +185,12 @@ def _show(out: Output, gated: Gated) -> None:
         out.print(f"passed: nothing is slower by more than {gated.max_regression:.1%}, as far as can be told")
 
 
-def _listed(found: list[Comparison]) -> str:
-    names = [comparison.after.title for comparison in found]
+def _reach(found: Comparison) -> str:
+    change = found.change
+    p = "" if change.p is None else f"; p {change.p:.4f}"
+    return f"{change.ratio - 1:.1%} (95 %: {change.low - 1:+.1%} to {change.high - 1:+.1%}{p})"
+
+
+def _listed(found: list[Result]) -> str:
+    names = [result.title for result in found]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -21,6 +21,9 @@ FAMILY = 0.1
 """How probable it may be that among results of which none changed any is significant. A false alarm has to pass the
 bound as well, and is far less probable."""
 
+DOUBT = 0.5
+"""Of the bound: what seems slower by less is let pass, so that not all that scatters is measured for long."""
+
 ALIKE = 0.05
 """Two medians are called the same where their ratio's interval stays within that of 1."""
 
@@ -92,6 +95,8 @@ class Gated:
     Attributes:
         regressed: slower by more than the bound, and significant among all that was asked.
         suspected: the same, but significant only if nothing else had been asked.
+        doubtful: those, and what more launches may show to be slower: its interval reaches beyond the bound, it is past
+            DOUBT of it, and its baseline scatters by less than it.
         undecided: those of `suspected` whose launches are so few that they could never be significant among so many.
         launches: enough of them to decide what is suspected.
     """
@@ -100,6 +105,7 @@ class Gated:
     max_regression: float
     regressed: list[Comparison]
     suspected: list[Comparison]
+    doubtful: list[Comparison]
     undecided: list[Comparison]
     launches: int
 
@@ -142,6 +148,9 @@ def gate(before: Report, after: Report, max_regression: float, only: tuple[str, 
         max_regression,
         regressed,
         suspected,
+        doubtful=[
+            c for c in compared.results if c in suspected or (c not in regressed and _may_exceed(c, max_regression))
+        ],
         undecided=[c for c in suspected if least_p(*c.launches) > level],
         launches=max((launches_for(c.launches[0], level) for c in suspected), default=0),
     )
@@ -150,6 +159,12 @@ def gate(before: Report, after: Report, max_regression: float, only: tuple[str, 
 def exceeds(found: Change, max_regression: float) -> bool:
     """Whether one thing is slower by more than is allowed, and not by chance: what a gate over it alone asks."""
     return found.ratio - 1 > max_regression and found.is_significant
+
+
+def _may_exceed(found: Comparison, max_regression: float) -> bool:
+    change = found.change
+    is_likely = change.ratio - 1 > DOUBT * max_regression and change.high - 1 > max_regression
+    return is_likely and found.before.scatter <= max_regression
 
 
 def least_p(first: int, second: int) -> float:

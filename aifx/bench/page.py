@@ -135,7 +135,7 @@ def _by_suite(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
     """In the order in which they were measured."""
     suites: dict[str, list[Result]] = {}
     for result in results:
-        suites.setdefault(result.name.partition(".")[0], []).append(result)
+        suites.setdefault(result.suite, []).append(result)
     return list(suites.items())
 
 

@@ -36,6 +36,10 @@ class _Named(_Document):
         return key_of(self.name, self.params)
 
     @property
+    def suite(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
     def title(self) -> str:
         """The same for people."""
         return named(self.name, self.params)
@@ -171,9 +175,11 @@ class Report(_Document):
     def joined(self, other: Report) -> Report:
         """With the launches of a later report that measured some of the same again."""
         again = {result.key: result for result in other.results}
+        results = [r.joined(again[r.key]) if r.key in again else r for r in self.results]
         return self.model_copy(
             update={
-                "results": [r.joined(again[r.key]) if r.key in again else r for r in self.results],
+                "launches": max([self.launches, *(len(result.samples_s) for result in results)]),
+                "results": results,
                 "duration_s": self.duration_s + other.duration_s,
                 "notes": list(dict.fromkeys([*self.notes, *other.notes])),
                 "failure": self.failure or other.failure,

@@ -120,8 +120,7 @@ def unfit(report: Report, max_noise: float) -> str:
     few = [result for result in report.results if len(result.samples_s) < LEAST_LAUNCHES]
     if few or not report.results:
         return f"a baseline holds {LEAST_LAUNCHES} launches or more of everything"
-    noisy = noisy_results(report, max_noise)
-    if len(noisy) > NOISY_SHARE * len(report.results):
+    if noisy := too_noisy(report, max_noise):
         return f"too noisy to tell a regression from: {told_noisy(noisy)} (at most ±{max_noise:.1%})"
     return ""
 
@@ -129,6 +128,12 @@ def unfit(report: Report, max_noise: float) -> str:
 def noisy_results(report: Report, max_noise: float) -> list[Result]:
     """Those that scatter more than that, the worst first."""
     return sorted((r for r in report.results if r.scatter > max_noise), key=lambda r: -r.scatter)
+
+
+def too_noisy(report: Report, max_noise: float) -> list[Result]:
+    """Those, where they are so many that the report can be no baseline; else none."""
+    noisy = noisy_results(report, max_noise)
+    return noisy if len(noisy) > NOISY_SHARE * len(report.results) else []
 
 
 def told_noisy(noisy: list[Result]) -> str:

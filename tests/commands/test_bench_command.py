@@ -1,6 +1,7 @@
 """`aifx bench` as a person and a script use it: words, exit codes, one JSON document."""
 
 import importlib
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -223,10 +224,33 @@ def test_what_seems_slower_among_many_is_launched_again_alone(here, monkeypatch)
 
     monkeypatch.setattr("aifx.commands.bench.measure", measure)
     before = report(here, *many(5, 1.0))
-    _, gated = bench_gate._measure(Output(json=True), "main", before, 0.05, ())
+    _, gated = bench_gate._measure(Output(json=True), "main", before, 0.05, (), 20)
     assert asked == [(["hardware", "kernels"], 5), (["kernels"], 5)]
     assert [found.after.title for found in gated.regressed] == ["kernels.x 7"]
     assert not gated.undecided
+
+
+def test_a_baseline_that_is_too_noisy_is_launched_again_before_it_is_refused(bench, tmp_path):
+    """Launches by turns: quiet ones after five that are not."""
+    count = tmp_path / "launches"
+    count.touch()
+    body = f"""
+        from pathlib import Path
+        number = len(Path({str(count)!r}).read_text())
+        Path({str(count)!r}).write_text("." * (number + 1))
+        yield result("first", (0.1, 0.2, 0.11, 0.18, 0.09)[number] if number < 5 else 0.1 + 1e-4 * (number % 4))
+    """
+    env = environ(tmp_path, inspect.cleandoc(body))
+    done = bench("hardware", "--save", "main", **env)
+    assert done.returncode == 0, done.stderr
+    assert "too noisy for a baseline: hardware.first" in done.stderr
+    assert ": 10 more launches" in done.stderr
+    assert json.loads(bench("show", "main", "--json").stdout)["launches"] == len(count.read_text()) == 20
+    count.write_text("")
+    done = bench("hardware", "--save", "main", "--launches", "5", **env)
+    assert done.returncode == 2
+    assert "main is not saved" in done.stderr
+    assert len(count.read_text()) == 5
 
 
 def test_what_is_kept_is_listed_with_its_history(bench, saved, tmp_path, here):
