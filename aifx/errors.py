@@ -74,6 +74,10 @@ class Diverged(AifxError):
     exit_code = ExitCode.VERDICT
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, to a command that it ends as Ctrl-C does."""
+
+
 class Stopped(AifxError):
     """The run was stopped from outside after saving what it had."""
 

@@ -9,6 +9,7 @@ import typer
 
 from aifx.commands.bench_options import Measuring, measuring, read_share
 from aifx.commands.options import SetOption
+from aifx.commands.stopping import sigterm_as_ctrl_c
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import AifxError, ExitCode, UsageError
 
@@ -234,7 +235,8 @@ def measure(
     from aifx.commands.bench_report import line_of
 
     running = Launches(request, launches, out.say, lambda found: out.say(f"  {line_of(found)}"), accept)
-    report = ceilings.keep(running.run())
+    with sigterm_as_ctrl_c():
+        report = ceilings.keep(running.run())
     return report, keep_last(report) if report.results else ""
 
 

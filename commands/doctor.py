@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from aifx.commands.doctor_formats import Format, for_monitor, tell
 from aifx.commands.doctor_options import OnlyOption, ReplayOption, RootOption, SiteOption, SkipOption, code_of
 from aifx.commands.doctor_slurm import slurm
 from aifx.commands.options import JsonOption
+from aifx.commands.stopping import sigterm_as_ctrl_c
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import EnvironmentFault, ExitCode, UsageError
 
@@ -210,20 +210,10 @@ def _snapshot(out: Output, looking: Looking, rules: list[Rule]) -> tuple[ExitCod
     host = Host(root or Path("/"))
     if looking.stress is None:
         return ExitCode.OK, collect(host, rules, looking.sample)
-    code = ExitCode.INTERRUPTED
-
-    def end(*_: object) -> None:
-        nonlocal code
-        code = ExitCode.PREEMPTED
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
+    with sigterm_as_ctrl_c() as stop:
         snapshot = collect(host, rules, looking.sample, looking.stress, out.say)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     is_ended = snapshot.scope().look_up("stress.ended") == "interrupted"
-    return code if is_ended else ExitCode.OK, snapshot
+    return stop.code if is_ended else ExitCode.OK, snapshot
 
 
 def _nothing_before(ctx: typer.Context) -> None:

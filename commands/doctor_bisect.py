@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from aifx.commands.doctor_options import code_of
 from aifx.commands.options import JsonOption
+from aifx.commands.stopping import sigterm_as_ctrl_c
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import ExitCode, UsageError
 
@@ -123,15 +123,7 @@ def _search(
     from aifx.health import collective_launch as launch
 
     run = launch.over_slurm if over_slurm else launch.over_ssh
-    ended = ExitCode.INTERRUPTED
-
-    def stop(*_: object) -> NoReturn:
-        nonlocal ended
-        ended = ExitCode.PREEMPTED
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
+    with sigterm_as_ctrl_c() as stop:
         result = library.bisect(
             nodes,
             lambda group, limit_s: run(group, limit_s, options),
@@ -140,9 +132,7 @@ def _search(
             expected_gb_s=expected_gb_s,
             margin=library.MARGIN if margin is None else margin,
         )
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return result, ended if result.why == "interrupted" else ExitCode.OK
+    return result, stop.code if result.why == "interrupted" else ExitCode.OK
 
 
 def collective_test(ctx: typer.Context) -> None:

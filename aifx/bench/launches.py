@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from aifx.bench.fingerprint import Fingerprint
 from aifx.bench.results import Failure, Measured, Report, Request, Result
-from aifx.errors import ExitCode
+from aifx.errors import ExitCode, Terminated
 from aifx.health.host import without_secrets
 from aifx.host_memory import with_huge_pages
 
@@ -64,9 +64,10 @@ class Launches:
                     self._say(f"{suite}: launch {number + 1} of {self.count}" if self.count > 1 else suite)
                     if not self._launch(suite):
                         going.remove(suite)
-        except KeyboardInterrupt:
-            interrupted = int(ExitCode.INTERRUPTED)
-            self._failure = Failure(what="the bench was interrupted", why="Ctrl-C", exit_code=interrupted)
+        except KeyboardInterrupt as interrupt:
+            by_sigterm = isinstance(interrupt, Terminated)
+            why, code = ("SIGTERM", ExitCode.PREEMPTED) if by_sigterm else ("Ctrl-C", ExitCode.INTERRUPTED)
+            self._failure = Failure(what="the bench was interrupted", why=why, exit_code=int(code))
         said = self._notes.values()
         results = [Result.of(launches) for launches in self._seen.values()]
         return Report(

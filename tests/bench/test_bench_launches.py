@@ -148,16 +148,17 @@ def program(tmp_path):
         running.kill()
 
 
-def test_ctrl_c_ends_with_130_and_what_was_measured_is_kept(program, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_ctrl_c_and_sigterm_end_it_and_what_was_measured_is_kept(program, tmp_path, number, code):
     running, pid = program
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     answer = json.loads(running.communicate(timeout=60)[0])
-    assert running.returncode == ExitCode.INTERRUPTED
+    assert running.returncode == code
     assert answer["error"]["what"] == "the bench was interrupted"
     assert "(1 result) is kept: aifx bench show" in answer["error"]["why"]
     kept = read_report(tmp_path / "cache" / "bench" / "last.json")
     assert [result.name for result in kept.results] == ["hardware.first"]
-    assert kept.failure.exit_code == 130
+    assert kept.failure.exit_code == code
     assert is_gone(pid)
 
 
