@@ -32,7 +32,7 @@ SHIFT = 16
 
 UNROLLED = 64
 """Rounds of a call that are written out: a loop of nothing but these operations is given to one core of a CPU by XLA,
-whatever their size (jaxlib 0.12: its small-while-loop pass)."""
+whatever their size (jaxlib 0.12: its small-while-loop pass). Where XLA makes one round of them all, a call has one."""
 
 ARRAYS = {"copy": 2, "scale": 2, "add": 3, "triad": 3}
 """Arrays that a round of each operation reads or writes, as STREAM counts them (McCalpin, stream.c)."""
@@ -117,14 +117,17 @@ class Stream:
         self._op, self._count = op, num_bytes // 8
         round_bytes = 4 * self._count * ARRAYS[op]
         self.rounds = max(call_bytes // round_bytes, 1) | 1
-        self.num_bytes = round_bytes * self.rounds  # that a call reads and writes
         self._calls = 0
-        self._step = jax.jit(self._rounds, donate_argnums=0, keep_unused=True)
         on_device = SingleDeviceSharding(device)
         self._scalar = jax.device_put(np.float32(-1), on_device)
         self._x = jax.jit(lambda: _pattern(self._count) + 1, out_shardings=on_device)()
         extra = SHIFT if op == "copy" else 0
         self._y = jax.jit(lambda: _pattern(self._count + extra), out_shardings=on_device)()
+        self._step = self._program()
+        if self._is_written_out and _bytes_accessed(self._step) < round_bytes * self.rounds:  # JAX 0.10.2, CPU
+            self.rounds = 1
+            self._step = self._program()
+        self.num_bytes = round_bytes * self.rounds  # that a call reads and writes
 
     def __call__(self) -> Any:
         self._calls += 1
@@ -135,7 +138,16 @@ class Stream:
         """Elements that are not what they must be after the calls until now."""
         return int(jax.jit(self._differing, static_argnums=1)(self._x, self._calls % 2))
 
-    def _rounds(self, x: Any, y: Any, scalar: Any) -> Any:
+    @property
+    def _is_written_out(self) -> bool:
+        return self._op != "copy" and 1 < self.rounds <= UNROLLED  # of copies the last alone would stay
+
+    def _program(self) -> Any:
+        given = self._x, self._y, self._scalar
+        rounds = functools.partial(self._rounds, self.rounds)
+        return jax.jit(rounds, donate_argnums=0, keep_unused=True).lower(*given).compile()
+
+    def _rounds(self, count: int, x: Any, y: Any, scalar: Any) -> Any:
         def one(i: Any, x: Any) -> Any:
             match self._op:
                 case "copy":
@@ -146,9 +158,9 @@ class Stream:
                     return y - x
             return y + scalar * x
 
-        if self.rounds > (UNROLLED if self._op != "copy" else 1):  # of copies written out the last alone would stay
-            return lax.fori_loop(0, self.rounds, one, x)
-        for i in range(self.rounds):
+        if count > 1 and not self._is_written_out:
+            return lax.fori_loop(0, count, one, x)
+        for i in range(count):
             x = lax.optimization_barrier(one(i, x))  # or XLA would make one round of them all
         return x
 
@@ -256,6 +268,11 @@ class Collective:
 
 def name_of(device: Any) -> str:
     return f"{device.platform}:{device.id}"
+
+
+def _bytes_accessed(program: Any) -> float:
+    """What a compiled program reads and writes, of all its kernels; 0 where XLA does not tell."""
+    return float((program.cost_analysis() or {}).get("bytes accessed", 0.0))
 
 
 def _pattern(count: int) -> Any:
