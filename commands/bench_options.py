@@ -77,11 +77,12 @@ def measuring(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def read_share(text: str, option: str) -> float:
-    """ "5%" or "0.05" as 0.05. Raises UsageError for anything else."""
+    """ "5%" or "0.05" as 0.05. Raises UsageError for anything else: who writes 5 means 5 %, and not 500 %."""
     try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        number = float(text.removesuffix("%"))
     except ValueError:
-        share = -1.0
-    if not 0 < share < 10:
-        raise UsageError(f"{option} {text} is no share", "a share is written as 5% or 0.05", f"{option} 5%")
-    return share
+        number = -1.0
+    if not 0 < number < (1000 if text.endswith("%") else 1):
+        hint = f"{option} {text}%" if text.isdigit() and number else f"{option} 5%"
+        raise UsageError(f"{option} {text} is no share", "it is above 0, and written as 5% or 0.05", hint)
+    return number / 100 if text.endswith("%") else number

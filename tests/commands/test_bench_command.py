@@ -86,6 +86,7 @@ def test_help_has_examples_and_needs_no_jax(bench, command):
         (["hardware", "--save", "main", "--launches", "3"], "a baseline holds 5 launches or more"),
         (["hardware", "--max-noise", "lots"], "--max-noise lots is no share"),
         (["gate", "--baseline", "main"], "no baseline 'main'"),
+        (["gate", "--baseline", "main", "--max-regression", "5"], "hint: --max-regression 5%"),
         (["gate"], "missing option '--baseline'"),
         (["compare", "main", "other"], "no baseline 'main'"),
         (["show"], "no report at"),
