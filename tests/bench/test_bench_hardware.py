@@ -8,12 +8,12 @@ import pytest
 from bench_reports import CPU, H100, report, result
 
 from aifx.bench import ceilings
-from aifx.bench.hardware import collectives, copies, memory, products
+from aifx.bench.hardware import collectives, copies, dispatch, memory, products
 from aifx.bench.hardware.faults import WrongResult
 from aifx.bench.launches import Launches
 from aifx.bench.results import Failure, Request
 from aifx.bench.suites import SUITES, Bench
-from aifx.bench.timing import Effort
+from aifx.bench.timing import Effort, Samples
 from aifx.ceilings import find_ceilings, keep_ceilings
 from aifx.errors import ExitCode
 
@@ -103,6 +103,21 @@ def test_copies_say_what_they_are(bench, monkeypatch):
 def test_one_device_has_no_collectives(bench):
     assert list(collectives.measure(bench, [DEVICE])) == []
     assert bench.noted == ["left out: collectives need two devices or more"]
+
+
+def test_each_dispatch_is_waited_for(bench, monkeypatch):
+    """Its samples are of many calls in a row, the last of which alone is waited for by who takes them."""
+    runs, waited = [], []
+
+    def take(run, effort):
+        runs.append(run)
+        return Samples([1.0], 1, 1.0, 0)
+
+    monkeypatch.setattr(dispatch, "sample", take)
+    assert [one.name for one in dispatch.measure(bench)] == ["hardware.dispatch", "hardware.launch"]
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    runs[0]()
+    assert len(waited) == 1
 
 
 def test_a_launch_that_dies_keeps_what_it_measured_and_that_is_a_ceiling(monkeypatch):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 
+import jax
 import pytest
 from tiny_projects import make_tiny_project
 
 from aifx.bench import checkpoint, data, startup
 from aifx.bench.suites import SUITES, Bench
+from aifx.checkpoint import Checkpoints
 from aifx.errors import AifxError, ConfigError, UsageError
 
 
@@ -45,6 +47,20 @@ def test_a_checkpoint_is_saved_and_restored_against_the_disk(project):
     if hasattr(os, "posix_fadvise"):
         assert {"disk_read", "restore_cold"} <= set(found)
     assert len({result.num_bytes for result in found.values()}) == 1
+
+
+def test_each_save_has_arrays_that_were_not_saved_before(project, monkeypatch):
+    """JAX keeps what it copied from a device with the array: a second save of it would wait for no copy."""
+    save, saved = Checkpoints.save, []
+
+    def seen(self, step, state, **more):
+        saved.append(jax.tree.leaves(state))
+        save(self, step, state, **more)
+
+    monkeypatch.setattr(Checkpoints, "save", seen)
+    measured("checkpoint", checkpoint, project)
+    assert len(saved) == checkpoint.QUICK_REPEATS + 1
+    assert len({id(leaf) for leaves in saved for leaf in leaves}) == sum(map(len, saved))
 
 
 def test_nothing_is_left_in_the_project(project):
