@@ -24,6 +24,9 @@ PACKAGES = ("aifx", "jax", "jaxlib", "numpy", "optax", "grain", "orbax-checkpoin
 NUMERIC_PACKAGES = ("python", "aifx", "jax", "jaxlib", "numpy", "optax", "grain")
 """Versions that can change a number of the run; the rest only move bytes."""
 
+OUR_OWN = (":(exclude)runs", ":(exclude,glob)bench/*/*.json", ":(exclude,glob).bench-*/**")
+"""What training and `aifx bench` write into a project: its being untracked says nothing about the code."""
+
 _FLAGS = re.compile(
     r"XLA_\w+|JAX_\w+|LIBTPU_INIT_ARGS|NPROC|OMP_NUM_THREADS|NVIDIA_TF32_OVERRIDE|CUDA_VISIBLE_DEVICES|NCCL_\w+"
 )
@@ -151,8 +154,7 @@ def git_state(root: Path, timeout_s: float = 2.0) -> dict[str, Any] | None:
     if commit is None:
         return None
     branch = _git(root, timeout_s, "symbolic-ref", "--short", "-q", "HEAD")
-    # runs/ changes by training itself; its being untracked says nothing about the code.
-    changed = _git(root, timeout_s, "status", "--porcelain", "--", ".", ":(exclude)runs")
+    changed = _git(root, timeout_s, "status", "--porcelain", "--", ".", *OUR_OWN)
     return {
         "commit": commit.strip(),
         "branch": (branch or "").strip() or None,

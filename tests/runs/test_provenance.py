@@ -43,7 +43,13 @@ def test_commit_and_dirtiness(repository: Path) -> None:
     assert (state["branch"], state["dirty"]) == ("trunk", False)
     (repository / "runs" / "main").mkdir(parents=True)
     (repository / "runs" / "main" / "metrics.jsonl").write_text("{}")
-    assert git_state(repository) == state  # training itself makes nothing dirty
+    for written in ("bench/main/20261125T141502-3f2a9c1d.json", ".bench-x2k/bench/metrics.jsonl"):
+        (repository / written).parent.mkdir(parents=True)
+        (repository / written).write_text("{}")
+    assert git_state(repository) == state  # training and measuring themselves make nothing dirty
+    (repository / "bench" / "mine.py").write_text("")
+    assert git_state(repository) == {**state, "dirty": True}
+    (repository / "bench" / "mine.py").unlink()
     (repository / "aifx.toml").write_text("[train]")
     assert git_state(repository) == {**state, "dirty": True}
 
