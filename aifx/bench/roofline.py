@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from aifx.ceilings import find_ceilings, measured_peak
@@ -14,6 +15,8 @@ GPU_CACHE_BYTES = 64 << 20
 
 CPU_CACHE_BYTES = 32 << 20
 """Where the system does not tell."""
+
+CPUS = Path("/sys/devices/system/cpu")
 
 
 def least_seconds(work: Work, dtype: str, device: Device) -> float | None:
@@ -30,14 +33,20 @@ def least_seconds(work: Work, dtype: str, device: Device) -> float | None:
     return max(bounds, default=None)
 
 
-def cache_bytes(platform: str) -> int:
-    """What the largest cache of a device holds, of a CPU the cache that its cores share."""
+def cache_bytes(platform: str, cpus: Path = CPUS) -> int:
+    """What the last caches of a device hold together; of a CPU those of all cores that may be used, since sockets and
+    groups of cores have one each."""
     if platform != "cpu":
         return GPU_CACHE_BYTES
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    caches: dict[tuple[int, str], int] = {}  # by level and by the cores that share it
+    for index in (index for cpu in usable for index in (cpus / f"cpu{cpu}" / "cache").glob("index*")):
+        try:
+            size, level, shared = ((index / name).read_text().strip() for name in ("size", "level", "shared_cpu_list"))
+        except OSError:
+            continue
         units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-        if text[:-1].isdigit() and text[-1:] in units:
-            sizes.append(int(text[:-1]) * units[text[-1]])
-    return max(sizes, default=CPU_CACHE_BYTES)
+        if size[:-1].isdigit() and size[-1:] in units and level.isdigit():
+            caches[int(level), shared] = int(size[:-1]) * units[size[-1]]
+    last = max((level for level, _ in caches), default=0)
+    return sum(size for (level, _), size in caches.items() if level == last) or CPU_CACHE_BYTES

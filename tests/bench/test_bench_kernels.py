@@ -59,6 +59,19 @@ def test_what_is_not_known_is_answered_with_the_nearest(options, what, why):
     assert why in raised.value.why
 
 
+def test_the_caches_of_all_groups_of_cores_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2, 3})
+    for cpu in range(6):
+        pair = cpu // 2 * 2
+        for level, size, shared in ((1, "32K", f"{cpu}"), (2, "1024K", f"{cpu}"), (3, "32M", f"{pair}-{pair + 1}")):
+            index = tmp_path / f"cpu{cpu}" / "cache" / f"index{level}"
+            index.mkdir(parents=True)
+            for name, text in (("size", size), ("level", level), ("shared_cpu_list", shared)):
+                (index / name).write_text(f"{text}\n")
+    assert cache_bytes("cpu", tmp_path) == 2 * (32 << 20), "of the three, the two that may be used"
+    assert cache_bytes("cpu", tmp_path / "nothing") > 0
+
+
 def test_operands_are_taken_from_more_memory_than_the_caches_hold():
     import jax.numpy as jnp
 
