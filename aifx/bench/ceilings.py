@@ -10,10 +10,17 @@ from aifx.errors import ExitCode
 BELOW = 0.85
 """Of an earlier ceiling: less is told (NVIDIA DCGM and microsoft/superbenchmark judge at 0.75 and 0.95: a start)."""
 
+BEYOND = 4
+"""Times the last caches: STREAM's own rule for what no cache serves (McCalpin, stream.c, for each array)."""
+
+TIMES_CACHE = "times_cache"
+"""The figure of `hardware.memory` that is held against it: how often the caches would hold its arrays."""
+
 
 def rates_of(report: Report) -> dict[str, float]:
     """What the report would have as ceilings, by their names there. Products and collectives: the best size; memory
-    (the triad, as `aifx doctor --stress` does it) and copies: the largest, since smaller ones lie in caches."""
+    (the triad, as `aifx doctor --stress` does it) and copies: the largest, since smaller ones lie in caches; none where
+    a bench that was ended, or had no room, came to no size of the memory that they cannot hold."""
     found: dict[str, float] = {}
 
     def best(kind: str, part: object, rate: float | None) -> None:
@@ -25,7 +32,8 @@ def rates_of(report: Report) -> dict[str, float]:
         best("matmul.{}", result.params.get("dtype"), result.flops_per_s)
     for result in of_name(report, "hardware.collective"):
         best(f"{{}}.{report.fingerprint.hardware['num_devices']}", result.params.get("kind"), bus_rate(result))
-    best("{}", "memory", _largest(of_name(report, "hardware.memory"), op="triad"))
+    beyond = [r for r in of_name(report, "hardware.memory") if (r.figures.get(TIMES_CACHE) or BEYOND) >= BEYOND]
+    best("{}", "memory", _largest(beyond, op="triad"))
     for direction in ("to_device", "to_host"):
         best("copy.{}", direction, _largest(of_name(report, "hardware.copy"), direction=direction))
     return found

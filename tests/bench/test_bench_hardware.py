@@ -12,6 +12,7 @@ from aifx.bench.hardware import collectives, copies, dispatch, memory, products
 from aifx.bench.hardware.faults import WrongResult
 from aifx.bench.launches import Launches
 from aifx.bench.results import Failure, Request
+from aifx.bench.roofline import cache_bytes
 from aifx.bench.suites import SUITES, Bench
 from aifx.bench.timing import Effort, Samples
 from aifx.ceilings import find_ceilings, keep_ceilings
@@ -85,19 +86,40 @@ def test_memory_counts_bytes_as_stream_does(bench, monkeypatch):
     found = {one.params["op"]: one for one in memory.measure(bench, DEVICE)}
     assert {op: one.num_bytes / (1 << 13) for op, one in found.items()} == {"copy": 2, "scale": 2, "add": 3, "triad": 3}
     assert {one.params["num_bytes"] for one in found.values()} == {1 << 14}
+    assert {one.figures["times_cache"] for one in found.values()} == {(1 << 14) / cache_bytes("cpu")}
     monkeypatch.setattr(memory.Stream, "num_wrong", lambda self: 3)
     with pytest.raises(WrongResult) as raised:
         list(memory.measure(bench, DEVICE))
     assert "copy in memory, 3 elements" in raised.value.why
 
 
+def test_a_size_that_memory_does_not_hold_is_left_out_with_a_word(bench, monkeypatch):
+    monkeypatch.setattr(memory, "sizes", lambda platform, quick: [1 << 12, 1 << 14, 1 << 16])
+    monkeypatch.setattr(memory, "CALL_BYTES", {"cpu": 1 << 16})
+    monkeypatch.setattr(memory, "room", lambda devices: 1 << 14)
+    made = memory.Stream
+
+    def make(device, op, num_bytes, call_bytes):
+        if num_bytes == 1 << 12:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return made(device, op, num_bytes, call_bytes)
+
+    monkeypatch.setattr(memory, "Stream", make)
+    assert [one.params["num_bytes"] for one in memory.measure(bench, DEVICE)] == [1 << 14]
+    left_out = [note for note in bench.noted if note.startswith("left out: ")]
+    assert left_out == [f"left out: triad of {size} KiB in memory, which has no room for it" for size in (4, 64)]
+
+
 def test_copies_say_what_they_are(bench, monkeypatch):
-    monkeypatch.setattr(copies, "SIZES", {"cpu": (1 << 12,)})
+    monkeypatch.setattr(copies, "SIZES", {"cpu": (1 << 8, 1 << 12)})
     found = list(copies.measure(bench, DEVICE))
     assert [one.params for one in found] == [
         {"direction": way, "num_bytes": 1 << 12, "memory": "pageable"} for way in ("to_device", "to_host")
     ]
     assert any("one memory here" in note for note in bench.noted)
+    monkeypatch.setattr(bench, "quick", False)
+    sizes = [one.params["num_bytes"] for one in copies.measure(bench, DEVICE)]
+    assert sizes == [1 << 12, 1 << 12, 1 << 8, 1 << 8], "what a bench that is ended has as ceilings is of the largest"
 
 
 def test_one_device_has_no_collectives(bench):
@@ -167,6 +189,15 @@ def test_ceilings_are_the_best_product_and_what_no_cache_holds():
         "copy.to_host": 5e10,
     }
     assert ceilings.rates_of(report(result("train.step", 0.1), machine=CPU)) == {}
+
+
+def test_a_rate_of_the_caches_is_no_ceiling_of_the_memory():
+    """As a bench leaves it that was ended before it came to the largest."""
+    params = {"op": "triad", "num_bytes": 1 << 20}
+    cached = result("hardware.memory", 1.0, num_bytes=9e12, params=params, figures={"times_cache": 0.03})
+    assert ceilings.rates_of(report(cached, machine=H100)) == {}
+    large = cached.model_copy(update={"figures": {"times_cache": 8.0}})
+    assert ceilings.rates_of(report(large, machine=H100)).keys() == {"memory"}
 
 
 def test_what_falls_far_below_an_earlier_ceiling_is_told_and_lowers_nothing():

@@ -7,18 +7,19 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aifx.bench.memory import peak_bytes, room
 from aifx.bench.results import Measured
 from aifx.bench.suites import SUITES, Bench
 from aifx.bench.train import measure
 from aifx.bench.train.growth import grow
 from aifx.bench.train.looping import Looping
-from aifx.bench.train.memory import room
 from aifx.bench.train.parts import Parts
 from aifx.bench.train.series import FILL, Series
 from aifx.bench.train.subject import Subject, uncached
@@ -226,3 +227,18 @@ def test_room_is_what_the_control_group_leaves(tmp_path):
     assert room(jax.local_devices()[:1], tmp_path) == 600
     (tmp_path / "memory.max").write_text("max\n")
     assert room(jax.local_devices()[:1], tmp_path) > 600
+
+
+@pytest.mark.parametrize("told", [None, {}, {"bytes_limit": -1, "bytes_in_use": 5, "peak_bytes_in_use": -1}, OSError()])
+def test_memory_that_is_not_counted_is_not_told(told):
+    def stats():
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    devices = [SimpleNamespace(platform="gpu", memory_stats=stats)]
+    assert room(devices) is None
+    assert peak_bytes(devices) is None
+    counted = {"bytes_limit": 100, "bytes_in_use": 30, "peak_bytes_in_use": 60}
+    devices.append(SimpleNamespace(platform="gpu", memory_stats=lambda: counted))
+    assert (room(devices), peak_bytes(devices)) == (70, 60)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from aifx.bench.ceilings import BEYOND, TIMES_CACHE
 from aifx.bench.hardware.faults import WrongResult
-from aifx.bench.results import Measured
+from aifx.bench.memory import is_out_of_memory, room
+from aifx.bench.results import Measured, Param
 from aifx.bench.roofline import cache_bytes
 from aifx.bench.suites import Bench
 from aifx.bench.timing import sample
@@ -15,9 +17,6 @@ from aifx.workloads import ARRAYS, Stream, name_of
 
 SMALLEST = {"cpu": 1 << 14, "accelerator": 1 << 20}
 """Bytes of all arrays: half of a first-level cache; on an accelerator what gives each of its cores a few thousand."""
-
-BEYOND = 4
-"""Times the last cache: STREAM's own rule for what no cache serves (McCalpin, stream.c, for each array)."""
 
 LEAST_LARGEST = {"cpu": 1 << 27, "accelerator": 1 << 31}
 STEP = 4
@@ -28,22 +27,36 @@ CALL_BYTES = {"cpu": 1 << 28, "accelerator": 1 << 32}
 
 def measure(bench: Bench, device: Any) -> Iterator[Measured]:
     """`memory` by op and by the bytes that its arrays take together."""
-    where = "cpu" if device.platform == "cpu" else "accelerator"
-    entry = find_accelerator(device.device_kind)
     for op in ("triad",) if bench.quick else ARRAYS:
         for num_bytes in sizes(device.platform, quick=bench.quick):
             bench.say(f"memory: {op} of {num_bytes >> 10} KiB")
-            stream = Stream(device, op, num_bytes, CALL_BYTES[where])
-            timed = sample(stream, bench.effort)
-            if count := stream.num_wrong():
-                raise WrongResult(name_of(device), f"{op} in memory, {count} elements")
-            timed.seconds[:] = [seconds / stream.rounds for seconds in timed.seconds]
-            moved = stream.num_bytes / stream.rounds
-            bound_s = None
-            if entry and num_bytes >= BEYOND * cache_bytes(device.platform):  # a cache is above the memory's peak
-                bound_s = moved / (entry.memory_gb_s * 1e9 / entry.devices_per_chip)
-            params = {"op": op, "num_bytes": num_bytes}
-            yield bench.measured("memory", timed, params=params, num_bytes=moved, bound_s=bound_s)
+            found, free = None, room([device])
+            if free is None or free >= num_bytes:
+                try:
+                    found = _measured(bench, device, op, num_bytes)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+            if found is not None:
+                yield found
+            else:
+                bench.note(f"left out: {op} of {num_bytes >> 10} KiB in memory, which has no room for it")
+
+
+def _measured(bench: Bench, device: Any, op: str, num_bytes: int) -> Measured:
+    stream = Stream(device, op, num_bytes, CALL_BYTES["cpu" if device.platform == "cpu" else "accelerator"])
+    timed = sample(stream, bench.effort)
+    if count := stream.num_wrong():
+        raise WrongResult(name_of(device), f"{op} in memory, {count} elements")
+    timed.seconds[:] = [seconds / stream.rounds for seconds in timed.seconds]
+    moved = stream.num_bytes / stream.rounds
+    times = num_bytes / cache_bytes(device.platform)
+    entry, bound_s = find_accelerator(device.device_kind), None
+    if entry and times >= BEYOND:  # a cache is above the memory's peak
+        bound_s = moved / (entry.memory_gb_s * 1e9 / entry.devices_per_chip)
+    params: dict[str, Param] = {"op": op, "num_bytes": num_bytes}
+    figures = {TIMES_CACHE: times}
+    return bench.measured("memory", timed, params=params, num_bytes=moved, bound_s=bound_s, figures=figures)
 
 
 def sizes(platform: str, *, quick: bool = False) -> list[int]:

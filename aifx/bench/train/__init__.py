@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from aifx.bench.memory import is_out_of_memory
 from aifx.bench.results import Measured
 from aifx.bench.suites import Bench
 from aifx.bench.train.growth import grow
-from aifx.bench.train.memory import is_out_of_memory
 from aifx.bench.train.rounds import Rounds
 from aifx.bench.train.subject import Subject, uncached
 from aifx.errors import EnvironmentFault

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from aifx.bench.train.memory import extra_bytes
+from aifx.bench.memory import extra_bytes
 from aifx.bench.train.subject import Subject
 from aifx.parallel import replicated
 from aifx.train.optimizers import select_weights

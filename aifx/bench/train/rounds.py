@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from aifx.bench.energy import Energy, Unreadable, open_energy
+from aifx.bench.memory import peak_bytes, room
 from aifx.bench.results import Measured
 from aifx.bench.suites import Bench
 from aifx.bench.timing import WARM_UP_SHARE
 from aifx.bench.train.figures import figures
 from aifx.bench.train.looping import Looping
-from aifx.bench.train.memory import peak_bytes, room
 from aifx.bench.train.parts import Parts
 from aifx.bench.train.series import Series
 from aifx.bench.train.subject import Subject

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+from aifx.bench.memory import program_bytes
 from aifx.bench.suites import Bench
-from aifx.bench.train.memory import program_bytes
 from aifx.config import Config
 from aifx.kernels import run_choices
 from aifx.parallel import check_batch_fits, make_mesh, place_batch

@@ -28,19 +28,28 @@ def _beside(stats: Any) -> int:
 
 def peak_bytes(devices: list[Any]) -> int | None:
     """The most that was in use at once on any of these devices so far; None where the platform does not count it."""
-    told = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
-    return max((int(count) for count in told if count is not None), default=None)
+    told = [_stats(device).get("peak_bytes_in_use") for device in devices]
+    return max((count for count in told if count is not None), default=None)
 
 
 def room(devices: list[Any], cgroup: Path = CGROUP) -> int | None:
     """Bytes that are free on each of these devices; None where that is not known."""
     if devices[0].platform == "cpu":  # all of them share the host's
         return min([psutil.virtual_memory().available, *_quota(cgroup)]) // len(devices)
-    told = [device.memory_stats() or {} for device in devices]
+    told = [_stats(device) for device in devices]
     free = [
         stats["bytes_limit"] - stats["bytes_in_use"] for stats in told if {"bytes_limit", "bytes_in_use"} <= {*stats}
     ]
     return min(free) if free else None
+
+
+def _stats(device: Any) -> dict[str, int]:
+    """What the platform counts: empty where it counts nothing: None, an error or -1, as JAX's platforms differ."""
+    try:
+        told = device.memory_stats() or {}
+    except Exception:  # the runtimes' own types
+        return {}
+    return {name: count for name, count in told.items() if count >= 0}
 
 
 def _quota(cgroup: Path) -> list[int]:
