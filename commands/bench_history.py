@@ -171,8 +171,8 @@ def _show(out: Output, reports: list[Report], chosen: Result) -> None:
                 told = f"{share(found.ratio)}{'' if found.is_significant else ' (not significant)'}"
             before = result
             medians.append(result.median_s)
-        row = (_at(report), report.fingerprint.commit, duration(result.median_s), f"{result.noise:.1%}", told)
-        rows.append(row)
+        noise = None if result.noise is None else f"{result.noise:.1%}"
+        rows.append((_at(report), report.fingerprint.commit, duration(result.median_s), noise, told))
     out.print(chosen.title)
     out.table(["time", "commit", "median", "±", "against the one before"], rows, right=["median", "±"])
     if len(medians) > 1 and not out.json:

@@ -96,9 +96,8 @@ def _table(out: Output, suite: str, results: Sequence[Result]) -> None:
         for result in alike:
             own = {key: value for key, value in result.params.items() if key not in shared}
             label = f"  {named('', own).strip()}" if is_grouped else named(name, own)
-            rows.append(
-                (label, duration(result.median_s), f"{result.noise:.1%}", _rate(result), _roofline(out, result))
-            )
+            noise = "-" if result.noise is None else f"{result.noise:.1%}"
+            rows.append((label, duration(result.median_s), noise, _rate(result), _roofline(out, result)))
     columns = [suite, "median", "±", "rate", "roofline"]
     used = [i for i in range(len(columns)) if i < 3 or any(row[i] for row in rows)]
     right = ["median", "±", "rate"] if out.out.is_terminal else ["median", "±", "rate", "roofline"]

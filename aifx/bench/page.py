@@ -152,7 +152,7 @@ def _row(result: Result) -> dict[str, Any]:
         "params": _words(result.params),
         "median": units.duration(result.median_s),
         "interval": f"{units.duration(low)} to {units.duration(high)}",
-        "noise": units.share(result.noise),
+        "noise": None if result.noise is None else units.share(result.noise),
         "rates": rates,
         "roofline": None if result.roofline_fraction is None else units.share(result.roofline_fraction),
         "fraction": result.roofline_fraction,

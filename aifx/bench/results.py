@@ -128,8 +128,10 @@ class Result(_Named):
         return (found.high - found.low) / 2 / found.median if found.median > 0 else 0.0
 
     @property
-    def noise(self) -> float:
-        """Half the interval's width, as a share of the median."""
+    def noise(self) -> float | None:
+        """Half the interval's width, as a share of the median; None for a single sample, which tells of no scatter."""
+        if sum(map(len, self.samples_s)) == 1:
+            return None
         return (self.interval_s[1] - self.interval_s[0]) / 2 / self.median_s if self.median_s > 0 else 0.0
 
 

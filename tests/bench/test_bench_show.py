@@ -3,7 +3,7 @@
 import bench_reports as made
 import pytest
 
-from aifx.bench.results import write_report
+from aifx.bench.results import Measured, Result, write_report
 from aifx.bench.units import share
 from aifx.commands.chart import bar, shares, sparkline
 from aifx.commands.main import run
@@ -81,3 +81,11 @@ def test_bars():
     assert shares([0.333, 0.333, 0.334], 10) == [3, 4, 3]
     assert sum(shares([0.01] * 100, 76)) == 76
     assert shares([0.9, 0.9], 10) == [9, 1]
+
+
+def test_a_single_sample_claims_no_precision(tmp_path, capsys):
+    seen = [Measured(name=f"startup.{name}", samples_s=s) for name, s in (("first", [25.0]), ("help", [0.2, 0.21]))]
+    write_report(made.report(*(Result.of([found]) for found in seen)), tmp_path / "report.json")
+    lines = {line.split()[0]: line.split() for line in shown(tmp_path / "report.json", capsys).splitlines() if line}
+    assert lines["first"][-1] == "-"
+    assert lines["help"][-1].endswith("%")
