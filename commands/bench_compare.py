@@ -79,10 +79,12 @@ def compare(
 def refuse(a: str, b: str, obstacles: list[str]) -> None:
     """Raises UsageError where there is an obstacle to holding b against a."""
     if obstacles:
+        from aifx.bench.store import to_save
+
         raise UsageError(
             f"{a} and {b} were measured on different hardware and do not compare",
             "; ".join(obstacles),
-            "aifx bench train --save NAME keeps a baseline of this machine",
+            f"{to_save('NAME')} keeps a baseline of this machine",
         )
 
 

@@ -37,7 +37,7 @@ def ls(json: JsonOption = False) -> None:
         aifx bench ls
     """
     with terminal(json) as out:
-        from aifx.bench.store import open_store
+        from aifx.bench.store import open_store, to_save
 
         store = open_store()
         rows, documents = [], []
@@ -61,7 +61,7 @@ def ls(json: JsonOption = False) -> None:
         if rows:
             out.table(["baseline", "reports", "newest", "commit", "device", "suites"], rows, right=["reports"])
         else:
-            out.print(f"no baselines in {store.folder}: aifx bench train --save main keeps one")
+            out.print(f"no baselines in {store.folder}: {to_save('main')} keeps one")
 
 
 @app.command()
@@ -83,12 +83,12 @@ def history(
         aifx bench history main --result train.forward --html trend.html
     """
     with terminal(json) as out:
-        from aifx.bench.store import open_store
+        from aifx.bench.store import open_store, to_save
 
         store = open_store()
         reports = _reports(out, store, name)
         if not reports:
-            raise UsageError(f"no report of {name} can be read", "each is damaged", f"aifx bench train --save {name}")
+            raise UsageError(f"no report of {name} can be read", "each is damaged", to_save(name))
         chosen = _chosen(reports, result)
         if html:
             from aifx.bench.page import history_page

@@ -49,7 +49,7 @@ class Store:
             raise UsageError(
                 f"no baseline {name!r} in {self.folder}",
                 did_you_mean(name, self.names()) or "none is kept there yet",
-                f"aifx bench train --save {name}",
+                to_save(name),
             )
         return found
 
@@ -93,7 +93,7 @@ def check_name(name: str) -> None:
         raise UsageError(
             f"{name!r} cannot name a baseline",
             "letters, digits, '.', '_' and '-', 100 at most, the first a letter or digit",
-            "aifx bench train --save main",
+            to_save("main"),
         )
 
 
@@ -147,4 +147,13 @@ def open_store() -> Store:
         return Store(find_project().root / "bench")
     except AifxError:
         data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+def to_save(name: str) -> str:
+    """The command that keeps a baseline here."""
+    try:
+        find_project()
+    except AifxError:
+        return f"aifx bench hardware --save {name}"  # needs no project
+    return f"aifx bench train --save {name}"
+
+
         return Store(Path(data) / "aifx" / "bench")

@@ -91,6 +91,7 @@ def test_help_has_examples_and_needs_no_jax(bench, command):
         (["compare", "main", "other"], "no baseline 'main'"),
         (["show"], "no report at"),
         (["history", "main"], "no baseline 'main'"),
+        (["show", "main"], "hint: aifx bench hardware --save main"),  # train needs a project, and here is none
     ],
 )
 def test_a_mistake_is_told_in_three_lines_before_anything_is_measured(bench, arguments, told):
