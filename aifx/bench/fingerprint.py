@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from aifx.errors import EnvironmentFault
+
 SAME = ("platform", "device_kind", "num_devices", "cpu", "cores")
 """Of the hardware, what has to be equal."""
 
@@ -67,18 +69,29 @@ def fingerprint(folder: Path) -> Fingerprint:
 
     Args:
         folder: whose commit it tells.
-    """
-    import jax
 
+    Raises EnvironmentFault where JAX has no device.
+    """
     from aifx.runs.provenance import flags, git_state, hardware, versions
 
     return Fingerprint(
-        hardware={**hardware(jax.local_devices()), "driver": _driver()},
+        hardware={**hardware(_devices()), "driver": _driver()},
         versions=versions(),
         flags=flags(os.environ),
         clocks=_clocks(),
         git=git_state(folder),
     )
+
+
+def _devices() -> list[Any]:
+    import jax
+
+    try:
+        return list(jax.local_devices())
+    except Exception as error:  # of JAX_PLATFORMS that it lacks it says nothing, in an AssertionError
+        platforms = os.environ.get("JAX_PLATFORMS") or "any platform"
+        why = (str(error).strip() or f"none of {platforms} came up").splitlines()[0]
+        raise EnvironmentFault("JAX finds no device to measure", why, "aifx doctor") from error
 
 
 def _driver() -> str | None:

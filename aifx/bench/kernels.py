@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from aifx.bench.kernel_peers import PEERS, has_tokamax
+from aifx.bench.memory import extra_bytes, program_bytes, room
 from aifx.bench.results import Measured
 from aifx.bench.roofline import cache_bytes, least_seconds
 from aifx.bench.suites import Bench
@@ -124,16 +125,15 @@ def _compile(
         except Exception as error:  # the compilers' own types
             bench.note(f"{op.name}, {name}, {case.name}: {str(error).strip().splitlines()[0][:160]}")
             continue
+        free, needed = room(jax.local_devices()[:1]), extra_bytes(compiled)
+        if free is not None and needed is not None and needed > free:
+            why = f"it needs {needed:,} bytes beside its operands, and {free:,} are free"
+            bench.note(f"left out: {op.name}, {name}, {case.name}: {why}")
+            continue
         programs[name] = compiled
-        used: Any = compiled.memory_analysis()
-        figures[name] = {
-            "peak_memory_bytes": used.argument_size_in_bytes
-            + used.output_size_in_bytes
-            + used.temp_size_in_bytes
-            - used.alias_size_in_bytes
-        }
+        figures[name] = {"peak_memory_bytes": program_bytes(compiled)}
     if not op.work(call).flops and "reference" in programs:  # no products: what XLA counts in the plain form
-        elementwise = programs["reference"].cost_analysis().get("flops")
+        elementwise = (programs["reference"].cost_analysis() or {}).get("flops")
         for told in figures.values():
             told["elementwise_flops"] = elementwise
     return programs, figures, arguments or ()

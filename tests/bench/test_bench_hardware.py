@@ -8,6 +8,7 @@ import pytest
 from bench_reports import CPU, H100, report, result
 
 from aifx.bench import ceilings
+from aifx.bench.fingerprint import fingerprint
 from aifx.bench.hardware import collectives, copies, dispatch, memory, products
 from aifx.bench.hardware.faults import WrongResult
 from aifx.bench.launches import Launches
@@ -16,7 +17,7 @@ from aifx.bench.roofline import cache_bytes
 from aifx.bench.suites import SUITES, Bench
 from aifx.bench.timing import Effort, Samples
 from aifx.ceilings import find_ceilings, keep_ceilings
-from aifx.errors import ExitCode
+from aifx.errors import EnvironmentFault, ExitCode
 
 DEVICE = jax.devices("cpu")[0]
 
@@ -125,6 +126,27 @@ def test_copies_say_what_they_are(bench, monkeypatch):
 def test_one_device_has_no_collectives(bench):
     assert list(collectives.measure(bench, [DEVICE])) == []
     assert bench.noted == ["left out: collectives need two devices or more"]
+
+
+def test_a_collective_that_memory_does_not_hold_is_left_out_with_a_word(bench, monkeypatch):
+    def make(devices, kind, size):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(collectives, "Collective", make)
+    assert list(collectives.measure(bench, [DEVICE, DEVICE])) == []
+    assert bench.noted[0] == "left out: all_reduce of 1024 KiB, for which there is no room"
+    assert len(bench.noted) == len(collectives.KINDS)
+
+
+def test_a_machine_without_devices_says_so(tmp_path, monkeypatch):
+    def local_devices():
+        raise AssertionError  # as JAX 0.12 does of JAX_PLATFORMS=cuda without a plugin
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    with pytest.raises(EnvironmentFault, match="JAX finds no device to measure") as raised:
+        fingerprint(tmp_path)
+    assert (raised.value.why, raised.value.hint) == ("none of cuda came up", "aifx doctor")
 
 
 def test_each_dispatch_is_waited_for(bench, monkeypatch):

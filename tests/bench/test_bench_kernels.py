@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
 
 from aifx.bench import kernels
@@ -30,6 +31,23 @@ def test_each_form_and_peer_of_a_case_is_measured_with_what_it_does():
         assert measured.figures["peak_memory_bytes"] > measured.num_bytes / 2
     assert len({len(measured.samples_s) for measured in found.values()}) == 1, "in turn"
     assert any(note.startswith("left out: pallas_triton: needs an NVIDIA GPU (decode_attention)") for note in notes)
+
+
+def test_a_form_that_memory_does_not_hold_is_left_out_with_a_word(monkeypatch):
+    monkeypatch.setattr(kernels, "room", lambda devices: 1)
+    monkeypatch.setattr(kernels, "extra_bytes", lambda program: 2)
+    asked, notes = bench(ops=["rotary"], cases=[benchmark_cases(OPS["rotary"], "cpu")[0].name])
+    assert list(kernels.measure(asked)) == []
+    assert any("rotary, reference" in note and "2 bytes beside its operands, and 1 are free" in note for note in notes)
+
+
+def test_what_xla_does_not_tell_of_a_program_is_not_told(monkeypatch):
+    monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: None)
+    monkeypatch.setattr(jax.stages.Compiled, "cost_analysis", lambda self: None)
+    asked, _ = bench(ops=["rotary"], cases=[benchmark_cases(OPS["rotary"], "cpu")[0].name])
+    for measured in kernels.measure(asked):
+        assert measured.figures["peak_memory_bytes"] is None
+        assert measured.figures["elementwise_flops"] is None
 
 
 def test_a_quick_bench_takes_the_smallest_case_of_each_op():

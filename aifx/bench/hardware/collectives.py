@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from aifx.bench.hardware.faults import WrongResult
+from aifx.bench.memory import is_out_of_memory
 from aifx.bench.results import Measured
 from aifx.bench.suites import Bench
 from aifx.bench.timing import sample
@@ -24,10 +25,16 @@ def measure(bench: Bench, devices: list[Any]) -> Iterator[Measured]:
     for kind in KINDS:
         for size in sizes[1:2] if bench.quick else sizes:
             bench.say(f"{kind} of {size >> 10} KiB among {len(devices)} devices")
-            collective = Collective(devices, kind, size)
-            if names := collective.wrong():
-                raise WrongResult(", ".join(names), kind)
-            timed = sample(collective, bench.effort)
+            try:
+                collective = Collective(devices, kind, size)
+                if names := collective.wrong():
+                    raise WrongResult(", ".join(names), kind)
+                timed = sample(collective, bench.effort)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                bench.note(f"left out: {kind} of {size >> 10} KiB, for which there is no room")
+                continue
             seconds = sorted(timed.seconds)[len(timed.seconds) // 2]
             params = {"kind": kind, "num_bytes": collective.size}
             figures = {"bus_bytes_per_s": collective.bus_bytes / seconds}
