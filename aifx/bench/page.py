@@ -12,7 +12,7 @@ from aifx.bench.pictures import pictures
 from aifx.bench.pictures.trend import trend
 from aifx.bench.results import Report, Result
 from aifx.bench.strips import strip
-from aifx.bench.views import headlines
+from aifx.bench.views import headlines, machine
 from aifx.pages import date, render
 
 MOST_TRENDS = 12
@@ -32,7 +32,7 @@ def report_page(report: Report) -> str:
         "aifx.bench",
         "report.html",
         title=print_.hardware.get("host") or "this machine",
-        command=f"aifx bench {' '.join(report.request.suites)}",
+        command=_command(report),
         subtitle=_subtitle(report),
         report=report,
         headlines=headlines(report),
@@ -69,7 +69,10 @@ def history_page(name: str, reports: Sequence[Report]) -> str:
         "history.html",
         title=name,
         command=f"aifx bench history {name}",
-        subtitle=[f"{len(reports)} reports, {date(reports[0].time)} to {date(last.time)}", *_machine(last)],
+        subtitle=[
+            f"{len(reports)} reports, {date(reports[0].time)} to {date(last.time)}",
+            *filter(None, [machine(last)]),
+        ],
         num_others=len(reports) - len(like),
         pictures=[picture for picture in drawn if picture],
         num_hidden=max(len(compared) - MOST_TRENDS, 0),
@@ -115,20 +118,18 @@ def _report_row(report: Report, before: Report | None) -> dict[str, Any]:
     }
 
 
+def _command(report: Report) -> str:
+    """What measures the like of it."""
+    suites = report.request.suites
+    return f"aifx bench {suites[0] if len(suites) == 1 else 'all'}{' --quick' * report.request.quick}"
+
+
 def _subtitle(report: Report) -> list[str]:
     commit = f", commit {report.fingerprint.commit}" if report.fingerprint.commit else ""
     many = "1 launch" if report.launches == 1 else f"{report.launches} launches"
     quick = "quick, " if report.request.quick else ""
     took = f"{quick}{many}, {units.duration(report.duration_s)}"
-    return [*_machine(report), f"{date(report.time)}; {took}{commit}"]
-
-
-def _machine(report: Report) -> list[str]:
-    """What it was measured on, in a line; none where that is not known."""
-    hardware = report.fingerprint.hardware
-    if not {"num_devices", "device_kind", "cpu", "cores"} <= hardware.keys():
-        return []
-    return [f"{hardware['num_devices']} x {hardware['device_kind']} ({hardware['cpu']}, {hardware['cores']} cores)"]
+    return [*filter(None, [machine(report)]), f"{date(report.time)}; {took}{commit}"]
 
 
 def _by_suite(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:

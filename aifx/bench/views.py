@@ -74,6 +74,14 @@ class Headline:
     value: str
 
 
+def machine(report: Report) -> str | None:
+    """What it was measured on, in a line; None where that is not known."""
+    hardware = report.fingerprint.hardware
+    if not {"num_devices", "device_kind", "cpu", "cores"} <= hardware.keys():
+        return None
+    return f"{hardware['num_devices']} x {hardware['device_kind']} ({hardware['cpu']}, {hardware['cores']} cores)"
+
+
 def headlines(report: Report) -> list[Headline]:
     """What an operator asks first, of what was measured: how long a step, what the silicon reaches."""
     found = []
@@ -141,7 +149,7 @@ def bus_rate(result: Result) -> float | None:
 def step_of(report: Report) -> Step | None:
     """None where no step was measured, or nothing of it apart."""
     whole = _whole(report)
-    if whole is None:
+    if whole is None or whole.median_s <= 0:
         return None
 
     def part(name: str, seconds: float) -> Part:

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 
 from aifx.bench.page import MOST_TRENDS, history_page, report_page
 from aifx.bench.pictures import pictures
-from aifx.bench.results import Failure, Report
+from aifx.bench.results import Failure, Report, Result
 
 NASTY = (
     '</title></svg><script>alert("1")</script><img src="http://evil.example/x.png" onerror=alert(1)>&amp;{{ 7 * 7 }}'
@@ -61,6 +61,19 @@ def gpu_report() -> Report:
     return made.report(*results, machine=made.H100)
 
 
+def two_roofs() -> Report:
+    """Kernels that all but reach the lower one."""
+    products = [
+        made.result("hardware.matmul", 1.0, flops=flops, params={"dtype": dtype, "size": 1024})
+        for dtype, flops in (("float32", 1e11), ("int8", 4e11))
+    ]
+    kernels = [
+        made.result("kernels.swiglu", 0.011, flops=1e9, num_bytes=1e9 / ratio, params={"case": case, "dtype": dtype})
+        for case, ratio, dtype in (("a", 400, "float32"), ("b", 1000, "float32"), ("c", 40, "int8"))
+    ]
+    return made.report(*products, *made.hardware()[8:28], *kernels)
+
+
 def history() -> list[Report]:
     """Of five days; on the fourth the step is 12 % slower, on the second another machine measured."""
     days = []
@@ -72,9 +85,29 @@ def history() -> list[Report]:
     return days
 
 
+def zeros() -> list[Result]:
+    """What a clock that is too coarse would tell."""
+    found = [made.result(name, 0.0, noise=0.0) for name in ("train.loop", "train.forward", "train.data_wait")]
+    for axis, value in (("batch", 2), ("batch", 4), ("seq", 0), ("seq", 4), ("depth", 2), ("depth", 2)):
+        seconds = float(axis != "batch")
+        found.append(made.result("train.growth", seconds, noise=0.0, params={"axis": axis, "value": value}))
+    for form in ("xla", "reference"):
+        params = {"case": "a", "form": form, "dtype": "float32"}
+        found.append(made.result("kernels.rotary", 0.0, noise=0.0, flops=1e9, num_bytes=1e6, params=params))
+    return found
+
+
+def long_names() -> list[Result]:
+    return [
+        made.result("hardware.copy", 0.1, num_bytes=1e9, params={"direction": f"{name}_of_this_host" * 3, "size": 1024})
+        for name in ("to_device", "to_host")
+    ]
+
+
 PAGES = {
     "full": lambda: report_page(full_report()),
     "gpu": lambda: report_page(gpu_report()),
+    "two roofs": lambda: report_page(two_roofs()),
     "quick": lambda: report_page(
         made.report(*(r for r in made.hardware(7e14, 2.9e12) if r.params.get("size") == 1024), machine=made.H100)
     ),
@@ -87,6 +120,9 @@ PAGES = {
         )
     ),
     "empty": lambda: report_page(made.report()),
+    "one": lambda: report_page(made.report(made.kernels()[0].model_copy(update={"roofline_fraction": None}))),
+    "zero": lambda: report_page(made.report(*zeros())),
+    "long": lambda: report_page(made.report(*long_names())),
     "history": lambda: history_page("main", history()),
 }
 
@@ -150,6 +186,20 @@ def covers(one, other) -> bool:
     )
 
 
+def test_no_word_hides_a_kernel(pages, browser):
+    browser.open(pages / "two roofs.html", 1280)
+    words = [one for one in browser.ask(TEXTS) if one["picture"] == 0]
+    assert {word["text"].split()[0] for word in words} >= {"int8", "float32"}
+    marks = browser.ask(
+        """[...document.querySelector("svg.picture").querySelectorAll("g > title")].map(title => {
+            const box = title.parentElement.querySelector("use").getBoundingClientRect();
+            return {text: title.textContent, turned: false, box: [box.left, box.top, box.right, box.bottom]};
+        })"""
+    )
+    assert len(marks) == 3
+    assert [(word["text"], mark["text"]) for word in words for mark in marks if covers(word, mark)] == []
+
+
 def is_within(box, around) -> bool:
     return box[0] >= around[0] - 1 and box[1] >= around[1] - 1 and box[2] <= around[2] + 1 and box[3] <= around[3] + 1
 
@@ -165,6 +215,40 @@ def test_a_page_is_dark_where_the_reader_is(pages, browser, tmp_path):
     assert light > 0.8
     assert dark < 0.25
     assert light_text < 128 < dark_text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_tell_apart_and_stand_out(scheme, pages, browser):
+    """Also for those who see no green (Machado, Oliveira, Fernandes, IEEE TVCG 15(6), 2009, severity 1)."""
+    browser.open(pages / "full.html", 1280, scheme=scheme)
+    found = browser.ask(
+        """["--card", ...Array.from({length: 8}, (_, i) => `--series-${i}`)].map(
+            name => getComputedStyle(document.documentElement).getPropertyValue(name).trim())"""
+    )
+    colors = [[int(part, 16) / 255 for part in rgb_of(color)] for color in found]
+    linear = np.array(
+        [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color] for color in colors]
+    )
+    light = linear @ [0.2126, 0.7152, 0.0722] + 0.05
+    assert np.all(np.maximum(light[1:] / light[0], light[0] / light[1:]) >= 4.5), "words within a bar are read"
+    deutan = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+    for seen, least in ((np.eye(3), 25), (np.array(deutan), 12)):
+        lab = lab_of(np.clip(linear[1:] @ seen.T, 0, 1))
+        apart = np.linalg.norm(lab[:, None] - lab[None], axis=2)
+        assert apart[np.triu_indices(8, 1)].min() > least
+
+
+def rgb_of(color: str) -> list[str]:
+    digits = color.removeprefix("#")
+    return [digit * 2 for digit in digits] if len(digits) == 3 else [digits[i : i + 2] for i in (0, 2, 4)]
+
+
+def lab_of(linear: np.ndarray) -> np.ndarray:
+    """CIELAB under D65 of linear sRGB."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ to_xyz.T / [0.9505, 1.0, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
 
 
 def test_what_was_measured_is_all_there(pages, browser):
@@ -202,6 +286,13 @@ def test_a_history_tells_what_got_slower_first(pages, browser):
     whole = browser.ask("document.body.textContent")
     assert "1 of them is of another machine" in whole
     assert "another machine: cores: 64 and 2" in whole
+
+
+def test_a_page_names_a_command_that_can_be_run():
+    report = made.report(*made.hardware()[:2], *made.train()[:2])
+    assert "<code>aifx bench all</code>" in report_page(report)
+    quick = report.request.model_copy(update={"suites": ["train"], "quick": True})
+    assert "<code>aifx bench train --quick</code>" in report_page(report.model_copy(update={"request": quick}))
 
 
 def test_the_same_report_makes_the_same_page():

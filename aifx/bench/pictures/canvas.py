@@ -20,6 +20,9 @@ from aifx.bench import units
 WIDTH, HEIGHT, TEXT = 380, 240, 11
 """Units of the SVG; on a page about a CSS pixel each, a little less on a telephone."""
 
+LABEL = 24
+"""Characters of a row's label: more of them leave too little for what the row shows."""
+
 # A colour that no picture has by itself stands for a variable of the page's style, so that a picture is dark where the
 # page is.
 INK, FAINT, LINE, CARD = "#0000f1", "#0000f2", "#0000f3", "#0000f4"

@@ -5,18 +5,16 @@ from __future__ import annotations
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from aifx.bench import units
-from aifx.bench.pictures.canvas import FAINT, INK, LINE, SERIES, Key, Picture, canvas, short
+from aifx.bench.pictures.canvas import FAINT, INK, LABEL, LINE, SERIES, Key, Picture, canvas, short
 from aifx.bench.results import Report, Result
 
 ROW = 15
 MOST_ROWS = 60
-LABEL = 24
-"""Characters of a row's label: more of them leave too little for the dots."""
 
 
 def forms(report: Report) -> Picture | None:
     """A row a case, a dot a form, as many times as slow as the fastest. None where there is nothing to compare."""
-    results = [r for r in report.results if r.name.startswith("kernels.") and "form" in r.params]
+    results = [r for r in report.results if r.name.startswith("kernels.") and "form" in r.params and r.median_s > 0]
     shared = {name: value for r in results[:1] for name, value in r.params.items() if name not in ("form", "case")}
     shared = {name: value for name, value in shared.items() if all(r.params.get(name) == value for r in results)}
     cases: dict[tuple[str, str], list[Result]] = {}

@@ -6,7 +6,20 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from aifx.bench import units
-from aifx.bench.pictures.canvas import CARD, FAINT, INK, SERIES, Canvas, Key, Picture, binary_axis, canvas, rate_axis
+from aifx.bench.pictures.canvas import (
+    CARD,
+    FAINT,
+    INK,
+    LABEL,
+    SERIES,
+    Canvas,
+    Key,
+    Picture,
+    binary_axis,
+    canvas,
+    rate_axis,
+    short,
+)
 from aifx.bench.pictures.roofline import catalogue_roofs
 from aifx.bench.results import Report, Result
 from aifx.bench.views import Point, bus_rate, by_size, of_name
@@ -114,7 +127,7 @@ def _bars(
             )
             if label in sheet:
                 on.axes.plot([sheet[label]] * 2, [number - 0.4, number + 0.4], color=FAINT, lw=2)
-        on.axes.set_yticks(range(len(series)), list(series))
+        on.axes.set_yticks(range(len(series)), [short(label, LABEL) for label in series])
         on.axes.tick_params(axis="y", length=0, labelcolor=INK)
         on.axes.grid(visible=False, axis="y")
         on.axes.invert_yaxis()

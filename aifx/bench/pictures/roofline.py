@@ -137,8 +137,8 @@ def _window(kernels: list[Result], roofs: list[Roof]) -> tuple[tuple[float, floa
     heights = [roof.height for roof in roofs if roof.height]
     slopes = [roof.slope for roof in roofs if roof.slope]
     ridges = [max(heights) / min(slopes)] if heights and slopes else []
-    x = min(*intensities, *ridges) / 2, max(*intensities, *ridges) * 4
-    low, high = min(rates) / 2.5, max(*rates, *heights) * 2.5
+    x = min([*intensities, *ridges]) / 2, max([*intensities, *ridges]) * 4
+    low, high = min(rates) / 2.5, max([*rates, *heights]) * 2.5
     # A roof that rises through the whole picture shows where memory, and where compute, is what binds.
     low = min([low, *(2 * slope * x[0] for slope in slopes)])
     return x, (low, high)
@@ -180,7 +180,7 @@ def _roofs(on: Canvas, roofs: list[Roof], x: tuple[float, float], y: tuple[float
     heights = [roof.height for roof in roofs if roof.height]
     top = max(heights, default=y[1])
     named = {roof.label for roof in roofs if roof.is_measured}
-    at = math.inf
+    room, free = (y[1] / y[0]) ** LEAST_APART, math.inf
     for roof in sorted(roofs, key=lambda roof: -(roof.height or roof.slope or 0.0)):
         style: dict[str, Any] = (
             {"color": INK, "lw": 1.4} if roof.is_measured else {"color": FAINT, "lw": 1.2, "ls": "--"}
@@ -190,16 +190,19 @@ def _roofs(on: Canvas, roofs: list[Roof], x: tuple[float, float], y: tuple[float
             start = roof.height / max(slopes) if slopes else x[0]
             on.axes.plot([max(start, x[0]), x[1]], [roof.height] * 2, zorder=1.5, **style)
             if is_labelled:
-                is_below = roof.height < (roof.sheet or 0.0) or at < math.inf
-                at = min(roof.height, at / (y[1] / y[0]) ** LEAST_APART)
+                # Above its lines, for the kernels are below; unless another roof is too near.
+                above = max(roof.height, roof.sheet or 0.0)
+                is_above = above * room <= free
+                at = above if is_above else min(roof.height, free)
+                free = roof.height if is_above else at / room
                 on.axes.annotate(
                     roof.words,
                     (x[1], at),
-                    (0, -3 if is_below else 2),
+                    (0, 2 if is_above else -3),
                     textcoords="offset points",
                     color=style["color"],
                     ha="right",
-                    va="top" if is_below else "bottom",
+                    va="bottom" if is_above else "top",
                     size=10,
                 )
         elif roof.slope:

@@ -64,9 +64,13 @@ def growth(report: Report) -> Picture | None:
     found: dict[str, list[tuple[float, Result]]] = {}
     for result in of_name(report, "train.growth"):
         axis, value = result.params.get("axis"), result.params.get("value")
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and value > 0 and result.median_s > 0:  # both axes are logarithmic
             found.setdefault(str(axis), []).append((float(value), result))
-    series = {axis: sorted(points, key=lambda point: point[0]) for axis, points in found.items() if len(points) > 1}
+    series = {
+        axis: sorted(points, key=lambda point: point[0])
+        for axis, points in found.items()
+        if len({value for value, _ in points}) > 1
+    }
     if not series:
         return None
     keys = []
