@@ -18,6 +18,9 @@ BAR = 8
 
 WIDTH = 76
 
+NARROW = 64
+"""Columns of a terminal, below which a result has two lines: a table of them would break its words."""
+
 FEW = 3
 """Sizes that still have a line each; more of them are a line of bars on a terminal."""
 
@@ -35,23 +38,25 @@ ASCII = "#=-."
 
 GAP = "   "
 
+PLUS_MINUS = ("±", "+-")
+"""With Unicode, and without."""
+
 
 def show(out: Output, report: Report) -> None:
     """The report on stdout. Nothing with --json.
 
     A terminal has bars, and a line for all sizes of a thing; a file or a pipe has a line a result and its figures.
     """
-    from aifx.bench.views import headlines, step_of
+    from aifx.bench.views import headlines, machine, step_of
 
     if out.json:
         return
-    hardware = report.fingerprint.hardware
-    if hardware:
-        devices = f"{hardware['num_devices']} x {hardware['device_kind']}"
-        out.print(f"{hardware['host']}: {devices} ({hardware['cpu']}, {hardware['cores']} cores)")
+    host, devices = report.fingerprint.hardware.get("host"), machine(report)
+    if told := ": ".join(filter(None, (host, devices))):
+        out.print(told)
     if lines := headlines(report):
         _folded(out, [f"{line.label} {line.value}" for line in lines])
-    if hardware or lines:
+    if told or lines:
         out.print("")
     for suite in report.request.suites:
         results = [result for result in report.results if result.name.startswith(f"{suite}.")]
@@ -64,6 +69,8 @@ def show(out: Output, report: Report) -> None:
         _table(out, suite, [result for result in results if result.key not in in_series])
         _by_size(out, series)
         out.print("")
+    if not report.results:
+        out.print("nothing was measured")
     for note in report.notes:
         out.print(f"note: {note}")
     if failure := report.failure:
@@ -74,8 +81,8 @@ def line_of(found: Measured) -> str:
     """What a launch has seen, while it goes on."""
     from statistics import median
 
-    middle = median(found.samples_s)
-    return f"{named(found.name, found.params)}: {duration(middle)}, {len(found.samples_s)} samples"
+    middle, count = median(found.samples_s), len(found.samples_s)
+    return f"{named(found.name, found.params)}: {duration(middle)}, {count} sample{'s' * (count != 1)}"
 
 
 def _table(out: Output, suite: str, results: Sequence[Result]) -> None:
@@ -98,14 +105,30 @@ def _table(out: Output, suite: str, results: Sequence[Result]) -> None:
             label = f"  {named('', own).strip()}" if is_grouped else named(name, own)
             noise = "-" if result.noise is None else f"{result.noise:.1%}"
             rows.append((label, duration(result.median_s), noise, _rate(result), _roofline(out, result)))
-    columns = [suite, "median", "±", "rate", "roofline"]
+    if _is_narrow(out):
+        _two_lines(out, suite, rows)
+        return
+    columns = [suite, "median", PLUS_MINUS[_ascii_only(out)], "rate", "roofline"]
     used = [i for i in range(len(columns)) if i < 3 or any(row[i] for row in rows)]
-    right = ["median", "±", "rate"] if out.out.is_terminal else ["median", "±", "rate", "roofline"]
+    right = columns[1:4] if out.out.is_terminal else columns[1:]
     out.table(
         [columns[i] for i in used],
         [[row[i] for i in used] for row in rows],
         right=[column for column in right if column in {columns[i] for i in used}],
     )
+
+
+def _two_lines(out: Output, heading: str, rows: Sequence[Sequence[str]]) -> None:
+    """What each is, and under it what is told of it."""
+    used = [word for i, word in ((3, "rate"), (4, "(of roofline)")) if any(row[i] for row in rows)]
+    out.print(f"{heading}: median{', ' * bool(used)}{' '.join(used)}")
+    for label, middle, noise, reached, share_of in rows:
+        out.print(label)
+        if middle:
+            told = " ".join(filter(None, (reached, share_of and f"({share_of})")))
+            spread = "" if noise == "-" else f" {PLUS_MINUS[_ascii_only(out)]}{noise}"
+            indent = " " * (len(label) - len(label.lstrip()) + 2)
+            out.print(f"{indent}{middle}{spread}{', ' * bool(told)}{told}")
 
 
 def _rate(result: Result) -> str:
@@ -119,7 +142,7 @@ def _roofline(out: Output, result: Result) -> str:
     if result.roofline_fraction is None:
         return ""
     text = share(result.roofline_fraction)
-    if not out.out.is_terminal:
+    if not out.out.is_terminal or _is_narrow(out):
         return text
     return f"{bar(result.roofline_fraction, BAR, ascii_only=_ascii_only(out)):{BAR}} {text:>6}"
 
@@ -149,9 +172,17 @@ def _by_size(out: Output, series: dict[tuple[str, str], list[Point]]) -> None:
         best = max(points, key=lambda point: point.y)
         told = [f"{rate(point.y, unit)} at {_size(name, point.x)}" for point in (best, points[-1])]
         bars = sparkline([point.y for point in points], ascii_only=_ascii_only(out))
-        rows.append((f"{name} {label}".strip(), bars, *(told if best is not points[-1] else [told[0], ""])))
-    if rows:
-        out.print("")
+        rows.append((f"{name} {label}".strip(), bars, told[0], "" if best is points[-1] else told[1]))
+    if not rows:
+        return
+    out.print("")
+    if _is_narrow(out):
+        for name, bars, best, largest in rows:
+            out.print(f"{name} {bars}")
+            for word, told_of in (("best", best), ("largest", largest)):
+                if told_of:
+                    out.print(f"  {word} {told_of}")
+    else:
         out.table(["by size", "", "best", "largest"], rows)
 
 
@@ -167,13 +198,15 @@ def _bar_of_parts(out: Output, step: Step) -> None:
         return [f"{part.name} {duration(part.seconds)} ({share(part.fraction)})" for part in parts]
 
     words, beside = told(step.parts), told(step.beside)
+    over = f"the parts, one by one, take {duration(step.over_s)} longer" if step.over_s else ""
     if not out.out.is_terminal:
-        host = f"; the host meanwhile: {', '.join(beside)}" if beside else ""
-        out.print(f"step {duration(step.whole_s)}: {', '.join(words)}{host}")
+        host = f"the host meanwhile: {', '.join(beside)}" if beside else ""
+        parts = "; ".join(filter(None, (", ".join(words), over, host)))
+        out.print(f"step {duration(step.whole_s)}: {parts}")
         out.print("")
         return
-    over = max(sum(part.fraction for part in step.parts), 1.0)
-    widths = shares([part.fraction / over for part in step.parts], WIDTH)
+    whole = max(sum(part.fraction for part in step.parts), 1.0)
+    widths = shares([part.fraction / whole for part in step.parts], min(WIDTH, out.out.width))
     if _ascii_only(out):
         marks = ASCII
     else:
@@ -181,6 +214,8 @@ def _bar_of_parts(out: Output, step: Step) -> None:
     styles = [style for style, _ in PARTS]
     out.print(Text.assemble(*((marks[i] * width, styles[i]) for i, width in enumerate(widths))))
     _folded(out, words, [(marks[i], styles[i]) for i in range(len(words))])
+    if over:
+        out.print(over)
     if beside:
         _folded(out, ["the host meanwhile:", *beside])
     out.print("")
@@ -201,6 +236,10 @@ def _folded(out: Output, words: Iterable[str], marks: Sequence[tuple[str, str]] 
             line = Text()
         line = Text.assemble(line, GAP if line else "", item)
     out.print(line)
+
+
+def _is_narrow(out: Output) -> bool:
+    return out.out.is_terminal and out.out.width < NARROW
 
 
 def _ascii_only(out: Output) -> bool:

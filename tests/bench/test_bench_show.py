@@ -1,5 +1,10 @@
 """`aifx bench show`: a report on a terminal of 80 columns, on one that has no colours or no Unicode, and in a file."""
 
+import os
+import re
+import subprocess
+import sys
+
 import bench_reports as made
 import pytest
 
@@ -17,7 +22,7 @@ def path(tmp_path_factory):
 
 
 def shown(path, capsys) -> str:
-    assert run(["bench", "show", path]) == 0
+    assert run(["bench", "show", str(path)]) == 0
     return capsys.readouterr().out
 
 
@@ -57,6 +62,41 @@ def test_a_terminal_without_unicode(path, capsys, monkeypatch):
     assert not set(text) & set("█▓▒░▁▂▃▄▅▆▇")
     assert "= backward" in text
     assert "#####   " in text
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_narrow_terminal_breaks_no_words(path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = shown(path, capsys).splitlines()
+    assert max(map(len, lines[1:-1])) <= 40, "all but the machine's name and the note, which the terminal folds"
+    at = lines.index("linear_cross_entropy float32")
+    assert lines[at + 1] == "  train_2k reference"
+    assert lines[at + 2].startswith("    46.5 ms ±0.9%, 21.5 GFLOP/s (24 %)")
+    assert "kernels: median, rate (of roofline)" in lines
+    assert any(line.startswith("memory triad █") for line in lines)
+
+
+def test_units_are_spelt_where_there_is_no_unicode(path):
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "aifx.commands.main", "bench", "show", path]
+    text = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+    assert "4.28 us" in text
+    assert "\\x" not in text
+    header = next(line for line in text.splitlines() if line.startswith("hardware"))
+    dispatch = next(line for line in text.splitlines() if line.startswith("dispatch"))
+    assert header.index("+-") + 2 == len(dispatch)
+
+
+def test_parts_that_are_longer_than_the_step_are_told(tmp_path, capsys):
+    found = tmp_path / "report.json"
+    write_report(made.report(made.result("train.loop", 0.09, noise=0.0), *made.train(0.12)[3:]), found)
+    assert re.search(r"optimizer \S+ ms .*; the parts, one by one, take \S+ ms longer; the host", shown(found, capsys))
+
+
+def test_what_is_not_known_is_left_out(tmp_path, capsys):
+    found = tmp_path / "report.json"
+    write_report(made.report(machine={"host": "node-7"}, notes=[]), found)
+    assert shown(found, capsys).split("\n") == ["node-7", "", "nothing was measured", ""]
 
 
 def test_a_file_has_a_line_a_result_and_no_pictures(path, capsys):
