@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from aifx.bench import units
 from aifx.bench.hardware.faults import WrongResult
 from aifx.bench.memory import is_out_of_memory
 from aifx.bench.results import Measured
@@ -24,7 +25,7 @@ def measure(bench: Bench, devices: list[Any]) -> Iterator[Measured]:
     sizes = SIZES["cpu" if devices[0].platform == "cpu" else "accelerator"]
     for kind in KINDS:
         for size in sizes[1:2] if bench.quick else sizes:
-            bench.say(f"{kind} of {size >> 10} KiB among {len(devices)} devices")
+            bench.say(f"{kind} of {units.size(size)} among {len(devices)} devices")
             try:
                 collective = Collective(devices, kind, size)
                 if names := collective.wrong():
@@ -33,7 +34,7 @@ def measure(bench: Bench, devices: list[Any]) -> Iterator[Measured]:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                bench.note(f"left out: {kind} of {size >> 10} KiB, for which there is no room")
+                bench.note(f"left out: {kind} of {units.size(size)}, for which there is no room")
                 continue
             seconds = sorted(timed.seconds)[len(timed.seconds) // 2]
             params = {"kind": kind, "num_bytes": collective.size}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from aifx.bench import units
 from aifx.bench.hardware.faults import WrongResult
 from aifx.bench.results import Measured
 from aifx.bench.suites import Bench
@@ -21,7 +22,7 @@ def measure(bench: Bench, device: Any) -> Iterator[Measured]:
         bench.note("copies: host and device are one memory here; they tell what JAX's copying costs, not a link")
     # The largest first: the ceilings of a bench that is ended meanwhile are of the largest that it came to.
     for num_bytes in SIZES["cpu" if is_cpu else "accelerator"][::-1][: 1 if bench.quick else None]:
-        bench.say(f"copies of {num_bytes >> 10} KiB")
+        bench.say(f"copies of {units.size(num_bytes)}")
         transfer = Transfer(device, num_bytes)
         if not (is_cpu or transfer.is_pinned):
             bench.note("copies: JAX offers no page-locked memory here; they are of ordinary memory")

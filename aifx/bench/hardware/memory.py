@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from aifx.bench import units
 from aifx.bench.ceilings import BEYOND, TIMES_CACHE
 from aifx.bench.hardware.faults import WrongResult
 from aifx.bench.memory import is_out_of_memory, room
@@ -29,7 +30,7 @@ def measure(bench: Bench, device: Any) -> Iterator[Measured]:
     """`memory` by op and by the bytes that its arrays take together."""
     for op in ("triad",) if bench.quick else ARRAYS:
         for num_bytes in sizes(device.platform, quick=bench.quick):
-            bench.say(f"memory: {op} of {num_bytes >> 10} KiB")
+            bench.say(f"memory: {op} of {units.size(num_bytes)}")
             found, free = None, room([device])
             if free is None or free >= num_bytes:
                 try:
@@ -40,7 +41,7 @@ def measure(bench: Bench, device: Any) -> Iterator[Measured]:
             if found is not None:
                 yield found
             else:
-                bench.note(f"left out: {op} of {num_bytes >> 10} KiB in memory, which has no room for it")
+                bench.note(f"left out: {op} of {units.size(num_bytes)} in memory, which has no room for it")
 
 
 def _measured(bench: Bench, device: Any, op: str, num_bytes: int) -> Measured:
