@@ -134,7 +134,7 @@ def test_a_collective_that_memory_does_not_hold_is_left_out_with_a_word(bench, m
 
     monkeypatch.setattr(collectives, "Collective", make)
     assert list(collectives.measure(bench, [DEVICE, DEVICE])) == []
-    assert bench.noted[0] == "left out: all_reduce of 1024 KiB, for which there is no room"
+    assert bench.noted[0] == "left out: all_reduce of 1 MiB, for which there is no room"
     assert len(bench.noted) == len(collectives.KINDS)
 
 
@@ -173,7 +173,7 @@ def test_a_launch_that_dies_keeps_what_it_measured_and_that_is_a_ceiling(monkeyp
             if child.pid not in before and "aifx.bench.launch" in child.cmdline():
                 child.kill()
 
-    found = Launches(Request(suites=["hardware"], quick=True), 1, lambda text: None, kill).run()
+    found = Launches(Request(suites=["hardware"], quick=True), lambda text: None, kill).run({"hardware": 1})
     assert found.failure.what == "hardware ended before its time"
     assert "signal 9" in found.failure.why
     assert found.results[0].params == {"dtype": "float32", "size": 1024}
