@@ -61,7 +61,7 @@ class Store:
         if what.endswith(".json") or os.sep in what:
             return read_report(Path(what))
         name, _, commit = what.partition("@")
-        reports = [path for path in self.history(name) if not commit or path.stem.partition("-")[2].startswith(commit)]
+        reports = [path for path in self.history(name) if _is_of(path, commit)]
         if not reports:
             raise UsageError(
                 f"{name} was not saved at commit {commit}", "", f"aifx bench history {name} lists its commits"
@@ -85,6 +85,12 @@ class Store:
         path = self.folder / name / f"{at}-{commit}.json"
         write_report(report, path)
         return path
+
+
+def _is_of(path: Path, commit: str) -> bool:
+    """Whether a report was saved at a commit, told in short, in full or as lists show it ("3f2a9c1d+")."""
+    number, dash, dirty = commit.replace("+", "-dirty").partition("-")
+    return path.stem.partition("-")[2].startswith(f"{number[:8]}{dash}{dirty}")
 
 
 def check_name(name: str) -> None:
@@ -141,12 +147,6 @@ def told_noisy(noisy: list[Result]) -> str:
     return ", ".join(f"{r.title} ±{r.scatter:.1%}" for r in noisy[:3]) + more
 
 
-def open_store() -> Store:
-    """The project's, or the user's outside of a project."""
-    try:
-        return Store(find_project().root / "bench")
-    except AifxError:
-        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
 def to_save(name: str) -> str:
     """The command that keeps a baseline here."""
     try:
@@ -156,4 +156,10 @@ def to_save(name: str) -> str:
     return f"aifx bench train --save {name}"
 
 
+def open_store() -> Store:
+    """The project's, or the user's outside of a project."""
+    try:
+        return Store(find_project().root / "bench")
+    except AifxError:
+        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
         return Store(Path(data) / "aifx" / "bench")

@@ -11,6 +11,8 @@ from aifx.bench.results import Failure, read_report, write_report
 from aifx.bench.store import MAX_NOISE, Store, keep_last, open_store, unfit
 from aifx.errors import EnvironmentFault, UsageError
 
+DIRTY = {"commit": "aaaa111122", "branch": "main", "dirty": True}
+
 
 def quiet(name="train.step", **more):
     return result(name, 0.1, launches=5, noise=0.002, **more)
@@ -28,10 +30,19 @@ def test_a_name_has_a_history_and_its_newest_is_what_it_means(store):
     assert store.history("main") == paths
     assert paths[0].name == "20261125T094640-aaaa1111.json"
     assert store.find("main") == second
-    assert store.find("main@aaaa") == first
+    assert store.find("main@aaaa") == store.find(f"main@aaaa1111{'2' * 32}") == first  # in short and in full
     assert store.find(str(paths[0])) == first
     with pytest.raises(UsageError, match="not saved at commit cccc"):
         store.find("main@cccc")
+
+
+def test_a_commit_with_changes_is_found_as_a_list_shows_it(store):
+    clean = report(quiet(), commit="aaaa111122")
+    dirty = clean.model_copy(update={"fingerprint": clean.fingerprint.model_copy(update={"git": DIRTY}), "time": 1e9})
+    for one in (dirty, clean):
+        store.save(one, "main")
+    assert store.find(f"main@{dirty.fingerprint.commit}") == dirty
+    assert store.find("main@aaaa1111") == clean
 
 
 def test_the_nearest_name_is_told_for_one_that_is_not_there(store):
