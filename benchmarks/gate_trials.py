@@ -181,11 +181,11 @@ def trials(
     for trial in range(trials):
         sides = draw(launches, most, random)
         more = _Launching(sides[0])
-        before = until_quiet(more([], LEAST_LAUNCHES), more, MAX_NOISE, most)
+        before = until_quiet(more([], {"train": LEAST_LAUNCHES}), more, MAX_NOISE, most)
         refused[trial] = bool(too_noisy(before, MAX_NOISE))
         for factor, answers in ((1.0, alarms), (1 + slower, found)):
             more = _Launching([[factor * seconds for seconds in launch] for launch in sides[1]])
-            after, gated = until_told(before, more([], before.launches), bound, (), more, most)
+            after, gated = until_told(before, more([], {"train": before.launches}), bound, (), more, most)
             answers[trial] = bool(gated.regressed)
             counts.append(after.launches)
     accepted = None if refused.all() else float(found[~refused].mean())
@@ -193,18 +193,21 @@ def trials(
 
 
 class _Launching:
-    """Recorded launches, of which each call takes the next ones."""
+    """Recorded launches, of which each call takes some more."""
 
     def __init__(self, launches: Launches) -> None:
-        self._left = list(launches)
+        self._launches, self._taken = launches, 0
 
-    def __call__(self, results: list[Result], count: int) -> Report:
-        taken, self._left = self._left[:count], self._left[count:]
-        result = Result.of([Measured(name="train.step", samples_s=list(launch)) for launch in taken])
-        fingerprint = Fingerprint(hardware={})
-        request = Request(suites=["train"])
+    def __call__(self, results: list[Result], counts: dict[str, int]) -> Report:
+        self._taken += counts["train"]
+        taken = [Measured(name="train.step", samples_s=list(one)) for one in self._launches[: self._taken]]
         return Report(
-            request=request, launches=count, time=0.0, duration_s=0.0, fingerprint=fingerprint, results=[result]
+            request=Request(suites=["train"]),
+            launches=self._taken,
+            time=0.0,
+            duration_s=0.0,
+            fingerprint=Fingerprint(),
+            results=[Result.of(taken)],
         )
 
 

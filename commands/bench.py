@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -159,6 +160,7 @@ def all_(
         bench(out, suites, {"set": set_ or []}, how)
 
 
+@sigterm_as_ctrl_c()
 def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measuring) -> None:
     """Measure, tell, keep. Raises AifxError for a bench that did not come to its end, once all that is done."""
     from aifx.bench.estimate import LEAST_LAUNCHES
@@ -176,40 +178,35 @@ def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measurin
             )
     request = Request(suites=suites, quick=how.quick, options=options)
     check(request)
-    report, kept = measure(out, request, launches)
+    running = Running(out, request)
+    report = running.launch(dict.fromkeys(suites, launches))
     if how.save and how.launches is None:
-        report, kept = _until_quiet(out, report, kept, max_noise)
+        report = _until_quiet(out, report, running, max_noise)
     out.document(report.document())
     show(out, report)
-    try:
+    with running.told_where_it_is_kept():
         write(out, report, how)
         end_if_failed(report)
         if how.save:
             out.say(f"saved as {how.save}: {open_store().save(report, how.save, max_noise)}")
             if noisy := noisy_results(report, max_noise):
                 out.say(f"too noisy for a gate, which will seldom judge them: {told_noisy(noisy)}")
-    except AifxError as error:
-        error.why = "\n".join(filter(None, (error.why, kept)))
-        raise
 
 
-def _until_quiet(out: Output, report: Report, kept: str, max_noise: float) -> tuple[Report, str]:
-    """As `measure` returns it, with more launches where it is too noisy to be a baseline."""
+def _until_quiet(out: Output, report: Report, running: Running, max_noise: float) -> Report:
+    """With more launches where it is too noisy to be a baseline."""
     from aifx.bench.enough import until_quiet
-    from aifx.bench.store import keep_last, told_noisy
+    from aifx.bench.store import told_noisy
 
-    def more(noisy: list[Result], count: int) -> Report:
-        out.say(f"too noisy for a baseline: {told_noisy(noisy)}: {count} more launches")
-        return measure(out, again(report.request, noisy), count)[0]
+    def more(noisy: list[Result], counts: dict[str, int]) -> Report:
+        out.say(f"too noisy for a baseline: {told_noisy(noisy)}: {told_more(counts)}")
+        return running.launch(counts)
 
-    quiet = until_quiet(report, more, max_noise)
-    return (report, kept) if quiet is report else (quiet, keep_last(quiet))
+    return until_quiet(report, more, max_noise)
 
 
-def again(request: Request, results: list[Result]) -> Request:
-    """What a request asked for of the suites of these results."""
-    wanted = {result.suite for result in results}
-    return request.model_copy(update={"suites": [suite for suite in request.suites if suite in wanted]})
+def told_more(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} more launches of {suite}" for suite, count in counts.items())
 
 
 def check(request: Request) -> None:
@@ -221,23 +218,39 @@ def check(request: Request) -> None:
         load_config(find_project(), request.options.get("set") or ())
 
 
-def measure(
-    out: Output, request: Request, launches: int, accept: Callable[[Fingerprint], None] = lambda found: None
-) -> tuple[Report, str]:
-    """What was measured, whole or not, and a line on where a copy is left; `aifx bench show` finds it there.
+class Running:
+    """A bench on its way. A copy of what was measured is left after each of its rounds, where `aifx bench show` finds
+    it."""
 
-    Args:
+    def __init__(
+        self, out: Output, request: Request, accept: Callable[[Fingerprint], None] = lambda found: None
+    ) -> None:
+        """Args:
         accept: as `Launches` takes it.
-    """
-    from aifx.bench import ceilings
-    from aifx.bench.launches import Launches
-    from aifx.bench.store import keep_last
-    from aifx.commands.bench_report import line_of
+        """
+        from aifx.bench.launches import Launches
+        from aifx.commands.bench_report import line_of
 
-    running = Launches(request, launches, out.say, lambda found: out.say(f"  {line_of(found)}"), accept)
-    with sigterm_as_ctrl_c():
-        report = ceilings.keep(running.run())
-    return report, keep_last(report) if report.results else ""
+        self._launches = Launches(request, out.say, lambda found: out.say(f"  {line_of(found)}"), accept)
+        self._kept = ""
+
+    def launch(self, counts: Mapping[str, int]) -> Report:
+        """Suites so many times more; what was measured until then, whole or not."""
+        from aifx.bench import ceilings
+        from aifx.bench.store import keep_last
+
+        report = ceilings.keep(self._launches.run(counts))
+        self._kept = keep_last(report) if report.results else ""
+        return report
+
+    @contextmanager
+    def told_where_it_is_kept(self) -> Iterator[None]:
+        """What goes wrong in here is told with the line on where the copy is."""
+        try:
+            yield
+        except AifxError as error:
+            error.why = "\n".join(filter(None, (error.why, self._kept)))
+            raise
 
 
 def write(out: Output, report: Report, how: Measuring) -> None:
@@ -255,11 +268,10 @@ def write(out: Output, report: Report, how: Measuring) -> None:
         out.say(f"written to {how.html}")
 
 
-def end_if_failed(report: Report, kept: str = "") -> None:
-    """Raises what ended the bench before its end, with the line on where what was measured is kept."""
+def end_if_failed(report: Report) -> None:
+    """Raises what ended the bench before its end."""
     if failure := report.failure:
-        why = "\n".join(filter(None, (failure.why, kept)))
-        raise AifxError(failure.what, why, failure.hint, exit_code=ExitCode(failure.exit_code))
+        raise AifxError(failure.what, failure.why, failure.hint, exit_code=ExitCode(failure.exit_code))
 
 
 def _in_project() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from aifx.commands.bench import app
 from aifx.commands.bench_compare import heading, in_short, refuse, show_compared, side
 from aifx.commands.bench_options import read_share
 from aifx.commands.options import JsonOption
+from aifx.commands.stopping import sigterm_as_ctrl_c
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import UsageError
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from aifx.bench.compare import Comparison, Gated
     from aifx.bench.fingerprint import Fingerprint
     from aifx.bench.results import Report, Result
+    from aifx.commands.bench import Running
 
 
 @app.command()
@@ -60,24 +63,30 @@ def gate(
         aifx bench gate --baseline main --only train.step
         aifx bench train --output now.json --launches 5 && aifx bench gate --baseline main --results now.json
     """
-    with terminal(json) as out:
+    with terminal(json) as out, sigterm_as_ctrl_c():
         from aifx.bench.compare import gate as judge
         from aifx.bench.results import read_report, write_report
         from aifx.bench.store import open_store
+        from aifx.commands.bench import end_if_failed
 
+        kept: AbstractContextManager[None]
         bound = read_share(max_regression, "--max-regression")
         before = open_store().find(baseline)
         names = _names(before, only or [])
         if results:
             after, source = read_report(results), str(results)
             _refuse(baseline, source, before, after)
-            gated = judge(before, after, bound, names)
+            gated, kept, option = judge(before, after, bound, names), nullcontext(), "--launches"
         else:
             source = "now"
-            after, gated = _measure(out, baseline, before, bound, names, max_launches)
-        if output:
-            write_report(after, output)
-        _decide(gated)
+            _check_launches(baseline, before, names)
+            running, after, gated = _measure(out, baseline, before, bound, names, max_launches)
+            kept, option = running.told_where_it_is_kept(), "--max-launches"
+        with kept:
+            if output:
+                write_report(after, output)
+            end_if_failed(after)
+            _decide(gated, option)
         sides = {"baseline": side(before, baseline), "now": side(after, source)}
         out.document({**sides, **gated.document()})
         heading(out, before, after, baseline, source)
@@ -103,32 +112,46 @@ def _names(before: Report, only: list[str]) -> tuple[str, ...]:
     return tuple(only)
 
 
+def _check_launches(baseline: str, before: Report, names: tuple[str, ...]) -> None:
+    """Raises UsageError, before anything is measured, where nothing that is could be held against the baseline."""
+    from aifx.bench.compare import chosen
+    from aifx.bench.estimate import LEAST_LAUNCHES
+    from aifx.bench.store import to_save
+
+    for result in chosen(before, names).values():
+        if len(result.samples_s) < LEAST_LAUNCHES:
+            raise UsageError(
+                f"{baseline} is no baseline: {result.title} has {len(result.samples_s)} launches",
+                f"{LEAST_LAUNCHES} are the least",
+                f"{to_save('NAME')} keeps one",
+            )
+
+
 def _measure(
     out: Output, baseline: str, before: Report, bound: float, names: tuple[str, ...], most: int
-) -> tuple[Report, Gated]:
-    """What the baseline's request asks for, measured now; what may be slower is launched until that can be told."""
+) -> tuple[Running, Report, Gated]:
+    """What the baseline's request asks for, measured now, each suite as often as then; what may be slower is launched
+    until that can be told."""
+    from aifx.bench.compare import chosen
     from aifx.bench.enough import until_told
     from aifx.bench.estimate import LEAST_LAUNCHES
-    from aifx.bench.store import keep_last
-    from aifx.commands.bench import again, check, end_if_failed, measure
+    from aifx.commands.bench import Running, check, told_more
 
     def accept(found: Fingerprint) -> None:
         refuse(baseline, "this machine", before.fingerprint.obstacles(found))
 
-    def more(doubtful: list[Result], launches: int) -> Report:
-        out.say(f"{_listed(doubtful)} may be slower: {launches} more launches may tell")
-        return measure(out, again(request, doubtful), launches, accept)[0]
+    def more(doubtful: list[Result], counts: dict[str, int]) -> Report:
+        out.say(f"{_listed(doubtful)} may be slower: {told_more(counts)} may tell")
+        return running.launch(counts)
 
     request = before.request
     if names:
-        request = again(request, [result for result in before.results if result.name in names or result.suite in names])
+        wanted = {result.suite for result in chosen(before, names).values()}
+        request = request.model_copy(update={"suites": [suite for suite in request.suites if suite in wanted]})
     check(request)
-    first, kept = measure(out, request, min(max(before.launches, LEAST_LAUNCHES), most), accept)
-    after, gated = until_told(before, first, bound, names, more, most)
-    if after is not first:
-        kept = keep_last(after)
-    end_if_failed(after, kept)
-    return after, gated
+    counts = {suite: min(max(before.launches_of(suite), LEAST_LAUNCHES), most) for suite in request.suites}
+    running = Running(out, request, accept)
+    return running, *until_told(before, running.launch(counts), bound, names, more, most)
 
 
 def _refuse(baseline: str, source: str, before: Report, after: Report) -> None:
@@ -147,8 +170,12 @@ def _refuse(baseline: str, source: str, before: Report, after: Report) -> None:
         )
 
 
-def _decide(gated: Gated) -> None:
-    """Raises UsageError where a gate can say neither yes nor no."""
+def _decide(gated: Gated, option: str) -> None:
+    """Raises UsageError where a gate can say neither yes nor no.
+
+    Args:
+        option: that asks for more launches.
+    """
     from aifx.bench.estimate import LEAST_LAUNCHES
 
     compared = gated.compared
@@ -164,7 +191,7 @@ def _decide(gated: Gated) -> None:
         raise UsageError(
             f"{undecided}: slower by more than {gated.max_regression:.1%}, or by chance",
             f"among {len(compared.results)} results, some seem so in {max(gated.undecided[0].launches)} launches",
-            f"measure with --launches {gated.launches}, or gate what matters: --only {gated.undecided[0].after.name}",
+            f"measure with {option} {gated.launches}, or gate what matters: --only {gated.undecided[0].after.name}",
         )
 
 

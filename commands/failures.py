@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aifx.errors import AifxError, EnvironmentFault, ExitCode, UsageError, did_you_mean
+from aifx.errors import AifxError, EnvironmentFault, ExitCode, Terminated, UsageError, did_you_mean
 from aifx.runs.files import FULL
 
 _MACHINE = {  # refusals of the operating system: nothing that a change in our code would mend
@@ -43,6 +43,8 @@ def as_error(error: BaseException) -> AifxError:
     """The failure that an exception means. What nobody foresaw is a bug of ours and gets a report file."""
     if isinstance(error, AifxError):
         return error
+    if isinstance(error, Terminated):
+        return AifxError("interrupted", "SIGTERM", exit_code=ExitCode.PREEMPTED)
     if isinstance(error, KeyboardInterrupt):
         return AifxError("interrupted", exit_code=ExitCode.INTERRUPTED)
     if type(error).__name__ == "Abort":  # typer's, from a question

@@ -123,7 +123,7 @@ def compare(before: Report, after: Report, only: tuple[str, ...] = ()) -> Compar
     Args:
         only: names of results, or what they begin with up to a dot: "train", "train.forward". Empty for all.
     """
-    olds, news = (_chosen(report, only) for report in (before, after))
+    olds, news = (chosen(report, only) for report in (before, after))
     return Compared(
         results=[_comparison(old, news[key]) for key, old in olds.items() if key in news],
         only_before=[old for key, old in olds.items() if key not in news],
@@ -205,7 +205,8 @@ def _comparison(old: Result, new: Result) -> Comparison:
     return Comparison(old, new, found, "unsure", f"noise: {found.low - 1:+.1%} to {found.high - 1:+.1%}")
 
 
-def _chosen(report: Report, only: tuple[str, ...]) -> dict[str, Result]:
+def chosen(report: Report, only: tuple[str, ...]) -> dict[str, Result]:
+    """Results by their keys, of `only` as `compare` takes it."""
     return {
         result.key: result
         for result in report.results

@@ -15,15 +15,13 @@ from aifx.bench.store import too_noisy
 MOST_LAUNCHES = 20
 """Of one side. Of launches that scatter by 5 % so many still find a slowdown of 10 % (benchmarks/gate_trials.py)."""
 
-More = Callable[[list[Result], int], Report]
-"""Launches the suites of these results so many times."""
+More = Callable[[list[Result], dict[str, int]], Report]
+"""Launches suites so many times more, for the sake of these results; returns all that was measured until then."""
 
 
 def until_quiet(report: Report, more: More, max_noise: float, most: int = MOST_LAUNCHES) -> Report:
     """The report, with more launches until it is not too noisy to be a baseline, or has that many."""
-    while report.failure is None and report.launches < most and (noisy := too_noisy(report, max_noise)):
-        report = report.joined(more(noisy, min(report.launches, most - report.launches)))
-    return report
+    return _until(report, lambda report: too_noisy(report, max_noise), more, most)
 
 
 def until_told(
@@ -35,9 +33,21 @@ def until_told(
     most: int = MOST_LAUNCHES,
 ) -> tuple[Report, Gated]:
     """`after` with more launches until no result is in doubt, or it has that many; and the gate's answer."""
-    gated = gate(before, after, max_regression, only)
-    while after.failure is None and gated.doubtful and after.launches < most:
-        doubted = [comparison.after for comparison in gated.doubtful]
-        after = after.joined(more(doubted, min(after.launches, most - after.launches)))
-        gated = gate(before, after, max_regression, only)
-    return after, gated
+
+    def asked(after: Report) -> Gated:
+        return gate(before, after, max_regression, only)
+
+    after = _until(after, lambda after: [found.after for found in asked(after).doubtful], more, most)
+    return after, asked(after)
+
+
+def _until(report: Report, unsettled: Callable[[Report], list[Result]], more: More, most: int) -> Report:
+    """With as many launches again of the suites that have unsettled results, and so on until there are none."""
+    while report.failure is None and (results := unsettled(report)):
+        have = {result.suite: report.launches_of(result.suite) for result in results}
+        counts = {suite: min(count, most - count) for suite, count in have.items() if count < most}
+        grown = more([result for result in results if result.suite in counts], counts) if counts else report
+        if all(grown.launches_of(suite) == have[suite] for suite in counts):
+            return grown  # there is no more to be had, or the launches left out what they had measured before
+        report = grown
+    return report

@@ -13,13 +13,20 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from aifx.errors import AifxError
+from aifx.errors import AifxError, ExitCode
+
+GRACE_S = 5.0
+"""For a launch that is ended before its time, to remove what it wrote."""
+
+_left_alone = threading.Event()
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_follow, daemon=True, name="follow").start()
     request, channel = json.loads(sys.argv[1]), os.fdopen(int(sys.argv[2]), "w", encoding="utf-8", buffering=1)
 
@@ -31,7 +38,10 @@ def main() -> None:
     except AifxError as error:
         code = int(error.exit_code)
         tell(failure={"what": error.what, "why": error.why, "hint": error.hint, "exit_code": code})
-        raise SystemExit(int(error.exit_code)) from None
+        raise SystemExit(code) from None
+    finally:
+        if _left_alone.is_set():
+            os.killpg(0, signal.SIGKILL)
 
 
 def run(request: dict[str, Any], tell: Any) -> None:
@@ -56,9 +66,17 @@ def run(request: dict[str, Any], tell: Any) -> None:
             tell(result=found.model_dump(mode="json"))
 
 
+def _leave(*_: object) -> None:
+    """Ended before its time: what was written to temporary folders goes on the way out."""
+    raise SystemExit(int(ExitCode.PREEMPTED))
+
+
 def _follow() -> None:
     """End with the bench that holds the other end of stdin, however that ended, and what was started here too."""
     os.read(0, 1)  # not through sys.stdin, whose lock a thread must not hold when Python ends
+    _left_alone.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
     os.killpg(0, signal.SIGKILL)
 
 

@@ -13,10 +13,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import IO, Any
 
 from aifx.bench.fingerprint import Fingerprint
+from aifx.bench.launch import GRACE_S
 from aifx.bench.results import Failure, Measured, Report, Request, Result
 from aifx.errors import ExitCode, Terminated
 from aifx.health.host import without_secrets
@@ -25,7 +28,6 @@ from aifx.host_memory import with_huge_pages
 SILENCE_S = 600.0
 """A launch that says nothing for so long hangs: no compilation of one program takes it."""
 
-GRACE_S = 5.0
 SLOW_START = 0.05
 
 SHARE = re.compile(r"[-+]?\d+(\.\d+)? ?%")
@@ -37,7 +39,6 @@ class Launches:
     def __init__(
         self,
         request: Request,
-        count: int,
         say: Callable[[str], None],
         tell: Callable[[Measured], None],
         accept: Callable[[Fingerprint], None] = lambda found: None,
@@ -47,34 +48,42 @@ class Launches:
         tell: told each result of each launch as it is there.
         accept: told what it is measured on before anything is measured; may raise, which ends the bench.
         """
-        self.request, self.count = request, count
+        self.request = request
         self._say, self._tell, self._accept = say, tell, accept
         self._seen: dict[str, list[Measured]] = {}
         self._notes: dict[str, list[str]] = {}
         self._fingerprint: Fingerprint | None = None
         self._failure: Failure | None = None
+        self._began, self._duration_s = time.time(), 0.0
+        self._launched: Counter[str] = Counter()
 
-    def run(self) -> Report:
-        """All launches; the first that fails is the last of its suite. What was measured is kept."""
-        began, started = time.time(), time.monotonic()
-        going = list(self.request.suites)
+    def run(self, counts: Mapping[str, int]) -> Report:
+        """Launch suites so many times each, the first that fails being the last of its suite. Can be called again for
+        more: what is returned is all that was measured until then."""
+        started = time.monotonic()
+        self._launched.update(counts)
+        going = [suite for suite in self.request.suites if suite in counts]
         try:
-            for number in range(self.count):  # of all suites in turn: a machine that drifts tells on all
-                for suite in list(going):
-                    self._say(f"{suite}: launch {number + 1} of {self.count}" if self.count > 1 else suite)
+            # Of all suites in turn: a machine that drifts tells on all.
+            for number in range(max(counts.values(), default=0)):
+                for suite in [suite for suite in going if number < counts[suite]]:
+                    self._say(f"{suite}: launch {number + 1} of {counts[suite]}" if counts[suite] > 1 else suite)
                     if not self._launch(suite):
                         going.remove(suite)
         except KeyboardInterrupt as interrupt:
             by_sigterm = isinstance(interrupt, Terminated)
             why, code = ("SIGTERM", ExitCode.PREEMPTED) if by_sigterm else ("Ctrl-C", ExitCode.INTERRUPTED)
+            if failed := self._failure:
+                self._note(f"{failed.what}: {failed.why}")
             self._failure = Failure(what="the bench was interrupted", why=why, exit_code=int(code))
+        self._duration_s += time.monotonic() - started
         said = self._notes.values()
         results = [Result.of(launches) for launches in self._seen.values()]
         return Report(
             request=self.request,
-            launches=self.count,
-            time=began,
-            duration_s=time.monotonic() - started,
+            launches=max(self._launched.values(), default=0),
+            time=self._began,
+            duration_s=self._duration_s,
             fingerprint=self._fingerprint or Fingerprint(),
             results=results,
             notes=[
@@ -100,19 +109,19 @@ class Launches:
                 env=with_huge_pages(os.environ),  # as training runs
             )
             os.close(writer)
-            failed = False
             try:
                 events = _lines(channel)
                 while (line := events.get(timeout=SILENCE_S)) is not None:
-                    failed |= self._take(json.loads(line))
-                code = child.wait(GRACE_S)
+                    if self._take(json.loads(line)):
+                        return False
+                code = child.wait(SILENCE_S)
             except (queue.Empty, subprocess.TimeoutExpired):
                 self._fail(Failure(what=f"{suite} hangs", why=f"nothing was heard of it for {SILENCE_S:.0f} s"))
                 return False
             finally:
                 _end(child)
-            if failed or code == 0:
-                return not failed
+            if code == 0:
+                return True
             self._fail(Failure(what=f"{suite} ended before its time", why=_last_words(code, said)))
             return False
 
@@ -127,7 +136,11 @@ class Launches:
         elif "note" in event:
             self._note(event["note"])
         elif "fingerprint" in event:
-            self._fingerprint = Fingerprint.model_validate(event["fingerprint"])
+            before, self._fingerprint = self._fingerprint, Fingerprint.model_validate(event["fingerprint"])
+            if before and (apart := before.obstacles(self._fingerprint)):
+                self._fingerprint = before  # of what was measured
+                self._fail(Failure(what="the devices have changed", why="; ".join(apart), hint="aifx doctor"))
+                return True
             self._accept(self._fingerprint)
         elif "failure" in event:
             self._fail(Failure.model_validate(event["failure"]))
@@ -170,12 +183,18 @@ def _lines(stream: IO[bytes]) -> queue.Queue[bytes | None]:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """With what it started, where it has not ended by itself."""
-    if child.poll() is None:
-        os.killpg(child.pid, signal.SIGKILL)
+    """With what it started, whether or not it has ended by itself; it may first remove what it wrote."""
+    try:
+        if child.poll() is None:
+            child.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE_S)
+    finally:
+        with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
+            os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-    if child.stdin:
-        child.stdin.close()
+        if child.stdin:
+            child.stdin.close()
 
 
 def _last_words(code: int, said: IO[bytes]) -> str:

@@ -108,19 +108,6 @@ class Result(_Named):
             figures={name: _median([launch.figures.get(name) for launch in launches]) for name in last.figures},
         )
 
-    def joined(self, other: Result) -> Result:
-        """With the launches of another measurement of the same thing."""
-        samples = self.samples_s + other.samples_s
-        found = estimate(samples)
-        shift = self.median_s / found.median if found.median > 0 else 1.0
-        rates = {
-            name: None if (value := getattr(self, name)) is None else value * shift
-            for name in ("flops_per_s", "bytes_per_s", "roofline_fraction")
-        }
-        return self.model_copy(
-            update={**rates, "median_s": found.median, "interval_s": (found.low, found.high), "samples_s": samples}
-        )
-
     @property
     def scatter(self) -> float:
         """Half the interval of what comparisons go by (`estimate.UNDISTURBED`), as a share of it."""
@@ -159,7 +146,11 @@ class Request(_Document):
 
 
 class Report(_Document):
-    """A bench, whole or as far as it came (`failure`)."""
+    """A bench, whole or as far as it came (`failure`).
+
+    Attributes:
+        launches: of the suite that was launched most often; a result's own are in its samples.
+    """
 
     schema_version: Literal[1] = 1
     request: Request
@@ -174,19 +165,9 @@ class Report(_Document):
     def document(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 
-    def joined(self, other: Report) -> Report:
-        """With the launches of a later report that measured some of the same again."""
-        again = {result.key: result for result in other.results}
-        results = [r.joined(again[r.key]) if r.key in again else r for r in self.results]
-        return self.model_copy(
-            update={
-                "launches": max([self.launches, *(len(result.samples_s) for result in results)]),
-                "results": results,
-                "duration_s": self.duration_s + other.duration_s,
-                "notes": list(dict.fromkeys([*self.notes, *other.notes])),
-                "failure": self.failure or other.failure,
-            }
-        )
+    def launches_of(self, suite: str) -> int:
+        """Of what was seen of a suite most often."""
+        return max((len(result.samples_s) for result in self.results if result.suite == suite), default=0)
 
     def find(self, name: str, **params: Param) -> Result | None:
         """The first result of this name whose params hold these."""

@@ -112,13 +112,6 @@ def test_among_many_a_slowdown_that_so_few_launches_cannot_tell_from_chance_is_s
     assert [c.after.params["case"] for c in decided.regressed] == [0]
 
 
-def test_a_gate_that_measures_again_puts_both_together():
-    first, again = many(3, slower=1.2), many(2, slower=1.1)
-    joined = first.joined(again)
-    assert [len(r.samples_s) for r in joined.results] == [10, 10, 5]
-    assert joined.results[0].median_s == pytest.approx(1.15, rel=0.01)
-
-
 def test_holms_steps_let_the_many_follow_the_one():
     """Where much is slower, what is left to be asked is less: 1/252 is below 0.1 / 25 and not below 0.1 / 26."""
     before, slow = many(26), around(1.2)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,9 @@ from fake_suite import environ
 from aifx.bench import launches
 from aifx.bench.launches import Launches
 from aifx.bench.results import Request, read_report
-from aifx.errors import ExitCode, UsageError
+from aifx.commands.failures import as_error
+from aifx.commands.stopping import sigterm_as_ctrl_c
+from aifx.errors import ExitCode, Terminated, UsageError
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def bench(tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
         said, told = more.pop("said", []), []
         say = more.pop("say", said.append)
-        report = Launches(Request(suites=["hardware"], quick=True), count, say, told.append, **more).run()
+        report = Launches(Request(suites=["hardware"], quick=True), say, told.append, **more).run({"hardware": count})
         return report, [found.name for found in told]
 
     return run
@@ -127,16 +130,111 @@ def test_what_it_would_be_measured_on_can_be_refused_before_it_is(bench):
         bench("yield result('first', 1.0)\ntime.sleep(600)", accept=accept)
 
 
+def counted(folder):
+    """The lines of a suite's body that tell which launch it is."""
+    return f"""
+        before = {str(folder / "number")!r}
+        number = int(open(before).read()) + 1 if os.path.exists(before) else 1
+        open(before, "w").write(str(number))
+        """
+
+
 @pytest.fixture
-def program(tmp_path):
-    """`aifx bench hardware` with a suite that tells a result and the process that it started, and then hangs."""
+def bench_on(tmp_path, monkeypatch):
+    """A bench of a suite of this body that can be gone on with."""
+
+    def make(body):
+        for name, value in environ(tmp_path, textwrap.dedent(counted(tmp_path)) + textwrap.dedent(body)).items():
+            monkeypatch.setenv(name, value)
+        return Launches(Request(suites=["hardware"], quick=True), lambda text: None, lambda found: None)
+
+    return make
+
+
+def test_more_launches_are_put_together_with_those_before(bench_on):
+    """As if all had been asked for at once: figures, notes and what is said of the first launch too."""
+    running = bench_on("""
+        from aifx.bench.results import Measured
+
+        bench.note(f"others used {number}% of it")
+        seconds = 1.5 if number == 1 else 1 + 0.01 * number
+        yield Measured(name="hardware.first", samples_s=[seconds], flops=1e9, figures={"mfu": 1 / seconds})
+        if number < 3:
+            yield result("second", 1.0)
+        """)
+    first = running.run({"hardware": 2})
+    assert (first.launches, len(first.results[0].samples_s)) == (2, 2)
+    report = running.run({"hardware": 3})
+    assert report.launches == report.launches_of("hardware") == 5
+    one, two = report.results
+    assert one.samples_s == [[1.5], [1.02], [1.03], [1.04], [1.05]]
+    assert (one.median_s, one.flops_per_s, one.figures) == (1.04, 1e9 / 1.04, {"mfu": 1 / 1.04})
+    assert len(two.samples_s) == 2
+    assert report.notes[0] == "others used 1% of it (5 times)"
+    assert report.notes[-1] == "hardware.first: the first launch was 45% slower than the others"
+    assert report.time == first.time
+    assert report.duration_s > first.duration_s
+
+
+def test_a_device_that_is_gone_in_a_later_launch_ends_the_bench_with_what_the_others_measured(bench_on):
+    running = bench_on("yield result('first', 1.0)")
+    report = running.run({"hardware": 2})
+    assert report.failure is None
+    several = report.fingerprint.model_copy(update={"hardware": report.fingerprint.hardware | {"num_devices": 8}})
+    running._fingerprint = several
+    report = running.run({"hardware": 2})
+    assert (report.failure.what, report.failure.why) == ("the devices have changed", "num_devices: 8 and 1")
+    assert len(report.results[0].samples_s) == 2
+    assert report.fingerprint == several
+
+
+def test_what_a_launch_wrote_is_removed_when_it_is_ended(bench, tmp_path, monkeypatch):
+    body = f"""
+        import tempfile
+
+        with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}, prefix=".bench-") as folder:
+            yield result("first", 1.0)
+            bench.say("ready")
+            time.sleep(600)
+        """
+    monkeypatch.setattr(launches, "GRACE_S", 60.0)
+
+    def say(text):
+        if text == "ready":
+            monkeypatch.setattr(launches, "SILENCE_S", 0.2)
+
+    report, _ = bench(body, say=say)
+    assert report.failure.what == "hardware hangs"
+    assert len(report.results) == 1
+    assert not list(tmp_path.glob(".bench-*"))
+
+
+def test_what_a_launch_started_ends_with_it(bench):
+    said = []
     body = """
         import subprocess, sys
 
-        yield result("first", 1.0)
         sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        bench.say(f"pid {sleeper.pid}")
-        time.sleep(600)
+        bench.say(str(sleeper.pid))
+        yield result("first", 1.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    report, _ = bench(body, said=said)
+    assert report.failure.why.startswith("signal 9")
+    assert is_gone(int(said[-1]))
+
+
+@pytest.fixture
+def program(tmp_path):
+    """`aifx bench hardware` with a suite that tells a result and the process that it started, and then hangs."""
+    body = f"""
+        import subprocess, sys, tempfile
+
+        with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}, prefix=".bench-"):
+            yield result("first", 1.0)
+            sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            bench.say(f"pid {{sleeper.pid}}")
+            time.sleep(600)
         """
     command = [sys.executable, "-c", "from aifx.commands.main import main; main()", "bench", "hardware", "--json"]
     env = {**os.environ, **environ(tmp_path, body), "AIFX_CACHE_DIR": str(tmp_path / "cache")}
@@ -162,10 +260,18 @@ def test_ctrl_c_and_sigterm_end_it_and_what_was_measured_is_kept(program, tmp_pa
     assert is_gone(pid)
 
 
-def test_a_bench_that_is_killed_leaves_nothing_running(program):
+def test_sigterm_between_launches_has_the_same_code():
+    with sigterm_as_ctrl_c(), pytest.raises(Terminated) as raised:
+        signal.raise_signal(signal.SIGTERM)
+    assert as_error(raised.value).exit_code == ExitCode.PREEMPTED
+    assert as_error(KeyboardInterrupt()).exit_code == ExitCode.INTERRUPTED
+
+
+def test_a_bench_that_is_killed_leaves_nothing_behind(program, tmp_path):
     running, pid = program
     running.kill()
     assert is_gone(pid)
+    assert not list(tmp_path.glob(".bench-*"))
 
 
 def is_gone(pid: int) -> bool:

@@ -208,26 +208,66 @@ def test_a_gate_measures_what_the_baseline_measured(bench, tmp_path, here):
     assert read_report(tmp_path / "now.json").launches == 5
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_gate_whose_disk_is_full_or_whose_launch_dies_keeps_what_it_measured(bench, tmp_path, here):
+    write_report(report(here, thing("hardware.first", 0.5), quick=True), tmp_path / "main.json")
+    for body, output, told in (
+        ("yield result('first', 0.5)", "/dev/full", "error: /dev/full cannot be written"),
+        (
+            "yield result('first', 0.5)\nraise RuntimeError('no luck')",
+            "now.json",
+            "error: hardware ended before its time",
+        ),
+    ):
+        done = bench("gate", "--baseline", "main.json", "--output", output, **environ(tmp_path, body))
+        assert done.returncode == 2
+        assert told in done.stderr
+        assert "what was measured (1 result) is kept: aifx bench show" in done.stderr
+    assert read_report(tmp_path / "now.json").failure.what == "hardware ended before its time"
+
+
+def test_a_gate_that_so_few_launches_cannot_decide_names_its_own_option(bench, tmp_path, here):
+    before = report(here, *(thing("hardware.x", 0.1, case=case) for case in range(30)), quick=True)
+    write_report(before, tmp_path / "main.json")
+    env = environ(tmp_path, "for case in range(30): yield result('x', 0.1 if case else 0.2, case=case)")
+    done = bench("gate", "--baseline", "main.json", "--max-launches", "5", **env)
+    assert done.returncode == 2
+    assert "hint: measure with --max-launches 6, or gate what matters: --only hardware.x" in done.stderr
+
+
+def test_a_baseline_of_too_few_launches_is_refused_before_anything_is_measured(bench, tmp_path, here):
+    write_report(report(here, thing("hardware.first", 0.5, launches=3), quick=True), tmp_path / "main.json")
+    done = bench("gate", "--baseline", "main.json", **environ(tmp_path, "raise RuntimeError('measured')\nyield"))
+    assert done.returncode == 2
+    assert "main.json is no baseline: hardware.first has 3 launches" in done.stderr
+    assert_three_lines(done.stderr)
+
+
 def test_what_seems_slower_among_many_is_launched_again_alone(here, monkeypatch):
     """100 results of two suites, one of which is slower: five launches of five cannot tell, so that suite is launched
     until it can."""
     asked = []
 
-    def many(launches, slower, suites=("hardware", "kernels")):
+    def many(launches, slower):
         return [
-            thing(f"{suite}.x", slower if (suite, case) == ("kernels", 7) else 1.0, launches, case=case)
-            for suite in suites
+            thing(f"{suite}.x", slower if (suite, case) == ("kernels", 7) else 1.0, count, case=case)
+            for suite, count in launches.items()
             for case in range(50)
         ]
 
-    def measure(out, request, launches, accept):
-        asked.append((request.suites, launches))
-        return report(here, *many(launches, 1.2, request.suites)), ""
+    class Running:
+        def __init__(self, out, request, accept):
+            self.have = dict.fromkeys(request.suites, 0)
 
-    monkeypatch.setattr("aifx.commands.bench.measure", measure)
-    before = report(here, *many(5, 1.0))
-    _, gated = bench_gate._measure(Output(json=True), "main", before, 0.05, (), 20)
-    assert asked == [(["hardware", "kernels"], 5), (["kernels"], 5)]
+        def launch(self, counts):
+            asked.append(counts)
+            self.have.update({suite: self.have[suite] + count for suite, count in counts.items()})
+            return report(here, *many(self.have, 1.2))
+
+    monkeypatch.setattr("aifx.commands.bench.Running", Running)
+    before = report(here, *many({"hardware": 7, "kernels": 5}, 1.0))
+    _, _, gated = bench_gate._measure(Output(json=True), "main", before, 0.05, (), 20)
+    assert asked == [{"hardware": 7, "kernels": 5}, {"kernels": 5}]
     assert [found.after.title for found in gated.regressed] == ["kernels.x 7"]
     assert not gated.undecided
 
