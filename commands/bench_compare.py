@@ -11,7 +11,7 @@ import typer
 from aifx.commands.bench import app
 from aifx.commands.options import JsonOption
 from aifx.commands.terminal import Output, terminal
-from aifx.errors import UsageError
+from aifx.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from aifx.bench.compare import Compared, Comparison
@@ -38,6 +38,7 @@ def show(
 
         report = open_store().find(what) if what else read_report(last_path())
         out.document(report.document())
+        out.print(_made(report))
         show_report(out, report)
 
 
@@ -68,12 +69,23 @@ def compare(
         store = open_store()
         before, after = store.find(a), store.find(b)
         refuse(a, b, before.fingerprint.obstacles(after.fingerprint))
-        compared = library.compare(before, after, tuple(only or ()))
+        names = only_known(only or [], before, after)
+        compared = library.compare(before, after, names)
         if not compared.results:
             raise UsageError(f"{a} and {b} have no result in common", in_short(compared), f"aifx bench show {a}")
         out.document({"a": side(before, a), "b": side(after, b), **compared.document()})
         heading(out, before, after, a, b)
         show_compared(out, compared)
+
+
+def only_known(only: list[str], *reports: Report) -> tuple[str, ...]:
+    """Names of results, each of which one of the reports has. Raises UsageError for one that none of them has."""
+    known = {result.name for report in reports for result in report.results}
+    known |= {name.partition(".")[0] for name in known}
+    for name in only:
+        if name not in known:
+            raise UsageError(f"no result {name!r}", did_you_mean(name, known), "aifx bench show lists its results")
+    return tuple(only)
 
 
 def refuse(a: str, b: str, obstacles: list[str]) -> None:
@@ -102,10 +114,17 @@ def side(report: Report, source: str) -> dict[str, Any]:
 
 def heading(out: Output, before: Report, after: Report, a: str, b: str) -> None:
     for mark, name, report in (("A", a, before), ("B", b, after)):
-        at = f"{datetime.fromtimestamp(report.time):%Y-%m-%d %H:%M}"
-        commit = report.fingerprint.commit or "no commit"
-        out.print(f"{mark}  {name}: {at}, {commit}, {report.launches} launches")
+        out.print(f"{mark}  {name}: {_made(report)}")
+        if report.failure:
+            out.print(f"   not whole: {report.failure.what}")
     out.print("")
+
+
+def _made(report: Report) -> str:
+    """When, of which commit, how often."""
+    at = f"{datetime.fromtimestamp(report.time):%Y-%m-%d %H:%M}"
+    many = f"{report.launches} launch{'es' * (report.launches != 1)}"
+    return f"{at}, {report.fingerprint.commit or 'no commit'}, {many}"
 
 
 def show_compared(out: Output, compared: Compared) -> None:
@@ -115,6 +134,7 @@ def show_compared(out: Output, compared: Compared) -> None:
     columns = ["result", "A", "B", "change", "95 % interval", "p", "verdict"]
     out.table(columns, [row_of(found) for found in compared.results], right=columns[1:6])
     out.print("")
+    out.print("A and B are medians; change and p go by the lower deciles of the launches, which little disturbs")
     for words in (_only("A", compared.only_before), _only("B", compared.only_after)):
         if words:
             out.print(words)

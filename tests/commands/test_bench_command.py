@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from program import assert_three_lines, run
 
 from aifx.bench.fingerprint import fingerprint
-from aifx.bench.results import Measured, Report, Request, Result, read_report, write_report
+from aifx.bench.results import Failure, Measured, Report, Request, Result, read_report, write_report
 from aifx.bench.schema import report_schema
 from aifx.commands import bench_gate
 from aifx.commands.terminal import Output
@@ -154,6 +155,18 @@ def test_compare_tells_what_is_slower_and_what_else_differs(bench, saved):
 
 
 def test_another_machine_does_not_compare(bench, saved, tmp_path, here):
+def test_what_can_not_be_compared_in_full_is_told(bench, saved, tmp_path, here):
+    half = report(here, thing("train.step", 0.1, launches=1))
+    half = half.model_copy(update={"launches": 1, "failure": Failure(what="the bench was interrupted")})
+    write_report(half, tmp_path / "half.json")
+    done = bench("compare", "half.json", "main")
+    assert re.search(r"half.json: .*, 1 launch\n +not whole: the bench was interrupted\n", done.stdout)
+    assert "A and B are medians; change and p go by the lower deciles" in done.stdout  # so they need not agree
+    done = bench("compare", "half.json", "main", "--only", "train.stp")
+    assert done.returncode == 2
+    assert "no result 'train.stp'\n  did you mean 'train.step'?" in done.stderr
+
+
     other = here.model_copy(update={"hardware": here.hardware | {"cores": 4096}})
     write_report(report(other, thing("train.step", 0.1)), tmp_path / "other.json")
     for arguments in (["compare", "main", "other.json"], ["gate", "--baseline", "main", "--results", "other.json"]):
