@@ -92,6 +92,7 @@ class Result(_Named):
         last = launches[-1]
         samples = [launch.samples_s for launch in launches]
         found: Estimate = estimate(samples)
+        figures = dict.fromkeys(name for launch in launches for name in launch.figures)
 
         def rate(amount: float | None) -> float | None:
             return None if amount is None or found.median <= 0 else amount / found.median
@@ -105,7 +106,7 @@ class Result(_Named):
             flops_per_s=rate(last.flops),
             bytes_per_s=rate(last.num_bytes),
             roofline_fraction=rate(last.bound_s),
-            figures={name: _median([launch.figures.get(name) for launch in launches]) for name in last.figures},
+            figures={name: _median([launch.figures.get(name) for launch in launches]) for name in figures},
         )
 
     @property

@@ -158,7 +158,8 @@ def test_more_launches_are_put_together_with_those_before(bench_on):
 
         bench.note(f"others used {number}% of it")
         seconds = 1.5 if number == 1 else 1 + 0.01 * number
-        yield Measured(name="hardware.first", samples_s=[seconds], flops=1e9, figures={"mfu": 1 / seconds})
+        figures = {"mfu": 1 / seconds} | ({"j": 2.0} if number == 4 else {})
+        yield Measured(name="hardware.first", samples_s=[seconds], flops=1e9, figures=figures)
         if number < 3:
             yield result("second", 1.0)
         """)
@@ -168,7 +169,7 @@ def test_more_launches_are_put_together_with_those_before(bench_on):
     assert report.launches == report.launches_of("hardware") == 5
     one, two = report.results
     assert one.samples_s == [[1.5], [1.02], [1.03], [1.04], [1.05]]
-    assert (one.median_s, one.flops_per_s, one.figures) == (1.04, 1e9 / 1.04, {"mfu": 1 / 1.04})
+    assert (one.median_s, one.flops_per_s, one.figures) == (1.04, 1e9 / 1.04, {"mfu": 1 / 1.04, "j": 2.0})
     assert len(two.samples_s) == 2
     assert report.notes[0] == "others used 1% of it (5 times)"
     assert report.notes[-1] == "hardware.first: the first launch was 45% slower than the others"
