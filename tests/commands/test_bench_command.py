@@ -308,6 +308,26 @@ def test_a_baseline_that_is_too_noisy_is_launched_again_before_it_is_refused(ben
     assert len(count.read_text()) == 5
 
 
+def test_a_launch_that_dies_in_a_later_round_keeps_what_all_rounds_measured(bench, tmp_path):
+    (tmp_path / "launches").touch()
+    body = f"""
+        path = {str(tmp_path / "launches")!r}
+        number = len(open(path).read())
+        open(path, "a").write(".")
+        yield result("first", (0.1, 0.2)[number % 2])
+        if number == 6:
+            raise RuntimeError("no luck")
+    """
+    done = bench("hardware", "--save", "main", "--output", "now.json", **environ(tmp_path, inspect.cleandoc(body)))
+    assert done.returncode == 2
+    assert "RuntimeError: no luck" in done.stderr
+    assert "what was measured (1 result) is kept: aifx bench show" in done.stderr
+    assert not (tmp_path / "data" / "aifx" / "bench" / "main").exists()
+    kept = json.loads(bench("show", "--json").stdout)
+    assert [samples[0] for samples in kept["results"][0]["samples_s"]] == [0.1, 0.2] * 3 + [0.1]
+    assert json.loads((tmp_path / "now.json").read_text()) == kept
+
+
 def test_what_is_kept_is_listed_with_its_history(bench, saved, tmp_path, here):
     assert "no baselines in" in bench("ls", XDG_DATA_HOME=str(tmp_path / "none")).stdout
     listed = bench("ls")
