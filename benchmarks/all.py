@@ -30,6 +30,7 @@ import tables
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
+CPUINFO = "/proc/cpuinfo"
 
 
 @dataclass(frozen=True)
@@ -136,11 +137,12 @@ def put(page: Path, part: Part, measured: dict[str, Any] | None, why: str, *, ke
 
 
 def mkl_needs_telling() -> bool:
-    """Whether MKL takes its slower path here, and can be told otherwise: another maker's processor, and a compiler."""
+    """Whether MKL takes its slower path here, and can be told otherwise: another maker's AVX-512, and a compiler."""
     try:
-        return "GenuineIntel" not in Path("/proc/cpuinfo").read_text() and shutil.which("cc") is not None
+        processor = Path(CPUINFO).read_text()
     except OSError:
         return False
+    return "avx512f" in processor and "GenuineIntel" not in processor and shutil.which("cc") is not None
 
 
 def read(page: Path) -> str:

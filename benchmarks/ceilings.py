@@ -121,7 +121,13 @@ def c(folder: str, sizes: tuple[int, ...], clock: Callable[[], float]) -> Told:
             function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_float, ctypes.c_long, ctypes.c_long]
             run = lambda function=function: function(*pointers, -1.0, len(arrays[0]), rounds)  # noqa: E731
             seconds[op + suffix] = [taken / rounds for taken in timed(run, clock)]
-    return {"seconds": seconds}
+    return {"seconds": seconds, "versions": {"cc": compiler_version()}}
+
+
+def compiler_version() -> str:
+    """As the first line of `cc --version` ends with it."""
+    done = subprocess.run(["cc", "--version"], capture_output=True, text=True, check=False)
+    return next(iter(done.stdout.splitlines()), "unknown").split()[-1]
 
 
 def aligned(count: int) -> Any:

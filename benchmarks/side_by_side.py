@@ -271,7 +271,7 @@ def say(text: str, arguments: argparse.Namespace | None = None) -> None:
 
 
 def machine() -> str:
-    """ "2 cores of an AMD EPYC 9005, 24 GiB"."""
+    """ "2 cores of AMD EPYC 9B45, 24 GiB"."""
     from aifx.runs.provenance import hardware
 
     found = hardware([])

@@ -208,6 +208,23 @@ def test_each_benchmark_tells_what_it_does(scripts):
         assert "--rounds" in said
 
 
+@pytest.mark.parametrize(
+    ("processor", "needs"),
+    [
+        ("vendor_id : AuthenticAMD\nflags : avx2 avx512f", True),
+        ("vendor_id : AuthenticAMD\nflags : avx2", False),
+        ("vendor_id : GenuineIntel\nflags : avx2 avx512f", False),
+        ("Features : asimd sve", False),
+    ],
+)
+def test_mkl_is_told_of_another_maker_s_avx512_alone(scripts, tmp_path, monkeypatch, processor, needs):
+    """Elsewhere a row "with MKL's AVX-512 path" would be of another path."""
+    (tmp_path / "cpuinfo").write_text(processor)
+    monkeypatch.setattr(scripts.all, "CPUINFO", str(tmp_path / "cpuinfo"))
+    monkeypatch.setattr(scripts.all.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert scripts.all.mkl_needs_telling() is needs
+
+
 def test_a_benchmark_that_ends_badly_is_told_with_its_last_words(scripts, tmp_path):
     script = tmp_path / "failing.py"
     script.write_text("import sys; print('{}'); sys.exit('the disk is full')")
