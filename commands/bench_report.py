@@ -177,9 +177,9 @@ def _by_size(out: Output, series: dict[tuple[str, str], list[Point]]) -> None:
         return
     out.print("")
     if _is_narrow(out):
-        for name, bars, best, largest in rows:
+        for name, bars, top, end in rows:
             out.print(f"{name} {bars}")
-            for word, told_of in (("best", best), ("largest", largest)):
+            for word, told_of in (("best", top), ("largest", end)):
                 if told_of:
                     out.print(f"  {word} {told_of}")
     else:
