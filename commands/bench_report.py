@@ -165,14 +165,15 @@ def _number(result: Result) -> float | None:
 
 
 def _by_size(out: Output, series: dict[tuple[str, str], list[Point]]) -> None:
-    """A line a series: the bars, and what the smallest, the best and the largest size reach."""
+    """A line a series: the bars, and what the best and the largest size reach; of collectives the bus bandwidth."""
     rows = []
     for (name, label), points in series.items():
         unit = "FLOP/s" if points[0].result.flops_per_s else "B/s"
         best = max(points, key=lambda point: point.y)
         told = [f"{rate(point.y, unit)} at {_size(name, point.x)}" for point in (best, points[-1])]
         bars = sparkline([point.y for point in points], ascii_only=_ascii_only(out))
-        rows.append((f"{name} {label}".strip(), bars, told[0], "" if best is points[-1] else told[1]))
+        of = f"{label} (bus)" if name == "collective" else label
+        rows.append((f"{name} {of}".strip(), bars, told[0], "" if best is points[-1] else told[1]))
     if not rows:
         return
     out.print("")

@@ -45,6 +45,7 @@ def test_a_terminal_has_pictures_of_80_columns(path, capsys):
     assert memory.split()[2][-1] in "▁▂"
     assert "at 16 KiB" in memory
     assert "at 1 GiB" in memory
+    assert "collective all_reduce (bus)" in text
     steps = next(line for line in lines if set(line) <= set("█▓▒░") and len(line) > 70)
     assert len(steps) == 76
     assert steps.count("▓") == pytest.approx(0.52 * 76, abs=2)  # backward, without colours
