@@ -69,7 +69,7 @@ def compare(
         store = open_store()
         before, after = store.find(a), store.find(b)
         refuse(a, b, before.fingerprint.obstacles(after.fingerprint))
-        names = only_known(only or [], before, after)
+        names = only_known(only or [], b, before, after)
         compared = library.compare(before, after, names)
         if not compared.results:
             raise UsageError(f"{a} and {b} have no result in common", in_short(compared), f"aifx bench show {a}")
@@ -78,13 +78,17 @@ def compare(
         show_compared(out, compared)
 
 
-def only_known(only: list[str], *reports: Report) -> tuple[str, ...]:
-    """Names of results, each of which one of the reports has. Raises UsageError for one that none of them has."""
+def only_known(only: list[str], source: str, *reports: Report) -> tuple[str, ...]:
+    """Names of results, each of which one of the reports has. Raises UsageError for one that none of them has.
+
+    Args:
+        source: of the last of them, for the hint.
+    """
     known = {result.name for report in reports for result in report.results}
     known |= {name.partition(".")[0] for name in known}
     for name in only:
         if name not in known:
-            raise UsageError(f"no result {name!r}", did_you_mean(name, known), "aifx bench show lists its results")
+            raise UsageError(f"no result {name!r}", did_you_mean(name, known), f"aifx bench show {source}")
     return tuple(only)
 
 
@@ -132,7 +136,7 @@ def show_compared(out: Output, compared: Compared) -> None:
     from aifx.bench.estimate import SIGNIFICANCE
 
     columns = ["result", "A", "B", "change", "95 % interval", "p", "verdict"]
-    out.table(columns, [row_of(found) for found in compared.results], right=columns[1:6])
+    _table(out, columns, [row_of(found) for found in compared.results])
     out.print("")
     out.print("A and B are medians; change and p go by the lower deciles of the launches, which little disturbs")
     for words in (_only("A", compared.only_before), _only("B", compared.only_after)):
@@ -144,6 +148,22 @@ def show_compared(out: Output, compared: Compared) -> None:
     if judged * 2 * SIGNIFICANCE >= 1:
         chance = round(judged * 2 * SIGNIFICANCE)
         out.print(f"of {judged} results that did not change, {chance} would be called slower or faster by chance")
+
+
+def _table(out: Output, columns: list[str], rows: list[tuple[str, ...]]) -> None:
+    """A line a result; on a terminal that is too narrow for it two, where a table would break its words."""
+    from rich.text import Text
+
+    width = sum(max(map(len, cells)) + len("  ") for cells in zip(columns, *rows, strict=True))
+    if not out.out.is_terminal or width <= out.out.width:
+        out.table(columns, rows, right=columns[1:6])
+        return
+    for name, before, after, change, interval, p, verdict in rows:
+        chance = "" if p == "-" else f", p {p}"
+        word, _, why = verdict.partition(": ")
+        out.print(Text(name))
+        told = f"{word}, {change} ({interval}{chance}): A {before}, B {after}{'; ' * bool(why)}{why}"
+        out.row(Text("  "), Text(told))
 
 
 def row_of(found: Comparison) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aifx.commands.bench import app
-from aifx.commands.bench_compare import heading, in_short, refuse, show_compared, side
+from aifx.commands.bench_compare import heading, in_short, only_known, refuse, show_compared, side
 from aifx.commands.bench_options import read_share
 from aifx.commands.options import JsonOption
 from aifx.commands.stopping import sigterm_as_ctrl_c
@@ -72,7 +72,7 @@ def gate(
         kept: AbstractContextManager[None]
         bound = read_share(max_regression, "--max-regression")
         before = open_store().find(baseline)
-        names = _names(before, only or [])
+        names = only_known(only or [], baseline, before)
         if results:
             after, source = read_report(results), str(results)
             _refuse(baseline, source, before, after)
@@ -98,20 +98,6 @@ def gate(
         raise SystemExit(int(bool(gated.regressed)))
 
 
-def _names(before: Report, only: list[str]) -> tuple[str, ...]:
-    """`only`, each of which the baseline has. Raises UsageError for one that it has not."""
-    from aifx.errors import did_you_mean
-
-    known = {result.name for result in before.results}
-    known |= {name.partition(".")[0] for name in known}
-    for name in only:
-        if name not in known:
-            raise UsageError(
-                f"the baseline has no result {name!r}", did_you_mean(name, known), "aifx bench show lists its results"
-            )
-    return tuple(only)
-
-
 def _check_launches(baseline: str, before: Report, names: tuple[str, ...]) -> None:
     """Raises UsageError, before anything is measured, where nothing that is could be held against the baseline."""
     from aifx.bench.compare import chosen
@@ -120,8 +106,9 @@ def _check_launches(baseline: str, before: Report, names: tuple[str, ...]) -> No
 
     for result in chosen(before, names).values():
         if len(result.samples_s) < LEAST_LAUNCHES:
+            many = len(result.samples_s)
             raise UsageError(
-                f"{baseline} is no baseline: {result.title} has {len(result.samples_s)} launches",
+                f"{baseline} is no baseline: {result.title} has {many} launch{'es' * (many != 1)}",
                 f"{LEAST_LAUNCHES} are the least",
                 f"{to_save('NAME')} keeps one",
             )

@@ -89,7 +89,7 @@ def history(
         reports = _reports(out, store, name)
         if not reports:
             raise UsageError(f"no report of {name} can be read", "each is damaged", to_save(name))
-        chosen = _chosen(reports, result)
+        chosen = _chosen(name, reports, result)
         if html:
             from aifx.bench.page import history_page
             from aifx.pages import write_page
@@ -113,8 +113,8 @@ def _reports(out: Output, store: Store, name: str) -> list[Report]:
     return found
 
 
-def _chosen(reports: list[Report], name: str | None) -> Result:
-    """The newest result of that name, or the one that stands for the report."""
+def _chosen(baseline: str, reports: list[Report], name: str | None) -> Result:
+    """The newest result of that name in a baseline's reports, or the one that stands for the report."""
     newest = {result.key: result for report in reports for result in report.results}
     if name is None:
         known = [result for main in MAIN for result in newest.values() if result.name == main]
@@ -122,8 +122,8 @@ def _chosen(reports: list[Report], name: str | None) -> Result:
     for result in newest.values():
         if name in (result.name, result.title, result.key):
             return result
-    hint = "aifx bench show lists the results of a report"
-    raise UsageError(f"no result {name!r}", did_you_mean(name, {r.title for r in newest.values()}), hint)
+    did = did_you_mean(name, {r.title for r in newest.values()})
+    raise UsageError(f"no result {name!r}", did, f"aifx bench show {baseline}")
 
 
 def _keys(reports: list[Report], name: str | None) -> list[str]:

@@ -61,10 +61,13 @@ class Store:
         if what.endswith(".json") or os.sep in what:
             return read_report(Path(what))
         name, _, commit = what.partition("@")
-        reports = [path for path in self.history(name) if _is_of(path, commit)]
+        history = self.history(name)
+        reports = [path for path in history if _is_of(path, commit)]
         if not reports:
             raise UsageError(
-                f"{name} was not saved at commit {commit}", "", f"aifx bench history {name} lists its commits"
+                f"{name} was not saved at commit {commit}",
+                f"its newest report is of {history[-1].stem.partition('-')[2]}",
+                f"aifx bench history {name}",
             )
         return read_report(reports[-1])
 

@@ -32,8 +32,9 @@ def test_a_name_has_a_history_and_its_newest_is_what_it_means(store):
     assert store.find("main") == second
     assert store.find("main@aaaa") == store.find(f"main@aaaa1111{'2' * 32}") == first  # in short and in full
     assert store.find(str(paths[0])) == first
-    with pytest.raises(UsageError, match="not saved at commit cccc"):
+    with pytest.raises(UsageError, match="not saved at commit cccc") as told:
         store.find("main@cccc")
+    assert told.value.why == "its newest report is of bbbb2222"
 
 
 def test_a_commit_with_changes_is_found_as_a_list_shows_it(store):

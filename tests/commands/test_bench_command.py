@@ -154,7 +154,6 @@ def test_compare_tells_what_is_slower_and_what_else_differs(bench, saved):
     assert (answer["a"]["commit"], answer["b"]["commit"]) == ("aaaa1111", "cccc2222")
 
 
-def test_another_machine_does_not_compare(bench, saved, tmp_path, here):
 def test_what_can_not_be_compared_in_full_is_told(bench, saved, tmp_path, here):
     half = report(here, thing("train.step", 0.1, launches=1))
     half = half.model_copy(update={"launches": 1, "failure": Failure(what="the bench was interrupted")})
@@ -167,6 +166,7 @@ def test_what_can_not_be_compared_in_full_is_told(bench, saved, tmp_path, here):
     assert "no result 'train.stp'\n  did you mean 'train.step'?" in done.stderr
 
 
+def test_another_machine_does_not_compare(bench, saved, tmp_path, here):
     other = here.model_copy(update={"hardware": here.hardware | {"cores": 4096}})
     write_report(report(other, thing("train.step", 0.1)), tmp_path / "other.json")
     for arguments in (["compare", "main", "other.json"], ["gate", "--baseline", "main", "--results", "other.json"]):
