@@ -77,6 +77,17 @@ def test_a_narrow_terminal_breaks_no_words(path, capsys, monkeypatch):
     assert any(line.startswith("memory triad █") for line in lines)
 
 
+@pytest.mark.usefixtures("terminal")
+def test_a_comparison_too_wide_for_a_terminal_breaks_no_words(path, capsys):
+    assert run(["bench", "compare", path, path]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("kernels.linear_cross_entropy train_2k reference float32")
+    assert lines[at + 1].startswith("  unsure, +0.0% (")
+    told = " ".join(line.strip() for line in lines[at + 1 : at + 3])
+    assert told.endswith("): A 46.5 ms, B 46.5 ms; 3 and 3 launches, 5 are the least")
+    assert max(map(len, lines[3:-1])) <= 80
+
+
 def test_units_are_spelt_where_there_is_no_unicode(path):
     environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "aifx.commands.main", "bench", "show", path]
