@@ -41,7 +41,7 @@ def measure(bench: Bench) -> Iterator[Measured]:
         bench.say("checkpoint: saving")
         section = ready.config.checkpoint.model_copy(update={"asynchronous": True, "keep_last": 1, "keep_best": 0})
         checkpoints = Checkpoints(ready.run.checkpoints, section)
-        yield from _saves(timer, checkpoints, tree)
+        yield from _saves(timer, checkpoints, tree, bench.alive)
         last = checkpoints.latest()
         assert last is not None
 
@@ -75,6 +75,7 @@ class _Timer:
             started = time.perf_counter()
             run()
             taken.append(time.perf_counter() - started)
+            self._bench.alive()
         return self.told(thing, taken, against)
 
     def told(self, thing: str, seconds: list[float], against: str = "") -> Measured:
@@ -88,7 +89,7 @@ class _Timer:
         )
 
 
-def _saves(timer: _Timer, checkpoints: Checkpoints, tree: Any) -> Iterator[Measured]:
+def _saves(timer: _Timer, checkpoints: Checkpoints, tree: Any, alive: Callable[[], None]) -> Iterator[Measured]:
     """The first save has files to make and memory to take, as each run's first has; it is not counted.
 
     Each has arrays that were not saved before, as a step's results are: JAX keeps what it copied to the host with them.
@@ -103,6 +104,7 @@ def _saves(timer: _Timer, checkpoints: Checkpoints, tree: Any) -> Iterator[Measu
         stalls.append(time.perf_counter() - started)
         checkpoints.wait()
         saves.append(time.perf_counter() - started)
+        alive()
     yield timer.told("stall", stalls[1:])
     yield timer.told("save", saves[1:], against="disk_write")
 

@@ -1,6 +1,6 @@
 """One launch of one suite: `python -m aifx.bench.launch REQUEST FD`, which tells events in lines of JSON on FD.
 
-    {"fingerprint": {...}}  {"say": "..."}  {"note": "..."}  {"result": {...}}  {"failure": {...}}
+    {"fingerprint": {...}}  {"say": "..."}  {"note": "..."}  {"alive": true}  {"result": {...}}  {"failure": {...}}
 
 REQUEST is JSON: suite, quick, options. A process of its own, since launches differ and since a device that is lost
 takes the process with it; what was told until then is kept.
@@ -57,7 +57,14 @@ def run(request: dict[str, Any], tell: Any) -> None:
             noted.add(text)
             tell(note=text)
 
-    bench = Bench(suite, request["quick"], request["options"], lambda text: tell(say=text), note)
+    bench = Bench(
+        suite,
+        request["quick"],
+        request["options"],
+        say=lambda text: tell(say=text),
+        note=note,
+        alive=lambda: tell(alive=True),
+    )
     folder = bench.project.root if suite.needs_project else Path.cwd()
     measure = measure_of(suite)  # a package that is missing is told before anything is measured
     tell(fingerprint=fingerprint(folder).model_dump(mode="json"))

@@ -58,6 +58,7 @@ class Bench:
         options: the request's.
         say: told what is done now, for whoever waits.
         note: told what whoever reads the results has to know; once, however often it is said.
+        alive: called when a part of something long is done, since a launch that is not heard of for long is ended.
     """
 
     suite: Suite
@@ -66,6 +67,7 @@ class Bench:
     say: Callable[[str], None] = lambda text: None
     note: Callable[[str], None] = lambda text: None
     folder: Path = field(default_factory=Path.cwd)
+    alive: Callable[[], None] = lambda: None
 
     @property
     def effort(self) -> Effort:

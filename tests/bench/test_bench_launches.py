@@ -189,6 +189,24 @@ def test_a_device_that_is_gone_in_a_later_launch_ends_the_bench_with_what_the_ot
     assert report.fingerprint == several
 
 
+def test_what_takes_long_and_goes_on_is_not_taken_for_a_hang(bench, monkeypatch):
+    body = """
+        bench.say("ready")
+        for _ in range(6):
+            time.sleep(1)
+            bench.alive()
+        yield result("first", 1.0)
+        """
+
+    def say(text):
+        if text == "ready":
+            monkeypatch.setattr(launches, "SILENCE_S", 5.0)
+
+    report, _ = bench(body, say=say)
+    assert report.failure is None
+    assert len(report.results) == 1
+
+
 def test_what_a_launch_wrote_is_removed_when_it_is_ended(bench, tmp_path, monkeypatch):
     body = f"""
         import tempfile

@@ -72,6 +72,7 @@ class Rounds:
             self._bench.say(f"round {number + 1} of {count}")
             for block in blocks if number % 2 == 0 else reversed(blocks):
                 block()
+                self._bench.alive()
 
     def results(self) -> Iterator[Measured]:
         """As far as they came."""
