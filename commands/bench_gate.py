@@ -90,11 +90,12 @@ def gate(
         sides = {"baseline": side(before, baseline), "now": side(after, source)}
         out.document({**sides, **gated.document()})
         heading(out, before, after, baseline, source)
-        _show(out, gated)
-        if gated.regressed:
+        show_compared(out, gated.compared)
+        if gated.regressed:  # what may be why; the verdict comes last
             for name, report in ((baseline, before), (source, after)):
                 for note in report.notes:
                     out.print(f"note ({name}): {note}")
+        _show_verdict(out, gated)
         raise SystemExit(int(bool(gated.regressed)))
 
 
@@ -182,19 +183,18 @@ def _decide(gated: Gated, option: str) -> None:
         )
 
 
-def _show(out: Output, gated: Gated) -> None:
-    show_compared(out, gated.compared)
+def _show_verdict(out: Output, gated: Gated) -> None:
     for found in gated.suspected:
         p, count = found.change.p or 0.0, len(gated.compared.results)
         out.print(f"not counted: {found.after.title} seems slower (p {p:.4f}), as one of {count} may by chance")
     for found in gated.doubtful:
         if found not in gated.suspected:
             out.print(f"in doubt: {found.after.title} seems slower by {_reach(found)}, and may be so by chance")
-    for found in gated.regressed:
-        out.print(f"regression: {found.after.title} is slower by {_reach(found)}")
     unsure = sum(found.verdict == "unsure" for found in gated.compared.results)
     if unsure:
         out.print(f"too noisy to say: {unsure} of {len(gated.compared.results)}")
+    for found in gated.regressed:
+        out.print(f"regression: {found.after.title} is slower by {_reach(found)}")
     if not gated.regressed:
         out.print(f"passed: nothing is slower by more than {gated.max_regression:.1%}, as far as can be told")
 

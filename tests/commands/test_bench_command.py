@@ -178,11 +178,13 @@ def test_another_machine_does_not_compare(bench, saved, tmp_path, here):
 
 def test_a_gate_over_results_ends_with_its_verdict(bench, saved, tmp_path, here):
     slow, quick = tmp_path / "slow.json", tmp_path / "quick.json"
-    write_report(report(here, thing("train.step", 0.13), thing("train.forward", 0.03)), slow)
+    now = report(here, thing("train.step", 0.13), thing("train.forward", 0.03))
+    write_report(now.model_copy(update={"notes": ["a word"]}), slow)
     write_report(report(here, thing("train.step", 0.12), quick=True), quick)
     done = bench("gate", "--baseline", "main", "--results", slow)
     assert done.returncode == 1
-    assert "regression: train.step is slower by 8.3% (95 %: +7." in done.stdout
+    assert f"note ({slow}): a word" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("regression: train.step is slower by 8.3% (95 %: +7.")
     done = bench("gate", "--baseline", "main", "--results", slow, "--max-regression", "10%", "--json")
     assert done.returncode == 0
     answer = json.loads(done.stdout)
