@@ -138,7 +138,7 @@ def show_compared(out: Output, compared: Compared) -> None:
     columns = ["result", "A", "B", "change", "95 % interval", "p", "verdict"]
     _table(out, columns, [row_of(found) for found in compared.results])
     out.print("")
-    out.print("A and B are medians; change and p go by the lower deciles of the launches, which little disturbs")
+    out.print("A and B are medians; change and p go by lower deciles, which little disturbs")
     for words in (_only("A", compared.only_before), _only("B", compared.only_after)):
         if words:
             out.print(words)

@@ -194,7 +194,7 @@ def asked(before: Request, after: Request) -> list[str]:
 def _comparison(old: Result, new: Result) -> Comparison:
     found = change(old.samples_s, new.samples_s)
     if isnan(found.ratio):
-        return Comparison(old, new, found, "unsure", "a median is not above zero")
+        return Comparison(old, new, found, "unsure", "a lower decile is not above zero")
     if found.p is None:
         counts = f"{len(old.samples_s)} and {len(new.samples_s)} launches"
         return Comparison(old, new, found, "unsure", f"{counts}, {LEAST_LAUNCHES} are the least")

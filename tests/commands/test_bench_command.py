@@ -160,7 +160,7 @@ def test_what_can_not_be_compared_in_full_is_told(bench, saved, tmp_path, here):
     write_report(half, tmp_path / "half.json")
     done = bench("compare", "half.json", "main")
     assert re.search(r"half.json: .*, 1 launch\n +not whole: the bench was interrupted\n", done.stdout)
-    assert "A and B are medians; change and p go by the lower deciles" in done.stdout  # so they need not agree
+    assert "A and B are medians; change and p go by lower deciles" in done.stdout  # so they need not agree
     done = bench("compare", "half.json", "main", "--only", "train.stp")
     assert done.returncode == 2
     assert "no result 'train.stp'\n  did you mean 'train.step'?" in done.stderr
