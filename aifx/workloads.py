@@ -125,7 +125,7 @@ class Stream:
         extra = SHIFT if op == "copy" else 0
         self._y = jax.jit(lambda: _pattern(self._count + extra), out_shardings=on_device)()
         self._step = self._program()
-        if self._is_written_out and _bytes_accessed(self._step) < round_bytes * self.rounds:  # JAX 0.10.2, CPU
+        if self._is_written_out and _bytes_accessed(self._step) < 0.9 * round_bytes * self.rounds:  # JAX 0.10.2
             self.rounds = 1
             self._step = self._program()
         self.num_bytes = round_bytes * self.rounds  # that a call reads and writes

@@ -112,7 +112,8 @@ def _saves(timer: _Timer, checkpoints: Checkpoints, tree: Any, alive: Callable[[
 def _droppable(folder: Path, bench: Bench) -> Callable[[], None] | None:
     """What puts the files below a folder out of the page cache; None where the system does not do so for us."""
     if not hasattr(os, "posix_fadvise"):
-        bench.note("this system cannot put files out of its cache: checkpoint.restore_cold is left out")
+        left_out = "checkpoint.disk_read and checkpoint.restore_cold are left out"
+        bench.note(f"this system cannot put files out of its cache: {left_out}")
         return None
 
     def drop() -> None:
