@@ -9,18 +9,23 @@ takes the process with it; what was told until then is kept.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aifx.errors import AifxError, ExitCode
 
 GRACE_S = 5.0
 """For a launch that is ended before its time, to remove what it wrote."""
+
+R = TypeVar("R")
 
 _left_alone = threading.Event()
 
@@ -67,10 +72,17 @@ def run(request: dict[str, Any], tell: Any) -> None:
     )
     folder = bench.project.root if suite.needs_project else Path.cwd()
     measure = measure_of(suite)  # a package that is missing is told before anything is measured
-    tell(fingerprint=fingerprint(folder).model_dump(mode="json"))
+    print_ = _elsewhere(fingerprint, folder) if suite.leaves_devices else fingerprint(folder)
+    tell(fingerprint=print_.model_dump(mode="json"))
     with Watch(note):
         for found in measure(bench):
             tell(result=found.model_dump(mode="json"))
+
+
+def _elsewhere(function: Callable[[Path], R], folder: Path) -> R:
+    """In a process that is gone afterwards, with the devices that it opened."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, folder).result()
 
 
 def _leave(*_: object) -> None:

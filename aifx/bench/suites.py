@@ -26,6 +26,8 @@ class Suite:
     Attributes:
         module: whose `measure(bench)` tells a result after the other. Imported in the launch alone.
         needs_project: whether it measures the project that it is called in.
+        leaves_devices: whether they have to be free for processes that it starts: a TPU belongs to one process, and
+            JAX takes most of a GPU's memory.
         slice_s, quick_s: seconds for the samples of one result in one launch.
     """
 
@@ -33,6 +35,7 @@ class Suite:
     module: str
     summary: str
     needs_project: bool = False
+    leaves_devices: bool = False
     slice_s: float = 1.0
     quick_s: float = 0.15
 
@@ -45,7 +48,10 @@ SUITES = {
         Suite("train", "aifx.bench.train", "the project's step", needs_project=True, slice_s=4.0, quick_s=1.0),
         Suite("data", "aifx.bench.data", "the project's batches", needs_project=True),
         Suite("checkpoint", "aifx.bench.checkpoint", "saving and restoring the project's state", needs_project=True),
-        Suite("startup", "aifx.bench.startup", "from the command to the first step", needs_project=True),
+        Suite(
+            "startup", "aifx.bench.startup", "from the command to the first step",
+            needs_project=True, leaves_devices=True,
+        ),
     )
 }  # fmt: skip
 

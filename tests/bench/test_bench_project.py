@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -72,6 +74,29 @@ def test_nothing_is_left_in_the_project(project):
     measured("data", data, project)
     after = sorted(path.name for path in project.iterdir() if path.name != "__pycache__")
     assert after == before
+
+
+OPENED = """
+from aifx.bench import launch, startup
+from jax._src.xla_bridge import backends_are_initialized
+
+
+def measure(bench):
+    print("opened:", backends_are_initialized())
+    return iter(())
+
+
+startup.measure = measure
+launch.run({"suite": "startup", "quick": True, "options": {}}, lambda **event: print(event))
+"""
+
+
+def test_the_devices_are_free_for_the_starts_that_are_timed(project):
+    """A TPU belongs to one process, and JAX takes most of a GPU's memory."""
+    done = subprocess.run([sys.executable, "-c", OPENED], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "'platform': 'cpu'" in done.stdout
+    assert "opened: False" in done.stdout
 
 
 def test_startup_runs_a_copy_of_the_project(project):
