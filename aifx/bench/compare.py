@@ -110,10 +110,10 @@ class Gated:
     launches: int
 
     def document(self) -> dict[str, Any]:
-        keys = {comparison.key for comparison in self.regressed}
+        regressed, doubtful = ({found.key for found in some} for some in (self.regressed, self.doubtful))
         document = self.compared.document()
         for result, comparison in zip(document["results"], self.compared.results, strict=True):
-            result["regressed"] = comparison.key in keys
+            result |= {"regressed": comparison.key in regressed, "in_doubt": comparison.key in doubtful}
         return {"passed": not self.regressed, "max_regression": self.max_regression, **document}
 
 

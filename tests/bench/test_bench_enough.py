@@ -91,6 +91,8 @@ def test_what_stays_in_doubt_is_told_as_such():
     assert after.launches == 20
     assert not gated.regressed
     assert [found.after.name for found in gated.doubtful] == ["train.step"]
+    told = gated.document()
+    assert (told["passed"], told["results"][0]["regressed"], told["results"][0]["in_doubt"]) == (True, False, True)
 
 
 def test_a_baseline_that_no_launches_could_be_told_from_asks_for_none():
