@@ -14,7 +14,7 @@ from matplotlib.image import imread
 
 from aifx.bench.page import MOST_TRENDS, history_page, report_page
 from aifx.bench.pictures import pictures
-from aifx.bench.results import Failure, Report, Result
+from aifx.bench.results import Failure, Measured, Report, Result
 
 NASTY = (
     '</title></svg><script>alert("1")</script><img src="http://evil.example/x.png" onerror=alert(1)>&amp;{{ 7 * 7 }}'
@@ -288,6 +288,14 @@ def test_a_history_tells_what_got_slower_first(pages, browser):
     assert "another machine: cores: 64 and 2" in whole
 
 
+def test_a_history_of_one_has_no_empty_table():
+    only = history()[0]
+    for reports in ([only], [history()[1], only]):
+        page = history_page("main", reports)
+        assert "nothing to hold the last report against" in page
+        assert "<h2>Since" not in page
+
+
 def test_a_page_names_a_command_that_can_be_run():
     report = made.report(*made.hardware()[:2], *made.train()[:2])
     assert "<code>aifx bench all</code>" in report_page(report)
@@ -329,3 +337,15 @@ def test_nobody_s_settings_and_no_pyplot_are_in_it(tmp_path):
         seen.append(done.stdout)
     assert all(one == other for one, other in pairwise(seen))
     assert "<text" in seen[0]
+
+
+def test_a_change_that_is_not_known_is_no_number():
+    """A difference of two times, as the backward pass is, may come out below zero in a disturbed launch."""
+    before, after = (made.report(Result.of(launches(seconds))) for seconds in (-1e-6, 1e-3))
+    page = history_page("main", [before, after])
+    assert "nan" not in page
+    assert "-, unsure" in page
+
+
+def launches(seconds: float) -> list[Measured]:
+    return [Measured(name="train.backward", samples_s=[seconds, 1e-3, 1e-3]) for _ in range(5)]
