@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -167,23 +166,18 @@ def _table(out: Output, columns: list[str], rows: list[tuple[str, ...]]) -> None
 
 
 def row_of(found: Comparison) -> tuple[str, ...]:
-    from aifx.bench.units import duration
+    from aifx.bench.units import change, duration
 
-    change = found.change
+    seen = found.change
     return (
         found.after.title,
         duration(found.before.median_s),
         duration(found.after.median_s),
-        share(change.ratio),
-        f"{share(change.low)} to {share(change.high)}",
-        "-" if change.p is None else f"{change.p:.4f}",
+        change(seen.ratio),
+        f"{change(seen.low)} to {change(seen.high)}",
+        "-" if seen.p is None else f"{seen.p:.4f}",
         f"{found.verdict}: {found.why}" if found.why else found.verdict,
     )
-
-
-def share(ratio: float) -> str:
-    """How much more: "+3.2%"."""
-    return f"{ratio - 1:+.1%}" if isfinite(ratio) else "-"
 
 
 def in_short(compared: Compared) -> str:

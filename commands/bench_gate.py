@@ -200,9 +200,11 @@ def _show_verdict(out: Output, gated: Gated) -> None:
 
 
 def _reach(found: Comparison) -> str:
+    from aifx.bench.units import change as told
+
     change = found.change
     p = "" if change.p is None else f"; p {change.p:.4f}"
-    return f"{change.ratio - 1:.1%} (95 %: {change.low - 1:+.1%} to {change.high - 1:+.1%}{p})"
+    return f"{change.ratio - 1:.1%} (95 %: {told(change.low)} to {told(change.high)}{p})"
 
 
 def _listed(found: list[Result]) -> str:

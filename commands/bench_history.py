@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aifx.commands.bench import app
-from aifx.commands.bench_compare import share
 from aifx.commands.options import JsonOption
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import AifxError, UsageError, did_you_mean
@@ -149,8 +148,8 @@ def _series(reports: list[Report], key: str) -> dict[str, Any]:
 
 def _show(out: Output, reports: list[Report], chosen: Result) -> None:
     """A line a report, each held against the one before that was measured on the same hardware; then the picture."""
+    from aifx.bench import units
     from aifx.bench.estimate import change
-    from aifx.bench.units import duration
     from aifx.commands.chart import line_chart
 
     newest = reports[-1].fingerprint
@@ -168,13 +167,15 @@ def _show(out: Output, reports: list[Report], chosen: Result) -> None:
         else:
             if before is not None:
                 found = change(before.samples_s, result.samples_s)
-                told = f"{share(found.ratio)}{'' if found.is_significant else ' (not significant)'}"
+                told = f"{units.change(found.ratio)}{'' if found.is_significant else ' (not significant)'}"
             before = result
             medians.append(result.median_s)
         noise = None if result.noise is None else f"{result.noise:.1%}"
-        rows.append((_at(report), report.fingerprint.commit, duration(result.median_s), noise, told))
+        rows.append((_at(report), report.fingerprint.commit, units.duration(result.median_s), noise, told))
     out.print(chosen.title)
     out.table(["time", "commit", "median", "±", "against the one before"], rows, right=["median", "±"])
+    if len(medians) > 1:
+        out.print("what stands against the one before goes by lower deciles, which little disturbs")
     if len(medians) > 1 and not out.json:
         out.print("")
         scale, unit = _unit(max(medians))

@@ -61,7 +61,7 @@ def history_page(name: str, reports: Sequence[Report]) -> str:
     like = [report for report in reports if not report.fingerprint.obstacles(last.fingerprint)]
     compared = sorted(compare(like[0], last).results, key=_urgency) if len(like) > 1 else []
     drawn = [
-        trend(f"trend-{number}", reports, found.key, f"{found.change.ratio - 1:+.1%}, {found.verdict}")
+        trend(f"trend-{number}", reports, found.key, f"{units.change(found.change.ratio)}, {found.verdict}")
         for number, found in enumerate(compared[:MOST_TRENDS])
     ]
     return render(
@@ -97,8 +97,8 @@ def _change_row(found: Comparison) -> dict[str, Any]:
         "params": _words(found.after.params),
         "then": units.duration(found.before.median_s),
         "now": units.duration(found.after.median_s),
-        "change": f"{found.change.ratio - 1:+.1%}",
-        "interval": f"{found.change.low - 1:+.1%} to {found.change.high - 1:+.1%}",
+        "change": units.change(found.change.ratio),
+        "interval": f"{units.change(found.change.low)} to {units.change(found.change.high)}",
         "verdict": found.verdict,
         "why": found.why,
     }

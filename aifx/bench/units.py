@@ -39,6 +39,11 @@ def share(fraction: float) -> str:
     return f"{100 * fraction:.{1 if fraction < 0.0995 else 0}f} %"
 
 
+def change(ratio: float) -> str:
+    """ "+3.2%", of what takes 1.032 times as long; "-" where that is not known."""
+    return f"{ratio - 1:+.1%}" if math.isfinite(ratio) else "-"
+
+
 def figure(name: str, value: float) -> tuple[str, str]:
     """A figure's words and its value, by the unit in its name: `peak_memory_bytes` is ("peak memory", "28 MiB")."""
     words = name.split("_")
