@@ -66,7 +66,8 @@ def test_a_wrong_product_is_found(monkeypatch):
 def test_a_stream_changes_each_element_as_often_as_it_is_counted(op):
     stream = Stream(CPU, op, 1 << 12, 1 << 14)
     assert stream.rounds % 2
-    assert stream.num_bytes == stream.rounds * (1 << 12) * ARRAYS[op] // 2 >= 1 << 14
+    assert stream.num_bytes == stream.rounds * (1 << 12) * ARRAYS[op] // 2
+    assert stream.num_bytes >= 1 << 14 or stream.rounds == 1  # as XLA of JAX 0.10.2 would have made of them
     was, y = np.array(stream._x), np.array(stream._y)[: stream._count]
     assert stream.num_wrong() == 0
     changed = {"copy": y, "scale": -was, "add": y - was, "triad": y - was}[op]
@@ -90,7 +91,10 @@ def test_a_stream_counts_no_bytes_that_xla_has_merged_away(op, is_barred, monkey
     moved = stream._step.cost_analysis()["bytes accessed"]
     assert stream.num_bytes == stream.rounds * (1 << 14) * ARRAYS[op] // 2
     assert moved == pytest.approx(stream.num_bytes, rel=0.01)
-    assert is_barred or stream.rounds == 1
+    if not is_barred:
+        assert stream.rounds == 1
+    elif jax.__version_info__ >= (0, 12):
+        assert stream.num_bytes >= 1 << 18
     stream()
     assert stream.num_wrong() == 0
 
