@@ -239,7 +239,8 @@ def document(
         "quick": arguments.quick,
         "rows": rows,
         "absent": {peer: why for run in runs for peer, why in run.absent.items()} | dict(absent or {}),
-        "notes": [*notes, *_once([note for run in runs for note in run.notes])],
+        "notes": list(notes),
+        "disturbed": _once([note for run in runs for note in run.notes]),
         "samples_s": [run.samples() for run in runs],
     }
 
@@ -255,7 +256,7 @@ def report(found: Mapping[str, Any], arguments: argparse.Namespace) -> None:
         say(f"    {one['ratio']:.3f} times as fast ({interval}{goal})", arguments)
     for peer, why in found["absent"].items():
         say(f"{peer}: not measured, {why}", arguments)
-    for note in found["notes"]:
+    for note in (*found["notes"], *found["disturbed"]):
         say(note, arguments)
     said = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     say(f"{found['date']}, {found['machine']}; {said}", arguments)
@@ -304,10 +305,10 @@ def training_environment() -> dict[str, str]:
 
 
 def _once(notes: Sequence[str]) -> list[str]:
-    """As sentences; of those that differ in their figures alone, the first."""
+    """Of those that differ in their figures alone, the first."""
     found: dict[str, str] = {}
     for note in notes:
-        found.setdefault(re.sub(r"\d+", "", note), f"{note[0].upper()}{note[1:]}.")
+        found.setdefault(re.sub(r"\d+", "", note), note)
     return list(found.values())
 
 

@@ -30,7 +30,10 @@ class DamagedMarkers(ValueError):
 
 
 def rewrite(page: str, measured: Mapping[str, Any]) -> str:
-    """The page with a document of `side_by_side` in its table. Raises DamagedMarkers; all else stays as it was."""
+    """The page with a document of `side_by_side` in its table. Raises DamagedMarkers; all else stays as it was.
+
+    What disturbed the measurement stands with its date, and notes stay where no row is new: they are of the rows.
+    """
     start, end = span(page, measured["table"])
     before = read_table(page[start:end])
     new = {(one["what"], one["against"]) for one in measured["rows"]}
@@ -40,7 +43,8 @@ def rewrite(page: str, measured: Mapping[str, Any]) -> str:
     mine = [_row(one, date) for one in measured["rows"]]
     now = {row[:2]: row for row in (*before.rows, *mine)}  # where it stood; what is new at the end
     absent = "; ".join(f"{peer}: {why}" for peer, why in measured["absent"].items())
-    notes = [*measured["notes"], *([f"{NOT_MEASURED} on {measured['date']}: {absent}."] if absent else [])]
+    of_rows = measured["notes"] if mine else [note for note in before.notes if not note.startswith(NOT_MEASURED)]
+    notes = [*of_rows, *([f"{NOT_MEASURED} on {measured['date']}: {absent}."] if absent else [])]
     table = Table(list(now.values()), {**conditions, date: conditions_of(measured)}, notes)
     return page[:start] + table.text() + page[end:]
 
@@ -107,7 +111,7 @@ def read_table(body: str) -> Table:
 def conditions_of(measured: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     rounds = f"{measured['rounds']} round{'s' * (measured['rounds'] != 1)}{', quick' * measured['quick']}"
-    return f"{measured['machine']}; {versions}; {rounds}"
+    return "; ".join([measured["machine"], versions, rounds, *measured["disturbed"]])
 
 
 def _row(one: Mapping[str, Any], date: str) -> Row:

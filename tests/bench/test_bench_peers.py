@@ -55,6 +55,7 @@ def measured(*rows, **more):
         "rows": list(rows),
         "absent": {},
         "notes": [],
+        "disturbed": [],
     } | more
 
 
@@ -98,6 +99,21 @@ def test_a_peer_that_is_not_there_keeps_its_row_and_that_is_said(scripts):
     page = scripts.tables.rewrite(page, measured(row("torch", 1), row("new", 1), row("compiled", 1), date="2026-05-06"))
     assert set(table_of(scripts, page).conditions) == {"2026-05-06"}
     assert table_of(scripts, page).notes == []
+
+
+def test_what_disturbed_is_told_of_the_rows_that_it_disturbed(scripts):
+    page = scripts.tables.rewrite(EMPTY, measured(row("torch", 1.5), row("compiled", 1.2), notes=["The same work."]))
+    busy = {"date": "2026-03-04", "disturbed": ["other processes used 80% of the cores"]}
+    absent = {"torch": "not installed", "compiled": "not installed"}
+    nothing = table_of(scripts, scripts.tables.rewrite(page, measured(**busy, absent=absent)))
+    assert nothing.notes == [
+        "The same work.",
+        "Not measured on 2026-03-04: torch: not installed; compiled: not installed.",
+    ]
+    assert nothing.conditions == table_of(scripts, page).conditions
+    half = table_of(scripts, scripts.tables.rewrite(page, measured(row("torch", 1.7), **busy)))
+    told = {date: "other processes" in condition for date, condition in half.conditions.items()}
+    assert told == {"2026-01-02": False, "2026-03-04": True}
 
 
 def test_one_day_with_two_machines_tells_them_apart(scripts):
