@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
+import numpy as np
 import pytest
 
 from aifx.bench import kernels
+from aifx.bench.kernel_peers import PEERS
 from aifx.bench.roofline import cache_bytes, least_seconds
 from aifx.bench.suites import SUITES, Bench
 from aifx.errors import UsageError
 from jax_kernels.forms import current_device, make_device
 from jax_kernels.op import Work
-from jax_kernels.ops import OPS, benchmark_cases
+from jax_kernels.ops import OPS, benchmark_cases, dtypes
 
 
 def bench(**options):
@@ -48,6 +52,32 @@ def test_what_xla_does_not_tell_of_a_program_is_not_told(monkeypatch):
     for measured in kernels.measure(asked):
         assert measured.figures["peak_memory_bytes"] is None
         assert measured.figures["elementwise_flops"] is None
+
+
+SEEN = ({}, {"window": 7}, {"causal": False}, {"causal": False, "window": 7}, {"has_segments": True}, {"q_len": 32})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [*(("attention", seen) for seen in SEEN), *((name, {}) for name in OPS if name != "attention")]
+)
+def test_a_peer_computes_what_the_op_does(name, changes):
+    """What does other work is no peer: its time says nothing."""
+    op = OPS[name]
+    dtype = "float32" if "float32" in dtypes(op) else dtypes(op)[0]
+    calls = [case.call(dtype) for case in benchmark_cases(op, "cpu")]
+    call = min(calls, key=lambda call: (op.work(call).flops, op.work(call).num_bytes))
+    if name == "attention":
+        call = replace(call, **{"batch": 1, "q_len": 64, "kv_len": 64} | changes)
+    for run in PEERS[name](call).values():
+        program, make = op.workload(call, run, ())
+        reference, _ = op.workload(call, op.forms["reference"].run, ())
+        given = make()
+        found, expected = (jax.tree.leaves(jax.jit(p)(*given)) for p in (program, reference))
+        for one, other in zip(found, expected, strict=True):
+            one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+            # jax.nn.scaled_matmul rounds to bfloat16 on its way.
+            bound = 2e-2 if name == "quantized_matmul" else 1e-5
+            np.testing.assert_allclose(one, other, rtol=0, atol=bound * np.abs(other).max())
 
 
 def test_a_quick_bench_takes_the_smallest_case_of_each_op():
