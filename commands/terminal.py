@@ -214,8 +214,9 @@ def is_colored(stream: TextIO) -> bool:
 
 
 def to_json(document: Any) -> str:
-    """JSON on several lines, valid everywhere: NaN and infinities are null."""
-    return json_module.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    """JSON on several lines, valid everywhere: NaN and infinities are null, letters escaped that stdout may lack."""
+    is_unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+    return json_module.dumps(_finite(document), indent=2, ensure_ascii=not is_unicode, allow_nan=False, default=_plain)
 
 
 def _finite(value: Any) -> Any:

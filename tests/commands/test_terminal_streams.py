@@ -127,6 +127,12 @@ def test_a_question_without_a_stdin_takes_the_default(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "aifx.toml").is_file()
 
 
+def test_a_document_is_json_in_any_locale(tmp_path: Path) -> None:
+    """JSON has no \\xef."""
+    done = probe(tmp_path, "out.document({'n': 'naïve 4 µs ▂'})", "--json", env={"PYTHONIOENCODING": "ascii"})
+    assert json.loads(done.stdout)["n"] == "naïve 4 µs ▂"
+
+
 def test_any_locale_will_do(tmp_path: Path) -> None:
     done = probe(tmp_path, "out.print('naïve ▂▄ \\udcff'); out.say('naïve')", env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
