@@ -32,7 +32,7 @@ SERIES = {
 }
 """What is measured by size, and the params that tell one series from another."""
 
-PARTS = (("blue", "█"), ("yellow", "▓"), ("green", "▒"), ("white", "░"))
+PARTS = (("blue", "█"), ("yellow", "▓"), ("green", "▒"), ("bright_black", "░"))
 ASCII = "#=-."
 """The device's parts of a step, and the rest: with colours, without, and without Unicode."""
 
