@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import log
+from math import inf, log
 from typing import Any
 
 from aifx.bench import units
@@ -87,7 +87,8 @@ def history_page(name: str, reports: Sequence[Report]) -> str:
 def _urgency(found: Comparison) -> tuple[int, float]:
     """What got slower first, the most first; then what got faster; then the rest as it was measured."""
     if found.verdict in ("slower", "faster"):
-        return found.verdict == "faster", -abs(log(found.change.ratio))
+        ratio = found.change.ratio
+        return found.verdict == "faster", -abs(log(ratio)) if ratio > 0 else -inf
     return 2, 0.0
 
 

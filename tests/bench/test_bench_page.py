@@ -296,6 +296,15 @@ def test_a_history_of_one_has_no_empty_table():
         assert "<h2>Since" not in page
 
 
+@pytest.mark.parametrize(("then", "now", "verdict"), [(1.0, 0.0, "faster"), (0.0, 1.0, "slower"), (0.0, 0.0, "")])
+def test_a_history_of_no_time_at_all(then, now, verdict):
+    reports = [
+        made.report(made.result("train.step", seconds, launches=5), time=1.79e9 + day)
+        for day, seconds in enumerate((then, now))
+    ]
+    assert verdict in history_page("main", reports)
+
+
 def test_a_page_names_a_command_that_can_be_run():
     report = made.report(*made.hardware()[:2], *made.train()[:2])
     assert "<code>aifx bench all</code>" in report_page(report)

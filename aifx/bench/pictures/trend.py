@@ -32,7 +32,8 @@ def trend(name: str, reports: Sequence[Report], key: str, caption: str = "") -> 
             low, high = found.interval_s
             axes.plot([at, at], [low, high], color=color, lw=5, alpha=0.3, solid_capstyle="butt")
             (mark,) = axes.plot(at, found.median_s, "o", color=color)
-            change = f", {found.median_s / before.median_s - 1:+.1%}" if found is not before else ""
+            is_told = found is not before and before.median_s > 0
+            change = f", {found.median_s / before.median_s - 1:+.1%}" if is_told else ""
             between = f"{units.duration(low)} to {units.duration(high)}"
             when = f"{report.fingerprint.commit or 'no commit'}, {date(report.time)}"
             on.tip(mark, f"{when}: {units.duration(found.median_s)} ({between}){change}")
