@@ -265,3 +265,16 @@ def test_the_record_is_whole_at_any_moment():
         for event in script[:end]:
             record.take(event, 0.0)
         json.dumps(to_document(record.facts("interrupted", "Ctrl-C", 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("caches", "room", "expected"),
+    [(32 << 20, 64 << 30, 256 << 20), (384 << 20, 64 << 30, 1536 << 20), (384 << 20, 4 << 30, 1 << 30),
+     (384 << 20, None, 256 << 20)],
+)  # fmt: skip
+def test_the_triad_of_a_cpu_is_of_more_than_its_caches_hold(caches, room, expected, monkeypatch):
+    from aifx.health.stress import measures
+
+    monkeypatch.setattr(measures, "cache_bytes", lambda platform: caches)
+    monkeypatch.setattr(measures, "room", lambda devices: room)
+    assert measures._beyond_caches(None) == expected

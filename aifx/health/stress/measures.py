@@ -10,6 +10,9 @@ from typing import Any
 import jax
 
 from aifx import workloads
+from aifx.bench.ceilings import BEYOND
+from aifx.bench.memory import room
+from aifx.bench.roofline import cache_bytes
 from aifx.ceilings import find_ceilings
 from aifx.hardware import find_accelerator, peak_of
 from aifx.health.facts import Absent
@@ -55,7 +58,7 @@ def matmul(device: Any, dtype: str, slice_s: float) -> dict[str, Any]:
 
 def memory(device: Any, slice_s: float) -> dict[str, Any]:
     """Bandwidth of y + s x in place (two reads, a write), and whether each element is what it must be."""
-    num_bytes, rounds = (1 << 28, 4) if device.platform == "cpu" else (1 << 31, 16)
+    num_bytes, rounds = (_beyond_caches(device), 4) if device.platform == "cpu" else (1 << 31, 16)
     triad = workloads.Stream(device, "triad", num_bytes, call_bytes=rounds * num_bytes)
     rate = triad.num_bytes / statistics.median(_timed(triad, slice_s))
     wrong = triad.num_wrong()
@@ -68,6 +71,13 @@ def memory(device: Any, slice_s: float) -> dict[str, Any]:
         "wrong_elements": wrong,
         "is_right": wrong == 0,
     }
+
+
+def _beyond_caches(cpu: Any) -> int:
+    """Bytes that the last caches of all cores do not hold, as far as there is room: in them the triad is no measure of
+    the memory."""
+    wanted = max(1 << 28, BEYOND * cache_bytes("cpu"))
+    return min(wanted, max(1 << 28, (room([cpu]) or 0) // 4))
 
 
 def copies(device: Any, slice_s: float) -> list[dict[str, Any]]:
