@@ -93,7 +93,11 @@ def zeros() -> list[Result]:
         found.append(made.result("train.growth", seconds, noise=0.0, params={"axis": axis, "value": value}))
     for form in ("xla", "reference"):
         params = {"case": "a", "form": form, "dtype": "float32"}
-        found.append(made.result("kernels.rotary", 0.0, noise=0.0, flops=1e9, num_bytes=1e6, params=params))
+        found.append(
+            made.result(
+                "kernels.rotary", 0.0, noise=0.0, num_bytes=1e6, params=params, figures={"elementwise_flops": 1e6}
+            )
+        )
     return found
 
 

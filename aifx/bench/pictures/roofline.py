@@ -80,7 +80,9 @@ def roofline(report: Report) -> Picture | None:
 def _counted(kernel: Result) -> Result:
     """With the operations of an op that has no matrix products."""
     flops = kernel.figures.get("elementwise_flops")
-    return kernel.model_copy(update={"flops_per_s": flops / kernel.median_s}) if flops else kernel
+    return (
+        kernel.model_copy(update={"flops_per_s": flops / kernel.median_s}) if flops and kernel.median_s > 0 else kernel
+    )
 
 
 def measured_roofs(report: Report) -> list[Roof]:
