@@ -191,6 +191,7 @@ def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measurin
             out.say(f"saved as {how.save}: {open_store().save(report, how.save, max_noise)}")
             if noisy := noisy_results(report, max_noise):
                 out.say(f"too noisy for a gate, which will seldom judge them: {told_noisy(noisy)}")
+            out.say(f"next: aifx bench gate --baseline {how.save}")
 
 
 def _until_quiet(out: Output, report: Report, running: Running, max_noise: float) -> Report:

@@ -67,7 +67,9 @@ class Launches:
             # Of all suites in turn: a machine that drifts tells on all.
             for number in range(max(counts.values(), default=0)):
                 for suite in [suite for suite in going if number < counts[suite]]:
-                    self._say(f"{suite}: launch {number + 1} of {counts[suite]}" if counts[suite] > 1 else suite)
+                    total = self._launched[suite]
+                    at = total - counts[suite] + number + 1
+                    self._say(f"{suite}: launch {at} of {total}" if total > 1 else suite)
                     if not self._launch(suite):
                         going.remove(suite)
         except KeyboardInterrupt as interrupt:

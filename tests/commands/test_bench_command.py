@@ -302,6 +302,9 @@ def test_a_baseline_that_is_too_noisy_is_launched_again_before_it_is_refused(ben
     assert done.returncode == 0, done.stderr
     assert "too noisy for a baseline: hardware.first" in done.stderr
     assert ": 10 more launches" in done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("hardware: launch")]
+    assert [told[0], told[5], told[-1]] == [f"hardware: launch {at}" for at in ("1 of 5", "6 of 10", "20 of 20")]
+    assert done.stderr.splitlines()[-1] == "next: aifx bench gate --baseline main"
     assert json.loads(bench("show", "main", "--json").stdout)["launches"] == len(count.read_text()) == 20
     count.write_text("")
     done = bench("hardware", "--save", "main", "--launches", "5", **env)
