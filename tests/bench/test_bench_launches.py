@@ -177,6 +177,17 @@ def test_more_launches_are_put_together_with_those_before(bench_on):
     assert report.duration_s > first.duration_s
 
 
+def test_what_is_faster_than_its_ceiling_allows_is_told(bench):
+    """1 s where 1.2 s would be the least; 2 % above is chance."""
+    report, _ = bench("""
+        from aifx.bench.results import Measured
+        for name, bound_s in (("first", 1.2), ("second", 1.02), ("third", None)):
+            yield Measured(name=f"hardware.{name}", samples_s=[1.0], bound_s=bound_s)
+        """)
+    (told,) = [note for note in report.notes if note.startswith("above the roofline")]
+    assert told.endswith(": hardware.first 120%")
+
+
 def test_a_device_that_is_gone_in_a_later_launch_ends_the_bench_with_what_the_others_measured(bench_on):
     running = bench_on("yield result('first', 1.0)")
     report = running.run({"hardware": 2})
