@@ -124,11 +124,12 @@ class Stream:
         self._x = jax.jit(lambda: _pattern(self._count) + 1, out_shardings=on_device)()
         extra = SHIFT if op == "copy" else 0
         self._y = jax.jit(lambda: _pattern(self._count + extra), out_shardings=on_device)()
-        self._step = self._program()
-        if self._is_written_out and _bytes_accessed(self._step) < 0.9 * round_bytes * self.rounds:  # JAX 0.10.2
-            self.rounds = 1
-            self._step = self._program()
         self.num_bytes = round_bytes * self.rounds  # that a call reads and writes
+        self._is_written_out = op != "copy" and self.rounds <= UNROLLED  # of copies the last alone would stay
+        self._step = self._program()
+        if self._is_written_out and _bytes_accessed(self._step) < 0.9 * self.num_bytes:
+            self._is_written_out = False  # JAX 0.10.2 makes one round of them all, and gives loops to all cores
+            self._step = self._program()
 
     def __call__(self) -> Any:
         self._calls += 1
@@ -139,16 +140,11 @@ class Stream:
         """Elements that are not what they must be after the calls until now."""
         return int(jax.jit(self._differing, static_argnums=1)(self._x, self._calls % 2))
 
-    @property
-    def _is_written_out(self) -> bool:
-        return self._op != "copy" and 1 < self.rounds <= UNROLLED  # of copies the last alone would stay
-
     def _program(self) -> Any:
         given = self._x, self._y, self._scalar
-        rounds = functools.partial(self._rounds, self.rounds)
-        return jax.jit(rounds, donate_argnums=0, keep_unused=True).lower(*given).compile()
+        return jax.jit(self._rounds, donate_argnums=0, keep_unused=True).lower(*given).compile()
 
-    def _rounds(self, count: int, x: Any, y: Any, scalar: Any) -> Any:
+    def _rounds(self, x: Any, y: Any, scalar: Any) -> Any:
         def one(i: Any, x: Any) -> Any:
             match self._op:
                 case "copy":
@@ -159,9 +155,9 @@ class Stream:
                     return y - x
             return y + scalar * x
 
-        if count > 1 and not self._is_written_out:
-            return lax.fori_loop(0, count, one, x)
-        for i in range(count):
+        if self.rounds > 1 and not self._is_written_out:
+            return lax.fori_loop(0, self.rounds, one, x)
+        for i in range(self.rounds):
             x = lax.optimization_barrier(one(i, x))  # or XLA would make one round of them all
         return x
 

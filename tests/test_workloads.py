@@ -67,7 +67,7 @@ def test_a_stream_changes_each_element_as_often_as_it_is_counted(op):
     stream = Stream(CPU, op, 1 << 12, 1 << 14)
     assert stream.rounds % 2
     assert stream.num_bytes == stream.rounds * (1 << 12) * ARRAYS[op] // 2
-    assert stream.num_bytes >= 1 << 14 or stream.rounds == 1  # as XLA of JAX 0.10.2 would have made of them
+    assert stream.num_bytes >= 1 << 14
     was, y = np.array(stream._x), np.array(stream._y)[: stream._count]
     assert stream.num_wrong() == 0
     changed = {"copy": y, "scale": -was, "add": y - was, "triad": y - was}[op]
@@ -84,17 +84,17 @@ def test_a_stream_changes_each_element_as_often_as_it_is_counted(op):
 @pytest.mark.parametrize("is_barred", [True, False])
 @pytest.mark.parametrize("op", ["scale", "add", "triad"])
 def test_a_stream_counts_no_bytes_that_xla_has_merged_away(op, is_barred, monkeypatch):
-    """XLA of JAX 0.10.2 removes barriers before it fuses on a CPU: rounds written out would be one."""
+    """XLA of JAX 0.10.2 removes barriers before it fuses on a CPU: rounds that would become one are a loop."""
     if not is_barred:
         monkeypatch.setattr("aifx.workloads.lax.optimization_barrier", lambda x: x)
     stream = Stream(CPU, op, 1 << 14, 1 << 18)
-    moved = stream._step.cost_analysis()["bytes accessed"]
-    assert stream.num_bytes == stream.rounds * (1 << 14) * ARRAYS[op] // 2
-    assert moved == pytest.approx(stream.num_bytes, rel=0.01)
-    if not is_barred:
-        assert stream.rounds == 1
-    elif jax.__version_info__ >= (0, 12):
-        assert stream.num_bytes >= 1 << 18
+    assert stream.num_bytes == stream.rounds * (1 << 14) * ARRAYS[op] // 2 >= 1 << 18
+    if is_loop := "while(" in stream._step.as_text():
+        assert not is_barred or jax.__version_info__ < (0, 12)
+    else:
+        assert is_barred
+        assert stream._step.cost_analysis()["bytes accessed"] == pytest.approx(stream.num_bytes, rel=0.01)
+    assert is_loop == (not stream._is_written_out)
     stream()
     assert stream.num_wrong() == 0
 
