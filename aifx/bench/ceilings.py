@@ -5,16 +5,14 @@ from __future__ import annotations
 from aifx.bench.results import Report, Result
 from aifx.bench.views import bus_rate, of_name, size_of
 from aifx.ceilings import find_ceilings, keep_ceilings
+from aifx.device_memory import BEYOND
 from aifx.errors import ExitCode
 
 BELOW = 0.85
 """Of an earlier ceiling: less is told (NVIDIA DCGM and microsoft/superbenchmark judge at 0.75 and 0.95: a start)."""
 
-BEYOND = 4
-"""Times the last caches: STREAM's own rule for what no cache serves (McCalpin, stream.c, for each array)."""
-
 TIMES_CACHE = "times_cache"
-"""The figure of `hardware.memory` that is held against it: how often the caches would hold its arrays."""
+"""The figure of `hardware.memory` that is held against BEYOND: how often the caches would hold its arrays."""
 
 
 def rates_of(report: Report) -> dict[str, float]:

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from aifx.bench.kernel_peers import PEERS, has_tokamax
-from aifx.bench.memory import extra_bytes, program_bytes, room
 from aifx.bench.results import Measured
-from aifx.bench.roofline import cache_bytes, least_seconds
+from aifx.bench.roofline import least_seconds
 from aifx.bench.suites import Bench
 from aifx.bench.timing import Effort, sample_in_turn
+from aifx.device_memory import cache_bytes, extra_bytes, program_bytes, room
 from aifx.errors import UsageError, did_you_mean
 from jax_kernels.forms import Device, current_device
 from jax_kernels.op import Op

@@ -13,10 +13,10 @@ from aifx.bench.hardware import collectives, copies, dispatch, memory, products
 from aifx.bench.hardware.faults import WrongResult
 from aifx.bench.launches import Launches
 from aifx.bench.results import Failure, Request
-from aifx.bench.roofline import cache_bytes
 from aifx.bench.suites import SUITES, Bench
 from aifx.bench.timing import Effort, Samples
 from aifx.ceilings import find_ceilings, keep_ceilings
+from aifx.device_memory import cache_bytes
 from aifx.errors import EnvironmentFault, ExitCode
 
 DEVICE = jax.devices("cpu")[0]

@@ -10,8 +10,9 @@ import pytest
 
 from aifx.bench import kernels
 from aifx.bench.kernel_peers import PEERS
-from aifx.bench.roofline import cache_bytes, least_seconds
+from aifx.bench.roofline import least_seconds
 from aifx.bench.suites import SUITES, Bench
+from aifx.device_memory import cache_bytes
 from aifx.errors import UsageError
 from jax_kernels.forms import current_device, make_device
 from jax_kernels.op import Work

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aifx.bench.memory import peak_bytes, room
 from aifx.bench.results import Measured
 from aifx.bench.suites import SUITES, Bench
 from aifx.bench.train import measure
@@ -23,6 +22,7 @@ from aifx.bench.train.looping import Looping
 from aifx.bench.train.parts import Parts
 from aifx.bench.train.series import FILL, Series
 from aifx.bench.train.subject import Subject, uncached
+from aifx.device_memory import peak_bytes, room
 from aifx.errors import ConfigError, EnvironmentFault
 from aifx.train.step import apply_gradients, mean_gradients, mean_loss, step_key
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from aifx.bench import units
 from aifx.bench.hardware.faults import WrongResult
-from aifx.bench.memory import is_out_of_memory
 from aifx.bench.results import Measured
 from aifx.bench.suites import Bench
 from aifx.bench.timing import sample
+from aifx.device_memory import is_out_of_memory
 from aifx.workloads import KINDS, Collective
 
 SIZES = {"cpu": (1 << 16, 1 << 20, 1 << 24), "accelerator": (1 << 16, 1 << 20, 1 << 24, 1 << 28, 1 << 30)}

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aifx.bench.memory import is_out_of_memory
 from aifx.bench.results import Measured
 from aifx.bench.suites import Bench
 from aifx.bench.train.growth import grow
 from aifx.bench.train.rounds import Rounds
 from aifx.bench.train.subject import Subject, uncached
+from aifx.device_memory import is_out_of_memory
 from aifx.errors import EnvironmentFault
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from aifx.bench.memory import is_out_of_memory, room
 from aifx.bench.results import Measured, Param
 from aifx.bench.suites import Bench
 from aifx.bench.train.figures import figures
 from aifx.bench.train.series import Series
 from aifx.bench.train.subject import Subject
 from aifx.config import Config, load_config
+from aifx.device_memory import is_out_of_memory, room
 from aifx.errors import AifxError
 
 AXES = {

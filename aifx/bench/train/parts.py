@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import optax
 
-from aifx.bench.memory import extra_bytes
 from aifx.bench.train.subject import Subject
+from aifx.device_memory import extra_bytes
 from aifx.parallel import replicated
 from aifx.train.optimizers import select_weights
 from aifx.train.state import TrainState

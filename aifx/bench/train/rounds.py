@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from aifx.bench.energy import Energy, Unreadable, open_energy
-from aifx.bench.memory import peak_bytes, room
 from aifx.bench.results import Measured
 from aifx.bench.suites import Bench
 from aifx.bench.timing import WARM_UP_SHARE
@@ -23,6 +22,7 @@ from aifx.bench.train.looping import Looping
 from aifx.bench.train.parts import Parts
 from aifx.bench.train.series import Series
 from aifx.bench.train.subject import Subject
+from aifx.device_memory import peak_bytes, room
 from aifx.train.meter import NotFinite
 
 ROUNDS = 4

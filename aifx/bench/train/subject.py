@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from aifx.bench.memory import program_bytes
 from aifx.bench.suites import Bench
 from aifx.config import Config
+from aifx.device_memory import program_bytes
 from aifx.kernels import run_choices
 from aifx.parallel import check_batch_fits, make_mesh, place_batch
 from aifx.project import RunDirectory

@@ -10,10 +10,8 @@ from typing import Any
 import jax
 
 from aifx import workloads
-from aifx.bench.ceilings import BEYOND
-from aifx.bench.memory import room
-from aifx.bench.roofline import cache_bytes
 from aifx.ceilings import find_ceilings
+from aifx.device_memory import BEYOND, cache_bytes, room
 from aifx.hardware import find_accelerator, peak_of
 from aifx.health.facts import Absent
 from aifx.workloads import USUAL_PRODUCT, dtypes_of

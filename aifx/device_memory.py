@@ -1,13 +1,25 @@
-"""What programs need of a device's memory, and what there is."""
+"""What programs need of a device's memory, what there is, and what its caches hold."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 CGROUP = Path("/sys/fs/cgroup")
+
+GPU_CACHE_BYTES = 64 << 20
+"""More than the L2 of an A100 (40 MB), an H100 (50 MB) or a vector memory of a TPU; a B200 has 126 MB."""
+
+CPU_CACHE_BYTES = 32 << 20
+"""Where the system does not tell."""
+
+CPUS = Path("/sys/devices/system/cpu")
+
+BEYOND = 4
+"""Times the last caches: STREAM's own rule for what no cache serves (McCalpin, stream.c, for each array)."""
 
 
 def program_bytes(program: Any) -> int | None:
@@ -63,3 +75,22 @@ def _quota(cgroup: Path) -> list[int]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether XLA or the host says so."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def cache_bytes(platform: str, cpus: Path = CPUS) -> int:
+    """What the last caches of a device hold together; of a CPU those of all cores that may be used, since sockets and
+    groups of cores have one each."""
+    if platform != "cpu":
+        return GPU_CACHE_BYTES
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    caches: dict[tuple[int, str], int] = {}  # by level and by the cores that share it
+    for index in (index for cpu in usable for index in (cpus / f"cpu{cpu}" / "cache").glob("index*")):
+        try:
+            size, level, shared = ((index / name).read_text().strip() for name in ("size", "level", "shared_cpu_list"))
+        except OSError:
+            continue
+        units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+        if size[:-1].isdigit() and size[-1:] in units and level.isdigit():
+            caches[int(level), shared] = int(size[:-1]) * units[size[-1]]
+    last = max((level for level, _ in caches), default=0)
+    return sum(size for (level, _), size in caches.items() if level == last) or CPU_CACHE_BYTES
