@@ -206,12 +206,13 @@ def _comparison(old: Result, new: Result) -> Comparison:
 
 
 def chosen(report: Report, only: tuple[str, ...]) -> dict[str, Result]:
-    """Results by their keys, of `only` as `compare` takes it."""
-    return {
+    """Results by their keys, of `only` as `compare` takes it; each measurement once."""
+    found = {
         result.key: result
         for result in report.results
         if not only or any(result.name == name or result.name.startswith(f"{name}.") for name in only)
     }
+    return {key: result for key, result in found.items() if result.same_as not in found}
 
 
 def _named(result: Result) -> dict[str, str | dict[str, Param]]:

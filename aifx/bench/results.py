@@ -25,10 +25,16 @@ class _Document(BaseModel):
 
 
 class _Named(_Document):
-    """What was measured, by its name and what else tells it from others of the name."""
+    """What was measured, by its name and what else tells it from others of the name.
+
+    Attributes:
+        same_as: the key of the result whose samples these are, told again in their place among others: compared there
+            alone, so that one slowdown is told once.
+    """
 
     name: str
     params: dict[str, Param]
+    same_as: str | None = None
 
     @property
     def key(self) -> str:
@@ -100,6 +106,7 @@ class Result(_Named):
         return cls(
             name=last.name,
             params=last.params,
+            same_as=last.same_as,
             median_s=found.median,
             interval_s=(found.low, found.high),
             samples_s=samples,

@@ -112,6 +112,17 @@ def test_among_many_a_slowdown_that_so_few_launches_cannot_tell_from_chance_is_s
     assert [c.after.params["case"] for c in decided.regressed] == [0]
 
 
+def test_a_measurement_that_stands_at_two_places_is_compared_once():
+    def told(middle):
+        step = thing("train.step", *around(middle))
+        own = {"name": "train.growth", "params": {"axis": "batch"}, "same_as": step.key}
+        return report(step, step.model_copy(update=own))
+
+    assert [c.after.name for c in gate(told(1.0), told(1.2), 0.05).regressed] == ["train.step"]
+    alone = gate(told(1.0), told(1.2), 0.05, ("train.growth",))
+    assert [c.after.name for c in alone.regressed] == ["train.growth"]
+
+
 def test_holms_steps_let_the_many_follow_the_one():
     """Where much is slower, what is left to be asked is less: 1/252 is below 0.1 / 25 and not below 0.1 / 26."""
     before, slow = many(26), around(1.2)

@@ -88,6 +88,7 @@ def test_the_step_is_measured_part_by_part(bench):
         ("batch", 4): step.flops / 2, ("batch", 8): step.flops, ("batch", 16): 2 * step.flops,
         ("depth", 1): step.flops, ("depth", 2): 2 * step.flops,
     }  # fmt: skip
+    assert [m.params["value"] for m in grown if m.same_as == "train.step"] == [8, 1]
     assert any("train.growth seq" in note and "data.seq_len" in note for note in whole.noted)
     assert "train.growth depth: model.num_layers = 1 has no half" in whole.noted
 

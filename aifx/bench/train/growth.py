@@ -42,7 +42,8 @@ def grow(bench: Bench, base: Measured, folder: Path) -> Iterator[Measured]:
                 bench.note(f"train.growth {axis}: task {bench.config.task.kind!r} has no {' or '.join(keys)}")
             continue
         key, value = found
-        yield base.model_copy(update={"name": bench.name("growth"), "params": {"axis": axis, "value": value}})
+        same = {"name": bench.name("growth"), "params": {"axis": axis, "value": value}, "same_as": base.key}
+        yield base.model_copy(update=same)
         for other in (value // 2,) if bench.quick else (value // 2, 2 * value):
             if other < 1:
                 bench.note(f"train.growth {axis}: {key} = {value} has no half")
