@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from aifx.bench.results import Report, Result
-from aifx.bench.views import bus_rate, of_name, size_of
+from aifx.bench.views import beyond_caches, bus_rate, of_name, size_of
 from aifx.ceilings import find_ceilings, keep_ceilings
-from aifx.device_memory import BEYOND
 from aifx.errors import ExitCode
 
 BELOW = 0.85
 """Of an earlier ceiling: less is told (NVIDIA DCGM and microsoft/superbenchmark judge at 0.75 and 0.95: a start)."""
 
-TIMES_CACHE = "times_cache"
-"""The figure of `hardware.memory` that is held against BEYOND: how often the caches would hold its arrays."""
-
 
 def rates_of(report: Report) -> dict[str, float]:
     """What the report would have as ceilings, by their names there. Products and collectives: the best size; memory
-    (the triad, as `aifx doctor --stress` does it) and copies: the largest, since smaller ones lie in caches; none where
-    a bench that was ended, or had no room, came to no size of the memory that they cannot hold."""
+    (the triad, as `aifx doctor --stress` does it) and copies: the largest, since smaller ones lie in caches."""
     found: dict[str, float] = {}
 
     def best(kind: str, part: object, rate: float | None) -> None:
@@ -30,8 +25,7 @@ def rates_of(report: Report) -> dict[str, float]:
         best("matmul.{}", result.params.get("dtype"), result.flops_per_s)
     for result in of_name(report, "hardware.collective"):
         best(f"{{}}.{report.fingerprint.hardware['num_devices']}", result.params.get("kind"), bus_rate(result))
-    beyond = [r for r in of_name(report, "hardware.memory") if (r.figures.get(TIMES_CACHE) or BEYOND) >= BEYOND]
-    best("{}", "memory", _largest(beyond, op="triad"))
+    best("{}", "memory", _largest(beyond_caches(report), op="triad"))
     for direction in ("to_device", "to_host"):
         best("copy.{}", direction, _largest(of_name(report, "hardware.copy"), direction=direction))
     return found

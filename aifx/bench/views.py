@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from aifx.bench import units
 from aifx.bench.results import Report, Result
+from aifx.device_memory import BEYOND
 
 PARTS = ("forward", "backward", "optimizer")
 """Of a training step, in the order in which the device does them."""
@@ -23,6 +24,9 @@ TIMES = {
     "startup.warm": "warm start",
 }
 """Results whose median is a headline."""
+
+TIMES_CACHE = "times_cache"
+"""The figure of `hardware.memory` that is held against BEYOND: how often the caches would hold its arrays."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,15 @@ def headlines(report: Report) -> list[Headline]:
 
 
 def memory_rate(report: Report) -> float | None:
-    """Bytes a second of the main memory: the best of the largest size, which no cache holds."""
-    sized = [
-        (size, r.bytes_per_s) for r in of_name(report, "hardware.memory") if (size := size_of(r)) and r.bytes_per_s
-    ]
+    """Bytes a second of the main memory: the best of the largest size, where no cache holds it."""
+    sized = [(size, r.bytes_per_s) for r in beyond_caches(report) if (size := size_of(r)) and r.bytes_per_s]
     return max(sized)[1] if sized else None
+
+
+def beyond_caches(report: Report) -> list[Result]:
+    """Of the memory, sizes that the caches cannot hold; none where a bench that was ended, or had no room, came to
+    none."""
+    return [r for r in of_name(report, "hardware.memory") if (r.figures.get(TIMES_CACHE) or BEYOND) >= BEYOND]
 
 
 def of_name(report: Report, name: str) -> list[Result]:

@@ -52,6 +52,8 @@ def test_headlines_are_of_the_largest_memory_and_the_best_product():
     report = made.report(*made.hardware(), *made.train())
     largest = [r for r in of_name(report, "hardware.memory") if r.params["num_bytes"] == 1 << 30]
     assert memory_rate(report) == max(result.bytes_per_s for result in largest)
+    cached = [r.model_copy(update={"figures": {"times_cache": 0.5}}) for r in largest]
+    assert memory_rate(made.report(*cached)) is None
     told = {headline.label: headline.value for headline in headlines(report)}
     best = max(r.flops_per_s for r in of_name(report, "hardware.matmul") if r.params["dtype"] == "float32")
     assert told["float32 products"] == units.rate(best, "FLOP/s")

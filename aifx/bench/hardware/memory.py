@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from aifx.bench import units
-from aifx.bench.ceilings import TIMES_CACHE
 from aifx.bench.hardware.faults import WrongResult
 from aifx.bench.results import Measured, Param
 from aifx.bench.suites import Bench
 from aifx.bench.timing import sample
+from aifx.bench.views import TIMES_CACHE
 from aifx.device_memory import BEYOND, cache_bytes, is_out_of_memory, room
 from aifx.hardware import find_accelerator
 from aifx.workloads import ARRAYS, Stream, name_of
