@@ -63,6 +63,8 @@ SEEN = ({}, {"window": 7}, {"causal": False}, {"causal": False, "window": 7}, {"
 )
 def test_a_peer_computes_what_the_op_does(name, changes):
     """What does other work is no peer: its time says nothing."""
+    if name == "quantized_matmul" and jax.__version_info__ < (0, 11):
+        pytest.skip("jax.nn.scaled_matmul has no CPU form in JAX 0.10")
     op = OPS[name]
     dtype = "float32" if "float32" in dtypes(op) else dtypes(op)[0]
     calls = [case.call(dtype) for case in benchmark_cases(op, "cpu")]
