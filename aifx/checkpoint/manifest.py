@@ -76,7 +76,10 @@ def manifest_path(directory: Path) -> Path:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of the checkpoint at `directory`. Raises Damaged when it is not as it was written."""
+    """The manifest of the checkpoint at `directory`, which its step names. Raises Damaged if it is not as written.
+
+    A folder that was renamed, or copied over another, is damaged: training would go on from a wrong state.
+    """
     path = manifest_path(directory)
     try:
         doc = json.loads(path.read_bytes())
@@ -88,6 +91,8 @@ def read_manifest(directory: Path) -> Manifest:
             raise CheckpointError(
                 f"checkpoint {directory} has format {doc['format']}", f"this aifx reads format {FORMAT}"
             )
+        if str(doc["step"]) != directory.name:
+            raise ValueError(f"it was saved as the checkpoint of step {doc['step']}")
         arrays = {n: ArrayEntry(a["dtype"], tuple(a["shape"]), a["sha256"]) for n, a in doc["arrays"].items()}
         loss = doc["validation_loss"]
         return Manifest(doc["step"], doc["saved_at"], loss, doc["size_bytes"], arrays, doc["host"])
@@ -106,7 +111,8 @@ def step_directories(directory: Path) -> dict[int, Path]:
     """Committed checkpoints in `directory` by step, in order."""
     if not directory.is_dir():
         return {}
-    found = {int(p.name): p for p in directory.iterdir() if p.name.isascii() and p.name.isdigit() and p.is_dir()}
+    steps = [p for p in directory.iterdir() if p.name.isascii() and p.name.isdigit() and p.is_dir()]
+    found = {int(p.name): p for p in steps if p.name == str(int(p.name))}
     return dict(sorted(found.items()))
 
 

@@ -130,6 +130,36 @@ def test_missing_and_torn_files(directory: Path, how: str) -> None:
     assert bits(found.state) == bits(state_of(found.step))
 
 
+@pytest.mark.parametrize("how", ["copied", "swapped", "renamed"])
+def test_a_checkpoint_under_another_step_is_damaged(directory: Path, how: str) -> None:
+    """Every byte is as it was saved, and the folder's name is not."""
+    damaged, good = {"copied": ([3], 2), "swapped": ([2, 3], 1), "renamed": ([7], 2)}[how]
+    match how:
+        case "copied":
+            shutil.rmtree(directory / "3")
+            shutil.copytree(directory / "1", directory / "3")
+        case "swapped":
+            (directory / "3").rename(directory / "aside")
+            (directory / "2").rename(directory / "3")
+            (directory / "aside").rename(directory / "2")
+        case "renamed":
+            (directory / "3").rename(directory / "7")
+    checkpoints = Checkpoints(directory, SECTION)
+    assert [i.step for i in checkpoints.infos() if i.damaged] == damaged
+    with pytest.raises(Damaged, match=r"checkpoint \S+ is damaged"):
+        checkpoints.restore(damaged[-1], ABSTRACT)
+    words: list[str] = []
+    found = checkpoints.latest_good(ABSTRACT, say=words.append)
+    assert found is not None
+    assert (found.step, int(found.state["step"])) == (good, good)
+    assert "was saved as the checkpoint of step" in words[0]
+
+
+def test_a_folder_with_a_padded_number_is_no_checkpoint(directory: Path) -> None:
+    shutil.copytree(directory / "1", directory / "0004")
+    assert Checkpoints(directory, SECTION).steps() == [1, 2, 3]
+
+
 def test_all_damaged_is_none_and_said(directory: Path) -> None:
     for step in (1, 2, 3):
         (directory / str(step) / "manifest" / "manifest.json").write_text("{}")
