@@ -76,14 +76,14 @@ def find_template(name: str) -> BundledTemplate | str:
     raise UsageError(f"no template {name!r}", did_you_mean(name, bundled), "aifx init --list")
 
 
-def parse_data(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_answers(pairs: Sequence[str]) -> dict[str, Any]:
     """Answers from `key=value` strings. Raises UsageError."""
     answers = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(
-                f"--data {pair!r} is no answer", "an answer is written key=value", "--data project_name=whale"
+                f"--answer {pair!r} is not an answer", "an answer is KEY=VALUE", "--answer project_name=whale"
             )
         answers[key] = value
     return answers
@@ -134,7 +134,7 @@ def scaffold(
     check_destination(destination, force=force)
     if not isinstance(template, str) and (unknown := [key for key in data if key not in template.questions]):
         why = f"the template {template.name} asks no such question: {did_you_mean(unknown[0], template.questions)}"
-        raise UsageError(f"--data {unknown[0]} answers nothing", why, "aifx init --list")
+        raise UsageError(f"--answer {unknown[0]} answers no question", why, "aifx init --list")
     with _staging(destination, dry_run=dry_run) as staging:
         rendered = staging / (
             destination.resolve().name or "project"
@@ -227,7 +227,9 @@ def _in_our_words(template: str) -> Iterator[None]:
             f"if you trust it: copier copy --trust {template} DIR",
         ) from err
     except InteractiveSessionError as err:
-        raise UsageError(f"the template {template} asks questions", "there is no terminal", "--yes or --data") from err
+        raise UsageError(
+            f"the template {template} asks questions", "there is no terminal", "--yes or --answer KEY=VALUE"
+        ) from err
     except Exception as err:
         # Of plumbum (git failed; an OSError) and yaml by name: neither package is a dependency of ours.
         foreign = type(err).__module__.startswith(("plumbum", "yaml"))

@@ -29,9 +29,15 @@ TemplateOption = Annotated[
     typer.Option("--template", "-t", metavar="NAME|PATH|GIT-URL", help="What to start from.", show_default=False),
 ]
 
-DataOption = Annotated[
+AnswerOption = Annotated[
     list[str] | None,
-    typer.Option("--data", "-d", metavar="KEY=VALUE", help="Answer a question. Can be repeated.", show_default=False),
+    typer.Option(
+        "--answer",
+        "-a",
+        metavar="KEY=VALUE",
+        help="Answer one of the template's questions. Can be repeated.",
+        show_default=False,
+    ),
 ]
 
 ForceOption = Annotated[
@@ -49,7 +55,7 @@ ListOption = Annotated[bool, typer.Option("--list", help="List the templates tha
 def init(
     directory: DirectoryArgument = None,
     template: TemplateOption = None,
-    data: DataOption = None,
+    answer: AnswerOption = None,
     yes: YesOption = False,
     force: ForceOption = False,
     vcs_ref: RefOption = None,
@@ -62,7 +68,7 @@ def init(
     Examples:
         aifx init --list
         aifx init my-model --template language-model
-        aifx init my-model --template language-model --yes --data tracker=tensorboard
+        aifx init my-model --template language-model --yes --answer tracker=tensorboard
         aifx init . --template https://example.org/our/template.git --vcs-ref v2
 
     Asks the template's questions on a terminal; --yes, or no terminal, takes their defaults. Templates that come with
@@ -74,7 +80,7 @@ def init(
             _list(out)
             return
         ask = not yes and sys.stdin.isatty() and out.err.is_terminal
-        made = _make(out, directory, template, data or [], ask=ask, force=force, vcs_ref=vcs_ref, dry_run=dry_run)
+        made = _make(out, directory, template, answer or [], ask=ask, force=force, vcs_ref=vcs_ref, dry_run=dry_run)
         next_steps = _next_steps(made)
         out.document(
             {
@@ -103,17 +109,17 @@ def _make(
     out: Output,
     directory: Path | None,
     template: str | None,
-    data: list[str],
+    answer: list[str],
     *,
     ask: bool,
     force: bool,
     vcs_ref: str | None,
     dry_run: bool,
 ) -> Scaffolded:
-    from aifx.scaffold import check_destination, find_template, parse_data, scaffold
+    from aifx.scaffold import check_destination, find_template, parse_answers, scaffold
 
     destination = directory or Path()
-    answers = parse_data(data)
+    answers = parse_answers(answer)
     chosen = find_template(template) if template else None
     check_destination(destination, force=force)  # before anything is asked
     return scaffold(

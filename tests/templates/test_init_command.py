@@ -91,7 +91,7 @@ def test_questions_on_a_terminal(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_is_given_is_not_asked(tmp_path: Path) -> None:
-    person = Person(tmp_path, "init", "a", "-t", "vision-inspection", "-d", "project_name=b", "-d", "tracker=none")
+    person = Person(tmp_path, "init", "a", "-t", "vision-inspection", "-a", "project_name=b", "-a", "tracker=none")
     person.wait_for("What is it for, in one line?")
     assert "called" not in person.seen
     person.type("\r")
@@ -139,8 +139,8 @@ def test_without_a_folder_the_working_directory_is_it(tmp_path: Path) -> None:
     ("args", "words"),
     [
         (["x", "--template", "vision-inspektion"], ["vision-inspection"]),
-        (["x", "--data", "trakcer=none"], ["tracker"]),
-        (["x", "--data", "tracker"], ["key=value"]),
+        (["x", "--answer", "trakcer=none"], ["tracker"]),
+        (["x", "--answer", "tracker"], ["KEY=VALUE"]),
         (["x", "--tmplate", "y"], ["--template"]),
     ],
 )
@@ -156,7 +156,7 @@ def test_mistakes(tmp_path: Path, args: list[str], words: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["language-model", "vision-inspection"])
 def test_the_configuration_of_a_template_is_valid(tmp_path: Path, name: str) -> None:
-    assert aifx(tmp_path, "init", "p", "-t", name, "-d", "tracker=mlflow").returncode == 0
+    assert aifx(tmp_path, "init", "p", "-t", name, "-a", "tracker=mlflow").returncode == 0
     checked = aifx(tmp_path / "p", "config", "check", "--json")
     assert checked.returncode == 0, checked.stderr
     shown = json.loads(aifx(tmp_path / "p", "config", "show", "--json").stdout)["config"]

@@ -12,7 +12,7 @@ import pytest
 
 from aifx import scaffold as scaffolding
 from aifx.errors import AifxError, EnvironmentFault, UsageError
-from aifx.scaffold import Scaffolded, bundled_templates, find_template, parse_data, scaffold
+from aifx.scaffold import Scaffolded, bundled_templates, find_template, parse_answers, scaffold
 
 GIT = [
     *("git", "-c", "user.name=Ishmael", "-c", "user.email=ishmael@pequod.example"),
@@ -85,10 +85,10 @@ def test_answers_that_cannot_be(tmp_path: Path, data: dict[str, str], word: str)
 
 
 @pytest.mark.parametrize("pair", ["project_name", "=x", "1x=2", "a b=c"])
-def test_data_is_key_and_value(pair: str) -> None:
+def test_an_answer_is_key_and_value(pair: str) -> None:
     with pytest.raises(UsageError):
-        parse_data([pair])
-    assert parse_data(["a=b=c", "d="]) == {"a": "b=c", "d": ""}
+        parse_answers([pair])
+    assert parse_answers(["a=b=c", "d="]) == {"a": "b=c", "d": ""}
 
 
 def test_every_bundled_template_has_a_summary_and_questions() -> None:
