@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import aifx
 from aifx.errors import AifxError, EnvironmentFault, ExitCode, Terminated, UsageError, did_you_mean
 from aifx.runs.files import FULL
 
@@ -162,8 +163,8 @@ def _report_text(error: BaseException) -> str:
     import platform
     import shlex
 
-    versions = []
-    for package in ("aifx", "jax", "jaxlib", "optax", "orbax-checkpoint", "grain", "numpy", "pydantic", "typer"):
+    versions = [f"aifx {aifx.__version__}"]
+    for package in ("jax", "jaxlib", "optax", "orbax-checkpoint", "grain", "numpy", "pydantic", "typer"):
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:

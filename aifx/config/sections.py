@@ -167,7 +167,7 @@ class LogSection(Section):
     every: PositiveInt = Field(1, description="Steps between records in metrics.jsonl.", json_schema_extra=FREE)
     sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         (),
-        description="Trackers that get each record besides metrics.jsonl; each needs the extra of its name.",
+        description="Trackers that get each record besides metrics.jsonl; each needs its package.",
         json_schema_extra=FREE,
     )
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.errors import DataError, EnvironmentFault, did_you_mean
+from aifx.extras import install_command
 from aifx.project import Project
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -195,7 +196,7 @@ def _parquet(file: TextFile, text_field: str) -> Iterator[str]:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise EnvironmentFault(
-            f"{file.name}: pyarrow is not installed", "it reads .parquet files", "pip install 'aifx[parquet]'"
+            f"{file.name}: pyarrow is not installed", "it reads .parquet files", install_command("parquet")
         ) from None
     arrow: Any = importlib.import_module("pyarrow")
     try:

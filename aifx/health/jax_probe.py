@@ -16,11 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
+from aifx import DISTRIBUTION
 from aifx.health.facts import Absent, to_document
 from aifx.health.host import within
 
-PACKAGES = re.compile(r"aifx|jax|jaxlib|jax-(cuda\d+|rocm\d+)-(plugin|pjrt)|libtpu|nvidia-[\w-]+|numpy|scipy|ml-dtypes")
-ASKS = re.compile(r"aifx|jax|jaxlib|jax-.*")
+PACKAGES = re.compile(
+    rf"{DISTRIBUTION}|jax|jaxlib|jax-(cuda\d+|rocm\d+)-(plugin|pjrt)|libtpu|nvidia-[\w-]+|numpy|scipy|ml-dtypes"
+)
+ASKS = re.compile(rf"{DISTRIBUTION}|jax|jaxlib|jax-.*")
 HELD = re.compile(
     r"already in use|resource busy|busy or unavailable|libtpu_lockfile|out[_ ]of[_ ]memory|RESOURCE_EXHAUSTED",
     re.IGNORECASE,
@@ -43,7 +46,7 @@ def packages() -> dict[str, Any]:
         "python": ".".join(map(str, sys.version_info[:3])),
         "packages": {name: d.version for name, d in sorted(found.items())},
         "requires": {n: d.requires or [] for n, d in sorted(found.items()) if ASKS.fullmatch(n)},
-        "requires_python": found["aifx"].metadata["Requires-Python"] if "aifx" in found else None,
+        "requires_python": found[DISTRIBUTION].metadata["Requires-Python"] if DISTRIBUTION in found else None,
         "installer": ((jax.read_text("INSTALLER") if jax else None) or "").strip(),
         "overlaps": _overlaps({n: d for n, d in found.items() if n.startswith("nvidia-")}),
         "nvml": _nvml(),

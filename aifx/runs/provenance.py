@@ -18,9 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import aifx
 from aifx.project import RunDirectory
 
-PACKAGES = ("aifx", "jax", "jaxlib", "numpy", "optax", "grain", "orbax-checkpoint", "tensorstore", "tokenizers")
+PACKAGES = ("jax", "jaxlib", "numpy", "optax", "grain", "orbax-checkpoint", "tensorstore", "tokenizers")
 NUMERIC_PACKAGES = ("python", "aifx", "jax", "jaxlib", "numpy", "optax", "grain")
 """Versions that can change a number of the run; the rest only move bytes."""
 
@@ -110,7 +111,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Provenan
 @cache
 def versions() -> dict[str, str]:
     """Installed versions, without importing anything."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "aifx": aifx.__version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

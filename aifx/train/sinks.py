@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aifx.errors import EnvironmentFault
+from aifx.extras import install_command
 from aifx.project import RunDirectory
 from aifx.train.records import Observer, Record, RunInfo, TrainResult, flatten
 
@@ -27,8 +28,8 @@ def open_sinks(names: Sequence[str], run: RunDirectory, say: Callable[[str], Non
         if importlib.util.find_spec(PACKAGES[name]) is None:
             raise EnvironmentFault(
                 f"log.sinks has {name!r}, and the package {PACKAGES[name]} is not installed",
-                "each sink needs the extra of its name",
-                f"pip install 'aifx[{name}]'",
+                "each tracker needs its package",
+                install_command(name),
             )
     kinds: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
     return [Background(name, kinds[name](run), say) for name in dict.fromkeys(names)]

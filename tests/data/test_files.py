@@ -79,7 +79,7 @@ def test_without_pyarrow_the_extra_is_named(write: Write, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(EnvironmentFault) as caught:
         documents(write("a.parquet", b"PAR1"))
-    assert caught.value.hint == "pip install 'aifx[parquet]'"
+    assert caught.value.hint == "pip install 'pyarrow>=17'"
     assert "a.parquet" in caught.value.what
 
 

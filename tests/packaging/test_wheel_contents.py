@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -83,8 +84,28 @@ def test_the_wheel_names_its_command_and_license(wheel: zipfile.ZipFile) -> None
     assert wheel.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
 
 
-def test_the_version_is_the_same_everywhere() -> None:
+def test_the_version_and_the_name_are_the_same_everywhere(wheel: zipfile.ZipFile) -> None:
     import aifx
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert aifx.__version__ == project["version"]
+    assert (aifx.__version__, aifx.DISTRIBUTION) == (project["version"], project["name"])
+    assert Path(str(wheel.filename)).name.startswith(f"aifx_toolkit-{aifx.__version__}-")
+
+
+def test_a_missing_package_is_asked_for_by_its_own_name() -> None:
+    """`aifx` in an index is another project, so no command of ours may install `aifx[...]`."""
+    from aifx.extras import EXTRAS, install_command
+
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {name: [requirement] for name, requirement in EXTRAS.items()} == {
+        name: requirements for name, requirements in declared.items() if name not in ("cuda12", "cuda13", "tpu")
+    }
+    assert install_command("wandb") == "pip install 'wandb>=0.18'"
+    found = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for folder in ("aifx", "commands", "jax_kernels", "templates", "docs", "scripts")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+        for match in re.finditer(r"install[^\n]*\baifx(\[|-toolkit)[^\n]*", path.read_bytes().decode("utf-8", "ignore"))
+    ]
+    assert not found

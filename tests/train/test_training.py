@@ -304,7 +304,7 @@ def test_a_sink_without_its_package(tiny, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentFault) as missing:
         tiny.train('log.sinks=["tensorboard"]')
-    assert missing.value.hint == "pip install 'aifx[tensorboard]'"
+    assert missing.value.hint == "pip install 'tensorboardX>=2.6'"
 
 
 def test_batches_that_do_not_fit(tiny) -> None:

@@ -13,6 +13,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion
 
+from aifx import DISTRIBUTION
 from aifx.health.facts import Absent, Unknown, from_document
 from aifx.health.host import Host
 from aifx.health.probes import Probe
@@ -81,7 +82,7 @@ def _fits(version: str, wanted: str) -> bool | Unknown:
 
 
 def _wanted_by_aifx(said: Mapping[str, Any]) -> str | Absent:
-    for text in said.get("requires", {}).get("aifx", ()):
+    for text in said.get("requires", {}).get(DISTRIBUTION, ()):
         requirement = Requirement(text)
         if requirement.name == "jax" and not requirement.marker:
             return str(requirement.specifier)
@@ -92,7 +93,7 @@ def _requirements(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What jax, jaxlib and the plugins ask for of one another, as their metadata declare it."""
     packages = said.get("packages", {})
     for by, texts in said.get("requires", {}).items():
-        if by == "aifx":
+        if by == DISTRIBUTION:
             continue
         for text in texts:
             try:

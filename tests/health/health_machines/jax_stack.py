@@ -35,10 +35,10 @@ def jax_on_gpus(
 def packages(flavour: str = "") -> dict[str, Any]:
     said: dict[str, Any] = {
         "python": "3.12.11",
-        "packages": {"aifx": "0.1.0", "jax": VERSION, "jaxlib": VERSION, "ml-dtypes": "0.6.0", "numpy": "2.5.5",
+        "packages": {"aifx-toolkit": "0.1.0", "jax": VERSION, "jaxlib": VERSION, "ml-dtypes": "0.6.0", "numpy": "2.5.5",
                      "scipy": "1.18.1"},
         "requires": {
-            "aifx": ["jax<0.13,>=0.10.2", 'jax[cuda13]; extra == "cuda13"'],
+            "aifx-toolkit": ["jax<0.13,>=0.10.2", 'jax[cuda13]; extra == "cuda13"'],
             "jax": [
                 f"jaxlib<={VERSION},>=0.11.2",
                 "ml_dtypes>=0.5.0",
