@@ -12,7 +12,9 @@ from aifx.commands.options import JsonOption, RunOption, SetOption
 from aifx.commands.terminal import is_colored, terminal, to_json
 
 if TYPE_CHECKING:
+    from aifx.commands.terminal import Output
     from aifx.config import Config, Setting
+    from aifx.config.kinds import TaskSections
 
 app = typer.Typer(
     help="""Show, check and describe the configuration.
@@ -50,7 +52,7 @@ def show(
 
 @app.command()
 def check(set_: SetOption = None, json: JsonOption = False) -> None:
-    """Say whether aifx.toml can be used; every mistake with its line. Exits 0 or 2.
+    """Check aifx.toml and the files it names; report every mistake with its line. Exits 0 or 2.
 
     Examples:
         aifx config check
@@ -60,8 +62,12 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
     from aifx.project import find_project
 
     with terminal(json) as out:
+        from aifx.preflight import check_project
+
         config = _load(None, set_ or ())
-        path = find_project().config_path
+        project = find_project()
+        check_project(config, project)
+        path = project.config_path
         out.document({"valid": True, "path": str(path), "task": config.task.kind})
         out.print(f"{path}: valid")
 
@@ -70,6 +76,8 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
 def schema() -> None:
     """Print the JSON Schema of aifx.toml, with which editors complete and check it.
 
+    Inside a project with a task of its own, it includes that task's keys. This imports the task's module.
+
     Examples:
         aifx config schema > aifx.schema.json
         echo '#:schema ./aifx.schema.json' | cat - aifx.toml > new.toml    # taplo, Even Better TOML
@@ -77,7 +85,7 @@ def schema() -> None:
     from aifx.config import json_schema
 
     with terminal() as out:
-        out.write(to_json(json_schema()) + "\n")
+        out.write(to_json(json_schema(_own_task(out))) + "\n")
 
 
 @app.command()
@@ -91,6 +99,8 @@ def keys(
     Examples:
         aifx config keys
         aifx config keys optimizer
+
+    Inside a project with a task of its own, it includes that task's keys. This imports the task's module.
     """
     from aifx.config import settings
     from aifx.config.resolved import SECTION_NAMES
@@ -99,7 +109,8 @@ def keys(
     with terminal(json) as out:
         if section is not None and section not in SECTION_NAMES:
             raise UsageError(f"no section [{section}]", did_you_mean(section, SECTION_NAMES), "aifx config keys")
-        found = [setting for setting in settings() if section in (None, setting.section)]
+        own = _own_task(out) if section in (None, "model", "data") else None
+        found = [setting for setting in settings(own) if section in (None, setting.section)]
         out.document({"keys": [_key_document(setting) for setting in found]})
         if markdown and not json:
             out.write(settings_table(found))
@@ -121,6 +132,23 @@ def settings_table(found: Iterable[Setting]) -> str:
         key, expected, default, description = (cell.replace("|", "\\|") for cell in cells)
         rows.append(f"| `{key}` | {expected} | `{default}` | {description} |")
     return "\n\n".join("\n".join([title, "", *rows]) for title, rows in blocks.items()) + "\n"
+
+
+def _own_task(out: Output) -> TaskSections | None:
+    """The sections of the project's own task. Outside of a project there is none; one that fails is reported."""
+    from aifx.config import own_task_sections
+    from aifx.errors import AifxError, UsageError
+    from aifx.project import find_project
+
+    try:
+        project = find_project()
+    except UsageError:
+        return None
+    try:
+        return own_task_sections(project)
+    except AifxError as error:
+        out.say(f"without the keys of the project's own task: {error.what}: {error.why}")
+        return None
 
 
 def _load(run: str | None, overrides: list[str] | tuple[str, ...]) -> Config:

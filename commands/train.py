@@ -58,7 +58,7 @@ def train(
 
         # Before anything heavy is imported: a signal is heard from here on, whatever is being imported or compiled.
         with StopSignals() as stop:
-            result = _train(run or DEFAULT_RUN, overrides or [], fork, step, profile, out, stop)
+            result = _train(DEFAULT_RUN if run is None else run, overrides or [], fork, step, profile, out, stop)
         out.document(result.document())
         _show(result, out, profile, overrides or [])
         if result.exit_code:
@@ -83,13 +83,13 @@ def _train(
 
     def told_at_last(status: str, why: str) -> None:
         progress.abandon()
-        _last_words(fork or name, status, why, out)
+        _last_words(name if fork is None else fork, status, why, out)
 
     stop.before_exit.append(told_at_last)
     return train_run(
         project,
         config,
-        fork or name,
+        name if fork is None else fork,
         fork_from=name if fork is not None else None,
         fork_at=at if at is not None else which or "last",
         observers=[progress],

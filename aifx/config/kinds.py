@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,24 @@ BUNDLED_KINDS: dict[str, tuple[type[Section], type[Section]]] = {
     "language": (LanguageModelSection, LanguageDataSection),
     "vision": (VisionModelSection, VisionDataSection),
 }
+
+BUNDLED_METRICS: dict[str, tuple[str, ...]] = {
+    "language": ("loss", "perplexity", "bits_per_byte", "tokens", "bytes"),
+    "vision": ("loss", "accuracy", "macro_f1", "images"),
+}
+"""Numbers that a bundled task reports of any data; `vision` also reports `per_class.NAME.METRIC`."""
+
+PER_CLASS_METRICS = ("precision", "recall", "f1", "images")
+
+
+@dataclass(frozen=True)
+class TaskSections:
+    """The models of `[model]` and `[data]` that a project's own task has."""
+
+    kind: str
+    model: type[Section]
+    data: type[Section]
+
 
 _from_projects: set[str] = set()  # top-level modules that were imported from a project's folder
 

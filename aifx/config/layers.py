@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli
 
+from aifx.config.foreign_keys import own_key, own_section, suggestion
 from aifx.config.lines import key_lines
 from aifx.config.mistakes import Mistake
 from aifx.config.resolved import SECTION_NAMES, Origin, section_models
@@ -63,7 +64,7 @@ class Layers:
             if match := _VARIABLE.fullmatch(name):
                 section, key = (part.lower() for part in match.groups())
                 if section not in SECTION_NAMES:
-                    reason = did_you_mean(section, SECTION_NAMES)
+                    reason = _nearest_name(section, key)
                     self.mistakes.append(Mistake(name, f"no section [{section}]", reason, f"unset {name}"))
                 else:
                     self.put(section, key, _typed(environ[name], Origin("env", name)))
@@ -82,7 +83,7 @@ class Layers:
             elif not dot:
                 self.mistakes.append(_no_section(section, text))
             elif section not in SECTION_NAMES:
-                reason = did_you_mean(section, SECTION_NAMES)
+                reason = _nearest_name(section, key)
                 self.mistakes.append(
                     Mistake("--set", f"{name.strip()!r}: no section [{section}]", reason, "aifx config keys")
                 )
@@ -135,7 +136,18 @@ def _typed(text: str, origin: Origin) -> Given:
     return Given(document["value"], origin, text) if document.keys() == {"value"} else Given(text, origin, text)
 
 
+def _nearest_name(section: str, key: str) -> str:
+    """What `section.key` may have meant, where there is no such section."""
+    if ours := own_key(section, key, full_keys()):
+        return suggestion(key, ours)
+    if (own := own_section(section)) is None:
+        return did_you_mean(section, SECTION_NAMES)
+    return f"did you mean {own}.{key}?" if own in sections_with(key) else f"did you mean {own!r}?"
+
+
 def _no_section(key: str, text: str) -> Mistake:
+    if ours := own_key("", key, full_keys()):
+        return Mistake("--set", f"{key!r} has no section", suggestion(key, ours), f"--set {ours}={text}")
     homes = list(sections_with(key)) or list(sections_with(nearest(key, all_keys()) or ""))
     key = key if list(sections_with(key)) else nearest(key, all_keys()) or key
     reason = " or ".join(f"{home}.{key}" for home in homes)
@@ -152,14 +164,30 @@ def all_keys() -> set[str]:
     return {key for section in SECTION_NAMES for kind in section_models(section) for key in kind.model_fields}
 
 
+def full_keys() -> set[str]:
+    """Every key of the bundled tasks, with its section."""
+    return {
+        f"{section}.{key}" for section in SECTION_NAMES for kind in section_models(section) for key in kind.model_fields
+    }
+
+
 def _unknown_section(section: str, values: Any, where: str) -> Mistake:
     if not isinstance(values, dict) and (homes := list(sections_with(section))):
         reason = " or ".join(f"[{home}]" for home in homes)
         return Mistake(
             where, f"{section!r} stands outside of a section", f"it belongs to {reason}", f"move it below {reason}"
         )
-    kind = f"no section [{section}]" if isinstance(values, (dict, list)) else f"{section!r} is no section"
-    return Mistake(where, kind, did_you_mean(section, SECTION_NAMES), "aifx config keys")
+    if not isinstance(values, (dict, list)):
+        if ours := own_key("", section, full_keys()):
+            hint = f"aifx config keys {ours.partition('.')[0]}"
+            return Mistake(where, f"{section!r} stands outside of a section", suggestion(section, ours), hint)
+        return Mistake(where, f"{section!r} is no section", did_you_mean(section, SECTION_NAMES), "aifx config keys")
+    own = own_section(section)
+    reason = f"did you mean {own!r}?" if own else did_you_mean(section, SECTION_NAMES)
+    if isinstance(values, dict):
+        meant = [f"{key} is {ours}" for key in values if (ours := own_key(section, key, full_keys()))]
+        reason += f" Its {', '.join(meant[:4])}" if meant else ""
+    return Mistake(where, f"no section [{section}]", reason, "aifx config keys")
 
 
 def _no_table(section: str, values: Any, where: str) -> Mistake:

@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from aifx.config.checks import clashes
-from aifx.config.kinds import BUNDLED_KINDS, section_types
+from aifx.config.foreign_keys import own_key, suggestion
+from aifx.config.kinds import BUNDLED_KINDS, TaskSections, section_types
 from aifx.config.layers import Given, Layers, sections_with
 from aifx.config.mistakes import Mistake, choices, expectation, refuse, shown
 from aifx.config.resolved import DEFAULT, SECTION_NAMES, Config, Origin, section_models
@@ -71,6 +72,20 @@ def read_config(
     return config
 
 
+def own_task_sections(project: Project, environ: Mapping[str, str] | None = None) -> TaskSections | None:
+    """The sections of the project's own task, imported; None if it uses a bundled one. Raises ConfigError.
+
+    Only `task.kind` is read, so mistakes elsewhere in `aifx.toml` are no obstacle.
+    """
+    layers = Layers()
+    layers.add_file(project.config_path, CONFIG_NAME)
+    layers.add_environment(os.environ if environ is None else environ)
+    given = layers.get("task", "kind")
+    if given is None or not isinstance(given.value, str) or ":" not in given.value:
+        return None
+    return TaskSections(given.value, *section_types(given.value, project))
+
+
 def _add_current(
     layers: Layers, project: Project, sections: Collection[str], environ: Mapping[str, str]
 ) -> Iterator[str]:
@@ -90,11 +105,11 @@ def _add_current(
 
 def _resolve(layers: Layers, project: Project, *, presets: bool) -> Config:
     mistakes = list(layers.mistakes)
-    task, found = _validate("task", section_models("task")[0], layers)
-    mistakes += found
     types: dict[str, type[Section]] = {
         name: section_models(name)[0] for name in SECTION_NAMES if name not in ("model", "data")
     }
+    task, found = _validate("task", types, layers)
+    mistakes += found
     if task is not None:
         try:
             types["model"], types["data"] = section_types(task.kind, project)  # type: ignore[attr-defined]
@@ -106,7 +121,7 @@ def _resolve(layers: Layers, project: Project, *, presets: bool) -> Config:
     sections: dict[str, Section | None] = {}
     for name in SECTION_NAMES:
         if name in types:
-            sections[name], found = _validate(name, types[name], layers)
+            sections[name], found = _validate(name, types, layers)
             mistakes += found
     refuse(sorted(mistakes, key=_in_order))
     origins = {
@@ -131,10 +146,10 @@ def _fill_preset(layers: Layers, model: type[Section]) -> list[Mistake]:
     return []
 
 
-def _validate(name: str, model: type[Section], layers: Layers) -> tuple[Section | None, list[Mistake]]:
+def _validate(name: str, types: Mapping[str, type[Section]], layers: Layers) -> tuple[Section | None, list[Mistake]]:
     """The section, or what is wrong with it."""
-    given = layers.given.get(name, {})
-    mistakes = [_unknown_key(name, key, model, given[key].origin) for key in given if key not in model.model_fields]
+    model, given = types[name], layers.given.get(name, {})
+    mistakes = [_unknown_key(name, key, types, given[key].origin) for key in given if key not in model.model_fields]
     values = {key: _value(item, properties(model)[key]) for key, item in given.items() if key in model.model_fields}
     for key in [key for key, value in values.items() if not _is_plain(value)]:
         mistakes.append(
@@ -182,7 +197,12 @@ def _unusable(name: str, key: str, model: type[Section], given: Given, message: 
     return Mistake(given.origin.where, f"{name}.{key} = {shown(given.value)} cannot be used", reason, hint)
 
 
-def _unknown_key(name: str, key: str, model: type[Section], origin: Origin) -> Mistake:
+def _unknown_key(name: str, key: str, types: Mapping[str, type[Section]], origin: Origin) -> Mistake:
+    model = types[name]
+    known = [f"{section}.{field}" for section, kind in types.items() for field in kind.model_fields]
+    if ours := own_key(name, key, known):
+        hint = f"aifx config keys {ours.partition('.')[0]}"
+        return Mistake(origin.where, f"[{name}] has no key {key!r}", suggestion(key, ours), hint)
     elsewhere = [section for section in sections_with(key) if section != name]
     kinds = [
         kind for kind, other in zip(BUNDLED_KINDS, section_models(name), strict=False) if key in other.model_fields

@@ -9,11 +9,14 @@ from typing import Any
 
 from pydantic.errors import PydanticUserError
 
-from aifx.config.kinds import BUNDLED_KINDS
+from aifx.config.kinds import BUNDLED_KINDS, TaskSections
 from aifx.config.mistakes import expectation
 from aifx.config.presets import PRESETS
 from aifx.config.resolved import SECTION_NAMES, is_marked, section_models
-from aifx.config.sections import FREE, Section, TaskSection
+from aifx.config.sections import FREE, Section
+
+OWN = "project"
+"""The name in a schema's `$defs` of a project's own task: `module:Class` cannot be part of a reference."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,22 @@ class Setting:
     free: bool
 
 
-def settings() -> Iterator[Setting]:
-    """Every key of the bundled tasks, in the order in which they are written."""
+def settings(own: TaskSections | None = None) -> Iterator[Setting]:
+    """Every key of the bundled tasks and of a project's own, in the order in which they are written."""
     for section in SECTION_NAMES:
-        kinds = BUNDLED_KINDS if section in ("model", "data") else (None,)
-        for kind, model in zip(kinds, section_models(section), strict=True):
+        for kind, model in _models(section, own):
             for key, schema in properties(model).items():
                 free = is_marked(model.model_fields[key].json_schema_extra, FREE)
                 description = schema.get("description", "")
                 yield Setting(section, key, kind, expectation(schema), schema.get("default"), description, free)
+
+
+def _models(section: str, own: TaskSections | None) -> list[tuple[str | None, type[Section]]]:
+    """The models that a section may have, each with its task where that decides."""
+    if section not in ("model", "data"):
+        return [(None, section_models(section)[0])]
+    models: list[tuple[str | None, type[Section]]] = list(zip(BUNDLED_KINDS, section_models(section), strict=True))
+    return [*models, (own.kind, own.model if section == "model" else own.data)] if own else models
 
 
 @functools.cache
@@ -56,13 +66,19 @@ def fitting_presets(model: type[Section]) -> dict[str, dict[str, Any]]:
     return {name: values for name, values in PRESETS.items() if values.keys() <= model.model_fields.keys()}
 
 
-def json_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a whole `aifx.toml`; `[model]` and `[data]` follow from `task.kind`."""
+def json_schema(own: TaskSections | None = None) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a whole `aifx.toml`; `[model]` and `[data]` follow from `task.kind`.
+
+    Args:
+        own: the project's own task, to describe besides the bundled ones.
+    """
     fixed = {name: _section_schema(section_models(name)[0]) for name in SECTION_NAMES if name not in ("model", "data")}
+    kinds = {kind: kind for kind in BUNDLED_KINDS} | ({own.kind: OWN} if own else {})
+    fixed["task"]["properties"]["kind"]["anyOf"] = [{"enum": list(kinds)}, {"pattern": ":"}]
     definitions = {
-        f"{kind}_{name}": _section_schema(model)
-        for kind, models in BUNDLED_KINDS.items()
-        for name, model in zip(("model", "data"), models, strict=True)
+        f"{kinds[str(kind)]}_{name}": _section_schema(model)
+        for name in ("model", "data")
+        for kind, model in _models(name, own)
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -71,12 +87,12 @@ def json_schema() -> dict[str, Any]:
         "type": "object",
         "properties": {name: fixed.get(name, {"type": "object"}) for name in SECTION_NAMES},
         "additionalProperties": False,
-        "allOf": [_when(kind, default=kind == "language") for kind in BUNDLED_KINDS],
+        "allOf": [_when(kind, label, default=kind == "language") for kind, label in kinds.items()],
         "$defs": definitions,
     }
 
 
-def _when(kind: str, *, default: bool) -> dict[str, Any]:
+def _when(kind: str, label: str, *, default: bool) -> dict[str, Any]:
     """`[model]` and `[data]` follow from `task.kind`; the default one also where that is not set."""
     is_kind: dict[str, Any] = {"properties": {"task": {"properties": {"kind": {"const": kind}}}}}
     if not default:
@@ -86,7 +102,7 @@ def _when(kind: str, *, default: bool) -> dict[str, Any]:
         }
     return {
         "if": is_kind,
-        "then": {"properties": {name: {"$ref": f"#/$defs/{kind}_{name}"} for name in ("model", "data")}},
+        "then": {"properties": {name: {"$ref": f"#/$defs/{label}_{name}"} for name in ("model", "data")}},
     }
 
 
@@ -94,8 +110,6 @@ def _section_schema(model: type[Section]) -> dict[str, Any]:
     keys = {key: _for_editors(schema) for key, schema in properties(model).items()}
     if "preset" in keys and (presets := fitting_presets(model)):
         keys["preset"]["enum"] = sorted(presets)
-    if model is TaskSection:
-        keys["kind"]["anyOf"] = [{"enum": list(BUNDLED_KINDS)}, {"pattern": ":"}]
     description = " ".join((model.__doc__ or "").split())
     return {"type": "object", "description": description, "properties": keys, "additionalProperties": False}
 

@@ -40,6 +40,7 @@ class Task(Protocol):
 
     model_section: ClassVar[type[Section]]
     data_section: ClassVar[type[Section]]
+    metric_names: ClassVar[tuple[str, ...]] = ()  # what `metrics` returns of a whole split, if known before any data
     model: Model
     unit: str  # what throughput counts: "tokens", "images"
 

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    (tmp_path / "aifx.toml").write_text('[train]\nnum_steps = 40\n[data]\ntrain = ["data/a.txt"]\n')
+    (tmp_path / "aifx.toml").write_text('[train]\nnum_steps = 40\n[data]\ntrain = ["a.txt"]\n')
+    (tmp_path / "a.txt").write_text("text")
     return tmp_path
 
 

@@ -1,0 +1,191 @@
+"""`aifx config check`, `keys` and `schema` with files, gates, a project's own task, and the words of other tools."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from aifx.commands.main import run
+from aifx.config import load_config
+from aifx.config.foreign_keys import _KEYS, FOREIGN_KEYS, FOREIGN_SECTIONS
+from aifx.config.kinds import BUNDLED_METRICS, PER_CLASS_METRICS
+from aifx.config.layers import full_keys
+from aifx.config.resolved import SECTION_NAMES
+from aifx.errors import ConfigError
+from aifx.gates import scalars
+from aifx.project import Project
+
+TASK = """
+from aifx.config.sections import Section
+
+class Model(Section):
+    width: int = 8
+
+class Data(Section):
+    path: str = "x.csv"
+
+class Own:
+    model_section = Model
+    data_section = Data
+    metric_names = ("loss", "error")
+"""
+
+
+class Here:
+    """Commands in a project, in this process."""
+
+    def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.root, self._capsys = root, capsys
+
+    def write(self, toml: str) -> None:
+        (self.root / "aifx.toml").write_text(toml)
+
+    def __call__(self, *args: str, code: int = 0) -> tuple[str, str]:
+        self._capsys.readouterr()
+        ended = run(list(args))
+        out, err = self._capsys.readouterr()
+        assert ended == code, err
+        return out, err
+
+
+@pytest.fixture
+def here(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.txt").write_text("text")
+    project = Here(tmp_path, capsys)
+    project.write("")
+    return project
+
+
+def test_check_lists_missing_files_and_unknown_metrics_at_once(here: Here) -> None:
+    here("config", "check")
+    here.write(
+        '[data]\ntrain = ["data/*.txt", "corpus/*.jsonl"]\ntest = ["none.txt"]\ntokenizer = "tok.json"\n'
+        '[eval]\ngates = ["bits_per_byte <= 2", "acuracy >= 0.5"]\n'
+    )
+    _, err = here("config", "check", code=2)
+    for words in (
+        "aifx.toml:2: no file matches 'corpus/*.jsonl' of data.train",
+        "aifx.toml:3: no file 'none.txt', which data.test names",
+        "aifx.toml:4: no file 'tok.json', which data.tokenizer names",
+        "aifx.toml:6: gate 'acuracy >= 0.5': there is no metric 'acuracy'",
+    ):
+        assert words in err, words
+    assert "bits_per_byte <= 2" not in err
+    out, _ = here("config", "check", "--json", code=2)
+    assert json.loads(out)["error"]["exit_code"] == 2
+
+
+def test_check_of_images_knows_classes(here: Here) -> None:
+    images = (
+        '[task]\nkind = "vision"\n[data]\npath = "data/images.npz"\n{}[eval]\ngates = ["per_class.{}.recall > 0"]\n'
+    )
+    np.savez(here.root / "data/images.npz", x=np.zeros(1))
+    here.write(images.format('classes = ["Shirt", "Bag"]\n', "Bag"))
+    here("config", "check")
+    here.write(images.format('classes = ["Shirt", "Bag"]\n', "Bog"))
+    assert "did you mean 'per_class.Bag.recall'" in here("config", "check", code=2)[1]
+    here.write(images.format("", "7"))
+    here("config", "check")
+    (here.root / "data/images.npz").rename(here.root / "data/others.npz")
+    assert "there is others.npz" in here("config", "check", code=2)[1]
+
+
+def test_the_metrics_that_check_knows_are_those_of_the_tasks() -> None:
+    from aifx.tasks.language import LanguageTask
+    from aifx.tasks.vision import VisionTask
+
+    one = (1.0, 1.0)
+    language = LanguageTask.metrics(SimpleNamespace(), {"loss": one, "bytes": one})  # type: ignore[arg-type]
+    assert set(scalars(language)) == set(BUNDLED_METRICS["language"])
+    task = SimpleNamespace(data=SimpleNamespace(classes=("a",)))
+    totals: dict[str, Any] = {"loss": one, "accuracy": one, "confusion": (np.ones((1, 1)), 1.0)}
+    vision = VisionTask.metrics(task, totals)  # type: ignore[arg-type]
+    assert set(scalars(vision)) == {*BUNDLED_METRICS["vision"], *(f"per_class.a.{name}" for name in PER_CLASS_METRICS)}
+
+
+def test_keys_and_schema_include_the_projects_own_task(here: Here) -> None:
+    (here.root / "own_task_of_keys.py").write_text(TASK)
+    here.write('[task]\nkind = "own_task_of_keys:Own"\n[model]\nwidth = 3\n[eval]\ngates = ["eror < 1"]\n')
+    out, err = here("config", "keys", "model")
+    assert "model.width (own_task_of_keys:Own) = 8" in out
+    assert err == ""
+    schema = jsonschema.Draft202012Validator(json.loads(here("config", "schema")[0]))
+    schema.check_schema(schema.schema)
+    own = {"task": {"kind": "own_task_of_keys:Own"}}
+    schema.validate({**own, "model": {"width": 3}})
+    assert not schema.is_valid({**own, "model": {"widht": 3}})
+    schema.validate({"model": {"num_layers": 3}})
+    assert "did you mean 'error'?" in here("config", "check", code=2)[1]
+
+
+def test_keys_without_a_task_that_cannot_be_imported(here: Here) -> None:
+    here.write('[task]\nkind = "nothing_here:Own"\n')
+    out, err = here("config", "keys", "--json")
+    assert any(key["key"] == "model.num_layers" for key in json.loads(out)["keys"])
+    assert "nothing_here" in err
+    here.write("[task\n")
+    assert json.loads(here("config", "schema")[0])["title"] == "aifx.toml"
+
+
+@pytest.mark.parametrize(
+    ("toml", "overrides", "ours"),
+    [
+        ("[train]\nlr = 1", [], "optimizer.learning_rate"),
+        ("[optimizer]\nlr = 1", [], "optimizer.learning_rate"),
+        ("lr = 1", [], "optimizer.learning_rate"),
+        ("[train]\nepochs = 1", [], "train.num_steps? It counts steps: epochs x"),
+        ("[data]\nbatch_size = 1", [], "train.global_batch_size"),
+        ("[train]\nn-layer = 1", [], "model.num_layers"),
+        ("[model]\nn_layer = 1", [], "model.num_layers"),
+        ("[generate]\nmax_length = 1", [], "generate.max_tokens"),
+        ("[trainer]\nmax_epochs = 1", [], "'train'? Its max_epochs is train.num_steps"),
+        ("", ["lr=1"], "optimizer.learning_rate"),
+        ("", ["train.n_head=1"], "model.num_heads"),
+        ("", ["trainer.max_steps=1"], "train.num_steps"),
+        ("", ["training.seed=1"], "train.seed"),
+    ],
+)
+def test_keys_of_other_tools_are_answered_with_ours(here: Here, toml: str, overrides: list[str], ours: str) -> None:
+    here.write(toml)
+    with pytest.raises(ConfigError) as caught:
+        load_config(Project(here.root), overrides, {})
+    assert f"did you mean {ours}" in str(caught.value)
+
+
+def test_no_key_is_suggested_that_the_task_lacks(here: Here) -> None:
+    here.write('[task]\nkind = "vision"\n[train]\nn_layer = 1')
+    with pytest.raises(ConfigError) as caught:
+        load_config(Project(here.root), [], {})
+    assert "num_layers" not in str(caught.value)
+
+
+def test_the_table_of_other_tools_names_keys_that_exist() -> None:
+    known = full_keys()
+    assert set(_KEYS) - known == set()
+    assert len(FOREIGN_KEYS) == sum(len(names.split()) for names in _KEYS.values()), "a name is there twice"
+    assert not {f"{ours.partition('.')[0]}.{name}" for name, ours in FOREIGN_KEYS.items()} & known
+    assert set(FOREIGN_SECTIONS.values()) <= set(SECTION_NAMES)
+    assert not set(FOREIGN_SECTIONS) & set(SECTION_NAMES)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["train", "--run", ""],
+        ["train", "--fork", ""],
+        ["eval", "--run", ""],
+        ["runs", "show", ""],
+        ["ckpt", "ls", "--run", ""],
+    ],
+)
+def test_an_empty_name_of_a_run_is_refused(here: Here, args: list[str]) -> None:
+    assert "'' cannot name a run" in here(*args, code=2)[1]
+    assert not (here.root / "runs").exists()
