@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from aifx.commands.failures import as_error, is_debugging, print_traceback
+from aifx.sanitize import one_line
 
 NPD_LENGTH = 80
 """Bytes of a message of node-problem-detector's: the default of max_output_length (docs/custom_plugin_monitor.md)."""
@@ -62,11 +63,6 @@ def caller_of(args: Sequence[str]) -> Caller | None:
         if option.startswith("--format") and name in FORMATS:
             return FORMATS[name]
     return None
-
-
-def one_line(text: str) -> str:
-    """Text with nothing in it that would end a line or steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def cut(text: str, num_bytes: int, end: str = "") -> str:

@@ -9,10 +9,11 @@ from aifx.errors import AifxError
 
 def complete_run(incomplete: str) -> list[str]:
     """Names of runs in the project around the working directory."""
-    from aifx.project import find_project
+    from aifx.project import RUN_NAME, find_project
 
     with suppress(AifxError, OSError):
-        return sorted(run.name for run in find_project().runs() if run.name.startswith(incomplete))
+        names = sorted(run.name for run in find_project().runs() if run.name.startswith(incomplete))
+        return [name for name in names if RUN_NAME.fullmatch(name)]  # a shell would run a folder called `a;touch X`
     return []
 
 

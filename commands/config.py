@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aifx.commands.options import JsonOption, RunOption, SetOption
-from aifx.commands.terminal import is_colored, terminal, to_json
+from aifx.commands.terminal import terminal, to_json
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from aifx.commands.terminal import Output
     from aifx.config import Config, Setting
     from aifx.config.kinds import TaskSections
@@ -47,7 +48,7 @@ def show(
         config = _load(run, set_ or ())
         out.document(_document(config, origin=origin))
         if not json:
-            out.write(_painted(config.to_toml(origins=origin)))
+            out.print(_painted(config.to_toml(origins=origin)), soft_wrap=True)
 
 
 @app.command()
@@ -171,21 +172,20 @@ def _document(config: Config, *, origin: bool) -> dict[str, object]:
     return document
 
 
-def _painted(toml: str) -> str:
-    """Sections bold and comments dim, where stdout takes colour."""
-    if not is_colored(sys.stdout):
-        return toml
+def _painted(toml: str) -> Text:
+    """Sections bold and comments dim."""
+    from rich.text import Text
+
     lines = []
     for line in toml.splitlines():
         value, mark, comment = line.rpartition("  # ")
         if line.startswith("["):
-            line = typer.style(line, bold=True)
+            lines.append(Text(line, "bold"))
         elif line.startswith("# "):
-            line = typer.style(line, dim=True)
-        elif mark:
-            line = value + typer.style(mark + comment, dim=True)
-        lines.append(line)
-    return "\n".join(lines) + "\n"
+            lines.append(Text(line, "dim"))
+        else:
+            lines.append(Text(value).append(mark + comment, "dim" if mark else ""))
+    return Text("\n").join(lines)
 
 
 def _default(setting: Setting) -> str:

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
+from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from aifx.commands.terminal import is_colored
+from aifx.sanitize import escape_controls
 
 
 class _Console(Console):
+    """A console that escapes control characters in text; rich's own segments of control codes pass."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(escape_controls(text), **options)  # before it is measured and folded
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else escape_controls(segment.text)
+            yield segment if text == segment.text else Segment(text, segment.style)
+
     def on_broken_pipe(self) -> None:
         """rich would exit 1, a bad verdict. Here the rest goes to nobody and the command ends as it would have."""
         self.quiet = True

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aifx.commands.options import JsonOption
-from aifx.commands.terminal import Output, printable, terminal
+from aifx.commands.terminal import Output, terminal
+from aifx.sanitize import one_line
 
 if TYPE_CHECKING:
     from aifx.health.diff import Difference
@@ -62,7 +63,7 @@ def _show(out: Output, a: Snapshot, b: Snapshot, found: Difference, all_: bool) 
         return
     times = [f"{datetime.fromtimestamp(s.time):%Y-%m-%d %H:%M}" for s in (a, b)]
     left, right = f"{a.host} {times[0]}", times[1] if a.host == b.host else f"{b.host} {times[1]}"
-    out.print(printable(f"{left} ({found.before.status}) -> {right} ({found.after.status})"))
+    out.print(f"{left} ({found.before.status}) -> {right} ({found.after.status})")
     out.print(_headline(found))
     for mark, findings in (("came", found.came), ("went", found.went)):
         for finding in findings:
@@ -121,5 +122,5 @@ def _cell(value: Any) -> str:
         text = ", ".join(str(item) for item in value) or "none"
     else:
         text = {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
-    text = printable(text)
+    text = one_line(text)
     return text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 3]}..."

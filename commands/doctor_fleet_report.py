@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aifx.commands.doctor_report import STYLES, Row, details, show_rows, show_status
-from aifx.commands.terminal import Output, printable
+from aifx.commands.terminal import Output
 from aifx.health.fleet.report import FleetReport, Suspect
 from aifx.health.report import SEVERITIES, Finding
 
@@ -84,7 +84,7 @@ def _suspect(suspect: Suspect) -> tuple[str, str, str, str]:
     because = suspect.causes[0]
     more = f" (+{len(suspect.causes) - 1})" if len(suspect.causes) > 1 else ""
     lost, chance = f"{suspect.lost_gpu_hours:,.1f}", f"{suspect.probability:.0%}"
-    return printable(suspect.node), lost, chance, f"{printable(because.summary)}{more}"
+    return suspect.node, lost, chance, f"{because.summary}{more}"
 
 
 def _block(group: Group) -> list[Row]:

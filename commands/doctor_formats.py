@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import NoReturn
 
-from aifx.commands.callers import NPD_LENGTH, Told, cut, one_line
+from aifx.commands.callers import NPD_LENGTH, Told, cut
 from aifx.commands.terminal import Output
 from aifx.errors import UsageError
 from aifx.health.report import SEVERITIES, Finding, Report, counts
+from aifx.sanitize import one_line
 
 
 class Format(StrEnum):

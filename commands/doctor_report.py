@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from aifx.commands.terminal import Output, printable
+from aifx.commands.terminal import Output
 from aifx.health.report import Finding, Report, Skipped, counts, folded, num_words
+from aifx.sanitize import one_line
 
 Row: TypeAlias = tuple[str, str, str, str]
 MANY = 3
@@ -36,7 +37,7 @@ def show_status(out: Output, whose: str, status: str, told: str) -> None:
     """The first line."""
     from rich.text import Text
 
-    out.row(Text(printable(whose)), Text.assemble((status, STATUS_STYLES[status]), printable(told)))
+    out.row(Text(one_line(whose)), Text.assemble((status, STATUS_STYLES[status]), one_line(told)))
 
 
 def show_findings(out: Output, findings: Iterable[Finding]) -> None:
@@ -50,7 +51,7 @@ def show_rows(out: Output, rows: Iterable[Row]) -> None:
     from rich.text import Text
 
     for label, label_style, text, style in rows:
-        out.row(Text(printable(label), label_style), Text(printable(text), style))
+        out.row(Text(one_line(label), label_style), Text(one_line(text), style))
 
 
 def details(rows: Mapping[str, str], indent: int = 10, width: int = 9) -> list[Row]:

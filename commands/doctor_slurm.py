@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aifx.commands.app import Command, Group
-from aifx.commands.callers import Told, log, one_line
+from aifx.commands.callers import Told, log
 from aifx.commands.doctor_options import OnlyOption, ReplayOption, RootOption, SiteOption, SkipOption
 from aifx.commands.options import DryRunOption
 from aifx.commands.terminal import Output
+from aifx.sanitize import one_line
 
 if TYPE_CHECKING:
     from aifx.health.slurm import Verdict

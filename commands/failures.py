@@ -15,6 +15,7 @@ from typing import Any
 import aifx
 from aifx.errors import AifxError, EnvironmentFault, ExitCode, Terminated, UsageError, did_you_mean
 from aifx.runs.files import FULL
+from aifx.sanitize import escape_controls
 
 _MACHINE = {  # refusals of the operating system: nothing that a change in our code would mend
     errno.EACCES,
@@ -37,7 +38,7 @@ def is_debugging() -> bool:
 
 def print_traceback(error: BaseException) -> None:
     """The traceback on stderr, for --debug."""
-    traceback.print_exception(error, file=sys.stderr)
+    sys.stderr.write(escape_controls("".join(traceback.format_exception(error))))
 
 
 def as_error(error: BaseException) -> AifxError:

@@ -89,11 +89,11 @@ def generate(
         writing = _write(writer, settings, seed, out.say)
         text = ""
         if not json:
-            out.write(settings.prompt)
+            out.write(settings.prompt, exact=not sys.stdout.isatty())
         for piece in writing:
             text += piece
             if not json:
-                out.write(_harmless(piece) if sys.stdout.isatty() else piece)
+                out.write(piece, exact=not sys.stdout.isatty())
         if not json:
             out.write("\n")
         out.document(
@@ -129,11 +129,6 @@ def _write(writer: Writer, settings: GenerateSection, seed: int, say: Say) -> It
     )
     with using(run_choices(writer.run, writer.config, say=say, keep=False)):
         yield from stream_text(tokenizer, prompt_ids, ids)
-
-
-def _harmless(text: str) -> str:
-    """Without what would steer a terminal: a young model writes any byte."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _read_stdin() -> str:

@@ -14,6 +14,7 @@ from aifx.commands.callers import Told, caller_of
 from aifx.commands.terminal import report
 from aifx.errors import ExitCode
 from aifx.host_memory import restart_with_huge_pages
+from aifx.sanitize import escape_controls
 
 COMPUTE = ("train", "eval")
 """Commands that run large programs, for whose memory a restart pays."""
@@ -74,7 +75,7 @@ def _status(error: SystemExit) -> int:
     if error.code is None or isinstance(error.code, int):
         return int(error.code or 0)
     with suppress(BrokenPipeError):
-        sys.stderr.write(f"{error.code}\n")
+        sys.stderr.write(f"{escape_controls(str(error.code))}\n")
     return ExitCode.UNABLE
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from aifx.commands.failures import as_error, is_debugging, print_traceback
 from aifx.errors import AifxError, ExitCode
+from aifx.sanitize import escape_controls, escape_in_json, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -47,7 +48,7 @@ def terminal(json: bool = False) -> Iterator[Output]:
 
 
 class Output:
-    """Where a command's words go.
+    """Where a command's words go. Control characters in them are escaped, whoever chose the text.
 
     Attributes:
         json: whether stdout carries one JSON document and nothing else.
@@ -85,10 +86,16 @@ class Output:
             assert self._document is None, "a command answers with one document"
             self._document = to_json({"schema_version": SCHEMA_VERSION, **document})
 
-    def print(self, *parts: RenderableType) -> None:
-        """The answer for people: a line of text or a rich object on stdout. Nothing with --json."""
+    def print(self, *parts: RenderableType, soft_wrap: bool | None = None) -> None:
+        """The answer for people: a line of text or a rich object on stdout. Nothing with --json.
+
+        Args:
+            soft_wrap: leave lines that are too long to the terminal; by default for text, not for rich objects.
+        """
         if not self.json:
-            self.out.print(*parts, soft_wrap=all(isinstance(part, str) for part in parts))
+            if soft_wrap is None:
+                soft_wrap = all(isinstance(part, str) for part in parts)
+            self.out.print(*parts, soft_wrap=soft_wrap)
 
     def row(self, label: Text, text: Text) -> None:
         """A line of two parts on stdout: on a terminal the second is folded under itself. Nothing with --json."""
@@ -111,11 +118,13 @@ class Output:
             return
         from aifx.commands.consoles import make_table, plain_table
 
-        cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+        columns = [one_line(column) for column in columns]
+        cells = [["-" if cell is None else one_line(str(cell)) for cell in row] for row in rows]
+        right = {one_line(column) for column in right}
         if self.out.is_terminal:
-            self.out.print(make_table(columns, cells, right=set(right)))
+            self.out.print(make_table(columns, cells, right=right))
         else:
-            self.print(plain_table(columns, cells, right=set(right)))
+            self.print(plain_table(columns, cells, right=right))
 
     def say(self, text: str) -> None:
         """A word on what is going on, on stderr."""
@@ -126,12 +135,15 @@ class Output:
         for fault in faults:
             _wrote(sys.stderr, failure_text(fault, colored=is_colored(sys.stderr)))
 
-    def write(self, text: str) -> None:
-        """Raw text on stdout at once, for an answer that streams.
+    def write(self, text: str, *, exact: bool = False) -> None:
+        """Text on stdout at once, for an answer that streams.
 
         Raises BrokenPipeError when the reader has gone; `terminal` then ends the command quietly.
+
+        Args:
+            exact: leave control characters as they are, for an answer that is data and does not go to a terminal.
         """
-        sys.stdout.write(text)
+        sys.stdout.write(text if exact else escape_controls(text))
         sys.stdout.flush()
 
     def flush(self) -> None:
@@ -193,17 +205,11 @@ def failure_text(failure: AifxError, *, colored: bool = False) -> str:
     def paint(text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if colored else text
 
-    lines = [f"{paint('error:', '1;31')} {printable(failure.what)}"]
-    lines += [f"  {printable(line)}" for line in failure.why.splitlines() if line.strip()]
+    lines = [f"{paint('error:', '1;31')} {one_line(failure.what)}"]
+    lines += [f"  {one_line(line)}" for line in failure.why.splitlines() if line.strip()]
     if failure.hint:
-        lines.append(f"{paint('hint:', '1;36')} {printable(failure.hint)}")
+        lines.append(f"{paint('hint:', '1;36')} {one_line(failure.hint)}")
     return "\n".join(lines) + "\n"
-
-
-def printable(text: str) -> str:
-    """`text` on one line, with nothing in it that would steer a terminal."""
-    text = " ".join(text.split("\n"))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 def is_colored(stream: TextIO) -> bool:
@@ -214,9 +220,13 @@ def is_colored(stream: TextIO) -> bool:
 
 
 def to_json(document: Any) -> str:
-    """JSON on several lines, valid everywhere: NaN and infinities are null, letters escaped that stdout may lack."""
+    """JSON on several lines, valid everywhere: NaN and infinities are null.
+
+    Escapes control characters, and letters that stdout may lack.
+    """
     is_unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
-    return json_module.dumps(_finite(document), indent=2, ensure_ascii=not is_unicode, allow_nan=False, default=_plain)
+    text = json_module.dumps(_finite(document), indent=2, ensure_ascii=not is_unicode, allow_nan=False, default=_plain)
+    return escape_in_json(text)
 
 
 def _finite(value: Any) -> Any:

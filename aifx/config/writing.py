@@ -9,6 +9,7 @@ from typing import Any
 import tomlkit
 
 from aifx.config.resolved import Config, Origin
+from aifx.sanitize import escape_in_json
 
 _WRITTEN_ORIGIN = re.compile(r"  # (default|preset \S+|\S+\.toml:\d+|AIFX_\w+|--set)$")
 
@@ -50,7 +51,7 @@ def literal(value: Any) -> str:
         return "{" + ", ".join(f"{literal_key(k)} = {literal(v)}" for k, v in value.items() if v is not None) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(literal(item) for item in value) + "]"
-    return str(tomlkit.item(value).as_string())
+    return escape_in_json(str(tomlkit.item(value).as_string()))
 
 
 def literal_key(key: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from aifx.errors import EnvironmentFault
 from aifx.health.rules import fits
+from aifx.sanitize import one_line
 
 MARK = "aifx:"
 REASON_LENGTH = 200
@@ -70,7 +71,7 @@ class Verdict:
     def reason(self) -> str:
         """`aifx: rule summary`, for a node that is unhealthy."""
         rule, summary = self.critical[0]
-        text = "".join(c if c.isprintable() else " " for c in f"{MARK} {rule} {summary}")
+        text = one_line(f"{MARK} {rule} {summary}")
         return text if len(text) <= REASON_LENGTH else text[: REASON_LENGTH - 3] + "..."
 
 

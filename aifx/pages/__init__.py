@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import aifx
 from aifx.errors import EnvironmentFault
+from aifx.sanitize import escape_controls
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -61,4 +62,4 @@ def _visible(value: Any) -> Any:
     """A text with its control characters made visible: one that turns the reading direction could hide what it says."""
     if type(value) is not str:  # not Markup, which a macro has made
         return value
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in value)
+    return escape_controls(value, keep="\n")

@@ -1,0 +1,45 @@
+"""Text that cannot steer a terminal, change its reading direction or end a line: control characters are escaped."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+JOINERS = "\u200c\u200d"
+"""Zero-width non-joiner and joiner: scripts and emoji need them, and they move nothing."""
+
+_UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def escape_controls(text: str, keep: str = "\n\t") -> str:
+    r"""Replace each control character by its escape, such as `\x1b`.
+
+    Control characters are C0 and C1, marks of reading direction, line and paragraph separators and lone surrogates.
+
+    Args:
+        keep: control characters that stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if _is_harmless(c) or c in keep else _escape(c) for c in text)
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, control characters escaped."""
+    return escape_controls(" ".join(text.split("\n")), keep="")
+
+
+def escape_in_json(document: str) -> str:
+    r"""Escape what JSON lets stand in a string but a terminal obeys: C1 controls and marks of reading direction.
+
+    The escapes (`\u009b`) are also those of TOML's basic strings.
+    """
+    return _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", document)
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
