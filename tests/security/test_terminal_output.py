@@ -127,7 +127,8 @@ def test_completion_offers_only_names_that_a_run_can_have(project: Path, monkeyp
 @pytest.mark.parametrize(
     "args",
     [["runs", "ls"], ["runs", "ls", "--json"], ["runs", "show", "main"], ["runs", "watch", "main", "--once"],
-     ["runs", "show", "main", "--json"], ["ckpt", "ls", "main"], ["config", "show", "--set", f"data.path={ATTACK[:30]}"]],
+     ["runs", "show", "main", "--json"], ["ckpt", "ls", "main"],
+     ["config", "show", "--set", f"data.path={ATTACK[:30]}"]],
 )  # fmt: skip
 def test_a_hostile_run_is_shown_and_steers_nothing(project: Path, args: list[str]) -> None:
     done = warm.run([arg.replace("\0", "") for arg in args], project, os.environ)
