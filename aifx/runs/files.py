@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.errors import EnvironmentFault
+from aifx.files import RECORDS_LIMIT, open_file, read_file, replace_file
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -31,24 +32,14 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def write_json(path: Path, doc: Mapping[str, Any]) -> None:
-    """Put `doc` at `path`, whole or not at all: temporary file, fsync, rename, fsync of the folder."""
-    write_text(path, json.dumps(plain(doc), indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, doc: Mapping[str, Any], *, below: Path | None = None) -> None:
+    """Put `doc` at `path`, whole or not at all; `below` as `aifx.files.replace_file` takes it."""
+    write_text(path, json.dumps(plain(doc), indent=2, ensure_ascii=False) + "\n", below=below)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Put `text` at `path`, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(encode(text))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+def write_text(path: Path, text: str, *, below: Path | None = None) -> None:
+    """Put `text` at `path`, whole or not at all; `below` as `aifx.files.replace_file` takes it."""
+    replace_file(path, encode(text), below=below)
 
 
 def encode(text: str) -> bytes:
@@ -82,7 +73,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON-lines file that may be in the middle of being written. No file, no records."""
     try:
-        return parse_lines(path.read_bytes())
+        return parse_lines(read_file(path, limit=RECORDS_LIMIT))
     except FileNotFoundError:
         return []
 
@@ -101,12 +92,12 @@ class JsonLines:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._lock = threading.Lock()
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._handle = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         self.cut(keep)
 
     def cut(self, keep: Callable[[bytes], int]) -> None:
         """Keep so many of the bytes up to the last line end as `keep` says."""
-        data = self.path.read_bytes()
+        data = read_file(self.path, limit=RECORDS_LIMIT)
         self._size = keep(data[: data.rfind(b"\n") + 1])
         if self._size != len(data):
             os.ftruncate(self._handle, self._size)

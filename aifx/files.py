@@ -1,0 +1,234 @@
+"""Opening, reading and replacing files in folders whose content may come from somebody else.
+
+A run can be a copy of a stranger's, and a temporary folder can hold names that others planted. Functions here open
+regular files only. They follow no link below the folder that the caller trusts (`below`), they never wait for a FIFO,
+and they read no more than a limit. Files that must be whole or absent are written under an unpredictable name and
+renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from aifx.errors import EnvironmentFault
+
+DOCUMENT_LIMIT = 64 * 2**20
+"""Bytes that aifx reads of a file that it holds in memory whole: a configuration, a report, a manifest."""
+
+RECORDS_LIMIT = 2**30
+"""Bytes that aifx reads of a file of JSON lines, which grows with a run."""
+
+_STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/null", "/dev/tty")
+_STREAM_FOLDERS = ("/dev/fd", "/proc/self/fd")
+
+
+class UnsafeFile(EnvironmentFault):
+    """A file is a link, a FIFO or a device, or larger than aifx reads."""
+
+
+def open_file(
+    path: Path, flags: int = os.O_RDONLY, *, below: Path | None = None, mode: int = 0o666, follow: bool = False
+) -> int:
+    """Return a descriptor of the regular file at `path`.
+
+    Args:
+        flags: as `os.open` takes them.
+        below: the folder that is trusted; no part of `path` below it may be a link. The file's own folder by default.
+        mode: permissions of a file that is created, reduced by the umask.
+        follow: accept a link as the last part, for files that the user named or that belong to a trusted project.
+
+    Raises UnsafeFile for a link, a FIFO or a device, OSError as `os.open` does.
+    """
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # opening a FIFO does not wait for its other end
+    with _folder_of(path, below) as folder:
+        try:
+            handle = os.open(path.name, flags if follow else flags | os.O_NOFOLLOW, mode, dir_fd=folder)
+        except OSError as error:
+            raise _explained(error, path) from None
+    try:
+        kind = os.fstat(handle).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(kind):
+            raise _not_regular(path, kind)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def read_file(path: Path, *, below: Path | None = None, limit: int = DOCUMENT_LIMIT, follow: bool = False) -> bytes:
+    """Return the content of a regular file. Raises UnsafeFile, also for more than `limit` bytes, and OSError."""
+    with open(open_file(path, below=below, follow=follow), "rb") as file:
+        is_too_large = os.fstat(file.fileno()).st_size > limit
+        data = b"" if is_too_large else file.read(limit + 1)  # a file may grow, and /proc tells no sizes
+    if is_too_large or len(data) > limit:
+        raise UnsafeFile(f"{path} is too large", f"aifx reads {limit // 2**20} MiB of such a file", f"ls -l {path}")
+    return data
+
+
+def make_folders(path: Path, *, below: Path) -> None:
+    """Create `path` and the folders between it and `below`, which may exist. Raises UnsafeFile for a link, OSError."""
+    below.mkdir(parents=True, exist_ok=True)
+    for folder in reversed([path, *path.parents][: len(path.relative_to(below).parts)]):
+        with _folder_of(folder, below) as parent:
+            try:
+                os.mkdir(folder.name, dir_fd=parent)
+            except FileExistsError:
+                check_folder(folder)
+
+
+def check_folder(path: Path) -> None:
+    """Raise UnsafeFile if `path` exists and is anything but a folder, a link to one included."""
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(kind):
+        raise _not_regular(path, kind, wanted="a folder")
+
+
+def check_tree(path: Path) -> None:
+    """Raise UnsafeFile if anything in the folder `path` is neither a folder nor a regular file."""
+    check_folder(path)
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            entry = Path(folder, name)
+            kind = entry.lstat().st_mode
+            if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
+                raise _not_regular(entry, kind)
+
+
+def replace_file(path: Path, data: bytes, *, below: Path | None = None, mode: int = 0o666) -> None:
+    """Put `data` at `path`, whole or not at all: a new file beside it, fsync, rename, fsync of the folder.
+
+    A link at `path` is replaced; nothing is written through it. Raises UnsafeFile for a link above it, OSError.
+    """
+    with _folder_of(path, below) as folder:
+        temporary = f".{path.name}.{secrets.token_hex(6)}.tmp"
+        with _naming(path):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            handle = os.open(temporary, flags, mode, dir_fd=folder)
+            try:
+                with open(handle, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(handle)
+                os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary, dir_fd=folder)
+                raise
+            os.fsync(folder)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An OSError from within names `path`, not the temporary file or a bare number."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Put `data` where the user asked for it: a new file, whole or not at all, or a stream such as /dev/stdout.
+
+    Raises UnsafeFile for a link, FIFO or device that is no stream of this process, OSError.
+    """
+    if is_stream(path):
+        with path.open("wb") as file:
+            file.write(data)
+        return
+    check_output(path)
+    replace_file(path, data)
+
+
+def open_output(path: Path) -> int:
+    """Return a descriptor that overwrites the file or stream `path`, which the user named, from its beginning."""
+    if is_stream(path):
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    check_output(path)
+    handle = open_file(path, os.O_WRONLY | os.O_CREAT)
+    os.ftruncate(handle, 0)
+    return handle
+
+
+def check_output(path: Path) -> None:
+    """Raise UnsafeFile if `path` exists and is not a regular file of its own."""
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(kind):
+        raise _not_regular(path, kind)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether `path` names a stream of this process or /dev/null: what only the system can have put there."""
+    absolute = os.path.abspath(path)
+    return absolute in _STREAMS or os.path.dirname(absolute) in _STREAM_FOLDERS
+
+
+@contextmanager
+def _folder_of(path: Path, below: Path | None) -> Iterator[int]:
+    """A descriptor of the folder that holds `path`, reached from `below` without following a link."""
+    start = path.parent if below is None else below
+    parts = path.parent.relative_to(start).parts
+    if ".." in parts:
+        raise ValueError(f"{path} is not below {start}")
+    handle = os.open(start, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts:
+            try:
+                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle)
+            except OSError as error:
+                raise _explained(error, path) from None
+            os.close(handle)
+            handle = inner
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _explained(error: OSError, path: Path) -> OSError | UnsafeFile:
+    """The error with the whole path, or UnsafeFile if a part of the path is what the error is about."""
+    for part in (path, *path.parents) if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO) else ():
+        try:
+            kind = part.lstat().st_mode
+        except OSError:
+            continue
+        if stat.S_ISLNK(kind) or (part == path and not stat.S_ISREG(kind)):
+            return _not_regular(part, kind)
+    return OSError(error.errno, error.strerror, str(path))
+
+
+def _not_regular(path: Path, kind: int, wanted: str = "a regular file") -> UnsafeFile:
+    if stat.S_ISLNK(kind):
+        what = f"is a link to {os.readlink(path)}"
+    else:
+        what = next(
+            (f"is {name}" for test, name in _KINDS if test(kind)),
+            "is no regular file",
+        )
+    return UnsafeFile(f"{path} {what}", f"aifx expects {wanted} here", f"ls -l {path}")
+
+
+_KINDS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISREG, "a file"),
+    (stat.S_ISDIR, "a folder"),
+)
