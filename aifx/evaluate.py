@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from aifx.config.sections import Quantization
 from aifx.data.base import Batch, BatchSource, Say, Split
 from aifx.errors import DataError, UsageError
+from aifx.files import make_folders, read_file
 from aifx.gates import Gate, GateResult, check_names, judge, parse_gate, scalars
 from aifx.kernels import run_choices
 from aifx.nn.precision import cast_floating, compute_dtype
@@ -235,12 +236,12 @@ def write_report(path: Path, report: Report, *, data_digest: str) -> None:
 
     document = report.document()
     entry = {**{k: document[k] for k in ("metrics", "gates")}, "passed": report.passed, "data_digest": data_digest}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent, below=path.parent.parent)
     with exclusive(path.parent / ".lock"):  # another evaluation of the step may end at the same time
         splits: dict[str, Any] = {}
         # None yet, or not one of ours: this one is whole by itself.
         with suppress(OSError, ValueError, KeyError, TypeError):
-            splits = json.loads(path.read_text("utf-8"))["splits"]
+            splits = json.loads(read_file(path))["splits"]
         name = report.split if report.quantize == "none" else f"{report.split}-{report.quantize}"
         splits[name] = entry | {"measured_at": time.time()}
         write_json(path, {"schema_version": 1, "run": report.run, "step": report.step, "splits": splits})

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from aifx.config import Config
 from aifx.data.base import Say
+from aifx.files import read_file
 from aifx.nn.specs import map_specs
 from aifx.parallel import DATA_AXIS
 from aifx.project import Project, RunDirectory, cache_path
@@ -121,7 +122,7 @@ def winners_path() -> Path:
 def _read(run: RunDirectory, device: Device) -> dict[str, Choice]:
     """What the run chose on this kind of device; nothing where it chose nothing yet, or ran on another."""
     try:
-        document = json.loads(run.kernels.read_bytes())
+        document = json.loads(read_file(run.kernels))
         if document["device"] != device.kind:
             return {}
         return {key: Choice.from_document(value) for key, value in document["choices"].items()}

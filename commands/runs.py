@@ -12,6 +12,7 @@ from aifx.commands.completion import complete_run
 from aifx.commands.options import JsonOption
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import ExitCode, UsageError
+from aifx.files import read_file
 
 if TYPE_CHECKING:
     from aifx.project import RunDirectory
@@ -177,7 +178,7 @@ def _follow(out: Output, watcher: Any, interval_s: float) -> None:
 
 def _provenance(run: RunDirectory) -> dict[str, Any]:
     try:
-        doc = json_module.loads(run.provenance.read_bytes())
+        doc = json_module.loads(read_file(run.provenance))
     except (OSError, ValueError):
         return {}
     return doc if isinstance(doc, dict) else {}

@@ -24,6 +24,7 @@ from aifx.checkpoint.retention import kept, ranked
 from aifx.checkpoint.storage import read_arrays, write_checkpoint
 from aifx.config.sections import CheckpointSection
 from aifx.errors import CheckpointError
+from aifx.files import UnsafeFile, check_tree
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -216,7 +217,10 @@ class Checkpoints:
 
 def _read(folder: Path, manifest: Manifest, names: list[str]) -> Arrays:
     try:
+        check_tree(folder)
         return read_arrays(folder, manifest, names)
+    except UnsafeFile as e:
+        raise Damaged(f"checkpoint {folder} is damaged", e.what) from e
     except Exception as e:
         if not folder.exists():
             raise CheckpointError(

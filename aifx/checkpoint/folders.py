@@ -6,11 +6,13 @@ checkpoint, and is removed by the next process that holds the run.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
 
 from aifx.checkpoint.manifest import DAMAGED_SUFFIX, TEMPORARY_SUFFIX
+from aifx.files import check_folder
 from aifx.runs.files import sync_directory
 
 _REPLACED = "replaced"
@@ -18,8 +20,9 @@ _REPLACED = "replaced"
 
 def prepare(directory: Path, step: int) -> Path:
     """An empty temporary folder's place for `step` to be written to; it does not exist yet, its parent does."""
+    check_folder(directory)
     temporary = _temporary(directory, step)
-    shutil.rmtree(temporary, ignore_errors=True)
+    _delete(temporary)
     temporary.mkdir(parents=True)
     return temporary / str(step)
 
@@ -40,8 +43,8 @@ def discard(directory: Path, step: int) -> None:
     temporary = _temporary(directory, step)
     _put_back(temporary)
     for _ in range(20):  # Orbax's threads may still be writing into it
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not temporary.exists():
+        _delete(temporary)
+        if not os.path.lexists(temporary):
             break
         time.sleep(0.05)
 
@@ -49,9 +52,12 @@ def discard(directory: Path, step: int) -> None:
 def remove(directory: Path, step: int) -> None:
     """Delete the checkpoint of `step`; it is gone at once even if deleting its files is cut short."""
     doomed = directory / f"{step}.removed{TEMPORARY_SUFFIX}"
-    shutil.rmtree(doomed, ignore_errors=True)
+    _delete(doomed)
     (directory / str(step)).rename(doomed)
-    shutil.rmtree(doomed)
+    if doomed.is_symlink():
+        doomed.unlink()
+    else:
+        shutil.rmtree(doomed)
 
 
 def set_aside(directory: Path, step: int) -> Path:
@@ -68,9 +74,18 @@ def set_aside(directory: Path, step: int) -> Path:
 
 def clean(directory: Path) -> None:
     """Remove what a killed process left half-written or half-removed. Only for the process that holds the run."""
+    check_folder(directory)
     for temporary in sorted(directory.glob(f"*{TEMPORARY_SUFFIX}")):
         _put_back(temporary)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _delete(temporary)
+
+
+def _delete(path: Path) -> None:
+    """Delete what is at `path` as far as the disk lets us; of a link, the link alone."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _temporary(directory: Path, step: int) -> Path:
@@ -80,5 +95,5 @@ def _temporary(directory: Path, step: int) -> Path:
 def _put_back(temporary: Path) -> None:
     replaced = temporary / _REPLACED
     final = temporary.with_name(temporary.name.removesuffix(TEMPORARY_SUFFIX))
-    if replaced.is_dir() and not final.exists():
+    if not temporary.is_symlink() and replaced.is_dir() and not final.exists():
         replaced.rename(final)

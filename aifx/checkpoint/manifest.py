@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.errors import CheckpointError
+from aifx.files import UnsafeFile, check_folder, read_file
 from aifx.runs.files import plain
 
 FORMAT = 1
@@ -82,7 +83,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = manifest_path(directory)
     try:
-        doc = json.loads(path.read_bytes())
+        doc = json.loads(read_file(path, below=directory))
         checksum = doc.pop("checksum")
         # The checksum comes first, whatever the format: a flipped bit must not pass for a newer one.
         if checksum != _checksum(doc):
@@ -98,17 +99,18 @@ def read_manifest(directory: Path) -> Manifest:
         return Manifest(doc["step"], doc["saved_at"], loss, doc["size_bytes"], arrays, doc["host"])
     except PermissionError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, UnsafeFile, ValueError, KeyError, TypeError, AttributeError) as e:
         why = (
             f"{FILE} is missing"
             if isinstance(e, FileNotFoundError | NotADirectoryError)
-            else f"{FILE}: {e or type(e).__name__}"
+            else f"{FILE}: {e.what if isinstance(e, UnsafeFile) else e or type(e).__name__}"
         )
         raise Damaged(f"checkpoint {directory} is damaged", why) from e
 
 
 def step_directories(directory: Path) -> dict[int, Path]:
-    """Committed checkpoints in `directory` by step, in order."""
+    """Committed checkpoints in `directory` by step, in order. Raises UnsafeFile if `directory` is a link."""
+    check_folder(directory)
     if not directory.is_dir():
         return {}
     steps = [p for p in directory.iterdir() if p.name.isascii() and p.name.isdigit() and p.is_dir()]

@@ -15,6 +15,7 @@ from aifx.config.lines import key_lines
 from aifx.config.mistakes import Mistake
 from aifx.config.resolved import SECTION_NAMES, Origin, section_models
 from aifx.errors import ConfigError, did_you_mean, nearest
+from aifx.files import read_file
 
 _VARIABLE = re.compile(r"AIFX_(.*?)__(.*)")
 
@@ -41,9 +42,13 @@ class Layers:
     def put(self, section: str, key: str, given: Given) -> None:
         self.given.setdefault(section, {})[key] = given
 
-    def add_file(self, path: Path, label: str) -> str:
-        """Adds a TOML file and returns its text. Raises ConfigError where it cannot be read as TOML."""
-        text = _read(path, label)
+    def add_file(self, path: Path, label: str, *, follow: bool = False) -> str:
+        """Adds a TOML file and returns its text. Raises ConfigError where it cannot be read as TOML.
+
+        Args:
+            follow: accept a link: `aifx.toml` of a project may be one, `config.toml` of a run may not.
+        """
+        text = _read(path, label, follow=follow)
         document = _parse(text, label)
         lines = key_lines(text)
         for section, values in document.items():
@@ -100,9 +105,9 @@ def sections_with(key: str) -> Iterator[str]:
             yield section
 
 
-def _read(path: Path, label: str) -> str:
+def _read(path: Path, label: str, *, follow: bool) -> str:
     try:
-        data = path.read_bytes()
+        data = read_file(path, follow=follow)
     except OSError as error:
         raise ConfigError(f"{label} cannot be read", error.strerror or str(error), f"a readable file {path}") from error
     try:

@@ -32,7 +32,7 @@ def load_config(project: Project, overrides: Sequence[str] = (), environ: Mappin
         environ: `AIFX_SECTION__KEY` variables; the process's own when not given.
     """
     layers = Layers()
-    layers.add_file(project.config_path, CONFIG_NAME)
+    layers.add_file(project.config_path, CONFIG_NAME, follow=True)
     layers.add_environment(os.environ if environ is None else environ)
     layers.add_overrides(overrides)
     config = _resolve(layers, project, presets=True)
@@ -94,7 +94,7 @@ def _add_current(
         return
     now = Layers()
     if project.config_path.is_file():
-        now.add_file(project.config_path, CONFIG_NAME)
+        now.add_file(project.config_path, CONFIG_NAME, follow=True)
     now.add_environment(environ)
     layers.mistakes += now.mistakes  # a header that is misspelt must not hide its gates
     for section in sections:

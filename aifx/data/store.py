@@ -33,6 +33,7 @@ from aifx.data.corpus import SPLITS, Corpus
 from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer
 from aifx.errors import EnvironmentFault
+from aifx.files import replace_file
 
 FORMAT = 1
 # A batch has enough pieces a core that its last ones cost little, and a bound on the memory of its encodings.
@@ -220,17 +221,7 @@ def cache_folder(folder: Path) -> Iterator[None]:
 def write_synced(path: Path, data: bytes) -> None:
     """Writes a file so that it is there, whole or not at all, whatever stops the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, data)
 
 
 def write_synced_array(path: Path, values: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from aifx.errors import RunBusy
+from aifx.files import open_file, read_file
 from aifx.project import RunDirectory
 
 
@@ -47,7 +48,7 @@ class RunLock:
 
     def acquire(self) -> None:
         self.run.path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = open_file(self.run.lock, os.O_RDWR | os.O_CREAT)
         # Whoever only looks (`is_held`) takes a shared lock for an instant: wait that out before calling the run busy.
         for attempt in range(10):
             if _try_lock(handle, fcntl.LOCK_EX):
@@ -85,7 +86,7 @@ class RunLock:
 def is_held(run: RunDirectory) -> bool:
     """Whether a process, of any host that shares the file system's locks, holds the run now."""
     try:
-        handle = os.open(run.lock, os.O_RDONLY | os.O_CLOEXEC)
+        handle = open_file(run.lock)
     except FileNotFoundError:
         return False
     try:
@@ -97,7 +98,7 @@ def is_held(run: RunDirectory) -> bool:
 def holder(run: RunDirectory) -> Holder | None:
     """Who holds the run, or held it last; None when nobody ever did."""
     try:
-        who: Any = json.loads(run.lock.read_bytes())
+        who: Any = json.loads(read_file(run.lock))
         return Holder(int(who["pid"]), str(who["host"]), str(who["command"]), float(who["since"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -106,7 +107,7 @@ def holder(run: RunDirectory) -> Holder | None:
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Waits until no other holder of the lock file `path` is left, and is the only one meanwhile. The file stays."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

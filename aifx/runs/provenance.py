@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import aifx
+from aifx.files import read_file
 from aifx.project import RunDirectory
 
 PACKAGES = ("jax", "jaxlib", "numpy", "optax", "grain", "orbax-checkpoint", "tensorstore", "tokenizers")
@@ -82,7 +83,7 @@ def provenance(root: Path, *, data_digest: str, devices: Sequence[Device]) -> di
 def read_provenance(run: RunDirectory) -> dict[str, Any]:
     """What `provenance` wrote into the run; empty where there is none that can be read."""
     try:
-        document = json.loads(run.provenance.read_bytes())
+        document = json.loads(read_file(run.provenance))
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}

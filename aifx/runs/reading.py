@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli
 
+from aifx.files import open_file, read_file
 from aifx.project import RunDirectory
 from aifx.runs.files import parse_lines, read_jsonl
 from aifx.runs.status import number, validation_loss
@@ -40,7 +41,7 @@ class Evaluation:
 def read_settings(run: RunDirectory) -> dict[str, Any]:
     """Every value of `config.toml` by key; empty where it cannot be read."""
     try:
-        sections = tomli.loads(run.config.read_text(encoding="utf-8"))
+        sections = tomli.loads(read_file(run.config).decode())
     except (OSError, ValueError):
         return {}
     flat: dict[str, Any] = {}
@@ -58,7 +59,7 @@ def changed_settings(run: RunDirectory) -> list[Setting]:
     kind = values.get("task.kind")
     defaults = {f"{s.section}.{s.key}": s.default for s in settings() if s.kind in (None, kind)}
     section, found = "", []
-    for line in run.config.read_text(encoding="utf-8").splitlines() if values else ():
+    for line in read_file(run.config).decode().splitlines() if values else ():
         if line.startswith("["):
             section = line.strip().strip("[]")
             continue
@@ -79,7 +80,7 @@ def read_evaluations(run: RunDirectory) -> list[Evaluation]:
     found = []
     for path in run.eval.glob("*.json"):
         try:
-            doc = json.loads(path.read_bytes())
+            doc = json.loads(read_file(path, below=run.path))
             for split, entry in doc["splits"].items():
                 gates, passed = entry.get("gates", []), bool(entry.get("passed", True))
                 when = number(entry.get("measured_at"))
@@ -100,7 +101,7 @@ class MetricsTail:
     def read(self) -> tuple[list[dict[str, Any]], bool]:
         """The records since the last call, and whether those told before are void."""
         try:
-            with self._path.open("rb") as file:
+            with open(open_file(self._path), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 back = len(self._end)
                 file.seek(self._offset - back)

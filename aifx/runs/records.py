@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aifx.files import RECORDS_LIMIT, read_file
 from aifx.runs.files import JsonLines, parse_line
 
 
@@ -30,7 +31,7 @@ class MetricsWriter(JsonLines):
 
     def __init__(self, path: Path, resume_at: int) -> None:
         super().__init__(path, lambda data: _end_of_step(data, resume_at))
-        last = _last_record(path.read_bytes())
+        last = _last_record(read_file(path, limit=RECORDS_LIMIT))
         self._last = last["step"] if last else 0
 
     def write(self, record: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli
 
+from aifx.files import RECORDS_LIMIT, read_file
 from aifx.project import RunDirectory
 from aifx.runs.files import parse_line, read_jsonl
 from aifx.runs.lock import holder, is_held
@@ -100,7 +101,7 @@ class MetricsSummary:
 def read_metrics(run: RunDirectory) -> MetricsSummary:
     """The last record, and the last and best of those that validated."""
     try:
-        data = run.metrics.read_bytes()
+        data = read_file(run.metrics, limit=RECORDS_LIMIT)
     except FileNotFoundError:
         data = b""
     lines = data[: data.rfind(b"\n") + 1].splitlines()
@@ -158,7 +159,7 @@ def _told_step(events: Sequence[Mapping[str, Any]]) -> int:
 
 def _num_steps(run: RunDirectory) -> int | None:
     try:
-        steps = tomli.loads(run.config.read_text(encoding="utf-8"))["train"]["num_steps"]
+        steps = tomli.loads(read_file(run.config).decode())["train"]["num_steps"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return steps if isinstance(steps, int) else None

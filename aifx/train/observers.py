@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TextIO
 
+from aifx.files import make_folders, open_file
 from aifx.hardware import utilization
 from aifx.project import RunDirectory
 from aifx.runs import MetricsWriter
@@ -47,7 +49,8 @@ class LogFile:
 
     def __init__(self, run: RunDirectory, every_s: float = 10.0) -> None:
         run.path.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = run.log.open("a", encoding="utf-8", buffering=1)
+        handle = open_file(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._file: TextIO = open(handle, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - stop closes it
         self._every_s = every_s
         self._last = 0.0
 
@@ -85,7 +88,7 @@ class Trace:
     STEPS = 4
 
     def __init__(self, run: RunDirectory) -> None:
-        self._folder = run.profile
+        self._run = run
         self._first: int | None = None
         self._active = False
 
@@ -97,8 +100,8 @@ class Trace:
 
         self._first = self._first if self._first is not None else record.step
         if record.step == self._first + self.WARM_UP:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+            make_folders(self._run.profile, below=self._run.path)
+            jax.profiler.start_trace(str(self._run.profile), create_perfetto_trace=True)
             self._active = True
         elif record.step == self._first + self.WARM_UP + self.STEPS:
             self._end()

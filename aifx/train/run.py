@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aifx.config import Config
+from aifx.files import check_folder, check_tree, make_folders
 from aifx.kernels import run_choices
 from aifx.parallel.compilation_cache import enable_compilation_cache
 from aifx.project import Project, RunDirectory
@@ -207,10 +208,13 @@ class Training:
         """A run without a checkpoint begins with nothing of an attempt before it; a fork with its origin's assets."""
         if is_fresh:
             self.run.kernels.unlink(missing_ok=True)
+        check_folder(self.run.assets)
         if is_fresh and self.run.assets.exists():
             shutil.rmtree(self.run.assets)
-        self.run.assets.mkdir(parents=True, exist_ok=True)
+        make_folders(self.run.assets, below=self.run.path)
+        check_tree(self.run.assets)
         if self.fork is not None and self.fork.run.assets.is_dir():
+            check_tree(self.fork.run.assets)
             shutil.copytree(self.fork.run.assets, self.run.assets, dirs_exist_ok=True)
 
     def _compile_and_begin(self, recipe: Recipe, checkpoints: Checkpoints) -> tuple[StepFn, Beginning]:

@@ -12,10 +12,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from aifx.errors import EnvironmentFault
 from aifx.extras import install_command
+from aifx.files import check_tree, make_folders, read_file, replace_file
 from aifx.project import RunDirectory
 from aifx.train.records import Observer, Record, RunInfo, TrainResult, flatten
 
@@ -58,8 +60,8 @@ class TensorBoard(Sink):
         purge = info.recorded_step + 1
         # The step keeps apart the files of two processes that began within a second: their names tell no more.
         suffix = f".{info.first_step:09}"
-        folder = str(self.run.sinks / "tensorboard")
-        self._writer = SummaryWriter(folder, purge_step=purge, flush_secs=5, filename_suffix=suffix)
+        folder = _folder(self.run, "tensorboard")
+        self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=5, filename_suffix=suffix)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -75,14 +77,13 @@ class WeightsAndBiases(Sink):
     def open(self, info: RunInfo) -> None:
         import wandb
 
-        self.run.sinks.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_SILENT", "true")
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
         self._run: Any = wandb.init(
             project=info.config.project.name,
             name=info.run.name,
             id=_tracked_id(self.run, "wandb"),
-            dir=str(self.run.sinks),
+            dir=str(_folder(self.run, "wandb").parent),
             config=info.config.values(),
             mode=mode,
             resume="allow",
@@ -102,21 +103,20 @@ class MLflow(Sink):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow.tracking import MlflowClient
 
-        folder = self.run.sinks / "mlflow"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _folder(self.run, "mlflow")
         self._client: Any = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or folder.absolute().as_uri())
         name = info.config.project.name
         experiment = self._client.get_experiment_by_name(name)
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name)
         kept = self.run.sinks / "mlflow-run-id"
-        if kept.is_file():
-            self._id = kept.read_text().strip()
+        if kept.exists():
+            self._id = read_file(kept, below=self.run.path).decode().strip()
             self._client.update_run(self._id, status="RUNNING")
             self._last = max((m.step for m in self._client.get_metric_history(self._id, "loss")), default=0)
             return
         self._id = self._client.create_run(experiment_id, run_name=info.run.name).info.run_id
         self._last = 0
-        kept.write_text(self._id)
+        replace_file(kept, self._id.encode(), below=self.run.path)
         for section, values in info.config.values().items():
             for key, value in values.items():
                 self._client.log_param(self._id, f"{section}.{key}", value)
@@ -178,7 +178,14 @@ class Background:
 def _tracked_id(run: RunDirectory, tracker: str) -> str:
     """An id that stays with the run, made on first use."""
     path = run.sinks / f"{tracker}-run-id"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(os.urandom(8).hex())
-    return path.read_text().strip()
+    if not path.exists():
+        replace_file(path, os.urandom(8).hex().encode(), below=run.path)
+    return read_file(path, below=run.path).decode().strip()
+
+
+def _folder(run: RunDirectory, tracker: str) -> Path:
+    """The folder that a tracker writes into. Raises UnsafeFile if the run holds a link in its place."""
+    folder = run.sinks / tracker
+    make_folders(folder, below=run.path)
+    check_tree(folder)
+    return folder
