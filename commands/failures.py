@@ -14,6 +14,7 @@ from typing import Any
 
 import aifx
 from aifx.errors import AifxError, EnvironmentFault, ExitCode, Terminated, UsageError, did_you_mean
+from aifx.redaction import redact, redact_arguments
 from aifx.runs.files import FULL
 from aifx.sanitize import escape_controls
 
@@ -173,10 +174,10 @@ def _report_text(error: BaseException) -> str:
     lines = [
         "aifx failed in a way that nobody foresaw. Read this before you send it: it holds your command line and paths.",
         f"time      {time.strftime('%Y-%m-%dT%H:%M:%S%z')}",
-        f"command   {shlex.join(sys.argv)}",
+        f"command   {shlex.join(redact_arguments(sys.argv))}",
         f"python    {platform.python_implementation()} {platform.python_version()}, {platform.platform()}",
         f"packages  {', '.join(versions)}",
         "",
-        "".join(traceback.format_exception(error)),
+        redact("".join(traceback.format_exception(error))),
     ]
     return "\n".join(lines)

@@ -22,8 +22,8 @@ from aifx.bench.fingerprint import Fingerprint
 from aifx.bench.launch import GRACE_S
 from aifx.bench.results import Failure, Measured, Report, Request, Result
 from aifx.errors import ExitCode, Terminated
-from aifx.health.host import without_secrets
 from aifx.host_memory import with_huge_pages
+from aifx.redaction import redact
 
 SILENCE_S = 600.0
 """A launch that says nothing for so long hangs: no compilation of one program takes it."""
@@ -219,4 +219,4 @@ def _last_words(code: int, said: IO[bytes]) -> str:
     said.seek(max(said.seek(0, os.SEEK_END) - 4000, 0))
     words = said.read().decode("utf-8", "replace").strip().splitlines()
     ended = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit {code}"
-    return f"{ended}: {without_secrets(words[-1])[:300]}" if words else ended
+    return f"{ended}: {redact(words[-1])[:300]}" if words else ended

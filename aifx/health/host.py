@@ -19,20 +19,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aifx.health.facts import Absent, Unknown
+from aifx.redaction import is_secret_variable, redact
 
 CAPTURED = "aifx-captured"
 READ_LIMIT_S = 2.0
-SECRET_NAME = re.compile(r"token|secret|passw|credential|private|api_?key|access_?key|auth", re.IGNORECASE)
-_NAMES = r"(?:token|secret|passw(?:or)?d|credential|api[_-]?key|access[_-]?key)"
-SECRET_VALUE = re.compile(
-    rf"(?P<keep>\b[\w-]*{_NAMES}[\w-]*\s*[=:]\s*|--[\w-]*{_NAMES}[\w-]*\s+|://[^/\s:@]*:|\bBearer\s+)[^\s,;\"'@]+",
-    re.IGNORECASE,
-)
-SECRET_SHAPE = re.compile(
-    r"(?<![A-Za-z0-9])(?:(?:gh[opsru]_|github_pat_|glpat-|hf_|sk-|xox[abprs]-)[\w-]{16,}|A[KS]IA[A-Z0-9]{16}|eyJ[\w-]{10,}\.[\w.-]{10,})"
-)
-"""Tokens that are known by their look: GitHub's, GitLab's, Hugging Face's, OpenAI's, Slack's, Amazon's; a JWT."""
-
 
 T = TypeVar("T")
 
@@ -58,7 +48,7 @@ class Host:
                 return file.read(max_bytes).decode("utf-8", "replace").rstrip("\n")
 
         text = self._of_disk(path, read)
-        return without_secrets(text) if isinstance(text, str) else text
+        return redact(text) if isinstance(text, str) else text
 
     def number(self, path: str) -> int | float | Absent | Unknown:
         """The number that a file is."""
@@ -94,7 +84,7 @@ class Host:
             return Absent(f"there is no {command[0]} here")
         environ = os.environ | {"LC_ALL": "C"}
         said = _said([program, *command[1:]], limit_s, environ)
-        return without_secrets(said) if isinstance(said, str) else said
+        return redact(said) if isinstance(said, str) else said
 
     def ask(self, module: str, *arguments: str, name: str, limit_s: float) -> Any:
         """The JSON that a module of ours prints in a process of its own: a library that hangs or crashes takes
@@ -126,7 +116,7 @@ class Host:
             found = self._document(self._captured("environ.json", "the environment"), "environ")
         if not isinstance(found, dict):
             return {}
-        return {k: without_secrets(str(v)) for k, v in found.items() if not SECRET_NAME.search(k)}
+        return {k: redact(str(v)) for k, v in found.items() if not is_secret_variable(k)}
 
     def _captured(self, file: str, what: str) -> str | Absent | Unknown:
         text = self.read(f"{CAPTURED}/{file}", max_bytes=1 << 24)
@@ -178,11 +168,6 @@ def within(limit_s: float, function: Callable[[], T], what: str) -> T:
     return result[0]
 
 
-def without_secrets(text: str) -> str:
-    """Text in which what follows a name like `token=`, and what looks like a token, is gone."""
-    return SECRET_SHAPE.sub("[removed]", SECRET_VALUE.sub(lambda match: f"{match['keep']}[removed]", text))
-
-
 def _said(command: list[str], limit_s: float, environ: Mapping[str, str], module: str = "") -> str | Unknown:
     words = module or " ".join(command[:3])
     try:
@@ -209,5 +194,5 @@ def _said(command: list[str], limit_s: float, environ: Mapping[str, str], module
     if process.returncode:
         said = (err or out).decode("utf-8", "replace").strip().splitlines()
         ended = f"signal {-process.returncode}" if process.returncode < 0 else f"exit {process.returncode}"
-        return Unknown(f"{words} failed ({ended}): {without_secrets(said[-1])[:200] if said else 'it said nothing'}")
+        return Unknown(f"{words} failed ({ended}): {redact(said[-1])[:200] if said else 'it said nothing'}")
     return out.decode("utf-8", "replace")

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.errors import AifxError
 from aifx.health.facts import Absent, to_document
-from aifx.health.host import without_secrets
 from aifx.project import Project, find_project
+from aifx.redaction import redact
 
 if TYPE_CHECKING:
     from aifx.config import Config
@@ -56,7 +56,7 @@ def look_at(project: Project) -> dict[str, Any]:
 
 
 def _told(error: AifxError) -> str:
-    return without_secrets("; ".join(filter(None, (error.what, error.why.replace("\n", "; ")))))[:400]
+    return redact("; ".join(filter(None, (error.what, error.why.replace("\n", "; ")))))[:400]
 
 
 def _data(project: Project, config: Config) -> dict[str, Any] | Absent:
@@ -72,7 +72,7 @@ def _data(project: Project, config: Config) -> dict[str, Any] | Absent:
     except AifxError as error:
         return {"is_readable": False, "why": _told(error), "files": 0}
     except (OSError, ValueError) as error:
-        return {"is_readable": False, "why": without_secrets(str(error))[:400], "files": 0}
+        return {"is_readable": False, "why": redact(str(error))[:400], "files": 0}
     return Absent("the project's own task reads its data")
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import aifx
 from aifx.errors import DataError
 from aifx.health.facts import Absent, Facts, Scope, Unknown, from_document, to_document
-from aifx.health.host import Host, within, without_secrets
+from aifx.health.host import Host, within
 from aifx.health.probes import Probe
+from aifx.redaction import redact
 
 SCHEMA_VERSION = 1
 
@@ -79,11 +80,11 @@ def take(host: Host, probes: Iterable[Probe]) -> Snapshot:
 def _clean(value: Any) -> Any:
     """Without secrets, wherever they came from: a probe may tell what it did not read through the host."""
     if isinstance(value, str):
-        return without_secrets(value)
+        return redact(value)
     if isinstance(value, Absent):
-        return Absent(without_secrets(value.why))
+        return Absent(redact(value.why))
     if isinstance(value, Unknown):
-        return Unknown(without_secrets(value.why), value.mend)
+        return Unknown(redact(value.why), value.mend)
     if isinstance(value, Mapping):
         return {key: _clean(item) for key, item in value.items()}
     return [_clean(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -16,8 +16,8 @@ from typing import Any
 import tomli
 
 from aifx.health.facts import Unknown
-from aifx.health.host import without_secrets
 from aifx.health.kernel_log import Line
+from aifx.redaction import redact
 
 DAY_S = 86_400
 BURST_S = 15
@@ -110,14 +110,14 @@ def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
 
 def excerpt(text: str) -> str:
     """As much of a line as serves for evidence."""
-    return without_secrets(" ".join(text.split()))[:200]
+    return redact(" ".join(text.split()))[:200]
 
 
 def pci_address(where: str) -> str:
     """ "PCI:0000:3B:00 GPU-I:05" -> "0000:3b:00.0"; what holds no address as it is."""
     match = PCI.search(where)
     if not match:
-        return without_secrets(where)[:40]
+        return redact(where)[:40]
     domain = re.sub(r"^0{4}(?=.{4})", "", match["domain"] or "0000")
     return f"{domain}:{match['bus']}:{match['slot']}.0".lower()
 

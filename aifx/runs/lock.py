@@ -20,6 +20,7 @@ from typing import Any
 from aifx.errors import RunBusy
 from aifx.files import open_file, read_file
 from aifx.project import RunDirectory
+from aifx.redaction import redact_arguments
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _try_lock(handle: int, kind: int) -> bool:
 
 
 def _command() -> list[str]:
-    return [os.path.basename(sys.argv[0]) or "python", *sys.argv[1:]]
+    return redact_arguments([os.path.basename(sys.argv[0]) or "python", *sys.argv[1:]])
 
 
 def _busy(run: RunDirectory) -> RunBusy:

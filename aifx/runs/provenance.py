@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import aifx
 from aifx.files import read_file
 from aifx.project import RunDirectory
+from aifx.redaction import is_secret_variable, redact, redact_arguments
 
 PACKAGES = ("jax", "jaxlib", "numpy", "optax", "grain", "orbax-checkpoint", "tensorstore", "tokenizers")
 NUMERIC_PACKAGES = ("python", "aifx", "jax", "jaxlib", "numpy", "optax", "grain")
@@ -32,8 +33,6 @@ OUR_OWN = (":(exclude)runs", ":(exclude,glob)bench/*/*.json", ":(exclude,glob).b
 _FLAGS = re.compile(
     r"XLA_\w+|JAX_\w+|LIBTPU_INIT_ARGS|NPROC|OMP_NUM_THREADS|NVIDIA_TF32_OVERRIDE|CUDA_VISIBLE_DEVICES|NCCL_\w+"
 )
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|_KEY", re.IGNORECASE)
-_URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 _NO_EFFECT_ON_BITS = re.compile(
     r"JAX_(COMPILATION_CACHE|PERSISTENT_CACHE|LOG|DEBUG_LOG|TRACEBACK|PLATFORMS)\w*|CUDA_VISIBLE_DEVICES|XLA_PYTHON_CLIENT_\w+"
 )
@@ -75,7 +74,7 @@ def provenance(root: Path, *, data_digest: str, devices: Sequence[Device]) -> di
         "git": git_state(root),
         "data_digest": data_digest,
         "hardware": hardware(devices),
-        "command": [_URL_LOGIN.sub("***@", a) for a in sys.argv],
+        "command": redact_arguments(sys.argv),
         "environment": flags(os.environ),
     }
 
@@ -141,11 +140,7 @@ def cpu_of() -> dict[str, Any]:
 
 def flags(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that steer XLA and JAX; never one that could be a secret."""
-    return {
-        k: _URL_LOGIN.sub("***@", v)
-        for k, v in sorted(environ.items())
-        if _FLAGS.fullmatch(k) and not _SECRET.search(k)
-    }
+    return {k: redact(v) for k, v in sorted(environ.items()) if _FLAGS.fullmatch(k) and not is_secret_variable(k)}
 
 
 def git_state(root: Path, timeout_s: float = 2.0) -> dict[str, Any] | None:

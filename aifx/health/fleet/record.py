@@ -11,6 +11,7 @@ import aifx
 from aifx.errors import AifxError, DataError
 from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
+from aifx.redaction import redact_values
 
 VERSION = 1
 
@@ -35,7 +36,7 @@ class Recorder:
         self._file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(redact_values(line)) + "\n")
         self._file.flush()
 
 

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Literal
 
-from aifx.health.host import without_secrets
 from aifx.health.jax_probe import BESIDE_A_JOB, HELD
 from aifx.health.stress.record import ALL, Ended, Record
+from aifx.redaction import redact
 
 START_LIMIT_S = 120.0
 """For JAX to list its devices: large machines take their time."""
@@ -147,7 +147,7 @@ def _last_words(child: subprocess.Popen[bytes], said: IO[bytes]) -> str:
     said.seek(max(said.seek(0, os.SEEK_END) - 4000, 0))
     words = said.read().decode("utf-8", "replace").strip().splitlines()
     ended = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit {code}"
-    return f"{ended}: {without_secrets(words[-1])[:200]}" if words else ended
+    return f"{ended}: {redact(words[-1])[:200]}" if words else ended
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,137 @@
+"""Secrets on command lines, in variables and in what programs print: no record, lock or report keeps one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from aifx.commands.failures import as_error
+from aifx.health.facts import to_document
+from aifx.health.fleet.record import Recorder
+from aifx.health.fleet.report import Node
+from aifx.health.host import Host
+from aifx.project import RunDirectory
+from aifx.redaction import is_secret_variable, redact, redact_arguments, redact_values
+from aifx.runs import RunLock, provenance
+from aifx.runs.provenance import flags
+
+SECRETS = [
+    "nvapi-plantedplantedplanted12",
+    "AIza" + "planted" * 5,
+    "hf_plantedplantedplanted",
+    "AccountKey=plantedAAAA==;EndpointSuffix=core.example.net",
+    "MYSQL_PWD=planted",
+    "passphrase=planted",
+    "Password: planted",
+    "Authorization: Basic cGxhbnRlZDpwdw==",
+    "curl -H 'Authorization: Bearer planted'",
+    "Basic cGxhbnRlZDpwdw==",
+    "https://planted@example.org/x.git",
+    "https://planted:x-oauth-basic@example.org/x.git",
+    "postgres://u:p@planted/w0rd@db/x",
+    "redis://:plan/ted@h:1/0",
+    'password="a planted b"',
+    "password='a planted b'",
+    '{"token": "planted", "x": 1}',
+    r'"{\"api_key\": \"planted\"}"',
+    "--api-token planted",
+    "--set=tracker.api_key=planted",
+    "hfToken: planted",
+    "PGPASSWORD=planted psql",
+    "/x?access_key=planted&a=b",
+    "https://h/x?se=1&sig=planted%3D&sp=r",
+    "-----BEGIN RSA PRIVATE KEY-----\nplanted\n-----END RSA PRIVATE KEY-----",
+]
+HARMLESS = [
+    "data.tokenizer=bpe --max-tokens 40 num_tokens: 12",
+    "basic understanding of tokens/s: 100",
+    "http://n1:9470/v1 http://[::1]:80/x@y file:///a@b",
+    "MemTotal:       123 kB",
+    "signal=9 pattern: x author: me patience=3",
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_a_secret_is_removed(text: str) -> None:
+    for redacted in (
+        redact(text),
+        redact_arguments(["aifx", "train", "--set", text])[-1],
+        redact_values([{"a": text}]),
+    ):
+        found = json.dumps(redacted)
+        assert "[removed]" in found
+        assert "plan" not in found
+        assert "ted" not in found
+        assert "cGxhb" not in found
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_other_text_stays(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_json_with_a_secret_stays_json() -> None:
+    assert json.loads(redact('{"token": "a \\"planted\\" b", "x": 1}')) == {"token": "[removed]", "x": 1}
+
+
+def test_arguments() -> None:
+    given = ["aifx", "train", "--set", "tracker.password=a b", "--token", "abc", "--max-tokens", "5", "--api-key"]
+    told = ["aifx", "train", "--set", "tracker.password=[removed]", "--token", "[removed]", "--max-tokens", "5"]
+    assert redact_arguments(given) == [*told, "--api-key"]
+
+
+@pytest.mark.parametrize(
+    "text", ["a." * 99_999, "://a:" * 40_000, "-----BEGIN PRIVATE KEY-----" * 9_000, "Basic " * 30_000]
+)
+def test_hostile_text_is_redacted_in_linear_time(text: str) -> None:
+    redact(text)  # quadratic, this would take minutes
+
+
+def test_names_of_variables() -> None:
+    secret = [
+        "HF_TOKEN",
+        "MYSQL_PWD",
+        "WANDB_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "SSH_AUTH_SOCK",
+        "KEY",
+        "GPG_PASSPHRASE",
+    ]
+    assert all(map(is_secret_variable, secret))
+    assert not any(map(is_secret_variable, ["PWD", "OLDPWD", "XLA_FLAGS", "KEYBOARD", "JAX_PLATFORMS"]))
+
+
+def test_what_a_run_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["aifx", "train", "--set", "tracker.uri=http://u:pla/nted@h", "--token", "planted"]
+    )
+    run = RunDirectory(tmp_path / "run")
+    with RunLock(run):
+        held = run.lock.read_text()
+    kept = json.dumps(provenance(tmp_path, data_digest="", devices=())["command"])
+    kept += json.dumps(flags({"XLA_FLAGS": "--xla_dump_to=s3://u:planted@h/x", "JAX_KEY": "planted"}))
+    assert "aifx train" in held
+    assert "XLA_FLAGS" in kept
+    assert "nted" not in held + kept
+
+
+def test_what_a_crash_report_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["aifx", "train", "--password", "planted"])
+    assert as_error(RuntimeError("cannot log in: password=planted")).exit_code == 70
+    (report,) = (tmp_path / "reports").iterdir()
+    assert "RuntimeError" in report.read_text()
+    assert "planted" not in report.read_text()
+
+
+def test_what_doctor_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("MYSQL_PWD", "planted"), ("NCCL_X", "AccountKey=planted=="), ("URL", "x://u:p@planted/y@h")):
+        monkeypatch.setenv(name, value)
+    assert "planted" not in json.dumps(to_document(dict(Host().environ())))
+    recorder = Recorder(tmp_path / "fleet.jsonl", ["n1"])
+    recorder.take(Node("n1", why="ssh: password=planted"), None)
+    recorder.close()
+    assert "planted" not in (tmp_path / "fleet.jsonl").read_text()
