@@ -9,11 +9,13 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import aifx.templates
 from aifx.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
@@ -64,6 +66,7 @@ def find_template(name: str) -> BundledTemplate | str:
     bundled = {t.name: t for t in bundled_templates()}
     if name in bundled:
         return bundled[name]
+    name = _local_path(name)
     path = Path(name).expanduser()
     if ":" in name or name.endswith(".git"):
         if shutil.which("git") is None:
@@ -74,6 +77,12 @@ def find_template(name: str) -> BundledTemplate | str:
     if "/" in name or name.startswith(("~", ".")):
         raise UsageError(f"no template at {name}", "there is no such folder", "aifx init --list")
     raise UsageError(f"no template {name!r}", did_you_mean(name, bundled), "aifx init --list")
+
+
+def _local_path(name: str) -> str:
+    """The path behind a `file:` URL of this machine; other names as they are."""
+    url = urlsplit(name)
+    return url2pathname(url.path) if url.scheme == "file" and url.netloc in ("", "localhost") else name
 
 
 def parse_answers(pairs: Sequence[str]) -> dict[str, Any]:
@@ -115,7 +124,7 @@ def scaffold(
     force: bool = False,
     vcs_ref: str | None = None,
     dry_run: bool = False,
-    quiet: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Scaffolded:
     """Make a project.
 
@@ -125,7 +134,7 @@ def scaffold(
         force: land in a folder that is not empty. What is there stays; ours that differ land beside it as `.new`.
         vcs_ref: tag, branch or commit of a template in git; the newest version's tag when None, as copier has it.
         dry_run: say what would land, and leave nothing.
-        quiet: keep what copier and the template say to themselves.
+        say: receives the messages of a template from elsewhere; None drops them.
 
     Raises UsageError for a destination, template or answer that cannot be used, EnvironmentFault where the folder
     cannot be written.
@@ -139,7 +148,7 @@ def scaffold(
         rendered = staging / (
             destination.resolve().name or "project"
         )  # a template may ask copier for the folder's name
-        name = _render(template, staging, rendered, data=data, ask=ask, vcs_ref=vcs_ref, quiet=quiet)
+        name = _render(template, staging, rendered, data=data, ask=ask, vcs_ref=vcs_ref, say=say)
         landing = list(_landing(rendered, destination))
         if not dry_run:
             _land(landing, rendered, destination)
@@ -173,7 +182,7 @@ def _render(
     data: Mapping[str, Any],
     ask: bool,
     vcs_ref: str | None,
-    quiet: bool,
+    say: Callable[[str], None] | None,
 ) -> str:
     """Run copier into `rendered`; the template's name."""
     import copier  # 0.4 s: only once there is something to render
@@ -181,7 +190,9 @@ def _render(
     source = template if isinstance(template, str) else str(_own_copy(template, staging / "template"))
     name = template if isinstance(template, str) else template.name
     settings = copier.Settings(defaults=copier.load_settings().defaults, trust=[])  # nothing is trusted to run code
-    with _in_our_words(name), redirect_stdout(sys.stderr):
+    is_quiet = say is None or not isinstance(template, str)
+    messages = _Messages(sys.stderr, None if is_quiet else say)
+    with _in_our_words(name), redirect_stdout(messages), redirect_stderr(messages):
         copier.run_copy(
             source,
             rendered,
@@ -189,11 +200,38 @@ def _render(
             settings=settings,
             defaults=not ask,
             vcs_ref=vcs_ref,
-            quiet=quiet or not isinstance(template, str),
+            quiet=is_quiet,
         )
     if not isinstance(template, str):
         _make_scripts_executable(rendered)
     return name
+
+
+class _Messages:
+    """In place of stdout and stderr while copier runs: passes on the lines of the template and drops copier's own.
+
+    copier colours its list of files wherever it goes; that list is ours to print. Its questions still reach the
+    terminal, since they are written to the stream's buffer.
+    """
+
+    def __init__(self, stream: TextIO, say: Callable[[str], None] | None) -> None:
+        self._stream = stream
+        self._say = say
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            if self._say and line.strip() and not line.startswith(("\x1b[", "Copying from template version")):
+                with redirect_stderr(self._stream):
+                    self._say(line)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _own_copy(template: BundledTemplate, target: Path) -> Path:
@@ -230,13 +268,22 @@ def _in_our_words(template: str) -> Iterator[None]:
         raise UsageError(
             f"the template {template} asks questions", "there is no terminal", "--yes or --answer KEY=VALUE"
         ) from err
+    except ValueError as err:
+        if (required := re.fullmatch(r'Question "(\w+)" is required', str(err))) is None:
+            raise _unusable(template, err) from err
+        why = f"its question {required[1]!r} has no default"
+        raise UsageError(f"the template {template} needs an answer", why, f"--answer {required[1]}=VALUE") from err
     except Exception as err:
         # Of plumbum (git failed; an OSError) and yaml by name: neither package is a dependency of ours.
         foreign = type(err).__module__.startswith(("plumbum", "yaml"))
-        if not foreign and not isinstance(err, (CopierError, TemplateError, ValueError, TypeError)):
+        if not foreign and not isinstance(err, (CopierError, TemplateError, TypeError)):
             raise
-        why = _line(getattr(err, "stderr", None) or str(err))
-        raise UsageError(f"the template {template} cannot be used", why, "aifx init --list") from err
+        raise _unusable(template, err) from err
+
+
+def _unusable(template: str, err: Exception) -> UsageError:
+    why = _line(getattr(err, "stderr", None) or str(err))
+    return UsageError(f"the template {template} cannot be used", why, "aifx init --list")
 
 
 def _line(text: str) -> str:

@@ -69,7 +69,7 @@ def main() -> None:
 def scaffolded(folder: Path) -> Path:
     from aifx.scaffold import find_template, scaffold
 
-    scaffold(folder / "project", find_template("language-model"), data={}, ask=False, quiet=True)
+    scaffold(folder / "project", find_template("language-model"), data={}, ask=False)
     return folder / "project"
 
 

@@ -97,7 +97,7 @@ def record(given: argparse.Namespace) -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "project"
-        scaffold(project, find_template("language-model"), data={}, ask=False, quiet=True)
+        scaffold(project, find_template("language-model"), data={}, ask=False)
         command = [sys.executable, __file__, "launch", str(project), str(given.slice)]
         environ = with_huge_pages(os.environ) or dict(os.environ)  # as training runs
         environ["AIFX_CACHE_DIR"] = str(Path(folder) / "cache")

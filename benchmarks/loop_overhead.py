@@ -48,7 +48,7 @@ def main() -> None:
         from aifx.scaffold import find_template, scaffold
 
         folder = Path(name) / "project"
-        scaffold(folder, find_template("language-model"), data={}, ask=False, quiet=True)
+        scaffold(folder, find_template("language-model"), data={}, ask=False)
         bench = Bench(SUITES["train"], False, {"set": arguments.settings}, folder=folder)
         subject = Subject(bench, bench.config, Path(name) / "run")
         subject.begin()

@@ -93,6 +93,8 @@ def init(
             }
         )
         _show(out, made, next_steps, dry_run=dry_run)
+        if force and not made.set_beside:
+            out.say("--force was not needed: no file was in the way")
 
 
 def _list(out: Output) -> None:
@@ -130,7 +132,7 @@ def _make(
         force=force,
         vcs_ref=vcs_ref,
         dry_run=dry_run,
-        quiet=out.json,
+        say=None if out.json else out.say,
     )
 
 
@@ -158,6 +160,9 @@ def _next_steps(made: Scaffolded) -> list[str]:
 
 def _show(out: Output, made: Scaffolded, next_steps: list[str], *, dry_run: bool) -> None:
     would = "would make" if dry_run else "made"
+    if not made.files:
+        out.print(f"{os.path.relpath(made.project)} already holds every file of {made.template}, with the same content")
+        return
     out.print(f"{would} {os.path.relpath(made.project)} from {made.template}:")
     for name in made.files:
         out.print(f"  {name}" + ("  (a file of that name is there and stays)" if name in made.set_beside else ""))

@@ -29,7 +29,7 @@ def validator() -> Any:
 
 @pytest.mark.parametrize("template", ["language-model", "vision-inspection"])
 def test_the_templates_conform(template: str, validator: Any, tmp_path: Path) -> None:
-    scaffold(tmp_path / "new", find_template(template), data={}, ask=False, quiet=True)
+    scaffold(tmp_path / "new", find_template(template), data={}, ask=False)
     document = tomli.loads((tmp_path / "new" / "aifx.toml").read_text())
     assert len(document) > 3
     validator.validate(document)

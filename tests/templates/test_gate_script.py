@@ -87,9 +87,13 @@ def test_the_verdict_is_the_exit_code(tmp_path: Path, template: str, low: str, h
     assert (trained["status"], trained["step"]) == ("completed", 3)
     assert [gate["expr"] for gate in evaluated["gates"]] == [low]  # type: ignore[attr-defined]
     assert machine.runs() == []  # nothing is left of a run that passed
+    assert "kept" not in passed.stderr
     failed = machine.short_gate(high)
     assert failed.returncode == 1, failed.stderr
     assert len(machine.runs()) == 1  # kept, to be looked at
+    (advice,) = [line for line in failed.stderr.splitlines() if line.startswith("the run is kept: ")]
+    shown = machine.run(machine.project, *advice.partition(": ")[2].split())
+    assert shown.returncode == 0, shown.stderr
 
 
 @pytest.mark.parametrize(("verdict", "trains"), [(0, True), (1, False), (2, True)])
