@@ -151,22 +151,29 @@ def _validate(name: str, types: Mapping[str, type[Section]], layers: Layers) -> 
     model, given = types[name], layers.given.get(name, {})
     mistakes = [_unknown_key(name, key, types, given[key].origin) for key in given if key not in model.model_fields]
     values = {key: _value(item, properties(model)[key]) for key, item in given.items() if key in model.model_fields}
-    for key in [key for key, value in values.items() if not _is_plain(value)]:
-        mistakes.append(
-            Mistake(given[key].origin.where, f"{name}.{key} holds what no file can", "numbers too long, or no text")
-        )
+    for key, value in list(values.items()):
+        if not _is_plain(value):
+            mistakes.append(
+                Mistake(given[key].origin.where, f"{name}.{key} holds what no file can", "numbers too long, or no text")
+            )
+        elif _has_date(value) and not _takes_dates(properties(model)[key]):
+            mistakes.append(_date_refused(name, key, given[key], properties(model)[key]))
+        else:
+            continue
         del values[key]
     try:
         # JSON in strict mode has TOML's types: lists become tuples, and true is no number.
         section = model.model_validate_json(json.dumps(values, default=_encode), strict=True)
     except ValidationError as error:
-        return None, mistakes + _explain(error, name, model, given)
+        found = _explain(error, name, model, given)
+        return None, mistakes + [mistake for key, mistake in found.items() if key in values or key not in given]
     except Exception as error:  # a validator of a project's own section
         return None, [*mistakes, Mistake(f"[{name}]", f"{model.__name__} fails", f"{type(error).__name__}: {error}")]
     return section, mistakes
 
 
-def _explain(error: ValidationError, name: str, model: type[Section], given: Mapping[str, Given]) -> list[Mistake]:
+def _explain(error: ValidationError, name: str, model: type[Section], given: Mapping[str, Given]) -> dict[str, Mistake]:
+    """The mistakes of a section by key; those of the section as a whole are under an empty one."""
     mistakes = {}
     for detail in error.errors(include_url=False):
         key = str(detail["loc"][0]) if detail["loc"] else ""
@@ -179,7 +186,7 @@ def _explain(error: ValidationError, name: str, model: type[Section], given: Map
             mistakes[key] = _unusable(
                 name, key, model, given[key], detail["msg"] if detail["type"] == "value_error" else ""
             )
-    return list(mistakes.values())
+    return mistakes
 
 
 def _unusable(name: str, key: str, model: type[Section], given: Given, message: str) -> Mistake:
@@ -237,6 +244,31 @@ def _is_plain(value: Any) -> bool:
 
 def _encode(value: datetime.date | datetime.time) -> str:
     return value.isoformat()
+
+
+def _has_date(value: Any) -> bool:
+    """Whether a TOML date or time is in `value`."""
+    if isinstance(value, Mapping):
+        return any(map(_has_date, value.values()))
+    return any(map(_has_date, value)) if isinstance(value, list) else isinstance(value, (datetime.date, datetime.time))
+
+
+def _takes_dates(schema: Any) -> bool:
+    """Whether a JSON Schema accepts dates or times, as a project's own section may."""
+    if isinstance(schema, Mapping):
+        return str(schema.get("format")) in ("date", "time", "date-time") or any(map(_takes_dates, schema.values()))
+    return isinstance(schema, list) and any(map(_takes_dates, schema))
+
+
+def _date_refused(name: str, key: str, given: Given, schema: Mapping[str, Any]) -> Mistake:
+    """The mistake of a date or time where the key takes none: without quotes, TOML reads `1979-05-27` as a date."""
+    expected, hint = expectation(schema), f"aifx config keys {name}"
+    is_scalar = isinstance(given.value, (datetime.date, datetime.time))
+    value = given.value.isoformat() if is_scalar else shown(given.value)
+    if is_scalar and expected == "text":
+        hint = f'{key} = "{value}"'
+    reason = f"TOML reads it as a date or time; expected {expected}"
+    return Mistake(given.origin.where, f"{name}.{key} = {value} cannot be used", reason, hint)
 
 
 def _origin(layers: Layers, section: str, key: str) -> Origin:

@@ -129,7 +129,11 @@ REFUSED: dict[str, tuple[str | bytes, list[str]]] = {
     "truth for a number": ("[train]\nnum_steps = true", ["train.num_steps", "true", "whole number"]),
     "number for truth": ("[checkpoint]\nasynchronous = 1", ["checkpoint.asynchronous", "true or false"]),
     "number for text": ("[project]\nname = 1", ["project.name", "text"]),
-    "date for a number": ("[train]\nseed = 1979-05-27", ["train.seed", "1979-05-27"]),
+    "date for a number": ("[train]\nseed = 1979-05-27", ["train.seed", "1979-05-27", "date", "whole number"]),
+    "date for text": ("[project]\n\nname = 1979-05-27", ["aifx.toml:3", "project.name", 'name = "1979-05-27"']),
+    "time for text": ("[project]\nname = 07:32:00", ["aifx.toml:2", "project.name", 'name = "07:32:00"']),
+    "date and time for text": ("[project]\nname = 1979-05-27T07:32:00Z", ["aifx.toml:2", "project.name", "date"]),
+    "date in a list": ("[data]\ntrain = [1979-05-27]", ["aifx.toml:2", "data.train", "date"]),
     "out of range": ("[train]\n\nnum_steps = 0", ["aifx.toml:3", "train.num_steps", "1 or more"]),
     "too large for the device": ("[train]\nnum_steps = 3000000000", ["train.num_steps", "2147483647"]),
     "digits by the thousand": ("[train]\nseed = 0x" + "f" * 9999, ["aifx.toml:2", "train.seed"]),
@@ -189,6 +193,7 @@ def test_refused(project: Project, case: str) -> None:
         ("train.num_steps=1e3", ["train.num_steps", "1000.0", "whole number"]),
         ("eval.gates=loss <= 1", ["eval.gates", """--set eval.gates='["loss <= 1"]'"""]),
         ("project.name=\udcff", ["project.name"]),
+        ("data.train=[1979-05-27]", ["data.train", "date"]),
     ],
 )
 def test_refused_settings(project: Project, override: str, words: list[str]) -> None:

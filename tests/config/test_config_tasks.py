@@ -154,3 +154,18 @@ def test_a_module_with_the_name_of_another_is_told(tmp_path: Path) -> None:
     project = make_project(tmp_path, kind="json:Task")
     (tmp_path / "json.py").write_text(TASK)
     assert "name of another module" in refusal(project)
+
+
+def test_a_section_of_a_project_may_take_dates(tmp_path: Path) -> None:
+    task = TASK.replace("path: str", "path: str\n    since: datetime.date | None = None")
+    task = "import datetime\n" + task
+    project = make_project(tmp_path / "project", task, '[data]\npath = "x"\nsince = 1979-05-27\n')
+    assert str(load_config(project, environ={}).data.since) == "1979-05-27"  # type: ignore[attr-defined]
+    project.config_path.write_text('[task]\nkind = "my_task:Task"\n[data]\npath = 1979-05-27\n')
+    with pytest.raises(ConfigError) as caught:
+        load_config(project, environ={})
+    assert str(caught.value).splitlines() == [
+        "aifx.toml:4: data.path = 1979-05-27 cannot be used",
+        "TOML reads it as a date or time; expected text",
+        'hint: path = "1979-05-27"',
+    ]
