@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aifx.errors import EnvironmentFault
+from aifx.os_errors import naming
 
 DOCUMENT_LIMIT = 64 * 2**20
 """Bytes that aifx reads of a file that it holds in memory whole: a configuration, a report, a manifest."""
@@ -112,7 +113,7 @@ def replace_file(path: Path, data: bytes, *, below: Path | None = None, mode: in
     """
     with _folder_of(path, below) as folder:
         temporary = f".{path.name}.{secrets.token_hex(6)}.tmp"
-        with _naming(path):
+        with naming(path):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             handle = os.open(temporary, flags, mode, dir_fd=folder)
             try:
@@ -126,17 +127,6 @@ def replace_file(path: Path, data: bytes, *, below: Path | None = None, mode: in
                     os.unlink(temporary, dir_fd=folder)
                 raise
             os.fsync(folder)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """An OSError from within names `path`, not the temporary file or a bare number."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_output(path: Path, data: bytes) -> None:

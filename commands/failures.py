@@ -8,28 +8,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import aifx
 from aifx.errors import AifxError, EnvironmentFault, ExitCode, Terminated, UsageError, did_you_mean
+from aifx.os_errors import FULL, causes, could_not, errno_of
 from aifx.redaction import redact, redact_arguments
-from aifx.runs.files import FULL
 from aifx.sanitize import escape_controls
-
-_MACHINE = {  # refusals of the operating system: nothing that a change in our code would mend
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.EIO,
-    errno.EFBIG,
-    errno.ENAMETOOLONG,
-    errno.ESTALE,
-    errno.ETXTBSY,
-}
 
 
 def is_debugging() -> bool:
@@ -54,16 +40,15 @@ def as_error(error: BaseException) -> AifxError:
         return _unanswered(error)
     if hasattr(error, "format_message"):  # typer's usage errors, whose classes it keeps to itself
         return usage_error(error)
-    for cause in _causes(error):
+    for cause in causes(error):
         if known := _of_the_machine(cause):
             return known
     return _bug(error)
 
 
 def _of_the_machine(error: BaseException) -> AifxError | None:
-    text = str(error)
-    number = error.errno if isinstance(error, OSError) else None
-    if number in FULL or "No space left on device" in text or "Disk quota exceeded" in text:
+    number, text = errno_of(error), str(error)
+    if number in FULL:
         place = _place(error)
         return EnvironmentFault(
             "the disk is full", text.splitlines()[0], f"df -h {place or '.'}; free some space, then run it again"
@@ -73,10 +58,9 @@ def _of_the_machine(error: BaseException) -> AifxError | None:
         return EnvironmentFault(
             "out of memory", why, "--set train.gradient_accumulation=2, or a smaller train.global_batch_size"
         )
-    if number in _MACHINE:
-        what = os.strerror(number).lower() if number else "the system refused"
-        place = _place(error)
-        return EnvironmentFault(f"{place}: {what}" if place else what, text, f"ls -ld {place}" if place else "")
+    if number is not None:
+        what, place = os.strerror(number).lower(), _place(error)
+        return could_not(f"{place}: {what}" if place else what, error, number, place)
     if isinstance(error, FileNotFoundError) and error.filename is None:
         return EnvironmentFault("the working directory is gone", text, "cd to a directory that exists")
     return None
@@ -85,19 +69,6 @@ def _of_the_machine(error: BaseException) -> AifxError | None:
 def _place(error: BaseException) -> str:
     name = getattr(error, "filename", None)
     return os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception, what is grouped in it, and what led to it."""
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        found = waiting.pop(0)
-        if found is not None and id(found) not in seen:
-            seen.add(id(found))
-            yield found
-            waiting += getattr(found, "exceptions", ())
-            waiting += [found.__cause__, None if found.__suppress_context__ else found.__context__]
 
 
 def usage_error(error: Any) -> UsageError:

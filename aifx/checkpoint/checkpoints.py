@@ -15,8 +15,8 @@ from aifx.checkpoint import folders
 from aifx.checkpoint.background import Background
 from aifx.checkpoint.capture import HostCopies
 from aifx.checkpoint.digest import array_digest, array_digests, digest_in_order, in_order
-from aifx.checkpoint.faults import check_room, while_reading, while_writing
-from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
+from aifx.checkpoint.faults import check_room, is_transient, while_reading, while_writing
+from aifx.checkpoint.listing import CheckpointInfo, checkpoint_info, list_checkpoints
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifest, step_directories
 from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
 from aifx.checkpoint.placing import check_fit, place
@@ -55,6 +55,7 @@ class Checkpoints:
     Args:
         before_commit: called in the saving thread before a checkpoint counts: what must then be on the disk (metrics).
         on_commit: called in the saving thread once it does.
+        warn: called in the saving thread with what went wrong and did not prevent the checkpoint.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class Checkpoints:
         *,
         before_commit: Callable[[], None] = lambda: None,
         on_commit: Callable[[CheckpointInfo], None] = lambda _: None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.directory = directory
         self.section = section
         self._before_commit = before_commit
         self._on_commit = on_commit
+        self._warn = warn
         self._background = Background("checkpoint")
         self._copies = HostCopies()
         self._cleaned = False
@@ -138,7 +141,7 @@ class Checkpoints:
         not fit.
         """
         folder = self._folder(step)
-        manifest = read_manifest(folder)
+        manifest = _read_manifest(folder)
         wanted = flat_names(abstract)
         check_fit(folder, manifest, wanted)
         arrays = _read(folder, manifest, list(wanted))
@@ -166,7 +169,7 @@ class Checkpoints:
     def verify(self, step: int) -> Verification:
         """Read every array afresh and hold it against its digest. Raises `Damaged` for what cannot be read at all."""
         folder = self._folder(step)
-        manifest = read_manifest(folder)
+        manifest = _read_manifest(folder)
         damaged: list[str] = []
 
         def read() -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
@@ -196,23 +199,39 @@ class Checkpoints:
             folders.clean(self.directory)
             self._cleaned = True
 
-    def _write(self, step: int, arrays: Arrays, host: dict[str, Any], validation_loss: float | None) -> None:
+    def _write(
+        self, step: int, arrays: Arrays, host: dict[str, Any], validation_loss: float | None, attempt: int = 0
+    ) -> None:
         size = sum(a.nbytes for a in arrays.values())
+        place = folders.temporary_place(self.directory, step, attempt)
         try:
-            place = folders.prepare(self.directory, step)
+            folders.prepare(place)
             check_room(self.directory, size)
             digests = array_digests(arrays)
             entries = {n: ArrayEntry(a.dtype.name, a.shape, digests[n]) for n, a in arrays.items()}
-            write_checkpoint(place, arrays, Manifest(step, time.time(), validation_loss, size, entries, host))
+            manifest = Manifest(step, time.time(), validation_loss, size, entries, host)
+            write_checkpoint(place, arrays, manifest)
             self._before_commit()
-            folders.commit(self.directory, step)
+            folders.commit(place)
+        except BaseException as e:
+            folders.discard(place)
+            fault = while_writing(e, self.directory, step, size)
+            if attempt or not is_transient(e):
+                raise fault from e
+            self._warn(f"{' '.join(str(fault).splitlines()[:2])}; writing it again")
+            self._write(step, arrays, host, validation_loss, attempt + 1)
+        else:
+            self._retain()
+            self._on_commit(checkpoint_info(step, manifest))
+
+    def _retain(self) -> None:
+        """Remove the checkpoints that the configuration does not keep. A refusal is a warning: the new one counts."""
+        try:
             losses = {i.step: i.validation_loss for i in self.infos()}
             for old in losses.keys() - kept(losses, self.section.keep_last, self.section.keep_best):
                 folders.remove(self.directory, old)
-        except BaseException as e:
-            folders.discard(self.directory, step)
-            raise while_writing(e, self.directory, step, size) from e
-        self._on_commit(self.info(step))
+        except OSError as e:
+            self._warn(f"could not remove old checkpoints in {self.directory}: {e}")
 
 
 def _read(folder: Path, manifest: Manifest, names: list[str]) -> Arrays:
@@ -226,6 +245,13 @@ def _read(folder: Path, manifest: Manifest, names: list[str]) -> Arrays:
             raise CheckpointError(
                 f"checkpoint {folder} was removed while it was read", "newer ones took its place"
             ) from e
+        raise while_reading(e, folder) from e
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    try:
+        return read_manifest(folder)
+    except OSError as e:
         raise while_reading(e, folder) from e
 
 

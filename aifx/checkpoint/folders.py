@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from aifx.checkpoint.manifest import DAMAGED_SUFFIX, TEMPORARY_SUFFIX
@@ -18,30 +19,38 @@ from aifx.runs.files import sync_directory
 _REPLACED = "replaced"
 
 
-def prepare(directory: Path, step: int) -> Path:
-    """An empty temporary folder's place for `step` to be written to; it does not exist yet, its parent does."""
-    check_folder(directory)
-    temporary = _temporary(directory, step)
-    _delete(temporary)
-    temporary.mkdir(parents=True)
-    return temporary / str(step)
+def temporary_place(directory: Path, step: int, attempt: int = 0) -> Path:
+    """Where `step` is written before it is a checkpoint.
+
+    Each attempt has a folder of its own: Orbax's threads may still be writing into the one that failed.
+    """
+    return directory / f"{step}{f'.{attempt}' if attempt else ''}{TEMPORARY_SUFFIX}" / str(step)
 
 
-def commit(directory: Path, step: int) -> None:
-    """Make the prepared `step` a checkpoint, in place of one that may be there."""
-    temporary, final = _temporary(directory, step), directory / str(step)
+def prepare(place: Path) -> None:
+    """Make the folder of the temporary `place`, empty; the place itself does not exist yet."""
+    check_folder(place.parent.parent)
+    _delete(place.parent)
+    place.parent.mkdir(parents=True)
+
+
+def commit(place: Path) -> None:
+    """Make the prepared step at `place` a checkpoint, in place of one that may be there."""
+    temporary, directory = place.parent, place.parent.parent
+    final = directory / place.name
     if final.exists():
         # Killed between the two renames, `clean` puts the old one back.
         final.rename(temporary / _REPLACED)
-    (temporary / str(step)).rename(final)
+    place.rename(final)
     sync_directory(directory)
-    shutil.rmtree(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)  # what stays is removed by the next process
 
 
-def discard(directory: Path, step: int) -> None:
-    """Give up the prepared `step`, as far as the disk lets us."""
-    temporary = _temporary(directory, step)
-    _put_back(temporary)
+def discard(place: Path) -> None:
+    """Give up the prepared step at `place`, as far as the disk lets us."""
+    temporary = place.parent
+    with suppress(OSError):
+        _put_back(temporary)
     for _ in range(20):  # Orbax's threads may still be writing into it
         _delete(temporary)
         if not os.path.lexists(temporary):
@@ -88,12 +97,8 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _temporary(directory: Path, step: int) -> Path:
-    return directory / f"{step}{TEMPORARY_SUFFIX}"
-
-
 def _put_back(temporary: Path) -> None:
     replaced = temporary / _REPLACED
-    final = temporary.with_name(temporary.name.removesuffix(TEMPORARY_SUFFIX))
+    final = temporary.with_name(temporary.name.removesuffix(TEMPORARY_SUFFIX).partition(".")[0])
     if not temporary.is_symlink() and replaced.is_dir() and not final.exists():
         replaced.rename(final)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aifx.checkpoint.manifest import Damaged, read_manifest, step_directories
+from aifx.checkpoint.manifest import Damaged, Manifest, read_manifest, step_directories
 from aifx.checkpoint.retention import ranked
 
 
@@ -31,9 +31,13 @@ def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
 
 
 def _read(folder: Path) -> CheckpointInfo:
-    step = int(folder.name)
     try:
-        m = read_manifest(folder)
+        return checkpoint_info(int(folder.name), read_manifest(folder))
     except Damaged as e:
-        return CheckpointInfo(step, damaged=e.why)
+        return CheckpointInfo(int(folder.name), damaged=e.why)
+
+
+def checkpoint_info(step: int, manifest: Manifest) -> CheckpointInfo:
+    """The line of a checkpoint with this manifest; whether it is the best is known to the list alone."""
+    m = manifest
     return CheckpointInfo(step, m.saved_at, m.validation_loss, m.num_parameters, len(m.arrays), m.size_bytes)

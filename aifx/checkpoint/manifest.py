@@ -15,6 +15,7 @@ from typing import Any
 
 from aifx.errors import CheckpointError
 from aifx.files import UnsafeFile, check_folder, read_file
+from aifx.os_errors import UNREADABLE
 from aifx.runs.files import plain
 
 FORMAT = 1
@@ -77,9 +78,11 @@ def manifest_path(directory: Path) -> Path:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of the checkpoint at `directory`, which its step names. Raises Damaged if it is not as written.
+    """The manifest of the checkpoint at `directory`, which its step names.
 
     A folder that was renamed, or copied over another, is damaged: training would go on from a wrong state.
+
+    Raises Damaged if it is not as written, OSError if the machine refuses to read it.
     """
     path = manifest_path(directory)
     try:
@@ -97,9 +100,9 @@ def read_manifest(directory: Path) -> Manifest:
         arrays = {n: ArrayEntry(a["dtype"], tuple(a["shape"]), a["sha256"]) for n, a in doc["arrays"].items()}
         loss = doc["validation_loss"]
         return Manifest(doc["step"], doc["saved_at"], loss, doc["size_bytes"], arrays, doc["host"])
-    except PermissionError:
-        raise
     except (OSError, UnsafeFile, ValueError, KeyError, TypeError, AttributeError) as e:
+        if isinstance(e, OSError) and e.errno in UNREADABLE:
+            raise
         why = (
             f"{FILE} is missing"
             if isinstance(e, FileNotFoundError | NotADirectoryError)

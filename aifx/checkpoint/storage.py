@@ -15,6 +15,7 @@ import numpy as np
 
 from aifx.checkpoint.manifest import FILE, ITEM, Manifest
 from aifx.checkpoint.naming import nest
+from aifx.os_errors import naming
 from aifx.runs.files import sync_directory
 
 STATE = "state"
@@ -75,7 +76,8 @@ def sync_tree(directory: Path) -> None:
         for file in files:
             handle = os.open(os.path.join(folder, file), os.O_RDONLY)
             try:
-                os.fsync(handle)
+                with naming(Path(folder, file)):
+                    os.fsync(handle)
             finally:
                 os.close(handle)
         sync_directory(Path(folder))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from aifx.errors import EnvironmentFault
 from aifx.files import RECORDS_LIMIT, open_file, read_file, replace_file
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
+from aifx.os_errors import FULL, could_not, errno_of, naming
 
 
 def plain(value: Any) -> Any:
@@ -51,7 +50,8 @@ def sync_directory(path: Path) -> None:
     """Make the names in a folder survive a loss of power."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -82,7 +82,8 @@ class JsonLines:
     """A file of JSON lines that grows by whole lines, from any thread.
 
     Each record is one write(2) of one line, so what SIGKILL can leave behind is at most one line without its end, and
-    opening cuts that. Raises EnvironmentFault when the disk is full; the file then ends with the record before.
+    opening cuts that. Raises EnvironmentFault when the machine refuses to write; the file then ends with the record
+    before.
 
     Args:
         keep: given the file's bytes up to its last line end, how many of them stay.
@@ -113,10 +114,9 @@ class JsonLines:
             while written < len(line):
                 written += os.write(self._handle, line[written:])
         except OSError as e:
-            os.ftruncate(self._handle, self._size)
-            if e.errno in FULL:
-                raise disk_full(self.path, len(line)) from e
-            raise
+            with suppress(OSError):
+                os.ftruncate(self._handle, self._size)
+            raise cannot_write(self.path, e, len(line)) from e
         self._size += len(line)
 
     def sync(self) -> None:
@@ -127,6 +127,8 @@ class JsonLines:
             handle = os.dup(self._handle)
         try:
             os.fsync(handle)
+        except OSError as e:
+            raise cannot_write(self.path, e) from e
         finally:
             os.close(handle)
 
@@ -135,6 +137,14 @@ class JsonLines:
             handle, self._handle = self._handle, -1
         if handle >= 0:
             os.close(handle)
+
+
+def cannot_write(path: Path, error: OSError, needed: int = 0) -> Exception:
+    """The error to raise instead of `error`, which writing `needed` bytes to `path` met."""
+    if error.errno in FULL:
+        return disk_full(path, needed)
+    number = errno_of(error)
+    return error if number is None else could_not(f"could not write {path}", error, number, str(path))
 
 
 def disk_full(path: Path, needed: int) -> EnvironmentFault:

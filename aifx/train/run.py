@@ -164,8 +164,16 @@ class Training:
             loss = info.validation_loss
             self.story.event("checkpoint", step=info.step, validation_loss=loss, size_bytes=info.size_bytes)
 
+        def warn(text: str) -> None:
+            self.say(f"warning: {text}")
+            self.story.event("warning", text=text)
+
         checkpoints = Checkpoints(
-            self.run.checkpoints, self.config.checkpoint, before_commit=self.metrics.sync, on_commit=committed
+            self.run.checkpoints,
+            self.config.checkpoint,
+            before_commit=self.metrics.sync,
+            on_commit=committed,
+            warn=warn,
         )
         if (latest := checkpoints.latest()) is not None:
             self.stop.kept = f"the checkpoint of step {latest} is kept"

@@ -89,7 +89,7 @@ def test_a_report_is_not_written_into_a_linked_folder(run: RunDirectory, outside
     [
         step_directories,
         folders.clean,
-        lambda path: folders.prepare(path, 20),
+        lambda path: folders.prepare(folders.temporary_place(path, 20)),
         lambda path: Checkpoints(path, CheckpointSection()).latest_good({}),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_linked_temporary_folder_is_unlinked_and_not_emptied(run: RunDirectory
     (outside / "replaced").mkdir()
     for name in (f"20{TEMPORARY_SUFFIX}", f"30{TEMPORARY_SUFFIX}"):
         (run.checkpoints / name).symlink_to(outside)
-    folders.prepare(run.checkpoints, 20)
+    folders.prepare(folders.temporary_place(run.checkpoints, 20))
     folders.clean(run.checkpoints)
     assert list(run.checkpoints.iterdir()) == []
     assert sorted(p.name for p in outside.iterdir()) == ["precious", "replaced"]

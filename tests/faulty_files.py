@@ -1,0 +1,100 @@
+"""Calls of the operating system below one folder that fail on demand, within this process.
+
+    with failing(folder, at=7) as calls:    # the eighth call below `folder` raises EIO
+        ...
+
+Python's calls only: what TensorStore does in C++ is not seen here.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+
+class Calls:
+    """The calls so far.
+
+    Args:
+        at: which call fails, from 0 on; None counts only.
+        lasting: whether all later calls fail, too.
+    """
+
+    def __init__(self, folder: Path, at: int | None, number: int, lasting: bool) -> None:
+        self.folder, self.at, self.number, self.lasting = str(folder), at, number, lasting
+        self.made: list[str] = []
+        self._lock = threading.Lock()
+
+    @property
+    def failed(self) -> str | None:
+        """The call that failed first."""
+        return self.made[self.at] if self.at is not None and self.at < len(self.made) else None
+
+    def pass_by(self, call: str, path: Any) -> None:
+        """Count a call. Raises OSError if it is its turn."""
+        if isinstance(path, int):
+            path = os.readlink(f"/proc/self/fd/{path}")
+        elif not isinstance(path, str | bytes | os.PathLike):
+            return
+        path = os.fsdecode(path)
+        if not path.startswith(self.folder):
+            return
+        with self._lock:
+            self.made.append(f"{call} {path}")
+            turn = len(self.made) - 1
+        if self.at is not None and (turn == self.at or (self.lasting and turn > self.at)):
+            unnamed = call in ("write", "fsync")  # as the real ones are
+            raise OSError(self.number, os.strerror(self.number), *([] if unnamed else [path]))
+
+
+@contextmanager
+def failing(folder: Path, at: int | None = None, *, number: int = errno.EIO, lasting: bool = False) -> Iterator[Calls]:
+    """Count `os.open`, `open`, `write`, `os.fsync`, `os.rename` and `os.mkdir` below `folder`, and fail one."""
+    calls = Calls(folder, at, number, lasting)
+
+    def counted(name: str, place: int = 0) -> Callable[..., Any]:
+        real = getattr(os, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            path, folder = args[place], kwargs.get("dst_dir_fd", kwargs.get("dir_fd"))
+            calls.pass_by(name, path if folder is None else f"{os.readlink(f'/proc/self/fd/{folder}')}/{path}")
+            return real(*args, **kwargs)
+
+        return call
+
+    class Raw(io.FileIO):
+        def write(self, data: Any) -> int:
+            calls.pass_by("write", self.fileno())
+            return super().write(data)
+
+    real_open = builtins.open
+
+    def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if isinstance(file, int) and "w" in mode:  # of mkstemp
+            pass
+        elif isinstance(file, int) or not os.fspath(file).startswith(calls.folder):
+            return real_open(file, mode, *args, **kwargs)
+        calls.pass_by("open", file)
+        if not set(mode) & set("wax+"):
+            return real_open(file, mode, *args, **kwargs)
+        buffered = io.BufferedWriter(Raw(file, mode.replace("b", "").replace("t", "")))
+        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding="utf-8", write_through=True)
+
+    places = {"open": 0, "write": 0, "fsync": 0, "rename": 1, "replace": 1, "mkdir": 0}
+    patches = [mock.patch.object(os, name, counted(name, place)) for name, place in places.items()]
+    patches += [mock.patch.object(builtins, "open", opened), mock.patch.object(io, "open", opened)]
+    for patch in patches:
+        patch.start()
+    try:
+        yield calls
+    finally:
+        for patch in patches:
+            patch.stop()
