@@ -116,7 +116,7 @@ def _generation(recipe: Recipe, config: Config) -> None:
 
 def winners_path() -> Path:
     """Where `aifx kernels tune` keeps what it measured."""
-    return cache_path() / "kernels"
+    return cache_path("kernels")
 
 
 def _read(run: RunDirectory, device: Device) -> dict[str, Choice]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aifx.errors import UsageError, did_you_mean
+from aifx.private_folders import check_private
 
 CONFIG_NAME = "aifx.toml"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -131,8 +132,21 @@ def find_project(start: Path | None = None) -> Project:
     )
 
 
-def cache_path() -> Path:
-    """The folder of caches (compiled programs, token stores): safe to delete at any time.
+def cache_path(*folders: str) -> Path:
+    """The folder of caches (compiled programs, token stores), or a folder in it: safe to delete at any time.
+
+    Raises EnvironmentFault if another user can write there: what aifx finds there it runs.
+    """
+    path = cache_location()
+    check_private(path)
+    for name in folders:
+        path /= name
+        check_private(path)
+    return path
+
+
+def cache_location() -> Path:
+    """Where the caches are, whether aifx may use that folder or not.
 
     `AIFX_CACHE_DIR`, else `aifx` in `XDG_CACHE_HOME` (XDG Base Directory Specification 0.8), else `~/.cache/aifx`.
     """

@@ -118,14 +118,15 @@ def _bug(error: BaseException) -> AifxError:
 
 def _write_report(error: BaseException) -> Path:
     """Everything that is needed to understand the failure, in a file of its own."""
+    from aifx.private_folders import make_private
     from aifx.project import cache_path
 
     name = f"aifx-report-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     try:
-        folder = cache_path() / "reports"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = cache_path("reports")
+        make_private(folder)
         (folder / name).write_text(_report_text(error), encoding="utf-8", errors="backslashreplace")
-    except (OSError, RuntimeError):  # a read-only home, or none
+    except (AifxError, OSError, RuntimeError):  # a read-only home, none, or one of others
         folder = Path(tempfile.gettempdir())
         (folder / name).write_text(_report_text(error), encoding="utf-8", errors="backslashreplace")
     return folder / name

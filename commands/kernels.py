@@ -59,10 +59,12 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
     """
     with terminal(json) as out:
         from aifx.kernels import winners_path
+        from aifx.private_folders import make_private
         from jax_kernels.forms import current_device
         from jax_kernels.tuning import Winners, tune
 
         winners = Winners(winners_path(), current_device())
+        make_private(winners.path.parent)
         documents = []
         for found in _calls(set_, out):
             out.say(f"{found.op.name}: {found.call}")

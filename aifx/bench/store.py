@@ -15,6 +15,7 @@ from pathlib import Path
 from aifx.bench.estimate import LEAST_LAUNCHES
 from aifx.bench.results import Report, Result, read_report, write_report
 from aifx.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
+from aifx.private_folders import make_private
 from aifx.project import RUN_NAME, cache_path, find_project
 
 MAX_NOISE = 0.04
@@ -28,7 +29,7 @@ NOISY_SHARE = 0.25
 
 def last_path() -> Path:
     """Where each bench leaves its report, whole or not."""
-    return cache_path() / "bench" / "last.json"
+    return cache_path("bench") / "last.json"
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,13 @@ def keep_last(report: Report) -> str:
     """Leave a copy of what was measured; a line that says where, or why nowhere."""
     count = f"{len(report.results)} result{'' if len(report.results) == 1 else 's'}"
     try:
+        make_private(last_path().parent)
         write_report(report, last_path())
         return f"what was measured ({count}) is kept: aifx bench show"
     except EnvironmentFault as error:
         fault = error
+    except OSError as error:
+        fault = EnvironmentFault(f"{last_path().parent} cannot be written", error.strerror or str(error))
     try:
         elsewhere = Path(tempfile.mkdtemp(prefix="aifx-bench-")) / "last.json"
         write_report(report, elsewhere)

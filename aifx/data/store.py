@@ -34,6 +34,7 @@ from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer
 from aifx.errors import EnvironmentFault
 from aifx.files import replace_file
+from aifx.private_folders import make_private
 
 FORMAT = 1
 # A batch has enough pieces a core that its last ones cost little, and a bound on the memory of its encodings.
@@ -211,7 +212,7 @@ class _SplitWriter:
 def cache_folder(folder: Path) -> Iterator[None]:
     """Makes a folder of the cache for what is written inside. Raises EnvironmentFault where it cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         hint = "AIFX_CACHE_DIR=/path/to/write/to aifx train"

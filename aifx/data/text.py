@@ -107,7 +107,7 @@ def open_text(section: LanguageDataSection, project: Project, assets: Path, *, s
     corpus = open_corpus(section, project)
     tokenizer = _tokenizer(section, project, corpus, assets, say)
     digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data)
-    path = cache_path() / "tokens" / digest
+    path = cache_path("tokens") / digest
     store = open_store(path)
     if store is None:
         say(f"tokenizing {corpus.names('train')}")
@@ -135,7 +135,7 @@ def _tokenizer(section: LanguageDataSection, project: Project, corpus: Corpus, a
 def _trained(section: LanguageDataSection, corpus: Corpus, say: Say) -> Tokenizer:
     """A BPE of the training split, from the cache where it was trained on the same text before."""
     digest = _hexdigest("tokenizer", 1, corpus.digest, section.vocab_size, WORDS)
-    cached = cache_path() / "tokenizers" / f"{digest}.json"
+    cached = cache_path("tokenizers") / f"{digest}.json"
     try:
         return Tokenizer.load(cached)
     except DataError:

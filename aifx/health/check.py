@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from aifx.errors import AifxError
+from aifx.errors import AifxError, EnvironmentFault
 from aifx.health.host import Host
 from aifx.health.judge import judge
 from aifx.health.probes import Probe, all_probes
 from aifx.health.report import Report
 from aifx.health.rules import Rule, Site
 from aifx.health.snapshot import Snapshot, read, take, write
+from aifx.private_folders import make_private
 from aifx.project import cache_path
 
 Level = Literal["quick", "full"]
@@ -62,10 +63,15 @@ def _stress(level: Level, snapshot: Snapshot, tell: Callable[[str], None]) -> di
 
 def _since_last(snapshot: Snapshot, probes: Iterable[Probe]) -> Snapshot:
     """With rates since the last reading by the same probes, which this one becomes."""
-    path = last_path(probes)
     earlier = None
-    with suppress(AifxError):
+    try:
+        path = last_path(probes)
+        make_private(path.parent)
         earlier = read(path)
+    except EnvironmentFault:  # others can write there; rates then need --sample
+        return snapshot
+    except (AifxError, OSError):
+        pass
     since = snapshot.since(earlier)
     if since.before is not None and since.time - since.before_time < LEAST_WINDOW_S:
         return snapshot  # and the next one has a longer window
@@ -82,4 +88,4 @@ def check(snapshot: Snapshot, rules: Iterable[Rule], site: Site, began: float) -
 def last_path(probes: Iterable[Probe]) -> Path:
     """Where the last reading of this machine by these probes is kept, for rates."""
     names = hashlib.sha256(" ".join(sorted(probe.name for probe in probes)).encode()).hexdigest()[:12]
-    return cache_path() / "health" / f"last-{names}.json"
+    return cache_path("health") / f"last-{names}.json"

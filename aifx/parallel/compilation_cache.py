@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import jax
 
 from aifx.data.base import Say
+from aifx.private_folders import make_private
 from aifx.project import cache_path
 
 MAX_BYTES = 4 * 10**9
@@ -34,7 +35,7 @@ def enable_compilation_cache(say: Say) -> Path | None:
     """Keep compiled programs in the operator's folder (JAX_COMPILATION_CACHE_DIR), else in `jax` of `cache_path()`.
 
     What else JAX_PERSISTENT_CACHE_... variables say stands. Returns the folder; None where it cannot be written, or is
-    not of this machine's file system ("gs://...").
+    not of this machine's file system ("gs://..."). Raises EnvironmentFault if another user can write there.
 
     Args:
         say: told, in a line, of an entry that was removed or could not be written.
@@ -42,9 +43,9 @@ def enable_compilation_cache(say: Say) -> Path | None:
     own = jax.config.jax_compilation_cache_dir
     if own and "://" in own:
         return None
-    folder = Path(own) if own else cache_path() / "jax"
+    folder = Path(own) if own else cache_path("jax")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         if not own:
             _prune(folder, MAX_BYTES)
     except OSError as e:

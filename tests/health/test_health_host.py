@@ -141,7 +141,7 @@ def test_a_mount_that_hangs_is_named_and_others_are_told(monkeypatch):
 
 def test_a_place_that_hangs_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(disk, "LIMIT_S", 0.2)
-    monkeypatch.setattr(disk, "cache_path", lambda: tmp_path / "cache")
+    monkeypatch.setattr(disk, "cache_location", lambda: tmp_path / "cache")
     goes_on = threading.Event()
     monkeypatch.setattr(disk, "space", lambda path: goes_on.wait() if path == str(tmp_path) else space.space(path))
     found = disk.places()
@@ -154,7 +154,7 @@ def test_a_place_that_hangs_is_named(monkeypatch, tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     """By root as well, for whom no mode forbids it."""
     cache = tmp_path / "cache"
-    monkeypatch.setattr(disk, "cache_path", lambda: cache)
+    monkeypatch.setattr(disk, "cache_location", lambda: cache)
     monkeypatch.setattr(disk.os, "access", lambda path, mode: path != tmp_path)
     place = next(place for place in disk.places() if f"cache {cache}" in place["device"])
     assert (place["is_writable"], place["unwritable"]) == (False, [str(cache)])

@@ -14,11 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from aifx.errors import EnvironmentFault
 from aifx.health.facts import Absent, Unknown
 from aifx.health.host import Host, within
 from aifx.health.probes import Probe
 from aifx.health.probes.space import space
-from aifx.project import cache_path
+from aifx.private_folders import make_private
+from aifx.project import cache_location
 
 LIMIT_S = 1.5
 ON_DISK = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs"}
@@ -39,7 +41,7 @@ def collect(host: Host) -> dict[str, Any]:
 
 def places() -> list[Any]:
     """Room in the folders that work needs; those on one file system are one."""
-    wanted = {"run": Path.cwd(), "cache": cache_path(), "temp": Path(tempfile.gettempdir()), "root": Path("/")}
+    wanted = {"run": Path.cwd(), "cache": cache_location(), "temp": Path(tempfile.gettempdir()), "root": Path("/")}
     with ThreadPoolExecutor(len(wanted)) as pool:
         found = list(pool.map(_place, wanted, wanted.values()))
     first: dict[Any, dict[str, Any]] = {}
@@ -76,8 +78,8 @@ def fsync_ms() -> float | Absent | Unknown:
     """The median time to write 64 KiB and have them on disk, in the folder of caches."""
 
     def write() -> float:
-        folder = cache_path()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = cache_location()
+        make_private(folder)
         times = []
         with tempfile.TemporaryFile(dir=folder) as file:
             for _ in range(FSYNCS):
@@ -89,12 +91,14 @@ def fsync_ms() -> float | Absent | Unknown:
         return round(1000 * statistics.median(times), 2)
 
     try:
-        return within(LIMIT_S, write, f"writing to {cache_path()}")
+        return within(LIMIT_S, write, f"writing to {cache_location()}")
     except TimeoutError as error:
         return Unknown(str(error), "look for a file system that hangs or a disk that is worn")
+    except EnvironmentFault as fault:
+        return Absent(f"{fault.what}: {fault.why}")
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # which disk.place.unwritable finds
-            return Absent(f"{cache_path()} cannot be written: {error.strerror}")
+            return Absent(f"{cache_location()} cannot be written: {error.strerror}")
         raise
 
 

@@ -14,10 +14,12 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion
 
 from aifx import DISTRIBUTION
+from aifx.errors import EnvironmentFault
 from aifx.health.facts import Absent, Unknown, from_document
 from aifx.health.host import Host
 from aifx.health.probes import Probe
-from aifx.project import cache_path
+from aifx.private_folders import check_private
+from aifx.project import cache_location
 
 DEVICES_LIMIT_S = 10.0
 DRIVERS = {"cuda12": 525, "cuda13": 580}
@@ -230,7 +232,12 @@ def _cache() -> dict[str, Any]:
     own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if own and "://" in own:
         return {"folder": own, "is_writable": True, "why": "not of this machine's file system"}
-    folder = Path(own) if own else cache_path() / "jax"
+    folder = Path(own) if own else cache_location() / "jax"
+    try:
+        for path in (folder,) if own else (folder.parent, folder):
+            check_private(path)
+    except EnvironmentFault as fault:
+        return {"folder": str(folder), "is_writable": False, "why": fault.why}
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=there) as file:
