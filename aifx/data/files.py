@@ -58,14 +58,10 @@ def find_files(patterns: Sequence[str], project: Project, key: str) -> list[Text
             raise DataError(what, f"looked in {project.root}", f"aifx config show  # then set {key} in aifx.toml")
         for name in names:
             path = project.root / name
-            if path.is_dir():
-                if is_glob:
-                    continue
-                raise DataError(f"{name} is a directory", f"{key} takes files and globs", f'{key} = ["{name}/*.txt"]')
-            if path.exists() and not path.is_file():
-                raise DataError(
-                    f"{name} is not a regular file", f"{key} takes files and globs", "copy its text to a .txt file"
-                )
+            if path.is_dir() and is_glob:
+                continue
+            takes, hint = f"{key} takes files and globs", "copy its text to a .txt file"
+            check_regular(path, name, takes, f'{key} = ["{name}/*.txt"]' if path.is_dir() else hint)
             if path.suffix.lower() not in SUFFIXES:
                 raise DataError(
                     f"{name}: no reader for {path.suffix or 'a file without suffix'}",
@@ -76,6 +72,17 @@ def find_files(patterns: Sequence[str], project: Project, key: str) -> list[Text
         if not found:
             raise DataError(f"{pattern!r} of {key} matches directories only", "", f'{key} = ["{pattern}/*.txt"]')
     return list(found.values())
+
+
+def check_regular(path: Path, name: str, why: str, hint: str) -> None:
+    """Raises DataError for a directory, and for a pipe, socket or device, whose reading may never end.
+
+    A path that does not exist passes: opening it gives the reason.
+    """
+    if path.is_dir():
+        raise DataError(f"{name} is a directory", why, hint)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{name} is not a regular file", why, hint)
 
 
 def file_digest(file: TextFile) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import numpy as np
 
 from aifx.config.sections import VisionDataSection
 from aifx.data.base import Batch, Say, Split
+from aifx.data.files import check_regular
 from aifx.data.order import Shuffle, derived_seed
 from aifx.errors import DataError
 from aifx.project import Project
 
+ENCRYPTED = 0x1  # of a zip entry's flags (PKWARE APPNOTE 4.4.4)
 LARGE_BYTES = 1 << 26  # takes long enough to read to be worth a word
 HINT = "the file holds train_images, train_labels, test_images and test_labels, written by numpy.savez"
 
@@ -126,8 +129,7 @@ def open_images(section: VisionDataSection, project: Project, *, say: Say) -> Im
 def _read(path: Path, name: str) -> dict[str, np.ndarray]:
     """The four arrays of the archive."""
     wanted = [f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")]
-    if path.is_dir():
-        raise DataError(f"{name} is a directory", "data.path takes one .npz file", HINT)
+    check_regular(path, name, "data.path takes one .npz file", HINT)
     try:
         with open(path, "rb") as stream:
             if not zipfile.is_zipfile(stream):
@@ -148,9 +150,11 @@ def _read(path: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def _array(archive: Any, key: str, name: str) -> np.ndarray:
+    if archive.zip.getinfo(f"{key}.npy" if f"{key}.npy" in archive.zip.namelist() else key).flag_bits & ENCRYPTED:
+        raise DataError(f"{name}: array {key!r} is encrypted", "aifx reads archives without a password", HINT)
     try:
         values = archive[key]
-    except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, zlib.error) as error:
         why = "it holds Python objects" if "pickle" in str(error) else str(error)
         raise DataError(f"{name}: array {key!r} cannot be read", why, HINT) from None
     if not isinstance(values, np.ndarray):
@@ -177,7 +181,7 @@ def _check_images(images: np.ndarray, where: str, section: VisionDataSection) ->
 
 def _check_labels(arrays: dict[str, np.ndarray], split: str, section: VisionDataSection) -> None:
     labels, where = arrays[f"{split}_labels"], f"{section.path}: {split}_labels"
-    if not np.issubdtype(labels.dtype, np.integer):
+    if labels.dtype.kind not in "iu":  # np.integer would also admit timedelta64
         raise DataError(f"{where} is {labels.dtype}", "labels are integers from 0", "labels.astype('int32')")
     if labels.shape != arrays[f"{split}_images"].shape[:1]:
         why = f"there are {len(arrays[f'{split}_images'])} images; one label an image is needed"

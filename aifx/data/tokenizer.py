@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from aifx.data.files import check_regular
 from aifx.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -52,13 +53,12 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
         """Raises DataError for a file that is missing or holds no tokenizer."""
+        hint = 'data.tokenizer is "bpe" or the path of a tokenizer.json'
+        check_regular(path, str(path), "a tokenizer is one file", hint)
         try:
             return cls(path.read_bytes(), str(path))
         except OSError as error:
-            why = error.strerror or str(error)
-            raise DataError(
-                f"{path} cannot be read", why, 'data.tokenizer is "bpe" or the path of a tokenizer.json'
-            ) from None
+            raise DataError(f"{path} cannot be read", error.strerror or str(error), hint) from None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, no special token added."""

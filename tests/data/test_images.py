@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,16 @@ def with_(**changes: Any) -> bytes:
     return archive(**(arrays() | changes))
 
 
+def encrypted(data: bytes) -> bytes:
+    """The archive with the flag of encryption on each entry, in its local header and in the central directory."""
+    changed = bytearray(data)
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = -1
+        while (place := data.find(signature, place + 1)) >= 0:
+            changed[place + flags] |= 1
+    return bytes(changed)
+
+
 GOOD = arrays()
 IMAGES, LABELS = GOOD["train_images"], GOOD["train_labels"]
 TEST_IMAGES, TEST_LABELS = GOOD["test_images"], GOOD["test_labels"]
@@ -223,6 +234,9 @@ BAD = [
     bad("one hot", with_(test_labels=np.eye(10, dtype=int)), ": test_labels has shape [10, 10]", "one label"),
     bad("real labels", with_(test_labels=TEST_LABELS * 1.0), ": test_labels is float64", "integers"),
     bad("names as labels", with_(test_labels=np.array(["shoe"] * 10)), ": test_labels is <U4", "integers"),
+    bad("durations", with_(train_labels=LABELS.astype("timedelta64[s]")), ": train_labels is timedelta64", "integers"),
+    bad("dates", with_(test_labels=TEST_LABELS.astype("datetime64[s]")), ": test_labels is datetime64", "integers"),
+    bad("encrypted", encrypted(with_()), ": array 'train_images' is encrypted", "password"),
     bad("negative", with_(test_labels=TEST_LABELS - 1), ": test_labels holds -1", "image 0 has it"),
     bad("too large", with_(), ": train_labels holds 3", "from 0 to 2", classes=("a", "b", "c")),
     bad(
@@ -254,6 +268,12 @@ def test_damaged_archives_are_named(project: Project, write: Write) -> None:
     whole[place] ^= 0x10
     write("images.npz", bytes(whole))
     with pytest.raises(DataError, match=r"data/images.npz: array 'train_images' cannot be read"):
+        open_(project)
+
+
+def test_a_pipe_as_the_archive_is_refused_and_not_waited_for(project: Project) -> None:
+    os.mkfifo(project.root / "data/images.npz")
+    with pytest.raises(DataError, match=r"data/images.npz is not a regular file"):
         open_(project)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -143,11 +144,13 @@ def test_files_that_are_no_tokenizer(project: Project, write: Write, open_: Open
     other.post_processor = None
     endless = json.loads(other.to_str().replace("</s>", "<end>"))
     (project.root / "endless.json").write_text(json.dumps(endless))
+    os.mkfifo(project.root / "pipe.json")
     for name, what in (
         ("bad.json", "bad.json: not a tokenizer"),
         ("endless.json", "endless.json: no token ends a document"),
         ("gone.json", "gone.json cannot be read"),
-        ("data", "data cannot be read"),
+        ("data", "data is a directory"),
+        ("pipe.json", "pipe.json is not a regular file"),
     ):
         with pytest.raises(DataError, match=what) as caught:
             open_(tokenizer=name)
