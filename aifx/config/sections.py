@@ -234,7 +234,10 @@ class LanguageDataSection(Section):
     """Text, how it is split, and how it becomes sequences."""
 
     train: tuple[str, ...] = Field(
-        ("data/*.txt",), description="Files or globs (.txt, .jsonl, .parquet), relative to the project.", min_length=1
+        ("data/*.txt",),
+        description="Files or globs (.txt, .jsonl, .parquet; .txt and .jsonl also as .gz or .zst), "
+        "relative to the project.",
+        min_length=1,
     )
     validation: tuple[str, ...] = Field(
         (), description="Files of their own for validation; else a part of `train` is held out."
@@ -243,6 +246,10 @@ class LanguageDataSection(Section):
         (), description="Files of their own for the test; else a part of `train` is held out."
     )
     text_field: str = Field("text", description="Field of .jsonl records and .parquet columns that holds the text.")
+    errors: Literal["strict", "replace", "skip"] = Field(
+        "strict",
+        description="Bytes that are not UTF-8. strict: an error. replace: U+FFFD instead. skip: left out.",
+    )
     split: Literal["block", "document"] = Field(
         "block", description="block: contiguous parts, the test last. document: whole documents, by hash."
     )

@@ -7,12 +7,13 @@ each document to a split by a hash of its content, so that copies of a document 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from aifx.config.sections import LanguageDataSection
 from aifx.data.base import Split
-from aifx.data.files import Piece, TextFile, file_digest, find_files, read_documents
+from aifx.data.encoding import FileScan, report_bad_bytes, undecodable
+from aifx.data.files import Piece, TextFile, find_files, read_documents, scan_file
 from aifx.errors import DataError
 from aifx.project import Project
 
@@ -27,6 +28,7 @@ class Corpus:
     section: LanguageDataSection
     fractions: dict[Split, float]  # what is held out of the training files
     digest: str
+    remarks: tuple[str, ...] = ()  # what a person should know: files without text, bytes that are not UTF-8
 
     def names(self, split: Split) -> str:
         """The files that `split` comes from, for messages."""
@@ -43,18 +45,21 @@ class Corpus:
         yield from self._divided(whole)
         for split in SPLITS[1:]:
             for file in self.files[split]:
-                for piece in read_documents(file, self.section.text_field, whole=whole):
+                for piece in self._read(file, whole):
                     yield split, piece
 
     def check_unchanged(self) -> None:
         """Raises DataError if the files no longer hold what the digest was made of."""
-        digests = {split: [file_digest(file) for file in self.files[split]] for split in SPLITS}
-        if _digest(self.files, digests, self.section, self.fractions) != self.digest:
+        scans = _scan(self.files, self.section)
+        if _digest(scans, self.section, self.fractions) != self.digest:
             raise DataError(f"{self.names('train')} changed while it was read", "", "run it again when it is written")
 
     def _training_files(self, whole: bool) -> Iterator[Piece]:
         for file in self.files["train"]:
-            yield from read_documents(file, self.section.text_field, whole=whole)
+            yield from self._read(file, whole)
+
+    def _read(self, file: TextFile, whole: bool) -> Iterator[Piece]:
+        return read_documents(file, self.section.text_field, errors=self.section.errors, whole=whole)
 
     def _divided(self, whole: bool) -> Iterator[tuple[Split, Piece]]:
         pieces = self._training_files(whole)
@@ -89,28 +94,57 @@ class Corpus:
 
 
 def open_corpus(section: LanguageDataSection, project: Project) -> Corpus:
-    """Finds and hashes the project's text. Raises DataError for what is missing, empty or in two splits."""
-    files: dict[Split, list[TextFile]] = {
-        "train": find_files(section.train, project, "data.train"),
-        "validation": find_files(section.validation, project, "data.validation"),
-        "test": find_files(section.test, project, "data.test"),
+    """Find and hash the project's text. Raises DataError for what is missing, empty, not UTF-8 or in two splits."""
+    patterns: dict[Split, tuple[str, ...]] = {
+        "train": section.train,
+        "validation": section.validation,
+        "test": section.test,
     }
-    digests = {split: [file_digest(file) for file in files[split]] for split in SPLITS}
-    _check_apart(files, digests)
+    found = {split: find_files(patterns[split], project, f"data.{split}") for split in SPLITS}
+    scans = _scan(found, section)
+    everything = {file: scan for split in SPLITS for file, scan in scans[split].items()}
+    empty = [file for file, scan in everything.items() if not scan.num_bytes]
+    for split in SPLITS:
+        scans[split] = {file: scan for file, scan in scans[split].items() if scan.num_bytes}
+        if found[split] and not scans[split]:
+            what = f"{', '.join(map(repr, patterns[split]))} of data.{split} matches empty files only"
+            raise DataError(what, f"the first of them is {found[split][0].name}", "put text into them")
+    _check_apart(scans)
+    if section.errors == "strict" and any(scan.bad for scan in everything.values()):
+        raise undecodable(everything)
     fractions: dict[Split, float] = {
         "train": 0.0,
-        "validation": 0.0 if files["validation"] else section.validation_fraction,
-        "test": 0.0 if files["test"] else section.test_fraction,
+        "validation": 0.0 if found["validation"] else section.validation_fraction,
+        "test": 0.0 if found["test"] else section.test_fraction,
     }
-    return Corpus(files, section, fractions, _digest(files, digests, section, fractions))
+    return Corpus(
+        {split: list(scans[split]) for split in SPLITS},
+        section,
+        fractions,
+        _digest(scans, section, fractions),
+        (*_report_empty(empty), *report_bad_bytes(everything, section.errors)),
+    )
 
 
-def _check_apart(files: dict[Split, list[TextFile]], digests: dict[Split, list[str]]) -> None:
+def _scan(
+    files: Mapping[Split, Sequence[TextFile]], section: LanguageDataSection
+) -> dict[Split, dict[TextFile, FileScan]]:
+    return {split: {file: scan_file(file, section.text_field) for file in files[split]} for split in SPLITS}
+
+
+def _report_empty(files: Sequence[TextFile]) -> Iterator[str]:
+    if files:
+        names = ", ".join(file.name for file in files[:3])
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        yield f"skipped {len(files)} empty file{'s' * (len(files) > 1)}: {names}{more}"
+
+
+def _check_apart(scans: Mapping[Split, Mapping[TextFile, FileScan]]) -> None:
     """Raises DataError for a file, or a copy of one under another name, in two splits."""
     seen: dict[str, tuple[Split, TextFile]] = {}
     for split in SPLITS:
-        for file, digest in zip(files[split], digests[split], strict=True):
-            other, first = seen.setdefault(digest, (split, file))
+        for file, scan in scans[split].items():
+            other, first = seen.setdefault(scan.digest, (split, file))
             if other != split:
                 same = first.path.resolve() == file.path.resolve()
                 raise DataError(
@@ -123,15 +157,13 @@ def _check_apart(files: dict[Split, list[TextFile]], digests: dict[Split, list[s
 
 
 def _digest(
-    files: dict[Split, list[TextFile]],
-    digests: dict[Split, list[str]],
-    section: LanguageDataSection,
-    fractions: dict[Split, float],
+    scans: Mapping[Split, Mapping[TextFile, FileScan]], section: LanguageDataSection, fractions: dict[Split, float]
 ) -> str:
-    digest = hashlib.sha256(f"corpus 1 {section.split} {fractions} {section.text_field}\n".encode())
+    how = f"{section.split} {fractions} {section.text_field} {section.errors}"
+    digest = hashlib.sha256(f"corpus 2 {how}\n".encode())
     for split in SPLITS:
-        for file, content in zip(files[split], digests[split], strict=True):
-            digest.update(f"{split} {file.path.suffix.lower()} {content}\n".encode())
+        for file, scan in scans[split].items():
+            digest.update(f"{split} {file.format} {scan.digest}\n".encode())
     return digest.hexdigest()
 
 

@@ -105,6 +105,8 @@ def open_text(section: LanguageDataSection, project: Project, assets: Path, *, s
     `assets` keeps the tokenizer: the one that is there is used, else it is trained or copied there. Raises DataError.
     """
     corpus = open_corpus(section, project)
+    for remark in corpus.remarks:
+        say(remark)
     tokenizer = _tokenizer(section, project, corpus, assets, say)
     digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data)
     path = cache_path("tokens") / digest

@@ -89,7 +89,7 @@ class Tokenizer:
 
     @property
     def can_cut(self) -> bool:
-        """Whether text cut by `files.cut_piece` has the tokens of the whole: nothing but words decides them."""
+        """Whether text cut by `files.find_cut` has the tokens of the whole: nothing but words decides them."""
         added = self._description.get("added_tokens", ())
         plain = all(not (token.get("lstrip") or token.get("rstrip") or " " in token["content"]) for token in added)
         return self.is_byte_level and plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import subprocess
@@ -17,8 +18,8 @@ from hypothesis import strategies as st
 from prose import prose
 from tokenizers import models, pre_tokenizers
 
-from aifx.data import TextData, files
-from aifx.data.files import TextFile, cut_piece, find_files, read_documents
+from aifx.data import TextData, encoding, files
+from aifx.data.files import TextFile, find_cut, find_files, read_documents
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
 from aifx.errors import AifxError, DataError, EnvironmentFault
 from aifx.project import Project
@@ -53,7 +54,7 @@ def test_a_record_is_a_document(write: Write) -> None:
     lines = [{"text": "one"}, {"text": ""}, {"text": "two\n", "more": 1}]
     assert documents(write("a.jsonl", "\n".join(json.dumps(line) for line in lines) + "\n\n")) == ["one", "two\n"]
     assert documents(write("b.jsonl", b'{"body": "x\xc3\xa9"}\r\n'), "body") == ["xé"]
-    assert documents(write("c.txt", b"\xef\xbb\xbfone\r\ntwo")) == ["\ufeffone\r\ntwo"]
+    assert documents(write("c.txt", b"one\r\ntwo\xef\xbb\xbf")) == ["one\r\ntwo\ufeff"]
 
 
 def test_parquet_rows_are_documents(write: Write, open_: Callable[..., TextData]) -> None:
@@ -152,7 +153,7 @@ def test_an_unreadable_file_is_named(project: Project, write: Write) -> None:
     script = (
         "import os; from pathlib import Path; from aifx.data.files import *\n"
         "os.getuid() or os.setuid(65534)\n"
-        "try: file_digest(TextFile(Path('secret.txt'), 'data/secret.txt'))\n"
+        "try: scan_file(TextFile(Path('secret.txt'), 'data/secret.txt'), 'text')\n"
         "except DataError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=path.parent, capture_output=True, text=True)
@@ -172,18 +173,18 @@ def not_utf8(data: bytes) -> int | None:
 def test_decoding_in_blocks_is_decoding(tmp_path_factory: pytest.TempPathFactory, data: bytes, block: int) -> None:
     path = tmp_path_factory.mktemp("blocks") / "a.txt"
     path.write_bytes(data)
-    usual, files.BLOCK_BYTES = files.BLOCK_BYTES, block
+    usual, encoding.BLOCK_BYTES = encoding.BLOCK_BYTES, block
     try:
         if (wrong := not_utf8(data)) is None:
             text = "".join(piece.text for piece in read_documents(TextFile(path, "a.txt"), "text"))
-            assert text.encode() == data
+            assert text.encode() == data.removeprefix(codecs.BOM_UTF8)
             return
         with pytest.raises(DataError) as caught:
             list(read_documents(TextFile(path, "a.txt"), "text"))
         assert caught.value.what == f"a.txt:{data[:wrong].count(10) + 1}: not UTF-8"
         assert caught.value.why.startswith(f"byte {wrong} is 0x{data[wrong]:02x}")
     finally:
-        files.BLOCK_BYTES = usual
+        encoding.BLOCK_BYTES = usual
 
 
 def byte_level(pre_tokenizer: Any) -> Tokenizer:
@@ -224,7 +225,7 @@ MARKS = st.one_of(
 @given(text=MARKS)
 def test_cut_text_has_the_tokens_of_the_whole(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.can_cut
-    cut = cut_piece(text)
+    cut = find_cut(text)
     assert tokenizer.encode(text[:cut]) + tokenizer.encode(text[cut:]) == tokenizer.encode(text)
 
 

@@ -17,7 +17,7 @@ import pytest
 from prose import prose
 
 from aifx.config.sections import LanguageDataSection
-from aifx.data import TextData, files, store
+from aifx.data import TextData, encoding, files, store
 from aifx.data.base import Split
 from aifx.data.corpus import SPLITS, Corpus, open_corpus
 from aifx.data.store import build_store, open_store
@@ -77,7 +77,7 @@ def test_pieces_and_batches_leave_no_trace(
     whole = open_(train=("data/a.txt", "data/b.txt"))
     kept = {split: whole.store.splits[split].tokens.tobytes() for split in SPLITS}
     monkeypatch.setattr(files, "PIECE_CHARACTERS", 50)
-    monkeypatch.setattr(files, "BLOCK_BYTES", 70)
+    monkeypatch.setattr(encoding, "BLOCK_BYTES", 70)
     monkeypatch.setattr(store, "BATCH_CHARACTERS", 90)
     again = build_store(project.root / "again", whole.corpus, whole.tokenizer)
     assert {split: again.splits[split].tokens.tobytes() for split in SPLITS} == kept

@@ -1,0 +1,217 @@
+"""Bytes to text: compressed files, byte-order marks, and bytes that are not UTF-8."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import hashlib
+import re
+import shlex
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+
+from aifx.errors import DataError
+
+if TYPE_CHECKING:
+    from aifx.data.files import TextFile
+
+DecodeErrors: TypeAlias = Literal["strict", "replace", "skip"]
+
+BLOCK_BYTES = 1 << 20
+COMPRESSIONS = (".gz", ".zst")
+DECODE_HANDLERS = {"strict": "strict", "replace": "replace", "skip": "ignore"}
+_UNDECODABLE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
+_CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f]")
+_NOT_WINDOWS_1252 = frozenset("\udc81\udc8d\udc8f\udc90\udc9d")  # bytes to which it gives no character
+_MARKS = (  # the longer first: UTF-32's begins as UTF-16's does
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+@dataclass(frozen=True)
+class BadBytes:
+    """The bytes of a file that are not UTF-8.
+
+    Attributes:
+        count: how many there are.
+        where: the first, as a message goes on after the file's name: ":3" for a line, ": row 3".
+        why: its offset and value.
+        encoding: what the file seems to be: a name for iconv, "UTF-8" if most of it is valid, "binary", "" if unknown.
+    """
+
+    count: int
+    where: str
+    why: str
+    encoding: str
+
+
+@dataclass(frozen=True)
+class FileScan:
+    """What one pass over a file found: SHA-256 of its content (decompressed), its size, and its bad bytes."""
+
+    digest: str
+    num_bytes: int  # without a byte-order mark
+    bad: BadBytes | None = None
+
+
+@contextmanager
+def reading(file: TextFile) -> Iterator[None]:
+    """Turn the refusal to read or decompress `file` into a DataError."""
+    from backports.zstd import ZstdError
+
+    try:
+        yield
+    except (EOFError, zlib.error, ZstdError, gzip.BadGzipFile) as error:
+        hint = "copy it again, or leave it out"
+        raise DataError(f"{file.name} cannot be decompressed", str(error), hint) from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DataError(f"{file.name} cannot be read", why, f"ls -l {shlex.quote(file.name)}") from error
+
+
+@contextmanager
+def open_content(file: TextFile) -> Iterator[IO[bytes]]:
+    """The file's decompressed bytes, after a UTF-8 byte-order mark. Raises DataError if it cannot be read."""
+    with reading(file), _open(file) as stream:
+        if stream.peek(3)[:3] == codecs.BOM_UTF8:
+            stream.read(3)
+        yield stream
+
+
+def decode_blocks(file: TextFile, errors: DecodeErrors) -> Iterator[str]:
+    """The text of a file in blocks, newlines as they are.
+
+    Raises DataError if it is not UTF-8 and `errors` is strict.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(DECODE_HANDLERS[errors])
+    with open_content(file) as stream:
+        while block := stream.read(BLOCK_BYTES):
+            if text := _decoded(decoder, block, file):
+                yield text
+        if text := _decoded(decoder, b"", file):
+            yield text
+
+
+def decode_lines(file: TextFile, errors: DecodeErrors) -> Iterator[str]:
+    """The lines of a file, as `decode_blocks` decodes them."""
+    handler = DECODE_HANDLERS[errors]
+    with open_content(file) as stream:
+        for line in stream:
+            try:
+                yield line.decode("utf-8", handler)
+            except UnicodeDecodeError:
+                raise undecodable({file: scan_text(file)}) from None
+
+
+def scan_text(file: TextFile) -> FileScan:
+    """Read a text file once: its digest, and the bytes that are not UTF-8."""
+    digest = hashlib.sha256()
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    num_bytes = num_lines = 0
+    first: BadBytes | None = None
+    count = 0
+    head = b""
+    with open_content(file) as stream:
+        start = stream.tell()
+        while True:
+            block = stream.read(BLOCK_BYTES)
+            digest.update(block)
+            head = head or block[:4]
+            kept = decoder.getstate()[0]
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                # From here on each byte that is not UTF-8 becomes a lone surrogate, to be counted.
+                decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+                decoder.setstate((kept, 0))
+                text = decoder.decode(block, final=not block)
+                line = num_lines + error.object.count(b"\n", 0, error.start) + 1
+                place = start + num_bytes - len(kept) + error.start
+                why = f"byte {place} is 0x{error.object[error.start]:02x} ({error.reason})"
+                first = BadBytes(0, f":{line}", why, _detect(head, text, error))
+            if first:
+                count += len(_UNDECODABLE.findall(text))
+            else:
+                num_lines += block.count(b"\n")
+            num_bytes += len(block)
+            if not block:
+                return FileScan(digest.hexdigest(), num_bytes, replace(first, count=count) if first else None)
+
+
+def undecodable(scans: dict[TextFile, FileScan]) -> DataError:
+    """The error for files that hold bytes that are not UTF-8: the first place, all counts, and the way out."""
+    bad = {file: scan.bad for file, scan in scans.items() if scan.bad}
+    file, first = next(iter(bad.items()))
+    total = sum(found.count for found in bad.values())
+    counted = f"{total:,} bad byte{'s' * (total > 1)}"
+    if len(bad) == 1:
+        counted += " in this file"
+    else:
+        most = sorted(bad.items(), key=lambda item: -item[1].count)
+        counts = [f"{other.name} {found.count:,}" for other, found in most[:5]]
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        counted += f" in {len(bad)} of {len(scans)} files: {', '.join(counts)}{more}"
+    return DataError(f"{file.name}{first.where}: not UTF-8", f"{first.why}; {counted}", _way_out(file, first.encoding))
+
+
+def report_bad_bytes(scans: dict[TextFile, FileScan], errors: DecodeErrors) -> list[str]:
+    """A line per file with bytes that are not UTF-8 and were dropped or replaced; five at most."""
+    done = "dropped" if errors == "skip" else "replaced by U+FFFD"
+    bad = [(file, scan.bad) for file, scan in scans.items() if scan.bad]
+    lines = [f"{file.name}: {found.count:,} bytes are not UTF-8; {done}" for file, found in bad[:5]]
+    if rest := bad[5:]:
+        lines.append(f"{len(rest)} more files: {sum(b.count for _, b in rest):,} bytes are not UTF-8; {done}")
+    return lines
+
+
+def _way_out(file: TextFile, encoding: str) -> str:
+    name = shlex.quote(file.name)
+    if encoding == "binary":
+        return "leave it out of [data] in aifx.toml: it is not text"
+    if encoding in ("UTF-8", ""):
+        known = "most of it is UTF-8" if encoding else f"or find its encoding: file -i {name}"
+        return f"aifx train --set data.errors=replace  # {known}"
+    convert = f"iconv -f {encoding} -t UTF-8"
+    reader = {".gz": "zcat", ".zst": "zstdcat"}.get(file.compression)
+    return f"{reader} {name} | {convert} > fixed{file.format}" if reader else f"{convert} {name} > fixed{file.format}"
+
+
+def _open(file: TextFile) -> Any:
+    """A buffered reader of the decompressed bytes."""
+    if file.compression == ".gz":
+        return gzip.open(file.path, "rb")
+    if file.compression == ".zst":
+        from backports import zstd
+
+        return zstd.open(file.path, "rb")
+    return open(file.path, "rb")
+
+
+def _decoded(decoder: codecs.IncrementalDecoder, block: bytes, file: TextFile) -> str:
+    try:
+        return decoder.decode(block, final=not block)
+    except UnicodeDecodeError:
+        raise undecodable({file: scan_text(file)}) from None
+
+
+def _detect(head: bytes, text: str, error: UnicodeDecodeError) -> str:
+    """The encoding of a file that is not UTF-8, from its first bytes and `text`, decoded with surrogateescape."""
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    if _CONTROL.search(text):
+        return "binary"
+    bad = _UNDECODABLE.findall(text)
+    whole = sum(1 for character in text if character > "\x7f") - len(bad)
+    if whole > len(bad) or error.reason == "unexpected end of data":
+        return "UTF-8"
+    # Western text of one byte per character: a few accents and quotation marks among letters.
+    if len(bad) < len(text) // 4 and whole * 20 <= len(bad) and not _NOT_WINDOWS_1252 & set(bad):
+        return "WINDOWS-1252"
+    return ""

@@ -1,0 +1,95 @@
+"""The texts in a column of a .parquet file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from aifx.data.encoding import DECODE_HANDLERS, BadBytes, DecodeErrors, FileScan, reading, undecodable
+from aifx.errors import DataError, EnvironmentFault, did_you_mean
+from aifx.extras import install_command
+
+if TYPE_CHECKING:
+    from aifx.data.files import TextFile
+
+
+def read_column(file: TextFile, text_field: str, errors: DecodeErrors) -> Iterator[object]:
+    """The values of the column `text_field`, in order.
+
+    Raises DataError if the file or the column cannot be read, or a text is not UTF-8 and `errors` is strict.
+    """
+    for column in _columns(file, text_field):
+        if _is_valid(column):
+            yield from column.to_pylist()
+            continue
+        try:
+            yield from [
+                value if value is None else value.decode("utf-8", DECODE_HANDLERS[errors]) for value in _raw(column)
+            ]
+        except UnicodeDecodeError:
+            raise undecodable({file: scan_column(file, text_field)}) from None
+
+
+def scan_column(file: TextFile, text_field: str) -> FileScan:
+    """Read a file once: the digest of its bytes, and the bytes in texts that are not UTF-8."""
+    with reading(file), open(file.path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        num_bytes = stream.tell()
+    count = row = 0
+    where = why = ""
+    for column in _columns(file, text_field):
+        for number, value in enumerate([] if _is_valid(column) else _raw(column), row + 1):
+            try:
+                (value or b"").decode()
+            except UnicodeDecodeError as error:
+                if not count:
+                    where = f": row {number} of column {text_field!r}"
+                    why = f"byte {error.start} of it is 0x{error.object[error.start]:02x} ({error.reason})"
+                count += len(error.object) - len(error.object.decode("utf-8", "ignore").encode())
+        row += len(column)
+    return FileScan(digest, num_bytes, BadBytes(count, where, why, "UTF-8") if count else None)
+
+
+def _columns(file: TextFile, text_field: str) -> Iterator[Any]:
+    """The column in batches of rows."""
+    try:
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise EnvironmentFault(
+            f"{file.name}: pyarrow is not installed", "it reads .parquet files", install_command("parquet")
+        ) from None
+    arrow: Any = importlib.import_module("pyarrow")
+    try:
+        with reading(file):
+            table = parquet.ParquetFile(file.path)
+            columns = table.schema_arrow.names
+            if text_field not in columns:
+                why = did_you_mean(text_field, columns)
+                raise DataError(f"{file.name}: no column {text_field!r}", why, "aifx train --set data.text_field=NAME")
+            for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
+                yield batch.column(0)
+    except arrow.ArrowException as error:
+        raise DataError(
+            f"{file.name}: not a Parquet file that can be read",
+            str(error).splitlines()[0],
+            "write the file again, or leave it out of data.train",
+        ) from None
+
+
+def _is_valid(column: Any) -> bool:
+    """Whether all of its texts are UTF-8, which Arrow itself does not check when it reads."""
+    arrow: Any = importlib.import_module("pyarrow")
+    try:
+        column.validate(full=True)
+    except arrow.ArrowInvalid:
+        return False
+    return True
+
+
+def _raw(column: Any) -> list[bytes | None]:
+    """The bytes of its texts."""
+    arrow: Any = importlib.import_module("pyarrow")
+    values: list[bytes | None] = column.cast(arrow.large_binary()).to_pylist()
+    return values
