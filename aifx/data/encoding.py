@@ -63,11 +63,14 @@ class FileScan:
 @contextmanager
 def reading(file: TextFile) -> Iterator[None]:
     """Turn the refusal to read or decompress `file` into a DataError."""
-    from backports.zstd import ZstdError
+    damaged: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
+    if file.compression == ".zst":
+        from backports.zstd import ZstdError
 
+        damaged += (ZstdError,)
     try:
         yield
-    except (EOFError, zlib.error, ZstdError, gzip.BadGzipFile) as error:
+    except damaged as error:
         hint = "copy it again, or leave it out"
         raise DataError(f"{file.name} cannot be decompressed", str(error), hint) from error
     except OSError as error:

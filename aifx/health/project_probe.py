@@ -84,7 +84,7 @@ def _read_text(project: Project, section: Any) -> int:
         if patterns := getattr(section, key):
             files += find_files(patterns, project, f"data.{key}")
     for file in files[:MOST_FILES]:
-        for _ in islice(read_documents(file, section.text_field), 1):
+        for _ in islice(read_documents(file, section.text_field, errors=section.errors), 1):
             pass
     return len(files)
 
