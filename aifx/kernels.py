@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from aifx.project import Project, RunDirectory, cache_path
 from aifx.runs import write_json
 from jax_kernels.choosing import Choices, using
 from jax_kernels.dividing import Division
-from jax_kernels.forms import Device, current_device
+from jax_kernels.forms import current_device
 from jax_kernels.op import Choice, Op
 from jax_kernels.tuning import Winners
 
@@ -28,23 +29,50 @@ if TYPE_CHECKING:
     from aifx.train.step import Recipe
 
 
-def run_choices(run: RunDirectory, config: Config, *, say: Say, mesh: Mesh | None = None, keep: bool = True) -> Choices:
+SCHEMA_VERSION = 2
+
+
+def run_choices(
+    run: RunDirectory,
+    config: Config,
+    *,
+    say: Say,
+    mesh: Mesh | None = None,
+    keep: bool = True,
+    on_write: Callable[[Mapping[str, Sequence[Mapping[str, Any]]]], None] = lambda _: None,
+    on_replacement: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> Choices:
     """The choices that a run made, to go on with. New ones: by `[kernels]`, by what was measured on this kind of
     device, or by the best guess.
 
     Args:
         mesh: of the devices that the program is divided among.
         keep: write new ones into the run.
+        on_write: called with the choices by kind of device, after they were written into the run.
+        on_replacement: called with the fields of an event if a call can no longer run as was chosen before.
     """
     device = current_device()
+    kept = _read(run)
+    entries = kept.setdefault(device.kind, [])
+    made = _latest(entries)
+    written = dict(made)
 
     def write(choices: Choices) -> None:
+        # Entries are only added, so that the digest of the first ones, which checkpoints name, stays.
+        for key, choice in choices.made.items():
+            before = written.get(key)
+            if before == choice:
+                continue
+            written[key] = choice
+            entries.append({"call": key, **choice.document()})
+            if before is not None:
+                on_replacement({"op": json.loads(key)["op"], "old": before.document(), "new": choice.document()})
         if keep:
-            made = {key: choice.document() for key, choice in choices.made.items()}
-            write_json(run.kernels, {"schema_version": 1, "device": device.kind, "choices": made})
+            write_json(run.kernels, {"schema_version": SCHEMA_VERSION, "devices": kept})
+            on_write(kept)
 
     return Choices(
-        made=_read(run, device),
+        made=made,
         asked=config.kernels.model_dump(),
         measured=Winners(winners_path(), device),
         on_choice=write,
@@ -119,12 +147,18 @@ def winners_path() -> Path:
     return cache_path("kernels")
 
 
-def _read(run: RunDirectory, device: Device) -> dict[str, Choice]:
-    """What the run chose on this kind of device; nothing where it chose nothing yet, or ran on another."""
+def _read(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
+    """The choices that the run made, by kind of device; empty if it has made none."""
     try:
         document = json.loads(read_file(run.kernels))
-        if document["device"] != device.kind:
-            return {}
-        return {key: Choice.from_document(value) for key, value in document["choices"].items()}
+        devices = {str(kind): list(entries) for kind, entries in document["devices"].items()}
+        for entries in devices.values():
+            _latest(entries)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+    return devices
+
+
+def _latest(entries: Sequence[Mapping[str, Any]]) -> dict[str, Choice]:
+    """The choice for each call: the last one, since a choice that a version of aifx no longer has is replaced."""
+    return {str(entry["call"]): Choice.from_document(entry) for entry in entries}

@@ -66,6 +66,10 @@ class RunDirectory:
         return self.path / "kernels.json"
 
     @property
+    def digests(self) -> Path:
+        return self.path / "digests.json"
+
+    @property
     def sinks(self) -> Path:
         return self.path / "sinks"
 

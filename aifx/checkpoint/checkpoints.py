@@ -72,9 +72,14 @@ class Checkpoints:
         self._before_commit = before_commit
         self._on_commit = on_commit
         self._warn = warn
+        self._binding: Callable[[], Mapping[str, Any]] = dict
         self._background = Background("checkpoint")
         self._copies = HostCopies()
         self._cleaned = False
+
+    def bind(self, binding: Callable[[], Mapping[str, Any]]) -> None:
+        """Call `binding` at each save for what the manifest says of the run (see `aifx.runs.binding`)."""
+        self._binding = binding
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in order."""
@@ -121,7 +126,7 @@ class Checkpoints:
         if not force and step in step_directories(self.directory):
             return
         arrays = self._copies.take(flat_names(state))
-        self._background.start(partial(self._write, step, arrays, dict(host), validation_loss))
+        self._background.start(partial(self._write, step, arrays, dict(host), validation_loss, dict(self._binding())))
         if not self.section.asynchronous:
             self._background.wait()
 
@@ -200,7 +205,13 @@ class Checkpoints:
             self._cleaned = True
 
     def _write(
-        self, step: int, arrays: Arrays, host: dict[str, Any], validation_loss: float | None, attempt: int = 0
+        self,
+        step: int,
+        arrays: Arrays,
+        host: dict[str, Any],
+        validation_loss: float | None,
+        run: dict[str, Any],
+        attempt: int = 0,
     ) -> None:
         size = sum(a.nbytes for a in arrays.values())
         place = folders.temporary_place(self.directory, step, attempt)
@@ -209,7 +220,7 @@ class Checkpoints:
             check_room(self.directory, size)
             digests = array_digests(arrays)
             entries = {n: ArrayEntry(a.dtype.name, a.shape, digests[n]) for n, a in arrays.items()}
-            manifest = Manifest(step, time.time(), validation_loss, size, entries, host)
+            manifest = Manifest(step, time.time(), validation_loss, size, entries, host, run)
             write_checkpoint(place, arrays, manifest)
             self._before_commit()
             folders.commit(place)
@@ -219,7 +230,7 @@ class Checkpoints:
             if attempt or not is_transient(e):
                 raise fault from e
             self._warn(f"{' '.join(str(fault).splitlines()[:2])}; writing it again")
-            self._write(step, arrays, host, validation_loss, attempt + 1)
+            self._write(step, arrays, host, validation_loss, run, attempt + 1)
         else:
             self._retain()
             self._on_commit(checkpoint_info(step, manifest))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aifx.checkpoint.manifest import Damaged, Manifest, read_manifest, step_directories
 from aifx.checkpoint.retention import ranked
@@ -28,6 +31,15 @@ def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
     manifests = {step: _read(folder) for step, folder in step_directories(directory).items()}
     best = ranked({i.step: i.validation_loss for i in manifests.values()})[:1]
     return [i if i.step not in best else CheckpointInfo(**{**vars(i), "is_best": True}) for i in manifests.values()]
+
+
+def list_bindings(directory: Path) -> dict[int, Mapping[str, Any]]:
+    """What each checkpoint in `directory` says of its run, by step; damaged ones are left out."""
+    bindings: dict[int, Mapping[str, Any]] = {}
+    for step, folder in step_directories(directory).items():
+        with suppress(Damaged):
+            bindings[step] = read_manifest(folder).run
+    return bindings
 
 
 def _read(folder: Path) -> CheckpointInfo:

@@ -18,7 +18,7 @@ from aifx.files import UnsafeFile, check_folder, read_file
 from aifx.os_errors import UNREADABLE
 from aifx.runs.files import plain
 
-FORMAT = 1
+FORMAT = 2
 ITEM = "manifest"
 FILE = "manifest.json"
 TEMPORARY_SUFFIX = ".orbax-checkpoint-tmp"
@@ -52,6 +52,7 @@ class Manifest:
     size_bytes: int  # of the arrays
     arrays: Mapping[str, ArrayEntry]  # by name
     host: Mapping[str, Any]  # JSON of the training loop: early stopping, tokens seen
+    run: Mapping[str, Any]  # id of the run, and digests of its files that its numbers rest on (aifx.runs.binding)
 
     @property
     def num_parameters(self) -> int:
@@ -68,6 +69,7 @@ class Manifest:
                 "size_bytes": self.size_bytes,
                 "arrays": {n: {"dtype": a.dtype, "shape": a.shape, "sha256": a.sha256} for n, a in self.arrays.items()},
                 "host": self.host,
+                "run": self.run,
             }
         )
         return {**body, "checksum": _checksum(body)}
@@ -91,7 +93,7 @@ def read_manifest(directory: Path) -> Manifest:
         # The checksum comes first, whatever the format: a flipped bit must not pass for a newer one.
         if checksum != _checksum(doc):
             raise ValueError("its checksum does not match its content")
-        if doc["format"] > FORMAT:
+        if doc["format"] != FORMAT:
             raise CheckpointError(
                 f"checkpoint {directory} has format {doc['format']}", f"this aifx reads format {FORMAT}"
             )
@@ -99,7 +101,7 @@ def read_manifest(directory: Path) -> Manifest:
             raise ValueError(f"it was saved as the checkpoint of step {doc['step']}")
         arrays = {n: ArrayEntry(a["dtype"], tuple(a["shape"]), a["sha256"]) for n, a in doc["arrays"].items()}
         loss = doc["validation_loss"]
-        return Manifest(doc["step"], doc["saved_at"], loss, doc["size_bytes"], arrays, doc["host"])
+        return Manifest(doc["step"], doc["saved_at"], loss, doc["size_bytes"], arrays, doc["host"], dict(doc["run"]))
     except (OSError, UnsafeFile, ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, OSError) and e.errno in UNREADABLE:
             raise

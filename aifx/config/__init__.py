@@ -2,7 +2,7 @@
 
 from aifx.config.kinds import BUNDLED_KINDS, import_task, section_types
 from aifx.config.load import load_config, own_task_sections, read_config
-from aifx.config.resolved import Config, Difference, Origin, compare, compare_rounding
+from aifx.config.resolved import Config, Difference, Origin, compare, compare_free, compare_rounding
 from aifx.config.schema import Setting, json_schema, settings
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Origin",
     "Setting",
     "compare",
+    "compare_free",
     "compare_rounding",
     "import_task",
     "json_schema",

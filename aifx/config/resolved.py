@@ -104,9 +104,33 @@ def compare(old: Config, new: Config) -> list[Difference]:
     return [difference for difference, extra in _differences(old, new) if not is_marked(extra, FREE)]
 
 
+def compare_free(old: Config, new: Config) -> list[Difference]:
+    """What differs and may, since it changes no number of a run or at most how its numbers are rounded."""
+    return [difference for difference, extra in _differences(old, new) if is_marked(extra, FREE)]
+
+
 def compare_rounding(old: Config, new: Config) -> list[Difference]:
     """What differs and may, and changes how the numbers of a run are rounded."""
     return [difference for difference, extra in _differences(old, new) if is_marked(extra, ROUNDING)]
+
+
+def number_settings(config: Config) -> dict[str, Any]:
+    """The values that change the numbers of a run, by key and as JSON has them: every key that is not FREE."""
+    values = config.values()
+    return {
+        f"{name}.{key}": json.loads(json.dumps(values[name].get(key)))
+        for name, section in config.sections()
+        for key, info in type(section).model_fields.items()
+        if not is_marked(info.json_schema_extra, FREE)
+    }
+
+
+def setting_default(config: Config, key: str) -> Any:
+    """The default of `section.key` as JSON has it; None if it has none."""
+    name, _, field_name = key.partition(".")
+    info = type(getattr(config, name)).model_fields[field_name]
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    return json.loads(json.dumps(default, default=str))
 
 
 def is_marked(extra: Any, mark: Mapping[str, Any]) -> bool:

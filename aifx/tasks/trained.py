@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from aifx.checkpoint.manifest import read_manifest
 from aifx.config import Config, read_config
 from aifx.data.base import Say
 from aifx.errors import CheckpointError, UsageError
 from aifx.nn.specs import Params, map_specs
 from aifx.nn.stacking import has_stacked_layers, stack_layers, unstack_layers
 from aifx.project import Project, RunDirectory
+from aifx.runs.binding import binding_errors
 from aifx.tasks.base import Model, Task
 from aifx.tasks.registry import BUNDLED, create_task, task_class
 
@@ -58,6 +60,7 @@ def open_trained(
     enable_compilation_cache(say)
     config = read_config(run.config, project, overrides, current=CURRENT)
     at = choose_step(run, config, step, which)
+    check_files(run, project, at)
     task = create_task(config, project, run.assets, say=say)
     return Trained(run, config, task, restore_params(run, config, at, task.model), at)
 
@@ -97,6 +100,7 @@ def open_writer(
         why = f"its task is {kind}; a language model writes"
         raise UsageError(f"run {run.name} cannot write text", why, f"aifx eval --run {run.name}")
     at = choose_step(run, config, step, which)
+    check_files(run, project, at)
     if config.task.kind in BUNDLED:
         tokenizer = open_tokenizer(run.assets)
         model = make_decoder(config, tokenizer)
@@ -105,6 +109,13 @@ def open_writer(
         assert isinstance(task, LanguageTask)
         tokenizer, model = task.tokenizer, task.model
     return Writer(run, config, model, tokenizer, restore_params(run, config, at, model), at)
+
+
+def check_files(run: RunDirectory, project: Project, step: int) -> None:
+    """Raises CheckpointError if a file of the run is not what the checkpoint of `step` was trained with."""
+    bound = read_manifest(run.checkpoints / str(step)).run
+    for error in binding_errors(run, read_config(run.config, project), step, bound):
+        raise error
 
 
 def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -> Params:

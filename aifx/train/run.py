@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from aifx.checkpoint.listing import list_bindings
 from aifx.config import Config
 from aifx.files import check_folder, check_tree, make_folders
 from aifx.kernels import run_choices
 from aifx.parallel.compilation_cache import enable_compilation_cache
 from aifx.project import Project, RunDirectory
 from aifx.runs import RunLock, provenance, write_json, write_text
+from aifx.runs.binding import RunDigests, kernel_digest, open_digests
 from aifx.train.observers import LogFile, MetricsFile, Trace
 from aifx.train.records import Observer, RunInfo, TrainResult
 from aifx.train.signals import StopSignals
@@ -23,15 +25,18 @@ from aifx.train.standing import (
     Fork,
     check_configuration,
     check_data,
+    check_files,
     check_fork,
     check_new,
     environment_changes,
     finished,
     forks_other_data,
+    free_changes,
+    origin_errors,
     rounding_changes,
 )
 from aifx.train.story import Story
-from jax_kernels.choosing import using
+from jax_kernels.choosing import Choices, using
 
 if TYPE_CHECKING:
     from aifx.checkpoint import CheckpointInfo, Checkpoints
@@ -70,6 +75,7 @@ def train(
         check_new(run, is_fork=origin is not None)
         fork = check_fork(origin, run, config, project, fork_at) if origin is not None else None
         if run.exists():
+            check_files(run, project)
             check_configuration(run, config, project)
             if (result := finished(run, config)) is not None:
                 return result
@@ -113,8 +119,11 @@ class Training:
         latest = self.fork.step if self.fork else checkpoints.latest()
         self.story.event("start" if latest is None else "resume", step=latest or 0)
         enable_compilation_cache(self.say)
-        recipe = self._prepare(is_fresh=latest is None or self.fork is not None)
-        with using(run_choices(self.run, self.config, say=self.say, mesh=recipe.mesh)):
+        is_fresh = latest is None or self.fork is not None
+        recipe = self._prepare(is_fresh=is_fresh)
+        digests = open_digests(self.run, self.config, is_fresh=is_fresh or not list_bindings(self.run.checkpoints))
+        checkpoints.bind(digests.binding)
+        with using(self._kernel_choices(recipe, digests)):
             return self._run(recipe, checkpoints, started)
 
     def _run(self, recipe: Recipe, checkpoints: Checkpoints, started: float) -> TrainResult:
@@ -193,6 +202,9 @@ class Training:
             task.source("validation")  # a split that is missing is told now, not at the first validation
         recipe = make_recipe(self.config, task, mesh)
         now = provenance(self.project.root, data_digest=task.data_digest(), devices=list(mesh.devices.flat))
+        if self.fork is not None:
+            for error in origin_errors(self.fork, self.project):
+                self.say(f"{error.what} ({error.why}); the fork goes on with it as it is")
         if self.fork is not None and forks_other_data(self.fork.run, task.data_digest()):
             self.say(
                 f"its data, or how that is divided, is not what run {self.fork.run.name} was trained on: "
@@ -202,8 +214,7 @@ class Training:
             write_json(self.run.provenance, {**now, "forked_from": self.fork.run.name if self.fork else None})
         else:
             check_data(self.run, task.data_digest())
-            if changes := rounding_changes(self.run, self.config, self.project):
-                self.say(f"{', '.join(changes)}: from here on the losses may differ in their last bits")
+            self._report_changed_settings()
             for change in environment_changes(self.run, now):
                 self.say(
                     f"since the run began, {change}: it goes on, and need not equal an uninterrupted run bit for bit"
@@ -211,6 +222,30 @@ class Training:
         if self.fork is None:  # a fork is a run once its first checkpoint is there
             write_text(self.run.config, self.config.to_toml())
         return recipe
+
+    def _report_changed_settings(self) -> None:
+        changes = free_changes(self.run, self.config, self.project)
+        rounding = set(rounding_changes(self.run, self.config, self.project))
+        if not changes:
+            return
+        documents = [{"key": c.key, "old": c.old, "new": c.new} for c in changes]
+        self.story.event("settings_changed", changes=documents)
+        if others := [str(c) for c in changes if str(c) not in rounding]:
+            self.say(f"settings changed since the run was last trained: {', '.join(others)}")
+        if rounding:
+            self.say(f"{', '.join(sorted(rounding))}: from here on the losses may differ in their last bits")
+
+    def _kernel_choices(self, recipe: Recipe, digests: RunDigests) -> Choices:
+        def kept(choices: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+            digests.kernels = {kind: kernel_digest(entries) for kind, entries in choices.items()}
+            digests.write(self.run)
+
+        def replaced(fields: Mapping[str, Any]) -> None:
+            self.story.event("kernel_replaced", **fields)
+
+        return run_choices(
+            self.run, self.config, say=self.say, mesh=recipe.mesh, on_write=kept, on_replacement=replaced
+        )
 
     def _prepare_assets(self, is_fresh: bool) -> None:
         """A run without a checkpoint begins with nothing of an attempt before it; a fork with its origin's assets."""

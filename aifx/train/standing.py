@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aifx.checkpoint.listing import list_checkpoints
+from aifx.checkpoint.listing import list_bindings, list_checkpoints
 from aifx.checkpoint.manifest import read_manifest, step_directories
-from aifx.config import Config, Difference, compare, compare_rounding, read_config
+from aifx.config import Config, Difference, compare, compare_free, compare_rounding, read_config
 from aifx.config.sections import LanguageDataSection
-from aifx.errors import AifxError, ConfigError, UsageError
+from aifx.errors import AifxError, CheckpointError, ConfigError, UsageError
 from aifx.project import Project, RunDirectory
 from aifx.runs import differences, read_jsonl, read_provenance
+from aifx.runs.binding import binding_errors, foreign_checkpoint
 from aifx.runs.status import number
 from aifx.train.records import TrainResult
 
@@ -62,6 +63,34 @@ def check_configuration(run: RunDirectory, config: Config, project: Project) -> 
             "\n".join([*shown, *more]),
             f"aifx train --run {run.name} --fork NAME    (goes on as a new run; --run NAME starts afresh)",
         )
+
+
+def check_files(run: RunDirectory, project: Project) -> None:
+    """Raises CheckpointError if a file of the run is not what its newest checkpoint was trained with.
+
+    A checkpoint that another run saved is also refused. Damaged ones are left to `Checkpoints.latest_good`.
+    """
+    bound = list_bindings(run.checkpoints)
+    if not bound:
+        return
+    newest = max(bound)
+    for error in binding_errors(run, read_config(run.config, project), newest, bound[newest]):
+        raise error
+    for step, named in bound.items():
+        if named.get("id") != bound[newest]["id"]:
+            raise foreign_checkpoint(run, step)
+
+
+def origin_errors(fork: Fork, project: Project) -> Iterator[CheckpointError]:
+    """The files of a fork's origin that are not what the checkpoint that it begins from was trained with."""
+    bound = list_bindings(fork.run.checkpoints).get(fork.step)
+    if bound is not None:
+        yield from binding_errors(fork.run, read_config(fork.run.config, project), fork.step, bound)
+
+
+def free_changes(run: RunDirectory, config: Config, project: Project) -> list[Difference]:
+    """The settings that changed since the run was last trained, and may."""
+    return compare_free(read_config(run.config, project), config)
 
 
 def rounding_changes(run: RunDirectory, config: Config, project: Project) -> list[str]:

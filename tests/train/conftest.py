@@ -98,13 +98,24 @@ class Tiny:
         return process.returncode, out, err
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Tiny:
-    root = tmp_path / "project"
+def make_project(root: Path) -> Tiny:
     root.mkdir()
     (root / "aifx.toml").write_text(TOML)
     shutil.copy(Path(__file__).with_name("tiny.py"), root)
     return Tiny(Project(root))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Tiny:
+    return make_project(tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose run "main" ended, with checkpoints of steps 8 and 12. Not to be changed."""
+    tiny = make_project(tmp_path_factory.mktemp("ended") / "project")
+    tiny.train("checkpoint.keep_best=0")
+    return tiny.root
 
 
 @pytest.fixture

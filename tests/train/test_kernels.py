@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from aifx.config import load_config
 from aifx.config.sections import KernelsSection
 from aifx.kernels import run_choices, winners_path
 from aifx.project import Project
+from aifx.runs.binding import kernel_digest
 from jax_kernels.attention import ATTENTION
 from jax_kernels.attention.call import Call
 from jax_kernels.choosing import choose as choose_form
@@ -57,9 +59,34 @@ def test_what_another_device_chose_is_not_taken(tmp_path: Path, monkeypatch) -> 
     choose(project, "kernels.attention=reference")
     path = project.run("main").kernels
     document = json.loads(path.read_text())
-    path.write_text(json.dumps(document | {"device": "NVIDIA H100 80GB HBM3"}))
+    ((kind, chosen),) = document["devices"].items()
+    path.write_text(json.dumps(document | {"devices": {"NVIDIA H100 80GB HBM3": chosen}}))
     assert choose(project).form == "xla"
+    devices = json.loads(path.read_text())["devices"]
+    assert list(devices) == ["NVIDIA H100 80GB HBM3", kind], "what was chosen for the other device is kept"
+    assert devices["NVIDIA H100 80GB HBM3"] == chosen
     path.write_text("{")
+    assert choose(project).form == "xla"
+
+
+def test_a_choice_that_this_version_no_longer_has_is_replaced(tmp_path: Path, monkeypatch) -> None:
+    project = open_project(tmp_path, monkeypatch)
+    choose(project)
+    path = project.run("main").kernels
+    document = json.loads(path.read_text())
+    ((kind, (entry,)),) = document["devices"].items()
+    path.write_text(json.dumps(document | {"devices": {kind: [{**entry, "form": "pallas_vpu"}]}}))
+    before = kernel_digest(json.loads(path.read_text())["devices"][kind])
+    said: list[str] = []
+    events: list[Mapping[str, Any]] = []
+    choices = run_choices(project.run("main"), load_config(project), say=said.append, on_replacement=events.append)
+    with using(choices):
+        assert choose_form(ATTENTION, CALL, "auto").form == "xla"
+    assert "pallas_vpu, chosen before, cannot take this call (there is no such form)" in said[0]
+    assert [(e["op"], e["old"]["form"], e["new"]["form"]) for e in events] == [("attention", "pallas_vpu", "xla")]
+    kept = json.loads(path.read_text())["devices"][kind]
+    assert [c["form"] for c in kept] == ["pallas_vpu", "xla"]
+    assert kernel_digest(kept[: before["count"]]) == before, "an earlier checkpoint names the choice that was replaced"
     assert choose(project).form == "xla"
 
 

@@ -1,0 +1,172 @@
+"""SHA-256 digests of the files that a run's numbers rest on besides its checkpoints.
+
+`digests.json` of a run holds them, and the manifest of each checkpoint names them. Training, evaluation and generation
+compare the files with the manifest, so that a file that has changed is found before it changes a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aifx.config import Config
+from aifx.config.resolved import number_settings, setting_default
+from aifx.errors import CheckpointError
+from aifx.files import open_file, read_file
+from aifx.project import RunDirectory
+from aifx.runs.files import write_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class RunDigests:
+    """The content of `digests.json`.
+
+    Attributes:
+        run_id: made when the run begins; a checkpoint of another run has another one.
+        settings: the values that change numbers, by key (`model.rope_theta`).
+        assets: SHA-256 of each file in `assets/`, by its path in there.
+        kernels: digest of the kernel choices in `kernels.json` by kind of device.
+    """
+
+    run_id: str
+    settings: Mapping[str, Any]
+    assets: Mapping[str, str]
+    kernels: Mapping[str, Mapping[str, Any]]
+
+    def binding(self) -> dict[str, Any]:
+        """What a checkpoint that is saved now names in its manifest."""
+        return {
+            "id": self.run_id,
+            "settings": _json_digest(self.settings),
+            "assets": dict(self.assets),
+            "kernels": {kind: dict(digest) for kind, digest in self.kernels.items()},
+        }
+
+    def write(self, run: RunDirectory) -> None:
+        settings = {"sha256": _json_digest(self.settings), "values": dict(self.settings)}
+        document = {"schema_version": SCHEMA_VERSION, "run_id": self.run_id, "settings": settings}
+        write_json(run.digests, {**document, "assets": dict(self.assets), "kernels": self.binding()["kernels"]})
+
+
+def open_digests(run: RunDirectory, config: Config, *, is_fresh: bool) -> RunDigests:
+    """The digests of a run, or those of one that begins, written under a new id. Its assets must be complete.
+
+    Raises CheckpointError.
+    """
+    if is_fresh:
+        digests = RunDigests(secrets.token_hex(16), number_settings(config), _asset_digests(run.assets), {})
+        digests.write(run)
+        return digests
+    digests = read_digests(run)
+    # A process that was killed may have written kernels.json alone.
+    digests.kernels = {kind: kernel_digest(choices) for kind, choices in _kernel_choices(run).items()}
+    return digests
+
+
+def read_digests(run: RunDirectory) -> RunDigests:
+    """The digests of a run. Raises CheckpointError if they are missing or cannot be read."""
+    try:
+        doc = json.loads(read_file(run.digests))
+        values, assets, kernels = doc["settings"]["values"], doc["assets"], doc["kernels"]
+        return RunDigests(str(doc["run_id"]), dict(values), dict(assets), dict(kernels))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        why = "it is missing" if isinstance(e, FileNotFoundError) else f"it cannot be read: {e or type(e).__name__}"
+        raise CheckpointError(
+            f"run {run.name!r} has checkpoints and no usable {run.digests.name}", why, _way_out(run, run.digests)
+        ) from e
+
+
+def binding_errors(run: RunDirectory, config: Config, step: int, bound: Mapping[str, Any]) -> Iterator[CheckpointError]:
+    """An error for each file of a run that differs from what the checkpoint of `step` names.
+
+    Args:
+        config: of the run's `config.toml` alone.
+        bound: the `run` entry of the checkpoint's manifest.
+    """
+    try:
+        digests = read_digests(run)
+    except CheckpointError as e:
+        yield e
+        return
+    if digests.run_id != bound.get("id"):
+        yield foreign_checkpoint(run, step)
+        return
+    if _json_digest(digests.settings) != bound["settings"]:
+        yield _changed(run, run.digests, step, "its settings are not those that the checkpoint names")
+    elif changes := list(_changed_settings(digests.settings, config)):
+        more = f"; {len(changes) - 3} more" if len(changes) > 3 else ""
+        yield _changed(run, run.config, step, "; ".join(changes[:3]) + more)
+    found = _asset_digests(run.assets)
+    for name, digest in bound["assets"].items():
+        if found.get(name) != digest:
+            yield _changed(run, run.assets / name, step, "its SHA-256 differs" if name in found else "it is missing")
+    choices = _kernel_choices(run)
+    for kind, named in bound["kernels"].items():
+        if kernel_digest(choices.get(kind, [])[: named["count"]]) != named:
+            yield _changed(run, run.kernels, step, f"its choices for {kind} have changed")
+
+
+def foreign_checkpoint(run: RunDirectory, step: int) -> CheckpointError:
+    """The error for a checkpoint that another run saved."""
+    folder = run.checkpoints / str(step)
+    why = f"its manifest and {run.digests} name different runs"
+    return CheckpointError(f"checkpoint {folder} was saved by another run", why, f"mv {folder} {folder}.foreign")
+
+
+def _changed(run: RunDirectory, path: Path, step: int, why: str) -> CheckpointError:
+    what = f"{path} is not what the checkpoint of step {step} was trained with"
+    return CheckpointError(what, why, _way_out(run, path))
+
+
+def _way_out(run: RunDirectory, path: Path) -> str:
+    return f"restore {path}, or: aifx train --run {run.name} --fork NAME"
+
+
+def kernel_digest(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Digest of the kernel choices for one kind of device, in the order in which they were made.
+
+    Later choices are added at the end, so the first `count` of them are what an earlier checkpoint names.
+    """
+    rows = [[c.get("call"), c.get("form"), c.get("config")] for c in choices]
+    return {"count": len(rows), "sha256": _json_digest(rows)}
+
+
+def _kernel_choices(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
+    """The choices in `kernels.json` by kind of device; empty if it is missing or is not as aifx writes it."""
+    try:
+        devices = json.loads(read_file(run.kernels))["devices"].items()
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return {kind: [c for c in choices if isinstance(c, dict)] for kind, choices in devices if isinstance(choices, list)}
+
+
+def _changed_settings(recorded: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """The settings of `config` that differ from the recorded ones. One that aifx did not have yet must be default."""
+    for key, value in number_settings(config).items():
+        before = recorded[key] if key in recorded else setting_default(config, key)
+        if value != before:
+            yield f"{key} = {json.dumps(value)}, and was {json.dumps(before)}"
+
+
+def _asset_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file below `folder`, temporary files left out. Raises UnsafeFile for a link, FIFO or device."""
+    found: dict[str, str] = {}
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for path in (Path(root, name) for name in sorted(names) if not name.startswith(".")):
+            with open(open_file(path, below=folder), "rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _json_digest(value: Any) -> str:
+    """SHA-256 of a value as JSON with sorted keys, separators `,` and `:`, ASCII only."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
