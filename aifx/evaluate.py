@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from aifx.config.sections import Quantization
 from aifx.data.base import Batch, BatchSource, Say, Split
 from aifx.errors import DataError, UsageError
-from aifx.files import make_folders, read_file
+from aifx.files import make_folders, read_file, remove_temporary
 from aifx.gates import Gate, GateResult, check_names, judge, parse_gate, scalars
 from aifx.kernels import run_choices
 from aifx.nn.precision import cast_floating, compute_dtype
@@ -238,6 +238,7 @@ def write_report(path: Path, report: Report, *, data_digest: str) -> None:
     entry = {**{k: document[k] for k in ("metrics", "gates")}, "passed": report.passed, "data_digest": data_digest}
     make_folders(path.parent, below=path.parent.parent)
     with exclusive(path.parent / ".lock"):  # another evaluation of the step may end at the same time
+        remove_temporary(path.parent)
         splits: dict[str, Any] = {}
         # None yet, or not one of ours: this one is whole by itself.
         with suppress(OSError, ValueError, KeyError, TypeError):

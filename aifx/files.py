@@ -9,7 +9,9 @@ renamed.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -24,6 +26,9 @@ DOCUMENT_LIMIT = 64 * 2**20
 
 RECORDS_LIMIT = 2**30
 """Bytes that aifx reads of a file of JSON lines, which grows with a run."""
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+"""Names of the files that `replace_file` renames once they are whole."""
 
 _STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/null", "/dev/tty")
 _STREAM_FOLDERS = ("/dev/fd", "/proc/self/fd")
@@ -111,22 +116,51 @@ def replace_file(path: Path, data: bytes, *, below: Path | None = None, mode: in
 
     A link at `path` is replaced; nothing is written through it. Raises UnsafeFile for a link above it, OSError.
     """
-    with _folder_of(path, below) as folder:
-        temporary = f".{path.name}.{secrets.token_hex(6)}.tmp"
-        with naming(path):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            handle = os.open(temporary, flags, mode, dir_fd=folder)
-            try:
-                with open(handle, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(handle)
+    with _folder_of(path, below) as folder, naming(path):
+        handle, temporary = _create_locked(folder, path.name, mode)
+        try:
+            with open(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(handle)
                 os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-            except BaseException:
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary, dir_fd=folder)
+            raise
+        os.fsync(folder)
+
+
+def _create_locked(folder: int, name: str, mode: int) -> tuple[int, str]:
+    """A new temporary file for `name`. Its lock says that its process lives; `remove_temporary` asks for it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        temporary = f".{name}.{secrets.token_hex(6)}.tmp"
+        handle = os.open(temporary, flags, mode, dir_fd=folder)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)  # removed before it was locked
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what `replace_file` left in `folder` when its process was killed, as far as the disk lets it."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
                 with suppress(OSError):
-                    os.unlink(temporary, dir_fd=folder)
-                raise
-            os.fsync(folder)
+                    _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    """Remove the temporary file at `path`. Raises OSError if a process holds it."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    finally:
+        os.close(handle)
 
 
 def write_output(path: Path, data: bytes) -> None:

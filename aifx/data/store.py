@@ -33,7 +33,8 @@ from aifx.data.corpus import SPLITS, Corpus
 from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer
 from aifx.errors import EnvironmentFault
-from aifx.files import replace_file
+from aifx.files import remove_temporary, replace_file
+from aifx.os_errors import errno_of, naming
 from aifx.private_folders import make_private
 
 FORMAT = 1
@@ -90,9 +91,11 @@ def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
     with cache_folder(path.parent):
         _sweep(path.parent)
         folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
+    writers: dict[Split, _SplitWriter] = {}
     try:
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-        writers = {split: _SplitWriter(folder, split, dtype, tokenizer.eos_id) for split in SPLITS}
+        for split in SPLITS:
+            writers[split] = _SplitWriter(folder, split, dtype, tokenizer.eos_id)
         for split, piece, ids in _encoded(corpus, tokenizer):
             writers[split].write(piece, ids)
         splits = {split: writer.finish() for split, writer in writers.items()}
@@ -101,14 +104,19 @@ def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
         write_synced(folder / "meta.json", json.dumps(meta, indent=1).encode())
         return _put(folder, path)
     finally:
+        for writer in writers.values():
+            writer.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put(folder: Path, path: Path) -> TokenStore:
     """Makes `folder` the store at `path`, unless one that is whole came there first."""
+    why = "something else writes there"
     for _ in range(10):
-        with contextlib.suppress(OSError):
+        try:
             os.rename(folder, path)
+        except OSError as error:
+            why = why if errno_of(error) is None else str(error)
         if store := open_store(path):
             return store
         # Something damaged is in the way.
@@ -116,7 +124,7 @@ def _put(folder: Path, path: Path) -> TokenStore:
         with contextlib.suppress(OSError):
             os.rename(path, aside)
         shutil.rmtree(aside, ignore_errors=True)
-    raise EnvironmentFault(f"{path} cannot be put in place", "something else writes there", f"rm -r {path}")
+    raise EnvironmentFault(f"{path} cannot be put in place", why, f"rm -r {path}")
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -175,11 +183,12 @@ class _SplitWriter:
         self._header()
 
     def write(self, piece: Piece, ids: list[int]) -> None:
-        if not self._open:
-            self._documents.append(self._length)
-            self._file.write(self._eos)
-            self._length += 1
-        self._file.write(np.fromiter(ids, self._dtype, len(ids)))
+        with naming(self._tokens_path):
+            if not self._open:
+                self._documents.append(self._length)
+                self._file.write(self._eos)
+                self._length += 1
+            self._file.write(np.fromiter(ids, self._dtype, len(ids)))
         self._length += len(ids)
         self._num_bytes += piece.num_bytes
         self._open = not piece.closes
@@ -187,19 +196,23 @@ class _SplitWriter:
     def finish(self) -> dict[str, Any]:
         closed = not self._open and self._length > 0
         self._documents.append(self._length)
-        if closed:
-            self._file.write(self._eos)
-            self._length += 1
-        self._file.seek(0)
-        self._header()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        with open(self._documents_path, "wb") as stream:
-            np.save(stream, np.frombuffer(self._documents, np.int64))
-            stream.flush()
-            os.fsync(stream.fileno())
+        with naming(self._tokens_path):
+            if closed:
+                self._file.write(self._eos)
+                self._length += 1
+            self._file.seek(0)
+            self._header()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        write_synced_array(self._documents_path, np.frombuffer(self._documents, np.int64))
         return {"closed": closed, "num_bytes": self._num_bytes}
+
+    def close(self) -> None:
+        """Give up the file, if it is open. What it still holds is not needed, so a refusal to write it is ignored:
+        Python would print it as a traceback when it frees the file."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _header(self) -> None:
         """The .npy header: NumPy pads it so that a longer length fits in the same bytes."""
@@ -240,3 +253,4 @@ def _sweep(folder: Path) -> None:
                 shutil.rmtree(stray, ignore_errors=True)
         except OSError:
             continue
+    remove_temporary(folder)

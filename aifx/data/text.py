@@ -14,6 +14,7 @@ from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_
 from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_folder, open_store, write_synced
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
 from aifx.errors import DataError
+from aifx.files import remove_temporary
 from aifx.project import Project, cache_path
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -146,6 +147,7 @@ def _trained(section: LanguageDataSection, corpus: Corpus, say: Say) -> Tokenize
     tokenizer = Tokenizer(train_tokenizer(texts, section.vocab_size), str(cached))
     corpus.check_unchanged()
     with cache_folder(cached.parent):
+        remove_temporary(cached.parent)
         write_synced(cached, tokenizer.data)
     return tokenizer
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.checkpoint.listing import list_bindings
 from aifx.config import Config
-from aifx.files import check_folder, check_tree, make_folders
+from aifx.files import check_folder, check_tree, make_folders, remove_temporary
 from aifx.kernels import run_choices
 from aifx.parallel.compilation_cache import enable_compilation_cache
 from aifx.project import Project, RunDirectory
@@ -72,6 +72,8 @@ def train(
     run = project.run(run_name)
     origin = project.existing_run(fork_from) if fork_from is not None else None
     with RunLock(run):
+        for folder in (run.path, run.assets):
+            remove_temporary(folder)
         check_new(run, is_fork=origin is not None)
         fork = check_fork(origin, run, config, project, fork_at) if origin is not None else None
         if run.exists():

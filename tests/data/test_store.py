@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,15 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faulty_files import failing
 from prose import prose
 
+from aifx.commands.failures import as_error
 from aifx.config.sections import LanguageDataSection
 from aifx.data import TextData, encoding, files, store
 from aifx.data.base import Split
 from aifx.data.corpus import SPLITS, Corpus, open_corpus
 from aifx.data.store import build_store, open_store
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
-from aifx.errors import DataError, EnvironmentFault
+from aifx.errors import DataError, EnvironmentFault, ExitCode
+from aifx.files import remove_temporary
 from aifx.project import Project, cache_path
 
 Write = Callable[..., Path]
@@ -242,6 +246,35 @@ def test_a_cache_that_cannot_be_written_is_named(write: Write, open_: Open) -> N
         open_()
     assert str(cache_path()) in caught.value.what
     assert caught.value.hint.startswith("AIFX_CACHE_DIR=")
+
+
+def test_a_disk_that_refuses_while_a_store_is_written_is_named(
+    project: Project, write: Write, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each call once, from then on all: the path and the reason, no traceback of a buffered file, nothing left."""
+    write("a.txt", prose(3000))
+    corpus = open_corpus(LanguageDataSection(), project)
+    tokenizer = Tokenizer(train_tokenizer([prose(300)], 300), "test")
+    folder = cache_path() / "tokens"
+    with failing(folder) as counted:
+        build_store(folder / "whole", corpus, tokenizer)
+    assert len(counted.made) > 20
+    for at in range(len(counted.made)):
+        name = f"refused-{at}"
+        with failing(folder, at, lasting=True) as calls:
+            try:
+                built = build_store(folder / name, corpus, tokenizer)
+            except (OSError, EnvironmentFault) as caught:
+                error = as_error(caught)
+                assert error.exit_code == ExitCode.UNABLE, calls.failed
+                assert str(folder) in error.what, calls.failed
+                assert "Input/output error" in error.why, calls.failed
+            else:
+                assert len(built.splits) == 3
+    gc.collect()
+    assert capfd.readouterr().err == ""
+    remove_temporary(folder)
+    assert not list(folder.glob(".*")), "temporary files"
 
 
 def test_text_that_changes_while_it_is_read_is_refused(project: Project, write: Write) -> None:
