@@ -77,6 +77,10 @@ class RunDirectory:
     def profile(self) -> Path:
         return self.path / "profile"
 
+    @property
+    def tags(self) -> Path:
+        return self.path / "tags.json"
+
     def exists(self) -> bool:
         return self.config.is_file()
 
@@ -98,7 +102,8 @@ class Project:
     def runs(self) -> list[RunDirectory]:
         """Runs that have a configuration, the most recently written last."""
         found = [RunDirectory(p) for p in self.runs_path.iterdir() if p.is_dir()] if self.runs_path.is_dir() else []
-        return sorted((r for r in found if r.exists()), key=_last_written)
+        named = (r for r in found if not r.name.startswith("."))  # a removal that was interrupted leaves .removed-...
+        return sorted((r for r in named if r.exists()), key=_last_written)
 
     def run(self, name: str) -> RunDirectory:
         """The run called `name`, whether it exists or not. Raises UsageError for what is not a plain folder name."""

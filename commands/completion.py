@@ -17,6 +17,32 @@ def complete_run(incomplete: str) -> list[str]:
     return []
 
 
+def complete_template(incomplete: str) -> list[tuple[str, str]]:
+    """Templates that come with aifx; for others a shell offers files."""
+    from aifx.scaffold import bundled_templates
+
+    return [(t.name, t.summary) for t in bundled_templates() if t.name.startswith(incomplete)]
+
+
+def complete_section(incomplete: str) -> list[tuple[str, str]]:
+    """Sections of the configuration."""
+    from aifx.config.resolved import SECTION_NAMES, section_models
+
+    found = {name: (section_models(name)[0].__doc__ or "").partition("\n")[0] for name in SECTION_NAMES}
+    return [(name, summary) for name, summary in found.items() if name.startswith(incomplete)]
+
+
+def complete_tag(incomplete: str) -> list[str]:
+    """Tags that runs of the project have."""
+    from aifx.project import find_project
+    from aifx.runs.manage import read_tags
+
+    with suppress(AifxError, OSError):
+        tags = {tag for run in find_project().runs() for tag in read_tags(run)}
+        return sorted(tag for tag in tags if tag.startswith(incomplete))
+    return []
+
+
 def complete_setting(incomplete: str) -> list[tuple[str, str]]:
     """Keys of the configuration as `--set` takes them."""
     from aifx.config.schema import settings

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aifx.commands.completion import complete_section
 from aifx.commands.options import JsonOption, RunOption, SetOption
 from aifx.commands.terminal import terminal, to_json
 
@@ -91,7 +92,9 @@ def schema() -> None:
 
 @app.command()
 def keys(
-    section: Annotated[str | None, typer.Argument(help="Only this section.", show_default=False)] = None,
+    section: Annotated[
+        str | None, typer.Argument(help="Only this section.", show_default=False, autocompletion=complete_section)
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As the tables of docs/config.md.")] = False,
     json: JsonOption = False,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aifx.commands.completion import complete_template
 from aifx.commands.options import DryRunOption, JsonOption, YesOption
 from aifx.commands.terminal import Output, terminal
 
@@ -26,7 +27,14 @@ DirectoryArgument = Annotated[
 
 TemplateOption = Annotated[
     str | None,
-    typer.Option("--template", "-t", metavar="NAME|PATH|GIT-URL", help="What to start from.", show_default=False),
+    typer.Option(
+        "--template",
+        "-t",
+        metavar="NAME|PATH|GIT-URL",
+        help="What to start from.",
+        show_default=False,
+        autocompletion=complete_template,
+    ),
 ]
 
 AnswerOption = Annotated[

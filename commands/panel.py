@@ -16,9 +16,9 @@ from aifx.hardware import utilization
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.live import Live
     from rich.text import Text
 
+    from aifx.commands.live import LiveDisplay
     from aifx.train.records import Record, RunInfo, TrainResult
 
 REFRESH_PER_SECOND = 2  # a frame takes a few milliseconds of the processor that trains
@@ -120,7 +120,7 @@ class Panel:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live: Live | None = None
+        self._live: LiveDisplay | None = None
         self._phase = "starting"
         self._began = time.monotonic()
         self._info: RunInfo | None = None
@@ -170,15 +170,9 @@ class Panel:
                 os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the cursor; rich's own locks may be held
 
     def _show(self) -> None:
-        from rich.live import Live
+        from aifx.commands.live import LiveDisplay
 
-        self._live = Live(
-            console=self._console,
-            get_renderable=self.render,
-            refresh_per_second=REFRESH_PER_SECOND,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
+        self._live = LiveDisplay(self._console, self.render, REFRESH_PER_SECOND)
         self._live.start()
 
     def render(self) -> RenderableType:

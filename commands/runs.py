@@ -1,4 +1,4 @@
-"""`aifx runs`: list, show, compare and watch runs. Reads run directories alone, without jax: quick, alive or dead."""
+"""`aifx runs`: what runs there are and how they went. Reads run directories without jax: quick, alive or dead."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from aifx.commands.completion import complete_run
+from aifx.commands.completion import complete_run, complete_tag
 from aifx.commands.options import JsonOption
+from aifx.commands.runs_manage import rename, rm, tag
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import ExitCode, UsageError
 from aifx.files import read_file
 
 if TYPE_CHECKING:
     from aifx.project import RunDirectory
-    from aifx.runs.reading import Comparison
 
 app = typer.Typer(
-    help="""List, show, compare and watch runs.
+    help="""List, show, compare, watch, tag, rename and delete runs.
 
     Examples:
         aifx runs ls                     every run, and how it went
         aifx runs show main              one run: settings, curve, checkpoints, evaluations
         aifx runs compare main other     two runs side by side
         aifx runs watch                  the newest run, live
+        aifx runs rm trial               delete a run; also rename, tag
     """
 )
+app.command()(rm)
+app.command()(rename)
+app.command()(tag)
 
 NameArgument = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it at run time)
@@ -41,11 +45,24 @@ NameArgument = Annotated[
 
 
 @app.command()
-def ls(json: JsonOption = False) -> None:
+def ls(
+    tag: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--tag",
+            metavar="TAG",
+            help="List only runs that have this tag.",
+            show_default=False,
+            autocompletion=complete_tag,
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
     """List the project's runs, the one written last at the end.
 
     Examples:
         aifx runs ls
+        aifx runs ls --tag baseline
         aifx runs ls --json
     """
     with terminal(json) as out:
@@ -54,12 +71,15 @@ def ls(json: JsonOption = False) -> None:
         from aifx.runs import run_status
 
         project = find_project()
-        runs = [run_status(run) for run in project.runs()]
+        runs = [status for run in project.runs() if tag in (None, *(status := run_status(run)).tags)]
         out.document({"runs": [r.document() for r in runs]})
         if not runs:
-            out.say(f"no runs in {project.runs_path}: `aifx train` makes one")
+            text = f"no run has the tag {tag}" if tag else f"no runs in {project.runs_path}: `aifx train` makes one"
+            out.say(text)
             return
         columns = ["run", "status", "step", "loss", "validation", "best", "speed", "written"]
+        if has_tags := any(r.tags for r in runs):
+            columns.append("tags")
         rows = [
             (
                 r.name,
@@ -70,6 +90,7 @@ def ls(json: JsonOption = False) -> None:
                 figure(r.best_validation_loss),
                 rate(r.units_per_s, r.unit),
                 age(r.updated),
+                *([", ".join(r.tags)] if has_tags else []),
             )
             for r in runs
         ]
@@ -111,25 +132,26 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="B", help="The other.", autocompletion=complete_run)],
     json: JsonOption = False,
 ) -> None:
-    """Compare two runs: settings that differ, losses at the same steps, evaluations.
+    """Compare two runs of any lengths: settings that differ, validation, smoothed losses, evaluations.
 
     Examples:
         aifx runs compare main wide
         aifx runs compare main wide --json
     """
     with terminal(json) as out:
+        from aifx.commands.runs_compare import comparison_document, print_comparison
         from aifx.project import find_project
         from aifx.runs import run_status
-        from aifx.runs.reading import compare_runs
+        from aifx.runs.comparison import compare_runs
 
         if first == second:
             raise UsageError(f"{first!r} would be compared with itself", "two runs are needed", "aifx runs ls")
         project = find_project()
         runs = [project.existing_run(name) for name in (first, second)]
         comparison = compare_runs(runs[0], runs[1])
-        out.document(_comparison_document([run_status(run).document() for run in runs], comparison))
+        out.document(comparison_document([run_status(run).document() for run in runs], comparison))
         if not json:
-            _print_comparison(out, first, second, comparison)
+            print_comparison(out, first, second, comparison)
 
 
 @app.command()
@@ -182,43 +204,3 @@ def _provenance(run: RunDirectory) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return doc if isinstance(doc, dict) else {}
-
-
-def _comparison_document(statuses: list[dict[str, Any]], c: Comparison) -> dict[str, Any]:
-    return {
-        "runs": statuses,
-        "config": [{"key": key, "values": [a, b]} for key, a, b in c.settings],
-        "metrics": [{"step": s, "loss": list(losses), "validation_loss": list(v)} for s, losses, v in c.steps],
-        "evaluations": [{"split": split, "metric": metric, "values": [a, b]} for split, metric, a, b in c.evaluations],
-    }
-
-
-def _print_comparison(out: Output, first: str, second: str, c: Comparison) -> None:
-    from aifx.commands.words import figure, literal, signed
-
-    if c.settings:
-        out.table(["setting", first, second], [(key, literal(a), literal(b)) for key, a, b in c.settings])
-    else:
-        out.print("the two have the same configuration")
-    if c.steps:
-        out.print("")
-        rows = [
-            (step, figure(a), figure(b), signed(a, b), figure(va), figure(vb), signed(va, vb))
-            for step, (a, b), (va, vb) in c.steps
-        ]
-        columns = [
-            "step",
-            f"loss {first}",
-            f"loss {second}",
-            "change",
-            f"valid. {first}",
-            f"valid. {second}",
-            "change ",
-        ]
-        out.table(columns, rows, right=columns)
-    else:
-        out.print("\nno step has a record in both")
-    if c.evaluations:
-        out.print("")
-        rows_ = [(split, metric, figure(a), figure(b), signed(a, b)) for split, metric, a, b in c.evaluations]
-        out.table(["split", "metric", first, second, "change"], rows_, right=[first, second, "change"])

@@ -50,13 +50,13 @@ class Watcher:
 
     def live(self, console: Console, interval_s: float) -> None:
         """A panel on a terminal until the run ends; its last picture stays."""
-        from rich.live import Live
+        from aifx.commands.live import LiveDisplay
 
         ascii_only = not console.encoding.lower().startswith("utf")
-        with Live(console=console, auto_refresh=False) as display:
+        with LiveDisplay(console, lambda: self.picture(console.width, ascii_only=ascii_only)) as display:
             while True:
                 alive = self.look()
-                display.update(self.picture(console.width, ascii_only=ascii_only), refresh=True)
+                display.refresh()
                 if not alive:
                     return
                 time.sleep(interval_s)

@@ -13,8 +13,8 @@ import tomli
 
 from aifx.files import open_file, read_file
 from aifx.project import RunDirectory
-from aifx.runs.files import parse_lines, read_jsonl
-from aifx.runs.status import number, validation_loss
+from aifx.runs.files import parse_lines
+from aifx.runs.status import number
 
 
 @dataclass(frozen=True)
@@ -117,53 +117,3 @@ class MetricsTail:
             self._offset += len(whole)
             self._end = whole[whole.rfind(b"\n", 0, -1) + 1 :]
         return parse_lines(whole), restart
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two runs side by side; of each pair, the first is the first run's."""
-
-    settings: list[tuple[str, Any, Any]]  # keys whose values differ
-    steps: list[
-        tuple[int, tuple[float | None, float | None], tuple[float | None, float | None]]
-    ]  # loss, validation loss
-    evaluations: list[tuple[str, str, float | None, float | None]]  # split, metric
-
-
-def compare_runs(first: RunDirectory, second: RunDirectory, *, max_steps: int = 12) -> Comparison:
-    """Settings that differ, losses at steps that both have (up to `max_steps`, validated ones if any), evaluations."""
-    a, b = read_settings(first), read_settings(second)
-    keys = [k for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k)]
-    records = [_by_step(read_jsonl(run.metrics)) for run in (first, second)]
-    common = sorted(records[0].keys() & records[1].keys())
-    validated = [s for s in common if all(validation_loss(r[s]) is not None for r in records)]
-    rows = []
-    for step in _spread(validated if len(validated) >= min(4, len(common)) else common, max_steps):
-        left, right = (r[step] for r in records)
-        losses = (number(left.get("loss")), number(right.get("loss")))
-        rows.append((step, losses, (validation_loss(left), validation_loss(right))))
-    return Comparison([(k, a.get(k), b.get(k)) for k in keys], rows, _evaluations(first, second))
-
-
-def _evaluations(first: RunDirectory, second: RunDirectory) -> list[tuple[str, str, float | None, float | None]]:
-    """The metrics of each run's last evaluation of a split that either was evaluated on."""
-    sides = [{e.split: e.metrics for e in read_evaluations(run)} for run in (first, second)]
-    rows = []
-    for split in sorted({*sides[0], *sides[1]}):
-        left, right = (side.get(split, {}) for side in sides)
-        for metric in dict.fromkeys([*left, *right]):
-            pair = number(left.get(metric)), number(right.get(metric))
-            if pair != (None, None):
-                rows.append((split, metric, *pair))
-    return rows
-
-
-def _by_step(records: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    return {r["step"]: r for r in records if isinstance(r.get("step"), int)}
-
-
-def _spread(items: Sequence[int], count: int) -> list[int]:
-    """Up to `count` of the items, spread evenly, the last one always among them."""
-    if len(items) <= count:
-        return list(items)
-    return [items[(i + 1) * len(items) // count - 1] for i in range(count)]

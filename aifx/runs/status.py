@@ -14,6 +14,7 @@ from aifx.files import RECORDS_LIMIT, read_file
 from aifx.project import RunDirectory
 from aifx.runs.files import parse_line, read_jsonl
 from aifx.runs.lock import holder, is_held
+from aifx.runs.manage import read_tags
 
 BEGINNINGS = ("start", "resume")
 """Events that begin a process of the run; `stop` ends one and says how in its `status`."""
@@ -38,6 +39,7 @@ class RunStatus:
     started: float | None
     updated: float | None
     pid: int | None  # of the process that trains it now
+    tags: tuple[str, ...]
 
     @property
     def alive(self) -> bool:
@@ -59,6 +61,7 @@ class RunStatus:
             "started": self.started,
             "updated": self.updated,
             "pid": self.pid,
+            "tags": list(self.tags),
         }
 
 
@@ -85,6 +88,7 @@ def run_status(run: RunDirectory) -> RunStatus:
         started=next((t for e in events if (t := number(e.get("time"))) is not None), None) or _written(run.config),
         updated=max((t for t in map(_written, (run.metrics, run.events, run.config)) if t is not None), default=None),
         pid=who.pid if who else None,
+        tags=read_tags(run),
     )
 
 

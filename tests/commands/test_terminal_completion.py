@@ -44,6 +44,14 @@ def test_keys_of_the_configuration(project: Path) -> None:
     assert "train.num_steps=" in complete(project, "aifx config show --set train.n")
 
 
+def test_templates_sections_and_tags(project: Path) -> None:
+    assert complete(project, "aifx init new --template vis") == ["vision-inspection", ""]
+    assert complete(project, "aifx config keys opt") == ["optimizer", ""]
+    (project / "runs/wide/tags.json").write_text('{"tags": ["baseline", "no tag; at all", 3]}')
+    assert complete(project, "aifx runs ls --tag ") == ["baseline", ""]
+    assert complete(project, "aifx runs rm main wid") == ["wide", "wider", ""]
+
+
 def test_outside_of_a_project_there_are_no_runs(tmp_path: Path) -> None:
     assert set(complete(tmp_path, "aifx config show --run ")) == {""}
 

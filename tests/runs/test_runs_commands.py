@@ -120,7 +120,12 @@ def test_compare(project: Project) -> None:
     make_run(project, "b", 1)
     doc = answer(project, "runs", "compare", "a", "b")
     assert doc["config"] == [{"key": "train.seed", "values": [0, 1]}]
-    assert doc["metrics"][-1] == {"step": 40, "loss": [1.0, 2.0], "validation_loss": [2.0, 3.0]}
+    assert doc["metrics"][-1] == {
+        "step": 40,
+        "loss": [1.0, 2.0],
+        "smoothed_loss": [1.0, 2.0],
+        "validation_loss": [2.0, 3.0],
+    }
     assert "+1.0000" in aifx(project, "runs", "compare", "a", "b").stdout
     assert aifx(project, "runs", "compare", "a", "a").returncode == 2
 

@@ -6,7 +6,8 @@ import pytest
 
 from aifx.project import RunDirectory
 from aifx.runs import Ledger, MetricsWriter, RunLock, run_status
-from aifx.runs.reading import changed_settings, compare_runs, read_evaluations
+from aifx.runs.comparison import StepRow, compare_runs
+from aifx.runs.reading import changed_settings, read_evaluations
 
 
 @pytest.fixture
@@ -93,6 +94,6 @@ def test_comparison(run: RunDirectory, tmp_path: Path) -> None:
         (r.eval / "30.json").write_text("{torn")
     found = compare_runs(run, other)
     assert found.settings == [("train.num_steps", 100, 200), ("task.kind", "language", None)]
-    assert found.steps[1] == (20, (1 / 20, 2 / 20), (1.0, 1.0))
+    assert found.rows[1] == StepRow(20, (1 / 20, 2 / 20), (1 / 20, 2 / 20), (1.0, 1.0))
     assert found.evaluations == [("test", "loss", 1.5, 1.25)]
     assert [e.step for e in read_evaluations(run)] == [40]
