@@ -19,6 +19,7 @@ from urllib.request import url2pathname
 
 import aifx.templates
 from aifx.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
+from aifx.programs import find_program, with_safe_path
 
 QUESTIONS = "copier.yml"
 DEFAULT_TEMPLATE = "language-model"
@@ -69,7 +70,7 @@ def find_template(name: str) -> BundledTemplate | str:
     name = _local_path(name)
     path = Path(name).expanduser()
     if ":" in name or name.endswith(".git"):
-        if shutil.which("git") is None:
+        if find_program("git") is None:
             raise EnvironmentFault(f"cannot fetch the template {name}", "git is not installed", "aifx init --list")
         return name
     if path.exists():
@@ -192,7 +193,7 @@ def _render(
     settings = copier.Settings(defaults=copier.load_settings().defaults, trust=[])  # nothing is trusted to run code
     is_quiet = say is None or not isinstance(template, str)
     messages = _Messages(sys.stderr, None if is_quiet else say)
-    with _in_our_words(name), redirect_stdout(messages), redirect_stderr(messages):
+    with _in_our_words(name), with_safe_path(), redirect_stdout(messages), redirect_stderr(messages):
         copier.run_copy(
             source,
             rendered,

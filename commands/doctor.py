@@ -88,6 +88,7 @@ def doctor(
     at_once: fleet.AtOnceOption = None,
     remote: fleet.RemoteOption = "aifx",
     token_file: fleet.TokenFileOption = None,
+    insecure_token: fleet.InsecureTokenOption = False,
     tls_ca: fleet.AuthorityOption = None,
     with_bisect: fleet.BisectOption = False,
     budget: fleet.BudgetOption = BUDGET_S,
@@ -111,8 +112,9 @@ def doctor(
         _nothing_before(ctx)
         return
     looking = Looking(root, record, replay, html, sample, stress.value if stress else None, with_snapshot, strict)
-    ways = (hosts, of_slurm, agents or (), timeout, at_once, remote, token_file, tls_ca, with_bisect, budget)
-    asking = fleet.Asking(*ways, only or (), skip or (), sample, looking.stress)
+    ways = (hosts, of_slurm, agents or (), timeout, at_once, remote)
+    trust = (token_file, insecure_token, tls_ca)
+    asking = fleet.Asking(*ways, *trust, with_bisect, budget, only or (), skip or (), sample, looking.stress)
     with terminal(json) if form is Format.TEXT else for_monitor(json) as out:
         from aifx.health.rules import read_site
 

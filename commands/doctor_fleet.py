@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 TOKEN = "AIFX_DOCTOR_TOKEN"
 FLEET = "A fleet"
+OF_A_FLEET = {
+    "--timeout", "--at-once", "--remote", "--token-file", "--insecure-token", "--tls-ca", "--bisect", "--budget",
+}  # fmt: skip
 LIMITS_S = {None: 30.0, "quick": 300.0, "full": 1800.0}
 """Time for a node, by how hard it is worked."""
 
@@ -65,6 +68,10 @@ TokenFileOption = Annotated[
     Path | None,
     typer.Option("--token-file", metavar="FILE", help=f"Holds the agents' token; else ${TOKEN}.", show_default=False),
 ]
+InsecureTokenOption = Annotated[
+    bool,
+    typer.Option("--insecure-token", help="Send the token to other machines without TLS, too."),
+]
 AuthorityOption = Annotated[
     Path | None,
     typer.Option("--tls-ca", metavar="FILE", help="Who signed the agents' certificates.", show_default=False),
@@ -91,6 +98,7 @@ class Asking:
     at_once: int | None = None
     remote: str = "aifx"
     token_file: Path | None = None
+    insecure_token: bool = False
     tls_ca: Path | None = None
     bisect: bool = False
     budget: float = BUDGET_S
@@ -111,15 +119,36 @@ class Asking:
         words += ["--sample", f"{self.sample:g}"] if self.sample else []
         return (*words, *(["--stress", self.stress] if self.stress else []))
 
-    def question(self, *, of_agents: bool) -> Question:
+    def question(self, agents: Sequence[str] = ()) -> Question:
+        """The question to nodes, or to `agents`. Raises UsageError if one of these could leak the token."""
         from aifx.commands.doctor_serve import read_token
         from aifx.health.fleet.transports import Question
 
         limit_s = (LIMITS_S[self.stress] + self.sample) if self.timeout is None else self.timeout
-        at_once = self.at_once or (256 if of_agents else 64)
-        if not of_agents:
+        at_once = self.at_once or (256 if agents else 64)
+        if not agents:
             return Question(limit_s, at_once, self.command())
-        return Question(limit_s, at_once, token=read_token(self.token_file), tls=_tls(self.tls_ca))
+        token = read_token(self.token_file)
+        if token and not self.insecure_token and (open_ := next((url for url in agents if not is_private(url)), None)):
+            raise UsageError(
+                f"the token would go to {open_} unencrypted",
+                "anybody on the way could read it and show it to every agent",
+                f"--agents {open_.replace('http', 'https', 1)}, or --insecure-token",
+            )
+        return Question(limit_s, at_once, token=token, tls=_tls(self.tls_ca))
+
+
+def is_private(url: str) -> bool:
+    """Whether nobody on the way to `url` can read what is sent there."""
+    import httpx  # the same reading of the URL that connects: others find another host in http://127.0.0.1\\@n1
+
+    from aifx.health.agent import is_loopback
+
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return True  # nothing is sent there
+    return parsed.scheme == "https" or is_loopback(parsed.host)
 
 
 def _is_across(pattern: str) -> bool:
@@ -182,6 +211,7 @@ def ask(out: Output, asking: Asking, record: Path | None = None) -> tuple[list[N
     """The nodes that were heard, those that were not because it was ended (Ctrl-C, SIGTERM), and the code for that."""
     code = ExitCode.OK
     targets = targets_of(asking)
+    questions = asking.question(), asking.question(targets.agents)
     found: dict[str, Node] = {}
     recorder = _recorder(record, targets.all)
     with _progress(out, targets, found) as told:
@@ -198,7 +228,7 @@ def ask(out: Output, asking: Asking, record: Path | None = None) -> tuple[list[N
                     recorder = None
 
         try:
-            asyncio.run(_ask(targets, asking, heard))
+            asyncio.run(_ask(targets, *questions, heard))
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
         except asyncio.CancelledError:  # how `_ask` ends on SIGTERM
@@ -208,7 +238,7 @@ def ask(out: Output, asking: Asking, record: Path | None = None) -> tuple[list[N
     return [found[name] for name in targets.all if name in found], [n for n in targets.all if n not in found], code
 
 
-async def _ask(targets: Targets, asking: Asking, heard: Any) -> None:
+async def _ask(targets: Targets, of_nodes: Question, of_agents: Question, heard: Any) -> None:
     from aifx.health.fleet.transports import ask_agents, ask_slurm, ask_ssh
 
     task = asyncio.current_task()
@@ -216,11 +246,11 @@ async def _ask(targets: Targets, asking: Asking, heard: Any) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     ways = []
     if targets.ssh:
-        ways.append(ask_ssh(targets.ssh, asking.question(of_agents=False), heard))
+        ways.append(ask_ssh(targets.ssh, of_nodes, heard))
     if targets.slurm:
-        ways.append(ask_slurm(targets.slurm, asking.question(of_agents=False), heard))
+        ways.append(ask_slurm(targets.slurm, of_nodes, heard))
     if targets.agents:
-        ways.append(ask_agents(targets.agents, asking.question(of_agents=True), heard))
+        ways.append(ask_agents(targets.agents, of_agents, heard))
     await asyncio.gather(*ways)
 
 
@@ -259,7 +289,7 @@ def is_asked(ctx: typer.Context, asking: Asking, replay: Path | None) -> bool:
     from aifx.health.fleet.record import is_record
 
     given = {p.opts[0] for p in ctx.command.params if _is_given(ctx, p.name or "")}
-    of_fleet = {"--timeout", "--at-once", "--remote", "--token-file", "--tls-ca", "--bisect", "--budget"} & given
+    of_fleet = OF_A_FLEET & given
     is_replay = replay is not None and is_record(replay)
     if not (asking.is_fleet or is_replay):
         if of_fleet:

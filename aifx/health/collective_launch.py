@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -17,11 +16,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
-from aifx.errors import EnvironmentFault
 from aifx.health.bisect import Verdict
+from aifx.programs import need_program
 
 SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR", "--")
 SRUN = ("srun", "--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=5")
+WHY = "the ranks are started with it"
 PORTS = range(20_000, 30_000)
 """Below those that Linux gives out by itself (net.ipv4.ip_local_port_range begins at 32768)."""
 PORT_TAKEN = "Address already in use"
@@ -79,12 +79,12 @@ def _delays(rank: int, group: Sequence[str], faults: Mapping[tuple[str, ...], fl
 
 def over_ssh(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
     """One `ssh` a host."""
-    _need(SSH[0])
+    ssh = need_program(SSH[0], WHY)
     limit_s = min(limit_s, options.limit_s)
 
     def commands(port: int, word: str) -> list[list[str]]:
         return [
-            [*SSH, host, shlex.join(rank_command(rank, group, port, word, limit_s, options))]
+            [ssh, *SSH[1:], host, shlex.join(rank_command(rank, group, port, word, limit_s, options))]
             for rank, host in enumerate(group)
         ]
 
@@ -93,12 +93,12 @@ def over_ssh(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
 
 def over_slurm(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
     """One step of srun's, whose tasks find their places by themselves: Slurm orders them as it likes."""
-    _need(SRUN[0])
+    srun = need_program(SRUN[0], WHY)
     limit_s = min(limit_s, options.limit_s)
     where = [f"--nodes={len(group)}", f"--nodelist={','.join(group)}"]
 
     def commands(port: int, word: str) -> list[list[str]]:
-        return [[*SRUN, *where, *_command(["--slurm"], "slurm", port, word, limit_s, options)]]
+        return [[srun, *SRUN[1:], *where, *_command(["--slurm"], "slurm", port, word, limit_s, options)]]
 
     return _tried(commands, group, limit_s)
 
@@ -111,11 +111,6 @@ def here(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
         return [rank_command(rank, group, port, word, limit_s, options) for rank in range(len(group))]
 
     return _tried(commands, group, limit_s)
-
-
-def _need(program: str) -> None:
-    if shutil.which(program) is None:
-        raise EnvironmentFault(f"there is no {program} here", "the ranks are started with it", f"install {program}")
 
 
 def _tried(commands: Callable[[int, str], list[list[str]]], group: Sequence[str], limit_s: float) -> Verdict:

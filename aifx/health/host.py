@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aifx.health.facts import Absent, Unknown
+from aifx.programs import find_program
 from aifx.redaction import is_secret_variable, redact
 
 CAPTURED = "aifx-captured"
@@ -79,7 +79,7 @@ class Host:
         name = "_".join(re.sub(r"[^\w.-]", "", word) for word in command).strip("_")
         if not self.is_live:
             return self._captured(f"{name}.txt", " ".join(command))
-        program = shutil.which(command[0], path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        program = find_program(command[0], ("/usr/sbin", "/sbin"))
         if program is None:
             return Absent(f"there is no {command[0]} here")
         environ = os.environ | {"LC_ALL": "C"}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ from typing import Any, Literal
 
 from aifx.errors import EnvironmentFault
 from aifx.health.rules import fits
+from aifx.programs import find_program
 from aifx.sanitize import one_line
 
 MARK = "aifx:"
 REASON_LENGTH = 200
 SCONTROL_LIMIT_S = 5.0
-PATHS = "/usr/bin:/usr/sbin:/usr/local/bin:/opt/slurm/bin"
+FOLDERS = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/opt/slurm/bin")
 """Where Slurm's commands are looked for after PATH, which a program that slurmd starts does not have."""
 
 DRAINED = {"DRAIN", "DRAINING", "DRAINED"}
@@ -155,9 +155,9 @@ def show(node: str) -> Node:
 def scontrol(arguments: list[str]) -> str:
     """What scontrol says. Raises EnvironmentFault where it is absent, fails or takes longer than SCONTROL_LIMIT_S."""
     command = f"scontrol {' '.join(arguments[:2])}"
-    program = shutil.which("scontrol", path=f"{os.environ.get('PATH', '')}:{PATHS}")
+    program = find_program("scontrol", FOLDERS)
     if program is None:
-        raise EnvironmentFault("there is no scontrol", f"neither on PATH nor in {PATHS}")
+        raise EnvironmentFault("there is no scontrol", f"neither on PATH nor in {', '.join(FOLDERS)}")
     try:
         done = subprocess.run(
             [program, *arguments],

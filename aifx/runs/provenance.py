@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 
 import aifx
 from aifx.files import read_file
+from aifx.programs import find_program
 from aifx.project import RunDirectory
 from aifx.redaction import is_secret_variable, redact, redact_arguments
 
@@ -145,8 +145,6 @@ def flags(environ: Mapping[str, str]) -> dict[str, str]:
 
 def git_state(root: Path, timeout_s: float = 2.0) -> dict[str, Any] | None:
     """The commit of the project's folder and whether files there differ from it; None where git cannot say."""
-    if shutil.which("git") is None:
-        return None
     commit = _git(root, timeout_s, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -161,7 +159,10 @@ def git_state(root: Path, timeout_s: float = 2.0) -> dict[str, Any] | None:
 
 def _git(root: Path, timeout_s: float, *arguments: str) -> str | None:
     environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
-    command = ["git", "-c", "core.fsmonitor=false", "-C", str(root), *arguments]
+    git = find_program("git")
+    if git is None:
+        return None
+    command = [git, "-c", "core.fsmonitor=false", "-C", str(root), *arguments]
     try:
         done = subprocess.run(
             command, env=environ, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL

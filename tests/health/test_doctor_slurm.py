@@ -269,7 +269,7 @@ def test_slurm_that_does_not_answer(
     monkeypatch.setattr("aifx.health.slurm.SCONTROL_LIMIT_S", 0.5)
     assert check(*recorded["broken"]) == 0
     assert "gave no answer" in capfd.readouterr().err
-    monkeypatch.setattr("aifx.health.slurm.PATHS", "/nowhere")
+    monkeypatch.setattr("aifx.health.slurm.FOLDERS", ("/nowhere",))
     monkeypatch.setenv("PATH", "/nowhere")
     assert check(*recorded["broken"]) == 0
     assert "there is no scontrol" in capfd.readouterr().err

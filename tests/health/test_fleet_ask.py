@@ -262,7 +262,7 @@ def test_a_list_of_hosts(tmp_path):
 
 @pytest.mark.parametrize("word", ["-oProxyCommand=x", "n1;reboot", "n[3-1]", "n[1-", "$(x)", "[-o]x", "n[1-9999999]"])
 def test_what_is_no_host(word, tmp_path):
-    with pytest.raises(ValueError, match=r"none|range"):
+    with pytest.raises(ValueError, match=r"none|range|more than"):
         expanded(word)
     file = tmp_path / "hosts"
     file.write_text(f"n1\n{word}\n")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aifx.errors import EnvironmentFault, UsageError
@@ -15,6 +14,7 @@ NAME = re.compile(r"(?:[\w.-]+@)?[\w:.][\w.:%-]*")
 RANGE = re.compile(r"(\d+)-(\d+)|(\d+)")
 FORMS = "one a line: n1, me@n1, n[001-128], http://n1:9470"
 MAX_NODES = 100_000
+MAX_DIGITS = 40
 
 
 def is_address(target: str) -> bool:
@@ -34,6 +34,7 @@ def read_hosts(path: Path) -> list[str]:
         words = line.partition("#")[0].split()
         try:
             hosts += [host for word in words for host in ([word] if is_address(word) else expanded(word))]
+            _check_number(hosts)
         except ValueError as error:
             raise UsageError(
                 f"{path}, line {number}: no host", str(error), "one a line: n1, me@n1, n[001-128]"
@@ -44,28 +45,37 @@ def read_hosts(path: Path) -> list[str]:
 
 
 def expanded(word: str) -> list[str]:
-    """`n[01-03]-[a,b]`: the six names. Raises ValueError for what is no host's name."""
-    parts = re.split(r"\[([^\[\]]*)\]", word)
-    choices = [[part] if index % 2 == 0 else list(_choices(part)) for index, part in enumerate(parts)]
-    names = ["".join(choice) for choice in itertools.islice(itertools.product(*choices), MAX_NODES)]
+    """`n[01-03]-[a,b]`: the six names. Raises ValueError for what is no host's name, and for more than MAX_NODES."""
+    names = [""]
+    for index, part in enumerate(re.split(r"\[([^\[\]]*)\]", word)):
+        choices = [part] if index % 2 == 0 else _choices(part)
+        if len(names) * len(choices) > MAX_NODES:
+            raise ValueError(f"{word[:60]!r} means more than {MAX_NODES:,} nodes")
+        names = [name + choice for name in names for choice in choices]
     # One that begins with "-" would be an option of ssh's.
     if not all(NAME.fullmatch(name) for name in names):
-        raise ValueError(f"{word!r} is none")
+        raise ValueError(f"{word[:60]!r} is none")
     return names
 
 
-def _choices(text: str) -> Iterable[str]:
+def _choices(text: str) -> list[str]:
+    found: list[str] = []
     for part in text.split(","):
         match = RANGE.fullmatch(part)
         if match is None and not re.fullmatch(r"[\w.-]+", part):
-            raise ValueError(f"[{text}] is no range")
+            raise ValueError(f"[{text[:60]}] is no range")
         if match is None or match[3]:
-            yield part
+            found.append(part)
             continue
+        if len(match[1]) + len(match[2]) > MAX_DIGITS:
+            raise ValueError(f"[{text[:60]}] is no range")
         first, last = int(match[1]), int(match[2])
-        if last < first or last - first >= MAX_NODES:
-            raise ValueError(f"[{text}] is no range")
-        yield from (f"{number:0{len(match[1])}}" for number in range(first, last + 1))
+        if last < first:
+            raise ValueError(f"[{text[:60]}] is no range")
+        if len(found) + last - first >= MAX_NODES:
+            raise ValueError(f"[{text[:60]}] means more than {MAX_NODES:,} nodes")
+        found += (f"{number:0{len(match[1])}}" for number in range(first, last + 1))
+    return found
 
 
 def slurm_hosts(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -83,4 +93,13 @@ def slurm_hosts(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 def expanded_list(nodes: str) -> list[str]:
     """`n[1-2,4],m7`: commas within brackets part no names."""
-    return [host for word in re.split(r",(?![^\[]*\])", nodes) for host in expanded(word)]
+    hosts: list[str] = []
+    for word in re.split(r",(?![^\[]*\])", nodes):
+        hosts += expanded(word)
+        _check_number(hosts)
+    return hosts
+
+
+def _check_number(hosts: Sequence[str]) -> None:
+    if len(hosts) > MAX_NODES:
+        raise ValueError(f"these are more than {MAX_NODES:,} nodes")

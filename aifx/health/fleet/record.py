@@ -29,8 +29,12 @@ class Recorder:
         self._write({"aifx_fleet": VERSION, "aifx": aifx.__version__, "asked": list(asked)})
 
     def take(self, node: Node, document: Any) -> None:
+        answer = {"node": node.name, "took_s": node.took_s}
         told = {"why": node.why, "is_silent": node.is_silent} if node.report is None else {"document": document}
-        self._write({"node": node.name, "took_s": node.took_s, **told})
+        try:
+            self._write(answer | told)
+        except RecursionError:
+            self._write(answer | {"why": "its report is nested too deeply to be kept", "is_silent": False})
 
     def close(self) -> None:
         self._file.close()

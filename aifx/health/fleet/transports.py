@@ -12,12 +12,11 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import ssl
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +26,12 @@ import httpx
 from aifx.errors import AifxError, EnvironmentFault
 from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
+from aifx.programs import need_program
 
 MAX_BYTES = 32 << 20
+"""Of a node's report, packed and unpacked."""
+MAX_LINE = 4096
+"""Bytes of a line of srun's output; what a node sends fits in 76, behind its label."""
 MAX_BEGINS = 10
 SET_UP = (
     "permission denied", "host key", "too many authentication", "certificate", "not resolve", "name resolution",
@@ -36,10 +39,13 @@ SET_UP = (
 )  # fmt: skip
 """What ssh, TLS and name resolution say where a node is not to blame."""
 AGENT_PATH = "/v1/report"
+WHY = "the nodes are asked through it"
 SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout={seconds}", "-o", "LogLevel=ERROR", "--")
 SRUN = ("srun", "--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--no-kill", "--wait=0", "--label")
 START_S = 15.0
 """What Slurm may take to start a step, besides the time that a node has."""
+
+TOO_LARGE = f"it sends more than {MAX_BYTES >> 20} MiB"
 
 Heard = Callable[[Node, Any], None]
 """Takes a node and the document that it sent; None where it sent none."""
@@ -77,7 +83,7 @@ class Question:
 
 async def ask_agents(addresses: Sequence[str], question: Question, heard: Heard) -> None:
     """Over HTTP. An address is that of an agent (`http://n1:9470`); what stands behind the host is kept."""
-    headers = {"Authorization": f"Bearer {question.token}"} if question.token else {}
+    headers = {"Accept-Encoding": "gzip"} | ({"Authorization": f"Bearer {question.token}"} if question.token else {})
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     verify = question.tls or any(address.startswith("https") for address in addresses)
     # Proxies are for the world outside, and a redirect would take the token along.
@@ -99,24 +105,42 @@ async def ask_agents(addresses: Sequence[str], question: Question, heard: Heard)
 
 async def _fetched(client: httpx.AsyncClient, url: str) -> bytes:
     async with client.stream("GET", url) as answer:
-        body = bytearray()
-        async for part in answer.aiter_bytes():
-            body += part
-            if len(body) > MAX_BYTES:
-                raise NoReport(f"it sends more than {MAX_BYTES >> 20} MiB")
+        received = bytearray()
+        async for part in answer.aiter_raw():  # httpx would unpack any number of layers, without a limit
+            received += part
+            if len(received) > MAX_BYTES:
+                raise NoReport(TOO_LARGE)
+    encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "x-gzip"):
+        raise NoReport(f"its encoding {encoding[:40]!r} is not gzip")
+    body = bytes(received) if encoding == "identity" else _unpacked(bytes(received))
     if answer.status_code != 200:
-        said = _last_line(bytes(body))
+        said = _last_line(body)
         with suppress(ValueError, AttributeError, RecursionError):
             said = str(json.loads(body).get("error", said))
         raise NoReport(f"it answers {answer.status_code} {answer.reason_phrase}: {said}")
-    return bytes(body)
+    return body
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """One layer of gzip, up to MAX_BYTES. Raises NoReport for more, and for what is no gzip."""
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        body = unpacker.decompress(packed, MAX_BYTES + 1)
+    except zlib.error as error:
+        raise NoReport(f"it sends no gzip: {error}") from None
+    if len(body) > MAX_BYTES:
+        raise NoReport(TOO_LARGE)
+    if not unpacker.eof:
+        raise NoReport("its report is cut off")
+    return body
 
 
 async def ask_ssh(hosts: Sequence[str], question: Question, heard: Heard) -> None:
     """With one `ssh` a node; keys, ports and jumps are those of ~/.ssh/config."""
     seconds = str(max(int(question.timeout_s), 1))
     words = [word.format(seconds=seconds) for word in SSH]
-    _need(words[0])
+    words[0] = need_program(words[0], WHY)
 
     async def ask(host: str) -> bytes:
         async with _Process([*words, host, shlex.join(question.command)]) as process:
@@ -142,17 +166,18 @@ async def ask_slurm(hosts: Sequence[str], question: Question, heard: Heard) -> N
     Tasks share one stream, in which slurmstepd breaks lines behind 1,024 bytes (SLURM_IO_MAX_MSG_LEN): what they send
     is packed in lines of 76, behind the name of the node and between two marks.
     """
-    command = [*SRUN, f"--nodes={len(hosts)}", f"--nodelist={','.join(hosts)}", "sh", "-c", _packed(question)]
-    _need(command[0])
+    where = [f"--nodes={len(hosts)}", f"--nodelist={','.join(hosts)}"]
+    command = [need_program(SRUN[0], WHY), *SRUN[1:], *where, "sh", "-c", _packed(question)]
     began = time.monotonic()
     waiting, tasks, said = dict.fromkeys(hosts), dict[str, _Task](), bytearray()
     limit_s = question.timeout_s + START_S
     with suppress(TimeoutError):
         async with asyncio.timeout(limit_s), _Process(command) as process, asyncio.TaskGroup() as group:
-            group.create_task(_read(process.stderr, said))
-            assert process.stdout is not None
-            async for line in process.stdout:
-                label, _, text = line.decode("utf-8", "replace").rstrip("\n").partition(": ")
+            group.create_task(_read_begin(process.stderr, said))
+            async for line in _lines(process.stdout):
+                label, _, text = line.decode("utf-8", "replace").partition(": ")
+                if not label.strip().isdigit():
+                    continue  # not of a task
                 task = tasks.setdefault(label.strip(), _Task())
                 if task.takes(text) and task.node in waiting:
                     del waiting[task.node]
@@ -178,20 +203,28 @@ class _Task:
     def __init__(self) -> None:
         self.node = ""
         self._lines: list[str] = []
+        self._num_bytes = 0
 
     def takes(self, line: str) -> bool:
         """Whether this was its last line."""
         if line.startswith("node "):
             self.node = line.removeprefix("node ").strip()
         elif line != "end":
-            self._lines.append(line)
+            self._num_bytes += len(line) + 1
+            if self._num_bytes <= MAX_BYTES:
+                self._lines.append(line)
         return line == "end"
 
     def unpacked(self) -> bytes:
+        if self._num_bytes > MAX_BYTES:
+            raise NoReport(TOO_LARGE)
         try:
-            report = zlib.decompress(base64.b64decode("".join(self._lines)), wbits=31)
-        except (ValueError, zlib.error):
-            raise NoReport(_last_line("\n".join(self._lines).encode()) or "it said nothing") from None
+            packed = base64.b64decode("".join(self._lines))
+        except ValueError:
+            packed = b""
+        if not packed.startswith(b"\x1f\x8b"):  # what a shell says in place of a report
+            raise NoReport(_last_line("\n".join(self._lines).encode()) or "it said nothing")
+        report = _unpacked(packed)
         if not report:
             raise NoReport("the check did not end there in time", is_silent=True)
         return report
@@ -253,19 +286,35 @@ def _last_line(text: bytes) -> str:
     return lines[-1].strip()[:200] if lines else ""
 
 
-async def _read(stream: asyncio.StreamReader | None, into: bytearray | None = None) -> bytes:
+async def _read(stream: asyncio.StreamReader | None) -> bytes:
     assert stream is not None
-    said = bytearray() if into is None else into
+    said = bytearray()
     while part := await stream.read(1 << 16):
         said += part
         if len(said) > MAX_BYTES:
-            raise NoReport(f"it sends more than {MAX_BYTES >> 20} MiB")
+            raise NoReport(TOO_LARGE)
     return bytes(said)
 
 
-def _need(program: str) -> None:
-    if shutil.which(program) is None:
-        raise EnvironmentFault(f"there is no {program} here", "the nodes are asked through it", f"install {program}")
+async def _read_begin(stream: asyncio.StreamReader | None, into: bytearray) -> None:
+    """Read a stream to its end and keep MAX_BYTES of it: several nodes share it, and none may end the reading."""
+    assert stream is not None
+    while part := await stream.read(1 << 16):
+        into += part[: MAX_BYTES - len(into)]
+
+
+async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[bytes]:
+    """The lines of a stream without their ends, each cut to MAX_LINE bytes, however long it is."""
+    assert stream is not None
+    begun = bytearray()
+    while part := await stream.read(1 << 16):
+        first, *others = part.split(b"\n")
+        begun += first[: MAX_LINE - len(begun)]
+        for other in others:
+            yield bytes(begun)
+            begun[:] = other[:MAX_LINE]
+    if begun:
+        yield bytes(begun)
 
 
 class _Process:
