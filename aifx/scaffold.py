@@ -20,6 +20,7 @@ from urllib.request import url2pathname
 import aifx.templates
 from aifx.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.programs import find_program, with_safe_path
+from aifx.template_safety import STAGING, check_rendered, name_source, template_source
 
 QUESTIONS = "copier.yml"
 DEFAULT_TEMPLATE = "language-model"
@@ -166,7 +167,7 @@ def _staging(destination: Path, *, dry_run: bool) -> Iterator[Path]:
     """A folder on the destination's own file system, gone at the end, so that landing is a rename."""
     place = next(p for p in (destination, *destination.parents) if p.is_dir())
     try:
-        folder = tempfile.mkdtemp(prefix=".aifx-init-", dir=None if dry_run else place)
+        folder = tempfile.mkdtemp(prefix=STAGING, dir=None if dry_run else place)
     except PermissionError as err:
         raise EnvironmentFault(f"cannot write in {place}", str(err), "aifx init in a folder of your own") from err
     try:
@@ -188,8 +189,11 @@ def _render(
     """Run copier into `rendered`; the template's name."""
     import copier  # 0.4 s: only once there is something to render
 
-    source = template if isinstance(template, str) else str(_own_copy(template, staging / "template"))
     name = template if isinstance(template, str) else template.name
+    if isinstance(template, str):
+        source = template_source(template, staging / "template", vcs_ref)
+    else:
+        source = str(_own_copy(template, staging / "template"))
     settings = copier.Settings(defaults=copier.load_settings().defaults, trust=[])  # nothing is trusted to run code
     is_quiet = say is None or not isinstance(template, str)
     messages = _Messages(sys.stderr, None if is_quiet else say)
@@ -203,6 +207,9 @@ def _render(
             vcs_ref=vcs_ref,
             quiet=is_quiet,
         )
+    check_rendered(rendered, name)
+    if isinstance(template, str) and source != template:
+        name_source(rendered, source, template)
     if not isinstance(template, str):
         _make_scripts_executable(rendered)
     return name
@@ -299,7 +306,7 @@ def _landing(rendered: Path, destination: Path) -> Iterator[Landing]:
     for entry in sorted(rendered.iterdir()):
         target = destination / entry.name
         if entry.is_dir() and not entry.is_symlink():
-            if os.path.lexists(target) and not target.is_dir():
+            if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
                 target = _free_name(target)
             yield from _landing(entry, target)
         elif not os.path.lexists(target):

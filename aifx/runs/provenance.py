@@ -144,25 +144,68 @@ def flags(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def git_state(root: Path, timeout_s: float = 2.0) -> dict[str, Any] | None:
-    """The commit of the project's folder and whether files there differ from it; None where git cannot say."""
-    commit = _git(root, timeout_s, "rev-parse", "HEAD")
+    """The commit of the project's folder and whether files there differ from it; None where git cannot say.
+
+    git runs no program that the repository's configuration names: a project that was unpacked or copied brings its
+    `.git/config` along. Files that such a program would convert (`filter.*`) are compared as they are.
+    """
+    if not any(os.path.lexists(folder / ".git") for folder in (root, *root.parents)):
+        return None
+    environ = _git_environment(_NO_PROGRAMS)
+    commit = _git(root, timeout_s, environ, "rev-parse", "HEAD")
     if commit is None:
         return None
-    branch = _git(root, timeout_s, "symbolic-ref", "--short", "-q", "HEAD")
-    changed = _git(root, timeout_s, "status", "--porcelain", "--", ".", *OUR_OWN)
-    return {
-        "commit": commit.strip(),
-        "branch": (branch or "").strip() or None,
-        "dirty": None if changed is None else bool(changed.strip()),
-    }
+    branch = _git(root, timeout_s, environ, "symbolic-ref", "--short", "-q", "HEAD")
+    is_dirty = _is_dirty(root, timeout_s)
+    return {"commit": commit.strip(), "branch": (branch or "").strip() or None, "dirty": is_dirty}
 
 
-def _git(root: Path, timeout_s: float, *arguments: str) -> str | None:
-    environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+_NO_PROGRAMS = {
+    "safe.bareRepository": "explicit",  # a folder of the project may look like a repository of its own
+    "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "status.submoduleSummary": "false",
+}
+"""Settings under which git runs nothing that a repository asks for, except its filters, which have names."""
+
+
+def _is_dirty(root: Path, timeout_s: float) -> bool | None:
+    if _git_version(timeout_s) < (2, 38):  # older ones do not know GIT_CONFIG_COUNT or safe.bareRepository
+        return None
+    names = _git(root, timeout_s, _git_environment(_NO_PROGRAMS), "config", "--null", "--name-only", "--list")
+    if names is None:
+        return None
+    filters = {key.rpartition(".")[0] for key in names.split("\0") if key.startswith("filter.")}
+    off = {f"{name}.{key}": "" for name in filters for key in ("clean", "smudge", "process")}
+    required = {f"{name}.required": "false" for name in filters}
+    environ = _git_environment({**_NO_PROGRAMS, **off, **required})
+    arguments = ("status", "--porcelain", "--ignore-submodules=dirty", "--", ".", *OUR_OWN)
+    changed = _git(root, timeout_s, environ, *arguments)
+    return None if changed is None else bool(changed.strip())
+
+
+@cache
+def _git_version(timeout_s: float) -> tuple[int, ...]:
+    told = _git(Path("/"), timeout_s, _git_environment({}), "version") or ""
+    found = re.search(r"(\d+)\.(\d+)", told)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _git_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """The process's environment, with settings that win over the repository's, and without fetching missing objects."""
+    count = os.environ.get("GIT_CONFIG_COUNT", "")
+    first = int(count) if count.isdecimal() else 0  # behind what the user set that way: the last one wins
+    given = {f"GIT_CONFIG_KEY_{n}": key for n, key in enumerate(settings, first)}
+    given |= {f"GIT_CONFIG_VALUE_{n}": value for n, value in enumerate(settings.values(), first)}
+    given |= {"GIT_CONFIG_COUNT": str(first + len(settings)), "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none"}
+    return {**os.environ, **given, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+
+
+def _git(root: Path, timeout_s: float, environ: Mapping[str, str], *arguments: str) -> str | None:
     git = find_program("git")
     if git is None:
         return None
-    command = [git, "-c", "core.fsmonitor=false", "-C", str(root), *arguments]
+    command = [git, "--no-pager", "-C", str(root), *arguments]
     try:
         done = subprocess.run(
             command, env=environ, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
