@@ -286,6 +286,6 @@ def test_a_broken_template_is_a_usage_error(tmp_path: Path, questions: str, file
 
 
 def test_a_url_needs_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaffolding.shutil, "which", lambda _: None)
+    monkeypatch.setattr(scaffolding.shutil, "which", lambda *_, **__: None)
     with pytest.raises(EnvironmentFault, match="git is not installed"):
         find_template("https://example.org/a/template.git")
