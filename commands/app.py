@@ -38,7 +38,7 @@ COMMANDS: dict[str, Entry] = {
     "train": Entry("train", "train", "Train the project's model, or go on where it stopped.", TRAIN),
     "eval": Entry("eval", "eval_", "Measure a checkpoint on held-out data and hold it against its gates.", TRAIN),
     "generate": Entry("generate", "generate", "Write text with a trained model.", TRAIN),
-    "runs": Entry("runs", "app", "List, show, compare and watch runs.", LOOK),
+    "runs": Entry("runs", "app", "List, show, compare, watch, tag, rename and delete runs.", LOOK),
     "ckpt": Entry("ckpt", "app", "List and show checkpoints.", LOOK),
     "doctor": Entry("doctor", "app", "Check the health of this machine, and tell what to do next.", HEALTH),
     "bench": Entry("bench", "app", "Measure this machine and project, compare, and gate regressions.", HEALTH),

@@ -50,6 +50,8 @@ def print_run(out: Output, page: RunPage) -> None:
     process = f", process {status.pid}" if status.pid else ""
     out.print(f"run {status.name}: {status.status} at step {count(status.step)} of {count(status.num_steps)}{process}")
     out.print(f"begun {date(status.started) or '?'}, written {age(status.updated) or '?'}")
+    if status.tags:
+        out.print(f"tags: {', '.join(status.tags)}")
     _print_metrics(out, page)
     if page.settings:
         out.print("")

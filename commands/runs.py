@@ -29,9 +29,6 @@ app = typer.Typer(
         aifx runs rm trial               delete a run; also rename, tag
     """
 )
-app.command()(rm)
-app.command()(rename)
-app.command()(tag)
 
 NameArgument = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it at run time)
@@ -185,6 +182,11 @@ def watch(
         except KeyboardInterrupt:
             raise SystemExit(ExitCode.INTERRUPTED) from None
         out.document(watcher.status.document())
+
+
+app.command()(tag)
+app.command()(rename)
+app.command()(rm)
 
 
 def _follow(out: Output, watcher: Any, interval_s: float) -> None:

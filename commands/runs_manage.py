@@ -18,9 +18,7 @@ RunArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the ru
 
 
 def rm(
-    names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Names of the runs.", autocompletion=complete_run)
-    ],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names of the runs.", autocompletion=complete_run)],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -82,7 +80,7 @@ def tag(
     name: RunArgument,
     tags: Annotated[
         Optional[list[str]],  # noqa: UP045 (typer reads it at run time)
-        typer.Argument(metavar="[TAG...]", help="Tags to add.", show_default=False, autocompletion=complete_tag),
+        typer.Argument(metavar="TAG", help="Tags to add.", show_default=False, autocompletion=complete_tag),
     ] = None,
     remove: Annotated[
         Optional[list[str]],  # noqa: UP045
