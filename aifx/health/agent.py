@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import gzip
 import hmac
+import io
 import ipaddress
 import json
+import re
 import socket
 import ssl
 import threading
@@ -21,12 +23,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from aifx.health.connections import Connections, DeadlineReader, DeadlineWriter
 from aifx.health.report import SEVERITIES
 
 STATUSES = ("healthy", "warning", "unhealthy", "unknown")
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-MAX_CONNECTIONS = 64
-IDLE_LIMIT_S = 30.0
 
 Document = dict[str, Any]
 Samples = list[tuple[Mapping[str, str], float]]
@@ -122,7 +123,8 @@ class Agent(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
         self.checks, self.token = checks, token
-        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.connections = Connections()
+        self.is_private = is_loopback(address[0])
         if tls is not None:
             # The handshake is left to the thread of the connection: a client that stalls in it holds up nobody.
             self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
@@ -130,16 +132,14 @@ class Agent(ThreadingHTTPServer):
         self.url = f"{'https' if tls is not None else 'http'}://{host}:{self.server_address[1]}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
+        if self.connections.admit(request, client_address[0]):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.remove(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that breaks off is none of our business."""
@@ -149,24 +149,40 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "aifx-doctor"
     sys_version = ""
-    timeout = IDLE_LIMIT_S
     server: Agent
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self._reader = DeadlineReader(self.connection)
+        self.rfile = io.BufferedReader(self._reader)
+        self.wfile = self._writer = DeadlineWriter(self.connection)
+
+    def handle_one_request(self) -> None:
+        self._reader.expect_request()
+        super().handle_one_request()
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if path == "/healthz":
+        if self.server.is_private and not all(map(is_own_name, self.headers.get_all("Host", ()))):
+            # A page of a stranger's, whose name was made to mean this machine (DNS rebinding).
+            self._error(421, "this agent is asked as localhost")
+        elif path == "/healthz":
             self._answer(200, b'{"status": "ok"}\n')
         elif path not in ("/v1/report", "/metrics"):
             self._error(404, "there are /healthz, /v1/report and /metrics")
         elif not self._is_allowed():
             self._error(401, "the header 'Authorization: Bearer TOKEN' is missing or wrong")
         elif path == "/metrics":
-            self._answer(200, metrics(self.server.checks).encode(), METRICS_TYPE)
+            with self.server.connections.busy(self.request):
+                text = metrics(self.server.checks)
+            self._answer(200, text.encode(), METRICS_TYPE)
         else:
             self._report()
 
     def _report(self) -> None:
-        told = self.server.checks.now()
+        with self.server.connections.busy(self.request):
+            told = self.server.checks.now()
         if told.document is None:
             self._error(503, f"the check failed: {told.error}")
         elif "gzip" in self.headers.get("Accept-Encoding", ""):
@@ -190,6 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Encoding", encoding)
         if code == 401:
             self.send_header("WWW-Authenticate", "Bearer")
+        self._writer.expect_answer()
         self.end_headers()
         self.wfile.write(body)
 
@@ -229,6 +246,12 @@ def _labels(labels: Mapping[str, str]) -> str:
         return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
     return "{" + ",".join(f'{name}="{escaped(value)}"' for name, value in labels.items()) + "}" if labels else ""
+
+
+def is_own_name(host: str) -> bool:
+    """Whether the header `Host` names this machine alone."""
+    name = re.sub(r":\d*$", "", host.strip()).lower().rstrip(".")
+    return is_loopback(name.removeprefix("[").removesuffix("]"))
 
 
 def is_loopback(host: str) -> bool:
