@@ -126,7 +126,7 @@ def grain_batches(text: Any, options: dict[str, int]) -> Iterator[dict[str, np.n
 
     split = text.store.splits["train"]
     ring = len(split.tokens) - bool(split.closed)
-    windows = Windows(split.tokens, ring, derived_seed("phase", SEED, 0) * ring >> 32, not split.closed)
+    windows = Windows(split.tokens.values, ring, derived_seed("phase", SEED, 0) * ring >> 32, not split.closed)
     dataset = grain.MapDataset.source(windows).shuffle(seed=derived_seed("shuffle", SEED, 0))
     return iter(dataset.batch(ROWS).to_iter_dataset(grain.ReadOptions(**options)))
 

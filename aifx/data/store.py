@@ -4,31 +4,39 @@ A store is a folder of the cache, named by a digest of all that its content depe
 meta.json is there: builders write beside it and rename. For each split it holds
 
     <split>.tokens.npy      uint16 or uint32 [n]: eos, a document, eos, a document, ..., and eos if the last ends here
+    <split>.tokens.sha256   SHA-256 of each 64 KiB of the tokens, one after the other
     <split>.documents.npy   int64 [documents + 1]: where the eos before each document stands, and where the last ends
+
+meta.json holds the digests of the last two. They are verified when the store is opened, and a block of tokens when it
+is first read. A damaged store is built again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from tokenizers import Encoding
 
-from aifx.data.base import Split
+from aifx.data.base import Say, Split
+from aifx.data.blocks import DIGEST_BYTES, BlockArray, BlockDigests
 from aifx.data.corpus import SPLITS, Corpus
 from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer
@@ -37,7 +45,7 @@ from aifx.files import remove_temporary, replace_file
 from aifx.os_errors import errno_of, naming
 from aifx.private_folders import make_private
 
-FORMAT = 1
+FORMAT = 2
 # A batch has enough pieces a core that its last ones cost little, and a bound on the memory of its encodings.
 BATCH_CHARACTERS = min(os.cpu_count() or 1, 32) << 20
 AHEAD = 2  # batches that are encoded at a time, so that no core waits between them
@@ -54,7 +62,7 @@ class SplitTokens:
     num_bytes: of the text, UTF-8.
     """
 
-    tokens: np.ndarray
+    tokens: np.ndarray | BlockArray
     documents: np.ndarray
     closed: bool
     num_bytes: int
@@ -70,20 +78,61 @@ class TokenStore:
 
     path: Path
     splits: dict[Split, SplitTokens]
+    say: Say = lambda _: None
+
+    @property
+    def arrays(self) -> dict[Split, BlockArray]:
+        """The tokens of each split."""
+        return {split: s.tokens for split, s in self.splits.items() if isinstance(s.tokens, BlockArray)}
+
+    def is_whole(self) -> bool:
+        """Whether every block of tokens is as it was written. Reads all of them."""
+        return not any(next(array.damaged_blocks(), None) is not None for array in self.arrays.values())
 
 
 def open_store(path: Path) -> TokenStore | None:
-    """The store at `path`, or None where there is none that is whole."""
+    """The store at `path`, or None where there is none that is whole, the blocks of tokens aside."""
     splits: dict[Split, SplitTokens] = {}
     try:
         meta = json.loads((path / "meta.json").read_bytes())
+        if meta.pop("sha256") != _sha256(json.dumps(meta).encode()) or meta["format"] != FORMAT:
+            return None
+        if meta["sizes"] != _sizes(path) or meta["sha256_of"] != _digests(path):
+            return None
         for split in SPLITS:
-            tokens, documents = (np.load(path / name, mmap_mode="r") for name in _file_names(split))
-            splits[split] = SplitTokens(tokens, documents, **meta["splits"][split])
-        whole = meta["format"] == FORMAT and meta["sizes"] == _sizes(path)
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+            tokens, digests, documents = (path / name for name in _file_names(split))
+            values = np.load(tokens, mmap_mode="r")
+            if (values.dtype.str, len(values)) != (meta["dtype"], meta["lengths"][split]):
+                return None
+            array = BlockArray(values, digests.read_bytes())
+            splits[split] = SplitTokens(array, np.load(documents, mmap_mode="r"), **meta["splits"][split])
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return TokenStore(path, splits) if whole else None
+    return TokenStore(path, splits)
+
+
+def guard(store: TokenStore, build: Callable[[], TokenStore], say: Say) -> TokenStore:
+    """`store`, which builds itself again, with a warning, if a block that is read turns out to be damaged.
+
+    Reading such a block raises what `build` raises, and EnvironmentFault if the store is damaged even then.
+    """
+    lock = threading.Lock()
+
+    def repaired(split: Split, block: int) -> np.ndarray:
+        with lock:  # another thread, or another process, may have built it meanwhile
+            found = open_store(store.path)
+            if found is None or not found.is_whole():
+                say(f"warning: the token store {store.path} is damaged (block {block} of {split}); building it again")
+                found = build()
+            rebuilt = found.arrays[split]
+            if rebuilt.digests != store.arrays[split].digests or not found.is_whole():
+                why = "aifx built it again, and what it reads back is not what it wrote"
+                raise EnvironmentFault(f"the token store {store.path} is damaged", why, f"rm -r {store.path}")
+            return rebuilt.values
+
+    for split, tokens in store.arrays.items():
+        tokens.repair = partial(repaired, split)
+    return replace(store, say=say)
 
 
 def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
@@ -100,7 +149,10 @@ def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
             writers[split].write(piece, ids)
         splits = {split: writer.finish() for split, writer in writers.items()}
         corpus.check_unchanged()
-        meta = {"format": FORMAT, "sizes": _sizes(folder), "splits": splits}
+        meta = {"format": FORMAT, "dtype": dtype.str, "splits": splits}
+        meta["lengths"] = {split: writer.length for split, writer in writers.items()}
+        meta["sizes"], meta["sha256_of"] = _sizes(folder), _digests(folder)
+        meta["sha256"] = _sha256(json.dumps(meta).encode())
         write_synced(folder / "meta.json", json.dumps(meta, indent=1).encode())
         return _put(folder, path)
     finally:
@@ -117,7 +169,8 @@ def _put(folder: Path, path: Path) -> TokenStore:
             os.rename(folder, path)
         except OSError as error:
             why = why if errno_of(error) is None else str(error)
-        if store := open_store(path):
+        store = open_store(path)
+        if store is not None and store.is_whole():
             return store
         # Something damaged is in the way.
         aside = tempfile.mkdtemp(prefix=f"{path.name}.tmp-damaged-", dir=path.parent)
@@ -131,8 +184,17 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {name: (folder / name).stat().st_size for split in SPLITS for name in _file_names(split)}
 
 
-def _file_names(split: Split) -> tuple[str, str]:
-    return f"{split}.tokens.npy", f"{split}.documents.npy"
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that are read whole."""
+    return {name: _sha256((folder / name).read_bytes()) for split in SPLITS for name in _file_names(split)[1:]}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _file_names(split: Split) -> tuple[str, str, str]:
+    return f"{split}.tokens.npy", f"{split}.tokens.sha256", f"{split}.documents.npy"
 
 
 def _encoded(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[Split, Piece, list[int]]]:
@@ -172,11 +234,12 @@ class _SplitWriter:
     """Writes the two arrays of a split as their pieces come."""
 
     def __init__(self, folder: Path, split: Split, dtype: np.dtype[Any], eos_id: int) -> None:
-        self._tokens_path, self._documents_path = (folder / name for name in _file_names(split))
+        self._tokens_path, self._digests_path, self._documents_path = (folder / name for name in _file_names(split))
+        self._digests = BlockDigests()
         self._dtype = dtype
         self._eos = np.array([eos_id], dtype).tobytes()
         self._documents = array("q")
-        self._length = 0
+        self.length = 0  # tokens so far
         self._num_bytes = 0
         self._open = False  # inside a document
         self._file: IO[bytes] = open(self._tokens_path, "wb")  # noqa: SIM115 - finish closes it
@@ -185,26 +248,24 @@ class _SplitWriter:
     def write(self, piece: Piece, ids: list[int]) -> None:
         with naming(self._tokens_path):
             if not self._open:
-                self._documents.append(self._length)
-                self._file.write(self._eos)
-                self._length += 1
-            self._file.write(np.fromiter(ids, self._dtype, len(ids)))
-        self._length += len(ids)
+                self._documents.append(self.length)
+                self._append(self._eos)
+            self._append(np.fromiter(ids, self._dtype, len(ids)).tobytes())
         self._num_bytes += piece.num_bytes
         self._open = not piece.closes
 
     def finish(self) -> dict[str, Any]:
-        closed = not self._open and self._length > 0
-        self._documents.append(self._length)
+        closed = not self._open and self.length > 0
+        self._documents.append(self.length)
         with naming(self._tokens_path):
             if closed:
-                self._file.write(self._eos)
-                self._length += 1
+                self._append(self._eos)
             self._file.seek(0)
             self._header()
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
+        write_synced(self._digests_path, self._digests.finish())
         write_synced_array(self._documents_path, np.frombuffer(self._documents, np.int64))
         return {"closed": closed, "num_bytes": self._num_bytes}
 
@@ -214,10 +275,15 @@ class _SplitWriter:
         with contextlib.suppress(OSError):
             self._file.close()
 
+    def _append(self, tokens: bytes) -> None:
+        self._file.write(tokens)
+        self._digests.update(tokens)
+        self.length += len(tokens) // self._dtype.itemsize
+
     def _header(self) -> None:
         """The .npy header: NumPy pads it so that a longer length fits in the same bytes."""
         descr = np.lib.format.dtype_to_descr(self._dtype)
-        header = {"descr": descr, "fortran_order": False, "shape": (self._length,)}
+        header = {"descr": descr, "fortran_order": False, "shape": (self.length,)}
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
@@ -239,10 +305,20 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def write_synced_array(path: Path, values: np.ndarray) -> None:
-    """`write_synced` of a .npy file."""
+    """`write_synced` of a .npy file with the SHA-256 of its bytes behind them."""
     stream = io.BytesIO()
     np.save(stream, values)
-    write_synced(path, stream.getvalue())
+    data = stream.getvalue()
+    write_synced(path, data + hashlib.sha256(data).digest())
+
+
+def read_array(path: Path) -> np.ndarray:
+    """What `write_synced_array` wrote, memory-mapped. Raises OSError, and ValueError if it is damaged."""
+    content = memoryview(np.memmap(path, np.uint8, "r"))
+    if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
+        raise ValueError(f"{path} is damaged")
+    values: np.ndarray = np.load(path, mmap_mode="r")
+    return values
 
 
 def _sweep(folder: Path) -> None:

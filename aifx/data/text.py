@@ -11,7 +11,7 @@ from aifx.data.base import Batch, Say, Split
 from aifx.data.corpus import SPLITS, Corpus, open_corpus
 from aifx.data.order import Shuffle
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
-from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_folder, open_store, write_synced
+from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_folder, guard, open_store, write_synced
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
 from aifx.errors import DataError
 from aifx.files import remove_temporary
@@ -74,7 +74,7 @@ class TextData:
         if documents:
             cut = "training" if seed is not None else stride
             index = self.store.path / f"{split}.packing-{seq_len}-{cut}.npy"
-            sequences = packed_documents(tokens, seq_len, stride if seed is None else None, index)
+            sequences = packed_documents(tokens, seq_len, stride if seed is None else None, index, self.store.say)
         elif seed is not None:
             sequences = StreamSequences(tokens, seq_len, seed)
         else:
@@ -111,10 +111,15 @@ def open_text(section: LanguageDataSection, project: Project, assets: Path, *, s
     tokenizer = _tokenizer(section, project, corpus, assets, say)
     digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data)
     path = cache_path("tokens") / digest
-    store = open_store(path)
-    if store is None:
+
+    def build() -> TokenStore:
         say(f"tokenizing {corpus.names('train')}")
-        store = build_store(path, corpus, tokenizer)
+        return build_store(path, corpus, tokenizer)
+
+    store = open_store(path)
+    if store is None and path.exists():
+        say(f"warning: the token store {path} is damaged; building it again")
+    store = guard(store or build(), build, say)
     tokenizer.bytes_per_token = _bytes_per_token(store)
     for split in SPLITS:
         if corpus.has(split):
@@ -139,16 +144,19 @@ def _trained(section: LanguageDataSection, corpus: Corpus, say: Say) -> Tokenize
     """A BPE of the training split, from the cache where it was trained on the same text before."""
     digest = _hexdigest("tokenizer", 1, corpus.digest, section.vocab_size, WORDS)
     cached = cache_path("tokenizers") / f"{digest}.json"
-    try:
-        return Tokenizer.load(cached)
-    except DataError:
-        say(f"training the tokenizer on {corpus.names('train')}")
+    digest_path = cached.with_suffix(".sha256")
+    if cached.is_file() and digest_path.is_file():
+        if hashlib.sha256(cached.read_bytes()).digest() == digest_path.read_bytes():
+            return Tokenizer.load(cached)
+        say(f"warning: the cached tokenizer {cached} is damaged; training it again")
+    say(f"training the tokenizer on {corpus.names('train')}")
     texts = (piece.text for split, piece in corpus.pieces() if split == "train")
     tokenizer = Tokenizer(train_tokenizer(texts, section.vocab_size), str(cached))
     corpus.check_unchanged()
     with cache_folder(cached.parent):
         remove_temporary(cached.parent)
         write_synced(cached, tokenizer.data)
+        write_synced(digest_path, hashlib.sha256(tokenizer.data).digest())
     return tokenizer
 
 

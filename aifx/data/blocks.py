@@ -1,0 +1,106 @@
+"""Arrays in memory-mapped files whose blocks have digests, which are compared when a block is first read."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+BLOCK_BYTES = 1 << 16
+"""A sequence of a few thousand tokens touches one or two blocks; their digests take 0.05 % of the array's size."""
+
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class BlockDigests:
+    """SHA-256 of each BLOCK_BYTES of what is written, in the order in which it comes."""
+
+    def __init__(self) -> None:
+        self._done = bytearray()
+        self._hash = hashlib.sha256()
+        self._filled = 0
+
+    def update(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            part = rest[: BLOCK_BYTES - self._filled]
+            self._hash.update(part)
+            self._filled += len(part)
+            rest = rest[len(part) :]
+            if self._filled == BLOCK_BYTES:
+                self._close()
+
+    def finish(self) -> bytes:
+        """The digests of all blocks, one after the other."""
+        if self._filled:
+            self._close()
+        return bytes(self._done)
+
+    def _close(self) -> None:
+        self._done += self._hash.digest()
+        self._hash, self._filled = hashlib.sha256(), 0
+
+
+class BlockArray:
+    """A one-dimensional array, read by slices.
+
+    Args:
+        values: memory-mapped.
+        digests: of its blocks, as `BlockDigests` makes them.
+
+    Attributes:
+        repair: called with the number of a damaged block; returns the same values from a file that was written again,
+            or raises. Without it a damaged block raises ValueError.
+    """
+
+    def __init__(self, values: np.ndarray, digests: bytes) -> None:
+        if len(digests) != -(-values.nbytes // BLOCK_BYTES) * DIGEST_BYTES:
+            raise ValueError(f"{len(digests)} bytes of digests for {values.nbytes} bytes of values")
+        self.digests = digests
+        self.repair: Callable[[int], np.ndarray] | None = None
+        self._values = values
+        self._checked = bytearray(len(digests) // DIGEST_BYTES)
+        self._lock = threading.Lock()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._values.dtype
+
+    @property
+    def values(self) -> np.ndarray:
+        """The values as they are in the file, not compared with their digests."""
+        return self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, step = part.indices(len(self))
+        assert step == 1
+        size = self._values.itemsize
+        for block in range(start * size // BLOCK_BYTES, -(-stop * size // BLOCK_BYTES)):
+            if not self._checked[block]:
+                self._check(block)
+        return self._values[start:stop]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+    def damaged_blocks(self) -> Iterator[int]:
+        """The blocks whose bytes are not those that were written."""
+        return (block for block in range(len(self._checked)) if not self._is_whole(self._values, block))
+
+    def _check(self, block: int) -> None:
+        with self._lock:
+            if not self._is_whole(self._values, block):
+                if self.repair is None:
+                    raise ValueError(f"block {block} is damaged")
+                self._values = self.repair(block)
+            self._checked[block] = 1
+
+    def _is_whole(self, values: np.ndarray, block: int) -> bool:
+        data = memoryview(values.view(np.uint8))[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+        return hashlib.sha256(data).digest() == self.digests[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]
