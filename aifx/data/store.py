@@ -202,7 +202,7 @@ def _encoded(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[tuple[Split, Piec
     the batches ahead while this one takes the ids of those that are done."""
     pending: deque[tuple[list[tuple[Split, Piece]], Future[list[Encoding]]]] = deque()
     with ThreadPoolExecutor(AHEAD, "encode") as pool:
-        for batch in _batches(corpus.pieces(whole=not tokenizer.can_cut)):
+        for batch in _batches(_divided(corpus.pieces(whole=not tokenizer.can_cut), tokenizer)):
             pending.append((batch, pool.submit(tokenizer.encode_batch, [piece.text for _, piece in batch])))
             if len(pending) > AHEAD:
                 yield from _ids(*pending.popleft())
@@ -215,6 +215,15 @@ def _ids(batch: list[tuple[Split, Piece]], encoded: Future[list[Encoding]]) -> I
     encodings.reverse()  # so that each is freed when its ids are taken
     for split, piece in batch:
         yield split, piece, encodings.pop().ids
+
+
+def _divided(pieces: Iterator[tuple[Split, Piece]], tokenizer: Tokenizer) -> Iterator[tuple[Split, Piece]]:
+    """The pieces, those of long text without a place to cut in parts."""
+    for split, piece in pieces:
+        *parts, last = tokenizer.divide(piece.text)
+        for part in parts:
+            yield split, Piece(part, closes=False)
+        yield split, Piece(last, piece.closes) if parts else piece
 
 
 def _batches(pieces: Iterator[tuple[Split, Piece]]) -> Iterator[list[tuple[Split, Piece]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from aifx.data.files import check_regular
+from aifx.data.tokenizer_checks import check_description, check_vocabulary, library_errors
 from aifx.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -20,7 +21,16 @@ KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 # GPT-4's division of text (tiktoken, cl100k_base) without its rule for English contractions, which takes the first
 # letters of 'quoted words: a word takes the mark or space before it, digits go in threes, newlines stand alone. On
 # Moby-Dick it needs 2 (vocabulary 1,024) to 3 % (2,048) fewer tokens than GPT-2's division.
-WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# A word ends after 128 characters of a kind, since the time to learn from a word grows with the square of its length:
+# text without spaces would take for ever.
+WORDS = (
+    r"[^\r\n\p{L}\p{N}]?\p{L}{1,128}|\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,128}[\r\n]{0,128}"
+    r"|\s{0,128}[\r\n]{1,128}|\s{1,128}(?!\S)|\s{1,128}"
+)
+LOOKS_AHEAD = 3 * 128  # characters beyond the beginning of a word that decide where it ends, at the most
+PART_CHARACTERS = 1 << 18
+_SPLITTER = pre_tokenizers.Split(tokenizers.Regex(WORDS), "isolated")
+_PRE_TOKENIZER = pre_tokenizers.Sequence([_SPLITTER, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 class Tokenizer:
@@ -29,14 +39,18 @@ class Tokenizer:
     def __init__(self, data: bytes, name: str) -> None:
         """`data`: the content of a tokenizer.json, which messages call `name`. Raises DataError."""
         try:
-            self._inner = tokenizers.Tokenizer.from_buffer(data)
             self._description: dict[str, Any] = json.loads(data)
+            check_description(self._description, name)
+            self._inner = tokenizers.Tokenizer.from_buffer(data)
+        except DataError:
+            raise
         except Exception as error:  # the library raises bare Exception
             hint = "it takes a tokenizer.json as Hugging Face's `tokenizers` saves it"
             raise DataError(f"{name}: not a tokenizer", str(error).splitlines()[0], hint) from None
         self.data = data
         self.name = name
         vocabulary = self._inner.get_vocab(with_added_tokens=True)
+        check_vocabulary(vocabulary, name)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         ends = [vocabulary[token] for token in KNOWN_ENDS if token in vocabulary]
         if not ends:
@@ -48,6 +62,8 @@ class Tokenizer:
         if getattr(self._inner.model, "dropout", None):  # it would encode the same text differently each time
             self._inner.model.dropout = None
         self.is_byte_level = _is_byte_level(self._description)
+        steps = (self._description.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
+        self._has_bounded_words = self.can_cut and steps[0].get("pattern") == {"Regex": WORDS}
         self.bytes_per_token = 1.0  # of a tokenizer that is not byte-level: measured on the data, see `open_text`
 
     @classmethod
@@ -62,16 +78,34 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, no special token added."""
-        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        with library_errors(self.name):
+            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         """The encodings of `texts`, made on all cores."""
-        return self._inner.encode_batch_fast(texts, add_special_tokens=False)
+        with library_errors(self.name):
+            return self._inner.encode_batch_fast(texts, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
-        return self._inner.decode(list(ids), skip_special_tokens=False)
+        with library_errors(self.name):
+            return self._inner.decode(list(ids), skip_special_tokens=False)
+
+    def divide(self, text: str) -> Iterator[str]:
+        """Parts of `text` that together have the tokens of the whole: one, unless the tokenizer bounds its words.
+
+        Parts have about PART_CHARACTERS. Encoding needs about 130 bytes of memory for a character, and one core takes a
+        whole text.
+        """
+        start = 0
+        while self._has_bounded_words and len(text) - start > 2 * PART_CHARACTERS:
+            window = text[start : start + PART_CHARACTERS]
+            words = _SPLITTER.pre_tokenize_str(window)
+            cut = next(begin for _, (begin, _) in reversed(words) if begin <= len(window) - LOOKS_AHEAD)
+            yield window[:cut]
+            start += cut
+        yield text[start:]
 
     def token_bytes(self) -> np.ndarray:
         """Bytes of UTF-8 that each token stands for, float32 [vocab_size]; 0 for what ends a document.
@@ -102,12 +136,7 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     """A byte-level BPE as tokenizer.json: lossless, the same for the same texts, END_OF_TEXT its token 0."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = _PRE_TOKENIZER
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -115,7 +144,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    parts = (text[at : at + PART_CHARACTERS] for text in texts for at in range(0, len(text), PART_CHARACTERS))
+    tokenizer.train_from_iterator(parts, trainer)
     return tokenizer.to_str(pretty=True).encode()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -18,7 +19,9 @@ from prose import prose
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from aifx.data import TextData
-from aifx.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
+from aifx.data import tokenizer as module
+from aifx.data.tokenizer import END_OF_TEXT, LOOKS_AHEAD, Tokenizer, train_tokenizer
+from aifx.data.tokenizer_checks import library_errors
 from aifx.errors import DataError
 from aifx.project import Project
 
@@ -156,3 +159,87 @@ def test_files_that_are_no_tokenizer(project: Project, write: Write, open_: Open
             open_(tokenizer=name)
         assert caught.value.hint
     assert not (project.root / "assets").exists()
+
+
+def test_words_are_bounded_when_training_and_when_encoding() -> None:
+    text = "".join(np.random.default_rng(0).choice(list("abc"), 40_000))
+    trained = Tokenizer(train_tokenizer([text], 3000), "long")
+    assert max(map(len, json.loads(trained.data)["model"]["vocab"])) <= 128
+    for run in ("a" * 1000, "!" * 1000, " " * 1000, "\n" * 1000, " " * 1000 + "\n" * 1000):
+        words = module._SPLITTER.pre_tokenize_str(f"x{run}y")
+        assert max(end - begin for _, (begin, end) in words) <= 2 * 128 + 1
+        assert trained.decode(trained.encode(f"x{run}y")) == f"x{run}y"
+
+
+def test_learning_from_text_without_spaces_takes_no_quadratic_time() -> None:
+    """A word of 300,000 letters took minutes; the timeout of the suite would end this."""
+    text = "".join(np.random.default_rng(1).choice(list("abcdefgh"), 300_000))
+    assert Tokenizer(train_tokenizer([text], 280), "long").vocab_size == 280
+
+
+@given(st.text(st.sampled_from("aB字1.!' \n\r\t\u3000"), max_size=30), st.integers(1, 60))
+def test_divided_text_has_the_tokens_of_the_whole(text: str, times: int) -> None:
+    text = text * times + "a" * 5 * times
+    usual, module.PART_CHARACTERS = module.PART_CHARACTERS, LOOKS_AHEAD + 1 + times
+    try:
+        parts = list(OURS.divide(text))
+    finally:
+        module.PART_CHARACTERS = usual
+    assert "".join(parts) == text
+    assert len(parts) > 1 or len(text) <= 2 * (LOOKS_AHEAD + 1 + times)
+    assert [token for part in parts for token in OURS.encode(part)] == OURS.encode(text)
+
+
+def changed(**keys: object) -> bytes:
+    return json.dumps(json.loads(OURS.data) | keys).encode()
+
+
+def replacement(content: str, **pattern: str) -> dict[str, object]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+DOUBLED = {"type": "Sequence", "normalizers": [replacement("ee", String="e")] * 20}
+LONG_TABLE = base64.b64encode(bytes(4) + b"x" * 10**6 + b"\0").decode()
+HOSTILE = [
+    (
+        {"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"</s>": 0, "a": 2**31 - 1}, "unk_token": "a"}},
+        "ids go",
+    ),
+    ({"normalizer": replacement("x" * 10**6, String="e")}, "its normalizer makes 1,000,000 bytes"),
+    ({"normalizer": replacement("x" * 10**6, Regex="e")}, "its normalizer makes 1,000,001 bytes"),
+    ({"normalizer": DOUBLED}, "its normalizer makes 1,048,576 bytes"),
+    ({"normalizer": {"type": "Prepend", "prepend": "x" * 10**6}}, "its normalizer makes 1,000,001 bytes"),
+    ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": LONG_TABLE}}, "its normalizer makes 1,000,000"),
+    ({"decoder": replacement("x" * 10**6, String="e")}, "its decoder makes 1,000,000 bytes"),
+    (
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}},
+        "never end",
+    ),
+    ({"normalizer": replacement("", Regex="(a|a)*b")}, "matching its normalizer may never end"),
+]
+
+
+@pytest.mark.parametrize(("keys", "what"), HOSTILE, ids=[what for _, what in HOSTILE])
+def test_hostile_tokenizers_are_refused(keys: dict[str, object], what: str) -> None:
+    with pytest.raises(DataError, match=f"hostile.json: .*{what}") as caught:
+        Tokenizer(changed(**keys), "hostile.json")
+    assert caught.value.hint
+
+
+def test_known_normalizers_are_accepted() -> None:
+    known = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(" ", "\u2581"), normalizers.Prepend("\u2581")]
+    )
+    described = json.loads(foreign().to_str()) | {"normalizer": json.loads(known.__getstate__())}
+    assert Tokenizer(json.dumps(described).encode(), "llama").encode("One two")
+
+
+def test_what_the_library_raises_on_a_text_is_named() -> None:
+    """Also a panic of its pattern, which is no Exception, from a pattern that was not found out before."""
+    no_unknown = {"type": "WordLevel", "vocab": {"</s>": 0, "a": 1}, "unk_token": "<none>"}
+    tokenizer = Tokenizer(changed(added_tokens=[], model=no_unknown), "words.json")
+    with pytest.raises(DataError, match=r"words.json fails on this text"):
+        tokenizer.encode("b")
+    with pytest.raises(DataError, match=r"x.json fails on this text") as caught, library_errors("x.json"):
+        pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), "isolated").pre_tokenize_str("a" * 40 + "!")
+    assert "backtracks without end" in caught.value.why
