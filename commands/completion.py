@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 
 from aifx.errors import AifxError
@@ -44,8 +45,34 @@ def complete_tag(incomplete: str) -> list[str]:
 
 
 def complete_setting(incomplete: str) -> list[tuple[str, str]]:
-    """Keys of the configuration as `--set` takes them."""
+    """Keys of the configuration as `--set` takes them; of one key alone also its values.
+
+    Shells put a space behind a candidate that is alone, and none behind `train.num_steps=` beside
+    `train.num_steps=1000`.
+    """
     from aifx.config.schema import settings
 
     found = {f"{s.section}.{s.key}=": s.description for s in settings()}
-    return [(name, description) for name, description in found.items() if name.startswith(incomplete)]
+    if "=" in incomplete:
+        key = incomplete.partition("=")[0] + "="
+        return [(value, found[key]) for value in _values(key) if value.startswith(incomplete)] if key in found else []
+    names = [name for name in found if name.startswith(incomplete)]
+    values = _values(names[0]) if len(names) == 1 else []
+    return [(name, found[name.partition("=")[0] + "="]) for name in (*names, *values)]
+
+
+def _values(name: str) -> list[str]:
+    """`section.key=value` for the values that a key can have, or for its default. None that a shell would interpret."""
+    from aifx.config.mistakes import choices
+    from aifx.config.resolved import section_models
+    from aifx.config.schema import properties
+
+    section, _, key = name.removesuffix("=").partition(".")
+    schemas = [s for model in section_models(section) if (s := properties(model).get(key)) is not None]
+    words = [word for schema in schemas if schema.get("type") != "array" for word in choices(schema)]
+    defaults = [schema.get("default") for schema in schemas]
+    if any(isinstance(default, bool) for default in defaults):
+        words += ["true", "false"]
+    elif not words:
+        words = [str(default) for default in defaults if isinstance(default, int | float | str)]
+    return [f"{name}{word}" for word in dict.fromkeys(words) if re.fullmatch(r"[A-Za-z0-9._-]+", word)]

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from program import PROGRAM
 
+from aifx.commands.completion import complete_setting
+
 
 def complete(cwd: Path, line: str, shell: str = "bash") -> list[str]:
     words = line.split(" ")
@@ -42,6 +44,19 @@ def test_names_of_runs(project: Path) -> None:
 
 def test_keys_of_the_configuration(project: Path) -> None:
     assert "train.num_steps=" in complete(project, "aifx config show --set train.n")
+
+
+def test_values_of_one_key() -> None:
+    """A candidate that is alone gets a space behind it, and a space behind `=` would end the setting."""
+    for incomplete, offered in {
+        "train.n": ["train.num_steps=", "train.num_steps=1000"],
+        "optimizer.kind=": ["optimizer.kind=adamw", "optimizer.kind=muon"],
+        "optimizer.kind=m": ["optimizer.kind=muon"],
+        "model.rem": ["model.remat=", "model.remat=true", "model.remat=false"],
+        "data.tra": ["data.train="],
+        "nothing=": [],
+    }.items():
+        assert [value for value, _ in complete_setting(incomplete)] == offered
 
 
 def test_templates_sections_and_tags(project: Path) -> None:
