@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def import_task(kind: str, project: Project | None) -> Any:
             'kind = "my_task:MyTask"',
         )
     try:
-        module = _import_module(module_name, project)
+        with redirect_stdout(sys.stderr):  # what a module prints is not part of aifx's answer
+            module = _import_module(module_name, project)
     except KeyboardInterrupt:
         raise
     except ConfigError:
