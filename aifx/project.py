@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from aifx.errors import UsageError, did_you_mean
+from aifx.errors import AifxError, UsageError, did_you_mean
 from aifx.private_folders import check_private
 
 CONFIG_NAME = "aifx.toml"
+TRUST_VARIABLE = "AIFX_TRUST"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class UntrustedProject(AifxError):
+    """The project around the working directory belongs to another user, and `AIFX_TRUST` does not name it."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +138,44 @@ class Project:
 
 
 def find_project(start: Path | None = None) -> Project:
-    """The project that `start` (the working directory) lies in. Raises UsageError outside of one."""
+    """The project that `start` (the working directory) lies in.
+
+    Raises UsageError outside of one, UntrustedProject for one in a parent folder that belongs to another user.
+    """
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         if (folder / CONFIG_NAME).is_file():
+            _check_owner(folder, is_here=folder == here)
             return Project(folder)
     raise UsageError(
         f"no {CONFIG_NAME} in {here} or above it", "this command works inside a project", "aifx init my-project"
     )
+
+
+def _check_owner(folder: Path, *, is_here: bool) -> None:
+    """Raise UntrustedProject if somebody may have put `aifx.toml` in the way of commands that run below it.
+
+    root is trusted. In the working directory itself, the folder's owner is trusted too: the user went there.
+    """
+    path = folder / CONFIG_NAME
+    owner = path.lstat().st_uid
+    if owner in (os.geteuid(), 0) or (is_here and owner == folder.stat().st_uid):
+        return
+    trusted = os.environ.get(TRUST_VARIABLE, "").split(os.pathsep)
+    if any(entry and Path(entry).resolve() in (folder, path) for entry in trusted):
+        return
+    raise UntrustedProject(
+        f"{path} belongs to another user",
+        f"its owner is {_user_name(owner)}, and a project can run code",
+        f"export {TRUST_VARIABLE}={shlex.quote(str(folder))}",
+    )
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
 
 
 def cache_path(*folders: str) -> Path:

@@ -43,10 +43,11 @@ def show(
         aifx config show --origin --set train.num_steps=40
         aifx config show --run main
 
-    With --run, the configuration that this run was started with.
+    With --run, the configuration that this run was started with. A task of the project's own is imported, which runs
+    its code.
     """
     with terminal(json) as out:
-        config = _load(run, set_ or ())
+        config = _load(out, run, set_ or ())
         out.document(_document(config, origin=origin))
         if not json:
             out.print(_painted(config.to_toml(origins=origin)), soft_wrap=True)
@@ -66,7 +67,7 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
     with terminal(json) as out:
         from aifx.preflight import check_project
 
-        config = _load(None, set_ or ())
+        config = _load(out, None, set_ or ())
         project = find_project()
         check_project(config, project)
         path = project.config_path
@@ -140,7 +141,7 @@ def settings_table(found: Iterable[Setting]) -> str:
 
 def _own_task(out: Output) -> TaskSections | None:
     """The sections of the project's own task. Outside of a project there is none; one that fails is reported."""
-    from aifx.config import own_task_sections
+    from aifx.config import own_task_kind, own_task_sections
     from aifx.errors import AifxError, UsageError
     from aifx.project import find_project
 
@@ -149,17 +150,22 @@ def _own_task(out: Output) -> TaskSections | None:
     except UsageError:
         return None
     try:
+        if kind := own_task_kind(project.config_path):
+            out.say(f"importing {kind} from {project.root}")
         return own_task_sections(project)
     except AifxError as error:
         out.say(f"without the keys of the project's own task: {error.what}: {error.why}")
         return None
 
 
-def _load(run: str | None, overrides: list[str] | tuple[str, ...]) -> Config:
-    from aifx.config import load_config, read_config
+def _load(out: Output, run: str | None, overrides: list[str] | tuple[str, ...]) -> Config:
+    from aifx.config import load_config, own_task_kind, read_config
     from aifx.project import find_project
 
     project = find_project()
+    path = project.config_path if run is None else project.existing_run(run).config
+    if kind := own_task_kind(path, overrides):
+        out.say(f"importing {kind} from {project.root}")
     if run is None:
         return load_config(project, overrides)
     return read_config(project.existing_run(run).config, project, overrides)

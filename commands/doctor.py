@@ -81,6 +81,9 @@ def doctor(
     ] = None,
     replay: ReplayOption = None,
     html: HtmlOption = None,
+    project: Annotated[
+        bool, typer.Option("--project", help="Import the project's own task too, to check the project in full.")
+    ] = False,
     hosts: fleet.HostsOption = None,
     of_slurm: fleet.SlurmOption = False,
     agents: fleet.AgentsOption = None,
@@ -111,7 +114,9 @@ def doctor(
     if ctx.invoked_subcommand is not None:
         _nothing_before(ctx)
         return
-    looking = Looking(root, record, replay, html, sample, stress.value if stress else None, with_snapshot, strict)
+    looking = Looking(
+        root, record, replay, html, sample, stress.value if stress else None, with_snapshot, strict, project
+    )
     ways = (hosts, of_slurm, agents or (), timeout, at_once, remote)
     trust = (token_file, insecure_token, tls_ca)
     asking = fleet.Asking(*ways, *trust, with_bisect, budget, only or (), skip or (), sample, looking.stress)
@@ -120,6 +125,8 @@ def doctor(
 
         sites = read_site(site)
         if fleet.is_asked(ctx, asking, replay):
+            if project:
+                raise UsageError("--project checks the project here", "a fleet is other machines", "leave one out")
             fleet.check_fleet(out, asking, sites, strict=strict, record=record, replay=replay, html=html)
         _check_node(out, looking, form, sites, only or (), skip or ())
 
@@ -136,6 +143,7 @@ class Looking:
     stress: Literal["quick", "full"] | None
     with_snapshot: bool
     strict: bool
+    imports_project: bool
 
 
 def _check_node(
@@ -198,18 +206,20 @@ def _snapshot(out: Output, looking: Looking, rules: list[Rule]) -> tuple[ExitCod
 
     root, record, replay = looking.root, looking.record, looking.replay
     if replay is not None:
-        if root is not None or record is not None or looking.sample or looking.stress:
+        if root is not None or record is not None or looking.sample or looking.stress or looking.imports_project:
             raise UsageError(
                 "--replay reads nothing of a machine",
-                "--root, --record, --sample and --stress do",
+                "--root, --record, --sample, --stress and --project do",
                 f"aifx doctor --replay {replay}",
             )
         return ExitCode.OK, read(replay)
+    if root is not None and looking.imports_project:
+        raise UsageError("--project checks a project here", f"--root {root} is a copy of files", "leave one out")
     if root is not None and not root.is_dir():
         raise UsageError(f"--root {root} is no folder", "", "aifx doctor --root DIR, with DIR/proc and DIR/sys in it")
     if root is not None and looking.stress:
         raise UsageError("--stress works this machine's devices", f"--root {root} is a copy of files", "leave one out")
-    host = Host(root or Path("/"))
+    host = Host(root or Path("/"), imports_project=looking.imports_project)
     if looking.stress is None:
         return ExitCode.OK, collect(host, rules, looking.sample)
     with sigterm_as_ctrl_c() as stop:

@@ -77,13 +77,25 @@ def own_task_sections(project: Project, environ: Mapping[str, str] | None = None
 
     Only `task.kind` is read, so mistakes elsewhere in `aifx.toml` are no obstacle.
     """
+    kind = own_task_kind(project.config_path, environ=environ)
+    return None if kind is None else TaskSections(kind, *section_types(kind, project))
+
+
+def own_task_kind(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> str | None:
+    """The `module:Class` that a configuration at `path` names, without importing it; None if it names no class.
+
+    Args:
+        overrides: as `load_config` takes them.
+        environ: as `load_config` takes it.
+
+    Raises ConfigError for a file that is not TOML.
+    """
     layers = Layers()
-    layers.add_file(project.config_path, CONFIG_NAME)
+    layers.add_file(path, CONFIG_NAME, follow=path.name == CONFIG_NAME)
     layers.add_environment(os.environ if environ is None else environ)
+    layers.add_overrides(overrides)
     given = layers.get("task", "kind")
-    if given is None or not isinstance(given.value, str) or ":" not in given.value:
-        return None
-    return TaskSections(given.value, *section_types(given.value, project))
+    return given.value if given and isinstance(given.value, str) and ":" in given.value else None
 
 
 def _add_current(

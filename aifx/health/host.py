@@ -30,9 +30,11 @@ T = TypeVar("T")
 class Host:
     """Args:
     root: the tree that is looked at.
+    imports_project: whether the probes may import the code of the project around the working directory.
     """
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, root: Path = Path("/"), *, imports_project: bool = False) -> None:
+        self.imports_project = imports_project
         self.root = root
         self.is_live = root.resolve() == Path("/")
 

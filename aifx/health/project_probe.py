@@ -1,7 +1,7 @@
 """What a project needs of this machine, printed as JSON: `python -m aifx.health.project_probe`, within a project.
 
-A process of its own because it imports JAX, to count what the optimizer keeps, and the project's own task. It holds no
-device: JAX is told to use the CPU.
+A process of its own because it imports JAX, to count what the optimizer keeps, and the project's own task if that is
+asked for. It holds no device: JAX is told to use the CPU.
 """
 
 from __future__ import annotations
@@ -26,20 +26,25 @@ if TYPE_CHECKING:
 MOST_FILES = 64
 """Of a project's data, so many are opened: the first megabyte of each."""
 
+IMPORT_TASK = "--import-task"
+"""The argument that lets this process import the project's own task."""
+
 STEP_BYTES = 4
 """A checkpoint also holds the count of steps."""
 
 
 def main() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
-    told = look_at(find_project())
+    told = look_at(find_project(), imports_task=IMPORT_TASK in sys.argv[1:])
     sys.stdout.write(json.dumps(to_document(told)) + "\n")
 
 
-def look_at(project: Project) -> dict[str, Any]:
-    from aifx.config import load_config
+def look_at(project: Project, *, imports_task: bool = False) -> dict[str, Any] | Absent:
+    from aifx.config import load_config, own_task_kind
 
     try:
+        if not imports_task and (kind := own_task_kind(project.config_path)):
+            return Absent(f"its task {kind} is code of the project, which is imported with --project only")
         config = load_config(project)
     except AifxError as error:
         unknown = Absent("the configuration cannot be used")

@@ -8,7 +8,8 @@ from aifx.errors import AifxError
 from aifx.health.facts import Absent, from_document
 from aifx.health.host import Host
 from aifx.health.probes import Probe
-from aifx.project import find_project
+from aifx.health.project_probe import IMPORT_TASK
+from aifx.project import UntrustedProject, find_project
 
 LIMIT_S = 15.0
 
@@ -17,9 +18,12 @@ def collect(host: Host) -> dict[str, Any]:
     if host.is_live:
         try:
             find_project()
+        except UntrustedProject as error:
+            return {"project": Absent(f"{error.what}: {error.why}; to have it checked, {error.hint}")}
         except AifxError:
             return {"project": Absent("not run within a project: cd to one to have it checked")}
-    said = from_document(host.ask("aifx.health.project_probe", name="project", limit_s=LIMIT_S))
+    arguments = [IMPORT_TASK] if host.imports_project else []
+    said = from_document(host.ask("aifx.health.project_probe", *arguments, name="project", limit_s=LIMIT_S))
     return {"project": {**said, "host_memory_bytes": _memory(host)} if isinstance(said, dict) else said}
 
 
