@@ -52,6 +52,8 @@ def print_run(out: Output, page: RunPage) -> None:
     out.print(f"begun {date(status.started) or '?'}, written {age(status.updated) or '?'}")
     if status.tags:
         out.print(f"tags: {', '.join(status.tags)}")
+    if status.damage:
+        out.print(f"damaged: {status.damage}")
     _print_metrics(out, page)
     if page.settings:
         out.print("")

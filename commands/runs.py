@@ -80,7 +80,7 @@ def ls(
         rows = [
             (
                 r.name,
-                r.status,
+                f"{r.status}, damaged" if r.damage else r.status,
                 f"{count(r.step)}/{count(r.num_steps)}",
                 figure(r.loss),
                 figure(r.validation_loss),
@@ -92,6 +92,9 @@ def ls(
             for r in runs
         ]
         out.table(columns, rows, right=["step", "loss", "validation", "best", "speed"])
+        for r in runs:
+            if r.damage:
+                out.print(f"run {r.name} is damaged: {r.damage}")
 
 
 @app.command()

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aifx.checkpoint.inventory import missing_files
 from aifx.checkpoint.manifest import Damaged, Manifest, read_manifest, step_directories
 from aifx.checkpoint.retention import ranked
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """One checkpoint in a line. Of a damaged manifest only `step` and `damaged` are known."""
+    """One checkpoint in a line. Of a damaged one only `step` and `damaged` are known."""
 
     step: int
     saved_at: float | None = None  # Unix time
@@ -23,12 +24,12 @@ class CheckpointInfo:
     num_arrays: int = 0
     size_bytes: int = 0  # of the arrays
     is_best: bool = False
-    damaged: str | None = None  # why the manifest cannot be read
+    damaged: str | None = None  # the manifest cannot be read, or files are missing; arrays are not read
 
 
 def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
     """The checkpoints in `directory` by step."""
-    manifests = {step: _read(folder) for step, folder in step_directories(directory).items()}
+    manifests = {step: read_info(folder) for step, folder in step_directories(directory).items()}
     best = ranked({i.step: i.validation_loss for i in manifests.values()})[:1]
     return [i if i.step not in best else CheckpointInfo(**{**vars(i), "is_best": True}) for i in manifests.values()]
 
@@ -42,11 +43,15 @@ def list_bindings(directory: Path) -> dict[int, Mapping[str, Any]]:
     return bindings
 
 
-def _read(folder: Path) -> CheckpointInfo:
+def read_info(folder: Path) -> CheckpointInfo:
+    """What the checkpoint in `folder` says of itself; whether it is the best is known to the list alone."""
+    step = int(folder.name)
     try:
-        return checkpoint_info(int(folder.name), read_manifest(folder))
+        info = checkpoint_info(step, read_manifest(folder))
     except Damaged as e:
-        return CheckpointInfo(int(folder.name), damaged=e.why)
+        return CheckpointInfo(step, damaged=e.why)
+    damage = missing_files(folder)
+    return CheckpointInfo(step, damaged=damage) if damage else info
 
 
 def checkpoint_info(step: int, manifest: Manifest) -> CheckpointInfo:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from aifx.checkpoint.inventory import write_inventory
 from aifx.checkpoint.manifest import FILE, ITEM, Manifest
 from aifx.checkpoint.naming import nest
 from aifx.os_errors import naming
@@ -52,6 +53,7 @@ def write_checkpoint(directory: Path, arrays: Mapping[str, np.ndarray[Any, Any]]
     finally:
         if failures:
             raise failures[0]
+    write_inventory(directory)
     sync_tree(directory)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli
 
+from aifx.errors import AifxError
 from aifx.files import RECORDS_LIMIT, read_file
 from aifx.project import RunDirectory
 from aifx.runs.files import parse_line, read_jsonl
@@ -40,6 +41,7 @@ class RunStatus:
     updated: float | None
     pid: int | None  # of the process that trains it now
     tags: tuple[str, ...]
+    damage: str | None = None  # why the last checkpoint of a run that has ended cannot be used; arrays are not read
 
     @property
     def alive(self) -> bool:
@@ -62,6 +64,7 @@ class RunStatus:
             "updated": self.updated,
             "pid": self.pid,
             "tags": list(self.tags),
+            "damage": self.damage,
         }
 
 
@@ -89,7 +92,22 @@ def run_status(run: RunDirectory) -> RunStatus:
         updated=max((t for t in map(_written, (run.metrics, run.events, run.config)) if t is not None), default=None),
         pid=who.pid if who else None,
         tags=read_tags(run),
+        damage=None if held else _damage(run),
     )
+
+
+def _damage(run: RunDirectory) -> str | None:
+    from aifx.checkpoint.listing import read_info  # here, since checkpoints import this package
+    from aifx.checkpoint.manifest import step_directories
+
+    try:
+        steps = step_directories(run.checkpoints)
+        info = read_info(steps[max(steps)]) if steps else None
+    except AifxError as error:  # a link, or a format that this version does not know
+        return error.what
+    except OSError as error:
+        return error.strerror or str(error)
+    return f"checkpoint {info.step}: {info.damaged}" if info and info.damaged else None
 
 
 @dataclass(frozen=True)

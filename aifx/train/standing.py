@@ -121,12 +121,17 @@ def environment_changes(run: RunDirectory, now: Mapping[str, Any]) -> list[str]:
 
 
 def finished(run: RunDirectory, config: Config) -> TrainResult | None:
-    """The result of a run that has ended by itself, from disk alone; None for one that goes on."""
+    """The result of a run that has ended by itself, from disk alone; None for one that goes on.
+
+    Reads the last checkpoint. If that is damaged the run has not ended: it goes on from the checkpoint before.
+    """
     last = max((c.step for c in list_checkpoints(run.checkpoints)), default=None)
     stop: dict[str, Any] = next(
         (e for e in reversed(read_jsonl(run.events)) if e.get("event") in ("stop", "start", "resume")), {}
     )
     if last is None or stop.get("status") not in ("completed", "early_stopped") or stop.get("step") != last:
+        return None
+    if _is_damaged(run, config, last):
         return None
     unit = next((k.removesuffix("_per_s") for k in stop if k.endswith("_per_s") and k != "tokens_per_s"), "tokens")
     return TrainResult(
@@ -145,6 +150,15 @@ def finished(run: RunDirectory, config: Config) -> TrainResult | None:
         resumed_from=stop.get("resumed_from"),
         already=True,
     )
+
+
+def _is_damaged(run: RunDirectory, config: Config, step: int) -> bool:
+    from aifx.checkpoint import Checkpoints, Damaged
+
+    try:
+        return bool(Checkpoints(run.checkpoints, config.checkpoint).verify(step).damaged)
+    except Damaged:
+        return True
 
 
 def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project: Project, at: int | Which) -> Fork:

@@ -181,3 +181,14 @@ def test_a_reader_sets_nothing_aside(directory: Path) -> None:
     with pytest.raises(Damaged):
         Checkpoints(directory, SECTION).restore(3, ABSTRACT)
     assert (directory / "3").is_dir()
+
+
+def test_a_step_that_is_a_link_leaves_and_its_target_stays(directory: Path, tmp_path: Path) -> None:
+    (directory / "1").rename(tmp_path / "elsewhere")
+    (directory / "1").symlink_to(tmp_path / "elsewhere")
+    checkpoints = Checkpoints(directory, SECTION)
+    for step in (4, 5):
+        checkpoints.save(step, state_of(step), host={})
+    assert checkpoints.steps() == [3, 4, 5]
+    assert (tmp_path / "elsewhere/manifest/manifest.json").is_file()
+    assert not list(directory.glob("*tmp"))
