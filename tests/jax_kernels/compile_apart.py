@@ -5,6 +5,7 @@ The importing would be a quarter of the time; nothing was compiled before the fo
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import tempfile
@@ -18,7 +19,8 @@ server.set_forkserver_preload(["compile_absent"])
 
 
 def compile_apart(*arguments: Any, limit_s: float) -> dict[str, Any]:
-    """What `compile_absent.compile_case` tells. Fails with the compiler's last words."""
+    """Return what `compile_absent.compile_case` returns, and as `output` what the compiler wrote, such as the PTX of
+    Mosaic GPU's kernels. Fails with the end of that output."""
     with tempfile.TemporaryFile() as words:
         receiver, sender = server.Pipe(duplex=False)
         # The file's name in this process: descriptors are not inherited through the server.
@@ -32,18 +34,23 @@ def compile_apart(*arguments: Any, limit_s: float) -> dict[str, Any]:
         process.kill()
         process.join()
         words.seek(0)
-        said = words.read().decode("utf-8", "replace")[-3000:]
-        assert told is not None, f"not compiled within {limit_s:g} s, or crashed (exit {process.exitcode}):\n{said}"
-        return dict(told)
+        output = words.read().decode("utf-8", "replace")
+        assert told is not None, (
+            f"not compiled within {limit_s:g} s, or crashed (exit {process.exitcode}):\n{output[-3000:]}"
+        )
+        return {**told, "output": output}
 
 
 def _work(sender: Connection, words: str, arguments: tuple[Any, ...]) -> None:
     descriptor = os.open(words, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    os.environ |= {"MOSAIC_GPU_DUMP_PTX": "1", "MOSAIC_GPU_DUMP_HOST_LLVM": "1"}
     try:
         import compile_absent
 
-        sender.send(compile_absent.compile_case(*arguments))
+        told = compile_absent.compile_case(*arguments)
+        ctypes.CDLL(None).fflush(None)  # the compiler writes by C's printf
+        sender.send(told)
     except BaseException:
         traceback.print_exc()

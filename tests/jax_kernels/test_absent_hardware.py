@@ -1,17 +1,19 @@
 """Each kernel compiles, as training or generation runs it, for hardware that is not here: really, to the last register.
 
-Every case is compiled in the op's first type and one of them in the others, as the best guess has it. EVERY=1 compiles
-every case in every type, and what `aifx kernels tune` may choose from besides. FEWER=1 compiles every case for one GPU
-and one TPU, and for the others the case that comes in all types.
+Every case is compiled in the op's first type and the last case in the others, in the first configuration.
+`compiled_programs` lists the programs and the variables that select among them; EVERY=1 also compiles each
+configuration that `aifx kernels tune` may choose.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from compile_apart import compile_apart
+from compiled_programs import EVERY, TARGETS, Program, selected_programs, sources_digest
+from ptx import bulk_stores, overlapping_stores
 
 from jax_kernels.forms import make_device
 from jax_kernels.linear_cross_entropy import LINEAR_CROSS_ENTROPY
@@ -19,14 +21,7 @@ from jax_kernels.op import Op
 from jax_kernels.ops import OPS, compiled_cases, dtypes
 
 LIMIT_S = 300
-EVERY = os.environ.get("EVERY") == "1"
-FEWER = os.environ.get("FEWER") == "1" and not EVERY
 
-TARGETS = {
-    "pallas_triton": ("h100", "a100"),
-    "pallas_mosaic_gpu": ("h100",),
-    "pallas_tpu": ("v5e", "v5p", "v6e"),
-}
 DEVICES = {
     "h100": make_device("gpu", "NVIDIA H100 80GB HBM3"),
     "a100": make_device("gpu", "NVIDIA A100-SXM4-80GB"),
@@ -34,33 +29,25 @@ DEVICES = {
     "v5p": make_device("tpu", "TPU v5"),
     "v6e": make_device("tpu", "TPU v6 lite"),
 }
-WITH_EVERY_CASE = ("h100", "v5e") if FEWER else tuple(DEVICES)
-
-
-def programs() -> list[object]:
-    """What is to be compiled: op, form, target, case and dtype."""
-    return [
-        pytest.param(op, form, target, case, dtype, id=f"{op.name}, {form} for {target}, {case.name}, {dtype}")
-        for op in OPS.values()
-        for form in op.forms
-        for target in TARGETS.get(form, ())
-        for case in compiled_cases(op)[0 if target in WITH_EVERY_CASE else -1 :]
-        for dtype in dtypes(op)[: None if EVERY or case is compiled_cases(op)[-1] else 1]
-    ]
 
 
 @pytest.mark.compilers
 @pytest.mark.timeout(LIMIT_S + 30)
-@pytest.mark.parametrize(("op", "form", "target", "case", "dtype"), programs())
-def test_a_kernel_compiles(op: Op, form: str, target: str, case: Any, dtype: str) -> None:
-    told = compile_apart(op.name, form, target, case.name, dtype, EVERY, limit_s=LIMIT_S)
+@pytest.mark.parametrize("program", [pytest.param(program, id=program.name) for program in selected_programs()])
+def test_a_kernel_compiles(program: Program, record_property: Callable[[str, object], None]) -> None:
+    record_property("sources", sources_digest(program.op, program.implementation))
+    told = compile_apart(*program, EVERY, limit_s=LIMIT_S)
     if told["refuses"] is not None:
         pytest.skip(f"it refuses: {told['refuses']}")
     assert told["compiled"]
     assert all(config["kernels"] for config in told["compiled"])
-    if op is LINEAR_CROSS_ENTROPY and case.tokens > 4000:
+    if program.implementation == "pallas_mosaic_gpu":
+        assert bulk_stores(told["output"]) >= sum(config["kernels"] for config in told["compiled"])
+        assert overlapping_stores(told["output"]) == []
+    case: Any = next(case for case in compiled_cases(OPS[program.op]) if case.name == program.case)
+    if program.op == LINEAR_CROSS_ENTROPY.name and case.tokens > 4000:
         # Of the logits, a few chunks at a time. v6e's compiler forms the weight's gradient transposed, and copies it.
-        copied = 2 * case.embed * case.vocab if target == "v6e" else 0
+        copied = 2 * case.embed * case.vocab if program.target == "v6e" else 0
         held = max(config["temporary_bytes"] for config in told["compiled"])
         assert held < 0.25 * 4 * case.tokens * case.vocab + copied
 

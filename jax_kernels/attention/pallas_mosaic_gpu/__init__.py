@@ -1,8 +1,9 @@
 """Attention for Hopper in Pallas's Mosaic GPU: warpgroup products, bulk copies, and warpgroups that do one thing each.
 
 A block of threads is one memory warpgroup and two that compute (`pipeline`). The memory warpgroup fills shared memory
-by bulk copies (TMA), which put zeros where they read past the end of an array and drop what they would write there, so
-no length has to fit a block. What a tile needs throughout is loaded once, what it walks through goes into rings.
+by bulk copies (TMA), which put zeros where they read past the end of an array. Stores of matrices drop rows past the
+end; stores of vectors do not, so those results have room for whole tiles. No length has to fit a block. What a tile
+needs throughout is loaded once, what it walks through goes into rings.
 
 The forward pass is FlashAttention-3's (arXiv 2407.08608), see `forward`. The backward pass recomputes the probabilities
 from the log-sum-exp, in one kernel over tiles of queries for dq and one over tiles of keys for dk and dv (`backward`):
@@ -88,8 +89,10 @@ def _forward(call: Call, config: Config, *operands: Any) -> tuple[tuple[jax.Arra
     q, k, v, offset, ids = operands
     size = dict(config)
     tiling = Tiling(call, of_keys=False, rows=size["block_q"], block=size["block_k"], stages=size["stages"])
-    types = q, jax.ShapeDtypeStruct((call.batch, call.num_heads, q.shape[1]), jnp.float32)
+    # A warpgroup stores its whole tile of the log-sum-exp (see `pipeline`), so each head has room for whole tiles.
+    types = q, jax.ShapeDtypeStruct((call.batch, call.num_heads, tiling.tiled_length), jnp.float32)
     out, lse = run("attention", tiling, attend, types, offset, Side((q,), ids), (Side((k,), ids), Side((v,), ())))
+    lse = lse[:, :, : q.shape[1]]
     return (out, lse), (*operands, out, lse)
 
 

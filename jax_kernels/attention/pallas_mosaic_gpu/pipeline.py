@@ -25,7 +25,7 @@ def run(
 ) -> list[jax.Array]:
     """Arrays of `types` from what `compute` gives for the rows of `mine` that each warpgroup has."""
     call, repeats = tiling.call, tiling.repeats
-    tile_rows = tiling.groups * tiling.rows
+    tile_rows = tiling.tile_rows
 
     def body(offset: Ref, mine: Side, others: tuple[Side, ...], *rest: Any) -> None:
         *results, tile, rings, vectors, meeting = rest
@@ -127,9 +127,15 @@ def _copy(source: Side, target: Side, batch: Scalar, start: Scalar, head: Scalar
 
 
 def _store(values: Any, buffers: Any, results: Any, batch: Scalar, start: Scalar, head: Scalar, part: Scalar) -> None:
-    """Values of the rows from `start`, by way of buffers whose contents are not needed any more."""
+    """Write values of the rows from `start`, by way of buffers whose contents are not needed any more.
+
+    A matrix is stored through a descriptor of its array (TMA), which drops rows past the end of a sequence. A vector is
+    stored by a plain bulk copy, which is cut off only at the end of the whole array and otherwise runs into the next
+    head: vectors need `Tiling.tiled_length` rows per head.
+    """
     for x, buffer, result in zip(values, buffers, results, strict=False):
         rows, columns = pl.ds(start, x.shape[0]), pl.ds(part * x.shape[-1], x.shape[-1])
+        assert x.ndim == 2 or result.shape[-1] % x.shape[0] == 0, (result.shape, x.shape)
         buffer[...] = x.astype(buffer.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(buffer, result.at[(batch, rows, head, columns) if x.ndim == 2 else (batch, head, rows)])

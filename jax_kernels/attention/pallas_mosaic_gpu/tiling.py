@@ -68,10 +68,20 @@ class Tiling:
         return self.call.group if self.of_keys else 1
 
     @property
+    def tile_rows(self) -> int:
+        """Rows of a tile, over all warpgroups that have rows of their own."""
+        return self.groups * self.rows
+
+    @property
+    def tiled_length(self) -> int:
+        """`length`, rounded up to whole tiles."""
+        return pl.cdiv(self.length, self.tile_rows) * self.tile_rows
+
+    @property
     def grid(self) -> tuple[int, int, int]:
         """Batch, tiles and heads; heads that share keys run together."""
         call = self.call
-        tiles = pl.cdiv(self.length, self.groups * self.rows)
+        tiles = self.tiled_length // self.tile_rows
         return call.batch, tiles, call.num_kv_heads if self.of_keys else call.num_heads
 
     def span(self, first: Scalar, last: Scalar, offset: Scalar) -> Span:
