@@ -11,15 +11,17 @@ python := $(VENV)/bin/python
 # A file's tests stay together, so that what a module's fixtures trained is trained once.
 parallel := -n $(WORKERS) --dist loadfile
 parallel_cases := -n $(WORKERS)
+compile = $(1)/bin/python -m pytest $(parallel_cases) -m compilers tests/jax_kernels/test_absent_hardware.py
+compiled_programs := tests/jax_kernels/compiled_programs.py
 
 export VENV DEMO
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo setup setup-test test test-quick test-slow test-oldest test-compilers bench lint format lock wheelhouse wheel clean
+.PHONY: help demo setup setup-test test test-quick test-slow test-oldest test-compilers test-compilers-sample test-compilers-sample-oldest bench lint format lock wheelhouse wheel clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
 
 demo: setup  ## train a language model from nothing: init, train, resume, evaluate against its gate, write text
 	@sh scripts/demo.sh
@@ -40,11 +42,23 @@ test-oldest:  ## the tests but for the slow ones under Python 3.11 with its JAX
 	@VENV=$(OLDEST_VENV) VERSIONS=3.11 sh scripts/setup.sh test
 	$(OLDEST_VENV)/bin/python -m pytest $(parallel) -m "not slow and not compilers" $(ARGS)
 
-test-compilers:  ## every kernel compiled for GPUs and TPUs that are absent, under the newest JAX and the oldest
+test-compilers:  ## compile every kernel for absent GPUs and TPUs, under the newest JAX and the oldest, and record what compiled
 	@VENV=$(COMPILERS_VENV) sh scripts/setup_compilers.sh
-	$(COMPILERS_VENV)/bin/python -m pytest $(parallel_cases) -m compilers $(ARGS)
+	$(call compile,$(COMPILERS_VENV)) -o junit_family=xunit1 --junitxml $(COMPILERS_VENV)/compiled.xml $(ARGS)
+	$(COMPILERS_VENV)/bin/python $(compiled_programs) record $(COMPILERS_VENV)/compiled.xml
 	@VENV=$(COMPILERS_VENV)-oldest VERSIONS=3.11 sh scripts/setup_compilers.sh
-	FEWER=1 $(COMPILERS_VENV)-oldest/bin/python -m pytest $(parallel_cases) -m compilers $(ARGS)
+	FEWER=1 $(call compile,$(COMPILERS_VENV)-oldest) -o junit_family=xunit1 --junitxml $(COMPILERS_VENV)-oldest/compiled.xml $(ARGS)
+	FEWER=1 $(COMPILERS_VENV)-oldest/bin/python $(compiled_programs) record $(COMPILERS_VENV)-oldest/compiled.xml
+
+test-compilers-sample:  ## the same for kernels whose source changed since, and one eighth of the others by commit
+	@VENV=$(COMPILERS_VENV) sh scripts/setup_compilers.sh
+	SAMPLE=1 $(call compile,$(COMPILERS_VENV)) $(ARGS)
+	@[ -z "$$(FEWER=1 $(COMPILERS_VENV)/bin/python $(compiled_programs) due 3.11)" ] || \
+		$(MAKE) --no-print-directory test-compilers-sample-oldest
+
+test-compilers-sample-oldest:
+	@VENV=$(COMPILERS_VENV)-oldest VERSIONS=3.11 sh scripts/setup_compilers.sh
+	SAMPLE=1 FEWER=1 $(call compile,$(COMPILERS_VENV)-oldest) $(ARGS)
 
 bench: setup  ## this project and its peers side by side, into docs/performance.md (ARGS="--only training --torch-python PATH")
 	@$(python) benchmarks/all.py $(ARGS)
