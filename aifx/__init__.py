@@ -3,7 +3,34 @@
 A library with no terminal in it; `aifx.commands` is the terminal.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from aifx.loading import LoadedModel
+
 __version__ = "0.1.0"
 
 DISTRIBUTION = "aifx-toolkit"
 """Name of the package that pip installs. `aifx` in package indexes is another project with the same import name."""
+
+
+def load(run: str | PathLike[str], *, step: int | str | None = None) -> LoadedModel:
+    """The model of a run, ready to make predictions. Needs the run alone, not the data that it was trained on.
+
+    >>> model = aifx.load("runs/main")
+    >>> for prediction in model.predict([{"text": "Call me Ishmael."}]):
+    ...     print(prediction["bits_per_byte"])
+
+    Args:
+        run: the run's folder.
+        step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint` of the run's project.
+
+    Raises UsageError where there is no run, CheckpointError for a checkpoint that is missing or damaged.
+    """
+    from aifx.loading import load as load_run  # late: `import aifx` loads nothing else
+
+    return load_run(run, step=step)

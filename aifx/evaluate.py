@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -168,16 +168,11 @@ def evaluate(
     Raises UsageError for a malformed gate, one on a metric that does not exist, or overrides that divide the data
     otherwise than the run did, before anything is measured.
     """
-    from aifx.models.decoder import Decoder
     from aifx.tasks.trained import open_trained
 
     asked = [parse_gate(expr) for expr in gates]
-    _check_overrides(run, project, overrides)
+    check_overrides(run, project, overrides)
     trained = open_trained(run, project, step=step, which=which, overrides=overrides, say=say)
-    if trained.config.eval.quantize != "none" and not isinstance(trained.task.model, Decoder):
-        what = f"eval.quantize = {trained.config.eval.quantize}"
-        why = f"it is for language models, and the task of run {run.name} is {trained.config.task.kind}"
-        raise UsageError(what, why, f"aifx eval --run {run.name} --set eval.quantize=none")
     chosen: Split = split or trained.config.eval.split
     all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
     _compare_data(trained, project, say)
@@ -188,7 +183,9 @@ def evaluate(
     return report
 
 
-def _check_overrides(run: RunDirectory, project: Project, overrides: Sequence[str]) -> None:
+def check_overrides(
+    run: RunDirectory, project: Project, overrides: Sequence[str], free: Sequence[str] = READING
+) -> None:
     """Raises UsageError where overrides could put into the chosen split what the run was trained on."""
     if not overrides:
         return
@@ -196,11 +193,11 @@ def _check_overrides(run: RunDirectory, project: Project, overrides: Sequence[st
 
     changed = compare(read_config(run.config, project), read_config(run.config, project, overrides))
     for d in changed:
-        if d.key.startswith(("task.", "data.")) and d.key not in READING:
+        if d.key.startswith(("task.", "data.")) and d.key not in free:
             raise UsageError(
                 f"{d.key} is not to be changed for an evaluation",
                 f"run {run.name} was trained with {d.old!r}: with {d.new!r} it may be measured on what it learnt from",
-                f"aifx eval --run {run.name}    (--set takes eval.*, {', '.join(READING)} and the like)",
+                f"aifx eval --run {run.name}    (--set takes eval.*, {', '.join(free)} and the like)",
             )
 
 
@@ -220,29 +217,52 @@ def _compare_data(trained: Trained, project: Project, say: Say) -> None:
 
 
 def _measure(trained: Trained, split: Split, gates: Sequence[Gate], say: Say) -> Report:
-    dtype = compute_dtype(trained.config.train.precision, jax.default_backend())
     quantization = trained.config.eval.quantize
     with using(run_choices(trained.run, trained.config, say=say, keep=False)):
-        params, cast = trained.params, dtype if quantization == "none" else None
-        if quantization != "none":
-            params = quantize_matrices(cast_floating(params, dtype), trained.task.model.specs(), quantization)
+        params, cast = computation_params(trained)
         metrics = evaluate_split(trained.task, params, split, compiled=compile_sums(trained.task, cast))
     return Report(trained.run.name, trained.step, split, metrics, judge(gates, metrics), quantization)
 
 
+def computation_params(trained: Trained) -> tuple[Params, DTypeLike | None]:
+    """The parameters that evaluation and prediction compute with, and the dtype that they are still to be cast to.
+
+    Raises UsageError where `eval.quantize` does not suit the task.
+    """
+    from aifx.models.decoder import Decoder
+
+    quantization = trained.config.eval.quantize
+    dtype = compute_dtype(trained.config.train.precision, jax.default_backend())
+    if quantization == "none":
+        return trained.params, dtype
+    if not isinstance(trained.task.model, Decoder):
+        why = f"it is for language models, and the task of run {trained.run.name} is {trained.config.task.kind}"
+        hint = f"aifx eval --run {trained.run.name} --set eval.quantize=none"
+        raise UsageError(f"eval.quantize = {quantization}", why, hint)
+    return quantize_matrices(cast_floating(trained.params, dtype), trained.task.model.specs(), quantization), None
+
+
 def write_report(path: Path, report: Report, *, data_digest: str) -> None:
     """Put a report among those of its step, atomically; docs/run-directory.md has the format."""
-    from aifx.runs import exclusive, write_json
-
     document = report.document()
     entry = {**{k: document[k] for k in ("metrics", "gates")}, "passed": report.passed, "data_digest": data_digest}
+    name = report.split if report.quantize == "none" else f"{report.split}-{report.quantize}"
+    with reports_of_step(path, report.run, report.step) as kept:
+        kept["splits"][name] = entry | {"measured_at": time.time()}
+
+
+@contextmanager
+def reports_of_step(path: Path, run: str, step: int) -> Iterator[dict[str, Any]]:
+    """The reports of a step, to be changed: written back in one piece, while other evaluations wait."""
+    from aifx.runs import exclusive, write_json
+
     make_folders(path.parent, below=path.parent.parent)
     with exclusive(path.parent / ".lock"):  # another evaluation of the step may end at the same time
         remove_temporary(path.parent)
-        splits: dict[str, Any] = {}
+        kept: dict[str, Any] = {"schema_version": 1, "run": run, "step": step, "splits": {}, "datasets": []}
         # None yet, or not one of ours: this one is whole by itself.
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            splits = json.loads(read_file(path))["splits"]
-        name = report.split if report.quantize == "none" else f"{report.split}-{report.quantize}"
-        splits[name] = entry | {"measured_at": time.time()}
-        write_json(path, {"schema_version": 1, "run": report.run, "step": report.step, "splits": splits})
+        with suppress(OSError, ValueError, TypeError, AttributeError):
+            found = json.loads(read_file(path))
+            kept |= {"splits": dict(found.get("splits", {})), "datasets": list(found.get("datasets", []))}
+        yield kept
+        write_json(path, kept)

@@ -37,6 +37,7 @@ COMMANDS: dict[str, Entry] = {
     "init": Entry("init", "init", "Start a project from a template.", START),
     "train": Entry("train", "train", "Train the project's model, or go on where it stopped.", TRAIN),
     "eval": Entry("eval", "eval_", "Measure a checkpoint on held-out data and hold it against its gates.", TRAIN),
+    "predict": Entry("predict", "predict", "Predict labels, probabilities or values for new rows or images.", TRAIN),
     "generate": Entry("generate", "generate", "Write text with a trained model.", TRAIN),
     "runs": Entry("runs", "app", "List, show, compare, watch, tag, rename and delete runs.", LOOK),
     "ckpt": Entry("ckpt", "app", "List and show checkpoints.", LOOK),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -13,7 +14,9 @@ from aifx.errors import ExitCode, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from aifx.data.base import Split
+    from aifx.dataset_evaluation import DatasetReports
     from aifx.evaluate import Report
+    from aifx.gates import GateResult
 
 SPLITS: tuple[Split, ...] = ("test", "validation", "train")
 
@@ -37,6 +40,15 @@ def eval_(
             show_default=False,
         ),
     ] = None,
+    data: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="Measure this data set instead of a split. Can be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     gate: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -56,12 +68,17 @@ def eval_(
         aifx eval --run main --step last --gate "bits_per_byte <= 2.1"
         aifx eval --split validation --json
         aifx eval --gate "per_class.Shirt.recall >= 0.6"
+        aifx eval --data june.npz --data july.npz
 
-    Without --run, the run that was written last. The report also lands in the run, as eval/<step>.json.
+    Without --run, the run that was written last. aifx also keeps the report in the run, in eval/<step>.json. With
+    --data, aifx reports each file by itself and does not read the data that the run was trained on.
     """
     with terminal(json) as out:
         which, at = parse_step(step)
         chosen = parse_split(split)
+        if data and chosen is not None:
+            why = "a data set is measured whole"
+            raise UsageError("--split cannot be used with --data", why, f"aifx eval --data {data[0]}")
         from aifx.gates import parse_gate
         from aifx.project import find_project
 
@@ -69,6 +86,17 @@ def eval_(
             parse_gate(expr)  # refused before jax is loaded
         project = find_project()
         directory = project.existing_run(run)
+        if data:
+            from aifx.dataset_evaluation import evaluate_files
+
+            reports = evaluate_files(
+                directory, project, data, gates=gate or (), step=at, which=which, overrides=set_ or (), say=out.say
+            )
+            out.document(reports.document())
+            _show_datasets(out, reports)
+            if not reports.passed:
+                raise SystemExit(ExitCode.VERDICT)
+            return
         from aifx.evaluate import evaluate
 
         report = evaluate(
@@ -102,13 +130,26 @@ def parse_split(split: str | None) -> Split | None:
 def _show(out: Output, report: Report) -> None:
     matrices = "" if report.quantize == "none" else f", matrices as {report.quantize}"
     out.print(f"run {report.run}, step {report.step}, {report.split} split{matrices}")
-    numbers = {name: value for name, value in report.metrics.items() if isinstance(value, (int, float))}
+    _show_metrics(out, report.metrics, report.gates)
+
+
+def _show_datasets(out: Output, reports: DatasetReports) -> None:
+    matrices = "" if reports.quantize == "none" else f", matrices as {reports.quantize}"
+    for report in reports.datasets:
+        out.print(f"run {reports.run}, step {reports.step}, {report.name} ({report.digest[:12]}){matrices}")
+        _show_metrics(out, report.metrics, report.gates)
+        if report is not reports.datasets[-1]:
+            out.print("")
+
+
+def _show_metrics(out: Output, metrics: Mapping[str, Any], gates: Sequence[GateResult]) -> None:
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
     out.table(["metric", "value"], [(name, _number(value)) for name, value in numbers.items()], right=["value"])
-    if isinstance(classes := report.metrics.get("per_class"), Mapping):
-        _show_classes(out, classes, report.metrics.get("confusion"))
-    if report.gates:
+    if isinstance(classes := metrics.get("per_class"), Mapping):
+        _show_classes(out, classes, metrics.get("confusion"))
+    if gates:
         out.print("")
-        rows = [(g.expr, _number(g.value), "passed" if g.passed else "FAILED") for g in report.gates]
+        rows = [(g.expr, _number(g.value), "passed" if g.passed else "FAILED") for g in gates]
         out.table(["gate", "value", "verdict"], rows, right=["value"])
 
 

@@ -16,7 +16,7 @@ from aifx.errors import ExitCode
 from aifx.host_memory import restart_with_huge_pages
 from aifx.sanitize import escape_controls
 
-COMPUTE = ("train", "eval")
+COMPUTE = ("train", "eval", "predict")
 """Commands that run large programs, for whose memory a restart pays."""
 
 PLAIN = "aifx.plain"

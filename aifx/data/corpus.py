@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from aifx.config.sections import LanguageDataSection
 from aifx.data.base import Split
 from aifx.data.encoding import FileScan, report_bad_bytes, undecodable
-from aifx.data.files import Piece, TextFile, find_files, read_documents, scan_file
+from aifx.data.files import SUFFIXES, Piece, TextFile, check_regular, find_files, read_documents, scan_file
 from aifx.errors import DataError
 from aifx.project import Project
 
@@ -32,7 +33,7 @@ class Corpus:
 
     def names(self, split: Split) -> str:
         """The files that `split` comes from, for messages."""
-        names = [file.name for file in self.files[split] or self.files["train"]]
+        names = [file.name for file in self.files[split] or self.files["train"] or self.files["test"]]
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     def has(self, split: Split) -> bool:
@@ -124,6 +125,22 @@ def open_corpus(section: LanguageDataSection, project: Project) -> Corpus:
         _digest(scans, section, fractions),
         (*_report_empty(empty), *report_bad_bytes(everything, section.errors)),
     )
+
+
+def file_corpus(path: Path, section: LanguageDataSection) -> Corpus:
+    """A corpus whose only split is "test", all of the file at `path`. Raises DataError."""
+    name = str(path)
+    check_regular(path, name, "a data set is a file", "aifx eval --data FILE")
+    if not name.lower().endswith(SUFFIXES):
+        what = f"{name}: no reader for {path.suffix or 'a file without suffix'}"
+        raise DataError(what, f"a data set of text is {', '.join(SUFFIXES)}", "aifx eval --data FILE.jsonl")
+    files: dict[Split, list[TextFile]] = {"train": [], "validation": [], "test": [TextFile(path, name)]}
+    scans = _scan(files, section)
+    if section.errors == "strict" and any(scan.bad for scan in scans["test"].values()):
+        raise undecodable(scans["test"])
+    fractions: dict[Split, float] = dict.fromkeys(SPLITS, 0.0)
+    remarks = report_bad_bytes(scans["test"], section.errors)
+    return Corpus(files, section, fractions, _digest(scans, section, fractions), tuple(remarks))
 
 
 def _scan(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,14 @@ class ImageSource:
 
 
 @dataclass(frozen=True)
+class ImageSpec:
+    """What a model of images is made for: their height, width and channels, and the names of the classes."""
+
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ImageData:
     """A project's images by split: uint8 [n, height, width, channels] and int32 [n]."""
 
@@ -69,14 +78,9 @@ class ImageData:
     section: VisionDataSection
 
     @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width, channels."""
-        height, width, channels = self.images["train"].shape[1:]
-        return height, width, channels
+    def spec(self) -> ImageSpec:
+        height, width, channels = next(iter(self.images.values())).shape[1:]
+        return ImageSpec((height, width, channels), self.classes)
 
     def source(self, split: Split, *, batch_size: int, seed: int | None) -> ImageSource:
         """Batches of `split`: shuffled and augmented by `seed` without end for "train", each image once for the others.
@@ -99,10 +103,11 @@ def open_images(section: VisionDataSection, project: Project, *, say: Say) -> Im
     path = project.root / section.path
     if path.is_file() and path.stat().st_size > LARGE_BYTES:
         say(f"reading {section.path}")
-    arrays = _read(path, section.path)
+    arrays = _read(path, section.path, training_arrays)
     for split in ("train", "test"):
         _check_images(arrays[f"{split}_images"], f"{section.path}: {split}_images", section)
-        _check_labels(arrays, split, section)
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        _check_labels(labels, f"{section.path}: {split}_labels", len(images), len(section.classes) or 2**15, section)
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
         shapes = f"{arrays['train_images'].shape[1:]} and {arrays['test_images'].shape[1:]}"
         raise DataError(f"{section.path}: train_images and test_images differ in shape", shapes, HINT)
@@ -126,10 +131,37 @@ def open_images(section: VisionDataSection, project: Project, *, say: Say) -> Im
     )
 
 
-def _read(path: Path, name: str) -> dict[str, np.ndarray]:
-    """The four arrays of the archive."""
-    wanted = [f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")]
-    check_regular(path, name, "data.path takes one .npz file", HINT)
+def open_image_file(path: Path, section: VisionDataSection, spec: ImageSpec) -> ImageData:
+    """Opens an archive as a test split: its arrays images and labels, or else test_images and test_labels.
+
+    Raises DataError naming the file and the array.
+    """
+    name = str(path)
+    pair = _read(path, name, image_arrays)
+    images, labels = pair.values()
+    where = dict(zip(("images", "labels"), (f"{name}: {key}" for key in pair), strict=True))
+    _check_images(images, where["images"], section)
+    _check_labels(labels, where["labels"], len(images), len(spec.classes), section)
+    images = _with_channels(images)
+    if images.shape[1:] != spec.image_shape:
+        why = f"the model takes images of shape {list(spec.image_shape)}"
+        raise DataError(f"{where['images']} has images of shape {list(images.shape[1:])}", why, HINT)
+    labels = labels.astype(np.int32)
+    return ImageData({"test": images}, {"test": labels}, spec.classes, _digest((images, labels), section), section)
+
+
+def image_arrays(names: Collection[str]) -> list[str]:
+    """The arrays with a data set's images and labels, of those that an archive holds."""
+    return ["test_images", "test_labels"] if "images" not in names and "test_images" in names else ["images", "labels"]
+
+
+def training_arrays(names: Collection[str]) -> list[str]:
+    return [f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")]
+
+
+def _read(path: Path, name: str, choose: Callable[[Collection[str]], list[str]]) -> dict[str, np.ndarray]:
+    """The arrays of the archive that `choose` takes of their names."""
+    check_regular(path, name, "images are in one .npz file", HINT)
     try:
         with open(path, "rb") as stream:
             if not zipfile.is_zipfile(stream):
@@ -138,6 +170,7 @@ def _read(path: Path, name: str) -> dict[str, np.ndarray]:
                 )
             stream.seek(0)
             archive = np.load(stream, allow_pickle=False)
+            wanted = choose(archive.files)
             for key in wanted:
                 if key not in archive.files:
                     has = ", ".join(archive.files) or "nothing"
@@ -179,14 +212,12 @@ def _check_images(images: np.ndarray, where: str, section: VisionDataSection) ->
         raise DataError(f"{where} has no images", f"its shape is {list(images.shape)}", HINT)
 
 
-def _check_labels(arrays: dict[str, np.ndarray], split: str, section: VisionDataSection) -> None:
-    labels, where = arrays[f"{split}_labels"], f"{section.path}: {split}_labels"
+def _check_labels(labels: np.ndarray, where: str, num_images: int, limit: int, section: VisionDataSection) -> None:
     if labels.dtype.kind not in "iu":  # np.integer would also admit timedelta64
         raise DataError(f"{where} is {labels.dtype}", "labels are integers from 0", "labels.astype('int32')")
-    if labels.shape != arrays[f"{split}_images"].shape[:1]:
-        why = f"there are {len(arrays[f'{split}_images'])} images; one label an image is needed"
+    if labels.shape != (num_images,):
+        why = f"there are {num_images} images; one label an image is needed"
         raise DataError(f"{where} has shape {list(labels.shape)}", why, HINT)
-    limit = len(section.classes) or 2**15
     if outside := np.flatnonzero((labels < 0) | (labels >= limit)).tolist():
         why = f"image {outside[0]} has it; labels go from 0 to {limit - 1}"
         hint = "data.classes names each label, in order" if section.classes else "number the labels from 0"

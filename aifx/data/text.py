@@ -6,9 +6,11 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from aifx.config.sections import LanguageDataSection
 from aifx.data.base import Batch, Say, Split
-from aifx.data.corpus import SPLITS, Corpus, open_corpus
+from aifx.data.corpus import SPLITS, Corpus, file_corpus, open_corpus
 from aifx.data.order import Shuffle
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
 from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_folder, guard, open_store, write_synced
@@ -68,7 +70,7 @@ class TextData:
         tokens = self._tokens(split)
         seq_len = self.section.seq_len
         documents = self.section.packing == "documents"
-        stride = min(self.section.eval_stride or seq_len, seq_len)
+        stride = _stride(self.section)
         seed = seed if split == "train" else None
         sequences: Sequences
         if documents:
@@ -108,7 +110,29 @@ def open_text(section: LanguageDataSection, project: Project, assets: Path, *, s
     corpus = open_corpus(section, project)
     for remark in corpus.remarks:
         say(remark)
-    tokenizer = _tokenizer(section, project, corpus, assets, say)
+    data = _open(section, corpus, _tokenizer(section, project, corpus, assets, say), say)
+    for split in SPLITS:
+        if corpus.has(split):
+            _check_length(split, data.store.splits[split], section, corpus)
+    return data
+
+
+def open_text_file(path: Path, section: LanguageDataSection, tokenizer: Tokenizer, *, say: Say) -> TextData:
+    """Opens a file of text as a test split, whatever files `section` names. Raises DataError."""
+    corpus = file_corpus(path, section)
+    for remark in corpus.remarks:
+        say(remark)
+    return _open(section, corpus, tokenizer, say)
+
+
+def document_windows(tokenizer: Tokenizer, text: str, section: LanguageDataSection) -> Sequences:
+    """The windows of one document, as evaluation reads those of a split that holds nothing else."""
+    ids = [tokenizer.eos_id, *tokenizer.encode(text), tokenizer.eos_id]
+    document = SplitTokens(np.array(ids), np.array([0, len(ids) - 1]), closed=True, num_bytes=0)
+    return stream_windows(document, section.seq_len, _stride(section))
+
+
+def _open(section: LanguageDataSection, corpus: Corpus, tokenizer: Tokenizer, say: Say) -> TextData:
     digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data)
     path = cache_path("tokens") / digest
 
@@ -121,11 +145,13 @@ def open_text(section: LanguageDataSection, project: Project, assets: Path, *, s
         say(f"warning: the token store {path} is damaged; building it again")
     store = guard(store or build(), build, say)
     tokenizer.bytes_per_token = _bytes_per_token(store)
-    for split in SPLITS:
-        if corpus.has(split):
-            _check_length(split, store.splits[split], section, corpus)
     how = (section.seq_len, section.packing, section.eval_stride)
     return TextData(tokenizer, _hexdigest("text", digest, *how), section, corpus, store)
+
+
+def _stride(section: LanguageDataSection) -> int:
+    """Tokens that each window of an evaluation scores."""
+    return min(section.eval_stride or section.seq_len, section.seq_len)
 
 
 def _tokenizer(section: LanguageDataSection, project: Project, corpus: Corpus, assets: Path, say: Say) -> Tokenizer:

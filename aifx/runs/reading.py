@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,20 @@ def read_evaluations(run: RunDirectory) -> list[Evaluation]:
     for path in run.eval.glob("*.json"):
         try:
             doc = json.loads(read_file(path, below=run.path))
-            for split, entry in doc["splits"].items():
+            for split, entry in [*doc["splits"].items(), *_datasets(doc)]:
                 gates, passed = entry.get("gates", []), bool(entry.get("passed", True))
                 when = number(entry.get("measured_at"))
                 found.append(Evaluation(int(doc["step"]), split, entry["metrics"], gates, passed, when))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return sorted(found, key=lambda e: (e.step, e.split))
+
+
+def _datasets(doc: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The reports on data sets of a step, named by file and digest as splits are by name."""
+    for entry in doc.get("datasets", []):
+        quantized = "" if entry["quantize"] == "none" else f"-{entry['quantize']}"
+        yield f"{entry['name']} ({entry['digest'][:12]}){quantized}", entry
 
 
 class MetricsTail:

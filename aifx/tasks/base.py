@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import jax
+import numpy as np
 
 from aifx.config import Config
 from aifx.config.sections import Section
 from aifx.data.base import Batch, BatchSource, Say, Split
+from aifx.data.rows import InputFile, Row, read_rows
+from aifx.errors import UsageError
 from aifx.nn.specs import Params, Specs
 from aifx.project import Project
 
@@ -53,6 +56,18 @@ class Task(Protocol):
         """
         ...
 
+    @classmethod
+    def load(cls, config: Config, project: Project, assets: Path, *, say: Say) -> Task:
+        """The task of a trained run, without the data that it was trained on. Takes what `create` takes.
+
+        A task that does not define it is created, which needs that data.
+        """
+        return cls.create(config, project, assets, say=say)
+
+    def with_data(self, path: Path, *, say: Say) -> Task:
+        """This task with the data set at `path` as its test split: what `aifx eval --data` measures."""
+        raise undefined(type(self), "with_data", "measure other data")
+
     def source(self, split: Split) -> BatchSource:
         """Batches of `train.global_batch_size` rows for training, of `eval.batch_size` otherwise."""
         ...
@@ -80,3 +95,36 @@ class Task(Protocol):
     def data_digest(self) -> str:
         """SHA-256 over the data and how it is read: equal digests give equal batches."""
         ...
+
+    def read_rows(self, file: InputFile) -> Iterator[Row]:
+        """The rows of a file that `aifx predict` reads. By default of .jsonl, .csv, .parquet and .txt."""
+        return read_rows(file)
+
+    def encode(self, row: Mapping[str, Any]) -> Batch:
+        """One row of input as arrays `[examples, ...]`: one example, or several for a row that does not fit in one.
+
+        An exception says that the row cannot be used; aifx adds the file and the line. Values of .csv are text.
+        """
+        raise undefined(type(self), "encode", "make predictions")
+
+    def predictions(self, params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """What the model says about each example of a batch of `encode`'s arrays: arrays `[examples, ...]`.
+
+        Runs inside jit, in the dtype that the params were cast to. The last batch ends with examples of zeros.
+        """
+        raise undefined(type(self), "predictions", "make predictions")
+
+    def decode(self, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The record that is written for a row, JSON-ready, from the predictions for its examples.
+
+        By default the predictions of a row's one example as Python's numbers and lists.
+        """
+        return {name: values[0].tolist() for name, values in predictions.items()}
+
+
+def undefined(task: type, method: str, purpose: str) -> UsageError:
+    """The error for a task that lacks an optional method."""
+    why = f"it does not define {method}"
+    return UsageError(
+        f"the task {task.__name__} cannot {purpose}", why, f"define {task.__name__}.{method}: docs/tasks.md"
+    )

@@ -16,7 +16,9 @@ from aifx.config import Config
 from aifx.config.sections import LanguageDataSection, LanguageModelSection, Section
 from aifx.data import TextData, TextSource, Tokenizer, open_text
 from aifx.data.base import Batch, Say, Split
-from aifx.data.text import TOKENIZER_FILE
+from aifx.data.rows import InputFile, Row, field, read_rows
+from aifx.data.sequences import empty_batch
+from aifx.data.text import TOKENIZER_FILE, document_windows, open_text_file
 from aifx.errors import ConfigError
 from aifx.models.decoder import Decoder
 from aifx.nn.specs import Params
@@ -35,21 +37,34 @@ class LanguageTask(Task):
     data_section: ClassVar[type[Section]] = LanguageDataSection
     unit = "tokens"
 
-    def __init__(self, model: Decoder, data: TextData, config: Config) -> None:
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, config: Config, data: TextData | None = None) -> None:
+        """Without `data`, the task of a trained model: it makes predictions, and measures what `with_data` opens."""
         self.model: Decoder = model
-        self.data = data
+        self.tokenizer = tokenizer
         self.config = config
-        self._token_bytes = np.asarray(data.tokenizer.token_bytes(), np.float32)
+        self._data = data
+        self._token_bytes = np.asarray(tokenizer.token_bytes(), np.float32)
 
     @classmethod
     def create(cls, config: Config, project: Project, assets: Path, *, say: Say) -> LanguageTask:
         assert isinstance(config.data, LanguageDataSection)
         data = open_text(config.data, project, assets, say=say)
-        return cls(make_decoder(config, data.tokenizer), data, config)
+        return cls(make_decoder(config, data.tokenizer), data.tokenizer, config, data)
+
+    @classmethod
+    def load(cls, config: Config, project: Project, assets: Path, *, say: Say) -> LanguageTask:
+        tokenizer = open_tokenizer(assets)
+        return cls(make_decoder(config, tokenizer), tokenizer, config)
+
+    def with_data(self, path: Path, *, say: Say) -> LanguageTask:
+        assert isinstance(self.config.data, LanguageDataSection)
+        data = open_text_file(path, self.config.data, self.tokenizer, say=say)
+        return type(self)(self.model, self.tokenizer, self.config, data)
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        return self.data.tokenizer
+    def data(self) -> TextData:
+        assert self._data is not None, "the task was loaded without data"
+        return self._data
 
     def source(self, split: Split) -> TextSource:
         train = self.config.train
@@ -94,6 +109,45 @@ class LanguageTask(Task):
 
     def units(self, batch: Batch) -> int:
         return int(np.count_nonzero(batch["weights"]))
+
+    def read_rows(self, file: InputFile) -> Iterator[Row]:
+        """A .txt file is one text, as it is in training."""
+        assert isinstance(self.config.data, LanguageDataSection)
+        return read_rows(file, text_field=self.config.data.text_field)
+
+    def encode(self, row: Mapping[str, Any]) -> Batch:
+        """A text as the windows that evaluation reads, the token that ends it among the targets."""
+        section = self.config.data
+        assert isinstance(section, LanguageDataSection)
+        text = field(row, section.text_field)
+        if not isinstance(text, str):
+            raise ValueError(f"field {section.text_field!r} is {type(text).__name__}, not text")
+        num_bytes = len(text.encode())  # before the tokenizer, which drops what is not Unicode
+        windows = document_windows(self.tokenizer, text, section)
+        batch = empty_batch(len(windows), section.seq_len, self.tokenizer.eos_id, documents=False)
+        for index in range(len(windows)):
+            windows.write(index, 0, batch, index)
+        batch["num_bytes"] = np.zeros(len(windows), np.int32)
+        batch["num_bytes"][0] = num_bytes
+        return batch
+
+    def predictions(self, params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Of each window: "nats" of negative log-likelihood, "tokens" that were scored, "bytes" of their text."""
+        hidden = self.model.hidden(params, batch["inputs"])
+        weights = batch["weights"]
+        losses = linear_cross_entropy(
+            hidden.reshape(-1, hidden.shape[-1]),
+            self.model.output_weight(params),
+            jnp.where(weights > 0.0, batch["targets"], UNSCORED).reshape(-1),
+            ignore_label=UNSCORED,
+        )
+        nats = losses.reshape(weights.shape).sum(axis=-1)
+        return {"nats": nats, "tokens": weights.sum(axis=-1), "bytes": batch["num_bytes"]}
+
+    def decode(self, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """How well the model predicts the text: what `metrics` reports of a split."""
+        nats, tokens, num_bytes = (predictions[name].sum(dtype=np.float64) for name in ("nats", "tokens", "bytes"))
+        return self.metrics({"loss": (nats, tokens), "bytes": (num_bytes, tokens)})
 
     def batch_shape(self) -> tuple[int, ...]:
         assert isinstance(self.config.data, LanguageDataSection)

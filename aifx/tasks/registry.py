@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from aifx.config import Config, import_task
 from aifx.data.base import Say
@@ -23,14 +23,31 @@ REQUIRED = ("create", "source", "objective", "metrics", "units", "batch_shape", 
 """What a task must bring: `Task` itself declares these and implements none."""
 
 
+OPTIONAL = ("evaluation_source", "with_data", "read_rows", "predictions", "decode")
+"""What a task may bring. `encode` is not among them: what it raises is about a row."""
+
+
 def create_task(config: Config, project: Project, assets: Path, *, say: Say) -> Task:
     """The task of a project, its data opened. Raises ConfigError, DataError."""
+    return _open_task("create", config, project, assets, say)
+
+
+def load_task(config: Config, project: Project, assets: Path, *, say: Say) -> Task:
+    """The task of a trained run, without the data that it was trained on where the task can do without.
+
+    Raises ConfigError, DataError.
+    """
+    return _open_task("load", config, project, assets, say)
+
+
+def _open_task(method: Literal["create", "load"], config: Config, project: Project, assets: Path, say: Say) -> Task:
     kind = config.task.kind
     cls = task_class(kind, project)
     if kind in BUNDLED:
-        return cls.create(config, project, assets, say=say)
-    with _their_mistakes(f"{cls.__name__}.create", kind, project):
-        task = _guarded(cls, kind, project).create(config, project, assets, say=say)
+        return getattr(cls, method)(config, project, assets, say=say)  # type: ignore[no-any-return]
+    with _their_mistakes(f"{cls.__name__}.{method}", kind, project):
+        guarded = _guarded(cls, kind, project)
+        task: Task = getattr(guarded, method, guarded.create)(config, project, assets, say=say)
     if lacking := [name for name in ("model", "unit") if not hasattr(task, name)]:
         raise _not_whole(kind, lacking)
     return task
@@ -73,11 +90,16 @@ def _guarded(cls: type[Task], kind: str, project: Project) -> type[Task]:
             with _their_mistakes(f"{cls.__name__}.{name}", kind, project):
                 return method(self, *args, **kwargs)
 
-        return call
+        @functools.wraps(method)
+        def generate(self: Task, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            with _their_mistakes(f"{cls.__name__}.{name}", kind, project):
+                yield from method(self, *args, **kwargs)
 
-    return type(
-        cls.__name__, (cls,), {name: guard(name) for name in (*REQUIRED, "evaluation_source") if name != "create"}
-    )
+        return generate if inspect.isgeneratorfunction(method) else call
+
+    methods: dict[str, Any] = {name: guard(name) for name in (*REQUIRED, *OPTIONAL) if name != "create"}
+    methods["encode"] = getattr(cls, "encode", Task.encode)
+    return type(cls.__name__, (cls,), methods)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from aifx.nn.stacking import has_stacked_layers, stack_layers, unstack_layers
 from aifx.project import Project, RunDirectory
 from aifx.runs.binding import binding_errors
 from aifx.tasks.base import Model, Task
-from aifx.tasks.registry import BUNDLED, create_task, task_class
+from aifx.tasks.registry import create_task, load_task, task_class
 
 if TYPE_CHECKING:
     from aifx.data import Tokenizer
@@ -45,6 +45,7 @@ def open_trained(
     step: int | None = None,
     which: Which | None = None,
     overrides: Sequence[str] = (),
+    with_data: bool = True,
     say: Say,
 ) -> Trained:
     """Open a run's task and restore its parameters, nothing else of the state.
@@ -52,6 +53,7 @@ def open_trained(
     Args:
         step: the checkpoint of that step; else `which`, else `eval.checkpoint`.
         overrides: `--set` strings over the run's configuration and the project's sections CURRENT.
+        with_data: open the data that the run was trained on, too.
 
     Raises CheckpointError where there is no such checkpoint or it is damaged.
     """
@@ -61,7 +63,7 @@ def open_trained(
     config = read_config(run.config, project, overrides, current=CURRENT)
     at = choose_step(run, config, step, which)
     check_files(run, project, at)
-    task = create_task(config, project, run.assets, say=say)
+    task = (create_task if with_data else load_task)(config, project, run.assets, say=say)
     return Trained(run, config, task, restore_params(run, config, at, task.model), at)
 
 
@@ -91,7 +93,7 @@ def open_writer(
     Takes what `open_trained` takes and raises what it raises; UsageError where the run's task has no language model.
     """
     from aifx.parallel.compilation_cache import enable_compilation_cache
-    from aifx.tasks.language import LanguageTask, make_decoder, open_tokenizer
+    from aifx.tasks.language import LanguageTask
 
     enable_compilation_cache(say)
     config = read_config(run.config, project, overrides, current=CURRENT)
@@ -101,13 +103,9 @@ def open_writer(
         raise UsageError(f"run {run.name} cannot write text", why, f"aifx eval --run {run.name}")
     at = choose_step(run, config, step, which)
     check_files(run, project, at)
-    if config.task.kind in BUNDLED:
-        tokenizer = open_tokenizer(run.assets)
-        model = make_decoder(config, tokenizer)
-    else:
-        task = create_task(config, project, run.assets, say=say)
-        assert isinstance(task, LanguageTask)
-        tokenizer, model = task.tokenizer, task.model
+    task = load_task(config, project, run.assets, say=say)
+    assert isinstance(task, LanguageTask)
+    tokenizer, model = task.tokenizer, task.model
     return Writer(run, config, model, tokenizer, restore_params(run, config, at, model), at)
 
 

@@ -1,0 +1,111 @@
+"""Images of input files, one at a time: rows with a field "image" of whole numbers `[height, width, channels]`."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+
+from aifx.data.images import image_arrays
+from aifx.data.rows import FORMATS, InputFile, Row, read_rows, unknown_format
+from aifx.errors import DataError, UsageError
+
+IMAGE_FIELD = "image"
+PICTURES = ("png", "jpg", "jpeg")
+HINT = "numpy.savez(path, images=values), with uint8 values [n, height, width] or [n, height, width, channels]"
+
+
+def read_images(file: InputFile, image_shape: tuple[int, int, int]) -> Iterator[Row]:
+    """The images of a file, in order: of .npz its array images (or else test_images), of .npy the one array, of a
+    picture the picture; the other formats hold them as nested lists. Raises DataError naming the file.
+
+    Args:
+        image_shape: (height, width, channels) of the model, which tells how a picture is to be decoded.
+    """
+    if file.format == "npz":
+        yield from _archive(file)
+    elif file.format == "npy":
+        with file.open() as stream:
+            yield from _numbered(file, _array_rows(stream, file.name))
+    elif file.format in PICTURES:
+        yield Row(file.name, 1, file.name, {IMAGE_FIELD: _picture(file, image_shape)})
+    elif file.format in FORMATS and file.format != "txt":
+        yield from read_rows(file)
+    else:
+        raise unknown_format(file, ("npz", "npy", *PICTURES, "jsonl", "parquet"))
+
+
+def _numbered(file: InputFile, images: Iterator[np.ndarray]) -> Iterator[Row]:
+    for number, image in enumerate(images, 1):
+        yield Row(file.name, number, f"{file.name}: image {number}", {IMAGE_FIELD: image})
+
+
+def _archive(file: InputFile) -> Iterator[Row]:
+    if file.path is None:
+        raise UsageError("an .npz archive cannot be read from stdin", "its index is at the end", "name the file")
+    try:
+        with file.open() as stream, zipfile.ZipFile(stream) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            array, _ = image_arrays(members)
+            if array not in members:
+                raise DataError(f"{file.name}: no array {array!r}", f"it holds {', '.join(members) or 'nothing'}", HINT)
+            with archive.open(members[array]) as values:
+                yield from _numbered(file, _array_rows(values, f"{file.name}: {array}"))
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{file.name}: not an .npz archive that can be read", str(error), HINT) from None
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way that Python cannot undo
+        raise DataError(f"{file.name}: an archive that cannot be unpacked", str(error), HINT) from None
+
+
+def _array_rows(stream: IO[bytes], where: str) -> Iterator[np.ndarray]:
+    """The rows of an array in the .npy format, read one at a time."""
+    try:
+        shape, fortran_order, dtype = _header(stream)
+    except (ValueError, EOFError, OverflowError) as error:
+        raise DataError(f"{where} is not a NumPy array", str(error).splitlines()[0], HINT) from None
+    if dtype != np.uint8 or len(shape) not in (3, 4) or fortran_order:
+        order = " in Fortran order" if fortran_order else ""
+        why = "images are uint8 in C order, [n, height, width] or [n, height, width, channels]"
+        raise DataError(f"{where} is {dtype} of shape {list(shape)}{order}", why, HINT)
+    size = math.prod(shape[1:])
+    for number in range(1, shape[0] + 1):
+        try:
+            data = stream.read(size)
+        except (zlib.error, zipfile.BadZipFile, EOFError) as error:
+            raise DataError(f"{where} is damaged at image {number}", str(error), "copy it again") from None
+        if len(data) < size:
+            raise DataError(
+                f"{where} is cut off at image {number}", f"{shape[0]} images are announced", "copy it again"
+            )
+        yield np.frombuffer(data, np.uint8).reshape(shape[1:])
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    return np.lib.format.read_array_header_2_0(stream)
+
+
+def _picture(file: InputFile, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """A PNG or JPEG file in the model's channels: 1 is grey, 3 red, green and blue, 4 with opacity."""
+    from PIL import Image, UnidentifiedImageError  # comes with matplotlib
+
+    height, width, channels = image_shape
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+    if mode is None:
+        raise DataError(f"{file.name}: a picture cannot have {channels} channels", "the model takes so many", HINT)
+    try:
+        with file.open() as stream, Image.open(stream, formats=("PNG", "JPEG")) as picture:
+            if picture.size != (width, height):  # known before anything is decoded, so that no bomb goes off
+                why = f"the model takes {width} x {height}"
+                raise DataError(f"{file.name} has {picture.size[0]} x {picture.size[1]} pixels", why, "resize it")
+            return np.asarray(picture.convert(mode))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{file.name}: not a picture that can be read", str(error).splitlines()[0], f"file {file.name}"
+        ) from None

@@ -1,0 +1,200 @@
+"""Rows of input files: what a trained model makes predictions for, read one at a time.
+
+Each row knows where it comes from, so that an error can name the file and the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from aifx.errors import DataError, EnvironmentFault, UsageError, did_you_mean
+
+FORMATS = ("jsonl", "csv", "parquet", "txt")
+"""Formats whose rows have named fields; tasks may read more."""
+
+STDIN = "-"
+PARQUET_ROWS = 256  # read at a time
+
+csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is less than a document
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of rows. `path` is None for standard input; `name` is what messages and predictions call it."""
+
+    name: str
+    path: Path | None
+    format: str
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """The file's bytes. Raises DataError for a file that cannot be read."""
+        if self.path is None:
+            yield sys.stdin.buffer
+            return
+        hint = f"ls -l {self.name}"
+        if self.path.is_dir():
+            raise DataError(f"{self.name} is a directory", "an input is a file", f"name its files: {self.name}/*")
+        if self.path.exists() and not self.path.is_file():
+            raise DataError(f"{self.name} is not a regular file", "an input is a file, or - for stdin", hint)
+        try:
+            with open(self.path, "rb") as stream:
+                yield stream
+        except OSError as error:
+            if error.filename not in (None, str(self.path)):
+                raise
+            raise DataError(f"{self.name} cannot be read", error.strerror or str(error), hint) from error
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a file.
+
+    Attributes:
+        file: the file's name.
+        number: of the row in the file, from 1.
+        place: for messages, the file with the line.
+        values: by field.
+    """
+
+    file: str
+    number: int
+    place: str
+    values: Mapping[str, Any]
+
+
+def input_file(name: str, format: str | None = None) -> InputFile:
+    """The input that a command line names: a path, or `-` for standard input.
+
+    Args:
+        format: of the content; by default what the suffix says, and JSON Lines on standard input.
+    """
+    if name == STDIN:
+        return InputFile(STDIN, None, format or "jsonl")
+    path = Path(name)
+    return InputFile(name, path, format or path.suffix.lower().removeprefix("."))
+
+
+def read_rows(file: InputFile, *, text_field: str = "text") -> Iterator[Row]:
+    """The rows of a .jsonl, .csv, .parquet or .txt file, in order. A .txt file is one row, with its text in
+    `text_field`. Values of .csv are text. Raises DataError naming the file and the line."""
+    if file.format == "jsonl":
+        yield from _jsonl(file)
+    elif file.format == "csv":
+        yield from _csv(file)
+    elif file.format == "parquet":
+        yield from _parquet(file)
+    elif file.format == "txt":
+        yield Row(file.name, 1, file.name, {text_field: "".join(line for _, line in _lines(file))})
+    else:
+        raise unknown_format(file, FORMATS)
+
+
+def unknown_format(file: InputFile, known: Iterable[str]) -> UsageError:
+    """The error for a file whose format has no reader."""
+    suffixes = ", ".join(f".{format}" for format in known)
+    shown = f"format {file.format!r}" if file.format else "a file without suffix"
+    hint = f"aifx predict {file.name} --input-format jsonl"
+    return UsageError(f"{file.name}: no reader for {shown}", f"inputs are {suffixes}", hint)
+
+
+def field(values: Mapping[str, Any], name: str) -> Any:
+    """The value of a field. Raises ValueError for a row without it."""
+    if name not in values:
+        raise ValueError(f"no field {name!r}: {did_you_mean(name, [str(key) for key in values]) or 'the row is empty'}")
+    return values[name]
+
+
+def _lines(file: InputFile) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file with their numbers, each with its line end. A byte-order mark is dropped."""
+    with file.open() as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                why = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x} ({error.reason})"
+                raise DataError(f"{file.name}:{number}: not UTF-8", why, f"file {file.name}") from None
+            yield number, text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _jsonl(file: InputFile) -> Iterator[Row]:
+    hint = 'each line is one JSON object, such as {"text": "Call me Ishmael."}'
+    count = 0
+    for number, line in _lines(file):
+        if not line.strip():
+            continue
+        place = f"{file.name}:{number}"
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{place}: not JSON", str(error), hint) from None
+        except RecursionError:
+            raise DataError(f"{place}: not JSON that can be read", "it is nested too deeply", hint) from None
+        if not isinstance(values, dict):
+            raise DataError(f"{place}: not a JSON object", f"it is {type(values).__name__}", hint)
+        count += 1
+        yield Row(file.name, count, place, values)
+
+
+def _csv(file: InputFile) -> Iterator[Row]:
+    """Rows below a header. A row may span lines; its place is the line that it ends on."""
+    reader = csv.reader((line for _, line in _lines(file)), strict=True)
+    count, names = 0, None
+    try:
+        for cells in reader:
+            place = f"{file.name}:{reader.line_num}"
+            if not cells:
+                continue
+            if names is None:
+                names = _header(cells, place)
+                continue
+            if len(cells) != len(names):
+                why = f"it has {len(cells)} cells and the header has {len(names)}"
+                raise DataError(
+                    f"{place}: the row does not fit the header", why, f"sed -n {reader.line_num}p {file.name}"
+                )
+            count += 1
+            yield Row(file.name, count, place, dict(zip(names, cells, strict=True)))
+    except csv.Error as error:
+        what = f"{file.name}:{reader.line_num}: not CSV"
+        raise DataError(what, str(error), f"sed -n {reader.line_num}p {file.name}") from None
+
+
+def _header(cells: list[str], place: str) -> list[str]:
+    if twice := [name for name in cells if cells.count(name) > 1]:
+        raise DataError(f"{place}: the header has {twice[0]!r} twice", "each column has its own name", "rename one")
+    return cells
+
+
+def _parquet(file: InputFile) -> Iterator[Row]:
+    arrow, parquet = import_pyarrow(f"{file.name} is a Parquet file")
+    if file.path is None:
+        raise UsageError("a Parquet file cannot be read from stdin", "its index is at the end", "name the file")
+    count = 0
+    with file.open() as stream:
+        try:
+            for batch in parquet.ParquetFile(stream).iter_batches(batch_size=PARQUET_ROWS):
+                for values in batch.to_pylist():
+                    count += 1
+                    yield Row(file.name, count, f"{file.name}: row {count}", values)
+        except arrow.ArrowException as error:
+            what = f"{file.name}: not a Parquet file that can be read"
+            raise DataError(what, str(error).splitlines()[0], "write the file again") from None
+
+
+def import_pyarrow(what: str) -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet. Raises EnvironmentFault, which begins with `what`."""
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise EnvironmentFault(
+            what, "pyarrow, which reads and writes it, is not installed", "pip install 'pyarrow>=17'"
+        ) from None

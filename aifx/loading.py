@@ -1,0 +1,95 @@
+"""A run's model, ready to use: what `aifx.load` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aifx.data.base import Say
+from aifx.data.rows import InputFile, Row, input_file
+from aifx.errors import UsageError
+from aifx.project import Project, RunDirectory
+
+if TYPE_CHECKING:
+    from aifx.tasks.trained import Trained, Which
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model without the data that it was trained on."""
+
+    trained: Trained
+    say: Say
+
+    @property
+    def run(self) -> str:
+        return self.trained.run.name
+
+    @property
+    def step(self) -> int:
+        return self.trained.step
+
+    def predict(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """A prediction for each row, in order; a batch at a time, so that memory does not grow with the rows.
+
+        Args:
+            rows: mappings with the fields that the task reads, such as {"text": "Call me Ishmael."}.
+
+        Raises DataError for a row that cannot be used.
+        """
+        numbered = (Row("rows", number, f"row {number}", values) for number, values in enumerate(rows, 1))
+        return (prediction for _, prediction in self.predict_rows(numbered))
+
+    def predict_files(self, *paths: str | Path) -> Iterator[dict[str, Any]]:
+        """A prediction for each row or image of the files, in order."""
+        rows = self.read([input_file(str(path)) for path in paths])
+        return (prediction for _, prediction in self.predict_rows(rows))
+
+    def read(self, files: Iterable[InputFile]) -> Iterator[Row]:
+        """The rows of files as the task reads them. Raises DataError naming the file and the line."""
+        for file in files:
+            yield from self.trained.task.read_rows(file)
+
+    def predict_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """Each row with its prediction, in order."""
+        from aifx.prediction import predict_rows
+
+        return predict_rows(self.trained, rows, say=self.say)
+
+
+def load_model(
+    run: RunDirectory,
+    project: Project,
+    *,
+    step: int | None = None,
+    which: Which | None = None,
+    overrides: tuple[str, ...] = (),
+    say: Say,
+) -> LoadedModel:
+    """Open a run's model. Takes and raises what `aifx.tasks.open_trained` does."""
+    from aifx.tasks.trained import open_trained
+
+    trained = open_trained(run, project, step=step, which=which, overrides=overrides, with_data=False, say=say)
+    return LoadedModel(trained, say)
+
+
+def load(run: str | PathLike[str], *, step: int | str | None = None) -> LoadedModel:
+    """Implement `aifx.load`, which documents it."""
+    directory = RunDirectory(Path(run).absolute())
+    if not directory.exists():
+        raise UsageError(f"no run at {run}", "it has no config.toml", "aifx runs ls")
+    parent = directory.path.parent
+    project = Project(parent.parent if parent.name == "runs" else parent)
+    if isinstance(step, str):
+        if step not in ("best", "last"):
+            raise UsageError(f"step {step!r} is not a step", "a number, 'best' or 'last'", "aifx ckpt ls")
+        which: Which = "best" if step == "best" else "last"
+        return load_model(directory, project, which=which, say=_ignore)
+    return load_model(directory, project, step=step, say=_ignore)
+
+
+def _ignore(_: str) -> None:
+    """A library prints nothing."""
