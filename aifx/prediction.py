@@ -118,7 +118,8 @@ def _encode(task: Task, row: Row) -> Batch:
     except (MemoryError, RecursionError):
         raise
     except Exception as error:
-        why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        kinds = {ValueError: f"{error}", KeyError: f"no field {error}"}
+        why = kinds.get(type(error), f"{type(error).__name__}: {error}")
         raise DataError(f"{row.place}: the row cannot be used", why, "correct the row, or leave it out") from error
     lengths = {values.shape[:1] for values in batch.values()}
     if len(lengths) != 1 or lengths & {(), (0,)}:

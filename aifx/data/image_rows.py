@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 import zlib
@@ -99,8 +100,10 @@ def _picture(file: InputFile, image_shape: tuple[int, int, int]) -> np.ndarray:
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
     if mode is None:
         raise DataError(f"{file.name}: a picture cannot have {channels} channels", "the model takes so many", HINT)
+    with file.open() as stream:
+        data = io.BytesIO(stream.read())
     try:
-        with file.open() as stream, Image.open(stream, formats=("PNG", "JPEG")) as picture:
+        with Image.open(data, formats=("PNG", "JPEG")) as picture:
             if picture.size != (width, height):  # known before anything is decoded, so that no bomb goes off
                 why = f"the model takes {width} x {height}"
                 raise DataError(f"{file.name} has {picture.size[0]} x {picture.size[1]} pixels", why, "resize it")

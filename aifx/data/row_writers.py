@@ -9,12 +9,12 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from aifx.data.rows import import_pyarrow
-from aifx.errors import DataError, UsageError
+from aifx.errors import DataError, EnvironmentFault, UsageError
 
 Record = Mapping[str, Any]
 
@@ -28,7 +28,8 @@ class RowWriter(Protocol):
 def output_format(path: Path) -> str:
     """The format that the file's extension names.
 
-    Raises UsageError for another extension, EnvironmentFault for Parquet without pyarrow.
+    Raises UsageError for another extension or a place where no file can be, EnvironmentFault for Parquet without
+    pyarrow.
     """
     format = path.suffix.lower().removeprefix(".")
     if format not in WRITERS:
@@ -38,6 +39,12 @@ def output_format(path: Path) -> str:
             f"predictions are written as {known}",
             f"aifx predict INPUT --output {path.with_suffix('.jsonl')}",
         )
+    if path.is_dir():
+        raise UsageError(
+            f"--output {path} is a directory", "predictions are one file", f"--output {path}/predictions.jsonl"
+        )
+    if not path.parent.is_dir():
+        raise UsageError(f"--output {path}: no folder {path.parent}", "", f"mkdir -p {path.parent}")
     if format == "parquet":
         import_pyarrow(f"{path} cannot be written")
     return format
@@ -48,11 +55,20 @@ def open_writer(path: Path) -> Iterator[RowWriter]:
     """Write records to `path` in the format of its extension: the file is there once all of them are, or not at all."""
     format = output_format(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise EnvironmentFault(f"{path} cannot be written", why, f"ls -ld {path.parent}") from error
     try:
         with open(handle, "wb") as stream:
             writer = WRITERS[format](stream)
-            yield writer
+            try:
+                yield writer
+            except BaseException:
+                with suppress(Exception):
+                    writer.close()  # while there is a stream: pyarrow would complain later
+                raise
             writer.close()
             stream.flush()
             os.fsync(stream.fileno())

@@ -1,0 +1,127 @@
+"""Rows of input files, their places in errors, and the files that predictions are written to."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aifx.data import rows as reading
+from aifx.data.row_writers import flat, json_line, open_writer
+from aifx.data.rows import Row, input_file, read_rows
+from aifx.errors import AifxError, DataError, EnvironmentFault
+
+
+def read(path: Path) -> list[Row]:
+    return list(read_rows(input_file(str(path))))
+
+
+def test_rows_of_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes('\ufeffname,x\n"two\nlines",1\n\n"a ""b""",2\r\n'.encode())
+    found = read(tmp_path / "a.csv")
+    assert [dict(row.values) for row in found] == [{"name": "two\nlines", "x": "1"}, {"name": 'a "b"', "x": "2"}]
+    assert [(row.number, row.place.rpartition(":")[2]) for row in found] == [(1, "3"), (2, "5")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"x,y\n1,2\n3\n", ["a.csv:3", "1 cells", "header has 2"]),
+        ("a.csv", b"x,x\n1,2\n", ["a.csv:1", "'x' twice"]),
+        ("a.csv", b'x\n"open\n', ["a.csv:2", "not CSV"]),
+        ("a.csv", b"x\na\n\xff\n", ["a.csv:3", "not UTF-8", "0xff"]),
+        ("a.jsonl", b'{"x": 1}\n{"x": "\xff"}\n', ["a.jsonl:2", "not UTF-8"]),
+        ("a.jsonl", b"[" * 100_000, ["a.jsonl:1"]),
+        ("a.parquet", b"PAR1", ["a.parquet", "Parquet"]),
+        ("a", b"", ["without suffix", "--input-format"]),
+        ("a.xls", b"", ["'xls'", ".csv"]),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, words: list[str]) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AifxError) as caught:
+        read(tmp_path / name)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_files_are_read_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million rows that nobody asked for are not read: memory does not grow with the input."""
+
+    class Endless(io.RawIOBase):
+        lines = 0
+
+        def readline(self, size: int | None = -1, /) -> bytes:
+            self.lines += 1
+            return b'{"x": 1}\n'
+
+    class Stdin:
+        buffer = Endless()
+
+    monkeypatch.setattr(reading.sys, "stdin", Stdin)
+    found = read_rows(input_file("-"))
+    assert [next(found).number for _ in range(1000)][-1] == 1000
+    assert Stdin.buffer.lines == 1000
+
+
+RECORDS = [
+    {"file": "a", "row": 1, "value": 0.1, "by": {"x": 1, "y.z": [1.5, math.nan]}, "is_new": True},
+    {"file": "a", "row": 2, "value": math.inf, "by": {"x": 2, "y.z": []}, "is_new": False},
+]
+
+
+def test_records_as_columns(tmp_path: Path) -> None:
+    assert json.loads(json_line(RECORDS[1]))["value"] is None
+    assert flat(RECORDS[0])["by.y.z"] == "[1.5, null]"
+    with open_writer(tmp_path / "o.csv") as writer:
+        writer.write(RECORDS[:1])
+        writer.write(RECORDS[1:])
+    assert (tmp_path / "o.csv").read_text() == (
+        'file,row,value,by.x,by.y.z,is_new\na,1,0.1,1,"[1.5, null]",true\na,2,,2,[],false\n'
+    )
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o.csv", "o.parquet"])
+def test_an_output_without_records(tmp_path: Path, name: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    with open_writer(tmp_path / name) as writer:
+        writer.write([])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    if name.endswith(".parquet"):
+        assert read(tmp_path / name) == []
+    else:
+        assert (tmp_path / name).read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "odd"), [("o.csv", {"other": 1}), ("o.parquet", {"other": 1}), ("o.parquet", {"value": "text"})]
+)
+def test_a_table_has_the_columns_and_types_of_its_first_record(tmp_path: Path, name: str, odd: dict[str, Any]) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    first = {"file": "a", "row": 1, "value": 0.5}
+
+    def write() -> None:
+        with open_writer(tmp_path / name) as writer:
+            writer.write([first])
+            writer.write([first | odd])
+
+    with pytest.raises(DataError):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for use in (lambda: read(tmp_path / "a.parquet"), lambda: open_writer(tmp_path / "o.parquet").__enter__()):
+        with pytest.raises(EnvironmentFault, match="pip install 'pyarrow"):
+            use()
+    assert not list(tmp_path.iterdir())

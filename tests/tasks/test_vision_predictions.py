@@ -1,0 +1,165 @@
+"""Predictions of an image model from its run alone: .npz, .npy, pictures and rows, and what they cannot be."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import aifx
+from aifx.checkpoint import Checkpoints
+from aifx.config import load_config
+from aifx.dataset_evaluation import evaluate_files
+from aifx.errors import DataError, UsageError
+from aifx.evaluate import evaluate
+from aifx.loading import LoadedModel
+from aifx.nn.specs import init_params
+from aifx.project import Project
+from aifx.runs import write_text
+from aifx.tasks import create_task
+
+PICTURES = Path(__file__).parents[2] / "templates/vision-inspection/data/fashion_mnist_small.npz"
+CLASSES = ["top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model is its initialization, and whose training images are gone once it was measured."""
+    root = tmp_path_factory.mktemp("pictures")
+    (root / "data").mkdir()
+    arrays = np.load(PICTURES)
+    np.savez(root / "data/images.npz", **{k: arrays[k][:50] for k in arrays})
+    (root / "aifx.toml").write_text(
+        "[task]\nkind = 'vision'\n[model]\nchannels = [4, 4]\n[train]\nglobal_batch_size = 16\n"
+        f"[data]\nclasses = {CLASSES}\n"
+    )
+    found = Project(root)
+    config = load_config(found, [], {})
+    run = found.run("main")
+    task = create_task(config, found, run.assets, say=str)
+    checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
+    checkpoints.save(1, {"params": init_params(task.model.specs(), jax.random.key(0))}, host={})
+    checkpoints.close()
+    write_text(run.config, config.to_toml())
+    (root / "test_report.json").write_text(json.dumps(evaluate(run, found, say=str).metrics))
+    np.savez_compressed(root / "new.npz", images=arrays["test_images"][:50], labels=arrays["test_labels"][:50])
+    np.save(root / "new.npy", arrays["test_images"][:50])
+    (root / "data/images.npz").rename(root / "archive.npz")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(project: Path) -> LoadedModel:
+    return aifx.load(project / "runs/main")
+
+
+def test_the_same_images_have_the_same_predictions_in_every_format(project: Path, model: LoadedModel) -> None:
+    from PIL import Image
+
+    images = np.load(project / "new.npy")
+    expected = list(model.predict_files(project / "new.npz"))
+    assert len(expected) == 50
+    assert list(expected[0]["probabilities"]) == CLASSES
+    for prediction in expected:
+        assert sum(prediction["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert prediction["probability"] == max(prediction["probabilities"].values())
+        assert prediction["probabilities"][prediction["label"]] == prediction["probability"]
+    assert list(model.predict_files(project / "new.npy")) == expected
+    assert list(model.predict_files(project / "archive.npz")) == expected  # its test_images
+    assert list(model.predict({"image": image} for image in images)) == expected
+    (project / "new.jsonl").write_text("".join(json.dumps({"image": i.tolist()}) + "\n" for i in images))
+    assert list(model.predict_files(project / "new.jsonl")) == expected
+    for number in (0, 1):
+        Image.fromarray(images[number]).save(project / f"{number}.png")
+    found = list(model.predict_files(project / "0.png", project / "1.png"))
+    assert [p["probabilities"] for p in found] == [
+        pytest.approx(p["probabilities"], rel=1e-5) for p in expected[:2]
+    ]  # another batch
+
+
+def test_a_data_set_is_measured_as_the_split_it_is(project: Path, model: LoadedModel) -> None:
+    found = Project(project)
+    report = evaluate_files(found.existing_run("main"), found, [project / "new.npz", project / "archive.npz"], say=str)
+    whole = json.loads((project / "test_report.json").read_text())
+    assert [dict(data.metrics) for data in report.datasets] == [whole, whole]
+    labels = np.load(project / "new.npz")["labels"]
+    predicted = [CLASSES.index(p["label"]) for p in model.predict_files(project / "new.npz")]
+    assert whole["accuracy"] == np.mean(predicted == labels)
+
+
+@pytest.mark.parametrize(
+    ("image", "word"),
+    [
+        (np.zeros((27, 28), np.uint8), r"row 1.*\n.*\[27, 28\]"),
+        (np.zeros((28, 28, 3), np.uint8), r"\[28, 28, 3\]"),
+        (np.full((28, 28), 256), "0 to 255"),
+        (np.full((28, 28), 0.5), "0 to 255"),
+        ([[1, 2], [3]], "row 1"),
+        ("picture.png", "0 to 255"),
+    ],
+)
+def test_images_that_do_not_fit(model: LoadedModel, image: object, word: str) -> None:
+    with pytest.raises(DataError) as caught:
+        list(model.predict([{"image": image}]))
+    assert re.search(word, str(caught.value))
+
+
+def write_bad_files(folder: Path) -> dict[str, str]:
+    """Files that hold no images, and a word of each one's error."""
+    from PIL import Image
+
+    images = np.load(folder / "new.npy")
+    np.save(folder / "float.npy", images.astype(np.float32))
+    np.save(folder / "flat.npy", images[0, 0])
+    (folder / "cut.npy").write_bytes((folder / "new.npy").read_bytes()[:5000])
+    (folder / "text.npy").write_text("images")
+    np.savez(folder / "other.npz", pictures=images)
+    (folder / "text.npz").write_text("images")
+    damaged = bytearray((folder / "new.npz").read_bytes())
+    damaged[2000:2100] = bytes(100)
+    (folder / "damaged.npz").write_bytes(damaged)
+    np.savez(folder / "objects.npz", images=np.array([None, {}]))
+    Image.new("L", (29, 28)).save(folder / "large.png")
+    (folder / "text.png").write_text("images")
+    (folder / "rows.txt").write_text("images")
+    return {
+        "float.npy": "uint8",
+        "flat.npy": "shape [28]",
+        "cut.npy": "cut off at image 7",
+        "text.npy": "not a NumPy array",
+        "other.npz": "pictures",
+        "text.npz": "not an .npz",
+        "damaged.npz": "image",
+        "objects.npz": "object",
+        "large.png": "29 x 28",
+        "text.png": "not a picture",
+        "rows.txt": "no reader",
+    }
+
+
+def test_files_without_images_are_refused(project: Path, model: LoadedModel) -> None:
+    for name, word in write_bad_files(project).items():
+        with pytest.raises((DataError, UsageError)) as caught:
+            list(model.predict_files(project / name))
+        assert word in str(caught.value), name
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "word"),
+    [
+        ({"images": np.zeros((2, 28, 28), np.uint8)}, "labels"),
+        ({"images": np.zeros((2, 28, 28), np.uint8), "labels": np.array([0, 10])}, "from 0 to 9"),
+        ({"images": np.zeros((2, 28, 28, 3), np.uint8), "labels": np.array([0, 1])}, "[28, 28, 1]"),
+    ],
+)
+def test_data_sets_that_do_not_fit(project: Path, tmp_path: Path, arrays: dict[str, np.ndarray], word: str) -> None:
+    np.savez(tmp_path / "odd.npz", **arrays)
+    found = Project(project)
+    with pytest.raises(DataError) as caught:
+        evaluate_files(found.existing_run("main"), found, [tmp_path / "odd.npz"], say=str)
+    assert word in str(caught.value)
