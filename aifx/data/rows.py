@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
+from aifx.data.encoding import open_content
+from aifx.data.files import TextFile, check_regular
 from aifx.errors import DataError, EnvironmentFault, UsageError, did_you_mean
 
 FORMATS = ("jsonl", "csv", "parquet", "txt")
@@ -35,23 +37,15 @@ class InputFile:
     format: str
 
     @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
-        """The file's bytes. Raises DataError for a file that cannot be read."""
+    def open(self) -> Iterator[IO[bytes]]:
+        """The file's bytes, decompressed. Raises DataError for a file that cannot be read."""
         if self.path is None:
             yield sys.stdin.buffer
             return
-        hint = f"ls -l {self.name}"
-        if self.path.is_dir():
-            raise DataError(f"{self.name} is a directory", "an input is a file", f"name its files: {self.name}/*")
-        if self.path.exists() and not self.path.is_file():
-            raise DataError(f"{self.name} is not a regular file", "an input is a file, or - for stdin", hint)
-        try:
-            with open(self.path, "rb") as stream:
-                yield stream
-        except OSError as error:
-            if error.filename not in (None, str(self.path)):
-                raise
-            raise DataError(f"{self.name} cannot be read", error.strerror or str(error), hint) from error
+        hint = f"name its files: {self.name}/*" if self.path.is_dir() else f"ls -l {self.name}"
+        check_regular(self.path, self.name, "an input is a file, or - for stdin", hint)
+        with open_content(TextFile(self.path, self.name)) as stream:
+            yield stream
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ def input_file(name: str, format: str | None = None) -> InputFile:
     if name == STDIN:
         return InputFile(STDIN, None, format or "jsonl")
     path = Path(name)
-    return InputFile(name, path, format or path.suffix.lower().removeprefix("."))
+    return InputFile(name, path, format or TextFile(path, name).format.removeprefix("."))
 
 
 def read_rows(file: InputFile, *, text_field: str = "text") -> Iterator[Row]:

@@ -49,7 +49,7 @@ def test_each_image_is_in_one_split(project: Project, write: Write) -> None:
     values = arrays()
     write("images.npz", archive(**values))
     data = open_(project)
-    assert data.image_shape == (8, 6, 1)
+    assert data.spec.image_shape == (8, 6, 1)
     assert data.classes == ("0", "1", "2", "3", "4")
     assert data.num_classes == 5
     found = [image.tobytes() for split in ("train", "validation") for image in data.images[split]]
@@ -79,7 +79,7 @@ def test_copies_of_an_image_stay_together(project: Project, write: Write) -> Non
 def test_colour_images(project: Project, write: Write) -> None:
     write("images.npz", archive(**arrays(size=(8, 6, 3))))
     data = open_(project, flip=True, shift=1)
-    assert data.image_shape == (8, 6, 3)
+    assert data.spec.image_shape == (8, 6, 3)
     assert data.source("train", batch_size=4, seed=0).read(0, ALL)["images"].shape == (4, 8, 6, 3)
 
 

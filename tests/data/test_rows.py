@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import math
@@ -26,6 +27,14 @@ def test_rows_of_csv(tmp_path: Path) -> None:
     found = read(tmp_path / "a.csv")
     assert [dict(row.values) for row in found] == [{"name": "two\nlines", "x": "1"}, {"name": 'a "b"', "x": "2"}]
     assert [(row.number, row.place.rpartition(":")[2]) for row in found] == [(1, "3"), (2, "5")]
+
+
+def test_compressed_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'\xef\xbb\xbf{"x": 1}\n{"x": 2}\n'))
+    assert [row.values["x"] for row in read(tmp_path / "a.jsonl.gz")] == [1, 2]
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"x\n1\n" * 99)[:-9])
+    with pytest.raises(DataError, match=r"b\.csv\.gz cannot be decompressed"):
+        read(tmp_path / "b.csv.gz")
 
 
 @pytest.mark.parametrize(
