@@ -51,7 +51,7 @@ def test_each_image_is_in_one_split(project: Project, write: Write) -> None:
     data = open_(project)
     assert data.spec.image_shape == (8, 6, 1)
     assert data.classes == ("0", "1", "2", "3", "4")
-    assert data.num_classes == 5
+    assert len(data.classes) == 5
     found = [image.tobytes() for split in ("train", "validation") for image in data.images[split]]
     assert sorted(found) == sorted(image.tobytes() for image in values["train_images"])
     assert 3 <= len(data.labels["validation"]) <= 25

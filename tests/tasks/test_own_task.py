@@ -40,8 +40,8 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def aifx(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return warm.run(args, project, os.environ)
+def aifx(project: Path, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return warm.run(args, project, os.environ, stdin=stdin)
 
 
 def test_the_documented_task_trains_and_passes_its_gate(project: Path) -> None:
@@ -62,6 +62,45 @@ def test_the_documented_task_trains_and_passes_its_gate(project: Path) -> None:
         assert failed.returncode == 2
         assert word in failed.stderr
         assert "Traceback" not in failed.stderr
+
+
+    check_new_data(project)
+
+
+def check_new_data(project: Path) -> None:
+    """The trained task makes predictions and measures other data without what it was trained on."""
+    readings = np.loadtxt(project / "data/readings.csv")
+    (project / "data/readings.csv").rename(project / "june.csv")
+    windows = np.lib.stride_tricks.sliding_window_view(readings, 12)[:-1]
+    rows = "".join(json.dumps({"readings": window.tolist()}) + "\n" for window in windows)
+    predicted = aifx(project, "predict", "-", stdin=rows)
+    assert predicted.returncode == 0, predicted.stderr
+    values = np.array([json.loads(line)["value"] for line in predicted.stdout.splitlines()])
+    measured = aifx(project, "eval", "--data", "june.csv", "--json")
+    assert measured.returncode == 0, measured.stderr + measured.stdout
+    (report,) = json.loads(measured.stdout)["datasets"]
+    assert report["metrics"]["mean_absolute_error"] == pytest.approx(np.abs(values - readings[12:]).mean(), rel=1e-4)
+    for row, words in (
+        ('{"readings": [1, 2]}', ["-:1: the row cannot be used", "holds 2 numbers, not 12"]),
+        ('{"reading": []}', ["-:1", "no field 'readings'"]),
+        ('{"readings": {}}', ["-:1", "TypeError"]),
+    ):
+        failed = aifx(project, "predict", "-", stdin=row)
+        assert failed.returncode == 2, failed.stderr
+        for word in words:
+            assert word in failed.stderr
+    code = documented_task()
+    for old, new, args, words in (
+        ("def encode(", "def code(", ["predict", "-"], ["does not define encode", "docs/tasks.md"]),
+        ('batch["windows"])}', 'batch["window"])}', ["predict", "-"], ["Forecast.predictions failed", "forecast.py:"]),
+        ("def with_data(", "def data(", ["eval", "--data", "june.csv"], ["does not define with_data"]),
+    ):
+        assert old in code
+        (project / "forecast.py").write_text(code.replace(old, new))
+        failed = aifx(project, *args, stdin=rows)
+        assert failed.returncode == 2, failed.stderr
+        for word in words:
+            assert word in failed.stderr
 
 
 def open_task(project: Path) -> None:

@@ -20,6 +20,7 @@ from aifx.loading import LoadedModel
 from aifx.nn.specs import init_params
 from aifx.project import Project
 from aifx.runs import write_text
+from aifx.runs.binding import open_digests
 from aifx.tasks import create_task
 
 PICTURES = Path(__file__).parents[2] / "templates/vision-inspection/data/fashion_mnist_small.npz"
@@ -42,6 +43,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = found.run("main")
     task = create_task(config, found, run.assets, say=str)
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
+    checkpoints.bind(open_digests(run, config, is_fresh=True).binding)
     checkpoints.save(1, {"params": init_params(task.model.specs(), jax.random.key(0))}, host={})
     checkpoints.close()
     write_text(run.config, config.to_toml())
