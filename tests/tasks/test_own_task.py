@@ -63,7 +63,6 @@ def test_the_documented_task_trains_and_passes_its_gate(project: Path) -> None:
         assert word in failed.stderr
         assert "Traceback" not in failed.stderr
 
-
     check_new_data(project)
 
 
