@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from aifx.kernels import run_choices
 from aifx.nn.precision import cast_floating, compute_dtype
 from aifx.nn.quantized import quantize_matrices
 from aifx.nn.specs import Params
+from aifx.parsing import parse_json
 from aifx.project import Project, RunDirectory
 from aifx.tasks.base import Sums, Task, Totals
 from jax_kernels.choosing import using
@@ -262,7 +262,7 @@ def reports_of_step(path: Path, run: str, step: int) -> Iterator[dict[str, Any]]
         kept: dict[str, Any] = {"schema_version": 1, "run": run, "step": step, "splits": {}, "datasets": []}
         # None yet, or not one of ours: this one is whole by itself.
         with suppress(OSError, ValueError, TypeError, AttributeError):
-            found = json.loads(read_file(path))
+            found = parse_json(read_file(path))
             kept |= {"splits": dict(found.get("splits", {})), "datasets": list(found.get("datasets", []))}
         yield kept
         write_json(path, kept)

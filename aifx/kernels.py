@@ -17,6 +17,7 @@ from aifx.data.base import Say
 from aifx.files import read_file
 from aifx.nn.specs import map_specs
 from aifx.parallel import DATA_AXIS
+from aifx.parsing import parse_json
 from aifx.project import Project, RunDirectory, cache_path
 from aifx.runs import write_json
 from jax_kernels.choosing import Choices, using
@@ -150,7 +151,7 @@ def winners_path() -> Path:
 def _read(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
     """The choices that the run made, by kind of device; empty if it has made none."""
     try:
-        document = json.loads(read_file(run.kernels))
+        document = parse_json(read_file(run.kernels))
         devices = {str(kind): list(entries) for kind, entries in document["devices"].items()}
         for entries in devices.values():
             _latest(entries)

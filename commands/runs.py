@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json as json_module
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -13,10 +12,6 @@ from aifx.commands.options import JsonOption
 from aifx.commands.runs_manage import rename, rm, tag
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import ExitCode, UsageError
-from aifx.files import read_file
-
-if TYPE_CHECKING:
-    from aifx.project import RunDirectory
 
 app = typer.Typer(
     help="""List, show, compare, watch, tag, rename and delete runs.
@@ -109,7 +104,7 @@ def show(name: NameArgument = None, json: JsonOption = False) -> None:
         from aifx.checkpoint.listing import list_checkpoints
         from aifx.commands.run_page import RunPage, print_run
         from aifx.project import find_project
-        from aifx.runs import read_jsonl, run_status
+        from aifx.runs import read_jsonl, read_provenance, run_status
         from aifx.runs.reading import changed_settings, read_evaluations
 
         run = find_project().existing_run(name)
@@ -119,7 +114,7 @@ def show(name: NameArgument = None, json: JsonOption = False) -> None:
             records=read_jsonl(run.metrics),
             checkpoints=list_checkpoints(run.checkpoints),
             evaluations=read_evaluations(run),
-            provenance=_provenance(run),
+            provenance=read_provenance(run),
         )
         out.document(page.document())
         if not json:
@@ -201,11 +196,3 @@ def _follow(out: Output, watcher: Any, interval_s: float) -> None:
         watcher.live(out.err, interval_s)
     else:
         watcher.lines(out, interval_s)
-
-
-def _provenance(run: RunDirectory) -> dict[str, Any]:
-    try:
-        doc = json_module.loads(read_file(run.provenance))
-    except (OSError, ValueError):
-        return {}
-    return doc if isinstance(doc, dict) else {}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aifx.checkpoint.manifest import ITEM
 from aifx.files import UnsafeFile, read_file
+from aifx.parsing import parse_json
 
 FILE = "files.json"
 
@@ -25,7 +26,7 @@ def write_inventory(folder: Path) -> None:
 def missing_files(folder: Path) -> str | None:
     """What is missing of the checkpoint in `folder`, or None. Says nothing of bytes that were changed."""
     try:
-        sizes = json.loads(read_file(folder / ITEM / FILE, below=folder))["files"]
+        sizes = parse_json(read_file(folder / ITEM / FILE, below=folder))["files"]
         for name, size in sizes.items():
             path = folder / name
             if not path.is_file():

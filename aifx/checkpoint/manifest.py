@@ -16,6 +16,7 @@ from typing import Any
 from aifx.errors import CheckpointError
 from aifx.files import UnsafeFile, check_folder, read_file
 from aifx.os_errors import UNREADABLE
+from aifx.parsing import parse_json
 from aifx.runs.files import plain
 
 FORMAT = 2
@@ -88,7 +89,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = manifest_path(directory)
     try:
-        doc = json.loads(read_file(path, below=directory))
+        doc = parse_json(read_file(path, below=directory))
         checksum = doc.pop("checksum")
         # The checksum comes first, whatever the format: a flipped bit must not pass for a newer one.
         if checksum != _checksum(doc):

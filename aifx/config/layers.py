@@ -16,6 +16,7 @@ from aifx.config.mistakes import Mistake
 from aifx.config.resolved import SECTION_NAMES, Origin, section_models
 from aifx.errors import ConfigError, did_you_mean, nearest
 from aifx.files import read_file
+from aifx.parsing import parse_toml
 
 _VARIABLE = re.compile(r"AIFX_(.*?)__(.*)")
 
@@ -123,20 +124,20 @@ def _read(path: Path, label: str, *, follow: bool) -> str:
 
 def _parse(text: str, label: str) -> dict[str, Any]:
     try:
-        return tomli.loads(text)
+        return parse_toml(text)
     except tomli.TOMLDecodeError as error:
         raise ConfigError(
             f"{label}:{error.lineno}:{error.colno}: not TOML", str(error), "https://toml.io/en/v1.0.0 has the syntax"
         ) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
+    except ValueError as error:  # a number of thousands of digits, brackets a thousand deep
         raise ConfigError(f"{label}: not a configuration", str(error).splitlines()[0], "see docs/config.md") from error
 
 
 def _typed(text: str, origin: Origin) -> Given:
     """The TOML value that `text` spells, else `text` itself."""
     try:
-        document = tomli.loads(f"value = {text}")
-    except (ValueError, RecursionError):
+        document = parse_toml(f"value = {text}")
+    except ValueError:
         return Given(text, origin, text)
     return Given(document["value"], origin, text) if document.keys() == {"value"} else Given(text, origin, text)
 

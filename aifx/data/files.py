@@ -7,7 +7,6 @@ come in pieces so that one of any length needs little memory; `find_cut` says wh
 from __future__ import annotations
 
 import glob
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from aifx.data.encoding import COMPRESSIONS, DecodeErrors, FileScan, decode_blocks, decode_lines, scan_text
 from aifx.data.parquet import read_column, scan_column
 from aifx.errors import DataError, did_you_mean
+from aifx.parsing import parse_json
 from aifx.project import Project
 
 COMPRESSIBLE = (".txt", ".jsonl")
@@ -187,11 +187,9 @@ def _jsonl(file: TextFile, text_field: str, errors: DecodeErrors) -> Iterator[st
         if not line or line.isspace():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise DataError(f"{where}: not JSON", str(error), hint) from None
-        except RecursionError:
-            raise DataError(f"{where}: not JSON that can be read", "it is nested too deeply", hint) from None
         if not isinstance(record, dict):
             raise DataError(f"{where}: not a JSON object", f"it is {type(record).__name__}", hint)
         if text_field not in record:

@@ -7,7 +7,6 @@ run, and what a command or library would have said is read from `aifx-captured/`
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aifx.health.facts import Absent, Unknown
+from aifx.parsing import parse_json
 from aifx.programs import find_program
 from aifx.redaction import is_secret_variable, redact
 
@@ -128,8 +128,8 @@ class Host:
         if not isinstance(text, str):
             return text
         try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
+            return parse_json(text)
+        except ValueError as error:
             return Unknown(f"{name} is no JSON: {error}")
 
     def _of_disk(self, path: str, read: Callable[[], T]) -> T | Absent | Unknown:

@@ -11,11 +11,12 @@ Oct 10 03:06:53 n1 kernel: [12.345] text          journalctl, /var/log/kern.log
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from aifx.parsing import parse_json
 
 KMSG = re.compile(r"\d{1,10},\d{1,20},(?P<us>\d{1,18}),[^;]*;(?P<text>.*)")
 DMESG = re.compile(
@@ -128,7 +129,7 @@ def _of_kernel(text: str) -> str:
 
 def _of_journal(line: str) -> tuple[str, float, str] | None:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:
         return None
     if not isinstance(entry, dict):

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from aifx.errors import ConfigError, UsageError, did_you_mean, nearest
 from aifx.health.conditions import COMPARISONS
+from aifx.parsing import parse_toml
 
 Severity = Literal["critical", "warning", "info"]
 RULE_ID = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*(\.[a-z0-9]+(_[a-z0-9]+)*)+")
@@ -153,13 +154,13 @@ def read_site(path: Path | None) -> Site:
     if found is None:
         return Site()
     try:
-        return Site.model_validate(tomli.loads(found.read_text("utf-8")))
+        return Site.model_validate(parse_toml(found.read_text("utf-8")))
     except OSError as error:
         raise ConfigError(f"{found} cannot be read", error.strerror or str(error), f"ls -l {found}") from None
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{found} is no TOML", str(error), "docs/doctor.md shows such a file") from None
     except ValidationError as error:
         raise ConfigError(f"{found} cannot be used", _mistakes(error), "docs/doctor.md shows such a file") from None
+    except ValueError as error:
+        raise ConfigError(f"{found} is no TOML", str(error), "docs/doctor.md shows such a file") from None
 
 
 def load_rules(site: Site | None = None) -> dict[str, Rule]:

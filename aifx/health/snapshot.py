@@ -17,6 +17,7 @@ from aifx.errors import DataError
 from aifx.health.facts import Absent, Facts, Scope, Unknown, from_document, to_document
 from aifx.health.host import Host, within
 from aifx.health.probes import Probe
+from aifx.parsing import parse_json
 from aifx.redaction import redact
 
 SCHEMA_VERSION = 1
@@ -122,10 +123,10 @@ def read(path: Path) -> Snapshot:
     """Raises DataError for a file that is no snapshot."""
     hint = "aifx doctor --record FILE writes one"
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = parse_json(path.read_text("utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read", error.strerror or str(error), hint) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path} is no snapshot", f"it is no JSON: {error}", hint) from None
     return parse(document, str(path))
 

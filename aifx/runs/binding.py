@@ -19,6 +19,7 @@ from aifx.config import Config
 from aifx.config.resolved import number_settings, setting_default
 from aifx.errors import CheckpointError
 from aifx.files import open_file, read_file
+from aifx.parsing import parse_json
 from aifx.project import RunDirectory
 from aifx.runs.files import write_json
 
@@ -74,7 +75,7 @@ def open_digests(run: RunDirectory, config: Config, *, is_fresh: bool) -> RunDig
 def read_digests(run: RunDirectory) -> RunDigests:
     """The digests of a run. Raises CheckpointError if they are missing or cannot be read."""
     try:
-        doc = json.loads(read_file(run.digests))
+        doc = parse_json(read_file(run.digests))
         values, assets, kernels = doc["settings"]["values"], doc["assets"], doc["kernels"]
         return RunDigests(str(doc["run_id"]), dict(values), dict(assets), dict(kernels))
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -142,7 +143,7 @@ def kernel_digest(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _kernel_choices(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
     """The choices in `kernels.json` by kind of device; empty if it is missing or is not as aifx writes it."""
     try:
-        devices = json.loads(read_file(run.kernels))["devices"].items()
+        devices = parse_json(read_file(run.kernels))["devices"].items()
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return {}
     return {kind: [c for c in choices if isinstance(c, dict)] for kind, choices in devices if isinstance(choices, list)}

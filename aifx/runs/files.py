@@ -14,6 +14,7 @@ from typing import Any
 from aifx.errors import EnvironmentFault
 from aifx.files import RECORDS_LIMIT, open_file, read_file, replace_file
 from aifx.os_errors import FULL, could_not, errno_of, naming
+from aifx.parsing import parse_json
 
 
 def plain(value: Any) -> Any:
@@ -64,7 +65,7 @@ def parse_lines(data: bytes) -> list[dict[str, Any]]:
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:  # of JSON and of UTF-8
         return None
     return record if isinstance(record, dict) else None

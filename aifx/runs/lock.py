@@ -19,6 +19,7 @@ from typing import Any
 
 from aifx.errors import RunBusy
 from aifx.files import open_file, read_file
+from aifx.parsing import parse_json
 from aifx.project import RunDirectory
 from aifx.redaction import redact_arguments
 
@@ -99,7 +100,7 @@ def is_held(run: RunDirectory) -> bool:
 def holder(run: RunDirectory) -> Holder | None:
     """Who holds the run, or held it last; None when nobody ever did."""
     try:
-        who: Any = json.loads(read_file(run.lock))
+        who: Any = parse_json(read_file(run.lock))
         return Holder(int(who["pid"]), str(who["host"]), str(who["command"]), float(who["since"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -12,6 +11,7 @@ from typing import Any
 
 from aifx.errors import AifxError, UsageError
 from aifx.files import check_folder, read_file
+from aifx.parsing import parse_json
 from aifx.project import RUN_NAME, Project, RunDirectory
 from aifx.runs.files import sync_directory, write_json
 from aifx.runs.lock import RunLock
@@ -64,8 +64,8 @@ def _rename_in_evaluations(run: RunDirectory) -> None:
     """Put the run's name into its reports; a report that cannot be read stays as it is."""
     for path in run.eval.glob("*.json"):
         try:
-            document = json.loads(read_file(path, below=run.path))
-        except (OSError, ValueError, RecursionError, AifxError):
+            document = parse_json(read_file(path, below=run.path))
+        except (OSError, ValueError, AifxError):
             continue
         if isinstance(document, dict) and "run" in document:
             before = path.stat()
@@ -76,8 +76,8 @@ def _rename_in_evaluations(run: RunDirectory) -> None:
 def read_tags(run: RunDirectory) -> tuple[str, ...]:
     """The tags of a run, sorted; none if the file is missing or holds anything else."""
     try:
-        document: Any = json.loads(read_file(run.tags, below=run.path))
-    except (OSError, ValueError, RecursionError, AifxError):
+        document: Any = parse_json(read_file(run.tags, below=run.path))
+    except (OSError, ValueError, AifxError):
         return ()
     tags = document.get("tags") if isinstance(document, Mapping) else None
     return tuple(sorted({tag for tag in tags if _is_tag(tag)})) if isinstance(tags, list) else ()

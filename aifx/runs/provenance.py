@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 
 import aifx
 from aifx.files import read_file
+from aifx.parsing import parse_json
 from aifx.programs import find_program
 from aifx.project import RunDirectory
 from aifx.redaction import is_secret_variable, redact, redact_arguments
@@ -82,7 +82,7 @@ def provenance(root: Path, *, data_digest: str, devices: Sequence[Device]) -> di
 def read_provenance(run: RunDirectory) -> dict[str, Any]:
     """What `provenance` wrote into the run; empty where there is none that can be read."""
     try:
-        document = json.loads(read_file(run.provenance))
+        document = parse_json(read_file(run.provenance))
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}

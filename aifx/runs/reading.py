@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli
-
 from aifx.files import open_file, read_file
+from aifx.parsing import parse_json, parse_toml
 from aifx.project import RunDirectory
 from aifx.runs.files import parse_lines
 from aifx.runs.status import number
@@ -41,7 +39,7 @@ class Evaluation:
 def read_settings(run: RunDirectory) -> dict[str, Any]:
     """Every value of `config.toml` by key; empty where it cannot be read."""
     try:
-        sections = tomli.loads(read_file(run.config).decode())
+        sections = parse_toml(read_file(run.config).decode())
     except (OSError, ValueError):
         return {}
     flat: dict[str, Any] = {}
@@ -80,7 +78,7 @@ def read_evaluations(run: RunDirectory) -> list[Evaluation]:
     found = []
     for path in run.eval.glob("*.json"):
         try:
-            doc = json.loads(read_file(path, below=run.path))
+            doc = parse_json(read_file(path, below=run.path))
             for split, entry in [*doc["splits"].items(), *_datasets(doc)]:
                 gates, passed = entry.get("gates", []), bool(entry.get("passed", True))
                 when = number(entry.get("measured_at"))

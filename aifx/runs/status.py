@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli
-
 from aifx.errors import AifxError
 from aifx.files import RECORDS_LIMIT, read_file
+from aifx.parsing import parse_toml
 from aifx.project import RunDirectory
 from aifx.runs.files import parse_line, read_jsonl
 from aifx.runs.lock import holder, is_held
@@ -181,7 +180,7 @@ def _told_step(events: Sequence[Mapping[str, Any]]) -> int:
 
 def _num_steps(run: RunDirectory) -> int | None:
     try:
-        steps = tomli.loads(read_file(run.config).decode())["train"]["num_steps"]
+        steps = parse_toml(read_file(run.config).decode())["train"]["num_steps"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return steps if isinstance(steps, int) else None

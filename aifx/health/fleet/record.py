@@ -11,6 +11,7 @@ import aifx
 from aifx.errors import AifxError, DataError
 from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
+from aifx.parsing import parse_json
 from aifx.redaction import redact_values
 
 VERSION = 1
@@ -57,9 +58,9 @@ def read_record(path: Path) -> tuple[list[Node], list[str]]:
     """The nodes and those that were not heard. A last line that was cut off counts for nothing. Raises DataError."""
     try:
         first, *lines = path.read_text("utf-8").splitlines()
-        head = json.loads(first)
+        head = parse_json(first)
         asked = [str(name) for name in head["asked"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is no record of a fleet", str(error), "aifx doctor --hosts FILE --record FILE"
         ) from None
@@ -68,8 +69,8 @@ def read_record(path: Path) -> tuple[list[Node], list[str]]:
     found: dict[str, Node] = {}
     for number, line in enumerate(lines):
         try:
-            node = _node(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            node = _node(parse_json(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines) - 1:
                 break
             raise DataError(f"{path}, line {number + 2}: no answer of a node", str(error)) from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import os
 import re
 import shlex
@@ -26,6 +25,7 @@ import httpx
 from aifx.errors import AifxError, EnvironmentFault
 from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
+from aifx.parsing import parse_json
 from aifx.programs import need_program
 
 MAX_BYTES = 32 << 20
@@ -116,8 +116,8 @@ async def _fetched(client: httpx.AsyncClient, url: str) -> bytes:
     body = bytes(received) if encoding == "identity" else _unpacked(bytes(received))
     if answer.status_code != 200:
         said = _last_line(body)
-        with suppress(ValueError, AttributeError, RecursionError):
-            said = str(json.loads(body).get("error", said))
+        with suppress(ValueError, AttributeError):
+            said = str(parse_json(body).get("error", said))
         raise NoReport(f"it answers {answer.status_code} {answer.reason_phrase}: {said}")
     return body
 
@@ -277,7 +277,7 @@ def _document(body: bytes) -> Any:
     begins = [0, *(match.end() - 1 for match in re.finditer(r"\n\{", text))]
     for begin in begins[:MAX_BEGINS]:
         with suppress(ValueError):
-            return json.loads(text[begin:])
+            return parse_json(text[begin:])
     raise NoReport(f"it sent no JSON: {_last_line(body) or 'nothing'}")
 
 

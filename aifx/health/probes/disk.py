@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import statistics
@@ -19,6 +18,7 @@ from aifx.health.facts import Absent, Unknown
 from aifx.health.host import Host, within
 from aifx.health.probes import Probe
 from aifx.health.probes.space import space
+from aifx.parsing import parse_json
 from aifx.private_folders import make_private
 from aifx.project import cache_location
 
@@ -239,8 +239,8 @@ def _smart(host: Host, name: str) -> dict[str, Any]:
         # One word of it for each drive is enough.
         return dict.fromkeys(SMART, Absent(f"{text.why}: {mend}")) | {"critical_warning": Unknown(text.why, mend)}
     try:
-        told = json.loads(text)
-    except json.JSONDecodeError as error:
+        told = parse_json(text)
+    except ValueError as error:
         return dict.fromkeys(SMART, Unknown(f"the account of {name} is no JSON: {error}"))
     told = told.get("nvme_smart_health_information_log") if tool and isinstance(told, dict) else told
     told = told if isinstance(told, dict) else {}

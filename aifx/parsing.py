@@ -1,0 +1,53 @@
+"""JSON and TOML of other people's files: nesting has a limit, beyond which code that walks the value would break."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import tomli
+
+MAX_DEPTH = 64
+"""Levels of a document. What aifx writes has fewer than ten."""
+
+TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The value of a JSON document. Raises ValueError, also for one that is nested too deeply."""
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    if _brackets(data) > MAX_DEPTH:  # walking each line of a long file would take long
+        _check_depth(value)
+    return value
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML document. Raises ValueError, tomli.TOMLDecodeError with the line where it can."""
+    try:
+        tables = tomli.loads(text)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    _check_depth(tables)  # a dotted key is as deep as it has dots
+    return tables
+
+
+def _brackets(data: bytes | str) -> int:
+    if isinstance(data, bytes):
+        return data.count(b"[") + data.count(b"{")
+    return data.count("[") + data.count("{")
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for one in level for item in _items(one) if isinstance(item, (dict, list))]
+        if not level:
+            return
+    raise ValueError(TOO_DEEP)
+
+
+def _items(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
