@@ -99,13 +99,14 @@ def in_sample(program: Program, commit: str) -> bool:
 
 def due_programs(programs: list[Program], of_versions: str, table: Table) -> list[Program]:
     """Those that have not compiled under these versions from the sources as they are now."""
-    compiled = {
-        name
-        for group, entry in table.get(of_versions, {}).items()
-        if entry["sources"] == sources_digest(*group.split(", "))
-        for name in entry["programs"]
-    }
-    return [program for program in programs if program.name not in compiled]
+    groups = table.get(of_versions, {})
+
+    def compiled(program: Program) -> bool:
+        entry = groups.get(program.group, {"sources": None, "programs": []})
+        current = entry["sources"] == sources_digest(program.op, program.implementation)
+        return current and program.name in entry["programs"]
+
+    return [program for program in programs if not compiled(program)]
 
 
 def versions(python: str) -> str:
@@ -190,10 +191,15 @@ def read_table() -> Table:
 
 
 def record(reports: list[Path], table: Table, of_versions: str) -> Table:
-    """A table with what the JUnit reports say compiled. Entries of versions that no lock names are dropped."""
+    """A table with what the JUnit reports say compiled, without versions that no lock names and ops that are gone."""
     locked = {versions(python) for python in ("3.11", "3.12", "3.13")} | {of_versions}
-    table = {key: groups for key, groups in table.items() if key in locked}
     known = {program.name: program for program in all_programs(every=False)}
+    current = {program.group for program in known.values()}
+    table = {
+        key: {group: entry for group, entry in groups.items() if group in current}
+        for key, groups in table.items()
+        if key in locked
+    }
     for report in reports:
         for case in ElementTree.parse(report).iter("testcase"):
             program = known.get((case.get("name") or "").partition("[")[2].removesuffix("]"))

@@ -100,8 +100,11 @@ def test_a_record_keeps_what_still_holds(tmp_path: Path) -> None:
     first, second = [x for x in all_programs(every=False, fewer=False) if x.group == "swiglu, pallas_tpu"][:2]
     stale = {"sources": "old", "programs": [second.name]}
     newest = versions("3.13.0")
-    table = record([report(tmp_path / "1.xml", first.name)], {"jax 0": {}, newest: {first.group: stale}}, HERE_AND_NOW)
+    before = {"jax 0": {}, newest: {first.group: stale, "an op, that is gone": stale}}
+    assert due_programs([first, second], newest, before) == [first, second]
+    table = record([report(tmp_path / "1.xml", first.name)], before, HERE_AND_NOW)
     assert table.keys() == {newest, HERE_AND_NOW}
+    assert table[newest].keys() == {first.group}
     table = record([report(tmp_path / "2.xml", second.name)], table, HERE_AND_NOW)
     assert table[HERE_AND_NOW][first.group]["programs"] == sorted([first.name, second.name])
     table = record([report(tmp_path / "3.xml", first.name)], table, newest)
