@@ -5,7 +5,6 @@ Exit codes are part of the interface (docs/exit-codes.md): scripts branch on the
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -86,6 +85,8 @@ class Stopped(AifxError):
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` most likely meant, or None."""
+    import difflib
+
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.55)
     return matches[0] if matches else None
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from aifx.commands import stopping
 from aifx.commands.doctor_bisect import BUDGET_S, bisect_fleet, show_search
 from aifx.commands.doctor_options import code_of
 from aifx.commands.terminal import Output
@@ -233,6 +234,7 @@ def ask(out: Output, asking: Asking, record: Path | None = None) -> tuple[list[N
             code = ExitCode.INTERRUPTED
         except asyncio.CancelledError:  # how `_ask` ends on SIGTERM
             code = ExitCode.PREEMPTED
+        stopping.run_body()  # asyncio leaves SIGTERM to the system
     if recorder is not None:
         recorder.close()
     return [found[name] for name in targets.all if name in found], [n for n in targets.all if n not in found], code

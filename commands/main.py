@@ -10,11 +10,8 @@ import os
 import sys
 from contextlib import suppress
 
-from aifx.commands.callers import Told, caller_of
-from aifx.commands.terminal import report
+from aifx.commands import stopping
 from aifx.errors import ExitCode
-from aifx.host_memory import restart_with_huge_pages
-from aifx.sanitize import escape_controls
 
 COMPUTE = ("train", "eval", "predict")
 """Commands that run large programs, for whose memory a restart pays."""
@@ -28,13 +25,19 @@ SPELT = {"µ": "u", "±": "+-", "…": "...", "—": "-", "–": "-", "×": "x",
 def main() -> None:
     """Entry point of the console script."""
     args = sys.argv[1:]
+    stopping.enter(args)
     if next((arg for arg in args if not arg.startswith("-")), None) in COMPUTE:
-        restart_with_huge_pages()
+        from aifx.host_memory import restart_with_huge_pages
+
+        with stopping.blocked():
+            restart_with_huge_pages()
     sys.exit(run(args))
 
 
 def run(args: list[str]) -> int:
     """Runs one command and returns its exit code. Raises nothing."""
+    from aifx.commands.callers import Told, caller_of
+
     _prepare_streams()
     ours, theirs = _split(args)
     json, caller = "--json" in ours, caller_of(ours)
@@ -45,11 +48,15 @@ def run(args: list[str]) -> int:
         from aifx.commands.app import invoke
 
         code = invoke(args)
+        stopping.end_body()
     except SystemExit as error:
+        stopping.end_body()
         code = _status(error)
         if caller is not None and isinstance(error, Told):
             return code if _flush(code) == code else caller.unable
     except BaseException as error:
+        stopping.end_body()
+        error = stopping.cause_of(error)
         code = _report(error, json) if caller is None else caller.fail(error)
     code = _flush(code)
     return code if caller is None or code == ExitCode.OK else caller.unable
@@ -57,6 +64,8 @@ def run(args: list[str]) -> int:
 
 def _report(error: BaseException, json: bool) -> int:
     """Tells a failure, even one whose telling fails."""
+    from aifx.commands.terminal import report
+
     try:
         return report(error, json=json)
     except KeyboardInterrupt:
@@ -74,6 +83,8 @@ def _split(args: list[str]) -> tuple[list[str], list[str]]:
 def _status(error: SystemExit) -> int:
     if error.code is None or isinstance(error.code, int):
         return int(error.code or 0)
+    from aifx.sanitize import escape_controls
+
     with suppress(BrokenPipeError):
         sys.stderr.write(f"{escape_controls(str(error.code))}\n")
     return ExitCode.UNABLE

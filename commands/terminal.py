@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
+from aifx.commands import stopping
 from aifx.commands.failures import as_error, is_debugging, print_traceback
 from aifx.errors import AifxError, ExitCode
 from aifx.sanitize import escape_controls, escape_in_json, one_line
@@ -38,13 +39,17 @@ def terminal(json: bool = False) -> Iterator[Output]:
     """Runs a command's body and turns whatever it raises into an exit code (docs/exit-codes.md)."""
     out = Output(json)
     try:
+        stopping.run_body()
         yield out
+        stopping.end_body()
         out.flush()
     except SystemExit:
+        stopping.end_body()
         out.flush()
         raise
     except BaseException as error:
-        raise SystemExit(report(error, json=json)) from None
+        stopping.end_body()
+        raise SystemExit(report(stopping.cause_of(error), json=json)) from None
 
 
 class Output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -58,9 +59,11 @@ def train(
 
         # Before anything heavy is imported: a signal is heard from here on, whatever is being imported or compiled.
         with StopSignals() as stop:
+            stop.before_exit.append(lambda status, _: _write_interrupted(status))
             result = _train(DEFAULT_RUN if run is None else run, overrides or [], fork, step, profile, out, stop)
-        out.document(result.document())
-        _show(result, out, profile, overrides or [])
+            stop.finish()  # also of a run that had ended before: a signal must not take its answer
+            out.document(result.document())
+            _show(result, out, profile, overrides or [])
         if result.exit_code:
             raise SystemExit(int(result.exit_code))
 
@@ -76,16 +79,21 @@ def _train(
     from aifx.config import load_config
     from aifx.project import find_project
     from aifx.train import train as train_run
+    from aifx.train.standing import standing
 
     project = find_project()
     config = load_config(project, overrides)
     progress = make_progress(out)
 
-    def told_at_last(status: str, why: str) -> None:
+    def write_standing(status: str, why: str) -> None:
+        """What is on disk of the run; called by the thread that heard the signal, which must not wait for an import."""
         progress.abandon()
-        _last_words(name if fork is None else fork, status, why, out)
+        with suppress(BrokenPipeError):
+            out.document(standing(project.run(name if fork is None else fork), status).document())
+            out.flush()
+            out.say(f"{status}: {why}")
 
-    stop.before_exit.append(told_at_last)
+    stop.before_exit[:] = [write_standing]
     return train_run(
         project,
         config,
@@ -99,16 +107,13 @@ def _train(
     )
 
 
-def _last_words(name: str, status: str, why: str, out: Output) -> None:
-    """What a process that must end where it stands has to say; called from the thread that heard the signal."""
-    from aifx.project import find_project
-    from aifx.train.standing import standing
+def _write_interrupted(status: str) -> None:
+    """Write the answer of a run that a signal ends before its configuration is read."""
+    import sys
 
-    result = standing(find_project().run(name), status)
-    with suppress(BrokenPipeError):
-        out.document(result.document())
-        out.flush()
-        out.say(f"{status}: {why}")
+    from aifx.commands.stopping import write_interrupted
+
+    write_interrupted(signal.SIGINT if status == "interrupted" else signal.SIGTERM, sys.argv[1:])
 
 
 def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str]) -> None:

@@ -51,6 +51,7 @@ class StopSignals:
         self._guarded = False
         self._timeout_s = 30.0
         self._done = False
+        self._leaving = False
         self._lock = threading.Lock()
         self._woken = 0  # signals seen by the C handlers
         self._handled = 0  # signals seen by the Python handlers: the same ones, later
@@ -77,8 +78,7 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._lock:
-            self._done = True
+        self.finish()
         if self._pipe is None:
             return
         for signum, handler in self._before.items():
@@ -94,9 +94,15 @@ class StopSignals:
             self._guarded = True
 
     def finish(self) -> None:
-        """The run's last word is being written: a signal that comes now changes nothing any more."""
+        """The run's last word is being written: a signal that comes now changes nothing any more.
+
+        Does not return if a signal is ending the process: a second last word would follow the first.
+        """
         with self._lock:
             self._done = True
+            is_leaving = self._leaving
+        if is_leaving:
+            threading.Event().wait()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         # An event loop in the main thread may have put its own wake-up file in place of ours for a while.
@@ -125,14 +131,14 @@ class StopSignals:
                 clock.daemon = True
                 clock.start()
                 return
-            self._done = True
+            self._done = self._leaving = True
         self._exit(signum, self.kept if first else f"stopped at once; {self.kept}")
 
     def _overdue(self, signum: int) -> None:
         with self._lock:
             if self._done:
                 return
-            self._done = True
+            self._done = self._leaving = True
         self._exit(signum, f"saving took longer than checkpoint.stop_timeout_s = {self._timeout_s:g} s; {self.kept}")
 
     def _exit(self, signum: int, word: str) -> None:

@@ -86,7 +86,7 @@ def test_while_importing_the_process_ends_cleanly(tiny, start: Start) -> None:
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert "Traceback" not in err
-    assert process.returncode in (75, -signal.SIGTERM), "before our first line the signal is the system's"
+    assert process.returncode in (75, -signal.SIGTERM), "before aifx's first line the signal is the system's"
 
 
 def test_a_second_signal_ends_it_at_once(tiny, start: Start) -> None:

@@ -1,0 +1,156 @@
+"""Signals from the entry point to the exit: one exit code, one document, no traceback, wherever they hit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from program import environ, probe
+
+HOOKED = """
+import os, sys
+class Counting:
+    # Sends the signal to this process when it imports its N-th module.
+    def find_spec(self, name, path=None, target=None):
+        Counting.left -= 1
+        if Counting.left == 0:
+            os.kill(os.getpid(), Counting.number)
+Counting.left, Counting.number = map(int, sys.argv[1:3])
+from aifx.commands.main import main
+sys.argv[:] = ["aifx", *sys.argv[3:]]
+sys.meta_path.insert(0, Counting())
+main()
+"""
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
+
+
+def start(folder: Path, number: int, at: int, *args: str) -> subprocess.CompletedProcess[str]:
+    """`aifx args`, which gets the signal `number` at its import `at`."""
+    return subprocess.run(
+        [sys.executable, "-c", HOOKED, str(at), str(int(number)), *args],
+        cwd=folder,
+        env=environ(folder),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def assert_one_document(done: subprocess.CompletedProcess[str], code: int) -> None:
+    assert done.returncode == code, done
+    assert "Traceback" not in done.stderr
+    document = json.loads(done.stdout)
+    assert document["schema_version"] == 1
+    if "error" in document:
+        assert document["error"]["exit_code"] == code
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "aifx.toml").write_text('[task]\nkind = "tiny:TinyTask"\n')
+    shutil.copy(Path(__file__).parents[1] / "train" / "tiny.py", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("at", [1, 40, 200])
+def test_while_a_command_is_imported(project: Path, number: int, at: int) -> None:
+    assert_one_document(start(project, number, at, "runs", "ls", "--json"), CODES[signal.Signals(number)])
+
+
+@pytest.mark.parametrize(("number", "at"), [(signal.SIGINT, 90), (signal.SIGTERM, 350), (signal.SIGINT, 800)])
+def test_while_training_is_imported(project: Path, number: int, at: int) -> None:
+    assert_one_document(start(project, number, at, "train", "--json"), CODES[signal.Signals(number)])
+
+
+def test_without_json_it_is_an_error(project: Path) -> None:
+    done = start(project, signal.SIGTERM, 1, "runs", "ls")
+    assert (done.returncode, done.stdout, done.stderr) == (75, "", "error: interrupted\n  SIGTERM\n")
+
+
+def test_for_a_caller_with_codes_of_its_own(project: Path) -> None:
+    done = start(project, signal.SIGTERM, 40, "doctor", "--format", "nagios")
+    assert done.returncode == 3
+    assert done.stdout.startswith("AIFX UNKNOWN - interrupted")
+
+
+SENT = "import signal; os.kill(os.getpid(), signal.{})\n"
+BODIES = {
+    "in the body": ("SIGTERM", 75, "import time; {}time.sleep(20)"),
+    "turned into another error": (
+        "SIGINT",
+        130,
+        "import time\ntry:\n    {}    time.sleep(9)\nexcept KeyboardInterrupt:\n    time.sleep(0.3); raise ImportError",
+    ),
+    "outside of the interpreter": (
+        "SIGTERM",
+        75,
+        "import ctypes; from aifx.commands import stopping; stopping.PATIENCE_S = 0.2\n"
+        "lock = ctypes.CDLL(None).pthread_mutex_lock; mutex = ctypes.create_string_buffer(64)\n"
+        "lock(mutex); __import__('threading').Timer(0.2, lambda: os.kill(os.getpid(), 15)).start(); lock(mutex)",
+    ),
+    "a second one": (
+        "SIGTERM",
+        75,
+        "import time\ntry:\n    {}    time.sleep(20)\nexcept KeyboardInterrupt:\n    {}    time.sleep(20)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BODIES)
+def test_in_a_command(tmp_path: Path, case: str) -> None:
+    name, code, body = BODIES[case]
+    done = probe(tmp_path, body.replace("{}", SENT.format(name)), "--json", stdin=subprocess.DEVNULL)
+    assert_one_document(done, code)
+    assert "error" in json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_while_the_process_exits_the_answer_stands(tmp_path: Path, name: str) -> None:
+    """Handlers of Python's are gone when it finalizes: the system's would kill the process."""
+    body = f"""
+import atexit, signal
+number = signal.{name}
+atexit.register(os.kill, os.getpid(), number)
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=number): kill(pid, number)
+sys.modules["last of all"] = Last()
+out.document({{"answer": 1}})
+"""
+    done = probe(tmp_path, body, "--json")
+    assert_one_document(done, 0)
+    assert json.loads(done.stdout)["answer"] == 1
+    assert done.stderr == ""
+
+
+def test_while_the_answer_is_written_a_second_one_ends_it(tmp_path: Path) -> None:
+    """The reader of stdout has stalled."""
+    body = f"""
+import threading, signal
+reader, writer = os.pipe()
+os.dup2(writer, 1)
+for after_s in (0.3, 0.6):
+    threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGTERM)).start()
+out.document({{"answer": "x" * {1 << 20}}})
+"""
+    assert probe(tmp_path, body, "--json").returncode == 75
+
+
+def test_a_forked_child_ends_as_any_process_does(tmp_path: Path) -> None:
+    body = """
+import signal
+child = os.fork()
+if not child:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(3)
+assert os.waitpid(child, 0)[1] == signal.SIGTERM
+out.document({"answer": 1})
+"""
+    assert_one_document(probe(tmp_path, body, "--json"), 0)
