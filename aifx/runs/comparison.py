@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, TypeAlias
 
-from aifx.gates import scalars
 from aifx.project import RunDirectory
 from aifx.runs.files import read_jsonl
 from aifx.runs.reading import read_evaluations, read_settings
@@ -89,7 +88,9 @@ class _Curve:
         return min(((v, s) for s, v in self.validated.items() if until is None or s <= until), default=None)
 
     def last_validation(self) -> dict[str, float]:
-        return scalars(self.by_step[max(self.validated)]["validation"]) if self.validated else {}
+        """The metrics of the last validation; reports nested in it (those of classes) are left out."""
+        metrics = self.by_step[max(self.validated)]["validation"] if self.validated else {}
+        return {name: value for name, v in metrics.items() if (value := number(v)) is not None}
 
 
 def compare_runs(first: RunDirectory, second: RunDirectory) -> Comparison:
