@@ -27,7 +27,7 @@ CHUNK = 64
 InputArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="INPUT...", help="Files of rows, texts or images; - reads JSON Lines from stdin.", show_default=False
+        metavar="INPUT", help="Files of rows, texts or images; - reads JSON Lines from stdin.", show_default=False
     ),
 ]
 
@@ -68,7 +68,7 @@ def predict(
         aifx predict new.npz
         aifx predict rows.csv --output predictions.parquet
         aifx predict camera/*.png --output labels.csv --run main --step best
-        zcat texts.jsonl.gz | aifx predict - | head
+        generate-rows | aifx predict - | head
 
     The model comes from the run alone; the data that it was trained on is not read. Without --run, the run that was
     written last.

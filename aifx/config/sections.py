@@ -133,7 +133,7 @@ class EvalSection(Section):
         "test", description="Split that `aifx eval` reports.", json_schema_extra=FREE
     )
     checkpoint: Literal["best", "last"] = Field(
-        "best", description="Checkpoint that `aifx eval` and `aifx generate` take.", json_schema_extra=FREE
+        "best", description="Checkpoint that `aifx eval`, `predict` and `generate` take.", json_schema_extra=FREE
     )
     batch_size: NonNegativeInt = Field(0, description="Rows of an evaluation batch; 0 takes train.global_batch_size.")
     quantize: Quantization = Field(

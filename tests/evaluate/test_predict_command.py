@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,11 @@ def test_usage_of_predict(alone: Path, args: list[str], word: str) -> None:
     assert failed.stdout == "" or "--json" in args
     assert word in failed.stderr + failed.stdout
     assert "Traceback" not in failed.stderr
+
+
+def test_import_aifx_is_light() -> None:
+    code = "import sys, aifx; assert not {'jax', 'numpy', 'pydantic', 'typer'} & set(sys.modules), list(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_run_is_loaded_from_python(alone: Path) -> None:
