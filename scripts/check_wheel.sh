@@ -19,7 +19,8 @@ rm -rf dist build/lib build/bdist.*
 wheel=$(ls "$here"/dist/*.whl)
 echo "built $(basename "$wheel"), $(wc -c <"$wheel") bytes"
 
-# The locked versions first; then the wheel with its own requirements, which must then be met already.
+# The locked versions, hashes checked; then the wheel alone: pip would fetch a requirement that the lock lacks without a
+# hash, so it fetches nothing, and `pip check` fails instead.
 sed '/^# ---- test tools/,$d' requirements.lock >"$scratch/requirements.txt"
 interpreter=$("$VENV/bin/python" -c 'import sys; print(sys._base_executable)')
 cd "$scratch"
@@ -28,10 +29,10 @@ if [ -n "$uv" ]; then
     install() { uv pip install --quiet --python venv/bin/python ${WHEELHOUSE:+--no-index --find-links "$WHEELHOUSE"} "$@"; }
 else
     "$interpreter" -m venv venv
-    install() { venv/bin/python -m pip install --quiet --disable-pip-version-check ${WHEELHOUSE:+--no-index --find-links "$WHEELHOUSE"} "$@"; }
+    install() { venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: ${WHEELHOUSE:+--no-index --find-links "$WHEELHOUSE"} "$@"; }
 fi
 install --require-hashes -r requirements.txt
-install "$wheel"
+install --no-deps "$wheel"
 venv/bin/python -m pip check
 
 # A settled environment of its own: neither this repository nor the person's own settings reach in.
