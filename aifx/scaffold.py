@@ -20,6 +20,7 @@ from urllib.request import url2pathname
 import aifx.templates
 from aifx.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.programs import find_program, with_safe_path
+from aifx.sanitize import escape_controls
 from aifx.template_safety import STAGING, check_rendered, name_source, template_source
 
 QUESTIONS = "copier.yml"
@@ -96,8 +97,15 @@ def parse_answers(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(
                 f"--answer {pair!r} is not an answer", "an answer is KEY=VALUE", "--answer project_name=whale"
             )
+        _check_name(value, f"--answer {key}")
         answers[key] = value
     return answers
+
+
+def _check_name(text: str, what: str) -> None:
+    """Raise UsageError for text with control characters: it becomes part of files that people read on terminals."""
+    if (shown := escape_controls(text)) != text:
+        raise UsageError(f"{what} cannot be {shown}", "it holds control characters", "aifx init my-project")
 
 
 def check_destination(destination: Path, *, force: bool) -> None:
@@ -143,6 +151,7 @@ def scaffold(
     """
     destination = destination.absolute()
     check_destination(destination, force=force)
+    _check_name(destination.resolve().name, "the folder of a project")
     if not isinstance(template, str) and (unknown := [key for key in data if key not in template.questions]):
         why = f"the template {template.name} asks no such question: {did_you_mean(unknown[0], template.questions)}"
         raise UsageError(f"--answer {unknown[0]} answers no question", why, "aifx init --list")

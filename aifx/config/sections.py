@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from aifx.sanitize import escape_controls
 
 FREE: dict[str, Any] = {"aifx_free": True}
 ROUNDING: dict[str, Any] = {**FREE, "aifx_rounding": True}
@@ -34,6 +36,13 @@ class ProjectSection(Section):
 
     name: str = Field("project", description="Name of the project, shown in reports.", json_schema_extra=FREE)
     description: str = Field("", description="One line for the person who finds this project.", json_schema_extra=FREE)
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if escape_controls(name) != name:
+            raise ValueError("it holds control characters, which a terminal would obey")
+        return name
 
 
 class TaskSection(Section):
