@@ -30,7 +30,7 @@ RECORDS_LIMIT = 2**30
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 """Names of the files that `replace_file` renames once they are whole."""
 
-_STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/null", "/dev/tty")
+_STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/null", "/dev/tty")
 _STREAM_FOLDERS = ("/dev/fd", "/proc/self/fd")
 
 
@@ -75,7 +75,21 @@ def read_file(path: Path, *, below: Path | None = None, limit: int = DOCUMENT_LI
         is_too_large = os.fstat(file.fileno()).st_size > limit
         data = b"" if is_too_large else file.read(limit + 1)  # a file may grow, and /proc tells no sizes
     if is_too_large or len(data) > limit:
-        raise UnsafeFile(f"{path} is too large", f"aifx reads {limit // 2**20} MiB of such a file", f"ls -l {path}")
+        raise _too_large(path, limit)
+    return data
+
+
+def read_input(path: Path, *, limit: int = DOCUMENT_LIMIT) -> bytes:
+    """Return the content of a file that the user named, through links, or of a stream such as /dev/stdin.
+
+    Raises UnsafeFile for a FIFO, a device or more than `limit` bytes, OSError.
+    """
+    if not is_stream(path):
+        return read_file(path, limit=limit, follow=True)
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise _too_large(path, limit)
     return data
 
 
@@ -235,6 +249,10 @@ def _explained(error: OSError, path: Path) -> OSError | UnsafeFile:
         if stat.S_ISLNK(kind) or (part == path and not stat.S_ISREG(kind)):
             return _not_regular(part, kind)
     return OSError(error.errno, error.strerror, str(path))
+
+
+def _too_large(path: Path, limit: int) -> UnsafeFile:
+    return UnsafeFile(f"{path} is too large", f"aifx reads {limit // 2**20} MiB of such a file", f"ls -l {path}")
 
 
 def _not_regular(path: Path, kind: int, wanted: str = "a regular file") -> UnsafeFile:

@@ -182,6 +182,8 @@ def _keep(looking: Looking, snapshot: Snapshot, report: Report, ids: list[str]) 
 
         try:
             write(snapshot, looking.record)
+        except EnvironmentFault as fault:
+            faults.append(fault)
         except OSError as error:
             why = error.strerror or str(error)
             faults.append(

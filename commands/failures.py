@@ -121,15 +121,18 @@ def _write_report(error: BaseException) -> Path:
     from aifx.private_folders import make_private
     from aifx.project import cache_path
 
-    name = f"aifx-report-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    def write(folder: str | Path) -> Path:
+        handle, path = tempfile.mkstemp(".txt", f"aifx-report-{time.strftime('%Y%m%d-%H%M%S')}-", folder)  # 0600
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(_report_text(error))
+        return Path(path)
+
     try:
         folder = cache_path("reports")
         make_private(folder)
-        (folder / name).write_text(_report_text(error), encoding="utf-8", errors="backslashreplace")
+        return write(folder)
     except (AifxError, OSError, RuntimeError):  # a read-only home, none, or one of others
-        folder = Path(tempfile.gettempdir())
-        (folder / name).write_text(_report_text(error), encoding="utf-8", errors="backslashreplace")
-    return folder / name
+        return write(tempfile.gettempdir())
 
 
 def _report_text(error: BaseException) -> str:

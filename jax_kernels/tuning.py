@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -85,12 +86,15 @@ class Winners:
         self._choices = self._read() | {call_key(op.name, call): choice}
         document = self._head | {"winners": {key: c.document() for key, c in sorted(self._choices.items())}}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        handle, temporary = tempfile.mkstemp(".tmp", f".{self.path.name}.", self.path.parent)
         try:
-            temporary.write_text(json.dumps(document, indent=1))
+            with open(handle, "w", encoding="utf-8") as file:
+                json.dump(document, file, indent=1)
             os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
 
     def _read(self) -> dict[str, Choice]:
         try:

@@ -12,8 +12,8 @@ from aifx.bench.estimate import UNDISTURBED, Estimate, estimate
 from aifx.bench.fingerprint import Fingerprint
 from aifx.bench.units import named
 from aifx.errors import EnvironmentFault, ExitCode, UsageError
-from aifx.runs import write_text
-from aifx.runs.files import plain
+from aifx.files import RECORDS_LIMIT, read_input, write_output
+from aifx.runs.files import encode, plain
 
 Param = str | int | float | bool
 
@@ -188,7 +188,7 @@ class Report(_Document):
 def read_report(path: Path) -> Report:
     """Raises UsageError where there is no such file or it is no report."""
     try:
-        return Report.model_validate_json(path.read_bytes())
+        return Report.model_validate_json(read_input(path, limit=RECORDS_LIMIT))
     except FileNotFoundError:
         raise UsageError(f"no report at {path}", "nothing was saved there", "aifx bench ls") from None
     except OSError as error:
@@ -205,10 +205,7 @@ def write_report(report: Report, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = _a_result_a_line(plain(report.document()))
-        if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout is written to, not replaced
-            path.write_text(text)
-        else:
-            write_text(path, text)
+        write_output(path, encode(text))
     except OSError as error:
         why = error.strerror or str(error)
         raise EnvironmentFault(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 import aifx
 from aifx.errors import DataError
+from aifx.files import read_input, write_output
 from aifx.health.facts import Absent, Facts, Scope, Unknown, from_document, to_document
 from aifx.health.host import Host, within
 from aifx.health.probes import Probe
@@ -104,26 +104,17 @@ def _collect(host: Host, probe: Probe) -> Facts:
 
 
 def write(snapshot: Snapshot, path: Path) -> None:
-    """Raises OSError."""
+    """Raises UnsafeFile, OSError."""
     text = json.dumps(snapshot.document(), indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout is written to, not replaced
-        path.write_text(text, "utf-8")
-        return
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        beside.write_text(text, "utf-8")
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    write_output(path, text.encode())
 
 
 def read(path: Path) -> Snapshot:
     """Raises DataError for a file that is no snapshot."""
     hint = "aifx doctor --record FILE writes one"
     try:
-        document = parse_json(path.read_text("utf-8"))
+        document = parse_json(read_input(path))
     except OSError as error:
         raise DataError(f"{path} cannot be read", error.strerror or str(error), hint) from None
     except ValueError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import aifx
 from aifx.errors import EnvironmentFault
+from aifx.files import write_output
 from aifx.sanitize import escape_controls
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def render(room: str, template: str, *, title: str, command: str, status: str = 
 def write_page(text: str, path: Path) -> None:
     """Raises EnvironmentFault where the file cannot be written."""
     try:
-        path.write_text(text, "utf-8")
+        write_output(path, text.encode())
     except OSError as error:
         why = error.strerror or str(error)
         raise EnvironmentFault(f"{path} cannot be written", why, "--html FILE writes it elsewhere") from None

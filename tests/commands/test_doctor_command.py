@@ -160,12 +160,17 @@ def test_what_was_found_is_told_though_it_cannot_be_kept(doctor, machine):
     assert done.stderr.count("cannot be written") == 2
 
 
-def test_what_is_no_file_is_written_to_and_not_replaced(doctor, machine, tmp_path):
+def test_a_stream_is_written_to_and_a_link_is_not(doctor, machine, tmp_path):
     (tmp_path / "kept.json").touch()
     (tmp_path / "link").symlink_to("kept.json")
-    assert doctor("--root", machine, "--only", "cpu", "--record", "link").returncode == 0
-    assert (tmp_path / "link").is_symlink()
-    assert json.loads((tmp_path / "kept.json").read_text())["host"] == "n7"
+    done = doctor("--root", machine, "--only", "cpu", "--record", "link", "--html", "/dev/null", "--json")
+    assert document(done)["status"] == "warning"
+    assert done.returncode == 2
+    assert "link is a link to kept.json" in done.stderr
+    assert (tmp_path / "kept.json").read_text() == ""
+    done = doctor("--root", machine, "--only", "cpu", "--record", "/dev/stderr")
+    assert done.returncode == 0
+    assert json.loads(done.stderr)["host"] == "n7"
 
 
 def test_a_line_is_one_line_in_a_file_and_steers_no_terminal(doctor, machine):

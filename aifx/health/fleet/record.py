@@ -9,6 +9,7 @@ from typing import Any
 
 import aifx
 from aifx.errors import AifxError, DataError
+from aifx.files import RECORDS_LIMIT, is_stream, open_file, open_output, read_input
 from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
 from aifx.parsing import parse_json
@@ -18,7 +19,7 @@ VERSION = 1
 
 
 class Recorder:
-    """Writes a record. Raises OSError.
+    """Writes a record. Raises UnsafeFile, OSError.
 
     Args:
         path: the file; written anew.
@@ -26,7 +27,7 @@ class Recorder:
     """
 
     def __init__(self, path: Path, asked: Sequence[str]) -> None:
-        self._file = path.open("w", encoding="utf-8")
+        self._file = open(open_output(path), "w", encoding="utf-8")  # noqa: SIM115 - close does it
         self._write({"aifx_fleet": VERSION, "aifx": aifx.__version__, "asked": list(asked)})
 
     def take(self, node: Node, document: Any) -> None:
@@ -48,7 +49,9 @@ class Recorder:
 def is_record(path: Path) -> bool:
     """Whether a file is a fleet's, and not one node's snapshot."""
     try:
-        with path.open("rb") as file:
+        if is_stream(path):  # what is read of it is gone
+            return False
+        with open(open_file(path, follow=True), "rb") as file:
             return file.read(16).startswith(b'{"aifx_fleet":')
     except OSError:
         return False
@@ -57,7 +60,7 @@ def is_record(path: Path) -> bool:
 def read_record(path: Path) -> tuple[list[Node], list[str]]:
     """The nodes and those that were not heard. A last line that was cut off counts for nothing. Raises DataError."""
     try:
-        first, *lines = path.read_text("utf-8").splitlines()
+        first, *lines = read_input(path, limit=RECORDS_LIMIT).decode().splitlines()
         head = parse_json(first)
         asked = [str(name) for name in head["asked"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
