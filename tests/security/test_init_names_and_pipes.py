@@ -49,7 +49,7 @@ def template(tmp_path: Path) -> Path:
     """A template whose messages and names of files attack."""
     folder = tmp_path / "template"
     folder.mkdir()
-    messages = '_message_before_copy: "\\e[2Jbefore\\x9b1m"\n_message_after_copy: "after\\e]0;x\\a"\n'
+    messages = '_message_before_copy: "before \\e[2J\\x9b1m"\n_message_after_copy: "after\\e]0;x\\a"\n'
     (folder / "copier.yml").write_text(messages + "q: {type: str, default: x}\n")
     (folder / "n\x1b[31m\x9bame.txt").write_text("whole")
     return folder
