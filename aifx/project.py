@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aifx.errors import AifxError, UsageError, did_you_mean
+from aifx.files import check_folder, open_file
 from aifx.private_folders import check_private
 
 CONFIG_NAME = "aifx.toml"
@@ -90,6 +91,14 @@ class RunDirectory:
 
     def exists(self) -> bool:
         return self.config.is_file()
+
+    def check_entries(self) -> None:
+        """Raise UnsafeFile if what aifx writes in the run is a link, a FIFO or a device: the run may be a copy."""
+        for folder in (self.checkpoints, self.eval, self.assets, self.sinks, self.profile):
+            check_folder(folder)
+        for file in (self.lock, self.config, self.provenance, self.events, self.metrics, self.log, self.kernels):
+            if os.path.lexists(file):
+                os.close(open_file(file))
 
 
 @dataclass(frozen=True)

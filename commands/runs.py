@@ -12,6 +12,7 @@ from aifx.commands.options import JsonOption
 from aifx.commands.runs_manage import rename, rm, tag
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import ExitCode, UsageError
+from aifx.files import UnsafeFile
 
 app = typer.Typer(
     help="""List, show, compare, watch, tag, rename and delete runs.
@@ -63,7 +64,15 @@ def ls(
         from aifx.runs import run_status
 
         project = find_project()
-        runs = [status for run in project.runs() if tag in (None, *(status := run_status(run)).tags)]
+        runs = []
+        for run in project.runs():
+            try:
+                status = run_status(run)
+            except UnsafeFile as error:  # one bad run does not hide the others
+                out.tell([error])
+                continue
+            if tag in (None, *status.tags):
+                runs.append(status)
         out.document({"runs": [r.document() for r in runs]})
         if not runs:
             text = f"no run has the tag {tag}" if tag else f"no runs in {project.runs_path}: `aifx train` makes one"

@@ -10,6 +10,7 @@ from aifx.checkpoint.manifest import read_manifest
 from aifx.config import Config, read_config
 from aifx.data.base import Say
 from aifx.errors import CheckpointError, UsageError
+from aifx.files import check_tree
 from aifx.nn.specs import Params, map_specs
 from aifx.nn.stacking import has_stacked_layers, stack_layers, unstack_layers
 from aifx.project import Project, RunDirectory
@@ -111,6 +112,7 @@ def open_writer(
 
 def check_files(run: RunDirectory, project: Project, step: int) -> None:
     """Raises CheckpointError if a file of the run is not what the checkpoint of `step` was trained with."""
+    check_tree(run.assets)
     bound = read_manifest(run.checkpoints / str(step)).run
     for error in binding_errors(run, read_config(run.config, project), step, bound):
         raise error

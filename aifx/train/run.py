@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.checkpoint.listing import list_bindings
 from aifx.config import Config
-from aifx.files import check_folder, check_tree, make_folders, remove_temporary
+from aifx.files import check_tree, make_folders, remove_temporary
 from aifx.kernels import run_choices
 from aifx.parallel.compilation_cache import enable_compilation_cache
 from aifx.project import Project, RunDirectory
@@ -72,6 +72,7 @@ def train(
     run = project.run(run_name)
     origin = project.existing_run(fork_from) if fork_from is not None else None
     with RunLock(run):
+        run.check_entries()
         for folder in (run.path, run.assets):
             remove_temporary(folder)
         check_new(run, is_fork=origin is not None)
@@ -253,7 +254,6 @@ class Training:
         """A run without a checkpoint begins with nothing of an attempt before it; a fork with its origin's assets."""
         if is_fresh:
             self.run.kernels.unlink(missing_ok=True)
-        check_folder(self.run.assets)
         if is_fresh and self.run.assets.exists():
             shutil.rmtree(self.run.assets)
         make_folders(self.run.assets, below=self.run.path)

@@ -12,6 +12,7 @@ from aifx.checkpoint.manifest import read_manifest, step_directories
 from aifx.config import Config, Difference, compare, compare_free, compare_rounding, read_config
 from aifx.config.sections import LanguageDataSection
 from aifx.errors import AifxError, CheckpointError, ConfigError, UsageError
+from aifx.files import read_file
 from aifx.project import Project, RunDirectory
 from aifx.runs import differences, read_jsonl, read_provenance
 from aifx.runs.binding import binding_errors, foreign_checkpoint
@@ -205,7 +206,7 @@ def _check_tokenizer(origin: RunDirectory, config: Config, project: Project, cha
         from aifx.data.text import TOKENIZER_FILE
 
         named, kept = project.root / config.data.tokenizer, origin.assets / TOKENIZER_FILE
-        if named.is_file() and kept.is_file() and named.read_bytes() != kept.read_bytes():
+        if named.is_file() and kept.exists() and named.read_bytes() != read_file(kept, below=origin.path):
             changed.append(f"data.tokenizer: {config.data.tokenizer} has changed")
     if changed:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from aifx.checkpoint import Checkpoints, Damaged, folders
 from aifx.checkpoint.manifest import TEMPORARY_SUFFIX, step_directories
+from aifx.commands.main import run as run_command
 from aifx.config.sections import CheckpointSection
 from aifx.evaluate import Report, write_report
 from aifx.files import UnsafeFile
@@ -138,3 +140,41 @@ def test_a_linked_manifest_is_damage(run: RunDirectory, outside: Path) -> None:
     manifest.symlink_to(outside / "manifest.json")
     (found,) = checkpoints.infos()
     assert "is a link" in (found.damaged or "")
+
+
+FILES = ["lock", "config.toml", "provenance.json", "events.jsonl", "metrics.jsonl", "train.log", "kernels.json"]
+FOLDERS = ["checkpoints", "eval", "assets", "sinks", "profile"]
+
+
+@pytest.mark.parametrize("name", [*FILES, *FOLDERS])
+def test_training_refuses_a_run_with_a_link(
+    tmp_path: Path,
+    run: RunDirectory,
+    outside: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "aifx.toml").write_text("")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.txt").write_text("the cat sat on the mat\n" * 50)
+    (run.path / name).symlink_to(outside / "precious" if name in FILES else outside)
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["train", "--run", "copied", "--set", "data.train=['data/a.txt']"]) == 2
+    assert f"{name} is a link to {outside}" in capsys.readouterr().err
+    assert untouched(outside)
+
+
+def test_one_bad_run_does_not_hide_the_others(
+    tmp_path: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "aifx.toml").write_text("")
+    (tmp_path / "runs/good").mkdir()
+    for name in ("copied", "good"):
+        (tmp_path / "runs" / name / "config.toml").write_text("")
+    os.mkfifo(run.events)
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["runs", "ls", "--json"]) == 0
+    said = capsys.readouterr()
+    assert [r["run"] for r in json.loads(said.out)["runs"]] == ["good"]
+    assert "events.jsonl is a FIFO" in said.err
