@@ -11,6 +11,7 @@ import typer
 from aifx.commands.options import JsonOption, RunOption, SetOption
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import ExitCode, UsageError, did_you_mean
+from aifx.limits import check_limits
 
 if TYPE_CHECKING:
     from aifx.data.base import Split
@@ -75,6 +76,7 @@ def eval_(
     """
     with terminal(json) as out:
         which, at = parse_step(step)
+        check_limits()
         chosen = parse_split(split)
         if data and chosen is not None:
             why = "a data set is measured whole"

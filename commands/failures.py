@@ -13,7 +13,7 @@ from typing import Any
 
 import aifx
 from aifx.errors import AifxError, EnvironmentFault, ExitCode, Terminated, UsageError, did_you_mean
-from aifx.os_errors import FULL, causes, could_not, errno_of
+from aifx.os_errors import FULL, causes, could_not, errno_of, first_line
 from aifx.redaction import redact, redact_arguments
 from aifx.sanitize import escape_controls
 
@@ -53,17 +53,29 @@ def _of_the_machine(error: BaseException) -> AifxError | None:
         return EnvironmentFault(
             "the disk is full", text.splitlines()[0], f"df -h {place or '.'}; free some space, then run it again"
         )
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or number == errno.ENOMEM:
-        why = text.splitlines()[0] if text else "this machine has not enough memory"
-        return EnvironmentFault(
-            "out of memory", why, "--set train.gradient_accumulation=2, or a smaller train.global_batch_size"
-        )
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in text for words in _NO_MEMORY):
+        return _out_of_memory(first_line(error) if text else "this machine has not enough memory")
     if number is not None:
         what, place = os.strerror(number).lower(), _place(error)
         return could_not(f"{place}: {what}" if place else what, error, number, place)
     if isinstance(error, FileNotFoundError) and error.filename is None:
         return EnvironmentFault("the working directory is gone", text, "cd to a directory that exists")
     return None
+
+
+_NO_MEMORY = ("RESOURCE_EXHAUSTED", "failed to map segment from shared object", "std::bad_alloc")
+"""What XLA, the loader of shared libraries and C++ say of a lack of memory."""
+
+
+def _out_of_memory(why: str) -> EnvironmentFault:
+    from aifx.limits import address_space_limit
+
+    if (space := address_space_limit()) is not None:
+        why = f"{why}\nthis process may use {space / 2**20:.0f} MiB of address space (ulimit -v)"
+        return EnvironmentFault("out of memory", why, "ulimit -v unlimited, then run it again")
+    return EnvironmentFault(
+        "out of memory", why, "--set train.gradient_accumulation=2, or a smaller train.global_batch_size"
+    )
 
 
 def _place(error: BaseException) -> str:

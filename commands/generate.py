@@ -11,6 +11,7 @@ from aifx.commands.eval import StepOption, parse_step
 from aifx.commands.options import JsonOption, RunOption, SetOption
 from aifx.commands.terminal import terminal
 from aifx.errors import UsageError
+from aifx.limits import check_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +72,7 @@ def generate(
     """
     with terminal(json) as out:
         which, at = parse_step(step)
+        check_limits()
         given = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         if top_p is not None and not 0.0 < top_p <= 1.0:
             raise UsageError(

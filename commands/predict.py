@@ -15,6 +15,7 @@ from aifx.commands.options import JsonOption, RunOption, SetOption
 from aifx.commands.stopping import sigterm_as_ctrl_c
 from aifx.commands.terminal import Output, terminal
 from aifx.errors import UsageError
+from aifx.limits import check_limits
 
 if TYPE_CHECKING:
     from aifx.data.rows import InputFile, Row
@@ -75,6 +76,7 @@ def predict(
     """
     with terminal(json) as out, sigterm_as_ctrl_c():
         which, at = parse_step(step)
+        check_limits()
         if json and output is None:
             hint = f"aifx predict {inputs[0]} --output predictions.jsonl --json"
             raise UsageError("--json requires --output", "predictions would be on stdout, too", hint)

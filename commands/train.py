@@ -13,6 +13,7 @@ from aifx.commands.eval import parse_step
 from aifx.commands.options import JsonOption, RunOption, SetOption
 from aifx.commands.terminal import Output, failure_text, is_colored, terminal
 from aifx.errors import UsageError
+from aifx.limits import check_limits
 
 if TYPE_CHECKING:
     from aifx.train import TrainResult
@@ -75,6 +76,7 @@ def _train(
     if step is not None and fork is None:
         why = "a run goes on from its latest checkpoint; a fork begins where it is told"
         raise UsageError(f"--step {step} is for --fork", why, f"aifx train --run {name} --fork NAME --step {step}")
+    check_limits()
     from aifx.commands.panel import make_progress
     from aifx.config import load_config
     from aifx.project import find_project
