@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -172,10 +172,14 @@ def evaluate(
 
     asked = [parse_gate(expr) for expr in gates]
     check_overrides(run, project, overrides)
-    trained = open_trained(run, project, step=step, which=which, overrides=overrides, say=say)
+    try:
+        trained = open_trained(run, project, step=step, which=which, overrides=overrides, say=say)
+        _compare_data(trained, project, say)
+    except DataError as error:
+        opened = open_trained(run, project, step=step, which=which, overrides=overrides, with_data=False, say=say)
+        trained = _with_split_alone(opened, project, split, error, say)
     chosen: Split = split or trained.config.eval.split
     all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
-    _compare_data(trained, project, say)
     if all_gates:
         check_names(all_gates, metric_names(trained.task, trained.params, chosen))
     report = _measure(trained, chosen, all_gates, say)
@@ -199,6 +203,16 @@ def check_overrides(
                 f"run {run.name} was trained with {d.old!r}: with {d.new!r} it may be measured on what it learnt from",
                 f"aifx eval --run {run.name}    (--set takes eval.*, {', '.join(free)} and the like)",
             )
+
+
+def _with_split_alone(trained: Trained, project: Project, split: Split | None, error: DataError, say: Say) -> Trained:
+    """The task with the files of the split alone. Raises `error`, about the training data, if the split has none."""
+    chosen: Split = split or trained.config.eval.split
+    task = trained.task.with_split(chosen, project, say=say)
+    if task is None:
+        raise error
+    say(f"{error.what}: aifx measures the files of data.{chosen} without knowing what was trained on")
+    return replace(trained, task=task)
 
 
 def _compare_data(trained: Trained, project: Project, say: Say) -> None:

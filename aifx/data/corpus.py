@@ -33,7 +33,7 @@ class Corpus:
 
     def names(self, split: Split) -> str:
         """The files that `split` comes from, for messages."""
-        names = [file.name for file in self.files[split] or self.files["train"] or self.files["test"]]
+        names = [file.name for file in self.files[split] or next(filter(None, self.files.values()), [])]
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     def has(self, split: Split) -> bool:
@@ -134,12 +134,25 @@ def file_corpus(path: Path, section: LanguageDataSection) -> Corpus:
     if not name.lower().endswith(SUFFIXES):
         what = f"{name}: no reader for {path.suffix or 'a file without suffix'}"
         raise DataError(what, f"a data set of text is {', '.join(SUFFIXES)}", "aifx eval --data FILE.jsonl")
-    files: dict[Split, list[TextFile]] = {"train": [], "validation": [], "test": [TextFile(path, name)]}
+    return _one_split("test", [TextFile(path, name)], section)
+
+
+def split_corpus(split: Split, section: LanguageDataSection, project: Project) -> Corpus | None:
+    """A corpus of nothing but the files that the project names for `split`, or None if it names none.
+
+    Raises DataError.
+    """
+    patterns = {"train": (), "validation": section.validation, "test": section.test}[split]
+    return _one_split(split, find_files(patterns, project, f"data.{split}"), section) if patterns else None
+
+
+def _one_split(split: Split, found: list[TextFile], section: LanguageDataSection) -> Corpus:
+    files: dict[Split, list[TextFile]] = {other: found if other == split else [] for other in SPLITS}
     scans = _scan(files, section)
-    if section.errors == "strict" and any(scan.bad for scan in scans["test"].values()):
-        raise undecodable(scans["test"])
+    if section.errors == "strict" and any(scan.bad for scan in scans[split].values()):
+        raise undecodable(scans[split])
     fractions: dict[Split, float] = dict.fromkeys(SPLITS, 0.0)
-    remarks = report_bad_bytes(scans["test"], section.errors)
+    remarks = report_bad_bytes(scans[split], section.errors)
     return Corpus(files, section, fractions, _digest(scans, section, fractions), tuple(remarks))
 
 

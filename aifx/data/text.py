@@ -10,7 +10,7 @@ import numpy as np
 
 from aifx.config.sections import LanguageDataSection
 from aifx.data.base import Batch, Say, Split
-from aifx.data.corpus import SPLITS, Corpus, file_corpus, open_corpus
+from aifx.data.corpus import SPLITS, Corpus, file_corpus, open_corpus, split_corpus
 from aifx.data.order import Shuffle
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
 from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_folder, guard, open_store, write_synced
@@ -119,7 +119,18 @@ def open_text(section: LanguageDataSection, project: Project, assets: Path, *, s
 
 def open_text_file(path: Path, section: LanguageDataSection, tokenizer: Tokenizer, *, say: Say) -> TextData:
     """Opens a file of text as a test split, whatever files `section` names. Raises DataError."""
-    corpus = file_corpus(path, section)
+    return _open_said(section, file_corpus(path, section), tokenizer, say)
+
+
+def open_split_files(
+    split: Split, section: LanguageDataSection, project: Project, tokenizer: Tokenizer, *, say: Say
+) -> TextData | None:
+    """Opens the files that `section` names for `split` alone; None if it names none. Raises DataError."""
+    corpus = split_corpus(split, section, project)
+    return None if corpus is None else _open_said(section, corpus, tokenizer, say)
+
+
+def _open_said(section: LanguageDataSection, corpus: Corpus, tokenizer: Tokenizer, say: Say) -> TextData:
     for remark in corpus.remarks:
         say(remark)
     return _open(section, corpus, tokenizer, say)

@@ -68,6 +68,13 @@ class Task(Protocol):
         """This task with the data set at `path` as its test split: what `aifx eval --data` measures."""
         raise undefined(type(self), "with_data", "measure other data")
 
+    def with_split(self, split: Split, project: Project, *, say: Say) -> Task | None:
+        """This task with the files of `split` alone, so that it is measured without the training data.
+
+        None where the split is a part of the training data.
+        """
+        return None
+
     def source(self, split: Split) -> BatchSource:
         """Batches of `train.global_batch_size` rows for training, of `eval.batch_size` otherwise."""
         ...

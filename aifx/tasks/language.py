@@ -18,7 +18,7 @@ from aifx.data import TextData, TextSource, Tokenizer, open_text
 from aifx.data.base import Batch, Say, Split
 from aifx.data.rows import InputFile, Row, field, read_rows
 from aifx.data.sequences import empty_batch
-from aifx.data.text import TOKENIZER_FILE, document_windows, open_text_file
+from aifx.data.text import TOKENIZER_FILE, document_windows, open_split_files, open_text_file
 from aifx.errors import ConfigError
 from aifx.models.decoder import Decoder
 from aifx.nn.specs import Params
@@ -60,6 +60,11 @@ class LanguageTask(Task):
         assert isinstance(self.config.data, LanguageDataSection)
         data = open_text_file(path, self.config.data, self.tokenizer, say=say)
         return type(self)(self.model, self.tokenizer, self.config, data)
+
+    def with_split(self, split: Split, project: Project, *, say: Say) -> LanguageTask | None:
+        assert isinstance(self.config.data, LanguageDataSection)
+        data = open_split_files(split, self.config.data, project, self.tokenizer, say=say)
+        return None if data is None else type(self)(self.model, self.tokenizer, self.config, data)
 
     @property
     def data(self) -> TextData:

@@ -23,7 +23,7 @@ REQUIRED = ("create", "source", "objective", "metrics", "units", "batch_shape", 
 """What a task must bring: `Task` itself declares these and implements none."""
 
 
-OPTIONAL = ("evaluation_source", "with_data", "read_rows", "predictions", "decode")
+OPTIONAL = ("evaluation_source", "with_data", "with_split", "read_rows", "predictions", "decode")
 """What a task may bring. `encode` is not among them: what it raises is about a row."""
 
 

@@ -9,10 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from trained_project import SENTENCE, aifx, document
+from trained_project import CONFIG, SENTENCE, aifx, document
 
 import aifx as library
+from aifx.config import load_config
 from aifx.errors import DataError, UsageError
+from aifx.evaluate import evaluate
+from aifx.project import Project
+from aifx.tasks import create_task, load_task
+from aifx.tasks.language import LanguageTask
 
 TEXTS = ["It was the whiteness", "", SENTENCE * 9, "Æ🐋", "of the whale"]
 
@@ -157,6 +162,43 @@ def test_a_split_keeps_its_report_beside_those_of_data_sets(project: Path) -> No
     kept = json.loads((project / "runs/main/eval/12.json").read_text())
     assert set(kept["splits"]) == {"test"}
     assert [d["name"] for d in kept["datasets"]] == ["b.txt"]
+
+
+def test_a_split_with_files_of_its_own_needs_no_training_text(tmp_path: Path) -> None:
+    """The task is asked directly: no run is needed to see which files it opens."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/whale.txt").write_text(SENTENCE * 50)
+    (tmp_path / "held.txt").write_text("Call me Ishmael. " * 50)
+    (tmp_path / "aifx.toml").write_text(CONFIG.replace("[data]", "[data]\ntest = ['held.txt']"))
+    project = Project(tmp_path)
+    config = load_config(project, [], {})
+    whole = create_task(config, project, tmp_path / "assets", say=str)
+    (tmp_path / "data/whale.txt").unlink()
+    loaded = load_task(config, project, tmp_path / "assets", say=str)
+    alone = loaded.with_split("test", project, say=str)
+    assert alone is not None
+    expected = whole.evaluation_source("test")
+    source = alone.evaluation_source("test")
+    assert source.num_batches == expected.num_batches
+    for name, values in expected.read(0, slice(0, 8)).items():
+        assert (source.read(0, slice(0, 8))[name] == values).all()
+    assert loaded.with_split("validation", project, say=str) is None
+
+
+def test_eval_without_the_training_text(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's split is a part of the missing text, which stays the error, unless the split has files."""
+    (project / "data/whale.txt").rename(project / "held.txt")
+    failed = aifx(project, "eval")
+    assert failed.returncode == 2
+    assert "data.train" in failed.stderr
+    monkeypatch.setattr(
+        LanguageTask, "with_split", lambda self, split, found, *, say: self.with_data(project / "held.txt", say=say)
+    )
+    found = Project(project)
+    said: list[str] = []
+    report = evaluate(found.existing_run(), found, say=said.append)
+    assert report.metrics["bytes"] == (project / "held.txt").stat().st_size
+    assert [line for line in said if "without knowing what was trained on" in line]
 
 
 @pytest.mark.parametrize(
