@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from trained_project import aifx, document
 from aifx.errors import CheckpointError, ConfigError, UsageError
 from aifx.evaluate import Report, evaluate, write_report
 from aifx.project import Project
+from aifx.tasks.language import LanguageTask
 
 
 def test_the_document_has_exactly_what_is_promised(project: Path) -> None:
@@ -172,18 +174,13 @@ def test_what_was_trained_on_cannot_be_measured_as_the_test(
         measure(project, overrides=[setting])
 
 
-def test_a_metric_that_is_not_finite_fails_its_gate(project: Path) -> None:
-    (project / "broken.py").write_text(
-        "from aifx.tasks.language import LanguageTask\n"
-        "class Broken(LanguageTask):\n"
-        "    def metrics(self, totals):\n"
-        "        return super().metrics(totals) | {'loss': float('nan')}\n"
-    )
-    config = project / "runs/main/config.toml"
-    config.write_text(config.read_text().replace('kind = "language"', 'kind = "broken:Broken"'))
-    report = document(aifx(project, "eval", "--gate", "loss <= 100", "--json"), code=1)
-    assert report["metrics"]["loss"] is None
-    assert report["gates"][-1] == {"expr": "loss <= 100", "value": None, "passed": False}
+def test_a_metric_that_is_not_finite_fails_its_gate(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = LanguageTask.metrics
+    monkeypatch.setattr(LanguageTask, "metrics", lambda self, totals: metrics(self, totals) | {"loss": math.nan})
+    assert not measure(project, gates=["loss <= 100"]).passed
+    kept = json.loads((project / "runs/main/eval/12.json").read_text())["splits"]["test"]
+    assert kept["metrics"]["loss"] is None
+    assert kept["gates"][-1] == {"expr": "loss <= 100", "value": None, "passed": False}
 
 
 def test_a_run_without_a_checkpoint(project: Path) -> None:
