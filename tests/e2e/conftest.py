@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import warm
+import inprocess
 
 TINY = [
     "data.vocab_size=300",
@@ -70,8 +70,8 @@ class Command:
     def program(self) -> list[str]:
         return [sys.executable, "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
 
-    def __call__(self, *args: str, env: dict[str, str] | None = None, timeout: float = 180, stdin: str = "") -> Result:
-        done = warm.run(args, self.cwd, {**self.environ, **(env or {})}, stdin=stdin, timeout_s=timeout)
+    def __call__(self, *args: str, env: dict[str, str] | None = None, stdin: str = "") -> Result:
+        done = inprocess.run(args, self.cwd, {**self.environ, **(env or {})}, stdin=stdin)
         return Result(done.returncode, done.stdout, done.stderr)
 
     def start(self, *args: str, **options: Any) -> subprocess.Popen[str]:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import warm
+import inprocess
 
 CONFIG = """\
 [data]
@@ -32,7 +32,7 @@ SENTENCE = "It was the whiteness of the whale that above all things appalled me.
 
 
 def aifx(project: Path, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return warm.run(args, project, {**os.environ, "AIFX_CACHE_DIR": str(project.parent / "cache")}, stdin=stdin)
+    return inprocess.run(args, project, {**os.environ, "AIFX_CACHE_DIR": str(project.parent / "cache")}, stdin=stdin)
 
 
 def document(done: subprocess.CompletedProcess[str], code: int = 0) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import warm
+import inprocess
 
 from aifx.config import load_config
 from aifx.errors import ConfigError
@@ -41,7 +41,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def aifx(project: Path, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return warm.run(args, project, os.environ, stdin=stdin)
+    return inprocess.run(args, project, os.environ, stdin=stdin)
 
 
 def test_the_documented_task_trains_and_passes_its_gate(project: Path) -> None:
