@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import hypothesis
@@ -13,6 +16,15 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 for name in [name for name in os.environ if name.startswith("AIFX_")]:
     del os.environ[name]
+
+# LLVM's optimization takes longer than what most tests compute. Tests about bits start processes without it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# One compilation cache for all workers, and with the variable set (.ci/run) for several calls of pytest. Workers
+# inherit the variable, so only the process that made the folder removes it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="aifx-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # Whoever starts the tests in the background may have them ignore signals, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,3 +42,32 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["AIFX_STATE_DIR"] = str(tmp_path_factory.mktemp("aifx-state"))
     yield
     del os.environ["AIFX_CACHE_DIR"], os.environ["AIFX_STATE_DIR"]
+
+
+SLOWEST_FIRST = (
+    "test_attention.py",
+    "test_signals.py",
+    "test_bench_command.py",
+    "test_every_op.py",
+    "test_bench_launches.py",
+    "test_main_job.py",
+    "test_compilation_cache.py",
+    "test_decode_attention.py",
+    "test_decoder.py",
+    "test_gate_script.py",
+    "test_quantized_matmul.py",
+    "test_linear_cross_entropy.py",
+    "test_training.py",
+    "test_kernels_command.py",
+    "test_bench_train.py",
+    "test_language_task.py",
+    "test_eval_command.py",
+    "test_norms.py",
+    "test_devices.py",
+)
+"""Files that take longest, so that no worker is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: i for i, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))

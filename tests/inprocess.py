@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import jax
+
 REPOSITORY = Path(__file__).parents[1]
 INSTALLED = tuple({str(REPOSITORY), *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib"))})
 READ_AT_IMPORT = ("JAX_", "PYTHON", "XLA_")
@@ -69,6 +71,7 @@ def _own_process_state(cwd: Path, environ: Mapping[str, str]) -> Iterator[None]:
         _replace_environ(before_environ)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
         _forget_project_modules(modules)
 
 

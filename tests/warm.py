@@ -26,6 +26,7 @@ IMPORTS = [
     "aifx.generate",
 ]
 READ_AT_IMPORT = ("JAX_", "PYTHON")
+COMPILED = "JAX_COMPILATION_CACHE_DIR"
 
 server = multiprocessing.get_context("forkserver")
 
@@ -35,7 +36,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """`aifx args`. `environ` may differ from this process's in all but what JAX and Python read when they start."""
     for name in environ:
-        same = not name.startswith(READ_AT_IMPORT) or environ[name] == os.environ.get(name)
+        same = not name.startswith(READ_AT_IMPORT) or name == COMPILED or environ[name] == os.environ.get(name)
         assert same, f"{name} would be set too late"
     server.set_forkserver_preload(IMPORTS)
     with tempfile.TemporaryDirectory() as folder:
@@ -65,6 +66,9 @@ def _work(args: list[str], cwd: str, environ: dict[str, str], streams: list[str]
     os.chdir(cwd)
     sys.argv = ["aifx", *args]
     sys.path[:] = ["", *(path for path in sys.path if path and not path.startswith(TESTS))]
+    import jax
+
     from aifx.commands.main import run
 
+    jax.config.update("jax_compilation_cache_dir", environ.get(COMPILED))  # read from the server's environment at import
     sys.exit(run(args))

@@ -11,6 +11,7 @@ RECORDED = sorted((Path(__file__).parent / "recorded").glob("*.json"))
 ASKED = {"bound": 0.05, "slower": 0.10, "trials": 200}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recording", RECORDED, ids=lambda path: path.stem)
 def test_of_200_trials_1_percent_or_fewer_are_false_alarms_and_95_or_more_find_10_percent(recording):
     """Launches interleaved in time; on an idle machine, whether its baseline would have been refused or not."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import inprocess
+import warm
 
 TINY = [
     "data.vocab_size=300",
@@ -63,6 +64,7 @@ class Command:
 
     @property
     def environ(self) -> dict[str, str]:
+        """The environment of a process. It compiles as users do: with XLA's own flags, into `cache`."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIFX_", "JAX_", "XLA_"))}
         return {**kept, "AIFX_CACHE_DIR": str(self.cache), "AIFX_STATE_DIR": str(self.cache / "state"), "COLUMNS": "80"}
 
@@ -72,6 +74,11 @@ class Command:
 
     def __call__(self, *args: str, env: dict[str, str] | None = None, stdin: str = "") -> Result:
         done = inprocess.run(args, self.cwd, {**self.environ, **(env or {})}, stdin=stdin)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def process(self, *args: str) -> Result:
+        """Run `aifx args` in a process of its own, for results that are compared bit for bit with `start`'s."""
+        done = warm.run(args, self.cwd, self.environ)
         return Result(done.returncode, done.stdout, done.stderr)
 
     def start(self, *args: str, **options: Any) -> subprocess.Popen[str]:

@@ -85,7 +85,7 @@ def test_vision(aifx: Command) -> None:
 
 
 def test_interrupt_and_resume(project: Command, started: Started) -> None:
-    whole = project(*train(60), "--run", "whole", "--json").json()
+    whole = project.process(*train(60), "--run", "whole", "--json").json()
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)):
         run = project.cwd / "runs" / f"stopped-{code}-{number}"
         process = started(project.start(*train(60), "--run", run.name, "--json"))
@@ -96,7 +96,7 @@ def test_interrupt_and_resume(project: Command, started: Started) -> None:
         stopped = json.loads(out)
         assert stopped["schema_version"] == 1
         assert stopped["status"] == ("interrupted" if code == 130 else "preempted")
-        resumed = project(*train(60), "--run", run.name, "--json").json()
+        resumed = project.process(*train(60), "--run", run.name, "--json").json()
         assert resumed["state_digest"] == whole["state_digest"]
 
 

@@ -22,9 +22,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy, so that each test may leave what it likes; what is compiled for one of them serves the others."""
+    """A copy, so that each test may leave what it likes."""
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
     shutil.copytree(trained, tmp_path / "project")
-    shutil.copytree(trained.parent / "cache", tmp_path / "cache", ignore=shutil.ignore_patterns("jax"))
-    (tmp_path / "cache/jax").symlink_to(trained.parent / "cache/jax")
+    shutil.copytree(trained.parent / "cache", tmp_path / "cache")
     return tmp_path / "project"

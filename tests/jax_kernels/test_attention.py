@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from effort import examples
 from harness import EVERYWHERE, TOLERANCE, in_another_process, jit, kernel_device, relative_error, runnable, running
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, given
 from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
@@ -152,7 +153,7 @@ def test_the_precision_of_the_reference(dtype):
     check("reference", case("packed, windowed, capped", dtype))
 
 
-@settings(max_examples=25, phases=AS_DRAWN)
+@examples(10, phases=AS_DRAWN)
 @given(calls("xla", (*TOLERANCE, "float64")))
 def test_any_call(drawn):
     call, traced = drawn
@@ -166,7 +167,7 @@ def test_a_kernel(form, name):
 
 
 @pytest.mark.parametrize("form", KERNELS)
-@settings(max_examples=6, phases=AS_DRAWN)
+@examples(2, phases=AS_DRAWN)
 @given(st.data())
 def test_any_call_of_a_kernel(form, data):
     call, traced = data.draw(calls(form, HALF if form == "pallas_mosaic_gpu" else tuple(TOLERANCE)))

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from effort import examples
 from harness import EVERYWHERE, TOLERANCE, jit, relative_error, running
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_kernels.attention import attention
@@ -171,14 +172,14 @@ drawn = given(
 )
 
 
-@settings(max_examples=10, deadline=None)
+@examples(4)
 @drawn
 def test_any_call(lengths, heads, page, window, cap, dtype):
     check_drawn("xla", lengths, heads, page, window, cap, dtype)
 
 
 @pytest.mark.parametrize("form", KERNELS)
-@settings(max_examples=3, deadline=None)
+@examples(2)
 @drawn
 def test_any_call_of_a_kernel(form, lengths, heads, page, window, cap, dtype):
     check_drawn(form, lengths, heads, page, window, cap, dtype)
@@ -278,7 +279,7 @@ def test_a_prompt_and_steps_after_it_are_attention():
         assert relative_error(out, want[:, at]) < 1e-6
 
 
-@settings(max_examples=30, deadline=None)
+@examples(12)
 @given(
     start=st.lists(st.integers(-9, 60) | st.sampled_from([-(2**31), 2**31 - 1]), min_size=2, max_size=2),
     seq=st.sampled_from([1, 7, 40]),

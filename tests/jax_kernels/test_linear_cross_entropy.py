@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from effort import examples
 from harness import EVERYWHERE, TOLERANCE, jit, relative_error, running
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_kernels.linear_cross_entropy import KERNELS, LINEAR_CROSS_ENTROPY, linear_cross_entropy
@@ -137,7 +138,7 @@ OPTIONS_DRAWN = {
 }
 
 
-@settings(max_examples=20, deadline=None)
+@examples(8)
 @given(tokens=st.integers(1, 300), vocab=st.integers(1, 70), drawn=st.fixed_dictionaries(OPTIONS_DRAWN))
 def test_any_options(tokens, vocab, drawn):
     case = Case("drawn", tokens, 8, vocab, **drawn)
@@ -148,7 +149,7 @@ def test_any_options(tokens, vocab, drawn):
 
 
 @pytest.mark.filterwarnings("error:linear_cross_entropy")
-@settings(max_examples=6, deadline=None)
+@examples(2)
 @given(
     tokens=st.integers(1, 300),
     embed=st.integers(1, 70),

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from effort import examples
 from harness import EVERYWHERE, TOLERANCE, jit, kernel_device, relative_error, running
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_kernels.norms import LAYER_NORM, RMS_NORM, layer_norm, rms_norm
@@ -149,7 +150,7 @@ drawn = given(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@examples(6)
 @drawn
 def test_any_call(op, rows, embed, residual, bias, epsilon, dtypes):
     dtype, param_dtype = dtypes
@@ -159,7 +160,7 @@ def test_any_call(op, rows, embed, residual, bias, epsilon, dtypes):
 
 
 @pytest.mark.parametrize("form", KERNELS)
-@settings(max_examples=6, deadline=None)
+@examples(2)
 @drawn
 def test_any_call_by_a_kernel(form, op, rows, embed, residual, bias, epsilon, dtypes):
     dtype, param_dtype = dtypes

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from effort import examples
 from harness import EVERYWHERE, jit, relative_error, running
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_kernels.forms import interpreting, make_device
@@ -129,21 +130,21 @@ def cases(draw, unit):
     return Case("drawn", m, k, n, k // x_blocks, weight_block, draw(st.sampled_from(sorted(UNIT))))
 
 
-@settings(max_examples=20, deadline=None)
+@examples(8)
 @given(case=cases(unit=1), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
 def test_any_call(case, dtype, seed):
     operands = arrays(case, dtype, seed)
     assert_within(product(case, dtype, "xla", operands), *defined(case.call(dtype), *operands))
 
 
-@settings(max_examples=6, deadline=None)
+@examples(2)
 @given(case=cases(unit=1), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
 def test_any_call_of_the_gpu_kernel(case, dtype, seed):
     operands = arrays(case, dtype, seed)
     assert_within(product(case, dtype, "pallas_triton", operands), *defined(case.call(dtype), *operands))
 
 
-@settings(max_examples=6, deadline=None)
+@examples(2)
 @given(case=cases(unit=128), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
 def test_any_call_of_the_tpu_kernel(case, dtype, seed):
     operands = arrays(case, dtype, seed)
@@ -200,7 +201,7 @@ def test_gradients(form, dtype):
         assert relative_error(got, want) < (1e-5 if operand.dtype == jnp.float32 else 2.0**-4)
 
 
-@settings(max_examples=24, deadline=None)
+@examples(10)
 @given(
     dtype=st.sampled_from(DTYPES),
     source=st.sampled_from(["float32", "bfloat16", "float16"]),
@@ -244,7 +245,7 @@ def rounding(dtype, size, scale):
     return np.maximum(size * (2.0**-4 + 2.0**-11 + 2.0**-22), scale * (2.0**-10 + 2.0**-22))
 
 
-@settings(max_examples=10, deadline=None)
+@examples(4)
 @given(
     dtype=st.sampled_from(DTYPES),
     blocks=st.tuples(*(st.sampled_from([1, 2, 3]) for _ in range(3))),

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from effort import examples
 from harness import EVERYWHERE, TOLERANCE, jit, kernel_device, relative_error, running
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_kernels.rotary import ROTARY, rotary
@@ -111,7 +112,7 @@ def test_many_blocks(form, dtype, is_packed):
 
 
 @pytest.mark.parametrize("form", KERNELS)
-@settings(max_examples=5, deadline=None)
+@examples(2)
 @given(
     batch=st.integers(1, 3),
     length=st.integers(1, 40),
@@ -127,7 +128,7 @@ def test_any_shape_by_a_kernel(form, batch, length, heads, head_dim, is_packed, 
         in_small_blocks(form, case, dtype)
 
 
-@settings(max_examples=12, deadline=None)
+@examples(5)
 @given(
     batch=st.integers(0, 3),
     length=st.integers(0, 40),

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from effort import examples
 from harness import EVERYWHERE, TOLERANCE, jit, kernel_device, relative_error, running
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_kernels.swiglu import SWIGLU, swiglu
@@ -105,7 +106,7 @@ def test_many_blocks(form, dtype):
 
 
 @pytest.mark.parametrize("form", KERNELS)
-@settings(max_examples=5, deadline=None)
+@examples(2)
 @given(
     tokens=st.integers(1, 40), embed=st.integers(1, 300), mlp=st.integers(1, 300), dtype=st.sampled_from([*TOLERANCE])
 )
@@ -114,7 +115,7 @@ def test_any_shape_by_a_kernel(form, tokens, embed, mlp, dtype):
         in_small_blocks(form, Case("drawn", tokens, embed, mlp), dtype)
 
 
-@settings(max_examples=12, deadline=None)
+@examples(5)
 @given(tokens=st.integers(0, 90), embed=st.integers(1, 90), mlp=st.integers(0, 90), dtype=st.sampled_from([*TOLERANCE]))
 def test_any_shape(tokens, embed, mlp, dtype):
     operands = [jnp.asarray(x, dtype) for x in arrays(Case("drawn", tokens, embed, mlp))]

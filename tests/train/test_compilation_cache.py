@@ -16,6 +16,11 @@ def train(tiny, cache: Path, run: str) -> str:
     return done.stderr
 
 
+@pytest.fixture(autouse=True)
+def _own_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+
+
 @pytest.fixture
 def trained(tiny, tmp_path: Path) -> Path:
     """The cache that the run "first" filled. Each test's own: JAX 0.10.2 finds no entry again from another folder."""
