@@ -8,17 +8,20 @@ WORKERS ?= 2
 ARGS ?=
 
 python := $(VENV)/bin/python
-# A file's tests stay together, so that what a module's fixtures trained is trained once.
-parallel := -n $(WORKERS) --dist loadfile
+# A file's tests run on one worker, so that its fixtures are made once. tests/conftest.py puts the slowest files first.
+parallel := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 parallel_cases := -n $(WORKERS)
 compile = $(1)/bin/python -m pytest $(parallel_cases) -m compilers tests/jax_kernels/test_absent_hardware.py
 compiled_programs := tests/jax_kernels/compiled_programs.py
+quick := -m "not slow and not long and not compilers"
+# What depends on the versions of Python and JAX: kernels, models, training, checkpoints and one end-to-end path.
+version_dependent := $(addprefix tests/,jax_kernels nn models train checkpoint e2e/test_main_job.py::test_language_model)
 
 export VENV DEMO
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo setup setup-test test test-quick test-slow test-oldest test-compilers test-compilers-sample test-compilers-sample-oldest bench lint format lock wheelhouse wheel clean
+.PHONY: help demo setup setup-test test test-slow test-long test-oldest test-compilers test-compilers-sample test-compilers-sample-oldest bench lint format lock wheelhouse wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
@@ -32,15 +35,20 @@ setup:  ## the environment in .venv, with aifx in it
 setup-test:
 	@sh scripts/setup.sh test
 
-test: setup-test  ## the tests but for the slow ones (ARGS="-k name" goes to pytest)
-	$(python) -m pytest $(parallel) -m "not slow and not compilers" $(ARGS)
+test: setup-test  ## all tests except slow and long ones (ARGS="-k name" goes to pytest)
+	$(python) -m pytest $(parallel) $(quick) $(ARGS)
 
-test-slow: setup-test  ## the slow tests alone: whole trainings, kills, full disks
+test-slow: setup-test  ## the slow tests: whole trainings, kills, a Slurm cluster
 	$(python) -m pytest $(parallel) -m slow $(ARGS)
 
-test-oldest:  ## the tests but for the slow ones under Python 3.11 with its JAX
+test-long: setup-test  ## hours of kills and random calls; resumes, and writes docs/reliability.md
+	LONG=1 $(python) -m pytest -n $(WORKERS) -m long $(ARGS)
+	LONG=1 $(python) -m pytest $(parallel) $(quick) tests/jax_kernels tests/health/test_health_mutations.py $(ARGS)
+	$(python) scripts/reliability.py build/test-long.jsonl
+
+test-oldest:  ## the tests that depend on versions, under Python 3.11 with its JAX
 	@VENV=$(OLDEST_VENV) VERSIONS=3.11 sh scripts/setup.sh test
-	$(OLDEST_VENV)/bin/python -m pytest $(parallel) -m "not slow and not compilers" $(ARGS)
+	$(OLDEST_VENV)/bin/python -m pytest $(parallel) $(quick) $(version_dependent) $(ARGS)
 
 test-compilers:  ## compile every kernel for absent GPUs and TPUs, under the newest JAX and the oldest, and record what compiled
 	@VENV=$(COMPILERS_VENV) sh scripts/setup_compilers.sh

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from effort import Journal
 
 # Set before anything imports jax. Tests are about the CPU unless whoever runs them says otherwise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -42,6 +43,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["AIFX_STATE_DIR"] = str(tmp_path_factory.mktemp("aifx-state"))
     yield
     del os.environ["AIFX_CACHE_DIR"], os.environ["AIFX_STATE_DIR"]
+
+
+@pytest.fixture
+def journal(request: pytest.FixtureRequest) -> Journal:
+    """The journal of a test that `make test-long` resumes."""
+    return Journal(request.node.name)
 
 
 SLOWEST_FIRST = (

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from effort import Journal, seed_of_commit
 
 from aifx.checkpoint import Checkpoints
 from aifx.config.sections import CheckpointSection
@@ -34,8 +35,8 @@ def kill_one(directory: Path, word: str, delay_s: float) -> tuple[int, int]:
     return found, max(committed, default=found)
 
 
-def kill_often(directory: Path, times: int) -> None:
-    dice = random.Random(times)
+def kill_often(directory: Path, times: int, seed: int) -> None:
+    dice = random.Random(seed)
     committed = 0
     for i in range(times):
         # From the first save, which imports Orbax, and from any later one.
@@ -50,9 +51,17 @@ def kill_often(directory: Path, times: int) -> None:
 
 
 def test_a_few_kills(tmp_path: Path) -> None:
-    kill_often(tmp_path, 3)
+    kill_often(tmp_path, 3, seed_of_commit())
 
 
 @pytest.mark.slow
 def test_twenty_kills(tmp_path: Path) -> None:
-    kill_often(tmp_path, 20)
+    kill_often(tmp_path, 20, seed_of_commit())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(10))
+def test_two_hundred_kills(tmp_path: Path, journal: Journal, number: int) -> None:
+    journal.skip_if_passed()
+    kill_often(tmp_path, 20, seed_of_commit() + number)
+    journal.passed(trials=20, unit="kills")

@@ -1,4 +1,7 @@
-"""A run that is killed twenty times is the uninterrupted run, bit for bit."""
+"""A run that is killed twenty times equals the uninterrupted run, bit for bit.
+
+`.ci/run` kills one run, with a seed that follows the commit. `make test-long` kills fifty: 1,000 kills.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,14 @@ from typing import Any
 
 import pytest
 from conftest import TINY, Command, settings
+from effort import Journal, seed_of_commit
 
 from aifx.runs import read_jsonl
 
 KILLS = 20
 STEPS = 600
 TRAIN = ["train", "--json", *settings([*TINY, f"train.num_steps={STEPS}"])]
-DICE = random.Random(20)
+RUNS = 50
 TIMES = {"time", "step_time_s", "tokens_per_s", "mfu", "ceiling_fraction", "data_wait_s"}
 """Fields of a record that tell of the machine rather than of the model."""
 
@@ -54,8 +58,9 @@ class Aim:
     delay_s: float = 0.0
 
 
-Aiming = Callable[[Path, Path], Aim]
-"""From (run, cache)."""
+Aiming = Callable[[Path, Path, random.Random], Aim]
+"""From (run, cache, random numbers)."""
+Started = Callable[[subprocess.Popen[str]], subprocess.Popen[str]]
 
 
 def last_event(run: Path) -> str:
@@ -64,7 +69,7 @@ def last_event(run: Path) -> str:
     return str(json.loads(lines[-1])["event"]) if lines else ""
 
 
-def in_compilation(run: Path, cache: Path) -> Aim:
+def in_compilation(run: Path, cache: Path, dice: random.Random) -> Aim:
     shutil.rmtree(cache / "jax", ignore_errors=True)  # else it would read what was compiled before
     events = run / "events.jsonl"
 
@@ -75,7 +80,7 @@ def in_compilation(run: Path, cache: Path) -> Aim:
     return Aim(lambda: count() > before, lambda: last_event(run) == "compile")
 
 
-def in_cache_write(run: Path, cache: Path) -> Aim:
+def in_cache_write(run: Path, cache: Path, dice: random.Random) -> Aim:
     shutil.rmtree(cache / "jax", ignore_errors=True)
 
     def written() -> bool:
@@ -85,16 +90,16 @@ def in_cache_write(run: Path, cache: Path) -> Aim:
     return Aim(written, lambda: written() and last_event(run) == "compile")
 
 
-def in_commit(run: Path, cache: Path) -> Aim:
+def in_commit(run: Path, cache: Path, dice: random.Random) -> Aim:
     known = set(run.glob("checkpoints/*tmp*"))
 
     def writing() -> bool:
         return any(path not in known for path in run.glob("checkpoints/*tmp*"))
 
-    return Aim(writing, writing, delay_s=DICE.choice([0.0, 0.003, 0.006, 0.009]))  # anywhere in it
+    return Aim(writing, writing, delay_s=dice.choice([0.0, 0.003, 0.006, 0.009]))  # anywhere in it
 
 
-def in_metrics_write(run: Path, cache: Path) -> Aim:
+def in_metrics_write(run: Path, cache: Path, dice: random.Random) -> Aim:
     metrics = run / "metrics.jsonl"
     size = 0
 
@@ -110,8 +115,8 @@ def in_metrics_write(run: Path, cache: Path) -> Aim:
     return Aim(grown, uncovered)
 
 
-def anywhere(run: Path, cache: Path) -> Aim:
-    strike = time.monotonic() + DICE.uniform(0.2, 3.0)
+def anywhere(run: Path, cache: Path, dice: random.Random) -> Aim:
+    strike = time.monotonic() + dice.uniform(0.2, 3.0)
     return Aim(lambda: time.monotonic() >= strike, lambda: True)
 
 
@@ -127,15 +132,14 @@ def kill_at(aim: Aim, process: subprocess.Popen[str]) -> bool:
     return not ended
 
 
-@pytest.mark.slow
-def test_twenty_kills(
-    project: Command, tmp_path: Path, started: Callable[[subprocess.Popen[str]], subprocess.Popen[str]]
-) -> None:
-    whole = project(*TRAIN, "--run", "whole")
+def kill_and_compare(project: Command, cache: Path, started: Started, seed: int) -> tuple[int, dict[str, int]]:
+    """Kill a run again and again until it ends. Returns the number of kills, and how many hit each aim."""
+    dice = random.Random(seed)
+    whole = project.process(*TRAIN, "--run", "whole")
     assert whole.returncode == 0, whole.stderr
 
     # A cache of its own, so that the killed run compiles and writes its cache under fire.
-    hunted = Command(project.cwd, tmp_path / "hunted-cache")
+    hunted = Command(project.cwd, cache)
     run = project.cwd / "runs" / "killed"
     aimed: list[Aiming] = [in_cache_write, in_compilation, in_commit, in_metrics_write]
     struck: Counter[Aiming] = Counter()
@@ -143,20 +147,34 @@ def test_twenty_kills(
     for aiming in cycle([*aimed, anywhere]):
         if kills >= KILLS and all(struck[a] for a in aimed):
             break
-        assert kills < 2 * KILLS, f"an aim was never hit: {struck}"
-        aim = aiming(run, hunted.cache)
+        assert kills < 2 * KILLS, f"seed {seed}: an aim was never hit: {struck}"
+        aim = aiming(run, hunted.cache, dice)
         process = started(hunted.start(*TRAIN, "--run", run.name))
-        assert kill_at(aim, process), f"the run ended after {kills} kills: it is too short for this test"
+        assert kill_at(aim, process), f"seed {seed}: the run ended after {kills} kills: it is too short for this test"
         kills += 1
         struck[aiming] += aim.struck()
-    done = hunted(*TRAIN, "--run", "killed")
+    done = hunted.process(*TRAIN, "--run", "killed")
     assert done.returncode == 0, done.stderr
-    assert kills >= KILLS
 
-    assert done.json()["state_digest"] == whole.json()["state_digest"]
-    assert done.json()["loss"] == whole.json()["loss"]
-    assert numbers(run) == numbers(project.cwd / "runs" / "whole")
-    assert not list(run.glob("checkpoints/*tmp*")), "a stray temporary checkpoint stayed"
+    assert done.json()["state_digest"] == whole.json()["state_digest"], f"seed {seed}"
+    assert done.json()["loss"] == whole.json()["loss"], f"seed {seed}"
+    assert numbers(run) == numbers(project.cwd / "runs" / "whole"), f"seed {seed}"
+    assert not list(run.glob("checkpoints/*tmp*")), f"seed {seed}: a stray temporary checkpoint stayed"
 
     shown = hunted("ckpt", "show", "--run", "killed", "--json").json()
-    assert shown["state_digest"] == whole.json()["state_digest"]
+    assert shown["state_digest"] == whole.json()["state_digest"], f"seed {seed}"
+    return kills, {aiming.__name__: count for aiming, count in struck.items()}
+
+
+@pytest.mark.slow
+def test_twenty_kills(project: Command, tmp_path: Path, started: Started) -> None:
+    kills, _ = kill_and_compare(project, tmp_path / "hunted-cache", started, seed_of_commit())
+    assert kills >= KILLS
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(RUNS))
+def test_a_thousand_kills(project: Command, tmp_path: Path, started: Started, journal: Journal, number: int) -> None:
+    journal.skip_if_passed()
+    kills, struck = kill_and_compare(project, tmp_path / "hunted-cache", started, seed_of_commit() + number)
+    journal.passed(trials=kills, unit="kills", details=struck)
