@@ -1,6 +1,6 @@
 """Write the last results of `make test-long` into docs/reliability.md, from the journal of the long tests.
 
-    scripts/reliability.py build/test-long.jsonl
+scripts/reliability.py build/test-long.jsonl
 """
 
 from __future__ import annotations

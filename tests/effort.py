@@ -22,7 +22,7 @@ JOURNAL = ROOT / "build" / "test-long.jsonl"
 
 
 def examples(count: int, **options: Any) -> settings:
-    """Settings of a property each of whose examples compiles programs: `count` examples, ten times as many when long."""
+    """Settings of a property whose examples compile programs: `count` of them, ten times as many when long."""
     return settings(max_examples=10 * count if IS_LONG else count, deadline=None, **options)
 
 

@@ -70,5 +70,7 @@ def _work(args: list[str], cwd: str, environ: dict[str, str], streams: list[str]
 
     from aifx.commands.main import run
 
-    jax.config.update("jax_compilation_cache_dir", environ.get(COMPILED))  # read from the server's environment at import
+    jax.config.update(
+        "jax_compilation_cache_dir", environ.get(COMPILED)
+    )  # read from the server's environment at import
     sys.exit(run(args))

@@ -1,4 +1,4 @@
-"""The real program, in processes of its own."""
+"""The real program: inside this process, or in one of its own if its streams or its end are the point."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import inprocess
 
 PROGRAM = [sys.executable, "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -46,17 +48,8 @@ def environ(folder: Path, **changes: str) -> dict[str, str]:
 
 
 def run(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """`aifx ARGS` in `folder`."""
-    return subprocess.run(
-        [*PROGRAM, *args],
-        cwd=folder,
-        env=environ(folder, **env),
-        text=True,
-        capture_output=True,
-        timeout=60,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    """Run `aifx ARGS` in `folder`, inside this process."""
+    return inprocess.run(args, folder, environ(folder, **env))
 
 
 def probe(

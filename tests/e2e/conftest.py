@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import inprocess
+import pytest
 import warm
 
 TINY = [

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import inprocess
 import jax.numpy as jnp
 import pytest
 
@@ -50,10 +52,8 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-def aifx(project: Project, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-    code = "from aifx.commands.main import main; main()"
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=project.root, capture_output=True, text=True, timeout=timeout_s)
+def aifx(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return inprocess.run(arguments, project.root, os.environ)
 
 
 class Here:

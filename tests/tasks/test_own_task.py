@@ -8,9 +8,9 @@ import re
 import subprocess
 from pathlib import Path
 
+import inprocess
 import numpy as np
 import pytest
-import inprocess
 
 from aifx.config import load_config
 from aifx.errors import ConfigError

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import inprocess
 import pytest
 
 PROGRAM = [sys.executable, "-c", "import sys; from aifx.commands.main import run; sys.exit(run(sys.argv[1:]))"]
@@ -20,9 +21,7 @@ AT_TERMINAL = [sys.executable, "-c", TAKE + PROGRAM[-1]]
 
 
 def aifx(cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *args], cwd=cwd, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
+    return inprocess.run(args, cwd, os.environ)
 
 
 class Person:
