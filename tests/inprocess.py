@@ -30,14 +30,15 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run `aifx args` in `cwd` with exactly `environ` and return its exit code and output.
 
-    `environ` may differ from this process's environment except in variables that JAX and Python read at import.
+    `environ` may differ from this process's environment except in variables that JAX and Python read at import. Of
+    these, PYTHONPATH may differ as well: processes that the command starts read it.
     """
     from aifx.commands.main import run as run_command
 
     for name in environ:
-        same = not name.startswith(READ_AT_IMPORT) or environ[name] == os.environ.get(name)
+        same = not name.startswith(READ_AT_IMPORT) or name == "PYTHONPATH" or environ[name] == os.environ.get(name)
         assert same, f"{name} would be set too late"
-    kept = {k: v for k, v in os.environ.items() if k.startswith(READ_AT_IMPORT)}
+    kept = {k: v for k, v in os.environ.items() if k.startswith(READ_AT_IMPORT) and k not in environ}
     with tempfile.TemporaryDirectory() as folder, _own_process_state(cwd, {**environ, **kept}):
         streams = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
         for path, text in zip(streams, (stdin, "", ""), strict=True):

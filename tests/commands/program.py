@@ -52,6 +52,20 @@ def run(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str
     return inprocess.run(args, folder, environ(folder, **env))
 
 
+def process(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `aifx ARGS` in `folder`, in a process of its own."""
+    return subprocess.run(
+        [*PROGRAM, *args],
+        cwd=folder,
+        env=environ(folder, **env),
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
 def probe(
     folder: Path, body: str, *args: str, env: dict[str, str] | None = None, **streams: Any
 ) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from program import assert_three_lines, run
+from program import assert_three_lines, process, run
 
 from aifx.bench.fingerprint import fingerprint
 from aifx.bench.results import Failure, Measured, Report, Request, Result, read_report, write_report
@@ -68,8 +68,8 @@ def test_the_schema_in_the_documentation_is_that_of_the_code():
 
 
 @pytest.mark.parametrize("command", ["", *SUITES, "compare", "gate", "history", "ls", "show"])
-def test_help_has_examples_and_needs_no_jax(bench, command):
-    done = bench(*filter(None, [command]), "--help", PYTHONPROFILEIMPORTTIME="1")
+def test_help_has_examples_and_needs_no_jax(tmp_path, command):
+    done = process(tmp_path, "bench", *filter(None, [command]), "--help", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0, done.stderr
     assert "Examples" in done.stdout
     assert f"aifx bench {command}".strip() in done.stdout
