@@ -23,6 +23,7 @@ from aifx.nn.precision import cast_floating, compute_dtype
 from aifx.nn.quantized import quantize_matrices
 from aifx.nn.specs import Params
 from aifx.parsing import parse_json
+from aifx.progress import report_progress
 from aifx.project import Project, RunDirectory
 from aifx.tasks.base import Sums, Task, Totals
 from jax_kernels.choosing import using
@@ -107,8 +108,10 @@ def _batches(source: BatchSource, split: Split, num_batches: int | None) -> Iter
     if not count:
         raise DataError(f"the {split} split has no batch", "its share of the data is empty", "aifx config show data")
     rows = source.batch_size
-    for step in range(count):
-        yield source.read(step, slice(0, rows))
+    with report_progress(f"evaluating the {split} split", count, "batches") as progress:
+        for step in range(count):
+            yield source.read(step, slice(0, rows))
+            progress.advance(1)
 
 
 def _add(totals: dict[str, tuple[Any, Any]], sums: Sums) -> None:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aifx.commands.chart import line_chart
+from aifx.commands.progress import ProgressDisplay, progress_line
 from aifx.commands.terminal import Output
 from aifx.commands.words import clock
 from aifx.hardware import utilization
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from aifx.commands.live import LiveDisplay
+    from aifx.progress import Progress as Activity
     from aifx.train.records import Record, RunInfo, TrainResult
 
 REFRESH_PER_SECOND = 2  # a frame takes a few milliseconds of the processor that trains
@@ -40,6 +42,10 @@ class Progress(Protocol):
 
     def stop(self, result: TrainResult | None) -> None: ...
 
+    def activity(self, progress: Activity | None) -> None:
+        """A listener of `aifx.progress`."""
+        ...
+
     def abandon(self) -> None:
         """The process ends where it stands: leave the terminal usable."""
         ...
@@ -58,6 +64,7 @@ class Lines:
 
     def __init__(self, out: Output) -> None:
         self._out = out
+        self.activity = ProgressDisplay(out)
         self._last = 0.0
         self._first_step = 0
         self._num_steps = 0
@@ -130,6 +137,7 @@ class Panel:
         self._validation: tuple[float, int] | None = None
         self._best: tuple[float, int] | None = None
         self._checkpoint: tuple[int, float] | None = None
+        self._activity: Activity | None = None
         self._resumed_at = 0.0
 
     def say(self, text: str) -> None:
@@ -169,6 +177,9 @@ class Panel:
             with suppress(OSError):
                 os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the cursor; rich's own locks may be held
 
+    def activity(self, progress: Activity | None) -> None:
+        self._activity = progress
+
     def _show(self) -> None:
         from aifx.commands.live import LiveDisplay
 
@@ -181,10 +192,12 @@ class Panel:
         from rich.panel import Panel as Frame
         from rich.text import Text
 
+        ascii_only = not self._console.encoding.lower().startswith("utf")
         if self._info is None:
+            if (activity := self._activity) is not None:
+                return progress_line(activity, is_ascii=ascii_only)
             return Text(f"{self._phase} ... {time.monotonic() - self._began:.0f} s", style="dim")
         width = min(self._console.width, MAX_WIDTH)
-        ascii_only = not self._console.encoding.lower().startswith("utf")
         body = Text("\n").join(self._lines(self._info, width - 4, ascii_only))
         frame = box.ASCII if ascii_only else box.ROUNDED
         return Frame(body, title=f"run {self._info.run.name}", title_align="left", width=width, box=frame)
@@ -212,7 +225,10 @@ class Panel:
         yield row
         for line in line_chart(self._curve.points, width, CHART_HEIGHT, ascii_only=ascii_only):
             yield Text(line, style="cyan")
-        yield Text(self._whereabouts(info), style="dim", overflow="ellipsis", no_wrap=True)
+        if (activity := self._activity) is not None:
+            yield progress_line(activity, is_ascii=ascii_only)
+        else:
+            yield Text(self._whereabouts(info), style="dim", overflow="ellipsis", no_wrap=True)
 
     def _eta(self, info: RunInfo) -> str:
         """Time to go, from the mean of this process's steps with everything between them."""

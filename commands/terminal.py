@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from aifx.commands import stopping
 from aifx.commands.failures import as_error, is_debugging, print_traceback
+from aifx.commands.progress import ProgressDisplay
 from aifx.errors import AifxError, ExitCode
+from aifx.progress import listen
 from aifx.sanitize import escape_controls, escape_in_json, one_line
 
 if TYPE_CHECKING:
@@ -39,9 +41,10 @@ def terminal(json: bool = False) -> Iterator[Output]:
     """Runs a command's body and turns whatever it raises into an exit code (docs/exit-codes.md)."""
     out = Output(json)
     try:
-        stopping.run_body()
-        yield out
-        stopping.end_body()
+        with listen(ProgressDisplay(out)):
+            stopping.run_body()
+            yield out
+            stopping.end_body()
         out.flush()
     except SystemExit:
         stopping.end_body()

@@ -79,6 +79,7 @@ def _train(
     check_limits()
     from aifx.commands.panel import make_progress
     from aifx.config import load_config
+    from aifx.progress import listen
     from aifx.project import find_project
     from aifx.train import train as train_run
     from aifx.train.standing import standing
@@ -96,17 +97,18 @@ def _train(
             out.say(f"{status}: {why}")
 
     stop.before_exit[:] = [write_standing]
-    return train_run(
-        project,
-        config,
-        name if fork is None else fork,
-        fork_from=name if fork is not None else None,
-        fork_at=at if at is not None else which or "last",
-        observers=[progress],
-        say=progress.say,
-        stop=stop,
-        profile=profile,
-    )
+    with listen(progress.activity):
+        return train_run(
+            project,
+            config,
+            name if fork is None else fork,
+            fork_from=name if fork is not None else None,
+            fork_at=at if at is not None else which or "last",
+            observers=[progress],
+            say=progress.say,
+            stop=stop,
+            profile=profile,
+        )
 
 
 def _write_interrupted(status: str) -> None:

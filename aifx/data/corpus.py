@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aifx.config.sections import LanguageDataSection
@@ -30,11 +30,24 @@ class Corpus:
     fractions: dict[Split, float]  # what is held out of the training files
     digest: str
     remarks: tuple[str, ...] = ()  # what a person should know: files without text, bytes that are not UTF-8
+    sizes: Mapping[Split, int | None] = field(default_factory=dict)  # bytes of the files; None if text takes more
 
     def names(self, split: Split) -> str:
         """The files that `split` comes from, for messages."""
         names = [file.name for file in self.files[split] or next(filter(None, self.files.values()), [])]
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+    def expected_bytes(self, *splits: Split) -> int | None:
+        """About how much text the splits hold, to show progress; None if only reading it tells."""
+        held_out = sum(self.fractions.values())
+        shares = {split: self.fractions[split] for split in SPLITS} | {"train": 1 - held_out}
+        total = 0.0
+        for split in splits:
+            size, training = self.sizes.get(split), self.sizes.get("train")
+            if size is None or training is None:
+                return None
+            total += training * shares[split] + (size if split != "train" else 0)
+        return round(total)
 
     def has(self, split: Split) -> bool:
         """Whether the project asks for this split at all."""
@@ -124,6 +137,7 @@ def open_corpus(section: LanguageDataSection, project: Project) -> Corpus:
         fractions,
         _digest(scans, section, fractions),
         (*_report_empty(empty), *report_bad_bytes(everything, section.errors)),
+        _sizes(scans),
     )
 
 
@@ -153,13 +167,20 @@ def _one_split(split: Split, found: list[TextFile], section: LanguageDataSection
         raise undecodable(scans[split])
     fractions: dict[Split, float] = dict.fromkeys(SPLITS, 0.0)
     remarks = report_bad_bytes(scans[split], section.errors)
-    return Corpus(files, section, fractions, _digest(scans, section, fractions), tuple(remarks))
+    return Corpus(files, section, fractions, _digest(scans, section, fractions), tuple(remarks), _sizes(scans))
 
 
 def _scan(
     files: Mapping[Split, Sequence[TextFile]], section: LanguageDataSection
 ) -> dict[Split, dict[TextFile, FileScan]]:
     return {split: {file: scan_file(file, section.text_field) for file in files[split]} for split in SPLITS}
+
+
+def _sizes(scans: Mapping[Split, Mapping[TextFile, FileScan]]) -> dict[Split, int | None]:
+    return {
+        split: None if any(file.format == ".parquet" for file in found) else sum(s.num_bytes for s in found.values())
+        for split, found in scans.items()
+    }
 
 
 def _report_empty(files: Sequence[TextFile]) -> Iterator[str]:

@@ -44,6 +44,7 @@ from aifx.errors import EnvironmentFault
 from aifx.files import remove_temporary, replace_file
 from aifx.os_errors import errno_of, naming
 from aifx.private_folders import make_private
+from aifx.progress import report_progress
 
 FORMAT = 2
 # A batch has enough pieces a core that its last ones cost little, and a bound on the memory of its encodings.
@@ -145,8 +146,11 @@ def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
         for split in SPLITS:
             writers[split] = _SplitWriter(folder, split, dtype, tokenizer.eos_id)
-        for split, piece, ids in _encoded(corpus, tokenizer):
-            writers[split].write(piece, ids)
+        activity = f"tokenizing {corpus.names('train')}"
+        with report_progress(activity, corpus.expected_bytes(*SPLITS), "bytes") as progress:
+            for split, piece, ids in _encoded(corpus, tokenizer):
+                writers[split].write(piece, ids)
+                progress.advance(piece.num_bytes)
         splits = {split: writer.finish() for split, writer in writers.items()}
         corpus.check_unchanged()
         meta = {"format": FORMAT, "dtype": dtype.str, "splits": splits}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
 from aifx.errors import DataError
 from aifx.files import remove_temporary
+from aifx.progress import Reporter, report_progress
 from aifx.project import Project, cache_path
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -186,15 +188,25 @@ def _trained(section: LanguageDataSection, corpus: Corpus, say: Say) -> Tokenize
         if hashlib.sha256(cached.read_bytes()).digest() == digest_path.read_bytes():
             return Tokenizer.load(cached)
         say(f"warning: the cached tokenizer {cached} is damaged; training it again")
-    say(f"training the tokenizer on {corpus.names('train')}")
-    texts = (piece.text for split, piece in corpus.pieces() if split == "train")
-    tokenizer = Tokenizer(train_tokenizer(texts, section.vocab_size), str(cached))
+    activity = f"training the tokenizer on {corpus.names('train')}"
+    say(activity)
+    with report_progress(activity, corpus.expected_bytes("train"), "bytes") as progress:
+        trained = train_tokenizer(_training_texts(corpus, progress), section.vocab_size)
+    tokenizer = Tokenizer(trained, str(cached))
     corpus.check_unchanged()
     with cache_folder(cached.parent):
         remove_temporary(cached.parent)
         write_synced(cached, tokenizer.data)
         write_synced(digest_path, hashlib.sha256(tokenizer.data).digest())
     return tokenizer
+
+
+def _training_texts(corpus: Corpus, progress: Reporter) -> Iterator[str]:
+    for split, piece in corpus.pieces():
+        if split == "train":
+            yield piece.text
+            progress.advance(piece.num_bytes)
+    progress.enter("merging pairs of tokens")
 
 
 def _bytes_per_token(store: TokenStore) -> float:
