@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from aifx.better_last import BetterLast, better_last
 from aifx.config.sections import Quantization
 from aifx.data.base import Batch, BatchSource, Say, Split
 from aifx.errors import DataError, UsageError
@@ -137,6 +138,7 @@ class Report:
     metrics: Mapping[str, Any]
     gates: tuple[GateResult, ...]
     quantize: Quantization = "none"
+    better_last: BetterLast | None = None  # the last checkpoint, if it beats the best one by a gate's metric
 
     @property
     def passed(self) -> bool:
@@ -146,7 +148,8 @@ class Report:
         """JSON-ready; docs/json.md documents it."""
         gates = [{"expr": g.expr, "value": g.value, "passed": g.passed} for g in self.gates]
         measured = {"run": self.run, "step": self.step, "split": self.split, "quantize": self.quantize}
-        return measured | {"metrics": dict(self.metrics), "gates": gates}
+        better = None if self.better_last is None else asdict(self.better_last)
+        return measured | {"metrics": dict(self.metrics), "gates": gates, "better_last": better}
 
 
 def evaluate(
@@ -185,7 +188,11 @@ def evaluate(
     all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
     if all_gates:
         check_names(all_gates, metric_names(trained.task, trained.params, chosen))
-    report = _measure(trained, chosen, all_gates, say)
+    better = better_last(run, all_gates)
+    report = replace(
+        _measure(trained, chosen, all_gates, say),
+        better_last=better if better is not None and better.last_step != trained.step else None,
+    )
     write_report(run.eval / f"{trained.step}.json", report, data_digest=trained.task.data_digest())
     return report
 

@@ -7,22 +7,40 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from aifx.best_by import AUTO, best_by_of, check_metric
 from aifx.config import Config, import_task
 from aifx.config.kinds import BUNDLED_METRICS, PER_CLASS_METRICS
 from aifx.config.mistakes import Mistake, refuse
 from aifx.config.sections import LanguageDataSection, VisionDataSection
-from aifx.errors import DataError, UsageError
+from aifx.errors import ConfigError, DataError, UsageError
 from aifx.gates import check_names, parse_gate
 from aifx.project import Project
 
 
 def check_project(config: Config, project: Project) -> None:
-    """Raises ConfigError that lists every gate on an unknown metric and every file that is missing."""
-    refuse([*_gates(config, project), *_files(config, project)])
+    """Raises ConfigError that lists every unknown metric and every file that is missing."""
+    refuse([*_gates(config, project), *_best_by(config, project), *_files(config, project)])
+
+
+def check_best_by(config: Config, project: Project) -> None:
+    """Raises ConfigError if `checkpoint.best_by` names a metric that the task does not report."""
+    best_by = best_by_of(config)
+    known = declared_metrics(config, project)
+    if known and config.train.validate_every and not _is_class_metric(best_by.metric, config):
+        check_metric(best_by, known)
+
+
+def _best_by(config: Config, project: Project) -> Iterator[Mistake]:
+    if config.checkpoint.best_by == AUTO:
+        return  # a gate's metric, which is checked with the gates
+    try:
+        check_best_by(config, project)
+    except ConfigError as error:
+        yield Mistake(_where(config, "checkpoint.best_by"), error.what, error.why, error.hint)
 
 
 def _gates(config: Config, project: Project) -> Iterator[Mistake]:
-    known = _metric_names(config, project)
+    known = declared_metrics(config, project)
     for expr in config.eval.gates if known else ():
         gate = parse_gate(expr)
         if _is_class_metric(gate.name, config):
@@ -35,7 +53,7 @@ def _gates(config: Config, project: Project) -> Iterator[Mistake]:
             )
 
 
-def _metric_names(config: Config, project: Project) -> Sequence[str]:
+def declared_metrics(config: Config, project: Project) -> Sequence[str]:
     """The metrics that `aifx eval` will report; empty if the task does not declare them."""
     kind = config.task.kind
     if kind not in BUNDLED_METRICS:

@@ -145,11 +145,13 @@ def _print(
     from aifx.commands.words import date, figure
     from aifx.runs import readable_bytes
 
+    score = info.score
     rows = [
         ("run", run.name),
         ("step", f"{info.step}{' (best)' if info.is_best else ''}"),
         ("saved", date(info.saved_at)),
         ("validation loss", figure(info.validation_loss)),
+        (f"validation {score.metric}", figure(score.value)) if score and score.metric != "loss" else ("", None),
         ("parameters", f"{info.num_parameters:,}" if info.num_arrays else None),
         ("size", f"{readable_bytes(info.size_bytes)} in {info.num_arrays} arrays" if info.num_arrays else None),
         ("state digest", digest),

@@ -14,6 +14,7 @@ from aifx.errors import ExitCode, UsageError, did_you_mean
 from aifx.limits import check_limits
 
 if TYPE_CHECKING:
+    from aifx.better_last import BetterLast
     from aifx.data.base import Split
     from aifx.dataset_evaluation import DatasetReports
     from aifx.evaluate import Report
@@ -133,6 +134,9 @@ def _show(out: Output, report: Report) -> None:
     matrices = "" if report.quantize == "none" else f", matrices as {report.quantize}"
     out.print(f"run {report.run}, step {report.step}, {report.split} split{matrices}")
     _show_metrics(out, report.metrics, report.gates)
+    if report.better_last is not None:
+        out.print("")
+        out.print(better_last_text(report.run, report.better_last))
 
 
 def _show_datasets(out: Output, reports: DatasetReports) -> None:
@@ -153,6 +157,17 @@ def _show_metrics(out: Output, metrics: Mapping[str, Any], gates: Sequence[GateR
         out.print("")
         rows = [(g.expr, _number(g.value), "passed" if g.passed else "FAILED") for g in gates]
         out.table(["gate", "value", "verdict"], rows, right=["value"])
+
+
+def better_last_text(run: str, better: BetterLast) -> str:
+    """The remark that the last checkpoint beats the best one."""
+    direction, _, metric = better.best_by.partition(" ")
+    return (
+        f"the last checkpoint beats the best one by {metric}: {_number(better.last_value)} at step {better.last_step}, "
+        f"{_number(better.best_value)} at step {better.best_step}, on the validation split\n"
+        f"to measure it: aifx eval --run {run} --step last; "
+        f'for new runs: --set checkpoint.best_by="{direction} {metric}"'
+    )
 
 
 def _show_classes(out: Output, classes: Mapping[str, Mapping[str, float]], confusion: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.commands.chart import line_chart
 from aifx.commands.terminal import Output
-from aifx.commands.words import age, count, date, figure, literal, rate
+from aifx.commands.words import age, best, count, date, figure, literal, rate
 from aifx.hardware import utilization
 from aifx.runs import readable_bytes
 from aifx.runs.status import number
@@ -69,19 +69,21 @@ def print_run(out: Output, page: RunPage) -> None:
 
 def print_checkpoints(out: Output, checkpoints: Sequence[CheckpointInfo]) -> None:
     """A table of checkpoints; also what `aifx ckpt ls` prints."""
+    metric = next((c.score.metric for c in checkpoints if c.score and c.score.metric != "loss"), None)
     rows = [
         (
             c.step,
             age(c.saved_at),
             figure(c.validation_loss),
+            *((figure(c.score.value if c.score else None),) if metric else ()),
             None if c.damaged else f"{c.num_parameters:,}",
             None if c.damaged else readable_bytes(c.size_bytes),
             f"damaged: {c.damaged}" if c.damaged else "best" if c.is_best else "",
         )
         for c in checkpoints
     ]
-    columns = ["checkpoint", "saved", "validation", "parameters", "size", ""]
-    out.table(columns, rows, right=["checkpoint", "validation", "parameters", "size"])
+    columns = ["checkpoint", "saved", "validation", *([metric] if metric else []), "parameters", "size", ""]
+    out.table(columns, rows, right=columns[:1] + columns[2:-1])
 
 
 def _print_metrics(out: Output, page: RunPage) -> None:
@@ -94,12 +96,11 @@ def _print_metrics(out: Output, page: RunPage) -> None:
     losses = [number(r.get("loss")) for r in page.records]
     out.print("\n".join(line_chart(losses, CHART_WIDTH, CHART_HEIGHT, ascii_only=ascii_only)))
     out.print("")
-    best = figure(status.best_validation_loss)
     used = utilization(number(last.get("mfu")), number(last.get("ceiling_fraction")))
     told = {
         "loss": figure(status.loss),
         "validation": figure(status.validation_loss),
-        "best": best and f"{best} at step {status.best_step}",
+        "best": best(status.best_by, status.best_value, status.best_step),
         "speed": rate(status.units_per_s, status.unit),
         "MFU": used.removeprefix("MFU ") or None,
     }

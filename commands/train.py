@@ -128,14 +128,13 @@ def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str])
     if out.json:
         return
     loss = "" if result.loss is None else f", loss {result.loss:.4f}"
-    best = (
-        ""
-        if result.best_validation_loss is None
-        else f", best validation {result.best_validation_loss:.4f} at step {result.best_step}"
-    )
+    from aifx.commands.words import best
+
+    told = best(result.best_by, result.best_value, result.best_step)
+    best_so_far = f", best validation {told}" if told else ""
     already = "already " if result.already else ""
     ended = f"{already}{result.status.replace('_', ' ')} at step {result.step} of {result.num_steps}"
-    out.print(f"run {result.run.name}: {ended}{loss}{best}")
+    out.print(f"run {result.run.name}: {ended}{loss}{best_so_far}")
     if result.units_per_s is not None and not result.already:
         digest = (result.state_digest or "")[:16]
         out.print(

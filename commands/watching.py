@@ -10,7 +10,7 @@ from aifx.checkpoint.manifest import step_directories
 from aifx.commands.chart import line_chart
 from aifx.commands.panel import progress_bar
 from aifx.commands.terminal import Output
-from aifx.commands.words import age, clock, count, figure, rate
+from aifx.commands.words import age, best, clock, count, figure, rate
 from aifx.hardware import utilization
 from aifx.project import RunDirectory
 from aifx.runs import run_status
@@ -99,11 +99,11 @@ class Watcher:
             yield progress_bar(s.step, s.num_steps, self._time_to_go() if s.alive else s.status, width, ascii_only)
         else:
             yield Text(f"step {s.step:,}   {s.status}")
-        best = figure(s.best_validation_loss)
         row = Text("loss ").append(figure(s.loss) or "-", style="bold cyan")
         if s.validation_loss is not None:
             row.append("   validation ").append(figure(s.validation_loss) or "", style="bold magenta")
-        yield row.append(f"   best {best} at step {s.best_step}" if best else "")
+        told = best(s.best_by, s.best_value, s.best_step)
+        yield row.append(f"   best {told}" if told else "")
         row = Text(rate(s.units_per_s, s.unit) or "", style="bold green")
         if used := utilization(number(self._last.get("mfu")), number(self._last.get("ceiling_fraction"))):
             row.append(f"   {used}", style="not bold default")

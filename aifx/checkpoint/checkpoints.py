@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from aifx.best_by import LOSS, Score, score_of
 from aifx.checkpoint import folders
 from aifx.checkpoint.background import Background
 from aifx.checkpoint.capture import HostCopies
@@ -44,6 +45,17 @@ class Verification:
 
     state_digest: str
     damaged: tuple[str, ...]  # names of arrays whose bytes are not those that were saved
+
+
+@dataclass(frozen=True)
+class _Save:
+    """What a manifest says besides the arrays."""
+
+    step: int
+    host: dict[str, Any]
+    validation_loss: float | None
+    score: Score | None
+    run: dict[str, Any]
 
 
 class Checkpoints:
@@ -89,8 +101,8 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step of lowest validation loss among the checkpoints; None where none was validated."""
-        return next(iter(ranked({i.step: i.validation_loss for i in self.infos()})), None)
+        """The step of the checkpoint with the best score; None if none was validated."""
+        return next(iter(ranked({i.step: i.cost for i in self.infos()})), None)
 
     def infos(self) -> list[CheckpointInfo]:
         """What each checkpoint says of itself, by step, without reading arrays."""
@@ -113,20 +125,24 @@ class Checkpoints:
         *,
         host: Mapping[str, Any],
         validation_loss: float | None = None,
+        score: Score | None = None,
         force: bool = False,
     ) -> None:
         """Save `state` as the checkpoint of `step`; the arrays may be donated when this returns.
 
         Writing goes on in the background unless the configuration says otherwise. What was being written is waited for
         first, and what it raised is raised here: EnvironmentFault when the disk was full. A step that is there already
-        stays as it is, unless `force`.
+        stays as it is, unless `force`. Without a `score` the validation loss ranks it.
         """
         self._own()
         self._background.wait()
         if not force and step in step_directories(self.directory):
             return
         arrays = self._copies.take(flat_names(state))
-        self._background.start(partial(self._write, step, arrays, dict(host), validation_loss, dict(self._binding())))
+        if score is None and validation_loss is not None:
+            score = score_of(LOSS, {"loss": validation_loss})
+        save = _Save(step, dict(host), validation_loss, score, dict(self._binding()))
+        self._background.start(partial(self._write, save, arrays))
         if not self.section.asynchronous:
             self._background.wait()
 
@@ -204,15 +220,8 @@ class Checkpoints:
             folders.clean(self.directory)
             self._cleaned = True
 
-    def _write(
-        self,
-        step: int,
-        arrays: Arrays,
-        host: dict[str, Any],
-        validation_loss: float | None,
-        run: dict[str, Any],
-        attempt: int = 0,
-    ) -> None:
+    def _write(self, save: _Save, arrays: Arrays, attempt: int = 0) -> None:
+        step = save.step
         size = sum(a.nbytes for a in arrays.values())
         place = folders.temporary_place(self.directory, step, attempt)
         try:
@@ -220,7 +229,7 @@ class Checkpoints:
             check_room(self.directory, size)
             digests = array_digests(arrays)
             entries = {n: ArrayEntry(a.dtype.name, a.shape, digests[n]) for n, a in arrays.items()}
-            manifest = Manifest(step, time.time(), validation_loss, size, entries, host, run)
+            manifest = Manifest(step, time.time(), save.validation_loss, size, entries, save.host, save.score, save.run)
             write_checkpoint(place, arrays, manifest)
             self._before_commit()
             folders.commit(place)
@@ -230,7 +239,7 @@ class Checkpoints:
             if attempt or not is_transient(e):
                 raise fault from e
             self._warn(f"{' '.join(str(fault).splitlines()[:2])}; writing it again")
-            self._write(step, arrays, host, validation_loss, run, attempt + 1)
+            self._write(save, arrays, attempt + 1)
         else:
             self._retain()
             self._on_commit(checkpoint_info(step, manifest))
@@ -238,8 +247,8 @@ class Checkpoints:
     def _retain(self) -> None:
         """Remove the checkpoints that the configuration does not keep. A refusal is a warning: the new one counts."""
         try:
-            losses = {i.step: i.validation_loss for i in self.infos()}
-            for old in losses.keys() - kept(losses, self.section.keep_last, self.section.keep_best):
+            costs = {i.step: i.cost for i in self.infos()}
+            for old in costs.keys() - kept(costs, self.section.keep_last, self.section.keep_best):
                 folders.remove(self.directory, old)
         except OSError as e:
             self._warn(f"could not remove old checkpoints in {self.directory}: {e}")

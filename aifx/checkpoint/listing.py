@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aifx.best_by import Score
 from aifx.checkpoint.inventory import missing_files
 from aifx.checkpoint.manifest import Damaged, Manifest, read_manifest, step_directories
 from aifx.checkpoint.retention import ranked
@@ -20,17 +21,23 @@ class CheckpointInfo:
     step: int
     saved_at: float | None = None  # Unix time
     validation_loss: float | None = None
+    score: Score | None = None  # what ranks it
     num_parameters: int = 0  # elements under params
     num_arrays: int = 0
     size_bytes: int = 0  # of the arrays
     is_best: bool = False
     damaged: str | None = None  # the manifest cannot be read, or files are missing; arrays are not read
 
+    @property
+    def cost(self) -> float | None:
+        """Less is better; None if it was not validated."""
+        return None if self.score is None else self.score.cost
+
 
 def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
     """The checkpoints in `directory` by step."""
     manifests = {step: read_info(folder) for step, folder in step_directories(directory).items()}
-    best = ranked({i.step: i.validation_loss for i in manifests.values()})[:1]
+    best = ranked({i.step: i.cost for i in manifests.values()})[:1]
     return [i if i.step not in best else CheckpointInfo(**{**vars(i), "is_best": True}) for i in manifests.values()]
 
 
@@ -57,4 +64,4 @@ def read_info(folder: Path) -> CheckpointInfo:
 def checkpoint_info(step: int, manifest: Manifest) -> CheckpointInfo:
     """The line of a checkpoint with this manifest; whether it is the best is known to the list alone."""
     m = manifest
-    return CheckpointInfo(step, m.saved_at, m.validation_loss, m.num_parameters, len(m.arrays), m.size_bytes)
+    return CheckpointInfo(step, m.saved_at, m.validation_loss, m.score, m.num_parameters, len(m.arrays), m.size_bytes)

@@ -9,10 +9,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from aifx.best_by import Score
 from aifx.errors import CheckpointError
 from aifx.files import UnsafeFile, check_folder, read_file
 from aifx.os_errors import UNREADABLE
@@ -53,6 +54,7 @@ class Manifest:
     size_bytes: int  # of the arrays
     arrays: Mapping[str, ArrayEntry]  # by name
     host: Mapping[str, Any]  # JSON of the training loop: early stopping, tokens seen
+    score: Score | None  # what ranks it; None if it was not validated
     run: Mapping[str, Any]  # id of the run, and digests of its files that its numbers rest on (aifx.runs.binding)
 
     @property
@@ -70,6 +72,7 @@ class Manifest:
                 "size_bytes": self.size_bytes,
                 "arrays": {n: {"dtype": a.dtype, "shape": a.shape, "sha256": a.sha256} for n, a in self.arrays.items()},
                 "host": self.host,
+                "score": None if self.score is None else asdict(self.score),
                 "run": self.run,
             }
         )
@@ -102,7 +105,9 @@ def read_manifest(directory: Path) -> Manifest:
             raise ValueError(f"it was saved as the checkpoint of step {doc['step']}")
         arrays = {n: ArrayEntry(a["dtype"], tuple(a["shape"]), a["sha256"]) for n, a in doc["arrays"].items()}
         loss = doc["validation_loss"]
-        return Manifest(doc["step"], doc["saved_at"], loss, doc["size_bytes"], arrays, doc["host"], dict(doc["run"]))
+        score = None if doc["score"] is None else Score(**doc["score"])
+        size = doc["size_bytes"]
+        return Manifest(doc["step"], doc["saved_at"], loss, size, arrays, doc["host"], score, dict(doc["run"]))
     except (OSError, UnsafeFile, ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, OSError) and e.errno in UNREADABLE:
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from aifx.best_by import AUTO, parse_best_by
 from aifx.config.mistakes import Mistake
 from aifx.config.resolved import Config, OriginKind
 from aifx.config.sections import LanguageDataSection, LanguageModelSection, VisionDataSection
@@ -42,6 +43,7 @@ def clashes(config: Config) -> Iterator[Clash]:
     """Every pair of settings that cannot be used together."""
     yield from _train(config)
     yield from _gates(config)
+    yield from _best_by(config)
     if isinstance(config.model, LanguageModelSection):
         yield from _heads(config.model)
         if isinstance(config.data, LanguageDataSection):
@@ -82,6 +84,15 @@ def _gates(config: Config) -> Iterator[Clash]:
             parse_gate(expr)
         except UsageError as error:
             yield Clash(("eval.gates",), f"eval.gates: {error.what}", error.why)
+
+
+def _best_by(config: Config) -> Iterator[Clash]:
+    if config.checkpoint.best_by == AUTO:
+        return
+    try:
+        parse_best_by(config.checkpoint.best_by)
+    except UsageError as error:
+        yield Clash(("checkpoint.best_by",), error.what, error.why)
 
 
 def _heads(model: LanguageModelSection) -> Iterator[Clash]:

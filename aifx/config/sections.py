@@ -74,7 +74,7 @@ class TrainSection(Section):
     validate_every: NonNegativeInt = Field(200, description="Steps between validations; 0 never validates.")
     validation_batches: NonNegativeInt = Field(0, description="Batches of one validation; 0 takes the whole split.")
     early_stopping: NonNegativeInt = Field(
-        0, description="Stop after this many validations without improvement; 0 never."
+        0, description="Stop after this many validations without improvement of checkpoint.best_by; 0 never."
     )
 
 
@@ -119,7 +119,12 @@ class CheckpointSection(Section):
     )
     keep_last: PositiveInt = Field(2, description="Newest checkpoints that are kept.", json_schema_extra=FREE)
     keep_best: NonNegativeInt = Field(
-        1, description="Best checkpoints that are kept besides, by validation loss.", json_schema_extra=FREE
+        1, description="Best checkpoints that are also kept, by `best_by`.", json_schema_extra=FREE
+    )
+    best_by: str = Field(
+        "auto",
+        description='What makes a checkpoint the best: "max" or "min" and a validation metric, such as "max accuracy". '
+        "auto: the metric of the first gate, otherwise the loss; fixed when the run starts.",
     )
     asynchronous: bool = Field(True, description="Write while training goes on.", json_schema_extra=FREE)
     stop_timeout_s: PositiveFloat = Field(

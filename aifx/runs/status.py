@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aifx.errors import AifxError
+from aifx.best_by import LOSS, BestBy, parse_best_by
+from aifx.errors import AifxError, UsageError
 from aifx.files import RECORDS_LIMIT, read_file
 from aifx.parsing import parse_toml
 from aifx.project import RunDirectory
@@ -32,8 +33,10 @@ class RunStatus:
     num_steps: int | None
     loss: float | None
     validation_loss: float | None  # the last one
-    best_validation_loss: float | None
+    best_validation_loss: float | None  # at best_step
     best_step: int | None
+    best_by: str | None  # "max accuracy"
+    best_value: float | None
     unit: str  # "tokens", "images"
     units_per_s: float | None
     started: float | None
@@ -57,6 +60,8 @@ class RunStatus:
             "validation_loss": self.validation_loss,
             "best_validation_loss": self.best_validation_loss,
             "best_step": self.best_step,
+            "best_by": self.best_by,
+            "best_value": self.best_value,
             "tokens_per_s": None,
             f"{self.unit}_per_s": self.units_per_s,
             "started": self.started,
@@ -85,6 +90,8 @@ def run_status(run: RunDirectory) -> RunStatus:
         validation_loss=metrics.validation_loss,
         best_validation_loss=metrics.best_validation_loss,
         best_step=metrics.best_step,
+        best_by=str(metrics.best_by),
+        best_value=metrics.best_value,
         unit=unit,
         units_per_s=number(last.get(f"{unit}_per_s")),
         started=next((t for e in events if (t := number(e.get("time"))) is not None), None) or _written(run.config),
@@ -117,6 +124,8 @@ class MetricsSummary:
     validation_loss: float | None
     best_validation_loss: float | None
     best_step: int | None
+    best_value: float | None
+    best_by: BestBy
 
 
 def read_metrics(run: RunDirectory) -> MetricsSummary:
@@ -127,17 +136,19 @@ def read_metrics(run: RunDirectory) -> MetricsSummary:
         data = b""
     lines = data[: data.rfind(b"\n") + 1].splitlines()
     last = next((record for line in reversed(lines) if (record := parse_line(line)) is not None), None)
-    latest: float | None = None
-    best: tuple[float, int] | None = None
+    best_by = run_best_by(run)
+    summary = MetricsSummary(last, None, None, None, None, best_by)
     for line in lines:
         if b'"validation"' not in line or (record := parse_line(line)) is None:
             continue
         loss = validation_loss(record)
         if loss is not None:
-            latest = loss
-            if best is None or loss < best[0]:
-                best = (loss, int(record.get("step") or 0))
-    return MetricsSummary(last, latest, best[0] if best else None, best[1] if best else None)
+            summary = replace(summary, validation_loss=loss)
+        value = best_by.value(validation) if isinstance(validation := record.get("validation"), Mapping) else None
+        if value is not None and (summary.best_value is None or best_by.is_better(value, summary.best_value)):
+            step = int(record.get("step") or 0)
+            summary = replace(summary, best_validation_loss=loss, best_step=step, best_value=value)
+    return summary
 
 
 def validation_loss(record: Mapping[str, Any]) -> float | None:
@@ -178,12 +189,25 @@ def _told_step(events: Sequence[Mapping[str, Any]]) -> int:
     return furthest
 
 
-def _num_steps(run: RunDirectory) -> int | None:
+def run_best_by(run: RunDirectory) -> BestBy:
+    """What ranks the checkpoints of a run; the loss if its configuration does not tell."""
+    best_by = _setting(run, "checkpoint", "best_by")
     try:
-        steps = parse_toml(read_file(run.config).decode())["train"]["num_steps"]
+        return parse_best_by(best_by) if isinstance(best_by, str) else LOSS
+    except UsageError:
+        return LOSS
+
+
+def _num_steps(run: RunDirectory) -> int | None:
+    steps = _setting(run, "train", "num_steps")
+    return steps if isinstance(steps, int) else None
+
+
+def _setting(run: RunDirectory, section: str, key: str) -> Any:
+    try:
+        return parse_toml(read_file(run.config).decode())[section][key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return steps if isinstance(steps, int) else None
 
 
 def _written(path: Path) -> float | None:

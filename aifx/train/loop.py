@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from aifx.best_by import best_by_of, score_of
 from aifx.config import Config
 from aifx.data.base import Batch
 from aifx.parallel import place_batch
@@ -121,7 +122,7 @@ class Loop:
         """The record with its validation, and whether that is the best so far. Raises Interrupted."""
         started = time.perf_counter()
         metrics = self.validator(state.params)
-        self.progress = self.progress.after(record.step, metrics["loss"])
+        self.progress = self.progress.after(record.step, metrics, best_by_of(self.config))
         improved = self.progress.best_step == record.step
         duration_s = time.perf_counter() - started
         self.story.event("validation", step=record.step, loss=metrics["loss"], improved=improved, duration_s=duration_s)
@@ -140,6 +141,7 @@ class Loop:
             to_tree(state, stacked=self.recipe.is_stacked),
             host=host,
             validation_loss=validation_loss,
+            score=score_of(best_by_of(self.config), record.validation),
             force=again,
         )
 

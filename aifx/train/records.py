@@ -106,7 +106,9 @@ class TrainResult:
     state_digest: str | None = None
     validation_loss: float | None = None
     best_step: int | None = None
-    best_validation_loss: float | None = None
+    best_validation_loss: float | None = None  # at best_step
+    best_by: str | None = None  # "max accuracy"
+    best_value: float | None = None
     duration_s: float | None = None
     resumed_from: int | None = None
     error: AifxError | None = None
@@ -134,6 +136,8 @@ class TrainResult:
             "validation_loss": self.validation_loss,
             "best_step": self.best_step,
             "best_validation_loss": self.best_validation_loss,
+            "best_by": self.best_by,
+            "best_value": self.best_value,
             "duration_s": self.duration_s,
             "resumed_from": self.resumed_from,
         }

@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aifx.best_by import LOSS, best_by_of, check_metric, with_best_by
 from aifx.checkpoint.listing import list_bindings
 from aifx.config import Config
 from aifx.files import check_tree, make_folders, remove_temporary
 from aifx.kernels import run_choices
 from aifx.parallel.compilation_cache import enable_compilation_cache
+from aifx.preflight import check_best_by, declared_metrics
 from aifx.project import Project, RunDirectory
 from aifx.runs import RunLock, provenance, write_json, write_text
 from aifx.runs.binding import RunDigests, kernel_digest, open_digests
@@ -34,6 +36,7 @@ from aifx.train.standing import (
     free_changes,
     origin_errors,
     rounding_changes,
+    started_best_by,
 )
 from aifx.train.story import Story
 from jax_kernels.choosing import Choices, using
@@ -75,6 +78,8 @@ def train(
         run.check_entries()
         for folder in (run.path, run.assets):
             remove_temporary(folder)
+        config = with_best_by(config, started_best_by(run, project))
+        check_best_by(config, project)
         check_new(run, is_fork=origin is not None)
         fork = check_fork(origin, run, config, project, fork_at) if origin is not None else None
         if run.exists():
@@ -131,6 +136,7 @@ class Training:
 
     def _run(self, recipe: Recipe, checkpoints: Checkpoints, started: float) -> TrainResult:
         """Compile, begin, loop. `started`: when this process's part began, by `time.perf_counter`."""
+        self._check_metric(recipe)
         step_fn, begun = self._compile_and_begin(recipe, checkpoints)
         if self.fork is not None:
             self._adopt(recipe, begun, checkpoints)
@@ -167,6 +173,20 @@ class Training:
             return report_divergence(e, info, checkpoints.steps(), self.story)
         checkpoints.wait()
         return self._result(ending, loop, begun, time.perf_counter() - started)
+
+    def _check_metric(self, recipe: Recipe) -> None:
+        """Raise ConfigError if the task does not report the metric that ranks checkpoints.
+
+        `check_best_by` knows the metrics of most tasks without tracing a program.
+        """
+        best_by = best_by_of(self.config)
+        if best_by == LOSS or not self.config.train.validate_every or declared_metrics(self.config, self.project):
+            return
+        from aifx.evaluate import metric_names
+        from aifx.nn.specs import map_specs
+
+        params = map_specs(lambda spec: spec.struct, recipe.specs)
+        check_metric(best_by, metric_names(recipe.task, params, "validation"))
 
     def _open_checkpoints(self) -> Checkpoints:
         from aifx.checkpoint import Checkpoints
@@ -309,6 +329,8 @@ class Training:
             validation_loss=loop.progress.last_loss,
             best_step=loop.progress.best_step,
             best_validation_loss=loop.progress.best_loss,
+            best_by=str(best_by_of(self.config)),
+            best_value=loop.progress.best_value,
             duration_s=duration_s,
             resumed_from=begun.step or None,
         )

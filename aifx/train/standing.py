@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aifx.best_by import AUTO
 from aifx.checkpoint.listing import list_bindings, list_checkpoints
 from aifx.checkpoint.manifest import read_manifest, step_directories
 from aifx.config import Config, Difference, compare, compare_free, compare_rounding, read_config
@@ -49,6 +50,14 @@ def check_new(run: RunDirectory, *, is_fork: bool) -> None:
             "the fork that makes it was cut off before it was whole",
             f"aifx train --run ORIGIN --fork {run.name}    (type the fork again; --run NAME starts another run)",
         )
+
+
+def started_best_by(run: RunDirectory, project: Project) -> str | None:
+    """The `checkpoint.best_by` that a run was started with; None for one that begins."""
+    if not run.exists() or not list_checkpoints(run.checkpoints):
+        return None
+    best_by = read_config(run.config, project).checkpoint.best_by
+    return None if best_by == AUTO else best_by
 
 
 def check_configuration(run: RunDirectory, config: Config, project: Project) -> None:
@@ -147,6 +156,8 @@ def finished(run: RunDirectory, config: Config) -> TrainResult | None:
         validation_loss=number(stop.get("validation_loss")),
         best_step=stop.get("best_step"),
         best_validation_loss=number(stop.get("best_validation_loss")),
+        best_by=stop.get("best_by"),
+        best_value=number(stop.get("best_value")),
         duration_s=number(stop.get("duration_s")),
         resumed_from=stop.get("resumed_from"),
         already=True,

@@ -1,14 +1,14 @@
-"""Held-out loss during training: when to measure it, which one was best, when there is no more to gain."""
+"""Held-out metrics during training: when to measure it, which one was best, when there is no more to gain."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
 
+from aifx.best_by import LOSS, BestBy
 from aifx.data.base import Batch
 from aifx.evaluate import Compiled, compile_sums, evaluate_split
 from aifx.nn.specs import Params
@@ -20,16 +20,18 @@ from aifx.train.step import Recipe
 class Progress:
     """How validation went so far; part of each checkpoint, so that early stopping survives a stop."""
 
-    best_loss: float | None = None
+    best_loss: float | None = None  # at the best step
     best_step: int | None = None
     since_best: int = 0  # validations without improvement
     last_loss: float | None = None
+    best_value: float | None = None  # of the metric that ranks checkpoints
 
-    def after(self, step: int, loss: float) -> Progress:
-        last = loss if math.isfinite(loss) else None
-        if last is not None and (self.best_loss is None or loss < self.best_loss):
-            return Progress(loss, step, 0, loss)
-        return replace(self, since_best=self.since_best + 1, last_loss=last)
+    def after(self, step: int, metrics: Mapping[str, Any], best_by: BestBy) -> Progress:
+        """After a validation at `step`."""
+        loss, value = LOSS.value(metrics), best_by.value(metrics)
+        if value is not None and (self.best_value is None or best_by.is_better(value, self.best_value)):
+            return Progress(loss, step, 0, loss, value)
+        return replace(self, since_best=self.since_best + 1, last_loss=loss)
 
     def is_exhausted(self, patience: int) -> bool:
         """Whether `train.early_stopping` validations went by without improvement; 0 never is."""

@@ -59,7 +59,7 @@ def configurations() -> st.SearchStrategy[dict[str, dict[str, Any]]]:
             chosen = {
                 k: value_of(s)
                 for k, s in schemas.items()
-                if k not in ("kind", "preset", "gates") or name in ("optimizer", "schedule")
+                if k not in ("kind", "preset", "gates", "best_by") or name in ("optimizer", "schedule")
             }
             sections[name] = st.fixed_dictionaries({}, optional=chosen)
         return st.fixed_dictionaries(sections).map(lambda s: {**s, "task": {"kind": ("language", "vision")[index]}})
