@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from aifx.data.base import Batch, Say
 from aifx.data.rows import Row
-from aifx.errors import AifxError, DataError
+from aifx.errors import AifxError, ConfigError, DataError
 from aifx.evaluate import computation_params
 from aifx.kernels import run_choices
 from aifx.nn.precision import cast_floating
@@ -55,12 +55,57 @@ def predict_rows(trained: Trained, rows: Iterable[Row], *, say: Say) -> Iterator
 
     def predict(batch: Batch) -> Mapping[str, np.ndarray]:
         with using(choices):
-            predicted: Mapping[str, np.ndarray] = jax.device_get(step(params, batch))
-            return predicted
+            return checked_predictions(task, jax.device_get(step(params, batch)), batch_size)
 
-    encoded = ((row, _encode(task, row)) for row in rows)
-    for row, outputs in in_batches(encoded, predict, batch_size):
-        yield row, task.decode(outputs)
+    for row, outputs in in_batches(encoded_rows(task, rows), predict, batch_size):
+        yield row, record(task, task.decode(outputs))
+
+
+def encoded_rows(task: Task, rows: Iterable[Row]) -> Iterator[tuple[Row, Batch]]:
+    """Each row with its examples. Raises DataError naming the row whose arrays differ from those of the first."""
+    first: dict[str, tuple[Any, ...]] | None = None
+    for row in rows:
+        batch = _encode(task, row)
+        kinds = {name: (values.dtype, values.shape[1:]) for name, values in batch.items()}
+        first = first or kinds
+        if kinds != first:
+            odd = next(name for name in {**first, **kinds} if kinds.get(name) != first.get(name))
+            why = f"{type(task).__name__}.encode: {odd!r} has another type or shape than in the first row"
+            raise DataError(f"{row.place}: the row does not fit in a batch with the first", why, "docs/tasks.md")
+        yield row, batch
+
+
+def checked_predictions(task: Task, predicted: Any, batch_size: int) -> Mapping[str, np.ndarray]:
+    """What a task predicted for a batch. Raises ConfigError for what is not arrays with an entry per example."""
+    if isinstance(predicted, Mapping) and predicted:
+        arrays = {name: np.asarray(values) for name, values in predicted.items()}
+        if all(values.shape[:1] == (batch_size,) for values in arrays.values()):
+            return arrays
+    name = f"{type(task).__name__}.predictions"
+    raise ConfigError(
+        f"{name} returned no predictions", f"it returns arrays [{batch_size}, ...] by name", "docs/tasks.md"
+    )
+
+
+def record(task: Task, decoded: Any) -> dict[str, Any]:
+    """A task's prediction for a row with Python's own numbers and lists. Raises ConfigError for other values."""
+    name = f"{type(task).__name__}.decode"
+    if not isinstance(decoded, Mapping):
+        raise ConfigError(f"{name} returned {type(decoded).__name__}", "a record is a dict", "docs/tasks.md")
+
+    def native(value: Any) -> Any:
+        if hasattr(value, "tolist"):
+            return value.tolist()
+        if isinstance(value, Mapping):
+            return {str(key): native(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [native(item) for item in value]
+        if value is None or isinstance(value, (str, bool, int, float)):
+            return value
+        why = "a record holds numbers, text, lists and dicts"
+        raise ConfigError(f"{name} returned a value of type {type(value).__name__}", why, "docs/tasks.md")
+
+    return {str(key): native(value) for key, value in decoded.items()}
 
 
 def in_batches(

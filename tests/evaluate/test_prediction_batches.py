@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aifx.data.rows import Row
-from aifx.prediction import in_batches
+from aifx.errors import ConfigError, DataError
+from aifx.prediction import checked_predictions, encoded_rows, in_batches, record
 
 
 @given(st.lists(st.integers(1, 9), max_size=20), st.integers(1, 6))
@@ -45,3 +47,44 @@ def test_no_more_rows_are_read_than_a_batch_needs() -> None:
     for _ in range(80):
         next(found)
     assert taken == 80
+
+
+class Task:
+    def encode(self, row: dict[str, list[float]]) -> dict[str, object]:
+        return {"x": row["x"]}
+
+
+def rows(*values: object) -> list[Row]:
+    return [Row("a", n, f"a:{n}", {"x": value}) for n, value in enumerate(values, 1)]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (([[1.0, 2.0]], [[1.0]]), ["a:2", "'x' has another type or shape"]),
+        (([[1.0]], [["text"]]), ["a:2", "'x'"]),
+        (([],), ["a:1", "no examples"]),
+        ((1.0,), ["a:1", "no examples"]),
+    ],
+)
+def test_a_row_of_another_shape_is_named(values: tuple[object, ...], words: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        list(encoded_rows(Task(), rows(*values)))  # type: ignore[arg-type]
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "predicted", [{}, [1, 2], {"x": 1.0}, {"x": np.zeros(3)}, {"x": np.zeros(4), "y": np.zeros(())}]
+)
+def test_predictions_without_an_entry_per_example_are_the_tasks_mistake(predicted: object) -> None:
+    with pytest.raises(ConfigError, match=r"Task\.predictions"):
+        checked_predictions(Task(), predicted, 4)  # type: ignore[arg-type]
+
+
+def test_records_hold_what_json_can_hold() -> None:
+    decoded = {"a": np.float32(0.5), "b": (np.int64(2), {"c": np.arange(2)}), 1: None}
+    assert record(Task(), decoded) == {"a": 0.5, "b": [2, {"c": [0, 1]}], "1": None}  # type: ignore[arg-type]
+    for odd in ([1], {"a": object()}, {"a": [b"bytes"]}):
+        with pytest.raises(ConfigError, match=r"Task\.decode"):
+            record(Task(), odd)  # type: ignore[arg-type]
