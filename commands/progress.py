@@ -63,9 +63,9 @@ def progress_line(progress: Progress, *, is_ascii: bool) -> Text:
 
     from aifx.sanitize import one_line
 
-    text = Text(one_line(str(progress)), style="dim", overflow="ellipsis", no_wrap=True)
-    if progress.share is None:
-        return text
-    full, rest = ("#", ".") if is_ascii else ("━", "─")
-    done = round(progress.share * BAR_WIDTH)
-    return Text(full * done, style="green") + Text(rest * (BAR_WIDTH - done), style="dim") + Text(" ") + text
+    line = Text(overflow="ellipsis", no_wrap=True)
+    if progress.share is not None:
+        full, rest = ("#", ".") if is_ascii else ("━", "─")
+        done = round(progress.share * BAR_WIDTH)
+        line.append(full * done, style="green").append(rest * (BAR_WIDTH - done) + " ", style="dim")
+    return line.append(one_line(str(progress)), style="dim")
