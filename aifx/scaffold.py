@@ -174,10 +174,12 @@ def scaffold(
 @contextmanager
 def _staging(destination: Path, *, dry_run: bool) -> Iterator[Path]:
     """A folder on the destination's own file system, gone at the end, so that landing is a rename."""
-    place = next(p for p in (destination, *destination.parents) if p.is_dir())
+    place = next(p for p in (destination, *destination.parents) if p.exists())
+    if not place.is_dir():
+        raise UsageError(f"{destination} lies below a file", f"{place} is a file", "aifx init another-folder")
     try:
         folder = tempfile.mkdtemp(prefix=STAGING, dir=None if dry_run else place)
-    except PermissionError as err:
+    except OSError as err:
         raise EnvironmentFault(f"cannot write in {place}", str(err), "aifx init in a folder of your own") from err
     try:
         yield Path(folder)

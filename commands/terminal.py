@@ -19,7 +19,7 @@ import os
 import select
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from aifx.commands import stopping
@@ -41,7 +41,8 @@ def terminal(json: bool = False) -> Iterator[Output]:
     """Runs a command's body and turns whatever it raises into an exit code (docs/exit-codes.md)."""
     out = Output(json)
     try:
-        with listen(ProgressDisplay(out)):
+        # What user code prints must not stand beside the document.
+        with listen(ProgressDisplay(out)), redirect_stdout(sys.stderr) if json else nullcontext():
             stopping.run_body()
             yield out
             stopping.end_body()
@@ -65,6 +66,7 @@ class Output:
     def __init__(self, json: bool = False) -> None:
         self.json = json
         self._document: str | None = None
+        self._stdout = sys.stdout
 
     @functools.cached_property
     def out(self) -> Console:
@@ -159,8 +161,8 @@ class Output:
         if self._document is not None:
             text, self._document = self._document, None
             with suppress(BrokenPipeError):
-                sys.stdout.write(text + "\n")
-                sys.stdout.flush()
+                self._stdout.write(text + "\n")
+                self._stdout.flush()
 
 
 def report(error: BaseException, *, json: bool) -> int:

@@ -235,7 +235,8 @@ class Checkpoints:
             folders.commit(place)
         except BaseException as e:
             folders.discard(place)
-            fault = while_writing(e, self.directory, step, size)
+            num_checkpoints = self.section.keep_last + self.section.keep_best + 1
+            fault = while_writing(e, self.directory, step, size, num_checkpoints)
             if attempt or not is_transient(e):
                 raise fault from e
             self._warn(f"{' '.join(str(fault).splitlines()[:2])}; writing it again")

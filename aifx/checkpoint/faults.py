@@ -7,10 +7,10 @@ import os
 import re
 from pathlib import Path
 
-from aifx.checkpoint.manifest import Damaged
+from aifx.checkpoint.manifest import Damaged, step_directories
 from aifx.errors import AifxError
 from aifx.os_errors import FULL, TRANSIENT, UNREADABLE, causes, could_not, first_line, refusal_in
-from aifx.runs.files import disk_full
+from aifx.runs.files import disk_full, readable_bytes
 
 _FULL_TEXT = re.compile(r"RESOURCE_EXHAUSTED.*(?:space|quota)", re.IGNORECASE)
 _DENIED_TEXT = "PERMISSION_DENIED"
@@ -30,15 +30,27 @@ def is_transient(error: BaseException) -> bool:
     return not isinstance(error, AifxError) and refusal_in(error) in TRANSIENT
 
 
-def while_writing(error: BaseException, directory: Path, step: int, needed: int) -> BaseException:
-    """The error to raise instead of `error`, which a save of `needed` bytes met. Its temporary files are gone."""
+def while_writing(
+    error: BaseException, directory: Path, step: int, needed: int, num_checkpoints: int = 2
+) -> BaseException:
+    """The error to raise instead of `error`, which a save of `needed` bytes met. Its temporary files are gone.
+
+    Args:
+        num_checkpoints: that must have room at a time: those that stay, and the new one.
+    """
     if isinstance(error, AifxError):
         return error
     number = _number(error)
     if number in FULL:
         fault = disk_full(directory, needed)
+        if any(step_directories(directory)):
+            fault.why += "; what was saved before is whole"
+        else:
+            space = readable_bytes(num_checkpoints * needed)
+            fault.why += f"\nnothing was saved; {num_checkpoints} checkpoints of this size need {space}"
         fault.what = f"no room for the checkpoint of step {step} in {directory}"
-        fault.hint = f"free some room (df -h {directory}) and run again: it resumes; checkpoint.keep_last=1 needs less"
+        again = "it resumes" if "nothing was saved" not in fault.why else "it starts again"
+        fault.hint = f"free some room (df -h {directory}) and run again: {again}; checkpoint.keep_last=1 needs less"
         return fault
     if number is not None:
         return could_not(f"could not write the checkpoint of step {step} in {directory}", error, number, str(directory))

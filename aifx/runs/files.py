@@ -157,7 +157,7 @@ def disk_full(path: Path, needed: int) -> EnvironmentFault:
         room = "room unknown"
     return EnvironmentFault(
         f"no room to write {path}",
-        f"the disk is full: {readable_bytes(needed)} needed, {room}; what was saved before is whole",
+        f"the disk is full: {readable_bytes(needed)} needed, {room}",
         f"df -h {path.parent}",
     )
 

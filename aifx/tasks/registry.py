@@ -16,6 +16,7 @@ from aifx.data.base import Say
 from aifx.errors import AifxError, ConfigError
 from aifx.project import CONFIG_NAME, Project
 from aifx.tasks.base import Task
+from aifx.tasks.results import CHECKS, WrongResult
 
 BUNDLED = {"language": "aifx.tasks.language:LanguageTask", "vision": "aifx.tasks.vision:VisionTask"}
 
@@ -48,7 +49,10 @@ def _open_task(method: Literal["create", "load"], config: Config, project: Proje
     with _their_mistakes(f"{cls.__name__}.{method}", kind, project):
         guarded = _guarded(cls, kind, project)
         task: Task = getattr(guarded, method, guarded.create)(config, project, assets, say=say)
-    if lacking := [name for name in ("model", "unit") if not hasattr(task, name)]:
+    lacking = [name for name in ("model", "unit") if not hasattr(task, name)]
+    if not lacking:
+        lacking = [f"model.{name}" for name in ("specs", "flops") if not callable(getattr(task.model, name, None))]
+    if lacking:
         raise _not_whole(kind, lacking)
     return task
 
@@ -87,8 +91,9 @@ def _guarded(cls: type[Task], kind: str, project: Project) -> type[Task]:
 
         @functools.wraps(method)
         def call(self: Task, *args: Any, **kwargs: Any) -> Any:
-            with _their_mistakes(f"{cls.__name__}.{name}", kind, project):
-                return method(self, *args, **kwargs)
+            with _their_mistakes(f"{cls.__name__}.{name}", kind, project, method):
+                result = method(self, *args, **kwargs)
+                return CHECKS[name](result) if name in CHECKS else result
 
         @functools.wraps(method)
         def generate(self: Task, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -103,18 +108,29 @@ def _guarded(cls: type[Task], kind: str, project: Project) -> type[Task]:
 
 
 @contextmanager
-def _their_mistakes(what: str, kind: str, project: Project) -> Iterator[None]:
+def _their_mistakes(what: str, kind: str, project: Project, method: Any = None) -> Iterator[None]:
     try:
         yield
     except (AifxError, OSError, MemoryError):
         raise
-    except Exception as err:
-        message = " ".join(f"{type(err).__name__}: {err}".split())
+    except (Exception, SystemExit) as err:
+        if isinstance(err, WrongResult):
+            message, place = str(err), _definition(method, project)
+        else:
+            message, place = " ".join(f"{type(err).__name__}: {err}".split()), _place(err, project)
         raise ConfigError(
             f"{CONFIG_NAME}: task.kind = {kind!r}: {what} failed",
-            f"{message[:300]}{_place(err, project)}",
+            f"{message[:300]}{place}",
             "mend the task; with --debug the whole traceback is shown",
         ) from err
+
+
+def _definition(method: Any, project: Project) -> str:
+    """Where a method of the project's own stands, " (my_task.py:12)"."""
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    if code is None or not Path(code.co_filename).is_relative_to(project.root):
+        return ""
+    return f" ({Path(code.co_filename).relative_to(project.root)}:{code.co_firstlineno})"
 
 
 def _place(err: BaseException, project: Project) -> str:

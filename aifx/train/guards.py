@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from aifx.data.base import Batch
 from aifx.errors import Diverged
 from aifx.files import open_file
 from aifx.train.meter import NotFinite
@@ -27,11 +28,12 @@ def report_divergence(found: NotFinite, info: RunInfo, checkpoints: Sequence[int
     story.event("nan", step=found.step, loss=found.loss, grad_norm=found.grad_norm, batch=path.name, rows=rows)
     numbers = f"loss {found.loss}, gradient norm {found.grad_norm}"
     kept, again = _way_out(found.step, info.run.name, checkpoints)
-    error = Diverged(
-        f"step {found.step} of run {info.run.name!r} is not finite: {numbers}",
-        f"its batch (training batch {found.step - 1}, rows 0 to {rows - 1}) is in {path}; {kept}",
-        f"{again} --set optimizer.learning_rate={info.config.optimizer.learning_rate / 2:g}",
-    )
+    saved = f"its batch (training batch {found.step - 1}, rows 0 to {rows - 1}) is in {path}; {kept}"
+    if in_batch := not_finite_input(found.batch):
+        why, hint = f"{in_batch}\n{saved}", f"{again}    (once the data is corrected)"
+    else:
+        why, hint = saved, f"{again} --set optimizer.learning_rate={info.config.optimizer.learning_rate / 2:g}"
+    error = Diverged(f"step {found.step} of run {info.run.name!r} is not finite: {numbers}", why, hint)
     return TrainResult(
         run=info.run,
         status="diverged",
@@ -41,6 +43,24 @@ def report_divergence(found: NotFinite, info: RunInfo, checkpoints: Sequence[int
         resumed_from=info.first_step or None,
         error=error,
     )
+
+
+def not_finite_input(batch: Batch) -> str | None:
+    """Where a batch holds a NaN or an infinity ("batch has NaN in 'y', row 12"), None if it holds none."""
+    for name, array in batch.items():
+        values = np.asarray(array)
+        # ml_dtypes' types (bfloat16) have kind V.
+        if values.dtype.kind not in "fcV":
+            continue
+        values = values.astype(np.float32) if values.dtype.kind == "V" else values
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            first = values[tuple(bad[0])]
+            rows = sorted({int(place[0]) for place in bad}) if values.ndim else []
+            where = f", row {rows[0]}" if rows else ""
+            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+            return f"batch has {'NaN' if np.isnan(first) else 'an infinity'} in {name!r}{where}{more}"
+    return None
 
 
 def _way_out(step: int, run: str, checkpoints: Sequence[int]) -> tuple[str, str]:

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.best_by import LOSS, best_by_of, check_metric, with_best_by
 from aifx.checkpoint.listing import list_bindings
+from aifx.checkpoint.manifest import step_directories
 from aifx.config import Config
+from aifx.errors import EnvironmentFault
 from aifx.files import check_tree, make_folders, remove_temporary
 from aifx.kernels import run_choices
+from aifx.os_errors import FULL, refusal_in
 from aifx.parallel.compilation_cache import enable_compilation_cache
 from aifx.preflight import check_best_by, declared_metrics
 from aifx.project import Project, RunDirectory
@@ -101,6 +104,8 @@ def train(
             result = job.train()
         except BaseException as e:
             story.end(None, error=f"{type(e).__name__}: {e}")
+            if isinstance(e, EnvironmentFault) and refusal_in(e) in FULL and not any(step_directories(run.checkpoints)):
+                e.why += "" if "nothing was saved" in e.why else "; nothing was saved"
             raise
         story.end(result)
         job.stop.finish()

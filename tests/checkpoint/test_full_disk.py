@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +56,7 @@ def test_full_disk(
     assert "step 3" in caught.value.what
     assert "3.0 MB needed" in caught.value.why
     assert "free" in caught.value.why
+    assert "what was saved before is whole" in caught.value.why
     assert caught.value.hint
     assert checkpoints.steps() == [1, 2]
     assert [len(checkpoints.digest(step)) for step in (1, 2)] == [64, 64]
@@ -64,6 +67,19 @@ def test_full_disk(
     checkpoints.save(3, state_of(3), host={})
     checkpoints.close()
     assert checkpoints.steps() == [1, 2, 3]
+
+
+def test_a_disk_that_is_full_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(directory: Path, needed: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+    monkeypatch.setattr("aifx.checkpoint.checkpoints.check_room", refuse)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointSection(keep_last=3, keep_best=1))
+    checkpoints.save(1, state_of(1), host={})
+    with pytest.raises(EnvironmentFault) as caught:
+        checkpoints.wait()
+    assert "3.0 MB needed" in caught.value.why
+    assert "nothing was saved; 5 checkpoints of this size need 15.0 MB" in caught.value.why
 
 
 def fill(path: Path) -> None:

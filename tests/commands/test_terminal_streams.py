@@ -137,3 +137,9 @@ def test_any_locale_will_do(tmp_path: Path) -> None:
     done = probe(tmp_path, "out.print('naïve ▂▄ \\udcff'); out.say('naïve')", env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert done.stdout.startswith("na\\xefve")
+
+
+def test_what_user_code_prints_stands_beside_no_document(tmp_path: Path) -> None:
+    done = probe(tmp_path, "print('loading'); out.document({'answer': 1})", "--json")
+    assert json.loads(done.stdout)["answer"] == 1
+    assert done.stderr == "loading\n"

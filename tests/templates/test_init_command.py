@@ -161,3 +161,12 @@ def test_the_configuration_of_a_template_is_valid(tmp_path: Path, name: str) -> 
     shown = json.loads(aifx(tmp_path / "p", "config", "show", "--json").stdout)["config"]
     assert shown["log"]["sinks"] == ["mlflow"]
     assert shown["eval"]["gates"]
+
+
+def test_a_place_where_no_project_can_be_is_no_bug(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder, word in (("file/project", "file is a file"), ("/proc/project", "/proc")):
+        made = aifx(tmp_path, "init", folder, "--yes")
+        assert made.returncode == 2, made.stderr
+        assert word in made.stderr
+        assert "hint: " in made.stderr

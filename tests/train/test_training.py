@@ -213,13 +213,14 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, step: int) -> None:
     assert result.error is not None
     assert f"step {step + 1}" in result.error.what
     kept, command = {
-        0: ("nothing was saved", "--run main --set"),
-        2: ("the only checkpoint of step 2 holds the parameters", "--run NAME --set"),
-        3: ("the checkpoint of step 2 is kept", "--run main --fork NAME --step 2 --set"),
-        4: ("the newest checkpoint of step 4 holds the parameters", "--run main --fork NAME --step 2 --set"),
+        0: ("nothing was saved", "--run main"),
+        2: ("the only checkpoint of step 2 holds the parameters", "--run NAME"),
+        3: ("the checkpoint of step 2 is kept", "--run main --fork NAME --step 2"),
+        4: ("the newest checkpoint of step 4 holds the parameters", "--run main --fork NAME --step 2"),
     }[step]
     assert kept in result.error.why
-    assert result.error.hint == f"aifx train {command} optimizer.learning_rate=0.01"
+    assert result.error.why.startswith("batch has NaN in 'x', row 0\n")
+    assert result.error.hint == f"aifx train {command}    (once the data is corrected)"
     saved = np.load(tiny.run().path / f"not-finite-step-{step + 1}.npz")
     expected = tiny.recipe(f"data.poison_step={step}").task.source("train").read(step, slice(0, 8))
     np.testing.assert_array_equal(saved["x"], expected["x"])
