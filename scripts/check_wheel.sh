@@ -62,16 +62,17 @@ test -s report.html
 step aifx bench hardware --quick --html bench.html
 test -s bench.html
 
+# Gates ask the doctor first, and whether this machine is healthy does not matter here.
+mkdir -p "$HOME/.config/aifx"
+printf '[[skip]]\nid = "*"\nreason = "the wheel is checked, not the machine"\n' >"$HOME/.config/aifx/health.toml"
+
 for template in language-model vision-inspection; do
     step aifx init "$template" --template "$template" --yes
     (
         cd "$template"
         test -f .gitignore || { echo "error: $template has no .gitignore: the wheel lost its dotfiles" >&2 && exit 1; }
-        step aifx train --set train.num_steps=10
-        # No gate is to be passed after ten steps: the verdict may be bad, and must be a verdict (0 or 1).
-        status=0
-        step aifx eval || status=$?
-        test "$status" -le 1 || exit "$status"
+        # The gate of a fresh project: a short training that has to learn. Its reports are JSON documents.
+        step ci/gate.sh >gate.log 2>&1 || { cat gate.log >&2 && exit 1; }
     )
 done
 echo "the wheel works alone"

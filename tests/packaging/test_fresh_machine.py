@@ -13,7 +13,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NOT_IN_AN_ARCHIVE = (".git", ".venv*", "build", "dist", "demo", "wheelhouse", "*.egg-info", "__pycache__", ".*_cache")
 PLAIN_PATH = ["/usr/local/bin", "/usr/bin", "/bin"]
-SHORT = {"AIFX_TRAIN__NUM_STEPS": "60", "AIFX_CHECKPOINT__EVERY": "10", "AIFX_EVAL__GATES": '["bits_per_byte <= 7"]'}
+SHORT = {
+    "AIFX_TRAIN__NUM_STEPS": "30",
+    "AIFX_CHECKPOINT__EVERY": "5",
+    "AIFX_TRAIN__VALIDATE_EVERY": "15",
+    "AIFX_EVAL__GATES": '["bits_per_byte <= 7"]',
+}
+SHORTEST = {"AIFX_TRAIN__NUM_STEPS": "5", "AIFX_EVAL__GATES": '["bits_per_byte <= 0.1"]'}
 
 
 def make(target: str, folder: Path, home: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +50,7 @@ def test_demo_from_nothing_and_again(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stdout
     assert "Making .venv" in first.stdout
     assert "Exit code 75 says: run it again" in first.stdout
-    assert "completed at step 60 of 60" in first.stdout
+    assert "completed at step 30 of 30" in first.stdout
     assert "bits_per_byte <= 7" in first.stdout
     assert "What to try next" in first.stdout
     assert (folder / "demo" / "runs" / "main" / "metrics.jsonl").read_text().count("\n") > 1
@@ -56,6 +62,6 @@ def test_demo_from_nothing_and_again(tmp_path: Path) -> None:
 
     # A gate that the model misses is a verdict, and the demo's own.
     shutil.rmtree(folder / "demo")  # a run keeps the gates that it was trained with
-    failed = make("demo", folder, home, **{**SHORT, "AIFX_EVAL__GATES": '["bits_per_byte <= 0.1"]'})
+    failed = make("demo", folder, home, **{**SHORT, **SHORTEST})
     assert failed.returncode != 0
     assert "What to try next" not in failed.stdout
