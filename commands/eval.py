@@ -162,11 +162,12 @@ def _show_metrics(out: Output, metrics: Mapping[str, Any], gates: Sequence[GateR
 def better_last_text(run: str, better: BetterLast) -> str:
     """The remark that the last checkpoint beats the best one."""
     direction, _, metric = better.best_by.partition(" ")
+    values = f"{_number(better.last_value)} at step {better.last_step}, {_number(better.best_value)} at step"
     return (
-        f"the last checkpoint beats the best one by {metric}: {_number(better.last_value)} at step {better.last_step}, "
-        f"{_number(better.best_value)} at step {better.best_step}, on the validation split\n"
-        f"to measure it: aifx eval --run {run} --step last; "
-        f'for new runs: --set checkpoint.best_by="{direction} {metric}"'
+        f"the last checkpoint beats the best one by {metric}:\n"
+        f"{values} {better.best_step}, on the validation split\n"
+        f"measure it: aifx eval --run {run} --step last\n"
+        f'in new runs: aifx train --set checkpoint.best_by="{direction} {metric}"'
     )
 
 

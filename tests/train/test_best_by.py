@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from typing import Any
 
+import inprocess
 import pytest
 
 from aifx.best_by import LOSS, BestBy, Score, best_by_of, parse_best_by, with_best_by
@@ -34,6 +37,12 @@ def scored(tiny):
     path = tiny.root / "aifx.toml"
     path.write_text(path.read_text().replace("tiny:TinyTask", "scored:ScoredTask"))
     return tiny
+
+
+def aifx(tiny: Any, *args: str) -> str:
+    done = inprocess.run(args, tiny.root, os.environ)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_progress_follows_the_metric() -> None:
@@ -87,9 +96,7 @@ def test_a_run_keeps_what_is_best_by_the_gate_and_not_by_the_loss(scored) -> Non
     assert checkpoints.steps() == [4, 12]
     assert checkpoints.best() == 4
     assert [i.score for i in checkpoints.infos()] == [Score("accuracy", "max", 0.9), Score("accuracy", "max", 0.7)]
-    code, out, err = scored.command("runs", "show", "main", "--json")
-    assert code == 0, err
-    document = json.loads(out)
+    document = json.loads(aifx(scored, "runs", "show", "main", "--json"))
     assert (document["best_step"], document["best_by"], document["best_value"]) == (4, "max accuracy", 0.9)
     assert document["best_validation_loss"] == result.best_validation_loss
     assert [c["is_best"] for c in document["checkpoints"]] == [True, False]
@@ -115,12 +122,10 @@ def test_the_last_one_that_beats_the_best_is_remarked(scored) -> None:
     assert better_last(run, [parse_gate("other <= 0.8")]) is None
     assert better_last(run, []) is None
 
-    code, out, err = scored.command("eval", "--gate", "accuracy >= 0.05")
-    assert code == 0, err
+    out = aifx(scored, "eval", "--gate", "accuracy >= 0.05")
     remark = "the last checkpoint beats the best one by accuracy: 0.7000 at step 12, 0.5000 at step 8"
     assert remark in " ".join(out.split())
-    code, out, err = scored.command("eval", "--gate", "accuracy >= 0.05", "--step", "last", "--json")
-    assert code == 0, err
+    out = aifx(scored, "eval", "--gate", "accuracy >= 0.05", "--step", "last", "--json")
     assert json.loads(out)["better_last"] is None
 
 
