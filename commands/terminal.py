@@ -153,8 +153,8 @@ class Output:
         Args:
             exact: leave control characters as they are, for an answer that is data and does not go to a terminal.
         """
-        sys.stdout.write(text if exact else escape_controls(text))
-        sys.stdout.flush()
+        self._stdout.write(text if exact else escape_controls(text))
+        self._stdout.flush()
 
     def flush(self) -> None:
         """Writes the document, if there is one."""
