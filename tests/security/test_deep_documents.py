@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
+import inprocess
 import pytest
-import warm
 
 from aifx.errors import AifxError, ConfigError
 from aifx.health.rules import read_site
@@ -76,7 +76,7 @@ def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
              ["runs", "watch", "deep", "--once"]],
 )  # fmt: skip
 def test_one_deep_run_breaks_no_command(project: Path, args: list[str]) -> None:
-    done = warm.run(args, project, os.environ)
+    done = inprocess.run(args, project, os.environ)
     assert done.returncode in (0, 2), done.stderr
     assert "bug" not in done.stderr + done.stdout
     if args[:2] == ["runs", "ls"]:

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import inprocess
 import pytest
-import warm
 
 from aifx.config import load_config
 from aifx.errors import ConfigError, UsageError
@@ -56,7 +56,7 @@ def template(tmp_path: Path) -> Path:
 
 
 def test_a_template_steers_no_terminal(tmp_path: Path, template: Path) -> None:
-    done = warm.run(["init", "made", "--yes", "--template", str(template)], tmp_path, os.environ)
+    done = inprocess.run(["init", "made", "--yes", "--template", str(template)], tmp_path, os.environ)
     assert done.returncode == 0
     assert "before" in done.stderr
     assert "after" in done.stderr

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import inprocess
 import pytest
-import warm
 from rich.text import Text
 
 from aifx.commands.completion import complete_run
@@ -131,6 +131,6 @@ def test_completion_offers_only_names_that_a_run_can_have(project: Path, monkeyp
      ["config", "show", "--set", f"data.path={ATTACK[:30]}"]],
 )  # fmt: skip
 def test_a_hostile_run_is_shown_and_steers_nothing(project: Path, args: list[str]) -> None:
-    done = warm.run([arg.replace("\0", "") for arg in args], project, os.environ)
+    done = inprocess.run([arg.replace("\0", "") for arg in args], project, os.environ)
     assert steering(done.stdout + done.stderr) == set()
     assert done.stdout or done.stderr
