@@ -63,6 +63,17 @@ def test_in_the_loop_the_state_is_saved(tiny, start: Start, signum: int, code: i
     assert tiny.events()[-1]["status"] == document["status"]
 
 
+def test_an_interrupt_while_the_process_is_stopped_leaves_one_document(tiny, start: Start) -> None:
+    process = start(*LONG)
+    wait_for(has_steps(tiny.run().path, 2), process)
+    for signum in (signal.SIGSTOP, signal.SIGINT, signal.SIGCONT):
+        process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert json.loads(out)["status"] == "interrupted"
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_while_compiling_the_process_ends_at_once(tiny, start: Start, signum: int, code: int) -> None:
     process = start(*LONG, "--set", "data.compile_s=60")
