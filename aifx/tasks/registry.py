@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 from aifx.config import Config, import_task
 from aifx.data.base import Say
 from aifx.errors import AifxError, ConfigError
+from aifx.os_errors import errno_of
 from aifx.project import CONFIG_NAME, Project
 from aifx.tasks.base import Task
 from aifx.tasks.results import CHECKS, WrongResult
@@ -84,7 +85,7 @@ def _not_whole(kind: str, lacking: list[str]) -> ConfigError:
 
 
 def _guarded(cls: type[Task], kind: str, project: Project) -> type[Task]:
-    """The class, with what its methods raise told as the task's mistake rather than as a bug of ours."""
+    """The class, which reports what its methods raise as the task's mistake rather than as a bug of ours."""
 
     def guard(name: str) -> Callable[..., Any]:
         method = getattr(cls, name, None) or getattr(Task, name)
@@ -111,9 +112,11 @@ def _guarded(cls: type[Task], kind: str, project: Project) -> type[Task]:
 def _their_mistakes(what: str, kind: str, project: Project, method: Any = None) -> Iterator[None]:
     try:
         yield
-    except (AifxError, OSError, MemoryError):
+    except (AifxError, MemoryError):
         raise
     except (Exception, SystemExit) as err:
+        if isinstance(err, OSError) and errno_of(err) is not None:  # the machine refuses, and the task is not to blame
+            raise
         if isinstance(err, WrongResult):
             message, place = str(err), _definition(method, project)
         else:
@@ -121,12 +124,12 @@ def _their_mistakes(what: str, kind: str, project: Project, method: Any = None) 
         raise ConfigError(
             f"{CONFIG_NAME}: task.kind = {kind!r}: {what} failed",
             f"{message[:300]}{place}",
-            "mend the task; with --debug the whole traceback is shown",
+            "fix the task; --debug shows the whole traceback",
         ) from err
 
 
 def _definition(method: Any, project: Project) -> str:
-    """Where a method of the project's own stands, " (my_task.py:12)"."""
+    """The place of a method in the project's files, " (my_task.py:12)"."""
     code = getattr(inspect.unwrap(method), "__code__", None)
     if code is None or not Path(code.co_filename).is_relative_to(project.root):
         return ""

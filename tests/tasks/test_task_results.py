@@ -104,3 +104,19 @@ def test_an_exit_of_a_task_is_an_error_with_its_message(root: Path) -> None:
         task.metrics({"loss": (1.0, 1.0)})
     assert "SystemExit: no GPU" in caught.value.why
     assert "tiny_again.py:" in caught.value.why
+
+
+def test_a_file_that_a_task_misses_is_the_tasks_mistake(root: Path) -> None:
+    old = '        return {"loss": float(total) / float(weight)}'
+    task = task_of(root, old, '        return {"loss": float(open("weights.csv").read())}')
+    with pytest.raises(ConfigError) as caught:
+        task.metrics({"loss": (1.0, 1.0)})
+    assert "'weights.csv'" in caught.value.why
+    assert "tiny_again.py:" in caught.value.why
+
+
+def test_a_disk_that_refuses_is_not_the_tasks_mistake(root: Path) -> None:
+    old = '        return {"loss": float(total) / float(weight)}'
+    task = task_of(root, old, '        raise OSError(5, "Input/output error")')
+    with pytest.raises(OSError, match="Input/output"):
+        task.metrics({"loss": (1.0, 1.0)})
