@@ -70,7 +70,7 @@ def generate(
 
     What is not given comes from [generate] as it is set now. Without --run, the run that was written last.
     """
-    with terminal(json) as out:
+    with terminal(json, streams=True) as out:
         which, at = parse_step(step)
         check_limits()
         given = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -91,11 +91,11 @@ def generate(
         writing = _write(writer, settings, seed, out.say)
         text = ""
         if not json:
-            out.write(settings.prompt, exact=not sys.stdout.isatty())
+            out.write(settings.prompt, exact=not out.stdout.isatty())
         for piece in writing:
             text += piece
             if not json:
-                out.write(piece, exact=not sys.stdout.isatty())
+                out.write(piece, exact=not out.stdout.isatty())
         if not json:
             out.write("\n")
         out.document(

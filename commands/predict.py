@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +73,7 @@ def predict(
     The model comes from the run alone; the data that it was trained on is not read. Without --run, the run that was
     written last.
     """
-    with terminal(json) as out, sigterm_as_ctrl_c():
+    with terminal(json, streams=output is None) as out, sigterm_as_ctrl_c():
         which, at = parse_step(step)
         check_limits()
         if json and output is None:
@@ -133,7 +132,7 @@ def _writing(out: Output, output: Path | None) -> Iterator[Write]:
         from aifx.data.row_writers import json_line
 
         # Letters as they are only where nothing can mistake them for commands of a terminal.
-        ascii = sys.stdout.isatty() or not (sys.stdout.encoding or "").lower().startswith("utf")
+        ascii = out.stdout.isatty() or not (out.stdout.encoding or "").lower().startswith("utf")
         yield lambda records: out.write("".join(json_line(record, ascii=ascii) for record in records))
         return
     from aifx.data.row_writers import open_writer

@@ -37,12 +37,16 @@ SCHEMA_VERSION = 1
 
 
 @contextmanager
-def terminal(json: bool = False) -> Iterator[Output]:
-    """Runs a command's body and turns whatever it raises into an exit code (docs/exit-codes.md)."""
+def terminal(json: bool = False, *, streams: bool = False) -> Iterator[Output]:
+    """Run a command's body and turn whatever it raises into an exit code (docs/exit-codes.md).
+
+    Args:
+        streams: the answer is what the command passes to `out.write`, and nothing else is on stdout.
+    """
     out = Output(json)
     try:
-        # What user code prints must not stand beside the document.
-        with listen(ProgressDisplay(out)), redirect_stdout(sys.stderr) if json else nullcontext():
+        # What user code prints is not part of the answer.
+        with listen(ProgressDisplay(out)), redirect_stdout(sys.stderr) if json or streams else nullcontext():
             stopping.run_body()
             yield out
             stopping.end_body()
@@ -61,12 +65,13 @@ class Output:
 
     Attributes:
         json: whether stdout carries one JSON document and nothing else.
+        stdout: the stream that the command began with.
     """
 
     def __init__(self, json: bool = False) -> None:
         self.json = json
         self._document: str | None = None
-        self._stdout = sys.stdout
+        self.stdout = sys.stdout
 
     @functools.cached_property
     def out(self) -> Console:
@@ -153,16 +158,16 @@ class Output:
         Args:
             exact: leave control characters as they are, for an answer that is data and does not go to a terminal.
         """
-        self._stdout.write(text if exact else escape_controls(text))
-        self._stdout.flush()
+        self.stdout.write(text if exact else escape_controls(text))
+        self.stdout.flush()
 
     def flush(self) -> None:
         """Writes the document, if there is one."""
         if self._document is not None:
             text, self._document = self._document, None
             with suppress(BrokenPipeError):
-                self._stdout.write(text + "\n")
-                self._stdout.flush()
+                self.stdout.write(text + "\n")
+                self.stdout.flush()
 
 
 def report(error: BaseException, *, json: bool) -> int:

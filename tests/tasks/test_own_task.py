@@ -89,6 +89,12 @@ def check_new_data(project: Path) -> None:
         for word in words:
             assert word in failed.stderr
     code = documented_task()
+    chatty, places = re.subn(r"(    def encode\(.*\n)", r'\1        print("reading a row")\n', code)
+    assert places == 1
+    (project / "forecast.py").write_text(chatty)
+    again = aifx(project, "predict", "-", stdin=rows)
+    assert (again.stdout, again.returncode) == (predicted.stdout, 0)
+    assert "reading a row" in again.stderr
     for old, new, args, words in (
         ("def encode(", "def code(", ["predict", "-"], ["does not define encode", "docs/tasks.md"]),
         ('batch["windows"])}', 'batch["window"])}', ["predict", "-"], ["Forecast.predictions failed", "forecast.py:"]),
