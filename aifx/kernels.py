@@ -14,12 +14,11 @@ from jax.sharding import Mesh
 
 from aifx.config import Config
 from aifx.data.base import Say
-from aifx.files import read_file
 from aifx.nn.specs import map_specs
 from aifx.parallel import DATA_AXIS
-from aifx.parsing import parse_json
 from aifx.project import Project, RunDirectory, cache_path
 from aifx.runs import write_json
+from aifx.runs.binding import read_kernel_choices
 from jax_kernels.choosing import Choices, using
 from jax_kernels.dividing import Division
 from jax_kernels.forms import current_device
@@ -150,12 +149,11 @@ def winners_path() -> Path:
 
 def _read(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
     """The choices that the run made, by kind of device; empty if it has made none."""
+    devices = read_kernel_choices(run)
     try:
-        document = parse_json(read_file(run.kernels))
-        devices = {str(kind): list(entries) for kind, entries in document["devices"].items()}
         for entries in devices.values():
             _latest(entries)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}
     return devices
 

@@ -40,7 +40,7 @@ def check_private(folder: Path) -> None:
     if found.st_uid not in (os.geteuid(), ROOT):
         raise EnvironmentFault(
             f"the cache folder {folder} is not used",
-            f"it belongs to {_user(found.st_uid)}, whose compiled programs would run as you",
+            f"it belongs to {user_name(found.st_uid)}, whose compiled programs would run as you",
             "AIFX_CACHE_DIR=/path/to/a/folder/of/your/own, then run it again",
         )
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -52,8 +52,9 @@ def check_private(folder: Path) -> None:
         )
 
 
-def _user(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """The name and number of a user, for messages."""
     try:
-        return f"user {pwd.getpwuid(uid).pw_name}"
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
     except KeyError:
-        return f"user {uid}"
+        return f"uid {uid}"

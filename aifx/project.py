@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import shlex
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from aifx.errors import AifxError, UsageError, did_you_mean
 from aifx.files import check_folder, open_file
-from aifx.private_folders import check_private
+from aifx.private_folders import check_private, user_name
 
 CONFIG_NAME = "aifx.toml"
 TRUST_VARIABLE = "AIFX_TRUST"
@@ -175,16 +174,9 @@ def _check_owner(folder: Path, *, is_here: bool) -> None:
         return
     raise UntrustedProject(
         f"{path} belongs to another user",
-        f"its owner is {_user_name(owner)}, and a project can run code",
+        f"its owner is {user_name(owner)}, and a project can run code",
         f"export {TRUST_VARIABLE}={shlex.quote(str(folder))}",
     )
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
-    except KeyError:
-        return f"uid {uid}"
 
 
 def cache_path(*folders: str) -> Path:

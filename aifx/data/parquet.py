@@ -54,13 +54,7 @@ def scan_column(file: TextFile, text_field: str) -> FileScan:
 
 def _columns(file: TextFile, text_field: str) -> Iterator[Any]:
     """The column in batches of rows."""
-    try:
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise EnvironmentFault(
-            f"{file.name}: pyarrow is not installed", "it reads .parquet files", install_command("parquet")
-        ) from None
-    arrow: Any = importlib.import_module("pyarrow")
+    arrow, parquet = import_pyarrow(f"{file.name} is a Parquet file")
     try:
         with reading(file):
             table = parquet.ParquetFile(file.path)
@@ -93,3 +87,12 @@ def _raw(column: Any) -> list[bytes | None]:
     arrow: Any = importlib.import_module("pyarrow")
     values: list[bytes | None] = column.cast(arrow.large_binary()).to_pylist()
     return values
+
+
+def import_pyarrow(what: str) -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet. Raises EnvironmentFault, which begins with `what`."""
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        why = "pyarrow, which reads and writes it, is not installed"
+        raise EnvironmentFault(what, why, install_command("parquet")) from None

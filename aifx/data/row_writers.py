@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from aifx.data.rows import import_pyarrow
+from aifx.data.parquet import import_pyarrow
 from aifx.errors import DataError, EnvironmentFault, UsageError
 
 Record = Mapping[str, Any]

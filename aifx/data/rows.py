@@ -6,8 +6,6 @@ Each row knows where it comes from, so that an error can name the file and the l
 from __future__ import annotations
 
 import csv
-import importlib
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +15,9 @@ from typing import IO, Any
 
 from aifx.data.encoding import open_content
 from aifx.data.files import TextFile, check_regular
-from aifx.errors import DataError, EnvironmentFault, UsageError, did_you_mean
+from aifx.data.parquet import import_pyarrow
+from aifx.errors import DataError, UsageError, did_you_mean
+from aifx.parsing import parse_json
 
 FORMATS = ("jsonl", "csv", "parquet", "txt")
 """Formats whose rows have named fields; tasks may read more."""
@@ -127,11 +127,9 @@ def _jsonl(file: InputFile) -> Iterator[Row]:
             continue
         place = f"{file.name}:{number}"
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except ValueError as error:
             raise DataError(f"{place}: not JSON", str(error), hint) from None
-        except RecursionError:
-            raise DataError(f"{place}: not JSON that can be read", "it is nested too deeply", hint) from None
         if not isinstance(values, dict):
             raise DataError(f"{place}: not a JSON object", f"it is {type(values).__name__}", hint)
         count += 1
@@ -182,13 +180,3 @@ def _parquet(file: InputFile) -> Iterator[Row]:
         except arrow.ArrowException as error:
             what = f"{file.name}: not a Parquet file that can be read"
             raise DataError(what, str(error).splitlines()[0], "write the file again") from None
-
-
-def import_pyarrow(what: str) -> tuple[Any, Any]:
-    """pyarrow and pyarrow.parquet. Raises EnvironmentFault, which begins with `what`."""
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise EnvironmentFault(
-            what, "pyarrow, which reads and writes it, is not installed", "pip install 'pyarrow>=17'"
-        ) from None

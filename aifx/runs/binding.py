@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,14 @@ def open_digests(run: RunDirectory, config: Config, *, is_fresh: bool) -> RunDig
 
     Raises CheckpointError.
     """
+    # From kernels.json itself, since a process that was killed may have written that alone. If all checkpoints are
+    # damaged, the run begins with the choices that it has.
+    kernels = {kind: kernel_digest(choices) for kind, choices in read_kernel_choices(run).items()}
     if is_fresh:
-        digests = RunDigests(secrets.token_hex(16), number_settings(config), _asset_digests(run.assets), {})
+        digests = RunDigests(secrets.token_hex(16), number_settings(config), _asset_digests(run.assets), kernels)
         digests.write(run)
         return digests
-    digests = read_digests(run)
-    # A process that was killed may have written kernels.json alone.
-    digests.kernels = {kind: kernel_digest(choices) for kind, choices in _kernel_choices(run).items()}
-    return digests
+    return replace(read_digests(run), kernels=kernels)
 
 
 def read_digests(run: RunDirectory) -> RunDigests:
@@ -109,7 +109,7 @@ def binding_errors(run: RunDirectory, config: Config, step: int, bound: Mapping[
     for name, digest in bound["assets"].items():
         if found.get(name) != digest:
             yield _changed(run, run.assets / name, step, "its SHA-256 differs" if name in found else "it is missing")
-    choices = _kernel_choices(run)
+    choices = read_kernel_choices(run)
     for kind, named in bound["kernels"].items():
         if kernel_digest(choices.get(kind, [])[: named["count"]]) != named:
             yield _changed(run, run.kernels, step, f"its choices for {kind} have changed")
@@ -140,7 +140,7 @@ def kernel_digest(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"count": len(rows), "sha256": _json_digest(rows)}
 
 
-def _kernel_choices(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
+def read_kernel_choices(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
     """The choices in `kernels.json` by kind of device; empty if it is missing or is not as aifx writes it."""
     try:
         devices = parse_json(read_file(run.kernels))["devices"].items()

@@ -21,8 +21,10 @@ from aifx.data.images import ImageSpec, open_image_file
 from aifx.data.rows import InputFile, Row, field
 from aifx.data.store import write_synced
 from aifx.errors import DataError
+from aifx.files import read_file
 from aifx.models.vision import VisionNetwork
 from aifx.nn.specs import Params
+from aifx.parsing import parse_json
 from aifx.project import Project
 from aifx.tasks.base import Sums, Task, Totals
 from aifx.tasks.language import batches_digest
@@ -154,7 +156,7 @@ def read_spec(assets: Path) -> ImageSpec:
     """What `keep_spec` kept. Raises DataError."""
     path = assets / SPEC_FILE
     try:
-        document = json.loads(path.read_bytes())
+        document = parse_json(read_file(path))
         height, width, channels = (int(size) for size in document["image_shape"])
         return ImageSpec((height, width, channels), tuple(map(str, document["classes"])))
     except OSError as error:

@@ -69,7 +69,7 @@ def test_a_folder_of_another_user_is_refused(cache: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("aifx.private_folders.Path.stat", lambda path, **_: stranger if path == cache else found)
     with pytest.raises(EnvironmentFault, match="is not used") as caught:
         cache_path("jax")
-    assert "belongs to user" in caught.value.why
+    assert "belongs to uid" in caught.value.why
     assert "AIFX_CACHE_DIR" in caught.value.hint
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from aifx.checkpoint.listing import list_bindings
 from aifx.errors import CheckpointError
 
 
@@ -117,3 +118,15 @@ def test_a_setting_that_a_newer_version_brings_changes_nothing(trained) -> None:
     assert refused(trained, run.config, "data.salt=1").why == "data.salt = 1, and was 0"
     edit(run.config, r"salt = 1", "salt = 0")
     assert trained.train("checkpoint.keep_best=0").status == "completed"
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_with_its_kernels_bound(trained) -> None:
+    run = trained.run()
+    kernels = {"schema_version": 2, "devices": {"another kind": [{"call": "{}", "form": "xla", "config": {}}]}}
+    run.kernels.write_text(json.dumps(kernels))
+    for manifest in run.checkpoints.glob("*/manifest/manifest.json"):
+        manifest.write_text("{}")
+    trained.train()
+    assert json.loads(run.digests.read_text())["kernels"].keys() >= {"another kind"}
+    (last,) = list_bindings(run.checkpoints).keys() - {4, 8}
+    assert "another kind" in list_bindings(run.checkpoints)[last]["kernels"]
