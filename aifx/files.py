@@ -17,6 +17,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from aifx.errors import EnvironmentFault
 from aifx.os_errors import naming
@@ -73,7 +74,7 @@ def read_file(path: Path, *, below: Path | None = None, limit: int = DOCUMENT_LI
     """Return the content of a regular file. Raises UnsafeFile, also for more than `limit` bytes, and OSError."""
     with open(open_file(path, below=below, follow=follow), "rb") as file:
         is_too_large = os.fstat(file.fileno()).st_size > limit
-        data = b"" if is_too_large else file.read(limit + 1)  # a file may grow, and /proc tells no sizes
+        data = b"" if is_too_large else file.read(limit + 1)  # a file may grow, and files in /proc have no size
     if is_too_large or len(data) > limit:
         raise _too_large(path, limit)
     return data
@@ -126,23 +127,34 @@ def check_tree(path: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes, *, below: Path | None = None, mode: int = 0o666) -> None:
-    """Put `data` at `path`, whole or not at all: a new file beside it, fsync, rename, fsync of the folder.
+    """Put `data` at `path`, as `replacing` does."""
+    with naming(path), replacing(path, below=below, mode=mode) as file:
+        file.write(data)
 
-    A link at `path` is replaced; nothing is written through it. Raises UnsafeFile for a link above it, OSError.
+
+@contextmanager
+def replacing(path: Path, *, below: Path | None = None, mode: int = 0o666) -> Iterator[IO[bytes]]:
+    """A stream whose content is put at `path` when the block ends, or not at all if it raises.
+
+    The content goes to a new file beside it: fsync, rename, fsync of the folder. A link at `path` is replaced; nothing
+    is written through it. Raises UnsafeFile for a link above it, OSError.
     """
-    with _folder_of(path, below) as folder, naming(path):
-        handle, temporary = _create_locked(folder, path.name, mode)
+    with _folder_of(path, below) as folder:
+        with naming(path):
+            handle, temporary = _create_locked(folder, path.name, mode)
         try:
             with open(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(handle)
-                os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                yield file
+                with naming(path):
+                    file.flush()
+                    os.fsync(handle)
+                    os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=folder)
             raise
-        os.fsync(folder)
+        with naming(path):
+            os.fsync(folder)
 
 
 def _create_locked(folder: int, name: str, mode: int) -> tuple[int, str]:
@@ -159,7 +171,7 @@ def _create_locked(folder: int, name: str, mode: int) -> tuple[int, str]:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what `replace_file` left in `folder` when its process was killed, as far as the disk lets it."""
+    """Remove what `replace_file` left in `folder` when its process was killed, as far as the disk allows."""
     with suppress(OSError):
         for path in folder.iterdir():
             if _TEMPORARY.fullmatch(path.name):

@@ -6,15 +6,14 @@ import csv
 import io
 import json
 import math
-import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from aifx.data.parquet import import_pyarrow
-from aifx.errors import DataError, EnvironmentFault, UsageError
+from aifx.errors import DataError, UsageError
+from aifx.files import replacing
 
 Record = Mapping[str, Any]
 
@@ -54,28 +53,15 @@ def output_format(path: Path) -> str:
 def open_writer(path: Path) -> Iterator[RowWriter]:
     """Write records to `path` in the format of its extension: the file is there once all of them are, or not at all."""
     format = output_format(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise EnvironmentFault(f"{path} cannot be written", why, f"ls -ld {path.parent}") from error
-    try:
-        with open(handle, "wb") as stream:
-            writer = WRITERS[format](stream)
-            try:
-                yield writer
-            except BaseException:
-                with suppress(Exception):
-                    writer.close()  # while there is a stream: pyarrow would complain later
-                raise
-            writer.close()
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as stream:
+        writer = WRITERS[format](stream)
+        try:
+            yield writer
+        except BaseException:
+            with suppress(Exception):
+                writer.close()  # while there is a stream: pyarrow would complain later
+            raise
+        writer.close()
 
 
 def json_line(record: Record, *, ascii: bool = False) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from aifx.data.base import Batch
 from aifx.errors import Diverged
-from aifx.files import open_file
+from aifx.files import replacing
 from aifx.train.meter import NotFinite
 from aifx.train.records import RunInfo, TrainResult
 from aifx.train.story import Story
@@ -22,7 +21,7 @@ def report_divergence(found: NotFinite, info: RunInfo, checkpoints: Sequence[int
         checkpoints: their steps, in order; each was saved after a finite step.
     """
     path = info.run.path / f"not-finite-step-{found.step}.npz"
-    with open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+    with replacing(path, below=info.run.path) as file:
         np.savez(file, **found.batch)  # type: ignore[arg-type]
     rows = len(next(iter(found.batch.values())))
     story.event("nan", step=found.step, loss=found.loss, grad_norm=found.grad_norm, batch=path.name, rows=rows)
