@@ -62,7 +62,7 @@ def open_trained(
 
     enable_compilation_cache(say)
     config = read_config(run.config, project, overrides, current=CURRENT)
-    at = choose_step(run, config, step, which)
+    at = choose_step(run, config, step, which, say=say)
     check_files(run, project, at)
     task = (create_task if with_data else load_task)(config, project, run.assets, say=say)
     return Trained(run, config, task, restore_params(run, config, at, task.model), at)
@@ -102,7 +102,7 @@ def open_writer(
         kind = config.task.kind
         why = f"its task is {kind}; a language model writes"
         raise UsageError(f"run {run.name} cannot write text", why, f"aifx eval --run {run.name}")
-    at = choose_step(run, config, step, which)
+    at = choose_step(run, config, step, which, say=say)
     check_files(run, project, at)
     task = load_task(config, project, run.assets, say=say)
     assert isinstance(task, LanguageTask)
@@ -130,8 +130,13 @@ def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -
     return stack_layers(params) if stacked else params
 
 
-def choose_step(run: RunDirectory, config: Config, step: int | None, which: Which | None) -> int:
-    """The step to open; "best" is the newest where no checkpoint was validated. Raises CheckpointError."""
+def choose_step(
+    run: RunDirectory, config: Config, step: int | None, which: Which | None, *, say: Say = lambda _: None
+) -> int:
+    """Return the step to open; "best" is the newest if no checkpoint was validated.
+
+    Reports the damaged checkpoints that cannot be the best one. Raises CheckpointError.
+    """
     from aifx.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
@@ -148,4 +153,9 @@ def choose_step(run: RunDirectory, config: Config, step: int | None, which: Whic
             )
         return step
     best = checkpoints.best() if (which or config.eval.checkpoint) == "best" else None
-    return best if best is not None else steps[-1]
+    if best is None:
+        return steps[-1]
+    for info in checkpoints.infos():
+        if info.damaged:
+            say(f"warning: the checkpoint of step {info.step} is damaged ({info.damaged}); it cannot be the best one")
+    return best

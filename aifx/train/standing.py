@@ -194,7 +194,7 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
         raise UsageError(
             f"a fork of run {origin.name!r} has nothing left to do",
             f"it begins at step {step}, and train.num_steps = {config.train.num_steps}",
-            f"--set train.num_steps={2 * step} trains on",
+            f"aifx train --run {origin.name} --fork {run.name} --set train.num_steps={2 * step}",
         )
     if others := [c.step for c in list_checkpoints(run.checkpoints) if c.step != step]:
         raise UsageError(

@@ -12,8 +12,10 @@ import pytest
 
 from aifx.checkpoint.listing import list_checkpoints
 from aifx.commands.main import run as run_command
+from aifx.config import read_config
 from aifx.project import Project
 from aifx.runs import run_status
+from aifx.tasks.trained import choose_step
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -89,3 +91,15 @@ def test_lists_report_it(
         assert why in out, command
     assert run_command(["runs", "ls", "--json"]) == 0
     assert why in json.loads(capsys.readouterr().out)["runs"][0]["damage"]
+
+
+def test_opening_the_best_checkpoint_reports_it(copied: Any) -> None:
+    run = copied.run()
+    config = read_config(run.config, Project(copied.root))
+    said: list[str] = []
+    choose_step(run, config, None, "best", say=said.append)
+    assert not said
+    _truncate(run.checkpoints / "12")
+    assert choose_step(run, config, None, "best", say=said.append) == 8
+    assert len(said) == 1
+    assert "checkpoint of step 12 is damaged" in said[0]
