@@ -36,7 +36,7 @@ SETUP = "Set up"
 COMMANDS: dict[str, Entry] = {
     "init": Entry("init", "init", "Start a project from a template.", START),
     "train": Entry("train", "train", "Train the project's model, or go on where it stopped.", TRAIN),
-    "eval": Entry("eval", "eval_", "Measure a checkpoint on held-out data and hold it against its gates.", TRAIN),
+    "eval": Entry("eval", "eval_", "Measure a checkpoint on held-out data and compare it with its gates.", TRAIN),
     "predict": Entry("predict", "predict", "Predict labels, probabilities or values for new rows or images.", TRAIN),
     "generate": Entry("generate", "generate", "Write text with a trained model.", TRAIN),
     "runs": Entry("runs", "app", "List, show, compare, watch, tag, rename and delete runs.", LOOK),
@@ -158,7 +158,7 @@ def aifx_(
     Examples:
         aifx init my-model            start a project that works
         aifx train                    train it; type it again to go on after a stop
-        aifx eval                     measure it and hold it against its gates
+        aifx eval                     measure it and compare it with its gates
         aifx generate --prompt "Call me"
         aifx runs ls                  what has been trained here, and how it went
         aifx doctor                   whether this machine is healthy

@@ -1,4 +1,4 @@
-"""`aifx eval`: held-out metrics of a checkpoint, held against gates."""
+"""`aifx eval`: held-out metrics of a checkpoint, compared with gates."""
 
 from __future__ import annotations
 
@@ -29,41 +29,47 @@ StepOption = Annotated[
     ),
 ]
 
+SplitOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--split",
+        metavar="test|validation|train",
+        help="Which part of the data; eval.split when not given.",
+        show_default=False,
+    ),
+]
+
+DataOption = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Measure this data set instead of a split. Can be repeated.",
+        show_default=False,
+    ),
+]
+
+GateOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--gate",
+        metavar='"NAME OP NUMBER"',
+        help="A condition in addition to those of eval.gates. Can be repeated.",
+        show_default=False,
+    ),
+]
+
 
 def eval_(
     run: RunOption = None,
     step: StepOption = None,
-    split: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--split",
-            metavar="test|validation|train",
-            help="Which part of the data; eval.split when not given.",
-            show_default=False,
-        ),
-    ] = None,
-    data: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        typer.Option(
-            "--data",
-            metavar="FILE",
-            help="Measure this data set instead of a split. Can be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    gate: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--gate",
-            metavar='"NAME OP NUMBER"',
-            help="A condition besides those of eval.gates. Can be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    split: SplitOption = None,
+    data: DataOption = None,
+    gate: GateOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure a checkpoint on held-out data and hold it against its gates. Exits 1 when one fails.
+    """Measure a checkpoint on held-out data and compare it with its gates. Exits 1 if one fails.
 
     Examples:
         aifx eval

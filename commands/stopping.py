@@ -4,7 +4,7 @@ traceback.
 A process goes through three phases. While it *starts* (imports, arguments) there is nothing to finish: a signal ends
 it at once. While a command's *body* runs, a signal raises KeyboardInterrupt or Terminated in the main thread, and the
 command may catch it. While it *ends*, the answer is being written: the first signal changes nothing any more, a second
-one or `ENDING_S` ends the process where it stands.
+one or `ENDING_S` ends the process at once.
 
 This module imports little, so that it hears signals early.
 """
@@ -132,7 +132,7 @@ class EntrySignals:
                 self._leave(signum)
 
     def _leave(self, signum: int) -> NoReturn:
-        """End the process where it stands, with its one document or its error."""
+        """End the process at once, with its one document or its error."""
         code = int(exit_code_of(signum))
         with suppress(BaseException):
             if self._caller is not None:

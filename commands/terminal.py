@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import json as json_module
-import math
 import os
 import select
 import sys
@@ -26,6 +25,7 @@ from aifx.commands import stopping
 from aifx.commands.failures import as_error, is_debugging, print_traceback
 from aifx.commands.progress import ProgressDisplay
 from aifx.errors import AifxError, ExitCode
+from aifx.json_values import plain
 from aifx.progress import listen
 from aifx.sanitize import escape_controls, escape_in_json, one_line
 
@@ -171,7 +171,7 @@ class Output:
 
 
 def report(error: BaseException, *, json: bool) -> int:
-    """Tells a failure and returns its exit code: three lines on stderr, or with `json` one document on stdout."""
+    """Report a failure and return its exit code: three lines on stderr, or with `json` one document on stdout."""
     if isinstance(error, BrokenPipeError) and _reader_has_gone():
         return ExitCode.OK  # it had enough, as `head` has: nothing to tell, and nobody to tell it to
     if code := getattr(error, "exit_code", None) if type(error).__name__ == "Exit" else None:
@@ -240,20 +240,5 @@ def to_json(document: Any) -> str:
     Escapes control characters, and letters that stdout may lack.
     """
     is_unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
-    text = json_module.dumps(_finite(document), indent=2, ensure_ascii=not is_unicode, allow_nan=False, default=_plain)
+    text = json_module.dumps(plain(document), indent=2, ensure_ascii=not is_unicode, allow_nan=False)
     return escape_in_json(text)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """NumPy and jax scalars and arrays as Python's own, everything else (paths) as text."""
-    return _finite(value.tolist()) if hasattr(value, "tolist") else str(value)

@@ -13,7 +13,8 @@ from aifx.bench.fingerprint import Fingerprint
 from aifx.bench.units import named
 from aifx.errors import EnvironmentFault, ExitCode, UsageError
 from aifx.files import RECORDS_LIMIT, read_input, write_output
-from aifx.runs.files import encode, plain
+from aifx.json_values import plain
+from aifx.runs.files import encode
 
 Param = str | int | float | bool
 

@@ -49,7 +49,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class _Save:
-    """What a manifest says besides the arrays."""
+    """What a manifest says in addition to the arrays."""
 
     step: int
     host: dict[str, Any]

@@ -1,4 +1,4 @@
-"""`manifest/manifest.json` of a checkpoint: what it holds, the digest of every array, and what the host kept besides.
+"""`manifest/manifest.json` of a checkpoint: what it holds, the digest of every array, and what the host kept.
 
 Reading it needs neither jax nor Orbax, so that listing checkpoints is quick.
 """
@@ -16,9 +16,9 @@ from typing import Any
 from aifx.best_by import Score
 from aifx.errors import CheckpointError
 from aifx.files import UnsafeFile, check_folder, read_file
+from aifx.json_values import plain
 from aifx.os_errors import UNREADABLE
 from aifx.parsing import parse_json
-from aifx.runs.files import plain
 
 FORMAT = 2
 ITEM = "manifest"

@@ -14,6 +14,7 @@ from typing import IO, Any, Protocol
 from aifx.data.parquet import import_pyarrow
 from aifx.errors import DataError, UsageError
 from aifx.files import replacing
+from aifx.json_values import plain
 
 Record = Mapping[str, Any]
 
@@ -66,7 +67,7 @@ def open_writer(path: Path) -> Iterator[RowWriter]:
 
 def json_line(record: Record, *, ascii: bool = False) -> str:
     """A record as a line of JSON. A number that is not finite is null."""
-    return json.dumps(_finite(record), ensure_ascii=ascii, allow_nan=False) + "\n"
+    return json.dumps(plain(record), ensure_ascii=ascii, allow_nan=False) + "\n"
 
 
 def flat(record: Record, prefix: str = "") -> dict[str, Any]:
@@ -76,7 +77,7 @@ def flat(record: Record, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             columns |= flat(value, f"{prefix}{name}.")
         else:
-            columns[f"{prefix}{name}"] = json.dumps(_finite(value)) if isinstance(value, (list, tuple)) else value
+            columns[f"{prefix}{name}"] = json.dumps(plain(value)) if isinstance(value, (list, tuple)) else value
     return columns
 
 
@@ -174,13 +175,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return "" if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value

@@ -5,7 +5,7 @@ meta.json is there: builders write beside it and rename. For each split it holds
 
     <split>.tokens.npy      uint16 or uint32 [n]: eos, a document, eos, a document, ..., and eos if the last ends here
     <split>.tokens.sha256   SHA-256 of each 64 KiB of the tokens, one after the other
-    <split>.documents.npy   int64 [documents + 1]: where the eos before each document stands, and where the last ends
+    <split>.documents.npy   int64 [documents + 1]: positions of the eos before each document, and of the end of the last
 
 meta.json holds the digests of the last two. They are verified when the store is opened, and a block of tokens when it
 is first read. A damaged store is built again.
@@ -75,7 +75,7 @@ class SplitTokens:
 
 @dataclass(frozen=True)
 class TokenStore:
-    """An opened store. Its folder may hold indices besides, which can be made again (see `sequences`)."""
+    """An opened store. Its folder may also hold indices, which can be made again (see `sequences`)."""
 
     path: Path
     splits: dict[Split, SplitTokens]

@@ -1,4 +1,4 @@
-"""SHA-256 digests of the files that a run's numbers rest on besides its checkpoints.
+"""SHA-256 digests of the files, other than its checkpoints, that a run's numbers depend on.
 
 `digests.json` of a run holds them, and the manifest of each checkpoint names them. Training, evaluation and generation
 compare the files with the manifest, so that a file that has changed is found before it changes a number.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -13,23 +12,9 @@ from typing import Any
 
 from aifx.errors import EnvironmentFault
 from aifx.files import RECORDS_LIMIT, open_file, read_file, replace_file
+from aifx.json_values import plain
 from aifx.os_errors import FULL, could_not, errno_of, naming
 from aifx.parsing import parse_json
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: a number that is not finite becomes null, NumPy scalars become Python's, exactly."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return str(value)
 
 
 def write_json(path: Path, doc: Mapping[str, Any], *, below: Path | None = None) -> None:

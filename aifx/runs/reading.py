@@ -101,7 +101,7 @@ class MetricsTail:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
-        self._end = b""  # the last line read: a resumption cuts the file, and then it is read anew
+        self._end = b""  # the last line read: a resumption cuts the file, which is then read again
 
     def read(self) -> tuple[list[dict[str, Any]], bool]:
         """The records since the last call, and whether those told before are void."""
