@@ -50,7 +50,8 @@ def open_file(
         mode: permissions of a file that is created, reduced by the umask.
         follow: accept a link as the last part, for files that the user named or that belong to a trusted project.
 
-    Raises UnsafeFile for a link, a FIFO or a device, OSError as `os.open` does.
+    Raises UnsafeFile for a link, a FIFO, a device or a folder (with `follow`, IsADirectoryError), OSError as `os.open`
+    does.
     """
     flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # opening a FIFO does not wait for its other end
     with _folder_of(path, below) as folder:
@@ -60,7 +61,7 @@ def open_file(
             raise _explained(error, path) from None
     try:
         kind = os.fstat(handle).st_mode
-        if stat.S_ISDIR(kind):
+        if stat.S_ISDIR(kind) and follow:  # the user named it
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(kind):
             raise _not_regular(path, kind)
@@ -253,7 +254,7 @@ def _folder_of(path: Path, below: Path | None) -> Iterator[int]:
 
 def _explained(error: OSError, path: Path) -> OSError | UnsafeFile:
     """The error with the whole path, or UnsafeFile if a part of the path is what the error is about."""
-    for part in (path, *path.parents) if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO) else ():
+    for part in (path, *path.parents) if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EISDIR) else ():
         try:
             kind = part.lstat().st_mode
         except OSError:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from aifx.commands.completion import complete_run, complete_tag
+from aifx.commands.failures import as_error
 from aifx.commands.options import JsonOption
 from aifx.commands.runs_manage import rename, rm, tag
 from aifx.commands.terminal import Output, terminal
@@ -68,8 +69,8 @@ def ls(
         for run in project.runs():
             try:
                 status = run_status(run)
-            except UnsafeFile as error:  # one bad run does not hide the others
-                out.tell([error])
+            except (UnsafeFile, OSError) as error:  # one bad run does not hide the others
+                out.tell([as_error(error)])
                 continue
             if tag in (None, *status.tags):
                 runs.append(status)

@@ -117,6 +117,13 @@ def test_a_failed_write_leaves_the_old_file_alone(run: Path) -> None:
     assert [p.name for p in run.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY | os.O_CREAT])
+def test_a_folder_in_place_of_a_file_is_named(run: Path, flags: int) -> None:
+    (run / "events.jsonl").mkdir()
+    with pytest.raises(UnsafeFile, match="is a folder"):
+        open_file(run / "events.jsonl", flags)
+
+
 def test_permissions_follow_the_umask_or_are_private(run: Path) -> None:
     before = os.umask(0o027)
     try:
