@@ -74,7 +74,10 @@ def changed_settings(run: RunDirectory) -> list[Setting]:
 
 
 def read_evaluations(run: RunDirectory) -> list[Evaluation]:
-    """The evaluations in `eval/`, by step and split; a file that cannot be read is passed over."""
+    """The evaluations in `eval/`, by step and split. One that is not a report is left out.
+
+    Raises UnsafeFile for a link, a FIFO, a device or a folder.
+    """
     found = []
     for path in run.eval.glob("*.json"):
         try:
