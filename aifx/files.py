@@ -31,7 +31,7 @@ RECORDS_LIMIT = 2**30
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 """Names of the files that `replace_file` renames once they are whole."""
 
-_STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/null", "/dev/tty")
+_STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/null", "/dev/full", "/dev/tty")
 _STREAM_FOLDERS = ("/dev/fd", "/proc/self/fd")
 
 
@@ -117,12 +117,18 @@ def check_folder(path: Path) -> None:
 
 
 def check_tree(path: Path) -> None:
-    """Raise UnsafeFile if anything in the folder `path` is neither a folder nor a regular file."""
+    """Raise UnsafeFile if the folder `path` holds a FIFO, a device or a link that leaves it.
+
+    Trackers make links to their newest folder.
+    """
     check_folder(path)
+    inside = path.resolve()
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
             entry = Path(folder, name)
             kind = entry.lstat().st_mode
+            if stat.S_ISLNK(kind) and entry.resolve().is_relative_to(inside):
+                continue
             if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
                 raise _not_regular(entry, kind)
 
@@ -226,7 +232,7 @@ def check_output(path: Path) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether `path` names a stream of this process or /dev/null: what only the system can have put there."""
+    """Whether `path` names a stream of this process or a device such as /dev/null, which only the system can make."""
     absolute = os.path.abspath(path)
     return absolute in _STREAMS or os.path.dirname(absolute) in _STREAM_FOLDERS
 

@@ -38,7 +38,8 @@ def escape_in_json(document: str) -> str:
 
 
 def _is_harmless(character: str) -> bool:
-    return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"
+    """Whether `character` only shows itself. Unassigned characters (Cn) may be letters of a newer Unicode."""
+    return character.isprintable() or character in JOINERS or unicodedata.category(character) in ("Zs", "Cn", "Co")
 
 
 def _escape(character: str) -> str:

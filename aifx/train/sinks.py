@@ -179,6 +179,7 @@ def _tracked_id(run: RunDirectory, tracker: str) -> str:
     """An id that stays with the run, made on first use."""
     path = run.sinks / f"{tracker}-run-id"
     if not path.exists():
+        make_folders(run.sinks, below=run.path)
         replace_file(path, os.urandom(8).hex().encode(), below=run.path)
     return read_file(path, below=run.path).decode().strip()
 

@@ -105,7 +105,7 @@ def test_the_metrics_that_check_knows_are_those_of_the_tasks() -> None:
     one = (1.0, 1.0)
     language = LanguageTask.metrics(SimpleNamespace(), {"loss": one, "bytes": one})  # type: ignore[arg-type]
     assert set(scalars(language)) == set(BUNDLED_METRICS["language"])
-    task = SimpleNamespace(data=SimpleNamespace(classes=("a",)))
+    task = SimpleNamespace(spec=SimpleNamespace(classes=("a",)))
     totals: dict[str, Any] = {"loss": one, "accuracy": one, "confusion": (np.ones((1, 1)), 1.0)}
     vision = VisionTask.metrics(task, totals)  # type: ignore[arg-type]
     assert set(scalars(vision)) == {*BUNDLED_METRICS["vision"], *(f"per_class.a.{name}" for name in PER_CLASS_METRICS)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from program import environ, run
+from program import environ, process, run
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "doctor.schema.json").read_text())
 CPUS = "sys/devices/system/cpu"
@@ -168,7 +168,7 @@ def test_a_stream_is_written_to_and_a_link_is_not(doctor, machine, tmp_path):
     assert done.returncode == 2
     assert "link is a link to kept.json" in done.stderr
     assert (tmp_path / "kept.json").read_text() == ""
-    done = doctor("--root", machine, "--only", "cpu", "--record", "/dev/stderr")
+    done = process(tmp_path, "doctor", "--root", str(machine), "--only", "cpu", "--record", "/dev/stderr")
     assert done.returncode == 0
     assert json.loads(done.stderr)["host"] == "n7"
 

@@ -235,6 +235,7 @@ def test_a_check_that_hangs_is_ended_with_what_it_started(
     body = f"import subprocess, time; subprocess.Popen({started}, start_new_session=True); time.sleep(1000)"
     (tmp_path / "pydantic.py").write_text(body)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    others = {p.pid for p in psutil.Process().children(recursive=True)}
     began = time.monotonic()
     assert run(["doctor", "slurm", "prolog", "--limit", "4"]) == 0
     assert time.monotonic() - began < 30
@@ -243,6 +244,7 @@ def test_a_check_that_hangs_is_ended_with_what_it_started(
 
     def left() -> list[str]:
         ours = [*psutil.Process().children(recursive=True), *(p for p in psutil.process_iter() if is_started(p))]
+        ours = [p for p in ours if p.pid not in others]
         return [str(p) for p in ours if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
     def is_started(process: psutil.Process) -> bool:

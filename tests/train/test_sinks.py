@@ -97,6 +97,10 @@ def test_wandb_offline(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     data = written.read_bytes()
     assert b"grad_norm" in data
     assert b"validation" in data
+    assert any(path.is_symlink() for path in written.parents[1].iterdir()), "wandb links to its newest folder"
+    shutil.rmtree(tiny.run().checkpoints / "12")
+    tiny.train('log.sinks=["wandb"]')  # resumes beside those links
+    assert "given up" not in tiny.run().log.read_text()
 
 
 def test_a_sink_that_fails_does_not_end_the_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
