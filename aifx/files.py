@@ -116,10 +116,13 @@ def check_folder(path: Path) -> None:
         raise _not_regular(path, kind, wanted="a folder")
 
 
-def check_tree(path: Path) -> None:
+def check_tree(path: Path, *, deep: bool = True) -> None:
     """Raise UnsafeFile if the folder `path` holds a FIFO, a device or a link that leaves it.
 
     Trackers make links to their newest folder.
+
+    Args:
+        deep: look into the folders inside as well.
     """
     check_folder(path)
     inside = path.resolve()
@@ -131,6 +134,8 @@ def check_tree(path: Path) -> None:
                 continue
             if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
                 raise _not_regular(entry, kind)
+        if not deep:
+            return
 
 
 def replace_file(path: Path, data: bytes, *, below: Path | None = None, mode: int = 0o666) -> None:

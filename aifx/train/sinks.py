@@ -83,7 +83,8 @@ class WeightsAndBiases(Sink):
             project=info.config.project.name,
             name=info.run.name,
             id=_tracked_id(self.run, "wandb"),
-            dir=str(_folder(self.run, "wandb").parent),
+            # Each start writes into a new folder of its own, and links to logs outside of the earlier ones.
+            dir=str(_folder(self.run, "wandb", deep=False).parent),
             config=info.config.values(),
             mode=mode,
             resume="allow",
@@ -184,9 +185,9 @@ def _tracked_id(run: RunDirectory, tracker: str) -> str:
     return read_file(path, below=run.path).decode().strip()
 
 
-def _folder(run: RunDirectory, tracker: str) -> Path:
+def _folder(run: RunDirectory, tracker: str, *, deep: bool = True) -> Path:
     """The folder that a tracker writes into. Raises UnsafeFile if the run holds a link in its place."""
     folder = run.sinks / tracker
     make_folders(folder, below=run.path)
-    check_tree(folder)
+    check_tree(folder, deep=deep)
     return folder

@@ -61,6 +61,8 @@ def configurations() -> st.SearchStrategy[dict[str, dict[str, Any]]]:
                 for k, s in schemas.items()
                 if k not in ("kind", "preset", "gates", "best_by") or name in ("optimizer", "schedule")
             }
+            if name == "project":  # a name holds no control characters
+                chosen["name"] = st.text(st.characters(categories=["L", "N", "Zs"]), max_size=12)
             sections[name] = st.fixed_dictionaries({}, optional=chosen)
         return st.fixed_dictionaries(sections).map(lambda s: {**s, "task": {"kind": ("language", "vision")[index]}})
 
