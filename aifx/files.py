@@ -149,7 +149,7 @@ def replacing(path: Path, *, below: Path | None = None, mode: int = 0o666) -> It
     """A stream whose content is put at `path` when the block ends, or not at all if it raises.
 
     The content goes to a new file beside it: fsync, rename, fsync of the folder. A link at `path` is replaced; nothing
-    is written through it. Raises UnsafeFile for a link above it, OSError.
+    is written through it. Raises UnsafeFile for a link above it or a folder at `path`, OSError.
     """
     with _folder_of(path, below) as folder:
         with naming(path):
@@ -160,7 +160,10 @@ def replacing(path: Path, *, below: Path | None = None, mode: int = 0o666) -> It
                 with naming(path):
                     file.flush()
                     os.fsync(handle)
-                    os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                    try:
+                        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                    except IsADirectoryError as e:
+                        raise _not_regular(path, stat.S_IFDIR) from e
         except BaseException:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=folder)

@@ -288,6 +288,9 @@ def _in_our_words(template: str) -> Iterator[None]:
             f"the template {template} asks questions", "there is no terminal", "--yes or --answer KEY=VALUE"
         ) from err
     except ValueError as err:
+        if type(err).__name__ == "ForbiddenPathError":  # copier's message names the path alone
+            why = f"{err}: it is a link or a path that leaves the template"
+            raise UsageError(f"the template {template} is refused", why, f"ls -lR {template}") from err
         if (required := re.fullmatch(r'Question "(\w+)" is required', str(err))) is None:
             raise _unusable(template, err) from err
         why = f"its question {required[1]!r} has no default"

@@ -100,17 +100,17 @@ def binding_errors(run: RunDirectory, config: Config, step: int, bound: Mapping[
     if digests.run_id != bound.get("id"):
         yield foreign_checkpoint(run, step)
         return
-    if _json_digest(digests.settings) != bound["settings"]:
+    if _json_digest(digests.settings) != bound.get("settings"):
         yield _changed(run, run.digests, step, "its settings are not those that the checkpoint names")
     elif changes := list(_changed_settings(digests.settings, config)):
         more = f"; {len(changes) - 3} more" if len(changes) > 3 else ""
         yield _changed(run, run.config, step, "; ".join(changes[:3]) + more)
     found = _asset_digests(run.assets)
-    for name, digest in bound["assets"].items():
+    for name, digest in bound.get("assets", {}).items():
         if found.get(name) != digest:
             yield _changed(run, run.assets / name, step, "its SHA-256 differs" if name in found else "it is missing")
     choices = read_kernel_choices(run)
-    for kind, named in bound["kernels"].items():
+    for kind, named in bound.get("kernels", {}).items():
         if kernel_digest(choices.get(kind, [])[: named["count"]]) != named:
             yield _changed(run, run.kernels, step, f"its choices for {kind} have changed")
 

@@ -154,6 +154,16 @@ def test_a_template_places_no_link_that_leaves_the_project(tmp_path: Path, targe
     assert "leaves the project" in caught.value.why
 
 
+def test_a_template_reads_no_file_outside_of_itself(tmp_path: Path) -> None:
+    (tmp_path / "secret").touch()
+    (tmp_path / "template").mkdir()
+    (tmp_path / "template/copier.yml").write_text("ship:\n  default: Pequod\n")
+    (tmp_path / "template/link").symlink_to("../secret")
+    with pytest.raises(UsageError, match="refused") as caught:
+        make(tmp_path / "made", tmp_path / "template")
+    assert "leaves the template" in caught.value.why
+
+
 def test_a_link_within_the_project_is_fine(tmp_path: Path) -> None:
     template = tmp_path / "template"
     (template / "inside").mkdir(parents=True)

@@ -109,19 +109,18 @@ def test_a_file_is_replaced_and_not_written_through(run: Path, precious: Path) -
     assert not (run / "kernels.json").is_symlink()
 
 
-def test_a_failed_write_leaves_the_old_file_alone(run: Path) -> None:
-    (run / "file").mkdir()
-    with pytest.raises(IsADirectoryError) as raised:
-        replace_file(run / "file", b"x")
-    assert raised.value.filename == str(run / "file")
-    assert [p.name for p in run.iterdir()] == ["file"]
-
-
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY | os.O_CREAT])
 def test_a_folder_in_place_of_a_file_is_named(run: Path, flags: int) -> None:
     (run / "events.jsonl").mkdir()
     with pytest.raises(UnsafeFile, match="is a folder"):
         open_file(run / "events.jsonl", flags)
+
+
+def test_a_folder_is_not_replaced_by_a_file(run: Path) -> None:
+    (run / "tags.json").mkdir()
+    with pytest.raises(UnsafeFile, match="is a folder"):
+        replace_file(run / "tags.json", b"{}")
+    assert [path.name for path in run.iterdir()] == ["tags.json"], "no temporary file stays"
 
 
 def test_permissions_follow_the_umask_or_are_private(run: Path) -> None:
