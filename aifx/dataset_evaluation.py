@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from aifx.tasks.trained import Trained, Which
 
 DATASET_READING = (*READING, "data.text_field", "data.errors")
-"""How a file is read. Nothing of it was trained on, so no setting moves text from one split to another."""
+"""How a file is read. The model was not trained on it, so no setting moves text from one split to another."""
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,8 @@ def predict(
             count = _write(model.predict_rows(model.read(files)), write)
         out.document({"run": model.run, "step": model.step, "predictions": count, "output": str(output)})
         where = f" in {output}" if output is not None else ""
-        told = f"{count:,} prediction{'s' * (count != 1)}{where}, by run {model.run}, step {model.step}"
-        (out.say if output is None else out.print)(told)
+        summary = f"{count:,} prediction{'s' * (count != 1)}{where}, by run {model.run}, step {model.step}"
+        (out.say if output is None else out.print)(summary)
 
 
 def _check(files: list[InputFile], output: Path | None) -> None:

@@ -143,7 +143,7 @@ class EntrySignals:
         os._exit(code)
 
     def _close(self) -> None:
-        """Nothing of ours runs any more; Python is about to take its handlers away."""
+        """Ignore signals: aifx has finished, and Python is about to remove its handlers."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 

@@ -61,7 +61,7 @@ def terminal(json: bool = False, *, streams: bool = False) -> Iterator[Output]:
 
 
 class Output:
-    """Where a command's words go. Control characters in them are escaped, whoever chose the text.
+    """Where a command's words go. Control characters are escaped, whatever the source of the text.
 
     Attributes:
         json: whether stdout carries one JSON document and nothing else.

@@ -24,7 +24,7 @@ def write_inventory(folder: Path) -> None:
 
 
 def missing_files(folder: Path) -> str | None:
-    """What is missing of the checkpoint in `folder`, or None. Says nothing of bytes that were changed."""
+    """Return what is missing from the checkpoint in `folder`, or None. Does not find changed bytes."""
     try:
         sizes = parse_json(read_file(folder / ITEM / FILE, below=folder))["files"]
         for name, size in sizes.items():

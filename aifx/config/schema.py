@@ -70,7 +70,7 @@ def json_schema(own: TaskSections | None = None) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a whole `aifx.toml`; `[model]` and `[data]` follow from `task.kind`.
 
     Args:
-        own: the project's own task, to describe besides the bundled ones.
+        own: the project's own task, to describe in addition to the bundled ones.
     """
     fixed = {name: _section_schema(section_models(name)[0]) for name in SECTION_NAMES if name not in ("model", "data")}
     kinds = {kind: kind for kind in BUNDLED_KINDS} | ({own.kind: OWN} if own else {})

@@ -38,7 +38,7 @@ class Corpus:
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     def expected_bytes(self, *splits: Split) -> int | None:
-        """About how much text the splits hold, to show progress; None if only reading it tells."""
+        """Return an estimate of the text in the splits, to show progress; None if it is unknown before reading."""
         held_out = sum(self.fractions.values())
         shares = {split: self.fractions[split] for split in SPLITS} | {"train": 1 - held_out}
         total = 0.0

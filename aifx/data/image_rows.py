@@ -25,7 +25,7 @@ def read_images(file: InputFile, image_shape: tuple[int, int, int]) -> Iterator[
     picture the picture; the other formats hold them as nested lists. Raises DataError naming the file.
 
     Args:
-        image_shape: (height, width, channels) of the model, which tells how a picture is to be decoded.
+        image_shape: (height, width, channels) of the model; pictures are decoded to its channels.
     """
     if file.format == "npz":
         yield from _archive(file)

@@ -128,7 +128,7 @@ class CsvWriter:
 
     def close(self) -> None:
         self._text.flush()
-        self._text.detach()  # whoever opened the stream closes it
+        self._text.detach()  # the caller closes the stream
 
 
 class ParquetWriter:

@@ -186,8 +186,8 @@ def _is_dirty(root: Path, timeout_s: float) -> bool | None:
 
 @cache
 def _git_version(timeout_s: float) -> tuple[int, ...]:
-    told = _git(Path("/"), timeout_s, _git_environment({}), "version") or ""
-    found = re.search(r"(\d+)\.(\d+)", told)
+    version = _git(Path("/"), timeout_s, _git_environment({}), "version") or ""
+    found = re.search(r"(\d+)\.(\d+)", version)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
