@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,8 @@ def _delete(folder: Path) -> None:
 
 
 @pytest.fixture
-def copied(ended: Path, tmp_path: Path) -> Any:
-    from conftest import Tiny  # type: ignore[attr-defined]
-
-    return Tiny(Project(Path(shutil.copytree(ended, tmp_path / "copied"))))
+def copied(tiny: Any, ended: Path, tmp_path: Path) -> Any:
+    return replace(tiny, project=Project(Path(shutil.copytree(ended, tmp_path / "copied"))))
 
 
 @pytest.mark.parametrize("damage", [_flip, _delete])
