@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import TINY, Command, settings
+from real_command import TINY, Command, settings
 
 CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
     "unknown key": ("[train]\nnum_step = 3\n", ["num_step", "num_steps", "aifx.toml:2"]),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Command, settings
+from real_command import TINY, Command, settings
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Command, settings
 from effort import Journal, seed_of_commit
+from real_command import TINY, Command, settings
 
 from aifx.runs import read_jsonl
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import TINY, Command, settings
+from real_command import TINY, Command, settings
 
 Started = Callable[[subprocess.Popen[str]], subprocess.Popen[str]]
 
