@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aifx.files import UnsafeFile
 from aifx.runs import Ledger, MetricsWriter, read_jsonl, write_json
 from aifx.runs.reading import MetricsTail
 
@@ -186,7 +187,7 @@ def test_write_json_is_whole_or_absent(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"a": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["doc.json"]
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder"):
+    with pytest.raises(UnsafeFile, match="folder is a folder"):
         write_json(tmp_path / "folder", {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["doc.json", "folder"]
 
