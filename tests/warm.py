@@ -1,13 +1,14 @@
-"""`aifx` in a process of its own, forked from one that has imported what training imports: a second less for each.
+"""`aifx` in a process of its own, forked from one that has imported what training imports: two seconds less for each.
 
-Forked before any program was compiled, so that no thread is lost with it. Tests of signals, terminals and kills start
-Python itself, as users do.
+Forked before any program was compiled, so that no thread is lost with it. A forked process hears signals, reads and
+writes a terminal, and dies as one does that started Python itself.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,12 @@ IMPORTS = [
     "orbax.checkpoint",
     "grain",
     "tokenizers",
+    "aifx.commands.app",
+    "aifx.commands.panel",
+    "aifx.commands.train",
+    "aifx.checkpoint.checkpoints",
+    "aifx.train.guards",
+    "aifx.train.loop",
     "aifx.train.run",
     "aifx.evaluate",
     "aifx.generate",
@@ -31,31 +38,89 @@ COMPILED = "JAX_COMPILATION_CACHE_DIR"
 server = multiprocessing.get_context("forkserver")
 
 
+class Process:
+    """A forked `aifx`, with those methods of `subprocess.Popen` that tests need."""
+
+    def __init__(
+        self,
+        args: Sequence[str],
+        cwd: Path,
+        environ: Mapping[str, str],
+        *,
+        stdin: str = "",
+        terminal: str = "",
+        ignored: int = 0,
+    ) -> None:
+        """Start `aifx args`.
+
+        Args:
+            environ: may differ from this process's in all but what JAX and Python read at import.
+            terminal: path of a terminal that is stdin, stdout and stderr.
+            ignored: signal that the process ignores from its start, as if a shell had set that.
+        """
+        for name in environ:
+            same = not name.startswith(READ_AT_IMPORT) or name == COMPILED or environ[name] == os.environ.get(name)
+            assert same, f"{name} would be set too late"
+        self.args = ["aifx", *args]
+        self._folder = tempfile.TemporaryDirectory()
+        streams = [Path(self._folder.name, name) for name in ("stdin", "stdout", "stderr")]
+        for path, text in zip(streams, (stdin, "", ""), strict=True):
+            path.write_text(text, encoding="utf-8", newline="")
+        self._output = streams[1:]
+        paths = [terminal] * 3 if terminal else [str(path) for path in streams]
+        server.set_forkserver_preload(IMPORTS)
+        self._process = server.Process(
+            target=_work, args=(list(args), str(cwd), dict(environ), paths, ignored), daemon=True
+        )
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end. Raises TimeoutExpired."""
+        self._process.join(timeout)
+        if (code := self.returncode) is None:
+            assert timeout is not None
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return code
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for the end and return what was written to stdout and stderr. Raises TimeoutExpired."""
+        self.wait(timeout)
+        out, err = (path.read_text(encoding="utf-8") for path in self._output)
+        return out, err
+
+
 def run(
     args: Sequence[str], cwd: Path, environ: Mapping[str, str], *, stdin: str = "", timeout_s: float = 180
 ) -> subprocess.CompletedProcess[str]:
-    """`aifx args`. `environ` may differ from this process's in all but what JAX and Python read when they start."""
-    for name in environ:
-        same = not name.startswith(READ_AT_IMPORT) or name == COMPILED or environ[name] == os.environ.get(name)
-        assert same, f"{name} would be set too late"
-    server.set_forkserver_preload(IMPORTS)
-    with tempfile.TemporaryDirectory() as folder:
-        streams = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
-        for path, text in zip(streams, (stdin, "", ""), strict=True):
-            path.write_text(text, encoding="utf-8", newline="")
-        process = server.Process(target=_work, args=(list(args), str(cwd), dict(environ), list(map(str, streams))))
-        process.start()
-        process.join(timeout_s)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(["aifx", *args], timeout_s)
-        out, err = (path.read_text(encoding="utf-8") for path in streams[1:])
-        assert process.exitcode is not None
-        return subprocess.CompletedProcess(["aifx", *args], process.exitcode, out, err)
+    """Run `aifx args` in `cwd`; `environ` as for `Process`."""
+    process = Process(args, cwd, environ, stdin=stdin)
+    try:
+        out, err = process.communicate(timeout_s)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.wait(), out, err)
 
 
-def _work(args: list[str], cwd: str, environ: dict[str, str], streams: list[str]) -> None:
+def _work(args: list[str], cwd: str, environ: dict[str, str], streams: list[str], ignored: int) -> None:
+    os.setsid()
+    if ignored:
+        signal.signal(ignored, signal.SIG_IGN)
     for number, path in enumerate(streams):
         opened = os.open(path, os.O_RDWR | os.O_APPEND)
         os.dup2(opened, number)
@@ -68,8 +133,10 @@ def _work(args: list[str], cwd: str, environ: dict[str, str], streams: list[str]
     sys.path[:] = ["", *(path for path in sys.path if path and not path.startswith(TESTS))]
     import jax
 
+    from aifx.commands import stopping
     from aifx.commands.main import run
 
+    stopping.enter(args)
     jax.config.update(
         "jax_compilation_cache_dir", environ.get(COMPILED)
     )  # read from the server's environment at import

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import inprocess
 import pytest
+import warm
 
 from aifx.config import Config, load_config
 from aifx.project import Project, RunDirectory
@@ -75,27 +75,14 @@ class Tiny:
     def events(self, run: str = "main") -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.run(run).events.read_text().splitlines()]
 
-    def start(
-        self, *args: str, env: dict[str, str] | None = None, ignored: str = "", **options: Any
-    ) -> subprocess.Popen[str]:
-        """`aifx` with `args`; `ignored` names a signal that it is started with ignored, as a shell does."""
-        trap = ["sh", "-c", f'trap "" {ignored}; exec "$@"', "sh"] if ignored else []
-        program = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
-        return subprocess.Popen(
-            [*trap, sys.executable, "-c", program, *args],
-            cwd=self.root,
-            env={**os.environ, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
-        )
+    def start(self, *args: str, env: dict[str, str] | None = None, ignored: int = 0) -> warm.Process:
+        """`aifx args` in a process of its own; `ignored` is a signal that it ignores from its start."""
+        return warm.Process(args, self.root, {**os.environ, **(env or {})}, ignored=ignored)
 
-    def command(self, *args: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
-        process = self.start(*args, env=env)
-        out, err = process.communicate(timeout=180)
-        return process.returncode, out, err
+    def command(self, *args: str) -> tuple[int, str, str]:
+        """`aifx args` in this process: its exit code, stdout and stderr."""
+        done = inprocess.run(args, self.root, os.environ)
+        return done.returncode, done.stdout, done.stderr
 
 
 def make_project(root: Path) -> Tiny:
@@ -105,12 +92,40 @@ def make_project(root: Path) -> Tiny:
     return Tiny(Project(root))
 
 
+def copied(tiny: Tiny, root: Path) -> Tiny:
+    return Tiny(Project(Path(shutil.copytree(tiny.root, root))))
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Tiny:
     return make_project(tmp_path / "project")
 
 
-@pytest.fixture(scope="module")
+@dataclass(frozen=True)
+class Whole:
+    """A run "main" that was not interrupted, with no settings but checkpoint.keep_last = 3. Not to be changed."""
+
+    tiny: Tiny
+    result: Any
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return self.tiny.records()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    tiny = make_project(tmp_path_factory.mktemp("whole") / "project")
+    return Whole(tiny, tiny.train("checkpoint.keep_last=3"))
+
+
+@pytest.fixture
+def trained(whole: Whole, tmp_path: Path) -> Tiny:
+    """A copy of the project of `whole`."""
+    return copied(whole.tiny, tmp_path / "trained")
+
+
+@pytest.fixture(scope="session")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose run "main" ended, with checkpoints of steps 8 and 12. Not to be changed."""
     tiny = make_project(tmp_path_factory.mktemp("ended") / "project")
@@ -119,16 +134,15 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def start(tiny: Tiny) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(tiny: Tiny) -> Iterator[Callable[..., warm.Process]]:
     """`tiny.start`, and no process outlives the test."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[warm.Process] = []
 
-    def begin(*args: str, **options: Any) -> subprocess.Popen[str]:
+    def begin(*args: str, **options: Any) -> warm.Process:
         started.append(tiny.start(*args, **options))
         return started[-1]
 
     yield begin
     for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+        process.kill()
+        process.wait()

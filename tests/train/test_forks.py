@@ -32,7 +32,7 @@ validate_every = 0
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A language model of two steps, whose tokenizer was trained."""
     root = tmp_path_factory.mktemp("forks")
     (root / "data").mkdir()
@@ -43,8 +43,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(trained: Path, tmp_path: Path) -> Project:
-    shutil.copytree(trained, tmp_path / "project")
+def project(language_model: Path, tmp_path: Path) -> Project:
+    shutil.copytree(language_model, tmp_path / "project")
     return Project(tmp_path / "project")
 
 
@@ -120,28 +120,27 @@ def test_text_that_the_origin_may_have_learnt_is_told(project: Project) -> None:
     assert any("not what run main was trained on: what is held out now may be what it learnt" in text for text in told)
 
 
-def test_where_a_fork_begins(tiny) -> None:
-    tiny.train("checkpoint.keep_last=3")
-    best = tiny.train("train.num_steps=20", run="best", fork_from="main", fork_at="best")
-    eighth = tiny.train("train.num_steps=20", run="eighth", fork_from="main", fork_at=8)
+def test_where_a_fork_begins(trained) -> None:
+    best = trained.train("train.num_steps=20", run="best", fork_from="main", fork_at="best")
+    eighth = trained.train("train.num_steps=20", run="eighth", fork_from="main", fork_at=8)
     assert (best.resumed_from, eighth.resumed_from) == (12, 8)
     with pytest.raises(CheckpointError, match="it has 4, 8, 12"):
-        tiny.train("train.num_steps=20", run="ninth", fork_from="main", fork_at=9)
+        trained.train("train.num_steps=20", run="ninth", fork_from="main", fork_at=9)
 
 
-def test_a_fork_that_was_cut_off_is_not_mixed_with_another(tiny) -> None:
-    tiny.train("checkpoint.keep_last=3")
-    shutil.copytree(tiny.run().checkpoints / "12", tiny.run("fork").checkpoints / "12")  # and no config.toml yet
+def test_a_fork_that_was_cut_off_is_not_mixed_with_another(trained) -> None:
+    shutil.copytree(trained.run().checkpoints / "12", trained.run("fork").checkpoints / "12")  # and no config.toml yet
     with pytest.raises(UsageError, match="step 12"):
-        tiny.train("train.num_steps=20", run="fork", fork_from="main", fork_at=8)
-    assert tiny.train("train.num_steps=20", run="fork", fork_from="main").resumed_from == 12
+        trained.train("train.num_steps=20", run="fork", fork_from="main", fork_at=8)
+    assert trained.train("train.num_steps=20", run="fork", fork_from="main").resumed_from == 12
 
 
-def test_a_step_is_for_forks(tiny) -> None:
-    tiny.train("train.num_steps=4")
-    code, _, err = tiny.command("train", "--step", "4")
+def test_a_step_is_for_forks(trained) -> None:
+    code, _, err = trained.command("train", "--step", "4")
     assert code == 2
     assert "hint: aifx train --run main --fork NAME --step 4" in err
-    code, out, err = tiny.command("train", "--fork", "longer", "--step", "4", "--json")
+    code, out, err = trained.command(
+        "train", "--fork", "longer", "--step", "4", "--set", "train.num_steps=20", "--json"
+    )
     assert code == 0, err
     assert '"resumed_from": 4' in out

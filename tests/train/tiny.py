@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +22,16 @@ from aifx.tasks.base import Task
 
 class TinyModelSection(Section):
     width: int = 8
-    num_layers: int = 3
+    num_layers: int = 2
     scan_layers: bool = Field(False, json_schema_extra=ROUNDING)
 
 
 class TinyDataSection(Section):
     poison_step: int = Field(-1, description="Batch of training that holds a NaN.")
     read_s: float = Field(0.0, description="Seconds that reading a batch takes.", json_schema_extra=FREE)
+    stuck_step: int = Field(
+        -1, description="Batch of training whose reading takes ten minutes.", json_schema_extra=FREE
+    )
     noise: float = Field(0.1, description="Random noise on the inputs in training.")
     salt: int = 0
     no_signal: bool = Field(False, description="Targets that cannot be learned.")
@@ -42,6 +46,9 @@ class TinySource:
     def read(self, step: int, rows: slice) -> dict[str, np.ndarray]:
         if self.split == "train" and self.section.read_s:
             time.sleep(self.section.read_s)
+        if self.split == "train" and step == self.section.stuck_step:
+            Path("stuck").touch()
+            time.sleep(600)
         salt = {"train": 1, "validation": 2, "test": 3}[self.split]
         rng = np.random.default_rng([self.seed, self.section.salt, salt, step])
         x = rng.standard_normal((self.batch_size, self.width), np.float32)
