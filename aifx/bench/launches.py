@@ -103,16 +103,7 @@ class Launches:
         request = json.dumps({"suite": suite, "quick": self.request.quick, "options": self.request.options})
         reader, writer = os.pipe()
         with tempfile.TemporaryFile() as said, os.fdopen(reader, "rb") as channel:
-            # In a session of its own, so that Ctrl-C reaches us alone and what is known can be told.
-            child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "aifx.bench.launch", request, str(writer)],
-                stdin=subprocess.PIPE,  # never written to: its end tells the launch that we are gone
-                stdout=said,
-                stderr=said,
-                pass_fds=[writer],
-                start_new_session=True,
-                env=with_huge_pages(os.environ),  # as training runs
-            )
+            child = _start(request, writer, said)
             os.close(writer)
             try:
                 events = _lines(channel)
@@ -184,6 +175,19 @@ def _above_roofs(results: list[Result]) -> Iterator[str]:
 
 def _share(result: Result) -> float:
     return result.roofline_fraction or 0.0
+
+
+def _start(request: str, writer: int, said: IO[bytes]) -> subprocess.Popen[bytes]:
+    """In a session of its own, so that Ctrl-C reaches us alone and what is known can be told."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "aifx.bench.launch", request, str(writer)],
+        stdin=subprocess.PIPE,  # never written to: its end tells the launch that we are gone
+        stdout=said,
+        stderr=said,
+        pass_fds=[writer],
+        start_new_session=True,
+        env=with_huge_pages(os.environ),  # as training runs
+    )
 
 
 def _lines(stream: IO[bytes]) -> queue.Queue[bytes | None]:

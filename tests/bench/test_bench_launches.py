@@ -1,7 +1,8 @@
-"""Launches as real processes: what they tell is put together, and kept however they end."""
+"""Launches as processes, real or forked ones: what they tell is put together, and kept however they end."""
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import inprocess
 import pytest
-from fake_suite import environ
+from fake_suite import environ, fork_launches
 
 from aifx.bench import launches
 from aifx.bench.launches import Launches
@@ -25,7 +27,9 @@ from aifx.errors import ExitCode, Terminated, UsageError
 def bench(tmp_path, monkeypatch):
     """A bench of a suite of this body; and what was said on the way."""
 
-    def run(body, count=1, **more):
+    def run(body, count=1, forked=True, **more):
+        if forked:
+            fork_launches(monkeypatch)
         for name, value in environ(tmp_path, body).items():
             monkeypatch.setenv(name, value)
         said, told = more.pop("said", []), []
@@ -49,7 +53,7 @@ def test_launches_are_put_together(bench, tmp_path):
         yield result("matmul", 9.0, size=1024)
         """
     said = []
-    report, told = bench(body, 2, said=said)
+    report, told = bench(body, 2, forked=False, said=said)
     assert [result.key for result in report.results] == [
         'hardware.matmul {"size": 512}',
         'hardware.matmul {"size": 1024}',
@@ -144,6 +148,7 @@ def bench_on(tmp_path, monkeypatch):
     """A bench of a suite of this body that can be gone on with."""
 
     def make(body):
+        fork_launches(monkeypatch)
         for name, value in environ(tmp_path, textwrap.dedent(counted(tmp_path)) + textwrap.dedent(body)).items():
             monkeypatch.setenv(name, value)
         return Launches(Request(suites=["hardware"], quick=True), lambda text: None, lambda found: None)
@@ -201,21 +206,21 @@ def test_a_device_that_is_gone_in_a_later_launch_ends_the_bench_with_what_the_ot
 
 
 def test_what_takes_long_and_goes_on_is_not_taken_for_a_hang(bench, monkeypatch):
-    body = """
-        bench.say("ready")
-        for _ in range(6):
-            time.sleep(1)
-            bench.alive()
-        yield result("first", 1.0)
-        """
+    """Each sign of life begins the wait for the next one again."""
+    waited = []
 
-    def say(text):
-        if text == "ready":
-            monkeypatch.setattr(launches, "SILENCE_S", 5.0)
+    class Lines(queue.Queue):
+        def get(self, block=True, timeout=None):
+            line = super().get(block, timeout)
+            waited.append((timeout, line and "alive" in json.loads(line)))
+            return line
 
-    report, _ = bench(body, say=say)
+    monkeypatch.setattr(queue, "Queue", Lines)
+    report, _ = bench("for _ in range(6): bench.alive()\nyield result('first', 1.0)")
     assert report.failure is None
     assert len(report.results) == 1
+    assert waited.count((launches.SILENCE_S, True)) == 6
+    assert {timeout for timeout, _ in waited} == {launches.SILENCE_S}
 
 
 def test_what_a_launch_wrote_is_removed_when_it_is_ended(bench, tmp_path, monkeypatch):
@@ -254,37 +259,57 @@ def test_what_a_launch_started_ends_with_it(bench):
     assert is_gone(int(said[-1]))
 
 
+SLEEPER = """
+import subprocess, sys, tempfile
+
+with tempfile.TemporaryDirectory(dir={folder!r}, prefix=".bench-"):
+    yield result("first", 1.0)
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    bench.say(f"pid {{sleeper.pid}}")
+    {then}
+    time.sleep(600)
+"""
+"""Tells a result and the process that it started, and then hangs."""
+
+
 @pytest.fixture
 def program(tmp_path):
-    """`aifx bench hardware` with a suite that tells a result and the process that it started, and then hangs."""
-    body = f"""
-        import subprocess, sys, tempfile
-
-        with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}, prefix=".bench-"):
-            yield result("first", 1.0)
-            sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-            bench.say(f"pid {{sleeper.pid}}")
-            time.sleep(600)
-        """
+    """`aifx bench hardware` with such a suite."""
+    body = SLEEPER.format(folder=str(tmp_path), then="")
     command = [sys.executable, "-c", "from aifx.commands.main import main; main()", "bench", "hardware", "--json"]
     env = {**os.environ, **environ(tmp_path, body), "AIFX_CACHE_DIR": str(tmp_path / "cache")}
     with subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
-        pid = next(int(line.split()[1]) for line in running.stderr if line.startswith("pid "))
-        yield running, pid
+        yield running, pid_of_sleeper(running.stderr)
         running.kill()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_ctrl_c_and_sigterm_end_it_and_what_was_measured_is_kept(program, tmp_path, number, code):
+def pid_of_sleeper(lines):
+    return next(int(line.split()[1]) for line in lines if line.startswith("pid "))
+
+
+def test_sigterm_ends_it_and_what_was_measured_is_kept(program, tmp_path):
     running, pid = program
-    running.send_signal(number)
+    running.send_signal(signal.SIGTERM)
     answer = json.loads(running.communicate(timeout=60)[0])
-    assert running.returncode == code
+    assert running.returncode == 75
+    assert_interrupted(answer, tmp_path, pid, 75)
+
+
+def test_ctrl_c_ends_it_and_what_was_measured_is_kept(tmp_path, monkeypatch):
+    fork_launches(monkeypatch)
+    body = SLEEPER.format(folder=str(tmp_path), then=f"os.kill({os.getpid()}, signal.SIGINT)")
+    env = {**os.environ, **environ(tmp_path, body), "AIFX_CACHE_DIR": str(tmp_path / "cache")}
+    done = inprocess.run(["bench", "hardware", "--json"], tmp_path, env)
+    assert done.returncode == 130
+    assert_interrupted(json.loads(done.stdout), tmp_path, pid_of_sleeper(done.stderr.splitlines()), 130)
+
+
+def assert_interrupted(answer, folder, pid, code):
     assert answer["error"]["what"] == "the bench was interrupted"
     assert "(1 result) is kept: aifx bench show" in answer["error"]["why"]
-    kept = read_report(tmp_path / "cache" / "bench" / "last.json")
+    kept = read_report(folder / "cache" / "bench" / "last.json")
     assert [result.name for result in kept.results] == ["hardware.first"]
     assert kept.failure.exit_code == code
     assert is_gone(pid)

@@ -4,12 +4,14 @@ import importlib
 import inspect
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import jsonschema
+import program
 import pytest
-from program import assert_three_lines, process, run
+from program import assert_three_lines, run
 
 from aifx.bench.fingerprint import fingerprint
 from aifx.bench.results import Failure, Measured, Report, Request, Result, read_report, write_report
@@ -18,7 +20,8 @@ from aifx.commands import bench_gate
 from aifx.commands.terminal import Output
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
-environ = importlib.import_module("fake_suite").environ
+fake_suite = importlib.import_module("fake_suite")
+environ = fake_suite.environ
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "bench.schema.json").read_text())
 SUITES = ("hardware", "kernels", "train", "data", "checkpoint", "startup", "all")
 
@@ -31,6 +34,7 @@ def here(tmp_path_factory):
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    fake_suite.fork_launches(monkeypatch)
     return lambda *arguments, **env: run(tmp_path, "bench", *map(str, arguments), **env)
 
 
@@ -67,14 +71,27 @@ def test_the_schema_in_the_documentation_is_that_of_the_code():
     assert report_schema() == SCHEMA, "python -m aifx.bench.schema > docs/bench.schema.json"
 
 
-@pytest.mark.parametrize("command", ["", *SUITES, "compare", "gate", "history", "ls", "show"])
-def test_help_has_examples_and_needs_no_jax(tmp_path, command):
-    done = process(tmp_path, "bench", *filter(None, [command]), "--help", PYTHONPROFILEIMPORTTIME="1")
+def test_help_has_examples_and_needs_no_jax(tmp_path):
+    """Of all commands in one process, since none may import what the next would not."""
+    commands = ["", *SUITES, "compare", "gate", "history", "ls", "show"]
+    body = f"""
+import sys
+from aifx.commands.main import run
+sys.argv[0] = "aifx"
+for command in {commands}:
+    print(">>>", command, run(["bench", *filter(None, [command]), "--help"]))
+print(*{{"jax", "orbax", "scipy", "matplotlib", "numpy"}} & sys.modules.keys())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", body], cwd=tmp_path, env=program.environ(tmp_path), text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
-    assert "Examples" in done.stdout
-    assert f"aifx bench {command}".strip() in done.stdout
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert not imported & {"jax", "orbax", "scipy", "matplotlib", "numpy"}
+    *helps, imported = re.split(r"^>>>.* 0\n", done.stdout, flags=re.MULTILINE)
+    assert len(helps) == len(commands), done.stdout
+    for command, text in zip(commands, helps, strict=True):
+        assert "Examples" in text
+        assert f"aifx bench {command}".strip() in text
+    assert not imported.strip()
 
 
 @pytest.mark.parametrize(
