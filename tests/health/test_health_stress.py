@@ -19,13 +19,30 @@ from aifx.health.stress.record import Record
 FOUR = "--xla_force_host_platform_device_count=4"
 
 
+SHORTER = """
+from aifx import workloads
+from aifx.health.stress import child, measures
+
+transfer = workloads.Transfer
+workloads.Transfer = lambda device, num_bytes: transfer(device, num_bytes >> 8)
+measures.USUAL_PRODUCT = {"cpu": (256, 4)}
+measures._beyond_caches = lambda device: 1 << 20
+child.LEVELS["quick"] = child.Level(slice_s=0.02, census=3, load_s=0.4)
+child.main()
+"""
+"""The child as it is, over less data and in less time."""
+
+
 @pytest.fixture(scope="module")
-def measured():
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("child")
+    (folder / "stress_child_that_is_shorter.py").write_text(SHORTER)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XLA_FLAGS", FOUR.replace("4", "2"))
+        patch.setenv("PYTHONPATH", str(folder))
+        patch.setenv("XLA_FLAGS", FOUR.replace("4", "2") + " --xla_backend_optimization_level=0")
         patch.setenv("JAX_PLATFORMS", "cpu")
         heard: list[str] = []
-        return stress.collect("quick", 240.0, heard.append), heard
+        return stress.collect("quick", 240.0, heard.append, "stress_child_that_is_shorter"), heard
 
 
 def test_two_devices_are_measured_and_agree(measured):
@@ -150,7 +167,7 @@ def child(tmp_path, monkeypatch):
     ],
 )
 def test_a_device_that_hangs_or_kills_is_named_and_the_others_are_measured(child, monkeypatch, fault, state, error):
-    monkeypatch.setattr(stress, "GRACE_S", 1.0)
+    monkeypatch.setattr(stress, "GRACE_S", 0.5)
     facts = stress.collect("quick", 60.0, child=child(fault))
     devices = {d["device"]: d for d in facts["devices"]}
     assert devices["gpu:1"]["state"] == state
@@ -163,22 +180,22 @@ def test_a_device_that_hangs_or_kills_is_named_and_the_others_are_measured(child
 
 
 def test_the_budget_bounds_it(child, monkeypatch):
-    monkeypatch.setattr(stress, "GRACE_S", 0.5)
-    facts = stress.collect("quick", 2.0, child=child("time.sleep(3600)", limit_s=900))
+    monkeypatch.setattr(stress, "GRACE_S", 0.2)
+    facts = stress.collect("quick", 1.5, child=child("time.sleep(3600)", limit_s=900))
     assert (facts["ended"], facts["is_cut"]) == ("out of time", True)
     assert facts["duration_s"] < 60
     assert len(facts["devices"][0]["memory"]) == 2
 
 
 def test_a_hang_that_the_budget_ends_is_a_hang(child, monkeypatch):
-    monkeypatch.setattr(stress, "GRACE_S", 0.5)
-    facts = stress.collect("quick", 3.0, child=child("time.sleep(3600)", limit_s=900, suspect_s=0.5))
+    monkeypatch.setattr(stress, "GRACE_S", 0.2)
+    facts = stress.collect("quick", 1.5, child=child("time.sleep(3600)", limit_s=900, suspect_s=0.1))
     assert facts["devices"][1]["state"] == "hung"
 
 
 def test_devices_that_hang_together_break_it(child, monkeypatch):
     monkeypatch.setattr(stress, "GRACE_S", 0.5)
-    fault = "tell(event='begin', **{**told, 'device': 'all'}, limit_s=0.5, suspect_s=0.5); time.sleep(3600)"
+    fault = "tell(event='begin', **{**told, 'device': 'all'}, limit_s=0.2, suspect_s=0.2); time.sleep(3600)"
     facts = stress.collect("quick", 60.0, child=child(fault))
     assert (facts["ended"], facts["is_broken"]) == ("hung", True)
     assert [f["device"] for f in facts["failures"]] == ["all"]
