@@ -1,4 +1,4 @@
-"""Fleets for the tests: nodes with snapshots, and `aifx` as a process."""
+"""Fleets for the tests: nodes with snapshots, and `aifx` that asks them."""
 
 from __future__ import annotations
 
@@ -67,5 +67,8 @@ def environ(tmp_path: Path, **more: str) -> dict[str, str]:
     return {**kept, "AIFX_CACHE_DIR": str(tmp_path / "cache"), "HOME": str(tmp_path), **more}
 
 
-def run(*arguments: str, env: dict[str, str], **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*AIFX, *arguments], env=env, capture_output=True, text=True, timeout=120, **more)
+def run(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`aifx ARGUMENTS` inside this process."""
+    import inprocess  # not for the process of fleet_agents.py
+
+    return inprocess.run(arguments, Path(env["HOME"]), env)

@@ -1,4 +1,4 @@
-"""Nodes asked by real processes: through an `ssh` and an `srun` that run the command here, and simulated agents."""
+"""Nodes that are asked through an `ssh` and an `srun` that run the command here, and simulated agents."""
 
 import json
 import os
@@ -34,7 +34,7 @@ case $host in
   shut*) echo "me@$host: Permission denied (publickey)." >&2; exit 255;;
   bare*) echo "sh: 1: aifx: not found" >&2; exit 127;;
   loud*) echo "Welcome to $host!"; echo "{ not yet }";;
-  late*) sleep 1;;
+  late*) sleep 0.3;;
 esac
 exec sh -c "$*"
 """
@@ -119,11 +119,11 @@ def test_the_real_check_over_ssh(tmp_path, env):
 
 def test_nodes_that_do_not_answer_and_nodes_that_cannot(tmp_path, env):
     """The first are sick, the others a matter of how they are asked."""
-    done, report = asked(tmp_path, env, "n1 dead1 down1 shut1 bare1\n", "--timeout", "3")
+    done, report = asked(tmp_path, env, "n1 dead1 down1 shut1 bare1\n", "--timeout", "2")
     silent, mute = "fleet.node.silent", "fleet.node.no_report"
     assert across(report) == {("dead1", silent), ("down1", silent), ("shut1", mute), ("bare1", mute)}
     why = {node["node"]: node["skipped"][0]["why"] for node in report["nodes"] if node["skipped"]}
-    assert why["dead1"] == "no answer in 3 s"
+    assert why["dead1"] == "no answer in 2 s"
     assert "No route to host" in why["down1"]
     assert "Permission denied" in why["shut1"]
     assert "not found" in why["bare1"]
@@ -222,7 +222,7 @@ def test_a_node_steers_no_terminal(tmp_path, env):
 def test_agents_by_the_dozen(tmp_path, nodes, slow, dead, outliers):
     """What benchmarks/fleet.py measures with a thousand."""
     numbers = (nodes, slow, dead, outliers)
-    _, report = BENCHMARK["ask"](tmp_path, *numbers, slow_s=1.0, timeout_s=8.0)
+    _, report = BENCHMARK["ask"](tmp_path, *numbers, slow_s=0.5, timeout_s=4.0)
     assert BENCHMARK["mistakes"](report, *numbers) == []
     assert report["status"] == "unhealthy"
 

@@ -39,7 +39,9 @@ REMOTE = f"""\
 #!{sys.executable}
 import os, sys
 if sys.argv[2] == "collective-test":
+    from aifx.health import collective_tcp
     from aifx.health.collective_test import main
+    collective_tcp.RETRY_S = 0.002
     open(os.environ["RANKS"], "a").write(f"{{os.getpid()}}\\n")
     sys.exit(main(sys.argv[3:]))
 print('''{json.dumps(REPORT)}''')
@@ -64,6 +66,7 @@ def checked(env, tmp_path, monkeypatch, capsys):
     over_ssh = collective_launch.over_ssh
     # Wide, for this machine has other work; what is planted is slower by far more.
     monkeypatch.setattr(bisect, "MARGIN", 0.9)
+    monkeypatch.setattr(bisect, "REPEATS", 1)
 
     def answer(hosts, late, *options):
         def planted(group, limit_s, asked):
