@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
-import subprocess
 import sys
 
 import jax
 import pytest
+import warm
 from tiny_projects import make_tiny_project
 
 from aifx.bench import checkpoint, data, startup
@@ -77,37 +79,66 @@ def test_nothing_is_left_in_the_project(project):
 
 
 OPENED = """
+import os
 from aifx.bench import launch, startup
 from jax._src.xla_bridge import backends_are_initialized
 
-
-def measure(bench):
-    print("opened:", backends_are_initialized())
-    return iter(())
-
-
-startup.measure = measure
-launch.run({"suite": "startup", "quick": True, "options": {}}, lambda **event: print(event))
+os.chdir(folder)
+startup.measure = lambda bench: iter([told.send(backends_are_initialized())][:0])
+launch.run({"suite": "startup", "quick": True, "options": {}}, lambda **event: told.send(event))
 """
 
 
 def test_the_devices_are_free_for_the_starts_that_are_timed(project):
     """A TPU belongs to one process, and JAX takes most of a GPU's memory."""
-    done = subprocess.run([sys.executable, "-c", OPENED], cwd=project, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "'platform': 'cpu'" in done.stdout
-    assert "opened: False" in done.stdout
+    heard, told = multiprocessing.Pipe(duplex=False)
+    warm.server.set_forkserver_preload(warm.IMPORTS)
+    process = warm.server.Process(target=exec, args=(OPENED, {"folder": str(project), "told": told}))
+    process.start()
+    told.close()
+    first, second = heard.recv(), heard.recv()
+    process.join()
+    assert first["fingerprint"]["hardware"]["platform"] == "cpu"
+    assert second is False
+    assert process.exitcode == 0
 
 
-def test_startup_runs_a_copy_of_the_project(project):
+STARTED = """
+import json, os, sys, time
+from pathlib import Path
+
+run = sys.argv[-1]
+if sys.argv[1] == "train" and run != "first":
+    cache = Path(os.environ["AIFX_CACHE_DIR"])
+    told = {"run": run, "here": os.getcwd(), "compiled": (cache / "jax").exists(), "caches": dict(os.environ)}
+    open(os.environ["TOLD"], "a").write(json.dumps(told) + "\\n")
+    (cache / "jax").mkdir(parents=True, exist_ok=True)
+    Path("runs", run).mkdir(parents=True)
+    Path("runs", run, "metrics.jsonl").write_text("{}\\n")
+    time.sleep(600)
+from aifx.commands.main import main
+main()
+"""
+"""`aifx` as it is for the first start; later ones tell what they were started with, and are at their first step."""
+
+
+def test_startup_runs_a_copy_of_the_project(project, tmp_path, monkeypatch):
     (project / "runs").mkdir()
+    monkeypatch.setattr(startup, "AIFX", [sys.executable, "-P", "-c", STARTED])
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
     found = measured("startup", startup, project)
     assert set(found) == {"help", "first", "cold", "warm"}
     assert all(result.samples_s[0] > 0 for result in found.values())
     assert list((project / "runs").iterdir()) == []
+    cold, warmed = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    assert [(told["run"], told["compiled"]) for told in (cold, warmed)] == [("cold", False), ("warm", True)]
+    assert cold["here"] == warmed["here"] != str(project)
+    assert cold["caches"]["AIFX_CACHE_DIR"] != os.environ.get("AIFX_CACHE_DIR")
+    assert "JAX_COMPILATION_CACHE_DIR" not in cold["caches"]
 
 
-def test_a_project_that_cannot_start_says_why(project):
+def test_a_project_that_cannot_start_says_why(project, monkeypatch):
+    monkeypatch.setattr(startup, "_help_s", lambda: 0.1)
     with pytest.raises(AifxError, match="aifx train ended with 2") as raised:
         measured("startup", startup, project, set=["train.num_steps=no"])
     assert "train.num_steps" in raised.value.why

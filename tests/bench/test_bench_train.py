@@ -38,7 +38,7 @@ def bench(tmp_path):
     shutil.copy(TASK, tmp_path)
 
     def of(*settings: str, quick: bool = True) -> Bench:
-        suite = replace(SUITES["train"], slice_s=0.1, quick_s=0.05)
+        suite = replace(SUITES["train"], slice_s=0.02, quick_s=0.02)
         noted: list[str] = []
         made = Bench(suite, quick, {"set": [*SETTINGS, *settings]}, note=noted.append, folder=tmp_path)
         made.noted = noted  # type: ignore[attr-defined]
