@@ -1,19 +1,16 @@
-"""The project probe in real projects, good ones and bad ones."""
+"""The project probe in real projects, good ones and bad ones; in a process of its own in the last test."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
 from aifx.config import load_config
-from aifx.health.facts import Absent, from_document
+from aifx.health.facts import Absent, from_document, to_document
 from aifx.health.host import Host
 from aifx.health.probes import project as probe
-from aifx.health.project_probe import _specs
+from aifx.health.project_probe import _specs, look_at
 from aifx.parallel import make_mesh
 from aifx.project import Project
 from aifx.train.optimizers import make_optimizer
@@ -51,10 +48,7 @@ def written(tmp_path):
 
 
 def looked_at(folder):
-    command = [sys.executable, "-P", "-m", "aifx.health.project_probe"]
-    said = subprocess.run(command, cwd=folder, env=dict(os.environ), capture_output=True, timeout=120)
-    assert said.returncode == 0, said.stderr.decode()
-    return from_document(json.loads(said.stdout))
+    return from_document(json.loads(json.dumps(to_document(look_at(Project(folder))))))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -1,6 +1,7 @@
 """`aifx doctor diff`: what came and went is told, what changes by itself is not."""
 
 import copy
+import functools
 import json
 import re
 from dataclasses import replace
@@ -62,25 +63,30 @@ def test_each_fact_is_told_or_is_noise(name, tmp_path):
     document = snapshot_of(machines()[name](), tmp_path).document()
     before = parse(document, name)
     assert diff(before, before, []).facts == ()
-    kinds, seen = set(), set()
+    other, ways, seen = document["facts"], [], set()
     for way in paths(document["facts"]):
-        value = document["facts"]
-        for key in way:
-            value = value[key]
+        value = value_at(document["facts"], way)
         if not is_number(value) or isinstance(way[-1], int) or any(str(key).startswith("$") for key in way):
             continue
         kind = tuple(key for key in way if isinstance(key, str))
-        if kind in seen:  # the like of another device
-            continue
-        seen.add(kind)
-        other = mutated(document["facts"], way, value * 2 + 7)
-        (found,) = diff(before, replace(before, facts=other), []).facts
+        if kind not in seen:  # otherwise the like of another device
+            seen.add(kind)
+            ways.append(way)
+            other = mutated(other, way, value * 2 + 7)
+    kinds = set()
+    for way, found in zip(ways, diff(before, replace(before, facts=other), []).facts, strict=True):
+        value = value_at(document["facts"], way)
         assert (found.before, found.after) == (value, value * 2 + 7)
         named = next(key for key in reversed(way) if isinstance(key, str))
+        assert found.fact.endswith(named)
         moves = not LIMIT.search(named) and any(pattern.search(named) for _, pattern in MOMENT)
         kinds.add(bool(found.noise))
         assert found.noise or not moves, found
     assert kinds == {True, False}
+
+
+def value_at(facts, way):
+    return functools.reduce(lambda inner, key: inner[key], way, facts)
 
 
 def test_what_matters_is_told_and_what_passes_is_not(server):
