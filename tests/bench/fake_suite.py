@@ -1,4 +1,4 @@
-"""A suite whose `measure` is the test's, in real processes: those of real launches, or forked ones that start sooner."""
+"""A suite whose `measure` is the test's, in real processes: those of launches, or forked ones, which start sooner."""
 
 import os
 import subprocess
