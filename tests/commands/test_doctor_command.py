@@ -10,6 +10,8 @@ import jsonschema
 import pytest
 from program import environ, process, run
 
+from aifx.health import stress
+
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "doctor.schema.json").read_text())
 CPUS = "sys/devices/system/cpu"
 
@@ -199,18 +201,40 @@ def test_a_rule_is_explained(doctor):
     assert {rule["id"] for rule in listed} >= {"cpu.cores.offline", "cpu.governor.slow"}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_stress_that_is_ended_leaves_a_report(tmp_path, number, code):
+def test_a_stress_that_sigterm_ends_leaves_a_report(tmp_path):
     command = [sys.executable, "-m", "aifx.commands.main", "doctor", "--stress", "quick", "--only", "stress", "--json"]
     with subprocess.Popen(
         command, env=environ(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline()
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
-    answer = json.loads(out)
+    assert process.returncode == 75, err
+    assert_cut(json.loads(out))
+
+
+def test_a_stress_that_ctrl_c_ends_leaves_a_report(doctor, monkeypatch):
+    """In the middle of its first step."""
+
+    def begin(command, record, until, tell):
+        for event in EVENTS:
+            record.take(event, 0.0)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(stress, "_run", begin)
+    done = doctor("--stress", "quick", "--only", "stress", "--json")
+    assert done.returncode == 130
+    assert_cut(json.loads(done.stdout))
+
+
+EVENTS = (
+    {"event": "devices", "devices": [{"device": "cpu:0", "kind": "cpu", "platform": "cpu"}]},
+    {"event": "begin", "step": 0, "key": "census cold", "device": "all", "what": "census, cold", "limit_s": 9.0},
+)
+
+
+def assert_cut(answer):
     assert answer["stress"]["ended"] == "interrupted"
     (cut,) = (finding for finding in answer["findings"] if finding["id"] == "stress.run.cut")
     assert "and what follows" in cut["evidence"]

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from aifx.commands.main import run
+from aifx.config import load_config
+from aifx.kernels import project_calls
+from aifx.project import find_project
 
 TOML = """
 [model]
@@ -46,8 +49,7 @@ def attention_of(ops: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def test_the_programs_of_a_project_and_what_they_call(capsys: Any) -> None:
-    ops = document(capsys, "explain")["ops"]
+def assert_called(ops: list[dict[str, Any]]) -> None:
     called = {
         part: {op["op"] for op in ops if part in op["parts"]} for part in ("training", "evaluation", "generation")
     }
@@ -55,12 +57,16 @@ def test_the_programs_of_a_project_and_what_they_call(capsys: Any) -> None:
     assert called["training"] == called["evaluation"] == everywhere | {"linear_cross_entropy"}
     assert called["generation"] == everywhere | {"decode_attention"}
     assert {op["form"] for op in ops} == {"xla"}
+
+
+def test_another_model_calls_other_ops(capsys: Any) -> None:
     ops = document(capsys, "explain", "--set", "model.norm=layer_norm", "--set", "model.activation=gelu")["ops"]
     assert {op["op"] for op in ops} == {"attention", "layer_norm", "rotary", "linear_cross_entropy", "decode_attention"}
 
 
 def test_from_nothing_measured_to_winners_and_back(capsys: Any, project: Path) -> None:
     explained = document(capsys, "explain")["ops"]
+    assert_called(explained)
     guess = attention_of(explained)
     assert (guess["form"], guess["reason"], guess["parts"]) == (
         "xla",
@@ -85,14 +91,19 @@ def test_from_nothing_measured_to_winners_and_back(capsys: Any, project: Path) -
     assert not (project / "runs").exists()
 
 
-def test_the_tables(capsys: Any) -> None:
+def test_the_tables(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one call, since all of them take long to measure."""
+    project = find_project()
+    calls = project_calls(project, load_config(project), say=lambda text: None)
+    monkeypatch.setattr("aifx.kernels.project_calls", lambda *_, **__: calls[:1])
     for command in ("explain", "tune", "ls"):
         assert run(["kernels", command]) == 0
         assert "xla" in capsys.readouterr().out
 
 
 def test_what_is_asked_for_and_cannot(capsys: Any) -> None:
-    op = attention_of(document(capsys, "explain", "--set", "kernels.attention=cudnn")["ops"])
+    assert run(["kernels", "explain", "--set", "kernels.attention=cudnn", "--json"]) == 0
+    out, err = capsys.readouterr()
+    op = attention_of(json.loads(out)["ops"])
     assert (op["form"], op["reason"]) == ("xla", "cudnn was asked for and cannot: it is for NVIDIA GPUs")
-    assert run(["kernels", "explain", "--set", "kernels.attention=cudnn"]) == 0
-    assert "cudnn cannot take this call (it is for NVIDIA GPUs); it runs as xla\n" in capsys.readouterr().err
+    assert "cudnn cannot take this call (it is for NVIDIA GPUs); it runs as xla\n" in err

@@ -122,17 +122,23 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_a_set_up_that_failed_is_begun_again(checkout: Path, bare: Path, tmp_path: Path) -> None:
+    """What one left behind that failed is made afresh, and one that fails leaves the same: a marker and no stamp."""
+    venv = checkout / ".venv"
+    venv.mkdir()
+    (venv / ".aifx-environment").touch()
+    (venv / "half of a package").touch()
     (tmp_path / "no wheels").mkdir()
-    for _ in range(2):
-        done = run_script(
-            checkout / "scripts" / "setup.sh", "run", path=str(bare), home=tmp_path,
-            PYTHON=THIS_PYTHON, WHEELHOUSE=str(tmp_path / "no wheels"),
-        )  # fmt: skip
-        assert done.returncode == 2, done.stderr
-        assert f"Making .venv with Python {THIS_VERSION}" in done.stderr
-        assert "hint: without a network" in done.stderr
-        assert not (checkout / ".venv" / ".aifx-stamp").exists()
-        assert not (checkout / ".venv.lock").exists()
+    done = run_script(
+        checkout / "scripts" / "setup.sh", "run", path=str(bare), home=tmp_path,
+        PYTHON=THIS_PYTHON, WHEELHOUSE=str(tmp_path / "no wheels"),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert f"Making .venv with Python {THIS_VERSION}" in done.stderr
+    assert "hint: without a network" in done.stderr
+    assert not (venv / "half of a package").exists()
+    assert (venv / ".aifx-environment").exists()
+    assert not (venv / ".aifx-stamp").exists()
+    assert not (checkout / ".venv.lock").exists()
 
 
 def test_an_environment_of_someone_elses_is_left_alone(checkout: Path, bare: Path, tmp_path: Path) -> None:
@@ -160,9 +166,6 @@ def test_a_stamp_is_believed_only_while_all_it_names_is_as_it_was(checkout: Path
 
     with (checkout / "requirements.lock").open("a") as lock:
         lock.write("# changed\n")
-    (tmp_path / "no wheels").mkdir()
-    noticed = run_script(
-        scripts / "setup.sh", "run", path=str(bare), home=tmp_path,
-        PYTHON=THIS_PYTHON, WHEELHOUSE=str(tmp_path / "no wheels"),
-    )  # fmt: skip
+    put(bare, "uv", "exit 1")  # that it begins is enough
+    noticed = run_script(scripts / "setup.sh", "run", path=str(bare), home=tmp_path, PYTHON=THIS_PYTHON)
     assert "Making .venv" in noticed.stderr
