@@ -1,13 +1,15 @@
 """`aifx bench hardware`: what it measures, of what, and what it keeps."""
 
+import os
+import signal
 from itertools import pairwise
 
 import jax
-import psutil
 import pytest
 from bench_reports import CPU, H100, report, result
+from fake_suite import fork_launches
 
-from aifx.bench import ceilings
+from aifx.bench import ceilings, launches
 from aifx.bench.fingerprint import fingerprint
 from aifx.bench.hardware import collectives, copies, dispatch, memory, products
 from aifx.bench.hardware.faults import WrongResult
@@ -166,12 +168,12 @@ def test_each_dispatch_is_waited_for(bench, monkeypatch):
 
 def test_a_launch_that_dies_keeps_what_it_measured_and_that_is_a_ceiling(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    before = {child.pid for child in psutil.Process().children()}
+    fork_launches(monkeypatch)
+    start, started = launches._start, []
+    monkeypatch.setattr(launches, "_start", lambda *given: started.append(start(*given)) or started[-1])
 
     def kill(found):
-        for child in psutil.Process().children():
-            if child.pid not in before and "aifx.bench.launch" in child.cmdline():
-                child.kill()
+        os.kill(started[0].pid, signal.SIGKILL)
 
     found = Launches(Request(suites=["hardware"], quick=True), lambda text: None, kill).run({"hardware": 1})
     assert found.failure.what == "hardware ended before its time"

@@ -11,13 +11,12 @@ from typing import Any
 
 import inprocess
 
+from aifx.commands import app
+
 PROGRAM = [sys.executable, "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
-PROBE = [
-    sys.executable,
-    "-c",
-    """
+PROBE_COMMAND = """
 import errno, os, sys, types
 from aifx.commands import app
 from aifx.commands.options import JsonOption
@@ -31,13 +30,19 @@ def probe(json: JsonOption = False) -> None:
 module = sys.modules["aifx.commands.probe_module"] = types.ModuleType("probe_module")
 module.probe = probe
 app.COMMANDS["probe"] = app.Entry("probe_module", "probe", "Do what the test asks.", app.SETUP)
+"""
+"""One more command of `aifx`, whose body is the Python in the variable PROBE."""
+
+PROBE = [
+    sys.executable,
+    "-c",
+    f"""{PROBE_COMMAND}
 sys.argv[0] = "aifx"
 from aifx.commands.main import main
 main()
 """,
     "probe",
 ]
-"""`aifx` with one more command, whose body is the Python in the variable PROBE."""
 
 
 def environ(folder: Path, **changes: str) -> dict[str, str]:
@@ -69,7 +74,7 @@ def process(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess
 def probe(
     folder: Path, body: str, *args: str, env: dict[str, str] | None = None, **streams: Any
 ) -> subprocess.CompletedProcess[str]:
-    """A command that runs `body` between `with terminal(json) as out:` and its end."""
+    """A command that runs `body` between `with terminal(json) as out:` and its end, in a process of its own."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
     return subprocess.run(
         [*PROBE, *args],
@@ -80,6 +85,19 @@ def probe(
         check=False,
         **streams,
     )
+
+
+def probe_here(
+    folder: Path, body: str, *args: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The same inside this process."""
+    commands = dict(app.COMMANDS)
+    try:
+        exec(PROBE_COMMAND, {})
+        return inprocess.run(["probe", *args], folder, environ(folder, PROBE=body, **(env or {})))
+    finally:
+        app.COMMANDS.clear()
+        app.COMMANDS.update(commands)
 
 
 def assert_three_lines(text: str) -> None:

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from program import PROBE, assert_three_lines, environ, probe
+from program import PROBE, assert_three_lines, environ, probe, probe_here
 
 import aifx
 
@@ -31,11 +31,11 @@ def test_exit_codes_of_failures(tmp_path: Path) -> None:
         "raise SystemExit('text')": 2,
         "raise SystemExit": 0,
     }
-    assert {body: probe(tmp_path, body).returncode for body in codes} == codes
+    assert {body: probe_here(tmp_path, body).returncode for body in codes} == codes
 
 
 def test_a_bug_leaves_a_report_and_no_traceback(tmp_path: Path) -> None:
-    done = probe(tmp_path, "secret = 1; {}['the key']")
+    done = probe_here(tmp_path, "secret = 1; {}['the key']")
     assert done.returncode == 70
     assert_three_lines(done.stderr)
     assert "KeyError" in done.stderr
@@ -48,7 +48,7 @@ def test_a_bug_leaves_a_report_and_no_traceback(tmp_path: Path) -> None:
 
 
 def test_a_bug_is_one_document_with_json(tmp_path: Path) -> None:
-    done = probe(tmp_path, "out.document({'half': 1}); {}['the key']", "--json")
+    done = probe_here(tmp_path, "out.document({'half': 1}); {}['the key']", "--json")
     assert done.returncode == 70
     document = json.loads(done.stdout)
     assert set(document) == {"schema_version", "error"}
@@ -59,11 +59,11 @@ def test_a_bug_is_one_document_with_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["option", "variable"])
 def test_the_traceback_is_there_for_who_asks(tmp_path: Path, where: str) -> None:
     args, env = (["--debug"], {}) if where == "option" else ([], {"AIFX_DEBUG": "1"})
-    done = probe(tmp_path, "{}['the key']", *args, env=env)
+    done = probe_here(tmp_path, "{}['the key']", *args, env=env)
     assert done.returncode == 70
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("hint: ")
-    assert "Traceback" not in probe(tmp_path, "{}['the key']", env={"AIFX_DEBUG": "0"}).stderr
+    assert "Traceback" not in probe_here(tmp_path, "{}['the key']", env={"AIFX_DEBUG": "0"}).stderr
 
 
 def test_a_bug_without_a_home_still_leaves_a_report(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ MACHINE = {
 
 @pytest.mark.parametrize("body", [body for body, words in MACHINE.items() if words])
 def test_what_the_machine_refuses_is_no_bug_of_ours(tmp_path: Path, body: str) -> None:
-    done = probe(tmp_path, body)
+    done = probe_here(tmp_path, body)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "hint: " in done.stderr

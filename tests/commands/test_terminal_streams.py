@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from program import PROBE, PROGRAM, environ, probe
+from program import PROBE, PROGRAM, environ, probe, probe_here
 
 
 def test_stdout_is_one_document_with_json(tmp_path: Path) -> None:
@@ -18,11 +18,11 @@ def test_stdout_is_one_document_with_json(tmp_path: Path) -> None:
         "out.document({'nan': float('nan'), 'deep': [{'inf': float('-inf')}], 'x': 1.5}); out.say('another');"
         "raise SystemExit(1)"
     )
-    done = probe(tmp_path, body, "--json")
+    done = probe_here(tmp_path, body, "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout) == {"schema_version": 1, "nan": None, "deep": [{"inf": None}], "x": 1.5}
     assert done.stderr == "a word\nanother\n"
-    people = probe(tmp_path, body)
+    people = probe_here(tmp_path, body)
     assert people.stdout == "for people\na\n1\n"
     assert people.stderr == "a word\nanother\n"
 
@@ -32,7 +32,7 @@ def test_arrays_and_paths_are_json_too(tmp_path: Path) -> None:
         "import numpy as np, pathlib;"
         "out.document({'a': np.float32(0.5), 'b': np.array([1.0, np.nan]), 'c': pathlib.Path('x')})"
     )
-    assert json.loads(probe(tmp_path, body, "--json").stdout) == {
+    assert json.loads(probe_here(tmp_path, body, "--json").stdout) == {
         "schema_version": 1,
         "a": 0.5,
         "b": [1.0, None],
@@ -42,7 +42,7 @@ def test_arrays_and_paths_are_json_too(tmp_path: Path) -> None:
 
 def test_floats_are_written_so_that_equal_text_is_equal_bits(tmp_path: Path) -> None:
     body = "import struct; out.document({'x': struct.unpack('<f', struct.pack('<f', 0.1))[0]})"
-    assert json.loads(probe(tmp_path, body, "--json").stdout)["x"] == 0.10000000149011612
+    assert json.loads(probe_here(tmp_path, body, "--json").stdout)["x"] == 0.10000000149011612
 
 
 def test_text_is_shown_as_it_is(tmp_path: Path) -> None:
@@ -50,16 +50,18 @@ def test_text_is_shown_as_it_is(tmp_path: Path) -> None:
         "out.print('[bold]:smile: ' + 'x' * 200); out.table(['name'], [['[red]' + 'y' * 200]]);"
         "out.say('[/] ' + 'z' * 200)"
     )
-    done = probe(tmp_path, body)
+    done = probe_here(tmp_path, body)
     assert done.stdout == "[bold]:smile: " + "x" * 200 + "\nname\n[red]" + "y" * 200 + "\n"
     assert done.stderr == "[/] " + "z" * 200 + "\n"
 
 
 @pytest.mark.parametrize(
-    "writing", ["out.print('line')", "out.table(['a'], [[1]])", "out.write('line\\n')", "print('line')"]
+    "writing",
+    ["out.print('x' * 400)", "out.table(['a'], [['x' * 400]])", "out.write('x' * 400 + '\\n')", "print('x' * 400)"],
 )
 def test_a_closed_pipe_ends_quietly(tmp_path: Path, writing: str) -> None:
-    env = environ(tmp_path, PROBE=f"for i in range(20000): {writing}")
+    """More than a pipe holds."""
+    env = environ(tmp_path, PROBE=f"for i in range(1000): {writing}")
     done = subprocess.run(
         ["bash", "-c", f"{shlex.join(PROBE)} | head -n 1; echo ${{PIPESTATUS[0]}}"],
         env=env,
@@ -140,6 +142,6 @@ def test_any_locale_will_do(tmp_path: Path) -> None:
 
 
 def test_what_user_code_prints_stands_beside_no_document(tmp_path: Path) -> None:
-    done = probe(tmp_path, "print('loading'); out.document({'answer': 1})", "--json")
+    done = probe_here(tmp_path, "print('loading'); out.document({'answer': 1})", "--json")
     assert json.loads(done.stdout)["answer"] == 1
     assert done.stderr == "loading\n"

@@ -222,7 +222,7 @@ def test_a_node_steers_no_terminal(tmp_path, env):
 def test_agents_by_the_dozen(tmp_path, nodes, slow, dead, outliers):
     """What benchmarks/fleet.py measures with a thousand."""
     numbers = (nodes, slow, dead, outliers)
-    _, report = BENCHMARK["ask"](tmp_path, *numbers, slow_s=0.5, timeout_s=4.0)
+    _, report = BENCHMARK["ask"](tmp_path, *numbers, slow_s=0.5, timeout_s=3.0)
     assert BENCHMARK["mistakes"](report, *numbers) == []
     assert report["status"] == "unhealthy"
 
