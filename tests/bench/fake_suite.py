@@ -3,6 +3,7 @@
 import os
 import subprocess
 import textwrap
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -72,7 +73,6 @@ class ForkedLaunch:
         self.stdin = os.fdopen(ours, "wb")
         passed = [Connection(fd) for fd in (reader, os.dup(writer), os.dup(said))]
         found = {"request": request, "environ": dict(with_huge_pages(os.environ)), "passed": passed}
-        warm.server.set_forkserver_preload(warm.IMPORTS)
         self._process = warm.server.Process(target=exec, args=(FORKED, found))
         self._process.start()
         for connection in passed:
@@ -94,5 +94,10 @@ class ForkedLaunch:
 
 
 def fork_launches(patch: pytest.MonkeyPatch) -> None:
-    """Fork the launches of benches that run in this process."""
+    """Fork the launches of benches that run in this process.
+
+    To be called before the variables of `environ` are set, which the server would otherwise begin with.
+    """
+    warm.server.set_forkserver_preload(warm.IMPORTS)
+    forkserver.ensure_running()
     patch.setattr(launches, "_start", lambda request, writer, said: ForkedLaunch(request, writer, said.fileno()))

@@ -167,8 +167,8 @@ def test_each_dispatch_is_waited_for(bench, monkeypatch):
 
 
 def test_a_launch_that_dies_keeps_what_it_measured_and_that_is_a_ceiling(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     fork_launches(monkeypatch)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     start, started = launches._start, []
     monkeypatch.setattr(launches, "_start", lambda *given: started.append(start(*given)) or started[-1])
 

@@ -266,7 +266,6 @@ with tempfile.TemporaryDirectory(dir={folder!r}, prefix=".bench-"):
     yield result("first", 1.0)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     bench.say(f"pid {{sleeper.pid}}")
-    {then}
     time.sleep(600)
 """
 """Tells a result and the process that it started, and then hangs."""
@@ -275,7 +274,7 @@ with tempfile.TemporaryDirectory(dir={folder!r}, prefix=".bench-"):
 @pytest.fixture
 def program(tmp_path):
     """`aifx bench hardware` with such a suite."""
-    body = SLEEPER.format(folder=str(tmp_path), then="")
+    body = SLEEPER.format(folder=str(tmp_path))
     command = [sys.executable, "-c", "from aifx.commands.main import main; main()", "bench", "hardware", "--json"]
     env = {**os.environ, **environ(tmp_path, body), "AIFX_CACHE_DIR": str(tmp_path / "cache")}
     with subprocess.Popen(
@@ -299,7 +298,16 @@ def test_sigterm_ends_it_and_what_was_measured_is_kept(program, tmp_path):
 
 def test_ctrl_c_ends_it_and_what_was_measured_is_kept(tmp_path, monkeypatch):
     fork_launches(monkeypatch)
-    body = SLEEPER.format(folder=str(tmp_path), then=f"os.kill({os.getpid()}, signal.SIGINT)")
+    take = Launches._take
+
+    def take_and_interrupt(self, event):
+        failed = take(self, event)
+        if event.get("say", "").startswith("pid "):
+            signal.raise_signal(signal.SIGINT)
+        return failed
+
+    monkeypatch.setattr(Launches, "_take", take_and_interrupt)
+    body = SLEEPER.format(folder=str(tmp_path))
     env = {**os.environ, **environ(tmp_path, body), "AIFX_CACHE_DIR": str(tmp_path / "cache")}
     done = inprocess.run(["bench", "hardware", "--json"], tmp_path, env)
     assert done.returncode == 130
