@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from real_command import Command
+from real_command import TINY, Command, settings
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,23 @@ def project(aifx: Command) -> Command:
     made = aifx("init", "project", "--template", "language-model", "--yes")
     assert made.returncode == 0, made.stderr
     return Command(aifx.cwd / "project", aifx.cache)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Command:
+    """A language-model project whose run "main" took 20 steps and whose report is in report.json. Do not train in it."""
+    aifx = Command(tmp_path_factory.mktemp("trained"), cache)
+    assert aifx("init", "project", "--template", "language-model", "--yes").returncode == 0
+    project = Command(aifx.cwd / "project", cache)
+    done = project("train", *settings([*TINY, "train.num_steps=20"]), "--json")
+    assert done.returncode == 0, done.stderr
+    (project.cwd / "report.json").write_text(done.stdout)
+    return project
+
+
+@pytest.fixture
+def trained_copy(trained: Command, tmp_path: Path) -> Command:
+    return Command(Path(shutil.copytree(trained.cwd, tmp_path / "project")), trained.cache)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import warm
 TINY = [
     "data.vocab_size=300",
     "data.seq_len=32",
-    "model.num_layers=2",
+    "model.num_layers=1",
     "model.embed_dim=32",
     "model.num_heads=2",
     "train.global_batch_size=8",
@@ -79,14 +79,14 @@ class Command:
         done = warm.run(args, self.cwd, self.environ)
         return Result(done.returncode, done.stdout, done.stderr)
 
-    def start(self, *args: str, **options: Any) -> subprocess.Popen[str]:
+    def start(self, *args: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start `aifx args` as users start it."""
         return subprocess.Popen(
             [*self.program, *args],
             cwd=self.cwd,
-            env=self.environ,
+            env={**self.environ, **(env or {})},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
-            **options,
         )

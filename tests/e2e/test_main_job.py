@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from real_command import TINY, Command, settings
 
+SMALL_NETWORK = ["model.channels=[8]", "train.global_batch_size=16"]
 Started = Callable[[subprocess.Popen[str]], subprocess.Popen[str]]
 
 
@@ -26,12 +28,10 @@ def wait_for_step(run: Path, step: int, timeout_s: float = 90) -> None:
         time.sleep(0.01)
 
 
-def test_language_model(project: Command) -> None:
-    trained = project(*train(20), "--json")
-    assert trained.returncode == 0, trained.stderr
-    report = trained.json()
-    assert report["status"] == "completed"
-    assert report["step"] == 20
+def test_language_model(trained: Command) -> None:
+    project = trained
+    report = json.loads((project.cwd / "report.json").read_text())
+    assert (report["schema_version"], report["status"], report["step"]) == (1, "completed", 20)
     last = json.loads((project.cwd / "runs/main/metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 20
     assert last["loss"] == report["loss"]
@@ -72,7 +72,7 @@ def pytest_bytes_of_last_tenth(book: Path) -> int:
 def test_vision(aifx: Command) -> None:
     assert aifx("init", "belt", "--template", "vision-inspection", "--yes").returncode == 0
     belt = Command(aifx.cwd / "belt", aifx.cache)
-    trained = belt("train", *settings(["train.num_steps=12", "train.validate_every=6"]), "--json")
+    trained = belt("train", *settings([*SMALL_NETWORK, "train.num_steps=4", "train.validate_every=2"]), "--json")
     assert trained.returncode == 0, trained.stderr
     evaluated = belt("eval", "--set", "eval.gates=[]", "--gate", "accuracy >= 0.01", "--json")
     assert evaluated.returncode == 0, evaluated.stderr
@@ -85,30 +85,23 @@ def test_vision(aifx: Command) -> None:
 
 
 def test_interrupt_and_resume(project: Command, started: Started) -> None:
-    """With XLA's own flags. What each signal does is in tests/train/test_signals.py."""
-    whole = project.process(*train(60), "--run", "whole", "--json").json()
-    process = started(project.start(*train(60), "--run", "stopped", "--json"))
-    wait_for_step(project.cwd / "runs/stopped", 12)
+    """A process that is started as users start it. What each signal does is in tests/train/test_signals.py."""
+    as_tests_do = {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+    arguments = [*train(150, "--json"), *settings(["checkpoint.every=100", "train.validate_every=0"])]
+    process = started(project.start(*arguments, "--run", "stopped", env=as_tests_do))
+    wait_for_step(project.cwd / "runs/stopped", 6)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     stopped = json.loads(out)
     assert (stopped["schema_version"], stopped["status"]) == (1, "preempted")
-    resumed = project.process(*train(60), "--run", "stopped", "--json").json()
+    resumed = project(*arguments, "--run", "stopped").json()
+    whole = project(*arguments, "--run", "whole").json()
     assert resumed["state_digest"] == whole["state_digest"]
 
 
-def test_one_process_holds_a_run(project: Command, started: Started) -> None:
-    holder = started(project.start(*train(5000)))
-    wait_for_step(project.cwd / "runs/main", 1)
-    second = project(*train(5000))
-    second.assert_clear_error(str(holder.pid))
-    holder.send_signal(signal.SIGINT)
-    holder.communicate(timeout=60)
-
-
-def test_another_configuration_is_refused_and_forked(project: Command) -> None:
-    assert project(*train(20)).returncode == 0
+def test_another_configuration_is_refused_and_forked(trained_copy: Command) -> None:
+    project = trained_copy
     other = project(*train(24), *settings(["optimizer.learning_rate=0.5"]))
     other.assert_clear_error("optimizer.learning_rate", "--fork")
     forked = project(*train(24), *settings(["optimizer.learning_rate=0.5"]), "--fork", "hot", "--json")
@@ -117,8 +110,7 @@ def test_another_configuration_is_refused_and_forked(project: Command) -> None:
     assert {run["run"] for run in project("runs", "ls", "--json").json()["runs"]} == {"main", "hot"}
 
 
-def test_closed_pipe(project: Command) -> None:
-    assert project(*train(20)).returncode == 0
+def test_closed_pipe(trained: Command) -> None:
     for arguments in (
         ["--help"],
         ["runs", "ls"],
@@ -126,7 +118,7 @@ def test_closed_pipe(project: Command) -> None:
         ["config", "schema"],
         ["generate", "--max-tokens", "50"],
     ):
-        process = project.start(*arguments)
+        process = trained.start(*arguments)
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None

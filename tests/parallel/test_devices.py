@@ -28,56 +28,74 @@ from aifx.project import Project
 from aifx.train import train
 
 project = Project(Path.cwd())
-settings = ["train.num_steps=6", "train.global_batch_size=8", "train.validate_every=3", *sys.argv[2:]]
-try:
-    result = train(project, load_config(project, settings, {}), sys.argv[1])
-except AifxError as e:
-    print(json.dumps({"what": e.what, "why": e.why, "hint": e.hint}))
-else:
-    print(json.dumps({**result.document(), "devices": jax.device_count()}))
+for name, *settings in json.load(sys.stdin):
+    settings = ["train.num_steps=6", "train.global_batch_size=8", "train.validate_every=3", *settings]
+    try:
+        result = train(project, load_config(project, settings, {}), name)
+    except AifxError as e:
+        document = {"what": e.what, "why": e.why, "hint": e.hint}
+    else:
+        document = {**result.document(), "devices": jax.device_count()}
+    Path(f"{name}.json").write_text(json.dumps(document))
 """
+ONE = "train.devices=1"
+MUON = ("train.gradient_accumulation=2", "optimizer.kind=muon")
+RUNS = [
+    ["one", ONE],
+    ["four"],
+    ["one-muon", ONE, *MUON],
+    ["four-muon", *MUON],
+    ["odd", "train.global_batch_size=6"],
+    ["three", "train.global_batch_size=6", "train.devices=3"],
+]
 
 
-@pytest.fixture
-def on_devices(tmp_path: Path) -> Any:
-    (tmp_path / "aifx.toml").write_text('[task]\nkind = "tiny:TinyTask"\n')
-    shutil.copy(TINY, tmp_path)
-
-    def run(count: int, name: str, *settings: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, name, *settings],
-            cwd=tmp_path,
-            env={**os.environ, "XLA_FLAGS": flags},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        metrics = tmp_path / "runs" / name / "metrics.jsonl"
-        records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-        return json.loads(done.stdout.splitlines()[-1]), records
-
-    return run
+@pytest.fixture(scope="module")
+def on_four_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which a process with four devices trained each of RUNS."""
+    root = tmp_path_factory.mktemp("devices")
+    (root / "aifx.toml").write_text('[task]\nkind = "tiny:TinyTask"\n')
+    shutil.copy(TINY, root)
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=root,
+        env={**os.environ, "XLA_FLAGS": flags},
+        input=json.dumps(RUNS),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return root
 
 
-@pytest.mark.parametrize("settings", [[], ["train.gradient_accumulation=2", "optimizer.kind=muon"]])
-def test_four_devices_train_as_one(on_devices: Any, settings: list[str]) -> None:
-    one, alone = on_devices(4, "one", "train.devices=1", *settings)
-    four, together = on_devices(4, "four", *settings)
-    assert one["devices"] == four["devices"] == 4
+def document_of(root: Path, name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((root / f"{name}.json").read_text())
+    return document
+
+
+def records_of(root: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["", "-muon"])
+def test_four_devices_train_as_one(on_four_devices: Path, kind: str) -> None:
+    for name in ("one", "four"):
+        assert document_of(on_four_devices, name + kind)["devices"] == 4
+    alone, together = (records_of(on_four_devices, name + kind) for name in ("one", "four"))
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose([r[name] for r in together], [r[name] for r in alone], rtol=1e-4)
+    assert len(together) == 6
     assert together[-1]["validation"]["loss"] == pytest.approx(alone[-1]["validation"]["loss"], rel=1e-4)
 
 
-def test_a_batch_that_does_not_divide(on_devices: Any) -> None:
-    error, _ = on_devices(4, "odd", "train.global_batch_size=6")
+def test_a_batch_that_does_not_divide(on_four_devices: Path) -> None:
+    error = document_of(on_four_devices, "odd")
     assert "cannot be divided among 4 devices" in error["what"]
     assert "--set train.global_batch_size=8" in error["hint"]
     assert "--set train.devices=3" in error["hint"]
-    done, _ = on_devices(4, "odd", "train.global_batch_size=6", "train.devices=3")
-    assert done["status"] == "completed"
+    assert document_of(on_four_devices, "three")["status"] == "completed"
 
 
 def test_more_devices_than_there_are() -> None:

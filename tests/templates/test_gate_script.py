@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import inprocess
 import pytest
 
-AIFX = f"""\
-#!/bin/sh
-exec {sys.executable} -c 'import sys; sys.argv[0] = "aifx"; from aifx.commands.main import main; main()' "$@"
+ASKS_THE_TEST = """\
+import json, os, socket, sys
+with socket.create_connection(("127.0.0.1", int(os.environ["TEST_PORT"]))) as test, test.makefile("rw") as both:
+    print(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]), file=both, flush=True)
+    code, out, err = json.loads(both.readline())
+sys.stdout.write(out)
+sys.stderr.write(err)
+sys.exit(code)
 """
+"""An `aifx` that has its command run inside the process of the test, where everything is imported already."""
 SMALL_DECODER = {
     "AIFX_MODEL__EMBED_DIM": "16",
     "AIFX_MODEL__NUM_HEADS": "2",
@@ -30,7 +39,8 @@ class Machine:
         self.template = template
         self.bin = root / "bin"
         self.bin.mkdir()
-        self.install(AIFX)
+        (self.bin / "asks.py").write_text(ASKS_THE_TEST)
+        self.install(f'#!/bin/sh\nexec {sys.executable} -IS {self.bin}/asks.py "$@"\n')
         own = {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(root)}
         self.environ = {**os.environ, **own}
         # Whether the machine that runs the tests is healthy is no matter of theirs.
@@ -38,7 +48,7 @@ class Machine:
         site.parent.mkdir(parents=True)
         site.write_text('[[skip]]\nid = "*"\nreason = "a test"\n')
         self.project = root / "project"
-        made = self.run(root, "aifx", "init", str(self.project), "--template", template, "--yes")
+        made = inprocess.run(["init", str(self.project), "--template", template, "--yes"], root, self.environ)
         assert made.returncode == 0, made.stderr
 
     def install(self, script: str) -> None:
@@ -46,9 +56,25 @@ class Machine:
         (self.bin / "aifx").chmod(0o755)
 
     def run(self, cwd: Path, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, cwd=cwd, env={**self.environ, **environ}, capture_output=True, text=True, check=False
-        )
+        """Run `command`, and each `aifx` that it calls in this process."""
+        with socket.create_server(("127.0.0.1", 0)) as calls:
+            calls.settimeout(0.05)
+            environ = {**self.environ, **environ, "TEST_PORT": str(calls.getsockname()[1])}
+            with subprocess.Popen(
+                command, cwd=cwd, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            ) as process:
+                while process.poll() is None:
+                    with suppress(TimeoutError):
+                        self._answer(calls.accept()[0])
+                out, err = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def _answer(self, call: socket.socket) -> None:
+        call.settimeout(None)
+        with call, call.makefile("rw") as both:
+            args, cwd, environ = json.loads(both.readline())
+            done = inprocess.run(args, Path(cwd), environ)
+            print(json.dumps([done.returncode, done.stdout, done.stderr]), file=both, flush=True)
 
     def short_gate(self, gate: str) -> subprocess.CompletedProcess[str]:
         """Three steps of a model that is as small as it gets."""
