@@ -16,6 +16,8 @@ from aifx.checkpoint.manifest import DAMAGED_SUFFIX, TEMPORARY_SUFFIX
 from aifx.files import check_folder
 from aifx.runs.files import sync_directory
 
+DISCARD_RETRY_S = 0.05
+
 _REPLACED = "replaced"
 
 
@@ -55,7 +57,7 @@ def discard(place: Path) -> None:
         _delete(temporary)
         if not os.path.lexists(temporary):
             break
-        time.sleep(0.05)
+        time.sleep(DISCARD_RETRY_S)
 
 
 def remove(directory: Path, step: int) -> None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 from faulty_files import failing
 
-from aifx.checkpoint import Checkpoints, storage
+from aifx.checkpoint import Checkpoints, folders, storage
 from aifx.commands.failures import as_error
 from aifx.config.sections import CheckpointSection
 from aifx.errors import AifxError, EnvironmentFault, ExitCode
@@ -89,8 +89,9 @@ def test_any_call_of_a_save_may_fail_once(saved: Path, calls_of_a_save: list[str
 
 
 def test_a_call_that_keeps_failing_is_named_with_its_reason(
-    saved: Path, calls_of_a_save: list[str], folder: Path
+    saved: Path, calls_of_a_save: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(folders, "DISCARD_RETRY_S", 0.001)
     for at in random.Random(13).sample(range(len(calls_of_a_save) // 2), 3):
         directory = folder / str(at)
         shutil.copytree(saved, directory)

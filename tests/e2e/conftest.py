@@ -32,7 +32,7 @@ def project(aifx: Command) -> Command:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Command:
-    """A language-model project whose run "main" took 20 steps and whose report is in report.json. Do not train in it."""
+    """A language-model project whose run "main" took 20 steps, reported in report.json. Do not train in it."""
     aifx = Command(tmp_path_factory.mktemp("trained"), cache)
     assert aifx("init", "project", "--template", "language-model", "--yes").returncode == 0
     project = Command(aifx.cwd / "project", cache)

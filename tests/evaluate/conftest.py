@@ -13,7 +13,7 @@ from trained_project import CONFIG, SENTENCE, aifx, document
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = tmp_path_factory.mktemp("eval") / "project"
     (project / "data").mkdir(parents=True)
-    lines = [f"{i}. {SENTENCE}{i * 7919 % 1000}\n" for i in range(700)]
+    lines = [f"{i}. {SENTENCE}{i * 7919 % 1000}\n" for i in range(350)]
     (project / "data/whale.txt").write_text("".join(lines))
     (project / "aifx.toml").write_text(CONFIG)
     document(aifx(project, "train", "--json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -62,7 +63,7 @@ def test_the_loss_is_what_numpy_makes_of_all_logits_at_once(tmp_path: Path) -> N
     assert source.num_batches is not None
     batches = [source.read(i, slice(0, source.batch_size)) for i in range(source.num_batches)]
     inputs, targets, weights = (np.concatenate([b[k] for b in batches]) for k in ("inputs", "targets", "weights"))
-    logits = np.asarray(task.model(params, inputs), np.float64)
+    logits = np.asarray(jax.jit(task.model)(params, inputs), np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     nll = -np.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
     totals = sum_split(task, params, "test")
@@ -84,7 +85,7 @@ def test_training_sums_the_loss_alone(tmp_path: Path) -> None:
     task = open_task(tmp_path)
     params = init_params(task.model.specs(), jax.random.key(0))
     batch = task.source("train").read(0, slice(0, 4))
-    sums = task.objective(params, batch, jax.random.key(0), training=True)
+    sums = jax.jit(partial(task.objective, training=True))(params, batch, jax.random.key(0))
     assert set(sums) == {"loss"}
     assert task.metrics({"loss": tuple(np.asarray(x, np.float64) for x in sums["loss"])})["loss"] > 0
     assert task.units(batch) == 4 * 32
