@@ -13,6 +13,8 @@ parallel := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 parallel_cases := -n $(WORKERS)
 compile = $(1)/bin/python -m pytest $(parallel_cases) -m compilers tests/jax_kernels/test_absent_hardware.py
 compiled_programs := tests/jax_kernels/compiled_programs.py
+# Their tests run a sample of their cases until a source of theirs changes; tests/verified.py has the sources.
+sampled := $(addprefix tests/,jax_kernels models nn generate)
 quick := -m "not slow and not long and not compilers"
 # What depends on the versions of Python and JAX: kernels, models, training, checkpoints and one end-to-end path.
 version_dependent := $(addprefix tests/,jax_kernels nn models train checkpoint e2e/test_main_job.py::test_language_model)
@@ -21,7 +23,7 @@ export VENV DEMO
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo setup setup-test test test-slow test-long test-oldest test-compilers test-compilers-sample test-compilers-sample-oldest bench lint format lock wheelhouse wheel clean
+.PHONY: help demo setup setup-test test test-slow test-every test-long test-oldest test-compilers test-compilers-sample test-compilers-sample-oldest bench lint format lock wheelhouse wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
@@ -50,18 +52,25 @@ test-oldest:  ## the tests that depend on versions, under Python 3.11 with its J
 	@VENV=$(OLDEST_VENV) VERSIONS=3.11 sh scripts/setup.sh test
 	$(OLDEST_VENV)/bin/python -m pytest $(parallel) $(quick) $(version_dependent) $(ARGS)
 
+test-every: setup-test  ## every case of the tests of kernels and models, of which `make test` runs a sample, on both Pythons; and record it
+	EVERY=1 $(python) -m pytest $(parallel) $(quick) $(sampled)
+	$(python) tests/verified.py
+	@VENV=$(OLDEST_VENV) VERSIONS=3.11 sh scripts/setup.sh test
+	EVERY=1 $(OLDEST_VENV)/bin/python -m pytest $(parallel) $(quick) $(sampled)
+	$(OLDEST_VENV)/bin/python tests/verified.py
+
 test-compilers:  ## compile every kernel for absent GPUs and TPUs, under the newest JAX and the oldest, and record what compiled
 	@VENV=$(COMPILERS_VENV) sh scripts/setup_compilers.sh
 	$(call compile,$(COMPILERS_VENV)) -o junit_family=xunit1 --junitxml $(COMPILERS_VENV)/compiled.xml $(ARGS)
-	$(COMPILERS_VENV)/bin/python $(compiled_programs) record $(COMPILERS_VENV)/compiled.xml
+	PYTHONPATH=tests $(COMPILERS_VENV)/bin/python $(compiled_programs) record $(COMPILERS_VENV)/compiled.xml
 	@VENV=$(COMPILERS_VENV)-oldest VERSIONS=3.11 sh scripts/setup_compilers.sh
 	FEWER=1 $(call compile,$(COMPILERS_VENV)-oldest) -o junit_family=xunit1 --junitxml $(COMPILERS_VENV)-oldest/compiled.xml $(ARGS)
-	FEWER=1 $(COMPILERS_VENV)-oldest/bin/python $(compiled_programs) record $(COMPILERS_VENV)-oldest/compiled.xml
+	FEWER=1 PYTHONPATH=tests $(COMPILERS_VENV)-oldest/bin/python $(compiled_programs) record $(COMPILERS_VENV)-oldest/compiled.xml
 
 test-compilers-sample:  ## the same for kernels whose source changed since, and one eighth of the others by commit
 	@VENV=$(COMPILERS_VENV) sh scripts/setup_compilers.sh
 	SAMPLE=1 $(call compile,$(COMPILERS_VENV)) $(ARGS)
-	@[ -z "$$(FEWER=1 $(COMPILERS_VENV)/bin/python $(compiled_programs) due 3.11)" ] || \
+	@[ -z "$$(FEWER=1 PYTHONPATH=tests $(COMPILERS_VENV)/bin/python $(compiled_programs) due 3.11)" ] || \
 		$(MAKE) --no-print-directory test-compilers-sample-oldest
 
 test-compilers-sample-oldest:

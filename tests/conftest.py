@@ -8,10 +8,12 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 from effort import Journal
+from verified import sampled_out
 
 # Set before anything imports jax. Tests are about the CPU unless whoever runs them says otherwise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,6 +22,11 @@ for name in [name for name in os.environ if name.startswith("AIFX_")]:
 
 # LLVM's optimization takes longer than what most tests compute. Tests about bits start processes without it.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# Tests write many small files and wait for each to reach the disk. In memory, where there is plenty, they do not wait.
+IN_MEMORY = Path("/dev/shm")
+if "TMPDIR" not in os.environ and os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > 4 << 30:
+    os.environ["TMPDIR"] = tempfile.tempdir = str(IN_MEMORY)  # pytest has asked for the folder already
 
 # One compilation cache for all workers, and with the variable set (.ci/run) for several calls of pytest. Workers
 # inherit the variable, so only the process that made the folder removes it.
@@ -75,6 +82,10 @@ SLOWEST_FIRST = (
 """Files that take longest, so that no worker is left alone with one of them at the end."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.keyword and (left_out := sampled_out(items)):
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     rank = {name: i for i, name in enumerate(SLOWEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))

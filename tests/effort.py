@@ -46,7 +46,7 @@ def commit() -> str:
 
 def seed_of_commit() -> int:
     """A seed that is new for each commit and the same for all runs of it."""
-    return int.from_bytes(commit().encode(), "big") % 2**32
+    return int.from_bytes(commit().removesuffix("+").encode(), "big") % 2**32
 
 
 @dataclass(frozen=True)

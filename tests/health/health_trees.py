@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 import shutil
@@ -116,3 +117,15 @@ def snapshot_of_case(case: Case, folder: Path) -> Snapshot:
         before = snapshot_of(changed(healthy, case.before), folder / "before", NOW - 60 * case.minutes)
         snapshot = snapshot.since(before)
     return snapshot
+
+
+def mutated(value: Any, path: tuple[str | int, ...], word: Any) -> Any:
+    """A copy in which what stands at `path` is gone (`...`) or has become `word`; what is not on the way is shared."""
+    value, (key, *rest) = copy.copy(value), path
+    if rest:
+        value[key] = mutated(value[key], rest, word)
+    elif word is ...:
+        del value[key]
+    else:
+        value[key] = word
+    return value

@@ -1,19 +1,37 @@
-"""Each rule fires where it should, and is then the finding that a person wants first; a healthy machine has none."""
+"""Each rule fires where it should, and is then the finding that a person wants first; a healthy machine has none.
 
+What a rule cannot read is unknown, and not healthy.
+"""
+
+import operator
 import re
+import shutil
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import pytest
-from health_trees import Case, cases, machines, report_of, report_of_case, snapshot_of
+from health_trees import Case, cases, machines, mutated, report_of, snapshot_of, snapshot_of_case
 
-from aifx.health.rules import load_rules
+from aifx.health.judge import judge
+from aifx.health.rules import Site, load_rules
+from aifx.health.snapshot import Snapshot
 
 RULES = load_rules()
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.rule} on {case.machine}")
-def test_a_rule_fires_and_comes_first(case: Case, tmp_path):
-    report = report_of_case(case, tmp_path)
+@pytest.fixture(scope="module", params=cases(), ids=lambda case: f"{case.rule} on {case.machine}")
+def broken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Snapshot]:
+    """A case, and the snapshot of a machine on which it went wrong."""
+    folder = tmp_path_factory.mktemp("machine")
+    snapshot = snapshot_of_case(request.param, folder)
+    shutil.rmtree(folder)
+    return request.param, snapshot
+
+
+def test_a_rule_fires_and_comes_first(broken):
+    case, snapshot = broken
+    report = report_of(snapshot, case.site)
     assert report.findings, f"nothing was found; skipped: {report.skipped}"
     first = report.findings[0]
     assert first.id == case.rule, [(f.id, f.severity, f.summary) for f in report.findings]
@@ -23,6 +41,52 @@ def test_a_rule_fires_and_comes_first(case: Case, tmp_path):
         assert "?" not in text
     for command in re.findall("`[^`]*`", first.action):
         assert not re.search(r"\d,\d{3}\b", command), "what is to be typed has no thousands set apart"
+
+
+def test_what_is_gone_or_nonsense_is_unknown(broken):
+    """Each signal that a rule reads, where it fires: what it looks at, what makes it apply, what it compares with."""
+    case, snapshot = broken
+    site = Site.model_validate(case.site)
+    rule = load_rules(site)[case.rule]
+    (fired, *_) = judge([rule], snapshot, site).findings
+    limits = [limit["signal"] for limit in rule.fails_if.values() if isinstance(limit, dict)]
+    device = next(way for way, name in devices(snapshot.facts, rule.for_each) if name == fired.device)
+    for signal in (rule.signal, *rule.applies_if, *limits):
+        if "expected." in signal:  # the site's own word
+            continue
+        for word in (..., None, {"a": 1}, [], "\x00 nonsense", float("nan"), -1e300):
+            if word == [] and "lacks" in rule.applies_if.get(signal, {}):  # it does lack it
+                continue
+            damaged = mutated(snapshot.facts, _way(device, signal), word)
+            found = judge([rule], replace(snapshot, facts=damaged), site).findings
+            # What a site's file names may be any text, and another text is another.
+            answers = {"unknown", rule.severity} if case.rule == "nvidia.driver.expected" else {"unknown"}
+            assert answers & {f.severity for f in found if f.device == fired.device}, (signal, word)
+
+
+def devices(facts, for_each):
+    """The way to each device of a list, and what the judge calls it; lists on the way are gone through as well."""
+    found = [((), "")]
+    for key in for_each.split(".") if for_each else ():
+        inner = [((*way, key), name, _at(facts, way)[key]) for way, name in found]
+        lists = [(way, name, value) for way, name, value in inner if isinstance(value, list)]
+        found = [(way, name) for way, name, value in inner if isinstance(value, dict)]
+        found += [((*w, i), f"{n} {item['device']}".strip()) for w, n, v in lists for i, item in enumerate(v)]
+    return found
+
+
+def _at(facts, way):
+    return reduce(operator.getitem, way, facts)
+
+
+def _way(device, signal):
+    """To a signal of a device."""
+    signal = signal.removesuffix("_per_min") if signal != "pcie.replays_allowed_per_min" else signal
+    if signal.startswith("node."):
+        return tuple(signal.removeprefix("node.").split("."))
+    # What a device is part of is one list and one place in it up.
+    up = signal.startswith("^.")
+    return (*(device[:-2] if up else device), *signal.removeprefix("^.").split("."))
 
 
 def test_each_rule_has_a_case():

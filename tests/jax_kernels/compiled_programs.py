@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import io
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-import tokenize
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from packaging.requirements import Requirement
+from verified import code_of
 
 from jax_kernels.ops import OPS, compiled_cases, dtypes
 
@@ -149,21 +148,6 @@ def source_files(op: str, implementation: str) -> list[Path]:
     if implementation == "pallas_mosaic_gpu":
         paths.add(HERE / "ptx.py")
     return sorted(paths)
-
-
-def code_of(source: str) -> str:
-    """A module's source without comments, docstrings and blank lines; the same under every Python."""
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(ast.parse(source)):
-        # A string that stands alone is a docstring, or documents the name above it.
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            assert node.end_lineno is not None
-            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
-    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def _module_path(name: str) -> Path | None:

@@ -141,6 +141,7 @@ def calls(form, dtypes):
     return st.integers(0, 2**32 - 1).map(draw)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("form", EVERYWHERE)
 @pytest.mark.parametrize("small", SMALL_CASES, ids=lambda case: case.name)
 def test_every_case(form, small):
@@ -153,13 +154,14 @@ def test_the_precision_of_the_reference(dtype):
     check("reference", case("packed, windowed, capped", dtype))
 
 
-@examples(10, phases=AS_DRAWN)
+@examples(5, phases=AS_DRAWN)
 @given(calls("xla", (*TOLERANCE, "float64")))
 def test_any_call(drawn):
     call, traced = drawn
     check("xla", call, traced=traced, block=BLOCK["xla"], tolerance=1e-12 if call.dtype == "float64" else None)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", ["packed, windowed, capped", "one query against a cache", "head_dim of Gemma"])
 @pytest.mark.parametrize("form", KERNELS)
 def test_a_kernel(form, name):
@@ -206,6 +208,7 @@ def test_empty_arrays(form, empty):
         assert not np.any(result)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("form", [*EVERYWHERE, *KERNELS])
 def test_the_function(form):
     """Each option reaches each form."""

@@ -11,7 +11,6 @@ from compiled_programs import (
     ROOT,
     TARGETS,
     all_programs,
-    code_of,
     due_programs,
     in_sample,
     record,
@@ -21,19 +20,6 @@ from compiled_programs import (
 )
 
 HERE_AND_NOW = "jax 1"
-SOURCE = '''"""What it does."""
-
-from math import pi
-
-LIMIT = 3
-"""Of rows."""
-
-
-def area(r: float) -> float:
-    """Of a circle."""
-    text = "# not a comment"
-    return pi * r * r if text else 0.0  # squared
-'''
 
 
 def report(path: Path, *cases: str) -> Path:
@@ -47,19 +33,6 @@ def report(path: Path, *cases: str) -> Path:
         lines.append(f'<testcase name="test_a_kernel_compiles[{program}]">{properties}{outcome}</testcase>')
     path.write_text(f"<testsuites><testsuite>{''.join(lines)}</testsuite></testsuites>")
     return path
-
-
-def test_prose_does_not_count_as_source() -> None:
-    code = code_of(SOURCE)
-    assert code.splitlines() == [
-        "from math import pi",
-        "LIMIT = 3",
-        "def area(r: float) -> float:",
-        '    text = "# not a comment"',
-        "    return pi * r * r if text else 0.0",
-    ]
-    assert code_of(SOURCE.replace("Of a circle", "Of\n    a disc").replace("  # squared", "")) == code
-    assert code_of(SOURCE.replace("LIMIT = 3", "LIMIT = 4")) != code
 
 
 def test_sources_are_an_implementation_and_what_it_imports() -> None:

@@ -101,14 +101,16 @@ def agree(got, want, dtype):
         assert relative_error(a, b) < TOLERANCE[dtype]
 
 
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("implementation", EVERYWHERE)
-def test_every_form_is_the_definition(float64, implementation):
-    for case in SMALL_CASES:
-        operands = arrays(case)
-        for a, b in zip(run(case, implementation, operands), defined(case, *operands), strict=True):
-            assert relative_error(a, b) < 1e-12, case.name
+def test_every_form_is_the_definition(float64, implementation, case):
+    operands = arrays(case)
+    for a, b in zip(run(case, implementation, operands), defined(case, *operands), strict=True):
+        assert relative_error(a, b) < 1e-12
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 @pytest.mark.parametrize("name", ["grouped heads", "pages of 128, window, capped"])
@@ -119,6 +121,7 @@ def test_precision(name, implementation, dtype):
     agree(got, defined(named(name), *operands), dtype)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.filterwarnings("error:decode_attention")
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("form", KERNELS)
@@ -128,6 +131,7 @@ def test_a_kernel(form, case):
         agree(run(case, form, operands), defined(case, *operands), "float32")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("error:decode_attention")
 @pytest.mark.parametrize(("form", "dtype"), [(f, d) for f in KERNELS for d in ("float16", "bfloat16")])
 def test_a_kernel_in_half_precision(form, dtype):
@@ -150,6 +154,7 @@ def tpu(heads, pages):
 PIECES = [("xla", (("piece", 32),)), triton(16, 1), triton(32, 3), tpu(1, 2), tpu(2, 4)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("form", "config"), PIECES)
 @pytest.mark.parametrize("name", ["window over pages", "long rows"])
 def test_however_rows_are_cut(name, form, config):
@@ -192,6 +197,7 @@ def check_drawn(form, lengths, heads, page, window, cap, dtype):
         agree(run(case, form, operands), defined(case, *operands), dtype)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("form", [*EVERYWHERE, *KERNELS])
 def test_what_no_query_sees_changes_no_bit(form):
     case = named("window over pages")
@@ -205,6 +211,7 @@ def test_what_no_query_sees_changes_no_bit(form):
     assert np.all(np.isneginf(results[0][1][1]))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("form", [*EVERYWHERE, *KERNELS])
 def test_a_length_that_no_table_holds_counts_as_the_nearest_one(form):
     case = named("window shorter than a page")
@@ -214,6 +221,7 @@ def test_a_length_that_no_table_holds_counts_as_the_nearest_one(form):
         agree(run(case, form, beyond), defined(case, *operands), "float32")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("form", [*EVERYWHERE, *KERNELS])
 def test_gradients_are_those_of_attention(form):
     case = named("grouped heads")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import verified
 from harness import jit
 
 from jax_kernels.forms import Device
@@ -21,6 +22,7 @@ every_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 CPU = Device("cpu", "cpu")
 
 
+@pytest.mark.sampled(3)
 @every_op
 def test_cases_are_calls(op: Op) -> None:
     cases = [*benchmark_cases(op, "cpu"), *benchmark_cases(op, "gpu"), *compiled_cases(op), *small_cases(op)]
@@ -44,6 +46,7 @@ def test_xla_and_the_reference_take_every_call_everywhere(op: Op) -> None:
         assert "xla" in order
 
 
+@pytest.mark.sampled(3)
 @every_op
 def test_xla_computes_what_the_reference_computes(op: Op) -> None:
     for dtype in dtypes(op):
@@ -56,7 +59,7 @@ def test_xla_computes_what_the_reference_computes(op: Op) -> None:
 
 
 DIVIDED = """
-import json, traceback
+import json, sys, traceback
 import jax, numpy as np
 from jax.sharding import Mesh
 from jax_kernels.choosing import Choices, run, using
@@ -69,7 +72,7 @@ def check(op):
     dtype = "float32" if "float32" in dtypes(op) else dtypes(op)[0]
     cases = [case for case in small_cases(op) if op.rows(case.call(dtype), 2) is not None]
     assert cases, "no case can be divided"
-    for case in cases[:: len(cases) // 3 + 1]:  # each is two programs to compile
+    for case in cases[:: -(-len(cases) // int(sys.argv[1]))]:  # each is two programs to compile
         call = case.call(dtype)
         def through(call, config, *operands):
             return run(op, call, "auto", *operands)
@@ -100,7 +103,8 @@ def failures_on_two_devices() -> dict[str, str]:
     """The traceback of each op that fails, otherwise an empty text. One process imports JAX for all of them."""
     flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", DIVIDED], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", DIVIDED, "1" if verified.is_sample() else "3"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, str] = json.loads(done.stdout)
     return found

@@ -106,6 +106,7 @@ def product(case, dtype, form, operands):
         )
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.filterwarnings("error:quantized_matmul")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
@@ -166,6 +167,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("scales", [(None, (None, 1)), (256, (128, 100)), (256, (256, 150))], ids=str)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_many_blocks(name, scales):
@@ -177,6 +179,7 @@ def test_many_blocks(name, scales):
     assert_within(out, *defined(call, *operands))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", ["xla", *KERNELS])
 def test_gradients(form, dtype):

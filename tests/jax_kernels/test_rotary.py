@@ -69,6 +69,7 @@ def assert_right(got, operands):
         assert relative_error(a, b) < TOLERANCE[a.dtype.name]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 def test_values_and_gradient(case):
     with jax.enable_x64(True):
@@ -79,6 +80,7 @@ def test_values_and_gradient(case):
             assert relative_error(a, b) < 1e-12
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("implementation", EVERYWHERE)
 def test_precision(implementation, dtype):
@@ -86,6 +88,7 @@ def test_precision(implementation, dtype):
     assert_right(output_and_gradient(by(implementation), *operands), operands)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.filterwarnings("error:rotary")
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("form", KERNELS)
@@ -104,6 +107,7 @@ def in_small_blocks(form, case, dtype):
     assert_right(got, operands)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("form", KERNELS)
 @pytest.mark.parametrize("is_packed", [False, True], ids=["angles shared", "packed"])
@@ -142,6 +146,7 @@ def test_any_shape(batch, length, heads, half, is_packed, dtype):
     assert_right(output_and_gradient(by("xla"), *operands), operands)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("form", [*EVERYWHERE, *KERNELS])
 def test_angles_are_not_differentiated(form):
     case = Case("packed", 2, 5, 2, 64, is_packed=True)

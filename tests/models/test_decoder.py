@@ -74,6 +74,7 @@ def test_logits_are_numpys(family):
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_documents_are_numpys_and_separate_ones(family):
     model = decoder(**FAMILIES[family])
@@ -91,6 +92,7 @@ def test_packed_documents_are_numpys_and_separate_ones(family):
     np.testing.assert_allclose(got, alone, atol=2e-5 * scale)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 def test_gradients_are_finite_differences(family, scan):
@@ -117,6 +119,7 @@ def test_a_token_changes_nothing_before_itself(family):
     assert not np.allclose(before[:, 11:], after[:, 11:])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("prompts", [(1, 1), (10, 17), (SEQ - 1, 3)], ids=str)
@@ -136,6 +139,7 @@ def test_cached_decoding_is_the_full_forward(family, scan, prompts):
     np.testing.assert_array_equal(cache["lengths"], np.asarray(prompts) + SEQ - max(prompts))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scanned_and_recomputed_layers_are_the_same_model(family):
     inputs = tokens()
@@ -167,6 +171,7 @@ def test_computes_in_the_dtype_of_its_params():
     assert jax.eval_shape(model, params, tokens()).dtype == jnp.float32
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_narrow_params_do_not_round_the_logits(family):
     model = decoder(**FAMILIES[family])

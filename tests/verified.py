@@ -1,0 +1,104 @@
+"""Sources that passed every case of their tests, of which a sample is enough until they change.
+
+    python tests/verified.py    record in TABLE that the sources passed under this JAX, as they are now
+
+`make test-every` does so. A test marked `sampled(n)` runs one case in n, by the commit's hash, while TABLE holds the
+digest of SOURCES. It runs all of its cases if a source changed or another JAX is installed, with EVERY=1 or LONG=1,
+and with `-k`.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import tokenize
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TypeVar
+
+import pytest
+from effort import IS_LONG, ROOT, seed_of_commit
+
+T = TypeVar("T")
+
+TABLE = ROOT / "tests" / "verified.json"
+SOURCES = (
+    "jax_kernels/**/*.py",
+    "aifx/models/*.py",
+    "aifx/nn/*.py",
+    "aifx/generate.py",
+    "tests/jax_kernels/*.py",
+    "tests/models/*.py",
+    "tests/nn/*.py",
+    "tests/generate/*.py",
+)
+IS_EVERY = IS_LONG or os.environ.get("EVERY") == "1"
+
+
+def sampled_out(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Cases of tests marked `sampled` that this commit leaves out; none if the sources are not in TABLE."""
+    if not is_sample():
+        return []
+    cases: dict[tuple[str, int], list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if (marker := item.get_closest_marker("sampled")) is not None:
+            cases[item.nodeid.partition("[")[0], marker.args[0]].append(item)
+    seed = seed_of_commit()
+    return [item for (_, step), group in cases.items() for item in left_out(group, step, seed)]
+
+
+def left_out(cases: Sequence[T], step: int, seed: int) -> list[T]:
+    """All but one case in `step`, or but one if there are fewer."""
+    step = min(step, len(cases))
+    return [case for i, case in enumerate(cases) if (i + seed) % step]
+
+
+def is_sample() -> bool:
+    """Whether a sample is enough: every case passed from the sources as they are."""
+    return not IS_EVERY and read_table().get(_versions()) == digest()
+
+
+def read_table() -> dict[str, str]:
+    """The digest that passed, by versions of JAX."""
+    table: dict[str, str] = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {}
+    return table
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib"))
+
+
+def digest() -> str:
+    """Of the code in SOURCES."""
+    found = hashlib.sha256()
+    for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
+        found.update(f"{path.relative_to(ROOT)}\n{code_of(path.read_text(encoding='utf-8'))}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def code_of(source: str) -> str:
+    """A module's source without comments, docstrings and blank lines; the same under every Python."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        # A string that stands alone is a docstring, or documents the name above it.
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            assert node.end_lineno is not None
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def record() -> None:
+    table = {**read_table(), _versions(): digest()}
+    TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    record()
