@@ -39,7 +39,7 @@ SOURCES = (
 IS_EVERY = IS_LONG or os.environ.get("EVERY") == "1"
 
 
-def sampled_out(items: list[pytest.Item]) -> list[pytest.Item]:
+def sampled_out(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     """Cases of tests marked `sampled` that this commit leaves out; none if the sources are not in TABLE."""
     if not is_sample():
         return []
