@@ -15,6 +15,8 @@ compile = $(1)/bin/python -m pytest $(parallel_cases) -m compilers tests/jax_ker
 compiled_programs := tests/jax_kernels/compiled_programs.py
 # Their tests run a sample of their cases until a source of theirs changes; tests/verified.py has the sources.
 sampled := $(addprefix tests/,jax_kernels models nn generate)
+# Those of IS_LONG and `sample` (tests/effort.py).
+fewer_when_quick := $(sampled) tests/health/test_health_mutations.py tests/data/test_text_batches.py $(addprefix tests/train/test_,step.py training.py)
 quick := -m "not slow and not long and not compilers"
 # What depends on the versions of Python and JAX: kernels, models, training, checkpoints and one end-to-end path.
 version_dependent := $(addprefix tests/,jax_kernels nn models train checkpoint e2e/test_main_job.py::test_language_model)
@@ -45,14 +47,14 @@ test-slow: setup-test  ## the slow tests: whole trainings, kills, a Slurm cluste
 
 test-long: setup-test  ## hours of kills and random calls; resumes, and writes docs/reliability.md
 	LONG=1 $(python) -m pytest -n $(WORKERS) -m long $(ARGS)
-	LONG=1 $(python) -m pytest $(parallel) $(quick) tests/jax_kernels tests/health/test_health_mutations.py $(ARGS)
+	LONG=1 $(python) -m pytest $(parallel) $(quick) $(fewer_when_quick) $(ARGS)
 	$(python) scripts/reliability.py build/test-long.jsonl
 
 test-oldest:  ## the tests that depend on versions, under Python 3.11 with its JAX
 	@VENV=$(OLDEST_VENV) VERSIONS=3.11 sh scripts/setup.sh test
 	$(OLDEST_VENV)/bin/python -m pytest $(parallel) $(quick) $(version_dependent) $(ARGS)
 
-test-every: setup-test  ## every case of the tests of kernels and models, of which `make test` runs a sample, on both Pythons; and record it
+test-every: setup-test  ## every case of what `make test` takes a sample of, on the newest and the oldest Python, and record it
 	EVERY=1 $(python) -m pytest $(parallel) $(quick) $(sampled)
 	$(python) tests/verified.py
 	@VENV=$(OLDEST_VENV) VERSIONS=3.11 sh scripts/setup.sh test
