@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -219,6 +220,12 @@ def _snapshot(out: Output, looking: Looking, rules: list[Rule]) -> tuple[ExitCod
         raise UsageError("--project checks a project here", f"--root {root} is a copy of files", "leave one out")
     if root is not None and not root.is_dir():
         raise UsageError(f"--root {root} is no folder", "", "aifx doctor --root DIR, with DIR/proc and DIR/sys in it")
+    if root is not None and not _holds_a_machine(root):
+        raise UsageError(
+            f"--root {root} holds no files of a machine",
+            f"none in {', '.join(f'{name}/' for name in OF_A_MACHINE)}",
+            "aifx doctor --root DIR, with DIR/proc and DIR/sys in it",
+        )
     if root is not None and looking.stress:
         raise UsageError("--stress works this machine's devices", f"--root {root} is a copy of files", "leave one out")
     host = Host(root or Path("/"), imports_project=looking.imports_project)
@@ -228,6 +235,14 @@ def _snapshot(out: Output, looking: Looking, rules: list[Rule]) -> tuple[ExitCod
         snapshot = collect(host, rules, looking.sample, looking.stress, out.say)
     is_ended = snapshot.scope().look_up("stress.ended") == "interrupted"
     return stop.code if is_ended else ExitCode.OK, snapshot
+
+
+OF_A_MACHINE = ("proc", "sys", "etc", "var", "dev", "aifx-captured")
+"""The folders that probes read."""
+
+
+def _holds_a_machine(root: Path) -> bool:
+    return any(files for name in OF_A_MACHINE for _, _, files in os.walk(root / name))
 
 
 def _nothing_before(ctx: typer.Context) -> None:

@@ -43,13 +43,18 @@ class Host:
         return self.root / path.lstrip("/")
 
     def read(self, path: str, max_bytes: int = 1 << 20) -> str | Absent | Unknown:
-        """A file's text, without the line end, secrets in it removed."""
+        """A file's text, without the line end, secrets in it removed.
+
+        A copied tree has an empty file for one that could not be read where it was copied.
+        """
 
         def read() -> str:
             with self.path(path).open("rb") as file:
                 return file.read(max_bytes).decode("utf-8", "replace").rstrip("\n")
 
         text = self._of_disk(path, read)
+        if text == "" and not self.is_live:
+            return Absent(f"{path} is empty in this copy")
         return redact(text) if isinstance(text, str) else text
 
     def number(self, path: str) -> int | float | Absent | Unknown:
@@ -57,6 +62,8 @@ class Host:
         text = self.read(path)
         if not isinstance(text, str):
             return text
+        if not text or text.startswith("N/A"):  # "N/A (no PMA)" of an InfiniBand port that counts nothing
+            return Absent(f"{path} tells no number")
         try:
             return int(text, 0)
         except ValueError:

@@ -26,8 +26,10 @@ def judge(rules: Iterable[Rule], snapshot: Snapshot, site: Site | None = None) -
     """Each rule of each device that it is for: a finding, nothing, or skipped with the reason."""
     site, rules = site or Site(), list(rules)
     order = {rule.id: number for number, rule in enumerate(rules)}
-    silent = Absent("the site's file does not say what is expected")
-    expected = {**dict.fromkeys(_expected(rules), silent), **site.expected}
+    silent = Absent("neither the product nor the site's file says what is expected")
+    of_product = snapshot.facts.get("expected")
+    known = of_product if isinstance(of_product, dict) else {}
+    expected = {**dict.fromkeys(_expected(rules), silent), **known, **site.expected}
     node = replace(snapshot.scope(), now={**snapshot.facts, "expected": expected})
     findings = _ended_skips(site, snapshot, rules)
     skipped = [Skipped(rule.id, why) for rule in rules if (why := _site_skips(rule, site, snapshot))]

@@ -72,10 +72,19 @@ def take(host: Host, probes: Iterable[Probe]) -> Snapshot:
         for found in pool.map(lambda probe: _collect(host, probe), probes):
             facts |= found
     boot = host.read("/proc/sys/kernel/random/boot_id")
-    name = host.read("/proc/sys/kernel/hostname")
     facts["boot_id"] = boot
     facts = _clean(facts)
-    return Snapshot(name if isinstance(name, str) else platform.node(), time.time(), facts)
+    return Snapshot(_host_name(host), time.time(), facts)
+
+
+def _host_name(host: Host) -> str:
+    """That of a copied tree is its own; one that has none is called as its folder is."""
+    for path in ("/proc/sys/kernel/hostname", "/etc/hostname"):
+        text = host.read(path)
+        lines = [line.strip() for line in text.splitlines()] if isinstance(text, str) else []
+        if name := next((line for line in lines if line and not line.startswith("#")), ""):
+            return name
+    return platform.node() if host.is_live else host.root.resolve().name
 
 
 def _clean(value: Any) -> Any:

@@ -57,6 +57,16 @@ def test_findings_come_with_evidence_and_action(doctor, machine):
     assert doctor("--root", machine, "--only", "cpu", "--strict").returncode == 1
 
 
+@pytest.mark.parametrize("folder", ["", "proc", "photos"])
+def test_a_root_without_files_of_a_machine_is_refused(doctor, folder, tmp_path):
+    (tmp_path / "root" / folder).mkdir(parents=True)
+    (tmp_path / "root" / "photos").mkdir(exist_ok=True)
+    (tmp_path / "root" / "photos" / "1.jpg").touch()
+    done = doctor("--root", tmp_path / "root")
+    assert done.returncode == 2
+    assert "holds no files of a machine" in done.stderr
+
+
 def test_the_document_is_as_the_schema_says(doctor, machine):
     answer = document(doctor("--root", machine, "--only", "cpu", "--json"))
     assert (answer["host"], answer["status"]) == ("n7", "warning")

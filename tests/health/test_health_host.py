@@ -8,6 +8,8 @@ import threading
 import time
 
 import pytest
+from health_machines.boot_log import KMSG, record
+from health_machines.gpus import H100_BUSES, NVML
 from health_machines.host_files import own_limits
 from health_machines.network_files import infiniband_files, port
 from health_trees import machines, report_of, snapshot_of
@@ -20,6 +22,7 @@ from aifx.health.probes import all_probes, clock, disk, infiniband, limits, netw
 from aifx.health.rules import load_rules
 
 FACTS = (
+    "expected",
     "memory",
     "limits",
     "processes",
@@ -208,6 +211,116 @@ def test_a_port_that_nobody_wired_is_no_fault(phys, downed, is_ill, tmp_path):
     tree = machines()["server"]() | port(0) | port(1, "10 Gb/sec (4X SDR)", state="1: DOWN", phys=phys)
     tree["sys/class/infiniband/mlx5_1/ports/1/counters/link_downed"] = f"{downed}\n"
     assert any(f.id == "infiniband.port.down" for f in report_of(snapshot_of(tree, tmp_path)).findings) == is_ill
+
+
+SYSTEM = "8xH100 SXM with InfiniBand"
+
+
+def found(tree, folder, site=None):
+    return {finding.id for finding in report_of(snapshot_of(tree, folder), site).findings}
+
+
+@pytest.mark.parametrize(("word", "is_ill"), [("plugged", True), ("unplugged", False)])
+def test_a_port_that_is_down_with_a_cable_is_a_finding(word, is_ill, tmp_path):
+    """The only port of its kind, of which the driver logged this last."""
+    tree = machines()["server"]() | port(3, "10 Gb/sec (4X SDR)", state="1: DOWN", phys="2: Polling")
+    address = tree["sys/class/infiniband/mlx5_3/device"].rpartition("/")[2]
+    for each in ("unplugged", word):
+        tree[KMSG] += record(40.0, f"mlx5_core {address}: Port module event: module 0, Cable {each}")
+    assert ("infiniband.port.down" in found(tree, tmp_path)) == is_ill
+
+
+@pytest.mark.parametrize("source", ["the PCI bus", "NVML"])
+def test_ports_follow_from_the_gpus(source, tmp_path):
+    """Eight of them never came up; without GPUs of such a system nobody knows whether they were to."""
+    tree = machines()[SYSTEM]()
+    for number in range(8):
+        tree |= port(number, "10 Gb/sec (4X SDR)", state="1: DOWN", phys="2: Polling")
+    if source == "the PCI bus":
+        tree[NVML] = tree[NVML].replace("H100 80GB HBM3", "unknown")
+        assert "infiniband.port.never_up" not in found(tree, tmp_path)
+        for bus in H100_BUSES:
+            tree[f"sys/bus/pci/devices/{bus}/device"] = "0x2330\n"
+    assert {"infiniband.port.never_up", "infiniband.ports.expected"} <= found(tree, tmp_path)
+    assert not found(tree, tmp_path, {"expected": {"infiniband_ports": 0}}) & {"infiniband.ports.expected"}
+
+
+def test_a_card_that_is_slower_than_the_system_is_no_fault(tmp_path):
+    tree = machines()[SYSTEM]()
+    for number in range(8):
+        tree |= port(number, "200 Gb/sec (4X HDR)")
+        tree[f"sys/class/infiniband/mlx5_{number}/hca_type"] = "MT4123\n"
+    assert not found(tree, tmp_path)
+
+
+def test_a_port_that_counts_nothing_is_absent(tmp_path):
+    tree = machines()["server with InfiniBand"]()
+    tree |= {path: "N/A (no PMA)\n" for path in tree if "/counters/" in path}
+    snapshot = snapshot_of(tree, tmp_path)
+    assert not report_of(snapshot).findings
+    assert isinstance(snapshot.facts["infiniband"]["ports"][0]["link_downed"], Absent)
+
+
+EMPTY = (
+    "sys/class/net/eno1/speed",
+    "sys/class/net/eno1/duplex",
+    "sys/class/net/eno1/mtu",
+    "sys/devices/system/cpu/online",
+    "proc/loadavg",
+    "aifx-captured/nvme_smart-log_devnvme0_-o_json.txt",
+)
+
+
+@pytest.mark.parametrize("path", EMPTY)
+def test_an_empty_file_of_a_copy_is_absent(path, tmp_path):
+    """`cp` leaves one if the kernel gives an error for the file, as for the speed of a card without a link."""
+    tree = machines()["server"]()
+    assert path in tree
+    snapshot = snapshot_of(tree | {path: ""}, tmp_path)
+    assert not report_of(snapshot).findings
+    assert "probe failed" not in json.dumps(snapshot.document())
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"etc/hostname": "# set by the installer\nn7\n"}, "n7"),
+        ({"etc/hostname": "n7\n", "proc/sys/kernel/hostname": ""}, "n7"),
+        ({}, "node-of-rack-4"),
+    ],
+)
+def test_the_name_of_a_copied_machine(changes, name, tmp_path):
+    tree = {path: text for path, text in machines()["server"]().items() if path != "proc/sys/kernel/hostname"}
+    assert snapshot_of(tree | changes, tmp_path / "node-of-rack-4").host == name
+
+
+@pytest.mark.parametrize(
+    ("driver", "preference", "is_slow"),
+    [
+        ("intel_pstate", "balance_performance", False),
+        ("amd-pstate-epp", "performance", False),
+        ("intel_pstate", None, True),
+        ("acpi-cpufreq", None, True),
+    ],
+)
+def test_powersave_is_slow_if_the_kernel_drives(driver, preference, is_slow, tmp_path):
+    tree = machines()["server"]()
+    for path in [path for path in tree if path.endswith("/scaling_governor")]:
+        tree[path] = "powersave\n"
+        tree[path.replace("scaling_governor", "scaling_driver")] = f"{driver}\n"
+        if preference:
+            tree[path.replace("scaling_governor", "energy_performance_preference")] = f"{preference}\n"
+    assert found(tree, tmp_path) == ({"cpu.governor.slow"} if is_slow else set())
+
+
+@pytest.mark.parametrize(("kind", "is_ill"), [("0x020700\n", True), ("0x0c0330\n", False), (None, False)])
+def test_a_narrow_link_of_a_class_that_is_known(kind, is_ill, tmp_path):
+    tree = machines()["server"]()
+    line = "limited by 2.5 GT/s PCIe x1 link at 0000:00:1c.0 (capable of 15.752 Gb/s with 8.0 GT/s PCIe x2 link)"
+    tree[KMSG] += record(40.0, f"pci 0000:5e:00.0: 2.000 Gb/s available PCIe bandwidth, {line}")
+    if kind:
+        tree["sys/bus/pci/devices/0000:5e:00.0/class"] = kind
+    assert ("kernel_log.pcie.narrow" in found(tree, tmp_path)) == is_ill
 
 
 def test_two_groups_of_ports_are_not_compared(tmp_path):

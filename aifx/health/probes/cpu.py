@@ -19,17 +19,18 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def _cpu(host: Host) -> dict[str, Any] | Absent | Unknown:
-    online, present = (_count(host.read(f"{CPUS}/{name}")) for name in ("online", "present"))
+    online, present = (_numbers(host.read(f"{CPUS}/{name}")) for name in ("online", "present"))
     info = host.read("/proc/cpuinfo")
     model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE) if isinstance(info, str) else None
-    load = host.read("/proc/loadavg")
+    num_present = len(present) if isinstance(present, set) else present
     return {
         "model": model[1].strip() if model else Absent("/proc/cpuinfo has no model name"),
         "is_virtual": "hypervisor" in info if isinstance(info, str) else info,
-        "online": online,
-        "present": present,
-        "meant_online": present // 2 if isinstance(present, int) and _smt_is_off(host) else present,
-        "load_1min": float(load.split()[0]) if isinstance(load, str) else load,
+        "online": len(online) if isinstance(online, set) else online,
+        "present": num_present,
+        "meant_online": num_present // 2 if isinstance(num_present, int) and _smt_is_off(host) else num_present,
+        "offline": _ranges(present - online) if isinstance(present, set) and isinstance(online, set) else online,
+        "load_1min": _load(host),
         "governors": _governors(host),
         "package_throttles": _sum(host, "thermal_throttle/package_throttle_count"),
     }
@@ -48,25 +49,56 @@ def _kernel(host: Host) -> dict[str, Any]:
     return {"release": host.read("/proc/sys/kernel/osrelease"), "command_line": host.read("/proc/cmdline"), **bits}
 
 
-def _count(text: str | Absent | Unknown) -> int | Absent | Unknown:
-    """How many numbers "0-3,8" means."""
+def _load(host: Host) -> float | Absent | Unknown:
+    text = host.read("/proc/loadavg")
+    if not isinstance(text, str):
+        return text
+    try:
+        return float(text.split()[0])
+    except (ValueError, IndexError):
+        return Unknown(f"/proc/loadavg is strange: {text[:40]!r}")
+
+
+def _numbers(text: str | Absent | Unknown) -> set[int] | Absent | Unknown:
+    """Those that "0-3,8" means."""
     if not isinstance(text, str):
         return text
     try:
         ends = [part.split("-") for part in text.split(",") if part]
-        return sum(int(end[-1]) - int(end[0]) + 1 for end in ends)
+        return {number for end in ends for number in range(int(end[0]), int(end[-1]) + 1)}
     except ValueError:
         return Unknown(f"{text[:40]!r} is no list of processors")
 
 
+def _ranges(numbers: set[int]) -> str:
+    """The inverse: "0-3,8"."""
+    starts = sorted(number for number in numbers if number - 1 not in numbers)
+    ends = sorted(number for number in numbers if number + 1 not in numbers)
+    return ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in zip(starts, ends, strict=True))
+
+
 def _governors(host: Host) -> list[str] | Absent | Unknown:
-    """The distinct frequency governors; virtual machines have none."""
+    """The distinct frequency governors that the kernel drives by; virtual machines have none.
+
+    Under `intel_pstate` and `amd_pstate` the processor chooses by its energy preference: `powersave` is only a name.
+    """
     policies = host.names(f"{CPUS}/cpufreq")
     if not isinstance(policies, list):
         return Absent("the processors' frequency is not driven from here") if isinstance(policies, Absent) else policies
-    read = [host.read(f"{CPUS}/cpufreq/{p}/scaling_governor") for p in policies if p.startswith("policy")]
-    found = sorted({governor for governor in read if isinstance(governor, str)})
+    folders = [f"{CPUS}/cpufreq/{p}" for p in policies if p.startswith("policy")]
+    read = [(host.read(f"{folder}/scaling_governor"), folder) for folder in folders]
+    own = [governor for governor, folder in read if governor != "powersave" or not _has_preference(host, folder)]
+    if read and not own:
+        return Absent("the processors choose their frequency by their energy preference")
+    found = sorted({governor for governor in own if isinstance(governor, str)})
     return found or Absent("the processors' frequency is not driven from here")
+
+
+def _has_preference(host: Host, folder: str) -> bool:
+    """Whether a policy's driver leaves the frequency to the processor (Documentation/admin-guide/pm)."""
+    driver = host.read(f"{folder}/scaling_driver")
+    is_pstate = isinstance(driver, str) and driver.startswith(("intel_pstate", "amd_pstate", "amd-pstate"))
+    return is_pstate and isinstance(host.read(f"{folder}/energy_performance_preference"), str)
 
 
 def _sum(host: Host, name: str) -> int | Absent | Unknown:

@@ -222,6 +222,7 @@ SMART = {
     "worn_percent": ("percent_used", "percentage_used"),
     "media_errors": ("media_errors", "media_errors"),
     "spare_percent": ("avail_spare", "available_spare"),
+    "spare_threshold_percent": ("spare_thresh", "available_spare_threshold"),
 }
 
 
@@ -244,9 +245,12 @@ def _smart(host: Host, name: str) -> dict[str, Any]:
         return dict.fromkeys(SMART, Unknown(f"the account of {name} is no JSON: {error}"))
     told = told.get("nvme_smart_health_information_log") if tool and isinstance(told, dict) else told
     told = told if isinstance(told, dict) else {}
-    return {
+    account = {
         fact: _number(told.get(words[tool]), f"{name} does not tell {words[tool]}") for fact, words in SMART.items()
     }
+    # Without it nothing is lost: the drive sets a bit of its critical warning as well.
+    threshold = account["spare_threshold_percent"]
+    return account | {"spare_threshold_percent": Absent(threshold.why) if isinstance(threshold, Unknown) else threshold}
 
 
 def _number(value: Any, missing: str) -> Any:

@@ -8,7 +8,9 @@ from typing import Any
 
 from aifx.health.facts import Absent, Unknown
 from aifx.health.host import Host
+from aifx.health.kernel_log import Log
 from aifx.health.probes import Probe
+from aifx.health.probes.kernel_log import read_log
 from aifx.health.probes.network import agreed
 
 CARDS = "/sys/class/infiniband"
@@ -22,16 +24,46 @@ COUNTERS = {
     "integrity_errors": "counters/local_link_integrity_errors",
     "not_ready_retries": "hw_counters/rnr_nak_retry_err",
 }
+WIDTHS = {
+    "symbol_errors": 16,
+    "link_downed": 8,
+    "link_recoveries": 8,
+    "receive_errors": 16,
+    "buffer_overruns": 4,
+    "integrity_errors": 4,
+}
+"""Bits of a counter, which stays at its largest value (InfiniBand Architecture Specification, PortCounters; Linux,
+drivers/infiniband/core/sysfs.c)."""
+
 GPU_VENDORS = ("0x10de", "0x1002")
 FABRIC_GBIT, FAST_GBIT = 100, 400
 MANY = 3
 """So many alike that are up make one that never was a fault; one or two may be all that was wired."""
 
-NO_CABLE = ("Disabled", "Polling")
+SYSTEM_PORTS = 8
+"""InfiniBand ports of a system of `SYSTEM_GPUS`, each of `FAST_GBIT` (leptonai/gpud)."""
+SYSTEM_GPUS = {
+    **dict.fromkeys(("0x2330", "0x2336", "0x2337", "0x2339"), "H100"),
+    "0x2335": "H200",
+    "0x2901": "B200",
+    "0x2941": "GB200",
+}
+"""PCI device IDs of GPU modules. Cards (H100 PCIe, H200 NVL) come in servers of every kind."""
+
+SYSTEM_NAMES = re.compile(r"\bH100 80GB HBM3|\bH200(?! NVL)|\bG?B200")
+
+SLOWER_CARDS = ("MT4113", "MT4115", "MT4117", "MT4119", "MT4121", "MT4123", "MT4125", "MT4127")
+"""Connect-IB to ConnectX-6, which have no port of 400 Gb/s."""
+
+NO_LINK = ("Disabled", "Polling")
+"""Physical states of a port that has no cable, or one that leads to nothing."""
+
+MODULE_EVENT = re.compile(r"^mlx5_core (\S+): .{0,80}?Port module event(?:\[error\])?: module \d+, Cable (\w+)")
 
 
 def collect(host: Host) -> dict[str, Any]:
-    return {"infiniband": _infiniband(host)}
+    found = _infiniband(host)
+    return {"infiniband": found, "expected": _expected(host, found) if isinstance(found, dict) else {}}
 
 
 def _infiniband(host: Host) -> Any:
@@ -42,14 +74,16 @@ def _infiniband(host: Host) -> Any:
     ports = [port for card in cards for port in _ports(host, card)]
     if not ports:
         return names if isinstance(names, Unknown) else Absent("there is no InfiniBand or RoCE port here")
+    cables = _cables(host) if any(_is_down(port) for port in ports) else {}
+    groups = _groups(ports)
     for port in ports:
-        alike = [other for other in ports if other["place"] == port["place"] and other is not port]
+        alike = [other for other in groups[port["place"]] if other is not port]
         up = [other for other in alike if other["state"] == "ACTIVE"]
         port["peers_up"] = len(up)
         port["peer_rate_gbit"] = agreed([other["rate_gbit"] for other in up])
-        was_up = isinstance(port["link_downed"], int) and port["link_downed"] > 0
-        has_cable = port["phys_state"] not in NO_CABLE or was_up
-        port["is_expected_up"] = has_cable or len(up) >= max(MANY, len(alike) / 2)
+        reason = _reason_to_be_up(port, cables.get(port.pop("address")), len(up), len(alike))
+        port["is_expected_up"], port["expected_up_because"] = bool(reason), reason or "nothing asks for it"
+        port["is_rail"] = _is_rail(port["place"], groups)
     for port in ports:
         del port["place"]
     rates = [port["rate_gbit"] if port["state"] == "ACTIVE" else 0 for port in ports]
@@ -63,6 +97,76 @@ def _infiniband(host: Host) -> Any:
         "device_files_missing": _device_files_missing(host),
         "gpudirect": _gpudirect(host),
     }
+
+
+def _groups(ports: list[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """Ports by the place that they have in cards of one kind."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for port in ports:
+        groups.setdefault(port["place"], []).append(port)
+    return groups
+
+
+def _is_rail(place: tuple[str, ...], groups: dict[tuple[str, ...], list[dict[str, Any]]]) -> bool:
+    """Whether jobs use the ports of this place: the most alike, InfiniBand before RoCE, which also serves storage."""
+    layers = {layer for _, layer, *_ in groups}
+    sizes = [len(group) for other, group in groups.items() if "InfiniBand" not in layers or other[1] == "InfiniBand"]
+    return ("InfiniBand" not in layers or place[1] == "InfiniBand") and len(groups[place]) == max(sizes)
+
+
+def _is_down(port: dict[str, Any]) -> bool:
+    return port["state"] in ("DOWN", "NOP")
+
+
+def _reason_to_be_up(port: dict[str, Any], has_cable: bool | None, peers_up: int, peers: int) -> str:
+    """Why the port should have a link; empty if nothing says so."""
+    if isinstance(port["link_downed"], int) and port["link_downed"] > 0:
+        return "it had a link before"
+    if isinstance(port["phys_state"], str) and port["phys_state"] not in NO_LINK:
+        return f"its physical state is {port['phys_state']}"
+    if has_cable:
+        return "its cable is plugged in"
+    if peers_up >= max(MANY, peers / 2):
+        return f"{peers_up} ports of its kind are up"
+    return ""
+
+
+def _cables(host: Host) -> dict[str, bool]:
+    """By PCI address, whether a cable is plugged in, as the driver last logged. sysfs does not tell."""
+    log = read_log(host)
+    events = [MODULE_EVENT.match(line.text) for line in log.lines] if isinstance(log, Log) else []
+    return {event[1]: event[2] != "unplugged" for event in events if event}
+
+
+def _expected(host: Host, infiniband: dict[str, Any]) -> dict[str, Any]:
+    """Ports and their rate that the GPU system is built with; nothing for one that is not known or not so wired."""
+    rails = [port for port in infiniband["ports"] if port["is_rail"] and port["layer"] == "InfiniBand"]
+    if len(rails) < MANY or not _is_gpu_system(host):
+        return {}
+    # Four GPUs of a tray, or pairs of eight, have four ports.
+    ports = SYSTEM_PORTS if len(rails) > SYSTEM_PORTS / 2 else len(rails)
+    cards = {host.read(f"{CARDS}/{port['card']}/hca_type") for port in rails}
+    is_slower = bool(cards.intersection(SLOWER_CARDS))
+    return {"infiniband_ports": ports} | ({} if is_slower else {"infiniband_gbit": FAST_GBIT})
+
+
+def _is_gpu_system(host: Host) -> bool:
+    """Whether its GPUs are modules of a system that is built with one InfiniBand port for each, or for each pair."""
+    devices = host.names(PCI)
+    gpus = [d for d in devices if _is_gpu(host, d)] if isinstance(devices, list) else []
+    if any(host.read(f"{PCI}/{gpu}/device") in SYSTEM_GPUS for gpu in gpus):
+        return True
+    said = None if host.is_live else host.ask("aifx.health.nvml", name="nvml", limit_s=0)
+    told = said.get("gpus") if isinstance(said, dict) else None
+    names = [gpu.get("name") for gpu in told if isinstance(gpu, dict)] if isinstance(told, list) else []
+    return any(isinstance(name, str) and SYSTEM_NAMES.search(name) for name in names)
+
+
+def _full_counters(counters: dict[str, Any]) -> list[str] | Absent:
+    """Counters that stand at their largest value, with it."""
+    if not any(isinstance(counters[name], int) for name in WIDTHS):
+        return Absent("the port tells no counters")
+    return [f"{name} {counters[name]}" for name, bits in WIDTHS.items() if counters[name] == (1 << bits) - 1]
 
 
 def _is_of_fabric(layer: Any, rate: Any) -> bool:
@@ -82,17 +186,25 @@ def _port(host: Host, card: str, name: str) -> dict[str, Any]:
     missing = Unknown(f"{folder}/rate is strange: {rate[:40]!r}") if isinstance(rate, str) else rate
     kind = next((k for f in ("board_id", "hca_type") if isinstance(k := host.read(f"{CARDS}/{card}/{f}"), str)), "")
     link = host.link(f"{CARDS}/{card}/device")
-    function = link.rpartition(".")[2] if isinstance(link, str) else ""
+    address = link.rpartition("/")[2] if isinstance(link, str) else ""
+    function = address.rpartition(".")[2]
     layer = host.read(f"{folder}/link_layer")
+    counters = {name: host.number(f"{folder}/{file}") for name, file in COUNTERS.items()}
+    full = _full_counters(counters)
     return {
         "device": f"{card}/{name}",
+        "card": card,
+        "port": int(name) if name.isdigit() else name,
+        "address": address,
         # The second port of a card may be one that nobody uses on any card.
         "place": (kind, str(layer), name, function),
         "layer": layer,
         "state": _word(host.read(f"{folder}/state")),
         "phys_state": _word(host.read(f"{folder}/phys_state")),
         "rate_gbit": float(gbit[1]) if gbit else missing,
-        **{name: host.number(f"{folder}/{file}") for name, file in COUNTERS.items()},
+        **counters,
+        "full_counters": full,
+        "num_full_counters": len(full) if isinstance(full, list) else full,
     }
 
 
@@ -148,7 +260,7 @@ def _acs(host: Host) -> Any:
     bridges = [
         part.split(None, 1)[0] for part in re.split(r"\n(?=\S)", text) if re.search(r"ACSCtl:\s*SrcValid\+", part)
     ]
-    return {"bridges": len(bridges), "names": bridges[:4]}
+    return {"bridges": len(bridges), "names": bridges[:4], "first": bridges[0] if bridges else "none"}
 
 
 def _is_gpu(host: Host, device: str) -> bool:
@@ -156,4 +268,7 @@ def _is_gpu(host: Host, device: str) -> bool:
     return host.read(f"{PCI}/{device}/vendor") in GPU_VENDORS and isinstance(kind, str) and kind.startswith("0x03")
 
 
-PROBES = (Probe("infiniband", ("infiniband",), collect), Probe("pci_acs", ("pci_acs",), collect_acs))
+PROBES = (
+    Probe("infiniband", ("infiniband", "expected"), collect, limit_s=5.0),
+    Probe("pci_acs", ("pci_acs",), collect_acs),
+)

@@ -30,7 +30,7 @@ LIMITED_CLASSES = ("0x0200", "0x0207", "0x0300", "0x0302", "0x1200")
 
 
 def collect(host: Host) -> dict[str, Any]:
-    log = _live(host) if host.is_live else _of_tree(host)
+    log = read_log(host)
     if not isinstance(log, Log):
         return dict.fromkeys(GIVES, log)
     events = kernel_events.facts(log.lines)
@@ -39,6 +39,11 @@ def collect(host: Host) -> dict[str, Any]:
     lost = 0.0 if log.is_whole else max(day - log.seconds, 0.0)
     told = {"reach_s": int(log.seconds), "lines": len(log.lines), "lost_of_day_s": int(lost)}
     return {"kernel_log": told, "kernel_events": events, **xids.facts(log.lines)}
+
+
+def read_log(host: Host) -> Log | Absent | Unknown:
+    """The kernel's lines since the boot, as many as are left."""
+    return _live(host) if host.is_live else _of_tree(host)
 
 
 def _live(host: Host) -> Log | Absent | Unknown:
@@ -96,9 +101,9 @@ def _uptime(host: Host) -> float | None:
 
 
 def _matters(host: Host, device: str) -> bool:
-    """Whether a narrow PCIe link of a device costs anything here; that of what cannot be told does."""
+    """Whether a narrow PCIe link of a device costs anything here: the kernel logs those of every class."""
     told = host.read(f"/sys/bus/pci/devices/{device}/class")
-    return not isinstance(told, str) or told.startswith(LIMITED_CLASSES)
+    return isinstance(told, str) and told.startswith(LIMITED_CLASSES)
 
 
 PROBES = (Probe("kernel_log", GIVES, collect, limit_s=4.0),)

@@ -42,6 +42,7 @@ CASES = [
     Case("disk.nvme.dead", "server", {f"{DRIVE}/state": "dead\n", ACCOUNT: smart(media_errors=4)}),
     Case("disk.nvme.warning", "server", {ACCOUNT: smart(critical_warning=1, avail_spare=2, percent_used=121)}),
     Case("disk.nvme.warning", "server", {ACCOUNT: smart(critical_warning={"value": 4})}),
+    Case("disk.nvme.spare", "server", {ACCOUNT: smart(avail_spare=10)}),
     Case("disk.nvme.worn", "server", {ACCOUNT: smart(percent_used=104)}),
     Case("disk.nvme.media_errors", "server", {ACCOUNT: smart(media_errors=17)}),
     Case(

@@ -1,12 +1,35 @@
 from health_machines.host_files import own_limits
-from health_trees import Case
+from health_machines.network_files import port
+from health_trees import Case, Tree
 
 PORT = "sys/class/infiniband/mlx5_5/ports/1"
 NODE = "server with InfiniBand"
+SYSTEM = "8xH100 SXM with InfiniBand"
 
 
 def rises(rule: str, counter: str, now: int, then: int = 0) -> Case:
     return Case(rule, NODE, {f"{PORT}/{counter}": f"{now}\n"}, before={f"{PORT}/{counter}": f"{then}\n"})
+
+
+def never_up(*numbers: int, state: str = "1: DOWN", phys: str = "2: Polling") -> dict[str, str]:
+    """Ports that never had a link."""
+    tree: dict[str, str] = {}
+    for number in numbers:
+        tree |= port(number, "10 Gb/sec (4X SDR)", state=state, phys=phys)
+    return {path: text for path, text in tree.items() if "/ports/" in path}
+
+
+def at_200(numbers: range) -> dict[str, str]:
+    return {f"sys/class/infiniband/mlx5_{n}/ports/1/rate": "200 Gb/sec (2X NDR)\n" for n in numbers}
+
+
+def roce_without_one(tree: Tree) -> None:
+    """Eight GPUs of a kind that says nothing of ports, and seven ports."""
+    for path in list(tree):
+        if path.endswith("/link_layer"):
+            tree[path] = "Ethernet\n"
+        if "mlx5_5/" in path or "uverbs5" in path:
+            del tree[path]
 
 
 CASES = [
@@ -25,11 +48,19 @@ CASES = [
         site={"expected": {"infiniband_ports": 8}},
     ),
     Case(
-        "infiniband.ports.few",
-        "8xH100 SXM with InfiniBand",
+        "infiniband.ports.expected",
+        SYSTEM,
         {"sys/class/infiniband/mlx5_5": None, "sys/class/infiniband_verbs/uverbs5": None},
     ),
+    Case("infiniband.ports.few", SYSTEM, roce_without_one),
+    Case("infiniband.port.never_up", SYSTEM, never_up(*range(8))),
+    Case("infiniband.port.never_up", NODE, never_up(*range(8)), site={"expected": {"infiniband_ports": 8}}),
+    Case("infiniband.port.down", SYSTEM, never_up(4)),
+    Case("infiniband.rate.expected", SYSTEM, at_200(range(8))),
+    Case("infiniband.errors.counter_full", NODE, {f"{PORT}/counters/link_downed": "255\n"}),
+    Case("infiniband.errors.counter_full", NODE, {f"{PORT}/counters/excessive_buffer_overrun_errors": "15\n"}),
     Case("infiniband.rate.below_peers", NODE, {f"{PORT}/rate": "200 Gb/sec (2X NDR)\n"}),
+    Case("infiniband.rate.expected", SYSTEM, {f"{PORT}/rate": "200 Gb/sec (2X NDR)\n"}),
     Case(
         "infiniband.rate.expected",
         NODE,

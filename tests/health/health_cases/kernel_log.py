@@ -24,6 +24,12 @@ def event(rule: str, kind: str, times: int = 1) -> Case:
     return Case(rule, "server", logged(*[example(kind)] * times, apart=60))
 
 
+def narrow(tree: Tree) -> None:
+    """A network card's link."""
+    logged(example("pcie_narrow"))(tree)
+    tree["sys/bus/pci/devices/0000:5e:00.0/class"] = "0x020000\n"
+
+
 def xid(rule: str, *lines: str, apart: float = 600.0) -> Case:
     return Case(rule, "server", logged(*(XID + line for line in lines), ago=7200, apart=apart))
 
@@ -74,7 +80,7 @@ EVENTS = [
     event("kernel_log.kernel.forks", "forks_refused"),
     event("kernel_log.pcie.uncorrectable", "aer_uncorrectable"),
     event("kernel_log.pcie.correctable", "aer_correctable", 120),
-    event("kernel_log.pcie.narrow", "pcie_narrow"),
+    Case("kernel_log.pcie.narrow", "server", narrow),
     event("kernel_log.pcie.iommu", "iommu_faults"),
     event("kernel_log.network.flap", "links_down", 3),
     event("kernel_log.network.module", "nic_modules"),

@@ -69,6 +69,7 @@ def port(
     }
     return {
         f"{folder}/board_id": "MT_0000000838\n",
+        f"{folder}/hca_type": "MT4129\n",
         f"{folder}/fw_ver": "28.39.3560\n",
         f"{folder}/device": f"-> ../../../0000:{0x18 + 16 * number // 2:02x}:00.{function}",
         **{f"{folder}/ports/1/{name}": f"{text}\n" for name, text in files.items()},
