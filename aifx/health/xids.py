@@ -38,8 +38,9 @@ FIRST_OF_LOST = re.compile(r"NVRM: The NVIDIA GPU (?P<where>[0-9a-fA-F:.]{5,20})
 LOST = re.compile(r"NVRM: (?:GPU (?P<where>[0-9a-fA-F:.]{5,20}): .{0,20})?fallen off the bus")
 PROCESS = re.compile(r"^, pid='?[^,]{0,40}, name=[^,]{0,40}|^, pid='?[^,]{0,40}")
 NVLINK5_TEXT = re.compile(
-    r"(?P<unit>[A-Z][A-Z0-9_]{2,30})(?:/\w{1,30})? (?P<word>Nonfatal|Non-fatal|Fatal|Link Fatal)\b"
-    r"(?:[^(]{0,40}\((?P<first>0x[0-9a-fA-F]{1,8}) (?P<second>0x[0-9a-fA-F]{1,8}))?"
+    # The driver pads its columns: "NETIR_LINK_EVT  Fatal   XC0 i0 Link 08 (0x".
+    r"(?P<unit>[A-Z][A-Z0-9_]{2,30})(?:/\w{1,30})? +(?P<word>Nonfatal|Non-fatal|Fatal|Link Fatal)\b"
+    r"(?:[^(]{0,80}\( *(?P<first>0x[0-9a-fA-F]{1,8}) +(?P<second>0x[0-9a-fA-F]{1,8}))?"
 )
 UNIT = re.compile(r"\((GPC \d{1,3}, TPC \d{1,3})|((?:GPC ?\d{1,3} )?GPCCLIENT_\w{1,20})")
 RECOVERY = re.compile(r"recovery action changed from .{0,60} to 0x[0-9a-fA-F]{1,8} \((?P<to>[^)]{1,40})\)")
@@ -138,7 +139,7 @@ def _xid(text: str, pending: str) -> Event | None:
         _decode_nvlink5(event, rest)
     elif code == 154:
         to = RECOVERY.search(rest)
-        event.sub_code = to["to"] if to else rest[:40]
+        event.sub_code = to["to"] if to else excerpt(rest)[:40]
     return event
 
 

@@ -1,7 +1,7 @@
 """Xids and SXids as the drivers write them, read into events, and judged by what is known of their codes."""
 
 import pytest
-from health_cases.kernel_log import FAULT, NVLINK, RLW, UNIT, XID, logged
+from health_cases.kernel_log import FAULT, NVLINK, NVLINK_PADDED, RLW, UNIT, XID, logged
 from health_machines.linux import server
 from health_trees import changed, report_of, snapshot_of
 
@@ -43,6 +43,10 @@ def test_the_device_is_its_pci_address(where, device):
         (NVLINK.format("Fatal", "0x026001c6"), True, "NETIR_LINK_EVT 38", "IGNORE, then INVESTIGATE_SW/USER"),
         (NVLINK.format("Fatal", "0x025001c6"), True, "NETIR_LINK_EVT 37", "RESET_GPU, then INVESTIGATE_PEER_DEVICE"),
         (NVLINK.format("Nonfatal", "0x004505c6"), False, "NETIR_LINK_EVT 4", "RESET_GPU, then INVESTIGATE_LINK_SI"),
+        # As the driver prints it, in columns (NVSentinel tests with such lines).
+        (NVLINK_PADDED, True, "NETIR_LINK_EVT 37", "RESET_GPU, then INVESTIGATE_PEER_DEVICE"),
+        ("145, RLW_REMAP       Nonfatal XC1  i0 Link 02 (0x00400082  0x00000040)", False, "RLW_REMAP 0x40",
+         "RESET_GPU, then CONTACT_SUPPORT"),
         (RLW, False, "RLW_RXPIPE 0x8", "IGNORE, then CONTACT_SUPPORT"),
         ("144, SAW_MVB Nonfatal XC0 i0 Link 0 (0x00000001 0x00000008 0x0 0x0 0x0 0x0)", False, "SAW_MVB 0x8",
          "IGNORE, then CONTACT_SUPPORT"),
