@@ -57,6 +57,24 @@ class Host:
             return Absent(f"{path} is empty in this copy")
         return redact(text) if isinstance(text, str) else text
 
+    def tail(self, path: str, max_bytes: int) -> tuple[str, int] | Absent | Unknown:
+        """The text at a file's end, and how many bytes are before that.
+
+        Secrets are left in: to look for them in a long log takes seconds.
+        """
+
+        def read() -> tuple[str, int]:
+            with self.path(path).open("rb") as file:
+                skipped = max(file.seek(0, os.SEEK_END) - max_bytes, 0)
+                file.seek(skipped)
+                return file.read(max_bytes).decode("utf-8", "replace"), skipped
+
+        return self._of_disk(path, read)
+
+    def modified(self, path: str) -> float | Absent | Unknown:
+        """When a file was written, Unix time."""
+        return self._of_disk(path, lambda: self.path(path).stat().st_mtime)
+
     def number(self, path: str) -> int | float | Absent | Unknown:
         """The number that a file is."""
         text = self.read(path)

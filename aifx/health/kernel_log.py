@@ -1,37 +1,53 @@
 """The kernel log's lines, in any of the formats that they are kept in, each with its age.
 
-6,123,456789,-;text                               /dev/kmsg
-kern  :info  : [   12.345678] text                dmesg, with or without what stands before the bracket
-[Thu Oct 10 03:06:53 2024] text                   dmesg -T
-2024-10-10T03:06:53,123456+00:00 text             dmesg --time-format iso
-2024-10-10T03:06:53+0000 n1 kernel: text          journalctl -o short-iso, rsyslog
-Oct 10 03:06:53 n1 kernel: [12.345] text          journalctl, /var/log/kern.log
+6,123456789,-;text                               /dev/kmsg
+[   12.345678] text                              dmesg, pstore
+[Thu Oct 10 03:06:53 2024] text                  dmesg -T
+2024-10-10T03:06:53,123456+00:00 text            dmesg --time-format iso
+kern  :info  : [   12.345678] text               any of dmesg's formats with -x
+Oct 10 03:06:53 n1 kernel: [12.345] text         journalctl, short-precise too; /var/log/messages, kern.log
+2024-10-10T03:06:53+0000 n1 kernel: text         journalctl -o short-iso, rsyslog
+Thu 2024-10-10 03:06:53 UTC n1 kernel: text      journalctl -o short-full
+[   12.345678] n1 kernel: text                   journalctl -o short-monotonic
 {"__REALTIME_TIMESTAMP": "...", "MESSAGE": "..."} journalctl -o json
 """
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
+from typing import NamedTuple
 
 from aifx.parsing import parse_json
 
+LEVEL = r"(?:<\d{1,4}>|\w{1,8} *:\w{1,8} *: )?"  # dmesg -r and -x
+CALLER = r"(?: ?\[ *[TC]\d+\])?"
+DELTA = r"(?: <[ \d.]{1,20}>)?"
 KMSG = re.compile(r"\d{1,10},\d{1,20},(?P<us>\d{1,18}),[^;]*;(?P<text>.*)")
-DMESG = re.compile(
-    r"(?:<\d{1,4}>|\w{1,10} *:\w{1,10} *: )?\[ *(?P<s>\d{1,10}\.\d{1,9})\](?:\[ *[TC]\d+\])? ?(?P<text>.*)"
+DMESG = re.compile(rf"{LEVEL}\[ *(?P<s>\d{{1,10}}\.\d{{1,9}}){DELTA}\]{CALLER} ?(?P<text>.*)")
+DMESG_T = re.compile(
+    rf"{LEVEL}\[\w{{3}} (?P<date>\w{{3}} [ \d]\d \d\d:\d\d:\d\d \d{{4}}){DELTA}\]{CALLER} ?(?P<text>.*)"
 )
-DMESG_T = re.compile(r"\[\w{3} (?P<date>\w{3} [ \d]\d \d\d:\d\d:\d\d \d{4})\] ?(?P<text>.*)")
 ISO = re.compile(
-    r"(?P<date>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:(?P<mark>[.,])(?P<part>\d{1,9}))?"
-    r"(?P<zone>Z|[+-]\d\d:?\d\d)? (?P<text>.*)"
+    rf"{LEVEL}(?P<date>\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:(?P<mark>[.,])(?P<part>\d{{1,9}}))?"
+    rf"(?P<zone>Z|[+-]\d\d:?\d\d)?{CALLER} (?P<text>.*)"
 )
-SYSLOG = re.compile(r"(?P<date>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d) (?P<text>.*)")
-FROM_HOST = re.compile(r"\S+ kernel: (?:\[ *\d+\.\d+\] ?)?(?P<text>.*)")
-MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
-BOOT = re.compile(r"Linux version \d+\.\d+")
+SHORT_FULL = re.compile(
+    r"\w{2,6}\.? (?P<date>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.\d{1,6})? (?P<zone>[A-Z]\w{1,5}|[+-]\d{2,4}) (?P<text>.*)"
+)
+SYSLOG = re.compile(r"(?P<date>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d)(?:\.\d{1,6})? (?P<text>.*)")
+FROM_HOST = re.compile(rf"\S+ kernel: (?:\[ *\d+\.\d+\]{CALLER} ?)?(?P<text>.*)")
+MONOTONIC = re.compile(r"^\[ *\d+\.\d+\] (?P<host>\S+ )kernel: ", re.MULTILINE)
+LINE = re.compile(r"\n(?=\S)")
+BOOT = "Linux version "
 LONGEST = 4096
+BLOCK_CHARS = 1 << 20
+HALF_YEAR_S = 183 * 86_400
 
 
 @dataclass(frozen=True)
@@ -50,10 +66,16 @@ class Log:
     """Attributes:
     lines: of this boot, oldest first.
     is_whole: whether it begins where the boot did; a ring buffer loses what is oldest.
+    unread_chars: how much before these lines was not evaluated, for want of time.
+    untimed: the number of lines whose time is not understood.
+    untimed_text: one of them.
     """
 
     lines: tuple[Line, ...]
     is_whole: bool
+    unread_chars: int = 0
+    untimed: int = 0
+    untimed_text: str = ""
 
     @property
     def seconds(self) -> float:
@@ -61,61 +83,129 @@ class Log:
         return max((line.age_s for line in self.lines), default=0.0)
 
 
-def parse(text: str, now: float | None = None, uptime: float | None = None) -> Log:
-    """The lines of a log.
+class Entry(NamedTuple):
+    """A line as it was written.
+
+    Attributes:
+        clock: that it was timed by: "boot": since then; "unix"; "local": of an unknown zone; "yearless"; "": one that
+            is not understood; "above": the same as the line before.
+        at: seconds.
+        text: what was logged; empty if another program than the kernel did.
+    """
+
+    clock: str
+    at: float
+    text: str
+
+
+def parse(text: str, now: float | None = None, uptime: float | None = None, give_up_at: float = math.inf) -> Log:
+    """The lines of a log, read from its end to where this boot began.
 
     Args:
         text: in any of the formats above, also mixed.
         now: when it was read, Unix time; None takes the latest line's time.
         uptime: of the machine when it was read, seconds; None takes the latest line's time.
+        give_up_at: the time, of `time.monotonic`, from which no further block of it is read.
     """
-    stamped: list[tuple[str, float, str]] = []
-    kind, at = "", 0.0
-    for new_kind, new_at, message in _stamped(text.splitlines()):
-        # A line without a time belongs with the one before it.
-        kind, at = (new_kind, new_at) if new_kind else (kind, at)
-        if BOOT.match(message):
-            stamped.clear()
-        stamped.append((kind, at, message))
-    ends = {k: max((a for other, a, _ in stamped if other == k), default=0.0) for k in ("boot", "unix", "yearless")}
+    host = match["host"] if (match := MONOTONIC.search(text)) else ""
+    blocks: list[list[Entry]] = []
+    unread, is_whole = len(text), False
+    while unread and not is_whole and (not blocks or time.monotonic() < give_up_at):
+        begin = _block_begin(text, unread)
+        block = list(_entries(text[begin:unread].split("\n"), host))
+        boots = [number for number, entry in enumerate(block) if entry.text.startswith(BOOT)]
+        is_whole = bool(boots)
+        blocks.append(block[boots[-1] :] if boots else block)
+        unread = begin
+    entries = list(_timed(entry for block in reversed(blocks) for entry in block))
+    ends: dict[str, float] = {}
+    for entry in entries:
+        ends[entry.clock] = max(entry.at, ends.get(entry.clock, 0.0))
     ends |= {"boot": uptime} if uptime is not None else {}
     ends |= {"unix": now} if now is not None else {}
-    lines = tuple(Line(max(ends.get(k, 0.0) - a, 0.0) if k else 0.0, message) for k, a, message in stamped)
-    return Log(lines, bool(lines) and BOOT.match(lines[0].text) is not None)
+    lines = tuple(Line(max(ends[e.clock] - e.at, 0.0) if e.clock else 0.0, e.text) for e in entries)
+    untimed = [entry.text for block in blocks for entry in block if not entry.clock]
+    return Log(lines, is_whole, 0 if is_whole else unread, len(untimed), untimed[0] if untimed else "")
 
 
-def _stamped(lines: Iterable[str]) -> Iterator[tuple[str, float, str]]:
-    """Each line's kind of time ("boot": since then, "unix", "yearless" or "": none), the seconds, the text."""
-    year, month = 2000, 0
+def _block_begin(text: str, end: int) -> int:
+    """Where a line begins, about a block before `end`; not one that goes on with the line before, if possible."""
+    begin = end - BLOCK_CHARS
+    if begin <= 0:
+        return 0
+    cut = LINE.search(text, begin, end - 1)
+    return cut.end() if cut else text.rfind("\n", 0, begin) + 1
+
+
+def _timed(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """A line without a time belongs with the one before it. Where dates without a year go back, a year begins."""
+    clock, at, year_s, latest = "", 0.0, 0.0, 0.0
+    for entry in entries:
+        if entry.clock in ("", "above"):
+            yield Entry(clock, at, entry.text)
+            continue
+        clock, at = entry.clock, entry.at
+        if clock == "yearless":
+            year_s += 366 * 86_400.0 if at < latest - HALF_YEAR_S else 0.0
+            latest, at = at, at + year_s
+        yield Entry(clock, at, entry.text)
+
+
+def _entries(lines: Iterable[str], host: str) -> Iterator[Entry]:
+    """Each line with its clock; `host` is what `journalctl -o short-monotonic` writes before the kernel's lines."""
+    is_kmsg, is_kernel = False, True
     for raw in lines:
-        line = raw[:LONGEST]
-        if line.startswith("{") and (entry := _of_journal(line)):
+        line = raw[:LONGEST].rstrip("\r")
+        is_next = line.startswith((" ", "\t"))
+        if not line or line.startswith("-- ") or (is_next and (is_kmsg or not is_kernel)):
+            continue  # journalctl's own words, what /dev/kmsg says of the device, what another program wrote
+        if is_next:
+            yield Entry("above", 0.0, line.strip())
+            continue
+        is_kmsg = line[0].isdigit() and KMSG.match(line) is not None
+        entry = _entry(line, host)
+        is_kernel = bool(entry.text)
+        # One record may hold several lines.
+        mark = "\\x0a" if is_kmsg else "\n"
+        if mark not in entry.text:
             yield entry
-        elif match := KMSG.match(line):
-            yield "boot", int(match["us"]) / 1e6, match["text"]
-        elif match := DMESG.match(line):
-            yield "boot", float(match["s"]), match["text"]
-        elif match := DMESG_T.match(line):
-            yield *_unix(match["date"], "%b %d %H:%M:%S %Y"), match["text"]
-        elif match := ISO.match(line):
-            zone = (match["zone"] or "Z").replace("Z", "+0000").replace(":", "")
-            kind, at = _unix(f"{match['date']} {zone}", "%Y-%m-%dT%H:%M:%S %z")
-            # Only dmesg writes a comma; the others name host and sender.
-            dmesg = match["mark"] == ","
-            yield kind, at + float(f"0.{match['part'] or 0}"), match["text"] if dmesg else _of_kernel(match["text"])
-        elif match := SYSLOG.match(line):
-            # It names no year: one begins where the months go back. 2000 has a 29th of February.
-            here = MONTHS.find(match["date"][:3])
-            year, month = year + (here < month - 18), here
-            kind, at = _unix(f"{match['date']} {year}", "%b %d %H:%M:%S %Y")
-            yield "yearless" if kind else "", at, _of_kernel(match["text"])
-        elif line and not line.startswith((" ", "--")):
-            yield "", 0.0, line
+            continue
+        first, *others = entry.text.split(mark)
+        yield entry._replace(text=first)
+        yield from (Entry("above", 0.0, other) for other in others)
 
 
-def _unix(date: str, form: str) -> tuple[str, float]:
+def _entry(line: str, host: str) -> Entry:
+    if line.startswith("{") and (entry := _of_journal(line)):
+        return entry
+    if match := KMSG.match(line):
+        return Entry("boot", int(match["us"]) / 1e6, match["text"])
+    if match := DMESG.match(line):
+        from_host = host and match["text"].startswith(host)
+        return Entry("boot", float(match["s"]), _of_kernel(match["text"]) if from_host else match["text"])
+    if match := DMESG_T.match(line):
+        return Entry(*_unix(match["date"], "%b %d %H:%M:%S %Y"), match["text"])
+    if match := ISO.match(line):
+        clock, at = _unix(match["date"] + (match["zone"] or "Z"))
+        # Only dmesg writes a comma; the others name host and sender.
+        text = match["text"] if match["mark"] == "," else _of_kernel(match["text"])
+        return Entry(clock, at + float(f"0.{match['part'] or 0}"), text)
+    if match := SHORT_FULL.match(line):
+        zone = match["zone"].replace("UTC", "+00").replace("GMT", "+00")
+        is_known = zone[0] in "+-"
+        clock, at = _unix(match["date"] + (zone if is_known else "Z"))
+        return Entry(clock and ("unix" if is_known else "local"), at, _of_kernel(match["text"]))
+    if match := SYSLOG.match(line):
+        clock, at = _unix(f"{match['date']} 2000", "%b %d %H:%M:%S %Y")  # a year with a 29th of February
+        return Entry(clock and "yearless", at, _of_kernel(match["text"]))
+    return Entry("", 0.0, line)
+
+
+@lru_cache(maxsize=256)
+def _unix(date: str, form: str = "") -> tuple[str, float]:
+    """The clock and the time; without a form it is ISO 8601."""
     try:
-        found = datetime.strptime(date, form)
+        found = datetime.strptime(date, form) if form else datetime.fromisoformat(date)
         return "unix", (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return "", 0.0
@@ -127,7 +217,7 @@ def _of_kernel(text: str) -> str:
     return match["text"] if match else ""
 
 
-def _of_journal(line: str) -> tuple[str, float, str] | None:
+def _of_journal(line: str) -> Entry | None:
     try:
         entry = parse_json(line)
     except ValueError:
@@ -137,7 +227,7 @@ def _of_journal(line: str) -> tuple[str, float, str] | None:
     message = entry.get("MESSAGE")
     if isinstance(message, list):  # bytes that are no UTF-8
         message = bytes(b for b in message if isinstance(b, int) and 0 <= b < 256).decode("utf-8", "replace")
-    time = str(entry.get("__REALTIME_TIMESTAMP", ""))
+    at = str(entry.get("__REALTIME_TIMESTAMP", ""))
     if not isinstance(message, str):
         return None
-    return ("unix", int(time) / 1e6, message) if re.fullmatch(r"\d{1,18}", time) else ("", 0.0, message)
+    return Entry("unix", int(at) / 1e6, message) if re.fullmatch(r"\d{1,18}", at) else Entry("", 0.0, message)

@@ -14,7 +14,7 @@ from aifx.health import kernel_events, xids
 from aifx.health.facts import Absent, Unknown, to_document
 from aifx.health.host import Host
 from aifx.health.judge import judge
-from aifx.health.kernel_log import Line, parse
+from aifx.health.kernel_log import Line, Log, parse
 from aifx.health.probes import kernel_log
 from aifx.health.rules import load_rules
 from aifx.health.snapshot import Snapshot
@@ -38,6 +38,13 @@ OF_LOG = [rule for rule in RULES.values() if rule.family in ("xid", "sxid", "ker
         (f"2024-10-10T03:06:53,500000+00:00 {LOST}", 1199.5),
         (f"2024-10-10T05:06:53+0200 n1 kernel: {LOST}", 1200.0),
         (f"2024-10-10T03:06:53.500000+00:00 n1 kernel: [ 3540.000000] {LOST}", 1199.5),
+        (f"kern  :warn  : [Thu Oct 10 03:06:53 2024] {LOST}", 1200.0),
+        (f"kern  :warn  : 2024-10-10T03:06:53,500000+00:00 {LOST}", 1199.5),
+        (f"daemon:notice: [ 3540.000000 <    0.000012>] {LOST}", 60.0),
+        (f"kern  :warn  : [ 3540.000000] [ T4411] {LOST}", 60.0),
+        (f"Thu 2024-10-10 03:06:53 UTC n1 kernel: {LOST}", 1200.0),
+        (f"Thu 2024-10-10 06:06:53 +03 n1 kernel: {LOST}", 1200.0),
+        (f"[ 3540.000000] n1 kernel: {LOST}", 60.0),
         (json.dumps({"__REALTIME_TIMESTAMP": "1728529613000000", "MESSAGE": LOST}), 1200.0),
         (json.dumps({"__REALTIME_TIMESTAMP": "1728529613000000", "MESSAGE": list(LOST.encode())}), 1200.0),
     ],
@@ -54,6 +61,102 @@ def test_lines_without_a_year_are_dated_by_the_last_of_them():
     log = parse(text + "Jan  1 01:00:00 n1 kernel: [99.0] eth0: Link is Up", now=NOW)
     assert log.lines[0] == Line(7200.0, LOST)
     assert xids.facts(log.lines)["xids"][0]["count"] == 1
+
+
+@pytest.mark.parametrize(
+    "begin",
+    ["Oct 10 {}.123456", "Oct 10 {}", "Thu 2024-10-10 {} CEST"],
+    ids=["short-precise", "short", "short-full in a zone without an offset"],
+)
+def test_journalctl_times_without_a_year_or_zone_count_from_the_last_line(begin):
+    lines = [f"{begin.format('03:06:53')} n1 kernel: {LOST}", f"{begin.format('03:26:53')} n1 sshd[1]: hello"]
+    log = parse("-- Logs begin at Thu 2024-10-10 --\n" + "\n".join(lines), now=NOW, uptime=9.0)
+    assert log.lines == (Line(1200.0, LOST), Line(0.0, ""))
+    assert log.untimed == 0
+
+
+def test_short_monotonic_tells_the_kernel_from_other_programs():
+    lines = ["[    1.000000] n1 kernel: Linux version 6.8.0", f"[   90.000000] n1 sh[12]: {LOST}"]
+    log = parse("\n".join([*lines, f"[  100.000000] n1 kernel: {LOST}"]), uptime=100.0)
+    assert [line.text for line in log.lines] == ["Linux version 6.8.0", "", LOST]
+
+
+BEYOND = ["python3: attempt to access beyond end of device", "sda1: rw=0, sector=80, nr_sectors = 8 limit=72"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3,1,100000000,-;{}\\x0a{}\n SUBSYSTEM=block",
+        "[  100.000000] {}\n               {}",
+        "kern  :info  : [  100.000000] {}\n                               {}",
+        "Oct 10 03:06:53 n1 kernel: {}\n                           {}",
+        '{{"__REALTIME_TIMESTAMP": "1728529613000000", "MESSAGE": "{}\\n{}"}}',
+    ],
+)
+def test_a_record_of_several_lines_is_several_lines_at_once(text):
+    log = parse(text.format(*BEYOND))
+    assert log.lines == tuple(Line(0.0, line) for line in BEYOND)
+    assert log.untimed == 0
+
+
+def test_more_lines_of_another_program_are_left_too():
+    assert parse(f"Oct 10 03:06:53 n1 sh[1]: hello\n    {LOST}").lines == (Line(0.0, ""),)
+
+
+@pytest.mark.parametrize("block", [1, 100, 1 << 20])
+def test_a_log_read_in_blocks_from_its_end_is_the_same(monkeypatch, block):
+    boot = "Linux version 6.8.0-45"
+    text = (
+        f"[    1.000000] {boot}\n[    9.000000] old\n[    0.000000] {boot}\n[   50.000000] {BEYOND[0]}\n"
+        f"             {BEYOND[1]}\nno time\n[  100.000000] last\n"
+    )
+    monkeypatch.setattr("aifx.health.kernel_log.BLOCK_CHARS", block)
+    log = parse(text, uptime=100.0)
+    texts = [(100.0, boot), (50.0, BEYOND[0]), (50.0, BEYOND[1]), (50.0, "no time"), (0.0, "last")]
+    assert log == Log(tuple(Line(*line) for line in texts), True, 0, 1, "no time")
+
+
+def test_where_time_runs_out_the_end_of_a_log_is_what_was_read(monkeypatch):
+    monkeypatch.setattr("aifx.health.kernel_log.BLOCK_CHARS", 60)
+    text = "".join(f"[{at:12.6f}] {LOST}\n" for at in range(100, 110))
+    log = parse(text, uptime=110.0, give_up_at=0.0)
+    assert [line.age_s for line in log.lines] == [1.0]
+    assert log.unread_chars == len(text) * 9 // 10
+    assert not log.is_whole
+
+
+def test_a_log_of_15_mb_is_evaluated(tmp_path):
+    """Of a machine with log_buf_len=16M. It has no secrets removed as a whole: that alone took more than the limit."""
+    flood = "mlx5_core 0000:5e:00.0 ens1f0np0: a line of a driver that floods the log with the state of its queue {}\n"
+    lines = "".join(f"6,{at},{10_000_000 + at * 1000},-;" + flood.format(at) for at in range(125_000))
+    assert len(lines) > 15_000_000
+    tree = server()
+    tree[KMSG] += lines + record(UPTIME_S - 60, XID + "79, GPU has fallen off the bus, token=hunter2hunter2")
+    report = report_of(snapshot_of(tree, tmp_path))
+    assert report.findings[0].id == "xid.gpu.lost"
+    assert "unknown" not in {f.severity for f in report.findings}
+    assert "hunter2" not in str(report)
+
+
+def test_a_log_that_is_mostly_not_understood_is_unknown(tmp_path):
+    """What was found in it is told all the same."""
+    tree = changed(server(), logged(LOST))
+    tree[KMSG] += "".join(f"@40000000670{n:05x} kern.info {LOST}\n" for n in range(100))
+    report = report_of(snapshot_of(tree, tmp_path))
+    found = {f.id: f for f in report.findings}
+    assert found["xid.gpu.lost"].severity == "critical"
+    assert found["kernel_log.format.untimed"].severity == "unknown"
+    assert "@40000000670" in found["kernel_log.format.untimed"].evidence
+
+
+@pytest.mark.parametrize("path", ["var/log/messages", "var/log/kern.log", "var/log/dmesg"])
+def test_the_files_of_a_copied_tree_are_read(path, tmp_path):
+    tree = server()
+    del tree[KMSG]
+    tree["var/log/messages"] = "Oct 10 03:06:53 n1 systemd[1]: Started Journal Service.\n"
+    tree[path] = f"Oct 10 03:06:53 n1 systemd[1]: Started it.\nOct 10 03:06:54 n1 kernel: {example('oom_kills')}\n"
+    assert snapshot_of(tree, tmp_path).facts["kernel_events"]["oom_kills"][0]["what"] == "python3"
 
 
 def test_what_another_program_wrote_is_no_word_of_the_kernel():
@@ -99,6 +202,55 @@ def test_each_kind_of_event_is_recognized(kind):
         ("mce: CPU3: Core temperature is above threshold, cpu clock is throttled (total events = 7)", "cpu_heat", ""),
         ("tsc: Marking TSC unstable due to check_tsc_sync_source failed", "clock_unstable", ""),
         ("INFO: task kworker/u256:3:1234 blocked for more than 245 seconds.", "hung_tasks", ""),
+        ("divide error: 0000 [#1] SMP NOPTI", "oopses", ""),
+        ("Oops: divide error: 0000 [#1] PREEMPT SMP NOPTI", "oopses", ""),
+        ("Kernel panic - not syncing: Fatal machine check", "panics", ""),
+        ("md/raid10:md127: not enough operational mirrors.", "raid_arrays_failed", "md127"),
+        ("md/raid1:md0: sdb1: unrecoverable I/O read error for block 123", "raid_arrays_failed", "md0"),
+        ("md/raid:md0: read error not correctable (sector 8 on sdc1).", "raid_arrays_failed", "md0"),
+        ("sda1: rw=0, want=80, limit=72", "beyond_end", "sda1"),
+        ("EXT4-fs (sda1): previous I/O error to superblock detected", "file_system_io_errors", "sda1"),
+        ("EXT4-fs (sda1): I/O error while writing superblock", "file_system_io_errors", "sda1"),
+        ("XFS (dm-0): log I/O error -5", "file_system_io_errors", "dm-0"),
+        ("XFS (dm-0): writeback error on inode 133, offset 0, sector 80", "file_system_io_errors", "dm-0"),
+        ("XFS (dm-0): Metadata I/O Error (0x1) detected at xfs_trans_read_buf_map+0x1 (fs/xfs/xfs_trans_buf.c:296).  "
+         "Shutting down filesystem.", "remounts_read_only", "dm-0"),
+        ("XFS (dm-0): Metadata CRC error detected at xfs_agi_read_verify+0xd0/0xf0 [xfs], xfs_agi block 0x2",
+         "file_system_errors", "dm-0"),
+        ("device-mapper: multipath: queue_if_no_path timeout on 253:0, failing queued IO", "device_mapper_errors", ""),
+        ("device-mapper: thin: 253:2: switching pool to out-of-data-space (error IO) mode", "device_mapper_errors",
+         "253:2"),
+        ("device-mapper: thin: 253:2: metadata operation 'dm_pool_commit_metadata' failed: error = -5",
+         "device_mapper_errors", "253:2"),
+        ("device-mapper: raid1: All replicated volumes dead, failing I/O", "device_mapper_errors", ""),
+        ("device-mapper: verity: 253:3: data block 17 is corrupted", "device_mapper_errors", "253:3"),
+        ("mlx5_core 0000:61:00.0: wait_func_handle_exec_timeout:1104:(pid 7): cmd[22]: CREATE_DCT(0x710) No done "
+         "completion", "nic_command_timeouts", "0000:61:00.0"),
+        ("mlx5_core 0000:61:00.0: cb_timeout_handler:947:(pid 7): cmd[3]: ACCESS_REG(0x805) Async, timeout. Will "
+         "cause a leak of a command resource", "nic_command_timeouts", "0000:61:00.0"),
+        ("mlx5_core 0000:5e:00.0: synd 0x7: irisc not responding", "nic_health", "0000:5e:00.0"),
+        ("bnxt_en 0000:3d:00.0 eth0: Abandoning msg {0x14 0x1a} len: 0 due to firmware status: 0x8000", "nic_health",
+         "0000:3d:00.0"),
+        ("bnxt_en 0000:3d:00.0 enp61s0f0np0: NIC Link is Down", "links_down", "0000:3d:00.0"),
+        ("NETDEV WATCHDOG: ens1f0 (bnxt_en): transmit queue 3 timed out 5120 ms", "transmit_timeouts", "ens1f0"),
+        ("NVRM: Rate limiting GSP RPC error prints for GPU at PCI:0000:3b:00 (printing 1 of every 30).  The GPU likely "
+         "needs to be reset.", "gpu_resets_needed", ""),
+        ("NFS: nfs4_reclaim_open_state: Lock reclaim failed!", "nfs_locks_lost", ""),
+        ("LustreError: 4711:0:(osc_cache.c:1021:osc_extent_wait()) LBUG", "oopses", ""),
+        ("pcieport 0000:64:00.0: AER: Multiple Corrected error received: 0000:65:00.0", "aer_correctable_many",
+         "0000:65:00.0"),
+        ("pcieport 0000:64:00.0: AER: Multiple Uncorrected (Non-Fatal) error received: 0000:65:00.0",
+         "aer_uncorrectable", "0000:65:00.0"),
+        ("pcieport 0000:64:01.0: DPC: containment event, status:0x1f05, ERR_FATAL received from 0000:65:00.0",
+         "ports_contained", "0000:64:01.0"),
+        ("pcieport 0000:64:01.0: DPC: containment event, status:0x1f01 source:0x0000", "ports_contained",
+         "0000:64:01.0"),
+        ("pcieport 0000:64:01.0: pciehp: Slot(12): Card not present", "slots_lost", "0000:64:01.0"),
+        ("pciehp 0000:64:01.0:pcie004: Slot(12): Link Down", "slots_lost", "0000:64:01.0"),
+        ("amdgpu 0000:c1:00.0: amdgpu: 2 uncorrectable hardware errors detected in umc block",
+         "accelerator_memory_errors", "0000:c1:00.0"),
+        ("amdgpu 0000:c1:00.0: amdgpu: GPU reset begin!. Source:  1", "accelerators_reset", "0000:c1:00.0"),
+        ("habanalabs hl0: 0000:33:00.0 Failed to reset! Device is NOT usable", "accelerators_failed", "hl0"),
         ("mce: [Hardware Error]: CPU 0: Machine Check: 0 Bank 9: cc00008000010090", "machine_checks_corrected", ""),
         ("mce: [Hardware Error]: CPU 0: Machine Check: 0 Bank 9: fe00000000800400", "machine_checks_uncorrected", ""),
     ],
@@ -117,6 +269,15 @@ def test_older_and_newer_kernels_are_understood(text, kind, device):
         "I/O error, dev fd0, sector 0 op 0x0:(READ)",
         "blk_update_request: I/O error, dev loop3, sector 0",
         "mlx5_core 0000:5e:00.0 ens1f0np0: Link up",
+        "amdgpu 0000:c1:00.0: amdgpu: {1}socket: 0, die: 0, 0 uncorrectable hardware errors detected in umc block",
+        "amdgpu 0000:c1:00.0: amdgpu: RAS: optional ras ta ucode is not available",
+        "device-mapper: ioctl: 4.48.0-ioctl (2023-03-01) initialised: dm-devel@redhat.com",
+        "pcieport 0000:64:01.0: pciehp: Slot #12 AttnBtn- PwrCtrl- MRL- AttnInd+ PwrInd+ HotPlug+ Surprise+ Interlock-",
+        "pcieport 0000:64:01.0: DPC: enabled with IRQ 131",
+        "md/raid1:md0: active with 2 out of 2 mirrors",
+        "mlx5_core 0000:5e:00.0: mlx5_pcie_event:304:(pid 12): PCIe slot advertised sufficient power (75W).",
+        "Lustre: Mounted scratch-client - version 2.15.5",
+        "Lustre: scratch-OST0001-osc-ffff9c3b: Connection restored to 10.0.3.9@o2ib (at 10.0.3.9@o2ib)",
         "systemd-oomd[88]: Killed /system.slice/x due to memory pressure",
         "nvidia 0000:3b:00.0: enabling device (0140 -> 0142)",
         "NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  570.86.15",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 from aifx.health import kernel_events, xids
@@ -11,11 +13,17 @@ from aifx.health.facts import Absent, Unknown
 from aifx.health.host import CAPTURED, Host
 from aifx.health.kernel_log import Log, parse
 from aifx.health.probes import Probe
-from aifx.health.xids import DAY_S
+from aifx.health.xids import DAY_S, excerpt
 
 GIVES = ("kernel_log", "xids", "xid_gpus", "sxids", "kernel_events")
 KMSG = "/dev/kmsg"
-LOGS = (f"/{CAPTURED}/kmsg.txt", f"/{CAPTURED}/dmesg.txt", "/var/log/dmesg", "/var/log/kern.log")
+LOGS = (
+    f"/{CAPTURED}/kmsg.txt",
+    f"/{CAPTURED}/dmesg.txt",
+    "/var/log/kern.log",
+    "/var/log/messages",
+    "/var/log/dmesg",  # what was logged until the machine was up
+)
 COMMANDS = (
     ("journalctl", "-k", "-b", "--lines=20000", "-o", "json", "--output-fields=MESSAGE", "--no-pager"),
     ("dmesg", "--time-format", "iso"),
@@ -23,7 +31,11 @@ COMMANDS = (
 RECORD_BYTES = 16_384  # a shorter buffer than a record is EINVAL
 MOST_BYTES = 1 << 25
 LIMIT_S = 1.5
+PARSE_LIMIT_S = 1.0
+"""Of the probe's 4 s: to look for events in the lines takes as long again, on a loaded machine several times."""
+UNREADABLE_PERCENT = 50
 MEND = "run aifx doctor as root, or `sysctl kernel.dmesg_restrict=0`, or join the group adm or systemd-journal"
+RECAPTURE = "capture it with `dmesg --time-format iso` or `journalctl -k -b -o short-iso`"
 GRANT = f"grant {KMSG} to the container (`--device {KMSG}`, or a hostPath volume) with the capability SYSLOG"
 LIMITED_CLASSES = ("0x0200", "0x0207", "0x0300", "0x0302", "0x1200")
 """PCI classes whose narrow link costs: network, InfiniBand, GPUs, accelerators."""
@@ -35,10 +47,24 @@ def collect(host: Host) -> dict[str, Any]:
         return dict.fromkeys(GIVES, log)
     events = kernel_events.facts(log.lines)
     events["pcie_narrow"] = [event for event in events["pcie_narrow"] if _matters(host, event["device"])]
-    day = min(_uptime(host) or DAY_S, DAY_S)
-    lost = 0.0 if log.is_whole else max(day - log.seconds, 0.0)
-    told = {"reach_s": int(log.seconds), "lines": len(log.lines), "lost_of_day_s": int(lost)}
-    return {"kernel_log": told, "kernel_events": events, **xids.facts(log.lines)}
+    return {"kernel_log": _of_log(log, _uptime(host)), "kernel_events": events, **xids.facts(log.lines)}
+
+
+def _of_log(log: Log, uptime: float | None) -> dict[str, Any]:
+    """How far back it reaches, and how much of it is understood."""
+    day = min(uptime or DAY_S, DAY_S)
+    lost = 0.0 if log.is_whole or log.unread_chars else max(day - log.seconds, 0.0)
+    untimed = 100 * log.untimed / max(len(log.lines), 1)
+    example = excerpt(log.untimed_text)
+    why = f"the time of {log.untimed} of the kernel log's {len(log.lines)} lines is not understood, such as {example!r}"
+    return {
+        "reach_s": int(log.seconds),
+        "lines": len(log.lines),
+        "lost_of_day_s": int(lost),
+        "unread_bytes": log.unread_chars,
+        "untimed_percent": Unknown(why, RECAPTURE) if untimed > UNREADABLE_PERCENT else untimed,
+        "untimed_line": example,
+    }
 
 
 def read_log(host: Host) -> Log | Absent | Unknown:
@@ -48,25 +74,29 @@ def read_log(host: Host) -> Log | Absent | Unknown:
 
 def _live(host: Host) -> Log | Absent | Unknown:
     try:
-        return parse(_read_kmsg(), uptime=_uptime(host))
+        return _parse(_read_kmsg(), uptime=_uptime(host))
     except FileNotFoundError:
         return Absent(f"there is no {KMSG} here: {GRANT}")
     except OSError as error:
-        denied = f"the kernel log may not be read: {KMSG}: {error.strerror}"
+        denied = f"the kernel log could not be read: {KMSG}: {error.strerror}"
     for command in COMMANDS:
         said = host.run(*command, limit_s=LIMIT_S)
-        log = parse(said, now=time.time()) if isinstance(said, str) else None
+        log = _parse(said, now=time.time()) if isinstance(said, str) else None
         if log and log.lines:  # journalctl has no entries, and no error, for one who may not see them
             return log
     return Unknown(denied, MEND)
 
 
+def _parse(text: str, now: float | None = None, uptime: float | None = None) -> Log:
+    return parse(text, now, uptime, time.monotonic() + PARSE_LIMIT_S)
+
+
 def _read_kmsg() -> str:
-    """Every record that is there, without waiting for another. Raises OSError."""
+    """Every record that is there, without waiting for another. Raises OSError, also if that takes too long."""
     file = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK)
-    chunks, size, ends = [], 0, time.monotonic() + LIMIT_S
+    chunks, ends = [], time.monotonic() + LIMIT_S
     try:
-        while size < MOST_BYTES and time.monotonic() < ends:
+        while True:
             try:
                 chunk = os.read(file, RECORD_BYTES)
             except BlockingIOError:
@@ -76,19 +106,24 @@ def _read_kmsg() -> str:
             if not chunk:
                 break
             chunks.append(chunk)
-            size += len(chunk)
+            if time.monotonic() > ends:  # the oldest come first, and the newest are what counts
+                raise TimeoutError(errno.ETIMEDOUT, f"reading took more than {LIMIT_S:g} s")
     finally:
         os.close(file)
     return b"".join(chunks).decode("utf-8", "replace")
 
 
 def _of_tree(host: Host) -> Log | Absent | Unknown:
+    """The first log of a copied tree that holds a word of the kernel."""
     for path in LOGS:
-        text = host.read(path, max_bytes=MOST_BYTES)
-        if isinstance(text, str):
-            return parse(text, uptime=_uptime(host))
-        if isinstance(text, Unknown):
-            return text
+        found = host.tail(path, MOST_BYTES)
+        if isinstance(found, Unknown):
+            return found
+        if isinstance(found, tuple):
+            text, skipped = found
+            log = _parse(text.partition("\n")[2] if skipped else text, uptime=_uptime(host))
+            if any(line.text for line in log.lines):
+                return log if log.is_whole else replace(log, unread_chars=log.unread_chars + skipped)
     return Absent(f"no kernel log here ({', '.join(LOGS)}), and no {KMSG}: {GRANT}")
 
 
