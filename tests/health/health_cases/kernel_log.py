@@ -45,8 +45,32 @@ def wrapped(tree: Tree) -> None:
     tree[KMSG] = record(UPTIME_S - 600, "eth0: a line of something that floods the log")
 
 
+def crashed(reason: str, oops: str):
+    """pstore's two records of one crash: the last part was logged first."""
+
+    def change(tree: Tree) -> None:
+        parts = (f"<0>[ 8000.200000] Kernel panic - not syncing: {reason}\n", f"<4>[ 8000.100000] {oops}\n")
+        for number, lines in enumerate(parts, 1):
+            tree[f"sys/fs/pstore/dmesg-efi-1795596400{number:02}001"] = f"Panic#1 Part{number}\n{lines}"
+
+    return change
+
+
+def endless(tree: Tree) -> None:
+    """More than is read of a log."""
+    tree[KMSG] += "".join(record(UPTIME_S - 80_000 + number, "x" * 4000) for number in range(8_500))
+
+
+def in_strange_format(tree: Tree) -> None:
+    tree[KMSG] += "".join(f"@400000006706{n:04x} kern.info a line of a logger that nobody knows\n" for n in range(12))
+
+
 EVENTS = [
     Case("kernel_log.reach.short", "server", wrapped),
+    Case("kernel_log.reach.unread", "server", endless),
+    Case("kernel_log.format.untimed", "server", in_strange_format),
+    Case("crash.kernel.hardware", "server", crashed("Fatal local machine check", "mce: [Hardware Error]: TSC 0")),
+    Case("crash.kernel.panic", "server", crashed("Fatal exception", example("oopses"))),
     event("kernel_log.memory.machine_check", "machine_checks_uncorrected"),
     event("kernel_log.memory.machine_checks_corrected", "machine_checks_corrected", 12),
     event("kernel_log.memory.uncorrected", "memory_errors_uncorrected"),
@@ -64,13 +88,24 @@ EVENTS = [
             "EXT4-fs (sda1): Remounting filesystem read-only",
         ),
     ),
+    event("kernel_log.disk.beyond_end", "beyond_end"),
+    event("kernel_log.disk.file_system_io", "file_system_io_errors"),
+    event("kernel_log.disk.device_mapper", "device_mapper_errors"),
+    event("kernel_log.disk.device_mapper_path", "device_mapper_paths"),
     event("kernel_log.disk.read_only", "remounts_read_only"),
     event("kernel_log.disk.file_system", "file_system_errors"),
     event("kernel_log.disk.nvme_lost", "nvme_lost"),
+    event("kernel_log.disk.nvme_path", "nvme_paths_lost"),
     event("kernel_log.disk.nvme_timeout", "nvme_timeouts"),
     event("kernel_log.disk.raid", "raid_disks_failed"),
+    event("kernel_log.disk.raid_failed", "raid_arrays_failed"),
+    event("kernel_log.disk.nfs_locks", "nfs_locks_lost"),
+    event("kernel_log.disk.lustre_evicted", "lustre_evictions"),
+    event("kernel_log.disk.lustre_stalled", "lustre_stalls"),
     event("kernel_log.disk.nfs_stalled", "nfs_stalls"),
     event("kernel_log.kernel.oops", "oopses"),
+    event("kernel_log.kernel.panic", "panics"),
+    event("kernel_log.kernel.interface_leaked", "interfaces_leaked"),
     event("kernel_log.kernel.lockup", "lockups"),
     event("kernel_log.kernel.rcu_stall", "rcu_stalls"),
     event("kernel_log.kernel.hung_task", "hung_tasks"),
@@ -79,6 +114,9 @@ EVENTS = [
     event("kernel_log.kernel.files", "file_table_full"),
     event("kernel_log.kernel.forks", "forks_refused"),
     event("kernel_log.pcie.uncorrectable", "aer_uncorrectable"),
+    event("kernel_log.pcie.contained", "ports_contained"),
+    event("kernel_log.pcie.correctable_many", "aer_correctable_many"),
+    event("kernel_log.pcie.slot", "slots_lost"),
     event("kernel_log.pcie.correctable", "aer_correctable", 120),
     Case("kernel_log.pcie.narrow", "server", narrow),
     event("kernel_log.pcie.iommu", "iommu_faults"),
@@ -86,11 +124,20 @@ EVENTS = [
     event("kernel_log.network.module", "nic_modules"),
     event("kernel_log.network.power", "nic_power"),
     event("kernel_log.network.firmware", "nic_health"),
+    event("kernel_log.network.command", "nic_command_timeouts"),
+    event("kernel_log.network.health", "nic_health_warnings"),
+    event("kernel_log.network.transmit", "transmit_timeouts"),
     event("kernel_log.network.connections", "connection_table_full"),
     event("kernel_log.gpu.start", "gpu_starts_failed"),
+    event("kernel_log.gpu.reset", "gpu_resets_needed"),
+    event("kernel_log.gpu.locked", "gpus_locked"),
     event("kernel_log.gpu.crash_dump", "gpu_crash_dumps"),
     event("kernel_log.gpu.driver", "driver_mismatches"),
     event("kernel_log.gpu.peer_memory", "peer_memory_errors"),
+    event("kernel_log.accelerator.failed", "accelerators_failed"),
+    event("kernel_log.accelerator.memory", "accelerator_memory_errors"),
+    event("kernel_log.accelerator.reset", "accelerators_reset"),
+    event("kernel_log.accelerator.memory_corrected", "accelerator_memory_errors_corrected", 10),
     event("kernel_log.gpu.library_crash", "gpu_library_crashes"),
 ]
 
@@ -98,6 +145,9 @@ UNIT = "13, pid=4411, name=python3, Graphics SM Warp Exception on (GPC 4, TPC {}
 FAULT = (
     "31, pid=4411, name=python3, Ch 00000008, intr 00000000. MMU Fault: ENGINE GRAPHICS GPC{} GPCCLIENT_T1_3 faulted @ "
     "0x7f3c_a0000000. Fault is of type FAULT_PDE ACCESS_TYPE_VIRT_READ"
+)
+NVLINK_PADDED = (
+    "149, NETIR_LINK_EVT  Fatal   XC0 i0 Link 08 (0x025001c6 0x00000000 0x00000000 0x00000000 0x00000000 0x00000000)"
 )
 NVLINK = "149, NETIR_LINK_EVT {} XC0 i0 Link 08 ({} 0x00000000 0x00000000 0x00000000 0x00000000 0x00000000)"
 RLW = "145, RLW_RXPIPE Nonfatal XC0 i0 Link 13 (0x0409a0c2 0x00000008 0x00000001 0x00000000 0x00100000 0x00000004)"
@@ -147,6 +197,7 @@ XIDS = [
         "xid.nvlink.error", "74, pid='<unknown>', name=<unknown>, NVLink: fatal error detected on link 4(0x10000, 0x0)"
     ),
     xid("xid.nvlink.fatal", NVLINK.format("Fatal", "0x025001c6"), RLW, "45, pid=1, name=python3, Ch 1", apart=1),
+    xid("xid.nvlink.fatal", NVLINK_PADDED),
     xid("xid.nvlink.nonfatal", RLW),
     xid("xid.nvlink.nonfatal_repeated", *[RLW] * 10, apart=60),
     xid("xid.unit.repeated", UNIT.format(2), UNIT.format(5), UNIT.format(2)),
