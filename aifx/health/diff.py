@@ -63,7 +63,7 @@ rule looks at it, and the change is then a finding."""
 PASSING: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a new one with each boot", re.compile(r"^boot_id$")),
     ("who was at work", re.compile(r"\b(pids?|holders?|holder_names|processes|num_processes)\b")),
-    ("what was logged", re.compile(r"\b(messages|events|kernel_log|kernel_events|xids|xid_gpus|sxids)\b")),
+    ("what was logged", re.compile(r"\b(messages|events|kernel_log|kernel_events|xids|xid_gpus|sxids|crashes)\b")),
     ("what held the clocks at the time", re.compile(r"\bthrottle\.reasons$|^clock\.direction$")),
     ("read under load", re.compile(r"^stress\.sensors\b")),
 )

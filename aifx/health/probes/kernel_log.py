@@ -62,7 +62,7 @@ def _of_log(log: Log, uptime: float | None) -> dict[str, Any]:
         "lines": len(log.lines),
         "lost_of_day_s": int(lost),
         "unread_bytes": log.unread_chars,
-        "untimed_percent": Unknown(why, RECAPTURE) if untimed > UNREADABLE_PERCENT else untimed,
+        "untimed_percent": Unknown(why, RECAPTURE) if untimed >= UNREADABLE_PERCENT else untimed,
         "untimed_line": example,
     }
 
