@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 from rich.cells import cell_len
@@ -15,6 +16,13 @@ from rich.text import Text
 
 from aifx.commands.terminal import is_colored
 from aifx.sanitize import escape_controls
+
+WIDTH = 80
+"""The widest that prose is set, in columns."""
+
+COMMAND = re.compile("`[^`]+`[,;:.)]*")
+GLUE = "\ue000"
+"""Stands for a space at which no line is broken; rich breaks at every kind of space."""
 
 
 class _Console(Console):
@@ -47,13 +55,19 @@ def make_table(columns: Sequence[str], cells: Sequence[Sequence[str]], *, right:
     return table
 
 
-def beside(label: Text, text: Text) -> Table:
-    """`text` to the right of `label`, folded there."""
-    grid = Table.grid()
-    grid.add_column(no_wrap=True, width=label.cell_len)
-    grid.add_column(overflow="fold")
-    grid.add_row(label, text)
-    return grid
+def beside(console: Console, label: Text, text: Text) -> Iterator[Text]:
+    """`text` to the right of `label`, folded there: in a pipe as on a terminal, for people read both.
+
+    A command between backticks stays on one line if one line can hold it, to be copied.
+    """
+    width = max(min(console.width, WIDTH) - label.cell_len, 1)
+    text = text.copy()
+    text.plain = COMMAND.sub(lambda m: m[0].replace(" ", GLUE) if cell_len(m[0]) < width else m[0], text.plain)
+    for number, line in enumerate(text.wrap(console, width, overflow="fold")):
+        line.plain = line.plain.replace(GLUE, " ")
+        whole = (Text(" " * label.cell_len) if number else label) + line
+        whole.rstrip()
+        yield whole
 
 
 def plain_table(columns: Sequence[str], cells: Sequence[Sequence[str]], *, right: Set[str]) -> str:

@@ -97,6 +97,9 @@ def doctor(
     with_bisect: fleet.BisectOption = False,
     budget: fleet.BudgetOption = BUDGET_S,
     with_snapshot: SnapshotOption = False,
+    list_skipped: Annotated[
+        bool, typer.Option("--list-skipped", help="List the rules that were skipped, with the reasons.")
+    ] = False,
     form: FormatOption = Format.TEXT,
     json: JsonOption = False,
 ) -> None:
@@ -116,7 +119,16 @@ def doctor(
         _nothing_before(ctx)
         return
     looking = Looking(
-        root, record, replay, html, sample, stress.value if stress else None, with_snapshot, strict, project
+        root,
+        record,
+        replay,
+        html,
+        sample,
+        stress.value if stress else None,
+        with_snapshot,
+        strict,
+        project,
+        list_skipped,
     )
     ways = (hosts, of_slurm, agents or (), timeout, at_once, remote)
     trust = (token_file, insecure_token, tls_ca)
@@ -145,6 +157,7 @@ class Looking:
     with_snapshot: bool
     strict: bool
     imports_project: bool
+    list_skipped: bool
 
 
 def _check_node(
@@ -168,7 +181,7 @@ def _check_node(
     measured = {"stress": to_document(snapshot.facts["stress"])} if looking.stress else {}
     kept = {"snapshot": snapshot.document()} if looking.with_snapshot else {}
     out.document(report.document() | measured | kept)
-    show(out, report, ids)
+    show(out, report, ids, looking.list_skipped)
     if looking.stress:
         show_stress(out, snapshot.facts["stress"])
     out.tell(faults)
@@ -288,6 +301,7 @@ def _fails_if(rule: Rule) -> str:
 
 
 def _explain(out: Output, rule: Rule, site: Site) -> None:
+    from aifx.commands.doctor_report import details, show_rows
     from aifx.health.conditions import threshold_of
 
     applies = [f"{signal} {threshold_of(condition)}" for signal, condition in rule.applies_if.items()]
@@ -304,9 +318,7 @@ def _explain(out: Output, rule: Rule, site: Site) -> None:
         "changed": "by the site's file" if rule.id in site.rules or rule.id in {r.get("id") for r in site.rule} else "",
     }
     out.print(rule.id)
-    for name, text in rows.items():
-        if text:
-            out.print(f"  {name:10} {text}")
+    show_rows(out, details(rows, indent=2, width=11))
 
 
 from aifx.commands import doctor_serve  # noqa: E402, F401 (registers its command)

@@ -113,15 +113,13 @@ class Output:
             self.out.print(*parts, soft_wrap=soft_wrap)
 
     def row(self, label: Text, text: Text) -> None:
-        """A line of two parts on stdout: on a terminal the second is folded under itself. Nothing with --json."""
+        """A line of two parts on stdout, the second folded under itself within 80 columns. Nothing with --json."""
         if self.json:
             return
         from aifx.commands.consoles import beside
 
-        if self.out.is_terminal:
-            self.out.print(beside(label, text))
-        else:
-            self.out.print(label + text, soft_wrap=True)
+        for line in beside(self.out, label, text):
+            self.out.print(line, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = ()) -> None:
         """A table on stdout; None is shown as "-". Off a terminal no cell is cut. Nothing with --json.

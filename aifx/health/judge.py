@@ -17,6 +17,7 @@ from aifx.health.snapshot import Snapshot
 
 NAME = re.compile(r"\{([\w.^]+)\}")
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+PARTITION = re.compile(r"\b(?:((?:sd|vd|xvd)[a-z]+)\d+|(nvme\d+n\d+)p\d+)\b")
 UNIT = re.compile(r"_(s|ms|us|c|w|mhz|mb_s|gb_s|mib|gib|bytes|percent)$")
 UNITS = {"s": "s", "ms": "ms", "us": "us", "c": "C", "w": "W", "mhz": "MHz", "mb_s": "MB/s", "gb_s": "GB/s",
          "mib": "MiB", "gib": "GiB", "bytes": "B", "percent": "%"}  # fmt: skip
@@ -25,7 +26,6 @@ UNITS = {"s": "s", "ms": "ms", "us": "us", "c": "C", "w": "W", "mhz": "MHz", "mb
 def judge(rules: Iterable[Rule], snapshot: Snapshot, site: Site | None = None) -> Report:
     """Each rule of each device that it is for: a finding, nothing, or skipped with the reason."""
     site, rules = site or Site(), list(rules)
-    order = {rule.id: number for number, rule in enumerate(rules)}
     silent = Absent("neither the product nor the site's file says what is expected")
     of_product = snapshot.facts.get("expected")
     known = of_product if isinstance(of_product, dict) else {}
@@ -42,16 +42,45 @@ def judge(rules: Iterable[Rule], snapshot: Snapshot, site: Site | None = None) -
     by_id = {rule.id: rule for rule in rules}
     findings = [f for f in findings if not _is_yielded(f, findings, by_id)]
 
-    def explains(one: Finding, other: Finding) -> bool:
-        return _explains(by_id.get(one.id), one, other)
+    return Report(snapshot.host, tuple(_by_cause(findings, by_id)), tuple(_folded(skipped, rules)))
 
-    def rank(finding: Finding) -> tuple[int, bool, int, str]:
-        # Two that explain each other are one thing seen twice, and neither makes the other less urgent.
-        others = (other for other in findings if other is not finding)
-        explained = any(explains(other, finding) and not explains(finding, other) for other in others)
-        return SEVERITIES.index(finding.severity), explained, order.get(finding.id, -1), finding.device
 
-    return Report(snapshot.host, tuple(sorted(findings, key=rank)), tuple(_folded(skipped, rules)))
+def _by_cause(findings: list[Finding], by_id: dict[str, Rule]) -> Iterator[Finding]:
+    """The worst first, each with what follows from it right behind. What is worse than its cause stands alone."""
+    order = {name: number for number, name in enumerate(by_id)}
+    findings = sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), order.get(f.id, -1), f.device))
+
+    def explains(one: int, other: int) -> bool:
+        return _explains(by_id.get(findings[one].id), findings[one], findings[other])
+
+    cause: dict[int, int] = {}
+    for number, finding in enumerate(findings):
+        for other, one in enumerate(findings):
+            is_milder = SEVERITIES.index(one.severity) > SEVERITIES.index(finding.severity)
+            if is_milder or other == number or not explains(other, number):
+                continue
+            is_twin = other > number and explains(
+                number, other
+            )  # of two that explain each other the first is the cause
+            if not is_twin and number not in _causes(other, cause):
+                cause[number] = other
+                break
+
+    def with_consequences(number: int) -> Iterator[Finding]:
+        explained_by = findings[cause[number]].id if number in cause else ""
+        yield replace(findings[number], explained_by=explained_by)
+        for consequence in (n for n, its_cause in cause.items() if its_cause == number):
+            yield from with_consequences(consequence)
+
+    for number in range(len(findings)):
+        if number not in cause:
+            yield from with_consequences(number)
+
+
+def _causes(number: int, cause: dict[int, int]) -> Iterator[int]:
+    while number in cause:
+        number = cause[number]
+        yield number
 
 
 def _expected(rules: Iterable[Rule]) -> set[str]:
@@ -210,8 +239,11 @@ def _explains(rule: Rule | None, other: Finding, finding: Finding) -> bool:
 
 
 def _names(device: str) -> set[str]:
-    """What a device is known by: the kernel log has the address of what NVML counts, "GPU3 (0000:3b:00.0) link 4"."""
-    return {*device.split()[:1], *ADDRESS.findall(device)}
+    """What a device is known by: the kernel log has the address of what NVML counts, "GPU3 (0000:3b:00.0) link 4".
+
+    A partition is known by its disk as well.
+    """
+    return {*device.split()[:1], *ADDRESS.findall(device), *(m[1] or m[2] for m in PARTITION.finditer(device))}
 
 
 def _folded(skipped: list[Skipped], rules: list[Rule]) -> Iterator[Skipped]:

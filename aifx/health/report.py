@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Status = Literal["healthy", "warning", "unhealthy", "unknown"]
@@ -23,6 +23,7 @@ class Finding:
     threshold: against what.
     source: where that comes from.
     action: what to do.
+    explained_by: the rule of the finding before it that this one follows from; empty for a cause.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Finding:
     threshold: str
     source: str
     action: str
+    explained_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,57 @@ def counts(report: Report) -> str:
     return ", ".join(words) or "no finding"
 
 
+@dataclass
+class Group:
+    """A cause as the screen has it.
+
+    Attributes:
+        finding: the first of its rule.
+        others: of the same rule on other devices, or not judged for the same reason.
+        consequences: what follows from these.
+    """
+
+    finding: Finding
+    others: list[Finding] = field(default_factory=list)
+    consequences: list[Finding] = field(default_factory=list)
+
+
+def grouped(findings: Iterable[Finding]) -> list[Group]:
+    """Each cause once, with the devices that have it. What follows from a finding comes behind it."""
+    groups: dict[object, Group] = {}
+    group: Group | None = None
+    for finding in findings:
+        reason = finding.summary.partition(": ")[2]
+        key = (reason, finding.action) if finding.severity == "unknown" else (finding.id, finding.severity)
+        if finding.explained_by and group is not None:
+            group.consequences.append(finding)
+        elif key in groups:
+            group = groups[key]
+            group.others.append(finding)
+        else:
+            group = groups[key] = Group(finding)
+    return list(groups.values())
+
+
+def passed(report: Report, ids: Iterable[str]) -> dict[str, int]:
+    """How many rules of each family were judged and found nothing."""
+    failed = {finding.id for finding in report.findings}
+    kept = (name for name in ids if name not in failed and not _is_skipped(report, name))
+    return dict(Counter(name.split(".", 1)[0] for name in kept))
+
+
+def num_skipped(report: Report, ids: Iterable[str]) -> int:
+    """How many rules were not judged, on one device at least."""
+    return sum(_is_skipped(report, name) for name in ids)
+
+
+def _is_skipped(report: Report, rule_id: str) -> bool:
+    return any(one.id in (rule_id, f"{rule_id.split('.', 1)[0]}.*") for one in report.skipped)
+
+
 def num_words(report: Report, ids: Sequence[str]) -> str:
-    """ "293 rules, 124 skipped": of those that were chosen, on one device at least."""
-    names = {one.id for one in report.skipped}
-    skipped = sum(name in names or f"{name.split('.', 1)[0]}.*" in names for name in ids)
+    """ "293 rules, 124 skipped": of those that were chosen."""
+    skipped = num_skipped(report, ids)
     return f"{len(ids)} rule{'s' * (len(ids) != 1)}{f', {skipped} skipped' if skipped else ''}"
 
 

@@ -62,7 +62,7 @@ REPORT = {
     "status": "warning",
     "findings": [
         {"id": "cpu.governor.slow", "severity": "warning", "device": "", "summary": "slow", "evidence": "x" * 3000,
-         "threshold": "t", "source": "s", "action": "speed it up"}
+         "threshold": "t", "source": "s", "action": "speed it up", "explained_by": ""}
     ],
     "skipped": [],
     "duration_s": 0.1,

@@ -111,6 +111,16 @@ def test_every_expected_figure_is_documented():
     assert not {name for name in asked if f"`{name}`" not in page}
 
 
+ASK_A_DEVICE = ("mlxlink", "ibstat", "perfquery", "sminfo", "ethtool", "smartctl", "nvme", "e2fsck", "setpci")
+
+
+def test_a_command_names_the_device():
+    commands = [(r.id, c) for r in RULES.values() if r.for_each for c in re.findall("`([^`]*)`", r.action)]
+    assert len(commands) > 40
+    assert not [(rule, c) for rule, c in commands if c.split()[0] in ASK_A_DEVICE and "{" not in c]
+    assert not [(rule, c) for rule, c in commands if re.search(r"\b(DEVICE|BRIDGE|cpuN|nvmeX)\b", c)]
+
+
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.id)
 def test_words_that_a_signal_can_be_are_listed(rule):
     """Else nonsense would pass for healthy where a word is compared."""

@@ -102,8 +102,8 @@ def fsync_ms() -> float | Absent | Unknown:
         raise
 
 
-def _mounts(host: Host) -> list[tuple[str, str, str, str]] | Absent | Unknown:
-    """Device number, mount point, type and the options of the whole file system (not of one mount of it)."""
+def _mounts(host: Host) -> list[tuple[str, str, str, str, str]] | Absent | Unknown:
+    """Device number, mount point, type, source and the options of the whole file system (not of one mount of it)."""
     text = host.read("/proc/self/mountinfo")
     if not isinstance(text, str):
         return text
@@ -112,7 +112,7 @@ def _mounts(host: Host) -> list[tuple[str, str, str, str]] | Absent | Unknown:
         mount, _, system = line.partition(" - ")
         words, told = mount.split(), system.split()
         if len(words) > 4 and len(told) > 2:
-            found.append((words[2], _unescaped(words[4]), told[0], told[2]))
+            found.append((words[2], _unescaped(words[4]), told[0], told[1], told[2]))
     return found
 
 
@@ -120,16 +120,16 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def _file_systems(host: Host, mounts: list[tuple[str, str, str, str]]) -> list[dict[str, Any]]:
+def _file_systems(host: Host, mounts: list[tuple[str, str, str, str, str]]) -> list[dict[str, Any]]:
     """Each once, however often it is mounted."""
     wanted = _meant_writable(host)
-    on_disk: dict[str, list[tuple[str, str, str]]] = {}
-    for number, point, kind, options in mounts:
+    on_disk: dict[str, list[tuple[str, str, str, str]]] = {}
+    for number, point, kind, source, options in mounts:
         if kind in ON_DISK:
-            on_disk.setdefault(number, []).append((point, kind, options))
+            on_disk.setdefault(number, []).append((point, kind, source, options))
     found = []
     for number, places in on_disk.items():
-        point, kind, options = next((place for place in places if place[0] in wanted), places[0])
+        point, kind, source, options = next((place for place in places if place[0] in wanted), places[0])
         words = set(options.split(","))
         stopped = bool(words & {"emergency_ro", "shutdown"})
         # errors=remount-ro alone would also fit a file system that somebody mounts read-only on purpose.
@@ -139,6 +139,7 @@ def _file_systems(host: Host, mounts: list[tuple[str, str, str, str]]) -> list[d
             {
                 "device": point,
                 "type": kind,
+                "source": source,
                 "is_read_only": "ro" in words or stopped,
                 "is_meant_writable": True if stopped else wanted.get(point, silent),
                 "errors": errors,
@@ -166,7 +167,7 @@ def collect_network_mounts(host: Host) -> dict[str, Any]:
     mounts = _mounts(host)
     if not isinstance(mounts, list):
         return {"network_mounts": mounts}
-    points = [(point, kind) for _, point, kind, _ in mounts if kind in OVER_NETWORK or kind.startswith("fuse.")]
+    points = [(point, kind) for _, point, kind, *_ in mounts if kind in OVER_NETWORK or kind.startswith("fuse.")]
     if not points:
         return {"network_mounts": Absent("nothing is mounted over the network")}
     return {"network_mounts": host.measure("network_mounts", lambda: network_mounts(points))}
@@ -209,6 +210,7 @@ def _drive(host: Host, name: str) -> dict[str, Any]:
     return {
         "device": name,
         "model": model.strip() if isinstance(model, str) else model,
+        "address": host.read(f"{folder}/address"),
         "state": host.read(f"{folder}/state"),
         "link_width": host.number(f"{folder}/device/current_link_width"),
         "max_link_width": host.number(f"{folder}/device/max_link_width"),

@@ -49,6 +49,7 @@ def disk_files() -> dict[str, str]:
         "sys/fs/ext4/nvme0n1p2/errors_count": "0\n",
         f"{drive}/model": "SAMSUNG MZ1L2960HCJR-00A07              \n",
         f"{drive}/state": "live\n",
+        f"{drive}/address": "0000:65:00.0\n",
         f"{drive}/device/current_link_width": "4\n",
         f"{drive}/device/max_link_width": "4\n",
         "aifx-captured/nvme_smart-log_devnvme0_-o_json.txt": smart(),

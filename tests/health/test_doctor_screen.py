@@ -1,0 +1,124 @@
+"""The report as a person reads it: causes first, each fact once, within 80 columns."""
+
+from __future__ import annotations
+
+import pytest
+from health_cases.infiniband import never_up
+from health_cases.kernel_log import logged
+from health_trees import changed, machines, snapshot_of
+from rich.cells import cell_len
+
+from aifx.commands.main import run
+from aifx.health.judge import judge
+from aifx.health.report import Report
+from aifx.health.rules import Rule
+from aifx.health.snapshot import Snapshot
+
+SYSTEM = "8xH100 SXM with InfiniBand"
+
+
+@pytest.fixture
+def screen(tmp_path, capfd, monkeypatch):
+    """What `aifx doctor` prints of a machine."""
+
+    def show(tree: dict[str, str], *options: str, columns: int = 80) -> str:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        snapshot_of(tree, tmp_path / "tree")
+        run(["doctor", "--root", str(tmp_path / "tree"), *options])
+        return capfd.readouterr().out
+
+    return show
+
+
+@pytest.fixture
+def dark() -> dict[str, str]:
+    """A GPU system on which no InfiniBand port ever came up, and a processor is off."""
+    return machines()[SYSTEM]() | never_up(*range(8)) | {"sys/devices/system/cpu/online": "0-3,5-15\n"}
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_report_is_at_most_80_columns_wide(screen, dark, columns):
+    for options in ((), ("--list-skipped",)):
+        lines = screen(dark, *options, columns=columns).splitlines()
+        assert max(map(cell_len, lines)) <= min(columns, 80)
+        assert all(line == line.rstrip() for line in lines)
+
+
+def test_a_command_is_on_one_line(screen, dark):
+    text = screen(dark)
+    for command in ("`ibstat mlx5_0 1`", "`mlxlink -d mlx5_0`", "`chcpu -e 4`"):
+        assert command in text
+
+
+def test_a_cause_is_told_once_with_its_consequences(screen, dark):
+    text = " ".join(screen(dark).split())
+    assert text.count("rule infiniband.port.never_up") == 1
+    assert "also mlx5_1/1, mlx5_2/1, mlx5_3/1, mlx5_4/1, mlx5_5/1, mlx5_6/1, mlx5_7/1 rule" in text
+    assert "causes 0 InfiniBand or RoCE ports are active, of 8 expected (infiniband.ports.expected)" in text
+    assert text.index("infiniband.port.never_up") < text.index("infiniband.ports.expected") < text.index("processors")
+
+
+def test_what_another_device_says_otherwise_is_shown(screen):
+    tree = machines()["server with InfiniBand"]()
+    for number, counter, value in FULL:
+        tree[f"sys/class/infiniband/mlx5_{number}/ports/1/counters/{counter}"] = f"{value}\n"
+    text = " ".join(screen(tree).split())
+    assert "link_downed 255 also mlx5_3/1; port mlx5_4/1 has counters at" in text
+
+
+FULL = ((2, "link_downed", 255), (3, "link_downed", 255), (4, "excessive_buffer_overrun_errors", 15))
+
+
+def test_a_partition_is_of_its_disk(screen):
+    broken = logged(
+        "blk_update_request: I/O error, dev sda, sector 2048 op 0x1:(WRITE) flags 0x3800 phys_seg 1 prio class 0",
+        "EXT4-fs (sda1): Remounting filesystem read-only",
+    )
+    text = " ".join(screen(changed(machines()["server"](), broken)).split())
+    assert "rule kernel_log.disk.io_error" in text
+    assert "causes the file system on sda1" in text
+
+
+def test_what_passed_is_a_line_per_family_and_what_was_skipped_one(screen, dark):
+    lines = screen(dark).splitlines()
+    families = [line.split()[1] for line in lines if line.startswith("passed")]
+    assert len(families) == len(set(families)) > 5
+    assert "stress" not in families
+    (skipped,) = (line for line in lines if line.startswith("skipped"))
+    assert "--list-skipped" in skipped
+    listed = " ".join(screen(dark, "--list-skipped").split())
+    assert "skipped tpu.*: there is no TPU on PCI" in listed
+    assert "--list-skipped" not in listed
+
+
+def finding_rule(name: str, severity: str, *explains: str, each: str = "") -> Rule:
+    return Rule(
+        id=name, signal="bad", for_each=each or None, fails_if={"equals": True}, severity=severity,
+        summary=f"{name} is bad", action="mend", source="here", explains=explains,
+    )  # fmt: skip
+
+
+def report_of_rules(*rules: Rule) -> Report:
+    return judge(rules, Snapshot("n1", 0.0, {"bad": True}))
+
+
+def test_consequences_come_right_behind_their_cause():
+    """Also those of consequences; what is worse than its cause stands alone, and circles have a first."""
+    report = report_of_rules(
+        finding_rule("a.lone.one", "critical"),
+        finding_rule("c.of.d", "critical"),
+        finding_rule("d.of.b", "critical", "c"),
+        finding_rule("b.cause.two", "critical", "d", "e", "f"),
+        finding_rule("f.mild.one", "warning", "a"),
+        finding_rule("g.twin.one", "info", "h"),
+        finding_rule("h.twin.two", "info", "g"),
+    )
+    assert [(f.id, f.explained_by) for f in report.findings] == [
+        ("a.lone.one", ""),
+        ("b.cause.two", ""),
+        ("d.of.b", "b.cause.two"),
+        ("c.of.d", "d.of.b"),
+        ("f.mild.one", "b.cause.two"),
+        ("g.twin.one", ""),
+        ("h.twin.two", "g.twin.one"),
+    ]
