@@ -137,7 +137,9 @@ def _judge_device(rule: Rule, scope: Scope) -> Finding | Skipped | None:
         applies = value if isinstance(value, (Absent, Unknown)) else holds(condition, value, scope, rule.range[0])
         if isinstance(applies, Unknown):
             return _unknown(rule, scope.device, applies, signal)
-        if isinstance(applies, Absent) or not applies:
+        if isinstance(applies, Absent):
+            return Skipped(rule.id, applies.why)
+        if not applies:
             return None
     value = scope.look_up(rule.signal)
     failed = value if isinstance(value, (Absent, Unknown)) else _makes_sense(rule, value)
