@@ -42,16 +42,24 @@ def judge(rules: Iterable[Rule], snapshot: Snapshot, site: Site | None = None) -
     by_id = {rule.id: rule for rule in rules}
     findings = [f for f in findings if not _is_yielded(f, findings, by_id)]
 
-    return Report(snapshot.host, tuple(_by_cause(findings, by_id)), tuple(_folded(skipped, rules)))
+    return Report(snapshot.host, tuple(_by_cause(findings, by_id, _addresses(node))), tuple(_folded(skipped, rules)))
 
 
-def _by_cause(findings: list[Finding], by_id: dict[str, Rule]) -> Iterator[Finding]:
+def _addresses(node: Scope) -> dict[str, str]:
+    """The PCI address of each device that is known by another name."""
+    lists = [node.look_up(path) for path in ("infiniband.ports", "network.interfaces", "nvme")]
+    tables = [one for devices in lists if isinstance(devices, list) for one in devices if isinstance(one, dict)]
+    named = ((one.get("device"), one.get("address")) for one in tables)
+    return {name: at for name, at in named if isinstance(name, str) and isinstance(at, str) and ADDRESS.fullmatch(at)}
+
+
+def _by_cause(findings: list[Finding], by_id: dict[str, Rule], addresses: dict[str, str]) -> Iterator[Finding]:
     """The worst first, each with what follows from it right behind. What is worse than its cause stands alone."""
     order = {name: number for number, name in enumerate(by_id)}
     findings = sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), order.get(f.id, -1), f.device))
 
     def explains(one: int, other: int) -> bool:
-        return _explains(by_id.get(findings[one].id), findings[one], findings[other])
+        return _explains(by_id.get(findings[one].id), findings[one], findings[other], addresses)
 
     cause: dict[int, int] = {}
     for number, finding in enumerate(findings):
@@ -232,20 +240,29 @@ def _is_yielded(finding: Finding, findings: list[Finding], by_id: dict[str, Rule
     return finding.severity != "unknown" and any(other.id in yields for other in others)
 
 
-def _explains(rule: Rule | None, other: Finding, finding: Finding) -> bool:
+def _explains(rule: Rule | None, other: Finding, finding: Finding, addresses: dict[str, str]) -> bool:
     """Whether `other`, of `rule`, says why `finding` is there."""
     if rule is None or other.severity == "unknown":
         return False
-    near = not other.device or not finding.device or bool(_names(other.device) & _names(finding.device))
+    near = (
+        not other.device
+        or not finding.device
+        or bool(_names(other.device, addresses) & _names(finding.device, addresses))
+    )
     return near and any(fits(finding.id, pattern) for pattern in rule.explains)
 
 
-def _names(device: str) -> set[str]:
+def _names(device: str, addresses: dict[str, str]) -> set[str]:
     """What a device is known by: the kernel log has the address of what NVML counts, "GPU3 (0000:3b:00.0) link 4".
 
     A partition is known by its disk as well.
     """
-    return {*device.split()[:1], *ADDRESS.findall(device), *(m[1] or m[2] for m in PARTITION.finditer(device))}
+    found = {*device.split()[:1], *ADDRESS.findall(device)}
+    return (
+        found
+        | {addresses[name] for name in found if name in addresses}
+        | {*(m[1] or m[2] for m in PARTITION.finditer(device))}
+    )
 
 
 def _folded(skipped: list[Skipped], rules: list[Rule]) -> Iterator[Skipped]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from health_cases.infiniband import never_up
 from health_cases.kernel_log import logged
+from health_machines.network_files import card
 from health_trees import changed, machines, snapshot_of
 from rich.cells import cell_len
 
@@ -77,6 +78,22 @@ def test_a_partition_is_of_its_disk(screen):
     text = " ".join(screen(changed(machines()["server"](), broken)).split())
     assert "rule kernel_log.disk.io_error" in text
     assert "causes the file system on sda1" in text
+
+
+def test_a_port_its_interface_and_its_log_are_one_fact(screen):
+    """All three know the card by another name."""
+    tree = machines()[SYSTEM]() | never_up(4)
+    address = tree["sys/class/infiniband/mlx5_4/device"].rpartition("/")[2]
+    pci = f"sys/bus/pci/devices/{address}"
+    files = {path.replace("sys/class/net/ibs4/device", pci): text for path, text in card("ibs4", state="down").items()}
+    tree |= files | {"sys/class/net/ibs4/device": f"-> ../../../bus/pci/devices/{address}"}
+    tree["sys/class/net/ibs4/carrier_changes"] = "4\n"
+    lines = [f"mlx5_core {address} ibs4: Link down"] * 3
+    text = screen(changed(tree, logged(*lines, apart=60.0)), "--skip", "infiniband.ports")
+    assert [line.split()[0] for line in text.splitlines() if line.startswith(("critical", "warning"))] == ["critical"]
+    text = " ".join(text.split())
+    assert text.index("rule infiniband.port.down") < text.index("(network.interface.down)")
+    assert "(kernel_log.network.flap)" in text
 
 
 def test_what_passed_is_a_line_per_family_and_what_was_skipped_one(screen, dark):

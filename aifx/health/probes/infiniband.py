@@ -81,7 +81,7 @@ def _infiniband(host: Host) -> Any:
         up = [other for other in alike if other["state"] == "ACTIVE"]
         port["peers_up"] = len(up)
         port["peer_rate_gbit"] = agreed([other["rate_gbit"] for other in up])
-        reason = _reason_to_be_up(port, cables.get(port.pop("address")), len(up), len(alike))
+        reason = _reason_to_be_up(port, cables.get(port["address"]), len(up), len(alike))
         port["is_expected_up"], port["expected_up_because"] = bool(reason), reason or "nothing asks for it"
         port["is_rail"] = _is_rail(port["place"], groups)
     for port in ports:

@@ -70,11 +70,13 @@ def _interface(host: Host, name: str) -> dict[str, Any]:
     # The type tells InfiniBand from Ethernet, the subsystem one maker's cards with one chip from another's.
     model = [host.read(f"{folder}/{part}") for part in ("device/vendor", "device/device", "type")]
     subsystem = host.read(f"{folder}/device/subsystem_device")
+    link = host.link(f"{folder}/device")
     errors = [host.number(f"{folder}/statistics/{way}_errors") for way in ("rx", "tx")]
     whole = [error for error in errors if isinstance(error, int)]
     return {
         "device": name,
         "model": ":".join(m for m in (*model, subsystem) if isinstance(m, str)),
+        "address": link.rpartition("/")[2] if isinstance(link, str) else "",
         "is_up": bool(flags & IFF_UP) if isinstance(flags, int) else flags,
         "state": host.read(f"{folder}/operstate"),
         "carrier_changes": host.number(f"{folder}/carrier_changes"),
