@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import importlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -94,37 +95,42 @@ def current_device() -> Device:
     the first of JAX's."""
     if (device := _interpreted.get()) is not None:
         return device
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    if abstract is not None:
-        return make_device(abstract.platform, abstract.device_kind)
     first = jax.devices()[0]
-    return make_device(first.platform, first.device_kind)
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    # A mesh of real devices has an abstract device too.
+    if abstract is None or abstract.device_kind == first.device_kind:
+        return present_device(first)
+    return make_device(abstract.platform, abstract.device_kind)
 
 
-# CUDA's compute capabilities (developer.nvidia.com/cuda-gpus) by a word of the device's kind, the first that is in it.
+def present_device(device: Any) -> Device:
+    """The description of one of `jax.devices()`, which knows its compute capability ("9.0"; "gfx942" on AMD)."""
+    found = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
+    capability = (int(found[1]), int(found[2])) if found else None
+    return Device(_platform(device.platform), device.device_kind, capability)
+
+
+# Compute capabilities of GPUs that cannot be asked (developer.nvidia.com/cuda-gpus), by words of the device's kind.
 _CAPABILITIES = {
-    "GB300": (10, 3),
-    "B300": (10, 3),
-    "GB200": (10, 0),
-    "B200": (10, 0),
-    "H100": (9, 0),
-    "H200": (9, 0),
-    "H20": (9, 0),
-    "L40": (8, 9),
-    "L4": (8, 9),
-    "RTX 40": (8, 9),
-    "A100": (8, 0),
-    "A30": (8, 0),
-    "A10": (8, 6),
-    "A40": (8, 6),
-    "RTX 30": (8, 6),
-    "T4": (7, 5),
-    "V100": (7, 0),
+    (12, 1): r"GB10",
+    (12, 0): r"GeForce RTX 50\d0|RTX PRO \d+",
+    (10, 3): r"GB300|B300",
+    (10, 0): r"GB200|B200",
+    (9, 0): r"GH200|H200|H100|H800|H20",
+    (8, 9): r"L40S?|L20|L4|L2|GeForce RTX 40\d0|RTX \d+( SFF)? Ada",
+    (8, 6): r"A40|A10G?|A16|A2|GeForce RTX 30\d0|RTX A\d+",
+    (8, 0): r"A100|A800|A30",
+    (7, 5): r"T4|GeForce RTX 20\d0|Quadro RTX \d+",
+    (7, 0): r"V100",
 }
 
 
 def make_device(platform: str, kind: str) -> Device:
-    """The device of JAX's platform ("cuda" is "gpu") and device kind ("NVIDIA H100 80GB HBM3", "TPU v5 lite")."""
-    known: Any = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
-    capability = next((c for name, c in _CAPABILITIES.items() if name in kind), None)
+    """An absent device of JAX's platform ("cuda" is "gpu") and device kind ("NVIDIA H100 80GB HBM3", "TPU v5 lite")."""
+    known = _platform(platform)
+    capability = next((c for c, names in _CAPABILITIES.items() if re.search(rf"\b({names})\b", kind)), None)
     return Device(known, kind, capability if known == "gpu" else None)
+
+
+def _platform(name: str) -> Any:
+    return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
