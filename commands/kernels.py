@@ -90,10 +90,14 @@ def ls(json: JsonOption = False) -> None:
         from aifx.kernels import winners_path
         from jax_kernels.forms import current_device
         from jax_kernels.ops import read_key
-        from jax_kernels.tuning import Winners
+        from jax_kernels.tuning import Winners, is_current
 
         winners = Winners(winners_path(), current_device())
-        rows = [_document(*read_key(key), choice) for key, choice in winners.choices().items()]
+        rows = []
+        for key, choice in winners.choices().items():
+            op, call = read_key(key)
+            note = {} if is_current(op, choice) else {"reason": f"not used, its code has changed: {choice.reason}"}
+            rows.append(_document(op, call, choice) | note)
         out.document({"device": _device(), "path": str(winners.path), "winners": rows})
         _table(out, rows, "nothing was measured here yet: aifx kernels tune")
 

@@ -13,6 +13,7 @@ from jax_kernels.dividing import Division, divided
 from jax_kernels.forms import Device, current_device
 from jax_kernels.op import Choice, Op, call_key
 from jax_kernels.shipped import shipped
+from jax_kernels.tuning import measured_here
 
 AUTO = "auto"
 
@@ -28,7 +29,7 @@ class Choices:
     Attributes:
         made: by `call_key`.
         asked: the form that a call without an `implementation` of its own gets, by op.
-        measured: looks up what was measured for (op, call, device).
+        measured: looks up what was measured for (op, call, device); by default what `aifx kernels tune` measured.
         on_choice: told when a choice was added.
         tell: told, once a call, of a form that was asked for or chosen before and gives way.
         division: the devices that the program is divided among, where there are several.
@@ -37,7 +38,7 @@ class Choices:
 
     made: dict[str, Choice] = field(default_factory=dict)
     asked: Mapping[str, str] = field(default_factory=dict)
-    measured: Callable[[Op, Any, Device], Choice | None] = lambda op, call, device: None
+    measured: Callable[[Op, Any, Device], Choice | None] = measured_here
     on_choice: Callable[[Choices], None] = lambda choices: None
     tell: Callable[[str], None] = _warn
     division: Division | None = None
@@ -47,7 +48,7 @@ class Choices:
         key = call_key(op.name, call)
         self.met[key] = (op, call)
         before = self.made.get(key)
-        refusal = None if before is None else _refusal(op, before, call, device)
+        refusal = None if before is None else op.unsupported_reason(before, call, device)
         if before is None or refusal is not None:
             self.made[key] = self._make(op, call, device)
             self.on_choice(self)
@@ -62,14 +63,9 @@ class Choices:
             return choose_asked(op, call, device, asked, self.tell)
         for find in (self.measured, shipped):
             found = find(op, call, device)
-            if found is not None and _refusal(op, found, call, device) is None:
+            if found is not None and op.unsupported_reason(found, call, device) is None:
                 return found
         return choose_unmeasured(op, call, device)
-
-
-def _refusal(op: Op, choice: Choice, call: Any, device: Device) -> str | None:
-    form = op.forms.get(choice.form)
-    return "there is no such form" if form is None else form.refuses(call, device)
 
 
 _choices: contextvars.ContextVar[Choices | None] = contextvars.ContextVar("jax_kernels_choices", default=None)
@@ -127,10 +123,10 @@ def choose_asked(op: Op, call: Any, device: Device, name: str, tell: Callable[[s
     """The form that was asked for, or what runs in its place where it refuses the call, which is told."""
     refusal = op.forms[name].refuses(call, device)
     if refusal is None:
-        return Choice(name, op.forms[name].configs(call, device)[0], "asked for")
+        return op.choice(name, op.forms[name].configs(call, device)[0], "asked for")
     instead = choose_unmeasured(op, call, device)
     tell(f"{op.name}: {name} cannot take this call ({refusal}); it runs as {instead.form}")
-    return Choice(instead.form, instead.config, f"{name} was asked for and cannot: {refusal}")
+    return replace(instead, reason=f"{name} was asked for and cannot: {refusal}")
 
 
 def choose_unmeasured(op: Op, call: Any, device: Device) -> Choice:
@@ -141,6 +137,6 @@ def choose_unmeasured(op: Op, call: Any, device: Device) -> Choice:
         refusal = form.refuses(call, device)
         if refusal is None:
             because = "; ".join(refusals) or f"first choice on a {device.platform}"
-            return Choice(name, form.configs(call, device)[0], because)
+            return op.choice(name, form.configs(call, device)[0], because)
         refusals.append(f"not {name}: {refusal}")
     raise AssertionError(f"{op.name}: no form takes {call}: {refusals}")

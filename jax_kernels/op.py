@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jax_kernels.dividing import Rows
-from jax_kernels.forms import Config, Form, Platform
+from jax_kernels.forms import Config, Device, Form, Platform
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Op:
 
     Attributes:
         package: its folder as Python names it; its cases are in `<package>.cases`.
-        call: the type that describes a call of it, a dataclass with a `dtype` among its fields.
+        call: the type that describes a call of it, a dataclass with a `dtype` among its fields. Its `batch_fields` are
+            the names of those that grow with the batch.
         forms: by name; "reference" and "xla" take every call.
         preference: the forms to try in this order where nothing was measured.
         workload: (call, run, config) -> a program that does with a form what training or generation does, and a
@@ -48,24 +53,63 @@ class Op:
     work: Callable[[Any], Work]
     rows: Callable[[Any, int], Rows | None]
 
+    def choice(self, form: str, config: Config, reason: str) -> Choice:
+        """A choice of a form as its source is now."""
+        return Choice(form, config, reason, self.source_digest(form))
+
+    def source_digest(self, form: str) -> str:
+        """Digest of the code that a form is made of."""
+        return _source_digest(self.package, frozenset(self.forms) - {form, "reference", "xla"})
+
+    def unsupported_reason(self, choice: Choice, call: Any, device: Device) -> str | None:
+        """Why a call cannot run as was chosen or measured before; None if it can."""
+        form = self.forms.get(choice.form)
+        if form is None:
+            return "there is no such form"
+        if (reason := form.refuses(call, device)) is not None:
+            return reason
+        if choice.source != self.source_digest(choice.form) and choice.config not in form.configs(call, device):
+            return f"it has changed, and {', '.join(f'{n}={v}' for n, v in choice.config)} is no longer offered"
+        return None
+
 
 @dataclass(frozen=True)
 class Choice:
-    """A form, what it runs with, and why it was taken."""
+    """A form, what it runs with, and why it was taken.
+
+    Attributes:
+        source: digest of the form's code when it was chosen or measured; empty if that is not known.
+    """
 
     form: str
     config: Config = ()
     reason: str = ""
+    source: str = field(default="", compare=False)
 
     def document(self) -> dict[str, Any]:
-        return {"form": self.form, "config": dict(self.config), "reason": self.reason}
+        return {"form": self.form, "config": dict(self.config), "reason": self.reason, "source": self.source}
 
     @staticmethod
     def from_document(document: Mapping[str, Any]) -> Choice:
         config = tuple((str(name), int(value)) for name, value in document["config"].items())
-        return Choice(str(document["form"]), config, str(document["reason"]))
+        return Choice(str(document["form"]), config, str(document["reason"]), str(document.get("source", "")))
 
 
 def call_key(op: str, call: Any) -> str:
     """A call in one line of JSON, the same in every process."""
     return json.dumps({"op": op, **asdict(call)}, sort_keys=True)
+
+
+@functools.cache
+def _source_digest(package: str, others: frozenset[str]) -> str:
+    """Digest of an op's package without its cases and the kernels `others`, and of what all kernels share."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent
+    left_out = {*others, "cases"}
+    own = [p for p in folder.rglob("*.py") if p.relative_to(folder).parts[0].removesuffix(".py") not in left_out]
+    digest = hashlib.sha256()
+    for path in (*sorted(own), folder.parent / "edges.py"):
+        digest.update(f"{path.relative_to(folder.parent)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]

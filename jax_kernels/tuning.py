@@ -6,6 +6,7 @@ are replaced whole, and one that is damaged or foreign is set aside.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -15,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import jax
 import numpy as np
 
 from jax_kernels.forms import Config, Device, current_device
+from jax_kernels.nearest import find_winner
 from jax_kernels.op import Choice, Op, call_key
 from jax_kernels.shipped import file_name
 
@@ -73,8 +75,9 @@ class Winners:
         self._choices: dict[str, Choice] | None = None
 
     def __call__(self, op: Op, call: Any, device: Device) -> Choice | None:
-        """The winner for a call, as `Choices.measured` asks for it."""
-        return self.choices().get(call_key(op.name, call))
+        """The winner for a call, as `Choices.measured` asks for it, if its code is still as it was measured."""
+        current = {key: c for key, c in self.choices().items() if c.form in op.forms and is_current(op, c)}
+        return find_winner(current, op, call, device)
 
     def choices(self) -> dict[str, Choice]:
         if self._choices is None:
@@ -101,7 +104,7 @@ class Winners:
             document = json.loads(self.path.read_bytes())
             if {name: document[name] for name in self._head} != self._head:
                 raise ValueError("of another device, version or format")
-            return {str(key): Choice.from_document(value) for key, value in document["winners"].items()}
+            return {_checked_key(key): Choice.from_document(value) for key, value in document["winners"].items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -110,6 +113,33 @@ class Winners:
                 os.replace(self.path, aside)
             warnings.warn(f"{self.path} cannot be used ({error!r}) and was set aside as {aside.name}", stacklevel=2)
             return {}
+
+
+def _checked_key(key: str) -> str:
+    """A key of `call_key`. Raises KeyError, TypeError or ValueError for what is none."""
+    json.loads(key)["op"]
+    return key
+
+
+def is_current(op: Op, choice: Choice) -> bool:
+    """Whether a form's code is as it was when it was measured."""
+    return choice.source == op.source_digest(choice.form)
+
+
+def winners_folder() -> Path:
+    """Where `aifx kernels tune` keeps what it measured: `kernels` in aifx's folder of caches."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.environ.get("AIFX_CACHE_DIR") or f"{caches}/aifx") / "kernels"
+
+
+def measured_here(op: Op, call: Any, device: Device) -> Choice | None:
+    """The winner for a call among those in `winners_folder`, which are read once."""
+    return _winners(winners_folder(), replace(device, is_partitioned=False))(op, call, device)
+
+
+@functools.cache
+def _winners(folder: Path, device: Device) -> Winners:
+    return Winners(folder, device)
 
 
 def candidates(op: Op, call: Any, device: Device) -> Iterator[tuple[str, Config]]:
@@ -136,7 +166,7 @@ def tune(op: Op, call: Any, *, tell: Tell = lambda text: None) -> tuple[Choice, 
     best = timings[0]
     assert best.seconds is not None
     reason = f"measured: {best.seconds * 1e3:.3g} ms, the fastest of {len(timings)}"
-    return Choice(best.form, best.config, reason), [*timings, *failures]
+    return op.choice(best.form, best.config, reason), [*timings, *failures]
 
 
 def _compile(op: Op, call: Any, tell: Tell) -> tuple[dict[tuple[str, Config], Any], list[Timing]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from jax_kernels.op import Work
 @dataclass(frozen=True)
 class Call:
     """Shapes and options of a call, known before the program runs. `q_offset` is None when it is an array."""
+
+    batch_fields: ClassVar = ("batch",)
 
     batch: int
     q_len: int

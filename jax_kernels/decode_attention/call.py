@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from jax_kernels.op import Work
 @dataclass(frozen=True)
 class Call:
     """Shapes and options of a call, known before the program runs."""
+
+    batch_fields: ClassVar = ("batch", "num_pages")
 
     batch: int
     num_heads: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from jax_kernels.op import Work
 @dataclass(frozen=True)
 class Call:
     """Shapes and options of a call, known before the program runs."""
+
+    batch_fields: ClassVar = ("tokens",)
 
     tokens: int
     embed: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ class Call:
         rows: of x `[rows, embed]`, all of its leading axes in one.
         param_dtype: of scale and bias.
     """
+
+    batch_fields: ClassVar = ("rows",)
 
     kind: Kind
     rows: int

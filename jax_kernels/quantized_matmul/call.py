@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ class Call:
         weight_blocks: of k, which have a scale in each column block of the weight.
         column_blocks: of n, which have a scale in each of those.
     """
+
+    batch_fields: ClassVar = ("m",)
 
     m: int
     k: int

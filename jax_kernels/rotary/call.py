@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from jax_kernels.op import Work
 @dataclass(frozen=True)
 class Call:
     """Shapes of a call, known before the program runs. `angles_batch` is 1 where the whole batch shares its angles."""
+
+    batch_fields: ClassVar = ("batch", "angles_batch")
 
     batch: int
     length: int

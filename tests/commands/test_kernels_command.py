@@ -12,6 +12,7 @@ from aifx.commands.main import run
 from aifx.config import load_config
 from aifx.kernels import project_calls
 from aifx.project import find_project
+from jax_kernels.op import Op
 
 TOML = """
 [model]
@@ -99,6 +100,9 @@ def test_the_tables(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in ("explain", "tune", "ls"):
         assert run(["kernels", command]) == 0
         assert "xla" in capsys.readouterr().out
+    monkeypatch.setattr(Op, "source_digest", lambda op, form: "of a later version")
+    (row,) = document(capsys, "ls")["winners"]
+    assert row["reason"].startswith("not used, its code has changed: measured")
 
 
 def test_what_is_asked_for_and_cannot(capsys: Any) -> None:

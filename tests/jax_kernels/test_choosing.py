@@ -51,9 +51,11 @@ def test_a_name_that_is_none():
 
 
 def test_what_was_measured_counts_unless_it_is_refused():
-    measured = Choice("b", (("n", 8),), "measured")
     toy = op(a=None, b=None)
+    measured = toy.choice("b", (("n", 8),), "measured")
     assert Choices(measured=lambda *_: measured).choose(toy, CALL, CPU) == measured
+    of_before = replace(measured, source="of last year")
+    assert Choices(measured=lambda *_: of_before).choose(toy, CALL, CPU).form == "a"
     refusing = op(a=None, b="gone")
     assert Choices(measured=lambda *_: measured).choose(refusing, CALL, CPU).form == "a"
     assert Choices(measured=lambda *_: Choice("of another version")).choose(toy, CALL, CPU).form == "a"

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from aifx.kernels import winners_path
 from jax_kernels.attention import ATTENTION
 from jax_kernels.attention.call import Call
-from jax_kernels.choosing import Choices
-from jax_kernels.forms import Device, Form, current_device
+from jax_kernels.choosing import Choices, choose
+from jax_kernels.forms import Config, Device, Form, current_device
 from jax_kernels.op import Choice
-from jax_kernels.tuning import Winners, tune
+from jax_kernels.ops import benchmark_cases
+from jax_kernels.shipped import shipped
+from jax_kernels.tuning import Winners, tune, winners_folder
 
 CALL = Call(1, 32, 32, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
 BOTH = replace(ATTENTION, preference={**ATTENTION.preference, "cpu": ("xla", "reference")})
@@ -51,19 +54,80 @@ def test_a_candidate_that_is_wrong_is_one_less() -> None:
 
 def test_winners_are_kept(tmp_path: Path) -> None:
     mine, other = Winners(tmp_path, CPU), Winners(tmp_path, CPU)
-    mine.put(ATTENTION, CALL, Choice("reference", (("block", 8),), "measured"))
+    mine.put(ATTENTION, CALL, ATTENTION.choice("reference", (("block", 8),), "measured"))
     other.put(ATTENTION, replace(CALL, batch=2), Choice("xla"))
     again = Winners(tmp_path, CPU)
     assert again(ATTENTION, CALL, CPU) == Choice("reference", (("block", 8),), "measured")
     assert len(again.choices()) == 2, "what another process put there stays"
-    assert again(ATTENTION, replace(CALL, batch=3), CPU) is None
+    assert again(ATTENTION, replace(CALL, causal=False), CPU) is None
     assert Choices(measured=again).choose(ATTENTION, CALL, current_device()).form == "reference"
     assert Winners(tmp_path, Device("gpu", "NVIDIA H100 80GB HBM3"))(ATTENTION, CALL, CPU) is None
 
 
+def test_a_winner_whose_code_has_changed_is_not_used(tmp_path: Path) -> None:
+    winners = Winners(tmp_path, CPU)
+    winners.put(ATTENTION, CALL, replace(ATTENTION.choice("reference", (), "measured"), source="of last year"))
+    assert Winners(tmp_path, CPU)(ATTENTION, CALL, CPU) is None
+
+
+def test_a_new_batch_size_takes_the_nearest_winner(tmp_path: Path) -> None:
+    def offered(call: Call, device: Device) -> list[Config]:
+        return [(("block", min(size, call.batch)), ("warps", 4)) for size in (4, 64, 32)]
+
+    op = replace(BOTH, forms={**ATTENTION.forms, "xla": replace(ATTENTION.forms["xla"], configs=offered)})
+    winners = Winners(tmp_path, CPU)
+    for batch, form, block in ((16, "reference", 0), (64, "xla", 64), (4096, "none of these", 0)):
+        config = (("block", block), ("warps", 4)) if block else ()
+        winners.put(op, replace(CALL, batch=batch), op.choice(form, config, f"measured {batch}"))
+    winners.put(op, replace(CALL, batch=48, window=3), op.choice("reference", (), "another call"))
+    found = {batch: winners(op, replace(CALL, batch=batch), CPU) for batch in (1, 20, 40, 9999)}
+    reference = Choice("reference", (), "measured 16, for batch=16")
+    assert found == {
+        1: reference,
+        20: reference,
+        40: Choice("xla", (("block", 40), ("warps", 4)), "measured 64, for batch=64"),
+        9999: Choice("xla", (("block", 64), ("warps", 4)), "measured 64, for batch=64"),
+    }
+
+
+def test_the_shipped_winners_serve_other_batch_sizes() -> None:
+    case = next(case for case in benchmark_cases(ATTENTION, "cpu") if shipped(ATTENTION, case.call("float32"), CPU))
+    call = case.call("float32")
+    exact, near = (shipped(ATTENTION, replace(call, batch=batch), CPU) for batch in (call.batch, 3 * call.batch))
+    assert exact is not None
+    assert near == replace(exact, reason=f"{exact.reason}, for batch={call.batch}")
+
+
+def test_calls_outside_a_run_take_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path))
+    assert winners_folder() == winners_path(), "where `aifx kernels tune` writes"
+    assert choose(ATTENTION, CALL, "auto").form == "xla"
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "tuned"))
+    Winners(winners_folder(), current_device()).put(ATTENTION, CALL, ATTENTION.choice("reference", (), "measured"))
+    assert choose(ATTENTION, CALL, "auto") == Choice("reference", (), "measured")
+    assert choose(ATTENTION, CALL, "xla").form == "xla"
+
+
+@pytest.mark.parametrize("name", ["AIFX_CACHE_DIR", "XDG_CACHE_HOME", "HOME"])
+def test_the_folder_of_winners_is_that_of_aifx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for other in ("AIFX_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, str(tmp_path))
+    assert winners_folder() == winners_path()
+
+
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"\xff\xfe", b"[]", b"{}", b'{"format": 1}', "another version", "winners that are none"],
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"format": 1}',
+        "another version",
+        "winners that are none",
+        "of no call",
+    ],
     ids=str,
 )
 def test_a_file_that_is_damaged_or_foreign_is_set_aside(tmp_path: Path, damage: bytes | str) -> None:
@@ -74,6 +138,8 @@ def test_a_file_that_is_damaged_or_foreign_is_set_aside(tmp_path: Path, damage: 
         damage = json.dumps(document | {"jaxlib": "0.1"}).encode()
     elif damage == "winners that are none":
         damage = json.dumps(document | {"winners": {"x": 3}}).encode()
+    elif damage == "of no call":
+        damage = json.dumps(document | {"winners": {"[]": Choice("xla").document()}}).encode()
     assert isinstance(damage, bytes)
     winners.path.write_bytes(damage)
     again = Winners(tmp_path, CPU)
@@ -81,4 +147,4 @@ def test_a_file_that_is_damaged_or_foreign_is_set_aside(tmp_path: Path, damage: 
         assert again(ATTENTION, CALL, CPU) is None
     assert [p.suffix for p in tmp_path.iterdir()] == [".damaged"]
     again.put(ATTENTION, CALL, Choice("xla"))
-    assert Winners(tmp_path, CPU)(ATTENTION, CALL, CPU) == Choice("xla")
+    assert list(Winners(tmp_path, CPU).choices().values()) == [Choice("xla")]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import jax
+
 from aifx.config import load_config
 from aifx.config.sections import KernelsSection
 from aifx.kernels import run_choices, winners_path
@@ -16,9 +18,10 @@ from jax_kernels.attention import ATTENTION
 from jax_kernels.attention.call import Call
 from jax_kernels.choosing import choose as choose_form
 from jax_kernels.choosing import using
-from jax_kernels.forms import current_device
+from jax_kernels.forms import current_device, interpreting, make_device
 from jax_kernels.op import Choice
-from jax_kernels.ops import OPS
+from jax_kernels.ops import OPS, small_cases
+from jax_kernels.swiglu import SWIGLU, swiglu
 from jax_kernels.tuning import Winners
 
 CALL = Call(1, 8, 8, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
@@ -42,7 +45,7 @@ def test_what_was_measured_since_changes_nothing(tmp_path: Path, monkeypatch) ->
     project = open_project(tmp_path, monkeypatch)
     first = choose(project)
     assert first.form == "xla"
-    Winners(winners_path(), current_device()).put(ATTENTION, CALL, Choice("reference", (), "measured"))
+    Winners(winners_path(), current_device()).put(ATTENTION, CALL, ATTENTION.choice("reference", (), "measured"))
     assert choose(project) == first
     project.run("main").kernels.unlink()
     assert choose(project, keep=False).form == "reference", "a run that chose nothing yet takes what was measured"
@@ -88,6 +91,54 @@ def test_a_choice_that_this_version_no_longer_has_is_replaced(tmp_path: Path, mo
     assert [c["form"] for c in kept] == ["pallas_vpu", "xla"]
     assert kernel_digest(kept[: before["count"]]) == before, "an earlier checkpoint names the choice that was replaced"
     assert choose(project).form == "xla"
+
+
+def test_a_configuration_that_a_kernel_no_longer_has_is_replaced(tmp_path: Path, monkeypatch) -> None:
+    """Before, the kernel looked for its block sizes in it: KeyError."""
+    project = open_project(tmp_path, monkeypatch)
+    run, call = project.run("main"), small_cases(SWIGLU)[0].call("float32")
+    monkeypatch.setenv("AIFX_KERNELS__SWIGLU", "pallas_triton")
+    with interpreting(make_device("gpu", "NVIDIA H100 80GB HBM3")):
+        with using(run_choices(run, load_config(project), say=print)):
+            first = choose_form(SWIGLU, call, "auto")
+        document = json.loads(run.kernels.read_text())
+        ((kind, (entry,)),) = document["devices"].items()
+        assert entry["source"] == SWIGLU.source_digest("pallas_triton") == first.source
+
+        old = {**entry, "config": {"block_m": 64}, "source": "of last year"}
+        run.kernels.write_text(json.dumps(document | {"devices": {kind: [old]}}))
+        before = kernel_digest([old])
+        said: list[str] = []
+        events: list[Mapping[str, Any]] = []
+        with using(run_choices(run, load_config(project), say=said.append, on_replacement=events.append)):
+            operands = [jax.ShapeDtypeStruct(s, "float32") for s in ((32, 16), (16, 64), (16, 64))]
+            jax.eval_shape(swiglu, *operands)
+            assert choose_form(SWIGLU, call, "auto") == first
+    assert said == [
+        "swiglu: pallas_triton, chosen before, cannot take this call (it has changed, and block_m=64 is no longer "
+        "offered); it runs as pallas_triton"
+    ]
+    assert [(e["op"], e["old"]["config"], e["new"]["config"]) for e in events] == [
+        ("swiglu", {"block_m": 64}, entry["config"])
+    ]
+    kept = json.loads(run.kernels.read_text())["devices"][kind]
+    assert kept == [old, entry]
+    assert kernel_digest(kept[: before["count"]]) == before, "an earlier checkpoint names the choice that was replaced"
+
+
+def test_a_configuration_that_a_changed_kernel_still_has_stays(tmp_path: Path, monkeypatch) -> None:
+    project = open_project(tmp_path, monkeypatch)
+    first = choose(project)
+    path = project.run("main").kernels
+    document = json.loads(path.read_text())
+    ((kind, (entry,)),) = document["devices"].items()
+    path.write_text(json.dumps(document | {"devices": {kind: [{**entry, "source": "of last year"}]}}))
+    with using(run_choices(project.run("main"), load_config(project), say=raising)):
+        assert choose_form(ATTENTION, CALL, "auto") == first
+
+
+def raising(text: str) -> None:
+    raise AssertionError(text)
 
 
 def test_each_op_has_its_key() -> None:
