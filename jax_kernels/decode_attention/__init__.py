@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_kernels.choosing import run
 from jax_kernels.decode_attention import reference, xla
@@ -112,6 +113,7 @@ def decode_attention(
     """
     _check_arrays(q, k_pages, v_pages, page_table, lengths)
     _check_numbers(window, scale, logit_softcap)
+    capacity = page_table.shape[1] * k_pages.shape[2]
     call = Call(
         batch=q.shape[0],
         num_heads=q.shape[1],
@@ -121,9 +123,9 @@ def decode_attention(
         page_size=k_pages.shape[2],
         pages_per_row=page_table.shape[1],
         dtype=q.dtype.name,
-        window=window,
+        window=None if window is None or window >= capacity else int(window),  # a mask that hides nothing is none
         scale=1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale),
-        logit_softcap=logit_softcap,
+        logit_softcap=None if logit_softcap is None else float(logit_softcap),
         return_lse=return_lse,
     )
     table, counts = page_table.astype(jnp.int32), lengths.astype(jnp.int32)
@@ -152,7 +154,7 @@ def _check_arrays(q: Any, k_pages: Any, v_pages: Any, page_table: Any, lengths: 
 
 
 def _check_numbers(window: int | None, scale: float | None, logit_softcap: float | None) -> None:
-    if window is not None and (not isinstance(window, int) or window < 1):
+    if window is not None and (not isinstance(window, int | np.integer) or window < 1):
         raise ValueError(f"window: expected a positive integer or None, got {window!r}")
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale: expected a finite number, got {scale!r}")

@@ -243,6 +243,15 @@ def test_gradients_are_those_of_attention(form):
         agree(jit(jax.grad(by_form, (0, 1, 2)))(*given_arrays), want, "float32")
 
 
+@pytest.mark.parametrize("window", [np.int64(20), np.int32(200), 2**40])
+def test_a_window_that_attention_takes(window):
+    case = dataclasses.replace(named("window over pages"), window=int(window))
+    operands = arrays(case, dtype="float32")
+    q = operands[0][:, None]
+    attention(q, q, q, window=window)
+    agree([decode_attention(*operands, window=window)], defined(case, *operands)[:1], "float32")
+
+
 def test_gradients_of_what_no_query_sees_are_zeros():
     case = named("window over pages")
     *given_arrays, table, lengths = arrays(case, [30, 0], dtype="float32")
