@@ -23,16 +23,22 @@ Pair: TypeAlias = tuple[jax.Array, jax.Array]
 
 def activate(g: jax.Array, u: jax.Array) -> jax.Array:
     """silu(g) * u, in float32 or wider."""
-    g, u = _wide(g), _wide(u)
+    g, u = _finite_below(_wide(g)), _wide(u)
     return g * jax.nn.sigmoid(g) * u
 
 
 def d_products(d_out: jax.Array, g: jax.Array, u: jax.Array) -> Pair:
     """The gradients of g and u, in float32 or wider."""
-    d_out, g, u = _wide(d_out), _wide(g), _wide(u)
+    d_out, g, u = _wide(d_out), _finite_below(_wide(g)), _wide(u)
     open_ = jax.nn.sigmoid(g)
     silu = g * open_
     return d_out * u * (open_ + silu * (1.0 - open_)), d_out * silu
+
+
+def _finite_below(g: jax.Array) -> jax.Array:
+    """g with its least finite value in place of -inf, which float16 makes of products below -65,504: silu is 0 there,
+    and -inf * 0 is NaN."""
+    return jnp.where(g == -jnp.inf, jnp.finfo(g.dtype).min, g)
 
 
 def _wide(x: jax.Array) -> jax.Array:

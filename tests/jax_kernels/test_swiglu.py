@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from jax_kernels.swiglu import SWIGLU, swiglu
 from jax_kernels.swiglu.cases import SMALL_CASES, Case
+from jax_kernels.swiglu.gradient import activate, d_products
 
 KERNELS = ("pallas_triton", "pallas_tpu")
 
@@ -160,6 +161,21 @@ def test_a_gate_that_is_wide_open_or_shut(implementation):
     got = output_and_gradients(by(implementation), x, one, one)
     assert all(np.isfinite(a).all() for a in got)
     np.testing.assert_array_equal(got[0][:, 0], [0.0, 0.0, 0.0, 200.0**2, 1e8])
+
+
+@pytest.mark.parametrize("form", [*EVERYWHERE, *KERNELS])
+def test_a_gate_below_what_float16_holds_is_shut(form):
+    """At g < -65,504, which is -inf in float16."""
+    operands = [jnp.full(shape, value, "float16") for shape, value in (((1, 2), -300), ((2, 1), 300), ((2, 1), 0.5))]
+    case = Case("shut", 1, 2, 1)
+    if form == "pallas_tpu":  # which has no float16: the same of the functions that its kernels call
+        g, u = jnp.asarray(-jnp.inf, "float16"), jnp.asarray(-300, "float16")
+        values = [activate(g, u), *d_products(jnp.asarray(1, "float16"), g, u)]
+    else:
+        with running(SWIGLU, form, case.call("float16")):
+            values = output_and_gradients(by(form), *operands)
+    for value in values:
+        np.testing.assert_array_equal(value, np.zeros(value.shape))
 
 
 GOOD = {"x": ((4, 8), "float32"), "gate": ((8, 6), "float32"), "up": ((8, 6), "float32")}
