@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax_kernels.choosing import run
 from jax_kernels.forms import Form, kernel_form
 from jax_kernels.linear_cross_entropy import reference, xla
-from jax_kernels.linear_cross_entropy.call import Call, counts, rows, work, workload
+from jax_kernels.linear_cross_entropy.call import Call, counts, marked, outside, rows, work, workload
 from jax_kernels.op import Op
 
 __all__ = ["LINEAR_CROSS_ENTROPY", "Implementation", "linear_cross_entropy"]
@@ -55,6 +55,10 @@ def linear_cross_entropy(
 ) -> jax.Array:
     """Cross-entropy of the logits x @ weight, x `[tokens, embed]` and weight `[embed, vocab]`, with labels `[tokens]`.
 
+    A label outside the vocabulary, other than `ignore_label`, makes the token's loss NaN, and so the sum and the mean.
+    Its gradients are NaN too: those of the weight and of the token's x, and with a sum or mean those of every token
+    that counts. A loss whose cotangent is 0, for example since the caller masks it, adds nothing to the gradients.
+
     Args:
         z_loss: times the square of the log-sum-exp of the logits is added, which keeps it near 0.
         label_smoothing: this share of what is expected is spread evenly over the vocabulary.
@@ -80,10 +84,12 @@ def linear_cross_entropy(
         z_loss=float(z_loss),
         label_smoothing=float(label_smoothing),
         ignore_label=ignore_label,
-        logit_softcap=logit_softcap,
+        logit_softcap=None if logit_softcap is None else float(logit_softcap),
         reduction="none" if reduction == "none" else "sum",
     )
     loss: jax.Array = run(LINEAR_CROSS_ENTROPY, call, implementation, x, weight, labels)
+    is_wrong = outside(call, labels)
+    loss = marked(loss, is_wrong if reduction == "none" else jnp.any(is_wrong))
     return loss / jnp.maximum(jnp.sum(counts(call, labels)), 1) if reduction == "mean" else loss
 
 

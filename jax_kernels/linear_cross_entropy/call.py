@@ -64,13 +64,36 @@ def loss_of(
 
 
 def inside(call: Call, labels: jax.Array) -> jax.Array:
-    """Labels in the vocabulary, int32: those that are ignored may point anywhere."""
+    """Labels in the vocabulary, int32. Of others, the loss counts for nothing or is marked."""
     return jnp.clip(labels.astype(jnp.int32), 0, call.vocab - 1)
 
 
 def counts(call: Call, labels: jax.Array) -> jax.Array:
     """Which tokens count."""
     return jnp.ones(labels.shape, bool) if call.ignore_label is None else labels != call.ignore_label
+
+
+def outside(call: Call, labels: jax.Array) -> jax.Array:
+    """Which tokens count and have a label outside the vocabulary."""
+    largest = min(call.vocab - 1, int(jnp.iinfo(labels.dtype).max))
+    return ((labels < 0) | (labels > largest)) & counts(call, labels)
+
+
+@jax.custom_vjp
+def marked(loss: jax.Array, is_wrong: jax.Array) -> jax.Array:
+    """The loss, NaN where it is wrong, and so is its gradient. Nothing is asked of a loss whose cotangent is 0."""
+    return jnp.where(is_wrong, jnp.nan, loss)
+
+
+def _mark_forward(loss: jax.Array, is_wrong: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return marked(loss, is_wrong), is_wrong
+
+
+def _mark_backward(is_wrong: jax.Array, d_loss: jax.Array) -> tuple[jax.Array, None]:
+    return jnp.where(is_wrong & (d_loss != 0.0), jnp.nan, d_loss), None
+
+
+marked.defvjp(_mark_forward, _mark_backward)
 
 
 def rows(call: Call, count: int) -> Rows | None:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 from dataclasses import fields
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -198,6 +199,41 @@ def test_nothing_counts(implementation):
         values = loss_and_gradients(case, implementation, jnp.asarray(x), jnp.asarray(weight), labels)
     for y in values:
         assert not np.any(y)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "dtype"), [("xla", "uint8"), *((form, "int32") for form in (*EVERYWHERE, *KERNELS))]
+)
+def test_labels_outside_the_vocabulary(implementation, dtype):
+    """Of six tokens, those of labels -1 (255 of uint8) and 7 of 7 are wrong, and that of 3 is ignored."""
+    case = Case("wrong labels", 6, 8, 7, "none", ignore_label=3)
+    x, weight, _ = (jnp.asarray(y, "float32") for y in arrays(case))
+    labels = jnp.asarray(np.array([0, -1, 3, 7, 6, 2]).astype(dtype))
+    wrong = np.array([False, True, False, True, False, False])
+
+    def run(cotangent, reduction="none"):
+        def loss(x, weight):
+            return linear_cross_entropy(
+                x, weight, labels, ignore_label=3, reduction=reduction, implementation=implementation
+            )
+
+        value, pull = jax.vjp(loss, x, weight)
+        return value, *pull(cotangent)
+
+    with running(LINEAR_CROSS_ENTROPY, implementation, case.call("float32")):
+        compiled = jit(run)
+        each, d_x, d_weight = compiled(jnp.ones(6))
+        _, d_x_masked, d_weight_masked = compiled(jnp.asarray(~wrong, "float32"))
+        mean, d_x_mean, d_weight_mean = jit(partial(run, reduction="mean"))(jnp.ones(()))
+    np.testing.assert_array_equal(np.isnan(each), wrong)
+    np.testing.assert_array_equal(np.isnan(d_x), np.broadcast_to(wrong[:, None], d_x.shape))
+    assert np.isnan(d_weight).all()
+    assert all(np.isnan(y).all() for y in (mean, d_x_mean[labels != 3], d_weight_mean))
+    right = partial(linear_cross_entropy, labels=labels[~wrong], ignore_label=3, reduction="sum")
+    want = jit(jax.grad(lambda x, weight: right(x, weight), (0, 1)))(x[~wrong], weight)
+    assert not np.any(d_x_masked[wrong])
+    assert relative_error(d_x_masked[~wrong], want[0]) < 1e-5
+    assert relative_error(d_weight_masked, want[1]) < 1e-5
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
