@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jax_kernels.dividing import Division, divided
+import jax
+
+from jax_kernels.dividing import Division, divided, free_axes, varying, varying_axes
 from jax_kernels.forms import Device, current_device
 from jax_kernels.op import Choice, Op, call_key
 from jax_kernels.shipped import shipped
@@ -87,27 +89,45 @@ def using(choices: Choices) -> Iterator[Choices]:
 def run(op: Op, call: Any, implementation: str, *operands: Any) -> Any:
     """The results of a call, by the form that is chosen for it. Each of several devices takes its share of the rows.
 
+    Inside the caller's `jax.shard_map`, the operands are a device's share already.
+
     Raises ValueError for an implementation that the op does not have.
     """
-    choices = _choices.get() or Choices()
-    division = choices.division
+    axes = varying_axes(operands)
+    operands = tuple(varying(operands, axes))
+    # A division inside a map that checks how values vary is left to the compiler.
+    division = None if axes else division_here()
     rows = op.rows(call, division.count) if division is not None else None
     if division is None or rows is None:
-        choice = choose(op, call, implementation)
+        choice = choose(op, call, implementation, checks_vma=bool(axes))
         return op.forms[choice.form].run(call, choice.config, *operands)
     choice = choose(op, rows.call, implementation, is_shared=True)
     form = op.forms[choice.form]
     return divided(lambda *share: form.run(rows.call, choice.config, *share), division, rows, operands)
 
 
-def choose(op: Op, call: Any, implementation: str, *, is_shared: bool = False) -> Choice:
-    """The choice for a call; `is_shared` for one device's share of it, which the compiler need not divide.
+def division_here() -> Division | None:
+    """The division of the program, of what the caller's `jax.shard_map` leaves of it; None if that leaves nothing."""
+    division, free = (_choices.get() or Choices()).division, free_axes()
+    if division is None or free is None:
+        return division
+    return Division(jax.sharding.get_abstract_mesh(), division.axis) if division.axis in free else None
+
+
+def choose(op: Op, call: Any, implementation: str, *, is_shared: bool = False, checks_vma: bool = False) -> Choice:
+    """The choice for a call.
+
+    Args:
+        is_shared: it is one device's share of a call, which the compiler need not divide.
+        checks_vma: see `Device`.
 
     Raises ValueError for an implementation that the op does not have.
     """
     check_name(op, implementation)
     choices = _choices.get() or Choices()
-    device = replace(current_device(), is_partitioned=choices.division is not None and not is_shared)
+    free = free_axes()
+    is_divided = choices.division is not None if free is None else bool(free)
+    device = replace(current_device(), is_partitioned=is_divided and not is_shared, checks_vma=checks_vma)
     if implementation != AUTO:
         return choose_asked(op, call, device, implementation, choices.tell)
     return choices.choose(op, call, device)

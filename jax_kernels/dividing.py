@@ -12,14 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 
 @dataclass(frozen=True)
 class Division:
     """The devices along `axis` of `mesh`, among which rows are shared out."""
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     axis: str
 
     @property
@@ -42,6 +42,30 @@ class Rows:
     results: tuple[int | None, ...]
 
 
+def free_axes() -> list[str] | None:
+    """Mesh axes with several devices that a `jax.shard_map` around leaves to the compiler; None if there is no map."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.manual_axes:
+        return None
+    return [name for name in mesh.axis_names if name not in mesh.manual_axes and mesh.shape[name] > 1]
+
+
+def varying_axes(operands: Sequence[Any]) -> frozenset[str]:
+    """Mesh axes over which an operand varies, inside a `jax.shard_map(check_vma=True)`; elsewhere none."""
+    none: frozenset[str] = frozenset()
+    return none.union(*(jax.typeof(x).manual_axis_type.varying for x in operands if x is not None))
+
+
+def varying(operands: Sequence[Any], axes: frozenset[str]) -> list[Any]:
+    """The operands, all of them typed as varying over the axes. The gradient of one that did not vary is summed."""
+
+    def cast(x: Any) -> Any:
+        missing = () if x is None else tuple(sorted(axes - jax.typeof(x).manual_axis_type.varying))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return [cast(x) for x in operands]
+
+
 def divided(program: Callable[..., Any], division: Division, rows: Rows, operands: Sequence[Any]) -> Any:
     """The results of `program`, which takes one device's share of the operands and gives its share of the results.
 
@@ -58,7 +82,11 @@ def divided(program: Callable[..., Any], division: Division, rows: Rows, operand
 
     in_specs = tuple(_spec(division, axis) for axis in rows.operands)
     out_specs = tuple(_spec(division, axis or 0) for axis in rows.results)
-    spread = jax.shard_map(share, mesh=division.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    # Within a map over other axes, this one is over those that are left.
+    axes = set(division.mesh.axis_names) - set(jax.sharding.get_abstract_mesh().manual_axes)
+    spread = jax.shard_map(
+        share, mesh=division.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False
+    )
     joined = zip(spread(*operands), rows.results, strict=True)
     results = tuple(jnp.sum(x, axis=0) if axis is None and x is not None else x for x, axis in joined)
     return results[0] if single[0] else results

@@ -27,12 +27,14 @@ class Device:
     Attributes:
         compute_capability: of an NVIDIA GPU, (9, 0) for an H100.
         is_partitioned: the compiler divides the call among several such devices.
+        checks_vma: the call is inside a `jax.shard_map(check_vma=True)` and its operands vary over a mesh axis.
     """
 
     platform: Platform
     kind: str = ""
     compute_capability: tuple[int, int] | None = None
     is_partitioned: bool = False
+    checks_vma: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def kernel_form(name: str, op: str, module: str) -> Form:
     def refuses(call: Any, device: Device) -> str | None:
         if device.is_partitioned:
             return "the compiler cannot divide it among devices"
+        if device.checks_vma:
+            return "the shard_map around it needs check_vma=False"
         if (limit := limit_of(op, name, interpreting=is_interpreting())) is not None:
             return limit
         reason: str | None = part("refuses")(call, device)

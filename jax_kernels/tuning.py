@@ -134,7 +134,7 @@ def winners_folder() -> Path:
 
 def measured_here(op: Op, call: Any, device: Device) -> Choice | None:
     """The winner for a call among those in `winners_folder`, which are read once."""
-    return _winners(winners_folder(), replace(device, is_partitioned=False))(op, call, device)
+    return _winners(winners_folder(), replace(device, is_partitioned=False, checks_vma=False))(op, call, device)
 
 
 @functools.cache

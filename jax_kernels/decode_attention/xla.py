@@ -75,8 +75,8 @@ def _row(
         )
         return new_top, decay * total + jnp.sum(p, axis=-1, keepdims=True), weighted
 
-    none = jnp.zeros((*q.shape[:-1], 1), wide)
-    carry = (none - jnp.inf, none, jnp.zeros(q.shape, wide))
+    none = jnp.zeros_like(q[..., :1], wide)
+    carry = (none - jnp.inf, none, jnp.zeros_like(q, wide))
     if size >= call.capacity:
         top, total, weighted = step(0, carry)
     else:

@@ -41,7 +41,7 @@ def quantized_matmul(
         products = _product(call, *_piece(x, weight, block, call.block_k))
         return total + products * x_factor * weight_factor
 
-    total: jax.Array = lax.fori_loop(0, call.num_blocks, add, jnp.zeros((call.m, call.n), jnp.float32))
+    total: jax.Array = lax.fori_loop(0, call.num_blocks, add, jnp.zeros_like(x, jnp.float32, shape=(call.m, call.n)))
     return total.astype(call.out_dtype)
 
 

@@ -3,20 +3,22 @@
 import json
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from jax_kernels.attention import ATTENTION, attention
 from jax_kernels.attention.call import Call
-from jax_kernels.choosing import Choices, choose, choose_unmeasured, using
-from jax_kernels.dividing import Division
+from jax_kernels.choosing import Choices, choose, choose_unmeasured, division_here, using
+from jax_kernels.dividing import Division, free_axes
 from jax_kernels.forms import Device, Form, current_device, interpreting, make_device
 from jax_kernels.op import Choice, Op, call_key
 from jax_kernels.ops import OPS
+from jax_kernels.swiglu import swiglu
 from jax_kernels.versions import LIMITS, limit_of
 
 CALL = Call(1, 64, 64, 2, 2, 16, "float32", True, None, 0, False, 0.25, None)
@@ -85,6 +87,45 @@ def test_a_kernel_takes_a_share_and_nothing_that_the_compiler_would_have_to_divi
         assert choose(ATTENTION, CALL, "pallas_tpu", is_shared=True).form == "pallas_tpu"
         with pytest.warns(UserWarning, match="cannot divide"):
             assert choose(ATTENTION, CALL, "pallas_tpu").form == "xla"
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_a_kernel_inside_the_users_shard_map(check_vma):
+    """The share is one device's already: nothing is left to divide. Pallas does not say how its results vary."""
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    told = []
+    choices = Choices(division=Division(mesh, "data"), tell=told.append)
+
+    def mapped(x, weight):
+        specs = {"in_specs": (PartitionSpec("data"), PartitionSpec()), "out_specs": PartitionSpec("data")}
+        share = partial(swiglu, implementation="pallas_triton")
+        return jax.shard_map(lambda x, w: share(x, w, w), mesh=mesh, check_vma=check_vma, **specs)(x, weight)
+
+    with interpreting(make_device("gpu", "NVIDIA H100 80GB HBM3")), using(choices):
+        operands = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((32, 16), (16, 64))]
+        jaxpr = str(jax.make_jaxpr(mapped)(*operands))
+    assert ("pallas_call" in jaxpr) == (not check_vma)
+    refused = "swiglu: pallas_triton cannot take this call (the shard_map around it needs check_vma=False)"
+    assert told == ([f"{refused}; it runs as xla"] if check_vma else [])
+
+
+def test_a_map_over_one_axis_leaves_the_others():
+    mesh = AbstractMesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    found = []
+
+    def share(x):
+        found.append((free_axes(), division_here()))
+        return x
+
+    with using(Choices(division=Division(mesh, "data"))):
+        assert (free_axes(), division_here()) == (None, Division(mesh, "data"))
+        for axis in ("model", "data"):
+            spec = PartitionSpec(axis)
+            mapped = jax.shard_map(share, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={axis})
+            jax.eval_shape(mapped, jax.ShapeDtypeStruct((8,), "float32"))
+    (free, division), left = found
+    assert (free, division.axis, division.count) == (["data"], "data", 2)
+    assert left == (["model"], None)
 
 
 def test_a_choice_of_before_that_cannot_any_more_is_made_anew_and_told():

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 import verified
-from harness import jit
+from harness import jit, kernel_device, running
+from jax.sharding import AbstractDevice, AbstractMesh
 
-from jax_kernels.forms import Device
+from jax_kernels.forms import Device, make_device
 from jax_kernels.op import Op, call_key
 from jax_kernels.ops import OPS, benchmark_cases, compiled_cases, dtypes, read_key, small_cases
 from jax_kernels.tuning import TOLERANCE, relative_error
@@ -58,17 +63,59 @@ def test_xla_computes_what_the_reference_computes(op: Op) -> None:
         assert relative_error(*results) < TOLERANCE[dtype]
 
 
+TRACED = {"pallas_tpu": ("tpu", "TPU v5 lite"), "pallas_mosaic_gpu": ("gpu", "NVIDIA H100 80GB HBM3")}
+"""Kernels whose interpreters call back to the host, which `jax.checkpoint` does not allow, and their devices."""
+
+CHECKPOINTED = [(op, form) for op in OPS.values() for form in op.forms if form not in ("reference", "cudnn")]
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(("op", "form"), CHECKPOINTED, ids=lambda value: getattr(value, "name", value))
+def test_the_gradient_under_jax_checkpoint(op: Op, form: str) -> None:
+    """The way forward runs again on the way back, and the gradient is the same."""
+    dtype = "bfloat16" if form == "pallas_mosaic_gpu" else "float32" if "float32" in dtypes(op) else dtypes(op)[0]
+    device = make_device(*TRACED[form]) if form in TRACED else kernel_device(form)
+    calls = [case.call(dtype) for case in (*small_cases(op), *compiled_cases(op))]
+    call = next(call for call in calls if op.forms[form].refuses(call, device) is None)
+    run = partial(op.forms[form].run, call, op.forms[form].configs(call, device)[0])
+
+    def gradient(run: Callable[..., Any]) -> Callable[..., Any]:
+        program, make = op.workload(call, lambda call, config, *operands: run(*operands), ())
+        if op.name not in ("decode_attention", "quantized_matmul"):
+            return program
+        # Their workload is the way forward alone.
+        wanted = [i for i, x in enumerate(jax.eval_shape(make)) if x.dtype == "float32"]
+        return jax.grad(lambda *arguments: program(*arguments).astype("float32").sum(), wanted)
+
+    once, again = gradient(run), gradient(jax.checkpoint(run))
+    _, make = op.workload(call, op.forms[form].run, ())
+    if form in TRACED:
+        absent = AbstractDevice(device_kind=device.kind, num_cores=None, platform=device.platform)
+        with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=absent)):
+            assert kernels_of(again, make) >= kernels_of(once, make) > 0
+        return
+    with running(op, form, call):
+        arguments = make()
+        assert relative_error(jit(again)(*arguments), jit(once)(*arguments)) < 1e-6
+
+
+def kernels_of(program: Callable[..., Any], make: Callable[[], Any]) -> int:
+    return len(re.findall(r"pallas_call\[|kernel_name=", str(jax.make_jaxpr(program)(*jax.eval_shape(make)))))
+
+
 DIVIDED = """
 import json, sys, traceback
 import jax, numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jax_kernels.choosing import Choices, run, using
 from jax_kernels.dividing import Division
+from jax_kernels.forms import Device
 from jax_kernels.ops import OPS, dtypes, small_cases
 from jax_kernels.tuning import relative_error
 
-def check(op):
-    division = Division(Mesh(np.array(jax.devices()), ("data",)), "data")
+division = Division(Mesh(np.array(jax.devices()), ("data",)), "data")
+
+def check_divided(op):
     dtype = "float32" if "float32" in dtypes(op) else dtypes(op)[0]
     cases = [case for case in small_cases(op) if op.rows(case.call(dtype), 2) is not None]
     assert cases, "no case can be divided"
@@ -86,21 +133,51 @@ def check(op):
         assert [call for _, call in choices.met.values()] == [op.rows(call, 2).call], case.name
         assert relative_error(together, alone) < 1e-4, case.name
 
+def check_mapped(op):
+    dtype = "float32" if "float32" in dtypes(op) else dtypes(op)[0]
+    call = [case for case in small_cases(op) if op.rows(case.call(dtype), 2) is not None][-1].call(dtype)
+    rows = op.rows(call, 2)
+    spec = lambda axis: PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, "data")
+    alone = lambda call, config, *operands: op.forms["xla"].run(call, op.forms["xla"].configs(call, CPU)[0], *operands)
+
+    def mapped(call, config, *operands):
+        def share(*operands):
+            results = run(op, rows.call, "auto", *operands)
+            each = results if isinstance(results, tuple) else (results,)
+            added = [jax.lax.psum(x, "data") if axis is None else x for x, axis in zip(each, rows.results)]
+            return tuple(added) if isinstance(results, tuple) else added[0]
+        specs = tuple(map(spec, rows.results))
+        out_specs = specs if len(specs) > 1 else specs[0]
+        return jax.shard_map(share, mesh=division.mesh, in_specs=tuple(map(spec, rows.operands)), out_specs=out_specs)(
+            *operands
+        )
+
+    program, make = op.workload(call, alone, ())
+    arguments = make()
+    expected = jax.jit(program)(*arguments)
+    program, _ = op.workload(call, mapped, ())
+    with using(Choices(division=division)) as choices:
+        actual = jax.jit(program)(*arguments)
+    assert [call for _, call in choices.met.values()] == [rows.call]
+    assert relative_error(actual, expected) < 1e-4
+
 assert jax.device_count() == 2
+CPU = Device("cpu", "cpu")
 failures = {}
-for op in OPS.values():
-    try:
-        check(op)
-        failures[op.name] = ""
-    except Exception:
-        failures[op.name] = traceback.format_exc()
+for check in (check_divided, check_mapped):
+    for op in OPS.values():
+        try:
+            check(op)
+            failures[f"{check.__name__} {op.name}"] = ""
+        except Exception:
+            failures[f"{check.__name__} {op.name}"] = traceback.format_exc()
 print(json.dumps(failures))
 """
 
 
 @pytest.fixture(scope="module")
 def failures_on_two_devices() -> dict[str, str]:
-    """The traceback of each op that fails, otherwise an empty text. One process imports JAX for all of them."""
+    """The traceback of each check that fails, otherwise an empty text. One process imports JAX for all of them."""
     flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", DIVIDED, "1" if verified.is_sample() else "3"]
@@ -112,4 +189,9 @@ def failures_on_two_devices() -> dict[str, str]:
 
 @every_op
 def test_two_devices_compute_what_one_does(failures_on_two_devices: dict[str, str], op: Op) -> None:
-    assert not failures_on_two_devices[op.name]
+    assert not failures_on_two_devices[f"check_divided {op.name}"]
+
+
+@every_op
+def test_a_call_inside_the_users_shard_map_computes_its_share(failures_on_two_devices: dict[str, str], op: Op) -> None:
+    assert not failures_on_two_devices[f"check_mapped {op.name}"]
