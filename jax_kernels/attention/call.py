@@ -63,6 +63,12 @@ class Call:
         """Whether an array of it has no elements."""
         return 0 in (self.batch, self.q_len, self.kv_len, self.num_heads, self.head_dim)
 
+    def seen_pairs(self) -> int:
+        """Pairs of query and key that see each other; of segments, whose lengths are values, nothing is known."""
+        mask = self.mask(None if self.q_offset is not None else self.kv_len - self.q_len, None)
+        ranges = (mask.keys_seen(i, i + 1, self.kv_len) for i in range(self.q_len))
+        return sum(stop - start for start, stop in ranges)
+
     def mask(self, q_offset: int | jax.Array | None, segment_ids: jax.Array | None) -> Mask:
         """The mask, with what is known only when the program runs."""
         offset = self.q_offset if q_offset is None else q_offset
@@ -102,10 +108,7 @@ def workload(
 def work(call: Call) -> Work:
     """Two products over each pair of query and key that see each other on the way forward, five on the way back, which
     forms the scores anew. Segments are left out, since their lengths are values."""
-    mask = call.mask(None if call.q_offset is not None else call.kv_len - call.q_len, None)
-    ranges = (mask.keys_seen(i, i + 1, call.kv_len) for i in range(call.q_len))
-    pairs = sum(stop - start for start, stop in ranges)
-    flops = 7 * 2 * call.batch * call.num_heads * pairs * call.head_dim
+    flops = 7 * 2 * call.batch * call.num_heads * call.seen_pairs() * call.head_dim
     queries = call.batch * call.q_len * call.num_heads * call.head_dim
     keys = call.batch * call.kv_len * call.num_kv_heads * call.head_dim
     # q, k, v, d_out in; out, d_q, d_k, d_v out.

@@ -26,7 +26,7 @@ from jax_kernels.attention import ATTENTION, attention
 from jax_kernels.attention.call import Call
 from jax_kernels.attention.cases import SMALL_CASES
 from jax_kernels.choosing import Choices, using
-from jax_kernels.forms import current_device
+from jax_kernels.forms import Device, current_device
 from jax_kernels.versions import limit_of
 
 BLOCK = {"xla": 16, "pallas_triton": 16, "pallas_mosaic_gpu": 64, "pallas_tpu": 128}
@@ -39,6 +39,7 @@ HALF = ("bfloat16", "float16")
 AS_DRAWN = (Phase.explicit, Phase.reuse, Phase.generate)
 """Without a search for a smaller example, which would compile many more."""
 
+CPU = Device("cpu", "cpu")
 KERNELS = runnable("pallas_triton", "pallas_mosaic_gpu", "pallas_tpu")
 
 
@@ -222,9 +223,9 @@ def test_the_function(form):
         assert relative_error(got, want) < TOLERANCE["bfloat16"]
 
 
-def met(q_len=8, kv_len=8, **options):
+def met(q_len=8, kv_len=8, heads=2, **options):
     """The call that a form is chosen for."""
-    q, k = (jax.ShapeDtypeStruct((1, length, 2, 8), "float32") for length in (q_len, kv_len))
+    q, k = (jax.ShapeDtypeStruct((1, length, heads, 8), "float32") for length in (q_len, kv_len))
     with using(Choices()) as choices:
         jax.eval_shape(partial(attention, **options), q, k, k)
     ((_, call),) = choices.met.values()
@@ -261,6 +262,30 @@ def test_the_hidden_half_is_not_computed():
         return compiled.cost_analysis()["flops"]
 
     assert flops(True) < 0.65 * flops(False)
+
+
+def test_memory_does_not_hold_the_scores_of_all_layers():
+    """Were they kept for the backward pass, each layer would add as much as its scores take."""
+    x = jax.ShapeDtypeStruct((1, 1024, 8, 16), jnp.float32)
+    (config,) = {config[1:] for config in ATTENTION.forms["xla"].configs(met(1024, 1024, heads=8, causal=True), CPU)}
+    assert config == (("keep_scores", 0),)
+
+    def temporary(layers):
+        def network(x):
+            for _ in range(layers):
+                x = x + attention(x, x, x, causal=True, implementation="xla")
+            return jnp.sum(x)
+
+        return jit(jax.grad(network)).lower(x).compile().memory_analysis().temp_size_in_bytes
+
+    scores = 4 * 8 * 1024 * 1024 / 2
+    assert temporary(3) - temporary(1) < scores
+
+
+def test_small_scores_are_kept():
+    """They take little memory, and forming them takes time."""
+    call = met(256, 256, causal=True)
+    assert dict(ATTENTION.forms["xla"].configs(call, CPU)[0])["keep_scores"] == 1
 
 
 def test_users_of_triton_are_not_warned():
