@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +18,19 @@ from jax.sharding import Mesh
 
 from aifx.config import Config
 from aifx.data.base import Say
+from aifx.errors import AifxError, EnvironmentFault
 from aifx.nn.specs import map_specs
 from aifx.parallel import DATA_AXIS
+from aifx.private_folders import make_private
 from aifx.project import Project, RunDirectory, cache_path
 from aifx.runs import write_json
 from aifx.runs.binding import read_kernel_choices
-from jax_kernels.choosing import Choices, using
+from jax_kernels.choosing import AUTO, Choices, using
 from jax_kernels.dividing import Division
-from jax_kernels.forms import current_device
+from jax_kernels.forms import Device, current_device
 from jax_kernels.op import Choice, Op
-from jax_kernels.tuning import Winners
+from jax_kernels.trials import Apart, Failure
+from jax_kernels.tuning import Winners, check_or_time, verify
 
 if TYPE_CHECKING:
     from aifx.train.step import Recipe
@@ -93,6 +100,62 @@ class ProjectCall:
     call: Any
     choice: Choice
     parts: tuple[str, ...]
+
+
+def project_calls_apart(project: Project, config: Config, *, say: Say) -> tuple[Device, list[ProjectCall]]:
+    """The device and `project_calls`, from another process: this one has not opened the device afterwards.
+
+    Raises EnvironmentFault if that process fails, and what `project_calls` raises.
+    """
+    with Apart(_device_and_calls) as apart:
+        found = apart.do((project, config), math.inf)
+    if isinstance(found, Failure):
+        raise EnvironmentFault("the project's programs cannot be traced", found.why, "aifx kernels explain")
+    if isinstance(found, AifxError):
+        raise found
+    device, calls, said = found
+    for text in said:
+        say(text)
+    return device, calls
+
+
+def _device_and_calls(asked: tuple[Project, Config]) -> tuple[Device, list[ProjectCall], list[str]] | AifxError:
+    project, config = asked
+    said: list[str] = []
+    try:
+        calls = project_calls(project, config, say=said.append)
+    except AifxError as error:
+        return error
+    return current_device(), calls, said
+
+
+def verify_kernels(project: Project, config: Config, run: RunDirectory, *, say: Say) -> None:
+    """Try kernels of ours that were never tried on this kind of device, before this process opens it.
+
+    A kernel that computes what XLA does is used from then on, by every run on such a device; one that does not, or that
+    crashes or hangs, is not, which is said. A run that has begun keeps its choices, and nothing is tried.
+    """
+    if not may_have_accelerator() or run.kernels.exists():
+        return
+    try:
+        device, calls = project_calls_apart(project, config, say=lambda text: None)
+    except AifxError:
+        return  # the run comes to it as well, and reports it
+    winners = Winners(winners_path(), device)
+    make_private(winners.path.parent)
+    asked = config.kernels.model_dump()
+    with Apart(check_or_time) as trials:
+        for found in calls:
+            if asked.get(found.op.name, AUTO) == AUTO:
+                verify(found.op, found.call, device, winners, trials, tell=say)
+
+
+def may_have_accelerator() -> bool:
+    """Whether JAX can find another device than the CPU, as far as can be told without opening it."""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    if asked:
+        return set(asked.split(",")) != {"cpu"}
+    return bool(entry_points(group="jax_plugins")) or find_spec("jax_plugins") is not None or bool(find_spec("libtpu"))
 
 
 def project_calls(project: Project, config: Config, *, say: Say) -> list[ProjectCall]:

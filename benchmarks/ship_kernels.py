@@ -15,11 +15,12 @@ from typing import Any
 
 import jax
 
-from jax_kernels.forms import current_device
-from jax_kernels.op import call_key
+from jax_kernels.forms import Device, current_device
+from jax_kernels.op import Choice, Op, call_key
 from jax_kernels.ops import OPS, benchmark_cases, dtypes
 from jax_kernels.shipped import TABLES, file_name
-from jax_kernels.tuning import tune
+from jax_kernels.trials import Apart
+from jax_kernels.tuning import check_or_time, tune
 
 
 def main() -> None:
@@ -36,9 +37,14 @@ def main() -> None:
         for case in benchmark_cases(OPS[name], device.platform):
             if not arguments.case or case.name in arguments.case:
                 call = case.call(dtype)
-                winners[call_key(name, call)] = tune(OPS[name], call, tell=lambda text: print(f"  {text}"))[0]
+                winners[call_key(name, call)] = _winner(OPS[name], call, device)
                 print(f"{name}, {case.name}: {winners[call_key(name, call)]}")
     ship(winners)
+
+
+def _winner(op: Op, call: Any, device: Device) -> Choice:
+    with Apart(check_or_time) as trials:
+        return tune(op, call, device, trials, tell=lambda text: print(f"  {text}"))[0]
 
 
 def ship(winners: dict[str, Any]) -> None:

@@ -58,23 +58,28 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
         aifx kernels tune --set train.global_batch_size=16
     """
     with terminal(json) as out:
-        from aifx.kernels import winners_path
+        from aifx.config import load_config
+        from aifx.kernels import project_calls_apart, winners_path
         from aifx.private_folders import make_private
-        from jax_kernels.forms import current_device
-        from jax_kernels.tuning import Winners, tune
+        from aifx.project import find_project
+        from jax_kernels.trials import Apart
+        from jax_kernels.tuning import Winners, check_or_time, tune
 
-        winners = Winners(winners_path(), current_device())
+        project = find_project()
+        device, calls = project_calls_apart(project, load_config(project, set_ or ()), say=out.say)
+        winners = Winners(winners_path(), device)
         make_private(winners.path.parent)
         documents = []
-        for found in _calls(set_, out):
-            out.say(f"{found.op.name}: {found.call}")
-            winner, timings = tune(found.op, found.call, tell=out.say)
-            winners.put(found.op, found.call, winner)
-            documents.append(_row(found) | winner.document() | {"timings": [_timing(t) for t in timings]})
-            if not json:
-                shown = [(t.form, _config(dict(t.config)), _milliseconds(t)) for t in timings]
-                out.table([found.op.name, "with", "ms"], shown, right=["ms"])
-        out.document({"device": _device(), "ops": documents, "kept_in": str(winners.path)})
+        with Apart(check_or_time) as trials:
+            for found in calls:
+                out.say(f"{found.op.name}: {found.call}")
+                winner, timings = tune(found.op, found.call, device, trials, tell=out.say)
+                winners.put(found.op, found.call, winner)
+                documents.append(_row(found) | winner.document() | {"timings": [_timing(t) for t in timings]})
+                if not json:
+                    shown = [(t.form, _config(dict(t.config)), _milliseconds(t)) for t in timings]
+                    out.table([found.op.name, "with", "ms"], shown, right=["ms"])
+        out.document({"device": device.kind, "ops": documents, "kept_in": str(winners.path)})
         out.say(f"kept in {winners.path}" if documents else NO_CALLS)
 
 

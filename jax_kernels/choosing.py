@@ -150,11 +150,16 @@ def choose_asked(op: Op, call: Any, device: Device, name: str, tell: Callable[[s
 
 
 def choose_unmeasured(op: Op, call: Any, device: Device) -> Choice:
-    """The first form in the device's order of preference that takes the call."""
+    """The first form in the device's order of preference that takes the call and is no kernel of ours.
+
+    Kernels of ours that were verified or measured are found before.
+    """
     refusals: list[str] = []
     for name in op.preference[device.platform]:
         form = op.forms[name]
         refusal = form.refuses(call, device)
+        if refusal is None and form.is_kernel:
+            refusal = "it was not verified on this kind of device"
         if refusal is None:
             because = "; ".join(refusals) or f"first choice on a {device.platform}"
             return op.choice(name, form.configs(call, device)[0], because)

@@ -46,12 +46,15 @@ class Form:
         run: (call, config, *operands) -> results; differentiable.
         refuses: why it cannot take this call on this device, in a few words; None where it can.
         configs: what it may run with for a call that it does not refuse; the first where nothing was measured.
+        is_kernel: a kernel of ours. On a device where it was never tried it may be wrong, crash or hang, so that it is
+            taken only if it was measured or verified there, or asked for.
     """
 
     name: str
     run: Callable[..., Any]
     refuses: Callable[[Any, Device], str | None] = lambda call, device: None
     configs: Callable[[Any, Device], Sequence[Config]] = lambda call, device: ((),)
+    is_kernel: bool = False
 
 
 def kernel_form(name: str, op: str, module: str) -> Form:
@@ -74,7 +77,7 @@ def kernel_form(name: str, op: str, module: str) -> Form:
         reason: str | None = part("refuses")(call, device)
         return reason
 
-    return Form(name, part(op), refuses, part("configs"))
+    return Form(name, part(op), refuses, part("configs"), is_kernel=True)
 
 
 _interpreted: contextvars.ContextVar[Device | None] = contextvars.ContextVar("jax_kernels_interpreted", default=None)

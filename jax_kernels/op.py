@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +54,10 @@ class Op:
     work: Callable[[Any], Work]
     rows: Callable[[Any, int], Rows | None]
 
+    def __reduce__(self) -> tuple[Callable[..., Op], tuple[str, str]]:
+        """Ops hold functions; another process imports the op of this name."""
+        return find_op, (self.package, self.name)
+
     def choice(self, form: str, config: Config, reason: str) -> Choice:
         """A choice of a form as its source is now."""
         return Choice(form, config, reason, self.source_digest(form))
@@ -95,6 +100,11 @@ class Choice:
         return Choice(str(document["form"]), config, str(document["reason"]), str(document.get("source", "")))
 
 
+def find_op(package: str, name: str) -> Op:
+    """The op that a module defines under a name."""
+    return next(x for x in vars(importlib.import_module(package)).values() if isinstance(x, Op) and x.name == name)
+
+
 def call_key(op: str, call: Any) -> str:
     """A call in one line of JSON, the same in every process."""
     return json.dumps({"op": op, **asdict(call)}, sort_keys=True)
@@ -110,6 +120,6 @@ def _source_digest(package: str, others: frozenset[str]) -> str:
     left_out = {*others, "cases"}
     own = [p for p in folder.rglob("*.py") if p.relative_to(folder).parts[0].removesuffix(".py") not in left_out]
     digest = hashlib.sha256()
-    for path in (*sorted(own), folder.parent / "edges.py"):
-        digest.update(f"{path.relative_to(folder.parent)}\n".encode() + path.read_bytes())
+    for path in (*sorted(own), Path(__file__).with_name("edges.py")):
+        digest.update(f"{path.relative_to(path.parents[1])}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

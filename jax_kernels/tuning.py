@@ -1,4 +1,4 @@
-"""Measuring which form of an op is fastest for a call on this device, and remembering it on disk.
+"""Measuring which form of an op is fastest for a call on this device, or whether a kernel is right there; kept on disk.
 
 A file a kind of device and JAX version holds the winners: what was measured under one says little about another. Files
 are replaced whole, and one that is damaged or foreign is set aside.
@@ -24,10 +24,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_kernels.forms import Config, Device, current_device
+from jax_kernels import trials as trying
+from jax_kernels.forms import Config, Device
 from jax_kernels.nearest import find_winner
-from jax_kernels.op import Choice, Op, call_key
-from jax_kernels.shipped import file_name
+from jax_kernels.op import Choice, Op, call_key, find_op
+from jax_kernels.shipped import file_name, shipped
+from jax_kernels.trials import Apart, Failure
 
 FORMAT = 1
 ROUNDS = 7
@@ -73,6 +75,7 @@ class Winners:
             "jaxlib": importlib.metadata.version("jaxlib"),
         }
         self._choices: dict[str, Choice] | None = None
+        self._failed: dict[str, Choice] = {}
 
     def __call__(self, op: Op, call: Any, device: Device) -> Choice | None:
         """The winner for a call, as `Choices.measured` asks for it, if its code is still as it was measured."""
@@ -81,13 +84,30 @@ class Winners:
 
     def choices(self) -> dict[str, Choice]:
         if self._choices is None:
-            self._choices = self._read()
+            self._choices, self._failed = self._read()
         return self._choices
+
+    def failed(self, op: Op, call: Any, form: str) -> str | None:
+        """Why a kernel, as its code is now, may not be used for a call; None if it may, or was never tried."""
+        self.choices()
+        found = self._failed.get(_failure_key(op, call, form))
+        return found.reason if found is not None and is_current(op, found) else None
 
     def put(self, op: Op, call: Any, choice: Choice) -> None:
         """Remember a winner, beside what others have put there meanwhile."""
-        self._choices = self._read() | {call_key(op.name, call): choice}
-        document = self._head | {"winners": {key: c.document() for key, c in sorted(self._choices.items())}}
+        self._write({call_key(op.name, call): choice}, {})
+
+    def put_failure(self, op: Op, call: Any, form: str, config: Config, why: str) -> None:
+        """Remember that a kernel may not be used for a call."""
+        self._write({}, {_failure_key(op, call, form): op.choice(form, config, why)})
+
+    def _write(self, winners: Mapping[str, Choice], failed: Mapping[str, Choice]) -> None:
+        kept_winners, kept_failed = self._read()
+        self._choices, self._failed = {**kept_winners, **winners}, {**kept_failed, **failed}
+        parts = {"winners": self._choices, "failed": self._failed}
+        document = self._head | {
+            name: {key: choice.document() for key, choice in sorted(part.items())} for name, part in parts.items()
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(".tmp", f".{self.path.name}.", self.path.parent)
         try:
@@ -99,26 +119,35 @@ class Winners:
                 os.unlink(temporary)
             raise
 
-    def _read(self) -> dict[str, Choice]:
+    def _read(self) -> tuple[dict[str, Choice], dict[str, Choice]]:
+        """The winners, by `call_key`, and the kernels that failed, by `_failure_key`."""
         try:
             document = json.loads(self.path.read_bytes())
             if {name: document[name] for name in self._head} != self._head:
                 raise ValueError("of another device, version or format")
-            return {_checked_key(key): Choice.from_document(value) for key, value in document["winners"].items()}
+            winners, failed = (
+                {_checked_key(key): Choice.from_document(value) for key, value in document[part].items()}
+                for part in ("winners", "failed")
+            )
+            return winners, failed
         except FileNotFoundError:
-            return {}
+            return {}, {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             aside = self.path.with_suffix(".damaged")
             with suppress(OSError):
                 os.replace(self.path, aside)
             warnings.warn(f"{self.path} cannot be used ({error!r}) and was set aside as {aside.name}", stacklevel=2)
-            return {}
+            return {}, {}
 
 
 def _checked_key(key: str) -> str:
     """A key of `call_key`. Raises KeyError, TypeError or ValueError for what is none."""
     json.loads(key)["op"]
     return key
+
+
+def _failure_key(op: Op, call: Any, form: str) -> str:
+    return json.dumps({**json.loads(call_key(op.name, call)), "form": form}, sort_keys=True)
 
 
 def is_current(op: Op, choice: Choice) -> bool:
@@ -151,45 +180,139 @@ def candidates(op: Op, call: Any, device: Device) -> Iterator[tuple[str, Config]
                 yield name, config
 
 
-def tune(op: Op, call: Any, *, tell: Tell = lambda text: None) -> tuple[Choice, list[Timing]]:
-    """The fastest form of a call on the current device, forward and backward, and what each candidate took.
+@dataclass(frozen=True)
+class Candidate:
+    """A form of an op for a call, and what it runs with. It can be sent to another process, as an op cannot."""
+
+    package: str
+    op: str
+    call: Any
+    form: str
+    config: Config
+
+    @staticmethod
+    def of(op: Op, call: Any, form: str, config: Config) -> Candidate:
+        return Candidate(op.package, op.name, call, form, config)
+
+    def compile(self) -> Callable[[], Any]:
+        """The compiled workload over arrays of the call's shapes."""
+        op, arguments = find_op(self.package, self.op), _arguments(replace(self, form="xla", config=()))
+        program, _ = op.workload(self.call, op.forms[self.form].run, self.config)
+        return partial(jax.jit(program).lower(*arguments).compile(), *arguments)
+
+
+def check_or_time(asked: Candidate | tuple[Candidate, ...]) -> Any:
+    """The work of a process that tries candidates: check one, or time some of one call in turn.
+
+    Returns:
+        Of one candidate, how far its results are from XLA's. Of some, the seconds that each took, a list of each.
+    """
+    if isinstance(asked, Candidate):
+        return relative_error(_compiled(asked)(), _expected(replace(asked, form="xla", config=())))
+    seconds = time_in_turn({candidate: _compiled(candidate) for candidate in asked})
+    return [seconds[candidate] for candidate in asked]
+
+
+_compiled = functools.lru_cache(maxsize=64)(Candidate.compile)
+
+
+@functools.lru_cache(maxsize=1)
+def _arguments(candidate: Candidate) -> tuple[Any, ...]:
+    """Arrays that all candidates of a call are given."""
+    op = find_op(candidate.package, candidate.op)
+    _, make = op.workload(candidate.call, op.forms["xla"].run, ())
+    return make()
+
+
+@functools.lru_cache(maxsize=1)
+def _expected(candidate: Candidate) -> Any:
+    return jax.device_get(candidate.compile()())
+
+
+def check(candidate: Candidate, trials: Apart) -> str | None:
+    """Why a candidate may not be used: it does not compile, crashes, hangs or is not what XLA computes. None if it may.
 
     Args:
-        tell: told of each candidate as it was measured.
+        trials: a process that does `check_or_time`.
     """
-    programs, failures = _compile(op, call, tell)
-    if not programs:
+    error = trials.do(candidate)
+    if isinstance(error, Failure):
+        return error.why
+    return None if error <= TOLERANCE[candidate.call.dtype] else f"its results are {error:.1e} from XLA's"
+
+
+def verify(
+    op: Op, call: Any, device: Device, winners: Winners, trials: Apart, *, tell: Tell = lambda text: None
+) -> None:
+    """Try the kernels that come before XLA's form on this device, and remember the first that computes what it does.
+
+    Nothing is tried of a call that has a winner, and no kernel that has failed before.
+
+    Args:
+        trials: a process that does `check_or_time`.
+        tell: told of each kernel that was tried.
+    """
+    if call_key(op.name, call) in winners.choices() or shipped(op, call, device) is not None:
+        return
+    for name in op.preference[device.platform]:
+        form = op.forms[name]
+        if form.refuses(call, device) is not None or winners.failed(op, call, name) is not None:
+            continue
+        if not form.is_kernel:
+            return
+        config = form.configs(call, device)[0]
+        failure = check(Candidate.of(op, call, name, config), trials)
+        if failure is None:
+            winners.put(op, call, op.choice(name, config, f"verified: on {device.kind} it computes what XLA does"))
+            tell(f"{op.name}: {name} computes what XLA does here ({call}), and is used")
+            return
+        winners.put_failure(op, call, name, config, failure)
+        tell(f"{op.name}: {name} fails on {device.kind} ({failure}), and is not used ({call})")
+
+
+def tune(
+    op: Op, call: Any, device: Device, trials: Apart, *, tell: Tell = lambda text: None
+) -> tuple[Choice, list[Timing]]:
+    """The fastest form of a call on this device, forward and backward, and what each candidate took.
+
+    Args:
+        trials: a process that does `check_or_time`.
+        tell: told of each candidate as it was checked.
+    """
+    good, failures = [], []
+    for form, config in candidates(op, call, device):
+        candidate = Candidate.of(op, call, form, config)
+        failure = check(candidate, trials)
+        tell(f"{form} {dict(config)}: {failure or 'computes what XLA does'}")
+        if failure is None:
+            good.append(candidate)
+        else:
+            failures.append(Timing(form, config, failure=failure))
+    timings, spoiled = _time(good, trials)
+    failures += spoiled
+    if not timings:
         raise RuntimeError(f"{op.name}: no form runs {call}: " + "; ".join(f"{t.form}: {t.failure}" for t in failures))
-    seconds = time_in_turn(programs)
-    timings = [Timing(form, config, statistics.median(s)) for (form, config), s in seconds.items()]
-    timings.sort(key=lambda timing: timing.seconds or 0.0)
     best = timings[0]
     assert best.seconds is not None
     reason = f"measured: {best.seconds * 1e3:.3g} ms, the fastest of {len(timings)}"
     return op.choice(best.form, best.config, reason), [*timings, *failures]
 
 
-def _compile(op: Op, call: Any, tell: Tell) -> tuple[dict[tuple[str, Config], Any], list[Timing]]:
-    """The candidates that run and compute the same as XLA's form, and why the others do not."""
-    programs: dict[tuple[str, Config], Any] = {}
-    failures = []
-    program, make = op.workload(call, op.forms["xla"].run, ())
-    arguments = make()
-    expected = jax.jit(program)(*arguments)
-    for form, config in candidates(op, call, current_device()):
-        program, _ = op.workload(call, op.forms[form].run, config)
-        try:
-            compiled = jax.jit(program).lower(*arguments).compile()
-            error = relative_error(compiled(*arguments), expected)
-            failure = None if error <= TOLERANCE[call.dtype] else f"its results are {error:.1e} from XLA's"
-        except Exception as error:  # the compilers' own types; one candidate less
-            failure = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        tell(f"{form} {dict(config)}: {failure or 'compiled'}")
-        if failure is None:
-            programs[form, config] = partial(compiled, *arguments)
-        else:
-            failures.append(Timing(form, config, failure=failure))
-    return programs, failures
+def _time(good: list[Candidate], trials: Apart) -> tuple[list[Timing], list[Timing]]:
+    """Timings in alternation, the shortest first, and failures of those that spoil it."""
+    failures: list[Timing] = []
+    while good:
+        measured = trials.do(tuple(good), trying.LIMIT_S * len(good))
+        if not isinstance(measured, Failure):
+            timings = [Timing(c.form, c.config, statistics.median(s)) for c, s in zip(good, measured, strict=True)]
+            return sorted(timings, key=lambda timing: timing.seconds or 0.0), failures
+        alone = {candidate: trials.do((candidate,)) for candidate in good}
+        bad = {c: found.why for c, found in alone.items() if isinstance(found, Failure)}
+        # If none fails alone, what fails is to run them in turn, and the last that was added is the one too many.
+        bad = bad or {good[-1]: measured.why}
+        failures += [Timing(c.form, c.config, failure=why) for c, why in bad.items()]
+        good = [candidate for candidate in good if candidate not in bad]
+    return [], failures
 
 
 def relative_error(actual: Any, expected: Any) -> float:

@@ -15,7 +15,7 @@ from aifx.checkpoint.manifest import step_directories
 from aifx.config import Config
 from aifx.errors import EnvironmentFault
 from aifx.files import check_tree, make_folders, remove_temporary
-from aifx.kernels import run_choices
+from aifx.kernels import run_choices, verify_kernels
 from aifx.os_errors import FULL, refusal_in
 from aifx.parallel.compilation_cache import enable_compilation_cache
 from aifx.preflight import check_best_by, declared_metrics
@@ -133,6 +133,7 @@ class Training:
         self.story.event("start" if latest is None else "resume", step=latest or 0)
         enable_compilation_cache(self.say)
         is_fresh = latest is None or self.fork is not None
+        verify_kernels(self.project, self.config, self.run, say=self.say)
         recipe = self._prepare(is_fresh=is_fresh)
         digests = open_digests(self.run, self.config, is_fresh=is_fresh or not list_bindings(self.run.checkpoints))
         checkpoints.bind(digests.binding)

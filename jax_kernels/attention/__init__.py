@@ -44,9 +44,7 @@ ATTENTION = Op(
             Form("cudnn", cudnn.attention, cudnn.refuses),
         )
     },
-    # The Pallas kernels come last: none has run on its hardware yet, so that each is taken where it was measured there,
-    # and its results held against XLA's, or asked for.
-    {"cpu": ("xla",), "gpu": ("cudnn", "xla", "pallas_mosaic_gpu", "pallas_triton"), "tpu": ("xla", "pallas_tpu")},
+    {"cpu": ("xla",), "gpu": ("cudnn", "pallas_mosaic_gpu", "pallas_triton", "xla"), "tpu": ("pallas_tpu", "xla")},
     workload,
     work,
     rows,

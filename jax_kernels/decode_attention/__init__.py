@@ -38,9 +38,7 @@ DECODE_ATTENTION = Op(
             *(kernel_form(name, "decode_attention", f"{__name__}.{name}") for name in KERNELS),
         )
     },
-    # The Pallas kernels come last: none has run on its hardware yet, so that each is taken where it was measured there,
-    # and its results held against XLA's, or asked for.
-    {"cpu": ("xla",), "gpu": ("xla", "pallas_triton"), "tpu": ("xla", "pallas_tpu")},
+    {"cpu": ("xla",), "gpu": ("pallas_triton", "xla"), "tpu": ("pallas_tpu", "xla")},
     workload,
     work,
     rows,

@@ -32,9 +32,7 @@ LINEAR_CROSS_ENTROPY = Op(
             *(kernel_form(name, "linear_cross_entropy", f"{__name__}.{name}") for name in KERNELS),
         )
     },
-    # The kernels come after XLA's form: none has run on its hardware yet, so that each is taken where it was measured
-    # there, and its results held against XLA's, or asked for.
-    {"cpu": ("xla",), "gpu": ("xla", "pallas_triton"), "tpu": ("xla", "pallas_tpu")},
+    {"cpu": ("xla",), "gpu": ("pallas_triton", "xla"), "tpu": ("pallas_tpu", "xla")},
     workload,
     work,
     rows,

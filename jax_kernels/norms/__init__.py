@@ -27,12 +27,10 @@ def _op(name: str) -> Op:
         Form("xla", xla.norm),
         *(kernel_form(kernel, name, f"{__name__}.{kernel}") for kernel in KERNELS),
     )
-    # The Pallas kernels come last: neither has run on its hardware yet, so that each is taken where it was measured
-    # there, and its results held against XLA's, or asked for.
     preference: dict[Platform, tuple[str, ...]] = {
         "cpu": ("xla",),
-        "gpu": ("xla", "pallas_triton"),
-        "tpu": ("xla", "pallas_tpu"),
+        "gpu": ("pallas_triton", "xla"),
+        "tpu": ("pallas_tpu", "xla"),
     }
     return Op(name, __name__, Call, {form.name: form for form in forms}, preference, workload, work, rows)
 

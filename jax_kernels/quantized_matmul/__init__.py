@@ -45,8 +45,7 @@ QUANTIZED_MATMUL = Op(
             *(kernel_form(name, "quantized_matmul", f"{__name__}.{name}") for name in KERNELS),
         )
     },
-    # The Pallas kernels come last: neither has run on its hardware yet.
-    {"cpu": ("xla",), "gpu": ("xla", "pallas_triton"), "tpu": ("xla", "pallas_tpu")},
+    {"cpu": ("xla",), "gpu": ("pallas_triton", "xla"), "tpu": ("pallas_tpu", "xla")},
     workload,
     work,
     rows,

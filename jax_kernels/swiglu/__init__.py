@@ -29,7 +29,7 @@ SWIGLU = Op(
             *(kernel_form(name, "swiglu", f"{__name__}.{name}") for name in ("pallas_triton", "pallas_tpu")),
         )
     },
-    # The kernels come last: none has run on its hardware yet, so that each is taken where it was measured there.
+    # XLA takes the vendor's products, so that a kernel is for where it was measured to be faster.
     {"cpu": ("xla",), "gpu": ("xla", "pallas_triton"), "tpu": ("xla", "pallas_tpu")},
     workload,
     work,

@@ -1,55 +1,98 @@
 """Measured winners: found, kept on disk beside those of others, and never a reason to fail."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import odd_op
 import pytest
+from odd_op import ODD
 
 from aifx.kernels import winners_path
 from jax_kernels.attention import ATTENTION
 from jax_kernels.attention.call import Call
 from jax_kernels.choosing import Choices, choose
-from jax_kernels.forms import Config, Device, Form, current_device
-from jax_kernels.op import Choice
+from jax_kernels.forms import Config, Device, current_device
+from jax_kernels.op import Choice, Op
 from jax_kernels.ops import benchmark_cases
 from jax_kernels.shipped import shipped
-from jax_kernels.tuning import Winners, tune, winners_folder
+from jax_kernels.trials import Apart
+from jax_kernels.tuning import Winners, check_or_time, tune, verify, winners_folder
 
 CALL = Call(1, 32, 32, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
 BOTH = replace(ATTENTION, preference={**ATTENTION.preference, "cpu": ("xla", "reference")})
 CPU = Device("cpu", "cpu")
 
 
+@pytest.fixture(scope="module")
+def trials() -> Iterator[Apart]:
+    with Apart(check_or_time) as apart:
+        yield apart
+
+
 @pytest.mark.parametrize("changes", [{}, {"has_segments": True}, {"q_offset": None}, {"num_kv_heads": 1}])
-def test_the_fastest_wins(changes: dict[str, object]) -> None:
+def test_the_fastest_wins(changes: dict[str, object], trials: Apart) -> None:
     told: list[str] = []
-    choice, timings = tune(BOTH, replace(CALL, **changes), tell=told.append)
+    choice, timings = tune(BOTH, replace(CALL, **changes), CPU, trials, tell=told.append)
     assert next(t.form for t in timings if t.seconds is not None) == choice.form
     assert {t.form for t in timings} == {"xla", "reference"}
     assert choice.reason.startswith("measured")
     assert len(told) == 2
 
 
-def test_a_candidate_that_fails_is_one_less() -> None:
-    def broken(*arguments: object) -> object:
-        raise ValueError("no room for the block")
+def test_a_candidate_that_crashes_hangs_fails_or_is_wrong_is_one_less(
+    trials: Apart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jax_kernels.trials.LIMIT_S", 4.0)
+    choice, timings = tune(ODD, odd_op.Call(4096), CPU, trials)
+    assert {t.form for t in timings if t.seconds is not None} == {"good", "xla"}
+    assert choice.form in ("good", "xla")
+    assert {t.form: t.failure for t in timings if t.failure is not None} == {
+        "off": "its results are 2.5e-01 from XLA's",
+        "crash": "the process was ended by SIGSEGV",
+        "hang": "not done after 4 s",
+        "refuse": "the compiler cannot",
+    }
 
-    op = replace(BOTH, forms={**ATTENTION.forms, "reference": Form("reference", broken)})
-    choice, timings = tune(op, CALL)
-    assert choice.form == "xla"
-    assert [t.failure for t in timings if t.failure] == ["no room for the block"]
+
+def test_a_candidate_that_only_fails_while_it_is_timed_is_one_less(trials: Apart, tmp_path: Path) -> None:
+    op = replace(ODD, preference={"cpu": ("late", "good", "xla")})
+    choice, timings = tune(op, odd_op.Call(8, made_by_late=str(tmp_path / "calls")), CPU, trials)
+    assert choice.form in ("good", "xla")
+    assert {t.form: t.failure for t in timings if t.failure is not None} == {
+        "late": "the process was ended by SIGSEGV",
+    }
 
 
-def test_a_candidate_that_is_wrong_is_one_less() -> None:
-    def wrong(call: Call, *arguments: object) -> tuple[object, object]:
-        out, lse = ATTENTION.forms["xla"].run(call, *arguments)
-        return 1.1 * out, lse
+def test_the_first_kernel_that_is_right_is_verified_and_others_are_not_tried_again(
+    trials: Apart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    op = replace(ODD, preference={"cpu": ("off", "crash", "good", "xla")})
+    winners, call, told = Winners(tmp_path, CPU), odd_op.Call(64), []
+    assert Choices(measured=winners).choose(op, call, CPU).form == "xla", "no kernel is taken untried"
+    verify(op, call, CPU, winners, trials, tell=told.append)
+    found = Choices(measured=winners).choose(op, call, CPU)
+    assert (found.form, found.reason) == ("good", "verified: on cpu it computes what XLA does")
+    assert len(told) == 3
+    assert "odd: crash fails on cpu (the process was ended by SIGSEGV), and is not used" in told[1]
+    verify(op, call, CPU, winners, trials, tell=told.append)
+    assert len(told) == 3, "it has a winner"
+    again, other = Winners(tmp_path, CPU), replace(call, length=65)
+    assert again.failed(op, call, "crash") == "the process was ended by SIGSEGV"
+    assert again.failed(op, call, "good") is None
+    assert again.failed(op, other, "crash") is None
+    monkeypatch.setattr(Op, "source_digest", lambda op, form: "of a later version")
+    assert again.failed(op, call, "crash") is None, "it may have been mended"
 
-    op = replace(BOTH, forms={**ATTENTION.forms, "reference": Form("reference", wrong)})
-    choice, timings = tune(op, CALL)
-    assert choice.form == "xla"
-    assert [t.failure for t in timings if t.failure] == ["its results are 1.0e-01 from XLA's"]
+
+def test_where_no_kernel_is_right_xla_runs_and_none_is_tried_again(trials: Apart, tmp_path: Path) -> None:
+    only = replace(ODD, preference={"cpu": ("off", "refuse", "xla")})
+    winners, told = Winners(tmp_path, CPU), []
+    for _ in range(2):
+        verify(only, odd_op.Call(64), CPU, winners, trials, tell=told.append)
+    assert len(told) == 2
+    assert Choices(measured=winners).choose(only, odd_op.Call(64), CPU).form == "xla"
 
 
 def test_winners_are_kept(tmp_path: Path) -> None:
@@ -95,7 +138,9 @@ def test_the_shipped_winners_serve_other_batch_sizes() -> None:
     call = case.call("float32")
     exact, near = (shipped(ATTENTION, replace(call, batch=batch), CPU) for batch in (call.batch, 3 * call.batch))
     assert exact is not None
-    assert near == replace(exact, reason=f"{exact.reason}, for batch={call.batch}")
+    assert near is not None
+    assert near.reason == f"{exact.reason.partition(', for')[0]}, for batch={call.batch}"
+    assert (near.form, dict(near.config)["block_q"]) == (exact.form, dict(exact.config)["block_q"])
 
 
 def test_calls_outside_a_run_take_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import jax
 
 from aifx.config import load_config
 from aifx.config.sections import KernelsSection
-from aifx.kernels import run_choices, winners_path
+from aifx.kernels import may_have_accelerator, run_choices, winners_path
 from aifx.project import Project
 from aifx.runs.binding import kernel_digest
 from jax_kernels.attention import ATTENTION
@@ -23,6 +23,19 @@ from jax_kernels.op import Choice
 from jax_kernels.ops import OPS, small_cases
 from jax_kernels.swiglu import SWIGLU, swiglu
 from jax_kernels.tuning import Winners
+
+ODD_TASK = """
+import odd_op
+from tiny import TinyTask
+
+from jax_kernels.choosing import run
+
+
+class OddTask(TinyTask):
+    def objective(self, params, batch, key, *, training):
+        bias = run(odd_op.QUICK, odd_op.Call(8), "auto", params["bias"])
+        return super().objective({**params, "bias": bias}, batch, key, training=training)
+"""
 
 CALL = Call(1, 8, 8, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
 
@@ -146,3 +159,33 @@ def test_each_op_has_its_key() -> None:
     assert fields.keys() == OPS.keys()
     for name, field in fields.items():
         assert {"auto", *OPS[name].forms} == set(get_args(field.annotation)), name
+
+
+def test_a_new_run_tries_kernels_on_a_device_that_nothing_was_measured_on(tiny, monkeypatch) -> None:
+    """In another process, since the kernel may crash or hang. A later run takes the verdict."""
+    monkeypatch.setattr("aifx.kernels.may_have_accelerator", lambda: True)
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tiny.root / "cache"))
+    (tiny.root / "odd_task.py").write_text(ODD_TASK)
+    settings = ["task.kind=odd_task:OddTask", "train.num_steps=2", "train.validate_every=0"]
+    said: list[str] = []
+    assert tiny.train(*settings, say=said.append).status == "completed"
+    assert any("quick: off fails on cpu (its results are 2.5e-01 from XLA's), and is not used" in s for s in said)
+    assert "off fails on cpu" in tiny.run().log.read_text()
+    for run in ("main", "second"):
+        (entry,) = json.loads(tiny.run(run).kernels.read_text())["devices"]["cpu"]
+        assert (entry["form"], entry["reason"]) == ("good", "verified: on cpu it computes what XLA does")
+        said.clear()
+        tiny.train(*settings, run="second", say=said.append)
+        assert not any("quick" in text for text in said)
+
+
+def test_nothing_is_tried_where_there_is_no_accelerator(monkeypatch) -> None:
+    for platforms, may_have in (("cpu", False), ("cuda,cpu", True), ("tpu", True)):
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+        assert may_have_accelerator() is may_have
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr("aifx.kernels.entry_points", lambda group: ())
+    monkeypatch.setattr("aifx.kernels.find_spec", lambda name: None)
+    assert not may_have_accelerator()
+    monkeypatch.setattr("aifx.kernels.find_spec", lambda name: name == "libtpu")
+    assert may_have_accelerator()

@@ -1,0 +1,50 @@
+"""What crashes or hangs costs itself alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from jax_kernels import trials
+from jax_kernels.trials import Apart, Failure
+
+
+def work(item: str) -> tuple[str, int]:
+    match item:
+        case "crashes":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "hangs":
+            time.sleep(600)
+        case "raises":
+            raise ValueError("not today\nnor tomorrow")
+        case "exits":
+            os._exit(3)
+    return item, os.getpid()
+
+
+def test_each_item_has_a_result_or_the_reason_why_it_has_none() -> None:
+    items = ["first", "crashes", "second", "raises", "third", "hangs", "exits", "last"]
+    with Apart(work) as apart:
+        results = {item: apart.do(item, limit_s=3) for item in items}
+    assert {item: result for item, result in results.items() if isinstance(result, Failure)} == {
+        "crashes": Failure("the process was ended by SIGSEGV"),
+        "raises": Failure("not today"),
+        "hangs": Failure("not done after 3 s"),
+        "exits": Failure("the process ended with 3"),
+    }
+    answered = [results[item] for item in ("first", "second", "third", "last")]
+    assert [item for item, _ in answered] == ["first", "second", "third", "last"]
+    first, second, third, last = (process for _, process in answered)
+    assert second == third, "an exception spoils nothing"
+    assert len({first, second, last, os.getpid()}) == 4
+    with pytest.raises(ProcessLookupError):
+        os.kill(last, 0)
+
+
+def test_a_process_that_cannot_start_fails_each_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "START_S", 0.0)
+    with Apart(work) as apart:
+        assert [apart.do("a"), apart.do("b")] == [Failure("not done after 0 s")] * 2

@@ -1,0 +1,101 @@
+"""An op with forms that crash, hang and compute wrongly, for tests of what tries them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_kernels.forms import Config, Form
+from jax_kernels.op import Op, Work
+
+
+@dataclass(frozen=True)
+class Call:
+    """Twice an array of `length` numbers.
+
+    Attributes:
+        made_by_late: a file that the form "late" makes when it runs.
+    """
+
+    batch_fields: ClassVar = ("length",)
+
+    length: int
+    dtype: str = "float32"
+    made_by_late: str = ""
+
+
+def twice(call: Call, config: Config, x: jax.Array) -> jax.Array:
+    return x * 2
+
+
+def off(call: Call, config: Config, x: jax.Array) -> jax.Array:
+    return x * 2.5
+
+
+def crash(call: Call, config: Config, x: jax.Array) -> jax.Array:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return x
+
+
+def hang(call: Call, config: Config, x: jax.Array) -> jax.Array:
+    time.sleep(600)
+    return x
+
+
+def late(call: Call, config: Config, x: jax.Array) -> jax.Array:
+    """Runs once, and after that it crashes."""
+
+    def run(x: np.ndarray) -> np.ndarray:
+        file = Path(call.made_by_late)
+        if file.exists():
+            os.kill(os.getpid(), signal.SIGSEGV)
+        file.touch()
+        return x * 2
+
+    return jax.pure_callback(run, x, x)
+
+
+def refuse(call: Call, config: Config, x: jax.Array) -> jax.Array:
+    raise ValueError("the compiler cannot")
+
+
+def workload(
+    call: Call, run: Callable[..., Any], config: Config
+) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
+    return lambda x: run(call, config, x), lambda: (jnp.arange(call.length, dtype=call.dtype),)
+
+
+RUNS = {
+    "reference": twice,
+    "xla": twice,
+    "off": off,
+    "crash": crash,
+    "hang": hang,
+    "refuse": refuse,
+    "good": twice,
+    "late": late,
+}
+
+ODD = Op(
+    "odd",
+    __name__,
+    Call,
+    {name: Form(name, run, is_kernel=name not in ("reference", "xla")) for name, run in RUNS.items()},
+    dict.fromkeys(("cpu", "gpu", "tpu"), ("off", "crash", "hang", "refuse", "good", "xla")),
+    workload,
+    lambda call: Work(0, 8 * call.length),
+    lambda call, count: None,
+)
+
+
+QUICK = replace(ODD, name="quick", preference=dict.fromkeys(("cpu", "gpu", "tpu"), ("off", "good", "xla")))
+"""Without the forms that end a process or take a limit's time."""
