@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
 from aifx.nn.quantized import QuantizedMatrix
+from jax_kernels.forms import current_device
 from jax_kernels.quantized_matmul import quantized_linear
 
 
@@ -22,7 +24,13 @@ def as_matrix(weight: jax.Array | QuantizedMatrix, inputs: int) -> jax.Array | Q
 def linear(x: jax.Array, weight: jax.Array | QuantizedMatrix, bias: jax.Array | None = None) -> jax.Array:
     """`[tokens, inputs] @ [inputs, outputs] + [outputs]`. Two dimensions only: a product over `[batch, seq, inputs]`
     runs 1.5 times slower in a gradient on the CPU."""
-    y = quantized_linear(x, *weight) if isinstance(weight, QuantizedMatrix) else x @ weight
+    if isinstance(weight, QuantizedMatrix):
+        y = quantized_linear(x, *weight)
+    elif _is_bfloat16_on_cpu(x, weight):
+        y = _bfloat16_product(x, weight)
+        return y if bias is None else _add_bias(y, bias)
+    else:
+        y = x @ weight
     return y if bias is None else y + bias
 
 
@@ -36,9 +44,55 @@ def linear_at_least_float32(x: jax.Array, weight: jax.Array) -> jax.Array:
     return _float32_of_narrow(x, weight)
 
 
+def _is_bfloat16_on_cpu(*arrays: jax.Array) -> bool:
+    return all(x.dtype == jnp.bfloat16 for x in arrays) and current_device().platform == "cpu"
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    """A matrix as XLA's CPU backend must have it to multiply bfloat16 in the processor's matrix units.
+
+    It takes an operand that is transposed another way, which is slower by far more than a copy (docs/performance.md).
+    """
+    return with_layout_constraint(x, Layout(major_to_minor=(0, 1))) if _is_bfloat16_on_cpu(x) else x
+
+
+@jax.custom_vjp
+def _bfloat16_product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    return _row_major(x) @ _row_major(weight)
+
+
+def _bfloat16_forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _bfloat16_product(x, weight), (x, weight)
+
+
+def _bfloat16_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, weight = saved
+    gradient = _row_major(gradient)
+    return gradient @ _row_major(weight.T), _row_major(_row_major(x.T) @ gradient)
+
+
+_bfloat16_product.defvjp(_bfloat16_forward, _bfloat16_backward)
+
+
+@jax.custom_vjp
+def _add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    return y + bias
+
+
+def _add_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # XLA's CPU backend would sum rows of bfloat16 as emulated numbers. A product with eight rows of ones is none of a
+    # vector, which would not be given to the matrix units.
+    ones = jnp.ones((8, gradient.shape[0]), gradient.dtype)
+    total = jnp.matmul(ones, _row_major(gradient), preferred_element_type=jnp.float32)[0]
+    return gradient, total.astype(gradient.dtype)
+
+
+_add_bias.defvjp(lambda y, bias: (_add_bias(y, bias), None), _add_bias_backward)
+
+
 @jax.custom_vjp
 def _float32_of_narrow(x: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.matmul(x, weight, preferred_element_type=jnp.float32)
+    return jnp.matmul(_row_major(x), _row_major(weight), preferred_element_type=jnp.float32)
 
 
 def _forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -47,8 +101,10 @@ def _forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 
 def _backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, weight = saved
-    narrow = gradient.astype(jnp.promote_types(x.dtype, weight.dtype))
-    return (narrow @ weight.T).astype(x.dtype), (x.T @ narrow).astype(weight.dtype)
+    narrow = _row_major(gradient.astype(jnp.promote_types(x.dtype, weight.dtype)))
+    # A tied embedding's gradient is transposed. Unconstrained, XLA would multiply the other way round instead.
+    d_weight = _row_major(_row_major(x.T) @ narrow)
+    return (narrow @ _row_major(weight.T)).astype(x.dtype), d_weight.astype(weight.dtype)
 
 
 _float32_of_narrow.defvjp(_forward, _backward)

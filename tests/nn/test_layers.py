@@ -1,6 +1,7 @@
 """Layers against their textbook formulas in float64."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,42 @@ def test_gelu_gradients(name):
     out = getattr(layers, name)(edges)
     assert np.isnan(out[3])  # a diverged model must be seen
     np.testing.assert_allclose(out[1:3], [0.0, 1e30], rtol=1e-6)
+
+
+def two_layers(params, x):
+    """A product, a bias, and an output that is tied to the first matrix, as a decoder's is to its embedding."""
+    hidden = layers.linear(x, params["weight"], params["bias"])
+    return jnp.sum(layers.linear_at_least_float32(jnp.tanh(hidden), params["weight"].T) ** 2)
+
+
+def operands_of_two_layers(dtype):
+    rng = np.random.default_rng(0)
+    shapes = {"weight": (48, 80), "bias": (80,), "x": (64, 48)}
+    arrays = {name: jnp.asarray(rng.normal(size=shape) / 8, dtype) for name, shape in shapes.items()}
+    return {name: arrays[name] for name in ("weight", "bias")}, arrays["x"]
+
+
+def test_products_of_bfloat16_on_a_cpu_have_row_major_operands():
+    """Its matrix units take no others: XLA widens what is transposed to float32 or multiplies it slowly."""
+    text = jax.jit(jax.grad(two_layers, (0, 1))).lower(*operands_of_two_layers("bfloat16")).compile().as_text()
+    products = [line for line in text.splitlines() if " dot(" in line]
+    assert len(products) == 7  # two forward, four backward, and the gradient of the bias
+    for line in products:
+        assert "lhs_contracting_dims={1}, rhs_contracting_dims={0}" in line
+        assert not re.search(r"\{0,1\}", line)
+    reduced = [
+        line for line in text.splitlines() if "reduce-window(" in line or re.search(r"bf16\[80\]\S* reduce", line)
+    ]
+    assert reduced == []
+
+
+def test_gradients_in_bfloat16_are_those_in_float32():
+    params, x = operands_of_two_layers("bfloat16")
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), (params, x))
+    got, want = jax.grad(two_layers, (0, 1))(params, x), jax.grad(two_layers, (0, 1))(*wide)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == jnp.bfloat16
+        assert np.linalg.norm(a.astype(np.float32) - b) < 0.02 * np.linalg.norm(b)
 
 
 def test_rotation_turns_pairs_and_scores_depend_on_distance_alone():
