@@ -26,7 +26,6 @@ from jax_kernels.tuning import Winners
 
 ODD_TASK = """
 import odd_op
-from tiny import TinyTask
 
 from jax_kernels.choosing import run
 
@@ -165,8 +164,9 @@ def test_a_new_run_tries_kernels_on_a_device_that_nothing_was_measured_on(tiny, 
     """In another process, since the kernel may crash or hang. A later run takes the verdict."""
     monkeypatch.setattr("aifx.kernels.may_have_accelerator", lambda: True)
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tiny.root / "cache"))
-    (tiny.root / "odd_task.py").write_text(ODD_TASK)
-    settings = ["task.kind=odd_task:OddTask", "train.num_steps=2", "train.validate_every=0"]
+    with (tiny.root / "tiny.py").open("a") as file:
+        file.write(ODD_TASK)
+    settings = ["task.kind=tiny:OddTask", "train.num_steps=2", "train.validate_every=0"]
     said: list[str] = []
     assert tiny.train(*settings, say=said.append).status == "completed"
     assert any("quick: off fails on cpu (its results are 2.5e-01 from XLA's), and is not used" in s for s in said)
