@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -99,6 +100,7 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     """What the process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to both; the other one ends this one
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # another process may hold some of the memory
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     pipe.send(None)
     while True:
         try:
@@ -111,3 +113,11 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
             text = str(error).strip()
             result = Failure(text.splitlines()[0][:200] if text else type(error).__name__)
         pipe.send(result)
+
+
+def _end_with_parent() -> None:
+    """A process that was killed cannot end this one, which may be in the middle of an item."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +51,27 @@ def test_a_process_that_cannot_start_fails_each_item(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(trials, "START_S", 0.0)
     with Apart(work) as apart:
         assert [apart.do("a"), apart.do("b")] == [Failure("not done after 0 s")] * 2
+
+
+PARENT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_trials
+from jax_kernels.trials import Apart
+
+with Apart(test_trials.work) as apart:
+    print(apart.do("first")[1], flush=True)
+    apart.do("hangs")
+"""
+
+
+def test_a_process_ends_with_one_that_is_killed() -> None:
+    command = [sys.executable, "-c", PARENT, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        process = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{process}").exists()
