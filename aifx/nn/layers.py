@@ -51,7 +51,7 @@ def _is_bfloat16_on_cpu(*arrays: jax.Array) -> bool:
 def _row_major(x: jax.Array) -> jax.Array:
     """A matrix as XLA's CPU backend must have it to multiply bfloat16 in the processor's matrix units.
 
-    It takes an operand that is transposed another way, which is slower by far more than a copy (docs/performance.md).
+    With a transposed operand it widens both to float32, or multiplies without those units. The copy costs less.
     """
     return with_layout_constraint(x, Layout(major_to_minor=(0, 1))) if _is_bfloat16_on_cpu(x) else x
 

@@ -264,6 +264,10 @@ def test_the_hidden_half_is_not_computed():
     assert flops(True) < 0.65 * flops(False)
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 11),
+    reason="XLA's CPU backend of JAX 0.10.2 removes the barrier before it merges products",
+)
 def test_memory_does_not_hold_the_scores_of_all_layers():
     """Were they kept for the backward pass, each layer would add as much as its scores take."""
     x = jax.ShapeDtypeStruct((1, 1024, 8, 16), jnp.float32)
