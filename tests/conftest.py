@@ -59,25 +59,26 @@ def journal(request: pytest.FixtureRequest) -> Journal:
 
 
 SLOWEST_FIRST = (
+    "test_health_rules.py",
+    "test_linear_cross_entropy.py",
     "test_attention.py",
-    "test_signals.py",
-    "test_bench_command.py",
-    "test_every_op.py",
-    "test_bench_launches.py",
     "test_main_job.py",
-    "test_compilation_cache.py",
+    "test_every_op.py",
+    "test_quantized_matmul.py",
+    "test_training.py",
     "test_decode_attention.py",
     "test_decoder.py",
     "test_gate_script.py",
-    "test_quantized_matmul.py",
-    "test_linear_cross_entropy.py",
-    "test_training.py",
+    "test_eval_command.py",
+    "test_signals.py",
+    "test_bench_page.py",
+    "test_norms.py",
     "test_kernels_command.py",
     "test_bench_train.py",
-    "test_language_task.py",
-    "test_eval_command.py",
-    "test_norms.py",
-    "test_devices.py",
+    "test_generate.py",
+    "test_bench_kernels.py",
+    "test_bisect_processes.py",
+    "test_health_stress.py",
 )
 """Files that take longest, so that no worker is left alone with one of them at the end."""
 
