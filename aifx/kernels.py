@@ -102,7 +102,7 @@ class ProjectCall:
     parts: tuple[str, ...]
 
 
-def project_calls_apart(project: Project, config: Config, *, say: Say) -> tuple[Device, list[ProjectCall]]:
+def project_calls_isolated(project: Project, config: Config, *, say: Say) -> tuple[Device, list[ProjectCall]]:
     """The device and `project_calls`, from another process: this one has not opened the device afterwards.
 
     Raises EnvironmentFault if that process fails, and what `project_calls` raises.
@@ -132,13 +132,13 @@ def _device_and_calls(asked: tuple[Project, Config]) -> tuple[Device, list[Proje
 def verify_kernels(project: Project, config: Config, run: RunDirectory, *, say: Say) -> None:
     """Try kernels of ours that were never tried on this kind of device, before this process opens it.
 
-    A kernel that computes what XLA does is used from then on, by every run on such a device; one that does not, or that
-    crashes or hangs, is not, which is said. A run that has begun keeps its choices, and nothing is tried.
+    If a kernel computes what XLA does, every run on such a device uses it from then on. If it does not, or crashes or
+    hangs, no run uses it, and this run reports that. A run that has begun keeps its choices, and nothing is tried.
     """
     if not may_have_accelerator() or run.kernels.exists():
         return
     try:
-        device, calls = project_calls_apart(project, config, say=lambda text: None)
+        device, calls = project_calls_isolated(project, config, say=lambda text: None)
     except AifxError:
         return  # the run comes to it as well, and reports it
     winners = Winners(winners_path(), device)
@@ -151,7 +151,7 @@ def verify_kernels(project: Project, config: Config, run: RunDirectory, *, say: 
 
 
 def may_have_accelerator() -> bool:
-    """Whether JAX can find another device than the CPU, as far as can be told without opening it."""
+    """Whether JAX can find another device than the CPU, judged by the plugins that are installed."""
     asked = os.environ.get("JAX_PLATFORMS", "")
     if asked:
         return set(asked.split(",")) != {"cpu"}

@@ -59,14 +59,14 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
     """
     with terminal(json) as out:
         from aifx.config import load_config
-        from aifx.kernels import project_calls_apart, winners_path
+        from aifx.kernels import project_calls_isolated, winners_path
         from aifx.private_folders import make_private
         from aifx.project import find_project
         from jax_kernels.trials import Apart
         from jax_kernels.tuning import Winners, check_or_time, tune
 
         project = find_project()
-        device, calls = project_calls_apart(project, load_config(project, set_ or ()), say=out.say)
+        device, calls = project_calls_isolated(project, load_config(project, set_ or ()), say=out.say)
         winners = Winners(winners_path(), device)
         make_private(winners.path.parent)
         documents = []

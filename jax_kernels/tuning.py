@@ -250,7 +250,7 @@ def verify(
 
     Args:
         trials: a process that does `check_or_time`.
-        tell: told of each kernel that was tried.
+        tell: called with a line for each kernel that was tried.
     """
     if call_key(op.name, call) in winners.choices() or shipped(op, call, device) is not None:
         return
@@ -277,7 +277,7 @@ def tune(
 
     Args:
         trials: a process that does `check_or_time`.
-        tell: told of each candidate as it was checked.
+        tell: called with a line for each candidate that was checked.
     """
     good, failures = [], []
     for form, config in candidates(op, call, device):
@@ -308,7 +308,7 @@ def _time(good: list[Candidate], trials: Apart) -> tuple[list[Timing], list[Timi
             return sorted(timings, key=lambda timing: timing.seconds or 0.0), failures
         alone = {candidate: trials.do((candidate,)) for candidate in good}
         bad = {c: found.why for c, found in alone.items() if isinstance(found, Failure)}
-        # If none fails alone, what fails is to run them in turn, and the last that was added is the one too many.
+        # All of them run alone, but not in turn: perhaps memory does not hold them. Try with one less.
         bad = bad or {good[-1]: measured.why}
         failures += [Timing(c.form, c.config, failure=why) for c, why in bad.items()]
         good = [candidate for candidate in good if candidate not in bad]

@@ -178,10 +178,10 @@ def _share(result: Result) -> float:
 
 
 def _start(request: str, writer: int, said: IO[bytes]) -> subprocess.Popen[bytes]:
-    """In a session of its own, so that Ctrl-C reaches us alone and what is known can be told."""
+    """Start a launch in a session of its own, so that Ctrl-C reaches only this process, which reports the results."""
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "aifx.bench.launch", request, str(writer)],
-        stdin=subprocess.PIPE,  # never written to: its end tells the launch that we are gone
+        stdin=subprocess.PIPE,  # never written to: the launch ends if it closes
         stdout=said,
         stderr=said,
         pass_fds=[writer],

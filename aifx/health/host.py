@@ -81,7 +81,7 @@ class Host:
         if not isinstance(text, str):
             return text
         if not text or text.startswith("N/A"):  # "N/A (no PMA)" of an InfiniBand port that counts nothing
-            return Absent(f"{path} tells no number")
+            return Absent(f"{path} is not a number")
         try:
             return int(text, 0)
         except ValueError:

@@ -24,16 +24,16 @@ MOST_BLOCKS = 32  # each is compiled, in some 0.3 s on a CPU
 LARGEST_KEPT = 16 << 20
 """Bytes of a call's scores up to which they are kept for the backward pass. A hundred layers' fit into 2 GiB then.
 
-Time of forward and backward with scores formed anew, over that with scores kept, on two cores of an EPYC, in 1, 2 and 4
+Time of forward and backward with recomputed scores, over that with kept scores, on two cores of an EPYC, in 1, 2 and 4
 layers: 8 x 256, 6 heads: 1.03, 1.06, 1.01; 1 x 2,048, 8 heads: 1.09, 0.92, 0.91; 4 x 1,024, 12 heads: 1.29, 0.92,
-0.88. Large scores take longer to store and load than to form.
+0.88. Large scores take longer to store and load than to recompute.
 """
 
 
 class How(NamedTuple):
     """Attributes:
     block_q: queries of a block.
-    keep_scores: let the backward pass use the scores of the forward pass, rather than form them anew.
+    keep_scores: let the backward pass use the scores of the forward pass, rather than recompute them.
     """
 
     block_q: int

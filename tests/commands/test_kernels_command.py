@@ -98,7 +98,7 @@ def test_the_tables(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     project = find_project()
     calls = project_calls(project, load_config(project), say=lambda text: None)
     monkeypatch.setattr("aifx.kernels.project_calls", lambda *_, **__: calls[:1])
-    monkeypatch.setattr("aifx.kernels.project_calls_apart", lambda *_, **__: (current_device(), calls[:1]))
+    monkeypatch.setattr("aifx.kernels.project_calls_isolated", lambda *_, **__: (current_device(), calls[:1]))
     for command in ("explain", "tune", "ls"):
         assert run(["kernels", command]) == 0
         assert "xla" in capsys.readouterr().out

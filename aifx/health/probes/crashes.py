@@ -21,7 +21,7 @@ RECORD_BYTES = 1 << 20
 RECORD = re.compile(r"dmesg-(?P<backend>[a-z_]{1,20})-(?P<id>\d{1,20})(?P<compressed>\.enc\.z)?")
 HEADER = re.compile(r"^(?:Panic|Oops|Emergency|Shutdown|Unknown)#\d+ Part\d+$|^dmesg-[\w.-]+:$", re.MULTILINE)
 PART_DIGITS = 6
-"""Of a record's number, from the right: they tell the parts of one crash apart (systemd, src/pstore/pstore.c)."""
+"""Of a record's number, from the right: the part number of a crash (systemd, src/pstore/pstore.c)."""
 
 
 OF_HARDWARE = re.compile(

@@ -132,7 +132,7 @@ def _reason_to_be_up(port: dict[str, Any], has_cable: bool | None, peers_up: int
 
 
 def _cables(host: Host) -> dict[str, bool]:
-    """By PCI address, whether a cable is plugged in, as the driver last logged. sysfs does not tell."""
+    """By PCI address, whether a cable is plugged in, as the driver last logged; sysfs does not have it."""
     log = read_log(host)
     events = [MODULE_EVENT.match(line.text) for line in log.lines] if isinstance(log, Log) else []
     return {event[1]: event[2] != "unplugged" for event in events if event}
@@ -157,15 +157,15 @@ def _is_gpu_system(host: Host) -> bool:
     if any(host.read(f"{PCI}/{gpu}/device") in SYSTEM_GPUS for gpu in gpus):
         return True
     said = None if host.is_live else host.ask("aifx.health.nvml", name="nvml", limit_s=0)
-    told = said.get("gpus") if isinstance(said, dict) else None
-    names = [gpu.get("name") for gpu in told if isinstance(gpu, dict)] if isinstance(told, list) else []
+    listed = said.get("gpus") if isinstance(said, dict) else None
+    names = [gpu.get("name") for gpu in listed if isinstance(gpu, dict)] if isinstance(listed, list) else []
     return any(isinstance(name, str) and SYSTEM_NAMES.search(name) for name in names)
 
 
 def _full_counters(counters: dict[str, Any]) -> list[str] | Absent:
     """Counters that stand at their largest value, with it."""
     if not any(isinstance(counters[name], int) for name in WIDTHS):
-        return Absent("the port tells no counters")
+        return Absent("the port has no counters")
     return [f"{name} {counters[name]}" for name, bits in WIDTHS.items() if counters[name] == (1 << bits) - 1]
 
 

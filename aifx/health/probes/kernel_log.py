@@ -137,8 +137,8 @@ def _uptime(host: Host) -> float | None:
 
 def _matters(host: Host, device: str) -> bool:
     """Whether a narrow PCIe link of a device costs anything here: the kernel logs those of every class."""
-    told = host.read(f"/sys/bus/pci/devices/{device}/class")
-    return isinstance(told, str) and told.startswith(LIMITED_CLASSES)
+    pci_class = host.read(f"/sys/bus/pci/devices/{device}/class")
+    return isinstance(pci_class, str) and pci_class.startswith(LIMITED_CLASSES)
 
 
 PROBES = (Probe("kernel_log", GIVES, collect, limit_s=4.0),)
