@@ -138,6 +138,7 @@ EVENTS = [
     event("kernel_log.accelerator.memory", "accelerator_memory_errors"),
     event("kernel_log.accelerator.reset", "accelerators_reset"),
     event("kernel_log.accelerator.memory_corrected", "accelerator_memory_errors_corrected", 10),
+    event("kernel_log.accelerator.memory_deferred", "accelerator_memory_errors_deferred"),
     event("kernel_log.gpu.library_crash", "gpu_library_crashes"),
 ]
 
