@@ -149,12 +149,13 @@ def _decode_nvlink5(event: Event, rest: str) -> None:
     if not match:
         event.fatal = Unknown(f"the line of Xid {event.code} does not say whether it is fatal", "read the kernel log")
         return
-    event.sub_code, event.fatal = match["unit"], not match["word"].startswith("Non")
+    unit = match["unit"].partition("_PIPE")[0]  # NVIDIA's catalogue has "TLW_RX/TLW_RX_PIPE0": some drivers name the pipe
+    event.sub_code, event.fatal = unit, not match["word"].startswith("Non")
     if match["first"]:
         reason = int(match["first"], 16) >> 20 & 0x3F
         status = f"{int(match['second'], 16):#x}"
-        actions = catalogue()["nvlink5"].get(str(event.code), {}).get(match["unit"], {})
-        by_reason = match["unit"] == "NETIR_LINK_EVT"
+        actions = catalogue()["nvlink5"].get(str(event.code), {}).get(unit, {})
+        by_reason = unit == "NETIR_LINK_EVT"
         event.sub_code += f" {reason if by_reason else status}"
         event.action = actions.get(str(reason) if by_reason else status, event.action)
 

@@ -54,6 +54,8 @@ def test_the_device_is_its_pci_address(where, device):
          "RESET_GPU, then CONTACT_SUPPORT"),
         ("146, TLW_RX/TLW_RX_PIPE0 Fatal XC0 i0 Link 02 (0x00400082 0x00000004)", True, "TLW_RX 0x4",
          "RESET_GPU, then CONTACT_SUPPORT"),
+        ("146, TLW_TX_PIPE1    Nonfatal XC0 i0 Link 03 (0x00000010 0x00000004)", False, "TLW_TX 0x4",
+         "RESET_GPU, then CONTACT_SUPPORT"),
         ("149, NETIR Fatal XC0 i0 Link -1 (0x000fe406 0x00000000 0x0)", True, "NETIR 0x0",
          "RESET_GPU, then SYMPATHETIC_REPORT_SOLO"),
     ],
