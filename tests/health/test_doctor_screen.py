@@ -55,7 +55,7 @@ def test_a_cause_is_told_once_with_its_consequences(screen, dark):
     text = " ".join(screen(dark).split())
     assert text.count("rule infiniband.port.never_up") == 1
     assert "also mlx5_1/1, mlx5_2/1, mlx5_3/1, mlx5_4/1, mlx5_5/1, mlx5_6/1, mlx5_7/1 rule" in text
-    assert "causes 0 InfiniBand or RoCE ports are active, of 8 expected (infiniband.ports.expected)" in text
+    assert "causes 0 InfiniBand ports are active, of 8 expected (infiniband.ports.expected)" in text
     assert text.index("infiniband.port.never_up") < text.index("infiniband.ports.expected") < text.index("processors")
 
 

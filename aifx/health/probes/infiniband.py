@@ -83,7 +83,7 @@ def _infiniband(host: Host) -> Any:
         port["peer_rate_gbit"] = agreed([other["rate_gbit"] for other in up])
         reason = _reason_to_be_up(port, cables.get(port["address"]), len(up), len(alike))
         port["is_expected_up"], port["expected_up_because"] = bool(reason), reason or "nothing asks for it"
-        port["is_rail"] = _is_rail(port["place"], groups)
+        port["is_rail"] = _is_rail(port, groups)
     for port in ports:
         del port["place"]
     rates = [port["rate_gbit"] if port["state"] == "ACTIVE" else 0 for port in ports]
@@ -91,7 +91,8 @@ def _infiniband(host: Host) -> Any:
     return {
         "ports": ports,
         "port_count": len(ports),
-        "active_ports": sum(port["state"] == "ACTIVE" for port in ports),
+        "layer": "InfiniBand" if _has_infiniband(ports) else "RoCE",
+        "active_ports": sum(port["state"] == "ACTIVE" and _serves_jobs(port, ports) for port in ports),
         "fabric_ports": len(fabric),
         "fast_ports": sum(isinstance(rate, float) and rate >= FAST_GBIT for rate in rates),
         "device_files_missing": _device_files_missing(host),
@@ -107,11 +108,20 @@ def _groups(ports: list[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str,
     return groups
 
 
-def _is_rail(place: tuple[str, ...], groups: dict[tuple[str, ...], list[dict[str, Any]]]) -> bool:
-    """Whether jobs use the ports of this place: the most alike, InfiniBand before RoCE, which also serves storage."""
-    layers = {layer for _, layer, *_ in groups}
-    sizes = [len(group) for other, group in groups.items() if "InfiniBand" not in layers or other[1] == "InfiniBand"]
-    return ("InfiniBand" not in layers or place[1] == "InfiniBand") and len(groups[place]) == max(sizes)
+def _has_infiniband(ports: list[dict[str, Any]]) -> bool:
+    return any(port["layer"] == "InfiniBand" for port in ports)
+
+
+def _serves_jobs(port: dict[str, Any], ports: list[dict[str, Any]]) -> bool:
+    """Whether its layer is the one that jobs use: InfiniBand before RoCE, which also serves storage."""
+    return port["layer"] == "InfiniBand" or not _has_infiniband(ports)
+
+
+def _is_rail(port: dict[str, Any], groups: dict[tuple[str, ...], list[dict[str, Any]]]) -> bool:
+    """Whether jobs use the ports of this place: the most alike of their layer."""
+    ports = [one for group in groups.values() for one in group]
+    sizes = [len(group) for group in groups.values() if _serves_jobs(group[0], ports)]
+    return _serves_jobs(port, ports) and len(groups[port["place"]]) == max(sizes)
 
 
 def _is_down(port: dict[str, Any]) -> bool:

@@ -23,6 +23,15 @@ def at_200(numbers: range) -> dict[str, str]:
     return {f"sys/class/infiniband/mlx5_{n}/ports/1/rate": "200 Gb/sec (2X NDR)\n" for n in numbers}
 
 
+def without_one_beside_storage(tree: Tree) -> None:
+    """Seven InfiniBand cards, and two RoCE cards that serve storage."""
+    for path in list(tree):
+        if "mlx5_5/" in path or "uverbs5" in path:
+            del tree[path]
+    for number in (8, 9):
+        tree |= port(number, "100 Gb/sec (4X EDR)", layer="Ethernet")
+
+
 def roce_without_one(tree: Tree) -> None:
     """Eight GPUs of a kind that says nothing of ports, and seven ports."""
     for path in list(tree):
@@ -52,6 +61,7 @@ CASES = [
         SYSTEM,
         {"sys/class/infiniband/mlx5_5": None, "sys/class/infiniband_verbs/uverbs5": None},
     ),
+    Case("infiniband.ports.expected", SYSTEM, without_one_beside_storage),
     Case("infiniband.ports.few", SYSTEM, roce_without_one),
     Case("infiniband.port.never_up", SYSTEM, never_up(*range(8))),
     Case("infiniband.port.never_up", NODE, never_up(*range(8)), site={"expected": {"infiniband_ports": 8}}),
