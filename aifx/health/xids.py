@@ -149,7 +149,8 @@ def _decode_nvlink5(event: Event, rest: str) -> None:
     if not match:
         event.fatal = Unknown(f"the line of Xid {event.code} does not say whether it is fatal", "read the kernel log")
         return
-    unit = match["unit"].partition("_PIPE")[0]  # NVIDIA's catalogue has "TLW_RX/TLW_RX_PIPE0": some drivers name the pipe
+    # Some drivers name the pipe: NVIDIA's catalogue has "TLW_RX/TLW_RX_PIPE0".
+    unit = match["unit"].partition("_PIPE")[0]
     event.sub_code, event.fatal = unit, not match["word"].startswith("Non")
     if match["first"]:
         reason = int(match["first"], 16) >> 20 & 0x3F
