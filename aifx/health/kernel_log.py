@@ -3,12 +3,14 @@
 6,123456789,-;text                               /dev/kmsg
 [   12.345678] text                              dmesg, pstore
 [Thu Oct 10 03:06:53 2024] text                  dmesg -T
+[Oct10 03:06] text, then [  +0.123456] text      dmesg -e
 2024-10-10T03:06:53,123456+00:00 text            dmesg --time-format iso
 kern  :info  : [   12.345678] text               any of dmesg's formats with -x
 Oct 10 03:06:53 n1 kernel: [12.345] text         journalctl, short-precise too; /var/log/messages, kern.log
 2024-10-10T03:06:53+0000 n1 kernel: text         journalctl -o short-iso, rsyslog
 Thu 2024-10-10 03:06:53 UTC n1 kernel: text      journalctl -o short-full
 [   12.345678] n1 kernel: text                   journalctl -o short-monotonic
+1728529613.123456 n1 kernel: text                journalctl -o short-unix
 {"__REALTIME_TIMESTAMP": "...", "MESSAGE": "..."} journalctl -o json
 """
 
@@ -33,6 +35,9 @@ DMESG = re.compile(rf"{LEVEL}\[ *(?P<s>\d{{1,10}}\.\d{{1,9}}){DELTA}\]{CALLER} ?
 DMESG_T = re.compile(
     rf"{LEVEL}\[\w{{3}} (?P<date>\w{{3}} [ \d]\d \d\d:\d\d:\d\d \d{{4}}){DELTA}\]{CALLER} ?(?P<text>.*)"
 )
+DMESG_E = re.compile(
+    rf"{LEVEL}\[(?:(?P<date>\w{{3}}[ \d]\d \d\d:\d\d)| *\+(?P<later>\d{{1,10}}\.\d{{1,9}}))\]{CALLER} ?(?P<text>.*)"
+)
 ISO = re.compile(
     rf"{LEVEL}(?P<date>\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:(?P<mark>[.,])(?P<part>\d{{1,9}}))?"
     rf"(?P<zone>Z|[+-]\d\d:?\d\d)?{CALLER} (?P<text>.*)"
@@ -40,6 +45,7 @@ ISO = re.compile(
 SHORT_FULL = re.compile(
     r"\w{2,6}\.? (?P<date>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.\d{1,6})? (?P<zone>[A-Z]\w{1,5}|[+-]\d{2,4}) (?P<text>.*)"
 )
+SHORT_UNIX = re.compile(r"(?P<s>\d{9,11}\.\d{1,9}) (?P<text>.*)")
 SYSLOG = re.compile(r"(?P<date>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d)(?:\.\d{1,6})? (?P<text>.*)")
 FROM_HOST = re.compile(rf"\S+ kernel: (?:\[ *\d+\.\d+\]{CALLER} ?)?(?P<text>.*)")
 MONOTONIC = re.compile(r"^\[ *\d+\.\d+\] (?P<host>\S+ )kernel: ", re.MULTILINE)
@@ -88,7 +94,7 @@ class Entry(NamedTuple):
 
     Attributes:
         clock: that it was timed by: "boot": since then; "unix"; "local": of an unknown zone; "yearless"; "": one that
-            is not understood; "above": the same as the line before.
+            is not understood; "above": the same as the line before; "later": so much later than it.
         at: seconds.
         text: what was logged; empty if another program than the kernel did.
     """
@@ -124,7 +130,7 @@ def parse(text: str, now: float | None = None, uptime: float | None = None, give
     ends |= {"boot": uptime} if uptime is not None else {}
     ends |= {"unix": now} if now is not None else {}
     lines = tuple(Line(max(ends[e.clock] - e.at, 0.0) if e.clock else 0.0, e.text) for e in entries)
-    untimed = [entry.text for block in blocks for entry in block if not entry.clock]
+    untimed = _untimed(entry for block in reversed(blocks) for entry in block)
     return Log(lines, is_whole, 0 if is_whole else unread, len(untimed), untimed[0] if untimed else "")
 
 
@@ -137,11 +143,25 @@ def _block_begin(text: str, end: int) -> int:
     return cut.end() if cut else text.rfind("\n", 0, begin) + 1
 
 
+def _untimed(entries: Iterable[Entry]) -> list[str]:
+    """Lines whose time is not understood, also where they go on over several lines."""
+    texts: list[str] = []
+    is_timed = True
+    for entry in entries:
+        is_timed = is_timed if entry.clock == "above" else bool(entry.clock)
+        texts += [] if is_timed else [entry.text]
+    return texts
+
+
 def _timed(entries: Iterable[Entry]) -> Iterator[Entry]:
     """A line without a time belongs with the one before it. Where dates without a year go back, a year begins."""
     clock, at, year_s, latest = "", 0.0, 0.0, 0.0
     for entry in entries:
         if entry.clock in ("", "above"):
+            yield Entry(clock, at, entry.text)
+            continue
+        if entry.clock == "later":
+            at += entry.at
             yield Entry(clock, at, entry.text)
             continue
         clock, at = entry.clock, entry.at
@@ -185,6 +205,11 @@ def _entry(line: str, host: str) -> Entry:
         return Entry("boot", float(match["s"]), _of_kernel(match["text"]) if from_host else match["text"])
     if match := DMESG_T.match(line):
         return Entry(*_unix(match["date"], "%b %d %H:%M:%S %Y"), match["text"])
+    if match := DMESG_E.match(line):
+        if match["later"]:
+            return Entry("later", float(match["later"]), match["text"])
+        clock, at = _unix(f"{match['date']} 2000", "%b%d %H:%M %Y")
+        return Entry(clock and "yearless", at, match["text"])
     if match := ISO.match(line):
         clock, at = _unix(match["date"] + (match["zone"] or "Z"))
         # Only dmesg writes a comma; the others name host and sender.
@@ -195,6 +220,8 @@ def _entry(line: str, host: str) -> Entry:
         is_known = zone[0] in "+-"
         clock, at = _unix(match["date"] + (zone if is_known else "Z"))
         return Entry(clock and ("unix" if is_known else "local"), at, _of_kernel(match["text"]))
+    if match := SHORT_UNIX.match(line):
+        return Entry("unix", float(match["s"]), _of_kernel(match["text"]))
     if match := SYSLOG.match(line):
         clock, at = _unix(f"{match['date']} 2000", "%b %d %H:%M:%S %Y")  # a year with a 29th of February
         return Entry(clock and "yearless", at, _of_kernel(match["text"]))

@@ -45,6 +45,7 @@ OF_LOG = [rule for rule in RULES.values() if rule.family in ("xid", "sxid", "ker
         (f"Thu 2024-10-10 03:06:53 UTC n1 kernel: {LOST}", 1200.0),
         (f"Thu 2024-10-10 06:06:53 +03 n1 kernel: {LOST}", 1200.0),
         (f"[ 3540.000000] n1 kernel: {LOST}", 60.0),
+        (f"1728529613.500000 n1 kernel: {LOST}", 1199.5),
         (json.dumps({"__REALTIME_TIMESTAMP": "1728529613000000", "MESSAGE": LOST}), 1200.0),
         (json.dumps({"__REALTIME_TIMESTAMP": "1728529613000000", "MESSAGE": list(LOST.encode())}), 1200.0),
     ],
@@ -73,6 +74,13 @@ def test_journalctl_times_without_a_year_or_zone_count_from_the_last_line(begin)
     log = parse("-- Logs begin at Thu 2024-10-10 --\n" + "\n".join(lines), now=NOW, uptime=9.0)
     assert log.lines == (Line(1200.0, LOST), Line(0.0, ""))
     assert log.untimed == 0
+
+
+def test_dmesg_e_dates_the_first_line_of_a_minute_and_counts_from_it():
+    lines = ["[Oct10 03:06] Linux version 6.8.0", f"[  +0.500000] {LOST}", "[Oct10 03:08] a", "[ +12.000000] last"]
+    log = parse("\n".join(lines), now=NOW)
+    assert [line.age_s for line in log.lines] == [132.0, 131.5, 12.0, 0.0]
+    assert (log.lines[1].text, log.untimed) == (LOST, 0)
 
 
 def test_short_monotonic_tells_the_kernel_from_other_programs():
@@ -137,6 +145,18 @@ def test_a_log_of_15_mb_is_evaluated(tmp_path):
     assert report.findings[0].id == "xid.gpu.lost"
     assert "unknown" not in {f.severity for f in report.findings}
     assert "hunter2" not in str(report)
+
+
+def test_lines_that_go_on_with_one_that_is_not_understood_are_not_understood_either():
+    """As in the document that `dmesg --json` writes."""
+    text = json.dumps({"dmesg": [{"pri": 4, "time": 3540.0, "msg": LOST}]}, indent=3)
+    assert parse(text).untimed == len(text.splitlines())
+
+
+@pytest.mark.parametrize("line", [f"Oct 10 03:06:53 kernel: {LOST}", f"2024-10-10T03:06:53Z [ 35.400000] {LOST}"])
+def test_a_kernel_log_without_a_line_that_is_understood_is_unknown(line, tmp_path):
+    tree = server() | {KMSG: f"{line}\n"}
+    assert "no line of /aifx-captured/kmsg.txt" in str(snapshot_of(tree, tmp_path).facts["xids"])
 
 
 def test_a_log_that_is_mostly_not_understood_is_unknown(tmp_path):

@@ -17,11 +17,12 @@ from aifx.health.xids import DAY_S, excerpt
 
 GIVES = ("kernel_log", "xids", "xid_gpus", "sxids", "kernel_events")
 KMSG = "/dev/kmsg"
+MESSAGES = "/var/log/messages"  # of all programs, so one without a line of the kernel is no wonder
 LOGS = (
     f"/{CAPTURED}/kmsg.txt",
     f"/{CAPTURED}/dmesg.txt",
     "/var/log/kern.log",
-    "/var/log/messages",
+    MESSAGES,
     "/var/log/dmesg",  # what was logged until the machine was up
 )
 COMMANDS = (
@@ -115,6 +116,7 @@ def _read_kmsg() -> str:
 
 def _of_tree(host: Host) -> Log | Absent | Unknown:
     """The first log of a copied tree that holds a word of the kernel."""
+    strange = ""
     for path in LOGS:
         found = host.tail(path, MOST_BYTES)
         if isinstance(found, Unknown):
@@ -124,6 +126,9 @@ def _of_tree(host: Host) -> Log | Absent | Unknown:
             log = _parse(text.partition("\n")[2] if skipped else text, uptime=_uptime(host))
             if any(line.text for line in log.lines):
                 return log if log.is_whole else replace(log, unread_chars=log.unread_chars + skipped)
+            strange = strange or (path if text.strip() and path != MESSAGES else "")
+    if strange:
+        return Unknown(f"aifx understands no line of {strange} as one of the kernel's", RECAPTURE)
     return Absent(f"no kernel log here ({', '.join(LOGS)}), and no {KMSG}: {GRANT}")
 
 
