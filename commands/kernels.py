@@ -48,7 +48,7 @@ def explain(set_: SetOption = None, json: JsonOption = False) -> None:
 
 @app.command()
 def tune(set_: SetOption = None, json: JsonOption = False) -> None:
-    """Measure the forms of each op on this device, forward and backward, and keep the winners.
+    """Measure the forms of each op on this device, forward and, for training, backward, and keep the winners.
 
     The calls are those of the project's training, evaluation and generation. Runs that begin from now on take the
     winners.
@@ -73,12 +73,14 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
         with Apart(check_or_time) as trials:
             for found in calls:
                 out.say(f"{found.op.name}: {found.call}")
-                winner, timings = tune(found.op, found.call, device, trials, tell=out.say)
+                is_trained = "training" in found.parts
+                winner, timings = tune(found.op, found.call, device, trials, is_trained=is_trained, tell=out.say)
                 winners.put(found.op, found.call, winner)
                 documents.append(_row(found) | winner.document() | {"timings": [_timing(t) for t in timings]})
                 if not json:
-                    shown = [(t.form, _config(dict(t.config)), _milliseconds(t)) for t in timings]
-                    out.table([found.op.name, "with", "ms"], shown, right=["ms"])
+                    shown = [(t.form, _config(dict(t.config)), *_milliseconds(t)) for t in timings]
+                    columns = [found.op.name, "with", "forward ms", "backward ms"]
+                    out.table(columns, shown, right=columns[2:])
         out.document({"device": device.kind, "ops": documents, "kept_in": str(winners.path)})
         out.say(f"kept in {winners.path}" if documents else NO_CALLS)
 
@@ -184,10 +186,17 @@ def _timing(timing: Timing) -> dict[str, Any]:
     return {
         "form": timing.form,
         "config": dict(timing.config),
-        "seconds": timing.seconds,
+        "forward_s": timing.forward_s,
+        "backward_s": timing.backward_s,
         "failure": timing.failure,
     }
 
 
-def _milliseconds(timing: Timing) -> str:
-    return f"{timing.seconds * 1e3:.3f}" if timing.seconds is not None else str(timing.failure)
+def _milliseconds(timing: Timing) -> tuple[str, str]:
+    """Of the forward and the backward pass, or why there are none."""
+    if timing.failure is not None:
+        return timing.failure, ""
+    forward, backward = (
+        "" if seconds is None else f"{seconds * 1e3:.3g}" for seconds in (timing.forward_s, timing.backward_s)
+    )
+    return forward, backward

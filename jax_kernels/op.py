@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jax_kernels.dividing import Rows
 from jax_kernels.forms import Config, Device, Form, Platform
 
@@ -30,6 +32,26 @@ class Work:
 
 
 @dataclass(frozen=True)
+class TrainingProgram:
+    """Forward and backward of an op, as training runs them: (primals, constants, cotangents) -> (results, gradients).
+
+    Attributes:
+        forward: (*primals, *constants) -> results, differentiated by the primals.
+    """
+
+    forward: Callable[..., Any]
+
+    def __call__(self, primals: tuple[Any, ...], constants: tuple[Any, ...], cotangents: Any) -> tuple[Any, Any]:
+        results, pull = self.vjp(primals, constants)
+        return results, pull(cotangents)
+
+    def vjp(self, primals: tuple[Any, ...], constants: tuple[Any, ...]) -> tuple[Any, Callable[[Any], Any]]:
+        """The results and the backward pass, a pytree of what it keeps of the forward pass."""
+        results, pull = jax.vjp(lambda *primals: self.forward(*primals, *constants), *primals)
+        return results, pull
+
+
+@dataclass(frozen=True)
 class Op:
     """An op and its forms.
 
@@ -40,7 +62,8 @@ class Op:
         forms: by name; "reference" and "xla" take every call.
         preference: the forms to try in this order where nothing was measured.
         workload: (call, run, config) -> a program that does with a form what training or generation does, and a
-            function that makes arrays for it.
+            function that makes arrays for it. The program is a TrainingProgram, or the forward pass alone if nothing
+            differentiates the op.
         work: what that asks of the device.
         rows: (call, count) -> how a call is shared out among `count` devices; None where it cannot be.
     """

@@ -12,12 +12,10 @@ import json
 import os
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +27,10 @@ from jax_kernels.forms import Config, Device
 from jax_kernels.nearest import find_winner
 from jax_kernels.op import Choice, Op, call_key, find_op
 from jax_kernels.shipped import file_name, shipped
+from jax_kernels.timing import Passes, time_in_turn
 from jax_kernels.trials import Apart, Failure
 
 FORMAT = 1
-ROUNDS = 7
-"""Timings of each candidate, in alternation: the machine's moods meet all of them."""
-
-SHORTEST_S = 0.01
-"""A timing lasts so long at the least."""
-
 TOLERANCE = {
     "float64": 1e-6,
     "float32": 1e-2,
@@ -55,12 +48,22 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Timing:
-    """What one candidate took: the median of its rounds, or why it cannot run."""
+    """What one candidate took: the medians of its rounds, or why it cannot run.
+
+    Attributes:
+        backward_s: None if the call is never differentiated.
+    """
 
     form: str
     config: Config
-    seconds: float | None = None
+    forward_s: float | None = None
+    backward_s: float | None = None
     failure: str | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Of what the call needs; None if the candidate cannot run."""
+        return None if self.forward_s is None else self.forward_s + (self.backward_s or 0.0)
 
 
 class Winners:
@@ -194,23 +197,31 @@ class Candidate:
     def of(op: Op, call: Any, form: str, config: Config) -> Candidate:
         return Candidate(op.package, op.name, call, form, config)
 
-    def compile(self) -> Callable[[], Any]:
+    def compile(self) -> Passes:
         """The compiled workload over arrays of the call's shapes."""
         op, arguments = find_op(self.package, self.op), _arguments(replace(self, form="xla", config=()))
         program, _ = op.workload(self.call, op.forms[self.form].run, self.config)
-        return partial(jax.jit(program).lower(*arguments).compile(), *arguments)
+        return Passes(program, arguments)
 
 
-def check_or_time(asked: Candidate | tuple[Candidate, ...]) -> Any:
+@dataclass(frozen=True)
+class Timings:
+    """Candidates of one call, to be timed in turn."""
+
+    candidates: tuple[Candidate, ...]
+    is_trained: bool
+
+
+def check_or_time(asked: Candidate | Timings) -> Any:
     """The work of a process that tries candidates: check one, or time some of one call in turn.
 
     Returns:
-        Of one candidate, how far its results are from XLA's. Of some, the seconds that each took, a list of each.
+        Of one candidate, how far its results are from XLA's. Of Timings, the seconds of each candidate's passes in each
+        round.
     """
     if isinstance(asked, Candidate):
         return relative_error(_compiled(asked)(), _expected(replace(asked, form="xla", config=())))
-    seconds = time_in_turn({candidate: _compiled(candidate) for candidate in asked})
-    return [seconds[candidate] for candidate in asked]
+    return time_in_turn(list(map(_compiled, asked.candidates)), is_trained=asked.is_trained)
 
 
 _compiled = functools.lru_cache(maxsize=64)(Candidate.compile)
@@ -271,12 +282,13 @@ def verify(
 
 
 def tune(
-    op: Op, call: Any, device: Device, trials: Apart, *, tell: Tell = lambda text: None
+    op: Op, call: Any, device: Device, trials: Apart, *, is_trained: bool = True, tell: Tell = lambda text: None
 ) -> tuple[Choice, list[Timing]]:
-    """The fastest form of a call on this device, forward and backward, and what each candidate took.
+    """The implementation of a call that is the fastest on this device, and what each candidate took.
 
     Args:
         trials: a process that does `check_or_time`.
+        is_trained: the backward pass counts, too.
         tell: called with a line for each candidate that was checked.
     """
     good, failures = [], []
@@ -288,31 +300,38 @@ def tune(
             good.append(candidate)
         else:
             failures.append(Timing(form, config, failure=failure))
-    timings, spoiled = _time(good, trials)
+    timings, spoiled = _time(good, trials, is_trained)
     failures += spoiled
     if not timings:
         raise RuntimeError(f"{op.name}: no form runs {call}: " + "; ".join(f"{t.form}: {t.failure}" for t in failures))
     best = timings[0]
-    assert best.seconds is not None
-    reason = f"measured: {best.seconds * 1e3:.3g} ms, the fastest of {len(timings)}"
+    assert best.forward_s is not None
+    backward = "" if best.backward_s is None else f" forward and {best.backward_s * 1e3:.3g} ms backward"
+    reason = f"measured: {best.forward_s * 1e3:.3g} ms{backward}, the fastest of {len(timings)}"
     return op.choice(best.form, best.config, reason), [*timings, *failures]
 
 
-def _time(good: list[Candidate], trials: Apart) -> tuple[list[Timing], list[Timing]]:
+def _time(good: list[Candidate], trials: Apart, is_trained: bool) -> tuple[list[Timing], list[Timing]]:
     """Timings in alternation, the shortest first, and failures of those that spoil it."""
     failures: list[Timing] = []
     while good:
-        measured = trials.do(tuple(good), trying.LIMIT_S * len(good))
+        measured = trials.do(Timings(tuple(good), is_trained), trying.LIMIT_S * len(good))
         if not isinstance(measured, Failure):
-            timings = [Timing(c.form, c.config, statistics.median(s)) for c, s in zip(good, measured, strict=True)]
+            timings = [_timing(candidate, rounds) for candidate, rounds in zip(good, measured, strict=True)]
             return sorted(timings, key=lambda timing: timing.seconds or 0.0), failures
-        alone = {candidate: trials.do((candidate,)) for candidate in good}
+        alone = {candidate: trials.do(Timings((candidate,), is_trained)) for candidate in good}
         bad = {c: found.why for c, found in alone.items() if isinstance(found, Failure)}
         # All of them run alone, but not in turn: perhaps memory does not hold them. Try with one less.
         bad = bad or {good[-1]: measured.why}
         failures += [Timing(c.form, c.config, failure=why) for c, why in bad.items()]
         good = [candidate for candidate in good if candidate not in bad]
     return [], failures
+
+
+def _timing(candidate: Candidate, rounds: list[tuple[float, float | None]]) -> Timing:
+    forward, backward = zip(*rounds, strict=True)
+    backward_s = None if None in backward else statistics.median(backward)
+    return Timing(candidate.form, candidate.config, statistics.median(forward), backward_s)
 
 
 def relative_error(actual: Any, expected: Any) -> float:
@@ -323,28 +342,3 @@ def relative_error(actual: Any, expected: Any) -> float:
         error = float(np.linalg.norm(wide_a - wide_b) / max(float(np.linalg.norm(wide_b)), 1e-30))
         errors.append(error if np.isfinite(error) else np.inf)
     return max(errors, default=0.0)
-
-
-def time_in_turn(programs: Mapping[Any, Callable[[], Any]], rounds: int = ROUNDS) -> dict[Any, list[float]]:
-    """Seconds that each program takes, `rounds` times, in alternation.
-
-    A timing is of as many calls in a row as last SHORTEST_S, so that what the host does between them is hidden where
-    the device is another.
-    """
-    calls = {}
-    for key, program in programs.items():
-        jax.block_until_ready(program())  # what is done once
-        calls[key] = max(1, round(SHORTEST_S / max(_seconds(program, 1), 1e-6)))
-    seconds: dict[Any, list[float]] = {key: [] for key in programs}
-    for _ in range(rounds):
-        for key, program in programs.items():
-            seconds[key].append(_seconds(program, calls[key]))
-    return seconds
-
-
-def _seconds(program: Callable[[], Any], calls: int) -> float:
-    started = time.perf_counter()
-    for _ in range(calls - 1):
-        program()
-    jax.block_until_ready(program())
-    return (time.perf_counter() - started) / calls

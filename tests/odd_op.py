@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_kernels.forms import Config, Form
-from jax_kernels.op import Op, Work
+from jax_kernels.op import Op, TrainingProgram, Work
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,41 @@ ODD = Op(
     lambda call, count: None,
 )
 
+
+def slow(at: str) -> Callable[..., Any]:
+    """A form that sleeps in one of its passes, longer in the backward pass."""
+
+    def asleep(x: jax.Array, seconds: float) -> jax.Array:
+        return jax.pure_callback(lambda x: time.sleep(seconds) or x, x, x)
+
+    @jax.custom_vjp
+    def run(x: jax.Array) -> jax.Array:
+        return asleep(x, 0.01) if at == "forward" else x
+
+    run.defvjp(lambda x: (run(x), None), lambda _, d_out: (asleep(d_out, 0.03) if at == "backward" else d_out,))
+    return lambda call, config, x: run(x)
+
+
+def trained_workload(
+    call: Call, run: Callable[..., Any], config: Config
+) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
+    def arguments() -> tuple[Any, ...]:
+        (x,) = workload(call, run, config)[1]()
+        return (x,), (), x
+
+    return TrainingProgram(lambda x: run(call, config, x)), arguments
+
+
+TRAINED = replace(
+    ODD,
+    name="trained",
+    forms={
+        "xla": Form("xla", lambda call, config, x: x),
+        **{f"slow_{at}": Form(f"slow_{at}", slow(at)) for at in ("forward", "backward")},
+    },
+    preference=dict.fromkeys(("cpu", "gpu", "tpu"), ("slow_forward", "slow_backward")),
+    workload=trained_workload,
+)
 
 QUICK = replace(ODD, name="quick", preference=dict.fromkeys(("cpu", "gpu", "tpu"), ("off", "good", "xla")))
 """Without the forms that end a process or take a limit's time."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax_kernels.attention.mask import Mask
 from jax_kernels.dividing import Rows
 from jax_kernels.forms import Config
-from jax_kernels.op import Work
+from jax_kernels.op import TrainingProgram, Work
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,8 @@ def workload(
 ) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
     """Forward and backward of a form, as training runs them, and what makes arrays of the call's shapes."""
 
-    def program(q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array, offset: Any, ids: Any) -> Any:
-        out, pull = jax.vjp(lambda q, k, v: run(call, config, q, k, v, offset, ids)[0], q, k, v)
-        return out, pull(d_out)
+    def forward(q: jax.Array, k: jax.Array, v: jax.Array, offset: Any, ids: Any) -> Any:
+        return run(call, config, q, k, v, offset, ids)[0]
 
     def arguments() -> tuple[Any, ...]:
         keys = jax.random.split(jax.random.key(0), 5)
@@ -100,9 +99,9 @@ def workload(
         q, k, v, d_out = (jax.random.normal(key, s, call.dtype) for key, s in zip(keys, shapes, strict=False))
         documents = jnp.sort(jax.random.randint(keys[4], (call.batch, call.q_len), 0, 8), axis=1)
         offset = None if call.q_offset is not None else jnp.int32(call.kv_len - call.q_len)
-        return q, k, v, d_out, offset, documents if call.has_segments else None
+        return (q, k, v), (offset, documents if call.has_segments else None), d_out
 
-    return program, arguments
+    return TrainingProgram(forward), arguments
 
 
 def work(call: Call) -> Work:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 
 from jax_kernels.dividing import Rows
 from jax_kernels.forms import Config
-from jax_kernels.op import Work
+from jax_kernels.op import TrainingProgram, Work
 
 
 @dataclass(frozen=True)
@@ -109,19 +110,15 @@ def workload(
 ) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
     """Loss and gradients of a form, as training runs them, and what makes arrays of the call's shapes."""
 
-    def program(x: jax.Array, weight: jax.Array, labels: jax.Array, d_loss: jax.Array) -> Any:
-        loss, pull = jax.vjp(lambda x, weight: run(call, config, x, weight, labels), x, weight)
-        return loss, pull(d_loss)
-
     def arguments() -> tuple[Any, ...]:
         keys = jax.random.split(jax.random.key(0), 4)
         x = jax.random.normal(keys[0], (call.tokens, call.embed), call.dtype)
         weight = jax.random.normal(keys[1], (call.embed, call.vocab), call.dtype) / call.embed**0.5
         labels = jax.random.randint(keys[2], (call.tokens,), 0, call.vocab)
         d_loss = jax.random.uniform(keys[3], (call.tokens,) if call.reduction == "none" else ())
-        return x, weight.astype(call.dtype), labels, d_loss
+        return (x, weight.astype(call.dtype)), (labels,), d_loss
 
-    return program, arguments
+    return TrainingProgram(partial(run, call, config)), arguments
 
 
 def work(call: Call) -> Work:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jax_kernels.dividing import Rows
 from jax_kernels.forms import Config
-from jax_kernels.op import Work
+from jax_kernels.op import TrainingProgram, Work
 
 Kind: TypeAlias = Literal["rms_norm", "layer_norm"]
 
@@ -69,20 +69,15 @@ def workload(
 ) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
     """Forward and backward of a form, as training runs them, and what makes arrays of the call's shapes."""
 
-    def program(x: jax.Array, scale: jax.Array, bias: Any, residual: Any, d_out: jax.Array, d_total: Any) -> Any:
-        results, pull = jax.vjp(partial(run, call, config), x, scale, bias, residual)
-        # The residual's gradient is x's: returned from a program, it would be copied.
-        d_x, d_scale, d_bias, _ = pull((d_out, d_total))
-        return results, (d_x, d_scale, d_bias)
-
     def arguments() -> tuple[Any, ...]:
         keys = jax.random.split(jax.random.key(0), 6)
         x, d_out, residual, d_total = (jax.random.normal(key, (call.rows, call.embed), call.dtype) for key in keys[:4])
         scale, bias = (jax.random.normal(key, (call.embed,), call.param_dtype) for key in keys[4:])
         added = (residual, d_total) if call.has_residual else (None, None)
-        return x, scale, bias if call.has_bias else None, added[0], d_out, added[1]
+        # The residual's gradient is x's: returned from a program, it would be copied.
+        return (x, scale, bias if call.has_bias else None), (added[0],), (d_out, added[1])
 
-    return program, arguments
+    return TrainingProgram(partial(run, call, config)), arguments
 
 
 def work(call: Call) -> Work:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jax_kernels.dividing import Rows
 from jax_kernels.forms import Config
-from jax_kernels.op import Work
+from jax_kernels.op import TrainingProgram, Work
 
 
 @dataclass(frozen=True)
@@ -82,23 +82,19 @@ def workload(
     """
     side_by_side = (call.batch, call.length, call.heads * call.head_dim)
 
-    def program(x: jax.Array, cos: jax.Array, sin: jax.Array, d_out: jax.Array) -> Any:
-        def turned(x: jax.Array) -> jax.Array:
-            apart = x.reshape(call.batch, call.length, call.heads, call.head_dim)
-            result: jax.Array = run(call, config, apart, cos, sin)
-            return result.reshape(side_by_side)
-
-        out, pull = jax.vjp(turned, x)
-        return out, pull(d_out)
+    def forward(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+        apart = x.reshape(call.batch, call.length, call.heads, call.head_dim)
+        result: jax.Array = run(call, config, apart, cos, sin)
+        return result.reshape(side_by_side)
 
     def arguments() -> tuple[Any, ...]:
         keys = jax.random.split(jax.random.key(0), 3)
         x, d_out = (jax.random.normal(key, side_by_side, call.dtype) for key in keys[:2])
         dtype = jnp.promote_types(call.dtype, jnp.float32)
         angles = jax.random.uniform(keys[2], (call.angles_batch, call.length, call.half), dtype, 0.0, 2.0 * jnp.pi)
-        return x, jnp.cos(angles), jnp.sin(angles), d_out
+        return (x,), (jnp.cos(angles), jnp.sin(angles)), d_out
 
-    return program, arguments
+    return TrainingProgram(forward), arguments
 
 
 def work(call: Call) -> Work:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 
 from jax_kernels.dividing import Rows
 from jax_kernels.forms import Config
-from jax_kernels.op import Work
+from jax_kernels.op import TrainingProgram, Work
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,15 @@ def workload(
 ) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
     """Forward and backward of a form, as training runs them, and what makes arrays of the call's shapes."""
 
-    def program(x: jax.Array, gate: jax.Array, up: jax.Array, d_out: jax.Array) -> Any:
-        out, pull = jax.vjp(lambda x, gate, up: run(call, config, x, gate, up), x, gate, up)
-        return out, pull(d_out)
-
     def arguments() -> tuple[Any, ...]:
         keys = jax.random.split(jax.random.key(0), 4)
         shapes = ((call.tokens, call.embed), (call.embed, call.mlp), (call.embed, call.mlp), (call.tokens, call.mlp))
         x, gate, up, d_out = (
             jax.random.normal(key, shape, call.dtype) for key, shape in zip(keys, shapes, strict=True)
         )
-        return x, gate / call.embed**0.5, up / call.embed**0.5, d_out
+        return (x, gate / call.embed**0.5, up / call.embed**0.5), (), d_out
 
-    return program, arguments
+    return TrainingProgram(partial(run, call, config)), arguments
 
 
 def work(call: Call) -> Work:

@@ -81,7 +81,9 @@ def test_from_nothing_measured_to_winners_and_back(capsys: Any, project: Path) -
     assert len(tuned) == len(explained)
     for op in tuned:
         assert {t["form"] for t in op["timings"]} == {"xla"}
-        assert all(t["seconds"] > 0 for t in op["timings"])
+        assert all(t["forward_s"] > 0 for t in op["timings"])
+        is_trained = "training" in op["parts"]
+        assert all((t["backward_s"] is not None) == is_trained for t in op["timings"])
     explained = document(capsys, "explain")["ops"]
     listed = document(capsys, "ls")["winners"]
     assert sorted(op["shapes"] for op in explained) == sorted(op["shapes"] for op in listed)

@@ -38,7 +38,18 @@ def test_the_fastest_wins(changes: dict[str, object], trials: Apart) -> None:
     assert next(t.form for t in timings if t.seconds is not None) == choice.form
     assert {t.form for t in timings} == {"xla", "reference"}
     assert choice.reason.startswith("measured")
+    assert all(t.forward_s is not None and t.backward_s is not None for t in timings)
     assert len(told) == 2
+
+
+def test_the_backward_pass_counts_in_training_alone(trials: Apart) -> None:
+    call = odd_op.Call(8)
+    choice, timings = tune(odd_op.TRAINED, call, CPU, trials)
+    assert choice.form == "slow_forward"
+    assert all(t.backward_s is not None for t in timings)
+    choice, timings = tune(odd_op.TRAINED, call, CPU, trials, is_trained=False)
+    assert choice.form == "slow_backward"
+    assert all(t.backward_s is None for t in timings)
 
 
 def test_a_candidate_that_crashes_hangs_fails_or_is_wrong_is_one_less(

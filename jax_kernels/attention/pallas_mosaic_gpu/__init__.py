@@ -76,12 +76,17 @@ def attention(
     """Out as q `[batch, q_len, num_heads, head_dim]`, log-sum-exp `[batch, num_heads, q_len]` float32."""
     # Bulk copies cut arrays into tiles of 8 rows and of 16 columns or more, all of which belong to one warpgroup.
     columns = -call.head_dim % (16 if call.head_dim <= 128 else 16 * WARPGROUPS)
-    padded = [jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, columns))) for x in (q, k, v)]
+    padded = [_padded(x, (0, -x.shape[1] % 8, 0, columns)) for x in (q, k, v)]
     offset = None if q_offset is None else q_offset.astype(jnp.int32).reshape(1)
     given = [] if segment_ids is None else [segment_ids.astype(jnp.int32)[:, None]]
-    ids = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, -call.q_len % 8))) for x in given)
+    ids = tuple(_padded(x, (0, 0, -call.q_len % 8)) for x in given)
     out, lse = _attention(call, config, *padded, offset, ids)
     return out[:, : call.q_len, :, : call.head_dim], lse[:, :, : call.q_len]
+
+
+def _padded(x: jax.Array, columns: tuple[int, ...]) -> jax.Array:
+    """Zeros behind each axis. The same array if there are none, so that it need not be kept twice for the backward."""
+    return jnp.pad(x, [(0, count) for count in columns]) if any(columns) else x
 
 
 def _forward(call: Call, config: Config, *operands: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
