@@ -99,7 +99,7 @@ def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
             known = into.setdefault(key, event)
             known.ages.append(line.age_s)
             known.units += event.units[:1] if known is not event else []
-            known.sub_code, known.text, known.is_cured = event.sub_code, excerpt(line.text), False
+            known.sub_code, known.text, known.is_cured = event.sub_code, line.text, False
     found = list(xids.values())
     gpus = Counter(e.code for e in {(e.code, e.device): e for e in found if _newest(e) <= DAY_S}.values())
     return {
@@ -204,7 +204,7 @@ def _common(prefix: str, event: Event, entry: Mapping[str, Any]) -> dict[str, An
         "count": bursts(event.ages),
         "count_24h": bursts(within_day),
         "last_age_s": int(_newest(event)),
-        "text": event.text,
+        "text": excerpt(event.text),
         "is_cured": event.is_cured,
     }
 
