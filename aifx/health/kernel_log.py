@@ -28,6 +28,7 @@ from typing import NamedTuple
 from aifx.parsing import parse_json
 
 LEVEL = r"(?:<\d{1,4}>|\w{1,8} *:\w{1,8} *: )?"  # dmesg -r and -x
+LEVEL_NUMBER = re.compile(r"^<\d{1,4}>")
 CALLER = r"(?: ?\[ *[TC]\d+\])?"
 DELTA = r"(?: <[ \d.]{1,20}>)?"
 KMSG = re.compile(r"\d{1,10},\d{1,20},(?P<us>\d{1,18}),[^;]*;(?P<text>.*)")
@@ -225,7 +226,7 @@ def _entry(line: str, host: str) -> Entry:
     if match := SYSLOG.match(line):
         clock, at = _unix(f"{match['date']} 2000", "%b %d %H:%M:%S %Y")  # a year with a 29th of February
         return Entry(clock and "yearless", at, _of_kernel(match["text"]))
-    return Entry("", 0.0, line)
+    return Entry("", 0.0, LEVEL_NUMBER.sub("", line))
 
 
 @lru_cache(maxsize=256)
