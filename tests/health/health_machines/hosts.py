@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from health_machines.clock_files import CHRONY, timesyncd
+from health_machines.disk_files import smart
 from health_machines.gpus import h100_sxm
 from health_machines.host_files import meminfo, node_meminfo, own_limits, stat
 from health_machines.jax_stack import captured, jax_files, packages
@@ -32,6 +33,7 @@ ONE_DISK = """\
 """
 ROOT = '[{"device": "run /opt/run, cache /opt/.cache/aifx, temp /tmp, root /", "size_gib": 251.9, "free_gib": 201.1, \
 "used_percent": 16.3, "inodes_used_percent": 3.9, "is_writable": true, "unwritable": []}]'
+SMART_OF_A_VIRTUAL_DISK = ("temperature", "avail_spare", "spare_thresh", "percent_used", "num_err_log_entries")
 CONTROLLERS = ("cpuset", "cpu,cpuacct", "memory", "pids")
 
 
@@ -97,6 +99,9 @@ def tpu_vm() -> dict[str, str]:
         "proc/4711/fd/7": "-> socket:[44121]",
         "aifx-captured/tpu_denied.json": "0",
         "aifx-captured/libtpu.json": '"0.0.50"',
+        "sys/class/nvme/nvme0/model": "nvme_card-pd\n",
+        "sys/class/nvme/nvme0/state": "live\n",
+        "aifx-captured/nvme_smart-log_devnvme0_-o_json.txt": smart(**dict.fromkeys(SMART_OF_A_VIRTUAL_DISK, 0)),
         "aifx-captured/shm_space.json": '{"size_gib": 188.9, "used_percent": 0.0}',
         **timesyncd(),
     }
