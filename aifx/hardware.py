@@ -280,14 +280,27 @@ def cpu_peak() -> Peak:
 
 def _vector_lanes() -> tuple[int, str]:
     """float32 lanes of one FMA unit, and the instruction set's name."""
-    info = _cpuinfo()
-    words = set(info.get("flags", info.get("Features", "")).split())
+    info, words = _cpuinfo(), cpu_flags()
     # AMD family 25 (Zen 4) executes a 512-bit FMA in two passes of 256 bits (AMD Zen 4 optimization guide, 2.9).
     if "avx512f" in words and not (info.get("vendor_id") == "AuthenticAMD" and info.get("cpu family") == "25"):
         return 16, "AVX-512"
     if "avx2" in words or "avx512f" in words:
         return 8, "AVX2"
     return 4, "128-bit"
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, as Linux names it: "avx512_bf16", "amx_bf16"; on ARM "bf16"."""
+    info = _cpuinfo()
+    return frozenset(info.get("flags", info.get("Features", "")).split())
+
+
+def matrix_units() -> str:
+    """What multiplies matrices in this processor: "AMX", "AVX-512 with bfloat16", "AVX2", ..."""
+    flags = cpu_flags()
+    if "amx_bf16" in flags:
+        return "AMX"
+    return _vector_lanes()[1] + (" with bfloat16" if flags & {"avx512_bf16", "bf16"} else "")
 
 
 def _clock_ghz() -> float:

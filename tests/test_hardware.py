@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from aifx import hardware
 from aifx.hardware import ACCELERATORS, cpu_peak, find_accelerator, peak_of
 
 NAMES = {
@@ -90,3 +91,18 @@ def test_the_cpu_is_estimated_and_says_how() -> None:
     peak = cpu_peak()
     assert f"{len(os.sched_getaffinity(0))} cores" in peak.formula
     assert 1e9 < peak.flops < 1e15
+
+
+@pytest.mark.parametrize(
+    ("flags", "units"),
+    [
+        ("fpu avx2 avx512f avx512_bf16 amx_bf16", "AMX"),
+        ("fpu avx2 avx512f avx512_bf16", "AVX-512 with bfloat16"),
+        ("fpu avx2 avx512f", "AVX-512"),
+        ("fpu avx2", "AVX2"),
+        ("asimd bf16", "128-bit with bfloat16"),
+    ],
+)
+def test_matrix_units_by_the_processors_flags(flags: str, units: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "_cpuinfo", lambda: {"vendor_id": "GenuineIntel", "flags": flags})
+    assert hardware.matrix_units() == units

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
 from aifx.nn.quantized import QuantizedMatrix
-from jax_kernels.forms import current_device
+from jax_kernels.products import is_bfloat16_on_cpu, product, row_major
 from jax_kernels.quantized_matmul import quantized_linear
 
 
@@ -26,12 +27,11 @@ def linear(x: jax.Array, weight: jax.Array | QuantizedMatrix, bias: jax.Array | 
     runs 1.5 times slower in a gradient on the CPU."""
     if isinstance(weight, QuantizedMatrix):
         y = quantized_linear(x, *weight)
-    elif _is_bfloat16_on_cpu(x, weight):
-        y = _bfloat16_product(x, weight)
-        return y if bias is None else _add_bias(y, bias)
     else:
-        y = x @ weight
-    return y if bias is None else y + bias
+        y = _product(x, weight, False) if is_bfloat16_on_cpu(x, weight) else x @ weight
+    if bias is None:
+        return y
+    return _add_bias(y, bias) if is_bfloat16_on_cpu(y, bias) else y + bias
 
 
 def linear_at_least_float32(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -40,38 +40,30 @@ def linear_at_least_float32(x: jax.Array, weight: jax.Array) -> jax.Array:
     The gradient of narrow numbers is a product of narrow ones still: in float32 it would run at half the speed.
     """
     if jnp.promote_types(x.dtype, weight.dtype).itemsize >= 4:
-        return linear(x, weight)
-    return _float32_of_narrow(x, weight)
+        return x @ weight
+    return _product(x, weight, True)
 
 
-def _is_bfloat16_on_cpu(*arrays: jax.Array) -> bool:
-    return all(x.dtype == jnp.bfloat16 for x in arrays) and current_device().platform == "cpu"
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, weight: jax.Array, is_wide: bool) -> jax.Array:
+    return product(x, weight, dtype=jnp.float32 if is_wide else None)
 
 
-def _row_major(x: jax.Array) -> jax.Array:
-    """A matrix as XLA's CPU backend must have it to multiply bfloat16 in the processor's matrix units.
-
-    With a transposed operand it widens both to float32, or multiplies without those units. The copy costs less.
-    """
-    return with_layout_constraint(x, Layout(major_to_minor=(0, 1))) if _is_bfloat16_on_cpu(x) else x
+def _product_forward(x: jax.Array, weight: jax.Array, is_wide: bool) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _product(x, weight, is_wide), (x, weight)
 
 
-@jax.custom_vjp
-def _bfloat16_product(x: jax.Array, weight: jax.Array) -> jax.Array:
-    return _row_major(x) @ _row_major(weight)
-
-
-def _bfloat16_forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _bfloat16_product(x, weight), (x, weight)
-
-
-def _bfloat16_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_backward(
+    is_wide: bool, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, weight = saved
-    gradient = _row_major(gradient)
-    return gradient @ _row_major(weight.T), _row_major(_row_major(x.T) @ gradient)
+    gradient = gradient.astype(jnp.promote_types(x.dtype, weight.dtype))
+    # A tied embedding's gradient is transposed. Unconstrained, XLA would multiply the other way round instead.
+    d_weight = row_major(product(x.T, gradient))
+    return product(gradient, weight.T).astype(x.dtype), d_weight.astype(weight.dtype)
 
 
-_bfloat16_product.defvjp(_bfloat16_forward, _bfloat16_backward)
+_product.defvjp(_product_forward, _product_backward)
 
 
 @jax.custom_vjp
@@ -83,31 +75,10 @@ def _add_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Arr
     # XLA's CPU backend would sum rows of bfloat16 as emulated numbers. A product with eight rows of ones is none of a
     # vector, which would not be given to the matrix units.
     ones = jnp.ones((8, gradient.shape[0]), gradient.dtype)
-    total = jnp.matmul(ones, _row_major(gradient), preferred_element_type=jnp.float32)[0]
-    return gradient, total.astype(gradient.dtype)
+    return gradient, product(ones, gradient)[0]
 
 
 _add_bias.defvjp(lambda y, bias: (_add_bias(y, bias), None), _add_bias_backward)
-
-
-@jax.custom_vjp
-def _float32_of_narrow(x: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.matmul(_row_major(x), _row_major(weight), preferred_element_type=jnp.float32)
-
-
-def _forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _float32_of_narrow(x, weight), (x, weight)
-
-
-def _backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, weight = saved
-    narrow = _row_major(gradient.astype(jnp.promote_types(x.dtype, weight.dtype)))
-    # A tied embedding's gradient is transposed. Unconstrained, XLA would multiply the other way round instead.
-    d_weight = _row_major(_row_major(x.T) @ narrow)
-    return (narrow @ _row_major(weight.T)).astype(x.dtype), d_weight.astype(weight.dtype)
-
-
-_float32_of_narrow.defvjp(_forward, _backward)
 
 
 def rotary_angles(positions: jax.Array, head_dim: int, theta: float, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:

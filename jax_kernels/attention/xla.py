@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax_kernels.attention.call import Call
 from jax_kernels.attention.mask import Mask
 from jax_kernels.forms import Config, Device
+from jax_kernels.products import row_major
 
 Residuals: TypeAlias = tuple[Any, ...]
 
@@ -118,7 +119,7 @@ def _forward(
         top = jnp.where(jnp.isneginf(top), 0.0, top)  # a row that sees nothing
         p = jnp.exp(scores - top)
         total = jnp.sum(p, axis=-1, keepdims=True)
-        out = jnp.einsum("bhgqk,bhkd->bhgqd", p.astype(v.dtype), v[:, :, block.k], preferred_element_type=scores.dtype)
+        out = _einsum("bhgqk,bhkd->bhgqd", p.astype(v.dtype), v[:, :, block.k])
         outs.append((out / jnp.where(total == 0.0, 1.0, total)).astype(q.dtype))
         sums.append((top + jnp.log(total))[..., 0])
     out, lse = jnp.concatenate(outs, axis=3), jnp.concatenate(sums, axis=3)
@@ -144,18 +145,14 @@ def _backward(
     for block in _blocks(mask, how.block_q, q.shape[3], k.shape[2]):
         scores, slope = _scores(call, mask, block, q, k)
         p = jnp.exp(scores - lse[..., block.q, None])
-        d_out_block, keys = d_out[..., block.q, :], k[:, :, block.k]
-        d_p = jnp.einsum("bhgqd,bhkd->bhgqk", d_out_block, v[:, :, block.k], preferred_element_type=wide)
+        d_out_block = d_out[..., block.q, :]
+        d_p = _einsum("bhgqd,bhdk->bhgqk", d_out_block, v[:, :, block.k].swapaxes(2, 3))
         d_scores = p * (d_p - delta[..., block.q, None]) * call.scale
         d_scores = (d_scores if slope is None else d_scores * slope).astype(q.dtype)
-        d_q.append(jnp.einsum("bhgqk,bhkd->bhgqd", d_scores, keys, preferred_element_type=wide))
+        d_q.append(_einsum("bhgqk,bhkd->bhgqd", d_scores, k[:, :, block.k]))
         outside = ((0, 0), (0, 0), (block.k.start, k.shape[2] - block.k.stop), (0, 0))
-        d_k += jnp.pad(
-            jnp.einsum("bhgqk,bhgqd->bhkd", d_scores, q[..., block.q, :], preferred_element_type=wide), outside
-        )
-        d_v += jnp.pad(
-            jnp.einsum("bhgqk,bhgqd->bhkd", p.astype(v.dtype), d_out_block, preferred_element_type=wide), outside
-        )
+        d_k += jnp.pad(_einsum("bhkgq,bhgqd->bhkd", _by_key(d_scores), q[..., block.q, :]), outside)
+        d_v += jnp.pad(_einsum("bhkgq,bhgqd->bhkd", _by_key(p.astype(v.dtype)), d_out_block), outside)
     return jnp.concatenate(d_q, axis=3).astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
 
 
@@ -172,10 +169,7 @@ def _blocks(mask: Mask, size: int, q_len: int, kv_len: int) -> list[Block]:
 
 def _scores(call: Call, mask: Mask, block: Block, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """Masked scores of a block, `[batch, kv_heads, group, queries, keys]`, and the slope of the soft-cap at each."""
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    scores = call.scale * jnp.einsum(
-        "bhgqd,bhkd->bhgqk", q[..., block.q, :], k[:, :, block.k], preferred_element_type=wide
-    )
+    scores = call.scale * _einsum("bhgqd,bhdk->bhgqk", q[..., block.q, :], k[:, :, block.k].swapaxes(2, 3))
     slope = None
     if call.logit_softcap is not None:
         capped = jnp.tanh(scores / call.logit_softcap)
@@ -184,3 +178,14 @@ def _scores(call: Call, mask: Mask, block: Block, q: jax.Array, k: jax.Array) ->
     if seen is not None:
         scores = jnp.where(seen if seen.ndim == 2 else seen[:, :, None], scores, -jnp.inf)
     return scores, slope
+
+
+def _einsum(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Products of row-major matrices, summed in float32 or wider."""
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return jnp.einsum(equation, row_major(a), row_major(b), preferred_element_type=wide)
+
+
+def _by_key(scores: jax.Array) -> jax.Array:
+    """`[batch, kv_heads, group, queries, keys]` as `[batch, kv_heads, keys, group, queries]`."""
+    return jnp.moveaxis(scores, -1, 2)

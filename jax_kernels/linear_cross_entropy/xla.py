@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from jax_kernels.forms import Config, Device
 from jax_kernels.linear_cross_entropy.call import Call, counts, inside, loss_of, losses
+from jax_kernels.products import product
 
 Rows: TypeAlias = tuple[Array, ...]
 
@@ -138,7 +139,7 @@ def _over_chunks(chunk: Callable[[Rows], tuple[Any, Array]], rows: Rows) -> tupl
 
 def _logits(call: Call, x: Array, weight: Array) -> tuple[Array, Array | None]:
     """Capped logits of a chunk `[tokens, vocab]`, and the slope of the soft-cap at each."""
-    logits = jnp.dot(x, weight, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+    logits = _product(x, weight)
     if call.logit_softcap is None:
         return logits, None
     capped = jnp.tanh(logits / call.logit_softcap)
@@ -164,6 +165,10 @@ def _d_logits(
 
 def _gradients(x: Array, weight: Array, d_logits: Array) -> tuple[Array, Array]:
     """Of the weight and of a chunk of x, from that of the chunk's logits."""
-    wide, d_logits = d_logits.dtype, d_logits.astype(x.dtype)
-    d_weight = jnp.dot(x.T, d_logits, preferred_element_type=wide)
-    return d_weight, jnp.dot(d_logits, weight.T, preferred_element_type=wide)
+    d_logits = d_logits.astype(x.dtype)
+    return _product(x.T, d_logits), _product(d_logits, weight.T)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """Of matrices, summed in float32 or wider."""
+    return product(a, b, dtype=jnp.promote_types(a.dtype, jnp.float32))

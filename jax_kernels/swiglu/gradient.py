@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_kernels.forms import Config
+from jax_kernels.products import product
 from jax_kernels.swiglu.call import Call
 
 Pair: TypeAlias = tuple[jax.Array, jax.Array]
@@ -73,7 +74,7 @@ def differentiable(
     def backward(call: Call, config: Config, residuals: Any, d_out: jax.Array) -> tuple[jax.Array, ...]:
         x, gate, up, g, u = residuals
         d_g, d_u = pull(call, config, d_out, g, u)
-        dot = partial(jnp.dot, precision=precision if call.dtype == "float32" else None)
+        dot = partial(product, precision=precision if call.dtype == "float32" else None)
         # XLA adds up within the second product. To make one of both, the weights would have to be copied together.
         return dot(d_g, gate.T) + dot(d_u, up.T), dot(x.T, d_g), dot(x.T, d_u)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from jax_kernels.forms import Config
+from jax_kernels.products import product
 from jax_kernels.swiglu.call import Call
 from jax_kernels.swiglu.gradient import Pair, activate, d_products, differentiable
 
@@ -14,7 +14,7 @@ def _project(
     call: Call, config: Config, x: jax.Array, gate: jax.Array, up: jax.Array, *, keep: bool
 ) -> list[jax.Array]:
     # Narrow products, since XLA would write them to memory in float32 otherwise.
-    g, u = jnp.dot(x, gate), jnp.dot(x, up)
+    g, u = product(x, gate), product(x, up)
     out = activate(g, u).astype(x.dtype)
     return [out, g, u] if keep else [out]
 

@@ -342,3 +342,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny, whole) -> None:
     assert any("damaged" in line for line in said)
     assert second.state_digest == whole.result.state_digest
     assert tiny.records() == whole.records
+
+
+@pytest.mark.parametrize(("gain", "precision", "told"), [(3.14, "auto", 1), (2.0, "auto", 0), (3.14, "float32", 0)])
+def test_a_processor_that_is_fast_in_bfloat16_is_mentioned_once(
+    tiny, gain: float, precision: str, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aifx.nn import precision as judged
+
+    monkeypatch.setattr(judged, "bfloat16_gain", lambda: gain)
+    settings = [f"train.precision={precision}"]
+    stopped(tiny, 4, *settings)
+    tiny.train(*settings)
+    log = tiny.run().log.read_text()
+    assert log.count('3.1 times as fast as float32, in which it trains: train.precision = "bfloat16"') == told
