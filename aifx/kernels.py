@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +18,15 @@ from aifx.data.base import Say
 from aifx.errors import AifxError, EnvironmentFault
 from aifx.nn.specs import map_specs
 from aifx.parallel import DATA_AXIS
-from aifx.private_folders import make_private
 from aifx.project import Project, RunDirectory, cache_path
 from aifx.runs import write_json
 from aifx.runs.binding import read_kernel_choices
-from jax_kernels.choosing import AUTO, Choices, using
+from jax_kernels.choosing import Choices, using
 from jax_kernels.dividing import Division
 from jax_kernels.forms import Device, current_device
 from jax_kernels.op import Choice, Op
 from jax_kernels.trials import Apart, Failure
-from jax_kernels.tuning import Winners, check_or_time, verify
+from jax_kernels.tuning import Winners
 
 if TYPE_CHECKING:
     from aifx.train.step import Recipe
@@ -127,35 +123,6 @@ def _device_and_calls(asked: tuple[Project, Config]) -> tuple[Device, list[Proje
     except AifxError as error:
         return error
     return current_device(), calls, said
-
-
-def verify_kernels(project: Project, config: Config, run: RunDirectory, *, say: Say) -> None:
-    """Try kernels of ours that were never tried on this kind of device, before this process opens it.
-
-    If a kernel computes what XLA does, every run on such a device uses it from then on. If it does not, or crashes or
-    hangs, no run uses it, and this run reports that. A run that has begun keeps its choices, and nothing is tried.
-    """
-    if not may_have_accelerator() or run.kernels.exists():
-        return
-    try:
-        device, calls = project_calls_isolated(project, config, say=lambda text: None)
-    except AifxError:
-        return  # the run comes to it as well, and reports it
-    winners = Winners(winners_path(), device)
-    make_private(winners.path.parent)
-    asked = config.kernels.model_dump()
-    with Apart(check_or_time) as trials:
-        for found in calls:
-            if asked.get(found.op.name, AUTO) == AUTO:
-                verify(found.op, found.call, device, winners, trials, tell=say)
-
-
-def may_have_accelerator() -> bool:
-    """Whether JAX can find another device than the CPU, judged by the plugins that are installed."""
-    asked = os.environ.get("JAX_PLATFORMS", "")
-    if asked:
-        return set(asked.split(",")) != {"cpu"}
-    return bool(entry_points(group="jax_plugins")) or find_spec("jax_plugins") is not None or bool(find_spec("libtpu"))
 
 
 def project_calls(project: Project, config: Config, *, say: Say) -> list[ProjectCall]:

@@ -104,13 +104,20 @@ class Winners:
         """Remember that a kernel may not be used for a call."""
         self._write({}, {_failure_key(op, call, form): op.choice(form, config, why)})
 
+    def document(self) -> dict[str, dict[str, Any]]:
+        """What `merge` takes, as JSON: the winners, and the kernels that may not be used."""
+        parts = {"winners": self.choices(), "failed": self._failed}
+        return {name: {key: choice.document() for key, choice in sorted(part.items())} for name, part in parts.items()}
+
+    def merge(self, document: Mapping[str, Any]) -> None:
+        """Remember what another process found on such a device; it replaces what is known of the same calls."""
+        if document != self.document():  # processes often share the file
+            self._write(*_parse(document))
+
     def _write(self, winners: Mapping[str, Choice], failed: Mapping[str, Choice]) -> None:
         kept_winners, kept_failed = self._read()
         self._choices, self._failed = {**kept_winners, **winners}, {**kept_failed, **failed}
-        parts = {"winners": self._choices, "failed": self._failed}
-        document = self._head | {
-            name: {key: choice.document() for key, choice in sorted(part.items())} for name, part in parts.items()
-        }
+        document = self._head | self.document()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(".tmp", f".{self.path.name}.", self.path.parent)
         try:
@@ -128,11 +135,7 @@ class Winners:
             document = json.loads(self.path.read_bytes())
             if {name: document[name] for name in self._head} != self._head:
                 raise ValueError("of another device, version or format")
-            winners, failed = (
-                {_checked_key(key): Choice.from_document(value) for key, value in document[part].items()}
-                for part in ("winners", "failed")
-            )
-            return winners, failed
+            return _parse(document)
         except FileNotFoundError:
             return {}, {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -141,6 +144,15 @@ class Winners:
                 os.replace(self.path, aside)
             warnings.warn(f"{self.path} cannot be used ({error!r}) and was set aside as {aside.name}", stacklevel=2)
             return {}, {}
+
+
+def _parse(document: Mapping[str, Any]) -> tuple[dict[str, Choice], dict[str, Choice]]:
+    """The winners, by `call_key`, and the kernels that failed, by `_failure_key`."""
+    winners, failed = (
+        {_checked_key(key): Choice.from_document(value) for key, value in document[part].items()}
+        for part in ("winners", "failed")
+    )
+    return winners, failed
 
 
 def _checked_key(key: str) -> str:

@@ -15,7 +15,8 @@ from aifx.checkpoint.manifest import step_directories
 from aifx.config import Config
 from aifx.errors import EnvironmentFault
 from aifx.files import check_tree, make_folders, remove_temporary
-from aifx.kernels import run_choices, verify_kernels
+from aifx.kernel_verification import verify_kernels
+from aifx.kernels import run_choices
 from aifx.os_errors import FULL, refusal_in
 from aifx.parallel.compilation_cache import enable_compilation_cache
 from aifx.preflight import check_best_by, declared_metrics

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +15,8 @@ import jax
 
 from aifx.config import load_config
 from aifx.config.sections import KernelsSection
-from aifx.kernels import may_have_accelerator, run_choices, winners_path
+from aifx.kernel_verification import may_have_accelerator
+from aifx.kernels import run_choices, winners_path
 from aifx.project import Project
 from aifx.runs.binding import kernel_digest
 from jax_kernels.attention import ATTENTION
@@ -162,7 +167,7 @@ def test_each_op_has_its_key() -> None:
 
 def test_a_new_run_tries_kernels_on_a_device_that_nothing_was_measured_on(tiny, monkeypatch) -> None:
     """In another process, since the kernel may crash or hang. A later run takes the verdict."""
-    monkeypatch.setattr("aifx.kernels.may_have_accelerator", lambda: True)
+    monkeypatch.setattr("aifx.kernel_verification.may_have_accelerator", lambda: True)
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tiny.root / "cache"))
     with (tiny.root / "tiny.py").open("a") as file:
         file.write(ODD_TASK)
@@ -179,13 +184,79 @@ def test_a_new_run_tries_kernels_on_a_device_that_nothing_was_measured_on(tiny, 
         assert not any("quick" in text for text in said)
 
 
+PROCESS = """
+import json, os, sys
+from pathlib import Path
+
+import jax
+import jax._src.xla_bridge
+
+from aifx import kernel_verification
+from aifx.config import load_config
+from aifx.errors import AifxError
+from aifx.project import Project
+
+rank, port, root, cache = sys.argv[1:]
+os.environ["AIFX_CACHE_DIR"] = cache
+jax.distributed.initialize(f"localhost:{port}", 2, int(rank))
+project, said, caught = Project(Path(root)), [], []
+kernel_verification.may_have_accelerator = lambda: True
+if rank == "1":
+    kernel_verification.Apart = kernel_verification.project_calls_isolated = None
+config = load_config(project, ["task.kind=tiny:OddTask"])
+for run in ("main", "second"):
+    if run == "second" and rank == "0":
+        kernel_verification.make_private = None
+    try:
+        kernel_verification.verify_kernels(project, config, project.run(run), say=said.append)
+    except (AifxError, TypeError) as error:
+        caught.append(str(error))
+print(json.dumps([said, caught, jax._src.xla_bridge.backends_are_initialized()]))
+jax.distributed.shutdown()
+"""
+
+
+def test_process_0_verifies_and_the_others_take_its_verdict(tiny, tmp_path: Path) -> None:
+    """No process opens the device before, and if process 0 fails, the others do not wait for it."""
+    with (tiny.root / "tiny.py").open("a") as file:
+        file.write(ODD_TASK)
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    folders = [tmp_path / "cache 0", tmp_path / "cache 1"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(rank), str(port), str(tiny.root), str(folder)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tiny.root,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        for rank, folder in enumerate(folders)
+    ]
+    (said_0, caught_0, opened_0), (said_1, caught_1, opened_1) = (
+        json.loads(process.communicate(timeout=300)[0]) for process in processes
+    )
+    assert any("quick: off fails on cpu" in text for text in said_0)
+    assert said_1 == []
+    assert not opened_0
+    assert not opened_1
+    found = [Winners(folder / "kernels", current_device()).document() for folder in folders]
+    assert found[0] == found[1]
+    assert [choice["form"] for choice in found[1]["winners"].values()] == ["good"]
+    assert [choice["form"] for choice in found[1]["failed"].values()] == ["off"]
+    assert caught_0 == ["'NoneType' object is not callable"]
+    assert caught_1 == [
+        "process 0 did not verify the kernels of this run\n'NoneType' object is not callable\nhint: read its log"
+    ]
+
+
 def test_nothing_is_tried_where_there_is_no_accelerator(monkeypatch) -> None:
     for platforms, may_have in (("cpu", False), ("cuda,cpu", True), ("tpu", True)):
         monkeypatch.setenv("JAX_PLATFORMS", platforms)
         assert may_have_accelerator() is may_have
     monkeypatch.delenv("JAX_PLATFORMS")
-    monkeypatch.setattr("aifx.kernels.entry_points", lambda group: ())
-    monkeypatch.setattr("aifx.kernels.find_spec", lambda name: None)
+    monkeypatch.setattr("aifx.kernel_verification.entry_points", lambda group: ())
+    monkeypatch.setattr("aifx.kernel_verification.find_spec", lambda name: None)
     assert not may_have_accelerator()
-    monkeypatch.setattr("aifx.kernels.find_spec", lambda name: name == "libtpu")
+    monkeypatch.setattr("aifx.kernel_verification.find_spec", lambda name: name == "libtpu")
     assert may_have_accelerator()
