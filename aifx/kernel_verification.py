@@ -107,10 +107,11 @@ def _receive(run: RunDirectory) -> None:
         try:
             text = client.blocking_key_value_get(f"{_key(run)}/{number}", round(1000 * limit_s))
         except jax.errors.JaxRuntimeError as error:
-            raise EnvironmentFault(what, f"no verdict within {limit_s:g} s: {error}", "read its log") from None
+            why = f"no verdict came: {str(error).splitlines()[0]}"
+            raise EnvironmentFault(what, why, "read the log of process 0") from None
         message = json.loads(text)
         if "error" in message:
-            raise EnvironmentFault(what, message["error"], "read its log")
+            raise EnvironmentFault(what, message["error"], "read the log of process 0")
         if "limit_s" not in message:
             break
         limit_s = START_S + message["limit_s"]
