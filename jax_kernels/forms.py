@@ -46,8 +46,8 @@ class Form:
         run: (call, config, *operands) -> results; differentiable.
         refuses: why it cannot take this call on this device, in a few words; None where it can.
         configs: what it may run with for a call that it does not refuse; the first where nothing was measured.
-        is_kernel: a kernel of ours. On a device where it was never tried it may be wrong, crash or hang, so that it is
-            taken only if it was measured or verified there, or asked for.
+        is_kernel: a kernel of ours, or another's in a use that was never tried. On a device where it was never tried it
+            may be wrong, crash or hang, so that it is taken only if it was measured or verified there, or asked for.
     """
 
     name: str

@@ -158,7 +158,9 @@ class EvalSection(Section):
 
 
 OpForm = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
-AttentionForm = Literal["auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn"]
+AttentionForm = Literal[
+    "auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn", "cudnn_masked"
+]
 
 
 class KernelsSection(Section):

@@ -23,7 +23,7 @@ from jax_kernels.op import Op
 __all__ = ["ATTENTION", "Implementation", "attention"]
 
 Implementation: TypeAlias = Literal[
-    "auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn"
+    "auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn", "cudnn_masked"
 ]
 
 KERNELS = ("pallas_triton", "pallas_mosaic_gpu", "pallas_tpu")
@@ -42,9 +42,14 @@ ATTENTION = Op(
             Form("xla", xla.attention, configs=xla.configs),
             *(kernel_form(name, "attention", f"{__name__}.{name}") for name in KERNELS),
             Form("cudnn", cudnn.attention, cudnn.refuses),
+            Form("cudnn_masked", cudnn.attention, cudnn.refuses_masked, is_kernel=True),
         )
     },
-    {"cpu": ("xla",), "gpu": ("cudnn", "pallas_mosaic_gpu", "pallas_triton", "xla"), "tpu": ("pallas_tpu", "xla")},
+    {
+        "cpu": ("xla",),
+        "gpu": ("cudnn", "pallas_mosaic_gpu", "pallas_triton", "cudnn_masked", "xla"),
+        "tpu": ("pallas_tpu", "xla"),
+    },
     workload,
     work,
     rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,12 +21,19 @@ def attention(
     segment_ids: jax.Array | None,
 ) -> tuple[jax.Array, None]:
     """As `xla.attention`, without the log-sum-exp: cuDNN's has the precision of q and no gradient, so that `refuses`
-    sends calls that return it elsewhere."""
-    window: Any = None if call.window is None else (call.window - 1, 0)
+    sends calls that return it elsewhere.
+
+    Segments become a mask `[batch, 1, q_len, kv_len]`. cuDNN's packed layout takes offsets instead, which cannot say
+    everything that `segment_ids` can: a segment may be in several pieces, and there may be any number of them.
+    """
+    mask, window = None, None if call.window is None else (call.window - 1, 0)
+    if segment_ids is not None:
+        mask, window = call.mask(None, segment_ids).block(0, call.q_len, 0, call.kv_len), None
     out = jax.nn.dot_product_attention(
         q,
         k,
         v,
+        mask=mask,
         scale=call.scale,
         is_causal=call.causal,
         local_window_size=window,
@@ -35,7 +43,23 @@ def attention(
 
 
 def refuses(call: Call, device: Device) -> str | None:
-    """Why cuDNN cannot take this call (as JAX states it in `check_is_flash_attention`), or not with our meaning."""
+    """Why cuDNN cannot take this call without a mask."""
+    return _refuses(call, device, {"segment ids": call.has_segments})
+
+
+def refuses_masked(call: Call, device: Device) -> str | None:
+    """Why cuDNN cannot take this call with a mask."""
+    checks = {
+        "no segment ids": not call.has_segments,
+        # JAX lowers the scores that a mask hides, by 2**41 in bfloat16.
+        "float16, whose hidden scores are lowered by 32,768 alone": call.dtype == "float16",
+        "an odd length": call.q_len % 2 or call.kv_len % 2,
+    }
+    return _refuses(call, device, checks)
+
+
+def _refuses(call: Call, device: Device, further: Mapping[str, Any]) -> str | None:
+    """The first of the reasons that JAX states in `check_is_flash_attention`, of our meaning, or of `further`."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "it is for NVIDIA GPUs"
     if is_interpreting():
@@ -48,7 +72,7 @@ def refuses(call: Call, device: Device) -> str | None:
         f"head_dim {call.head_dim} is no multiple of 8 up to {widest}": call.head_dim % 8 or call.head_dim > widest,
         "an empty array": call.is_empty,
         "its log-sum-exp has no gradient": call.return_lse,
-        "segment ids": call.has_segments,
+        **further,
         "logit_softcap": call.logit_softcap is not None,
         "scale is not positive": call.scale <= 0.0,  # nothing says that the maximum is taken after scaling
         "q_offset": call.q_offset != 0,

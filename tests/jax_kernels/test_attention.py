@@ -4,6 +4,7 @@ import ast
 import contextlib
 import math
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -40,6 +41,7 @@ AS_DRAWN = (Phase.explicit, Phase.reuse, Phase.generate)
 """Without a search for a smaller example, which would compile many more."""
 
 CPU = Device("cpu", "cpu")
+JAX_ATTENTION = jax.nn.dot_product_attention
 KERNELS = runnable("pallas_triton", "pallas_mosaic_gpu", "pallas_tpu")
 
 
@@ -290,6 +292,42 @@ def test_small_scores_are_kept():
     """They take little memory, and forming them takes time."""
     call = met(256, 256, causal=True)
     assert dict(ATTENTION.forms["xla"].configs(call, CPU)[0])["keep_scores"] == 1
+
+
+PACKED = Call(2, 16, 16, 4, 2, 16, "bfloat16", True, None, 0, True, 0.3, None)
+
+
+@pytest.mark.parametrize("changes", [{}, {"window": 5}, {"causal": False}], ids=str)
+def test_cudnn_with_a_mask_is_asked_for_what_packed_rows_mean(changes, monkeypatch):
+    """No GPU is here, so JAX's XLA implementation answers. A segment has two pieces."""
+    call = replace(PACKED, **changes)
+    q, k, v, _, d_out, _ = arrays(call)
+    ids = np.array([[0] * 5 + [1] * 6 + [0] * 5, [-3] * 16], np.int32)
+    asked = []
+
+    def dot_product_attention(*operands, implementation, **options):
+        asked.append(implementation)
+        return JAX_ATTENTION(*operands, **options, implementation="xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", dot_product_attention)
+    found = [
+        jit(program)((q, k, v), (None, ids), d_out)
+        for form in (ATTENTION.forms["cudnn_masked"], ATTENTION.forms["reference"])
+        for program, _ in [ATTENTION.workload(call, form.run, ())]
+    ]
+    assert set(asked) == {"cudnn"}
+    for got, want in zip(*map(jax.tree.leaves, found), strict=True):
+        assert relative_error(got, want) < 2 * TOLERANCE["bfloat16"]
+
+
+def test_cudnn_with_a_mask_lowers_for_gpus(monkeypatch):
+    """Forward and backward are one call of cuDNN each, with the mask as its bias."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91300)
+    call = replace(PACKED, q_len=128, kv_len=128, head_dim=64)
+    program, make = ATTENTION.workload(call, ATTENTION.forms["cudnn_masked"].run, ())
+    text = jax.jit(program).trace(*jax.eval_shape(make)).lower(lowering_platforms=("cuda",)).as_text()
+    calls = re.findall(r"custom_call @(__cudnn\S+?)\(", text)
+    assert calls == ["__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"]
 
 
 def test_users_of_triton_are_not_warned():

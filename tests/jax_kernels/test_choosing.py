@@ -181,6 +181,24 @@ def test_cudnn_is_not_asked_for_what_it_cannot():
     assert refuses(Call(**half), CPU)
 
 
+def test_cudnn_takes_packed_rows_with_a_mask():
+    h100 = make_device("cuda", "NVIDIA H100 80GB HBM3")
+    refuses = ATTENTION.forms["cudnn_masked"].refuses
+    packed = replace(CALL, dtype="bfloat16", has_segments=True)
+    for changes in ({}, {"window": 7}, {"causal": False}):
+        assert refuses(replace(packed, **changes), h100) is None, changes
+    for changes in (
+        {"has_segments": False},
+        {"dtype": "float16"},
+        {"q_len": 63, "kv_len": 63},
+        {"logit_softcap": 3.0},
+        {"return_lse": True},
+    ):
+        assert refuses(replace(packed, **changes), h100), changes
+    assert refuses(packed, make_device("gpu", "Tesla T4"))
+    assert Choices().choose(ATTENTION, packed, h100).form == "xla", "it is taken after it was verified"
+
+
 def test_the_device_here():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
