@@ -17,7 +17,8 @@ from aifx.health.snapshot import Snapshot
 
 NAME = re.compile(r"\{([\w.^]+)\}")
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-PARTITION = re.compile(r"\b(?:((?:sd|vd|xvd)[a-z]+)\d+|(nvme\d+n\d+)p\d+)\b")
+PARTITION = re.compile(r"\b(?:((?:sd|vd|xvd)[a-z]+)\d+|((nvme\d+)n\d+)(?:p\d+)?)\b")
+ONE = re.compile(r"(?<![\w.,])1 (time|line|report)s\b")
 UNIT = re.compile(r"_(s|ms|us|c|w|mhz|mb_s|gb_s|mib|gib|bytes|percent)$")
 UNITS = {"s": "s", "ms": "ms", "us": "us", "c": "C", "w": "W", "mhz": "MHz", "mb_s": "MB/s", "gb_s": "GB/s",
          "mib": "MiB", "gib": "GiB", "bytes": "B", "percent": "%"}  # fmt: skip
@@ -209,7 +210,7 @@ def filled(text: str, scope: Scope, to_type: bool = False) -> str:
         found = scope.look_up(match[1])
         return f"{found:.12g}" if to_type and is_number(found) else _shown(match[1], found)
 
-    return NAME.sub(value, text)
+    return ONE.sub(r"1 \1", NAME.sub(value, text))
 
 
 def _shown(name: str, value: Any) -> str:
@@ -255,13 +256,13 @@ def _explains(rule: Rule | None, other: Finding, finding: Finding, addresses: di
 def _names(device: str, addresses: dict[str, str]) -> set[str]:
     """What a device is known by: the kernel log has the address of what NVML counts, "GPU3 (0000:3b:00.0) link 4".
 
-    A partition is known by its disk as well.
+    A partition is known by its disk as well, and an NVMe disk by its controller.
     """
     found = {*device.split()[:1], *ADDRESS.findall(device)}
     return (
         found
         | {addresses[name] for name in found if name in addresses}
-        | {*(m[1] or m[2] for m in PARTITION.finditer(device))}
+        | {name for m in PARTITION.finditer(device) for name in m.groups() if name}
     )
 
 

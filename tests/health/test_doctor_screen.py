@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from health_cases.infiniband import never_up
 from health_cases.kernel_log import logged
+from health_machines.disk_files import places
 from health_machines.network_files import card
 from health_trees import changed, machines, snapshot_of
 from rich.cells import cell_len
@@ -78,6 +79,37 @@ def test_a_partition_is_of_its_disk(screen):
     text = " ".join(screen(changed(machines()["server"](), broken)).split())
     assert "rule kernel_log.disk.io_error" in text
     assert "causes the file system on sda1" in text
+
+
+def test_a_lost_nvme_drive_comes_before_its_disks_partitions_and_arrays(screen):
+    lost = logged(
+        "I/O error, dev nvme1n1, sector 2048 op 0x1:(WRITE) flags 0x3800 phys_seg 1 prio class 0",
+        "nvme nvme1: Disabling device after reset failure: -19",
+        "EXT4-fs (nvme1n1p1): Remounting filesystem read-only",
+        "md/raid1:md127: Disk failure on nvme1n1p2, disabling device.",
+    )
+    text = screen(changed(machines()["server"](), lost))
+    assert text.count("critical  ") == 1
+    text = " ".join(text.split())
+    assert "causes nvme1n1 failed to read or write 1.0 h ago (1 line in 24 h)" in text
+    assert text.index("rule kernel_log.disk.nvme_lost") < text.index("nvme1n1p1 stopped") < text.index("nvme1n1p2 fell")
+
+
+def test_firmware_that_does_not_answer_comes_before_the_port_that_is_down(screen):
+    tree = machines()[SYSTEM]() | never_up(4)
+    address = tree["sys/class/infiniband/mlx5_4/device"].rpartition("/")[2]
+    silent = f"mlx5_core {address}: wait_func:1186:(pid 4411): CREATE_CQ(0x400) timeout. Will cause a leak"
+    text = screen(changed(tree, logged(silent)))
+    assert text.count("critical  ") == 1
+    assert text.index("kernel_log.network.command") < text.index("infiniband.port.down")
+
+
+def test_a_command_names_what_it_is_for(screen):
+    fallen = logged("md/raid1:md127: Disk failure on sdb1, disabling device.")
+    full = {"aifx-captured/disk_places.json": places(used_percent=96.4, mount_point="/mnt/data")}
+    text = " ".join(screen(changed(machines()["server"]() | full, fallen)).split())
+    assert "`mdadm /dev/md127 --add /dev/sdb1`" in text
+    assert "`du -xh --max-depth 2 /mnt/data | sort -h | tail`" in text
 
 
 def test_a_port_its_interface_and_its_log_are_one_fact(screen):

@@ -55,6 +55,13 @@ def places() -> list[Any]:
     return [place.get("unknown", place) for place in first.values()]
 
 
+def _mount_point(folder: Path) -> Path:
+    """Where the file system of an absolute folder is mounted."""
+    device = folder.stat().st_dev
+    above = zip((folder, *folder.parents), folder.parents, strict=False)
+    return next((inner for inner, outer in above if outer.stat().st_dev != device), Path(folder.root))
+
+
 def _place(role: str, path: Path) -> dict[str, Any] | Unknown:
     def look() -> dict[str, Any]:
         there = next(folder for folder in (path, *path.parents) if folder.exists())
@@ -62,6 +69,7 @@ def _place(role: str, path: Path) -> dict[str, Any] | Unknown:
         is_writable = role in ("run", "root") or os.access(there, os.W_OK)
         return {
             "device": f"{role} {path}",
+            "mount_point": str(_mount_point(there.resolve())),
             "file_system": there.stat().st_dev,
             "is_writable": is_writable,
             "unwritable": [] if is_writable else [str(path)],

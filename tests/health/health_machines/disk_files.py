@@ -30,8 +30,10 @@ def places(**changes: Any) -> str:
         "is_writable": True,
         "unwritable": [],
     }
-    scratch = root | {"device": "run /scratch/run", "size_gib": 14304.0, "free_gib": 9120.7, "used_percent": 36.2}
-    return json.dumps([scratch, root | {"device": "cache /scratch/a/.cache/aifx, temp /tmp, root /"} | changes])
+    scratch = root | {"size_gib": 14304.0, "free_gib": 9120.7, "used_percent": 36.2}
+    scratch |= {"device": "run /scratch/run", "mount_point": "/scratch"}
+    others = root | {"device": "cache /home/a/.cache/aifx, temp /tmp, root /", "mount_point": "/"}
+    return json.dumps([scratch, others | changes])
 
 
 def smart(**changes: Any) -> str:

@@ -31,7 +31,8 @@ ONE_DISK = """\
 25 24 0:23 / /dev/shm rw,relatime - tmpfs tmpfs rw,size=24684084k
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
 """
-ROOT = '[{"device": "run /opt/run, cache /opt/.cache/aifx, temp /tmp, root /", "size_gib": 251.9, "free_gib": 201.1, \
+ROOT = '[{"device": "run /opt/run, cache /opt/.cache/aifx, temp /tmp, root /", \
+"mount_point": "/", "size_gib": 251.9, "free_gib": 201.1, \
 "used_percent": 16.3, "inodes_used_percent": 3.9, "is_writable": true, "unwritable": []}]'
 SMART_OF_A_VIRTUAL_DISK = ("temperature", "avail_spare", "spare_thresh", "percent_used", "num_err_log_entries")
 CONTROLLERS = ("cpuset", "cpu,cpuacct", "memory", "pids")
