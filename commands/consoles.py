@@ -20,6 +20,9 @@ from aifx.sanitize import escape_controls
 WIDTH = 80
 """The widest that prose is set, in columns."""
 
+LEAST_TEXT = 24
+INDENT = 10
+
 COMMAND = re.compile("`[^`]+`[,;:.)]*")
 GLUE = "\ue000"
 """Stands for a space at which no line is broken; rich breaks at every kind of space."""
@@ -72,16 +75,32 @@ def beside(console: Console, label: Text, text: Text) -> Iterator[Text]:
 
 def plain_table(columns: Sequence[str], cells: Sequence[Sequence[str]], *, right: Set[str]) -> str:
     """The same for a file or a pipe: one line a row, however long, and nothing behind its end."""
+    return "\n".join("  ".join(row).rstrip() for row in _padded(columns, cells, right))
+
+
+def labels_and_texts(
+    console: Console, columns: Sequence[str], cells: Sequence[Sequence[str]], *, right: Set[str]
+) -> Iterator[tuple[Text, Text]]:
+    """The rows of a table for `beside`: the last column is the text. It goes below a label that leaves no room."""
+    for number, (*others, last) in enumerate(_padded(columns, cells, right)):
+        style = "" if number else "bold"
+        label, text = Text("  ".join([*others, ""]), style), Text(last.rstrip(), style)
+        if label.cell_len > min(console.width, WIDTH) - LEAST_TEXT:
+            yield label, Text("")
+            label = Text(" " * INDENT)
+        yield label, text
+
+
+def _padded(columns: Sequence[str], cells: Sequence[Sequence[str]], right: Set[str]) -> list[list[str]]:
+    """The rows, the columns' names first, each cell as wide as its column."""
     rows = [list(columns), *map(list, cells)]
     widths = [max(cell_len(row[i]) for row in rows) for i in range(len(columns))]
-    lines = []
+    padded = []
     for row in rows:
-        padded = []
-        for column, cell, width in zip(columns, row, widths, strict=True):
-            space = " " * (width - cell_len(cell))
-            padded.append(space + cell if column in right else cell + space)
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+        spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        both = zip(columns, row, spaces, strict=True)
+        padded.append([space + cell if column in right else cell + space for column, cell, space in both])
+    return padded
 
 
 def make_console(*, stderr: bool) -> Console:

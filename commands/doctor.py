@@ -291,7 +291,8 @@ def rules(
         if len(chosen) == 1:
             _explain(out, chosen[0], sites)
         else:
-            out.table(["rule", "severity", "fails if"], [(r.id, r.severity, _fails_if(r)) for r in chosen])
+            rows = [(rule.id, rule.severity, _fails_if(rule)) for rule in chosen]
+            out.table(["rule", "severity", "fails if"], rows, wrap=True)
 
 
 def _fails_if(rule: Rule) -> str:

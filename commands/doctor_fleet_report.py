@@ -38,7 +38,7 @@ def show_fleet(out: Output, report: FleetReport) -> None:
         out.print("")
         first = report.suspects[:NUM_SUSPECTS]
         columns = ["suspect", "GPU-hours", "chance", "because"]
-        out.table(columns, [_suspect(one) for one in first], right=["GPU-hours", "chance"])
+        out.table(columns, [_suspect(one) for one in first], right=["GPU-hours", "chance"], wrap=True)
         _more(out, len(report.suspects) - len(first), "suspect")
     groups = grouped(report)
     for group in groups[:NUM_GROUPS]:

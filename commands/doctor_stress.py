@@ -14,7 +14,8 @@ def show_stress(out: Output, stress: Any) -> None:
     if not isinstance(stress, Mapping):
         return
     out.print("")
-    out.table(["device", "what", "rate", "of what it should be"], list(_rows(stress)), right=["rate"])
+    columns = ["device", "what", "rate", "of what it should be"]
+    out.table(columns, list(_rows(stress)), right=["rate"], wrap=True)
     if stress["ended"] != "finished":
         out.print(f"the stress ended early: {stress['ended']}{': ' * bool(stress['why'])}{stress['why']}")
 

@@ -121,20 +121,31 @@ class Output:
         for line in beside(self.out, label, text):
             self.out.print(line, soft_wrap=True)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = ()) -> None:
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        *,
+        right: Iterable[str] = (),
+        wrap: bool = False,
+    ) -> None:
         """A table on stdout; None is shown as "-". Off a terminal no cell is cut. Nothing with --json.
 
         Args:
             right: the columns whose cells stand at the right, as numbers do.
+            wrap: fold the last column within 80 columns, also off a terminal.
         """
         if self.json:
             return
-        from aifx.commands.consoles import make_table, plain_table
+        from aifx.commands.consoles import labels_and_texts, make_table, plain_table
 
         columns = [one_line(column) for column in columns]
         cells = [["-" if cell is None else one_line(str(cell)) for cell in row] for row in rows]
         right = {one_line(column) for column in right}
-        if self.out.is_terminal:
+        if wrap:
+            for label, text in labels_and_texts(self.out, columns, cells, right=right):
+                self.row(label, text)
+        elif self.out.is_terminal:
             self.out.print(make_table(columns, cells, right=right))
         else:
             self.print(plain_table(columns, cells, right=right))

@@ -81,6 +81,16 @@ def test_a_partition_is_of_its_disk(screen):
     assert "causes the file system on sda1" in text
 
 
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_the_list_of_rules_is_at_most_80_columns_wide_and_whole(capfd, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    run(["doctor", "rules", "infiniband"])
+    text = capfd.readouterr().out
+    assert max(map(cell_len, text.splitlines())) <= min(columns, 80)
+    assert "node.expected.infiniband_gbit" in text
+    assert "infiniband.port.never_up critical state is one of DOWN, NOP" in " ".join(text.split())
+
+
 def test_a_lost_nvme_drive_comes_before_its_disks_partitions_and_arrays(screen):
     lost = logged(
         "I/O error, dev nvme1n1, sector 2048 op 0x1:(WRITE) flags 0x3800 phys_seg 1 prio class 0",
