@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jax_kernels.decode_attention import gather_pages
 
@@ -86,6 +87,26 @@ def quantized_matmul_peers(call: Any) -> dict[str, Callable[..., Any]]:
 
     return {"jax.nn": jax_nn}
 
+
+def three_products(call: Any) -> Callable[..., Any]:
+    """The products that a loss and its gradients need: the logits, the gradients of x and of the weight.
+
+    The vocabulary is rounded up to a multiple of 128, since rows of an odd length are multiplied slowly.
+    """
+
+    def program(primals: tuple[Any, Any], constants: Any, cotangents: Any) -> tuple[Any, Any]:
+        x, weight = primals
+        weight = jnp.pad(weight, ((0, 0), (0, -call.vocab % 128)))
+        logits = x @ weight
+        return logits @ weight.T, x.T @ logits
+
+    return program
+
+
+BOUNDS: dict[str, dict[str, Callable[[Any], Callable[..., Any]]]] = {
+    "linear_cross_entropy": {"products": three_products},
+}
+"""Programs by op and name that take the arguments of the op's workload and do the part of it that nothing can avoid."""
 
 PEERS: dict[str, Callable[[Any], dict[str, Callable[..., Any]]]] = {
     "attention": attention_peers,

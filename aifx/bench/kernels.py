@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from aifx.bench.kernel_peers import PEERS, has_tokamax
+from aifx.bench.kernel_peers import BOUNDS, PEERS, has_tokamax
 from aifx.bench.results import Measured
 from aifx.bench.roofline import least_seconds
 from aifx.bench.suites import Bench
@@ -105,10 +105,11 @@ def _measure(bench: Bench, op: Op, case: Case, dtype: str, device: Device, refus
 def _compile(
     bench: Bench, op: Op, case: Case, call: Any, refused: Refused
 ) -> tuple[dict[str, Any], dict[str, dict[str, float | None]], tuple[Any, ...]]:
-    """The programs by form and peer, the memory of each with operands and results, and operands. What cannot run is
-    noted with its reason."""
+    """The programs by form, peer and bound, the memory of each with operands and results, and operands. What cannot run
+    is noted with its reason."""
     device = current_device()
-    contenders: dict[str, Any] = dict(op.forms) | PEERS[op.name](call)
+    bounds = BOUNDS.get(op.name, {})
+    contenders: dict[str, Any] = dict(op.forms) | PEERS[op.name](call) | bounds
     programs: dict[str, Any] = {}
     figures: dict[str, dict[str, float | None]] = {}
     arguments: tuple[Any, ...] | None = None
@@ -119,6 +120,7 @@ def _compile(
             continue
         config = form.configs(call, device)[0] if form is not None else ()
         program, make = op.workload(call, form.run if form is not None else contender, config)
+        program = bounds[name](call) if name in bounds else program
         arguments = make() if arguments is None else arguments
         try:
             compiled = jax.jit(program).lower(*arguments).compile()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aifx.bench import kernels
-from aifx.bench.kernel_peers import PEERS
+from aifx.bench.kernel_peers import BOUNDS, PEERS
 from aifx.bench.roofline import least_seconds
 from aifx.bench.suites import SUITES, Bench
 from aifx.device_memory import cache_bytes
@@ -53,6 +53,16 @@ def test_what_xla_does_not_tell_of_a_program_is_not_told(monkeypatch):
     for measured in kernels.measure(asked):
         assert measured.figures["peak_memory_bytes"] is None
         assert measured.figures["elementwise_flops"] is None
+
+
+def test_the_products_that_a_loss_cannot_avoid_are_measured_beside_it():
+    asked, _ = bench(ops=["linear_cross_entropy"], cases=["gpt2-10m"])
+    found = {measured.params["form"]: measured for measured in kernels.measure(asked)}
+    assert set(found) == {"reference", "xla", "products"}
+    call = next(c for c in benchmark_cases(OPS["linear_cross_entropy"], "cpu") if c.name == "gpt2-10m").call("float32")
+    _, make = OPS["linear_cross_entropy"].workload(call, OPS["linear_cross_entropy"].forms["xla"].run, ())
+    compiled = jax.jit(BOUNDS["linear_cross_entropy"]["products"](call)).lower(*jax.eval_shape(make)).compile()
+    assert compiled.cost_analysis()["flops"] == pytest.approx(OPS["linear_cross_entropy"].work(call).flops, rel=0.01)
 
 
 SEEN = ({}, {"window": 7}, {"causal": False}, {"causal": False, "window": 7}, {"has_segments": True}, {"q_len": 32})

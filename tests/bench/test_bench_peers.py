@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from jax_kernels.ops import OPS, benchmark_cases
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 PAGE = BENCHMARKS.parent / "docs" / "performance.md"
 
@@ -19,12 +21,44 @@ def scripts():
     sys.path.insert(0, str(BENCHMARKS))
     try:
         import all
+        import kernels
         import side_by_side
         import tables
 
-        yield SimpleNamespace(all=all, side_by_side=side_by_side, tables=tables)
+        yield SimpleNamespace(all=all, kernels=kernels, side_by_side=side_by_side, tables=tables)
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+def test_each_goal_of_a_kernel_is_of_a_case_that_is_measured(scripts):
+    cases = {
+        f"{op.name}, {case.name}, {dtype}"
+        for op in OPS.values()
+        for platform, dtype in (("cpu", "float32"), ("gpu", "bfloat16"))
+        for case in benchmark_cases(op, platform)
+    }
+    for case, peer in scripts.kernels.GOALS:
+        assert case in cases
+        assert peer in scripts.kernels.PEERS
+
+
+def test_a_kernel_is_compared_with_cudnn_and_with_what_it_cannot_avoid(scripts):
+    """Neither is one of ours, however fast."""
+    seconds = {"xla": 5.0, "pallas_triton": 3.0, "cudnn": 2.0, "products": 1.0}
+    results = [
+        SimpleNamespace(
+            name="kernels.attention",
+            params={"case": "llama3-8b", "dtype": "bfloat16", "form": form},
+            median_s=taken,
+            samples_s=[[taken] * 3],
+        )
+        for form, taken in seconds.items()
+    ]
+    rows = list(scripts.kernels.rows_of(SimpleNamespace(results=results)))
+    found = {row["against"]: row for row in rows}
+    assert set(found) == {"cuDNN", "its three products alone"}
+    assert found["cuDNN"]["goal"] == 0.9
+    assert found["cuDNN"]["ratio"] == pytest.approx(2 / 3)
 
 
 EMPTY = """\
