@@ -7,6 +7,7 @@ second, of links in both directions together, as the vendors print them. What a 
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -295,12 +296,19 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(info.get("flags", info.get("Features", "")).split())
 
 
+def cpu_vendor() -> str:
+    """ "Intel", "AMD", or the machine's name for its architecture, "aarch64"."""
+    vendors = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
+    return vendors.get(_cpuinfo().get("vendor_id", ""), platform.machine())
+
+
 def matrix_units() -> str:
     """What multiplies matrices in this processor: "AMX", "AVX-512 with bfloat16", "AVX2", ..."""
     flags = cpu_flags()
     if "amx_bf16" in flags:
         return "AMX"
-    return _vector_lanes()[1] + (" with bfloat16" if flags & {"avx512_bf16", "bf16"} else "")
+    widest = next((name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "128-bit")
+    return widest + (" with bfloat16" if flags & {"avx512_bf16", "bf16"} else "")
 
 
 def _clock_ghz() -> float:

@@ -1,16 +1,19 @@
 """A training step of aifx on the CPU against PyTorch, eager and compiled: one GPT-2-style model, data and first values.
 
-    python benchmarks/train_vs_pytorch.py --torch-python PATH [--rounds 5] [--steps 10] [--gelu tanh|erf] [--mkl-avx512]
+    python benchmarks/train_vs_pytorch.py --torch-python PATH [--rounds 5] [--steps 10] [--model gpt2-10m,gpt2-124m]
+                                          [--precision float32,bfloat16] [--gelu tanh|erf] [--mkl-avx512]
 
-6 layers, 6 heads, width 384, sequence 256, batch 8, float32, vocabulary 65, tied embeddings, AdamW, clipping, all
-cores. Ours is the step that `aifx train` compiles, fed as the loop feeds it; theirs is nanoGPT's model with PyTorch's
-own scaled_dot_product_attention and its fused AdamW, as it stands and through `torch.compile`. The GELU is GPT-2's on
-all sides (tanh), or nanoGPT's (erf). PyTorch may live in another Python (--torch-python, or $TORCH_PYTHON). All start
-from one set of weights, so their losses must agree. Compilation is not within: the first steps are not timed.
+gpt2-10m: 6 layers, 6 heads, width 384, 8 x 256 tokens, vocabulary 65; gpt2-124m: 12, 12, 768, 1 x 1,024, 50,257. Tied
+embeddings, AdamW, clipping, all cores. Ours is the step that `aifx train` compiles, fed as the loop feeds it; theirs is
+nanoGPT's model with PyTorch's own scaled_dot_product_attention and its fused AdamW, as it stands and through
+`torch.compile`; in bfloat16 under `torch.autocast`. The GELU is GPT-2's on all sides (tanh), or nanoGPT's (erf).
+PyTorch may live in another Python (--torch-python, or $TORCH_PYTHON). All start from one set of weights, so their
+losses must agree. Compilation is not within: the first steps are not timed. A row names the processor's maker and what
+multiplies matrices in it, since the ratio depends on that more than on anything else.
 
-PyTorch multiplies with Intel's MKL, which gives another maker's processor its AVX2 path, half as fast where there is
-AVX-512. --mkl-avx512 compiles a library (with `cc`) that tells MKL the processor is Intel's, so that PyTorch's best
-is measured too.
+PyTorch multiplies float32 with Intel's MKL, which gives another maker's processor its AVX2 path, half as fast where
+there is AVX-512. --mkl-avx512 compiles a library (with `cc`) that tells MKL the processor is Intel's, so that
+PyTorch's best is measured too.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,48 +35,116 @@ import numpy as np
 import side_by_side
 from side_by_side import Runs, Side, Told, Work
 
-VOCAB, LAYERS, HEADS, WIDTH, SEQ, BATCH = 65, 6, 6, 384, 256, 8
 LEARNING_RATE, BETAS, EPSILON, DECAY, CLIP = 3e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
 WARM_UP = 3
 MOBY_DICK = Path(__file__).parent.parent / "templates" / "language-model" / "data" / "moby_dick.txt"
-GOAL, MKL_GOAL = 1.0, 0.95
-LOSSES_AGREE = 1e-3
+CHARACTERS = 65
 MKL = "with MKL's AVX-512 path"
+LOSSES_AGREE = {"float32": 1e-3, "bfloat16": 3e-2}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A GPT-2 and the batch that it is trained on."""
+
+    words: str
+    layers: int
+    heads: int
+    width: int
+    vocab: int
+    batch: int
+    seq: int
+
+
+MODELS = {
+    "gpt2-10m": Model("GPT-2 of 10M", 6, 6, 384, CHARACTERS, 8, 256),
+    "gpt2-124m": Model("GPT-2 of 124M", 12, 12, 768, 50257, 1, 1024),
+}
 
 
 def main() -> None:
     parser = side_by_side.arguments_of(__doc__, rounds=5, quick_rounds=1)
     parser.add_argument("--torch-python", default=os.environ.get("TORCH_PYTHON", sys.executable))
     parser.add_argument("--steps", type=int, help="timed steps of a process (10; quick: 4)")
+    parser.add_argument("--model", type=partial(some_of, MODELS), default=["gpt2-10m"], help=", ".join(MODELS))
+    parser.add_argument("--precision", type=partial(some_of, LOSSES_AGREE), default=list(LOSSES_AGREE))
     parser.add_argument("--gelu", choices=("tanh", "erf"), default="tanh")
-    parser.add_argument("--mkl-avx512", action="store_true", help="PyTorch's fastest path on any processor, besides")
+    parser.add_argument("--mkl-avx512", action="store_true", help="PyTorch's fastest path in float32, besides")
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.steps = arguments.steps or (4 if arguments.quick else 10)
     if arguments.side:
-        batches = characters(arguments.steps + WARM_UP)
-        work = SIDES[arguments.side]
-        side_by_side.tell(lambda: work(arguments.gelu, arguments.weights)(batches), peers=("torch",))
+        (name,), (precision,) = arguments.model, arguments.precision
+        batches = characters(MODELS[name], arguments.steps + WARM_UP)
+        job = Job(name, precision, arguments.gelu, arguments.weights)
+        side_by_side.tell(lambda: SIDES[arguments.side](job, batches), peers=("torch",))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        runs = side_by_side.alternate(list(sides(arguments, Path(folder))), side_by_side.rounds_of(arguments))
-    apart = check_losses(runs)
-    work = Work("step", f"GPT-2 of 10M, {BATCH} x {SEQ}, float32", GOAL, BATCH * SEQ, "tokens")
-    mkl = Work("step", work.what, MKL_GOAL, work.amount, work.unit)
-    rows = [side_by_side.versus(runs, mkl if MKL in peer else work, peer) for peer in runs.peers]
-    notes = [f"The sides' losses agree to {apart:.0e} over the steps."] if runs.peers else []
-    side_by_side.report(side_by_side.document("training", rows, arguments, runs, notes=notes), arguments)
+    every, rows, notes = [], [], []
+    for name, precision in product(arguments.model, arguments.precision):
+        with tempfile.TemporaryDirectory() as folder:
+            asked = sides(arguments, name, precision, Path(folder))
+            runs = side_by_side.alternate(list(asked), side_by_side.rounds_of(arguments))
+        every.append(runs)
+        rows += rows_of(runs, MODELS[name], precision)
+        if runs.peers:
+            apart = check_losses(runs, LOSSES_AGREE[precision])
+            notes.append(f"{name}, {precision}: the sides' losses agree to {apart:.0e} over the steps.")
+    side_by_side.report(side_by_side.document("training", rows, arguments, *every, notes=notes), arguments)
 
 
-def sides(arguments: argparse.Namespace, folder: Path) -> Iterator[Side]:
+def some_of(known: Iterable[str], text: str) -> list[str]:
+    """Names with commas between them."""
+    names = text.split(",")
+    if unknown := set(names) - set(known):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: there is {', '.join(known)}")
+    return names
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a side's process is to do."""
+
+    name: str
+    precision: str
+    gelu: str
+    weights: Path
+
+    @property
+    def model(self) -> Model:
+        return MODELS[self.name]
+
+
+def rows_of(runs: Runs, model: Model, precision: str) -> list[dict[str, Any]]:
+    what = f"{model.words}, {model.batch} x {model.seq}, {precision}, {processor()}"
+    return [
+        side_by_side.versus(runs, Work("step", what, goal_of(peer, precision), model.batch * model.seq, "tokens"), peer)
+        for peer in runs.peers
+    ]
+
+
+def goal_of(peer: str, precision: str) -> float:
+    """On a processor with matrix units, and against PyTorch at its best, par within the noise of a machine."""
+    from aifx.hardware import matrix_units
+
+    return 0.95 if MKL in peer or precision == "bfloat16" or matrix_units() == "AMX" else 1.0
+
+
+def processor() -> str:
+    from aifx.hardware import cpu_vendor, matrix_units
+
+    return f"{cpu_vendor()} ({matrix_units()})"
+
+
+def sides(arguments: argparse.Namespace, name: str, precision: str, folder: Path) -> Iterator[Side]:
     """Ours first, which writes the weights that the others read."""
     options = ["--weights", str(folder / "weights.npz"), "--gelu", arguments.gelu, "--steps", str(arguments.steps)]
+    options += ["--model", name, "--precision", precision]
     environ = side_by_side.training_environment()
     yield Side("aifx", side_by_side.process(side_by_side.own(__file__, "aifx", *options), environ))
     # What the first process of a side compiles, the others find.
     environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     paths = {"": environ}
-    if arguments.mkl_avx512:
+    if arguments.mkl_avx512 and precision == "float32":
         paths[f" {MKL}"] = {**environ, "LD_PRELOAD": str(mkl_library(folder))}
     for words, given in paths.items():
         for side in ("PyTorch eager", "torch.compile"):
@@ -88,25 +161,25 @@ def mkl_library(folder: Path) -> Path:
     return library
 
 
-def check_losses(runs: Runs) -> float:
+def check_losses(runs: Runs, limit: float) -> float:
     """How far the sides' losses lie apart. Raises SystemExit where that is so far that they did different work."""
     losses = np.array([told[0]["losses"] for told in runs.told.values()])
     apart = float(np.ptp(losses, axis=0).max())
-    if not apart <= LOSSES_AGREE:
+    if not apart <= limit:
         raise SystemExit(f"the sides' losses differ by {apart:.1e}: they do not do the same work")
     return apart
 
 
-def characters(steps: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def characters(model: Model, steps: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Inputs and targets `[batch, seq]` int32 of each step: pieces of Moby-Dick over its 64 commonest characters."""
     text = MOBY_DICK.read_text(encoding="utf-8")
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     values, counts = np.unique(codes, return_counts=True)
-    common = np.sort(values[np.argsort(-counts, kind="stable")[: VOCAB - 1]])
+    common = np.sort(values[np.argsort(-counts, kind="stable")[: CHARACTERS - 1]])
     places = np.minimum(np.searchsorted(common, codes), len(common) - 1)
-    tokens = np.where(common[places] == codes, places, VOCAB - 1).astype(np.int32)
-    starts = np.random.RandomState(0).randint(0, len(tokens) - SEQ, (steps, BATCH))
-    windows = tokens[starts[..., None] + np.arange(SEQ + 1)]
+    tokens = np.where(common[places] == codes, places, CHARACTERS - 1).astype(np.int32)
+    starts = np.random.RandomState(0).randint(0, len(tokens) - model.seq, (steps, model.batch))
+    windows = tokens[starts[..., None] + np.arange(model.seq + 1)]
     return [(w[:, :-1].copy(), w[:, 1:].copy()) for w in windows]
 
 
@@ -127,8 +200,8 @@ def timed(step: Any, steps: list[Any], versions: dict[str, str]) -> Told:
     }
 
 
-def aifx_side(gelu: str, weights: Path) -> Any:
-    """The compiled step of `aifx train`; writes its first values to `weights` if they are not there."""
+def aifx_side(job: Job, steps: list[tuple[np.ndarray, np.ndarray]]) -> Told:
+    """The compiled step of `aifx train`; writes its first values to `job.weights` if they are not there."""
     import jax
 
     from aifx.config import load_config
@@ -146,104 +219,100 @@ def aifx_side(gelu: str, weights: Path) -> Any:
         def __init__(self, model: Decoder, config: Any) -> None:
             self.model, self.config = model, config
 
-    def run(steps: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-        settings = {
-            "model.preset": "gpt2-10m",
-            "model.activation": {"tanh": "gelu_tanh", "erf": "gelu"}[gelu],
-            "train.global_batch_size": BATCH,
-            "data.seq_len": SEQ,
-            "optimizer.learning_rate": LEARNING_RATE,
-            "optimizer.weight_decay": DECAY,
-            "schedule.kind": "constant",
-            "schedule.warmup_steps": 0,
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "aifx.toml").touch()
-            config = load_config(Project(Path(folder)), [f"{k}={v}" for k, v in settings.items()], {})
-        mesh = make_mesh()
-        task = Characters(Decoder(config.model, vocab_size=VOCAB, max_seq_len=SEQ), config)
-        recipe = make_recipe(config, task, mesh)
-        abstract = abstract_state(recipe.specs, recipe.optimizer, mesh)
-        state = initialize(recipe, abstract)
-        if not weights.exists():
-            named = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in _leaves(state.params)}
-            np.savez(weights, **{name: np.asarray(x) for name, x in named.items()})
-        ones = np.ones((BATCH, SEQ), np.float32)
-        batches = [{"inputs": x, "targets": y, "weights": ones} for x, y in steps]
-        compiled = lower_step(recipe, abstract, batches[0]).compile()
+    model = job.model
+    settings = {
+        "model.preset": job.name,
+        "model.activation": {"tanh": "gelu_tanh", "erf": "gelu"}[job.gelu],
+        "train.global_batch_size": model.batch,
+        "train.precision": job.precision,
+        "data.seq_len": model.seq,
+        "optimizer.learning_rate": LEARNING_RATE,
+        "optimizer.weight_decay": DECAY,
+        "schedule.kind": "constant",
+        "schedule.warmup_steps": 0,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "aifx.toml").touch()
+        config = load_config(Project(Path(folder)), [f"{k}={v}" for k, v in settings.items()], {})
+    mesh = make_mesh()
+    task = Characters(Decoder(config.model, vocab_size=model.vocab, max_seq_len=model.seq), config)
+    recipe = make_recipe(config, task, mesh)
+    abstract = abstract_state(recipe.specs, recipe.optimizer, mesh)
+    state = initialize(recipe, abstract)
+    if not job.weights.exists():
+        leaves = jax.tree_util.tree_leaves_with_path(state.params)
+        named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}
+        np.savez(job.weights, **named)
+    ones = np.ones((model.batch, model.seq), np.float32)
+    batches = [{"inputs": x, "targets": y, "weights": ones} for x, y in steps]
+    compiled = lower_step(recipe, abstract, batches[0]).compile()
 
-        def step(batch: dict[str, np.ndarray]) -> jax.Array:
-            nonlocal state
-            state, numbers = compiled(state, place_batch(batch, mesh))
-            return numbers[0]
+    def step(batch: dict[str, np.ndarray]) -> jax.Array:
+        nonlocal state
+        state, numbers = compiled(state, place_batch(batch, mesh))
+        return numbers[0]
 
-        return timed(step, batches, {"jax": jax.__version__})
-
-    def _leaves(tree: Any) -> Any:
-        return jax.tree_util.tree_leaves_with_path(tree)
-
-    return run
+    return timed(step, batches, {"jax": jax.__version__})
 
 
-def pytorch_side(gelu: str, weights: Path, *, compiled: bool = False) -> Any:
+def pytorch_side(job: Job, steps: list[tuple[np.ndarray, np.ndarray]], *, compiled: bool = False) -> Told:
     """nanoGPT's model, from the same first values."""
     import torch
     from torch import nn
     from torch.nn import functional as F
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = job.model
+    width, head_shape = model.width, (model.batch, model.seq, model.heads, model.width // model.heads)
 
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.attention_norm, self.mlp_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-            self.qkv, self.output = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-            self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+            self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            pieces = self.qkv(self.attention_norm(x)).split(WIDTH, dim=2)
-            q, k, v = (y.view(BATCH, SEQ, HEADS, WIDTH // HEADS).transpose(1, 2) for y in pieces)
+            pieces = self.qkv(self.attention_norm(x)).split(width, dim=2)
+            q, k, v = (y.view(*head_shape).transpose(1, 2) for y in pieces)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.output(y.transpose(1, 2).contiguous().view(BATCH, SEQ, WIDTH))
-            hidden = F.gelu(self.up(self.mlp_norm(x)), approximate="tanh" if gelu == "tanh" else "none")
+            x = x + self.output(y.transpose(1, 2).contiguous().view(x.shape))
+            hidden = F.gelu(self.up(self.mlp_norm(x)), approximate="tanh" if job.gelu == "tanh" else "none")
             return x + self.down(hidden)
 
     class GPT(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.token, self.position = nn.Embedding(VOCAB, WIDTH), nn.Embedding(SEQ, WIDTH)
-            self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
-            self.final_norm = nn.LayerNorm(WIDTH)
+            self.token, self.position = nn.Embedding(model.vocab, width), nn.Embedding(model.seq, width)
+            self.blocks = nn.ModuleList(Block() for _ in range(model.layers))
+            self.final_norm = nn.LayerNorm(width)
 
         def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            x = self.token(inputs) + self.position(torch.arange(SEQ))
+            x = self.token(inputs) + self.position(torch.arange(model.seq))
             for block in self.blocks:
                 x = block(x)
             logits = self.final_norm(x) @ self.token.weight.T
-            return F.cross_entropy(logits.view(-1, VOCAB), targets.view(-1))
+            return F.cross_entropy(logits.view(-1, model.vocab), targets.view(-1))
 
-    def run(steps: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-        model = GPT()
-        load_weights(model, dict(np.load(weights)), torch)
-        matrices = [p for p in model.parameters() if p.dim() > 1]
-        vectors = [p for p in model.parameters() if p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, fused=True)
-        tensors = [(torch.from_numpy(x).long(), torch.from_numpy(y).long()) for x, y in steps]
+    network = GPT()
+    load_weights(network, dict(np.load(job.weights)), torch)
+    matrices = [p for p in network.parameters() if p.dim() > 1]
+    vectors = [p for p in network.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, fused=True)
+    tensors = [(torch.from_numpy(x).long(), torch.from_numpy(y).long()) for x, y in steps]
+    forward = torch.compile(network) if compiled else network
 
-        forward = torch.compile(model) if compiled else model
-
-        def step(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-            optimizer.zero_grad(set_to_none=True)
+    def step(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bfloat16"):
             loss = forward(*batch)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            optimizer.step()
-            return loss.detach()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        optimizer.step()
+        return loss.detach()
 
-        return timed(step, tensors, {"torch": torch.__version__})
-
-    return run
+    return timed(step, tensors, {"torch": torch.__version__})
 
 
 def load_weights(model: Any, arrays: dict[str, np.ndarray], torch: Any) -> None:
@@ -262,12 +331,13 @@ def load_weights(model: Any, arrays: dict[str, np.ndarray], torch: Any) -> None:
     ]:
         put(norm.weight, arrays[f"{name}/scale"])
         put(norm.bias, arrays[f"{name}/bias"])
+    width = model.token.weight.shape[1]
     for i, block in enumerate(model.blocks):
         attention, mlp = f"layers/{i}/attention", f"layers/{i}/mlp"
         names = [f"{attention}/{part}" for part in ("query", "key", "value")]
-        put(block.qkv.weight, np.concatenate([arrays[n].reshape(WIDTH, WIDTH).T for n in names]))
+        put(block.qkv.weight, np.concatenate([arrays[n].reshape(width, width).T for n in names]))
         put(block.qkv.bias, np.concatenate([arrays[f"{n}_bias"].reshape(-1) for n in names]))
-        put(block.output.weight, arrays[f"{attention}/output"].reshape(WIDTH, WIDTH).T)
+        put(block.output.weight, arrays[f"{attention}/output"].reshape(width, width).T)
         put(block.output.bias, arrays[f"{attention}/output_bias"])
         for part in ("up", "down"):
             put(getattr(block, part).weight, arrays[f"{mlp}/{part}"].T)
