@@ -327,6 +327,7 @@ def test_older_and_newer_kernels_are_understood(text, kind, device):
         "EXT4-fs (sda1): mounted filesystem with ordered data mode. Opts: errors=remount-ro",
         "I/O error, dev fd0, sector 0 op 0x0:(READ)",
         "blk_update_request: I/O error, dev loop3, sector 0",
+        "critical target error, dev sda, sector 2048 op 0x3:(DISCARD) flags 0x800 phys_seg 1 prio class 0",
         "mlx5_core 0000:5e:00.0 ens1f0np0: Link up",
         "amdgpu 0000:c1:00.0: amdgpu: {1}socket: 0, die: 0, 0 uncorrectable hardware errors detected in umc block",
         "amdgpu 0000:c1:00.0: amdgpu: RAS: optional ras ta ucode is not available",
