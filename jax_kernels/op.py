@@ -86,8 +86,9 @@ class Op:
         return Choice(form, config, reason, self.source_digest(form))
 
     def source_digest(self, form: str) -> str:
-        """Digest of the code that a form is made of."""
-        return _source_digest(self.package, frozenset(self.forms) - {form, "reference", "xla"})
+        """Digest of the code that a form is made of: `cudnn_masked` is in the file of `cudnn`."""
+        others = {name for name in self.forms if not form.startswith(name)} - {"reference", "xla"}
+        return _source_digest(self.package, frozenset(others))
 
     def unsupported_reason(self, choice: Choice, call: Any, device: Device) -> str | None:
         """Why a call cannot run as was chosen or measured before; None if it can."""

@@ -14,7 +14,7 @@ from jax_kernels.attention import ATTENTION
 from jax_kernels.attention.call import Call
 from jax_kernels.choosing import Choices, choose
 from jax_kernels.forms import Config, Device, current_device
-from jax_kernels.op import Choice, Op
+from jax_kernels.op import Choice, Op, _source_digest
 from jax_kernels.ops import benchmark_cases
 from jax_kernels.shipped import shipped
 from jax_kernels.trials import Apart
@@ -122,6 +122,30 @@ def test_a_winner_whose_code_has_changed_is_not_used(tmp_path: Path) -> None:
     winners = Winners(tmp_path, CPU)
     winners.put(ATTENTION, CALL, replace(ATTENTION.choice("reference", (), "measured"), source="of last year"))
     assert Winners(tmp_path, CPU)(ATTENTION, CALL, CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "forms"),
+    [
+        ("pallas_tpu.py", {"pallas_tpu"}),
+        ("cudnn.py", {"cudnn", "cudnn_masked"}),
+        ("call.py", set(ATTENTION.forms)),
+        ("cases.py", set()),
+    ],
+)
+def test_a_winner_depends_on_the_code_that_it_is_made_of(
+    changed: str, forms: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / f"digested_{changed.removesuffix('.py')}"
+    package.mkdir()
+    for name in ("__init__.py", "call.py", "cases.py", "cudnn.py", "pallas_tpu.py"):
+        (package / name).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    op = replace(ATTENTION, package=package.name)
+    before = {form: op.source_digest(form) for form in op.forms}
+    (package / changed).write_text("x = 1")
+    _source_digest.cache_clear()
+    assert {form for form in op.forms if op.source_digest(form) != before[form]} == forms
 
 
 def test_a_new_batch_size_takes_the_nearest_winner(tmp_path: Path) -> None:
