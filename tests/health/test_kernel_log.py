@@ -308,6 +308,7 @@ def test_each_kind_of_event_is_recognized(kind):
          "accelerator_memory_errors_deferred", "0000:c1:00.0"),
         ("amdgpu 0000:c1:00.0: amdgpu: Fatal error during GPU init", "accelerators_failed", "0000:c1:00.0"),
         ("habanalabs hl0: EQ heartbeat event was not received!", "accelerators_failed", "hl0"),
+        ("AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x0012 address=0x2060000000 flags=0x0020]", "iommu_faults", ""),
         ("lockd: server 10.0.3.7 not responding, still trying", "nfs_stalls", "10.0.3.7"),
         ("unregister_netdevice: waiting for eth0 to become free. Usage count = -1", "interfaces_leaked", "eth0"),
         ("mce: [Hardware Error]: CPU 0: Machine Check: 0 Bank 9: cc00008000010090", "machine_checks_corrected", ""),
@@ -318,6 +319,8 @@ def test_older_and_newer_kernels_are_understood(text, kind, device):
     name, match = kernel_events.kind_of(text)
     assert name == kind
     assert (match.groupdict().get("device") or "") == device
+    rule = next(rule for rule in OF_LOG if rule.for_each == f"kernel_events.{kind}")
+    assert device or "{device}" not in rule.summary + rule.action
 
 
 @pytest.mark.parametrize(
