@@ -111,7 +111,7 @@ def test_firmware_that_does_not_answer_comes_before_the_port_that_is_down(screen
     silent = f"mlx5_core {address}: wait_func:1186:(pid 4411): CREATE_CQ(0x400) timeout. Will cause a leak"
     text = screen(changed(tree, logged(silent)))
     assert text.count("critical  ") == 1
-    assert text.index("kernel_log.network.command") < text.index("infiniband.port.down")
+    assert text.index("kernel_log.network.command") < text.index("infiniband.port.never_up")
 
 
 def test_a_command_names_what_it_is_for(screen):
@@ -134,7 +134,7 @@ def test_a_port_its_interface_and_its_log_are_one_fact(screen):
     text = screen(changed(tree, logged(*lines, apart=60.0)), "--skip", "infiniband.ports")
     assert [line.split()[0] for line in text.splitlines() if line.startswith(("critical", "warning"))] == ["critical"]
     text = " ".join(text.split())
-    assert text.index("rule infiniband.port.down") < text.index("(network.interface.down)")
+    assert text.index("rule infiniband.port.never_up") < text.index("(network.interface.down)")
     assert "(kernel_log.network.flap)" in text
 
 

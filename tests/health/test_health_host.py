@@ -245,6 +245,15 @@ def test_ports_follow_from_the_gpus(source, tmp_path):
     assert not found(tree, tmp_path, {"expected": {"infiniband_ports": 0}}) & {"infiniband.ports.expected"}
 
 
+def test_the_site_knows_better_than_like_ports_how_many_are_wired(tmp_path):
+    """Four of eight cards have a cable."""
+    tree = machines()[SYSTEM]()
+    for number in range(4):
+        tree |= port(number, "10 Gb/sec (4X SDR)", state="1: DOWN", phys="2: Polling")
+    assert "infiniband.port.never_up" in found(tree, tmp_path)
+    assert not found(tree, tmp_path, {"expected": {"infiniband_ports": 4}})
+
+
 def test_a_card_that_is_slower_than_the_system_is_no_fault(tmp_path):
     tree = machines()[SYSTEM]()
     for number in range(8):

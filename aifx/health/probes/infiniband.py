@@ -81,9 +81,14 @@ def _infiniband(host: Host) -> Any:
         up = [other for other in alike if other["state"] == "ACTIVE"]
         port["peers_up"] = len(up)
         port["peer_rate_gbit"] = agreed([other["rate_gbit"] for other in up])
-        reason = _reason_to_be_up(port, cables.get(port["address"]), len(up), len(alike))
+        port["is_odd"] = _is_down(port) and len(up) >= max(MANY, len(alike) / 2)
+        reason = _reason_to_be_up(port, cables.get(port["address"]))
+        if port["is_odd"] and not _serves_jobs(port, ports):
+            reason = reason or f"{len(up)} ports of its kind are up"
         port["is_expected_up"], port["expected_up_because"] = bool(reason), reason or "nothing asks for it"
         port["is_rail"] = _is_rail(port, groups)
+        # By the figure for the node: the product's, the site's or that of the ports alike.
+        port["is_counted"] = port["is_rail"] or (port["is_odd"] and _serves_jobs(port, ports))
     for port in ports:
         del port["place"]
     rates = [port["rate_gbit"] if port["state"] == "ACTIVE" else 0 for port in ports]
@@ -128,16 +133,14 @@ def _is_down(port: dict[str, Any]) -> bool:
     return port["state"] in ("DOWN", "NOP")
 
 
-def _reason_to_be_up(port: dict[str, Any], has_cable: bool | None, peers_up: int, peers: int) -> str:
-    """Why the port should have a link; empty if nothing says so."""
+def _reason_to_be_up(port: dict[str, Any], has_cable: bool | None) -> str:
+    """Why the port should have a link, by itself; empty if nothing says so."""
     if isinstance(port["link_downed"], int) and port["link_downed"] > 0:
         return "it had a link before"
     if isinstance(port["phys_state"], str) and port["phys_state"] not in NO_LINK:
         return f"its physical state is {port['phys_state']}"
     if has_cable:
         return "its cable is plugged in"
-    if peers_up >= max(MANY, peers / 2):
-        return f"{peers_up} ports of its kind are up"
     return ""
 
 
@@ -149,10 +152,11 @@ def _cables(host: Host) -> dict[str, bool]:
 
 
 def _expected(host: Host, infiniband: dict[str, Any]) -> dict[str, Any]:
-    """Ports and their rate that the GPU system is built with; nothing for one that is not known or not so wired."""
+    """Ports and their rate that the GPU system is built with; otherwise the ports of which most of a kind are up."""
     rails = [port for port in infiniband["ports"] if port["is_rail"] and port["layer"] == "InfiniBand"]
     if len(rails) < MANY or not _is_gpu_system(host):
-        return {}
+        odd = sum(port["is_odd"] and port["is_counted"] for port in infiniband["ports"])
+        return {"infiniband_ports": infiniband["active_ports"] + odd} if odd else {}
     # Four GPUs of a tray, or pairs of eight, have four ports.
     ports = SYSTEM_PORTS if len(rails) > SYSTEM_PORTS / 2 else len(rails)
     cards = {host.read(f"{CARDS}/{port['card']}/hca_type") for port in rails}

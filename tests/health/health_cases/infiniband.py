@@ -43,12 +43,9 @@ def roce_without_one(tree: Tree) -> None:
 
 CASES = [
     Case("limits.memlock.limited", NODE, {"proc/self/limits": own_limits(memlock="8388608")}),
-    Case(
-        "infiniband.port.down",
-        NODE,
-        {f"{PORT}/state": "1: DOWN\n", f"{PORT}/phys_state": "2: Polling\n", f"{PORT}/rate": "10 Gb/sec (4X SDR)\n"},
-        site={"expected": {"infiniband_ports": 8}},
-    ),
+    Case("infiniband.port.never_up", NODE, never_up(5)),
+    Case("infiniband.port.never_up", NODE, never_up(5), site={"expected": {"infiniband_ports": 8}}),
+    Case("infiniband.port.down", NODE, never_up(5) | {f"{PORT}/counters/link_downed": "1\n"}),
     Case("infiniband.port.not_configured", NODE, {f"{PORT}/state": "2: INIT\n"}),
     Case(
         "infiniband.ports.expected",
@@ -65,7 +62,7 @@ CASES = [
     Case("infiniband.ports.few", SYSTEM, roce_without_one),
     Case("infiniband.port.never_up", SYSTEM, never_up(*range(8))),
     Case("infiniband.port.never_up", NODE, never_up(*range(8)), site={"expected": {"infiniband_ports": 8}}),
-    Case("infiniband.port.down", SYSTEM, never_up(4)),
+    Case("infiniband.port.never_up", SYSTEM, never_up(4)),
     Case("infiniband.rate.expected", SYSTEM, at_200(range(8))),
     Case("infiniband.errors.counter_full", NODE, {f"{PORT}/counters/link_downed": "255\n"}),
     Case("infiniband.errors.counter_full", NODE, {f"{PORT}/counters/excessive_buffer_overrun_errors": "15\n"}),
