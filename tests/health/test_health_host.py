@@ -245,6 +245,13 @@ def test_ports_follow_from_the_gpus(source, tmp_path):
     assert not found(tree, tmp_path, {"expected": {"infiniband_ports": 0}}) & {"infiniband.ports.expected"}
 
 
+def test_a_port_that_is_down_has_no_rate(tmp_path):
+    """sysfs has the slowest there is; a fleet's nodes would be told of it besides that the port is down."""
+    tree = machines()["server"]() | port(0) | port(1, "10 Gb/sec (4X SDR)", state="1: DOWN", phys="2: Polling")
+    up, down = snapshot_of(tree, tmp_path).facts["infiniband"]["ports"]
+    assert (up["rate_gbit"], down["rate_gbit"]) == (400.0, Absent("the port has no link"))
+
+
 def test_the_site_knows_better_than_like_ports_how_many_are_wired(tmp_path):
     """Four of eight cards have a cable."""
     tree = machines()[SYSTEM]()

@@ -55,6 +55,7 @@ SYSTEM_NAMES = re.compile(r"\bH100 80GB HBM3|\bH200(?! NVL)|\bG?B200")
 SLOWER_CARDS = ("MT4113", "MT4115", "MT4117", "MT4119", "MT4121", "MT4123", "MT4125", "MT4127")
 """Connect-IB to ConnectX-6, which have no port of 400 Gb/s."""
 
+NO_STATE = ("DOWN", "NOP")
 NO_LINK = ("Disabled", "Polling")
 """Physical states of a port that has no cable, or one that leads to nothing."""
 
@@ -130,7 +131,7 @@ def _is_rail(port: dict[str, Any], groups: dict[tuple[str, ...], list[dict[str, 
 
 
 def _is_down(port: dict[str, Any]) -> bool:
-    return port["state"] in ("DOWN", "NOP")
+    return port["state"] in NO_STATE
 
 
 def _reason_to_be_up(port: dict[str, Any], has_cable: bool | None) -> str:
@@ -195,7 +196,9 @@ def _ports(host: Host, card: str) -> list[dict[str, Any]]:
 
 def _port(host: Host, card: str, name: str) -> dict[str, Any]:
     folder = f"{CARDS}/{card}/ports/{name}"
-    rate = host.read(f"{folder}/rate")
+    state = _word(host.read(f"{folder}/state"))
+    # Of a port that is down, sysfs has the slowest rate there is.
+    rate = Absent("the port has no link") if state in NO_STATE else host.read(f"{folder}/rate")
     gbit = re.match(r"([\d.]+) Gb/sec", rate) if isinstance(rate, str) else None
     missing = Unknown(f"{folder}/rate is strange: {rate[:40]!r}") if isinstance(rate, str) else rate
     kind = next((k for f in ("board_id", "hca_type") if isinstance(k := host.read(f"{CARDS}/{card}/{f}"), str)), "")
@@ -213,7 +216,7 @@ def _port(host: Host, card: str, name: str) -> dict[str, Any]:
         # The second port of a card may be one that nobody uses on any card.
         "place": (kind, str(layer), name, function),
         "layer": layer,
-        "state": _word(host.read(f"{folder}/state")),
+        "state": state,
         "phys_state": _word(host.read(f"{folder}/phys_state")),
         "rate_gbit": float(gbit[1]) if gbit else missing,
         **counters,
