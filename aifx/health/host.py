@@ -96,10 +96,15 @@ class Host:
 
     def link(self, path: str) -> str | Absent | Unknown:
         """Where a symbolic link points."""
-        return self._of_disk(path, lambda: os.readlink(self.path(path)))
+        return self._of_disk(path, lambda: os.readlink(self.path(path)), followed=os.path.dirname(path))
 
     def exists(self, path: str) -> bool:
-        return self.path(path).exists()
+        return self.path(path).exists() and not self._leads_out(path)
+
+    def _leads_out(self, path: str) -> bool:
+        """Whether links in a copy, which are absolute, lead to files of this machine."""
+        real, root = (os.path.realpath(p) for p in (self.path(path), self.root))
+        return not self.is_live and os.path.commonpath([real, root]) != root
 
     def run(self, *command: str, limit_s: float = 5.0) -> str | Absent | Unknown:
         """What a command says on stdout. `Absent` where there is no such command, `Unknown` where it fails or hangs."""
@@ -157,7 +162,14 @@ class Host:
         except ValueError as error:
             return Unknown(f"{name} is no JSON: {error}")
 
-    def _of_disk(self, path: str, read: Callable[[], T]) -> T | Absent | Unknown:
+    def _of_disk(self, path: str, read: Callable[[], T], followed: str | None = None) -> T | Absent | Unknown:
+        """What `read` reads at a path.
+
+        Args:
+            followed: the part of the path whose links are followed; None is all of it.
+        """
+        if not self.is_live and self._leads_out(path if followed is None else followed):
+            return Absent(f"{path} leads out of this copy")
         try:
             # A thread each is most of the time that a copy takes, and a disk that hangs ends the probe all the same.
             return within(READ_LIMIT_S, read, f"reading {path}") if self.is_live else read()

@@ -310,6 +310,14 @@ def test_the_name_of_a_copied_machine(changes, name, tmp_path):
     assert snapshot_of(tree | changes, tmp_path / "node-of-rack-4").host == name
 
 
+def test_a_link_of_a_copy_leads_to_no_file_of_this_machine(tmp_path):
+    (tmp_path / "here").write_text("this-machine\n")
+    tree = machines()["server"]() | {"etc/hostname": f"-> {tmp_path}/here"}
+    del tree["proc/sys/kernel/hostname"]
+    assert snapshot_of(tree, tmp_path / "n9").host == "n9"
+    assert not Host(tmp_path / "n9").exists("/etc/hostname")
+
+
 @pytest.mark.parametrize(
     ("driver", "preference", "is_slow"),
     [
