@@ -74,8 +74,9 @@ def _show(out: Output, a: Snapshot, b: Snapshot, found: Difference, all_: bool) 
     facts = [f for f in found.facts if all_ or not f.noise]
     if facts:
         out.print("")
-        columns = ["fact", "A", "B", *(["left out as"] if all_ else [])]
-        out.table(columns, [(f.fact, _cell(f.before), _cell(f.after), *([f.noise] if all_ else [])) for f in facts])
+        columns = ["fact", *(["left out as"] if all_ else []), "A -> B"]
+        rows = [(f.fact, *([f.noise] if all_ else []), f"{_cell(f.before)} -> {_cell(f.after)}") for f in facts]
+        out.table(columns, rows, wrap=True)
     if found.not_compared:
         rules = sum("." in name for name in found.not_compared)
         parts = [name for name in found.not_compared if "." not in name]

@@ -91,6 +91,17 @@ def test_the_list_of_rules_is_at_most_80_columns_wide_and_whole(capfd, monkeypat
     assert "infiniband.port.never_up critical state is one of DOWN, NOP" in " ".join(text.split())
 
 
+def test_a_difference_is_at_most_80_columns_wide_and_whole(screen, dark, tmp_path, capfd):
+    snapshots = [str(tmp_path / name) for name in ("good.json", "bad.json")]
+    for tree, snapshot in zip((machines()[SYSTEM](), dark), snapshots, strict=True):
+        screen(tree, "--record", snapshot)
+    run(["doctor", "diff", *snapshots])
+    text = capfd.readouterr().out
+    assert max(map(cell_len, text.splitlines())) <= 80
+    changed_fact = "ports[mlx5_0/1].expected_up_because its physical state is LinkUp -> nothing asks for it"
+    assert changed_fact in " ".join(text.split())
+
+
 def test_a_lost_nvme_drive_comes_before_its_disks_partitions_and_arrays(screen):
     lost = logged(
         "I/O error, dev nvme1n1, sector 2048 op 0x1:(WRITE) flags 0x3800 phys_seg 1 prio class 0",
