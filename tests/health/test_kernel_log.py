@@ -189,6 +189,14 @@ def test_the_files_of_a_copied_tree_are_read(path, tmp_path):
     assert snapshot_of(tree, tmp_path).facts["kernel_events"]["oom_kills"][0]["what"] == "python3"
 
 
+def test_a_log_that_could_not_be_captured_hides_no_other(tmp_path):
+    denied = "dmesg: read kernel buffer failed: Operation not permitted\n"
+    tree = server() | {KMSG: denied, "var/log/messages": f"Oct 10 03:06:54 n1 kernel: {LOST}\n"}
+    assert snapshot_of(tree, tmp_path).facts["xids"][0]["code"] == 79
+    del tree["var/log/messages"]
+    assert snapshot_of(tree, tmp_path).facts["kernel_log"]["untimed_line"] == denied.strip()
+
+
 def test_what_another_program_wrote_is_no_word_of_the_kernel():
     log = parse(f"2024-10-10T03:06:53+0000 n1 sh[12]: {LOST}\n2024-10-10T03:06:53+0000 n1 kernel: fine", now=NOW)
     assert not xids.facts(log.lines)["xids"]

@@ -124,21 +124,25 @@ def _read_kmsg() -> str:
 
 
 def _of_tree(host: Host) -> Log | Absent | Unknown:
-    """The first log of a copied tree that holds a word of the kernel."""
-    strange = ""
+    """The first log of a copied tree with a line of the kernel that is understood; otherwise the first with a line."""
+    strange: Log | Unknown | None = None
     for path in LOGS:
         found = host.tail(path, MOST_BYTES)
         if isinstance(found, Unknown):
             return found
-        if isinstance(found, tuple):
-            text, skipped = found
-            log = _parse(text.partition("\n")[2] if skipped else text, uptime=_uptime(host))
-            if any(line.text for line in log.lines):
-                return log if log.is_whole else replace(log, unread_chars=log.unread_chars + skipped)
-            strange = strange or (path if text.strip() and path != MESSAGES else "")
-    if strange:
-        return Unknown(f"aifx understands no line of {strange} as one of the kernel's", RECAPTURE)
-    return Absent(f"no kernel log here ({', '.join(LOGS)}), and no {KMSG}: {GRANT}")
+        if isinstance(found, Absent):
+            continue
+        text, skipped = found
+        log = _parse(text.partition("\n")[2] if skipped else text, uptime=_uptime(host))
+        log = log if log.is_whole else replace(log, unread_chars=log.unread_chars + skipped)
+        if not any(line.text for line in log.lines):
+            nothing = Unknown(f"aifx understands no line of {path} as one of the kernel's", RECAPTURE)
+            strange = strange or (nothing if text.strip() and path != MESSAGES else None)
+        elif log.untimed < len(log.lines):
+            return log
+        else:  # as of "dmesg: read kernel buffer failed"
+            strange = strange or log
+    return strange or Absent(f"no kernel log here ({', '.join(LOGS)}), and no {KMSG}: {GRANT}")
 
 
 def _uptime(host: Host) -> float | None:
