@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from aifx.nn.quantized import QuantizedMatrix
+from jax_kernels.dividing import varying, varying_axes
 from jax_kernels.products import is_bfloat16_on_cpu, product, row_major
 from jax_kernels.quantized_matmul import quantized_linear
 
@@ -28,10 +29,10 @@ def linear(x: jax.Array, weight: jax.Array | QuantizedMatrix, bias: jax.Array | 
     if isinstance(weight, QuantizedMatrix):
         y = quantized_linear(x, *weight)
     else:
-        y = _product(x, weight, False) if is_bfloat16_on_cpu(x, weight) else x @ weight
+        y = _product(*_varying_alike(x, weight), False) if is_bfloat16_on_cpu(x, weight) else x @ weight
     if bias is None:
         return y
-    return _add_bias(y, bias) if is_bfloat16_on_cpu(y, bias) else y + bias
+    return _add_bias(*_varying_alike(y, bias)) if is_bfloat16_on_cpu(y, bias) else y + bias
 
 
 def linear_at_least_float32(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -41,7 +42,12 @@ def linear_at_least_float32(x: jax.Array, weight: jax.Array) -> jax.Array:
     """
     if jnp.promote_types(x.dtype, weight.dtype).itemsize >= 4:
         return x @ weight
-    return _product(x, weight, True)
+    return _product(*_varying_alike(x, weight), True)
+
+
+def _varying_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Operands of a `custom_vjp` inside a `jax.shard_map(check_vma=True)`, whose gradients must vary as they do."""
+    return varying(arrays, varying_axes(arrays))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

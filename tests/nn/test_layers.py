@@ -10,6 +10,7 @@ import pytest
 
 from aifx.nn import layers
 from jax_kernels.rotary import rotary
+from jax_kernels.tuning import relative_error
 
 
 def test_gelus():
@@ -93,3 +94,14 @@ def test_dropout_keeps_the_mean():
     out = layers.dropout(x, 0.25, jax.random.key(0))
     assert float(out.mean()) == pytest.approx(1.0, abs=0.02)
     assert float((out == 0).mean()) == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_products_inside_a_shard_map(dtype):
+    """Each device has its rows, and the map checks how values vary: it adds up gradients of what all devices have."""
+    params, x = operands_of_two_layers(dtype)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    gradient = jax.grad(two_layers)
+    mapped = jax.shard_map(gradient, mesh=mesh, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P())
+    for name, got in jax.jit(mapped)(params, x).items():
+        assert relative_error(got, jax.jit(gradient)(params, x)[name]) < 1e-6
