@@ -266,8 +266,8 @@ class Training:
             return
         if (gain := bfloat16_gain()) > MUCH_FASTER:
             self.say(
-                f"this processor multiplies bfloat16 {gain:.1f} times as fast as float32, in which it trains: "
-                'train.precision = "bfloat16" uses that'
+                f"this run trains in float32; this processor multiplies bfloat16 {gain:.1f} times as fast: "
+                'set train.precision = "bfloat16" to use that'
             )
 
     def _report_changed_settings(self) -> None:

@@ -355,4 +355,4 @@ def test_a_processor_that_is_fast_in_bfloat16_is_mentioned_once(
     stopped(tiny, 4, *settings)
     tiny.train(*settings)
     log = tiny.run().log.read_text()
-    assert log.count('3.1 times as fast as float32, in which it trains: train.precision = "bfloat16"') == told
+    assert log.count('multiplies bfloat16 3.1 times as fast: set train.precision = "bfloat16"') == told
