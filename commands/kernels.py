@@ -102,7 +102,10 @@ def ls(json: JsonOption = False) -> None:
         winners = Winners(winners_path(), current_device())
         rows = []
         for key, choice in winners.choices().items():
-            op, call = read_key(key)
+            try:
+                op, call = read_key(key)
+            except (KeyError, TypeError):  # of another version of aifx
+                continue
             note = {} if is_current(op, choice) else {"reason": f"not used, its code has changed: {choice.reason}"}
             rows.append(_document(op, call, choice) | note)
         out.document({"device": _device(), "path": str(winners.path), "winners": rows})

@@ -12,8 +12,10 @@ from aifx.commands.main import run
 from aifx.config import load_config
 from aifx.kernels import project_calls
 from aifx.project import find_project
+from jax_kernels.attention import ATTENTION
 from jax_kernels.forms import current_device
 from jax_kernels.op import Op
+from jax_kernels.tuning import Winners
 
 TOML = """
 [model]
@@ -107,6 +109,19 @@ def test_the_tables(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Op, "source_digest", lambda op, form: "of a later version")
     (row,) = document(capsys, "ls")["winners"]
     assert row["reason"].startswith("not used, its code has changed: measured")
+
+
+@pytest.mark.parametrize("changes", [{"op": "of a later version"}, {"field_of_a_later_version": 1}], ids=str)
+def test_winners_of_another_version_are_not_listed(changes: dict[str, Any], capsys: Any, project: Path) -> None:
+    call = ATTENTION.call(1, 8, 8, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
+    winners = Winners(project / "cache" / "kernels", current_device())
+    winners.put(ATTENTION, call, ATTENTION.choice("xla", (), "measured"))
+    (key,) = winners.choices()
+    document_ = json.loads(winners.path.read_text())
+    document_["winners"][json.dumps(json.loads(key) | changes)] = document_["winners"][key]
+    winners.path.write_text(json.dumps(document_))
+    (row,) = document(capsys, "ls")["winners"]
+    assert row["op"] == "attention"
 
 
 def test_what_is_asked_for_and_cannot(capsys: Any) -> None:
