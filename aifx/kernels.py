@@ -103,8 +103,11 @@ def project_calls_isolated(project: Project, config: Config, *, say: Say) -> tup
 
     Raises EnvironmentFault if that process fails, and what `project_calls` raises.
     """
-    with Apart(_device_and_calls) as apart:
-        found = apart.do((project, config), math.inf)
+    try:
+        with Apart(_device_and_calls) as apart:
+            found = apart.do((project, config), math.inf)
+    except ChildProcessError as error:
+        found = Failure(str(error))
     if isinstance(found, Failure):
         raise EnvironmentFault("the project's programs cannot be traced", found.why, "aifx kernels explain")
     if isinstance(found, AifxError):

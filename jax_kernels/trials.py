@@ -41,7 +41,6 @@ class Apart:
         """`work` is a function of a module, since another process imports it."""
         self._work = work
         self._process: SpawnProcess | None = None
-        self._cannot_start: Failure | None = None
 
     def __enter__(self) -> Apart:
         return self
@@ -50,22 +49,26 @@ class Apart:
         self._end()
 
     def do(self, item: Any, limit_s: float | None = None) -> Any:
-        """What `work(item)` returns, or a Failure. LIMIT_S is the limit unless another is given; it may be infinite."""
-        if self._process is None and self._cannot_start is None:
-            self._cannot_start = self._start()
-        if self._cannot_start is not None:
-            return self._cannot_start
+        """What `work(item)` returns, or a Failure. LIMIT_S is the limit unless another is given; it may be infinite.
+
+        Raises ChildProcessError if no process starts: that says nothing about the item.
+        """
+        if self._process is not None and not self._process.is_alive():  # killed, or crashed after its last result
+            self._end()
+        if self._process is None:
+            self._start()
         self._pipe.send(item)
         return self._receive(LIMIT_S if limit_s is None else limit_s)
 
-    def _start(self) -> Failure | None:
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other_end = context.Pipe()
         self._process = context.Process(target=_serve, args=(other_end, self._work), daemon=True)
         self._process.start()
         other_end.close()
         started = self._receive(START_S)
-        return started if isinstance(started, Failure) else None
+        if isinstance(started, Failure):
+            raise ChildProcessError(f"a process to try kernels in does not start: {started.why}")
 
     def _receive(self, limit_s: float) -> Any:
         assert self._process is not None

@@ -47,10 +47,22 @@ def test_each_item_has_a_result_or_the_reason_why_it_has_none() -> None:
         os.kill(last, 0)
 
 
-def test_a_process_that_cannot_start_fails_each_item(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_start_is_no_failure_of_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be remembered as a failure of the kernel."""
     monkeypatch.setattr(trials, "START_S", 0.0)
+    with Apart(work) as apart, pytest.raises(ChildProcessError, match="does not start: not done after 0 s"):
+        apart.do("a")
+
+
+def test_a_process_that_died_after_its_last_result_is_replaced() -> None:
     with Apart(work) as apart:
-        assert [apart.do("a"), apart.do("b")] == [Failure("not done after 0 s")] * 2
+        _, first = apart.do("first")
+        os.kill(first, signal.SIGKILL)
+        assert apart._process is not None
+        apart._process.join()
+        item, second = apart.do("second")
+    assert item == "second"
+    assert first != second
 
 
 PARENT = """
