@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from itertools import count
@@ -45,7 +46,7 @@ def verify_kernels(project: Project, config: Config, run: RunDirectory, *, say: 
     elif global_state.process_id == 0:
         _verify_for_all(project, config, run, say)
     else:
-        _receive(run)
+        _receive()
 
 
 def may_have_accelerator() -> bool:
@@ -66,27 +67,37 @@ def _verify(
     """
     if run.kernels.exists():
         return None
+    folder = winners_path()
+    try:
+        make_private(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        say(f"kernels are not verified, since no verdict can be kept: {folder}: {error.strerror}")
+        return None
     try:
         device, calls = project_calls_isolated(project, config, say=lambda text: None)
     except AifxError:
         return None  # the run comes to it as well, and reports it
-    winners = Winners(winners_path(), device)
-    make_private(winners.path.parent)
+    winners = Winners(folder, device)
     asked = config.kernels.model_dump()
     open_calls = [found for found in calls if asked.get(found.op.name, AUTO) == AUTO]
     on_limit(sum(len(found.op.preference[device.platform]) for found in open_calls) * (START_S + LIMIT_S))
-    with Apart(check_or_time) as trials:
-        for found in open_calls:
-            verify(found.op, found.call, device, winners, trials, tell=say)
+    try:
+        with Apart(check_or_time) as trials:
+            for found in open_calls:
+                verify(found.op, found.call, device, winners, trials, tell=say)
+    except ChildProcessError as error:
+        say(f"not all kernels are verified: {error}")
     return device, winners
 
 
 def _verify_for_all(project: Project, config: Config, run: RunDirectory, say: Say) -> None:
-    client, numbers = global_state.client, count()
+    client, keys = global_state.client, _keys()
     assert client is not None
 
     def publish(**message: Any) -> None:
-        client.key_value_set(f"{_key(run)}/{next(numbers)}", json.dumps(message))
+        client.key_value_set(next(keys), json.dumps(message))
 
     try:
         found = _verify(project, config, run, say, on_limit=lambda limit_s: publish(limit_s=limit_s))
@@ -99,13 +110,13 @@ def _verify_for_all(project: Project, config: Config, run: RunDirectory, say: Sa
         publish(kind=found[0].kind, platform=found[0].platform, known=found[1].document())
 
 
-def _receive(run: RunDirectory) -> None:
+def _receive() -> None:
     client = global_state.client
     assert client is not None
     limit_s, what = TRACE_LIMIT_S, "process 0 did not verify the kernels of this run"
-    for number in count():
+    for key in _keys():
         try:
-            text = client.blocking_key_value_get(f"{_key(run)}/{number}", round(1000 * limit_s))
+            text = client.blocking_key_value_get(key, round(1000 * limit_s))
         except jax.errors.JaxRuntimeError as error:
             why = f"no verdict came: {str(error).splitlines()[0]}"
             raise EnvironmentFault(what, why, "read the log of process 0") from None
@@ -120,5 +131,11 @@ def _receive(run: RunDirectory) -> None:
         Winners(winners_path(), Device(message["platform"], message["kind"])).merge(message["known"])
 
 
-def _key(run: RunDirectory) -> str:
-    return f"aifx/kernels/{run.name}"
+_verifications = count()
+"""All processes count them alike. A run may be verified twice in one process, and no key can be set twice."""
+
+
+def _keys() -> Iterator[str]:
+    """Keys of the messages of process 0, in their order."""
+    verification = next(_verifications)
+    return (f"aifx/kernels/{verification}/{number}" for number in count())

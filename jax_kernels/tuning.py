@@ -136,7 +136,7 @@ class Winners:
             if {name: document[name] for name in self._head} != self._head:
                 raise ValueError("of another device, version or format")
             return _parse(document)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}, {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             aside = self.path.with_suffix(".damaged")
