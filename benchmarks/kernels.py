@@ -28,6 +28,7 @@ PEERS = {
     "jax.nn": "jax.nn",
     "tokamax": "tokamax",
     "cudnn": "cuDNN",
+    "cudnn_masked": "cuDNN with a mask",
     "products": "its three products alone",
 }
 GOALS = {
