@@ -291,13 +291,13 @@ def _vector_lanes() -> tuple[int, str]:
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the processor can do, as Linux names it: "avx512_bf16", "amx_bf16"; on ARM "bf16"."""
+    """The processor's features, by Linux's names: "avx512_bf16", "amx_bf16"; on ARM "bf16"."""
     info = _cpuinfo()
     return frozenset(info.get("flags", info.get("Features", "")).split())
 
 
 def cpu_vendor() -> str:
-    """ "Intel", "AMD", or the machine's name for its architecture, "aarch64"."""
+    """The processor's maker, "Intel" or "AMD"; of others the architecture, "aarch64"."""
     vendors = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
     return vendors.get(_cpuinfo().get("vendor_id", ""), platform.machine())
 

@@ -1,7 +1,7 @@
 """Products of bfloat16 as XLA's CPU backend multiplies them fast.
 
-It gives a product to the processor's matrix units only if both operands are row-major. What is transposed it widens to
-float32, or multiplies without those units: at a fifth of the rate on an Intel Xeon with AMX. The copy costs less.
+It gives a product to the processor's matrix units only if both operands are row-major. If one is transposed, it widens
+both to float32 or multiplies without those units: at a fifth of the rate on an Intel Xeon with AMX. A copy costs less.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def is_bfloat16_on_cpu(*arrays: jax.Array) -> bool:
 
 
 def row_major(x: jax.Array) -> jax.Array:
-    """An operand of a product, `[..., rows, columns]`; anything but bfloat16 on a CPU as it is.
+    """An operand of a product `[..., rows, columns]`, constrained to be row-major if it is bfloat16 on a CPU.
 
-    The operands of a gradient's products are others: write that out (`jax.custom_vjp`).
+    Autodiff would transpose the operands for the products of the gradient: define those too, by `jax.custom_vjp`.
     """
     if not is_bfloat16_on_cpu(x):
         return x
@@ -33,7 +33,7 @@ def row_major(x: jax.Array) -> jax.Array:
 def product(
     a: jax.Array, b: jax.Array, *, dtype: DTypeLike | None = None, precision: lax.Precision | None = None
 ) -> jax.Array:
-    """`a @ b` of matrices, as `dtype` or as the operands."""
+    """`a @ b` of matrices. The result is of `dtype`, or of the operands' type."""
     if not is_bfloat16_on_cpu(a, b):
         return jnp.matmul(a, b, precision=precision, preferred_element_type=dtype)
     # JAX 0.10.2 widens the operands where the result is narrow.

@@ -129,8 +129,8 @@ def repeated(program: Callable[..., Any], count: int) -> Callable[..., Any]:
 
     Optimization barriers tie an iteration's operands to a counter, and the counter to its results. XLA can then neither
     move work out of the loop nor leave an iteration out, as long as the program returns the counter. `count` is a
-    constant: a GPU whose loop could end after any iteration would wait for the host each time. An iteration adds two
-    scalars besides.
+    constant: a GPU whose loop could end after any iteration would wait for the host each time. The counter costs one
+    addition per iteration.
     """
 
     def run(*operands: Any) -> tuple[Any, jax.Array]:

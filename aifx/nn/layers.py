@@ -78,8 +78,8 @@ def _add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _add_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # XLA's CPU backend would sum rows of bfloat16 as emulated numbers. A product with eight rows of ones is none of a
-    # vector, which would not be given to the matrix units.
+    # XLA's CPU backend would sum the rows in emulated bfloat16. A product with ones does it in the matrix units, but not
+    # with a single row of them, which would be a product of a vector.
     ones = jnp.ones((8, gradient.shape[0]), gradient.dtype)
     return gradient, product(ones, gradient)[0]
 

@@ -1,7 +1,7 @@
 """What XLA compiles for a CPU in bfloat16: products that the processor's matrix units take, where it has them.
 
-They take row-major operands alone. What else there is XLA widens to float32 or multiplies without those units, which
-no machine without them shows in its times.
+They take row-major operands only. XLA widens others to float32, or multiplies them without those units. A machine
+without such units does not show the difference in its times, so these tests read the compiled programs.
 """
 
 import re
