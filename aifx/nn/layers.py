@@ -78,8 +78,8 @@ def _add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _add_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # XLA's CPU backend would sum the rows in emulated bfloat16. A product with ones does it in the matrix units, but not
-    # with a single row of them, which would be a product of a vector.
+    # XLA's CPU backend would sum the rows in emulated bfloat16. A product with ones sums them in the matrix units,
+    # which do not take a vector: hence eight rows.
     ones = jnp.ones((8, gradient.shape[0]), gradient.dtype)
     return gradient, product(ones, gradient)[0]
 
