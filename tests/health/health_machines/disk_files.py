@@ -32,7 +32,7 @@ def places(**changes: Any) -> str:
     }
     scratch = root | {"size_gib": 14304.0, "free_gib": 9120.7, "used_percent": 36.2}
     scratch |= {"device": "run /scratch/run", "mount_point": "/scratch"}
-    others = root | {"device": "cache /home/a/.cache/aifx, temp /tmp, root /", "mount_point": "/"}
+    others = root | {"device": "cache /home/user/.cache/aifx, temp /tmp, root /", "mount_point": "/"}
     return json.dumps([scratch, others | changes])
 
 
