@@ -13,7 +13,7 @@ from aifx.config.sections import Quantization
 from aifx.data.base import Say
 from aifx.errors import DataError
 from aifx.evaluate import (
-    READING,
+    SAFE_OVERRIDES,
     check_overrides,
     compile_sums,
     computation_params,
@@ -21,15 +21,15 @@ from aifx.evaluate import (
     metric_names,
     reports_of_step,
 )
-from aifx.gates import Gate, GateResult, check_names, judge, parse_gate
+from aifx.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate
 from aifx.kernels import run_choices
 from aifx.project import Project, RunDirectory
-from jax_kernels.choosing import using
+from jax_kernels.dispatch import using
 
 if TYPE_CHECKING:
-    from aifx.tasks.trained import Trained, Which
+    from aifx.tasks.trained import RestoredRun, Which
 
-DATASET_READING = (*READING, "data.text_field", "data.errors")
+DATASET_READING = (*SAFE_OVERRIDES, "data.text_field", "data.errors")
 """How a file is read. The model was not trained on it, so no setting moves text from one split to another."""
 
 
@@ -85,13 +85,13 @@ def evaluate_files(
 
     Takes and raises what `aifx.evaluate.evaluate` does. The data that the run was trained on is not read.
     """
-    from aifx.tasks.trained import open_trained
+    from aifx.tasks.trained import restore_run
 
     asked = [parse_gate(expr) for expr in gates]
     files = {path.resolve(): path for path in paths}
     digests = {path: _digest(path) for path in files.values()}
     check_overrides(run, project, overrides, DATASET_READING)
-    trained = open_trained(run, project, step=step, which=which, overrides=overrides, with_data=False, say=say)
+    trained = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False, say=say)
     all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
     quantize = trained.config.eval.quantize
     reports = []
@@ -102,7 +102,7 @@ def evaluate_files(
 
 
 def _measure(
-    trained: Trained, project: Project, digests: Mapping[Path, str], gates: Sequence[Gate], say: Say
+    trained: RestoredRun, project: Project, digests: Mapping[Path, str], gates: Sequence[Gate], say: Say
 ) -> Iterator[DatasetReport]:
     with using(run_choices(trained.run, trained.config, say=say, keep=False)):
         params, cast = computation_params(trained)
@@ -112,7 +112,7 @@ def _measure(
             check_names(gates, metric_names(task, trained.params, "test"))
         with using(run_choices(trained.run, trained.config, say=say, keep=False)):
             metrics = evaluate_split(task, params, "test", compiled=compile_sums(task, cast))
-        yield DatasetReport(_name(path, project), digest, metrics, judge(gates, metrics))
+        yield DatasetReport(_name(path, project), digest, metrics, evaluate_gates(gates, metrics))
 
 
 def _digest(path: Path) -> str:

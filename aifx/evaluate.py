@@ -18,7 +18,7 @@ from aifx.config.sections import Quantization
 from aifx.data.base import Batch, BatchSource, Say, Split
 from aifx.errors import DataError, UsageError
 from aifx.files import make_folders, read_file, remove_temporary
-from aifx.gates import Gate, GateResult, check_names, judge, parse_gate, scalars
+from aifx.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate, scalars
 from aifx.kernels import run_choices
 from aifx.nn.precision import cast_floating, compute_dtype
 from aifx.nn.quantized import quantize_matrices
@@ -27,17 +27,17 @@ from aifx.parsing import parse_json
 from aifx.progress import report_progress
 from aifx.project import Project, RunDirectory
 from aifx.tasks.base import Sums, Task, Totals
-from jax_kernels.choosing import using
+from jax_kernels.dispatch import using
 
 if TYPE_CHECKING:
-    from aifx.tasks.trained import Trained, Which
+    from aifx.tasks.trained import RestoredRun, Which
 
 Place: TypeAlias = Callable[[Batch], Mapping[str, jax.Array]]
 """Puts a batch on the devices (sharded over a mesh)."""
 
 Compiled: TypeAlias = Callable[[Params, Mapping[str, Any]], Sums]
 
-READING = ("data.eval_stride", "data.seq_len", "data.packing")
+SAFE_OVERRIDES = ("data.eval_stride", "data.seq_len", "data.packing")
 """How a split is read; nothing moves from one split to another by these."""
 
 
@@ -168,21 +168,21 @@ def evaluate(
     Args:
         split: None takes `eval.split`.
         gates: besides those of `eval.gates`.
-        step, which: the checkpoint, as `open_trained` takes them.
+        step, which: the checkpoint, as `restore_run` takes them.
         overrides: `--set` strings over the run's configuration.
 
     Raises UsageError for a malformed gate, one on a metric that does not exist, or overrides that divide the data
     otherwise than the run did, before anything is measured.
     """
-    from aifx.tasks.trained import open_trained
+    from aifx.tasks.trained import restore_run
 
     asked = [parse_gate(expr) for expr in gates]
     check_overrides(run, project, overrides)
     try:
-        trained = open_trained(run, project, step=step, which=which, overrides=overrides, say=say)
+        trained = restore_run(run, project, step=step, which=which, overrides=overrides, say=say)
         _compare_data(trained, project, say)
     except DataError as error:
-        opened = open_trained(run, project, step=step, which=which, overrides=overrides, with_data=False, say=say)
+        opened = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False, say=say)
         trained = _with_split_alone(opened, project, split, error, say)
     chosen: Split = split or trained.config.eval.split
     all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
@@ -198,7 +198,7 @@ def evaluate(
 
 
 def check_overrides(
-    run: RunDirectory, project: Project, overrides: Sequence[str], free: Sequence[str] = READING
+    run: RunDirectory, project: Project, overrides: Sequence[str], free: Sequence[str] = SAFE_OVERRIDES
 ) -> None:
     """Raises UsageError where overrides could put into the chosen split what the run was trained on."""
     if not overrides:
@@ -215,7 +215,9 @@ def check_overrides(
             )
 
 
-def _with_split_alone(trained: Trained, project: Project, split: Split | None, error: DataError, say: Say) -> Trained:
+def _with_split_alone(
+    trained: RestoredRun, project: Project, split: Split | None, error: DataError, say: Say
+) -> RestoredRun:
     """The task with the files of the split alone. Raises `error`, about the training data, if the split has none."""
     chosen: Split = split or trained.config.eval.split
     task = trained.task.with_split(chosen, project, say=say)
@@ -225,7 +227,7 @@ def _with_split_alone(trained: Trained, project: Project, split: Split | None, e
     return replace(trained, task=task)
 
 
-def _compare_data(trained: Trained, project: Project, say: Say) -> None:
+def _compare_data(trained: RestoredRun, project: Project, say: Say) -> None:
     """Say so when the data is not what the run was trained on: text that is held out now may have been learnt."""
     from aifx.config import read_config
     from aifx.runs import read_provenance
@@ -240,15 +242,15 @@ def _compare_data(trained: Trained, project: Project, say: Say) -> None:
         say(f"the data has changed since run {run.name} began: what is held out now may be what it learnt from")
 
 
-def _measure(trained: Trained, split: Split, gates: Sequence[Gate], say: Say) -> Report:
+def _measure(trained: RestoredRun, split: Split, gates: Sequence[Gate], say: Say) -> Report:
     quantization = trained.config.eval.quantize
     with using(run_choices(trained.run, trained.config, say=say, keep=False)):
         params, cast = computation_params(trained)
         metrics = evaluate_split(trained.task, params, split, compiled=compile_sums(trained.task, cast))
-    return Report(trained.run.name, trained.step, split, metrics, judge(gates, metrics), quantization)
+    return Report(trained.run.name, trained.step, split, metrics, evaluate_gates(gates, metrics), quantization)
 
 
-def computation_params(trained: Trained) -> tuple[Params, DTypeLike | None]:
+def computation_params(trained: RestoredRun) -> tuple[Params, DTypeLike | None]:
     """The parameters that evaluation and prediction compute with, and the dtype that they are still to be cast to.
 
     Raises UsageError where `eval.quantize` does not suit the task.

@@ -65,7 +65,7 @@ def check_names(gates: Iterable[Gate], known: Iterable[str]) -> None:
             raise UsageError(f"gate {gate.expr!r}: there is no metric {gate.name!r}", near, "aifx eval lists them all")
 
 
-def judge(gates: Iterable[Gate], metrics: Mapping[str, Any]) -> tuple[GateResult, ...]:
+def evaluate_gates(gates: Iterable[Gate], metrics: Mapping[str, Any]) -> tuple[GateResult, ...]:
     """Hold metrics against gates. Raises UsageError for a gate on a metric that does not exist."""
     numbers = scalars(metrics)
     chosen = tuple(gates)

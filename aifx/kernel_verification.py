@@ -20,10 +20,10 @@ from aifx.errors import AifxError, EnvironmentFault
 from aifx.kernels import project_calls_isolated, winners_path
 from aifx.private_folders import make_private
 from aifx.project import Project, RunDirectory
-from jax_kernels.choosing import AUTO
-from jax_kernels.forms import Device
-from jax_kernels.trials import LIMIT_S, START_S, Apart
-from jax_kernels.tuning import Winners, check_or_time, verify
+from jax_kernels.dispatch import AUTO
+from jax_kernels.implementations import Device
+from jax_kernels.trials import LIMIT_S, START_S, TrialProcess
+from jax_kernels.tuning import TuningCache, check_or_time, verify
 
 TRACE_LIMIT_S = 600.0
 """The other processes wait so long for process 0 to trace the project's programs."""
@@ -59,7 +59,7 @@ def may_have_accelerator() -> bool:
 
 def _verify(
     project: Project, config: Config, run: RunDirectory, say: Say, on_limit: Callable[[float], None]
-) -> tuple[Device, Winners] | None:
+) -> tuple[Device, TuningCache] | None:
     """The device and what is now known of its kernels; None if the run does not need that.
 
     Args:
@@ -79,17 +79,17 @@ def _verify(
         device, calls = project_calls_isolated(project, config, say=lambda text: None)
     except AifxError:
         return None  # the run comes to it as well, and reports it
-    winners = Winners(folder, device)
+    tuning_cache = TuningCache(folder, device)
     asked = config.kernels.model_dump()
     open_calls = [found for found in calls if asked.get(found.op.name, AUTO) == AUTO]
     on_limit(sum(len(found.op.preference[device.platform]) for found in open_calls) * (START_S + LIMIT_S))
     try:
-        with Apart(check_or_time) as trials:
+        with TrialProcess(check_or_time) as trials:
             for found in open_calls:
-                verify(found.op, found.call, device, winners, trials, tell=say)
+                verify(found.op, found.call, device, tuning_cache, trials, tell=say)
     except ChildProcessError as error:
         say(f"not all kernels are verified: {error}")
-    return device, winners
+    return device, tuning_cache
 
 
 def _verify_for_all(project: Project, config: Config, run: RunDirectory, say: Say) -> None:
@@ -128,7 +128,7 @@ def _receive() -> None:
         limit_s = START_S + message["limit_s"]
     if message:
         make_private(winners_path())
-        Winners(winners_path(), Device(message["platform"], message["kind"])).merge(message["known"])
+        TuningCache(winners_path(), Device(message["platform"], message["kind"])).merge(message["known"])
 
 
 _verifications = count()

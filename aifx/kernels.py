@@ -1,4 +1,5 @@
-"""The forms of jax_kernels that a run's programs are made of: chosen once, kept in the run, taken again at resume."""
+"""The implementations of jax_kernels that a run's programs are made of: chosen once, kept in the run, taken again at
+resume."""
 
 from __future__ import annotations
 
@@ -21,15 +22,15 @@ from aifx.parallel import DATA_AXIS
 from aifx.project import Project, RunDirectory, cache_path
 from aifx.runs import write_json
 from aifx.runs.binding import read_kernel_choices
-from jax_kernels.choosing import Choices, using
-from jax_kernels.dividing import Division
-from jax_kernels.forms import Device, current_device
+from jax_kernels.batch_sharding import Division
+from jax_kernels.dispatch import Choices, using
+from jax_kernels.implementations import Device, current_device
 from jax_kernels.op import Choice, Op
-from jax_kernels.trials import Apart, Failure
-from jax_kernels.tuning import Winners
+from jax_kernels.trials import Failure, TrialProcess
+from jax_kernels.tuning import TuningCache
 
 if TYPE_CHECKING:
-    from aifx.train.step import Recipe
+    from aifx.train.step import StepSpec
 
 
 SCHEMA_VERSION = 2
@@ -77,7 +78,7 @@ def run_choices(
     return Choices(
         made=made,
         asked=config.kernels.model_dump(),
-        measured=Winners(winners_path(), device),
+        measured=TuningCache(winners_path(), device),
         on_choice=write,
         tell=say,
         division=Division(mesh, DATA_AXIS) if mesh is not None and mesh.size > 1 else None,
@@ -104,7 +105,7 @@ def project_calls_isolated(project: Project, config: Config, *, say: Say) -> tup
     Raises EnvironmentFault if that process fails, and what `project_calls` raises.
     """
     try:
-        with Apart(_device_and_calls) as apart:
+        with TrialProcess(_device_and_calls) as apart:
             found = apart.do((project, config), math.inf)
     except ChildProcessError as error:
         found = Failure(str(error))
@@ -132,47 +133,47 @@ def project_calls(project: Project, config: Config, *, say: Say) -> list[Project
     """What a new run of the project would choose. Its programs are traced; nothing is compiled."""
     from aifx.parallel import make_mesh
     from aifx.tasks.registry import create_task
-    from aifx.train.step import make_recipe
+    from aifx.train.step import make_step_spec
 
     found: dict[str, ProjectCall] = {}
     with tempfile.TemporaryDirectory() as folder:
         run = RunDirectory(Path(folder))
         mesh = make_mesh(config.train.devices)
-        recipe = make_recipe(config, create_task(config, project, Path(folder), say=say), mesh)
+        step_spec = make_step_spec(config, create_task(config, project, Path(folder), say=say), mesh)
         programs = (("training", _training, mesh), ("evaluation", _evaluation, None), ("generation", _generation, None))
         for part, trace, shared in programs:
             with using(run_choices(run, config, say=say, mesh=shared, keep=False)) as choices:
-                trace(recipe, config)
-            for key, (op, call) in choices.met.items():
+                trace(step_spec, config)
+            for key, (op, call) in choices.seen_calls.items():
                 before = found[key].parts if key in found else ()
                 found[key] = ProjectCall(op, call, choices.made[key], (*before, part))
     return list(found.values())
 
 
-def _training(recipe: Recipe, config: Config) -> None:
+def _training(step_spec: StepSpec, config: Config) -> None:
     from aifx.train.state import abstract_state
     from aifx.train.step import lower_step
 
-    batch = recipe.task.source("train").read(0, slice(0, config.train.global_batch_size))
-    lower_step(recipe, abstract_state(recipe.specs, recipe.optimizer, recipe.mesh), batch)
+    batch = step_spec.task.source("train").read(0, slice(0, config.train.global_batch_size))
+    lower_step(step_spec, abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh), batch)
 
 
-def _evaluation(recipe: Recipe, config: Config) -> None:
+def _evaluation(step_spec: StepSpec, config: Config) -> None:
     from aifx.evaluate import compile_sums
 
-    source = recipe.task.evaluation_source(config.eval.split)
+    source = step_spec.task.evaluation_source(config.eval.split)
     if source.num_batches == 0:
         return
-    params = map_specs(lambda spec: spec.struct, recipe.specs)
-    jax.eval_shape(compile_sums(recipe.task, recipe.dtype), params, source.read(0, slice(0, source.batch_size)))
+    params = map_specs(lambda spec: spec.struct, step_spec.specs)
+    jax.eval_shape(compile_sums(step_spec.task, step_spec.dtype), params, source.read(0, slice(0, source.batch_size)))
 
 
-def _generation(recipe: Recipe, config: Config) -> None:
+def _generation(step_spec: StepSpec, config: Config) -> None:
     from aifx.generate import trace_generation
     from aifx.tasks.language import LanguageTask
 
-    if isinstance(recipe.task, LanguageTask):
-        trace_generation(recipe.task.model, max_tokens=config.generate.max_tokens, dtype=recipe.dtype)
+    if isinstance(step_spec.task, LanguageTask):
+        trace_generation(step_spec.task.model, max_tokens=config.generate.max_tokens, dtype=step_spec.dtype)
 
 
 def winners_path() -> Path:

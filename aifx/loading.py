@@ -14,14 +14,14 @@ from aifx.errors import UsageError
 from aifx.project import Project, RunDirectory
 
 if TYPE_CHECKING:
-    from aifx.tasks.trained import Trained, Which
+    from aifx.tasks.trained import RestoredRun, Which
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A trained model without the data that it was trained on."""
 
-    trained: Trained
+    trained: RestoredRun
     say: Say
 
     @property
@@ -69,10 +69,10 @@ def load_model(
     overrides: tuple[str, ...] = (),
     say: Say,
 ) -> LoadedModel:
-    """Open a run's model. Takes and raises what `aifx.tasks.open_trained` does."""
-    from aifx.tasks.trained import open_trained
+    """Open a run's model. Takes and raises what `aifx.tasks.restore_run` does."""
+    from aifx.tasks.trained import restore_run
 
-    trained = open_trained(run, project, step=step, which=which, overrides=overrides, with_data=False, say=say)
+    trained = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False, say=say)
     return LoadedModel(trained, say)
 
 

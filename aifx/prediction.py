@@ -18,10 +18,10 @@ from aifx.kernels import run_choices
 from aifx.nn.precision import cast_floating
 from aifx.nn.specs import Params
 from aifx.tasks.base import Task
-from jax_kernels.choosing import using
+from jax_kernels.dispatch import using
 
 if TYPE_CHECKING:
-    from aifx.tasks.trained import Trained
+    from aifx.tasks.trained import RestoredRun
 
 Predict: TypeAlias = Callable[[Batch], Mapping[str, np.ndarray]]
 """From a batch of a fixed number of examples to arrays `[examples, ...]`."""
@@ -40,7 +40,7 @@ def compile_predictions(task: Task, dtype: DTypeLike | None = None) -> Callable[
     return jax.jit(predict_step)
 
 
-def predict_rows(trained: Trained, rows: Iterable[Row], *, say: Say) -> Iterator[tuple[Row, dict[str, Any]]]:
+def predict_rows(trained: RestoredRun, rows: Iterable[Row], *, say: Say) -> Iterator[tuple[Row, dict[str, Any]]]:
     """Each row with its prediction, in order, computed as evaluation computes.
 
     The batch is `eval.batch_size`, else `train.global_batch_size`. Raises DataError naming the file and the line of a

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from aifx.best_by import AUTO, best_by_of, check_metric
 from aifx.config import Config, import_task
-from aifx.config.kinds import BUNDLED_METRICS, PER_CLASS_METRICS
-from aifx.config.mistakes import Mistake, refuse
+from aifx.config.diagnostics import Mistake, refuse
 from aifx.config.sections import LanguageDataSection, VisionDataSection
+from aifx.config.task_sections import BUNDLED_METRICS, PER_CLASS_METRICS
 from aifx.errors import ConfigError, DataError, UsageError
 from aifx.gates import check_names, parse_gate
 from aifx.project import Project

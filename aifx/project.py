@@ -77,8 +77,8 @@ class RunDirectory:
         return self.path / "digests.json"
 
     @property
-    def sinks(self) -> Path:
-        return self.path / "sinks"
+    def trackers(self) -> Path:
+        return self.path / "trackers"
 
     @property
     def profile(self) -> Path:
@@ -93,7 +93,7 @@ class RunDirectory:
 
     def check_entries(self) -> None:
         """Raise UnsafeFile if what aifx writes in the run is a link, a FIFO or a device: the run may be a copy."""
-        for folder in (self.checkpoints, self.eval, self.assets, self.sinks, self.profile):
+        for folder in (self.checkpoints, self.eval, self.assets, self.trackers, self.profile):
             check_folder(folder)
         for file in (self.lock, self.config, self.provenance, self.events, self.metrics, self.log, self.kernels):
             if os.path.lexists(file):

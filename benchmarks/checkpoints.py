@@ -94,16 +94,16 @@ def first_state(project: Path) -> State:
     from aifx.parallel import make_mesh
     from aifx.project import Project
     from aifx.tasks.registry import create_task
-    from aifx.train.beginning import initialize
+    from aifx.train.restore import initialize
     from aifx.train.state import abstract_state, to_tree
-    from aifx.train.step import make_recipe
+    from aifx.train.step import make_step_spec
 
     config = load_config(Project(project), ())
     task = create_task(config, Project(project), project / "assets", say=lambda _: None)
-    recipe = make_recipe(config, task, make_mesh("all"))
-    abstract = abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)
-    tree = to_tree(initialize(recipe, abstract), stacked=recipe.is_stacked)
-    return State(jax.block_until_ready(tree), to_tree(abstract, stacked=recipe.is_stacked))
+    step_spec = make_step_spec(config, task, make_mesh("all"))
+    abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
+    tree = to_tree(initialize(step_spec, abstract), stacked=step_spec.is_stacked)
+    return State(jax.block_until_ready(tree), to_tree(abstract, stacked=step_spec.is_stacked))
 
 
 def aifx_side(project: Path, repeats: int) -> Told:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from aifx.bench.enough import MOST_LAUNCHES, until_quiet, until_told
+from aifx.bench.adaptive import MOST_LAUNCHES, until_quiet, until_told
 from aifx.bench.estimate import LEAST_LAUNCHES, MIDDLE, UNDISTURBED, Launches, estimate
 from aifx.bench.fingerprint import Fingerprint
 from aifx.bench.results import Measured, Report, Request, Result
@@ -83,7 +83,7 @@ def main() -> None:
 
 def record(given: argparse.Namespace) -> None:
     """Write the launches' samples, in the order in which they ran."""
-    from aifx.host_memory import with_huge_pages
+    from aifx.huge_pages import with_huge_pages
     from aifx.runs.provenance import hardware, versions
     from aifx.scaffold import find_template, scaffold
 
@@ -117,18 +117,18 @@ def launch(given: argparse.Namespace) -> None:
     from aifx.parallel import make_mesh, place_batch
     from aifx.project import Project
     from aifx.tasks.registry import create_task
-    from aifx.train.beginning import initialize
+    from aifx.train.restore import initialize
     from aifx.train.state import abstract_state
-    from aifx.train.step import lower_step, make_recipe
+    from aifx.train.step import lower_step, make_step_spec
 
     project = Project(given.project)
     config = load_config(project, ())
     task = create_task(config, project, given.project / "run", say=lambda _: None)
-    recipe = make_recipe(config, task, make_mesh("all"))
-    abstract = abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)
+    step_spec = make_step_spec(config, task, make_mesh("all"))
+    abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
     first = task.source("train").read(0, slice(0, config.train.global_batch_size))
-    step_fn: Any = lower_step(recipe, abstract, first).compile()
-    batch, state = place_batch(first, recipe.mesh), initialize(recipe, abstract)
+    step_fn: Any = lower_step(step_spec, abstract, first).compile()
+    batch, state = place_batch(first, step_spec.mesh), initialize(step_spec, abstract)
 
     def step() -> Any:
         nonlocal state

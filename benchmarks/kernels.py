@@ -1,9 +1,10 @@
-"""The kernels of jax_kernels against jax.nn, tokamax and the plain form of each op, by `aifx bench kernels`.
+"""The kernels of jax_kernels against jax.nn, tokamax and the reference of each op, by `aifx bench kernels`.
 
     python benchmarks/kernels.py [--rounds 2] [--op attention ...]
 
-Ours is the fastest of an op's own forms on this device, the plain form (`reference`, what one would write) and cuDNN
-not among them. A round is a launch of the bench, in which all forms and peers of a case are timed in turn.
+Ours is the fastest of an op's own implementations on this device, the reference (`reference`, what one would write)
+and cuDNN not among them. A round is a launch of the bench, in which all implementations and peers of a case are timed
+in turn.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from aifx.bench.results import Report, Result
 
 PEERS = {
-    "reference": "the plain form",
+    "reference": "the reference",
     "jax.nn": "jax.nn",
     "tokamax": "tokamax",
     "cudnn": "cuDNN",
@@ -71,17 +72,17 @@ def rows_of(measured: Report) -> Iterator[dict[str, Any]]:
     cases: dict[tuple[str, str, str], dict[str, Result]] = {}
     for result in measured.results:
         case = (result.name.partition(".")[2], str(result.params["case"]), str(result.params["dtype"]))
-        cases.setdefault(case, {})[str(result.params["form"])] = result
-    for (op, case, dtype), forms in cases.items():
-        own = [result for form, result in forms.items() if form not in PEERS]
+        cases.setdefault(case, {})[str(result.params["implementation"])] = result
+    for (op, case, dtype), implementations in cases.items():
+        own = [result for implementation, result in implementations.items() if implementation not in PEERS]
         if not own:
             continue
         ours = min(own, key=lambda result: result.median_s)
-        for form, words in PEERS.items():
-            if form in forms:
+        for implementation, words in PEERS.items():
+            if implementation in implementations:
                 what = f"{op}, {case}, {dtype}"
-                work = Work(form, what, GOALS.get((what, form)))
-                yield side_by_side.row(work, ours.samples_s, forms[form].samples_s, words)
+                work = Work(implementation, what, GOALS.get((what, implementation)))
+                yield side_by_side.row(work, ours.samples_s, implementations[implementation].samples_s, words)
 
 
 def absence(measured: Report) -> str:

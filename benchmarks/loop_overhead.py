@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aifx.host_memory import restart_with_huge_pages
+from aifx.huge_pages import restart_with_huge_pages
 
 GOALS = {"loop": 1.01, "loop + checkpoints": 1.03}
 SAVE_EVERY = 50

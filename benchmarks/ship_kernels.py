@@ -1,8 +1,9 @@
-"""Measure every config of every form on this device, and write what wins into the package's table of such devices.
+"""Measure every config of every implementation on this device, and write what wins into the package's table of such
+devices.
 
     python benchmarks/ship_kernels.py [--op attention] [--case NAME] [--dtype bfloat16]
 
-`aifx bench kernels` compares the forms with each other, jax.nn and tokamax.
+`aifx bench kernels` compares the implementations with each other, jax.nn and tokamax.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any
 
 import jax
 
-from jax_kernels.forms import Device, current_device
+from jax_kernels.builtin_configs import TABLES, file_name
+from jax_kernels.implementations import Device, current_device
 from jax_kernels.op import Choice, Op, call_key
 from jax_kernels.ops import OPS, benchmark_cases, dtypes
-from jax_kernels.shipped import TABLES, file_name
-from jax_kernels.trials import Apart
+from jax_kernels.trials import TrialProcess
 from jax_kernels.tuning import check_or_time, tune
 
 
@@ -30,31 +31,31 @@ def main() -> None:
     parser.add_argument("--dtype", help="bfloat16 on accelerators, float32 on a CPU when not given")
     arguments = parser.parse_args()
     device = current_device()
-    winners = {}
+    tuning_cache = {}
     for name in arguments.op or OPS:
         asked = arguments.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
         dtype = asked if asked in dtypes(OPS[name]) else dtypes(OPS[name])[0]
         for case in benchmark_cases(OPS[name], device.platform):
             if not arguments.case or case.name in arguments.case:
                 call = case.call(dtype)
-                winners[call_key(name, call)] = _winner(OPS[name], call, device)
-                print(f"{name}, {case.name}: {winners[call_key(name, call)]}")
-    ship(winners)
+                tuning_cache[call_key(name, call)] = _winner(OPS[name], call, device)
+                print(f"{name}, {case.name}: {tuning_cache[call_key(name, call)]}")
+    ship(tuning_cache)
 
 
 def _winner(op: Op, call: Any, device: Device) -> Choice:
-    with Apart(check_or_time) as trials:
+    with TrialProcess(check_or_time) as trials:
         return tune(op, call, device, trials, tell=lambda text: print(f"  {text}"))[0]
 
 
-def ship(winners: dict[str, Any]) -> None:
+def ship(tuning_cache: dict[str, Any]) -> None:
     """Write the table of this kind of device, beside what it holds of other calls."""
     device = current_device()
     path = TABLES / f"{file_name(device)}.json"
     before = json.loads(path.read_text())["winners"] if path.exists() else {}
     machine = platform.processor() or platform.machine()
     where = f"{machine}, jax {jax.__version__}, {datetime.datetime.now(datetime.UTC).date()}"
-    new = {key: choice.document() | {"reason": f"{choice.reason} ({where})"} for key, choice in winners.items()}
+    new = {key: choice.document() | {"reason": f"{choice.reason} ({where})"} for key, choice in tuning_cache.items()}
     path.parent.mkdir(exist_ok=True)
     path.write_text(
         json.dumps({"device": device.kind, "winners": dict(sorted((before | new).items()))}, indent=1) + "\n"

@@ -299,7 +299,7 @@ def own(file: str, side: str, *options: str) -> list[str]:
 
 def training_environment() -> dict[str, str]:
     """That in which `aifx train` runs; PyTorch, which keeps its own blocks of memory, is as fast without."""
-    from aifx.host_memory import with_huge_pages
+    from aifx.huge_pages import with_huge_pages
 
     return with_huge_pages(os.environ) or dict(os.environ)
 

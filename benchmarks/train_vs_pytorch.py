@@ -211,9 +211,9 @@ def aifx_side(job: Job, steps: list[tuple[np.ndarray, np.ndarray]]) -> Told:
     from aifx.parallel import make_mesh, place_batch
     from aifx.project import Project
     from aifx.tasks.language import LanguageTask
-    from aifx.train.beginning import initialize
+    from aifx.train.restore import initialize
     from aifx.train.state import abstract_state
-    from aifx.train.step import lower_step, make_recipe
+    from aifx.train.step import lower_step, make_step_spec
 
     class Characters(LanguageTask):
         """The language task with batches from here."""
@@ -238,16 +238,16 @@ def aifx_side(job: Job, steps: list[tuple[np.ndarray, np.ndarray]]) -> Told:
         config = load_config(Project(Path(folder)), [f"{k}={v}" for k, v in settings.items()], {})
     mesh = make_mesh()
     task = Characters(Decoder(config.model, vocab_size=model.vocab, max_seq_len=model.seq), config)
-    recipe = make_recipe(config, task, mesh)
-    abstract = abstract_state(recipe.specs, recipe.optimizer, mesh)
-    state = initialize(recipe, abstract)
+    step_spec = make_step_spec(config, task, mesh)
+    abstract = abstract_state(step_spec.specs, step_spec.optimizer, mesh)
+    state = initialize(step_spec, abstract)
     if not job.weights.exists():
         leaves = jax.tree_util.tree_leaves_with_path(state.params)
         named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}
         np.savez(job.weights, **named)
     ones = np.ones((model.batch, model.seq), np.float32)
     batches = [{"inputs": x, "targets": y, "weights": ones} for x, y in steps]
-    compiled = lower_step(recipe, abstract, batches[0]).compile()
+    compiled = lower_step(step_spec, abstract, batches[0]).compile()
 
     def step(batch: dict[str, np.ndarray]) -> jax.Array:
         nonlocal state

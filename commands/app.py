@@ -43,7 +43,7 @@ COMMANDS: dict[str, Entry] = {
     "ckpt": Entry("ckpt", "app", "List and show checkpoints.", LOOK),
     "doctor": Entry("doctor", "app", "Check the health of this machine, and tell what to do next.", HEALTH),
     "bench": Entry("bench", "app", "Measure this machine and project, compare, and gate regressions.", HEALTH),
-    "kernels": Entry("kernels", "app", "Explain, tune and list the forms of the hot loops.", SETUP),
+    "kernels": Entry("kernels", "app", "Explain, tune and list the implementations of the hot loops.", SETUP),
     "config": Entry("config", "app", "Show, check and describe the configuration.", SETUP),
 }
 

@@ -61,7 +61,8 @@ def kernels(
     *,
     how: Measuring,
 ) -> None:
-    """Measure each op of jax_kernels in each of its forms, against jax.nn and tokamax where they can say the same.
+    """Measure each op of jax_kernels in each of its implementations, against jax.nn and tokamax where they can say the
+    same.
 
     Examples:
         aifx bench kernels --op attention
@@ -196,7 +197,7 @@ def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measurin
 
 def _until_quiet(out: Output, report: Report, running: Running, max_noise: float) -> Report:
     """With more launches where it is too noisy to be a baseline."""
-    from aifx.bench.enough import until_quiet
+    from aifx.bench.adaptive import until_quiet
     from aifx.bench.store import told_noisy
 
     def more(noisy: list[Result], counts: dict[str, int]) -> Report:
@@ -229,7 +230,7 @@ class Running:
         """Args:
         accept: as `Launches` takes it.
         """
-        from aifx.bench.launches import Launches
+        from aifx.bench.runner import Launches
         from aifx.commands.bench_report import line_of
 
         self._launches = Launches(request, out.say, lambda found: out.say(f"  {line_of(found)}"), accept)
@@ -237,10 +238,10 @@ class Running:
 
     def launch(self, counts: Mapping[str, int]) -> Report:
         """Suites so many times more; what was measured until then, whole or not."""
-        from aifx.bench import ceilings
+        from aifx.bench import measured_peaks
         from aifx.bench.store import keep_last
 
-        report = ceilings.keep(self._launches.run(counts))
+        report = measured_peaks.keep(self._launches.run(counts))
         self._kept = keep_last(report) if report.results else ""
         return report
 

@@ -120,8 +120,8 @@ def _measure(
 ) -> tuple[Running, Report, Gated]:
     """What the baseline's request asks for, measured now, each suite as often as then; what may be slower is launched
     until that can be told."""
+    from aifx.bench.adaptive import until_told
     from aifx.bench.compare import chosen
-    from aifx.bench.enough import until_told
     from aifx.bench.estimate import LEAST_LAUNCHES
     from aifx.commands.bench import Running, check, told_more
 

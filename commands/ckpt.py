@@ -142,7 +142,7 @@ def _print(
     damage: list[str],
     entries: list[dict[str, Any]],
 ) -> None:
-    from aifx.commands.words import date, figure
+    from aifx.commands.format import date, figure
     from aifx.runs import readable_bytes
 
     score = info.score

@@ -27,7 +27,7 @@ def complete_template(incomplete: str) -> list[tuple[str, str]]:
 
 def complete_section(incomplete: str) -> list[tuple[str, str]]:
     """Sections of the configuration."""
-    from aifx.config.resolved import SECTION_NAMES, section_models
+    from aifx.config.config import SECTION_NAMES, section_models
 
     found = {name: (section_models(name)[0].__doc__ or "").partition("\n")[0] for name in SECTION_NAMES}
     return [(name, summary) for name, summary in found.items() if name.startswith(incomplete)]
@@ -63,8 +63,8 @@ def complete_setting(incomplete: str) -> list[tuple[str, str]]:
 
 def _values(name: str) -> list[str]:
     """`section.key=value` for the values that a key can have, or for its default. None that a shell would interpret."""
-    from aifx.config.mistakes import choices
-    from aifx.config.resolved import section_models
+    from aifx.config.config import section_models
+    from aifx.config.diagnostics import choices
     from aifx.config.schema import properties
 
     section, _, key = name.removesuffix("=").partition(".")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from aifx.commands.terminal import Output
     from aifx.config import Config, Setting
-    from aifx.config.kinds import TaskSections
+    from aifx.config.task_sections import TaskSections
 
 app = typer.Typer(
     help="""Show, check and describe the configuration.
@@ -108,7 +108,7 @@ def keys(
     Inside a project with a task of its own, it includes that task's keys. This imports the task's module.
     """
     from aifx.config import settings
-    from aifx.config.resolved import SECTION_NAMES
+    from aifx.config.config import SECTION_NAMES
     from aifx.errors import UsageError, did_you_mean
 
     with terminal(json) as out:
@@ -198,7 +198,7 @@ def _painted(toml: str) -> Text:
 
 
 def _default(setting: Setting) -> str:
-    from aifx.config.writing import literal
+    from aifx.config.toml import literal
 
     return "(not set)" if setting.default is None else literal(setting.default)
 

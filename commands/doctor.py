@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from aifx.commands import doctor_fleet as fleet
-from aifx.commands.doctor_bisect import BUDGET_S, bisect, collective_test
+from aifx.commands.doctor_bisect import BUDGET_S, bisect, collective_worker
 from aifx.commands.doctor_diff import diff
 from aifx.commands.doctor_formats import Format, for_monitor, tell
-from aifx.commands.doctor_options import OnlyOption, ReplayOption, RootOption, SiteOption, SkipOption, code_of
+from aifx.commands.doctor_options import OnlyOption, ReplayOption, RootOption, SiteOption, SkipOption, exit_code
 from aifx.commands.doctor_slurm import slurm
 from aifx.commands.options import JsonOption
 from aifx.commands.stopping import sigterm_as_ctrl_c
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 app.command()(diff)
 app.command()(bisect)
-app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(collective_test)
+app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(collective_worker)
 app.add_typer(slurm)
 
 HtmlOption = Annotated[
@@ -118,7 +118,7 @@ def doctor(
     if ctx.invoked_subcommand is not None:
         _nothing_before(ctx)
         return
-    looking = Looking(
+    looking = NodeOptions(
         root,
         record,
         replay,
@@ -132,7 +132,7 @@ def doctor(
     )
     ways = (hosts, of_slurm, agents or (), timeout, at_once, remote)
     trust = (token_file, insecure_token, tls_ca)
-    asking = fleet.Asking(*ways, *trust, with_bisect, budget, only or (), skip or (), sample, looking.stress)
+    asking = fleet.FleetOptions(*ways, *trust, with_bisect, budget, only or (), skip or (), sample, looking.stress)
     with terminal(json) if form is Format.TEXT else for_monitor(json) as out:
         from aifx.health.rules import read_site
 
@@ -145,7 +145,7 @@ def doctor(
 
 
 @dataclass(frozen=True)
-class Looking:
+class NodeOptions:
     """How one machine is looked at, and what becomes of it; the options of these names."""
 
     root: Path | None
@@ -161,7 +161,7 @@ class Looking:
 
 
 def _check_node(
-    out: Output, looking: Looking, form: Format, site: Site, only: Sequence[str], skip: Sequence[str]
+    out: Output, looking: NodeOptions, form: Format, site: Site, only: Sequence[str], skip: Sequence[str]
 ) -> NoReturn:
     from aifx.commands.doctor_report import show
     from aifx.commands.doctor_stress import show_stress
@@ -185,10 +185,10 @@ def _check_node(
     if looking.stress:
         show_stress(out, snapshot.facts["stress"])
     out.tell(faults)
-    raise SystemExit(int(ended) or code_of(report.status, looking.strict, faults))
+    raise SystemExit(int(ended) or exit_code(report.status, looking.strict, faults))
 
 
-def _keep(looking: Looking, snapshot: Snapshot, report: Report, ids: list[str]) -> list[EnvironmentFault]:
+def _keep(looking: NodeOptions, snapshot: Snapshot, report: Report, ids: list[str]) -> list[EnvironmentFault]:
     """Writes the files that were asked for; what could not be written must not keep the report from being told."""
     faults = []
     if looking.record is not None:
@@ -214,7 +214,7 @@ def _keep(looking: Looking, snapshot: Snapshot, report: Report, ids: list[str]) 
     return faults
 
 
-def _snapshot(out: Output, looking: Looking, rules: list[Rule]) -> tuple[ExitCode, Snapshot]:
+def _snapshot(out: Output, looking: NodeOptions, rules: list[Rule]) -> tuple[ExitCode, Snapshot]:
     """What is judged, and the code of a stress that was ended. Raises UsageError for options at odds."""
     from aifx.health.check import collect
     from aifx.health.host import Host

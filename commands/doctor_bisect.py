@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from aifx.commands.doctor_options import code_of
+from aifx.commands.doctor_options import exit_code
 from aifx.commands.options import JsonOption
 from aifx.commands.stopping import sigterm_as_ctrl_c
 from aifx.commands.terminal import Output, terminal
@@ -106,7 +106,7 @@ def bisect_fleet(
 def _program(remote: str) -> tuple[str, ...]:
     import shlex
 
-    return (*shlex.split(remote), "doctor", "collective-test")
+    return (*shlex.split(remote), "doctor", "collective-worker")
 
 
 def _search(
@@ -135,13 +135,13 @@ def _search(
     return result, stop.code if result.why == "interrupted" else ExitCode.OK
 
 
-def collective_test(ctx: typer.Context) -> None:
+def collective_worker(ctx: typer.Context) -> None:
     """Run one rank of a collective test: what `aifx doctor bisect` starts on each node.
 
     Examples:
-        aifx doctor collective-test --rank 0 --size 2 --coordinator n1:29400
+        aifx doctor collective-worker --rank 0 --size 2 --coordinator n1:29400
     """
-    from aifx.health.collective_test import main
+    from aifx.health.collective_worker import main
 
     raise SystemExit(main(ctx.args))
 
@@ -191,7 +191,7 @@ def _answer(out: Output, result: BisectResult, num_nodes: int, ended: ExitCode) 
         show_findings(out, report.findings)
         if result.suspects:
             out.print(f"not cleared: {', '.join(result.suspects)}")
-    raise SystemExit(int(ended) or code_of(report.status, strict=False))
+    raise SystemExit(int(ended) or exit_code(report.status, strict=False))
 
 
 def show_search(out: Output, result: BisectResult, num_nodes: int) -> None:

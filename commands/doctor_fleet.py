@@ -18,7 +18,7 @@ import typer
 
 from aifx.commands import stopping
 from aifx.commands.doctor_bisect import BUDGET_S, bisect_fleet, show_search
-from aifx.commands.doctor_options import code_of
+from aifx.commands.doctor_options import exit_code
 from aifx.commands.terminal import Output
 from aifx.errors import EnvironmentFault, ExitCode, UsageError
 
@@ -89,7 +89,7 @@ BudgetOption = Annotated[
 
 
 @dataclass(frozen=True)
-class Asking:
+class FleetOptions:
     """The options that say which nodes are asked, and how."""
 
     hosts: Path | None = None
@@ -180,7 +180,7 @@ class Targets:
         return list(dict.fromkeys([*self.ssh, *self.slurm, *self.agents]))
 
 
-def targets_of(asking: Asking) -> Targets:
+def targets_of(asking: FleetOptions) -> Targets:
     """Raises UsageError."""
     from aifx.health.fleet.hosts import is_address, read_hosts, slurm_hosts
 
@@ -208,7 +208,7 @@ def targets_of(asking: Asking) -> Targets:
     return Targets(tuple(ssh), tuple(slurm), tuple(agents))
 
 
-def ask(out: Output, asking: Asking, record: Path | None = None) -> tuple[list[Node], list[str], ExitCode]:
+def ask(out: Output, asking: FleetOptions, record: Path | None = None) -> tuple[list[Node], list[str], ExitCode]:
     """The nodes that were heard, those that were not because it was ended (Ctrl-C, SIGTERM), and the code for that."""
     code = ExitCode.OK
     targets = targets_of(asking)
@@ -286,7 +286,7 @@ def _progress(out: Output, targets: Targets, found: dict[str, Node]) -> Iterator
         yield lambda: status.update(words())
 
 
-def is_asked(ctx: typer.Context, asking: Asking, replay: Path | None) -> bool:
+def is_asked(ctx: typer.Context, asking: FleetOptions, replay: Path | None) -> bool:
     """Whether the command line means a fleet. Raises UsageError for options that do not go together."""
     from aifx.health.fleet.record import is_record
 
@@ -317,7 +317,7 @@ def _is_given(ctx: typer.Context, name: str) -> bool:
 
 def check_fleet(
     out: Output,
-    asking: Asking,
+    asking: FleetOptions,
     site: Site,
     *,
     strict: bool,
@@ -327,7 +327,7 @@ def check_fleet(
 ) -> NoReturn:
     """Asks, judges and tells. Ends the command: 0, 1 or 2 as for a node, 130 or 75 where it was ended."""
     from aifx.commands.doctor_fleet_report import show_fleet
-    from aifx.health.fleet.judge import assess
+    from aifx.health.fleet.evaluate_rules import assess
     from aifx.health.fleet.record import read_record
 
     _know([*asking.only, *asking.skip], site)
@@ -360,12 +360,12 @@ def check_fleet(
         out.print("")
         show_search(out, search, sum(node.report is not None for node in nodes))
     out.tell(faults)
-    raise SystemExit(int(ended) or code_of(report.status, strict, faults))
+    raise SystemExit(int(ended) or exit_code(report.status, strict, faults))
 
 
 def _know(patterns: Sequence[str], site: Site) -> None:
     """Raises UsageError for a pattern that fits no finding, of nodes or across them."""
-    from aifx.health.fleet.judge import fleet_ids
+    from aifx.health.fleet.evaluate_rules import fleet_ids
     from aifx.health.rules import fits, load_rules, select
 
     rules = load_rules(site).values()

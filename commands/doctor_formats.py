@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import NoReturn
 
-from aifx.commands.callers import NPD_LENGTH, Told, cut
+from aifx.commands.monitor_protocols import NPD_LENGTH, ProtocolExit, cut
 from aifx.commands.terminal import Output
 from aifx.errors import UsageError
 from aifx.health.report import SEVERITIES, Finding, Report, counts
@@ -66,7 +66,7 @@ def tell(report: Report, form: Format, strict: bool) -> NoReturn:
     line, code = nagios(report) if form is Format.NAGIOS else npd(report, strict)
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()  # one that cannot be written is no verdict
-    raise Told(code)
+    raise ProtocolExit(code)
 
 
 def _worst(report: Report) -> str:

@@ -37,7 +37,7 @@ ReplayOption = Annotated[
 ]
 
 
-def code_of(status: str, strict: bool, faults: Sequence[AifxError] = ()) -> int:
+def exit_code(status: str, strict: bool, faults: Sequence[AifxError] = ()) -> int:
     """The exit code of a report; a file that was asked for and could not be written counts as unknown."""
     code = {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(status, 0)
     return 1 if status == "unhealthy" else max(code, 2 * bool(faults))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aifx.commands.app import Command, Group
-from aifx.commands.callers import Told, log
 from aifx.commands.doctor_options import OnlyOption, ReplayOption, RootOption, SiteOption, SkipOption
+from aifx.commands.monitor_protocols import ProtocolExit, log
 from aifx.commands.options import DryRunOption
 from aifx.commands.terminal import Output
 from aifx.sanitize import one_line
@@ -99,7 +99,7 @@ def prolog(
     if dry_run:
         return
     log(f"aifx doctor slurm: {told}", is_error=True)
-    raise Told(PROLOG_UNHEALTHY)
+    raise ProtocolExit(PROLOG_UNHEALTHY)
 
 
 def node_name() -> str:
@@ -117,9 +117,9 @@ def _look(
 ) -> Verdict:
     """The verdict. Raises EnvironmentFault where there is none within the limit."""
     began = time.monotonic()
-    from aifx.health.apart import Asked, check_apart
+    from aifx.health.isolated_check import Asked, run_isolated_check
     from aifx.health.slurm import verdict_of
 
     paths = [str(path) if path else None for path in (site, root, replay)]
     asked = Asked(tuple(only or ()), tuple(skip or ()), LEFT_OUT, *paths)
-    return verdict_of(*check_apart(asked, limit_s - (time.monotonic() - began)))
+    return verdict_of(*run_isolated_check(asked, limit_s - (time.monotonic() - began)))

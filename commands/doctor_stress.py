@@ -34,9 +34,9 @@ def _rows(stress: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str | None
             yield name, f"after {one['seconds']:.0f} s of load", rate, _share(one["kept"], "the first")
     for one in _list(stress["collectives"]):
         yield "all", str(one["device"]), _rate(one.get("bus_gb_s", one.get("gb_s")), "GB/s"), None
-    for one in _list(stress["census"]):
+    for one in _list(stress["consistency"]):
         same = "alike" if not one["num_odd"] + one["num_unsteady"] + one["num_inexact"] else "not alike"
-        yield one["device"], f"census of {one['programs']} programs", f"{one['runs']} runs", same
+        yield one["device"], f"consistency check of {one['programs']} programs", f"{one['runs']} runs", same
 
 
 def _list(value: Any) -> list[Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from aifx.config.sections import GenerateSection
     from aifx.data.base import Say
-    from aifx.tasks import Writer
+    from aifx.tasks import LoadedGenerator
 
 
 PromptOption = Annotated[
@@ -84,9 +84,9 @@ def generate(
         directory = project.existing_run(run)
         if prompt == "-":
             given["prompt"] = _read_stdin()
-        from aifx.tasks import open_writer
+        from aifx.tasks import load_generator
 
-        writer = open_writer(directory, project, step=at, which=which, overrides=set_ or (), say=out.say)
+        writer = load_generator(directory, project, step=at, which=which, overrides=set_ or (), say=out.say)
         settings = writer.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
         writing = _write(writer, settings, seed, out.say)
         text = ""
@@ -104,7 +104,7 @@ def generate(
         )
 
 
-def _write(writer: Writer, settings: GenerateSection, seed: int, say: Say) -> Iterator[str]:
+def _write(writer: LoadedGenerator, settings: GenerateSection, seed: int, say: Say) -> Iterator[str]:
     import jax
 
     from aifx.generate import generate as generate_ids
@@ -112,7 +112,7 @@ def _write(writer: Writer, settings: GenerateSection, seed: int, say: Say) -> It
     from aifx.nn.precision import cast_floating, compute_dtype
     from aifx.nn.quantized import quantize_matrices
     from aifx.tasks.language import stream_text
-    from jax_kernels.choosing import using
+    from jax_kernels.dispatch import using
 
     tokenizer = writer.tokenizer
     dtype = compute_dtype(writer.config.train.precision, jax.default_backend())

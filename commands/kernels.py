@@ -1,4 +1,4 @@
-"""`aifx kernels`: which form each op runs as, and measuring which is the fastest."""
+"""`aifx kernels`: which implementation each op runs as, and measuring which is the fastest."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 NO_CALLS = "this project's programs call no op of jax_kernels"
 
 app = typer.Typer(
-    help="""Explain, tune and list the forms of the hot loops.
+    help="""Explain, tune and list the implementations of the hot loops.
 
     Examples:
-        aifx kernels explain           which form each op of this project runs as here, and why
+        aifx kernels explain           which implementation each op of this project runs as here, and why
         aifx kernels tune              measure the candidates on this device, and keep the winners
         aifx kernels ls                what was measured
     """
@@ -30,7 +30,7 @@ app = typer.Typer(
 
 @app.command()
 def explain(set_: SetOption = None, json: JsonOption = False) -> None:
-    """Tell which form each op of the project's training, evaluation and generation runs as here, and why.
+    """Tell which implementation each op of the project's training, evaluation and generation runs as here, and why.
 
     A run that has begun keeps what it chose, in runs/<name>/kernels.json.
 
@@ -43,12 +43,12 @@ def explain(set_: SetOption = None, json: JsonOption = False) -> None:
         out.document({"device": _device(), "jax_cannot": _limits(), "ops": rows})
         _table(out, rows, NO_CALLS)
         for limit in _limits():
-            out.say(f"{limit['form']}: {limit['reason']}")
+            out.say(f"{limit['implementation']}: {limit['reason']}")
 
 
 @app.command()
 def tune(set_: SetOption = None, json: JsonOption = False) -> None:
-    """Measure the forms of each op on this device, forward and, for training, backward, and keep the winners.
+    """Measure the implementations of each op on this device, forward and, for training, backward, and keep the winners.
 
     The calls are those of the project's training, evaluation and generation. Runs that begin from now on take the
     winners.
@@ -62,27 +62,27 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
         from aifx.kernels import project_calls_isolated, winners_path
         from aifx.private_folders import make_private
         from aifx.project import find_project
-        from jax_kernels.trials import Apart
-        from jax_kernels.tuning import Winners, check_or_time, tune
+        from jax_kernels.trials import TrialProcess
+        from jax_kernels.tuning import TuningCache, check_or_time, tune
 
         project = find_project()
         device, calls = project_calls_isolated(project, load_config(project, set_ or ()), say=out.say)
-        winners = Winners(winners_path(), device)
-        make_private(winners.path.parent)
+        tuning_cache = TuningCache(winners_path(), device)
+        make_private(tuning_cache.path.parent)
         documents = []
-        with Apart(check_or_time) as trials:
+        with TrialProcess(check_or_time) as trials:
             for found in calls:
                 out.say(f"{found.op.name}: {found.call}")
                 is_trained = "training" in found.parts
                 winner, timings = tune(found.op, found.call, device, trials, is_trained=is_trained, tell=out.say)
-                winners.put(found.op, found.call, winner)
+                tuning_cache.put(found.op, found.call, winner)
                 documents.append(_row(found) | winner.document() | {"timings": [_timing(t) for t in timings]})
                 if not json:
-                    shown = [(t.form, _config(dict(t.config)), *_milliseconds(t)) for t in timings]
+                    shown = [(t.implementation, _config(dict(t.config)), *_milliseconds(t)) for t in timings]
                     columns = [found.op.name, "with", "forward ms", "backward ms"]
                     out.table(columns, shown, right=columns[2:])
-        out.document({"device": device.kind, "ops": documents, "kept_in": str(winners.path)})
-        out.say(f"kept in {winners.path}" if documents else NO_CALLS)
+        out.document({"device": device.kind, "ops": documents, "kept_in": str(tuning_cache.path)})
+        out.say(f"kept in {tuning_cache.path}" if documents else NO_CALLS)
 
 
 @app.command()
@@ -95,20 +95,20 @@ def ls(json: JsonOption = False) -> None:
     """
     with terminal(json) as out:
         from aifx.kernels import winners_path
-        from jax_kernels.forms import current_device
+        from jax_kernels.implementations import current_device
         from jax_kernels.ops import read_key
-        from jax_kernels.tuning import Winners, is_current
+        from jax_kernels.tuning import TuningCache, is_current
 
-        winners = Winners(winners_path(), current_device())
+        tuning_cache = TuningCache(winners_path(), current_device())
         rows = []
-        for key, choice in winners.choices().items():
+        for key, choice in tuning_cache.choices().items():
             try:
                 op, call = read_key(key)
             except (KeyError, TypeError):  # of another version of aifx
                 continue
             note = {} if is_current(op, choice) else {"reason": f"not used, its code has changed: {choice.reason}"}
             rows.append(_document(op, call, choice) | note)
-        out.document({"device": _device(), "path": str(winners.path), "winners": rows})
+        out.document({"device": _device(), "path": str(tuning_cache.path), "winners": rows})
         _table(out, rows, "nothing was measured here yet: aifx kernels tune")
 
 
@@ -148,11 +148,11 @@ def _limits() -> list[dict[str, Any]]:
     """What the JAX that is installed cannot express."""
     from jax_kernels.versions import limits_here
 
-    return [{"form": limit.form, "op": limit.op, "reason": limit.reason} for limit in limits_here()]
+    return [{"implementation": limit.implementation, "op": limit.op, "reason": limit.reason} for limit in limits_here()]
 
 
 def _device() -> str:
-    from jax_kernels.forms import current_device
+    from jax_kernels.implementations import current_device
 
     return current_device().kind
 
@@ -172,9 +172,10 @@ def _table(out: Output, rows: list[dict[str, Any]], otherwise: str) -> None:
         out.say(otherwise)
         return
     shown = [
-        (row["op"], f"{row['shapes']}{_parts(row)}", row["form"], _config(row["config"]), row["reason"]) for row in rows
+        (row["op"], f"{row['shapes']}{_parts(row)}", row["implementation"], _config(row["config"]), row["reason"])
+        for row in rows
     ]
-    out.table(["op", "call", "form", "with", "why"], shown)
+    out.table(["op", "call", "implementation", "with", "why"], shown)
 
 
 def _parts(row: dict[str, Any]) -> str:
@@ -187,7 +188,7 @@ def _config(config: dict[str, int]) -> str:
 
 def _timing(timing: Timing) -> dict[str, Any]:
     return {
-        "form": timing.form,
+        "implementation": timing.implementation,
         "config": dict(timing.config),
         "forward_s": timing.forward_s,
         "backward_s": timing.backward_s,

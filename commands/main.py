@@ -27,7 +27,7 @@ def main() -> None:
     args = sys.argv[1:]
     stopping.enter(args)
     if next((arg for arg in args if not arg.startswith("-")), None) in COMPUTE:
-        from aifx.host_memory import restart_with_huge_pages
+        from aifx.huge_pages import restart_with_huge_pages
 
         with stopping.blocked():
             restart_with_huge_pages()
@@ -36,7 +36,7 @@ def main() -> None:
 
 def run(args: list[str]) -> int:
     """Runs one command and returns its exit code. Raises nothing."""
-    from aifx.commands.callers import Told, caller_of
+    from aifx.commands.monitor_protocols import ProtocolExit, caller_of
 
     _prepare_streams()
     ours, theirs = _split(args)
@@ -52,7 +52,7 @@ def run(args: list[str]) -> int:
     except SystemExit as error:
         stopping.end_body()
         code = _status(error)
-        if caller is not None and isinstance(error, Told):
+        if caller is not None and isinstance(error, ProtocolExit):
             return code if _flush(code) == code else caller.unable
     except BaseException as error:
         stopping.end_body()

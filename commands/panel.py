@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aifx.commands.chart import line_chart
+from aifx.commands.format import clock
 from aifx.commands.progress import ProgressDisplay, progress_line
 from aifx.commands.terminal import Output
-from aifx.commands.words import clock
 from aifx.hardware import utilization
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from aifx.commands.chart import line_chart
+from aifx.commands.format import age, best, count, date, figure, literal, rate
 from aifx.commands.terminal import Output
-from aifx.commands.words import age, best, count, date, figure, literal, rate
 from aifx.hardware import utilization
 from aifx.runs import readable_bytes
 from aifx.runs.status import number

@@ -60,7 +60,7 @@ def ls(
         aifx runs ls --json
     """
     with terminal(json) as out:
-        from aifx.commands.words import age, count, figure, rate
+        from aifx.commands.format import age, count, figure, rate
         from aifx.project import find_project
         from aifx.runs import run_status
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from aifx.commands.format import count, figure, literal, signed
 from aifx.commands.terminal import Output
-from aifx.commands.words import count, figure, literal, signed
 from aifx.runs.comparison import Comparison, Pair
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-    from aifx.commands.callers import Caller
+    from aifx.commands.monitor_protocols import Caller
 
 PATIENCE_S = 5.0
 """How long SIGTERM waits for the main thread, which may be in a compiler and hears no signal there."""
@@ -64,7 +64,7 @@ class EntrySignals:
             atexit.register(self._close)  # the first one registered runs last
             os.register_at_fork(after_in_child=_forget)
             if "doctor" in self.args:
-                from aifx.commands.callers import caller_of
+                from aifx.commands.monitor_protocols import caller_of
 
                 self._caller = caller_of(_ours(self.args))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

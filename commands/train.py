@@ -82,7 +82,7 @@ def _train(
     from aifx.progress import listen
     from aifx.project import find_project
     from aifx.train import train as train_run
-    from aifx.train.standing import standing
+    from aifx.train.resume_checks import standing
 
     project = find_project()
     config = load_config(project, overrides)
@@ -128,7 +128,7 @@ def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str])
     if out.json:
         return
     loss = "" if result.loss is None else f", loss {result.loss:.4f}"
-    from aifx.commands.words import best
+    from aifx.commands.format import best
 
     told = best(result.best_by, result.best_value, result.best_step)
     best_so_far = f", best validation {told}" if told else ""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.checkpoint.manifest import step_directories
 from aifx.commands.chart import line_chart
+from aifx.commands.format import age, best, clock, count, figure, rate
 from aifx.commands.panel import progress_bar
 from aifx.commands.terminal import Output
-from aifx.commands.words import age, best, clock, count, figure, rate
 from aifx.hardware import utilization
 from aifx.project import RunDirectory
 from aifx.runs import run_status

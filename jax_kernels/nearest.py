@@ -9,30 +9,30 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from jax_kernels.forms import Config, Device
+from jax_kernels.implementations import Config, Device
 from jax_kernels.op import Choice, Op, call_key
 
 
-def find_winner(winners: Mapping[str, Choice], op: Op, call: Any, device: Device) -> Choice | None:
+def find_winner(tuning_cache: Mapping[str, Choice], op: Op, call: Any, device: Device) -> Choice | None:
     """The winner for a call, otherwise that of the same call with the nearest batch size; None if neither can run.
 
     Args:
         winners: by `call_key`.
     """
-    exact = winners.get(call_key(op.name, call))
+    exact = tuning_cache.get(call_key(op.name, call))
     if exact is not None and op.unsupported_reason(exact, call, device) is None:
         return exact
     wanted = _fields(call_key(op.name, call))
     near: list[tuple[float, dict[str, int], Choice]] = []
-    for key, choice in winners.items():
+    for key, choice in tuning_cache.items():
         fields = _fields(key)
         sizes = {name: fields[name] for name in call.batch_fields if name in fields}
         if {**wanted, **sizes} == fields:
             near.append((_distance(sizes, wanted), sizes, choice))
     for _, sizes, choice in sorted(near, key=lambda found: found[0]):
-        form = op.forms.get(choice.form)
-        if form is not None and form.refuses(call, device) is None:
-            config = _nearest_config(choice.config, form.configs(call, device))
+        implementation = op.implementations.get(choice.implementation)
+        if implementation is not None and implementation.unsupported_reason(call, device) is None:
+            config = _nearest_config(choice.config, implementation.configs(call, device))
             shape = ", ".join(f"{name}={size}" for name, size in sizes.items())
             return replace(choice, config=config, reason=f"{choice.reason}, for {shape}")
     return None

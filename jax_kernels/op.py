@@ -1,4 +1,5 @@
-"""What an op is: its forms, what a call of it asks of a device, and which form was chosen for one."""
+"""What an op is: its implementations, what a call of it asks of a device, and which implementation was chosen for
+one."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from typing import Any
 
 import jax
 
-from jax_kernels.dividing import Rows
-from jax_kernels.forms import Config, Device, Form, Platform
+from jax_kernels.batch_sharding import ShardPlan
+from jax_kernels.implementations import Config, Device, Implementation, Platform
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,16 @@ class TrainingProgram:
 
 @dataclass(frozen=True)
 class Op:
-    """An op and its forms.
+    """An op and its implementations.
 
     Attributes:
         package: its folder as Python names it; its cases are in `<package>.cases`.
         call: the type that describes a call of it, a dataclass with a `dtype` among its fields. Its `batch_fields` are
             the names of those that grow with the batch.
-        forms: by name; "reference" and "xla" take every call.
-        preference: the forms to try in this order where nothing was measured.
-        workload: (call, run, config) -> a program that does with a form what training or generation does, and a
+        implementations: by name; "reference" and "xla" take every call.
+        preference: the implementations to try in this order where nothing was measured.
+        workload: (call, run, config) -> a program that does with an implementation what training or generation does,
+        and a
             function that makes arrays for it. The program is a TrainingProgram, or the forward pass alone if nothing
             differentiates the op.
         work: what that asks of the device.
@@ -71,57 +73,64 @@ class Op:
     name: str
     package: str
     call: type[Any]
-    forms: Mapping[str, Form]
+    implementations: Mapping[str, Implementation]
     preference: Mapping[Platform, Sequence[str]]
     workload: Callable[[Any, Callable[..., Any], Config], tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]]
     work: Callable[[Any], Work]
-    rows: Callable[[Any, int], Rows | None]
+    rows: Callable[[Any, int], ShardPlan | None]
 
     def __reduce__(self) -> tuple[Callable[..., Op], tuple[str, str]]:
         """Ops hold functions; another process imports the op of this name."""
         return find_op, (self.package, self.name)
 
-    def choice(self, form: str, config: Config, reason: str) -> Choice:
-        """A choice of a form as its source is now."""
-        return Choice(form, config, reason, self.source_digest(form))
+    def choice(self, implementation: str, config: Config, reason: str) -> Choice:
+        """A choice of an implementation as its source is now."""
+        return Choice(implementation, config, reason, self.source_digest(implementation))
 
-    def source_digest(self, form: str) -> str:
-        """Digest of the code that a form is made of: `cudnn_masked` is in the file of `cudnn`."""
-        others = {name for name in self.forms if not form.startswith(name)} - {"reference", "xla"}
+    def source_digest(self, implementation: str) -> str:
+        """Digest of the code that an implementation is made of: `cudnn_masked` is in the file of `cudnn`."""
+        others = {name for name in self.implementations if not implementation.startswith(name)} - {"reference", "xla"}
         return _source_digest(self.package, frozenset(others))
 
     def unsupported_reason(self, choice: Choice, call: Any, device: Device) -> str | None:
         """Why a call cannot run as was chosen or measured before; None if it can."""
-        form = self.forms.get(choice.form)
-        if form is None:
-            return "there is no such form"
-        if (reason := form.refuses(call, device)) is not None:
+        implementation = self.implementations.get(choice.implementation)
+        if implementation is None:
+            return "there is no such implementation"
+        if (reason := implementation.unsupported_reason(call, device)) is not None:
             return reason
-        if choice.source != self.source_digest(choice.form) and choice.config not in form.configs(call, device):
+        if choice.source != self.source_digest(choice.implementation) and choice.config not in implementation.configs(
+            call, device
+        ):
             return f"it has changed, and {', '.join(f'{n}={v}' for n, v in choice.config)} is no longer offered"
         return None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A form, what it runs with, and why it was taken.
+    """An implementation, what it runs with, and why it was taken.
 
     Attributes:
-        source: digest of the form's code when it was chosen or measured; empty if that is not known.
+        source: digest of the implementation's code when it was chosen or measured; empty if that is not known.
     """
 
-    form: str
+    implementation: str
     config: Config = ()
     reason: str = ""
     source: str = field(default="", compare=False)
 
     def document(self) -> dict[str, Any]:
-        return {"form": self.form, "config": dict(self.config), "reason": self.reason, "source": self.source}
+        return {
+            "implementation": self.implementation,
+            "config": dict(self.config),
+            "reason": self.reason,
+            "source": self.source,
+        }
 
     @staticmethod
     def from_document(document: Mapping[str, Any]) -> Choice:
         config = tuple((str(name), int(value)) for name, value in document["config"].items())
-        return Choice(str(document["form"]), config, str(document["reason"]), str(document.get("source", "")))
+        return Choice(str(document["implementation"]), config, str(document["reason"]), str(document.get("source", "")))
 
 
 def find_op(package: str, name: str) -> Op:
@@ -144,6 +153,6 @@ def _source_digest(package: str, others: frozenset[str]) -> str:
     left_out = {*others, "cases"}
     own = [p for p in folder.rglob("*.py") if p.relative_to(folder).parts[0].removesuffix(".py") not in left_out]
     digest = hashlib.sha256()
-    for path in (*sorted(own), Path(__file__).with_name("edges.py")):
+    for path in (*sorted(own), Path(__file__).with_name("masked_io.py")):
         digest.update(f"{path.relative_to(path.parents[1])}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from jax_kernels.attention import ATTENTION
 from jax_kernels.decode_attention import DECODE_ATTENTION
-from jax_kernels.forms import Platform
+from jax_kernels.implementations import Platform
 from jax_kernels.linear_cross_entropy import LINEAR_CROSS_ENTROPY
 from jax_kernels.norms import LAYER_NORM, RMS_NORM
 from jax_kernels.op import Op

@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
-from jax_kernels.forms import current_device
+from jax_kernels.implementations import current_device
 
 
 def is_bfloat16_on_cpu(*arrays: jax.Array) -> bool:

@@ -27,7 +27,7 @@ class Failure:
     why: str
 
 
-class Apart:
+class TrialProcess:
     """Does `work` in a process of its own, which holds no device of this one.
 
     An item that raises, crashes the process or takes too long has a Failure. After a crash or a hang, which may have
@@ -42,7 +42,7 @@ class Apart:
         self._work = work
         self._process: SpawnProcess | None = None
 
-    def __enter__(self) -> Apart:
+    def __enter__(self) -> TrialProcess:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,5 @@
-"""Measuring which form of an op is fastest for a call on this device, or whether a kernel is right there; kept on disk.
+"""Measuring which implementation of an op is fastest for a call on this device, or whether a kernel is right there;
+kept on disk.
 
 A file a kind of device and JAX version holds the winners: what was measured under one says little about another. Files
 are replaced whole, and one that is damaged or foreign is set aside.
@@ -23,12 +24,12 @@ import jax
 import numpy as np
 
 from jax_kernels import trials as trying
-from jax_kernels.forms import Config, Device
+from jax_kernels.builtin_configs import file_name, shipped
+from jax_kernels.implementations import Config, Device
 from jax_kernels.nearest import find_winner
 from jax_kernels.op import Choice, Op, call_key, find_op
-from jax_kernels.shipped import file_name, shipped
 from jax_kernels.timing import Passes, time_in_turn
-from jax_kernels.trials import Apart, Failure
+from jax_kernels.trials import Failure, TrialProcess
 
 FORMAT = 1
 TOLERANCE = {
@@ -39,9 +40,9 @@ TOLERANCE = {
     "int8": 1e-2,
     "float8_e4m3fn": 3e-2,
 }
-"""How far by norm a form may be from XLA's: rounding of both, and for float32 TF32, in which XLA multiplies on a GPU.
-int8 products are exact, so that only the rounding of results to bfloat16 remains, 2^-8 in each; Hopper's units sum fp8
-in fewer bits than float32 has. A kernel that is wrong is far beyond it."""
+"""How far by norm an implementation may be from XLA's: rounding of both, and for float32 TF32, in which XLA multiplies
+on a GPU. int8 products are exact, so that only the rounding of results to bfloat16 remains, 2^-8 in each; Hopper's
+units sum fp8 in fewer bits than float32 has. A kernel that is wrong is far beyond it."""
 
 Tell = Callable[[str], None]
 
@@ -54,7 +55,7 @@ class Timing:
         backward_s: None if the call is never differentiated.
     """
 
-    form: str
+    implementation: str
     config: Config
     forward_s: float | None = None
     backward_s: float | None = None
@@ -66,7 +67,7 @@ class Timing:
         return None if self.forward_s is None else self.forward_s + (self.backward_s or 0.0)
 
 
-class Winners:
+class TuningCache:
     """The winners that a folder holds for one kind of device under this JAX."""
 
     def __init__(self, folder: Path, device: Device) -> None:
@@ -82,7 +83,9 @@ class Winners:
 
     def __call__(self, op: Op, call: Any, device: Device) -> Choice | None:
         """The winner for a call, as `Choices.measured` asks for it, if its code is still as it was measured."""
-        current = {key: c for key, c in self.choices().items() if c.form in op.forms and is_current(op, c)}
+        current = {
+            key: c for key, c in self.choices().items() if c.implementation in op.implementations and is_current(op, c)
+        }
         return find_winner(current, op, call, device)
 
     def choices(self) -> dict[str, Choice]:
@@ -90,19 +93,19 @@ class Winners:
             self._choices, self._failed = self._read()
         return self._choices
 
-    def failed(self, op: Op, call: Any, form: str) -> str | None:
+    def failed(self, op: Op, call: Any, implementation: str) -> str | None:
         """Why a kernel, as its code is now, may not be used for a call; None if it may, or was never tried."""
         self.choices()
-        found = self._failed.get(_failure_key(op, call, form))
+        found = self._failed.get(_failure_key(op, call, implementation))
         return found.reason if found is not None and is_current(op, found) else None
 
     def put(self, op: Op, call: Any, choice: Choice) -> None:
         """Remember a winner, beside what others have put there meanwhile."""
         self._write({call_key(op.name, call): choice}, {})
 
-    def put_failure(self, op: Op, call: Any, form: str, config: Config, why: str) -> None:
+    def put_failure(self, op: Op, call: Any, implementation: str, config: Config, why: str) -> None:
         """Remember that a kernel may not be used for a call."""
-        self._write({}, {_failure_key(op, call, form): op.choice(form, config, why)})
+        self._write({}, {_failure_key(op, call, implementation): op.choice(implementation, config, why)})
 
     def document(self) -> dict[str, dict[str, Any]]:
         """What `merge` takes, as JSON: the winners, and the kernels that may not be used."""
@@ -114,9 +117,9 @@ class Winners:
         if document != self.document():  # processes often share the file
             self._write(*_parse(document))
 
-    def _write(self, winners: Mapping[str, Choice], failed: Mapping[str, Choice]) -> None:
+    def _write(self, tuning_cache: Mapping[str, Choice], failed: Mapping[str, Choice]) -> None:
         kept_winners, kept_failed = self._read()
-        self._choices, self._failed = {**kept_winners, **winners}, {**kept_failed, **failed}
+        self._choices, self._failed = {**kept_winners, **tuning_cache}, {**kept_failed, **failed}
         document = self._head | self.document()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(".tmp", f".{self.path.name}.", self.path.parent)
@@ -148,11 +151,11 @@ class Winners:
 
 def _parse(document: Mapping[str, Any]) -> tuple[dict[str, Choice], dict[str, Choice]]:
     """The winners, by `call_key`, and the kernels that failed, by `_failure_key`."""
-    winners, failed = (
+    tuning_cache, failed = (
         {_checked_key(key): Choice.from_document(value) for key, value in document[part].items()}
         for part in ("winners", "failed")
     )
-    return winners, failed
+    return tuning_cache, failed
 
 
 def _checked_key(key: str) -> str:
@@ -161,13 +164,13 @@ def _checked_key(key: str) -> str:
     return key
 
 
-def _failure_key(op: Op, call: Any, form: str) -> str:
-    return json.dumps({**json.loads(call_key(op.name, call)), "form": form}, sort_keys=True)
+def _failure_key(op: Op, call: Any, implementation: str) -> str:
+    return json.dumps({**json.loads(call_key(op.name, call)), "implementation": implementation}, sort_keys=True)
 
 
 def is_current(op: Op, choice: Choice) -> bool:
-    """Whether a form's code is as it was when it was measured."""
-    return choice.source == op.source_digest(choice.form)
+    """Whether an implementation's code is as it was when it was measured."""
+    return choice.source == op.source_digest(choice.implementation)
 
 
 def winners_folder() -> Path:
@@ -182,37 +185,38 @@ def measured_here(op: Op, call: Any, device: Device) -> Choice | None:
 
 
 @functools.cache
-def _winners(folder: Path, device: Device) -> Winners:
-    return Winners(folder, device)
+def _winners(folder: Path, device: Device) -> TuningCache:
+    return TuningCache(folder, device)
 
 
 def candidates(op: Op, call: Any, device: Device) -> Iterator[tuple[str, Config]]:
-    """The forms that take a call on a device, each with what it may run with; the best guess first."""
+    """The implementations that take a call on a device, each with what it may run with; the best guess first."""
     for name in op.preference[device.platform]:
-        form = op.forms[name]
-        if form.refuses(call, device) is None:
-            for config in form.configs(call, device):
+        implementation = op.implementations[name]
+        if implementation.unsupported_reason(call, device) is None:
+            for config in implementation.configs(call, device):
                 yield name, config
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A form of an op for a call, and what it runs with. It can be sent to another process, as an op cannot."""
+    """An implementation of an op for a call, and what it runs with. It can be sent to another process, as an op
+    cannot."""
 
     package: str
     op: str
     call: Any
-    form: str
+    implementation: str
     config: Config
 
     @staticmethod
-    def of(op: Op, call: Any, form: str, config: Config) -> Candidate:
-        return Candidate(op.package, op.name, call, form, config)
+    def of(op: Op, call: Any, implementation: str, config: Config) -> Candidate:
+        return Candidate(op.package, op.name, call, implementation, config)
 
     def compile(self) -> Passes:
         """The compiled workload over arrays of the call's shapes."""
-        op, arguments = find_op(self.package, self.op), _arguments(replace(self, form="xla", config=()))
-        program, _ = op.workload(self.call, op.forms[self.form].run, self.config)
+        op, arguments = find_op(self.package, self.op), _arguments(replace(self, implementation="xla", config=()))
+        program, _ = op.workload(self.call, op.implementations[self.implementation].run, self.config)
         return Passes(program, arguments)
 
 
@@ -232,7 +236,7 @@ def check_or_time(asked: Candidate | Timings) -> Any:
         round.
     """
     if isinstance(asked, Candidate):
-        return relative_error(_compiled(asked)(), _expected(replace(asked, form="xla", config=())))
+        return relative_error(_compiled(asked)(), _expected(replace(asked, implementation="xla", config=())))
     return time_in_turn(list(map(_compiled, asked.candidates)), is_trained=asked.is_trained)
 
 
@@ -243,7 +247,7 @@ _compiled = functools.lru_cache(maxsize=64)(Candidate.compile)
 def _arguments(candidate: Candidate) -> tuple[Any, ...]:
     """Arrays that all candidates of a call are given."""
     op = find_op(candidate.package, candidate.op)
-    _, make = op.workload(candidate.call, op.forms["xla"].run, ())
+    _, make = op.workload(candidate.call, op.implementations["xla"].run, ())
     return make()
 
 
@@ -252,7 +256,7 @@ def _expected(candidate: Candidate) -> Any:
     return jax.device_get(candidate.compile()())
 
 
-def check(candidate: Candidate, trials: Apart) -> str | None:
+def check(candidate: Candidate, trials: TrialProcess) -> str | None:
     """Why a candidate may not be used: it does not compile, crashes, hangs or is not what XLA computes. None if it may.
 
     Args:
@@ -265,9 +269,16 @@ def check(candidate: Candidate, trials: Apart) -> str | None:
 
 
 def verify(
-    op: Op, call: Any, device: Device, winners: Winners, trials: Apart, *, tell: Tell = lambda text: None
+    op: Op,
+    call: Any,
+    device: Device,
+    tuning_cache: TuningCache,
+    trials: TrialProcess,
+    *,
+    tell: Tell = lambda text: None,
 ) -> None:
-    """Try the kernels that come before XLA's form on this device, and remember the first that computes what it does.
+    """Try the kernels that come before XLA's implementation on this device, and remember the first that computes what
+    it does.
 
     Nothing is tried of a call that has a winner, and no kernel that has failed before.
 
@@ -275,26 +286,29 @@ def verify(
         trials: a process that does `check_or_time`.
         tell: called with a line for each kernel that was tried.
     """
-    if call_key(op.name, call) in winners.choices() or shipped(op, call, device) is not None:
+    if call_key(op.name, call) in tuning_cache.choices() or shipped(op, call, device) is not None:
         return
     for name in op.preference[device.platform]:
-        form = op.forms[name]
-        if form.refuses(call, device) is not None or winners.failed(op, call, name) is not None:
+        implementation = op.implementations[name]
+        if (
+            implementation.unsupported_reason(call, device) is not None
+            or tuning_cache.failed(op, call, name) is not None
+        ):
             continue
-        if not form.is_kernel:
+        if not implementation.is_kernel:
             return
-        config = form.configs(call, device)[0]
+        config = implementation.configs(call, device)[0]
         failure = check(Candidate.of(op, call, name, config), trials)
         if failure is None:
-            winners.put(op, call, op.choice(name, config, f"verified: on {device.kind} it computes what XLA does"))
+            tuning_cache.put(op, call, op.choice(name, config, f"verified: on {device.kind} it computes what XLA does"))
             tell(f"{op.name}: {name} computes what XLA does here ({call}), and is used")
             return
-        winners.put_failure(op, call, name, config, failure)
+        tuning_cache.put_failure(op, call, name, config, failure)
         tell(f"{op.name}: {name} fails on {device.kind} ({failure}), and is not used ({call})")
 
 
 def tune(
-    op: Op, call: Any, device: Device, trials: Apart, *, is_trained: bool = True, tell: Tell = lambda text: None
+    op: Op, call: Any, device: Device, trials: TrialProcess, *, is_trained: bool = True, tell: Tell = lambda text: None
 ) -> tuple[Choice, list[Timing]]:
     """The implementation of a call that is the fastest on this device, and what each candidate took.
 
@@ -304,26 +318,29 @@ def tune(
         tell: called with a line for each candidate that was checked.
     """
     good, failures = [], []
-    for form, config in candidates(op, call, device):
-        candidate = Candidate.of(op, call, form, config)
+    for implementation, config in candidates(op, call, device):
+        candidate = Candidate.of(op, call, implementation, config)
         failure = check(candidate, trials)
-        tell(f"{form} {dict(config)}: {failure or 'computes what XLA does'}")
+        tell(f"{implementation} {dict(config)}: {failure or 'computes what XLA does'}")
         if failure is None:
             good.append(candidate)
         else:
-            failures.append(Timing(form, config, failure=failure))
+            failures.append(Timing(implementation, config, failure=failure))
     timings, spoiled = _time(good, trials, is_trained)
     failures += spoiled
     if not timings:
-        raise RuntimeError(f"{op.name}: no form runs {call}: " + "; ".join(f"{t.form}: {t.failure}" for t in failures))
+        raise RuntimeError(
+            f"{op.name}: no implementation runs {call}: "
+            + "; ".join(f"{t.implementation}: {t.failure}" for t in failures)
+        )
     best = timings[0]
     assert best.forward_s is not None
     backward = "" if best.backward_s is None else f" forward and {best.backward_s * 1e3:.3g} ms backward"
     reason = f"measured: {best.forward_s * 1e3:.3g} ms{backward}, the fastest of {len(timings)}"
-    return op.choice(best.form, best.config, reason), [*timings, *failures]
+    return op.choice(best.implementation, best.config, reason), [*timings, *failures]
 
 
-def _time(good: list[Candidate], trials: Apart, is_trained: bool) -> tuple[list[Timing], list[Timing]]:
+def _time(good: list[Candidate], trials: TrialProcess, is_trained: bool) -> tuple[list[Timing], list[Timing]]:
     """Timings in alternation, the shortest first, and failures of those that spoil it."""
     failures: list[Timing] = []
     while good:
@@ -335,7 +352,7 @@ def _time(good: list[Candidate], trials: Apart, is_trained: bool) -> tuple[list[
         bad = {c: found.why for c, found in alone.items() if isinstance(found, Failure)}
         # All of them run alone, but not in turn: perhaps memory does not hold them. Try with one less.
         bad = bad or {good[-1]: measured.why}
-        failures += [Timing(c.form, c.config, failure=why) for c, why in bad.items()]
+        failures += [Timing(c.implementation, c.config, failure=why) for c, why in bad.items()]
         good = [candidate for candidate in good if candidate not in bad]
     return [], failures
 
@@ -343,7 +360,7 @@ def _time(good: list[Candidate], trials: Apart, is_trained: bool) -> tuple[list[
 def _timing(candidate: Candidate, rounds: list[tuple[float, float | None]]) -> Timing:
     forward, backward = zip(*rounds, strict=True)
     backward_s = None if None in backward else statistics.median(backward)
-    return Timing(candidate.form, candidate.config, statistics.median(forward), backward_s)
+    return Timing(candidate.implementation, candidate.config, statistics.median(forward), backward_s)
 
 
 def relative_error(actual: Any, expected: Any) -> float:

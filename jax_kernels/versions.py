@@ -11,15 +11,15 @@ Version = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Limit:
-    """A form that some versions of JAX do not run.
+    """An implementation that some versions of JAX do not run.
 
     Attributes:
-        op: None for every op that has the form.
+        op: None for every op that has the implementation.
         since: the first version that runs it.
         interpreter_only: it compiles there all the same; what is missing is the interpreter.
     """
 
-    form: str
+    implementation: str
     since: Version
     reason: str
     op: str | None = None
@@ -41,11 +41,15 @@ def limits_here() -> list[Limit]:
     return [limit for limit in LIMITS if jax.__version_info__ < limit.since]
 
 
-def limit_of(op: str, form: str, *, interpreting: bool, version: Version | None = None) -> str | None:
-    """Why this version of JAX (or another) cannot run the form of an op; None where it can."""
+def limit_of(op: str, implementation: str, *, interpreting: bool, version: Version | None = None) -> str | None:
+    """Why this version of JAX (or another) cannot run the implementation of an op; None where it can."""
     version = version or jax.__version_info__
     for limit in LIMITS:
-        applies = limit.form == form and limit.op in (None, op) and (interpreting or not limit.interpreter_only)
+        applies = (
+            limit.implementation == implementation
+            and limit.op in (None, op)
+            and (interpreting or not limit.interpreter_only)
+        )
         if applies and version < limit.since:
             return limit.reason
     return None

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_kernels.forms import Config, Form
+from jax_kernels.implementations import Config, Implementation
 from jax_kernels.op import Op, TrainingProgram, Work
 
 
@@ -89,7 +89,7 @@ ODD = Op(
     "odd",
     __name__,
     Call,
-    {name: Form(name, run, is_kernel=name not in ("reference", "xla")) for name, run in RUNS.items()},
+    {name: Implementation(name, run, is_kernel=name not in ("reference", "xla")) for name, run in RUNS.items()},
     dict.fromkeys(("cpu", "gpu", "tpu"), ("off", "crash", "hang", "refuse", "good", "xla")),
     workload,
     lambda call: Work(0, 8 * call.length),
@@ -124,9 +124,9 @@ def trained_workload(
 TRAINED = replace(
     ODD,
     name="trained",
-    forms={
-        "xla": Form("xla", lambda call, config, x: x),
-        **{f"slow_{at}": Form(f"slow_{at}", slow(at)) for at in ("forward", "backward")},
+    implementations={
+        "xla": Implementation("xla", lambda call, config, x: x),
+        **{f"slow_{at}": Implementation(f"slow_{at}", slow(at)) for at in ("forward", "backward")},
     },
     preference=dict.fromkeys(("cpu", "gpu", "tpu"), ("slow_forward", "slow_backward")),
     workload=trained_workload,

@@ -26,7 +26,7 @@ IMPORTS = [
     "aifx.commands.panel",
     "aifx.commands.train",
     "aifx.checkpoint.checkpoints",
-    "aifx.train.guards",
+    "aifx.train.divergence",
     "aifx.train.loop",
     "aifx.train.run",
     "aifx.evaluate",

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from aifx.bench.prepared import prepared
 from aifx.bench.results import Measured
+from aifx.bench.setup import prepared
 from aifx.bench.suites import Bench
 from aifx.bench.timing import Samples
 from aifx.checkpoint import Checkpoints
-from aifx.train.beginning import initialize
+from aifx.train.restore import initialize
 from aifx.train.state import abstract_state, to_tree
 
 REPEATS, QUICK_REPEATS = 7, 3
@@ -30,10 +30,10 @@ def measure(bench: Bench) -> Iterator[Measured]:
     `restore`: reading it back, verified, onto the devices; `restore_cold`: with its files out of the page cache."""
     with prepared(bench) as ready:
         bench.say("checkpoint: making the state")
-        abstract = abstract_state(ready.recipe.specs, ready.recipe.optimizer, ready.recipe.mesh)
-        wanted = to_tree(abstract, stacked=ready.recipe.is_stacked)
-        state = initialize(ready.recipe, abstract)
-        tree = jax.block_until_ready(to_tree(state, stacked=ready.recipe.is_stacked))
+        abstract = abstract_state(ready.step_spec.specs, ready.step_spec.optimizer, ready.step_spec.mesh)
+        wanted = to_tree(abstract, stacked=ready.step_spec.is_stacked)
+        state = initialize(ready.step_spec, abstract)
+        tree = jax.block_until_ready(to_tree(state, stacked=ready.step_spec.is_stacked))
         timer = _Timer(bench, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
         drop = _droppable(ready.run.path, bench)
         bench.say("checkpoint: the disk")

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
-from aifx.bench.prepared import Prepared, prepared
 from aifx.bench.results import Measured
+from aifx.bench.setup import Prepared, prepared
 from aifx.bench.suites import Bench
 from aifx.bench.timing import Samples, sample
 from aifx.data.base import Batch
@@ -21,14 +21,14 @@ def measure(bench: Bench) -> Iterator[Measured]:
     """`read`: a batch of the next step made by one thread. `scattered`: of steps that lie far apart. `prefetch`: what
     the loop waits for a batch when it takes them as fast as they come. `place`: moving one to the devices."""
     with prepared(bench) as ready:
-        source = ready.recipe.task.source("train")
+        source = ready.step_spec.task.source("train")
         first = source.read(0, ready.rows)
-        size, units = sum(array.nbytes for array in first.values()), ready.recipe.task.units(first)
+        size, units = sum(array.nbytes for array in first.values()), ready.step_spec.task.units(first)
         steps = itertools.count()
 
         def result(thing: str, samples: Samples) -> Measured:
             per_s = units / max(sorted(samples.seconds)[len(samples.seconds) // 2], 1e-9)
-            figures: dict[str, float | None] = {f"{ready.recipe.task.unit}_per_s": per_s}
+            figures: dict[str, float | None] = {f"{ready.step_spec.task.unit}_per_s": per_s}
             return bench.measured(thing, samples, params={"rows": ready.rows.stop}, num_bytes=size, figures=figures)
 
         bench.say("data: reading")
@@ -50,7 +50,7 @@ def _prefetched(bench: Bench, ready: Prepared) -> Samples:
     """Waits for one batch after another of the thread that reads ahead."""
     from aifx.data.order import prefetch
 
-    with closing(prefetch(ready.recipe.task.source("train"), range(10**9), ready.rows)) as batches:
+    with closing(prefetch(ready.step_spec.task.source("train"), range(10**9), ready.rows)) as batches:
         started = time.perf_counter()
         next(batches)  # the thread's start is within
         first_s = time.perf_counter() - started
@@ -61,4 +61,4 @@ def _prefetched(bench: Bench, ready: Prepared) -> Samples:
 def _placed(bench: Bench, ready: Prepared, batch: Batch) -> Samples:
     from aifx.parallel import place_batch
 
-    return sample(lambda: place_batch(batch, ready.recipe.mesh), bench.effort)
+    return sample(lambda: place_batch(batch, ready.step_spec.mesh), bench.effort)

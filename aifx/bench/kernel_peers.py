@@ -1,4 +1,4 @@
-"""What others have in place of each op: contenders that take what the op's forms take.
+"""What others have in place of each op: contenders that take what the op's implementations take.
 
 Each function here gives, for a call, those that can say the same, by name; tokamax only where it is installed.
 """

@@ -1,8 +1,8 @@
-"""Each op of jax_kernels in each of its forms, and what others have in its place: forward and backward, as training
-runs them.
+"""Each op of jax_kernels in each of its implementations, and what others have in its place: forward and backward, as
+training runs them.
 
-The forms and peers of a case are timed in turn. Their operands are taken from as many sets as the caches cannot hold:
-a form that finds in them what a training step would have to fetch is flattered.
+The implementations and peers of a case are timed in turn. Their operands are taken from as many sets as the caches
+cannot hold: an implementation that finds in them what a training step would have to fetch is flattered.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from aifx.bench.suites import Bench
 from aifx.bench.timing import Effort, sample_in_turn
 from aifx.device_memory import cache_bytes, extra_bytes, program_bytes, room
 from aifx.errors import UsageError, did_you_mean
-from jax_kernels.forms import Device, current_device
+from jax_kernels.implementations import Device, current_device
 from jax_kernels.op import Op
 from jax_kernels.ops import OPS, Case, benchmark_cases, dtypes
 
 Refused = dict[str, dict[str, None]]
-"""The ops that a form does not take, by the form and its reason."""
+"""The ops that an implementation does not take, by the implementation and its reason."""
 
 MOST_SETS = 8
 LEAST_SAMPLES = 3
@@ -90,36 +90,36 @@ def _measure(bench: Bench, op: Op, case: Case, dtype: str, device: Device, refus
     sets = _sets(arguments, device)
     taken = sample_in_turn(programs, Effort(bench.effort.slice_s, least=LEAST_SAMPLES), inputs=sets)
     work = op.work(call)
-    for form, samples in taken.items():
+    for implementation, samples in taken.items():
         yield bench.measured(
             op.name,
             samples,
-            params={"case": case.name, "form": form, "dtype": dtype},
+            params={"case": case.name, "implementation": implementation, "dtype": dtype},
             flops=work.flops or None,
             num_bytes=work.num_bytes,
             bound_s=least_seconds(work, dtype, device),
-            figures=figures[form],
+            figures=figures[implementation],
         )
 
 
 def _compile(
     bench: Bench, op: Op, case: Case, call: Any, refused: Refused
 ) -> tuple[dict[str, Any], dict[str, dict[str, float | None]], tuple[Any, ...]]:
-    """The programs by form, peer and bound, the memory of each with operands and results, and operands. What cannot run
-    is noted with its reason."""
+    """The programs by implementation, peer and bound, the memory of each with operands and results, and operands. What
+    cannot run is noted with its reason."""
     device = current_device()
     bounds = BOUNDS.get(op.name, {})
-    contenders: dict[str, Any] = dict(op.forms) | PEERS[op.name](call) | bounds
+    contenders: dict[str, Any] = dict(op.implementations) | PEERS[op.name](call) | bounds
     programs: dict[str, Any] = {}
     figures: dict[str, dict[str, float | None]] = {}
     arguments: tuple[Any, ...] | None = None
     for name, contender in contenders.items():
-        form = op.forms.get(name)
-        if form is not None and (refusal := form.refuses(call, device)):
+        implementation = op.implementations.get(name)
+        if implementation is not None and (refusal := implementation.unsupported_reason(call, device)):
             refused.setdefault(f"{name}: {refusal}", {})[op.name] = None
             continue
-        config = form.configs(call, device)[0] if form is not None else ()
-        program, make = op.workload(call, form.run if form is not None else contender, config)
+        config = implementation.configs(call, device)[0] if implementation is not None else ()
+        program, make = op.workload(call, implementation.run if implementation is not None else contender, config)
         program = bounds[name](call) if name in bounds else program
         arguments = make() if arguments is None else arguments
         try:
@@ -134,7 +134,7 @@ def _compile(
             continue
         programs[name] = compiled
         figures[name] = {"peak_memory_bytes": program_bytes(compiled)}
-    if not op.work(call).flops and "reference" in programs:  # no products: what XLA counts in the plain form
+    if not op.work(call).flops and "reference" in programs:  # no products: what XLA counts in the reference
         elementwise = (programs["reference"].cost_analysis() or {}).get("flops")
         for told in figures.values():
             told["elementwise_flops"] = elementwise

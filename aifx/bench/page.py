@@ -8,10 +8,10 @@ from typing import Any
 
 from aifx.bench import units
 from aifx.bench.compare import Comparison, compare
-from aifx.bench.pictures import pictures
-from aifx.bench.pictures.trend import trend
+from aifx.bench.plots import pictures
+from aifx.bench.plots.trend import trend
 from aifx.bench.results import Report, Result
-from aifx.bench.strips import strip
+from aifx.bench.rug import strip
 from aifx.bench.views import headlines, machine
 from aifx.pages import date, render
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from aifx.ceilings import find_ceilings, measured_peak
 from aifx.hardware import find_accelerator, peak_of
-from jax_kernels.forms import Device
+from aifx.measured_peaks import find_ceilings, measured_peak
+from jax_kernels.implementations import Device
 from jax_kernels.op import Work
 
 

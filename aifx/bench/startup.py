@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aifx.bench.prepared import scratch
 from aifx.bench.results import Measured
+from aifx.bench.setup import scratch
 from aifx.bench.suites import Bench
 from aifx.bench.timing import Samples
 from aifx.errors import AifxError, EnvironmentFault

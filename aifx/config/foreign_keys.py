@@ -79,7 +79,7 @@ _KEYS: dict[str, str] = {  # "section.key" is a name that means this in that sec
         "log.steps log.interval log.freq log_every log_interval log_steps logging_steps log_every_n_steps log_freq "
         "print_every"
     ),
-    "log.sinks": "report_to logger loggers tracker trackers log_with",
+    "log.trackers": "report_to logger loggers tracker sinks log.sinks log_with",
     "generate.max_tokens": "max_new_tokens generate.max_length generate.length",
     "generate.temperature": "temp",
 }

@@ -10,10 +10,10 @@ from typing import Any
 
 import tomli
 
+from aifx.config.config import SECTION_NAMES, Origin, section_models
+from aifx.config.diagnostics import Mistake
 from aifx.config.foreign_keys import own_key, own_section, suggestion
 from aifx.config.lines import key_lines
-from aifx.config.mistakes import Mistake
-from aifx.config.resolved import SECTION_NAMES, Origin, section_models
 from aifx.errors import ConfigError, did_you_mean, nearest
 from aifx.files import read_file
 from aifx.parsing import parse_toml

@@ -11,15 +11,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aifx.config.checks import clashes
+from aifx.config.checks import conflicts
+from aifx.config.config import DEFAULT, SECTION_NAMES, Config, Origin, section_models
+from aifx.config.diagnostics import Mistake, choices, expectation, refuse, shown
 from aifx.config.foreign_keys import own_key, suggestion
-from aifx.config.kinds import BUNDLED_KINDS, TaskSections, section_types
 from aifx.config.layers import Given, Layers, sections_with
-from aifx.config.mistakes import Mistake, choices, expectation, refuse, shown
-from aifx.config.resolved import DEFAULT, SECTION_NAMES, Config, Origin, section_models
 from aifx.config.schema import fitting_presets, properties
 from aifx.config.sections import INT_MAX, Section
-from aifx.config.writing import written_origin
+from aifx.config.task_sections import BUNDLED_KINDS, TaskSections, section_types
+from aifx.config.toml import written_origin
 from aifx.errors import ConfigError, did_you_mean, nearest
 from aifx.project import CONFIG_NAME, Project
 
@@ -36,7 +36,7 @@ def load_config(project: Project, overrides: Sequence[str] = (), environ: Mappin
     layers.add_environment(os.environ if environ is None else environ)
     layers.add_overrides(overrides)
     config = _resolve(layers, project, presets=True)
-    refuse(clash.mistake(config) for clash in clashes(config))
+    refuse(clash.mistake(config) for clash in conflicts(config))
     return config
 
 
@@ -68,7 +68,7 @@ def read_config(
     changed = set(_add_current(layers, project, current, os.environ if environ is None else environ))
     changed.update(layers.add_overrides(overrides))
     config = _resolve(layers, project, presets=False)  # what a preset gave is written out
-    refuse(clash.mistake(config) for clash in clashes(config) if changed.intersection(clash.keys))
+    refuse(clash.mistake(config) for clash in conflicts(config) if changed.intersection(clash.keys))
     return config
 
 

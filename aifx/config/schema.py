@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic.errors import PydanticUserError
 
-from aifx.config.kinds import BUNDLED_KINDS, TaskSections
-from aifx.config.mistakes import expectation
+from aifx.config.config import SECTION_NAMES, is_marked, section_models
+from aifx.config.diagnostics import expectation
 from aifx.config.presets import PRESETS
-from aifx.config.resolved import SECTION_NAMES, is_marked, section_models
-from aifx.config.sections import FREE, Section
+from aifx.config.sections import RESUME_SAFE, Section
+from aifx.config.task_sections import BUNDLED_KINDS, TaskSections
 
 OWN = "project"
 """The name in a schema's `$defs` of a project's own task: `module:Class` cannot be part of a reference."""
@@ -37,7 +37,7 @@ def settings(own: TaskSections | None = None) -> Iterator[Setting]:
     for section in SECTION_NAMES:
         for kind, model in _models(section, own):
             for key, schema in properties(model).items():
-                free = is_marked(model.model_fields[key].json_schema_extra, FREE)
+                free = is_marked(model.model_fields[key].json_schema_extra, RESUME_SAFE)
                 description = schema.get("description", "")
                 yield Setting(section, key, kind, expectation(schema), schema.get("default"), description, free)
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from aifx.sanitize import escape_controls
 
-FREE: dict[str, Any] = {"aifx_free": True}
-ROUNDING: dict[str, Any] = {**FREE, "aifx_rounding": True}
+RESUME_SAFE: dict[str, Any] = {"aifx_free": True}
+ROUNDING: dict[str, Any] = {**RESUME_SAFE, "aifx_rounding": True}
 INT_MAX = 2**31 - 1  # steps and sizes are int32 on the device
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -34,8 +34,10 @@ class Section(BaseModel):
 class ProjectSection(Section):
     """What this project is called."""
 
-    name: str = Field("project", description="Name of the project, shown in reports.", json_schema_extra=FREE)
-    description: str = Field("", description="One line for the person who finds this project.", json_schema_extra=FREE)
+    name: str = Field("project", description="Name of the project, shown in reports.", json_schema_extra=RESUME_SAFE)
+    description: str = Field(
+        "", description="One line for the person who finds this project.", json_schema_extra=RESUME_SAFE
+    )
 
     @field_validator("name")
     @classmethod
@@ -115,20 +117,22 @@ class CheckpointSection(Section):
     """What is kept on disk, and how often."""
 
     every: NonNegativeInt = Field(
-        200, description="Steps between checkpoints; 0 saves only at the end and when stopped.", json_schema_extra=FREE
+        200,
+        description="Steps between checkpoints; 0 saves only at the end and when stopped.",
+        json_schema_extra=RESUME_SAFE,
     )
-    keep_last: PositiveInt = Field(2, description="Newest checkpoints that are kept.", json_schema_extra=FREE)
+    keep_last: PositiveInt = Field(2, description="Newest checkpoints that are kept.", json_schema_extra=RESUME_SAFE)
     keep_best: NonNegativeInt = Field(
-        1, description="Best checkpoints that are also kept, by `best_by`.", json_schema_extra=FREE
+        1, description="Best checkpoints that are also kept, by `best_by`.", json_schema_extra=RESUME_SAFE
     )
     best_by: str = Field(
         "auto",
         description='What makes a checkpoint the best: "max" or "min" and a validation metric, such as "max accuracy". '
         "auto: the metric of the first gate, otherwise the loss; fixed when the run starts.",
     )
-    asynchronous: bool = Field(True, description="Write while training goes on.", json_schema_extra=FREE)
+    asynchronous: bool = Field(True, description="Write while training goes on.", json_schema_extra=RESUME_SAFE)
     stop_timeout_s: PositiveFloat = Field(
-        30.0, description="Bound on saving after a signal; then the process exits.", json_schema_extra=FREE
+        30.0, description="Bound on saving after a signal; then the process exits.", json_schema_extra=RESUME_SAFE
     )
 
 
@@ -141,69 +145,73 @@ class EvalSection(Section):
     gates: tuple[str, ...] = Field(
         (),
         description='Conditions such as "bits_per_byte <= 2.2"; a failed one makes `aifx eval` exit 1.',
-        json_schema_extra=FREE,
+        json_schema_extra=RESUME_SAFE,
     )
     split: Literal["test", "validation", "train"] = Field(
-        "test", description="Split that `aifx eval` reports.", json_schema_extra=FREE
+        "test", description="Split that `aifx eval` reports.", json_schema_extra=RESUME_SAFE
     )
     checkpoint: Literal["best", "last"] = Field(
-        "best", description="Checkpoint that `aifx eval`, `predict` and `generate` take.", json_schema_extra=FREE
+        "best", description="Checkpoint that `aifx eval`, `predict` and `generate` take.", json_schema_extra=RESUME_SAFE
     )
     batch_size: NonNegativeInt = Field(0, description="Rows of an evaluation batch; 0 takes train.global_batch_size.")
     quantize: Quantization = Field(
         "none",
         description="Measure a language model with its matrices quantized to this type.",
-        json_schema_extra=FREE,
+        json_schema_extra=RESUME_SAFE,
     )
 
 
-OpForm = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
-AttentionForm = Literal[
+OpImplementation = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
+AttentionImplementation = Literal[
     "auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn", "cudnn_masked"
 ]
 
 
 class KernelsSection(Section):
-    """Form that each op of `jax_kernels` runs as; one that cannot take a call gives way. `aifx kernels explain` tells
-    what "auto" takes, and why."""
+    """Implementation that each op of `jax_kernels` runs as; one that cannot take a call gives way. `aifx kernels
+    explain` tells what "auto" takes, and why."""
 
-    attention: AttentionForm = Field("auto", description="Form of attention over whole sequences.")
-    linear_cross_entropy: OpForm = Field("auto", description="Form of the projection to the vocabulary with the loss.")
-    rms_norm: OpForm = Field("auto", description="Form of RMS normalization.")
-    layer_norm: OpForm = Field("auto", description="Form of layer normalization.")
-    decode_attention: OpForm = Field("auto", description="Form of a generated token's attention over the cache.")
-    swiglu: OpForm = Field("auto", description="Form of the gated MLP's first half.")
-    rotary: OpForm = Field("auto", description="Form of rotary positions.")
-    quantized_matmul: OpForm = Field("auto", description="Form of products of quantized numbers.")
+    attention: AttentionImplementation = Field("auto", description="Implementation of attention over whole sequences.")
+    linear_cross_entropy: OpImplementation = Field(
+        "auto", description="Implementation of the projection to the vocabulary with the loss."
+    )
+    rms_norm: OpImplementation = Field("auto", description="Implementation of RMS normalization.")
+    layer_norm: OpImplementation = Field("auto", description="Implementation of layer normalization.")
+    decode_attention: OpImplementation = Field(
+        "auto", description="Implementation of a generated token's attention over the cache."
+    )
+    swiglu: OpImplementation = Field("auto", description="Implementation of the gated MLP's first half.")
+    rotary: OpImplementation = Field("auto", description="Implementation of rotary positions.")
+    quantized_matmul: OpImplementation = Field("auto", description="Implementation of products of quantized numbers.")
 
 
 class LogSection(Section):
     """Where the numbers go."""
 
-    every: PositiveInt = Field(1, description="Steps between records in metrics.jsonl.", json_schema_extra=FREE)
-    sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+    every: PositiveInt = Field(1, description="Steps between records in metrics.jsonl.", json_schema_extra=RESUME_SAFE)
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         (),
         description="Trackers that get each record besides metrics.jsonl; each needs its package.",
-        json_schema_extra=FREE,
+        json_schema_extra=RESUME_SAFE,
     )
 
 
 class GenerateSection(Section):
     """Defaults of `aifx generate`."""
 
-    prompt: str = Field("", description="Text to continue.", json_schema_extra=FREE)
-    max_tokens: PositiveInt = Field(200, description="Tokens to write.", json_schema_extra=FREE)
+    prompt: str = Field("", description="Text to continue.", json_schema_extra=RESUME_SAFE)
+    max_tokens: PositiveInt = Field(200, description="Tokens to write.", json_schema_extra=RESUME_SAFE)
     temperature: NonNegativeFloat = Field(
-        0.8, description="0 takes the likeliest token each time.", json_schema_extra=FREE
+        0.8, description="0 takes the likeliest token each time.", json_schema_extra=RESUME_SAFE
     )
     top_k: NonNegativeInt = Field(
-        0, description="Sample among this many likeliest tokens; 0 among all.", json_schema_extra=FREE
+        0, description="Sample among this many likeliest tokens; 0 among all.", json_schema_extra=RESUME_SAFE
     )
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.95, description="Sample among the likeliest tokens of this total probability.", json_schema_extra=FREE
+        0.95, description="Sample among the likeliest tokens of this total probability.", json_schema_extra=RESUME_SAFE
     )
     quantize: Quantization = Field(
-        "none", description="Write with the model's matrices quantized to this type.", json_schema_extra=FREE
+        "none", description="Write with the model's matrices quantized to this type.", json_schema_extra=RESUME_SAFE
     )
 
 

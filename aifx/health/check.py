@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aifx.errors import AifxError, EnvironmentFault
+from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.host import Host
-from aifx.health.judge import judge
 from aifx.health.probes import Probe, all_probes
 from aifx.health.report import Report
 from aifx.health.rules import Rule, Site
@@ -82,7 +82,7 @@ def _since_last(snapshot: Snapshot, probes: Iterable[Probe]) -> Snapshot:
 
 def check(snapshot: Snapshot, rules: Iterable[Rule], site: Site, began: float) -> Report:
     """The report; `began` is what `time.monotonic` said when the check began."""
-    return replace(judge(rules, snapshot, site), duration_s=round(time.monotonic() - began, 3))
+    return replace(evaluate_rules(rules, snapshot, site), duration_s=round(time.monotonic() - began, 3))
 
 
 def last_path(probes: Iterable[Probe]) -> Path:

@@ -43,7 +43,7 @@ class Options:
     faults: seconds to wait before each message of a node ("n3",) or over a link ("n1", "n5"), to rehearse with.
     """
 
-    program: tuple[str, ...] = ("aifx", "doctor", "collective-test")
+    program: tuple[str, ...] = ("aifx", "doctor", "collective-worker")
     over: str = "jax"
     collective: str = "all_to_all"
     num_bytes: int = 64 << 20

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.facts import RATE, is_number, to_document
-from aifx.health.judge import judge
 from aifx.health.report import SEVERITIES, Finding, Report
 from aifx.health.rules import Rule, Site
 from aifx.health.snapshot import Snapshot
@@ -138,7 +138,7 @@ class Difference:
 def diff(before: Snapshot, after: Snapshot, rules: Iterable[Rule], site: Site | None = None) -> Difference:
     """What is another between two snapshots, of one node or of two that should be alike."""
     rules = list(rules)
-    reports = [judge(rules, snapshot, site) for snapshot in (before, after)]
+    reports = [evaluate_rules(rules, snapshot, site) for snapshot in (before, after)]
     not_held = {
         f.id for report in reports for f in report.findings if f.severity == "unknown" and NOT_HELD in f.evidence
     }

@@ -35,11 +35,11 @@ class Unknown:
 
     Attributes:
         why: what went wrong.
-        mend: what to do about it.
+        fix: what to do about it.
     """
 
     why: str
-    mend: str = ""
+    remedy: str = ""
 
 
 def to_document(value: Any) -> Any:
@@ -47,7 +47,7 @@ def to_document(value: Any) -> Any:
     if isinstance(value, Absent):
         return {"$absent": value.why}
     if isinstance(value, Unknown):
-        return {"$unknown": value.why, "$mend": value.mend}
+        return {"$unknown": value.why, "$remedy": value.remedy}
     if isinstance(value, Mapping):
         return {str(key): to_document(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -61,7 +61,7 @@ def from_document(value: Any) -> Any:
         if "$absent" in value:
             return Absent(str(value["$absent"]))
         if "$unknown" in value:
-            return Unknown(str(value["$unknown"]), str(value.get("$mend", "")))
+            return Unknown(str(value["$unknown"]), str(value.get("$remedy", "")))
         return {str(key): from_document(item) for key, item in value.items()}
     if isinstance(value, list):
         return [from_document(item) for item in value]

@@ -1,7 +1,7 @@
 """Everything that NVML says of the NVIDIA driver and GPUs, as one JSON document on stdout.
 
 A program of its own (`python -m aifx.health.nvml`), for a driver in trouble can hang or crash the library. A value
-that the GPU or driver does not tell is `{"$absent": why}`, one that failed `{"$unknown": why, "$mend": what to do}`;
+that the GPU or driver does not tell is `{"$absent": why}`, one that failed `{"$unknown": why, "$remedy": what to do}`;
 a GPU that is lost or hangs keeps no other from being read.
 """
 

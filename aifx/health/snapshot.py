@@ -94,7 +94,7 @@ def _clean(value: Any) -> Any:
     if isinstance(value, Absent):
         return Absent(redact(value.why))
     if isinstance(value, Unknown):
-        return Unknown(redact(value.why), value.mend)
+        return Unknown(redact(value.why), value.remedy)
     if isinstance(value, Mapping):
         return {key: _clean(item) for key, item in value.items()}
     return [_clean(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -106,8 +106,8 @@ def _collect(host: Host, probe: Probe) -> Facts:
     except Exception as error:
         hangs = isinstance(error, TimeoutError)
         why = str(error) if hangs else f"the {probe.name} probe failed: {type(error).__name__}: {error}"
-        mend = "look for a device or file system that hangs" if hangs else "send in what --record writes"
-        return dict.fromkeys(probe.gives, Unknown(why, mend))
+        remedy = "look for a device or file system that hangs" if hangs else "send in what --record writes"
+        return dict.fromkeys(probe.gives, Unknown(why, remedy))
     missing = Unknown(f"the {probe.name} probe did not tell", "send in what --record writes")
     return dict.fromkeys(probe.gives, missing) | found
 

@@ -176,8 +176,8 @@ def _sxid(text: str) -> Event | None:
     entry = catalogue()["sxid"].get(code, {})
     fatal: bool | Unknown = match["word"] == "Fatal"
     if not match["word"]:
-        mend = "read the kernel log and NVIDIA's Fabric Manager User Guide"
-        unlisted = Unknown(f"neither the line of SXid {code} nor the catalogue says whether it is fatal", mend)
+        remedy = "read the kernel log and NVIDIA's Fabric Manager User Guide"
+        unlisted = Unknown(f"neither the line of SXid {code} nor the catalogue says whether it is fatal", remedy)
         fatal = entry["class"] != "non_fatal" if entry else unlisted
     return Event(code, pci_address(match["where"]), fatal=fatal)
 

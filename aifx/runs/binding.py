@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.config import Config
-from aifx.config.resolved import number_settings, setting_default
+from aifx.config.config import number_settings, setting_default
 from aifx.errors import CheckpointError
 from aifx.files import open_file, read_file
 from aifx.parsing import parse_json
@@ -136,7 +136,7 @@ def kernel_digest(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Later choices are added at the end, so the first `count` of them are what an earlier checkpoint names.
     """
-    rows = [[c.get("call"), c.get("form"), c.get("config")] for c in choices]
+    rows = [[c.get("call"), c.get("implementation"), c.get("config")] for c in choices]
     return {"count": len(rows), "sha256": _json_digest(rows)}
 
 

@@ -51,7 +51,7 @@ def read_settings(run: RunDirectory) -> dict[str, Any]:
 def changed_settings(run: RunDirectory) -> list[Setting]:
     """The values that are not the default, with who set them: `config.toml` notes that behind each."""
     from aifx.config import settings
-    from aifx.config.writing import written_origin
+    from aifx.config.toml import written_origin
 
     values = read_settings(run)
     kind = values.get("task.kind")

@@ -2,7 +2,7 @@
 
 from aifx.tasks.base import Model, Sums, Task, Totals
 from aifx.tasks.registry import BUNDLED, create_task, load_task, task_class
-from aifx.tasks.trained import Trained, Writer, open_trained, open_writer
+from aifx.tasks.trained import LoadedGenerator, RestoredRun, load_generator, restore_run
 
 __all__ = [
     "BUNDLED",
@@ -10,11 +10,11 @@ __all__ = [
     "Sums",
     "Task",
     "Totals",
-    "Trained",
-    "Writer",
+    "RestoredRun",
+    "LoadedGenerator",
     "create_task",
     "load_task",
-    "open_trained",
-    "open_writer",
+    "restore_run",
+    "load_generator",
     "task_class",
 ]

@@ -29,7 +29,7 @@ CURRENT = ("eval", "generate")
 
 
 @dataclass(frozen=True)
-class Trained:
+class RestoredRun:
     """A task with the parameters that a run reached at `step`."""
 
     run: RunDirectory
@@ -39,7 +39,7 @@ class Trained:
     step: int
 
 
-def open_trained(
+def restore_run(
     run: RunDirectory,
     project: Project,
     *,
@@ -48,7 +48,7 @@ def open_trained(
     overrides: Sequence[str] = (),
     with_data: bool = True,
     say: Say,
-) -> Trained:
+) -> RestoredRun:
     """Open a run's task and restore its parameters, nothing else of the state.
 
     Args:
@@ -65,11 +65,11 @@ def open_trained(
     at = choose_step(run, config, step, which, say=say)
     check_files(run, project, at)
     task = (create_task if with_data else load_task)(config, project, run.assets, say=say)
-    return Trained(run, config, task, restore_params(run, config, at, task.model), at)
+    return RestoredRun(run, config, task, restore_params(run, config, at, task.model), at)
 
 
 @dataclass(frozen=True)
-class Writer:
+class LoadedGenerator:
     """A trained decoder with its tokenizer: what writes text."""
 
     run: RunDirectory
@@ -80,7 +80,7 @@ class Writer:
     step: int
 
 
-def open_writer(
+def load_generator(
     run: RunDirectory,
     project: Project,
     *,
@@ -88,10 +88,10 @@ def open_writer(
     which: Which | None = None,
     overrides: Sequence[str] = (),
     say: Say,
-) -> Writer:
+) -> LoadedGenerator:
     """Open a run's language model from the run alone: the data that it learnt from need not be there any more.
 
-    Takes what `open_trained` takes and raises what it raises; UsageError where the run's task has no language model.
+    Takes what `restore_run` takes and raises what it raises; UsageError where the run's task has no language model.
     """
     from aifx.parallel.compilation_cache import enable_compilation_cache
     from aifx.tasks.language import LanguageTask
@@ -107,7 +107,7 @@ def open_writer(
     task = load_task(config, project, run.assets, say=say)
     assert isinstance(task, LanguageTask)
     tokenizer, model = task.tokenizer, task.model
-    return Writer(run, config, model, tokenizer, restore_params(run, config, at, model), at)
+    return LoadedGenerator(run, config, model, tokenizer, restore_params(run, config, at, model), at)
 
 
 def check_files(run: RunDirectory, project: Project, step: int) -> None:

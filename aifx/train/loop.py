@@ -13,12 +13,12 @@ from aifx.best_by import best_by_of, score_of
 from aifx.config import Config
 from aifx.data.base import Batch
 from aifx.parallel import place_batch
+from aifx.train.events import EventDispatcher
 from aifx.train.meter import Meter
 from aifx.train.records import Record
 from aifx.train.signals import StopSignals, status_of
 from aifx.train.state import TrainState, to_tree
-from aifx.train.step import Recipe, StepFn
-from aifx.train.story import Story
+from aifx.train.step import StepFn, StepSpec
 from aifx.train.validation import Interrupted, Progress, Validator
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ending:
+class LoopResult:
     """Why the loop ended (completed, early_stopped, interrupted, preempted), after which step, in what state."""
 
     status: str
@@ -44,24 +44,24 @@ class Loop:
     """
 
     config: Config
-    recipe: Recipe
+    step_spec: StepSpec
     step_fn: StepFn
     meter: Meter
     checkpoints: Checkpoints
     validator: Validator
-    story: Story
+    story: EventDispatcher
     stop: StopSignals
     progress: Progress
-    unvalidated: Record | None = None
+    pending_validation: Record | None = None
 
-    def run(self, state: TrainState, batches: Generator[Batch, None, None], first: int) -> Ending:
+    def run(self, state: TrainState, batches: Generator[Batch, None, None], first: int) -> LoopResult:
         """From `state`, that of step `first`, to the end of the run.
 
         The host is one step ahead of the device and waits for it only where the run pauses: to validate, save or stop.
         Raises NotFinite, and what the story's writers and the checkpoints raise.
         """
         last = self.config.train.num_steps
-        stopping = self._make_up(state) if self.unvalidated else None
+        stopping = self._run_pending_validation(state) if self.pending_validation else None
         step = first
         with closing(batches):
             while step < last and not stopping and not self._has_converged:
@@ -69,19 +69,19 @@ class Loop:
                 asked = time.perf_counter()
                 batch = next(batches)
                 waited_s = time.perf_counter() - asked
-                state, numbers = self.step_fn(state, place_batch(batch, self.recipe.mesh))
-                self.meter.dispatched(step, numbers, batch, self.recipe.task.units(batch), waited_s)
+                state, numbers = self.step_fn(state, place_batch(batch, self.step_spec.mesh))
+                self.meter.dispatched(step, numbers, batch, self.step_spec.task.units(batch), waited_s)
 
                 stopping = self.stop.requested
                 pausing = bool(stopping) or step == last or self._validates(step) or self._saves(step)
-                for record in self.meter.resolve(leave=0 if pausing else 1):
+                for record in self.meter.drain(leave=0 if pausing else 1):
                     if record.step == step:
                         stopping = self._pause(state, record, stopping)
                     else:
                         self.story.record(record)
         if stopping:
-            return Ending(status_of(stopping), step, state)
-        return Ending("completed" if step == last else "early_stopped", step, state)
+            return LoopResult(status_of(stopping), step, state)
+        return LoopResult("completed" if step == last else "early_stopped", step, state)
 
     def _pause(self, state: TrainState, record: Record, stopping: signal.Signals | None) -> signal.Signals | None:
         """Between two steps: validate, tell, save. Returns the signal that the run must end for."""
@@ -92,7 +92,7 @@ class Loop:
                 record, improved = self._validate(state, record)
             except Interrupted:  # the next process validates, and writes the record again
                 self.story.record(record)
-                self._save(state, record, unvalidated=True)
+                self._save(state, record, pending_validation=True)
                 return self.stop.requested
         self.story.record(record)
         if (
@@ -106,11 +106,11 @@ class Loop:
         self.meter.resume_clock()
         return stopping if step < last else None
 
-    def _make_up(self, state: TrainState) -> signal.Signals | None:
+    def _run_pending_validation(self, state: TrainState) -> signal.Signals | None:
         """The validation that a signal kept from being done. Returns the signal that does so again."""
-        assert self.unvalidated is not None
+        assert self.pending_validation is not None
         try:
-            record, _ = self._validate(state, self.unvalidated)
+            record, _ = self._validate(state, self.pending_validation)
         except Interrupted:
             return self.stop.requested
         self.story.record(record)
@@ -128,17 +128,19 @@ class Loop:
         self.story.event("validation", step=record.step, loss=metrics["loss"], improved=improved, duration_s=duration_s)
         return replace(record, validation=metrics), improved
 
-    def _save(self, state: TrainState, record: Record, *, unvalidated: bool = False, again: bool = False) -> None:
+    def _save(
+        self, state: TrainState, record: Record, *, pending_validation: bool = False, again: bool = False
+    ) -> None:
         host: dict[str, Any] = {
             "units": self.meter.units,
             "loss": record.loss,
             "progress": self.progress.document(),
-            "unvalidated": asdict(record) if unvalidated else None,
+            "unvalidated": asdict(record) if pending_validation else None,
         }
         validation_loss = None if record.validation is None else record.validation["loss"]
         self.checkpoints.save(
             record.step,
-            to_tree(state, stacked=self.recipe.is_stacked),
+            to_tree(state, stacked=self.step_spec.is_stacked),
             host=host,
             validation_loss=validation_loss,
             score=score_of(best_by_of(self.config), record.validation),

@@ -58,7 +58,7 @@ class Meter:
         if numbers.is_ready():  # type: ignore[attr-defined]  # small programs run within their dispatch
             self._spread(time.perf_counter())
 
-    def resolve(self, leave: int) -> Iterator[Record]:
+    def drain(self, leave: int) -> Iterator[Record]:
         """Records of all but the last `leave` steps dispatched. Raises NotFinite at the first that is not finite."""
         if leave == 0 and self._pending:
             jax.block_until_ready(self._pending[-1].numbers)

@@ -44,7 +44,7 @@ class RunInfo:
         return f"MFU = {formed}; peak: {self.peak.formula}"
 
     def is_logged(self, record: Record) -> bool:
-        """Whether metrics.jsonl and the sinks get it: `log.every` steps, the last, and those that validated."""
+        """Whether metrics.jsonl and the trackers get it: `log.every` steps, the last, and those that validated."""
         is_due = record.step % self.config.log.every == 0 or record.step == self.num_steps
         return is_due or record.validation is not None
 

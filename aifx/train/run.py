@@ -23,11 +23,10 @@ from aifx.preflight import check_best_by, declared_metrics
 from aifx.project import Project, RunDirectory
 from aifx.runs import RunLock, provenance, write_json, write_text
 from aifx.runs.binding import RunDigests, kernel_digest, open_digests
+from aifx.train.events import EventDispatcher
 from aifx.train.observers import LogFile, MetricsFile, Trace
 from aifx.train.records import Observer, RunInfo, TrainResult
-from aifx.train.signals import StopSignals
-from aifx.train.sinks import open_sinks
-from aifx.train.standing import (
+from aifx.train.resume_checks import (
     Fork,
     check_configuration,
     check_data,
@@ -42,8 +41,9 @@ from aifx.train.standing import (
     rounding_changes,
     started_best_by,
 )
-from aifx.train.story import Story
-from jax_kernels.choosing import Choices, using
+from aifx.train.signals import StopSignals
+from aifx.train.trackers import open_trackers
+from jax_kernels.dispatch import Choices, using
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from aifx.checkpoint import CheckpointInfo, Checkpoints
     from aifx.data.base import Say
     from aifx.tasks.trained import Which
-    from aifx.train.beginning import Beginning
-    from aifx.train.loop import Ending, Loop
-    from aifx.train.step import Recipe, StepFn
+    from aifx.train.loop import Loop, LoopResult
+    from aifx.train.restore import InitialState
+    from aifx.train.step import StepFn, StepSpec
 
 MUCH_FASTER = 2.0
 """How many times as fast as float32 bfloat16 must be for a run to mention it."""
@@ -103,7 +103,9 @@ def train(
             say(text)
 
         traces = [Trace(run)] if profile else []
-        story = Story(run, [metrics, log, *traces, *open_sinks(config.log.sinks, run, tell), *observers])
+        story = EventDispatcher(
+            run, [metrics, log, *traces, *open_trackers(config.log.trackers, run, tell), *observers]
+        )
         job = Training(project, config, run, fork, story, tell, stop or StopSignals(), metrics)
         job.stop.before_exit.append(story.ended_abruptly)
         try:
@@ -126,7 +128,7 @@ class Training:
     config: Config
     run: RunDirectory
     fork: Fork | None
-    story: Story
+    story: EventDispatcher
     say: Say
     stop: StopSignals
     metrics: MetricsFile
@@ -140,44 +142,46 @@ class Training:
         enable_compilation_cache(self.say)
         is_fresh = latest is None or self.fork is not None
         verify_kernels(self.project, self.config, self.run, say=self.say)
-        recipe = self._prepare(is_fresh=is_fresh)
+        step_spec = self._prepare(is_fresh=is_fresh)
         digests = open_digests(self.run, self.config, is_fresh=is_fresh or not list_bindings(self.run.checkpoints))
         checkpoints.bind(digests.binding)
-        with using(self._kernel_choices(recipe, digests)):
-            return self._run(recipe, checkpoints, started)
+        with using(self._kernel_choices(step_spec, digests)):
+            return self._run(step_spec, checkpoints, started)
 
-    def _run(self, recipe: Recipe, checkpoints: Checkpoints, started: float) -> TrainResult:
+    def _run(self, step_spec: StepSpec, checkpoints: Checkpoints, started: float) -> TrainResult:
         """Compile, begin, loop. `started`: when this process's part began, by `time.perf_counter`."""
-        self._check_metric(recipe)
-        step_fn, begun = self._compile_and_begin(recipe, checkpoints)
+        self._check_metric(step_spec)
+        step_fn, begun = self._compile_and_begin(step_spec, checkpoints)
         if self.fork is not None:
-            self._adopt(recipe, begun, checkpoints)
+            self._adopt(step_spec, begun, checkpoints)
 
         from aifx.data.order import prefetch
-        from aifx.train.guards import report_divergence
+        from aifx.train.divergence import report_divergence
         from aifx.train.loop import Loop
         from aifx.train.meter import Meter, NotFinite
         from aifx.train.validation import Validator
 
-        recorded = begun.step - 1 if begun.unvalidated else begun.step
-        info = run_info(self.run, self.config, recipe, first_step=begun.step, recorded_step=recorded)
+        recorded = begun.step - 1 if begun.pending_validation else begun.step
+        info = run_info(self.run, self.config, step_spec, first_step=begun.step, recorded_step=recorded)
         meter = Meter(info, begun.units, begun.loss)
         loop = Loop(
             config=self.config,
-            recipe=recipe,
+            step_spec=step_spec,
             step_fn=step_fn,
             meter=meter,
             checkpoints=checkpoints,
-            validator=Validator(recipe, self.config.train.validation_batches, lambda: self.stop.requested is not None),
+            validator=Validator(
+                step_spec, self.config.train.validation_batches, lambda: self.stop.requested is not None
+            ),
             story=self.story,
             stop=self.stop,
             progress=begun.progress,
-            unvalidated=begun.unvalidated,
+            pending_validation=begun.pending_validation,
         )
         self.story.start(info)
         self.stop.guard(self.config.checkpoint.stop_timeout_s)
         meter.resume_clock()
-        batches = prefetch(recipe.task.source("train"), range(begun.step, info.num_steps), _rows(self.config))
+        batches = prefetch(step_spec.task.source("train"), range(begun.step, info.num_steps), _rows(self.config))
         try:
             ending = loop.run(begun.state, batches, begun.step)
         except NotFinite as e:
@@ -186,7 +190,7 @@ class Training:
         checkpoints.wait()
         return self._result(ending, loop, begun, time.perf_counter() - started)
 
-    def _check_metric(self, recipe: Recipe) -> None:
+    def _check_metric(self, step_spec: StepSpec) -> None:
         """Raise ConfigError if the task does not report the metric that ranks checkpoints.
 
         `check_best_by` knows the metrics of most tasks without tracing a program.
@@ -197,8 +201,8 @@ class Training:
         from aifx.evaluate import metric_names
         from aifx.nn.specs import map_specs
 
-        params = map_specs(lambda spec: spec.struct, recipe.specs)
-        check_metric(best_by, metric_names(recipe.task, params, "validation"))
+        params = map_specs(lambda spec: spec.struct, step_spec.specs)
+        check_metric(best_by, metric_names(step_spec.task, params, "validation"))
 
     def _open_checkpoints(self) -> Checkpoints:
         from aifx.checkpoint import Checkpoints
@@ -223,11 +227,11 @@ class Training:
             self.stop.kept = f"the checkpoint of step {latest} is kept"
         return checkpoints
 
-    def _prepare(self, *, is_fresh: bool) -> Recipe:
+    def _prepare(self, *, is_fresh: bool) -> StepSpec:
         """Task, data and mesh; the run's configuration and provenance on disk. Raises ConfigError, DataError."""
         from aifx.parallel import check_batch_fits, make_mesh
         from aifx.tasks.registry import create_task
-        from aifx.train.step import make_recipe
+        from aifx.train.step import make_step_spec
 
         mesh = make_mesh(self.config.train.devices)
         check_batch_fits(self.config.train.global_batch_size, self.config.train.gradient_accumulation, mesh)
@@ -235,7 +239,7 @@ class Training:
         task = create_task(self.config, self.project, self.run.assets, say=self.say)
         if self.config.train.validate_every:
             task.source("validation")  # a split that is missing is told now, not at the first validation
-        recipe = make_recipe(self.config, task, mesh)
+        step_spec = make_step_spec(self.config, task, mesh)
         now = provenance(self.project.root, data_digest=task.data_digest(), devices=list(mesh.devices.flat))
         if self.fork is not None:
             for error in origin_errors(self.fork, self.project):
@@ -257,7 +261,7 @@ class Training:
                 )
         if self.fork is None:  # a fork is a run once its first checkpoint is there
             write_text(self.run.config, self.config.to_toml())
-        return recipe
+        return step_spec
 
     def _suggest_precision(self, mesh: Mesh) -> None:
         from aifx.nn.precision import bfloat16_gain
@@ -282,7 +286,7 @@ class Training:
         if rounding:
             self.say(f"{', '.join(sorted(rounding))}: from here on the losses may differ in their last bits")
 
-    def _kernel_choices(self, recipe: Recipe, digests: RunDigests) -> Choices:
+    def _kernel_choices(self, step_spec: StepSpec, digests: RunDigests) -> Choices:
         def kept(choices: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
             digests.kernels = {kind: kernel_digest(entries) for kind, entries in choices.items()}
             digests.write(self.run)
@@ -291,7 +295,7 @@ class Training:
             self.story.event("kernel_replaced", **fields)
 
         return run_choices(
-            self.run, self.config, say=self.say, mesh=recipe.mesh, on_write=kept, on_replacement=replaced
+            self.run, self.config, say=self.say, mesh=step_spec.mesh, on_write=kept, on_replacement=replaced
         )
 
     def _prepare_assets(self, is_fresh: bool) -> None:
@@ -306,38 +310,38 @@ class Training:
             check_tree(self.fork.run.assets)
             shutil.copytree(self.fork.run.assets, self.run.assets, dirs_exist_ok=True)
 
-    def _compile_and_begin(self, recipe: Recipe, checkpoints: Checkpoints) -> tuple[StepFn, Beginning]:
+    def _compile_and_begin(self, step_spec: StepSpec, checkpoints: Checkpoints) -> tuple[StepFn, InitialState]:
         """The compiled step and the state that it starts from, which is made or restored while the step compiles."""
-        from aifx.train.beginning import begin, begin_from
+        from aifx.train.restore import begin, begin_from
         from aifx.train.state import abstract_state
         from aifx.train.step import lower_step
 
-        abstract = abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)
+        abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
         with ThreadPoolExecutor(1, thread_name_prefix="aifx-begin") as pool:
             if self.fork is not None:
-                begun = pool.submit(begin_from, self.fork, recipe, abstract, self.config, self.say)
+                begun = pool.submit(begin_from, self.fork, step_spec, abstract, self.config, self.say)
             else:
-                begun = pool.submit(begin, recipe, abstract, checkpoints, self.config, self.say)
-            batch = recipe.task.source("train").read(0, _rows(self.config))
+                begun = pool.submit(begin, step_spec, abstract, checkpoints, self.config, self.say)
+            batch = step_spec.task.source("train").read(0, _rows(self.config))
             self.story.event("compile")
             started = time.perf_counter()
-            lowered = lower_step(recipe, abstract, batch)
+            lowered = lower_step(step_spec, abstract, batch)
             if begun.done():
                 begun.result()  # what is refused would be compiled for nothing
             step_fn: StepFn = lowered.compile()
             self.story.event("compiled", duration_s=time.perf_counter() - started)
             return step_fn, begun.result()
 
-    def _adopt(self, recipe: Recipe, begun: Beginning, checkpoints: Checkpoints) -> None:
+    def _adopt(self, step_spec: StepSpec, begun: InitialState, checkpoints: Checkpoints) -> None:
         """A fork's first checkpoint, then its configuration: from then on it is a run of its own."""
         from aifx.train.state import to_tree
 
         host = {"units": begun.units, "loss": begun.loss, "progress": begun.progress.document(), "unvalidated": None}
-        checkpoints.save(begun.step, to_tree(begun.state, stacked=recipe.is_stacked), host=host, force=True)
+        checkpoints.save(begun.step, to_tree(begun.state, stacked=step_spec.is_stacked), host=host, force=True)
         checkpoints.wait()
         write_text(self.run.config, self.config.to_toml())
 
-    def _result(self, ending: Ending, loop: Loop, begun: Beginning, duration_s: float) -> TrainResult:
+    def _result(self, ending: LoopResult, loop: Loop, begun: InitialState, duration_s: float) -> TrainResult:
         from aifx.checkpoint import state_digest
         from aifx.train.state import to_tree
 
@@ -347,9 +351,9 @@ class Training:
             step=ending.step,
             num_steps=self.config.train.num_steps,
             loss=loop.meter.loss,
-            unit=loop.recipe.task.unit,
+            unit=loop.step_spec.task.unit,
             units_per_s=loop.meter.units_per_s,
-            state_digest=state_digest(to_tree(ending.state, stacked=loop.recipe.is_stacked)),
+            state_digest=state_digest(to_tree(ending.state, stacked=loop.step_spec.is_stacked)),
             validation_loss=loop.progress.last_loss,
             best_step=loop.progress.best_step,
             best_validation_loss=loop.progress.best_loss,
@@ -361,25 +365,25 @@ class Training:
 
 
 def run_info(
-    run: RunDirectory, config: Config, recipe: Recipe, *, first_step: int = 0, recorded_step: int = 0
+    run: RunDirectory, config: Config, step_spec: StepSpec, *, first_step: int = 0, recorded_step: int = 0
 ) -> RunInfo:
     """What the story of a run begins with."""
-    from aifx.ceilings import measured_peak
     from aifx.hardware import peak_of
+    from aifx.measured_peaks import measured_peak
     from aifx.nn.specs import count_parameters
 
-    devices = list(recipe.mesh.devices.flat)
+    devices = list(step_spec.mesh.devices.flat)
     kind, platform = devices[0].device_kind, devices[0].platform
-    dtype = str(recipe.dtype_name)
+    dtype = str(step_spec.dtype_name)
     return RunInfo(
         run=run,
         config=config,
         first_step=first_step,
         recorded_step=recorded_step,
         num_steps=config.train.num_steps,
-        unit=recipe.task.unit,
-        num_parameters=count_parameters(recipe.specs),
-        flops_per_step=recipe.task.model.flops(recipe.task.batch_shape()),
+        unit=step_spec.task.unit,
+        num_parameters=count_parameters(step_spec.specs),
+        flops_per_step=step_spec.task.model.flops(step_spec.task.batch_shape()),
         peak=peak_of(kind, platform, len(devices), dtype),
         devices=f"{len(devices)} x {kind}",
         dtype=dtype,

@@ -26,14 +26,14 @@ from aifx.train.state import TrainState
 
 DeviceBatch: TypeAlias = Mapping[str, jax.Array]
 
-NUMBERS = ("loss", "grad_norm", "learning_rate")
+STEP_METRICS = ("loss", "grad_norm", "learning_rate")
 """What a step tells, in this order, as one float32 array: one transfer to the host a step."""
 
 StepFn: TypeAlias = Callable[[TrainState, DeviceBatch], tuple[TrainState, jax.Array]]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StepSpec:
     """What a step is made from."""
 
     task: Task
@@ -57,11 +57,11 @@ class Recipe:
         return jnp.dtype(self.dtype).name
 
 
-def make_recipe(config: Config, task: Task, mesh: Mesh) -> Recipe:
+def make_step_spec(config: Config, task: Task, mesh: Mesh) -> StepSpec:
     """The step that `config` asks for."""
     specs = task.model.specs()
     schedule = make_schedule(config.schedule, config.train.num_steps)
-    return Recipe(
+    return StepSpec(
         task=task,
         specs=specs,
         optimizer=make_optimizer(config.optimizer, specs),
@@ -75,74 +75,74 @@ def make_recipe(config: Config, task: Task, mesh: Mesh) -> Recipe:
     )
 
 
-def make_step(recipe: Recipe) -> StepFn:
+def make_step(step_spec: StepSpec) -> StepFn:
     """The step as a pure function: (state, batch) -> (next state, NUMBERS)."""
 
     def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, jax.Array]:
-        loss, gradients = mean_gradients(recipe, state.params, batch, step_key(recipe, state.step))
-        state, norm, rate = apply_gradients(recipe, state, gradients)
+        loss, gradients = mean_gradients(step_spec, state.params, batch, step_key(step_spec, state.step))
+        state, norm, rate = apply_gradients(step_spec, state, gradients)
         numbers = jnp.stack([jnp.asarray(x, jnp.float32) for x in (loss, norm, rate)])
         return state, numbers
 
     return step
 
 
-def step_key(recipe: Recipe, step: jax.Array) -> jax.Array:
+def step_key(step_spec: StepSpec, step: jax.Array) -> jax.Array:
     """The randomness of one step."""
-    return jax.random.fold_in(jax.random.key(recipe.seed), step)
+    return jax.random.fold_in(jax.random.key(step_spec.seed), step)
 
 
-def apply_gradients(recipe: Recipe, state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array, jax.Array]:
+def apply_gradients(step_spec: StepSpec, state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array, jax.Array]:
     """Clipping, the optimizer, the update: the next state, the norm before clipping and the learning rate."""
-    gradients, norm = clip_by_global_norm(gradients, recipe.clip_norm)
-    weights = select_weights(state.params, recipe.specs)
-    updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, weights)
-    share = jnp.asarray(recipe.schedule(state.step), jnp.float32)
+    gradients, norm = clip_by_global_norm(gradients, step_spec.clip_norm)
+    weights = select_weights(state.params, step_spec.specs)
+    updates, opt_state = step_spec.optimizer.update(gradients, state.opt_state, weights)
+    share = jnp.asarray(step_spec.schedule(state.step), jnp.float32)
     updates = jax.tree.map(lambda u: u * share.astype(u.dtype), updates)
-    params = merge_weights(optax.apply_updates(weights, updates), state.params, recipe.specs)
-    return TrainState(state.step + 1, params, opt_state), norm, recipe.learning_rate * share
+    params = merge_weights(optax.apply_updates(weights, updates), state.params, step_spec.specs)
+    return TrainState(state.step + 1, params, opt_state), norm, step_spec.learning_rate * share
 
 
-def lower_step(recipe: Recipe, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+def lower_step(step_spec: StepSpec, state: TrainState, batch: Batch) -> jax.stages.Lowered:
     """The step traced for the shapes of `batch` and the abstract `state`; `.compile()` gives the program."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    jitted = jax.jit(make_step(recipe), donate_argnums=0, out_shardings=(shardings, replicated(recipe.mesh)))
-    return jitted.lower(state, abstract_batch(recipe, batch))
+    jitted = jax.jit(make_step(step_spec), donate_argnums=0, out_shardings=(shardings, replicated(step_spec.mesh)))
+    return jitted.lower(state, abstract_batch(step_spec, batch))
 
 
-def abstract_batch(recipe: Recipe, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(step_spec: StepSpec, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
     """The batch as `place_batch` lays it on the devices."""
-    sharding = batch_sharding(recipe.mesh)
+    sharding = batch_sharding(step_spec.mesh)
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding) for name, array in batch.items()}
 
 
-def mean_gradients(recipe: Recipe, params: Params, batch: DeviceBatch, key: jax.Array) -> tuple[jax.Array, Any]:
+def mean_gradients(step_spec: StepSpec, params: Params, batch: DeviceBatch, key: jax.Array) -> tuple[jax.Array, Any]:
     """Loss and gradients of total loss / total weight over the batch, whatever the number of micro-batches.
 
     Micro-batches add up sums: the mean is formed once, so that those with less weight count for less.
     """
-    weights = select_weights(params, recipe.specs)
-    sums = partial(jax.value_and_grad(_total_loss(recipe, params), has_aux=True), weights)
+    weights = select_weights(params, step_spec.specs)
+    sums = partial(jax.value_and_grad(_total_loss(step_spec, params), has_aux=True), weights)
     zero = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), weights)
-    (total, weight), gradients = _summed(recipe, sums, (_no_loss(), zero), batch, key)
+    (total, weight), gradients = _summed(step_spec, sums, (_no_loss(), zero), batch, key)
     weight = _divisor(weight)
     return total / weight, jax.tree.map(lambda g: g / weight, gradients)
 
 
-def mean_loss(recipe: Recipe, params: Params, batch: DeviceBatch, key: jax.Array) -> jax.Array:
+def mean_loss(step_spec: StepSpec, params: Params, batch: DeviceBatch, key: jax.Array) -> jax.Array:
     """The loss of `mean_gradients`: its forward pass alone."""
-    sums = partial(_total_loss(recipe, params), select_weights(params, recipe.specs))
-    total, weight = _summed(recipe, sums, _no_loss(), batch, key)
+    sums = partial(_total_loss(step_spec, params), select_weights(params, step_spec.specs))
+    total, weight = _summed(step_spec, sums, _no_loss(), batch, key)
     loss: jax.Array = total / _divisor(weight)
     return loss
 
 
-def _total_loss(recipe: Recipe, params: Params) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def _total_loss(step_spec: StepSpec, params: Params) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """(weights, batch, key) -> total and weight of the loss, with the rest of the model from `params`."""
 
     def total_loss(weights: Any, batch: DeviceBatch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        cast = cast_floating(merge_weights(weights, params, recipe.specs), recipe.dtype)
-        total, weight = recipe.task.objective(cast, batch, key, training=True)["loss"]
+        cast = cast_floating(merge_weights(weights, params, step_spec.specs), step_spec.dtype)
+        total, weight = step_spec.task.objective(cast, batch, key, training=True)["loss"]
         return total.astype(jnp.float32), weight.astype(jnp.float32)
 
     return total_loss
@@ -156,12 +156,12 @@ def _divisor(weight: jax.Array) -> jax.Array:
     return jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
 
 
-def _summed(recipe: Recipe, sums: Callable[..., Any], zero: Any, batch: DeviceBatch, key: jax.Array) -> Any:
+def _summed(step_spec: StepSpec, sums: Callable[..., Any], zero: Any, batch: DeviceBatch, key: jax.Array) -> Any:
     """`sums(batch, key)`, added up over the micro-batches, from `zero` on."""
-    count = recipe.gradient_accumulation
+    count = step_spec.gradient_accumulation
     if count == 1:
         return sums(batch, key)
-    sharding = NamedSharding(recipe.mesh, PartitionSpec(None, DATA_AXIS))
+    sharding = NamedSharding(step_spec.mesh, PartitionSpec(None, DATA_AXIS))
 
     def split(array: jax.Array) -> jax.Array:
         # Row r goes to micro-batch r mod count: each device then splits the rows that it has, and none move.

@@ -13,7 +13,7 @@ from aifx.data.base import Batch
 from aifx.evaluate import Compiled, compile_sums, evaluate_split
 from aifx.nn.specs import Params
 from aifx.parallel import place_batch
-from aifx.train.step import Recipe
+from aifx.train.step import StepSpec
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Interrupted(Exception):
 class Validator:
     """Measures the validation split; compiled at its first use, once."""
 
-    def __init__(self, recipe: Recipe, num_batches: int, interrupted: Callable[[], bool]) -> None:
-        self._recipe = recipe
+    def __init__(self, step_spec: StepSpec, num_batches: int, interrupted: Callable[[], bool]) -> None:
+        self._recipe = step_spec
         self._num_batches = num_batches or None
         self._interrupted = interrupted
         self._compiled: Compiled | None = None

@@ -1,7 +1,7 @@
 """Attention: softmax of scaled, masked scores over keys, applied to values.
 
-One dispatcher, several forms of the same function: `reference` states it, `xla` runs fast everywhere, the others are
-for the devices in their names.
+One dispatcher, several implementations of the same function: `reference` states it, `xla` runs fast everywhere, the
+others are for the devices in their names.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 
 from jax_kernels.attention import cudnn, reference, xla
 from jax_kernels.attention.call import Call, rows, work, workload
-from jax_kernels.choosing import run
-from jax_kernels.forms import Form, kernel_form
+from jax_kernels.dispatch import run
+from jax_kernels.implementations import Implementation, kernel_implementation
 from jax_kernels.op import Op
 
 __all__ = ["ATTENTION", "Implementation", "attention"]
 
-Implementation: TypeAlias = Literal[
+ImplementationName: TypeAlias = Literal[
     "auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn", "cudnn_masked"
 ]
 
@@ -36,13 +36,13 @@ ATTENTION = Op(
     __name__,
     Call,
     {
-        form.name: form
-        for form in (
-            Form("reference", reference.attention),
-            Form("xla", xla.attention, configs=xla.configs),
-            *(kernel_form(name, "attention", f"{__name__}.{name}") for name in KERNELS),
-            Form("cudnn", cudnn.attention, cudnn.refuses),
-            Form("cudnn_masked", cudnn.attention, cudnn.refuses_masked, is_kernel=True),
+        implementation.name: implementation
+        for implementation in (
+            Implementation("reference", reference.attention),
+            Implementation("xla", xla.attention, configs=xla.configs),
+            *(kernel_implementation(name, "attention", f"{__name__}.{name}") for name in KERNELS),
+            Implementation("cudnn", cudnn.attention, cudnn.unsupported_reason),
+            Implementation("cudnn_masked", cudnn.attention, cudnn.unsupported_reason_masked, is_kernel=True),
         )
     },
     {
@@ -69,7 +69,7 @@ def attention(
     logit_softcap: float | None = ...,
     q_offset: int | jax.Array = ...,
     return_lse: Literal[False] = ...,
-    implementation: Implementation = ...,
+    implementation: ImplementationName = ...,
 ) -> jax.Array: ...
 
 
@@ -86,7 +86,7 @@ def attention(
     logit_softcap: float | None = ...,
     q_offset: int | jax.Array = ...,
     return_lse: Literal[True],
-    implementation: Implementation = ...,
+    implementation: ImplementationName = ...,
 ) -> tuple[jax.Array, jax.Array]: ...
 
 
@@ -102,7 +102,7 @@ def attention(
     logit_softcap: float | None = None,
     q_offset: int | jax.Array = 0,
     return_lse: bool = False,
-    implementation: Implementation = "auto",
+    implementation: ImplementationName = "auto",
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Attention of q `[batch, q_len, num_heads, head_dim]` over k and v `[batch, kv_len, num_kv_heads, head_dim]`.
 
@@ -116,7 +116,8 @@ def attention(
             scalar may be traced.
         return_lse: also the log-sum-exp of each row's scores `[batch, num_heads, q_len]`, float32 or wider, so that
             partial results combine; -inf where a row sees nothing (its output is zeros).
-        implementation: which form; "auto" takes the fastest for the device. One that cannot take the call gives way
+        implementation: which implementation; "auto" takes the fastest for the device. One that cannot take the call
+        gives way
             to another, with a warning.
 
     Returns the output, shaped as q.

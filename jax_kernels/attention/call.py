@@ -1,4 +1,4 @@
-"""A call of attention as its forms see it: everything but the values."""
+"""A call of attention as its implementations see it: everything but the values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels.attention.mask import Mask
-from jax_kernels.dividing import Rows
-from jax_kernels.forms import Config
+from jax_kernels.batch_sharding import ShardPlan
+from jax_kernels.implementations import Config
 from jax_kernels.op import TrainingProgram, Work
 
 
@@ -76,17 +76,17 @@ class Call:
         return Mask(self.causal, self.window, offset, segment_ids)
 
 
-def rows(call: Call, count: int) -> Rows | None:
+def rows(call: Call, count: int) -> ShardPlan | None:
     """Devices share out the batch."""
     if call.batch % count:
         return None
-    return Rows(replace(call, batch=call.batch // count), (0, 0, 0, None, 0), (0, 0))
+    return ShardPlan(replace(call, batch=call.batch // count), (0, 0, 0, None, 0), (0, 0))
 
 
 def workload(
     call: Call, run: Callable[..., Any], config: Config
 ) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
-    """Forward and backward of a form, as training runs them, and what makes arrays of the call's shapes."""
+    """Forward and backward of an implementation, as training runs them, and what makes arrays of the call's shapes."""
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array, offset: Any, ids: Any) -> Any:
         return run(call, config, q, k, v, offset, ids)[0]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jax_kernels.attention.call import Call
-from jax_kernels.forms import Config, Device, is_interpreting
+from jax_kernels.implementations import Config, Device, is_interpreting
 
 
 def attention(
@@ -20,8 +20,8 @@ def attention(
     q_offset: jax.Array | None,
     segment_ids: jax.Array | None,
 ) -> tuple[jax.Array, None]:
-    """As `xla.attention`, without the log-sum-exp: cuDNN's has the precision of q and no gradient, so that `refuses`
-    sends calls that return it elsewhere.
+    """As `xla.attention`, without the log-sum-exp: cuDNN's has the precision of q and no gradient, so that
+    `unsupported_reason` sends calls that return it elsewhere.
 
     Segments become a mask `[batch, 1, q_len, kv_len]`. cuDNN's packed layout takes offsets instead, which cannot say
     everything that `segment_ids` can: a segment may be in several pieces, and there may be any number of them.
@@ -42,12 +42,12 @@ def attention(
     return out, None
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why cuDNN cannot take this call without a mask."""
     return _refuses(call, device, {"segment ids": call.has_segments})
 
 
-def refuses_masked(call: Call, device: Device) -> str | None:
+def unsupported_reason_masked(call: Call, device: Device) -> str | None:
     """Why cuDNN cannot take this call with a mask."""
     checks = {
         "no segment ids": not call.has_segments,
@@ -79,4 +79,4 @@ def _refuses(call: Call, device: Device, further: Mapping[str, Any]) -> str | No
         "a window without a causal mask": call.window is not None and not call.causal,
         "a causal mask over lengths that differ": call.causal and call.q_len != call.kv_len,
     }
-    return next((reason for reason, met in checks.items() if met), None)
+    return next((reason for reason, seen_calls in checks.items() if seen_calls), None)

@@ -1,4 +1,4 @@
-"""Who sees whom: the mask that all forms of attention share, in whole or by block."""
+"""Who sees whom: the mask that all implementations of attention share, in whole or by block."""
 
 from __future__ import annotations
 

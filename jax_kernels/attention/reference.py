@@ -1,4 +1,4 @@
-"""Attention as it is defined, scores and all: what every other form is held against."""
+"""Attention as it is defined, scores and all: what every other implementation is held against."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels.attention.call import Call
-from jax_kernels.forms import Config
+from jax_kernels.implementations import Config
 
 
 def attention(

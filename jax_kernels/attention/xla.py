@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jax_kernels.attention.call import Call
 from jax_kernels.attention.mask import Mask
-from jax_kernels.forms import Config, Device
+from jax_kernels.implementations import Config, Device
 from jax_kernels.products import row_major
 
 Residuals: TypeAlias = tuple[Any, ...]

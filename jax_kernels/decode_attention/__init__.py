@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_kernels.choosing import run
 from jax_kernels.decode_attention import reference, xla
 from jax_kernels.decode_attention.call import Call, rows, work, workload
 from jax_kernels.decode_attention.pages import check_counts, check_pages, check_table, gather_pages, write_pages
-from jax_kernels.forms import Form, kernel_form
+from jax_kernels.dispatch import run
+from jax_kernels.implementations import Implementation, kernel_implementation
 from jax_kernels.op import Op
 
 __all__ = ["DECODE_ATTENTION", "Implementation", "decode_attention", "gather_pages", "write_pages"]
 
-Implementation: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
+ImplementationName: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
 
 KERNELS = ("pallas_triton", "pallas_tpu")
 
@@ -31,11 +31,11 @@ DECODE_ATTENTION = Op(
     __name__,
     Call,
     {
-        form.name: form
-        for form in (
-            Form("reference", reference.decode_attention),
-            Form("xla", xla.decode_attention, configs=xla.configs),
-            *(kernel_form(name, "decode_attention", f"{__name__}.{name}") for name in KERNELS),
+        implementation.name: implementation
+        for implementation in (
+            Implementation("reference", reference.decode_attention),
+            Implementation("xla", xla.decode_attention, configs=xla.configs),
+            *(kernel_implementation(name, "decode_attention", f"{__name__}.{name}") for name in KERNELS),
         )
     },
     {"cpu": ("xla",), "gpu": ("pallas_triton", "xla"), "tpu": ("pallas_tpu", "xla")},
@@ -57,7 +57,7 @@ def decode_attention(
     scale: float | None = ...,
     logit_softcap: float | None = ...,
     return_lse: Literal[False] = ...,
-    implementation: Implementation = ...,
+    implementation: ImplementationName = ...,
 ) -> jax.Array: ...
 
 
@@ -73,7 +73,7 @@ def decode_attention(
     scale: float | None = ...,
     logit_softcap: float | None = ...,
     return_lse: Literal[True],
-    implementation: Implementation = ...,
+    implementation: ImplementationName = ...,
 ) -> tuple[jax.Array, jax.Array]: ...
 
 
@@ -88,7 +88,7 @@ def decode_attention(
     scale: float | None = None,
     logit_softcap: float | None = None,
     return_lse: bool = False,
-    implementation: Implementation = "auto",
+    implementation: ImplementationName = "auto",
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Attention of q `[batch, num_heads, head_dim]` over the pages `[num_kv_heads, num_pages, page_size, head_dim]`.
 
@@ -101,7 +101,8 @@ def decode_attention(
         logit_softcap: scores become cap * tanh(score / cap).
         return_lse: also the log-sum-exp of each row's scores `[batch, num_heads]`, float32 or wider, so that partial
             results combine; -inf for a row of length 0 (its output is zeros).
-        implementation: which form; "auto" takes the fastest for the device. One that cannot take the call gives way
+        implementation: which implementation; "auto" takes the fastest for the device. One that cannot take the call
+        gives way
             to another, with a warning.
 
     Returns the output, shaped as q.

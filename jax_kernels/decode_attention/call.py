@@ -1,4 +1,4 @@
-"""A call of decode_attention as its forms see it: everything but the values."""
+"""A call of decode_attention as its implementations see it: everything but the values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_kernels.dividing import Rows
-from jax_kernels.forms import Config
+from jax_kernels.batch_sharding import ShardPlan
+from jax_kernels.implementations import Config
 from jax_kernels.op import Work
 
 
@@ -64,17 +64,18 @@ class Call:
         return 0 if self.window is None else jnp.maximum(stop - self.window, 0), stop
 
 
-def rows(call: Call, count: int) -> Rows | None:
+def rows(call: Call, count: int) -> ShardPlan | None:
     """Devices share out the batch; each has all of the pages."""
     if call.batch % count:
         return None
-    return Rows(replace(call, batch=call.batch // count), (0, None, None, 0, 0), (0, 0))
+    return ShardPlan(replace(call, batch=call.batch // count), (0, None, None, 0, 0), (0, 0))
 
 
 def workload(
     call: Call, run: Callable[..., Any], config: Config
 ) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
-    """A form forward, as generation runs it, and what makes arrays of the call's shapes: full rows, mixed pages."""
+    """An implementation forward, as generation runs it, and what makes arrays of the call's shapes: full rows, mixed
+    pages."""
 
     def program(q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, page_table: jax.Array, lengths: jax.Array) -> Any:
         return run(call, config, q, k_pages, v_pages, page_table, lengths)[0]

@@ -28,7 +28,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jax_kernels.decode_attention.call import Call
 from jax_kernels.decode_attention.reference import Pair, with_gradient
-from jax_kernels.forms import Config, Device, is_interpreting
+from jax_kernels.implementations import Config, Device, is_interpreting
 
 Ref: TypeAlias = Any
 
@@ -41,7 +41,7 @@ LOG2E = math.log2(math.e)  # the hardware's exponential is a power of 2
 FLOOR = float(np.finfo(np.float32).min) / 2
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     if device.platform != "tpu" or any(old in device.kind for old in ("v2", "v3", "v4")):
         return "needs a TPU v5 or later"
     if call.dtype not in ("bfloat16", "float32"):

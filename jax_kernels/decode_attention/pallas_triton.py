@@ -22,10 +22,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from jax_kernels import forms
+from jax_kernels import implementations
 from jax_kernels.decode_attention.call import Call
 from jax_kernels.decode_attention.reference import Pair, with_gradient
-from jax_kernels.forms import Config, Device
+from jax_kernels.implementations import Config, Device
 
 LOG2_E = math.log2(math.e)
 NAMES = ("block_k", "parts", "num_warps", "num_stages")
@@ -69,7 +69,7 @@ def _run(
         out_shape=[shape, jax.ShapeDtypeStruct(shape.shape[:1], jnp.float32)],
         # Parameters of Triton's also choose Triton, which is not each JAX version's default on a GPU.
         compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
-        interpret=forms.is_interpreting(),
+        interpret=implementations.is_interpreting(),
         name=f"decode_attention{name}",
     )(*operands)
 
@@ -175,7 +175,7 @@ def _store(call: Call, ref: Any, rows: jax.Array, mask: jax.Array, values: jax.A
     plgpu.store(ref.at[at], values.astype(ref.dtype), mask=mask)
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why the kernels cannot take this call on this device; None where they can."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"

@@ -1,6 +1,6 @@
-"""Attention over pages as it is defined, on rows put together first: what every other form is held against.
+"""Attention over pages as it is defined, on rows put together first: what every other implementation is held against.
 
-Its gradient is that of the other forms too. Generation needs none, so that none is written for speed.
+Its gradient is that of the other implementations too. Generation needs none, so that none is written for speed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jax_kernels.decode_attention.call import Call
 from jax_kernels.decode_attention.pages import gather_pages
-from jax_kernels.forms import Config
+from jax_kernels.implementations import Config
 
 Pair: TypeAlias = tuple[jax.Array, jax.Array]
 
@@ -49,15 +49,15 @@ def decode_attention(
     return out.astype(q.dtype), lse
 
 
-def with_gradient(form: Callable[..., Pair]) -> Callable[..., Pair]:
-    """A form `(call, config, q, k_pages, v_pages, page_table, lengths)`, with the reference's gradient."""
+def with_gradient(implementation: Callable[..., Pair]) -> Callable[..., Pair]:
+    """An implementation `(call, config, q, k_pages, v_pages, page_table, lengths)`, with the reference's gradient."""
 
     @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
     def differentiable(call: Call, config: Config, *operands: jax.Array) -> Pair:
-        return form(call, config, *operands)
+        return implementation(call, config, *operands)
 
     def forward(call: Call, config: Config, *operands: jax.Array) -> tuple[Pair, Any]:
-        return form(call, config, *operands), operands
+        return implementation(call, config, *operands), operands
 
     def backward(call: Call, config: Config, operands: Any, cotangents: Pair) -> tuple[Any, ...]:
         q, k_pages, v_pages, *where = operands

@@ -16,7 +16,7 @@ from jax import lax
 
 from jax_kernels.decode_attention.call import Call
 from jax_kernels.decode_attention.reference import Pair, with_gradient
-from jax_kernels.forms import Config, Device
+from jax_kernels.implementations import Config, Device
 
 
 def configs(call: Call, device: Device) -> Sequence[Config]:

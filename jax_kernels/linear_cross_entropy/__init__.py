@@ -8,15 +8,15 @@ from typing import Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.choosing import run
-from jax_kernels.forms import Form, kernel_form
+from jax_kernels.dispatch import run
+from jax_kernels.implementations import Implementation, kernel_implementation
 from jax_kernels.linear_cross_entropy import reference, xla
 from jax_kernels.linear_cross_entropy.call import Call, counts, marked, outside, rows, work, workload
 from jax_kernels.op import Op
 
 __all__ = ["LINEAR_CROSS_ENTROPY", "Implementation", "linear_cross_entropy"]
 
-Implementation: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
+ImplementationName: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
 
 KERNELS = ("pallas_triton", "pallas_tpu")
 
@@ -25,11 +25,11 @@ LINEAR_CROSS_ENTROPY = Op(
     __name__,
     Call,
     {
-        form.name: form
-        for form in (
-            Form("reference", reference.linear_cross_entropy),
-            Form("xla", xla.linear_cross_entropy, configs=xla.configs),
-            *(kernel_form(name, "linear_cross_entropy", f"{__name__}.{name}") for name in KERNELS),
+        implementation.name: implementation
+        for implementation in (
+            Implementation("reference", reference.linear_cross_entropy),
+            Implementation("xla", xla.linear_cross_entropy, configs=xla.configs),
+            *(kernel_implementation(name, "linear_cross_entropy", f"{__name__}.{name}") for name in KERNELS),
         )
     },
     {"cpu": ("xla",), "gpu": ("pallas_triton", "xla"), "tpu": ("pallas_tpu", "xla")},
@@ -49,7 +49,7 @@ def linear_cross_entropy(
     ignore_label: int | None = None,
     logit_softcap: float | None = None,
     reduction: Literal["none", "sum", "mean"] = "none",
-    implementation: Implementation = "auto",
+    implementation: ImplementationName = "auto",
 ) -> jax.Array:
     """Cross-entropy of the logits x @ weight, x `[tokens, embed]` and weight `[embed, vocab]`, with labels `[tokens]`.
 
@@ -64,7 +64,7 @@ def linear_cross_entropy(
         logit_softcap: logits become cap * tanh(logit / cap).
         reduction: "none" for the loss of each token, "sum" and "mean" of those that count, 0 where none does. The sum
             asks the same of each token, so that its gradients are formed on the way forward.
-        implementation: which form; "auto" takes the fastest for the device.
+        implementation: which implementation; "auto" takes the fastest for the device.
 
     Returns `[tokens]`, or a scalar; float32 or wider.
 

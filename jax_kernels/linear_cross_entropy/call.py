@@ -1,4 +1,4 @@
-"""A call of linear_cross_entropy as its forms see it: everything but the values."""
+"""A call of linear_cross_entropy as its implementations see it: everything but the values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.dividing import Rows
-from jax_kernels.forms import Config
+from jax_kernels.batch_sharding import ShardPlan
+from jax_kernels.implementations import Config
 from jax_kernels.op import TrainingProgram, Work
 
 
@@ -97,18 +97,18 @@ def _mark_backward(is_wrong: jax.Array, d_loss: jax.Array) -> tuple[jax.Array, N
 marked.defvjp(_mark_forward, _mark_backward)
 
 
-def rows(call: Call, count: int) -> Rows | None:
+def rows(call: Call, count: int) -> ShardPlan | None:
     """Devices share out the tokens; each has all of the weight."""
     if call.tokens % count:
         return None
     results = (0,) if call.reduction == "none" else (None,)
-    return Rows(replace(call, tokens=call.tokens // count), (0, None, 0), results)
+    return ShardPlan(replace(call, tokens=call.tokens // count), (0, None, 0), results)
 
 
 def workload(
     call: Call, run: Callable[..., Any], config: Config
 ) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
-    """Loss and gradients of a form, as training runs them, and what makes arrays of the call's shapes."""
+    """Loss and gradients of an implementation, as training runs them, and what makes arrays of the call's shapes."""
 
     def arguments() -> tuple[Any, ...]:
         keys = jax.random.split(jax.random.key(0), 4)

@@ -2,7 +2,7 @@
 
 Forward, a kernel reduces the logits of each token to a few numbers. The way back goes by chunks of the vocabulary. A
 kernel forms the chunk's logits anew and writes their gradient, rounded as x is, and both gradients are plain products
-with it, which the compiler's own kernels do at full speed: four products for the three of the plain form.
+with it, which the compiler's own kernels do at full speed: four products for the three of the reference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_kernels.forms import Config
+from jax_kernels.implementations import Config
 from jax_kernels.linear_cross_entropy.call import Call, counts, inside, loss_of
 
 LANES = 128
@@ -33,7 +33,8 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernels(ABC):
-    """What a form brings, for a call. Labels are in the vocabulary; numbers of each token are `[tokens]` float32.
+    """What an implementation brings, for a call. Labels are in the vocabulary; numbers of each token are `[tokens]`
+    float32.
 
     Attributes:
         config: with `block_vocab`, the columns of a kernel's block, and `chunks`, the parts to cut the vocabulary into.

@@ -22,7 +22,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jax_kernels.forms import Config, Device, is_interpreting
+from jax_kernels.implementations import Config, Device, is_interpreting
 from jax_kernels.linear_cross_entropy import fused
 from jax_kernels.linear_cross_entropy.call import Call
 from jax_kernels.linear_cross_entropy.fused import LANES
@@ -222,7 +222,7 @@ def _across(x: Array, like: Array) -> Array:
     return jnp.tile(x, (1, like.shape[1] // LANES))
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why the kernels cannot take this call on this device; None where they can."""
     if device.platform != "tpu" or any(old in device.kind for old in ("v2", "v3", "v4")):
         return "needs a TPU v5 or later"

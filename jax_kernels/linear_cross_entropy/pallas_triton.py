@@ -19,7 +19,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from jax_kernels.forms import Config, Device, is_interpreting
+from jax_kernels.implementations import Config, Device, is_interpreting
 from jax_kernels.linear_cross_entropy import fused
 from jax_kernels.linear_cross_entropy.call import Call
 
@@ -81,7 +81,7 @@ def _origin(ndim: int, program: Any) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class BlockRange:
     """Where a block lies along one axis of an array: `size` from `start` on, of `length`."""
 
     start: Any
@@ -116,14 +116,14 @@ class Block:
         group, within = (f(pl.program_id(0), GROUP * column_blocks) for f in (lax.div, lax.rem))
         size = jnp.minimum(row_blocks - group * GROUP, GROUP)
         self.number = lax.div(within, size)
-        self.rows = Stretch((group * GROUP + lax.rem(within, size)) * block_tokens, block_tokens, self.call.tokens)
-        self.columns = Stretch(self.number * block_vocab, block_vocab, width)
+        self.rows = BlockRange((group * GROUP + lax.rem(within, size)) * block_tokens, block_tokens, self.call.tokens)
+        self.columns = BlockRange(self.number * block_vocab, block_vocab, width)
 
     def logits(self, x: Ref, weight: Ref) -> tuple[Array, Array | None]:
         """Capped, and the slope of the soft-cap at each."""
 
         def step(i: Array, products: Array) -> Array:
-            depth = Stretch(i * self.depth, self.depth, self.call.embed)
+            depth = BlockRange(i * self.depth, self.depth, self.call.embed)
             return products + _dot(_load(x, self.rows, depth), _load(weight, depth, self.columns))
 
         products = jnp.zeros((self.rows.size, self.columns.size), jnp.float32)
@@ -146,7 +146,7 @@ class Block:
 
 def _statistics_kernel(block: Block, x: Ref, weight: Ref, labels: Ref, lse: Ref, label_logit: Ref, *sums: Ref) -> None:
     logits, _ = block.logits(x, weight)
-    number = Stretch(block.number, 1, 1)
+    number = BlockRange(block.number, 1, 1)
     if sums:
         _store(sums[0], jnp.sum(block.seen(logits, 0.0), axis=1)[None, :], number, block.rows)
     scores = LOG2_E * block.seen(logits, -jnp.inf)
@@ -179,7 +179,7 @@ def _dot(a: Array, b: Array) -> Array:
     return lax.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _reach(*stretches: Stretch, mask: Array | None = None) -> Array | None:
+def _reach(*stretches: BlockRange, mask: Array | None = None) -> Array | None:
     """Which elements of a block its array has, and the mask besides; None where it has all."""
     masks = [mask]
     for axis, stretch in enumerate(stretches):
@@ -189,18 +189,18 @@ def _reach(*stretches: Stretch, mask: Array | None = None) -> Array | None:
     return reduce(jnp.logical_and, known) if known else None
 
 
-def _load(ref: Ref, *stretches: Stretch) -> Array:
+def _load(ref: Ref, *stretches: BlockRange) -> Array:
     """A block of an array, zero beyond the array's end."""
     reach = _reach(*stretches)
     at = tuple(pl.ds(s.start, s.size) for s in stretches)
     return plgpu.load(ref.at[at], mask=reach, other=None if reach is None else 0)
 
 
-def _store(ref: Ref, value: Array, *stretches: Stretch, mask: Array | None = None) -> None:
+def _store(ref: Ref, value: Array, *stretches: BlockRange, mask: Array | None = None) -> None:
     plgpu.store(ref.at[tuple(pl.ds(s.start, s.size) for s in stretches)], value, mask=_reach(*stretches, mask=mask))
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why the kernels cannot take this call on this device; None where they can."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"

@@ -1,11 +1,11 @@
-"""Projection and loss as they are defined, logits and all: what every other form is held against."""
+"""Projection and loss as they are defined, logits and all: what every other implementation is held against."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.forms import Config
+from jax_kernels.implementations import Config
 from jax_kernels.linear_cross_entropy.call import Call, losses
 
 

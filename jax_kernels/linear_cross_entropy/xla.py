@@ -15,15 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_kernels.forms import Config, Device
+from jax_kernels.implementations import Config, Device
 from jax_kernels.linear_cross_entropy.call import Call, counts, inside, loss_of, losses
 from jax_kernels.products import product
 
-Rows: TypeAlias = tuple[Array, ...]
+ShardPlan: TypeAlias = tuple[Array, ...]
 
 CHUNK_TOKENS = {"cpu": 512, "gpu": 2048, "tpu": 2048}
 """The gradient of the weight is read and written once a chunk. On a CPU the logits of 512 tokens over 50,257 take
-103 MB, a quarter of the plain form's at 2,048 tokens; an accelerator multiplies faster than its memory is, by far."""
+103 MB, a quarter of the reference's at 2,048 tokens; an accelerator multiplies faster than its memory is, by far."""
 
 CHUNK_LOGITS = 1 << 23
 """A chunk has more rows where the vocabulary is small: logits of so many take 32 MB."""
@@ -45,8 +45,8 @@ def _fit(call: Call, size: int) -> int:
 def linear_cross_entropy(call: Call, config: Config, x: Array, weight: Array, labels: Array) -> Array:
     """The loss of each token `[tokens]`, float32 or wider, or their sum."""
     size = dict(config).get("chunk_tokens", _fit(call, CHUNK_TOKENS["cpu"]))
-    form = _sum if call.reduction == "sum" else _each
-    return form(call, size, x, weight, labels)
+    implementation = _sum if call.reduction == "sum" else _each
+    return implementation(call, size, x, weight, labels)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -55,7 +55,7 @@ def _each(call: Call, size: int, x: Array, weight: Array, labels: Array) -> Arra
 
 
 def _forward_each(call: Call, size: int, x: Array, weight: Array, labels: Array) -> tuple[Array, Any]:
-    def chunk(rows: Rows) -> Rows:
+    def chunk(rows: ShardPlan) -> ShardPlan:
         x, labels = rows
         return losses(call, _logits(call, x, weight)[0], labels)
 
@@ -66,7 +66,7 @@ def _forward_each(call: Call, size: int, x: Array, weight: Array, labels: Array)
 def _backward_each(call: Call, size: int, residuals: Any, d_loss: Array) -> tuple[Array, Array, None]:
     x, weight, labels, lse = residuals
 
-    def chunk(rows: Rows) -> tuple[Array, Array]:
+    def chunk(rows: ShardPlan) -> tuple[Array, Array]:
         x, labels, lse, d_loss = rows
         logits, slope = _logits(call, x, weight)
         weights = jnp.exp(logits - lse[:, None])
@@ -87,7 +87,7 @@ def _sum(call: Call, size: int, x: Array, weight: Array, labels: Array) -> Array
 def _forward_sum(call: Call, size: int, x: Array, weight: Array, labels: Array) -> tuple[Array, Any]:
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
-    def chunk(rows: Rows) -> tuple[tuple[Array, Array], Array]:
+    def chunk(rows: ShardPlan) -> tuple[tuple[Array, Array], Array]:
         x, labels, asked = rows
         logits, slope = _logits(call, x, weight)
         # As in `losses`, but what takes the longest, the exponentials, serves the gradients too.
@@ -115,21 +115,21 @@ def _backward_sum(call: Call, size: int, residuals: Any, d_loss: Array) -> tuple
 _sum.defvjp(_forward_sum, _backward_sum)
 
 
-def _chunks(size: int, *arrays: Array) -> Rows:
+def _chunks(size: int, *arrays: Array) -> ShardPlan:
     """Each `[tokens, ...]` as `[chunks, tokens of a chunk, ...]`, the last one filled up with zeros."""
     count = max(1, -(-arrays[0].shape[0] // size))
     filled = (jnp.pad(y, ((0, count * size - y.shape[0]),) + ((0, 0),) * (y.ndim - 1)) for y in arrays)
     return tuple(y.reshape(count, size, *y.shape[1:]) for y in filled)
 
 
-def _over_chunks(chunk: Callable[[Rows], tuple[Any, Array]], rows: Rows) -> tuple[Any, Array]:
+def _over_chunks(chunk: Callable[[ShardPlan], tuple[Any, Array]], rows: ShardPlan) -> tuple[Any, Array]:
     """Over all chunks the sum of the first that `chunk` gives, and the second `[tokens, ...]`.
 
     The sum begins with the first chunk: zeros would be one more array to write and to read, as large as the weight.
     """
     total, first = chunk(tuple(y[0] for y in rows))
 
-    def add(total: Any, rows: Rows) -> tuple[Any, Array]:
+    def add(total: Any, rows: ShardPlan) -> tuple[Any, Array]:
         more, each = chunk(rows)
         return jax.tree.map(jnp.add, total, more), each
 

@@ -8,31 +8,40 @@ from typing import Literal, TypeAlias, overload
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.choosing import run
-from jax_kernels.forms import Form, Platform, kernel_form
+from jax_kernels.dispatch import run
+from jax_kernels.implementations import Implementation, Platform, kernel_implementation
 from jax_kernels.norms import reference, xla
 from jax_kernels.norms.call import Call, rows, work, workload
 from jax_kernels.op import Op
 
 __all__ = ["LAYER_NORM", "RMS_NORM", "Implementation", "layer_norm", "rms_norm"]
 
-Implementation: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
+ImplementationName: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
 
 KERNELS = ("pallas_triton", "pallas_tpu")
 
 
 def _op(name: str) -> Op:
-    forms = (
-        Form("reference", reference.norm),
-        Form("xla", xla.norm),
-        *(kernel_form(kernel, name, f"{__name__}.{kernel}") for kernel in KERNELS),
+    implementations = (
+        Implementation("reference", reference.norm),
+        Implementation("xla", xla.norm),
+        *(kernel_implementation(kernel, name, f"{__name__}.{kernel}") for kernel in KERNELS),
     )
     preference: dict[Platform, tuple[str, ...]] = {
         "cpu": ("xla",),
         "gpu": ("pallas_triton", "xla"),
         "tpu": ("pallas_tpu", "xla"),
     }
-    return Op(name, __name__, Call, {form.name: form for form in forms}, preference, workload, work, rows)
+    return Op(
+        name,
+        __name__,
+        Call,
+        {implementation.name: implementation for implementation in implementations},
+        preference,
+        workload,
+        work,
+        rows,
+    )
 
 
 RMS_NORM, LAYER_NORM = _op("rms_norm"), _op("layer_norm")
@@ -45,7 +54,7 @@ def rms_norm(
     *,
     residual: None = ...,
     epsilon: float = ...,
-    implementation: Implementation = ...,
+    implementation: ImplementationName = ...,
 ) -> jax.Array: ...
 
 
@@ -56,7 +65,7 @@ def rms_norm(
     *,
     residual: jax.Array,
     epsilon: float = ...,
-    implementation: Implementation = ...,
+    implementation: ImplementationName = ...,
 ) -> tuple[jax.Array, jax.Array]: ...
 
 
@@ -66,14 +75,15 @@ def rms_norm(
     *,
     residual: jax.Array | None = None,
     epsilon: float = 1e-6,
-    implementation: Implementation = "auto",
+    implementation: ImplementationName = "auto",
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """x `[..., embed]` by the root of its mean square over the last axis, times scale `[embed]`.
 
     Args:
         residual: as x, is added to it first; the sum, rounded to x's type, is normalized and returned as well.
         epsilon: is added to the mean square.
-        implementation: which form; "auto" takes the fastest for the device. One that cannot take the call gives way
+        implementation: which implementation; "auto" takes the fastest for the device. One that cannot take the call
+        gives way
             to another, with a warning.
 
     Returns the output, shaped as x, and with a residual the pair (output, x + residual). Statistics are float32 or
@@ -95,7 +105,7 @@ def layer_norm(
     *,
     residual: None = ...,
     epsilon: float = ...,
-    implementation: Implementation = ...,
+    implementation: ImplementationName = ...,
 ) -> jax.Array: ...
 
 
@@ -107,7 +117,7 @@ def layer_norm(
     *,
     residual: jax.Array,
     epsilon: float = ...,
-    implementation: Implementation = ...,
+    implementation: ImplementationName = ...,
 ) -> tuple[jax.Array, jax.Array]: ...
 
 
@@ -118,7 +128,7 @@ def layer_norm(
     *,
     residual: jax.Array | None = None,
     epsilon: float = 1e-6,
-    implementation: Implementation = "auto",
+    implementation: ImplementationName = "auto",
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """x `[..., embed]` with zero mean and unit variance over the last axis, times scale plus bias `[embed]`.
 
@@ -136,7 +146,7 @@ def _norm(
     bias: jax.Array | None,
     residual: jax.Array | None,
     epsilon: float,
-    implementation: Implementation,
+    implementation: ImplementationName,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     _check(x, scale, bias, residual, epsilon)
     *leading, embed = x.shape

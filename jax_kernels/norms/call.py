@@ -1,4 +1,4 @@
-"""A call of rms_norm or layer_norm as its forms see it: everything but the values."""
+"""A call of rms_norm or layer_norm as its implementations see it: everything but the values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.dividing import Rows
-from jax_kernels.forms import Config
+from jax_kernels.batch_sharding import ShardPlan
+from jax_kernels.implementations import Config
 from jax_kernels.op import TrainingProgram, Work
 
 Kind: TypeAlias = Literal["rms_norm", "layer_norm"]
@@ -57,17 +57,17 @@ def power_below(number: int) -> int:
     return 1 << number.bit_length() - 1
 
 
-def rows(call: Call, count: int) -> Rows | None:
+def rows(call: Call, count: int) -> ShardPlan | None:
     """Devices share out the rows; each has all of scale and bias."""
     if call.rows % count:
         return None
-    return Rows(replace(call, rows=call.rows // count), (0, None, None, 0), (0, 0))
+    return ShardPlan(replace(call, rows=call.rows // count), (0, None, None, 0), (0, 0))
 
 
 def workload(
     call: Call, run: Callable[..., Any], config: Config
 ) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
-    """Forward and backward of a form, as training runs them, and what makes arrays of the call's shapes."""
+    """Forward and backward of an implementation, as training runs them, and what makes arrays of the call's shapes."""
 
     def arguments() -> tuple[Any, ...]:
         keys = jax.random.split(jax.random.key(0), 6)

@@ -1,4 +1,4 @@
-"""What a norm and its gradient are, on rows at hand: whole arrays in XLA's form, blocks in the kernels'.
+"""What a norm and its gradient are, on rows at hand: whole arrays in XLA's implementation, blocks in the kernels'.
 
 Rows come in pieces, `[rows, width]` each, whose columns together are embed's, with zeros beyond it. All are float32 or
 wider.

@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jax_kernels.forms import Config, Device, is_interpreting
+from jax_kernels.implementations import Config, Device, is_interpreting
 from jax_kernels.norms import formulas
 from jax_kernels.norms.call import Call, power_below
 
@@ -173,7 +173,7 @@ def _by_sublane(rows: jax.Array) -> jax.Array:
     return jnp.sum(rows.reshape(-1, SUBLANES, rows.shape[1]), axis=0)
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why the kernels cannot take this call on this device; None where they can."""
     if device.platform != "tpu" or any(old in device.kind for old in ("v2", "v3", "v4")):
         return "needs a TPU v5 or later"

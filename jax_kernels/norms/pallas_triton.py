@@ -20,9 +20,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from jax_kernels import forms
-from jax_kernels.edges import load, store
-from jax_kernels.forms import Config, Device
+from jax_kernels import implementations
+from jax_kernels.implementations import Config, Device
+from jax_kernels.masked_io import load, store
 from jax_kernels.norms import formulas
 from jax_kernels.norms.call import Call, power_below
 from jax_kernels.norms.formulas import Statistics
@@ -41,7 +41,7 @@ def norm(
     call: Call, config: Config, x: jax.Array, scale: jax.Array, bias: jax.Array | None, residual: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Out and, with a residual, the sum that was normalized; both `[rows, embed]` as x."""
-    out, total = _norm(call, config, forms.is_interpreting(), x, scale, bias, residual)
+    out, total = _norm(call, config, implementations.is_interpreting(), x, scale, bias, residual)
     return out, total
 
 
@@ -223,7 +223,7 @@ def _wide(piece: jax.Array | None) -> jax.Array | None:
     return None if piece is None else piece.astype(jnp.float32)
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why the kernels cannot take this call on this device; None where they can."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"

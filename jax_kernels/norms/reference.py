@@ -1,11 +1,11 @@
-"""Both norms as they are defined: what every other form is held against."""
+"""Both norms as they are defined: what every other implementation is held against."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.forms import Config
+from jax_kernels.implementations import Config
 from jax_kernels.norms.call import Call
 from jax_kernels.norms.formulas import added
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_kernels.forms import Config, current_device
+from jax_kernels.implementations import Config, current_device
 from jax_kernels.norms import formulas
 from jax_kernels.norms.call import Call
 

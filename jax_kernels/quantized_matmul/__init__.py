@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jax_kernels.choosing import run
-from jax_kernels.forms import Form, kernel_form
+from jax_kernels.dispatch import run
+from jax_kernels.implementations import Implementation, kernel_implementation
 from jax_kernels.op import Op
 from jax_kernels.quantized_matmul import reference, xla
 from jax_kernels.quantized_matmul.call import Call, rows, work, workload
@@ -25,7 +25,7 @@ __all__ = [
     "quantized_matmul",
 ]
 
-Implementation: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
+ImplementationName: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
 
 KERNELS = ("pallas_triton", "pallas_tpu")
 OUT_DTYPES = ("bfloat16", "float16", "float32")
@@ -38,11 +38,11 @@ QUANTIZED_MATMUL = Op(
     __name__,
     Call,
     {
-        form.name: form
-        for form in (
-            Form("reference", reference.quantized_matmul),
-            Form("xla", xla.quantized_matmul),
-            *(kernel_form(name, "quantized_matmul", f"{__name__}.{name}") for name in KERNELS),
+        implementation.name: implementation
+        for implementation in (
+            Implementation("reference", reference.quantized_matmul),
+            Implementation("xla", xla.quantized_matmul),
+            *(kernel_implementation(name, "quantized_matmul", f"{__name__}.{name}") for name in KERNELS),
         )
     },
     {"cpu": ("xla",), "gpu": ("pallas_triton", "xla"), "tpu": ("pallas_tpu", "xla")},
@@ -59,7 +59,7 @@ def quantized_matmul(
     weight_scale: jax.Array,
     *,
     out_dtype: DTypeLike = jnp.bfloat16,
-    implementation: Implementation = "auto",
+    implementation: ImplementationName = "auto",
 ) -> jax.Array:
     """x `[m, k]` @ weight `[k, n]`, both int8 or both float8_e4m3fn, each number times the scale of its block.
 
@@ -70,7 +70,8 @@ def quantized_matmul(
         x_scale: `[m, k_blocks]` float32, k_blocks a divisor of k: 1 for a scale a row.
         weight_scale: `[k_blocks, n_blocks]` float32, divisors of k and n: `[1, n]` for a scale a column.
         out_dtype: bfloat16, float16 or float32.
-        implementation: which form; "auto" takes the fastest for the device. One that cannot take the call gives way
+        implementation: which implementation; "auto" takes the fastest for the device. One that cannot take the call
+        gives way
             to another, with a warning.
 
     Returns `[m, n]`. Its error beside that of quantizing: the rounding to `out_dtype`, and a few of float32.
@@ -103,7 +104,7 @@ def quantized_matmul(
 
 
 def quantized_linear(
-    x: jax.Array, weight: jax.Array, weight_scale: jax.Array, *, implementation: Implementation = "auto"
+    x: jax.Array, weight: jax.Array, weight_scale: jax.Array, *, implementation: ImplementationName = "auto"
 ) -> jax.Array:
     """Floating-point x `[..., k]` with a quantized weight `[k, n]`: x is quantized to the weight's type on the way.
 
@@ -128,16 +129,16 @@ def quantized_linear(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _linear(implementation: Implementation, x: jax.Array, weight: jax.Array, weight_scale: jax.Array) -> jax.Array:
+def _linear(implementation: ImplementationName, x: jax.Array, weight: jax.Array, weight_scale: jax.Array) -> jax.Array:
     quantized, x_scale = quantize(x, weight.dtype, (1, x.shape[1] // weight_scale.shape[0]))
     return quantized_matmul(quantized, weight, x_scale, weight_scale, out_dtype=x.dtype, implementation=implementation)
 
 
-def _forward(implementation: Implementation, *operands: jax.Array) -> tuple[jax.Array, Any]:
+def _forward(implementation: ImplementationName, *operands: jax.Array) -> tuple[jax.Array, Any]:
     return _linear(implementation, *operands), operands
 
 
-def _backward(implementation: Implementation, operands: Any, d_out: jax.Array) -> Any:
+def _backward(implementation: ImplementationName, operands: Any, d_out: jax.Array) -> Any:
     def product(x: jax.Array, weight: jax.Array, weight_scale: jax.Array) -> jax.Array:
         return jnp.dot(x, dequantize(weight, weight_scale).astype(x.dtype))
 

@@ -1,4 +1,4 @@
-"""A call of quantized_matmul as its forms see it: everything but the values."""
+"""A call of quantized_matmul as its implementations see it: everything but the values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.dividing import Rows
-from jax_kernels.forms import Config
+from jax_kernels.batch_sharding import ShardPlan
+from jax_kernels.implementations import Config
 from jax_kernels.op import Work
 
 
@@ -62,11 +62,11 @@ class Call:
         return block // (self.num_blocks // self.x_blocks), block // (self.num_blocks // self.weight_blocks)
 
 
-def rows(call: Call, count: int) -> Rows | None:
+def rows(call: Call, count: int) -> ShardPlan | None:
     """Devices share out the rows of x; each has all of the weight."""
     if call.m % count:
         return None
-    return Rows(replace(call, m=call.m // count), (0, None, 0, None), (0,))
+    return ShardPlan(replace(call, m=call.m // count), (0, None, 0, None), (0,))
 
 
 def workload(

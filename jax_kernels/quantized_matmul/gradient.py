@@ -1,4 +1,4 @@
-"""The gradient of every form: that of the product of the dequantized operands, which is the same function."""
+"""The gradient of every implementation: that of the product of the dequantized operands, which is the same function."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_kernels.forms import Config
+from jax_kernels.implementations import Config
 from jax_kernels.quantized_matmul.call import Call
 from jax_kernels.quantized_matmul.quantize import dequantize
 
@@ -24,7 +24,7 @@ def differentiable(run: Run) -> Run:
     """
 
     @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-    def form(call: Call, config: Config, *operands: jax.Array) -> jax.Array:
+    def implementation(call: Call, config: Config, *operands: jax.Array) -> jax.Array:
         return run(call, config, *operands)
 
     def forward(call: Call, config: Config, *operands: jax.Array) -> tuple[jax.Array, Any]:
@@ -34,8 +34,8 @@ def differentiable(run: Run) -> Run:
         _, pull = jax.vjp(_dequantized_product, *operands)
         return pull(d_out.astype(jnp.float32))
 
-    form.defvjp(forward, backward)
-    return form
+    implementation.defvjp(forward, backward)
+    return implementation
 
 
 def _dequantized_product(x: jax.Array, weight: jax.Array, x_scale: jax.Array, weight_scale: jax.Array) -> jax.Array:

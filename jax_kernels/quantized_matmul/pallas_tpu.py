@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jax_kernels.forms import Config, Device, is_interpreting
+from jax_kernels.implementations import Config, Device, is_interpreting
 from jax_kernels.quantized_matmul.call import Call
 from jax_kernels.quantized_matmul.gradient import differentiable
 
@@ -32,7 +32,7 @@ LONGEST_K, LONGEST_SCALED_K = 8192, 1024  # of a block; a product for each block
 MULTIPLIED = {"int8": ("v5", "v6"), "float8_e4m3fn": ("TPU7",)}
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why the kernel cannot take this call on this device; None where it can."""
     if device.platform != "tpu" or not any(kind in device.kind for kind in MULTIPLIED[call.dtype]):
         return f"needs a TPU that multiplies {call.dtype}"

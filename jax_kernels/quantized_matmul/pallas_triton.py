@@ -23,7 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from jax_kernels.forms import Config, Device, is_interpreting
+from jax_kernels.implementations import Config, Device, is_interpreting
 from jax_kernels.quantized_matmul.call import Call
 from jax_kernels.quantized_matmul.gradient import differentiable
 
@@ -142,7 +142,7 @@ def _dot(call: Call, x: jax.Array, weight: jax.Array, contracted: int) -> jax.Ar
     return lax.dot_general(x, weight, dimensions, preferred_element_type=call.accumulator)
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why the kernel cannot take this call on this device; None where it can."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"

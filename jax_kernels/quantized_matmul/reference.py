@@ -1,4 +1,4 @@
-"""The product as it is defined, a block of scales at a time: what every other form is held against."""
+"""The product as it is defined, a block of scales at a time: what every other implementation is held against."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_kernels.forms import Config
+from jax_kernels.implementations import Config
 from jax_kernels.quantized_matmul.call import Call
 
 

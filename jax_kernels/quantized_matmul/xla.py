@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_kernels.forms import Config, current_device
+from jax_kernels.implementations import Config, current_device
 from jax_kernels.quantized_matmul.call import Call
 from jax_kernels.quantized_matmul.gradient import differentiable
 from jax_kernels.quantized_matmul.quantize import dequantize

@@ -8,26 +8,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_kernels.choosing import run
-from jax_kernels.forms import Form, kernel_form
+from jax_kernels.dispatch import run
+from jax_kernels.implementations import Implementation, kernel_implementation
 from jax_kernels.op import Op
 from jax_kernels.rotary import reference, xla
 from jax_kernels.rotary.call import Call, rows, work, workload
 
 __all__ = ["ROTARY", "Implementation", "rotary"]
 
-Implementation: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
+ImplementationName: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
 
 ROTARY = Op(
     "rotary",
     __name__,
     Call,
     {
-        form.name: form
-        for form in (
-            Form("reference", reference.rotary),
-            Form("xla", xla.rotary),
-            *(kernel_form(name, "rotary", f"{__name__}.{name}") for name in ("pallas_triton", "pallas_tpu")),
+        implementation.name: implementation
+        for implementation in (
+            Implementation("reference", reference.rotary),
+            Implementation("xla", xla.rotary),
+            *(kernel_implementation(name, "rotary", f"{__name__}.{name}") for name in ("pallas_triton", "pallas_tpu")),
         )
     },
     # XLA makes one pass of it too, so that a kernel is for where it was measured to be faster.
@@ -38,14 +38,15 @@ ROTARY = Op(
 )
 
 
-def rotary(x: jax.Array, cos: jax.Array, sin: jax.Array, *, implementation: Implementation = "auto") -> jax.Array:
+def rotary(x: jax.Array, cos: jax.Array, sin: jax.Array, *, implementation: ImplementationName = "auto") -> jax.Array:
     """Pairs (i, i + head_dim / 2) of x `[batch, len, heads, head_dim]`, as in Hugging Face's Llama, turned by angles.
 
     Args:
         cos, sin: of the angles, `[batch, len, head_dim / 2]` or `[1, len, head_dim / 2]` for the whole batch, float32
             (float64 for x in float64). They are not differentiated: angles are a function of the position, not trained,
             and their gradient is zero as through `lax.stop_gradient`.
-        implementation: which form; "auto" takes the fastest for the device. One that cannot take the call gives way
+        implementation: which implementation; "auto" takes the fastest for the device. One that cannot take the call
+        gives way
             to another, with a warning.
 
     Returns what is computed in float32, shaped and typed as x.

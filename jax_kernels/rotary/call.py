@@ -1,4 +1,5 @@
-"""A call of rotary as its forms see it: everything but the values; and the gradient, which is the same for all."""
+"""A call of rotary as its implementations see it: everything but the values; and the gradient, which is the same for
+all."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from typing import Any, ClassVar, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.dividing import Rows
-from jax_kernels.forms import Config
+from jax_kernels.batch_sharding import ShardPlan
+from jax_kernels.implementations import Config
 from jax_kernels.op import TrainingProgram, Work
 
 
@@ -44,7 +45,8 @@ Rotate: TypeAlias = Callable[[Call, Config, jax.Array, jax.Array, jax.Array], ja
 
 
 def differentiable(rotate: Rotate) -> Rotate:
-    """A form with its gradient in x: the gradient of the output, turned back by the form itself."""
+    """An implementation with its gradient in x: the gradient of the output, turned back by the implementation
+    itself."""
 
     @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
     def rotary(call: Call, config: Config, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -61,7 +63,7 @@ def differentiable(rotate: Rotate) -> Rotate:
     return rotary
 
 
-def rows(call: Call, count: int) -> Rows | None:
+def rows(call: Call, count: int) -> ShardPlan | None:
     """Devices share out the batch, and angles of its rows; each has all of those that rows share."""
     if call.batch % count:
         return None
@@ -70,13 +72,13 @@ def rows(call: Call, count: int) -> Rows | None:
         call, batch=call.batch // count, angles_batch=call.angles_batch if shared else call.angles_batch // count
     )
     axis = None if shared else 0
-    return Rows(share, (0, axis, axis), (0,))
+    return ShardPlan(share, (0, axis, axis), (0,))
 
 
 def workload(
     call: Call, run: Callable[..., Any], config: Config
 ) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
-    """Forward and backward of a form, as training runs them, and what makes arrays of the call's shapes.
+    """Forward and backward of an implementation, as training runs them, and what makes arrays of the call's shapes.
 
     The heads of x lie side by side, as a projection leaves them: a TPU's layout of them apart is another.
     """

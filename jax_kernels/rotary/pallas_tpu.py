@@ -17,7 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jax_kernels.forms import Config, Device, is_interpreting
+from jax_kernels.implementations import Config, Device, is_interpreting
 from jax_kernels.rotary.call import Call, differentiable
 
 LANES = 128
@@ -69,7 +69,7 @@ def _kernel(call: Call, x: Any, cos: Any, sin: Any, out: Any) -> None:
         out[:, lanes] = (values * c + other * s).astype(out.dtype)
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why the kernel cannot take this call on this device; None where it can."""
     if device.platform != "tpu" or any(old in device.kind for old in ("v2", "v3", "v4")):
         return "needs a TPU v5 or later"

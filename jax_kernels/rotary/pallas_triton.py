@@ -16,8 +16,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from jax_kernels.edges import inside, load, store
-from jax_kernels.forms import Config, Device, is_interpreting
+from jax_kernels.implementations import Config, Device, is_interpreting
+from jax_kernels.masked_io import inside, load, store
 from jax_kernels.rotary.call import Call, differentiable
 
 
@@ -65,7 +65,7 @@ def _kernel(call: Call, place: Any, x: Any, cos: Any, sin: Any, out: Any) -> Non
     store(out.at[:, :, pl.ds(1, 1)], right * c + left * s, mask)
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why the kernel cannot take this call on this device; None where it can."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"

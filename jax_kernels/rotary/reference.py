@@ -1,11 +1,11 @@
-"""Rotary as it is defined: what every other form is held against."""
+"""Rotary as it is defined: what every other implementation is held against."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.forms import Config
+from jax_kernels.implementations import Config
 from jax_kernels.rotary.call import Call
 
 

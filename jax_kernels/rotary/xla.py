@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.forms import Config
+from jax_kernels.implementations import Config
 from jax_kernels.rotary.call import Call, differentiable
 
 

@@ -7,26 +7,26 @@ from typing import Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.choosing import run
-from jax_kernels.forms import Form, kernel_form
+from jax_kernels.dispatch import run
+from jax_kernels.implementations import Implementation, kernel_implementation
 from jax_kernels.op import Op
 from jax_kernels.swiglu import reference, xla
 from jax_kernels.swiglu.call import Call, rows, work, workload
 
 __all__ = ["SWIGLU", "Implementation", "swiglu"]
 
-Implementation: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
+ImplementationName: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
 
 SWIGLU = Op(
     "swiglu",
     __name__,
     Call,
     {
-        form.name: form
-        for form in (
-            Form("reference", reference.swiglu),
-            Form("xla", xla.swiglu),
-            *(kernel_form(name, "swiglu", f"{__name__}.{name}") for name in ("pallas_triton", "pallas_tpu")),
+        implementation.name: implementation
+        for implementation in (
+            Implementation("reference", reference.swiglu),
+            Implementation("xla", xla.swiglu),
+            *(kernel_implementation(name, "swiglu", f"{__name__}.{name}") for name in ("pallas_triton", "pallas_tpu")),
         )
     },
     # XLA takes the vendor's products, so that a kernel is for where it was measured to be faster.
@@ -37,11 +37,12 @@ SWIGLU = Op(
 )
 
 
-def swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, *, implementation: Implementation = "auto") -> jax.Array:
+def swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, *, implementation: ImplementationName = "auto") -> jax.Array:
     """silu(x @ gate) * (x @ up), of x `[tokens, embed]` and the weights gate and up `[embed, mlp]`.
 
     Args:
-        implementation: which form; "auto" takes the fastest for the device. One that cannot take the call gives way
+        implementation: which implementation; "auto" takes the fastest for the device. One that cannot take the call
+        gives way
             to another, with a warning.
 
     Returns `[tokens, mlp]` in x's type. Products are summed in float32, and the activation is computed in it.

@@ -1,4 +1,4 @@
-"""A call of swiglu as its forms see it: everything but the values."""
+"""A call of swiglu as its implementations see it: everything but the values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.dividing import Rows
-from jax_kernels.forms import Config
+from jax_kernels.batch_sharding import ShardPlan
+from jax_kernels.implementations import Config
 from jax_kernels.op import TrainingProgram, Work
 
 
@@ -31,17 +31,17 @@ class Call:
         return f"{self.tokens} tokens x {self.embed} x {self.mlp}, {self.dtype}"
 
 
-def rows(call: Call, count: int) -> Rows | None:
+def rows(call: Call, count: int) -> ShardPlan | None:
     """Devices share out the tokens; each has all of the weights."""
     if call.tokens % count:
         return None
-    return Rows(replace(call, tokens=call.tokens // count), (0, None, None), (0,))
+    return ShardPlan(replace(call, tokens=call.tokens // count), (0, None, None), (0,))
 
 
 def workload(
     call: Call, run: Callable[..., Any], config: Config
 ) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
-    """Forward and backward of a form, as training runs them, and what makes arrays of the call's shapes."""
+    """Forward and backward of an implementation, as training runs them, and what makes arrays of the call's shapes."""
 
     def arguments() -> tuple[Any, ...]:
         keys = jax.random.split(jax.random.key(0), 4)

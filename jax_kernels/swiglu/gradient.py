@@ -1,8 +1,8 @@
-"""The activation, and the gradient of swiglu as its forms share it.
+"""The activation, and the gradient of swiglu as its implementations share it.
 
 The way forward keeps the two products, and not what the activation makes of them: that is quicker computed again than
-read. The way back is a pass over them, which each form makes in its own way, and then products alone, in which nothing
-is left to fuse: those are XLA's.
+read. The way back is a pass over them, which each implementation makes in its own way, and then products alone, in
+which nothing is left to fuse: those are XLA's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_kernels.forms import Config
+from jax_kernels.implementations import Config
 from jax_kernels.products import product
 from jax_kernels.swiglu.call import Call
 
@@ -56,7 +56,7 @@ Pull: TypeAlias = Callable[[Call, Config, jax.Array, jax.Array, jax.Array], Pair
 def differentiable(
     project: Project, pull: Pull, precision: lax.Precision | None = None
 ) -> Callable[[Call, Config, jax.Array, jax.Array, jax.Array], jax.Array]:
-    """A form of swiglu from its way forward and its pass over the products.
+    """An implementation of swiglu from its way forward and its pass over the products.
 
     Args:
         precision: of XLA's products of float32, which are rounded on a GPU or TPU unless it says otherwise.

@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jax_kernels.forms import Config, Device, is_interpreting
+from jax_kernels.implementations import Config, Device, is_interpreting
 from jax_kernels.swiglu.call import Call
 from jax_kernels.swiglu.gradient import Pair, activate, d_products, differentiable
 
@@ -103,7 +103,7 @@ def _pull_kernel(d_out: Any, g: Any, u: Any, d_g: Any, d_u: Any) -> None:
 swiglu = differentiable(_project, _pull, lax.Precision.HIGHEST)
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why the kernels cannot take this call on this device; None where they can."""
     if device.platform != "tpu" or any(old in device.kind for old in ("v2", "v3", "v4")):
         return "needs a TPU v5 or later"

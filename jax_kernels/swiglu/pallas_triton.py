@@ -16,8 +16,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from jax_kernels.edges import inside, load, store
-from jax_kernels.forms import Config, Device, is_interpreting
+from jax_kernels.implementations import Config, Device, is_interpreting
+from jax_kernels.masked_io import inside, load, store
 from jax_kernels.swiglu.call import Call
 from jax_kernels.swiglu.gradient import Pair, activate, d_products, differentiable
 
@@ -120,7 +120,7 @@ def _pull_kernel(call: Call, d_out: Any, g: Any, u: Any, d_g: Any, d_u: Any) -> 
 swiglu = differentiable(_project, _pull, lax.Precision.HIGHEST)
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why the kernels cannot take this call on this device; None where they can."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"

@@ -1,11 +1,11 @@
-"""SwiGLU as it is defined: what every other form is held against."""
+"""SwiGLU as it is defined: what every other implementation is held against."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.forms import Config
+from jax_kernels.implementations import Config
 from jax_kernels.swiglu.call import Call
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from jax_kernels.forms import Config
+from jax_kernels.implementations import Config
 from jax_kernels.products import product
 from jax_kernels.swiglu.call import Call
 from jax_kernels.swiglu.gradient import Pair, activate, d_products, differentiable

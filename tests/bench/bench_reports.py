@@ -54,7 +54,7 @@ def kernels(peak: float = 9e10, memory: float = 2.2e10) -> list[Result]:
         ("rms_norm", 0.7, 0.7), ("rotary", 0.4, 0.5), ("swiglu", 0.8, 0.9), ("quantized_matmul", 30.0, 0.35),
     ):  # fmt: skip
         for case, factor in (("long", 1.9),) if op == "rotary" else (("train_2k", 1.0), ("long", 1.9)):
-            for form, slower in (("reference", 0.3), ("xla", 0.85), ("pallas_triton", 1.0), ("jax.nn", 0.7)):
+            for implementation, slower in (("reference", 0.3), ("xla", 0.85), ("pallas_triton", 1.0), ("jax.nn", 0.7)):
                 rate = min(peak, memory * intensity * factor) * reached * slower
                 flops = 1e9 * factor
                 found.append(
@@ -64,7 +64,7 @@ def kernels(peak: float = 9e10, memory: float = 2.2e10) -> list[Result]:
                         flops=flops,
                         num_bytes=flops / intensity / factor,
                         bound_s=flops / min(peak, memory * intensity * factor),
-                        params={"case": case, "form": form, "dtype": "float32"},
+                        params={"case": case, "implementation": implementation, "dtype": "float32"},
                         figures={"peak_memory_bytes": 3e7 * factor},
                     )
                 )

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import warm
 
-from aifx.bench import launches
-from aifx.host_memory import with_huge_pages
+from aifx.bench import runner
+from aifx.huge_pages import with_huge_pages
 
 SITE = """
 import os, sys, types
@@ -46,18 +46,18 @@ stdin, writer, said = passed
 for number, connection in enumerate((stdin, said, said)):
     os.dup2(connection.fileno(), number)
 sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)
-sys.argv = ["launch", request, str(os.dup(writer.fileno()))]
+sys.argv = ["worker", request, str(os.dup(writer.fileno()))]
 writer.close()
 {SITE}
-from aifx.bench import launch
+from aifx.bench import worker
 
-launch.main()
+worker.main()
 """
 """What a forked launch does, as source: the folder of this module is not where the server's processes look."""
 
 
 def environ(folder: Path, body: str) -> dict[str, str]:
-    """Variables with which `aifx.bench.launch` finds `measure(bench)` of this body in the place of `hardware`."""
+    """Variables with which `aifx.bench.worker` finds `measure(bench)` of this body in the place of `hardware`."""
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site" / "sitecustomize.py").write_text(SITE)
     suite = folder / "suite.py"
@@ -100,4 +100,4 @@ def fork_launches(patch: pytest.MonkeyPatch) -> None:
     """
     warm.server.set_forkserver_preload(warm.IMPORTS)
     forkserver.ensure_running()
-    patch.setattr(launches, "_start", lambda request, writer, said: ForkedLaunch(request, writer, said.fileno()))
+    patch.setattr(runner, "_start", lambda request, writer, said: ForkedLaunch(request, writer, said.fileno()))

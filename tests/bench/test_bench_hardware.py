@@ -9,17 +9,17 @@ import pytest
 from bench_reports import CPU, H100, report, result
 from fake_suite import fork_launches
 
-from aifx.bench import ceilings, launches
+from aifx.bench import measured_peaks, runner
 from aifx.bench.fingerprint import fingerprint
 from aifx.bench.hardware import collectives, copies, dispatch, memory, products
 from aifx.bench.hardware.faults import WrongResult
-from aifx.bench.launches import Launches
 from aifx.bench.results import Failure, Request
+from aifx.bench.runner import Launches
 from aifx.bench.suites import SUITES, Bench
 from aifx.bench.timing import Effort, Samples
-from aifx.ceilings import find_ceilings, keep_ceilings
 from aifx.device_memory import cache_bytes
 from aifx.errors import EnvironmentFault, ExitCode
+from aifx.measured_peaks import find_ceilings, keep_ceilings
 
 DEVICE = jax.devices("cpu")[0]
 
@@ -169,8 +169,8 @@ def test_each_dispatch_is_waited_for(bench, monkeypatch):
 def test_a_launch_that_dies_keeps_what_it_measured_and_that_is_a_ceiling(monkeypatch):
     fork_launches(monkeypatch)
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    start, started = launches._start, []
-    monkeypatch.setattr(launches, "_start", lambda *given: started.append(start(*given)) or started[-1])
+    start, started = runner._start, []
+    monkeypatch.setattr(runner, "_start", lambda *given: started.append(start(*given)) or started[-1])
 
     def kill(found):
         os.kill(started[0].pid, signal.SIGKILL)
@@ -180,7 +180,7 @@ def test_a_launch_that_dies_keeps_what_it_measured_and_that_is_a_ceiling(monkeyp
     assert "signal 9" in found.failure.why
     assert found.results[0].params == {"dtype": "float32", "size": 1024}
     assert "dispatch" not in {one.name.partition(".")[2] for one in found.results}
-    ceilings.keep(found)
+    measured_peaks.keep(found)
     assert find_ceilings("cpu", "cpu").rate("matmul.float32") == found.results[0].flops_per_s
 
 
@@ -206,39 +206,39 @@ def measured(**more):
 
 
 def test_ceilings_are_the_best_product_and_what_no_cache_holds():
-    assert ceilings.rates_of(measured()) == {
+    assert measured_peaks.rates_of(measured()) == {
         "matmul.bfloat16": 7e11,
         "all_reduce.8": 1.75e11,
         "memory": 3e12,
         "copy.to_host": 5e10,
     }
-    assert ceilings.rates_of(report(result("train.step", 0.1), machine=CPU)) == {}
+    assert measured_peaks.rates_of(report(result("train.step", 0.1), machine=CPU)) == {}
 
 
 def test_a_rate_of_the_caches_is_no_ceiling_of_the_memory():
     """As a bench leaves it that was ended before it came to the largest."""
     params = {"op": "triad", "num_bytes": 1 << 20}
     cached = result("hardware.memory", 1.0, num_bytes=9e12, params=params, figures={"times_cache": 0.03})
-    assert ceilings.rates_of(report(cached, machine=H100)) == {}
+    assert measured_peaks.rates_of(report(cached, machine=H100)) == {}
     large = cached.model_copy(update={"figures": {"times_cache": 8.0}})
-    assert ceilings.rates_of(report(large, machine=H100)).keys() == {"memory"}
+    assert measured_peaks.rates_of(report(large, machine=H100)).keys() == {"memory"}
 
 
 def test_what_falls_far_below_an_earlier_ceiling_is_told_and_lowers_nothing():
     kind = (H100["device_kind"], "gpu")
     keep_ceilings(*kind, {"matmul.bfloat16": 1e12, "memory": 3.1e12})
-    told = ceilings.keep(measured(notes=["one"]))
+    told = measured_peaks.keep(measured(notes=["one"]))
     assert told.notes == ["one", "matmul.bfloat16 reached 70% of this machine's own ceiling: aifx doctor --stress"]
     assert find_ceilings(*kind).rate("matmul.bfloat16") == 1e12
     assert find_ceilings(*kind).rate("all_reduce.8") == 1.75e11
 
 
 def test_rates_of_a_device_that_gives_wrong_results_are_no_ceilings():
-    ceilings.keep(measured(failure=Failure(what="gpu:1 gives wrong results", exit_code=int(ExitCode.VERDICT))))
+    measured_peaks.keep(measured(failure=Failure(what="gpu:1 gives wrong results", exit_code=int(ExitCode.VERDICT))))
     assert find_ceilings(H100["device_kind"], "gpu").rates == {}
 
 
 def test_ceilings_that_cannot_be_kept_are_told(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AIFX_STATE_DIR", str(tmp_path / "file"))
-    assert "the ceilings could not be kept: Not a directory" in ceilings.keep(measured()).notes
+    assert "the ceilings could not be kept: Not a directory" in measured_peaks.keep(measured()).notes

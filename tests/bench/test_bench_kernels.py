@@ -1,4 +1,4 @@
-"""`aifx bench kernels`: each form and peer of an op, in turn."""
+"""`aifx bench kernels`: each implementation and peer of an op, in turn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aifx.bench.roofline import least_seconds
 from aifx.bench.suites import SUITES, Bench
 from aifx.device_memory import cache_bytes
 from aifx.errors import UsageError
-from jax_kernels.forms import current_device, make_device
+from jax_kernels.implementations import current_device, make_device
 from jax_kernels.op import Work
 from jax_kernels.ops import OPS, benchmark_cases, dtypes
 
@@ -26,7 +26,7 @@ def bench(**options):
 
 def test_each_form_and_peer_of_a_case_is_measured_with_what_it_does():
     asked, notes = bench(ops=["decode_attention"], cases=["gpt2-10m"])
-    found = {measured.params["form"]: measured for measured in kernels.measure(asked)}
+    found = {measured.params["implementation"]: measured for measured in kernels.measure(asked)}
     assert set(found) == {"reference", "xla", "jax.nn"}
     for measured in found.values():
         assert measured.name == "kernels.decode_attention"
@@ -57,10 +57,10 @@ def test_what_xla_does_not_tell_of_a_program_is_not_told(monkeypatch):
 
 def test_the_products_that_a_loss_cannot_avoid_are_measured_beside_it():
     asked, _ = bench(ops=["linear_cross_entropy"], cases=["gpt2-10m"])
-    found = {measured.params["form"]: measured for measured in kernels.measure(asked)}
+    found = {measured.params["implementation"]: measured for measured in kernels.measure(asked)}
     assert set(found) == {"reference", "xla", "products"}
     call = next(c for c in benchmark_cases(OPS["linear_cross_entropy"], "cpu") if c.name == "gpt2-10m").call("float32")
-    _, make = OPS["linear_cross_entropy"].workload(call, OPS["linear_cross_entropy"].forms["xla"].run, ())
+    _, make = OPS["linear_cross_entropy"].workload(call, OPS["linear_cross_entropy"].implementations["xla"].run, ())
     compiled = jax.jit(BOUNDS["linear_cross_entropy"]["products"](call)).lower(*jax.eval_shape(make)).compile()
     assert compiled.cost_analysis()["flops"] == pytest.approx(OPS["linear_cross_entropy"].work(call).flops, rel=0.01)
 
@@ -74,7 +74,7 @@ SEEN = ({}, {"window": 7}, {"causal": False}, {"causal": False, "window": 7}, {"
 def test_a_peer_computes_what_the_op_does(name, changes):
     """What does other work is no peer: its time says nothing."""
     if name == "quantized_matmul" and jax.__version_info__ < (0, 11):
-        pytest.skip("jax.nn.scaled_matmul has no CPU form in JAX 0.10")
+        pytest.skip("jax.nn.scaled_matmul has no CPU implementation in JAX 0.10")
     op = OPS[name]
     dtype = "float32" if "float32" in dtypes(op) else dtypes(op)[0]
     calls = [case.call(dtype) for case in benchmark_cases(op, "cpu")]
@@ -83,7 +83,7 @@ def test_a_peer_computes_what_the_op_does(name, changes):
         call = replace(call, **{"batch": 1, "q_len": 64, "kv_len": 64} | changes)
     for run in PEERS[name](call).values():
         program, make = op.workload(call, run, ())
-        reference, _ = op.workload(call, op.forms["reference"].run, ())
+        reference, _ = op.workload(call, op.implementations["reference"].run, ())
         given = make()
         found, expected = (jax.tree.leaves(jax.jit(p)(*given)) for p in (program, reference))
         for one, other in zip(found, expected, strict=True):

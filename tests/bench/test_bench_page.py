@@ -13,7 +13,7 @@ from browser import CHROMIUM, Browser
 from matplotlib.image import imread
 
 from aifx.bench.page import MOST_TRENDS, history_page, report_page
-from aifx.bench.pictures import pictures
+from aifx.bench.plots import pictures
 from aifx.bench.results import Failure, Measured, Report, Result
 
 NASTY = (
@@ -91,8 +91,8 @@ def zeros() -> list[Result]:
     for axis, value in (("batch", 2), ("batch", 4), ("seq", 0), ("seq", 4), ("depth", 2), ("depth", 2)):
         seconds = float(axis != "batch")
         found.append(made.result("train.growth", seconds, noise=0.0, params={"axis": axis, "value": value}))
-    for form in ("xla", "reference"):
-        params = {"case": "a", "form": form, "dtype": "float32"}
+    for implementation in ("xla", "reference"):
+        params = {"case": "a", "implementation": implementation, "dtype": "float32"}
         found.append(
             made.result(
                 "kernels.rotary", 0.0, noise=0.0, num_bytes=1e6, params=params, figures={"elementwise_flops": 1e6}
@@ -117,7 +117,10 @@ PAGES = {
     ),
     "failed": lambda: report_page(
         made.report(
-            *(r.model_copy(update={"params": {"form": r.params["form"], "case": NASTY}}) for r in made.kernels()[:4]),
+            *(
+                r.model_copy(update={"params": {"implementation": r.params["implementation"], "case": NASTY}})
+                for r in made.kernels()[:4]
+            ),
             machine=made.CPU | {"host": NASTY, "cpu": NASTY},
             notes=[NASTY],
             failure=Failure(what=NASTY, why=NASTY, hint="aifx bench hardware"),
@@ -337,7 +340,7 @@ def test_nobody_s_settings_and_no_pyplot_are_in_it(tmp_path):
     code = (
         "import sys; from matplotlib import rcParams; names = 'font.size', 'axes.facecolor', 'svg.hashsalt'; "
         "before = [rcParams[name] for name in names]; import bench_reports as made; "
-        "from aifx.bench.pictures import pictures; print(pictures(made.report(*made.train()))[0].svg); "
+        "from aifx.bench.plots import pictures; print(pictures(made.report(*made.train()))[0].svg); "
         "assert before == [rcParams[name] for name in names]; assert 'matplotlib.pyplot' not in sys.modules"
     )
     (tmp_path / "matplotlibrc").write_text("font.size: 30\naxes.facecolor: red\nsvg.fonttype: path\n")

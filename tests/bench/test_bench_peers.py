@@ -48,11 +48,11 @@ def test_a_kernel_is_compared_with_cudnn_and_with_what_it_cannot_avoid(scripts):
     results = [
         SimpleNamespace(
             name="kernels.attention",
-            params={"case": "llama3-8b", "dtype": "bfloat16", "form": form},
+            params={"case": "llama3-8b", "dtype": "bfloat16", "implementation": implementation},
             median_s=taken,
             samples_s=[[taken] * 3],
         )
-        for form, taken in seconds.items()
+        for implementation, taken in seconds.items()
     ]
     rows = list(scripts.kernels.rows_of(SimpleNamespace(results=results)))
     found = {row["against"]: row for row in rows}

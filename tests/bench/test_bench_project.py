@@ -80,12 +80,12 @@ def test_nothing_is_left_in_the_project(project):
 
 OPENED = """
 import os
-from aifx.bench import launch, startup
+from aifx.bench import worker, startup
 from jax._src.xla_bridge import backends_are_initialized
 
 os.chdir(folder)
 startup.measure = lambda bench: iter([told.send(backends_are_initialized())][:0])
-launch.run({"suite": "startup", "quick": True, "options": {}}, lambda **event: told.send(event))
+worker.run({"suite": "startup", "quick": True, "options": {}}, lambda **event: told.send(event))
 """
 
 

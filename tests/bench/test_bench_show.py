@@ -51,9 +51,9 @@ def test_a_terminal_has_pictures_of_80_columns(path, capsys):
     assert steps.count("▓") == pytest.approx(0.52 * 76, abs=2)  # backward, without colours
     assert "▓ backward" in text
     assert "the host meanwhile:   data wait" in text
-    form = next(result for result in made.kernels() if result.params["form"] == "pallas_triton")
+    implementation = next(result for result in made.kernels() if result.params["implementation"] == "pallas_triton")
     line = next(line for line in lines if "train_2k pallas_triton" in line)
-    assert line.endswith(f"{bar(form.roofline_fraction, 8):8} {share(form.roofline_fraction):>6}")
+    assert line.endswith(f"{bar(implementation.roofline_fraction, 8):8} {share(implementation.roofline_fraction):>6}")
 
 
 @pytest.mark.usefixtures("terminal")

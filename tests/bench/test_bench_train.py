@@ -156,13 +156,13 @@ def test_a_loss_that_is_not_finite_and_a_full_memory_cost_no_more_than_they_must
 
 def test_the_parts_are_those_of_the_step(subject):
     one = subject("train.gradient_accumulation=2")
-    recipe, state, batch = one.recipe, one.state, one.batches[0]
+    step_spec, state, batch = one.step_spec, one.state, one.batches[0]
 
     def parted(state, batch):
-        key = step_key(recipe, state.step)
-        loss, gradients = mean_gradients(recipe, state.params, batch, key)
-        state, norm, rate = apply_gradients(recipe, state, gradients)
-        return state, jnp.stack([loss, norm, rate]), mean_loss(recipe, state.params, batch, key)
+        key = step_key(step_spec, state.step)
+        loss, gradients = mean_gradients(step_spec, state.params, batch, key)
+        state, norm, rate = apply_gradients(step_spec, state, gradients)
+        return state, jnp.stack([loss, norm, rate]), mean_loss(step_spec, state.params, batch, key)
 
     later, numbers, after = jax.jit(parted)(state, batch)
     parts = Parts(one)

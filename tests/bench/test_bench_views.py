@@ -6,7 +6,7 @@ import bench_reports as made
 import pytest
 
 from aifx.bench import units
-from aifx.bench.strips import WIDTH, strip
+from aifx.bench.rug import WIDTH, strip
 from aifx.bench.views import bus_rate, by_size, headlines, memory_rate, of_name, step_of
 
 

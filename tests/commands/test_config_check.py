@@ -13,10 +13,10 @@ import pytest
 
 from aifx.commands.main import run
 from aifx.config import load_config
+from aifx.config.config import SECTION_NAMES
 from aifx.config.foreign_keys import _KEYS, FOREIGN_KEYS, FOREIGN_SECTIONS
-from aifx.config.kinds import BUNDLED_METRICS, PER_CLASS_METRICS
 from aifx.config.layers import full_keys
-from aifx.config.resolved import SECTION_NAMES
+from aifx.config.task_sections import BUNDLED_METRICS, PER_CLASS_METRICS
 from aifx.errors import ConfigError
 from aifx.gates import scalars
 from aifx.project import Project

@@ -238,7 +238,14 @@ def test_a_stress_that_ctrl_c_ends_leaves_a_report(doctor, monkeypatch):
 
 EVENTS = (
     {"event": "devices", "devices": [{"device": "cpu:0", "kind": "cpu", "platform": "cpu"}]},
-    {"event": "begin", "step": 0, "key": "census cold", "device": "all", "what": "census, cold", "limit_s": 9.0},
+    {
+        "event": "begin",
+        "step": 0,
+        "key": "consistency cold",
+        "device": "all",
+        "what": "consistency check, cold",
+        "limit_s": 9.0,
+    },
 )
 
 

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from aifx import host_memory
-from aifx.host_memory import with_huge_pages
+from aifx import huge_pages
+from aifx.huge_pages import with_huge_pages
 
 PLAIN = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
 
 PROGRAM = """
 import os, sys
-from aifx.host_memory import restart_with_huge_pages
+from aifx.huge_pages import restart_with_huge_pages
 print(os.getpid(), sys.argv[1:], os.environ.get("GLIBC_TUNABLES"), flush=True)
 restart_with_huge_pages()
 print("after", sys.stdin.read())
@@ -25,7 +25,7 @@ def can(monkeypatch, tmp_path):
     """A machine where asking has an effect."""
     enabled = tmp_path / "enabled"
     enabled.write_text("always [madvise] never\n")
-    monkeypatch.setattr(host_memory, "HUGE_PAGES", enabled)
+    monkeypatch.setattr(huge_pages, "HUGE_PAGES", enabled)
     monkeypatch.setattr(os, "confstr", lambda name: "glibc 2.35", raising=False)
     return enabled
 

@@ -13,9 +13,9 @@ from aifx.config import load_config
 from aifx.kernels import project_calls
 from aifx.project import find_project
 from jax_kernels.attention import ATTENTION
-from jax_kernels.forms import current_device
+from jax_kernels.implementations import current_device
 from jax_kernels.op import Op
-from jax_kernels.tuning import Winners
+from jax_kernels.tuning import TuningCache
 
 TOML = """
 [model]
@@ -60,7 +60,7 @@ def assert_called(ops: list[dict[str, Any]]) -> None:
     everywhere = {"attention", "rms_norm", "rotary", "swiglu"}
     assert called["training"] == called["evaluation"] == everywhere | {"linear_cross_entropy"}
     assert called["generation"] == everywhere | {"decode_attention"}
-    assert {op["form"] for op in ops} == {"xla"}
+    assert {op["implementation"] for op in ops} == {"xla"}
 
 
 def test_another_model_calls_other_ops(capsys: Any) -> None:
@@ -72,7 +72,7 @@ def test_from_nothing_measured_to_winners_and_back(capsys: Any, project: Path) -
     explained = document(capsys, "explain")["ops"]
     assert_called(explained)
     guess = attention_of(explained)
-    assert (guess["form"], guess["reason"], guess["parts"]) == (
+    assert (guess["implementation"], guess["reason"], guess["parts"]) == (
         "xla",
         "first choice on a cpu",
         ["training", "evaluation"],
@@ -82,7 +82,7 @@ def test_from_nothing_measured_to_winners_and_back(capsys: Any, project: Path) -
     tuned = document(capsys, "tune")["ops"]
     assert len(tuned) == len(explained)
     for op in tuned:
-        assert {t["form"] for t in op["timings"]} == {"xla"}
+        assert {t["implementation"] for t in op["timings"]} == {"xla"}
         assert all(t["forward_s"] > 0 for t in op["timings"])
         is_trained = "training" in op["parts"]
         assert all((t["backward_s"] is not None) == is_trained for t in op["timings"])
@@ -106,7 +106,7 @@ def test_the_tables(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in ("explain", "tune", "ls"):
         assert run(["kernels", command]) == 0
         assert "xla" in capsys.readouterr().out
-    monkeypatch.setattr(Op, "source_digest", lambda op, form: "of a later version")
+    monkeypatch.setattr(Op, "source_digest", lambda op, implementation: "of a later version")
     (row,) = document(capsys, "ls")["winners"]
     assert row["reason"].startswith("not used, its code has changed: measured")
 
@@ -114,12 +114,12 @@ def test_the_tables(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("changes", [{"op": "of a later version"}, {"field_of_a_later_version": 1}], ids=str)
 def test_winners_of_another_version_are_not_listed(changes: dict[str, Any], capsys: Any, project: Path) -> None:
     call = ATTENTION.call(1, 8, 8, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
-    winners = Winners(project / "cache" / "kernels", current_device())
-    winners.put(ATTENTION, call, ATTENTION.choice("xla", (), "measured"))
-    (key,) = winners.choices()
-    document_ = json.loads(winners.path.read_text())
+    tuning_cache = TuningCache(project / "cache" / "kernels", current_device())
+    tuning_cache.put(ATTENTION, call, ATTENTION.choice("xla", (), "measured"))
+    (key,) = tuning_cache.choices()
+    document_ = json.loads(tuning_cache.path.read_text())
     document_["winners"][json.dumps(json.loads(key) | changes)] = document_["winners"][key]
-    winners.path.write_text(json.dumps(document_))
+    tuning_cache.path.write_text(json.dumps(document_))
     (row,) = document(capsys, "ls")["winners"]
     assert row["op"] == "attention"
 
@@ -128,5 +128,5 @@ def test_what_is_asked_for_and_cannot(capsys: Any) -> None:
     assert run(["kernels", "explain", "--set", "kernels.attention=cudnn", "--json"]) == 0
     out, err = capsys.readouterr()
     op = attention_of(json.loads(out)["ops"])
-    assert (op["form"], op["reason"]) == ("xla", "cudnn was asked for and cannot: it is for NVIDIA GPUs")
+    assert (op["implementation"], op["reason"]) == ("xla", "cudnn was asked for and cannot: it is for NVIDIA GPUs")
     assert "cudnn cannot take this call (it is for NVIDIA GPUs); it runs as xla\n" in err

@@ -141,7 +141,7 @@ REFUSED: dict[str, tuple[str | bytes, list[str]]] = {
     "not a number": ("[optimizer]\nlearning_rate = nan", ["optimizer.learning_rate", "nan", "above 0"]),
     "infinite": ("[optimizer]\nlearning_rate = inf", ["optimizer.learning_rate", "inf"]),
     "unknown choice": ('[optimizer]\nkind = "adam"', ["optimizer.kind", '"adamw"', "'adamw'"]),
-    "unknown choice in a list": ('[log]\nsinks = ["tensorbord"]', ["log.sinks", "'tensorboard'"]),
+    "unknown choice in a list": ('[log]\ntrackers = ["tensorbord"]', ["log.trackers", "'tensorboard'"]),
     "neither number nor word": ('[train]\ndevices = "al"', ["train.devices", "whole number", '"all"']),
     "text for a list": ('[eval]\ngates = "loss <= 1"', ["eval.gates", "a list"]),
     "list too long": ("[task]\nkind = 'vision'\n[data]\nimage_size = [1, 2, 3]", ["aifx.toml:4", "data.image_size"]),

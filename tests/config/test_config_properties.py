@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from aifx.config import Config, load_config, read_config
-from aifx.config.resolved import SECTION_NAMES, section_models
+from aifx.config.config import SECTION_NAMES, section_models
 from aifx.config.schema import properties
 from aifx.config.schema import settings as all_settings
-from aifx.config.writing import literal
+from aifx.config.toml import literal
 from aifx.errors import ConfigError
 from aifx.project import Project
 

@@ -14,7 +14,7 @@ from aifx.config import load_config
 from aifx.errors import CheckpointError
 from aifx.evaluate import evaluate
 from aifx.project import Project, RunDirectory
-from aifx.tasks import open_writer
+from aifx.tasks import load_generator
 from aifx.train import train
 
 
@@ -37,7 +37,7 @@ def change_theta(run: RunDirectory) -> Path:
 def change_kernel(run: RunDirectory) -> Path:
     document = json.loads(run.kernels.read_text())
     ((_, choices),) = document["devices"].items()
-    choices[0]["form"] = "reference"
+    choices[0]["implementation"] = "reference"
     run.kernels.write_text(json.dumps(document))
     return run.kernels
 
@@ -60,7 +60,7 @@ def test_a_changed_file_is_refused(project: Path, change: Callable[[RunDirectory
     config = load_config(found, ["model.rope_theta=500000.0"] if change is change_theta else [], {})
     for use in (
         lambda: evaluate(run, found, say=print),
-        lambda: open_writer(run, found, say=print),
+        lambda: load_generator(run, found, say=print),
         lambda: train(found, config, "main"),
     ):
         with pytest.raises(CheckpointError, match=re.escape(f"{path} is not what the checkpoint of step 12")) as error:

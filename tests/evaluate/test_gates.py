@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aifx.errors import UsageError
-from aifx.gates import judge, parse_gate, scalars
+from aifx.gates import evaluate_gates, parse_gate, scalars
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_./-]{0,20}", fullmatch=True)
 OPERATORS = st.sampled_from(["<=", ">=", "==", "<", ">"])
-NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+STEP_METRICS = st.floats(allow_nan=False, allow_infinity=False)
 SPACE = st.text(" \t", max_size=3)
 
 
-@given(NAMES, OPERATORS, NUMBERS, NUMBERS, SPACE, SPACE)
+@given(NAMES, OPERATORS, STEP_METRICS, STEP_METRICS, SPACE, SPACE)
 def test_every_gate_reads_as_it_is_written(
     name: str, op: str, bound: float, value: float, left: str, right: str
 ) -> None:
@@ -30,12 +30,12 @@ def test_every_gate_reads_as_it_is_written(
         "<": value < bound,
         ">": value > bound,
     }
-    (result,) = judge([gate], {name: value})
+    (result,) = evaluate_gates([gate], {name: value})
     assert result.passed == expected[op]
     assert result.value == value
 
 
-@given(OPERATORS, NUMBERS, st.sampled_from([math.nan, math.inf, -math.inf]))
+@given(OPERATORS, STEP_METRICS, st.sampled_from([math.nan, math.inf, -math.inf]))
 def test_what_is_not_finite_fails_every_gate(op: str, bound: float, value: float) -> None:
     assert not parse_gate(f"loss {op} {bound!r}").passes(value)
 
@@ -69,12 +69,12 @@ def test_nested_metrics_are_named_by_their_path() -> None:
         "on": True,
     }
     assert scalars(metrics) == {"accuracy": 0.9, "images": 3.0, "per_class.Ankle boot.recall": 0.5}
-    assert judge([parse_gate("per_class.Ankle boot.recall >= 0.5")], metrics)[0].passed
+    assert evaluate_gates([parse_gate("per_class.Ankle boot.recall >= 0.5")], metrics)[0].passed
 
 
 def test_unknown_metric_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
-        judge([parse_gate("acuracy >= 0.5")], {"accuracy": 0.9, "loss": 1.0})
+        evaluate_gates([parse_gate("acuracy >= 0.5")], {"accuracy": 0.9, "loss": 1.0})
     assert "accuracy" in caught.value.why
     with pytest.raises(UsageError, match="recall"):
-        judge([parse_gate("per_class.Boot.recal > 0.1")], {"per_class": {"Boot": {"recall": 0.5}}})
+        evaluate_gates([parse_gate("per_class.Boot.recal > 0.1")], {"per_class": {"Boot": {"recall": 0.5}}})

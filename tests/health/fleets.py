@@ -22,7 +22,7 @@ def node(name: str, facts: dict[str, Any] | None = None, *findings: Finding) -> 
 
 
 def finding(name: str, severity: str = "critical", device: str = "") -> Finding:
-    return Finding(name, severity, device, f"{name} is bad", "seen", "limit", "source", f"mend {name}")
+    return Finding(name, severity, device, f"{name} is bad", "seen", "limit", "source", f"fix {name}")
 
 
 def facts_of_a_node(rng: random.Random) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def facts_of_a_node(rng: random.Random) -> dict[str, Any]:
         "system": {"mounts": ["/ ext4", "/home nfs4", "/scratch lustre"]},
         "stress": {
             "devices": [{"device": f"gpu{i}", "kind": "H100", "matmul": rates} for i in range(8)],
-            "census": [
+            "consistency": [
                 {"device": f"gpu:{i} {when}", "digest": "1e68932751c82b2a", "made_by": "8 x H100; jax 0.9.0"}
                 for when in ("cold", "hot")
                 for i in range(8)

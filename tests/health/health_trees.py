@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import health_cases
 import health_machines
 
+from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.host import Host
-from aifx.health.judge import judge
 from aifx.health.probes import all_probes
 from aifx.health.report import Report
 from aifx.health.rules import Rule, Site, load_rules
@@ -98,7 +98,7 @@ def snapshot_of(tree: Tree, folder: Path, time: float = NOW) -> Snapshot:
 def report_of(snapshot: Snapshot, site: dict[str, Any] | None = None) -> Report:
     asked = Site.model_validate(site or {})
     rules = load_rules(asked) if asked.rules or asked.rule else _rules()
-    return judge(rules.values(), snapshot, asked)
+    return evaluate_rules(rules.values(), snapshot, asked)
 
 
 @cache

@@ -18,20 +18,20 @@ from aifx.commands.main import run
 from aifx.health import collective_launch as launch
 from aifx.health.bisect import Verdict, bisect
 from aifx.health.collective_tcp import CollectiveError, Place, _accepted, _listening
-from aifx.health.collective_test import bus_gb_s
+from aifx.health.collective_worker import bus_gb_s
 
 NODES = [f"127.0.0.{i}" for i in range(1, 9)]
 MARGIN = 0.9
 """Wide, for this machine has other work; what is planted is slower by far more."""
 
-MODULE = (sys.executable, "-m", "aifx.health.collective_test")
+MODULE = (sys.executable, "-m", "aifx.health.collective_worker")
 
 WORKER = """
 import io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
-from aifx.health import collective_tcp, collective_test
+from aifx.health import collective_tcp, collective_worker
 
 exchange = collective_tcp.Mesh._exchange
 collective_tcp.RETRY_S = 0.002
@@ -46,7 +46,7 @@ for line in sys.stdin:
     collective_tcp.Mesh._exchange = flipped if asked["flips_a_bit"] else exchange
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = collective_test.main(asked["arguments"])
+        code = collective_worker.main(asked["arguments"])
     print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
 """
 """One rank after another in a process that has imported what they need: starting one for each would be most of the
@@ -175,7 +175,7 @@ def test_commands_of_ranks():
     asked = launch.Options(faults={("n3",): 0.5, ("a@n1", "n2"): 0.25})
     group = ["a@n1", "n2", "n3"]
     first, second, third = (launch.rank_command(r, group, 29_000, "w", 60, asked) for r in range(3))
-    assert first[:7] == ["aifx", "doctor", "collective-test", "--rank", "0", "--size", "3"]
+    assert first[:7] == ["aifx", "doctor", "collective-worker", "--rank", "0", "--size", "3"]
     assert "--coordinator=n1:29000" in third
     assert [word for word in first if "delay" in word] == ["--delay=1=0.25"]
     assert [word for word in second if "delay" in word] == ["--delay=0=0.25"]
@@ -199,8 +199,8 @@ def path(tmp_path, monkeypatch):
         "aifx",
         """
         import sys
-        from aifx.health.collective_test import main
-        assert sys.argv[1:3] == ["doctor", "collective-test"]
+        from aifx.health.collective_worker import main
+        assert sys.argv[1:3] == ["doctor", "collective-worker"]
         sys.exit(main(sys.argv[3:]))
         """,
     )
@@ -233,7 +233,7 @@ def path(tmp_path, monkeypatch):
 
 
 def test_over_ssh(path):
-    asked = options(program=("aifx", "doctor", "collective-test"))
+    asked = options(program=("aifx", "doctor", "collective-worker"))
     verdict = launch.over_ssh(NODES[:2], 60.0, asked)
     assert verdict.gb_s > 0
     assert verdict.why == ""
@@ -245,7 +245,7 @@ def test_over_ssh(path):
 
 
 def test_over_srun_in_whatever_order_its_tasks_stand(path):
-    asked = options(program=("aifx", "doctor", "collective-test"))
+    asked = options(program=("aifx", "doctor", "collective-worker"))
     assert launch.over_slurm(["127.0.0.3", "127.0.0.1", "127.0.0.2"], 60.0, asked).gb_s > 0
 
 

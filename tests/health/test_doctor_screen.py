@@ -11,7 +11,7 @@ from health_trees import changed, machines, snapshot_of
 from rich.cells import cell_len
 
 from aifx.commands.main import run
-from aifx.health.judge import judge
+from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.report import Report
 from aifx.health.rules import Rule
 from aifx.health.snapshot import Snapshot
@@ -166,12 +166,12 @@ def test_what_passed_is_a_line_per_family_and_what_was_skipped_one(screen, dark)
 def finding_rule(name: str, severity: str, *explains: str, each: str = "") -> Rule:
     return Rule(
         id=name, signal="bad", for_each=each or None, fails_if={"equals": True}, severity=severity,
-        summary=f"{name} is bad", action="mend", source="here", explains=explains,
+        summary=f"{name} is bad", action="fix", source="here", explains=explains,
     )  # fmt: skip
 
 
 def report_of_rules(*rules: Rule) -> Report:
-    return judge(rules, Snapshot("n1", 0.0, {"bad": True}))
+    return evaluate_rules(rules, Snapshot("n1", 0.0, {"bad": True}))
 
 
 def test_consequences_come_right_behind_their_cause():

@@ -16,7 +16,7 @@ import pytest
 from health_trees import changed, machines, snapshot_of
 
 from aifx.commands.main import run
-from aifx.health import apart
+from aifx.health import isolated_check
 from aifx.health.slurm import Node, Step, Verdict, parse_node, step_for
 from aifx.health.snapshot import write
 
@@ -98,11 +98,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks in this process: one of its own takes a third of a second."""
 
-    def check_apart(asked: apart.Asked, limit_s: float) -> tuple[dict[str, Any], list[str]]:
-        answer = apart.check_here(asked)
+    def run_isolated_check(asked: isolated_check.Asked, limit_s: float) -> tuple[dict[str, Any], list[str]]:
+        answer = isolated_check.check_here(asked)
         return answer["report"], answer["rules"]
 
-    monkeypatch.setattr(apart, "check_apart", check_apart)
+    monkeypatch.setattr(isolated_check, "run_isolated_check", run_isolated_check)
 
 
 @pytest.fixture(autouse=True)

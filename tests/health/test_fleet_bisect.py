@@ -38,9 +38,9 @@ exec sh -c "$3"
 REMOTE = f"""\
 #!{sys.executable}
 import os, sys
-if sys.argv[2] == "collective-test":
+if sys.argv[2] == "collective-worker":
     from aifx.health import collective_tcp
-    from aifx.health.collective_test import main
+    from aifx.health.collective_worker import main
     collective_tcp.RETRY_S = 0.002
     open(os.environ["RANKS"], "a").write(f"{{os.getpid()}}\\n")
     sys.exit(main(sys.argv[3:]))
@@ -171,5 +171,5 @@ def test_what_carries_the_collectives(monkeypatch, facts, over):
     nodes = [node("n1", facts), node("n2", {}), node("n3", {}), Node("n4", why="no key")]
     result, _ = bisect_fleet(Output(), nodes, over_slurm=True, remote="sudo aifx", budget_s=60.0)
     assert {options.over for options in asked} == {over}
-    assert asked[0].program == ("sudo", "aifx", "doctor", "collective-test")
+    assert asked[0].program == ("sudo", "aifx", "doctor", "collective-worker")
     assert {name for trial in result.trials for name in trial.nodes} == {"n1", "n2", "n3"}

@@ -33,7 +33,7 @@ def found(fleet, facts=None):
 
 
 def majority(**more):
-    texts = {"summary": "{value}, most {usual}", "action": "mend it to {usual}", "source": "a test"}
+    texts = {"summary": "{value}, most {usual}", "action": "fix it to {usual}", "source": "a test"}
     return [Fact(id="fleet.a.b", path="a", kind="majority", **texts, **more)]
 
 
@@ -68,7 +68,7 @@ PLANTED = {
     "fleet.nvidia.temperature": lambda f: f["gpus"][5]["temperature"].update(gpu_c=93),
     "fleet.system.mounts": lambda f: f["system"].update(mounts=["/ ext4", "/home nfs4", "/data1 xfs"]),
     "fleet.jax.packages": lambda f: f["jax"]["packages"].update({"nvidia-nccl-cu13": "2.27.7"}),
-    "fleet.stress.census": lambda f: f["stress"]["census"][11].update(digest="0123456789abcdef"),
+    "fleet.stress.consistency": lambda f: f["stress"]["consistency"][11].update(digest="0123456789abcdef"),
     "fleet.stress.matmul": lambda f: f["stress"]["devices"][2].update(
         matmul=[{"device": "bfloat16", "tflops": 700.0}, {"device": "float32", "tflops": 45.0}]
     ),
@@ -127,32 +127,32 @@ def test_only_like_nodes_are_compared():
     assert found(machines, majority(among="kind")) == []
 
 
-def with_census(digests, made_by="1 x H100; jax 0.9.0"):
+def with_consistency(digests, made_by="1 x H100; jax 0.9.0"):
     """Nodes of one device, by what it gives cold and hot."""
     rows = ({"device": "gpu:0 cold", "digest": digests[0]}, {"device": "gpu:0 hot", "digest": digests[-1]})
-    return {"stress": {"census": [row | ({"made_by": made_by} if made_by else {}) for row in rows]}}
+    return {"stress": {"consistency": [row | ({"made_by": made_by} if made_by else {}) for row in rows]}}
 
 
 def test_whoever_computes_otherwise_than_like_nodes_is_named():
-    machines = {f"n{i}": with_census(["a"]) for i in range(4)} | {"hot": with_census(["a", "b"])}
+    machines = {f"n{i}": with_consistency(["a"]) for i in range(4)} | {"hot": with_consistency(["a", "b"])}
     (only,) = found(machines)
-    assert (only.id, only.severity, only.device) == ("fleet.stress.census", "critical", "hot")
+    assert (only.id, only.severity, only.device) == ("fleet.stress.consistency", "critical", "hot")
     assert only.summary.endswith(": gpu:0 hot")
-    assert only.evidence == "stress.census.digest: gpu:0 hot b, most: a"
+    assert only.evidence == "stress.consistency.digest: gpu:0 hot b, most: a"
 
 
 def test_bits_are_compared_only_where_they_must_be_equal():
     """Other versions give other bits, and who does not tell what it ran is held against nobody."""
-    like = {f"n{i}": with_census(["a"]) for i in range(4)}
+    like = {f"n{i}": with_consistency(["a"]) for i in range(4)}
     for made_by in ("1 x H100; jax 0.8.0", "1 x A100; jax 0.9.0", None):
-        others = {f"m{i}": with_census([str(i) if made_by is None else "b"], made_by) for i in range(3)}
+        others = {f"m{i}": with_consistency([str(i) if made_by is None else "b"], made_by) for i in range(3)}
         assert found(like | others) == []
 
 
 @pytest.mark.parametrize("digests", ["ab", "aabb"])
 def test_bits_without_a_majority_are_a_finding_that_blames_nobody(digests):
-    (only,) = found({f"n{i}": with_census([digest]) for i, digest in enumerate(digests)})
-    assert (only.id, only.severity, only.device) == ("fleet.stress.census", "warning", "")
+    (only,) = found({f"n{i}": with_consistency([digest]) for i, digest in enumerate(digests)})
+    assert (only.id, only.severity, only.device) == ("fleet.stress.consistency", "warning", "")
     assert "n0, n1" in only.action
 
 

@@ -9,7 +9,7 @@ from fleets import facts_of_a_node, finding, node
 
 from aifx.commands.doctor_fleet_report import grouped
 from aifx.errors import ConfigError, DataError
-from aifx.health.fleet.judge import assess, named
+from aifx.health.fleet.evaluate_rules import assess, named
 from aifx.health.fleet.rank import interrupts, load_table, rank
 from aifx.health.fleet.report import Node, node_of
 from aifx.health.fleet.transports import _hear
@@ -26,7 +26,7 @@ def test_the_formula():
     assert suspect.probability == pytest.approx(1 - (1 - 0.5) * (1 - 0.2))  # of the family a one counts
     assert suspect.lost_gpu_hours == pytest.approx(suspect.probability * 1024 * 2.0)
     assert [cause.id for cause in suspect.causes] == ["a.x.y", "b.x.y"]
-    assert suspect.action == "mend a.x.y"
+    assert suspect.action == "fix a.x.y"
     assert {cause.source for cause in suspect.causes} == {"the site's file"}
 
 
@@ -41,7 +41,7 @@ def test_the_most_expensive_comes_first_and_the_healthy_not_at_all():
         node("n1", GPUS, finding("a.b", "warning")),
         node("n2", GPUS),
         Node("n3", why="no answer", is_silent=True),
-        node("n4", GPUS, finding("stress.census.differs")),
+        node("n4", GPUS, finding("stress.consistency.differs")),
         node("n5", GPUS, finding("a.b", "info")),
     ]
     assert [suspect.node for suspect in rank(nodes, [silent])] == ["n4", "n3", "n1"]
@@ -69,7 +69,7 @@ def test_each_entry_of_the_table_is_of_a_rule_and_has_a_source():
 
 
 def _across():
-    from aifx.health.fleet.judge import fleet_ids
+    from aifx.health.fleet.evaluate_rules import fleet_ids
 
     return [finding(name) for name in fleet_ids()]
 

@@ -59,12 +59,12 @@ def test_a_node_that_hangs_holds_up_nobody(slurm: Cluster):
 RANK = f"""\
 #!{sys.executable}
 import os, socket, sys
-if "collective-test" not in sys.argv:
+if "collective-worker" not in sys.argv:
     os.execv(sys.argv[0] + "-check", sys.argv)
 # The nodes' names are Slurm's alone: all are this machine.
 real = socket.getaddrinfo
 socket.getaddrinfo = lambda host, *more, **named: real("127.0.0.1" if host in {NODES} else host, *more, **named)
-from aifx.health.collective_test import main
+from aifx.health.collective_worker import main
 sys.exit(main(sys.argv[3:]))
 """
 

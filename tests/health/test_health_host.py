@@ -15,9 +15,9 @@ from health_machines.network_files import infiniband_files, port
 from health_trees import machines, report_of, snapshot_of
 
 from aifx.health.check import collect
+from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.judge import judge
 from aifx.health.probes import all_probes, clock, disk, infiniband, limits, network, space
 from aifx.health.rules import load_rules
 
@@ -77,7 +77,7 @@ def test_the_machine_that_this_runs_on(rules, monkeypatch):
     assert "probe failed" not in text
     assert "did not tell" not in text
     assert "planted" not in text
-    report = judge(wanted, snapshot)
+    report = evaluate_rules(wanted, snapshot)
     assert not [f for f in report.findings if "the snapshot does not hold" in f.summary]
     critical = {f.id for f in report.findings if f.severity == "critical"}
     assert not critical & CANNOT_BE
@@ -137,7 +137,7 @@ def test_a_mount_that_hangs_is_named_and_others_are_told(monkeypatch):
     assert (fine["answers"], fine["error"]) == (True, "none")
     assert isinstance(hangs, Unknown)
     assert "nfs4 mount /hangs" in hangs.why
-    assert "/hangs" in hangs.mend
+    assert "/hangs" in hangs.remedy
     assert (stale["answers"], stale["error"]) == (False, "Stale file handle")
     assert denied["answers"]
 
@@ -370,7 +370,7 @@ def test_what_only_root_may_read_is_unknown_with_how_to_mend_it(tmp_path):
     snapshot_of(tree | {"aifx-captured/lspci_-vvv.txt": denied}, tmp_path)
     found = infiniband.collect_acs(Host(tmp_path))["pci_acs"]
     assert isinstance(found, Unknown)
-    assert "root" in found.mend
+    assert "root" in found.remedy
 
 
 def test_a_drive_whose_account_is_not_given(tmp_path):
@@ -388,7 +388,7 @@ def test_a_drive_that_only_root_may_ask_is_one_unknown_thing():
     denied = Unknown("nvme smart-log /dev/nvme0 failed (exit 1): Permission denied")
     told = disk._smart(Said(nvme=denied), "nvme0")
     assert isinstance(told["critical_warning"], Unknown)
-    assert "root" in told["critical_warning"].mend
+    assert "root" in told["critical_warning"].remedy
     assert isinstance(told["media_errors"], Absent)
 
 

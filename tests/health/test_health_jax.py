@@ -10,9 +10,9 @@ from importlib import metadata
 import pytest
 from health_machines.jax_stack import VERSION, packages
 
+from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.facts import Absent, Unknown, to_document
 from aifx.health.host import Host
-from aifx.health.judge import judge
 from aifx.health.probes import environment
 from aifx.health.probes import jax as probe
 from aifx.health.rules import load_rules
@@ -24,7 +24,7 @@ JAX_RULES = [rule for rule in load_rules().values() if rule.family == "jax"]
 def found(facts):
     """Ids of what the JAX rules find."""
     beside = {**environment.collect(Host()), "tpu": Absent("there is no TPU")}
-    return [f.id for f in judge(JAX_RULES, Snapshot("here", 0.0, beside | facts)).findings]
+    return [f.id for f in evaluate_rules(JAX_RULES, Snapshot("here", 0.0, beside | facts)).findings]
 
 
 @pytest.fixture
@@ -105,7 +105,9 @@ def test_a_device_whose_memory_a_job_has_is_no_fault(tmp_path, monkeypatch):
     assert isinstance(device["computes"], Absent)
     assert OUT_OF_MEMORY in device["error"]
     assert found(facts) == []
-    report = judge(JAX_RULES, Snapshot("here", 0.0, {**environment.collect(Host()), "tpu": Absent(""), **facts}))
+    report = evaluate_rules(
+        JAX_RULES, Snapshot("here", 0.0, {**environment.collect(Host()), "tpu": Absent(""), **facts})
+    )
     assert any(s.id == "jax.device.failed" and "another process" in s.why for s in report.skipped)
 
 

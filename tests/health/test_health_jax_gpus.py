@@ -8,8 +8,8 @@ import pytest
 from test_health_jax import found
 from test_health_nvml import COMPILER, build, eight
 
+from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.host import Host
-from aifx.health.judge import judge
 from aifx.health.probes import environment
 from aifx.health.probes import jax as probe
 from aifx.health.rules import load_rules
@@ -42,7 +42,7 @@ def test_gpus_without_the_plugin_are_found_with_the_line_that_installs_it():
     assert (jax["gpus_seen"], jax["gpus_visible"], jax["gpus"]) == (8, 8, 0)
     assert found(facts) == ["jax.gpu.unused"]
     rule = load_rules()["jax.gpu.unused"]
-    (finding,) = judge([rule], Snapshot("here", 0.0, {**environment.collect(Host()), **facts})).findings
+    (finding,) = evaluate_rules([rule], Snapshot("here", 0.0, {**environment.collect(Host()), **facts})).findings
     assert finding.action.endswith(f'pip install -U "jax[cuda13]=={jax["version"]}"')
 
 

@@ -8,7 +8,7 @@ from health_machines.gpus import FABRIC_MANAGER, H100_BUSES, NVML, h100_sxm, mac
 from health_machines.nvml_documents import H100
 from health_trees import changed, snapshot_of
 
-from aifx.health.judge import judge
+from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.report import folded
 from aifx.health.rules import Rule, load_rules
 from aifx.health.snapshot import Snapshot
@@ -19,7 +19,9 @@ RULES = [rule for rule in load_rules().values() if rule.family in ("nvidia", "gp
 @pytest.fixture
 def report(tmp_path):
     """The findings of the GPUs' rules in a tree."""
-    return lambda tree, *changes: judge(RULES, snapshot_of(changed(tree, together(*changes)), tmp_path / "tree"))
+    return lambda tree, *changes: evaluate_rules(
+        RULES, snapshot_of(changed(tree, together(*changes)), tmp_path / "tree")
+    )
 
 
 def given(tree, count):
@@ -106,7 +108,7 @@ def test_a_recovery_action_that_nobody_knows_is_told_once(report):
 
 
 def test_what_nvml_did_not_answer_is_unknown(report):
-    tree = h100_sxm() | {NVML: json.dumps({"$unknown": "nvml gave no answer in 8 s", "$mend": "look at it"})}
+    tree = h100_sxm() | {NVML: json.dumps({"$unknown": "nvml gave no answer in 8 s", "$remedy": "look at it"})}
     findings = report(tree).findings
     assert {f.severity for f in findings} == {"unknown"}
     assert {f.action for f in findings} == {"look at it"}
@@ -130,11 +132,11 @@ def test_a_lost_gpu_is_told_once(report):
 def test_the_kernel_log_explains_what_has_the_same_address():
     rules = [
         Rule(id="nvidia.part.bad", for_each="gpus", signal="errors", fails_if={"above": 0}, severity="critical",
-             summary="bad", action="mend", source="here"),
+             summary="bad", action="fix", source="here"),
         Rule(id="xid.part.bad", for_each="log", signal="errors", fails_if={"above": 0}, severity="critical",
-             summary="bad", action="mend", source="here", explains=("nvidia",)),
+             summary="bad", action="fix", source="here", explains=("nvidia",)),
     ]  # fmt: skip
     gpus = [{"device": f"GPU{number} (0000:3{number}:00.0)", "errors": 1} for number in (3, 4)]
     log = [{"device": "0000:33:00.0", "errors": 1}]
-    found = judge(rules, Snapshot("n1", 0.0, {"gpus": gpus, "log": log})).findings
+    found = evaluate_rules(rules, Snapshot("n1", 0.0, {"gpus": gpus, "log": log})).findings
     assert [f.device for f in found] == ["GPU4 (0000:34:00.0)", "0000:33:00.0", "GPU3 (0000:33:00.0)"]

@@ -131,7 +131,7 @@ def test_what_may_not_be_read_is_unknown_and_says_how(read):
     gpu = read(eight("0:nvmlDeviceGetRemappedRows = !4", "0:nvmlDeviceValidateInforom = !4"))["gpus"][0]
     for value in (*(gpu["rows"][name] for name in ("pending", "failed")), gpu["inforom_state"]):
         assert isinstance(value, Unknown)
-        assert value.mend == "run aifx doctor as root"
+        assert value.remedy == "run aifx doctor as root"
 
 
 def test_a_gpu_that_may_not_be_opened_is_one_unknown(read):
@@ -145,7 +145,7 @@ def test_errors_are_unknown(read):
     gpu = read(eight("0:nvmlDeviceGetPowerUsage = !999", "0:nvmlDeviceGetFieldValues/82 = !10"))["gpus"][0]
     for value in (gpu["power"]["draw_w"], gpu["temperature"]["memory_c"]):
         assert isinstance(value, Unknown)
-        assert "NVRM" in value.mend
+        assert "NVRM" in value.remedy
 
 
 def test_a_corrupt_inforom(read):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from health_trees import Case, cases, machines, mutated, report_of, snapshot_of, snapshot_of_case
 
-from aifx.health.judge import judge
+from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.rules import Site, load_rules
 from aifx.health.snapshot import Snapshot
 
@@ -48,7 +48,7 @@ def test_what_is_gone_or_nonsense_is_unknown(broken):
     case, snapshot = broken
     site = Site.model_validate(case.site)
     rule = load_rules(site)[case.rule]
-    (fired, *_) = judge([rule], snapshot, site).findings
+    (fired, *_) = evaluate_rules([rule], snapshot, site).findings
     limits = [limit["signal"] for limit in rule.fails_if.values() if isinstance(limit, dict)]
     device = next(way for way, name in devices(snapshot.facts, rule.for_each) if name == fired.device)
     for signal in (rule.signal, *rule.applies_if, *limits):
@@ -58,7 +58,7 @@ def test_what_is_gone_or_nonsense_is_unknown(broken):
             if word == [] and "lacks" in rule.applies_if.get(signal, {}):  # it does lack it
                 continue
             damaged = mutated(snapshot.facts, _way(device, signal), word)
-            found = judge([rule], replace(snapshot, facts=damaged), site).findings
+            found = evaluate_rules([rule], replace(snapshot, facts=damaged), site).findings
             # What a site's file names may be any text, and another text is another.
             answers = {"unknown", rule.severity} if case.rule == "nvidia.driver.expected" else {"unknown"}
             assert answers & {f.severity for f in found if f.device == fired.device}, (signal, word)

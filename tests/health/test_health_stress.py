@@ -20,14 +20,14 @@ FOUR = "--xla_force_host_platform_device_count=4"
 
 
 SHORTER = """
-from aifx import workloads
+from aifx import microbenchmarks
 from aifx.health.stress import child, measures
 
-transfer = workloads.Transfer
-workloads.Transfer = lambda device, num_bytes: transfer(device, num_bytes >> 8)
+transfer = microbenchmarks.Transfer
+microbenchmarks.Transfer = lambda device, num_bytes: transfer(device, num_bytes >> 8)
 measures.USUAL_PRODUCT = {"cpu": (256, 4)}
 measures._beyond_caches = lambda device: 1 << 20
-child.LEVELS["quick"] = child.Level(slice_s=0.02, census=3, load_s=0.4)
+child.LEVELS["quick"] = child.Level(slice_s=0.02, consistency=3, load_s=0.4)
 child.main()
 """
 """The child as it is, over less data and in less time."""
@@ -61,17 +61,17 @@ def test_two_devices_are_measured_and_agree(measured):
         assert device["sustained"][0]["kept"] > 0
     assert {c["device"] for c in facts["collectives"]} == {"all-reduce", "all-gather"}
     assert all(c["num_wrong"] == 0 for c in facts["collectives"])
-    assert len(facts["census"]) == 4
-    for row in facts["census"]:
+    assert len(facts["consistency"]) == 4
+    for row in facts["consistency"]:
         assert (row["peers"], row["runs"]) == (2, 3)
         assert row["programs"] >= 8
         assert (row["odd"], row["unsteady"], row["inexact"]) == ([], [], [])
     # Cold as hot, on one device as on the other; and what a node of another fleet must have alike to be compared.
-    assert len({row["digest"] for row in facts["census"]}) == 1
-    (made_by,) = {row["made_by"] for row in facts["census"]}
+    assert len({row["digest"] for row in facts["consistency"]}) == 1
+    (made_by,) = {row["made_by"] for row in facts["consistency"]}
     assert made_by.startswith(f"2 x cpu; jax {metadata.version('jax')}; jaxlib ")
     assert "XLA_FLAGS=--xla_force_host" in made_by
-    assert "census, cold" in heard
+    assert "consistency check, cold" in heard
     json.dumps(to_document(facts))
 
 
@@ -79,11 +79,11 @@ CORRUPT = """
 import sys
 import jax, jax.numpy as jnp
 from jax import lax
-from aifx.health.stress import census
+from aifx.health.stress import consistency_check
 
 def corrupt(size, seed):
     # One bit of one output, on the third device alone.
-    found = census._programs(size, seed)
+    found = consistency_check._programs(size, seed)
     at = lax.axis_index("d") == 2
     bits = lax.bitcast_convert_type(found["matmul bfloat16"], jnp.uint32)
     bits = bits.at[17, 3].set(bits[17, 3] ^ jnp.where(at, jnp.uint32(1 << 9), jnp.uint32(0)))
@@ -92,7 +92,7 @@ def corrupt(size, seed):
     return found
 
 devices = jax.local_devices()
-hashes, exact = census.run(devices, 2, 120.0, corrupt)
+hashes, exact = consistency_check.run(devices, 2, 120.0, corrupt)
 import json
 print(json.dumps([hashes, exact]))
 """

@@ -11,9 +11,9 @@ from health_machines.linux import server
 from health_trees import cases, changed, report_of, snapshot_of
 
 from aifx.health import kernel_events, xids
+from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.facts import Absent, Unknown, to_document
 from aifx.health.host import Host
-from aifx.health.judge import judge
 from aifx.health.kernel_log import Line, Log, parse
 from aifx.health.probes import kernel_log
 from aifx.health.rules import load_rules
@@ -406,7 +406,7 @@ def test_damaged_lines_are_survived(shard):
         assert all(0 <= line.age_s < 1e12 for line in log.lines)
         found = to_document(xids.facts(log.lines) | kernel_events.facts(kernel_events.recognize(log.lines)[0]))
         assert len(json.dumps(found)) < 10_000
-        judge(OF_LOG, Snapshot("n1", NOW, {**found, "cpu": {"is_virtual": False}}))
+        evaluate_rules(OF_LOG, Snapshot("n1", NOW, {**found, "cpu": {"is_virtual": False}}))
 
 
 def test_a_live_log_is_read_to_its_end_without_waiting(tmp_path, monkeypatch):
@@ -449,7 +449,7 @@ def test_one_that_may_not_read_is_told_how_to(monkeypatch):
     for fact in found.values():
         assert isinstance(fact, Unknown)
         assert "Operation not permitted" in fact.why
-        assert "dmesg_restrict" in fact.mend
+        assert "dmesg_restrict" in fact.remedy
 
 
 def test_the_journal_serves_where_kmsg_may_not_be_read(monkeypatch):

@@ -1,11 +1,11 @@
 """Compile one case of a kernel, as training or generation runs it, for a device that this machine does not have.
 
-    python tests/jax_kernels/compile_absent.py OP FORM TARGET CASE DTYPE [all]
+    python tests/jax_kernels/compile_absent.py OP IMPLEMENTATION TARGET CASE DTYPE [all]
 
 Needs the compilers of requirements-compilers.lock beside jax: XLA's GPU plugin compiles for a GPU that is described to
 it, libtpu for a slice that is named. A process each, for some inputs abort the compiler; give it a time limit. Prints a
-JSON document: what the form refuses, or of its first config (of each, with "all") the memory and the number of kernels.
-What the compiler refuses (blocks that overflow shared memory or VMEM) ends it with its error.
+JSON document: what the implementation refuses, or of its first config (of each, with "all") the memory and the number
+of kernels. What the compiler refuses (blocks that overflow shared memory or VMEM) ends it with its error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jax_kernels.forms import current_device
+from jax_kernels.implementations import current_device
 from jax_kernels.ops import OPS, compiled_cases
 
 # XLA's description of a GPU, from NVIDIA's data sheets and CUDA's device properties.
@@ -85,8 +85,8 @@ def main() -> None:
     sys.stdout.write(json.dumps(compile_case(*words, every)) + "\n")
 
 
-def compile_case(name: str, form: str, target: str, case: str, dtype: str, every: bool) -> dict[str, Any]:
-    """What the form refuses, or what was compiled of its first config, of `every` one if asked."""
+def compile_case(name: str, implementation: str, target: str, case: str, dtype: str, every: bool) -> dict[str, Any]:
+    """What the implementation refuses, or what was compiled of its first config, of `every` one if asked."""
     op = OPS[name]
     call = next(c for c in compiled_cases(op) if c.name == case).call(dtype)
     mesh, platform, kind, cores = _describe(target)
@@ -94,11 +94,13 @@ def compile_case(name: str, form: str, target: str, case: str, dtype: str, every
     axes = (AxisType.Auto,)
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("device",), axis_types=axes, abstract_device=device)):
         here = current_device()
-        refusal = op.forms[form].refuses(call, here)
+        refusal = op.implementations[implementation].unsupported_reason(call, here)
         compiled = []
         if refusal is None:
-            configs = op.forms[form].configs(call, here)
-            compiled = [_compile(op, form, call, config, mesh, platform) for config in configs[: None if every else 1]]
+            configs = op.implementations[implementation].configs(call, here)
+            compiled = [
+                _compile(op, implementation, call, config, mesh, platform) for config in configs[: None if every else 1]
+            ]
     return {"refuses": refusal, "compiled": compiled}
 
 
@@ -116,8 +118,8 @@ def _mesh(topology: Any) -> Mesh:
     return Mesh(np.array(topology.devices[:1]), ("device",))
 
 
-def _compile(op: Any, form: str, call: Any, config: Any, mesh: Mesh, platform: str) -> dict[str, Any]:
-    program, make = op.workload(call, op.forms[form].run, config)
+def _compile(op: Any, implementation: str, call: Any, config: Any, mesh: Mesh, platform: str) -> dict[str, Any]:
+    program, make = op.workload(call, op.implementations[implementation].run, config)
     sharding = NamedSharding(mesh, PartitionSpec())
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), jax.eval_shape(make))
     lowering = ("tpu",) if platform == "tpu" else ("cuda",)

@@ -75,7 +75,7 @@ def all_programs(*, every: bool = EVERY, fewer: bool = FEWER) -> list[Program]:
     return [
         Program(op.name, implementation, target, case.name, dtype)
         for op in OPS.values()
-        for implementation in op.forms
+        for implementation in op.implementations
         for target in TARGETS.get(implementation, ())
         for case in compiled_cases(op)[-1 if fewer and target not in WITH_EVERY_CASE else 0 :]
         for dtype in dtypes(op)[: None if every or case is compiled_cases(op)[-1] else 1]

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from jax_kernels.forms import Device, current_device, interpreting, make_device
+from jax_kernels.implementations import Device, current_device, interpreting, make_device
 from jax_kernels.op import Op
 
 # Each program runs once: LLVM's optimization would take longer than all that it computes.
@@ -47,10 +47,10 @@ def relative_error(actual: object, expected: object) -> float:
     return float(difference / max(float(np.linalg.norm(wide_expected[finite])), 1e-30))
 
 
-def kernel_device(form: str) -> Device:
-    """The device that `running` has a kernel on; this one for a form that is none."""
+def kernel_device(implementation: str) -> Device:
+    """The device that `running` has a kernel on; this one for an implementation that is none."""
     here = current_device()
-    stand_in = STAND_INS.get(form, here)
+    stand_in = STAND_INS.get(implementation, here)
     return here if here.platform == stand_in.platform else stand_in
 
 
@@ -59,11 +59,15 @@ THREADS = 8
 waits forever where there is none left. There are as many as cores, or as NPROC says when JAX starts."""
 
 
-def runnable(*forms: str) -> list[str]:
+def runnable(*implementations: str) -> list[str]:
     """Those of the kernels that this process can run: Mosaic GPU's on its hardware, or `in_another_process`."""
     has_threads = int(os.environ.get("NPROC", "0")) >= THREADS
     here = current_device().platform
-    return [form for form in forms if form != "pallas_mosaic_gpu" or has_threads or here == "gpu"]
+    return [
+        implementation
+        for implementation in implementations
+        if implementation != "pallas_mosaic_gpu" or has_threads or here == "gpu"
+    ]
 
 
 def in_another_process(file: str, only: str, limit_s: int = 500) -> None:
@@ -76,13 +80,13 @@ def in_another_process(file: str, only: str, limit_s: int = 500) -> None:
 
 
 @contextlib.contextmanager
-def running(op: Op, form: str, call: object) -> Iterator[None]:
+def running(op: Op, implementation: str, call: object) -> Iterator[None]:
     """Inside, a kernel that is traced runs on its hardware or in its interpreter. Skips what it says it cannot take."""
-    device = kernel_device(form)
+    device = kernel_device(implementation)
     is_here = device == current_device()
     with contextlib.nullcontext() if is_here else interpreting(device):
-        if (refusal := op.forms[form].refuses(call, device)) is not None:
-            pytest.skip(f"{form} refuses: {refusal}")
+        if (refusal := op.implementations[implementation].unsupported_reason(call, device)) is not None:
+            pytest.skip(f"{implementation} refuses: {refusal}")
         # The interpreter of another platform's kernels is a program for the CPU.
         with contextlib.nullcontext() if is_here else jax.default_device(jax.devices("cpu")[0]):
             yield

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from compile_apart import compile_apart
+from compile_isolated import compile_isolated
 from compiled_programs import EVERY, TARGETS, Program, selected_programs, sources_digest
 from ptx import bulk_stores, overlapping_stores
 
-from jax_kernels.forms import make_device
+from jax_kernels.implementations import make_device
 from jax_kernels.linear_cross_entropy import LINEAR_CROSS_ENTROPY
 from jax_kernels.op import Op
 from jax_kernels.ops import OPS, compiled_cases, dtypes
@@ -36,7 +36,7 @@ DEVICES = {
 @pytest.mark.parametrize("program", [pytest.param(program, id=program.name) for program in selected_programs()])
 def test_a_kernel_compiles(program: Program, record_property: Callable[[str, object], None]) -> None:
     record_property("sources", sources_digest(program.op, program.implementation))
-    told = compile_apart(*program, EVERY, limit_s=LIMIT_S)
+    told = compile_isolated(*program, EVERY, limit_s=LIMIT_S)
     if told["refuses"] is not None:
         pytest.skip(f"it refuses: {told['refuses']}")
     assert told["compiled"]
@@ -55,7 +55,10 @@ def test_a_kernel_compiles(program: Program, record_property: Callable[[str, obj
 @pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 def test_a_kernel_takes_what_it_is_for(op: Op) -> None:
     """A kernel that refused every case would compile nothing above, and fail nothing."""
-    for form, targets in TARGETS.items():
-        for case in compiled_cases(op) if form in op.forms else ():
+    for implementation, targets in TARGETS.items():
+        for case in compiled_cases(op) if implementation in op.implementations else ():
             for target in targets:
-                assert op.forms[form].refuses(case.call(dtypes(op)[0]), DEVICES[target]) is None, (form, target)
+                assert (
+                    op.implementations[implementation].unsupported_reason(case.call(dtypes(op)[0]), DEVICES[target])
+                    is None
+                ), (implementation, target)

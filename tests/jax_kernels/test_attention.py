@@ -1,4 +1,4 @@
-"""Each form of attention against its definition in float64 NumPy: values and gradients."""
+"""Each implementation of attention against its definition in float64 NumPy: values and gradients."""
 
 import ast
 import contextlib
@@ -26,12 +26,12 @@ import jax_kernels
 from jax_kernels.attention import ATTENTION, attention
 from jax_kernels.attention.call import Call
 from jax_kernels.attention.cases import SMALL_CASES
-from jax_kernels.choosing import Choices, using
-from jax_kernels.forms import Device, current_device
+from jax_kernels.dispatch import Choices, using
+from jax_kernels.implementations import Device, current_device
 from jax_kernels.versions import limit_of
 
 BLOCK = {"xla": 16, "pallas_triton": 16, "pallas_mosaic_gpu": 64, "pallas_tpu": 128}
-"""The shortest block of each form: so that few rows make many blocks."""
+"""The shortest block of each implementation: so that few rows make many blocks."""
 
 OFFSETS = {"xla": 16, "pallas_triton": 16, "pallas_mosaic_gpu": 1, "pallas_tpu": 1}
 """At how many a program is run that traces them: all that a block can be cut at, where that takes no time."""
@@ -86,22 +86,28 @@ def defined(call, q, k, v, ids, d_out, d_lse):
     return np.einsum("bhqk,bkhd->bqhd", p, values), lse, np.einsum("bhqk,bkhd->bqhd", d_scores, keys), d_k, d_v
 
 
-def computed(form, call, offset, block, q, k, v, ids, d_out, d_lse):
-    config = ATTENTION.forms[form].configs(call, kernel_device(form))[0]
+def computed(implementation, call, offset, block, q, k, v, ids, d_out, d_lse):
+    config = ATTENTION.implementations[implementation].configs(call, kernel_device(implementation))[0]
     config = tuple((name, block if block and "block" in name else size) for name, size in config)
-    out, pull = jax.vjp(lambda *x: ATTENTION.forms[form].run(call, config, *x, offset, ids), q, k, v)
+    out, pull = jax.vjp(
+        lambda *x: ATTENTION.implementations[implementation].run(call, config, *x, offset, ids), q, k, v
+    )
     return *out, *pull((d_out, d_lse))
 
 
-def check(form, call, *, traced=(), block=None, tolerance=None):
-    """A form's results in blocks of its own, or of `block` rows; at offsets that are `traced`, or at the call's."""
+def check(implementation, call, *, traced=(), block=None, tolerance=None):
+    """An implementation's results in blocks of its own, or of `block` rows; at offsets that are `traced`, or at the
+    call's."""
     given_arrays = arrays(call)
     dtypes = [call.dtype, given_arrays[-1].dtype.name, *[call.dtype] * 3]
     as_run = replace(call, return_lse=True, q_offset=None if traced else call.q_offset)
-    program = jit(partial(computed, form, as_run), static_argnums=1)
+    program = jit(partial(computed, implementation, as_run), static_argnums=1)
     # The kernels ask for the highest precision themselves.
     highest = jax.default_matmul_precision("highest")
-    with jax.enable_x64(call.dtype == "float64"), highest if form in EVERYWHERE else running(ATTENTION, form, as_run):
+    with (
+        jax.enable_x64(call.dtype == "float64"),
+        highest if implementation in EVERYWHERE else running(ATTENTION, implementation, as_run),
+    ):
         for offset in traced or (call.q_offset,):
             results = program(jnp.int32(offset) if traced else None, block, *given_arrays)
             assert [x.dtype.name for x in results] == dtypes
@@ -114,14 +120,14 @@ def case(name, dtype):
     return next(case for case in SMALL_CASES if case.name == name).call(dtype)
 
 
-def calls(form, dtypes):
+def calls(implementation, dtypes):
     """Of as many blocks as masks need to hide some, show others whole and cut through the rest; and offsets, if traced.
 
     Drawn by way of a seed: left to itself, Hypothesis has a few dozen examples small and much like each other.
     """
 
     def draw(seed):
-        rng, block = random.Random(seed), BLOCK[form]
+        rng, block = random.Random(seed), BLOCK[implementation]
         has_segments, is_traced, q_len = rng.random() < 0.3, rng.random() < 0.5, rng.randint(1, 3 * block)
         num_heads, num_kv_heads = rng.choice([(1, 1), (4, 2), (3, 1)])
         call = Call(
@@ -136,20 +142,20 @@ def calls(form, dtypes):
             window=rng.choice([None, rng.randint(1, 2 * block)]),
             q_offset=rng.choice([0, rng.randint(-block, 2 * block)]),
             has_segments=has_segments,
-            scale=rng.choice([0.5, 0.2] if form == "pallas_mosaic_gpu" else [0.5, -0.5]),
+            scale=rng.choice([0.5, 0.2] if implementation == "pallas_mosaic_gpu" else [0.5, -0.5]),
             logit_softcap=rng.choice([None, 1.0, 4.0]),
         )
-        return call, range(call.q_offset, call.q_offset + OFFSETS[form]) if is_traced else ()
+        return call, range(call.q_offset, call.q_offset + OFFSETS[implementation]) if is_traced else ()
 
     return st.integers(0, 2**32 - 1).map(draw)
 
 
 @pytest.mark.sampled(5)
-@pytest.mark.parametrize("form", EVERYWHERE)
+@pytest.mark.parametrize("implementation", EVERYWHERE)
 @pytest.mark.parametrize("small", SMALL_CASES, ids=lambda case: case.name)
-def test_every_case(form, small):
+def test_every_case(implementation, small):
     call = small.call("float64")
-    check(form, call, traced=[call.q_offset] if call.q_offset else (), tolerance=1e-12)
+    check(implementation, call, traced=[call.q_offset] if call.q_offset else (), tolerance=1e-12)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -166,17 +172,17 @@ def test_any_call(drawn):
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", ["packed, windowed, capped", "one query against a cache", "head_dim of Gemma"])
-@pytest.mark.parametrize("form", KERNELS)
-def test_a_kernel(form, name):
-    check(form, case(name, HALF[0] if form == "pallas_mosaic_gpu" else "float32"))
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_a_kernel(implementation, name):
+    check(implementation, case(name, HALF[0] if implementation == "pallas_mosaic_gpu" else "float32"))
 
 
-@pytest.mark.parametrize("form", KERNELS)
+@pytest.mark.parametrize("implementation", KERNELS)
 @examples(2, phases=AS_DRAWN)
 @given(st.data())
-def test_any_call_of_a_kernel(form, data):
-    call, traced = data.draw(calls(form, HALF if form == "pallas_mosaic_gpu" else tuple(TOLERANCE)))
-    check(form, call, traced=traced, block=BLOCK[form])
+def test_any_call_of_a_kernel(implementation, data):
+    call, traced = data.draw(calls(implementation, HALF if implementation == "pallas_mosaic_gpu" else tuple(TOLERANCE)))
+    check(implementation, call, traced=traced, block=BLOCK[implementation])
 
 
 @pytest.mark.slow
@@ -189,19 +195,19 @@ def test_mosaic_gpu():
     in_another_process(__file__, "pallas_mosaic_gpu")
 
 
-@pytest.mark.parametrize("form", EVERYWHERE)
-def test_rows_that_see_nothing(form):
+@pytest.mark.parametrize("implementation", EVERYWHERE)
+def test_rows_that_see_nothing(implementation):
     """Zeros and no gradient, whatever is asked of their log-sum-exp, which is -inf."""
-    check(form, replace(case("one block", "float32"), q_offset=-20))
+    check(implementation, replace(case("one block", "float32"), q_offset=-20))
 
 
-@pytest.mark.parametrize("form", EVERYWHERE)
+@pytest.mark.parametrize("implementation", EVERYWHERE)
 @pytest.mark.parametrize("empty", ["batch", "q_len", "kv_len", "num_heads"])
-def test_empty_arrays(form, empty):
+def test_empty_arrays(implementation, empty):
     q, k, v, _, d_out, d_lse = arrays(replace(case("grouped heads", "float32"), **{empty: 0}))
 
     def program(q, k, v, d_out, d_lse):
-        results, pull = jax.vjp(lambda *x: attention(*x, return_lse=True, implementation=form), q, k, v)
+        results, pull = jax.vjp(lambda *x: attention(*x, return_lse=True, implementation=implementation), q, k, v)
         return *results, *pull((d_out, d_lse))
 
     out, lse, *gradients = jit(program)(q, k, v, d_out, d_lse)
@@ -212,35 +218,35 @@ def test_empty_arrays(form, empty):
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("form", [*EVERYWHERE, *KERNELS])
-def test_the_function(form):
-    """Each option reaches each form."""
+@pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
+def test_the_function(implementation):
+    """Each option reaches each implementation."""
     call = replace(case("packed, windowed, capped", "bfloat16"), q_len=20, kv_len=20, window=7, q_offset=1, scale=0.4)
     given_arrays = arrays(call)
     q, k, v, ids, *_ = map(jnp.asarray, given_arrays)
     options = {"causal": True, "window": 7, "segment_ids": ids, "scale": 0.4, "logit_softcap": 3.0, "q_offset": 1}
-    with contextlib.nullcontext() if form in EVERYWHERE else running(ATTENTION, form, call):
-        results = jit(partial(attention, **options, return_lse=True, implementation=form))(q, k, v)
+    with contextlib.nullcontext() if implementation in EVERYWHERE else running(ATTENTION, implementation, call):
+        results = jit(partial(attention, **options, return_lse=True, implementation=implementation))(q, k, v)
     for got, want in zip(results, defined(call, *given_arrays), strict=False):
         assert relative_error(got, want) < TOLERANCE["bfloat16"]
 
 
-def met(q_len=8, kv_len=8, heads=2, **options):
-    """The call that a form is chosen for."""
+def seen_calls(q_len=8, kv_len=8, heads=2, **options):
+    """The call that an implementation is chosen for."""
     q, k = (jax.ShapeDtypeStruct((1, length, heads, 8), "float32") for length in (q_len, kv_len))
     with using(Choices()) as choices:
         jax.eval_shape(partial(attention, **options), q, k, k)
-    ((_, call),) = choices.met.values()
+    ((_, call),) = choices.seen_calls.values()
     return call
 
 
 def test_a_mask_that_hides_nothing_is_none():
-    assert met(causal=True, window=8) == met(causal=True, window=2**70) == met(causal=True)
-    assert met(causal=True, window=7).window == 7
-    assert met(q_len=1, causal=True, q_offset=7) == met(q_len=1)
-    assert met(q_len=1, causal=True, q_offset=6).causal
-    assert met(window=10, q_offset=jnp.int32(2)).window == 10
-    assert met(q_offset=jnp.int32(2)) == met()
+    assert seen_calls(causal=True, window=8) == seen_calls(causal=True, window=2**70) == seen_calls(causal=True)
+    assert seen_calls(causal=True, window=7).window == 7
+    assert seen_calls(q_len=1, causal=True, q_offset=7) == seen_calls(q_len=1)
+    assert seen_calls(q_len=1, causal=True, q_offset=6).causal
+    assert seen_calls(window=10, q_offset=jnp.int32(2)).window == 10
+    assert seen_calls(q_offset=jnp.int32(2)) == seen_calls()
 
 
 def test_partial_results_combine_by_their_log_sum_exp():
@@ -273,7 +279,10 @@ def test_the_hidden_half_is_not_computed():
 def test_memory_does_not_hold_the_scores_of_all_layers():
     """Were they kept for the backward pass, each layer would add as much as its scores take."""
     x = jax.ShapeDtypeStruct((1, 1024, 8, 16), jnp.float32)
-    (config,) = {config[1:] for config in ATTENTION.forms["xla"].configs(met(1024, 1024, heads=8, causal=True), CPU)}
+    (config,) = {
+        config[1:]
+        for config in ATTENTION.implementations["xla"].configs(seen_calls(1024, 1024, heads=8, causal=True), CPU)
+    }
     assert config == (("keep_scores", 0),)
 
     def temporary(layers):
@@ -290,8 +299,8 @@ def test_memory_does_not_hold_the_scores_of_all_layers():
 
 def test_small_scores_are_kept():
     """They take little memory, and forming them takes time."""
-    call = met(256, 256, causal=True)
-    assert dict(ATTENTION.forms["xla"].configs(call, CPU)[0])["keep_scores"] == 1
+    call = seen_calls(256, 256, causal=True)
+    assert dict(ATTENTION.implementations["xla"].configs(call, CPU)[0])["keep_scores"] == 1
 
 
 PACKED = Call(2, 16, 16, 4, 2, 16, "bfloat16", True, None, 0, True, 0.3, None)
@@ -312,8 +321,8 @@ def test_cudnn_with_a_mask_is_asked_for_what_packed_rows_mean(changes, monkeypat
     monkeypatch.setattr(jax.nn, "dot_product_attention", dot_product_attention)
     found = [
         jit(program)((q, k, v), (None, ids), d_out)
-        for form in (ATTENTION.forms["cudnn_masked"], ATTENTION.forms["reference"])
-        for program, _ in [ATTENTION.workload(call, form.run, ())]
+        for implementation in (ATTENTION.implementations["cudnn_masked"], ATTENTION.implementations["reference"])
+        for program, _ in [ATTENTION.workload(call, implementation.run, ())]
     ]
     assert set(asked) == {"cudnn"}
     for got, want in zip(*map(jax.tree.leaves, found), strict=True):
@@ -324,7 +333,7 @@ def test_cudnn_with_a_mask_lowers_for_gpus(monkeypatch):
     """Forward and backward are one call of cuDNN each, with the mask as its bias."""
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91300)
     call = replace(PACKED, q_len=128, kv_len=128, head_dim=64)
-    program, make = ATTENTION.workload(call, ATTENTION.forms["cudnn_masked"].run, ())
+    program, make = ATTENTION.workload(call, ATTENTION.implementations["cudnn_masked"].run, ())
     text = jax.jit(program).trace(*jax.eval_shape(make)).lower(lowering_platforms=("cuda",)).as_text()
     calls = re.findall(r"custom_call @(__cudnn\S+?)\(", text)
     assert calls == ["__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"]
@@ -334,11 +343,11 @@ def test_users_of_triton_are_not_warned():
     """JAX 0.12 calls it deprecated, in a warning that Python does not show."""
     gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
     mesh = AbstractMesh((1,), ("device",), axis_types=(AxisType.Auto,), abstract_device=gpu)
-    form, call = ATTENTION.forms["pallas_triton"], case("one block", "bfloat16")
+    implementation, call = ATTENTION.implementations["pallas_triton"], case("one block", "bfloat16")
     with jax.sharding.use_abstract_mesh(mesh), warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="jax")
-        program, make = ATTENTION.workload(call, form.run, form.configs(call, current_device())[0])
+        program, make = ATTENTION.workload(call, implementation.run, implementation.configs(call, current_device())[0])
         lowered = jax.jit(program).trace(*jax.eval_shape(make)).lower(lowering_platforms=("cuda",))
     assert "triton" in lowered.as_text()
 

@@ -44,8 +44,8 @@ def test_sources_are_an_implementation_and_what_it_imports() -> None:
         attention / "cases.py",
         attention / "call.py",
         attention / "mask.py",  # which only `call` imports
-        ROOT / "jax_kernels" / "forms.py",
-        ROOT / "jax_kernels" / "versions.py",  # which only `forms` imports
+        ROOT / "jax_kernels" / "implementations.py",
+        ROOT / "jax_kernels" / "versions.py",  # which only `implementations` imports
         HERE / "ptx.py",
     ):
         assert path in mosaic, path

@@ -1,4 +1,4 @@
-"""Each form of decode_attention against the definition in float64 NumPy, with NaN wherever no query looks."""
+"""Each implementation of decode_attention against the definition in float64 NumPy, with NaN wherever no query looks."""
 
 import dataclasses
 import math
@@ -124,21 +124,21 @@ def test_precision(name, implementation, dtype):
 @pytest.mark.sampled(5)
 @pytest.mark.filterwarnings("error:decode_attention")
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("form", KERNELS)
-def test_a_kernel(form, case):
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_a_kernel(implementation, case):
     operands = arrays(case, dtype="float32")
-    with running(DECODE_ATTENTION, form, call_of(case, operands)):
-        agree(run(case, form, operands), defined(case, *operands), "float32")
+    with running(DECODE_ATTENTION, implementation, call_of(case, operands)):
+        agree(run(case, implementation, operands), defined(case, *operands), "float32")
 
 
 @pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("error:decode_attention")
-@pytest.mark.parametrize(("form", "dtype"), [(f, d) for f in KERNELS for d in ("float16", "bfloat16")])
-def test_a_kernel_in_half_precision(form, dtype):
+@pytest.mark.parametrize(("implementation", "dtype"), [(f, d) for f in KERNELS for d in ("float16", "bfloat16")])
+def test_a_kernel_in_half_precision(implementation, dtype):
     case = named("grouped heads")
     operands = arrays(case, dtype=dtype)
-    with running(DECODE_ATTENTION, form, call_of(case, operands)):
-        got = run(case, form, operands)
+    with running(DECODE_ATTENTION, implementation, call_of(case, operands)):
+        got = run(case, implementation, operands)
     assert [x.dtype for x in got] == [jnp.dtype(dtype), jnp.float32]
     agree(got, defined(case, *operands), dtype)
 
@@ -155,15 +155,15 @@ PIECES = [("xla", (("piece", 32),)), triton(16, 1), triton(32, 3), tpu(1, 2), tp
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize(("form", "config"), PIECES)
+@pytest.mark.parametrize(("implementation", "config"), PIECES)
 @pytest.mark.parametrize("name", ["window over pages", "long rows"])
-def test_however_rows_are_cut(name, form, config):
+def test_however_rows_are_cut(name, implementation, config):
     """Blocks that no row's length divides, parts of rows that are left empty, a last block that is cut short."""
     case = dataclasses.replace(named(name), batch=4)
     operands = arrays(case, lengths=[0, 1, capacity(case) - 5, 33], dtype="float32")
     call = call_of(case, operands)
-    with running(DECODE_ATTENTION, form, call):
-        got = jit(lambda *a: DECODE_ATTENTION.forms[form].run(call, config, *a))(*operands)
+    with running(DECODE_ATTENTION, implementation, call):
+        got = jit(lambda *a: DECODE_ATTENTION.implementations[implementation].run(call, config, *a))(*operands)
     agree(got, defined(case, *operands), "float32")
 
 
@@ -183,28 +183,28 @@ def test_any_call(lengths, heads, page, window, cap, dtype):
     check_drawn("xla", lengths, heads, page, window, cap, dtype)
 
 
-@pytest.mark.parametrize("form", KERNELS)
+@pytest.mark.parametrize("implementation", KERNELS)
 @examples(2)
 @drawn
-def test_any_call_of_a_kernel(form, lengths, heads, page, window, cap, dtype):
-    check_drawn(form, lengths, heads, page, window, cap, dtype)
+def test_any_call_of_a_kernel(implementation, lengths, heads, page, window, cap, dtype):
+    check_drawn(implementation, lengths, heads, page, window, cap, dtype)
 
 
-def check_drawn(form, lengths, heads, page, window, cap, dtype):
+def check_drawn(implementation, lengths, heads, page, window, cap, dtype):
     case = Case("drawn", len(lengths), *heads, 16, *page, window, cap)
     operands = arrays(case, lengths, dtype=dtype)
-    with running(DECODE_ATTENTION, form, call_of(case, operands)):
-        agree(run(case, form, operands), defined(case, *operands), dtype)
+    with running(DECODE_ATTENTION, implementation, call_of(case, operands)):
+        agree(run(case, implementation, operands), defined(case, *operands), dtype)
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("form", [*EVERYWHERE, *KERNELS])
-def test_what_no_query_sees_changes_no_bit(form):
+@pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
+def test_what_no_query_sees_changes_no_bit(implementation):
     case = named("window over pages")
     lengths = [capacity(case) - 20, 0]
     clean = arrays(case, lengths, dtype="float32", garbage=False)
-    with running(DECODE_ATTENTION, form, call_of(case, clean)):
-        results = [run(case, form, operands) for operands in (clean, arrays(case, lengths, dtype="float32"))]
+    with running(DECODE_ATTENTION, implementation, call_of(case, clean)):
+        results = [run(case, implementation, operands) for operands in (clean, arrays(case, lengths, dtype="float32"))]
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.any(results[0][0][1])
@@ -212,18 +212,18 @@ def test_what_no_query_sees_changes_no_bit(form):
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("form", [*EVERYWHERE, *KERNELS])
-def test_a_length_that_no_table_holds_counts_as_the_nearest_one(form):
+@pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
+def test_a_length_that_no_table_holds_counts_as_the_nearest_one(implementation):
     case = named("window shorter than a page")
     operands = arrays(case, [capacity(case), 0], dtype="float32")
     beyond = (*operands[:4], jnp.asarray([capacity(case) + 40, -3], jnp.int32))
-    with running(DECODE_ATTENTION, form, call_of(case, operands)):
-        agree(run(case, form, beyond), defined(case, *operands), "float32")
+    with running(DECODE_ATTENTION, implementation, call_of(case, operands)):
+        agree(run(case, implementation, beyond), defined(case, *operands), "float32")
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("form", [*EVERYWHERE, *KERNELS])
-def test_gradients_are_those_of_attention(form):
+@pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
+def test_gradients_are_those_of_attention(implementation):
     case = named("grouped heads")
     *given_arrays, table, lengths = arrays(case, [capacity(case)] * 2, dtype="float32", garbage=False)
     weight, lse_weight = (jnp.asarray(np.random.default_rng(1).normal(size=n), jnp.float32) for n in ((2, 8, 16), 8))
@@ -232,14 +232,14 @@ def test_gradients_are_those_of_attention(form):
         return jnp.sum(out * weight) + jnp.sum(lse * lse_weight)
 
     def by_form(*arrays):
-        return scalar(*decode_attention(*arrays, table, lengths, return_lse=True, implementation=form))
+        return scalar(*decode_attention(*arrays, table, lengths, return_lse=True, implementation=implementation))
 
     def by_attention(q, k_pages, v_pages):
         out, lse = attention(q[:, None], gather_pages(k_pages, table), gather_pages(v_pages, table), return_lse=True)
         return scalar(out[:, 0], lse[..., 0])
 
     want = jit(jax.grad(by_attention, (0, 1, 2)))(*given_arrays)
-    with running(DECODE_ATTENTION, form, call_of(case, (*given_arrays, table, lengths))):
+    with running(DECODE_ATTENTION, implementation, call_of(case, (*given_arrays, table, lengths))):
         agree(jit(jax.grad(by_form, (0, 1, 2)))(*given_arrays), want, "float32")
 
 

@@ -1,4 +1,5 @@
-"""What holds of every op: its cases are calls of it, its forms agree, and several devices compute what one does."""
+"""What holds of every op: its cases are calls of it, its implementations agree, and several devices compute what one
+does."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ import verified
 from harness import jit, kernel_device, running
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from jax_kernels.forms import Device, make_device
+from jax_kernels.implementations import Device, make_device
 from jax_kernels.op import Op, call_key
 from jax_kernels.ops import OPS, benchmark_cases, compiled_cases, dtypes, read_key, small_cases
 from jax_kernels.tuning import TOLERANCE, relative_error
@@ -36,7 +37,9 @@ def test_cases_are_calls(op: Op) -> None:
         call = case.call(dtypes(op)[0])
         assert isinstance(call, op.call)
         assert read_key(call_key(op.name, call)) == (op, call)
-        program, make = op.workload(call, op.forms["xla"].run, op.forms["xla"].configs(call, CPU)[0])
+        program, make = op.workload(
+            call, op.implementations["xla"].run, op.implementations["xla"].configs(call, CPU)[0]
+        )
         assert jax.tree.leaves(jax.eval_shape(program, *jax.eval_shape(make)))
         assert op.work(call).num_bytes > 0
         assert str(call)
@@ -45,8 +48,8 @@ def test_cases_are_calls(op: Op) -> None:
 @every_op
 def test_xla_and_the_reference_take_every_call_everywhere(op: Op) -> None:
     for case in small_cases(op):
-        for form in ("reference", "xla"):
-            assert op.forms[form].refuses(case.call(dtypes(op)[-1]), CPU) is None
+        for implementation in ("reference", "xla"):
+            assert op.implementations[implementation].unsupported_reason(case.call(dtypes(op)[-1]), CPU) is None
     for order in op.preference.values():
         assert "xla" in order
 
@@ -57,8 +60,10 @@ def test_xla_computes_what_the_reference_computes(op: Op) -> None:
     for dtype in dtypes(op):
         call = small_cases(op)[0].call(dtype)
         results = []
-        for form in ("reference", "xla"):
-            program, make = op.workload(call, op.forms[form].run, op.forms[form].configs(call, CPU)[0])
+        for implementation in ("reference", "xla"):
+            program, make = op.workload(
+                call, op.implementations[implementation].run, op.implementations[implementation].configs(call, CPU)[0]
+            )
             results.append(jit(program)(*make()))
         assert relative_error(*results) < TOLERANCE[dtype]
 
@@ -66,18 +71,27 @@ def test_xla_computes_what_the_reference_computes(op: Op) -> None:
 TRACED = {"pallas_tpu": ("tpu", "TPU v5 lite"), "pallas_mosaic_gpu": ("gpu", "NVIDIA H100 80GB HBM3")}
 """Kernels whose interpreters call back to the host, which `jax.checkpoint` does not allow, and their devices."""
 
-CHECKPOINTED = [(op, form) for op in OPS.values() for form in op.forms if "cudnn" not in form and form != "reference"]
+CHECKPOINTED = [
+    (op, implementation)
+    for op in OPS.values()
+    for implementation in op.implementations
+    if "cudnn" not in implementation and implementation != "reference"
+]
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize(("op", "form"), CHECKPOINTED, ids=lambda value: getattr(value, "name", value))
-def test_the_gradient_under_jax_checkpoint(op: Op, form: str) -> None:
+@pytest.mark.parametrize(("op", "implementation"), CHECKPOINTED, ids=lambda value: getattr(value, "name", value))
+def test_the_gradient_under_jax_checkpoint(op: Op, implementation: str) -> None:
     """The way forward runs again on the way back, and the gradient is the same."""
-    dtype = "bfloat16" if form == "pallas_mosaic_gpu" else "float32" if "float32" in dtypes(op) else dtypes(op)[0]
-    device = make_device(*TRACED[form]) if form in TRACED else kernel_device(form)
+    dtype = (
+        "bfloat16" if implementation == "pallas_mosaic_gpu" else "float32" if "float32" in dtypes(op) else dtypes(op)[0]
+    )
+    device = make_device(*TRACED[implementation]) if implementation in TRACED else kernel_device(implementation)
     calls = [case.call(dtype) for case in (*small_cases(op), *compiled_cases(op))]
-    call = next(call for call in calls if op.forms[form].refuses(call, device) is None)
-    run = partial(op.forms[form].run, call, op.forms[form].configs(call, device)[0])
+    call = next(call for call in calls if op.implementations[implementation].unsupported_reason(call, device) is None)
+    run = partial(
+        op.implementations[implementation].run, call, op.implementations[implementation].configs(call, device)[0]
+    )
 
     def gradient(run: Callable[..., Any]) -> Callable[..., Any]:
         program, make = op.workload(call, lambda call, config, *operands: run(*operands), ())
@@ -88,13 +102,13 @@ def test_the_gradient_under_jax_checkpoint(op: Op, form: str) -> None:
         return jax.grad(lambda *arguments: program(*arguments).astype("float32").sum(), wanted)
 
     once, again = gradient(run), gradient(jax.checkpoint(run))
-    _, make = op.workload(call, op.forms[form].run, ())
-    if form in TRACED:
+    _, make = op.workload(call, op.implementations[implementation].run, ())
+    if implementation in TRACED:
         absent = AbstractDevice(device_kind=device.kind, num_cores=None, platform=device.platform)
         with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=absent)):
             assert kernels_of(again, make) >= kernels_of(once, make) > 0
         return
-    with running(op, form, call):
+    with running(op, implementation, call):
         arguments = make()
         assert relative_error(jit(again)(*arguments), jit(once)(*arguments)) < 1e-6
 
@@ -107,9 +121,9 @@ DIVIDED = """
 import json, sys, traceback
 import jax, numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jax_kernels.choosing import Choices, run, using
-from jax_kernels.dividing import Division
-from jax_kernels.forms import Device
+from jax_kernels.dispatch import Choices, run, using
+from jax_kernels.batch_sharding import Division
+from jax_kernels.implementations import Device
 from jax_kernels.ops import OPS, dtypes, small_cases
 from jax_kernels.tuning import relative_error
 
@@ -138,7 +152,8 @@ def check_mapped(op):
     call = [case for case in small_cases(op) if op.rows(case.call(dtype), 2) is not None][-1].call(dtype)
     rows = op.rows(call, 2)
     spec = lambda axis: PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, "data")
-    alone = lambda call, config, *operands: op.forms["xla"].run(call, op.forms["xla"].configs(call, CPU)[0], *operands)
+    alone = lambda call, config, *operands: op.implementations["xla"].run(call, op.implementations["xla"].configs(call,
+    CPU)[0], *operands)
 
     def mapped(call, config, *operands):
         def share(*operands):

@@ -1,4 +1,5 @@
-"""Each form of linear_cross_entropy against the definition in float64 NumPy; gradients against the reference's."""
+"""Each implementation of linear_cross_entropy against the definition in float64 NumPy; gradients against the
+reference's."""
 
 import contextlib
 import io
@@ -100,13 +101,13 @@ def test_precision(case, implementation, dtype):
         assert relative_error(a, b) < TOLERANCE[dtype]
 
 
-def check_kernel(form, case, dtype):
+def check_kernel(implementation, case, dtype):
     """Loss and gradients of a kernel against the reference's in float64, and that no two of its steps race."""
     x, weight, labels = arrays(case)
     rounded = [jnp.asarray(y, dtype) for y in (x, weight)]
     told = io.StringIO()
-    with running(LINEAR_CROSS_ENTROPY, form, case.call(dtype)), contextlib.redirect_stdout(told):
-        got = jax.block_until_ready(loss_and_gradients(case, form, *rounded, jnp.asarray(labels)))
+    with running(LINEAR_CROSS_ENTROPY, implementation, case.call(dtype)), contextlib.redirect_stdout(told):
+        got = jax.block_until_ready(loss_and_gradients(case, implementation, *rounded, jnp.asarray(labels)))
     assert "RACE DETECTED" not in told.getvalue()
     assert [y.dtype for y in got] == [jnp.float32, dtype, dtype]
     with jax.enable_x64(True):
@@ -118,7 +119,7 @@ def check_kernel(form, case, dtype):
 
 @pytest.mark.sampled(5)
 @pytest.mark.filterwarnings("error:linear_cross_entropy")
-@pytest.mark.parametrize("form", KERNELS)
+@pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize(
     "name",
     [
@@ -129,8 +130,8 @@ def check_kernel(form, case, dtype):
         "blocks of the embedding",
     ],
 )
-def test_a_kernel(form, name):
-    check_kernel(form, next(case for case in SMALL_CASES if case.name == name), "float32")
+def test_a_kernel(implementation, name):
+    check_kernel(implementation, next(case for case in SMALL_CASES if case.name == name), "float32")
 
 
 OPTIONS_DRAWN = {
@@ -161,13 +162,13 @@ def test_any_options(tokens, vocab, drawn):
     dtype=st.sampled_from(list(TOLERANCE)),
     drawn=st.fixed_dictionaries(OPTIONS_DRAWN),
 )
-@pytest.mark.parametrize("form", KERNELS)
-def test_a_kernel_with_any_options(form, tokens, embed, vocab, dtype, drawn):
-    check_kernel(form, Case("drawn", tokens, embed, vocab, **drawn), dtype)
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_a_kernel_with_any_options(implementation, tokens, embed, vocab, dtype, drawn):
+    check_kernel(implementation, Case("drawn", tokens, embed, vocab, **drawn), dtype)
 
 
-@pytest.mark.parametrize("form", KERNELS)
-def test_float16_keeps_the_small_gradients_of_a_mean(form):
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_float16_keeps_the_small_gradients_of_a_mean(implementation):
     """What is asked of a token here is 2^-13, of a column of the vocabulary a 700th of it: less than float16 holds."""
     case = Case("a mean over many tokens", 40, 4, 700, "sum")
     x, weight, labels = arrays(case)
@@ -181,8 +182,8 @@ def test_float16_keeps_the_small_gradients_of_a_mean(form):
 
         return jit(jax.grad(asked, (0, 1)))(*operands)
 
-    with running(LINEAR_CROSS_ENTROPY, form, case.call("float16")):
-        got = gradients(form, *rounded)
+    with running(LINEAR_CROSS_ENTROPY, implementation, case.call("float16")):
+        got = gradients(implementation, *rounded)
     with jax.enable_x64(True):
         want = gradients("reference", *(jnp.asarray(np.asarray(y, np.float64)) for y in rounded))
     for a, b in zip(got, want, strict=True):
@@ -202,7 +203,8 @@ def test_nothing_counts(implementation):
 
 
 @pytest.mark.parametrize(
-    ("implementation", "dtype"), [("xla", "uint8"), *((form, "int32") for form in (*EVERYWHERE, *KERNELS))]
+    ("implementation", "dtype"),
+    [("xla", "uint8"), *((implementation, "int32") for implementation in (*EVERYWHERE, *KERNELS))],
 )
 def test_labels_outside_the_vocabulary(implementation, dtype):
     """Of six tokens, those of labels -1 (255 of uint8) and 7 of 7 are wrong, and that of 3 is ignored."""

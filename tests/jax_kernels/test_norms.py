@@ -1,4 +1,4 @@
-"""Each form of rms_norm and layer_norm, and its gradients, against the definition in float64 NumPy."""
+"""Each implementation of rms_norm and layer_norm, and its gradients, against the definition in float64 NumPy."""
 
 import math
 from dataclasses import replace
@@ -114,18 +114,21 @@ def test_precision(case, implementation, dtype):
 @pytest.mark.sampled(5)
 @pytest.mark.filterwarnings("error:rms_norm", "error:layer_norm")
 @by_name
-@pytest.mark.parametrize("form", KERNELS)
-def test_a_kernel(form, case):
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_a_kernel(implementation, case):
     operands = arrays(case, "float32")
-    with running(OPS[case.op], form, case.call("float32")):
-        got = results(by(case, form), *operands)
+    with running(OPS[case.op], implementation, case.call("float32")):
+        got = results(by(case, implementation), *operands)
     assert_right(case, got, operands)
 
 
-def in_small_blocks(form, case, dtype):
+def in_small_blocks(implementation, case, dtype):
     op, call, operands = OPS[case.op], case.call(dtype), arrays(case, dtype)
-    with running(op, form, call):
-        got = results(partial(op.forms[form].run, call, tuple(SMALL_BLOCKS[form].items())), *operands)
+    with running(op, implementation, call):
+        got = results(
+            partial(op.implementations[implementation].run, call, tuple(SMALL_BLOCKS[implementation].items())),
+            *operands,
+        )
     assert_right(case, got, operands)
 
 
@@ -138,9 +141,9 @@ def in_small_blocks(form, case, dtype):
         ("layer_norm", 8200, "bfloat16"),  # wider than a GPU's registers hold
     ],
 )
-@pytest.mark.parametrize("form", KERNELS)
-def test_many_blocks(form, op, embed, dtype):
-    in_small_blocks(form, Case(op, "drawn", 18, embed, bias=op == "layer_norm"), dtype)
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_many_blocks(implementation, op, embed, dtype):
+    in_small_blocks(implementation, Case(op, "drawn", 18, embed, bias=op == "layer_norm"), dtype)
 
 
 drawn = given(
@@ -163,14 +166,17 @@ def test_any_call(op, rows, embed, residual, bias, epsilon, dtypes):
     assert_right(case, results(by(case, "xla"), *operands), operands)
 
 
-@pytest.mark.parametrize("form", KERNELS)
+@pytest.mark.parametrize("implementation", KERNELS)
 @examples(2)
 @drawn
-def test_any_call_by_a_kernel(form, op, rows, embed, residual, bias, epsilon, dtypes):
+def test_any_call_by_a_kernel(implementation, op, rows, embed, residual, bias, epsilon, dtypes):
     dtype, param_dtype = dtypes
     case = Case(op, "drawn", rows, embed, residual, bias and op == "layer_norm", param_dtype, epsilon)
-    if OPS[op].forms[form].refuses(case.call(dtype), kernel_device(form)) is None:
-        in_small_blocks(form, case, dtype)
+    if (
+        OPS[op].implementations[implementation].unsupported_reason(case.call(dtype), kernel_device(implementation))
+        is None
+    ):
+        in_small_blocks(implementation, case, dtype)
 
 
 @pytest.mark.sampled(3)
@@ -184,14 +190,14 @@ def test_the_sum_is_rounded_before_it_is_normalized(implementation, dtype):
     np.testing.assert_array_equal(out, norm(total, scale))
 
 
-@pytest.mark.parametrize("form", ["xla", *KERNELS])
-def test_a_mean_far_from_zero(form):
+@pytest.mark.parametrize("implementation", ["xla", *KERNELS])
+def test_a_mean_far_from_zero(implementation):
     """The difference of two large sums would lose all of such a variance."""
     case = Case("layer_norm", "far", 8, 256, residual=False)
     x, *rest = arrays(case, "float32")
     operands = (x + 4096.0, *rest)
-    with running(LAYER_NORM, form, case.call("float32")):
-        got = results(by(case, form), *operands)
+    with running(LAYER_NORM, implementation, case.call("float32")):
+        got = results(by(case, implementation), *operands)
     assert relative_error(got[0], defined(case, *operands)[0]) < 1e-3
 
 
@@ -208,22 +214,22 @@ def test_rows_may_have_any_axes_before_them(norm):
 
 
 @pytest.mark.parametrize("case", [c for c in SMALL_CASES if "odd" in c.name], ids=lambda c: c.op)
-@pytest.mark.parametrize("form", ["xla", *KERNELS])
-def test_only_what_was_normalized_is_kept(form, case):
+@pytest.mark.parametrize("implementation", ["xla", *KERNELS])
+def test_only_what_was_normalized_is_kept(implementation, case):
     *operands, _, _ = arrays(case, "float32")
-    with running(OPS[case.op], form, case.call("float32")):
-        _, pull = jax.eval_shape(lambda *given: jax.vjp(by(case, form), *given), *operands)
+    with running(OPS[case.op], implementation, case.call("float32")):
+        _, pull = jax.eval_shape(lambda *given: jax.vjp(by(case, implementation), *given), *operands)
     wide = [leaf for leaf in jax.tree.leaves(pull) if leaf.size >= case.rows * case.embed]
     assert len(wide) == 1
 
 
 @pytest.mark.parametrize("case", [c for c in SMALL_CASES if "odd" in c.name], ids=lambda c: c.op)
-@pytest.mark.parametrize("form", KERNELS)
-def test_each_way_is_one_pass(form, case):
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_each_way_is_one_pass(implementation, case):
     """Two kernels, and nothing else that reads or writes an array of the size of x."""
     operands = arrays(case, "float32")
-    with running(OPS[case.op], form, case.call("float32")):
-        jaxpr = jax.make_jaxpr(partial(both_ways, by(case, form)))(*operands)
+    with running(OPS[case.op], implementation, case.call("float32")):
+        jaxpr = jax.make_jaxpr(partial(both_ways, by(case, implementation)))(*operands)
     passes = []
 
     def visit(jaxpr):

@@ -1,4 +1,5 @@
-"""Each form of quantized_matmul against the definition in float64 NumPy, within bounds that follow from the types."""
+"""Each implementation of quantized_matmul against the definition in float64 NumPy, within bounds that follow from the
+types."""
 
 import contextlib
 
@@ -11,7 +12,7 @@ from harness import EVERYWHERE, jit, relative_error, running
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_kernels.forms import interpreting, make_device
+from jax_kernels.implementations import interpreting, make_device
 from jax_kernels.quantized_matmul import (
     LONGEST_BLOCK,
     QUANTIZED_MATMUL,
@@ -57,12 +58,13 @@ def spread(scale, shape):
 
 
 def defined(call, x, weight, x_scale, weight_scale):
-    """The product in float64, and how far a form may be from each of its numbers.
+    """The product in float64, and how far an implementation may be from each of its numbers.
 
     With u = 2^-24 of float32: int8 is summed exactly in a block of scales; the sum is rounded to float32 (u), times two
     scales (2 u), and added to what there is, which rounds the total once a block at most. fp8 has 4 significant bits,
-    so that float32 holds a product of two; k additions of them round, and a form may scale operands first (2 u more).
-    Either is relative to the sum of what is added, without signs. Then the result is rounded to its own type.
+    so that float32 holds a product of two; k additions of them round, and an implementation may scale operands first
+    (2 u more). Either is relative to the sum of what is added, without signs. Then the result is rounded to its own
+    type.
     """
     x, weight, x_scale, weight_scale = (np.asarray(y).astype(np.float64) for y in (x, weight, x_scale, weight_scale))
     x_wide, weight_wide = x * spread(x_scale, x.shape), weight * spread(weight_scale, weight.shape)
@@ -86,36 +88,37 @@ def assert_within(actual, exact, error):
 
 
 @contextlib.contextmanager
-def on_device(form, call):
-    """Where a form runs: a kernel that `running`'s device does not take, in the interpreter of one that does."""
-    if form in EVERYWHERE:
+def on_device(implementation, call):
+    """Where an implementation runs: a kernel that `running`'s device does not take, in the interpreter of one that
+    does."""
+    if implementation in EVERYWHERE:
         yield
-    elif (device := DEVICES.get((form, call.dtype))) is not None and jax.default_backend() == "cpu":
+    elif (device := DEVICES.get((implementation, call.dtype))) is not None and jax.default_backend() == "cpu":
         with interpreting(device):
-            assert QUANTIZED_MATMUL.forms[form].refuses(call, device) is None
+            assert QUANTIZED_MATMUL.implementations[implementation].unsupported_reason(call, device) is None
             yield
     else:
-        with running(QUANTIZED_MATMUL, form, call):
+        with running(QUANTIZED_MATMUL, implementation, call):
             yield
 
 
-def product(case, dtype, form, operands):
-    with on_device(form, case.call(dtype)):
-        return jit(lambda *operands: quantized_matmul(*operands, out_dtype=case.out_dtype, implementation=form))(
-            *operands
-        )
+def product(case, dtype, implementation, operands):
+    with on_device(implementation, case.call(dtype)):
+        return jit(
+            lambda *operands: quantized_matmul(*operands, out_dtype=case.out_dtype, implementation=implementation)
+        )(*operands)
 
 
 @pytest.mark.sampled(7)
 @pytest.mark.filterwarnings("error:quantized_matmul")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("form", [*EVERYWHERE, *KERNELS])
-def test_a_form(form, case, dtype):
+@pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
+def test_a_form(implementation, case, dtype):
     operands = arrays(case, dtype)
-    if form == "pallas_tpu" and case.call(dtype).num_blocks > 1 and case.call(dtype).block_k % 128:
+    if implementation == "pallas_tpu" and case.call(dtype).num_blocks > 1 and case.call(dtype).block_k % 128:
         pytest.skip("blocks of scales that 128 does not divide")
-    out = product(case, dtype, form, operands)
+    out = product(case, dtype, implementation, operands)
     assert out.dtype == case.out_dtype
     assert_within(out, *defined(case.call(dtype), *operands))
 
@@ -172,17 +175,19 @@ BLOCKS = {
 @pytest.mark.parametrize("name", BLOCKS)
 def test_many_blocks(name, scales):
     """More than run side by side, the last of them short, and scales for some, one or several of them along k."""
-    case, form = Case("ragged", 150, 512, 300, *scales), name.split(",")[0]
+    case, implementation = Case("ragged", 150, 512, 300, *scales), name.split(",")[0]
     call, operands = case.call("int8"), arrays(case, "int8")
-    with on_device(form, call):
-        out = jit(QUANTIZED_MATMUL.forms[form].run, static_argnums=(0, 1))(call, tuple(BLOCKS[name].items()), *operands)
+    with on_device(implementation, call):
+        out = jit(QUANTIZED_MATMUL.implementations[implementation].run, static_argnums=(0, 1))(
+            call, tuple(BLOCKS[name].items()), *operands
+        )
     assert_within(out, *defined(call, *operands))
 
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", ["xla", *KERNELS])
-def test_gradients(form, dtype):
+@pytest.mark.parametrize("implementation", ["xla", *KERNELS])
+def test_gradients(implementation, dtype):
     """By the scales, and by fp8 operands in their own type, as the reference's own differentiation has them."""
     case = Case("drawn", 5, 256, 12, 128, (256, 4), "float32")
     operands = arrays(case, dtype)
@@ -190,14 +195,16 @@ def test_gradients(form, dtype):
     asked = jnp.asarray(512 * np.random.default_rng(1).normal(size=(case.m, case.n)), jnp.float32)
     of = (2, 3) if dtype == "int8" else (0, 1, 2, 3)
 
-    def gradients(form):
+    def gradients(implementation):
         def scalar(*operands):
-            return jnp.sum(quantized_matmul(*operands, out_dtype="float32", implementation=form) * asked)
+            return jnp.sum(quantized_matmul(*operands, out_dtype="float32", implementation=implementation) * asked)
 
-        with on_device(form, case.call(dtype)):
+        with on_device(implementation, case.call(dtype)):
             return jit(jax.grad(scalar, of))(*operands)
 
-    for got, want, operand in zip(gradients(form), gradients("reference"), [operands[i] for i in of], strict=True):
+    for got, want, operand in zip(
+        gradients(implementation), gradients("reference"), [operands[i] for i in of], strict=True
+    ):
         assert got.dtype == operand.dtype
         got, want = (np.asarray(y).astype(np.float64) for y in (got, want))
         assert np.all(np.isfinite(want))
@@ -313,10 +320,10 @@ def test_where_fp8_is_missing_another_form_runs_and_says_so():
     case = Case("drawn", 4, 64, 16)
     operands = arrays(case, "float8_e4m3fn")
     want = quantized_matmul(*operands, implementation="xla")
-    for form, kind in (("pallas_triton", "NVIDIA A100-SXM4-80GB"), ("pallas_tpu", "TPU v5 lite")):
-        device = make_device("gpu" if form == "pallas_triton" else "tpu", kind)
+    for implementation, kind in (("pallas_triton", "NVIDIA A100-SXM4-80GB"), ("pallas_tpu", "TPU v5 lite")):
+        device = make_device("gpu" if implementation == "pallas_triton" else "tpu", kind)
         with interpreting(device), pytest.warns(UserWarning, match=r"float8_e4m3fn.*; it runs as xla"):
-            got = quantized_matmul(*operands, implementation=form)
+            got = quantized_matmul(*operands, implementation=implementation)
         np.testing.assert_array_equal(got, want)
 
 

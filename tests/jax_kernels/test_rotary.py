@@ -1,4 +1,5 @@
-"""Each form of rotary against the definition in float64 NumPy; gradients against the reference's in float64."""
+"""Each implementation of rotary against the definition in float64 NumPy; gradients against the reference's in
+float64."""
 
 import contextlib
 
@@ -91,31 +92,33 @@ def test_precision(implementation, dtype):
 @pytest.mark.sampled(5)
 @pytest.mark.filterwarnings("error:rotary")
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("form", KERNELS)
-def test_a_kernel(form, case):
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_a_kernel(implementation, case):
     operands = operands_of(case, "float32")
-    with running(ROTARY, form, case.call("float32")):
-        got = output_and_gradient(by(form), *operands)
+    with running(ROTARY, implementation, case.call("float32")):
+        got = output_and_gradient(by(implementation), *operands)
     assert_right(got, operands)
 
 
-def in_small_blocks(form, case, dtype):
+def in_small_blocks(implementation, case, dtype):
     operands, call = operands_of(case, dtype), case.call(dtype)
-    with running(ROTARY, form, call):
-        config = tuple(SMALL_BLOCKS[form].items())
-        got = output_and_gradient(lambda *given: ROTARY.forms[form].run(call, config, *given), *operands)
+    with running(ROTARY, implementation, call):
+        config = tuple(SMALL_BLOCKS[implementation].items())
+        got = output_and_gradient(
+            lambda *given: ROTARY.implementations[implementation].run(call, config, *given), *operands
+        )
     assert_right(got, operands)
 
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("form", KERNELS)
+@pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize("is_packed", [False, True], ids=["angles shared", "packed"])
-def test_many_blocks(form, dtype, is_packed):
-    in_small_blocks(form, Case("drawn", 3, 37, 5, 64, is_packed), dtype)
+def test_many_blocks(implementation, dtype, is_packed):
+    in_small_blocks(implementation, Case("drawn", 3, 37, 5, 64, is_packed), dtype)
 
 
-@pytest.mark.parametrize("form", KERNELS)
+@pytest.mark.parametrize("implementation", KERNELS)
 @examples(2)
 @given(
     batch=st.integers(1, 3),
@@ -126,10 +129,13 @@ def test_many_blocks(form, dtype, is_packed):
     is_packed=st.booleans(),
     dtype=st.sampled_from([*TOLERANCE]),
 )
-def test_any_shape_by_a_kernel(form, batch, length, heads, head_dim, is_packed, dtype):
+def test_any_shape_by_a_kernel(implementation, batch, length, heads, head_dim, is_packed, dtype):
     case = Case("drawn", batch, length, heads, head_dim, is_packed)
-    if ROTARY.forms[form].refuses(case.call(dtype), kernel_device(form)) is None:
-        in_small_blocks(form, case, dtype)
+    if (
+        ROTARY.implementations[implementation].unsupported_reason(case.call(dtype), kernel_device(implementation))
+        is None
+    ):
+        in_small_blocks(implementation, case, dtype)
 
 
 @examples(5)
@@ -147,12 +153,14 @@ def test_any_shape(batch, length, heads, half, is_packed, dtype):
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("form", [*EVERYWHERE, *KERNELS])
-def test_angles_are_not_differentiated(form):
+@pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
+def test_angles_are_not_differentiated(implementation):
     case = Case("packed", 2, 5, 2, 64, is_packed=True)
     x, cos, sin = operands_of(case, "float32")
-    with running(ROTARY, form, case.call("float32")) if form in KERNELS else contextlib.nullcontext():
-        gradients = jax.grad(lambda *given: jnp.sum(by(form)(*given)), (0, 1, 2))(x, cos, sin)
+    with (
+        running(ROTARY, implementation, case.call("float32")) if implementation in KERNELS else contextlib.nullcontext()
+    ):
+        gradients = jax.grad(lambda *given: jnp.sum(by(implementation)(*given)), (0, 1, 2))(x, cos, sin)
     assert [bool(np.any(g)) for g in gradients] == [True, False, False]
 
 

@@ -1,4 +1,5 @@
-"""Each form of swiglu against the definition in float64 NumPy; gradients against the reference's in float64."""
+"""Each implementation of swiglu against the definition in float64 NumPy; gradients against the reference's in
+float64."""
 
 import math
 
@@ -87,37 +88,44 @@ def test_precision(implementation, dtype):
 @pytest.mark.sampled(5)
 @pytest.mark.filterwarnings("error:swiglu")
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("form", KERNELS)
-def test_a_kernel(form, case):
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_a_kernel(implementation, case):
     operands = [jnp.asarray(x, jnp.float32) for x in arrays(case)]
-    with running(SWIGLU, form, case.call("float32")):
-        got = output_and_gradients(by(form), *operands)
+    with running(SWIGLU, implementation, case.call("float32")):
+        got = output_and_gradients(by(implementation), *operands)
     assert_right(got, operands)
 
 
-def in_small_blocks(form, case, dtype):
+def in_small_blocks(implementation, case, dtype):
     operands, call = [jnp.asarray(x, dtype) for x in arrays(case)], case.call(dtype)
-    with running(SWIGLU, form, call):
-        config = tuple(SMALL_BLOCKS[form].items())
-        got = output_and_gradients(lambda *given: SWIGLU.forms[form].run(call, config, *given), *operands)
+    with running(SWIGLU, implementation, call):
+        config = tuple(SMALL_BLOCKS[implementation].items())
+        got = output_and_gradients(
+            lambda *given: SWIGLU.implementations[implementation].run(call, config, *given), *operands
+        )
     assert_right(got, operands)
 
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("form", KERNELS)
-def test_many_blocks(form, dtype):
-    in_small_blocks(form, Case("drawn", 150, 256, 384), dtype)
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_many_blocks(implementation, dtype):
+    in_small_blocks(implementation, Case("drawn", 150, 256, 384), dtype)
 
 
-@pytest.mark.parametrize("form", KERNELS)
+@pytest.mark.parametrize("implementation", KERNELS)
 @examples(2)
 @given(
     tokens=st.integers(1, 40), embed=st.integers(1, 300), mlp=st.integers(1, 300), dtype=st.sampled_from([*TOLERANCE])
 )
-def test_any_shape_by_a_kernel(form, tokens, embed, mlp, dtype):
-    if SWIGLU.forms[form].refuses(Case("drawn", 1, 1, 1).call(dtype), kernel_device(form)) is None:
-        in_small_blocks(form, Case("drawn", tokens, embed, mlp), dtype)
+def test_any_shape_by_a_kernel(implementation, tokens, embed, mlp, dtype):
+    if (
+        SWIGLU.implementations[implementation].unsupported_reason(
+            Case("drawn", 1, 1, 1).call(dtype), kernel_device(implementation)
+        )
+        is None
+    ):
+        in_small_blocks(implementation, Case("drawn", tokens, embed, mlp), dtype)
 
 
 @examples(5)
@@ -127,9 +135,9 @@ def test_any_shape(tokens, embed, mlp, dtype):
     assert_right(output_and_gradients(by("xla"), *operands), operands)
 
 
-def written_by_kernels(form, program, *operands):
+def written_by_kernels(implementation, program, *operands):
     """How many arrays each kernel of a program writes."""
-    with running(SWIGLU, form, Case("drawn", 32, 16, 64).call("float32")):
+    with running(SWIGLU, implementation, Case("drawn", 32, 16, 64).call("float32")):
         jaxpr = jax.make_jaxpr(program)(*operands)
     counts = []
 
@@ -146,12 +154,12 @@ def written_by_kernels(form, program, *operands):
     return counts
 
 
-@pytest.mark.parametrize("form", KERNELS)
-def test_the_products_are_kept_only_for_a_gradient(form):
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_the_products_are_kept_only_for_a_gradient(implementation):
     operands = [jnp.asarray(x, jnp.float32) for x in arrays(Case("drawn", 32, 16, 64))]
-    assert written_by_kernels(form, by(form), *operands) == [1]
-    total = jax.grad(lambda *given: jnp.sum(by(form)(*given)))
-    assert written_by_kernels(form, total, *operands) == [3, 2]
+    assert written_by_kernels(implementation, by(implementation), *operands) == [1]
+    total = jax.grad(lambda *given: jnp.sum(by(implementation)(*given)))
+    assert written_by_kernels(implementation, total, *operands) == [3, 2]
 
 
 @pytest.mark.parametrize("implementation", EVERYWHERE)
@@ -163,17 +171,17 @@ def test_a_gate_that_is_wide_open_or_shut(implementation):
     np.testing.assert_array_equal(got[0][:, 0], [0.0, 0.0, 0.0, 200.0**2, 1e8])
 
 
-@pytest.mark.parametrize("form", [*EVERYWHERE, *KERNELS])
-def test_a_gate_below_what_float16_holds_is_shut(form):
+@pytest.mark.parametrize("implementation", [*EVERYWHERE, *KERNELS])
+def test_a_gate_below_what_float16_holds_is_shut(implementation):
     """At g < -65,504, which is -inf in float16."""
     operands = [jnp.full(shape, value, "float16") for shape, value in (((1, 2), -300), ((2, 1), 300), ((2, 1), 0.5))]
     case = Case("shut", 1, 2, 1)
-    if form == "pallas_tpu":  # which has no float16: the same of the functions that its kernels call
+    if implementation == "pallas_tpu":  # which has no float16: the same of the functions that its kernels call
         g, u = jnp.asarray(-jnp.inf, "float16"), jnp.asarray(-300, "float16")
         values = [activate(g, u), *d_products(jnp.asarray(1, "float16"), g, u)]
     else:
-        with running(SWIGLU, form, case.call("float16")):
-            values = output_and_gradients(by(form), *operands)
+        with running(SWIGLU, implementation, case.call("float16")):
+            values = output_and_gradients(by(implementation), *operands)
     for value in values:
         np.testing.assert_array_equal(value, np.zeros(value.shape))
 

@@ -9,7 +9,7 @@ import pytest
 from harness import jit
 
 from jax_kernels import timing
-from jax_kernels.forms import Device
+from jax_kernels.implementations import Device
 from jax_kernels.op import Op, TrainingProgram
 from jax_kernels.ops import OPS, dtypes, small_cases
 from jax_kernels.timing import Passes, repeated
@@ -43,7 +43,7 @@ def test_its_work_stays_in_the_loop() -> None:
 @pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 def test_the_passes_compute_what_the_program_does(op: Op) -> None:
     call = small_cases(op)[0].call(dtypes(op)[-1])
-    program, make = op.workload(call, op.forms["xla"].run, op.forms["xla"].configs(call, CPU)[0])
+    program, make = op.workload(call, op.implementations["xla"].run, op.implementations["xla"].configs(call, CPU)[0])
     arguments = make()
     assert relative_error(Passes(program, arguments)(), jit(program)(*arguments)) < 1e-6
 

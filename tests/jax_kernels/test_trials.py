@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jax_kernels import trials
-from jax_kernels.trials import Apart, Failure
+from jax_kernels.trials import Failure, TrialProcess
 
 
 def work(item: str) -> tuple[str, int]:
@@ -30,7 +30,7 @@ def work(item: str) -> tuple[str, int]:
 
 def test_each_item_has_a_result_or_the_reason_why_it_has_none() -> None:
     items = ["first", "crashes", "second", "raises", "third", "hangs", "exits", "last"]
-    with Apart(work) as apart:
+    with TrialProcess(work) as apart:
         results = {item: apart.do(item, limit_s=3) for item in items}
     assert {item: result for item, result in results.items() if isinstance(result, Failure)} == {
         "crashes": Failure("the process was ended by SIGSEGV"),
@@ -50,12 +50,12 @@ def test_each_item_has_a_result_or_the_reason_why_it_has_none() -> None:
 def test_a_process_that_cannot_start_is_no_failure_of_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be remembered as a failure of the kernel."""
     monkeypatch.setattr(trials, "START_S", 0.0)
-    with Apart(work) as apart, pytest.raises(ChildProcessError, match="does not start: not done after 0 s"):
+    with TrialProcess(work) as apart, pytest.raises(ChildProcessError, match="does not start: not done after 0 s"):
         apart.do("a")
 
 
 def test_a_process_that_died_after_its_last_result_is_replaced() -> None:
-    with Apart(work) as apart:
+    with TrialProcess(work) as apart:
         _, first = apart.do("first")
         os.kill(first, signal.SIGKILL)
         assert apart._process is not None

@@ -12,13 +12,13 @@ from odd_op import ODD
 from aifx.kernels import winners_path
 from jax_kernels.attention import ATTENTION
 from jax_kernels.attention.call import Call
-from jax_kernels.choosing import Choices, choose
-from jax_kernels.forms import Config, Device, current_device
+from jax_kernels.builtin_configs import shipped
+from jax_kernels.dispatch import Choices, choose
+from jax_kernels.implementations import Config, Device, current_device
 from jax_kernels.op import Choice, Op, _source_digest
 from jax_kernels.ops import benchmark_cases
-from jax_kernels.shipped import shipped
-from jax_kernels.trials import Apart
-from jax_kernels.tuning import Winners, check_or_time, tune, verify, winners_folder
+from jax_kernels.trials import TrialProcess
+from jax_kernels.tuning import TuningCache, check_or_time, tune, verify, winners_folder
 
 CALL = Call(1, 32, 32, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
 BOTH = replace(ATTENTION, preference={**ATTENTION.preference, "cpu": ("xla", "reference")})
@@ -26,40 +26,40 @@ CPU = Device("cpu", "cpu")
 
 
 @pytest.fixture(scope="module")
-def trials() -> Iterator[Apart]:
-    with Apart(check_or_time) as apart:
+def trials() -> Iterator[TrialProcess]:
+    with TrialProcess(check_or_time) as apart:
         yield apart
 
 
 @pytest.mark.parametrize("changes", [{}, {"has_segments": True}, {"q_offset": None}, {"num_kv_heads": 1}])
-def test_the_fastest_wins(changes: dict[str, object], trials: Apart) -> None:
+def test_the_fastest_wins(changes: dict[str, object], trials: TrialProcess) -> None:
     told: list[str] = []
     choice, timings = tune(BOTH, replace(CALL, **changes), CPU, trials, tell=told.append)
-    assert next(t.form for t in timings if t.seconds is not None) == choice.form
-    assert {t.form for t in timings} == {"xla", "reference"}
+    assert next(t.implementation for t in timings if t.seconds is not None) == choice.implementation
+    assert {t.implementation for t in timings} == {"xla", "reference"}
     assert choice.reason.startswith("measured")
     assert all(t.forward_s is not None and t.backward_s is not None for t in timings)
     assert len(told) == 2
 
 
-def test_the_backward_pass_counts_in_training_alone(trials: Apart) -> None:
+def test_the_backward_pass_counts_in_training_alone(trials: TrialProcess) -> None:
     call = odd_op.Call(8)
     choice, timings = tune(odd_op.TRAINED, call, CPU, trials)
-    assert choice.form == "slow_forward"
+    assert choice.implementation == "slow_forward"
     assert all(t.backward_s is not None for t in timings)
     choice, timings = tune(odd_op.TRAINED, call, CPU, trials, is_trained=False)
-    assert choice.form == "slow_backward"
+    assert choice.implementation == "slow_backward"
     assert all(t.backward_s is None for t in timings)
 
 
 def test_a_candidate_that_crashes_hangs_fails_or_is_wrong_is_one_less(
-    trials: Apart, monkeypatch: pytest.MonkeyPatch
+    trials: TrialProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jax_kernels.trials.LIMIT_S", 4.0)
     choice, timings = tune(ODD, odd_op.Call(4096), CPU, trials)
-    assert {t.form for t in timings if t.seconds is not None} == {"good", "xla"}
-    assert choice.form in ("good", "xla")
-    assert {t.form: t.failure for t in timings if t.failure is not None} == {
+    assert {t.implementation for t in timings if t.seconds is not None} == {"good", "xla"}
+    assert choice.implementation in ("good", "xla")
+    assert {t.implementation: t.failure for t in timings if t.failure is not None} == {
         "off": "its results are 2.5e-01 from XLA's",
         "crash": "the process was ended by SIGSEGV",
         "hang": "not done after 4 s",
@@ -67,74 +67,74 @@ def test_a_candidate_that_crashes_hangs_fails_or_is_wrong_is_one_less(
     }
 
 
-def test_a_candidate_that_only_fails_while_it_is_timed_is_one_less(trials: Apart, tmp_path: Path) -> None:
+def test_a_candidate_that_only_fails_while_it_is_timed_is_one_less(trials: TrialProcess, tmp_path: Path) -> None:
     op = replace(ODD, preference={"cpu": ("late", "good", "xla")})
     choice, timings = tune(op, odd_op.Call(8, made_by_late=str(tmp_path / "calls")), CPU, trials)
-    assert choice.form in ("good", "xla")
-    assert {t.form: t.failure for t in timings if t.failure is not None} == {
+    assert choice.implementation in ("good", "xla")
+    assert {t.implementation: t.failure for t in timings if t.failure is not None} == {
         "late": "the process was ended by SIGSEGV",
     }
 
 
 def test_the_first_kernel_that_is_right_is_verified_and_others_are_not_tried_again(
-    trials: Apart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trials: TrialProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     op = replace(ODD, preference={"cpu": ("off", "crash", "good", "xla")})
-    winners, call, told = Winners(tmp_path, CPU), odd_op.Call(64), []
-    assert Choices(measured=winners).choose(op, call, CPU).form == "xla", "no kernel is taken untried"
-    verify(op, call, CPU, winners, trials, tell=told.append)
-    found = Choices(measured=winners).choose(op, call, CPU)
-    assert (found.form, found.reason) == ("good", "verified: on cpu it computes what XLA does")
+    tuning_cache, call, told = TuningCache(tmp_path, CPU), odd_op.Call(64), []
+    assert Choices(measured=tuning_cache).choose(op, call, CPU).implementation == "xla", "no kernel is taken untried"
+    verify(op, call, CPU, tuning_cache, trials, tell=told.append)
+    found = Choices(measured=tuning_cache).choose(op, call, CPU)
+    assert (found.implementation, found.reason) == ("good", "verified: on cpu it computes what XLA does")
     assert len(told) == 3
     assert "odd: crash fails on cpu (the process was ended by SIGSEGV), and is not used" in told[1]
-    verify(op, call, CPU, winners, trials, tell=told.append)
+    verify(op, call, CPU, tuning_cache, trials, tell=told.append)
     assert len(told) == 3, "it has a winner"
-    again, other = Winners(tmp_path, CPU), replace(call, length=65)
+    again, other = TuningCache(tmp_path, CPU), replace(call, length=65)
     assert again.failed(op, call, "crash") == "the process was ended by SIGSEGV"
     assert again.failed(op, call, "good") is None
     assert again.failed(op, other, "crash") is None
-    monkeypatch.setattr(Op, "source_digest", lambda op, form: "of a later version")
+    monkeypatch.setattr(Op, "source_digest", lambda op, implementation: "of a later version")
     assert again.failed(op, call, "crash") is None, "it may have been mended"
 
 
-def test_where_no_kernel_is_right_xla_runs_and_none_is_tried_again(trials: Apart, tmp_path: Path) -> None:
+def test_where_no_kernel_is_right_xla_runs_and_none_is_tried_again(trials: TrialProcess, tmp_path: Path) -> None:
     only = replace(ODD, preference={"cpu": ("off", "refuse", "xla")})
-    winners, told = Winners(tmp_path, CPU), []
+    tuning_cache, told = TuningCache(tmp_path, CPU), []
     for _ in range(2):
-        verify(only, odd_op.Call(64), CPU, winners, trials, tell=told.append)
+        verify(only, odd_op.Call(64), CPU, tuning_cache, trials, tell=told.append)
     assert len(told) == 2
-    assert Choices(measured=winners).choose(only, odd_op.Call(64), CPU).form == "xla"
+    assert Choices(measured=tuning_cache).choose(only, odd_op.Call(64), CPU).implementation == "xla"
 
 
 def test_winners_are_kept(tmp_path: Path) -> None:
-    mine, other = Winners(tmp_path, CPU), Winners(tmp_path, CPU)
+    mine, other = TuningCache(tmp_path, CPU), TuningCache(tmp_path, CPU)
     mine.put(ATTENTION, CALL, ATTENTION.choice("reference", (("block", 8),), "measured"))
     other.put(ATTENTION, replace(CALL, batch=2), Choice("xla"))
-    again = Winners(tmp_path, CPU)
+    again = TuningCache(tmp_path, CPU)
     assert again(ATTENTION, CALL, CPU) == Choice("reference", (("block", 8),), "measured")
     assert len(again.choices()) == 2, "what another process put there stays"
     assert again(ATTENTION, replace(CALL, causal=False), CPU) is None
-    assert Choices(measured=again).choose(ATTENTION, CALL, current_device()).form == "reference"
-    assert Winners(tmp_path, Device("gpu", "NVIDIA H100 80GB HBM3"))(ATTENTION, CALL, CPU) is None
+    assert Choices(measured=again).choose(ATTENTION, CALL, current_device()).implementation == "reference"
+    assert TuningCache(tmp_path, Device("gpu", "NVIDIA H100 80GB HBM3"))(ATTENTION, CALL, CPU) is None
 
 
 def test_a_winner_whose_code_has_changed_is_not_used(tmp_path: Path) -> None:
-    winners = Winners(tmp_path, CPU)
-    winners.put(ATTENTION, CALL, replace(ATTENTION.choice("reference", (), "measured"), source="of last year"))
-    assert Winners(tmp_path, CPU)(ATTENTION, CALL, CPU) is None
+    tuning_cache = TuningCache(tmp_path, CPU)
+    tuning_cache.put(ATTENTION, CALL, replace(ATTENTION.choice("reference", (), "measured"), source="of last year"))
+    assert TuningCache(tmp_path, CPU)(ATTENTION, CALL, CPU) is None
 
 
 @pytest.mark.parametrize(
-    ("changed", "forms"),
+    ("changed", "implementations"),
     [
         ("pallas_tpu.py", {"pallas_tpu"}),
         ("cudnn.py", {"cudnn", "cudnn_masked"}),
-        ("call.py", set(ATTENTION.forms)),
+        ("call.py", set(ATTENTION.implementations)),
         ("cases.py", set()),
     ],
 )
 def test_a_winner_depends_on_the_code_that_it_is_made_of(
-    changed: str, forms: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changed: str, implementations: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / f"digested_{changed.removesuffix('.py')}"
     package.mkdir()
@@ -142,23 +142,33 @@ def test_a_winner_depends_on_the_code_that_it_is_made_of(
         (package / name).touch()
     monkeypatch.syspath_prepend(tmp_path)
     op = replace(ATTENTION, package=package.name)
-    before = {form: op.source_digest(form) for form in op.forms}
+    before = {implementation: op.source_digest(implementation) for implementation in op.implementations}
     (package / changed).write_text("x = 1")
     _source_digest.cache_clear()
-    assert {form for form in op.forms if op.source_digest(form) != before[form]} == forms
+    assert {
+        implementation
+        for implementation in op.implementations
+        if op.source_digest(implementation) != before[implementation]
+    } == implementations
 
 
 def test_a_new_batch_size_takes_the_nearest_winner(tmp_path: Path) -> None:
     def offered(call: Call, device: Device) -> list[Config]:
         return [(("block", min(size, call.batch)), ("warps", 4)) for size in (4, 64, 32)]
 
-    op = replace(BOTH, forms={**ATTENTION.forms, "xla": replace(ATTENTION.forms["xla"], configs=offered)})
-    winners = Winners(tmp_path, CPU)
-    for batch, form, block in ((16, "reference", 0), (64, "xla", 64), (4096, "none of these", 0)):
+    op = replace(
+        BOTH,
+        implementations={
+            **ATTENTION.implementations,
+            "xla": replace(ATTENTION.implementations["xla"], configs=offered),
+        },
+    )
+    tuning_cache = TuningCache(tmp_path, CPU)
+    for batch, implementation, block in ((16, "reference", 0), (64, "xla", 64), (4096, "none of these", 0)):
         config = (("block", block), ("warps", 4)) if block else ()
-        winners.put(op, replace(CALL, batch=batch), op.choice(form, config, f"measured {batch}"))
-    winners.put(op, replace(CALL, batch=48, window=3), op.choice("reference", (), "another call"))
-    found = {batch: winners(op, replace(CALL, batch=batch), CPU) for batch in (1, 20, 40, 9999)}
+        tuning_cache.put(op, replace(CALL, batch=batch), op.choice(implementation, config, f"measured {batch}"))
+    tuning_cache.put(op, replace(CALL, batch=48, window=3), op.choice("reference", (), "another call"))
+    found = {batch: tuning_cache(op, replace(CALL, batch=batch), CPU) for batch in (1, 20, 40, 9999)}
     reference = Choice("reference", (), "measured 16, for batch=16")
     assert found == {
         1: reference,
@@ -175,17 +185,17 @@ def test_the_shipped_winners_serve_other_batch_sizes() -> None:
     assert exact is not None
     assert near is not None
     assert near.reason == f"{exact.reason.partition(', for')[0]}, for batch={call.batch}"
-    assert (near.form, dict(near.config)["block_q"]) == (exact.form, dict(exact.config)["block_q"])
+    assert (near.implementation, dict(near.config)["block_q"]) == (exact.implementation, dict(exact.config)["block_q"])
 
 
 def test_calls_outside_a_run_take_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path))
     assert winners_folder() == winners_path(), "where `aifx kernels tune` writes"
-    assert choose(ATTENTION, CALL, "auto").form == "xla"
+    assert choose(ATTENTION, CALL, "auto").implementation == "xla"
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "tuned"))
-    Winners(winners_folder(), current_device()).put(ATTENTION, CALL, ATTENTION.choice("reference", (), "measured"))
+    TuningCache(winners_folder(), current_device()).put(ATTENTION, CALL, ATTENTION.choice("reference", (), "measured"))
     assert choose(ATTENTION, CALL, "auto") == Choice("reference", (), "measured")
-    assert choose(ATTENTION, CALL, "xla").form == "xla"
+    assert choose(ATTENTION, CALL, "xla").implementation == "xla"
 
 
 @pytest.mark.parametrize("name", ["AIFX_CACHE_DIR", "XDG_CACHE_HOME", "HOME"])
@@ -211,9 +221,9 @@ def test_the_folder_of_winners_is_that_of_aifx(tmp_path: Path, monkeypatch: pyte
     ids=str,
 )
 def test_a_file_that_is_damaged_or_foreign_is_set_aside(tmp_path: Path, damage: bytes | str) -> None:
-    winners = Winners(tmp_path, CPU)
-    winners.put(ATTENTION, CALL, Choice("xla"))
-    document = json.loads(winners.path.read_text())
+    tuning_cache = TuningCache(tmp_path, CPU)
+    tuning_cache.put(ATTENTION, CALL, Choice("xla"))
+    document = json.loads(tuning_cache.path.read_text())
     if damage == "another version":
         damage = json.dumps(document | {"jaxlib": "0.1"}).encode()
     elif damage == "winners that are none":
@@ -221,10 +231,10 @@ def test_a_file_that_is_damaged_or_foreign_is_set_aside(tmp_path: Path, damage: 
     elif damage == "of no call":
         damage = json.dumps(document | {"winners": {"[]": Choice("xla").document()}}).encode()
     assert isinstance(damage, bytes)
-    winners.path.write_bytes(damage)
-    again = Winners(tmp_path, CPU)
+    tuning_cache.path.write_bytes(damage)
+    again = TuningCache(tmp_path, CPU)
     with pytest.warns(UserWarning, match="set aside"):
         assert again(ATTENTION, CALL, CPU) is None
     assert [p.suffix for p in tmp_path.iterdir()] == [".damaged"]
     again.put(ATTENTION, CALL, Choice("xla"))
-    assert list(Winners(tmp_path, CPU).choices().values()) == [Choice("xla")]
+    assert list(TuningCache(tmp_path, CPU).choices().values()) == [Choice("xla")]

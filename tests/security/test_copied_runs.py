@@ -143,7 +143,7 @@ def test_a_linked_manifest_is_damage(run: RunDirectory, outside: Path) -> None:
 
 
 FILES = ["lock", "config.toml", "provenance.json", "events.jsonl", "metrics.jsonl", "train.log", "kernels.json"]
-FOLDERS = ["checkpoints", "eval", "assets", "sinks", "profile"]
+FOLDERS = ["checkpoints", "eval", "assets", "trackers", "profile"]
 
 
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])

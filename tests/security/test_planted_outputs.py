@@ -16,11 +16,11 @@ from aifx.files import UnsafeFile
 from aifx.health.fleet.record import Recorder, is_record, read_record
 from aifx.health.snapshot import Snapshot, read, write
 from aifx.pages import write_page
-from jax_kernels.forms import current_device
+from jax_kernels.implementations import current_device
 from jax_kernels.op import Choice
 from jax_kernels.ops import small_cases
 from jax_kernels.swiglu import SWIGLU
-from jax_kernels.tuning import Winners
+from jax_kernels.tuning import TuningCache
 
 PRECIOUS = "what the link points to\n"
 
@@ -100,7 +100,7 @@ def test_a_crash_report_is_private_and_its_name_is_not_known(
 
 
 def test_a_kernel_table_is_not_written_through_a_planted_name(tmp_path: Path, precious: Path) -> None:
-    table = Winners(tmp_path / "kernels", current_device())
+    table = TuningCache(tmp_path / "kernels", current_device())
     table.path.parent.mkdir()
     table.path.with_suffix(f".{os.getpid()}.tmp").symlink_to(precious)
     table.put(SWIGLU, small_cases(SWIGLU)[0].call("float32"), Choice("xla"))

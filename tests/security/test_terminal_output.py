@@ -15,7 +15,7 @@ from rich.text import Text
 from aifx.commands.completion import complete_run
 from aifx.commands.consoles import make_console
 from aifx.commands.terminal import Output, to_json
-from aifx.config.writing import literal
+from aifx.config.toml import literal
 from aifx.errors import ConfigError
 from aifx.sanitize import escape_controls, one_line
 

@@ -159,7 +159,7 @@ def test_the_configuration_of_a_template_is_valid(tmp_path: Path, name: str) -> 
     checked = aifx(tmp_path / "p", "config", "check", "--json")
     assert checked.returncode == 0, checked.stderr
     shown = json.loads(aifx(tmp_path / "p", "config", "show", "--json").stdout)["config"]
-    assert shown["log"]["sinks"] == ["mlflow"]
+    assert shown["log"]["trackers"] == ["mlflow"]
     assert shown["eval"]["gates"]
 
 

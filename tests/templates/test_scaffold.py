@@ -69,7 +69,7 @@ def test_answers_reach_the_files_whatever_they_hold(tmp_path: Path) -> None:
     make(tmp_path / "a", "language-model", data={"project_name": odd, "description": odd, "tracker": "tensorboard"})
     read = tomli.loads((tmp_path / "a/aifx.toml").read_text("utf-8"))
     assert read["project"] == {"name": odd, "description": odd}
-    assert read["log"]["sinks"] == ["tensorboard"]
+    assert read["log"]["trackers"] == ["tensorboard"]
 
 
 @pytest.mark.parametrize(

@@ -58,14 +58,14 @@ class Tiny:
 
         return train(self.project, self.config(*settings), run, **options)
 
-    def recipe(self, *settings: str, devices: int | str = 1) -> Any:
+    def step_spec(self, *settings: str, devices: int | str = 1) -> Any:
         from aifx.parallel import make_mesh
         from aifx.tasks.registry import create_task
-        from aifx.train.step import make_recipe
+        from aifx.train.step import make_step_spec
 
         config = self.config(*settings)
         task = create_task(config, self.project, self.root, say=str)
-        return make_recipe(config, task, make_mesh(devices))  # type: ignore[arg-type]
+        return make_step_spec(config, task, make_mesh(devices))  # type: ignore[arg-type]
 
     def records(self, run: str = "main") -> list[dict[str, Any]]:
         """metrics.jsonl without what a clock decided."""

@@ -24,18 +24,18 @@ from aifx.project import Project
 from aifx.runs.binding import kernel_digest
 from jax_kernels.attention import ATTENTION
 from jax_kernels.attention.call import Call
-from jax_kernels.choosing import choose as choose_form
-from jax_kernels.choosing import using
-from jax_kernels.forms import current_device, interpreting, make_device
+from jax_kernels.dispatch import choose as choose_form
+from jax_kernels.dispatch import using
+from jax_kernels.implementations import current_device, interpreting, make_device
 from jax_kernels.op import Choice
 from jax_kernels.ops import OPS, small_cases
 from jax_kernels.swiglu import SWIGLU, swiglu
-from jax_kernels.tuning import Winners
+from jax_kernels.tuning import TuningCache
 
 ODD_TASK = """
 import odd_op
 
-from jax_kernels.choosing import run
+from jax_kernels.dispatch import run
 
 
 class OddTask(TinyTask):
@@ -64,11 +64,13 @@ def open_project(tmp_path: Path, monkeypatch) -> Project:
 def test_what_was_measured_since_changes_nothing(tmp_path: Path, monkeypatch) -> None:
     project = open_project(tmp_path, monkeypatch)
     first = choose(project)
-    assert first.form == "xla"
-    Winners(winners_path(), current_device()).put(ATTENTION, CALL, ATTENTION.choice("reference", (), "measured"))
+    assert first.implementation == "xla"
+    TuningCache(winners_path(), current_device()).put(ATTENTION, CALL, ATTENTION.choice("reference", (), "measured"))
     assert choose(project) == first
     project.run("main").kernels.unlink()
-    assert choose(project, keep=False).form == "reference", "a run that chose nothing yet takes what was measured"
+    assert choose(project, keep=False).implementation == "reference", (
+        "a run that chose nothing yet takes what was measured"
+    )
     assert not project.run("main").kernels.exists()
 
 
@@ -84,12 +86,12 @@ def test_what_another_device_chose_is_not_taken(tmp_path: Path, monkeypatch) -> 
     document = json.loads(path.read_text())
     ((kind, chosen),) = document["devices"].items()
     path.write_text(json.dumps(document | {"devices": {"NVIDIA H100 80GB HBM3": chosen}}))
-    assert choose(project).form == "xla"
+    assert choose(project).implementation == "xla"
     devices = json.loads(path.read_text())["devices"]
     assert list(devices) == ["NVIDIA H100 80GB HBM3", kind], "what was chosen for the other device is kept"
     assert devices["NVIDIA H100 80GB HBM3"] == chosen
     path.write_text("{")
-    assert choose(project).form == "xla"
+    assert choose(project).implementation == "xla"
 
 
 def test_a_choice_that_this_version_no_longer_has_is_replaced(tmp_path: Path, monkeypatch) -> None:
@@ -98,19 +100,21 @@ def test_a_choice_that_this_version_no_longer_has_is_replaced(tmp_path: Path, mo
     path = project.run("main").kernels
     document = json.loads(path.read_text())
     ((kind, (entry,)),) = document["devices"].items()
-    path.write_text(json.dumps(document | {"devices": {kind: [{**entry, "form": "pallas_vpu"}]}}))
+    path.write_text(json.dumps(document | {"devices": {kind: [{**entry, "implementation": "pallas_vpu"}]}}))
     before = kernel_digest(json.loads(path.read_text())["devices"][kind])
     said: list[str] = []
     events: list[Mapping[str, Any]] = []
     choices = run_choices(project.run("main"), load_config(project), say=said.append, on_replacement=events.append)
     with using(choices):
-        assert choose_form(ATTENTION, CALL, "auto").form == "xla"
-    assert "pallas_vpu, chosen before, cannot take this call (there is no such form)" in said[0]
-    assert [(e["op"], e["old"]["form"], e["new"]["form"]) for e in events] == [("attention", "pallas_vpu", "xla")]
+        assert choose_form(ATTENTION, CALL, "auto").implementation == "xla"
+    assert "pallas_vpu, chosen before, cannot take this call (there is no such implementation)" in said[0]
+    assert [(e["op"], e["old"]["implementation"], e["new"]["implementation"]) for e in events] == [
+        ("attention", "pallas_vpu", "xla")
+    ]
     kept = json.loads(path.read_text())["devices"][kind]
-    assert [c["form"] for c in kept] == ["pallas_vpu", "xla"]
+    assert [c["implementation"] for c in kept] == ["pallas_vpu", "xla"]
     assert kernel_digest(kept[: before["count"]]) == before, "an earlier checkpoint names the choice that was replaced"
-    assert choose(project).form == "xla"
+    assert choose(project).implementation == "xla"
 
 
 def test_a_configuration_that_a_kernel_no_longer_has_is_replaced(tmp_path: Path, monkeypatch) -> None:
@@ -165,7 +169,7 @@ def test_each_op_has_its_key() -> None:
     fields = KernelsSection.model_fields
     assert fields.keys() == OPS.keys()
     for name, field in fields.items():
-        assert {"auto", *OPS[name].forms} == set(get_args(field.annotation)), name
+        assert {"auto", *OPS[name].implementations} == set(get_args(field.annotation)), name
 
 
 def test_a_new_run_tries_kernels_on_a_device_that_nothing_was_measured_on(tiny, monkeypatch) -> None:
@@ -181,7 +185,7 @@ def test_a_new_run_tries_kernels_on_a_device_that_nothing_was_measured_on(tiny, 
     assert "off fails on cpu" in tiny.run().log.read_text()
     for run in ("main", "second"):
         (entry,) = json.loads(tiny.run(run).kernels.read_text())["devices"]["cpu"]
-        assert (entry["form"], entry["reason"]) == ("good", "verified: on cpu it computes what XLA does")
+        assert (entry["implementation"], entry["reason"]) == ("good", "verified: on cpu it computes what XLA does")
         said.clear()
         tiny.train(*settings, run="second", say=said.append)
         assert not any("quick" in text for text in said)
@@ -201,7 +205,7 @@ def test_a_run_whose_kernels_cannot_be_verified_goes_on(tiny, problem: str, monk
         assert tiny.train("train.num_steps=2", "train.validate_every=0", say=said.append).status == "completed"
     (text,) = (text for text in said if "verified" in text)
     assert ("no verdict can be kept" if problem == "cache" else "does not start") in text
-    assert Winners(winners_path(), current_device()).document() == {"winners": {}, "failed": {}}
+    assert TuningCache(winners_path(), current_device()).document() == {"winners": {}, "failed": {}}
 
 
 PROCESS = """
@@ -260,10 +264,10 @@ def test_process_0_verifies_and_the_others_take_its_verdict(tiny, tmp_path: Path
     assert said_1 == []
     assert not opened_0
     assert not opened_1
-    found = [Winners(folder / "kernels", current_device()).document() for folder in folders]
+    found = [TuningCache(folder / "kernels", current_device()).document() for folder in folders]
     assert found[0] == found[1]
-    assert [choice["form"] for choice in found[1]["winners"].values()] == ["good"]
-    assert [choice["form"] for choice in found[1]["failed"].values()] == ["off"]
+    assert [choice["implementation"] for choice in found[1]["winners"].values()] == ["good"]
+    assert [choice["implementation"] for choice in found[1]["failed"].values()] == ["off"]
     assert caught_0 == ["'NoneType' object is not callable"]
     assert [text.splitlines()[:2] for text in caught_1] == [
         ["process 0 did not verify the kernels of this run", "'NoneType' object is not callable"]

@@ -12,7 +12,7 @@ import pytest
 
 from aifx.data.base import Batch
 from aifx.project import RunDirectory
-from aifx.train.guards import not_finite_input, report_divergence
+from aifx.train.divergence import not_finite_input, report_divergence
 from aifx.train.meter import NotFinite
 
 

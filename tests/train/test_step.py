@@ -16,8 +16,8 @@ from aifx.nn.precision import compute_dtype
 from aifx.nn.specs import ArraySpec, init_params
 from aifx.parallel import place_batch
 from aifx.parallel.compilation_cache import enable_compilation_cache
-from aifx.train.beginning import initialize
 from aifx.train.optimizers import clip_by_global_norm, make_optimizer, merge_weights, select_weights
+from aifx.train.restore import initialize
 from aifx.train.state import abstract_state, from_tree, to_tree
 from aifx.train.step import lower_step, make_step, mean_gradients, mean_loss
 
@@ -28,26 +28,26 @@ def _kept_programs() -> None:
     enable_compilation_cache(str)
 
 
-def batches(recipe: Any, count: int) -> list[Any]:
-    source = recipe.task.source("train")
+def batches(step_spec: Any, count: int) -> list[Any]:
+    source = step_spec.task.source("train")
     return [source.read(step, slice(0, 8)) for step in range(count)]
 
 
-def losses(recipe: Any, steps: int = 5) -> tuple[list[float], Any]:
-    abstract = abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)
-    state = initialize(recipe, abstract)
-    step = lower_step(recipe, abstract, batches(recipe, 1)[0]).compile()
+def losses(step_spec: Any, steps: int = 5) -> tuple[list[float], Any]:
+    abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
+    state = initialize(step_spec, abstract)
+    step = lower_step(step_spec, abstract, batches(step_spec, 1)[0]).compile()
     found = []
-    for batch in batches(recipe, steps):
-        state, numbers = step(state, place_batch(batch, recipe.mesh))
+    for batch in batches(step_spec, steps):
+        state, numbers = step(state, place_batch(batch, step_spec.mesh))
         found.append(float(numbers[0]))
     return found, state
 
 
 @pytest.mark.parametrize("count", [2, 4, 8] if IS_LONG else [2, 8])
 def test_accumulation_equals_the_whole_batch(tiny, count: int) -> None:
-    whole = tiny.recipe("data.noise=0.0")
-    cut = tiny.recipe("data.noise=0.0", f"train.gradient_accumulation={count}")
+    whole = tiny.step_spec("data.noise=0.0")
+    cut = tiny.step_spec("data.noise=0.0", f"train.gradient_accumulation={count}")
     params, key = init_params(whole.specs, jax.random.key(3)), jax.random.key(0)
     batch = batches(whole, 1)[0]
     assert len(set(batch["weights"])) > 1, "rows of equal weight would not tell a mean of means from a mean of sums"
@@ -66,18 +66,18 @@ def test_accumulation_equals_the_whole_batch(tiny, count: int) -> None:
 
 
 def test_a_batch_without_weight_changes_nothing(tiny) -> None:
-    recipe = tiny.recipe()
-    params = init_params(recipe.specs, jax.random.key(3))
-    batch = {**batches(recipe, 1)[0], "weights": np.zeros(8, np.float32)}
-    loss, gradients = jax.jit(partial(mean_gradients, recipe))(params, batch, jax.random.key(0))
+    step_spec = tiny.step_spec()
+    params = init_params(step_spec.specs, jax.random.key(3))
+    batch = {**batches(step_spec, 1)[0], "weights": np.zeros(8, np.float32)}
+    loss, gradients = jax.jit(partial(mean_gradients, step_spec))(params, batch, jax.random.key(0))
     assert float(loss) == 0.0
     assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(gradients))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_scanned_layers_train_as_unrolled_ones_do(tiny, kind: str) -> None:
-    unrolled, state = losses(tiny.recipe(f"optimizer.kind={kind}"))
-    scanned, stacked = losses(tiny.recipe(f"optimizer.kind={kind}", "model.scan_layers=true"))
+    unrolled, state = losses(tiny.step_spec(f"optimizer.kind={kind}"))
+    scanned, stacked = losses(tiny.step_spec(f"optimizer.kind={kind}", "model.scan_layers=true"))
     np.testing.assert_allclose(scanned, unrolled, rtol=1e-5)
     assert unrolled[-1] < unrolled[0]
     ours, theirs = to_tree(state, stacked=False), to_tree(stacked, stacked=True)
@@ -87,8 +87,8 @@ def test_scanned_layers_train_as_unrolled_ones_do(tiny, kind: str) -> None:
 
 
 def test_a_checkpoint_of_unrolled_layers_fits_scanned_ones(tiny) -> None:
-    _, state = losses(tiny.recipe("optimizer.kind=muon"))
-    scanned = tiny.recipe("optimizer.kind=muon", "model.scan_layers=true")
+    _, state = losses(tiny.step_spec("optimizer.kind=muon"))
+    scanned = tiny.step_spec("optimizer.kind=muon", "model.scan_layers=true")
     abstract = abstract_state(scanned.specs, scanned.optimizer, scanned.mesh)
     taken = from_tree(to_tree(state, stacked=False), abstract, stacked=True)
     assert jax.tree.map(lambda x: x.shape, taken) == jax.tree.map(lambda x: x.shape, abstract)
@@ -96,13 +96,13 @@ def test_a_checkpoint_of_unrolled_layers_fits_scanned_ones(tiny) -> None:
 
 
 def test_muon_orthogonalizes_matrices_alone(tiny) -> None:
-    recipe = tiny.recipe("optimizer.kind=muon", "optimizer.weight_decay=0", "optimizer.learning_rate=1")
-    abstract = abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)
-    state = initialize(recipe, abstract)
+    step_spec = tiny.step_spec("optimizer.kind=muon", "optimizer.weight_decay=0", "optimizer.learning_rate=1")
+    abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
+    state = initialize(step_spec, abstract)
     gradients = jax.tree.map(
-        lambda w: jax.random.normal(jax.random.key(1), w.shape), select_weights(state.params, recipe.specs)
+        lambda w: jax.random.normal(jax.random.key(1), w.shape), select_weights(state.params, step_spec.specs)
     )
-    updates, _ = recipe.optimizer.update(gradients, state.opt_state, select_weights(state.params, recipe.specs))
+    updates, _ = step_spec.optimizer.update(gradients, state.opt_state, select_weights(state.params, step_spec.specs))
     singular = np.linalg.svd(np.asarray(updates["layers"]["0"]["kernel"]), compute_uv=False)
     assert 0.4 < singular.min() < singular.max() < 1.4, "Newton-Schulz leaves singular values near 1"
     adam = np.abs(np.asarray(updates["layers"]["0"]["scale"]))
@@ -111,35 +111,35 @@ def test_muon_orthogonalizes_matrices_alone(tiny) -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_decay_falls_on_what_the_specs_say(kind: str, tiny) -> None:
-    recipe = tiny.recipe(
+    step_spec = tiny.step_spec(
         f"optimizer.kind={kind}", "optimizer.weight_decay=0.5", "optimizer.learning_rate=0.1", "schedule.kind=constant"
     )
-    weights = jax.tree.map(lambda s: jnp.ones(s.shape), recipe.specs, is_leaf=lambda s: isinstance(s, ArraySpec))
-    weights = select_weights(weights, recipe.specs)
+    weights = jax.tree.map(lambda s: jnp.ones(s.shape), step_spec.specs, is_leaf=lambda s: isinstance(s, ArraySpec))
+    weights = select_weights(weights, step_spec.specs)
     zero = jax.tree.map(jnp.zeros_like, weights)
-    updates, _ = recipe.optimizer.update(zero, recipe.optimizer.init(weights), weights)
+    updates, _ = step_spec.optimizer.update(zero, step_spec.optimizer.init(weights), weights)
     np.testing.assert_allclose(updates["layers"]["0"]["kernel"], -0.05, rtol=1e-6)
     np.testing.assert_array_equal(updates["layers"]["0"]["scale"], 0.0)
     np.testing.assert_array_equal(updates["bias"], 0.0)
 
 
 def test_frozen_arrays_stay_and_have_no_optimizer_state(tiny) -> None:
-    recipe = tiny.recipe()
+    step_spec = tiny.step_spec()
     assert tiny.config().optimizer.weight_decay > 0
-    before = init_params(recipe.specs, jax.random.key(0))["shift"]
-    _, state = losses(recipe)
+    before = init_params(step_spec.specs, jax.random.key(0))["shift"]
+    _, state = losses(step_spec)
     np.testing.assert_array_equal(state.params["shift"], before)
     assert not any(
         "shift" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)
     )
-    assert merge_weights(select_weights(state.params, recipe.specs), state.params, recipe.specs) is not None
+    assert merge_weights(select_weights(state.params, step_spec.specs), state.params, step_spec.specs) is not None
 
 
 def test_adam_learns_at_its_own_rate(tiny) -> None:
     settings = ("optimizer.kind=muon", "optimizer.learning_rate=0.5", "optimizer.weight_decay=0")
-    recipe = tiny.recipe(*settings, "optimizer.adam_learning_rate=0.001")
-    weights = select_weights(init_params(recipe.specs, jax.random.key(0)), recipe.specs)
-    updates, _ = recipe.optimizer.update(weights, recipe.optimizer.init(weights), weights)
+    step_spec = tiny.step_spec(*settings, "optimizer.adam_learning_rate=0.001")
+    weights = select_weights(init_params(step_spec.specs, jax.random.key(0)), step_spec.specs)
+    updates, _ = step_spec.optimizer.update(weights, step_spec.optimizer.init(weights), weights)
     assert 0.0005 < np.abs(updates["layers"]["0"]["scale"]).max() < 0.002
     assert np.linalg.svd(updates["layers"]["0"]["kernel"], compute_uv=False).max() > 0.3
 
@@ -159,15 +159,15 @@ def test_clipping_bounds_the_norm_and_tells_the_one_before() -> None:
 
 
 def test_the_record_has_the_norm_before_clipping(tiny) -> None:
-    recipe = tiny.recipe("optimizer.clip_norm=1e-3")
-    state = initialize(recipe, abstract_state(recipe.specs, recipe.optimizer, recipe.mesh))
-    _, numbers = jax.jit(make_step(recipe))(state, batches(recipe, 1)[0])
+    step_spec = tiny.step_spec("optimizer.clip_norm=1e-3")
+    state = initialize(step_spec, abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh))
+    _, numbers = jax.jit(make_step(step_spec))(state, batches(step_spec, 1)[0])
     assert float(numbers[1]) > 1e-2
 
 
 def test_bfloat16_computes_and_keeps_float32_parameters(tiny) -> None:
-    wide, _ = losses(tiny.recipe("data.noise=0"))
-    narrow, state = losses(tiny.recipe("data.noise=0", "train.precision=bfloat16"))
+    wide, _ = losses(tiny.step_spec("data.noise=0"))
+    narrow, state = losses(tiny.step_spec("data.noise=0", "train.precision=bfloat16"))
     assert narrow != wide
     np.testing.assert_allclose(narrow, wide, rtol=0.05)
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
@@ -176,16 +176,16 @@ def test_bfloat16_computes_and_keeps_float32_parameters(tiny) -> None:
 
 
 def test_the_state_is_donated(tiny) -> None:
-    recipe = tiny.recipe()
-    abstract = abstract_state(recipe.specs, recipe.optimizer, recipe.mesh)
-    state = initialize(recipe, abstract)
-    batch = batches(recipe, 1)[0]
-    following, _ = lower_step(recipe, abstract, batch).compile()(state, place_batch(batch, recipe.mesh))
+    step_spec = tiny.step_spec()
+    abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
+    state = initialize(step_spec, abstract)
+    batch = batches(step_spec, 1)[0]
+    following, _ = lower_step(step_spec, abstract, batch).compile()(state, place_batch(batch, step_spec.mesh))
     assert state.params["bias"].is_deleted()
     assert not following.params["bias"].is_deleted()
 
 
 def test_optimizer_needs_no_values(tiny) -> None:
-    recipe = tiny.recipe("optimizer.kind=muon")
-    optimizer = make_optimizer(tiny.config().optimizer, recipe.specs)
-    assert jax.tree.leaves(abstract_state(recipe.specs, optimizer, recipe.mesh))
+    step_spec = tiny.step_spec("optimizer.kind=muon")
+    optimizer = make_optimizer(tiny.config().optimizer, step_spec.specs)
+    assert jax.tree.leaves(abstract_state(step_spec.specs, optimizer, step_spec.mesh))

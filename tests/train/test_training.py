@@ -236,16 +236,16 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, step: int) -> None:
     assert result.error.why.startswith("batch has NaN in 'x', row 0\n")
     assert result.error.hint == f"aifx train {command}    (once the data is corrected)"
     saved = np.load(tiny.run().path / f"not-finite-step-{step + 1}.npz")
-    expected = tiny.recipe(f"data.poison_step={step}").task.source("train").read(step, slice(0, 8))
+    expected = tiny.step_spec(f"data.poison_step={step}").task.source("train").read(step, slice(0, 8))
     np.testing.assert_array_equal(saved["x"], expected["x"])
     checkpoints = Checkpoints(tiny.run().checkpoints, tiny.config().checkpoint)
     assert max(checkpoints.steps(), default=0) <= step
     for kept in checkpoints.steps():
-        recipe = tiny.recipe()
+        step_spec = tiny.step_spec()
         from aifx.train.state import abstract_state, to_tree
 
         tree, _ = checkpoints.restore(
-            kept, to_tree(abstract_state(recipe.specs, recipe.optimizer, recipe.mesh), stacked=False)
+            kept, to_tree(abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh), stacked=False)
         )
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
     assert next(e for e in tiny.events() if e["event"] == "nan")["step"] == step + 1
@@ -321,7 +321,7 @@ def test_a_sink_without_its_package(tiny, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentFault) as missing:
-        tiny.train('log.sinks=["tensorboard"]')
+        tiny.train('log.trackers=["tensorboard"]')
     assert missing.value.hint == "pip install 'tensorboardX>=2.6'"
 
 

@@ -18,13 +18,13 @@ from aifx.parallel import make_mesh, place_batch
 from aifx.project import Project
 from aifx.tasks.registry import create_task
 from aifx.train.state import initial_state
-from aifx.train.step import make_recipe, make_step
+from aifx.train.step import make_step_spec, make_step
 
 project, mesh = Project(Path.cwd()), make_mesh()
 config = load_config(project, [], {})
-recipe = make_recipe(config, create_task(config, project, Path.cwd(), say=str), mesh)
-state = jax.jit(lambda: initial_state(recipe.specs, recipe.optimizer, recipe.seed))()
-step, source = jax.jit(make_step(recipe)), recipe.task.source("train")
+step_spec = make_step_spec(config, create_task(config, project, Path.cwd(), say=str), mesh)
+state = jax.jit(lambda: initial_state(step_spec.specs, step_spec.optimizer, step_spec.seed))()
+step, source = jax.jit(make_step(step_spec)), step_spec.task.source("train")
 losses = []
 for number in range(config.train.num_steps):
     state, numbers = step(state, place_batch(source.read(number, slice(0, config.train.global_batch_size)), mesh))

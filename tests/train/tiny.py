@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
-from aifx.config.sections import FREE, ROUNDING, Section
+from aifx.config.sections import RESUME_SAFE, ROUNDING, Section
 from aifx.nn.initializers import normal, ones, zeros
 from aifx.nn.specs import ArraySpec, stack_layer_specs
 from aifx.tasks.base import Task
@@ -28,14 +28,14 @@ class TinyModelSection(Section):
 
 class TinyDataSection(Section):
     poison_step: int = Field(-1, description="Batch of training that holds a NaN.")
-    read_s: float = Field(0.0, description="Seconds that reading a batch takes.", json_schema_extra=FREE)
+    read_s: float = Field(0.0, description="Seconds that reading a batch takes.", json_schema_extra=RESUME_SAFE)
     stuck_step: int = Field(
-        -1, description="Batch of training whose reading takes ten minutes.", json_schema_extra=FREE
+        -1, description="Batch of training whose reading takes ten minutes.", json_schema_extra=RESUME_SAFE
     )
     noise: float = Field(0.1, description="Random noise on the inputs in training.")
     salt: int = 0
     no_signal: bool = Field(False, description="Targets that cannot be learned.")
-    compile_s: float = Field(0.0, description="Seconds that tracing the step takes.", json_schema_extra=FREE)
+    compile_s: float = Field(0.0, description="Seconds that tracing the step takes.", json_schema_extra=RESUME_SAFE)
 
 
 class TinySource:

@@ -11,7 +11,7 @@ from aifx.bench.results import Measured
 from aifx.bench.suites import Bench
 from aifx.bench.timing import sample
 from aifx.device_memory import is_out_of_memory
-from aifx.workloads import KINDS, Collective
+from aifx.microbenchmarks import KINDS, Collective
 
 SIZES = {"cpu": (1 << 16, 1 << 20, 1 << 24), "accelerator": (1 << 16, 1 << 20, 1 << 24, 1 << 28, 1 << 30)}
 """Bytes of a device's buffer, counted as nccl-tests does."""

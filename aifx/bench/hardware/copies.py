@@ -10,7 +10,7 @@ from aifx.bench.hardware.faults import WrongResult
 from aifx.bench.results import Measured
 from aifx.bench.suites import Bench
 from aifx.bench.timing import sample
-from aifx.workloads import Transfer, name_of
+from aifx.microbenchmarks import Transfer, name_of
 
 SIZES = {"cpu": (1 << 16, 1 << 20, 1 << 26), "accelerator": (1 << 16, 1 << 20, 1 << 24, 1 << 28)}
 

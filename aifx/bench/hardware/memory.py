@@ -13,7 +13,7 @@ from aifx.bench.timing import sample
 from aifx.bench.views import TIMES_CACHE
 from aifx.device_memory import BEYOND, cache_bytes, is_out_of_memory, room
 from aifx.hardware import find_accelerator
-from aifx.workloads import ARRAYS, Stream, name_of
+from aifx.microbenchmarks import ARRAYS, Stream, name_of
 
 SMALLEST = {"cpu": 1 << 14, "accelerator": 1 << 20}
 """Bytes of all arrays: half of a first-level cache; on an accelerator what gives each of its cores a few thousand."""

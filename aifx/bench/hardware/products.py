@@ -11,7 +11,7 @@ from aifx.bench.results import Measured
 from aifx.bench.suites import Bench
 from aifx.bench.timing import Samples, sample_in_turn
 from aifx.hardware import peak_of
-from aifx.workloads import EIGEN, USUAL_PRODUCT, Product, dtypes_of, name_of
+from aifx.microbenchmarks import EIGEN, USUAL_PRODUCT, Product, dtypes_of, name_of
 
 CPU_SIZES = (512, 1024, 2048)
 SIZES = (2048, 4096, 8192, 16384)

@@ -15,6 +15,7 @@ from aifx.bench.train.subject import Subject
 from aifx.checkpoint import Checkpoints
 from aifx.data.base import Batch
 from aifx.data.order import prefetch
+from aifx.train.events import EventDispatcher
 from aifx.train.loop import Loop
 from aifx.train.meter import Meter
 from aifx.train.observers import LogFile, MetricsFile
@@ -22,8 +23,7 @@ from aifx.train.records import Observer, Record, RunInfo, TrainResult
 from aifx.train.run import run_info
 from aifx.train.signals import StopSignals
 from aifx.train.state import TrainState
-from aifx.train.step import NUMBERS, StepFn
-from aifx.train.story import Story
+from aifx.train.step import STEP_METRICS, StepFn
 from aifx.train.validation import Progress, Validator
 
 EDGE = 3
@@ -58,7 +58,7 @@ class Looping:
         """Seconds a step where the device takes no time and batches are there, the host's own work; and of those, what
         the loop's thread computed for."""
         subject = self._subject
-        ready = jax.block_until_ready(jax.numpy.ones(len(NUMBERS)))
+        ready = jax.block_until_ready(jax.numpy.ones(len(STEP_METRICS)))
 
         def nothing(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
             return state, ready
@@ -89,16 +89,16 @@ class Looping:
         for path in (run.metrics, run.events):
             path.unlink(missing_ok=True)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-        info = run_info(run, config, subject.recipe)
-        story = Story(run, [MetricsFile(run), LogFile(run), *self._observers, records])
+        info = run_info(run, config, subject.step_spec)
+        story = EventDispatcher(run, [MetricsFile(run), LogFile(run), *self._observers, records])
         checkpoints: Any = Checkpoints(run.checkpoints, config.checkpoint) if self._save_every else Unsaved()
         loop = Loop(
             config=config,
-            recipe=subject.recipe,
+            step_spec=subject.step_spec,
             step_fn=step_fn,
             meter=Meter(info, 0, None),
             checkpoints=checkpoints,
-            validator=Validator(subject.recipe, 0, lambda: False),
+            validator=Validator(subject.step_spec, 0, lambda: False),
             story=story,
             stop=StopSignals(),
             progress=Progress(),

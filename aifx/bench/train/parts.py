@@ -27,19 +27,19 @@ class Parts:
     """
 
     def __init__(self, subject: Subject) -> None:
-        recipe, state = subject.recipe, subject.abstract
-        still = replace(recipe, schedule=optax.constant_schedule(STILL))
-        batch = abstract_batch(recipe, subject.batches[0])
-        everywhere = replicated(recipe.mesh)
+        step_spec, state = subject.step_spec, subject.abstract
+        still = replace(step_spec, schedule=optax.constant_schedule(STILL))
+        batch = abstract_batch(step_spec, subject.batches[0])
+        everywhere = replicated(step_spec.mesh)
         shardings = jax.tree.map(lambda x: x.sharding, state)
-        of_gradients = select_weights(shardings.params, recipe.specs)
-        weights = select_weights(state.params, recipe.specs)
+        of_gradients = select_weights(shardings.params, step_spec.specs)
+        weights = select_weights(state.params, step_spec.specs)
 
         def forward(params: Any, step: jax.Array, batch: Any) -> jax.Array:
-            return mean_loss(recipe, params, batch, step_key(recipe, step))
+            return mean_loss(step_spec, params, batch, step_key(step_spec, step))
 
         def forward_backward(params: Any, step: jax.Array, batch: Any) -> tuple[jax.Array, Any]:
-            return mean_gradients(recipe, params, batch, step_key(recipe, step))
+            return mean_gradients(step_spec, params, batch, step_key(step_spec, step))
 
         def update(state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array]:
             state, norm, _ = apply_gradients(still, state, gradients)

@@ -20,11 +20,11 @@ from aifx.kernels import run_choices
 from aifx.parallel import check_batch_fits, make_mesh, place_batch
 from aifx.project import RunDirectory
 from aifx.tasks.registry import create_task
-from aifx.train.beginning import initialize
+from aifx.train.restore import initialize
 from aifx.train.run import run_info
 from aifx.train.state import abstract_state
-from aifx.train.step import lower_step, make_recipe
-from jax_kernels.choosing import using
+from aifx.train.step import lower_step, make_step_spec
+from jax_kernels.dispatch import using
 
 NUM_BATCHES = 8
 """Batches that are taken in turn: as many as no cache of a CPU keeps with the model."""
@@ -53,17 +53,17 @@ class Subject:
         run.assets.mkdir(parents=True, exist_ok=True)
         task = create_task(config, bench.project, run.assets, say=bench.say)
         self.config, self.run = config, run
-        self.recipe = make_recipe(config, task, mesh)
-        self.abstract = abstract_state(self.recipe.specs, self.recipe.optimizer, mesh)
+        self.step_spec = make_step_spec(config, task, mesh)
+        self.abstract = abstract_state(self.step_spec.specs, self.step_spec.optimizer, mesh)
         self.rows = slice(0, config.train.global_batch_size)
         self.source = task.source("train")
         self.batches = [self.source.read(number, self.rows) for number in range(NUM_BATCHES)]
         self.units = float(np.mean([task.units(batch) for batch in self.batches]))
-        self.info = run_info(run, config, self.recipe)
+        self.info = run_info(run, config, self.step_spec)
         self._choices = run_choices(run, config, say=bench.say, mesh=mesh)
         with using(self._choices):
             started = time.perf_counter()
-            lowered = lower_step(self.recipe, self.abstract, self.batches[0])
+            lowered = lower_step(self.step_spec, self.abstract, self.batches[0])
             traced = time.perf_counter()
             self.step_fn = lowered.compile()
             self.trace_s, self.compile_s = traced - started, time.perf_counter() - traced
@@ -71,12 +71,12 @@ class Subject:
 
     @property
     def devices(self) -> list[Any]:
-        return list(self.recipe.mesh.devices.flat)
+        return list(self.step_spec.mesh.devices.flat)
 
     def begin(self) -> None:
         """State and batches on the devices."""
-        self.state = initialize(self.recipe, self.abstract)
-        self._placed = [place_batch(batch, self.recipe.mesh) for batch in self.batches]
+        self.state = initialize(self.step_spec, self.abstract)
+        self._placed = [place_batch(batch, self.step_spec.mesh) for batch in self.batches]
         self._turn = itertools.cycle(self._placed)
 
     def end(self) -> None:
@@ -92,7 +92,7 @@ class Subject:
         return numbers
 
     def choosing(self) -> AbstractContextManager[Any]:
-        """Inside, programs are traced with the forms of jax_kernels that the step has."""
+        """Inside, programs are traced with the implementations of jax_kernels that the step has."""
         return using(self._choices)
 
 

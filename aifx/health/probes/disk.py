@@ -246,9 +246,9 @@ def _smart(host: Host, name: str) -> dict[str, Any]:
     if isinstance(text, Absent):
         return dict.fromkeys(SMART, Absent("a drive's account is read by nvme-cli or smartmontools: install one"))
     if isinstance(text, Unknown):
-        mend = text.mend or "run aifx doctor as root; `nvme smart-log` says what keeps it"
+        remedy = text.remedy or "run aifx doctor as root; `nvme smart-log` says what keeps it"
         # One word of it for each drive is enough.
-        return dict.fromkeys(SMART, Absent(f"{text.why}: {mend}")) | {"critical_warning": Unknown(text.why, mend)}
+        return dict.fromkeys(SMART, Absent(f"{text.why}: {remedy}")) | {"critical_warning": Unknown(text.why, remedy)}
     try:
         told = parse_json(text)
     except ValueError as error:

@@ -25,10 +25,10 @@ MAY_BE_LACKING = ("int8", "float8_e4m3fn")
 
 @dataclass(frozen=True)
 class Level:
-    """Seconds of each measurement, runs of the census, seconds of the sustained load."""
+    """Seconds of each measurement, runs of the consistency check, seconds of the sustained load."""
 
     slice_s: float
-    census: int
+    consistency: int
     load_s: float
 
 
@@ -57,22 +57,23 @@ class Step:
 
 
 def plan(everything: list[Any], without: set[str], level: Level, left_s: Callable[[], float]) -> Iterator[Step]:
-    """The census while the devices are cold, each device, all together, the sustained load, the census again.
+    """The consistency check while the devices are cold, each device, all together, the sustained load, the consistency
+    check again.
 
     A step's number is the same whatever `without` names: what is for all is then for the others.
     """
-    from aifx.health.stress import census, load, measures
+    from aifx.health.stress import consistency_check, load, measures
 
     devices = [d for d in everything if _name(d) not in without]
     compiling_s = 60.0 if devices[0].platform == "cpu" else 120.0
     slice_s = level.slice_s
 
     def counted(limit_s: float) -> dict[str, Any]:
-        hashes, exact = census.run(devices, level.census, limit_s)
-        return {"hashes": hashes, "exact": exact, "made_by": census.made_by(devices)}
+        hashes, exact = consistency_check.run(devices, level.consistency, limit_s)
+        return {"hashes": hashes, "exact": exact, "made_by": consistency_check.made_by(devices)}
 
     limit_s, suspect_s = compiling_s + 10 * slice_s, compiling_s / 4 + 10 * slice_s
-    yield Step("census cold", ALL, "census, cold", limit_s + 5, suspect_s, 2, lambda: counted(limit_s))
+    yield Step("consistency cold", ALL, "consistency check, cold", limit_s + 5, suspect_s, 2, lambda: counted(limit_s))
     for device in everything:
         name = _name(device)
         for dtype in measures.dtypes_of(device):
@@ -89,7 +90,7 @@ def plan(everything: list[Any], without: set[str], level: Level, left_s: Callabl
 
     load_s = level.load_s
     yield Step("sustained", ALL, "sustained load", limit_s + load_s, suspect_s + load_s, 2, loaded)
-    yield Step("census hot", ALL, "census, hot", limit_s + 5, suspect_s, 1, lambda: counted(limit_s))
+    yield Step("consistency hot", ALL, "consistency check, hot", limit_s + 5, suspect_s, 1, lambda: counted(limit_s))
 
 
 def _name(device: Any) -> str:

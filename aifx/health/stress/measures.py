@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 
-from aifx import workloads
-from aifx.ceilings import find_ceilings
+from aifx import microbenchmarks
 from aifx.device_memory import BEYOND, cache_bytes, room
 from aifx.hardware import find_accelerator, peak_of
 from aifx.health.facts import Absent
-from aifx.workloads import USUAL_PRODUCT, dtypes_of
+from aifx.measured_peaks import find_ceilings
+from aifx.microbenchmarks import USUAL_PRODUCT, dtypes_of
 
 __all__ = ["collectives", "copies", "dtypes_of", "matmul", "memory"]
 
@@ -33,7 +33,7 @@ BUS_GB_S = {"NVIDIA H100 SXM": 460.0, "NVIDIA H200 SXM": 431.0, "NVIDIA A100 SXM
 def matmul(device: Any, dtype: str, slice_s: float) -> dict[str, Any]:
     """Rate of products of square matrices, and whether one of whole numbers is exact."""
     size, chain = USUAL_PRODUCT["cpu" if device.platform == "cpu" else "accelerator"]
-    product = workloads.Product(device, dtype, size, chain)
+    product = microbenchmarks.Product(device, dtype, size, chain)
     calls = _timed(product, slice_s)
     tflops = product.flops / statistics.median(calls) / 1e12
     peak = peak_of(device.device_kind, device.platform, 1, dtype)
@@ -57,7 +57,7 @@ def matmul(device: Any, dtype: str, slice_s: float) -> dict[str, Any]:
 def memory(device: Any, slice_s: float) -> dict[str, Any]:
     """Bandwidth of y + s x in place (two reads, a write), and whether each element is what it must be."""
     num_bytes, rounds = (_beyond_caches(device), 4) if device.platform == "cpu" else (1 << 31, 16)
-    triad = workloads.Stream(device, "triad", num_bytes, call_bytes=rounds * num_bytes)
+    triad = microbenchmarks.Stream(device, "triad", num_bytes, call_bytes=rounds * num_bytes)
     rate = triad.num_bytes / statistics.median(_timed(triad, slice_s))
     wrong = triad.num_wrong()
     entry = find_accelerator(device.device_kind)
@@ -81,7 +81,7 @@ def _beyond_caches(cpu: Any) -> int:
 def copies(device: Any, slice_s: float) -> list[dict[str, Any]]:
     """Bandwidth between host and device, and whether random bytes come back as they went. Of page-locked memory where
     the backend has it."""
-    transfer = workloads.Transfer(device, (1 << 26) if device.platform == "cpu" else (1 << 28))
+    transfer = microbenchmarks.Transfer(device, (1 << 26) if device.platform == "cpu" else (1 << 28))
     entry = find_accelerator(device.device_kind)
     usual = COPIES_GB_S.get(entry.name) if entry and transfer.is_pinned else None
     told = []
@@ -106,7 +106,7 @@ def collectives(devices: list[Any], slice_s: float) -> list[dict[str, Any]]:
     usual = BUS_GB_S.get(entry.name) if entry and n == 8 else None
     told = []
     for name, kind, size in (("all-reduce", "all_reduce", piece), ("all-gather", "all_gather", n * piece)):
-        collective = workloads.Collective(devices, kind, size)
+        collective = microbenchmarks.Collective(devices, kind, size)
         rate = collective.bus_bytes / statistics.median(_timed(collective, slice_s / 2)) / 1e9
         wrong = collective.wrong()
         told.append(

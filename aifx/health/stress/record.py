@@ -26,7 +26,7 @@ class Record:
     level: str
     devices: dict[str, dict[str, Any]] = field(default_factory=dict)
     collectives: list[dict[str, Any]] | None = None
-    census: list[dict[str, Any]] | None = None
+    consistency: list[dict[str, Any]] | None = None
     failures: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     samples: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
@@ -69,13 +69,13 @@ class Record:
             self.fail(event["device"], kind, f"{event['what']}: {event['why']}")
 
     def _take_result(self, key: str, device: str, value: Any) -> None:
-        if key.startswith("census"):
+        if key.startswith("consistency"):
             kinds = {name: told["kind"] for name, told in self.devices.items()}
             rows = compare(value["hashes"], kinds, value["exact"])
-            when = key.removeprefix("census ")
+            when = key.removeprefix("consistency ")
             made_by = value.get("made_by") or Absent("the program does not tell")
             rows = [{**row, "device": f"{row['device']} {when}", "made_by": made_by} for row in rows]
-            self.census = (self.census or []) + rows
+            self.consistency = (self.consistency or []) + rows
         elif key == "collectives":
             self.collectives = value
         elif key == "sustained":
@@ -110,7 +110,7 @@ class Record:
             "is_broken": ended in ("hung", "died"),
             "devices": reached,
             "collectives": single if self.collectives is None else self.collectives,
-            "census": none if self.census is None else self.census,
+            "consistency": none if self.consistency is None else self.consistency,
             "sensors": sensors.summary(self.samples, *self.loaded) if self.loaded else none,
             "failures": self.failures,
             "num_failures": len(self.failures),

@@ -28,18 +28,18 @@ from jax_kernels.attention.pallas_mosaic_gpu.forward import attend
 from jax_kernels.attention.pallas_mosaic_gpu.pipeline import run
 from jax_kernels.attention.pallas_mosaic_gpu.tiling import WARPGROUPS, Side, Tiling
 from jax_kernels.attention.pallas_mosaic_gpu.warpgroup import LOG2_E, ROWS, plgpu
-from jax_kernels.forms import Config, Device
+from jax_kernels.implementations import Config, Device
 
 MaybeArray: TypeAlias = jax.Array | None
 
-try:  # the package whose ptxas JAX takes; JAX's own attention for Hopper knows of the fault that `refuses` names
+try:  # the package whose ptxas JAX takes; `unsupported_reason` names the fault that older ones have
     NVCC = tuple(map(int, metadata.version("nvidia-cuda-nvcc-cu12").split(".")[:3]))
 except metadata.PackageNotFoundError:
     NVCC = ()
 MOST_BLOCKS = 2**16 - 1  # along each axis but one of a CUDA grid
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why the kernels cannot take this call on this device; None where they can."""
     if plgpu is None:
         return "JAX 0.10's Mosaic GPU needs absl-py, which is not installed"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from jax_kernels import forms
+from jax_kernels import implementations
 from jax_kernels.attention.pallas_mosaic_gpu.tiling import WARPGROUPS, Side, Span, Tiling
 from jax_kernels.attention.pallas_mosaic_gpu.warpgroup import Ref, Scalar, meet, plgpu
 
@@ -74,7 +74,7 @@ def _kernel(body: Callable[..., None], name: str, grid: tuple[int, int, int], ty
         num_threads=WARPGROUPS + 1,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
-        interpret=plgpu.InterpretGPUParams(detect_races=True) if forms.is_interpreting() else None,
+        interpret=plgpu.InterpretGPUParams(detect_races=True) if implementations.is_interpreting() else None,
         kernel_name=name,
     )
 
@@ -144,6 +144,6 @@ def _store(values: Any, buffers: Any, results: Any, batch: Scalar, start: Scalar
 
 def release(slot: Side) -> None:
     """Tell the memory warpgroup that this one has read a slot."""
-    if slot.vectors or forms.is_interpreting():
+    if slot.vectors or implementations.is_interpreting():
         plgpu.commit_smem()  # bulk copies keep their order with products, but not with ordinary loads
     plgpu.barrier_arrive(slot.barriers[1])

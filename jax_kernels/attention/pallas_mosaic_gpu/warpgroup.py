@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from jax_kernels import forms
+from jax_kernels import implementations
 from jax_kernels.attention.call import Call
 
 plgpu: Any
@@ -39,7 +39,9 @@ def scores(call: Call, products: jax.Array) -> tuple[jax.Array, float]:
 
 def accumulate(*sums: tuple[jax.Array, jax.Array, Ref, Any], meanwhile: Callable[[], None] = lambda: None) -> Any:
     """acc + a @ b[index] of each (acc, a, b, index), acc and a in registers; all that, and `meanwhile`, at once."""
-    if forms.is_interpreting():  # the interpreter knows neither a left side in registers nor a sum to begin with
+    if (
+        implementations.is_interpreting()
+    ):  # the interpreter knows neither a left side in registers nor a sum to begin with
         meanwhile()
         return tuple(acc + jnp.dot(a, b[index], preferred_element_type=jnp.float32) for acc, a, b, index in sums)
 

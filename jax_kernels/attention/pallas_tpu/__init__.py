@@ -25,7 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax_kernels.attention.call import Call
 from jax_kernels.attention.pallas_tpu.kernels import LOG2E, Visit, forward_kernel, keys_kernel, queries_kernel
 from jax_kernels.attention.pallas_tpu.plan import BLOCK_BITS, LANES, Plan
-from jax_kernels.forms import Config, Device, is_interpreting
+from jax_kernels.implementations import Config, Device, is_interpreting
 
 Pair: TypeAlias = tuple[Array, Array]
 Seeing: TypeAlias = tuple[Array | None, Array | None]  # what the mask waits for: the offset if traced, segment ids
@@ -35,7 +35,7 @@ VMEM_LIMIT_BYTES = 48 * 2**20  # a v5p core has 64 MiB, v5e and v6e 128; a kerne
 MOST_VISITS = 2**17  # 4 bytes each, of 1 MiB of scalar memory
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     if device.platform != "tpu" or any(old in device.kind for old in ("v2", "v3", "v4")):
         return "needs a TPU v5 or later"
     if call.dtype not in ("bfloat16", "float16", "float32"):

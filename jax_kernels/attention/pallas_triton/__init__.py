@@ -26,17 +26,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from jax_kernels import forms
+from jax_kernels import implementations
 from jax_kernels.attention.call import Call
 from jax_kernels.attention.pallas_triton.kernels import LOG2_E, dkv_kernel, dq_kernel, forward_kernel
 from jax_kernels.attention.pallas_triton.memory import SMALLEST_BLOCK, width_of
-from jax_kernels.forms import Config, Device
+from jax_kernels.implementations import Config, Device
 
 KERNELS = ("", "dkv_", "dq_")  # forward, and the two of the backward
 NAMES = ("block_q", "block_k", "num_warps", "num_stages")
 
 
-def refuses(call: Call, device: Device) -> str | None:
+def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why the kernels cannot take this call on this device; None where they can."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "needs an NVIDIA GPU"
@@ -105,7 +105,7 @@ def attention(
     """Out as q `[batch, q_len, num_heads, head_dim]`, log-sum-exp `[batch, num_heads, q_len]` float32."""
     offset = None if q_offset is None else q_offset.astype(jnp.int32).reshape(1)
     ids = None if segment_ids is None else segment_ids.astype(jnp.int32)
-    out, lse = _attention(call, config, forms.is_interpreting(), offset, ids, q, k, v)
+    out, lse = _attention(call, config, implementations.is_interpreting(), offset, ids, q, k, v)
     return out, lse
 
 

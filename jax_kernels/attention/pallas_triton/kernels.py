@@ -13,8 +13,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from jax_kernels.attention.call import Call
+from jax_kernels.attention.pallas_triton.block_iteration import indices, keys_seen, queries_seeing, sees, walk
 from jax_kernels.attention.pallas_triton.memory import inside, load, load_row, store
-from jax_kernels.attention.pallas_triton.walking import indices, keys_seen, queries_seeing, sees, walk
 
 LOG2_E = math.log2(math.e)
 

@@ -22,20 +22,20 @@ def value(script, key, device="all"):
 
 
 def odd(script):
-    value(script, "census hot")["hashes"]["gpu:2"]["matmul bfloat16"] = ["9d1c33aa01b2c3d5"] * 3
+    value(script, "consistency hot")["hashes"]["gpu:2"]["matmul bfloat16"] = ["9d1c33aa01b2c3d5"] * 3
 
 
 def unsteady(script):
-    value(script, "census cold")["hashes"]["gpu:1"]["exp"][2] = "0000000000000000"
+    value(script, "consistency cold")["hashes"]["gpu:1"]["exp"][2] = "0000000000000000"
 
 
 def inexact(script):
-    for runs in value(script, "census cold")["hashes"].values():
+    for runs in value(script, "consistency cold")["hashes"].values():
         runs["matmul int8"] = ["1111111111111111"] * 3
 
 
 def without(script, device):
-    """Nothing more of this device after the first census."""
+    """Nothing more of this device after the first consistency check."""
     kept = [e for e in script if e.get("device") != device]
     value(kept, "sustained").pop(device)
     return kept
@@ -93,9 +93,9 @@ def together(script):
 
 
 CASES = [
-    Case("stress.census.differs", GPUS, told(odd)),
-    Case("stress.census.unsteady", GPUS, told(unsteady)),
-    Case("stress.census.inexact", GPUS, told(inexact)),
+    Case("stress.consistency.differs", GPUS, told(odd)),
+    Case("stress.consistency.unsteady", GPUS, told(unsteady)),
+    Case("stress.consistency.inexact", GPUS, told(inexact)),
     Case("stress.device.hung", GPUS, told(hung)),
     Case("stress.device.failed", GPUS, told(failed)),
     Case("stress.device.crowded", GPUS, told(crowded)),

@@ -26,7 +26,7 @@ def events(count: int = 4) -> Events:
     assert H100 is not None
     told: Events = [
         {"event": "devices", "devices": [{"device": n, "kind": KIND, "platform": "gpu"} for n in names(count)]},
-        result("census cold", "all", census(count)),
+        result("consistency cold", "all", consistency(count)),
     ]
     for name in names(count):
         for dtype, share in DTYPES.items():
@@ -53,7 +53,7 @@ def events(count: int = 4) -> Events:
     load = {"seconds": 3.0, "tflops_first": 720.0, "tflops_last": 705.0, "kept": 0.979}
     told.append({**result("sustained", "all", {n: dict(load) for n in names(count)}), "event": "begin", "limit_s": 60})
     told.append(result("sustained", "all", {n: dict(load) for n in names(count)}))
-    told.append(result("census hot", "all", census(count)))
+    told.append(result("consistency hot", "all", consistency(count)))
     return [*told, {"event": "end"}]
 
 
@@ -71,7 +71,7 @@ def copy(way: str) -> dict[str, Any]:
     return {"device": way, "gb_s": 47.0, "of_usual": 0.98, "is_pinned": True, "is_right": True}
 
 
-def census(count: int) -> dict[str, Any]:
+def consistency(count: int) -> dict[str, Any]:
     hashes = {name: {program: [value] * 3 for program, value in PROGRAMS.items()} for name in names(count)}
     exact = {"matmul int8": PROGRAMS["matmul int8"]}
     return {"hashes": hashes, "exact": exact, "made_by": f"{count} x NVIDIA H100 80GB HBM3; jax 0.9.0; 580.95.05"}

@@ -1,0 +1,108 @@
+"""A check in a process of its own: one that hangs, crashes or cannot even be imported leaves its caller standing.
+
+python -m aifx.health.isolated_check '{"only": ["nvidia"], ...}'
+
+prints {"report": ..., "rules": [...]} or {"error": ...}.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from aifx.errors import AifxError, EnvironmentFault
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be checked, as `aifx doctor` takes it.
+
+    Attributes:
+    leave_out: families that are looked at only where `only` names them.
+    """
+
+    only: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    leave_out: Sequence[str] = ()
+    site: str | None = None
+    root: str | None = None
+    replay: str | None = None
+
+
+def run_isolated_check(asked: Asked, limit_s: float) -> tuple[dict[str, Any], list[str]]:
+    """The report's document and the rules that were looked at.
+
+    Raises EnvironmentFault where there is none within the limit.
+    """
+    # -P: the folder that this runs in may hold a module of the same name.
+    command = [sys.executable, "-P", "-m", "aifx.health.isolated_check", json.dumps(asdict(asked))]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        out, err = process.communicate(timeout=max(limit_s, 0.0))
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        raise EnvironmentFault(f"the check took more than {limit_s:g} s", "look for a device that hangs") from None
+    try:
+        answer = json.loads(out.splitlines()[-1])
+    except (IndexError, ValueError):
+        said = err.decode("utf-8", "replace").strip().splitlines()
+        why = said[-1] if said else "it said nothing"
+        raise EnvironmentFault(f"the check ended with {process.returncode}", why) from None
+    if "error" in answer:
+        raise EnvironmentFault("the check could not be made", answer["error"])
+    return answer["report"], answer["rules"]
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """The process with all that it started. One that hangs in the kernel does not die of this: it is not waited for."""
+    import psutil
+
+    family: list[Any] = [process]
+    with suppress(psutil.Error):
+        family += psutil.Process(process.pid).children(recursive=True)
+    for one in family:
+        with suppress(psutil.Error, OSError):
+            one.kill()
+    threading.Thread(target=process.communicate, daemon=True).start()
+
+
+def check_here(asked: Asked) -> dict[str, Any]:
+    """The answer to `asked`. Raises AifxError."""
+    from aifx.health.check import check, collect
+    from aifx.health.host import Host
+    from aifx.health.rules import load_rules, read_site, select
+    from aifx.health.snapshot import read
+
+    began = time.monotonic()
+    site = read_site(Path(asked.site) if asked.site else None)
+    every = load_rules(site)
+    families = {rule.family for rule in every.values()}
+    left_out = () if asked.only else [family for family in asked.leave_out if family in families]
+    rules = select(every.values(), asked.only, [*asked.skip, *left_out])
+    snapshot = read(Path(asked.replay)) if asked.replay else collect(Host(Path(asked.root or "/")), rules)
+    report = check(snapshot, rules, site, began)
+    return {"report": report.document(), "rules": [rule.id for rule in rules]}
+
+
+def main(text: str) -> None:
+    asked = Asked(**json.loads(text))
+    try:
+        answer = check_here(asked)
+    except AifxError as error:
+        answer = {"error": f"{error.what}: {error.why}" if error.why else error.what}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

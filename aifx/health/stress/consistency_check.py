@@ -1,0 +1,191 @@
+"""The silent-corruption check: one seeded program on every device at once, its outputs hashed where they arise.
+
+One executable serves all devices, so that equal devices must give equal bits. What is exact in whole numbers is held
+against NumPy as well, which judges also a device that has no like. Imports JAX: for the child process alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+SEED = 0x5EED
+Hashes = dict[str, dict[str, list[str]]]
+"""Of each device, of each program, one a run."""
+
+SWITCHES = (
+    "XLA_FLAGS",
+    "LIBTPU_INIT_ARGS",
+    "NVIDIA_TF32_OVERRIDE",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "NPROC",
+    "PJRT_NPROC",
+)
+COMPUTES = re.compile(r"jax|libtpu|nvidia-(?!ml-py)")
+EXACT = ("matmul int8", "integers", "sort")
+
+
+def _mixed(x: Any) -> Any:
+    """Murmur3's finalizer over uint32: each bit of the input moves about half of the output's. NumPy or JAX arrays."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _bits(count: int, seed: Any, xp: Any) -> Any:
+    return _mixed(xp.arange(count, dtype=np.uint32) * np.uint32(2654435761) + seed)
+
+
+def _floats(shape: tuple[int, ...], seed: Any) -> jax.Array:
+    """Float32 in [-1, 1), every mantissa bit in use."""
+    bits = _bits(int(np.prod(shape)), seed, jnp).reshape(shape)
+    return lax.bitcast_convert_type((bits >> 9) | np.uint32(0x40000000), jnp.float32) - 3.0
+
+
+def _bytes(shape: tuple[int, int], seed: Any, xp: Any) -> Any:
+    return (_bits(shape[0] * shape[1], seed, xp).reshape(shape) & np.uint32(0xFF)).astype(np.uint8).view(np.int8)
+
+
+def _programs(size: int, seed: jax.Array) -> dict[str, jax.Array]:
+    a, b = _floats((size, size), seed), _floats((size, size), seed + np.uint32(1))
+    found = {}
+    for dtype in ("float32", "bfloat16", "float16"):
+        found[f"matmul {dtype}"] = lax.dot(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+    found["matmul int8"] = lax.dot(*_whole(size, seed, jnp), preferred_element_type=jnp.int32)
+    found["exp"] = jnp.exp(a) * jnp.sin(b * 37.0)
+    found["exp bfloat16"] = (jnp.exp(a.astype(jnp.bfloat16)) * jnp.tanh(b.astype(jnp.bfloat16))).astype(jnp.float32)
+    found["sum"] = jnp.concatenate([a.sum(0), (a * b).sum(1), jnp.cumsum(a[0])])
+    found["integers"] = _rounds(_bits(size * size, seed, jnp))
+    found["sort"] = jnp.sort(_bits(size * 16, seed, jnp))
+    return found
+
+
+def _whole(size: int, seed: Any, xp: Any) -> tuple[Any, Any]:
+    return _bytes((size, size), seed, xp), _bytes((size, size), seed + np.uint32(1), xp)
+
+
+def _rounds(x: Any) -> Any:
+    for _ in range(8):
+        x = _mixed(x + np.uint32(0x9E3779B9))
+    return x
+
+
+def _hash(x: Any, xp: Any) -> Any:
+    """64 bits as two uint32, of sums that wrap: the same in any order."""
+    bits = x.reshape(-1)
+    if bits.dtype != np.uint32:
+        bits = lax.bitcast_convert_type(bits, jnp.uint32) if xp is jnp else bits.view(np.uint32)
+    place = xp.arange(bits.size, dtype=np.uint32)
+    first, second = _mixed(bits ^ _mixed(place)), _mixed(bits * np.uint32(0x9E3779B1) + place)
+    return xp.stack([first.sum(dtype=np.uint32), second.sum(dtype=np.uint32)])
+
+
+def run(
+    devices: list[Any],
+    repeats: int,
+    limit_s: float,
+    programs: Callable[[int, jax.Array], dict[str, jax.Array]] = _programs,
+) -> tuple[Hashes, dict[str, str]]:
+    """The hashes of each device, and those that whole numbers must give. Raises TimeoutError that names the devices
+    that did not finish in `limit_s`."""
+    size = 256 if devices[0].platform == "cpu" else 2048
+    step, names, seeds = _compiled(tuple(devices), size, programs)
+    hashes: Hashes = {}
+    for _ in range(repeats):
+        for name, rows in _gathered(step(seeds), limit_s).items():
+            for program, row in zip(names, rows, strict=True):
+                hashes.setdefault(name, {}).setdefault(program, []).append(_text(row))
+    return hashes, exact_hashes(size)
+
+
+@functools.cache
+def _compiled(
+    devices: tuple[Any, ...], size: int, programs: Callable[[int, jax.Array], dict[str, jax.Array]]
+) -> tuple[Callable[[jax.Array], jax.Array], list[str], jax.Array]:
+    """The step, the programs' names once it was called, and its input. Kept, so that what is hot stays so: compiling
+    would let it cool."""
+    names: list[str] = []
+    mesh = Mesh(np.array(devices), ("d",))
+    spec = PartitionSpec("d")
+
+    def one(seed: jax.Array) -> jax.Array:
+        found = programs(size, seed[0])
+        names[:] = list(found)
+        return jnp.stack([_hash(x, jnp) for x in found.values()])[None]
+
+    options = {"xla_gpu_deterministic_ops": True} if devices[0].platform == "gpu" else None
+    sharded = jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    seeds = jax.device_put(np.full(len(devices), SEED, np.uint32), NamedSharding(mesh, spec))
+    return jax.jit(sharded, compiler_options=options), names, seeds
+
+
+@functools.cache
+def exact_hashes(size: int) -> dict[str, str]:
+    """What the programs of whole numbers must give, by NumPy."""
+    seed = np.uint32(SEED)
+    with np.errstate(over="ignore"):
+        a, b = (x.astype(np.int32) for x in _whole(size, seed, np))
+        found = {
+            "matmul int8": (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int32),  # below 2**53: exact
+            "integers": _rounds(_bits(size * size, seed, np)),
+            "sort": np.sort(_bits(size * 16, seed, np)),
+        }
+        return {name: _text(_hash(x, np)) for name, x in found.items()}
+
+
+def made_by(devices: list[Any]) -> str:
+    """All that the bits may rightly depend on: devices with equal words, on whatever nodes, must give equal hashes."""
+    kinds = Counter(device.device_kind for device in devices)
+    found = {re.sub(r"[-_.]+", "-", d.metadata["Name"] or "").lower(): d.version for d in metadata.distributions()}
+    words = [f"{count} x {kind}" for kind, count in kinds.items()]
+    words += [f"{name} {version}" for name, version in sorted(found.items()) if COMPUTES.match(name)]
+    words += [f"{name}={os.environ[name]}" for name in SWITCHES if os.environ.get(name)]
+    return "; ".join([*words, *(_processor() if devices[0].platform == "cpu" else _driver())])
+
+
+def _processor() -> list[str]:
+    """XLA compiles for what the processor can do, and shares products out among the threads that it may have."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    told = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", _read("/proc/cpuinfo"), re.MULTILINE))
+    can = hashlib.sha256("".join(told.get(key, "") for key in ("flags", "Features")).encode()).hexdigest()[:8]
+    return [f"{threads} threads of {told.get('model name', 'a processor')} ({can})"]
+
+
+def _driver() -> list[str]:
+    return re.findall(r"Kernel Module.*?\s(\d[\d.]+)\s", _read("/proc/driver/nvidia/version"))[:1]
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _gathered(x: jax.Array, limit_s: float) -> dict[str, Any]:
+    """Each device's part. Raises TimeoutError."""
+    until = time.monotonic() + limit_s
+    shards = {f"{s.device.platform}:{s.device.id}": s.data for s in x.addressable_shards}
+    while late := [name for name, part in shards.items() if not part.is_ready()]:
+        if time.monotonic() > until:
+            raise TimeoutError(", ".join(late))
+        time.sleep(0.002)
+    return {name: np.asarray(part)[0] for name, part in shards.items()}
+
+
+def _text(row: Any) -> str:
+    return "".join(f"{int(word):08x}" for word in row)

@@ -1,0 +1,172 @@
+"""Which implementation of an op runs: asked for, remembered by a run, measured on such a device, or the best guess for
+it."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+
+from jax_kernels.batch_sharding import Division, divided, free_axes, varying, varying_axes
+from jax_kernels.builtin_configs import shipped
+from jax_kernels.implementations import Device, current_device
+from jax_kernels.op import Choice, Op, call_key
+from jax_kernels.tuning import measured_here
+
+AUTO = "auto"
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)  # Python shows it once
+
+
+@dataclass
+class Choices:
+    """What a program's calls run as: those in `made` as they are there, others chosen when they are met, and kept.
+
+    Attributes:
+        made: by `call_key`.
+        asked: the implementation that a call without an `implementation` of its own gets, by op.
+        measured: looks up what was measured for (op, call, device); by default what `aifx kernels tune` measured.
+        on_choice: told when a choice was added.
+        tell: told, once a call, of an implementation that was asked for or chosen before and gives way.
+        division: the devices that the program is divided among, where there are several.
+        met: the calls that were met, by `call_key`.
+    """
+
+    made: dict[str, Choice] = field(default_factory=dict)
+    asked: Mapping[str, str] = field(default_factory=dict)
+    measured: Callable[[Op, Any, Device], Choice | None] = measured_here
+    on_choice: Callable[[Choices], None] = lambda choices: None
+    tell: Callable[[str], None] = _warn
+    division: Division | None = None
+    seen_calls: dict[str, tuple[Op, Any]] = field(default_factory=dict)
+
+    def choose(self, op: Op, call: Any, device: Device) -> Choice:
+        key = call_key(op.name, call)
+        self.seen_calls[key] = (op, call)
+        before = self.made.get(key)
+        refusal = None if before is None else op.unsupported_reason(before, call, device)
+        if before is None or refusal is not None:
+            self.made[key] = self._make(op, call, device)
+            self.on_choice(self)
+        if before is not None and refusal is not None:
+            now = self.made[key].implementation
+            self.tell(
+                f"{op.name}: {before.implementation}, chosen before, cannot take this call ({refusal}); "
+                f"it runs as {now}"
+            )
+        return self.made[key]
+
+    def _make(self, op: Op, call: Any, device: Device) -> Choice:
+        asked = self.asked.get(op.name, AUTO)
+        if asked != AUTO:
+            return choose_asked(op, call, device, asked, self.tell)
+        for find in (self.measured, shipped):
+            found = find(op, call, device)
+            if found is not None and op.unsupported_reason(found, call, device) is None:
+                return found
+        return choose_unmeasured(op, call, device)
+
+
+_choices: contextvars.ContextVar[Choices | None] = contextvars.ContextVar("jax_kernels_choices", default=None)
+
+
+@contextlib.contextmanager
+def using(choices: Choices) -> Iterator[Choices]:
+    """Calls with `implementation="auto"` that are traced inside run as `choices` say.
+
+    A program that was traced before keeps what it was traced with: `jax.jit` does not trace it again.
+    """
+    token = _choices.set(choices)
+    try:
+        yield choices
+    finally:
+        _choices.reset(token)
+
+
+def run(op: Op, call: Any, implementation: str, *operands: Any) -> Any:
+    """The results of a call, by the implementation that is chosen for it. Each of several devices takes its share of
+    the rows.
+
+    Inside the caller's `jax.shard_map`, the operands are a device's share already.
+
+    Raises ValueError for an implementation that the op does not have.
+    """
+    axes = varying_axes(operands)
+    operands = tuple(varying(operands, axes))
+    # A division inside a map that checks how values vary is left to the compiler.
+    division = None if axes else division_here()
+    rows = op.rows(call, division.count) if division is not None else None
+    if division is None or rows is None:
+        choice = choose(op, call, implementation, checks_vma=bool(axes))
+        return op.implementations[choice.implementation].run(call, choice.config, *operands)
+    choice = choose(op, rows.call, implementation, is_shared=True)
+    chosen = op.implementations[choice.implementation]
+    return divided(lambda *share: chosen.run(rows.call, choice.config, *share), division, rows, operands)
+
+
+def division_here() -> Division | None:
+    """The division of the program, of what the caller's `jax.shard_map` leaves of it; None if that leaves nothing."""
+    division, free = (_choices.get() or Choices()).division, free_axes()
+    if division is None or free is None:
+        return division
+    return Division(jax.sharding.get_abstract_mesh(), division.axis) if division.axis in free else None
+
+
+def choose(op: Op, call: Any, implementation: str, *, is_shared: bool = False, checks_vma: bool = False) -> Choice:
+    """The choice for a call.
+
+    Args:
+        is_shared: it is one device's share of a call, which the compiler need not divide.
+        checks_vma: see `Device`.
+
+    Raises ValueError for an implementation that the op does not have.
+    """
+    check_name(op, implementation)
+    choices = _choices.get() or Choices()
+    free = free_axes()
+    is_divided = choices.division is not None if free is None else bool(free)
+    device = replace(current_device(), is_partitioned=is_divided and not is_shared, checks_vma=checks_vma)
+    if implementation != AUTO:
+        return choose_asked(op, call, device, implementation, choices.tell)
+    return choices.choose(op, call, device)
+
+
+def check_name(op: Op, implementation: str) -> None:
+    if implementation != AUTO and implementation not in op.implementations:
+        names = ", ".join([AUTO, *op.implementations])
+        raise ValueError(f"implementation: expected one of {names}, got {implementation!r}")
+
+
+def choose_asked(op: Op, call: Any, device: Device, name: str, tell: Callable[[str], None]) -> Choice:
+    """The implementation that was asked for, or what runs in its place where it refuses the call, which is told."""
+    refusal = op.implementations[name].unsupported_reason(call, device)
+    if refusal is None:
+        return op.choice(name, op.implementations[name].configs(call, device)[0], "asked for")
+    instead = choose_unmeasured(op, call, device)
+    tell(f"{op.name}: {name} cannot take this call ({refusal}); it runs as {instead.implementation}")
+    return replace(instead, reason=f"{name} was asked for and cannot: {refusal}")
+
+
+def choose_unmeasured(op: Op, call: Any, device: Device) -> Choice:
+    """The first implementation in the device's order of preference that takes the call and is no kernel of ours.
+
+    Kernels of ours that were verified or measured are found before.
+    """
+    refusals: list[str] = []
+    for name in op.preference[device.platform]:
+        implementation = op.implementations[name]
+        refusal = implementation.unsupported_reason(call, device)
+        if refusal is None and implementation.is_kernel:
+            refusal = "it was not verified on this kind of device"
+        if refusal is None:
+            because = "; ".join(refusals) or f"first choice on a {device.platform}"
+            return op.choice(name, implementation.configs(call, device)[0], because)
+        refusals.append(f"not {name}: {refusal}")
+    raise AssertionError(f"{op.name}: no implementation takes {call}: {refusals}")

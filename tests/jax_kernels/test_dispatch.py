@@ -1,0 +1,220 @@
+"""Which implementation runs: what was asked for, what the run remembers, what was measured, the best guess; in this
+order."""
+
+import json
+import warnings
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+
+from jax_kernels.attention import ATTENTION, attention
+from jax_kernels.attention.call import Call
+from jax_kernels.batch_sharding import Division, free_axes
+from jax_kernels.dispatch import Choices, choose, choose_unmeasured, division_here, using
+from jax_kernels.implementations import Device, Implementation, current_device, interpreting, make_device
+from jax_kernels.op import Choice, Op, call_key
+from jax_kernels.ops import OPS
+from jax_kernels.swiglu import swiglu
+from jax_kernels.versions import LIMITS, limit_of
+
+CALL = Call(1, 64, 64, 2, 2, 16, "float32", True, None, 0, False, 0.25, None)
+CPU = Device("cpu", "cpu")
+
+
+def op(**implementations: str | None) -> Op:
+    """An op whose implementations refuse for the reasons given."""
+    made = {
+        name: Implementation(
+            name, lambda *a, name=name: name, lambda call, device, why=why: why, lambda call, device: [(("n", 1),)]
+        )
+        for name, why in implementations.items()
+    }
+    order = dict.fromkeys(("cpu", "gpu", "tpu"), tuple(implementations))
+    return replace(ATTENTION, name="toy", implementations=made, preference=order)
+
+
+def test_the_first_that_takes_the_call():
+    assert choose_unmeasured(op(a="too odd", b=None, c=None), CALL, CPU) == Choice("b", (("n", 1),), "not a: too odd")
+
+
+def test_what_is_asked_for_and_cannot_gives_way_and_says_so():
+    with pytest.warns(UserWarning, match=r"toy: a cannot take this call \(too odd\); it runs as b"):
+        choice = choose(op(a="too odd", b=None), CALL, "a")
+    assert (choice.implementation, choice.reason) == ("b", "a was asked for and cannot: too odd")
+
+
+def test_a_name_that_is_none():
+    with pytest.raises(ValueError, match=r"^implementation: expected one of auto, a, b, got 'c'"):
+        choose(op(a=None, b=None), CALL, "c")
+
+
+def test_what_was_measured_counts_unless_it_is_refused():
+    toy = op(a=None, b=None)
+    measured = toy.choice("b", (("n", 8),), "measured")
+    assert Choices(measured=lambda *_: measured).choose(toy, CALL, CPU) == measured
+    of_before = replace(measured, source="of last year")
+    assert Choices(measured=lambda *_: of_before).choose(toy, CALL, CPU).implementation == "a"
+    refusing = op(a=None, b="gone")
+    assert Choices(measured=lambda *_: measured).choose(refusing, CALL, CPU).implementation == "a"
+    assert Choices(measured=lambda *_: Choice("of another version")).choose(toy, CALL, CPU).implementation == "a"
+
+
+def test_a_choice_that_was_made_stays():
+    told = []
+    toy = op(a=None, b=None)
+    choices = Choices(asked={"toy": "b"}, on_choice=told.append)
+    with using(choices):
+        first = choose(toy, CALL, "auto")
+    assert first.implementation == "b"
+    assert told == [choices]
+    again = Choices(made=dict(choices.made), measured=lambda *_: Choice("a"), on_choice=told.append)
+    with using(again):
+        assert choose(toy, CALL, "auto") == first
+    assert len(told) == 1
+
+
+def test_a_kernel_takes_a_share_and_nothing_that_the_compiler_would_have_to_divide():
+    tpu = make_device("tpu", "TPU v5 lite")
+    kernel = ATTENTION.implementations["pallas_tpu"]
+    assert kernel.unsupported_reason(CALL, tpu) is None
+    assert (
+        kernel.unsupported_reason(CALL, replace(tpu, is_partitioned=True))
+        == "the compiler cannot divide it among devices"
+    )
+    division = Division(Mesh(np.array(jax.devices()[:1]), ("data",)), "data")
+    with interpreting(tpu), using(Choices(division=division)):
+        assert choose(ATTENTION, CALL, "pallas_tpu", is_shared=True).implementation == "pallas_tpu"
+        with pytest.warns(UserWarning, match="cannot divide"):
+            assert choose(ATTENTION, CALL, "pallas_tpu").implementation == "xla"
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_a_kernel_inside_the_users_shard_map(check_vma):
+    """The share is one device's already: nothing is left to divide. Pallas does not say how its results vary."""
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    told = []
+    choices = Choices(division=Division(mesh, "data"), tell=told.append)
+
+    def mapped(x, weight):
+        specs = {"in_specs": (PartitionSpec("data"), PartitionSpec()), "out_specs": PartitionSpec("data")}
+        share = partial(swiglu, implementation="pallas_triton")
+        return jax.shard_map(lambda x, w: share(x, w, w), mesh=mesh, check_vma=check_vma, **specs)(x, weight)
+
+    with interpreting(make_device("gpu", "NVIDIA H100 80GB HBM3")), using(choices):
+        operands = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((32, 16), (16, 64))]
+        jaxpr = str(jax.make_jaxpr(mapped)(*operands))
+    assert ("pallas_call" in jaxpr) == (not check_vma)
+    refused = "swiglu: pallas_triton cannot take this call (the shard_map around it needs check_vma=False)"
+    assert told == ([f"{refused}; it runs as xla"] if check_vma else [])
+
+
+def test_a_map_over_one_axis_leaves_the_others():
+    mesh = AbstractMesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    found = []
+
+    def share(x):
+        found.append((free_axes(), division_here()))
+        return x
+
+    with using(Choices(division=Division(mesh, "data"))):
+        assert (free_axes(), division_here()) == (None, Division(mesh, "data"))
+        for axis in ("model", "data"):
+            spec = PartitionSpec(axis)
+            mapped = jax.shard_map(share, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={axis})
+            jax.eval_shape(mapped, jax.ShapeDtypeStruct((8,), "float32"))
+    (free, division), left = found
+    assert (free, division.axis, division.count) == (["data"], "data", 2)
+    assert left == (["model"], None)
+
+
+def test_a_choice_of_before_that_cannot_any_more_is_made_anew_and_told():
+    told = []
+    made = {call_key("toy", CALL): Choice("a"), call_key("gone", CALL): Choice("never was")}
+    choices = Choices(made=made, tell=told.append)
+    assert choices.choose(op(a="no longer", b=None), CALL, CPU).implementation == "b"
+    assert choices.choose(replace(op(b=None), name="gone"), CALL, CPU).implementation == "b"
+    assert told == [
+        "toy: a, chosen before, cannot take this call (no longer); it runs as b",
+        "gone: never was, chosen before, cannot take this call (there is no such implementation); it runs as b",
+    ]
+
+
+def test_a_choice_survives_json():
+    choice = Choice("b", (("block_q", 128), ("num_warps", 4)), "measured")
+    assert Choice.from_document(json.loads(json.dumps(choice.document()))) == choice
+
+
+def test_calls_that_differ_have_keys_that_differ():
+    keys = {call_key("attention", call) for call in (CALL, Call(**{**vars(CALL), "causal": False}))}
+    assert len(keys) == 2
+    assert call_key("attention", CALL) == call_key("attention", Call(**vars(CALL)))
+
+
+def test_a_call_is_recorded_as_it_is_traced():
+    choices = Choices(asked={"attention": "reference"})
+    x = jax.ShapeDtypeStruct((1, 64, 2, 16), jnp.float32)
+    with using(choices):
+        jax.eval_shape(lambda q: attention(q, q, q, causal=True), x)
+    assert choices.made == {call_key("attention", CALL): Choice("reference", (), "asked for")}
+
+
+def test_cudnn_is_not_asked_for_what_it_cannot():
+    h100 = make_device("cuda", "NVIDIA H100 80GB HBM3")
+    assert h100 == Device("gpu", "NVIDIA H100 80GB HBM3", (9, 0))
+    unsupported_reason = ATTENTION.implementations["cudnn"].unsupported_reason
+    assert unsupported_reason(CALL, h100) == "float32 is neither float16 nor bfloat16"
+    half = {**vars(CALL), "dtype": "bfloat16"}
+    assert unsupported_reason(Call(**half), h100) is None
+    for changes in (
+        {"has_segments": True},
+        {"logit_softcap": 3.0},
+        {"q_offset": 1},
+        {"q_offset": None},
+        {"causal": False, "window": 3},
+        {"kv_len": 65},
+        {"return_lse": True},
+        {"head_dim": 100},
+    ):
+        assert unsupported_reason(Call(**{**half, **changes}), h100), changes
+    assert unsupported_reason(Call(**half), make_device("gpu", "Tesla T4"))
+    assert unsupported_reason(Call(**half), CPU)
+
+
+def test_cudnn_takes_packed_rows_with_a_mask():
+    h100 = make_device("cuda", "NVIDIA H100 80GB HBM3")
+    unsupported_reason = ATTENTION.implementations["cudnn_masked"].unsupported_reason
+    packed = replace(CALL, dtype="bfloat16", has_segments=True)
+    for changes in ({}, {"window": 7}, {"causal": False}):
+        assert unsupported_reason(replace(packed, **changes), h100) is None, changes
+    for changes in (
+        {"has_segments": False},
+        {"dtype": "float16"},
+        {"q_len": 63, "kv_len": 63},
+        {"logit_softcap": 3.0},
+        {"return_lse": True},
+    ):
+        assert unsupported_reason(replace(packed, **changes), h100), changes
+    assert unsupported_reason(packed, make_device("gpu", "Tesla T4"))
+    assert Choices().choose(ATTENTION, packed, h100).implementation == "xla", "it is taken after it was verified"
+
+
+def test_the_device_here():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert current_device().platform == jax.devices()[0].platform.replace("cuda", "gpu")
+
+
+def test_what_a_version_cannot_express():
+    for version, missing in (((0, 10, 2), True), ((0, 12, 0), False)):
+        reason = limit_of("attention", "pallas_mosaic_gpu", interpreting=True, version=version)
+        assert (reason is not None) == missing
+        assert limit_of("attention", "pallas_mosaic_gpu", interpreting=False, version=version) is None
+        assert limit_of("attention", "pallas_tpu", interpreting=True, version=version) is None
+    for limit in LIMITS:
+        assert all(limit.implementation in op.implementations for op in OPS.values() if op.name == limit.op)
+        assert any(limit.implementation in op.implementations for op in OPS.values())
