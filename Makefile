@@ -82,7 +82,7 @@ test-compilers-sample-oldest:
 bench: setup  ## this project and its peers side by side, into docs/performance.md (ARGS="--only training --torch-python PATH")
 	@$(python) benchmarks/all.py $(ARGS)
 
-lint: setup-test  ## ruff and mypy
+lint: setup-test  ## ruff, mypy and the contracts of imports
 	@VENV=$(VENV) sh scripts/lint.sh
 
 format: setup-test  ## let ruff put the code in order

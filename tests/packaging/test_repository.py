@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: nothing private in it, imports one way, printing in one place."""
+"""What holds for the repository as a whole: nothing private in it, printing in one place."""
 
 from __future__ import annotations
 
@@ -46,22 +46,6 @@ def modules(*folders: str) -> list[Path]:
     return [path for folder in folders for path in files(ROOT / folder) if path.suffix == ".py"]
 
 
-def imports(path: Path) -> set[str]:
-    """The full names of what a module imports, anywhere in it; each name in `from x import y` as `x.y`."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def within(name: str, package: str) -> bool:
-    return name == package or name.startswith(package + ".")
-
-
 def test_no_file_names_a_registry_or_a_private_path() -> None:
     found = []
     for path in files():
@@ -75,23 +59,6 @@ def test_the_search_for_private_paths_finds_them() -> None:
     assert PRIVATE.search("cached in /ro" + "ot/.cache")
     assert PRIVATE.search("see /wo" + "rk/notes")
     assert not PRIVATE.search("frame" + "wo" + "rk/notes, ./work/notes and /home/user/x")
-
-
-@pytest.mark.parametrize(
-    ("folder", "may_not_import"),
-    [
-        ("aifx", ["aifx.commands", "commands", "typer"]),
-        ("jax_kernels", ["aifx", "commands"]),
-        ("commands", ["commands"]),
-    ],
-)
-def test_imports_run_one_way(folder: str, may_not_import: list[str]) -> None:
-    found = modules(folder)
-    assert found
-    for path in found:
-        for name in imports(path):
-            wrong = [package for package in may_not_import if within(name, package)]
-            assert not wrong, f"{path.relative_to(ROOT)} imports {name}"
 
 
 def test_only_the_terminal_prints() -> None:
