@@ -21,7 +21,7 @@ from aifx.nn.specs import map_specs
 from aifx.parallel import DATA_AXIS
 from aifx.project import Project, RunDirectory, cache_path
 from aifx.runs import write_json
-from aifx.runs.binding import read_kernel_choices
+from aifx.runs.binding import KERNELS_VERSION, read_kernel_choices
 from jax_kernels.batch_sharding import Division
 from jax_kernels.dispatch import Choices, using
 from jax_kernels.implementations import Device, current_device
@@ -31,9 +31,6 @@ from jax_kernels.tuning import TuningCache
 
 if TYPE_CHECKING:
     from aifx.train.step import StepSpec
-
-
-SCHEMA_VERSION = 2
 
 
 def run_choices(
@@ -72,7 +69,7 @@ def run_choices(
             if before is not None:
                 on_replacement({"op": json.loads(key)["op"], "old": before.document(), "new": choice.document()})
         if keep:
-            write_json(run.kernels, {"schema_version": SCHEMA_VERSION, "devices": kept})
+            write_json(run.kernels, {"schema_version": KERNELS_VERSION, "devices": kept})
             on_write(kept)
 
     return Choices(

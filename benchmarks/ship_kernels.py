@@ -31,16 +31,16 @@ def main() -> None:
     parser.add_argument("--dtype", help="bfloat16 on accelerators, float32 on a CPU when not given")
     arguments = parser.parse_args()
     device = current_device()
-    tuning_cache = {}
+    winners = {}
     for name in arguments.op or OPS:
         asked = arguments.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
         dtype = asked if asked in dtypes(OPS[name]) else dtypes(OPS[name])[0]
         for case in benchmark_cases(OPS[name], device.platform):
             if not arguments.case or case.name in arguments.case:
                 call = case.call(dtype)
-                tuning_cache[call_key(name, call)] = _winner(OPS[name], call, device)
-                print(f"{name}, {case.name}: {tuning_cache[call_key(name, call)]}")
-    ship(tuning_cache)
+                winners[call_key(name, call)] = _winner(OPS[name], call, device)
+                print(f"{name}, {case.name}: {winners[call_key(name, call)]}")
+    ship(winners)
 
 
 def _winner(op: Op, call: Any, device: Device) -> Choice:
@@ -48,14 +48,14 @@ def _winner(op: Op, call: Any, device: Device) -> Choice:
         return tune(op, call, device, trials, tell=lambda text: print(f"  {text}"))[0]
 
 
-def ship(tuning_cache: dict[str, Any]) -> None:
+def ship(winners: dict[str, Any]) -> None:
     """Write the table of this kind of device, beside what it holds of other calls."""
     device = current_device()
     path = TABLES / f"{file_name(device)}.json"
     before = json.loads(path.read_text())["winners"] if path.exists() else {}
     machine = platform.processor() or platform.machine()
     where = f"{machine}, jax {jax.__version__}, {datetime.datetime.now(datetime.UTC).date()}"
-    new = {key: choice.document() | {"reason": f"{choice.reason} ({where})"} for key, choice in tuning_cache.items()}
+    new = {key: choice.document() | {"reason": f"{choice.reason} ({where})"} for key, choice in winners.items()}
     path.parent.mkdir(exist_ok=True)
     path.write_text(
         json.dumps({"device": device.kind, "winners": dict(sorted((before | new).items()))}, indent=1) + "\n"

@@ -18,7 +18,7 @@ from jax_kernels.op import Choice, Op
 TABLES = Path(__file__).parent / "tables"
 
 
-def shipped(op: Op, call: Any, device: Device) -> Choice | None:
+def builtin_choice(op: Op, call: Any, device: Device) -> Choice | None:
     """The winner for a call on such a device, as `Choices.measured` tells it."""
     return find_winner(_read(TABLES / f"{file_name(device)}.json"), op, call, device)
 
@@ -32,5 +32,5 @@ def file_name(device: Device) -> str:
 def _read(path: Path) -> dict[str, Choice]:
     if not path.exists():
         return {}
-    tuning_cache = json.loads(path.read_text())["winners"]
-    return {key: Choice.from_document(document) for key, document in tuning_cache.items()}
+    winners = json.loads(path.read_text())["winners"]
+    return {key: Choice.from_document(document) for key, document in winners.items()}

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from jax_kernels.batch_sharding import Division, divided, free_axes, varying, varying_axes
-from jax_kernels.builtin_configs import shipped
+from jax_kernels.builtin_configs import builtin_choice
 from jax_kernels.implementations import Device, current_device
 from jax_kernels.op import Choice, Op, call_key
 from jax_kernels.tuning import measured_here
@@ -67,7 +67,7 @@ class Choices:
         asked = self.asked.get(op.name, AUTO)
         if asked != AUTO:
             return choose_asked(op, call, device, asked, self.tell)
-        for find in (self.measured, shipped):
+        for find in (self.measured, builtin_choice):
             found = find(op, call, device)
             if found is not None and op.unsupported_reason(found, call, device) is None:
                 return found

@@ -13,18 +13,18 @@ from jax_kernels.implementations import Config, Device
 from jax_kernels.op import Choice, Op, call_key
 
 
-def find_winner(tuning_cache: Mapping[str, Choice], op: Op, call: Any, device: Device) -> Choice | None:
+def find_winner(winners: Mapping[str, Choice], op: Op, call: Any, device: Device) -> Choice | None:
     """The winner for a call, otherwise that of the same call with the nearest batch size; None if neither can run.
 
     Args:
         winners: by `call_key`.
     """
-    exact = tuning_cache.get(call_key(op.name, call))
+    exact = winners.get(call_key(op.name, call))
     if exact is not None and op.unsupported_reason(exact, call, device) is None:
         return exact
     wanted = _fields(call_key(op.name, call))
     near: list[tuple[float, dict[str, int], Choice]] = []
-    for key, choice in tuning_cache.items():
+    for key, choice in winners.items():
         fields = _fields(key)
         sizes = {name: fields[name] for name in call.batch_fields if name in fields}
         if {**wanted, **sizes} == fields:

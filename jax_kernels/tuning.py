@@ -24,14 +24,14 @@ import jax
 import numpy as np
 
 from jax_kernels import trials as trying
-from jax_kernels.builtin_configs import file_name, shipped
+from jax_kernels.builtin_configs import builtin_choice, file_name
 from jax_kernels.implementations import Config, Device
 from jax_kernels.nearest import find_winner
 from jax_kernels.op import Choice, Op, call_key, find_op
 from jax_kernels.timing import Passes, time_in_turn
 from jax_kernels.trials import Failure, TrialProcess
 
-FORMAT = 1
+FORMAT = 2
 TOLERANCE = {
     "float64": 1e-6,
     "float32": 1e-2,
@@ -117,9 +117,9 @@ class TuningCache:
         if document != self.document():  # processes often share the file
             self._write(*_parse(document))
 
-    def _write(self, tuning_cache: Mapping[str, Choice], failed: Mapping[str, Choice]) -> None:
+    def _write(self, winners: Mapping[str, Choice], failed: Mapping[str, Choice]) -> None:
         kept_winners, kept_failed = self._read()
-        self._choices, self._failed = {**kept_winners, **tuning_cache}, {**kept_failed, **failed}
+        self._choices, self._failed = {**kept_winners, **winners}, {**kept_failed, **failed}
         document = self._head | self.document()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(".tmp", f".{self.path.name}.", self.path.parent)
@@ -151,11 +151,11 @@ class TuningCache:
 
 def _parse(document: Mapping[str, Any]) -> tuple[dict[str, Choice], dict[str, Choice]]:
     """The winners, by `call_key`, and the kernels that failed, by `_failure_key`."""
-    tuning_cache, failed = (
+    winners, failed = (
         {_checked_key(key): Choice.from_document(value) for key, value in document[part].items()}
         for part in ("winners", "failed")
     )
-    return tuning_cache, failed
+    return winners, failed
 
 
 def _checked_key(key: str) -> str:
@@ -286,7 +286,7 @@ def verify(
         trials: a process that does `check_or_time`.
         tell: called with a line for each kernel that was tried.
     """
-    if call_key(op.name, call) in tuning_cache.choices() or shipped(op, call, device) is not None:
+    if call_key(op.name, call) in tuning_cache.choices() or builtin_choice(op, call, device) is not None:
         return
     for name in op.preference[device.platform]:
         implementation = op.implementations[name]

@@ -25,6 +25,9 @@ from aifx.runs.files import write_json
 
 SCHEMA_VERSION = 1
 
+KERNELS_VERSION = 3
+"""Of `kernels.json`."""
+
 
 @dataclass
 class RunDigests:
@@ -141,11 +144,19 @@ def kernel_digest(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def read_kernel_choices(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
-    """The choices in `kernels.json` by kind of device; empty if it is missing or is not as aifx writes it."""
+    """The choices in `kernels.json` by kind of device; empty if it is missing or is not as aifx writes it.
+
+    Raises CheckpointError if another version of aifx wrote it.
+    """
     try:
-        devices = parse_json(read_file(run.kernels))["devices"].items()
+        document = parse_json(read_file(run.kernels))
+        devices, version = document["devices"].items(), document.get("schema_version")
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+    if isinstance(version, int) and version != KERNELS_VERSION:
+        what = f"another version of aifx wrote run {run.name}"
+        why = f"{run.kernels} has format {version}; this version reads format {KERNELS_VERSION}"
+        raise CheckpointError(what, why, "aifx train --run NAME    (a new run)")
     return {kind: [c for c in choices if isinstance(c, dict)] for kind, choices in devices if isinstance(choices, list)}
 
 

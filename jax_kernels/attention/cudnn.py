@@ -1,4 +1,4 @@
-"""NVIDIA's own attention, through `jax.nn.dot_product_attention`: what every kernel for a GPU is held against."""
+"""NVIDIA's own attention, through `jax.nn.dot_product_attention`: what every kernel for a GPU is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention as it is defined, scores and all: what every other implementation is held against."""
+"""Attention as it is defined, scores and all: what every other implementation is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention over pages as it is defined, on rows put together first: what every other implementation is held against.
+"""Attention over pages as it is defined, on rows put together first: what every other implementation is compared with.
 
 Its gradient is that of the other implementations too. Generation needs none, so that none is written for speed.
 """

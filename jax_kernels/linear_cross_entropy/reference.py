@@ -1,4 +1,4 @@
-"""Projection and loss as they are defined, logits and all: what every other implementation is held against."""
+"""Projection and loss as they are defined, logits and all: what every other implementation is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both norms as they are defined: what every other implementation is held against."""
+"""Both norms as they are defined: what every other implementation is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The product as it is defined, a block of scales at a time: what every other implementation is held against."""
+"""The product as it is defined, a block of scales at a time: what every other implementation is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotary as it is defined: what every other implementation is held against."""
+"""Rotary as it is defined: what every other implementation is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SwiGLU as it is defined: what every other implementation is held against."""
+"""SwiGLU as it is defined: what every other implementation is compared with."""
 
 from __future__ import annotations
 

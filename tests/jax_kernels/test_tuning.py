@@ -12,7 +12,7 @@ from odd_op import ODD
 from aifx.kernels import winners_path
 from jax_kernels.attention import ATTENTION
 from jax_kernels.attention.call import Call
-from jax_kernels.builtin_configs import shipped
+from jax_kernels.builtin_configs import builtin_choice
 from jax_kernels.dispatch import Choices, choose
 from jax_kernels.implementations import Config, Device, current_device
 from jax_kernels.op import Choice, Op, _source_digest
@@ -179,9 +179,11 @@ def test_a_new_batch_size_takes_the_nearest_winner(tmp_path: Path) -> None:
 
 
 def test_the_shipped_winners_serve_other_batch_sizes() -> None:
-    case = next(case for case in benchmark_cases(ATTENTION, "cpu") if shipped(ATTENTION, case.call("float32"), CPU))
+    case = next(
+        case for case in benchmark_cases(ATTENTION, "cpu") if builtin_choice(ATTENTION, case.call("float32"), CPU)
+    )
     call = case.call("float32")
-    exact, near = (shipped(ATTENTION, replace(call, batch=batch), CPU) for batch in (call.batch, 3 * call.batch))
+    exact, near = (builtin_choice(ATTENTION, replace(call, batch=batch), CPU) for batch in (call.batch, 3 * call.batch))
     assert exact is not None
     assert near is not None
     assert near.reason == f"{exact.reason.partition(', for')[0]}, for batch={call.batch}"
@@ -213,7 +215,7 @@ def test_the_folder_of_winners_is_that_of_aifx(tmp_path: Path, monkeypatch: pyte
         b"\xff\xfe",
         b"[]",
         b"{}",
-        b'{"format": 1}',
+        b'{"format": 2}',
         "another version",
         "winners that are none",
         "of no call",

@@ -122,7 +122,10 @@ def test_a_setting_that_a_newer_version_brings_changes_nothing(trained) -> None:
 
 def test_a_run_whose_checkpoints_are_all_damaged_begins_with_its_kernels_bound(trained) -> None:
     run = trained.run()
-    kernels = {"schema_version": 2, "devices": {"another kind": [{"call": "{}", "form": "xla", "config": {}}]}}
+    kernels = {
+        "schema_version": 3,
+        "devices": {"another kind": [{"call": "{}", "implementation": "xla", "config": {}}]},
+    }
     run.kernels.write_text(json.dumps(kernels))
     for manifest in run.checkpoints.glob("*/manifest/manifest.json"):
         manifest.write_text("{}")
@@ -130,3 +133,11 @@ def test_a_run_whose_checkpoints_are_all_damaged_begins_with_its_kernels_bound(t
     assert json.loads(run.digests.read_text())["kernels"].keys() >= {"another kind"}
     (last,) = list_bindings(run.checkpoints).keys() - {4, 8}
     assert "another kind" in list_bindings(run.checkpoints)[last]["kernels"]
+
+
+def test_a_run_in_an_old_format_is_refused(trained) -> None:
+    path = trained.run().kernels
+    path.write_text(json.dumps({"schema_version": 2, "devices": {}}))
+    with pytest.raises(CheckpointError) as refused:
+        trained.train("checkpoint.keep_best=0")
+    assert refused.value.why == f"{path} has format 2; this version reads format 3"
