@@ -102,8 +102,8 @@ def project_calls_isolated(project: Project, config: Config, *, say: Say) -> tup
     Raises EnvironmentFault if that process fails, and what `project_calls` raises.
     """
     try:
-        with TrialProcess(_device_and_calls) as apart:
-            found = apart.do((project, config), math.inf)
+        with TrialProcess(_device_and_calls) as child:
+            found = child.do((project, config), math.inf)
     except ChildProcessError as error:
         found = Failure(str(error))
     if isinstance(found, Failure):

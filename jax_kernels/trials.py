@@ -33,8 +33,8 @@ class TrialProcess:
     An item that raises, crashes the process or takes too long has a Failure. After a crash or a hang, which may have
     left the device in a state that nothing could use, a new process does the next item.
 
-        with Apart(work) as apart:
-            result = apart.do(item)
+        with TrialProcess(work) as trials:
+            result = trials.do(item)
     """
 
     def __init__(self, work: Callable[[Any], Any]) -> None:

@@ -115,7 +115,7 @@ def compare_rounding(old: Config, new: Config) -> list[Difference]:
 
 
 def number_settings(config: Config) -> dict[str, Any]:
-    """The values that change the numbers of a run, by key and as JSON has them: every key that is not FREE."""
+    """The values that change the numbers of a run, by key and as JSON has them: every key that is not RESUME_SAFE."""
     values = config.values()
     return {
         f"{name}.{key}": json.loads(json.dumps(values[name].get(key)))
@@ -134,7 +134,7 @@ def setting_default(config: Config, key: str) -> Any:
 
 
 def is_marked(extra: Any, mark: Mapping[str, Any]) -> bool:
-    """Whether a field's `json_schema_extra` bears a mark: FREE, or ROUNDING, which is FREE as well."""
+    """Whether a field's `json_schema_extra` bears a mark: RESUME_SAFE, or ROUNDING, which is RESUME_SAFE as well."""
     return isinstance(extra, Mapping) and mark.items() <= extra.items()
 
 

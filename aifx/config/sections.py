@@ -1,7 +1,7 @@
 """The sections of `aifx.toml`: one frozen model each, unknown keys refused.
 
 The description of each field is its documentation: `aifx config schema` and the editors that read it show it.
-A field marked FREE may change between a run and its resumption, because it changes no number that the run computes; one
+A field marked RESUME_SAFE may change between a run and its resumption, because it changes no number that the run computes; one
 marked ROUNDING may, too, and changes at most how they are rounded, which is said. Every other difference makes
 `aifx train` refuse (see `aifx.config.compare`).
 """

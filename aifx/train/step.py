@@ -76,7 +76,7 @@ def make_step_spec(config: Config, task: Task, mesh: Mesh) -> StepSpec:
 
 
 def make_step(step_spec: StepSpec) -> StepFn:
-    """The step as a pure function: (state, batch) -> (next state, NUMBERS)."""
+    """The step as a pure function: (state, batch) -> (next state, STEP_METRICS)."""
 
     def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, jax.Array]:
         loss, gradients = mean_gradients(step_spec, state.params, batch, step_key(step_spec, state.step))

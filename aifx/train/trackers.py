@@ -33,11 +33,11 @@ def open_trackers(names: Sequence[str], run: RunDirectory, say: Callable[[str], 
                 "each tracker needs its package",
                 install_command(name),
             )
-    kinds: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
+    kinds: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
     return [Background(name, kinds[name](run), say) for name in dict.fromkeys(names)]
 
 
-class Sink:
+class Tracker:
     """One tracker: `open`, then `write` for each record, then `close`, all from one thread."""
 
     def __init__(self, run: RunDirectory) -> None:
@@ -50,7 +50,7 @@ class Sink:
     def close(self, status: str) -> None: ...
 
 
-class TensorBoard(Sink):
+class TensorBoard(Tracker):
     """Event files in the run's `trackers/tensorboard`."""
 
     def open(self, info: RunInfo) -> None:
@@ -71,7 +71,7 @@ class TensorBoard(Sink):
         self._writer.close()
 
 
-class WeightsAndBiases(Sink):
+class WeightsAndBiases(Tracker):
     """A run in the project of that name; offline, in the run's `trackers/wandb`, without a login or WANDB_MODE."""
 
     def open(self, info: RunInfo) -> None:
@@ -97,7 +97,7 @@ class WeightsAndBiases(Sink):
         self._run.finish(exit_code=0 if status in ("completed", "early_stopped") else 1)
 
 
-class MLflow(Sink):
+class MLflow(Tracker):
     """A run in the experiment of the project's name; in MLFLOW_TRACKING_URI, else in the run's `trackers/mlflow`."""
 
     def open(self, info: RunInfo) -> None:
@@ -136,13 +136,13 @@ class MLflow(Sink):
 
 
 class Background:
-    """Runs a sink in a thread. A sink that fails is dropped, which is said; training goes on."""
+    """Runs a tracker in a thread. aifx drops a tracker that fails, with a warning, and training goes on."""
 
-    def __init__(self, name: str, sink: Sink, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, tracker: Tracker, say: Callable[[str], None]) -> None:
         self.name = name
         self.failed = False
         self._say = say
-        self._sink = sink
+        self._tracker = tracker
         self._queue: queue.SimpleQueue[tuple[int, dict[str, float]] | str] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -167,10 +167,10 @@ class Background:
 
     def _work(self) -> None:
         try:
-            self._sink.open(self._info)
+            self._tracker.open(self._info)
             while not isinstance(item := self._queue.get(), str):
-                self._sink.write(*item)
-            self._sink.close(item)
+                self._tracker.write(*item)
+            self._tracker.close(item)
         except Exception as e:  # whatever a tracker's client raises: the run matters more
             self.failed = True
             self._say(f"{self.name} is given up: {type(e).__name__}: {e}")

@@ -144,7 +144,7 @@ def check_divided(op):
         with using(choices):
             text = jax.jit(lambda *a: program(*a)).lower(*arguments).compile()
             together = text(*arguments)
-        assert [call for _, call in choices.met.values()] == [op.rows(call, 2).call], case.name
+        assert [call for _, call in choices.seen_calls.values()] == [op.rows(call, 2).call], case.name
         assert relative_error(together, alone) < 1e-4, case.name
 
 def check_mapped(op):
@@ -173,7 +173,7 @@ def check_mapped(op):
     program, _ = op.workload(call, mapped, ())
     with using(Choices(division=division)) as choices:
         actual = jax.jit(program)(*arguments)
-    assert [call for _, call in choices.met.values()] == [rows.call]
+    assert [call for _, call in choices.seen_calls.values()] == [rows.call]
     assert relative_error(actual, expected) < 1e-4
 
 assert jax.device_count() == 2

@@ -69,9 +69,9 @@ PARENT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import test_trials
-from jax_kernels.trials import Apart
+from jax_kernels.trials import TrialProcess
 
-with Apart(test_trials.work) as apart:
+with TrialProcess(test_trials.work) as apart:
     print(apart.do("first")[1], flush=True)
     apart.do("hangs")
 """
