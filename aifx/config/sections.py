@@ -1,9 +1,9 @@
 """The sections of `aifx.toml`: one frozen model each, unknown keys refused.
 
 The description of each field is its documentation: `aifx config schema` and the editors that read it show it.
-A field marked RESUME_SAFE may change between a run and its resumption, because it changes no number that the run computes; one
-marked ROUNDING may, too, and changes at most how they are rounded, which is said. Every other difference makes
-`aifx train` refuse (see `aifx.config.compare`).
+A field marked RESUME_SAFE may change between a run and its resumption, because it changes no number that the run
+computes. One marked ROUNDING may change too; it changes at most the rounding, and `aifx train` reports that. If any
+other field differs, `aifx train` refuses (see `aifx.config.compare`).
 """
 
 from __future__ import annotations
