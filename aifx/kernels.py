@@ -1,5 +1,4 @@
-"""The implementations of jax_kernels that a run's programs are made of: chosen once, kept in the run, taken again at
-resume."""
+"""The implementations of jax_kernels that a run's programs use: chosen once, kept in the run, used again at resume."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ A file for each machine and what it computes with, in `state_path()`:
      "rates": {"matmul.float32": {"rate": 1.9e11, "time": ..., "versions": {"jax": ...}}, "memory": ...}}
 
 A rate is in operations or bytes a second, of one device (a CPU is one, with all cores that it may use), and only ever
-rises: a later, slower measurement is a finding of `aifx doctor`, not a lower ceiling. Deleting the file begins anew.
+rises: a later, slower measurement is a finding of `aifx doctor`, not a lower ceiling. Deleting the file starts again.
 
     matmul.DTYPE            products, the best size
     memory                  the triad, of arrays that no cache holds

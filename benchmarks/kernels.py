@@ -3,8 +3,7 @@
     python benchmarks/kernels.py [--rounds 2] [--op attention ...]
 
 Ours is the fastest of an op's own implementations on this device, the reference (`reference`, what one would write)
-and cuDNN not among them. A round is a launch of the bench, in which all implementations and peers of a case are timed
-in turn.
+and cuDNN not among them. A round is a launch of the bench, which times all implementations and peers of a case in turn.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Measure every config of every implementation on this device, and write what wins into the package's table of such
-devices.
+"""Measure every config of every implementation here, and write the winners into the package's table of such devices.
 
     python benchmarks/ship_kernels.py [--op attention] [--case NAME] [--dtype bfloat16]
 

@@ -61,8 +61,7 @@ def kernels(
     *,
     how: Measuring,
 ) -> None:
-    """Measure each op of jax_kernels in each of its implementations, against jax.nn and tokamax where they can say the
-    same.
+    """Measure each implementation of each op of jax_kernels, compared with jax.nn and tokamax.
 
     Examples:
         aifx bench kernels --op attention

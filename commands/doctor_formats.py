@@ -62,7 +62,7 @@ def for_monitor(json: bool) -> Iterator[Output]:
 
 
 def tell(report: Report, form: Format, strict: bool) -> NoReturn:
-    """The line on stdout, and the end. Raises Told."""
+    """The line on stdout, and the end. Raises ProtocolExit."""
     line, code = nagios(report) if form is Format.NAGIOS else npd(report, strict)
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()  # one that cannot be written is no verdict

@@ -1,5 +1,4 @@
-"""Which implementation of an op runs: asked for, remembered by a run, measured on such a device, or the best guess for
-it."""
+"""Which implementation of an op runs: asked for, kept by a run, measured on such a device, or the best guess."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ class Choices:
         on_choice: told when a choice was added.
         tell: told, once a call, of an implementation that was asked for or chosen before and gives way.
         division: the devices that the program is divided among, where there are several.
-        met: the calls that were met, by `call_key`.
+        seen_calls: the calls that were met, by `call_key`.
     """
 
     made: dict[str, Choice] = field(default_factory=dict)
@@ -91,8 +90,7 @@ def using(choices: Choices) -> Iterator[Choices]:
 
 
 def run(op: Op, call: Any, implementation: str, *operands: Any) -> Any:
-    """The results of a call, by the implementation that is chosen for it. Each of several devices takes its share of
-    the rows.
+    """The results of a call, by the implementation chosen for it. Each of several devices takes its share of the rows.
 
     Inside the caller's `jax.shard_map`, the operands are a device's share already.
 
@@ -145,7 +143,7 @@ def check_name(op: Op, implementation: str) -> None:
 
 
 def choose_asked(op: Op, call: Any, device: Device, name: str, tell: Callable[[str], None]) -> Choice:
-    """The implementation that was asked for, or what runs in its place where it refuses the call, which is told."""
+    """The implementation that was asked for, or, if it does not support the call, another; `tell` hears of that."""
     refusal = op.implementations[name].unsupported_reason(call, device)
     if refusal is None:
         return op.choice(name, op.implementations[name].configs(call, device)[0], "asked for")

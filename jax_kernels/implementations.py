@@ -58,9 +58,10 @@ class Implementation:
 
 
 def kernel_implementation(name: str, op: str, module: str) -> Implementation:
-    """The implementation that `module` holds as a function named as the op, `unsupported_reason` and `configs`. The
-    module is imported when it is asked for: Pallas and its backends take their time, and most programs need none or
-    one of them.
+    """The implementation that `module` holds as a function named as the op, `unsupported_reason` and `configs`.
+
+    The module is imported when it is asked for: Pallas and its backends take their time, and most programs need one of
+    them at most.
 
     The compiler cannot divide a Pallas kernel: on TPUs it says so and stops, on GPUs each device would do all of it.
     """

@@ -1,5 +1,4 @@
-"""What an op is: its implementations, what a call of it asks of a device, and which implementation was chosen for
-one."""
+"""What an op is: its implementations, the work of a call, and the implementation chosen for one."""
 
 from __future__ import annotations
 
@@ -63,9 +62,8 @@ class Op:
         implementations: by name; "reference" and "xla" take every call.
         preference: the implementations to try in this order where nothing was measured.
         workload: (call, run, config) -> a program that does with an implementation what training or generation does,
-        and a
-            function that makes arrays for it. The program is a TrainingProgram, or the forward pass alone if nothing
-            differentiates the op.
+            and a function that makes arrays for it. The program is a TrainingProgram, or the forward pass alone if
+            nothing differentiates the op.
         work: what that asks of the device.
         rows: (call, count) -> how a call is shared out among `count` devices; None where it cannot be.
     """

@@ -64,7 +64,7 @@ def dtypes(op: Op) -> tuple[str, ...]:
 
 
 def read_key(key: str) -> tuple[Op, Any]:
-    """The op and the call that `choosing.call_key` wrote. Raises KeyError, TypeError, ValueError for what is none."""
+    """The op and the call that `op.call_key` wrote. Raises KeyError, TypeError, ValueError for what is none."""
     fields = json.loads(key)
     op = OPS[fields.pop("op")]
     return op, op.call(**fields)

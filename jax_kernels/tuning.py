@@ -1,5 +1,4 @@
-"""Measuring which implementation of an op is fastest for a call on this device, or whether a kernel is right there;
-kept on disk.
+"""Measuring which implementation of an op is fastest on this device, or whether a kernel is right; kept on disk.
 
 A file a kind of device and JAX version holds the winners: what was measured under one says little about another. Files
 are replaced whole, and one that is damaged or foreign is set aside.
@@ -200,8 +199,7 @@ def candidates(op: Op, call: Any, device: Device) -> Iterator[tuple[str, Config]
 
 @dataclass(frozen=True)
 class Candidate:
-    """An implementation of an op for a call, and what it runs with. It can be sent to another process, as an op
-    cannot."""
+    """An implementation of an op for a call, and its config. Unlike an op, it can be sent to another process."""
 
     package: str
     op: str
@@ -277,8 +275,7 @@ def verify(
     *,
     tell: Tell = lambda text: None,
 ) -> None:
-    """Try the kernels that come before XLA's implementation on this device, and remember the first that computes what
-    it does.
+    """Try the kernels that come before XLA's implementation on this device, and keep the first that agrees with it.
 
     Nothing is tried of a call that has a winner, and no kernel that has failed before.
 

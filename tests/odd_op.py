@@ -1,4 +1,4 @@
-"""An op with forms that crash, hang and compute wrongly, for tests of what tries them."""
+"""An op with implementations that crash, hang and compute wrongly, for tests of what tries them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Call:
     """Twice an array of `length` numbers.
 
     Attributes:
-        made_by_late: a file that the form "late" makes when it runs.
+        made_by_late: a file that the implementation "late" makes when it runs.
     """
 
     batch_fields: ClassVar = ("length",)
@@ -98,7 +98,7 @@ ODD = Op(
 
 
 def slow(at: str) -> Callable[..., Any]:
-    """A form that sleeps in one of its passes, longer in the backward pass."""
+    """An implementation that sleeps in one of its passes, longer in the backward pass."""
 
     def asleep(x: jax.Array, seconds: float) -> jax.Array:
         return jax.pure_callback(lambda x: time.sleep(seconds) or x, x, x)
@@ -133,4 +133,4 @@ TRAINED = replace(
 )
 
 QUICK = replace(ODD, name="quick", preference=dict.fromkeys(("cpu", "gpu", "tpu"), ("off", "good", "xla")))
-"""Without the forms that end a process or take a limit's time."""
+"""Without the implementations that end a process or take a limit's time."""

@@ -1,5 +1,4 @@
-"""Each op of jax_kernels in each of its implementations, and what others have in its place: forward and backward, as
-training runs them.
+"""Each implementation of each op of jax_kernels, and its peers: forward and backward, as training runs them.
 
 The implementations and peers of a case are timed in turn. Their operands are taken from as many sets as the caches
 cannot hold: an implementation that finds in them what a training step would have to fetch is flattered.

@@ -1,4 +1,4 @@
 """The health of a node and of a fleet: probes give facts, rules judge them, a report tells what to do next.
 
-collect (`probes`, through a `Host`) -> `Snapshot` (JSON) -> `rules` (data) -> `judge` (pure) -> `Report`.
+collect (`probes`, through a `Host`) -> `Snapshot` (JSON) -> `rules` (data) -> `evaluate_rules` (pure) -> `Report`.
 """

@@ -35,7 +35,7 @@ class Unknown:
 
     Attributes:
         why: what went wrong.
-        fix: what to do about it.
+        remedy: what to do about it.
     """
 
     why: str

@@ -116,9 +116,8 @@ def attention(
             scalar may be traced.
         return_lse: also the log-sum-exp of each row's scores `[batch, num_heads, q_len]`, float32 or wider, so that
             partial results combine; -inf where a row sees nothing (its output is zeros).
-        implementation: which implementation; "auto" takes the fastest for the device. One that cannot take the call
-        gives way
-            to another, with a warning.
+        implementation: which implementation; "auto" takes the fastest for the device. If it does not
+            support the call, another runs, with a warning.
 
     Returns the output, shaped as q.
 

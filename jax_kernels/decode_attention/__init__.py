@@ -101,9 +101,8 @@ def decode_attention(
         logit_softcap: scores become cap * tanh(score / cap).
         return_lse: also the log-sum-exp of each row's scores `[batch, num_heads]`, float32 or wider, so that partial
             results combine; -inf for a row of length 0 (its output is zeros).
-        implementation: which implementation; "auto" takes the fastest for the device. One that cannot take the call
-        gives way
-            to another, with a warning.
+        implementation: which implementation; "auto" takes the fastest for the device. If it does not
+            support the call, another runs, with a warning.
 
     Returns the output, shaped as q.
 

@@ -74,8 +74,7 @@ def rows(call: Call, count: int) -> ShardPlan | None:
 def workload(
     call: Call, run: Callable[..., Any], config: Config
 ) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
-    """An implementation forward, as generation runs it, and what makes arrays of the call's shapes: full rows, mixed
-    pages."""
+    """An implementation's forward pass, as generation runs it, and what makes its arrays: full rows, mixed pages."""
 
     def program(q: jax.Array, k_pages: jax.Array, v_pages: jax.Array, page_table: jax.Array, lengths: jax.Array) -> Any:
         return run(call, config, q, k_pages, v_pages, page_table, lengths)[0]

@@ -82,9 +82,8 @@ def rms_norm(
     Args:
         residual: as x, is added to it first; the sum, rounded to x's type, is normalized and returned as well.
         epsilon: is added to the mean square.
-        implementation: which implementation; "auto" takes the fastest for the device. One that cannot take the call
-        gives way
-            to another, with a warning.
+        implementation: which implementation; "auto" takes the fastest for the device. If it does not
+            support the call, another runs, with a warning.
 
     Returns the output, shaped as x, and with a residual the pair (output, x + residual). Statistics are float32 or
     wider, whatever x is.

@@ -70,9 +70,8 @@ def quantized_matmul(
         x_scale: `[m, k_blocks]` float32, k_blocks a divisor of k: 1 for a scale a row.
         weight_scale: `[k_blocks, n_blocks]` float32, divisors of k and n: `[1, n]` for a scale a column.
         out_dtype: bfloat16, float16 or float32.
-        implementation: which implementation; "auto" takes the fastest for the device. One that cannot take the call
-        gives way
-            to another, with a warning.
+        implementation: which implementation; "auto" takes the fastest for the device. If it does not
+            support the call, another runs, with a warning.
 
     Returns `[m, n]`. Its error beside that of quantizing: the rounding to `out_dtype`, and a few of float32.
 

@@ -45,9 +45,8 @@ def rotary(x: jax.Array, cos: jax.Array, sin: jax.Array, *, implementation: Impl
         cos, sin: of the angles, `[batch, len, head_dim / 2]` or `[1, len, head_dim / 2]` for the whole batch, float32
             (float64 for x in float64). They are not differentiated: angles are a function of the position, not trained,
             and their gradient is zero as through `lax.stop_gradient`.
-        implementation: which implementation; "auto" takes the fastest for the device. One that cannot take the call
-        gives way
-            to another, with a warning.
+        implementation: which implementation; "auto" takes the fastest for the device. If it does not
+            support the call, another runs, with a warning.
 
     Returns what is computed in float32, shaped and typed as x.
 

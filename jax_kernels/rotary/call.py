@@ -1,5 +1,4 @@
-"""A call of rotary as its implementations see it: everything but the values; and the gradient, which is the same for
-all."""
+"""A call of rotary as its implementations see it: everything but the values; and the gradient, which they share."""
 
 from __future__ import annotations
 
@@ -45,8 +44,7 @@ Rotate: TypeAlias = Callable[[Call, Config, jax.Array, jax.Array, jax.Array], ja
 
 
 def differentiable(rotate: Rotate) -> Rotate:
-    """An implementation with its gradient in x: the gradient of the output, turned back by the implementation
-    itself."""
+    """An implementation with its gradient in x: the output's gradient, which the implementation itself turns back."""
 
     @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
     def rotary(call: Call, config: Config, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -41,9 +41,8 @@ def swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, *, implementation: Impl
     """silu(x @ gate) * (x @ up), of x `[tokens, embed]` and the weights gate and up `[embed, mlp]`.
 
     Args:
-        implementation: which implementation; "auto" takes the fastest for the device. One that cannot take the call
-        gives way
-            to another, with a warning.
+        implementation: which implementation; "auto" takes the fastest for the device. If it does not
+            support the call, another runs, with a warning.
 
     Returns `[tokens, mlp]` in x's type. Products are summed in float32, and the activation is computed in it.
 

@@ -96,8 +96,7 @@ def computed(implementation, call, offset, block, q, k, v, ids, d_out, d_lse):
 
 
 def check(implementation, call, *, traced=(), block=None, tolerance=None):
-    """An implementation's results in blocks of its own, or of `block` rows; at offsets that are `traced`, or at the
-    call's."""
+    """An implementation's results in its own blocks, or of `block` rows; at `traced` offsets, or at the call's."""
     given_arrays = arrays(call)
     dtypes = [call.dtype, given_arrays[-1].dtype.name, *[call.dtype] * 3]
     as_run = replace(call, return_lse=True, q_offset=None if traced else call.q_offset)

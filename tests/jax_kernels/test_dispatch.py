@@ -1,4 +1,4 @@
-"""Which implementation runs: what was asked for, what the run remembers, what was measured, the best guess; in this
+"""Which implementation runs: what was asked for, what the run remembers, what was measured, the best guess, in that
 order."""
 
 import json

@@ -1,5 +1,4 @@
-"""Each implementation of linear_cross_entropy against the definition in float64 NumPy; gradients against the
-reference's."""
+"""Each implementation of linear_cross_entropy against the definition in float64 NumPy; gradients: the reference."""
 
 import contextlib
 import io

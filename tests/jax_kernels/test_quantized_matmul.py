@@ -1,5 +1,4 @@
-"""Each implementation of quantized_matmul against the definition in float64 NumPy, within bounds that follow from the
-types."""
+"""Each implementation of quantized_matmul against float64 NumPy, within bounds that follow from the types."""
 
 import contextlib
 
@@ -63,8 +62,7 @@ def defined(call, x, weight, x_scale, weight_scale):
     With u = 2^-24 of float32: int8 is summed exactly in a block of scales; the sum is rounded to float32 (u), times two
     scales (2 u), and added to what there is, which rounds the total once a block at most. fp8 has 4 significant bits,
     so that float32 holds a product of two; k additions of them round, and an implementation may scale operands first
-    (2 u more). Either is relative to the sum of what is added, without signs. Then the result is rounded to its own
-    type.
+    (2 u more). Either is relative to the sum of what is added, without signs. Then the result is rounded to its type.
     """
     x, weight, x_scale, weight_scale = (np.asarray(y).astype(np.float64) for y in (x, weight, x_scale, weight_scale))
     x_wide, weight_wide = x * spread(x_scale, x.shape), weight * spread(weight_scale, weight.shape)
@@ -89,8 +87,7 @@ def assert_within(actual, exact, error):
 
 @contextlib.contextmanager
 def on_device(implementation, call):
-    """Where an implementation runs: a kernel that `running`'s device does not take, in the interpreter of one that
-    does."""
+    """Where an implementation runs: in the interpreter of a device that takes it if `running`'s does not."""
     if implementation in EVERYWHERE:
         yield
     elif (device := DEVICES.get((implementation, call.dtype))) is not None and jax.default_backend() == "cpu":

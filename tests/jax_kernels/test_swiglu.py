@@ -1,5 +1,4 @@
-"""Each implementation of swiglu against the definition in float64 NumPy; gradients against the reference's in
-float64."""
+"""Each implementation of swiglu against the definition in float64 NumPy; gradients against the float64 reference."""
 
 import math
 

@@ -13,8 +13,7 @@ MOST_ROWS = 60
 
 
 def implementations(report: Report) -> Picture | None:
-    """A row a case, a dot an implementation, as many times as slow as the fastest. None where there is nothing to
-    compare."""
+    """One row per case, one dot per implementation: its time over the fastest. None if there is nothing to compare."""
     results = [
         r for r in report.results if r.name.startswith("kernels.") and "implementation" in r.params and r.median_s > 0
     ]

@@ -57,8 +57,7 @@ class Step:
 
 
 def plan(everything: list[Any], without: set[str], level: Level, left_s: Callable[[], float]) -> Iterator[Step]:
-    """The consistency check while the devices are cold, each device, all together, the sustained load, the consistency
-    check again.
+    """The consistency check on cold devices, each device, all together, the sustained load, the check again.
 
     A step's number is the same whatever `without` names: what is for all is then for the others.
     """

@@ -39,9 +39,8 @@ def scores(call: Call, products: jax.Array) -> tuple[jax.Array, float]:
 
 def accumulate(*sums: tuple[jax.Array, jax.Array, Ref, Any], meanwhile: Callable[[], None] = lambda: None) -> Any:
     """acc + a @ b[index] of each (acc, a, b, index), acc and a in registers; all that, and `meanwhile`, at once."""
-    if (
-        implementations.is_interpreting()
-    ):  # the interpreter knows neither a left side in registers nor a sum to begin with
+    # The interpreter knows neither a left side in registers nor a sum to begin with.
+    if implementations.is_interpreting():
         meanwhile()
         return tuple(acc + jnp.dot(a, b[index], preferred_element_type=jnp.float32) for acc, a, b, index in sums)
 

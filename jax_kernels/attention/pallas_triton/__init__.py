@@ -7,7 +7,8 @@ them again from the log-sum-exp that the forward left, in two kernels: one holds
 the other holds queries and walks over keys (dq), so that no two programs add to the same place.
 
 What makes it fast:
-- Blocks that the mask hides are not visited, and those that a causal mask leaves whole are not masked (`walking`).
+- Blocks that the mask hides are not visited, and those that a causal mask leaves whole are not masked
+  (`block_iteration`).
 - Softmax runs on powers of 2, which the GPU computes itself, with log2(e) in the factor of the scores.
 - Arrays are read where they lie and never padded: Triton's blocks, powers of two, mask what is beyond in their loads.
   Pallas addresses an array of more than 4 GiB in 64 bits.
