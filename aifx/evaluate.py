@@ -198,7 +198,7 @@ def evaluate(
 
 
 def check_overrides(
-    run: RunDirectory, project: Project, overrides: Sequence[str], free: Sequence[str] = SAFE_OVERRIDES
+    run: RunDirectory, project: Project, overrides: Sequence[str], safe: Sequence[str] = SAFE_OVERRIDES
 ) -> None:
     """Raises UsageError where overrides could put into the chosen split what the run was trained on."""
     if not overrides:
@@ -207,11 +207,11 @@ def check_overrides(
 
     changed = compare(read_config(run.config, project), read_config(run.config, project, overrides))
     for d in changed:
-        if d.key.startswith(("task.", "data.")) and d.key not in free:
+        if d.key.startswith(("task.", "data.")) and d.key not in safe:
             raise UsageError(
                 f"{d.key} is not to be changed for an evaluation",
                 f"run {run.name} was trained with {d.old!r}: with {d.new!r} it may be measured on what it learnt from",
-                f"aifx eval --run {run.name}    (--set takes eval.*, {', '.join(free)} and the like)",
+                f"aifx eval --run {run.name}    (--set takes eval.*, {', '.join(safe)} and the like)",
             )
 
 

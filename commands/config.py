@@ -133,7 +133,12 @@ def settings_table(found: Iterable[Setting]) -> str:
     for setting in found:
         title = f"### `[{setting.section}]`" + (f', `task.kind = "{setting.kind}"`' if setting.kind else "")
         rows = blocks.setdefault(title, ["| key | values | default | |", "| --- | --- | --- | --- |"])
-        cells = (setting.key, setting.expected, _default(setting), setting.description + (" *" if setting.free else ""))
+        cells = (
+            setting.key,
+            setting.expected,
+            _default(setting),
+            setting.description + (" *" if setting.is_resume_safe else ""),
+        )
         key, expected, default, description = (cell.replace("|", "\\|") for cell in cells)
         rows.append(f"| `{key}` | {expected} | `{default}` | {description} |")
     return "\n\n".join("\n".join([title, "", *rows]) for title, rows in blocks.items()) + "\n"
@@ -210,5 +215,5 @@ def _key_document(setting: Setting) -> dict[str, object]:
         "values": setting.expected,
         "default": setting.default,
         "description": setting.description,
-        "may_change_on_resume": setting.free,
+        "may_change_on_resume": setting.is_resume_safe,
     }

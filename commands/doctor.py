@@ -118,7 +118,7 @@ def doctor(
     if ctx.invoked_subcommand is not None:
         _nothing_before(ctx)
         return
-    looking = NodeOptions(
+    node_options = NodeOptions(
         root,
         record,
         replay,
@@ -132,16 +132,18 @@ def doctor(
     )
     ways = (hosts, of_slurm, agents or (), timeout, at_once, remote)
     trust = (token_file, insecure_token, tls_ca)
-    asking = fleet.FleetOptions(*ways, *trust, with_bisect, budget, only or (), skip or (), sample, looking.stress)
+    fleet_options = fleet.FleetOptions(
+        *ways, *trust, with_bisect, budget, only or (), skip or (), sample, node_options.stress
+    )
     with terminal(json) if form is Format.TEXT else for_monitor(json) as out:
         from aifx.health.rules import read_site
 
         sites = read_site(site)
-        if fleet.is_asked(ctx, asking, replay):
+        if fleet.is_asked(ctx, fleet_options, replay):
             if project:
                 raise UsageError("--project checks the project here", "a fleet is other machines", "leave one out")
-            fleet.check_fleet(out, asking, sites, strict=strict, record=record, replay=replay, html=html)
-        _check_node(out, looking, form, sites, only or (), skip or ())
+            fleet.check_fleet(out, fleet_options, sites, strict=strict, record=record, replay=replay, html=html)
+        _check_node(out, node_options, form, sites, only or (), skip or ())
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class NodeOptions:
 
 
 def _check_node(
-    out: Output, looking: NodeOptions, form: Format, site: Site, only: Sequence[str], skip: Sequence[str]
+    out: Output, node_options: NodeOptions, form: Format, site: Site, only: Sequence[str], skip: Sequence[str]
 ) -> NoReturn:
     from aifx.commands.doctor_report import show
     from aifx.commands.doctor_stress import show_stress
@@ -171,65 +173,71 @@ def _check_node(
 
     began = time.monotonic()
     rules = select(load_rules(site).values(), only, skip)
-    ended, snapshot = _snapshot(out, looking, rules)
+    ended, snapshot = _snapshot(out, node_options, rules)
     report = check(snapshot, rules, site, began)
     ids = [rule.id for rule in rules]
-    faults = _keep(looking, snapshot, report, ids)
+    faults = _keep(node_options, snapshot, report, ids)
     if form is not Format.TEXT:
         out.tell(faults)
-        tell(report, form, looking.strict)
-    measured = {"stress": to_document(snapshot.facts["stress"])} if looking.stress else {}
-    kept = {"snapshot": snapshot.document()} if looking.with_snapshot else {}
+        tell(report, form, node_options.strict)
+    measured = {"stress": to_document(snapshot.facts["stress"])} if node_options.stress else {}
+    kept = {"snapshot": snapshot.document()} if node_options.with_snapshot else {}
     out.document(report.document() | measured | kept)
-    show(out, report, ids, looking.list_skipped)
-    if looking.stress:
+    show(out, report, ids, node_options.list_skipped)
+    if node_options.stress:
         show_stress(out, snapshot.facts["stress"])
     out.tell(faults)
-    raise SystemExit(int(ended) or exit_code(report.status, looking.strict, faults))
+    raise SystemExit(int(ended) or exit_code(report.status, node_options.strict, faults))
 
 
-def _keep(looking: NodeOptions, snapshot: Snapshot, report: Report, ids: list[str]) -> list[EnvironmentFault]:
+def _keep(node_options: NodeOptions, snapshot: Snapshot, report: Report, ids: list[str]) -> list[EnvironmentFault]:
     """Writes the files that were asked for; what could not be written must not keep the report from being told."""
     faults = []
-    if looking.record is not None:
+    if node_options.record is not None:
         from aifx.health.snapshot import write
 
         try:
-            write(snapshot, looking.record)
+            write(snapshot, node_options.record)
         except EnvironmentFault as fault:
             faults.append(fault)
         except OSError as error:
             why = error.strerror or str(error)
             faults.append(
-                EnvironmentFault(f"{looking.record} cannot be written", why, "aifx doctor --record ANOTHER_FILE")
+                EnvironmentFault(f"{node_options.record} cannot be written", why, "aifx doctor --record ANOTHER_FILE")
             )
-    if looking.html is not None:
+    if node_options.html is not None:
         from aifx.health.page import node_page
         from aifx.pages import write_page
 
         try:
-            write_page(node_page(report, ids, snapshot.time), looking.html)
+            write_page(node_page(report, ids, snapshot.time), node_options.html)
         except EnvironmentFault as fault:
             faults.append(fault)
     return faults
 
 
-def _snapshot(out: Output, looking: NodeOptions, rules: list[Rule]) -> tuple[ExitCode, Snapshot]:
+def _snapshot(out: Output, node_options: NodeOptions, rules: list[Rule]) -> tuple[ExitCode, Snapshot]:
     """What is judged, and the code of a stress that was ended. Raises UsageError for options at odds."""
     from aifx.health.check import collect
     from aifx.health.host import Host
     from aifx.health.snapshot import read
 
-    root, record, replay = looking.root, looking.record, looking.replay
+    root, record, replay = node_options.root, node_options.record, node_options.replay
     if replay is not None:
-        if root is not None or record is not None or looking.sample or looking.stress or looking.imports_project:
+        if (
+            root is not None
+            or record is not None
+            or node_options.sample
+            or node_options.stress
+            or node_options.imports_project
+        ):
             raise UsageError(
                 "--replay reads nothing of a machine",
                 "--root, --record, --sample, --stress and --project do",
                 f"aifx doctor --replay {replay}",
             )
         return ExitCode.OK, read(replay)
-    if root is not None and looking.imports_project:
+    if root is not None and node_options.imports_project:
         raise UsageError("--project checks a project here", f"--root {root} is a copy of files", "leave one out")
     if root is not None and not root.is_dir():
         raise UsageError(f"--root {root} is no folder", "", "aifx doctor --root DIR, with DIR/proc and DIR/sys in it")
@@ -239,13 +247,13 @@ def _snapshot(out: Output, looking: NodeOptions, rules: list[Rule]) -> tuple[Exi
             f"none in {', '.join(f'{name}/' for name in OF_A_MACHINE)}",
             "aifx doctor --root DIR, with DIR/proc and DIR/sys in it",
         )
-    if root is not None and looking.stress:
+    if root is not None and node_options.stress:
         raise UsageError("--stress works this machine's devices", f"--root {root} is a copy of files", "leave one out")
-    host = Host(root or Path("/"), imports_project=looking.imports_project)
-    if looking.stress is None:
-        return ExitCode.OK, collect(host, rules, looking.sample)
+    host = Host(root or Path("/"), imports_project=node_options.imports_project)
+    if node_options.stress is None:
+        return ExitCode.OK, collect(host, rules, node_options.sample)
     with sigterm_as_ctrl_c() as stop:
-        snapshot = collect(host, rules, looking.sample, looking.stress, out.say)
+        snapshot = collect(host, rules, node_options.sample, node_options.stress, out.say)
     is_ended = snapshot.scope().look_up("stress.ended") == "interrupted"
     return stop.code if is_ended else ExitCode.OK, snapshot
 

@@ -180,24 +180,24 @@ class Targets:
         return list(dict.fromkeys([*self.ssh, *self.slurm, *self.agents]))
 
 
-def targets_of(asking: FleetOptions) -> Targets:
+def targets_of(options: FleetOptions) -> Targets:
     """Raises UsageError."""
     from aifx.health.fleet.hosts import is_address, read_hosts, slurm_hosts
 
-    for url in asking.agents:
+    for url in options.agents:
         if not is_address(url):
             raise UsageError(
                 f"--agents {url} is no URL",
                 "it needs http:// or https://",
                 f"--agents http://{url.rpartition('//')[2]}",
             )
-    listed = read_hosts(asking.hosts) if asking.hosts is not None else []
-    slurm = slurm_hosts() if asking.slurm else []
-    agents = dict.fromkeys([*asking.agents, *filter(is_address, listed)])
-    if agents and (asking.stress or asking.sample):
+    listed = read_hosts(options.hosts) if options.hosts is not None else []
+    slurm = slurm_hosts() if options.slurm else []
+    agents = dict.fromkeys([*options.agents, *filter(is_address, listed)])
+    if agents and (options.stress or options.sample):
         raise UsageError("agents run no --stress and no --sample", "they tell what they have", "ask over ssh: --hosts")
     ssh = [host for host in listed if not is_address(host) and host not in slurm]
-    if asking.bisect:
+    if options.bisect:
         if agents:
             why = "agents report and run nothing"
             raise UsageError(f"{next(iter(agents))} cannot be tested by --bisect", why, "name its host, for ssh")
@@ -208,11 +208,11 @@ def targets_of(asking: FleetOptions) -> Targets:
     return Targets(tuple(ssh), tuple(slurm), tuple(agents))
 
 
-def ask(out: Output, asking: FleetOptions, record: Path | None = None) -> tuple[list[Node], list[str], ExitCode]:
+def ask(out: Output, options: FleetOptions, record: Path | None = None) -> tuple[list[Node], list[str], ExitCode]:
     """The nodes that were heard, those that were not because it was ended (Ctrl-C, SIGTERM), and the code for that."""
     code = ExitCode.OK
-    targets = targets_of(asking)
-    questions = asking.question(), asking.question(targets.agents)
+    targets = targets_of(options)
+    questions = options.question(), options.question(targets.agents)
     found: dict[str, Node] = {}
     recorder = _recorder(record, targets.all)
     with _progress(out, targets, found) as told:
@@ -286,27 +286,27 @@ def _progress(out: Output, targets: Targets, found: dict[str, Node]) -> Iterator
         yield lambda: status.update(words())
 
 
-def is_asked(ctx: typer.Context, asking: FleetOptions, replay: Path | None) -> bool:
+def is_asked(ctx: typer.Context, options: FleetOptions, replay: Path | None) -> bool:
     """Whether the command line means a fleet. Raises UsageError for options that do not go together."""
     from aifx.health.fleet.record import is_record
 
     given = {p.opts[0] for p in ctx.command.params if _is_given(ctx, p.name or "")}
     of_fleet = OF_A_FLEET & given
     is_replay = replay is not None and is_record(replay)
-    if not (asking.is_fleet or is_replay):
+    if not (options.is_fleet or is_replay):
         if of_fleet:
             raise UsageError(f"{min(of_fleet)} is for a fleet", "no nodes were named", "--hosts, --slurm or --agents")
         return False
     wrong = {"--root", "--format", "--with-snapshot"} & given
     wrong |= of_fleet | {"--record", "--sample", "--stress"} & given if is_replay else set()
-    wrong |= {"--replay"} if asking.is_fleet and replay is not None else set()
+    wrong |= {"--replay"} if options.is_fleet and replay is not None else set()
     if wrong:
         raise UsageError(
             f"{min(wrong)} does not go with {'the record of a fleet' if is_replay else 'a fleet'}",
-            "it is for one node, or for asking",
+            "it is for one node, or for asking a fleet",
             "docs/doctor-fleet.md",
         )
-    if "--budget" in given and not asking.bisect:
+    if "--budget" in given and not options.bisect:
         raise UsageError("--budget is for --bisect", "it is not asked for", "--bisect --budget SECONDS")
     return True
 
@@ -317,7 +317,7 @@ def _is_given(ctx: typer.Context, name: str) -> bool:
 
 def check_fleet(
     out: Output,
-    asking: FleetOptions,
+    options: FleetOptions,
     site: Site,
     *,
     strict: bool,
@@ -327,20 +327,22 @@ def check_fleet(
 ) -> NoReturn:
     """Asks, judges and tells. Ends the command: 0, 1 or 2 as for a node, 130 or 75 where it was ended."""
     from aifx.commands.doctor_fleet_report import show_fleet
-    from aifx.health.fleet.evaluate_rules import assess
+    from aifx.health.fleet.assess import assess
     from aifx.health.fleet.record import read_record
 
-    _know([*asking.only, *asking.skip], site)
+    _know([*options.only, *options.skip], site)
     began = time.monotonic()
-    nodes, not_heard, ended = (*read_record(replay), ExitCode.OK) if replay is not None else ask(out, asking, record)
+    nodes, not_heard, ended = (*read_record(replay), ExitCode.OK) if replay is not None else ask(out, options, record)
     search = None
-    if asking.bisect and not ended:
-        search, ended = bisect_fleet(out, nodes, over_slurm=asking.slurm, remote=asking.remote, budget_s=asking.budget)
+    if options.bisect and not ended:
+        search, ended = bisect_fleet(
+            out, nodes, over_slurm=options.slurm, remote=options.remote, budget_s=options.budget
+        )
     report = assess(
         nodes,
         site,
-        only=asking.only,
-        skip=asking.skip,
+        only=options.only,
+        skip=options.skip,
         not_heard=not_heard,
         tested=search.findings() if search else (),
         duration_s=time.monotonic() - began,
@@ -365,7 +367,7 @@ def check_fleet(
 
 def _know(patterns: Sequence[str], site: Site) -> None:
     """Raises UsageError for a pattern that fits no finding, of nodes or across them."""
-    from aifx.health.fleet.evaluate_rules import fleet_ids
+    from aifx.health.fleet.assess import fleet_ids
     from aifx.health.rules import fits, load_rules, select
 
     rules = load_rules(site).values()

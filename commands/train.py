@@ -82,21 +82,21 @@ def _train(
     from aifx.progress import listen
     from aifx.project import find_project
     from aifx.train import train as train_run
-    from aifx.train.resume_checks import standing
+    from aifx.train.resume_checks import latest_result
 
     project = find_project()
     config = load_config(project, overrides)
     progress = make_progress(out)
 
-    def write_standing(status: str, why: str) -> None:
+    def write_latest_result(status: str, why: str) -> None:
         """What is on disk of the run; called by the thread that heard the signal, which must not wait for an import."""
         progress.abandon()
         with suppress(BrokenPipeError):
-            out.document(standing(project.run(name if fork is None else fork), status).document())
+            out.document(latest_result(project.run(name if fork is None else fork), status).document())
             out.flush()
             out.say(f"{status}: {why}")
 
-    stop.before_exit[:] = [write_standing]
+    stop.before_exit[:] = [write_latest_result]
     with listen(progress.activity):
         return train_run(
             project,

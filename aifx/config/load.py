@@ -36,7 +36,7 @@ def load_config(project: Project, overrides: Sequence[str] = (), environ: Mappin
     layers.add_environment(os.environ if environ is None else environ)
     layers.add_overrides(overrides)
     config = _resolve(layers, project, presets=True)
-    refuse(clash.mistake(config) for clash in conflicts(config))
+    refuse(conflict.mistake(config) for conflict in conflicts(config))
     return config
 
 
@@ -68,7 +68,8 @@ def read_config(
     changed = set(_add_current(layers, project, current, os.environ if environ is None else environ))
     changed.update(layers.add_overrides(overrides))
     config = _resolve(layers, project, presets=False)  # what a preset gave is written out
-    refuse(clash.mistake(config) for clash in conflicts(config) if changed.intersection(clash.keys))
+    found = conflicts(config)
+    refuse(conflict.mistake(config) for conflict in found if changed.intersection(conflict.keys))
     return config
 
 

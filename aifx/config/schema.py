@@ -29,7 +29,7 @@ class Setting:
     expected: str
     default: Any
     description: str
-    free: bool
+    is_resume_safe: bool
 
 
 def settings(own: TaskSections | None = None) -> Iterator[Setting]:
@@ -37,9 +37,9 @@ def settings(own: TaskSections | None = None) -> Iterator[Setting]:
     for section in SECTION_NAMES:
         for kind, model in _models(section, own):
             for key, schema in properties(model).items():
-                free = is_marked(model.model_fields[key].json_schema_extra, RESUME_SAFE)
+                is_safe = is_marked(model.model_fields[key].json_schema_extra, RESUME_SAFE)
                 description = schema.get("description", "")
-                yield Setting(section, key, kind, expectation(schema), schema.get("default"), description, free)
+                yield Setting(section, key, kind, expectation(schema), schema.get("default"), description, is_safe)
 
 
 def _models(section: str, own: TaskSections | None) -> list[tuple[str | None, type[Section]]]:

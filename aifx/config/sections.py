@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from aifx.sanitize import escape_controls
 
-RESUME_SAFE: dict[str, Any] = {"aifx_free": True}
+RESUME_SAFE: dict[str, Any] = {"aifx_resume_safe": True}
 ROUNDING: dict[str, Any] = {**RESUME_SAFE, "aifx_rounding": True}
 INT_MAX = 2**31 - 1  # steps and sizes are int32 on the device
 

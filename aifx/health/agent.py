@@ -34,7 +34,7 @@ Samples = list[tuple[Mapping[str, str], float]]
 
 
 @dataclass(frozen=True)
-class Told:
+class CheckResult:
     """The last check.
 
     Attributes:
@@ -65,10 +65,10 @@ class Checks:
         self.interval_s = interval_s
         self._changed = threading.Condition()
         self._is_running = False
-        self._told: Told | None = None
+        self._told: CheckResult | None = None
         self.started = self.failed = self._ended = 0
 
-    def now(self) -> Told:
+    def now(self) -> CheckResult:
         """An answer of this interval, waited for where none is there yet."""
         with self._changed:
             self._start_if_due()
@@ -77,7 +77,7 @@ class Checks:
             assert self._told is not None
             return self._told
 
-    def last(self) -> Told:
+    def last(self) -> CheckResult:
         """The last answer; where it is older than the interval, the next is being made."""
         with self._changed:
             self._start_if_due()
@@ -100,7 +100,7 @@ class Checks:
         body = gzip.compress(json.dumps(document).encode(), 1) if document is not None else b""
         with self._changed:
             self.failed += document is None
-            self._told = Told(document, error, body, time.time(), time.monotonic() + self.interval_s)
+            self._told = CheckResult(document, error, body, time.time(), time.monotonic() + self.interval_s)
             self._is_running = False
             self._ended += 1
             self._changed.notify_all()

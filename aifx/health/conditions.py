@@ -16,7 +16,7 @@ from typing import Any
 
 from aifx.health.facts import Absent, Scope, Unknown, is_number, shown
 
-STEP_METRICS = {"above": ">", "at_least": ">=", "below": "<", "at_most": "<="}
+ORDERINGS = {"above": ">", "at_least": ">=", "below": "<", "at_most": "<="}
 WORDS = {
     "equals": "is",
     "not_equals": "is not",
@@ -28,7 +28,7 @@ WORDS = {
     "not_empty": "is not empty",
     "known": "is known:",
 }
-COMPARISONS = STEP_METRICS | WORDS
+COMPARISONS = ORDERINGS | WORDS
 
 
 def holds(condition: Mapping[str, Any], value: Any, scope: Scope, least: float = -math.inf) -> bool | Absent | Unknown:
@@ -45,7 +45,7 @@ def holds(condition: Mapping[str, Any], value: Any, scope: Scope, least: float =
         strange = [n for n in (value, limit) if is_number(n) and not (math.isfinite(n) and n >= least)]
         if strange:
             return Unknown(f"it cannot be {strange[0]}")
-        held = _number_holds(name, value, limit) if name in STEP_METRICS else _word_holds(name, value, limit)
+        held = _number_holds(name, value, limit) if name in ORDERINGS else _word_holds(name, value, limit)
         if held is not True:
             return held
     return True
@@ -68,7 +68,7 @@ def threshold_of(condition: Mapping[str, Any], scope: Scope | None = None) -> st
     parts = []
     for name, asked in condition.items():
         limit = asked if scope is None else limit_of(asked, scope)
-        text = _asked(asked) if isinstance(limit, (Mapping, Absent, Unknown)) else _plain(limit, name in STEP_METRICS)
+        text = _asked(asked) if isinstance(limit, (Mapping, Absent, Unknown)) else _plain(limit, name in ORDERINGS)
         parts.append(COMPARISONS[name] if name == "not_empty" else f"{COMPARISONS[name]} {text}")
     return " and ".join(parts)
 

@@ -35,7 +35,7 @@ def evaluate_rules(rules: Iterable[Rule], snapshot: Snapshot, site: Site | None 
     findings = _ended_skips(site, snapshot, rules)
     skipped = [Skipped(rule.id, why) for rule in rules if (why := _site_skips(rule, site, snapshot))]
     left_out = {one.id for one in skipped}
-    for told in (told for rule in rules if rule.id not in left_out for told in _judge_rule(rule, node)):
+    for told in (told for rule in rules if rule.id not in left_out for told in _evaluate_rule(rule, node)):
         if isinstance(told, Finding):
             findings.append(told)
         else:
@@ -68,9 +68,8 @@ def _by_cause(findings: list[Finding], by_id: dict[str, Rule], addresses: dict[s
             is_milder = SEVERITIES.index(one.severity) > SEVERITIES.index(finding.severity)
             if is_milder or other == number or not explains(other, number):
                 continue
-            is_twin = other > number and explains(
-                number, other
-            )  # of two that explain each other the first is the cause
+            # Of two that explain each other the first is the cause.
+            is_twin = other > number and explains(number, other)
             if not is_twin and number not in _causes(other, cause):
                 cause[number] = other
                 break
@@ -128,7 +127,7 @@ def _ended_skips(site: Site, snapshot: Snapshot, rules: list[Rule]) -> list[Find
     ]
 
 
-def _judge_rule(rule: Rule, node: Scope) -> Iterator[Finding | Skipped]:
+def _evaluate_rule(rule: Rule, node: Scope) -> Iterator[Finding | Skipped]:
     for scope in node.items(rule.for_each) if rule.for_each else [node]:
         if isinstance(scope, Absent):
             yield Skipped(rule.id, scope.why)

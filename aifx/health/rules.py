@@ -198,7 +198,7 @@ def _understand(site: Site, rules: list[Rule]) -> None:
 
 def _is_across(pattern: str) -> bool:
     """Whether a pattern means findings across nodes, which no node's rules know."""
-    from aifx.health.fleet.evaluate_rules import fleet_ids
+    from aifx.health.fleet.assess import fleet_ids
 
     return any(fits(name, pattern) for name in fleet_ids())
 

@@ -15,7 +15,7 @@ from aifx.train.records import RunInfo, TrainResult
 
 
 def report_divergence(
-    found: NotFinite, info: RunInfo, checkpoints: Sequence[int], story: EventDispatcher
+    found: NotFinite, info: RunInfo, checkpoints: Sequence[int], dispatcher: EventDispatcher
 ) -> TrainResult:
     """Keeps the batch in the run's folder, tells the ledger, and returns the result with the error to show.
 
@@ -26,7 +26,7 @@ def report_divergence(
     with replacing(path, below=info.run.path) as file:
         np.savez(file, **found.batch)  # type: ignore[arg-type]
     rows = len(next(iter(found.batch.values())))
-    story.event("nan", step=found.step, loss=found.loss, grad_norm=found.grad_norm, batch=path.name, rows=rows)
+    dispatcher.event("nan", step=found.step, loss=found.loss, grad_norm=found.grad_norm, batch=path.name, rows=rows)
     numbers = f"loss {found.loss}, gradient norm {found.grad_norm}"
     kept, again = _way_out(found.step, info.run.name, checkpoints)
     saved = f"its batch (training batch {found.step - 1}, rows 0 to {rows - 1}) is in {path}; {kept}"

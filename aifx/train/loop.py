@@ -1,4 +1,4 @@
-"""The loop: the story of a run from one step to the next."""
+"""The loop: a run from one step to the next."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Loop:
 
     Attributes:
         progress: how validation went so far.
-        unvalidated: the record of the first step when a signal kept its validation from being done.
+        pending_validation: the record of the first step when a signal kept its validation from being done.
     """
 
     config: Config
@@ -49,7 +49,7 @@ class Loop:
     meter: Meter
     checkpoints: Checkpoints
     validator: Validator
-    story: EventDispatcher
+    dispatcher: EventDispatcher
     stop: StopSignals
     progress: Progress
     pending_validation: Record | None = None
@@ -58,7 +58,7 @@ class Loop:
         """From `state`, that of step `first`, to the end of the run.
 
         The host is one step ahead of the device and waits for it only where the run pauses: to validate, save or stop.
-        Raises NotFinite, and what the story's writers and the checkpoints raise.
+        Raises NotFinite, and what the observers and the checkpoints raise.
         """
         last = self.config.train.num_steps
         stopping = self._run_pending_validation(state) if self.pending_validation else None
@@ -78,7 +78,7 @@ class Loop:
                     if record.step == step:
                         stopping = self._pause(state, record, stopping)
                     else:
-                        self.story.record(record)
+                        self.dispatcher.record(record)
         if stopping:
             return LoopResult(status_of(stopping), step, state)
         return LoopResult("completed" if step == last else "early_stopped", step, state)
@@ -91,10 +91,10 @@ class Loop:
             try:
                 record, improved = self._validate(state, record)
             except Interrupted:  # the next process validates, and writes the record again
-                self.story.record(record)
+                self.dispatcher.record(record)
                 self._save(state, record, pending_validation=True)
                 return self.stop.requested
-        self.story.record(record)
+        self.dispatcher.record(record)
         if (
             stopping
             or (improved and self.config.checkpoint.keep_best)
@@ -113,7 +113,7 @@ class Loop:
             record, _ = self._validate(state, self.pending_validation)
         except Interrupted:
             return self.stop.requested
-        self.story.record(record)
+        self.dispatcher.record(record)
         self._save(state, record, again=True)
         self.meter.resume_clock()
         return None
@@ -125,7 +125,9 @@ class Loop:
         self.progress = self.progress.after(record.step, metrics, best_by_of(self.config))
         improved = self.progress.best_step == record.step
         duration_s = time.perf_counter() - started
-        self.story.event("validation", step=record.step, loss=metrics["loss"], improved=improved, duration_s=duration_s)
+        self.dispatcher.event(
+            "validation", step=record.step, loss=metrics["loss"], improved=improved, duration_s=duration_s
+        )
         return replace(record, validation=metrics), improved
 
     def _save(
@@ -135,7 +137,7 @@ class Loop:
             "units": self.meter.units,
             "loss": record.loss,
             "progress": self.progress.document(),
-            "unvalidated": asdict(record) if pending_validation else None,
+            "pending_validation": asdict(record) if pending_validation else None,
         }
         validation_loss = None if record.validation is None else record.validation["loss"]
         self.checkpoints.save(

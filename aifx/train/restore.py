@@ -95,7 +95,7 @@ def initialize(step_spec: StepSpec, abstract: TrainState) -> TrainState:
 
 
 def _restored(step: int, tree: Any, host: Mapping[str, Any], abstract: TrainState, step_spec: StepSpec) -> InitialState:
-    pending = host.get("unvalidated")
+    pending = host.get("pending_validation")
     return InitialState(
         step=step,
         state=from_tree(tree, abstract, stacked=step_spec.is_stacked),

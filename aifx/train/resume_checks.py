@@ -227,7 +227,7 @@ def _check_tokenizer(origin: RunDirectory, config: Config, project: Project, cha
         )
 
 
-def standing(run: RunDirectory, status: str, num_steps: int | None = None) -> TrainResult:
+def latest_result(run: RunDirectory, status: str, num_steps: int | None = None) -> TrainResult:
     """What a process that ends before its first step, or where it stands, leaves: the latest checkpoint's figures."""
     steps = step_directories(run.checkpoints)
     step = max(steps, default=0)

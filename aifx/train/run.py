@@ -103,19 +103,19 @@ def train(
             say(text)
 
         traces = [Trace(run)] if profile else []
-        story = EventDispatcher(
+        dispatcher = EventDispatcher(
             run, [metrics, log, *traces, *open_trackers(config.log.trackers, run, tell), *observers]
         )
-        job = Training(project, config, run, fork, story, tell, stop or StopSignals(), metrics)
-        job.stop.before_exit.append(story.ended_abruptly)
+        job = Training(project, config, run, fork, dispatcher, tell, stop or StopSignals(), metrics)
+        job.stop.before_exit.append(dispatcher.ended_abruptly)
         try:
             result = job.train()
         except BaseException as e:
-            story.end(None, error=f"{type(e).__name__}: {e}")
+            dispatcher.end(None, error=f"{type(e).__name__}: {e}")
             if isinstance(e, EnvironmentFault) and refusal_in(e) in FULL and not any(step_directories(run.checkpoints)):
                 e.why += "" if "nothing was saved" in e.why else "; nothing was saved"
             raise
-        story.end(result)
+        dispatcher.end(result)
         job.stop.finish()
         return result
 
@@ -128,7 +128,7 @@ class Training:
     config: Config
     run: RunDirectory
     fork: Fork | None
-    story: EventDispatcher
+    dispatcher: EventDispatcher
     say: Say
     stop: StopSignals
     metrics: MetricsFile
@@ -138,7 +138,7 @@ class Training:
         started = time.perf_counter()
         checkpoints = self._open_checkpoints()
         latest = self.fork.step if self.fork else checkpoints.latest()
-        self.story.event("start" if latest is None else "resume", step=latest or 0)
+        self.dispatcher.event("start" if latest is None else "resume", step=latest or 0)
         enable_compilation_cache(self.say)
         is_fresh = latest is None or self.fork is not None
         verify_kernels(self.project, self.config, self.run, say=self.say)
@@ -173,12 +173,12 @@ class Training:
             validator=Validator(
                 step_spec, self.config.train.validation_batches, lambda: self.stop.requested is not None
             ),
-            story=self.story,
+            dispatcher=self.dispatcher,
             stop=self.stop,
             progress=begun.progress,
             pending_validation=begun.pending_validation,
         )
-        self.story.start(info)
+        self.dispatcher.start(info)
         self.stop.guard(self.config.checkpoint.stop_timeout_s)
         meter.resume_clock()
         batches = prefetch(step_spec.task.source("train"), range(begun.step, info.num_steps), _rows(self.config))
@@ -186,7 +186,7 @@ class Training:
             ending = loop.run(begun.state, batches, begun.step)
         except NotFinite as e:
             checkpoints.wait()
-            return report_divergence(e, info, checkpoints.steps(), self.story)
+            return report_divergence(e, info, checkpoints.steps(), self.dispatcher)
         checkpoints.wait()
         return self._result(ending, loop, begun, time.perf_counter() - started)
 
@@ -210,11 +210,11 @@ class Training:
         def committed(info: CheckpointInfo) -> None:
             self.stop.kept = f"the checkpoint of step {info.step} is kept"
             loss = info.validation_loss
-            self.story.event("checkpoint", step=info.step, validation_loss=loss, size_bytes=info.size_bytes)
+            self.dispatcher.event("checkpoint", step=info.step, validation_loss=loss, size_bytes=info.size_bytes)
 
         def warn(text: str) -> None:
             self.say(f"warning: {text}")
-            self.story.event("warning", text=text)
+            self.dispatcher.event("warning", text=text)
 
         checkpoints = Checkpoints(
             self.run.checkpoints,
@@ -280,7 +280,7 @@ class Training:
         if not changes:
             return
         documents = [{"key": c.key, "old": c.old, "new": c.new} for c in changes]
-        self.story.event("settings_changed", changes=documents)
+        self.dispatcher.event("settings_changed", changes=documents)
         if others := [str(c) for c in changes if str(c) not in rounding]:
             self.say(f"settings changed since the run was last trained: {', '.join(others)}")
         if rounding:
@@ -292,7 +292,7 @@ class Training:
             digests.write(self.run)
 
         def replaced(fields: Mapping[str, Any]) -> None:
-            self.story.event("kernel_replaced", **fields)
+            self.dispatcher.event("kernel_replaced", **fields)
 
         return run_choices(
             self.run, self.config, say=self.say, mesh=step_spec.mesh, on_write=kept, on_replacement=replaced
@@ -323,20 +323,25 @@ class Training:
             else:
                 begun = pool.submit(begin, step_spec, abstract, checkpoints, self.config, self.say)
             batch = step_spec.task.source("train").read(0, _rows(self.config))
-            self.story.event("compile")
+            self.dispatcher.event("compile")
             started = time.perf_counter()
             lowered = lower_step(step_spec, abstract, batch)
             if begun.done():
                 begun.result()  # what is refused would be compiled for nothing
             step_fn: StepFn = lowered.compile()
-            self.story.event("compiled", duration_s=time.perf_counter() - started)
+            self.dispatcher.event("compiled", duration_s=time.perf_counter() - started)
             return step_fn, begun.result()
 
     def _adopt(self, step_spec: StepSpec, begun: InitialState, checkpoints: Checkpoints) -> None:
         """A fork's first checkpoint, then its configuration: from then on it is a run of its own."""
         from aifx.train.state import to_tree
 
-        host = {"units": begun.units, "loss": begun.loss, "progress": begun.progress.document(), "unvalidated": None}
+        host = {
+            "units": begun.units,
+            "loss": begun.loss,
+            "progress": begun.progress.document(),
+            "pending_validation": None,
+        }
         checkpoints.save(begun.step, to_tree(begun.state, stacked=step_spec.is_stacked), host=host, force=True)
         checkpoints.wait()
         write_text(self.run.config, self.config.to_toml())
@@ -367,7 +372,7 @@ class Training:
 def run_info(
     run: RunDirectory, config: Config, step_spec: StepSpec, *, first_step: int = 0, recorded_step: int = 0
 ) -> RunInfo:
-    """What the story of a run begins with."""
+    """What observers are given when a run starts."""
     from aifx.hardware import peak_of
     from aifx.measured_peaks import measured_peak
     from aifx.nn.specs import count_parameters

@@ -53,16 +53,16 @@ class Validator:
     """Measures the validation split; compiled at its first use, once."""
 
     def __init__(self, step_spec: StepSpec, num_batches: int, interrupted: Callable[[], bool]) -> None:
-        self._recipe = step_spec
+        self._step_spec = step_spec
         self._num_batches = num_batches or None
         self._interrupted = interrupted
         self._compiled: Compiled | None = None
 
     def __call__(self, params: Params) -> dict[str, Any]:
         """Metrics of `params`. Raises Interrupted when a stop is asked for meanwhile."""
-        self._compiled = self._compiled or compile_sums(self._recipe.task, self._recipe.dtype)
+        self._compiled = self._compiled or compile_sums(self._step_spec.task, self._step_spec.dtype)
         return evaluate_split(
-            self._recipe.task,
+            self._step_spec.task,
             params,
             "validation",
             num_batches=self._num_batches,
@@ -73,4 +73,4 @@ class Validator:
     def _place(self, batch: Batch) -> Mapping[str, jax.Array]:
         if self._interrupted():
             raise Interrupted
-        return place_batch(batch, self._recipe.mesh)
+        return place_batch(batch, self._step_spec.mesh)

@@ -32,7 +32,7 @@ CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
     "more devices than there are": ("[train]\ndevices = 64\n", ["devices"]),
     "everything held out": ("[data]\nvalidation_fraction = 0.5\ntest_fraction = 0.5\n", ["test_fraction"]),
     "gate that is no condition": ('[eval]\ngates = ["accuracy"]\n', ["accuracy"]),
-    "unknown sink": ('[log]\ntrackers = ["tensorbord"]\n', ["tensorboard"]),
+    "unknown tracker": ('[log]\ntrackers = ["tensorbord"]\n', ["tensorboard"]),
     "empty list of files": ("[data]\ntrain = []\n", ["data.train"]),
     "no such file": ('[data]\ntrain = ["data/none.txt"]\n', ["none.txt"]),
     "tokenizer that is absent": ('[data]\ntokenizer = "none.json"\n', ["none.json"]),

@@ -13,11 +13,11 @@ from aifx.gates import evaluate_gates, parse_gate, scalars
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_./-]{0,20}", fullmatch=True)
 OPERATORS = st.sampled_from(["<=", ">=", "==", "<", ">"])
-STEP_METRICS = st.floats(allow_nan=False, allow_infinity=False)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 SPACE = st.text(" \t", max_size=3)
 
 
-@given(NAMES, OPERATORS, STEP_METRICS, STEP_METRICS, SPACE, SPACE)
+@given(NAMES, OPERATORS, NUMBERS, NUMBERS, SPACE, SPACE)
 def test_every_gate_reads_as_it_is_written(
     name: str, op: str, bound: float, value: float, left: str, right: str
 ) -> None:
@@ -35,7 +35,7 @@ def test_every_gate_reads_as_it_is_written(
     assert result.value == value
 
 
-@given(OPERATORS, STEP_METRICS, st.sampled_from([math.nan, math.inf, -math.inf]))
+@given(OPERATORS, NUMBERS, st.sampled_from([math.nan, math.inf, -math.inf]))
 def test_what_is_not_finite_fails_every_gate(op: str, bound: float, value: float) -> None:
     assert not parse_gate(f"loss {op} {bound!r}").passes(value)
 

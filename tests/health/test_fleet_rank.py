@@ -9,7 +9,7 @@ from fleets import facts_of_a_node, finding, node
 
 from aifx.commands.doctor_fleet_report import grouped
 from aifx.errors import ConfigError, DataError
-from aifx.health.fleet.evaluate_rules import assess, named
+from aifx.health.fleet.assess import assess, named
 from aifx.health.fleet.rank import interrupts, load_table, rank
 from aifx.health.fleet.report import Node, node_of
 from aifx.health.fleet.transports import _hear
@@ -69,7 +69,7 @@ def test_each_entry_of_the_table_is_of_a_rule_and_has_a_source():
 
 
 def _across():
-    from aifx.health.fleet.evaluate_rules import fleet_ids
+    from aifx.health.fleet.assess import fleet_ids
 
     return [finding(name) for name in fleet_ids()]
 

@@ -24,7 +24,7 @@ from aifx.project import Project
 from aifx.runs.binding import kernel_digest
 from jax_kernels.attention import ATTENTION
 from jax_kernels.attention.call import Call
-from jax_kernels.dispatch import choose as choose_form
+from jax_kernels.dispatch import choose as choose_implementation
 from jax_kernels.dispatch import using
 from jax_kernels.implementations import current_device, interpreting, make_device
 from jax_kernels.op import Choice
@@ -50,7 +50,7 @@ CALL = Call(1, 8, 8, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
 def choose(project: Project, *settings: str, keep: bool = True) -> Choice:
     config = load_config(project, [*settings])
     with using(run_choices(project.run("main"), config, say=print, keep=keep)):
-        return choose_form(ATTENTION, CALL, "auto")
+        return choose_implementation(ATTENTION, CALL, "auto")
 
 
 def open_project(tmp_path: Path, monkeypatch) -> Project:
@@ -106,7 +106,7 @@ def test_a_choice_that_this_version_no_longer_has_is_replaced(tmp_path: Path, mo
     events: list[Mapping[str, Any]] = []
     choices = run_choices(project.run("main"), load_config(project), say=said.append, on_replacement=events.append)
     with using(choices):
-        assert choose_form(ATTENTION, CALL, "auto").implementation == "xla"
+        assert choose_implementation(ATTENTION, CALL, "auto").implementation == "xla"
     assert "pallas_vpu, chosen before, cannot take this call (there is no such implementation)" in said[0]
     assert [(e["op"], e["old"]["implementation"], e["new"]["implementation"]) for e in events] == [
         ("attention", "pallas_vpu", "xla")
@@ -124,7 +124,7 @@ def test_a_configuration_that_a_kernel_no_longer_has_is_replaced(tmp_path: Path,
     monkeypatch.setenv("AIFX_KERNELS__SWIGLU", "pallas_triton")
     with interpreting(make_device("gpu", "NVIDIA H100 80GB HBM3")):
         with using(run_choices(run, load_config(project), say=print)):
-            first = choose_form(SWIGLU, call, "auto")
+            first = choose_implementation(SWIGLU, call, "auto")
         document = json.loads(run.kernels.read_text())
         ((kind, (entry,)),) = document["devices"].items()
         assert entry["source"] == SWIGLU.source_digest("pallas_triton") == first.source
@@ -137,7 +137,7 @@ def test_a_configuration_that_a_kernel_no_longer_has_is_replaced(tmp_path: Path,
         with using(run_choices(run, load_config(project), say=said.append, on_replacement=events.append)):
             operands = [jax.ShapeDtypeStruct(s, "float32") for s in ((32, 16), (16, 64), (16, 64))]
             jax.eval_shape(swiglu, *operands)
-            assert choose_form(SWIGLU, call, "auto") == first
+            assert choose_implementation(SWIGLU, call, "auto") == first
     assert said == [
         "swiglu: pallas_triton, chosen before, cannot take this call (it has changed, and block_m=64 is no longer "
         "offered); it runs as pallas_triton"
@@ -158,7 +158,7 @@ def test_a_configuration_that_a_changed_kernel_still_has_stays(tmp_path: Path, m
     ((kind, (entry,)),) = document["devices"].items()
     path.write_text(json.dumps(document | {"devices": {kind: [{**entry, "source": "of last year"}]}}))
     with using(run_choices(project.run("main"), load_config(project), say=raising)):
-        assert choose_form(ATTENTION, CALL, "auto") == first
+        assert choose_implementation(ATTENTION, CALL, "auto") == first
 
 
 def raising(text: str) -> None:

@@ -39,8 +39,8 @@ def test_what_is_blamed(tmp_path: Path, value: float, hint: str) -> None:
     run = RunDirectory(tmp_path / "main")
     run.path.mkdir()
     info: Any = SimpleNamespace(run=run, config=config, num_steps=9, unit="rows", first_step=0)
-    story: Any = SimpleNamespace(event=lambda *_, **__: None)
-    result = report_divergence(NotFinite(1, np.nan, np.nan, batch_with(value, np.float32, 12)), info, [], story)
+    dispatcher: Any = SimpleNamespace(event=lambda *_, **__: None)
+    result = report_divergence(NotFinite(1, np.nan, np.nan, batch_with(value, np.float32, 12)), info, [], dispatcher)
     assert result.error is not None
     assert ("batch has NaN in 'y', row 12" in result.error.why) == (value != 1.0)
     assert result.error.hint.endswith(hint)

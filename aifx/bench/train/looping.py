@@ -90,7 +90,7 @@ class Looping:
             path.unlink(missing_ok=True)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         info = run_info(run, config, subject.step_spec)
-        story = EventDispatcher(run, [MetricsFile(run), LogFile(run), *self._observers, records])
+        dispatcher = EventDispatcher(run, [MetricsFile(run), LogFile(run), *self._observers, records])
         checkpoints: Any = Checkpoints(run.checkpoints, config.checkpoint) if self._save_every else Unsaved()
         loop = Loop(
             config=config,
@@ -99,12 +99,12 @@ class Looping:
             meter=Meter(info, 0, None),
             checkpoints=checkpoints,
             validator=Validator(subject.step_spec, 0, lambda: False),
-            story=story,
+            dispatcher=dispatcher,
             stop=StopSignals(),
             progress=Progress(),
         )
-        story.event("start", step=0)
-        story.start(info)
+        dispatcher.event("start", step=0)
+        dispatcher.start(info)
         loop.meter.resume_clock()
         started = time.perf_counter()
         try:
@@ -112,7 +112,7 @@ class Looping:
             checkpoints.wait()
             return state, time.perf_counter() - started
         finally:
-            story.end(None)
+            dispatcher.end(None)
 
 
 class Records:

@@ -48,7 +48,7 @@ class Parts:
         given = state.params, state.step, batch
         self._subject = subject
         self._gradients: Any = None
-        with subject.choosing():
+        with subject.using_kernels():
             jitted = jax.jit(forward, out_shardings=everywhere)
             self._forward = jitted.lower(*given).compile()
             jitted = jax.jit(forward_backward, out_shardings=(everywhere, of_gradients))

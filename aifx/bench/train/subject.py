@@ -91,7 +91,7 @@ class Subject:
         self.state, numbers = self.step_fn(self.state, self.next_batch())
         return numbers
 
-    def choosing(self) -> AbstractContextManager[Any]:
+    def using_kernels(self) -> AbstractContextManager[Any]:
         """Inside, programs are traced with the implementations of jax_kernels that the step has."""
         return using(self._choices)
 

@@ -116,12 +116,12 @@ def compare(nodes: Sequence[Node], facts: Iterable[Fact] | None = None) -> list[
     for fact in load_facts() if facts is None else facts:
         for group in _groups(fact, seen):
             if len(group) >= MIN_NODES[fact.kind]:
-                evaluate_rules = {
+                comparisons = {
                     "figure": _figures,
                     "bits": _bits,
                     "majority": _items if fact.of == "items" else _majority,
                 }
-                found += evaluate_rules[fact.kind](fact, group)
+                found += comparisons[fact.kind](fact, group)
     return _without_repeats(found)
 
 
