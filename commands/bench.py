@@ -35,7 +35,7 @@ app = typer.Typer(
 def hardware(*, how: Measuring) -> None:
     """Measure what this machine's silicon reaches: products, memory, copies, collectives, dispatch.
 
-    The ceilings that it finds are kept, and stand beside the data sheet's from then on.
+    aifx keeps the ceilings that it finds, and uses them beside the data sheet's peaks.
 
     Examples:
         aifx bench hardware

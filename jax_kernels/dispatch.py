@@ -33,7 +33,7 @@ class Choices:
         asked: the implementation that a call without an `implementation` of its own gets, by op.
         measured: looks up what was measured for (op, call, device); by default what `aifx kernels tune` measured.
         on_choice: told when a choice was added.
-        tell: told, once a call, of an implementation that was asked for or chosen before and gives way.
+        tell: told, once per call, that an implementation asked for or chosen before does not support it.
         division: the devices that the program is divided among, where there are several.
         seen_calls: the calls that were met, by `call_key`.
     """

@@ -25,7 +25,7 @@ from jax_kernels.op import Op
 from jax_kernels.ops import OPS, Case, benchmark_cases, dtypes
 
 Refused = dict[str, dict[str, None]]
-"""The ops that an implementation does not take, by the implementation and its reason."""
+"""The ops that an implementation does not support, by the implementation and its reason."""
 
 MOST_SETS = 8
 LEAST_SAMPLES = 3

@@ -44,7 +44,7 @@ SUITES = {
     suite.name: suite
     for suite in (
         Suite("hardware", "aifx.bench.hardware", "what this machine's silicon reaches"),
-        Suite("kernels", "aifx.bench.kernels", "each op of jax_kernels and each of its implementations", slice_s=0.5),
+        Suite("kernels", "aifx.bench.kernels", "each implementation of each op of jax_kernels", slice_s=0.5),
         Suite("train", "aifx.bench.train", "the project's step", needs_project=True, slice_s=4.0, quick_s=1.0),
         Suite("data", "aifx.bench.data", "the project's batches", needs_project=True),
         Suite("checkpoint", "aifx.bench.checkpoint", "saving and restoring the project's state", needs_project=True),

@@ -168,8 +168,8 @@ AttentionImplementation = Literal[
 
 
 class KernelsSection(Section):
-    """Implementation that each op of `jax_kernels` runs as; one that cannot take a call gives way. `aifx kernels
-    explain` tells what "auto" takes, and why."""
+    """Implementation of each op of `jax_kernels`. If it does not support a call, another runs. `aifx kernels explain`
+    tells what "auto" chooses, and why."""
 
     attention: AttentionImplementation = Field("auto", description="Implementation of attention over whole sequences.")
     linear_cross_entropy: OpImplementation = Field(
