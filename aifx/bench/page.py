@@ -11,7 +11,7 @@ from aifx.bench.compare import Comparison, compare
 from aifx.bench.plots import pictures
 from aifx.bench.plots.trend import trend
 from aifx.bench.results import Report, Result
-from aifx.bench.rug import strip
+from aifx.bench.rug import rug_plot
 from aifx.bench.views import headlines, machine
 from aifx.pages import date, render
 
@@ -159,7 +159,7 @@ def _row(result: Result) -> dict[str, Any]:
         "roofline": None if result.roofline_fraction is None else units.share(result.roofline_fraction),
         "fraction": result.roofline_fraction,
         "figures": [units.figure(name, value) for name, value in result.figures.items() if value is not None],
-        "strip": strip(result),
+        "rug": rug_plot(result),
     }
 
 

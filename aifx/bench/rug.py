@@ -10,14 +10,14 @@ from aifx.bench import units
 from aifx.bench.results import Result
 
 WIDTH, LINE, LONE = 120, 7, 12
-"""In CSS pixels: of the strip, the height of a launch's line, and that of a launch that is the only one."""
+"""In CSS pixels: of the rug, the height of a launch's line, and that of a launch that is the only one."""
 
 REACH = 1.5
 """Of the slowest tenth's edge over the fastest sample: what lies beyond is drawn at the right end, and counted."""
 
 
 @dataclass(frozen=True)
-class Strip:
+class Rug:
     """A drawing, `width` by `height`, in the terms of SVG.
 
     Attributes:
@@ -39,7 +39,7 @@ class Strip:
     words: str
 
 
-def strip(result: Result) -> Strip:
+def rug_plot(result: Result) -> Rug:
     """Every sample has a tick."""
     samples = np.concatenate([np.asarray(launch) for launch in result.samples_s])
     start = float(min(samples.min(), result.interval_s[0]))
@@ -56,7 +56,7 @@ def strip(result: Result) -> Strip:
         for number, launch in enumerate(result.samples_s)
     ]
     low, high = result.interval_s
-    return Strip(
+    return Rug(
         width=WIDTH,
         height=height * len(lines),
         lines=lines,

@@ -269,7 +269,7 @@ def test_what_was_measured_is_all_there(pages, browser):
     tips = browser.ask("""[...document.querySelectorAll("svg.picture title")].map(title => title.textContent)""")
     kernels = [result for result in report.results if result.name.startswith("kernels.")]
     assert sum("of its bound" in tip for tip in tips) == len(kernels)
-    ticks = browser.ask("""[...document.querySelectorAll("svg.strip path:not(.median)")].length""")
+    ticks = browser.ask("""[...document.querySelectorAll("svg.rug path:not(.median)")].length""")
     assert ticks == sum(len(result.samples_s) for result in report.results)
 
 

@@ -1,4 +1,4 @@
-"""What pictures show: series by size, the parts of a step, every sample in its strip; and how numbers are told."""
+"""What pictures show: series by size, the parts of a step, every sample in its rug; and how numbers are told."""
 
 import re
 
@@ -6,7 +6,7 @@ import bench_reports as made
 import pytest
 
 from aifx.bench import units
-from aifx.bench.rug import WIDTH, strip
+from aifx.bench.rug import WIDTH, rug_plot
 from aifx.bench.views import bus_rate, by_size, headlines, memory_rate, of_name, step_of
 
 
@@ -71,7 +71,7 @@ def test_a_strip_has_every_sample():
     result = made.result("x", 1.0, launches=2, noise=0.001)
     late = result.model_copy(update={"samples_s": [[*launch, 50.0] for launch in result.samples_s]})
     for one in (result, late, result.model_copy(update={"samples_s": [[1.0, 1.0]], "interval_s": (1.0, 1.0)})):
-        drawn = strip(one)
+        drawn = rug_plot(one)
         assert len(drawn.lines) == len(one.samples_s)
         for line, samples in zip(drawn.lines, one.samples_s, strict=True):
             places = [float(x) for x in re.findall(r"M([\d.]+) ", line)]
@@ -79,7 +79,7 @@ def test_a_strip_has_every_sample():
             assert all(0 <= place <= WIDTH for place in places)
         assert 0 <= drawn.low <= drawn.middle <= drawn.high <= WIDTH
         assert drawn.beyond == sum(s > drawn.scale[1] for launch in one.samples_s for s in launch)
-    assert strip(late).beyond >= 2
+    assert rug_plot(late).beyond >= 2
 
 
 @pytest.mark.parametrize(
