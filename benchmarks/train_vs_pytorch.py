@@ -5,15 +5,15 @@
 
 gpt2-10m: 6 layers, 6 heads, width 384, 8 x 256 tokens, vocabulary 65; gpt2-124m: 12, 12, 768, 1 x 1,024, 50,257. Tied
 embeddings, AdamW, clipping, all cores. Ours is the step that `aifx train` compiles, fed as the loop feeds it; theirs is
-nanoGPT's model with PyTorch's own scaled_dot_product_attention and its fused AdamW, as it stands and through
+nanoGPT's model with PyTorch's own scaled_dot_product_attention and its fused AdamW, eager and through
 `torch.compile`; in bfloat16 under `torch.autocast`. The GELU is GPT-2's on all sides (tanh), or nanoGPT's (erf).
 PyTorch may live in another Python (--torch-python, or $TORCH_PYTHON). All start from one set of weights, so their
 losses must agree. Compilation is not within: the first steps are not timed. A row names the processor's maker and what
 multiplies matrices in it, since the ratio depends on that more than on anything else.
 
 PyTorch multiplies float32 with Intel's MKL, which gives another maker's processor its AVX2 path, half as fast where
-there is AVX-512. --mkl-avx512 compiles a library (with `cc`) that tells MKL the processor is Intel's, so that
-PyTorch's best is measured too.
+there is AVX-512. --mkl-avx512 compiles a library (with `cc`) with which MKL takes the processor for Intel's, so
+that PyTorch's best is measured too.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--model", type=partial(some_of, MODELS), default=["gpt2-10m"], help=", ".join(MODELS))
     parser.add_argument("--precision", type=partial(some_of, LOSSES_AGREE), default=list(LOSSES_AGREE))
     parser.add_argument("--gelu", choices=("tanh", "erf"), default="tanh")
-    parser.add_argument("--mkl-avx512", action="store_true", help="PyTorch's fastest path in float32, besides")
+    parser.add_argument("--mkl-avx512", action="store_true", help="also measure PyTorch's fastest path in float32")
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.steps = arguments.steps or (4 if arguments.quick else 10)

@@ -1,4 +1,4 @@
-"""What others have in place of each op: contenders that take what the op's implementations take.
+"""Peers of each op from other libraries, which take the same operands as the op's implementations.
 
 Each function here gives, for a call, those that can say the same, by name; tokamax only where it is installed.
 """

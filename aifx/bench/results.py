@@ -57,7 +57,7 @@ class Measured(_Named):
 
     Attributes:
         name: the suite's and the thing's: "hardware.matmul", "train.forward".
-        params: what else tells it from others of the name: dtype, size, implementation.
+        params: what distinguishes results of the same name: dtype, size, implementation.
         samples_s: seconds of each time that it was done, in the order of measurement.
         flops, num_bytes: what doing it once asks for at the least.
         bound_s: the least time in which the hardware could do that (the roofline); None where it is not known.

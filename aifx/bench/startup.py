@@ -27,7 +27,7 @@ from aifx.project import Project
 AIFX = [sys.executable, "-P", "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
 REPEATS, QUICK_REPEATS = 3, 1
 LIMIT_S = 540.0
-"""Of one start: less than a launch may be silent (`runner.SILENCE_S`), so that what the start said is told."""
+"""Of one start: less than a launch may be silent (`runner.SILENCE_S`), so that the error has the start's last lines."""
 
 POLL_S = 0.002
 

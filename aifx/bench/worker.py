@@ -1,4 +1,4 @@
-"""One launch of one suite: `python -m aifx.bench.worker REQUEST FD`, which tells events in lines of JSON on FD.
+"""One launch of one suite: `python -m aifx.bench.worker REQUEST FD`, which writes events as lines of JSON to FD.
 
     {"fingerprint": {...}}  {"say": "..."}  {"note": "..."}  {"alive": true}  {"result": {...}}  {"failure": {...}}
 

@@ -169,7 +169,7 @@ AttentionImplementation = Literal[
 
 class KernelsSection(Section):
     """Implementation of each op of `jax_kernels`. If it does not support a call, another runs. `aifx kernels explain`
-    tells what "auto" chooses, and why."""
+    shows what "auto" chooses, and why."""
 
     attention: AttentionImplementation = Field("auto", description="Implementation of attention over whole sequences.")
     linear_cross_entropy: OpImplementation = Field(
@@ -191,7 +191,7 @@ class LogSection(Section):
     every: PositiveInt = Field(1, description="Steps between records in metrics.jsonl.", json_schema_extra=RESUME_SAFE)
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         (),
-        description="Trackers that get each record besides metrics.jsonl; each needs its package.",
+        description="Trackers that also get each record; each needs its package.",
         json_schema_extra=RESUME_SAFE,
     )
 

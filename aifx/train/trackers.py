@@ -1,4 +1,4 @@
-"""Trackers that get each logged record besides metrics.jsonl: TensorBoard, Weights & Biases, MLflow.
+"""Trackers that get each logged record, in addition to metrics.jsonl: TensorBoard, Weights & Biases, MLflow.
 
 Each writes in a thread of its own, so that a slow tracker never holds a step. A run that is resumed goes on in the same
 tracked run; steps that a tracker has already are not sent twice where the tracker can tell.

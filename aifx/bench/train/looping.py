@@ -35,7 +35,7 @@ class Looping:
 
     def __init__(self, subject: Subject, observers: Sequence[Observer] = (), *, save_every: int = 0) -> None:
         """Args:
-        observers: told besides metrics.jsonl and train.log.
+        observers: called in addition to metrics.jsonl and train.log.
         save_every: steps between checkpoints; 0 for none.
         """
         self._subject, self._observers, self._save_every = subject, observers, save_every
