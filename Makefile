@@ -14,12 +14,12 @@ parallel_cases := -n $(WORKERS)
 compile = $(1)/bin/python -m pytest $(parallel_cases) -m compilers tests/jax_kernels/test_absent_hardware.py
 compiled_programs := tests/jax_kernels/compiled_programs.py
 # Their tests run a sample of their cases until a source of theirs changes; tests/verified.py has the sources.
-sampled := $(addprefix tests/,jax_kernels models nn generate)
+sampled := $(addprefix tests/,jax_kernels models nn generation)
 # Those of IS_LONG and `sample` (tests/effort.py).
-fewer_when_quick := $(sampled) tests/health/test_health_mutations.py tests/data/test_text_batches.py $(addprefix tests/train/test_,step.py training.py)
+fewer_when_quick := $(sampled) tests/health/test_health_mutations.py tests/data/test_text_batches.py $(addprefix tests/training/test_,step.py training.py)
 quick := -m "not slow and not long and not compilers"
 # What depends on the versions of Python and JAX: kernels, models, training, checkpoints and one end-to-end path.
-version_dependent := $(addprefix tests/,jax_kernels nn models train checkpoint e2e/test_main_job.py::test_language_model)
+version_dependent := $(addprefix tests/,jax_kernels nn models training checkpoint e2e/test_main_job.py::test_language_model)
 
 export VENV DEMO
 

@@ -8,10 +8,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.errors import UsageError
+from aifx.core.project import Project, RunDirectory
 from aifx.data.base import Say
 from aifx.data.rows import InputFile, Row, input_file
-from aifx.errors import UsageError
-from aifx.project import Project, RunDirectory
 
 if TYPE_CHECKING:
     from aifx.tasks.trained import RestoredRun, Which
@@ -55,7 +55,7 @@ class LoadedModel:
 
     def predict_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Each row with its prediction, in order."""
-        from aifx.prediction import predict_rows
+        from aifx.evaluation.prediction import predict_rows
 
         return predict_rows(self.trained, rows, say=self.say)
 

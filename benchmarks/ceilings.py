@@ -84,7 +84,7 @@ def build(folder: Path) -> dict[str, str]:
 def ours(folder: str, sizes: tuple[int, ...], clock: Callable[[], float]) -> Told:
     import jax
 
-    from aifx.microbenchmarks import EIGEN, Product, Stream
+    from aifx.machine.microbenchmarks import EIGEN, Product, Stream
 
     device = jax.devices("cpu")[0]
     seconds = {}

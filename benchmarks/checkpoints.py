@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def scaffolded(folder: Path) -> Path:
-    from aifx.scaffold import find_template, scaffold
+    from aifx.scaffold.projects import find_template, scaffold
 
     scaffold(folder / "project", find_template("language-model"), data={}, ask=False)
     return folder / "project"
@@ -91,12 +91,12 @@ def first_state(project: Path) -> State:
     import jax
 
     from aifx.config import load_config
+    from aifx.core.project import Project
     from aifx.parallel import make_mesh
-    from aifx.project import Project
     from aifx.tasks.registry import create_task
-    from aifx.train.restore import initialize
-    from aifx.train.state import abstract_state, to_tree
-    from aifx.train.step import make_step_spec
+    from aifx.training.restore import initialize
+    from aifx.training.state import abstract_state, to_tree
+    from aifx.training.step import make_step_spec
 
     config = load_config(Project(project), ())
     task = create_task(config, Project(project), project / "assets", say=lambda _: None)
@@ -163,7 +163,7 @@ def safetensors_side(project: Path, repeats: int) -> Told:
 def both(state: State, save: Save, restore: Restore) -> dict[str, tuple[Save, Restore]]:
     """A peer as it comes, and with what ours guarantees."""
     from aifx.checkpoint.storage import sync_tree
-    from aifx.runs.files import sync_directory
+    from aifx.core.json_files import sync_directory
 
     kept: dict[str, str] = {}
 

@@ -27,11 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from aifx.bench.adaptive import MOST_LAUNCHES, until_quiet, until_told
-from aifx.bench.estimate import LEAST_LAUNCHES, MIDDLE, UNDISTURBED, Launches, estimate
-from aifx.bench.fingerprint import Fingerprint
-from aifx.bench.results import Measured, Report, Request, Result
-from aifx.bench.store import MAX_NOISE, too_noisy
+from aifx.benchmarking.adaptive import MOST_LAUNCHES, until_quiet, until_told
+from aifx.benchmarking.estimate import LEAST_LAUNCHES, MIDDLE, UNDISTURBED, Launches, estimate
+from aifx.benchmarking.fingerprint import Fingerprint
+from aifx.benchmarking.results import Measured, Report, Request, Result
+from aifx.benchmarking.store import MAX_NOISE, too_noisy
 
 DIGITS = 6
 
@@ -83,9 +83,9 @@ def main() -> None:
 
 def record(given: argparse.Namespace) -> None:
     """Write the launches' samples, in the order in which they ran."""
-    from aifx.huge_pages import with_huge_pages
-    from aifx.runs.provenance import hardware, versions
-    from aifx.scaffold import find_template, scaffold
+    from aifx.machine.host import hardware, versions
+    from aifx.machine.huge_pages import with_huge_pages
+    from aifx.scaffold.projects import find_template, scaffold
 
     machine = hardware([])
     document: dict[str, Any] = {
@@ -112,14 +112,14 @@ def record(given: argparse.Namespace) -> None:
 
 def launch(given: argparse.Namespace) -> None:
     """Time the step in this process; the samples on stdout."""
-    from aifx.bench.timing import Effort, sample
+    from aifx.benchmarking.timing import Effort, sample
     from aifx.config import load_config
+    from aifx.core.project import Project
     from aifx.parallel import make_mesh, place_batch
-    from aifx.project import Project
     from aifx.tasks.registry import create_task
-    from aifx.train.restore import initialize
-    from aifx.train.state import abstract_state
-    from aifx.train.step import lower_step, make_step_spec
+    from aifx.training.restore import initialize
+    from aifx.training.state import abstract_state
+    from aifx.training.step import lower_step, make_step_spec
 
     project = Project(given.project)
     config = load_config(project, ())

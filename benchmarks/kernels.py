@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import side_by_side
 from side_by_side import AIFX, Runs, Work
 
-from aifx.bench.watch import Watch
+from aifx.benchmarking.watch import Watch
 
 if TYPE_CHECKING:
-    from aifx.bench.results import Report, Result
+    from aifx.benchmarking.results import Report, Result
 
 PEERS = {
     "reference": "the reference",
@@ -57,7 +57,7 @@ def main() -> None:
             done = subprocess.run([*AIFX, "bench", "kernels", *options], env=environ, stdout=subprocess.DEVNULL)
         if done.returncode:
             raise SystemExit(f"aifx bench kernels ended with {done.returncode}")
-        from aifx.bench.results import read_report
+        from aifx.benchmarking.results import read_report
 
         measured = read_report(output)
     rows = list(rows_of(measured))

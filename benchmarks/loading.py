@@ -84,8 +84,8 @@ class Windows:
 
 def measure(side: str, folder: Path, count: int) -> Told:
     from aifx.config.sections import LanguageDataSection
+    from aifx.core.project import Project
     from aifx.data.text import open_text
-    from aifx.project import Project
 
     section = LanguageDataSection(train=("*.txt",), seq_len=SEQ, vocab_size=VOCAB)
     text = open_text(section, Project(folder), folder / "assets", say=lambda _: None)

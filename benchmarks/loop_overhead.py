@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aifx.huge_pages import restart_with_huge_pages
+from aifx.machine.huge_pages import restart_with_huge_pages
 
 GOALS = {"loop": 1.01, "loop + checkpoints": 1.03}
 SAVE_EVERY = 50
@@ -40,12 +40,12 @@ def main() -> None:
         os.environ["AIFX_CACHE_DIR"] = f"{name}/cache"
         from rich.console import Console
 
-        from aifx.bench.suites import SUITES, Bench
-        from aifx.bench.train.looping import Looping
-        from aifx.bench.train.series import Series
-        from aifx.bench.train.subject import Subject
-        from aifx.commands.panel import Panel
-        from aifx.scaffold import find_template, scaffold
+        from aifx.benchmarking.suites import SUITES, Bench
+        from aifx.benchmarking.train.looping import Looping
+        from aifx.benchmarking.train.series import Series
+        from aifx.benchmarking.train.subject import Subject
+        from aifx.commands.train.panel import Panel
+        from aifx.scaffold.projects import find_template, scaffold
 
         folder = Path(name) / "project"
         scaffold(folder, find_template("language-model"), data={}, ask=False)

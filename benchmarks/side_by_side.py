@@ -93,7 +93,7 @@ class Work:
     unit: str = ""
 
     def speed(self, seconds: float) -> str:
-        from aifx.bench.units import duration
+        from aifx.benchmarking.units import duration
 
         if self.amount is None:
             return duration(seconds)
@@ -159,7 +159,7 @@ def tell(work: Callable[[], Told], peers: Sequence[str] = ()) -> None:
 
 def alternate(sides: Sequence[Side], rounds: int, *, label: str = "") -> Runs:
     """All sides in turn, `rounds` times. Ours, the first, has to run; a peer that does not is absent."""
-    from aifx.bench.watch import Watch
+    from aifx.benchmarking.watch import Watch
 
     runs = Runs({side.name: [] for side in sides})
     going = list(sides)
@@ -196,7 +196,7 @@ def row(work: Work, ours: list[list[float]], theirs: list[list[float]], against:
     """Args:
     ours, theirs: seconds of the same work, a list a process, in order of the rounds.
     """
-    from aifx.bench.estimate import MIDDLE, change, estimate
+    from aifx.benchmarking.estimate import MIDDLE, change, estimate
 
     found = change(ours, theirs, MIDDLE)
     pairs = [statistics.median(b) / statistics.median(a) for a, b in zip(ours, theirs, strict=True)]
@@ -299,7 +299,7 @@ def own(file: str, side: str, *options: str) -> list[str]:
 
 def training_environment() -> dict[str, str]:
     """That in which `aifx train` runs; PyTorch, which keeps its own blocks of memory, is as fast without."""
-    from aifx.huge_pages import with_huge_pages
+    from aifx.machine.huge_pages import with_huge_pages
 
     return with_huge_pages(os.environ) or dict(os.environ)
 

@@ -20,10 +20,10 @@ import side_by_side
 from side_by_side import Side, Told, Work
 
 from aifx.config.sections import LanguageDataSection
+from aifx.core.project import Project
 from aifx.data.corpus import Corpus, open_corpus
 from aifx.data.store import build_store
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
-from aifx.project import Project
 
 MOBY_DICK = Path(__file__).parent.parent / "templates" / "language-model" / "data" / "moby_dick.txt"
 GOAL = 0.90

@@ -126,13 +126,13 @@ def rows_of(runs: Runs, model: Model, precision: str) -> list[dict[str, Any]]:
 
 def goal_of(peer: str, precision: str) -> float:
     """On a processor with matrix units, and against PyTorch at its best, par within the noise of a machine."""
-    from aifx.hardware import matrix_units
+    from aifx.machine.catalogue import matrix_units
 
     return 0.95 if MKL in peer or precision == "bfloat16" or matrix_units() == "AMX" else 1.0
 
 
 def processor() -> str:
-    from aifx.hardware import cpu_vendor, matrix_units
+    from aifx.machine.catalogue import cpu_vendor, matrix_units
 
     return f"{cpu_vendor()} ({matrix_units()})"
 
@@ -207,13 +207,13 @@ def aifx_side(job: Job, steps: list[tuple[np.ndarray, np.ndarray]]) -> Told:
     import jax
 
     from aifx.config import load_config
+    from aifx.core.project import Project
     from aifx.models.decoder import Decoder
     from aifx.parallel import make_mesh, place_batch
-    from aifx.project import Project
     from aifx.tasks.language import LanguageTask
-    from aifx.train.restore import initialize
-    from aifx.train.state import abstract_state
-    from aifx.train.step import lower_step, make_step_spec
+    from aifx.training.restore import initialize
+    from aifx.training.state import abstract_state
+    from aifx.training.step import lower_step, make_step_spec
 
     class Characters(LanguageTask):
         """The language task with batches from here."""

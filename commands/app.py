@@ -12,9 +12,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import aifx
-from aifx.commands.help import parse_help, write_help
-from aifx.commands.terminal import is_colored, to_json
-from aifx.errors import UsageError, did_you_mean
+from aifx.commands.console.help import parse_help, write_help
+from aifx.commands.console.terminal import is_colored, to_json
+from aifx.core.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,21 @@ HEALTH = "Look after machines"
 SETUP = "Set up"
 
 COMMANDS: dict[str, Entry] = {
-    "init": Entry("init", "init", "Start a project from a template.", START),
-    "train": Entry("train", "train", "Train the project's model, or go on where it stopped.", TRAIN),
-    "eval": Entry("eval", "eval_", "Measure a checkpoint on held-out data and compare it with its gates.", TRAIN),
-    "predict": Entry("predict", "predict", "Predict labels, probabilities or values for new rows or images.", TRAIN),
-    "generate": Entry("generate", "generate", "Write text with a trained model.", TRAIN),
-    "runs": Entry("runs", "app", "List, show, compare, watch, tag, rename and delete runs.", LOOK),
-    "ckpt": Entry("ckpt", "app", "List and show checkpoints.", LOOK),
-    "doctor": Entry("doctor", "app", "Check the health of this machine, and tell what to do next.", HEALTH),
-    "bench": Entry("bench", "app", "Measure this machine and project, compare, and gate regressions.", HEALTH),
-    "kernels": Entry("kernels", "app", "Explain, tune and list the implementations of the hot loops.", SETUP),
-    "config": Entry("config", "app", "Show, check and describe the configuration.", SETUP),
+    "init": Entry("init.command", "init", "Start a project from a template.", START),
+    "train": Entry("train.command", "train", "Train the project's model, or go on where it stopped.", TRAIN),
+    "eval": Entry(
+        "eval.command", "eval_", "Measure a checkpoint on held-out data and compare it with its gates.", TRAIN
+    ),
+    "predict": Entry(
+        "predict.command", "predict", "Predict labels, probabilities or values for new rows or images.", TRAIN
+    ),
+    "generate": Entry("generate.command", "generate", "Write text with a trained model.", TRAIN),
+    "runs": Entry("runs.group", "app", "List, show, compare, watch, tag, rename and delete runs.", LOOK),
+    "ckpt": Entry("ckpt.group", "app", "List and show checkpoints.", LOOK),
+    "doctor": Entry("doctor.group", "app", "Check the health of this machine, and tell what to do next.", HEALTH),
+    "bench": Entry("bench.group", "app", "Measure this machine and project, compare, and gate regressions.", HEALTH),
+    "kernels": Entry("kernels.group", "app", "Explain, tune and list the implementations of the hot loops.", SETUP),
+    "config": Entry("config.group", "app", "Show, check and describe the configuration.", SETUP),
 }
 
 

@@ -10,8 +10,8 @@ import os
 import sys
 from contextlib import suppress
 
-from aifx.commands import stopping
-from aifx.errors import ExitCode
+from aifx.commands.console import stopping
+from aifx.core.errors import ExitCode
 
 COMPUTE = ("train", "eval", "predict")
 """Commands that run large programs, for whose memory a restart pays."""
@@ -27,7 +27,7 @@ def main() -> None:
     args = sys.argv[1:]
     stopping.enter(args)
     if next((arg for arg in args if not arg.startswith("-")), None) in COMPUTE:
-        from aifx.huge_pages import restart_with_huge_pages
+        from aifx.machine.huge_pages import restart_with_huge_pages
 
         with stopping.blocked():
             restart_with_huge_pages()
@@ -36,7 +36,7 @@ def main() -> None:
 
 def run(args: list[str]) -> int:
     """Runs one command and returns its exit code. Raises nothing."""
-    from aifx.commands.monitor_protocols import ProtocolExit, caller_of
+    from aifx.commands.doctor.monitor_protocols import ProtocolExit, caller_of
 
     _prepare_streams()
     ours, theirs = _split(args)
@@ -64,7 +64,7 @@ def run(args: list[str]) -> int:
 
 def _report(error: BaseException, json: bool) -> int:
     """Tells a failure, even one whose telling fails."""
-    from aifx.commands.terminal import report
+    from aifx.commands.console.terminal import report
 
     try:
         return report(error, json=json)
@@ -83,7 +83,7 @@ def _split(args: list[str]) -> tuple[list[str], list[str]]:
 def _status(error: SystemExit) -> int:
     if error.code is None or isinstance(error.code, int):
         return int(error.code or 0)
-    from aifx.sanitize import escape_controls
+    from aifx.core.sanitize import escape_controls
 
     with suppress(BrokenPipeError):
         sys.stderr.write(f"{escape_controls(str(error.code))}\n")

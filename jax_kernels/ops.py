@@ -7,15 +7,15 @@ import json
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from jax_kernels.attention import ATTENTION
-from jax_kernels.decode_attention import DECODE_ATTENTION
+from jax_kernels._ops.attention import ATTENTION
+from jax_kernels._ops.decode_attention import DECODE_ATTENTION
+from jax_kernels._ops.linear_cross_entropy import LINEAR_CROSS_ENTROPY
+from jax_kernels._ops.norms import LAYER_NORM, RMS_NORM
+from jax_kernels._ops.quantized_matmul import QUANTIZED_MATMUL
+from jax_kernels._ops.rotary import ROTARY
+from jax_kernels._ops.swiglu import SWIGLU
 from jax_kernels.implementations import Platform
-from jax_kernels.linear_cross_entropy import LINEAR_CROSS_ENTROPY
-from jax_kernels.norms import LAYER_NORM, RMS_NORM
 from jax_kernels.op import Op
-from jax_kernels.quantized_matmul import QUANTIZED_MATMUL
-from jax_kernels.rotary import ROTARY
-from jax_kernels.swiglu import SWIGLU
 
 OPS = {
     op.name: op

@@ -30,11 +30,11 @@ SOURCES = (
     "jax_kernels/**/*.py",
     "aifx/models/*.py",
     "aifx/nn/*.py",
-    "aifx/generate.py",
+    "aifx/generation/*.py",
     "tests/jax_kernels/*.py",
     "tests/models/*.py",
     "tests/nn/*.py",
-    "tests/generate/*.py",
+    "tests/generation/*.py",
 )
 IS_EVERY = IS_LONG or os.environ.get("EVERY") == "1"
 

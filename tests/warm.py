@@ -23,14 +23,14 @@ IMPORTS = [
     "grain",
     "tokenizers",
     "aifx.commands.app",
-    "aifx.commands.panel",
-    "aifx.commands.train",
+    "aifx.commands.train.panel",
+    "aifx.commands.train.command",
     "aifx.checkpoint.checkpoints",
-    "aifx.train.divergence",
-    "aifx.train.loop",
-    "aifx.train.run",
-    "aifx.evaluate",
-    "aifx.generate",
+    "aifx.training.divergence",
+    "aifx.training.loop",
+    "aifx.training.run",
+    "aifx.evaluation.held_out",
+    "aifx.generation.generator",
 ]
 READ_AT_IMPORT = ("JAX_", "PYTHON")
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
@@ -133,7 +133,7 @@ def _work(args: list[str], cwd: str, environ: dict[str, str], streams: list[str]
     sys.path[:] = ["", *(path for path in sys.path if path and not path.startswith(TESTS))]
     import jax
 
-    from aifx.commands import stopping
+    from aifx.commands.console import stopping
     from aifx.commands.main import run
 
     stopping.enter(args)

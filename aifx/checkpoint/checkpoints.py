@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from aifx.best_by import LOSS, Score, score_of
 from aifx.checkpoint import folders
 from aifx.checkpoint.background import Background
 from aifx.checkpoint.capture import HostCopies
@@ -23,9 +22,10 @@ from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
 from aifx.checkpoint.placing import check_fit, place
 from aifx.checkpoint.retention import kept, ranked
 from aifx.checkpoint.storage import read_arrays, write_checkpoint
+from aifx.config.best_by import LOSS, Score, score_of
 from aifx.config.sections import CheckpointSection
-from aifx.errors import CheckpointError
-from aifx.files import UnsafeFile, check_tree
+from aifx.core.errors import CheckpointError
+from aifx.core.files import UnsafeFile, check_tree
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 from aifx.checkpoint.manifest import Damaged, step_directories
-from aifx.errors import AifxError
-from aifx.os_errors import FULL, TRANSIENT, UNREADABLE, causes, could_not, first_line, refusal_in
-from aifx.runs.files import disk_full, readable_bytes
+from aifx.core.errors import AifxError
+from aifx.core.json_files import disk_full, readable_bytes
+from aifx.core.os_errors import FULL, TRANSIENT, UNREADABLE, causes, could_not, first_line, refusal_in
 
 _FULL_TEXT = re.compile(r"RESOURCE_EXHAUSTED.*(?:space|quota)", re.IGNORECASE)
 _DENIED_TEXT = "PERMISSION_DENIED"

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from aifx.checkpoint.manifest import DAMAGED_SUFFIX, TEMPORARY_SUFFIX
-from aifx.files import check_folder
-from aifx.runs.files import sync_directory
+from aifx.core.files import check_folder
+from aifx.core.json_files import sync_directory
 
 DISCARD_RETRY_S = 0.05
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from aifx.checkpoint.manifest import ITEM
-from aifx.files import UnsafeFile, read_file
-from aifx.parsing import parse_json
+from aifx.core.files import UnsafeFile, read_file
+from aifx.core.parsing import parse_json
 
 FILE = "files.json"
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aifx.best_by import Score
 from aifx.checkpoint.inventory import missing_files
 from aifx.checkpoint.manifest import Damaged, Manifest, read_manifest, step_directories
 from aifx.checkpoint.retention import ranked
+from aifx.config.best_by import Score
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aifx.best_by import Score
-from aifx.errors import CheckpointError
-from aifx.files import UnsafeFile, check_folder, read_file
-from aifx.json_values import plain
-from aifx.os_errors import UNREADABLE
-from aifx.parsing import parse_json
+from aifx.config.best_by import Score
+from aifx.core.errors import CheckpointError
+from aifx.core.files import UnsafeFile, check_folder, read_file
+from aifx.core.json_values import plain
+from aifx.core.os_errors import UNREADABLE
+from aifx.core.parsing import parse_json
 
 FORMAT = 2
 ITEM = "manifest"

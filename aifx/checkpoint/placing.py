@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from aifx.checkpoint.manifest import Manifest
-from aifx.errors import CheckpointError
+from aifx.core.errors import CheckpointError
 
 _KEY_IMPLEMENTATIONS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
 """jax.random.wrap_key_data's names by the tag in a key's dtype ("key<fry>")."""

@@ -16,8 +16,8 @@ import numpy as np
 from aifx.checkpoint.inventory import write_inventory
 from aifx.checkpoint.manifest import FILE, ITEM, Manifest
 from aifx.checkpoint.naming import nest
-from aifx.os_errors import naming
-from aifx.runs.files import sync_directory
+from aifx.core.json_files import sync_directory
+from aifx.core.os_errors import naming
 
 STATE = "state"
 """The item of the checkpoint that holds the arrays: any Orbax program can restore it as a tree."""

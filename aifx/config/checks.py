@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from aifx.best_by import AUTO, parse_best_by
+from aifx.config.best_by import AUTO, parse_best_by
 from aifx.config.config import Config, OriginKind
 from aifx.config.diagnostics import Mistake
+from aifx.config.gates import parse_gate
 from aifx.config.sections import LanguageDataSection, LanguageModelSection, VisionDataSection
-from aifx.errors import UsageError
-from aifx.gates import parse_gate
+from aifx.core.errors import UsageError
 
 _RANK: dict[OriginKind, int] = {"default": 0, "preset": 1, "file": 2, "env": 3, "set": 4}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aifx.config.sections import INT_MAX
-from aifx.errors import ConfigError
+from aifx.core.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from aifx.config.config import SECTION_NAMES, Origin, section_models
 from aifx.config.diagnostics import Mistake
 from aifx.config.foreign_keys import own_key, own_section, suggestion
 from aifx.config.lines import key_lines
-from aifx.errors import ConfigError, did_you_mean, nearest
-from aifx.files import read_file
-from aifx.parsing import parse_toml
+from aifx.core.errors import ConfigError, did_you_mean, nearest
+from aifx.core.files import read_file
+from aifx.core.parsing import parse_toml
 
 _VARIABLE = re.compile(r"AIFX_(.*?)__(.*)")
 

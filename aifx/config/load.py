@@ -20,8 +20,8 @@ from aifx.config.schema import fitting_presets, properties
 from aifx.config.sections import INT_MAX, Section
 from aifx.config.task_sections import BUNDLED_KINDS, TaskSections, section_types
 from aifx.config.toml import written_origin
-from aifx.errors import ConfigError, did_you_mean, nearest
-from aifx.project import CONFIG_NAME, Project
+from aifx.core.errors import ConfigError, did_you_mean, nearest
+from aifx.core.project import CONFIG_NAME, Project
 
 
 def load_config(project: Project, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Config:

@@ -17,8 +17,8 @@ from aifx.config.sections import (
     VisionDataSection,
     VisionModelSection,
 )
-from aifx.errors import ConfigError, did_you_mean
-from aifx.project import Project
+from aifx.core.errors import ConfigError, did_you_mean
+from aifx.core.project import Project
 
 BUNDLED_KINDS: dict[str, tuple[type[Section], type[Section]]] = {
     "language": (LanguageModelSection, LanguageDataSection),

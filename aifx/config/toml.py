@@ -9,7 +9,7 @@ from typing import Any
 import tomlkit
 
 from aifx.config.config import Config, Origin
-from aifx.sanitize import escape_in_json
+from aifx.core.sanitize import escape_in_json
 
 _WRITTEN_ORIGIN = re.compile(r"  # (default|preset \S+|\S+\.toml:\d+|AIFX_\w+|--set)$")
 

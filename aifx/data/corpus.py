@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aifx.config.sections import LanguageDataSection
+from aifx.core.errors import DataError
+from aifx.core.project import Project
 from aifx.data.base import Split
 from aifx.data.encoding import FileScan, report_bad_bytes, undecodable
 from aifx.data.files import SUFFIXES, Piece, TextFile, check_regular, find_files, read_documents, scan_file
-from aifx.errors import DataError
-from aifx.project import Project
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
-from aifx.errors import DataError
+from aifx.core.errors import DataError
 
 if TYPE_CHECKING:
     from aifx.data.files import TextFile

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from aifx.core.errors import DataError, did_you_mean
+from aifx.core.parsing import parse_json
+from aifx.core.project import Project
 from aifx.data.encoding import COMPRESSIONS, DecodeErrors, FileScan, decode_blocks, decode_lines, scan_text
 from aifx.data.parquet import read_column, scan_column
-from aifx.errors import DataError, did_you_mean
-from aifx.parsing import parse_json
-from aifx.project import Project
 
 COMPRESSIBLE = (".txt", ".jsonl")
 FORMATS = (*COMPRESSIBLE, ".parquet")

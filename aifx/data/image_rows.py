@@ -11,9 +11,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from aifx.core.errors import DataError, UsageError
 from aifx.data.images import image_arrays
 from aifx.data.rows import FORMATS, InputFile, Row, read_rows, unknown_format
-from aifx.errors import DataError, UsageError
 
 IMAGE_FIELD = "image"
 PICTURES = ("png", "jpg", "jpeg")

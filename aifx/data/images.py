@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from aifx.config.sections import VisionDataSection
+from aifx.core.errors import DataError
+from aifx.core.project import Project
 from aifx.data.base import Batch, Say, Split
 from aifx.data.files import check_regular
 from aifx.data.order import Shuffle, derived_seed
-from aifx.errors import DataError
-from aifx.project import Project
 
 ENCRYPTED = 0x1  # of a zip entry's flags (PKWARE APPNOTE 4.4.4)
 LARGE_BYTES = 1 << 26  # takes long enough to read to be worth a word

@@ -7,9 +7,9 @@ import importlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.errors import DataError, EnvironmentFault, did_you_mean
+from aifx.core.extras import install_command
 from aifx.data.encoding import DECODE_HANDLERS, BadBytes, DecodeErrors, FileScan, reading, undecodable
-from aifx.errors import DataError, EnvironmentFault, did_you_mean
-from aifx.extras import install_command
 
 if TYPE_CHECKING:
     from aifx.data.files import TextFile

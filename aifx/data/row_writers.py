@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from aifx.core.errors import DataError, UsageError
+from aifx.core.files import replacing
+from aifx.core.json_values import plain
 from aifx.data.parquet import import_pyarrow
-from aifx.errors import DataError, UsageError
-from aifx.files import replacing
-from aifx.json_values import plain
 
 Record = Mapping[str, Any]
 

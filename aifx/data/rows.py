@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from aifx.core.errors import DataError, UsageError, did_you_mean
+from aifx.core.parsing import parse_json
 from aifx.data.encoding import open_content
 from aifx.data.files import TextFile, check_regular
 from aifx.data.parquet import import_pyarrow
-from aifx.errors import DataError, UsageError, did_you_mean
-from aifx.parsing import parse_json
 
 FORMATS = ("jsonl", "csv", "parquet", "txt")
 """Formats whose rows have named fields; tasks may read more."""

@@ -35,16 +35,16 @@ from typing import IO, Any
 import numpy as np
 from tokenizers import Encoding
 
+from aifx.core.errors import EnvironmentFault
+from aifx.core.files import remove_temporary, replace_file
+from aifx.core.os_errors import errno_of, naming
+from aifx.core.private_folders import make_private
+from aifx.core.progress import report_progress
 from aifx.data.base import Say, Split
 from aifx.data.blocks import DIGEST_BYTES, BlockArray, BlockDigests
 from aifx.data.corpus import SPLITS, Corpus
 from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer
-from aifx.errors import EnvironmentFault
-from aifx.files import remove_temporary, replace_file
-from aifx.os_errors import errno_of, naming
-from aifx.private_folders import make_private
-from aifx.progress import report_progress
 
 FORMAT = 2
 # A batch has enough pieces a core that its last ones cost little, and a bound on the memory of its encodings.

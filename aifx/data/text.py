@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from aifx.config.sections import LanguageDataSection
+from aifx.core.errors import DataError
+from aifx.core.files import remove_temporary
+from aifx.core.progress import Reporter, report_progress
+from aifx.core.project import Project, cache_path
 from aifx.data.base import Batch, Say, Split
 from aifx.data.corpus import SPLITS, Corpus, file_corpus, open_corpus, split_corpus
 from aifx.data.order import Shuffle
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
 from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_folder, guard, open_store, write_synced
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
-from aifx.errors import DataError
-from aifx.files import remove_temporary
-from aifx.progress import Reporter, report_progress
-from aifx.project import Project, cache_path
 
 TOKENIZER_FILE = "tokenizer.json"
 

@@ -11,9 +11,9 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from aifx.core.errors import DataError
 from aifx.data.files import check_regular
 from aifx.data.tokenizer_checks import check_description, check_vocabulary, library_errors
-from aifx.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
 # What ends a document in tokenizers that people bring: GPT-2 and kin, Llama 3, Llama 2 and Mistral, Gemma, BERT.

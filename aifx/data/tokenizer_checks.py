@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from aifx.core.errors import DataError
 from aifx.data.patterns import find_flaw
-from aifx.errors import DataError
 
 MOST_GROWTH = 256
 """Bytes that one byte of text may become. NFKC needs 11 (U+FDFA), a space as "<space>" 7."""

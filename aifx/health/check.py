@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from aifx.errors import AifxError, EnvironmentFault
+from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.private_folders import make_private
+from aifx.core.project import cache_path
 from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.host import Host
 from aifx.health.probes import Probe, all_probes
 from aifx.health.report import Report
 from aifx.health.rules import Rule, Site
 from aifx.health.snapshot import Snapshot, read, take, write
-from aifx.private_folders import make_private
-from aifx.project import cache_path
 
 Level = Literal["quick", "full"]
 

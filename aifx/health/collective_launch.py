@@ -16,8 +16,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
+from aifx.core.executables import need_program
 from aifx.health.bisect import Verdict
-from aifx.programs import need_program
 
 SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR", "--")
 SRUN = ("srun", "--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=5")

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from aifx.core.executables import find_program
+from aifx.core.parsing import parse_json
+from aifx.core.redaction import is_secret_variable, redact
 from aifx.health.facts import Absent, Unknown
-from aifx.parsing import parse_json
-from aifx.programs import find_program
-from aifx.redaction import is_secret_variable, redact
 
 CAPTURED = "aifx-captured"
 READ_LIMIT_S = 2.0

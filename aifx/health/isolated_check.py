@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aifx.errors import AifxError, EnvironmentFault
+from aifx.core.errors import AifxError, EnvironmentFault
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NamedTuple
 
-from aifx.parsing import parse_json
+from aifx.core.parsing import parse_json
 
 LEVEL = r"(?:<\d{1,4}>|\w{1,8} *:\w{1,8} *: )?"  # dmesg -r and -x
 LEVEL_NUMBER = re.compile(r"^<\d{1,4}>")

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aifx.core.pages import date, render
 from aifx.health.report import SEVERITIES, STATUSES, Report, Skipped, counts, folded, num_words
-from aifx.pages import date, render
 
 if TYPE_CHECKING:
     from aifx.health.fleet.report import FleetReport, Node

@@ -15,10 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aifx.errors import AifxError
+from aifx.core.errors import AifxError
+from aifx.core.project import Project, find_project
+from aifx.core.redaction import redact
 from aifx.health.facts import Absent, to_document
-from aifx.project import Project, find_project
-from aifx.redaction import redact
 
 if TYPE_CHECKING:
     from aifx.config import Config
@@ -118,7 +118,7 @@ def _plan(project: Project, config: Config) -> dict[str, Any] | Absent:
     import jax
 
     from aifx.nn.specs import map_specs
-    from aifx.train.optimizers import make_optimizer, select_weights
+    from aifx.training.optimizers import make_optimizer, select_weights
 
     params = map_specs(lambda spec: spec.struct, specs)
     weights = select_weights(params, specs)

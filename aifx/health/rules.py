@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 import tomli
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aifx.errors import ConfigError, UsageError, did_you_mean, nearest
+from aifx.core.errors import ConfigError, UsageError, did_you_mean, nearest
+from aifx.core.parsing import parse_toml
 from aifx.health.conditions import COMPARISONS
-from aifx.parsing import parse_toml
 
 Severity = Literal["critical", "warning", "info"]
 RULE_ID = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*(\.[a-z0-9]+(_[a-z0-9]+)*)+")

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from aifx.errors import EnvironmentFault
+from aifx.core.errors import EnvironmentFault
+from aifx.core.executables import find_program
+from aifx.core.sanitize import one_line
 from aifx.health.rules import fits
-from aifx.programs import find_program
-from aifx.sanitize import one_line
 
 MARK = "aifx:"
 REASON_LENGTH = 200

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import aifx
-from aifx.errors import DataError
-from aifx.files import read_input, write_output
+from aifx.core.errors import DataError
+from aifx.core.files import read_input, write_output
+from aifx.core.parsing import parse_json
+from aifx.core.redaction import redact
 from aifx.health.facts import Absent, Facts, Scope, Unknown, from_document, to_document
 from aifx.health.host import Host, within
 from aifx.health.probes import Probe
-from aifx.parsing import parse_json
-from aifx.redaction import redact
 
 SCHEMA_VERSION = 1
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import tomli
 
+from aifx.core.redaction import redact
 from aifx.health.facts import Unknown
 from aifx.health.kernel_log import Line
-from aifx.redaction import redact
 
 DAY_S = 86_400
 BURST_S = 15

@@ -14,11 +14,11 @@ from aifx.models import paged_cache
 from aifx.models.paged_cache import Cache
 from aifx.nn import initializers, layers
 from aifx.nn.specs import LAYERS, ArraySpec, Initializer, Params, Specs, count_parameters, stack_layer_specs
-from jax_kernels.attention import attention
-from jax_kernels.decode_attention import decode_attention
-from jax_kernels.norms import layer_norm, rms_norm
-from jax_kernels.rotary import rotary
-from jax_kernels.swiglu import swiglu
+from jax_kernels._ops.attention import attention
+from jax_kernels._ops.decode_attention import decode_attention
+from jax_kernels._ops.norms import layer_norm, rms_norm
+from jax_kernels._ops.rotary import rotary
+from jax_kernels._ops.swiglu import swiglu
 
 Angles: TypeAlias = tuple[jax.Array, jax.Array]
 

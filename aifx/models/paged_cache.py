@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from aifx.nn import initializers
 from aifx.nn.specs import ArraySpec, Params, Specs
-from jax_kernels.decode_attention import write_pages
+from jax_kernels._ops.decode_attention import write_pages
 
 Cache: TypeAlias = dict[str, Any]
 

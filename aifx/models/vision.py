@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from aifx.config.sections import VisionModelSection
-from aifx.errors import ConfigError
+from aifx.core.errors import ConfigError
 from aifx.nn import initializers, layers
 from aifx.nn.specs import ArraySpec, Initializer, Params, Specs
-from jax_kernels.norms import layer_norm
+from jax_kernels._ops.norms import layer_norm
 
 KERNEL = 3
 NORM_EPSILON = 1e-5

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from aifx.nn.quantized import QuantizedMatrix
+from jax_kernels._ops.quantized_matmul import quantized_linear
 from jax_kernels.batch_sharding import varying, varying_axes
 from jax_kernels.products import is_bfloat16_on_cpu, product, row_major
-from jax_kernels.quantized_matmul import quantized_linear
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 
 from aifx.config.sections import Quantization
 from aifx.nn.specs import ArraySpec, Params, Specs, is_spec
-from jax_kernels.quantized_matmul import quantize
+from jax_kernels._ops.quantized_matmul import quantize
 
 
 class QuantizedMatrix(NamedTuple):

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from aifx.core.errors import ConfigError
 from aifx.data.base import Batch
-from aifx.errors import ConfigError
 from aifx.nn.specs import ArraySpec, Specs, map_specs
 
 DATA_AXIS = "data"

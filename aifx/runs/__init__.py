@@ -1,6 +1,5 @@
 """Run directories: who holds one, what is written there, and reading it back, alive or dead. Imports no jax."""
 
-from aifx.runs.files import read_jsonl, readable_bytes, write_json, write_text
 from aifx.runs.lock import Holder, RunLock, exclusive, holder, is_held
 from aifx.runs.provenance import ProvenanceDifference, differences, provenance, read_provenance
 from aifx.runs.records import Ledger, MetricsWriter
@@ -18,10 +17,6 @@ __all__ = [
     "holder",
     "is_held",
     "provenance",
-    "read_jsonl",
     "read_provenance",
-    "readable_bytes",
     "run_status",
-    "write_json",
-    "write_text",
 ]

@@ -17,11 +17,11 @@ from typing import Any
 
 from aifx.config import Config
 from aifx.config.config import number_settings, setting_default
-from aifx.errors import CheckpointError
-from aifx.files import open_file, read_file
-from aifx.parsing import parse_json
-from aifx.project import RunDirectory
-from aifx.runs.files import write_json
+from aifx.core.errors import CheckpointError
+from aifx.core.files import open_file, read_file
+from aifx.core.json_files import write_json
+from aifx.core.parsing import parse_json
+from aifx.core.project import RunDirectory
 
 SCHEMA_VERSION = 1
 

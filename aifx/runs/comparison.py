@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, TypeAlias
 
-from aifx.project import RunDirectory
-from aifx.runs.files import read_jsonl
+from aifx.core.json_files import read_jsonl
+from aifx.core.project import RunDirectory
 from aifx.runs.reading import read_evaluations, read_settings
 from aifx.runs.status import number, validation_loss
 

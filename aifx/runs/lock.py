@@ -17,11 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from aifx.errors import RunBusy
-from aifx.files import open_file, read_file
-from aifx.parsing import parse_json
-from aifx.project import RunDirectory
-from aifx.redaction import redact_arguments
+from aifx.core.errors import RunBusy
+from aifx.core.files import open_file, read_file
+from aifx.core.parsing import parse_json
+from aifx.core.project import RunDirectory
+from aifx.core.redaction import redact_arguments
 
 
 @dataclass(frozen=True)

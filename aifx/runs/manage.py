@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from aifx.errors import AifxError, UsageError
-from aifx.files import check_folder, read_file
-from aifx.parsing import parse_json
-from aifx.project import RUN_NAME, Project, RunDirectory
-from aifx.runs.files import sync_directory, write_json
+from aifx.core.errors import AifxError, UsageError
+from aifx.core.files import check_folder, read_file
+from aifx.core.json_files import sync_directory, write_json
+from aifx.core.parsing import parse_json
+from aifx.core.project import RUN_NAME, Project, RunDirectory
 from aifx.runs.lock import RunLock
 
 REMOVED = ".removed-"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -14,16 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import aifx
-from aifx.files import read_file
-from aifx.parsing import parse_json
-from aifx.programs import find_program
-from aifx.project import RunDirectory
-from aifx.redaction import is_secret_variable, redact, redact_arguments
+from aifx.core.executables import find_program
+from aifx.core.files import read_file
+from aifx.core.parsing import parse_json
+from aifx.core.project import RunDirectory
+from aifx.core.redaction import is_secret_variable, redact, redact_arguments
+from aifx.machine.host import Device, hardware, versions
 
-PACKAGES = ("jax", "jaxlib", "numpy", "optax", "grain", "orbax-checkpoint", "tensorstore", "tokenizers")
 NUMERIC_PACKAGES = ("python", "aifx", "jax", "jaxlib", "numpy", "optax", "grain")
 """Versions that can change a number of the run; the rest only move bytes."""
 
@@ -36,15 +32,6 @@ _FLAGS = re.compile(
 _NO_EFFECT_ON_BITS = re.compile(
     r"JAX_(COMPILATION_CACHE|PERSISTENT_CACHE|LOG|DEBUG_LOG|TRACEBACK|PLATFORMS)\w*|CUDA_VISIBLE_DEVICES|XLA_PYTHON_CLIENT_\w+"
 )
-
-
-class Device(Protocol):
-    """What provenance reads of a `jax.Device`."""
-
-    @property
-    def platform(self) -> str: ...
-    @property
-    def device_kind(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -106,36 +93,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Provenan
         if not _NO_EFFECT_ON_BITS.fullmatch(name)
     ]
     return [ProvenanceDifference(name, a, b) for name, a, b in pairs if a != b]
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Installed versions, without importing anything."""
-    found = {"python": platform.python_version(), "aifx": aifx.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware(devices: Sequence[Device]) -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "os": platform.platform(),
-        **cpu_of(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "platform": devices[0].platform if devices else None,
-        "device_kind": devices[0].device_kind if devices else None,
-        "num_devices": len(devices),
-    }
-
-
-def cpu_of() -> dict[str, Any]:
-    """The processor, and the cores of it that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": _cpu_model(), "cores": cores}
 
 
 def flags(environ: Mapping[str, str]) -> dict[str, str]:
@@ -213,16 +170,6 @@ def _git(root: Path, timeout_s: float, environ: Mapping[str, str], *arguments: s
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return done.stdout if done.returncode == 0 else None
-
-
-def _cpu_model() -> str:
-    try:
-        found = re.search(
-            r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
-        )
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _both(old: Mapping[str, Any], new: Mapping[str, Any], part: str, key: str) -> tuple[Any, Any]:

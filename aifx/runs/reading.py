@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aifx.files import open_file, read_file
-from aifx.parsing import parse_json, parse_toml
-from aifx.project import RunDirectory
-from aifx.runs.files import parse_lines
+from aifx.core.files import open_file, read_file
+from aifx.core.json_files import parse_lines
+from aifx.core.parsing import parse_json, parse_toml
+from aifx.core.project import RunDirectory
 from aifx.runs.status import number
 
 

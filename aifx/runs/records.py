@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aifx.files import RECORDS_LIMIT, read_file
-from aifx.runs.files import JsonLines, parse_line
+from aifx.core.files import RECORDS_LIMIT, read_file
+from aifx.core.json_files import JsonLines, parse_line
 
 
 class Ledger(JsonLines):

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aifx.best_by import LOSS, BestBy, parse_best_by
-from aifx.errors import AifxError, UsageError
-from aifx.files import RECORDS_LIMIT, read_file
-from aifx.parsing import parse_toml
-from aifx.project import RunDirectory
-from aifx.runs.files import parse_line, read_jsonl
+from aifx.config.best_by import LOSS, BestBy, parse_best_by
+from aifx.core.errors import AifxError, UsageError
+from aifx.core.files import RECORDS_LIMIT, read_file
+from aifx.core.json_files import parse_line, read_jsonl
+from aifx.core.parsing import parse_toml
+from aifx.core.project import RunDirectory
 from aifx.runs.lock import holder, is_held
 from aifx.runs.manage import read_tags
 

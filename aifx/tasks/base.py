@@ -11,11 +11,11 @@ import numpy as np
 
 from aifx.config import Config
 from aifx.config.sections import Section
+from aifx.core.errors import UsageError
+from aifx.core.project import Project
 from aifx.data.base import Batch, BatchSource, Say, Split
 from aifx.data.rows import InputFile, Row, read_rows
-from aifx.errors import UsageError
 from aifx.nn.specs import Params, Specs
-from aifx.project import Project
 
 Sums: TypeAlias = dict[str, tuple[jax.Array, jax.Array]]
 """Additive (total, weight) by name, float32 scalars or small arrays. Training follows total / weight of "loss"."""

@@ -14,17 +14,17 @@ import numpy as np
 
 from aifx.config import Config
 from aifx.config.sections import LanguageDataSection, LanguageModelSection, Section
+from aifx.core.errors import ConfigError
+from aifx.core.project import Project
 from aifx.data import TextData, TextSource, Tokenizer, open_text
 from aifx.data.base import Batch, Say, Split
 from aifx.data.rows import InputFile, Row, field, read_rows
 from aifx.data.sequences import empty_batch
 from aifx.data.text import TOKENIZER_FILE, document_windows, open_split_files, open_text_file
-from aifx.errors import ConfigError
 from aifx.models.decoder import Decoder
 from aifx.nn.specs import Params
-from aifx.project import Project
 from aifx.tasks.base import Sums, Task, Totals
-from jax_kernels.linear_cross_entropy import linear_cross_entropy
+from jax_kernels._ops.linear_cross_entropy import linear_cross_entropy
 
 UNSCORED = -1
 """The label of a token that only gives context or fills up a row: its weight is 0. That of the others is 1."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from aifx.config import Config, import_task
+from aifx.core.errors import AifxError, ConfigError
+from aifx.core.os_errors import errno_of
+from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.base import Say
-from aifx.errors import AifxError, ConfigError
-from aifx.os_errors import errno_of
-from aifx.project import CONFIG_NAME, Project
 from aifx.tasks.base import Task
 from aifx.tasks.results import CHECKS, WrongResult
 

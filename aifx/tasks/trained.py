@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 from aifx.checkpoint.manifest import read_manifest
 from aifx.config import Config, read_config
+from aifx.core.errors import CheckpointError, UsageError
+from aifx.core.files import check_tree
+from aifx.core.project import Project, RunDirectory
 from aifx.data.base import Say
-from aifx.errors import CheckpointError, UsageError
-from aifx.files import check_tree
 from aifx.nn.specs import Params, map_specs
 from aifx.nn.stacking import has_stacked_layers, stack_layers, unstack_layers
-from aifx.project import Project, RunDirectory
 from aifx.runs.binding import binding_errors
 from aifx.tasks.base import Model, Task
 from aifx.tasks.registry import create_task, load_task, task_class
@@ -58,7 +58,7 @@ def restore_run(
 
     Raises CheckpointError where there is no such checkpoint or it is damaged.
     """
-    from aifx.parallel.compilation_cache import enable_compilation_cache
+    from aifx.machine.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache(say)
     config = read_config(run.config, project, overrides, current=CURRENT)
@@ -93,7 +93,7 @@ def load_generator(
 
     Takes what `restore_run` takes and raises what it raises; UsageError where the run's task has no language model.
     """
-    from aifx.parallel.compilation_cache import enable_compilation_cache
+    from aifx.machine.compilation_cache import enable_compilation_cache
     from aifx.tasks.language import LanguageTask
 
     enable_compilation_cache(say)

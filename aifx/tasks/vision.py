@@ -14,18 +14,18 @@ import numpy as np
 
 from aifx.config import Config
 from aifx.config.sections import Section, VisionDataSection, VisionModelSection
+from aifx.core.errors import DataError
+from aifx.core.files import read_file
+from aifx.core.parsing import parse_json
+from aifx.core.project import Project
 from aifx.data import ImageData, ImageSource, open_images
 from aifx.data.base import Batch, Say, Split
 from aifx.data.image_rows import IMAGE_FIELD, read_images
 from aifx.data.images import ImageSpec, open_image_file
 from aifx.data.rows import InputFile, Row, field
 from aifx.data.store import write_synced
-from aifx.errors import DataError
-from aifx.files import read_file
 from aifx.models.vision import VisionNetwork
 from aifx.nn.specs import Params
-from aifx.parsing import parse_json
-from aifx.project import Project
 from aifx.tasks.base import Sums, Task, Totals
 from aifx.tasks.language import batches_digest
 from aifx.tasks.objectives import confusion_matrix, cross_entropy

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aifx.checkpoint import CheckpointInfo, Checkpoints, list_checkpoints, state_digest
 from aifx.config.sections import CheckpointSection
-from aifx.errors import CheckpointError
+from aifx.core.errors import CheckpointError
 
 
 def section(**values: Any) -> CheckpointSection:

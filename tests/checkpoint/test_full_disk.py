@@ -12,8 +12,9 @@ import pytest
 
 from aifx.checkpoint import Checkpoints, faults
 from aifx.config.sections import CheckpointSection
-from aifx.errors import EnvironmentFault, ExitCode
-from aifx.runs import Ledger, MetricsWriter, read_jsonl
+from aifx.core.errors import EnvironmentFault, ExitCode
+from aifx.core.json_files import read_jsonl
+from aifx.runs import Ledger, MetricsWriter
 
 
 @pytest.fixture

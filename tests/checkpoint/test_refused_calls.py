@@ -17,9 +17,9 @@ import pytest
 from faulty_files import failing
 
 from aifx.checkpoint import Checkpoints, folders, storage
-from aifx.commands.failures import as_error
+from aifx.commands.console.failures import as_error
 from aifx.config.sections import CheckpointSection
-from aifx.errors import AifxError, EnvironmentFault, ExitCode
+from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
 
 SECTION = CheckpointSection(keep_last=1, keep_best=0)
 

@@ -19,9 +19,9 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 PROBE_COMMAND = """
 import errno, os, sys, types
 from aifx.commands import app
-from aifx.commands.options import JsonOption
-from aifx.commands.terminal import terminal
-from aifx.errors import *
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.terminal import terminal
+from aifx.core.errors import *
 
 def probe(json: JsonOption = False) -> None:
     with terminal(json) as out:

@@ -13,13 +13,13 @@ import program
 import pytest
 from program import assert_three_lines, run
 
-from aifx.bench.fingerprint import fingerprint
-from aifx.bench.results import Failure, Measured, Report, Request, Result, read_report, write_report
-from aifx.bench.schema import report_schema
-from aifx.commands import bench_gate
-from aifx.commands.terminal import Output
+from aifx.benchmarking.fingerprint import fingerprint
+from aifx.benchmarking.results import Failure, Measured, Report, Request, Result, read_report, write_report
+from aifx.benchmarking.schema import report_schema
+from aifx.commands.bench import gate
+from aifx.commands.console.terminal import Output
 
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarking"))
 fake_suite = importlib.import_module("fake_suite")
 environ = fake_suite.environ
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "bench.schema.json").read_text())
@@ -68,7 +68,7 @@ def saved(tmp_path, here):
 
 
 def test_the_schema_in_the_documentation_is_that_of_the_code():
-    assert report_schema() == SCHEMA, "python -m aifx.bench.schema > docs/bench.schema.json"
+    assert report_schema() == SCHEMA, "python -m aifx.benchmarking.schema > docs/bench.schema.json"
 
 
 def test_help_has_examples_and_needs_no_jax(tmp_path):
@@ -296,9 +296,9 @@ def test_what_seems_slower_among_many_is_launched_again_alone(here, monkeypatch)
             self.have.update({suite: self.have[suite] + count for suite, count in counts.items()})
             return report(here, *many(self.have, 1.2))
 
-    monkeypatch.setattr("aifx.commands.bench.Running", Running)
+    monkeypatch.setattr("aifx.commands.bench.group.Running", Running)
     before = report(here, *many({"hardware": 7, "kernels": 5}, 1.0))
-    _, _, gated = bench_gate._measure(Output(json=True), "main", before, 0.05, (), 20)
+    _, _, gated = gate._measure(Output(json=True), "main", before, 0.05, (), 20)
     assert asked == [{"hardware": 7, "kernels": 5}, {"kernels": 5}]
     assert [found.after.title for found in gated.regressed] == ["kernels.x 7"]
     assert not gated.undecided

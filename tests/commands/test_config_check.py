@@ -15,11 +15,11 @@ from aifx.commands.main import run
 from aifx.config import load_config
 from aifx.config.config import SECTION_NAMES
 from aifx.config.foreign_keys import _KEYS, FOREIGN_KEYS, FOREIGN_SECTIONS
+from aifx.config.gates import scalars
 from aifx.config.layers import full_keys
 from aifx.config.task_sections import BUNDLED_METRICS, PER_CLASS_METRICS
-from aifx.errors import ConfigError
-from aifx.gates import scalars
-from aifx.project import Project
+from aifx.core.errors import ConfigError
+from aifx.core.project import Project
 
 TASK = """
 from aifx.config.sections import Section

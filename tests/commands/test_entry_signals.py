@@ -55,7 +55,7 @@ def assert_one_document(done: subprocess.CompletedProcess[str], code: int) -> No
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "aifx.toml").write_text('[task]\nkind = "tiny:TinyTask"\n')
-    shutil.copy(Path(__file__).parents[1] / "train" / "tiny.py", tmp_path)
+    shutil.copy(Path(__file__).parents[1] / "training" / "tiny.py", tmp_path)
     return tmp_path
 
 

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from aifx import huge_pages
-from aifx.huge_pages import with_huge_pages
+from aifx.machine import huge_pages
+from aifx.machine.huge_pages import with_huge_pages
 
 PLAIN = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
 
 PROGRAM = """
 import os, sys
-from aifx.huge_pages import restart_with_huge_pages
+from aifx.machine.huge_pages import restart_with_huge_pages
 print(os.getpid(), sys.argv[1:], os.environ.get("GLIBC_TUNABLES"), flush=True)
 restart_with_huge_pages()
 print("after", sys.stdin.read())

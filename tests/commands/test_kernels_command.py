@@ -10,9 +10,9 @@ import pytest
 
 from aifx.commands.main import run
 from aifx.config import load_config
-from aifx.kernels import project_calls
-from aifx.project import find_project
-from jax_kernels.attention import ATTENTION
+from aifx.core.project import find_project
+from aifx.kernels.choice import project_calls
+from jax_kernels._ops.attention import ATTENTION
 from jax_kernels.implementations import current_device
 from jax_kernels.op import Op
 from jax_kernels.tuning import TuningCache
@@ -101,8 +101,8 @@ def test_the_tables(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one call, since all of them take long to measure."""
     project = find_project()
     calls = project_calls(project, load_config(project), say=lambda text: None)
-    monkeypatch.setattr("aifx.kernels.project_calls", lambda *_, **__: calls[:1])
-    monkeypatch.setattr("aifx.kernels.project_calls_isolated", lambda *_, **__: (current_device(), calls[:1]))
+    monkeypatch.setattr("aifx.kernels.choice.project_calls", lambda *_, **__: calls[:1])
+    monkeypatch.setattr("aifx.kernels.choice.project_calls_isolated", lambda *_, **__: (current_device(), calls[:1]))
     for command in ("explain", "tune", "ls"):
         assert run(["kernels", command]) == 0
         assert "xla" in capsys.readouterr().out

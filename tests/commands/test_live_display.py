@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.panel import Panel
 
-from aifx.commands.live import LiveDisplay
+from aifx.commands.console.live import LiveDisplay
 
 CONTROL = re.compile(r"\x1b\[(\??[0-9;]*)([A-Za-z])")
 

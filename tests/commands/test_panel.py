@@ -11,11 +11,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from aifx.commands.panel import Curve, Lines, Panel
+from aifx.commands.train.panel import Curve, Lines, Panel
 from aifx.config import load_config
-from aifx.hardware import Peak
-from aifx.project import Project
-from aifx.train.records import Record, RunInfo
+from aifx.core.project import Project
+from aifx.machine.catalogue import Peak
+from aifx.training.records import Record, RunInfo
 
 
 @pytest.fixture

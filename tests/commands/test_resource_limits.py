@@ -53,7 +53,8 @@ def test_a_file_that_a_limit_withholds_is_named(tmp_path: Path) -> None:
     """Where the system reports it, and where TensorStore does."""
     bodies = [
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "from aifx.files import replace_file; from pathlib import Path; replace_file(Path('kept.json'), bytes(2000))",
+        "from aifx.core.files import replace_file; from pathlib import Path\n"
+        "replace_file(Path('kept.json'), bytes(2000))",
         "raise ValueError(\"UNKNOWN: Failed writing: File too large [os_error_code='27']\")",
     ]
     for body in bodies:

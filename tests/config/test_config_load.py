@@ -9,8 +9,8 @@ import pytest
 from aifx.config import compare, load_config, read_config
 from aifx.config.presets import PRESETS
 from aifx.config.sections import LanguageModelSection, VisionModelSection
-from aifx.errors import ConfigError
-from aifx.project import Project
+from aifx.core.errors import ConfigError
+from aifx.core.project import Project
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from aifx.config.config import SECTION_NAMES, section_models
 from aifx.config.schema import properties
 from aifx.config.schema import settings as all_settings
 from aifx.config.toml import literal
-from aifx.errors import ConfigError
-from aifx.project import Project
+from aifx.core.errors import ConfigError
+from aifx.core.project import Project
 
 SETTINGS = list(all_settings())
 quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])

@@ -13,9 +13,9 @@ from aifx.config import json_schema, load_config, settings
 from aifx.config.presets import PRESETS
 from aifx.config.schema import properties
 from aifx.config.sections import LanguageModelSection
-from aifx.errors import ConfigError
-from aifx.project import Project
-from aifx.scaffold import find_template, scaffold
+from aifx.core.errors import ConfigError
+from aifx.core.project import Project
+from aifx.scaffold.projects import find_template, scaffold
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,7 +88,7 @@ def test_every_key_is_described(validator: Any) -> None:
 
 
 def test_the_page_of_settings_has_every_key_as_the_code_has_it() -> None:
-    from aifx.commands.config import settings_table
+    from aifx.commands.config.group import settings_table
 
     page = (ROOT / "docs" / "config.md").read_text()
     assert settings_table(settings()) in page, (

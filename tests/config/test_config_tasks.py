@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from aifx.config import import_task, load_config, read_config, section_types
-from aifx.errors import ConfigError
-from aifx.project import Project
+from aifx.core.errors import ConfigError
+from aifx.core.project import Project
 
 TASK = """
 from pydantic import Field, model_validator

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from aifx.config.sections import LanguageDataSection
+from aifx.core.project import Project
 from aifx.data import TextData, open_text
-from aifx.project import Project
 
 
 @pytest.fixture

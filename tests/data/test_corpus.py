@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from prose import prose
 
 from aifx.config.sections import LanguageDataSection
+from aifx.core.errors import DataError
+from aifx.core.project import Project
 from aifx.data import TextData, files
 from aifx.data.corpus import SPLITS, open_corpus
-from aifx.errors import DataError
-from aifx.project import Project
 
 Write = Callable[..., Path]
 Open = Callable[..., TextData]

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prose import prose
 
+from aifx.core.errors import AifxError, DataError
+from aifx.core.project import Project
 from aifx.data import TextData
 from aifx.data.encoding import DecodeErrors, scan_text
 from aifx.data.files import TextFile, find_files, read_documents
-from aifx.errors import AifxError, DataError
-from aifx.project import Project
 
 Write = Callable[..., Path]
 Open = Callable[..., TextData]

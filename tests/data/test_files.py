@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from prose import prose
 from tokenizers import models, pre_tokenizers
 
+from aifx.core.errors import AifxError, DataError, EnvironmentFault
+from aifx.core.project import Project
 from aifx.data import TextData, encoding, files
 from aifx.data.files import TextFile, find_cut, find_files, read_documents
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
-from aifx.errors import AifxError, DataError, EnvironmentFault
-from aifx.project import Project
 
 Write = Callable[..., Path]
 TEXT = prose(400)

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aifx.config.sections import VisionDataSection
+from aifx.core.errors import DataError
+from aifx.core.project import Project
 from aifx.data import ImageData, open_images
 from aifx.data.base import Split
-from aifx.errors import DataError
-from aifx.project import Project
 
 Write = Callable[..., Path]
 SPLITS: list[Split] = ["train", "validation", "test"]

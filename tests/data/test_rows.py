@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from aifx.core.errors import AifxError, DataError, EnvironmentFault
 from aifx.data import rows as reading
 from aifx.data.row_writers import flat, json_line, open_writer
 from aifx.data.rows import Row, input_file, read_rows
-from aifx.errors import AifxError, DataError, EnvironmentFault
 
 
 def read(path: Path) -> list[Row]:

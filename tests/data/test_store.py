@@ -18,16 +18,16 @@ import pytest
 from faulty_files import failing
 from prose import prose
 
-from aifx.commands.failures import as_error
+from aifx.commands.console.failures import as_error
 from aifx.config.sections import LanguageDataSection
+from aifx.core.errors import DataError, EnvironmentFault, ExitCode
+from aifx.core.files import remove_temporary
+from aifx.core.project import Project, cache_path
 from aifx.data import TextData, encoding, files, store
 from aifx.data.base import Split
 from aifx.data.corpus import SPLITS, Corpus, open_corpus
 from aifx.data.store import build_store, open_store
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
-from aifx.errors import DataError, EnvironmentFault, ExitCode
-from aifx.files import remove_temporary
-from aifx.project import Project, cache_path
 
 Write = Callable[..., Path]
 Open = Callable[..., TextData]
@@ -180,7 +180,7 @@ def test_a_damaged_tokenizer_in_the_cache_is_trained_again(how: str, write: Writ
 
 BUILD = (
     "import sys; from pathlib import Path; from aifx.config.sections import LanguageDataSection as Section\n"
-    "from aifx.data import open_text; from aifx.project import Project\n"
+    "from aifx.data import open_text; from aifx.core.project import Project\n"
     "print('ready', flush=True); sys.stdin.readline()\n"
     "data = open_text(Section(), Project(Path(sys.argv[1])), Path(sys.argv[2]), say=print)\n"
     "print(data.digest)"

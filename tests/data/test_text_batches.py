@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from prose import prose
 
 from aifx.config.sections import LanguageDataSection
+from aifx.core.project import Project
 from aifx.data import TextData, open_text, prefetch
 from aifx.data.base import Batch
 from aifx.data.order import Shuffle
@@ -36,7 +37,6 @@ from aifx.data.sequences import (
 )
 from aifx.data.store import SplitTokens
 from aifx.data.text import TextSource
-from aifx.project import Project
 
 Write = Callable[..., Path]
 Open = Callable[..., TextData]

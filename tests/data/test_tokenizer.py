@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from prose import prose
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from aifx.core.errors import DataError
+from aifx.core.project import Project
 from aifx.data import TextData
 from aifx.data import tokenizer as module
 from aifx.data.tokenizer import END_OF_TEXT, LOOKS_AHEAD, Tokenizer, train_tokenizer
 from aifx.data.tokenizer_checks import library_errors
-from aifx.errors import DataError
-from aifx.project import Project
 
 Write = Callable[..., Path]
 Open = Callable[..., TextData]

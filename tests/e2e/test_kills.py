@@ -22,7 +22,7 @@ import pytest
 from effort import Journal, seed_of_commit
 from real_command import TINY, Command, settings
 
-from aifx.runs import read_jsonl
+from aifx.core.json_files import read_jsonl
 
 KILLS = 20
 STEPS = 600

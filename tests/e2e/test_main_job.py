@@ -85,7 +85,7 @@ def test_vision(aifx: Command) -> None:
 
 
 def test_interrupt_and_resume(project: Command, started: Started) -> None:
-    """A process that is started as users start it. What each signal does is in tests/train/test_signals.py."""
+    """A process that is started as users start it. What each signal does is in tests/training/test_signals.py."""
     as_tests_do = {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
     arguments = [*train(150, "--json"), *settings(["checkpoint.every=100", "train.validate_every=0"])]
     process = started(project.start(*arguments, "--run", "stopped", env=as_tests_do))

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 from fleets import AIFX, environ, run
 
-from aifx.errors import UsageError
+from aifx.core.errors import UsageError
 from aifx.health.fleet.hosts import expanded, expanded_list, read_hosts, slurm_hosts
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "fleet.py"))

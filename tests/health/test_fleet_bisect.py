@@ -17,9 +17,9 @@ import jsonschema
 import pytest
 from fleets import AIFX, environ, node
 
-from aifx.commands.doctor_bisect import bisect_fleet
+from aifx.commands.console.terminal import Output
+from aifx.commands.doctor.bisect import bisect_fleet
 from aifx.commands.main import run
-from aifx.commands.terminal import Output
 from aifx.health import bisect, collective_launch
 from aifx.health.bisect import Verdict
 from aifx.health.fleet.report import Node

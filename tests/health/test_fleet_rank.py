@@ -7,8 +7,8 @@ import random
 import pytest
 from fleets import facts_of_a_node, finding, node
 
-from aifx.commands.doctor_fleet_report import grouped
-from aifx.errors import ConfigError, DataError
+from aifx.commands.doctor.fleet_report import grouped
+from aifx.core.errors import ConfigError, DataError
 from aifx.health.fleet.assess import assess, named
 from aifx.health.fleet.rank import interrupts, load_table, rank
 from aifx.health.fleet.report import Node, node_of

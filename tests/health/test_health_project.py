@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from aifx.config import load_config
+from aifx.core.project import Project
 from aifx.health.facts import Absent, from_document, to_document
 from aifx.health.host import Host
 from aifx.health.probes import project as probe
 from aifx.health.project_probe import _specs, look_at
 from aifx.parallel import make_mesh
-from aifx.project import Project
-from aifx.train.optimizers import make_optimizer
-from aifx.train.state import abstract_state, to_tree
+from aifx.training.optimizers import make_optimizer
+from aifx.training.state import abstract_state, to_tree
 
 CONFIG = """
 [model]

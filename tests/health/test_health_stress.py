@@ -20,7 +20,7 @@ FOUR = "--xla_force_host_platform_device_count=4"
 
 
 SHORTER = """
-from aifx import microbenchmarks
+from aifx.machine import microbenchmarks
 from aifx.health.stress import child, measures
 
 transfer = microbenchmarks.Transfer

@@ -6,11 +6,11 @@ from html.parser import HTMLParser
 import pytest
 
 from aifx.commands.main import run
-from aifx.errors import EnvironmentFault
+from aifx.core.errors import EnvironmentFault
+from aifx.core.pages import write_page
 from aifx.health import page
 from aifx.health.fleet.report import Cause, FleetReport, Node, Suspect
 from aifx.health.report import Finding, Report, Skipped
-from aifx.pages import write_page
 
 NASTY = (
     '</style><script>alert("1")</script><img src="http://evil.example/x.png" onerror=alert(1)>'

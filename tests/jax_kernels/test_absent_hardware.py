@@ -15,8 +15,8 @@ from compile_isolated import compile_isolated
 from compiled_programs import EVERY, TARGETS, Program, selected_programs, sources_digest
 from ptx import bulk_stores, overlapping_stores
 
+from jax_kernels._ops.linear_cross_entropy import LINEAR_CROSS_ENTROPY
 from jax_kernels.implementations import make_device
-from jax_kernels.linear_cross_entropy import LINEAR_CROSS_ENTROPY
 from jax_kernels.op import Op
 from jax_kernels.ops import OPS, compiled_cases, dtypes
 

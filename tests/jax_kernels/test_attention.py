@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 import jax_kernels
-from jax_kernels.attention import ATTENTION, attention
-from jax_kernels.attention.call import Call
-from jax_kernels.attention.cases import SMALL_CASES
+from jax_kernels._ops.attention import ATTENTION, attention
+from jax_kernels._ops.attention.call import Call
+from jax_kernels._ops.attention.cases import SMALL_CASES
 from jax_kernels.dispatch import Choices, using
 from jax_kernels.implementations import Device, current_device
 from jax_kernels.versions import limit_of
@@ -406,5 +406,5 @@ def test_the_package_imports_jax_alone():
                 modules.add(str(node.module).split(".")[0])
     foreign = modules - sys.stdlib_module_names - {"jax", "jax_kernels"}
     assert foreign <= {"numpy"}  # jax's own dependency
-    script = "import sys, jax_kernels.attention; sys.exit(any(m.split('.')[0] == 'aifx' for m in sys.modules))"
+    script = "import sys, jax_kernels._ops.attention; sys.exit(any(m.split('.')[0] == 'aifx' for m in sys.modules))"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -10,10 +10,10 @@ from harness import jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_kernels.attention.call import Call
-from jax_kernels.attention.pallas_mosaic_gpu.tiling import Tiling
-from jax_kernels.attention.pallas_tpu.plan import WHOLE, Plan
-from jax_kernels.attention.pallas_triton.block_iteration import keys_seen, queries_seeing, walk
+from jax_kernels._ops.attention.call import Call
+from jax_kernels._ops.attention.pallas_mosaic_gpu.tiling import Tiling
+from jax_kernels._ops.attention.pallas_tpu.plan import WHOLE, Plan
+from jax_kernels._ops.attention.pallas_triton.block_iteration import keys_seen, queries_seeing, walk
 
 LENGTHS = st.integers(1, 48)
 CALLS = st.builds(

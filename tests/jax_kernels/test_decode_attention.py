@@ -13,9 +13,9 @@ from harness import EVERYWHERE, TOLERANCE, jit, relative_error, running
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_kernels.attention import attention
-from jax_kernels.decode_attention import DECODE_ATTENTION, decode_attention, gather_pages, write_pages
-from jax_kernels.decode_attention.cases import SMALL_CASES, Case
+from jax_kernels._ops.attention import attention
+from jax_kernels._ops.decode_attention import DECODE_ATTENTION, decode_attention, gather_pages, write_pages
+from jax_kernels._ops.decode_attention.cases import SMALL_CASES, Case
 
 KERNELS = ("pallas_triton", "pallas_tpu")
 SPARE_PAGES = 2

@@ -15,8 +15,8 @@ from harness import EVERYWHERE, TOLERANCE, jit, relative_error, running
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_kernels.linear_cross_entropy import KERNELS, LINEAR_CROSS_ENTROPY, linear_cross_entropy
-from jax_kernels.linear_cross_entropy.cases import CASES, SMALL_CASES, Case
+from jax_kernels._ops.linear_cross_entropy import KERNELS, LINEAR_CROSS_ENTROPY, linear_cross_entropy
+from jax_kernels._ops.linear_cross_entropy.cases import CASES, SMALL_CASES, Case
 
 OPTIONS = ("z_loss", "label_smoothing", "ignore_label", "logit_softcap", "reduction")
 

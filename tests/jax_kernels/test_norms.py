@@ -13,8 +13,8 @@ from harness import EVERYWHERE, TOLERANCE, jit, kernel_device, relative_error, r
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_kernels.norms import LAYER_NORM, RMS_NORM, layer_norm, rms_norm
-from jax_kernels.norms.cases import SMALL_CASES, Case
+from jax_kernels._ops.norms import LAYER_NORM, RMS_NORM, layer_norm, rms_norm
+from jax_kernels._ops.norms.cases import SMALL_CASES, Case
 
 KERNELS = ("pallas_triton", "pallas_tpu")
 OPS = {"rms_norm": RMS_NORM, "layer_norm": LAYER_NORM}

@@ -11,8 +11,7 @@ from harness import EVERYWHERE, jit, relative_error, running
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_kernels.implementations import interpreting, make_device
-from jax_kernels.quantized_matmul import (
+from jax_kernels._ops.quantized_matmul import (
     LONGEST_BLOCK,
     QUANTIZED_MATMUL,
     dequantize,
@@ -20,7 +19,8 @@ from jax_kernels.quantized_matmul import (
     quantized_linear,
     quantized_matmul,
 )
-from jax_kernels.quantized_matmul.cases import DTYPES, SMALL_CASES, Case
+from jax_kernels._ops.quantized_matmul.cases import DTYPES, SMALL_CASES, Case
+from jax_kernels.implementations import interpreting, make_device
 
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """How far rounding to the nearest moves a number, relative to it."""

@@ -11,8 +11,8 @@ from harness import EVERYWHERE, TOLERANCE, jit, kernel_device, relative_error, r
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_kernels.rotary import ROTARY, rotary
-from jax_kernels.rotary.cases import SMALL_CASES, Case
+from jax_kernels._ops.rotary import ROTARY, rotary
+from jax_kernels._ops.rotary.cases import SMALL_CASES, Case
 
 KERNELS = ("pallas_triton", "pallas_tpu")
 

@@ -11,9 +11,9 @@ from harness import EVERYWHERE, TOLERANCE, jit, kernel_device, relative_error, r
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_kernels.swiglu import SWIGLU, swiglu
-from jax_kernels.swiglu.cases import SMALL_CASES, Case
-from jax_kernels.swiglu.gradient import activate, d_products
+from jax_kernels._ops.swiglu import SWIGLU, swiglu
+from jax_kernels._ops.swiglu.cases import SMALL_CASES, Case
+from jax_kernels._ops.swiglu.gradient import activate, d_products
 
 KERNELS = ("pallas_triton", "pallas_tpu")
 

@@ -9,9 +9,9 @@ import odd_op
 import pytest
 from odd_op import ODD
 
-from aifx.kernels import winners_path
-from jax_kernels.attention import ATTENTION
-from jax_kernels.attention.call import Call
+from aifx.kernels.choice import winners_path
+from jax_kernels._ops.attention import ATTENTION
+from jax_kernels._ops.attention.call import Call
 from jax_kernels.builtin_configs import builtin_choice
 from jax_kernels.dispatch import Choices, choose
 from jax_kernels.implementations import Config, Device, current_device

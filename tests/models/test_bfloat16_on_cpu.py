@@ -14,8 +14,8 @@ import pytest
 from aifx.config.sections import LanguageModelSection
 from aifx.models.decoder import Decoder
 from aifx.nn.specs import init_params
-from jax_kernels.linear_cross_entropy import linear_cross_entropy
-from jax_kernels.quantized_matmul import quantize, quantized_linear
+from jax_kernels._ops.linear_cross_entropy import linear_cross_entropy
+from jax_kernels._ops.quantized_matmul import quantize, quantized_linear
 
 BATCH, SEQ, VOCAB = 2, 128, 96
 DOT = re.compile(r" = (\S+) dot\(%?([\w.\-]+), %?([\w.\-]+)\), (.*)")

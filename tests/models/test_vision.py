@@ -8,7 +8,7 @@ from compiling import jit
 from finite_differences import assert_gradients
 
 from aifx.config.sections import VisionModelSection
-from aifx.errors import ConfigError
+from aifx.core.errors import ConfigError
 from aifx.models.vision import VisionNetwork
 from aifx.nn.specs import count_parameters, init_params
 

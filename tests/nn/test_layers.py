@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aifx.nn import layers
-from jax_kernels.rotary import rotary
+from jax_kernels._ops.rotary import rotary
 from jax_kernels.tuning import relative_error
 
 

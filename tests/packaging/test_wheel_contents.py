@@ -94,7 +94,7 @@ def test_the_version_and_the_name_are_the_same_everywhere(wheel: zipfile.ZipFile
 
 def test_a_missing_package_is_asked_for_by_its_own_name() -> None:
     """`aifx` in an index is another project, so no command of ours may install `aifx[...]`."""
-    from aifx.extras import EXTRAS, install_command
+    from aifx.core.extras import EXTRAS, install_command
 
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {name: [requirement] for name, requirement in EXTRAS.items()} == {

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aifx.errors import ConfigError
+from aifx.core.errors import ConfigError
 from aifx.parallel import make_mesh
 
-TINY = Path(__file__).parents[1] / "train" / "tiny.py"
+TINY = Path(__file__).parents[1] / "training" / "tiny.py"
 
 PROGRAM = """
 import json, sys
 from pathlib import Path
 import jax
 from aifx.config import load_config
-from aifx.errors import AifxError
-from aifx.project import Project
-from aifx.train import train
+from aifx.core.errors import AifxError
+from aifx.core.project import Project
+from aifx.training import train
 
 project = Project(Path.cwd())
 for name, *settings in json.load(sys.stdin):

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from aifx.errors import ExitCode, RunBusy
-from aifx.project import RunDirectory
+from aifx.core.errors import ExitCode, RunBusy
+from aifx.core.project import RunDirectory
 from aifx.runs import RunLock, holder, is_held
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from aifx.project import RunDirectory
+from aifx.core.project import RunDirectory
 from aifx.runs import RunLock
 with RunLock(RunDirectory(Path(sys.argv[1]))):
     print("held", flush=True)

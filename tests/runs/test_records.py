@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aifx.files import UnsafeFile
-from aifx.runs import Ledger, MetricsWriter, read_jsonl, write_json
+from aifx.core.files import UnsafeFile
+from aifx.core.json_files import read_jsonl, write_json
+from aifx.runs import Ledger, MetricsWriter
 from aifx.runs.reading import MetricsTail
 
 
@@ -152,7 +153,8 @@ def test_lines_of_several_threads_stay_whole(tmp_path: Path) -> None:
 WRITE = """
 import sys
 from pathlib import Path
-from aifx.runs import MetricsWriter, read_jsonl
+from aifx.core.json_files import read_jsonl
+from aifx.runs import MetricsWriter
 path = Path(sys.argv[1])
 last = max((r["step"] for r in read_jsonl(path)), default=0)
 resume_at = max(last - 3, 0)

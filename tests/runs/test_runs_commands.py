@@ -17,7 +17,7 @@ import pytest
 from aifx.checkpoint import Checkpoints, state_digest
 from aifx.commands.main import run as run_command
 from aifx.config.sections import CheckpointSection
-from aifx.project import Project, RunDirectory
+from aifx.core.project import Project, RunDirectory
 from aifx.runs import Ledger, MetricsWriter, RunLock
 
 CONFIG = "[task]\nkind = 'language'  # default\n\n[train]\nnum_steps = 40  # aifx.toml:2\nseed = {seed}  # --set\n"

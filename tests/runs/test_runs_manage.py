@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aifx.commands.main import run
-from aifx.project import Project, RunDirectory
+from aifx.core.project import Project, RunDirectory
 from aifx.runs import RunLock
 from aifx.runs.comparison import compare_runs
 

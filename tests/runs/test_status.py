@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from aifx.project import RunDirectory
+from aifx.core.project import RunDirectory
 from aifx.runs import Ledger, MetricsWriter, RunLock, run_status
 from aifx.runs.comparison import StepRow, compare_runs
 from aifx.runs.reading import changed_settings, read_evaluations

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from aifx.files import remove_temporary, replace_file
+from aifx.core.files import remove_temporary, replace_file
 
 
 def test_temporary_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_temporary_files_of_killed_processes_are_removed(tmp_path: Path) -> None
     program = """
 import os, signal, sys
 from pathlib import Path
-from aifx import files
+from aifx.core import files
 files.os.replace = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 files.replace_file(Path(sys.argv[1]), b"{}")
 """

@@ -14,12 +14,12 @@ from aifx.checkpoint import Checkpoints, Damaged, folders
 from aifx.checkpoint.manifest import TEMPORARY_SUFFIX, step_directories
 from aifx.commands.main import run as run_command
 from aifx.config.sections import CheckpointSection
-from aifx.evaluate import Report, write_report
-from aifx.files import UnsafeFile
-from aifx.project import RunDirectory
+from aifx.core.files import UnsafeFile
+from aifx.core.project import RunDirectory
+from aifx.evaluation.held_out import Report, write_report
 from aifx.runs import RunLock, holder, is_held, read_provenance, run_status
 from aifx.runs.reading import MetricsTail, read_evaluations, read_settings
-from aifx.train.observers import LogFile
+from aifx.training.observers import LogFile
 
 PRECIOUS = "what the link points to\n"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import inprocess
 import pytest
 
-from aifx.errors import AifxError, ConfigError
+from aifx.core.errors import AifxError, ConfigError
+from aifx.core.parsing import MAX_DEPTH, parse_json, parse_toml
 from aifx.health.rules import read_site
 from aifx.health.snapshot import read
-from aifx.parsing import MAX_DEPTH, parse_json, parse_toml
 
 DEPTHS = [MAX_DEPTH + 1, 900, 200_000]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from aifx.commands.doctor_fleet import FleetOptions
-from aifx.errors import UsageError
+from aifx.commands.doctor.fleet import FleetOptions
+from aifx.core.errors import UsageError
 from aifx.health.fleet import transports
 from aifx.health.fleet.hosts import expanded, expanded_list, read_hosts
 from aifx.health.fleet.record import Recorder, read_record

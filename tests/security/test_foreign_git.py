@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from aifx.errors import UsageError
-from aifx.files import UnsafeFile
+from aifx.core.errors import UsageError
+from aifx.core.files import UnsafeFile
 from aifx.runs.provenance import git_state
-from aifx.scaffold import Scaffolded, find_template, scaffold
+from aifx.scaffold.projects import Scaffolded, find_template, scaffold
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 

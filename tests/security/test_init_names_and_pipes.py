@@ -11,9 +11,9 @@ import inprocess
 import pytest
 
 from aifx.config import load_config
-from aifx.errors import ConfigError, UsageError
-from aifx.project import find_project
-from aifx.scaffold import find_template, parse_answers, scaffold
+from aifx.core.errors import ConfigError, UsageError
+from aifx.core.project import find_project
+from aifx.scaffold.projects import find_template, parse_answers, scaffold
 
 NAMES = ["evil\x1b]0;title\x07", "evil\x9b2J", "two\nlines\x00", "gnp\u202eexe"]
 

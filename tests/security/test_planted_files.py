@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aifx.files import (
+from aifx.core.files import (
     UnsafeFile,
     check_tree,
     make_folders,
@@ -18,7 +18,8 @@ from aifx.files import (
     replace_file,
     write_output,
 )
-from aifx.runs import Ledger, MetricsWriter, read_jsonl, write_json
+from aifx.core.json_files import read_jsonl, write_json
+from aifx.runs import Ledger, MetricsWriter
 
 PRECIOUS = b"what the link points to\n"
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from aifx.bench.results import read_report
-from aifx.commands.failures import as_error
-from aifx.errors import ExitCode
-from aifx.files import UnsafeFile
+from aifx.benchmarking.results import read_report
+from aifx.commands.console.failures import as_error
+from aifx.core.errors import ExitCode
+from aifx.core.files import UnsafeFile
+from aifx.core.pages import write_page
 from aifx.health.fleet.record import Recorder, is_record, read_record
 from aifx.health.snapshot import Snapshot, read, write
-from aifx.pages import write_page
+from jax_kernels._ops.swiglu import SWIGLU
 from jax_kernels.implementations import current_device
 from jax_kernels.op import Choice
 from jax_kernels.ops import small_cases
-from jax_kernels.swiglu import SWIGLU
 from jax_kernels.tuning import TuningCache
 
 PRECIOUS = "what the link points to\n"

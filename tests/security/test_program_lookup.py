@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from aifx.errors import EnvironmentFault
+from aifx.core.errors import EnvironmentFault
+from aifx.core.executables import find_program, need_program, with_safe_path
 from aifx.health import collective_launch
 from aifx.health.facts import Absent
 from aifx.health.fleet.transports import Question, ask_slurm, ask_ssh
 from aifx.health.host import Host
 from aifx.health.slurm import scontrol
-from aifx.programs import find_program, need_program, with_safe_path
 from aifx.runs.provenance import git_state
-from aifx.scaffold import find_template
+from aifx.scaffold.projects import find_template
 
 PLANTED = ("chronyc", "git", "scontrol", "ssh", "srun", "aifx-test-program")
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from aifx.checkpoint import Checkpoints
-from aifx.commands.completion import complete_run, complete_setting
+from aifx.commands.console.completion import complete_run, complete_setting
 from aifx.commands.main import run as run_command
 from aifx.config.sections import CheckpointSection
+from aifx.core.project import Project, UntrustedProject, find_project
 from aifx.health.facts import Absent
 from aifx.health.host import Host
 from aifx.health.probes import project as project_probe
 from aifx.health.project_probe import look_at
-from aifx.project import Project, UntrustedProject, find_project
 
 CONFIG = '[task]\nkind = "their_task:Task"\n'
 STRANGER = 54321

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from aifx.commands.failures import as_error
+from aifx.commands.console.failures import as_error
+from aifx.core.project import RunDirectory
+from aifx.core.redaction import is_secret_variable, redact, redact_arguments, redact_values
 from aifx.health.facts import to_document
 from aifx.health.fleet.record import Recorder
 from aifx.health.fleet.report import Node
 from aifx.health.host import Host
-from aifx.project import RunDirectory
-from aifx.redaction import is_secret_variable, redact, redact_arguments, redact_values
 from aifx.runs import RunLock, provenance
 from aifx.runs.provenance import flags
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from aifx.config import load_config
-from aifx.errors import ConfigError
-from aifx.project import Project
+from aifx.core.errors import ConfigError
+from aifx.core.project import Project
 from aifx.tasks import create_task
 
 DOCUMENT = Path(__file__).parents[2] / "docs/tasks.md"

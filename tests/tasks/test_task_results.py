@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from aifx.config import load_config
-from aifx.errors import ConfigError
-from aifx.project import Project
+from aifx.core.errors import ConfigError
+from aifx.core.project import Project
 from aifx.tasks.registry import create_task
 from aifx.tasks.results import WrongResult, check_metrics, check_sums
 
@@ -76,7 +76,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
 
 
 def task_of(root: Path, old: str, new: str) -> Any:
-    code = (Path(__file__).parents[1] / "train" / "tiny.py").read_text()
+    code = (Path(__file__).parents[1] / "training" / "tiny.py").read_text()
     assert old in code
     (root / "tiny_again.py").write_text(code.replace(old, new))
     project = Project(root)

@@ -13,13 +13,13 @@ import pytest
 import aifx
 from aifx.checkpoint import Checkpoints
 from aifx.config import load_config
-from aifx.dataset_evaluation import evaluate_files
-from aifx.errors import DataError, UsageError
-from aifx.evaluate import evaluate
+from aifx.core.errors import DataError, UsageError
+from aifx.core.json_files import write_text
+from aifx.core.project import Project
+from aifx.evaluation.dataset import evaluate_files
+from aifx.evaluation.held_out import evaluate
 from aifx.loading import LoadedModel
 from aifx.nn.specs import init_params
-from aifx.project import Project
-from aifx.runs import write_text
 from aifx.runs.binding import open_digests
 from aifx.tasks import create_task
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from aifx.config import load_config
-from aifx.evaluate import evaluate_split, sum_split
+from aifx.core.project import Project
+from aifx.evaluation.held_out import evaluate_split, sum_split
 from aifx.nn.specs import init_params, map_specs
-from aifx.project import Project
 from aifx.tasks import create_task
 from aifx.tasks.vision import VisionTask, class_report
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from aifx import scaffold as scaffolding
-from aifx.errors import AifxError, EnvironmentFault, UsageError
-from aifx.scaffold import Scaffolded, bundled_templates, find_template, parse_answers, scaffold
+from aifx.scaffold import projects as scaffolding
+from aifx.core.errors import AifxError, EnvironmentFault, UsageError
+from aifx.scaffold.projects import Scaffolded, bundled_templates, find_template, parse_answers, scaffold
 
 GIT = [
     *("git", "-c", "user.name=Ishmael", "-c", "user.email=ishmael@pequod.example"),

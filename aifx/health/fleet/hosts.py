@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from aifx.errors import EnvironmentFault, UsageError
+from aifx.core.errors import EnvironmentFault, UsageError
 
 NAME = re.compile(r"(?:[\w.-]+@)?[\w:.][\w.:%-]*")
 RANGE = re.compile(r"(\d+)-(\d+)|(\d+)")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import aifx
-from aifx.errors import AifxError, DataError
-from aifx.files import RECORDS_LIMIT, is_stream, open_file, open_output, read_input
+from aifx.core.errors import AifxError, DataError
+from aifx.core.files import RECORDS_LIMIT, is_stream, open_file, open_output, read_input
+from aifx.core.parsing import parse_json
+from aifx.core.redaction import redact_values
 from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
-from aifx.parsing import parse_json
-from aifx.redaction import redact_values
 
 VERSION = 1
 

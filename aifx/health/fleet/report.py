@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from aifx.errors import DataError
+from aifx.core.errors import DataError
 from aifx.health.report import SEVERITIES, Finding, Report, Skipped, Status
 from aifx.health.snapshot import Snapshot
 from aifx.health.snapshot import parse as parse_snapshot

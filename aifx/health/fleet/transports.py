@@ -22,11 +22,11 @@ from typing import Any
 
 import httpx
 
-from aifx.errors import AifxError, EnvironmentFault
+from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.executables import need_program
+from aifx.core.parsing import parse_json
 from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
-from aifx.parsing import parse_json
-from aifx.programs import need_program
 
 MAX_BYTES = 32 << 20
 """Of a node's report, packed and unpacked."""

@@ -13,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from aifx.errors import EnvironmentFault
+from aifx.core.errors import EnvironmentFault
+from aifx.core.parsing import parse_json
+from aifx.core.private_folders import make_private
+from aifx.core.project import cache_location
 from aifx.health.facts import Absent, Unknown
 from aifx.health.host import Host, within
 from aifx.health.probes import Probe
 from aifx.health.probes.space import space
-from aifx.parsing import parse_json
-from aifx.private_folders import make_private
-from aifx.project import cache_location
 
 LIMIT_S = 1.5
 ON_DISK = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs"}

@@ -14,12 +14,12 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion
 
 from aifx import DISTRIBUTION
-from aifx.errors import EnvironmentFault
+from aifx.core.errors import EnvironmentFault
+from aifx.core.private_folders import check_private
+from aifx.core.project import cache_location
 from aifx.health.facts import Absent, Unknown, from_document
 from aifx.health.host import Host
 from aifx.health.probes import Probe
-from aifx.private_folders import check_private
-from aifx.project import cache_location
 
 DEVICES_LIMIT_S = 10.0
 DRIVERS = {"cuda12": 525, "cuda13": 580}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from aifx.errors import AifxError
+from aifx.core.errors import AifxError
+from aifx.core.project import UntrustedProject, find_project
 from aifx.health.facts import Absent, from_document
 from aifx.health.host import Host
 from aifx.health.probes import Probe
 from aifx.health.project_probe import IMPORT_TASK
-from aifx.project import UntrustedProject, find_project
 
 LIMIT_S = 15.0
 

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Literal
 
+from aifx.core.redaction import redact
 from aifx.health.jax_probe import BESIDE_A_JOB, HELD
 from aifx.health.stress.record import ALL, Ended, Record
-from aifx.redaction import redact
 
 START_LIMIT_S = 120.0
 """For JAX to list its devices: large machines take their time."""

@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 
-from aifx import microbenchmarks
-from aifx.device_memory import BEYOND, cache_bytes, room
-from aifx.hardware import find_accelerator, peak_of
 from aifx.health.facts import Absent
-from aifx.measured_peaks import find_ceilings
-from aifx.microbenchmarks import USUAL_PRODUCT, dtypes_of
+from aifx.machine import microbenchmarks
+from aifx.machine.catalogue import find_accelerator, peak_of
+from aifx.machine.device_memory import BEYOND, cache_bytes, room
+from aifx.machine.measured_peaks import find_ceilings
+from aifx.machine.microbenchmarks import USUAL_PRODUCT, dtypes_of
 
 __all__ = ["collectives", "copies", "dtypes_of", "matmul", "memory"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from aifx.hardware import find_accelerator
 from aifx.health.facts import to_document
 from aifx.health.stress.record import Ended, Record
+from aifx.machine.catalogue import find_accelerator
 
 KIND = "NVIDIA H100 80GB HBM3"
 H100 = find_accelerator(KIND)

@@ -1,0 +1,219 @@
+"""Two reports held against each other, and the gate that stands on it.
+
+One comparison is significant at `estimate.SIGNIFICANCE`. A gate asks many at once, and among a hundred some look slower
+by chance: a result regressed only if its p is, beside that, below FAMILY over the number of results (Holm's steps: the
+second smallest below FAMILY over one less, and so on). Five launches against five have no p below 1/252, so that among
+many results none could ever be told from chance: those that seem slower are `suspected`, and more launches decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb, isnan
+from typing import Any, Literal
+
+from aifx.benchmarking.estimate import LEAST_LAUNCHES, SIGNIFICANCE, Change, change
+from aifx.benchmarking.results import Param, Report, Request, Result
+
+Verdict = Literal["slower", "faster", "same", "unsure"]
+
+FAMILY = 0.1
+"""How probable it may be that among results of which none changed any is significant. A false alarm has to pass the
+bound as well, and is far less probable."""
+
+DOUBT = 0.5
+"""Of the bound: what seems slower by less is let pass, so that not all that scatters is measured for long."""
+
+ALIKE = 0.05
+"""Two medians are called the same where their ratio's interval stays within that of 1."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One thing in two reports.
+
+    Attributes:
+        why: of a verdict that is unsure; empty for the others.
+    """
+
+    before: Result
+    after: Result
+    change: Change
+    verdict: Verdict
+    why: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.after.key
+
+    @property
+    def launches(self) -> tuple[int, int]:
+        return len(self.before.samples_s), len(self.after.samples_s)
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "name": self.after.name,
+            "params": self.after.params,
+            "before_s": self.before.median_s,
+            "after_s": self.after.median_s,
+            "ratio": self.change.ratio,
+            "interval": [self.change.low, self.change.high],
+            "p": self.change.p,
+            "launches": list(self.launches),
+            "verdict": self.verdict,
+            "why": self.why,
+        }
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two reports.
+
+    Attributes:
+        differences: what else differs between them, and may be why: versions, flags, commit, what was asked for.
+        only_before, only_after: results that one of them has.
+    """
+
+    results: list[Comparison]
+    only_before: list[Result]
+    only_after: list[Result]
+    differences: list[str]
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "results": [comparison.document() for comparison in self.results],
+            "only_before": [_named(result) for result in self.only_before],
+            "only_after": [_named(result) for result in self.only_after],
+            "differences": self.differences,
+        }
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A gate's answer.
+
+    Attributes:
+        regressed: slower by more than the bound, and significant among all that was asked.
+        suspected: the same, but significant only if nothing else had been asked.
+        doubtful: those, and what more launches may show to be slower: its interval reaches beyond the bound, it is past
+            DOUBT of it, and its baseline scatters by less than it.
+        undecided: those of `suspected` whose launches are so few that they could never be significant among so many.
+        launches: enough of them to decide what is suspected.
+    """
+
+    compared: Compared
+    max_regression: float
+    regressed: list[Comparison]
+    suspected: list[Comparison]
+    doubtful: list[Comparison]
+    undecided: list[Comparison]
+    launches: int
+
+    def document(self) -> dict[str, Any]:
+        regressed, doubtful = ({found.key for found in some} for some in (self.regressed, self.doubtful))
+        document = self.compared.document()
+        for result, comparison in zip(document["results"], self.compared.results, strict=True):
+            result |= {"regressed": comparison.key in regressed, "in_doubt": comparison.key in doubtful}
+        return {"passed": not self.regressed, "max_regression": self.max_regression, **document}
+
+
+def compare(before: Report, after: Report, only: tuple[str, ...] = ()) -> Compared:
+    """Each thing that both measured.
+
+    Args:
+        only: names of results, or what they begin with up to a dot: "train", "train.forward". Empty for all.
+    """
+    olds, news = (chosen(report, only) for report in (before, after))
+    return Compared(
+        results=[_comparison(old, news[key]) for key, old in olds.items() if key in news],
+        only_before=[old for key, old in olds.items() if key not in news],
+        only_after=[new for key, new in news.items() if key not in olds],
+        differences=before.fingerprint.differences(after.fingerprint) + asked(before.request, after.request),
+    )
+
+
+def gate(before: Report, after: Report, max_regression: float, only: tuple[str, ...] = ()) -> Gated:
+    """Whether `after` is slower than `before` by more than `max_regression` (0.05 is 5 %) in anything."""
+    compared = compare(before, after, only)
+    slower = [c for c in compared.results if exceeds(c.change, max_regression)]
+    slower.sort(key=lambda c: c.change.p or 0.0)
+    regressed: list[Comparison] = []
+    for left, comparison in zip(range(len(compared.results), 0, -1), slower, strict=False):
+        if (comparison.change.p or 0.0) > FAMILY / left:
+            break
+        regressed.append(comparison)
+    suspected, level = slower[len(regressed) :], FAMILY / max(len(compared.results) - len(regressed), 1)
+    return Gated(
+        compared,
+        max_regression,
+        regressed,
+        suspected,
+        doubtful=[
+            c for c in compared.results if c in suspected or (c not in regressed and _may_exceed(c, max_regression))
+        ],
+        undecided=[c for c in suspected if least_p(*c.launches) > level],
+        launches=max((launches_for(c.launches[0], level) for c in suspected), default=0),
+    )
+
+
+def exceeds(found: Change, max_regression: float) -> bool:
+    """Whether one thing is slower by more than is allowed, and not by chance: what a gate over it alone asks."""
+    return found.ratio - 1 > max_regression and found.is_significant
+
+
+def _may_exceed(found: Comparison, max_regression: float) -> bool:
+    change = found.change
+    is_likely = change.ratio - 1 > DOUBT * max_regression and change.high - 1 > max_regression
+    return is_likely and found.before.scatter <= max_regression
+
+
+def least_p(first: int, second: int) -> float:
+    """The smallest one-sided p that Mann-Whitney can give for so many values on the sides."""
+    return 1 / comb(first + second, first)
+
+
+def launches_for(others: int, level: float) -> int:
+    """Of one side, so that `level` can be reached against `others` of the other side."""
+    count = LEAST_LAUNCHES
+    while least_p(count, others) > level:
+        count += 1
+    return count
+
+
+def asked(before: Request, after: Request) -> list[str]:
+    """What two reports were asked for that makes the same name mean another thing: "set: [] -> ['train.seed=1']"."""
+    told = [f"quick: {before.quick} -> {after.quick}"] if before.quick != after.quick else []
+    options = {**before.options, **after.options}
+    return told + [
+        f"{name}: {before.options.get(name)} -> {after.options.get(name)}"
+        for name in options
+        if (before.options.get(name) or None) != (after.options.get(name) or None)
+    ]
+
+
+def _comparison(old: Result, new: Result) -> Comparison:
+    found = change(old.samples_s, new.samples_s)
+    if isnan(found.ratio):
+        return Comparison(old, new, found, "unsure", "a lower decile is not above zero")
+    if found.p is None:
+        counts = f"{len(old.samples_s)} and {len(new.samples_s)} launches"
+        return Comparison(old, new, found, "unsure", f"{counts}, {LEAST_LAUNCHES} are the least")
+    if found.p < SIGNIFICANCE:
+        return Comparison(old, new, found, "slower" if found.ratio > 1 else "faster")
+    if found.low >= 1 - ALIKE and found.high <= 1 + ALIKE:
+        return Comparison(old, new, found, "same")
+    return Comparison(old, new, found, "unsure", f"noise: {found.low - 1:+.1%} to {found.high - 1:+.1%}")
+
+
+def chosen(report: Report, only: tuple[str, ...]) -> dict[str, Result]:
+    """Results by their keys, of `only` as `compare` takes it; each measurement once."""
+    found = {
+        result.key: result
+        for result in report.results
+        if not only or any(result.name == name or result.name.startswith(f"{name}.") for name in only)
+    }
+    return {key: result for key, result in found.items() if result.same_as not in found}
+
+
+def _named(result: Result) -> dict[str, str | dict[str, Param]]:
+    return {"name": result.name, "params": result.params}

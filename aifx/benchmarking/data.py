@@ -1,0 +1,64 @@
+"""How fast the project's batches are made, and whether a step would wait for them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+from aifx.benchmarking.results import Measured
+from aifx.benchmarking.setup import Prepared, prepared
+from aifx.benchmarking.suites import Bench
+from aifx.benchmarking.timing import Samples, sample
+from aifx.data.base import Batch
+
+SCATTER = 7919
+"""A prime: steps so far apart share no page of the store that the one before has read."""
+
+
+def measure(bench: Bench) -> Iterator[Measured]:
+    """`read`: a batch of the next step made by one thread. `scattered`: of steps that lie far apart. `prefetch`: what
+    the loop waits for a batch when it takes them as fast as they come. `place`: moving one to the devices."""
+    with prepared(bench) as ready:
+        source = ready.step_spec.task.source("train")
+        first = source.read(0, ready.rows)
+        size, units = sum(array.nbytes for array in first.values()), ready.step_spec.task.units(first)
+        steps = itertools.count()
+
+        def result(thing: str, samples: Samples) -> Measured:
+            per_s = units / max(sorted(samples.seconds)[len(samples.seconds) // 2], 1e-9)
+            figures: dict[str, float | None] = {f"{ready.step_spec.task.unit}_per_s": per_s}
+            return bench.measured(thing, samples, params={"rows": ready.rows.stop}, num_bytes=size, figures=figures)
+
+        bench.say("data: reading")
+        yield result(
+            "read", sample(lambda step: source.read(step, ready.rows), bench.effort, make=lambda: (next(steps),))
+        )
+        far = itertools.count(1)
+
+        def scattered() -> tuple[int]:
+            return (next(far) * SCATTER,)
+
+        yield result("scattered", sample(lambda step: source.read(step, ready.rows), bench.effort, make=scattered))
+        bench.say("data: prefetching")
+        yield result("prefetch", _prefetched(bench, ready))
+        yield result("place", _placed(bench, ready, first))
+
+
+def _prefetched(bench: Bench, ready: Prepared) -> Samples:
+    """Waits for one batch after another of the thread that reads ahead."""
+    from aifx.data.order import prefetch
+
+    with closing(prefetch(ready.step_spec.task.source("train"), range(10**9), ready.rows)) as batches:
+        started = time.perf_counter()
+        next(batches)  # the thread's start is within
+        first_s = time.perf_counter() - started
+        timed = sample(lambda: next(batches), bench.effort)
+    return Samples(timed.seconds, timed.calls, first_s, timed.warm_up, timed.notes)
+
+
+def _placed(bench: Bench, ready: Prepared, batch: Batch) -> Samples:
+    from aifx.parallel import place_batch
+
+    return sample(lambda: place_batch(batch, ready.step_spec.mesh), bench.effort)

@@ -1,0 +1,120 @@
+"""What a measurement was made on: what has to be equal for two to be compared, and what is told where it differs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from aifx.core.errors import EnvironmentFault
+
+SAME = ("platform", "device_kind", "num_devices", "cpu", "cores")
+"""Of the hardware, what has to be equal."""
+
+
+class Fingerprint(BaseModel):
+    """Device, driver, versions, flags, clocks, commit.
+
+    Attributes:
+        hardware: host, os, cpu, cores, memory_bytes, platform, device_kind, num_devices, driver.
+        versions: of Python and the packages that move numbers.
+        flags: the variables that steer XLA, JAX and NCCL.
+        clocks: the governor and the limits of the clocks, as far as they are told.
+        git: commit, branch and dirtiness of the folder; None where git cannot say.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    hardware: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    flags: dict[str, str] = Field(default_factory=dict)
+    clocks: dict[str, Any] = Field(default_factory=dict)
+    git: dict[str, Any] | None = None
+
+    def obstacles(self, other: Fingerprint) -> list[str]:
+        """Why what was measured on one cannot be compared with the other: "cores: 2 and 16"."""
+        return [
+            f"{name}: {self.hardware.get(name)} and {other.hardware.get(name)}"
+            for name in SAME
+            if self.hardware.get(name) != other.hardware.get(name)
+        ]
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """What else differs, and may be why: versions, flags, driver, host, clocks, commit."""
+        told = []
+        for part in ("hardware", "versions", "flags", "clocks"):
+            mine, others = getattr(self, part), getattr(other, part)
+            names = [name for name in {**mine, **others} if part != "hardware" or name not in (*SAME, "memory_bytes")]
+            told += [
+                f"{name}: {mine.get(name, 'unset')} -> {others.get(name, 'unset')}"
+                for name in names
+                if mine.get(name) != others.get(name)
+            ]
+        if self.commit != other.commit:
+            told.append(f"commit: {self.commit or 'none'} -> {other.commit or 'none'}")
+        return told
+
+    @property
+    def commit(self) -> str | None:
+        """The commit in short, with "+" where files differ from it."""
+        if not self.git:
+            return None
+        return str(self.git["commit"])[:8] + ("+" if self.git.get("dirty") else "")
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """Of this process's devices; imports JAX.
+
+    Args:
+        folder: whose commit it tells.
+
+    Raises EnvironmentFault where JAX has no device.
+    """
+    from aifx.machine.host import hardware, versions
+    from aifx.runs.provenance import flags, git_state
+
+    return Fingerprint(
+        hardware={**hardware(_devices()), "driver": _driver()},
+        versions=versions(),
+        flags=flags(os.environ),
+        clocks=_clocks(),
+        git=git_state(folder),
+    )
+
+
+def _devices() -> list[Any]:
+    import jax
+
+    try:
+        return list(jax.local_devices())
+    except Exception as error:  # of JAX_PLATFORMS that it lacks it says nothing, in an AssertionError
+        platforms = os.environ.get("JAX_PLATFORMS") or "any platform"
+        why = (str(error).strip() or f"none of {platforms} came up").splitlines()[0]
+        raise EnvironmentFault("JAX finds no device to measure", why, "aifx doctor") from error
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's kernel module."""
+    try:
+        return Path("/sys/module/nvidia/version").read_text().strip()
+    except OSError:
+        return None
+
+
+def _clocks() -> dict[str, Any]:
+    """What cpufreq allows; empty where the system does not tell, as virtual machines do not."""
+    found: dict[str, Any] = {}
+    folder = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+    for name, key in (
+        ("scaling_governor", "governor"),
+        ("scaling_max_freq", "max_khz"),
+        ("scaling_min_freq", "min_khz"),
+    ):
+        try:
+            text = (folder / name).read_text().strip()
+        except OSError:
+            continue
+        found[key] = int(text) if text.isdigit() else text
+    return found

@@ -1,0 +1,233 @@
+"""What was measured, and of what: the document that `--json` prints, baselines keep and comparisons read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aifx.benchmarking.estimate import UNDISTURBED, Estimate, estimate
+from aifx.benchmarking.fingerprint import Fingerprint
+from aifx.benchmarking.units import named
+from aifx.core.errors import EnvironmentFault, ExitCode, UsageError
+from aifx.core.files import RECORDS_LIMIT, read_input, write_output
+from aifx.core.json_files import encode
+from aifx.core.json_values import plain
+
+Param = str | int | float | bool
+
+
+class _Document(BaseModel):
+    """What a later version adds is passed over."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class _Named(_Document):
+    """What was measured, by its name and what else tells it from others of the name.
+
+    Attributes:
+        same_as: the key of the result whose samples these are, told again in their place among others: compared there
+            alone, so that one slowdown is told once.
+    """
+
+    name: str
+    params: dict[str, Param]
+    same_as: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What the same thing has in each launch and each report."""
+        return key_of(self.name, self.params)
+
+    @property
+    def suite(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def title(self) -> str:
+        """The same for people."""
+        return named(self.name, self.params)
+
+
+class Measured(_Named):
+    """What one launch saw of one thing: as a suite tells it.
+
+    Attributes:
+        name: the suite's and the thing's: "hardware.matmul", "train.forward".
+        params: what distinguishes results of the same name: dtype, size, implementation.
+        samples_s: seconds of each time that it was done, in the order of measurement.
+        flops, num_bytes: what doing it once asks for at the least.
+        bound_s: the least time in which the hardware could do that (the roofline); None where it is not known.
+        figures: what else was seen, each with its unit in its name: tokens_per_s, peak_memory_bytes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    params: dict[str, Param] = Field(default_factory=dict)
+    samples_s: list[float] = Field(min_length=1)
+    flops: float | None = None
+    num_bytes: float | None = None
+    bound_s: float | None = None
+    figures: dict[str, float | None] = Field(default_factory=dict)
+
+
+class Result(_Named):
+    """One thing, over all launches.
+
+    Attributes:
+        median_s: the median of the launches' medians.
+        interval_s: 95 % of that, by bootstrap over launches and their samples.
+        samples_s: a list a launch.
+        roofline_fraction: the least time that the hardware could take over the median.
+        figures: the median over the launches of each.
+    """
+
+    median_s: float
+    interval_s: tuple[float, float]
+    samples_s: list[list[float]] = Field(min_length=1)
+    flops_per_s: float | None = None
+    bytes_per_s: float | None = None
+    roofline_fraction: float | None = None
+    figures: dict[str, float | None] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, launches: list[Measured]) -> Self:
+        """What the launches saw of one thing, put together."""
+        last = launches[-1]
+        samples = [launch.samples_s for launch in launches]
+        found: Estimate = estimate(samples)
+        figures = dict.fromkeys(name for launch in launches for name in launch.figures)
+
+        def rate(amount: float | None) -> float | None:
+            return None if amount is None or found.median <= 0 else amount / found.median
+
+        return cls(
+            name=last.name,
+            params=last.params,
+            same_as=last.same_as,
+            median_s=found.median,
+            interval_s=(found.low, found.high),
+            samples_s=samples,
+            flops_per_s=rate(last.flops),
+            bytes_per_s=rate(last.num_bytes),
+            roofline_fraction=rate(last.bound_s),
+            figures={name: _median([launch.figures.get(name) for launch in launches]) for name in figures},
+        )
+
+    @property
+    def scatter(self) -> float:
+        """Half the interval of what comparisons go by (`estimate.UNDISTURBED`), as a share of it."""
+        found = estimate(self.samples_s, UNDISTURBED)
+        return (found.high - found.low) / 2 / found.median if found.median > 0 else 0.0
+
+    @property
+    def noise(self) -> float | None:
+        """Half the interval's width, as a share of the median; None for a single sample, which tells of no scatter."""
+        if sum(map(len, self.samples_s)) == 1:
+            return None
+        return (self.interval_s[1] - self.interval_s[0]) / 2 / self.median_s if self.median_s > 0 else 0.0
+
+
+class Failure(_Document):
+    """What ended a bench before its end: the three lines of an error, and its exit code."""
+
+    what: str
+    why: str = ""
+    hint: str = ""
+    exit_code: int = int(ExitCode.UNABLE)
+
+
+class Request(_Document):
+    """What is measured: enough to measure the same again.
+
+    Attributes:
+        suites: in the order in which they are measured.
+        quick: the sizes that matter most, each for a short time.
+        options: of the suites, by name: `ops`, `set`, `data_dir`.
+    """
+
+    suites: list[str]
+    quick: bool = False
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Report(_Document):
+    """A bench, whole or as far as it came (`failure`).
+
+    Attributes:
+        launches: of the suite that was launched most often; a result's own are in its samples.
+    """
+
+    schema_version: Literal[1] = 1
+    request: Request
+    launches: int
+    time: float  # Unix time at which it began
+    duration_s: float
+    fingerprint: Fingerprint
+    results: list[Result]
+    notes: list[str] = Field(default_factory=list)
+    failure: Failure | None = None
+
+    def document(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def launches_of(self, suite: str) -> int:
+        """Of what was seen of a suite most often."""
+        return max((len(result.samples_s) for result in self.results if result.suite == suite), default=0)
+
+    def find(self, name: str, **params: Param) -> Result | None:
+        """The first result of this name whose params hold these."""
+        for result in self.results:
+            if result.name == name and params.items() <= result.params.items():
+                return result
+        return None
+
+
+def read_report(path: Path) -> Report:
+    """Raises UsageError where there is no such file or it is no report."""
+    try:
+        return Report.model_validate_json(read_input(path, limit=RECORDS_LIMIT))
+    except FileNotFoundError:
+        raise UsageError(f"no report at {path}", "nothing was saved there", "aifx bench ls") from None
+    except OSError as error:
+        raise EnvironmentFault(f"{path} cannot be read", error.strerror or str(error)) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        why = f"{where}: {first['msg']}"
+        raise UsageError(f"{path} is no report of aifx bench", why, "aifx bench train --output FILE") from None
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Whole or not at all. Raises EnvironmentFault where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = _a_result_a_line(plain(report.document()))
+        write_output(path, encode(text))
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise EnvironmentFault(
+            f"{path} cannot be written", why, "aifx bench ... --output FILE writes it elsewhere"
+        ) from None
+
+
+def _a_result_a_line(document: dict[str, Any]) -> str:
+    """JSON whose thousands of samples take no line each."""
+    results = ",\n".join(json.dumps(result, ensure_ascii=False) for result in document["results"])
+    rest = json.dumps({**document, "results": []}, indent=2, ensure_ascii=False)
+    return rest.replace('"results": []', f'"results": [\n{results}\n]', 1) + "\n"
+
+
+def key_of(name: str, params: dict[str, Param]) -> str:
+    return f"{name} {json.dumps(params, sort_keys=True)}" if params else name
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return None
+    middle = len(known) // 2
+    return known[middle] if len(known) % 2 else (known[middle - 1] + known[middle]) / 2

@@ -1,0 +1,226 @@
+"""The launches of a bench: each suite in processes of its own, one after the other, and what they told put together."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import IO, Any
+
+from aifx.benchmarking.fingerprint import Fingerprint
+from aifx.benchmarking.results import Failure, Measured, Report, Request, Result
+from aifx.benchmarking.worker import GRACE_S
+from aifx.core.errors import ExitCode, Terminated
+from aifx.core.redaction import redact
+from aifx.machine.huge_pages import with_huge_pages
+
+SILENCE_S = 600.0
+"""A launch that says nothing for so long hangs: no compilation of one program takes it."""
+
+SLOW_START = 0.05
+ABOVE_ROOF = 1.05
+"""A share of the roofline that chance does not explain."""
+
+SHARE = re.compile(r"[-+]?\d+(\.\d+)? ?%")
+
+
+class Launches:
+    """A bench on its way."""
+
+    def __init__(
+        self,
+        request: Request,
+        say: Callable[[str], None],
+        tell: Callable[[Measured], None],
+        accept: Callable[[Fingerprint], None] = lambda found: None,
+    ) -> None:
+        """Args:
+        say: told what is being done.
+        tell: told each result of each launch as it is there.
+        accept: told what it is measured on before anything is measured; may raise, which ends the bench.
+        """
+        self.request = request
+        self._say, self._tell, self._accept = say, tell, accept
+        self._seen: dict[str, list[Measured]] = {}
+        self._notes: dict[str, list[str]] = {}
+        self._fingerprint: Fingerprint | None = None
+        self._failure: Failure | None = None
+        self._began, self._duration_s = time.time(), 0.0
+        self._launched: Counter[str] = Counter()
+
+    def run(self, counts: Mapping[str, int]) -> Report:
+        """Launch suites so many times each, the first that fails being the last of its suite. Can be called again for
+        more: what is returned is all that was measured until then."""
+        started = time.monotonic()
+        self._launched.update(counts)
+        going = [suite for suite in self.request.suites if suite in counts]
+        try:
+            # Of all suites in turn: a machine that drifts tells on all.
+            for number in range(max(counts.values(), default=0)):
+                for suite in [suite for suite in going if number < counts[suite]]:
+                    total = self._launched[suite]
+                    at = total - counts[suite] + number + 1
+                    self._say(f"{suite}: launch {at} of {total}" if total > 1 else suite)
+                    if not self._launch(suite):
+                        going.remove(suite)
+        except KeyboardInterrupt as interrupt:
+            by_sigterm = isinstance(interrupt, Terminated)
+            why, code = ("SIGTERM", ExitCode.PREEMPTED) if by_sigterm else ("Ctrl-C", ExitCode.INTERRUPTED)
+            if failed := self._failure:
+                self._note(f"{failed.what}: {failed.why}")
+            self._failure = Failure(what="the bench was interrupted", why=why, exit_code=int(code))
+        self._duration_s += time.monotonic() - started
+        said = self._notes.values()
+        results = [Result.of(launches) for launches in self._seen.values()]
+        return Report(
+            request=self.request,
+            launches=max(self._launched.values(), default=0),
+            time=self._began,
+            duration_s=self._duration_s,
+            fingerprint=self._fingerprint or Fingerprint(),
+            results=results,
+            notes=[
+                *(notes[0] if len(notes) == 1 else f"{notes[0]} ({len(notes)} times)" for notes in said),
+                *_slow_starts(results),
+                *_above_roofs(results),
+            ],
+            failure=self._failure,
+        )
+
+    def _launch(self, suite: str) -> bool:
+        """Whether a launch came to its end."""
+        request = json.dumps({"suite": suite, "quick": self.request.quick, "options": self.request.options})
+        reader, writer = os.pipe()
+        with tempfile.TemporaryFile() as said, os.fdopen(reader, "rb") as channel:
+            child = _start(request, writer, said)
+            os.close(writer)
+            try:
+                events = _lines(channel)
+                while (line := events.get(timeout=SILENCE_S)) is not None:
+                    if self._take(json.loads(line)):
+                        return False
+                code = child.wait(SILENCE_S)
+            except (queue.Empty, subprocess.TimeoutExpired):
+                self._fail(Failure(what=f"{suite} hangs", why=f"nothing was heard of it for {SILENCE_S:.0f} s"))
+                return False
+            finally:
+                _end(child)
+            if code == 0:
+                return True
+            self._fail(Failure(what=f"{suite} ended before its time", why=_last_words(code, said)))
+            return False
+
+    def _take(self, event: dict[str, Any]) -> bool:
+        """Note an event; whether it is a failure."""
+        if "result" in event:
+            found = Measured.model_validate(event["result"])
+            self._seen.setdefault(found.key, []).append(found)
+            self._tell(found)
+        elif "say" in event:
+            self._say(event["say"])
+        elif "note" in event:
+            self._note(event["note"])
+        elif "fingerprint" in event:
+            before, self._fingerprint = self._fingerprint, Fingerprint.model_validate(event["fingerprint"])
+            if before and (apart := before.obstacles(self._fingerprint)):
+                self._fingerprint = before  # of what was measured
+                self._fail(Failure(what="the devices have changed", why="; ".join(apart), hint="aifx doctor"))
+                return True
+            self._accept(self._fingerprint)
+        elif "failure" in event:
+            self._fail(Failure.model_validate(event["failure"]))
+            return True
+        return False
+
+    def _fail(self, failure: Failure) -> None:
+        """The first ends the bench with its code; those of other suites are told beside it."""
+        if self._failure is None:
+            self._failure = failure
+        else:
+            self._note(f"{failure.what}: {failure.why}")
+
+    def _note(self, text: str) -> None:
+        """What is said with other shares alone is told once, and how often it was said."""
+        self._notes.setdefault(SHARE.sub("%", text), []).append(text)
+
+
+def _slow_starts(results: list[Result]) -> Iterator[str]:
+    """Results whose first launch was slower than each of the others, by SLOW_START of their median or more."""
+    for result in results:
+        first, *others = [statistics.median(launch) for launch in result.samples_s]
+        if len(others) >= 2 and first > max(others) and first > (1 + SLOW_START) * statistics.median(others):
+            slower = first / statistics.median(others) - 1
+            yield f"{result.title}: the first launch was {slower:.0%} slower than the others"
+
+
+def _above_roofs(results: list[Result]) -> Iterator[str]:
+    """Results that are faster than the hardware is held to allow, the most so first."""
+    above = sorted((r for r in results if _share(r) > ABOVE_ROOF), key=_share, reverse=True)
+    if above:
+        told = ", ".join(f"{result.title} {_share(result):.0%}" for result in above[:3])
+        more = f" and {len(above) - 3} more" if len(above) > 3 else ""
+        yield f"above the roofline, whose ceiling was measured too low (aifx bench hardware raises it): {told}{more}"
+
+
+def _share(result: Result) -> float:
+    return result.roofline_fraction or 0.0
+
+
+def _start(request: str, writer: int, said: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a launch in a session of its own, so that Ctrl-C reaches only this process, which reports the results."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "aifx.benchmarking.worker", request, str(writer)],
+        stdin=subprocess.PIPE,  # never written to: the launch ends if it closes
+        stdout=said,
+        stderr=said,
+        pass_fds=[writer],
+        start_new_session=True,
+        env=with_huge_pages(os.environ),  # as training runs
+    )
+
+
+def _lines(stream: IO[bytes]) -> queue.Queue[bytes | None]:
+    """What comes, line by line; None at its end."""
+    found: queue.Queue[bytes | None] = queue.Queue()
+
+    def read() -> None:
+        for line in stream:
+            if line.endswith(b"\n"):  # a line that is cut off was never told
+                found.put(line)
+        found.put(None)
+
+    threading.Thread(target=read, daemon=True, name="bench").start()
+    return found
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """With what it started, whether or not it has ended by itself; it may first remove what it wrote."""
+    try:
+        if child.poll() is None:
+            child.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE_S)
+    finally:
+        with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        if child.stdin:
+            child.stdin.close()
+
+
+def _last_words(code: int, said: IO[bytes]) -> str:
+    said.seek(max(said.seek(0, os.SEEK_END) - 4000, 0))
+    words = said.read().decode("utf-8", "replace").strip().splitlines()
+    ended = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit {code}"
+    return f"{ended}: {redact(words[-1])[:300]}" if words else ended

@@ -1,0 +1,133 @@
+"""From the command to the first step, seen from outside: from the start of the process to step 1 in metrics.jsonl.
+
+The runs are those of a copy of the project (its configuration copied, its other files linked) with caches of its own,
+so that nothing of the operator's is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aifx.benchmarking.results import Measured
+from aifx.benchmarking.setup import scratch
+from aifx.benchmarking.suites import Bench
+from aifx.benchmarking.timing import Samples
+from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.project import Project
+
+AIFX = [sys.executable, "-P", "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
+REPEATS, QUICK_REPEATS = 3, 1
+LIMIT_S = 540.0
+"""Of one start: less than a launch may be silent (`runner.SILENCE_S`), so that the error has the start's last lines."""
+
+POLL_S = 0.002
+
+
+def measure(bench: Bench) -> Iterator[Measured]:
+    """`help`: `aifx --help`. `first`: with nothing made before, the data's stores neither. `cold`: with the data ready
+    and no compiled program. `warm`: with both. `resumed`: warm, and a checkpoint is restored."""
+    repeats = QUICK_REPEATS if bench.quick else REPEATS
+    bench.say("startup: help")
+    yield _result(bench, "help", [_help_s() for _ in range(max(repeats, 3))])
+    with scratch(bench.project) as folder:
+        started = Start(_copied(bench.project, folder / "project"), folder / "cache", bench.options.get("set") or [])
+        bench.say("startup: first")
+        yield _result(bench, "first", [started.first_step_s("first")])
+        taken: dict[str, list[float]] = {"cold": [], "warm": [], "resumed": []}
+        for number in range(repeats):
+            bench.say(f"startup: cold and warm, {number + 1} of {repeats}")
+            shutil.rmtree(folder / "cache" / "jax", ignore_errors=True)
+            taken["cold"].append(started.first_step_s("cold"))
+            bench.alive()
+            taken["warm"].append(started.first_step_s("warm"))
+            bench.alive()
+            if not bench.quick:
+                started.first_step_s("resumed", leave_checkpoint=True)
+                bench.alive()
+                taken["resumed"].append(started.first_step_s("resumed", keep=True))
+        for thing, seconds in taken.items():
+            if seconds:
+                yield _result(bench, thing, seconds)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Starts of `aifx train` in one project.
+
+    Attributes:
+        settings: as `--set` takes them.
+    """
+
+    project: Project
+    cache: Path
+    settings: list[str]
+
+    def first_step_s(self, run: str, *, leave_checkpoint: bool = False, keep: bool = False) -> float:
+        """Seconds to the first new record of a run. The process is then killed, or asked to leave a checkpoint.
+
+        Args:
+            keep: go on with the run that is there.
+        """
+        metrics = self.project.run(run).metrics
+        if not keep:
+            shutil.rmtree(metrics.parent, ignore_errors=True)
+        before = metrics.stat().st_size if metrics.exists() else 0
+        command = [*AIFX, "train", "--run", run, *(part for s in self.settings for part in ("--set", s))]
+        environ = {**os.environ, "AIFX_CACHE_DIR": str(self.cache)}
+        environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+        with tempfile.TemporaryFile() as said:
+            started = time.perf_counter()
+            child = subprocess.Popen(
+                command, cwd=self.project.root, env=environ, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            )
+            try:
+                while not (metrics.exists() and metrics.stat().st_size > before):
+                    if child.poll() is not None or time.perf_counter() - started > LIMIT_S:
+                        said.seek(0)
+                        raise _failed(child.poll(), said.read().decode("utf-8", "replace"))
+                    time.sleep(POLL_S)
+                seconds = time.perf_counter() - started
+                if leave_checkpoint:
+                    child.send_signal(signal.SIGTERM)
+                    child.wait(LIMIT_S)
+            finally:
+                child.kill()
+                child.wait()
+        return seconds
+
+
+def _failed(code: int | None, said: str) -> AifxError:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    why = " ".join(lines[-3:]) or "it said nothing"
+    ended = f"did not reach its first step in {LIMIT_S:.0f} s" if code is None else f"ended with {code}"
+    return EnvironmentFault(f"aifx train {ended}", why, "aifx train")
+
+
+def _help_s() -> float:
+    started = time.perf_counter()
+    subprocess.run([*AIFX, "--help"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - started
+
+
+def _copied(project: Project, folder: Path) -> Project:
+    """The project under another root: its configuration copied, all else but its runs linked."""
+    folder.mkdir()
+    for path in project.root.iterdir():
+        if path == project.config_path:
+            shutil.copy(path, folder / path.name)
+        elif path != project.runs_path and not folder.is_relative_to(path):
+            (folder / path.name).symlink_to(path)
+    return Project(folder)
+
+
+def _result(bench: Bench, thing: str, seconds: list[float]) -> Measured:
+    return bench.measured(thing, Samples(seconds, 1, seconds[0], 0))

@@ -1,0 +1,90 @@
+"""How a step's time and memory grow with its batch, the length of its sequences and the depth of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from aifx.benchmarking.results import Measured, Param
+from aifx.benchmarking.suites import Bench
+from aifx.benchmarking.train.figures import figures
+from aifx.benchmarking.train.series import Series
+from aifx.benchmarking.train.subject import Subject
+from aifx.config import Config, load_config
+from aifx.core.errors import AifxError
+from aifx.machine.device_memory import is_out_of_memory, room
+
+AXES = {
+    "batch": ("train.global_batch_size",),
+    "seq": ("data.seq_len",),
+    "depth": ("model.num_layers", "model.blocks_per_stage"),
+}
+"""The keys of each axis: the first one that the project's task has."""
+
+SHARE = 0.25
+"""Of the time for a result of this suite, for each point: what is looked for is large."""
+
+LEAST = 5
+
+
+def grow(bench: Bench, base: Measured, folder: Path) -> Iterator[Measured]:
+    """Each axis at half, same and double of the project's own value, the others as they are.
+
+    Args:
+        base: the project's own step, which stands at "same" on each axis.
+    """
+    for axis, keys in AXES.items():
+        if bench.quick and axis != "batch":
+            continue
+        found = _find(bench.config, keys)
+        if found is None:
+            if not bench.quick:
+                bench.note(f"train.growth {axis}: task {bench.config.task.kind!r} has no {' or '.join(keys)}")
+            continue
+        key, value = found
+        same = {"name": bench.name("growth"), "params": {"axis": axis, "value": value}, "same_as": base.key}
+        yield base.model_copy(update=same)
+        for other in (value // 2,) if bench.quick else (value // 2, 2 * value):
+            if other < 1:
+                bench.note(f"train.growth {axis}: {key} = {value} has no half")
+                continue
+            bench.say(f"growth: {key} = {other}")
+            try:
+                yield _measure(bench, f"{key}={other}", {"axis": axis, "value": other}, folder / f"{axis}-{other}")
+            except Left as left:
+                bench.note(f"train.growth: {key}={other} is left out: {left}")
+
+
+class Left(Exception):
+    """Why a size is not measured."""
+
+
+def _find(config: Config, keys: tuple[str, ...]) -> tuple[str, int] | None:
+    for key in keys:
+        section, _, name = key.partition(".")
+        value = getattr(getattr(config, section), name, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return key, value
+    return None
+
+
+def _measure(bench: Bench, setting: str, params: dict[str, Param], folder: Path) -> Measured:
+    """The step with one setting changed. Raises Left where there is no such step here."""
+    try:
+        config = load_config(bench.project, [*(bench.options.get("set") or ()), setting])
+        subject = Subject(bench, config, folder)
+        free, needed = room(subject.devices), subject.program_bytes
+        if free is not None and needed is not None and needed > free:
+            raise Left(f"it needs {needed:,} bytes, and {free:,} are free")
+        subject.begin()
+        series = Series(subject.step)
+        limit_s = SHARE * bench.effort.slice_s
+        series.warm(limit_s)
+        series.block(limit_s, LEAST)
+    except AifxError as error:
+        raise Left(error.what) from error
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Left("memory does not hold it") from error
+    return bench.measured("growth", series.samples(), params=params, **figures(subject, series.median_s))

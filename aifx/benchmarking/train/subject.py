@@ -1,0 +1,109 @@
+"""What is measured: the step that `aifx train` would run."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+from aifx.benchmarking.suites import Bench
+from aifx.config import Config
+from aifx.core.project import RunDirectory
+from aifx.kernels.choice import run_choices
+from aifx.machine.device_memory import program_bytes
+from aifx.parallel import check_batch_fits, make_mesh, place_batch
+from aifx.tasks.registry import create_task
+from aifx.training.restore import initialize
+from aifx.training.run import run_info
+from aifx.training.state import abstract_state
+from aifx.training.step import lower_step, make_step_spec
+from jax_kernels.dispatch import using
+
+NUM_BATCHES = 8
+"""Batches that are taken in turn: as many as no cache of a CPU keeps with the model."""
+
+
+class Subject:
+    """A configuration's step, compiled.
+
+    Attributes:
+        trace_s, compile_s: from Python to XLA's program, and from there to the device's.
+        info: as a run is told it: unit, model FLOPs a step, peak.
+        batches: on the host.
+        units: tokens or images of a batch, the mean.
+        program_bytes: of arguments, results and temporaries of the step; None where XLA does not tell.
+    """
+
+    def __init__(self, bench: Bench, config: Config, folder: Path) -> None:
+        """Args:
+        folder: of the run that this would be.
+
+        Raises ConfigError, DataError.
+        """
+        mesh = make_mesh(config.train.devices)
+        check_batch_fits(config.train.global_batch_size, config.train.gradient_accumulation, mesh)
+        run = RunDirectory(folder)
+        run.assets.mkdir(parents=True, exist_ok=True)
+        task = create_task(config, bench.project, run.assets, say=bench.say)
+        self.config, self.run = config, run
+        self.step_spec = make_step_spec(config, task, mesh)
+        self.abstract = abstract_state(self.step_spec.specs, self.step_spec.optimizer, mesh)
+        self.rows = slice(0, config.train.global_batch_size)
+        self.source = task.source("train")
+        self.batches = [self.source.read(number, self.rows) for number in range(NUM_BATCHES)]
+        self.units = float(np.mean([task.units(batch) for batch in self.batches]))
+        self.info = run_info(run, config, self.step_spec)
+        self._choices = run_choices(run, config, say=bench.say, mesh=mesh)
+        with using(self._choices):
+            started = time.perf_counter()
+            lowered = lower_step(self.step_spec, self.abstract, self.batches[0])
+            traced = time.perf_counter()
+            self.step_fn = lowered.compile()
+            self.trace_s, self.compile_s = traced - started, time.perf_counter() - traced
+        self.program_bytes = program_bytes(self.step_fn)
+
+    @property
+    def devices(self) -> list[Any]:
+        return list(self.step_spec.mesh.devices.flat)
+
+    def begin(self) -> None:
+        """State and batches on the devices."""
+        self.state = initialize(self.step_spec, self.abstract)
+        self._placed = [place_batch(batch, self.step_spec.mesh) for batch in self.batches]
+        self._turn = itertools.cycle(self._placed)
+
+    def end(self) -> None:
+        """Nothing of it on the devices any more."""
+        del self.state, self._placed, self._turn
+
+    def next_batch(self) -> dict[str, jax.Array]:
+        return next(self._turn)
+
+    def step(self) -> jax.Array:
+        numbers: jax.Array
+        self.state, numbers = self.step_fn(self.state, self.next_batch())
+        return numbers
+
+    def using_kernels(self) -> AbstractContextManager[Any]:
+        """Inside, programs are traced with the implementations of jax_kernels that the step has."""
+        return using(self._choices)
+
+
+@contextmanager
+def uncached() -> Iterator[None]:
+    """Inside, nothing is taken from JAX's persistent compilation cache, and nothing is put there."""
+    before = jax.config.jax_enable_compilation_cache
+    reset_cache()  # JAX asks once whether there is one
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        reset_cache()

@@ -1,0 +1,84 @@
+"""Gates: what a checkpoint must reach, written `NAME OP NUMBER` ("bits_per_byte <= 2.2")."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aifx.core.errors import UsageError, did_you_mean
+
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_GATE = re.compile(rf"\s*(?P<name>[^<>=!\s](?:[^<>=!]*[^<>=!\s])?)\s*(?P<op><=|>=|==|<|>)\s*(?P<bound>{_NUMBER})\s*")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A condition on one metric. A nested one is named by its path: `per_class.Shirt.recall >= 0.5`."""
+
+    expr: str
+    name: str
+    op: str
+    bound: float
+
+    def passes(self, value: float) -> bool:
+        """Whether `value` is within the bound. One that is not finite never is."""
+        return math.isfinite(value) and _OPERATORS[self.op](value, self.bound)
+
+
+@dataclass(frozen=True)
+class GateResult:
+    expr: str
+    value: float
+    passed: bool
+
+
+def parse_gate(expr: str) -> Gate:
+    """Raises UsageError for what is not `NAME OP NUMBER`."""
+    match = _GATE.fullmatch(expr)
+    if match is None or not math.isfinite(bound := float(match["bound"])):
+        raise UsageError(
+            f"{expr!r} is no gate",
+            "a gate is NAME OP NUMBER, with OP one of <= < >= > ==",
+            'aifx eval --gate "loss <= 3.5"',
+        )
+    return Gate(expr, match["name"], match["op"], bound)
+
+
+def check_names(gates: Iterable[Gate], known: Iterable[str]) -> None:
+    """Raises UsageError for a gate on a metric that does not exist."""
+    names = list(known)
+    for gate in gates:
+        if gate.name not in names:
+            top_level = [n for n in names if "." not in n]
+            near = did_you_mean(gate.name, names if "." in gate.name else top_level)
+            raise UsageError(f"gate {gate.expr!r}: there is no metric {gate.name!r}", near, "aifx eval lists them all")
+
+
+def evaluate_gates(gates: Iterable[Gate], metrics: Mapping[str, Any]) -> tuple[GateResult, ...]:
+    """Hold metrics against gates. Raises UsageError for a gate on a metric that does not exist."""
+    numbers = scalars(metrics)
+    chosen = tuple(gates)
+    check_names(chosen, numbers)
+    return tuple(GateResult(g.expr, numbers[g.name], g.passes(numbers[g.name])) for g in chosen)
+
+
+def scalars(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a report, nested ones by their path with dots."""
+    numbers: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            numbers |= scalars(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            numbers[f"{prefix}{name}"] = float(value)
+    return numbers

@@ -1,0 +1,46 @@
+"""Where programs are: aifx starts them by absolute path, never one that lies in the working directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from aifx.core.errors import EnvironmentFault
+
+
+def find_program(name: str, more: Sequence[str] = ()) -> str | None:
+    """The absolute path of the program `name`, or None.
+
+    Args:
+        more: folders that are searched after those of PATH.
+    """
+    return shutil.which(name, path=os.pathsep.join([*_folders(), *more]))
+
+
+def need_program(name: str, why: str) -> str:
+    """The absolute path of the program `name`. Raises EnvironmentFault, with `why` it is needed, if there is none."""
+    found = find_program(name)
+    if found is None:
+        raise EnvironmentFault(f"there is no {name} here", why, f"install {name}")
+    return found
+
+
+def _folders() -> list[str]:
+    """The entries of PATH but for the empty and relative ones, which mean the working directory."""
+    return [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(entry)]
+
+
+@contextmanager
+def with_safe_path() -> Iterator[None]:
+    """Set PATH to its absolute entries in this block, for libraries that look programs up by themselves."""
+    before = os.environ.get("PATH")
+    os.environ["PATH"] = os.pathsep.join(_folders() or [os.defpath])  # an empty PATH means the working directory
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PATH"]
+        else:
+            os.environ["PATH"] = before

@@ -1,0 +1,303 @@
+"""Opening, reading and replacing files in folders whose content may come from somebody else.
+
+A run can be a copy of a stranger's, and a temporary folder can hold names that others planted. Functions here open
+regular files only. They follow no link below the folder that the caller trusts (`below`), they never wait for a FIFO,
+and they read no more than a limit. Files that must be whole or absent are written under an unpredictable name and
+renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from aifx.core.errors import EnvironmentFault
+from aifx.core.os_errors import naming
+
+DOCUMENT_LIMIT = 64 * 2**20
+"""Bytes that aifx reads of a file that it holds in memory whole: a configuration, a report, a manifest."""
+
+RECORDS_LIMIT = 2**30
+"""Bytes that aifx reads of a file of JSON lines, which grows with a run."""
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+"""Names of the files that `replace_file` renames once they are whole."""
+
+_STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/null", "/dev/full", "/dev/tty")
+_STREAM_FOLDERS = ("/dev/fd", "/proc/self/fd")
+
+
+class UnsafeFile(EnvironmentFault):
+    """A file is a link, a FIFO or a device, or larger than aifx reads."""
+
+
+def open_file(
+    path: Path, flags: int = os.O_RDONLY, *, below: Path | None = None, mode: int = 0o666, follow: bool = False
+) -> int:
+    """Return a descriptor of the regular file at `path`.
+
+    Args:
+        flags: as `os.open` takes them.
+        below: the folder that is trusted; no part of `path` below it may be a link. The file's own folder by default.
+        mode: permissions of a file that is created, reduced by the umask.
+        follow: accept a link as the last part, for files that the user named or that belong to a trusted project.
+
+    Raises UnsafeFile for a link, a FIFO, a device or a folder (with `follow`, IsADirectoryError), OSError as `os.open`
+    does.
+    """
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # opening a FIFO does not wait for its other end
+    with _folder_of(path, below) as folder:
+        try:
+            handle = os.open(path.name, flags if follow else flags | os.O_NOFOLLOW, mode, dir_fd=folder)
+        except OSError as error:
+            raise _explained(error, path) from None
+    try:
+        kind = os.fstat(handle).st_mode
+        if stat.S_ISDIR(kind) and follow:  # the user named it
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(kind):
+            raise _not_regular(path, kind)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def read_file(path: Path, *, below: Path | None = None, limit: int = DOCUMENT_LIMIT, follow: bool = False) -> bytes:
+    """Return the content of a regular file. Raises UnsafeFile, also for more than `limit` bytes, and OSError."""
+    with open(open_file(path, below=below, follow=follow), "rb") as file:
+        is_too_large = os.fstat(file.fileno()).st_size > limit
+        data = b"" if is_too_large else file.read(limit + 1)  # a file may grow, and files in /proc have no size
+    if is_too_large or len(data) > limit:
+        raise _too_large(path, limit)
+    return data
+
+
+def read_input(path: Path, *, limit: int = DOCUMENT_LIMIT) -> bytes:
+    """Return the content of a file that the user named, through links, or of a stream such as /dev/stdin.
+
+    Raises UnsafeFile for a FIFO, a device or more than `limit` bytes, OSError.
+    """
+    if not is_stream(path):
+        return read_file(path, limit=limit, follow=True)
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise _too_large(path, limit)
+    return data
+
+
+def make_folders(path: Path, *, below: Path) -> None:
+    """Create `path` and the folders between it and `below`, which may exist. Raises UnsafeFile for a link, OSError."""
+    below.mkdir(parents=True, exist_ok=True)
+    for folder in reversed([path, *path.parents][: len(path.relative_to(below).parts)]):
+        with _folder_of(folder, below) as parent:
+            try:
+                os.mkdir(folder.name, dir_fd=parent)
+            except FileExistsError:
+                check_folder(folder)
+
+
+def check_folder(path: Path) -> None:
+    """Raise UnsafeFile if `path` exists and is anything but a folder, a link to one included."""
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(kind):
+        raise _not_regular(path, kind, wanted="a folder")
+
+
+def check_tree(path: Path, *, deep: bool = True) -> None:
+    """Raise UnsafeFile if the folder `path` holds a FIFO, a device or a link that leaves it.
+
+    Trackers make links to their newest folder.
+
+    Args:
+        deep: look into the folders inside as well.
+    """
+    check_folder(path)
+    inside = path.resolve()
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            entry = Path(folder, name)
+            kind = entry.lstat().st_mode
+            if stat.S_ISLNK(kind) and entry.resolve().is_relative_to(inside):
+                continue
+            if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
+                raise _not_regular(entry, kind)
+        if not deep:
+            return
+
+
+def replace_file(path: Path, data: bytes, *, below: Path | None = None, mode: int = 0o666) -> None:
+    """Put `data` at `path`, as `replacing` does."""
+    with naming(path), replacing(path, below=below, mode=mode) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path, *, below: Path | None = None, mode: int = 0o666) -> Iterator[IO[bytes]]:
+    """A stream whose content is put at `path` when the block ends, or not at all if it raises.
+
+    The content goes to a new file beside it: fsync, rename, fsync of the folder. A link at `path` is replaced; nothing
+    is written through it. Raises UnsafeFile for a link above it or a folder at `path`, OSError.
+    """
+    with _folder_of(path, below) as folder:
+        with naming(path):
+            handle, temporary = _create_locked(folder, path.name, mode)
+        try:
+            with open(handle, "wb") as file:
+                yield file
+                with naming(path):
+                    file.flush()
+                    os.fsync(handle)
+                    try:
+                        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                    except IsADirectoryError as e:
+                        raise _not_regular(path, stat.S_IFDIR) from e
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary, dir_fd=folder)
+            raise
+        with naming(path):
+            os.fsync(folder)
+
+
+def _create_locked(folder: int, name: str, mode: int) -> tuple[int, str]:
+    """A new temporary file for `name`. Its lock says that its process lives; `remove_temporary` asks for it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        temporary = f".{name}.{secrets.token_hex(6)}.tmp"
+        handle = os.open(temporary, flags, mode, dir_fd=folder)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)  # removed before it was locked
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what `replace_file` left in `folder` when its process was killed, as far as the disk allows."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                with suppress(OSError):
+                    _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    """Remove the temporary file at `path`. Raises OSError if a process holds it."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    finally:
+        os.close(handle)
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Put `data` where the user asked for it: a new file, whole or not at all, or a stream such as /dev/stdout.
+
+    Raises UnsafeFile for a link, FIFO or device that is no stream of this process, OSError.
+    """
+    if is_stream(path):
+        with path.open("wb") as file:
+            file.write(data)
+        return
+    check_output(path)
+    replace_file(path, data)
+
+
+def open_output(path: Path) -> int:
+    """Return a descriptor that overwrites the file or stream `path`, which the user named, from its beginning."""
+    if is_stream(path):
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    check_output(path)
+    handle = open_file(path, os.O_WRONLY | os.O_CREAT)
+    os.ftruncate(handle, 0)
+    return handle
+
+
+def check_output(path: Path) -> None:
+    """Raise UnsafeFile if `path` exists and is not a regular file of its own."""
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(kind):
+        raise _not_regular(path, kind)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether `path` names a stream of this process or a device such as /dev/null, which only the system can make."""
+    absolute = os.path.abspath(path)
+    return absolute in _STREAMS or os.path.dirname(absolute) in _STREAM_FOLDERS
+
+
+@contextmanager
+def _folder_of(path: Path, below: Path | None) -> Iterator[int]:
+    """A descriptor of the folder that holds `path`, reached from `below` without following a link."""
+    start = path.parent if below is None else below
+    parts = path.parent.relative_to(start).parts
+    if ".." in parts:
+        raise ValueError(f"{path} is not below {start}")
+    handle = os.open(start, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts:
+            try:
+                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle)
+            except OSError as error:
+                raise _explained(error, path) from None
+            os.close(handle)
+            handle = inner
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _explained(error: OSError, path: Path) -> OSError | UnsafeFile:
+    """The error with the whole path, or UnsafeFile if a part of the path is what the error is about."""
+    for part in (path, *path.parents) if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EISDIR) else ():
+        try:
+            kind = part.lstat().st_mode
+        except OSError:
+            continue
+        if stat.S_ISLNK(kind) or (part == path and not stat.S_ISREG(kind)):
+            return _not_regular(part, kind)
+    return OSError(error.errno, error.strerror, str(path))
+
+
+def _too_large(path: Path, limit: int) -> UnsafeFile:
+    return UnsafeFile(f"{path} is too large", f"aifx reads {limit // 2**20} MiB of such a file", f"ls -l {path}")
+
+
+def _not_regular(path: Path, kind: int, wanted: str = "a regular file") -> UnsafeFile:
+    if stat.S_ISLNK(kind):
+        what = f"is a link to {os.readlink(path)}"
+    else:
+        what = next(
+            (f"is {name}" for test, name in _KINDS if test(kind)),
+            "is no regular file",
+        )
+    return UnsafeFile(f"{path} {what}", f"aifx expects {wanted} here", f"ls -l {path}")
+
+
+_KINDS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISREG, "a file"),
+    (stat.S_ISDIR, "a folder"),
+)

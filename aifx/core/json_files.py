@@ -1,0 +1,156 @@
+"""Writing files that are whole or absent, and lines that are whole or cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from aifx.core.errors import EnvironmentFault
+from aifx.core.files import RECORDS_LIMIT, open_file, read_file, replace_file
+from aifx.core.json_values import plain
+from aifx.core.os_errors import FULL, could_not, errno_of, naming
+from aifx.core.parsing import parse_json
+
+
+def write_json(path: Path, doc: Mapping[str, Any], *, below: Path | None = None) -> None:
+    """Put `doc` at `path`, whole or not at all; `below` as `aifx.core.files.replace_file` takes it."""
+    write_text(path, json.dumps(plain(doc), indent=2, ensure_ascii=False) + "\n", below=below)
+
+
+def write_text(path: Path, text: str, *, below: Path | None = None) -> None:
+    """Put `text` at `path`, whole or not at all; `below` as `aifx.core.files.replace_file` takes it."""
+    replace_file(path, encode(text), below=below)
+
+
+def encode(text: str) -> bytes:
+    """UTF-8; what is no Unicode (a file's name, an argument) as the escape that JSON and TOML strings have for it."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a folder survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with naming(path):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def parse_lines(data: bytes) -> list[dict[str, Any]]:
+    """The records of JSON lines; a torn line is not a record."""
+    records = (parse_line(line) for line in data[: data.rfind(b"\n") + 1].split(b"\n"))
+    return [r for r in records if r is not None]
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = parse_json(line)
+    except ValueError:  # of JSON and of UTF-8
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file that may be in the middle of being written. No file, no records."""
+    try:
+        return parse_lines(read_file(path, limit=RECORDS_LIMIT))
+    except FileNotFoundError:
+        return []
+
+
+class JsonLines:
+    """A file of JSON lines that grows by whole lines, from any thread.
+
+    Each record is one write(2) of one line, so what SIGKILL can leave behind is at most one line without its end, and
+    opening cuts that. Raises EnvironmentFault when the machine refuses to write; the file then ends with the record
+    before.
+
+    Args:
+        keep: given the file's bytes up to its last line end, how many of them stay.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[bytes], int] = len) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._lock = threading.Lock()
+        self._handle = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        self.cut(keep)
+
+    def cut(self, keep: Callable[[bytes], int]) -> None:
+        """Keep so many of the bytes up to the last line end as `keep` says."""
+        data = read_file(self.path, limit=RECORDS_LIMIT)
+        self._size = keep(data[: data.rfind(b"\n") + 1])
+        if self._size != len(data):
+            os.ftruncate(self._handle, self._size)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        line = encode(json.dumps(plain(record), ensure_ascii=False) + "\n")
+        with self._lock:
+            self._write(line)
+
+    def _write(self, line: bytes) -> None:
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._handle, line[written:])
+        except OSError as e:
+            with suppress(OSError):
+                os.ftruncate(self._handle, self._size)
+            raise cannot_write(self.path, e, len(line)) from e
+        self._size += len(line)
+
+    def sync(self) -> None:
+        """Make every record so far survive a loss of power. From any thread; others may write meanwhile, or close."""
+        with self._lock:
+            if self._handle < 0:
+                return
+            handle = os.dup(self._handle)
+        try:
+            os.fsync(handle)
+        except OSError as e:
+            raise cannot_write(self.path, e) from e
+        finally:
+            os.close(handle)
+
+    def close(self) -> None:
+        with self._lock:
+            handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+
+def cannot_write(path: Path, error: OSError, needed: int = 0) -> Exception:
+    """The error to raise instead of `error`, which writing `needed` bytes to `path` met."""
+    if error.errno in FULL:
+        return disk_full(path, needed)
+    number = errno_of(error)
+    return error if number is None else could_not(f"could not write {path}", error, number, str(path))
+
+
+def disk_full(path: Path, needed: int) -> EnvironmentFault:
+    """The error of a full disk: what was to be written, how much that is, and how much room there is."""
+    try:
+        stat = os.statvfs(path if path.exists() else path.parent)
+        room = f"{readable_bytes(stat.f_bavail * stat.f_frsize)} free"
+    except OSError:
+        room = "room unknown"
+    return EnvironmentFault(
+        f"no room to write {path}",
+        f"the disk is full: {readable_bytes(needed)} needed, {room}",
+        f"df -h {path.parent}",
+    )
+
+
+def readable_bytes(count: float) -> str:
+    """A size for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

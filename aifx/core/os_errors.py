@@ -1,0 +1,115 @@
+"""Errors of the operating system: found within any exception, and named after the file that they concern."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aifx.core.errors import EnvironmentFault
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EINTR, errno.EAGAIN})
+"""What a disk or a network file system may answer once and not again."""
+
+REFUSALS = (
+    FULL
+    | TRANSIENT
+    | {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EFBIG,
+        errno.ENAMETOOLONG,
+        errno.ETXTBSY,
+        errno.ENOMEM,
+        errno.ENXIO,
+        errno.ELOOP,
+    }
+)
+"""Refusals of the machine: nothing that a change in aifx would fix."""
+
+UNREADABLE = TRANSIENT | {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Refusals to read a file that say nothing about its content."""
+
+# TensorStore raises ValueErrors that end so: "Failed to fsync file: Input/output error [os_error_code='5']".
+_CODE = re.compile(r"\[os_error_code='(\d+)'")
+_TYPED_ONLY = {errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENXIO, errno.EPERM}  # whose text may mean other things
+_TEXTS = {os.strerror(number): number for number in sorted(REFUSALS - _TYPED_ONLY)}
+_TEXT = re.compile("|".join(re.escape(text) for text in sorted(_TEXTS, key=len, reverse=True)))
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The number of the refusal of the operating system that `error` itself reports, by type or by text."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in REFUSALS else None
+    try:
+        text = str(error)
+    except Exception:  # an exception of somebody else's
+        return None
+    if match := _CODE.search(text):
+        number = int(match.group(1))
+        return number if number in REFUSALS else None
+    match = _TEXT.search(text)
+    return _TEXTS[match.group()] if match else None
+
+
+def refusal_in(error: BaseException) -> int | None:
+    """The number of the first refusal among `error`, its causes and its group."""
+    return next((number for cause in causes(error) if (number := errno_of(cause)) is not None), None)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception, what is grouped in it, and what led to it."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        found = waiting.pop(0)
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            yield found
+            waiting += getattr(found, "exceptions", ())
+            waiting += [found.__cause__, None if found.__suppress_context__ else found.__context__]
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in an OSError that names no file, as those of fsync and write do, or only a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def could_not(what: str, error: BaseException, number: int, place: str = "") -> EnvironmentFault:
+    """The error of a command that the machine refused with `number`, as `error` reports it.
+
+    Args:
+        what: what failed, naming the file: "could not write /data/runs/main/metrics.jsonl".
+        place: the file to look at, if there is one.
+    """
+    reason, detail = os.strerror(number), first_line(error)
+    why = detail if reason in detail else f"{reason}: {detail}"
+    if number in (errno.EMFILE, errno.ENFILE):
+        hint = "ulimit -n 4096, then run it again"
+    elif number == errno.EFBIG:
+        hint = "ulimit -f unlimited, then run it again"
+    elif number in TRANSIENT or not place:
+        hint = "aifx doctor    (checks disks and the kernel log); then run it again"
+    else:
+        hint = f"ls -ld {place}"
+    return EnvironmentFault(what, why, hint)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what `error` says, cut at 200 characters."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return text if len(text) <= 200 else text[:197] + "..."

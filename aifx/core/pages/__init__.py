@@ -1,0 +1,66 @@
+"""A report as one HTML file that can be mailed: it loads nothing and runs nothing.
+
+Each room has its templates in a folder `pages` of its own, which extend base.html and have a style.css.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aifx
+from aifx.core.errors import EnvironmentFault
+from aifx.core.files import write_output
+from aifx.core.sanitize import escape_controls
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def render(room: str, template: str, *, title: str, command: str, status: str = "", **values: Any) -> str:
+    """Every text escaped.
+
+    Args:
+        room: the package in whose folder `pages` the template is.
+        command: what made the page.
+        status: a word behind the title.
+    """
+    given = {"title": title, "command": command, "status": status, "version": aifx.__version__, **values}
+    return _environment(room).get_template(template).render(given)
+
+
+def write_page(text: str, path: Path) -> None:
+    """Raises EnvironmentFault where the file cannot be written."""
+    try:
+        write_output(path, text.encode())
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise EnvironmentFault(f"{path} cannot be written", why, "--html FILE writes it elsewhere") from None
+
+
+def date(time: float) -> str:
+    """A Unix time, to the minute."""
+    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+@cache
+def _environment(room: str) -> Environment:
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=ChoiceLoader([PackageLoader(room, "pages"), PackageLoader("aifx.core.pages", "")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _visible(value: Any) -> Any:
+    """A text with its control characters made visible: one that turns the reading direction could hide what it says."""
+    if type(value) is not str:  # not Markup, which a macro has made
+        return value
+    return escape_controls(value, keep="\n")

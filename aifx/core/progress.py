@@ -1,0 +1,101 @@
+"""How far something is that takes a while. The library reports it, and the command that runs shows it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+EVERY_S = 0.1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """An activity, and how much of it is done.
+
+    Attributes:
+        activity: "tokenizing data/book.txt".
+        total: None if it is not known before the end.
+        unit: "bytes", "batches".
+        elapsed_s: since the activity began.
+    """
+
+    activity: str
+    done: int
+    total: int | None
+    unit: str
+    elapsed_s: float
+
+    @property
+    def share(self) -> float | None:
+        """0 to 1."""
+        return min(self.done / self.total, 1.0) if self.total else None
+
+    def __str__(self) -> str:
+        if self.share is not None:
+            return f"{self.activity}: {self.share:.0%} of {_amount(self.total or 0, self.unit)}"
+        if self.done:
+            return f"{self.activity}: {_amount(self.done, self.unit)}"
+        return f"{self.activity}: {self.elapsed_s:.0f} s"
+
+
+Listener: TypeAlias = Callable[[Progress | None], None]
+"""Called with the state of an activity, some times a second, and with None when it has ended."""
+
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def listen(listener: Listener) -> Iterator[None]:
+    """Let `listener` hear of progress in place of the one before."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+class Reporter:
+    """Reports one activity to the listener."""
+
+    def __init__(self, activity: str, total: int | None, unit: str) -> None:
+        self._activity, self._total, self._unit = activity, total, unit
+        self._done = 0
+        self._began = time.monotonic()
+        self._told = 0.0
+
+    def advance(self, amount: int) -> None:
+        self._done += amount
+        if time.monotonic() - self._told >= EVERY_S:
+            self._report()
+
+    def enter(self, activity: str) -> None:
+        """Go on with a part that cannot be counted."""
+        self._activity, self._total, self._done = activity, None, 0
+        self._report()
+
+    def _report(self) -> None:
+        self._told = time.monotonic()
+        if _listeners:
+            elapsed_s = self._told - self._began
+            _listeners[-1](Progress(self._activity, self._done, self._total, self._unit, elapsed_s))
+
+
+@contextmanager
+def report_progress(activity: str, total: int | None, unit: str) -> Iterator[Reporter]:
+    """Report how far `activity` is, by calling `advance` of what this yields."""
+    try:
+        yield Reporter(activity, total, unit)
+    finally:
+        if _listeners:
+            _listeners[-1](None)
+
+
+def _amount(count: int, unit: str) -> str:
+    if unit != "bytes":
+        return f"{count:,} {unit}"
+    from aifx.core.json_files import readable_bytes
+
+    return readable_bytes(count)

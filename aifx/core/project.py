@@ -1,0 +1,217 @@
+"""Where things are on disk: the project's root, its runs, and the caches."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from aifx.core.errors import AifxError, UsageError, did_you_mean
+from aifx.core.files import check_folder, open_file
+from aifx.core.private_folders import check_private, user_name
+
+CONFIG_NAME = "aifx.toml"
+TRUST_VARIABLE = "AIFX_TRUST"
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class UntrustedProject(AifxError):
+    """The project around the working directory belongs to another user, and `AIFX_TRUST` does not name it."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run; docs/run-directory.md is their documentation. Nothing here needs to exist."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "train.log"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def eval(self) -> Path:
+        return self.path / "eval"
+
+    @property
+    def assets(self) -> Path:
+        """What the model needs besides its arrays (a tokenizer): kept in the run so that it stands alone."""
+        return self.path / "assets"
+
+    @property
+    def kernels(self) -> Path:
+        return self.path / "kernels.json"
+
+    @property
+    def digests(self) -> Path:
+        return self.path / "digests.json"
+
+    @property
+    def trackers(self) -> Path:
+        return self.path / "trackers"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
+    @property
+    def tags(self) -> Path:
+        return self.path / "tags.json"
+
+    def exists(self) -> bool:
+        return self.config.is_file()
+
+    def check_entries(self) -> None:
+        """Raise UnsafeFile if what aifx writes in the run is a link, a FIFO or a device: the run may be a copy."""
+        for folder in (self.checkpoints, self.eval, self.assets, self.trackers, self.profile):
+            check_folder(folder)
+        for file in (self.lock, self.config, self.provenance, self.events, self.metrics, self.log, self.kernels):
+            if os.path.lexists(file):
+                os.close(open_file(file))
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder that holds an `aifx.toml`."""
+
+    root: Path
+
+    @property
+    def config_path(self) -> Path:
+        return self.root / CONFIG_NAME
+
+    @property
+    def runs_path(self) -> Path:
+        return self.root / "runs"
+
+    def runs(self) -> list[RunDirectory]:
+        """Runs that have a configuration, the most recently written last."""
+        found = [RunDirectory(p) for p in self.runs_path.iterdir() if p.is_dir()] if self.runs_path.is_dir() else []
+        named = (r for r in found if not r.name.startswith("."))  # a removal that was interrupted leaves .removed-...
+        return sorted((r for r in named if r.exists()), key=_last_written)
+
+    def run(self, name: str) -> RunDirectory:
+        """The run called `name`, whether it exists or not. Raises UsageError for what is not a plain folder name."""
+        if not RUN_NAME.fullmatch(name):
+            raise UsageError(
+                f"{name!r} cannot name a run",
+                "a run's name is letters, digits, '.', '_' and '-', 100 at most, and begins with a letter or digit",
+                "aifx train --run my-run",
+            )
+        return RunDirectory(self.runs_path / name)
+
+    def existing_run(self, name: str | None = None) -> RunDirectory:
+        """The run called `name`, or the most recently written one. Raises UsageError where there is none."""
+        runs = self.runs()
+        if name is None:
+            if not runs:
+                raise UsageError(f"no runs in {self.runs_path}", "nothing was trained here yet", "aifx train")
+            return runs[-1]
+        run = self.run(name)
+        if not run.exists():
+            raise UsageError(
+                f"no run {name!r} in {self.runs_path}", did_you_mean(name, (r.name for r in runs)), "aifx runs ls"
+            )
+        return run
+
+
+def find_project(start: Path | None = None) -> Project:
+    """The project that `start` (the working directory) lies in.
+
+    Raises UsageError outside of one, UntrustedProject for one in a parent folder that belongs to another user.
+    """
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / CONFIG_NAME).is_file():
+            _check_owner(folder, is_here=folder == here)
+            return Project(folder)
+    raise UsageError(
+        f"no {CONFIG_NAME} in {here} or above it", "this command works inside a project", "aifx init my-project"
+    )
+
+
+def _check_owner(folder: Path, *, is_here: bool) -> None:
+    """Raise UntrustedProject if somebody may have put `aifx.toml` in the way of commands that run below it.
+
+    root is trusted. In the working directory itself, the folder's owner is trusted too: the user went there.
+    """
+    path = folder / CONFIG_NAME
+    owner = path.lstat().st_uid
+    if owner in (os.geteuid(), 0) or (is_here and owner == folder.stat().st_uid):
+        return
+    trusted = os.environ.get(TRUST_VARIABLE, "").split(os.pathsep)
+    if any(entry and Path(entry).resolve() in (folder, path) for entry in trusted):
+        return
+    raise UntrustedProject(
+        f"{path} belongs to another user",
+        f"its owner is {user_name(owner)}, and a project can run code",
+        f"export {TRUST_VARIABLE}={shlex.quote(str(folder))}",
+    )
+
+
+def cache_path(*folders: str) -> Path:
+    """The folder of caches (compiled programs, token stores), or a folder in it: safe to delete at any time.
+
+    Raises EnvironmentFault if another user can write there: what aifx finds there it runs.
+    """
+    path = cache_location()
+    check_private(path)
+    for name in folders:
+        path /= name
+        check_private(path)
+    return path
+
+
+def cache_location() -> Path:
+    """Where the caches are, whether aifx may use that folder or not.
+
+    `AIFX_CACHE_DIR`, else `aifx` in `XDG_CACHE_HOME` (XDG Base Directory Specification 0.8), else `~/.cache/aifx`.
+    """
+    if own := os.environ.get("AIFX_CACHE_DIR"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aifx"
+
+
+def state_path() -> Path:
+    """The folder of what was learned of this machine and would have to be measured anew: not safe to delete.
+
+    `AIFX_STATE_DIR`, else `aifx` in `XDG_STATE_HOME` (XDG Base Directory Specification 0.8), else
+    `~/.local/state/aifx`.
+    """
+    if own := os.environ.get("AIFX_STATE_DIR"):
+        return Path(own)
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "aifx"
+
+
+def _last_written(run: RunDirectory) -> float:
+    return max((p.stat().st_mtime for p in (run.config, run.metrics, run.events) if p.exists()), default=0.0)

@@ -1,0 +1,144 @@
+"""Measuring a model on data sets that no run was trained on: files that `aifx eval --data` names."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate
+from aifx.config.sections import Quantization
+from aifx.core.errors import DataError
+from aifx.core.project import Project, RunDirectory
+from aifx.data.base import Say
+from aifx.evaluation.held_out import (
+    SAFE_OVERRIDES,
+    check_overrides,
+    compile_sums,
+    computation_params,
+    evaluate_split,
+    metric_names,
+    reports_of_step,
+)
+from aifx.kernels.choice import run_choices
+from jax_kernels.dispatch import using
+
+if TYPE_CHECKING:
+    from aifx.tasks.trained import RestoredRun, Which
+
+DATASET_READING = (*SAFE_OVERRIDES, "data.text_field", "data.errors")
+"""How a file is read. The model was not trained on it, so no setting moves text from one split to another."""
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What a checkpoint reached on a data set. `digest` is the SHA-256 of the file."""
+
+    name: str
+    digest: str
+    metrics: Mapping[str, Any]
+    gates: tuple[GateResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+    def document(self) -> dict[str, Any]:
+        gates = [{"expr": g.expr, "value": g.value, "passed": g.passed} for g in self.gates]
+        return {"name": self.name, "digest": self.digest, "metrics": dict(self.metrics), "gates": gates}
+
+
+@dataclass(frozen=True)
+class DatasetReports:
+    """The reports of one checkpoint, a data set each."""
+
+    run: str
+    step: int
+    quantize: Quantization
+    datasets: tuple[DatasetReport, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(report.passed for report in self.datasets)
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready; docs/json.md documents it."""
+        datasets = [report.document() for report in self.datasets]
+        return {"run": self.run, "step": self.step, "quantize": self.quantize, "datasets": datasets}
+
+
+def evaluate_files(
+    run: RunDirectory,
+    project: Project,
+    paths: Sequence[Path],
+    *,
+    gates: Sequence[str] = (),
+    step: int | None = None,
+    which: Which | None = None,
+    overrides: Sequence[str] = (),
+    say: Say,
+) -> DatasetReports:
+    """Measure a run's checkpoint on each file; the reports land in the run, in eval/<step>.json.
+
+    Takes and raises what `aifx.evaluation.held_out.evaluate` does. The data that the run was trained on is not read.
+    """
+    from aifx.tasks.trained import restore_run
+
+    asked = [parse_gate(expr) for expr in gates]
+    files = {path.resolve(): path for path in paths}
+    digests = {path: _digest(path) for path in files.values()}
+    check_overrides(run, project, overrides, DATASET_READING)
+    trained = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False, say=say)
+    all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
+    quantize = trained.config.eval.quantize
+    reports = []
+    for report in _measure(trained, project, digests, all_gates, say):
+        _keep(run.eval / f"{trained.step}.json", run.name, trained.step, quantize, report)
+        reports.append(report)
+    return DatasetReports(run.name, trained.step, quantize, tuple(reports))
+
+
+def _measure(
+    trained: RestoredRun, project: Project, digests: Mapping[Path, str], gates: Sequence[Gate], say: Say
+) -> Iterator[DatasetReport]:
+    with using(run_choices(trained.run, trained.config, say=say, keep=False)):
+        params, cast = computation_params(trained)
+    for path, digest in digests.items():
+        task = trained.task.with_data(path, say=say)
+        if gates:
+            check_names(gates, metric_names(task, trained.params, "test"))
+        with using(run_choices(trained.run, trained.config, say=say, keep=False)):
+            metrics = evaluate_split(task, params, "test", compiled=compile_sums(task, cast))
+        yield DatasetReport(_name(path, project), digest, metrics, evaluate_gates(gates, metrics))
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of the file. Raises DataError for what is no file that can be read."""
+    try:
+        if not path.is_file() and path.exists():
+            kind = "a directory" if path.is_dir() else "not a regular file"
+            raise DataError(f"--data {path} is {kind}", "a data set is a file", "aifx eval --data FILE")
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"--data {path} cannot be read", error.strerror or str(error), f"ls -l {path}") from error
+
+
+def _name(path: Path, project: Project) -> str:
+    """The path below the project, or as it was given."""
+    whole = path.resolve()
+    return str(whole.relative_to(project.root)) if whole.is_relative_to(project.root) else str(path)
+
+
+def _keep(path: Path, run: str, step: int, quantize: Quantization, report: DatasetReport) -> None:
+    """Put a report among those of its step, in place of an older one of the same data set and quantization."""
+    entry = report.document() | {"passed": report.passed, "quantize": quantize, "measured_at": time.time()}
+
+    def key(kept: Any) -> list[Any]:
+        return [kept.get(name) for name in ("name", "digest", "quantize")] if isinstance(kept, dict) else []
+
+    with reports_of_step(path, run, step) as kept:
+        kept["datasets"] = [old for old in kept["datasets"] if key(old) != key(entry)] + [entry]

@@ -1,0 +1,189 @@
+"""Predictions for rows that come one at a time: computed in batches, so that memory does not grow with them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+from aifx.core.errors import AifxError, ConfigError, DataError
+from aifx.data.base import Batch, Say
+from aifx.data.rows import Row
+from aifx.evaluation.held_out import computation_params
+from aifx.kernels.choice import run_choices
+from aifx.nn.precision import cast_floating
+from aifx.nn.specs import Params
+from aifx.tasks.base import Task
+from jax_kernels.dispatch import using
+
+if TYPE_CHECKING:
+    from aifx.tasks.trained import RestoredRun
+
+Predict: TypeAlias = Callable[[Batch], Mapping[str, np.ndarray]]
+"""From a batch of a fixed number of examples to arrays `[examples, ...]`."""
+
+
+def compile_predictions(task: Task, dtype: DTypeLike | None = None) -> Callable[..., dict[str, jax.Array]]:
+    """The jitted prediction step: (params, batch) -> arrays `[examples, ...]`.
+
+    Args:
+        dtype: floating-point parameters are cast to it first, as in training; None leaves them.
+    """
+
+    def predict_step(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return task.predictions(cast_floating(params, dtype) if dtype is not None else params, batch)
+
+    return jax.jit(predict_step)
+
+
+def predict_rows(trained: RestoredRun, rows: Iterable[Row], *, say: Say) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Each row with its prediction, in order, computed as evaluation computes.
+
+    The batch is `eval.batch_size`, else `train.global_batch_size`. Raises DataError naming the file and the line of a
+    row that cannot be used; the rows before it in the same batch have no prediction then.
+    """
+    task, config = trained.task, trained.config
+    batch_size = config.eval.batch_size or config.train.global_batch_size
+    choices = run_choices(trained.run, config, say=say, keep=False)
+    with using(choices):
+        params, cast = computation_params(trained)
+    step = compile_predictions(task, cast)
+
+    def predict(batch: Batch) -> Mapping[str, np.ndarray]:
+        with using(choices):
+            return checked_predictions(task, jax.device_get(step(params, batch)), batch_size)
+
+    for row, outputs in in_batches(encoded_rows(task, rows), predict, batch_size):
+        yield row, record(task, task.decode(outputs))
+
+
+def encoded_rows(task: Task, rows: Iterable[Row]) -> Iterator[tuple[Row, Batch]]:
+    """Each row with its examples. Raises DataError naming the row whose arrays differ from those of the first."""
+    first: dict[str, tuple[Any, ...]] | None = None
+    for row in rows:
+        batch = _encode(task, row)
+        kinds = {name: (values.dtype, values.shape[1:]) for name, values in batch.items()}
+        first = first or kinds
+        if kinds != first:
+            odd = next(name for name in {**first, **kinds} if kinds.get(name) != first.get(name))
+            why = f"{type(task).__name__}.encode: {odd!r} has another type or shape than in the first row"
+            raise DataError(f"{row.place}: the row does not fit in a batch with the first", why, "docs/tasks.md")
+        yield row, batch
+
+
+def checked_predictions(task: Task, predicted: Any, batch_size: int) -> Mapping[str, np.ndarray]:
+    """What a task predicted for a batch. Raises ConfigError for what is not arrays with an entry per example."""
+    if isinstance(predicted, Mapping) and predicted:
+        arrays = {name: np.asarray(values) for name, values in predicted.items()}
+        if all(values.shape[:1] == (batch_size,) for values in arrays.values()):
+            return arrays
+    name = f"{type(task).__name__}.predictions"
+    raise ConfigError(
+        f"{name} returned no predictions", f"it returns arrays [{batch_size}, ...] by name", "docs/tasks.md"
+    )
+
+
+def record(task: Task, decoded: Any) -> dict[str, Any]:
+    """A task's prediction for a row with Python's own numbers and lists. Raises ConfigError for other values."""
+    name = f"{type(task).__name__}.decode"
+    if not isinstance(decoded, Mapping):
+        raise ConfigError(f"{name} returned {type(decoded).__name__}", "a record is a dict", "docs/tasks.md")
+
+    def native(value: Any) -> Any:
+        if hasattr(value, "tolist"):
+            return value.tolist()
+        if isinstance(value, Mapping):
+            return {str(key): native(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [native(item) for item in value]
+        if value is None or isinstance(value, (str, bool, int, float)):
+            return value
+        why = "a record holds numbers, text, lists and dicts"
+        raise ConfigError(f"{name} returned a value of type {type(value).__name__}", why, "docs/tasks.md")
+
+    return {str(key): native(value) for key, value in decoded.items()}
+
+
+def in_batches(
+    rows: Iterable[tuple[Row, Batch]], predict: Predict, batch_size: int
+) -> Iterator[tuple[Row, dict[str, np.ndarray]]]:
+    """Each row with the predictions for its examples, which are computed `batch_size` examples at a time.
+
+    The last batch is filled with zeros.
+    """
+    waiting: deque[tuple[Row, int]] = deque()  # rows without a prediction, and how many examples each has
+    examples: list[Batch] = []
+    outputs: list[Mapping[str, np.ndarray]] = []
+
+    def compute(*, final: bool) -> None:
+        nonlocal examples
+        joined = _joined(examples)
+        count = _length(joined)
+        whole = count if final else count // batch_size * batch_size
+        for start in range(0, whole, batch_size):
+            part = {name: values[start : min(start + batch_size, whole)] for name, values in joined.items()}
+            real = _length(part)
+            outputs.append({name: values[:real] for name, values in predict(_padded(part, batch_size)).items()})
+        examples = [{name: values[whole:] for name, values in joined.items()}] if whole < count else []
+
+    def finished() -> Iterator[tuple[Row, dict[str, np.ndarray]]]:
+        nonlocal outputs
+        joined = _joined(outputs)
+        start, there = 0, _length(joined)
+        while waiting and start + waiting[0][1] <= there:
+            row, count = waiting.popleft()
+            yield row, {name: values[start : start + count] for name, values in joined.items()}
+            start += count
+        outputs = [{name: values[start:] for name, values in joined.items()}] if start < there else []
+
+    count = 0
+    for row, batch in rows:
+        waiting.append((row, _length(batch)))
+        examples.append(batch)
+        count += _length(batch)
+        if count >= batch_size:
+            compute(final=False)
+            count %= batch_size
+            yield from finished()
+    if count:
+        compute(final=True)
+        yield from finished()
+
+
+def _encode(task: Task, row: Row) -> Batch:
+    """Raises DataError for what the task makes of a row that it cannot use."""
+    try:
+        batch = {name: np.asarray(values) for name, values in task.encode(row.values).items()}
+    except AifxError:
+        raise
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:
+        kinds = {ValueError: f"{error}", KeyError: f"no field {error}"}
+        why = kinds.get(type(error), f"{type(error).__name__}: {error}")
+        raise DataError(f"{row.place}: the row cannot be used", why, "correct the row, or leave it out") from error
+    lengths = {values.shape[:1] for values in batch.values()}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
+        shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in batch.items())
+        why = f"{type(task).__name__}.encode returned {shapes or 'nothing'}; arrays are [examples, ...]"
+        raise DataError(f"{row.place}: the row has no examples", why, "docs/tasks.md")
+    return batch
+
+
+def _length(arrays: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(arrays.values()), ()))
+
+
+def _joined(parts: list[Any]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def _padded(batch: Batch, length: int) -> Batch:
+    missing = length - _length(batch)
+    if not missing:
+        return batch
+    return {name: np.concatenate([v, np.zeros((missing, *v.shape[1:]), v.dtype)]) for name, v in batch.items()}

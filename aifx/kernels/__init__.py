@@ -1,0 +1,1 @@
+"""Which implementation of each op of `jax_kernels` a run uses."""

@@ -1,0 +1,66 @@
+"""This host: its processor, its devices as JAX names them, and the versions that are installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import socket
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import aifx
+
+PACKAGES = ("jax", "jaxlib", "numpy", "optax", "grain", "orbax-checkpoint", "tensorstore", "tokenizers")
+
+
+class Device(Protocol):
+    """What provenance reads of a `jax.Device`."""
+
+    @property
+    def platform(self) -> str: ...
+    @property
+    def device_kind(self) -> str: ...
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Installed versions, without importing anything."""
+    found = {"python": platform.python_version(), "aifx": aifx.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(devices: Sequence[Device]) -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "os": platform.platform(),
+        **cpu_of(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "platform": devices[0].platform if devices else None,
+        "device_kind": devices[0].device_kind if devices else None,
+        "num_devices": len(devices),
+    }
+
+
+def cpu_of() -> dict[str, Any]:
+    """The processor, and the cores of it that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": _cpu_model(), "cores": cores}
+
+
+def _cpu_model() -> str:
+    try:
+        found = re.search(
+            r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+        )
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()

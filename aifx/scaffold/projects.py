@@ -1,0 +1,361 @@
+"""New projects from templates, through copier: rendered aside, then moved into place whole, or not at all."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import re
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import aifx.templates
+from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
+from aifx.core.executables import find_program, with_safe_path
+from aifx.core.sanitize import escape_controls
+from aifx.scaffold.template_safety import STAGING, check_rendered, name_source, template_source
+
+QUESTIONS = "copier.yml"
+DEFAULT_TEMPLATE = "language-model"
+
+
+@dataclass(frozen=True)
+class BundledTemplate:
+    """A template that comes with aifx. Its summary is the first line of its questions."""
+
+    name: str
+    summary: str
+    questions: tuple[str, ...]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Scaffolded:
+    """What `scaffold` made.
+
+    Attributes:
+        files: what landed, relative to the project.
+        set_beside: those of them that landed as `.new`, because a file of the name was there.
+    """
+
+    project: Path
+    template: str
+    files: tuple[str, ...]
+    set_beside: tuple[str, ...]
+
+
+def bundled_templates() -> list[BundledTemplate]:
+    """The templates that come with aifx, by name."""
+    root = Path(aifx.templates.__path__[0])
+    found = []
+    for questions in sorted(root.glob(f"*/{QUESTIONS}")):
+        text = questions.read_text("utf-8")
+        asked = tuple(re.findall(r"^([a-z]\w*):", text, re.MULTILINE))
+        summary = text.partition("\n")[0].lstrip("# ").strip()
+        found.append(BundledTemplate(questions.parent.name, summary, asked, questions.parent))
+    return found
+
+
+def find_template(name: str) -> BundledTemplate | str:
+    """A bundled template by its name, or the path or URL of one elsewhere. Raises UsageError, EnvironmentFault."""
+    bundled = {t.name: t for t in bundled_templates()}
+    if name in bundled:
+        return bundled[name]
+    name = _local_path(name)
+    path = Path(name).expanduser()
+    if ":" in name or name.endswith(".git"):
+        if find_program("git") is None:
+            raise EnvironmentFault(f"cannot fetch the template {name}", "git is not installed", "aifx init --list")
+        return name
+    if path.exists():
+        return str(path)
+    if "/" in name or name.startswith(("~", ".")):
+        raise UsageError(f"no template at {name}", "there is no such folder", "aifx init --list")
+    raise UsageError(f"no template {name!r}", did_you_mean(name, bundled), "aifx init --list")
+
+
+def _local_path(name: str) -> str:
+    """The path behind a `file:` URL of this machine; other names as they are."""
+    url = urlsplit(name)
+    return url2pathname(url.path) if url.scheme == "file" and url.netloc in ("", "localhost") else name
+
+
+def parse_answers(pairs: Sequence[str]) -> dict[str, Any]:
+    """Answers from `key=value` strings. Raises UsageError."""
+    answers = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(
+                f"--answer {pair!r} is not an answer", "an answer is KEY=VALUE", "--answer project_name=whale"
+            )
+        _check_name(value, f"--answer {key}")
+        answers[key] = value
+    return answers
+
+
+def _check_name(text: str, what: str) -> None:
+    """Raise UsageError for text with control characters: it becomes part of files that people read on terminals."""
+    if (shown := escape_controls(text)) != text:
+        raise UsageError(f"{what} cannot be {shown}", "it holds control characters", "aifx init my-project")
+
+
+def check_destination(destination: Path, *, force: bool) -> None:
+    """Raises UsageError where no project can land: on a file, or without `force` in a folder with more than `.git`."""
+    if destination.exists() and not destination.is_dir():
+        raise UsageError(f"{destination} is a file", "a project is a folder", "aifx init another-name")
+    if (
+        not force
+        and destination.is_dir()
+        and (there := sorted(p.name for p in destination.iterdir() if p.name != ".git"))
+    ):
+        listed = ", ".join(there[:3]) + (", ..." if len(there) > 3 else "")
+        raise UsageError(
+            f"{destination} is not empty",
+            f"it holds {listed}",
+            "name a new folder, or add --force: what is there stays, ours of the same name land beside it as .new",
+        )
+
+
+def scaffold(
+    destination: Path,
+    template: BundledTemplate | str,
+    *,
+    data: Mapping[str, Any],
+    ask: bool,
+    force: bool = False,
+    vcs_ref: str | None = None,
+    dry_run: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Scaffolded:
+    """Make a project.
+
+    Args:
+        data: answers to the template's questions.
+        ask: ask the rest on the terminal; else their defaults stand.
+        force: land in a folder that is not empty. What is there stays; ours that differ land beside it as `.new`.
+        vcs_ref: tag, branch or commit of a template in git; the newest version's tag when None, as copier has it.
+        dry_run: say what would land, and leave nothing.
+        say: receives the messages of a template from elsewhere; None drops them.
+
+    Raises UsageError for a destination, template or answer that cannot be used, EnvironmentFault where the folder
+    cannot be written.
+    """
+    destination = destination.absolute()
+    check_destination(destination, force=force)
+    _check_name(destination.resolve().name, "the folder of a project")
+    if not isinstance(template, str) and (unknown := [key for key in data if key not in template.questions]):
+        why = f"the template {template.name} asks no such question: {did_you_mean(unknown[0], template.questions)}"
+        raise UsageError(f"--answer {unknown[0]} answers no question", why, "aifx init --list")
+    with _staging(destination, dry_run=dry_run) as staging:
+        rendered = staging / (
+            destination.resolve().name or "project"
+        )  # a template may ask copier for the folder's name
+        name = _render(template, staging, rendered, data=data, ask=ask, vcs_ref=vcs_ref, say=say)
+        landing = list(_landing(rendered, destination))
+        if not dry_run:
+            _land(landing, rendered, destination)
+    return Scaffolded(
+        destination,
+        name,
+        tuple(str(target.relative_to(destination)) for _, target, _ in landing),
+        tuple(str(target.relative_to(destination)) for _, target, beside in landing if beside),
+    )
+
+
+@contextmanager
+def _staging(destination: Path, *, dry_run: bool) -> Iterator[Path]:
+    """A folder on the destination's own file system, gone at the end, so that landing is a rename."""
+    place = next(p for p in (destination, *destination.parents) if p.exists())
+    if not place.is_dir():
+        raise UsageError(f"{destination} lies below a file", f"{place} is a file", "aifx init another-folder")
+    try:
+        folder = tempfile.mkdtemp(prefix=STAGING, dir=None if dry_run else place)
+    except OSError as err:
+        raise EnvironmentFault(f"cannot write in {place}", str(err), "aifx init in a folder of your own") from err
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _render(
+    template: BundledTemplate | str,
+    staging: Path,
+    rendered: Path,
+    *,
+    data: Mapping[str, Any],
+    ask: bool,
+    vcs_ref: str | None,
+    say: Callable[[str], None] | None,
+) -> str:
+    """Run copier into `rendered`; the template's name."""
+    import copier  # 0.4 s: only once there is something to render
+
+    name = template if isinstance(template, str) else template.name
+    if isinstance(template, str):
+        source = template_source(template, staging / "template", vcs_ref)
+    else:
+        source = str(_own_copy(template, staging / "template"))
+    settings = copier.Settings(defaults=copier.load_settings().defaults, trust=[])  # nothing is trusted to run code
+    is_quiet = say is None or not isinstance(template, str)
+    messages = _Messages(sys.stderr, None if is_quiet else say)
+    with _in_our_words(name), with_safe_path(), redirect_stdout(messages), redirect_stderr(messages):
+        copier.run_copy(
+            source,
+            rendered,
+            data=dict(data),
+            settings=settings,
+            defaults=not ask,
+            vcs_ref=vcs_ref,
+            quiet=is_quiet,
+        )
+    check_rendered(rendered, name)
+    if isinstance(template, str) and source != template:
+        name_source(rendered, source, template)
+    if not isinstance(template, str):
+        _make_scripts_executable(rendered)
+    return name
+
+
+class _Messages:
+    """In place of stdout and stderr while copier runs: passes on the lines of the template and drops copier's own.
+
+    copier colours its list of files wherever it goes; that list is ours to print. Its questions still reach the
+    terminal, since they are written to the stream's buffer.
+    """
+
+    def __init__(self, stream: TextIO, say: Callable[[str], None] | None) -> None:
+        self._stream = stream
+        self._say = say
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            if self._say and line.strip() and not line.startswith(("\x1b[", "Copying from template version")):
+                with redirect_stderr(self._stream):
+                    self._say(line)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _own_copy(template: BundledTemplate, target: Path) -> Path:
+    """A plain copy: an editable install may hold a template as links, which copier refuses to follow out of it."""
+    shutil.copytree(template.path, target)
+    return target
+
+
+def _make_scripts_executable(folder: Path) -> None:
+    """Wheels and archives may lose the mode of a script, and read-only installs give theirs on."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            is_script = path.read_bytes().startswith(b"#!")
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR | (0o111 if is_script else 0))
+
+
+@contextmanager
+def _in_our_words(template: str) -> Iterator[None]:
+    """What copier, jinja and git complain of, as AifxError."""
+    from copier.errors import CopierAnswersInterrupt, CopierError, InteractiveSessionError, UnsafeTemplateError
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except (AifxError, CopierAnswersInterrupt):
+        raise
+    except UnsafeTemplateError as err:
+        raise UsageError(
+            f"the template {template} is refused",
+            str(err).partition("\n")[0] + " aifx runs no code of a template.",
+            f"if you trust it: copier copy --trust {template} DIR",
+        ) from err
+    except InteractiveSessionError as err:
+        raise UsageError(
+            f"the template {template} asks questions", "there is no terminal", "--yes or --answer KEY=VALUE"
+        ) from err
+    except ValueError as err:
+        if type(err).__name__ == "ForbiddenPathError":  # copier's message names the path alone
+            why = f"{err}: it is a link or a path that leaves the template"
+            raise UsageError(f"the template {template} is refused", why, f"ls -lR {template}") from err
+        if (required := re.fullmatch(r'Question "(\w+)" is required', str(err))) is None:
+            raise _unusable(template, err) from err
+        why = f"its question {required[1]!r} has no default"
+        raise UsageError(f"the template {template} needs an answer", why, f"--answer {required[1]}=VALUE") from err
+    except Exception as err:
+        # Of plumbum (git failed; an OSError) and yaml by name: neither package is a dependency of ours.
+        foreign = type(err).__module__.startswith(("plumbum", "yaml"))
+        if not foreign and not isinstance(err, (CopierError, TemplateError, TypeError)):
+            raise
+        raise _unusable(template, err) from err
+
+
+def _unusable(template: str, err: Exception) -> UsageError:
+    why = _line(getattr(err, "stderr", None) or str(err))
+    return UsageError(f"the template {template} cannot be used", why, "aifx init --list")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+Landing = tuple[Path, Path, bool]  # (rendered file, where it goes, whether it goes beside one that is there)
+
+
+def _landing(rendered: Path, destination: Path) -> Iterator[Landing]:
+    """Where each rendered file goes. One that is there already with the same content is left out."""
+    for entry in sorted(rendered.iterdir()):
+        target = destination / entry.name
+        if entry.is_dir() and not entry.is_symlink():
+            if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
+                target = _free_name(target)
+            yield from _landing(entry, target)
+        elif not os.path.lexists(target):
+            yield entry, target, False
+        elif not (target.is_file() and entry.is_file() and filecmp.cmp(entry, target, shallow=False)):
+            yield entry, _free_name(target), True
+
+
+def _free_name(path: Path) -> Path:
+    """`path.new`, or `path.new2` and so on where that is taken."""
+    name, count = path.with_name(f"{path.name}.new"), 2
+    while os.path.lexists(name):
+        name, count = path.with_name(f"{path.name}.new{count}"), count + 1
+    return name
+
+
+def _land(landing: Sequence[Landing], rendered: Path, destination: Path) -> None:
+    """Move everything into place; when that is interrupted, take back what was moved."""
+    if not destination.exists():
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        rendered.rename(destination)
+        return
+    landed: list[Path] = []
+    made: list[Path] = []
+    try:
+        for source, target, _ in landing:
+            for folder in reversed([p for p in target.parents if p.is_relative_to(destination) and not p.exists()]):
+                made.append(folder)
+                folder.mkdir()
+            landed.append(target)
+            source.rename(target)
+    except BaseException:
+        for path in landed:
+            path.unlink(missing_ok=True)
+        for folder in reversed(made):
+            if folder.is_dir():
+                folder.rmdir()
+        raise

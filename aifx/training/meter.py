@@ -1,0 +1,113 @@
+"""From the numbers that a step leaves on the device to records on the host, one step late and without waiting."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from aifx.data.base import Batch
+from aifx.training.records import Record, RunInfo
+
+
+class NotFinite(Exception):
+    """The loss or the gradient of `step` is not finite; `batch` is what it was computed from."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float, batch: Batch) -> None:
+        super().__init__(f"step {step}")
+        self.step = step
+        self.loss = loss
+        self.grad_norm = grad_norm
+        self.batch = batch
+
+
+@dataclass
+class _Pending:
+    step: int
+    numbers: jax.Array
+    batch: Batch
+    units: int
+    data_wait_s: float
+    done_at: float | None = None  # where that is known before the step is resolved
+
+
+class Meter:
+    """Holds the steps that were dispatched and not yet resolved, and the clock.
+
+    A step's time runs from the moment the step before it was done to the moment it is done itself, pauses (validation,
+    saving) left out.
+    """
+
+    def __init__(self, info: RunInfo, units_before: int, loss_before: float | None) -> None:
+        self.units = units_before
+        self.loss = loss_before  # of the last step resolved
+        self.steps = 0
+        self._info = info
+        self._pending: deque[_Pending] = deque()
+        self._mark = time.perf_counter()
+        self._steady_s = 0.0
+        self._steady_units = 0
+
+    def dispatched(self, step: int, numbers: jax.Array, batch: Batch, units: int, data_wait_s: float) -> None:
+        self._pending.append(_Pending(step, numbers, batch, units, data_wait_s))
+        if numbers.is_ready():  # type: ignore[attr-defined]  # small programs run within their dispatch
+            self._spread(time.perf_counter())
+
+    def drain(self, leave: int) -> Iterator[Record]:
+        """Records of all but the last `leave` steps dispatched. Raises NotFinite at the first that is not finite."""
+        if leave == 0 and self._pending:
+            jax.block_until_ready(self._pending[-1].numbers)
+            self._spread(time.perf_counter())
+        while len(self._pending) > leave:
+            yield self._record(self._pending.popleft())
+
+    def resume_clock(self) -> None:
+        """A pause ends."""
+        self._mark = time.perf_counter()
+
+    @property
+    def units_per_s(self) -> float | None:
+        """Over the steps so far, without the first, which warms up, where there are others."""
+        return self._steady_units / self._steady_s if self._steady_s > 0 else None
+
+    def _spread(self, now: float) -> None:
+        """All that is pending was done by `now`: the time since the last known moment is shared among it."""
+        known = max([self._mark, *(p.done_at for p in self._pending if p.done_at is not None)])
+        unknown = [p for p in self._pending if p.done_at is None]
+        for i, pending in enumerate(unknown, 1):
+            pending.done_at = known + max(now - known, 0.0) * i / len(unknown)
+
+    def _record(self, done: _Pending) -> Record:
+        loss, grad_norm, learning_rate = (float(x) for x in np.asarray(done.numbers))  # waits for the device
+        done_at = done.done_at or time.perf_counter()
+        step_time_s, self._mark = max(done_at - self._mark, 1e-9), done_at
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise NotFinite(done.step, loss, grad_norm, done.batch)
+        self.loss = loss
+        self.units += done.units
+        self.steps += 1
+        if self.steps == 2:
+            self._steady_s, self._steady_units = 0.0, 0
+        self._steady_s += step_time_s
+        self._steady_units += done.units
+        flops_per_s = self._info.flops_per_step / step_time_s
+        peak, ceiling = self._info.peak, self._info.ceiling
+        return Record(
+            step=done.step,
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            units=self.units,
+            units_per_s=done.units / step_time_s,
+            step_time_s=step_time_s,
+            data_wait_s=done.data_wait_s,
+            mfu=flops_per_s / peak.flops if peak else None,
+            ceiling_fraction=flops_per_s / ceiling.flops if ceiling else None,
+            time=time.time(),
+            unit=self._info.unit,
+        )

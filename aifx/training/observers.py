@@ -1,0 +1,132 @@
+"""What listens to every run: metrics.jsonl, the log file, and an optional trace."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, TextIO
+
+from aifx.core.files import make_folders, open_file
+from aifx.core.project import RunDirectory
+from aifx.machine.catalogue import utilization
+from aifx.runs import MetricsWriter
+from aifx.training.records import Record, RunInfo, TrainResult
+
+
+class MetricsFile:
+    """Writes metrics.jsonl. A record is in the file when `record` returns: before its step's checkpoint is saved."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._writer: MetricsWriter | None = None
+
+    def sync(self) -> None:
+        """Make what is written survive a loss of power."""
+        if self._writer is not None:
+            self._writer.sync()
+
+    def start(self, info: RunInfo) -> None:
+        self._info = info
+        self._writer = MetricsWriter(self._run.metrics, info.recorded_step)
+
+    def record(self, record: Record) -> None:
+        assert self._writer is not None
+        if self._info.is_logged(record):
+            self._writer.write(record.document())
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        pass
+
+    def stop(self, result: TrainResult | None) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class LogFile:
+    """Writes train.log: the story of the run in lines for people, with times."""
+
+    def __init__(self, run: RunDirectory, every_s: float = 10.0) -> None:
+        run.path.mkdir(parents=True, exist_ok=True)
+        handle = open_file(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._file: TextIO = open(handle, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - stop closes it
+        self._every_s = every_s
+        self._last = 0.0
+
+    def say(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # a copy for people: a full disk is told by what must be whole
+            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def start(self, info: RunInfo) -> None:
+        self.say(f"run {info.run.name}: step {info.first_step} of {info.num_steps}, {info.num_parameters:,} parameters")
+        self.say(f"{info.devices}, {info.dtype} computation")
+        self.say(info.mfu_formula)
+
+    def record(self, record: Record) -> None:
+        if record.validation is None and record.time - self._last < self._every_s:
+            return
+        self._last = record.time
+        self.say(line_of(record))
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        told = ", ".join(f"{k}={v}" for k, v in fields.items() if not isinstance(v, Mapping))
+        self.say(f"{name}: {told}" if told else name)
+
+    def stop(self, result: TrainResult | None) -> None:
+        if result is not None:
+            loss = "" if result.loss is None else f", loss {result.loss:.4f}"
+            self.say(f"{result.status} at step {result.step} of {result.num_steps}{loss}")
+        with suppress(OSError):
+            self._file.close()
+
+
+class Trace:
+    """Traces a few steps with jax.profiler into the run's `profile` folder, once the first ones have warmed up."""
+
+    WARM_UP = 3
+    STEPS = 4
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._first: int | None = None
+        self._active = False
+
+    def start(self, info: RunInfo) -> None:
+        pass
+
+    def record(self, record: Record) -> None:
+        import jax
+
+        self._first = self._first if self._first is not None else record.step
+        if record.step == self._first + self.WARM_UP:
+            make_folders(self._run.profile, below=self._run.path)
+            jax.profiler.start_trace(str(self._run.profile), create_perfetto_trace=True)
+            self._active = True
+        elif record.step == self._first + self.WARM_UP + self.STEPS:
+            self._end()
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        pass
+
+    def stop(self, result: TrainResult | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        import jax
+
+        if self._active:
+            self._active = False
+            jax.profiler.stop_trace()
+
+
+def line_of(record: Record) -> str:
+    """A record in one line of about 80 characters."""
+    used = utilization(record.mfu, record.ceiling_fraction)
+    line = (
+        f"step {record.step:>6}  loss {record.loss:.4f}  lr {record.learning_rate:.2e}  grad {record.grad_norm:.2f}"
+        f"  {record.units_per_s:,.0f} {record.unit}/s{used and '  ' + used.replace('MFU', 'mfu')}"
+    )
+    if record.validation is not None and isinstance(loss := record.validation.get("loss"), float):
+        line += f"  validation {loss:.4f}"
+    return line

@@ -1,0 +1,76 @@
+"""Held-out metrics during training: when to measure it, which one was best, when there is no more to gain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+
+from aifx.config.best_by import LOSS, BestBy
+from aifx.data.base import Batch
+from aifx.evaluation.held_out import Compiled, compile_sums, evaluate_split
+from aifx.nn.specs import Params
+from aifx.parallel import place_batch
+from aifx.training.step import StepSpec
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How validation went so far; part of each checkpoint, so that early stopping survives a stop."""
+
+    best_loss: float | None = None  # at the best step
+    best_step: int | None = None
+    since_best: int = 0  # validations without improvement
+    last_loss: float | None = None
+    best_value: float | None = None  # of the metric that ranks checkpoints
+
+    def after(self, step: int, metrics: Mapping[str, Any], best_by: BestBy) -> Progress:
+        """After a validation at `step`."""
+        loss, value = LOSS.value(metrics), best_by.value(metrics)
+        if value is not None and (self.best_value is None or best_by.is_better(value, self.best_value)):
+            return Progress(loss, step, 0, loss, value)
+        return replace(self, since_best=self.since_best + 1, last_loss=loss)
+
+    def is_exhausted(self, patience: int) -> bool:
+        """Whether `train.early_stopping` validations went by without improvement; 0 never is."""
+        return 0 < patience <= self.since_best
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Progress:
+        return cls(**document)
+
+
+class Interrupted(Exception):
+    """Validation gave way to a signal; the state is as it was."""
+
+
+class Validator:
+    """Measures the validation split; compiled at its first use, once."""
+
+    def __init__(self, step_spec: StepSpec, num_batches: int, interrupted: Callable[[], bool]) -> None:
+        self._step_spec = step_spec
+        self._num_batches = num_batches or None
+        self._interrupted = interrupted
+        self._compiled: Compiled | None = None
+
+    def __call__(self, params: Params) -> dict[str, Any]:
+        """Metrics of `params`. Raises Interrupted when a stop is asked for meanwhile."""
+        self._compiled = self._compiled or compile_sums(self._step_spec.task, self._step_spec.dtype)
+        return evaluate_split(
+            self._step_spec.task,
+            params,
+            "validation",
+            num_batches=self._num_batches,
+            compiled=self._compiled,
+            place=self._place,
+        )
+
+    def _place(self, batch: Batch) -> Mapping[str, jax.Array]:
+        if self._interrupted():
+            raise Interrupted
+        return place_batch(batch, self._step_spec.mesh)

@@ -1,0 +1,191 @@
+"""`aifx bench show`, `compare`: what was measured, by itself and beside what was measured before."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aifx.commands.bench.group import app
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.terminal import Output, terminal
+from aifx.core.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from aifx.benchmarking.compare import Compared, Comparison
+    from aifx.benchmarking.results import Report
+
+
+@app.command()
+def show(
+    what: Annotated[
+        str | None, typer.Argument(metavar="[REPORT]", help="NAME, NAME@COMMIT or a file.", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show a report that was kept; without a name, the last one, whole or not.
+
+    Examples:
+        aifx bench show
+        aifx bench show main
+    """
+    with terminal(json) as out:
+        from aifx.benchmarking.results import read_report
+        from aifx.benchmarking.store import last_path, open_store
+        from aifx.commands.bench.report import show as show_report
+
+        report = open_store().find(what) if what else read_report(last_path())
+        out.document(report.document())
+        out.print(_made(report))
+        show_report(out, report)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="NAME, NAME@COMMIT or a file.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="A later one.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="RESULT", help="Only results of this name. Can be repeated.", show_default=False
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Tell what is slower and what is faster in B than it was in A.
+
+    Exit 0 whatever is found (`aifx bench gate` judges); 2: one of them cannot be read, or they do not compare.
+
+    Examples:
+        aifx bench compare main now.json
+        aifx bench compare main@3f2a9c1d main
+    """
+    with terminal(json) as out:
+        from aifx.benchmarking import compare as library
+        from aifx.benchmarking.store import open_store
+
+        store = open_store()
+        before, after = store.find(a), store.find(b)
+        refuse(a, b, before.fingerprint.obstacles(after.fingerprint))
+        names = only_known(only or [], b, before, after)
+        compared = library.compare(before, after, names)
+        if not compared.results:
+            raise UsageError(f"{a} and {b} have no result in common", in_short(compared), f"aifx bench show {a}")
+        out.document({"a": side(before, a), "b": side(after, b), **compared.document()})
+        heading(out, before, after, a, b)
+        show_compared(out, compared)
+
+
+def only_known(only: list[str], source: str, *reports: Report) -> tuple[str, ...]:
+    """Names of results, each of which one of the reports has. Raises UsageError for one that none of them has.
+
+    Args:
+        source: of the last of them, for the hint.
+    """
+    known = {result.name for report in reports for result in report.results}
+    known |= {name.partition(".")[0] for name in known}
+    for name in only:
+        if name not in known:
+            raise UsageError(f"no result {name!r}", did_you_mean(name, known), f"aifx bench show {source}")
+    return tuple(only)
+
+
+def refuse(a: str, b: str, obstacles: list[str]) -> None:
+    """Raises UsageError where there is an obstacle to holding b against a."""
+    if obstacles:
+        from aifx.benchmarking.store import to_save
+
+        raise UsageError(
+            f"{a} and {b} were measured on different hardware and do not compare",
+            "; ".join(obstacles),
+            f"{to_save('NAME')} keeps a baseline of this machine",
+        )
+
+
+def side(report: Report, source: str) -> dict[str, Any]:
+    """A report in a document about two."""
+    return {
+        "source": source,
+        "time": report.time,
+        "commit": report.fingerprint.commit,
+        "host": report.fingerprint.hardware.get("host"),
+        "launches": report.launches,
+        "notes": report.notes,
+    }
+
+
+def heading(out: Output, before: Report, after: Report, a: str, b: str) -> None:
+    for mark, name, report in (("A", a, before), ("B", b, after)):
+        out.print(f"{mark}  {name}: {_made(report)}")
+        if report.failure:
+            out.print(f"   not whole: {report.failure.what}")
+    out.print("")
+
+
+def _made(report: Report) -> str:
+    """When, of which commit, how often."""
+    at = f"{datetime.fromtimestamp(report.time):%Y-%m-%d %H:%M}"
+    many = f"{report.launches} launch{'es' * (report.launches != 1)}"
+    return f"{at}, {report.fingerprint.commit or 'no commit'}, {many}"
+
+
+def show_compared(out: Output, compared: Compared) -> None:
+    """The table, then what is to be known of it."""
+    from aifx.benchmarking.estimate import SIGNIFICANCE
+
+    columns = ["result", "A", "B", "change", "95 % interval", "p", "verdict"]
+    _table(out, columns, [row_of(found) for found in compared.results])
+    out.print("")
+    out.print("A and B are medians; change and p go by lower deciles, which little disturbs")
+    for words in (_only("A", compared.only_before), _only("B", compared.only_after)):
+        if words:
+            out.print(words)
+    if compared.differences:
+        out.print(f"differs: {'; '.join(compared.differences)}")
+    judged = sum(found.change.p is not None for found in compared.results)
+    if judged * 2 * SIGNIFICANCE >= 1:
+        chance = round(judged * 2 * SIGNIFICANCE)
+        out.print(f"of {judged} results that did not change, {chance} would be called slower or faster by chance")
+
+
+def _table(out: Output, columns: list[str], rows: list[tuple[str, ...]]) -> None:
+    """A line a result; on a terminal that is too narrow for it two, where a table would break its words."""
+    from rich.text import Text
+
+    width = sum(max(map(len, cells)) + len("  ") for cells in zip(columns, *rows, strict=True))
+    if not out.out.is_terminal or width <= out.out.width:
+        out.table(columns, rows, right=columns[1:6])
+        return
+    for name, before, after, change, interval, p, verdict in rows:
+        chance = "" if p == "-" else f", p {p}"
+        word, _, why = verdict.partition(": ")
+        out.print(Text(name))
+        told = f"{word}, {change} ({interval}{chance}): A {before}, B {after}{'; ' * bool(why)}{why}"
+        out.row(Text("  "), Text(told))
+
+
+def row_of(found: Comparison) -> tuple[str, ...]:
+    from aifx.benchmarking.units import change, duration
+
+    seen = found.change
+    return (
+        found.after.title,
+        duration(found.before.median_s),
+        duration(found.after.median_s),
+        change(seen.ratio),
+        f"{change(seen.low)} to {change(seen.high)}",
+        "-" if seen.p is None else f"{seen.p:.4f}",
+        f"{found.verdict}: {found.why}" if found.why else found.verdict,
+    )
+
+
+def in_short(compared: Compared) -> str:
+    """What each has alone."""
+    return "; ".join(filter(None, (_only("A", compared.only_before), _only("B", compared.only_after))))
+
+
+def _only(mark: str, results: list[Any]) -> str:
+    names = [result.title for result in results]
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f"only in {mark}: {', '.join(names[:6])}{more}" if names else ""

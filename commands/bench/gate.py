@@ -1,0 +1,212 @@
+"""`aifx bench gate`: is anything slower than the baseline, by more than is allowed and by more than chance?"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aifx.commands.bench.compare import heading, in_short, only_known, refuse, show_compared, side
+from aifx.commands.bench.group import app
+from aifx.commands.bench.options import read_share
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.stopping import sigterm_as_ctrl_c
+from aifx.commands.console.terminal import Output, terminal
+from aifx.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from aifx.benchmarking.compare import Comparison, Gated
+    from aifx.benchmarking.fingerprint import Fingerprint
+    from aifx.benchmarking.results import Report, Result
+    from aifx.commands.bench.group import Running
+
+
+@app.command()
+def gate(
+    baseline: Annotated[
+        str, typer.Option("--baseline", metavar="NAME", help="NAME, NAME@COMMIT or a file.", show_default=False)
+    ],
+    max_regression: Annotated[
+        str, typer.Option("--max-regression", metavar="SHARE", help="How much slower anything may be.")
+    ] = "5%",
+    max_launches: Annotated[
+        int,
+        typer.Option(
+            "--max-launches", min=5, max=100, metavar="N", help="Processes that measure, where fewer cannot tell."
+        ),
+    ] = 20,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="RESULT", help="Only results of this name. Can be repeated.", show_default=False
+        ),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", metavar="FILE", help="Judge this report; measure nothing.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Write what was measured there, as JSON.", show_default=False),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure what the baseline measured, and fail where anything is slower than it may be.
+
+    A regression is more than the bound and more than chance. Exit 0: there is none; 1: there is one; 2: the two do not
+    compare, or could not be measured.
+
+    Examples:
+        aifx bench gate --baseline main --max-regression 5%
+        aifx bench gate --baseline main --only train.step
+        aifx bench train --output now.json --launches 5 && aifx bench gate --baseline main --results now.json
+    """
+    with terminal(json) as out, sigterm_as_ctrl_c():
+        from aifx.benchmarking.compare import gate as judge
+        from aifx.benchmarking.results import read_report, write_report
+        from aifx.benchmarking.store import open_store
+        from aifx.commands.bench.group import end_if_failed
+
+        kept: AbstractContextManager[None]
+        bound = read_share(max_regression, "--max-regression")
+        before = open_store().find(baseline)
+        names = only_known(only or [], baseline, before)
+        if results:
+            after, source = read_report(results), str(results)
+            _refuse(baseline, source, before, after)
+            gated, kept, option = judge(before, after, bound, names), nullcontext(), "--launches"
+        else:
+            source = "now"
+            _check_launches(baseline, before, names)
+            running, after, gated = _measure(out, baseline, before, bound, names, max_launches)
+            kept, option = running.told_where_it_is_kept(), "--max-launches"
+        with kept:
+            if output:
+                write_report(after, output)
+            end_if_failed(after)
+            _decide(gated, option)
+        sides = {"baseline": side(before, baseline), "now": side(after, source)}
+        out.document({**sides, **gated.document()})
+        heading(out, before, after, baseline, source)
+        show_compared(out, gated.compared)
+        if gated.regressed:  # what may be why; the verdict comes last
+            for name, report in ((baseline, before), (source, after)):
+                for note in report.notes:
+                    out.print(f"note ({name}): {note}")
+        _show_verdict(out, gated)
+        raise SystemExit(int(bool(gated.regressed)))
+
+
+def _check_launches(baseline: str, before: Report, names: tuple[str, ...]) -> None:
+    """Raises UsageError, before anything is measured, where nothing that is could be held against the baseline."""
+    from aifx.benchmarking.compare import chosen
+    from aifx.benchmarking.estimate import LEAST_LAUNCHES
+    from aifx.benchmarking.store import to_save
+
+    for result in chosen(before, names).values():
+        if len(result.samples_s) < LEAST_LAUNCHES:
+            many = len(result.samples_s)
+            raise UsageError(
+                f"{baseline} is no baseline: {result.title} has {many} launch{'es' * (many != 1)}",
+                f"{LEAST_LAUNCHES} are the least",
+                f"{to_save('NAME')} keeps one",
+            )
+
+
+def _measure(
+    out: Output, baseline: str, before: Report, bound: float, names: tuple[str, ...], most: int
+) -> tuple[Running, Report, Gated]:
+    """What the baseline's request asks for, measured now, each suite as often as then; what may be slower is launched
+    until that can be told."""
+    from aifx.benchmarking.adaptive import until_told
+    from aifx.benchmarking.compare import chosen
+    from aifx.benchmarking.estimate import LEAST_LAUNCHES
+    from aifx.commands.bench.group import Running, check, told_more
+
+    def accept(found: Fingerprint) -> None:
+        refuse(baseline, "this machine", before.fingerprint.obstacles(found))
+
+    def more(doubtful: list[Result], counts: dict[str, int]) -> Report:
+        out.say(f"{_listed(doubtful)} may be slower: {told_more(counts)} may tell")
+        return running.launch(counts)
+
+    request = before.request
+    if names:
+        wanted = {result.suite for result in chosen(before, names).values()}
+        request = request.model_copy(update={"suites": [suite for suite in request.suites if suite in wanted]})
+    check(request)
+    counts = {suite: min(max(before.launches_of(suite), LEAST_LAUNCHES), most) for suite in request.suites}
+    running = Running(out, request, accept)
+    return running, *until_told(before, running.launch(counts), bound, names, more, most)
+
+
+def _refuse(baseline: str, source: str, before: Report, after: Report) -> None:
+    """Raises UsageError where the two were not measured alike, or on other hardware."""
+    from aifx.benchmarking.compare import asked
+
+    if after.failure:
+        why = f"the bench did not come to its end: {after.failure.what}"
+        raise UsageError(f"{source} cannot be judged", why, "measure again")
+    refuse(baseline, source, before.fingerprint.obstacles(after.fingerprint))
+    if apart := asked(before.request, after.request):
+        raise UsageError(
+            f"{baseline} and {source} do not compare: other things were asked for",
+            "; ".join(apart),
+            f"aifx bench gate --baseline {baseline} measures what it has to",
+        )
+
+
+def _decide(gated: Gated, option: str) -> None:
+    """Raises UsageError where a gate can say neither yes nor no.
+
+    Args:
+        option: that asks for more launches.
+    """
+    from aifx.benchmarking.estimate import LEAST_LAUNCHES
+
+    compared = gated.compared
+    if not compared.results:
+        what = "the baseline and what was measured have no result in common"
+        raise UsageError(what, in_short(compared), "aifx bench show lists what was measured")
+    for found in compared.results:
+        if min(found.launches) < LEAST_LAUNCHES:
+            hint = f"aifx bench ... --launches {LEAST_LAUNCHES}"
+            raise UsageError(f"{found.after.title} cannot be judged", found.why, hint)
+    if gated.undecided and not gated.regressed:
+        undecided = _listed([found.after for found in gated.undecided])
+        raise UsageError(
+            f"{undecided}: slower by more than {gated.max_regression:.1%}, or by chance",
+            f"among {len(compared.results)} results, some seem so in {max(gated.undecided[0].launches)} launches",
+            f"measure with {option} {gated.launches}, or gate what matters: --only {gated.undecided[0].after.name}",
+        )
+
+
+def _show_verdict(out: Output, gated: Gated) -> None:
+    for found in gated.suspected:
+        p, count = found.change.p or 0.0, len(gated.compared.results)
+        out.print(f"not counted: {found.after.title} seems slower (p {p:.4f}), as one of {count} may by chance")
+    for found in gated.doubtful:
+        if found not in gated.suspected:
+            out.print(f"in doubt: {found.after.title} seems slower by {_reach(found)}, and may be so by chance")
+    unsure = sum(found.verdict == "unsure" for found in gated.compared.results)
+    if unsure:
+        out.print(f"too noisy to say: {unsure} of {len(gated.compared.results)}")
+    for found in gated.regressed:
+        out.print(f"regression: {found.after.title} is slower by {_reach(found)}")
+    if not gated.regressed:
+        out.print(f"passed: nothing is slower by more than {gated.max_regression:.1%}, as far as can be told")
+
+
+def _reach(found: Comparison) -> str:
+    from aifx.benchmarking.units import change as told
+
+    change = found.change
+    p = "" if change.p is None else f"; p {change.p:.4f}"
+    return f"{change.ratio - 1:.1%} (95 %: {told(change.low)} to {told(change.high)}{p})"
+
+
+def _listed(found: list[Result]) -> str:
+    names = [result.title for result in found]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,294 @@
+"""`aifx bench`: how fast, of what the hardware can do, and whether it is slower than it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aifx.commands.bench.options import Measuring, measuring, read_share
+from aifx.commands.console.options import SetOption
+from aifx.commands.console.stopping import sigterm_as_ctrl_c
+from aifx.commands.console.terminal import Output, terminal
+from aifx.core.errors import AifxError, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from aifx.benchmarking.fingerprint import Fingerprint
+    from aifx.benchmarking.results import Report, Request, Result
+
+app = typer.Typer(
+    help="""Measure this machine and this project, and hold what was measured against a baseline.
+
+    Examples:
+        aifx bench all --quick                  the acceptance of a node in two minutes
+        aifx bench train                        the project's step, part by part
+        aifx bench train --save main            keep it as a baseline
+        aifx bench gate --baseline main --max-regression 5%
+    """
+)
+
+
+@app.command()
+@measuring
+def hardware(*, how: Measuring) -> None:
+    """Measure what this machine's silicon reaches: products, memory, copies, collectives, dispatch.
+
+    aifx keeps the ceilings that it finds, and uses them beside the data sheet's peaks.
+
+    Examples:
+        aifx bench hardware
+        aifx bench hardware --quick --html hardware.html
+    """
+    with terminal(how.json) as out:
+        bench(out, ["hardware"], {}, how)
+
+
+@app.command()
+@measuring
+def kernels(
+    op: Annotated[
+        list[str] | None, typer.Option("--op", metavar="OP", help="Only this op. Can be repeated.", show_default=False)
+    ] = None,
+    case: Annotated[
+        list[str] | None, typer.Option("--case", metavar="NAME", help="Only this case of it.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="Else bfloat16 on accelerators, float32 on a CPU.", show_default=False),
+    ] = None,
+    *,
+    how: Measuring,
+) -> None:
+    """Measure each implementation of each op of jax_kernels, compared with jax.nn and tokamax.
+
+    Examples:
+        aifx bench kernels --op attention
+        aifx bench kernels --quick
+    """
+    options = {"ops": op or [], "cases": case or [], "dtype": dtype}
+    with terminal(how.json) as out:
+        bench(out, ["kernels"], options, how)
+
+
+@app.command()
+@measuring
+def train(
+    set_: SetOption = None,
+    *,
+    how: Measuring,
+) -> None:
+    """Measure the project's training step: forward, backward, optimizer, data, dispatch; memory, energy, growth.
+
+    Examples:
+        aifx bench train
+        aifx bench train --set train.global_batch_size=16
+        aifx bench train --save main
+    """
+    with terminal(how.json) as out:
+        bench(out, ["train"], {"set": set_ or []}, how)
+
+
+@app.command()
+@measuring
+def data(
+    set_: SetOption = None,
+    *,
+    how: Measuring,
+) -> None:
+    """Measure how fast the project's batches are made, and whether training would wait for them.
+
+    Examples:
+        aifx bench data
+    """
+    with terminal(how.json) as out:
+        bench(out, ["data"], {"set": set_ or []}, how)
+
+
+@app.command()
+@measuring
+def checkpoint(
+    set_: SetOption = None,
+    *,
+    how: Measuring,
+) -> None:
+    """Measure how long a checkpoint stalls training, and its saving and restoring against the disk's own rate.
+
+    Examples:
+        aifx bench checkpoint
+    """
+    with terminal(how.json) as out:
+        bench(out, ["checkpoint"], {"set": set_ or []}, how)
+
+
+@app.command()
+@measuring
+def startup(
+    set_: SetOption = None,
+    *,
+    how: Measuring,
+) -> None:
+    """Measure the time from the command to the first step, with and without compiled programs at hand.
+
+    Examples:
+        aifx bench startup
+    """
+    with terminal(how.json) as out:
+        bench(out, ["startup"], {"set": set_ or []}, how)
+
+
+@app.command("all")
+@measuring
+def all_(
+    set_: SetOption = None,
+    *,
+    how: Measuring,
+) -> None:
+    """Measure all of it: one report, for the acceptance of a node. Outside of a project: what needs none.
+
+    Examples:
+        aifx bench all --quick --html node.html
+    """
+    with terminal(how.json) as out:
+        from aifx.benchmarking.suites import SUITES
+
+        has_project = _in_project()
+        suites = [suite.name for suite in SUITES.values() if has_project or not suite.needs_project]
+        if not has_project:
+            out.say("not in a project: its training, data, checkpoints and start are left out")
+        bench(out, suites, {"set": set_ or []}, how)
+
+
+@sigterm_as_ctrl_c()
+def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measuring) -> None:
+    """Measure, tell, keep. Raises AifxError for a bench that did not come to its end, once all that is done."""
+    from aifx.benchmarking.estimate import LEAST_LAUNCHES
+    from aifx.benchmarking.results import Request
+    from aifx.benchmarking.store import check_name, noisy_results, open_store, told_noisy
+    from aifx.commands.bench.report import show
+
+    usual = LEAST_LAUNCHES if how.save else 1 if how.quick else 3
+    launches, max_noise = how.launches or usual, read_share(how.max_noise, "--max-noise")
+    if how.save:
+        check_name(how.save)
+        if launches < LEAST_LAUNCHES:
+            raise UsageError(
+                f"{how.save} would not be saved", f"a baseline holds {LEAST_LAUNCHES} launches or more", "--launches 5"
+            )
+    request = Request(suites=suites, quick=how.quick, options=options)
+    check(request)
+    running = Running(out, request)
+    report = running.launch(dict.fromkeys(suites, launches))
+    if how.save and how.launches is None:
+        report = _until_quiet(out, report, running, max_noise)
+    out.document(report.document())
+    show(out, report)
+    with running.told_where_it_is_kept():
+        write(out, report, how)
+        end_if_failed(report)
+        if how.save:
+            out.say(f"saved as {how.save}: {open_store().save(report, how.save, max_noise)}")
+            if noisy := noisy_results(report, max_noise):
+                out.say(f"too noisy for a gate, which will seldom judge them: {told_noisy(noisy)}")
+            out.say(f"next: aifx bench gate --baseline {how.save}")
+
+
+def _until_quiet(out: Output, report: Report, running: Running, max_noise: float) -> Report:
+    """With more launches where it is too noisy to be a baseline."""
+    from aifx.benchmarking.adaptive import until_quiet
+    from aifx.benchmarking.store import told_noisy
+
+    def more(noisy: list[Result], counts: dict[str, int]) -> Report:
+        out.say(f"too noisy for a baseline: {told_noisy(noisy)}: {told_more(counts)}")
+        return running.launch(counts)
+
+    return until_quiet(report, more, max_noise)
+
+
+def told_more(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} more launches of {suite}" for suite, count in counts.items())
+
+
+def check(request: Request) -> None:
+    """Raises what is wrong with the project's configuration before anything starts."""
+    if any(_needs_project(suite) for suite in request.suites):
+        from aifx.config import load_config
+        from aifx.core.project import find_project
+
+        load_config(find_project(), request.options.get("set") or ())
+
+
+class Running:
+    """A bench on its way. A copy of what was measured is left after each of its rounds, where `aifx bench show` finds
+    it."""
+
+    def __init__(
+        self, out: Output, request: Request, accept: Callable[[Fingerprint], None] = lambda found: None
+    ) -> None:
+        """Args:
+        accept: as `Launches` takes it.
+        """
+        from aifx.benchmarking.runner import Launches
+        from aifx.commands.bench.report import line_of
+
+        self._launches = Launches(request, out.say, lambda found: out.say(f"  {line_of(found)}"), accept)
+        self._kept = ""
+
+    def launch(self, counts: Mapping[str, int]) -> Report:
+        """Suites so many times more; what was measured until then, whole or not."""
+        from aifx.benchmarking import measured_peaks
+        from aifx.benchmarking.store import keep_last
+
+        report = measured_peaks.keep(self._launches.run(counts))
+        self._kept = keep_last(report) if report.results else ""
+        return report
+
+    @contextmanager
+    def told_where_it_is_kept(self) -> Iterator[None]:
+        """What goes wrong in here is told with the line on where the copy is."""
+        try:
+            yield
+        except AifxError as error:
+            error.why = "\n".join(filter(None, (error.why, self._kept)))
+            raise
+
+
+def write(out: Output, report: Report, how: Measuring) -> None:
+    """To the files that were asked for."""
+    if how.output:
+        from aifx.benchmarking.results import write_report
+
+        write_report(report, how.output)
+        out.say(f"written to {how.output}")
+    if how.html:
+        from aifx.benchmarking.page import report_page
+        from aifx.core.pages import write_page
+
+        write_page(report_page(report), how.html)
+        out.say(f"written to {how.html}")
+
+
+def end_if_failed(report: Report) -> None:
+    """Raises what ended the bench before its end."""
+    if failure := report.failure:
+        raise AifxError(failure.what, failure.why, failure.hint, exit_code=ExitCode(failure.exit_code))
+
+
+def _in_project() -> bool:
+    from aifx.core.project import find_project
+
+    try:
+        find_project()
+    except AifxError:
+        return False
+    return True
+
+
+def _needs_project(suite: str) -> bool:
+    from aifx.benchmarking.suites import SUITES
+
+    return SUITES[suite].needs_project
+
+
+from aifx.commands.bench import compare, gate, history  # noqa: E402, F401 (they register their commands)

@@ -1,0 +1,210 @@
+"""`aifx bench ls`, `history`: the reports that are kept by name."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aifx.commands.bench.group import app
+from aifx.commands.console.options import JsonOption
+from aifx.commands.console.terminal import Output, terminal
+from aifx.core.errors import AifxError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from aifx.benchmarking.results import Report, Result
+    from aifx.benchmarking.store import Store
+
+MAIN = ("train.step", "startup.cold", "checkpoint.save", "data.prefetch", "hardware.matmul")
+"""What stands for a report where no result is named; else its first."""
+
+CHART = (72, 7)
+"""Columns and lines."""
+
+MARGIN = 0.1
+"""Of the median, which a picture shows at the least below it and above it."""
+
+
+@app.command("ls")
+def ls(json: JsonOption = False) -> None:
+    """List the baselines that are kept here.
+
+    Examples:
+        aifx bench ls
+    """
+    with terminal(json) as out:
+        from aifx.benchmarking.store import open_store, to_save
+
+        store = open_store()
+        rows, documents = [], []
+        for name in store.names():
+            reports = _reports(out, store, name)
+            if not reports:
+                continue
+            newest = reports[-1]
+            documents.append({"name": name, "reports": len(reports), **_point(newest), "suites": newest.request.suites})
+            rows.append(
+                (
+                    name,
+                    len(reports),
+                    _at(newest),
+                    newest.fingerprint.commit,
+                    _device(newest),
+                    " ".join(newest.request.suites),
+                )
+            )
+        out.document({"folder": str(store.folder), "baselines": documents})
+        if rows:
+            out.table(["baseline", "reports", "newest", "commit", "device", "suites"], rows, right=["reports"])
+        else:
+            out.print(f"no baselines in {store.folder}: {to_save('main')} keeps one")
+
+
+@app.command()
+def history(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The baseline's name.")],
+    result: Annotated[
+        str | None,
+        typer.Option("--result", metavar="RESULT", help="Which result, as a table names it.", show_default=False),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="All of it as one page.", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show how a result of a baseline went, commit by commit.
+
+    Examples:
+        aifx bench history main
+        aifx bench history main --result train.forward --html trend.html
+    """
+    with terminal(json) as out:
+        from aifx.benchmarking.store import open_store, to_save
+
+        store = open_store()
+        reports = _reports(out, store, name)
+        if not reports:
+            raise UsageError(f"no report of {name} can be read", "each is damaged", to_save(name))
+        chosen = _chosen(name, reports, result)
+        if html:
+            from aifx.benchmarking.page import history_page
+            from aifx.core.pages import write_page
+
+            write_page(history_page(name, reports), html)
+            out.say(f"written to {html}")
+        out.document({"name": name, "results": [_series(reports, key) for key in _keys(reports, result)]})
+        _show(out, reports, chosen)
+
+
+def _reports(out: Output, store: Store, name: str) -> list[Report]:
+    """The oldest first; one that cannot be read is told, and left out."""
+    from aifx.benchmarking.results import read_report
+
+    found = []
+    for path in store.history(name):
+        try:
+            found.append(read_report(path))
+        except AifxError as error:
+            out.tell([error])
+    return found
+
+
+def _chosen(baseline: str, reports: list[Report], name: str | None) -> Result:
+    """The newest result of that name in a baseline's reports, or the one that stands for the report."""
+    newest = {result.key: result for report in reports for result in report.results}
+    if name is None:
+        known = [result for main in MAIN for result in newest.values() if result.name == main]
+        return (known or list(newest.values()))[0]
+    for result in newest.values():
+        if name in (result.name, result.title, result.key):
+            return result
+    did = did_you_mean(name, {r.title for r in newest.values()})
+    raise UsageError(f"no result {name!r}", did, f"aifx bench show {baseline}")
+
+
+def _keys(reports: list[Report], name: str | None) -> list[str]:
+    """Of all results, or of those of that name."""
+    results = {result.key: result for report in reports for result in report.results}
+    return [key for key, result in results.items() if name is None or name in (result.name, result.title, key)]
+
+
+def _series(reports: list[Report], key: str) -> dict[str, Any]:
+    found = [(report, result) for report in reports for result in report.results if result.key == key]
+    last = found[-1][1]
+    points = [
+        {
+            **_point(report),
+            "median_s": result.median_s,
+            "interval_s": result.interval_s,
+            "compares": not report.fingerprint.obstacles(found[-1][0].fingerprint),
+        }
+        for report, result in found
+    ]
+    return {"name": last.name, "params": last.params, "points": points}
+
+
+def _show(out: Output, reports: list[Report], chosen: Result) -> None:
+    """A line a report, each held against the one before that was measured on the same hardware; then the picture."""
+    from aifx.benchmarking import units
+    from aifx.benchmarking.estimate import change
+    from aifx.commands.console.chart import line_chart
+
+    newest = reports[-1].fingerprint
+    rows: list[tuple[object, ...]] = []
+    medians: list[float] = []
+    before: Result | None = None
+    for report in reports:
+        result = next((r for r in report.results if r.key == chosen.key), None)
+        if result is None:
+            rows.append((_at(report), report.fingerprint.commit, None, None, "not measured"))
+            continue
+        told = ""
+        if obstacles := report.fingerprint.obstacles(newest):
+            told = f"not comparable: {obstacles[0]}"
+        else:
+            if before is not None:
+                found = change(before.samples_s, result.samples_s)
+                told = f"{units.change(found.ratio)}{'' if found.is_significant else ' (not significant)'}"
+            before = result
+            medians.append(result.median_s)
+        noise = None if result.noise is None else f"{result.noise:.1%}"
+        rows.append((_at(report), report.fingerprint.commit, units.duration(result.median_s), noise, told))
+    out.print(chosen.title)
+    out.table(["time", "commit", "median", "±", "against the one before"], rows, right=["median", "±"])
+    if len(medians) > 1:
+        out.print("what stands against the one before goes by lower deciles, which little disturbs")
+    if len(medians) > 1 and not out.json:
+        out.print("")
+        scale, unit = _unit(max(medians))
+        ascii_only = not (out.out.encoding or "").lower().startswith("utf")
+        middle = median(medians) * scale
+        reach = (1 - MARGIN) * middle, (1 + MARGIN) * middle  # so that noise does not fill the picture
+        for line in line_chart([value * scale for value in medians], *CHART, ascii_only=ascii_only, reach=reach):
+            out.print(line)
+        out.print(f"{chosen.title} [{unit}], the oldest at the left")
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    """What a picture's seconds are multiplied by, and what they are then."""
+    from aifx.benchmarking.units import TIMES
+
+    for unit, suffix in TIMES:
+        if seconds >= unit:
+            return 1 / unit, suffix
+    return 1e9, "ns"
+
+
+def _point(report: Report) -> dict[str, Any]:
+    return {"time": report.time, "commit": report.fingerprint.commit, "launches": report.launches}
+
+
+def _at(report: Report) -> str:
+    return f"{datetime.fromtimestamp(report.time):%Y-%m-%d %H:%M}"
+
+
+def _device(report: Report) -> str:
+    hardware = report.fingerprint.hardware
+    return f"{hardware.get('num_devices', '?')} x {hardware.get('device_kind', '?')}"

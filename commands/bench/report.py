@@ -1,0 +1,247 @@
+"""A bench for people: what matters most, a line a result, pictures in a line, then what is to be known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from aifx.benchmarking.units import duration, named, rate, share, size
+from aifx.commands.console.chart import bar, shares, sparkline
+from aifx.commands.console.terminal import Output
+
+if TYPE_CHECKING:
+    from aifx.benchmarking.results import Measured, Param, Report, Result
+    from aifx.benchmarking.views import Part, Point, Step
+
+BAR = 8
+"""Characters of a roofline's share."""
+
+WIDTH = 76
+
+NARROW = 64
+"""Columns of a terminal, below which a result has two lines: a table of them would break its words."""
+
+FEW = 3
+"""Sizes that still have a line each; more of them are a line of bars on a terminal."""
+
+SERIES = {
+    "hardware.matmul": ("dtype",),
+    "hardware.memory": ("op",),
+    "hardware.copy": ("direction", "memory"),
+    "hardware.collective": ("kind",),
+}
+"""What is measured by size, and the params that tell one series from another."""
+
+PARTS = (("blue", "█"), ("yellow", "▓"), ("green", "▒"), ("bright_black", "░"))
+ASCII = "#=-."
+"""The device's parts of a step, and the rest: with colours, without, and without Unicode."""
+
+GAP = "   "
+
+PLUS_MINUS = ("±", "+-")
+"""With Unicode, and without."""
+
+
+def show(out: Output, report: Report) -> None:
+    """The report on stdout. Nothing with --json.
+
+    A terminal has bars, and a line for all sizes of a thing; a file or a pipe has a line a result and its figures.
+    """
+    from aifx.benchmarking.views import headlines, machine, step_of
+
+    if out.json:
+        return
+    host, devices = report.fingerprint.hardware.get("host"), machine(report)
+    if told := ": ".join(filter(None, (host, devices))):
+        out.print(told)
+    if lines := headlines(report):
+        _folded(out, [f"{line.label} {line.value}" for line in lines])
+    if told or lines:
+        out.print("")
+    for suite in report.request.suites:
+        results = [result for result in report.results if result.name.startswith(f"{suite}.")]
+        if not results:
+            continue
+        if suite == "train" and (step := step_of(report)):
+            _bar_of_parts(out, step)
+        series = _series(results) if out.out.is_terminal else {}
+        in_series = {point.result.key for points in series.values() for point in points}
+        _table(out, suite, [result for result in results if result.key not in in_series])
+        _by_size(out, series)
+        out.print("")
+    if not report.results:
+        out.print("nothing was measured")
+    for note in report.notes:
+        out.print(f"note: {note}")
+    if failure := report.failure:
+        out.print(f"not whole: {': '.join(filter(None, (failure.what, failure.why)))}")
+
+
+def line_of(found: Measured) -> str:
+    """What a launch has seen, while it goes on."""
+    from statistics import median
+
+    middle, count = median(found.samples_s), len(found.samples_s)
+    return f"{named(found.name, found.params)}: {duration(middle)}, {count} sample{'s' * (count != 1)}"
+
+
+def _table(out: Output, suite: str, results: Sequence[Result]) -> None:
+    """A line a result; on a terminal what has one name stands under it and what all of it shares. Columns that nothing
+    has are left out."""
+    if not results:
+        return
+    rows: list[tuple[str, ...]] = []
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.name.partition(".")[2], []).append(result)
+    for name, alike in groups.items():
+        shared: dict[str, Param] = {}
+        if is_grouped := out.out.is_terminal and len(alike) > 1:
+            first = alike[0].params
+            shared = {key: value for key, value in first.items() if all(r.params.get(key) == value for r in alike)}
+            rows.append((named(name, shared), "", "", "", ""))
+        for result in alike:
+            own = {key: value for key, value in result.params.items() if key not in shared}
+            label = f"  {named('', own).strip()}" if is_grouped else named(name, own)
+            noise = "-" if result.noise is None else f"{result.noise:.1%}"
+            rows.append((label, duration(result.median_s), noise, _rate(result), _roofline(out, result)))
+    if _is_narrow(out):
+        _two_lines(out, suite, rows)
+        return
+    columns = [suite, "median", PLUS_MINUS[_ascii_only(out)], "rate", "roofline"]
+    used = [i for i in range(len(columns)) if i < 3 or any(row[i] for row in rows)]
+    right = columns[1:4] if out.out.is_terminal else columns[1:]
+    out.table(
+        [columns[i] for i in used],
+        [[row[i] for i in used] for row in rows],
+        right=[column for column in right if column in {columns[i] for i in used}],
+    )
+
+
+def _two_lines(out: Output, heading: str, rows: Sequence[Sequence[str]]) -> None:
+    """What each is, and under it what is told of it."""
+    used = [word for i, word in ((3, "rate"), (4, "(of roofline)")) if any(row[i] for row in rows)]
+    out.print(f"{heading}: median{', ' * bool(used)}{' '.join(used)}")
+    for label, middle, noise, reached, share_of in rows:
+        out.print(label)
+        if middle:
+            told = " ".join(filter(None, (reached, share_of and f"({share_of})")))
+            spread = "" if noise == "-" else f" {PLUS_MINUS[_ascii_only(out)]}{noise}"
+            indent = " " * (len(label) - len(label.lstrip()) + 2)
+            out.print(f"{indent}{middle}{spread}{', ' * bool(told)}{told}")
+
+
+def _rate(result: Result) -> str:
+    if result.flops_per_s:
+        return rate(result.flops_per_s, "FLOP/s")
+    return rate(result.bytes_per_s, "B/s") if result.bytes_per_s else ""
+
+
+def _roofline(out: Output, result: Result) -> str:
+    """The share of it, on a terminal with a bar."""
+    if result.roofline_fraction is None:
+        return ""
+    text = share(result.roofline_fraction)
+    if not out.out.is_terminal or _is_narrow(out):
+        return text
+    return f"{bar(result.roofline_fraction, BAR, ascii_only=_ascii_only(out)):{BAR}} {text:>6}"
+
+
+def _series(results: Sequence[Result]) -> dict[tuple[str, str], list[Point]]:
+    """By what they are called and what tells one from another; those of a few sizes are none."""
+    from aifx.benchmarking.views import bus_rate, by_size
+
+    found = {}
+    for name, apart in SERIES.items():
+        alike = [result for result in results if result.name == name]
+        for label, points in by_size(alike, bus_rate if name == "hardware.collective" else _number, *apart).items():
+            if len(points) > FEW:
+                found[name.partition(".")[2], label] = points
+    return found
+
+
+def _number(result: Result) -> float | None:
+    return result.flops_per_s or result.bytes_per_s
+
+
+def _by_size(out: Output, series: dict[tuple[str, str], list[Point]]) -> None:
+    """A line a series: the bars, and what the best and the largest size reach; of collectives the bus bandwidth."""
+    rows = []
+    for (name, label), points in series.items():
+        unit = "FLOP/s" if points[0].result.flops_per_s else "B/s"
+        best = max(points, key=lambda point: point.y)
+        told = [f"{rate(point.y, unit)} at {_size(name, point.x)}" for point in (best, points[-1])]
+        bars = sparkline([point.y for point in points], ascii_only=_ascii_only(out))
+        of = f"{label} (bus)" if name == "collective" else label
+        rows.append((f"{name} {of}".strip(), bars, told[0], "" if best is points[-1] else told[1]))
+    if not rows:
+        return
+    out.print("")
+    if _is_narrow(out):
+        for name, bars, top, end in rows:
+            out.print(f"{name} {bars}")
+            for word, told_of in (("best", top), ("largest", end)):
+                if told_of:
+                    out.print(f"  {word} {told_of}")
+    else:
+        out.table(["by size", "", "best", "largest"], rows)
+
+
+def _size(name: str, value: float) -> str:
+    return f"{value:g}" if name == "matmul" else size(value)
+
+
+def _bar_of_parts(out: Output, step: Step) -> None:
+    """One bar of all parts, and under it what they are, and what the host does beside them."""
+    from rich.text import Text
+
+    def told(parts: Sequence[Part]) -> list[str]:
+        return [f"{part.name} {duration(part.seconds)} ({share(part.fraction)})" for part in parts]
+
+    words, beside = told(step.parts), told(step.beside)
+    over = f"the parts, one by one, take {duration(step.over_s)} longer" if step.over_s else ""
+    if not out.out.is_terminal:
+        host = f"the host meanwhile: {', '.join(beside)}" if beside else ""
+        parts = "; ".join(filter(None, (", ".join(words), over, host)))
+        out.print(f"step {duration(step.whole_s)}: {parts}")
+        out.print("")
+        return
+    whole = max(sum(part.fraction for part in step.parts), 1.0)
+    widths = shares([part.fraction / whole for part in step.parts], min(WIDTH, out.out.width))
+    if _ascii_only(out):
+        marks = ASCII
+    else:
+        marks = "█" * len(PARTS) if out.out.color_system else "".join(mark for _, mark in PARTS)
+    styles = [style for style, _ in PARTS]
+    out.print(Text.assemble(*((marks[i] * width, styles[i]) for i, width in enumerate(widths))))
+    _folded(out, words, [(marks[i], styles[i]) for i in range(len(words))])
+    if over:
+        out.print(over)
+    if beside:
+        _folded(out, ["the host meanwhile:", *beside])
+    out.print("")
+
+
+def _folded(out: Output, words: Iterable[str], marks: Sequence[tuple[str, str]] = ()) -> None:
+    """Beside each other, none of them broken at the end of a line."""
+    from rich.text import Text
+
+    if not out.out.is_terminal:
+        out.print(", ".join(words))
+        return
+    line = Text()
+    for number, word in enumerate(words):
+        item = Text.assemble((f"{marks[number][0]} ", marks[number][1]), word) if marks else Text(word)
+        if line and line.cell_len + len(GAP) + item.cell_len > out.out.width:
+            out.print(line)
+            line = Text()
+        line = Text.assemble(line, GAP if line else "", item)
+    out.print(line)
+
+
+def _is_narrow(out: Output) -> bool:
+    return out.out.is_terminal and out.out.width < NARROW
+
+
+def _ascii_only(out: Output) -> bool:
+    return not (out.out.encoding or "").lower().startswith("utf")

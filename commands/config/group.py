@@ -1,0 +1,219 @@
+"""`aifx config`: show, check and describe the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aifx.commands.console.completion import complete_section
+from aifx.commands.console.options import JsonOption, RunOption, SetOption
+from aifx.commands.console.terminal import terminal, to_json
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from aifx.commands.console.terminal import Output
+    from aifx.config import Config, Setting
+    from aifx.config.task_sections import TaskSections
+
+app = typer.Typer(
+    help="""Show, check and describe the configuration.
+
+    Examples:
+        aifx config show --origin        every value, and who set it
+        aifx config check                mistakes in aifx.toml, all at once
+        aifx config keys train           what [train] takes
+    """
+)
+
+
+@app.command()
+def show(
+    origin: Annotated[bool, typer.Option("--origin", help="Say of each value who set it.")] = False,
+    run: RunOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Print the configuration as a run would get it, as TOML.
+
+    Examples:
+        aifx config show
+        aifx config show --origin --set train.num_steps=40
+        aifx config show --run main
+
+    With --run, the configuration that this run was started with. A task of the project's own is imported, which runs
+    its code.
+    """
+    with terminal(json) as out:
+        config = _load(out, run, set_ or ())
+        out.document(_document(config, origin=origin))
+        if not json:
+            out.print(_painted(config.to_toml(origins=origin)), soft_wrap=True)
+
+
+@app.command()
+def check(set_: SetOption = None, json: JsonOption = False) -> None:
+    """Check aifx.toml and the files it names; report every mistake with its line. Exits 0 or 2.
+
+    Examples:
+        aifx config check
+        aifx config check --set model.num_heads=6
+        aifx config check --json
+    """
+    from aifx.core.project import find_project
+
+    with terminal(json) as out:
+        from aifx.tasks.preflight import check_project
+
+        config = _load(out, None, set_ or ())
+        project = find_project()
+        check_project(config, project)
+        path = project.config_path
+        out.document({"valid": True, "path": str(path), "task": config.task.kind})
+        out.print(f"{path}: valid")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of aifx.toml, with which editors complete and check it.
+
+    Inside a project with a task of its own, it includes that task's keys. This imports the task's module.
+
+    Examples:
+        aifx config schema > aifx.schema.json
+        echo '#:schema ./aifx.schema.json' | cat - aifx.toml > new.toml    # taplo, Even Better TOML
+    """
+    from aifx.config import json_schema
+
+    with terminal() as out:
+        out.write(to_json(json_schema(_own_task(out))) + "\n")
+
+
+@app.command()
+def keys(
+    section: Annotated[
+        str | None, typer.Argument(help="Only this section.", show_default=False, autocompletion=complete_section)
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the tables of docs/config.md.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """List what aifx.toml takes: each key, its values, its default and what it does.
+
+    Examples:
+        aifx config keys
+        aifx config keys optimizer
+
+    Inside a project with a task of its own, it includes that task's keys. This imports the task's module.
+    """
+    from aifx.config import settings
+    from aifx.config.config import SECTION_NAMES
+    from aifx.core.errors import UsageError, did_you_mean
+
+    with terminal(json) as out:
+        if section is not None and section not in SECTION_NAMES:
+            raise UsageError(f"no section [{section}]", did_you_mean(section, SECTION_NAMES), "aifx config keys")
+        own = _own_task(out) if section in (None, "model", "data") else None
+        found = [setting for setting in settings(own) if section in (None, setting.section)]
+        out.document({"keys": [_key_document(setting) for setting in found]})
+        if markdown and not json:
+            out.write(settings_table(found))
+            return
+        for setting in found:
+            kind = f" ({setting.kind})" if setting.kind else ""
+            out.print(f"{setting.section}.{setting.key}{kind} = {_default(setting)}")
+            out.print(f"    {setting.description}")
+            out.print(f"    {setting.expected}")
+
+
+def settings_table(found: Iterable[Setting]) -> str:
+    """A Markdown table for each section, and for each task where its section differs."""
+    blocks: dict[str, list[str]] = {}
+    for setting in found:
+        title = f"### `[{setting.section}]`" + (f', `task.kind = "{setting.kind}"`' if setting.kind else "")
+        rows = blocks.setdefault(title, ["| key | values | default | |", "| --- | --- | --- | --- |"])
+        cells = (
+            setting.key,
+            setting.expected,
+            _default(setting),
+            setting.description + (" *" if setting.is_resume_safe else ""),
+        )
+        key, expected, default, description = (cell.replace("|", "\\|") for cell in cells)
+        rows.append(f"| `{key}` | {expected} | `{default}` | {description} |")
+    return "\n\n".join("\n".join([title, "", *rows]) for title, rows in blocks.items()) + "\n"
+
+
+def _own_task(out: Output) -> TaskSections | None:
+    """The sections of the project's own task. Outside of a project there is none; one that fails is reported."""
+    from aifx.config import own_task_kind, own_task_sections
+    from aifx.core.errors import AifxError, UsageError
+    from aifx.core.project import find_project
+
+    try:
+        project = find_project()
+    except UsageError:
+        return None
+    try:
+        if kind := own_task_kind(project.config_path):
+            out.say(f"importing {kind} from {project.root}")
+        return own_task_sections(project)
+    except AifxError as error:
+        out.say(f"without the keys of the project's own task: {error.what}: {error.why}")
+        return None
+
+
+def _load(out: Output, run: str | None, overrides: list[str] | tuple[str, ...]) -> Config:
+    from aifx.config import load_config, own_task_kind, read_config
+    from aifx.core.project import find_project
+
+    project = find_project()
+    path = project.config_path if run is None else project.existing_run(run).config
+    if kind := own_task_kind(path, overrides):
+        out.say(f"importing {kind} from {project.root}")
+    if run is None:
+        return load_config(project, overrides)
+    return read_config(project.existing_run(run).config, project, overrides)
+
+
+def _document(config: Config, *, origin: bool) -> dict[str, object]:
+    document: dict[str, object] = {"config": config.values()}
+    if origin:
+        document["origins"] = {
+            name: {key: config.origin(f"{name}.{key}").where for key in type(section).model_fields}
+            for name, section in config.sections()
+        }
+    return document
+
+
+def _painted(toml: str) -> Text:
+    """Sections bold and comments dim."""
+    from rich.text import Text
+
+    lines = []
+    for line in toml.splitlines():
+        value, mark, comment = line.rpartition("  # ")
+        if line.startswith("["):
+            lines.append(Text(line, "bold"))
+        elif line.startswith("# "):
+            lines.append(Text(line, "dim"))
+        else:
+            lines.append(Text(value).append(mark + comment, "dim" if mark else ""))
+    return Text("\n").join(lines)
+
+
+def _default(setting: Setting) -> str:
+    from aifx.config.toml import literal
+
+    return "(not set)" if setting.default is None else literal(setting.default)
+
+
+def _key_document(setting: Setting) -> dict[str, object]:
+    return {
+        "key": f"{setting.section}.{setting.key}",
+        "task": setting.kind,
+        "values": setting.expected,
+        "default": setting.default,
+        "description": setting.description,
+        "may_change_on_resume": setting.is_resume_safe,
+    }

@@ -1,0 +1,116 @@
+"""rich consoles that keep to this house's rules; apart from terminal.py because rich takes a while to import."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence, Set
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from aifx.commands.console.terminal import is_colored
+from aifx.core.sanitize import escape_controls
+
+WIDTH = 80
+"""The widest that prose is set, in columns."""
+
+LEAST_TEXT = 24
+INDENT = 10
+
+COMMAND = re.compile("`[^`]+`[,;:.)]*")
+GLUE = "\ue000"
+"""Stands for a space at which no line is broken; rich breaks at every kind of space."""
+
+
+class _Console(Console):
+    """A console that escapes control characters in text; rich's own segments of control codes pass."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(escape_controls(text), **options)  # before it is measured and folded
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else escape_controls(segment.text)
+            yield segment if text == segment.text else Segment(text, segment.style)
+
+    def on_broken_pipe(self) -> None:
+        """rich would exit 1, a bad verdict. Here the rest goes to nobody and the command ends as it would have."""
+        self.quiet = True
+        stream = sys.stderr if self.stderr else sys.stdout
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)
+
+
+def make_table(columns: Sequence[str], cells: Sequence[Sequence[str]], *, right: Set[str]) -> Table:
+    """A table that folds what does not fit the terminal."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+def beside(console: Console, label: Text, text: Text) -> Iterator[Text]:
+    """`text` to the right of `label`, folded there: in a pipe as on a terminal, for people read both.
+
+    A command between backticks stays on one line if one line can hold it, to be copied.
+    """
+    width = max(min(console.width, WIDTH) - label.cell_len, 1)
+    text = text.copy()
+    text.plain = COMMAND.sub(lambda m: m[0].replace(" ", GLUE) if cell_len(m[0]) < width else m[0], text.plain)
+    for number, line in enumerate(text.wrap(console, width, overflow="fold")):
+        line.plain = line.plain.replace(GLUE, " ")
+        whole = (Text(" " * label.cell_len) if number else label) + line
+        whole.rstrip()
+        yield whole
+
+
+def plain_table(columns: Sequence[str], cells: Sequence[Sequence[str]], *, right: Set[str]) -> str:
+    """The same for a file or a pipe: one line a row, however long, and nothing behind its end."""
+    return "\n".join("  ".join(row).rstrip() for row in _padded(columns, cells, right))
+
+
+def labels_and_texts(
+    console: Console, columns: Sequence[str], cells: Sequence[Sequence[str]], *, right: Set[str]
+) -> Iterator[tuple[Text, Text]]:
+    """The rows of a table for `beside`: the last column is the text. It goes below a label that leaves no room."""
+    for number, (*others, last) in enumerate(_padded(columns, cells, right)):
+        style = "" if number else "bold"
+        label, text = Text("  ".join([*others, ""]), style), Text(last.rstrip(), style)
+        if label.cell_len > min(console.width, WIDTH) - LEAST_TEXT:
+            yield label, Text("")
+            label = Text(" " * INDENT)
+        yield label, text
+
+
+def _padded(columns: Sequence[str], cells: Sequence[Sequence[str]], right: Set[str]) -> list[list[str]]:
+    """The rows, the columns' names first, each cell as wide as its column."""
+    rows = [list(columns), *map(list, cells)]
+    widths = [max(cell_len(row[i]) for row in rows) for i in range(len(columns))]
+    padded = []
+    for row in rows:
+        spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        both = zip(columns, row, spaces, strict=True)
+        padded.append([space + cell if column in right else cell + space for column, cell, space in both])
+    return padded
+
+
+def make_console(*, stderr: bool) -> Console:
+    """A console on stdout or stderr without markup, emoji or guessed highlighting; plain unless colour is wanted."""
+    colour = is_colored(sys.stderr if stderr else sys.stdout)
+    return _Console(
+        stderr=stderr,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        color_system="auto" if colour else None,
+        no_color=not colour,
+    )

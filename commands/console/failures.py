@@ -1,0 +1,170 @@
+"""Whatever a command can raise, as an error with three lines and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import aifx
+from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, Terminated, UsageError, did_you_mean
+from aifx.core.os_errors import FULL, causes, could_not, errno_of, first_line
+from aifx.core.redaction import redact, redact_arguments
+from aifx.core.sanitize import escape_controls
+
+
+def is_debugging() -> bool:
+    """Whether tracebacks are wanted: `--debug`, or `AIFX_DEBUG` set to anything but 0."""
+    return os.environ.get("AIFX_DEBUG", "0") not in ("", "0")
+
+
+def print_traceback(error: BaseException) -> None:
+    """The traceback on stderr, for --debug."""
+    sys.stderr.write(escape_controls("".join(traceback.format_exception(error))))
+
+
+def as_error(error: BaseException) -> AifxError:
+    """The failure that an exception means. What nobody foresaw is a bug of ours and gets a report file."""
+    if isinstance(error, AifxError):
+        return error
+    if isinstance(error, Terminated):
+        return AifxError("interrupted", "SIGTERM", exit_code=ExitCode.PREEMPTED)
+    if isinstance(error, KeyboardInterrupt):
+        return AifxError("interrupted", exit_code=ExitCode.INTERRUPTED)
+    if type(error).__name__ == "Abort":  # typer's, from a question
+        return _unanswered(error)
+    if hasattr(error, "format_message"):  # typer's usage errors, whose classes it keeps to itself
+        return usage_error(error)
+    for cause in causes(error):
+        if known := _of_the_machine(cause):
+            return known
+    return _bug(error)
+
+
+def _of_the_machine(error: BaseException) -> AifxError | None:
+    number, text = errno_of(error), str(error)
+    if number in FULL:
+        place = _place(error)
+        return EnvironmentFault(
+            "the disk is full", text.splitlines()[0], f"df -h {place or '.'}; free some space, then run it again"
+        )
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in text for words in _NO_MEMORY):
+        return _out_of_memory(first_line(error) if text else "this machine has not enough memory")
+    if number is not None:
+        what, place = os.strerror(number).lower(), _place(error)
+        return could_not(f"{place}: {what}" if place else what, error, number, place)
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        return EnvironmentFault("the working directory is gone", text, "cd to a directory that exists")
+    return None
+
+
+_NO_MEMORY = ("RESOURCE_EXHAUSTED", "failed to map segment from shared object", "std::bad_alloc")
+"""What XLA, the loader of shared libraries and C++ say of a lack of memory."""
+
+
+def _out_of_memory(why: str) -> EnvironmentFault:
+    from aifx.core.limits import address_space_limit
+
+    if (space := address_space_limit()) is not None:
+        why = f"{why}\nthis process may use {space / 2**20:.0f} MiB of address space (ulimit -v)"
+        return EnvironmentFault("out of memory", why, "ulimit -v unlimited, then run it again")
+    return EnvironmentFault(
+        "out of memory", why, "--set train.gradient_accumulation=2, or a smaller train.global_batch_size"
+    )
+
+
+def _place(error: BaseException) -> str:
+    name = getattr(error, "filename", None)
+    return os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
+
+
+def usage_error(error: Any) -> UsageError:
+    """typer's complaint about a command line in our three lines, with the nearest right option."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "aifx"
+    hint = f"{command} --help"
+    option = getattr(error, "option_name", None)
+    if context and option and type(error).__name__ == "NoSuchOption":
+        known = [
+            name for p in context.command.get_params(context) if not getattr(p, "hidden", False) for name in p.opts
+        ]
+        return UsageError(f"{command} has no option {option!r}", did_you_mean(option, known), hint)
+    parameter = getattr(error, "param", None)
+    message = " ".join(error.message.split()).rstrip(".").removeprefix("Value error, ")
+    if parameter is not None and message:
+        name = parameter.opts[-1] if parameter.param_type_name == "option" else parameter.display_name_raw
+        return UsageError(f"{command}: {name} cannot take this value", message, hint)
+    text = (
+        " ".join(error.format_message().split())
+        .rstrip(".")
+        .replace("Got unexpected extra argument(s)", "too many arguments")
+    )
+    usage = " ".join(context.get_usage().split()) if context else ""
+    return UsageError(f"{command}: {text[:1].lower()}{text[1:]}", usage, hint)
+
+
+def _unanswered(error: BaseException) -> AifxError:
+    if isinstance(error.__context__, EOFError) or isinstance(error.__cause__, EOFError):
+        return UsageError(
+            "a question went unanswered", "standard input has ended", "answer with options: see --help, or --yes"
+        )
+    return AifxError("interrupted", exit_code=ExitCode.INTERRUPTED)
+
+
+def _bug(error: BaseException) -> AifxError:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    what = f"a bug in aifx: {text if len(text) <= 200 else text[:197] + '...'}"
+    try:
+        why = f"this is not your mistake; the details are in {_write_report(error)}"
+        hint = "send that file to the people who maintain aifx; --debug shows the traceback"
+    except OSError as fault:
+        why = f"this is not your mistake; no report could be written ({fault})"
+        hint = "run it again with --debug and send what it shows"
+    return AifxError(what, why, hint, exit_code=ExitCode.BUG)
+
+
+def _write_report(error: BaseException) -> Path:
+    """Everything that is needed to understand the failure, in a file of its own."""
+    from aifx.core.private_folders import make_private
+    from aifx.core.project import cache_path
+
+    def write(folder: str | Path) -> Path:
+        handle, path = tempfile.mkstemp(".txt", f"aifx-report-{time.strftime('%Y%m%d-%H%M%S')}-", folder)  # 0600
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(_report_text(error))
+        return Path(path)
+
+    try:
+        folder = cache_path("reports")
+        make_private(folder)
+        return write(folder)
+    except (AifxError, OSError, RuntimeError):  # a read-only home, none, or one of others
+        return write(tempfile.gettempdir())
+
+
+def _report_text(error: BaseException) -> str:
+    import importlib.metadata
+    import platform
+    import shlex
+
+    versions = [f"aifx {aifx.__version__}"]
+    for package in ("jax", "jaxlib", "optax", "orbax-checkpoint", "grain", "numpy", "pydantic", "typer"):
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{package} not installed")
+    lines = [
+        "aifx failed in a way that nobody foresaw. Read this before you send it: it holds your command line and paths.",
+        f"time      {time.strftime('%Y-%m-%dT%H:%M:%S%z')}",
+        f"command   {shlex.join(redact_arguments(sys.argv))}",
+        f"python    {platform.python_implementation()} {platform.python_version()}, {platform.platform()}",
+        f"packages  {', '.join(versions)}",
+        "",
+        redact("".join(traceback.format_exception(error))),
+    ]
+    return "\n".join(lines)

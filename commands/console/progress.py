@@ -1,0 +1,71 @@
+"""Progress of an activity on stderr: a line that moves on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from aifx.commands.console.live import LiveDisplay
+    from aifx.commands.console.terminal import Output
+    from aifx.core.progress import Progress
+
+REFRESH_PER_SECOND = 4
+SHOWN_AFTER_S = 1.0
+EVERY_S = 10.0
+BAR_WIDTH = 24
+
+
+class ProgressDisplay:
+    """Shows progress on stderr; a listener of `aifx.core.progress`."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._live: LiveDisplay | None = None
+        self._latest: Progress | None = None
+        self._written_s = 0.0  # of the activity
+
+    def __call__(self, progress: Progress | None) -> None:
+        if progress is None:
+            self._end()
+            return
+        self._latest = progress
+        if progress.elapsed_s < SHOWN_AFTER_S:
+            return
+        if self._out.animated:
+            self._show()
+        elif progress.elapsed_s - self._written_s >= EVERY_S:
+            self._written_s = progress.elapsed_s
+            self._out.say(str(progress))
+
+    def _show(self) -> None:
+        if self._live is None:
+            from aifx.commands.console.live import LiveDisplay
+
+            self._live = LiveDisplay(self._out.err, self._picture, REFRESH_PER_SECOND)
+            self._live.start()
+
+    def _end(self) -> None:
+        self._written_s = 0.0
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _picture(self) -> Text:
+        assert self._latest is not None
+        return progress_line(self._latest, is_ascii=not self._out.err.encoding.lower().startswith("utf"))
+
+
+def progress_line(progress: Progress, *, is_ascii: bool) -> Text:
+    """The activity in one line, with a bar if its total is known."""
+    from rich.text import Text
+
+    from aifx.core.sanitize import one_line
+
+    line = Text(overflow="ellipsis", no_wrap=True)
+    if progress.share is not None:
+        full, rest = ("#", ".") if is_ascii else ("━", "─")
+        done = round(progress.share * BAR_WIDTH)
+        line.append(full * done, style="green").append(rest * (BAR_WIDTH - done) + " ", style="dim")
+    return line.append(one_line(str(progress)), style="dim")

@@ -1,0 +1,105 @@
+"""A fleet's report for people, on one screen: whom to look at first, and what is wrong with how many."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aifx.commands.console.terminal import Output
+from aifx.commands.doctor.report import STYLES, Row, details, show_rows, show_status
+from aifx.health.fleet.report import FleetReport, Suspect
+from aifx.health.report import SEVERITIES, Finding
+
+NUM_SUSPECTS, NUM_GROUPS, NUM_NAMES = 10, 12, 8
+
+
+@dataclass(frozen=True)
+class Group:
+    """A finding that several nodes have.
+
+    Attributes:
+        finding: the first of them.
+        nodes: which, each once.
+        is_alike: whether all say the same.
+    """
+
+    finding: Finding
+    nodes: tuple[str, ...]
+    is_alike: bool
+
+
+def show_fleet(out: Output, report: FleetReport) -> None:
+    """The report on stdout. Nothing with --json."""
+    if out.json:
+        return
+    _headline(out, report)
+    if report.suspects:
+        out.print("")
+        first = report.suspects[:NUM_SUSPECTS]
+        columns = ["suspect", "GPU-hours", "chance", "because"]
+        out.table(columns, [_suspect(one) for one in first], right=["GPU-hours", "chance"], wrap=True)
+        _more(out, len(report.suspects) - len(first), "suspect")
+    groups = grouped(report)
+    for group in groups[:NUM_GROUPS]:
+        out.print("")
+        show_rows(out, _block(group))
+    _more(out, len(groups) - NUM_GROUPS, "finding")
+    if report.not_heard:
+        out.print("")
+        out.print(f"given up: {len(report.not_heard):,} nodes were not heard: {listed(report.not_heard)}")
+
+
+def grouped(report: FleetReport) -> list[Group]:
+    """The findings of nodes and across them by rule; what most nodes have stands before what few have."""
+    kept: dict[tuple[str, str], list[tuple[str, Finding]]] = {}
+    own = ((node.name, finding) for node in report.nodes if node.report for finding in node.report.findings)
+    for name, finding in [*((finding.device, finding) for finding in report.findings), *own]:
+        # What keeps many rules from being judged, or many nodes from being asked, is told once.
+        reason = finding.summary.partition(": ")[2].replace(name or " ", " ") if finding.severity == "unknown" else ""
+        key = (finding.severity, f"{reason} {finding.action}" if reason else finding.id)
+        kept.setdefault(key, []).append((name, finding))
+    groups = []
+    for found in kept.values():
+        names = tuple(dict.fromkeys(name for name, _ in found if name))
+        groups.append(Group(found[0][1], names, len({finding.summary for _, finding in found}) == 1))
+    return sorted(groups, key=lambda g: (SEVERITIES.index(g.finding.severity), -len(g.nodes)))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names, not too many."""
+    more = f" and {len(names) - NUM_NAMES:,} more" if len(names) > NUM_NAMES else ""
+    return ", ".join(names[:NUM_NAMES]) + more
+
+
+def _headline(out: Output, report: FleetReport) -> None:
+    found = Counter(node.status for node in report.nodes)
+    counts = ", ".join(f"{found[s]:,} {s}" for s in ("healthy", "warning", "unhealthy", "unknown") if found[s])
+    number = len(report.nodes)
+    told = f" ({counts or 'none was heard'}; {report.duration_s:.1f} s)"
+    show_status(out, f"{number:,} node{'s' * (number != 1)}: ", report.status, told)
+
+
+def _suspect(suspect: Suspect) -> tuple[str, str, str, str]:
+    because = suspect.causes[0]
+    more = f" (+{len(suspect.causes) - 1})" if len(suspect.causes) > 1 else ""
+    lost, chance = f"{suspect.lost_gpu_hours:,.1f}", f"{suspect.probability:.0%}"
+    return suspect.node, lost, chance, f"{because.summary}{more}"
+
+
+def _block(group: Group) -> list[Row]:
+    finding, count = group.finding, len(group.nodes)
+    nodes = f"{count:,} node{'s' * (count != 1)}: " if count else ""
+    summary = finding.summary if group.is_alike or count < 2 else f"{finding.summary} (or the like)"
+    rows = {
+        "nodes": listed(group.nodes),
+        "rule": finding.id,
+        "seen": "" if finding.severity == "unknown" else finding.evidence,
+        "do": finding.action,
+    }
+    return [(f"{finding.severity:10}", STYLES[finding.severity], nodes + summary, "bold"), *details(rows)]
+
+
+def _more(out: Output, count: int, what: str) -> None:
+    if count > 0:
+        out.print(f"and {count:,} more {what}{'s' * (count != 1)}: --json has them all")

@@ -1,0 +1,79 @@
+"""A health report in one line and an exit code, as the monitors of others want it.
+
+Nagios: https://nagios-plugins.org/doc/guidelines.html; node-problem-detector: its docs/custom_plugin_monitor.md and
+pkg/custompluginmonitor/types (0 OK, 1 NonOK, everything else Unknown).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import NoReturn
+
+from aifx.commands.console.terminal import Output
+from aifx.commands.doctor.monitor_protocols import NPD_LENGTH, ProtocolExit, cut
+from aifx.core.errors import UsageError
+from aifx.core.sanitize import one_line
+from aifx.health.report import SEVERITIES, Finding, Report, counts
+
+
+class Format(StrEnum):
+    """Who reads the report."""
+
+    TEXT = "text"
+    NAGIOS = "nagios"
+    NPD = "npd"
+
+
+NAGIOS = {"healthy": ("OK", 0), "warning": ("WARNING", 1), "unhealthy": ("CRITICAL", 2), "unknown": ("UNKNOWN", 3)}
+
+
+def nagios(report: Report) -> tuple[str, int]:
+    """`AIFX STATUS - text | figures`. A limit of `0` means: alert when there is more than none."""
+    word, code = NAGIOS[report.status]
+    told = f"{report.host or 'this machine'}: {counts(report)}"
+    if report.findings:
+        told += f": {_worst(report)}"
+    found = Counter(finding.severity for finding in report.findings)
+    limits = {"critical": ";0", "warning": "0;"}
+    figures = [f"{severity}={found[severity]};{limits.get(severity, ';')};0" for severity in SEVERITIES]
+    text = cut(one_line(told).replace("|", "/"), 400)
+    return f"AIFX {word} - {text} | {' '.join(figures)} duration={report.duration_s:.3f}s;;;0", code
+
+
+def npd(report: Report, strict: bool = False) -> tuple[str, int]:
+    """A message as long as a condition of the node takes by default. What warns is OK, unless `strict`."""
+    code = {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(report.status, 0)
+    if not report.findings:
+        return "healthy", code
+    more = len(report.findings) - 1
+    return cut(one_line(_worst(report)), NPD_LENGTH, f" (+{more})" if more else ""), code
+
+
+@contextmanager
+def for_monitor(json: bool) -> Iterator[Output]:
+    """In place of `terminal`: what fails is left to `main`, which tells it as the monitor wants it."""
+    if json:
+        raise UsageError("--format and --json", "stdout takes one of them", "aifx doctor --json")
+    yield Output()
+
+
+def tell(report: Report, form: Format, strict: bool) -> NoReturn:
+    """The line on stdout, and the end. Raises ProtocolExit."""
+    line, code = nagios(report) if form is Format.NAGIOS else npd(report, strict)
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()  # one that cannot be written is no verdict
+    raise ProtocolExit(code)
+
+
+def _worst(report: Report) -> str:
+    return told_of(report.findings[0])
+
+
+def told_of(finding: Finding) -> str:
+    """The device and what is wrong with it."""
+    named = not finding.device or finding.device in finding.summary
+    return finding.summary if named else f"{finding.device}: {finding.summary}"

@@ -1,0 +1,102 @@
+"""Programs that call aifx and give exit codes a meaning of their own: Nagios, node-problem-detector, Slurm.
+
+Ours (docs/exit-codes.md) would mislead them: Nagios reads 2 as CRITICAL, and a prolog that ends with anything
+but 0 drains the node. `main` asks here who calls, so that a mistake on the command line and a bug are told in the
+caller's way too. Nothing here imports more than it needs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from aifx.commands.console.failures import as_error, is_debugging, print_traceback
+from aifx.core.sanitize import one_line
+
+NPD_LENGTH = 80
+"""Bytes of a message of node-problem-detector's: the default of max_output_length (docs/custom_plugin_monitor.md)."""
+
+
+class ProtocolExit(SystemExit):
+    """A verdict that was told, in the codes of the program that called."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.status = code
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Attributes:
+    unable: the exit code of everything that is no verdict.
+    tell: says why there is none.
+    """
+
+    unable: int
+    tell: Callable[[str], None]
+
+    def fail(self, error: BaseException) -> int:
+        """Tells a failure of ours and returns its exit code. Raises nothing."""
+        with suppress(BaseException):
+            if is_debugging():
+                print_traceback(error)
+        text = f"{type(error).__name__}: {error}"
+        with suppress(BaseException):
+            failure = as_error(error)
+            text = f"{failure.what}: {failure.why}" if failure.why else failure.what
+        with suppress(BaseException):
+            self.tell(one_line(text))
+        return self.unable
+
+
+def caller_of(args: Sequence[str]) -> Caller | None:
+    """Who calls with these arguments; None for a person or a script of theirs."""
+    words = [arg for arg in args if arg != "--debug"]
+    if words[:1] != ["doctor"]:
+        return None
+    if words[1:2] == ["slurm"] or ("slurm" in words and {"prolog", "health-check"}.intersection(words)):
+        return SLURM
+    for option, value in zip(words, [*words[1:], ""], strict=True):
+        name = option.removeprefix("--format=") if option.startswith("--format=") else value
+        if option.startswith("--format") and name in FORMATS:
+            return FORMATS[name]
+    return None
+
+
+def cut(text: str, num_bytes: int, end: str = "") -> str:
+    """`text` and `end` in at most so many bytes of UTF-8; what does not fit is cut from `text`."""
+    room = num_bytes - len(end.encode())
+    whole = text.encode("utf-8", "replace")
+    if len(whole) > room:
+        text = whole[: max(room - 3, 0)].decode("utf-8", "ignore").rstrip() + "..."
+    return text + end
+
+
+def log(text: str, *, is_error: bool = False) -> None:
+    """A line in the system's log, where there is one: what a script of Slurm's says on stdout is normally lost."""
+    import syslog
+
+    from aifx.health.host import within
+
+    priority = syslog.LOG_DAEMON | (syslog.LOG_ERR if is_error else syslog.LOG_NOTICE)
+    with suppress(Exception):  # a logger that hangs takes nothing with it
+        within(1.0, lambda: syslog.syslog(priority, text), "the system's log")
+
+
+def _tell_nagios(text: str) -> None:
+    sys.stdout.write(f"AIFX UNKNOWN - {cut(text.replace('|', '/'), 400)}\n")
+
+
+def _tell_npd(text: str) -> None:
+    sys.stdout.write(cut(f"aifx: {text}", NPD_LENGTH) + "\n")
+
+
+def _tell_slurm(text: str) -> None:
+    log(f"aifx doctor slurm: {text}", is_error=True)
+    sys.stderr.write(f"aifx doctor slurm: {text}\n")
+
+
+SLURM = Caller(0, _tell_slurm)
+FORMATS = {"nagios": Caller(3, _tell_nagios), "npd": Caller(2, _tell_npd)}

@@ -1,0 +1,137 @@
+"""A health report for people: the worst first, each with what was seen, against what, and what to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+from aifx.commands.console.terminal import Output
+from aifx.core.sanitize import one_line
+from aifx.health.report import Finding, Group, Report, Skipped, counts, grouped, num_skipped, passed
+
+Row: TypeAlias = tuple[str, str, str, str]
+MANY = 3
+MOST_NAMES = 16
+STYLES = {"critical": "bold red", "unknown": "bold magenta", "warning": "yellow", "info": "cyan"}
+STATUS_STYLES = {"healthy": "bold green", "warning": "bold yellow", "unhealthy": "bold red", "unknown": "bold magenta"}
+
+
+def show(out: Output, report: Report, ids: Sequence[str], list_skipped: bool = False) -> None:
+    """The report on stdout. Nothing with --json.
+
+    Args:
+        ids: the rules that were chosen.
+        list_skipped: whether to say which rules were skipped, and why.
+    """
+    if out.json:
+        return
+    rules = f"{len(ids)} rule{'s' * (len(ids) != 1)}"
+    told = f" ({counts(report)}; {rules} in {report.duration_s:.1f} s)"
+    show_status(out, f"{report.host or 'this machine'}: ", report.status, told)
+    show_findings(out, report.findings)
+    out.print("")
+    families = sorted(passed(report, ids).items())
+    width = max((len(family) for family, _ in families), default=0)
+    show_rows(out, (_passed(family, width, count) for family, count in families))
+    if list_skipped:
+        whys = _by_reason(report.skipped).items()
+        show_rows(out, (("skipped   ", "dim", f"{', '.join(_shortened(names))}: {why}", "dim") for why, names in whys))
+    elif skipped := num_skipped(report, ids):
+        told = f"{skipped} rule{'s' * (skipped != 1)}; --list-skipped says which, and why"
+        show_rows(out, [("skipped   ", "dim", told, "dim")])
+
+
+def _passed(family: str, width: int, count: int) -> Row:
+    return "passed    ", "green", f"{family:{width}}  {count:3} rule{'s' * (count != 1)}", ""
+
+
+def show_status(out: Output, whose: str, status: str, told: str) -> None:
+    """The first line."""
+    from rich.text import Text
+
+    out.row(Text(one_line(whose)), Text.assemble((status, STATUS_STYLES[status]), one_line(told)))
+
+
+def show_findings(out: Output, findings: Iterable[Finding]) -> None:
+    for group in grouped(findings):
+        out.print("")
+        show_rows(out, _block(group))
+
+
+def show_rows(out: Output, rows: Iterable[Row]) -> None:
+    """Labels and texts, each with its style. Machines sent them: they must steer no terminal."""
+    from rich.text import Text
+
+    for label, label_style, text, style in rows:
+        out.row(Text(one_line(label), label_style), Text(one_line(text), style))
+
+
+def details(rows: Mapping[str, str], indent: int = 10, width: int = 9) -> list[Row]:
+    """What stands under a finding; nothing for what is empty."""
+    return [(f"{'':{indent}}{name:{width}}", "dim", text, "") for name, text in rows.items() if text]
+
+
+def _block(group: Group) -> list[Row]:
+    finding = group.finding
+    severity = (f"{finding.severity:10}", STYLES[finding.severity])
+    if finding.severity == "unknown":
+        ids = list(dict.fromkeys(one.id for one in (finding, *group.others)))
+        reason = finding.summary.partition(": ")[2]
+        said = f"{finding.id if len(ids) == 1 else f'{len(ids)} rules'} could not be judged: {reason}"
+        rows = {"rules": ", ".join(_shortened(ids)) if len(ids) > 1 else "", "do": finding.action}
+    else:
+        said = _said(finding)
+        rows = {
+            "also": _listed([_as_other(other, finding) for other in group.others]),
+            "rule": finding.id,
+            "seen": finding.evidence,
+            "fails if": f"{finding.threshold} ({finding.source})",
+            "do": finding.action,
+        }
+    return [(*severity, said, "bold"), *details(rows), *_consequences(group)]
+
+
+def _said(finding: Finding) -> str:
+    named = not finding.device or finding.device in finding.summary
+    return finding.summary if named else f"{finding.device}: {finding.summary}"
+
+
+def _as_other(other: Finding, first: Finding) -> str:
+    """The device alone if the same is wrong with it."""
+    said = _said(other)
+    is_alike = bool(other.device) and said.replace(other.device, first.device) == _said(first)
+    return other.device if is_alike else said
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - MOST_NAMES} more (--json has them all)" if len(texts) > MOST_NAMES else ""
+    separator = ", " if all(" " not in text for text in texts) else "; "
+    return separator.join(texts[:MOST_NAMES]) + more
+
+
+def _consequences(group: Group) -> list[Row]:
+    """A line for each rule whose findings follow from the cause."""
+    by_rule: dict[str, list[Finding]] = {}
+    for one in group.consequences:
+        by_rule.setdefault(one.id, []).append(one)
+    rows: list[Row] = []
+    for rule, (first, *others) in by_rule.items():
+        more = f", and {len(others)} more" if others else ""
+        rows.append((f"{'':10}{'' if rows else 'causes':9}", "dim", f"{_said(first)}{more} ({rule})", ""))
+    return rows
+
+
+def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = {}
+    for one in skipped:
+        reasons.setdefault(one.why, []).append(one.id)
+    return reasons
+
+
+def _shortened(names: list[str]) -> list[str]:
+    """A family of which many are there is named once; --json has them all."""
+    families = Counter(name.split(".", 1)[0] for name in names)
+    shown = ((name, name.split(".", 1)[0]) for name in names)
+    words = [f"{family}.* ({families[family]} rules)" if families[family] > MANY else name for name, family in shown]
+    return list(dict.fromkeys(words))

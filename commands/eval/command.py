@@ -1,0 +1,193 @@
+"""`aifx eval`: held-out metrics of a checkpoint, compared with gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from aifx.commands.console.options import JsonOption, RunOption, SetOption
+from aifx.commands.console.terminal import Output, terminal
+from aifx.core.errors import ExitCode, UsageError, did_you_mean
+from aifx.core.limits import check_limits
+
+if TYPE_CHECKING:
+    from aifx.config.gates import GateResult
+    from aifx.data.base import Split
+    from aifx.evaluation.better_last import BetterLast
+    from aifx.evaluation.dataset import DatasetReports
+    from aifx.evaluation.held_out import Report
+
+SPLITS: tuple[Split, ...] = ("test", "validation", "train")
+
+StepOption = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    typer.Option(
+        "--step", metavar="N|best|last", help="Which checkpoint; eval.checkpoint when not given.", show_default=False
+    ),
+]
+
+SplitOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--split",
+        metavar="test|validation|train",
+        help="Which part of the data; eval.split when not given.",
+        show_default=False,
+    ),
+]
+
+DataOption = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Measure this data set instead of a split. Can be repeated.",
+        show_default=False,
+    ),
+]
+
+GateOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--gate",
+        metavar='"NAME OP NUMBER"',
+        help="A condition in addition to those of eval.gates. Can be repeated.",
+        show_default=False,
+    ),
+]
+
+
+def eval_(
+    run: RunOption = None,
+    step: StepOption = None,
+    split: SplitOption = None,
+    data: DataOption = None,
+    gate: GateOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure a checkpoint on held-out data and compare it with its gates. Exits 1 if one fails.
+
+    Examples:
+        aifx eval
+        aifx eval --run main --step last --gate "bits_per_byte <= 2.1"
+        aifx eval --split validation --json
+        aifx eval --gate "per_class.Shirt.recall >= 0.6"
+        aifx eval --data june.npz --data july.npz
+
+    Without --run, the run that was written last. aifx also keeps the report in the run, in eval/<step>.json. With
+    --data, aifx reports each file by itself and does not read the data that the run was trained on.
+    """
+    with terminal(json) as out:
+        which, at = parse_step(step)
+        check_limits()
+        chosen = parse_split(split)
+        if data and chosen is not None:
+            why = "a data set is measured whole"
+            raise UsageError("--split cannot be used with --data", why, f"aifx eval --data {data[0]}")
+        from aifx.config.gates import parse_gate
+        from aifx.core.project import find_project
+
+        for expr in gate or ():
+            parse_gate(expr)  # refused before jax is loaded
+        project = find_project()
+        directory = project.existing_run(run)
+        if data:
+            from aifx.evaluation.dataset import evaluate_files
+
+            reports = evaluate_files(
+                directory, project, data, gates=gate or (), step=at, which=which, overrides=set_ or (), say=out.say
+            )
+            out.document(reports.document())
+            _show_datasets(out, reports)
+            if not reports.passed:
+                raise SystemExit(ExitCode.VERDICT)
+            return
+        from aifx.evaluation.held_out import evaluate
+
+        report = evaluate(
+            directory, project, split=chosen, gates=gate or (), step=at, which=which, overrides=set_ or (), say=out.say
+        )
+        out.document(report.document())
+        _show(out, report)
+        if not report.passed:
+            raise SystemExit(ExitCode.VERDICT)
+
+
+def parse_step(step: str | None) -> tuple[Any, int | None]:
+    """("best" or "last" or None, the step's number or None). Raises UsageError."""
+    if step is None or step in ("best", "last"):
+        return step, None
+    if not step.isascii() or not step.isdigit():
+        raise UsageError(f"--step {step!r} is no step", "a number, best or last", "aifx ckpt ls")
+    return None, int(step)
+
+
+def parse_split(split: str | None) -> Split | None:
+    """Raises UsageError for a split that does not exist."""
+    for known in SPLITS:
+        if split == known:
+            return known
+    if split is not None:
+        raise UsageError(f"--split {split!r} is no split", did_you_mean(split, SPLITS), "aifx eval --split test")
+    return None
+
+
+def _show(out: Output, report: Report) -> None:
+    matrices = "" if report.quantize == "none" else f", matrices as {report.quantize}"
+    out.print(f"run {report.run}, step {report.step}, {report.split} split{matrices}")
+    _show_metrics(out, report.metrics, report.gates)
+    if report.better_last is not None:
+        out.print("")
+        out.print(better_last_text(report.run, report.better_last))
+
+
+def _show_datasets(out: Output, reports: DatasetReports) -> None:
+    matrices = "" if reports.quantize == "none" else f", matrices as {reports.quantize}"
+    for report in reports.datasets:
+        out.print(f"run {reports.run}, step {reports.step}, {report.name} ({report.digest[:12]}){matrices}")
+        _show_metrics(out, report.metrics, report.gates)
+        if report is not reports.datasets[-1]:
+            out.print("")
+
+
+def _show_metrics(out: Output, metrics: Mapping[str, Any], gates: Sequence[GateResult]) -> None:
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    out.table(["metric", "value"], [(name, _number(value)) for name, value in numbers.items()], right=["value"])
+    if isinstance(classes := metrics.get("per_class"), Mapping):
+        _show_classes(out, classes, metrics.get("confusion"))
+    if gates:
+        out.print("")
+        rows = [(g.expr, _number(g.value), "passed" if g.passed else "FAILED") for g in gates]
+        out.table(["gate", "value", "verdict"], rows, right=["value"])
+
+
+def better_last_text(run: str, better: BetterLast) -> str:
+    """The remark that the last checkpoint beats the best one."""
+    direction, _, metric = better.best_by.partition(" ")
+    values = f"{_number(better.last_value)} at step {better.last_step}, {_number(better.best_value)} at step"
+    return (
+        f"the last checkpoint beats the best one by {metric}:\n"
+        f"{values} {better.best_step}, on the validation split\n"
+        f"measure it: aifx eval --run {run} --step last\n"
+        f'in new runs: aifx train --set checkpoint.best_by="{direction} {metric}"'
+    )
+
+
+def _show_classes(out: Output, classes: Mapping[str, Mapping[str, float]], confusion: Any) -> None:
+    columns = list(next(iter(classes.values()), {}))
+    out.print("")
+    rows = [(name, *(_number(report[column]) for column in columns)) for name, report in classes.items()]
+    out.table(["class", *columns], rows, right=columns)
+    if isinstance(confusion, list):
+        out.print("\nconfusion: a row a class, a column what it was taken for")
+        out.table(
+            ["", *classes], [(name, *row) for name, row in zip(classes, confusion, strict=True)], right=list(classes)
+        )
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

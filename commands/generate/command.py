@@ -1,0 +1,142 @@
+"""`aifx generate`: text from a trained model."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aifx.commands.console.options import JsonOption, RunOption, SetOption
+from aifx.commands.console.terminal import terminal
+from aifx.commands.eval.command import StepOption, parse_step
+from aifx.core.errors import UsageError
+from aifx.core.limits import check_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aifx.config.sections import GenerateSection
+    from aifx.data.base import Say
+    from aifx.tasks import LoadedGenerator
+
+
+PromptOption = Annotated[
+    str | None,
+    typer.Option("--prompt", "-p", metavar="TEXT|-", help="Text to continue; - reads stdin.", show_default=False),
+]
+
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", min=1, help="Tokens to write.", show_default=False)
+]
+
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.", show_default=False),
+]
+
+TopKOption = Annotated[
+    int | None,
+    typer.Option("--top-k", min=0, help="Sample among this many likeliest tokens; 0 among all.", show_default=False),
+]
+
+TopPOption = Annotated[
+    float | None,
+    typer.Option("--top-p", help="Sample among the likeliest tokens of this total probability.", show_default=False),
+]
+
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed writes the same text.")]
+
+
+def generate(
+    run: RunOption = None,
+    prompt: PromptOption = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = 0,
+    step: StepOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write text with a trained model, token by token as it comes.
+
+    Examples:
+        aifx generate --prompt "Call me Ishmael"
+        aifx generate --temperature 0 --max-tokens 50
+        echo "Thus spake the whale:" | aifx generate --prompt - --seed 7
+        aifx generate --run main --step last --json
+
+    What is not given comes from [generate] as it is set now. Without --run, the run that was written last.
+    """
+    with terminal(json, streams=True) as out:
+        which, at = parse_step(step)
+        check_limits()
+        given = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        if top_p is not None and not 0.0 < top_p <= 1.0:
+            raise UsageError(
+                f"--top-p {top_p} is no probability", "more than 0, 1 at most", "aifx generate --top-p 0.95"
+            )
+        from aifx.core.project import find_project
+
+        project = find_project()
+        directory = project.existing_run(run)
+        if prompt == "-":
+            given["prompt"] = _read_stdin()
+        from aifx.tasks import load_generator
+
+        writer = load_generator(directory, project, step=at, which=which, overrides=set_ or (), say=out.say)
+        settings = writer.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
+        writing = _write(writer, settings, seed, out.say)
+        text = ""
+        if not json:
+            out.write(settings.prompt, exact=not out.stdout.isatty())
+        for piece in writing:
+            text += piece
+            if not json:
+                out.write(piece, exact=not out.stdout.isatty())
+        if not json:
+            out.write("\n")
+        out.document(
+            {"run": directory.name, "step": writer.step, "prompt": settings.prompt, "text": text, "seed": seed}
+            | {k: getattr(settings, k) for k in ("max_tokens", "temperature", "top_k", "top_p", "quantize")}
+        )
+
+
+def _write(writer: LoadedGenerator, settings: GenerateSection, seed: int, say: Say) -> Iterator[str]:
+    import jax
+
+    from aifx.generation.generator import generate as generate_ids
+    from aifx.kernels.choice import run_choices
+    from aifx.nn.precision import cast_floating, compute_dtype
+    from aifx.nn.quantized import quantize_matrices
+    from aifx.tasks.language import stream_text
+    from jax_kernels.dispatch import using
+
+    tokenizer = writer.tokenizer
+    dtype = compute_dtype(writer.config.train.precision, jax.default_backend())
+    params = cast_floating(writer.params, dtype)
+    prompt_ids = tokenizer.encode(settings.prompt) or [tokenizer.eos_id]
+    ids = generate_ids(
+        writer.model,
+        quantize_matrices(params, writer.model.specs(), settings.quantize),
+        prompt_ids,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        seed=seed,
+        eos_id=tokenizer.eos_id,
+    )
+    with using(run_choices(writer.run, writer.config, say=say, keep=False)):
+        yield from stream_text(tokenizer, prompt_ids, ids)
+
+
+def _read_stdin() -> str:
+    """All of stdin, less the line end that `echo` puts after it."""
+    raw: Any = sys.stdin.buffer.read()
+    try:
+        return str(raw.decode("utf-8")).removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as err:
+        raise UsageError("the prompt on stdin is not UTF-8", str(err), "iconv -t UTF-8") from err

@@ -1,0 +1,180 @@
+"""`aifx init`: a project from a template."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aifx.commands.console.completion import complete_template
+from aifx.commands.console.options import DryRunOption, JsonOption, YesOption
+from aifx.commands.console.terminal import Output, terminal
+
+if TYPE_CHECKING:
+    from aifx.scaffold.projects import BundledTemplate, Scaffolded
+
+
+DirectoryArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[DIR]", help="Folder of the project; the working directory, if it is empty.", show_default=False
+    ),
+]
+
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--template",
+        "-t",
+        metavar="NAME|PATH|GIT-URL",
+        help="What to start from.",
+        show_default=False,
+        autocompletion=complete_template,
+    ),
+]
+
+AnswerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--answer",
+        "-a",
+        metavar="KEY=VALUE",
+        help="Answer one of the template's questions. Can be repeated.",
+        show_default=False,
+    ),
+]
+
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Land in a folder that is not empty: what is there stays, ours land as .new.")
+]
+
+RefOption = Annotated[
+    str | None,
+    typer.Option("--vcs-ref", metavar="REF", help="Tag, branch or commit of a template in git.", show_default=False),
+]
+
+ListOption = Annotated[bool, typer.Option("--list", help="List the templates that come with aifx.")]
+
+
+def init(
+    directory: DirectoryArgument = None,
+    template: TemplateOption = None,
+    answer: AnswerOption = None,
+    yes: YesOption = False,
+    force: ForceOption = False,
+    vcs_ref: RefOption = None,
+    list_: ListOption = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Start a project from a template.
+
+    Examples:
+        aifx init --list
+        aifx init my-model --template language-model
+        aifx init my-model --template language-model --yes --answer tracker=tensorboard
+        aifx init . --template https://example.org/our/template.git --vcs-ref v2
+
+    Asks the template's questions on a terminal; --yes, or no terminal, takes their defaults. Templates that come with
+    aifx need no network. One from elsewhere is a copier template (https://copier.readthedocs.io); it is refused when it
+    would run code of its own.
+    """
+    with terminal(json) as out:
+        if list_:
+            _list(out)
+            return
+        ask = not yes and sys.stdin.isatty() and out.err.is_terminal
+        made = _make(out, directory, template, answer or [], ask=ask, force=force, vcs_ref=vcs_ref, dry_run=dry_run)
+        next_steps = _next_steps(made)
+        out.document(
+            {
+                "project": str(made.project),
+                "template": made.template,
+                "files": list(made.files),
+                "set_beside": list(made.set_beside),
+                "dry_run": dry_run,
+                "next": next_steps,
+            }
+        )
+        _show(out, made, next_steps, dry_run=dry_run)
+        if force and not made.set_beside:
+            out.say("--force was not needed: no file was in the way")
+
+
+def _list(out: Output) -> None:
+    from aifx.scaffold.projects import bundled_templates
+
+    templates = bundled_templates()
+    out.document(
+        {"templates": [{"name": t.name, "summary": t.summary, "questions": list(t.questions)} for t in templates]}
+    )
+    out.table(["template", "what it is"], [(t.name, t.summary) for t in templates])
+
+
+def _make(
+    out: Output,
+    directory: Path | None,
+    template: str | None,
+    answer: list[str],
+    *,
+    ask: bool,
+    force: bool,
+    vcs_ref: str | None,
+    dry_run: bool,
+) -> Scaffolded:
+    from aifx.scaffold.projects import check_destination, find_template, parse_answers, scaffold
+
+    destination = directory or Path()
+    answers = parse_answers(answer)
+    chosen = find_template(template) if template else None
+    check_destination(destination, force=force)  # before anything is asked
+    return scaffold(
+        destination,
+        chosen or find_template(_choose(out, ask=ask)),
+        data=answers,
+        ask=ask,
+        force=force,
+        vcs_ref=vcs_ref,
+        dry_run=dry_run,
+        say=None if out.json else out.say,
+    )
+
+
+def _choose(out: Output, *, ask: bool) -> str:
+    """The template when none was named: asked for on a terminal, else the first that people want."""
+    from aifx.scaffold.projects import DEFAULT_TEMPLATE, bundled_templates
+
+    if not ask:
+        out.say(f"template: {DEFAULT_TEMPLATE} (--template takes another; aifx init --list)")
+        return DEFAULT_TEMPLATE
+    from rich.prompt import Prompt
+
+    templates: list[BundledTemplate] = bundled_templates()
+    for known in templates:
+        out.say(f"{known.name}: {known.summary}")
+    return Prompt.ask("Which template?", choices=[t.name for t in templates], default=DEFAULT_TEMPLATE, console=out.err)
+
+
+def _next_steps(made: Scaffolded) -> list[str]:
+    """What to type now, in order."""
+    here = os.path.relpath(made.project)
+    steps = [] if here == "." else [f"cd {shlex.quote(here)}"]
+    return [*steps, "aifx train", "aifx eval"] if "aifx.toml" in made.files else steps
+
+
+def _show(out: Output, made: Scaffolded, next_steps: list[str], *, dry_run: bool) -> None:
+    would = "would make" if dry_run else "made"
+    if not made.files:
+        out.print(f"{os.path.relpath(made.project)} already holds every file of {made.template}, with the same content")
+        return
+    out.print(f"{would} {os.path.relpath(made.project)} from {made.template}:")
+    for name in made.files:
+        out.print(f"  {name}" + ("  (a file of that name is there and stays)" if name in made.set_beside else ""))
+    if not dry_run and next_steps:
+        out.print("\nnext:")
+        for step in next_steps:
+            out.print(f"  {step}")

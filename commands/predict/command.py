@@ -1,0 +1,141 @@
+"""`aifx predict`: predictions of a trained model for rows or images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aifx.commands.console.options import JsonOption, RunOption, SetOption
+from aifx.commands.console.stopping import sigterm_as_ctrl_c
+from aifx.commands.console.terminal import Output, terminal
+from aifx.commands.eval.command import StepOption, parse_step
+from aifx.core.errors import UsageError
+from aifx.core.limits import check_limits
+
+if TYPE_CHECKING:
+    from aifx.data.rows import InputFile, Row
+
+Write = Callable[[list[dict[str, Any]]], None]
+
+CHUNK = 64
+"""Predictions that are written at a time."""
+
+InputArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT", help="Files of rows, texts or images; - reads JSON Lines from stdin.", show_default=False
+    ),
+]
+
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write to FILE: .jsonl, .csv or .parquet. By default JSON Lines on stdout.",
+        show_default=False,
+    ),
+]
+
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input-format",
+        metavar="FORMAT",
+        help="Format of the inputs, such as jsonl or csv. By default each file's extension.",
+        show_default=False,
+    ),
+]
+
+
+def predict(
+    inputs: InputArgument,
+    output: OutputOption = None,
+    input_format: FormatOption = None,
+    run: RunOption = None,
+    step: StepOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Predict labels, probabilities or values for new rows or images.
+
+    Examples:
+        aifx predict new.npz
+        aifx predict rows.csv --output predictions.parquet
+        aifx predict camera/*.png --output labels.csv --run main --step best
+        generate-rows | aifx predict - | head
+
+    The model comes from the run alone; the data that it was trained on is not read. Without --run, the run that was
+    written last.
+    """
+    with terminal(json, streams=output is None) as out, sigterm_as_ctrl_c():
+        which, at = parse_step(step)
+        check_limits()
+        if json and output is None:
+            hint = f"aifx predict {inputs[0]} --output predictions.jsonl --json"
+            raise UsageError("--json requires --output", "predictions would be on stdout, too", hint)
+        from aifx.data.row_writers import output_format
+        from aifx.data.rows import input_file
+
+        if output is not None:
+            output_format(output)  # refused before jax is loaded
+        files = [input_file(name, input_format) for name in inputs]
+        _check(files, output)
+        from aifx.core.project import find_project
+
+        project = find_project()
+        directory = project.existing_run(run)
+        from aifx.loading import load_model
+
+        model = load_model(directory, project, step=at, which=which, overrides=tuple(set_ or ()), say=out.say)
+        with _writing(out, output) as write:
+            count = _write(model.predict_rows(model.read(files)), write)
+        out.document({"run": model.run, "step": model.step, "predictions": count, "output": str(output)})
+        where = f" in {output}" if output is not None else ""
+        summary = f"{count:,} prediction{'s' * (count != 1)}{where}, by run {model.run}, step {model.step}"
+        (out.say if output is None else out.print)(summary)
+
+
+def _check(files: list[InputFile], output: Path | None) -> None:
+    """Raises UsageError for inputs that exclude each other or the output."""
+    if sum(file.path is None for file in files) > 1:
+        raise UsageError("- can be given once", "stdin is read to its end", "cat A B | aifx predict -")
+    if output is not None and output.exists():
+        for file in files:
+            if file.path is not None and file.path.exists() and output.samefile(file.path):
+                raise UsageError(f"--output {output} is an input, too", "it would be replaced", "name another file")
+
+
+def _write(predicted: Iterable[tuple[Row, dict[str, Any]]], write: Write) -> int:
+    """Write the predictions in chunks; returns how many there were."""
+    records: list[dict[str, Any]] = []
+    count = 0
+    for row, prediction in predicted:
+        records.append({"file": row.file, "row": row.number, **prediction})
+        count += 1
+        if len(records) == CHUNK:
+            write(records)
+            records = []
+    write(records)
+    return count
+
+
+@contextmanager
+def _writing(out: Output, output: Path | None) -> Iterator[Write]:
+    """Where predictions go: a file, which is there when all are written, or stdout."""
+    if output is None:
+        from aifx.data.row_writers import json_line
+
+        # Letters as they are only where nothing can mistake them for commands of a terminal.
+        ascii = out.stdout.isatty() or not (out.stdout.encoding or "").lower().startswith("utf")
+        yield lambda records: out.write("".join(json_line(record, ascii=ascii) for record in records))
+        return
+    from aifx.data.row_writers import open_writer
+
+    with open_writer(output) as writer:
+        yield writer.write

@@ -1,0 +1,126 @@
+"""`aifx runs rm`, `rename` and `tag`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from aifx.commands.console.completion import complete_run, complete_tag
+from aifx.commands.console.options import DryRunOption, JsonOption
+from aifx.commands.console.terminal import Output, terminal
+from aifx.core.errors import AifxError, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from aifx.core.project import RunDirectory
+
+RunArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.", autocompletion=complete_run)]
+
+
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names of the runs.", autocompletion=complete_run)],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Delete runs with their checkpoints, metrics and reports.
+
+    Examples:
+        aifx runs rm trial
+        aifx runs rm trial-1 trial-2 --yes
+        aifx runs rm trial --dry-run
+
+    Asks on a terminal; a script gives --yes. A run that a process trains is refused.
+    """
+    with terminal(json) as out:
+        from aifx.core.json_files import readable_bytes
+        from aifx.core.project import find_project
+        from aifx.runs import is_held
+        from aifx.runs.manage import remove_run, size_of
+
+        project = find_project()
+        runs = [project.existing_run(name) for name in dict.fromkeys(names)]
+        sizes = {run.name: size_of(run) for run in runs}
+        for run in runs:
+            if is_held(run):
+                raise AifxError(f"run {run.name!r} is being trained", "stop it first", f"aifx runs watch {run.name}")
+        if not dry_run and not yes:
+            _confirm(out, runs, readable_bytes(sum(sizes.values())))
+        for run in runs:
+            if not dry_run:
+                remove_run(project, run)
+            verb = "would delete" if dry_run else "deleted"
+            out.print(f"{verb} {run.name}: {readable_bytes(sizes[run.name])}")
+        removed = [{"run": name, "size_bytes": size} for name, size in sizes.items()]
+        out.document({"removed": removed, "dry_run": dry_run})
+
+
+def rename(
+    old: RunArgument,
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Its new name.")],
+    json: JsonOption = False,
+) -> None:
+    """Rename a run. Its checkpoints, metrics and reports keep their content.
+
+    Examples:
+        aifx runs rename main baseline
+
+    A run that a process trains is refused. Trackers keep the name that they got when the run began.
+    """
+    with terminal(json) as out:
+        from aifx.core.project import find_project
+        from aifx.runs.manage import rename_run
+
+        project = find_project()
+        run = rename_run(project, project.existing_run(old), new)
+        out.document({"run": run.name, "renamed_from": old})
+        out.print(f"renamed {old} to {run.name}")
+
+
+def tag(
+    name: RunArgument,
+    tags: Annotated[
+        Optional[list[str]],  # noqa: UP045 (typer reads it at run time)
+        typer.Argument(metavar="TAG", help="Tags to add.", show_default=False, autocompletion=complete_tag),
+    ] = None,
+    remove: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--remove",
+            metavar="TAG",
+            help="Tag to remove. Can be repeated.",
+            show_default=False,
+            autocompletion=complete_tag,
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Add tags to a run, remove some, or list them.
+
+    Examples:
+        aifx runs tag main                        its tags
+        aifx runs tag main baseline paper
+        aifx runs tag main --remove paper
+        aifx runs ls --tag baseline               the runs that have a tag
+    """
+    with terminal(json) as out:
+        from aifx.core.project import find_project
+        from aifx.runs.manage import change_tags
+
+        run = find_project().existing_run(name)
+        after = change_tags(run, tags or (), remove or ())
+        out.document({"run": run.name, "tags": list(after)})
+        out.print(f"{run.name}: {', '.join(after) or 'no tag'}")
+
+
+def _confirm(out: Output, runs: list[RunDirectory], size: str) -> None:
+    """Ask whether to delete. Raises UsageError without a terminal, SystemExit if the answer is no."""
+    import sys
+
+    names = ", ".join(run.name for run in runs)
+    if out.json or not sys.stdin.isatty() or not out.err.is_terminal:
+        hint = f"aifx runs rm {' '.join(run.name for run in runs)} --yes"
+        raise UsageError(f"nobody to ask whether {names} may be deleted", "there is no terminal", hint)
+    if not typer.confirm(f"Delete {names} ({size})?", err=True):
+        out.say("nothing was deleted")
+        raise SystemExit(ExitCode.OK)

@@ -1,0 +1,152 @@
+"""`aifx train`: train the project's model, or go on where it stopped."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from aifx.commands.console.options import JsonOption, RunOption, SetOption
+from aifx.commands.console.terminal import Output, failure_text, is_colored, terminal
+from aifx.commands.eval.command import parse_step
+from aifx.core.errors import UsageError
+from aifx.core.limits import check_limits
+
+if TYPE_CHECKING:
+    from aifx.training import TrainResult
+
+DEFAULT_RUN = "main"
+
+ForkOption = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    typer.Option(
+        "--fork", metavar="NAME", help="Begin run NAME from a checkpoint of --run, the last one.", show_default=False
+    ),
+]
+ForkStepOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--step", metavar="N|best|last", help="With --fork: the checkpoint to begin from.", show_default=False
+    ),
+]
+ProfileOption = Annotated[bool, typer.Option("--profile", help="Trace a few steps with JAX's profiler.")]
+
+
+def train(
+    run: RunOption = None,
+    overrides: SetOption = None,
+    fork: ForkOption = None,
+    step: ForkStepOption = None,
+    profile: ProfileOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Train the project's model, or go on where it stopped.
+
+    Type it again after a stop, a crash or a lost machine: the run goes on from its latest checkpoint, bit for bit.
+    Ctrl-C saves first; a second one exits at once.
+
+    Examples:
+        aifx train                                        the run called "main"
+        aifx train --run wide --set model.embed_dim=256   another run, another setting
+        aifx train --run main --fork longer --set train.num_steps=4000
+        aifx train --run main --fork calmer --step 400 --set optimizer.learning_rate=3e-4
+        aifx train --json                                 one JSON document at the end, for scripts
+    """
+    with terminal(json) as out:
+        from aifx.training.signals import StopSignals
+
+        # Before anything heavy is imported: a signal is heard from here on, whatever is being imported or compiled.
+        with StopSignals() as stop:
+            stop.before_exit.append(lambda status, _: _write_interrupted(status))
+            result = _train(DEFAULT_RUN if run is None else run, overrides or [], fork, step, profile, out, stop)
+            stop.finish()  # also of a run that had ended before: a signal must not take its answer
+            out.document(result.document())
+            _show(result, out, profile, overrides or [])
+        if result.exit_code:
+            raise SystemExit(int(result.exit_code))
+
+
+def _train(
+    name: str, overrides: list[str], fork: str | None, step: str | None, profile: bool, out: Output, stop: Any
+) -> TrainResult:
+    which, at = parse_step(step)
+    if step is not None and fork is None:
+        why = "a run goes on from its latest checkpoint; a fork begins where it is told"
+        raise UsageError(f"--step {step} is for --fork", why, f"aifx train --run {name} --fork NAME --step {step}")
+    check_limits()
+    from aifx.commands.train.panel import make_progress
+    from aifx.config import load_config
+    from aifx.core.progress import listen
+    from aifx.core.project import find_project
+    from aifx.training import train as train_run
+    from aifx.training.resume_checks import latest_result
+
+    project = find_project()
+    config = load_config(project, overrides)
+    progress = make_progress(out)
+
+    def write_latest_result(status: str, why: str) -> None:
+        """What is on disk of the run; called by the thread that heard the signal, which must not wait for an import."""
+        progress.abandon()
+        with suppress(BrokenPipeError):
+            out.document(latest_result(project.run(name if fork is None else fork), status).document())
+            out.flush()
+            out.say(f"{status}: {why}")
+
+    stop.before_exit[:] = [write_latest_result]
+    with listen(progress.activity):
+        return train_run(
+            project,
+            config,
+            name if fork is None else fork,
+            fork_from=name if fork is not None else None,
+            fork_at=at if at is not None else which or "last",
+            observers=[progress],
+            say=progress.say,
+            stop=stop,
+            profile=profile,
+        )
+
+
+def _write_interrupted(status: str) -> None:
+    """Write the answer of a run that a signal ends before its configuration is read."""
+    import sys
+
+    from aifx.commands.console.stopping import write_interrupted
+
+    write_interrupted(signal.SIGINT if status == "interrupted" else signal.SIGTERM, sys.argv[1:])
+
+
+def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str]) -> None:
+    """The answer for people."""
+    if result.error is not None:
+        out.err.file.write(failure_text(result.error, colored=is_colored(out.err.file)))  # type: ignore[arg-type]
+        return
+    if out.json:
+        return
+    loss = "" if result.loss is None else f", loss {result.loss:.4f}"
+    from aifx.commands.console.format import best
+
+    told = best(result.best_by, result.best_value, result.best_step)
+    best_so_far = f", best validation {told}" if told else ""
+    already = "already " if result.already else ""
+    ended = f"{already}{result.status.replace('_', ' ')} at step {result.step} of {result.num_steps}"
+    out.print(f"run {result.run.name}: {ended}{loss}{best_so_far}")
+    if result.units_per_s is not None and not result.already:
+        digest = (result.state_digest or "")[:16]
+        out.print(
+            f"{result.units_per_s:,.0f} {result.unit}/s; state digest {digest}; everything is in {result.run.path}"
+        )
+    if profile and not any(result.run.profile.rglob("*.gz")):
+        out.say("no trace: too few steps were left to warm up and trace")
+    elif profile and not result.already:
+        out.print(f"trace in {result.run.profile}: open its perfetto_trace.json.gz at https://ui.perfetto.dev")
+        out.print(f"or: pip install xprof && xprof --logdir {result.run.profile}")
+    if result.status in ("interrupted", "preempted"):
+        again = ["aifx", "train", "--run", result.run.name, *(part for o in overrides for part in ("--set", o))]
+        out.print(f"go on with: {shlex.join(again)}")
+    else:
+        out.print(f"next: aifx eval --run {result.run.name}")

@@ -1,0 +1,263 @@
+"""What a person sees while a run goes: a live panel at a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+from aifx.commands.console.chart import line_chart
+from aifx.commands.console.format import clock
+from aifx.commands.console.progress import ProgressDisplay, progress_line
+from aifx.commands.console.terminal import Output
+from aifx.machine.catalogue import utilization
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+    from aifx.commands.console.live import LiveDisplay
+    from aifx.core.progress import Progress as Activity
+    from aifx.training.records import Record, RunInfo, TrainResult
+
+REFRESH_PER_SECOND = 2  # a frame takes a few milliseconds of the processor that trains
+CURVE_POINTS = 1024
+CHART_HEIGHT = 6
+MAX_WIDTH = 100
+
+
+class Progress(Protocol):
+    """An observer of a run that also shows what comes before it."""
+
+    def say(self, text: str) -> None: ...
+
+    def start(self, info: RunInfo) -> None: ...
+
+    def record(self, record: Record) -> None: ...
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None: ...
+
+    def stop(self, result: TrainResult | None) -> None: ...
+
+    def activity(self, progress: Activity | None) -> None:
+        """A listener of `aifx.core.progress`."""
+        ...
+
+    def abandon(self) -> None:
+        """The process ends where it stands: leave the terminal usable."""
+        ...
+
+
+def make_progress(out: Output) -> Progress:
+    """A live panel where stderr is a terminal that takes one, plain lines elsewhere."""
+    return Panel(out.err) if out.animated else Lines(out)
+
+
+class Lines:
+    """Plain lines on stderr: the first steps, then one every ten seconds, validations, checkpoints and the end."""
+
+    FIRST = 3
+    EVERY_S = 10.0
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self.activity = ProgressDisplay(out)
+        self._last = 0.0
+        self._first_step = 0
+        self._num_steps = 0
+
+    def say(self, text: str) -> None:
+        self._out.say(text)
+
+    def start(self, info: RunInfo) -> None:
+        self._first_step, self._num_steps = info.first_step, info.num_steps
+        at = f", from step {info.first_step}" if info.first_step else ""
+        self.say(f"run {info.run.name}: {info.num_parameters:,} parameters, {info.num_steps} steps{at}")
+        self.say(f"{info.devices}, {info.dtype} computation")
+        self.say(info.mfu_formula)
+
+    def record(self, record: Record) -> None:
+        now = time.monotonic()
+        is_early = record.step - self._first_step <= self.FIRST
+        is_due = now - self._last >= self.EVERY_S
+        if is_early or is_due or record.validation is not None or record.step == self._num_steps:
+            from aifx.training.observers import line_of
+
+            self._last = now
+            self.say(line_of(record))
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        if name == "checkpoint" and time.monotonic() - self._last >= 1.0:
+            self.say(f"checkpoint of step {fields['step']} saved")
+
+    def stop(self, result: TrainResult | None) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
+
+
+class Curve:
+    """A whole run's losses in a bounded list: when it is full, neighbours are averaged."""
+
+    def __init__(self, capacity: int = CURVE_POINTS) -> None:
+        self.points: list[float] = []
+        self._capacity = capacity
+        self._stride = 1
+        self._sum = 0.0
+        self._count = 0
+
+    def add(self, value: float) -> None:
+        self._sum += value
+        self._count += 1
+        if self._count < self._stride:
+            return
+        self.points.append(self._sum / self._count)
+        self._sum, self._count = 0.0, 0
+        if len(self.points) >= self._capacity:
+            self.points = [(a + b) / 2 for a, b in zip(self.points[::2], self.points[1::2], strict=False)]
+            self._stride *= 2
+
+
+class Panel:
+    """A panel on a terminal that a thread of rich's redraws; the training thread only leaves its latest record here."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: LiveDisplay | None = None
+        self._phase = "starting"
+        self._began = time.monotonic()
+        self._info: RunInfo | None = None
+        self._latest: Record | None = None
+        self._units_per_s = 0.0
+        self._curve = Curve()
+        self._validation: tuple[float, int] | None = None
+        self._best: tuple[float, int] | None = None
+        self._checkpoint: tuple[int, float] | None = None
+        self._activity: Activity | None = None
+        self._resumed_at = 0.0
+
+    def say(self, text: str) -> None:
+        self._console.print(text, style="dim", soft_wrap=True)
+
+    def start(self, info: RunInfo) -> None:
+        self._info = info
+        self._phase = ""
+        self._resumed_at = time.monotonic()
+        for line in (f"{info.devices}, {info.dtype} computation, {info.num_parameters:,} parameters", info.mfu_formula):
+            self.say(line)
+
+    def record(self, record: Record) -> None:
+        self._curve.add(record.loss)
+        before = self._units_per_s
+        self._units_per_s = 0.9 * before + 0.1 * record.units_per_s if before else record.units_per_s
+        self._latest = record
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        if name in ("start", "resume"):
+            self._show()
+        elif name == "compile":
+            self._phase = "compiling"
+        elif name == "validation":
+            self._validation = (fields["loss"], fields["step"])
+            self._best = self._validation if fields["improved"] else self._best
+        elif name == "checkpoint":
+            self._checkpoint = (fields["step"], time.monotonic())
+
+    def stop(self, result: TrainResult | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def abandon(self) -> None:
+        if self._live is not None:
+            with suppress(OSError):
+                os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the cursor; rich's own locks may be held
+
+    def activity(self, progress: Activity | None) -> None:
+        self._activity = progress
+
+    def _show(self) -> None:
+        from aifx.commands.console.live import LiveDisplay
+
+        self._live = LiveDisplay(self._console, self.render, REFRESH_PER_SECOND)
+        self._live.start()
+
+    def render(self) -> RenderableType:
+        """The frame as it stands."""
+        from rich import box
+        from rich.panel import Panel as Frame
+        from rich.text import Text
+
+        ascii_only = not self._console.encoding.lower().startswith("utf")
+        if self._info is None:
+            if (activity := self._activity) is not None:
+                return progress_line(activity, is_ascii=ascii_only)
+            return Text(f"{self._phase} ... {time.monotonic() - self._began:.0f} s", style="dim")
+        width = min(self._console.width, MAX_WIDTH)
+        body = Text("\n").join(self._lines(self._info, width - 4, ascii_only))
+        frame = box.ASCII if ascii_only else box.ROUNDED
+        return Frame(body, title=f"run {self._info.run.name}", title_align="left", width=width, box=frame)
+
+    def _lines(self, info: RunInfo, width: int, ascii_only: bool) -> Iterator[Text]:
+        from rich.text import Text
+
+        latest = self._latest
+        step = latest.step if latest else info.first_step
+        yield progress_bar(step, info.num_steps, f"ETA {self._eta(info)}", width, ascii_only)
+        if latest is None:
+            yield Text("the first step is on its way", style="dim")
+            return
+        row = Text("loss ") + Text(f"{latest.loss:.4f}", style="bold cyan")
+        if self._validation is not None:
+            row.append("   validation ").append(f"{self._validation[0]:.4f}", style="bold magenta")
+        if self._best is not None:
+            row.append(f"   best {self._best[0]:.4f} at step {self._best[1]}")
+        yield row
+        row = Text(f"{self._units_per_s:,.0f} {latest.unit}/s", style="bold green")
+        row.append(f"   {latest.step_time_s * 1e3:.0f} ms/step", style="not bold default")
+        used = utilization(latest.mfu, latest.ceiling_fraction)
+        row.append(f"   {used}" if used else "", style="not bold default")
+        row.append(f"   lr {latest.learning_rate:.2e}   grad {latest.grad_norm:.2f}", style="not bold default")
+        yield row
+        for line in line_chart(self._curve.points, width, CHART_HEIGHT, ascii_only=ascii_only):
+            yield Text(line, style="cyan")
+        if (activity := self._activity) is not None:
+            yield progress_line(activity, is_ascii=ascii_only)
+        else:
+            yield Text(self._whereabouts(info), style="dim", overflow="ellipsis", no_wrap=True)
+
+    def _eta(self, info: RunInfo) -> str:
+        """Time to go, from the mean of this process's steps with everything between them."""
+        latest = self._latest
+        if latest is None or latest.step <= info.first_step:
+            return "--:--"
+        per_step_s = (time.monotonic() - self._resumed_at) / (latest.step - info.first_step)
+        return clock(per_step_s * (info.num_steps - latest.step))
+
+    def _whereabouts(self, info: RunInfo) -> str:
+        if self._checkpoint is None:
+            return "no checkpoint yet in this session; Ctrl-C saves one"
+        step, at = self._checkpoint
+        return f"checkpoint of step {step}, {clock(time.monotonic() - at)} ago, in {_short(info.run.checkpoints)}"
+
+
+def progress_bar(step: int, num_steps: int, note: str, width: int, ascii_only: bool) -> Text:
+    """How far a run is, in one line of `width` characters."""
+    from rich.text import Text
+
+    share = min(step / num_steps, 1.0)
+    left, right = f"step {step:,} / {num_steps:,} ", f" {share:4.0%}  {note}"
+    length = max(width - len(left) - len(right), 4)
+    done = round(share * length)
+    full, rest = ("#", ".") if ascii_only else ("━", "─")
+    return Text(left) + Text(full * done, style="bold green") + Text(rest * (length - done), style="dim") + Text(right)
+
+
+def _short(path: os.PathLike[str]) -> str:
+    """Relative to the working directory where that is below it."""
+    relative = os.path.relpath(path)
+    return os.fspath(path) if relative.startswith("..") else relative

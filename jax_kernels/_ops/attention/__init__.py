@@ -1,0 +1,204 @@
+"""Attention: softmax of scaled, masked scores over keys, applied to values.
+
+One dispatcher, several implementations of the same function: `reference` states it, `xla` runs fast everywhere, the
+others are for the devices in their names.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, Literal, TypeAlias, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_kernels._ops.attention import cudnn, reference, xla
+from jax_kernels._ops.attention.call import Call, rows, work, workload
+from jax_kernels.dispatch import run
+from jax_kernels.implementations import Implementation, kernel_implementation
+from jax_kernels.op import Op
+
+__all__ = ["ATTENTION", "Implementation", "attention"]
+
+ImplementationName: TypeAlias = Literal[
+    "auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn", "cudnn_masked"
+]
+
+KERNELS = ("pallas_triton", "pallas_mosaic_gpu", "pallas_tpu")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+FARTHEST = 2**29
+"""Positions are int32, and so are sums of two of them and a window."""
+
+ATTENTION = Op(
+    "attention",
+    __name__,
+    Call,
+    {
+        implementation.name: implementation
+        for implementation in (
+            Implementation("reference", reference.attention),
+            Implementation("xla", xla.attention, configs=xla.configs),
+            *(kernel_implementation(name, "attention", f"{__name__}.{name}") for name in KERNELS),
+            Implementation("cudnn", cudnn.attention, cudnn.unsupported_reason),
+            Implementation("cudnn_masked", cudnn.attention, cudnn.unsupported_reason_masked, is_kernel=True),
+        )
+    },
+    {
+        "cpu": ("xla",),
+        "gpu": ("cudnn", "pallas_mosaic_gpu", "pallas_triton", "cudnn_masked", "xla"),
+        "tpu": ("pallas_tpu", "xla"),
+    },
+    workload,
+    work,
+    rows,
+)
+
+
+@overload
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool = ...,
+    window: int | None = ...,
+    segment_ids: jax.Array | None = ...,
+    scale: float | None = ...,
+    logit_softcap: float | None = ...,
+    q_offset: int | jax.Array = ...,
+    return_lse: Literal[False] = ...,
+    implementation: ImplementationName = ...,
+) -> jax.Array: ...
+
+
+@overload
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool = ...,
+    window: int | None = ...,
+    segment_ids: jax.Array | None = ...,
+    scale: float | None = ...,
+    logit_softcap: float | None = ...,
+    q_offset: int | jax.Array = ...,
+    return_lse: Literal[True],
+    implementation: ImplementationName = ...,
+) -> tuple[jax.Array, jax.Array]: ...
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    segment_ids: jax.Array | None = None,
+    scale: float | None = None,
+    logit_softcap: float | None = None,
+    q_offset: int | jax.Array = 0,
+    return_lse: bool = False,
+    implementation: ImplementationName = "auto",
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Attention of q `[batch, q_len, num_heads, head_dim]` over k and v `[batch, kv_len, num_kv_heads, head_dim]`.
+
+    Args:
+        causal: query i, which stands at position i + q_offset, sees keys at positions up to its own.
+        window: it sees the last `window` of them, itself included.
+        segment_ids: `[batch, len]` int32, q_len = kv_len = len; queries see keys of their own segment.
+        scale: of the scores; 1 / sqrt(head_dim) when None.
+        logit_softcap: scores become cap * tanh(score / cap).
+        q_offset: position of the first query, within 2**29 of 0; an int lets the hidden blocks be skipped, an int32
+            scalar may be traced.
+        return_lse: also the log-sum-exp of each row's scores `[batch, num_heads, q_len]`, float32 or wider, so that
+            partial results combine; -inf where a row sees nothing (its output is zeros).
+        implementation: which implementation; "auto" takes the fastest for the device. If it does not
+            support the call, another runs, with a warning.
+
+    Returns the output, shaped as q.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    offset = _checked_offset(q_offset)
+    _check_arrays(q, k, v, segment_ids)
+    _check_numbers(window, scale, logit_softcap)
+    if isinstance(offset, int):  # a mask that hides nothing is none
+        causal = causal and offset < k.shape[1] - 1
+        window = None if window is None or window >= q.shape[1] + offset else window
+    if not causal and window is None:  # nothing asks where queries stand
+        offset = 0
+    call = Call(
+        batch=q.shape[0],
+        q_len=q.shape[1],
+        kv_len=k.shape[1],
+        num_heads=q.shape[2],
+        num_kv_heads=k.shape[2],
+        head_dim=q.shape[3],
+        dtype=q.dtype.name,
+        causal=causal,
+        window=None if window is None else min(int(window), FARTHEST),
+        q_offset=offset if isinstance(offset, int) else None,
+        has_segments=segment_ids is not None,
+        scale=1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale),
+        logit_softcap=None if logit_softcap is None else float(logit_softcap),
+        return_lse=return_lse,
+    )
+    traced = None if isinstance(offset, int) else offset
+    out, lse = run(ATTENTION, call, implementation, q, k, v, traced, segment_ids)
+    return (out, lse) if return_lse else out
+
+
+def _checked_offset(q_offset: Any) -> int | jax.Array:
+    if isinstance(q_offset, jax.Array):
+        if q_offset.shape != () or not jnp.issubdtype(q_offset.dtype, jnp.integer):
+            raise ValueError(f"q_offset: expected an integer scalar, got {q_offset.dtype} {q_offset.shape}")
+        return q_offset
+    try:
+        offset = operator.index(q_offset)
+    except TypeError:
+        raise ValueError(f"q_offset: expected an integer, got {q_offset!r}") from None
+    if abs(offset) > FARTHEST:
+        raise ValueError(f"q_offset: expected an integer within 2**29 of 0, got {offset}")
+    return offset
+
+
+def _check_arrays(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4 or x.shape[3] == 0:
+            raise ValueError(f"{name}: expected [batch, len, heads, head_dim], got shape {x.shape}")
+        if x.dtype.name not in DTYPES:
+            raise ValueError(f"{name}: expected one of {', '.join(DTYPES)}, got {x.dtype}")
+        if x.dtype != q.dtype:
+            raise ValueError(f"{name}: expected {q.dtype} as q, got {x.dtype}")
+    if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise ValueError(
+            f"k: expected batch {q.shape[0]} and head_dim {q.shape[3]} as q {q.shape}, got shape {k.shape}"
+        )
+    if v.shape != k.shape:
+        raise ValueError(f"v: expected shape {k.shape} as k, got {v.shape}")
+    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
+        raise ValueError(f"k: expected a number of heads that divides the {q.shape[2]} of q, got {k.shape[2]}")
+    if segment_ids is None:
+        return
+    if q.shape[1] != k.shape[1]:
+        raise ValueError(
+            f"segment_ids: expected q and k of one length with it, got {q.shape[1]} queries and {k.shape[1]} keys"
+        )
+    if segment_ids.shape != q.shape[:2] or not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise ValueError(
+            f"segment_ids: expected integers of shape {q.shape[:2]}, got {segment_ids.dtype} {segment_ids.shape}"
+        )
+
+
+def _check_numbers(window: int | None, scale: float | None, logit_softcap: float | None) -> None:
+    if window is not None and (not isinstance(window, int | np.integer) or window < 1):
+        raise ValueError(f"window: expected a positive integer or None, got {window!r}")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale: expected a finite number, got {scale!r}")
+    if logit_softcap is not None and not (math.isfinite(logit_softcap) and logit_softcap > 0):
+        raise ValueError(f"logit_softcap: expected a positive number or None, got {logit_softcap!r}")

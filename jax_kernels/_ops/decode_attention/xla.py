@@ -1,0 +1,91 @@
+"""Attention over pages in plain XLA: a row is walked in pieces of a few pages, of which only those in use are read.
+
+A piece is gathered and used at once, while it is in a CPU's cache. On accelerators, where a turn of a loop costs more
+than the work that it saves, a piece is a whole row, and rows are done together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jax_kernels._ops.decode_attention.call import Call
+from jax_kernels._ops.decode_attention.reference import Pair, with_gradient
+from jax_kernels.implementations import Config, Device
+
+
+def configs(call: Call, device: Device) -> Sequence[Config]:
+    """`piece` is the number of keys taken at once."""
+    if device.platform != "cpu":
+        return ((("piece", call.capacity),),)
+    return tuple((("piece", piece),) for piece in (256, 128, 512))
+
+
+@with_gradient
+def decode_attention(
+    call: Call,
+    config: Config,
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+) -> Pair:
+    """Out as q `[batch, num_heads, head_dim]`, log-sum-exp `[batch, num_heads]` float32 or wider."""
+    pages = min(max(dict(config).get("piece", call.capacity) // call.page_size, 1), call.pages_per_row)
+    table = jnp.pad(page_table, ((0, 0), (0, -call.pages_per_row % pages)))
+    grouped = q.reshape(call.batch, call.num_kv_heads, call.group, call.head_dim)
+    row = partial(_row, call, pages, k_pages, v_pages)
+    if pages == call.pages_per_row:
+        out, lse = jax.vmap(row)(grouped, table, lengths)
+    else:
+        out, lse = lax.map(lambda operands: row(*operands), (grouped, table, lengths))
+    return out.reshape(q.shape), lse.reshape(call.batch, call.num_heads)
+
+
+def _row(
+    call: Call, pages: int, k_pages: jax.Array, v_pages: jax.Array, q: jax.Array, table: jax.Array, length: jax.Array
+) -> Pair:
+    """Of q `[num_kv_heads, group, head_dim]`, in pieces of so many pages; out as q, log-sum-exp without head_dim."""
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    size = pages * call.page_size
+    start, stop = call.keys_seen(length)
+
+    def step(piece: Any, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        top, total, weighted = carry
+        here = lax.dynamic_slice_in_dim(table, piece * pages, pages)
+        keys, values = (_take(x, here) for x in (k_pages, v_pages))
+        position = piece * size + jnp.arange(size)
+        seen = (position >= start) & (position < stop)
+        scores = call.scale * jnp.einsum("hgd,hkd->hgk", q, keys, preferred_element_type=wide)
+        if call.logit_softcap is not None:
+            scores = call.logit_softcap * jnp.tanh(scores / call.logit_softcap)
+        scores = jnp.where(seen, scores, -jnp.inf)
+        new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+        base = jnp.where(jnp.isneginf(new_top), 0.0, new_top)  # where nothing was seen yet
+        p, decay = jnp.exp(scores - base), jnp.exp(top - base)
+        values = jnp.where(seen[:, None], values, 0)  # what is not seen may be NaN, and 0 * NaN is NaN
+        weighted = decay * weighted + jnp.einsum(
+            "hgk,hkd->hgd", p.astype(values.dtype), values, preferred_element_type=wide
+        )
+        return new_top, decay * total + jnp.sum(p, axis=-1, keepdims=True), weighted
+
+    none = jnp.zeros_like(q[..., :1], wide)
+    carry = (none - jnp.inf, none, jnp.zeros_like(q, wide))
+    if size >= call.capacity:
+        top, total, weighted = step(0, carry)
+    else:
+        top, total, weighted = lax.fori_loop(start // size, (stop + size - 1) // size, step, carry)
+    out = weighted / jnp.where(total == 0.0, 1.0, total)
+    return out.astype(q.dtype), (top + jnp.log(total))[..., 0]
+
+
+def _take(pages: jax.Array, table: jax.Array) -> jax.Array:
+    """The pages that a piece of a row's table names, end to end: `[num_kv_heads, keys, head_dim]`."""
+    taken = jnp.take(pages, table, axis=1, mode="clip")
+    return taken.reshape(pages.shape[0], -1, pages.shape[-1])

@@ -1,0 +1,77 @@
+"""What disturbs a measurement is noted: from counters that the test moves, and from the real machine."""
+
+import multiprocessing
+import time
+
+import psutil
+import pytest
+
+from aifx.benchmarking import watch
+from aifx.benchmarking.watch import Watch
+
+
+@pytest.fixture
+def counters(monkeypatch):
+    """Seconds and clocks that the test sets; ten seconds pass on four cores."""
+    values = {"busy": 0.0, "own": 0.0, "quota": 0.0, "clock": 2000.0, "gpus": {}, "now": 0.0}
+    for name, key in (
+        ("_busy_s", "busy"),
+        ("_own_s", "own"),
+        ("_throttled_s", "quota"),
+        ("_clock_mhz", "clock"),
+        ("_gpu_clocks", "gpus"),
+    ):
+        monkeypatch.setattr(watch, name, lambda key=key: values[key])
+    monkeypatch.setattr(watch.time, "monotonic", lambda: values["now"])
+    monkeypatch.setattr(watch.psutil, "cpu_count", lambda: 4)
+    return values
+
+
+def noted(counters, **after):
+    told = []
+    with Watch(told.append):
+        counters.update(now=10.0, **after)
+    return told
+
+
+def test_a_machine_of_our_own_is_nothing_to_note(counters):
+    assert noted(counters, busy=38.0, own=37.5, quota=0.1, clock=2050.0) == []
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        ({"busy": 30.0, "own": 18.0}, "other processes used 30% of this machine's cores: figures may be too slow"),
+        ({"quota": 2.0}, "the control group's CPU quota held it back for 20% of the time"),
+        ({"clock": 1200.0}, "the CPU's clock went from 2000 to 1200 MHz"),
+        (
+            {"gpus": {"GPU 1": (900, ["heat (hardware)"])}},
+            "GPU 1 was slowed by heat (hardware) at the end (900 to 900 MHz)",
+        ),
+    ],
+)  # fmt: skip
+def test_each_disturbance_is_noted_with_its_size(counters, after, told):
+    assert noted(counters, **after) == [told]
+
+
+def spin(seconds):
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+def test_load_of_others_on_this_machine_is_seen(monkeypatch):
+    """By the real counters: a process that keeps a core busy, however many there are."""
+    monkeypatch.setattr(watch, "OTHER_LOAD", 0.2 / psutil.cpu_count())
+    told = []
+    other = multiprocessing.get_context("spawn").Process(target=spin, args=(60,))
+    other.start()
+    try:
+        while psutil.Process(other.pid).cpu_times().user < 0.3:
+            time.sleep(0.02)
+        with Watch(told.append):
+            time.sleep(0.5)
+    finally:
+        other.kill()
+        other.join()
+    assert sum(note.startswith("other processes used") for note in told) == 1

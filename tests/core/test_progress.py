@@ -1,0 +1,111 @@
+"""Progress is reported where a while is spent, and shown as the terminal allows."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from aifx.commands.console.progress import ProgressDisplay
+from aifx.commands.console.terminal import Output
+from aifx.commands.train.panel import Panel
+from aifx.config.sections import LanguageDataSection
+from aifx.core import progress as module
+from aifx.core.progress import Progress, listen, report_progress
+from aifx.core.project import Project
+from aifx.data import open_text
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[Progress | None]:
+    """All that is reported, whatever the clock says."""
+    monkeypatch.setattr(module, "EVERY_S", 0.0)
+    return []
+
+
+def test_the_last_listener_hears(heard: list[Progress | None]) -> None:
+    outer: list[Progress | None] = []
+    with listen(outer.append):
+        with listen(heard.append), report_progress("counting", 4, "batches") as report:
+            report.advance(1)
+            report.advance(1)
+            report.enter("adding up")
+        with pytest.raises(ValueError, match="x"), report_progress("failing", None, "bytes"):
+            raise ValueError("x")
+    with report_progress("alone", None, "bytes") as report:
+        report.advance(1)
+    assert [str(p)[:30] for p in heard] == [
+        "counting: 25% of 4 batches",
+        "counting: 50% of 4 batches",
+        "adding up: 0 s",
+        "None",
+    ]
+    assert outer == [None]
+
+
+def test_tokenizing_and_training_the_tokenizer_report_to_the_end(
+    heard: list[Progress | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    text = "one two three four five six seven\n" * 3000
+    (tmp_path / "data/a.txt").write_text(text)
+    (tmp_path / "data/b.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    section = LanguageDataSection(seq_len=16, vocab_size=300, train=("data/*",))
+    with listen(heard.append):
+        open_text(section, Project(tmp_path), tmp_path / "assets", say=str)
+    shares: dict[str, float] = {}
+    for progress in heard:
+        if progress and progress.share is not None:
+            activity = progress.activity.split(" data/")[0]
+            assert progress.share >= shares.get(activity, 0)
+            shares[activity] = progress.share
+    assert shares == pytest.approx({"training the tokenizer on": 1, "tokenizing": 1}, abs=0.05)
+    assert [p.activity for p in heard if p][-1].startswith("tokenizing")
+    assert "merging pairs of tokens" in [p.activity for p in heard if p]
+    assert heard[-1] is None
+
+
+def display(*, terminal: bool) -> tuple[ProgressDisplay, io.StringIO]:
+    stream = io.StringIO()
+    out = Output()
+    out.err = Console(file=stream, force_terminal=terminal, width=80, color_system=None)
+    return ProgressDisplay(out), stream
+
+
+def test_off_a_terminal_a_line_comes_now_and_then() -> None:
+    show, stream = display(terminal=False)
+    for second in range(25):
+        show(Progress("tokenizing data/a.txt", second * 10**6, 25 * 10**6, "bytes", float(second)))
+    show(None)
+    assert stream.getvalue().splitlines() == [
+        "tokenizing data/a.txt: 40% of 25.0 MB",
+        "tokenizing data/a.txt: 80% of 25.0 MB",
+    ]
+
+
+def test_on_a_terminal_a_line_moves_and_the_cursor_comes_back() -> None:
+    show, stream = display(terminal=True)
+    show(Progress("tokenizing \x1b]0;x\x07", 1, 4, "batches", 0.5))
+    assert not stream.getvalue(), "what is soon over is not shown"
+    show(Progress("tokenizing \x1b]0;x\x07", 2, 4, "batches", 2.0))
+    show(None)
+    written = stream.getvalue()
+    assert "50% of 4 batches" in written
+    assert "\x1b]0" not in written
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
+
+
+def test_the_panel_of_a_run_shows_it_before_the_first_step() -> None:
+    stream = io.StringIO()
+    panel = Panel(Console(file=stream, width=80, color_system=None))
+    panel.activity(Progress("tokenizing data/a.txt", 1, 2, "bytes", 3.0))
+    Console(file=stream, width=80).print(panel.render())
+    assert re.search(r"tokenizing data/a.txt: 50% of 2 B", stream.getvalue())
+    panel.activity(None)
+    Console(file=stream, width=80).print(panel.render())
+    assert "starting" in stream.getvalue()

@@ -1,0 +1,129 @@
+"""Generation against the plain loop that runs the whole model for each token."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aifx.config.sections import LanguageModelSection
+from aifx.generation.generator import Sampler, generate
+from aifx.models.decoder import Decoder
+from aifx.nn.specs import init_params
+
+VOCAB = 50
+GPT2 = {"norm": "layer_norm", "positions": "learned", "activation": "gelu_tanh", "bias": True}
+LLAMA = {"num_kv_heads": 2, "tie_embeddings": False}
+
+
+@functools.cache
+def decoder(**values):
+    """A model and its params, one of each kind: programs are compiled for a model and serve every test of it."""
+    section = LanguageModelSection(**{"num_layers": 2, "embed_dim": 32, "num_heads": 4, **values})
+    model = Decoder(section, vocab_size=VOCAB, max_seq_len=32)
+    params = jax.jit(lambda: init_params(model.specs(), jax.random.key(0)))()
+    return model, jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, params)  # far from uniform
+
+
+@functools.cache
+def whole(model):
+    return jax.jit(model.__call__)
+
+
+def read_whole(model, params, prompt, max_tokens):
+    """Greedy, the whole context read for every token; the context slides as `generate` says."""
+    tokens, start, written = list(prompt), 0, []
+    forward = whole(model)
+    if len(tokens) + max_tokens > model.max_seq_len:
+        start = max(0, len(tokens) - (model.max_seq_len - min(max_tokens, model.max_seq_len // 2)))
+    for i in range(max_tokens):
+        if len(tokens) - start > model.max_seq_len:
+            start = len(tokens) - (model.max_seq_len - min(max_tokens - i, model.max_seq_len // 2))
+        context = np.zeros((1, model.max_seq_len), np.int32)
+        context[0, : len(tokens) - start] = tokens[start:]
+        logits = forward(params, jnp.asarray(context))[0, len(tokens) - start - 1]
+        tokens.append(int(np.argmax(logits)))
+        written.append(tokens[-1])
+    return written
+
+
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("family", [GPT2, LLAMA, {**LLAMA, "scan_layers": True}], ids=["gpt2", "llama", "scanned"])
+@pytest.mark.parametrize(("prompt_len", "max_tokens"), [(1, 8), (17, 12), (5, 80), (50, 3), (31, 40)])
+def test_cached_generation_is_the_whole_models(family, prompt_len, max_tokens):
+    model, params = decoder(**family)
+    prompt = np.random.default_rng(prompt_len).integers(0, VOCAB, prompt_len).tolist()
+    assert list(generate(model, params, prompt, max_tokens=max_tokens, temperature=0.0)) == read_whole(
+        model, params, prompt, max_tokens
+    )
+
+
+def test_the_seed_decides():
+    model, params = decoder()
+    one, again, other = (list(generate(model, params, [1, 2], max_tokens=30, seed=s)) for s in (3, 3, 4))
+    assert one == again
+    assert one != other
+    assert all(0 <= t < VOCAB for t in one)
+
+
+def test_ends_before_the_end_of_text():
+    model, params = decoder()
+    free = list(generate(model, params, [1], max_tokens=30, temperature=0.0))
+    eos = free[-1]
+    assert list(generate(model, params, [1], max_tokens=30, temperature=0.0, eos_id=eos)) == free[: free.index(eos)]
+
+
+def test_streams():
+    model, params = decoder()
+    stream = generate(model, params, [1], max_tokens=10**9)
+    assert len([next(stream) for _ in range(3)]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"prompt_ids": []}, "prompt_ids"),
+        ({"prompt_ids": [VOCAB]}, "prompt_ids"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+    ],
+)
+def test_bad_values_are_named(arguments, named):
+    model, params = decoder()
+    with pytest.raises(ValueError, match=named):
+        generate(model, params, arguments.pop("prompt_ids", [1]), max_tokens=1, **arguments)
+
+
+def draws(sampler, logits, count=4000):
+    keys = jax.random.split(jax.random.key(0), count)
+    tokens = jax.jit(jax.vmap(lambda key: sampler(jnp.asarray(logits), key)))(keys)
+    return np.bincount(np.asarray(tokens), minlength=len(logits)) / count
+
+
+PROBABILITIES = np.array([0.1, 0.4, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        (Sampler(), PROBABILITIES),
+        (Sampler(temperature=0.0), [0, 1, 0, 0]),
+        (Sampler(temperature=0.5), PROBABILITIES**2 / (PROBABILITIES**2).sum()),
+        (Sampler(top_k=1), [0, 1, 0, 0]),
+        (Sampler(top_k=2), [0, 4 / 7, 0, 3 / 7]),
+        (Sampler(top_k=9), PROBABILITIES),
+        (Sampler(top_p=0.01), [0, 1, 0, 0]),
+        (Sampler(top_p=0.65), [0, 4 / 7, 0, 3 / 7]),
+        (Sampler(top_p=0.75), [0, 4 / 9, 2 / 9, 3 / 9]),
+        (Sampler(top_k=2, top_p=0.5), [0, 1, 0, 0]),
+    ],
+)
+def test_sampler_draws_what_its_values_say(sampler, expected):
+    np.testing.assert_allclose(draws(sampler, np.log(PROBABILITIES)), expected, atol=0.03)
+
+
+def test_equal_scores_are_cut_to_top_k():
+    assert np.count_nonzero(draws(Sampler(top_k=2), np.zeros(4))) == 2

@@ -1,0 +1,143 @@
+"""A checkpoint is bound to its run and to the files that its numbers rest on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from aifx.checkpoint.listing import list_bindings
+from aifx.core.errors import CheckpointError
+
+
+@pytest.fixture
+def trained(ended: Path, tiny):
+    """The same as `tiny`, with the run as if it was killed after step 8."""
+    shutil.copytree(ended / "runs", tiny.root / "runs")
+    shutil.rmtree(tiny.run().checkpoints / "12")
+    return tiny
+
+
+def edit(path: Path, pattern: str, replacement: str) -> None:
+    text, count = re.subn(pattern, replacement, path.read_text())
+    assert count == 1, path
+    path.write_text(text)
+
+
+def refused(tiny, path: Path, *settings: str) -> CheckpointError:
+    """The error of going on, which names the file and the two ways out, and costs nothing that was saved."""
+    before = sorted(p.name for p in tiny.run().checkpoints.iterdir())
+    with pytest.raises(CheckpointError, match=re.escape(str(path))) as found:
+        tiny.train("checkpoint.keep_best=0", *settings)
+    assert found.value.hint == f"restore {path}, or: aifx train --run main --fork NAME"
+    assert sorted(p.name for p in tiny.run().checkpoints.iterdir()) == before
+    return found.value
+
+
+def test_a_run_that_nobody_touched_goes_on(trained) -> None:
+    digests = json.loads(trained.run().digests.read_text())
+    assert trained.train("checkpoint.keep_best=0").resumed_from == 8
+    assert json.loads(trained.run().digests.read_text()) == digests
+    assert not [e for e in trained.events() if e["event"] in ("settings_changed", "kernel_replaced")]
+
+
+def test_a_setting_that_was_changed_in_the_run_and_the_project_is_refused(trained) -> None:
+    run = trained.run()
+    edit(run.config, r"noise = 0.1", "noise = 0.5")
+    error = refused(trained, run.config, "data.noise=0.5")
+    assert error.why == "data.noise = 0.5, and was 0.1"
+    said: list[str] = []
+    fork = trained.train("data.noise=0.5", run="fork", fork_from="main", say=said.append)
+    assert (fork.status, fork.resumed_from) == ("completed", 8)
+    assert any("data.noise = 0.5, and was 0.1); the fork goes on with it as it is" in line for line in said)
+    assert trained.train("data.noise=0.5", run="fork").already
+
+
+@pytest.mark.parametrize("how", ["missing", "torn", "values"])
+def test_digests_that_are_not_those_of_the_run_are_refused(trained, how: str) -> None:
+    path = trained.run().digests
+    match how:
+        case "missing":
+            path.unlink()
+        case "torn":
+            path.write_text(path.read_text()[:40])
+        case "values":
+            edit(path, r'"data.noise": 0.1', '"data.noise": 0.5')
+    error = refused(trained, path)
+    assert {"missing": "is missing", "torn": "cannot be read", "values": "settings"}[how] in error.why
+
+
+def test_a_checkpoint_of_another_run_is_refused(trained, ended: Path) -> None:
+    """Same project, same settings, same step: what only the other run's data or code explains would pass for ours."""
+    trained.train("checkpoint.keep_best=0", run="other")
+    ours = trained.run().checkpoints / "8"
+    shutil.rmtree(ours)
+    shutil.copytree(trained.run("other").checkpoints / "12", trained.run().checkpoints / "12")
+    with pytest.raises(CheckpointError, match="12 was saved by another run") as found:
+        trained.train("checkpoint.keep_best=0")
+    assert found.value.hint.startswith("mv ")
+    shutil.copytree(ended / "runs/main/checkpoints/8", ours)
+    with pytest.raises(CheckpointError, match="12 was saved by another run"):
+        trained.train("checkpoint.keep_best=0")
+
+
+def test_settings_that_may_change_are_reported(trained) -> None:
+    said: list[str] = []
+    result = trained.train("checkpoint.keep_best=1", "checkpoint.every=3", "model.scan_layers=true", say=said.append)
+    assert (result.status, result.resumed_from) == ("completed", 8)
+    (event,) = [e for e in trained.events() if e["event"] == "settings_changed"]
+    assert event["changes"] == [
+        {"key": "model.scan_layers", "old": False, "new": True},
+        {"key": "checkpoint.every", "old": 4, "new": 3},
+        {"key": "checkpoint.keep_best", "old": 0, "new": 1},
+    ]
+    assert (
+        "settings changed since the run was last trained: checkpoint.every = 4 -> 3, checkpoint.keep_best"
+        in "".join(said)
+    )
+
+
+def test_a_setting_that_a_newer_version_brings_changes_nothing(trained) -> None:
+    """Digests that an older version of aifx wrote lack it: it must be as if it was there."""
+    from aifx.checkpoint import manifest
+    from aifx.runs import binding
+
+    run = trained.run()
+    old = binding.read_digests(run)
+    old.settings = {key: value for key, value in old.settings.items() if key != "data.salt"}
+    old.write(run)
+    path = manifest.manifest_path(run.checkpoints / "8")
+    body = json.loads(path.read_text())
+    body["run"] = old.binding()
+    del body["checksum"]
+    path.write_text(json.dumps({**body, "checksum": manifest._checksum(body)}))
+    edit(run.config, r"salt = 0", "salt = 1")
+    assert refused(trained, run.config, "data.salt=1").why == "data.salt = 1, and was 0"
+    edit(run.config, r"salt = 1", "salt = 0")
+    assert trained.train("checkpoint.keep_best=0").status == "completed"
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_with_its_kernels_bound(trained) -> None:
+    run = trained.run()
+    kernels = {
+        "schema_version": 3,
+        "devices": {"another kind": [{"call": "{}", "implementation": "xla", "config": {}}]},
+    }
+    run.kernels.write_text(json.dumps(kernels))
+    for manifest in run.checkpoints.glob("*/manifest/manifest.json"):
+        manifest.write_text("{}")
+    trained.train()
+    assert json.loads(run.digests.read_text())["kernels"].keys() >= {"another kind"}
+    (last,) = list_bindings(run.checkpoints).keys() - {4, 8}
+    assert "another kind" in list_bindings(run.checkpoints)[last]["kernels"]
+
+
+def test_a_run_in_an_old_format_is_refused(trained) -> None:
+    path = trained.run().kernels
+    path.write_text(json.dumps({"schema_version": 2, "devices": {}}))
+    with pytest.raises(CheckpointError) as refused:
+        trained.train("checkpoint.keep_best=0")
+    assert refused.value.why == f"{path} has format 2; this version reads format 3"

@@ -1,0 +1,208 @@
+"""Real signals to real processes: what is saved, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import warm
+
+from aifx.runs import RunLock
+
+Start = Callable[..., warm.Process]
+
+LONG = [
+    "train",
+    "--json",
+    "--set",
+    "train.num_steps=100000",
+    "--set",
+    "data.read_s=0.01",
+    "--set",
+    "checkpoint.every=0",
+]
+END_S = 60
+"""By then a process has ended that was to end at once. What it would wait for otherwise takes ten minutes."""
+
+
+def wait_for(condition: Callable[[], bool], process: warm.Process, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.005)
+
+
+def has_steps(run: Path, count: int) -> Callable[[], bool]:
+    metrics = run / "metrics.jsonl"
+    return lambda: metrics.exists() and metrics.read_text().count("\n") >= count
+
+
+def has_event(run: Path, name: str) -> Callable[[], bool]:
+    events = run / "events.jsonl"
+    return lambda: events.exists() and f'"event": "{name}"' in events.read_text()
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
+def test_in_the_loop_the_state_is_saved(tiny, start: Start, signum: int, code: int) -> None:
+    process = start(*LONG)
+    wait_for(has_steps(tiny.run().path, 6), process)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=END_S)
+    assert process.returncode == code, err
+    document = json.loads(out)
+    assert document["status"] == ("interrupted" if code == 130 else "preempted")
+    last = tiny.records()[-1]
+    assert (last["step"], last["loss"]) == (document["step"], document["loss"])
+    assert (tiny.run().checkpoints / str(document["step"])).is_dir()
+    assert tiny.events()[-1]["event"] == "stop"
+    assert tiny.events()[-1]["status"] == document["status"]
+
+
+def test_an_interrupt_while_the_process_is_stopped_leaves_one_document(tiny, start: Start) -> None:
+    process = start(*LONG)
+    wait_for(has_steps(tiny.run().path, 2), process)
+    for signum in (signal.SIGSTOP, signal.SIGINT, signal.SIGCONT):
+        process.send_signal(signum)
+    out, err = process.communicate(timeout=END_S)
+    assert process.returncode == 130, err
+    assert json.loads(out)["status"] == "interrupted"
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_while_compiling_the_process_ends_at_once(tiny, start: Start, signum: int, code: int) -> None:
+    process = start(*LONG, "--set", "data.compile_s=600")
+    wait_for(has_event(tiny.run().path, "compile"), process)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=END_S)
+    assert process.returncode == code, err
+    document = json.loads(out)
+    assert (document["status"], document["step"]) == ("interrupted" if code == 130 else "preempted", 0)
+    assert "nothing was saved yet" in err
+    assert tiny.events()[-1]["status"] == document["status"]
+    done = tiny.train()
+    assert done.status == "completed", "the lock is free, and nothing is broken"
+
+
+def test_while_importing_the_process_ends_cleanly(tiny) -> None:
+    program = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
+    command = [sys.executable, "-c", program, *LONG]
+    with subprocess.Popen(command, cwd=tiny.root, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(0.4)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=END_S)
+    assert "Traceback" not in err
+    assert process.returncode in (75, -signal.SIGTERM), "before aifx's first line the signal is the system's"
+
+
+def start_stuck(tiny, start: Start, *settings: str) -> warm.Process:
+    """A run that took a step and reads the second batch, which does not end."""
+    process = start(*LONG, "--set", "data.stuck_step=1", *settings)
+    wait_for((tiny.root / "stuck").exists, process)
+    return process
+
+
+def test_a_second_signal_ends_it_at_once(tiny, start: Start) -> None:
+    process = start_stuck(tiny, start)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None, "the first one waits for the step to end"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=END_S)
+    assert process.returncode == 130
+    assert json.loads(out)["status"] == "interrupted"
+    assert "at once" in err
+
+
+def test_saving_is_bounded(tiny, start: Start) -> None:
+    process = start_stuck(tiny, start, "--set", "checkpoint.stop_timeout_s=0.5")
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=END_S)
+    assert time.monotonic() - sent > 0.4
+    assert process.returncode == 75
+    assert "stop_timeout_s" in err
+    assert json.loads(out)["step"] == 0
+
+
+def test_nohup_stays_in_force(tiny, start: Start) -> None:
+    process = start(*LONG, ignored=signal.SIGHUP)
+    wait_for(has_steps(tiny.run().path, 3), process)
+    process.send_signal(signal.SIGHUP)
+    before = len(tiny.records())
+    wait_for(has_steps(tiny.run().path, before + 5), process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=END_S)
+    assert process.returncode == 75
+
+
+def test_an_interrupt_sent_to_a_background_process_is_heard(tiny, start: Start) -> None:
+    """A shell without job control starts `aifx train &` with SIGINT ignored; a script that sends one means it."""
+    process = start(*LONG, ignored=signal.SIGINT)
+    wait_for(has_steps(tiny.run().path, 3), process)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=END_S)
+    assert process.returncode == 130
+    assert json.loads(out)["status"] == "interrupted"
+
+
+def test_children_inherit_nothing() -> None:
+    program = """
+import signal, subprocess, sys
+from aifx.training.signals import StopSignals
+with StopSignals():
+    child = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []), signal.getsignal(signal.SIGTERM))"
+    print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout)
+print(signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    child, _, after = out.strip().splitlines()
+    assert child == "set() 0"
+    assert after == "0 True", "what was there before is there again"
+
+
+def test_a_second_process_is_told_who_holds_the_run(tiny, start: Start) -> None:
+    holder = start(*LONG)
+    wait_for(has_steps(tiny.run().path, 1), holder)
+    code, out, _ = tiny.command(*LONG)
+    assert code == 2
+    error = json.loads(out)["error"]
+    assert str(holder.pid) in error["why"]
+    assert error["hint"]
+    code, _, err = tiny.command("train")
+    assert code == 2
+    assert str(holder.pid) in err
+    assert "hint:" in err
+    assert "Traceback" not in err
+    holder.kill()
+    holder.wait()
+    with RunLock(tiny.run()):
+        pass  # the kernel gave it back
+
+
+def test_killed_anywhere_the_run_goes_on_bit_for_bit(tiny, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS")  # as users compile
+
+    def begin(run: str) -> warm.Process:
+        return start("train", "--run", run, "--json", "--set", "train.num_steps=40", "--set", "data.read_s=0.01")
+
+    def digest(process: warm.Process) -> str:
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        return str(json.loads(out)["state_digest"])
+
+    whole = digest(begin("whole"))
+    for steps in (2, 9, 25):
+        process = begin("killed")
+        wait_for(has_steps(tiny.run("killed").path, steps), process)
+        process.kill()
+        process.wait()
+    assert digest(begin("killed")) == whole
+    assert tiny.records("killed") == tiny.records("whole")
