@@ -25,7 +25,7 @@ export VENV DEMO
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo setup setup-test test test-slow test-every test-long test-oldest test-compilers test-compilers-sample test-compilers-sample-oldest bench lint format lock wheelhouse wheel clean
+.PHONY: help demo setup setup-test test test-slow test-every test-long test-oldest test-compilers test-compilers-sample test-compilers-sample-oldest bench docs lint format lock wheelhouse wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
@@ -81,6 +81,11 @@ test-compilers-sample-oldest:
 
 bench: setup  ## this project and its peers side by side, into docs/performance.md (ARGS="--only training --torch-python PATH")
 	@$(python) benchmarks/all.py $(ARGS)
+
+docs:  ## the documentation as a site in build/site, which needs no network
+	@sh scripts/setup.sh docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@echo "open build/site/index.html"
 
 lint: setup-test  ## ruff, mypy and the contracts of imports
 	@VENV=$(VENV) sh scripts/lint.sh

@@ -1,8 +1,8 @@
 """Write requirements.lock from pyproject.toml: exact versions with hashes for every supported Python, and no address.
 
-The first section is what aifx needs to run and to be built; the second is what its tests and linters need besides, so
-that a set-up which only runs aifx stops reading at the line between them. Versions in the lock stay where they are
-unless a requirement moved; `--upgrade` takes the newest of everything.
+The lock has three sections: the packages that aifx needs to run and to be built, those that its tests and linters also
+need, and those that its documentation also needs. scripts/setup.sh installs as many sections as a target needs.
+Versions in the lock change only if a requirement did; `--upgrade` takes the newest of everything.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 COMPILERS_LOCK = ROOT / "requirements-compilers.lock"
-TEST_SECTION = "# ---- test tools: what only the tests and linters need ----"
+TEST_SECTION = "# ---- test tools: only the tests and linters need these ----\n"
+DOCS_SECTION = "# ---- docs tools: only `make docs` needs these ----\n"
 HEADER = """\
 # Written by `make lock` from pyproject.toml. CPython 3.11 to 3.13 on Linux and macOS; JAX 0.10.2 is the last for 3.11.
-# `pip install --require-hashes -r requirements.lock` takes all of it; `make setup` stops where the test tools begin.
+# `pip install --require-hashes -r requirements.lock` takes all of it; `make setup` stops before the test tools.
 """
 COMPILERS_HEADER = """\
 # Written by `make lock`. What compiles kernels for absent GPUs and TPUs, beside the JAX of requirements.lock, on
@@ -42,6 +43,7 @@ TEST_GROUPS = [
     "--extra",
     "mlflow",
 ]
+DOCS_GROUPS = [*TEST_GROUPS, "--group", "docs"]
 
 # True wherever the lock applies, so not worth repeating on each of its lines.
 COMMON_MARKERS = (
@@ -64,15 +66,20 @@ def main() -> int:
         everything = Path(scratch, "everything.txt")
         if LOCK.exists() and not upgrade:
             shutil.copy(LOCK, everything)  # uv keeps the versions that it finds in the file it is to write
-        entries = compile_lock([*TEST_GROUPS, "--generate-hashes"], everything)
-        running = compile_lock([*RUN_GROUPS, "--constraints", str(everything)], Path(scratch, "running.txt"))
+        entries = compile_lock([*DOCS_GROUPS, "--generate-hashes"], everything)
+        same = ["--constraints", str(everything)]
+        to_run = {name_of(entry) for entry in compile_lock([*RUN_GROUPS, *same], Path(scratch, "running.txt"))}
+        to_test = {name_of(entry) for entry in compile_lock([*TEST_GROUPS, *same], Path(scratch, "testing.txt"))}
 
-    needed = {name_of(entry) for entry in running}
-    first = [entry for entry in entries if name_of(entry) in needed]
-    second = [entry for entry in entries if name_of(entry) not in needed]
-    LOCK.write_text(HEADER + "".join(first) + TEST_SECTION + "\n" + "".join(second))
-    print(f"{LOCK.name}: {len(first)} packages to run aifx, {len(second)} more to test it", file=sys.stderr)
-    COMPILERS_LOCK.write_text(COMPILERS_HEADER + "".join(compilers_for(first, upgrade)))
+    run = [entry for entry in entries if name_of(entry) in to_run]
+    test = [entry for entry in entries if name_of(entry) in to_test - to_run]
+    docs = [entry for entry in entries if name_of(entry) not in to_test | to_run]
+    LOCK.write_text(HEADER + "".join([*run, TEST_SECTION, *test, DOCS_SECTION, *docs]))
+    print(
+        f"{LOCK.name}: {len(run)} packages to run aifx, {len(test)} more to test it, {len(docs)} more for its docs",
+        file=sys.stderr,
+    )
+    COMPILERS_LOCK.write_text(COMPILERS_HEADER + "".join(compilers_for(run, upgrade)))
     return 0
 
 

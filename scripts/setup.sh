@@ -1,16 +1,17 @@
 #!/bin/sh
-# Make the environment that the Makefile's targets run in, or leave it as it is when it is up to date.
+# Make the environment that the Makefile's targets run in. Does nothing if it is up to date.
 #
-#     scripts/setup.sh run     aifx and what it needs
-#     scripts/setup.sh test    the test tools besides
+#     scripts/setup.sh run     aifx and the packages that it needs
+#     scripts/setup.sh test    also the test tools
+#     scripts/setup.sh docs    also the tools that build the documentation
 #
-# VENV        where (default: .venv)
-# VERSIONS    Pythons to choose from, the best first (default: "3.13 3.12 3.11")
+# VENV        the environment's folder (default: .venv)
+# VERSIONS    the Pythons to choose from, best first (default: "3.13 3.12 3.11")
 # PYTHON      the one Python to use
-# WHEELHOUSE  a folder of wheels to install from, without a network; uv's own cache serves with UV_OFFLINE=1
+# WHEELHOUSE  a folder of wheels to install from without a network; with UV_OFFLINE=1, uv installs from its cache
 #
-# The environment's stamp is written last and says what it was made from. Whatever has no stamp, or another one, is
-# made afresh, so a set-up that failed or was killed is never taken for a whole one.
+# The stamp is written last and records the inputs of the environment. An environment without a stamp, or with another
+# one, is made again, so a set-up that failed or was killed never counts as complete.
 set -eu
 
 level=${1:-run}
@@ -19,8 +20,8 @@ VERSIONS=${VERSIONS:-3.13 3.12 3.11}
 here=$(cd "$(dirname "$0")/.." && pwd)
 cd "$here"
 
-marker=$VENV/.aifx-environment # this folder is ours to replace
-stamp=$VENV/.aifx-stamp        # and it is whole
+marker=$VENV/.aifx-environment # this script made the folder and may replace it
+stamp=$VENV/.aifx-stamp        # the environment is complete
 lock=requirements.lock
 python=$VENV/bin/python
 
@@ -29,12 +30,15 @@ fail() {
     exit 2
 }
 
+# Each level includes those before it.
 case $level in
-run | test) ;;
-*) fail "error: unknown level '$level'" "hint: scripts/setup.sh run, or scripts/setup.sh test" ;;
+run) sufficient="run test docs" ;;
+test) sufficient="test docs" ;;
+docs) sufficient="docs" ;;
+*) fail "error: unknown level '$level'" "hint: scripts/setup.sh run, scripts/setup.sh test or scripts/setup.sh docs" ;;
 esac
 
-# What an environment is made from. The folder is in it because the project is installed in place, by its path.
+# The inputs of an environment. The folder is one because the project is installed in place, by its path.
 made_from() {
     echo "folder $here"
     echo "versions ${PYTHON:-$VERSIONS}"
@@ -68,7 +72,7 @@ is_current() {
     if [ -f "$stamp" ] && [ "$(sed 1d "$stamp")" = "$(made_from)" ] && works; then
         current=$(head -n 1 "$stamp")
     fi
-    [ "$current" = test ] || [ "$current" = "$level" ]
+    case " $sufficient " in *" $current "*) true ;; *) false ;; esac
 }
 
 is_current && exit 0
@@ -97,13 +101,12 @@ if [ "$current" = no ]; then
     fi
 fi
 
-# The lock up to the test tools, or all of it.
 wanted=$VENV/requirements.txt
-if [ "$level" = test ]; then
-    cp $lock "$wanted"
-else
-    sed '/^# ---- test tools/,$d' $lock >"$wanted"
-fi
+case $level in
+run) sed '/^# ---- test tools/,$d' $lock >"$wanted" ;;
+test) sed '/^# ---- docs tools/,$d' $lock >"$wanted" ;;
+docs) cp $lock "$wanted" ;;
+esac
 
 install() {
     if [ -n "$uv" ]; then

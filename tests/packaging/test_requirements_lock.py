@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = (ROOT / "requirements.lock").read_text()
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-RUNNING, TEST_TOOLS = re.split(r"^# ---- test tools.*$", LOCK, flags=re.MULTILINE)
+RUNNING, TEST_TOOLS, DOCS_TOOLS = re.split(r"^# ---- (?:test|docs) tools.*$", LOCK, flags=re.MULTILINE)
 VERSIONS = ["3.11", "3.12", "3.13"]
 
 
@@ -68,10 +68,18 @@ def test_the_first_section_meets_what_aifx_needs_to_run_and_to_be_built(python: 
         )
 
 
+@pytest.mark.parametrize(
+    ("sections", "groups"),
+    [
+        (RUNNING + TEST_TOOLS, ["lint", "test", "parquet", "tensorboard", "wandb", "mlflow"]),
+        (LOCK, ["docs"]),
+    ],
+    ids=["tests", "docs"],
+)
 @pytest.mark.parametrize("python", VERSIONS)
-def test_all_of_it_meets_what_the_tests_need_besides(python: str) -> None:
-    chosen = locked(LOCK, python)
-    for requirement in requirements("lint", "test", "parquet", "tensorboard", "wandb", "mlflow"):
+def test_the_later_sections_meet_what_tests_and_docs_also_need(python: str, sections: str, groups: list[str]) -> None:
+    chosen = locked(sections, python)
+    for requirement in requirements(*groups):
         version = chosen.get(canonicalize_name(requirement.name))
         assert version is not None, f"{requirement} is not in the lock for Python {python}: make lock"
         assert requirement.specifier.contains(version, prereleases=True), (
@@ -104,6 +112,7 @@ def test_nothing_stands_in_it_but_entries_and_comments() -> None:
     assert "://" not in LOCK
 
 
-def test_no_package_stands_in_both_sections() -> None:
-    names = [{canonicalize_name(e.requirement.name) for e in entries(part)} for part in (RUNNING, TEST_TOOLS)]
-    assert not names[0] & names[1]
+def test_each_package_is_in_one_section() -> None:
+    sections = (RUNNING, TEST_TOOLS, DOCS_TOOLS)
+    names = [name for part in sections for name in {canonicalize_name(e.requirement.name) for e in entries(part)}]
+    assert len(names) == len(set(names))

@@ -1,0 +1,109 @@
+"""Hooks of mkdocs: the reference of each command, pages from the repository root, and a check for external files.
+
+A page asks for the reference of a command with a line of its own:
+
+    <!-- reference: aifx bench gate -->
+
+It is generated from the command when the site is built, so it cannot differ from `--help`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKER = re.compile(r"^<!-- reference: (aifx(?: [\w-]+)*) -->$", re.MULTILINE)
+ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "SECURITY.md": "SECURITY.md"}
+ROOT_PAGES |= {"CHANGELOG.md": "CHANGELOG.md", "LICENSE": "LICENSE"}
+EXTERNAL = re.compile(
+    r"""\bsrc=["']?(?:https?:)?//|<link\b[^>]*\bhref=["']?(?:https?:)?//|(?:@import|url\()\s*["']?(?:https?:)?//"""
+)
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command that is not hidden, by its full name, groups before their subcommands."""
+    import typer
+
+    from aifx.commands.app import app
+
+    def below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+        yield name, command
+        if hasattr(command, "list_commands"):
+            with command.make_context(name, [], resilient_parsing=True) as context:
+                for child in command.list_commands(context):
+                    found = command.get_command(context, child)
+                    if not found.hidden:
+                        yield from below(f"{name} {child}", found)
+
+    yield from below("aifx", typer.main.get_command(app))
+
+
+def reference(name: str, command: Any) -> str:
+    """The usage, arguments, options and subcommands of a command, as Markdown."""
+    from aifx.commands.help import parse_help
+
+    with command.make_context(name, [], resilient_parsing=True) as context:
+        usage = re.sub(r"\s*\n\s*", " ", command.get_usage(context)).removeprefix("Usage: ")
+        records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
+        parts = [f"```console\n$ {usage}\n```"]
+        rows = [(left, *split_notes(right)) for left, right in filter(None, records) if left != "-h, --help"]
+        if rows:
+            parts.append(table(("argument or option", "meaning", "default or limits"), rows))
+        if hasattr(command, "list_commands"):
+            children = [(child, command.get_command(context, child)) for child in command.list_commands(context)]
+            shown = [(child, parse_help(one.help or "").summary) for child, one in children if not one.hidden]
+            parts.append(table(("subcommand", "purpose"), shown))
+    return "\n\n".join(parts)
+
+
+def split_notes(text: str) -> tuple[str, str]:
+    """An option's help without its last brackets, and what they say: its default and limits."""
+    match = re.search(r"\s*\[([^\[\]]*)\]$", text)
+    return (text[: match.start()], match[1].removeprefix("default: ")) if match else (text, "")
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table whose first column is code."""
+    escaped = [[cell.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*") for cell in row[1:]] for row in rows]
+    names = [row[0].replace("|", "\\|") for row in rows]
+    lines = [header, ("---",) * len(header)]
+    lines += [(f"`{name}`", *cells) for name, cells in zip(names, escaped, strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def with_references(markdown: str) -> str:
+    """The page with each marker replaced by the reference of its command. KeyError if there is no such command."""
+    if not MARKER.search(markdown):
+        return markdown
+    known = dict(commands())
+    return MARKER.sub(lambda marker: reference(marker[1], known[marker[1]]), markdown)
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    from mkdocs.structure.files import File
+
+    for source, page in ROOT_PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text("utf-8")))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    if page.file.src_uri in ROOT_PAGES.values():
+        return re.sub(r"\]\((?:docs/|(?=README))", "](", markdown).replace("](README.md", "](index.md")
+    return with_references(re.sub(r"\]\(\.\./(?=[A-Z])", "](", markdown))
+
+
+def on_post_build(*, config: MkDocsConfig) -> None:
+    from mkdocs.exceptions import PluginError
+
+    for path in Path(config.site_dir).rglob("*"):
+        if path.suffix in (".html", ".css") and (found := EXTERNAL.search(path.read_text("utf-8"))):
+            raise PluginError(f"{path} loads from a network: {found[0]}")
