@@ -48,7 +48,7 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 def reference(name: str, command: Any) -> str:
     """The usage, arguments, options and subcommands of a command, as Markdown."""
-    from aifx.commands.help import parse_help
+    from aifx.commands.console.help import parse_help
 
     with command.make_context(name, [], resilient_parsing=True) as context:
         usage = re.sub(r"\s*\n\s*", " ", command.get_usage(context)).removeprefix("Usage: ")
