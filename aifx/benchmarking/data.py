@@ -28,8 +28,9 @@ def measure(bench: Bench) -> Iterator[Measured]:
 
         def result(thing: str, samples: Samples) -> Measured:
             per_s = units / max(sorted(samples.seconds)[len(samples.seconds) // 2], 1e-9)
-            figures: dict[str, float | None] = {f"{ready.step_spec.task.unit}_per_s": per_s}
-            return bench.measured(thing, samples, params={"rows": ready.rows.stop}, num_bytes=size, figures=figures)
+            figures: dict[str, float | None] = {"units_per_s": per_s}
+            params, unit = {"rows": ready.rows.stop}, ready.step_spec.task.unit
+            return bench.measured(thing, samples, params=params, num_bytes=size, unit=unit, figures=figures)
 
         bench.say("data: reading")
         yield result(

@@ -158,7 +158,9 @@ def _row(result: Result) -> dict[str, Any]:
         "rates": rates,
         "roofline": None if result.roofline_fraction is None else units.share(result.roofline_fraction),
         "fraction": result.roofline_fraction,
-        "figures": [units.figure(name, value) for name, value in result.figures.items() if value is not None],
+        "figures": [
+            units.figure(name, value, result.unit) for name, value in result.figures.items() if value is not None
+        ],
         "rug": rug_plot(result),
     }
 

@@ -14,7 +14,7 @@ from aifx.benchmarking.units import named
 from aifx.core.errors import EnvironmentFault, ExitCode, UsageError
 from aifx.core.files import RECORDS_LIMIT, read_input, write_output
 from aifx.core.json_files import encode
-from aifx.core.json_values import plain
+from aifx.core.json_values import encode_json
 
 Param = str | int | float | bool
 
@@ -61,7 +61,8 @@ class Measured(_Named):
         samples_s: seconds of each time that it was done, in the order of measurement.
         flops, num_bytes: what doing it once asks for at the least.
         bound_s: the least time in which the hardware could do that (the roofline); None where it is not known.
-        figures: what else was seen, each with its unit in its name: tokens_per_s, peak_memory_bytes.
+        unit: what `units_per_s` and `units_per_joule` of the figures count: "tokens", "images".
+        figures: what else was seen, each with its unit in its name: units_per_s, peak_memory_bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +72,7 @@ class Measured(_Named):
     flops: float | None = None
     num_bytes: float | None = None
     bound_s: float | None = None
+    unit: str | None = None
     figures: dict[str, float | None] = Field(default_factory=dict)
 
 
@@ -82,6 +84,7 @@ class Result(_Named):
         interval_s: 95 % of that, by bootstrap over launches and their samples.
         samples_s: a list a launch.
         roofline_fraction: the least time that the hardware could take over the median.
+        unit: what `units_per_s` and `units_per_joule` of the figures count: "tokens", "images".
         figures: the median over the launches of each.
     """
 
@@ -91,6 +94,7 @@ class Result(_Named):
     flops_per_s: float | None = None
     bytes_per_s: float | None = None
     roofline_fraction: float | None = None
+    unit: str | None = None
     figures: dict[str, float | None] = Field(default_factory=dict)
 
     @classmethod
@@ -114,6 +118,7 @@ class Result(_Named):
             flops_per_s=rate(last.flops),
             bytes_per_s=rate(last.num_bytes),
             roofline_fraction=rate(last.bound_s),
+            unit=last.unit,
             figures={name: _median([launch.figures.get(name) for launch in launches]) for name in figures},
         )
 
@@ -205,7 +210,7 @@ def write_report(report: Report, path: Path) -> None:
     """Whole or not at all. Raises EnvironmentFault where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = _a_result_a_line(plain(report.document()))
+        text = _a_result_a_line(report.document())
         write_output(path, encode(text))
     except OSError as error:
         why = error.strerror or str(error)
@@ -216,8 +221,8 @@ def write_report(report: Report, path: Path) -> None:
 
 def _a_result_a_line(document: dict[str, Any]) -> str:
     """JSON whose thousands of samples take no line each."""
-    results = ",\n".join(json.dumps(result, ensure_ascii=False) for result in document["results"])
-    rest = json.dumps({**document, "results": []}, indent=2, ensure_ascii=False)
+    results = ",\n".join(encode_json(result, ensure_ascii=False) for result in document["results"])
+    rest = encode_json({**document, "results": []}, indent=2, ensure_ascii=False)
     return rest.replace('"results": []', f'"results": [\n{results}\n]', 1) + "\n"
 
 

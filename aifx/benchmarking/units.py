@@ -44,22 +44,26 @@ def change(ratio: float) -> str:
     return f"{ratio - 1:+.1%}" if math.isfinite(ratio) else "-"
 
 
-def figure(name: str, value: float) -> tuple[str, str]:
-    """A figure's words and its value, by the unit in its name: `peak_memory_bytes` is ("peak memory", "28 MiB")."""
-    words = name.split("_")
+def figure(name: str, value: float, unit: str | None = None) -> tuple[str, str]:
+    """A figure's words and its value, by the unit in its name: `peak_memory_bytes` is ("peak memory", "28 MiB").
+
+    Args:
+        unit: what "units" stands for in the name.
+    """
+    words = [(unit or word) if word == "units" else word for word in name.split("_")]
     match words:
         case [*rest, "bytes", "per", "s"]:
             return " ".join(rest), rate(value, "B/s")
         case [*rest, "flops", "per", "s"]:
             return " ".join(rest), rate(value, "FLOP/s")
-        case [*rest, "per", unit]:
-            return f"{' '.join(rest)}/{unit}", rate(value).strip()
+        case [*rest, "per", per]:
+            return f"{' '.join(rest)}/{per}", rate(value).strip()
         case [*rest, "bytes"]:
             return " ".join(rest), size(value)
         case [*rest, "s"]:
             return " ".join(rest), duration(value)
-        case [*rest, "j" | "w" as unit]:
-            return " ".join(rest), rate(value, unit.upper())
+        case [*rest, "j" | "w" as symbol]:
+            return " ".join(rest), rate(value, symbol.upper())
         case [*_, "mfu" | "fraction" | "share"]:
             return " ".join(words).replace("mfu", "MFU"), share(value)
     return " ".join(words), digits(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -94,8 +93,8 @@ def headlines(report: Report) -> list[Headline]:
         # What the loop tells is what training reaches; the step tells what the loop does not.
         step = report.find("train.step") or whole
         figures = {**step.figures, **whole.figures}
-        names = [name for name in figures if re.fullmatch(r"(?!.*(bytes|flops)).*_per_(s|joule)|mfu", name)]
-        found += [Headline(*units.figure(name, value)) for name in names if (value := figures[name]) is not None]
+        told = {name: figures.get(name) for name in ("units_per_s", "mfu", "units_per_joule")}
+        found += [Headline(*units.figure(n, value, step.unit)) for n, value in told.items() if value is not None]
     best: dict[str, float] = {}
     for result in of_name(report, "hardware.matmul"):
         dtype = str(result.params.get("dtype"))

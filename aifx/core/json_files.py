@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -12,14 +11,14 @@ from typing import Any
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import RECORDS_LIMIT, open_file, read_file, replace_file
-from aifx.core.json_values import plain
+from aifx.core.json_values import encode_json
 from aifx.core.os_errors import FULL, could_not, errno_of, naming
 from aifx.core.parsing import parse_json
 
 
 def write_json(path: Path, doc: Mapping[str, Any], *, below: Path | None = None) -> None:
     """Put `doc` at `path`, whole or not at all; `below` as `aifx.core.files.replace_file` takes it."""
-    write_text(path, json.dumps(plain(doc), indent=2, ensure_ascii=False) + "\n", below=below)
+    write_text(path, encode_json(doc, indent=2, ensure_ascii=False) + "\n", below=below)
 
 
 def write_text(path: Path, text: str, *, below: Path | None = None) -> None:
@@ -90,7 +89,7 @@ class JsonLines:
             os.ftruncate(self._handle, self._size)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        line = encode(json.dumps(plain(record), ensure_ascii=False) + "\n")
+        line = encode(encode_json(record, ensure_ascii=False) + "\n")
         with self._lock:
             self._write(line)
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
+
+
+def encode_json(value: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """`value` as JSON that every parser takes: `plain` says what becomes of what JSON cannot hold."""
+    return json.dumps(plain(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
 
 
 def plain(value: Any) -> Any:

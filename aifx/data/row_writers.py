@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +12,7 @@ from typing import IO, Any, Protocol
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import replacing
-from aifx.core.json_values import plain
+from aifx.core.json_values import encode_json
 from aifx.data.parquet import import_pyarrow
 
 Record = Mapping[str, Any]
@@ -67,7 +66,7 @@ def open_writer(path: Path) -> Iterator[RowWriter]:
 
 def json_line(record: Record, *, ascii: bool = False) -> str:
     """A record as a line of JSON. A number that is not finite is null."""
-    return json.dumps(plain(record), ensure_ascii=ascii, allow_nan=False) + "\n"
+    return encode_json(record, ensure_ascii=ascii) + "\n"
 
 
 def flat(record: Record, prefix: str = "") -> dict[str, Any]:
@@ -77,7 +76,7 @@ def flat(record: Record, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             columns |= flat(value, f"{prefix}{name}.")
         else:
-            columns[f"{prefix}{name}"] = json.dumps(plain(value)) if isinstance(value, (list, tuple)) else value
+            columns[f"{prefix}{name}"] = encode_json(value) if isinstance(value, (list, tuple)) else value
     return columns
 
 

@@ -23,6 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from aifx.core.json_values import encode_json
 from aifx.health.connections import Connections, DeadlineReader, DeadlineWriter
 from aifx.health.report import SEVERITIES
 
@@ -97,7 +98,7 @@ class Checks:
             document = self._check()
         except Exception as failure:
             error = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
-        body = gzip.compress(json.dumps(document).encode(), 1) if document is not None else b""
+        body = gzip.compress(encode_json(document).encode(), 1) if document is not None else b""
         with self._changed:
             self.failed += document is None
             self._told = CheckResult(document, error, body, time.time(), time.monotonic() + self.interval_s)

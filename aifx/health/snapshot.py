@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 import aifx
 from aifx.core.errors import DataError
 from aifx.core.files import read_input, write_output
+from aifx.core.json_values import encode_json
 from aifx.core.parsing import parse_json
 from aifx.core.redaction import redact
 from aifx.health.facts import Absent, Facts, Scope, Unknown, from_document, to_document
@@ -114,7 +114,7 @@ def _collect(host: Host, probe: Probe) -> Facts:
 
 def write(snapshot: Snapshot, path: Path) -> None:
     """Raises UnsafeFile, OSError."""
-    text = json.dumps(snapshot.document(), indent=1) + "\n"
+    text = encode_json(snapshot.document(), indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_output(path, text.encode())
 

@@ -14,6 +14,7 @@ from aifx.core.files import RECORDS_LIMIT, read_file
 from aifx.core.json_files import parse_line, read_jsonl
 from aifx.core.parsing import parse_toml
 from aifx.core.project import RunDirectory
+from aifx.core.statuses import Status, stop_status
 from aifx.runs.lock import holder, is_held
 from aifx.runs.manage import read_tags
 
@@ -26,9 +27,7 @@ class RunStatus:
     """A run in one line. Times are Unix times; what is not known yet is None."""
 
     name: str
-    status: (
-        str  # running, killed, or the last stop's: completed, early_stopped, interrupted, preempted, diverged, failed
-    )
+    status: Status
     step: int
     num_steps: int | None
     loss: float | None
@@ -37,7 +36,7 @@ class RunStatus:
     best_step: int | None
     best_by: str | None  # "max accuracy"
     best_value: float | None
-    unit: str  # "tokens", "images"
+    unit: str | None  # what `units_per_s` counts: "tokens", "images"
     units_per_s: float | None
     started: float | None
     updated: float | None
@@ -62,8 +61,8 @@ class RunStatus:
             "best_step": self.best_step,
             "best_by": self.best_by,
             "best_value": self.best_value,
-            "tokens_per_s": None,
-            f"{self.unit}_per_s": self.units_per_s,
+            "unit": self.unit,
+            "units_per_s": self.units_per_s,
             "started": self.started,
             "updated": self.updated,
             "pid": self.pid,
@@ -80,7 +79,6 @@ def run_status(run: RunDirectory) -> RunStatus:
     events = read_jsonl(run.events)
     metrics = read_metrics(run)
     last = metrics.last or {}
-    unit = unit_of(last)
     return RunStatus(
         name=run.name,
         status="running" if held else _ending(events),
@@ -92,8 +90,8 @@ def run_status(run: RunDirectory) -> RunStatus:
         best_step=metrics.best_step,
         best_by=str(metrics.best_by),
         best_value=metrics.best_value,
-        unit=unit,
-        units_per_s=number(last.get(f"{unit}_per_s")),
+        unit=str(last["unit"]) if "unit" in last else None,
+        units_per_s=number(last.get("units_per_s")),
         started=next((t for e in events if (t := number(e.get("time"))) is not None), None) or _written(run.config),
         updated=max((t for t in map(_written, (run.metrics, run.events, run.config)) if t is not None), default=None),
         pid=who.pid if who else None,
@@ -157,11 +155,6 @@ def validation_loss(record: Mapping[str, Any]) -> float | None:
     return number(validation.get("loss")) if isinstance(validation, Mapping) else None
 
 
-def unit_of(record: Mapping[str, Any]) -> str:
-    """What the throughput of a record of `metrics.jsonl` counts."""
-    return next((key.removesuffix("_per_s") for key in record if key.endswith("_per_s")), "tokens")
-
-
 def number(value: Any) -> float | None:
     """`value` as a finite float, else None."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -169,10 +162,10 @@ def number(value: Any) -> float | None:
     return None
 
 
-def _ending(events: Sequence[Mapping[str, Any]]) -> str:
+def _ending(events: Sequence[Mapping[str, Any]]) -> Status:
     for event in reversed(events):
         if event.get("event") == "stop":
-            return str(event.get("status") or "completed")
+            return stop_status(event.get("status"))
         if event.get("event") in BEGINNINGS:
             break
     return "killed"

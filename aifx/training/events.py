@@ -9,6 +9,7 @@ from typing import Any
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.project import RunDirectory
+from aifx.core.statuses import ProcessStatus
 from aifx.runs import Ledger
 from aifx.training.records import Observer, Record, RunInfo, TrainResult
 
@@ -38,7 +39,7 @@ class EventDispatcher:
             for observer in self._observers:
                 observer.event(name, fields)
 
-    def ended_abruptly(self, status: str, why: str) -> None:
+    def ended_abruptly(self, status: ProcessStatus, why: str) -> None:
         """The process is about to end where it stands. Called from another thread, which must not wait for ours."""
         if not self._ended:
             with suppress(EnvironmentFault, OSError):

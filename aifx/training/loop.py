@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.config import Config
 from aifx.config.best_by import best_by_of, score_of
+from aifx.core.statuses import ProcessStatus
 from aifx.data.base import Batch
 from aifx.parallel import place_batch
 from aifx.training.events import EventDispatcher
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoopResult:
-    """Why the loop ended (completed, early_stopped, interrupted, preempted), after which step, in what state."""
+    """Why the loop ended, after which step, in what state."""
 
-    status: str
+    status: ProcessStatus
     step: int
     state: TrainState
 

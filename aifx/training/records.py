@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from aifx.config import Config
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.project import RunDirectory
+from aifx.core.statuses import ProcessStatus
 from aifx.machine.catalogue import Peak
 
 
@@ -63,7 +64,7 @@ class Record:
     data_wait_s: float
     mfu: float | None
     time: float
-    unit: str = "tokens"
+    unit: str
     ceiling_fraction: float | None = None
     validation: Mapping[str, Any] | None = None
 
@@ -74,8 +75,9 @@ class Record:
             "loss": self.loss,
             "grad_norm": self.grad_norm,
             "learning_rate": self.learning_rate,
-            self.unit: self.units,
-            f"{self.unit}_per_s": self.units_per_s,
+            "unit": self.unit,
+            "units": self.units,
+            "units_per_s": self.units_per_s,
             "step_time_s": self.step_time_s,
             "mfu": self.mfu,
             "ceiling_fraction": self.ceiling_fraction,
@@ -91,17 +93,16 @@ class Record:
 class TrainResult:
     """How a run ended, or stands.
 
-    status: completed, early_stopped, interrupted, preempted, diverged.
     loss: of the last update, bit-equal to its record; None where there was none.
     units_per_s: over the steps of this process.
     """
 
     run: RunDirectory
-    status: str
+    status: ProcessStatus
     step: int
     num_steps: int | None
     loss: float | None = None
-    unit: str = "tokens"
+    unit: str | None = None
     units_per_s: float | None = None
     state_digest: str | None = None
     validation_loss: float | None = None
@@ -130,8 +131,8 @@ class TrainResult:
             "step": self.step,
             "num_steps": self.num_steps,
             "loss": self.loss,
-            "tokens_per_s": None,
-            f"{self.unit}_per_s": self.units_per_s,
+            "unit": self.unit,
+            "units_per_s": self.units_per_s,
             "state_digest": self.state_digest,
             "validation_loss": self.validation_loss,
             "best_step": self.best_step,

@@ -16,6 +16,7 @@ from aifx.core.errors import AifxError, CheckpointError, ConfigError, UsageError
 from aifx.core.files import read_file
 from aifx.core.json_files import read_jsonl
 from aifx.core.project import Project, RunDirectory
+from aifx.core.statuses import FINISHED, ProcessStatus
 from aifx.runs import differences, read_provenance
 from aifx.runs.binding import binding_errors, foreign_checkpoint
 from aifx.runs.status import number
@@ -140,19 +141,18 @@ def finished(run: RunDirectory, config: Config) -> TrainResult | None:
     stop: dict[str, Any] = next(
         (e for e in reversed(read_jsonl(run.events)) if e.get("event") in ("stop", "start", "resume")), {}
     )
-    if last is None or stop.get("status") not in ("completed", "early_stopped") or stop.get("step") != last:
+    if last is None or stop.get("status") not in FINISHED or stop.get("step") != last:
         return None
     if _is_damaged(run, config, last):
         return None
-    unit = next((k.removesuffix("_per_s") for k in stop if k.endswith("_per_s") and k != "tokens_per_s"), "tokens")
     return TrainResult(
         run=run,
         status=stop["status"],
         step=last,
         num_steps=config.train.num_steps,
         loss=number(stop.get("loss")),
-        unit=unit,
-        units_per_s=number(stop.get(f"{unit}_per_s")),
+        unit=stop.get("unit"),
+        units_per_s=number(stop.get("units_per_s")),
         state_digest=stop.get("state_digest"),
         validation_loss=number(stop.get("validation_loss")),
         best_step=stop.get("best_step"),
@@ -228,7 +228,7 @@ def _check_tokenizer(origin: RunDirectory, config: Config, project: Project, cha
         )
 
 
-def latest_result(run: RunDirectory, status: str, num_steps: int | None = None) -> TrainResult:
+def latest_result(run: RunDirectory, status: ProcessStatus, num_steps: int | None = None) -> TrainResult:
     """What a process that ends before its first step, or where it stands, leaves: the latest checkpoint's figures."""
     steps = step_directories(run.checkpoints)
     step = max(steps, default=0)

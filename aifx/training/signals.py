@@ -16,13 +16,14 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from aifx.core.errors import ExitCode
+from aifx.core.statuses import ProcessStatus
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 LAST_WORDS_S = 2.0
 """Bound on what is told right before the process ends."""
 
-BeforeExit = Callable[[str, str], None]
+BeforeExit = Callable[[ProcessStatus, str], None]
 """Told the run's status and a line that says what is kept, right before the process ends without unwinding."""
 
 
@@ -30,7 +31,7 @@ def exit_code_of(signum: int) -> ExitCode:
     return ExitCode.INTERRUPTED if signum == signal.SIGINT else ExitCode.PREEMPTED
 
 
-def status_of(signum: int) -> str:
+def status_of(signum: int) -> ProcessStatus:
     return "interrupted" if signum == signal.SIGINT else "preempted"
 
 

@@ -19,6 +19,7 @@ from aifx.core.errors import EnvironmentFault
 from aifx.core.extras import install_command
 from aifx.core.files import check_tree, make_folders, read_file, replace_file
 from aifx.core.project import RunDirectory
+from aifx.core.statuses import FINISHED, STOPPED
 from aifx.training.records import Observer, Record, RunInfo, TrainResult, flatten
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
@@ -94,7 +95,7 @@ class WeightsAndBiases(Tracker):
         self._run.log(dict(values), step=step)  # drops a step that is not beyond the last one it has
 
     def close(self, status: str) -> None:
-        self._run.finish(exit_code=0 if status in ("completed", "early_stopped") else 1)
+        self._run.finish(exit_code=0 if status in FINISHED else 1)
 
 
 class MLflow(Tracker):
@@ -131,8 +132,8 @@ class MLflow(Tracker):
             self._client.log_batch(self._id, metrics=metrics)
 
     def close(self, status: str) -> None:
-        ended = {"completed": "FINISHED", "early_stopped": "FINISHED", "interrupted": "KILLED", "preempted": "KILLED"}
-        self._client.set_terminated(self._id, status=ended.get(status, "FAILED"))
+        ended = "FINISHED" if status in FINISHED else "KILLED" if status in STOPPED else "FAILED"
+        self._client.set_terminated(self._id, status=ended)
 
 
 class Background:

@@ -33,9 +33,9 @@ def count(value: int | None) -> str:
     return "?" if value is None else f"{value:,}"
 
 
-def rate(value: float | None, unit: str) -> str | None:
+def rate(value: float | None, unit: str | None) -> str | None:
     """ "12,345 tokens/s"."""
-    return None if value is None else f"{value:,.0f} {unit}/s"
+    return None if value is None or unit is None else f"{value:,.0f} {unit}/s"
 
 
 def literal(value: Any) -> str | None:

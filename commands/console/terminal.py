@@ -13,7 +13,6 @@ verdict is `raise SystemExit(1)`. Nothing here imports more than it needs: `aifx
 from __future__ import annotations
 
 import functools
-import json as json_module
 import os
 import select
 import sys
@@ -25,7 +24,7 @@ from aifx.commands.console import stopping
 from aifx.commands.console.failures import as_error, is_debugging, print_traceback
 from aifx.commands.console.progress import ProgressDisplay
 from aifx.core.errors import AifxError, ExitCode
-from aifx.core.json_values import plain
+from aifx.core.json_values import encode_json
 from aifx.core.progress import listen
 from aifx.core.sanitize import escape_controls, escape_in_json, one_line
 
@@ -249,5 +248,5 @@ def to_json(document: Any) -> str:
     Escapes control characters, and letters that stdout may lack.
     """
     is_unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
-    text = json_module.dumps(plain(document), indent=2, ensure_ascii=not is_unicode, allow_nan=False)
+    text = encode_json(document, indent=2, ensure_ascii=not is_unicode)
     return escape_in_json(text)

@@ -14,8 +14,10 @@ from aifx.commands.console.terminal import Output, failure_text, is_colored, ter
 from aifx.commands.eval.command import parse_step
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
+from aifx.core.statuses import STOPPED
 
 if TYPE_CHECKING:
+    from aifx.core.statuses import ProcessStatus
     from aifx.training import TrainResult
 
 DEFAULT_RUN = "main"
@@ -88,7 +90,7 @@ def _train(
     config = load_config(project, overrides)
     progress = make_progress(out)
 
-    def write_latest_result(status: str, why: str) -> None:
+    def write_latest_result(status: ProcessStatus, why: str) -> None:
         """What is on disk of the run; called by the thread that heard the signal, which must not wait for an import."""
         progress.abandon()
         with suppress(BrokenPipeError):
@@ -111,7 +113,7 @@ def _train(
         )
 
 
-def _write_interrupted(status: str) -> None:
+def _write_interrupted(status: ProcessStatus) -> None:
     """Write the answer of a run that a signal ends before its configuration is read."""
     import sys
 
@@ -145,7 +147,7 @@ def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str])
     elif profile and not result.already:
         out.print(f"trace in {result.run.profile}: open its perfetto_trace.json.gz at https://ui.perfetto.dev")
         out.print(f"or: pip install xprof && xprof --logdir {result.run.profile}")
-    if result.status in ("interrupted", "preempted"):
+    if result.status in STOPPED:
         again = ["aifx", "train", "--run", result.run.name, *(part for o in overrides for part in ("--set", o))]
         out.print(f"go on with: {shlex.join(again)}")
     else:

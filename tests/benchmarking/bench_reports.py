@@ -74,7 +74,12 @@ def kernels(peak: float = 9e10, memory: float = 2.2e10) -> list[Result]:
 def train(step_s: float = 0.12) -> list[Result]:
     parts = {"forward": 0.3, "backward": 0.52, "optimizer": 0.08, "data_wait": 0.02, "dispatch": 0.004}
     found = [
-        result("train.loop", step_s, figures={"tokens_per_s": 4096 / step_s, "mfu": 0.41, "tokens_per_joule": None}),
+        result(
+            "train.loop",
+            step_s,
+            unit="tokens",
+            figures={"units_per_s": 4096 / step_s, "mfu": 0.41, "units_per_joule": None},
+        ),
         result("train.step", step_s * 0.97, flops=6e9, bound_s=step_s * 0.4, figures={"peak_memory_bytes": 7.3e8}),
         result("train.compile", 3.1, launches=1, noise=0.0),
     ]

@@ -35,7 +35,8 @@ def test_data_tells_what_a_batch_costs_and_how_many_units_that_is(project):
     for result in found.values():
         assert result.num_bytes == 8 * (8 + 8 + 1) * 4
         assert result.params == {"rows": 8}
-        assert result.figures["rows_per_s"] > 0
+        assert result.unit == "rows"
+        assert result.figures["units_per_s"] > 0
     slow = measured("data", data, project, set=["data.read_s=0.02"])
     assert min(slow["read"].samples_s) >= 0.02
     assert sorted(slow["prefetch"].samples_s)[len(slow["prefetch"].samples_s) // 2] >= 0.01, "the reader is the limit"

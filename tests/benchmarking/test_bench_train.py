@@ -70,7 +70,8 @@ def test_the_step_is_measured_part_by_part(bench):
                      "loop", "data_wait", "overhead", "growth"}  # fmt: skip
     step = found["train.step"]
     middle = float(np.median(step.samples_s))
-    assert step.figures["rows_per_s"] == pytest.approx(8 / middle)
+    assert step.unit == "rows"
+    assert step.figures["units_per_s"] == pytest.approx(8 / middle)
     assert step.flops == step.figures["model_flops"] == 6 * 8 * 8**2
     assert step.figures["mfu"] == pytest.approx(step.bound_s / middle)
     assert step.figures["peak_memory_bytes"] > 2 * 8 * 8 * 4  # the matrix and its moment, at the least
@@ -81,7 +82,7 @@ def test_the_step_is_measured_part_by_part(bench):
     assert found["train.loop"].figures["overhead_share"] is not None
     assert len(found["train.data_wait"].samples_s) == len(found["train.loop"].samples_s)
     # No counter here, or one that was read: never nothing.
-    assert (step.figures["rows_per_joule"] is None) == any("rows a joule" in note for note in whole.noted)
+    assert (step.figures["units_per_joule"] is None) == any("rows a joule" in note for note in whole.noted)
 
     grown = [m for m in found.values() if m.name == "train.growth"]
     assert {(m.params["axis"], m.params["value"]): m.flops for m in grown} == {

@@ -62,8 +62,9 @@ def test_headlines_are_of_the_largest_memory_and_the_best_product():
 
 
 def test_a_project_of_images_has_its_own_headlines():
-    figures = {"images_per_s": 512.0, "mfu": 0.2, "images_per_joule": 3.0, "model_flops": 1e9}
-    told = [headline.label for headline in headlines(made.report(made.result("train.step", 1.0, figures=figures)))]
+    figures = {"units_per_s": 512.0, "mfu": 0.2, "units_per_joule": 3.0, "model_flops": 1e9}
+    step = made.result("train.step", 1.0, unit="images", figures=figures)
+    told = [headline.label for headline in headlines(made.report(step))]
     assert told == ["training step", "images/s", "MFU", "images/joule"]
 
 
@@ -109,8 +110,8 @@ def test_numbers_are_told_in_three_digits(said, text):
     [
         ("peak_memory_bytes", 3 << 20, ("peak memory", "3 MiB")),
         ("bus_bytes_per_s", 2e9, ("bus", "2 GB/s")),
-        ("tokens_per_s", 34_133.0, ("tokens/s", "34.1 k")),
-        ("tokens_per_joule", 12.0, ("tokens/joule", "12")),
+        ("units_per_s", 34_133.0, ("tokens/s", "34.1 k")),
+        ("units_per_joule", 12.0, ("tokens/joule", "12")),
         ("step_j", 0.25, ("step", "0.25 J")),
         ("first_call_s", 0.5, ("first call", "500 ms")),
         ("mfu", 0.41, ("MFU", "41 %")),
@@ -120,4 +121,4 @@ def test_numbers_are_told_in_three_digits(said, text):
     ],
 )
 def test_a_figure_is_told_by_the_unit_in_its_name(name, value, told):
-    assert units.figure(name, value) == told
+    assert units.figure(name, value, "tokens") == told

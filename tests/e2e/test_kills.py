@@ -28,7 +28,7 @@ KILLS = 20
 STEPS = 600
 TRAIN = ["train", "--json", *settings([*TINY, f"train.num_steps={STEPS}"])]
 RUNS = 50
-TIMES = {"time", "step_time_s", "tokens_per_s", "mfu", "ceiling_fraction", "data_wait_s"}
+TIMES = {"time", "step_time_s", "units_per_s", "mfu", "ceiling_fraction", "data_wait_s"}
 """Fields of a record that tell of the machine rather than of the model."""
 
 

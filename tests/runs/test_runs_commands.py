@@ -36,7 +36,7 @@ def make_run(project: Project, name: str, seed: int, *, ended: bool = True) -> R
     checkpoints = Checkpoints(run.checkpoints, CheckpointSection(asynchronous=False))
     for step in (10, 20, 30, 40):
         loss = 5.0 - step / 10 + seed
-        record = {"step": step, "loss": loss, "tokens_per_s": 1000.0, "step_time_s": 0.1}
+        record = {"step": step, "loss": loss, "unit": "tokens", "units_per_s": 1000.0, "step_time_s": 0.1}
         metrics.write({**record, "validation": {"loss": loss + 1}} if step % 20 == 0 else record)
         if step % 20 == 0:
             checkpoints.save(step, state_of(step), host={}, validation_loss=loss + 1)

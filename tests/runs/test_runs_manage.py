@@ -27,7 +27,7 @@ class Here:
         directory.config.write_text(f"[train]\nnum_steps = {max(losses, default=1)}\n")
         lines = []
         for step, loss in losses.items():
-            record: dict[str, Any] = {"step": step, "loss": loss, "tokens_per_s": 1.0}
+            record: dict[str, Any] = {"step": step, "loss": loss, "unit": "tokens", "units_per_s": 1.0}
             if validation and step in validation:
                 record["validation"] = {"loss": validation[step], "accuracy": 1 - validation[step] / 10}
             lines.append(json.dumps(record) + "\n")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from aifx.core.project import RunDirectory
+from aifx.core.statuses import ProcessStatus
 from aifx.runs import Ledger, MetricsWriter, RunLock, run_status
 from aifx.runs.comparison import StepRow, compare_runs
 from aifx.runs.reading import changed_settings, read_evaluations
@@ -24,7 +26,7 @@ def train(run: RunDirectory, *, unit: str = "tokens", scale: float = 1.0) -> Non
     ledger, metrics = Ledger(run.events), MetricsWriter(run.metrics, 0)
     ledger.write("start", step=0)
     for step in (10, 20, 30, 40):
-        record = {"step": step, "loss": scale / step, unit: step * 5, f"{unit}_per_s": 100.0 + step}
+        record = {"step": step, "loss": scale / step, "unit": unit, "units": step * 5, "units_per_s": 100.0 + step}
         if step != 40:
             record["validation"] = {"loss": scale * abs(step - 20) + 1}
         metrics.write(record)
@@ -50,7 +52,7 @@ def test_alive_then_killed(run: RunDirectory) -> None:
     assert (status.validation_loss, status.best_validation_loss, status.best_step) == (11.0, 1.0, 20)
 
 
-@pytest.mark.parametrize("how", ["completed", "early_stopped", "interrupted", "preempted", "diverged", "failed"])
+@pytest.mark.parametrize("how", [*get_args(ProcessStatus), "failed"])
 def test_ended(run: RunDirectory, how: str) -> None:
     train(run)
     Ledger(run.events).write("stop", status=how, step=43)
@@ -64,7 +66,13 @@ def test_ended(run: RunDirectory, how: str) -> None:
 def test_images_are_counted_as_images(run: RunDirectory) -> None:
     train(run, unit="images")
     doc = run_status(run).document()
-    assert (doc["images_per_s"], doc["tokens_per_s"]) == (140.0, None)
+    assert (doc["unit"], doc["units_per_s"]) == ("images", 140.0)
+
+
+def test_records_without_units_have_no_speed(run: RunDirectory) -> None:
+    MetricsWriter(run.metrics, 0).write({"step": 10, "loss": 1.0, "tokens": 50, "tokens_per_s": 5.0})
+    status = run_status(run)
+    assert (status.step, status.loss, status.unit, status.units_per_s) == (10, 1.0, None, None)
 
 
 def test_unreadable_files_are_no_obstacle(run: RunDirectory) -> None:

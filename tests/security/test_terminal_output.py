@@ -113,7 +113,7 @@ def project(tmp_path: Path) -> Path:
         (run / "config.toml").write_text("[train]\nnum_steps = 3\n")
         event = {"time": 0, "event": "stop", "status": ATTACK, "step": 1}
         (run / "events.jsonl").write_text(json.dumps(event, ensure_ascii=False) + "\n")
-        record = {"step": 1, "loss": 1.0, f"{ATTACK}_per_s": 2.0}
+        record = {"step": 1, "loss": 1.0, "unit": ATTACK, "units_per_s": 2.0}
         (run / "metrics.jsonl").write_text(json.dumps(record, ensure_ascii=False) + "\n")
         (run / "provenance.json").write_text(json.dumps({"command": [ATTACK], "git": {"commit": ATTACK}}))
     return tmp_path

@@ -33,7 +33,7 @@ learning_rate = 0.02
 every = 4
 """
 
-TIMES = {"time", "step_time_s", "rows_per_s", "mfu", "ceiling_fraction", "data_wait_s"}
+TIMES = {"time", "step_time_s", "units_per_s", "mfu", "ceiling_fraction", "data_wait_s"}
 """Fields of a record that tell of the machine rather than of the model."""
 
 

@@ -14,8 +14,9 @@ def figures(subject: Subject, step_s: float, **more: float | None) -> dict[str, 
     return {
         "flops": flops,
         "bound_s": flops / peak.flops if peak else None,
+        "unit": subject.info.unit,
         "figures": {
-            f"{subject.info.unit}_per_s": subject.units / step_s,
+            "units_per_s": subject.units / step_s,
             "mfu": flops / step_s / peak.flops if peak else None,
             "ceiling_fraction": flops / step_s / ceiling.flops if ceiling else None,
             "model_flops": flops,

@@ -106,7 +106,7 @@ class Rounds:
             self._step.median_s,
             device_memory_bytes=self._device_bytes,
             step_energy_j=joules / self._steps if joules else None,
-            **{f"{unit}_per_joule": subject.units * self._steps / joules if joules else None},
+            units_per_joule=subject.units * self._steps / joules if joules else None,
         )
         return self._bench.measured("step", self._step.samples(), **more)
 

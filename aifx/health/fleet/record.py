@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import aifx
 from aifx.core.errors import AifxError, DataError
 from aifx.core.files import RECORDS_LIMIT, is_stream, open_file, open_output, read_input
+from aifx.core.json_values import encode_json
 from aifx.core.parsing import parse_json
 from aifx.core.redaction import redact_values
 from aifx.health.fleet.compare import light
@@ -42,7 +42,7 @@ class Recorder:
         self._file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(redact_values(line)) + "\n")
+        self._file.write(encode_json(redact_values(line)) + "\n")
         self._file.flush()
 
 
