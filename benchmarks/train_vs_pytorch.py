@@ -208,7 +208,7 @@ def aifx_side(job: Job, steps: list[tuple[np.ndarray, np.ndarray]]) -> Told:
 
     from aifx.config import load_config
     from aifx.core.project import Project
-    from aifx.models.decoder import Decoder
+    from aifx.models.decoder.model import Decoder
     from aifx.parallel import make_mesh, place_batch
     from aifx.tasks.language import LanguageTask
     from aifx.training.restore import initialize

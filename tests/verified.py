@@ -28,8 +28,9 @@ T = TypeVar("T")
 TABLE = ROOT / "tests" / "verified.json"
 SOURCES = (
     "jax_kernels/**/*.py",
-    "aifx/models/*.py",
+    "aifx/models/**/*.py",
     "aifx/nn/*.py",
+    "aifx/specs.py",
     "aifx/generation/*.py",
     "tests/jax_kernels/*.py",
     "tests/models/*.py",

@@ -25,7 +25,7 @@ from aifx.evaluation.better_last import BetterLast, better_last
 from aifx.kernels.choice import run_choices
 from aifx.nn.precision import cast_floating, compute_dtype
 from aifx.nn.quantized import quantize_matrices
-from aifx.nn.specs import Params
+from aifx.specs import Params
 from aifx.tasks.base import Sums, Task, Totals
 from jax_kernels.dispatch import using
 
@@ -255,7 +255,7 @@ def computation_params(trained: RestoredRun) -> tuple[Params, DTypeLike | None]:
 
     Raises UsageError where `eval.quantize` does not suit the task.
     """
-    from aifx.models.decoder import Decoder
+    from aifx.models.decoder.model import Decoder
 
     quantization = trained.config.eval.quantize
     dtype = compute_dtype(trained.config.train.precision, jax.default_backend())

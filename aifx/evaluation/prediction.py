@@ -16,7 +16,7 @@ from aifx.data.rows import Row
 from aifx.evaluation.held_out import computation_params
 from aifx.kernels.choice import run_choices
 from aifx.nn.precision import cast_floating
-from aifx.nn.specs import Params
+from aifx.specs import Params
 from aifx.tasks.base import Task
 from jax_kernels.dispatch import using
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from aifx.models.decoder import Decoder
-from aifx.models.paged_cache import Cache
-from aifx.nn.specs import Params, init_params, map_specs
+from aifx.models.decoder.model import Decoder
+from aifx.models.decoder.paged_cache import Cache
+from aifx.specs import Params, init_params, map_specs
 
 SMALLEST_BUCKET = 16
 

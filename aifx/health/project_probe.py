@@ -117,7 +117,7 @@ def _plan(project: Project, config: Config) -> dict[str, Any] | Absent:
         return Absent("the size of this model is known once its data was read: train it, and look at its checkpoint")
     import jax
 
-    from aifx.nn.specs import map_specs
+    from aifx.specs import map_specs
     from aifx.training.optimizers import make_optimizer, select_weights
 
     params = map_specs(lambda spec: spec.struct, specs)
@@ -139,7 +139,7 @@ def _specs(project: Project, config: Config) -> Any:
     if not isinstance(config.data, LanguageDataSection) or not isinstance(config.model, LanguageModelSection):
         return None
     from aifx.data.tokenizer import Tokenizer
-    from aifx.models.decoder import Decoder
+    from aifx.models.decoder.model import Decoder
 
     vocab_size = config.model.vocab_size or config.data.vocab_size
     if not config.model.vocab_size and config.data.tokenizer != "bpe":

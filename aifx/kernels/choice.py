@@ -18,9 +18,9 @@ from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.json_files import write_json
 from aifx.core.project import Project, RunDirectory, cache_path
 from aifx.data.base import Say
-from aifx.nn.specs import map_specs
 from aifx.parallel import DATA_AXIS
 from aifx.runs.binding import KERNELS_VERSION, read_kernel_choices
+from aifx.specs import map_specs
 from jax_kernels.batch_sharding import Division
 from jax_kernels.dispatch import Choices, using
 from jax_kernels.implementations import Device, current_device

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from aifx.nn.specs import Initializer
+from aifx.specs import Initializer
 
 
 @functools.cache  # one function for each deviation, by which arrays that are made alike are known

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from aifx.machine.catalogue import cpu_flags
-from aifx.nn.specs import Params
+from aifx.specs import Params
 from jax_kernels.products import product
 
 MATRIX_UNITS = frozenset({"amx_bf16", "bf16"})

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from aifx.config.sections import Quantization
-from aifx.nn.specs import ArraySpec, Params, Specs, is_spec
+from aifx.specs import ArraySpec, Params, Specs, is_spec
 from jax_kernels._ops.quantized_matmul import quantize
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from aifx.nn.specs import LAYERS, Specs, is_spec, is_stacked
+from aifx.specs import LAYERS, Specs, is_spec, is_stacked
 
 
 def has_stacked_layers(specs: Specs) -> bool:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aifx.core.errors import ConfigError
 from aifx.data.base import Batch
-from aifx.nn.specs import ArraySpec, Specs, map_specs
+from aifx.specs import ArraySpec, Specs, map_specs
 
 DATA_AXIS = "data"
 

@@ -15,7 +15,7 @@ from aifx.core.errors import UsageError
 from aifx.core.project import Project
 from aifx.data.base import Batch, BatchSource, Say, Split
 from aifx.data.rows import InputFile, Row, read_rows
-from aifx.nn.specs import Params, Specs
+from aifx.specs import Params, Specs
 
 Sums: TypeAlias = dict[str, tuple[jax.Array, jax.Array]]
 """Additive (total, weight) by name, float32 scalars or small arrays. Training follows total / weight of "loss"."""

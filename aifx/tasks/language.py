@@ -21,8 +21,8 @@ from aifx.data.base import Batch, Say, Split
 from aifx.data.rows import InputFile, Row, field, read_rows
 from aifx.data.sequences import empty_batch
 from aifx.data.text import TOKENIZER_FILE, document_windows, open_split_files, open_text_file
-from aifx.models.decoder import Decoder
-from aifx.nn.specs import Params
+from aifx.models.decoder.model import Decoder
+from aifx.specs import Params
 from aifx.tasks.base import Sums, Task, Totals
 from jax_kernels._ops.linear_cross_entropy import linear_cross_entropy
 

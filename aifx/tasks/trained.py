@@ -12,15 +12,15 @@ from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.files import check_tree
 from aifx.core.project import Project, RunDirectory
 from aifx.data.base import Say
-from aifx.nn.specs import Params, map_specs
 from aifx.nn.stacking import has_stacked_layers, stack_layers, unstack_layers
 from aifx.runs.binding import binding_errors
+from aifx.specs import Params, map_specs
 from aifx.tasks.base import Model, Task
 from aifx.tasks.registry import create_task, load_task, task_class
 
 if TYPE_CHECKING:
     from aifx.data import Tokenizer
-    from aifx.models.decoder import Decoder
+    from aifx.models.decoder.model import Decoder
 
 Which = Literal["best", "last"]
 

@@ -24,11 +24,11 @@ from aifx.data.image_rows import IMAGE_FIELD, read_images
 from aifx.data.images import ImageSpec, open_image_file
 from aifx.data.rows import InputFile, Row, field
 from aifx.data.store import write_synced
-from aifx.models.vision import VisionNetwork
-from aifx.nn.specs import Params
+from aifx.models.resnet.model import VisionNetwork
+from aifx.objectives.losses import confusion_matrix, cross_entropy
+from aifx.specs import Params
 from aifx.tasks.base import Sums, Task, Totals
 from aifx.tasks.language import batches_digest
-from aifx.tasks.objectives import confusion_matrix, cross_entropy
 
 SPEC_FILE = "images.json"
 """In a run's assets: the shape of the images and the names of the classes."""

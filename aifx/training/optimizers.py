@@ -14,7 +14,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from aifx.config.sections import OptimizerSection
-from aifx.nn.specs import ArraySpec, Params, Specs, is_spec, map_specs
+from aifx.specs import ArraySpec, Params, Specs, is_spec, map_specs
 
 
 def make_optimizer(section: OptimizerSection, specs: Specs) -> optax.GradientTransformation:

@@ -200,7 +200,7 @@ class Training:
         if best_by == LOSS or not self.config.train.validate_every or declared_metrics(self.config, self.project):
             return
         from aifx.evaluation.held_out import metric_names
-        from aifx.nn.specs import map_specs
+        from aifx.specs import map_specs
 
         params = map_specs(lambda spec: spec.struct, step_spec.specs)
         check_metric(best_by, metric_names(step_spec.task, params, "validation"))
@@ -376,7 +376,7 @@ def run_info(
     """What observers are given when a run starts."""
     from aifx.machine.catalogue import peak_of
     from aifx.machine.measured_peaks import measured_peak
-    from aifx.nn.specs import count_parameters
+    from aifx.specs import count_parameters
 
     devices = list(step_spec.mesh.devices.flat)
     kind, platform = devices[0].device_kind, devices[0].platform

@@ -11,9 +11,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from aifx.checkpoint.naming import from_named, to_named
-from aifx.nn.specs import Params, Specs, init_params, map_specs
 from aifx.nn.stacking import stack_layers, unstack_layers
 from aifx.parallel import opt_state_shardings, param_shardings, replicated
+from aifx.specs import Params, Specs, init_params, map_specs
 from aifx.training.optimizers import select_weights
 
 

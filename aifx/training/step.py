@@ -16,9 +16,9 @@ from jax.typing import DTypeLike
 from aifx.config import Config
 from aifx.data.base import Batch
 from aifx.nn.precision import cast_floating, compute_dtype
-from aifx.nn.specs import Params, Specs
 from aifx.nn.stacking import has_stacked_layers
 from aifx.parallel import DATA_AXIS, batch_sharding, replicated
+from aifx.specs import Params, Specs
 from aifx.tasks.base import Task
 from aifx.training.optimizers import clip_by_global_norm, make_optimizer, merge_weights, select_weights
 from aifx.training.schedules import make_schedule

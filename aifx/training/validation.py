@@ -11,8 +11,8 @@ import jax
 from aifx.config.best_by import LOSS, BestBy
 from aifx.data.base import Batch
 from aifx.evaluation.held_out import Compiled, compile_sums, evaluate_split
-from aifx.nn.specs import Params
 from aifx.parallel import place_batch
+from aifx.specs import Params
 from aifx.training.step import StepSpec
 
 

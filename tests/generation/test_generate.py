@@ -9,8 +9,8 @@ import pytest
 
 from aifx.config.sections import LanguageModelSection
 from aifx.generation.generator import Sampler, generate
-from aifx.models.decoder import Decoder
-from aifx.nn.specs import init_params
+from aifx.models.decoder.model import Decoder
+from aifx.specs import init_params
 
 VOCAB = 50
 GPT2 = {"norm": "layer_norm", "positions": "learned", "activation": "gelu_tanh", "bias": True}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from aifx.config.sections import LanguageModelSection
-from aifx.models.decoder import Decoder
-from aifx.nn.specs import init_params
+from aifx.models.decoder.model import Decoder
+from aifx.specs import init_params
 from jax_kernels._ops.linear_cross_entropy import linear_cross_entropy
 from jax_kernels._ops.quantized_matmul import quantize, quantized_linear
 

@@ -11,10 +11,10 @@ from finite_differences import assert_gradients
 from numpy_decoder import forward
 
 from aifx.config.sections import LanguageModelSection
-from aifx.models import paged_cache
-from aifx.models.decoder import Decoder
-from aifx.nn.specs import init_params, is_spec
+from aifx.models.decoder import paged_cache
+from aifx.models.decoder.model import Decoder
 from aifx.nn.stacking import stack_layers, unstack_layers
+from aifx.specs import init_params, is_spec
 
 VOCAB, SEQ = 37, 24
 FAMILIES = {

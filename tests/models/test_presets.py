@@ -4,8 +4,8 @@ import pytest
 
 from aifx.config.presets import PRESETS
 from aifx.config.sections import LanguageModelSection
-from aifx.models.decoder import Decoder
-from aifx.nn.specs import count_parameters
+from aifx.models.decoder.model import Decoder
+from aifx.specs import count_parameters
 
 PUBLISHED = {
     "gpt2-124m": 124_439_808,

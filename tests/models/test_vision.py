@@ -9,8 +9,8 @@ from finite_differences import assert_gradients
 
 from aifx.config.sections import VisionModelSection
 from aifx.core.errors import ConfigError
-from aifx.models.vision import VisionNetwork
-from aifx.nn.specs import count_parameters, init_params
+from aifx.models.resnet.model import VisionNetwork
+from aifx.specs import count_parameters, init_params
 
 
 def network(image_shape=(12, 13, 1), **values):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from aifx.config.sections import LanguageModelSection, Quantization
-from aifx.models.decoder import Decoder
+from aifx.models.decoder.model import Decoder
 from aifx.nn.quantized import QuantizedMatrix, quantize_matrices
-from aifx.nn.specs import init_params, is_spec
+from aifx.specs import init_params, is_spec
 
 INPUTS = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 16)), jnp.int32)
 

@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optax.contrib import MuonDimensionNumbers, muon
 
-from aifx.nn.specs import ArraySpec, init_params, is_stacked, map_specs, stack_layer_specs
 from aifx.nn.stacking import stack_layers, unstack_layers
+from aifx.specs import ArraySpec, init_params, is_stacked, map_specs, stack_layer_specs
 
 
 def normal(key, shape, dtype):

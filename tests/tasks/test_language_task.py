@@ -15,7 +15,7 @@ from aifx.config import load_config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.evaluation.held_out import evaluate_split, sum_split
-from aifx.nn.specs import init_params
+from aifx.specs import init_params
 from aifx.tasks import create_task
 from aifx.tasks.language import LanguageTask, stream_text
 

@@ -19,8 +19,8 @@ from aifx.core.project import Project
 from aifx.evaluation.dataset import evaluate_files
 from aifx.evaluation.held_out import evaluate
 from aifx.loading import LoadedModel
-from aifx.nn.specs import init_params
 from aifx.runs.binding import open_digests
+from aifx.specs import init_params
 from aifx.tasks import create_task
 
 PICTURES = Path(__file__).parents[2] / "templates/vision-inspection/data/fashion_mnist_small.npz"

@@ -12,7 +12,7 @@ import pytest
 from aifx.config import load_config
 from aifx.core.project import Project
 from aifx.evaluation.held_out import evaluate_split, sum_split
-from aifx.nn.specs import init_params, map_specs
+from aifx.specs import init_params, map_specs
 from aifx.tasks import create_task
 from aifx.tasks.vision import VisionTask, class_report
 

@@ -14,8 +14,8 @@ from effort import IS_LONG
 
 from aifx.machine.compilation_cache import enable_compilation_cache
 from aifx.nn.precision import compute_dtype
-from aifx.nn.specs import ArraySpec, init_params
 from aifx.parallel import place_batch
+from aifx.specs import ArraySpec, init_params
 from aifx.training.optimizers import clip_by_global_norm, make_optimizer, merge_weights, select_weights
 from aifx.training.restore import initialize
 from aifx.training.state import abstract_state, from_tree, to_tree

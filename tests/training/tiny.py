@@ -16,7 +16,7 @@ from pydantic import Field
 
 from aifx.config.sections import RESUME_SAFE, ROUNDING, Section
 from aifx.nn.initializers import normal, ones, zeros
-from aifx.nn.specs import ArraySpec, stack_layer_specs
+from aifx.specs import ArraySpec, stack_layer_specs
 from aifx.tasks.base import Task
 
 

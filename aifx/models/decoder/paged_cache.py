@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from aifx.nn import initializers
-from aifx.nn.specs import ArraySpec, Params, Specs
+from aifx.specs import ArraySpec, Params, Specs
 from jax_kernels._ops.decode_attention import write_pages
 
 Cache: TypeAlias = dict[str, Any]

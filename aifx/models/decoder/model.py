@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from aifx.config.sections import LanguageModelSection
-from aifx.models import paged_cache
-from aifx.models.paged_cache import Cache
+from aifx.models.decoder import paged_cache
+from aifx.models.decoder.paged_cache import Cache
 from aifx.nn import initializers, layers
-from aifx.nn.specs import LAYERS, ArraySpec, Initializer, Params, Specs, count_parameters, stack_layer_specs
+from aifx.specs import LAYERS, ArraySpec, Initializer, Params, Specs, count_parameters, stack_layer_specs
 from jax_kernels._ops.attention import attention
 from jax_kernels._ops.decode_attention import decode_attention
 from jax_kernels._ops.norms import layer_norm, rms_norm

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from aifx.config.sections import VisionModelSection
 from aifx.core.errors import ConfigError
 from aifx.nn import initializers, layers
-from aifx.nn.specs import ArraySpec, Initializer, Params, Specs
+from aifx.specs import ArraySpec, Initializer, Params, Specs
 from jax_kernels._ops.norms import layer_norm
 
 KERNEL = 3

@@ -1,0 +1,1 @@
+"""A small residual convolutional network for images of a fixed size."""
