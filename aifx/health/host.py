@@ -9,8 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, TypeVar
 
 from aifx.core.executables import find_program
 from aifx.core.parsing import parse_json
+from aifx.core.processes import Child, Ended, run
 from aifx.core.redaction import is_secret_variable, redact
 from aifx.health.facts import Absent, Unknown
 
@@ -114,20 +113,23 @@ class Host:
         program = find_program(command[0], ("/usr/sbin", "/sbin"))
         if program is None:
             return Absent(f"there is no {command[0]} here")
-        environ = os.environ | {"LC_ALL": "C"}
-        said = _said([program, *command[1:]], limit_s, environ)
-        return redact(said) if isinstance(said, str) else said
+        words = " ".join([program, *command[1:3]])
+        try:
+            ended = run([program, *command[1:]], env=os.environ | {"LC_ALL": "C"}, limit_s=limit_s)
+        except OSError as error:
+            return Unknown(f"{words} could not be started: {error.strerror}")
+        return redact(ended.output.decode("utf-8", "replace")) if ended.succeeded else _failed(ended, words, limit_s)
 
     def ask(self, module: str, *arguments: str, name: str, limit_s: float) -> Any:
         """The JSON that a module of ours prints in a process of its own: a library that hangs or crashes takes
         nothing else with it. Captured as `<name>.json`."""
         if not self.is_live:
             return self._document(self._captured(f"{name}.json", name), name)
-        # -I and -P would lose a library path that the operator set; the folder is left out because ours has a name
-        # that a project's file may have.
-        command = [sys.executable, "-P", "-m", module, *arguments]
-        said = _said(command, limit_s, dict(os.environ), name)
-        return said if isinstance(said, Absent) else self._document(said, name)
+        with Child.of_module(module, *arguments, limit_s=limit_s) as child:
+            documents = list(child.events())
+        ended = child.wait()
+        # One of its threads may hang in a driver and not let it end: it has answered all the same.
+        return documents[-1] if documents and (ended.succeeded or ended.cut) else _failed(ended, name, limit_s)
 
     def measure(self, name: str, function: Callable[[], T]) -> T | Any:
         """What a function finds on the live machine; captured as `<name>.json`."""
@@ -207,31 +209,9 @@ def within(limit_s: float, function: Callable[[], T], what: str) -> T:
     return result[0]
 
 
-def _said(command: list[str], limit_s: float, environ: Mapping[str, str], module: str = "") -> str | Unknown:
-    words = module or " ".join(command[:3])
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environ,
-            start_new_session=True,
-        )
-    except OSError as error:
-        return Unknown(f"{words} could not be started: {error.strerror}")
-    try:
-        out, err = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired as late:
-        process.kill()
-        # One that hangs in the kernel does not even die of this; it is not waited for.
-        threading.Thread(target=process.communicate, daemon=True).start()
-        if module and late.output and late.output.endswith(b"\n"):
-            # A module of ours says all at once; one of its threads hangs in a driver and does not let it end.
-            return bytes(late.output).decode("utf-8", "replace")
+def _failed(ended: Ended, words: str, limit_s: float) -> Unknown:
+    if ended.cut:
         return Unknown(f"{words} gave no answer in {limit_s:g} s", "look for processes in state D")
-    if process.returncode:
-        said = (err or out).decode("utf-8", "replace").strip().splitlines()
-        ended = f"signal {-process.returncode}" if process.returncode < 0 else f"exit {process.returncode}"
-        return Unknown(f"{words} failed ({ended}): {redact(said[-1])[:200] if said else 'it said nothing'}")
-    return out.decode("utf-8", "replace")
+    lines = ended.output.decode("utf-8", "replace").strip().splitlines()
+    why = ended.last_line or redact(lines[-1] if lines else "it said nothing")
+    return Unknown(f"{words} failed ({ended.how}): {why[:200]}")

@@ -8,17 +8,15 @@ prints {"report": ..., "rules": [...]} or {"error": ...}.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.processes import Child, connect
 
 
 @dataclass(frozen=True)
@@ -42,38 +40,16 @@ def run_isolated_check(asked: Asked, limit_s: float) -> tuple[dict[str, Any], li
 
     Raises EnvironmentFault where there is none within the limit.
     """
-    # -P: the folder that this runs in may hold a module of the same name.
-    command = [sys.executable, "-P", "-m", "aifx.health.isolated_check", json.dumps(asdict(asked))]
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
-    try:
-        out, err = process.communicate(timeout=max(limit_s, 0.0))
-    except subprocess.TimeoutExpired:
-        _kill(process)
-        raise EnvironmentFault(f"the check took more than {limit_s:g} s", "look for a device that hangs") from None
-    try:
-        answer = json.loads(out.splitlines()[-1])
-    except (IndexError, ValueError):
-        said = err.decode("utf-8", "replace").strip().splitlines()
-        why = said[-1] if said else "it said nothing"
-        raise EnvironmentFault(f"the check ended with {process.returncode}", why) from None
-    if "error" in answer:
-        raise EnvironmentFault("the check could not be made", answer["error"])
-    return answer["report"], answer["rules"]
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The process with all that it started. One that hangs in the kernel does not die of this: it is not waited for."""
-    import psutil
-
-    family: list[Any] = [process]
-    with suppress(psutil.Error):
-        family += psutil.Process(process.pid).children(recursive=True)
-    for one in family:
-        with suppress(psutil.Error, OSError):
-            one.kill()
-    threading.Thread(target=process.communicate, daemon=True).start()
+    with Child.of_module("aifx.health.isolated_check", json.dumps(asdict(asked)), limit_s=max(limit_s, 0.0)) as child:
+        answers = list(child.events())
+    ended = child.wait()
+    if ended.cut:
+        raise EnvironmentFault(f"the check took more than {limit_s:g} s", "look for a device that hangs")
+    if not answers:
+        raise EnvironmentFault(f"the check ended with {ended.how}", ended.last_line or "it said nothing")
+    if "error" in answers[-1]:
+        raise EnvironmentFault("the check could not be made", answers[-1]["error"])
+    return answers[-1]["report"], answers[-1]["rules"]
 
 
 def check_here(asked: Asked) -> dict[str, Any]:
@@ -95,13 +71,13 @@ def check_here(asked: Asked) -> dict[str, Any]:
 
 
 def main(text: str) -> None:
+    emit = connect()
     asked = Asked(**json.loads(text))
     try:
         answer = check_here(asked)
     except AifxError as error:
         answer = {"error": f"{error.what}: {error.why}" if error.why else error.what}
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+    emit(answer)
 
 
 if __name__ == "__main__":

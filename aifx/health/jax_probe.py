@@ -7,7 +7,6 @@ A process of its own because JAX may hang, crash or abort: `packages` reads meta
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import re
 import sys
@@ -17,6 +16,7 @@ from importlib import metadata
 from typing import Any
 
 from aifx import DISTRIBUTION
+from aifx.core.processes import connect
 from aifx.health.facts import Absent, to_document
 from aifx.health.host import within
 
@@ -146,9 +146,8 @@ def _is_divided(nvml: Any, index: int) -> bool:
 
 
 def main() -> None:
-    told = {"packages": packages, "devices": devices}[sys.argv[1]]()
-    sys.stdout.write(json.dumps(told) + "\n")
-    sys.stdout.flush()
+    emit = connect()
+    emit({"packages": packages, "devices": devices}[sys.argv[1]]())
     os._exit(0)  # a driver that hangs would also keep a thread, or the library's end, from ending
 
 

@@ -7,13 +7,13 @@ that the GPU or driver does not report is `{"$absent": why}`. One that could not
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
 import time
 from typing import Any
 
+from aifx.core.processes import connect
 from aifx.health.facts import Absent, Facts, Unknown, to_document
 from aifx.health.nvml_calls import Calls, pynvml
 from aifx.health.nvml_gpu import read_gpu, unreadable
@@ -85,9 +85,8 @@ def _gpu(index: int, found: dict[int, Facts]) -> None:
 
 
 def main() -> None:
-    json.dump(to_document(read(*map(float, sys.argv[1:2]))), sys.stdout)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    emit = connect()
+    emit(to_document(read(*map(float, sys.argv[1:2]))))
     # Neither a call that hangs nor NVML's end, which may wait for it, is waited for.
     os._exit(0)
 

@@ -6,7 +6,6 @@ asked for. It holds no device: JAX is told to use the CPU.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import AifxError
+from aifx.core.processes import connect
 from aifx.core.project import Project, find_project
 from aifx.core.redaction import redact
 from aifx.health.facts import Absent, to_document
@@ -35,8 +35,8 @@ STEP_BYTES = 4
 
 def main() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
-    told = look_at(find_project(), imports_task=IMPORT_TASK in sys.argv[1:])
-    sys.stdout.write(json.dumps(to_document(told)) + "\n")
+    emit = connect()
+    emit(to_document(look_at(find_project(), imports_task=IMPORT_TASK in sys.argv[1:])))
 
 
 def look_at(project: Project, *, imports_task: bool = False) -> dict[str, Any] | Absent:

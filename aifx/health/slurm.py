@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.executables import find_program
+from aifx.core.processes import run
 from aifx.core.sanitize import one_line
 from aifx.health.rules import fits
 
@@ -159,18 +159,12 @@ def scontrol(arguments: list[str]) -> str:
     if program is None:
         raise EnvironmentFault("there is no scontrol", f"neither on PATH nor in {', '.join(FOLDERS)}")
     try:
-        done = subprocess.run(
-            [program, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=SCONTROL_LIMIT_S,
-            env=os.environ | {"LC_ALL": "C"},
-        )
-    except subprocess.TimeoutExpired:
-        raise EnvironmentFault(f"{command} gave no answer in {SCONTROL_LIMIT_S:g} s", "is slurmctld there?") from None
+        ended = run([program, *arguments], env=os.environ | {"LC_ALL": "C"}, limit_s=SCONTROL_LIMIT_S)
     except OSError as error:
         raise EnvironmentFault(f"{command} could not be started", error.strerror or str(error)) from None
-    if done.returncode:
-        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
-        raise EnvironmentFault(f"{command} failed (exit {done.returncode})", said[:300])
-    return done.stdout.decode("utf-8", "replace")
+    output = ended.output.decode("utf-8", "replace")
+    if ended.cut:
+        raise EnvironmentFault(f"{command} gave no answer in {SCONTROL_LIMIT_S:g} s", "is slurmctld there?")
+    if not ended.succeeded:
+        raise EnvironmentFault(f"{command} failed ({ended.how})", "\n".join(ended.last_lines)[:300] or output[:300])
+    return output

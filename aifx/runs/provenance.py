@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from aifx.core.executables import find_program
 from aifx.core.files import read_file
 from aifx.core.parsing import parse_json
+from aifx.core.processes import run
 from aifx.core.project import RunDirectory
 from aifx.core.redaction import is_secret_variable, redact, redact_arguments
 from aifx.machine.host import Device, hardware, versions
@@ -164,12 +164,10 @@ def _git(root: Path, timeout_s: float, environ: Mapping[str, str], *arguments: s
         return None
     command = [git, "--no-pager", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(
-            command, env=environ, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        ended = run(command, env=environ, limit_s=timeout_s)
+        return ended.output.decode() if ended.succeeded else None
+    except (OSError, UnicodeDecodeError):
         return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def _both(old: Mapping[str, Any], new: Mapping[str, Any], part: str, key: str) -> tuple[Any, Any]:

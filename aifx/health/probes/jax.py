@@ -26,7 +26,7 @@ DRIVERS = {"cuda12": 525, "cuda13": 580}
 """The oldest driver, by the extra of jax that needs it (docs.jax.dev, Installation, NVIDIA GPU)."""
 
 OF_DEVICES = ("platform", "devices", "num_devices", "gpus", "memory_bytes")
-ENDED = re.compile(r" failed \((signal \d+|exit \d+)\): (.*)", re.DOTALL)
+ENDED = re.compile(r" failed \((signal \d+|exit \d+)[^:]*\): (.*)", re.DOTALL)
 """How a process says that it did not end by itself. One that only gave no answer is not known to be broken."""
 
 REFUSED = re.compile(r"Unknown flags? in \w+: (.+)")

@@ -1,0 +1,233 @@
+"""Child processes as they are: real ones that answer, hang, flood, leave others behind, or lose their parent."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import closing, suppress
+
+import psutil
+import pytest
+
+from aifx.core import processes
+from aifx.core.errors import Terminated
+from aifx.core.processes import Child, pump, run, run_many
+
+EVENTS = "import json, os, signal, subprocess, sys, time\ndef emit(**e): print(json.dumps(e), flush=True)\n"
+SLEEPER = 'subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]{})'
+
+
+def python(body: str) -> list[str]:
+    return [sys.executable, "-S", "-c", EVENTS + textwrap.dedent(body)]
+
+
+def is_gone(pid: int) -> bool:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "number", "why"),
+    [
+        ("pass", 0, None, "exit 0"),
+        ("sys.exit('no device')", 1, None, "exit 1: no device"),
+        ("os.kill(os.getpid(), 9)", None, 9, "signal 9 (Killed)"),
+        ("sys.exit('token=ghp_0123456789abcdefghijABCDEFGHIJ012345 is wrong')", 1, None, "exit 1: token=[removed]"),
+    ],
+)
+def test_events_and_the_end(body, code, number, why):
+    with Child(python(f"emit(number=1)\nemit(number=2)\n{body}")) as child:
+        assert list(child.events()) == [{"number": 1}, {"number": 2}]
+    assert (child.ended.code, child.ended.signal) == (code, number)
+    assert child.ended.why.startswith(why)
+    assert child.ended.succeeded == (code == 0)
+
+
+def test_a_torn_line_is_no_event_and_neither_is_what_is_not_an_object():
+    body = 'emit(number=1); print("hello"); print(7); sys.stdout.write(\'{"number": 2}\'); sys.stdout.flush()'
+    with Child(python(body)) as child:
+        assert list(child.events()) == [{"number": 1}]
+
+
+def test_a_program_that_answers():
+    ended = run(python("print('out'); print('a line'); print('first', file=sys.stderr); sys.exit('last')"))
+    assert (ended.output, ended.code, ended.last_lines) == (b"out\na line\n", 1, ("first", "last"))
+    assert run(["/bin/sh", "-c", "cat; echo $NAME; pwd"], env={"NAME": "n"}, cwd="/").output == b"n\n/\n"  # no stdin
+    with pytest.raises(FileNotFoundError):
+        run(["/no/such/program"])
+
+
+def test_silence_ends_it_and_keeps_what_it_said():
+    """Each sign of life begins the wait again."""
+    body = "for n in range(6): emit(n=n); time.sleep(0.3)\nprint('stuck', file=sys.stderr)\ntime.sleep(600)"
+    with Child(python(body), silence_s=60) as child:
+        for number, event in enumerate(child.events()):
+            assert event == {"n": number}
+            child.silence_s = 1.5
+    assert number == 5
+    assert (child.ended.cut, child.ended.last_line, child.ended.succeeded) == ("silence", "stuck", False)
+
+
+def test_a_limit_ends_it_and_keeps_what_it_said():
+    ended = run(["/bin/sh", "-c", "echo half; exec sleep 600"], limit_s=1.0)
+    assert (ended.cut, ended.output, ended.signal) == ("limit", b"half\n", 9)
+
+
+def test_output_has_a_limit(monkeypatch):
+    monkeypatch.setattr(processes, "MAX_BYTES", 1 << 20)
+    ended = run(python("while True: print('x' * 4096)"))
+    assert ended.cut == "output"
+    assert len(ended.output) <= (1 << 20) + (1 << 16)
+    ended = run(python("for n in range(40): sys.stderr.write(f'{n} ' + 'x' * (1 << 16) + chr(10))"))
+    assert ended.succeeded  # of stderr, the end is kept
+    assert ended.last_lines[-1].startswith("39 ")
+    assert sum(map(len, ended.last_lines)) <= 1 << 20
+
+
+def test_a_line_without_end_is_cut():
+    lines = []
+    with Child(python("print('a' * 300_000); print('b')")) as child:
+        while child.ended is None:
+            pump([child], 1.0)
+            lines += child.take_lines(10)
+    assert lines + child.take_lines(10) == [b"a" * 10, b"b"]
+
+
+@pytest.mark.parametrize("session", ["", ", start_new_session=True"])
+@pytest.mark.parametrize("end", ["time.sleep(600)", "signal.signal(15, signal.SIG_IGN); emit(); time.sleep(600)"])
+def test_what_it_started_ends_with_it(session, end):
+    """Also if it has ignored SIGTERM, and if what it started left its group."""
+    body = f"child = {SLEEPER.format(session)}\nemit(pid=child.pid)\n{end}"
+    with Child(python(body), grace_s=0.1) as child:
+        event = next(child.events())
+    assert child.ended.cut == "stopped"
+    assert is_gone(event["pid"])
+
+
+def test_what_it_leaves_in_its_group_ends_with_it():
+    """Its open output is no reason to wait."""
+    with Child(python(f"emit(pid={SLEEPER.format('')}.pid)")) as child:
+        (event,) = child.events()
+    assert child.ended.succeeded
+    assert is_gone(event["pid"])
+
+
+def test_it_is_asked_before_it_is_killed(tmp_path):
+    """What it says then is kept, more than a pipe holds too."""
+    body = f"""
+        def leave(*_):
+            print("x" * 300_000, flush=True)
+            open({str(tmp_path / "left")!r}, "w").close()
+            sys.exit("left")
+        signal.signal(signal.SIGTERM, leave)
+        emit()
+        time.sleep(600)
+        """
+    with Child(python(body), grace_s=60) as child:
+        next(child.events())
+    assert (tmp_path / "left").exists()
+    assert (child.ended.code, child.ended.last_line, child.ended.cut) == (1, "left", "stopped")
+    assert len(child.ended.output) == 300_001
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, Terminated])
+def test_an_interrupt_ends_it(interrupt):
+    with suppress(interrupt), Child(python("emit(pid=os.getpid())\ntime.sleep(600)"), grace_s=60) as child:
+        event = next(child.events())
+        raise interrupt
+    assert child.ended.signal == signal.SIGTERM
+    assert is_gone(event["pid"])
+
+
+def test_ctrl_c_reaches_only_the_parent():
+    """Which hears it while it waits."""
+    body = "os.kill(os.getppid(), signal.SIGINT); time.sleep(0.2); emit(went=1); time.sleep(600)"
+    with pytest.raises(KeyboardInterrupt), Child(python(body)) as child:
+        child.wait()
+    assert child.ended.cut == "stopped"
+
+
+def test_many_at_once():
+    """No more than are allowed, each as it ends; one that hangs keeps none from being heard."""
+    started = []
+
+    def children():
+        for name in ("hangs", *"abcdef"):
+            body = "time.sleep(600)" if name == "hangs" else "emit(began=time.monotonic()); time.sleep(0.05)"
+            started.append(Child(python(body), name=name, limit_s=1 if name == "hangs" else 60))
+            assert sum(child.ended is None for child in started) <= 3
+            yield started[-1]
+
+    with closing(run_many(children(), 3)) as running:
+        ended = [child for child in running if child is not None]
+    assert sorted(child.name for child in ended) == sorted(["hangs", *"abcdef"])
+    assert {child.name: child.ended.cut for child in ended} == dict.fromkeys("abcdef", "") | {"hangs": "limit"}
+
+
+def test_many_end_with_the_block():
+    children = (Child(python("emit()\ntime.sleep(600)"), grace_s=0.1) for _ in range(3))
+    seen = []
+    with closing(run_many(children, 3, wait_s=0.01)) as running:
+        seen += [next(running) for _ in range(2)]
+    assert seen == [None, None]
+
+
+CHILD = """
+import subprocess, sys, tempfile, time
+from aifx.core import processes
+
+emit = processes.connect()
+processes.FOLLOW_S = 0.5
+print("of a library")
+try:
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    emit({"pid": sleeper.pid})
+    HANG
+finally:
+    open(sys.argv[1], "w").close()
+    emit({"left": True})
+"""
+PARENT = """
+import os, sys
+from aifx.core.processes import Child
+
+with Child.of_module("child_of_a_test", sys.argv[1]) as child:
+    for event in child.events():
+        print(event["pid"], child._process.pid, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("hang", "cleans"),
+    [("time.sleep(600)", True), ("import signal; signal.signal(15, signal.SIG_IGN); time.sleep(600)", False)],
+)
+def test_a_child_of_ours_ends_with_a_parent_that_is_killed(tmp_path, monkeypatch, hang, cleans):
+    (tmp_path / "child_of_a_test.py").write_text(CHILD.replace("HANG", hang))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", PARENT, tmp_path / "left"], stdout=subprocess.PIPE) as parent:
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        parent.kill()
+    assert all(map(is_gone, pids))
+    assert (tmp_path / "left").exists() == cleans
+
+
+def test_what_libraries_print_is_no_event(tmp_path, monkeypatch):
+    (tmp_path / "child_of_a_test.py").write_text(CHILD.replace("HANG", "sleeper.kill()"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Child.of_module("child_of_a_test", str(tmp_path / "left")) as child:
+        events = list(child.events())
+    assert [list(event) for event in events] == [["pid"], ["left"]]
+    assert child.ended.last_line == "of a library"
+    done = subprocess.run(  # by hand, at a terminal or without stdin
+        [sys.executable, "-m", "child_of_a_test", tmp_path / "left"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    assert [list(json.loads(line)) for line in done.stdout.splitlines()] == [["pid"], ["left"]]
