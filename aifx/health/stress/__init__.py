@@ -6,20 +6,13 @@ hangs or dies, what was measured is kept, the device is named, and the rest goes
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import queue
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
-from aifx.core.redaction import redact
+from aifx.core.processes import Child, pump
 from aifx.health.jax_probe import BESIDE_A_JOB, HELD
 from aifx.health.stress.record import ALL, Ended, Record
 
@@ -52,7 +45,7 @@ def collect(
     until = began + budget_s
     ended: Ended = "interrupted"
     why, without = "", set[str]()
-    with _sampled(record):
+    with Child.of_module("aifx.health.stress.sensors") as sampler:
         try:
             for _ in range(MOST_RESTARTS):
                 arguments = [
@@ -61,7 +54,7 @@ def collect(
                     str(record.next_step),
                     ",".join(sorted(without)),
                 ]
-                ended, why = _run([sys.executable, "-P", "-m", child, *arguments], record, until, tell)
+                ended, why = _run(child, arguments, sampler, record, until, tell)
                 stuck = {name for name, told in record.devices.items() if told["state"] == "hung"} - without
                 if ended in ("hung", "died") and record.running is not None:
                     where = str(record.running["device"])
@@ -80,40 +73,36 @@ def collect(
     return record.facts(ended, why, time.monotonic() - began)
 
 
-def _run(command: list[str], record: Record, until: float, tell: Callable[[str], None]) -> tuple[Ended, str]:
-    """One child to its end."""
-    environ = {**os.environ, **BESIDE_A_JOB}
-    with tempfile.TemporaryFile() as said:
-        # In a session of its own, so that Ctrl-C reaches us alone and what is known can be told.
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, env=environ, start_new_session=True
-        )
-        assert child.stdout is not None
-        lines = _lines(child.stdout)
-        limit_s, began = START_LIMIT_S, time.monotonic()
-        try:
-            while True:
-                left_s = until + GRACE_S - time.monotonic()
-                try:
-                    line = lines.get(timeout=max(min(limit_s + GRACE_S, left_s), 0.0))
-                except queue.Empty:
-                    return _silent(record, time.monotonic() - began, is_over=left_s <= limit_s + GRACE_S)
-                if line is None:
-                    why = _last_words(child, said)
-                    return "held" if not record.devices and HELD.search(why) else "died", why
-                event = json.loads(line)
+def _run(
+    module: str, arguments: Sequence[str], sampler: Child, record: Record, until: float, tell: Callable[[str], None]
+) -> tuple[Ended, str]:
+    """One child to its end; meanwhile temperatures and clocks go into the record."""
+    began = time.monotonic()
+    with Child.of_module(
+        module,
+        *arguments,
+        env={**os.environ, **BESIDE_A_JOB},
+        silence_s=START_LIMIT_S + GRACE_S,
+        limit_s=until + GRACE_S - began,
+    ) as child:
+        while child.ended is None:
+            pump([child, sampler], math.inf)
+            record.samples += [(time.monotonic(), sample) for sample in sampler.take_events()]
+            for event in child.take_events():
                 record.take(event, time.monotonic())
-                limit_s = GRACE_S
+                child.silence_s = 2 * GRACE_S
                 if event["event"] == "begin":
                     began = time.monotonic()
-                    limit_s = float(event["limit_s"])
+                    child.silence_s = float(event["limit_s"]) + GRACE_S
                     tell(event["what"] if event["device"] == ALL else f"{event['device']}: {event['what']}")
                 elif event["event"] == "end":
                     return "finished", ""
                 elif event["event"] == "hung":
                     return "hung", event["what"]
-        finally:
-            _end(child)
+    ended = child.wait()
+    if ended.cut:
+        return _silent(record, time.monotonic() - began, is_over=ended.cut == "limit")
+    return "held" if not record.devices and HELD.search(ended.why) else "died", ended.why
 
 
 def _silent(record: Record, waited_s: float, is_over: bool) -> tuple[Ended, str]:
@@ -124,57 +113,3 @@ def _silent(record: Record, waited_s: float, is_over: bool) -> tuple[Ended, str]
     if is_over and waited_s < float(record.running.get("suspect_s", 0.0)):
         return "out of time", str(record.running["what"])
     return "hung", why
-
-
-def _lines(stream: IO[bytes]) -> queue.Queue[bytes | None]:
-    """What comes, line by line; None at its end."""
-    found: queue.Queue[bytes | None] = queue.Queue()
-
-    def read() -> None:
-        for line in stream:
-            found.put(line)
-        found.put(None)
-
-    threading.Thread(target=read, daemon=True, name="stress").start()
-    return found
-
-
-def _last_words(child: subprocess.Popen[bytes], said: IO[bytes]) -> str:
-    try:
-        code = child.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        return "it closed its output"
-    said.seek(max(said.seek(0, os.SEEK_END) - 4000, 0))
-    words = said.read().decode("utf-8", "replace").strip().splitlines()
-    ended = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit {code}"
-    return f"{ended}: {redact(words[-1])[:200]}" if words else ended
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill it. One that hangs in the kernel does not die of this, and is not waited for."""
-    child.kill()
-    threading.Thread(target=child.wait, daemon=True).start()
-
-
-@contextmanager
-def _sampled(record: Record) -> Iterator[None]:
-    """Temperatures and clocks go into the record meanwhile."""
-    sampler = subprocess.Popen(
-        [sys.executable, "-P", "-m", "aifx.health.stress.sensors"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    assert sampler.stdout is not None
-    stream = sampler.stdout
-
-    def read() -> None:
-        for line in stream:
-            record.samples.append((time.monotonic(), json.loads(line)))
-
-    threading.Thread(target=read, daemon=True, name="sensors").start()
-    try:
-        yield
-    finally:
-        _end(sampler)

@@ -6,15 +6,14 @@ then started again from the next step, without the devices named.
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
+from aifx.core.processes import connect
 from aifx.health.facts import to_document
 from aifx.health.jax_probe import HELD
 
@@ -101,16 +100,14 @@ def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
 
 
 def main() -> None:
-    out = _own_stdout()
+    emit = connect()
     level, budget_s = LEVELS[sys.argv[1]], float(sys.argv[2])
     first = int(sys.argv[3]) if len(sys.argv) > 3 else 0
     without = set(sys.argv[4].split(",")) if len(sys.argv) > 4 else set()
     until = time.monotonic() + budget_s
-    signal.alarm(int(budget_s) + 300)  # where the one who started it is gone
 
     def tell(event: str, **told: Any) -> None:
-        out.write(json.dumps({"event": event, **to_document(told)}) + "\n")
-        out.flush()
+        emit({"event": event, **to_document(told)})
 
     import jax
 
@@ -135,13 +132,6 @@ def main() -> None:
             tell("unsupported" if step.what.endswith(MAY_BE_LACKING) else event, **told, why=why)
     tell("end")
     os._exit(0)
-
-
-def _own_stdout() -> TextIO:
-    """Our stdout for ourselves: what libraries print goes to stderr."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return out
 
 
 if __name__ == "__main__":

@@ -6,12 +6,11 @@ A process of its own, since a driver that hangs under load must not keep the loa
 from __future__ import annotations
 
 import importlib
-import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from aifx.core.processes import connect
 from aifx.health.facts import Absent
 
 PERIOD_S = 1.0
@@ -91,6 +90,7 @@ def read_cpu() -> dict[str, Any]:
 
 
 def main() -> None:
+    emit = connect()
     nvml: Any = importlib.import_module("pynvml")
     try:
         nvml.nvmlInit()
@@ -98,9 +98,7 @@ def main() -> None:
     except nvml.NVMLError:
         has_gpus = False
     while True:
-        told = read_cpu() | (read_gpus(nvml) if has_gpus else {})
-        sys.stdout.write(json.dumps(told) + "\n")
-        sys.stdout.flush()
+        emit(read_cpu() | (read_gpus(nvml) if has_gpus else {}))
         time.sleep(PERIOD_S)
 
 
