@@ -1,4 +1,4 @@
-"""A fleet of simulated agents on loopback, asked by `aifx doctor --hosts`: how long it takes, and what it finds.
+"""A fleet of simulated agents on loopback, asked by `aifx doctor fleet --hosts`: how long it takes, and what it finds.
 
     python benchmarks/fleet.py [--nodes 1000] [--slow 50] [--dead 20] [--outliers 3] [--timeout 5]
 
@@ -62,7 +62,7 @@ def ask(
     with agents(nodes, slow, dead, outliers, slow_s) as port:
         hosts.write_text("".join(f"http://127.0.0.1:{port}/node{number}\n" for number in range(nodes)))
         began = time.perf_counter()
-        command = [*AIFX, "doctor", "--hosts", str(hosts), "--timeout", f"{timeout_s:g}", "--json"]
+        command = [*AIFX, "doctor", "fleet", "--hosts", str(hosts), "--timeout", f"{timeout_s:g}", "--json"]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HOME": str(folder)})
         seconds = time.perf_counter() - began
     if not done.stdout:

@@ -19,12 +19,17 @@ from aifx.core.errors import UsageError, did_you_mean
 
 @dataclass(frozen=True)
 class Entry:
-    """A command in the table: `attribute` of `aifx.commands.<module>`, a function or a `typer.Typer`."""
+    """A command in the table: `attribute` of `aifx.commands.<module>`, a function or a `typer.Typer`.
+
+    Attributes:
+        default: the command below it that runs if the command line names none; empty for the group's help.
+    """
 
     module: str
     attribute: str
     summary: str
     group: str
+    default: str = ""
 
 
 START = "Start a project"
@@ -45,7 +50,9 @@ COMMANDS: dict[str, Entry] = {
     "generate": Entry("generate.command", "generate", "Write text with a trained model.", TRAIN),
     "runs": Entry("runs.group", "app", "List, show, compare, watch, tag, rename and delete runs.", LOOK),
     "ckpt": Entry("ckpt.group", "app", "List and show checkpoints.", LOOK),
-    "doctor": Entry("doctor.group", "app", "Check the health of this machine, and tell what to do next.", HEALTH),
+    "doctor": Entry(
+        "doctor.group", "app", "Check the health of machines, and say what to do next.", HEALTH, default="node"
+    ),
     "bench": Entry("bench.group", "app", "Measure this machine and project, compare, and gate regressions.", HEALTH),
     "kernels": Entry("kernels.group", "app", "Explain, tune and list the implementations of the hot loops.", SETUP),
     "config": Entry("config.group", "app", "Show, check and describe the configuration.", SETUP),
@@ -72,18 +79,37 @@ class Command(_Page, TyperCommand):
 
 
 class Group(_Page, TyperGroup):
-    """Commands below a command. Alone it shows its help, unless it does something by itself; a misspelt command is
-    answered with the nearest right one."""
+    """Commands below a command. A misspelt command is answered with the nearest right one.
 
-    @property
-    def does_something_alone(self) -> bool:
-        return self.invoke_without_command
+    Attributes:
+        default: the command that runs if the command line names none: `aifx doctor --json` runs `aifx doctor node
+            --json`. A group without a default shows its help.
+    """
+
+    default = ""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args and not ctx.resilient_parsing and not self.does_something_alone:
+        if not args and not ctx.resilient_parsing and not self.default:
             typer.echo(ctx.get_help(), color=ctx.color)
             raise typer.Exit
+        if self.default and not self._names_a_command(ctx, args):
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+    def _names_a_command(self, ctx: Any, args: list[str]) -> bool:
+        """Whether `args` start with a command, with what should be one, or with the group's own --help."""
+        if not args:
+            return bool(ctx.resilient_parsing)  # a shell that completes `aifx doctor ` gets the commands
+        return not args[0].startswith("-") or args[0] in ctx.help_option_names
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        found = super().shell_complete(ctx, incomplete)
+        if self.default and incomplete.startswith("-"):
+            default = self.commands[self.default]
+            with default.make_context(self.default, [], parent=ctx, resilient_parsing=True) as inner:
+                names = {item.value for item in found}
+                found += [item for item in default.shell_complete(inner, incomplete) if item.value not in names]
+        return found
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, known = args[0], self.list_commands(ctx)
@@ -103,8 +129,6 @@ class Group(_Page, TyperGroup):
 
 class Root(Group):
     """`aifx` itself."""
-
-    does_something_alone = False  # it has options of its own, --version, and no more
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -133,10 +157,13 @@ def load(name: str) -> Any:
     if isinstance(target, typer.Typer):
         for command in target.registered_commands:
             command.cls = Command
-        host.add_typer(target, name=name, cls=Group, invoke_without_command=target.registered_callback is not None)
+        host.add_typer(target, name=name, cls=Group)
     else:
         host.command(name, cls=Command)(target)
-    return typer.main.get_group(host).commands[name]
+    made: Any = typer.main.get_group(host).commands[name]
+    if isinstance(made, Group):
+        made.default = entry.default
+    return made
 
 
 app = typer.Typer(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hmac
 import io
-import ipaddress
 import json
 import re
 import socket
@@ -20,10 +19,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 from aifx.core.json_values import encode_json
+from aifx.health.agent_token import is_loopback
 from aifx.health.connections import Connections, DeadlineReader, DeadlineWriter
 from aifx.health.report import SEVERITIES
 
@@ -253,17 +252,3 @@ def is_own_name(host: str) -> bool:
     """Whether the header `Host` names this machine alone."""
     name = re.sub(r":\d*$", "", host.strip()).lower().rstrip(".")
     return is_loopback(name.removeprefix("[").removesuffix("]"))
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def server_tls(certificate: Path, key: Path | None) -> ssl.SSLContext:
-    """Raises OSError for files that cannot be read or are no certificate and key (ssl.SSLError is one)."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    return context

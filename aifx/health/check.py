@@ -16,8 +16,8 @@ from aifx.core.project import cache_path
 from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.host import Host
 from aifx.health.probes import Probe, all_probes
-from aifx.health.report import Report
-from aifx.health.rules import Rule, Site
+from aifx.health.report import SCHEMA_VERSION, Report
+from aifx.health.rules import Rule, Site, load_rules, read_site, select
 from aifx.health.snapshot import Snapshot, read, take, write
 
 Level = Literal["quick", "full"]
@@ -83,6 +83,25 @@ def _since_last(snapshot: Snapshot, probes: Iterable[Probe]) -> Snapshot:
 def check(snapshot: Snapshot, rules: Iterable[Rule], site: Site, began: float) -> Report:
     """The report; `began` is what `time.monotonic` said when the check began."""
     return replace(evaluate_rules(rules, snapshot, site), duration_s=round(time.monotonic() - began, 3))
+
+
+def repeatable_check(only: Iterable[str], skip: Iterable[str], site: Path | None) -> Callable[[], dict[str, Any]]:
+    """Return a function that checks this machine and returns the report's document, with the snapshot.
+
+    It reads the site's file each time, so that a change of that file counts at once. Raises UsageError and ConfigError
+    for a pattern and a file that cannot be used, here and not at the first check.
+    """
+    only, skip = tuple(only), tuple(skip)
+    select(load_rules(read_site(site)).values(), only, skip)
+
+    def run() -> dict[str, Any]:
+        began, sites = time.monotonic(), read_site(site)
+        rules = select(load_rules(sites).values(), only, skip)
+        snapshot = collect(Host(), rules)
+        report = check(snapshot, rules, sites, began)
+        return {"schema_version": SCHEMA_VERSION, **report.document(), "snapshot": snapshot.document()}
+
+    return run
 
 
 def last_path(probes: Iterable[Probe]) -> Path:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from aifx.core.errors import UsageError
 from aifx.core.executables import find_program
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Child, Ended, run
@@ -22,6 +23,9 @@ from aifx.health.facts import Absent, Unknown
 
 CAPTURED = "aifx-captured"
 READ_LIMIT_S = 2.0
+
+OF_A_MACHINE = ("proc", "sys", "etc", "var", "dev", CAPTURED)
+"""The folders that probes read."""
 
 T = TypeVar("T")
 
@@ -215,3 +219,14 @@ def _failed(ended: Ended, words: str, limit_s: float) -> Unknown:
     lines = ended.output.decode("utf-8", "replace").strip().splitlines()
     why = ended.last_line or redact(lines[-1] if lines else "it said nothing")
     return Unknown(f"{words} failed ({ended.how}): {why[:200]}")
+
+
+def open_copy(root: Path) -> Host:
+    """Return the machine whose files were copied to a folder. Raises UsageError for a folder without any."""
+    hint = "aifx doctor --root DIR, with DIR/proc and DIR/sys in it"
+    if not root.is_dir():
+        raise UsageError(f"--root {root} is not a folder", "", hint)
+    if not any(files for name in OF_A_MACHINE for _, _, files in os.walk(root / name)):
+        why = f"it has no file in {', '.join(f'{name}/' for name in OF_A_MACHINE)}"
+        raise UsageError(f"--root {root} holds no files of a machine", why, hint)
+    return Host(root)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 Status = Literal["healthy", "warning", "unhealthy", "unknown"]
 STATUSES: tuple[Status, ...] = ("unhealthy", "unknown", "warning", "healthy")
+SCHEMA_VERSION = 1
 SEVERITIES = ("critical", "unknown", "warning", "info")
 
 

@@ -144,6 +144,10 @@ class Site(BaseModel):
     rule: tuple[dict[str, Any], ...] = ()
     fleet: FleetSite = FleetSite()
 
+    def changed_rules(self) -> set[str]:
+        """The ids of the rules that this file changes or adds."""
+        return {*self.rules, *(str(own.get("id")) for own in self.rule)}
+
 
 SITE_PATHS = (Path("~/.config/aifx/health.toml"), Path("/etc/aifx/health.toml"))
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aifx.commands.bench.options import Measuring, measuring, read_share
-from aifx.commands.console.options import SetOption
+from aifx.commands.bench.options import Measuring, read_share
+from aifx.commands.console.options import SetOption, option_group
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import Output, terminal
 from aifx.core.errors import AifxError, ExitCode, UsageError
@@ -31,7 +31,7 @@ app = typer.Typer(
 
 
 @app.command()
-@measuring
+@option_group
 def hardware(*, how: Measuring) -> None:
     """Measure what this machine's silicon reaches: products, memory, copies, collectives, dispatch.
 
@@ -46,7 +46,7 @@ def hardware(*, how: Measuring) -> None:
 
 
 @app.command()
-@measuring
+@option_group
 def kernels(
     op: Annotated[
         list[str] | None, typer.Option("--op", metavar="OP", help="Only this op. Can be repeated.", show_default=False)
@@ -73,7 +73,7 @@ def kernels(
 
 
 @app.command()
-@measuring
+@option_group
 def train(
     set_: SetOption = None,
     *,
@@ -91,7 +91,7 @@ def train(
 
 
 @app.command()
-@measuring
+@option_group
 def data(
     set_: SetOption = None,
     *,
@@ -107,7 +107,7 @@ def data(
 
 
 @app.command()
-@measuring
+@option_group
 def checkpoint(
     set_: SetOption = None,
     *,
@@ -123,7 +123,7 @@ def checkpoint(
 
 
 @app.command()
-@measuring
+@option_group
 def startup(
     set_: SetOption = None,
     *,
@@ -139,7 +139,7 @@ def startup(
 
 
 @app.command("all")
-@measuring
+@option_group
 def all_(
     set_: SetOption = None,
     *,

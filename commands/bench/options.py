@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated
 
 import typer
 
@@ -53,27 +50,6 @@ class Measuring:
         typer.Option("--html", metavar="FILE", help="Write it as one page with pictures.", show_default=False),
     ] = None
     json: JsonOption = False
-
-
-def measuring(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose last parameter is a `Measuring`, as one that has the options of it."""
-    own = inspect.signature(command, eval_str=True)
-    kinds = get_type_hints(Measuring, include_extras=True)
-    common = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kinds[name])
-        for name, field in Measuring.__dataclass_fields__.items()
-    ]
-
-    @functools.wraps(command)
-    def with_options(**given: Any) -> None:
-        chosen = Measuring(**{parameter.name: given.pop(parameter.name) for parameter in common})
-        command(**given, how=chosen)
-
-    parameters = [parameter for parameter in own.parameters.values() if parameter.name != "how"]
-    with_options.__signature__ = own.replace(parameters=[*parameters, *common])  # type: ignore[attr-defined]
-    del with_options.__wrapped__
-    with_options.__annotations__ = {p.name: p.annotation for p in (*parameters, *common)}
-    return with_options
 
 
 def read_share(text: str, option: str) -> float:

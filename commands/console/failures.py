@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import tempfile
 import time
@@ -93,12 +94,19 @@ def usage_error(error: Any) -> UsageError:
         known = [
             name for p in context.command.get_params(context) if not getattr(p, "hidden", False) for name in p.opts
         ]
+        if sibling := next((one for one in _siblings(context) if _has_option(one, option)), None):
+            path = f"{context.parent.command_path} {sibling.name}"
+            return UsageError(f"{command} has no option {option!r}", f"{path} has it", f"{path} --help")
         return UsageError(f"{command} has no option {option!r}", did_you_mean(option, known), hint)
     parameter = getattr(error, "param", None)
     message = " ".join(error.message.split()).rstrip(".").removeprefix("Value error, ")
     if parameter is not None and message:
         name = parameter.opts[-1] if parameter.param_type_name == "option" else parameter.display_name_raw
         return UsageError(f"{command}: {name} cannot take this value", message, hint)
+    extra = re.match(r"Got unexpected extra argument\(s\) \((\S+?)[ )]", message)
+    if context and extra and extra[1] in {one.name for one in _siblings(context)}:
+        path = f"{context.parent.command_path} {extra[1]}"
+        return UsageError(f"{path}: its options come after {extra[1]!r}", "", f"{path} --help")
     text = (
         " ".join(error.format_message().split())
         .rstrip(".")
@@ -106,6 +114,18 @@ def usage_error(error: Any) -> UsageError:
     )
     usage = " ".join(context.get_usage().split()) if context else ""
     return UsageError(f"{command}: {text[:1].lower()}{text[1:]}", usage, hint)
+
+
+def _siblings(context: Any) -> list[Any]:
+    """The other commands of the group."""
+    if context is None or context.parent is None:
+        return []
+    commands = getattr(context.parent.command, "commands", {}).values()
+    return [one for one in commands if one is not context.command and not one.hidden]
+
+
+def _has_option(command: Any, option: str) -> bool:
+    return any(option in parameter.opts for parameter in command.params)
 
 
 def _unanswered(error: BaseException) -> AifxError:

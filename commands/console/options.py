@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -29,3 +33,36 @@ SetOption = Annotated[
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; take the defaults.")]
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
+def option_group(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with one parameter per option, made from one that takes a dataclass of options.
+
+    A field of the dataclass is an option: `quick: Annotated[bool, typer.Option("--quick")] = False`.
+    """
+    own = inspect.signature(command, eval_str=True)
+    name: str
+    kind: Any
+    ((name, kind),) = ((p.name, p.annotation) for p in own.parameters.values() if is_dataclass(p.annotation))
+    hints = get_type_hints(kind, include_extras=True)
+    grouped = [
+        inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[field])
+        for field, one in kind.__dataclass_fields__.items()
+    ]
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        options = kind(**{parameter.name: given.pop(parameter.name) for parameter in grouped})
+        command(**given, **{name: options})
+
+    parameters = [*(p for p in own.parameters.values() if p.name != name), *grouped]
+    with_options.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    del with_options.__wrapped__
+    with_options.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_options
+
+
+def given_options(options: Any) -> dict[str, str]:
+    """Return the options of a dataclass that are not at their defaults, by field: `{"tls_ca": "--tls-ca"}`."""
+    fields = type(options).__dataclass_fields__.values()
+    return {f.name: f"--{f.name.replace('_', '-')}" for f in fields if getattr(options, f.name) != f.default}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -12,16 +11,16 @@ import typer
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import Output, terminal
-from aifx.commands.doctor.options import exit_code
+from aifx.commands.doctor.options import HostsOption, RemoteOption, SlurmOption, exit_code
 from aifx.core.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from aifx.health.bisect import BisectResult
-    from aifx.health.collective_launch import Options
     from aifx.health.fleet.report import Node
+    from aifx.health.fleet.search import Search
 
 BUDGET_S = 900.0
-FORM = "aifx doctor bisect --rehearse n3=0.02, or n1,n5=0.02 for a link"
+FORM = "--rehearse n3=0.02, or n1,n5=0.02 for a link"
 
 
 class Over(Enum):
@@ -32,45 +31,51 @@ class Over(Enum):
 
 
 def bisect(
-    hosts: Annotated[
-        Path | None,
-        typer.Option("--hosts", metavar="FILE", help="The nodes, one a line, over ssh.", show_default=False),
-    ] = None,
-    slurm: Annotated[bool, typer.Option("--slurm", help="The nodes of this Slurm allocation, with srun.")] = False,
-    budget: Annotated[float, typer.Option("--budget", metavar="SECONDS", min=0, help="Time for the whole.")] = BUDGET_S,
-    limit: Annotated[float, typer.Option("--limit", metavar="SECONDS", min=1, help="Time for a test.")] = 120.0,
+    hosts: HostsOption = None,
+    slurm: SlurmOption = False,
+    budget: Annotated[
+        float, typer.Option("--budget", metavar="SECONDS", min=0, help="Limit the time of all tests.")
+    ] = BUDGET_S,
+    limit: Annotated[
+        float, typer.Option("--limit", metavar="SECONDS", min=1, help="Limit the time of one test.")
+    ] = 120.0,
     expect: Annotated[
         float,
         typer.Option(
-            "--expect", metavar="GB_S", min=0, help="Bus bandwidth that all together should reach; 0: unknown."
+            "--expect",
+            metavar="GB_S",
+            min=0,
+            help="Expect this bus bandwidth of all nodes together; 0 if it is unknown.",
         ),
     ] = 0.0,
     margin: Annotated[
-        float, typer.Option("--margin", metavar="PERCENT", min=1, max=99, help="How much slower than its like is slow.")
+        float,
+        typer.Option(
+            "--margin", metavar="PERCENT", min=1, max=99,
+            help="Count a group as slow if it is this much slower than the fastest group of its size.",
+        ),
     ] = 20.0,
     over: Annotated[
-        Over, typer.Option("--over", help="jax: the devices, through NCCL; tcp: the hosts alone.")
+        Over, typer.Option("--over", help="Test the devices (jax, through NCCL) or only the hosts' network (tcp).")
     ] = Over.JAX,
     num_bytes: Annotated[
-        int, typer.Option("--bytes", metavar="N", min=1024, help="Each device's buffer, or each host's with tcp.")
+        int, typer.Option("--bytes", metavar="N", min=1024, help="Set the size of each device's buffer.")
     ] = 64 << 20,
     rehearse: Annotated[
         list[str] | None,
         typer.Option(
             "--rehearse",
             metavar="NODE[,NODE]=SECONDS",
-            help="Slow a node, or a link, so much a message, to see that it is found. Can be repeated.",
+            help="Delay each message of a node, or over a link, to see that it is found. Can be repeated.",
             show_default=False,
         ),
     ] = None,
-    remote: Annotated[
-        str, typer.Option("--remote", metavar="COMMAND", help="How aifx is called on the nodes.")
-    ] = "aifx",
+    remote: RemoteOption = "aifx",
     json: JsonOption = False,
-) -> None:
-    """Find the bad node or link with collective tests over halves of the nodes. It loads what it tests.
+) -> None:  # fmt: skip
+    """Find the bad node or link with collective tests over halves of the nodes. The tests load them.
 
-    Exit 0: nothing sticks out; 1: something was found; 2: it could not be told, or not run.
+    Exit 0: no node or link is slow; 1: one is; 2: the tests did not tell, or could not run.
 
     Examples:
         aifx doctor bisect --hosts nodes.txt
@@ -78,65 +83,47 @@ def bisect(
         aifx doctor bisect --hosts nodes.txt --over tcp --rehearse n3=0.02
     """
     with terminal(json) as out:
-        from aifx.health.collective_launch import Options
+        from aifx.health.fleet.ask import check_testable, find_targets
+        from aifx.health.fleet.search import Search
 
-        nodes = _nodes(hosts, slurm)
-        faults = _faults(rehearse or (), nodes, over)
-        options = Options(_program(remote), over.value, num_bytes=num_bytes, limit_s=limit, faults=faults)
-        result, ended = _search(out, nodes, slurm, options, budget, expect, margin / 100)
-        _answer(out, result, len(nodes), ended)
+        targets = find_targets(hosts, slurm=slurm)
+        check_testable(targets)
+        how = Search(
+            over_slurm=slurm,
+            remote=remote,
+            over=over.value,
+            budget_s=budget,
+            limit_s=limit,
+            num_bytes=num_bytes,
+            expected_gb_s=expect,
+            margin=margin / 100,
+            faults=_faults(rehearse or (), targets.all, over),
+        )
+        result, ended = _run(out, how, targets.all)
+        _answer(out, result, len(targets.all), ended)
 
 
-def bisect_fleet(
-    out: Output, nodes: Sequence[Node], *, over_slurm: bool, remote: str, budget_s: float
+def search_among(
+    out: Output, nodes: Sequence[Node], over_slurm: bool, remote: str, budget_s: float
 ) -> tuple[BisectResult, ExitCode]:
-    """What sticks out among the nodes that sent a report: through JAX where any shows a GPU, else among the hosts. The
-    code is that of what ended it."""
-    from aifx.health.bisect import BisectResult
-    from aifx.health.collective_launch import Options
-    from aifx.health.fleet.rank import gpus_of
+    """Search among the nodes that sent a report. Return also the code of a signal that ended the search."""
+    from aifx.health.fleet.search import Search, carrier_of, too_few
 
     names = [node.name for node in nodes if node.report is not None]
     if len(names) < 2:
-        return BisectResult((), tuple(names), "unclear", "fewer than two nodes sent a report", (), 0.0), ExitCode.OK
-    over = "jax" if any(map(gpus_of, nodes)) else "tcp"
-    return _search(out, names, over_slurm, Options(_program(remote), over), budget_s)
+        return too_few(names), ExitCode.OK
+    return _run(out, Search(over_slurm=over_slurm, remote=remote, over=carrier_of(nodes), budget_s=budget_s), names)
 
 
-def _program(remote: str) -> tuple[str, ...]:
-    import shlex
-
-    return (*shlex.split(remote), "doctor", "collective-worker")
-
-
-def _search(
-    out: Output,
-    nodes: Sequence[str],
-    over_slurm: bool,
-    options: Options,
-    budget_s: float,
-    expected_gb_s: float = 0.0,
-    margin: float | None = None,
-) -> tuple[BisectResult, ExitCode]:
-    """Ctrl-C and SIGTERM end it, with what was found until then and the code for that."""
-    from aifx.health import bisect as library
-    from aifx.health import collective_launch as launch
-
-    run = launch.over_slurm if over_slurm else launch.over_ssh
+def _run(out: Output, how: Search, nodes: Sequence[str]) -> tuple[BisectResult, ExitCode]:
+    """Ctrl-C and SIGTERM end the search. What it has found until then is kept."""
     with sigterm_as_ctrl_c() as stop:
-        result = library.bisect(
-            nodes,
-            lambda group, limit_s: run(group, limit_s, options),
-            budget_s,
-            out.say,
-            expected_gb_s=expected_gb_s,
-            margin=library.MARGIN if margin is None else margin,
-        )
+        result = how.run(nodes, out.say)
     return result, stop.code if result.why == "interrupted" else ExitCode.OK
 
 
 def collective_worker(ctx: typer.Context) -> None:
-    """Run one rank of a collective test: what `aifx doctor bisect` starts on each node.
+    """Run one rank of a collective test. `aifx doctor bisect` starts this on each node.
 
     Examples:
         aifx doctor collective-worker --rank 0 --size 2 --coordinator n1:29400
@@ -146,33 +133,20 @@ def collective_worker(ctx: typer.Context) -> None:
     raise SystemExit(main(ctx.args))
 
 
-def _nodes(hosts: Path | None, slurm: bool) -> list[str]:
-    from aifx.health.fleet.hosts import is_address, read_hosts, slurm_hosts
-
-    if slurm == (hosts is not None):
-        raise UsageError("the nodes come from --hosts or from --slurm", "one of them", "aifx doctor bisect --help")
-    nodes = slurm_hosts() if hosts is None else read_hosts(hosts)
-    if addresses := [node for node in nodes if is_address(node)]:
-        why = "agents report and run nothing"
-        raise UsageError(f"{addresses[0]} cannot be tested", why, "name its host, for ssh")
-    if len(nodes) < 2:
-        raise UsageError(f"{nodes[0]} is alone", "a collective needs two nodes", "aifx doctor --stress quick")
-    return nodes
-
-
 def _faults(asked: Sequence[str], nodes: Sequence[str], over: Over) -> dict[tuple[str, ...], float]:
     found = {}
     for text in asked:
         names, _, seconds = text.rpartition("=")
         group = tuple(names.split(","))
         if not names or len(group) > 2 or set(group) - set(nodes):
-            raise UsageError(f"--rehearse {text} names no node or link", f"the nodes are {', '.join(nodes[:8])}", FORM)
+            why = f"the nodes are {', '.join(nodes[:8])}{', ...' if nodes[8:] else ''}"
+            raise UsageError(f"--rehearse {text} does not name a node or link", why, FORM)
         if len(group) == 2 and over is Over.JAX:
-            raise UsageError(f"--rehearse {text} slows a link", "through jax only a node can be slowed", "--over tcp")
+            raise UsageError(f"--rehearse {text} requires --over tcp", "through JAX only a node can be delayed", FORM)
         try:
             found[group] = float(seconds)
         except ValueError:
-            raise UsageError(f"--rehearse {text} names no time", f"{seconds!r} is no number", FORM) from None
+            raise UsageError(f"--rehearse {text} does not name a delay", f"{seconds!r} is not a number", FORM) from None
     return found
 
 
@@ -195,6 +169,6 @@ def _answer(out: Output, result: BisectResult, num_nodes: int, ended: ExitCode) 
 
 
 def show_search(out: Output, result: BisectResult, num_nodes: int) -> None:
-    """How much was tried, on stdout."""
-    quiet = "" if result.findings() else "; nothing sticks out"
+    """Print how much was tested."""
+    quiet = "" if result.findings() else "; no node or link is slow"
     out.print(f"{num_nodes} nodes: {result.num_tests} tests in {result.duration_s:.0f} s{quiet}")

@@ -1,374 +1,252 @@
-"""`aifx doctor --hosts | --slurm | --agents`: many nodes at once (docs/doctor-fleet.md)."""
+"""`aifx doctor fleet`: many nodes at once, compared with each other and ranked (docs/doctor-fleet.md)."""
 
 from __future__ import annotations
 
-import asyncio
-import shlex
 import signal
-import ssl
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aifx.commands.console import stopping
-from aifx.commands.console.terminal import Output
-from aifx.commands.doctor.bisect import BUDGET_S, bisect_fleet, show_search
-from aifx.commands.doctor.options import exit_code
+from aifx.commands.console.options import JsonOption, given_options, option_group
+from aifx.commands.console.terminal import Output, terminal
+from aifx.commands.doctor.bisect import BUDGET_S, search_among, show_search
+from aifx.commands.doctor.options import (
+    HostsOption,
+    HtmlOption,
+    OnlyOption,
+    RecordOption,
+    RemoteOption,
+    ReplayOption,
+    SampleOption,
+    SiteOption,
+    SkipOption,
+    SlurmOption,
+    StressOption,
+    StrictOption,
+    TokenFileOption,
+    exit_code,
+)
 from aifx.core.errors import EnvironmentFault, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from aifx.health.fleet.record import Recorder
-    from aifx.health.fleet.report import Node
-    from aifx.health.fleet.transports import Question
-    from aifx.health.rules import Site
+    from aifx.health.bisect import BisectResult
+    from aifx.health.fleet.ask import Inquiry, Targets
+    from aifx.health.fleet.report import FleetReport, Node
 
-TOKEN = "AIFX_DOCTOR_TOKEN"
-FLEET = "A fleet"
-OF_A_FLEET = {
-    "--timeout", "--at-once", "--remote", "--token-file", "--insecure-token", "--tls-ca", "--bisect", "--budget",
-}  # fmt: skip
-LIMITS_S = {None: 30.0, "quick": 300.0, "full": 1800.0}
-"""Time for a node, by how hard it is worked."""
-
-HostsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--hosts",
-        metavar="FILE",
-        help="Check the nodes of this list, one a line (n[001-128] is 128 of them), over ssh.",
-        show_default=False,
-        rich_help_panel=FLEET,
-    ),
-]
-SlurmOption = Annotated[bool, typer.Option("--slurm", help="Check the nodes of this Slurm allocation, with srun.")]
-AgentsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--agents",
-        metavar="URL",
-        help="Check the nodes where `aifx doctor serve` listens. Can be repeated; a --hosts list can hold them too.",
-        show_default=False,
-    ),
-]
-TimeoutOption = Annotated[
-    float | None,
-    typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Time for each node; 30.", show_default=False),
-]
-AtOnceOption = Annotated[
-    int | None,
-    typer.Option("--at-once", metavar="N", min=1, help="Nodes asked at a time; 64, agents 256.", show_default=False),
-]
-RemoteOption = Annotated[str, typer.Option("--remote", metavar="COMMAND", help="How aifx is called on the nodes.")]
-TokenFileOption = Annotated[
-    Path | None,
-    typer.Option("--token-file", metavar="FILE", help=f"Holds the agents' token; else ${TOKEN}.", show_default=False),
-]
-InsecureTokenOption = Annotated[
-    bool,
-    typer.Option("--insecure-token", help="Send the token to other machines without TLS, too."),
-]
-AuthorityOption = Annotated[
-    Path | None,
-    typer.Option("--tls-ca", metavar="FILE", help="Who signed the agents' certificates.", show_default=False),
-]
-BisectOption = Annotated[
-    bool,
-    typer.Option(
-        "--bisect", help="Then find the bad node or link with collective tests over halves of them. It loads the nodes."
-    ),
-]
-BudgetOption = Annotated[
-    float, typer.Option("--budget", metavar="SECONDS", min=0, help="Time for --bisect.", show_default="900")
-]
+ON_ANSWERS = {"only", "skip", "site", "strict", "replay", "html", "json"}
+"""Options that say what becomes of the answers. All others say how nodes are asked."""
 
 
 @dataclass(frozen=True)
 class FleetOptions:
-    """The options that say which nodes are asked, and how."""
+    """Which nodes are checked and how, and where the report goes: one option per attribute."""
 
-    hosts: Path | None = None
-    slurm: bool = False
-    agents: Sequence[str] = ()
-    timeout: float | None = None
-    at_once: int | None = None
-    remote: str = "aifx"
-    token_file: Path | None = None
-    insecure_token: bool = False
-    tls_ca: Path | None = None
-    bisect: bool = False
-    budget: float = BUDGET_S
-    only: Sequence[str] = ()
-    skip: Sequence[str] = ()
-    sample: float = 0.0
-    stress: str | None = None
-
-    @property
-    def is_fleet(self) -> bool:
-        return self.hosts is not None or self.slurm or bool(self.agents)
-
-    def command(self) -> tuple[str, ...]:
-        """What is run on a node."""
-        words = [*shlex.split(self.remote), "doctor", "--json", "--with-snapshot"]
-        for option, patterns in (("--only", self.only), ("--skip", self.skip)):
-            words += [word for pattern in patterns if not _is_across(pattern) for word in (option, pattern)]
-        words += ["--sample", f"{self.sample:g}"] if self.sample else []
-        return (*words, *(["--stress", self.stress] if self.stress else []))
-
-    def question(self, agents: Sequence[str] = ()) -> Question:
-        """The question to nodes, or to `agents`. Raises UsageError if one of these could leak the token."""
-        from aifx.commands.doctor.serve import read_token
-        from aifx.health.fleet.transports import Question
-
-        limit_s = (LIMITS_S[self.stress] + self.sample) if self.timeout is None else self.timeout
-        at_once = self.at_once or (256 if agents else 64)
-        if not agents:
-            return Question(limit_s, at_once, self.command())
-        token = read_token(self.token_file)
-        if token and not self.insecure_token and (open_ := next((url for url in agents if not is_private(url)), None)):
-            raise UsageError(
-                f"the token would go to {open_} unencrypted",
-                "anybody on the way could read it and show it to every agent",
-                f"--agents {open_.replace('http', 'https', 1)}, or --insecure-token",
-            )
-        return Question(limit_s, at_once, token=token, tls=_tls(self.tls_ca))
-
-
-def is_private(url: str) -> bool:
-    """Whether nobody on the way to `url` can read what is sent there."""
-    import httpx  # the same reading of the URL that connects: others find another host in http://127.0.0.1\\@n1
-
-    from aifx.health.agent import is_loopback
-
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        return True  # nothing is sent there
-    return parsed.scheme == "https" or is_loopback(parsed.host)
-
-
-def _is_across(pattern: str) -> bool:
-    """Whether a pattern means findings across nodes, of which a node knows nothing."""
-    return pattern == "fleet" or pattern.startswith("fleet.")
-
-
-def _tls(authority: Path | None) -> ssl.SSLContext | None:
-    if authority is None:
-        return None
-    try:
-        return ssl.create_default_context(cafile=authority)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise UsageError(f"--tls-ca {authority} cannot be used", why, "a PEM file is needed") from None
+    hosts: HostsOption = None
+    slurm: SlurmOption = False
+    agents: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--agents",
+            metavar="URL",
+            help="Check the node where `aifx doctor serve` listens at URL. Can be repeated.",
+            show_default=False,
+        ),
+    ] = None
+    only: OnlyOption = None
+    skip: SkipOption = None
+    site: SiteOption = None
+    strict: StrictOption = False
+    sample: SampleOption = 0.0
+    stress: StressOption = None
+    bisect: Annotated[
+        bool,
+        typer.Option(
+            "--bisect", help="Also find the bad node or link with collective tests. They load the nodes' network."
+        ),
+    ] = False
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget", metavar="SECONDS", min=0, help=f"Limit the time of --bisect. Default: {BUDGET_S:g}.",
+            show_default=False,
+        ),
+    ] = None  # fmt: skip
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            min=0.1,
+            help="Limit the time of each node. Default: 30, with --stress quick 300, full 1800.",
+            show_default=False,
+        ),
+    ] = None
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            "--at-once", metavar="N", min=1, help="Ask N nodes at a time. Default: 64, agents 256.", show_default=False
+        ),
+    ] = None
+    remote: RemoteOption = "aifx"
+    token_file: TokenFileOption = None
+    insecure_token: Annotated[
+        bool, typer.Option("--insecure-token", help="Send the token to other machines also without TLS.")
+    ] = False
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-ca", metavar="FILE", help="Trust agents whose certificates FILE has signed.", show_default=False
+        ),
+    ] = None
+    record: RecordOption = None
+    replay: ReplayOption = None
+    html: HtmlOption = None
+    json: JsonOption = False
 
 
 @dataclass(frozen=True)
-class Targets:
-    """Nodes by the way they are asked, each once."""
+class Heard:
+    """What came of asking: the nodes, those not heard, what collective tests found, and the code of a signal."""
 
-    ssh: tuple[str, ...] = ()
-    slurm: tuple[str, ...] = ()
-    agents: tuple[str, ...] = ()
-
-    @property
-    def all(self) -> list[str]:
-        return list(dict.fromkeys([*self.ssh, *self.slurm, *self.agents]))
+    nodes: Sequence[Node]
+    not_heard: Sequence[str] = ()
+    search: BisectResult | None = None
+    ended: ExitCode = ExitCode.OK
 
 
-def targets_of(options: FleetOptions) -> Targets:
-    """Raises UsageError."""
-    from aifx.health.fleet.hosts import is_address, read_hosts, slurm_hosts
+@option_group
+def fleet(*, options: FleetOptions) -> None:
+    """Check many nodes at once, compare them with each other, and rank the suspects.
 
-    for url in options.agents:
-        if not is_address(url):
-            raise UsageError(
-                f"--agents {url} is no URL",
-                "it needs http:// or https://",
-                f"--agents http://{url.rpartition('//')[2]}",
-            )
-    listed = read_hosts(options.hosts) if options.hosts is not None else []
-    slurm = slurm_hosts() if options.slurm else []
-    agents = dict.fromkeys([*options.agents, *filter(is_address, listed)])
-    if agents and (options.stress or options.sample):
-        raise UsageError("agents run no --stress and no --sample", "they tell what they have", "ask over ssh: --hosts")
-    ssh = [host for host in listed if not is_address(host) and host not in slurm]
+    Exit 0: healthy, possibly with warnings; 1: something is unhealthy, or a node does not answer; 2: the state of a
+    part is unknown, or the check cannot run.
+
+    Examples:
+        aifx doctor fleet --hosts nodes.txt
+        salloc -N 64 aifx doctor fleet --slurm --stress quick
+        aifx doctor fleet --agents http://n1:9470 --agents http://n2:9470
+        aifx doctor fleet --hosts nodes.txt --bisect --budget 600
+    """
+    with terminal(options.json) as out:
+        from aifx.commands.doctor.fleet_report import show_fleet
+        from aifx.health.fleet.assess import assess, check_patterns
+        from aifx.health.rules import read_site
+
+        began, site = time.monotonic(), read_site(options.site)
+        only, skip = options.only or (), options.skip or ()
+        check_patterns([*only, *skip], site)
+        heard = _recorded(options) if options.replay is not None else _ask(out, options)
+        report = assess(
+            heard.nodes,
+            site,
+            only=only,
+            skip=skip,
+            not_heard=heard.not_heard,
+            tested=heard.search.findings() if heard.search else (),
+            duration_s=time.monotonic() - began,
+        )
+        faults = _save(report, options.html)
+        out.document(report.document() | ({"bisect": heard.search.document()} if heard.search else {}))
+        show_fleet(out, report)
+        if heard.search:
+            out.print("")
+            show_search(out, heard.search, sum(node.report is not None for node in heard.nodes))
+        out.tell(faults)
+        raise SystemExit(int(heard.ended) or exit_code(report.status, options.strict, faults))
+
+
+def _recorded(options: FleetOptions) -> Heard:
+    from aifx.health.fleet.record import read_record
+
+    assert options.replay is not None
+    if wrong := next((option for name, option in given_options(options).items() if name not in ON_ANSWERS), None):
+        why = "a replay evaluates recorded answers and asks no node"
+        raise UsageError(f"{wrong} cannot be used with --replay", why, f"aifx doctor fleet --replay {options.replay}")
+    return Heard(*read_record(options.replay))
+
+
+def _ask(out: Output, options: FleetOptions) -> Heard:
+    from aifx.health.fleet.ask import ask, check_testable, find_targets
+
+    if options.budget is not None and not options.bisect:
+        raise UsageError("--budget requires --bisect", "", f"--bisect --budget {options.budget:g}")
+    targets = find_targets(options.hosts, slurm=options.slurm, agents=options.agents or ())
     if options.bisect:
-        if agents:
-            why = "agents report and run nothing"
-            raise UsageError(f"{next(iter(agents))} cannot be tested by --bisect", why, "name its host, for ssh")
-        if ssh and slurm:
-            raise UsageError("--bisect over ssh and srun at once", "one of them starts all ranks", "--hosts or --slurm")
-        if len(ssh) + len(slurm) < 2:
-            raise UsageError("--bisect of one node", "a collective needs two", "aifx doctor --stress quick")
-    return Targets(tuple(ssh), tuple(slurm), tuple(agents))
-
-
-def ask(out: Output, options: FleetOptions, record: Path | None = None) -> tuple[list[Node], list[str], ExitCode]:
-    """The nodes that were heard, those that were not because it was ended (Ctrl-C, SIGTERM), and the code for that."""
-    code = ExitCode.OK
-    targets = targets_of(options)
-    questions = options.question(), options.question(targets.agents)
-    found: dict[str, Node] = {}
-    recorder = _recorder(record, targets.all)
-    with _progress(out, targets, found) as told:
-
-        def heard(node: Node, document: Any) -> None:
-            nonlocal recorder
-            found[node.name] = node
-            told()
-            if recorder is not None:
-                try:
-                    recorder.take(node, document)
-                except OSError as error:  # the report is worth more than its record
-                    out.say(f"{record} is not complete: {error.strerror or error}")
-                    recorder = None
-
+        check_testable(targets)
+    with _progress(out, targets) as heard:
         try:
-            asyncio.run(_ask(targets, *questions, heard))
-        except KeyboardInterrupt:
-            code = ExitCode.INTERRUPTED
-        except asyncio.CancelledError:  # how `_ask` ends on SIGTERM
-            code = ExitCode.PREEMPTED
+            answers = ask(targets, _inquiry(options), record=options.record, heard=heard)
+        except OSError as error:
+            why, hint = error.strerror or str(error), "aifx doctor fleet --record ANOTHER_FILE"
+            raise EnvironmentFault(f"{options.record} cannot be written", why, hint) from None
         stopping.run_body()  # asyncio leaves SIGTERM to the system
-    if recorder is not None:
-        recorder.close()
-    return [found[name] for name in targets.all if name in found], [n for n in targets.all if n not in found], code
+    if answers.signal is not None:
+        ended = ExitCode.INTERRUPTED if answers.signal == signal.SIGINT else ExitCode.PREEMPTED
+        return Heard(answers.nodes, answers.not_heard, ended=ended)
+    if not options.bisect:
+        return Heard(answers.nodes)
+    budget_s = BUDGET_S if options.budget is None else options.budget
+    search, ended = search_among(out, answers.nodes, options.slurm, options.remote, budget_s)
+    return Heard(answers.nodes, search=search, ended=ended)
 
 
-async def _ask(targets: Targets, of_nodes: Question, of_agents: Question, heard: Any) -> None:
-    from aifx.health.fleet.transports import ask_agents, ask_slurm, ask_ssh
+def _inquiry(options: FleetOptions) -> Inquiry:
+    from aifx.health.agent_token import read_authority, read_token
+    from aifx.health.fleet.ask import Inquiry
 
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    ways = []
-    if targets.ssh:
-        ways.append(ask_ssh(targets.ssh, of_nodes, heard))
-    if targets.slurm:
-        ways.append(ask_slurm(targets.slurm, of_nodes, heard))
-    if targets.agents:
-        ways.append(ask_agents(targets.agents, of_agents, heard))
-    await asyncio.gather(*ways)
-
-
-def _recorder(path: Path | None, asked: Sequence[str]) -> Recorder | None:
-    if path is None:
-        return None
-    from aifx.health.fleet.record import Recorder
-
-    try:
-        return Recorder(path, asked)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise EnvironmentFault(f"{path} cannot be written", why, "aifx doctor --record ANOTHER_FILE") from None
+    return Inquiry(
+        only=options.only or (),
+        skip=options.skip or (),
+        sample_s=options.sample,
+        stress=options.stress.value if options.stress else None,
+        timeout_s=options.timeout,
+        at_once=options.at_once,
+        remote=options.remote,
+        token=read_token(options.token_file),
+        insecure_token=options.insecure_token,
+        tls=read_authority(options.tls_ca),
+    )
 
 
 @contextmanager
-def _progress(out: Output, targets: Targets, found: dict[str, Node]) -> Iterator[Any]:
-    """How many have been heard: moving on a terminal, else one line."""
+def _progress(out: Output, targets: Targets) -> Iterator[Callable[[Node], None]]:
+    """Show how many nodes were heard: a line that moves on a terminal, otherwise one line."""
     count = len(targets.all)
+    kinds: Counter[str] = Counter()
 
-    def words() -> str:
-        told = Counter("silent" if n.is_silent else "report" if n.report else "no report" for n in found.values())
-        parts = ", ".join(f"{number:,} {kind}" for kind, number in sorted(told.items()))
-        return f"{len(found):,} of {count:,} nodes{': ' if parts else ''}{parts}"
+    def text() -> str:
+        parts = ", ".join(f"{number:,} {kind}" for kind, number in sorted(kinds.items()))
+        return f"{kinds.total():,} of {count:,} nodes{': ' if parts else ''}{parts}"
 
     if not out.animated:
         out.say(f"asking {count:,} node{'s' * (count != 1)}")
-        yield lambda: None
+        yield lambda _: None
         return
-    with out.err.status(words()) as status:
-        yield lambda: status.update(words())
+    with out.err.status(text()) as status:
+
+        def heard(node: Node) -> None:
+            kinds["silent" if node.is_silent else "report" if node.report else "no report"] += 1
+            status.update(text())
+
+        yield heard
 
 
-def is_asked(ctx: typer.Context, options: FleetOptions, replay: Path | None) -> bool:
-    """Whether the command line means a fleet. Raises UsageError for options that do not go together."""
-    from aifx.health.fleet.record import is_record
+def _save(report: FleetReport, html: Path | None) -> list[EnvironmentFault]:
+    """Write the page. Return the failure: the report is still printed if the page could not be written."""
+    if html is None:
+        return []
+    from aifx.core.pages import write_page
+    from aifx.health.page import fleet_page
 
-    given = {p.opts[0] for p in ctx.command.params if _is_given(ctx, p.name or "")}
-    of_fleet = OF_A_FLEET & given
-    is_replay = replay is not None and is_record(replay)
-    if not (options.is_fleet or is_replay):
-        if of_fleet:
-            raise UsageError(f"{min(of_fleet)} is for a fleet", "no nodes were named", "--hosts, --slurm or --agents")
-        return False
-    wrong = {"--root", "--format", "--with-snapshot"} & given
-    wrong |= of_fleet | {"--record", "--sample", "--stress"} & given if is_replay else set()
-    wrong |= {"--replay"} if options.is_fleet and replay is not None else set()
-    if wrong:
-        raise UsageError(
-            f"{min(wrong)} does not go with {'the record of a fleet' if is_replay else 'a fleet'}",
-            "it is for one node, or for asking a fleet",
-            "docs/doctor-fleet.md",
-        )
-    if "--budget" in given and not options.bisect:
-        raise UsageError("--budget is for --bisect", "it is not asked for", "--bisect --budget SECONDS")
-    return True
-
-
-def _is_given(ctx: typer.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name).name == "COMMANDLINE"  # type: ignore[union-attr]
-
-
-def check_fleet(
-    out: Output,
-    options: FleetOptions,
-    site: Site,
-    *,
-    strict: bool,
-    record: Path | None,
-    replay: Path | None,
-    html: Path | None,
-) -> NoReturn:
-    """Asks, judges and tells. Ends the command: 0, 1 or 2 as for a node, 130 or 75 where it was ended."""
-    from aifx.commands.doctor.fleet_report import show_fleet
-    from aifx.health.fleet.assess import assess
-    from aifx.health.fleet.record import read_record
-
-    _know([*options.only, *options.skip], site)
-    began = time.monotonic()
-    nodes, not_heard, ended = (*read_record(replay), ExitCode.OK) if replay is not None else ask(out, options, record)
-    search = None
-    if options.bisect and not ended:
-        search, ended = bisect_fleet(
-            out, nodes, over_slurm=options.slurm, remote=options.remote, budget_s=options.budget
-        )
-    report = assess(
-        nodes,
-        site,
-        only=options.only,
-        skip=options.skip,
-        not_heard=not_heard,
-        tested=search.findings() if search else (),
-        duration_s=time.monotonic() - began,
-    )
-    faults = []
-    if html is not None:
-        from aifx.core.pages import write_page
-        from aifx.health.page import fleet_page
-
-        try:
-            write_page(fleet_page(report, time.time()), html)
-        except EnvironmentFault as fault:
-            faults.append(fault)
-    out.document(report.document() | ({"bisect": search.document()} if search else {}))
-    show_fleet(out, report)
-    if search and not out.json:
-        out.print("")
-        show_search(out, search, sum(node.report is not None for node in nodes))
-    out.tell(faults)
-    raise SystemExit(int(ended) or exit_code(report.status, strict, faults))
-
-
-def _know(patterns: Sequence[str], site: Site) -> None:
-    """Raises UsageError for a pattern that fits no finding, of nodes or across them."""
-    from aifx.health.fleet.assess import fleet_ids
-    from aifx.health.rules import fits, load_rules, select
-
-    rules = load_rules(site).values()
-    select(rules, [p for p in patterns if not any(fits(name, p) for name in fleet_ids())], ())
+    try:
+        write_page(fleet_page(report, time.time()), html)
+    except EnvironmentFault as fault:
+        return [fault]
+    return []

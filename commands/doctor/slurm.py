@@ -26,7 +26,16 @@ PROLOG_UNHEALTHY = 10
 LEFT_OUT = ("jax", "project")
 """Families that start programs on devices which a job may be using, or are about a folder: only where --only asks."""
 
-slurm = typer.Typer(name="slurm", cls=Group, help="What Slurm runs: HealthCheckProgram and Prolog.")
+slurm = typer.Typer(
+    name="slurm",
+    cls=Group,
+    help="""Drain an unhealthy node, or keep jobs off it: for Slurm's HealthCheckProgram and Prolog.
+
+    Examples:
+        aifx doctor slurm health-check --dry-run
+        aifx doctor slurm prolog --dry-run
+    """,
+)
 
 
 @slurm.command("health-check", cls=Command)

@@ -57,6 +57,16 @@ def test_findings_come_with_evidence_and_action(doctor, machine):
     assert doctor("--root", machine, "--only", "cpu", "--strict").returncode == 1
 
 
+def test_a_node_is_checked_if_no_command_is_named(doctor, machine, tmp_path):
+    kept = tmp_path / "kept.json"
+    first = doctor("--root", machine, "--only", "cpu", "--record", kept)
+    for arguments in (["--replay", kept, "--only", "cpu"], ["node", "--replay", kept, "--only", "cpu"]):
+        again = doctor(*arguments)
+        assert again.returncode == first.returncode
+        assert again.stdout.splitlines()[1:] == first.stdout.splitlines()[1:]  # the first line tells the time
+    assert doctor("--help").stdout != doctor("node", "--help").stdout == doctor("--strict", "--help").stdout
+
+
 @pytest.mark.parametrize("folder", ["", "proc", "photos"])
 def test_a_root_without_files_of_a_machine_is_refused(doctor, folder, tmp_path):
     (tmp_path / "root" / folder).mkdir(parents=True)
@@ -142,14 +152,16 @@ def test_a_site_with_a_mistake_is_told_where(doctor, text, told, machine, tmp_pa
     [
         (["--only", "cpus"], "did you mean 'cpu'?"),
         (["--replay", "nothing.json"], "nothing.json cannot be read"),
-        (["--replay", "x", "--sample", "1"], "--replay reads nothing of a machine"),
-        (["--root", "nowhere"], "is no folder"),
+        (["--replay", "x", "--sample", "1"], "--sample cannot be used with --replay"),
+        (["--root", "nowhere"], "is not a folder"),
         (["rulez"], "did you mean 'rules'?"),
-        (["qqqq"], "one of: bisect, diff, rules, serve, slurm"),
+        (["qqqq"], "one of: bisect, diff, fleet, node, rules, serve, slurm"),
+        (["--hosts", "nodes.txt"], "aifx doctor fleet has it"),
+        (["--strikt"], "did you mean '--strict'?"),
         (["--only", "qqqq"], "one of: clock, cpu, "),
         (["--only", "cpu,disk"], "one at a time"),
         (["--format", "xml"], "'xml' is not one of 'text', 'nagios', 'npd'"),
-        (["--strict", "rules"], "--strict stands before the command"),
+        (["--strict", "rules"], "aifx doctor rules: its options come after 'rules'"),
         (["--record", "/proc/nothing/here.json", "--only", "cpu"], "cannot be written"),
     ],
 )

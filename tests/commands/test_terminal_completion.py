@@ -38,6 +38,13 @@ def test_options(project: Path) -> None:
     assert {"--origin", "--json", "--run", "--set"} <= set(complete(project, "aifx config show --"))
 
 
+def test_a_group_with_a_default_offers_its_commands_and_the_default_options(project: Path) -> None:
+    assert {"node", "fleet", "serve", "rules"} <= set(complete(project, "aifx doctor "))
+    for line in ("aifx doctor --o", "aifx doctor node --o", "aifx doctor --json --o"):
+        assert complete(project, line) == ["--only", ""]
+    assert complete(project, "aifx doctor fleet --ho") == ["--hosts", ""]
+
+
 def test_names_of_runs(project: Path) -> None:
     assert complete(project, "aifx config show --run wi") == ["wide", "wider", ""]
 

@@ -14,6 +14,8 @@ from program import ESCAPE, environ, run
 import aifx
 from aifx.commands.app import COMMANDS
 
+DOCTOR = [f"doctor {name}" for name in ("node", "fleet", "bisect", "serve", "diff", "rules", "slurm")]
+
 
 def test_help_begins_with_examples_and_groups_commands(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
@@ -43,13 +45,14 @@ def test_alone_it_shows_its_help(tmp_path: Path) -> None:
     assert run(tmp_path, "config").returncode == 0
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "config show", "config check", "config schema", "config keys"])
+@pytest.mark.parametrize("command", [*COMMANDS, "config show", "config check", "config schema", "config keys", *DOCTOR])
 def test_help_of_each_command_begins_with_examples(tmp_path: Path, command: str) -> None:
     done = run(tmp_path, *command.split(), "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.index("Examples:") < done.stdout.index("Usage:")
     assert f"aifx {command}" in done.stdout
     assert ESCAPE.search(done.stdout) is None
+    assert not command.startswith("doctor") or max(map(len, done.stdout.splitlines())) <= 80
     assert run(tmp_path, *command.split(), "-h").stdout == done.stdout
 
 

@@ -83,7 +83,7 @@ def env(tmp_path):
 
 def asked(tmp_path, env, hosts, *options):
     (tmp_path / "hosts").write_text(hosts)
-    done = run("doctor", "--hosts", str(tmp_path / "hosts"), "--json", *options, env=env)
+    done = run("doctor", "fleet", "--hosts", str(tmp_path / "hosts"), "--json", *options, env=env)
     return done, document_of(done)
 
 
@@ -147,7 +147,8 @@ def test_what_the_real_ssh_says(tmp_path):
 def test_what_has_arrived_is_kept(tmp_path, env, number, code):
     """When it is ended by Ctrl-C or from outside."""
     (tmp_path / "hosts").write_text("n1 n2 dead1 dead2\n")
-    command = [*AIFX, "doctor", "--hosts", str(tmp_path / "hosts"), "--json", "--record", str(tmp_path / "record")]
+    asking = ["doctor", "fleet", "--hosts", str(tmp_path / "hosts"), "--record", str(tmp_path / "record")]
+    command = [*AIFX, *asking, "--json"]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "record").exists() or (tmp_path / "record").read_text().count("\n") < 3:
@@ -161,7 +162,7 @@ def test_what_has_arrived_is_kept(tmp_path, env, number, code):
     assert [node["node"] for node in report["nodes"]] == ["n1", "n2"]
     assert report["not_heard"] == ["dead1", "dead2"]
     assert report["status"] == "unknown"
-    again = run("doctor", "--replay", str(tmp_path / "record"), "--json", env=env)
+    again = run("doctor", "fleet", "--replay", str(tmp_path / "record"), "--json", env=env)
     assert document_of(again)["nodes"] == report["nodes"]
     assert again.returncode == 2
 
@@ -170,7 +171,10 @@ def test_a_record_that_was_cut_off_is_read(tmp_path, env):
     asked(tmp_path, env, "n1 n2\n", "--record", str(tmp_path / "record"))
     record = tmp_path / "record"
     record.write_text(record.read_text()[:-20])
-    again = run("doctor", "--replay", str(record), "--json", env=env)
+    of_a_node = run("doctor", "--replay", str(record), env=env)
+    assert of_a_node.returncode == 2
+    assert f"hint: aifx doctor fleet --replay {record}" in of_a_node.stderr
+    again = run("doctor", "fleet", "--replay", str(record), "--json", env=env)
     report = document_of(again)
     assert len(report["nodes"]) == 1
     assert len(report["not_heard"]) == 1
@@ -178,7 +182,7 @@ def test_a_record_that_was_cut_off_is_read(tmp_path, env):
 
 def test_with_srun(tmp_path, env):
     env |= {"SLURM_JOB_NODELIST": "n[1-2],lost1"}
-    done = run("doctor", "--slurm", "--json", "--timeout", "10", env=env)
+    done = run("doctor", "fleet", "--slurm", "--json", "--timeout", "10", env=env)
     report = document_of(done)
     words = (tmp_path / "srun.words").read_text()
     assert "--nodes=3 --nodelist=n1,n2,lost1" in words
@@ -193,14 +197,14 @@ def test_with_srun(tmp_path, env):
 
 
 def test_slurm_outside_an_allocation_is_told(env):
-    told = run("doctor", "--slurm", env=env)
+    told = run("doctor", "fleet", "--slurm", env=env)
     assert told.returncode == 2
     assert "salloc" in told.stderr
 
 
 def test_people_see_one_screen(tmp_path, env):
     (tmp_path / "hosts").write_text("n[1-20] shut1\n")
-    done = run("doctor", "--hosts", str(tmp_path / "hosts"), "--html", str(tmp_path / "page.html"), env=env)
+    done = run("doctor", "fleet", "--hosts", str(tmp_path / "hosts"), "--html", str(tmp_path / "page.html"), env=env)
     assert "n17" in (tmp_path / "page.html").read_text()
     assert done.stdout.startswith("21 nodes: unknown (20 warning, 1 unknown;")
     assert "20 nodes: slow" in done.stdout
@@ -213,7 +217,7 @@ def test_a_node_steers_no_terminal(tmp_path, env):
     evil = REPORT | {"findings": [REPORT["findings"][0] | {"summary": "\x1b[2Jgone\x07"}]}
     (tmp_path / "bin" / "aifx").write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(evil)}\nEND\n")
     (tmp_path / "hosts").write_text("n1\n")
-    shown = run("doctor", "--hosts", str(tmp_path / "hosts"), env=env).stdout
+    shown = run("doctor", "fleet", "--hosts", str(tmp_path / "hosts"), env=env).stdout
     assert "\x1b" not in shown
     assert "\x07" not in shown
 
@@ -230,23 +234,24 @@ def test_agents_by_the_dozen(tmp_path, nodes, slow, dead, outliers):
 def test_agents_that_are_not_there(env):
     """One refuses, one's name means nothing: the first may be sick, the other is a slip of the pen."""
     refusing, nameless = "http://127.0.0.1:9", "http://no-such-host.invalid:9470"
-    done = run("doctor", "--agents", refusing, "--agents", nameless, "--json", env=env)
+    done = run("doctor", "fleet", "--agents", refusing, "--agents", nameless, "--json", env=env)
     assert across(document_of(done)) == {(refusing, "fleet.node.silent"), (nameless, "fleet.node.no_report")}
 
 
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--timeout", "3"], "--timeout is for a fleet"),
-        (["--agents", "n1:9470"], "is no URL"),
-        (["--agents", "http://n1:9470", "--stress", "quick"], "--stress"),
-        (["--agents", "http://n1:9470", "--root", "/"], "--root does not go with a fleet"),
+        (["--timeout", "3"], "no nodes were named"),
+        (["--agents", "n1:9470"], "is not a URL"),
+        (["--agents", "http://n1:9470", "--stress", "quick"], "--stress cannot be used with agents"),
+        (["--agents", "http://n1:9470", "--root", "/"], "aifx doctor node has it"),
+        (["--replay", "fleet.jsonl", "--timeout", "3"], "--timeout cannot be used with --replay"),
         (["--hosts", "/nowhere"], "cannot be read"),
         (["--agents", "http://n1:9470", "--only", "nothing_such"], "no rule or family"),
     ],
 )
 def test_mistakes_on_the_command_line(env, options, word):
-    told = run("doctor", *options, env=env)
+    told = run("doctor", "fleet", *options, env=env)
     assert told.returncode == 2
     assert word in told.stderr
 

@@ -1,4 +1,4 @@
-"""`aifx doctor --hosts FILE --bisect`: the nodes' reports and the search among them, in one report.
+"""`aifx doctor fleet --hosts FILE --bisect`: the nodes' reports and the search among them, in one report.
 
 Each node is an address of this machine; its ranks are processes that an `ssh` starts here and that talk over loopback.
 """
@@ -18,7 +18,7 @@ import pytest
 from fleets import AIFX, environ, node
 
 from aifx.commands.console.terminal import Output
-from aifx.commands.doctor.bisect import bisect_fleet
+from aifx.commands.doctor.bisect import search_among
 from aifx.commands.main import run
 from aifx.health import bisect, collective_launch
 from aifx.health.bisect import Verdict
@@ -74,7 +74,7 @@ def checked(env, tmp_path, monkeypatch, capsys):
 
         monkeypatch.setattr(collective_launch, "over_ssh", planted)
         (tmp_path / "hosts").write_text(hosts)
-        code = run(["doctor", "--hosts", str(tmp_path / "hosts"), "--bisect", "--json", *options])
+        code = run(["doctor", "fleet", "--hosts", str(tmp_path / "hosts"), "--bisect", "--json", *options])
         report = json.loads(capsys.readouterr().out)
         jsonschema.validate(report, SCHEMA)
         return code, report
@@ -127,9 +127,9 @@ def test_one_node_that_answers_is_held_against_nobody(checked):
 @pytest.mark.parametrize(
     ("hosts", "options", "what"),
     [
-        ("127.0.0.1\n", [], "of one node"),
-        ("127.0.0.1 127.0.0.2 http://127.0.0.3:9470\n", [], "http://127.0.0.3:9470 cannot be tested"),
-        ("127.0.0.1 127.0.0.2\n", ["--slurm"], "ssh and srun"),
+        ("127.0.0.1\n", [], "127.0.0.1 cannot be tested alone"),
+        ("127.0.0.1 127.0.0.2 http://127.0.0.3:9470\n", [], "http://127.0.0.3:9470 cannot run a collective test"),
+        ("127.0.0.1 127.0.0.2\n", ["--slurm"], "cannot mix --hosts and --slurm"),
     ],
 )
 def test_what_cannot_be_tested_is_said_before_anybody_is_asked(checked, monkeypatch, tmp_path, hosts, options, what):
@@ -140,14 +140,14 @@ def test_what_cannot_be_tested_is_said_before_anybody_is_asked(checked, monkeypa
 
 
 def test_budget_and_bisect_go_together():
-    assert run(["doctor", "--bisect"]) == 2
-    assert run(["doctor", "--agents", "http://127.0.0.1:1", "--budget", "5"]) == 2
+    assert run(["doctor", "fleet", "--bisect"]) == 2
+    assert run(["doctor", "fleet", "--agents", "http://127.0.0.1:1", "--budget", "5"]) == 2
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_who_ends_the_search_gets_the_report(env, tmp_path, number, code):
     (tmp_path / "hosts").write_text("127.0.0.[1-4]\n")
-    command = [*AIFX, "doctor", "--hosts", str(tmp_path / "hosts"), "--bisect", "--json"]
+    command = [*AIFX, "doctor", "fleet", "--hosts", str(tmp_path / "hosts"), "--bisect", "--json"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=env, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
         deadline = time.monotonic() + 60
@@ -169,7 +169,7 @@ def test_what_carries_the_collectives(monkeypatch, facts, over):
     asked = []
     monkeypatch.setattr(collective_launch, "over_slurm", lambda _, __, options: asked.append(options) or Verdict(1.0))
     nodes = [node("n1", facts), node("n2", {}), node("n3", {}), Node("n4", why="no key")]
-    result, _ = bisect_fleet(Output(), nodes, over_slurm=True, remote="sudo aifx", budget_s=60.0)
+    result, _ = search_among(Output(), nodes, True, "sudo aifx", 60.0)
     assert {options.over for options in asked} == {over}
     assert asked[0].program == ("sudo", "aifx", "doctor", "collective-worker")
     assert {name for trial in result.trials for name in trial.nodes} == {"n1", "n2", "n3"}

@@ -1,4 +1,4 @@
-"""`aifx doctor --slurm` in an allocation of a real Slurm: one step asks both nodes, whose files differ."""
+"""`aifx doctor fleet --slurm` in an allocation of a real Slurm: one step asks both nodes, whose files differ."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def asked(slurm: Cluster, remote: Path, *options: str) -> tuple[int, dict]:
-    """The exit code and the report of `aifx doctor --slurm` in a job on both nodes."""
+    """The exit code and the report of `aifx doctor fleet --slurm` in a job on both nodes."""
     report = slurm.folder / "report.json"
-    ours = f"{sys.executable} -m aifx.commands.main doctor --slurm --json --remote {remote} {' '.join(options)}"
+    ours = f"{sys.executable} -m aifx.commands.main doctor fleet --slurm --json --remote {remote} {' '.join(options)}"
     job = slurm.submit(f"{ours} > {report}; echo ended with $?", "-N2")
     slurm.wait("the job's end", lambda: "ended with" in slurm.output(job))
     output = slurm.output(job)

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from aifx.commands.doctor.fleet import FleetOptions
 from aifx.core.errors import UsageError
+from aifx.health.agent_token import read_token
 from aifx.health.fleet import transports
+from aifx.health.fleet.ask import Inquiry
 from aifx.health.fleet.hosts import expanded, expanded_list, read_hosts
 from aifx.health.fleet.record import Recorder, read_record
 from aifx.health.fleet.report import Node
@@ -135,20 +136,19 @@ def test_a_record_survives_a_report_that_is_too_deep(tmp_path: Path) -> None:
 )
 def test_the_token_is_sent_to_nobody_on_the_way(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIFX_DOCTOR_TOKEN", "planted")
-    asking = FleetOptions(agents=[url])
     with pytest.raises(UsageError, match="unencrypted") as caught:
-        asking.question(asking.agents)
+        Inquiry(token=read_token(None)).question_to_agents([url])
     assert "planted" not in str(caught.value)
     assert "--insecure-token" in caught.value.hint
-    assert FleetOptions(agents=[url], insecure_token=True).question([url]).token == "planted"
+    assert Inquiry(token=read_token(None), insecure_token=True).question_to_agents([url]).token == "planted"
 
 
 @pytest.mark.parametrize("url", ["https://n1:9470", "http://127.0.0.1:9470", "http://localhost:1", "http://[::1]:9470"])
 def test_the_token_is_sent_over_tls_and_to_this_machine(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIFX_DOCTOR_TOKEN", "planted")
-    assert FleetOptions(agents=[url]).question([url]).token == "planted"
+    assert Inquiry(token=read_token(None)).question_to_agents([url]).token == "planted"
     monkeypatch.delenv("AIFX_DOCTOR_TOKEN")
-    assert FleetOptions(agents=["http://n1"]).question(["http://n1"]).token == ""
+    assert Inquiry(token=read_token(None)).question_to_agents(["http://n1"]).token == ""
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from aifx.health.fleet.hosts import is_address
 from aifx.health.fleet.rank import rank
 from aifx.health.fleet.report import FleetReport, Node
 from aifx.health.report import SEVERITIES, Finding, Report
-from aifx.health.rules import Site, fits
+from aifx.health.rules import Site, fits, load_rules, select
 
 SILENT, NO_REPORT = "fleet.node.silent", "fleet.node.no_report"
 BISECT = ("fleet.bisect.node", "fleet.bisect.link", "fleet.bisect.unclear")
@@ -22,6 +22,12 @@ BISECT = ("fleet.bisect.node", "fleet.bisect.link", "fleet.bisect.unclear")
 def fleet_ids() -> list[str]:
     """The ids of findings across nodes."""
     return [SILENT, NO_REPORT, *BISECT, *(fact.id for fact in load_facts())]
+
+
+def check_patterns(patterns: Sequence[str], site: Site) -> None:
+    """Raises UsageError for a pattern that fits no finding, of a node or across nodes."""
+    of_nodes = [pattern for pattern in patterns if not any(fits(name, pattern) for name in fleet_ids())]
+    select(load_rules(site).values(), of_nodes, ())
 
 
 def assess(

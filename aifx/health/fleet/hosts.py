@@ -83,7 +83,7 @@ def slurm_hosts(environ: Mapping[str, str] = os.environ) -> list[str]:
     nodes = environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
     if not nodes:
         raise UsageError(
-            "--slurm asks the nodes of an allocation", "this is none", "salloc --nodes=8 aifx doctor --slurm"
+            "--slurm asks the nodes of an allocation", "this is none", "salloc --nodes=8 aifx doctor fleet --slurm"
         )
     try:
         return list(dict.fromkeys(expanded_list(nodes)))

@@ -65,7 +65,7 @@ def read_record(path: Path) -> tuple[list[Node], list[str]]:
         asked = [str(name) for name in head["asked"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} is no record of a fleet", str(error), "aifx doctor --hosts FILE --record FILE"
+            f"{path} is no record of a fleet", str(error), "aifx doctor fleet --hosts FILE --record FILE"
         ) from None
     if head.get("aifx_fleet") != VERSION:
         raise DataError(f"{path} is of another version", f"aifx_fleet is {head.get('aifx_fleet')!r}, not {VERSION}")

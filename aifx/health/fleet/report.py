@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from aifx.core.errors import DataError
-from aifx.health.report import SEVERITIES, Finding, Report, Skipped, Status
+from aifx.health.report import SCHEMA_VERSION, SEVERITIES, Finding, Report, Skipped, Status
 from aifx.health.snapshot import Snapshot
 from aifx.health.snapshot import parse as parse_snapshot
 
@@ -130,7 +130,7 @@ def node_of(name: str, document: Any, took_s: float = 0.0) -> Node:
     if isinstance(document.get("error"), Mapping):
         error = document["error"]
         raise DataError(f"{name} could not check itself", f"{error.get('what')}: {error.get('why')}", hint)
-    if document.get("schema_version") != 1:
+    if document.get("schema_version") != SCHEMA_VERSION:
         raise DataError(f"{name} sent another version", f"schema_version {document.get('schema_version')!r}", hint)
     if not isinstance(document.get("findings"), list):
         raise DataError(f"{name} sent no report", "it has no findings", hint)

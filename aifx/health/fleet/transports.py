@@ -76,7 +76,7 @@ class Question:
 
     timeout_s: float = 30.0
     at_once: int = 64
-    command: tuple[str, ...] = ("aifx", "doctor", "--json", "--with-snapshot")
+    command: tuple[str, ...] = ("aifx", "doctor", "node", "--json", "--with-snapshot")
     token: str = ""
     tls: ssl.SSLContext | None = None
 
