@@ -40,7 +40,7 @@ SETUP = "Set up"
 
 COMMANDS: dict[str, Entry] = {
     "init": Entry("init.command", "init", "Start a project from a template.", START),
-    "train": Entry("train.command", "train", "Train the project's model, or go on where it stopped.", TRAIN),
+    "train": Entry("train.command", "train", "Train the project's model, or resume a training that stopped.", TRAIN),
     "eval": Entry(
         "eval.command", "eval_", "Measure a checkpoint on held-out data and compare it with its gates.", TRAIN
     ),

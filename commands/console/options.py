@@ -12,11 +12,17 @@ import typer
 
 from aifx.commands.console.completion import complete_run, complete_setting
 
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else, for scripts.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 
 RunOption = Annotated[
     str | None,
-    typer.Option("--run", metavar="NAME", help="Name of the run.", show_default=False, autocompletion=complete_run),
+    typer.Option(
+        "--run",
+        metavar="NAME",
+        help="Run to use. By default the run written last.",
+        show_default=False,
+        autocompletion=complete_run,
+    ),
 ]
 
 SetOption = Annotated[
@@ -24,15 +30,15 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
-        help="Set a value for this call, over aifx.toml. Can be repeated.",
+        help="Set a configuration value for this call. Overrides aifx.toml. Can be repeated.",
         show_default=False,
         autocompletion=complete_setting,
     ),
 ]
 
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; take the defaults.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; use the defaults.")]
 
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what the command would do, without doing it.")]
 
 
 def option_group(command: Callable[..., None]) -> Callable[..., None]:

@@ -25,7 +25,7 @@ SPLITS: tuple[Split, ...] = ("test", "validation", "train")
 StepOption = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it at run time)
     typer.Option(
-        "--step", metavar="N|best|last", help="Which checkpoint; eval.checkpoint when not given.", show_default=False
+        "--step", metavar="N|best|last", help="Checkpoint to use. By default eval.checkpoint.", show_default=False
     ),
 ]
 
@@ -34,7 +34,7 @@ SplitOption = Annotated[
     typer.Option(
         "--split",
         metavar="test|validation|train",
-        help="Which part of the data; eval.split when not given.",
+        help="Split to measure. By default eval.split.",
         show_default=False,
     ),
 ]
@@ -44,7 +44,7 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="FILE",
-        help="Measure this data set instead of a split. Can be repeated.",
+        help="Measure FILE instead of a split. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -54,7 +54,7 @@ GateOption = Annotated[
     typer.Option(
         "--gate",
         metavar='"NAME OP NUMBER"',
-        help="A condition in addition to those of eval.gates. Can be repeated.",
+        help="Add a condition to those of eval.gates. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -78,8 +78,8 @@ def eval_(
         aifx eval --gate "per_class.Shirt.recall >= 0.6"
         aifx eval --data june.npz --data july.npz
 
-    Without --run, the run that was written last. aifx also keeps the report in the run, in eval/<step>.json. With
-    --data, aifx reports each file by itself and does not read the data that the run was trained on.
+    aifx also keeps the report in the run, in eval/<step>.json. With --data, it reports each file separately and does
+    not read the data that the run was trained on.
     """
     with terminal(json) as out:
         which, at = parse_step(step)

@@ -23,29 +23,59 @@ if TYPE_CHECKING:
 
 PromptOption = Annotated[
     str | None,
-    typer.Option("--prompt", "-p", metavar="TEXT|-", help="Text to continue; - reads stdin.", show_default=False),
+    typer.Option(
+        "--prompt",
+        "-p",
+        metavar="TEXT|-",
+        help="Text to continue. - reads stdin. By default generate.prompt.",
+        show_default=False,
+    ),
 ]
 
 MaxTokensOption = Annotated[
-    int | None, typer.Option("--max-tokens", min=1, help="Tokens to write.", show_default=False)
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        metavar="N",
+        min=1,
+        help="Write at most N tokens. By default generate.max_tokens.",
+        show_default=False,
+    ),
 ]
 
 TemperatureOption = Annotated[
     float | None,
-    typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.", show_default=False),
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        min=0.0,
+        help="Sampling temperature; 0 takes the likeliest token. By default generate.temperature.",
+        show_default=False,
+    ),
 ]
 
 TopKOption = Annotated[
     int | None,
-    typer.Option("--top-k", min=0, help="Sample among this many likeliest tokens; 0 among all.", show_default=False),
+    typer.Option(
+        "--top-k",
+        metavar="K",
+        min=0,
+        help="Sample among the K likeliest tokens; 0 among all. By default generate.top_k.",
+        show_default=False,
+    ),
 ]
 
 TopPOption = Annotated[
     float | None,
-    typer.Option("--top-p", help="Sample among the likeliest tokens of this total probability.", show_default=False),
+    typer.Option(
+        "--top-p",
+        metavar="P",
+        help="Sample among the likeliest tokens of total probability P. By default generate.top_p.",
+        show_default=False,
+    ),
 ]
 
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed writes the same text.")]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the sampling.")]
 
 
 def generate(
@@ -60,7 +90,7 @@ def generate(
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write text with a trained model, token by token as it comes.
+    """Write text with a trained language model, token by token.
 
     Examples:
         aifx generate --prompt "Call me Ishmael"
@@ -68,7 +98,7 @@ def generate(
         echo "Thus spake the whale:" | aifx generate --prompt - --seed 7
         aifx generate --run main --step last --json
 
-    What is not given comes from [generate] as it is set now. Without --run, the run that was written last.
+    Options that are not given come from [generate] of aifx.toml, otherwise from the run's configuration.
     """
     with terminal(json, streams=True) as out:
         which, at = parse_step(step)
@@ -76,7 +106,9 @@ def generate(
         given = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         if top_p is not None and not 0.0 < top_p <= 1.0:
             raise UsageError(
-                f"--top-p {top_p} is no probability", "more than 0, 1 at most", "aifx generate --top-p 0.95"
+                f"--top-p {top_p} is not a probability",
+                "it must be more than 0 and at most 1",
+                "aifx generate --top-p 0.95",
             )
         from aifx.core.project import find_project
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 DirectoryArgument = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[DIR]", help="Folder of the project; the working directory, if it is empty.", show_default=False
+        metavar="[DIR]",
+        help="Folder of the project. By default the working directory, if it is empty.",
+        show_default=False,
     ),
 ]
 
@@ -31,7 +33,7 @@ TemplateOption = Annotated[
         "--template",
         "-t",
         metavar="NAME|PATH|GIT-URL",
-        help="What to start from.",
+        help="Template to use. By default aifx asks on a terminal; otherwise language-model.",
         show_default=False,
         autocompletion=complete_template,
     ),
@@ -49,12 +51,21 @@ AnswerOption = Annotated[
 ]
 
 ForceOption = Annotated[
-    bool, typer.Option("--force", help="Land in a folder that is not empty: what is there stays, ours land as .new.")
+    bool,
+    typer.Option(
+        "--force",
+        help="Use a folder that is not empty. Existing files stay; new files of the same name become NAME.new.",
+    ),
 ]
 
 RefOption = Annotated[
     str | None,
-    typer.Option("--vcs-ref", metavar="REF", help="Tag, branch or commit of a template in git.", show_default=False),
+    typer.Option(
+        "--vcs-ref",
+        metavar="REF",
+        help="Tag, branch or commit of a template in git. By default the newest version tag.",
+        show_default=False,
+    ),
 ]
 
 ListOption = Annotated[bool, typer.Option("--list", help="List the templates that come with aifx.")]
@@ -79,9 +90,8 @@ def init(
         aifx init my-model --template language-model --yes --answer tracker=tensorboard
         aifx init . --template https://example.org/our/template.git --vcs-ref v2
 
-    Asks the template's questions on a terminal; --yes, or no terminal, takes their defaults. Templates that come with
-    aifx need no network. One from elsewhere is a copier template (https://copier.readthedocs.io); it is refused when it
-    would run code of its own.
+    On a terminal, aifx asks the template's questions. Otherwise, and with --yes, it uses their defaults. The templates
+    of aifx need no network. --template also accepts copier templates (https://copier.readthedocs.io) that run no code.
     """
     with terminal(json) as out:
         if list_:

@@ -27,7 +27,7 @@ CHUNK = 64
 InputArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="INPUT", help="Files of rows, texts or images; - reads JSON Lines from stdin.", show_default=False
+        metavar="INPUT", help="Files of rows, texts or images. - reads JSON Lines from stdin.", show_default=False
     ),
 ]
 
@@ -37,7 +37,7 @@ OutputOption = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="Write to FILE: .jsonl, .csv or .parquet. By default JSON Lines on stdout.",
+        help="Write predictions to FILE (.jsonl, .csv or .parquet). By default JSON Lines on stdout.",
         show_default=False,
     ),
 ]
@@ -70,15 +70,14 @@ def predict(
         aifx predict camera/*.png --output labels.csv --run main --step best
         generate-rows | aifx predict - | head
 
-    The model comes from the run alone; the data that it was trained on is not read. Without --run, the run that was
-    written last.
+    The model comes from the run alone. aifx does not read the data that it was trained on.
     """
     with terminal(json, streams=output is None) as out, sigterm_as_ctrl_c():
         which, at = parse_step(step)
         check_limits()
         if json and output is None:
             hint = f"aifx predict {inputs[0]} --output predictions.jsonl --json"
-            raise UsageError("--json requires --output", "predictions would be on stdout, too", hint)
+            raise UsageError("--json requires --output", "otherwise the predictions are on stdout, too", hint)
         from aifx.data.row_writers import output_format
         from aifx.data.rows import input_file
 

@@ -1,4 +1,4 @@
-"""`aifx train`: train the project's model, or go on where it stopped."""
+"""`aifx train`: train the project's model, or resume a training that stopped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from aifx.commands.console.options import JsonOption, RunOption, SetOption
+from aifx.commands.console.completion import complete_run
+from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.terminal import Output, failure_text, is_colored, terminal
 from aifx.commands.eval.command import parse_step
 from aifx.core.errors import UsageError
@@ -22,37 +23,48 @@ if TYPE_CHECKING:
 
 DEFAULT_RUN = "main"
 
-ForkOption = Annotated[
+NewRunOption = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it at run time)
     typer.Option(
-        "--fork", metavar="NAME", help="Begin run NAME from a checkpoint of --run, the last one.", show_default=False
+        "--run",
+        metavar="NAME",
+        help="Run to start or resume. By default main.",
+        show_default=False,
+        autocompletion=complete_run,
     ),
+]
+ForkOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--fork", metavar="NAME", help="Start run NAME from a checkpoint of --run.", show_default=False),
 ]
 ForkStepOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        "--step", metavar="N|best|last", help="With --fork: the checkpoint to begin from.", show_default=False
+        "--step",
+        metavar="N|best|last",
+        help="Checkpoint to start a fork from. By default the last. Requires --fork.",
+        show_default=False,
     ),
 ]
-ProfileOption = Annotated[bool, typer.Option("--profile", help="Trace a few steps with JAX's profiler.")]
+ProfileOption = Annotated[bool, typer.Option("--profile", help="Trace a few steps with JAX's profiler, into the run.")]
 
 
 def train(
-    run: RunOption = None,
+    run: NewRunOption = None,
     overrides: SetOption = None,
     fork: ForkOption = None,
     step: ForkStepOption = None,
     profile: ProfileOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Train the project's model, or go on where it stopped.
+    """Train the project's model, or resume a training that stopped.
 
-    Type it again after a stop, a crash or a lost machine: the run goes on from its latest checkpoint, bit for bit.
-    Ctrl-C saves first; a second one exits at once.
+    After a stop, a crash or a lost machine, run the command again. aifx resumes from the latest checkpoint, bit for
+    bit. Ctrl-C saves a checkpoint first; a second Ctrl-C exits at once.
 
     Examples:
-        aifx train                                        the run called "main"
-        aifx train --run wide --set model.embed_dim=256   another run, another setting
+        aifx train                                        the run "main"
+        aifx train --run wide --set model.embed_dim=256   another run with another setting
         aifx train --run main --fork longer --set train.num_steps=4000
         aifx train --run main --fork calmer --step 400 --set optimizer.learning_rate=3e-4
         aifx train --json                                 one JSON document at the end, for scripts
@@ -76,8 +88,9 @@ def _train(
 ) -> TrainResult:
     which, at = parse_step(step)
     if step is not None and fork is None:
-        why = "a run goes on from its latest checkpoint; a fork begins where it is told"
-        raise UsageError(f"--step {step} is for --fork", why, f"aifx train --run {name} --fork NAME --step {step}")
+        why = "a run resumes from its latest checkpoint; only a fork starts from another one"
+        hint = f"aifx train --run {name} --fork NAME --step {step}"
+        raise UsageError(f"--step {step} can only be used with --fork", why, hint)
     check_limits()
     from aifx.commands.train.panel import make_progress
     from aifx.config import load_config
@@ -149,6 +162,6 @@ def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str])
         out.print(f"or: pip install xprof && xprof --logdir {result.run.profile}")
     if result.status in STOPPED:
         again = ["aifx", "train", "--run", result.run.name, *(part for o in overrides for part in ("--set", o))]
-        out.print(f"go on with: {shlex.join(again)}")
+        out.print(f"resume with: {shlex.join(again)}")
     else:
         out.print(f"next: aifx eval --run {result.run.name}")

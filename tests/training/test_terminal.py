@@ -55,7 +55,7 @@ def test_an_interrupt_leaves_the_cursor_too(tiny) -> None:
     code, got = at_a_terminal(tiny, *long, strike=lambda got: b"rows/s" in got)
     assert code == 130, got
     assert got.rfind("\x1b[?25h") > got.rfind("\x1b[?25l") > -1
-    assert "go on with: aifx train" in got
+    assert "resume with: aifx train" in got
 
 
 def test_an_interrupt_while_compiling_leaves_the_cursor_too(tiny) -> None:
