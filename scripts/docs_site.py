@@ -48,13 +48,14 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 def reference(name: str, command: Any) -> str:
     """The usage, arguments, options and subcommands of a command, as Markdown."""
-    from aifx.commands.console.help import parse_help
+    from aifx.commands.console.help import parse_help, usage_pieces
 
     with command.make_context(name, [], resilient_parsing=True) as context:
-        usage = re.sub(r"\s*\n\s*", " ", command.get_usage(context)).removeprefix("Usage: ")
         records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
-        parts = [f"```console\n$ {usage}\n```"]
-        rows = [(left, *split_notes(right)) for left, right in filter(None, records) if left != "-h, --help"]
+        parts = [f"```console\n$ {name} {usage_pieces(command, context)}\n```"]
+        # An argument's type, such as <list[str]>, says less than its name.
+        rows = [(re.sub(r"^([^-].*) <.*>$", r"\1", left), *split_notes(right)) for left, right in filter(None, records)]
+        rows = [row for row in rows if "--help" not in row[0]]
         if rows:
             parts.append(table(("argument or option", "meaning", "default or limits"), rows))
         if hasattr(command, "list_commands"):

@@ -21,15 +21,15 @@ app = typer.Typer(
     help="""List and show checkpoints.
 
     Examples:
-        aifx ckpt ls                   the checkpoints of the newest run
-        aifx ckpt show best            read one afresh, verify it, and print its digest
+        aifx ckpt ls                   list the checkpoints of the newest run
+        aifx ckpt show best            verify the best checkpoint and print its digest
     """
 )
 
 
 @app.command()
 def ls(run: RunOption = None, json: JsonOption = False) -> None:
-    """List a run's checkpoints. Nothing is read but what each says of itself, and nothing is changed.
+    """List a run's checkpoints by their manifests, without reading arrays.
 
     Examples:
         aifx ckpt ls
@@ -58,20 +58,20 @@ def ls(run: RunOption = None, json: JsonOption = False) -> None:
 def show(
     step: Annotated[
         Optional[str],  # noqa: UP045 (typer reads it at run time)
-        typer.Argument(
-            metavar="[STEP|best|last]", help="Which checkpoint; the last when not given.", show_default=False
-        ),
+        typer.Argument(metavar="[STEP|best|last]", help="Checkpoint to show. By default the last.", show_default=False),
     ] = None,
     run: RunOption = None,
     arrays: Annotated[bool, typer.Option("--arrays", help="List every array with its shape and digest.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Read a checkpoint afresh, hold every array against its digest, and print the state's. Exits 1 when it is damaged.
+    """Read a checkpoint, compare every array with its saved digest, and print the state's digest.
 
     Examples:
         aifx ckpt show
         aifx ckpt show best --run main
         aifx ckpt show 400 --json
+
+    Exits 1 if the checkpoint is damaged.
     """
     with terminal(json) as out:
         from aifx.checkpoint.listing import list_checkpoints
@@ -91,7 +91,12 @@ def show(
 
 
 def _choose(run: RunDirectory, checkpoints: list[CheckpointInfo], step: str | None) -> CheckpointInfo:
-    """Raises UsageError for what is no step, CheckpointError for one that is not there."""
+    """Return the checkpoint that `step` names.
+
+    Raises:
+        UsageError: `step` is not a number, "best" or "last".
+        CheckpointError: there is no such checkpoint.
+    """
     if not checkpoints:
         raise CheckpointError(
             f"run {run.name} has no checkpoint", "nothing was saved yet", f"aifx train --run {run.name}"
@@ -106,7 +111,9 @@ def _choose(run: RunDirectory, checkpoints: list[CheckpointInfo], step: str | No
             )
         return best
     if not step.isascii() or not step.isdigit():
-        raise UsageError(f"{step!r} is no step", "a number, best or last", f"aifx ckpt ls --run {run.name}")
+        raise UsageError(
+            f"{step!r} is not a step", "a step is a number, best or last", f"aifx ckpt ls --run {run.name}"
+        )
     found = next((c for c in checkpoints if c.step == int(step)), None)
     if found is None:
         there = ", ".join(str(c.step) for c in checkpoints)
@@ -117,7 +124,7 @@ def _choose(run: RunDirectory, checkpoints: list[CheckpointInfo], step: str | No
 
 
 def _verify(run: RunDirectory, step: int) -> tuple[str | None, list[str]]:
-    """The digest of what is on the disk, and what is damaged: arrays by name, or why nothing can be read."""
+    """Return the state's digest, and the names of damaged arrays or the reason why nothing can be read."""
     from aifx.checkpoint import Checkpoints, Damaged
     from aifx.config.sections import CheckpointSection
 
@@ -155,7 +162,7 @@ def _print(
         ("parameters", f"{info.num_parameters:,}" if info.num_arrays else None),
         ("size", f"{readable_bytes(info.size_bytes)} in {info.num_arrays} arrays" if info.num_arrays else None),
         ("state digest", digest),
-        ("verdict", "damaged" if damage else "whole: every array is as it was saved"),
+        ("verdict", "damaged" if damage else "whole: every array equals what was saved"),
     ]
     out.table(["checkpoint", str(run.checkpoints / str(info.step))], [row for row in rows if row[1] is not None])
     for name in damage:

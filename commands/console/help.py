@@ -35,6 +35,14 @@ def parse_help(docstring: str) -> HelpText:
     return HelpText(" ".join(summary.split()), examples, description.strip())
 
 
+def usage_pieces(command: Any, ctx: Any) -> str:
+    """Return the usage after the command's name, such as `[OPTIONS] NAME [TAG]...`."""
+    pieces = re.sub(
+        r"\{([^}]*)\}", r"\1", " ".join(command.collect_usage_pieces(ctx))
+    )  # required arguments: A, not {A}
+    return pieces.replace("[[", "[").replace("]]", "]")
+
+
 def write_help(command: Any, ctx: Any, formatter: Any) -> None:
     """Writes a command's whole help page."""
     text = parse_help(command.help or "")
@@ -45,11 +53,7 @@ def write_help(command: Any, ctx: Any, formatter: Any) -> None:
             for line in text.examples:
                 formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
     formatter.write_paragraph()
-    pieces = re.sub(
-        r"\{([^}]*)\}", r"\1", " ".join(command.collect_usage_pieces(ctx))
-    )  # required arguments: A, not {A}
-    pieces = pieces.replace("[[", "[").replace("]]", "]")
-    formatter.write_usage(ctx.command_path, pieces, prefix=typer.style("Usage:", bold=True) + " ")
+    formatter.write_usage(ctx.command_path, usage_pieces(command, ctx), prefix=typer.style("Usage:", bold=True) + " ")
     for paragraph in text.description.split("\n\n"):
         if paragraph:
             formatter.write_paragraph()

@@ -122,7 +122,7 @@ def parse_step(step: str | None) -> tuple[Any, int | None]:
     if step is None or step in ("best", "last"):
         return step, None
     if not step.isascii() or not step.isdigit():
-        raise UsageError(f"--step {step!r} is no step", "a number, best or last", "aifx ckpt ls")
+        raise UsageError(f"--step {step!r} is not a step", "a step is a number, best or last", "aifx ckpt ls")
     return None, int(step)
 
 

@@ -1,4 +1,4 @@
-"""`aifx runs`: what runs there are and how they went. Reads run directories without jax: quick, alive or dead."""
+"""`aifx runs`: list, show, compare and watch runs. Reads run directories without importing jax."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ app = typer.Typer(
     help="""List, show, compare, watch, tag, rename and delete runs.
 
     Examples:
-        aifx runs ls                     every run, and how it went
-        aifx runs show main              one run: settings, curve, checkpoints, evaluations
-        aifx runs compare main other     two runs side by side
-        aifx runs watch                  the newest run, live
-        aifx runs rm trial               delete a run; also rename, tag
+        aifx runs ls                     list all runs
+        aifx runs show main              show settings, losses, checkpoints and evaluations of a run
+        aifx runs compare main other     compare two runs
+        aifx runs watch                  watch the newest run live
+        aifx runs rm trial               delete a run
     """
 )
 
@@ -31,7 +31,7 @@ NameArgument = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it at run time)
     typer.Argument(
         metavar="[NAME]",
-        help="Name of the run; the one written last when not given.",
+        help="Run to use. By default the run written last.",
         show_default=False,
         autocompletion=complete_run,
     ),
@@ -45,14 +45,14 @@ def ls(
         typer.Option(
             "--tag",
             metavar="TAG",
-            help="List only runs that have this tag.",
+            help="List only runs with this tag.",
             show_default=False,
             autocompletion=complete_tag,
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """List the project's runs, the one written last at the end.
+    """List the project's runs, the newest at the end.
 
     Examples:
         aifx runs ls
@@ -104,7 +104,7 @@ def ls(
 
 @app.command()
 def show(name: NameArgument = None, json: JsonOption = False) -> None:
-    """Show one run: what was set, how the loss went, checkpoints, evaluations, where it came from.
+    """Show one run: settings, losses, checkpoints, evaluations and provenance.
 
     Examples:
         aifx runs show
@@ -134,11 +134,11 @@ def show(name: NameArgument = None, json: JsonOption = False) -> None:
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="One run.", autocompletion=complete_run)],
-    second: Annotated[str, typer.Argument(metavar="B", help="The other.", autocompletion=complete_run)],
+    first: Annotated[str, typer.Argument(metavar="A", help="First run.", autocompletion=complete_run)],
+    second: Annotated[str, typer.Argument(metavar="B", help="Second run.", autocompletion=complete_run)],
     json: JsonOption = False,
 ) -> None:
-    """Compare two runs of any lengths: settings that differ, validation, smoothed losses, evaluations.
+    """Compare two runs: different settings, validation, smoothed losses and evaluations.
 
     Examples:
         aifx runs compare main wide
@@ -151,7 +151,7 @@ def compare(
         from aifx.runs.comparison import compare_runs
 
         if first == second:
-            raise UsageError(f"{first!r} would be compared with itself", "two runs are needed", "aifx runs ls")
+            raise UsageError(f"cannot compare {first!r} with itself", "a comparison needs two runs", "aifx runs ls")
         project = find_project()
         runs = [project.existing_run(name) for name in (first, second)]
         comparison = compare_runs(runs[0], runs[1])
@@ -163,20 +163,20 @@ def compare(
 @app.command()
 def watch(
     name: NameArgument = None,
-    once: Annotated[bool, typer.Option("--once", help="Print one picture and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the current state and exit.")] = False,
     interval: Annotated[
-        float, typer.Option("--interval", min=0.1, metavar="SECONDS", help="Time between two looks.")
+        float, typer.Option("--interval", min=0.1, metavar="SECONDS", help="Time between two readings.")
     ] = 1.0,
     json: JsonOption = False,
 ) -> None:
-    """Watch a run as it goes, from any terminal; ends when the run ends, or with Ctrl-C. The run takes no notice.
+    """Watch a run until it ends. Ctrl-C stops watching and does not affect the run.
 
     Examples:
         aifx runs watch
         aifx runs watch main --once
-        aifx runs watch main --json      waits for the end of the run, then tells how it went
+        aifx runs watch main --json      wait for the end of the run, then print its result
 
-    Off a terminal it prints a line now and then.
+    Without a terminal, it prints a line at most every ten seconds.
     """
     with terminal(json) as out:
         from aifx.commands.runs.watching import Watcher

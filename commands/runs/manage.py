@@ -30,7 +30,7 @@ def rm(
         aifx runs rm trial-1 trial-2 --yes
         aifx runs rm trial --dry-run
 
-    Asks on a terminal; a script gives --yes. A run that a process trains is refused.
+    On a terminal, aifx asks first. A script must use --yes. A run that is being trained cannot be deleted.
     """
     with terminal(json) as out:
         from aifx.core.json_files import readable_bytes
@@ -57,7 +57,7 @@ def rm(
 
 def rename(
     old: RunArgument,
-    new: Annotated[str, typer.Argument(metavar="NEW", help="Its new name.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="New name.")],
     json: JsonOption = False,
 ) -> None:
     """Rename a run. Its checkpoints, metrics and reports keep their content.
@@ -65,7 +65,7 @@ def rename(
     Examples:
         aifx runs rename main baseline
 
-    A run that a process trains is refused. Trackers keep the name that they got when the run began.
+    A run that is being trained cannot be renamed. Trackers keep the old name.
     """
     with terminal(json) as out:
         from aifx.core.project import find_project
@@ -95,13 +95,13 @@ def tag(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Add tags to a run, remove some, or list them.
+    """Add tags to a run, remove tags, or print them.
 
     Examples:
-        aifx runs tag main                        its tags
-        aifx runs tag main baseline paper
+        aifx runs tag main                        print the tags
+        aifx runs tag main baseline paper         add two tags
         aifx runs tag main --remove paper
-        aifx runs ls --tag baseline               the runs that have a tag
+        aifx runs ls --tag baseline               list the runs with a tag
     """
     with terminal(json) as out:
         from aifx.core.project import find_project
@@ -120,7 +120,7 @@ def _confirm(out: Output, runs: list[RunDirectory], size: str) -> None:
     names = ", ".join(run.name for run in runs)
     if out.json or not sys.stdin.isatty() or not out.err.is_terminal:
         hint = f"aifx runs rm {' '.join(run.name for run in runs)} --yes"
-        raise UsageError(f"nobody to ask whether {names} may be deleted", "there is no terminal", hint)
+        raise UsageError(f"deleting {names} requires --yes", "there is no terminal to ask on", hint)
     if not typer.confirm(f"Delete {names} ({size})?", err=True):
         out.say("nothing was deleted")
         raise SystemExit(ExitCode.OK)
