@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import re
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from typing import IO, Any
+from typing import Any
 
 from aifx.benchmarking.fingerprint import Fingerprint
 from aifx.benchmarking.results import Failure, Measured, Report, Request, Result
-from aifx.benchmarking.worker import GRACE_S
 from aifx.core.errors import ExitCode, Terminated
-from aifx.core.redaction import redact
+from aifx.core.processes import Child
 from aifx.machine.huge_pages import with_huge_pages
 
 SILENCE_S = 600.0
 """A launch that says nothing for so long hangs: no compilation of one program takes it."""
+
+GRACE_S = 5.0
+"""For a launch that is ended before its time, to remove what it wrote."""
 
 SLOW_START = 0.05
 ABOVE_ROOF = 1.05
@@ -101,25 +96,21 @@ class Launches:
     def _launch(self, suite: str) -> bool:
         """Whether a launch came to its end."""
         request = json.dumps({"suite": suite, "quick": self.request.quick, "options": self.request.options})
-        reader, writer = os.pipe()
-        with tempfile.TemporaryFile() as said, os.fdopen(reader, "rb") as channel:
-            child = _start(request, writer, said)
-            os.close(writer)
-            try:
-                events = _lines(channel)
-                while (line := events.get(timeout=SILENCE_S)) is not None:
-                    if self._take(json.loads(line)):
-                        return False
-                code = child.wait(SILENCE_S)
-            except (queue.Empty, subprocess.TimeoutExpired):
-                self._fail(Failure(what=f"{suite} hangs", why=f"nothing was heard of it for {SILENCE_S:.0f} s"))
+        with Child.of_module(
+            "aifx.benchmarking.worker",
+            request,
+            env=with_huge_pages(os.environ),  # as training runs
+            silence_s=SILENCE_S,
+            grace_s=GRACE_S,
+        ) as child:
+            if any(self._take(event) for event in child.events()):
                 return False
-            finally:
-                _end(child)
-            if code == 0:
-                return True
-            self._fail(Failure(what=f"{suite} ended before its time", why=_last_words(code, said)))
-            return False
+        ended = child.wait()
+        if ended.cut:
+            self._fail(Failure(what=f"{suite} hangs", why=f"nothing was heard of it for {SILENCE_S:.0f} s"))
+        elif not ended.succeeded:
+            self._fail(Failure(what=f"{suite} ended before its time", why=ended.why))
+        return ended.succeeded
 
     def _take(self, event: dict[str, Any]) -> bool:
         """Note an event; whether it is a failure."""
@@ -175,52 +166,3 @@ def _above_roofs(results: list[Result]) -> Iterator[str]:
 
 def _share(result: Result) -> float:
     return result.roofline_fraction or 0.0
-
-
-def _start(request: str, writer: int, said: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a launch in a session of its own, so that Ctrl-C reaches only this process, which reports the results."""
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "aifx.benchmarking.worker", request, str(writer)],
-        stdin=subprocess.PIPE,  # never written to: the launch ends if it closes
-        stdout=said,
-        stderr=said,
-        pass_fds=[writer],
-        start_new_session=True,
-        env=with_huge_pages(os.environ),  # as training runs
-    )
-
-
-def _lines(stream: IO[bytes]) -> queue.Queue[bytes | None]:
-    """What comes, line by line; None at its end."""
-    found: queue.Queue[bytes | None] = queue.Queue()
-
-    def read() -> None:
-        for line in stream:
-            if line.endswith(b"\n"):  # a line that is cut off was never told
-                found.put(line)
-        found.put(None)
-
-    threading.Thread(target=read, daemon=True, name="bench").start()
-    return found
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """With what it started, whether or not it has ended by itself; it may first remove what it wrote."""
-    try:
-        if child.poll() is None:
-            child.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(GRACE_S)
-    finally:
-        with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        if child.stdin:
-            child.stdin.close()
-
-
-def _last_words(code: int, said: IO[bytes]) -> str:
-    said.seek(max(said.seek(0, os.SEEK_END) - 4000, 0))
-    words = said.read().decode("utf-8", "replace").strip().splitlines()
-    ended = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit {code}"
-    return f"{ended}: {redact(words[-1])[:300]}" if words else ended

@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from aifx.benchmarking.setup import scratch
 from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import Samples
 from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.processes import Child, Ended, pump, run
 from aifx.core.project import Project
 
 AIFX = [sys.executable, "-P", "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
@@ -84,38 +83,33 @@ class Start:
         command = [*AIFX, "train", "--run", run, *(part for s in self.settings for part in ("--set", s))]
         environ = {**os.environ, "AIFX_CACHE_DIR": str(self.cache)}
         environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-        with tempfile.TemporaryFile() as said:
-            started = time.perf_counter()
-            child = subprocess.Popen(
-                command, cwd=self.project.root, env=environ, stdin=subprocess.DEVNULL, stdout=said, stderr=said
-            )
-            try:
-                while not (metrics.exists() and metrics.stat().st_size > before):
-                    if child.poll() is not None or time.perf_counter() - started > LIMIT_S:
-                        said.seek(0)
-                        raise _failed(child.poll(), said.read().decode("utf-8", "replace"))
-                    time.sleep(POLL_S)
-                seconds = time.perf_counter() - started
-                if leave_checkpoint:
-                    child.send_signal(signal.SIGTERM)
-                    child.wait(LIMIT_S)
-            finally:
-                child.kill()
+        started = time.perf_counter()
+        # In our group, so that whoever kills the launch kills it too.
+        with Child(command, cwd=self.project.root, env=environ, limit_s=LIMIT_S, shares_group=True) as child:
+            while not (metrics.exists() and metrics.stat().st_size > before):
+                pump([child], POLL_S)
+                if child.ended is not None:
+                    raise _failed("aifx train", child.ended)
+            seconds = time.perf_counter() - started
+            if leave_checkpoint:
+                child.send_signal(signal.SIGTERM)
                 child.wait()
         return seconds
 
 
-def _failed(code: int | None, said: str) -> AifxError:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    why = " ".join(lines[-3:]) or "it said nothing"
-    ended = f"did not reach its first step in {LIMIT_S:.0f} s" if code is None else f"ended with {code}"
-    return EnvironmentFault(f"aifx train {ended}", why, "aifx train")
+def _failed(command: str, ended: Ended) -> AifxError:
+    why = " ".join(line.strip() for line in ended.last_lines[-3:]) or "it said nothing"
+    how = f"did not reach its first step in {LIMIT_S:.0f} s" if ended.cut else f"failed ({ended.how})"
+    return EnvironmentFault(f"{command} {how}", why, command)
 
 
 def _help_s() -> float:
     started = time.perf_counter()
-    subprocess.run([*AIFX, "--help"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - started
+    ended = run([*AIFX, "--help"], limit_s=LIMIT_S, shares_group=True)
+    seconds = time.perf_counter() - started
+    if not ended.succeeded:
+        raise _failed("aifx --help", ended)
+    return seconds
 
 
 def _copied(project: Project, folder: Path) -> Project:

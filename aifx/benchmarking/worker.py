@@ -1,52 +1,34 @@
-"""One launch of one suite: `python -m aifx.benchmarking.worker REQUEST FD`, which writes events as lines of JSON to FD.
+"""One launch of one suite: `python -m aifx.benchmarking.worker REQUEST`, which writes events to stdout.
 
     {"fingerprint": {...}}  {"say": "..."}  {"note": "..."}  {"alive": true}  {"result": {...}}  {"failure": {...}}
 
-REQUEST is JSON: suite, quick, options. A process of its own, since launches differ and since a device that is lost
-takes the process with it; what was told until then is kept.
+REQUEST is JSON: suite, quick, options, only_fingerprint. Each launch is a process: launches differ, and a lost device
+takes its process with it. The runner keeps what was written until then.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from aifx.core.errors import AifxError, ExitCode
-
-GRACE_S = 5.0
-"""For a launch that is ended before its time, to remove what it wrote."""
-
-R = TypeVar("R")
-
-_left_alone = threading.Event()
+from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.processes import Child, connect
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_follow, daemon=True, name="follow").start()
-    request, channel = json.loads(sys.argv[1]), os.fdopen(int(sys.argv[2]), "w", encoding="utf-8", buffering=1)
+    emit = connect()
 
     def tell(**event: Any) -> None:
-        channel.write(json.dumps(event) + "\n")
+        emit(event)
 
     try:
-        run(request, tell)
+        run(json.loads(sys.argv[1]), tell)
     except AifxError as error:
         code = int(error.exit_code)
         tell(failure={"what": error.what, "why": error.why, "hint": error.hint, "exit_code": code})
         raise SystemExit(code) from None
-    finally:
-        if _left_alone.is_set():
-            os.killpg(0, signal.SIGKILL)
 
 
 def run(request: dict[str, Any], tell: Any) -> None:
@@ -72,31 +54,26 @@ def run(request: dict[str, Any], tell: Any) -> None:
     )
     folder = bench.project.root if suite.needs_project else Path.cwd()
     measure = measure_of(suite)  # a package that is missing is told before anything is measured
-    print_ = _elsewhere(fingerprint, folder) if suite.leaves_devices else fingerprint(folder)
-    tell(fingerprint=print_.model_dump(mode="json"))
+    only_fingerprint = request.get("only_fingerprint", False)
+    if suite.leaves_devices and not only_fingerprint:
+        _tell_fingerprint_of_another_process(request, tell)
+    else:
+        tell(fingerprint=fingerprint(folder).model_dump(mode="json"))
+    if only_fingerprint:
+        return
     with Watch(note):
         for found in measure(bench):
             tell(result=found.model_dump(mode="json"))
 
 
-def _elsewhere(function: Callable[[Path], R], folder: Path) -> R:
-    """In a process that is gone afterwards, with the devices that it opened."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, folder).result()
-
-
-def _leave(*_: object) -> None:
-    """Ended before its time: what was written to temporary folders goes on the way out."""
-    raise SystemExit(int(ExitCode.PREEMPTED))
-
-
-def _follow() -> None:
-    """End with the bench that holds the other end of stdin, however that ended, and what was started here too."""
-    os.read(0, 1)  # not through sys.stdin, whose lock a thread must not hold when Python ends
-    _left_alone.set()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_S)
-    os.killpg(0, signal.SIGKILL)
+def _tell_fingerprint_of_another_process(request: dict[str, Any], tell: Any) -> None:
+    """The process is gone afterwards, with the devices that it opened."""
+    request = {**request, "only_fingerprint": True}
+    with Child.of_module("aifx.benchmarking.worker", json.dumps(request), shares_group=True) as child:
+        for event in child.events():
+            tell(**event)
+    if not child.wait().succeeded:
+        raise EnvironmentFault("the devices cannot be listed", child.wait().why, "aifx doctor")
 
 
 if __name__ == "__main__":

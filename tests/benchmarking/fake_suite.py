@@ -1,17 +1,18 @@
 """A suite whose `measure` is the test's, in real processes: those of launches, or forked ones, which start sooner."""
 
 import os
-import subprocess
 import textwrap
+from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import warm
 
 from aifx.benchmarking import runner
-from aifx.machine.huge_pages import with_huge_pages
+from aifx.core.processes import Child
 
 SITE = """
 import os, sys, types
@@ -42,12 +43,11 @@ import os, sys
 os.setsid()
 os.environ.clear()
 os.environ.update(environ)
-stdin, writer, said = passed
-for number, connection in enumerate((stdin, said, said)):
+for number, connection in enumerate(passed):
     os.dup2(connection.fileno(), number)
+    connection.close()
 sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)
-sys.argv = ["worker", request, str(os.dup(writer.fileno()))]
-writer.close()
+sys.argv = ["worker", request]
 {SITE}
 from aifx.benchmarking import worker
 
@@ -68,11 +68,11 @@ def environ(folder: Path, body: str) -> dict[str, str]:
 class ForkedLaunch:
     """A launch that is forked from the server of tests/warm.py, which saves a second; as `subprocess.Popen`."""
 
-    def __init__(self, request: str, writer: int, said: int) -> None:
-        reader, ours = os.pipe()
-        self.stdin = os.fdopen(ours, "wb")
-        passed = [Connection(fd) for fd in (reader, os.dup(writer), os.dup(said))]
-        found = {"request": request, "environ": dict(with_huge_pages(os.environ)), "passed": passed}
+    def __init__(self, request: str, env: Mapping[str, str]) -> None:
+        (stdin, ours), (out, stdout), (error, stderr) = (os.pipe() for _ in range(3))
+        self.stdin, self.stdout, self.stderr = os.fdopen(ours, "wb"), os.fdopen(out, "rb"), os.fdopen(error, "rb")
+        passed = [Connection(fd) for fd in (stdin, stdout, stderr)]
+        found = {"request": request, "environ": dict(env), "passed": passed}
         self._process = warm.server.Process(target=exec, args=(FORKED, found))
         self._process.start()
         for connection in passed:
@@ -83,21 +83,23 @@ class ForkedLaunch:
     def poll(self) -> int | None:
         return self._process.exitcode
 
-    def wait(self, timeout_s: float | None = None) -> int:
-        self._process.join(timeout_s)
-        if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired("launch", timeout_s or 0)
-        return self._process.exitcode
-
-    def terminate(self) -> None:
-        self._process.terminate()
+    def wait(self) -> None:
+        self._process.join()
 
 
-def fork_launches(patch: pytest.MonkeyPatch) -> None:
-    """Fork the launches of benches that run in this process.
+def fork_launches(patch: pytest.MonkeyPatch) -> list[Child]:
+    """Fork the launches of benches that run in this process. Returns those that have been started.
 
     To be called before the variables of `environ` are set, which the server would otherwise begin with.
     """
+    started: list[Child] = []
+
+    class ForkedChild(Child):
+        def _start(self, argv: Sequence[str], env: Any, cwd: Any, follows: bool) -> Any:
+            started.append(self)
+            return ForkedLaunch(argv[-1], env)
+
     warm.server.set_forkserver_preload(warm.IMPORTS)
     forkserver.ensure_running()
-    patch.setattr(runner, "_start", lambda request, writer, said: ForkedLaunch(request, writer, said.fileno()))
+    patch.setattr(runner, "Child", ForkedChild)
+    return started

@@ -1,6 +1,5 @@
 """`aifx bench hardware`: what it measures, of what, and what it keeps."""
 
-import os
 import signal
 from itertools import pairwise
 
@@ -9,7 +8,7 @@ import pytest
 from bench_reports import CPU, H100, report, result
 from fake_suite import fork_launches
 
-from aifx.benchmarking import measured_peaks, runner
+from aifx.benchmarking import measured_peaks
 from aifx.benchmarking.fingerprint import fingerprint
 from aifx.benchmarking.hardware import collectives, copies, dispatch, memory, products
 from aifx.benchmarking.hardware.faults import WrongResult
@@ -167,13 +166,11 @@ def test_each_dispatch_is_waited_for(bench, monkeypatch):
 
 
 def test_a_launch_that_dies_keeps_what_it_measured_and_that_is_a_ceiling(monkeypatch):
-    fork_launches(monkeypatch)
+    started = fork_launches(monkeypatch)
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    start, started = runner._start, []
-    monkeypatch.setattr(runner, "_start", lambda *given: started.append(start(*given)) or started[-1])
 
     def kill(found):
-        os.kill(started[0].pid, signal.SIGKILL)
+        started[0].send_signal(signal.SIGKILL)
 
     found = Launches(Request(suites=["hardware"], quick=True), lambda text: None, kill).run({"hardware": 1})
     assert found.failure.what == "hardware ended before its time"

@@ -140,7 +140,7 @@ def test_startup_runs_a_copy_of_the_project(project, tmp_path, monkeypatch):
 
 def test_a_project_that_cannot_start_says_why(project, monkeypatch):
     monkeypatch.setattr(startup, "_help_s", lambda: 0.1)
-    with pytest.raises(AifxError, match="aifx train ended with 2") as raised:
+    with pytest.raises(AifxError, match=r"aifx train failed \(exit 2\)") as raised:
         measured("startup", startup, project, set=["train.num_steps=no"])
     assert "train.num_steps" in raised.value.why
 

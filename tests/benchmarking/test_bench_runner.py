@@ -2,7 +2,6 @@
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ def bench(tmp_path, monkeypatch):
 
     def run(body, count=1, forked=True, **more):
         if forked:
-            fork_launches(monkeypatch)
+            run.started = fork_launches(monkeypatch)
         for name, value in environ(tmp_path, body).items():
             monkeypatch.setenv(name, value)
         said, told = more.pop("said", []), []
@@ -101,28 +100,6 @@ def test_an_error_with_a_name_is_told_as_it_is_and_another_by_its_last_line(benc
     report, _ = bench("yield result('first', 1.0)\nraise RuntimeError('RESOURCE_EXHAUSTED: out of memory')")
     assert report.failure.why == "exit 1: RuntimeError: RESOURCE_EXHAUSTED: out of memory"
     assert len(report.results) == 1
-
-
-def test_a_launch_that_is_not_heard_of_is_ended_with_what_it_started(bench, monkeypatch):
-    body = """
-        import subprocess, sys
-
-        yield result("first", 1.0)
-        sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        bench.say(str(sleeper.pid))
-        time.sleep(600)
-        """
-    said = []
-
-    def say(text):
-        said.append(text)
-        if text.isdigit():
-            monkeypatch.setattr(runner, "SILENCE_S", 0.2)
-
-    report, _ = bench(body, say=say)
-    assert report.failure.what == "hardware hangs"
-    assert len(report.results) == 1
-    assert is_gone(int(said[-1]))
 
 
 def test_what_it_would_be_measured_on_can_be_refused_before_it_is(bench):
@@ -205,24 +182,6 @@ def test_a_device_that_is_gone_in_a_later_launch_ends_the_bench_with_what_the_ot
     assert report.fingerprint == several
 
 
-def test_what_takes_long_and_goes_on_is_not_taken_for_a_hang(bench, monkeypatch):
-    """Each sign of life begins the wait for the next one again."""
-    waited = []
-
-    class Lines(queue.Queue):
-        def get(self, block=True, timeout=None):
-            line = super().get(block, timeout)
-            waited.append((timeout, line and "alive" in json.loads(line)))
-            return line
-
-    monkeypatch.setattr(queue, "Queue", Lines)
-    report, _ = bench("for _ in range(6): bench.alive()\nyield result('first', 1.0)")
-    assert report.failure is None
-    assert len(report.results) == 1
-    assert waited.count((runner.SILENCE_S, True)) == 6
-    assert {timeout for timeout, _ in waited} == {runner.SILENCE_S}
-
-
 def test_what_a_launch_wrote_is_removed_when_it_is_ended(bench, tmp_path, monkeypatch):
     body = f"""
         import tempfile
@@ -236,27 +195,12 @@ def test_what_a_launch_wrote_is_removed_when_it_is_ended(bench, tmp_path, monkey
 
     def say(text):
         if text == "ready":
-            monkeypatch.setattr(runner, "SILENCE_S", 0.2)
+            bench.started[-1].silence_s = 0.2
 
     report, _ = bench(body, say=say)
     assert report.failure.what == "hardware hangs"
     assert len(report.results) == 1
     assert not list(tmp_path.glob(".bench-*"))
-
-
-def test_what_a_launch_started_ends_with_it(bench):
-    said = []
-    body = """
-        import subprocess, sys
-
-        sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        bench.say(str(sleeper.pid))
-        yield result("first", 1.0)
-        os.kill(os.getpid(), signal.SIGKILL)
-        """
-    report, _ = bench(body, said=said)
-    assert report.failure.why.startswith("signal 9")
-    assert is_gone(int(said[-1]))
 
 
 SLEEPER = """
@@ -328,13 +272,6 @@ def test_sigterm_between_launches_has_the_same_code():
         signal.raise_signal(signal.SIGTERM)
     assert as_error(raised.value).exit_code == ExitCode.PREEMPTED
     assert as_error(KeyboardInterrupt()).exit_code == ExitCode.INTERRUPTED
-
-
-def test_a_bench_that_is_killed_leaves_nothing_behind(program, tmp_path):
-    running, pid = program
-    running.kill()
-    assert is_gone(pid)
-    assert not list(tmp_path.glob(".bench-*"))
 
 
 def is_gone(pid: int) -> bool:
