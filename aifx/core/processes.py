@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,7 +262,7 @@ def run(argv: Sequence[str], **options: Any) -> Ended:
         return child.wait()
 
 
-def run_many(children: Iterable[Child], at_once: int, wait_s: float = math.inf) -> Iterator[Child | None]:
+def run_many(children: Iterable[Child], at_once: int, wait_s: float = math.inf) -> Generator[Child | None]:
     """Yield each child when it has ended, and None when none has for `wait_s` or POLL_S.
 
     Close the iterator (`contextlib.closing`) to end those that still run.

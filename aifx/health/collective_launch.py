@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shlex
-import signal
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import IO
 
 from aifx.core.executables import need_program
+from aifx.core.processes import Child, run_many
 from aifx.health.bisect import Verdict
 
 SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR", "--")
@@ -26,7 +21,6 @@ PORTS = range(20_000, 30_000)
 """Below those that Linux gives out by itself (net.ipv4.ip_local_port_range begins at 32768)."""
 PORT_TAKEN = "Address already in use"
 TRIES = 3
-POLL_S = 0.02
 GRACE_S = 1.0
 """What the other ranks have to say more, when one has failed."""
 
@@ -123,59 +117,30 @@ def _tried(commands: Callable[[int, str], list[list[str]]], group: Sequence[str]
 
 
 def _run(commands: list[list[str]], group: Sequence[str], limit_s: float) -> Verdict:
-    with ExitStack() as stack:
-        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2 * len(commands))]
-        outs, errors = files[: len(commands)], files[len(commands) :]
-        processes: list[subprocess.Popen[bytes]] = []
-        stack.callback(_end, processes)
-        for command, out, error in zip(commands, outs, errors, strict=True):
-            processes.append(
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=error, start_new_session=True)
-            )
-        failed = _wait(processes, limit_s)
-        said = _text(outs[0]).splitlines()
-        with suppress(ValueError, IndexError, TypeError, KeyError, AttributeError):
-            answer = json.loads(said[-1])
-            return Verdict(float(answer["gb_s"]), _by_name(str(answer["why"]), group))
-        last = next((line for error in (errors[failed or 0], errors[0]) for line in _text(error).splitlines()[-1:]), "")
-        host = group[failed or 0] if len(commands) > 1 else ""
-        why = last or (f"no answer in {limit_s:g} s" if failed is None else "it said nothing")
-        return Verdict(0.0, _by_name(f"{host}: {why}" if host else why, group)[:300])
+    """Run the commands until all have ended, or one has failed and the others have had time to say so."""
+    ranks, failed = list[Child](), None
 
+    def start() -> Iterator[Child]:
+        for command in commands:
+            ranks.append(Child(command, limit_s=limit_s + GRACE_S, grace_s=GRACE_S))
+            yield ranks[-1]
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], limit_s: float) -> int | None:
-    """Until all have ended, or one has failed and the others could say so. Returns the first that failed."""
-    deadline = time.monotonic() + limit_s + GRACE_S
-    failed = None
-    while time.monotonic() < deadline:
-        codes = [process.poll() for process in processes]
-        if None not in codes:
-            break
-        if failed is None and any(codes):
-            failed = next(rank for rank, code in enumerate(codes) if code)
-            deadline = min(deadline, time.monotonic() + GRACE_S)
-        time.sleep(POLL_S)
-    codes = [process.poll() for process in processes]
-    return next((rank for rank, code in enumerate(codes) if code), None) if failed is None else failed
-
-
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends what still runs. Ranks elsewhere lose their connections, and end at their own limit at the latest."""
-    running = [process for process in processes if process.poll() is None]
-    for number, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
-        for process in running:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-        deadline = time.monotonic() + patience_s
-        for process in running:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(deadline - time.monotonic(), 0.01))
-        running = [process for process in running if process.poll() is None]
-
-
-def _text(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read(1 << 16).decode("utf-8", "replace")
+    # Ranks on other machines lose their connections if the command here ends, and end at their own limit at the latest.
+    with closing(run_many(start(), len(commands))) as ended:
+        for child in filter(None, ended):
+            if failed is None and child.wait().code != 0 and not child.wait().cut:
+                failed = child
+                for rank in ranks:
+                    rank.limit(GRACE_S)
+    lines = ranks[0].wait().output.decode("utf-8", "replace").splitlines()
+    with suppress(ValueError, IndexError, TypeError, KeyError, AttributeError):
+        answer = json.loads(lines[-1])
+        return Verdict(float(answer["gb_s"]), _by_name(str(answer["why"]), group))
+    worst = failed or ranks[0]
+    host = f"{group[ranks.index(worst)]}: " if len(commands) > 1 else ""
+    last_line = worst.wait().last_line or ranks[0].wait().last_line
+    why = last_line or ("it said nothing" if failed else f"no answer in {limit_s:g} s")
+    return Verdict(0.0, _by_name(f"{host}{why}", group)[:300])
 
 
 def _by_name(why: str, group: Sequence[str]) -> str:

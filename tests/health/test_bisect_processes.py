@@ -11,7 +11,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from aifx.commands.main import run
@@ -250,21 +249,9 @@ def test_over_srun_in_whatever_order_its_tasks_stand(path):
 
 
 def test_a_host_that_hangs_is_given_up(path):
-    pids = path / "pids"
-    script(path, "aifx", f"import os, time; open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n'); time.sleep(600)")
+    script(path, "aifx", "import time; time.sleep(600)")
     verdict = launch.over_ssh(NODES[:2], 1.0, options(program=("aifx",)))
     assert verdict == Verdict(0.0, "127.0.0.1: no answer in 1 s")
-    deadline = time.monotonic() + 30
-    while any(is_running(int(pid)) for pid in pids.read_text().split()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def is_running(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.parametrize("collective", ["all_to_all", pytest.param("all_reduce", marks=pytest.mark.slow)])

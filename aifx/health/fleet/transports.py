@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 import re
 import shlex
-import signal
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -25,11 +24,10 @@ import httpx
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.executables import need_program
 from aifx.core.parsing import parse_json
+from aifx.core.processes import MAX_BYTES, Child, Ended, pump, run_many
 from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
 
-MAX_BYTES = 32 << 20
-"""Of a node's report, packed and unpacked."""
 MAX_LINE = 4096
 """Bytes of a line of srun's output; what a node sends fits in 76, behind its label."""
 MAX_BEGINS = 10
@@ -44,6 +42,10 @@ SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout={seconds}", "-o
 SRUN = ("srun", "--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--no-kill", "--wait=0", "--label")
 START_S = 15.0
 """What Slurm may take to start a step, besides the time that a node has."""
+
+POLL_S = 0.02
+GRACE_S = 2.0
+"""srun ends its step on SIGTERM."""
 
 TOO_LARGE = f"it sends more than {MAX_BYTES >> 20} MiB"
 
@@ -86,21 +88,37 @@ async def ask_agents(addresses: Sequence[str], question: Question, heard: Heard)
     headers = {"Accept-Encoding": "gzip"} | ({"Authorization": f"Bearer {question.token}"} if question.token else {})
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     verify = question.tls or any(address.startswith("https") for address in addresses)
+    places = asyncio.Semaphore(question.at_once)
     # Proxies are for the world outside, and a redirect would take the token along.
-    async with httpx.AsyncClient(
-        headers=headers, limits=limits, verify=verify, timeout=None, trust_env=False, follow_redirects=False
-    ) as client:
+    async with (
+        httpx.AsyncClient(
+            headers=headers, limits=limits, verify=verify, timeout=None, trust_env=False, follow_redirects=False
+        ) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        for address in addresses:
+            group.create_task(_ask_agent(client, places, address, question, heard))
 
-        async def ask(address: str) -> bytes:
-            try:
-                return await _fetched(client, address.rstrip("/") + AGENT_PATH)
-            except httpx.TransportError as error:
-                why = str(error) or type(error).__name__
-                raise NoReport(why, is_silent=not _is_set_up_wrong(why)) from None
-            except httpx.InvalidURL as error:
-                raise NoReport(str(error)) from None
 
-        await _each(addresses, ask, question, heard)
+async def _ask_agent(
+    client: httpx.AsyncClient, places: asyncio.Semaphore, address: str, question: Question, heard: Heard
+) -> None:
+    answer: bytes | NoReport
+    async with places:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(question.timeout_s):
+                answer = await _fetched(client, address.rstrip("/") + AGENT_PATH)
+        except TimeoutError:
+            answer = NoReport(f"no answer in {question.timeout_s:g} s", is_silent=True)
+        except httpx.TransportError as error:
+            why = str(error) or type(error).__name__
+            answer = NoReport(why, is_silent=not _is_set_up_wrong(why))
+        except httpx.InvalidURL as error:
+            answer = NoReport(str(error))
+        except NoReport as why:
+            answer = why
+    _hear(address, answer, time.monotonic() - began, heard)
 
 
 async def _fetched(client: httpx.AsyncClient, url: str) -> bytes:
@@ -142,17 +160,27 @@ async def ask_ssh(hosts: Sequence[str], question: Question, heard: Heard) -> Non
     words = [word.format(seconds=seconds) for word in SSH]
     words[0] = need_program(words[0], WHY)
 
-    async def ask(host: str) -> bytes:
-        async with _Process([*words, host, shlex.join(question.command)]) as process:
-            out, err = await asyncio.gather(_read(process.stdout), _read(process.stderr))
-            await process.wait()
-        if process.returncode == 255 or not out.strip():
-            # 255 is ssh's own word. It could not come in, or found nothing there.
-            why = _last_line(err) or f"exit {process.returncode}, and it said nothing"
-            raise NoReport(why, is_silent=process.returncode == 255 and not _is_set_up_wrong(why))
-        return out
+    command = shlex.join(question.command)
+    nodes = (Child([*words, host, command], name=host, limit_s=question.timeout_s, grace_s=GRACE_S) for host in hosts)
+    with closing(run_many(nodes, question.at_once, 0.0)) as ended:
+        for child in ended:
+            if child is None:
+                await asyncio.sleep(POLL_S)
+            else:
+                _hear(child.name, partial(_sent, child.wait(), question), child.wait().duration_s, heard)
 
-    await _each(hosts, ask, question, heard)
+
+def _sent(ended: Ended, question: Question) -> bytes:
+    """What a node has sent over ssh. Raises NoReport."""
+    if ended.cut == "output":
+        raise NoReport(TOO_LARGE)
+    if ended.cut:
+        raise NoReport(f"no answer in {question.timeout_s:g} s", is_silent=True)
+    if ended.code == 255 or not ended.output.strip():
+        # 255 is ssh's own word. It could not come in, or found nothing there.
+        why = ended.last_line[:200] or f"{ended.how}, and it said nothing"
+        raise NoReport(why, is_silent=ended.code == 255 and not _is_set_up_wrong(why))
+    return ended.output
 
 
 def _is_set_up_wrong(why: str) -> bool:
@@ -168,13 +196,14 @@ async def ask_slurm(hosts: Sequence[str], question: Question, heard: Heard) -> N
     """
     where = [f"--nodes={len(hosts)}", f"--nodelist={','.join(hosts)}"]
     command = [need_program(SRUN[0], WHY), *SRUN[1:], *where, "sh", "-c", _packed(question)]
-    began = time.monotonic()
-    waiting, tasks, said = dict.fromkeys(hosts), dict[str, _Task](), bytearray()
+    waiting, tasks = dict.fromkeys(hosts), dict[str, _Task]()
     limit_s = question.timeout_s + START_S
-    with suppress(TimeoutError):
-        async with asyncio.timeout(limit_s), _Process(command) as process, asyncio.TaskGroup() as group:
-            group.create_task(_read_begin(process.stderr, said))
-            async for line in _lines(process.stdout):
+    began = time.monotonic()
+    with Child(command, limit_s=limit_s, grace_s=GRACE_S) as srun:
+        while srun.ended is None:
+            pump([srun], 0.0)
+            lines = srun.take_lines(MAX_LINE)
+            for line in lines:
                 label, _, text = line.decode("utf-8", "replace").partition(": ")
                 if not label.strip().isdigit():
                     continue  # not of a task
@@ -182,13 +211,13 @@ async def ask_slurm(hosts: Sequence[str], question: Question, heard: Heard) -> N
                 if task.takes(text) and task.node in waiting:
                     del waiting[task.node]
                     _hear(task.node, task.unpacked, time.monotonic() - began, heard)
-            await process.wait()
-    words = said.decode("utf-8", "replace").strip().splitlines()
-    if words and not tasks and process.returncode:
-        raise EnvironmentFault("srun could not start a step", words[-1], "squeue --me --steps")
+            await asyncio.sleep(0 if lines else POLL_S)  # other nodes are asked meanwhile
+    ended = srun.wait()
+    if ended.last_lines and not tasks and not ended.cut and ended.code != 0:
+        raise EnvironmentFault("srun could not start a step", ended.last_line, "squeue --me --steps")
     for host in waiting:
-        why = next((line for line in words if host in line), f"no answer in {limit_s:g} s")
-        heard(Node(host, why=why, is_silent=True, took_s=round(time.monotonic() - began, 3)), None)
+        why = next((line for line in ended.last_lines if host in line), f"no answer in {limit_s:g} s")
+        heard(Node(host, why=why, is_silent=True, took_s=round(ended.duration_s, 3)), None)
 
 
 def _packed(question: Question) -> str:
@@ -230,29 +259,6 @@ class _Task:
         return report
 
 
-async def _each(
-    targets: Sequence[str], ask: Callable[[str], Awaitable[bytes]], question: Question, heard: Heard
-) -> None:
-    places = asyncio.Semaphore(question.at_once)
-
-    async def one(target: str) -> None:
-        async with places:
-            began = time.monotonic()
-            answer: bytes | NoReport
-            try:
-                async with asyncio.timeout(question.timeout_s):
-                    answer = await ask(target)
-            except TimeoutError:
-                answer = NoReport(f"no answer in {question.timeout_s:g} s", is_silent=True)
-            except NoReport as why:
-                answer = why
-        _hear(target, answer, time.monotonic() - began, heard)
-
-    async with asyncio.TaskGroup() as group:
-        for target in targets:
-            group.create_task(one(target))
-
-
 def _hear(name: str, answer: bytes | NoReport | Callable[[], bytes], took_s: float, heard: Heard) -> None:
     took_s = round(took_s, 3)
     document: Any
@@ -284,58 +290,3 @@ def _document(body: bytes) -> Any:
 def _last_line(text: bytes) -> str:
     lines = text.decode("utf-8", "replace").strip().splitlines()
     return lines[-1].strip()[:200] if lines else ""
-
-
-async def _read(stream: asyncio.StreamReader | None) -> bytes:
-    assert stream is not None
-    said = bytearray()
-    while part := await stream.read(1 << 16):
-        said += part
-        if len(said) > MAX_BYTES:
-            raise NoReport(TOO_LARGE)
-    return bytes(said)
-
-
-async def _read_begin(stream: asyncio.StreamReader | None, into: bytearray) -> None:
-    """Read a stream to its end and keep MAX_BYTES of it: several nodes share it, and none may end the reading."""
-    assert stream is not None
-    while part := await stream.read(1 << 16):
-        into += part[: MAX_BYTES - len(into)]
-
-
-async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[bytes]:
-    """The lines of a stream without their ends, each cut to MAX_LINE bytes, however long it is."""
-    assert stream is not None
-    begun = bytearray()
-    while part := await stream.read(1 << 16):
-        first, *others = part.split(b"\n")
-        begun += first[: MAX_LINE - len(begun)]
-        for other in others:
-            yield bytes(begun)
-            begun[:] = other[:MAX_LINE]
-    if begun:
-        yield bytes(begun)
-
-
-class _Process:
-    """A command in a session of its own, which ends with the block, however that ends."""
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = command
-
-    async def __aenter__(self) -> asyncio.subprocess.Process:
-        pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
-        )
-        return self._process
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._process.returncode is None:
-            # srun ends its step on SIGTERM; what does not end is killed.
-            for number, patience_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
-                with suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, number)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._process.wait(), patience_s)
-                    return
