@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -27,10 +27,8 @@ from aifx.health.connections import Connections, DeadlineReader, DeadlineWriter
 from aifx.health.report import SEVERITIES
 
 STATUSES = ("healthy", "warning", "unhealthy", "unknown")
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Document = dict[str, Any]
-Samples = list[tuple[Mapping[str, str], float]]
 
 
 @dataclass(frozen=True)
@@ -175,8 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(401, "the header 'Authorization: Bearer TOKEN' is missing or wrong")
         elif path == "/metrics":
             with self.server.connections.busy(self.request):
-                text = metrics(self.server.checks)
-            self._answer(200, text.encode(), METRICS_TYPE)
+                body, content_type = metrics(self.server.checks, self.headers.get("Accept", ""))
+            self._answer(200, body, content_type)
         else:
             self._report()
 
@@ -214,38 +212,52 @@ class _Handler(BaseHTTPRequestHandler):
         """Scrapes are no news."""
 
 
-def metrics(checks: Checks) -> str:
-    """The last check in Prometheus' text format."""
-    told = checks.last()
-    document = told.document or {"status": "unknown", "findings": [], "skipped": [], "duration_s": 0.0}
-    by_severity = Counter(finding["severity"] for finding in document["findings"])
-    found = Counter((f["id"], f["severity"], f["device"]) for f in document["findings"])
-    named: Samples = [({"id": i, "severity": s, "device": d}, float(n)) for (i, s, d), n in found.items()]
-    nothing: dict[str, str] = {}
-    families: list[tuple[str, str, str, Samples]] = [
-        ("status", "gauge", "1 at the status of the node, 0 at the others.",
-         [({"status": s}, float(s == document["status"])) for s in STATUSES]),
-        ("findings", "gauge", "Findings by severity.", [({"severity": s}, float(by_severity[s])) for s in SEVERITIES]),
-        ("finding", "gauge", "Each finding: how often it stands in the report.", named),
-        ("skipped", "gauge", "Rules and families that were not judged.", [(nothing, float(len(document["skipped"])))]),
-        ("check_duration_seconds", "gauge", "How long the check took.", [(nothing, float(document["duration_s"]))]),
-        ("check_timestamp_seconds", "gauge", "When the check ended, Unix time.", [(nothing, told.time)]),
-        ("check_success", "gauge", "Whether the check could be run.", [(nothing, float(told.document is not None))]),
-        ("checks_total", "counter", "Checks begun since the agent started.", [(nothing, float(checks.started))]),
-        ("check_failures_total", "counter", "Checks that could not be run.", [(nothing, float(checks.failed))]),
-    ]  # fmt: skip
-    lines = []
-    for name, kind, what, samples in families:
-        lines += [f"# HELP aifx_doctor_{name} {what}", f"# TYPE aifx_doctor_{name} {kind}"]
-        lines += [f"aifx_doctor_{name}{_labels(labels)} {value:.15g}" for labels, value in samples]
-    return "\n".join(lines) + "\n"
+def metrics(checks: Checks, accept: str = "") -> tuple[bytes, str]:
+    """Return the last check in the format of Prometheus or OpenMetrics that `accept` asks for, and its content type."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Metrics(checks))
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # the client asks for a version that is not a number
+        encode, content_type = choose_encoder("")
+    return encode(registry), content_type
 
 
-def _labels(labels: Mapping[str, str]) -> str:
-    def escaped(value: str) -> str:
-        return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+class _Metrics:
+    """What `/metrics` shows of the checks, as prometheus_client collects it."""
 
-    return "{" + ",".join(f'{name}="{escaped(value)}"' for name, value in labels.items()) + "}" if labels else ""
+    def __init__(self, checks: Checks) -> None:
+        self._checks = checks
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        last = self._checks.last()
+        document = last.document or {"status": "unknown", "findings": [], "skipped": [], "duration_s": 0.0}
+        by_severity = Counter(one["severity"] for one in document["findings"])
+        found = Counter((one["id"], one["severity"], one["device"]) for one in document["findings"])
+
+        def gauge(name: str, text: str, labels: Sequence[str], samples: Iterable[tuple[tuple[str, ...], float]]) -> Any:
+            family = GaugeMetricFamily(f"aifx_doctor_{name}", text, labels=labels)
+            for values, value in samples:
+                family.add_metric(values, value)
+            return family
+
+        statuses = {(status,): float(status == document["status"]) for status in STATUSES}
+        yield gauge("status", "1 for the status of the node, 0 for the others.", ["status"], statuses.items())
+        severities = {(severity,): by_severity[severity] for severity in SEVERITIES}
+        yield gauge("findings", "Findings by severity.", ["severity"], severities.items())
+        yield gauge("finding", "Findings by rule and device.", ["id", "severity", "device"], found.items())
+        yield gauge("skipped", "Rules and families that were skipped.", [], [((), len(document["skipped"]))])
+        yield gauge("check_duration_seconds", "Duration of the check.", [], [((), document["duration_s"])])
+        yield gauge("check_timestamp_seconds", "Time of the check's end, Unix time.", [], [((), last.time)])
+        yield gauge("check_success", "1 if the check could run.", [], [((), float(last.document is not None))])
+        prefix = "aifx_doctor_check"
+        yield CounterMetricFamily(f"{prefix}s", "Checks since the agent started.", self._checks.started)
+        yield CounterMetricFamily(f"{prefix}_failures", "Checks that could not run.", self._checks.failed)
 
 
 def is_own_name(host: str) -> bool:

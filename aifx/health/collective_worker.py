@@ -90,10 +90,10 @@ def _measured(place: Place, asked: argparse.Namespace) -> dict[str, Any]:
 
 def _slurm_place() -> tuple[int, int, str]:
     """Rank, size and rank 0's host of a task of srun's."""
-    from aifx.health.fleet.hosts import expanded_list
+    from aifx.health.fleet.hosts import first_of
 
-    hosts = expanded_list(os.environ["SLURM_STEP_NODELIST"])
-    return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), hosts[0]
+    host = first_of(os.environ["SLURM_STEP_NODELIST"])
+    return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), host
 
 
 def _end_at(limit_s: float) -> threading.Timer:

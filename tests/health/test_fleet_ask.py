@@ -16,7 +16,7 @@ import pytest
 from fleets import AIFX, environ, run
 
 from aifx.core.errors import UsageError
-from aifx.health.fleet.hosts import expanded, expanded_list, read_hosts, slurm_hosts
+from aifx.health.fleet.hosts import expand, first_of, read_hosts, slurm_hosts
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "fleet.py"))
 
@@ -185,11 +185,11 @@ def test_with_srun(tmp_path, env):
     done = run("doctor", "fleet", "--slurm", "--json", "--timeout", "10", env=env)
     report = document_of(done)
     words = (tmp_path / "srun.words").read_text()
-    assert "--nodes=3 --nodelist=n1,n2,lost1" in words
+    assert "--nodes=3 --nodelist=lost1,n1,n2" in words
     assert "--ntasks-per-node=1" in words
     assert "--kill-on-bad-exit=0" in words
-    assert [node["status"] for node in report["nodes"]] == ["warning", "warning", "unknown"]
-    assert report["nodes"][0]["findings"] == REPORT["findings"]  # lines longer than Slurm lets through
+    assert [node["status"] for node in report["nodes"]] == ["unknown", "warning", "warning"]
+    assert report["nodes"][1]["findings"] == REPORT["findings"]  # lines longer than Slurm lets through
     (finding,) = report["findings"]
     assert (finding["id"], finding["device"]) == ("fleet.node.silent", "lost1")
     assert "Communication failure" in finding["evidence"]
@@ -258,17 +258,22 @@ def test_mistakes_on_the_command_line(env, options, word):
 
 def test_a_list_of_hosts(tmp_path):
     file = tmp_path / "hosts"
-    file.write_text("# all\nn[08-10,20] n08\nme@login.example.org\nr[1-2]n[a,b]  # four\nhttp://n1:9470\n")
-    names = ["n08", "n09", "n10", "n20", "me@login.example.org", "r1na", "r1nb", "r2na", "r2nb", "http://n1:9470"]
+    file.write_text("# all\nn[08-10,20] n08\nme@login.example.org\nr[1-2]n[3-4]  # four\nhttp://n1:9470\n")
+    names = ["n08", "n09", "n10", "n20", "me@login.example.org", "r1n3", "r1n4", "r2n3", "r2n4", "http://n1:9470"]
     assert read_hosts(file) == names
-    assert expanded_list("a[1-2],b,c[3,5]") == ["a1", "a2", "b", "c3", "c5"]
+    assert expand("a[1-2],b,c[3,5]") == ["a1", "a2", "b", "c3", "c5"]
+    assert expand("fe80::1%eth0") == ["fe80::1%eth0"]
     assert slurm_hosts({"SLURM_JOB_NODELIST": "n[1-3]"}) == ["n1", "n2", "n3"]
+    # Slurm ranks the tasks of a step in its own order.
+    assert [first_of(nodes) for nodes in ("n[3,1-2],m1", "m1,n[1-2]", "r[02-03]n[1-2]")] == ["n3", "m1", "r02n1"]
 
 
-@pytest.mark.parametrize("word", ["-oProxyCommand=x", "n1;reboot", "n[3-1]", "n[1-", "$(x)", "[-o]x", "n[1-9999999]"])
+@pytest.mark.parametrize(
+    "word", ["-oProxyCommand=x", "n1;reboot", "n[3-1]", "n[1-", "$(x)", "[-o]x", "n[1-9999999]", "@all", "n1!n1"]
+)
 def test_what_is_no_host(word, tmp_path):
-    with pytest.raises(ValueError, match=r"none|range|more than"):
-        expanded(word)
+    with pytest.raises(ValueError, match=r"not the name|range|bracket|more than"):
+        expand(word)
     file = tmp_path / "hosts"
     file.write_text(f"n1\n{word}\n")
     with pytest.raises(UsageError, match="line 2"):

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from fleets import AIFX, environ, run
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
 
 from aifx.health.agent import Agent, Checks, metrics
 from aifx.health.agent_token import is_loopback
@@ -112,27 +114,32 @@ DOCUMENT = {
     "skipped": [{"id": "x.y", "why": "none"}],
     "duration_s": 1.25,
 }
-SAMPLE = re.compile(r'([a-z_]+)(\{([a-z]+="(?:[^"\\\n]|\\["\\n])*",?)+\})? (-?[0-9.e+-]+|NaN|[+-]Inf)')
 
 
-def test_metrics_are_in_prometheus_format():
-    text = metrics(Checks(lambda: DOCUMENT, 60))
-    assert text.endswith("\n")
-    described = set()
-    for line in text.splitlines():
-        if line.startswith("# "):
-            described.add(line.split()[2])
-            continue
-        sample = SAMPLE.fullmatch(line)
-        assert sample, line
-        assert sample[1] in described
-    assert 'aifx_doctor_status{status="unhealthy"} 1' in text
-    assert 'aifx_doctor_status{status="healthy"} 0' in text
-    assert 'aifx_doctor_findings{severity="warning"} 2' in text
-    assert 'aifx_doctor_finding{id="a.b",severity="critical",device="gpu \\"0\\"\\\\\\n"} 1' in text
-    assert 'aifx_doctor_finding{id="a.c",severity="warning",device=""} 2' in text
-    assert "aifx_doctor_check_duration_seconds 1.25" in text
-    assert "aifx_doctor_skipped 1" in text
+@pytest.mark.parametrize("accept", ["", "text/plain;version=0.0.4", "text/plain;version=odd", "text/html"])
+def test_metrics_are_in_prometheus_format(accept):
+    body, content_type = metrics(Checks(lambda: DOCUMENT, 60), accept)
+    assert content_type == "text/plain; version=0.0.4; charset=utf-8"
+    check_samples(text_string_to_metric_families(body.decode()))
+
+
+def test_metrics_are_in_openmetrics_format_if_asked_for():
+    body, content_type = metrics(Checks(lambda: DOCUMENT, 60), "application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    check_samples(openmetrics.text_string_to_metric_families(body.decode()))
+
+
+def check_samples(families):
+    found = {(one.name, *sorted(one.labels.values())): one.value for family in families for one in family.samples}
+    prefix = "aifx_doctor_"
+    assert found[f"{prefix}status", "unhealthy"] == 1
+    assert found[f"{prefix}status", "healthy"] == 0
+    assert found[f"{prefix}findings", "warning"] == 2
+    assert found[f"{prefix}finding", "a.b", "critical", 'gpu "0"\\\n'] == 1
+    assert found[f"{prefix}finding", "", "a.c", "warning"] == 2
+    assert found[f"{prefix}check_duration_seconds",] == 1.25
+    assert found[f"{prefix}skipped",] == 1
+    assert found[f"{prefix}checks_total",] == 1
 
 
 @contextmanager
@@ -184,7 +191,7 @@ def test_after_the_interval_it_is_checked_again_and_metrics_do_not_wait():
     with agent(check, 0.0) as url:
         assert httpx.get(f"{url}/v1/report").json()["duration_s"] == 1
         scraped = httpx.get(f"{url}/metrics", timeout=60).text
-        assert "aifx_doctor_check_duration_seconds 1\n" in scraped  # the last one's, while the next runs
+        assert "aifx_doctor_check_duration_seconds 1.0\n" in scraped  # the last one's, while the next runs
         may_end.set()
         assert httpx.get(f"{url}/v1/report", timeout=60).json()["duration_s"] >= 2
 
@@ -198,9 +205,9 @@ def test_a_check_that_fails_is_told_and_counted():
         assert answer.status_code == 503
         assert answer.json() == {"error": "the check failed: RuntimeError: broken probe"}
         text = httpx.get(f"{url}/metrics").text
-        assert 'aifx_doctor_status{status="unknown"} 1' in text
-        assert "aifx_doctor_check_failures_total 1" in text
-        assert "aifx_doctor_check_success 0" in text
+        assert 'aifx_doctor_status{status="unknown"} 1.0' in text
+        assert "aifx_doctor_check_failures_total 1.0" in text
+        assert "aifx_doctor_check_success 0.0" in text
 
 
 def has_ipv6():

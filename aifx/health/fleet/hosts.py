@@ -1,105 +1,92 @@
-"""Which nodes: a file with one a line, ranges as Slurm writes them (`n[001-128,200]`), or what Slurm itself says."""
+"""The names of nodes: a file of them, or the nodes of a Slurm allocation. ClusterShell expands `n[001-128,200]`."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from aifx.core.errors import EnvironmentFault, UsageError
 
 NAME = re.compile(r"(?:[\w.-]+@)?[\w:.][\w.:%-]*")
-RANGE = re.compile(r"(\d+)-(\d+)|(\d+)")
-FORMS = "one a line: n1, me@n1, n[001-128], http://n1:9470"
+"""A name that begins with "-" would be an option of ssh."""
+EXAMPLES = "one or more per line: n1, me@n1, n[001-128], http://n1:9470"
 MAX_NODES = 100_000
-MAX_DIGITS = 40
 
 
 def is_address(target: str) -> bool:
-    """Whether a node is asked through its agent."""
+    """Return whether a node is asked through its agent."""
     return target.startswith(("http://", "https://"))
 
 
 def read_hosts(path: Path) -> list[str]:
-    """The nodes of a file (`-` is stdin), each once, in order. Raises UsageError that names the line."""
+    """Return the nodes of a file (`-` is stdin), each once, in order. Raises UsageError that names the line."""
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"--hosts {path} cannot be read", why, f"ls -l {path}") from None
-    hosts = []
+    hosts: dict[str, None] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        words = line.partition("#")[0].split()
         try:
-            hosts += [host for word in words for host in ([word] if is_address(word) else expanded(word))]
-            _check_number(hosts)
+            for word in line.partition("#")[0].split():
+                hosts |= dict.fromkeys([word] if is_address(word) else expand(word))
+            if len(hosts) > MAX_NODES:
+                raise ValueError(f"the list has more than {MAX_NODES:,} nodes")
         except ValueError as error:
-            raise UsageError(
-                f"{path}, line {number}: no host", str(error), "one a line: n1, me@n1, n[001-128]"
-            ) from None
+            raise UsageError(f"{path}, line {number} is not a list of nodes", str(error), EXAMPLES) from None
     if not hosts:
-        raise UsageError(f"--hosts {path} names no host", "", FORMS)
-    return list(dict.fromkeys(hosts))
-
-
-def expanded(word: str) -> list[str]:
-    """`n[01-03]-[a,b]`: the six names. Raises ValueError for what is no host's name, and for more than MAX_NODES."""
-    names = [""]
-    for index, part in enumerate(re.split(r"\[([^\[\]]*)\]", word)):
-        choices = [part] if index % 2 == 0 else _choices(part)
-        if len(names) * len(choices) > MAX_NODES:
-            raise ValueError(f"{word[:60]!r} means more than {MAX_NODES:,} nodes")
-        names = [name + choice for name in names for choice in choices]
-    # One that begins with "-" would be an option of ssh's.
-    if not all(NAME.fullmatch(name) for name in names):
-        raise ValueError(f"{word[:60]!r} is none")
-    return names
-
-
-def _choices(text: str) -> list[str]:
-    found: list[str] = []
-    for part in text.split(","):
-        match = RANGE.fullmatch(part)
-        if match is None and not re.fullmatch(r"[\w.-]+", part):
-            raise ValueError(f"[{text[:60]}] is no range")
-        if match is None or match[3]:
-            found.append(part)
-            continue
-        if len(match[1]) + len(match[2]) > MAX_DIGITS:
-            raise ValueError(f"[{text[:60]}] is no range")
-        first, last = int(match[1]), int(match[2])
-        if last < first:
-            raise ValueError(f"[{text[:60]}] is no range")
-        if len(found) + last - first >= MAX_NODES:
-            raise ValueError(f"[{text[:60]}] means more than {MAX_NODES:,} nodes")
-        found += (f"{number:0{len(match[1])}}" for number in range(first, last + 1))
-    return found
+        raise UsageError(f"--hosts {path} names no node", "", EXAMPLES)
+    return list(hosts)
 
 
 def slurm_hosts(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """The nodes of the allocation that this runs in. Raises UsageError outside one, EnvironmentFault without Slurm."""
+    """Return the nodes of the allocation that this process runs in. Raises UsageError outside of one."""
     nodes = environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
     if not nodes:
-        raise UsageError(
-            "--slurm asks the nodes of an allocation", "this is none", "salloc --nodes=8 aifx doctor fleet --slurm"
-        )
+        why = "SLURM_JOB_NODELIST is not set"
+        raise UsageError("--slurm requires a Slurm allocation", why, "salloc --nodes=8 aifx doctor fleet --slurm")
     try:
-        return list(dict.fromkeys(expanded_list(nodes)))
+        return expand(nodes)
     except ValueError as error:
-        raise EnvironmentFault("SLURM_JOB_NODELIST cannot be understood", f"{nodes}: {error}") from None
+        raise EnvironmentFault("SLURM_JOB_NODELIST is not a list of nodes", str(error)) from None
 
 
-def expanded_list(nodes: str) -> list[str]:
-    """`n[1-2,4],m7`: commas within brackets part no names."""
-    hosts: list[str] = []
-    for word in re.split(r",(?![^\[]*\])", nodes):
-        hosts += expanded(word)
-        _check_number(hosts)
-    return hosts
+def expand(nodes: str) -> list[str]:
+    """Return the nodes of a set, `n[01-03],m7`, each once. Raises ValueError, also for more than MAX_NODES."""
+    from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
+
+    if _most(nodes) > MAX_NODES:  # before anything of that size is made
+        raise ValueError(f"{nodes[:60]!r} has more than {MAX_NODES:,} nodes")
+    try:
+        names = [str(name) for name in NodeSet(nodes, resolver=RESOLVER_NOGROUP)]
+    except NodeSetException as error:
+        raise ValueError(str(error)[:200]) from None
+    wrong = next((name for name in names if not NAME.fullmatch(name)), None)
+    if wrong is not None or not names:
+        raise ValueError(f"{wrong or nodes!r} is not the name of a node"[:200])
+    return names
 
 
-def _check_number(hosts: Sequence[str]) -> None:
-    if len(hosts) > MAX_NODES:
-        raise ValueError(f"these are more than {MAX_NODES:,} nodes")
+def first_of(nodes: str) -> str:
+    """Return the first node of a Slurm list, where rank 0 runs: Slurm has its own order, and ClusterShell sorts."""
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", _words(nodes)[0])
+
+
+def _most(nodes: str) -> int:
+    """Return how many nodes a set has at most."""
+
+    def count(part: str) -> int:
+        match = re.match(r"\s*(\d+)-(\d+)", part)
+        return abs(int(match[2]) - int(match[1])) + 1 if match else 1
+
+    brackets = (re.findall(r"\[([^\]]*)", word) for word in _words(nodes))
+    return sum(math.prod(sum(map(count, text.split(","))) for text in texts) for texts in brackets)
+
+
+def _words(nodes: str) -> list[str]:
+    """Return the parts of a set. A comma inside of brackets separates no parts."""
+    return re.split(r",(?![^\[]*\])", nodes)
