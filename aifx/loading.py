@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import UsageError
 from aifx.core.project import Project, RunDirectory
-from aifx.data.base import Say
 from aifx.data.rows import InputFile, Row, input_file
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ class LoadedModel:
     """A trained model without the data that it was trained on."""
 
     trained: RestoredRun
-    say: Say
 
     @property
     def run(self) -> str:
@@ -57,7 +55,7 @@ class LoadedModel:
         """Each row with its prediction, in order."""
         from aifx.evaluation.prediction import predict_rows
 
-        return predict_rows(self.trained, rows, say=self.say)
+        return predict_rows(self.trained, rows)
 
 
 def load_model(
@@ -67,13 +65,12 @@ def load_model(
     step: int | None = None,
     which: Which | None = None,
     overrides: tuple[str, ...] = (),
-    say: Say,
 ) -> LoadedModel:
     """Open a run's model. Takes and raises what `aifx.tasks.restore_run` does."""
     from aifx.tasks.trained import restore_run
 
-    trained = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False, say=say)
-    return LoadedModel(trained, say)
+    trained = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False)
+    return LoadedModel(trained)
 
 
 def load(run: str | PathLike[str], *, step: int | str | None = None) -> LoadedModel:
@@ -87,8 +84,8 @@ def load(run: str | PathLike[str], *, step: int | str | None = None) -> LoadedMo
         if step not in ("best", "last"):
             raise UsageError(f"step {step!r} is not a step", "a number, 'best' or 'last'", "aifx ckpt ls")
         which: Which = "best" if step == "best" else "last"
-        return load_model(directory, project, which=which, say=_ignore)
-    return load_model(directory, project, step=step, say=_ignore)
+        return load_model(directory, project, which=which)
+    return load_model(directory, project, step=step)
 
 
 def _ignore(_: str) -> None:

@@ -99,7 +99,7 @@ def first_state(project: Path) -> State:
     from aifx.training.step import make_step_spec
 
     config = load_config(Project(project), ())
-    task = create_task(config, Project(project), project / "assets", say=lambda _: None)
+    task = create_task(config, Project(project), project / "assets")
     step_spec = make_step_spec(config, task, make_mesh("all"))
     abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
     tree = to_tree(initialize(step_spec, abstract), stacked=step_spec.is_stacked)

@@ -123,7 +123,7 @@ def launch(given: argparse.Namespace) -> None:
 
     project = Project(given.project)
     config = load_config(project, ())
-    task = create_task(config, project, given.project / "run", say=lambda _: None)
+    task = create_task(config, project, given.project / "run")
     step_spec = make_step_spec(config, task, make_mesh("all"))
     abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
     first = task.source("train").read(0, slice(0, config.train.global_batch_size))

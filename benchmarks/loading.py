@@ -88,7 +88,7 @@ def measure(side: str, folder: Path, count: int) -> Told:
     from aifx.data.text import open_text
 
     section = LanguageDataSection(train=("*.txt",), seq_len=SEQ, vocab_size=VOCAB)
-    text = open_text(section, Project(folder), folder / "assets", say=lambda _: None)
+    text = open_text(section, Project(folder), folder / "assets")
     compared = hashlib.sha256()
     for batch in itertools.islice(batches_of(side, text), COMPARED):
         compared.update(b"".join(batch[name].tobytes() for name in sorted(batch)))

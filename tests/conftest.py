@@ -15,6 +15,8 @@ import pytest
 from effort import Journal
 from verified import sampled_out
 
+from aifx.core.logs import log_lines
+
 # Set before anything imports jax. Tests are about the CPU unless whoever runs them says otherwise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 for name in [name for name in os.environ if name.startswith("AIFX_")]:
@@ -50,6 +52,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["AIFX_STATE_DIR"] = str(tmp_path_factory.mktemp("aifx-state"))
     yield
     del os.environ["AIFX_CACHE_DIR"], os.environ["AIFX_STATE_DIR"]
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """The lines that aifx logs during the test, as a command shows them."""
+    lines: list[str] = []
+    with log_lines(lines.append, propagate=False):
+        yield lines
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def prepared(bench: Bench) -> Iterator[Prepared]:
     with scratch(project) as folder:
         run = RunDirectory(folder / "bench")
         run.assets.mkdir(parents=True)
-        task = create_task(config, project, run.assets, say=bench.say)
+        task = create_task(config, project, run.assets)
         yield Prepared(project, config, run, make_step_spec(config, task, mesh))
 
 

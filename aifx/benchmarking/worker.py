@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.logs import log_lines
 from aifx.core.processes import Child, connect
 
 
@@ -61,7 +62,7 @@ def run(request: dict[str, Any], tell: Any) -> None:
         tell(fingerprint=fingerprint(folder).model_dump(mode="json"))
     if only_fingerprint:
         return
-    with Watch(note):
+    with Watch(note), log_lines(bench.say, propagate=False):
         for found in measure(bench):
             tell(result=found.model_dump(mode="json"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from aifx.config.best_by import LOSS, Score, score_of
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError
 from aifx.core.files import UnsafeFile, check_tree
+
+logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -174,15 +177,15 @@ class Checkpoints:
         """The parameters alone; the optimizer's state is not read."""
         return self.restore(step, {"params": abstract_params})[0]["params"]
 
-    def latest_good(self, abstract: Tree, *, say: Callable[[str], None] = lambda _: None) -> Restored | None:
-        """The newest checkpoint that is whole, or None. Damaged ones newer than it are set aside, and that is said."""
+    def latest_good(self, abstract: Tree) -> Restored | None:
+        """The newest checkpoint that is whole, or None. Damaged ones newer than it are set aside, with a warning."""
         self._own()
         for step in reversed(self.steps()):
             try:
                 state, host = self.restore(step, abstract)
             except Damaged as e:
                 aside = folders.set_aside(self.directory, step)
-                say(f"the checkpoint of step {step} is damaged ({e.why}); it was set aside as {aside.name}")
+                logger.warning(f"the checkpoint of step {step} is damaged ({e.why}); it was set aside as {aside.name}")
                 continue
             return Restored(step, state, host)
         return None

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 Batch: TypeAlias = dict[str, np.ndarray]  # each array [rows, ...]
-Say: TypeAlias = Callable[[str], None]
-"""Told, in a few words, what takes a while ("training the tokenizer on 1.0 MB") or what a person should know."""
 
 
 class BatchSource(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import zipfile
 import zlib
 from collections.abc import Callable, Collection
@@ -15,9 +16,11 @@ import numpy as np
 from aifx.config.sections import VisionDataSection
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data.base import Batch, Say, Split
+from aifx.data.base import Batch, Split
 from aifx.data.files import check_regular
 from aifx.data.order import Shuffle, derived_seed
+
+logger = logging.getLogger(__name__)
 
 ENCRYPTED = 0x1  # of a zip entry's flags (PKWARE APPNOTE 4.4.4)
 LARGE_BYTES = 1 << 26  # takes long enough to read to be worth a word
@@ -95,14 +98,14 @@ class ImageData:
         return ImageSource(self.images[split], labels, shuffle, batch_size, self.section.flip, self.section.shift)
 
 
-def open_images(section: VisionDataSection, project: Project, *, say: Say) -> ImageData:
+def open_images(section: VisionDataSection, project: Project) -> ImageData:
     """Reads and checks the archive. Copies of a training image are all trained on or all held out.
 
     Raises DataError naming the file and the array.
     """
     path = project.root / section.path
     if path.is_file() and path.stat().st_size > LARGE_BYTES:
-        say(f"reading {section.path}")
+        logger.info(f"reading {section.path}")
     arrays = _read(path, section.path, training_arrays)
     for split in ("train", "test"):
         _check_images(arrays[f"{split}_images"], f"{section.path}: {split}_images", section)

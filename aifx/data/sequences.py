@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Protocol
 
 import numpy as np
 
-from aifx.data.base import Batch, Say
+from aifx.data.base import Batch
 from aifx.data.blocks import BlockArray
 from aifx.data.order import derived_seed
 from aifx.data.store import SplitTokens, read_array, write_synced_array
+
+logger = logging.getLogger(__name__)
 
 
 class Sequences(Protocol):
@@ -114,16 +117,14 @@ def stream_windows(split: SplitTokens, seq_len: int, stride: int) -> PackedSeque
     return PackedSequences(split.tokens, spans, documents=False)
 
 
-def packed_documents(
-    split: SplitTokens, seq_len: int, stride: int | None, index: Path, say: Say = lambda _: None
-) -> PackedSequences:
+def packed_documents(split: SplitTokens, seq_len: int, stride: int | None, index: Path) -> PackedSequences:
     """Documents packed into rows by best fit, longest first; each token is a target that counts exactly once.
 
     Documents longer than a row are cut: without `stride` one part after another, with it as `stream_windows` does.
     The packing is kept in the file `index`, next to the tokens, and read from there the next time. A damaged one is
     made again, with a warning.
     """
-    spans = _load(index, say)
+    spans = _load(index)
     if spans is None:
         # A document cut by the next split has no target after its last token.
         stops = np.minimum(split.documents[1:], split.num_targets)
@@ -181,11 +182,11 @@ def _windows(starts: np.ndarray, stops: np.ndarray, seq_len: int, stride: int, *
     return np.stack([begin + first, scored_to - first, scored_from - first], axis=1)
 
 
-def _load(index: Path, say: Say) -> np.ndarray | None:
+def _load(index: Path) -> np.ndarray | None:
     try:
         return read_array(index)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError):
-        say(f"warning: the index {index} is damaged; making it again")
+        logger.warning(f"the index {index} is damaged; making it again")
         return None

@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -27,7 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -40,11 +41,13 @@ from aifx.core.files import remove_temporary, replace_file
 from aifx.core.os_errors import errno_of, naming
 from aifx.core.private_folders import make_private
 from aifx.core.progress import report_progress
-from aifx.data.base import Say, Split
+from aifx.data.base import Split
 from aifx.data.blocks import DIGEST_BYTES, BlockArray, BlockDigests
 from aifx.data.corpus import SPLITS, Corpus
 from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 # A batch has enough pieces a core that its last ones cost little, and a bound on the memory of its encodings.
@@ -79,7 +82,6 @@ class TokenStore:
 
     path: Path
     splits: dict[Split, SplitTokens]
-    say: Say = lambda _: None
 
     @property
     def arrays(self) -> dict[Split, BlockArray]:
@@ -112,8 +114,8 @@ def open_store(path: Path) -> TokenStore | None:
     return TokenStore(path, splits)
 
 
-def guard(store: TokenStore, build: Callable[[], TokenStore], say: Say) -> TokenStore:
-    """`store`, which builds itself again, with a warning, if a block that is read turns out to be damaged.
+def guard(store: TokenStore, build: Callable[[], TokenStore]) -> None:
+    """Let `store` build itself again, with a warning, if a block that is read turns out to be damaged.
 
     Reading such a block raises what `build` raises, and EnvironmentFault if the store is damaged even then.
     """
@@ -123,7 +125,7 @@ def guard(store: TokenStore, build: Callable[[], TokenStore], say: Say) -> Token
         with lock:  # another thread, or another process, may have built it meanwhile
             found = open_store(store.path)
             if found is None or not found.is_whole():
-                say(f"warning: the token store {store.path} is damaged (block {block} of {split}); building it again")
+                logger.warning(f"the token store {store.path} is damaged (block {block} of {split}); building it again")
                 found = build()
             rebuilt = found.arrays[split]
             if rebuilt.digests != store.arrays[split].digests or not found.is_whole():
@@ -133,7 +135,6 @@ def guard(store: TokenStore, build: Callable[[], TokenStore], say: Say) -> Token
 
     for split, tokens in store.arrays.items():
         tokens.repair = partial(repaired, split)
-    return replace(store, say=say)
 
 
 def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:

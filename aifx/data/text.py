@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ from aifx.core.errors import DataError
 from aifx.core.files import remove_temporary
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
-from aifx.data.base import Batch, Say, Split
+from aifx.data.base import Batch, Split
 from aifx.data.corpus import SPLITS, Corpus, file_corpus, open_corpus, split_corpus
 from aifx.data.order import Shuffle
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
 from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_folder, guard, open_store, write_synced
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -78,7 +81,7 @@ class TextData:
         if documents:
             cut = "training" if seed is not None else stride
             index = self.store.path / f"{split}.packing-{seq_len}-{cut}.npy"
-            sequences = packed_documents(tokens, seq_len, stride if seed is None else None, index, self.store.say)
+            sequences = packed_documents(tokens, seq_len, stride if seed is None else None, index)
         elif seed is not None:
             sequences = StreamSequences(tokens, seq_len, seed)
         else:
@@ -104,38 +107,38 @@ class TextData:
         return self.store.splits[split]
 
 
-def open_text(section: LanguageDataSection, project: Project, assets: Path, *, say: Say) -> TextData:
+def open_text(section: LanguageDataSection, project: Project, assets: Path) -> TextData:
     """Opens the text that `section` names: what was tokenized before is used as it is, unless its files changed.
 
     `assets` keeps the tokenizer: the one that is there is used, else it is trained or copied there. Raises DataError.
     """
     corpus = open_corpus(section, project)
     for remark in corpus.remarks:
-        say(remark)
-    data = _open(section, corpus, _tokenizer(section, project, corpus, assets, say), say)
+        logger.info(remark)
+    data = _open(section, corpus, _tokenizer(section, project, corpus, assets))
     for split in SPLITS:
         if corpus.has(split):
             _check_length(split, data.store.splits[split], section, corpus)
     return data
 
 
-def open_text_file(path: Path, section: LanguageDataSection, tokenizer: Tokenizer, *, say: Say) -> TextData:
+def open_text_file(path: Path, section: LanguageDataSection, tokenizer: Tokenizer) -> TextData:
     """Opens a file of text as a test split, whatever files `section` names. Raises DataError."""
-    return _open_said(section, file_corpus(path, section), tokenizer, say)
+    return _open_said(section, file_corpus(path, section), tokenizer)
 
 
 def open_split_files(
-    split: Split, section: LanguageDataSection, project: Project, tokenizer: Tokenizer, *, say: Say
+    split: Split, section: LanguageDataSection, project: Project, tokenizer: Tokenizer
 ) -> TextData | None:
     """Opens the files that `section` names for `split` alone; None if it names none. Raises DataError."""
     corpus = split_corpus(split, section, project)
-    return None if corpus is None else _open_said(section, corpus, tokenizer, say)
+    return None if corpus is None else _open_said(section, corpus, tokenizer)
 
 
-def _open_said(section: LanguageDataSection, corpus: Corpus, tokenizer: Tokenizer, say: Say) -> TextData:
+def _open_said(section: LanguageDataSection, corpus: Corpus, tokenizer: Tokenizer) -> TextData:
     for remark in corpus.remarks:
-        say(remark)
-    return _open(section, corpus, tokenizer, say)
+        logger.info(remark)
+    return _open(section, corpus, tokenizer)
 
 
 def document_windows(tokenizer: Tokenizer, text: str, section: LanguageDataSection) -> Sequences:
@@ -145,18 +148,19 @@ def document_windows(tokenizer: Tokenizer, text: str, section: LanguageDataSecti
     return stream_windows(document, section.seq_len, _stride(section))
 
 
-def _open(section: LanguageDataSection, corpus: Corpus, tokenizer: Tokenizer, say: Say) -> TextData:
+def _open(section: LanguageDataSection, corpus: Corpus, tokenizer: Tokenizer) -> TextData:
     digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data)
     path = cache_path("tokens") / digest
 
     def build() -> TokenStore:
-        say(f"tokenizing {corpus.names('train')}")
+        logger.info(f"tokenizing {corpus.names('train')}")
         return build_store(path, corpus, tokenizer)
 
     store = open_store(path)
     if store is None and path.exists():
-        say(f"warning: the token store {path} is damaged; building it again")
-    store = guard(store or build(), build, say)
+        logger.warning(f"the token store {path} is damaged; building it again")
+    store = store or build()
+    guard(store, build)
     tokenizer.bytes_per_token = _bytes_per_token(store)
     how = (section.seq_len, section.packing, section.eval_stride)
     return TextData(tokenizer, _hexdigest("text", digest, *how), section, corpus, store)
@@ -167,19 +171,19 @@ def _stride(section: LanguageDataSection) -> int:
     return min(section.eval_stride or section.seq_len, section.seq_len)
 
 
-def _tokenizer(section: LanguageDataSection, project: Project, corpus: Corpus, assets: Path, say: Say) -> Tokenizer:
+def _tokenizer(section: LanguageDataSection, project: Project, corpus: Corpus, assets: Path) -> Tokenizer:
     kept = assets / TOKENIZER_FILE
     if kept.exists():
         return Tokenizer.load(kept)
     if section.tokenizer == "bpe":
-        tokenizer = _trained(section, corpus, say)
+        tokenizer = _trained(section, corpus)
     else:
         tokenizer = Tokenizer.load(project.root / section.tokenizer)
     write_synced(kept, tokenizer.data)
     return tokenizer
 
 
-def _trained(section: LanguageDataSection, corpus: Corpus, say: Say) -> Tokenizer:
+def _trained(section: LanguageDataSection, corpus: Corpus) -> Tokenizer:
     """A BPE of the training split, from the cache where it was trained on the same text before."""
     digest = _hexdigest("tokenizer", 1, corpus.digest, section.vocab_size, WORDS)
     cached = cache_path("tokenizers") / f"{digest}.json"
@@ -187,9 +191,9 @@ def _trained(section: LanguageDataSection, corpus: Corpus, say: Say) -> Tokenize
     if cached.is_file() and digest_path.is_file():
         if hashlib.sha256(cached.read_bytes()).digest() == digest_path.read_bytes():
             return Tokenizer.load(cached)
-        say(f"warning: the cached tokenizer {cached} is damaged; training it again")
+        logger.warning(f"the cached tokenizer {cached} is damaged; training it again")
     activity = f"training the tokenizer on {corpus.names('train')}"
-    say(activity)
+    logger.info(activity)
     with report_progress(activity, corpus.expected_bytes("train"), "bytes") as progress:
         trained = train_tokenizer(_training_texts(corpus, progress), section.vocab_size)
     tokenizer = Tokenizer(trained, str(cached))

@@ -13,7 +13,6 @@ from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, par
 from aifx.config.sections import Quantization
 from aifx.core.errors import DataError
 from aifx.core.project import Project, RunDirectory
-from aifx.data.base import Say
 from aifx.evaluation.held_out import (
     SAFE_OVERRIDES,
     check_overrides,
@@ -79,7 +78,6 @@ def evaluate_files(
     step: int | None = None,
     which: Which | None = None,
     overrides: Sequence[str] = (),
-    say: Say,
 ) -> DatasetReports:
     """Measure a run's checkpoint on each file; the reports land in the run, in eval/<step>.json.
 
@@ -91,26 +89,26 @@ def evaluate_files(
     files = {path.resolve(): path for path in paths}
     digests = {path: _digest(path) for path in files.values()}
     check_overrides(run, project, overrides, DATASET_READING)
-    trained = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False, say=say)
+    trained = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False)
     all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
     quantize = trained.config.eval.quantize
     reports = []
-    for report in _measure(trained, project, digests, all_gates, say):
+    for report in _measure(trained, project, digests, all_gates):
         _keep(run.eval / f"{trained.step}.json", run.name, trained.step, quantize, report)
         reports.append(report)
     return DatasetReports(run.name, trained.step, quantize, tuple(reports))
 
 
 def _measure(
-    trained: RestoredRun, project: Project, digests: Mapping[Path, str], gates: Sequence[Gate], say: Say
+    trained: RestoredRun, project: Project, digests: Mapping[Path, str], gates: Sequence[Gate]
 ) -> Iterator[DatasetReport]:
-    with using(run_choices(trained.run, trained.config, say=say, keep=False)):
+    with using(run_choices(trained.run, trained.config, keep=False)):
         params, cast = computation_params(trained)
     for path, digest in digests.items():
-        task = trained.task.with_data(path, say=say)
+        task = trained.task.with_data(path)
         if gates:
             check_names(gates, metric_names(task, trained.params, "test"))
-        with using(run_choices(trained.run, trained.config, say=say, keep=False)):
+        with using(run_choices(trained.run, trained.config, keep=False)):
             metrics = evaluate_split(task, params, "test", compiled=compile_sums(task, cast))
         yield DatasetReport(_name(path, project), digest, metrics, evaluate_gates(gates, metrics))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from aifx.core.files import make_folders, read_file, remove_temporary
 from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
-from aifx.data.base import Batch, BatchSource, Say, Split
+from aifx.data.base import Batch, BatchSource, Split
 from aifx.evaluation.better_last import BetterLast, better_last
 from aifx.kernels.choice import run_choices
 from aifx.nn.precision import cast_floating, compute_dtype
@@ -31,6 +32,8 @@ from jax_kernels.dispatch import using
 
 if TYPE_CHECKING:
     from aifx.tasks.trained import RestoredRun, Which
+
+logger = logging.getLogger(__name__)
 
 Place: TypeAlias = Callable[[Batch], Mapping[str, jax.Array]]
 """Puts a batch on the devices (sharded over a mesh)."""
@@ -161,7 +164,6 @@ def evaluate(
     step: int | None = None,
     which: Which | None = None,
     overrides: Sequence[str] = (),
-    say: Say,
 ) -> Report:
     """Measure a run's checkpoint on a split and hold it against gates; the report lands in the run as eval/<step>.json.
 
@@ -179,18 +181,18 @@ def evaluate(
     asked = [parse_gate(expr) for expr in gates]
     check_overrides(run, project, overrides)
     try:
-        trained = restore_run(run, project, step=step, which=which, overrides=overrides, say=say)
-        _compare_data(trained, project, say)
+        trained = restore_run(run, project, step=step, which=which, overrides=overrides)
+        _compare_data(trained, project)
     except DataError as error:
-        opened = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False, say=say)
-        trained = _with_split_alone(opened, project, split, error, say)
+        opened = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False)
+        trained = _with_split_alone(opened, project, split, error)
     chosen: Split = split or trained.config.eval.split
     all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
     if all_gates:
         check_names(all_gates, metric_names(trained.task, trained.params, chosen))
     better = better_last(run, all_gates)
     report = replace(
-        _measure(trained, chosen, all_gates, say),
+        _measure(trained, chosen, all_gates),
         better_last=better if better is not None and better.last_step != trained.step else None,
     )
     write_report(run.eval / f"{trained.step}.json", report, data_digest=trained.task.data_digest())
@@ -215,20 +217,18 @@ def check_overrides(
             )
 
 
-def _with_split_alone(
-    trained: RestoredRun, project: Project, split: Split | None, error: DataError, say: Say
-) -> RestoredRun:
+def _with_split_alone(trained: RestoredRun, project: Project, split: Split | None, error: DataError) -> RestoredRun:
     """The task with the files of the split alone. Raises `error`, about the training data, if the split has none."""
     chosen: Split = split or trained.config.eval.split
-    task = trained.task.with_split(chosen, project, say=say)
+    task = trained.task.with_split(chosen, project)
     if task is None:
         raise error
-    say(f"{error.what}: aifx measures the files of data.{chosen} without knowing what was trained on")
+    logger.warning(f"{error.what}: aifx measures the files of data.{chosen} without knowing what was trained on")
     return replace(trained, task=task)
 
 
-def _compare_data(trained: RestoredRun, project: Project, say: Say) -> None:
-    """Say so when the data is not what the run was trained on: text that is held out now may have been learnt."""
+def _compare_data(trained: RestoredRun, project: Project) -> None:
+    """Warn when the data is not what the run was trained on: text that is held out now may have been learnt."""
     from aifx.config import read_config
     from aifx.runs import read_provenance
     from aifx.tasks.registry import create_task
@@ -238,13 +238,15 @@ def _compare_data(trained: RestoredRun, project: Project, say: Say) -> None:
     if before is None or before == trained.task.data_digest():
         return
     # The digest covers how the data is read as well, which overrides may change: look again without them.
-    if before != create_task(read_config(run.config, project), project, run.assets, say=say).data_digest():
-        say(f"the data has changed since run {run.name} began: what is held out now may be what it learnt from")
+    if before != create_task(read_config(run.config, project), project, run.assets).data_digest():
+        logger.warning(
+            f"the data has changed since run {run.name} began: what is held out now may be what it learnt from"
+        )
 
 
-def _measure(trained: RestoredRun, split: Split, gates: Sequence[Gate], say: Say) -> Report:
+def _measure(trained: RestoredRun, split: Split, gates: Sequence[Gate]) -> Report:
     quantization = trained.config.eval.quantize
-    with using(run_choices(trained.run, trained.config, say=say, keep=False)):
+    with using(run_choices(trained.run, trained.config, keep=False)):
         params, cast = computation_params(trained)
         metrics = evaluate_split(trained.task, params, split, compiled=compile_sums(trained.task, cast))
     return Report(trained.run.name, trained.step, split, metrics, evaluate_gates(gates, metrics), quantization)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from aifx.core.errors import AifxError, ConfigError, DataError
-from aifx.data.base import Batch, Say
+from aifx.data.base import Batch
 from aifx.data.rows import Row
 from aifx.evaluation.held_out import computation_params
 from aifx.kernels.choice import run_choices
@@ -40,7 +40,7 @@ def compile_predictions(task: Task, dtype: DTypeLike | None = None) -> Callable[
     return jax.jit(predict_step)
 
 
-def predict_rows(trained: RestoredRun, rows: Iterable[Row], *, say: Say) -> Iterator[tuple[Row, dict[str, Any]]]:
+def predict_rows(trained: RestoredRun, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
     """Each row with its prediction, in order, computed as evaluation computes.
 
     The batch is `eval.batch_size`, else `train.global_batch_size`. Raises DataError naming the file and the line of a
@@ -48,7 +48,7 @@ def predict_rows(trained: RestoredRun, rows: Iterable[Row], *, say: Say) -> Iter
     """
     task, config = trained.task, trained.config
     batch_size = config.eval.batch_size or config.train.global_batch_size
-    choices = run_choices(trained.run, config, say=say, keep=False)
+    choices = run_choices(trained.run, config, keep=False)
     with using(choices):
         params, cast = computation_params(trained)
     step = compile_predictions(task, cast)

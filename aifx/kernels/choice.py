@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,8 @@ from jax.sharding import Mesh
 from aifx.config import Config
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.json_files import write_json
+from aifx.core.logs import log_to
 from aifx.core.project import Project, RunDirectory, cache_path
-from aifx.data.base import Say
 from aifx.parallel import DATA_AXIS
 from aifx.runs.binding import KERNELS_VERSION, read_kernel_choices
 from aifx.specs import map_specs
@@ -31,12 +33,16 @@ from jax_kernels.tuning import TuningCache
 if TYPE_CHECKING:
     from aifx.training.step import StepSpec
 
+logger = logging.getLogger(__name__)
+
+MAX_RECORDS = 1000
+"""Of the log of another process."""
+
 
 def run_choices(
     run: RunDirectory,
     config: Config,
     *,
-    say: Say,
     mesh: Mesh | None = None,
     keep: bool = True,
     on_write: Callable[[Mapping[str, Sequence[Mapping[str, Any]]]], None] = lambda _: None,
@@ -76,7 +82,7 @@ def run_choices(
         asked=config.kernels.model_dump(),
         measured=TuningCache(winners_path(), device),
         on_choice=write,
-        tell=say,
+        tell=logger.warning,
         division=Division(mesh, DATA_AXIS) if mesh is not None and mesh.size > 1 else None,
     )
 
@@ -95,8 +101,10 @@ class ProjectCall:
     parts: tuple[str, ...]
 
 
-def project_calls_isolated(project: Project, config: Config, *, say: Say) -> tuple[Device, list[ProjectCall]]:
-    """The device and `project_calls`, from another process: this one has not opened the device afterwards.
+def project_calls_isolated(
+    project: Project, config: Config
+) -> tuple[Device, list[ProjectCall], list[logging.LogRecord]]:
+    """The device, `project_calls` and what these logged, from another process: this one has not opened the device.
 
     Raises EnvironmentFault if that process fails, and what `project_calls` raises.
     """
@@ -109,23 +117,23 @@ def project_calls_isolated(project: Project, config: Config, *, say: Say) -> tup
         raise EnvironmentFault("the project's programs cannot be traced", found.why, "aifx kernels explain")
     if isinstance(found, AifxError):
         raise found
-    device, calls, said = found
-    for text in said:
-        say(text)
-    return device, calls
+    return found  # type: ignore[no-any-return]
 
 
-def _device_and_calls(asked: tuple[Project, Config]) -> tuple[Device, list[ProjectCall], list[str]] | AifxError:
+def _device_and_calls(
+    asked: tuple[Project, Config],
+) -> tuple[Device, list[ProjectCall], list[logging.LogRecord]] | AifxError:
     project, config = asked
-    said: list[str] = []
+    log = MemoryHandler(MAX_RECORDS)
     try:
-        calls = project_calls(project, config, say=said.append)
+        with log_to(log, propagate=False):
+            calls = project_calls(project, config)
     except AifxError as error:
         return error
-    return current_device(), calls, said
+    return current_device(), calls, log.buffer
 
 
-def project_calls(project: Project, config: Config, *, say: Say) -> list[ProjectCall]:
+def project_calls(project: Project, config: Config) -> list[ProjectCall]:
     """What a new run of the project would choose. Its programs are traced; nothing is compiled."""
     from aifx.parallel import make_mesh
     from aifx.tasks.registry import create_task
@@ -135,10 +143,10 @@ def project_calls(project: Project, config: Config, *, say: Say) -> list[Project
     with tempfile.TemporaryDirectory() as folder:
         run = RunDirectory(Path(folder))
         mesh = make_mesh(config.train.devices)
-        step_spec = make_step_spec(config, create_task(config, project, Path(folder), say=say), mesh)
+        step_spec = make_step_spec(config, create_task(config, project, Path(folder)), mesh)
         programs = (("training", _training, mesh), ("evaluation", _evaluation, None), ("generation", _generation, None))
         for part, trace, shared in programs:
-            with using(run_choices(run, config, say=say, mesh=shared, keep=False)) as choices:
+            with using(run_choices(run, config, mesh=shared, keep=False)) as choices:
                 trace(step_spec, config)
             for key, (op, call) in choices.seen_calls.items():
                 before = found[key].parts if key in found else ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,18 +19,19 @@ from aifx.config import Config
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.private_folders import make_private
 from aifx.core.project import Project, RunDirectory
-from aifx.data.base import Say
 from aifx.kernels.choice import project_calls_isolated, winners_path
 from jax_kernels.dispatch import AUTO
 from jax_kernels.implementations import Device
 from jax_kernels.trials import LIMIT_S, START_S, TrialProcess
 from jax_kernels.tuning import TuningCache, check_or_time, verify
 
+logger = logging.getLogger(__name__)
+
 TRACE_LIMIT_S = 600.0
 """The other processes wait so long for process 0 to trace the project's programs."""
 
 
-def verify_kernels(project: Project, config: Config, run: RunDirectory, *, say: Say) -> None:
+def verify_kernels(project: Project, config: Config, run: RunDirectory) -> None:
     """Try kernels of ours that were never tried on this kind of device, before this process opens it.
 
     If a kernel computes what XLA does, every run on such a device uses it from then on. If it does not, or crashes or
@@ -42,9 +44,9 @@ def verify_kernels(project: Project, config: Config, run: RunDirectory, *, say: 
     if not may_have_accelerator():
         return
     if not jax.distributed.is_initialized() or global_state.num_processes == 1:
-        _verify(project, config, run, say, on_limit=lambda limit_s: None)
+        _verify(project, config, run, on_limit=lambda limit_s: None)
     elif global_state.process_id == 0:
-        _verify_for_all(project, config, run, say)
+        _verify_for_all(project, config, run)
     else:
         _receive()
 
@@ -58,7 +60,7 @@ def may_have_accelerator() -> bool:
 
 
 def _verify(
-    project: Project, config: Config, run: RunDirectory, say: Say, on_limit: Callable[[float], None]
+    project: Project, config: Config, run: RunDirectory, on_limit: Callable[[float], None]
 ) -> tuple[Device, TuningCache] | None:
     """The device and what is now known of its kernels; None if the run does not need that.
 
@@ -73,10 +75,10 @@ def _verify(
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        say(f"kernels are not verified, since no verdict can be kept: {folder}: {error.strerror}")
+        logger.warning(f"kernels are not verified, since no verdict can be kept: {folder}: {error.strerror}")
         return None
     try:
-        device, calls = project_calls_isolated(project, config, say=lambda text: None)
+        device, calls, _ = project_calls_isolated(project, config)
     except AifxError:
         return None  # the run comes to it as well, and reports it
     tuning_cache = TuningCache(folder, device)
@@ -86,13 +88,13 @@ def _verify(
     try:
         with TrialProcess(check_or_time) as trials:
             for found in open_calls:
-                verify(found.op, found.call, device, tuning_cache, trials, tell=say)
+                verify(found.op, found.call, device, tuning_cache, trials, tell=logger.info)
     except ChildProcessError as error:
-        say(f"not all kernels are verified: {error}")
+        logger.warning(f"not all kernels are verified: {error}")
     return device, tuning_cache
 
 
-def _verify_for_all(project: Project, config: Config, run: RunDirectory, say: Say) -> None:
+def _verify_for_all(project: Project, config: Config, run: RunDirectory) -> None:
     client, keys = global_state.client, _keys()
     assert client is not None
 
@@ -100,7 +102,7 @@ def _verify_for_all(project: Project, config: Config, run: RunDirectory, say: Sa
         client.key_value_set(next(keys), json.dumps(message))
 
     try:
-        found = _verify(project, config, run, say, on_limit=lambda limit_s: publish(limit_s=limit_s))
+        found = _verify(project, config, run, on_limit=lambda limit_s: publish(limit_s=limit_s))
     except BaseException as error:
         publish(error=str(error) or type(error).__name__)
         raise

@@ -1,25 +1,27 @@
 """JAX's persistent compilation cache: on for every program, and quick to recover from an entry that is damaged.
 
 JAX writes an entry in place and never replaces one that exists, so that an entry torn by SIGKILL, a full disk or a bad
-disk would be read, refused and compiled anew at every start. It says so in a warning, before it compiles; the entry is
-removed at that moment, and JAX then writes a good one.
+disk would be read, refused and compiled again at every start. JAX warns before it compiles. At that moment aifx removes
+the entry, and JAX then writes a good one. aifx hears the warning if the process logs Python's warnings
+(`logging.captureWarnings(True)`), as each command does; otherwise the user sees JAX's own warning.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
 import zlib
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
 
 import jax
 
 from aifx.core.private_folders import make_private
 from aifx.core.project import cache_path
+
+logger = logging.getLogger(__name__)
 
 MAX_BYTES = 4 * 10**9
 """Beyond this the oldest half goes: a cache, not an archive."""
@@ -27,18 +29,15 @@ MAX_BYTES = 4 * 10**9
 KEEP_ALL = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
 """Small programs too."""
 
-_UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([^']+)': (.*)", re.DOTALL)
-_UNWRITABLE = re.compile(r"Error writing persistent compilation cache entry for '([^']+)': (.*)", re.DOTALL)
+_UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([^']+)': (.*)")
+_UNWRITABLE = re.compile(r"Error writing persistent compilation cache entry for '([^']+)': (.*)")
 
 
-def enable_compilation_cache(say: Callable[[str], None]) -> Path | None:
-    """Keep compiled programs in the operator's folder (JAX_COMPILATION_CACHE_DIR), else in `jax` of `cache_path()`.
+def enable_compilation_cache() -> Path | None:
+    """Keep compiled programs in the operator's folder (JAX_COMPILATION_CACHE_DIR) or in `jax` of `cache_path()`.
 
-    What else JAX_PERSISTENT_CACHE_... variables say stands. Returns the folder; None where it cannot be written, or is
-    not of this machine's file system ("gs://..."). Raises EnvironmentFault if another user can write there.
-
-    Args:
-        say: told, in a line, of an entry that was removed or could not be written.
+    The settings in JAX_PERSISTENT_CACHE_... variables are kept. Returns the folder; None if it cannot be written, or is
+    not in this machine's file system ("gs://..."). Raises EnvironmentFault if another user can write there.
     """
     own = jax.config.jax_compilation_cache_dir
     if own and "://" in own:
@@ -49,18 +48,18 @@ def enable_compilation_cache(say: Callable[[str], None]) -> Path | None:
         if not own:
             _prune(folder, MAX_BYTES)
     except OSError as e:
-        say(f"compiled programs are not kept: {folder}: {e.strerror}")
+        logger.warning(f"compiled programs are not kept: {folder}: {e.strerror}")
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     for name, value in KEEP_ALL.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
-    _watch(folder, say)
+    _remove_damaged_entries(folder)
     return folder
 
 
 def remove_damaged(folder: Path, module: str) -> list[str]:
-    """Remove the entries of the program `module` that cannot be read, all of them where none is damaged provably."""
+    """Remove the entries of the program `module` that cannot be read, all of them if none is provably damaged."""
     entries = list(folder.glob(f"{module}-*-cache"))
     damaged = [p for p in entries if not _is_whole(p)]
     removed = damaged or entries
@@ -81,35 +80,34 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _watch(folder: Path, say: Callable[[str], None]) -> None:
-    warnings.filterwarnings("always", message="Error (reading|writing) persistent compilation cache entry")
-    if getattr(warnings.showwarning, "_aifx_cache_watch", False):
-        return
-    show = warnings.showwarning
+class _DamagedEntries(logging.Filter):
+    """Takes JAX's warnings about entries from the log of Python's warnings, and removes those that cannot be read."""
 
-    def watch(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if found := _UNREADABLE.match(str(message)):
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if found := _UNREADABLE.search(text):
             try:
-                removed = remove_damaged(folder, found[1])
-                names = ", ".join(removed) or "already gone"
-                say(f"compilation cache: {found[1]} was damaged and is compiled anew ({names})")
+                names = ", ".join(remove_damaged(self._folder, found[1])) or "already gone"
+                logger.warning(f"compilation cache: {found[1]} was damaged and is compiled again ({names})")
             except OSError as e:
-                say(f"compilation cache: {found[1]} is damaged and cannot be removed: {e}")
-        elif found := _UNWRITABLE.match(str(message)):
-            say(f"compilation cache: {found[1]} could not be kept: {found[2]}")
-        else:
-            show(message, category, filename, lineno, file, line)
+                logger.warning(f"compilation cache: {found[1]} is damaged and cannot be removed: {e}")
+            return False
+        if found := _UNWRITABLE.search(text):
+            logger.warning(f"compilation cache: {found[1]} cannot be stored: {found[2]}")
+            return False
+        return True
 
-    marked: Any = watch
-    marked._aifx_cache_watch = True
-    warnings.showwarning = watch
+
+def _remove_damaged_entries(folder: Path) -> None:
+    warnings.filterwarnings("always", message="Error (reading|writing) persistent compilation cache entry")
+    python_warnings = logging.getLogger("py.warnings")
+    for other in [f for f in python_warnings.filters if isinstance(f, _DamagedEntries)]:
+        python_warnings.removeFilter(other)
+    python_warnings.addFilter(_DamagedEntries(folder))
 
 
 def _prune(folder: Path, max_bytes: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import filecmp
+import logging
 import os
 import re
 import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_me
 from aifx.core.executables import find_program, with_safe_path
 from aifx.core.sanitize import escape_controls
 from aifx.scaffold.template_safety import STAGING, check_rendered, name_source, template_source
+
+logger = logging.getLogger(__name__)
 
 QUESTIONS = "copier.yml"
 DEFAULT_TEMPLATE = "language-model"
@@ -134,7 +137,6 @@ def scaffold(
     force: bool = False,
     vcs_ref: str | None = None,
     dry_run: bool = False,
-    say: Callable[[str], None] | None = None,
 ) -> Scaffolded:
     """Make a project.
 
@@ -144,7 +146,6 @@ def scaffold(
         force: land in a folder that is not empty. What is there stays; ours that differ land beside it as `.new`.
         vcs_ref: tag, branch or commit of a template in git; the newest version's tag when None, as copier has it.
         dry_run: say what would land, and leave nothing.
-        say: receives the messages of a template from elsewhere; None drops them.
 
     Raises UsageError for a destination, template or answer that cannot be used, EnvironmentFault where the folder
     cannot be written.
@@ -159,7 +160,7 @@ def scaffold(
         rendered = staging / (
             destination.resolve().name or "project"
         )  # a template may ask copier for the folder's name
-        name = _render(template, staging, rendered, data=data, ask=ask, vcs_ref=vcs_ref, say=say)
+        name = _render(template, staging, rendered, data=data, ask=ask, vcs_ref=vcs_ref)
         landing = list(_landing(rendered, destination))
         if not dry_run:
             _land(landing, rendered, destination)
@@ -195,7 +196,6 @@ def _render(
     data: Mapping[str, Any],
     ask: bool,
     vcs_ref: str | None,
-    say: Callable[[str], None] | None,
 ) -> str:
     """Run copier into `rendered`; the template's name."""
     import copier  # 0.4 s: only once there is something to render
@@ -206,8 +206,7 @@ def _render(
     else:
         source = str(_own_copy(template, staging / "template"))
     settings = copier.Settings(defaults=copier.load_settings().defaults, trust=[])  # nothing is trusted to run code
-    is_quiet = say is None or not isinstance(template, str)
-    messages = _Messages(sys.stderr, None if is_quiet else say)
+    messages = _Messages(sys.stderr)
     with _in_our_words(name), with_safe_path(), redirect_stdout(messages), redirect_stderr(messages):
         copier.run_copy(
             source,
@@ -216,7 +215,7 @@ def _render(
             settings=settings,
             defaults=not ask,
             vcs_ref=vcs_ref,
-            quiet=is_quiet,
+            quiet=not isinstance(template, str),
         )
     check_rendered(rendered, name)
     if isinstance(template, str) and source != template:
@@ -227,23 +226,22 @@ def _render(
 
 
 class _Messages:
-    """In place of stdout and stderr while copier runs: passes on the lines of the template and drops copier's own.
+    """In place of stdout and stderr while copier runs: logs the lines of the template and drops copier's own.
 
     copier colours its list of files wherever it goes; that list is ours to print. Its questions still reach the
     terminal, since they are written to the stream's buffer.
     """
 
-    def __init__(self, stream: TextIO, say: Callable[[str], None] | None) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._say = say
         self._begun = ""
 
     def write(self, text: str) -> int:
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
-            if self._say and line.strip() and not line.startswith(("\x1b[", "Copying from template version")):
+            if line.strip() and not line.startswith(("\x1b[", "Copying from template version")):
                 with redirect_stderr(self._stream):
-                    self._say(line)
+                    logger.info(line)
         return len(text)
 
     def flush(self) -> None:

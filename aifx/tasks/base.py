@@ -13,7 +13,7 @@ from aifx.config import Config
 from aifx.config.sections import Section
 from aifx.core.errors import UsageError
 from aifx.core.project import Project
-from aifx.data.base import Batch, BatchSource, Say, Split
+from aifx.data.base import Batch, BatchSource, Split
 from aifx.data.rows import InputFile, Row, read_rows
 from aifx.specs import Params, Specs
 
@@ -48,7 +48,7 @@ class Task(Protocol):
     unit: str  # what throughput counts: "tokens", "images"
 
     @classmethod
-    def create(cls, config: Config, project: Project, assets: Path, *, say: Say) -> Task:
+    def create(cls, config: Config, project: Project, assets: Path) -> Task:
         """The task of a project. Raises DataError, ConfigError.
 
         `assets` is the run's folder for what must be kept with the model (a tokenizer): what is there is used, what is
@@ -57,18 +57,18 @@ class Task(Protocol):
         ...
 
     @classmethod
-    def load(cls, config: Config, project: Project, assets: Path, *, say: Say) -> Task:
+    def load(cls, config: Config, project: Project, assets: Path) -> Task:
         """The task of a trained run, without the data that it was trained on. Takes what `create` takes.
 
         A task that does not define it is created, which needs that data.
         """
-        return cls.create(config, project, assets, say=say)
+        return cls.create(config, project, assets)
 
-    def with_data(self, path: Path, *, say: Say) -> Task:
+    def with_data(self, path: Path) -> Task:
         """This task with the data set at `path` as its test split: what `aifx eval --data` measures."""
         raise undefined(type(self), "with_data", "measure other data")
 
-    def with_split(self, split: Split, project: Project, *, say: Say) -> Task | None:
+    def with_split(self, split: Split, project: Project) -> Task | None:
         """This task with the files of `split` alone, so that it is measured without the training data.
 
         None where the split is a part of the training data.

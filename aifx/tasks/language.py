@@ -17,7 +17,7 @@ from aifx.config.sections import LanguageDataSection, LanguageModelSection, Sect
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.data import TextData, TextSource, Tokenizer, open_text
-from aifx.data.base import Batch, Say, Split
+from aifx.data.base import Batch, Split
 from aifx.data.rows import InputFile, Row, field, read_rows
 from aifx.data.sequences import empty_batch
 from aifx.data.text import TOKENIZER_FILE, document_windows, open_split_files, open_text_file
@@ -46,24 +46,24 @@ class LanguageTask(Task):
         self._token_bytes = np.asarray(tokenizer.token_bytes(), np.float32)
 
     @classmethod
-    def create(cls, config: Config, project: Project, assets: Path, *, say: Say) -> LanguageTask:
+    def create(cls, config: Config, project: Project, assets: Path) -> LanguageTask:
         assert isinstance(config.data, LanguageDataSection)
-        data = open_text(config.data, project, assets, say=say)
+        data = open_text(config.data, project, assets)
         return cls(make_decoder(config, data.tokenizer), data.tokenizer, config, data)
 
     @classmethod
-    def load(cls, config: Config, project: Project, assets: Path, *, say: Say) -> LanguageTask:
+    def load(cls, config: Config, project: Project, assets: Path) -> LanguageTask:
         tokenizer = open_tokenizer(assets)
         return cls(make_decoder(config, tokenizer), tokenizer, config)
 
-    def with_data(self, path: Path, *, say: Say) -> LanguageTask:
+    def with_data(self, path: Path) -> LanguageTask:
         assert isinstance(self.config.data, LanguageDataSection)
-        data = open_text_file(path, self.config.data, self.tokenizer, say=say)
+        data = open_text_file(path, self.config.data, self.tokenizer)
         return type(self)(self.model, self.tokenizer, self.config, data)
 
-    def with_split(self, split: Split, project: Project, *, say: Say) -> LanguageTask | None:
+    def with_split(self, split: Split, project: Project) -> LanguageTask | None:
         assert isinstance(self.config.data, LanguageDataSection)
-        data = open_split_files(split, self.config.data, project, self.tokenizer, say=say)
+        data = open_split_files(split, self.config.data, project, self.tokenizer)
         return None if data is None else type(self)(self.model, self.tokenizer, self.config, data)
 
     @property

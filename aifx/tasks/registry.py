@@ -15,7 +15,6 @@ from aifx.config import Config, import_task
 from aifx.core.errors import AifxError, ConfigError
 from aifx.core.os_errors import errno_of
 from aifx.core.project import CONFIG_NAME, Project
-from aifx.data.base import Say
 from aifx.tasks.base import Task
 from aifx.tasks.results import CHECKS, WrongResult
 
@@ -29,27 +28,27 @@ OPTIONAL = ("evaluation_source", "with_data", "with_split", "read_rows", "predic
 """What a task may bring. `encode` is not among them: what it raises is about a row."""
 
 
-def create_task(config: Config, project: Project, assets: Path, *, say: Say) -> Task:
+def create_task(config: Config, project: Project, assets: Path) -> Task:
     """The task of a project, its data opened. Raises ConfigError, DataError."""
-    return _open_task("create", config, project, assets, say)
+    return _open_task("create", config, project, assets)
 
 
-def load_task(config: Config, project: Project, assets: Path, *, say: Say) -> Task:
+def load_task(config: Config, project: Project, assets: Path) -> Task:
     """The task of a trained run, without the data that it was trained on where the task can do without.
 
     Raises ConfigError, DataError.
     """
-    return _open_task("load", config, project, assets, say)
+    return _open_task("load", config, project, assets)
 
 
-def _open_task(method: Literal["create", "load"], config: Config, project: Project, assets: Path, say: Say) -> Task:
+def _open_task(method: Literal["create", "load"], config: Config, project: Project, assets: Path) -> Task:
     kind = config.task.kind
     cls = task_class(kind, project)
     if kind in BUNDLED:
-        return getattr(cls, method)(config, project, assets, say=say)  # type: ignore[no-any-return]
+        return getattr(cls, method)(config, project, assets)  # type: ignore[no-any-return]
     with _their_mistakes(f"{cls.__name__}.{method}", kind, project):
         guarded = _guarded(cls, kind, project)
-        task: Task = getattr(guarded, method, guarded.create)(config, project, assets, say=say)
+        task: Task = getattr(guarded, method, guarded.create)(config, project, assets)
     lacking = [name for name in ("model", "unit") if not hasattr(task, name)]
     if not lacking:
         lacking = [f"model.{name}" for name in ("specs", "flops") if not callable(getattr(task.model, name, None))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +12,6 @@ from aifx.config import Config, read_config
 from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.files import check_tree
 from aifx.core.project import Project, RunDirectory
-from aifx.data.base import Say
 from aifx.nn.stacking import has_stacked_layers, stack_layers, unstack_layers
 from aifx.runs.binding import binding_errors
 from aifx.specs import Params, map_specs
@@ -21,6 +21,8 @@ from aifx.tasks.registry import create_task, load_task, task_class
 if TYPE_CHECKING:
     from aifx.data import Tokenizer
     from aifx.models.decoder.model import Decoder
+
+logger = logging.getLogger(__name__)
 
 Which = Literal["best", "last"]
 
@@ -47,7 +49,6 @@ def restore_run(
     which: Which | None = None,
     overrides: Sequence[str] = (),
     with_data: bool = True,
-    say: Say,
 ) -> RestoredRun:
     """Open a run's task and restore its parameters, nothing else of the state.
 
@@ -60,11 +61,11 @@ def restore_run(
     """
     from aifx.machine.compilation_cache import enable_compilation_cache
 
-    enable_compilation_cache(say)
+    enable_compilation_cache()
     config = read_config(run.config, project, overrides, current=CURRENT)
-    at = choose_step(run, config, step, which, say=say)
+    at = choose_step(run, config, step, which)
     check_files(run, project, at)
-    task = (create_task if with_data else load_task)(config, project, run.assets, say=say)
+    task = (create_task if with_data else load_task)(config, project, run.assets)
     return RestoredRun(run, config, task, restore_params(run, config, at, task.model), at)
 
 
@@ -87,7 +88,6 @@ def load_generator(
     step: int | None = None,
     which: Which | None = None,
     overrides: Sequence[str] = (),
-    say: Say,
 ) -> LoadedGenerator:
     """Open a run's language model from the run alone: the data that it learnt from need not be there any more.
 
@@ -96,15 +96,15 @@ def load_generator(
     from aifx.machine.compilation_cache import enable_compilation_cache
     from aifx.tasks.language import LanguageTask
 
-    enable_compilation_cache(say)
+    enable_compilation_cache()
     config = read_config(run.config, project, overrides, current=CURRENT)
     if not issubclass(task_class(config.task.kind, project), LanguageTask):
         kind = config.task.kind
         why = f"its task is {kind}; a language model writes"
         raise UsageError(f"run {run.name} cannot write text", why, f"aifx eval --run {run.name}")
-    at = choose_step(run, config, step, which, say=say)
+    at = choose_step(run, config, step, which)
     check_files(run, project, at)
-    task = load_task(config, project, run.assets, say=say)
+    task = load_task(config, project, run.assets)
     assert isinstance(task, LanguageTask)
     tokenizer, model = task.tokenizer, task.model
     return LoadedGenerator(run, config, model, tokenizer, restore_params(run, config, at, model), at)
@@ -130,9 +130,7 @@ def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -
     return stack_layers(params) if stacked else params
 
 
-def choose_step(
-    run: RunDirectory, config: Config, step: int | None, which: Which | None, *, say: Say = lambda _: None
-) -> int:
+def choose_step(run: RunDirectory, config: Config, step: int | None, which: Which | None) -> int:
     """Return the step to open; "best" is the newest if no checkpoint was validated.
 
     Reports the damaged checkpoints that cannot be the best one. Raises CheckpointError.
@@ -157,5 +155,5 @@ def choose_step(
         return steps[-1]
     for info in checkpoints.infos():
         if info.damaged:
-            say(f"warning: the checkpoint of step {info.step} is damaged ({info.damaged}); it cannot be the best one")
+            logger.warning(f"the checkpoint of step {info.step} is damaged ({info.damaged}); it cannot be the best one")
     return best

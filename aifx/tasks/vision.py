@@ -19,7 +19,7 @@ from aifx.core.files import read_file
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project
 from aifx.data import ImageData, ImageSource, open_images
-from aifx.data.base import Batch, Say, Split
+from aifx.data.base import Batch, Split
 from aifx.data.image_rows import IMAGE_FIELD, read_images
 from aifx.data.images import ImageSpec, open_image_file
 from aifx.data.rows import InputFile, Row, field
@@ -50,17 +50,17 @@ class VisionTask(Task):
         self._data = data
 
     @classmethod
-    def create(cls, config: Config, project: Project, assets: Path, *, say: Say) -> VisionTask:
+    def create(cls, config: Config, project: Project, assets: Path) -> VisionTask:
         assert isinstance(config.data, VisionDataSection)
-        data = open_images(config.data, project, say=say)
+        data = open_images(config.data, project)
         keep_spec(assets, data.spec)
         return cls(data.spec, config, data)
 
     @classmethod
-    def load(cls, config: Config, project: Project, assets: Path, *, say: Say) -> VisionTask:
+    def load(cls, config: Config, project: Project, assets: Path) -> VisionTask:
         return cls(read_spec(assets), config)
 
-    def with_data(self, path: Path, *, say: Say) -> VisionTask:
+    def with_data(self, path: Path) -> VisionTask:
         assert isinstance(self.config.data, VisionDataSection)
         return type(self)(self.spec, self.config, open_image_file(path, self.config.data, self.spec))
 

@@ -54,29 +54,31 @@ class LogFile:
         self._every_s = every_s
         self._last = 0.0
 
-    def say(self, text: str) -> None:
-        with suppress(OSError, ValueError):  # a copy for people: a full disk is told by what must be whole
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # a copy for people; other files report a full disk
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def start(self, info: RunInfo) -> None:
-        self.say(f"run {info.run.name}: step {info.first_step} of {info.num_steps}, {info.num_parameters:,} parameters")
-        self.say(f"{info.devices}, {info.dtype} computation")
-        self.say(info.mfu_formula)
+        self.write(
+            f"run {info.run.name}: step {info.first_step} of {info.num_steps}, {info.num_parameters:,} parameters"
+        )
+        self.write(f"{info.devices}, {info.dtype} computation")
+        self.write(info.mfu_formula)
 
     def record(self, record: Record) -> None:
         if record.validation is None and record.time - self._last < self._every_s:
             return
         self._last = record.time
-        self.say(line_of(record))
+        self.write(line_of(record))
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         told = ", ".join(f"{k}={v}" for k, v in fields.items() if not isinstance(v, Mapping))
-        self.say(f"{name}: {told}" if told else name)
+        self.write(f"{name}: {told}" if told else name)
 
     def stop(self, result: TrainResult | None) -> None:
         if result is not None:
             loss = "" if result.loss is None else f", loss {result.loss:.4f}"
-            self.say(f"{result.status} at step {result.step} of {result.num_steps}{loss}")
+            self.write(f"{result.status} at step {result.step} of {result.num_steps}{loss}")
         with suppress(OSError):
             self._file.close()
 

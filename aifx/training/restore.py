@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,6 @@ import jax
 
 from aifx.config import Config
 from aifx.core.errors import CheckpointError
-from aifx.data.base import Say
 from aifx.runs.status import number
 from aifx.training.records import Record
 from aifx.training.resume_checks import Fork
@@ -20,6 +20,8 @@ from aifx.training.validation import Progress
 
 if TYPE_CHECKING:
     from aifx.checkpoint import Checkpoints
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,18 @@ class InitialState:
     pending_validation: Record | None = None
 
 
-def begin(
-    step_spec: StepSpec, abstract: TrainState, checkpoints: Checkpoints, config: Config, say: Say
-) -> InitialState:
+def begin(step_spec: StepSpec, abstract: TrainState, checkpoints: Checkpoints, config: Config) -> InitialState:
     """The latest checkpoint that is whole, or the initial state; never both."""
     if checkpoints.latest() is None:
         return InitialState(0, initialize(step_spec, abstract))
-    found = checkpoints.latest_good(to_tree(abstract, stacked=step_spec.is_stacked), say=say)
+    found = checkpoints.latest_good(to_tree(abstract, stacked=step_spec.is_stacked))
     if found is None:
-        say("no checkpoint is whole: the run starts again from its beginning")
+        logger.warning("no checkpoint is whole: the run starts again from its beginning")
         return InitialState(0, initialize(step_spec, abstract))
     return _restored(found.step, found.state, found.host, abstract, step_spec)
 
 
-def begin_from(fork: Fork, step_spec: StepSpec, abstract: TrainState, config: Config, say: Say) -> InitialState:
+def begin_from(fork: Fork, step_spec: StepSpec, abstract: TrainState, config: Config) -> InitialState:
     """Another run's checkpoint. Its optimizer state is taken where it fits, else begun anew.
 
     Raises CheckpointError where the parameters do not fit this configuration's model.
@@ -72,7 +72,7 @@ def begin_from(fork: Fork, step_spec: StepSpec, abstract: TrainState, config: Co
                 "\n".join([*changed, unfit.why]),
                 "aifx train --run NAME    (a new run, from its first step)",
             ) from unfit
-        say("the optimizer's state does not fit this configuration and begins anew")
+        logger.warning("the optimizer's state does not fit this configuration and starts again")
         fresh = to_tree(initialize(step_spec, abstract), stacked=step_spec.is_stacked)
         tree = {**tree, "opt_state": fresh["opt_state"]}
     begun = _restored(fork.step, tree, host, abstract, step_spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from aifx.config.best_by import LOSS, best_by_of, check_metric, with_best_by
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import check_tree, make_folders, remove_temporary
 from aifx.core.json_files import write_json, write_text
+from aifx.core.logs import log_lines
 from aifx.core.os_errors import FULL, refusal_in
 from aifx.core.project import Project, RunDirectory
 from aifx.kernels.choice import run_choices
@@ -50,11 +52,12 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from aifx.checkpoint import CheckpointInfo, Checkpoints
-    from aifx.data.base import Say
     from aifx.tasks.trained import Which
     from aifx.training.loop import Loop, LoopResult
     from aifx.training.restore import InitialState
     from aifx.training.step import StepFn, StepSpec
+
+logger = logging.getLogger(__name__)
 
 MUCH_FASTER = 2.0
 """How many times as fast as float32 bfloat16 must be for a run to mention it."""
@@ -68,7 +71,6 @@ def train(
     fork_from: str | None = None,
     fork_at: int | Which = "last",
     observers: Sequence[Observer] = (),
-    say: Say = lambda _: None,
     stop: StopSignals | None = None,
     profile: bool = False,
 ) -> TrainResult:
@@ -98,27 +100,27 @@ def train(
             if (result := finished(run, config)) is not None:
                 return result
         metrics, log = MetricsFile(run), LogFile(run)
+        with log_lines(log.write):
+            traces = [Trace(run)] if profile else []
+            trackers = open_trackers(config.log.trackers, run)
+            dispatcher = EventDispatcher(run, [metrics, log, *traces, *trackers, *observers])
+            job = Training(project, config, run, fork, dispatcher, stop or StopSignals(), metrics)
+            job.stop.before_exit.append(dispatcher.ended_abruptly)
+            try:
+                result = job.train()
+            except BaseException as e:
+                dispatcher.end(None, error=f"{type(e).__name__}: {e}")
+                _add_what_was_saved(e, run)
+                raise
+            dispatcher.end(result)
+            job.stop.finish()
+            return result
 
-        def tell(text: str) -> None:
-            log.say(text)
-            say(text)
 
-        traces = [Trace(run)] if profile else []
-        dispatcher = EventDispatcher(
-            run, [metrics, log, *traces, *open_trackers(config.log.trackers, run, tell), *observers]
-        )
-        job = Training(project, config, run, fork, dispatcher, tell, stop or StopSignals(), metrics)
-        job.stop.before_exit.append(dispatcher.ended_abruptly)
-        try:
-            result = job.train()
-        except BaseException as e:
-            dispatcher.end(None, error=f"{type(e).__name__}: {e}")
-            if isinstance(e, EnvironmentFault) and refusal_in(e) in FULL and not any(step_directories(run.checkpoints)):
-                e.why += "" if "nothing was saved" in e.why else "; nothing was saved"
-            raise
-        dispatcher.end(result)
-        job.stop.finish()
-        return result
+def _add_what_was_saved(error: BaseException, run: RunDirectory) -> None:
+    """Add to the error of a full disk that the run has no checkpoint."""
+    if isinstance(error, EnvironmentFault) and refusal_in(error) in FULL and not any(step_directories(run.checkpoints)):
+        error.why += "" if "nothing was saved" in error.why else "; nothing was saved"
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,6 @@ class Training:
     run: RunDirectory
     fork: Fork | None
     dispatcher: EventDispatcher
-    say: Say
     stop: StopSignals
     metrics: MetricsFile
 
@@ -140,9 +141,9 @@ class Training:
         checkpoints = self._open_checkpoints()
         latest = self.fork.step if self.fork else checkpoints.latest()
         self.dispatcher.event("start" if latest is None else "resume", step=latest or 0)
-        enable_compilation_cache(self.say)
+        enable_compilation_cache()
         is_fresh = latest is None or self.fork is not None
-        verify_kernels(self.project, self.config, self.run, say=self.say)
+        verify_kernels(self.project, self.config, self.run)
         step_spec = self._prepare(is_fresh=is_fresh)
         digests = open_digests(self.run, self.config, is_fresh=is_fresh or not list_bindings(self.run.checkpoints))
         checkpoints.bind(digests.binding)
@@ -214,7 +215,7 @@ class Training:
             self.dispatcher.event("checkpoint", step=info.step, validation_loss=loss, size_bytes=info.size_bytes)
 
         def warn(text: str) -> None:
-            self.say(f"warning: {text}")
+            logger.warning(text)
             self.dispatcher.event("warning", text=text)
 
         checkpoints = Checkpoints(
@@ -237,16 +238,16 @@ class Training:
         mesh = make_mesh(self.config.train.devices)
         check_batch_fits(self.config.train.global_batch_size, self.config.train.gradient_accumulation, mesh)
         self._prepare_assets(is_fresh)
-        task = create_task(self.config, self.project, self.run.assets, say=self.say)
+        task = create_task(self.config, self.project, self.run.assets)
         if self.config.train.validate_every:
             task.source("validation")  # a split that is missing is told now, not at the first validation
         step_spec = make_step_spec(self.config, task, mesh)
         now = provenance(self.project.root, data_digest=task.data_digest(), devices=list(mesh.devices.flat))
         if self.fork is not None:
             for error in origin_errors(self.fork, self.project):
-                self.say(f"{error.what} ({error.why}); the fork goes on with it as it is")
+                logger.warning(f"{error.what} ({error.why}); the fork goes on with it as it is")
         if self.fork is not None and forks_other_data(self.fork.run, task.data_digest()):
-            self.say(
+            logger.warning(
                 f"its data, or how that is divided, is not what run {self.fork.run.name} was trained on: "
                 "what is held out now may be what it learnt from"
             )
@@ -257,7 +258,7 @@ class Training:
             check_data(self.run, task.data_digest())
             self._report_changed_settings()
             for change in environment_changes(self.run, now):
-                self.say(
+                logger.warning(
                     f"since the run began, {change}: it goes on, and need not equal an uninterrupted run bit for bit"
                 )
         if self.fork is None:  # a fork is a run once its first checkpoint is there
@@ -270,7 +271,7 @@ class Training:
         if self.config.train.precision != "auto" or mesh.devices.flat[0].platform != "cpu":
             return
         if (gain := bfloat16_gain()) > MUCH_FASTER:
-            self.say(
+            logger.info(
                 f"this run trains in float32; this processor multiplies bfloat16 {gain:.1f} times as fast: "
                 'set train.precision = "bfloat16" to use that'
             )
@@ -283,9 +284,9 @@ class Training:
         documents = [{"key": c.key, "old": c.old, "new": c.new} for c in changes]
         self.dispatcher.event("settings_changed", changes=documents)
         if others := [str(c) for c in changes if str(c) not in rounding]:
-            self.say(f"settings changed since the run was last trained: {', '.join(others)}")
+            logger.info(f"settings changed since the run was last trained: {', '.join(others)}")
         if rounding:
-            self.say(f"{', '.join(sorted(rounding))}: from here on the losses may differ in their last bits")
+            logger.info(f"{', '.join(sorted(rounding))}: from here on the losses may differ in their last bits")
 
     def _kernel_choices(self, step_spec: StepSpec, digests: RunDigests) -> Choices:
         def kept(choices: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -295,9 +296,7 @@ class Training:
         def replaced(fields: Mapping[str, Any]) -> None:
             self.dispatcher.event("kernel_replaced", **fields)
 
-        return run_choices(
-            self.run, self.config, say=self.say, mesh=step_spec.mesh, on_write=kept, on_replacement=replaced
-        )
+        return run_choices(self.run, self.config, mesh=step_spec.mesh, on_write=kept, on_replacement=replaced)
 
     def _prepare_assets(self, is_fresh: bool) -> None:
         """A run without a checkpoint begins with nothing of an attempt before it; a fork with its origin's assets."""
@@ -320,9 +319,9 @@ class Training:
         abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
         with ThreadPoolExecutor(1, thread_name_prefix="aifx-begin") as pool:
             if self.fork is not None:
-                begun = pool.submit(begin_from, self.fork, step_spec, abstract, self.config, self.say)
+                begun = pool.submit(begin_from, self.fork, step_spec, abstract, self.config)
             else:
-                begun = pool.submit(begin, step_spec, abstract, checkpoints, self.config, self.say)
+                begun = pool.submit(begin, step_spec, abstract, checkpoints, self.config)
             batch = step_spec.task.source("train").read(0, _rows(self.config))
             self.dispatcher.event("compile")
             started = time.perf_counter()

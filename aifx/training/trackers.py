@@ -7,11 +7,12 @@ tracked run; steps that a tracker has already are not sent twice where the track
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from aifx.core.project import RunDirectory
 from aifx.core.statuses import FINISHED, STOPPED
 from aifx.training.records import Observer, Record, RunInfo, TrainResult, flatten
 
+logger = logging.getLogger(__name__)
+
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 
 
-def open_trackers(names: Sequence[str], run: RunDirectory, say: Callable[[str], None]) -> list[Observer]:
+def open_trackers(names: Sequence[str], run: RunDirectory) -> list[Observer]:
     """Observers for `log.trackers`. Raises EnvironmentFault if the package of one is missing."""
     for name in names:
         if importlib.util.find_spec(PACKAGES[name]) is None:
@@ -35,7 +38,7 @@ def open_trackers(names: Sequence[str], run: RunDirectory, say: Callable[[str], 
                 install_command(name),
             )
     kinds: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
-    return [Background(name, kinds[name](run), say) for name in dict.fromkeys(names)]
+    return [Background(name, kinds[name](run)) for name in dict.fromkeys(names)]
 
 
 class Tracker:
@@ -139,10 +142,9 @@ class MLflow(Tracker):
 class Background:
     """Runs a tracker in a thread. aifx drops a tracker that fails, with a warning, and training goes on."""
 
-    def __init__(self, name: str, tracker: Tracker, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, tracker: Tracker) -> None:
         self.name = name
         self.failed = False
-        self._say = say
         self._tracker = tracker
         self._queue: queue.SimpleQueue[tuple[int, dict[str, float]] | str] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -174,7 +176,7 @@ class Background:
             self._tracker.close(item)
         except Exception as e:  # whatever a tracker's client raises: the run matters more
             self.failed = True
-            self._say(f"{self.name} is given up: {type(e).__name__}: {e}")
+            logger.warning(f"{self.name} is given up: {type(e).__name__}: {e}")
 
 
 def _tracked_id(run: RunDirectory, tracker: str) -> str:

@@ -25,6 +25,7 @@ from aifx.commands.console.failures import as_error, is_debugging, print_traceba
 from aifx.commands.console.progress import ProgressDisplay
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.json_values import encode_json
+from aifx.core.logs import log_lines, python_warnings
 from aifx.core.progress import listen
 from aifx.core.sanitize import escape_controls, escape_in_json, one_line
 
@@ -45,7 +46,12 @@ def terminal(json: bool = False, *, streams: bool = False) -> Iterator[Output]:
     out = Output(json)
     try:
         # What user code prints is not part of the answer.
-        with listen(ProgressDisplay(out)), redirect_stdout(sys.stderr) if json or streams else nullcontext():
+        with (
+            log_lines(out.say, propagate=False),
+            python_warnings(out.say),
+            listen(ProgressDisplay(out)),
+            redirect_stdout(sys.stderr) if json or streams else nullcontext(),
+        ):
             stopping.run_body()
             yield out
             stopping.end_body()

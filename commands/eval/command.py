@@ -99,7 +99,7 @@ def eval_(
             from aifx.evaluation.dataset import evaluate_files
 
             reports = evaluate_files(
-                directory, project, data, gates=gate or (), step=at, which=which, overrides=set_ or (), say=out.say
+                directory, project, data, gates=gate or (), step=at, which=which, overrides=set_ or ()
             )
             out.document(reports.document())
             _show_datasets(out, reports)
@@ -109,7 +109,7 @@ def eval_(
         from aifx.evaluation.held_out import evaluate
 
         report = evaluate(
-            directory, project, split=chosen, gates=gate or (), step=at, which=which, overrides=set_ or (), say=out.say
+            directory, project, split=chosen, gates=gate or (), step=at, which=which, overrides=set_ or ()
         )
         out.document(report.document())
         _show(out, report)

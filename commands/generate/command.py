@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aifx.config.sections import GenerateSection
-    from aifx.data.base import Say
     from aifx.tasks import LoadedGenerator
 
 
@@ -118,9 +117,9 @@ def generate(
             given["prompt"] = _read_stdin()
         from aifx.tasks import load_generator
 
-        writer = load_generator(directory, project, step=at, which=which, overrides=set_ or (), say=out.say)
+        writer = load_generator(directory, project, step=at, which=which, overrides=set_ or ())
         settings = writer.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
-        writing = _write(writer, settings, seed, out.say)
+        writing = _write(writer, settings, seed)
         text = ""
         if not json:
             out.write(settings.prompt, exact=not out.stdout.isatty())
@@ -136,7 +135,7 @@ def generate(
         )
 
 
-def _write(writer: LoadedGenerator, settings: GenerateSection, seed: int, say: Say) -> Iterator[str]:
+def _write(writer: LoadedGenerator, settings: GenerateSection, seed: int) -> Iterator[str]:
     import jax
 
     from aifx.generation.generator import generate as generate_ids
@@ -161,7 +160,7 @@ def _write(writer: LoadedGenerator, settings: GenerateSection, seed: int, say: S
         seed=seed,
         eos_id=tokenizer.eos_id,
     )
-    with using(run_choices(writer.run, writer.config, say=say, keep=False)):
+    with using(run_choices(writer.run, writer.config, keep=False)):
         yield from stream_text(tokenizer, prompt_ids, ids)
 
 

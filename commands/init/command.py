@@ -150,7 +150,6 @@ def _make(
         force=force,
         vcs_ref=vcs_ref,
         dry_run=dry_run,
-        say=None if out.json else out.say,
     )
 
 

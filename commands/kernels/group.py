@@ -39,7 +39,7 @@ def explain(set_: SetOption = None, json: JsonOption = False) -> None:
         aifx kernels explain --set kernels.attention=reference
     """
     with terminal(json) as out:
-        rows = [_row(call) for call in _calls(set_, out)]
+        rows = [_row(call) for call in _calls(set_)]
         out.document({"device": _device(), "jax_cannot": _limits(), "ops": rows})
         _table(out, rows, NO_CALLS)
         for limit in _limits():
@@ -58,6 +58,8 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
         aifx kernels tune --set train.global_batch_size=16
     """
     with terminal(json) as out:
+        import logging
+
         from aifx.config import load_config
         from aifx.core.private_folders import make_private
         from aifx.core.project import find_project
@@ -66,7 +68,9 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
         from jax_kernels.tuning import TuningCache, check_or_time, tune
 
         project = find_project()
-        device, calls = project_calls_isolated(project, load_config(project, set_ or ()), say=out.say)
+        device, calls, log = project_calls_isolated(project, load_config(project, set_ or ()))
+        for record in log:
+            logging.getLogger(record.name).handle(record)
         tuning_cache = TuningCache(winners_path(), device)
         make_private(tuning_cache.path.parent)
         documents = []
@@ -133,15 +137,15 @@ def clear(yes: YesOption = False, json: JsonOption = False) -> None:
         out.say("".join(f"removed {path}\n" for path in files).rstrip() or "nothing was measured here")
 
 
-def _calls(settings: list[str] | None, out: Output) -> list[ProjectCall]:
+def _calls(settings: list[str] | None) -> list[ProjectCall]:
     from aifx.config import load_config
     from aifx.core.project import find_project
     from aifx.kernels.choice import project_calls
     from aifx.machine.compilation_cache import enable_compilation_cache
 
     project = find_project()
-    enable_compilation_cache(out.say)
-    return project_calls(project, load_config(project, settings or ()), say=out.say)
+    enable_compilation_cache()
+    return project_calls(project, load_config(project, settings or ()))
 
 
 def _limits() -> list[dict[str, Any]]:

@@ -91,7 +91,7 @@ def predict(
         directory = project.existing_run(run)
         from aifx.loading import load_model
 
-        model = load_model(directory, project, step=at, which=which, overrides=tuple(set_ or ()), say=out.say)
+        model = load_model(directory, project, step=at, which=which, overrides=tuple(set_ or ()))
         with _writing(out, output) as write:
             count = _write(model.predict_rows(model.read(files)), write)
         out.document({"run": model.run, "step": model.step, "predictions": count, "output": str(output)})

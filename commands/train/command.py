@@ -120,7 +120,6 @@ def _train(
             fork_from=name if fork is not None else None,
             fork_at=at if at is not None else which or "last",
             observers=[progress],
-            say=progress.say,
             stop=stop,
             profile=profile,
         )

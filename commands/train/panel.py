@@ -32,8 +32,6 @@ MAX_WIDTH = 100
 class Progress(Protocol):
     """An observer of a run that also shows what comes before it."""
 
-    def say(self, text: str) -> None: ...
-
     def start(self, info: RunInfo) -> None: ...
 
     def record(self, record: Record) -> None: ...
@@ -69,15 +67,12 @@ class Lines:
         self._first_step = 0
         self._num_steps = 0
 
-    def say(self, text: str) -> None:
-        self._out.say(text)
-
     def start(self, info: RunInfo) -> None:
         self._first_step, self._num_steps = info.first_step, info.num_steps
         at = f", from step {info.first_step}" if info.first_step else ""
-        self.say(f"run {info.run.name}: {info.num_parameters:,} parameters, {info.num_steps} steps{at}")
-        self.say(f"{info.devices}, {info.dtype} computation")
-        self.say(info.mfu_formula)
+        self._out.say(f"run {info.run.name}: {info.num_parameters:,} parameters, {info.num_steps} steps{at}")
+        self._out.say(f"{info.devices}, {info.dtype} computation")
+        self._out.say(info.mfu_formula)
 
     def record(self, record: Record) -> None:
         now = time.monotonic()
@@ -87,11 +82,11 @@ class Lines:
             from aifx.training.observers import line_of
 
             self._last = now
-            self.say(line_of(record))
+            self._out.say(line_of(record))
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name == "checkpoint" and time.monotonic() - self._last >= 1.0:
-            self.say(f"checkpoint of step {fields['step']} saved")
+            self._out.say(f"checkpoint of step {fields['step']} saved")
 
     def stop(self, result: TrainResult | None) -> None:
         pass
@@ -140,15 +135,12 @@ class Panel:
         self._activity: Activity | None = None
         self._resumed_at = 0.0
 
-    def say(self, text: str) -> None:
-        self._console.print(text, style="dim", soft_wrap=True)
-
     def start(self, info: RunInfo) -> None:
         self._info = info
         self._phase = ""
         self._resumed_at = time.monotonic()
         for line in (f"{info.devices}, {info.dtype} computation, {info.num_parameters:,} parameters", info.mfu_formula):
-            self.say(line)
+            self._console.print(line, style="dim", soft_wrap=True)
 
     def record(self, record: Record) -> None:
         self._curve.add(record.loss)

@@ -12,6 +12,7 @@ import numpy as np
 
 from aifx.checkpoint import Checkpoints
 from aifx.config.sections import CheckpointSection
+from aifx.core.logs import log_lines
 
 
 def state_of(step: int) -> dict[str, Any]:
@@ -21,25 +22,26 @@ def state_of(step: int) -> dict[str, Any]:
 
 
 def main(directory: Path) -> None:
-    def say(text: str) -> None:
+    def write(text: str) -> None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
     checkpoints = Checkpoints(
-        directory, CheckpointSection(keep_last=2, keep_best=1), on_commit=lambda info: say(f"committed {info.step}")
+        directory, CheckpointSection(keep_last=2, keep_best=1), on_commit=lambda info: write(f"committed {info.step}")
     )
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state_of(0))
-    found = checkpoints.latest_good(abstract, say=lambda text: say(f"damage {text}"))
+    with log_lines(write):
+        found = checkpoints.latest_good(abstract)
     step = found.step if found else 0
     if found:
         assert all(map(np.array_equal, jax.tree.leaves(found.state), jax.tree.leaves(state_of(step))))
         assert found.host == {"step": step}
     assert not list(directory.glob("*tmp*"))
-    say(f"found {step}")
+    write(f"found {step}")
     while True:
         step += 1
         checkpoints.save(step, state_of(step), host={"step": step}, validation_loss=1.0 + (step * 7 % 5))
-        say(f"saving {step}")
+        write(f"saving {step}")
 
 
 if __name__ == "__main__":

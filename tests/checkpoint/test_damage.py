@@ -92,16 +92,15 @@ def test_a_flipped_bit_in_an_array_is_silent_to_orbax(directory: Path) -> None:
     assert verification.damaged[0] in caught.value.why
 
 
-def test_a_damaged_newest_is_set_aside(directory: Path) -> None:
+def test_a_damaged_newest_is_set_aside(directory: Path, logged: list[str]) -> None:
     path = max(files_of(directory / "3"), key=lambda p: p.stat().st_size)
     flip(path, path.stat().st_size * 4)
-    words: list[str] = []
-    found = Checkpoints(directory, SECTION).latest_good(ABSTRACT, say=words.append)
+    found = Checkpoints(directory, SECTION).latest_good(ABSTRACT)
     assert found is not None
     assert found.step == 2
     assert int(found.state["step"]) == 2
-    assert "step 3 is damaged" in words[0]
-    assert "3.damaged" in words[0]
+    assert "step 3 is damaged" in logged[0]
+    assert "3.damaged" in logged[0]
     assert sorted(p.name for p in directory.iterdir()) == ["1", "2", "3.damaged"]
 
 
@@ -131,7 +130,7 @@ def test_missing_and_torn_files(directory: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["copied", "swapped", "renamed"])
-def test_a_checkpoint_under_another_step_is_damaged(directory: Path, how: str) -> None:
+def test_a_checkpoint_under_another_step_is_damaged(directory: Path, how: str, logged: list[str]) -> None:
     """Every byte is as it was saved, and the folder's name is not."""
     damaged, good = {"copied": ([3], 2), "swapped": ([2, 3], 1), "renamed": ([7], 2)}[how]
     match how:
@@ -148,11 +147,10 @@ def test_a_checkpoint_under_another_step_is_damaged(directory: Path, how: str) -
     assert [i.step for i in checkpoints.infos() if i.damaged] == damaged
     with pytest.raises(Damaged, match=r"checkpoint \S+ is damaged"):
         checkpoints.restore(damaged[-1], ABSTRACT)
-    words: list[str] = []
-    found = checkpoints.latest_good(ABSTRACT, say=words.append)
+    found = checkpoints.latest_good(ABSTRACT)
     assert found is not None
     assert (found.step, int(found.state["step"])) == (good, good)
-    assert "was saved as the checkpoint of step" in words[0]
+    assert "was saved as the checkpoint of step" in logged[0]
 
 
 def test_a_folder_with_a_padded_number_is_no_checkpoint(directory: Path) -> None:
@@ -160,12 +158,11 @@ def test_a_folder_with_a_padded_number_is_no_checkpoint(directory: Path) -> None
     assert Checkpoints(directory, SECTION).steps() == [1, 2, 3]
 
 
-def test_all_damaged_is_none_and_said(directory: Path) -> None:
+def test_all_damaged_is_none_and_said(directory: Path, logged: list[str]) -> None:
     for step in (1, 2, 3):
         (directory / str(step) / "manifest" / "manifest.json").write_text("{}")
-    words: list[str] = []
-    assert Checkpoints(directory, SECTION).latest_good(ABSTRACT, say=words.append) is None
-    assert len(words) == 3
+    assert Checkpoints(directory, SECTION).latest_good(ABSTRACT) is None
+    assert len(logged) == 3
 
 
 def test_a_second_damage_of_a_step_finds_a_name(directory: Path) -> None:

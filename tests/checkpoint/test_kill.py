@@ -29,7 +29,7 @@ def kill_one(directory: Path, word: str, delay_s: float) -> tuple[int, int]:
         time.sleep(delay_s)
         process.kill()
         lines += process.stdout.readlines()
-    assert not [line for line in lines if line.startswith("damage")]
+    assert not [line for line in lines if line.startswith("warning")]
     found = next(int(line.split()[1]) for line in lines if line.startswith("found"))
     committed = [int(line.split()[1]) for line in lines if line.startswith("committed") and line.endswith("\n")]
     return found, max(committed, default=found)

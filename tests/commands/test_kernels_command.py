@@ -100,9 +100,11 @@ def test_from_nothing_measured_to_winners_and_back(capsys: Any, project: Path) -
 def test_the_tables(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one call, since all of them take long to measure."""
     project = find_project()
-    calls = project_calls(project, load_config(project), say=lambda text: None)
+    calls = project_calls(project, load_config(project))
     monkeypatch.setattr("aifx.kernels.choice.project_calls", lambda *_, **__: calls[:1])
-    monkeypatch.setattr("aifx.kernels.choice.project_calls_isolated", lambda *_, **__: (current_device(), calls[:1]))
+    monkeypatch.setattr(
+        "aifx.kernels.choice.project_calls_isolated", lambda *_, **__: (current_device(), calls[:1], [])
+    )
     for command in ("explain", "tune", "ls"):
         assert run(["kernels", command]) == 0
         assert "xla" in capsys.readouterr().out

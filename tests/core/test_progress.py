@@ -57,7 +57,7 @@ def test_tokenizing_and_training_the_tokenizer_report_to_the_end(
     (tmp_path / "data/b.jsonl").write_text(json.dumps({"text": text}) + "\n")
     section = LanguageDataSection(seq_len=16, vocab_size=300, train=("data/*",))
     with listen(heard.append):
-        open_text(section, Project(tmp_path), tmp_path / "assets", say=str)
+        open_text(section, Project(tmp_path), tmp_path / "assets")
     shares: dict[str, float] = {}
     for progress in heard:
         if progress and progress.share is not None:

@@ -35,12 +35,10 @@ def write(project: Project) -> Callable[..., Path]:
 
 @pytest.fixture
 def open_(project: Project) -> Callable[..., TextData]:
-    """`open_text` with small defaults; collects what was said in `.said`."""
+    """`open_text` with small defaults."""
 
     def open_(assets: str = "assets", **keys: Any) -> TextData:
         section = LanguageDataSection(**{"seq_len": 16, "vocab_size": 300, **keys})
-        return open_text(section, project, project.root / assets, say=said.append)
+        return open_text(section, project, project.root / assets)
 
-    said: list[str] = []
-    open_.said = said  # type: ignore[attr-defined]
     return open_

@@ -79,13 +79,13 @@ def test_bytes_are_dropped_or_replaced_as_python_does(tmp_path_factory: pytest.T
     assert (bad.count if bad else 0) == len(content) - len(content.decode(errors="ignore").encode())
 
 
-def test_replaced_and_dropped_bytes_are_reported_per_file(write: Write, open_: Open) -> None:
+def test_replaced_and_dropped_bytes_are_reported_per_file(write: Write, open_: Open, logged: list[str]) -> None:
     write("a.txt", prose(2000).encode() + b"\xff\xfe")
     write("b.jsonl", json.dumps({"text": TEXT}).encode() + b'\n{"text": "caf\xe9"}\n')
     write("c.txt", prose(2000, 1))
     replaced = open_(train=("data/*",), errors="replace")
     dropped = open_(train=("data/*",), errors="skip")
-    assert [line for line in open_.said if "UTF-8" in line] == [  # type: ignore[attr-defined]
+    assert [line for line in logged if "UTF-8" in line] == [
         "data/a.txt: 2 bytes are not UTF-8; replaced by U+FFFD",
         "data/b.jsonl: 1 bytes are not UTF-8; replaced by U+FFFD",
         "data/a.txt: 2 bytes are not UTF-8; dropped",
@@ -151,13 +151,13 @@ def test_a_suffix_of_compression_alone_is_no_format(write: Write, open_: Open) -
         assert refusal(open_, f"data/{name}").what == f"data/{name}: {what}"
 
 
-def test_empty_files_of_a_glob_are_skipped_and_counted(write: Write, open_: Open) -> None:
+def test_empty_files_of_a_glob_are_skipped_and_counted(write: Write, open_: Open, logged: list[str]) -> None:
     write("a.txt", prose(2000))
     write("empty.txt", b"")
     write("mark.txt", MARK)
     write("none.txt.gz", gzip.compress(b""))
     data = open_(train=("data/*",))
-    assert "skipped 3 empty files: data/empty.txt, data/mark.txt, data/none.txt.gz" in open_.said  # type: ignore[attr-defined]
+    assert "skipped 3 empty files: data/empty.txt, data/mark.txt, data/none.txt.gz" in logged
     assert [file.name for file in data.corpus.files["train"]] == ["data/a.txt"]
     assert refusal(open_, "data/empty.txt").what == "data/empty.txt is empty"
     error = refusal(open_, "data/e*.txt")

@@ -42,7 +42,7 @@ def archive(**values: Any) -> bytes:
 
 def open_(project: Project, **keys: Any) -> ImageData:
     section = VisionDataSection(**{"image_size": (8, 6), "validation_fraction": 0.2, **keys})
-    return open_images(section, project, say=lambda text: None)
+    return open_images(section, project)
 
 
 def test_each_image_is_in_one_split(project: Project, write: Write) -> None:

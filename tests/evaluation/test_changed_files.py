@@ -59,8 +59,8 @@ def test_a_changed_file_is_refused(project: Path, change: Callable[[RunDirectory
     path = change(run)
     config = load_config(found, ["model.rope_theta=500000.0"] if change is change_theta else [], {})
     for use in (
-        lambda: evaluate(run, found, say=print),
-        lambda: load_generator(run, found, say=print),
+        lambda: evaluate(run, found),
+        lambda: load_generator(run, found),
         lambda: train(found, config, "main"),
     ):
         with pytest.raises(CheckpointError, match=re.escape(f"{path} is not what the checkpoint of step 12")) as error:
@@ -84,4 +84,4 @@ def test_each_checkpoint_names_the_kernel_choices_until_then(project: Path) -> N
     assert [m["run"]["kernels"][kind]["count"] for m in manifests] == [len(choices)] * 3
     assert len({json.dumps(m["run"]) for m in manifests}) == 1
     for step in (4, 8):
-        assert evaluate(run, Project(project), step=step, say=print).step == step
+        assert evaluate(run, Project(project), step=step).step == step

@@ -40,7 +40,7 @@ def test_people_get_tables_and_the_verdict(project: Path) -> None:
 def measure(project: Path, **options: Any) -> Report:
     """In this process, which has loaded everything already."""
     found = Project(project)
-    return evaluate(found.existing_run(), found, **({"say": lambda _: None} | options))
+    return evaluate(found.existing_run(), found, **options)
 
 
 def test_reports_of_a_step_stand_together(project: Path) -> None:
@@ -146,23 +146,21 @@ def test_scanned_layers_evaluate_alike(project: Path) -> None:
     assert scanned.metrics["loss"] == pytest.approx(measure(project).metrics["loss"], rel=1e-5)
 
 
-def test_data_that_changed_since_is_said(project: Path) -> None:
-    said: list[str] = []
-    measure(project, say=said.append)
-    assert not [line for line in said if "changed" in line]
+def test_data_that_changed_since_is_said(project: Path, logged: list[str]) -> None:
+    measure(project)
+    assert not [line for line in logged if "changed" in line]
     with (project / "data/whale.txt").open("a") as file:
         file.write("And I only am escaped alone to tell thee.\n")
-    measure(project, say=said.append)
-    assert [line for line in said if "the data has changed" in line]
-    said.clear()
-    measure(project, say=said.append, overrides=["data.eval_stride=8"])
-    assert [line for line in said if "the data has changed" in line]
+    measure(project)
+    assert [line for line in logged if "the data has changed" in line]
+    logged.clear()
+    measure(project, overrides=["data.eval_stride=8"])
+    assert [line for line in logged if "the data has changed" in line]
 
 
-def test_settings_that_only_change_how_a_split_is_read_are_no_change_of_data(project: Path) -> None:
-    said: list[str] = []
-    measure(project, say=said.append, overrides=["data.eval_stride=8", "eval.batch_size=4"])
-    assert not [line for line in said if "changed" in line]
+def test_settings_that_only_change_how_a_split_is_read_are_no_change_of_data(project: Path, logged: list[str]) -> None:
+    measure(project, overrides=["data.eval_stride=8", "eval.batch_size=4"])
+    assert not [line for line in logged if "changed" in line]
 
 
 @pytest.mark.parametrize("setting", ["data.test_fraction=0.9", "data.split=document", 'data.test=["data/whale.txt"]'])
@@ -215,13 +213,12 @@ def test_without_a_section_of_its_own_the_run_is_measured_as_it_was_set(project:
     assert report.metrics == whole.metrics
 
 
-def test_all_of_eval_is_as_it_is_set_now(project: Path) -> None:
-    said: list[str] = []
+def test_all_of_eval_is_as_it_is_set_now(project: Path, logged: list[str]) -> None:
     (project / "aifx.toml").write_text('[eval]\nsplit = "validation"\nbatch_size = 4\n[data]\nseq_len = 8\n')
-    report = measure(project, say=said.append)
+    report = measure(project)
     assert report.split == "validation"
     assert report.metrics["loss"] == pytest.approx(measure(project, split="validation").metrics["loss"], rel=1e-6)
-    assert not [line for line in said if "changed" in line]
+    assert not [line for line in logged if "changed" in line]
 
 
 @pytest.mark.parametrize(

@@ -172,33 +172,30 @@ def test_a_split_with_files_of_its_own_needs_no_training_text(tmp_path: Path) ->
     (tmp_path / "aifx.toml").write_text(CONFIG.replace("[data]", "[data]\ntest = ['held.txt']"))
     project = Project(tmp_path)
     config = load_config(project, [], {})
-    whole = create_task(config, project, tmp_path / "assets", say=str)
+    whole = create_task(config, project, tmp_path / "assets")
     (tmp_path / "data/whale.txt").unlink()
-    loaded = load_task(config, project, tmp_path / "assets", say=str)
-    alone = loaded.with_split("test", project, say=str)
+    loaded = load_task(config, project, tmp_path / "assets")
+    alone = loaded.with_split("test", project)
     assert alone is not None
     expected = whole.evaluation_source("test")
     source = alone.evaluation_source("test")
     assert source.num_batches == expected.num_batches
     for name, values in expected.read(0, slice(0, 8)).items():
         assert (source.read(0, slice(0, 8))[name] == values).all()
-    assert loaded.with_split("validation", project, say=str) is None
+    assert loaded.with_split("validation", project) is None
 
 
-def test_eval_without_the_training_text(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eval_without_the_training_text(project: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
     """The run's split is a part of the missing text, which stays the error, unless the split has files."""
     (project / "data/whale.txt").rename(project / "held.txt")
     failed = aifx(project, "eval")
     assert failed.returncode == 2
     assert "data.train" in failed.stderr
-    monkeypatch.setattr(
-        LanguageTask, "with_split", lambda self, split, found, *, say: self.with_data(project / "held.txt", say=say)
-    )
+    monkeypatch.setattr(LanguageTask, "with_split", lambda self, split, found: self.with_data(project / "held.txt"))
     found = Project(project)
-    said: list[str] = []
-    report = evaluate(found.existing_run(), found, say=said.append)
+    report = evaluate(found.existing_run(), found)
     assert report.metrics["bytes"] == (project / "held.txt").stat().st_size
-    assert [line for line in said if "without knowing what was trained on" in line]
+    assert [line for line in logged if "without knowing what was trained on" in line]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_caches_are_private_whatever_the_umask(cache: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        enable_compilation_cache(print)
+        enable_compilation_cache()
         with cache_folder(cache_path("tokens")):
             pass
     finally:
@@ -51,7 +51,7 @@ def test_a_folder_that_others_can_write_is_refused(cache: Path, name: str, mode:
     make_private(cache / "jax")
     (cache / name).chmod(mode)
     with pytest.raises(EnvironmentFault, match="is not used") as caught:
-        enable_compilation_cache(print)
+        enable_compilation_cache()
     assert who in caught.value.why
     assert caught.value.hint == f"chmod go-w {cache / name}"
     assert jax.config.jax_compilation_cache_dir is None
@@ -78,4 +78,4 @@ def test_the_folder_that_the_operator_names_for_jax_is_checked_too(tmp_path: Pat
     (tmp_path / "shared").chmod(0o777)
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "shared"))
     with pytest.raises(EnvironmentFault, match="shared is not used"):
-        enable_compilation_cache(print)
+        enable_compilation_cache()

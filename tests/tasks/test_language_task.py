@@ -31,7 +31,7 @@ def open_task(root: Path, *overrides: str) -> LanguageTask:
     tiny = ["data.vocab_size=300", "data.seq_len=32", "model.num_layers=1", "model.embed_dim=16", "model.num_heads=2"]
     project = Project(root)
     config = load_config(project, [*tiny, "train.global_batch_size=4", *overrides], {})
-    task = create_task(config, project, root / "assets", say=lambda _: None)
+    task = create_task(config, project, root / "assets")
     assert isinstance(task, LanguageTask)
     return task
 

@@ -110,7 +110,7 @@ def check_new_data(project: Path) -> None:
 
 def open_task(project: Path) -> None:
     found = Project(project)
-    create_task(load_config(found, [], {}), found, project / "assets", say=lambda _: None)
+    create_task(load_config(found, [], {}), found, project / "assets")
 
 
 @pytest.mark.parametrize(

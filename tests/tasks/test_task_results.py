@@ -80,7 +80,7 @@ def task_of(root: Path, old: str, new: str) -> Any:
     assert old in code
     (root / "tiny_again.py").write_text(code.replace(old, new))
     project = Project(root)
-    return create_task(load_config(project, [], {}), project, root / "assets", say=str)
+    return create_task(load_config(project, [], {}), project, root / "assets")
 
 
 def test_a_wrong_result_is_named_with_its_place(root: Path) -> None:

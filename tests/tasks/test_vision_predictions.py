@@ -41,13 +41,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = Project(root)
     config = load_config(found, [], {})
     run = found.run("main")
-    task = create_task(config, found, run.assets, say=str)
+    task = create_task(config, found, run.assets)
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
     checkpoints.bind(open_digests(run, config, is_fresh=True).binding)
     checkpoints.save(1, {"params": init_params(task.model.specs(), jax.random.key(0))}, host={})
     checkpoints.close()
     write_text(run.config, config.to_toml())
-    (root / "test_report.json").write_text(json.dumps(evaluate(run, found, say=str).metrics))
+    (root / "test_report.json").write_text(json.dumps(evaluate(run, found).metrics))
     np.savez_compressed(root / "new.npz", images=arrays["test_images"][:50], labels=arrays["test_labels"][:50])
     np.save(root / "new.npy", arrays["test_images"][:50])
     (root / "data/images.npz").rename(root / "archive.npz")
@@ -85,7 +85,7 @@ def test_the_same_images_have_the_same_predictions_in_every_format(project: Path
 
 def test_a_data_set_is_measured_as_the_split_it_is(project: Path, model: LoadedModel) -> None:
     found = Project(project)
-    report = evaluate_files(found.existing_run("main"), found, [project / "new.npz", project / "archive.npz"], say=str)
+    report = evaluate_files(found.existing_run("main"), found, [project / "new.npz", project / "archive.npz"])
     whole = json.loads((project / "test_report.json").read_text())
     assert [dict(data.metrics) for data in report.datasets] == [whole, whole]
     labels = np.load(project / "new.npz")["labels"]
@@ -163,5 +163,5 @@ def test_data_sets_that_do_not_fit(project: Path, tmp_path: Path, arrays: dict[s
     np.savez(tmp_path / "odd.npz", **arrays)
     found = Project(project)
     with pytest.raises(DataError) as caught:
-        evaluate_files(found.existing_run("main"), found, [tmp_path / "odd.npz"], say=str)
+        evaluate_files(found.existing_run("main"), found, [tmp_path / "odd.npz"])
     assert word in str(caught.value)

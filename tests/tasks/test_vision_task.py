@@ -27,7 +27,7 @@ def task(tmp_path: Path) -> VisionTask:
     (tmp_path / "aifx.toml").write_text("[task]\nkind = 'vision'\n[model]\nchannels = [4, 4]\n")
     project = Project(tmp_path)
     config = load_config(project, ["train.global_batch_size=16"], {})
-    made = create_task(config, project, tmp_path / "assets", say=lambda _: None)
+    made = create_task(config, project, tmp_path / "assets")
     assert isinstance(made, VisionTask)
     return made
 

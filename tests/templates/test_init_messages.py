@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def test_of_copier_only_the_templates_messages_are_shown(
     assert "\x1b" not in out
     assert out.count("notes.txt") == 1
     out, err = init(capsys, "other", "--template", str(template), "--answer", "owner=me", "--json")
-    assert err == ""
+    assert err == "before\nafter me\n"
+    assert json.loads(out)["schema_version"] == 1
 
 
 def test_a_file_url_is_a_folder(template: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ class Tiny:
         from aifx.training.step import make_step_spec
 
         config = self.config(*settings)
-        task = create_task(config, self.project, self.root, say=str)
+        task = create_task(config, self.project, self.root)
         return make_step_spec(config, task, make_mesh(devices))  # type: ignore[arg-type]
 
     def records(self, run: str = "main") -> list[dict[str, Any]]:

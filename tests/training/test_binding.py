@@ -44,15 +44,14 @@ def test_a_run_that_nobody_touched_goes_on(trained) -> None:
     assert not [e for e in trained.events() if e["event"] in ("settings_changed", "kernel_replaced")]
 
 
-def test_a_setting_that_was_changed_in_the_run_and_the_project_is_refused(trained) -> None:
+def test_a_setting_that_was_changed_in_the_run_and_the_project_is_refused(trained, logged: list[str]) -> None:
     run = trained.run()
     edit(run.config, r"noise = 0.1", "noise = 0.5")
     error = refused(trained, run.config, "data.noise=0.5")
     assert error.why == "data.noise = 0.5, and was 0.1"
-    said: list[str] = []
-    fork = trained.train("data.noise=0.5", run="fork", fork_from="main", say=said.append)
+    fork = trained.train("data.noise=0.5", run="fork", fork_from="main")
     assert (fork.status, fork.resumed_from) == ("completed", 8)
-    assert any("data.noise = 0.5, and was 0.1); the fork goes on with it as it is" in line for line in said)
+    assert any("data.noise = 0.5, and was 0.1); the fork goes on with it as it is" in line for line in logged)
     assert trained.train("data.noise=0.5", run="fork").already
 
 
@@ -84,9 +83,8 @@ def test_a_checkpoint_of_another_run_is_refused(trained, ended: Path) -> None:
         trained.train("checkpoint.keep_best=0")
 
 
-def test_settings_that_may_change_are_reported(trained) -> None:
-    said: list[str] = []
-    result = trained.train("checkpoint.keep_best=1", "checkpoint.every=3", "model.scan_layers=true", say=said.append)
+def test_settings_that_may_change_are_reported(trained, logged: list[str]) -> None:
+    result = trained.train("checkpoint.keep_best=1", "checkpoint.every=3", "model.scan_layers=true")
     assert (result.status, result.resumed_from) == ("completed", 8)
     (event,) = [e for e in trained.events() if e["event"] == "settings_changed"]
     assert event["changes"] == [
@@ -96,7 +94,7 @@ def test_settings_that_may_change_are_reported(trained) -> None:
     ]
     assert (
         "settings changed since the run was last trained: checkpoint.every = 4 -> 3, checkpoint.keep_best"
-        in "".join(said)
+        in "".join(logged)
     )
 
 

@@ -107,17 +107,18 @@ def test_other_text_keeps_the_tokenizer(project: Project) -> None:
     assert kept.read_bytes() == taken.read_bytes()
 
 
-def test_text_that_the_origin_may_have_learnt_is_told(project: Project) -> None:
-    told: list[str] = []
+def test_text_that_the_origin_may_have_learnt_is_told(project: Project, logged: list[str]) -> None:
 
     def fork_to(name: str, *settings: str) -> None:
         config = load_config(project, ["train.num_steps=3", *settings], {})
-        train(project, config, name, fork_from="main", say=told.append)
+        train(project, config, name, fork_from="main")
 
     fork_to("same")
-    assert not any("learnt" in text for text in told)
+    assert not any("learnt" in text for text in logged)
     fork_to("divided", "data.test_fraction=0.3")
-    assert any("not what run main was trained on: what is held out now may be what it learnt" in text for text in told)
+    assert any(
+        "not what run main was trained on: what is held out now may be what it learnt" in text for text in logged
+    )
 
 
 def test_where_a_fork_begins(trained) -> None:

@@ -49,7 +49,7 @@ CALL = Call(1, 8, 8, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)
 
 def choose(project: Project, *settings: str, keep: bool = True) -> Choice:
     config = load_config(project, [*settings])
-    with using(run_choices(project.run("main"), config, say=print, keep=keep)):
+    with using(run_choices(project.run("main"), config, keep=keep)):
         return choose_implementation(ATTENTION, CALL, "auto")
 
 
@@ -94,7 +94,7 @@ def test_what_another_device_chose_is_not_taken(tmp_path: Path, monkeypatch) -> 
     assert choose(project).implementation == "xla"
 
 
-def test_a_choice_that_this_version_no_longer_has_is_replaced(tmp_path: Path, monkeypatch) -> None:
+def test_a_choice_that_this_version_no_longer_has_is_replaced(tmp_path: Path, monkeypatch, logged: list[str]) -> None:
     project = open_project(tmp_path, monkeypatch)
     choose(project)
     path = project.run("main").kernels
@@ -102,12 +102,11 @@ def test_a_choice_that_this_version_no_longer_has_is_replaced(tmp_path: Path, mo
     ((kind, (entry,)),) = document["devices"].items()
     path.write_text(json.dumps(document | {"devices": {kind: [{**entry, "implementation": "pallas_vpu"}]}}))
     before = kernel_digest(json.loads(path.read_text())["devices"][kind])
-    said: list[str] = []
     events: list[Mapping[str, Any]] = []
-    choices = run_choices(project.run("main"), load_config(project), say=said.append, on_replacement=events.append)
+    choices = run_choices(project.run("main"), load_config(project), on_replacement=events.append)
     with using(choices):
         assert choose_implementation(ATTENTION, CALL, "auto").implementation == "xla"
-    assert "pallas_vpu, chosen before, cannot take this call (there is no such implementation)" in said[0]
+    assert "pallas_vpu, chosen before, cannot take this call (there is no such implementation)" in logged[0]
     assert [(e["op"], e["old"]["implementation"], e["new"]["implementation"]) for e in events] == [
         ("attention", "pallas_vpu", "xla")
     ]
@@ -117,13 +116,15 @@ def test_a_choice_that_this_version_no_longer_has_is_replaced(tmp_path: Path, mo
     assert choose(project).implementation == "xla"
 
 
-def test_a_configuration_that_a_kernel_no_longer_has_is_replaced(tmp_path: Path, monkeypatch) -> None:
+def test_a_configuration_that_a_kernel_no_longer_has_is_replaced(
+    tmp_path: Path, monkeypatch, logged: list[str]
+) -> None:
     """Before, the kernel looked for its block sizes in it: KeyError."""
     project = open_project(tmp_path, monkeypatch)
     run, call = project.run("main"), small_cases(SWIGLU)[0].call("float32")
     monkeypatch.setenv("AIFX_KERNELS__SWIGLU", "pallas_triton")
     with interpreting(make_device("gpu", "NVIDIA H100 80GB HBM3")):
-        with using(run_choices(run, load_config(project), say=print)):
+        with using(run_choices(run, load_config(project))):
             first = choose_implementation(SWIGLU, call, "auto")
         document = json.loads(run.kernels.read_text())
         ((kind, (entry,)),) = document["devices"].items()
@@ -132,15 +133,14 @@ def test_a_configuration_that_a_kernel_no_longer_has_is_replaced(tmp_path: Path,
         old = {**entry, "config": {"block_m": 64}, "source": "of last year"}
         run.kernels.write_text(json.dumps(document | {"devices": {kind: [old]}}))
         before = kernel_digest([old])
-        said: list[str] = []
         events: list[Mapping[str, Any]] = []
-        with using(run_choices(run, load_config(project), say=said.append, on_replacement=events.append)):
+        with using(run_choices(run, load_config(project), on_replacement=events.append)):
             operands = [jax.ShapeDtypeStruct(s, "float32") for s in ((32, 16), (16, 64), (16, 64))]
             jax.eval_shape(swiglu, *operands)
             assert choose_implementation(SWIGLU, call, "auto") == first
-    assert said == [
-        "swiglu: pallas_triton, chosen before, cannot take this call (it has changed, and block_m=64 is no longer "
-        "offered); it runs as pallas_triton"
+    assert logged == [
+        "warning: swiglu: pallas_triton, chosen before, cannot take this call (it has changed, and block_m=64 is no "
+        "longer offered); it runs as pallas_triton"
     ]
     assert [(e["op"], e["old"]["config"], e["new"]["config"]) for e in events] == [
         ("swiglu", {"block_m": 64}, entry["config"])
@@ -150,19 +150,16 @@ def test_a_configuration_that_a_kernel_no_longer_has_is_replaced(tmp_path: Path,
     assert kernel_digest(kept[: before["count"]]) == before, "an earlier checkpoint names the choice that was replaced"
 
 
-def test_a_configuration_that_a_changed_kernel_still_has_stays(tmp_path: Path, monkeypatch) -> None:
+def test_a_configuration_that_a_changed_kernel_still_has_stays(tmp_path: Path, monkeypatch, logged: list[str]) -> None:
     project = open_project(tmp_path, monkeypatch)
     first = choose(project)
     path = project.run("main").kernels
     document = json.loads(path.read_text())
     ((kind, (entry,)),) = document["devices"].items()
     path.write_text(json.dumps(document | {"devices": {kind: [{**entry, "source": "of last year"}]}}))
-    with using(run_choices(project.run("main"), load_config(project), say=raising)):
+    with using(run_choices(project.run("main"), load_config(project))):
         assert choose_implementation(ATTENTION, CALL, "auto") == first
-
-
-def raising(text: str) -> None:
-    raise AssertionError(text)
+    assert not logged
 
 
 def test_each_op_has_its_key() -> None:
@@ -172,38 +169,36 @@ def test_each_op_has_its_key() -> None:
         assert {"auto", *OPS[name].implementations} == set(get_args(field.annotation)), name
 
 
-def test_a_new_run_tries_kernels_on_a_device_that_nothing_was_measured_on(tiny, monkeypatch) -> None:
+def test_a_new_run_tries_kernels_on_a_device_that_nothing_was_measured_on(tiny, monkeypatch, logged: list[str]) -> None:
     """In another process, since the kernel may crash or hang. A later run takes the verdict."""
     monkeypatch.setattr("aifx.kernels.verification.may_have_accelerator", lambda: True)
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tiny.root / "cache"))
     with (tiny.root / "tiny.py").open("a") as file:
         file.write(ODD_TASK)
     settings = ["task.kind=tiny:OddTask", "train.num_steps=2", "train.validate_every=0"]
-    said: list[str] = []
-    assert tiny.train(*settings, say=said.append).status == "completed"
-    assert any("quick: off fails on cpu (its results are 2.5e-01 from XLA's), and is not used" in s for s in said)
+    assert tiny.train(*settings).status == "completed"
+    assert any("quick: off fails on cpu (its results are 2.5e-01 from XLA's), and is not used" in s for s in logged)
     assert "off fails on cpu" in tiny.run().log.read_text()
     for run in ("main", "second"):
         (entry,) = json.loads(tiny.run(run).kernels.read_text())["devices"]["cpu"]
         assert (entry["implementation"], entry["reason"]) == ("good", "verified: on cpu it computes what XLA does")
-        said.clear()
-        tiny.train(*settings, run="second", say=said.append)
-        assert not any("quick" in text for text in said)
+        logged.clear()
+        tiny.train(*settings, run="second")
+        assert not any("quick" in text for text in logged)
 
 
 @pytest.mark.parametrize("problem", ["cache", "process"])
-def test_a_run_whose_kernels_cannot_be_verified_goes_on(tiny, problem: str, monkeypatch) -> None:
+def test_a_run_whose_kernels_cannot_be_verified_goes_on(tiny, problem: str, monkeypatch, logged: list[str]) -> None:
     monkeypatch.setattr("aifx.kernels.verification.may_have_accelerator", lambda: True)
     monkeypatch.setenv("AIFX_CACHE_DIR", str(tiny.root / ("aifx.toml" if problem == "cache" else "cache")))
     if problem == "process":
-        called = (current_device(), [ProjectCall(odd_op.QUICK, odd_op.Call(8), Choice("xla"), ("training",))])
+        called = (current_device(), [ProjectCall(odd_op.QUICK, odd_op.Call(8), Choice("xla"), ("training",))], [])
         monkeypatch.setattr("aifx.kernels.verification.project_calls_isolated", lambda *_, **__: called)
         monkeypatch.setattr("jax_kernels.trials.START_S", 0.0)
-    said: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert tiny.train("train.num_steps=2", "train.validate_every=0", say=said.append).status == "completed"
-    (text,) = (text for text in said if "verified" in text)
+        assert tiny.train("train.num_steps=2", "train.validate_every=0").status == "completed"
+    (text,) = (text for text in logged if "verified" in text)
     assert ("no verdict can be kept" if problem == "cache" else "does not start") in text
     assert TuningCache(winners_path(), current_device()).document() == {"winners": {}, "failed": {}}
 
@@ -218,12 +213,13 @@ import jax._src.xla_bridge
 from aifx.kernels import verification as kernel_verification
 from aifx.config import load_config
 from aifx.core.errors import AifxError
+from aifx.core.logs import log_lines
 from aifx.core.project import Project
 
 rank, port, root, cache = sys.argv[1:]
 os.environ["AIFX_CACHE_DIR"] = cache
 jax.distributed.initialize(f"localhost:{port}", 2, int(rank))
-project, said, caught = Project(Path(root)), [], []
+project, logged, caught = Project(Path(root)), [], []
 kernel_verification.may_have_accelerator = lambda: True
 if rank == "1":
     kernel_verification.Apart = kernel_verification.project_calls_isolated = None
@@ -232,10 +228,11 @@ for attempt in range(2):
     if attempt == 1 and rank == "0":
         kernel_verification.make_private = None
     try:
-        kernel_verification.verify_kernels(project, config, project.run("main"), say=said.append)
+        with log_lines(logged.append):
+            kernel_verification.verify_kernels(project, config, project.run("main"))
     except (AifxError, TypeError) as error:
         caught.append(str(error))
-print(json.dumps([said, caught, jax._src.xla_bridge.backends_are_initialized()]))
+print(json.dumps([logged, caught, jax._src.xla_bridge.backends_are_initialized()]))
 jax.distributed.shutdown()
 """
 

@@ -25,7 +25,7 @@ from aifx.training.step import lower_step, make_step, mean_gradients, mean_loss
 @pytest.fixture(scope="module", autouse=True)
 def _kept_programs() -> None:
     """Keep compiled programs, as training does: several tests compile the same."""
-    enable_compilation_cache(str)
+    enable_compilation_cache()
 
 
 def batches(step_spec: Any, count: int) -> list[Any]:

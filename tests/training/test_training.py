@@ -152,17 +152,16 @@ def test_what_was_written_beyond_the_checkpoint_is_written_again(halted, whole) 
     assert halted.records() == whole.records
 
 
-def test_scan_layers_may_change_in_the_middle(halted, whole) -> None:
-    said: list[str] = []
+def test_scan_layers_may_change_in_the_middle(halted, whole, logged: list[str]) -> None:
     observer = StopAt(8)
     scanned = ["model.scan_layers=true", "log.every=2"]
-    halted.train(*scanned, say=said.append, observers=[observer], stop=observer.stop_signals)
-    (line,) = [line for line in said if "last bits" in line]
+    halted.train(*scanned, observers=[observer], stop=observer.stop_signals)
+    (line,) = [line for line in logged if "last bits" in line]
     assert line.startswith("model.scan_layers = false -> true")
     assert "log.every" not in line
-    said.clear()
-    last = halted.train(*scanned, say=said.append)
-    assert not [line for line in said if "last bits" in line], "it changed before, and that was said"
+    logged.clear()
+    last = halted.train(*scanned)
+    assert not [line for line in logged if "last bits" in line], "it changed before, and that was logged"
     assert last.status == "completed"
     assert last.loss == pytest.approx(whole.result.loss, rel=1e-4)
 
@@ -189,13 +188,12 @@ def test_changed_data_is_refused(halted) -> None:
         halted.train()
 
 
-def test_a_changed_environment_is_said(halted) -> None:
+def test_a_changed_environment_is_said(halted, logged: list[str]) -> None:
     provenance = json.loads(halted.run().provenance.read_text())
     provenance["versions"]["jax"] = "0.0.1"
     halted.run().provenance.write_text(json.dumps(provenance))
-    said: list[str] = []
-    halted.train(say=said.append)
-    assert any("jax: 0.0.1" in line and "bit for bit" in line for line in said)
+    halted.train()
+    assert any("jax: 0.0.1" in line and "bit for bit" in line for line in logged)
 
 
 def test_fork(trained) -> None:
@@ -209,11 +207,10 @@ def test_fork(trained) -> None:
         trained.train(run="other", fork_from="main")
 
 
-def test_fork_with_another_optimizer_begins_its_state_anew(trained) -> None:
-    said: list[str] = []
+def test_fork_with_another_optimizer_begins_its_state_anew(trained, logged: list[str]) -> None:
     settings = ["train.num_steps=16", "optimizer.kind=muon"]
-    assert trained.train(*settings, run="muon", fork_from="main", say=said.append).status == "completed"
-    assert any("optimizer" in line for line in said)
+    assert trained.train(*settings, run="muon", fork_from="main").status == "completed"
+    assert any("optimizer" in line for line in logged)
     with pytest.raises(CheckpointError):
         trained.train("train.num_steps=16", "model.width=16", run="wide", fork_from="main")
     assert not trained.run("wide").exists()
@@ -331,14 +328,13 @@ def test_batches_that_do_not_fit(tiny) -> None:
         tiny.train("train.devices=64")
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny, whole) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny, whole, logged: list[str]) -> None:
     first = stopped(tiny, 9)
     newest: Path = tiny.run().checkpoints / str(first.step)
     (newest / "manifest" / "manifest.json").write_text("{}")
-    said: list[str] = []
-    second = tiny.train(say=said.append)
+    second = tiny.train()
     assert second.resumed_from < first.step
-    assert any("damaged" in line for line in said)
+    assert any("damaged" in line for line in logged)
     assert second.state_digest == whole.result.state_digest
     assert tiny.records() == whole.records
 

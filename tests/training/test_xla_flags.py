@@ -22,7 +22,7 @@ from aifx.training.step import make_step_spec, make_step
 
 project, mesh = Project(Path.cwd()), make_mesh()
 config = load_config(project, [], {})
-step_spec = make_step_spec(config, create_task(config, project, Path.cwd(), say=str), mesh)
+step_spec = make_step_spec(config, create_task(config, project, Path.cwd()), mesh)
 state = jax.jit(lambda: initial_state(step_spec.specs, step_spec.optimizer, step_spec.seed))()
 step, source = jax.jit(make_step(step_spec)), step_spec.task.source("train")
 losses = []

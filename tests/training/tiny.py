@@ -105,7 +105,7 @@ class TinyTask(Task):
         self.config, self.model = config, TinyModel(config.model)
 
     @classmethod
-    def create(cls, config, project, assets, *, say):
+    def create(cls, config, project, assets):
         return cls(config)
 
     def source(self, split):

@@ -51,7 +51,7 @@ class Subject:
         check_batch_fits(config.train.global_batch_size, config.train.gradient_accumulation, mesh)
         run = RunDirectory(folder)
         run.assets.mkdir(parents=True, exist_ok=True)
-        task = create_task(config, bench.project, run.assets, say=bench.say)
+        task = create_task(config, bench.project, run.assets)
         self.config, self.run = config, run
         self.step_spec = make_step_spec(config, task, mesh)
         self.abstract = abstract_state(self.step_spec.specs, self.step_spec.optimizer, mesh)
@@ -60,7 +60,7 @@ class Subject:
         self.batches = [self.source.read(number, self.rows) for number in range(NUM_BATCHES)]
         self.units = float(np.mean([task.units(batch) for batch in self.batches]))
         self.info = run_info(run, config, self.step_spec)
-        self._choices = run_choices(run, config, say=bench.say, mesh=mesh)
+        self._choices = run_choices(run, config, mesh=mesh)
         with using(self._choices):
             started = time.perf_counter()
             lowered = lower_step(self.step_spec, self.abstract, self.batches[0])

@@ -1,0 +1,73 @@
+"""Where the log of aifx goes: each module logs to `logging.getLogger(__name__)`, a command or a run takes the lines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LOGGER = logging.getLogger("aifx")
+
+
+class LineHandler(logging.Handler):
+    """Calls `write` with each record as text. What `write` raises reaches whoever logged."""
+
+    def __init__(self, write: Callable[[str], None], formatter: logging.Formatter | None = None) -> None:
+        super().__init__()
+        self._write = write
+        self.setFormatter(formatter)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write(self.format(record))
+
+
+class LineFormatter(logging.Formatter):
+    """The message as it is, after "warning: " if it is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"warning: {text}" if record.levelno >= logging.WARNING else text
+
+
+@contextmanager
+def log_lines(write: Callable[[str], None], *, propagate: bool = True) -> Iterator[None]:
+    """Call `write` with each line that aifx logs. `propagate` is that of `log_to`."""
+    with log_to(LineHandler(write, LineFormatter()), propagate=propagate):
+        yield
+
+
+@contextmanager
+def log_to(handler: logging.Handler, *, propagate: bool = True) -> Iterator[None]:
+    """Give `handler` what aifx logs at level INFO or above.
+
+    Args:
+        propagate: also give it to the handlers of the root logger. Some packages install one when they are imported.
+    """
+    level, propagate_before = LOGGER.level, LOGGER.propagate
+    if not LOGGER.isEnabledFor(logging.INFO):
+        LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = LOGGER.propagate and propagate
+    LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+        LOGGER.propagate = propagate_before
+
+
+@contextmanager
+def python_warnings(write: Callable[[str], None]) -> Iterator[None]:
+    """Turn Python's warnings into log records of "py.warnings", and call `write` with those that no filter takes."""
+    logger = logging.getLogger("py.warnings")
+    handler = LineHandler(lambda text: write(text.rstrip("\n")))
+    before = logger.propagate
+    logging.captureWarnings(True)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+        logging.captureWarnings(False)
