@@ -37,6 +37,16 @@ class Finding:
     action: str
     explained_by: str = ""
 
+    @property
+    def headline(self) -> str:
+        """The device and what is wrong with it."""
+        return headline(self.device, self.summary)
+
+
+def headline(device: str, summary: str) -> str:
+    """Return `device: summary`, or the summary alone if it names the device."""
+    return summary if not device or device in summary else f"{device}: {summary}"
+
 
 @dataclass(frozen=True)
 class Skipped:

@@ -9,15 +9,18 @@ A drain is ours when its reason begins with `aifx:`. Others are left as they are
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.executables import find_program
 from aifx.core.processes import run
 from aifx.core.sanitize import one_line
+from aifx.health.isolated_check import Asked, run_isolated_check
+from aifx.health.report import headline
 from aifx.health.rules import fits
 
 MARK = "aifx:"
@@ -25,6 +28,9 @@ REASON_LENGTH = 200
 SCONTROL_LIMIT_S = 5.0
 FOLDERS = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/opt/slurm/bin")
 """Where Slurm's commands are looked for after PATH, which a program that slurmd starts does not have."""
+
+LEFT_OUT = ("jax", "project")
+"""Families that start programs on devices which a job may be using, or are about a folder: only if they are named."""
 
 DRAINED = {"DRAIN", "DRAINING", "DRAINED"}
 OUT_OF_SERVICE = {"DOWN", "FAIL", "FAILING", "ERROR", "FUTURE", "POWERED_DOWN", "POWERING_DOWN", "REBOOT_ISSUED"}
@@ -101,13 +107,8 @@ def verdict_of(report: dict[str, Any], rules: Iterable[str]) -> Verdict:
     unknown = {finding["id"] for finding in findings if finding["severity"] == "unknown"}
     skipped = [one["id"] for one in report["skipped"]]
     judged = (rule for rule in rules if rule not in unknown and not any(fits(rule, skip) for skip in skipped))
-    critical = [(f["id"], _summary(f)) for f in findings if f["severity"] == "critical"]
+    critical = [(f["id"], headline(f["device"], f["summary"])) for f in findings if f["severity"] == "critical"]
     return Verdict(report["status"], tuple(critical), frozenset(judged))
-
-
-def _summary(finding: dict[str, Any]) -> str:
-    device, summary = finding["device"], finding["summary"]
-    return summary if not device or device in summary else f"{device}: {summary}"
 
 
 def step_for(verdict: Verdict, node: Node, *, may_resume: bool) -> Step:
@@ -133,6 +134,29 @@ def step_for(verdict: Verdict, node: Node, *, may_resume: bool) -> Step:
     if not may_resume:
         return Step("nothing", f"{verdict.status} again, without --resume left drained: {node.reason}")
     return Step("resume", f"{verdict.status} again: {node.reason}")
+
+
+def node_name() -> str:
+    """Return this node's name in Slurm: what slurmd says, otherwise the host's name up to the first dot."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node().split(".")[0]
+
+
+def check_within(limit_s: float, asked: Asked) -> Verdict:
+    """Check this node without the families that could disturb a job. Raises EnvironmentFault without a verdict."""
+    return verdict_of(*run_isolated_check(replace(asked, leave_out=LEFT_OUT), limit_s))
+
+
+def act(verdict: Verdict, name: str, *, may_resume: bool, dry_run: bool) -> Step:
+    """Drain or resume a node as its verdict requires, and return what was done. Raises EnvironmentFault.
+
+    Slurm is asked only if the verdict could change something there.
+    """
+    if verdict.status != "unhealthy" and not may_resume:
+        return Step("nothing", verdict.status)
+    step = step_for(verdict, show(name), may_resume=may_resume)
+    if not dry_run and (arguments := step.arguments(name)):
+        scontrol(arguments)
+    return step
 
 
 def parse_node(text: str) -> Node:

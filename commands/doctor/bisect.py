@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from aifx.commands.console.options import JsonOption
+from aifx.commands.console.options import JsonOption, option_group
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import Output, terminal
 from aifx.commands.doctor.options import HostsOption, RemoteOption, SlurmOption, exit_code
@@ -30,15 +31,18 @@ class Over(Enum):
     TCP = "tcp"
 
 
-def bisect(
-    hosts: HostsOption = None,
-    slurm: SlurmOption = False,
+@dataclass(frozen=True)
+class BisectOptions:
+    """Which nodes are tested and how: one option per attribute."""
+
+    hosts: HostsOption = None
+    slurm: SlurmOption = False
     budget: Annotated[
         float, typer.Option("--budget", metavar="SECONDS", min=0, help="Limit the time of all tests.")
-    ] = BUDGET_S,
-    limit: Annotated[
-        float, typer.Option("--limit", metavar="SECONDS", min=1, help="Limit the time of one test.")
-    ] = 120.0,
+    ] = BUDGET_S
+    limit: Annotated[float, typer.Option("--limit", metavar="SECONDS", min=1, help="Limit the time of one test.")] = (
+        120.0
+    )
     expect: Annotated[
         float,
         typer.Option(
@@ -47,20 +51,23 @@ def bisect(
             min=0,
             help="Expect this bus bandwidth of all nodes together; 0 if it is unknown.",
         ),
-    ] = 0.0,
+    ] = 0.0
     margin: Annotated[
         float,
         typer.Option(
-            "--margin", metavar="PERCENT", min=1, max=99,
+            "--margin",
+            metavar="PERCENT",
+            min=1,
+            max=99,
             help="Count a group as slow if it is this much slower than the fastest group of its size.",
         ),
-    ] = 20.0,
+    ] = 20.0
     over: Annotated[
         Over, typer.Option("--over", help="Test the devices (jax, through NCCL) or only the hosts' network (tcp).")
-    ] = Over.JAX,
+    ] = Over.JAX
     num_bytes: Annotated[
         int, typer.Option("--bytes", metavar="N", min=1024, help="Set the size of each device's buffer.")
-    ] = 64 << 20,
+    ] = 64 << 20
     rehearse: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,10 +76,13 @@ def bisect(
             help="Delay each message of a node, or over a link, to see that it is found. Can be repeated.",
             show_default=False,
         ),
-    ] = None,
-    remote: RemoteOption = "aifx",
-    json: JsonOption = False,
-) -> None:  # fmt: skip
+    ] = None
+    remote: RemoteOption = "aifx"
+    json: JsonOption = False
+
+
+@option_group
+def bisect(*, options: BisectOptions) -> None:
     """Find the bad node or link with collective tests over halves of the nodes. The tests load them.
 
     Exit 0: no node or link is slow; 1: one is; 2: the tests did not tell, or could not run.
@@ -82,22 +92,22 @@ def bisect(
         aifx doctor bisect --slurm --expect 350 --budget 600
         aifx doctor bisect --hosts nodes.txt --over tcp --rehearse n3=0.02
     """
-    with terminal(json) as out:
+    with terminal(options.json) as out:
         from aifx.health.fleet.ask import check_testable, find_targets
         from aifx.health.fleet.search import Search
 
-        targets = find_targets(hosts, slurm=slurm)
+        targets = find_targets(options.hosts, slurm=options.slurm)
         check_testable(targets)
         how = Search(
-            over_slurm=slurm,
-            remote=remote,
-            over=over.value,
-            budget_s=budget,
-            limit_s=limit,
-            num_bytes=num_bytes,
-            expected_gb_s=expect,
-            margin=margin / 100,
-            faults=_faults(rehearse or (), targets.all, over),
+            over_slurm=options.slurm,
+            remote=options.remote,
+            over=options.over.value,
+            budget_s=options.budget,
+            limit_s=options.limit,
+            num_bytes=options.num_bytes,
+            expected_gb_s=options.expect,
+            margin=options.margin / 100,
+            faults=_faults(options.rehearse or (), targets.all, options.over),
         )
         result, ended = _run(out, how, targets.all)
         _answer(out, result, len(targets.all), ended)

@@ -98,7 +98,6 @@ def _headline(found: Difference) -> str:
 def _finding(out: Output, mark: str, finding: Finding, more: str = "") -> None:
     from aifx.commands.doctor.report import STYLES, details, show_rows
 
-    where = f"{finding.device}: " if finding.device and finding.device not in finding.summary else ""
     rows = {
         "rule": finding.id,
         "": more,
@@ -106,7 +105,7 @@ def _finding(out: Output, mark: str, finding: Finding, more: str = "") -> None:
         "do": finding.action if mark != "went" else "",
     }
     out.print("")
-    first = (f"{mark:8}{finding.severity:10}", STYLES[finding.severity], where + finding.summary, "")
+    first = (f"{mark:8}{finding.severity:10}", STYLES[finding.severity], finding.headline, "")
     show_rows(out, [first, *details(rows, 8, 10)])
 
 

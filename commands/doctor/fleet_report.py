@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from aifx.commands.console.terminal import Output
 from aifx.commands.doctor.report import STYLES, Row, details, show_rows, show_status
-from aifx.health.fleet.report import FleetReport, Suspect
-from aifx.health.report import SEVERITIES, Finding
+from aifx.health.fleet.report import FleetReport, Group, Suspect, grouped
 
 NUM_SUSPECTS, NUM_GROUPS, NUM_NAMES = 10, 12, 8
-
-
-@dataclass(frozen=True)
-class Group:
-    """A finding that several nodes have.
-
-    Attributes:
-        finding: the first of them.
-        nodes: which, each once.
-        is_alike: whether all say the same.
-    """
-
-    finding: Finding
-    nodes: tuple[str, ...]
-    is_alike: bool
 
 
 def show_fleet(out: Output, report: FleetReport) -> None:
@@ -48,22 +31,6 @@ def show_fleet(out: Output, report: FleetReport) -> None:
     if report.not_heard:
         out.print("")
         out.print(f"given up: {len(report.not_heard):,} nodes were not heard: {listed(report.not_heard)}")
-
-
-def grouped(report: FleetReport) -> list[Group]:
-    """The findings of nodes and across them by rule; what most nodes have stands before what few have."""
-    kept: dict[tuple[str, str], list[tuple[str, Finding]]] = {}
-    own = ((node.name, finding) for node in report.nodes if node.report for finding in node.report.findings)
-    for name, finding in [*((finding.device, finding) for finding in report.findings), *own]:
-        # What keeps many rules from being judged, or many nodes from being asked, is told once.
-        reason = finding.summary.partition(": ")[2].replace(name or " ", " ") if finding.severity == "unknown" else ""
-        key = (finding.severity, f"{reason} {finding.action}" if reason else finding.id)
-        kept.setdefault(key, []).append((name, finding))
-    groups = []
-    for found in kept.values():
-        names = tuple(dict.fromkeys(name for name, _ in found if name))
-        groups.append(Group(found[0][1], names, len({finding.summary for _, finding in found}) == 1))
-    return sorted(groups, key=lambda g: (SEVERITIES.index(g.finding.severity), -len(g.nodes)))
 
 
 def listed(names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from aifx.commands.console.terminal import Output
 from aifx.commands.doctor.monitor_protocols import NPD_LENGTH, ProtocolExit, cut
 from aifx.core.errors import UsageError
 from aifx.core.sanitize import one_line
-from aifx.health.report import SEVERITIES, Finding, Report, counts
+from aifx.health.report import SEVERITIES, Report, counts
 
 
 class Format(StrEnum):
@@ -36,7 +36,7 @@ def nagios(report: Report) -> tuple[str, int]:
     word, code = NAGIOS[report.status]
     told = f"{report.host or 'this machine'}: {counts(report)}"
     if report.findings:
-        told += f": {_worst(report)}"
+        told += f": {report.findings[0].headline}"
     found = Counter(finding.severity for finding in report.findings)
     limits = {"critical": ";0", "warning": "0;"}
     figures = [f"{severity}={found[severity]};{limits.get(severity, ';')};0" for severity in SEVERITIES]
@@ -50,7 +50,7 @@ def npd(report: Report, strict: bool = False) -> tuple[str, int]:
     if not report.findings:
         return "healthy", code
     more = len(report.findings) - 1
-    return cut(one_line(_worst(report)), NPD_LENGTH, f" (+{more})" if more else ""), code
+    return cut(one_line(report.findings[0].headline), NPD_LENGTH, f" (+{more})" if more else ""), code
 
 
 @contextmanager
@@ -67,13 +67,3 @@ def tell(report: Report, form: Format, strict: bool) -> NoReturn:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()  # one that cannot be written is no verdict
     raise ProtocolExit(code)
-
-
-def _worst(report: Report) -> str:
-    return told_of(report.findings[0])
-
-
-def told_of(finding: Finding) -> str:
-    """The device and what is wrong with it."""
-    named = not finding.device or finding.device in finding.summary
-    return finding.summary if named else f"{finding.device}: {finding.summary}"

@@ -81,7 +81,7 @@ def _block(group: Group) -> list[Row]:
         said = f"{finding.id if len(ids) == 1 else f'{len(ids)} rules'} could not be judged: {reason}"
         rows = {"rules": ", ".join(_shortened(ids)) if len(ids) > 1 else "", "do": finding.action}
     else:
-        said = _said(finding)
+        said = finding.headline
         rows = {
             "also": _listed([_as_other(other, finding) for other in group.others]),
             "rule": finding.id,
@@ -92,15 +92,10 @@ def _block(group: Group) -> list[Row]:
     return [(*severity, said, "bold"), *details(rows), *_consequences(group)]
 
 
-def _said(finding: Finding) -> str:
-    named = not finding.device or finding.device in finding.summary
-    return finding.summary if named else f"{finding.device}: {finding.summary}"
-
-
 def _as_other(other: Finding, first: Finding) -> str:
     """The device alone if the same is wrong with it."""
-    said = _said(other)
-    is_alike = bool(other.device) and said.replace(other.device, first.device) == _said(first)
+    said = other.headline
+    is_alike = bool(other.device) and said.replace(other.device, first.device) == first.headline
     return other.device if is_alike else said
 
 
@@ -118,7 +113,7 @@ def _consequences(group: Group) -> list[Row]:
     rows: list[Row] = []
     for rule, (first, *others) in by_rule.items():
         more = f", and {len(others)} more" if others else ""
-        rows.append((f"{'':10}{'' if rows else 'causes':9}", "dim", f"{_said(first)}{more} ({rule})", ""))
+        rows.append((f"{'':10}{'' if rows else 'causes':9}", "dim", f"{first.headline}{more} ({rule})", ""))
     return rows
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from aifx.commands.console.options import option_group
 from aifx.commands.console.terminal import terminal
 from aifx.commands.doctor.options import OnlyOption, SiteOption, SkipOption, TokenFileOption
 from aifx.core.errors import EnvironmentFault, UsageError
@@ -16,30 +18,36 @@ from aifx.core.errors import EnvironmentFault, UsageError
 PORT = 9470
 
 
-def serve(
-    bind: Annotated[str, typer.Option("--bind", metavar="ADDRESS", help="Listen at ADDRESS.")] = "127.0.0.1",
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where the agent listens, for whom, and what it checks: one option per attribute."""
+
+    bind: Annotated[str, typer.Option("--bind", metavar="ADDRESS", help="Listen at ADDRESS.")] = "127.0.0.1"
     port: Annotated[
         int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="Listen at this port; 0 takes a free one.")
-    ] = PORT,
+    ] = PORT
     interval: Annotated[
         float, typer.Option("--interval", metavar="SECONDS", min=0, help="Check at most once per SECONDS.")
-    ] = 60.0,
-    token_file: TokenFileOption = None,
+    ] = 60.0
+    token_file: TokenFileOption = None
     tls_cert: Annotated[
         Path | None,
         typer.Option("--tls-cert", metavar="FILE", help="Use TLS with the certificate in FILE.", show_default=False),
-    ] = None,
+    ] = None
     tls_key: Annotated[
         Path | None,
         typer.Option("--tls-key", metavar="FILE", help="Read the certificate's key from FILE.", show_default=False),
-    ] = None,
+    ] = None
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Answer other machines without asking them for a token.")
-    ] = False,
-    only: OnlyOption = None,
-    skip: SkipOption = None,
-    site: SiteOption = None,
-) -> None:
+    ] = False
+    only: OnlyOption = None
+    skip: SkipOption = None
+    site: SiteOption = None
+
+
+@option_group
+def serve(*, options: ServeOptions) -> None:
     """Serve this node's health over HTTP: /healthz, /v1/report, and /metrics for Prometheus.
 
     The check runs if a client asks and the last check is older than the interval. All but /healthz ask for the token.
@@ -54,20 +62,22 @@ def serve(
         from aifx.health.agent_token import is_loopback, read_token, server_tls
         from aifx.health.check import repeatable_check
 
-        token = read_token(token_file)
-        if not (token or insecure or is_loopback(bind)):
+        token = read_token(options.token_file)
+        if not (token or options.insecure or is_loopback(options.bind)):
             raise UsageError(
-                f"--bind {bind} requires a token",
+                f"--bind {options.bind} requires a token",
                 "other machines can reach this address, and could read this node's report",
                 "aifx doctor serve --token-file FILE, or --insecure",
             )
-        checks = Checks(repeatable_check(only or (), skip or (), site), interval)
-        tls = server_tls(tls_cert, tls_key)
+        checks = Checks(repeatable_check(options.only or (), options.skip or (), options.site), options.interval)
+        tls = server_tls(options.tls_cert, options.tls_key)
         try:
-            agent = Agent((bind, port), checks, token, tls)
+            agent = Agent((options.bind, options.port), checks, token, tls)
         except OSError as error:
             why = error.strerror or str(error)
-            raise EnvironmentFault(f"cannot listen at {bind}:{port}", why, "aifx doctor serve --port 0") from None
+            raise EnvironmentFault(
+                f"cannot listen at {options.bind}:{options.port}", why, "aifx doctor serve --port 0"
+            ) from None
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())

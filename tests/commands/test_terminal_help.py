@@ -58,11 +58,20 @@ def test_help_of_each_command_begins_with_examples(tmp_path: Path, command: str)
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["--version"], ["trian"], ["train", "--help"], ["bench", "train", "--help"], ["config", "show"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["trian"],
+        ["doctor", "fleet", "--help"],
+        ["train", "--help"],
+        ["bench", "train", "--help"],
+        ["config", "show"],
+    ],
 )
 def test_nothing_heavy_is_imported(args: list[str], tmp_path: Path) -> None:
     (tmp_path / "aifx.toml").write_text("")
     heavy = {"jax", "orbax", "grain", "numpy", "scipy", "matplotlib", "tokenizers", "copier", "httpx", "optax"}
+    heavy |= {"ClusterShell", "prometheus_client"}
     code = (
         "import sys; from aifx.commands.main import run; code = run(sys.argv[1:]); "
         f"print(sorted({heavy} & set(sys.modules)), file=sys.stderr)"

@@ -7,11 +7,10 @@ import random
 import pytest
 from fleets import facts_of_a_node, finding, node
 
-from aifx.commands.doctor.fleet_report import grouped
 from aifx.core.errors import ConfigError, DataError
 from aifx.health.fleet.assess import assess, named
 from aifx.health.fleet.rank import interrupts, load_table, rank
-from aifx.health.fleet.report import Node, node_of
+from aifx.health.fleet.report import Node, grouped, node_of
 from aifx.health.fleet.transports import _hear
 from aifx.health.report import Report
 from aifx.health.rules import FleetSite, Site, fits, load_rules, read_site

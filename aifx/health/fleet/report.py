@@ -122,6 +122,37 @@ class FleetReport:
         }
 
 
+@dataclass(frozen=True)
+class Group:
+    """A finding that several nodes have.
+
+    Attributes:
+        finding: the first of them.
+        nodes: which, each once.
+        is_alike: whether all say the same.
+    """
+
+    finding: Finding
+    nodes: tuple[str, ...]
+    is_alike: bool
+
+
+def grouped(report: FleetReport) -> list[Group]:
+    """The findings of nodes and across them by rule; what most nodes have stands before what few have."""
+    kept: dict[tuple[str, str], list[tuple[str, Finding]]] = {}
+    own = ((node.name, finding) for node in report.nodes if node.report for finding in node.report.findings)
+    for name, finding in [*((finding.device, finding) for finding in report.findings), *own]:
+        # What keeps many rules from being judged, or many nodes from being asked, is told once.
+        reason = finding.summary.partition(": ")[2].replace(name or " ", " ") if finding.severity == "unknown" else ""
+        key = (finding.severity, f"{reason} {finding.action}" if reason else finding.id)
+        kept.setdefault(key, []).append((name, finding))
+    groups = []
+    for found in kept.values():
+        names = tuple(dict.fromkeys(name for name, _ in found if name))
+        groups.append(Group(found[0][1], names, len({finding.summary for _, finding in found}) == 1))
+    return sorted(groups, key=lambda g: (SEVERITIES.index(g.finding.severity), -len(g.nodes)))
+
+
 def node_of(name: str, document: Any, took_s: float = 0.0) -> Node:
     """The node that sent a document of `aifx doctor --json`. Raises DataError where it is none."""
     hint = "run the same aifx on every node"
