@@ -32,12 +32,12 @@ def until_told(
     more: More,
     most: int = MOST_LAUNCHES,
 ) -> tuple[Report, Gated]:
-    """`after` with more launches until no result is in doubt, or it has that many; and the gate's answer."""
+    """`after` with more launches until no result is inconclusive, or it has that many; and the gate's answer."""
 
     def asked(after: Report) -> Gated:
         return gate(before, after, max_regression, only)
 
-    after = _until(after, lambda after: [found.after for found in asked(after).doubtful], more, most)
+    after = _until(after, lambda after: [found.after for found in asked(after).inconclusive], more, most)
     return after, asked(after)
 
 

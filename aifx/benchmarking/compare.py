@@ -95,8 +95,8 @@ class Gated:
     Attributes:
         regressed: slower by more than the bound, and significant among all that was asked.
         suspected: the same, but significant only if nothing else had been asked.
-        doubtful: those, and what more launches may show to be slower: its interval reaches beyond the bound, it is past
-            DOUBT of it, and its baseline scatters by less than it.
+        inconclusive: `suspected`, and results that more launches may show to be slower: the interval extends past the
+            bound, the estimate exceeds DOUBT of it, and the baseline scatters by less.
         undecided: those of `suspected` whose launches are so few that they could never be significant among so many.
         launches: enough of them to decide what is suspected.
     """
@@ -105,15 +105,15 @@ class Gated:
     max_regression: float
     regressed: list[Comparison]
     suspected: list[Comparison]
-    doubtful: list[Comparison]
+    inconclusive: list[Comparison]
     undecided: list[Comparison]
     launches: int
 
     def document(self) -> dict[str, Any]:
-        regressed, doubtful = ({found.key for found in some} for some in (self.regressed, self.doubtful))
+        regressed, inconclusive = ({found.key for found in some} for some in (self.regressed, self.inconclusive))
         document = self.compared.document()
         for result, comparison in zip(document["results"], self.compared.results, strict=True):
-            result |= {"regressed": comparison.key in regressed, "in_doubt": comparison.key in doubtful}
+            result |= {"regressed": comparison.key in regressed, "inconclusive": comparison.key in inconclusive}
         return {"passed": not self.regressed, "max_regression": self.max_regression, **document}
 
 
@@ -148,7 +148,7 @@ def gate(before: Report, after: Report, max_regression: float, only: tuple[str, 
         max_regression,
         regressed,
         suspected,
-        doubtful=[
+        inconclusive=[
             c for c in compared.results if c in suspected or (c not in regressed and _may_exceed(c, max_regression))
         ],
         undecided=[c for c in suspected if least_p(*c.launches) > level],

@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 @app.command()
 def show(
     what: Annotated[
-        str | None, typer.Argument(metavar="[REPORT]", help="NAME, NAME@COMMIT or a file.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[REPORT]",
+            help="Report to show: NAME, NAME@COMMIT or a file. By default the last one.",
+            show_default=False,
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show a report that was kept; without a name, the last one, whole or not.
+    """Show a saved report, or the last one.
 
     Examples:
         aifx bench show
@@ -43,19 +48,19 @@ def show(
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="NAME, NAME@COMMIT or a file.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="A later one.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="First report: NAME, NAME@COMMIT or a file.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Second report.")],
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only", metavar="RESULT", help="Only results of this name. Can be repeated.", show_default=False
+            "--only", metavar="RESULT", help="Compare only results of this name. Can be repeated.", show_default=False
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Tell what is slower and what is faster in B than it was in A.
+    """List the results that are slower or faster in B than in A.
 
-    Exit 0 whatever is found (`aifx bench gate` judges); 2: one of them cannot be read, or they do not compare.
+    Exit 0: compared, with any result; 2: a report cannot be read, or the two cannot be compared.
 
     Examples:
         aifx bench compare main now.json

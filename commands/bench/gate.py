@@ -1,4 +1,4 @@
-"""`aifx bench gate`: is anything slower than the baseline, by more than is allowed and by more than chance?"""
+"""`aifx bench gate`: fail if a result is slower than its baseline by more than the threshold and the noise."""
 
 from __future__ import annotations
 
@@ -26,37 +26,36 @@ if TYPE_CHECKING:
 @app.command()
 def gate(
     baseline: Annotated[
-        str, typer.Option("--baseline", metavar="NAME", help="NAME, NAME@COMMIT or a file.", show_default=False)
+        str,
+        typer.Option("--baseline", metavar="NAME", help="Baseline: NAME, NAME@COMMIT or a file.", show_default=False),
     ],
     max_regression: Annotated[
-        str, typer.Option("--max-regression", metavar="SHARE", help="How much slower anything may be.")
+        str, typer.Option("--max-regression", metavar="SHARE", help="Maximum slowdown of a result.")
     ] = "5%",
     max_launches: Annotated[
         int,
-        typer.Option(
-            "--max-launches", min=5, max=100, metavar="N", help="Processes that measure, where fewer cannot tell."
-        ),
+        typer.Option("--max-launches", min=5, max=100, metavar="N", help="Maximum number of launches per suite."),
     ] = 20,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only", metavar="RESULT", help="Only results of this name. Can be repeated.", show_default=False
+            "--only", metavar="RESULT", help="Check only results of this name. Can be repeated.", show_default=False
         ),
     ] = None,
     results: Annotated[
         Path | None,
-        typer.Option("--results", metavar="FILE", help="Judge this report; measure nothing.", show_default=False),
+        typer.Option("--results", metavar="FILE", help="Check this report instead of measuring.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE", help="Write what was measured there, as JSON.", show_default=False),
+        typer.Option("--output", metavar="FILE", help="Also write the report to FILE, as JSON.", show_default=False),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure what the baseline measured, and fail where anything is slower than it may be.
+    """Measure again what a baseline measured, and fail if a result is slower.
 
-    A regression is more than the bound and more than chance. Exit 0: there is none; 1: there is one; 2: the two do not
-    compare, or could not be measured.
+    A result has regressed if its slowdown exceeds both --max-regression and the noise. Exit 0: no regression; 1: a
+    regression; 2: the reports cannot be compared, or aifx could not measure.
 
     Examples:
         aifx bench gate --baseline main --max-regression 5%
@@ -128,8 +127,8 @@ def _measure(
     def accept(found: Fingerprint) -> None:
         refuse(baseline, "this machine", before.fingerprint.obstacles(found))
 
-    def more(doubtful: list[Result], counts: dict[str, int]) -> Report:
-        out.say(f"{_listed(doubtful)} may be slower: {told_more(counts)} may tell")
+    def more(inconclusive: list[Result], counts: dict[str, int]) -> Report:
+        out.say(f"{_listed(inconclusive)} may be slower: {told_more(counts)} may tell")
         return running.launch(counts)
 
     request = before.request
@@ -187,9 +186,9 @@ def _show_verdict(out: Output, gated: Gated) -> None:
     for found in gated.suspected:
         p, count = found.change.p or 0.0, len(gated.compared.results)
         out.print(f"not counted: {found.after.title} seems slower (p {p:.4f}), as one of {count} may by chance")
-    for found in gated.doubtful:
+    for found in gated.inconclusive:
         if found not in gated.suspected:
-            out.print(f"in doubt: {found.after.title} seems slower by {_reach(found)}, and may be so by chance")
+            out.print(f"inconclusive: {found.after.title} seems slower by {_reach(found)}, and may be so by chance")
     unsure = sum(found.verdict == "unsure" for found in gated.compared.results)
     if unsure:
         out.print(f"too noisy to say: {unsure} of {len(gated.compared.results)}")

@@ -1,4 +1,4 @@
-"""`aifx bench`: how fast, of what the hardware can do, and whether it is slower than it was."""
+"""`aifx bench`: measure hardware, kernels and a project, and save baselines."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from aifx.benchmarking.results import Report, Request, Result
 
 app = typer.Typer(
-    help="""Measure this machine and this project, and hold what was measured against a baseline.
+    help="""Measure this machine and this project, and compare the results with a baseline.
 
     Examples:
-        aifx bench all --quick                  the acceptance of a node in two minutes
-        aifx bench train                        the project's step, part by part
-        aifx bench train --save main            keep it as a baseline
+        aifx bench all --quick                  measure everything in two minutes
+        aifx bench train                        measure the project's training step
+        aifx bench train --save main            save the results as baseline main
         aifx bench gate --baseline main --max-regression 5%
     """
 )
@@ -33,9 +33,9 @@ app = typer.Typer(
 @app.command()
 @option_group
 def hardware(*, how: Measuring) -> None:
-    """Measure what this machine's silicon reaches: products, memory, copies, collectives, dispatch.
+    """Measure the rates that this machine reaches: products, memory, copies, collectives, dispatch.
 
-    aifx keeps the ceilings that it finds, and uses them beside the data sheet's peaks.
+    aifx keeps the best rates, and other commands compare with them.
 
     Examples:
         aifx bench hardware
@@ -49,14 +49,21 @@ def hardware(*, how: Measuring) -> None:
 @option_group
 def kernels(
     op: Annotated[
-        list[str] | None, typer.Option("--op", metavar="OP", help="Only this op. Can be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option("--op", metavar="OP", help="Measure only this op. Can be repeated.", show_default=False),
     ] = None,
     case: Annotated[
-        list[str] | None, typer.Option("--case", metavar="NAME", help="Only this case of it.", show_default=False)
+        list[str] | None,
+        typer.Option("--case", metavar="NAME", help="Measure only this case. Can be repeated.", show_default=False),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="Else bfloat16 on accelerators, float32 on a CPU.", show_default=False),
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="Type to measure in. By default bfloat16 on accelerators, float32 on CPUs.",
+            show_default=False,
+        ),
     ] = None,
     *,
     how: Measuring,
@@ -79,7 +86,7 @@ def train(
     *,
     how: Measuring,
 ) -> None:
-    """Measure the project's training step: forward, backward, optimizer, data, dispatch; memory, energy, growth.
+    """Measure the project's training step and its parts, memory, energy and scaling.
 
     Examples:
         aifx bench train
@@ -97,7 +104,7 @@ def data(
     *,
     how: Measuring,
 ) -> None:
-    """Measure how fast the project's batches are made, and whether training would wait for them.
+    """Measure how fast the project's batches are ready, and whether training waits for them.
 
     Examples:
         aifx bench data
@@ -113,7 +120,7 @@ def checkpoint(
     *,
     how: Measuring,
 ) -> None:
-    """Measure how long a checkpoint stalls training, and its saving and restoring against the disk's own rate.
+    """Measure how long a checkpoint stalls training, and how saving and restoring compare with the disk's rate.
 
     Examples:
         aifx bench checkpoint
@@ -129,7 +136,7 @@ def startup(
     *,
     how: Measuring,
 ) -> None:
-    """Measure the time from the command to the first step, with and without compiled programs at hand.
+    """Measure the time from the command to the first step, with and without caches.
 
     Examples:
         aifx bench startup
@@ -145,7 +152,7 @@ def all_(
     *,
     how: Measuring,
 ) -> None:
-    """Measure all of it: one report, for the acceptance of a node. Outside of a project: what needs none.
+    """Run all suites and write one report. Outside a project, run only suites that need no project.
 
     Examples:
         aifx bench all --quick --html node.html
@@ -156,7 +163,7 @@ def all_(
         has_project = _in_project()
         suites = [suite.name for suite in SUITES.values() if has_project or not suite.needs_project]
         if not has_project:
-            out.say("not in a project: its training, data, checkpoints and start are left out")
+            out.say("not in a project: training, data, checkpoints and startup are not measured")
         bench(out, suites, {"set": set_ or []}, how)
 
 
@@ -174,7 +181,9 @@ def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measurin
         check_name(how.save)
         if launches < LEAST_LAUNCHES:
             raise UsageError(
-                f"{how.save} would not be saved", f"a baseline holds {LEAST_LAUNCHES} launches or more", "--launches 5"
+                f"--save {how.save} requires --launches {LEAST_LAUNCHES} or more",
+                f"--launches is {launches}",
+                f"--launches {LEAST_LAUNCHES}",
             )
     request = Request(suites=suites, quick=how.quick, options=options)
     check(request)

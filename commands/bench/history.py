@@ -30,7 +30,7 @@ MARGIN = 0.1
 
 @app.command("ls")
 def ls(json: JsonOption = False) -> None:
-    """List the baselines that are kept here.
+    """List the saved baselines.
 
     Examples:
         aifx bench ls
@@ -65,17 +65,20 @@ def ls(json: JsonOption = False) -> None:
 
 @app.command()
 def history(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The baseline's name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the baseline.")],
     result: Annotated[
         str | None,
-        typer.Option("--result", metavar="RESULT", help="Which result, as a table names it.", show_default=False),
+        typer.Option("--result", metavar="RESULT", help="Result to show, as tables name it.", show_default=False),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="All of it as one page.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Write all results to FILE, as a page with plots.", show_default=False
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show how a result of a baseline went, commit by commit.
+    """Show one result of a baseline, commit by commit.
 
     Examples:
         aifx bench history main

@@ -14,13 +14,15 @@ from aifx.core.errors import UsageError
 
 @dataclass(frozen=True)
 class Measuring:
-    """How a suite is measured and what becomes of its report: one option an attribute.
+    """How a suite is measured and where its report goes: one attribute per option.
 
     Attributes:
-        launches: None for the usual number: 1 with --quick, 5 with --save, else 3.
+        launches: None for the usual number: 1 with --quick, 5 with --save, otherwise 3.
     """
 
-    quick: Annotated[bool, typer.Option("--quick", help="The sizes that matter most, each for a short time.")] = False
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure only the most important sizes, each for a short time.")
+    ] = False
     launches: Annotated[
         int | None,
         typer.Option(
@@ -28,37 +30,42 @@ class Measuring:
             min=1,
             max=50,
             metavar="N",
-            help="Processes that measure, one after the other.",
+            help="Number of processes that measure, one after the other. By default 3; 1 with --quick, 5 with --save.",
             show_default=False,
         ),
     ] = None
     save: Annotated[
         str | None,
         typer.Option(
-            "--save", metavar="NAME", help="Keep it as a baseline: five launches or more.", show_default=False
+            "--save",
+            metavar="NAME",
+            help="Save the report as baseline NAME. Needs five launches or more.",
+            show_default=False,
         ),
     ] = None
     max_noise: Annotated[
-        str, typer.Option("--max-noise", metavar="SHARE", help="What a baseline's intervals may be.")
+        str, typer.Option("--max-noise", metavar="SHARE", help="Maximum relative noise allowed in a baseline.")
     ] = "4%"
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE", help="Write the report there too, as JSON.", show_default=False),
+        typer.Option("--output", metavar="FILE", help="Also write the report to FILE, as JSON.", show_default=False),
     ] = None
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Write it as one page with pictures.", show_default=False),
+        typer.Option(
+            "--html", metavar="FILE", help="Also write the report to FILE, as a page with plots.", show_default=False
+        ),
     ] = None
     json: JsonOption = False
 
 
 def read_share(text: str, option: str) -> float:
-    """ "5%" or "0.05" as 0.05. Raises UsageError for anything else: who writes 5 means 5 %, and not 500 %."""
+    """Return "5%" or "0.05" as 0.05. Raises UsageError for 5, which means 5 % and not 500 %."""
     try:
         number = float(text.removesuffix("%"))
     except ValueError:
         number = -1.0
     if not 0 < number < (1000 if text.endswith("%") else 1):
         hint = f"{option} {text}%" if text.isdigit() and number else f"{option} 5%"
-        raise UsageError(f"{option} {text} is no share", "it is above 0, and written as 5% or 0.05", hint)
+        raise UsageError(f"{option} {text} is not a share", "a share is above 0, such as 5% or 0.05", hint)
     return number / 100 if text.endswith("%") else number

@@ -75,7 +75,7 @@ def test_a_quiet_gate_answers_at_once(slower, regressed):
     assert after.launches == 5
 
 
-def test_a_gate_in_doubt_asks_for_more_until_it_can_tell():
+def test_an_inconclusive_gate_asks_for_more_until_it_can_tell():
     before = Machine(1.0, APART)([], {"train": 10})
     machine = Machine(1.08, APART)
     after, gated = until_told(before, machine([], FIVE), 0.05, (), machine)
@@ -84,25 +84,25 @@ def test_a_gate_in_doubt_asks_for_more_until_it_can_tell():
     assert after.launches == 10
 
 
-def test_what_stays_in_doubt_is_told_as_such():
+def test_what_stays_inconclusive_is_reported_as_such():
     before = Machine(1.0, APART)([], {"train": 10})
     machine = Machine(1.045, APART)
     after, gated = until_told(before, machine([], FIVE), 0.05, (), machine)
     assert after.launches == 20
     assert not gated.regressed
-    assert [found.after.name for found in gated.doubtful] == ["train.step"]
+    assert [found.after.name for found in gated.inconclusive] == ["train.step"]
     told = gated.document()
-    assert (told["passed"], told["results"][0]["regressed"], told["results"][0]["in_doubt"]) == (True, False, True)
+    assert (told["passed"], told["results"][0]["regressed"], told["results"][0]["inconclusive"]) == (True, False, True)
 
 
 def test_a_baseline_that_no_launches_could_be_told_from_asks_for_none():
     before = Machine(1.0, (-0.3, 0.3, 0.0))([], FIVE)
     machine = Machine(1.1, APART)
-    assert not until_told(before, machine([], FIVE), 0.05, (), machine)[1].doubtful
+    assert not until_told(before, machine([], FIVE), 0.05, (), machine)[1].inconclusive
     assert len(machine.asked) == 1
 
 
-def test_launches_that_leave_out_what_is_in_doubt_are_not_repeated_for_ever():
+def test_launches_that_leave_out_what_is_inconclusive_are_not_repeated_for_ever():
     asked = []
 
     def nothing(results, counts):
