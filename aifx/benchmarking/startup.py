@@ -84,8 +84,7 @@ class Start:
         environ = {**os.environ, "AIFX_CACHE_DIR": str(self.cache)}
         environ.pop("JAX_COMPILATION_CACHE_DIR", None)
         started = time.perf_counter()
-        # In our group, so that whoever kills the launch kills it too.
-        with Child(command, cwd=self.project.root, env=environ, limit_s=LIMIT_S, shares_group=True) as child:
+        with Child(command, cwd=self.project.root, env=environ, limit_s=LIMIT_S) as child:
             while not (metrics.exists() and metrics.stat().st_size > before):
                 pump([child], POLL_S)
                 if child.ended is not None:
@@ -105,7 +104,7 @@ def _failed(command: str, ended: Ended) -> AifxError:
 
 def _help_s() -> float:
     started = time.perf_counter()
-    ended = run([*AIFX, "--help"], limit_s=LIMIT_S, shares_group=True)
+    ended = run([*AIFX, "--help"], limit_s=LIMIT_S)
     seconds = time.perf_counter() - started
     if not ended.succeeded:
         raise _failed("aifx --help", ended)

@@ -70,7 +70,7 @@ def run(request: dict[str, Any], tell: Any) -> None:
 def _tell_fingerprint_of_another_process(request: dict[str, Any], tell: Any) -> None:
     """The process is gone afterwards, with the devices that it opened."""
     request = {**request, "only_fingerprint": True}
-    with Child.of_module("aifx.benchmarking.worker", json.dumps(request), shares_group=True) as child:
+    with Child.of_module("aifx.benchmarking.worker", json.dumps(request)) as child:
         for event in child.events():
             tell(**event)
     if not child.wait().succeeded:

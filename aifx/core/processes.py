@@ -3,12 +3,10 @@
     with Child.of_module("aifx.benchmarking.worker", request, silence_s=600) as child:
         for event in child.events():
             ...
-    print(child.ended.why)
 
-A child has a session of its own, so that Ctrl-C reaches only this process, which decides what becomes of it. `run` is
-for a program that answers and ends, `run_many` for one per node of a fleet. A program of ours begins with `connect`.
-
-Nothing here has a thread: whoever waits also reads. `pump` does both, for any number of children.
+A child has a session and a process group of its own, so that Ctrl-C reaches only this process, which decides what
+becomes of it. What a child of ours starts stays in its group, so that they end together. There are no threads: whoever
+waits also reads.
 """
 
 from __future__ import annotations
@@ -34,24 +32,17 @@ from aifx.core.errors import ExitCode
 from aifx.core.parsing import parse_json
 from aifx.core.redaction import redact
 
-MAX_BYTES = 32 << 20
-"""Of a child's output that nobody has taken yet."""
-
-MAX_ERROR_BYTES = 1 << 20
-"""Of what it writes to stderr, the end is kept."""
-
+MAX_BYTES = 32 << 20  # of output that nobody has taken yet
+MAX_ERROR_BYTES = 1 << 20  # of stderr, whose end is kept
 CHUNK = 1 << 16
-POLL_S = 0.25
-"""An exit is noticed this late while something that the child started holds its output open."""
+POLL_S = 0.25  # between looks whether a child has exited whose output something else holds open
+EXIT_S = 0.002  # the same for one that has closed its output
+REAP_S = 1.0  # a process in uninterruptible sleep outlives SIGKILL, and is not waited for longer
+FOLLOW_S = 5.0  # for a child of ours to clean up if its parent is gone
 
-EXIT_S = 0.002
-"""Between looks at a child that has closed its output: it is about to exit."""
+_is_child = False  # of ours, after `connect`
 
-REAP_S = 1.0
-"""A process in uninterruptible sleep outlives SIGKILL. It is not waited for longer."""
-
-FOLLOW_S = 5.0
-"""What a child of ours may take to clean up if its parent is gone."""
+Cut = Literal["", "silence", "limit", "output", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +51,9 @@ class Ended:
 
     Attributes:
         code: its exit code; None if a signal ended it, or if it hangs in the kernel.
-        signal: the signal that ended it, or None.
         last_lines: the end of what it wrote to stderr.
         output: what it wrote to stdout, without the lines that were taken.
-        cut: the limit that it exceeded, for which it was ended; "stopped" if its block ended first.
+        cut: the limit that it exceeded and was ended for; "stopped" if its block ended first.
     """
 
     code: int | None
@@ -71,7 +61,7 @@ class Ended:
     last_lines: tuple[str, ...]
     output: bytes
     duration_s: float
-    cut: Literal["", "silence", "limit", "output", "stopped"] = ""
+    cut: Cut = ""
 
     @property
     def succeeded(self) -> bool:
@@ -85,9 +75,7 @@ class Ended:
     @property
     def how(self) -> str:
         """`exit 1` or `signal 9 (Killed)`."""
-        if self.signal is None:
-            return f"exit {self.code}"
-        return f"signal {self.signal} ({signal.strsignal(self.signal) or 'unknown'})"
+        return f"signal {self.signal} ({signal.strsignal(self.signal)})" if self.signal else f"exit {self.code}"
 
     @property
     def why(self) -> str:
@@ -95,11 +83,7 @@ class Ended:
 
 
 class Child:
-    """A process that this one has started. `ended` is None while it runs.
-
-    Leaving the block ends it: with SIGTERM, which also passes on Ctrl-C and SIGTERM of this process, if it has a grace,
-    and with SIGKILL.
-    """
+    """A process that this one has started. `ended` is None while it runs."""
 
     def __init__(
         self,
@@ -112,7 +96,6 @@ class Child:
         limit_s: float = math.inf,
         grace_s: float = 0.0,
         follows: bool = False,
-        shares_group: bool = False,
     ) -> None:
         """Start it. Raises OSError if it cannot be started.
 
@@ -120,45 +103,31 @@ class Child:
             name: for the caller, who may have many.
             silence_s: it is ended if it writes nothing to stdout for so long. May be changed while it runs.
             limit_s: it is ended after so long.
-            grace_s: time between SIGTERM and SIGKILL; with 0 it is killed at once.
+            grace_s: between SIGTERM and SIGKILL when it is ended; with 0 it is killed at once.
             follows: its stdin is a pipe that closes when this process ends; otherwise /dev/null.
-            shares_group: whether it stays in this process's group, and so dies with it if that is killed as a whole.
         """
         self.name, self.silence_s, self.grace_s = name, silence_s, grace_s
         self.ended: Ended | None = None
-        self._cut: Literal["", "silence", "limit", "output", "stopped"] = ""
-        self._shares_group = shares_group
-        self._out, self._error = bytearray(), bytearray()
+        self._cut: Cut = ""
+        self._owns_group = not _is_child
         self._began = self._heard = time.monotonic()
         self._until = self._began + limit_s
-        self._process = self._start(argv, env, cwd, follows)
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        self._streams: dict[IO[bytes], bytearray] = {
-            self._process.stdout: self._out,
-            self._process.stderr: self._error,
-        }
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        self._process = subprocess.Popen(
+            argv, env=env, cwd=cwd, stdin=pipe if follows else null, stdout=pipe, stderr=pipe,
+            start_new_session=self._owns_group,
+        )  # fmt: skip
+        self._out, self._error = bytearray(), bytearray()
+        streams = (self._process.stdout, self._out), (self._process.stderr, self._error)
+        self._streams: dict[IO[bytes], bytearray] = {stream: into for stream, into in streams if stream is not None}
         for stream in self._streams:
             os.set_blocking(stream.fileno(), False)
 
     @classmethod
     def of_module(cls, module: str, *arguments: str, **options: Any) -> Child:
-        """A module of ours as a program, which ends with this process however that ends."""
+        """A module of ours as a program, which begins with `connect` and ends with this process."""
         # -P, since the working directory may hold a module of the same name.
         return cls([sys.executable, "-P", "-m", module, *arguments], follows=True, **options)
-
-    def _start(
-        self, argv: Sequence[str], env: Mapping[str, str] | None, cwd: Path | None, follows: bool
-    ) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            argv,
-            env=env,
-            cwd=cwd,
-            stdin=subprocess.PIPE if follows else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=not self._shares_group,
-        )
 
     def __enter__(self) -> Child:
         return self
@@ -168,11 +137,9 @@ class Child:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the JSON objects that it writes to stdout, one per line, until it has ended."""
-        while True:
+        while self.ended is None:
+            pump([self])
             yield from self.take_events()
-            if self.ended is not None:
-                return
-            pump([self], math.inf)
 
     def take_events(self) -> Iterator[dict[str, Any]]:
         """Yield those that have been read since the last call."""
@@ -182,30 +149,22 @@ class Child:
                     yield event
 
     def take_lines(self, max_bytes: int = MAX_BYTES) -> list[bytes]:
-        """The lines that have been read since the last call, each cut to `max_bytes`. One without an end is torn: it
-        waits for its rest."""
-        *lines, rest = bytes(self._out).split(b"\n") if b"\n" in self._out else [bytes(self._out)]
+        """The whole lines that have been read since the last call, each cut to `max_bytes`."""
+        *lines, rest = bytes(self._out).split(b"\n")
         self._out[:] = rest[:max_bytes]
         return [line[:max_bytes] for line in lines]
 
     def wait(self) -> Ended:
         """Wait for its end, and read until then."""
         while self.ended is None:
-            pump([self], math.inf)
+            pump([self])
         return self.ended
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to it, not to what it started."""
+        """Send a signal to it alone, not to what it started."""
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
-
-    def limit(self, limit_s: float) -> None:
-        """End it so long from now at the latest."""
-        self._until = min(self._until, time.monotonic() + limit_s)
-
-    def _due(self) -> float:
-        return min(self._until, self._heard + self.silence_s)
 
     def _is_over(self) -> bool:
         """Whether it has exited or must be ended."""
@@ -249,11 +208,10 @@ class Child:
         if self._process.stdin is not None:
             self._process.stdin.close()
         code = self._process.poll()
-        if code is None:
-            threading.Thread(target=self._process.wait, daemon=True).start()  # so that no zombie is left
-        lines = tuple(self._error.decode("utf-8", "replace").strip().splitlines())
         exit_code, number = (None, -code) if code is not None and code < 0 else (code, None)
-        self.ended = Ended(exit_code, number, lines, bytes(self._out), time.monotonic() - self._began, self._cut)
+        lines = tuple(self._error.decode("utf-8", "replace").strip().splitlines())
+        duration_s = time.monotonic() - self._began
+        self.ended = Ended(exit_code, number, lines, bytes(self._out), duration_s, self._cut)
 
 
 def run(argv: Sequence[str], **options: Any) -> Ended:
@@ -265,11 +223,8 @@ def run(argv: Sequence[str], **options: Any) -> Ended:
 def run_many(children: Iterable[Child], at_once: int, wait_s: float = math.inf) -> Generator[Child | None]:
     """Yield each child when it has ended, and None when none has for `wait_s` or POLL_S.
 
-    Close the iterator (`contextlib.closing`) to end those that still run.
-
-    Args:
-        children: taken from here, and so started, when there is room.
-        at_once: how many may run at a time.
+    `contextlib.closing` ends those that still run. A child is taken from `children`, and so started, when fewer than
+    `at_once` run.
     """
     more, running = iter(children), list[Child]()
     try:
@@ -288,33 +243,31 @@ def run_many(children: Iterable[Child], at_once: int, wait_s: float = math.inf) 
         _end(running)
 
 
-def pump(children: Sequence[Child], wait_s: float) -> None:
-    """Read what the children have written, after waiting at most `wait_s` or POLL_S for it. End those that have exited
-    or exceeded a limit."""
+def pump(children: Iterable[Child], wait_s: float = math.inf) -> None:
+    """Read what children have written, after waiting for `wait_s` or POLL_S at most. End those that have exited or
+    exceeded a limit."""
     running = [child for child in children if child.ended is None]
-    left_s = min((child._due() for child in running), default=0.0) - time.monotonic()
-    _read(running, max(min(wait_s, left_s, POLL_S), 0.0))
-    if over := [child for child in running if child._is_over()]:
-        _end(over)
+    due = min((min(child._until, child._heard + child.silence_s) for child in running), default=0.0)
+    _read(running, min(wait_s, due - time.monotonic(), POLL_S))
+    _end([child for child in running if child._is_over()])
 
 
 def _read(children: Sequence[Child], wait_s: float) -> None:
-    if any(not child._streams for child in children):
+    if not all(child._streams for child in children):
         wait_s = min(wait_s, EXIT_S)
     with selectors.DefaultSelector() as selector:
         for child in children:
             for stream in child._streams:
                 selector.register(stream, selectors.EVENT_READ, child)
-        for key, _ in selector.select(wait_s):
+        for key, _ in selector.select(max(wait_s, 0.0)):
             key.data._read(key.fileobj)
 
 
 def _end(children: Sequence[Child]) -> None:
-    """End children that still run, and note the end of all: SIGTERM, their grace, then SIGKILL for whatever is left of
-    them and of what they started."""
+    """End children, and note how they ended: SIGTERM to those that run, their grace, then SIGKILL to whatever is left
+    of them and of what they started."""
     children = [child for child in children if child.ended is None]
     running = [child for child in children if child._process.poll() is None]
-    family = [one for child in running for one in _descendants(child._process.pid)]
     try:
         for child in running:
             child._cut = child._cut or "stopped"
@@ -324,10 +277,9 @@ def _end(children: Sequence[Child]) -> None:
     finally:
         for child in children:
             child.send_signal(signal.SIGKILL)
-            if not child._shares_group:
+            if child._owns_group:
                 with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
                     os.killpg(child._process.pid, signal.SIGKILL)
-        _kill(family)
         _await(running, REAP_S)
         for child in children:
             child._close()
@@ -343,32 +295,17 @@ def _await(children: Sequence[Child], wait_s: float) -> None:
         _read(children, min(left_s, POLL_S))
 
 
-def _descendants(pid: int) -> list[Any]:
-    """The processes that `pid` has started, with theirs, whatever sessions they are in (`psutil.Process`)."""
-    import psutil
-
-    with suppress(psutil.Error):
-        return list(psutil.Process(pid).children(recursive=True))
-    return []
-
-
-def _kill(processes: Sequence[Any]) -> None:
-    for process in processes:
-        import psutil
-
-        with suppress(psutil.Error):
-            process.kill()
-
-
 def connect() -> Callable[[Mapping[str, Any]], None]:
     """Begin as a child of ours. Returns a function that writes an event.
 
-    The events have stdout for themselves: what libraries print there goes to stderr. If the parent ends, however that
-    may be, this process leaves like on SIGTERM, with SystemExit. After FOLLOW_S it is killed, with what it started.
+    The events have stdout for themselves: what libraries print there goes to stderr. If the parent ends in whatever
+    way, this process leaves with SystemExit as on SIGTERM. After FOLLOW_S its group is killed.
     """
+    global _is_child
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     if stat.S_ISFIFO(os.fstat(0).st_mode):  # a person may have started it, too
+        _is_child = True
         signal.signal(signal.SIGTERM, _leave)
         threading.Thread(target=_follow, daemon=True, name="follow").start()
 
@@ -385,8 +322,7 @@ def _leave(*_: object) -> NoReturn:
 
 def _follow() -> None:
     os.read(0, 1)  # not through sys.stdin, whose lock a thread must not hold when Python ends
-    atexit.register(lambda: _kill(_descendants(os.getpid())))
+    atexit.register(os.killpg, 0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(FOLLOW_S)
-    _kill(_descendants(os.getpid()))
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.killpg(0, signal.SIGKILL)

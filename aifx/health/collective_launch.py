@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -118,7 +120,7 @@ def _tried(commands: Callable[[int, str], list[list[str]]], group: Sequence[str]
 
 def _run(commands: list[list[str]], group: Sequence[str], limit_s: float) -> Verdict:
     """Run the commands until all have ended, or one has failed and the others have had time to say so."""
-    ranks, failed = list[Child](), None
+    ranks, failed, until = list[Child](), None, math.inf
 
     def start() -> Iterator[Child]:
         for command in commands:
@@ -127,11 +129,11 @@ def _run(commands: list[list[str]], group: Sequence[str], limit_s: float) -> Ver
 
     # Ranks on other machines lose their connections if the command here ends, and end at their own limit at the latest.
     with closing(run_many(start(), len(commands))) as ended:
-        for child in filter(None, ended):
-            if failed is None and child.wait().code != 0 and not child.wait().cut:
-                failed = child
-                for rank in ranks:
-                    rank.limit(GRACE_S)
+        for child in ended:
+            if child and failed is None and child.wait().code != 0 and not child.wait().cut:
+                failed, until = child, time.monotonic() + GRACE_S
+            if time.monotonic() > until:
+                break
     lines = ranks[0].wait().output.decode("utf-8", "replace").splitlines()
     with suppress(ValueError, IndexError, TypeError, KeyError, AttributeError):
         answer = json.loads(lines[-1])

@@ -1,17 +1,20 @@
 """A suite whose `measure` is the test's, in real processes: those of launches, or forked ones, which start sooner."""
 
 import os
+import subprocess
 import textwrap
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import warm
 
 from aifx.benchmarking import runner
+from aifx.core import processes
 from aifx.core.processes import Child
 
 SITE = """
@@ -83,9 +86,6 @@ class ForkedLaunch:
     def poll(self) -> int | None:
         return self._process.exitcode
 
-    def wait(self) -> None:
-        self._process.join()
-
 
 def fork_launches(patch: pytest.MonkeyPatch) -> list[Child]:
     """Fork the launches of benches that run in this process. Returns those that have been started.
@@ -94,12 +94,18 @@ def fork_launches(patch: pytest.MonkeyPatch) -> list[Child]:
     """
     started: list[Child] = []
 
-    class ForkedChild(Child):
-        def _start(self, argv: Sequence[str], env: Any, cwd: Any, follows: bool) -> Any:
+    class RecordedChild(Child):
+        def __init__(self, argv: Sequence[str], **options: Any) -> None:
+            super().__init__(argv, **options)
             started.append(self)
+
+    def start(argv: Sequence[str], *, env: Mapping[str, str], **options: Any) -> Any:
+        if "aifx.benchmarking.worker" in argv:
             return ForkedLaunch(argv[-1], env)
+        return subprocess.Popen(argv, env=env, **options)
 
     warm.server.set_forkserver_preload(warm.IMPORTS)
     forkserver.ensure_running()
-    patch.setattr(runner, "Child", ForkedChild)
+    patch.setattr(runner, "Child", RecordedChild)
+    patch.setattr(processes, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
     return started

@@ -16,7 +16,7 @@ from aifx.core.errors import Terminated
 from aifx.core.processes import Child, pump, run, run_many
 
 EVENTS = "import json, os, signal, subprocess, sys, time\ndef emit(**e): print(json.dumps(e), flush=True)\n"
-SLEEPER = 'subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]{})'
+SLEEPER = 'subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])'
 
 
 def python(body: str) -> list[str]:
@@ -102,11 +102,10 @@ def test_a_line_without_end_is_cut():
     assert lines + child.take_lines(10) == [b"a" * 10, b"b"]
 
 
-@pytest.mark.parametrize("session", ["", ", start_new_session=True"])
 @pytest.mark.parametrize("end", ["time.sleep(600)", "signal.signal(15, signal.SIG_IGN); emit(); time.sleep(600)"])
-def test_what_it_started_ends_with_it(session, end):
-    """Also if it has ignored SIGTERM, and if what it started left its group."""
-    body = f"child = {SLEEPER.format(session)}\nemit(pid=child.pid)\n{end}"
+def test_what_it_started_ends_with_it(end):
+    """Also if it ignores SIGTERM."""
+    body = f"child = {SLEEPER}\nemit(pid=child.pid)\n{end}"
     with Child(python(body), grace_s=0.1) as child:
         event = next(child.events())
     assert child.ended.cut == "stopped"
@@ -115,7 +114,7 @@ def test_what_it_started_ends_with_it(session, end):
 
 def test_what_it_leaves_in_its_group_ends_with_it():
     """Its open output is no reason to wait."""
-    with Child(python(f"emit(pid={SLEEPER.format('')}.pid)")) as child:
+    with Child(python(f"emit(pid={SLEEPER}.pid)")) as child:
         (event,) = child.events()
     assert child.ended.succeeded
     assert is_gone(event["pid"])
@@ -182,16 +181,18 @@ def test_many_end_with_the_block():
 
 
 CHILD = """
-import subprocess, sys, tempfile, time
+import signal, sys, time
 from aifx.core import processes
 
 emit = processes.connect()
 processes.FOLLOW_S = 0.5
+if "deaf" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("of a library")
 try:
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    emit({"pid": sleeper.pid})
-    HANG
+    with processes.Child(["sleep", "600"]) as sleeper:
+        emit({"pid": sleeper._process.pid})
+        time.sleep(600 if len(sys.argv) > 2 else 0)
 finally:
     open(sys.argv[1], "w").close()
     emit({"left": True})
@@ -200,28 +201,26 @@ PARENT = """
 import os, sys
 from aifx.core.processes import Child
 
-with Child.of_module("child_of_a_test", sys.argv[1]) as child:
+with Child.of_module("child_of_a_test", *sys.argv[1:]) as child:
     for event in child.events():
         print(event["pid"], child._process.pid, flush=True)
 """
 
 
-@pytest.mark.parametrize(
-    ("hang", "cleans"),
-    [("time.sleep(600)", True), ("import signal; signal.signal(15, signal.SIG_IGN); time.sleep(600)", False)],
-)
-def test_a_child_of_ours_ends_with_a_parent_that_is_killed(tmp_path, monkeypatch, hang, cleans):
-    (tmp_path / "child_of_a_test.py").write_text(CHILD.replace("HANG", hang))
+@pytest.mark.parametrize("kind", ["sleeps", "deaf"])
+def test_a_child_of_ours_ends_with_a_parent_that_is_killed(tmp_path, monkeypatch, kind):
+    (tmp_path / "child_of_a_test.py").write_text(CHILD)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", PARENT, tmp_path / "left"], stdout=subprocess.PIPE) as parent:
+    command = [sys.executable, "-c", PARENT, tmp_path / "left", kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         pids = [int(word) for word in parent.stdout.readline().split()]
         parent.kill()
     assert all(map(is_gone, pids))
-    assert (tmp_path / "left").exists() == cleans
+    assert (tmp_path / "left").exists() == (kind == "sleeps")
 
 
 def test_what_libraries_print_is_no_event(tmp_path, monkeypatch):
-    (tmp_path / "child_of_a_test.py").write_text(CHILD.replace("HANG", "sleeper.kill()"))
+    (tmp_path / "child_of_a_test.py").write_text(CHILD)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with Child.of_module("child_of_a_test", str(tmp_path / "left")) as child:
         events = list(child.events())
