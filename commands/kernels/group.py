@@ -1,4 +1,4 @@
-"""`aifx kernels`: which implementation each op runs as, and measuring which is the fastest."""
+"""`aifx kernels`: show, measure and list the implementations of ops."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ app = typer.Typer(
     help="""Explain, tune and list the implementations of the hot loops.
 
     Examples:
-        aifx kernels explain           which implementation each op of this project runs as here, and why
-        aifx kernels tune              measure the candidates on this device, and keep the winners
-        aifx kernels ls                what was measured
+        aifx kernels explain           show the implementation of each op of this project here, and why
+        aifx kernels tune              measure the candidates on this device and keep the winners
+        aifx kernels ls                list the measurements
     """
 )
 
 
 @app.command()
 def explain(set_: SetOption = None, json: JsonOption = False) -> None:
-    """Tell which implementation each op of the project's training, evaluation and generation runs as here, and why.
+    """Show which implementation each op of the project uses here, and why.
 
-    A run that has begun keeps what it chose, in runs/<name>/kernels.json.
+    A run that has started keeps its choices, in runs/<name>/kernels.json.
 
     Examples:
         aifx kernels explain
@@ -48,10 +48,9 @@ def explain(set_: SetOption = None, json: JsonOption = False) -> None:
 
 @app.command()
 def tune(set_: SetOption = None, json: JsonOption = False) -> None:
-    """Measure the implementations of each op on this device, forward and, for training, backward, and keep the winners.
+    """Measure the implementations of each op on this device and keep the winners.
 
-    The calls are those of the project's training, evaluation and generation. Runs that begin from now on take the
-    winners.
+    aifx measures the calls of the project's training, evaluation and generation. Runs that start later use the winners.
 
     Examples:
         aifx kernels tune
@@ -91,7 +90,7 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
 
 @app.command()
 def ls(json: JsonOption = False) -> None:
-    """List the winners that were measured on this kind of device under this JAX.
+    """List the winners on this kind of device with this version of JAX.
 
     Examples:
         aifx kernels ls
@@ -118,9 +117,9 @@ def ls(json: JsonOption = False) -> None:
 
 @app.command()
 def clear(yes: YesOption = False, json: JsonOption = False) -> None:
-    """Forget what was measured, on every kind of device and under every JAX.
+    """Delete the measurements of all kinds of devices and versions of JAX.
 
-    Runs keep what they chose.
+    Runs keep their choices.
 
     Examples:
         aifx kernels clear --yes
@@ -130,7 +129,9 @@ def clear(yes: YesOption = False, json: JsonOption = False) -> None:
 
         files = sorted(p for p in winners_path().glob("*") if p.suffix in (".json", ".damaged"))
         if files and not yes:
-            raise UsageError("measurements would be removed", ", ".join(map(str, files)), "aifx kernels clear --yes")
+            raise UsageError(
+                "deleting measurements requires --yes", ", ".join(map(str, files)), "aifx kernels clear --yes"
+            )
         for path in files:
             path.unlink(missing_ok=True)
         out.document({"removed": [str(path) for path in files]})
@@ -149,7 +150,7 @@ def _calls(settings: list[str] | None) -> list[ProjectCall]:
 
 
 def _limits() -> list[dict[str, Any]]:
-    """What the JAX that is installed cannot express."""
+    """Return what the installed JAX cannot express."""
     from jax_kernels.versions import limits_here
 
     return [{"implementation": limit.implementation, "op": limit.op, "reason": limit.reason} for limit in limits_here()]
