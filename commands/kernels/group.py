@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aifx.commands.console.options import JsonOption, SetOption, YesOption
+from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.terminal import Output, terminal
 from aifx.core.errors import UsageError
 
@@ -116,7 +116,9 @@ def ls(json: JsonOption = False) -> None:
 
 
 @app.command()
-def clear(yes: YesOption = False, json: JsonOption = False) -> None:
+def clear(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False, json: JsonOption = False
+) -> None:
     """Delete the measurements of all kinds of devices and versions of JAX.
 
     Runs keep their choices.
