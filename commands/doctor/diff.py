@@ -1,4 +1,4 @@
-"""`aifx doctor diff`: what is another between two snapshots of a node."""
+"""`aifx doctor diff`: compare two snapshots of a node."""
 
 from __future__ import annotations
 
@@ -21,20 +21,25 @@ MAX_CELL = 60
 
 
 def diff(
-    before: Annotated[Path, typer.Argument(metavar="A", help="A snapshot, as --record writes them.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="A later one, or one of a node that should be alike.")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="Snapshot that --record wrote.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Later snapshot, or one of a node that should be equal.")],
     all_: Annotated[
-        bool, typer.Option("--all", help="Show also what changes by itself, and why it is left out.")
+        bool,
+        typer.Option(
+            "--all", help="Also show facts that change on a healthy machine, with the reason why they are left out."
+        ),
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for any new finding.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Also exit 1 for new findings that are not critical.")
+    ] = False,
     site: Annotated[
         Path | None, typer.Option("--site", metavar="FILE", help="The site's file.", show_default=False)
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Tell which findings and facts came, went and changed between two snapshots.
+    """Compare two snapshots: the findings and facts that came, went and changed.
 
-    Exit 0: nothing critical is new in B (with --strict: no finding at all); 1: something is; 2: a file cannot be read.
+    Exit 0: B has no new critical finding (with --strict: no new finding); 1: it has one; 2: aifx cannot read a file.
 
     Examples:
         aifx doctor diff monday.json today.json
