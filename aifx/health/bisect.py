@@ -105,7 +105,7 @@ class BisectResult:
         return sum(len(trial.gb_s) for trial in self.trials)
 
     def document(self) -> dict[str, Any]:
-        """JSON-ready; docs/doctor-fleet.md documents it."""
+        """JSON-ready; docs/doctor-bisect.md documents it."""
         return {
             "culprits": [{"kind": c.kind, **asdict(c)} for c in self.culprits],
             "suspects": list(self.suspects),

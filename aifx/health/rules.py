@@ -1,6 +1,6 @@
 """What is wrong when: rules as TOML data, those that come with aifx and what a site says of them and adds.
 
-Each file of `rules/` holds the rules of a family; docs/doctor.md documents the keys.
+Each file of `rules/` holds the rules of a family; docs/doctor-rules.md documents the keys.
 """
 
 from __future__ import annotations
@@ -162,9 +162,11 @@ def read_site(path: Path | None) -> Site:
     except OSError as error:
         raise ConfigError(f"{found} cannot be read", error.strerror or str(error), f"ls -l {found}") from None
     except ValidationError as error:
-        raise ConfigError(f"{found} cannot be used", _mistakes(error), "docs/doctor.md shows such a file") from None
+        raise ConfigError(
+            f"{found} cannot be used", _mistakes(error), "docs/doctor-rules.md shows such a file"
+        ) from None
     except ValueError as error:
-        raise ConfigError(f"{found} is no TOML", str(error), "docs/doctor.md shows such a file") from None
+        raise ConfigError(f"{found} is no TOML", str(error), "docs/doctor-rules.md shows such a file") from None
 
 
 def load_rules(site: Site | None = None) -> dict[str, Rule]:
@@ -192,7 +194,9 @@ def _understand(site: Site, rules: list[Rule]) -> None:
     asked = {p.removeprefix("expected.") for rule in rules for p in rule.paths() if p.startswith("expected.")}
     for name in site.expected.keys() - asked:
         raise ConfigError(
-            f"the site's file expects {name!r}, which no rule asks for", did_you_mean(name, asked), "docs/doctor.md"
+            f"the site's file expects {name!r}, which no rule asks for",
+            did_you_mean(name, asked),
+            "docs/doctor-rules.md",
         )
     for skip in site.skip:
         if not any(fits(rule.id, skip.id) for rule in rules) and not _is_across(skip.id):

@@ -105,7 +105,7 @@ def test_a_healthy_machine_has_no_finding(name: str, tmp_path):
 
 
 def test_every_expected_figure_is_documented():
-    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "doctor-rules.md").read_text()
     asked = {path.removeprefix("expected.") for rule in RULES.values() for path in rule.paths() if "expected." in path}
     assert asked
     assert not {name for name in asked if f"`{name}`" not in page}

@@ -23,7 +23,7 @@ LIMITS_S = {None: 30.0, "quick": 300.0, "full": 1800.0}
 """Time for a node, by its stress test."""
 AT_ONCE, AGENTS_AT_ONCE = 64, 256
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def ask(
             try:
                 recorder.take(node, document)
             except OSError as error:  # the report is worth more than its record
-                _log.warning("%s is not complete: %s", record, error.strerror or error)
+                logger.warning("%s is not complete: %s", record, error.strerror or error)
                 recorder = None
 
     ended = None
