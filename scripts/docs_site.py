@@ -57,7 +57,9 @@ def reference(name: str, command: Any) -> str:
         rows = [(re.sub(r"^([^-].*) <.*>$", r"\1", left), *split_notes(right)) for left, right in filter(None, records)]
         rows = [row for row in rows if "--help" not in row[0]]
         if rows:
-            parts.append(table(("argument or option", "meaning", "default or limits"), rows))
+            width = 3 if any(notes for _, _, notes in rows) else 2
+            header = ("argument or option", "meaning", "default or limits")
+            parts.append(table(header[:width], [row[:width] for row in rows]))
         if hasattr(command, "list_commands"):
             children = [(child, command.get_command(context, child)) for child in command.list_commands(context)]
             shown = [(child, parse_help(one.help or "").summary) for child, one in children if not one.hidden]
@@ -66,9 +68,12 @@ def reference(name: str, command: Any) -> str:
 
 
 def split_notes(text: str) -> tuple[str, str]:
-    """An option's help without its last brackets, and what they say: its default and limits."""
+    """Return an option's help without the brackets at its end, and their content: its default and limits."""
     match = re.search(r"\s*\[([^\[\]]*)\]$", text)
-    return (text[: match.start()], match[1].removeprefix("default: ")) if match else (text, "")
+    if match is None:
+        return text, ""
+    notes = re.sub(r"([\d.]+)<=x<=([\d.]+)", r"\1 to \2", match[1].removeprefix("default: "))
+    return text[: match.start()], re.sub(r"x>=([\d.]+)", r"\1 or more", notes)
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
