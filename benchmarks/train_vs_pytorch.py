@@ -126,13 +126,13 @@ def rows_of(runs: Runs, model: Model, precision: str) -> list[dict[str, Any]]:
 
 def goal_of(peer: str, precision: str) -> float:
     """On a processor with matrix units, and against PyTorch at its best, par within the noise of a machine."""
-    from aifx.machine.catalogue import matrix_units
+    from aifx.machine.cpu import matrix_units
 
     return 0.95 if MKL in peer or precision == "bfloat16" or matrix_units() == "AMX" else 1.0
 
 
 def processor() -> str:
-    from aifx.machine.catalogue import cpu_vendor, matrix_units
+    from aifx.machine.cpu import cpu_vendor, matrix_units
 
     return f"{cpu_vendor()} ({matrix_units()})"
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import psutil
 
-from aifx.health.stress.sensors import HARDWARE_REASONS
+from aifx.machine.nvml import FAULT_REASONS, open_gpus, read_clocks
 
 OTHER_LOAD = 0.05
 """Of the machine's cores, used by others: so much is told (a start)."""
@@ -19,8 +19,8 @@ OTHER_LOAD = 0.05
 CLOCK = 0.05
 THROTTLED = 0.02
 
-NVML_REASONS = {0x4: "power cap", **HARDWARE_REASONS}
-"""With what holds a clock down without a fault."""
+SLOWED = ("software_power_cap", *FAULT_REASONS)
+"""Reasons for a lower clock than a load would get, faults or not."""
 
 
 class Watch:
@@ -89,19 +89,9 @@ def _clock_mhz() -> float | None:
 
 def _gpu_clocks() -> dict[str, tuple[int, list[str]]]:
     """Of each NVIDIA GPU its clock now, and what slows it; empty without a driver."""
-    try:
-        import pynvml as nvml
-
-        nvml.nvmlInit()
-    except Exception:  # no library, no driver
-        return {}
-    found: dict[str, tuple[int, list[str]]] = {}
-    for index in range(nvml.nvmlDeviceGetCount()):
-        try:
-            handle: Any = nvml.nvmlDeviceGetHandleByIndex(index)
-            clock = int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
-            mask = int(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
-        except nvml.NVMLError:
-            continue
-        found[f"GPU {index}"] = clock, [word for bit, word in NVML_REASONS.items() if mask & bit]
+    found = {}
+    for name, ask in open_gpus().items():
+        now = read_clocks(ask)
+        if now["clock_mhz"] is not None and now["reasons"] is not None:
+            found[name] = now["clock_mhz"], [reason.replace("_", " ") for reason in now["reasons"] if reason in SLOWED]
     return found

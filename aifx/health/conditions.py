@@ -14,7 +14,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from aifx.health.facts import Absent, Scope, Unknown, is_number, shown
+from aifx.core.facts import Absent, Unknown
+from aifx.health.scope import Scope, is_number, shown
 
 ORDERINGS = {"above": ">", "at_least": ">=", "below": "<", "at_most": "<="}
 WORDS = {

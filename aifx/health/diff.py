@@ -10,17 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from aifx.core.facts import to_document
 from aifx.health.evaluate_rules import evaluate_rules
-from aifx.health.facts import RATE, is_number, to_document
 from aifx.health.report import SEVERITIES, Finding, Report
 from aifx.health.rules import Rule, Site
+from aifx.health.scope import RATE, is_number
 from aifx.health.snapshot import Snapshot
 
 SAME = 0.005
 """Two sizes this near to each other are one: what the kernel keeps for itself moves a total from release to release."""
 
 NOT_HELD = "the snapshot does not hold"
-"""How `aifx.health.facts` says that a snapshot is of another version or had `--only`."""
+"""How `aifx.health.scope` says that a snapshot is of another version or had `--only`."""
 
 LIMIT = re.compile(
     r"(^|_)(limit|max|min|total|size|capacity|target|cap|rated|default|wanted|needed|expected|threshold|allowed|speed|"

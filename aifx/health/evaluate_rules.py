@@ -9,10 +9,11 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
 
+from aifx.core.facts import Absent, Unknown
 from aifx.health.conditions import holds, threshold_of
-from aifx.health.facts import Absent, Scope, Unknown, is_number, shown
 from aifx.health.report import SEVERITIES, Finding, Report, Skipped
 from aifx.health.rules import Rule, Site, fits
+from aifx.health.scope import Scope, is_number, shown
 from aifx.health.snapshot import Snapshot
 
 NAME = re.compile(r"\{([\w.^]+)\}")

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 from aifx.core.errors import UsageError
 from aifx.core.executables import find_program
+from aifx.core.facts import Absent, Unknown
 from aifx.core.parsing import parse_json
 from aifx.core.processes import Child, Ended, run
 from aifx.core.redaction import is_secret_variable, redact
-from aifx.health.facts import Absent, Unknown
 
 CAPTURED = "aifx-captured"
 READ_LIMIT_S = 2.0

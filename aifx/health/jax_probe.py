@@ -6,7 +6,6 @@ A process of its own because JAX may hang, crash or abort: `packages` reads meta
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import sys
@@ -16,9 +15,11 @@ from importlib import metadata
 from typing import Any
 
 from aifx import DISTRIBUTION
+from aifx.core.facts import Absent, Unknown, to_document
 from aifx.core.processes import connect
-from aifx.health.facts import Absent, to_document
 from aifx.health.host import within
+from aifx.machine.nvml import open_driver, open_gpus
+from aifx.machine.nvml.calls import Calls
 
 PACKAGES = re.compile(
     rf"{DISTRIBUTION}|jax|jaxlib|jax-(cuda\d+|rocm\d+)-(plugin|pjrt)|libtpu|nvidia-[\w-]+|numpy|scipy|ml-dtypes"
@@ -119,30 +120,28 @@ def _overlaps(wheels: dict[str, metadata.Distribution]) -> list[str]:
 
 def _nvml() -> dict[str, Any]:
     """Driver, the CUDA that it can do, and GPUs; `absent` says why there is no NVML."""
-    nvml: Any = importlib.import_module("pynvml")
 
     def ask() -> dict[str, Any]:
-        nvml.nvmlInit()
-        count, cuda = nvml.nvmlDeviceGetCount(), nvml.nvmlSystemGetCudaDriverVersion()
-        driver = nvml.nvmlSystemGetDriverVersion()
+        driver = open_driver()
+        for value in driver.values():
+            if isinstance(value, (Absent, Unknown)):
+                return {"absent": value.why}
         return {
-            "driver": driver if isinstance(driver, str) else driver.decode(),
-            "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
-            "gpus": count,
-            "mig": any(_is_divided(nvml, index) for index in range(count)),
+            "driver": driver["driver"],
+            "cuda": driver["cuda"],
+            "gpus": driver["count"],
+            "mig": any(_is_divided(gpu) for gpu in open_gpus().values()),
         }
 
     try:
         return within(NVML_LIMIT_S, ask, "NVML")
-    except (nvml.NVMLError, TimeoutError) as error:
+    except TimeoutError as error:
         return {"absent": str(error)}
 
 
-def _is_divided(nvml: Any, index: int) -> bool:
-    try:
-        return bool(nvml.nvmlDeviceGetMigMode(nvml.nvmlDeviceGetHandleByIndex(index))[0])
-    except nvml.NVMLError:  # no such mode, or a GPU that is lost
-        return False
+def _is_divided(gpu: Calls) -> bool:
+    """False also for a GPU that has no such mode, or that is lost."""
+    return gpu("DeviceGetMigMode", then=lambda modes: bool(modes[0])) is True
 
 
 def main() -> None:

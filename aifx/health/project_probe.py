@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import AifxError
+from aifx.core.facts import Absent, to_document
 from aifx.core.processes import connect
 from aifx.core.project import Project, find_project
 from aifx.core.redaction import redact
-from aifx.health.facts import Absent, to_document
 
 if TYPE_CHECKING:
     from aifx.config import Config

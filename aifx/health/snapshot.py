@@ -12,13 +12,14 @@ from typing import Any
 
 import aifx
 from aifx.core.errors import DataError
+from aifx.core.facts import Absent, Facts, Unknown, from_document, to_document
 from aifx.core.files import read_input, write_output
 from aifx.core.json_values import encode_json
 from aifx.core.parsing import parse_json
 from aifx.core.redaction import redact
-from aifx.health.facts import Absent, Facts, Scope, Unknown, from_document, to_document
 from aifx.health.host import Host, within
 from aifx.health.probes import Probe
+from aifx.health.scope import Scope
 
 SCHEMA_VERSION = 1
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import tomli
 
+from aifx.core.facts import Unknown
 from aifx.core.redaction import redact
-from aifx.health.facts import Unknown
 from aifx.health.kernel_log import Line
 
 DAY_S = 86_400

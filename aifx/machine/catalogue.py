@@ -6,14 +6,11 @@ second, of links in both directions together, as the vendors print them. What a 
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
+from aifx.machine.cpu import estimate_peak
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,17 @@ class Accelerator:
         power_w: board power.
         devices_per_chip: JAX devices that one chip shows up as.
         source: where the numbers stand.
+        nvlinks: of a module, all of which lead somewhere. None for a card, which has as many as someone put bridges
+            on it, and for a module for some countries, which has fewer than the chip.
+        nvlink_mb_s: one NVLink in one direction, as NVML reports it.
+        in_rack: its NVLink fabric spans nodes and is kept by the rack's own manager, not by a service on the node.
+        over_c2c: it reaches its processor over NVLink-C2C; its PCIe link carries no data of jobs.
+        has_rails: its systems are built with an InfiniBand port for each GPU, or for each pair.
+        pci_ids: PCI device IDs of NVIDIA's modules with rails. Cards come in servers of every kind.
+        usual_tflops: products of bfloat16 at the best shape, measured. Cards that their power cap holds down are far
+            from their peak and healthy, so the peak alone judges none.
+        usual_copy_gb_s: host to device from page-locked memory, measured.
+        usual_all_reduce_gb_s: of 8 GPUs over NVLink, 16 GiB, measured (bus bandwidth).
     """
 
     name: str
@@ -40,6 +48,15 @@ class Accelerator:
     power_w: float | None
     source: str
     devices_per_chip: int = 1
+    nvlinks: int | None = None
+    nvlink_mb_s: int | None = None
+    in_rack: bool = False
+    over_c2c: bool = False
+    has_rails: bool = False
+    pci_ids: tuple[str, ...] = ()
+    usual_tflops: float | None = None
+    usual_copy_gb_s: float | None = None
+    usual_all_reduce_gb_s: float | None = None
 
     def peak_flops(self, dtype: str) -> float | None:
         """Peak operations a second of one JAX device in `dtype`; None where the catalogue has none."""
@@ -51,7 +68,9 @@ class Accelerator:
 # jax_default_matmul_precision asks for more; "float32" below is the vector (non-tensor) peak of GPUs.
 # In the sources, TensorRT-LLM is NVIDIA's tensorrt_llm/auto_parallel/cluster_info.py, which names the data sheet of a
 # row and counts one direction of a link; MLPerf are the system descriptions of submissions to MLPerf Inference; two
-# names with a slash between them are a repository on GitHub.
+# names with a slash between them are a repository on GitHub. NVLinks: NVIDIA Health Validation (H100 26,562 MB/s, GB200
+# 53,125 MB/s) and NVIDIA's A100 architecture paper (25 GB/s). Usual rates: stas00/ml-engineering, maximum achievable
+# matmul FLOPS; Azure/azurehpc-health-checks for copies (nvbandwidth) and all-reduce. Rails: leptonai/gpud.
 ACCELERATORS: tuple[Accelerator, ...] = (
     Accelerator(
         "NVIDIA B200", (r"NVIDIA B200.*",),
@@ -59,12 +78,14 @@ ACCELERATORS: tuple[Accelerator, ...] = (
          "tfloat32": 1100, "float32": 75},
         180, 7700, 1800, 1000,
         "Blackwell data sheet (3384703), HGX B200, in atineoSE/coding-model-seeks-gpu; dense is half of what it prints",
+        nvlinks=18, nvlink_mb_s=53_125, has_rails=True, pci_ids=("0x2901",), usual_tflops=1745.0,
     ),
     Accelerator(
         "NVIDIA GB200", (r"NVIDIA GB200.*",),
         {"float4_e2m1fn": 10000, "float8_e4m3fn": 5000, "int8": 5000, "bfloat16": 2500, "float16": 2500,
          "tfloat32": 1250, "float32": 80},
         186, 8000, 1800, 1200, "NVIDIA GB200 NVL72 data sheet, a GPU of 72",
+        nvlinks=18, nvlink_mb_s=53_125, has_rails=True, pci_ids=("0x2941",), in_rack=True, over_c2c=True,
     ),
     Accelerator(
         "NVIDIA B300", (r"NVIDIA B300.*",),
@@ -72,6 +93,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         288, 8000, 1800, 1100,
         "pytorch/torchtitan and stas00/ml-engineering; memory and power: datacrunch-research/blogs; TF32: as B200; "
         "FP4 left out, they do not agree on it",
+        nvlinks=18, nvlink_mb_s=53_125,
     ),
     Accelerator(
         "NVIDIA GB300", (r"NVIDIA GB300.*",),
@@ -79,6 +101,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
          "tfloat32": 1250, "float32": 80},
         288, 8000, 1800, 1400,
         "stas00/ml-engineering after NVIDIA's GB300 NVL72 page; memory and power: MLPerf v5.1 (NVIDIA)",
+        nvlinks=18, nvlink_mb_s=53_125, in_rack=True, over_c2c=True,
     ),
     Accelerator(
         "NVIDIA H200 SXM", (r"NVIDIA H200(?! NVL).*",),
@@ -86,6 +109,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         141, 4800, 900, 700,
         "H200 data sheet (3002446) in TensorRT-LLM, whose peaks are sparse: halved; TF32: stas00/ml-engineering; "
         "power: MLPerf v5.1",
+        nvlinks=18, nvlink_mb_s=26_562, has_rails=True, pci_ids=("0x2335",), usual_all_reduce_gb_s=431.0,
     ),
     Accelerator(
         "NVIDIA H200 NVL", (r"NVIDIA H200 NVL.*",),
@@ -93,6 +117,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
          "float32": 60},
         141, 4800, 900, 600,
         "H200 data sheet (3002446) in TensorRT-LLM, whose peaks are sparse: halved; TF32 and power: gmasse/gpu-specs",
+        nvlink_mb_s=26_562,
     ),
     Accelerator(
         "NVIDIA GH200 144GB", (r"NVIDIA GH200 144G.*",),
@@ -100,6 +125,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         144, 4900, 900, 1000,
         "GH200 data sheet (3773000) in atineoSE/coding-model-seeks-gpu; power: of CPU, GPU and memory at most; "
         "link: stas00/ml-engineering",
+        nvlink_mb_s=26_562, over_c2c=True, usual_tflops=828.6,
     ),
     Accelerator(
         "NVIDIA GH200 96GB", (r"NVIDIA GH200 (?!144G).*",),
@@ -107,6 +133,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         96, 4000, 900, 1000,
         "GH200 data sheet (3773000) in atineoSE/coding-model-seeks-gpu; power: of CPU, GPU and memory at most; "
         "link: stas00/ml-engineering",
+        nvlink_mb_s=26_562, over_c2c=True,
     ),
     Accelerator(
         "NVIDIA H100 SXM", (r"NVIDIA H100 80GB HBM3.*", r"NVIDIA H100 SXM.*"),
@@ -114,6 +141,8 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         80, 3350, 900, 700,
         "glennklockwood.com/garden/processors/h100; memory and link: H100 data sheet in TensorRT-LLM; "
         "power: stas00/ml-engineering",
+        nvlinks=18, nvlink_mb_s=26_562, has_rails=True, pci_ids=("0x2330", "0x2336", "0x2337", "0x2339"),
+        usual_tflops=794.5, usual_copy_gb_s=48.0, usual_all_reduce_gb_s=460.0,
     ),
     Accelerator(
         "NVIDIA H100 NVL", (r"NVIDIA H100 NVL.*",),
@@ -122,13 +151,27 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         94, 3900, 600, 400,
         "BF16: pytorch/torchtitan after nvidia.com/en-us/data-center/h100; other peaks: as H200 NVL, whose BF16 is the "
         "same; memory and power: stas00/ml-engineering; link: MLPerf v4.1 (Lenovo)",
+        nvlink_mb_s=26_562,
     ),
     Accelerator(
-        "NVIDIA H100 PCIe", (r"NVIDIA H100 PCIe.*",),
+        "NVIDIA H100 PCIe", (r"NVIDIA H100 PCIe.*", r"NVIDIA H100 80GB HBM2e.*"),
         {"float8_e4m3fn": 1513, "int8": 1513, "bfloat16": 756, "float16": 756, "tfloat32": 378, "float32": 51.2},
         80, 2000, 600, 350,
         "H100 data sheet in TensorRT-LLM; FP32: gmasse/gpu-specs; power: NVIDIA product brief PB-11133; "
         "link, a bridge to one other: MLPerf v4.1 (Quanta)",
+        nvlink_mb_s=26_562,
+    ),
+    Accelerator(
+        "NVIDIA H800 SXM", (r"NVIDIA H800(?! PCIe).*",),
+        {"float8_e4m3fn": 1979, "int8": 1979, "bfloat16": 989.4, "float16": 989.4, "tfloat32": 494.7, "float32": 66.9},
+        80, 3350, 400, 700, "as H100 SXM, whose chip it has; link: aiwiki.ai/wiki/nvidia_h800",
+        nvlink_mb_s=26_562,
+    ),
+    Accelerator(
+        "NVIDIA H800 PCIe", (r"NVIDIA H800 PCIe.*",),
+        {"float8_e4m3fn": 1513, "int8": 1513, "bfloat16": 756, "float16": 756, "tfloat32": 378, "float32": 51.2},
+        80, 2000, 400, 350, "as H100 PCIe, whose chip it has; link: aiwiki.ai/wiki/nvidia_h800",
+        nvlink_mb_s=26_562,
     ),
     Accelerator(
         "NVIDIA H20", (r"NVIDIA H20",),
@@ -136,16 +179,19 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         96, 4000, 900, 400,
         "no page of NVIDIA's: pytorch/torchtitan (BF16), lamonoai/gpumap (8 bits, FP32, power) and TensorRT-LLM (TF32, "
         "memory, link; 147 and 293 for 16 and 8 bits)",
+        nvlinks=18, nvlink_mb_s=26_562,
     ),
     Accelerator(
         "NVIDIA A100 SXM 80GB", (r"NVIDIA A100-SXM4-80GB.*", r"NVIDIA A100-SXM-80GB.*", r"A100-SXM4-80GB"),
         {"int8": 624, "bfloat16": 312, "float16": 312, "tfloat32": 156, "float32": 19.5},
         80, 2039, 600, 400, "A100 data sheet (1758950) in TensorRT-LLM; FP32 and power: gmasse/gpu-specs",
+        nvlinks=12, nvlink_mb_s=25_000, usual_tflops=271.2, usual_copy_gb_s=21.0, usual_all_reduce_gb_s=228.0,
     ),
     Accelerator(
         "NVIDIA A100 SXM 40GB", (r"NVIDIA A100-SXM4-40GB.*", r"A100-SXM4-40GB"),
         {"int8": 624, "bfloat16": 312, "float16": 312, "tfloat32": 156, "float32": 19.5},
         40, 1555, 600, 400, "A100 data sheet (1758950) in TensorRT-LLM; FP32 and power: gmasse/gpu-specs",
+        nvlinks=12, nvlink_mb_s=25_000, usual_tflops=271.2, usual_copy_gb_s=21.0,
     ),
     Accelerator(
         "NVIDIA A100 PCIe 80GB", (r"NVIDIA A100 80GB PCIe.*",),
@@ -153,12 +199,14 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         80, 1935, 600, 300,
         "A100 data sheet (1758950) in TensorRT-LLM; FP32 and power: gmasse/gpu-specs; "
         "link: a bridge to one other, as the sheet prints it",
+        nvlink_mb_s=25_000, usual_tflops=252.9,
     ),
     Accelerator(
         "NVIDIA A100 PCIe 40GB", (r"NVIDIA A100-PCIE-40GB.*",),
         {"int8": 624, "bfloat16": 312, "float16": 312, "tfloat32": 156, "float32": 19.5},
         40, 1555, 600, 250,
         "A100 data sheet (1758950) in TensorRT-LLM; FP32 and power: gmasse/gpu-specs; link: as the 80 GB card",
+        nvlink_mb_s=25_000,
     ),
     Accelerator(
         "NVIDIA L40S", (r"NVIDIA L40S.*",),
@@ -234,6 +282,24 @@ def find_accelerator(device_kind: str) -> Accelerator | None:
     return None
 
 
+def has_rails(pci_id: str) -> bool:
+    """Whether an NVIDIA GPU with this PCI device ID ("0x2330") is a module of a system with rails."""
+    return any(pci_id in accelerator.pci_ids for accelerator in ACCELERATORS)
+
+
+TPU_GENERATIONS = {
+    "0x0027": "v3",
+    "0x005e": "v4",
+    "0x0062": "v5p",
+    "0x0063": "v5e",
+    "0x006f": "v6e",
+    "0x0076": "7x",
+    "0x007c": "8t",
+    "0x0083": "8i",
+}
+"""Google's chips by PCI device ID (jax/_src/hardware_utils.py); v2 has that of v3."""
+
+
 @dataclass(frozen=True)
 class Peak:
     """What `num_devices` devices could do at best, and how that number was formed."""
@@ -245,7 +311,7 @@ class Peak:
 def peak_of(device_kind: str, platform: str, num_devices: int, dtype: str) -> Peak | None:
     """The peak that MFU is measured against; None for a device that the catalogue does not have."""
     if platform == "cpu":
-        return cpu_peak()
+        return Peak(*estimate_peak())
     accelerator = find_accelerator(device_kind)
     if accelerator is None:
         return None
@@ -263,68 +329,3 @@ def utilization(mfu: float | None, ceiling_fraction: float | None) -> str:
     """ "MFU 31.0% (52.4%)": of the peak and, in brackets, of the measured ceiling; empty without either."""
     told = "" if mfu is None else f"MFU {mfu:.1%}"
     return told + ("" if ceiling_fraction is None else f"{' ' if told else 'MFU '}({ceiling_fraction:.1%})")
-
-
-def cpu_peak() -> Peak:
-    """An estimate for float32: usable cores x clock x (2 FMA units x vector lanes x 2 operations).
-
-    The vector width comes from the CPU's flags, the clock from what the system tells; no vendor prints this number.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    lanes, isa = _vector_lanes()
-    clock_ghz = _clock_ghz()
-    flops = cores * clock_ghz * 1e9 * 2 * lanes * 2
-    return Peak(
-        flops, f"estimate: {cores} cores x {clock_ghz:.1f} GHz x 2 FMA units x {lanes} float32 lanes ({isa}) x 2"
-    )
-
-
-def _vector_lanes() -> tuple[int, str]:
-    """float32 lanes of one FMA unit, and the instruction set's name."""
-    info, words = _cpuinfo(), cpu_flags()
-    # AMD family 25 (Zen 4) executes a 512-bit FMA in two passes of 256 bits (AMD Zen 4 optimization guide, 2.9).
-    if "avx512f" in words and not (info.get("vendor_id") == "AuthenticAMD" and info.get("cpu family") == "25"):
-        return 16, "AVX-512"
-    if "avx2" in words or "avx512f" in words:
-        return 8, "AVX2"
-    return 4, "128-bit"
-
-
-def cpu_flags() -> frozenset[str]:
-    """The processor's features, by Linux's names: "avx512_bf16", "amx_bf16"; on ARM "bf16"."""
-    info = _cpuinfo()
-    return frozenset(info.get("flags", info.get("Features", "")).split())
-
-
-def cpu_vendor() -> str:
-    """The processor's maker, "Intel" or "AMD"; of others the architecture, "aarch64"."""
-    vendors = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
-    return vendors.get(_cpuinfo().get("vendor_id", ""), platform.machine())
-
-
-def matrix_units() -> str:
-    """What multiplies matrices in this processor: "AMX", "AVX-512 with bfloat16", "AVX2", ..."""
-    flags = cpu_flags()
-    if "amx_bf16" in flags:
-        return "AMX"
-    widest = next((name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "128-bit")
-    return widest + (" with bfloat16" if flags & {"avx512_bf16", "bf16"} else "")
-
-
-def _clock_ghz() -> float:
-    try:
-        frequency = psutil.cpu_freq()
-    except (OSError, NotImplementedError):
-        frequency = None
-    mhz = (frequency.max or frequency.current) if frequency else 0.0
-    return mhz / 1e3 if mhz > 0 else 2.5  # a server's usual base clock where nothing tells
-
-
-def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
-    """The first processor's entry."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}

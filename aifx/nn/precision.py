@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from aifx.machine.catalogue import cpu_flags
+from aifx.machine.cpu import cpu_flags
 from aifx.specs import Params
 from jax_kernels.products import product
 

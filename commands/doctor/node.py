@@ -84,8 +84,8 @@ def node(*, options: NodeOptions) -> None:
     with terminal(options.json) if options.format is Format.TEXT else for_monitor(options.json) as out:
         from aifx.commands.doctor.report import show
         from aifx.commands.doctor.stress import show_stress
+        from aifx.core.facts import to_document
         from aifx.health.check import check
-        from aifx.health.facts import to_document
         from aifx.health.rules import load_rules, read_site, select
 
         began, site = time.monotonic(), read_site(options.site)

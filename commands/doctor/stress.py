@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aifx.commands.console.terminal import Output
-from aifx.health.facts import is_number
+from aifx.health.scope import is_number
 
 
 def show_stress(out: Output, stress: Any) -> None:

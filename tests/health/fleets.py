@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aifx.health.facts import from_document
+from aifx.core.facts import from_document
 from aifx.health.fleet.report import Node
 from aifx.health.report import Finding, Report
 from aifx.health.snapshot import Snapshot

@@ -1,4 +1,4 @@
-"""The scenario of fake_nvml.c in which NVML says what a document of `aifx.health.nvml` holds."""
+"""The scenario of fake_nvml.c in which NVML says what a document of `python -m aifx.machine.nvml` holds."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import pytest
 from fleets import facts_of_a_node, node
 from health_trees import machines, snapshot_of
 
-from aifx.health.facts import from_document, is_number
+from aifx.core.facts import from_document
 from aifx.health.fleet.compare import (
     MIN_Z,
     Fact,
@@ -20,6 +20,7 @@ from aifx.health.fleet.compare import (
     z_limit,
 )
 from aifx.health.fleet.report import Node
+from aifx.health.scope import is_number
 from aifx.health.snapshot import Snapshot
 
 

@@ -14,9 +14,9 @@ from health_machines.host_files import own_limits
 from health_machines.network_files import infiniband_files, port
 from health_trees import machines, report_of, snapshot_of
 
+from aifx.core.facts import Absent, Unknown
 from aifx.health.check import collect
 from aifx.health.evaluate_rules import evaluate_rules
-from aifx.health.facts import Absent, Unknown
 from aifx.health.host import Host
 from aifx.health.probes import all_probes, clock, disk, infiniband, limits, network, space
 from aifx.health.rules import load_rules

@@ -10,8 +10,8 @@ from importlib import metadata
 import pytest
 from health_machines.jax_stack import VERSION, packages
 
+from aifx.core.facts import Absent, Unknown, to_document
 from aifx.health.evaluate_rules import evaluate_rules
-from aifx.health.facts import Absent, Unknown, to_document
 from aifx.health.host import Host
 from aifx.health.probes import environment
 from aifx.health.probes import jax as probe

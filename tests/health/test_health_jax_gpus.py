@@ -55,7 +55,9 @@ def test_gpus_that_the_operator_hides_are_not_missed(monkeypatch):
 
 
 @pytest.mark.usefixtures("gpus")
-def test_a_load_is_watched_on_each_gpu():
+def test_a_load_is_watched_on_each_gpu(tmp_path):
+    hot = "2:nvmlDeviceGetCurrentClocksEventReasons = 68\n2:nvmlDeviceGetPowerUsage = !3\n"
+    (tmp_path / "scenario.txt").write_text(hot + eight())
     command = [sys.executable, "-P", "-m", "aifx.health.stress.sensors"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -63,6 +65,8 @@ def test_a_load_is_watched_on_each_gpu():
         process.kill()
     assert [name for name in told if name.startswith("GPU")] == [f"GPU {i}" for i in range(8)]
     for i in range(8):
-        assert 0 < told[f"GPU {i}"]["temperature_c"] < 120
-        assert told[f"GPU {i}"]["clock_mhz"] > 0
-        assert told[f"GPU {i}"]["reasons"] == []
+        gpu = told[f"GPU {i}"]
+        assert 0 < gpu["temperature_c"] < 120
+        assert gpu["clock_mhz"] > 0
+        assert gpu["reasons"] == (["hardware thermal"] if i == 2 else []), "the power cap (bit 2) is no fault"
+        assert (gpu["power_w"] is None) == (i == 2)

@@ -7,7 +7,7 @@ import pytest
 from effort import sample
 from health_trees import machines, mutated, report_of, snapshot_of
 
-from aifx.health.facts import to_document
+from aifx.core.facts import to_document
 from aifx.health.snapshot import parse
 
 NONSENSE = (None, "", "\x00 nonsense", [], {}, [1, [2]], {"a": 1}, float("nan"), -1e300, 1e300, "9" * 400)

@@ -12,7 +12,7 @@ from health_machines.gpus import A100_PCIE, GB200, GB200_BUSES, H100, H100_BUSES
 from health_machines.nvml_documents import document
 from nvml_scenarios import scenario
 
-from aifx.health.facts import Absent, Unknown, from_document
+from aifx.core.facts import Absent, Unknown, from_document
 from aifx.health.host import Host
 from aifx.health.probes import nvidia
 
@@ -45,7 +45,7 @@ def read(library, tmp_path, monkeypatch):
         file.write_text(text)
         monkeypatch.setenv("FAKE_NVML_SCENARIO", str(file))
         monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
-        return from_document(Host().ask("aifx.health.nvml", *arguments, name="nvml", limit_s=limit_s))
+        return from_document(Host().ask("aifx.machine.nvml", *arguments, name="nvml", limit_s=limit_s))
 
     return read
 

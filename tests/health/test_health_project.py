@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from aifx.config import load_config
+from aifx.core.facts import Absent, from_document, to_document
 from aifx.core.project import Project
-from aifx.health.facts import Absent, from_document, to_document
 from aifx.health.host import Host
 from aifx.health.probes import project as probe
 from aifx.health.project_probe import _specs, look_at

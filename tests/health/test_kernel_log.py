@@ -10,9 +10,9 @@ from health_machines.boot_log import KMSG, UPTIME_S, record
 from health_machines.linux import server
 from health_trees import cases, changed, report_of, snapshot_of
 
+from aifx.core.facts import Absent, Unknown, to_document
 from aifx.health import kernel_events, xids
 from aifx.health.evaluate_rules import evaluate_rules
-from aifx.health.facts import Absent, Unknown, to_document
 from aifx.health.host import Host
 from aifx.health.kernel_log import Line, Log, parse
 from aifx.health.probes import kernel_log

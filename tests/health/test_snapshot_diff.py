@@ -13,8 +13,8 @@ from test_health_mutations import mutated, paths
 
 from aifx.commands.main import run
 from aifx.health.diff import LIMIT, MOMENT, diff, is_nothing
-from aifx.health.facts import is_number
 from aifx.health.rules import load_rules
+from aifx.health.scope import is_number
 from aifx.health.snapshot import parse, write
 
 RULES = load_rules()

@@ -5,8 +5,8 @@ from health_cases.kernel_log import FAULT, NVLINK, NVLINK_PADDED, RLW, UNIT, XID
 from health_machines.linux import server
 from health_trees import changed, report_of, snapshot_of
 
+from aifx.core.facts import Unknown
 from aifx.health import xids
-from aifx.health.facts import Unknown
 from aifx.health.kernel_log import Line
 from aifx.health.rules import load_rules
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
+from pathlib import Path
 
 import pytest
 
-from aifx.machine import catalogue
-from aifx.machine.catalogue import ACCELERATORS, cpu_peak, find_accelerator, peak_of
+import aifx
+from aifx.machine import catalogue, cpu
+from aifx.machine.catalogue import ACCELERATORS, find_accelerator, has_rails, peak_of
 
 NAMES = {
     "NVIDIA H100 80GB HBM3": "NVIDIA H100 SXM",
@@ -47,8 +51,6 @@ def test_found_by_its_name(kind: str, name: str) -> None:
 
 
 def test_each_name_belongs_to_one_entry() -> None:
-    import re
-
     for kind in NAMES:
         assert sum(any(re.fullmatch(k, kind) for k in a.kinds) for a in ACCELERATORS) == 1, kind
 
@@ -70,6 +72,30 @@ def test_consistent(accelerator) -> None:
     assert 200 < accelerator.memory_gb_s < 20_000
 
 
+def test_one_row_holds_what_doctor_compares_a_chip_with() -> None:
+    h100, rack, card = (find_accelerator(f"NVIDIA {name}") for name in ("H100 80GB HBM3", "GB200", "H100 NVL"))
+    assert h100
+    assert rack
+    assert card
+    assert (h100.nvlinks, h100.nvlink_mb_s, h100.has_rails, h100.in_rack) == (18, 26_562, True, False)
+    assert (rack.nvlink_mb_s, rack.in_rack, rack.over_c2c) == (53_125, True, True)
+    assert (card.nvlinks, card.has_rails) == (None, False)
+    assert has_rails("0x2330")
+    assert not has_rails("0x2331")
+
+
+def test_only_the_catalogue_matches_names_of_gpus() -> None:
+    names = re.compile(r"\b(A100|H[12]00|H800|G?B[23]00)\b")
+    root = Path(aifx.__file__).parent
+    files = [path for path in root.rglob("*.py") if path != Path(catalogue.__file__)]
+    for path in files:
+        tree = ast.parse(path.read_text())
+        shown = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        strings = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        found = [node.value for node in strings if id(node) not in shown and names.search(node.value)]
+        assert not found, f"{path}: {found}"
+
+
 def test_peaks_count_devices_and_chips() -> None:
     eight = peak_of("NVIDIA H100 80GB HBM3", "gpu", 8, "bfloat16")
     assert eight is not None
@@ -88,7 +114,8 @@ def test_peaks_count_devices_and_chips() -> None:
 
 
 def test_the_cpu_is_estimated_and_says_how() -> None:
-    peak = cpu_peak()
+    peak = peak_of("cpu", "cpu", 1, "float32")
+    assert peak is not None
     assert f"{len(os.sched_getaffinity(0))} cores" in peak.formula
     assert 1e9 < peak.flops < 1e15
 
@@ -104,5 +131,5 @@ def test_the_cpu_is_estimated_and_says_how() -> None:
     ],
 )
 def test_matrix_units_by_the_processors_flags(flags: str, units: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "_cpuinfo", lambda: {"vendor_id": "GenuineIntel", "flags": flags})
-    assert catalogue.matrix_units() == units
+    monkeypatch.setattr(cpu, "_cpuinfo", lambda: {"vendor_id": "GenuineIntel", "flags": flags})
+    assert cpu.matrix_units() == units

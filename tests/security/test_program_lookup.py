@@ -10,8 +10,8 @@ import pytest
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.executables import find_program, need_program, with_safe_path
+from aifx.core.facts import Absent
 from aifx.health import collective_launch
-from aifx.health.facts import Absent
 from aifx.health.fleet.transports import Question, ask_slurm, ask_ssh
 from aifx.health.host import Host
 from aifx.health.slurm import scontrol

@@ -14,8 +14,8 @@ from aifx.checkpoint import Checkpoints
 from aifx.commands.console.completion import complete_run, complete_setting
 from aifx.commands.main import run as run_command
 from aifx.config.sections import CheckpointSection
+from aifx.core.facts import Absent
 from aifx.core.project import Project, UntrustedProject, find_project
-from aifx.health.facts import Absent
 from aifx.health.host import Host
 from aifx.health.probes import project as project_probe
 from aifx.health.project_probe import look_at

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from aifx.commands.console.failures import as_error
+from aifx.core.facts import to_document
 from aifx.core.project import RunDirectory
 from aifx.core.redaction import is_secret_variable, redact, redact_arguments, redact_values
-from aifx.health.facts import to_document
 from aifx.health.fleet.record import Recorder
 from aifx.health.fleet.report import Node
 from aifx.health.host import Host

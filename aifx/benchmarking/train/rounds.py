@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from aifx.benchmarking.energy import Energy, Unreadable, open_energy
 from aifx.benchmarking.results import Measured
 from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import WARM_UP_SHARE
@@ -23,6 +22,7 @@ from aifx.benchmarking.train.parts import Parts
 from aifx.benchmarking.train.series import Series
 from aifx.benchmarking.train.subject import Subject
 from aifx.machine.device_memory import peak_bytes, room
+from aifx.machine.energy import Energy, Unreadable, open_energy
 from aifx.training.meter import NotFinite
 
 ROUNDS = 4

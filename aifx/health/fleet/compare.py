@@ -19,10 +19,11 @@ from typing import Any, Literal
 import tomli
 from pydantic import BaseModel, ConfigDict
 
-from aifx.health.facts import Absent, Unknown, is_number
+from aifx.core.facts import Absent, Unknown
 from aifx.health.fleet.report import Node
 from aifx.health.report import Finding
 from aifx.health.rules import Severity
+from aifx.health.scope import is_number
 
 MIN_NODES = {"majority": 3, "bits": 2, "figure": 5}
 MIN_Z = 3.5

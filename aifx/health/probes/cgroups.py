@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from aifx.health.facts import Absent, Unknown
+from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
 
 CGROUPS = "/sys/fs/cgroup"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from aifx.health.facts import Absent, Unknown
+from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
 from aifx.health.probes import Probe
 

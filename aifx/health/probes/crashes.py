@@ -6,8 +6,8 @@ import re
 import time
 from typing import Any
 
+from aifx.core.facts import Absent, Unknown
 from aifx.health import kernel_events
-from aifx.health.facts import Absent, Unknown
 from aifx.health.host import Host
 from aifx.health.kernel_log import parse
 from aifx.health.probes import Probe

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from aifx.core.errors import EnvironmentFault
+from aifx.core.facts import Absent, Unknown
 from aifx.core.parsing import parse_json
 from aifx.core.private_folders import make_private
 from aifx.core.project import cache_location
-from aifx.health.facts import Absent, Unknown
 from aifx.health.host import Host, within
 from aifx.health.probes import Probe
 from aifx.health.probes.space import space

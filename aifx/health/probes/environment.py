@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from aifx.health.facts import Absent
+from aifx.core.facts import Absent
 from aifx.health.host import CAPTURED, Host
 from aifx.health.probes import Probe
 

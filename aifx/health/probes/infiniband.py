@@ -6,12 +6,13 @@ import platform
 import re
 from typing import Any
 
-from aifx.health.facts import Absent, Unknown
+from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
 from aifx.health.kernel_log import Log
 from aifx.health.probes import Probe
 from aifx.health.probes.kernel_log import read_log
 from aifx.health.probes.network import agreed
+from aifx.machine.catalogue import find_accelerator, has_rails
 
 CARDS = "/sys/class/infiniband"
 PCI = "/sys/bus/pci/devices"
@@ -41,16 +42,7 @@ MANY = 3
 """So many alike that are up make one that never was a fault; one or two may be all that was wired."""
 
 SYSTEM_PORTS = 8
-"""InfiniBand ports of a system of `SYSTEM_GPUS`, each of `FAST_GBIT` (leptonai/gpud)."""
-SYSTEM_GPUS = {
-    **dict.fromkeys(("0x2330", "0x2336", "0x2337", "0x2339"), "H100"),
-    "0x2335": "H200",
-    "0x2901": "B200",
-    "0x2941": "GB200",
-}
-"""PCI device IDs of GPU modules. Cards (H100 PCIe, H200 NVL) come in servers of every kind."""
-
-SYSTEM_NAMES = re.compile(r"\bH100 80GB HBM3|\bH200(?! NVL)|\bG?B200")
+"""InfiniBand ports of a system of GPUs with rails, each of `FAST_GBIT` (leptonai/gpud)."""
 
 SLOWER_CARDS = ("MT4113", "MT4115", "MT4117", "MT4119", "MT4121", "MT4123", "MT4125", "MT4127")
 """Connect-IB to ConnectX-6, which have no port of 400 Gb/s."""
@@ -169,12 +161,13 @@ def _is_gpu_system(host: Host) -> bool:
     """Whether its GPUs are modules of a system that is built with one InfiniBand port for each, or for each pair."""
     devices = host.names(PCI)
     gpus = [d for d in devices if _is_gpu(host, d)] if isinstance(devices, list) else []
-    if any(host.read(f"{PCI}/{gpu}/device") in SYSTEM_GPUS for gpu in gpus):
+    if any(has_rails(str(host.read(f"{PCI}/{gpu}/device"))) for gpu in gpus):
         return True
-    said = None if host.is_live else host.ask("aifx.health.nvml", name="nvml", limit_s=0)
+    said = None if host.is_live else host.ask("aifx.machine.nvml", name="nvml", limit_s=0)
     listed = said.get("gpus") if isinstance(said, dict) else None
     names = [gpu.get("name") for gpu in listed if isinstance(gpu, dict)] if isinstance(listed, list) else []
-    return any(isinstance(name, str) and SYSTEM_NAMES.search(name) for name in names)
+    chips = [find_accelerator(name) for name in names if isinstance(name, str)]
+    return any(chip is not None and chip.has_rails for chip in chips)
 
 
 def _full_counters(counters: dict[str, Any]) -> list[str] | Absent:

@@ -8,8 +8,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from aifx.core.facts import Absent, Unknown
 from aifx.health import kernel_events, xids
-from aifx.health.facts import Absent, Unknown
 from aifx.health.host import CAPTURED, Host
 from aifx.health.kernel_log import Log, parse
 from aifx.health.probes import Probe

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from aifx.health.facts import Absent, Unknown
+from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
 from aifx.health.probes import Probe, cgroups
 from aifx.health.probes.space import space

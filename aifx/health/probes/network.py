@@ -6,7 +6,7 @@ import socket
 import time
 from typing import Any
 
-from aifx.health.facts import Absent, Unknown
+from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host, within
 from aifx.health.probes import Probe
 

@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from aifx.health.facts import Absent, Facts, Unknown, from_document
+from aifx.core.facts import Absent, Facts, Unknown, from_document
 from aifx.health.host import Host
 from aifx.health.probes import Probe
+from aifx.machine.catalogue import find_accelerator
 
 PCI = "/sys/bus/pci/devices"
 NVIDIA, DISPLAY, CONTROLLER, BRIDGE = "0x10de", "0x0300", "0x0302", "0x0680"
@@ -17,22 +18,11 @@ NVIDIA, DISPLAY, CONTROLLER, BRIDGE = "0x10de", "0x0300", "0x0302", "0x0680"
 NVML_LIMIT_S = 8.0
 CONFINED = re.compile(r"docker|kubepods|containerd|libpod|lxc|/job_\d+")
 """Control groups in which not every GPU and process of the machine is shown: containers and Slurm's jobs."""
-MODULE_LINKS = {r"A100-SXM": 12, r"H100 80GB HBM3|\bH200(?! NVL)|\bH20\b|\bG?B[23]00": 18}
-"""NVLinks of modules, all of which lead somewhere. A card has as many as someone put bridges on it, and modules for
-some countries (A800, H800) fewer than the chip: those are compared with their like."""
-RACK = re.compile(r"GB[23]00")
-"""Whose NVLink fabric spans nodes and is kept by the rack's own manager, not by a service on the node."""
-GRACE = re.compile(r"\bG[HB]\d00")
-"""Which reach their processor over NVLink-C2C; their PCIe link carries no data of jobs."""
-
-LINK_MB_S = {r"A100": 25000, r"\b(H100|H200|H800|H20|GH200)": 26562, r"\bG?B[23]00": 53125}
-"""One NVLink's speed in one direction, by product: the version that NVML tells differs between drivers."""
-
 PCIE_GT_S = {1: 2.5, 2: 5, 3: 8, 4: 16, 5: 32, 6: 64}
 
 
 def collect(host: Host) -> dict[str, Any]:
-    said = from_document(host.ask("aifx.health.nvml", name="nvml", limit_s=NVML_LIMIT_S))
+    said = from_document(host.ask("aifx.machine.nvml", name="nvml", limit_s=NVML_LIMIT_S))
     buses = _pci(host)
     state = said.get("state") if isinstance(said, Mapping) else None
     is_missing = isinstance(said, Absent) or state in ("no_library", "not_loaded")
@@ -79,7 +69,7 @@ def _node(host: Host, said: Mapping[str, Any], gpus: Any, buses: Mapping[str, li
     hidden = [bus for bus in buses["gpus"] if bus not in shown] if len(shown) == len(tables) else []
     names, vbios = _distinct(tables, "name"), _distinct(tables, "vbios")
     confined = _is_confined(host)
-    needs_manager = bool(buses["switches"]) and not any(RACK.search(name) for name in names) and not confined
+    needs_manager = bool(buses["switches"]) and not any(_in_rack(name) for name in names) and not confined
     return {
         **{name: said[name] for name in ("state", "driver", "nvml", "cuda", "count")},
         # A display card may be meant for nothing but displays.
@@ -122,12 +112,13 @@ def _gpu(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]]) -> Facts:
     """One GPU's facts, named, with what follows from them."""
     name, bus, links = gpu["name"], gpu["pci_bus_id"], gpu["links"]
     product = name if isinstance(name, str) else ""
+    chip = find_accelerator(product)
     mig = gpu["mig"]["current"]
     return {
         **gpu,
         "device": f"GPU{gpu['index']}" + (f" ({bus})" if isinstance(bus, str) else ""),
-        "in_rack": bool(RACK.search(product)),
-        "over_c2c": bool(GRACE.search(product)),
+        "in_rack": _in_rack(product),
+        "over_c2c": chip is not None and chip.over_c2c,
         "is_partitioned": False if isinstance(mig, Absent) else mig,
         "pcie": {**gpu["pcie"], "replays_allowed_per_min": _replays_allowed(gpu["pcie"])},
         "num_processes": len(gpu["processes"]) if isinstance(gpu["processes"], list) else gpu["processes"],
@@ -138,16 +129,17 @@ def _gpu(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]]) -> Facts:
 
 
 def _nvlink(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]], product: str) -> Any:
-    links = gpu["links"]
+    links, chip = gpu["links"], find_accelerator(product)
+    module_links = chip.nvlinks if chip else None
     is_silent = isinstance(links, Absent) and gpu["state"] == "ok" and gpu["virtualization"] != "vgpu"
-    if is_silent and _module_links(product) and len(all_gpus) > 1:
+    if is_silent and module_links and len(all_gpus) > 1:
         links = []  # with every link down NVML says that there are none (gpud#1085)
     if not isinstance(links, list):
         return links if isinstance(links, (Absent, Unknown)) else Unknown("the links are no list")
     active = _active(gpu)
     failed = next((link["state"] for link in links if isinstance(link["state"], Unknown)), None)
     # One module alone, in a virtual machine of one GPU, has nobody to be linked with.
-    whole = _module_links(product) if len(all_gpus) > 1 or active else None
+    whole = module_links if len(all_gpus) > 1 or active else None
     expected = whole or max(_active(other) for other in all_gpus if other["name"] == gpu["name"])
     return {
         "count": len(links),
@@ -159,8 +151,9 @@ def _nvlink(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]], product: 
     }
 
 
-def _module_links(product: str) -> int | None:
-    return next((count for names, count in MODULE_LINKS.items() if re.search(names, product)), None)
+def _in_rack(product: str) -> bool:
+    chip = find_accelerator(product)
+    return chip is not None and chip.in_rack
 
 
 def _active(gpu: Mapping[str, Any]) -> int:
@@ -181,8 +174,10 @@ def _fabric(fabric: Any) -> Any:
 
 
 def _link_speed(product: str) -> int | Absent:
-    found = next((speed for names, speed in LINK_MB_S.items() if re.search(names, product)), None)
-    return Absent(f"no speed is known of the NVLinks of {product or 'this GPU'}") if found is None else found
+    chip = find_accelerator(product)
+    if chip is None or chip.nvlink_mb_s is None:
+        return Absent(f"no speed is known of the NVLinks of {product or 'this GPU'}")
+    return chip.nvlink_mb_s
 
 
 def _replays_allowed(pcie: Mapping[str, Any]) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from aifx.core.errors import AifxError
+from aifx.core.facts import Absent, from_document
 from aifx.core.project import UntrustedProject, find_project
-from aifx.health.facts import Absent, from_document
 from aifx.health.host import Host
 from aifx.health.probes import Probe
 from aifx.health.project_probe import IMPORT_TASK

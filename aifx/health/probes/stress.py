@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aifx.health.facts import Absent, from_document
+from aifx.core.facts import Absent, from_document
 from aifx.health.host import CAPTURED, Host
 from aifx.health.probes import Probe
 

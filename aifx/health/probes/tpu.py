@@ -8,25 +8,16 @@ import re
 from importlib import metadata
 from typing import Any
 
-from aifx.health.facts import Absent, Unknown
+from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
 from aifx.health.probes import Probe
 from aifx.health.probes.memory import transparent_huge_pages
+from aifx.machine.catalogue import TPU_GENERATIONS
 
 PCI = "/sys/bus/pci/devices"
 GOOGLE = "0x1ae0"
-GENERATIONS = {
-    # jax/_src/hardware_utils.py; v2 and v3 differ in the subsystem (tpu_info/device.py)
-    "0x0027": "v3",
-    "0x005e": "v4",
-    "0x0062": "v5p",
-    "0x0063": "v5e",
-    "0x006f": "v6e",
-    "0x0076": "7x",
-    "0x007c": "8t",
-    "0x0083": "8i",
-}
 V2_SUBSYSTEM = "0x004e"
+"""Of v2, whose device ID is that of v3 (tpu_info/device.py)."""
 LOCK = "/tmp/libtpu_lockfile"
 DEVICE_FILE = re.compile(r"/dev/(accel|vfio/)\d+")
 
@@ -73,7 +64,7 @@ def _chip(host: Host, name: str) -> dict[str, Any] | None:
     # Further functions are of the same chip.
     if not name.endswith(".0") or host.read(f"{PCI}/{name}/vendor") != GOOGLE:
         return None
-    generation = GENERATIONS.get(str(host.read(f"{PCI}/{name}/device")))
+    generation = TPU_GENERATIONS.get(str(host.read(f"{PCI}/{name}/device")))
     if generation == "v3" and host.read(f"{PCI}/{name}/subsystem_device") == V2_SUBSYSTEM:
         generation = "v2"
     return {"device": name, "generation": generation} if generation else None  # else it is Google's network card

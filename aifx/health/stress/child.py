@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from aifx.core.facts import to_document
 from aifx.core.processes import connect
-from aifx.health.facts import to_document
 from aifx.health.jax_probe import HELD
 
 ALL = "all"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from aifx.health.facts import Absent
+from aifx.core.facts import Absent
 
 
 def sustained(devices: list[Any], seconds: float) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from aifx.health.facts import Absent
+from aifx.core.facts import Absent
 from aifx.machine import microbenchmarks
 from aifx.machine.catalogue import find_accelerator, peak_of
 from aifx.machine.device_memory import BEYOND, cache_bytes, room
@@ -17,17 +17,6 @@ from aifx.machine.measured_peaks import find_ceilings
 from aifx.machine.microbenchmarks import USUAL_PRODUCT, dtypes_of
 
 __all__ = ["collectives", "copies", "dtypes_of", "matmul", "memory"]
-
-ACHIEVABLE_TFLOPS = {"NVIDIA A100 SXM 80GB": 271.2, "NVIDIA A100 SXM 40GB": 271.2, "NVIDIA A100 PCIe 80GB": 252.9,
-                     "NVIDIA H100 SXM": 794.5, "NVIDIA GH200 144GB": 828.6, "NVIDIA B200": 1745.0}  # fmt: skip
-"""Products of bfloat16 at the best shape, measured (stas00/ml-engineering, maximum achievable matmul FLOPS). Cards that
-their power cap holds down are far from their peak and healthy, so the peak alone judges none."""
-
-COPIES_GB_S = {"NVIDIA H100 SXM": 48.0, "NVIDIA A100 SXM 80GB": 21.0, "NVIDIA A100 SXM 40GB": 21.0}
-"""Host to device of page-locked memory (Azure/azurehpc-health-checks, nvbandwidth)."""
-
-BUS_GB_S = {"NVIDIA H100 SXM": 460.0, "NVIDIA H200 SXM": 431.0, "NVIDIA A100 SXM 80GB": 228.0}
-"""All-reduce of 8 GPUs over NVLink, 16 GiB (Azure/azurehpc-health-checks)."""
 
 
 def matmul(device: Any, dtype: str, slice_s: float) -> dict[str, Any]:
@@ -40,7 +29,7 @@ def matmul(device: Any, dtype: str, slice_s: float) -> dict[str, Any]:
     if device.platform == "cpu" and dtype != "float32":
         peak = None
     entry = find_accelerator(device.device_kind)
-    usual = ACHIEVABLE_TFLOPS.get(entry.name) if entry and dtype in ("bfloat16", "float16") else None
+    usual = entry.usual_tflops if entry and dtype in ("bfloat16", "float16") else None
     return {
         "dtype": dtype,
         "size": size,
@@ -83,7 +72,7 @@ def copies(device: Any, slice_s: float) -> list[dict[str, Any]]:
     the backend has it."""
     transfer = microbenchmarks.Transfer(device, (1 << 26) if device.platform == "cpu" else (1 << 28))
     entry = find_accelerator(device.device_kind)
-    usual = COPIES_GB_S.get(entry.name) if entry and transfer.is_pinned else None
+    usual = entry.usual_copy_gb_s if entry and transfer.is_pinned else None
     told = []
     for way, run in (("to device", transfer.to_device), ("to host", transfer.to_host)):
         rate = transfer.num_bytes / statistics.median(_timed(run, slice_s / 2)) / 1e9
@@ -103,7 +92,7 @@ def collectives(devices: list[Any], slice_s: float) -> list[dict[str, Any]]:
     """Rates among all devices, as nccl-tests counts them (bus bandwidth), and who got a wrong result."""
     n, piece = len(devices), (1 << 22) if devices[0].platform == "cpu" else (1 << 29)
     entry = find_accelerator(devices[0].device_kind)
-    usual = BUS_GB_S.get(entry.name) if entry and n == 8 else None
+    usual = entry.usual_all_reduce_gb_s if entry and n == 8 else None
     told = []
     for name, kind, size in (("all-reduce", "all_reduce", piece), ("all-gather", "all_gather", n * piece)):
         collective = microbenchmarks.Collective(devices, kind, size)

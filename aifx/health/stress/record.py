@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from aifx.health.facts import Absent, from_document
+from aifx.core.facts import Absent, from_document
 from aifx.health.stress import sensors
 from aifx.health.stress.comparison import compare
 

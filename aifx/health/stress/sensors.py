@@ -5,17 +5,16 @@ A process of its own, since a driver that hangs under load must not keep the loa
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from aifx.core.facts import Absent
 from aifx.core.processes import connect
-from aifx.health.facts import Absent
+from aifx.machine.nvml import FAULT_REASONS, open_gpus, read_clocks
+from aifx.machine.nvml.calls import Calls
 
 PERIOD_S = 1.0
-HARDWARE_REASONS = {0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
-"""Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h); idle, application clocks and power cap are no faults."""
 
 
 def summary(samples: Iterable[tuple[float, Mapping[str, Any]]], since: float, until: float) -> list[dict[str, Any]]:
@@ -50,27 +49,11 @@ def _over(pick: Callable[[list[float]], float], told: Iterable[Mapping[str, Any]
     return pick(numbers) if numbers else Absent(f"no {key} is told")
 
 
-def read_gpus(nvml: Any) -> dict[str, Any]:
-    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-    return {f"GPU {index}": _read_gpu(nvml, handle) for index, handle in enumerate(handles)}
-
-
-def _read_gpu(nvml: Any, handle: Any) -> dict[str, Any]:
-    def asked(question: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return question(handle, *arguments)
-        except nvml.NVMLError:
-            return None
-
-    reasons = asked(nvml.nvmlDeviceGetCurrentClocksEventReasons)
-    power = asked(nvml.nvmlDeviceGetPowerUsage)
-    words = None if reasons is None else [word for bit, word in HARDWARE_REASONS.items() if int(reasons) & bit]
-    return {
-        "temperature_c": asked(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
-        "clock_mhz": asked(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
-        "power_w": None if power is None else power / 1000,
-        "reasons": words,
-    }
+def read_gpu(ask: Calls) -> dict[str, Any]:
+    told = read_clocks(ask)
+    if told["reasons"] is not None:
+        told["reasons"] = [reason.replace("_", " ") for reason in told["reasons"] if reason in FAULT_REASONS]
+    return told
 
 
 def read_cpu() -> dict[str, Any]:
@@ -91,14 +74,9 @@ def read_cpu() -> dict[str, Any]:
 
 def main() -> None:
     emit = connect()
-    nvml: Any = importlib.import_module("pynvml")
-    try:
-        nvml.nvmlInit()
-        has_gpus = True
-    except nvml.NVMLError:
-        has_gpus = False
+    gpus = open_gpus()
     while True:
-        emit(read_cpu() | (read_gpus(nvml) if has_gpus else {}))
+        emit(read_cpu() | {name: read_gpu(ask) for name, ask in gpus.items()})
         time.sleep(PERIOD_S)
 
 

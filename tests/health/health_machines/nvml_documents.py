@@ -1,4 +1,4 @@
-"""What `aifx.health.nvml` prints on a healthy machine: built from a product's figures."""
+"""What `python -m aifx.machine.nvml` prints on a healthy machine: built from a product's figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Product:
     thresholds: temperatures at which it shuts down, slows down, and the largest of memory and GPU, C; or none.
     links: how many, MB/s of each, and what is at the other end; or none.
     unlinked: the links that lead nowhere.
-    fabric: as `aifx.health.nvml_links.fabric` has it; or none.
+    fabric: as `aifx.machine.nvml.links.fabric` has it; or none.
     banks: that rows are remapped in.
     """
 

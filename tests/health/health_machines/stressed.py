@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from aifx.health.facts import to_document
+from aifx.core.facts import to_document
 from aifx.health.stress.record import Ended, Record
 from aifx.machine.catalogue import find_accelerator
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from aifx.health.facts import Absent, Facts, Unknown
-from aifx.health.nvml_calls import Calls, also
-from aifx.health.nvml_words import (
+from aifx.core.facts import Absent, Facts, Unknown
+from aifx.machine.nvml.calls import Calls, also
+from aifx.machine.nvml.words import (
     FABRIC_CONFIGURATIONS,
     FABRIC_STATES,
     FABRIC_SUMMARIES,

@@ -6,10 +6,10 @@ import os
 import re
 from typing import Any
 
-from aifx.health.facts import Absent, Facts, Unknown
-from aifx.health.nvml_calls import Calls, also
-from aifx.health.nvml_links import fabric, links
-from aifx.health.nvml_words import (
+from aifx.core.facts import Absent, Facts, Unknown
+from aifx.machine.nvml.calls import Calls, also
+from aifx.machine.nvml.links import fabric, links
+from aifx.machine.nvml.words import (
     COMPUTE_MODES,
     RECOVERY_ACTIONS,
     VIRTUALIZATION_MODES,

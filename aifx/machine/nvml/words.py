@@ -3,7 +3,7 @@ knows and which is therefore never healthy."""
 
 from __future__ import annotations
 
-from aifx.health.facts import Absent, Unknown
+from aifx.core.facts import Absent, Unknown
 
 RECOVERY_ACTIONS = {
     0: "none",
@@ -43,6 +43,9 @@ CLOCK_REASONS = {
     8: "display_clocks",
 }
 """By bit."""
+
+FAULT_REASONS = ("hardware_slowdown", "software_thermal", "hardware_thermal", "power_brake")
+"""Those of a fault; idle, application clocks and the power cap are none."""
 
 LIBRARY_STATES = {9: "not_loaded", 12: "no_library", 18: "library_mismatch"}
 """Why NVML cannot begin: by error code."""

@@ -16,6 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aifx.core.facts import Absent, Unknown
+from aifx.machine.nvml import open_driver
+from aifx.machine.nvml.calls import Calls, also
+
 POWERCAP = Path("/sys/class/powercap")
 
 SHORTEST_S = 0.5
@@ -110,33 +114,28 @@ def cpu_counters(powercap: Path = POWERCAP) -> list[Counter]:
 
 def gpu_counters(ordinals: Sequence[int]) -> list[Counter]:
     """Of GPUs by their number among those that CUDA shows this process. Raises Unreadable."""
-    try:
-        import pynvml as nvml
-    except ImportError:
-        raise Unreadable("no energy is told without nvidia-ml-py: pip install nvidia-ml-py") from None
-    try:
-        nvml.nvmlInit()
-        counters = [Counter(f"GPU {ordinal}", _reader(nvml, ordinal)) for ordinal in ordinals]
-        for counter in counters:
-            counter.read()
-    except nvml.NVMLError as error:
-        raise Unreadable(f"NVML tells no energy: {error}") from None
+    driver = open_driver()
+    if driver["state"] != "ok":
+        raise Unreadable(f"NVML reports no energy: {driver['count'].why}")
+    counters = [Counter(f"GPU {ordinal}", _reader(ordinal)) for ordinal in ordinals]
+    for counter in counters:
+        counter.read()
     return counters
 
 
-def _reader(nvml: Any, ordinal: int) -> Callable[[], float]:
+def _reader(ordinal: int) -> Callable[[], float]:
     shown = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
     chosen = shown[ordinal] if ordinal < len(shown) else str(ordinal)
     if chosen.isdigit():
-        handle = nvml.nvmlDeviceGetHandleByIndex(int(chosen))
+        handle = Calls()("DeviceGetHandleByIndex", int(chosen))
     else:
-        handle = nvml.nvmlDeviceGetHandleByUUID(chosen)
+        handle = Calls()("DeviceGetHandleByUUID", chosen)
 
-    def read() -> float:
-        try:  # in mJ since the driver was loaded (nvml.h)
-            return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
-        except nvml.NVMLError as error:
-            raise Unreadable(f"NVML tells no energy of GPU {ordinal}: {error}") from None
+    def read() -> float:  # NVML counts mJ since the driver was loaded
+        used = also(handle, lambda gpu: Calls(gpu)("DeviceGetTotalEnergyConsumption"))
+        if isinstance(used, (Absent, Unknown)):
+            raise Unreadable(f"NVML reports no energy of GPU {ordinal}: {used.why}")
+        return float(used) / 1e3
 
     return read
 

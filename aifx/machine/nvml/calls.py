@@ -7,8 +7,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from aifx.health.facts import Absent, Unknown
-from aifx.health.nvml_words import GPU_STATES, failure, word
+from aifx.core.facts import Absent, Unknown
+from aifx.machine.nvml.words import GPU_STATES, failure, word
 
 pynvml: Any = importlib.import_module("pynvml")
 
