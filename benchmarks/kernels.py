@@ -19,6 +19,7 @@ import side_by_side
 from side_by_side import AIFX, Runs, Work
 
 from aifx.benchmarking.watch import Watch
+from aifx.core.logs import LineHandler, log_to
 
 if TYPE_CHECKING:
     from aifx.benchmarking.results import Report, Result
@@ -53,7 +54,7 @@ def main() -> None:
         options += [part for op in arguments.op for part in ("--op", op)] + ["--quick"] * arguments.quick
         environ = {**os.environ, "AIFX_CACHE_DIR": str(Path(folder) / "cache")}
         runs = Runs({})
-        with Watch(runs.notes.append):
+        with log_to(LineHandler(runs.notes.append)), Watch():
             done = subprocess.run([*AIFX, "bench", "kernels", *options], env=environ, stdout=subprocess.DEVNULL)
         if done.returncode:
             raise SystemExit(f"aifx bench kernels ended with {done.returncode}")

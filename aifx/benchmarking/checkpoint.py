@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 import time
@@ -17,8 +18,11 @@ from aifx.benchmarking.setup import prepared
 from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import Samples
 from aifx.checkpoint import Checkpoints
+from aifx.core.progress import report_progress
 from aifx.training.restore import initialize
 from aifx.training.state import abstract_state, to_tree
+
+logger = logging.getLogger(__name__)
 
 REPEATS, QUICK_REPEATS = 7, 3
 PIECE_BYTES = 8 << 20
@@ -29,26 +33,26 @@ def measure(bench: Bench) -> Iterator[Measured]:
     `stall`: from the call of a save to its return, when the step goes on. `save`: until the checkpoint counts.
     `restore`: reading it back, verified, onto the devices; `restore_cold`: with its files out of the page cache."""
     with prepared(bench) as ready:
-        bench.say("checkpoint: making the state")
+        logger.info("checkpoint: making the state")
         abstract = abstract_state(ready.step_spec.specs, ready.step_spec.optimizer, ready.step_spec.mesh)
         wanted = to_tree(abstract, stacked=ready.step_spec.is_stacked)
         state = initialize(ready.step_spec, abstract)
         tree = jax.block_until_ready(to_tree(state, stacked=ready.step_spec.is_stacked))
         timer = _Timer(bench, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
         drop = _droppable(ready.run.path, bench)
-        bench.say("checkpoint: the disk")
+        logger.info("checkpoint: the disk")
         yield from _disk(timer, ready.run.path / "disk", drop)
-        bench.say("checkpoint: saving")
+        logger.info("checkpoint: saving")
         section = ready.config.checkpoint.model_copy(update={"asynchronous": True, "keep_last": 1, "keep_best": 0})
         checkpoints = Checkpoints(ready.run.checkpoints, section)
-        yield from _saves(timer, checkpoints, tree, bench.alive)
+        yield from _saves(timer, checkpoints, tree)
         last = checkpoints.latest()
         assert last is not None
 
         def restore() -> None:
             jax.block_until_ready(checkpoints.restore(last, wanted)[0])
 
-        bench.say("checkpoint: restoring")
+        logger.info("checkpoint: restoring")
         yield timer.result("restore", restore)
         if drop is not None:
             yield timer.result("restore_cold", restore, before=drop, against="disk_read")
@@ -70,12 +74,13 @@ class _Timer:
         against: the thing whose time is the least that this one could take.
         """
         taken = []
-        for _ in range(self.repeats):
-            before()
-            started = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - started)
-            self._bench.alive()
+        with report_progress(f"measuring {self._bench.name(thing)}", self.repeats, "calls") as progress:
+            for _ in range(self.repeats):
+                before()
+                started = time.perf_counter()
+                run()
+                taken.append(time.perf_counter() - started)
+                progress.advance(1)
         return self.told(thing, taken, against)
 
     def told(self, thing: str, seconds: list[float], against: str = "") -> Measured:
@@ -89,22 +94,23 @@ class _Timer:
         )
 
 
-def _saves(timer: _Timer, checkpoints: Checkpoints, tree: Any, alive: Callable[[], None]) -> Iterator[Measured]:
+def _saves(timer: _Timer, checkpoints: Checkpoints, tree: Any) -> Iterator[Measured]:
     """The first save has files to make and memory to take, as each run's first has; it is not counted.
 
     Each has arrays that were not saved before, as a step's results are: JAX keeps what it copied to the host with them.
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, tree)
-    anew = jax.jit(lambda tree: tree, donate_argnums=0, out_shardings=places)
+    copied = jax.jit(lambda tree: tree, donate_argnums=0, out_shardings=places)
     stalls, saves = [], []
-    for step in range(timer.repeats + 1):
-        tree = jax.block_until_ready(anew(tree))
-        started = time.perf_counter()
-        checkpoints.save(step, tree, host={})
-        stalls.append(time.perf_counter() - started)
-        checkpoints.wait()
-        saves.append(time.perf_counter() - started)
-        alive()
+    with report_progress("measuring checkpoint.save", timer.repeats + 1, "saves") as progress:
+        for step in range(timer.repeats + 1):
+            tree = jax.block_until_ready(copied(tree))
+            started = time.perf_counter()
+            checkpoints.save(step, tree, host={})
+            stalls.append(time.perf_counter() - started)
+            checkpoints.wait()
+            saves.append(time.perf_counter() - started)
+            progress.advance(1)
     yield timer.told("stall", stalls[1:])
     yield timer.told("save", saves[1:], against="disk_write")
 
@@ -113,7 +119,7 @@ def _droppable(folder: Path, bench: Bench) -> Callable[[], None] | None:
     """What puts the files below a folder out of the page cache; None where the system does not do so for us."""
     if not hasattr(os, "posix_fadvise"):
         left_out = "checkpoint.disk_read and checkpoint.restore_cold are left out"
-        bench.note(f"this system cannot put files out of its cache: {left_out}")
+        logger.warning(f"this system cannot put files out of its cache: {left_out}")
         return None
 
     def drop() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,6 +13,8 @@ from aifx.benchmarking.setup import Prepared, prepared
 from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import Samples, sample
 from aifx.data.base import Batch
+
+logger = logging.getLogger(__name__)
 
 SCATTER = 7919
 """A prime: steps so far apart share no page of the store that the one before has read."""
@@ -32,7 +35,7 @@ def measure(bench: Bench) -> Iterator[Measured]:
             params, unit = {"rows": ready.rows.stop}, ready.step_spec.task.unit
             return bench.measured(thing, samples, params=params, num_bytes=size, unit=unit, figures=figures)
 
-        bench.say("data: reading")
+        logger.info("data: reading")
         yield result(
             "read", sample(lambda step: source.read(step, ready.rows), bench.effort, make=lambda: (next(steps),))
         )
@@ -42,7 +45,7 @@ def measure(bench: Bench) -> Iterator[Measured]:
             return (next(far) * SCATTER,)
 
         yield result("scattered", sample(lambda step: source.read(step, ready.rows), bench.effort, make=scattered))
-        bench.say("data: prefetching")
+        logger.info("data: prefetching")
         yield result("prefetch", _prefetched(bench, ready))
         yield result("place", _placed(bench, ready, first))
 

@@ -6,6 +6,7 @@ cannot hold: an implementation that finds in them what a training step would hav
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -24,6 +25,8 @@ from jax_kernels.implementations import Device, current_device
 from jax_kernels.op import Op
 from jax_kernels.ops import OPS, Case, benchmark_cases, dtypes
 
+logger = logging.getLogger(__name__)
+
 Refused = dict[str, dict[str, None]]
 """The ops that an implementation does not support, by the implementation and its reason."""
 
@@ -37,13 +40,13 @@ def measure(bench: Bench) -> Iterator[Measured]:
     cases = list(_chosen(bench, device))
     refused: Refused = {}
     if not has_tokamax():
-        bench.note("tokamax is not installed: the kernels are held against jax.nn alone")
+        logger.warning("tokamax is not installed: the kernels are held against jax.nn alone")
     for op, case in cases:
         dtype = _dtype(bench, op, device)
-        bench.say(f"{op.name}, {case.name}, {dtype}")
+        logger.info(f"{op.name}, {case.name}, {dtype}")
         yield from _measure(bench, op, case, dtype, device, refused)
     for why, names in refused.items():
-        bench.note(f"left out: {why} ({', '.join(names)})")
+        logger.warning(f"left out: {why} ({', '.join(names)})")
 
 
 def _chosen(bench: Bench, device: Device) -> Iterator[tuple[Op, Case]]:
@@ -76,7 +79,7 @@ def _dtype(bench: Bench, op: Op, device: Device) -> str:
     if asked and asked not in known:
         if len(bench.options.get("ops") or ()) == 1:
             raise UsageError(f"{op.name} in {asked}", f"it takes {', '.join(known)}", f"--dtype {known[0]}")
-        bench.note(f"{op.name} takes no {asked}: measured in {known[0]}")
+        logger.warning(f"{op.name} takes no {asked}: measured in {known[0]}")
     usual = "float32" if device.platform == "cpu" else "bfloat16"
     return next((dtype for dtype in (asked, usual) if dtype in known), known[0])
 
@@ -124,12 +127,12 @@ def _compile(
         try:
             compiled = jax.jit(program).lower(*arguments).compile()
         except Exception as error:  # the compilers' own types
-            bench.note(f"{op.name}, {name}, {case.name}: {str(error).strip().splitlines()[0][:160]}")
+            logger.warning(f"{op.name}, {name}, {case.name}: {str(error).strip().splitlines()[0][:160]}")
             continue
         free, needed = room(jax.local_devices()[:1]), extra_bytes(compiled)
         if free is not None and needed is not None and needed > free:
             why = f"it needs {needed:,} bytes beside its operands, and {free:,} are free"
-            bench.note(f"left out: {op.name}, {name}, {case.name}: {why}")
+            logger.warning(f"left out: {op.name}, {name}, {case.name}: {why}")
             continue
         programs[name] = compiled
         figures[name] = {"peak_memory_bytes": program_bytes(compiled)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import statistics
@@ -15,7 +16,10 @@ from aifx.benchmarking.fingerprint import Fingerprint
 from aifx.benchmarking.results import Failure, Measured, Report, Request, Result
 from aifx.core.errors import ExitCode, Terminated
 from aifx.core.processes import Child
+from aifx.core.progress import Progress, publish
 from aifx.machine.huge_pages import with_huge_pages
+
+logger = logging.getLogger(__name__)
 
 SILENCE_S = 600.0
 """A launch that says nothing for so long hangs: no compilation of one program takes it."""
@@ -30,23 +34,17 @@ ABOVE_ROOF = 1.05
 SHARE = re.compile(r"[-+]?\d+(\.\d+)? ?%")
 
 
+Listener = Callable[[Fingerprint | Measured], None]
+"""Called with what a launch measures on, before it measures anything, and with each result when it is there. If it
+raises, that ends the bench."""
+
+
 class Launches:
     """A bench on its way."""
 
-    def __init__(
-        self,
-        request: Request,
-        say: Callable[[str], None],
-        tell: Callable[[Measured], None],
-        accept: Callable[[Fingerprint], None] = lambda found: None,
-    ) -> None:
-        """Args:
-        say: told what is being done.
-        tell: told each result of each launch as it is there.
-        accept: told what it is measured on before anything is measured; may raise, which ends the bench.
-        """
+    def __init__(self, request: Request, listener: Listener = lambda event: None) -> None:
         self.request = request
-        self._say, self._tell, self._accept = say, tell, accept
+        self._listener = listener
         self._seen: dict[str, list[Measured]] = {}
         self._notes: dict[str, list[str]] = {}
         self._fingerprint: Fingerprint | None = None
@@ -66,7 +64,7 @@ class Launches:
                 for suite in [suite for suite in going if number < counts[suite]]:
                     total = self._launched[suite]
                     at = total - counts[suite] + number + 1
-                    self._say(f"{suite}: launch {at} of {total}" if total > 1 else suite)
+                    logger.info(f"{suite}: launch {at} of {total}" if total > 1 else suite)
                     if not self._launch(suite):
                         going.remove(suite)
         except KeyboardInterrupt as interrupt:
@@ -103,8 +101,11 @@ class Launches:
             silence_s=SILENCE_S,
             grace_s=GRACE_S,
         ) as child:
-            if any(self._take(event) for event in child.events()):
-                return False
+            try:
+                if any(self._take(event) for event in child.events()):
+                    return False
+            finally:
+                publish(None)
         ended = child.wait()
         if ended.cut:
             self._fail(Failure(what=f"{suite} hangs", why=f"nothing was heard of it for {SILENCE_S:.0f} s"))
@@ -117,9 +118,11 @@ class Launches:
         if "result" in event:
             found = Measured.model_validate(event["result"])
             self._seen.setdefault(found.key, []).append(found)
-            self._tell(found)
-        elif "say" in event:
-            self._say(event["say"])
+            self._listener(found)
+        elif "log" in event:
+            logger.info(event["log"])
+        elif "progress" in event:
+            publish(event["progress"] and Progress(**event["progress"]))
         elif "note" in event:
             self._note(event["note"])
         elif "fingerprint" in event:
@@ -128,7 +131,7 @@ class Launches:
                 self._fingerprint = before  # of what was measured
                 self._fail(Failure(what="the devices have changed", why="; ".join(apart), hint="aifx doctor"))
                 return True
-            self._accept(self._fingerprint)
+            self._listener(self._fingerprint)
         elif "failure" in event:
             self._fail(Failure.model_validate(event["failure"]))
             return True

@@ -6,6 +6,7 @@ so that nothing of the operator's is touched.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -21,7 +22,10 @@ from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import Samples
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.processes import Child, Ended, pump, run
+from aifx.core.progress import report_progress
 from aifx.core.project import Project
+
+logger = logging.getLogger(__name__)
 
 AIFX = [sys.executable, "-P", "-c", "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"]
 REPEATS, QUICK_REPEATS = 3, 1
@@ -35,24 +39,25 @@ def measure(bench: Bench) -> Iterator[Measured]:
     """`help`: `aifx --help`. `first`: with nothing made before, the data's stores neither. `cold`: with the data ready
     and no compiled program. `warm`: with both. `resumed`: warm, and a checkpoint is restored."""
     repeats = QUICK_REPEATS if bench.quick else REPEATS
-    bench.say("startup: help")
+    logger.info("startup: help")
     yield _result(bench, "help", [_help_s() for _ in range(max(repeats, 3))])
     with scratch(bench.project) as folder:
         started = Start(_copied(bench.project, folder / "project"), folder / "cache", bench.options.get("set") or [])
-        bench.say("startup: first")
+        logger.info("startup: first")
         yield _result(bench, "first", [started.first_step_s("first")])
         taken: dict[str, list[float]] = {"cold": [], "warm": [], "resumed": []}
-        for number in range(repeats):
-            bench.say(f"startup: cold and warm, {number + 1} of {repeats}")
-            shutil.rmtree(folder / "cache" / "jax", ignore_errors=True)
-            taken["cold"].append(started.first_step_s("cold"))
-            bench.alive()
-            taken["warm"].append(started.first_step_s("warm"))
-            bench.alive()
-            if not bench.quick:
-                started.first_step_s("resumed", leave_checkpoint=True)
-                bench.alive()
-                taken["resumed"].append(started.first_step_s("resumed", keep=True))
+        with report_progress("timing starts", repeats * (2 if bench.quick else 4), "starts") as progress:
+            for number in range(repeats):
+                logger.info(f"startup: cold and warm, {number + 1} of {repeats}")
+                shutil.rmtree(folder / "cache" / "jax", ignore_errors=True)
+                for thing in ("cold", "warm"):
+                    taken[thing].append(started.first_step_s(thing))
+                    progress.advance(1)
+                if not bench.quick:
+                    started.first_step_s("resumed", leave_checkpoint=True)
+                    progress.advance(1)
+                    taken["resumed"].append(started.first_step_s("resumed", keep=True))
+                    progress.advance(1)
         for thing, seconds in taken.items():
             if seconds:
                 yield _result(bench, thing, seconds)

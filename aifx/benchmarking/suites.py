@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,8 @@ from aifx.benchmarking.timing import Effort, Samples
 if TYPE_CHECKING:
     from aifx.config import Config
     from aifx.core.project import Project
+
+logger = logging.getLogger(__name__)
 
 Measure = Callable[["Bench"], Iterator[Measured]]
 
@@ -60,20 +63,17 @@ SUITES = {
 class Bench:
     """What a suite works with, within a launch.
 
+    A suite logs what it does. Its warnings become notes of the report. Parts that take long report their progress: a
+    launch that is silent for long is ended.
+
     Attributes:
         options: the request's.
-        say: told what is done now, for whoever waits.
-        note: told what whoever reads the results has to know; once, however often it is said.
-        alive: called when a part of something long is done, since a launch that is not heard of for long is ended.
     """
 
     suite: Suite
     quick: bool
     options: dict[str, Any]
-    say: Callable[[str], None] = lambda text: None
-    note: Callable[[str], None] = lambda text: None
     folder: Path = field(default_factory=Path.cwd)
-    alive: Callable[[], None] = lambda: None
 
     @property
     def effort(self) -> Effort:
@@ -97,7 +97,7 @@ class Bench:
         return f"{self.suite.name}.{thing}"
 
     def measured(self, thing: str, samples: Samples, **more: Any) -> Measured:
-        """A result of what was timed, with the time of its first call; its notes are passed on.
+        """A result of what was timed, with the time of its first call. Logs the notes of the samples.
 
         Args:
             more: fields of `Measured`: params, flops, num_bytes, bound_s, figures.
@@ -105,7 +105,7 @@ class Bench:
         figures = {"first_call_s": samples.first_s} | more.pop("figures", {})
         found = Measured(name=self.name(thing), samples_s=samples.seconds, figures=figures, **more)
         for note in samples.notes:
-            self.note(f"{found.title} {note}")
+            logger.warning(f"{found.title} {note}")
         return found
 
 

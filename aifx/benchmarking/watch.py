@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,6 +12,8 @@ from typing import Self
 import psutil
 
 from aifx.machine.nvml import FAULT_REASONS, open_gpus, read_clocks
+
+logger = logging.getLogger(__name__)
 
 OTHER_LOAD = 0.05
 """Of the machine's cores, used by others: so much is told (a start)."""
@@ -24,10 +26,7 @@ SLOWED = ("software_power_cap", *FAULT_REASONS)
 
 
 class Watch:
-    """Around a launch: compares the counters of before and after, and notes what disturbs."""
-
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self._note = note
+    """Around a launch: compares the counters of before and after, and logs what disturbed it."""
 
     def __enter__(self) -> Self:
         self._started = time.monotonic()
@@ -44,17 +43,17 @@ class Watch:
         cores = psutil.cpu_count() or 1
         others = (_busy_s() - self._busy - (_own_s() - self._own)) / elapsed / cores
         if others > OTHER_LOAD:
-            self._note(f"other processes used {others:.0%} of this machine's cores: figures may be too slow")
+            logger.warning(f"other processes used {others:.0%} of this machine's cores: figures may be too slow")
         quota = (_throttled_s() - self._quota) / elapsed
         if quota > THROTTLED:
-            self._note(f"the control group's CPU quota held it back for {quota:.0%} of the time")
+            logger.warning(f"the control group's CPU quota held it back for {quota:.0%} of the time")
         clock = _clock_mhz()
         if self._clock and clock and abs(clock / self._clock - 1) > CLOCK:
-            self._note(f"the CPU's clock went from {self._clock:.0f} to {clock:.0f} MHz")
+            logger.warning(f"the CPU's clock went from {self._clock:.0f} to {clock:.0f} MHz")
         for name, (sm_mhz, reasons) in _gpu_clocks().items():
             before = self._gpus.get(name, (sm_mhz, []))[0]
             if reasons:
-                self._note(f"{name} was slowed by {', '.join(reasons)} at the end ({before} to {sm_mhz} MHz)")
+                logger.warning(f"{name} was slowed by {', '.join(reasons)} at the end ({before} to {sm_mhz} MHz)")
 
 
 def _busy_s() -> float:

@@ -57,6 +57,12 @@ def listen(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
+def publish(progress: Progress | None) -> None:
+    """Give the listener the state of an activity, perhaps of another process, or None when it has ended."""
+    if _listeners:
+        _listeners[-1](progress)
+
+
 class Reporter:
     """Reports one activity to the listener."""
 
@@ -78,9 +84,7 @@ class Reporter:
 
     def _report(self) -> None:
         self._told = time.monotonic()
-        if _listeners:
-            elapsed_s = self._told - self._began
-            _listeners[-1](Progress(self._activity, self._done, self._total, self._unit, elapsed_s))
+        publish(Progress(self._activity, self._done, self._total, self._unit, self._told - self._began))
 
 
 @contextmanager
@@ -89,8 +93,7 @@ def report_progress(activity: str, total: int | None, unit: str) -> Iterator[Rep
     try:
         yield Reporter(activity, total, unit)
     finally:
-        if _listeners:
-            _listeners[-1](None)
+        publish(None)
 
 
 def _amount(count: int, unit: str) -> str:

@@ -236,12 +236,19 @@ class Running:
         self, out: Output, request: Request, accept: Callable[[Fingerprint], None] = lambda found: None
     ) -> None:
         """Args:
-        accept: as `Launches` takes it.
+        accept: called with what it measures on before it measures anything. If it raises, that ends the bench.
         """
+        from aifx.benchmarking.results import Measured
         from aifx.benchmarking.runner import Launches
         from aifx.commands.bench.report import line_of
 
-        self._launches = Launches(request, out.say, lambda found: out.say(f"  {line_of(found)}"), accept)
+        def heard(event: Fingerprint | Measured) -> None:
+            if isinstance(event, Measured):
+                out.say(f"  {line_of(event)}")
+            else:
+                accept(event)
+
+        self._launches = Launches(request, heard)
         self._kept = ""
 
     def launch(self, counts: Mapping[str, int]) -> Report:

@@ -27,7 +27,9 @@ if "FAKE_SUITE" in os.environ:
 
 
 HEAD = """
-import os, signal, time
+import logging, os, signal, time
+
+logger = logging.getLogger("aifx.benchmarking.hardware")
 
 
 def result(name, *seconds, **params):

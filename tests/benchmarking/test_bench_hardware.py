@@ -12,7 +12,7 @@ from aifx.benchmarking import measured_peaks
 from aifx.benchmarking.fingerprint import fingerprint
 from aifx.benchmarking.hardware import collectives, copies, dispatch, memory, products
 from aifx.benchmarking.hardware.faults import WrongResult
-from aifx.benchmarking.results import Failure, Request
+from aifx.benchmarking.results import Failure, Measured, Request
 from aifx.benchmarking.runner import Launches
 from aifx.benchmarking.suites import SUITES, Bench
 from aifx.benchmarking.timing import Effort, Samples
@@ -30,12 +30,9 @@ def own_state(tmp_path, monkeypatch):
 
 @pytest.fixture
 def bench(monkeypatch):
-    """One that takes hardly any time; its notes are its `noted`."""
-    noted = []
-    made = Bench(SUITES["hardware"], True, {}, note=noted.append)
+    """One that takes hardly any time."""
     monkeypatch.setattr(Bench, "effort", property(lambda self: Effort(0.002, least=3)))
-    made.noted = noted
-    return made
+    return Bench(SUITES["hardware"], True, {})
 
 
 def test_products_are_counted_and_each_library_is_told(bench, monkeypatch):
@@ -54,12 +51,12 @@ def test_products_are_counted_and_each_library_is_told(bench, monkeypatch):
     assert middle is None or found[0].flops / middle == pytest.approx(max(rates.values()))
 
 
-def test_a_type_that_a_device_lacks_is_left_out_with_a_word(bench, monkeypatch):
+def test_a_type_that_a_device_lacks_is_left_out_with_a_word(bench, monkeypatch, caplog):
     monkeypatch.setattr(products, "USUAL_PRODUCT", {"cpu": (64, 1)})
     monkeypatch.setattr(products, "dtypes_of", lambda device: ("float99", "float32"))
     found = list(products.measure(bench, DEVICE))
     assert [one.params["dtype"] for one in found] == ["float32"]
-    assert bench.noted[0].startswith("left out: products of 64 rows in float99: ")
+    assert caplog.messages[0].startswith("left out: products of 64 rows in float99: ")
 
 
 def test_wrong_results_end_it(bench, monkeypatch):
@@ -95,7 +92,7 @@ def test_memory_counts_bytes_as_stream_does(bench, monkeypatch):
     assert "copy in memory, 3 elements" in raised.value.why
 
 
-def test_a_size_that_memory_does_not_hold_is_left_out_with_a_word(bench, monkeypatch):
+def test_a_size_that_memory_does_not_hold_is_left_out_with_a_word(bench, monkeypatch, caplog):
     monkeypatch.setattr(memory, "sizes", lambda platform, quick: [1 << 12, 1 << 14, 1 << 16])
     monkeypatch.setattr(memory, "CALL_BYTES", {"cpu": 1 << 16})
     monkeypatch.setattr(memory, "room", lambda devices: 1 << 14)
@@ -108,35 +105,35 @@ def test_a_size_that_memory_does_not_hold_is_left_out_with_a_word(bench, monkeyp
 
     monkeypatch.setattr(memory, "Stream", make)
     assert [one.params["num_bytes"] for one in memory.measure(bench, DEVICE)] == [1 << 14]
-    left_out = [note for note in bench.noted if note.startswith("left out: ")]
+    left_out = [note for note in caplog.messages if note.startswith("left out: ")]
     assert left_out == [f"left out: triad of {size} KiB in memory, which has no room for it" for size in (4, 64)]
 
 
-def test_copies_say_what_they_are(bench, monkeypatch):
+def test_copies_say_what_they_are(bench, monkeypatch, caplog):
     monkeypatch.setattr(copies, "SIZES", {"cpu": (1 << 8, 1 << 12)})
     found = list(copies.measure(bench, DEVICE))
     assert [one.params for one in found] == [
         {"direction": way, "num_bytes": 1 << 12, "memory": "pageable"} for way in ("to_device", "to_host")
     ]
-    assert any("one memory here" in note for note in bench.noted)
+    assert any("one memory here" in note for note in caplog.messages)
     monkeypatch.setattr(bench, "quick", False)
     sizes = [one.params["num_bytes"] for one in copies.measure(bench, DEVICE)]
     assert sizes == [1 << 12, 1 << 12, 1 << 8, 1 << 8], "what a bench that is ended has as ceilings is of the largest"
 
 
-def test_one_device_has_no_collectives(bench):
+def test_one_device_has_no_collectives(bench, caplog):
     assert list(collectives.measure(bench, [DEVICE])) == []
-    assert bench.noted == ["left out: collectives need two devices or more"]
+    assert caplog.messages == ["left out: collectives need two devices or more"]
 
 
-def test_a_collective_that_memory_does_not_hold_is_left_out_with_a_word(bench, monkeypatch):
+def test_a_collective_that_memory_does_not_hold_is_left_out_with_a_word(bench, monkeypatch, caplog):
     def make(devices, kind, size):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
     monkeypatch.setattr(collectives, "Collective", make)
     assert list(collectives.measure(bench, [DEVICE, DEVICE])) == []
-    assert bench.noted[0] == "left out: all_reduce of 1 MiB, for which there is no room"
-    assert len(bench.noted) == len(collectives.KINDS)
+    assert caplog.messages[0] == "left out: all_reduce of 1 MiB, for which there is no room"
+    assert len(caplog.messages) == len(collectives.KINDS)
 
 
 def test_a_machine_without_devices_says_so(tmp_path, monkeypatch):
@@ -169,10 +166,11 @@ def test_a_launch_that_dies_keeps_what_it_measured_and_that_is_a_ceiling(monkeyp
     started = fork_launches(monkeypatch)
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 
-    def kill(found):
-        started[0].send_signal(signal.SIGKILL)
+    def kill(event):
+        if isinstance(event, Measured):
+            started[0].send_signal(signal.SIGKILL)
 
-    found = Launches(Request(suites=["hardware"], quick=True), lambda text: None, kill).run({"hardware": 1})
+    found = Launches(Request(suites=["hardware"], quick=True), kill).run({"hardware": 1})
     assert found.failure.what == "hardware ended before its time"
     assert "signal 9" in found.failure.why
     assert found.results[0].params == {"dtype": "float32", "size": 1024}

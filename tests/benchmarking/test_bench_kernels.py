@@ -20,12 +20,11 @@ from jax_kernels.ops import OPS, benchmark_cases, dtypes
 
 
 def bench(**options):
-    notes = []
-    return Bench(SUITES["kernels"], True, options, note=notes.append), notes
+    return Bench(SUITES["kernels"], True, options)
 
 
-def test_each_form_and_peer_of_a_case_is_measured_with_what_it_does():
-    asked, notes = bench(ops=["decode_attention"], cases=["gpt2-10m"])
+def test_each_form_and_peer_of_a_case_is_measured_with_what_it_does(caplog):
+    asked = bench(ops=["decode_attention"], cases=["gpt2-10m"])
     found = {measured.params["implementation"]: measured for measured in kernels.measure(asked)}
     assert set(found) == {"reference", "xla", "jax.nn"}
     for measured in found.values():
@@ -35,28 +34,30 @@ def test_each_form_and_peer_of_a_case_is_measured_with_what_it_does():
         assert measured.flops > 0
         assert measured.figures["peak_memory_bytes"] > measured.num_bytes / 2
     assert len({len(measured.samples_s) for measured in found.values()}) == 1, "in turn"
+    notes = caplog.messages
     assert any(note.startswith("left out: pallas_triton: needs an NVIDIA GPU (decode_attention)") for note in notes)
 
 
-def test_a_form_that_memory_does_not_hold_is_left_out_with_a_word(monkeypatch):
+def test_a_form_that_memory_does_not_hold_is_left_out_with_a_word(monkeypatch, caplog):
     monkeypatch.setattr(kernels, "room", lambda devices: 1)
     monkeypatch.setattr(kernels, "extra_bytes", lambda program: 2)
-    asked, notes = bench(ops=["rotary"], cases=[benchmark_cases(OPS["rotary"], "cpu")[0].name])
+    asked = bench(ops=["rotary"], cases=[benchmark_cases(OPS["rotary"], "cpu")[0].name])
     assert list(kernels.measure(asked)) == []
+    notes = caplog.messages
     assert any("rotary, reference" in note and "2 bytes beside its operands, and 1 are free" in note for note in notes)
 
 
 def test_what_xla_does_not_tell_of_a_program_is_not_told(monkeypatch):
     monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: None)
     monkeypatch.setattr(jax.stages.Compiled, "cost_analysis", lambda self: None)
-    asked, _ = bench(ops=["rotary"], cases=[benchmark_cases(OPS["rotary"], "cpu")[0].name])
+    asked = bench(ops=["rotary"], cases=[benchmark_cases(OPS["rotary"], "cpu")[0].name])
     for measured in kernels.measure(asked):
         assert measured.figures["peak_memory_bytes"] is None
         assert measured.figures["elementwise_flops"] is None
 
 
 def test_the_products_that_a_loss_cannot_avoid_are_measured_beside_it():
-    asked, _ = bench(ops=["linear_cross_entropy"], cases=["gpt2-10m"])
+    asked = bench(ops=["linear_cross_entropy"], cases=["gpt2-10m"])
     found = {measured.params["implementation"]: measured for measured in kernels.measure(asked)}
     assert set(found) == {"reference", "xla", "products"}
     call = next(c for c in benchmark_cases(OPS["linear_cross_entropy"], "cpu") if c.name == "gpt2-10m").call("float32")
@@ -94,7 +95,7 @@ def test_a_peer_computes_what_the_op_does(name, changes):
 
 
 def test_a_quick_bench_takes_the_smallest_case_of_each_op():
-    asked, _ = bench()
+    asked = bench()
     device = current_device()
     chosen = list(kernels._chosen(asked, device))
     assert [op.name for op, _ in chosen] == list(OPS)
@@ -114,7 +115,7 @@ def test_a_quick_bench_takes_the_smallest_case_of_each_op():
     ],
 )
 def test_what_is_not_known_is_answered_with_the_nearest(options, what, why):
-    asked, _ = bench(**options)
+    asked = bench(**options)
     with pytest.raises(UsageError, match=what) as raised:
         list(kernels.measure(asked))
     assert why in raised.value.why
@@ -154,7 +155,7 @@ def test_the_roofline_is_the_slower_of_products_and_memory():
 
 
 def test_an_op_without_products_has_a_place_on_the_roofline():
-    asked, _ = bench(ops=["rotary"], cases=[benchmark_cases(OPS["rotary"], "cpu")[0].name])
+    asked = bench(ops=["rotary"], cases=[benchmark_cases(OPS["rotary"], "cpu")[0].name])
     for measured in kernels.measure(asked):
         assert measured.flops is None
         assert 0 < measured.figures["elementwise_flops"] < measured.num_bytes

@@ -16,6 +16,7 @@ from aifx.benchmarking import checkpoint, data, startup
 from aifx.benchmarking.suites import SUITES, Bench
 from aifx.checkpoint import Checkpoints
 from aifx.core.errors import AifxError, ConfigError, UsageError
+from aifx.core.progress import Reporter
 
 
 @pytest.fixture
@@ -23,9 +24,8 @@ def project(tmp_path):
     return make_tiny_project(tmp_path / "project")
 
 
-def measured(suite, module, folder, alive=lambda: None, **options):
-    notes = []
-    bench = Bench(SUITES[suite], True, options, note=notes.append, folder=folder, alive=alive)
+def measured(suite, module, folder, **options):
+    bench = Bench(SUITES[suite], True, options, folder=folder)
     return {found.name.partition(".")[2]: found for found in module.measure(bench)}
 
 
@@ -42,9 +42,10 @@ def test_data_tells_what_a_batch_costs_and_how_many_units_that_is(project):
     assert sorted(slow["prefetch"].samples_s)[len(slow["prefetch"].samples_s) // 2] >= 0.01, "the reader is the limit"
 
 
-def test_a_checkpoint_is_saved_and_restored_against_the_disk(project):
-    beats = []
-    found = measured("checkpoint", checkpoint, project, alive=lambda: beats.append(1))
+def test_a_checkpoint_is_saved_and_restored_against_the_disk(project, monkeypatch):
+    advance, beats = Reporter.advance, []
+    monkeypatch.setattr(Reporter, "advance", lambda self, amount: beats.append(amount) or advance(self, amount))
+    found = measured("checkpoint", checkpoint, project)
     assert {"disk_write", "stall", "save", "restore"} <= set(found)
     timed = sum(len(result.samples_s) for name, result in found.items() if name != "stall")
     assert len(beats) == timed + 1, "each of them may take minutes, the first save too"
@@ -86,7 +87,7 @@ from jax._src.xla_bridge import backends_are_initialized
 
 os.chdir(folder)
 startup.measure = lambda bench: iter([told.send(backends_are_initialized())][:0])
-worker.run({"suite": "startup", "quick": True, "options": {}}, lambda **event: told.send(event))
+worker.run({"suite": "startup", "quick": True, "options": {}}, told.send)
 """
 
 

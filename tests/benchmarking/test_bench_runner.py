@@ -15,44 +15,49 @@ import pytest
 from fake_suite import environ, fork_launches
 
 from aifx.benchmarking import runner
-from aifx.benchmarking.results import Request, read_report
+from aifx.benchmarking.results import Measured, Request, read_report
 from aifx.benchmarking.runner import Launches
 from aifx.commands.console.failures import as_error
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.core.errors import ExitCode, Terminated, UsageError
+from aifx.core.logs import log_lines
 
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """A bench of a suite of this body; and what was said on the way."""
+    """A bench of a suite of this body, and the names of the results that it was heard to have."""
 
-    def run(body, count=1, forked=True, **more):
+    def run(body, count=1, *, forked=True, log=lambda line: None, listener=lambda event: None):
         if forked:
             run.started = fork_launches(monkeypatch)
         for name, value in environ(tmp_path, body).items():
             monkeypatch.setenv(name, value)
-        said, told = more.pop("said", []), []
-        say = more.pop("say", said.append)
-        report = Launches(Request(suites=["hardware"], quick=True), say, told.append, **more).run({"hardware": count})
-        return report, [found.name for found in told]
+        heard = []
+
+        def hear(event):
+            heard.append(event)
+            listener(event)
+
+        with log_lines(log):
+            report = Launches(Request(suites=["hardware"], quick=True), hear).run({"hardware": count})
+        return report, [event.name for event in heard if isinstance(event, Measured)]
 
     return run
 
 
-def test_launches_are_put_together(bench, tmp_path):
+def test_launches_are_put_together(bench, tmp_path, logged):
     body = f"""
         before = {str(tmp_path / "number")!r}
         number = int(open(before).read()) + 1 if os.path.exists(before) else 1
         open(before, "w").write(str(number))
-        bench.say("products")
-        bench.note(f"others used {{number}}% of it, size 512")
-        bench.note("size 1024 was not steady")
-        bench.note("size 2048 was not steady")
+        logger.info("products")
+        logger.warning(f"others used {{number}}% of it, size 512")
+        logger.warning("size 1024 was not steady")
+        logger.warning("size 2048 was not steady")
         yield result("matmul", number * 1.0, number * 1.5, number * 1.25, size=512)
         yield result("matmul", 9.0, size=1024)
         """
-    said = []
-    report, told = bench(body, 2, forked=False, said=said)
+    report, heard = bench(body, 2, forked=False)
     assert [result.key for result in report.results] == [
         'hardware.matmul {"size": 512}',
         'hardware.matmul {"size": 1024}',
@@ -68,8 +73,8 @@ def test_launches_are_put_together(bench, tmp_path):
     ]
     assert report.failure is None
     assert report.fingerprint.hardware["platform"] == "cpu"
-    assert told == ["hardware.matmul"] * 4
-    assert said == ["hardware: launch 1 of 2", "products", "hardware: launch 2 of 2", "products"]
+    assert heard == ["hardware.matmul"] * 4
+    assert logged == ["hardware: launch 1 of 2", "products", "hardware: launch 2 of 2", "products"]
 
 
 def test_a_launch_that_is_killed_midway_keeps_what_it_told(bench):
@@ -103,12 +108,12 @@ def test_an_error_with_a_name_is_told_as_it_is_and_another_by_its_last_line(benc
 
 
 def test_what_it_would_be_measured_on_can_be_refused_before_it_is(bench):
-    def accept(found):
+    def refuse(found):
         assert found.hardware["num_devices"] >= 1
         raise UsageError("another machine")
 
     with pytest.raises(UsageError, match="another machine"):
-        bench("yield result('first', 1.0)\ntime.sleep(600)", accept=accept)
+        bench("yield result('first', 1.0)\ntime.sleep(600)", listener=refuse)
 
 
 def counted(folder):
@@ -128,7 +133,7 @@ def bench_on(tmp_path, monkeypatch):
         fork_launches(monkeypatch)
         for name, value in environ(tmp_path, textwrap.dedent(counted(tmp_path)) + textwrap.dedent(body)).items():
             monkeypatch.setenv(name, value)
-        return Launches(Request(suites=["hardware"], quick=True), lambda text: None, lambda found: None)
+        return Launches(Request(suites=["hardware"], quick=True))
 
     return make
 
@@ -138,7 +143,7 @@ def test_more_launches_are_put_together_with_those_before(bench_on):
     running = bench_on("""
         from aifx.benchmarking.results import Measured
 
-        bench.note(f"others used {number}% of it")
+        logger.warning(f"others used {number}% of it")
         seconds = 1.5 if number == 1 else 1 + 0.01 * number
         figures = {"mfu": 1 / seconds} | ({"j": 2.0} if number == 4 else {})
         yield Measured(name="hardware.first", samples_s=[seconds], flops=1e9, figures=figures)
@@ -188,16 +193,16 @@ def test_what_a_launch_wrote_is_removed_when_it_is_ended(bench, tmp_path, monkey
 
         with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}, prefix=".bench-") as folder:
             yield result("first", 1.0)
-            bench.say("ready")
+            logger.info("ready")
             time.sleep(600)
         """
     monkeypatch.setattr(runner, "GRACE_S", 60.0)
 
-    def say(text):
-        if text == "ready":
+    def log(line):
+        if line == "ready":
             bench.started[-1].silence_s = 0.2
 
-    report, _ = bench(body, say=say)
+    report, _ = bench(body, log=log)
     assert report.failure.what == "hardware hangs"
     assert len(report.results) == 1
     assert not list(tmp_path.glob(".bench-*"))
@@ -209,7 +214,7 @@ import subprocess, sys, tempfile
 with tempfile.TemporaryDirectory(dir={folder!r}, prefix=".bench-"):
     yield result("first", 1.0)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    bench.say(f"pid {{sleeper.pid}}")
+    logger.info(f"pid {{sleeper.pid}}")
     time.sleep(600)
 """
 """Tells a result and the process that it started, and then hangs."""
@@ -246,7 +251,7 @@ def test_ctrl_c_ends_it_and_what_was_measured_is_kept(tmp_path, monkeypatch):
 
     def take_and_interrupt(self, event):
         failed = take(self, event)
-        if event.get("say", "").startswith("pid "):
+        if event.get("log", "").startswith("pid "):
             signal.raise_signal(signal.SIGINT)
         return failed
 

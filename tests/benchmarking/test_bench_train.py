@@ -33,16 +33,13 @@ BASE = Measured(name="train.step", samples_s=[1e-3])
 
 @pytest.fixture
 def bench(tmp_path):
-    """A bench of the tiny project, with settings; what it noted in `bench.noted`."""
+    """A bench of the tiny project, with settings."""
     (tmp_path / "aifx.toml").write_text("")
     shutil.copy(TASK, tmp_path)
 
     def of(*settings: str, quick: bool = True) -> Bench:
         suite = replace(SUITES["train"], slice_s=0.02, quick_s=0.02)
-        noted: list[str] = []
-        made = Bench(suite, quick, {"set": [*SETTINGS, *settings]}, note=noted.append, folder=tmp_path)
-        made.noted = noted  # type: ignore[attr-defined]
-        return made
+        return Bench(suite, quick, {"set": [*SETTINGS, *settings]}, folder=tmp_path)
 
     return of
 
@@ -62,7 +59,7 @@ def subject(bench, tmp_path):
     return of
 
 
-def test_the_step_is_measured_part_by_part(bench):
+def test_the_step_is_measured_part_by_part(bench, caplog):
     whole = bench(quick=False)
     found = {measured.key: measured for measured in measure(whole)}
     names = {measured.name.removeprefix("train.") for measured in found.values()}
@@ -82,7 +79,7 @@ def test_the_step_is_measured_part_by_part(bench):
     assert found["train.loop"].figures["overhead_share"] is not None
     assert len(found["train.data_wait"].samples_s) == len(found["train.loop"].samples_s)
     # No counter here, or one that was read: never nothing.
-    assert (step.figures["units_per_joule"] is None) == any("rows a joule" in note for note in whole.noted)
+    assert (step.figures["units_per_joule"] is None) == any("rows a joule" in note for note in caplog.messages)
 
     grown = [m for m in found.values() if m.name == "train.growth"]
     assert {(m.params["axis"], m.params["value"]): m.flops for m in grown} == {
@@ -90,23 +87,23 @@ def test_the_step_is_measured_part_by_part(bench):
         ("depth", 1): step.flops, ("depth", 2): 2 * step.flops,
     }  # fmt: skip
     assert [m.params["value"] for m in grown if m.same_as == "train.step"] == [8, 1]
-    assert any("train.growth seq" in note and "data.seq_len" in note for note in whole.noted)
-    assert "train.growth depth: model.num_layers = 1 has no half" in whole.noted
+    assert any("train.growth seq" in note and "data.seq_len" in note for note in caplog.messages)
+    assert "train.growth depth: model.num_layers = 1 has no half" in caplog.messages
 
 
-def test_quick_grows_the_batch_alone(bench, monkeypatch):
+def test_quick_grows_the_batch_alone(bench, monkeypatch, caplog):
     quick = bench()
     monkeypatch.setattr("aifx.benchmarking.train.growth.room", lambda devices: 10)
     found = list(grow(quick, BASE, quick.folder))
     assert [m.params for m in found] == [{"axis": "batch", "value": 8}]
-    assert any("train.global_batch_size=4 is left out" in note and "10 are free" in note for note in quick.noted)
+    assert any("train.global_batch_size=4 is left out" in note and "10 are free" in note for note in caplog.messages)
 
 
-def test_a_point_that_the_configuration_refuses_is_noted(bench):
+def test_a_point_that_the_configuration_refuses_is_noted(bench, caplog):
     uneven = bench("train.gradient_accumulation=8")
     found = list(grow(uneven, BASE, uneven.folder))
     assert [m.params["value"] for m in found] == [8]
-    assert any("train.global_batch_size=4 is left out" in note for note in uneven.noted)
+    assert any("train.global_batch_size=4 is left out" in note for note in caplog.messages)
 
 
 def test_a_bench_that_cannot_begin_says_why(bench):
@@ -114,7 +111,7 @@ def test_a_bench_that_cannot_begin_says_why(bench):
         list(measure(bench("train.devices=4096")))
 
 
-def test_a_step_that_memory_does_not_hold_is_told_with_what_helps(bench, monkeypatch):
+def test_a_step_that_memory_does_not_hold_is_told_with_what_helps(bench, monkeypatch, caplog):
     def begin(self):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12 bytes.\nmore")
 
@@ -124,7 +121,7 @@ def test_a_step_that_memory_does_not_hold_is_told_with_what_helps(bench, monkeyp
         list(measure(full))
     assert told.value.why == "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12 bytes."
     assert len(list(grow(full, BASE, full.folder))) == 1
-    assert "train.growth: train.global_batch_size=4 is left out: memory does not hold it" in full.noted
+    assert "train.growth: train.global_batch_size=4 is left out: memory does not hold it" in caplog.messages
 
 
 def test_what_was_seen_before_the_device_was_lost_is_told(bench, monkeypatch):
@@ -145,14 +142,14 @@ def test_what_was_seen_before_the_device_was_lost_is_told(bench, monkeypatch):
     assert "train.growth" not in seen
 
 
-def test_a_loss_that_is_not_finite_and_a_full_memory_cost_no_more_than_they_must(bench, monkeypatch):
+def test_a_loss_that_is_not_finite_and_a_full_memory_cost_no_more_than_they_must(bench, monkeypatch, caplog):
     monkeypatch.setattr("aifx.benchmarking.train.rounds.room", lambda devices: 1)
     tight = bench("data.poison_step=4")
     names = {measured.name.removeprefix("train.") for measured in itertools.takewhile(is_no_growth, measure(tight))}
     names -= {"loop", "data_wait"}  # a round on other batches, from a new state, has them
     assert names == {"trace", "compile", "step", "dispatch", "overhead"}
-    assert any("is not finite" in note for note in tight.noted)
-    assert any("forward, backward and optimizer are left out" in note for note in tight.noted)
+    assert any("is not finite" in note for note in caplog.messages)
+    assert any("forward, backward and optimizer are left out" in note for note in caplog.messages)
 
 
 def test_the_parts_are_those_of_the_step(subject):

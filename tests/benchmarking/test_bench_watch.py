@@ -27,15 +27,20 @@ def counters(monkeypatch):
     return values
 
 
-def noted(counters, **after):
-    told = []
-    with Watch(told.append):
-        counters.update(now=10.0, **after)
-    return told
+@pytest.fixture
+def noted(counters, caplog):
+    """What is logged while counters change."""
+
+    def watch(**after):
+        with Watch():
+            counters.update(now=10.0, **after)
+        return caplog.messages
+
+    return watch
 
 
-def test_a_machine_of_our_own_is_nothing_to_note(counters):
-    assert noted(counters, busy=38.0, own=37.5, quota=0.1, clock=2050.0) == []
+def test_a_machine_of_our_own_is_nothing_to_note(noted):
+    assert noted(busy=38.0, own=37.5, quota=0.1, clock=2050.0) == []
 
 
 @pytest.mark.parametrize(
@@ -50,8 +55,8 @@ def test_a_machine_of_our_own_is_nothing_to_note(counters):
         ),
     ],
 )  # fmt: skip
-def test_each_disturbance_is_noted_with_its_size(counters, after, told):
-    assert noted(counters, **after) == [told]
+def test_each_disturbance_is_noted_with_its_size(noted, after, told):
+    assert noted(**after) == [told]
 
 
 def spin(seconds):
@@ -60,18 +65,17 @@ def spin(seconds):
         pass
 
 
-def test_load_of_others_on_this_machine_is_seen(monkeypatch):
+def test_load_of_others_on_this_machine_is_seen(monkeypatch, caplog):
     """By the real counters: a process that keeps a core busy, however many there are."""
     monkeypatch.setattr(watch, "OTHER_LOAD", 0.2 / psutil.cpu_count())
-    told = []
     other = multiprocessing.get_context("spawn").Process(target=spin, args=(60,))
     other.start()
     try:
         while psutil.Process(other.pid).cpu_times().user < 0.3:
             time.sleep(0.02)
-        with Watch(told.append):
+        with Watch():
             time.sleep(0.5)
     finally:
         other.kill()
         other.join()
-    assert sum(note.startswith("other processes used") for note in told) == 1
+    assert sum(note.startswith("other processes used") for note in caplog.messages) == 1

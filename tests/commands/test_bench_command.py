@@ -120,7 +120,7 @@ def test_a_mistake_is_told_in_three_lines_before_anything_is_measured(bench, arg
 
 
 def test_a_measurement_is_shown_kept_and_as_the_schema_says(bench, tmp_path):
-    env = environ(tmp_path, "yield result('first', 0.5, 0.25, 0.375, size=3)\nbench.note('a word')")
+    env = environ(tmp_path, "yield result('first', 0.5, 0.25, 0.375, size=3)\nlogger.warning('a word')")
     done = bench("hardware", "--quick", "--json", "--output", tmp_path / "out.json", **env)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)

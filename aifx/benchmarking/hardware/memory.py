@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from aifx.benchmarking.views import TIMES_CACHE
 from aifx.machine.catalogue import find_accelerator
 from aifx.machine.device_memory import BEYOND, cache_bytes, is_out_of_memory, room
 from aifx.machine.microbenchmarks import ARRAYS, Stream, name_of
+
+logger = logging.getLogger(__name__)
 
 SMALLEST = {"cpu": 1 << 14, "accelerator": 1 << 20}
 """Bytes of all arrays: half of a first-level cache; on an accelerator what gives each of its cores a few thousand."""
@@ -29,7 +32,7 @@ def measure(bench: Bench, device: Any) -> Iterator[Measured]:
     """`memory` by op and by the bytes that its arrays take together."""
     for op in ("triad",) if bench.quick else ARRAYS:
         for num_bytes in sizes(device.platform, quick=bench.quick):
-            bench.say(f"memory: {op} of {units.size(num_bytes)}")
+            logger.info(f"memory: {op} of {units.size(num_bytes)}")
             found, free = None, room([device])
             if free is None or free >= num_bytes:
                 try:
@@ -40,7 +43,7 @@ def measure(bench: Bench, device: Any) -> Iterator[Measured]:
             if found is not None:
                 yield found
             else:
-                bench.note(f"left out: {op} of {units.size(num_bytes)} in memory, which has no room for it")
+                logger.warning(f"left out: {op} of {units.size(num_bytes)} in memory, which has no room for it")
 
 
 def _measured(bench: Bench, device: Any, op: str, num_bytes: int) -> Measured:

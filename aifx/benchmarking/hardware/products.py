@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from statistics import median
 from typing import Any
@@ -12,6 +13,8 @@ from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import Samples, sample_in_turn
 from aifx.machine.catalogue import peak_of
 from aifx.machine.microbenchmarks import EIGEN, USUAL_PRODUCT, Product, dtypes_of, name_of
+
+logger = logging.getLogger(__name__)
 
 CPU_SIZES = (512, 1024, 2048)
 SIZES = (2048, 4096, 8192, 16384)
@@ -29,13 +32,13 @@ FASTER = 1.05
 def measure(bench: Bench, device: Any) -> Iterator[Measured]:
     for dtype in dtypes_of(device):
         for size in _sizes(bench, device):
-            bench.say(f"products of {size} rows, {dtype}")
+            logger.info(f"products of {size} rows, {dtype}")
             chain = 1 if device.platform == "cpu" else max(CHAINED_ROWS // size, 1)
             try:
                 yield _measured(bench, device, dtype, size, chain)
             except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
                 words = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-                bench.note(f"left out: products of {size} rows in {dtype}: {words}")
+                logger.warning(f"left out: products of {size} rows in {dtype}: {words}")
 
 
 def _sizes(bench: Bench, device: Any) -> tuple[int, ...]:
@@ -68,7 +71,7 @@ def _note(bench: Bench, dtype: str, size: int, timed: dict[str, Samples]) -> Non
     gain = median(timed["default"].seconds) / median(timed["Eigen"].seconds)
     if gain > FASTER:
         (option,) = EIGEN
-        bench.note(
+        logger.warning(
             f"{dtype} products of {size} rows are more than {FASTER - 1:.0%} faster by Eigen than by what XLA takes "
             f"by itself (XLA_FLAGS=--{option}= takes Eigen, for products of all types)"
         )

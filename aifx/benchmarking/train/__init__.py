@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,13 @@ from aifx.benchmarking.train.subject import Subject, uncached
 from aifx.core.errors import EnvironmentFault
 from aifx.machine.device_memory import is_out_of_memory
 
+logger = logging.getLogger(__name__)
+
 
 def measure(bench: Bench) -> Iterator[Measured]:
     """What is done once, then the step, its parts and its loop, then how the step grows."""
     with tempfile.TemporaryDirectory(prefix="aifx-bench-") as name, uncached():
-        bench.say("compiling the step")
+        logger.info("compiling the step")
         with _told_of_memory():
             subject = Subject(bench, bench.config, Path(name) / "own")
         for thing, seconds in (("trace", subject.trace_s), ("compile", subject.compile_s)):

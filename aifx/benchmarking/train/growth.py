@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from aifx.benchmarking.train.subject import Subject
 from aifx.config import Config, load_config
 from aifx.core.errors import AifxError
 from aifx.machine.device_memory import is_out_of_memory, room
+
+logger = logging.getLogger(__name__)
 
 AXES = {
     "batch": ("train.global_batch_size",),
@@ -39,20 +42,20 @@ def grow(bench: Bench, base: Measured, folder: Path) -> Iterator[Measured]:
         found = _find(bench.config, keys)
         if found is None:
             if not bench.quick:
-                bench.note(f"train.growth {axis}: task {bench.config.task.kind!r} has no {' or '.join(keys)}")
+                logger.warning(f"train.growth {axis}: task {bench.config.task.kind!r} has no {' or '.join(keys)}")
             continue
         key, value = found
         same = {"name": bench.name("growth"), "params": {"axis": axis, "value": value}, "same_as": base.key}
         yield base.model_copy(update=same)
         for other in (value // 2,) if bench.quick else (value // 2, 2 * value):
             if other < 1:
-                bench.note(f"train.growth {axis}: {key} = {value} has no half")
+                logger.warning(f"train.growth {axis}: {key} = {value} has no half")
                 continue
-            bench.say(f"growth: {key} = {other}")
+            logger.info(f"growth: {key} = {other}")
             try:
                 yield _measure(bench, f"{key}={other}", {"axis": axis, "value": other}, folder / f"{axis}-{other}")
             except Left as left:
-                bench.note(f"train.growth: {key}={other} is left out: {left}")
+                logger.warning(f"train.growth: {key}={other} is left out: {left}")
 
 
 class Left(Exception):

@@ -6,6 +6,7 @@ how much one exceeds another is formed within a round.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -21,9 +22,12 @@ from aifx.benchmarking.train.looping import Looping
 from aifx.benchmarking.train.parts import Parts
 from aifx.benchmarking.train.series import Series
 from aifx.benchmarking.train.subject import Subject
+from aifx.core.progress import report_progress
 from aifx.machine.device_memory import peak_bytes, room
 from aifx.machine.energy import Energy, Unreadable, open_energy
 from aifx.training.meter import NotFinite
+
+logger = logging.getLogger(__name__)
 
 ROUNDS = 4
 LEAST = 5
@@ -59,7 +63,7 @@ class Rounds:
         self._device_bytes = peak_bytes(self._subject.devices)  # before there is anything else
         self._add_parts()
         for name, series in self._parts.items():
-            self._bench.say(f"warming up: {name.replace('_', ' ')}")
+            logger.info(f"warming up: {name.replace('_', ' ')}")
             series.warm(WARM_UP_SHARE * PARTS_SHARE * slice_s)
         count = max(1, min(ROUNDS, int(slice_s / (LEAST * self._step.alone_s))))
         limit_s, counts = slice_s / count, (LEAST, self._bench.effort.most // count)
@@ -68,11 +72,12 @@ class Rounds:
             partial(self._step_block, limit_s, *counts),
             *(partial(series.block, PARTS_SHARE * limit_s, *counts) for series in self._parts.values()),
         ]
-        for number in range(count):
-            self._bench.say(f"round {number + 1} of {count}")
-            for block in blocks if number % 2 == 0 else reversed(blocks):
-                block()
-                self._bench.alive()
+        with report_progress("measuring in rounds", count * len(blocks), "parts") as progress:
+            for number in range(count):
+                logger.info(f"round {number + 1} of {count}")
+                for block in blocks if number % 2 == 0 else reversed(blocks):
+                    block()
+                    progress.advance(1)
 
     def results(self) -> Iterator[Measured]:
         """As far as they came."""
@@ -100,7 +105,7 @@ class Rounds:
         joules = self._energy.joules if self._energy else None
         if self._energy is not None and joules is None:
             unmoved = f"its counters did not move in {self._energy.seconds:.1f} s"
-            self._bench.note(f"{unit} a joule: {self._energy.failed or unmoved}")
+            logger.warning(f"{unit} a joule: {self._energy.failed or unmoved}")
         more = figures(
             subject,
             self._step.median_s,
@@ -112,7 +117,7 @@ class Rounds:
 
     def overhead(self) -> Measured:
         """The loop's own work, and its share of a step. To be asked for once the step was measured."""
-        self._bench.say("the loop alone")
+        logger.info("the loop alone")
         steps = ALONE_QUICK if self._bench.quick else ALONE_STEPS
         self._looping.alone_s(steps)  # imports, caches
         timed = [self._looping.alone_s(steps) for _ in range(ALONE_BLOCKS)]
@@ -121,12 +126,12 @@ class Rounds:
         return self._told("overhead", seconds, figures={"step_share": share, "thread_cpu_s": cpu_s})
 
     def _add_parts(self) -> None:
-        self._bench.say("compiling forward, backward and optimizer")
+        logger.info("compiling forward, backward and optimizer")
         parts = Parts(self._subject)
         free, needed = room(self._subject.devices), parts.num_bytes
         if free is not None and needed is not None and needed > free:
             why = f"they need {needed:,} bytes beside the state, and {free:,} are free"
-            self._bench.note(f"forward, backward and optimizer are left out: {why}")
+            logger.warning(f"forward, backward and optimizer are left out: {why}")
             return
         named = {"forward": parts.forward, "forward_backward": parts.forward_backward, "optimizer": parts.optimizer}
         self._parts = {name: Series(advance) for name, advance in named.items()}
@@ -141,7 +146,7 @@ class Rounds:
         try:
             records = self._looping.block(steps)
         except NotFinite as error:
-            self._bench.note(f"the loop is left out of a round: the loss of its step {error.step} is not finite")
+            logger.warning(f"the loop is left out of a round: the loss of its step {error.step} is not finite")
             self._subject.begin()
             self._loop_blocks.append(None)
             return
@@ -153,7 +158,7 @@ class Rounds:
         try:
             return open_energy(self._subject.devices)
         except Unreadable as error:
-            self._bench.note(f"{self._subject.info.unit} a joule: {error}")
+            logger.warning(f"{self._subject.info.unit} a joule: {error}")
             return None
 
     def _told(self, thing: str, seconds: list[float], **more: Any) -> Measured:
