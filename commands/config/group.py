@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.completion import complete_section
-from aifx.commands.console.options import JsonOption, RunOption, SetOption
+from aifx.commands.console.completion import complete_run, complete_section
+from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.terminal import terminal, to_json
 
 if TYPE_CHECKING:
@@ -18,33 +18,43 @@ if TYPE_CHECKING:
     from aifx.config import Config, Setting
     from aifx.config.task_sections import TaskSections
 
+ShownRunOption = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        metavar="NAME",
+        help="Print the configuration of run NAME. By default that of aifx.toml.",
+        show_default=False,
+        autocompletion=complete_run,
+    ),
+]
+
 app = typer.Typer(
     help="""Show, check and describe the configuration.
 
     Examples:
-        aifx config show --origin        every value, and who set it
-        aifx config check                mistakes in aifx.toml, all at once
-        aifx config keys train           what [train] takes
+        aifx config show --origin        print every value and its origin
+        aifx config check                report all mistakes in aifx.toml
+        aifx config keys train           list the keys of [train]
     """
 )
 
 
 @app.command()
 def show(
-    origin: Annotated[bool, typer.Option("--origin", help="Say of each value who set it.")] = False,
-    run: RunOption = None,
+    origin: Annotated[bool, typer.Option("--origin", help="Also print the origin of each value.")] = False,
+    run: ShownRunOption = None,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print the configuration as a run would get it, as TOML.
+    """Print the configuration of the project or of a run, as TOML.
 
     Examples:
         aifx config show
         aifx config show --origin --set train.num_steps=40
         aifx config show --run main
 
-    With --run, the configuration that this run was started with. A task of the project's own is imported, which runs
-    its code.
+    aifx imports a task of the project's own, which runs its code.
     """
     with terminal(json) as out:
         config = _load(out, run, set_ or ())
@@ -55,7 +65,7 @@ def show(
 
 @app.command()
 def check(set_: SetOption = None, json: JsonOption = False) -> None:
-    """Check aifx.toml and the files it names; report every mistake with its line. Exits 0 or 2.
+    """Check aifx.toml and the files that it names, and report every mistake with its line.
 
     Examples:
         aifx config check
@@ -77,7 +87,7 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of aifx.toml, with which editors complete and check it.
+    """Print the JSON Schema of aifx.toml, for completion and checks in editors.
 
     Inside a project with a task of its own, it includes that task's keys. This imports the task's module.
 
@@ -94,12 +104,13 @@ def schema() -> None:
 @app.command()
 def keys(
     section: Annotated[
-        str | None, typer.Argument(help="Only this section.", show_default=False, autocompletion=complete_section)
+        str | None,
+        typer.Argument(help="List only the keys of this section.", show_default=False, autocompletion=complete_section),
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As the tables of docs/config.md.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of docs/config.md.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """List what aifx.toml takes: each key, its values, its default and what it does.
+    """List the keys of aifx.toml with their values, defaults and meanings.
 
     Examples:
         aifx config keys
@@ -128,11 +139,11 @@ def keys(
 
 
 def settings_table(found: Iterable[Setting]) -> str:
-    """A Markdown table for each section, and for each task where its section differs."""
+    """Return a Markdown table per section, and per task if its section differs."""
     blocks: dict[str, list[str]] = {}
     for setting in found:
         title = f"### `[{setting.section}]`" + (f', `task.kind = "{setting.kind}"`' if setting.kind else "")
-        rows = blocks.setdefault(title, ["| key | values | default | |", "| --- | --- | --- | --- |"])
+        rows = blocks.setdefault(title, ["| key | values | default | meaning |", "| --- | --- | --- | --- |"])
         cells = (
             setting.key,
             setting.expected,
