@@ -45,9 +45,9 @@ def run(args: list[str]) -> int:
         os.environ["AIFX_DEBUG"] = "1"  # in processes that we start, too
         args = [arg for arg in ours if arg != "--debug"] + theirs
     try:
-        from aifx.commands.app import invoke
+        from aifx.commands.app import run as run_command
 
-        code = invoke(args)
+        code = run_command(args)
         stopping.end_body()
     except SystemExit as error:
         stopping.end_body()

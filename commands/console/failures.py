@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 import tempfile
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 import aifx
-from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, Terminated, UsageError, did_you_mean
+from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, Terminated
 from aifx.core.os_errors import FULL, causes, could_not, errno_of, first_line
 from aifx.core.redaction import redact, redact_arguments
 from aifx.core.sanitize import escape_controls
@@ -37,14 +35,19 @@ def as_error(error: BaseException) -> AifxError:
         return AifxError("interrupted", "SIGTERM", exit_code=ExitCode.PREEMPTED)
     if isinstance(error, KeyboardInterrupt):
         return AifxError("interrupted", exit_code=ExitCode.INTERRUPTED)
-    if type(error).__name__ == "Abort":  # typer's, from a question
-        return _unanswered(error)
-    if hasattr(error, "format_message"):  # typer's usage errors, whose classes it keeps to itself
-        return usage_error(error)
+    if is_of_typer(error):
+        from aifx.commands.console.typer_internals import failure_of
+
+        return failure_of(error)
     for cause in causes(error):
         if known := _of_the_machine(cause):
             return known
     return _bug(error)
+
+
+def is_of_typer(error: BaseException) -> bool:
+    """Whether typer raised the error, which is known without importing typer."""
+    return type(error).__module__.partition(".")[0] == "typer"
 
 
 def _of_the_machine(error: BaseException) -> AifxError | None:
@@ -82,58 +85,6 @@ def _out_of_memory(why: str) -> EnvironmentFault:
 def _place(error: BaseException) -> str:
     name = getattr(error, "filename", None)
     return os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
-
-
-def usage_error(error: Any) -> UsageError:
-    """typer's complaint about a command line in our three lines, with the nearest right option."""
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "aifx"
-    hint = f"{command} --help"
-    option = getattr(error, "option_name", None)
-    if context and option and type(error).__name__ == "NoSuchOption":
-        known = [
-            name for p in context.command.get_params(context) if not getattr(p, "hidden", False) for name in p.opts
-        ]
-        if sibling := next((one for one in _siblings(context) if _has_option(one, option)), None):
-            path = f"{context.parent.command_path} {sibling.name}"
-            return UsageError(f"{command} has no option {option!r}", f"{path} has it", f"{path} --help")
-        return UsageError(f"{command} has no option {option!r}", did_you_mean(option, known), hint)
-    parameter = getattr(error, "param", None)
-    message = " ".join(error.message.split()).rstrip(".").removeprefix("Value error, ")
-    if parameter is not None and message:
-        name = parameter.opts[-1] if parameter.param_type_name == "option" else parameter.display_name_raw
-        return UsageError(f"{command}: {name} cannot take this value", message, hint)
-    extra = re.match(r"Got unexpected extra argument\(s\) \((\S+?)[ )]", message)
-    if context and extra and extra[1] in {one.name for one in _siblings(context)}:
-        path = f"{context.parent.command_path} {extra[1]}"
-        return UsageError(f"{path}: its options come after {extra[1]!r}", "", f"{path} --help")
-    text = (
-        " ".join(error.format_message().split())
-        .rstrip(".")
-        .replace("Got unexpected extra argument(s)", "too many arguments")
-    )
-    usage = " ".join(context.get_usage().split()) if context else ""
-    return UsageError(f"{command}: {text[:1].lower()}{text[1:]}", usage, hint)
-
-
-def _siblings(context: Any) -> list[Any]:
-    """The other commands of the group."""
-    if context is None or context.parent is None:
-        return []
-    commands = getattr(context.parent.command, "commands", {}).values()
-    return [one for one in commands if one is not context.command and not one.hidden]
-
-
-def _has_option(command: Any, option: str) -> bool:
-    return any(option in parameter.opts for parameter in command.params)
-
-
-def _unanswered(error: BaseException) -> AifxError:
-    if isinstance(error.__context__, EOFError) or isinstance(error.__cause__, EOFError):
-        return UsageError(
-            "a question went unanswered", "standard input has ended", "answer with options: see --help, or --yes"
-        )
-    return AifxError("interrupted", exit_code=ExitCode.INTERRUPTED)
 
 
 def _bug(error: BaseException) -> AifxError:

@@ -1,4 +1,7 @@
-"""A display on a terminal that is redrawn in place, also after Ctrl-C was echoed or the terminal was resized."""
+"""A display on a terminal that is redrawn in place, also after Ctrl-C was echoed or the terminal was resized.
+
+The only code that depends on private parts of rich, as they are in rich 15 (test_typer_internals.py).
+"""
 
 from __future__ import annotations
 

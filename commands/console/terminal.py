@@ -21,7 +21,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from aifx.commands.console import stopping
-from aifx.commands.console.failures import as_error, is_debugging, print_traceback
+from aifx.commands.console.failures import as_error, is_debugging, is_of_typer, print_traceback
 from aifx.commands.console.progress import ProgressDisplay
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.json_values import encode_json
@@ -188,8 +188,8 @@ def report(error: BaseException, *, json: bool) -> int:
     """Report a failure and return its exit code: three lines on stderr, or with `json` one document on stdout."""
     if isinstance(error, BrokenPipeError) and _reader_has_gone():
         return ExitCode.OK  # it had enough, as `head` has: nothing to tell, and nobody to tell it to
-    if code := getattr(error, "exit_code", None) if type(error).__name__ == "Exit" else None:
-        return int(code)  # typer.Exit
+    if is_of_typer(error) and type(error).__name__ == "Exit" and (code := getattr(error, "exit_code", None)):
+        return int(code)
     if is_debugging():
         print_traceback(error)
     failure = as_error(error)

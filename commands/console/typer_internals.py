@@ -1,0 +1,254 @@
+"""All code that depends on typer's private classes, as they are in typer 0.29 (test_typer_internals.py).
+
+The help pages, a group's default command, commands that are imported when they are called, and typer's errors in our
+three lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from aifx.commands.console.help import parse_help
+from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean
+
+
+class _Page:
+    """Help that begins with examples, and usage errors that know their command."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _write_help(self, ctx, formatter)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[misc, no-any-return]
+        except typer.TyperException as error:
+            if getattr(error, "ctx", None) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+
+
+class Command(_Page, TyperCommand):
+    """A command."""
+
+
+class Group(_Page, TyperGroup):
+    """Commands below a command. A misspelt command is answered with the nearest right one.
+
+    Attributes:
+        default: the command that runs if the command line names none: `aifx doctor --json` runs `aifx doctor node
+            --json`. A group without a default shows its help.
+    """
+
+    default = ""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing and not self.default:
+            typer.echo(ctx.get_help(), color=ctx.color)
+            raise typer.Exit
+        if self.default and not self._names_a_command(ctx, args):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+    def _names_a_command(self, ctx: Any, args: list[str]) -> bool:
+        """Whether `args` start with a command, with what should be one, or with the group's own --help."""
+        if not args:
+            return bool(ctx.resilient_parsing)  # a shell that completes `aifx doctor ` gets the commands
+        return not args[0].startswith("-") or args[0] in ctx.help_option_names
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        found = super().shell_complete(ctx, incomplete)
+        if self.default and incomplete.startswith("-"):
+            default = self.commands[self.default]
+            with default.make_context(self.default, [], parent=ctx, resilient_parsing=True) as inner:
+                names = {item.value for item in found}
+                found += [item for item in default.shell_complete(inner, incomplete) if item.value not in names]
+        return found
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, known = args[0], self.list_commands(ctx)
+        if name not in known and not ctx.resilient_parsing:
+            shown = [one for one in known if one not in self.commands or not self.commands[one].hidden]
+            raise UsageError(
+                f"{ctx.command_path} has no command {name!r}", did_you_mean(name, shown), f"{ctx.command_path} --help"
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        commands = [self.commands[name] for name in self.list_commands(ctx)]
+        commands = [command for command in commands if not command.hidden]
+        with formatter.section(typer.style("Commands", bold=True)):
+            formatter.write_dl([(command.name, parse_help(command.help or "").summary) for command in commands])
+
+
+class Listed(Protocol):
+    """A command in the table of a `LazyGroup`."""
+
+    @property
+    def summary(self) -> str: ...
+
+    @property
+    def group(self) -> str:
+        """The heading in the help under which the command is listed."""
+        ...
+
+    def load(self, name: str) -> Any:
+        """The command, from its module."""
+        ...
+
+
+class LazyGroup(Group):
+    """Commands of a table, each of which is loaded when it is called."""
+
+    table: ClassVar[Mapping[str, Listed]]
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.table:
+            return None
+        if cmd_name not in self.commands:
+            self.commands[cmd_name] = self.table[cmd_name].load(cmd_name)
+        return self.commands[cmd_name]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name, entry in self.table.items():
+            groups.setdefault(entry.group, []).append((name, entry.summary))
+        for title, rows in groups.items():
+            with formatter.section(typer.style(title, bold=True)):
+                formatter.write_dl([(name.ljust(8), summary) for name, summary in rows])
+
+
+def make_command(name: str, target: Any, *, default: str = "") -> Any:
+    """A command from a function or a `typer.Typer`, with our help and errors; `default` is that of a group."""
+    host = typer.Typer(cls=Group, rich_markup_mode=None, add_completion=False)
+    if isinstance(target, typer.Typer):
+        for command in target.registered_commands:
+            command.cls = Command
+        host.add_typer(target, name=name, cls=Group)
+    else:
+        host.command(name, cls=Command)(target)
+    made: Any = typer.main.get_group(host).commands[name]
+    if isinstance(made, Group):
+        made.default = default
+    return made
+
+
+def invoke(app: typer.Typer, args: list[str], *, is_colored: bool) -> int:
+    """Run the command that `args` name and return its exit code; raises what the command raises."""
+    root = typer.main.get_command(app)
+    if "_AIFX_COMPLETE" in os.environ:
+        root.main(args, prog_name="aifx")
+    if args[:1] == ["help"]:
+        args = [*args[1:], "--help"]
+    try:
+        with root.make_context("aifx", list(args), color=is_colored) as context:
+            root.invoke(context)
+    except typer.Exit as ended:
+        if not _is_typers_own(ended.exit_code, args):
+            return ended.exit_code
+    except SystemExit as ended:
+        if not _is_typers_own(ended.code, args):
+            raise
+    else:
+        return 0
+    raise UsageError(
+        "this shell cannot be completed",
+        "completion is for bash, zsh, fish and PowerShell",
+        "run it from such a shell",
+    )
+
+
+def _is_typers_own(code: object, args: list[str]) -> bool:
+    """Whether typer exits because it has no completion for the shell. Its exit code 1 would read as a verdict."""
+    return code == 1 and args[0] in ("--install-completion", "--show-completion")
+
+
+def usage_pieces(command: Any, ctx: Any) -> str:
+    """Return the usage after the command's name, such as `[OPTIONS] NAME [TAG]...`."""
+    pieces = re.sub(
+        r"\{([^}]*)\}", r"\1", " ".join(command.collect_usage_pieces(ctx))
+    )  # required arguments: A, not {A}
+    return pieces.replace("[[", "[").replace("]]", "]")
+
+
+def _write_help(command: Any, ctx: Any, formatter: Any) -> None:
+    """Write a command's whole help page."""
+    text = parse_help(command.help or "")
+    if text.summary:
+        formatter.write_text(text.summary)
+    if text.examples:
+        with formatter.section(typer.style("Examples", bold=True)):
+            for line in text.examples:
+                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+    formatter.write_paragraph()
+    formatter.write_usage(ctx.command_path, usage_pieces(command, ctx), prefix=typer.style("Usage:", bold=True) + " ")
+    for paragraph in text.description.split("\n\n"):
+        if paragraph:
+            formatter.write_paragraph()
+            formatter.write_text(" ".join(paragraph.split()))
+    command.format_options(ctx, formatter)
+
+
+def failure_of(error: Any) -> AifxError:
+    """An error that typer raises, as our error with three lines."""
+    return _unanswered(error) if isinstance(error, typer.Abort) else _usage_error(error)
+
+
+def _usage_error(error: Any) -> UsageError:
+    """typer's complaint about a command line in our three lines, with the nearest right option."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "aifx"
+    hint = f"{command} --help"
+    option = getattr(error, "option_name", None)
+    if context and option and type(error).__name__ == "NoSuchOption":
+        known = [
+            name for p in context.command.get_params(context) if not getattr(p, "hidden", False) for name in p.opts
+        ]
+        if sibling := next((one for one in _siblings(context) if _has_option(one, option)), None):
+            path = f"{context.parent.command_path} {sibling.name}"
+            return UsageError(f"{command} has no option {option!r}", f"{path} has it", f"{path} --help")
+        return UsageError(f"{command} has no option {option!r}", did_you_mean(option, known), hint)
+    parameter = getattr(error, "param", None)
+    message = " ".join(error.message.split()).rstrip(".").removeprefix("Value error, ")
+    if parameter is not None and message:
+        name = parameter.opts[-1] if parameter.param_type_name == "option" else parameter.display_name_raw
+        return UsageError(f"{command}: {name} cannot take this value", message, hint)
+    extra = re.match(r"Got unexpected extra argument\(s\) \((\S+?)[ )]", message)
+    if context and extra and extra[1] in {one.name for one in _siblings(context)}:
+        path = f"{context.parent.command_path} {extra[1]}"
+        return UsageError(f"{path}: its options come after {extra[1]!r}", "", f"{path} --help")
+    text = (
+        " ".join(error.format_message().split())
+        .rstrip(".")
+        .replace("Got unexpected extra argument(s)", "too many arguments")
+    )
+    usage = " ".join(context.get_usage().split()) if context else ""
+    return UsageError(f"{command}: {text[:1].lower()}{text[1:]}", usage, hint)
+
+
+def _siblings(context: Any) -> list[Any]:
+    """The other commands of the group."""
+    if context is None or context.parent is None:
+        return []
+    commands = getattr(context.parent.command, "commands", {}).values()
+    return [one for one in commands if one is not context.command and not one.hidden]
+
+
+def _has_option(command: Any, option: str) -> bool:
+    return any(option in parameter.opts for parameter in command.params)
+
+
+def _unanswered(error: BaseException) -> AifxError:
+    if isinstance(error.__context__, EOFError) or isinstance(error.__cause__, EOFError):
+        return UsageError(
+            "a question went unanswered", "standard input has ended", "answer with options: see --help, or --yes"
+        )
+    return AifxError("interrupted", exit_code=ExitCode.INTERRUPTED)
