@@ -27,7 +27,7 @@ from aifx.health.report import Finding
 MARGIN = 0.2
 REPEATS = 3
 MAX_TESTS = 400
-SOURCE = "aifx doctor bisect; the margin is a start"
+SOURCE = "aifx doctor bisect; the margin is our estimate"
 
 Group: TypeAlias = tuple[str, ...]
 

@@ -56,7 +56,7 @@ def test_a_cause_is_told_once_with_its_consequences(screen, dark):
     text = " ".join(screen(dark).split())
     assert text.count("rule infiniband.port.never_up") == 1
     assert "also mlx5_1/1, mlx5_2/1, mlx5_3/1, mlx5_4/1, mlx5_5/1, mlx5_6/1, mlx5_7/1 rule" in text
-    assert "causes 0 InfiniBand ports are active, of 8 expected (infiniband.ports.expected)" in text
+    assert "causes 0 InfiniBand ports are active, 8 expected (infiniband.ports.expected)" in text
     assert text.index("infiniband.port.never_up") < text.index("infiniband.ports.expected") < text.index("processors")
 
 
@@ -65,7 +65,7 @@ def test_what_another_device_says_otherwise_is_shown(screen):
     for number, counter, value in FULL:
         tree[f"sys/class/infiniband/mlx5_{number}/ports/1/counters/{counter}"] = f"{value}\n"
     text = " ".join(screen(tree).split())
-    assert "link_downed 255 also mlx5_3/1; port mlx5_4/1 has counters at" in text
+    assert "link_downed 255 also mlx5_3/1; counters of port mlx5_4/1 are at" in text
 
 
 FULL = ((2, "link_downed", 255), (3, "link_downed", 255), (4, "excessive_buffer_overrun_errors", 15))
@@ -113,7 +113,8 @@ def test_a_lost_nvme_drive_comes_before_its_disks_partitions_and_arrays(screen):
     assert text.count("critical  ") == 1
     text = " ".join(text.split())
     assert "causes nvme1n1 failed to read or write 1.0 h ago (1 line in 24 h)" in text
-    assert text.index("rule kernel_log.disk.nvme_lost") < text.index("nvme1n1p1 stopped") < text.index("nvme1n1p2 fell")
+    places = [text.index(part) for part in ("rule kernel_log.disk.nvme_lost", "nvme1n1p1 stopped", "nvme1n1p2 dropped")]
+    assert places == sorted(places)
 
 
 def test_firmware_that_does_not_answer_comes_before_the_port_that_is_down(screen):
