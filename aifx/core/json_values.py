@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 
@@ -14,7 +15,12 @@ def encode_json(value: Any, *, indent: int | None = None, ensure_ascii: bool = T
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: a number that is not finite becomes null, NumPy scalars become Python's, exactly."""
+    """`value` as JSON can hold it.
+
+    A dataclass becomes an object with its fields, a number that is not finite null, a NumPy scalar the same number.
+    """
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

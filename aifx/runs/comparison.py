@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from aifx.core.json_files import read_jsonl
 from aifx.core.project import RunDirectory
 from aifx.runs.reading import read_evaluations, read_settings
-from aifx.runs.status import number, validation_loss
+from aifx.runs.status import RunStatus, number, run_status, validation_loss
 
 SMOOTHING_FRACTION = 0.05
 """Steps that a smoothed loss averages, as a fraction of those that both runs have done."""
@@ -21,6 +21,23 @@ MAX_ROWS_OF_THE_LONGER = 3
 
 Pair: TypeAlias = tuple[float | None, float | None]
 """A value of the first run and of the second; None where a run has none."""
+
+
+@dataclass(frozen=True)
+class SettingPair:
+    """A setting whose values differ."""
+
+    key: str  # "train.seed"
+    values: tuple[Any, Any]
+
+
+@dataclass(frozen=True)
+class MetricPair:
+    """A metric of each run's last evaluation of a split."""
+
+    split: str
+    metric: str
+    values: Pair
 
 
 @dataclass(frozen=True)
@@ -35,10 +52,10 @@ class StepRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs side by side.
+    """Two runs side by side: what `aifx runs compare --json` prints.
 
     Attributes:
-        settings: keys whose values differ.
+        config: settings whose values differ.
         steps: the last step of each run that has a record.
         common_steps: the last step that both have done.
         smoothing_steps: how many steps up to the one named a smoothed loss averages.
@@ -47,10 +64,10 @@ class Comparison:
         best_validation_loss, best_step: the lowest validation loss, and where it was reached.
         best_common_validation_loss: the lowest validation loss within `common_steps`.
         rows: losses along the way; behind `common_steps` of the longer run alone.
-        evaluations: split, metric and values of each run's last evaluation.
     """
 
-    settings: list[tuple[str, Any, Any]]
+    runs: tuple[RunStatus, RunStatus]
+    config: list[SettingPair]
     steps: tuple[int, int]
     common_steps: int
     smoothing_steps: int
@@ -60,7 +77,7 @@ class Comparison:
     best_step: tuple[int | None, int | None]
     best_common_validation_loss: Pair
     rows: list[StepRow]
-    evaluations: list[tuple[str, str, float | None, float | None]]
+    evaluations: list[MetricPair]
 
 
 class _Curve:
@@ -103,8 +120,9 @@ def compare_runs(first: RunDirectory, second: RunDirectory) -> Comparison:
     last = [curve.last_validation() for curve in curves]
     bests, until = [curve.best() for curve in curves], [curve.best(common) for curve in curves]
     return Comparison(
-        settings=[
-            (key, values[0].get(key), values[1].get(key))
+        runs=(run_status(first), run_status(second)),
+        config=[
+            SettingPair(key, (values[0].get(key), values[1].get(key)))
             for key in dict.fromkeys([*values[0], *values[1]])
             if values[0].get(key) != values[1].get(key)
         ],
@@ -144,7 +162,7 @@ def _rows(a: _Curve, b: _Curve, common: int) -> list[int]:
     return _spread(steps, MAX_ROWS) + _spread(behind, MAX_ROWS_OF_THE_LONGER)
 
 
-def _evaluations(first: RunDirectory, second: RunDirectory) -> list[tuple[str, str, float | None, float | None]]:
+def _evaluations(first: RunDirectory, second: RunDirectory) -> list[MetricPair]:
     """The metrics of each run's last evaluation of a split that either was evaluated on."""
     sides = [{e.split: e.metrics for e in read_evaluations(run)} for run in (first, second)]
     rows = []
@@ -153,7 +171,7 @@ def _evaluations(first: RunDirectory, second: RunDirectory) -> list[tuple[str, s
         for metric in dict.fromkeys([*left, *right]):
             pair = number(left.get(metric)), number(right.get(metric))
             if pair != (None, None):
-                rows.append((split, metric, *pair))
+                rows.append(MetricPair(split, metric, pair))
     return rows
 
 

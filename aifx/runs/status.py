@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from aifx.config.best_by import LOSS, BestBy, parse_best_by
 from aifx.core.errors import AifxError, UsageError
-from aifx.core.files import RECORDS_LIMIT, read_file
+from aifx.core.files import RECORDS_LIMIT, UnsafeFile, read_file
 from aifx.core.json_files import parse_line, read_jsonl
 from aifx.core.parsing import parse_toml
-from aifx.core.project import RunDirectory
+from aifx.core.project import Project, RunDirectory
 from aifx.core.statuses import Status, stop_status
 from aifx.runs.lock import holder, is_held
 from aifx.runs.manage import read_tags
@@ -24,9 +24,9 @@ BEGINNINGS = ("start", "resume")
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run in one line. Times are Unix times; what is not known yet is None."""
+    """A run in one line: what `aifx runs watch --json` prints. Times are Unix times; None is not known yet."""
 
-    name: str
+    run: str
     status: Status
     step: int
     num_steps: int | None
@@ -48,27 +48,27 @@ class RunStatus:
     def alive(self) -> bool:
         return self.status == "running"
 
-    def document(self) -> dict[str, Any]:
-        """JSON-ready; docs/json.md documents it."""
-        return {
-            "run": self.name,
-            "status": self.status,
-            "step": self.step,
-            "num_steps": self.num_steps,
-            "loss": self.loss,
-            "validation_loss": self.validation_loss,
-            "best_validation_loss": self.best_validation_loss,
-            "best_step": self.best_step,
-            "best_by": self.best_by,
-            "best_value": self.best_value,
-            "unit": self.unit,
-            "units_per_s": self.units_per_s,
-            "started": self.started,
-            "updated": self.updated,
-            "pid": self.pid,
-            "tags": list(self.tags),
-            "damage": self.damage,
-        }
+
+@dataclass(frozen=True)
+class RunList:
+    """What `aifx runs ls --json` prints."""
+
+    runs: list[RunStatus]
+
+
+def list_runs(project: Project, tag: str | None, on_error: Callable[[Exception], None]) -> RunList:
+    """The project's runs, the one written last at the end; with `tag` those that have it.
+
+    Args:
+        on_error: called for a run that cannot be read; it does not hide the others.
+    """
+    found = []
+    for run in project.runs():
+        try:
+            found.append(run_status(run))
+        except (UnsafeFile, OSError) as error:
+            on_error(error)
+    return RunList([status for status in found if tag in (None, *status.tags)])
 
 
 def run_status(run: RunDirectory) -> RunStatus:
@@ -80,7 +80,7 @@ def run_status(run: RunDirectory) -> RunStatus:
     metrics = read_metrics(run)
     last = metrics.last or {}
     return RunStatus(
-        name=run.name,
+        run=run.name,
         status="running" if held else _ending(events),
         step=max(int(last.get("step") or 0), _told_step(events)),
         num_steps=_num_steps(run),

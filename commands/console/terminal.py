@@ -16,7 +16,7 @@ import functools
 import os
 import select
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -24,7 +24,7 @@ from aifx.commands.console import stopping
 from aifx.commands.console.failures import as_error, is_debugging, is_of_typer, print_traceback
 from aifx.commands.console.progress import ProgressDisplay
 from aifx.core.errors import AifxError, ExitCode
-from aifx.core.json_values import encode_json
+from aifx.core.json_values import encode_json, plain
 from aifx.core.logs import log_lines, python_warnings
 from aifx.core.progress import listen
 from aifx.core.sanitize import escape_controls, escape_in_json, one_line
@@ -97,14 +97,17 @@ class Output:
         """Whether stderr is a terminal on which something may move."""
         return self.err.is_terminal and not self.err.is_dumb_terminal
 
-    def document(self, document: Mapping[str, Any]) -> None:
+    def document(self, document: object) -> None:
         """The answer for programs: with --json the one document on stdout, written when the command ends in order.
 
         Adds `schema_version`; a number that is not finite becomes null.
+
+        Args:
+            document: a dataclass or a mapping; docs/schemas/ has its schema.
         """
         if self.json:
             assert self._document is None, "a command answers with one document"
-            self._document = to_json({"schema_version": SCHEMA_VERSION, **document})
+            self._document = to_json({"schema_version": SCHEMA_VERSION, **plain(document)})
 
     def print(self, *parts: RenderableType, soft_wrap: bool | None = None) -> None:
         """The answer for people: a line of text or a rich object on stdout. Nothing with --json.

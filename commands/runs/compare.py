@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from aifx.commands.console.format import count, figure, literal, signed
 from aifx.commands.console.terminal import Output
 from aifx.runs.comparison import Comparison, Pair
 
 
-def comparison_document(statuses: list[dict[str, Any]], c: Comparison) -> dict[str, Any]:
-    """JSON-ready; docs/json.md documents it."""
-    return {
-        "runs": statuses,
-        "config": [{"key": key, "values": [a, b]} for key, a, b in c.settings],
-        "steps": list(c.steps),
-        "common_steps": c.common_steps,
-        "smoothing_steps": c.smoothing_steps,
-        "smoothed_loss": list(c.smoothed_loss),
-        "validation": {
-            "last": {name: list(pair) for name, pair in c.last_validation.items()},
-            "best_loss": list(c.best_validation_loss),
-            "best_step": list(c.best_step),
-            "best_common_loss": list(c.best_common_validation_loss),
-        },
-        "metrics": [
-            {
-                "step": row.step,
-                "loss": list(row.loss),
-                "smoothed_loss": list(row.smoothed_loss),
-                "validation_loss": list(row.validation_loss),
-            }
-            for row in c.rows
-        ],
-        "evaluations": [{"split": split, "metric": metric, "values": [a, b]} for split, metric, a, b in c.evaluations],
-    }
-
-
-def print_comparison(out: Output, first: str, second: str, c: Comparison) -> None:
+def print_comparison(out: Output, c: Comparison) -> None:
     """The tables for people."""
-    if c.settings:
-        out.table(["setting", first, second], [(key, literal(a), literal(b)) for key, a, b in c.settings])
+    first, second = (status.run for status in c.runs)
+    if c.config:
+        out.table(["setting", first, second], [(pair.key, *map(literal, pair.values)) for pair in c.config])
     else:
         out.print("the two have the same configuration")
     out.print("")
@@ -55,7 +27,7 @@ def print_comparison(out: Output, first: str, second: str, c: Comparison) -> Non
         out.print(f"loss: mean of the last {c.smoothing_steps:,} steps")
     if c.evaluations:
         out.print("")
-        table = [(split, metric, *_compared((a, b))) for split, metric, a, b in c.evaluations]
+        table = [(pair.split, pair.metric, *_compared(pair.values)) for pair in c.evaluations]
         out.table(["split", "metric", first, second, "change"], table, right=[first, second, "change"])
 
 

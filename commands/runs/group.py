@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -13,7 +13,9 @@ from aifx.commands.console.options import JsonOption
 from aifx.commands.console.terminal import Output, terminal
 from aifx.commands.runs.manage import rename, rm, tag
 from aifx.core.errors import ExitCode, UsageError
-from aifx.core.files import UnsafeFile
+
+if TYPE_CHECKING:
+    from aifx.runs import RunStatus
 
 app = typer.Typer(
     help="""List, show, compare, watch, tag, rename and delete runs.
@@ -60,46 +62,42 @@ def ls(
         aifx runs ls --json
     """
     with terminal(json) as out:
-        from aifx.commands.console.format import age, count, figure, rate
         from aifx.core.project import find_project
-        from aifx.runs import run_status
+        from aifx.runs.status import list_runs
 
         project = find_project()
-        runs = []
-        for run in project.runs():
-            try:
-                status = run_status(run)
-            except (UnsafeFile, OSError) as error:  # one bad run does not hide the others
-                out.tell([as_error(error)])
-                continue
-            if tag in (None, *status.tags):
-                runs.append(status)
-        out.document({"runs": [r.document() for r in runs]})
-        if not runs:
-            text = f"no run has the tag {tag}" if tag else f"no runs in {project.runs_path}: `aifx train` makes one"
-            out.say(text)
-            return
-        columns = ["run", "status", "step", "loss", "validation", "best", "speed", "written"]
-        if has_tags := any(r.tags for r in runs):
-            columns.append("tags")
-        rows = [
-            (
-                r.name,
-                f"{r.status}, damaged" if r.damage else r.status,
-                f"{count(r.step)}/{count(r.num_steps)}",
-                figure(r.loss),
-                figure(r.validation_loss),
-                figure(r.best_validation_loss),
-                rate(r.units_per_s, r.unit),
-                age(r.updated),
-                *([", ".join(r.tags)] if has_tags else []),
-            )
-            for r in runs
-        ]
-        out.table(columns, rows, right=["step", "loss", "validation", "best", "speed"])
-        for r in runs:
-            if r.damage:
-                out.print(f"run {r.name} is damaged: {r.damage}")
+        found = list_runs(project, tag, lambda error: out.tell([as_error(error)]))
+        out.document(found)
+        if found.runs:
+            _print_runs(out, found.runs)
+        else:
+            out.say(f"no run has the tag {tag}" if tag else f"no runs in {project.runs_path}: `aifx train` makes one")
+
+
+def _print_runs(out: Output, runs: list[RunStatus]) -> None:
+    from aifx.commands.console.format import age, count, figure, rate
+
+    columns = ["run", "status", "step", "loss", "validation", "best", "speed", "written"]
+    if has_tags := any(r.tags for r in runs):
+        columns.append("tags")
+    rows = [
+        (
+            r.run,
+            f"{r.status}, damaged" if r.damage else r.status,
+            f"{count(r.step)}/{count(r.num_steps)}",
+            figure(r.loss),
+            figure(r.validation_loss),
+            figure(r.best_validation_loss),
+            rate(r.units_per_s, r.unit),
+            age(r.updated),
+            *([", ".join(r.tags)] if has_tags else []),
+        )
+        for r in runs
+    ]
+    out.table(columns, rows, right=["step", "loss", "validation", "best", "speed"])
+    for r in runs:
+        if r.damage:
+            out.print(f"run {r.run} is damaged: {r.damage}")
 
 
 @app.command()
@@ -111,25 +109,15 @@ def show(name: NameArgument = None, json: JsonOption = False) -> None:
         aifx runs show main --json
     """
     with terminal(json) as out:
-        from aifx.checkpoint.listing import list_checkpoints
-        from aifx.commands.runs.page import RunPage, print_run
+        from aifx.commands.runs.page import print_run, read_details
         from aifx.core.json_files import read_jsonl
         from aifx.core.project import find_project
-        from aifx.runs import read_provenance, run_status
-        from aifx.runs.reading import changed_settings, read_evaluations
 
         run = find_project().existing_run(name)
-        page = RunPage(
-            status=run_status(run),
-            settings=changed_settings(run),
-            records=read_jsonl(run.metrics),
-            checkpoints=list_checkpoints(run.checkpoints),
-            evaluations=read_evaluations(run),
-            provenance=read_provenance(run),
-        )
-        out.document(page.document())
+        details = read_details(run)
+        out.document(details)
         if not json:
-            print_run(out, page)
+            print_run(out, details, read_jsonl(run.metrics))
 
 
 @app.command()
@@ -145,19 +133,17 @@ def compare(
         aifx runs compare main wide --json
     """
     with terminal(json) as out:
-        from aifx.commands.runs.compare import comparison_document, print_comparison
+        from aifx.commands.runs.compare import print_comparison
         from aifx.core.project import find_project
-        from aifx.runs import run_status
         from aifx.runs.comparison import compare_runs
 
         if first == second:
             raise UsageError(f"cannot compare {first!r} with itself", "a comparison needs two runs", "aifx runs ls")
         project = find_project()
-        runs = [project.existing_run(name) for name in (first, second)]
-        comparison = compare_runs(runs[0], runs[1])
-        out.document(comparison_document([run_status(run).document() for run in runs], comparison))
+        comparison = compare_runs(project.existing_run(first), project.existing_run(second))
+        out.document(comparison)
         if not json:
-            print_comparison(out, first, second, comparison)
+            print_comparison(out, comparison)
 
 
 @app.command()
@@ -190,7 +176,7 @@ def watch(
                 out.print(watcher.picture(out.out.width, ascii_only=not out.out.encoding.lower().startswith("utf")))
         except KeyboardInterrupt:
             raise SystemExit(ExitCode.INTERRUPTED) from None
-        out.document(watcher.status.document())
+        out.document(watcher.status)
 
 
 app.command()(tag)

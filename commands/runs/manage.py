@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -15,6 +16,36 @@ if TYPE_CHECKING:
     from aifx.core.project import RunDirectory
 
 RunArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.", autocompletion=complete_run)]
+
+
+@dataclass(frozen=True)
+class RemovedRun:
+    run: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class RemovedRuns:
+    """What `aifx runs rm --json` prints."""
+
+    removed: list[RemovedRun]
+    dry_run: bool
+
+
+@dataclass(frozen=True)
+class RenamedRun:
+    """What `aifx runs rename --json` prints."""
+
+    run: str
+    renamed_from: str
+
+
+@dataclass(frozen=True)
+class TaggedRun:
+    """What `aifx runs tag --json` prints: the tags that the run has now."""
+
+    run: str
+    tags: tuple[str, ...]
 
 
 def rm(
@@ -51,8 +82,7 @@ def rm(
                 remove_run(project, run)
             verb = "would delete" if dry_run else "deleted"
             out.print(f"{verb} {run.name}: {readable_bytes(sizes[run.name])}")
-        removed = [{"run": name, "size_bytes": size} for name, size in sizes.items()]
-        out.document({"removed": removed, "dry_run": dry_run})
+        out.document(RemovedRuns([RemovedRun(name, size) for name, size in sizes.items()], dry_run))
 
 
 def rename(
@@ -73,7 +103,7 @@ def rename(
 
         project = find_project()
         run = rename_run(project, project.existing_run(old), new)
-        out.document({"run": run.name, "renamed_from": old})
+        out.document(RenamedRun(run.name, old))
         out.print(f"renamed {old} to {run.name}")
 
 
@@ -109,7 +139,7 @@ def tag(
 
         run = find_project().existing_run(name)
         after = change_tags(run, tags or (), remove or ())
-        out.document({"run": run.name, "tags": list(after)})
+        out.document(TaggedRun(run.name, after))
         out.print(f"{run.name}: {', '.join(after) or 'no tag'}")
 
 

@@ -3,68 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
+from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
 from aifx.commands.console.chart import line_chart
 from aifx.commands.console.format import age, best, count, date, figure, literal, rate
 from aifx.commands.console.terminal import Output
 from aifx.core.json_files import readable_bytes
+from aifx.core.project import RunDirectory
 from aifx.machine.catalogue import utilization
-from aifx.runs.status import number
-
-if TYPE_CHECKING:
-    from aifx.checkpoint.listing import CheckpointInfo
-    from aifx.runs import RunStatus
-    from aifx.runs.reading import Evaluation, Setting
+from aifx.runs import RunStatus, read_provenance, run_status
+from aifx.runs.reading import Evaluation, Setting, changed_settings, read_evaluations
+from aifx.runs.status import number, read_metrics
 
 CHART_WIDTH = 76
 CHART_HEIGHT = 8
 
 
-@dataclass(frozen=True)
-class RunPage:
-    """Everything that is told of one run."""
+@dataclass(frozen=True, kw_only=True)
+class RunDetails(RunStatus):
+    """A run in full: what `aifx runs show --json` prints.
 
-    status: RunStatus
-    settings: Sequence[Setting]
-    records: Sequence[Mapping[str, Any]]
-    checkpoints: Sequence[CheckpointInfo]
-    evaluations: Sequence[Evaluation]
+    Attributes:
+        config: settings that are not the default.
+        last: the last record of metrics.jsonl.
+    """
+
+    config: list[Setting]
+    last: Mapping[str, Any] | None
+    checkpoints: list[CheckpointInfo]
+    evaluations: list[Evaluation]
     provenance: Mapping[str, Any]
 
-    def document(self) -> dict[str, Any]:
-        """JSON-ready; docs/runs.md documents it."""
-        return {
-            **self.status.document(),
-            "config": [{"key": s.key, "value": s.value, "origin": s.origin} for s in self.settings],
-            "last": self.records[-1] if self.records else None,
-            "checkpoints": [asdict(c) for c in self.checkpoints],
-            "evaluations": [asdict(e) for e in self.evaluations],
-            "provenance": self.provenance,
-        }
+
+def read_details(run: RunDirectory) -> RunDetails:
+    return RunDetails(
+        **vars(run_status(run)),
+        config=changed_settings(run),
+        last=read_metrics(run).last,
+        checkpoints=list_checkpoints(run.checkpoints),
+        evaluations=read_evaluations(run),
+        provenance=read_provenance(run),
+    )
 
 
-def print_run(out: Output, page: RunPage) -> None:
-    status = page.status
-    process = f", process {status.pid}" if status.pid else ""
-    out.print(f"run {status.name}: {status.status} at step {count(status.step)} of {count(status.num_steps)}{process}")
-    out.print(f"begun {date(status.started) or '?'}, written {age(status.updated) or '?'}")
-    if status.tags:
-        out.print(f"tags: {', '.join(status.tags)}")
-    if status.damage:
-        out.print(f"damaged: {status.damage}")
-    _print_metrics(out, page)
-    if page.settings:
+def print_run(out: Output, run: RunDetails, records: Sequence[Mapping[str, Any]]) -> None:
+    process = f", process {run.pid}" if run.pid else ""
+    out.print(f"run {run.run}: {run.status} at step {count(run.step)} of {count(run.num_steps)}{process}")
+    out.print(f"begun {date(run.started) or '?'}, written {age(run.updated) or '?'}")
+    if run.tags:
+        out.print(f"tags: {', '.join(run.tags)}")
+    if run.damage:
+        out.print(f"damaged: {run.damage}")
+    _print_metrics(out, run, records)
+    if run.config:
         out.print("")
-        out.table(["setting", "value", "from"], [(s.key, literal(s.value), s.origin) for s in page.settings])
-    if page.checkpoints:
+        out.table(["setting", "value", "from"], [(s.key, literal(s.value), s.origin) for s in run.config])
+    if run.checkpoints:
         out.print("")
-        print_checkpoints(out, page.checkpoints)
-    _print_evaluations(out, page.evaluations)
-    if page.provenance:
+        print_checkpoints(out, run.checkpoints)
+    _print_evaluations(out, run.evaluations)
+    if run.provenance:
         out.print("")
-        _print_provenance(out, page.provenance)
+        _print_provenance(out, run.provenance)
 
 
 def print_checkpoints(out: Output, checkpoints: Sequence[CheckpointInfo]) -> None:
@@ -86,22 +88,22 @@ def print_checkpoints(out: Output, checkpoints: Sequence[CheckpointInfo]) -> Non
     out.table(columns, rows, right=columns[:1] + columns[2:-1])
 
 
-def _print_metrics(out: Output, page: RunPage) -> None:
-    if not page.records:
+def _print_metrics(out: Output, run: RunDetails, records: Sequence[Mapping[str, Any]]) -> None:
+    if not records:
         out.print("no step has a record yet")
         return
-    last, status = page.records[-1], page.status
+    last = records[-1]
     ascii_only = not out.out.encoding.lower().startswith("utf")
     out.print("")
-    losses = [number(r.get("loss")) for r in page.records]
+    losses = [number(r.get("loss")) for r in records]
     out.print("\n".join(line_chart(losses, CHART_WIDTH, CHART_HEIGHT, ascii_only=ascii_only)))
     out.print("")
     used = utilization(number(last.get("mfu")), number(last.get("ceiling_fraction")))
     told = {
-        "loss": figure(status.loss),
-        "validation": figure(status.validation_loss),
-        "best": best(status.best_by, status.best_value, status.best_step),
-        "speed": rate(status.units_per_s, status.unit),
+        "loss": figure(run.loss),
+        "validation": figure(run.validation_loss),
+        "best": best(run.best_by, run.best_value, run.best_step),
+        "speed": rate(run.units_per_s, run.unit),
         "MFU": used.removeprefix("MFU ") or None,
     }
     out.print("   ".join(f"{name} {value}" for name, value in told.items() if value is not None))

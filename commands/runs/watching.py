@@ -76,7 +76,7 @@ class Watcher:
     def line(self) -> str:
         """The run in one line."""
         s = self.status
-        parts = [f"{s.name}: {s.status}", f"step {count(s.step)}/{count(s.num_steps)}"]
+        parts = [f"{s.run}: {s.status}", f"step {count(s.step)}/{count(s.num_steps)}"]
         told = (("loss", figure(s.loss)), ("validation", figure(s.validation_loss)), ("", rate(s.units_per_s, s.unit)))
         return "  ".join(parts + [f"{name} {value}".strip() for name, value in told if value is not None])
 
@@ -89,7 +89,7 @@ class Watcher:
         width = min(width, MAX_WIDTH)
         body = Text("\n").join(self._rows(width - 4, ascii_only))
         frame = box.ASCII if ascii_only else box.ROUNDED
-        return Panel(body, title=f"run {self.status.name}", title_align="left", width=width, box=frame)
+        return Panel(body, title=f"run {self.status.run}", title_align="left", width=width, box=frame)
 
     def _rows(self, width: int, ascii_only: bool) -> Iterator[Text]:
         from rich.text import Text

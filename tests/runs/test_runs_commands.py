@@ -120,7 +120,7 @@ def test_compare(project: Project) -> None:
     make_run(project, "b", 1)
     doc = answer(project, "runs", "compare", "a", "b")
     assert doc["config"] == [{"key": "train.seed", "values": [0, 1]}]
-    assert doc["metrics"][-1] == {
+    assert doc["rows"][-1] == {
         "step": 40,
         "loss": [1.0, 2.0],
         "smoothed_loss": [1.0, 2.0],

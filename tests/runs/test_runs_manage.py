@@ -143,8 +143,8 @@ def test_compare_handles_runs_of_unequal_length(here: Here) -> None:
     for words in ("last validation loss", "best validation loss to step 100", "loss at step 100", "mean of the last 5"):
         assert words in text
     document = json.loads(here("compare", "short", "long", "--json")[0])
-    assert document["validation"]["best_step"] == [100, 150]
-    assert document["metrics"][-1]["smoothed_loss"][0] is None
+    assert document["best_step"] == [100, 150]
+    assert document["rows"][-1]["smoothed_loss"][0] is None
 
 
 def test_compare_of_runs_that_log_at_different_steps_or_not_at_all(here: Here) -> None:

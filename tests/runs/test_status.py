@@ -8,7 +8,7 @@ import pytest
 from aifx.core.project import RunDirectory
 from aifx.core.statuses import ProcessStatus
 from aifx.runs import Ledger, MetricsWriter, RunLock, run_status
-from aifx.runs.comparison import StepRow, compare_runs
+from aifx.runs.comparison import MetricPair, SettingPair, StepRow, compare_runs
 from aifx.runs.reading import changed_settings, read_evaluations
 
 
@@ -65,8 +65,8 @@ def test_ended(run: RunDirectory, how: str) -> None:
 
 def test_images_are_counted_as_images(run: RunDirectory) -> None:
     train(run, unit="images")
-    doc = run_status(run).document()
-    assert (doc["unit"], doc["units_per_s"]) == ("images", 140.0)
+    status = run_status(run)
+    assert (status.unit, status.units_per_s) == ("images", 140.0)
 
 
 def test_records_without_units_have_no_speed(run: RunDirectory) -> None:
@@ -101,7 +101,7 @@ def test_comparison(run: RunDirectory, tmp_path: Path) -> None:
         (r.eval / "40.json").write_text(text % value)
         (r.eval / "30.json").write_text("{torn")
     found = compare_runs(run, other)
-    assert found.settings == [("train.num_steps", 100, 200), ("task.kind", "language", None)]
+    assert found.config == [SettingPair("train.num_steps", (100, 200)), SettingPair("task.kind", ("language", None))]
     assert found.rows[1] == StepRow(20, (1 / 20, 2 / 20), (1 / 20, 2 / 20), (1.0, 1.0))
-    assert found.evaluations == [("test", "loss", 1.5, 1.25)]
+    assert found.evaluations == [MetricPair("test", "loss", (1.5, 1.25))]
     assert [e.step for e in read_evaluations(run)] == [40]
