@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import comb, isnan
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from aifx.benchmarking.estimate import LEAST_LAUNCHES, SIGNIFICANCE, Change, change
 from aifx.benchmarking.results import Param, Report, Request, Result
@@ -26,6 +26,64 @@ DOUBT = 0.5
 
 ALIKE = 0.05
 """Two medians are called the same where their ratio's interval stays within that of 1."""
+
+
+class ResultName(TypedDict):
+    name: str
+    params: dict[str, Param]
+
+
+class ResultChange(ResultName):
+    """A result of two reports in JSON. `ratio` and `interval` are null if the first took no time."""
+
+    before_s: float
+    after_s: float
+    ratio: float | None
+    interval: tuple[float | None, float | None]
+    p: float | None
+    launches: tuple[int, int]
+    verdict: Verdict
+    why: str
+
+
+class GatedChange(ResultChange):
+    regressed: bool
+    inconclusive: bool
+
+
+class Side(TypedDict):
+    """One of the reports that a document compares."""
+
+    source: str
+    time: float
+    commit: str | None
+    host: str | None
+    launches: int
+    notes: list[str]
+
+
+class Missing(TypedDict):
+    only_before: list[ResultName]
+    only_after: list[ResultName]
+    differences: list[str]
+
+
+class ComparedReports(Missing):
+    """What `aifx bench compare --json` prints."""
+
+    a: Side
+    b: Side
+    results: list[ResultChange]
+
+
+class GatedReports(Missing):
+    """What `aifx bench gate --json` prints."""
+
+    baseline: Side
+    now: Side
+    results: list[GatedChange]
+    passed: bool
+    max_regression: float
 
 
 @dataclass(frozen=True)
@@ -50,16 +108,16 @@ class Comparison:
     def launches(self) -> tuple[int, int]:
         return len(self.before.samples_s), len(self.after.samples_s)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> ResultChange:
         return {
             "name": self.after.name,
             "params": self.after.params,
             "before_s": self.before.median_s,
             "after_s": self.after.median_s,
             "ratio": self.change.ratio,
-            "interval": [self.change.low, self.change.high],
+            "interval": (self.change.low, self.change.high),
             "p": self.change.p,
-            "launches": list(self.launches),
+            "launches": self.launches,
             "verdict": self.verdict,
             "why": self.why,
         }
@@ -79,9 +137,11 @@ class Compared:
     only_after: list[Result]
     differences: list[str]
 
-    def document(self) -> dict[str, Any]:
+    def document(self, a: Side, b: Side) -> ComparedReports:
+        return {"a": a, "b": b, "results": [found.document() for found in self.results], **self.missing()}
+
+    def missing(self) -> Missing:
         return {
-            "results": [comparison.document() for comparison in self.results],
             "only_before": [_named(result) for result in self.only_before],
             "only_after": [_named(result) for result in self.only_after],
             "differences": self.differences,
@@ -109,12 +169,20 @@ class Gated:
     undecided: list[Comparison]
     launches: int
 
-    def document(self) -> dict[str, Any]:
+    def document(self, baseline: Side, now: Side) -> GatedReports:
         regressed, inconclusive = ({found.key for found in some} for some in (self.regressed, self.inconclusive))
-        document = self.compared.document()
-        for result, comparison in zip(document["results"], self.compared.results, strict=True):
-            result |= {"regressed": comparison.key in regressed, "inconclusive": comparison.key in inconclusive}
-        return {"passed": not self.regressed, "max_regression": self.max_regression, **document}
+        results: list[GatedChange] = [
+            {**found.document(), "regressed": found.key in regressed, "inconclusive": found.key in inconclusive}
+            for found in self.compared.results
+        ]
+        return {
+            "baseline": baseline,
+            "now": now,
+            "passed": not self.regressed,
+            "max_regression": self.max_regression,
+            "results": results,
+            **self.compared.missing(),
+        }
 
 
 def compare(before: Report, after: Report, only: tuple[str, ...] = ()) -> Compared:
@@ -215,5 +283,17 @@ def chosen(report: Report, only: tuple[str, ...]) -> dict[str, Result]:
     return {key: result for key, result in found.items() if result.same_as not in found}
 
 
-def _named(result: Result) -> dict[str, str | dict[str, Param]]:
+def _named(result: Result) -> ResultName:
     return {"name": result.name, "params": result.params}
+
+
+def side(report: Report, source: str) -> Side:
+    """A report in a document about two."""
+    return {
+        "source": source,
+        "time": report.time,
+        "commit": report.fingerprint.commit,
+        "host": report.fingerprint.hardware.get("host"),
+        "launches": report.launches,
+        "notes": report.notes,
+    }

@@ -81,6 +81,13 @@ class Config:
         """Where the value of `section.key` came from."""
         return self.origins.get(key, DEFAULT)
 
+    def all_origins(self) -> dict[str, dict[str, str]]:
+        """Where every value came from, by section and key."""
+        return {
+            name: {key: self.origin(f"{name}.{key}").where for key in type(section).model_fields}
+            for name, section in self.sections()
+        }
+
     def to_toml(self, *, origins: bool = True) -> str:
         """The whole configuration as TOML that `read_config` reads back to an equal one; each origin a comment."""
         from aifx.config.toml import to_toml

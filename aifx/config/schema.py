@@ -32,6 +32,13 @@ class Setting:
     is_resume_safe: bool
 
 
+@dataclass(frozen=True)
+class SettingList:
+    """What `aifx config keys --json` prints."""
+
+    keys: list[Setting]
+
+
 def settings(own: TaskSections | None = None) -> Iterator[Setting]:
     """Every key of the bundled tasks and of a project's own, in the order in which they are written."""
     for section in SECTION_NAMES:

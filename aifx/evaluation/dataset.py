@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate
 from aifx.config.sections import Quantization
 from aifx.core.errors import DataError
+from aifx.core.json_values import plain
 from aifx.core.project import Project, RunDirectory
 from aifx.evaluation.held_out import (
     SAFE_OVERRIDES,
@@ -45,14 +46,10 @@ class DatasetReport:
     def passed(self) -> bool:
         return all(gate.passed for gate in self.gates)
 
-    def document(self) -> dict[str, Any]:
-        gates = [{"expr": g.expr, "value": g.value, "passed": g.passed} for g in self.gates]
-        return {"name": self.name, "digest": self.digest, "metrics": dict(self.metrics), "gates": gates}
-
 
 @dataclass(frozen=True)
 class DatasetReports:
-    """The reports of one checkpoint, a data set each."""
+    """The reports of one checkpoint, one per data set: what `aifx eval --data --json` prints."""
 
     run: str
     step: int
@@ -62,11 +59,6 @@ class DatasetReports:
     @property
     def passed(self) -> bool:
         return all(report.passed for report in self.datasets)
-
-    def document(self) -> dict[str, Any]:
-        """JSON-ready; docs/json.md documents it."""
-        datasets = [report.document() for report in self.datasets]
-        return {"run": self.run, "step": self.step, "quantize": self.quantize, "datasets": datasets}
 
 
 def evaluate_files(
@@ -133,7 +125,8 @@ def _name(path: Path, project: Project) -> str:
 
 def _keep(path: Path, run: str, step: int, quantize: Quantization, report: DatasetReport) -> None:
     """Put a report among those of its step, in place of an older one of the same data set and quantization."""
-    entry = report.document() | {"passed": report.passed, "quantize": quantize, "measured_at": time.time()}
+    measured = {"passed": report.passed, "quantize": quantize, "measured_at": time.time()}
+    entry = plain(report) | measured
 
     def key(kept: Any) -> list[Any]:
         return [kept.get(name) for name in ("name", "digest", "quantize")] if isinstance(kept, dict) else []

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -133,26 +133,19 @@ def metric_names(task: Task, params: Params, split: Split) -> set[str]:
 
 @dataclass(frozen=True)
 class Report:
-    """What a checkpoint reached, and whether that is enough."""
+    """What a checkpoint reached, and whether that is enough: what `aifx eval --json` prints."""
 
     run: str
     step: int
     split: Split
+    quantize: Quantization
     metrics: Mapping[str, Any]
     gates: tuple[GateResult, ...]
-    quantize: Quantization = "none"
     better_last: BetterLast | None = None  # the last checkpoint, if it beats the best one by a gate's metric
 
     @property
     def passed(self) -> bool:
         return all(g.passed for g in self.gates)
-
-    def document(self) -> dict[str, Any]:
-        """JSON-ready; docs/json.md documents it."""
-        gates = [{"expr": g.expr, "value": g.value, "passed": g.passed} for g in self.gates]
-        measured = {"run": self.run, "step": self.step, "split": self.split, "quantize": self.quantize}
-        better = None if self.better_last is None else asdict(self.better_last)
-        return measured | {"metrics": dict(self.metrics), "gates": gates, "better_last": better}
 
 
 def evaluate(
@@ -249,7 +242,7 @@ def _measure(trained: RestoredRun, split: Split, gates: Sequence[Gate]) -> Repor
     with using(run_choices(trained.run, trained.config, keep=False)):
         params, cast = computation_params(trained)
         metrics = evaluate_split(trained.task, params, split, compiled=compile_sums(trained.task, cast))
-    return Report(trained.run.name, trained.step, split, metrics, evaluate_gates(gates, metrics), quantization)
+    return Report(trained.run.name, trained.step, split, quantization, metrics, evaluate_gates(gates, metrics))
 
 
 def computation_params(trained: RestoredRun) -> tuple[Params, DTypeLike | None]:
@@ -272,11 +265,10 @@ def computation_params(trained: RestoredRun) -> tuple[Params, DTypeLike | None]:
 
 def write_report(path: Path, report: Report, *, data_digest: str) -> None:
     """Put a report among those of its step, atomically; docs/run-directory.md has the format."""
-    document = report.document()
-    entry = {**{k: document[k] for k in ("metrics", "gates")}, "passed": report.passed, "data_digest": data_digest}
+    measured = {"metrics": report.metrics, "gates": report.gates, "passed": report.passed, "data_digest": data_digest}
     name = report.split if report.quantize == "none" else f"{report.split}-{report.quantize}"
     with reports_of_step(path, report.run, report.step) as kept:
-        kept["splits"][name] = entry | {"measured_at": time.time()}
+        kept["splits"][name] = measured | {"measured_at": time.time()}
 
 
 @contextmanager

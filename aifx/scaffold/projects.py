@@ -6,6 +6,7 @@ import filecmp
 import logging
 import os
 import re
+import shlex
 import shutil
 import stat
 import sys
@@ -41,18 +42,29 @@ class BundledTemplate:
 
 
 @dataclass(frozen=True)
+class TemplateList:
+    """What `aifx init --list --json` prints."""
+
+    templates: list[BundledTemplate]
+
+
+@dataclass(frozen=True)
 class Scaffolded:
-    """What `scaffold` made.
+    """What `scaffold` made: what `aifx init --json` prints.
 
     Attributes:
         files: what landed, relative to the project.
         set_beside: those of them that landed as `.new`, because a file of the name was there.
+        dry_run: whether nothing was written.
+        next: commands that follow, from the working directory.
     """
 
     project: Path
     template: str
     files: tuple[str, ...]
     set_beside: tuple[str, ...]
+    dry_run: bool
+    next: tuple[str, ...]
 
 
 def bundled_templates() -> list[BundledTemplate]:
@@ -164,12 +176,15 @@ def scaffold(
         landing = list(_landing(rendered, destination))
         if not dry_run:
             _land(landing, rendered, destination)
-    return Scaffolded(
-        destination,
-        name,
-        tuple(str(target.relative_to(destination)) for _, target, _ in landing),
-        tuple(str(target.relative_to(destination)) for _, target, beside in landing if beside),
-    )
+    files = tuple(str(target.relative_to(destination)) for _, target, _ in landing)
+    set_beside = tuple(str(target.relative_to(destination)) for _, target, beside in landing if beside)
+    return Scaffolded(destination, name, files, set_beside, dry_run, _next_steps(destination, files))
+
+
+def _next_steps(project: Path, files: Sequence[str]) -> tuple[str, ...]:
+    here = os.path.relpath(project)
+    steps = () if here == "." else (f"cd {shlex.quote(here)}",)
+    return (*steps, "aifx train", "aifx eval") if "aifx.toml" in files else steps
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def compare(
         compared = library.compare(before, after, names)
         if not compared.results:
             raise UsageError(f"{a} and {b} have no result in common", in_short(compared), f"aifx bench show {a}")
-        out.document({"a": side(before, a), "b": side(after, b), **compared.document()})
+        out.document(compared.document(library.side(before, a), library.side(after, b)))
         heading(out, before, after, a, b)
         show_compared(out, compared)
 
@@ -106,18 +106,6 @@ def refuse(a: str, b: str, obstacles: list[str]) -> None:
             "; ".join(obstacles),
             f"{to_save('NAME')} keeps a baseline of this machine",
         )
-
-
-def side(report: Report, source: str) -> dict[str, Any]:
-    """A report in a document about two."""
-    return {
-        "source": source,
-        "time": report.time,
-        "commit": report.fingerprint.commit,
-        "host": report.fingerprint.hardware.get("host"),
-        "launches": report.launches,
-        "notes": report.notes,
-    }
 
 
 def heading(out: Output, before: Report, after: Report, a: str, b: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.bench.compare import heading, in_short, only_known, refuse, show_compared, side
+from aifx.commands.bench.compare import heading, in_short, only_known, refuse, show_compared
 from aifx.commands.bench.group import app
 from aifx.commands.bench.options import read_share
 from aifx.commands.console.options import JsonOption
@@ -64,6 +64,7 @@ def gate(
     """
     with terminal(json) as out, sigterm_as_ctrl_c():
         from aifx.benchmarking.compare import gate as judge
+        from aifx.benchmarking.compare import side
         from aifx.benchmarking.results import read_report, write_report
         from aifx.benchmarking.store import open_store
         from aifx.commands.bench.group import end_if_failed
@@ -86,8 +87,7 @@ def gate(
                 write_report(after, output)
             end_if_failed(after)
             _decide(gated, option)
-        sides = {"baseline": side(before, baseline), "now": side(after, source)}
-        out.document({**sides, **gated.document()})
+        out.document(gated.document(side(before, baseline), side(after, source)))
         heading(out, before, after, baseline, source)
         show_compared(out, gated.compared)
         if gated.regressed:  # what may be why; the verdict comes last

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +29,53 @@ MARGIN = 0.1
 """Of the median, which a picture shows at the least below it and above it."""
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """A baseline by its newest report."""
+
+    name: str
+    reports: int
+    time: float
+    commit: str | None
+    launches: int
+    suites: list[str]
+
+
+@dataclass(frozen=True)
+class BaselineList:
+    """What `aifx bench ls --json` prints."""
+
+    folder: str
+    baselines: list[Baseline]
+
+
+@dataclass(frozen=True)
+class HistoryPoint:
+    """A result in one report. `compares` is false if it was measured on other hardware than the newest."""
+
+    time: float
+    commit: str | None
+    launches: int
+    median_s: float
+    interval_s: tuple[float, float]
+    compares: bool
+
+
+@dataclass(frozen=True)
+class ResultHistory:
+    name: str
+    params: dict[str, str | int | float | bool]
+    points: list[HistoryPoint]
+
+
+@dataclass(frozen=True)
+class History:
+    """What `aifx bench history --json` prints."""
+
+    name: str
+    results: list[ResultHistory]
+
+
 @app.command("ls")
 def ls(json: JsonOption = False) -> None:
     """List the saved baselines.
@@ -45,7 +93,7 @@ def ls(json: JsonOption = False) -> None:
             if not reports:
                 continue
             newest = reports[-1]
-            documents.append({"name": name, "reports": len(reports), **_point(newest), "suites": newest.request.suites})
+            documents.append(Baseline(name, len(reports), *_point(newest), newest.request.suites))
             rows.append(
                 (
                     name,
@@ -56,7 +104,7 @@ def ls(json: JsonOption = False) -> None:
                     " ".join(newest.request.suites),
                 )
             )
-        out.document({"folder": str(store.folder), "baselines": documents})
+        out.document(BaselineList(str(store.folder), documents))
         if rows:
             out.table(["baseline", "reports", "newest", "commit", "device", "suites"], rows, right=["reports"])
         else:
@@ -98,7 +146,7 @@ def history(
 
             write_page(history_page(name, reports), html)
             out.say(f"written to {html}")
-        out.document({"name": name, "results": [_series(reports, key) for key in _keys(reports, result)]})
+        out.document(History(name, [_series(reports, key) for key in _keys(reports, result)]))
         _show(out, reports, chosen)
 
 
@@ -134,19 +182,19 @@ def _keys(reports: list[Report], name: str | None) -> list[str]:
     return [key for key, result in results.items() if name is None or name in (result.name, result.title, key)]
 
 
-def _series(reports: list[Report], key: str) -> dict[str, Any]:
+def _series(reports: list[Report], key: str) -> ResultHistory:
     found = [(report, result) for report in reports for result in report.results if result.key == key]
     last = found[-1][1]
     points = [
-        {
-            **_point(report),
-            "median_s": result.median_s,
-            "interval_s": result.interval_s,
-            "compares": not report.fingerprint.obstacles(found[-1][0].fingerprint),
-        }
+        HistoryPoint(
+            *_point(report),
+            result.median_s,
+            result.interval_s,
+            not report.fingerprint.obstacles(found[-1][0].fingerprint),
+        )
         for report, result in found
     ]
-    return {"name": last.name, "params": last.params, "points": points}
+    return ResultHistory(last.name, last.params, points)
 
 
 def _show(out: Output, reports: list[Report], chosen: Result) -> None:
@@ -200,8 +248,8 @@ def _unit(seconds: float) -> tuple[float, str]:
     return 1e9, "ns"
 
 
-def _point(report: Report) -> dict[str, Any]:
-    return {"time": report.time, "commit": report.fingerprint.commit, "launches": report.launches}
+def _point(report: Report) -> tuple[float, str | None, int]:
+    return report.time, report.fingerprint.commit, report.launches
 
 
 def _at(report: Report) -> str:

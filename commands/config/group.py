@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -40,6 +41,23 @@ app = typer.Typer(
 )
 
 
+@dataclass(frozen=True)
+class ShownConfig:
+    """What `aifx config show --json` prints: values and, with --origin, who set them, by section and key."""
+
+    config: dict[str, dict[str, Any]]
+    origins: dict[str, dict[str, str]] | None
+
+
+@dataclass(frozen=True)
+class CheckedConfig:
+    """What `aifx config check --json` prints if there is no mistake."""
+
+    valid: Literal[True]
+    path: str
+    task: str
+
+
 @app.command()
 def show(
     origin: Annotated[bool, typer.Option("--origin", help="Also print the origin of each value.")] = False,
@@ -58,7 +76,7 @@ def show(
     """
     with terminal(json) as out:
         config = _load(out, run, set_ or ())
-        out.document(_document(config, origin=origin))
+        out.document(ShownConfig(config.values(), config.all_origins() if origin else None))
         if not json:
             out.print(_painted(config.to_toml(origins=origin)), soft_wrap=True)
 
@@ -81,7 +99,7 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
         project = find_project()
         check_project(config, project)
         path = project.config_path
-        out.document({"valid": True, "path": str(path), "task": config.task.kind})
+        out.document(CheckedConfig(True, str(path), config.task.kind))
         out.print(f"{path}: valid")
 
 
@@ -120,6 +138,7 @@ def keys(
     """
     from aifx.config import settings
     from aifx.config.config import SECTION_NAMES
+    from aifx.config.schema import SettingList
     from aifx.core.errors import UsageError, did_you_mean
 
     with terminal(json) as out:
@@ -127,7 +146,7 @@ def keys(
             raise UsageError(f"no section [{section}]", did_you_mean(section, SECTION_NAMES), "aifx config keys")
         own = _own_task(out) if section in (None, "model", "data") else None
         found = [setting for setting in settings(own) if section in (None, setting.section)]
-        out.document({"keys": [_key_document(setting) for setting in found]})
+        out.document(SettingList(found))
         if markdown and not json:
             out.write(settings_table(found))
             return
@@ -187,16 +206,6 @@ def _load(out: Output, run: str | None, overrides: list[str] | tuple[str, ...]) 
     return read_config(project.existing_run(run).config, project, overrides)
 
 
-def _document(config: Config, *, origin: bool) -> dict[str, object]:
-    document: dict[str, object] = {"config": config.values()}
-    if origin:
-        document["origins"] = {
-            name: {key: config.origin(f"{name}.{key}").where for key in type(section).model_fields}
-            for name, section in config.sections()
-        }
-    return document
-
-
 def _painted(toml: str) -> Text:
     """Sections bold and comments dim."""
     from rich.text import Text
@@ -217,14 +226,3 @@ def _default(setting: Setting) -> str:
     from aifx.config.toml import literal
 
     return "(not set)" if setting.default is None else literal(setting.default)
-
-
-def _key_document(setting: Setting) -> dict[str, object]:
-    return {
-        "key": f"{setting.section}.{setting.key}",
-        "task": setting.kind,
-        "values": setting.expected,
-        "default": setting.default,
-        "description": setting.description,
-        "may_change_on_resume": setting.is_resume_safe,
-    }

@@ -101,7 +101,7 @@ def eval_(
             reports = evaluate_files(
                 directory, project, data, gates=gate or (), step=at, which=which, overrides=set_ or ()
             )
-            out.document(reports.document())
+            out.document(reports)
             _show_datasets(out, reports)
             if not reports.passed:
                 raise SystemExit(ExitCode.VERDICT)
@@ -111,7 +111,7 @@ def eval_(
         report = evaluate(
             directory, project, split=chosen, gates=gate or (), step=at, which=which, overrides=set_ or ()
         )
-        out.document(report.document())
+        out.document(report)
         _show(out, report)
         if not report.passed:
             raise SystemExit(ExitCode.VERDICT)

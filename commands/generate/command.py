@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,13 +13,6 @@ from aifx.commands.console.terminal import terminal
 from aifx.commands.eval.command import StepOption, parse_step
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from aifx.config.sections import GenerateSection
-    from aifx.tasks import LoadedGenerator
-
 
 PromptOption = Annotated[
     str | None,
@@ -115,53 +109,17 @@ def generate(
         directory = project.existing_run(run)
         if prompt == "-":
             given["prompt"] = _read_stdin()
+        from aifx.generation.writing import GeneratedText, write
         from aifx.tasks import load_generator
 
-        writer = load_generator(directory, project, step=at, which=which, overrides=set_ or ())
-        settings = writer.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
-        writing = _write(writer, settings, seed)
-        text = ""
-        if not json:
-            out.write(settings.prompt, exact=not out.stdout.isatty())
-        for piece in writing:
-            text += piece
+        generator = load_generator(directory, project, step=at, which=which, overrides=set_ or ())
+        settings = generator.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
+        pieces = []
+        for piece in itertools.chain([settings.prompt], write(generator, settings, seed), ["\n"]):
+            pieces.append(piece)
             if not json:
                 out.write(piece, exact=not out.stdout.isatty())
-        if not json:
-            out.write("\n")
-        out.document(
-            {"run": directory.name, "step": writer.step, "prompt": settings.prompt, "text": text, "seed": seed}
-            | {k: getattr(settings, k) for k in ("max_tokens", "temperature", "top_k", "top_p", "quantize")}
-        )
-
-
-def _write(writer: LoadedGenerator, settings: GenerateSection, seed: int) -> Iterator[str]:
-    import jax
-
-    from aifx.generation.generator import generate as generate_ids
-    from aifx.kernels.choice import run_choices
-    from aifx.nn.precision import cast_floating, compute_dtype
-    from aifx.nn.quantized import quantize_matrices
-    from aifx.tasks.language import stream_text
-    from jax_kernels.dispatch import using
-
-    tokenizer = writer.tokenizer
-    dtype = compute_dtype(writer.config.train.precision, jax.default_backend())
-    params = cast_floating(writer.params, dtype)
-    prompt_ids = tokenizer.encode(settings.prompt) or [tokenizer.eos_id]
-    ids = generate_ids(
-        writer.model,
-        quantize_matrices(params, writer.model.specs(), settings.quantize),
-        prompt_ids,
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        seed=seed,
-        eos_id=tokenizer.eos_id,
-    )
-    with using(run_choices(writer.run, writer.config, keep=False)):
-        yield from stream_text(tokenizer, prompt_ids, ids)
+        out.document(GeneratedText.of(generator, settings, seed, "".join(pieces[1:-1])))
 
 
 def _read_stdin() -> str:

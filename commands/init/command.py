@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -99,29 +98,17 @@ def init(
             return
         ask = not yes and sys.stdin.isatty() and out.err.is_terminal
         made = _make(out, directory, template, answer or [], ask=ask, force=force, vcs_ref=vcs_ref, dry_run=dry_run)
-        next_steps = _next_steps(made)
-        out.document(
-            {
-                "project": str(made.project),
-                "template": made.template,
-                "files": list(made.files),
-                "set_beside": list(made.set_beside),
-                "dry_run": dry_run,
-                "next": next_steps,
-            }
-        )
-        _show(out, made, next_steps, dry_run=dry_run)
+        out.document(made)
+        _show(out, made)
         if force and not made.set_beside:
             out.say("--force was not needed: no file was in the way")
 
 
 def _list(out: Output) -> None:
-    from aifx.scaffold.projects import bundled_templates
+    from aifx.scaffold.projects import TemplateList, bundled_templates
 
     templates = bundled_templates()
-    out.document(
-        {"templates": [{"name": t.name, "summary": t.summary, "questions": list(t.questions)} for t in templates]}
-    )
+    out.document(TemplateList(templates))
     out.table(["template", "what it is"], [(t.name, t.summary) for t in templates])
 
 
@@ -168,22 +155,15 @@ def _choose(out: Output, *, ask: bool) -> str:
     return Prompt.ask("Which template?", choices=[t.name for t in templates], default=DEFAULT_TEMPLATE, console=out.err)
 
 
-def _next_steps(made: Scaffolded) -> list[str]:
-    """What to type now, in order."""
-    here = os.path.relpath(made.project)
-    steps = [] if here == "." else [f"cd {shlex.quote(here)}"]
-    return [*steps, "aifx train", "aifx eval"] if "aifx.toml" in made.files else steps
-
-
-def _show(out: Output, made: Scaffolded, next_steps: list[str], *, dry_run: bool) -> None:
-    would = "would make" if dry_run else "made"
+def _show(out: Output, made: Scaffolded) -> None:
+    would = "would make" if made.dry_run else "made"
     if not made.files:
         out.print(f"{os.path.relpath(made.project)} already holds every file of {made.template}, with the same content")
         return
     out.print(f"{would} {os.path.relpath(made.project)} from {made.template}:")
     for name in made.files:
         out.print(f"  {name}" + ("  (a file of that name is there and stays)" if name in made.set_beside else ""))
-    if not dry_run and next_steps:
+    if not made.dry_run and made.next:
         out.print("\nnext:")
-        for step in next_steps:
+        for step in made.next:
             out.print(f"  {step}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,9 +12,7 @@ from aifx.commands.console.terminal import Output, terminal
 from aifx.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from aifx.kernels.choice import ProjectCall
-    from jax_kernels.op import Choice, Op
-    from jax_kernels.tuning import Timing
+    from aifx.kernels.report import CandidateTiming, ChosenCall, TunedCall
 
 NO_CALLS = "this project's programs call no op of jax_kernels"
 
@@ -39,11 +38,16 @@ def explain(set_: SetOption = None, json: JsonOption = False) -> None:
         aifx kernels explain --set kernels.attention=reference
     """
     with terminal(json) as out:
-        rows = [_row(call) for call in _calls(set_)]
-        out.document({"device": _device(), "jax_cannot": _limits(), "ops": rows})
-        _table(out, rows, NO_CALLS)
-        for limit in _limits():
-            out.say(f"{limit['implementation']}: {limit['reason']}")
+        from aifx.config import load_config
+        from aifx.core.project import find_project
+        from aifx.kernels.report import explain
+
+        project = find_project()
+        found = explain(project, load_config(project, set_ or ()))
+        out.document(found)
+        _table(out, found.ops, NO_CALLS)
+        for limit in found.jax_cannot:
+            out.say(f"{limit.implementation}: {limit.reason}")
 
 
 @app.command()
@@ -57,35 +61,15 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
         aifx kernels tune --set train.global_batch_size=16
     """
     with terminal(json) as out:
-        import logging
-
         from aifx.config import load_config
-        from aifx.core.private_folders import make_private
         from aifx.core.project import find_project
-        from aifx.kernels.choice import project_calls_isolated, winners_path
-        from jax_kernels.trials import TrialProcess
-        from jax_kernels.tuning import TuningCache, check_or_time, tune
+        from aifx.kernels.report import tune_project
 
         project = find_project()
-        device, calls, log = project_calls_isolated(project, load_config(project, set_ or ()))
-        for record in log:
-            logging.getLogger(record.name).handle(record)
-        tuning_cache = TuningCache(winners_path(), device)
-        make_private(tuning_cache.path.parent)
-        documents = []
-        with TrialProcess(check_or_time) as trials:
-            for found in calls:
-                out.say(f"{found.op.name}: {found.call}")
-                is_trained = "training" in found.parts
-                winner, timings = tune(found.op, found.call, device, trials, is_trained=is_trained, tell=out.say)
-                tuning_cache.put(found.op, found.call, winner)
-                documents.append(_row(found) | winner.document() | {"timings": [_timing(t) for t in timings]})
-                if not json:
-                    shown = [(t.implementation, _config(dict(t.config)), *_milliseconds(t)) for t in timings]
-                    columns = [found.op.name, "with", "forward ms", "backward ms"]
-                    out.table(columns, shown, right=columns[2:])
-        out.document({"device": device.kind, "ops": documents, "kept_in": str(tuning_cache.path)})
-        out.say(f"kept in {tuning_cache.path}" if documents else NO_CALLS)
+        config = load_config(project, set_ or ())
+        tuned = tune_project(project, config, on_call=lambda call: _print_timings(out, call))
+        out.document(tuned)
+        out.say(f"kept in {tuned.kept_in}" if tuned.ops else NO_CALLS)
 
 
 @app.command()
@@ -97,22 +81,11 @@ def ls(json: JsonOption = False) -> None:
         aifx kernels ls --json
     """
     with terminal(json) as out:
-        from aifx.kernels.choice import winners_path
-        from jax_kernels.implementations import current_device
-        from jax_kernels.ops import read_key
-        from jax_kernels.tuning import TuningCache, is_current
+        from aifx.kernels.report import measured
 
-        tuning_cache = TuningCache(winners_path(), current_device())
-        rows = []
-        for key, choice in tuning_cache.choices().items():
-            try:
-                op, call = read_key(key)
-            except (KeyError, TypeError):  # of another version of aifx
-                continue
-            note = {} if is_current(op, choice) else {"reason": f"not used, its code has changed: {choice.reason}"}
-            rows.append(_document(op, call, choice) | note)
-        out.document({"device": _device(), "path": str(tuning_cache.path), "winners": rows})
-        _table(out, rows, "nothing was measured here yet: aifx kernels tune")
+        found = measured()
+        out.document(found)
+        _table(out, found.winners, "nothing was measured here yet: aifx kernels tune")
 
 
 @app.command()
@@ -127,83 +100,42 @@ def clear(
         aifx kernels clear --yes
     """
     with terminal(json) as out:
-        from aifx.kernels.choice import winners_path
+        from aifx.kernels.report import ClearedKernels, measurements
 
-        files = sorted(p for p in winners_path().glob("*") if p.suffix in (".json", ".damaged"))
+        files = measurements()
         if files and not yes:
             raise UsageError(
                 "deleting measurements requires --yes", ", ".join(map(str, files)), "aifx kernels clear --yes"
             )
         for path in files:
             path.unlink(missing_ok=True)
-        out.document({"removed": [str(path) for path in files]})
+        out.document(ClearedKernels(list(map(str, files))))
         out.say("".join(f"removed {path}\n" for path in files).rstrip() or "nothing was measured here")
 
 
-def _calls(settings: list[str] | None) -> list[ProjectCall]:
-    from aifx.config import load_config
-    from aifx.core.project import find_project
-    from aifx.kernels.choice import project_calls
-    from aifx.machine.compilation_cache import enable_compilation_cache
-
-    project = find_project()
-    enable_compilation_cache()
-    return project_calls(project, load_config(project, settings or ()))
-
-
-def _limits() -> list[dict[str, Any]]:
-    """Return what the installed JAX cannot express."""
-    from jax_kernels.versions import limits_here
-
-    return [{"implementation": limit.implementation, "op": limit.op, "reason": limit.reason} for limit in limits_here()]
-
-
-def _device() -> str:
-    from jax_kernels.implementations import current_device
-
-    return current_device().kind
-
-
-def _row(found: ProjectCall) -> dict[str, Any]:
-    return _document(found.op, found.call, found.choice) | {"parts": list(found.parts)}
-
-
-def _document(op: Op, call: Any, choice: Choice) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {"op": op.name, "shapes": str(call), "call": asdict(call), **choice.document()}
-
-
-def _table(out: Output, rows: list[dict[str, Any]], otherwise: str) -> None:
-    if not rows:
+def _table(out: Output, calls: Sequence[ChosenCall], otherwise: str) -> None:
+    if not calls:
         out.say(otherwise)
         return
-    shown = [
-        (row["op"], f"{row['shapes']}{_parts(row)}", row["implementation"], _config(row["config"]), row["reason"])
-        for row in rows
-    ]
-    out.table(["op", "call", "implementation", "with", "why"], shown)
+    rows = [(c.op, f"{c.shapes}{_parts(c)}", c.implementation, _config(c.config), c.reason) for c in calls]
+    out.table(["op", "call", "implementation", "with", "why"], rows)
 
 
-def _parts(row: dict[str, Any]) -> str:
-    return f" ({', '.join(row['parts'])})" if "parts" in row else ""
+def _parts(call: ChosenCall) -> str:
+    return f" ({', '.join(call.parts)})" if call.parts else ""
 
 
-def _config(config: dict[str, int]) -> str:
+def _print_timings(out: Output, call: TunedCall) -> None:
+    columns = [call.op, "with", "forward ms", "backward ms"]
+    rows = [(t.implementation, _config(t.config), *_milliseconds(t)) for t in call.timings]
+    out.table(columns, rows, right=columns[2:])
+
+
+def _config(config: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {value}" for name, value in config.items())
 
 
-def _timing(timing: Timing) -> dict[str, Any]:
-    return {
-        "implementation": timing.implementation,
-        "config": dict(timing.config),
-        "forward_s": timing.forward_s,
-        "backward_s": timing.backward_s,
-        "failure": timing.failure,
-    }
-
-
-def _milliseconds(timing: Timing) -> tuple[str, str]:
+def _milliseconds(timing: CandidateTiming) -> tuple[str, str]:
     """Of the forward and the backward pass, or why there are none."""
     if timing.failure is not None:
         return timing.failure, ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +54,21 @@ FormatOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What `aifx predict --json` prints.
+
+    Attributes:
+        predictions: how many there are.
+        output: the file that has them.
+    """
+
+    run: str
+    step: int
+    predictions: int
+    output: str
+
+
 def predict(
     inputs: InputArgument,
     output: OutputOption = None,
@@ -94,7 +110,7 @@ def predict(
         model = load_model(directory, project, step=at, which=which, overrides=tuple(set_ or ()))
         with _writing(out, output) as write:
             count = _write(model.predict_rows(model.read(files)), write)
-        out.document({"run": model.run, "step": model.step, "predictions": count, "output": str(output)})
+        out.document(Predictions(model.run, model.step, count, str(output)))
         where = f" in {output}" if output is not None else ""
         summary = f"{count:,} prediction{'s' * (count != 1)}{where}, by run {model.run}, step {model.step}"
         (out.say if output is None else out.print)(summary)

@@ -6,6 +6,7 @@ import pytest
 from bench_reports import report
 
 from aifx.benchmarking.adaptive import until_quiet, until_told
+from aifx.benchmarking.compare import side
 from aifx.benchmarking.results import Failure, Measured, Result
 from aifx.benchmarking.store import MAX_NOISE, too_noisy
 
@@ -91,7 +92,7 @@ def test_what_stays_inconclusive_is_reported_as_such():
     assert after.launches == 20
     assert not gated.regressed
     assert [found.after.name for found in gated.inconclusive] == ["train.step"]
-    told = gated.document()
+    told = gated.document(side(before, "main"), side(after, "now"))
     assert (told["passed"], told["results"][0]["regressed"], told["results"][0]["inconclusive"]) == (True, False, True)
 
 

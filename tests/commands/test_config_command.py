@@ -82,7 +82,7 @@ def test_keys(tmp_path: Path) -> None:
     assert "optimizer.learning_rate = 0.001\n" in text
     assert "train." not in text
     keys = json.loads(run(tmp_path, "config", "keys", "--json").stdout)["keys"]
-    assert {"train.seed", "model.num_layers", "data.image_size"} <= {key["key"] for key in keys}
+    assert {"train.seed", "model.num_layers", "data.image_size"} <= {f"{key['section']}.{key['key']}" for key in keys}
 
 
 def test_an_error_of_a_page_is_what_the_command_says(project: Path) -> None:

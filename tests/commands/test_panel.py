@@ -33,6 +33,7 @@ def record(step: int, **changes: Any) -> Record:
         "loss": 7.0 - step / 200,
         "grad_norm": 0.5,
         "learning_rate": 0.02,
+        "unit": "tokens",
         "units": 2048 * step,
         "units_per_s": 20_000.0,
         "step_time_s": 0.1,

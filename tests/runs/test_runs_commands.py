@@ -168,7 +168,7 @@ def test_ckpt(project: Project, here: Here) -> None:
     doc = here.answer("ckpt", "ls")
     assert [(c["step"], c["is_best"]) for c in doc["checkpoints"]] == [(20, False), (40, True)]
     doc = here.answer("ckpt", "show", "--arrays")
-    assert (doc["step"], doc["num_parameters"], doc["size_bytes"], doc["damaged"]) == (40, 15_000, 60_004, [])
+    assert (doc["step"], doc["num_parameters"], doc["size_bytes"], doc["damage"]) == (40, 15_000, 60_004, [])
     assert doc["state_digest"] == state_digest(state_of(40))
     assert {a["name"] for a in doc["arrays"]} == {"params/w", "step"}
     assert here.answer("ckpt", "show", "20")["state_digest"] == state_digest(state_of(20))
@@ -190,7 +190,7 @@ def test_a_damaged_checkpoint_is_a_verdict(project: Project, here: Here) -> None
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
     doc = here.answer("ckpt", "show", code=1)
-    assert doc["damaged"] == ["params/w"]
+    assert doc["damage"] == ["params/w"]
     assert doc["state_digest"] != state_digest(state_of(40))
     assert "damaged" in here("ckpt", "show", code=1)
     (run.checkpoints / "20" / "manifest" / "manifest.json").write_text("{}")

@@ -1,0 +1,170 @@
+"""What `aifx kernels` prints: the implementation of each call of a project, what was measured, and what was removed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from aifx.config import Config
+from aifx.core.private_folders import make_private
+from aifx.core.project import Project
+from aifx.kernels import choice
+from aifx.machine.compilation_cache import enable_compilation_cache
+from jax_kernels.implementations import current_device
+from jax_kernels.op import Choice, Op
+from jax_kernels.ops import read_key
+from jax_kernels.trials import TrialProcess
+from jax_kernels.tuning import Timing, TuningCache, check_or_time, is_current, tune
+from jax_kernels.versions import limits_here
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChosenCall:
+    """A call and the implementation that it runs as.
+
+    Attributes:
+        shapes: the call for people.
+        config: block sizes of the implementation.
+        source: digest of the implementation's code; empty if it is not known.
+        parts: the programs that make the call: "training", "evaluation", "generation".
+    """
+
+    op: str
+    shapes: str
+    call: Mapping[str, Any]
+    implementation: str
+    config: Mapping[str, int]
+    reason: str
+    source: str
+    parts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, op: Op, call: Any, chosen: Choice, parts: tuple[str, ...] = ()) -> ChosenCall:
+        return cls(op=op.name, shapes=str(call), call=asdict(call), parts=parts, **chosen.document())
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What the installed JAX cannot express; of every op if `op` is None."""
+
+    implementation: str
+    op: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class ExplainedKernels:
+    """What `aifx kernels explain --json` prints."""
+
+    device: str
+    jax_cannot: list[Limit]
+    ops: list[ChosenCall]
+
+
+@dataclass(frozen=True)
+class CandidateTiming:
+    """The time of one candidate, or why it failed. `backward_s` is None if training does not make the call."""
+
+    implementation: str
+    config: Mapping[str, int]
+    forward_s: float | None
+    backward_s: float | None
+    failure: str | None
+
+    @classmethod
+    def of(cls, timing: Timing) -> CandidateTiming:
+        config = dict(timing.config)
+        return cls(timing.implementation, config, timing.forward_s, timing.backward_s, timing.failure)
+
+
+@dataclass(frozen=True)
+class TunedCall(ChosenCall):
+    """A call with its winner and the candidates that were measured."""
+
+    timings: list[CandidateTiming]
+
+
+@dataclass(frozen=True)
+class TunedKernels:
+    """What `aifx kernels tune --json` prints."""
+
+    device: str
+    ops: list[TunedCall]
+    kept_in: str
+
+
+@dataclass(frozen=True)
+class MeasuredKernels:
+    """What `aifx kernels ls --json` prints."""
+
+    device: str
+    path: str
+    winners: list[ChosenCall]
+
+
+@dataclass(frozen=True)
+class ClearedKernels:
+    """What `aifx kernels clear --json` prints: the files that were removed."""
+
+    removed: list[str]
+
+
+def explain(project: Project, config: Config) -> ExplainedKernels:
+    """The implementation that each op of a new run would use on this device."""
+    enable_compilation_cache()
+    calls = choice.project_calls(project, config)
+    limits = [Limit(limit.implementation, limit.op, limit.reason) for limit in limits_here()]
+    chosen = [ChosenCall.of(found.op, found.call, found.choice, found.parts) for found in calls]
+    return ExplainedKernels(current_device().kind, limits, chosen)
+
+
+def tune_project(
+    project: Project, config: Config, *, on_call: Callable[[TunedCall], None] = lambda _: None
+) -> TunedKernels:
+    """Measure the candidates for each call of the project's programs on this device, and keep the winners.
+
+    Args:
+        on_call: called after each call is measured.
+    """
+    device, calls, log = choice.project_calls_isolated(project, config)
+    for record in log:
+        logging.getLogger(record.name).handle(record)
+    cache = TuningCache(choice.winners_path(), device)
+    make_private(cache.path.parent)
+    tuned = []
+    with TrialProcess(check_or_time) as trials:
+        for found in calls:
+            logger.info("%s: %s", found.op.name, found.call)
+            is_trained = "training" in found.parts
+            winner, timings = tune(found.op, found.call, device, trials, is_trained=is_trained, tell=logger.info)
+            cache.put(found.op, found.call, winner)
+            row = ChosenCall.of(found.op, found.call, winner, found.parts)
+            tuned.append(TunedCall(**vars(row), timings=list(map(CandidateTiming.of, timings))))
+            on_call(tuned[-1])
+    return TunedKernels(device.kind, tuned, str(cache.path))
+
+
+def measured() -> MeasuredKernels:
+    """The winners that were measured on this kind of device under this JAX."""
+    device = current_device()
+    cache = TuningCache(choice.winners_path(), device)
+    rows = []
+    for key, winner in cache.choices().items():
+        try:
+            op, call = read_key(key)
+        except (KeyError, TypeError):  # of another version of aifx
+            continue
+        row = ChosenCall.of(op, call, winner)
+        stale = f"not used, its code has changed: {winner.reason}"
+        rows.append(row if is_current(op, winner) else ChosenCall(**{**vars(row), "reason": stale}))
+    return MeasuredKernels(device.kind, str(cache.path), rows)
+
+
+def measurements() -> list[Path]:
+    """The files that hold measurements, of every kind of device and every JAX."""
+    return sorted(p for p in choice.winners_path().glob("*") if p.suffix in (".json", ".damaged"))
