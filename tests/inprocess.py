@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
+from published_schemas import check_answer
 
 REPOSITORY = Path(__file__).parents[1]
 INSTALLED = tuple({str(REPOSITORY), *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib"))})
@@ -50,6 +51,7 @@ def run(
             sys.stderr = opened.enter_context(open(streams[2], "a", encoding="utf-8", buffering=1))
             code = run_command(list(args))
         out, err = (path.read_text(encoding="utf-8") for path in streams[1:])
+    check_answer(args, out)
     return subprocess.CompletedProcess(["aifx", *args], int(code), out, err)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import TypedDict
 
 
 class ExitCode(IntEnum):
@@ -18,6 +19,15 @@ class ExitCode(IntEnum):
     BUG = 70  # ours (EX_SOFTWARE of sysexits.h)
     PREEMPTED = 75  # stopped from outside; run it again (EX_TEMPFAIL of sysexits.h)
     INTERRUPTED = 130  # 128 + SIGINT
+
+
+class ErrorDocument(TypedDict):
+    """A failure in JSON; `why` and `hint` can be empty."""
+
+    what: str
+    why: str
+    hint: str
+    exit_code: int
 
 
 class AifxError(Exception):
@@ -38,6 +48,9 @@ class AifxError(Exception):
         self.hint = hint
         if exit_code is not None:
             self.exit_code = exit_code
+
+    def document(self) -> ErrorDocument:
+        return {"what": self.what, "why": self.why, "hint": self.hint, "exit_code": int(self.exit_code)}
 
     def __str__(self) -> str:
         return "\n".join(line for line in (self.what, self.why, self.hint and f"hint: {self.hint}") if line)

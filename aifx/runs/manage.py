@@ -14,6 +14,7 @@ from aifx.core.files import check_folder, read_file
 from aifx.core.json_files import sync_directory, write_json
 from aifx.core.parsing import parse_json
 from aifx.core.project import RUN_NAME, Project, RunDirectory
+from aifx.runs.formats import TagsFile
 from aifx.runs.lock import RunLock
 
 REMOVED = ".removed-"
@@ -96,7 +97,8 @@ def change_tags(run: RunDirectory, add: Iterable[str], remove: Iterable[str]) ->
     after = tuple(sorted((before - removed) | added))
     if set(after) != before:
         check_folder(run.path)
-        write_json(run.tags, {"schema_version": 1, "tags": list(after)})
+        document: TagsFile = {"schema_version": 1, "tags": list(after)}
+        write_json(run.tags, document)
     return after
 
 

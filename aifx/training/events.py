@@ -58,8 +58,7 @@ class EventDispatcher:
             with suppress(EnvironmentFault, OSError):  # the disk may be what failed
                 self._ledger.write("stop", status="failed", error=error)
         else:
-            fields = {k: v for k, v in result.document().items() if k not in ("run", "error", "num_steps")}
-            self._ledger.write("stop", **fields)
+            self._ledger.write("stop", **result.end())
         self._ledger.close()
         failed: Exception | None = None
         for observer in reversed(self._observers):  # the log file hears what the others say at last

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aifx.config import Config
-from aifx.core.errors import AifxError, ExitCode
+from aifx.core.errors import AifxError, ErrorDocument, ExitCode
 from aifx.core.project import RunDirectory
 from aifx.core.statuses import ProcessStatus
 from aifx.machine.catalogue import Peak
+from aifx.runs.formats import MetricsRecord, RunEnd
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ class Record:
     ceiling_fraction: float | None = None
     validation: Mapping[str, Any] | None = None
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> MetricsRecord:
         """The line of metrics.jsonl."""
-        doc: dict[str, Any] = {
+        doc: MetricsRecord = {
             "step": self.step,
             "loss": self.loss,
             "grad_norm": self.grad_norm,
@@ -87,6 +88,14 @@ class Record:
         if self.validation is not None:
             doc["validation"] = dict(self.validation)
         return doc
+
+
+class TrainDocument(RunEnd):
+    """What `aifx train --json` prints. `error` says why a run diverged."""
+
+    run: str
+    num_steps: int | None
+    error: ErrorDocument | None
 
 
 @dataclass(frozen=True)
@@ -123,13 +132,15 @@ class TrainResult:
             "diverged": ExitCode.VERDICT,
         }.get(self.status, ExitCode.OK)
 
-    def document(self) -> dict[str, Any]:
-        """JSON-ready; docs/json.md documents it."""
-        doc: dict[str, Any] = {
-            "run": self.run.name,
+    def document(self) -> TrainDocument:
+        error = None if self.error is None else self.error.document()
+        return {"run": self.run.name, "num_steps": self.num_steps, "error": error, **self.end()}
+
+    def end(self) -> RunEnd:
+        """What the `stop` event says."""
+        return {
             "status": self.status,
             "step": self.step,
-            "num_steps": self.num_steps,
             "loss": self.loss,
             "unit": self.unit,
             "units_per_s": self.units_per_s,
@@ -142,10 +153,6 @@ class TrainResult:
             "duration_s": self.duration_s,
             "resumed_from": self.resumed_from,
         }
-        if self.error is not None:
-            error = self.error
-            doc["error"] = {"what": error.what, "why": error.why, "hint": error.hint, "exit_code": int(error.exit_code)}
-        return doc
 
 
 class Observer(Protocol):

@@ -196,9 +196,7 @@ def report(error: BaseException, *, json: bool) -> int:
     if is_debugging():
         print_traceback(error)
     failure = as_error(error)
-    if json and _wrote(
-        sys.stdout, to_json({"schema_version": SCHEMA_VERSION, "error": failure_document(failure)}) + "\n"
-    ):
+    if json and _wrote(sys.stdout, to_json({"schema_version": SCHEMA_VERSION, "error": failure.document()}) + "\n"):
         return int(failure.exit_code)
     _wrote(sys.stderr, failure_text(failure, colored=is_colored(sys.stderr)))
     return int(failure.exit_code)
@@ -224,11 +222,6 @@ def _wrote(stream: TextIO, text: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def failure_document(failure: AifxError) -> dict[str, Any]:
-    """The `error` of the document that a failure is with --json."""
-    return {"what": failure.what, "why": failure.why, "hint": failure.hint, "exit_code": int(failure.exit_code)}
 
 
 def failure_text(failure: AifxError, *, colored: bool = False) -> str:

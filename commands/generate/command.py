@@ -109,13 +109,13 @@ def generate(
         directory = project.existing_run(run)
         if prompt == "-":
             given["prompt"] = _read_stdin()
-        from aifx.generation.writing import GeneratedText, write
+        from aifx.loading import GeneratedText, write_text
         from aifx.tasks import load_generator
 
         generator = load_generator(directory, project, step=at, which=which, overrides=set_ or ())
         settings = generator.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
         pieces = []
-        for piece in itertools.chain([settings.prompt], write(generator, settings, seed), ["\n"]):
+        for piece in itertools.chain([settings.prompt], write_text(generator, settings, seed), ["\n"]):
             pieces.append(piece)
             if not json:
                 out.write(piece, exact=not out.stdout.isatty())

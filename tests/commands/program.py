@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import inprocess
+from published_schemas import check_answer
 
 from aifx.commands import app
 
@@ -59,7 +60,7 @@ def run(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str
 
 def process(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `aifx ARGS` in `folder`, in a process of its own."""
-    return subprocess.run(
+    done = subprocess.run(
         [*PROGRAM, *args],
         cwd=folder,
         env=environ(folder, **env),
@@ -69,6 +70,8 @@ def process(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess
         check=False,
         stdin=subprocess.DEVNULL,
     )
+    check_answer(args, done.stdout)
+    return done
 
 
 def probe(

@@ -1,0 +1,288 @@
+"""The documents in a run directory, as types: `python -m aifx.commands.schemas` makes docs/schemas/files from them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+from aifx.config.best_by import Score
+from aifx.config.gates import GateResult
+from aifx.config.sections import Quantization
+from aifx.core.statuses import ProcessStatus
+
+
+class MetricsRecord(TypedDict):
+    """A line of metrics.jsonl; docs/metrics.md explains the numbers."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    unit: str
+    units: int
+    units_per_s: float
+    step_time_s: float
+    mfu: float | None
+    ceiling_fraction: float | None
+    data_wait_s: float
+    time: float
+    validation: NotRequired[dict[str, Any]]
+
+
+class _Event(TypedDict):
+    time: float
+
+
+class ProcessStarted(_Event):
+    event: Literal["start", "resume"]
+    step: int
+
+
+class Compiling(_Event):
+    event: Literal["compile"]
+
+
+class Compiled(_Event):
+    event: Literal["compiled"]
+    duration_s: float
+
+
+class CheckpointSaved(_Event):
+    event: Literal["checkpoint"]
+    step: int
+    validation_loss: float | None
+    size_bytes: int
+
+
+class Validated(_Event):
+    event: Literal["validation"]
+    step: int
+    loss: float | None
+    improved: bool
+    duration_s: float
+
+
+class ChangedSetting(TypedDict):
+    key: str
+    old: Any
+    new: Any
+
+
+class SettingsChanged(_Event):
+    event: Literal["settings_changed"]
+    changes: list[ChangedSetting]
+
+
+class KernelChoice(TypedDict):
+    implementation: str
+    config: dict[str, int]
+    reason: str
+    source: str
+
+
+class KernelReplaced(_Event):
+    event: Literal["kernel_replaced"]
+    op: str
+    old: KernelChoice
+    new: KernelChoice
+
+
+class NotFinite(_Event):
+    event: Literal["nan"]
+    step: int
+    loss: float | None
+    grad_norm: float | None
+    batch: str
+    rows: int
+
+
+class Warned(_Event):
+    event: Literal["warning"]
+    text: str
+
+
+class RunEnd(TypedDict):
+    """How a training process ended."""
+
+    status: ProcessStatus
+    step: int
+    loss: float | None
+    unit: str | None
+    units_per_s: float | None
+    state_digest: str | None
+    validation_loss: float | None
+    best_step: int | None
+    best_validation_loss: float | None
+    best_by: str | None
+    best_value: float | None
+    duration_s: float | None
+    resumed_from: int | None
+
+
+class ProcessEnded(_Event, RunEnd):
+    event: Literal["stop"]
+
+
+class ProcessEndedAbruptly(_Event):
+    """A signal ended the process where it stood."""
+
+    event: Literal["stop"]
+    status: ProcessStatus
+    why: str
+
+
+class ProcessFailed(_Event):
+    event: Literal["stop"]
+    status: Literal["failed"]
+    error: str | None
+
+
+Event = (
+    ProcessStarted
+    | Compiling
+    | Compiled
+    | CheckpointSaved
+    | Validated
+    | SettingsChanged
+    | KernelReplaced
+    | NotFinite
+    | Warned
+    | ProcessEnded
+    | ProcessEndedAbruptly
+    | ProcessFailed
+)
+"""A line of events.jsonl."""
+
+
+class GitState(TypedDict):
+    commit: str
+    branch: str | None
+    dirty: bool | None
+
+
+class Hardware(TypedDict):
+    host: str
+    os: str
+    cpu: str
+    cores: int | None
+    memory_bytes: int
+    platform: str | None
+    device_kind: str | None
+    num_devices: int
+
+
+class Provenance(TypedDict):
+    """provenance.json."""
+
+    schema_version: Literal[1]
+    time: float
+    versions: dict[str, str]
+    git: GitState | None
+    data_digest: str
+    hardware: Hardware
+    command: list[str]
+    environment: dict[str, str]
+    forked_from: str | None
+
+
+class KeptChoice(KernelChoice):
+    call: str
+
+
+class KernelsFile(TypedDict):
+    """kernels.json: the choices for each kind of device."""
+
+    schema_version: Literal[3]
+    devices: dict[str, list[KeptChoice]]
+
+
+class KernelsDigest(TypedDict):
+    count: int
+    sha256: str
+
+
+class SettingsDigest(TypedDict):
+    sha256: str
+    values: dict[str, Any]
+
+
+class DigestsFile(TypedDict):
+    """digests.json."""
+
+    schema_version: Literal[1]
+    run_id: str
+    settings: SettingsDigest
+    assets: dict[str, str]
+    kernels: dict[str, KernelsDigest]
+
+
+class TagsFile(TypedDict):
+    """tags.json."""
+
+    schema_version: Literal[1]
+    tags: list[str]
+
+
+class LockFile(TypedDict):
+    """lock: the process that holds the run, or the last one that did."""
+
+    pid: int
+    host: str
+    command: str
+    since: float
+
+
+class _KeptReport(TypedDict):
+    metrics: dict[str, Any]
+    gates: list[GateResult]
+    passed: bool
+    measured_at: float
+
+
+class SplitReport(_KeptReport):
+    data_digest: str
+
+
+class DatasetReport(_KeptReport):
+    name: str
+    digest: str
+    quantize: Quantization
+
+
+class EvaluationFile(TypedDict):
+    """eval/STEP.json. A split's name ends in -int8 or -float8 if the matrices were quantized."""
+
+    schema_version: Literal[1]
+    run: str
+    step: int
+    splits: dict[str, SplitReport]
+    datasets: list[DatasetReport]
+
+
+class ArrayEntry(TypedDict):
+    dtype: str
+    shape: list[int]
+    sha256: str
+
+
+class RunBinding(TypedDict):
+    """The run that saved a checkpoint, and digests of its files that its numbers depend on."""
+
+    id: str
+    settings: str
+    assets: dict[str, str]
+    kernels: dict[str, KernelsDigest]
+
+
+class ManifestFile(TypedDict):
+    """checkpoints/STEP/manifest/manifest.json. `host` belongs to the training loop."""
+
+    format: Literal[2]
+    step: int
+    saved_at: float
+    validation_loss: float | None
+    size_bytes: int
+    arrays: dict[str, ArrayEntry]
+    host: dict[str, Any]
+    score: Score | None
+    run: RunBinding
+    checksum: str

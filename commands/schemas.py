@@ -1,0 +1,176 @@
+"""The JSON Schemas in docs/schemas, from the types of what aifx prints and writes.
+
+`python -m aifx.commands.schemas` writes them. Needs Python 3.12 or newer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+
+from aifx.commands.console.terminal import SCHEMA_VERSION
+from aifx.core.errors import ErrorDocument
+
+
+class FailedCommand(TypedDict):
+    """A command that could not run or finish."""
+
+    error: ErrorDocument
+
+
+class Version(TypedDict):
+    version: str
+
+
+def command_types() -> dict[str, Any]:
+    """The type of what each command prints with --json, without `schema_version`; "bench" is that of all suites."""
+    from aifx.benchmarking.compare import ComparedReports, GatedReports
+    from aifx.benchmarking.results import Report
+    from aifx.checkpoint.inspection import CheckpointList, VerifiedCheckpoint
+    from aifx.commands.bench.history import BaselineList, History
+    from aifx.commands.config.group import CheckedConfig, ShownConfig
+    from aifx.commands.predict.command import Predictions
+    from aifx.commands.runs.manage import RemovedRuns, RenamedRun, TaggedRun
+    from aifx.commands.runs.page import RunDetails
+    from aifx.config.schema import SettingList
+    from aifx.evaluation.dataset import DatasetReports
+    from aifx.evaluation.held_out import Report as Evaluation
+    from aifx.kernels.report import ClearedKernels, ExplainedKernels, MeasuredKernels, TunedKernels
+    from aifx.loading import GeneratedText
+    from aifx.runs.comparison import Comparison
+    from aifx.runs.status import RunList, RunStatus
+    from aifx.scaffold.projects import Scaffolded, TemplateList
+    from aifx.training.records import TrainDocument
+
+    return {
+        "version": Version,
+        "init": Scaffolded | TemplateList,
+        "train": TrainDocument,
+        "eval": Evaluation | DatasetReports,
+        "predict": Predictions,
+        "generate": GeneratedText,
+        "runs-ls": RunList,
+        "runs-show": RunDetails,
+        "runs-compare": Comparison,
+        "runs-watch": RunStatus,
+        "runs-rm": RemovedRuns,
+        "runs-rename": RenamedRun,
+        "runs-tag": TaggedRun,
+        "ckpt-ls": CheckpointList,
+        "ckpt-show": VerifiedCheckpoint,
+        "config-show": ShownConfig,
+        "config-check": CheckedConfig,
+        "config-keys": SettingList,
+        "kernels-explain": ExplainedKernels,
+        "kernels-tune": TunedKernels,
+        "kernels-ls": MeasuredKernels,
+        "kernels-clear": ClearedKernels,
+        "bench": Report,
+        "bench-compare": ComparedReports,
+        "bench-gate": GatedReports,
+        "bench-ls": BaselineList,
+        "bench-history": History,
+    }
+
+
+def file_types() -> dict[str, Any]:
+    """The type of each file that other programs may read."""
+    from aifx.machine.measured_peaks import Ceilings
+    from aifx.runs import formats
+
+    return {
+        "metrics": formats.MetricsRecord,
+        "events": formats.Event,
+        "provenance": formats.Provenance,
+        "kernels": formats.KernelsFile,
+        "digests": formats.DigestsFile,
+        "tags": formats.TagsFile,
+        "lock": formats.LockFile,
+        "eval": formats.EvaluationFile,
+        "manifest": formats.ManifestFile,
+        "measured-peaks": Ceilings,
+    }
+
+
+class _Exact(GenerateJsonSchema):
+    """Objects have every field of their type and no other; only `NotRequired` ones may be absent."""
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        return bool(field.get("required", total)) if field["type"] == "typed-dict-field" else True
+
+    def generate(self, schema: Any, mode: Any = "serialization") -> JsonSchemaValue:
+        closed: JsonSchemaValue = _closed(super().generate(schema, mode))
+        return closed
+
+
+def _closed(schema: Any) -> Any:
+    """`schema` without titles, and closed where it lists properties; descriptions of attributes go to their keys."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    kept = {key: _closed(value) for key, value in schema.items() if not _says_nothing(key, value)}
+    if isinstance(kept.get("anyOf"), list) and all(form.keys() == {"type"} for form in kept["anyOf"]):
+        kept["type"] = [form["type"] for form in kept.pop("anyOf")]
+    if isinstance(schema.get("description"), str):
+        text, _, attributes = schema["description"].partition("Attributes:")
+        kept["description"] = " ".join(text.split())
+        for names, meaning in _ATTRIBUTE.findall(attributes):
+            for name in names.split(", "):
+                kept["properties"][name]["description"] = " ".join(meaning.split())
+    if "properties" in schema and schema.get("type") == "object":
+        kept.setdefault("additionalProperties", False)
+    return kept
+
+
+def _says_nothing(key: str, value: Any) -> bool:
+    """Whether it is a title that repeats a name, or the default of a field that is always there."""
+    return key in ("title", "default") and not isinstance(value, Mapping)
+
+
+_ATTRIBUTE = re.compile(r"^ {4}([a-z_, ]+): (.+(?:\n {8}.+)*)", re.MULTILINE)
+
+
+def schema_of(kind: Any, title: str, *, versioned: bool) -> dict[str, Any]:
+    """The schema of a document.
+
+    Args:
+        versioned: the document also has `schema_version`, and the failure of its command is another form of it.
+    """
+    forms = kind | FailedCommand if versioned else kind
+    schema = TypeAdapter(forms).json_schema(schema_generator=_Exact, mode="serialization")
+    if versioned:
+        for form in schema.get("anyOf", [schema]):
+            body = schema["$defs"][form["$ref"].rsplit("/", 1)[-1]] if "$ref" in form else form
+            body["properties"] = {"schema_version": {"const": SCHEMA_VERSION}, **body["properties"]}
+            body["required"] = list(dict.fromkeys(["schema_version", *body["required"]]))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **schema}
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Every schema by its path in docs/schemas."""
+    commands = {
+        f"commands/{name}.json": schema_of(kind, f"aifx {name.replace('-', ' ')} --json", versioned=True)
+        for name, kind in command_types().items()
+    }
+    files = {f"files/{name}.json": schema_of(kind, name, versioned=False) for name, kind in file_types().items()}
+    return {"failure.json": schema_of(FailedCommand, "a failure", versioned=True), **commands, **files}
+
+
+def main() -> None:
+    folder = Path("docs/schemas")
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, schema in schemas().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(schema, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
