@@ -30,7 +30,10 @@ class Version(TypedDict):
 
 
 def command_types() -> dict[str, Any]:
-    """The type of what each command prints with --json, without `schema_version`; "bench" is that of all suites."""
+    """The type of what each command prints with --json, without `schema_version`.
+
+    "bench" is that of all suites, "doctor" that of `aifx doctor node`.
+    """
     from aifx.benchmarking.compare import ComparedReports, GatedReports
     from aifx.benchmarking.results import Report
     from aifx.checkpoint.inspection import CheckpointList, VerifiedCheckpoint
@@ -42,6 +45,7 @@ def command_types() -> dict[str, Any]:
     from aifx.config.schema import SettingList
     from aifx.evaluation.dataset import DatasetReports
     from aifx.evaluation.held_out import Report as Evaluation
+    from aifx.health import documents as health
     from aifx.kernels.report import ClearedKernels, ExplainedKernels, MeasuredKernels, TunedKernels
     from aifx.loading import GeneratedText
     from aifx.runs.comparison import Comparison
@@ -77,11 +81,17 @@ def command_types() -> dict[str, Any]:
         "bench-gate": GatedReports,
         "bench-ls": BaselineList,
         "bench-history": History,
+        "doctor": health.NodeReport,
+        "doctor-fleet": health.FleetDocument,
+        "doctor-bisect": health.BisectDocument,
+        "doctor-diff": health.DifferenceDocument,
+        "doctor-rules": health.RuleList,
     }
 
 
 def file_types() -> dict[str, Any]:
     """The type of each file that other programs may read."""
+    from aifx.health import documents as health
     from aifx.machine.measured_peaks import Ceilings
     from aifx.runs import formats
 
@@ -96,6 +106,8 @@ def file_types() -> dict[str, Any]:
         "eval": formats.EvaluationFile,
         "manifest": formats.ManifestFile,
         "measured-peaks": Ceilings,
+        "snapshot": health.SnapshotDocument,
+        "fleet-record": health.FleetRecordLine,
     }
 
 

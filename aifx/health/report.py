@@ -1,16 +1,20 @@
-"""What was found, worst first, as docs/doctor.schema.json has it."""
+"""What was found, worst first. `aifx.health.documents` has the types of the JSON."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
 
 Status = Literal["healthy", "warning", "unhealthy", "unknown"]
 STATUSES: tuple[Status, ...] = ("unhealthy", "unknown", "warning", "healthy")
 SCHEMA_VERSION = 1
-SEVERITIES = ("critical", "unknown", "warning", "info")
+Severity = Literal["critical", "unknown", "warning", "info"]
+Text = Annotated[str, Field(min_length=1)]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,14 @@ class Finding:
     explained_by: the rule of the finding before it that this one follows from; empty for a cause.
     """
 
-    id: str
-    severity: str
+    id: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$")]
+    severity: Severity
     device: str
-    summary: str
-    evidence: str
-    threshold: str
-    source: str
-    action: str
+    summary: Text
+    evidence: Text
+    threshold: Text
+    source: Text
+    action: Text
     explained_by: str = ""
 
     @property

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from aifx.core.errors import ConfigError, UsageError, did_you_mean, nearest
 from aifx.core.parsing import parse_toml
@@ -34,6 +34,12 @@ def _is_condition(condition: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name}: a limit is a value, or a table of signal, times and plus")
     return condition
 
+
+Range = Annotated[
+    tuple[float, float],
+    WithJsonSchema({"type": "array", "prefixItems": [{"type": "number"}, {"type": ["number", "null"]}]}),
+]
+"""An infinite end is null in JSON."""
 
 Condition = Annotated[dict[str, Any], AfterValidator(_is_condition)]
 
@@ -72,7 +78,7 @@ class Rule(BaseModel):
     source: str
     detail: str = ""
     evidence: tuple[str, ...] = ()
-    range: tuple[float, float] = (0, float("inf"))
+    range: Range = (0, float("inf"))
     known: tuple[str, ...] | None = None
     yields_to: tuple[str, ...] = ()
     explains: tuple[str, ...] = ()

@@ -4,15 +4,13 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-import jsonschema
 import pytest
 from program import environ, process, run
+from published_schemas import check_document
 
 from aifx.health import stress
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "doctor.schema.json").read_text())
 CPUS = "sys/devices/system/cpu"
 
 
@@ -44,7 +42,7 @@ def doctor(tmp_path):
 
 def document(done):
     answer = json.loads(done.stdout)
-    jsonschema.validate(answer, SCHEMA)
+    check_document("commands/doctor", answer)
     return answer
 
 

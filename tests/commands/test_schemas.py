@@ -23,7 +23,7 @@ def test_the_committed_schemas_are_those_of_the_types() -> None:
     assert schemas() == committed, "python -m aifx.commands.schemas"
 
 
-@pytest.mark.parametrize("page", ["json.md", "bench.md"])
+@pytest.mark.parametrize("page", ["json.md", "bench.md", "doctor.md", "doctor-fleet.md", "doctor-diff.md"])
 def test_documents_of_the_pages_conform(page: str) -> None:
     text = (DOCS / page).read_text()
     blocks = list(re.finditer(r"```json\n(.*?)```", text, re.S))
@@ -55,6 +55,9 @@ def test_an_unknown_key_and_a_missing_one_are_errors() -> None:
         ("bench hardware --json", "commands/bench"),
         ("bench gate --json", "commands/bench-gate"),
         ("--version --json", "commands/version"),
+        ("doctor --only nvidia --json", "commands/doctor"),
+        ("doctor node --json", "commands/doctor"),
+        ("doctor fleet --json --hosts n[1-2]", "commands/doctor-fleet"),
         ("config schema --json", "failure"),
         ("nonsense --json", "failure"),
     ],

@@ -11,16 +11,15 @@ import sys
 import time
 from pathlib import Path
 
-import jsonschema
 import pytest
 from fleets import AIFX, environ, run
+from published_schemas import check_document
 
 from aifx.core.errors import UsageError
 from aifx.health.fleet.hosts import expand, first_of, read_hosts, slurm_hosts
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "fleet.py"))
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "doctor-fleet.schema.json").read_text())
 
 SSH = """\
 #!/bin/sh
@@ -89,7 +88,7 @@ def asked(tmp_path, env, hosts, *options):
 
 def document_of(done):
     report = json.loads(done.stdout)
-    jsonschema.validate(report, SCHEMA)
+    check_document("commands/doctor-fleet", report)
     return report
 
 
@@ -158,7 +157,7 @@ def test_what_has_arrived_is_kept(tmp_path, env, number, code):
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     report = json.loads(out)
-    jsonschema.validate(report, SCHEMA)
+    check_document("commands/doctor-fleet", report)
     assert [node["node"] for node in report["nodes"]] == ["n1", "n2"]
     assert report["not_heard"] == ["dead1", "dead2"]
     assert report["status"] == "unknown"

@@ -11,11 +11,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
-import jsonschema
 import pytest
 from fleets import AIFX, environ, node
+from published_schemas import check_document
 
 from aifx.commands.console.terminal import Output
 from aifx.commands.doctor.bisect import search_among
@@ -24,7 +23,6 @@ from aifx.health import bisect, collective_launch
 from aifx.health.bisect import Verdict
 from aifx.health.fleet.report import Node
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "doctor-fleet.schema.json").read_text())
 REPORT = {"schema_version": 1, "host": "n", "status": "healthy", "findings": [], "skipped": [], "duration_s": 0.1}
 NODE_9 = "127.0.0.9"
 
@@ -76,7 +74,7 @@ def checked(env, tmp_path, monkeypatch, capsys):
         (tmp_path / "hosts").write_text(hosts)
         code = run(["doctor", "fleet", "--hosts", str(tmp_path / "hosts"), "--bisect", "--json", *options])
         report = json.loads(capsys.readouterr().out)
-        jsonschema.validate(report, SCHEMA)
+        check_document("commands/doctor-fleet", report)
         return code, report
 
     return answer
@@ -157,7 +155,7 @@ def test_who_ends_the_search_gets_the_report(env, tmp_path, number, code):
         process.send_signal(number)
         said, _ = process.communicate(timeout=60)
     report = json.loads(said)
-    jsonschema.validate(report, SCHEMA)
+    check_document("commands/doctor-fleet", report)
     assert process.returncode == code
     assert (report["status"], report["bisect"]["why"], len(report["nodes"])) == ("unknown", "interrupted", 4)
 
