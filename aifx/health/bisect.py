@@ -16,6 +16,7 @@ does not).
 from __future__ import annotations
 
 import itertools
+import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from aifx.health.report import Finding
+
+logger = logging.getLogger(__name__)
 
 MARGIN = 0.2
 REPEATS = 3
@@ -167,22 +170,20 @@ def bisect(
     nodes: Sequence[str],
     test: Test,
     budget_s: float,
-    tell: Callable[[str], None] = lambda _: None,
     *,
     expected_gb_s: float = 0.0,
     margin: float = MARGIN,
     clock: Callable[[], float] = time.monotonic,
 ) -> BisectResult:
-    """Find what is slow among nodes.
+    """Find what is slow among nodes, and log each test.
 
     Args:
         nodes: two or more, each once.
         budget_s: a test that would not end within it is not begun.
-        tell: takes a line for each test.
         expected_gb_s: what all of them together should reach, then one test is all; 0 where that is not known.
         margin: which part slower than its like is slow.
     """
-    search = _Search(test, tell, clock() + budget_s, margin, clock)
+    search = _Search(test, clock() + budget_s, margin, clock)
     began, why = clock(), ""
     ended: Literal["done", "budget", "unclear"] = "done"
     try:
@@ -208,10 +209,8 @@ def bisect(
 
 
 class _Search:
-    def __init__(
-        self, test: Test, tell: Callable[[str], None], deadline: float, margin: float, clock: Callable[[], float]
-    ) -> None:
-        self.test, self.tell, self.deadline, self.margin, self.clock = test, tell, deadline, margin, clock
+    def __init__(self, test: Test, deadline: float, margin: float, clock: Callable[[], float]) -> None:
+        self.test, self.deadline, self.margin, self.clock = test, deadline, margin, clock
         self.trials: dict[frozenset[str], Trial] = {}
         self.culprits: list[Culprit] = []
         self.suspects: Group = ()
@@ -231,7 +230,7 @@ class _Search:
             self.good = max(rates, key=rates.__getitem__)
             for group in sorted(groups, key=rates.__getitem__):
                 if self.is_slow(group):
-                    self.tell(f"slow: {_named(group)}")
+                    logger.info(f"slow: {_named(group)}")
                     return self.find(group)
             if rates[self.good] == 0:
                 whys = dict.fromkeys(self.measured(group).why for group in groups)
@@ -280,7 +279,7 @@ class _Search:
         seen = seen or [(pair, self.measured(pair))]
         culprits = [Culprit(nodes, trial.rate, usual, trial.why) for nodes, trial in seen]
         for culprit in culprits:
-            self.tell(f"found: the {culprit.kind} {_named(culprit.nodes)}")
+            logger.info(f"found: the {culprit.kind} {_named(culprit.nodes)}")
         return culprits
 
     def is_slow(self, group: Group) -> bool:
@@ -323,7 +322,7 @@ class _Search:
         self.longest_s = max(self.longest_s, self.clock() - began) if not verdict.why else self.longest_s
         trial.gb_s.append(verdict.gb_s)
         trial.why = verdict.why or trial.why
-        self.tell(f"{_named(trial.nodes)}: {verdict.why or f'{verdict.gb_s:.3g} GB/s'}")
+        logger.info(f"{_named(trial.nodes)}: {verdict.why or f'{verdict.gb_s:.3g} GB/s'}")
 
 
 def _repeats(trial: Trial) -> int:

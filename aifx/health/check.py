@@ -31,13 +31,11 @@ def collect(
     rules: Iterable[Rule],
     sample_s: float = 0.0,
     level: Level | None = None,
-    tell: Callable[[str], None] = lambda _: None,
 ) -> Snapshot:
     """What the rules need of a machine, with rates since the last reading, over `sample_s` seconds, or over a stress.
 
     Args:
         level: how hard to work the devices in between; None for not at all.
-        tell: told what the stress begins.
     """
     needed = {path.split(".", 1)[0] for rule in rules for path in rule.paths()}
     if level is not None:
@@ -46,19 +44,19 @@ def collect(
     if not sample_s and level is None:
         return _since_last(take(host, probes), probes) if host.is_live else take(host, probes)
     earlier = take(host, probes)
-    stress = {} if level is None else {"stress": _stress(level, earlier, tell)}
+    stress = {} if level is None else {"stress": _stress(level, earlier)}
     time.sleep(sample_s)
     snapshot = take(host, probes)
     return replace(snapshot, facts=snapshot.facts | stress).since(earlier)
 
 
-def _stress(level: Level, snapshot: Snapshot, tell: Callable[[str], None]) -> dict[str, Any]:
+def _stress(level: Level, snapshot: Snapshot) -> dict[str, Any]:
     from aifx.health.stress import budget_of, collect
 
     counts = [snapshot.scope().look_up(path) for path in ("jax.num_devices", "tpu.count")]
     gpus = snapshot.facts.get("gpus")
     devices = max([1, len(gpus) if isinstance(gpus, list) else 1, *(n for n in counts if isinstance(n, int))])
-    return collect(level, budget_of(level, devices), tell)
+    return collect(level, budget_of(level, devices))
 
 
 def _since_last(snapshot: Snapshot, probes: Iterable[Probe]) -> Snapshot:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,10 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aifx.health.collective_tcp import Place
 
+logger = logging.getLogger(__name__)
 
-def measure(
-    place: Place, collective: str, num_bytes: int, repeats: int, tell: Callable[[str], None]
-) -> tuple[list[list[float]], list[bool], int]:
+
+def measure(place: Place, collective: str, num_bytes: int, repeats: int) -> tuple[list[list[float]], list[bool], int]:
     """As `aifx.health.collective_tcp.measure`, and the number of devices. `num_bytes` is a device's buffer."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
@@ -28,7 +28,7 @@ def measure(
         initialization_timeout=max(int(place.left_s("for the others")), 1),
     )
     try:
-        tell(f"rank {place.rank}: {len(jax.devices())} {jax.devices()[0].device_kind}")
+        logger.info(f"rank {place.rank}: {len(jax.devices())} {jax.devices()[0].device_kind}")
         times, right = _measure(place, collective, num_bytes, repeats)
         gathered = multihost_utils.process_allgather(np.array([*times, float(right)], np.float32))
         return gathered[:, :-1].tolist(), [bool(one) for one in gathered[:, -1]], len(jax.devices())

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import selectors
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
 
 Buffer = npt.NDArray[np.uint32]
 
@@ -250,23 +253,20 @@ def _receive(connection: socket.socket, place: Place, what: str) -> Any:
     return json.loads(bytes_of(count))
 
 
-def measure(
-    place: Place, collective: str, num_bytes: int, repeats: int, tell: Callable[[str], None]
-) -> tuple[list[list[float]], list[bool]]:
+def measure(place: Place, collective: str, num_bytes: int, repeats: int) -> tuple[list[list[float]], list[bool]]:
     """Times of each call by rank, and whether each rank's results were right.
 
     Args:
         collective: "all_to_all" or "all_reduce".
         num_bytes: each rank's buffer.
         repeats: timed calls, after one that is not.
-        tell: takes a line when all are connected.
     """
     size, rank = place.size, place.rank
     count = max(num_bytes // 4 // size, 1)
     ranks, places = np.arange(size, dtype=np.uint32)[:, None], np.arange(count, dtype=np.uint32)[None]
     mesh = Mesh(place)
     try:
-        tell(f"rank {rank}: {size} are connected")
+        logger.info(f"rank {rank}: {size} are connected")
         times, right = [], True
         for call in range(repeats + 1):
             received = np.zeros((size, count), np.uint32)

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
+from aifx.core.logs import log_to
 from aifx.health.collective_tcp import CollectiveError, Place
 
 FACTORS = {"all_reduce": 2.0, "all_to_all": 1.0}
@@ -44,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place = Place(rank, size, (host, int(port)), asked.word, time.monotonic() + asked.limit, dict(asked.delay))
     timer = _end_at(asked.limit + LATE_S)
     try:
-        answer = _measured(place, asked)
+        with log_to(logging.StreamHandler()) if asked.verbose else nullcontext():
+            answer = _measured(place, asked)
     except CollectiveError as error:
         answer = {"ok": False, "gb_s": 0.0, "why": str(error)}
     except Exception as error:
@@ -60,19 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measured(place: Place, asked: argparse.Namespace) -> dict[str, Any]:
-    def tell(line: str) -> None:
-        if asked.verbose:
-            sys.stderr.write(f"{line}\n")
-
     num_devices = place.size
     if asked.over == "jax":
         from aifx.health import collective_jax
 
-        times, right, num_devices = collective_jax.measure(place, asked.collective, asked.bytes, asked.repeats, tell)
+        times, right, num_devices = collective_jax.measure(place, asked.collective, asked.bytes, asked.repeats)
     else:
         from aifx.health import collective_tcp
 
-        times, right = collective_tcp.measure(place, asked.collective, asked.bytes, asked.repeats, tell)
+        times, right = collective_tcp.measure(place, asked.collective, asked.bytes, asked.repeats)
     # A call is over when the last rank has it.
     calls = [max(call) for call in zip(*times, strict=True)]
     time_s = min(calls)

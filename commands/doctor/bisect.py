@@ -109,12 +109,12 @@ def bisect(*, options: BisectOptions) -> None:
             margin=options.margin / 100,
             faults=_faults(options.rehearse or (), targets.all, options.over),
         )
-        result, ended = _run(out, how, targets.all)
+        result, ended = _run(how, targets.all)
         _answer(out, result, len(targets.all), ended)
 
 
 def search_among(
-    out: Output, nodes: Sequence[Node], over_slurm: bool, remote: str, budget_s: float
+    nodes: Sequence[Node], over_slurm: bool, remote: str, budget_s: float
 ) -> tuple[BisectResult, ExitCode]:
     """Search among the nodes that sent a report. Return also the code of a signal that ended the search."""
     from aifx.health.fleet.search import Search, carrier_of, too_few
@@ -122,13 +122,13 @@ def search_among(
     names = [node.name for node in nodes if node.report is not None]
     if len(names) < 2:
         return too_few(names), ExitCode.OK
-    return _run(out, Search(over_slurm=over_slurm, remote=remote, over=carrier_of(nodes), budget_s=budget_s), names)
+    return _run(Search(over_slurm=over_slurm, remote=remote, over=carrier_of(nodes), budget_s=budget_s), names)
 
 
-def _run(out: Output, how: Search, nodes: Sequence[str]) -> tuple[BisectResult, ExitCode]:
+def _run(how: Search, nodes: Sequence[str]) -> tuple[BisectResult, ExitCode]:
     """Ctrl-C and SIGTERM end the search. What it has found until then is kept."""
     with sigterm_as_ctrl_c() as stop:
-        result = how.run(nodes, out.say)
+        result = how.run(nodes)
     return result, stop.code if result.why == "interrupted" else ExitCode.OK
 
 

@@ -193,7 +193,7 @@ def _ask(out: Output, options: FleetOptions) -> Heard:
     if not options.bisect:
         return Heard(answers.nodes)
     budget_s = BUDGET_S if options.budget is None else options.budget
-    search, ended = search_among(out, answers.nodes, options.slurm, options.remote, budget_s)
+    search, ended = search_among(answers.nodes, options.slurm, options.remote, budget_s)
     return Heard(answers.nodes, search=search, ended=ended)
 
 

@@ -134,7 +134,7 @@ def _snapshot(out: Output, options: NodeOptions, rules: list[Rule]) -> tuple[Exi
     if options.stress is None:
         return ExitCode.OK, collect(host, rules, options.sample)
     with sigterm_as_ctrl_c() as stop:
-        snapshot = collect(host, rules, options.sample, options.stress.value, out.say)
+        snapshot = collect(host, rules, options.sample, options.stress.value)
     is_ended = snapshot.scope().look_up("stress.ended") == "interrupted"
     return stop.code if is_ended else ExitCode.OK, snapshot
 

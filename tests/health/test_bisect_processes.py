@@ -100,17 +100,16 @@ def free_port():
         pytest.param(8, ("127.0.0.4",), marks=pytest.mark.slow),
     ],
 )
-def test_what_was_planted_is_found(ranks, size, fault):
+def test_what_was_planted_is_found(ranks, size, fault, logged):
     asked = options(faults={tuple(fault): 0.015})
-    told = []
 
     def test(group, limit_s):
         (_, out, _), *_ = ranks(group, asked, limit_s)
         answer = json.loads(out)
         return Verdict(answer["gb_s"], answer["why"])
 
-    result = bisect(NODES[:size], test, 300.0, told.append, margin=MARGIN)
-    assert [set(culprit.nodes) for culprit in result.culprits] == [set(fault)], told
+    result = bisect(NODES[:size], test, 300.0, margin=MARGIN)
+    assert [set(culprit.nodes) for culprit in result.culprits] == [set(fault)], logged
     assert result.ended == "done"
     assert result.culprits[0].gb_s < (1 - MARGIN) * result.culprits[0].usual_gb_s
 

@@ -138,14 +138,13 @@ def test_slow_only_when_many_are_together_is_not_pinned_on_anyone():
     assert "together" in result.why
 
 
-def test_a_test_that_fails_is_slow_and_says_why():
+def test_a_test_that_fails_is_slow_and_says_why(logged):
     def test(group, limit_s):
         return Verdict(0.0, "n5 did not come") if "n5" in group else Verdict(10.0)
 
-    told = []
-    result = bisect([f"n{i}" for i in range(8)], test, 1e9, told.append)
+    result = bisect([f"n{i}" for i in range(8)], test, 1e9)
     assert [(c.kind, c.nodes, c.why) for c in result.culprits] == [("node", ("n5",), "n5 did not come")]
-    assert any("found" in line and "n5" in line for line in told)
+    assert any("found" in line and "n5" in line for line in logged)
     (finding,) = result.findings()
     assert (finding.id, finding.severity, finding.device) == ("fleet.bisect.node", "critical", "n5")
     assert "n5 did not come" in finding.evidence

@@ -16,7 +16,6 @@ import pytest
 from fleets import AIFX, environ, node
 from published_schemas import check_document
 
-from aifx.commands.console.terminal import Output
 from aifx.commands.doctor.bisect import search_among
 from aifx.commands.main import run
 from aifx.health import bisect, collective_launch
@@ -167,7 +166,7 @@ def test_what_carries_the_collectives(monkeypatch, facts, over):
     asked = []
     monkeypatch.setattr(collective_launch, "over_slurm", lambda _, __, options: asked.append(options) or Verdict(1.0))
     nodes = [node("n1", facts), node("n2", {}), node("n3", {}), Node("n4", why="no key")]
-    result, _ = search_among(Output(), nodes, True, "sudo aifx", 60.0)
+    result, _ = search_among(nodes, True, "sudo aifx", 60.0)
     assert {options.over for options in asked} == {over}
     assert asked[0].program == ("sudo", "aifx", "doctor", "collective-worker")
     assert {name for trial in result.trials for name in trial.nodes} == {"n1", "n2", "n3"}

@@ -11,6 +11,7 @@ import pytest
 from health_machines.stressed import events
 
 from aifx.core.facts import Absent, to_document
+from aifx.core.logs import log_lines
 from aifx.health import stress
 from aifx.health.stress import sensors
 from aifx.health.stress.comparison import compare
@@ -41,8 +42,9 @@ def measured(tmp_path_factory):
         patch.setenv("PYTHONPATH", str(folder))
         patch.setenv("XLA_FLAGS", FOUR.replace("4", "2") + " --xla_backend_optimization_level=0")
         patch.setenv("JAX_PLATFORMS", "cpu")
-        heard: list[str] = []
-        return stress.collect("quick", 240.0, heard.append, "stress_child_that_is_shorter"), heard
+        lines: list[str] = []
+        with log_lines(lines.append):
+            return stress.collect("quick", 240.0, "stress_child_that_is_shorter"), lines
 
 
 def test_two_devices_are_measured_and_agree(measured):
@@ -228,10 +230,12 @@ def test_a_child_without_jax_is_broken_and_says_why(tmp_path, monkeypatch):
 
 
 INTERRUPTED = """
-import json, sys
+import json, logging, sys
+from aifx.core.logs import log_to
 from aifx.health import stress
 from aifx.core.facts import to_document
-facts = stress.collect("quick", 600.0, lambda what: print(what, file=sys.stderr, flush=True), sys.argv[1])
+with log_to(logging.StreamHandler()):
+    facts = stress.collect("quick", 600.0, sys.argv[1])
 print(json.dumps(to_document(facts)))
 """
 

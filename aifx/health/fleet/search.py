@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,7 +40,7 @@ class Search:
     margin: float | None = None
     faults: Mapping[tuple[str, ...], float] = field(default_factory=dict)
 
-    def run(self, nodes: Sequence[str], tell: Callable[[str], None] = lambda _: None) -> BisectResult:
+    def run(self, nodes: Sequence[str]) -> BisectResult:
         """Search among nodes that `aifx.health.fleet.ask.check_testable` accepts."""
         program = (*shlex.split(self.remote), "doctor", "collective-worker")
         options = Options(program, self.over, num_bytes=self.num_bytes, limit_s=self.limit_s, faults=self.faults)
@@ -49,7 +49,6 @@ class Search:
             nodes,
             lambda group, limit_s: test(group, limit_s, options),
             self.budget_s,
-            tell,
             expected_gb_s=self.expected_gb_s,
             margin=bisect.MARGIN if self.margin is None else self.margin,
         )

@@ -6,15 +6,18 @@ hangs or dies, what was measured is kept, the device is named, and the rest goes
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from aifx.core.processes import Child, pump
 from aifx.health.jax_probe import BESIDE_A_JOB, HELD
 from aifx.health.stress.record import ALL, Ended, Record
+
+logger = logging.getLogger(__name__)
 
 START_LIMIT_S = 120.0
 """For JAX to list its devices: large machines take their time."""
@@ -29,16 +32,10 @@ def budget_of(level: str, num_devices: int) -> float:
     return {"quick": 45.0, "full": 240.0}[level] + {"quick": 15.0, "full": 60.0}[level] * num_devices
 
 
-def collect(
-    level: Literal["quick", "full"],
-    budget_s: float,
-    tell: Callable[[str], None] = lambda _: None,
-    child: str = CHILD,
-) -> dict[str, Any]:
+def collect(level: Literal["quick", "full"], budget_s: float, child: str = CHILD) -> dict[str, Any]:
     """The fact `stress`: what was measured within `budget_s`, all of it also after Ctrl-C (`ended` is "interrupted").
 
     Args:
-        tell: told in a few words what begins.
         child: the module that loads the devices.
     """
     record, began = Record(level), time.monotonic()
@@ -54,7 +51,7 @@ def collect(
                     str(record.next_step),
                     ",".join(sorted(without)),
                 ]
-                ended, why = _run(child, arguments, sampler, record, until, tell)
+                ended, why = _run(child, arguments, sampler, record, until)
                 stuck = {name for name, told in record.devices.items() if told["state"] == "hung"} - without
                 if ended in ("hung", "died") and record.running is not None:
                     where = str(record.running["device"])
@@ -73,9 +70,7 @@ def collect(
     return record.facts(ended, why, time.monotonic() - began)
 
 
-def _run(
-    module: str, arguments: Sequence[str], sampler: Child, record: Record, until: float, tell: Callable[[str], None]
-) -> tuple[Ended, str]:
+def _run(module: str, arguments: Sequence[str], sampler: Child, record: Record, until: float) -> tuple[Ended, str]:
     """One child to its end; meanwhile temperatures and clocks go into the record."""
     began = time.monotonic()
     with Child.of_module(
@@ -94,7 +89,7 @@ def _run(
                 if event["event"] == "begin":
                     began = time.monotonic()
                     child.silence_s = float(event["limit_s"]) + GRACE_S
-                    tell(event["what"] if event["device"] == ALL else f"{event['device']}: {event['what']}")
+                    logger.info(event["what"] if event["device"] == ALL else f"{event['device']}: {event['what']}")
                 elif event["event"] == "end":
                     return "finished", ""
                 elif event["event"] == "hung":
