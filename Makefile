@@ -27,41 +27,41 @@ export VENV DEMO
 .NOTPARALLEL:
 .PHONY: help demo setup setup-test test test-slow test-every test-long test-oldest test-compilers test-compilers-sample test-compilers-sample-oldest bench docs lint format lock wheelhouse wheel clean
 
-help:  ## this list
+help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
 
-demo: setup  ## train a language model from nothing: init, train, resume, evaluate against its gate, write text
+demo: setup  ## train a language model: init, train, resume, evaluate, generate
 	@sh scripts/demo.sh
 
-setup:  ## the environment in .venv, with aifx in it
+setup:  ## install aifx into .venv
 	@sh scripts/setup.sh run
 
 setup-test:
 	@sh scripts/setup.sh test
 
-test: setup-test  ## all tests except slow and long ones (ARGS="-k name" goes to pytest)
+test: setup-test  ## run all tests except slow and long ones (ARGS="-k name" goes to pytest)
 	$(python) -m pytest $(parallel) $(quick) $(ARGS)
 
-test-slow: setup-test  ## the slow tests: whole trainings, kills, a Slurm cluster
+test-slow: setup-test  ## run the slow tests: whole trainings, kills, a Slurm cluster
 	$(python) -m pytest $(parallel) -m slow $(ARGS)
 
-test-long: setup-test  ## hours of kills and random calls; resumes, and writes docs/reliability.md
+test-long: setup-test  ## run hours of kills and random calls; resumes, and writes docs/reliability.md
 	LONG=1 $(python) -m pytest -n $(WORKERS) -m long $(ARGS)
 	LONG=1 $(python) -m pytest $(parallel) $(quick) $(fewer_when_quick) $(ARGS)
 	$(python) scripts/reliability.py build/test-long.jsonl
 
-test-oldest:  ## the tests that depend on versions, under Python 3.11 with its JAX
+test-oldest:  ## run the tests that depend on versions, with Python 3.11 and its JAX
 	@VENV=$(OLDEST_VENV) VERSIONS=3.11 sh scripts/setup.sh test
 	$(OLDEST_VENV)/bin/python -m pytest $(parallel) $(quick) $(version_dependent) $(ARGS)
 
-test-every: setup-test  ## every case of what `make test` takes a sample of, on the newest and the oldest Python, and record it
+test-every: setup-test  ## run every case of sampled tests, on the newest and the oldest Python, and record it
 	EVERY=1 $(python) -m pytest $(parallel) $(quick) $(sampled)
 	$(python) tests/verified.py
 	@VENV=$(OLDEST_VENV) VERSIONS=3.11 sh scripts/setup.sh test
 	EVERY=1 $(OLDEST_VENV)/bin/python -m pytest $(parallel) $(quick) $(sampled)
 	$(OLDEST_VENV)/bin/python tests/verified.py
 
-test-compilers:  ## compile every kernel for absent GPUs and TPUs, under the newest JAX and the oldest, and record what compiled
+test-compilers:  ## compile every kernel for absent GPUs and TPUs, with the newest and the oldest JAX, and record it
 	@VENV=$(COMPILERS_VENV) sh scripts/setup_compilers.sh
 	$(call compile,$(COMPILERS_VENV)) -o junit_family=xunit1 --junitxml $(COMPILERS_VENV)/compiled.xml $(ARGS)
 	PYTHONPATH=tests $(COMPILERS_VENV)/bin/python $(compiled_programs) record $(COMPILERS_VENV)/compiled.xml
@@ -69,7 +69,7 @@ test-compilers:  ## compile every kernel for absent GPUs and TPUs, under the new
 	FEWER=1 $(call compile,$(COMPILERS_VENV)-oldest) -o junit_family=xunit1 --junitxml $(COMPILERS_VENV)-oldest/compiled.xml $(ARGS)
 	FEWER=1 PYTHONPATH=tests $(COMPILERS_VENV)-oldest/bin/python $(compiled_programs) record $(COMPILERS_VENV)-oldest/compiled.xml
 
-test-compilers-sample:  ## the same for kernels whose source changed since, and one eighth of the others by commit
+test-compilers-sample:  ## the same for changed kernels, and for an eighth of the others
 	@VENV=$(COMPILERS_VENV) sh scripts/setup_compilers.sh
 	SAMPLE=1 $(call compile,$(COMPILERS_VENV)) $(ARGS)
 	@[ -z "$$(FEWER=1 PYTHONPATH=tests $(COMPILERS_VENV)/bin/python $(compiled_programs) due 3.11)" ] || \
@@ -79,28 +79,28 @@ test-compilers-sample-oldest:
 	@VENV=$(COMPILERS_VENV)-oldest VERSIONS=3.11 sh scripts/setup_compilers.sh
 	SAMPLE=1 FEWER=1 $(call compile,$(COMPILERS_VENV)-oldest) $(ARGS)
 
-bench: setup  ## this project and its peers side by side, into docs/performance.md (ARGS="--only training --torch-python PATH")
+bench: setup  ## compare aifx with its peers, in docs/performance.md (ARGS="--only training --torch-python PATH")
 	@$(python) benchmarks/all.py $(ARGS)
 
-docs:  ## the documentation as a site in build/site, which needs no network
+docs:  ## build the documentation as a site in build/site that needs no network
 	@sh scripts/setup.sh docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 	@echo "open build/site/index.html"
 
-lint: setup-test  ## ruff, mypy and the contracts of imports
+lint: setup-test  ## run ruff, mypy and the import contracts
 	@VENV=$(VENV) sh scripts/lint.sh
 
-format: setup-test  ## let ruff put the code in order
+format: setup-test  ## apply ruff's fixes and format
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-lock:  ## write requirements.lock afresh from pyproject.toml (ARGS=--upgrade for the newest of everything)
+lock:  ## write requirements.lock from pyproject.toml (ARGS=--upgrade for the newest versions)
 	@$$(sh scripts/find_python.sh 3.13 3.12 3.11) scripts/lock.py $(ARGS)
 
-wheelhouse: setup  ## the lock's wheels in WHEELHOUSE (wheelhouse/), to set up from where there is no network
+wheelhouse: setup  ## download the lock's wheels to WHEELHOUSE (wheelhouse/), for set-ups without a network
 	@sh scripts/wheelhouse.sh
 
-wheel: setup-test  ## the wheel in dist/, and a check that it works alone
+wheel: setup-test  ## build the wheel in dist/ and check that it works alone
 	@sh scripts/check_wheel.sh
 
 clean:  ## remove environments, builds and the demo

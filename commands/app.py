@@ -56,8 +56,8 @@ COMMANDS: dict[str, Entry] = {
     "doctor": Entry(
         "doctor.group", "app", "Check the health of machines, and say what to do next.", HEALTH, default="node"
     ),
-    "bench": Entry("bench.group", "app", "Measure this machine and project, compare, and gate regressions.", HEALTH),
-    "kernels": Entry("kernels.group", "app", "Explain, tune and list the implementations of the hot loops.", SETUP),
+    "bench": Entry("bench.group", "app", "Measure this machine and project, and gate regressions.", HEALTH),
+    "kernels": Entry("kernels.group", "app", "Show, measure and list the implementations of ops.", SETUP),
     "config": Entry("config.group", "app", "Show, check and describe the configuration.", SETUP),
 }
 
@@ -82,28 +82,26 @@ def aifx_(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks; works behind any command. Also AIFX_DEBUG=1.")
+        bool, typer.Option("--debug", help="Show tracebacks. Works after any command; also AIFX_DEBUG=1.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
 ) -> None:
-    """Train, evaluate and look after models, from one terminal.
+    """Train and evaluate models, check machines, and measure their speed.
 
     Examples:
-        aifx init my-model            start a project that works
-        aifx train                    train it; type it again to go on after a stop
-        aifx eval                     measure it and compare it with its gates
+        aifx init my-model            start a project
+        aifx train                    train its model; the same command resumes
+        aifx eval                     measure the model and compare it with its gates
         aifx generate --prompt "Call me"
-        aifx runs ls                  what has been trained here, and how it went
-        aifx doctor                   whether this machine is healthy
+        aifx runs ls                  list the project's runs
+        aifx doctor                   check the health of this machine
     """
     if version:
         typer.echo(to_json({"schema_version": 1, "version": aifx.__version__}) if json else f"aifx {aifx.__version__}")
         raise typer.Exit
     if json:
         command = ctx.invoked_subcommand or "COMMAND"
-        raise UsageError(
-            "--json stands before the command", "it belongs to the command that answers", f"aifx {command} --json"
-        )
+        raise UsageError("--json must follow the command", "it is an option of each command", f"aifx {command} --json")
 
 
 def run(args: list[str]) -> int:

@@ -1,8 +1,8 @@
 #!/bin/sh
-# The main job from nothing: make a project, train its model, stop and resume it, hold it against its gate, let it write.
+# The main job: make a project, train its model, stop and resume the training, evaluate it, and generate text.
 #
-# DEMO  the project's folder (default: demo). One that is there already is gone on with: training resumes, and a
-#       training that is complete is evaluated again. Remove the folder to start over.
+# DEMO  the project's folder (default: demo). If it exists, training resumes, or a complete training is evaluated
+#       again. Remove the folder to start over.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -23,7 +23,7 @@ if [ -t 1 ] && [ -z "${NO_COLOR:-}" ] && [ "${TERM:-dumb}" != dumb ]; then
 fi
 say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 
-# Shows a command as one would type it, and runs it.
+# Print a command and run it.
 run() {
     shown='$'
     for word in "$@"; do
@@ -36,15 +36,15 @@ run() {
     "$@"
 }
 
-# Trains in the foreground, which keeps the terminal and its Ctrl-C, and has the process stopped on the way. The shell
-# in between writes down its own id and then becomes `aifx train`.
+# Train in the foreground, which keeps the terminal and its Ctrl-C, and stop the process after a checkpoint. The shell
+# between writes its own process id and then becomes `aifx train`.
 train_and_stop() {
-    say "\$ aifx train     (stopped on the way with SIGTERM, as a scheduler would do)"
+    say "\$ aifx train     (stopped with SIGTERM, as a scheduler would do)"
     : >"$train_pid"
     stop_after_a_checkpoint &
     status=0
     sh -c 'echo $$ >"$0"; exec aifx train' "$train_pid" || status=$?
-    rm -f "$train_pid" # which ends the watcher
+    rm -f "$train_pid" # ends the watcher
     wait
     return "$status"
 }
@@ -53,7 +53,7 @@ stop_after_a_checkpoint() {
     while [ -f "$train_pid" ]; do
         for checkpoint in runs/*/checkpoints/*; do
             case ${checkpoint##*/} in
-            *[!0-9]*) ;; # none yet, or one that is still being written
+            *[!0-9]*) ;; # none yet, or unfinished
             *)
                 kill -TERM "$(cat "$train_pid")" 2>/dev/null && return 0
                 ;;
@@ -64,7 +64,7 @@ stop_after_a_checkpoint() {
 }
 
 if [ -f "$DEMO/aifx.toml" ]; then
-    say "Going on with the project in $DEMO; remove that folder to start over"
+    say "Continuing with the project in $DEMO. Remove this folder to start over"
     cd "$DEMO"
 else
     run aifx init "$DEMO" --template language-model --yes
@@ -73,7 +73,7 @@ else
     train_and_stop || status=$?
     case $status in
     0) ;;
-    75) say "Exit code 75 says: run it again. The same command goes on where it was, bit for bit" ;;
+    75) say "Exit code 75 means: run it again. The same command resumes, bit for bit" ;;
     *) exit "$status" ;;
     esac
 fi
@@ -82,16 +82,16 @@ run aifx train
 run aifx eval
 run aifx generate --prompt "The whale" --max-tokens 120 --seed 1
 
-say "What was made"
+say "Results"
 cat <<MADE
-  $DEMO/aifx.toml   what is trained, on which data, and the gate it has to pass
-  $DEMO/runs/main   the run: its resolved configuration, metrics, checkpoints and evaluation
+  $DEMO/aifx.toml   the configuration: model, data, training and gate
+  $DEMO/runs/main   the run: its configuration, metrics, checkpoints and evaluation
 MADE
-say "What to try next"
+say "Next steps"
 cat <<NEXT
   . $VENV/bin/activate; cd $DEMO
-  aifx runs ls                                          what was trained here, and how it went
-  aifx generate --prompt "Call me" --temperature 0.7    other words from the same model
-  aifx train --run deeper --set model.num_layers=6      another model beside it
-  aifx init ~/inspection --template vision-inspection   images instead of text
+  aifx runs ls                                          list the runs
+  aifx generate --prompt "Call me" --temperature 0.7    generate other text
+  aifx train --run deeper --set model.num_layers=6      train another model
+  aifx init ~/inspection --template vision-inspection   start a project with pictures
 NEXT

@@ -1,8 +1,8 @@
 #!/bin/sh
-# ruff, mypy, the contracts of imports and a syntax check of the shell scripts.
+# ruff, mypy, the import contracts and a syntax check of the shell scripts.
 #
-# commands/ and templates/ stand at the top of the repository and install under aifx; mypy and import-linter go by
-# folders, so they read a tree of links in which both stand where they install.
+# commands/ and templates/ are at the top of the repository and install under aifx. mypy and import-linter need them
+# where they install, so they read a tree of links.
 set -eu
 
 cd "$(dirname "$0")/.."

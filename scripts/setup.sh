@@ -47,7 +47,7 @@ made_from() {
 
 works() { "$python" -c 'import aifx' >/dev/null 2>&1; }
 
-# One set-up of an environment at a time: two would take it from under each other. A lock whose owner is gone is void.
+# One set-up of an environment at a time. A lock is void if its owner is gone.
 hold_lock() {
     mkdir -p "$(dirname "$VENV")"
     while ! mkdir "$VENV.lock" 2>/dev/null; do
@@ -57,7 +57,7 @@ hold_lock() {
             waited=yes
             sleep 1
         else
-            sleep 1 # for one that has made the lock and not yet signed it
+            sleep 1 # the owner may not have written its id yet
             [ "$owner" != "$(cat "$VENV.lock/pid" 2>/dev/null || true)" ] || rm -rf "$VENV.lock"
         fi
     done
@@ -84,12 +84,12 @@ uv=$(command -v uv || true)
 
 if [ "$current" = no ]; then
     if [ -e "$VENV" ] && [ ! -f "$marker" ]; then
-        fail "error: $VENV is there already and was not made by this script" \
-            "hint: move it away, or choose another place: make setup VENV=.venv-aifx"
+        fail "error: $VENV exists and was not made by this script" \
+            "hint: move it away, or use another folder: make setup VENV=.venv-aifx"
     fi
     # shellcheck disable=SC2086 # the versions are several words
     interpreter=$(sh scripts/find_python.sh $VERSIONS)
-    # What a killed set-up left running may still be writing for a moment.
+    # A process of a killed set-up may still write for a moment.
     rm -rf "$VENV" 2>/dev/null || { sleep 5 && rm -rf "$VENV"; }
     mkdir -p "$VENV"
     : >"$marker"
@@ -120,12 +120,12 @@ install() {
 echo "Installing $(grep -c '^[a-zA-Z0-9]' "$wanted") packages from $lock${WHEELHOUSE:+ out of $WHEELHOUSE}" >&2
 install ${uv:+--compile-bytecode} --require-hashes -r "$wanted" ||
     fail "error: the packages could not be installed" \
-        "the reason stands above; what was made so far in $VENV will be made afresh" \
+        "the reason is above; the next set-up starts again in $VENV" \
         "hint: without a network, use uv with its cache (UV_OFFLINE=1) or a folder of wheels (WHEELHOUSE=DIR)"
-# setuptools warns that an installation in place is one; that is what is wanted here.
+# setuptools warns about installations in place, which this is on purpose.
 (export PYTHONWARNINGS=ignore && install --no-deps --no-build-isolation --editable .) ||
-    fail "error: aifx itself could not be installed into $VENV" "the reason stands above"
-works || fail "error: aifx was installed into $VENV, and cannot be imported" "hint: $python -c 'import aifx'"
+    fail "error: aifx itself could not be installed into $VENV" "the reason is above"
+works || fail "error: aifx was installed into $VENV but cannot be imported" "hint: $python -c 'import aifx'"
 
 {
     echo "$level"

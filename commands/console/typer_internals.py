@@ -160,8 +160,8 @@ def invoke(app: typer.Typer, args: list[str], *, is_colored: bool) -> int:
     else:
         return 0
     raise UsageError(
-        "this shell cannot be completed",
-        "completion is for bash, zsh, fish and PowerShell",
+        "completion does not support this shell",
+        "it supports bash, zsh, fish and PowerShell",
         "run it from such a shell",
     )
 

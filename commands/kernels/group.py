@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NO_CALLS = "this project's programs call no op of jax_kernels"
 
 app = typer.Typer(
-    help="""Explain, tune and list the implementations of the hot loops.
+    help="""Show, measure and list the implementations of ops.
 
     Examples:
         aifx kernels explain           show the implementation of each op of this project here, and why
