@@ -82,9 +82,10 @@ test-compilers-sample-oldest:
 bench: setup  ## compare aifx with its peers, in docs/performance.md (ARGS="--only training --torch-python PATH")
 	@$(python) benchmarks/all.py $(ARGS)
 
+# Not with --quiet, which also hides the warnings that strict counts.
 docs:  ## build the documentation as a site in build/site that needs no network
 	@sh scripts/setup.sh docs
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 	@echo "open build/site/index.html"
 
 lint: setup-test  ## run ruff, mypy and the import contracts

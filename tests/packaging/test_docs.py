@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -51,6 +52,12 @@ def test_a_reference_shows_defaults_and_escapes_the_table(site: ModuleType) -> N
     assert site.table(("a", "b"), [("x|y", "<p> *")]).splitlines()[-1] == r"| `x\|y` | &lt;p> \* |"
     with pytest.raises(KeyError):
         site.with_references("<!-- reference: aifx nothing -->")
+
+
+def test_each_page_is_in_the_navigation() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    listed = set(re.findall(r"[\w/-]+\.md", str(nav)))
+    assert {page.relative_to(ROOT / "docs").as_posix() for page in PAGES} <= listed
 
 
 @pytest.mark.parametrize(
