@@ -1,7 +1,7 @@
-"""A node that tells its health over HTTP: `/healthz`, `/v1/report` and Prometheus' `/metrics`.
+"""Serve a node's health over HTTP: `/healthz`, `/v1/report` and Prometheus' `/metrics`.
 
-The check runs when somebody asks and the last one is older than the interval, in one thread, however many ask.
-`/healthz` tells only that the agent lives: it takes no token and waits for nothing.
+The check runs if a client asks and the last check is older than the interval. It runs in one thread for all clients.
+`/healthz` says only that the agent runs: it asks for no token and waits for nothing.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class CheckResult:
     """The last check.
 
     Attributes:
-        document: its report; None where the check failed.
-        error: why it failed.
-        body: the report as JSON, compressed.
-        time: when it ended, Unix time.
-        fresh_until: until when it answers, by `time.monotonic`.
+        document: its report; None if the check failed.
+        error: the reason of the failure.
+        body: the report as compressed JSON.
+        time: its end, Unix time.
+        fresh_until: the end of its validity, by `time.monotonic`.
     """
 
     document: Document | None
@@ -51,11 +51,11 @@ class CheckResult:
 
 
 class Checks:
-    """The check, run at most once an interval and never twice at the same time.
+    """The check, which runs at most once per interval and never twice at the same time.
 
     Args:
-        check: gives the report's document.
-        interval_s: how long an answer holds.
+        check: returns the report's document.
+        interval_s: how long a result is valid.
     """
 
     def __init__(self, check: Callable[[], Document], interval_s: float) -> None:
@@ -67,7 +67,7 @@ class Checks:
         self.started = self.failed = self._ended = 0
 
     def now(self) -> CheckResult:
-        """An answer of this interval, waited for where none is there yet."""
+        """Return a result of this interval, and wait for it if there is none yet."""
         with self._changed:
             self._start_if_due()
             wanted = self.started
@@ -76,7 +76,7 @@ class Checks:
             return self._told
 
     def last(self) -> CheckResult:
-        """The last answer; where it is older than the interval, the next is being made."""
+        """Return the last result at once, and start the next check if it is older than the interval."""
         with self._changed:
             self._start_if_due()
             if self._told is not None:
@@ -109,9 +109,9 @@ class Agent(ThreadingHTTPServer):
 
     Args:
         address: host and port; port 0 takes a free one.
-        checks: what is told.
-        token: what a client must show; empty where none is asked for.
-        tls: the certificate, where clients speak TLS.
+        checks: what it serves.
+        token: what a client must send; empty if the agent asks for none.
+        tls: the certificate; None to serve without TLS.
     """
 
     daemon_threads = True
@@ -124,7 +124,7 @@ class Agent(ThreadingHTTPServer):
         self.connections = Connections()
         self.is_private = is_loopback(address[0])
         if tls is not None:
-            # The handshake is left to the thread of the connection: a client that stalls in it holds up nobody.
+            # The connection's own thread does the handshake, so a client that stalls in it blocks no other.
             self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
         self.url = f"{'https' if tls is not None else 'http'}://{host}:{self.server_address[1]}"
@@ -140,7 +140,7 @@ class Agent(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that breaks off is none of our business."""
+        """Ignore a client that disconnects."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -163,12 +163,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if self.server.is_private and not all(map(is_own_name, self.headers.get_all("Host", ()))):
-            # A page of a stranger's, whose name was made to mean this machine (DNS rebinding).
-            self._error(421, "this agent is asked as localhost")
+            # A web page whose host name was pointed at this machine (DNS rebinding).
+            self._error(421, "the Host header must be localhost")
         elif path == "/healthz":
             self._answer(200, b'{"status": "ok"}\n')
         elif path not in ("/v1/report", "/metrics"):
-            self._error(404, "there are /healthz, /v1/report and /metrics")
+            self._error(404, "the paths are /healthz, /v1/report and /metrics")
         elif not self._is_allowed():
             self._error(401, "the header 'Authorization: Bearer TOKEN' is missing or wrong")
         elif path == "/metrics":
@@ -209,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are no news."""
+        """Do not log requests."""
 
 
 def metrics(checks: Checks, accept: str = "") -> tuple[bytes, str]:
@@ -261,6 +261,6 @@ class _Metrics:
 
 
 def is_own_name(host: str) -> bool:
-    """Whether the header `Host` names this machine alone."""
+    """Return whether the header `Host` names only this machine."""
     name = re.sub(r":\d*$", "", host.strip()).lower().rstrip(".")
     return is_loopback(name.removeprefix("[").removesuffix("]"))

@@ -1,16 +1,16 @@
-"""The bad node or link, found with collective tests over groups of nodes that are halved.
+"""Find the bad node or link with collective tests over groups of nodes.
 
-Pure: `test` measures a group, and may be a cluster or a simulation. Groups are only ever compared with groups of the
-same size, since a collective's rate depends on how many take part. One bad node makes each group slow that it is in, a
-bad link each group that holds both its ends; so the test must use every link of its group (all-to-all does, a ring
-does not).
+This module is pure: `test` measures a group, on a cluster or in a simulation. Groups are compared only with groups of
+the same size, because the rate of a collective depends on the number of nodes. A bad node slows each of its groups. A
+bad link slows each group that has both its ends. The test must therefore use every link of its group: all-to-all does,
+a ring does not.
 
-    1. The nodes in four parts: each two of them are a group. The quickest is what the others are held against. Where
-       none is slow, groups half as large; where none of them is, nothing sticks out.
-    2. A slow group is halved until two nodes are left. Where it is slow and its halves are not, the link between them
-       is what is slow: the two sides are halved in turn.
-    3. Each of the two is tested with two nodes that are known to be good. If both are quick with those, it is the link.
-    4. Without the nodes that were found, from the beginning, until nothing sticks out.
+    1. Divide the nodes into four parts. Each two parts are a group, and the fastest group is the reference. If no group
+       is slow, try groups half as large. If none of those is slow, no node or link is bad.
+    2. Halve a slow group until two nodes are left. If it is slow and its halves are not, the link between the halves is
+       slow: halve the two sides in turn.
+    3. Test each of the two nodes with two good nodes. If both are fast with those, their link is bad.
+    4. Start again without the nodes that were found, until no group is slow.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Group: TypeAlias = tuple[str, ...]
 @dataclass(frozen=True)
 class Verdict:
     """Attributes:
-    gb_s: the group's bus bandwidth; 0 where the test failed.
-    why: how it failed; empty where it did not.
+    gb_s: the group's bus bandwidth; 0 if the test failed.
+    why: the reason of the failure; empty if it succeeded.
     """
 
     gb_s: float
@@ -47,16 +47,16 @@ class Verdict:
 
 
 Test: TypeAlias = Callable[[Sequence[str], float], Verdict]
-"""Measures a group, at least two nodes, within so many seconds."""
+"""Measures a group of at least two nodes, within a number of seconds."""
 
 
 @dataclass(frozen=True)
 class Culprit:
     """Attributes:
-    nodes: one: that node; two: the link between them.
-    gb_s: of the pair with which it was seen.
-    usual_gb_s: of a pair of good nodes.
-    why: what a test said that failed there.
+    nodes: the bad node, or the two ends of the bad link.
+    gb_s: the bandwidth of the pair that was tested.
+    usual_gb_s: the bandwidth of a pair of good nodes.
+    why: the message of a test that failed.
     """
 
     nodes: Group
@@ -71,7 +71,7 @@ class Culprit:
 
 @dataclass
 class Trial:
-    """What was measured of one group, each time that it was."""
+    """The measurements of one group."""
 
     nodes: Group
     gb_s: list[float] = field(default_factory=list)
@@ -85,14 +85,14 @@ class Trial:
 @dataclass(frozen=True)
 class BisectResult:
     """Attributes:
-    culprits: in the order in which they were found.
-    suspects: nodes among which there is something that was not pinned down.
-    ended: "done"; "budget" where time or tests ran out; "unclear" where a group is slow and its parts are not, or
-        nothing is there to hold it against.
-    why: of "budget" and "unclear", one line.
-    trials: in the order in which they were first run.
-    duration_s: of the whole.
-    margin: which part slower than its like was slow.
+    culprits: the bad nodes and links, in the order in which they were found.
+    suspects: nodes that are not cleared.
+    ended: "done"; "budget" if time or tests ran out; "unclear" if a group is slow and its parts are not, or if there is
+        no group to compare it with.
+    why: the reason of "budget" and "unclear", one line.
+    trials: in the order in which they first ran.
+    duration_s: of the whole search.
+    margin: the share by which a slow group is slower than the reference.
     """
 
     culprits: tuple[Culprit, ...]
@@ -108,7 +108,7 @@ class BisectResult:
         return sum(len(trial.gb_s) for trial in self.trials)
 
     def document(self) -> dict[str, Any]:
-        """JSON-ready; docs/doctor-bisect.md documents it."""
+        """Return the result for JSON; docs/doctor-bisect.md documents it."""
         return {
             "culprits": [{"kind": c.kind, **asdict(c)} for c in self.culprits],
             "suspects": list(self.suspects),
@@ -128,11 +128,11 @@ class BisectResult:
                     "fleet.bisect.unclear",
                     "unknown",
                     "",
-                    f"the tests did not tell what is slow: {self.why}",
+                    f"the tests did not find what is slow: {self.why}",
                     f"{self.num_tests} tests; not cleared: {some or 'none'}",
-                    "found, or nothing sticks out",
+                    "a bad node or link, or none",
                     SOURCE,
-                    "again with a larger --budget, over the suspects alone, or with `aifx doctor bisect --expect GB_S`",
+                    "run it again with a larger --budget, among the suspects alone, or with --expect GB_S",
                 )
             )
         return tuple(found)
@@ -142,11 +142,11 @@ def _finding(culprit: Culprit, margin: float) -> Finding:
     rate = culprit.why or f"{culprit.gb_s:.3g} GB/s"
     seen = f"{rate}; a pair of good nodes has {culprit.usual_gb_s:.3g} GB/s"
     if culprit.kind == "node":
-        what = f"{culprit.nodes[0]} slows each group that it is in"
-        action = "drain it; aifx doctor --stress full there, cables and ports of its network cards"
+        what = f"{culprit.nodes[0]} slows each of its groups"
+        action = "drain it; run aifx doctor --stress full there; check cables and ports of its network cards"
     else:
-        what = f"the link between {' and '.join(culprit.nodes)} is slow, and both are quick with others"
-        action = "look at the cables, ports and switches between the two; keep them out of one job"
+        what = f"the link between {' and '.join(culprit.nodes)} is slow, but both are fast with other nodes"
+        action = "check the cables, ports and switches between the two; do not use both in one job"
     device, limit = " - ".join(culprit.nodes), f"more than {margin:.0%} under a pair of good nodes"
     return Finding(f"fleet.bisect.{culprit.kind}", "critical", device, what, seen, limit, SOURCE, action)
 
@@ -179,16 +179,16 @@ def bisect(
 
     Args:
         nodes: two or more, each once.
-        budget_s: a test that would not end within it is not begun.
-        expected_gb_s: what all of them together should reach, then one test is all; 0 where that is not known.
-        margin: which part slower than its like is slow.
+        budget_s: no test starts that would not end within it.
+        expected_gb_s: the expected bandwidth of all nodes together: if they reach it, one test is enough; 0 if unknown.
+        margin: the share by which a group must be slower than the reference to count as slow.
     """
     search = _Search(test, clock() + budget_s, margin, clock)
     began, why = clock(), ""
     ended: Literal["done", "budget", "unclear"] = "done"
     try:
         for end in (-1, 0):
-            # Without one of its ends there is no link; without the other, what that one may have hidden is seen.
+            # Without one end of a link, the link is gone. Without the other end, faults that the first end hid show.
             while True:
                 gone = {culprit.nodes[end] for culprit in search.culprits}
                 search.suspects = left = tuple(node for node in nodes if node not in gone)
@@ -199,7 +199,7 @@ def bisect(
                 break
         search.suspects = ()
     except _OutOfBudget:
-        ended, why = "budget", "the budget was used up"
+        ended, why = "budget", "the budget is used up"
     except _Unclear as error:
         ended, why, search.suspects = "unclear", str(error), error.suspects
     except KeyboardInterrupt:
@@ -218,9 +218,9 @@ class _Search:
         self.longest_s = 0.0
 
     def round(self, nodes: Group, must_find: bool) -> list[Culprit]:
-        """What is found in one group that is slow; empty where nothing sticks out.
+        """Return what is bad in one slow group; empty if no group is slow.
 
-        Raises _Unclear where something is slow all the same.
+        Raises _Unclear if the nodes are slow but no group is slower than another.
         """
         if len(nodes) < 2:
             return []
@@ -238,13 +238,13 @@ class _Search:
             if len(nodes) < num_parts or (num_parts == 8 and not must_find):
                 break
         if must_find:
-            raise _Unclear("all are below what is expected, and none sticks out", nodes)
+            raise _Unclear("all groups are below the expected bandwidth, and none is slower than the others", nodes)
         if len(nodes) == 2 and not self.culprits:
-            raise _Unclear("two nodes have nothing to be held against", nodes)
+            raise _Unclear("two nodes cannot be compared with others", nodes)
         return []
 
     def find(self, group: Group) -> list[Culprit]:
-        """What is bad in a group that is slow."""
+        """Return what is bad in a slow group."""
         self.suspects = group
         while len(group) > 2:
             half = -(-len(group) // 2)
@@ -256,7 +256,7 @@ class _Search:
         return self.judge_pair(group)
 
     def find_link(self, group: Group, left: Group, right: Group) -> list[Culprit]:
-        """The link between two sides that are quick each and slow together."""
+        """Return the bad link between two sides that are fast alone and slow together."""
         left, right = (tuple(n for n in side if n not in other) for side, other in ((left, right), (right, left)))
         while len(left) > 1 or len(right) > 1:
             if len(left) < len(right):
@@ -265,14 +265,14 @@ class _Search:
             left = left[:half] if self.is_slow(left[:half] + right) else left[half:]
             self.suspects = left + right
         if not self.is_slow(left + right):
-            raise _Unclear("nodes are slow together, and no two of them are", group)
+            raise _Unclear("nodes are slow together, but no two of them are", group)
         return self.judge_pair(left + right)
 
     def judge_pair(self, pair: Group) -> list[Culprit]:
-        """Which of a slow pair is bad; if neither is with others, it is their link."""
+        """Return the bad nodes of a slow pair; if both are fast with others, their link."""
         others = [node for node in self.good if node not in pair][:2]
         if not others:
-            raise _Unclear("no node is known to be good, to try the two with", pair)
+            raise _Unclear("no good node is known to test the two with", pair)
         bad = [node for node in pair if all(self.is_slow((node, other)) for other in others)]
         usual = max(trial.rate for trial in self.trials.values() if len(trial.nodes) == 2 and trial.gb_s)
         seen: list[tuple[Group, Trial]] = [((node,), self.measured((node, others[0]))) for node in bad]
@@ -283,7 +283,7 @@ class _Search:
         return culprits
 
     def is_slow(self, group: Group) -> bool:
-        """Whether a group is slower than its like. One quick run clears it, for noise slows; three find it slow."""
+        """Whether a group is slow: one fast run clears it, because noise only slows, and three slow runs convict it."""
         trial = self.measured(group)
         usual = self.measured(self.good[: len(group)]).rate if len(self.good) >= len(group) else 0.0
         usual = max(usual, *(t.rate for t in self.trials.values() if len(t.nodes) == len(group) and t.gb_s))
@@ -294,7 +294,7 @@ class _Search:
         return False
 
     def is_enough(self, group: Group, expected_gb_s: float) -> bool:
-        """Whether nodes do together what is expected of them."""
+        """Return whether nodes together reach the expected bandwidth."""
         if not expected_gb_s or len(group) < 2:
             return False
         trial = self.measured(group)
@@ -317,8 +317,8 @@ class _Search:
             raise _OutOfBudget
         verdict = self.test(trial.nodes, self.deadline - began)
         if verdict.why and self.clock() >= self.deadline:
-            raise _OutOfBudget  # it may have failed for want of time
-        # The first run of all may compile or wake something; a test that failed says nothing of how long others take.
+            raise _OutOfBudget  # it may have failed for lack of time
+        # The very first run may compile. A failed test does not show how long others take.
         self.longest_s = max(self.longest_s, self.clock() - began) if not verdict.why else self.longest_s
         trial.gb_s.append(verdict.gb_s)
         trial.why = verdict.why or trial.why
@@ -326,14 +326,14 @@ class _Search:
 
 
 def _repeats(trial: Trial) -> int:
-    """How often a test is run before it counts as slow. One that fails may take all its time to do so, and is run again
-    only where it would blame somebody."""
+    """Return how often a test runs before it counts as slow. A failing test can take its whole limit, so it runs again
+    only for a pair of nodes, which it would convict."""
     return REPEATS if trial.rate else 2 if len(trial.nodes) == 2 else 1
 
 
 def _groups(nodes: Group, num_parts: int) -> list[Group]:
-    """Groups of one size that cover all nodes: with four parts each two of them, which covers all pairs of nodes; with
-    more the parts two by two."""
+    """Return groups of one size that cover all nodes. Of four parts, each two are a group, so that every pair of nodes
+    is in one. Of more parts, each is in one group."""
     num_parts = min(num_parts, len(nodes) if num_parts <= 4 else len(nodes) // 2 * 2)
     ends = [i * len(nodes) // num_parts for i in range(num_parts + 1)]
     parts = [nodes[begin:end] for begin, end in itertools.pairwise(ends)]
@@ -346,7 +346,7 @@ def _groups(nodes: Group, num_parts: int) -> list[Group]:
 
 
 def _filled(group: Group, nodes: Group, size: int) -> Group:
-    """The group, with the nodes that follow its last one where it is too small."""
+    """Return the group, extended by the nodes after its last one if it is too small."""
     last = nodes.index(group[-1]) + 1
     more = (node for node in nodes[last:] + nodes[:last] if node not in group)
     return group + tuple(itertools.islice(more, size - len(group)))

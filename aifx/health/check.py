@@ -23,7 +23,7 @@ from aifx.health.snapshot import Snapshot, read, take, write
 Level = Literal["quick", "full"]
 
 LEAST_WINDOW_S = 60.0
-"""A rate over less says little (a start): one error between two checks a second apart would be sixty a minute."""
+"""Our estimate. A rate over a shorter time says little: one error in a second would be sixty a minute."""
 
 
 def collect(
@@ -32,14 +32,14 @@ def collect(
     sample_s: float = 0.0,
     level: Level | None = None,
 ) -> Snapshot:
-    """What the rules need of a machine, with rates since the last reading, over `sample_s` seconds, or over a stress.
+    """Return what the rules need, with rates since the last reading, over `sample_s` seconds, or over a stress test.
 
     Args:
-        level: how hard to work the devices in between; None for not at all.
+        level: the stress test between the two readings; None for no test.
     """
     needed = {path.split(".", 1)[0] for rule in rules for path in rule.paths()}
     if level is not None:
-        needed |= {"gpus", "tpu", "jax"}  # their number sets the time
+        needed |= {"gpus", "tpu", "jax"}  # their number determines the time limit
     probes = [probe for probe in all_probes() if probe.for_peers or needed.intersection(probe.gives)]
     if not sample_s and level is None:
         return _since_last(take(host, probes), probes) if host.is_live else take(host, probes)
@@ -60,26 +60,26 @@ def _stress(level: Level, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _since_last(snapshot: Snapshot, probes: Iterable[Probe]) -> Snapshot:
-    """With rates since the last reading by the same probes, which this one becomes."""
+    """Return the snapshot with rates since the last reading by the same probes, and keep it as the last reading."""
     earlier = None
     try:
         path = last_path(probes)
         make_private(path.parent)
         earlier = read(path)
-    except EnvironmentFault:  # others can write there; rates then need --sample
+    except EnvironmentFault:  # other users can write there; rates then need --sample
         return snapshot
     except (AifxError, OSError):
         pass
     since = snapshot.since(earlier)
     if since.before is not None and since.time - since.before_time < LEAST_WINDOW_S:
-        return snapshot  # and the next one has a longer window
+        return snapshot  # the next reading then has a longer window
     with suppress(OSError):  # rates then need --sample
         write(snapshot, path)
     return since
 
 
 def check(snapshot: Snapshot, rules: Iterable[Rule], site: Site, began: float) -> Report:
-    """The report; `began` is what `time.monotonic` said when the check began."""
+    """Return the report; `began` is the check's start by `time.monotonic`."""
     return replace(evaluate_rules(rules, snapshot, site), duration_s=round(time.monotonic() - began, 3))
 
 
@@ -103,6 +103,6 @@ def repeatable_check(only: Iterable[str], skip: Iterable[str], site: Path | None
 
 
 def last_path(probes: Iterable[Probe]) -> Path:
-    """Where the last reading of this machine by these probes is kept, for rates."""
+    """Return the path of the last reading by these probes, for rates."""
     names = hashlib.sha256(" ".join(sorted(probe.name for probe in probes)).encode()).hexdigest()[:12]
     return cache_path("health") / f"last-{names}.json"

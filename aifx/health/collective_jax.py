@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def measure(place: Place, collective: str, num_bytes: int, repeats: int) -> tuple[list[list[float]], list[bool], int]:
-    """As `aifx.health.collective_tcp.measure`, and the number of devices. `num_bytes` is a device's buffer."""
+    """As `aifx.health.collective_tcp.measure`, with the number of devices. `num_bytes` is the buffer of a device."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         "{}:{}".format(*place.coordinator),

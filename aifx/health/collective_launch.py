@@ -1,4 +1,4 @@
-"""A collective test over a group of hosts: its ranks started over ssh, or with one srun, and what rank 0 says of it."""
+"""Run a collective test over a group of hosts: start its ranks over ssh or with one srun, and read rank 0's answer."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "Log
 SRUN = ("srun", "--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=5")
 WHY = "the ranks are started with it"
 PORTS = range(20_000, 30_000)
-"""Below those that Linux gives out by itself (net.ipv4.ip_local_port_range begins at 32768)."""
+"""Below the ports that Linux assigns by itself (net.ipv4.ip_local_port_range begins at 32768)."""
 PORT_TAKEN = "Address already in use"
 TRIES = 3
 GRACE_S = 1.0
-"""What the other ranks have to say more, when one has failed."""
+"""Time for the other ranks to report, once one has failed."""
 
 
 @dataclass(frozen=True)
 class Options:
     """Attributes:
-    program: what runs a rank on a host.
+    program: the command that runs a rank on a host.
     over: "jax" or "tcp".
     collective: "all_to_all", which uses every link, or "all_reduce", whose ring does not.
     num_bytes: each rank's buffer, or each device's.
-    repeats: timed calls a test.
+    repeats: timed calls per test.
     limit_s: a test that takes longer has failed.
-    faults: seconds to wait before each message of a node ("n3",) or over a link ("n1", "n5"), to rehearse with.
+    faults: planted delays before each message of a node ("n3",) or over a link ("n1", "n5"), in seconds.
     """
 
     program: tuple[str, ...] = ("aifx", "doctor", "collective-worker")
@@ -49,7 +49,7 @@ class Options:
 
 
 def rank_command(rank: int, group: Sequence[str], port: int, word: str, limit_s: float, options: Options) -> list[str]:
-    """What rank `rank` runs on its host, `group[rank]`. Rank 0's host must be known to the others by that name."""
+    """Return the command of a rank on its host, `group[rank]`. The other hosts must know rank 0's host by that name."""
     place = ["--rank", str(rank), "--size", str(len(group))]
     delays = [f"--delay={peer}={s:g}" for peer, s in _delays(rank, group, options.faults).items()]
     return _command(place, group[0], port, word, limit_s, options) + delays
@@ -74,7 +74,7 @@ def _delays(rank: int, group: Sequence[str], faults: Mapping[tuple[str, ...], fl
 
 
 def over_ssh(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
-    """One `ssh` a host."""
+    """Start each rank with one `ssh`."""
     ssh = need_program(SSH[0], WHY)
     limit_s = min(limit_s, options.limit_s)
 
@@ -88,7 +88,7 @@ def over_ssh(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
 
 
 def over_slurm(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
-    """One step of srun's, whose tasks find their places by themselves: Slurm orders them as it likes."""
+    """Start all ranks with one srun. The tasks find their own ranks, because Slurm chooses their order."""
     srun = need_program(SRUN[0], WHY)
     limit_s = min(limit_s, options.limit_s)
     where = [f"--nodes={len(group)}", f"--nodelist={','.join(group)}"]
@@ -100,7 +100,7 @@ def over_slurm(group: Sequence[str], limit_s: float, options: Options) -> Verdic
 
 
 def here(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
-    """All ranks on this machine, where the names of `group` are addresses of it: 127.0.0.1, 127.0.0.2..."""
+    """Start all ranks on this machine; the names of `group` are its addresses: 127.0.0.1, 127.0.0.2..."""
     limit_s = min(limit_s, options.limit_s)
 
     def commands(port: int, word: str) -> list[list[str]]:
@@ -119,7 +119,7 @@ def _tried(commands: Callable[[int, str], list[list[str]]], group: Sequence[str]
 
 
 def _run(commands: list[list[str]], group: Sequence[str], limit_s: float) -> Verdict:
-    """Run the commands until all have ended, or one has failed and the others have had time to say so."""
+    """Run the commands until all have ended, or until one has failed and the others have had time to report it."""
     ranks, failed, until = list[Child](), None, math.inf
 
     def start() -> Iterator[Child]:
@@ -141,12 +141,12 @@ def _run(commands: list[list[str]], group: Sequence[str], limit_s: float) -> Ver
     worst = failed or ranks[0]
     host = f"{group[ranks.index(worst)]}: " if len(commands) > 1 else ""
     last_line = worst.wait().last_line or ranks[0].wait().last_line
-    why = last_line or ("it said nothing" if failed else f"no answer in {limit_s:g} s")
+    why = last_line or ("it printed nothing" if failed else f"no answer in {limit_s:g} s")
     return Verdict(0.0, _by_name(f"{host}{why}", group)[:300])
 
 
 def _by_name(why: str, group: Sequence[str]) -> str:
-    """Ranks in a message as the hosts that they are."""
+    """Replace ranks in a message by their hosts."""
 
     def name(match: re.Match[str]) -> str:
         rank = int(match[1])

@@ -1,6 +1,6 @@
-"""Collectives among processes over TCP: what the hosts' network does, without GPUs and without NCCL.
+"""Collectives among processes over TCP: they test the hosts' network, without GPUs and without NCCL.
 
-Each process has a connection to each other one. No two ranks trust more than a word that all were given.
+Each process has a connection to each other process. Ranks recognize each other by a word that all were given.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ LENGTH = struct.Struct("!I")
 MAX_HELLO = 1 << 20
 RETRY_S = 0.05
 HELLO_S = 2.0
-"""What one that calls may take to say who it is."""
+"""Time for a caller to identify itself."""
 
 
 class CollectiveError(Exception):
     """Args:
-    why: one line that names the rank at fault, where that is known.
+    why: one line that names the rank at fault, if it is known.
     """
 
 
 @dataclass(frozen=True)
 class Place:
     """Attributes:
-    rank: of this process.
-    size: how many there are.
-    coordinator: where rank 0 listens.
-    word: what all were given; who does not know it is sent away.
+    rank: the rank of this process.
+    size: the number of ranks.
+    coordinator: the address at which rank 0 listens.
+    word: what all ranks were given; a caller without it is rejected.
     deadline: by `time.monotonic`.
-    delays_s: how long to wait before each message to a rank: a fault to rehearse with.
+    delays_s: a planted fault: the delay before each message to a rank.
     """
 
     rank: int
@@ -62,7 +62,7 @@ class Place:
 
 
 class Mesh:
-    """All ranks, each connected with each."""
+    """All ranks, each connected with every other."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -82,7 +82,7 @@ class Mesh:
             connection.close()
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank. None leaves before all have come: a barrier."""
+        """Return every rank's value on every rank. This is also a barrier."""
         place = self.place
         if place.rank:
             _send(self._control[0], value)
@@ -95,8 +95,8 @@ class Mesh:
         return everyone
 
     def all_to_all(self, sent: Buffer, received: Buffer) -> None:
-        """Row r of `sent` goes to rank r; row r of `received` comes from there. Pairs of ranks meet in turn, so that
-        each link carries its part alone.
+        """Send row r of `sent` to rank r, and receive row r of `received` from it. Pairs of ranks take turns, so that
+        each link carries only its own part.
 
         Args:
             sent: [size, count]
@@ -109,7 +109,7 @@ class Mesh:
             self._exchange(to, sent[to], source, received[source])
 
     def all_reduce(self, values: Buffer) -> None:
-        """The sum over all ranks, modulo 2^32, in place: around a ring, first summed in parts and then handed on.
+        """Compute the sum over all ranks, modulo 2^32, in place, around a ring: first sum parts, then pass them on.
 
         Args:
             values: [size, count]
@@ -125,7 +125,7 @@ class Mesh:
             self._exchange(right, values[(rank - step + 1) % size], left, values[(rank - step) % size])
 
     def _exchange(self, to: int, sent: Buffer, source: int, received: Buffer) -> None:
-        """Send to one rank while another sends, both without waiting for the other."""
+        """Send to one rank while receiving from another."""
         if delay := self.place.delays_s.get(to):
             time.sleep(delay)
         out, into = memoryview(sent).cast("B"), memoryview(received).cast("B")
@@ -152,7 +152,7 @@ class Mesh:
                         ready.unregister(connection)
 
     def _connect(self) -> None:
-        """Through rank 0 all learn where the others listen; then each calls those before it."""
+        """Learn through rank 0 where the other ranks listen, then call those with a lower rank."""
         place = self.place
         if place.rank == 0:
             with _listening(place.coordinator, by_name=True) as listener:
@@ -167,7 +167,7 @@ class Mesh:
                 self._peers = {rank: c for rank, (c, _) in _accepted(listener, place, place.size - 1).items()}
         else:
             control = self._control[0] = _called(place.coordinator, place)
-            host = control.getsockname()[0]  # the address by which this host is known there
+            host = control.getsockname()[0]  # the address by which rank 0 knows this host
             with _listening((host, 0)) as listener:
                 _send(control, {"word": place.word, "rank": place.rank, "at": [host, listener.getsockname()[1]]})
                 addresses = {int(rank): at for rank, at in _receive(control, place, "for rank 0").items()}
@@ -183,8 +183,8 @@ class Mesh:
 
 def _listening(address: tuple[str, int], *, by_name: bool = False) -> socket.socket:
     """Args:
-    by_name: others know this host by the name in `address`. What it resolves to here may be 127.0.1.1, so all addresses
-        are listened at.
+    by_name: other hosts know this one by the name in `address`. Here it may resolve to 127.0.1.1, so this listens at
+        all addresses.
     """
     host, port = address
     try:
@@ -203,12 +203,12 @@ def _called(address: tuple[str, int], place: Place) -> socket.socket:
     while True:
         try:
             return socket.create_connection(address, timeout=place.left_s(f"at {address[0]}:{address[1]}"))
-        except (ConnectionRefusedError, TimeoutError):  # it does not listen yet
+        except (ConnectionRefusedError, TimeoutError):  # it is not listening yet
             time.sleep(RETRY_S)
 
 
 def _accepted(listener: socket.socket, place: Place, count: int) -> dict[int, tuple[socket.socket, dict[str, Any]]]:
-    """Connections by rank, with what each said first. Strangers are sent away."""
+    """Return connections by rank, with the first message of each. Reject callers that do not know the word."""
     came: dict[int, tuple[socket.socket, dict[str, Any]]] = {}
     while len(came) < count:
         missing = sorted(set(range(place.size)) - came.keys() - {place.rank})
@@ -254,12 +254,12 @@ def _receive(connection: socket.socket, place: Place, what: str) -> Any:
 
 
 def measure(place: Place, collective: str, num_bytes: int, repeats: int) -> tuple[list[list[float]], list[bool]]:
-    """Times of each call by rank, and whether each rank's results were right.
+    """Return the times of each call by rank, and whether each rank's results were right.
 
     Args:
         collective: "all_to_all" or "all_reduce".
         num_bytes: each rank's buffer.
-        repeats: timed calls, after one that is not.
+        repeats: timed calls, after an untimed one.
     """
     size, rank = place.size, place.rank
     count = max(num_bytes // 4 // size, 1)

@@ -1,10 +1,9 @@
 """One rank of a collective test: `python -m aifx.health.collective_worker --rank 0 --size 8 --coordinator n1:29400`.
 
-Rank 0 prints one line of JSON, `{"ok", "gb_s", "time_s", "median_s", "bytes", "devices", "why"}`; the others print
-nothing. `gb_s` is the bus bandwidth as nccl-tests has it (doc/PERFORMANCE.md): bytes a rank over time, times 2(n-1)/n
-for an all-reduce and (n-1)/n for an all-to-all. The time is that of the best call: what else runs on a machine only
-slows, and what is wrong with it slows each call. A rank ends by itself at its limit, also when nobody is left who could
-end it.
+Rank 0 prints one line of JSON, `{"ok", "gb_s", "time_s", "median_s", "bytes", "devices", "why"}`. The others print
+nothing. `gb_s` is the bus bandwidth as nccl-tests defines it (doc/PERFORMANCE.md): bytes per rank over time, times
+2(n-1)/n for an all-reduce and (n-1)/n for an all-to-all. The time is that of the fastest call: other programs slow some
+calls, a fault slows every call. A rank ends itself at its limit, also if no process is left to end it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ LATE_S = 2.0
 def bus_gb_s(collective: str, num_bytes: int, time_s: float, size: int) -> float:
     """Args:
     num_bytes: each rank's buffer.
-    size: how many ranks, or devices where these have the buffers.
+    size: the number of ranks, or of devices if these have the buffers.
     """
     return num_bytes / time_s * FACTORS[collective] * (size - 1) / size / 1e9
 
@@ -73,7 +72,7 @@ def _measured(place: Place, asked: argparse.Namespace) -> dict[str, Any]:
         from aifx.health import collective_tcp
 
         times, right = collective_tcp.measure(place, asked.collective, asked.bytes, asked.repeats)
-    # A call is over when the last rank has it.
+    # A call ends when the last rank has its result.
     calls = [max(call) for call in zip(*times, strict=True)]
     time_s = min(calls)
     wrong = [rank for rank, is_right in enumerate(right) if not is_right]
@@ -89,7 +88,7 @@ def _measured(place: Place, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _slurm_place() -> tuple[int, int, str]:
-    """Rank, size and rank 0's host of a task of srun's."""
+    """Return the rank, the size and rank 0's host of a task of srun."""
     from aifx.health.fleet.hosts import first_of
 
     host = first_of(os.environ["SLURM_STEP_NODELIST"])
@@ -97,7 +96,7 @@ def _slurm_place() -> tuple[int, int, str]:
 
 
 def _end_at(limit_s: float) -> threading.Timer:
-    """Ends this process then, whatever it hangs in."""
+    """End this process after `limit_s`, wherever it hangs."""
 
     def end() -> None:
         sys.stderr.write("the time was up\n")

@@ -1,10 +1,10 @@
-"""When a rule fails: a table of comparisons, all of which must hold.
+"""The condition of a rule: a table of comparisons, all of which must hold.
 
     fails_if = { above = 0 }
     fails_if = { below = { signal = "power.default_limit_w", times = 0.75 } }
     applies_if = { state = { equals = "up", known = ["up", "down"] } }
 
-A value of another kind than the comparison asks for, or that is not `known`, is not compared: the answer is `Unknown`.
+If a value has the wrong type for the comparison, or is not `known`, the answer is `Unknown`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ WORDS = {
     "any_of": "is one of",
     "none_of": "is none of",
     "matches": "matches",
-    "contains": "holds",
-    "lacks": "does not hold",
+    "contains": "contains",
+    "lacks": "does not contain",
     "not_empty": "is not empty",
     "known": "is known:",
 }
@@ -33,12 +33,12 @@ COMPARISONS = ORDERINGS | WORDS
 
 
 def holds(condition: Mapping[str, Any], value: Any, scope: Scope, least: float = -math.inf) -> bool | Absent | Unknown:
-    """Whether every comparison of `condition` holds of `value`; `Absent` where a limit is not known here.
+    """Return whether every comparison of `condition` holds for `value`; `Absent` if this machine has no such limit.
 
-    No number that is compared can be below `least`.
+    A number below `least` is `Unknown`.
     """
     if "known" in condition and value not in condition["known"]:
-        return Unknown(f"{shown(value)} is not known to this version")
+        return Unknown(f"{shown(value)} is unknown to this version of aifx")
     for name, asked in condition.items():
         limit = limit_of(asked, scope)
         if isinstance(limit, (Absent, Unknown)):
@@ -53,19 +53,19 @@ def holds(condition: Mapping[str, Any], value: Any, scope: Scope, least: float =
 
 
 def limit_of(asked: Any, scope: Scope) -> Any:
-    """What is compared with: itself, or another signal times a factor and plus a summand."""
+    """Return the limit: a value, or another signal times a factor plus a summand."""
     if not isinstance(asked, Mapping):
         return asked
     value = scope.look_up(asked["signal"])
     if isinstance(value, (Absent, Unknown)) or not asked.keys() - {"signal"}:
         return value
     if not is_number(value):
-        return Unknown(f"{asked['signal']} is no number but {shown(value)}")
+        return Unknown(f"{asked['signal']} is not a number but {shown(value)}")
     return value * asked.get("times", 1) + asked.get("plus", 0)
 
 
 def threshold_of(condition: Mapping[str, Any], scope: Scope | None = None) -> str:
-    """A condition in words; with a scope, its limits in figures."""
+    """Return a condition in words; with a scope, its limits as numbers."""
     parts = []
     for name, asked in condition.items():
         limit = asked if scope is None else limit_of(asked, scope)
@@ -77,7 +77,7 @@ def threshold_of(condition: Mapping[str, Any], scope: Scope | None = None) -> st
 def _number_holds(name: str, value: Any, limit: Any) -> bool | Unknown:
     for number in (value, limit):
         if not is_number(number) or not math.isfinite(number):
-            return Unknown(f"{shown(number)} is no number")
+            return Unknown(f"{shown(number)} is not a number")
     if name in ("above", "at_most"):
         return bool(value > limit) == (name == "above")
     return bool(value >= limit) == (name == "at_least")
@@ -86,21 +86,21 @@ def _number_holds(name: str, value: Any, limit: Any) -> bool | Unknown:
 def _word_holds(name: str, value: Any, limit: Any) -> bool | Unknown:
     if name in ("contains", "lacks", "not_empty"):
         if not isinstance(value, (list, str)):
-            return Unknown(f"{shown(value)} is neither a list nor text")
+            return Unknown(f"{shown(value)} is neither a list nor a text")
         if name == "not_empty":
             return bool(value)
-        if name == "lacks" and isinstance(value, str):  # most texts lack a word, nonsense does
-            return Unknown(f"{shown(value)} is no list")
+        if name == "lacks" and isinstance(value, str):  # almost every text lacks a given word
+            return Unknown(f"{shown(value)} is not a list")
         return any(item in value for item in _list(limit)) == (name == "contains")
     if name == "matches":
         if not isinstance(value, str):
-            return Unknown(f"{shown(value)} is no text")
+            return Unknown(f"{shown(value)} is not a text")
         return re.search(limit, value) is not None
     if name == "known":
         return True
     among = _list(limit)
     if not any(_alike(value, item) for item in among):
-        return Unknown(f"{shown(value)} is not of the kind of {shown(among[0] if among else None)}")
+        return Unknown(f"{shown(value)} has not the type of {shown(among[0] if among else None)}")
     return (value in among) == (name in ("equals", "any_of"))
 
 
@@ -119,7 +119,7 @@ def _asked(asked: Mapping[str, Any]) -> str:
 
 
 def _plain(limit: Any, is_amount: bool) -> str:
-    """A code is no amount: its thousands are not set apart."""
+    """Return a limit as text. Only amounts have separators of thousands: a code is not an amount."""
     if isinstance(limit, bool):
         return "true" if limit else "false"
     if is_number(limit) and is_amount:

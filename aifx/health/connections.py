@@ -1,7 +1,7 @@
-"""Connections of a server that slow or many clients cannot keep from others.
+"""Connections of a server on which slow clients, or many, cannot block others.
 
-A request has a deadline as a whole, however its bytes come. An address has a limited number of connections, and there
-is a limit for all; a new connection beyond these closes the oldest of that address that is not being answered.
+A whole request has one deadline, however its bytes arrive. The number of connections is limited per address and in all.
+A new connection beyond a limit closes the oldest connection of that address that is not being answered.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 MAX_CONNECTIONS = 64
 MAX_PER_ADDRESS = 16
 REQUEST_LIMIT_S = 5.0
-"""From the connection, or the first byte of a further request, to the end of the request. A TLS handshake included."""
+"""From the connection, or the first byte of another request, to the end of the request, including a TLS handshake."""
 IDLE_LIMIT_S = 30.0
 """Between two requests over one connection."""
 ANSWER_LIMIT_S = 10.0
-"""For a client to take an answer."""
+"""Time for a client to read an answer."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Connections:
         self._lock = threading.Lock()
 
     def admit(self, request: socket.socket, host: str) -> bool:
-        """Whether there is room for a new connection. An older one that waits for its client may be closed for it."""
+        """Return whether a new connection may stay. This may close an older one that waits for its client."""
         address = _network(host)
         with self._lock:
             counts = Counter(one.address for one in self._open.values())
@@ -62,7 +62,7 @@ class Connections:
 
     @contextmanager
     def busy(self, request: socket.socket) -> Iterator[None]:
-        """Keep a connection open in this block, in which an answer is being made."""
+        """Keep a connection open in this block, which prepares an answer."""
         with self._lock:
             found = self._open.get(request)
             if found is not None:
@@ -77,7 +77,7 @@ class Connections:
         for request, one in self._open.items():
             if one.address == address and not one.is_busy:
                 with suppress(OSError):
-                    # Not the method of an SSL socket, which another thread may be reading. Its read ends with this.
+                    # Not the method of an SSL socket: another thread may be reading it. This ends that read.
                     socket.socket.shutdown(request, socket.SHUT_RDWR)
                 del self._open[request]
                 return True
@@ -85,7 +85,7 @@ class Connections:
 
 
 class DeadlineReader(io.RawIOBase):
-    """What a client sends, as long as each request comes in time. Raises TimeoutError."""
+    """The bytes of a client. Raises TimeoutError if a request does not arrive in time."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -104,7 +104,7 @@ class DeadlineReader(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         left_s = self._deadline - time.monotonic()
         if left_s <= 0:
-            raise TimeoutError("the request did not come in time")
+            raise TimeoutError("the request did not arrive in time")
         self._connection.settimeout(left_s)
         count = self._connection.recv_into(buffer)
         if not self._is_begun:
@@ -114,7 +114,7 @@ class DeadlineReader(io.RawIOBase):
 
 
 class DeadlineWriter(io.BufferedIOBase):
-    """What a client is sent, as long as it takes each answer in time. Raises TimeoutError."""
+    """The bytes to a client. Raises TimeoutError if it does not read an answer in time."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -132,14 +132,14 @@ class DeadlineWriter(io.BufferedIOBase):
         while sent < len(view):
             left_s = self._deadline - time.monotonic()
             if left_s <= 0:
-                raise TimeoutError("the answer was not taken in time")
+                raise TimeoutError("the client did not read the answer in time")
             self._connection.settimeout(left_s)
             sent += self._connection.send(view[sent:])
         return sent
 
 
 def _network(host: str) -> str:
-    """The address of a client; of IPv6 the /64, any number of whose addresses one client can have."""
+    """Return the address of a client; for IPv6 its /64, because one client can have all of its addresses."""
     with suppress(ValueError):
         address = ipaddress.ip_address(host.partition("%")[0])
         if isinstance(address, ipaddress.IPv6Address):

@@ -1,6 +1,6 @@
-"""Two snapshots of a node held against each other: findings that came, went and changed, and facts that changed.
+"""Compare two snapshots of a node: findings that came, went and changed, and facts that changed.
 
-Both are judged by the same rules, so a difference is one of the machine and never of the thresholds.
+The same rules evaluate both, so a difference is one of the machine, never of the thresholds.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from aifx.health.scope import RATE, is_number
 from aifx.health.snapshot import Snapshot
 
 SAME = 0.005
-"""Two sizes this near to each other are one: what the kernel keeps for itself moves a total from release to release."""
+"""Two sizes within this share are equal: the kernel reserves another part of a total in each release."""
 
-NOT_HELD = "the snapshot does not hold"
-"""How `aifx.health.scope` says that a snapshot is of another version or had `--only`."""
+NOT_HELD = "the snapshot has no"
+"""The message of `aifx.health.scope` if a snapshot has another version or was taken with `--only`."""
 
 LIMIT = re.compile(
     r"(^|_)(limit|max|min|total|size|capacity|target|cap|rated|default|wanted|needed|expected|threshold|allowed|speed|"
     r"enforced|application|slowdown|shutdown)(_|$)"
 )
-"""Names of what a part can do or is set to, whatever its unit: never noise."""
+"""Names of capabilities and settings, whatever their unit: never noise."""
 
 MOMENT: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a temperature", re.compile(r"(_c|temperatures?)$")),
@@ -58,8 +58,8 @@ MOMENT: tuple[tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
 )
-"""Numbers that change from minute to minute on a healthy machine, by the last name of their path. Where one matters a
-rule looks at it, and the change is then a finding."""
+"""Numbers that change from minute to minute on a healthy machine, by the last name of their path. If one matters, a
+rule evaluates it, and the change is a finding."""
 
 PASSING: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a new one with each boot", re.compile(r"^boot_id$")),
@@ -68,16 +68,16 @@ PASSING: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("what held the clocks at the time", re.compile(r"\bthrottle\.reasons$|^clock\.direction$")),
     ("read under load", re.compile(r"^stress\.sensors\b")),
 )
-"""What passes whatever it is made of, by a name on its path."""
+"""Facts that always change, by a name on their path."""
 
 
 @dataclass(frozen=True)
 class FactChange:
     """Attributes:
-    fact: its path; an item of a list of devices stands in brackets.
-    before: as the snapshot's JSON has it; None where there was no such device or name.
+    fact: its path, with an item of a list of devices in brackets.
+    before: the value in the snapshot's JSON; None if there is no such device or name.
     after: likewise.
-    noise: why it is left out; empty for what matters.
+    noise: why it is left out; empty if it matters.
     """
 
     fact: str
@@ -90,14 +90,14 @@ class FactChange:
 class Difference:
     """Attributes:
     before: the report of the first snapshot.
-    after: of the second.
-    came: findings of the second alone, worst first.
-    went: of the first alone.
-    changed: pairs of one rule and device whose severity or words changed; numbers in them may move.
-    figures: pairs in which nothing but numbers changed.
-    facts: what changed in the machine, and the noise.
-    not_compared: parts, and rules, of which one of the snapshots says nothing (`--only`, or another version of aifx).
-    rebooted: whether the machine was started anew in between; None where that is not known.
+    after: the report of the second.
+    came: findings only in the second, worst first.
+    went: findings only in the first.
+    changed: pairs of findings of one rule and device whose severity or text changed.
+    figures: pairs of findings in which only numbers changed.
+    facts: changes of the machine, and the noise.
+    not_compared: parts and rules that only one snapshot has (`--only`, or another version of aifx).
+    rebooted: whether the machine was booted in between; None if that is unknown.
     """
 
     before: Report
@@ -112,19 +112,19 @@ class Difference:
 
     @property
     def new_critical(self) -> bool:
-        """Whether something is critical that was not."""
+        """Whether a finding is critical that was not."""
         return any(f.severity == "critical" for f in self.came) or any(
             b.severity == "critical" != a.severity for a, b in self.changed
         )
 
     @property
     def worse(self) -> bool:
-        """Whether there is any finding more, or one of higher severity."""
+        """Whether there is a new finding, or one of higher severity."""
         rank = SEVERITIES.index
         return bool(self.came) or any(rank(b.severity) < rank(a.severity) for a, b in self.changed)
 
     def document(self) -> dict[str, Any]:
-        """JSON-ready; docs/doctor-diff.md documents it."""
+        """Return the differences for JSON; docs/doctor-diff.md documents them."""
         return {
             "came": [asdict(f) for f in self.came],
             "went": [asdict(f) for f in self.went],
@@ -137,7 +137,7 @@ class Difference:
 
 
 def diff(before: Snapshot, after: Snapshot, rules: Iterable[Rule], site: Site | None = None) -> Difference:
-    """What is another between two snapshots, of one node or of two that should be alike."""
+    """Return the differences between two snapshots, of one node or of two that should be alike."""
     rules = list(rules)
     reports = [evaluate_rules(rules, snapshot, site) for snapshot in (before, after)]
     not_held = {
@@ -164,7 +164,7 @@ def diff(before: Snapshot, after: Snapshot, rules: Iterable[Rule], site: Site | 
 
 
 def _words(finding: Finding) -> tuple[str, ...]:
-    """A finding without its numbers."""
+    """Return a finding without its numbers."""
     texts = (finding.severity, finding.summary, finding.evidence, finding.threshold, finding.action)
     return tuple(re.sub(r"\d[\d.,e+-]*", "#", text) for text in texts)
 
@@ -186,7 +186,7 @@ def _is_table(value: Any) -> bool:
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether a value of a snapshot's JSON is an `Absent` or `Unknown`."""
+    """Return whether a value of a snapshot's JSON is an `Absent` or `Unknown`."""
     return isinstance(value, Mapping) and ("$absent" in value or "$unknown" in value)
 
 
@@ -203,7 +203,7 @@ def _is_same(a: Any, b: Any) -> bool:
 
 
 def _noise(path: str, a: Any, b: Any, counters: set[str]) -> str:
-    """Why a change is left out; empty where it matters. A figure that can be read no more always does."""
+    """Return why a change is left out; empty if it matters. A value that can no longer be read always matters."""
     plain = re.sub(r"\[.*?\]", "", path)
     name = plain.rpartition(".")[2]
     for why, pattern in PASSING:

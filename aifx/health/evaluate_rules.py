@@ -1,4 +1,4 @@
-"""Rules over a snapshot: pure, so that one which was recorded elsewhere years ago is judged the same."""
+"""Evaluate rules on a snapshot. This is pure, so a snapshot gives the same findings anywhere and at any time."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ UNITS = {"s": "s", "ms": "ms", "us": "us", "c": "C", "w": "W", "mhz": "MHz", "mb
 
 
 def evaluate_rules(rules: Iterable[Rule], snapshot: Snapshot, site: Site | None = None) -> Report:
-    """Each rule of each device that it is for: a finding, nothing, or skipped with the reason."""
+    """Return the report: for each rule and device a finding, nothing, or the reason for skipping."""
     site, rules = site or Site(), list(rules)
-    silent = Absent("neither the product nor the site's file says what is expected")
+    silent = Absent("neither the product nor the site's file sets the expected value")
     of_product = snapshot.facts.get("expected")
     known = of_product if isinstance(of_product, dict) else {}
     expected = {**dict.fromkeys(_expected(rules), silent), **known, **site.expected}
@@ -48,7 +48,7 @@ def evaluate_rules(rules: Iterable[Rule], snapshot: Snapshot, site: Site | None 
 
 
 def _addresses(node: Scope) -> dict[str, str]:
-    """The PCI address of each device that is known by another name."""
+    """Return the PCI address of each device that has another name."""
     lists = [node.look_up(path) for path in ("infiniband.ports", "network.interfaces", "nvme")]
     tables = [one for devices in lists if isinstance(devices, list) for one in devices if isinstance(one, dict)]
     named = ((one.get("device"), one.get("address")) for one in tables)
@@ -56,7 +56,7 @@ def _addresses(node: Scope) -> dict[str, str]:
 
 
 def _by_cause(findings: list[Finding], by_id: dict[str, Rule], addresses: dict[str, str]) -> Iterator[Finding]:
-    """The worst first, each with what follows from it right behind. What is worse than its cause stands alone."""
+    """Yield findings, worst first, each followed by its consequences. One that is worse than its cause stands alone."""
     order = {name: number for number, name in enumerate(by_id)}
     findings = sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), order.get(f.id, -1), f.device))
 
@@ -69,7 +69,7 @@ def _by_cause(findings: list[Finding], by_id: dict[str, Rule], addresses: dict[s
             is_milder = SEVERITIES.index(one.severity) > SEVERITIES.index(finding.severity)
             if is_milder or other == number or not explains(other, number):
                 continue
-            # Of two that explain each other the first is the cause.
+            # If two explain each other, the first is the cause.
             is_twin = other > number and explains(number, other)
             if not is_twin and number not in _causes(other, cause):
                 cause[number] = other
@@ -93,7 +93,7 @@ def _causes(number: int, cause: dict[int, int]) -> Iterator[int]:
 
 
 def _expected(rules: Iterable[Rule]) -> set[str]:
-    """The names of figures that rules ask a site for."""
+    """Return the names of the expected values that rules use."""
     asked = (path for rule in rules for path in rule.paths() if path.startswith("expected."))
     return {path.removeprefix("expected.") for path in asked}
 
@@ -103,7 +103,7 @@ def _today(snapshot: Snapshot) -> date:
 
 
 def _site_skips(rule: Rule, site: Site, snapshot: Snapshot) -> str:
-    """Why the site does not want the rule judged; empty where it does."""
+    """Return why the site skips a rule; empty if it does not."""
     for skip in site.skip:
         if fits(rule.id, skip.id) and (skip.until is None or _today(snapshot) <= skip.until):
             return f"the site's file: {skip.reason}{f', until {skip.until}' if skip.until else ''}"
@@ -111,13 +111,13 @@ def _site_skips(rule: Rule, site: Site, snapshot: Snapshot) -> str:
 
 
 def _ended_skips(site: Site, snapshot: Snapshot, rules: list[Rule]) -> list[Finding]:
-    """A finding for each skip of these rules that has run out."""
+    """Return a finding for each skip of these rules that has ended."""
     return [
         Finding(
             "site.skip.ended",
             "info",
             "",
-            f"the site's skip of {skip.id} ended on {skip.until}: it is judged again",
+            f"the site's skip of {skip.id} ended on {skip.until}: aifx evaluates it again",
             f"reason: {skip.reason}",
             f"until {skip.until}",
             "the site's file",
@@ -135,12 +135,12 @@ def _evaluate_rule(rule: Rule, node: Scope) -> Iterator[Finding | Skipped]:
         elif isinstance(scope, Unknown):
             yield _unknown(rule, "", scope)
         else:
-            told = _judge_device(rule, scope)
+            told = _evaluate_device(rule, scope)
             if told is not None:
                 yield told
 
 
-def _judge_device(rule: Rule, scope: Scope) -> Finding | Skipped | None:
+def _evaluate_device(rule: Rule, scope: Scope) -> Finding | Skipped | None:
     for signal, condition in rule.applies_if.items():
         value = scope.look_up(signal)
         applies = value if isinstance(value, (Absent, Unknown)) else holds(condition, value, scope, rule.range[0])
@@ -165,11 +165,11 @@ def _makes_sense(rule: Rule, value: Any) -> bool | Unknown:
     if is_number(value) and not (math.isfinite(value) and rule.range[0] <= value <= rule.range[1]):
         return Unknown(f"{rule.signal} cannot be {value}")
     if rule.known is not None and value not in rule.known and not isinstance(value, list):
-        return Unknown(f"{rule.signal} is {shown(value)}, which this version does not know")
+        return Unknown(f"{rule.signal} is {shown(value)}, which this version of aifx does not know")
     if rule.known is not None and value == []:
-        return Unknown(f"{rule.signal} holds nothing")
+        return Unknown(f"{rule.signal} is empty")
     if rule.known is not None and isinstance(value, list) and (strange := [v for v in value if v not in rule.known]):
-        return Unknown(f"{rule.signal} holds {shown(strange[0])}, which this version does not know")
+        return Unknown(f"{rule.signal} contains {shown(strange[0])}, which this version of aifx does not know")
     return True
 
 
@@ -193,16 +193,16 @@ def _unknown(rule: Rule, device: str, unknown: Unknown, signal: str = "") -> Fin
         rule.id,
         "unknown",
         device,
-        f"{rule.id} could not be judged: {unknown.why}",
+        f"{rule.id} could not be evaluated: {unknown.why}",
         f"{signal or rule.for_each}: {unknown.why}",
         threshold_of(rule.fails_if),
         rule.source,
-        unknown.remedy or "fix what keeps it from being read, and look again",
+        unknown.remedy or "fix what prevents reading it, then run the check again",
     )
 
 
 def filled(text: str, scope: Scope, to_type: bool = False) -> str:
-    """`{signal}` replaced by its value; in what is to be typed a number is that and no more."""
+    """Return a text with each `{signal}` replaced by its value. In a command to type, numbers have no unit."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] == "device":
@@ -242,7 +242,7 @@ def _is_yielded(finding: Finding, findings: list[Finding], by_id: dict[str, Rule
 
 
 def _explains(rule: Rule | None, other: Finding, finding: Finding, addresses: dict[str, str]) -> bool:
-    """Whether `other`, of `rule`, says why `finding` is there."""
+    """Return whether `other`, of `rule`, explains `finding`."""
     if rule is None or other.severity == "unknown":
         return False
     near = (
@@ -254,9 +254,9 @@ def _explains(rule: Rule | None, other: Finding, finding: Finding, addresses: di
 
 
 def _names(device: str, addresses: dict[str, str]) -> set[str]:
-    """What a device is known by: the kernel log has the address of what NVML counts, "GPU3 (0000:3b:00.0) link 4".
+    """Return the names of a device. NVML numbers GPUs, the kernel log has addresses: "GPU3 (0000:3b:00.0) link 4".
 
-    A partition is known by its disk as well, and an NVMe disk by its controller.
+    A partition also has the name of its disk, and an NVMe disk that of its controller.
     """
     found = {*device.split()[:1], *ADDRESS.findall(device)}
     return (
@@ -267,7 +267,7 @@ def _names(device: str, addresses: dict[str, str]) -> set[str]:
 
 
 def _folded(skipped: list[Skipped], rules: list[Rule]) -> Iterator[Skipped]:
-    """A family whose every rule is skipped for one reason is one line."""
+    """Yield one line for a family if all of its rules are skipped for the same reason."""
     reasons: dict[str, dict[str, None]] = {}
     for one in skipped:
         reasons.setdefault(one.id, {})[one.why] = None

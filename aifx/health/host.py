@@ -1,7 +1,7 @@
 """The machine as probes see it: files, commands and Python libraries, each within a time limit.
 
-`Host()` is the machine this runs on, `Host(Path("tree"))` one whose files were copied to a folder: then no command is
-run, and what a command or library would have said is read from `aifx-captured/` in that folder, if it is there.
+`Host()` is this machine. `Host(Path("tree"))` is one whose files were copied to a folder: then aifx runs no command,
+and reads the output of commands and libraries from `aifx-captured/` in that folder, if it exists.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 class Host:
     """Args:
-    root: the tree that is looked at.
+    root: the root of its files.
     imports_project: whether the probes may import the code of the project around the working directory.
     """
 
@@ -42,13 +42,13 @@ class Host:
         self.is_live = root.resolve() == Path("/")
 
     def path(self, path: str) -> Path:
-        """Where an absolute path of the machine lies."""
+        """Return where an absolute path of the machine is."""
         return self.root / path.lstrip("/")
 
     def read(self, path: str, max_bytes: int = 1 << 20) -> str | Absent | Unknown:
-        """A file's text, without the line end, secrets in it removed.
+        """Return a file's text without the last line end and without secrets.
 
-        A copied tree has an empty file for one that could not be read where it was copied.
+        In a copied tree, an empty file stands for one that could not be read when it was copied.
         """
 
         def read() -> str:
@@ -61,9 +61,9 @@ class Host:
         return redact(text) if isinstance(text, str) else text
 
     def tail(self, path: str, max_bytes: int) -> tuple[str, int] | Absent | Unknown:
-        """The text at a file's end, and how many bytes are before that.
+        """Return the text at a file's end, and the number of bytes before it.
 
-        Secrets are left in: to look for them in a long log takes seconds.
+        This does not remove secrets: searching a long log for them takes seconds.
         """
 
         def read() -> tuple[str, int]:
@@ -75,11 +75,11 @@ class Host:
         return self._of_disk(path, read)
 
     def modified(self, path: str) -> float | Absent | Unknown:
-        """When a file was written, Unix time."""
+        """Return when a file was written, Unix time."""
         return self._of_disk(path, lambda: self.path(path).stat().st_mtime)
 
     def number(self, path: str) -> int | float | Absent | Unknown:
-        """The number that a file is."""
+        """Return the number in a file."""
         text = self.read(path)
         if not isinstance(text, str):
             return text
@@ -91,32 +91,32 @@ class Host:
             try:
                 return float(text)
             except ValueError:
-                return Unknown(f"{path} is no number: {text[:40]!r}")
+                return Unknown(f"{path} is not a number: {text[:40]!r}")
 
     def names(self, path: str) -> list[str] | Absent | Unknown:
-        """The names in a folder, in order."""
+        """Return the names in a folder, in order."""
         return self._of_disk(path, lambda: sorted(os.listdir(self.path(path))))
 
     def link(self, path: str) -> str | Absent | Unknown:
-        """Where a symbolic link points."""
+        """Return the target of a symbolic link."""
         return self._of_disk(path, lambda: os.readlink(self.path(path)), followed=os.path.dirname(path))
 
     def exists(self, path: str) -> bool:
         return self.path(path).exists() and not self._leads_out(path)
 
     def _leads_out(self, path: str) -> bool:
-        """Whether links in a copy, which are absolute, lead to files of this machine."""
+        """Return whether absolute links in a copy lead to files of this machine."""
         real, root = (os.path.realpath(p) for p in (self.path(path), self.root))
         return not self.is_live and os.path.commonpath([real, root]) != root
 
     def run(self, *command: str, limit_s: float = 5.0) -> str | Absent | Unknown:
-        """What a command says on stdout. `Absent` where there is no such command, `Unknown` where it fails or hangs."""
+        """Return a command's stdout; `Absent` if it is not installed, `Unknown` if it fails or hangs."""
         name = "_".join(re.sub(r"[^\w.-]", "", word) for word in command).strip("_")
         if not self.is_live:
             return self._captured(f"{name}.txt", " ".join(command))
         program = find_program(command[0], ("/usr/sbin", "/sbin"))
         if program is None:
-            return Absent(f"there is no {command[0]} here")
+            return Absent(f"{command[0]} is not installed")
         words = " ".join([program, *command[1:3]])
         try:
             ended = run([program, *command[1:]], env=os.environ | {"LC_ALL": "C"}, limit_s=limit_s)
@@ -125,18 +125,18 @@ class Host:
         return redact(ended.output.decode("utf-8", "replace")) if ended.succeeded else _failed(ended, words, limit_s)
 
     def ask(self, module: str, *arguments: str, name: str, limit_s: float) -> Any:
-        """The JSON that a module of ours prints in a process of its own: a library that hangs or crashes takes
-        nothing else with it. Captured as `<name>.json`."""
+        """Return the JSON that a module of aifx prints in its own process, so that a library that hangs or crashes
+        affects nothing else. Captured as `<name>.json`."""
         if not self.is_live:
             return self._document(self._captured(f"{name}.json", name), name)
         with Child.of_module(module, *arguments, limit_s=limit_s) as child:
             documents = list(child.events())
         ended = child.wait()
-        # One of its threads may hang in a driver and not let it end: it has answered all the same.
+        # A thread that hangs in a driver may keep it from ending, but it has answered.
         return documents[-1] if documents and (ended.succeeded or ended.cut) else _failed(ended, name, limit_s)
 
     def measure(self, name: str, function: Callable[[], T]) -> T | Any:
-        """What a function finds on the live machine; captured as `<name>.json`."""
+        """Return the result of a function on the live machine; captured as `<name>.json`."""
         if not self.is_live:
             return self._document(self._captured(f"{name}.json", name), name)
         try:
@@ -147,7 +147,7 @@ class Host:
             return Unknown(f"{name}: {error}")
 
     def environ(self) -> Mapping[str, str]:
-        """The environment, without what may be a secret."""
+        """Return the environment without possible secrets."""
         if self.is_live:
             found: Any = dict(os.environ)
         else:
@@ -166,34 +166,34 @@ class Host:
         try:
             return parse_json(text)
         except ValueError as error:
-            return Unknown(f"{name} is no JSON: {error}")
+            return Unknown(f"{name} is not JSON: {error}")
 
     def _of_disk(self, path: str, read: Callable[[], T], followed: str | None = None) -> T | Absent | Unknown:
-        """What `read` reads at a path.
+        """Return the result of `read` for a path.
 
         Args:
-            followed: the part of the path whose links are followed; None is all of it.
+            followed: the part of the path whose links are followed; None for all of it.
         """
         if not self.is_live and self._leads_out(path if followed is None else followed):
-            return Absent(f"{path} leads out of this copy")
+            return Absent(f"{path} is a link out of this copy")
         try:
-            # A thread each is most of the time that a copy takes, and a disk that hangs ends the probe all the same.
+            # A thread per file would take most of the time of a copy, and the probe's limit covers a disk that hangs.
             return within(READ_LIMIT_S, read, f"reading {path}") if self.is_live else read()
         except (FileNotFoundError, NotADirectoryError):
-            return Absent(f"there is no {path} here")
+            return Absent(f"{path} does not exist")
         except PermissionError:
-            return Unknown(f"{path} may not be read", "run aifx doctor as root")
+            return Unknown(f"{path} is not readable", "run aifx doctor as root")
         except TimeoutError as error:
             return Unknown(str(error), "a file system or driver hangs: look for processes in state D")
         except OSError as error:
-            # What sysfs says of an attribute that this device lacks.
+            # The error of sysfs for an attribute that this device lacks.
             if error.errno in (errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP):
                 return Absent(f"{path}: {error.strerror}")
             return Unknown(f"{path}: {error}")
 
 
 def within(limit_s: float, function: Callable[[], T], what: str) -> T:
-    """The function's result. Raises TimeoutError where it takes longer; a thread that hangs is left behind."""
+    """Return the function's result. Raises TimeoutError if it takes longer; a hanging thread is left behind."""
     result: list[T] = []
     failure: list[BaseException] = []
 
@@ -215,9 +215,9 @@ def within(limit_s: float, function: Callable[[], T], what: str) -> T:
 
 def _failed(ended: Ended, words: str, limit_s: float) -> Unknown:
     if ended.cut:
-        return Unknown(f"{words} gave no answer in {limit_s:g} s", "look for processes in state D")
+        return Unknown(f"{words} did not answer within {limit_s:g} s", "look for processes in state D")
     lines = ended.output.decode("utf-8", "replace").strip().splitlines()
-    why = ended.last_line or redact(lines[-1] if lines else "it said nothing")
+    why = ended.last_line or redact(lines[-1] if lines else "it printed nothing")
     return Unknown(f"{words} failed ({ended.how}): {why[:200]}")
 
 

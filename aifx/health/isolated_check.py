@@ -1,4 +1,4 @@
-"""A check in a process of its own: one that hangs, crashes or cannot even be imported leaves its caller standing.
+"""Run the check in its own process, so that one that hangs, crashes or cannot be imported does not affect the caller.
 
 python -m aifx.health.isolated_check '{"only": ["nvidia"], ...}'
 
@@ -21,10 +21,10 @@ from aifx.core.processes import Child, connect
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be checked, as `aifx doctor` takes it.
+    """The options of a check, as those of `aifx doctor`.
 
     Attributes:
-    leave_out: families that are looked at only where `only` names them.
+    leave_out: families that are evaluated only if `only` names them.
     """
 
     only: Sequence[str] = ()
@@ -36,9 +36,9 @@ class Asked:
 
 
 def run_isolated_check(asked: Asked, limit_s: float) -> tuple[dict[str, Any], list[str]]:
-    """The report's document and the rules that were looked at.
+    """Return the report's document and the ids of the evaluated rules.
 
-    Raises EnvironmentFault where there is none within the limit.
+    Raises EnvironmentFault if there is no report within the limit.
     """
     with Child.of_module("aifx.health.isolated_check", json.dumps(asdict(asked)), limit_s=max(limit_s, 0.0)) as child:
         answers = list(child.events())
@@ -46,14 +46,14 @@ def run_isolated_check(asked: Asked, limit_s: float) -> tuple[dict[str, Any], li
     if ended.cut:
         raise EnvironmentFault(f"the check took more than {limit_s:g} s", "look for a device that hangs")
     if not answers:
-        raise EnvironmentFault(f"the check ended with {ended.how}", ended.last_line or "it said nothing")
+        raise EnvironmentFault(f"the check ended with {ended.how}", ended.last_line or "it printed nothing")
     if "error" in answers[-1]:
-        raise EnvironmentFault("the check could not be made", answers[-1]["error"])
+        raise EnvironmentFault("the check failed", answers[-1]["error"])
     return answers[-1]["report"], answers[-1]["rules"]
 
 
 def check_here(asked: Asked) -> dict[str, Any]:
-    """The answer to `asked`. Raises AifxError."""
+    """Return the report and the evaluated rules. Raises AifxError."""
     from aifx.health.check import check, collect
     from aifx.health.host import Host
     from aifx.health.rules import load_rules, read_site, select

@@ -1,7 +1,7 @@
-"""What JAX is here, printed as JSON: `python -m aifx.health.jax_probe packages | devices`.
+"""Print the state of JAX as JSON: `python -m aifx.health.jax_probe packages | devices`.
 
-A process of its own because JAX may hang, crash or abort: `packages` reads metadata and NVML and never imports it,
-`devices` imports it, starts its backend and runs one operation on each device.
+This is its own process, because JAX may hang, crash or abort. `packages` reads metadata and NVML, and never imports
+JAX. `devices` imports it, starts its backend and runs one operation on each device.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ HELD = re.compile(
     r"already in use|resource busy|busy or unavailable|libtpu_lockfile|out[_ ]of[_ ]memory|RESOURCE_EXHAUSTED",
     re.IGNORECASE,
 )
-"""What is said of a device, or its memory, that another process has: no fault of the device."""
+"""Messages for a device, or its memory, that another process uses: not a fault of the device."""
 
 BESIDE_A_JOB = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-"""What keeps JAX from taking the devices' memory and from writing files."""
+"""Variables that keep JAX from reserving the devices' memory and from writing files."""
 
 NVML_LIMIT_S = 3.0
 SIZE = 128
 
 
 def packages() -> dict[str, Any]:
-    """Names, versions and requirements of what is installed, and what NVML says of the driver."""
+    """Return names, versions and requirements of the installed packages, and NVML's report of the driver."""
     found = {_name(d): d for d in reversed(list(metadata.distributions()))}  # the first on the path is imported
     found = {name: d for name, d in found.items() if PACKAGES.fullmatch(name)}
     jax = found.get("jax")
@@ -55,7 +55,7 @@ def packages() -> dict[str, Any]:
 
 
 def devices() -> dict[str, Any]:
-    """The devices as JAX lists them, each with whether it computes. `error` says why there are none."""
+    """Return the devices of JAX, and whether each computes. `error` says why there are none."""
     os.environ |= BESIDE_A_JOB
     started = time.monotonic()
     try:
@@ -82,12 +82,12 @@ def _try(device: Any) -> dict[str, Any]:
         return {**told, "computes": True, "is_right": _is_right(device), "error": ""}
     except Exception as error:
         said = f"{type(error).__name__}: {error}"[:400]
-        failed = to_document(Absent(f"another process holds it: {said}")) if HELD.search(said) else False
+        failed = to_document(Absent(f"another process uses it: {said}")) if HELD.search(said) else False
         return {**told, "computes": failed, "is_right": failed, "error": said}
 
 
 def _is_right(device: Any) -> bool:
-    """Whether a matrix product of small whole numbers, exact in any type and order, is what NumPy makes of it."""
+    """Return whether a matrix product of small whole numbers, exact in any type and order, equals that of NumPy."""
     import jax
     import numpy as np
 
@@ -97,7 +97,7 @@ def _is_right(device: Any) -> bool:
 
 
 def _memory_bytes(device: Any) -> int | None:
-    """What JAX may take of the device; None where it does not tell."""
+    """Return how much of a device's memory JAX may use; None if the device does not report it."""
     try:
         return (device.memory_stats() or {}).get("bytes_limit")
     except Exception:
@@ -109,7 +109,7 @@ def _name(distribution: metadata.Distribution) -> str:
 
 
 def _overlaps(wheels: dict[str, metadata.Distribution]) -> list[str]:
-    """Wheels that write the same libraries, as "a and b": what was installed last stands, for both."""
+    """Return wheels that contain the same libraries, as "a and b": the last one installed has overwritten the other."""
     owners: dict[str, list[str]] = {}
     for name, wheel in sorted(wheels.items()):
         for file in wheel.files or ():
@@ -119,7 +119,7 @@ def _overlaps(wheels: dict[str, metadata.Distribution]) -> list[str]:
 
 
 def _nvml() -> dict[str, Any]:
-    """Driver, the CUDA that it can do, and GPUs; `absent` says why there is no NVML."""
+    """Return the driver, its CUDA version, and the GPUs; `absent` says why there is no NVML."""
 
     def ask() -> dict[str, Any]:
         driver = open_driver()
@@ -140,14 +140,14 @@ def _nvml() -> dict[str, Any]:
 
 
 def _is_divided(gpu: Calls) -> bool:
-    """False also for a GPU that has no such mode, or that is lost."""
+    """Return whether MIG is on; also False for a GPU without this mode, or a lost one."""
     return gpu("DeviceGetMigMode", then=lambda modes: bool(modes[0])) is True
 
 
 def main() -> None:
     emit = connect()
     emit({"packages": packages, "devices": devices}[sys.argv[1]]())
-    os._exit(0)  # a driver that hangs would also keep a thread, or the library's end, from ending
+    os._exit(0)  # a hanging driver would also block a thread or the library's exit
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the kernel log tells of a machine besides Xids, by kind of event, as catalogues/kernel_events.toml has them."""
+"""Events of the kernel log except Xids, by the kinds of catalogues/kernel_events.toml."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from aifx.health.xids import DAY_S, excerpt
 
 LINES_PER_CLOCK = 1000
 MOST_DEVICES = 1000
-"""Of a kind that are reported."""
+"""Events reported per kind."""
 PCI = r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
 
 
 @dataclass(frozen=True)
 class Kind:
     """Attributes:
-    name: of the list in `kernel_events`.
-    holds: what every such line holds; looked for first because that is quick.
-    pattern: which line is one, with the groups `device` and `what`.
+    name: the name of its list in `kernel_events`.
+    holds: a text in every such line; searched first, because that is fast.
+    pattern: matches such a line, with the groups `device` and `what`.
     line: an example.
     """
 
@@ -38,12 +38,12 @@ class Kind:
 
 
 class Event(NamedTuple):
-    """A line that is of a kind.
+    """A line that matches a kind.
 
     Attributes:
         kind: its name.
-        device: what it happened to; empty for the machine.
-        what: a word more.
+        device: the device that failed; empty for the machine.
+        what: a detail.
     """
 
     kind: str
@@ -54,7 +54,7 @@ class Event(NamedTuple):
 
 @cache
 def kinds() -> tuple[Kind, ...]:
-    """The first that fits has a line."""
+    """Return the kind of a line: the first that matches."""
     text = resources.files("aifx.health").joinpath("catalogues", "kernel_events.toml").read_text("utf-8")
     return tuple(
         Kind(event["kind"], event["holds"], re.compile(event["pattern"].replace("<pci>", PCI)), event["line"])
@@ -63,10 +63,10 @@ def kinds() -> tuple[Kind, ...]:
 
 
 def recognize(lines: Sequence[Line], give_up_at: float = math.inf) -> tuple[list[Event], int]:
-    """The events among the lines, oldest first, and how many lines were looked at, from the last one on.
+    """Return the events among the lines, oldest first, and the number of lines searched, from the last one.
 
     Args:
-        give_up_at: the time, of `time.monotonic`, from which no further line is looked at.
+        give_up_at: the time, of `time.monotonic`, at which the search stops.
     """
     events: list[Event] = []
     for number, line in enumerate(reversed(lines)):
@@ -80,7 +80,7 @@ def recognize(lines: Sequence[Line], give_up_at: float = math.inf) -> tuple[list
 
 
 def facts(events: Iterable[Event]) -> dict[str, list[dict[str, Any]]]:
-    """For each kind the things that it happened to; none where it did not happen."""
+    """Return the failed devices for each kind; an empty list for a kind without events."""
     groups: dict[tuple[str, str], list[Event]] = {}
     for event in events:
         groups.setdefault((event.kind, event.device), []).append(event)
@@ -92,7 +92,7 @@ def facts(events: Iterable[Event]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _facts_of(events: list[Event]) -> dict[str, Any]:
-    """Of one kind and device. Secrets are looked for in the last line alone, because that takes long."""
+    """Return the facts of one kind and device. Only the last line is searched for secrets, because that is slow."""
     last = events[-1]
     ages = [event.line.age_s for event in events]
     return {
@@ -106,7 +106,7 @@ def _facts_of(events: list[Event]) -> dict[str, Any]:
 
 
 def kind_of(text: str) -> tuple[str, re.Match[str] | None]:
-    """The kind of event that a line tells of, and how it was recognized; ("", None) for any other line."""
+    """Return the kind of a line's event and its match; ("", None) for any other line."""
     for kind in kinds():
         if kind.holds in text and (match := kind.pattern.search(text)):
             return kind.name, match

@@ -1,4 +1,4 @@
-"""The kernel log's lines, in any of the formats that they are kept in, each with its age.
+"""Read the lines of a kernel log, in any of these formats, each with its age.
 
 6,123456789,-;text                               /dev/kmsg
 [   12.345678] text                              dmesg, pstore
@@ -60,8 +60,8 @@ HALF_YEAR_S = 183 * 86_400
 @dataclass(frozen=True)
 class Line:
     """Attributes:
-    age_s: how long before the reading it was logged.
-    text: what was logged.
+    age_s: the time from the line to the reading.
+    text: the message.
     """
 
     age_s: float
@@ -71,10 +71,10 @@ class Line:
 @dataclass(frozen=True)
 class Log:
     """Attributes:
-    lines: of this boot, oldest first.
-    is_whole: whether it begins where the boot did; a ring buffer loses what is oldest.
-    unread_chars: how much before these lines was not evaluated, for want of time.
-    untimed: the number of lines whose time is not understood.
+    lines: the lines of this boot, oldest first.
+    is_whole: whether it starts with the boot; a ring buffer loses its oldest lines.
+    unread_chars: the size of the text before these lines that was not evaluated for lack of time.
+    untimed: the number of lines without a readable time.
     untimed_text: one of them.
     """
 
@@ -86,18 +86,18 @@ class Log:
 
     @property
     def seconds(self) -> float:
-        """How far back it reaches."""
+        """The age of the oldest line."""
         return max((line.age_s for line in self.lines), default=0.0)
 
 
 class Entry(NamedTuple):
-    """A line as it was written.
+    """A line before its time is converted to an age.
 
     Attributes:
-        clock: that it was timed by: "boot": since then; "unix"; "local": of an unknown zone; "yearless"; "": one that
-            is not understood; "above": the same as the line before; "later": so much later than it.
-        at: seconds.
-        text: what was logged; empty if another program than the kernel did.
+        clock: the clock of its time: "boot" (since boot), "unix", "local" (of an unknown zone), "yearless", "" (not
+            readable), "above" (the time of the line before), "later" (relative to the line before).
+        at: the time in seconds.
+        text: the message; empty if another program than the kernel wrote it.
     """
 
     clock: str
@@ -106,13 +106,13 @@ class Entry(NamedTuple):
 
 
 def parse(text: str, now: float | None = None, uptime: float | None = None, give_up_at: float = math.inf) -> Log:
-    """The lines of a log, read from its end to where this boot began.
+    """Return the lines of a log, read from its end back to the start of this boot.
 
     Args:
-        text: in any of the formats above, also mixed.
-        now: when it was read, Unix time; None takes the latest line's time.
-        uptime: of the machine when it was read, seconds; None takes the latest line's time.
-        give_up_at: the time, of `time.monotonic`, from which no further block of it is read.
+        text: a log in any of the formats above, also mixed.
+        now: the time of the reading, Unix time; None takes the time of the latest line.
+        uptime: the machine's uptime at the reading, in seconds; None takes the time of the latest line.
+        give_up_at: the time, of `time.monotonic`, at which reading stops.
     """
     host = match["host"] if (match := MONOTONIC.search(text)) else ""
     blocks: list[list[Entry]] = []
@@ -136,7 +136,7 @@ def parse(text: str, now: float | None = None, uptime: float | None = None, give
 
 
 def _block_begin(text: str, end: int) -> int:
-    """Where a line begins, about a block before `end`; not one that goes on with the line before, if possible."""
+    """Return the start of a line about one block before `end`, if possible not a continuation of another line."""
     begin = end - BLOCK_CHARS
     if begin <= 0:
         return 0
@@ -145,7 +145,7 @@ def _block_begin(text: str, end: int) -> int:
 
 
 def _untimed(entries: Iterable[Entry]) -> list[str]:
-    """Lines whose time is not understood, also where they go on over several lines."""
+    """Return lines without a readable time, with their continuations."""
     texts: list[str] = []
     is_timed = True
     for entry in entries:
@@ -155,7 +155,7 @@ def _untimed(entries: Iterable[Entry]) -> list[str]:
 
 
 def _timed(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """A line without a time belongs with the one before it. Where dates without a year go back, a year begins."""
+    """Set missing times to that of the line before. If dates without a year go back, a new year begins."""
     clock, at, year_s, latest = "", 0.0, 0.0, 0.0
     for entry in entries:
         if entry.clock in ("", "above"):
@@ -173,20 +173,20 @@ def _timed(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def _entries(lines: Iterable[str], host: str) -> Iterator[Entry]:
-    """Each line with its clock; `host` is what `journalctl -o short-monotonic` writes before the kernel's lines."""
+    """Yield each line with its clock; `host` is the host name that `journalctl -o short-monotonic` writes."""
     is_kmsg, is_kernel = False, True
     for raw in lines:
         line = raw[:LONGEST].rstrip("\r")
         is_next = line.startswith((" ", "\t"))
         if not line or line.startswith("-- ") or (is_next and (is_kmsg or not is_kernel)):
-            continue  # journalctl's own words, what /dev/kmsg says of the device, what another program wrote
+            continue  # messages of journalctl, device properties of /dev/kmsg, lines of other programs
         if is_next:
             yield Entry("above", 0.0, line.strip())
             continue
         is_kmsg = line[0].isdigit() and KMSG.match(line) is not None
         entry = _entry(line, host)
         is_kernel = bool(entry.text)
-        # One record may hold several lines.
+        # One record may have several lines.
         mark = "\\x0a" if is_kmsg else "\n"
         if mark not in entry.text:
             yield entry
@@ -213,7 +213,7 @@ def _entry(line: str, host: str) -> Entry:
         return Entry(clock and "yearless", at, match["text"])
     if match := ISO.match(line):
         clock, at = _unix(match["date"] + (match["zone"] or "Z"))
-        # Only dmesg writes a comma; the others name host and sender.
+        # Only dmesg writes a comma; other programs write host and sender.
         text = match["text"] if match["mark"] == "," else _of_kernel(match["text"])
         return Entry(clock, at + float(f"0.{match['part'] or 0}"), text)
     if match := SHORT_FULL.match(line):
@@ -231,7 +231,7 @@ def _entry(line: str, host: str) -> Entry:
 
 @lru_cache(maxsize=256)
 def _unix(date: str, form: str = "") -> tuple[str, float]:
-    """The clock and the time; without a form it is ISO 8601."""
+    """Return the clock and the time; without a format, the time is in ISO 8601."""
     try:
         found = datetime.strptime(date, form) if form else datetime.fromisoformat(date)
         return "unix", (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
@@ -240,7 +240,7 @@ def _unix(date: str, form: str = "") -> tuple[str, float]:
 
 
 def _of_kernel(text: str) -> str:
-    """What stands behind a syslog line's host and sender; nothing where that was not the kernel."""
+    """Return the text after a syslog line's host and sender; empty if the sender is not the kernel."""
     match = FROM_HOST.match(text)
     return match["text"] if match else ""
 
@@ -253,7 +253,7 @@ def _of_journal(line: str) -> Entry | None:
     if not isinstance(entry, dict):
         return None
     message = entry.get("MESSAGE")
-    if isinstance(message, list):  # bytes that are no UTF-8
+    if isinstance(message, list):  # bytes that are not UTF-8
         message = bytes(b for b in message if isinstance(b, int) and 0 <= b < 256).decode("utf-8", "replace")
     at = str(entry.get("__REALTIME_TIMESTAMP", ""))
     if not isinstance(message, str):

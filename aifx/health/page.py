@@ -1,4 +1,4 @@
-"""A report of the doctor's as a page."""
+"""Render a health report as one web page."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from aifx.health.fleet.report import FleetReport, Node
 
 MAX_NODES = 200
-"""Nodes whose findings are written out: with ten findings each that is about 2 MB, which mail servers still take."""
+"""Nodes whose findings are listed: with ten findings each, this is about 2 MB, which mail servers still accept."""
 
 MAX_SUSPECTS = 50
 NUM_OPEN = 3
 
 
 def node_page(report: Report, ids: Sequence[str], time: float) -> str:
-    """Args:
-    ids: the rules that were chosen.
+    """Return the page of one node.
+
+    Args:
+    ids: the selected rules.
     time: of the snapshot, Unix time.
     """
     return _page(
@@ -37,7 +39,9 @@ def node_page(report: Report, ids: Sequence[str], time: float) -> str:
 
 
 def fleet_page(report: FleetReport, time: float) -> str:
-    """Args:
+    """Return the page of a fleet.
+
+    Args:
     time: of the report, Unix time.
     """
     nodes = sorted(report.nodes, key=_badness)
@@ -68,7 +72,7 @@ def _badness(node: Node) -> tuple[int, list[int], str]:
 
 
 def _by_reason(reports: Iterable[Iterable[Skipped]]) -> list[tuple[list[str], str, int]]:
-    """What was skipped: rules, why, and on how many nodes; what most nodes share first."""
+    """Return skipped rules, the reason, and the number of nodes; the most frequent first."""
     nodes: Counter[tuple[tuple[str, ...], str]] = Counter()
     for skipped in reports:
         by_why: dict[str, list[str]] = {}

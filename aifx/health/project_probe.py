@@ -1,7 +1,7 @@
-"""What a project needs of this machine, printed as JSON: `python -m aifx.health.project_probe`, within a project.
+"""Print a project's requirements as JSON: `python -m aifx.health.project_probe`, in a project.
 
-A process of its own because it imports JAX, to count what the optimizer keeps, and the project's own task if that is
-asked for. It holds no device: JAX is told to use the CPU.
+This is its own process, because it imports JAX, to count the optimizer's state, and with `--project` the project's own
+task. It uses no device: JAX runs on the CPU.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from aifx.config import Config
 
 MOST_FILES = 64
-"""Of a project's data, so many are opened: the first megabyte of each."""
+"""Data files that are opened: the first megabyte of each."""
 
 IMPORT_TASK = "--import-task"
 """The argument that lets this process import the project's own task."""
 
 STEP_BYTES = 4
-"""A checkpoint also holds the count of steps."""
+"""A checkpoint also contains the step counter."""
 
 
 def main() -> None:
@@ -44,10 +44,10 @@ def look_at(project: Project, *, imports_task: bool = False) -> dict[str, Any] |
 
     try:
         if not imports_task and (kind := own_task_kind(project.config_path)):
-            return Absent(f"its task {kind} is code of the project, which is imported with --project only")
+            return Absent(f"its task {kind} is code of the project, which aifx imports only with --project")
         config = load_config(project)
     except AifxError as error:
-        unknown = Absent("the configuration cannot be used")
+        unknown = Absent("the configuration is invalid")
         rest = dict.fromkeys(("data", "plan", "disk"), unknown)
         return {"name": project.root.name, "config": {"is_valid": False, "why": _told(error)}, **rest}
     plan = _plan(project, config)
@@ -65,7 +65,7 @@ def _told(error: AifxError) -> str:
 
 
 def _data(project: Project, config: Config) -> dict[str, Any] | Absent:
-    """Whether the files that the configuration names are there and begin as they should."""
+    """Return whether the files of the configuration exist and have the right format."""
     from aifx.config.sections import LanguageDataSection, VisionDataSection
 
     try:
@@ -95,7 +95,7 @@ def _read_text(project: Project, section: Any) -> int:
 
 
 def _read_archive(path: Path) -> None:
-    """Opens it and its directory; the arrays are read when training begins."""
+    """Open the file and its directory. Training reads the arrays."""
     import numpy as np
 
     if not path.is_file():
@@ -107,14 +107,14 @@ def _read_archive(path: Path) -> None:
 
 
 def _plan(project: Project, config: Config) -> dict[str, Any] | Absent:
-    """Bytes that the run needs at the least: parameters, optimizer state, and gradients of the weights. Activations
-    come on top and depend on the batch."""
+    """Return the bytes that the run needs at least: parameters, optimizer state, and gradients of the weights.
+    Activations come in addition, and depend on the batch."""
     try:
         specs = _specs(project, config)
     except AifxError as error:
-        return Absent(f"the model cannot be made: {_told(error)}")
+        return Absent(f"the model cannot be built: {_told(error)}")
     if specs is None:
-        return Absent("the size of this model is known once its data was read: train it, and look at its checkpoint")
+        return Absent("the size of this model depends on its data: train it, and look at its checkpoint")
     import jax
 
     from aifx.specs import map_specs
@@ -155,7 +155,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _disk(project: Project, config: Config, plan: dict[str, Any] | Absent) -> dict[str, Any]:
-    """Room for checkpoints: those that are kept, and the one that is being written."""
+    """Return the space for checkpoints: those that are kept, and the one that is being written."""
     from aifx.checkpoint.listing import list_checkpoints
 
     folder = next(p for p in (project.runs_path, *project.runs_path.parents) if p.exists())

@@ -21,7 +21,7 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 class Finding:
     """Attributes:
     id: the rule's.
-    severity: the rule's, or "unknown" where it could not be judged.
+    severity: the rule's, or "unknown" where it could not be evaluated.
     device: what it is about; empty for the node.
     summary: one line.
     evidence: what was seen.
@@ -54,7 +54,7 @@ def headline(device: str, summary: str) -> str:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A rule or family that was not judged, and why."""
+    """A rule or family that was not evaluated, and why."""
 
     id: str
     why: str
@@ -99,7 +99,7 @@ class Group:
 
     Attributes:
         finding: the first of its rule.
-        others: of the same rule on other devices, or not judged for the same reason.
+        others: of the same rule on other devices, or not evaluated for the same reason.
         consequences: what follows from these.
     """
 
@@ -133,7 +133,7 @@ def passed(report: Report, ids: Iterable[str]) -> dict[str, int]:
 
 
 def num_skipped(report: Report, ids: Iterable[str]) -> int:
-    """How many rules were not judged, on one device at least."""
+    """How many rules were not evaluated, on one device at least."""
     return sum(_is_skipped(report, name) for name in ids)
 
 

@@ -26,12 +26,12 @@ RULE_ID = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*(\.[a-z0-9]+(_[a-z0-9]+)*)+")
 
 def _is_condition(condition: dict[str, Any]) -> dict[str, Any]:
     if not condition:
-        raise ValueError("a condition compares with something")
+        raise ValueError("a condition needs a comparison")
     for name, limit in condition.items():
         if name not in COMPARISONS:
-            raise ValueError(f"no comparison is called {name!r}: {did_you_mean(name, COMPARISONS)}")
+            raise ValueError(f"there is no comparison {name!r}: {did_you_mean(name, COMPARISONS)}")
         if isinstance(limit, dict) and ("signal" not in limit or limit.keys() - {"signal", "times", "plus"}):
-            raise ValueError(f"{name}: a limit is a value, or a table of signal, times and plus")
+            raise ValueError(f"{name}: a limit must be a value, or a table with signal, times and plus")
     return condition
 
 
@@ -86,7 +86,7 @@ class Rule(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Rule:
         if not RULE_ID.fullmatch(self.id):
-            raise ValueError("an id is family.part.what, in small letters, digits and '_'")
+            raise ValueError("an id must be family.part.what, in lower-case letters, digits and '_'")
         return self
 
     @property
@@ -172,7 +172,7 @@ def read_site(path: Path | None) -> Site:
             f"{found} cannot be used", _mistakes(error), "docs/doctor-rules.md shows such a file"
         ) from None
     except ValueError as error:
-        raise ConfigError(f"{found} is no TOML", str(error), "docs/doctor-rules.md shows such a file") from None
+        raise ConfigError(f"{found} is not TOML", str(error), "docs/doctor-rules.md shows such a file") from None
 
 
 def load_rules(site: Site | None = None) -> dict[str, Rule]:
@@ -186,7 +186,11 @@ def load_rules(site: Site | None = None) -> dict[str, Rule]:
     site = site or Site()
     for name, changes in site.rules.items():
         if name not in documents:
-            raise ConfigError(f"no rule {name!r} to change", did_you_mean(name, documents), "aifx doctor rules")
+            raise ConfigError(
+                f"the site's file changes the rule {name!r}, which does not exist",
+                did_you_mean(name, documents),
+                "aifx doctor rules",
+            )
         documents[name] = documents[name] | changes
     for own in site.rule:
         documents[str(own.get("id"))] = own
@@ -200,13 +204,13 @@ def _understand(site: Site, rules: list[Rule]) -> None:
     asked = {p.removeprefix("expected.") for rule in rules for p in rule.paths() if p.startswith("expected.")}
     for name in site.expected.keys() - asked:
         raise ConfigError(
-            f"the site's file expects {name!r}, which no rule asks for",
+            f"the site's file expects {name!r}, which no rule uses",
             did_you_mean(name, asked),
             "docs/doctor-rules.md",
         )
     for skip in site.skip:
         if not any(fits(rule.id, skip.id) for rule in rules) and not _is_across(skip.id):
-            what = f"the site's file skips {skip.id!r}, which is no rule or family"
+            what = f"the site's file skips {skip.id!r}, which is not a rule or family"
             raise ConfigError(what, _near(skip.id, rules), _listing(skip.id, rules))
 
 
@@ -224,7 +228,7 @@ def _rule(name: str, document: Mapping[str, Any]) -> Rule:
         raise ConfigError(f"rule {name!r} cannot be used", _mistakes(error), "aifx doctor rules ID") from None
 
 
-PLAIN = {"missing": "it is missing", "extra_forbidden": "there is no such key"}
+PLAIN = {"missing": "missing", "extra_forbidden": "unknown key"}
 
 
 def _mistakes(error: ValidationError) -> str:
@@ -238,7 +242,7 @@ def select(rules: Iterable[Rule], only: Iterable[str], skip: Iterable[str]) -> l
     rules, only, skip = list(rules), list(only), list(skip)
     for pattern in (*only, *skip):
         if not any(fits(rule.id, pattern) for rule in rules):
-            raise UsageError(f"no rule or family {pattern!r}", _near(pattern, rules), _listing(pattern, rules))
+            raise UsageError(f"there is no rule or family {pattern!r}", _near(pattern, rules), _listing(pattern, rules))
     wanted = (rule for rule in rules if not only or any(fits(rule.id, pattern) for pattern in only))
     return [rule for rule in wanted if not any(fits(rule.id, pattern) for pattern in skip)]
 
@@ -246,7 +250,7 @@ def select(rules: Iterable[Rule], only: Iterable[str], skip: Iterable[str]) -> l
 def _near(pattern: str, rules: Iterable[Rule]) -> str:
     """The rule or family that may have been meant; where none is near, the families: the rules are hundreds."""
     if "," in pattern:
-        return "one at a time: the option can be repeated"
+        return "name one per option; the option can be repeated"
     families, ids = {rule.family for rule in rules}, {rule.id for rule in rules}
     match = nearest(pattern, families | ids)
     return f"did you mean {match!r}?" if match else did_you_mean(pattern, families)

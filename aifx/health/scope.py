@@ -63,7 +63,7 @@ class Scope:
         elif isinstance(value, (Absent, Unknown)):
             yield value
         elif not isinstance(value, list):
-            yield Unknown(f"{path} is no list but {shown(value)}")
+            yield Unknown(f"{path} is not a list but {shown(value)}")
         else:
             for index, item in enumerate(value):
                 yield from self._item(head, index, item, rest)
@@ -73,7 +73,7 @@ class Scope:
             yield item
             return
         if not isinstance(item, Mapping):
-            yield Unknown(f"{head}[{index}] is no table but {shown(item)}")
+            yield Unknown(f"{head}[{index}] is not a table but {shown(item)}")
             return
         device = str(item.get("device", index))
         before = _same(_walk(self.before, head) if isinstance(self.before, Mapping) else None, device)
@@ -90,14 +90,14 @@ class Scope:
         if isinstance(now, (Absent, Unknown)):
             return now
         if not is_number(now) or not 0 <= now < math.inf:
-            return Unknown(f"{path} is no counter but {shown(now)}")
+            return Unknown(f"{path} is not a counter but {shown(now)}")
         if self.before is None or self.minutes <= 0:
-            return Absent("a rate needs an earlier reading: run it again later, or with --sample 10")
+            return Absent("a rate needs an earlier reading: run the check again later, or with --sample 10")
         before = _walk(self.before, path)
         if not is_number(before):
-            return Absent(f"the reading before had no {path}")
+            return Absent(f"the earlier reading has no {path}")
         if now < before:
-            return Absent(f"{path} began anew since the reading before")
+            return Absent(f"{path} was reset since the earlier reading")
         return (now - before) / self.minutes
 
 
@@ -114,9 +114,9 @@ def _walk(value: Any, path: str) -> Any:
             return value
         gone = f"{gone}.{key}" if gone else key
         if not isinstance(value, Mapping):
-            return Unknown(f"{gone} has nothing to stand in: {shown(value)}")
+            return Unknown(f"{gone} cannot be read: {shown(value)} is not a table")
         if key not in value:
-            return Unknown(f"the snapshot does not hold {gone}")
+            return Unknown(f"the snapshot has no {gone}")
         value = value[key]
     return Unknown(f"{gone} is null") if value is None else value
 

@@ -114,10 +114,10 @@ def verdict_of(report: dict[str, Any], rules: Iterable[str]) -> Verdict:
 def step_for(verdict: Verdict, node: Node, *, may_resume: bool) -> Step:
     """What a verdict means for a node.
 
-    `unknown` changes nothing. A rule that could not be judged, since its device is gone, say, has not come right.
+    `unknown` changes nothing. A rule that could not be evaluated, since its device is gone, say, has not come right.
     """
     if node.is_drained and not node.is_ours:
-        return Step("nothing", f"drained by others: {node.reason or 'no reason given'}")
+        return Step("nothing", f"drained by someone else: {node.reason or 'no reason given'}")
     if away := sorted(node.states & OUT_OF_SERVICE):
         return Step("nothing", f"{'+'.join(away)}: {node.reason or 'no reason given'}")
     is_open = node.rule in dict(verdict.critical) or node.rule not in verdict.judged
@@ -125,14 +125,14 @@ def step_for(verdict: Verdict, node: Node, *, may_resume: bool) -> Step:
         if not node.is_drained:
             return Step("drain", verdict.reason, verdict.reason)
         if is_open:
-            return Step("nothing", f"drained already: {node.reason}")
+            return Step("nothing", f"already drained: {node.reason}")
         return Step("reason", f"{verdict.reason} (before: {node.reason})", verdict.reason)
     if not node.is_drained:
         return Step("nothing", f"{verdict.status}, in service")
     if verdict.status == "unknown" or is_open:
-        return Step("nothing", f"{verdict.status}, and not known whether it has come right: {node.reason}")
+        return Step("nothing", f"{verdict.status}, but the rule of the drain was not evaluated: {node.reason}")
     if not may_resume:
-        return Step("nothing", f"{verdict.status} again, without --resume left drained: {node.reason}")
+        return Step("nothing", f"{verdict.status} again, but without --resume it stays drained: {node.reason}")
     return Step("resume", f"{verdict.status} again: {node.reason}")
 
 
@@ -164,7 +164,7 @@ def parse_node(text: str) -> Node:
     name = re.search(r"^NodeName=(\S+)", text)
     state = re.search(r"^\s+State=(\S+)", text, re.MULTILINE)
     if name is None or state is None:
-        raise EnvironmentFault("scontrol does not show the node", text.strip()[:200] or "it said nothing")
+        raise EnvironmentFault("scontrol did not show the node", text.strip()[:200] or "it printed nothing")
     # The words may carry a sign: `DOWN*` does not respond.
     states = frozenset(word for part in state[1].split("+") if (word := re.sub(r"\W", "", part).upper()))
     reason = re.search(r"^\s+Reason=(.*?)(?: \[\S+@\S+\])?$", text, re.MULTILINE)
@@ -181,14 +181,14 @@ def scontrol(arguments: list[str]) -> str:
     command = f"scontrol {' '.join(arguments[:2])}"
     program = find_program("scontrol", FOLDERS)
     if program is None:
-        raise EnvironmentFault("there is no scontrol", f"neither on PATH nor in {', '.join(FOLDERS)}")
+        raise EnvironmentFault("scontrol is not installed", f"it is neither on PATH nor in {', '.join(FOLDERS)}")
     try:
         ended = run([program, *arguments], env=os.environ | {"LC_ALL": "C"}, limit_s=SCONTROL_LIMIT_S)
     except OSError as error:
         raise EnvironmentFault(f"{command} could not be started", error.strerror or str(error)) from None
     output = ended.output.decode("utf-8", "replace")
     if ended.cut:
-        raise EnvironmentFault(f"{command} gave no answer in {SCONTROL_LIMIT_S:g} s", "is slurmctld there?")
+        raise EnvironmentFault(f"{command} did not answer within {SCONTROL_LIMIT_S:g} s", "check slurmctld")
     if not ended.succeeded:
         raise EnvironmentFault(f"{command} failed ({ended.how})", "\n".join(ended.last_lines)[:300] or output[:300])
     return output

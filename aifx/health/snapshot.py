@@ -107,9 +107,13 @@ def _collect(host: Host, probe: Probe) -> Facts:
     except Exception as error:
         hangs = isinstance(error, TimeoutError)
         why = str(error) if hangs else f"the {probe.name} probe failed: {type(error).__name__}: {error}"
-        remedy = "look for a device or file system that hangs" if hangs else "send in what --record writes"
+        remedy = (
+            "look for a device or file system that hangs"
+            if hangs
+            else "report this as a bug, with the file of --record"
+        )
         return dict.fromkeys(probe.gives, Unknown(why, remedy))
-    missing = Unknown(f"the {probe.name} probe did not tell", "send in what --record writes")
+    missing = Unknown(f"the {probe.name} probe returned nothing", "report this as a bug, with the file of --record")
     return dict.fromkeys(probe.gives, missing) | found
 
 
@@ -128,7 +132,7 @@ def read(path: Path) -> Snapshot:
     except OSError as error:
         raise DataError(f"{path} cannot be read", error.strerror or str(error), hint) from None
     except ValueError as error:
-        raise DataError(f"{path} is no snapshot", f"it is no JSON: {error}", hint) from None
+        raise DataError(f"{path} is not a snapshot", f"it is not JSON: {error}", hint) from None
     return parse(document, str(path))
 
 
@@ -136,10 +140,10 @@ def parse(document: Any, where: str) -> Snapshot:
     """The snapshot that a document is. Raises DataError that names `where`."""
     hint = "aifx doctor --record FILE writes one"
     if not isinstance(document, dict) or not isinstance(document.get("facts"), dict):
-        raise DataError(f"{where} is no snapshot", "it has no facts", hint)
+        raise DataError(f"{where} is not a snapshot", "it has no facts", hint)
     if document.get("schema_version") != SCHEMA_VERSION:
         found = document.get("schema_version")
-        raise DataError(f"{where} is of another version", f"schema_version is {found!r}, not {SCHEMA_VERSION}", hint)
+        raise DataError(f"{where} has another version", f"schema_version is {found!r}, not {SCHEMA_VERSION}", hint)
     before = document.get("before")
     before = before if isinstance(before, dict) and isinstance(before.get("facts"), dict) else None
     return Snapshot(

@@ -147,7 +147,7 @@ def _decode_nvlink5(event: Event, rest: str) -> None:
     """The unit, whether it is fatal, and NVIDIA's action for what the two first words of the line say."""
     match = NVLINK5_TEXT.search(rest)
     if not match:
-        event.fatal = Unknown(f"the line of Xid {event.code} does not say whether it is fatal", "read the kernel log")
+        event.fatal = Unknown(f"the line of Xid {event.code} does not show whether it is fatal", "read the kernel log")
         return
     # Some drivers name the pipe: NVIDIA's catalogue has "TLW_RX/TLW_RX_PIPE0".
     unit = match["unit"].partition("_PIPE")[0]
@@ -177,7 +177,7 @@ def _sxid(text: str) -> Event | None:
     fatal: bool | Unknown = match["word"] == "Fatal"
     if not match["word"]:
         remedy = "read the kernel log and NVIDIA's Fabric Manager User Guide"
-        unlisted = Unknown(f"neither the line of SXid {code} nor the catalogue says whether it is fatal", remedy)
+        unlisted = Unknown(f"neither the line of SXid {code} nor the catalogue shows whether it is fatal", remedy)
         fatal = entry["class"] != "non_fatal" if entry else unlisted
     return Event(code, pci_address(match["where"]), fatal=fatal)
 

@@ -57,7 +57,9 @@ def npd(report: Report, strict: bool = False) -> tuple[str, int]:
 def for_monitor(json: bool) -> Iterator[Output]:
     """In place of `terminal`: what fails is left to `main`, which tells it as the monitor wants it."""
     if json:
-        raise UsageError("--format and --json", "stdout takes one of them", "aifx doctor --json")
+        raise UsageError(
+            "--format cannot be used with --json", "stdout has either a line or a document", "aifx doctor --json"
+        )
     yield Output()
 
 

@@ -78,7 +78,7 @@ def _block(group: Group) -> list[Row]:
     if finding.severity == "unknown":
         ids = list(dict.fromkeys(one.id for one in (finding, *group.others)))
         reason = finding.summary.partition(": ")[2]
-        said = f"{finding.id if len(ids) == 1 else f'{len(ids)} rules'} could not be judged: {reason}"
+        said = f"{finding.id if len(ids) == 1 else f'{len(ids)} rules'} could not be evaluated: {reason}"
         rows = {"rules": ", ".join(_shortened(ids)) if len(ids) > 1 else "", "do": finding.action}
     else:
         said = finding.headline

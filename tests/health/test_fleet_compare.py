@@ -89,8 +89,8 @@ def test_a_planted_outlier_is_found_and_nothing_else(rule, count):
 
 def test_a_node_without_a_part_is_told_once():
     machines = fleet(6)
-    machines["n002"]["gpus"] = {"$absent": "there is no NVIDIA GPU here"}
-    machines["n002"]["nvidia"] = {"$absent": "there is no NVIDIA GPU here"}
+    machines["n002"]["gpus"] = {"$absent": "there is no NVIDIA GPU"}
+    machines["n002"]["nvidia"] = {"$absent": "there is no NVIDIA GPU"}
     ids = [f.id for f in found(machines)]
     assert ids == ["fleet.gpus.count", "fleet.nvidia.driver"]
 

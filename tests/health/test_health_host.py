@@ -54,7 +54,7 @@ class Said(Host):
         self.said = said
 
     def run(self, *command, limit_s=5.0):
-        return self.said.get(command[0], Absent(f"there is no {command[0]} here"))
+        return self.said.get(command[0], Absent(f"{command[0]} is not installed"))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_machine_that_this_runs_on(rules, monkeypatch):
     assert "did not tell" not in text
     assert "planted" not in text
     report = evaluate_rules(wanted, snapshot)
-    assert not [f for f in report.findings if "the snapshot does not hold" in f.summary]
+    assert not [f for f in report.findings if "the snapshot has no" in f.summary]
     critical = {f.id for f in report.findings if f.severity == "critical"}
     assert not critical & CANNOT_BE
 

@@ -163,7 +163,7 @@ def test_a_gpu_that_hangs_is_given_up_and_the_others_are_read(read):
 def test_a_driver_that_hangs_is_given_up(read):
     said = read(eight("nvmlSystemGetDriverVersion = hang"), limit_s=1)
     assert isinstance(said, Unknown)
-    assert said.why == "nvml gave no answer in 1 s"
+    assert said.why == "nvml did not answer within 1 s"
 
 
 def test_what_was_said_counts_where_the_process_cannot_end(tmp_path, monkeypatch):

@@ -76,9 +76,9 @@ def test_over_slurm_one_node_costs_its_own_report(tmp_path: Path, monkeypatch: p
     asyncio.run(ask_slurm(list(attacks), Question(), fleet.heard))
     assert {name for name, node in fleet.nodes.items() if node.report is not None} == {"flood", "good"}
     why = {name: node.why for name, node in fleet.nodes.items()}
-    assert why["bomb"] == "it sends more than 32 MiB"
-    assert why["torn"] == "its report is cut off"
-    assert "no JSON" in why["twice"]
+    assert why["bomb"] == "it sent more than 32 MiB"
+    assert why["torn"] == "its report is truncated"
+    assert "did not send JSON" in why["twice"]
     assert not any(node.is_silent for node in fleet.nodes.values())
 
 
@@ -112,7 +112,7 @@ def test_agents_send_one_layer_of_gzip_up_to_a_limit() -> None:
 
     nodes = asyncio.run(ask())
     assert {name for name, node in nodes.items() if node.report is not None} == {"plain", "good"}
-    assert nodes["bomb"].why == "it sends more than 32 MiB"
+    assert nodes["bomb"].why == "it sent more than 32 MiB"
     assert "'gzip, gzip' is not gzip" in nodes["twice"].why
 
 

@@ -1,4 +1,4 @@
-"""The nodes' answers as one report. Pure."""
+"""Make one report of all nodes' answers. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BISECT = ("fleet.bisect.node", "fleet.bisect.link", "fleet.bisect.unclear")
 
 
 def fleet_ids() -> list[str]:
-    """The ids of findings across nodes."""
+    """Return the ids of findings across nodes."""
     return [SILENT, NO_REPORT, *BISECT, *(fact.id for fact in load_facts())]
 
 
@@ -40,14 +40,14 @@ def assess(
     tested: Iterable[Finding] = (),
     duration_s: float = 0.0,
 ) -> FleetReport:
-    """The report of a fleet.
+    """Return the report of a fleet.
 
     Args:
         nodes: each once.
-        only: rules or families that count, of nodes and across them; all when empty.
-        skip: those that do not.
-        not_heard: nodes that were given up.
-        tested: what collective tests found among the nodes; they were asked for by themselves, whatever `only` says.
+        only: rules or families to include, of nodes and across nodes; all if empty.
+        skip: rules or families to leave out.
+        not_heard: nodes without an answer when a signal ended the check.
+        tested: findings of collective tests, which `only` does not affect.
     """
     site, only = site or Site(), tuple(only)
     skip = (*skip, *(s.id for s in site.skip if s.until is None or date.today() <= s.until))
@@ -60,7 +60,7 @@ def assess(
         return is_asked and not is_skipped(finding)
 
     nodes = [_with(node, filter(counts, node.report.findings)) if node.report else node for node in named(nodes)]
-    # A node that says nothing is told even where only some rules are asked for: none of them could be judged there.
+    # A silent node is a finding also if `only` selects other rules, because none of them was evaluated there.
     unheard = [finding for node in nodes if node.report is None for finding in [_unheard(node)]]
     found = [*unheard, *itertools.filterfalse(is_skipped, tested), *filter(counts, compare(nodes))]
     order = {name: number for number, name in enumerate(fleet_ids())}
@@ -76,7 +76,7 @@ def _with(node: Node, findings: Iterable[Finding]) -> Node:
 
 
 def named(nodes: Sequence[Node]) -> list[Node]:
-    """Nodes that were asked through an agent are called as they call themselves, where that is one node's name."""
+    """Rename nodes that were asked through an agent to their hosts, if no other node has that name."""
     hosts = Counter(node.report.host for node in nodes if node.report is not None)
     taken = {node.name for node in nodes}
 
@@ -95,9 +95,9 @@ def _unheard(node: Node) -> Finding:
             node.name,
             "this node does not answer",
             node.why,
-            "an answer within the time limit (--timeout)",
-            "aifx: no job can be trusted to a node that cannot be asked",
-            "see whether it is up (BMC, `ping`, `scontrol show node`); if it is only slow, ask again with --timeout",
+            "an answer within --timeout",
+            "aifx: a node that does not answer cannot run jobs",
+            "check whether it is up (BMC, `ping`, `scontrol show node`); if it is only slow, use a longer --timeout",
         )
     return Finding(
         NO_REPORT,
@@ -106,6 +106,6 @@ def _unheard(node: Node) -> Finding:
         f"this node sent no report: {node.why}",
         node.why,
         "a report of `aifx doctor --json`",
-        "aifx: what was not looked at is not healthy",
-        "fix the way to ask it: aifx there and in PATH, the key, the token, the certificate",
+        "aifx: a node without a report does not count as healthy",
+        "check aifx and its PATH there, the key, the token, the certificate",
     )

@@ -1,8 +1,8 @@
-"""Nodes compared with each other: what most of them have, and figures that stand out. Pure.
+"""Compare nodes with each other: differences from the majority, and outliers. Pure.
 
-A healthy fleet must stay quiet at any size. The distance of a figure from the median, in robust standard deviations,
-exceeds 3.5 somewhere in one healthy fleet of five when there are 5 nodes, and in two of five when there are 1,000: so
-the limit depends on how many figures are compared (`z_limit`), and never is below 3.5.
+A healthy fleet of any size must have no findings. With a fixed limit of 3.5 robust standard deviations, one healthy
+fleet of five would have an outlier with 5 nodes, and two of five with 1,000. The limit therefore depends on the number
+of figures (`z_limit`), and is at least 3.5.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from aifx.health.scope import is_number
 MIN_NODES = {"majority": 3, "bits": 2, "figure": 5}
 MIN_Z = 3.5
 FALSE_ALARMS = 0.01
-"""In how many healthy fleets a figure may stand out by chance."""
+"""The share of healthy fleets in which a figure may be an outlier by chance."""
 MAX_TEXT = 160
 MAX_FIGURE = 1e300
 
 
 class Fact(BaseModel):
-    """What is compared.
+    """A fact that is compared.
 
     Attributes:
-        id: the finding's.
+        id: the id of its findings.
         path: dotted, from the node; lists on the way are gone through item by item.
-        kind: majority: as most of the nodes have it; bits: each device as those of its name on most nodes; figure: near
+        kind: majority: equal to most nodes; bits: each device equal to devices of its name on most nodes; figure: near
             the median.
         of: for a majority: the distinct values together, their count, the words of a text, or each item of a list or
-            table for itself, which a node may lack but have besides.
-        is_apart: whether a figure is compared only with those of devices of the same name.
-        among: the path of what only nodes alike are compared by; bits of a node that does not tell it are not compared.
-        ignore: regular expressions of what may differ in a text.
-        min_gap: share of the median that a figure must be off by, besides standing out.
+            table, which a node must have if most nodes have it.
+        is_apart: whether a figure is compared only with devices of the same name.
+        among: only nodes that are equal in this path are compared; nodes without it are not compared by bits.
+        ignore: regular expressions of text that may differ.
+        min_gap: the least gap from the median for an outlier, as a share of the median.
         worse: the direction in which a figure is bad.
-        summary: `{value}`, `{usual}` and for a figure `{gap}` are filled in.
+        summary: the text, with `{value}`, `{usual}` and for a figure `{gap}`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,7 +70,7 @@ class Fact(BaseModel):
 
 @dataclass(frozen=True)
 class Sample:
-    """One figure: of a node, or of a device of it."""
+    """One figure of a node, or of one of its devices."""
 
     node: str
     device: str
@@ -84,7 +84,7 @@ def load_facts() -> tuple[Fact, ...]:
 
 
 def light(document: Any) -> Any:
-    """A node's document with only those facts that nodes are compared by: a thousand whole ones take a gigabyte."""
+    """Return a node's document with only the compared facts: a thousand whole documents take a gigabyte."""
     snapshot = document.get("snapshot") if isinstance(document, dict) else None
     if not isinstance(snapshot, dict) or not isinstance(snapshot.get("facts"), dict):
         return document
@@ -93,7 +93,7 @@ def light(document: Any) -> Any:
 
 @cache
 def _tree() -> dict[str, Any]:
-    """The paths that are compared, by name and name."""
+    """Return the compared paths as a tree of names."""
     tree: dict[str, Any] = {}
     for path in (path for fact in load_facts() for path in (fact.path, fact.among) if path is not None):
         branch = tree
@@ -111,7 +111,7 @@ def _light(value: Any, tree: Mapping[str, Any]) -> Any:
 
 
 def compare(nodes: Sequence[Node], facts: Iterable[Fact] | None = None) -> list[Finding]:
-    """Findings across the nodes that sent a snapshot, by fact; `device` is the node."""
+    """Return findings across the nodes that sent a snapshot, by fact; `device` is the node."""
     seen = {node.name: node.snapshot.facts for node in nodes if node.snapshot is not None}
     found: list[Finding] = []
     for fact in load_facts() if facts is None else facts:
@@ -127,7 +127,7 @@ def compare(nodes: Sequence[Node], facts: Iterable[Fact] | None = None) -> list[
 
 
 def _groups(fact: Fact, seen: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:
-    """Nodes alike."""
+    """Return groups of nodes that are comparable."""
     groups: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for name, facts in seen.items():
         key = "" if fact.among is None else _text([value for _, value in values_at(facts, fact.among)])
@@ -137,7 +137,7 @@ def _groups(fact: Fact, seen: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
 
 
 def values_at(facts: Any, path: str, device: str = "") -> list[tuple[str, Any]]:
-    """What stands at a path, with the device that it is of; several where a list is on the way. Absent is nothing."""
+    """Return the values at a path, each with its device: several if a list is on the way, none if it is absent."""
     head, _, rest = path.partition(".")
     if isinstance(facts, list):
         named = [(f"{device} {item.get('device', i)}".strip(), item) for i, item in enumerate(facts) if _is_table(item)]
@@ -158,7 +158,7 @@ def _majority(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Findin
     texts: dict[str, str | None] = {}
     for name, facts in group.items():
         values = [value for _, value in values_at(facts, fact.path)]
-        if not any(isinstance(value, Unknown) for value in values):  # that is a finding of the node's own
+        if not any(isinstance(value, Unknown) for value in values):  # the node itself has a finding for that
             texts[name] = _said(fact, values) if values else None
     counts = Counter(texts.values())
     if not counts:
@@ -174,7 +174,7 @@ def _majority(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Findin
 
 
 def _items(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Nodes that lack an item which most have."""
+    """Return findings for nodes that lack an item of the majority."""
     held: dict[str, set[str]] = {}
     for name, facts in group.items():
         values = [value for _, value in values_at(facts, fact.path)]
@@ -193,7 +193,7 @@ def _items(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
 
 
 def _bits(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Nodes with devices that have not what the devices of that name have on most nodes."""
+    """Return findings for nodes whose devices differ from devices of the same name on most nodes."""
     held: dict[str, dict[str, str]] = defaultdict(dict)
     for name, facts in group.items():
         for device, value in values_at(facts, fact.path):
@@ -210,7 +210,9 @@ def _bits(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
                     odd[name][device] = f"{value}, most: {usual}"
         elif not undecided:
             named = _cut(", ".join(values))
-            action = f"ask more nodes of this kind: most tell who is wrong; until then trust none of {named}"
+            action = (
+                f"check more nodes of this kind: the majority shows which is wrong; until then, do not trust {named}"
+            )
             undecided = [replace(_mixed(fact, counts, len(values)), severity="warning", action=action)]
     return undecided + [_odd(fact, name, devices, len(group)) for name, devices in odd.items()]
 
@@ -239,7 +241,7 @@ def _said(fact: Fact, values: list[Any]) -> str:
 
 
 def _text(values: Iterable[Any]) -> str:
-    """The distinct values, in order, whatever the order of the devices; of a table its names and values."""
+    """Return the distinct values, sorted, whatever the order of the devices; for a table its names and values."""
     return ", ".join(sorted({word for value in values for word in _words(value)}))
 
 
@@ -288,11 +290,11 @@ def _mixed(fact: Fact, counts: Mapping[Any, int], total: int) -> Finding:
 
 
 def _figures(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """The figure of each node that stands out farthest."""
+    """Return a finding for the farthest outlier of each node."""
     kinds: dict[str, list[Sample]] = defaultdict(list)
     for name, facts in group.items():
         for device, value in values_at(facts, fact.path):
-            if is_number(value) and abs(value) < MAX_FIGURE:  # not nan: one would blind the median
+            if is_number(value) and abs(value) < MAX_FIGURE:  # not NaN, which would spoil the median
                 kinds[device.split()[-1] if fact.is_apart and device else ""].append(Sample(name, device, float(value)))
     worst: dict[str, tuple[float, Finding]] = {}
     for samples in kinds.values():
@@ -310,13 +312,13 @@ def _figures(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding
 
 
 def middle_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """The median, and the standard deviation that the median distance from it means (1.4826 MAD)."""
+    """Return the median, and the standard deviation estimated from the median distance (1.4826 MAD)."""
     middle = median(values)
     return middle, 1.4826 * median(abs(value - middle) for value in values)
 
 
 def stands_out(off: float, middle: float, spread: float, count: int, min_gap: float) -> bool:
-    """Whether a figure that is `off` from the median is no chance. Where most are equal, the gap alone decides."""
+    """Return whether a figure at distance `off` from the median is an outlier. Without a spread, the gap decides."""
     if abs(off) <= min_gap * abs(middle) or off == 0:
         return False
     return spread == 0 or abs(off) / spread > z_limit(count)
@@ -324,9 +326,9 @@ def stands_out(off: float, middle: float, spread: float, count: int, min_gap: fl
 
 @cache
 def z_limit(count: int) -> float:
-    """The distance that some figure of `count` in a healthy fleet reaches in one of a hundred such fleets, or 3.5.
+    """Return the distance that the farthest of `count` figures reaches in one healthy fleet of a hundred, at least 3.5.
 
-    For many figures it is the normal distribution's, shared out over all; for few the spread itself is uncertain. The
+    For many figures, it is the quantile of the normal distribution. For few, the spread itself is uncertain, so a
     factor is fitted to simulated normal figures (17.9 at 5, 6.7 at 10, 5.3 at 20, 4.4 at 100).
     """
     normal = NormalDist().inv_cdf(1 - FALSE_ALARMS / (2 * count))
@@ -352,7 +354,7 @@ def _figure(fact: Fact, sample: Sample, middle: float, spread: float, count: int
 
 
 def _without_repeats(found: list[Finding]) -> list[Finding]:
-    """A node that lacks a part lacks all that is in it: that is told once."""
+    """Remove findings of facts in a part that a node lacks as a whole."""
     kept, lacking = [], set()
     for finding in found:
         path, _, value = finding.evidence.partition(": ")

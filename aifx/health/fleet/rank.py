@@ -1,10 +1,10 @@
-"""Which node to look at first: by the GPU-hours that its findings are expected to cost. Pure.
+"""Rank suspects by the GPU-hours that their findings are expected to cost. Pure.
 
     lost = P x job_gpus x hours,   P = 1 - product over families of (1 - the largest p in the family)
 
-`p` is the probability that a finding interrupts a job within the horizon. Findings of a family are most often one
-fault seen from several sides, so only the likeliest of them counts; families are taken as independent. `hours` is the
-mean of the hours to recover, weighted by p.
+`p` is the probability that a finding interrupts a job within the horizon. Findings of one family are most often one
+fault seen from several sides, so only the likeliest of them counts. Families count as independent. `hours` is the mean
+of the hours to recover, weighted by p.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from aifx.health.rules import FleetSite, fits
 T = TypeVar("T")
 
 TABLE_H = 24.0
-"""The hours that the table's probabilities are for."""
+"""The hours to which the table's probabilities refer."""
 
 
 class _Entry(BaseModel):
@@ -47,7 +47,7 @@ class _Severities(BaseModel):
 
 
 class Table(BaseModel):
-    """`rank.toml`."""
+    """The content of `rank.toml`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,10 +65,10 @@ def load_table() -> Table:
 
 
 def rank(nodes: Sequence[Node], across: Iterable[Finding], site: FleetSite | None = None) -> list[Suspect]:
-    """The nodes whose findings are expected to cost something, the most expensive first.
+    """Return the nodes whose findings have an expected cost, the most expensive first.
 
     Args:
-        across: findings across nodes, whose device is the node.
+        across: findings across nodes; `device` is the node.
     """
     site = site or FleetSite()
     findings = {node.name: list(node.report.findings) if node.report is not None else [] for node in nodes}
@@ -82,7 +82,7 @@ def rank(nodes: Sequence[Node], across: Iterable[Finding], site: FleetSite | Non
 
 
 def gpus_of(node: Node) -> int:
-    """How many GPUs a node shows; 0 where it is not known."""
+    """Return the number of GPUs of a node; 0 if it is unknown."""
     gpus = node.snapshot.facts.get("gpus") if node.snapshot is not None else None
     return len(gpus) if isinstance(gpus, list) else 0
 
@@ -111,14 +111,14 @@ def _suspect(name: str, findings: Sequence[Finding], job_gpus: float, site: Flee
 
 
 def interrupts(finding: Finding, site: FleetSite) -> tuple[float, float, str]:
-    """The probability that a finding interrupts a job within the horizon, the hours that the job loses, the source."""
+    """Return the probability that a finding interrupts a job, the hours that it costs, and the source."""
     table = load_table()
     hours = site.hours_to_recover or table.hours_to_recover
     entry = _narrowest(finding.id, {entry.id: entry for entry in table.finding})
     probability, source = float(getattr(table.severity, finding.severity)), table.severity.source
     if entry is not None:
         hours = site.hours_to_recover or entry.hours or hours
-        if finding.severity != "unknown":  # what could not be judged is not what it would be a finding of
+        if finding.severity != "unknown":  # a rule that could not be evaluated has not found its fault
             probability, source = entry.probability, entry.source
     own = _narrowest(finding.id, site.probability)
     if own is not None:
@@ -133,5 +133,5 @@ def _narrowest(finding_id: str, entries: Mapping[str, T]) -> T | None:
 
 
 def _width(pattern: str) -> tuple[bool, int]:
-    """A whole id before a glob, a long pattern before a short one."""
+    """Return a key that sorts ids before globs, and long patterns before short ones."""
     return "*" not in pattern, len(pattern)

@@ -1,4 +1,4 @@
-"""What nodes sent, kept as it comes: JSON lines, so that nothing is lost however the asking ends."""
+"""Record nodes' answers as JSON lines when they arrive, so that none is lost however the command ends."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ VERSION = 1
 
 
 class Recorder:
-    """Writes a record. Raises UnsafeFile, OSError.
+    """The writer of a record. Raises UnsafeFile, OSError.
 
     Args:
-        path: the file; written anew.
+        path: the file, which is replaced.
         asked: the nodes that are asked.
     """
 
@@ -36,7 +36,7 @@ class Recorder:
         try:
             self._write(answer | told)
         except RecursionError:
-            self._write(answer | {"why": "its report is nested too deeply to be kept", "is_silent": False})
+            self._write(answer | {"why": "its report is nested too deeply to be recorded", "is_silent": False})
 
     def close(self) -> None:
         self._file.close()
@@ -47,9 +47,9 @@ class Recorder:
 
 
 def is_record(path: Path) -> bool:
-    """Whether a file is a fleet's, and not one node's snapshot."""
+    """Return whether a file is the record of a fleet, and not the snapshot of a node."""
     try:
-        if is_stream(path):  # what is read of it is gone
+        if is_stream(path):  # reading would consume it
             return False
         with open(open_file(path, follow=True), "rb") as file:
             return file.read(16).startswith(b'{"aifx_fleet":')
@@ -58,17 +58,17 @@ def is_record(path: Path) -> bool:
 
 
 def read_record(path: Path) -> tuple[list[Node], list[str]]:
-    """The nodes and those that were not heard. A last line that was cut off counts for nothing. Raises DataError."""
+    """Return the nodes, and those that were not heard. A truncated last line is ignored. Raises DataError."""
     try:
         first, *lines = read_input(path, limit=RECORDS_LIMIT).decode().splitlines()
         head = parse_json(first)
         asked = [str(name) for name in head["asked"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} is no record of a fleet", str(error), "aifx doctor fleet --hosts FILE --record FILE"
+            f"{path} is not the record of a fleet", str(error), "aifx doctor fleet --hosts FILE --record FILE"
         ) from None
     if head.get("aifx_fleet") != VERSION:
-        raise DataError(f"{path} is of another version", f"aifx_fleet is {head.get('aifx_fleet')!r}, not {VERSION}")
+        raise DataError(f"{path} has another version", f"aifx_fleet is {head.get('aifx_fleet')!r}, not {VERSION}")
     found: dict[str, Node] = {}
     for number, line in enumerate(lines):
         try:
@@ -76,7 +76,7 @@ def read_record(path: Path) -> tuple[list[Node], list[str]]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines) - 1:
                 break
-            raise DataError(f"{path}, line {number + 2}: no answer of a node", str(error)) from None
+            raise DataError(f"{path}, line {number + 2} is not the answer of a node", str(error)) from None
         found[node.name] = node
     return [found[name] for name in asked if name in found], [name for name in asked if name not in found]
 

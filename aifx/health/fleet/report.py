@@ -1,4 +1,4 @@
-"""What was found in a fleet, as docs/doctor-fleet.md has it."""
+"""The report of a fleet, as in docs/doctor-fleet.md."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from aifx.health.snapshot import parse as parse_snapshot
 
 @dataclass(frozen=True)
 class Node:
-    """What came of asking one node.
+    """The answer of one node.
 
     Attributes:
-        name: what it is called here: the host's name, or its agent's address where that is not unique.
-        report: its own; None where none came.
-        snapshot: what that was judged by; None where the node did not send it.
-        why: why no report came; empty where one did.
-        is_silent: whether nothing at all came in time, rather than something that is no report.
-        took_s: from the question to the answer.
+        name: its host's name, or the address of its agent if that name is not unique.
+        report: its report; None if it sent none.
+        snapshot: the snapshot of the report; None if the node did not send it.
+        why: the reason if there is no report; otherwise empty.
+        is_silent: whether nothing at all arrived in time, rather than something that is not a report.
+        took_s: the time from the question to the answer.
     """
 
     name: str
@@ -37,21 +37,21 @@ class Node:
         return self.report.status if self.report is not None else "unknown"
 
     def document(self) -> dict[str, Any]:
-        """The node's report. Where none came, nothing was judged, and why."""
+        """Return the node's report. Without one, all rules are skipped, with the reason."""
         report = self.report or Report(self.name, (), (Skipped("*", self.why),))
         return {"node": self.name, **report.document(), "status": self.status}
 
 
 @dataclass(frozen=True)
 class Cause:
-    """A finding's part in what a node is expected to lose.
+    """A finding's part in the expected cost of a node.
 
     Attributes:
-        id: the finding's.
-        device: of the node.
-        summary: the finding's.
+        id: the finding's id.
+        device: the device of the node.
+        summary: the finding's summary.
         probability: that it interrupts a job within the horizon.
-        source: where that number comes from.
+        source: the source of the probability.
     """
 
     id: str
@@ -63,16 +63,16 @@ class Cause:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A node that is worth a look, and how much.
+    """A node with an expected cost.
 
     Attributes:
         node: its name.
-        lost_gpu_hours: expected within the horizon.
+        lost_gpu_hours: the expected cost within the horizon.
         probability: that any of the causes interrupts a job within the horizon.
-        job_gpus: GPUs that the job holds meanwhile.
-        hours_to_recover: of that job.
+        job_gpus: the number of GPUs of the job.
+        hours_to_recover: the time that the job loses.
         causes: the likeliest first.
-        action: of the likeliest.
+        action: the action of the likeliest cause.
     """
 
     node: str
@@ -88,10 +88,10 @@ class Suspect:
 class FleetReport:
     """Attributes:
     nodes: in the order in which they were named.
-    findings: across nodes, worst first; `device` is the node.
+    findings: findings across nodes, worst first; `device` is the node.
     suspects: the most expensive first.
-    not_heard: nodes that were still being asked when the operator had enough.
-    duration_s: of the whole.
+    not_heard: nodes without an answer when a signal ended the check.
+    duration_s: the whole time.
     """
 
     nodes: tuple[Node, ...]
@@ -102,7 +102,7 @@ class FleetReport:
 
     @property
     def status(self) -> Status:
-        """The worst of the nodes' and of the findings across them."""
+        """The worst status of the nodes and of the findings across them."""
         statuses = {node.status for node in self.nodes}
         severities = {finding.severity for finding in self.findings}
         if "unhealthy" in statuses or "critical" in severities:
@@ -127,9 +127,9 @@ class Group:
     """A finding that several nodes have.
 
     Attributes:
-        finding: the first of them.
-        nodes: which, each once.
-        is_alike: whether all say the same.
+        finding: the finding of the first node.
+        nodes: the nodes, each once.
+        is_alike: whether all nodes have the same summary.
     """
 
     finding: Finding
@@ -138,11 +138,11 @@ class Group:
 
 
 def grouped(report: FleetReport) -> list[Group]:
-    """The findings of nodes and across them by rule; what most nodes have stands before what few have."""
+    """Return the findings of nodes and across nodes, grouped by rule; the most frequent first."""
     kept: dict[tuple[str, str], list[tuple[str, Finding]]] = {}
     own = ((node.name, finding) for node in report.nodes if node.report for finding in node.report.findings)
     for name, finding in [*((finding.device, finding) for finding in report.findings), *own]:
-        # What keeps many rules from being judged, or many nodes from being asked, is told once.
+        # A reason that prevents many rules from being evaluated, or many nodes from being asked, is one group.
         reason = finding.summary.partition(": ")[2].replace(name or " ", " ") if finding.severity == "unknown" else ""
         key = (finding.severity, f"{reason} {finding.action}" if reason else finding.id)
         kept.setdefault(key, []).append((name, finding))
@@ -154,15 +154,17 @@ def grouped(report: FleetReport) -> list[Group]:
 
 
 def node_of(name: str, document: Any, took_s: float = 0.0) -> Node:
-    """The node that sent a document of `aifx doctor --json`. Raises DataError where it is none."""
+    """Return the node that sent a document of `aifx doctor --json`. Raises DataError for any other document."""
     hint = "run the same aifx on every node"
     if not isinstance(document, Mapping):
-        raise DataError(f"{name} sent no report", "it is no JSON object", hint)
+        raise DataError(f"{name} sent no report", "it is not a JSON object", hint)
     if isinstance(document.get("error"), Mapping):
         error = document["error"]
         raise DataError(f"{name} could not check itself", f"{error.get('what')}: {error.get('why')}", hint)
     if document.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(f"{name} sent another version", f"schema_version {document.get('schema_version')!r}", hint)
+        raise DataError(
+            f"{name} sent a report of another version", f"schema_version {document.get('schema_version')!r}", hint
+        )
     if not isinstance(document.get("findings"), list):
         raise DataError(f"{name} sent no report", "it has no findings", hint)
     skipped = document.get("skipped")
@@ -178,7 +180,7 @@ def node_of(name: str, document: Any, took_s: float = 0.0) -> Node:
 
 
 def _filled(kind: type[Any], document: Mapping[str, Any]) -> Any:
-    """A severity that this version does not know is unknown, not nothing."""
+    """Return an instance with the fields of a document. A severity that this version does not know becomes unknown."""
     values = {field.name: str(document.get(field.name, "")) for field in fields(kind)}
     if "severity" in values and values["severity"] not in SEVERITIES:
         values["severity"] = "unknown"

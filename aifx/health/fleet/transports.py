@@ -1,7 +1,7 @@
-"""Nodes asked for their report, many at a time: over ssh, with one srun, or through their agents over HTTP.
+"""Ask nodes for their reports, many at a time: over ssh, with one srun, or through their agents over HTTP.
 
-Whatever comes of a node is handed to `heard` at once, so that nothing which has arrived is lost when the rest is given
-up. No node raises: one that says nothing, or something else, is a `Node` that says so.
+`heard` gets each answer at once, so that a signal loses no answer that has arrived. No node raises an exception: one
+without a report is a `Node` with the reason.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
 
 MAX_LINE = 4096
-"""Bytes of a line of srun's output; what a node sends fits in 76, behind its label."""
+"""Bytes of a line of srun's output; a line of a report has 76, after its label."""
 MAX_BEGINS = 10
 SET_UP = (
     "permission denied", "host key", "too many authentication", "certificate", "not resolve", "name resolution",
     "name or service", "no address associated", "nodename nor servname",
 )  # fmt: skip
-"""What ssh, TLS and name resolution say where a node is not to blame."""
+"""Messages of ssh, TLS and name resolution that do not concern the health of a node."""
 AGENT_PATH = "/v1/report"
 WHY = "the nodes are asked through it"
 SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout={seconds}", "-o", "LogLevel=ERROR", "--")
 SRUN = ("srun", "--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--no-kill", "--wait=0", "--label")
 START_S = 15.0
-"""What Slurm may take to start a step, besides the time that a node has."""
+"""The time for Slurm to start a step, in addition to the time of a node."""
 
 POLL_S = 0.02
 GRACE_S = 2.0
 """srun ends its step on SIGTERM."""
 
-TOO_LARGE = f"it sends more than {MAX_BYTES >> 20} MiB"
+TOO_LARGE = f"it sent more than {MAX_BYTES >> 20} MiB"
 
 Heard = Callable[[Node, Any], None]
-"""Takes a node and the document that it sent; None where it sent none."""
+"""Takes a node and its document; None if it sent none."""
 
 
 class NoReport(Exception):
     """Args:
     why: one line.
-    is_silent: whether nothing came, rather than something that is no report.
+    is_silent: whether nothing arrived, rather than something that is not a report.
     """
 
     def __init__(self, why: str, *, is_silent: bool = False) -> None:
@@ -66,14 +66,14 @@ class NoReport(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """What the nodes are asked.
+    """How nodes are asked.
 
     Attributes:
-        timeout_s: how long a node may take, from the moment that it is asked.
-        at_once: how many are asked at a time.
-        command: what is run on a node; agents know by themselves.
-        token: what agents are shown; empty for none.
-        tls: whom agents must be signed by; None for the system's authorities.
+        timeout_s: the time limit of a node, from the moment that it is asked.
+        at_once: the number of nodes asked at a time.
+        command: the command that a node runs; agents need none.
+        token: the token for agents; empty for none.
+        tls: the authorities that must have signed agents' certificates; None for the system's.
     """
 
     timeout_s: float = 30.0
@@ -84,12 +84,12 @@ class Question:
 
 
 async def ask_agents(addresses: Sequence[str], question: Question, heard: Heard) -> None:
-    """Over HTTP. An address is that of an agent (`http://n1:9470`); what stands behind the host is kept."""
+    """Ask agents over HTTP. An address may have a path: `http://n1:9470/path`."""
     headers = {"Accept-Encoding": "gzip"} | ({"Authorization": f"Bearer {question.token}"} if question.token else {})
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     verify = question.tls or any(address.startswith("https") for address in addresses)
     places = asyncio.Semaphore(question.at_once)
-    # Proxies are for the world outside, and a redirect would take the token along.
+    # A redirect would take the token along.
     async with (
         httpx.AsyncClient(
             headers=headers, limits=limits, verify=verify, timeout=None, trust_env=False, follow_redirects=False
@@ -124,7 +124,7 @@ async def _ask_agent(
 async def _fetched(client: httpx.AsyncClient, url: str) -> bytes:
     async with client.stream("GET", url) as answer:
         received = bytearray()
-        async for part in answer.aiter_raw():  # httpx would unpack any number of layers, without a limit
+        async for part in answer.aiter_raw():  # httpx would decompress any number of layers, without a limit
             received += part
             if len(received) > MAX_BYTES:
                 raise NoReport(TOO_LARGE)
@@ -136,26 +136,26 @@ async def _fetched(client: httpx.AsyncClient, url: str) -> bytes:
         said = _last_line(body)
         with suppress(ValueError, AttributeError):
             said = str(parse_json(body).get("error", said))
-        raise NoReport(f"it answers {answer.status_code} {answer.reason_phrase}: {said}")
+        raise NoReport(f"it answered {answer.status_code} {answer.reason_phrase}: {said}")
     return body
 
 
 def _unpacked(packed: bytes) -> bytes:
-    """One layer of gzip, up to MAX_BYTES. Raises NoReport for more, and for what is no gzip."""
+    """Decompress one layer of gzip, up to MAX_BYTES. Raises NoReport for more, and for invalid gzip."""
     unpacker = zlib.decompressobj(wbits=31)
     try:
         body = unpacker.decompress(packed, MAX_BYTES + 1)
     except zlib.error as error:
-        raise NoReport(f"it sends no gzip: {error}") from None
+        raise NoReport(f"it sent invalid gzip: {error}") from None
     if len(body) > MAX_BYTES:
         raise NoReport(TOO_LARGE)
     if not unpacker.eof:
-        raise NoReport("its report is cut off")
+        raise NoReport("its report is truncated")
     return body
 
 
 async def ask_ssh(hosts: Sequence[str], question: Question, heard: Heard) -> None:
-    """With one `ssh` a node; keys, ports and jumps are those of ~/.ssh/config."""
+    """Ask with one `ssh` per node; keys, ports and jump hosts come from ~/.ssh/config."""
     seconds = str(max(int(question.timeout_s), 1))
     words = [word.format(seconds=seconds) for word in SSH]
     words[0] = need_program(words[0], WHY)
@@ -171,28 +171,28 @@ async def ask_ssh(hosts: Sequence[str], question: Question, heard: Heard) -> Non
 
 
 def _sent(ended: Ended, question: Question) -> bytes:
-    """What a node has sent over ssh. Raises NoReport."""
+    """Return what a node sent over ssh. Raises NoReport."""
     if ended.cut == "output":
         raise NoReport(TOO_LARGE)
     if ended.cut:
         raise NoReport(f"no answer in {question.timeout_s:g} s", is_silent=True)
     if ended.code == 255 or not ended.output.strip():
-        # 255 is ssh's own word. It could not come in, or found nothing there.
-        why = ended.last_line[:200] or f"{ended.how}, and it said nothing"
+        # 255 is an error of ssh itself: it did not reach the node, or was not let in.
+        why = ended.last_line[:200] or f"{ended.how}, and it printed nothing"
         raise NoReport(why, is_silent=ended.code == 255 and not _is_set_up_wrong(why))
     return ended.output
 
 
 def _is_set_up_wrong(why: str) -> bool:
-    """Whether the way to the node is what fails, so that nothing is known of its health."""
+    """Return whether the connection is misconfigured, so that nothing is known of the node's health."""
     return any(words in why.lower() for words in SET_UP)
 
 
 async def ask_slurm(hosts: Sequence[str], question: Question, heard: Heard) -> None:
-    """With one `srun` over the nodes of this allocation. Raises EnvironmentFault where no step can be started.
+    """Ask with one `srun` over the nodes of this allocation. Raises EnvironmentFault if no step can start.
 
-    Tasks share one stream, in which slurmstepd breaks lines behind 1,024 bytes (SLURM_IO_MAX_MSG_LEN): what they send
-    is packed in lines of 76, behind the name of the node and between two marks.
+    Tasks share one stream, in which slurmstepd breaks lines after 1,024 bytes (SLURM_IO_MAX_MSG_LEN). A task therefore
+    sends the name of its node, its report compressed in lines of 76 bytes, and an end mark.
     """
     where = [f"--nodes={len(hosts)}", f"--nodelist={','.join(hosts)}"]
     command = [need_program(SRUN[0], WHY), *SRUN[1:], *where, "sh", "-c", _packed(question)]
@@ -206,12 +206,12 @@ async def ask_slurm(hosts: Sequence[str], question: Question, heard: Heard) -> N
             for line in lines:
                 label, _, text = line.decode("utf-8", "replace").partition(": ")
                 if not label.strip().isdigit():
-                    continue  # not of a task
+                    continue  # not from a task
                 task = tasks.setdefault(label.strip(), _Task())
                 if task.takes(text) and task.node in waiting:
                     del waiting[task.node]
                     _hear(task.node, task.unpacked, time.monotonic() - began, heard)
-            await asyncio.sleep(0 if lines else POLL_S)  # other nodes are asked meanwhile
+            await asyncio.sleep(0 if lines else POLL_S)  # meanwhile other nodes are asked
     ended = srun.wait()
     if ended.last_lines and not tasks and not ended.cut and ended.code != 0:
         raise EnvironmentFault("srun could not start a step", ended.last_line, "squeue --me --steps")
@@ -221,13 +221,13 @@ async def ask_slurm(hosts: Sequence[str], question: Question, heard: Heard) -> N
 
 
 def _packed(question: Question) -> str:
-    """A line of shell that sends a node's report. `timeout` ends a check there that nobody waits for any more."""
+    """Return a line of shell that sends a node's report. `timeout` ends a check that nobody waits for any more."""
     check = f"timeout -k 2 {question.timeout_s:g} {shlex.join(question.command)}"
     return f'echo "node $SLURMD_NODENAME"; {{ {check} 2>&1; }} | gzip -c | base64; echo end'
 
 
 class _Task:
-    """What one task of srun's has sent."""
+    """The output of one task of srun."""
 
     def __init__(self) -> None:
         self.node = ""
@@ -235,7 +235,7 @@ class _Task:
         self._num_bytes = 0
 
     def takes(self, line: str) -> bool:
-        """Whether this was its last line."""
+        """Take a line, and return whether it was the last one."""
         if line.startswith("node "):
             self.node = line.removeprefix("node ").strip()
         elif line != "end":
@@ -251,11 +251,11 @@ class _Task:
             packed = base64.b64decode("".join(self._lines))
         except ValueError:
             packed = b""
-        if not packed.startswith(b"\x1f\x8b"):  # what a shell says in place of a report
-            raise NoReport(_last_line("\n".join(self._lines).encode()) or "it said nothing")
+        if not packed.startswith(b"\x1f\x8b"):  # a message of the shell instead of a report
+            raise NoReport(_last_line("\n".join(self._lines).encode()) or "it printed nothing")
         report = _unpacked(packed)
         if not report:
-            raise NoReport("the check did not end there in time", is_silent=True)
+            raise NoReport("the check did not finish there in time", is_silent=True)
         return report
 
 
@@ -272,19 +272,19 @@ def _hear(name: str, answer: bytes | NoReport | Callable[[], bytes], took_s: flo
         document, node = None, Node(name, why=" ".join(str(why).split()), is_silent=why.is_silent, took_s=took_s)
     except AifxError as error:
         document, node = None, Node(name, why=f"{error.what.removeprefix(name).strip()}: {error.why}", took_s=took_s)
-    except Exception as error:  # a node that sends nonsense must not take the others with it
+    except Exception as error:  # a node that sends nonsense must not affect the others
         document, node = None, Node(name, why=f"its report is nonsense ({type(error).__name__})", took_s=took_s)
     heard(node, document)
 
 
 def _document(body: bytes) -> Any:
-    """What a node sent. A login script may have said something before it. Raises NoReport."""
+    """Return the document in a node's output, which a login script may have written to as well. Raises NoReport."""
     text = body.decode("utf-8", "replace")
     begins = [0, *(match.end() - 1 for match in re.finditer(r"\n\{", text))]
     for begin in begins[:MAX_BEGINS]:
         with suppress(ValueError):
             return parse_json(text[begin:])
-    raise NoReport(f"it sent no JSON: {_last_line(body) or 'nothing'}")
+    raise NoReport(f"it did not send JSON: {_last_line(body) or 'nothing'}")
 
 
 def _last_line(text: bytes) -> str:

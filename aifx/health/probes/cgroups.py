@@ -41,7 +41,7 @@ def least(host: Host, where: list[str], name: str) -> tuple[Number, str]:
     if numbers:
         return min(numbers)
     unknown = next((limit for limit, _ in limits if isinstance(limit, Unknown)), None)
-    return unknown or Absent(f"no control group limits it ({name})"), where[0]
+    return unknown or Absent(f"no control group sets a limit ({name})"), where[0]
 
 
 def number(host: Host, path: str) -> Number:
@@ -54,7 +54,7 @@ def number(host: Host, path: str) -> Number:
     try:
         limit = int(text)
     except ValueError:
-        return Unknown(f"{path} is no number: {text[:40]!r}")
+        return Unknown(f"{path} is not a number: {text[:40]!r}")
     return limit if limit < NO_LIMIT else Absent(f"{path}: no limit")
 
 
@@ -69,4 +69,4 @@ def table(host: Host, path: str, base: int = 1) -> dict[str, int] | Absent | Unk
 
 def entry(numbers: dict[str, int] | Absent | Unknown, name: str, path: str) -> Number:
     """One number of a `table`."""
-    return numbers.get(name, Absent(f"{path} does not tell {name}")) if isinstance(numbers, dict) else numbers
+    return numbers.get(name, Absent(f"{path} does not report {name}")) if isinstance(numbers, dict) else numbers

@@ -11,7 +11,7 @@ from aifx.health.probes import Probe
 
 SOURCE = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
 UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "d": 8.64e7}
-NO_DAEMON = Absent("no daemon that sets the clock is seen here; in a container the host sets it")
+NO_DAEMON = Absent("no daemon that sets the clock runs here; in a container, the host sets it")
 
 
 def collect(host: Host) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def _chrony(host: Host) -> dict[str, Any] | None:
         offset, delay, dispersion = (float(words[at]) for at in (4, 10, 11))
         leap = words[13]
     except (IndexError, ValueError):
-        return dict.fromkeys(UNTOLD, Unknown(f"chronyc says what is not understood: {text[:60]!r}"))
+        return dict.fromkeys(UNTOLD, Unknown(f"aifx does not understand the output of chronyc: {text[:60]!r}"))
     return {
         "daemon": "chrony",
         "is_synchronized": leap != "Not synchronised",
@@ -56,10 +56,10 @@ def _timedatectl(host: Host) -> dict[str, Any] | None:
     synchronized = {"yes": True, "no": False}.get(told.get("NTPSynchronized", ""))
     status = host.run("timedatectl", "timesync-status", limit_s=1.2)
     offset = re.search(r"^\s*Offset: ([+-]?)(.+)$", status, re.MULTILINE) if isinstance(status, str) else None
-    untold = Absent("only chrony and systemd-timesyncd tell how far off the clock is")
+    untold = Absent("only chrony and systemd-timesyncd report the offset of the clock")
     return {
         "daemon": "systemd-timesyncd" if offset else "one that systemd does not name",
-        "is_synchronized": Unknown("timedatectl does not tell NTPSynchronized")
+        "is_synchronized": Unknown("timedatectl does not report NTPSynchronized")
         if synchronized is None
         else synchronized,
         "offset_ms": _milliseconds(offset[2]) if offset else untold,
@@ -72,7 +72,9 @@ def _milliseconds(text: str) -> float | Unknown:
     """Of systemd's "1min 2.003s" or "812us"."""
     parts = re.findall(r"([\d.]+)(us|ms|min|s|h|d)\b", text)
     return (
-        _rounded(sum(float(n) * UNITS_MS[unit] for n, unit in parts)) if parts else Unknown(f"no time: {text[:40]!r}")
+        _rounded(sum(float(n) * UNITS_MS[unit] for n, unit in parts))
+        if parts
+        else Unknown(f"{text[:40]!r} is not a time")
     )
 
 
@@ -89,7 +91,7 @@ def _ptp(host: Host) -> Any:
         return Absent("ptp4l does not run here") if isinstance(text, Absent) else text
     offset, present = (re.search(rf"^\s*{name}\s+(\S+)", text, re.MULTILINE) for name in ("master_offset", "gmPresent"))
     if not offset or not present or not re.fullmatch(r"-?\d+", offset[1]):
-        return Unknown("ptp4l gave no answer to pmc", "run aifx doctor as root; see whether ptp4l hangs")
+        return Unknown("ptp4l gave no answer to pmc", "run aifx doctor as root; check whether ptp4l hangs")
     return {"has_grandmaster": present[1] == "true", "offset_us": abs(int(offset[1])) / 1000}
 
 

@@ -56,7 +56,7 @@ def _load(host: Host) -> float | Absent | Unknown:
     try:
         return float(text.split()[0])
     except (ValueError, IndexError):
-        return Unknown(f"/proc/loadavg is strange: {text[:40]!r}")
+        return Unknown(f"/proc/loadavg has an unknown format: {text[:40]!r}")
 
 
 def _numbers(text: str | Absent | Unknown) -> set[int] | Absent | Unknown:
@@ -67,7 +67,7 @@ def _numbers(text: str | Absent | Unknown) -> set[int] | Absent | Unknown:
         ends = [part.split("-") for part in text.split(",") if part]
         return {number for end in ends for number in range(int(end[0]), int(end[-1]) + 1)}
     except ValueError:
-        return Unknown(f"{text[:40]!r} is no list of processors")
+        return Unknown(f"{text[:40]!r} is not a list of processors")
 
 
 def _ranges(numbers: set[int]) -> str:
@@ -84,14 +84,18 @@ def _governors(host: Host) -> list[str] | Absent | Unknown:
     """
     policies = host.names(f"{CPUS}/cpufreq")
     if not isinstance(policies, list):
-        return Absent("the processors' frequency is not driven from here") if isinstance(policies, Absent) else policies
+        return (
+            Absent("this machine does not control the processors' frequency")
+            if isinstance(policies, Absent)
+            else policies
+        )
     folders = [f"{CPUS}/cpufreq/{p}" for p in policies if p.startswith("policy")]
     read = [(host.read(f"{folder}/scaling_governor"), folder) for folder in folders]
     own = [governor for governor, folder in read if governor != "powersave" or not _has_preference(host, folder)]
     if read and not own:
-        return Absent("the processors choose their frequency by their energy preference")
+        return Absent("the processors choose their own frequency")
     found = sorted({governor for governor in own if isinstance(governor, str)})
-    return found or Absent("the processors' frequency is not driven from here")
+    return found or Absent("this machine does not control the processors' frequency")
 
 
 def _has_preference(host: Host, folder: str) -> bool:
@@ -106,7 +110,7 @@ def _sum(host: Host, name: str) -> int | Absent | Unknown:
     names = [c for c in cpus if re.fullmatch(r"cpu\d+", c)] if isinstance(cpus, list) else []
     counts = [host.number(f"{CPUS}/{cpu}/{name}") for cpu in names]
     numbers = [int(count) for count in counts if isinstance(count, (int, float))]
-    return sum(numbers) if numbers else Absent(f"the processors do not tell {name}")
+    return sum(numbers) if numbers else Absent(f"the processors do not report {name}")
 
 
 PROBES = (Probe("cpu", ("cpu", "kernel"), collect),)

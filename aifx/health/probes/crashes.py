@@ -34,7 +34,7 @@ def collect(host: Host) -> dict[str, Any]:
     found = [*_folder(host, PSTORE, 0), *_folder(host, ARCHIVE, ARCHIVE_DEPTH)]
     names = [host.names(PSTORE), host.names(ARCHIVE)]
     if not found and (any(isinstance(n, Unknown) for n in names) or all(isinstance(n, Absent) for n in names)):
-        return {"crashes": Absent(f"there is no {PSTORE} here that may be read: run aifx doctor as root")}
+        return {"crashes": Absent(f"{PSTORE} is not readable: run aifx doctor as root")}
     return {"crashes": found}
 
 

@@ -101,7 +101,7 @@ def fsync_ms() -> float | Absent | Unknown:
     try:
         return within(LIMIT_S, write, f"writing to {cache_location()}")
     except TimeoutError as error:
-        return Unknown(str(error), "look for a file system that hangs or a disk that is worn")
+        return Unknown(str(error), "look for a file system that hangs, or a worn disk")
     except EnvironmentFault as fault:
         return Absent(f"{fault.what}: {fault.why}")
     except OSError as error:
@@ -142,7 +142,7 @@ def _file_systems(host: Host, mounts: list[tuple[str, str, str, str, str]]) -> l
         stopped = bool(words & {"emergency_ro", "shutdown"})
         # errors=remount-ro alone would also fit a file system that somebody mounts read-only on purpose.
         silent = Absent(f"/etc/fstab does not say whether {point} should be writable")
-        errors = _errors(host, number) if kind == "ext4" else Absent(f"{kind} counts no errors there")
+        errors = _errors(host, number) if kind == "ext4" else Absent(f"{kind} has no error counter")
         found.append(
             {
                 "device": point,
@@ -167,7 +167,7 @@ def _errors(host: Host, number: str) -> Any:
     """How often ext4 has found itself damaged, since the file system was last checked."""
     link = host.link(f"/sys/dev/block/{number}")
     if not isinstance(link, str):
-        return Absent("the block device is not seen here")
+        return Absent("the block device is not visible here")
     return host.number(f"/sys/fs/ext4/{link.rpartition('/')[2]}/errors_count")
 
 
@@ -177,7 +177,7 @@ def collect_network_mounts(host: Host) -> dict[str, Any]:
         return {"network_mounts": mounts}
     points = [(point, kind) for _, point, kind, *_ in mounts if kind in OVER_NETWORK or kind.startswith("fuse.")]
     if not points:
-        return {"network_mounts": Absent("nothing is mounted over the network")}
+        return {"network_mounts": Absent("there is no network mount")}
     return {"network_mounts": host.measure("network_mounts", lambda: network_mounts(points))}
 
 
@@ -191,7 +191,7 @@ def network_mounts(points: list[tuple[str, str]], look: Callable[[str], Any] = s
             within(LIMIT_S, lambda: look(point), f"asking {kind} mount {point} for its size")
             error = ""
         except TimeoutError as late:
-            return Unknown(str(late), f"see whether its server answers; `umount -f -l {point}` lets go of it")
+            return Unknown(str(late), f"check its server; `umount -f -l {point}` releases the mount")
         except PermissionError:
             error = ""  # it answered
         except OSError as failure:
@@ -207,7 +207,7 @@ def collect_nvme(host: Host) -> dict[str, Any]:
     names = host.names("/sys/class/nvme")
     drives = [n for n in names if re.fullmatch(r"nvme\d+", n)] if isinstance(names, list) else []
     if not drives:
-        return {"nvme": names if isinstance(names, Unknown) else Absent("there is no NVMe drive here")}
+        return {"nvme": names if isinstance(names, Unknown) else Absent("there is no NVMe drive")}
     with ThreadPoolExecutor(min(len(drives), 16)) as pool:
         return {"nvme": list(pool.map(lambda name: _drive(host, name), drives))}
 
@@ -244,7 +244,7 @@ def _smart(host: Host, name: str) -> dict[str, Any]:
         text = host.run("smartctl", "--json", "-A", "-H", f"/dev/{name}", limit_s=1.2)
         tool = 1
     if isinstance(text, Absent):
-        return dict.fromkeys(SMART, Absent("a drive's account is read by nvme-cli or smartmontools: install one"))
+        return dict.fromkeys(SMART, Absent("nvme-cli or smartmontools is required to read a drive's health log"))
     if isinstance(text, Unknown):
         remedy = text.remedy or "run aifx doctor as root; `nvme smart-log` says what keeps it"
         # One word of it for each drive is enough.
@@ -252,7 +252,7 @@ def _smart(host: Host, name: str) -> dict[str, Any]:
     try:
         told = parse_json(text)
     except ValueError as error:
-        return dict.fromkeys(SMART, Unknown(f"the account of {name} is no JSON: {error}"))
+        return dict.fromkeys(SMART, Unknown(f"the health log of {name} is not JSON: {error}"))
     told = told.get("nvme_smart_health_information_log") if tool and isinstance(told, dict) else told
     told = told if isinstance(told, dict) else {}
     account = {

@@ -66,7 +66,7 @@ def _infiniband(host: Host) -> Any:
     cards = [card for card in cards if not host.exists(f"{CARDS}/{card}/device/physfn")]
     ports = [port for card in cards for port in _ports(host, card)]
     if not ports:
-        return names if isinstance(names, Unknown) else Absent("there is no InfiniBand or RoCE port here")
+        return names if isinstance(names, Unknown) else Absent("there is no InfiniBand or RoCE port")
     cables = _cables(host) if any(_is_down(port) for port in ports) else {}
     groups = _groups(ports)
     for port in ports:
@@ -193,7 +193,7 @@ def _port(host: Host, card: str, name: str) -> dict[str, Any]:
     # Of a port that is down, sysfs has the slowest rate there is.
     rate = Absent("the port has no link") if state in NO_STATE else host.read(f"{folder}/rate")
     gbit = re.match(r"([\d.]+) Gb/sec", rate) if isinstance(rate, str) else None
-    missing = Unknown(f"{folder}/rate is strange: {rate[:40]!r}") if isinstance(rate, str) else rate
+    missing = Unknown(f"{folder}/rate has an unknown format: {rate[:40]!r}") if isinstance(rate, str) else rate
     kind = next((k for f in ("board_id", "hca_type") if isinstance(k := host.read(f"{CARDS}/{card}/{f}"), str)), "")
     link = host.link(f"{CARDS}/{card}/device")
     address = link.rpartition("/")[2] if isinstance(link, str) else ""
@@ -227,7 +227,7 @@ def _device_files_missing(host: Host) -> Any:
     names = host.names("/sys/class/infiniband_verbs")
     verbs = [n for n in names if re.fullmatch(r"uverbs\d+", n)] if isinstance(names, list) else []
     if not verbs:
-        return Absent("the kernel has made no verbs device") if isinstance(names, list) else names
+        return Absent("the kernel has created no verbs device") if isinstance(names, list) else names
     return sum(not host.exists(f"/dev/infiniband/{verb}") for verb in verbs)
 
 
@@ -255,18 +255,18 @@ def _acs(host: Host) -> Any:
     """Bridges that send what one device says to another up to the root instead."""
     info = host.read("/proc/cpuinfo")
     if not isinstance(info, str) or "vendor_id" not in info or (host.is_live and platform.machine() != "x86_64"):
-        return Absent("access control services matter between PCI switches of x86 machines")
+        return Absent("access control services matter only between PCI switches of x86 machines")
     if "hypervisor" in info:
         return Absent("a virtual machine needs access control services")
     devices = host.names(PCI)
     gpus = [d for d in devices if _is_gpu(host, d)] if isinstance(devices, list) else []
     if len(gpus) < 2:
-        return Absent("there are not several GPUs on PCI")
+        return Absent("there are fewer than two GPUs on PCI")
     text = host.run("lspci", "-vvv", limit_s=2.5)
     if not isinstance(text, str):
         return text
     if "ACSCtl:" not in text and "access denied" in text:
-        return Unknown("lspci may not read the capabilities of PCI bridges", "run aifx doctor as root")
+        return Unknown("lspci cannot read the capabilities of PCI bridges", "run aifx doctor as root")
     bridges = [
         part.split(None, 1)[0] for part in re.split(r"\n(?=\S)", text) if re.search(r"ACSCtl:\s*SrcValid\+", part)
     ]

@@ -48,17 +48,17 @@ def _versions(said: Any) -> tuple[Any, Any]:
     if isinstance(said, Absent):
         return said, said
     if not isinstance(said, dict):
-        why = said if isinstance(said, Unknown) else Unknown("the list of packages is no table")
+        why = said if isinstance(said, Unknown) else Unknown("the list of packages is not a table")
         names = ("version", "jaxlib", "requirements", "num_overlaps", "fits_aifx", "wanted_by_aifx", "install_line")
         return why, dict.fromkeys(names, why)
     packages: dict[str, str] = said.get("packages", {})
-    missing = Absent("no jax is installed")
+    missing = Absent("jax is not installed")
     wanted = _wanted_by_aifx(said)
     version = packages.get("jax")
     fits = _fits(version, wanted) if version and isinstance(wanted, str) else wanted if version else missing
     return _python(said), {
         "version": version or missing,
-        "jaxlib": packages.get("jaxlib") or Absent("no jaxlib is installed"),
+        "jaxlib": packages.get("jaxlib") or Absent("jaxlib is not installed"),
         "packages": packages,
         "requirements": list(_requirements(said)),
         "overlaps": said.get("overlaps"),
@@ -167,11 +167,11 @@ def _major(version: Any) -> int | Absent:
 def _gpus(nvml: Mapping[str, Any], visible: str | None, of_jax: str | None = None) -> dict[str, Any]:
     """What NVML sees, and how much of that CUDA_VISIBLE_DEVICES and JAX's own variable leave."""
     if "gpus" not in nvml:
-        why = Absent(f"no NVIDIA GPU: {nvml.get('absent', 'NVML was not asked')}")
+        why = Absent(f"no NVIDIA GPU: {nvml.get('absent', 'NVML was not called')}")
         return dict.fromkeys(("driver", "driver_major", "driver_cuda", "gpus_seen", "gpus_visible"), why)
     left: int | Absent = nvml["gpus"]
     if nvml.get("mig") or "MIG-" in (visible or ""):
-        left = Absent("GPUs are divided (MIG): CUDA shows a process one part")
+        left = Absent("the GPUs are partitioned (MIG): CUDA shows a process only one partition")
     elif visible is not None:
         left = _visible(visible, nvml["gpus"])
     if isinstance(left, int) and of_jax and of_jax != "all":
@@ -203,9 +203,9 @@ def _devices(said: Any) -> dict[str, Any]:
     if isinstance(said, dict):
         error = str(said.get("error") or "")
         if error:
-            starts = Absent(f"another process holds the devices: {error}") if said.get("is_held") else False
+            starts = Absent(f"another process uses the devices: {error}") if said.get("is_held") else False
     else:
-        starts = said if isinstance(said, (Absent, Unknown)) else Unknown("what JAX said is no table")
+        starts = said if isinstance(said, (Absent, Unknown)) else Unknown("the report of JAX is not a table")
         if isinstance(starts, Unknown) and (ended := ENDED.search(starts.why)):
             error, starts = f"{ended[1]}: {ended[2]}", False
             match = REFUSED.search(error)
@@ -223,7 +223,7 @@ def _devices(said: Any) -> dict[str, Any]:
         "devices": devices,
         "num_devices": len(tables),
         "gpus": sum(d.get("platform") == "gpu" for d in tables),
-        "memory_bytes": min(sizes) if sizes else Absent("the devices do not tell their memory"),
+        "memory_bytes": min(sizes) if sizes else Absent("the devices do not report their memory"),
     }
 
 

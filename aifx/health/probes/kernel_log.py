@@ -136,7 +136,7 @@ def _of_tree(host: Host) -> Log | Absent | Unknown:
         log = _parse(text.partition("\n")[2] if skipped else text, uptime=_uptime(host))
         log = log if log.is_whole else replace(log, unread_chars=log.unread_chars + skipped)
         if not any(line.text for line in log.lines):
-            nothing = Unknown(f"aifx understands no line of {path} as one of the kernel's", RECAPTURE)
+            nothing = Unknown(f"aifx recognizes no line of {path} as the kernel's", RECAPTURE)
             strange = strange or (nothing if text.strip() and path != MESSAGES else None)
         elif log.untimed < len(log.lines):
             return log

@@ -47,7 +47,7 @@ def _own_limits(text: str | Absent | Unknown, status: str | Absent | Unknown) ->
         return dict.fromkeys(names, text)
     memlock = re.search(r"^Max locked memory\s+\S+\s+(\S+)", text, re.MULTILINE)
     files = re.search(r"^Max open files\s+\S+\s+(\S+)", text, re.MULTILINE)
-    strange = Unknown("/proc/self/limits is not as it should be")
+    strange = Unknown("/proc/self/limits has an unknown format")
     if not memlock or not files:
         return dict.fromkeys(names, strange)
     capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE) if isinstance(status, str) else None
@@ -65,7 +65,7 @@ def _tasks(host: Host) -> dict[str, Any]:
     running = re.search(r"\d+/(\d+)", load) if isinstance(load, str) else None
     most = [host.number(f"/proc/sys/kernel/{name}") for name in ("pid_max", "threads-max")]
     limits = [limit for limit in most if isinstance(limit, int)]
-    missing = load if not isinstance(load, str) else Unknown(f"/proc/loadavg tells no tasks: {load[:40]!r}")
+    missing = load if not isinstance(load, str) else Unknown(f"/proc/loadavg has no number of tasks: {load[:40]!r}")
     return {"tasks": int(running[1]) if running else missing, "tasks_max": min(limits) if limits else most[0]}
 
 
@@ -117,7 +117,7 @@ def processes(host: Host) -> dict[str, Any] | Absent:
     """Those that wait in the kernel each time that one looks, and those that ended and nobody asked how."""
     seen = dict(_stats(host))
     if not seen:
-        return Absent("no process is seen here")
+        return Absent("no process is visible here")
     stuck = {pid for pid, (_, state, _) in seen.items() if state == "D"}
     for _ in range(LOOKS - 1 if host.is_live else 0):
         if stuck:
@@ -155,7 +155,7 @@ def _stats(host: Host, pids: set[str] | None = None) -> Iterator[tuple[str, tupl
 def _of(table: Any, name: str) -> Any:
     if isinstance(table, (Absent, Unknown)):
         return table
-    return table.get(name) if isinstance(table, dict) else Unknown(f"{name} was not told")
+    return table.get(name) if isinstance(table, dict) else Unknown(f"{name} is missing")
 
 
 PROBES = (Probe("limits", ("limits",), collect), Probe("processes", ("processes",), collect_processes))

@@ -67,7 +67,7 @@ def transparent_huge_pages(host: Host) -> str | Absent | Unknown:
     if not isinstance(text, str):
         return text
     word = re.search(r"\[(\w+)\]", text)
-    return word[1] if word else Unknown(f"no choice is marked in {text[:60]!r}")
+    return word[1] if word else Unknown(f"no choice is selected in {text[:60]!r}")
 
 
 def _nodes(host: Host) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _controller(host: Host, name: str) -> dict[str, Any]:
         "corrected": host.number(f"{folder}/ce_count"),
         "uncorrected": host.number(f"{folder}/ue_count"),
         "days": round(seconds / 86400, 3) if isinstance(seconds, (int, float)) else seconds,
-        "dimms_at_fault": ", ".join(_dimms_at_fault(host, folder)) or "no DIMM is told",
+        "dimms_at_fault": ", ".join(_dimms_at_fault(host, folder)) or "unknown DIMM",
     }
 
 

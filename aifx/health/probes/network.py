@@ -45,7 +45,7 @@ def _interfaces(host: Host) -> Any:
         return names
     cards = [n for n in names if host.exists(f"{NET}/{n}/device") and not host.exists(f"{NET}/{n}/device/physfn")]
     if not cards:
-        return Absent("no network card is seen here; a container sees them with the host's network")
+        return Absent("no network card is visible here; a container needs the host's network")
     found = [_interface(host, name) for name in cards]
     alike: dict[Any, list[dict[str, Any]]] = {}
     for one in found:
@@ -61,7 +61,7 @@ def _interfaces(host: Host) -> Any:
 def agreed(figures: list[Any]) -> Any:
     """What all others of a kind have: of two that differ neither is the odd one, nor of two groups."""
     first = figures[0] if len(figures) > 1 and len(set(map(str, figures))) == 1 else None
-    return first if isinstance(first, (int, float)) else Absent("there are not two others of this kind that agree")
+    return first if isinstance(first, (int, float)) else Absent("fewer than two others of this kind agree")
 
 
 def _interface(host: Host, name: str) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _interface(host: Host, name: str) -> dict[str, Any]:
 def _speed(speed: Any) -> Any:
     """Gb/s; virtual cards say -1, and some the same number without its sign."""
     if isinstance(speed, int):
-        return speed / 1000 if 0 < speed < 1 << 31 else Absent("the card tells no speed")
+        return speed / 1000 if 0 < speed < 1 << 31 else Absent("the card reports no speed")
     return speed
 
 

@@ -27,10 +27,10 @@ def collect(host: Host) -> dict[str, Any]:
     state = said.get("state") if isinstance(said, Mapping) else None
     is_missing = isinstance(said, Absent) or state in ("no_library", "not_loaded")
     if is_missing and not buses["gpus"]:
-        absent = dict.fromkeys(("nvidia", "gpus"), Absent("there is no NVIDIA GPU here"))
+        absent = dict.fromkeys(("nvidia", "gpus"), Absent("there is no NVIDIA GPU"))
         return absent | {"gpu_count": {"nvml": 0, "pci": 0}}
     if not isinstance(said, Mapping):
-        why = said if isinstance(said, (Absent, Unknown)) else Unknown("NVML's document is no table")
+        why = said if isinstance(said, (Absent, Unknown)) else Unknown("the report of NVML is not a table")
         return {"nvidia": why, "gpus": why, "gpu_count": {"nvml": why, "pci": len(buses["gpus"])}}
     listed = said["gpus"]
     gpus = [_gpu(gpu, listed) for gpu in listed] if isinstance(listed, list) else listed
@@ -84,7 +84,7 @@ def _node(host: Host, said: Mapping[str, Any], gpus: Any, buses: Mapping[str, li
         "num_vbios": len(vbios),
         "switches": len(buses["switches"]),
         "needs_fabric_manager": needs_manager,
-        "fabric_manager": _service(host, "nvidia-fabricmanager") if needs_manager else Absent("none is needed here"),
+        "fabric_manager": _service(host, "nvidia-fabricmanager") if needs_manager else Absent("this system needs none"),
     }
 
 
@@ -105,7 +105,7 @@ def _service(host: Host, name: str) -> str | Absent | Unknown:
     if not isinstance(said, str):
         return said
     state = re.search(r"ActiveState=(\w+)", said)
-    return state[1] if state else Unknown(f"systemctl does not tell the state of {name}", f"systemctl status {name}")
+    return state[1] if state else Unknown(f"systemctl does not report the state of {name}", f"systemctl status {name}")
 
 
 def _gpu(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]]) -> Facts:
@@ -135,7 +135,7 @@ def _nvlink(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]], product: 
     if is_silent and module_links and len(all_gpus) > 1:
         links = []  # with every link down NVML says that there are none (gpud#1085)
     if not isinstance(links, list):
-        return links if isinstance(links, (Absent, Unknown)) else Unknown("the links are no list")
+        return links if isinstance(links, (Absent, Unknown)) else Unknown("the links are not a list")
     active = _active(gpu)
     failed = next((link["state"] for link in links if isinstance(link["state"], Unknown)), None)
     # One module alone, in a virtual machine of one GPU, has nobody to be linked with.
@@ -176,7 +176,7 @@ def _fabric(fabric: Any) -> Any:
 def _link_speed(product: str) -> int | Absent:
     chip = find_accelerator(product)
     if chip is None or chip.nvlink_mb_s is None:
-        return Absent(f"no speed is known of the NVLinks of {product or 'this GPU'}")
+        return Absent(f"aifx does not know the speed of the NVLinks of {product or 'this GPU'}")
     return chip.nvlink_mb_s
 
 
@@ -187,7 +187,7 @@ def _replays_allowed(pcie: Mapping[str, Any]) -> Any:
         if isinstance(value, (Absent, Unknown)):
             return value
     if generation not in PCIE_GT_S:
-        return Unknown(f"PCIe {generation} is not known to this version")
+        return Unknown(f"PCIe {generation} is unknown to this version of aifx")
     return math.ceil(PCIE_GT_S[generation] * 1e9 * 60 * 1e-12 * width)
 
 

@@ -19,9 +19,9 @@ def collect(host: Host) -> dict[str, Any]:
         try:
             find_project()
         except UntrustedProject as error:
-            return {"project": Absent(f"{error.what}: {error.why}; to have it checked, {error.hint}")}
+            return {"project": Absent(f"{error.what}: {error.why}; to check it, {error.hint}")}
         except AifxError:
-            return {"project": Absent("not run within a project: cd to one to have it checked")}
+            return {"project": Absent("the working directory is not in a project: cd to one to check it")}
     arguments = [IMPORT_TASK] if host.imports_project else []
     said = from_document(host.ask("aifx.health.project_probe", *arguments, name="project", limit_s=LIMIT_S))
     return {"project": {**said, "host_memory_bytes": _memory(host)} if isinstance(said, dict) else said}
@@ -33,7 +33,7 @@ def _memory(host: Host) -> Any:
     if not isinstance(text, str):
         return text
     found = [line.split()[1] for line in text.splitlines() if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else Absent("/proc/meminfo does not tell what is available")
+    return int(found[0]) * 1024 if found else Absent("/proc/meminfo does not report the available memory")
 
 
 PROBES = (Probe("project", ("project",), collect, limit_s=LIMIT_S + 2),)

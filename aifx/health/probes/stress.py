@@ -8,7 +8,7 @@ from aifx.core.facts import Absent, from_document
 from aifx.health.host import CAPTURED, Host
 from aifx.health.probes import Probe
 
-NOT_ASKED = Absent("not asked for: aifx doctor --stress quick")
+NOT_ASKED = Absent("no stress test: aifx doctor --stress quick")
 
 
 def collect(host: Host) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def collect(host: Host) -> dict[str, Any]:
             "vendor": host.read(f"{DMI}/sys_vendor"),
             "product": host.read(f"{DMI}/product_name"),
             "bios": host.read(f"{DMI}/bios_version"),
-            "microcode": microcode[1] if microcode else Absent("/proc/cpuinfo tells no microcode"),
-            "os": name[1] if name else Absent("/etc/os-release tells no name"),
+            "microcode": microcode[1] if microcode else Absent("/proc/cpuinfo has no microcode version"),
+            "os": name[1] if name else Absent("/etc/os-release has no name"),
             "card_firmware": _card_firmware(host),
             "mounts": _mounts(host),
         }
@@ -48,7 +48,7 @@ def _card_firmware(host: Host) -> list[str] | Absent | Unknown:
         return cards
     told = [(host.read(f"{CARDS}/{card}/board_id"), host.read(f"{CARDS}/{card}/fw_ver")) for card in cards]
     found = {f"{board} {version}" for board, version in told if isinstance(board, str) and isinstance(version, str)}
-    return sorted(found) or Absent("the cards tell no firmware")
+    return sorted(found) or Absent("the cards report no firmware version")
 
 
 def _mounts(host: Host) -> list[str] | Absent | Unknown:

@@ -74,7 +74,7 @@ def _promised(host: Host) -> int | Absent:
     """How many chips of this host the environment tells JAX of ("2,4,1")."""
     text = host.environ().get("TPU_CHIPS_PER_HOST_BOUNDS", "")
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        return Absent("TPU_CHIPS_PER_HOST_BOUNDS does not say how many chips there should be")
+        return Absent("TPU_CHIPS_PER_HOST_BOUNDS does not set the number of chips")
     return math.prod(int(part) for part in text.split(","))
 
 
@@ -106,7 +106,7 @@ def _holders(host: Host) -> list[str] | Absent | Unknown:
             name = host.read(f"/proc/{pid}/comm")
             found.append(f"{name if isinstance(name, str) else 'process'} ({pid})")
     if denied and not found:
-        return Absent("what other users' processes have open is shown to root: run aifx doctor as root")
+        return Absent("only root sees the open files of other users' processes: run aifx doctor as root")
     return found
 
 

@@ -1,7 +1,7 @@
-"""Every device at work, within a budget of time: rates against the catalogue's, results against what they must be.
+"""Load every device within a time budget: compare rates with the catalogue, and results with the right ones.
 
-The devices are loaded by a child process (`aifx.health.stress.child`) that tells each finding as it has it. Where it
-hangs or dies, what was measured is kept, the device is named, and the rest goes on without it.
+A child process (`aifx.health.stress.child`) loads the devices and reports each result at once. If it hangs or dies, its
+results are kept, the device is named, and the test continues without that device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aifx.health.stress.record import ALL, Ended, Record
 logger = logging.getLogger(__name__)
 
 START_LIMIT_S = 120.0
-"""For JAX to list its devices: large machines take their time."""
+"""Time for JAX to list its devices, which is long on large machines."""
 
 GRACE_S = 5.0
 MOST_RESTARTS = 8
@@ -28,12 +28,12 @@ CHILD = "aifx.health.stress.child"
 
 
 def budget_of(level: str, num_devices: int) -> float:
-    """Seconds that a level may take: a start, with room for compilation."""
+    """Return the time limit of a level in seconds: our estimate, with time for compilation."""
     return {"quick": 45.0, "full": 240.0}[level] + {"quick": 15.0, "full": 60.0}[level] * num_devices
 
 
 def collect(level: Literal["quick", "full"], budget_s: float, child: str = CHILD) -> dict[str, Any]:
-    """The fact `stress`: what was measured within `budget_s`, all of it also after Ctrl-C (`ended` is "interrupted").
+    """Return the fact `stress`: the results within `budget_s`, also after Ctrl-C (`ended` is then "interrupted").
 
     Args:
         child: the module that loads the devices.
@@ -71,7 +71,7 @@ def collect(level: Literal["quick", "full"], budget_s: float, child: str = CHILD
 
 
 def _run(module: str, arguments: Sequence[str], sampler: Child, record: Record, until: float) -> tuple[Ended, str]:
-    """One child to its end; meanwhile temperatures and clocks go into the record."""
+    """Run one child to its end, and record temperatures and clocks meanwhile."""
     began = time.monotonic()
     with Child.of_module(
         module,
@@ -101,7 +101,7 @@ def _run(module: str, arguments: Sequence[str], sampler: Child, record: Record, 
 
 
 def _silent(record: Record, waited_s: float, is_over: bool) -> tuple[Ended, str]:
-    """What it means that nothing was heard so long, at the end of the budget or of the step's own limit."""
+    """Return what the silence of the child means at the end of the budget or of a step's limit."""
     why = f"nothing was heard for {waited_s:.0f} s"
     if record.running is None:
         return ("out of time", why) if record.devices else ("hung", f"JAX gave no devices: {why}")

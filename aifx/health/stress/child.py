@@ -1,7 +1,7 @@
-"""The program that loads the devices: `python -m aifx.health.stress.child LEVEL BUDGET_S [FIRST_STEP [DEVICES]]`.
+"""Load the devices: `python -m aifx.health.stress.child LEVEL BUDGET_S [FIRST_STEP [DEVICES]]`.
 
-It tells what it does and finds, a line of JSON each, so that what was measured is kept when it hangs or dies: it is
-then started again from the next step, without the devices named.
+It prints each step and each result as one line of JSON, so that no result is lost if it hangs or dies. The parent then
+starts it again from the next step, without the named devices.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from aifx.health.jax_probe import HELD
 
 ALL = "all"
 MAY_BE_LACKING = ("int8", "float8_e4m3fn")
-"""Types whose products not every device can do."""
+"""Types that not every device can multiply."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """Seconds of each measurement, runs of the consistency check, seconds of the sustained load."""
+    """The duration of each measurement, the runs of the consistency check, and the duration of the sustained load."""
 
     slice_s: float
     consistency: int
@@ -39,11 +39,11 @@ class Step:
     """One measurement.
 
     Attributes:
-        key: where its result belongs among the facts.
+        key: the name of its result in the facts.
         device: a device's name, or ALL.
-        limit_s: after which it hangs; compilation is within.
-        suspect_s: so long it takes when something is wrong: where the budget ends later than that, it hangs as well.
-        needs_s: about how long it takes: with less left of the budget it is not begun.
+        limit_s: the time after which it counts as hanging, with compilation.
+        suspect_s: the time after which it counts as hanging if the budget ends.
+        needs_s: its usual time; it does not start if less of the budget is left.
     """
 
     key: str
@@ -56,9 +56,10 @@ class Step:
 
 
 def plan(everything: list[Any], without: set[str], level: Level, left_s: Callable[[], float]) -> Iterator[Step]:
-    """The consistency check on cold devices, each device, all together, the sustained load, the check again.
+    """Return the steps: the consistency check on cold devices, each device, all together, the sustained load, the check
+    again.
 
-    A step's number is the same whatever `without` names: what is for all is then for the others.
+    `without` does not change a step's number: steps of all devices then use the others.
     """
     from aifx.health.stress import consistency_check, load, measures
 

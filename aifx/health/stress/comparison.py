@@ -1,4 +1,4 @@
-"""Who differs: of hashes by device, program and run."""
+"""Find the devices whose hashes differ, by device, program and run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 def compare(
     hashes: Mapping[str, Mapping[str, Sequence[str]]], kinds: Mapping[str, str], exact: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """A row for each device: the programs in which it differs from most of its like, from itself, from NumPy.
+    """Return a row per device: the programs in which it differs from most equal devices, from itself, from NumPy.
 
-    Two that differ from each other are both odd: which is right, the two cannot tell.
+    Of two devices that differ from each other, both are odd, because nothing shows which is right.
 
     Args:
-        hashes: of each device, of each program, one a run.
-        kinds: the devices' kinds; only equals are compared.
-        exact: what programs of whole numbers must give.
+        hashes: by device and program, one per run.
+        kinds: the devices' kinds; only equal devices are compared.
+        exact: the right hashes of programs of whole numbers.
     """
     rows = []
     for device, programs in hashes.items():
@@ -45,7 +45,7 @@ def compare(
 
 
 def _digest(programs: Mapping[str, Sequence[str]]) -> str:
-    """One word for all that a device gave, to hold it against a like device of another node."""
+    """Return one digest of all hashes of a device, to compare it with equal devices of other nodes."""
     words = (f"{name}={_usual(runs)}" for name, runs in sorted(programs.items()) if runs)
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
@@ -55,7 +55,7 @@ def _usual(runs: Sequence[str]) -> str:
 
 
 def _majority(peers: Mapping[str, Mapping[str, Sequence[str]]], program: str) -> set[str]:
-    """The hash of more than half of the devices; without one, none is right, except where there is one device."""
+    """Return the hash of more than half of the devices; None without a majority, unless there is only one device."""
     counts = Counter(_usual(p[program]) for p in peers.values() if p.get(program))
     total = sum(counts.values())
     return {value for value, count in counts.items() if 2 * count > total}

@@ -1,7 +1,7 @@
-"""The silent-corruption check: one seeded program on every device at once, its outputs hashed where they arise.
+"""Check for silent corruption: run one seeded program on every device at once, and hash its outputs on the device.
 
-One executable serves all devices, so that equal devices must give equal bits. What is exact in whole numbers is held
-against NumPy as well, which judges also a device that has no like. Imports JAX: for the child process alone.
+One executable serves all devices, so equal devices must give equal bits. Programs of whole numbers are also compared
+with NumPy, which checks a device without an equal one. This imports JAX, so only the child process may import it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 SEED = 0x5EED
 Hashes = dict[str, dict[str, list[str]]]
-"""Of each device, of each program, one a run."""
+"""By device and program, one per run."""
 
 SWITCHES = (
     "XLA_FLAGS",
@@ -40,7 +40,7 @@ EXACT = ("matmul int8", "integers", "sort")
 
 
 def _mixed(x: Any) -> Any:
-    """Murmur3's finalizer over uint32: each bit of the input moves about half of the output's. NumPy or JAX arrays."""
+    """Apply Murmur3's finalizer to uint32: each input bit changes about half of the output. NumPy or JAX arrays."""
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
@@ -51,7 +51,7 @@ def _bits(count: int, seed: Any, xp: Any) -> Any:
 
 
 def _floats(shape: tuple[int, ...], seed: Any) -> jax.Array:
-    """Float32 in [-1, 1), every mantissa bit in use."""
+    """Return float32 in [-1, 1) that use every bit of the mantissa."""
     bits = _bits(int(np.prod(shape)), seed, jnp).reshape(shape)
     return lax.bitcast_convert_type((bits >> 9) | np.uint32(0x40000000), jnp.float32) - 3.0
 
@@ -85,7 +85,7 @@ def _rounds(x: Any) -> Any:
 
 
 def _hash(x: Any, xp: Any) -> Any:
-    """64 bits as two uint32, of sums that wrap: the same in any order."""
+    """Return 64 bits as two uint32, from wrapping sums, which are equal in any order."""
     bits = x.reshape(-1)
     if bits.dtype != np.uint32:
         bits = lax.bitcast_convert_type(bits, jnp.uint32) if xp is jnp else bits.view(np.uint32)
@@ -100,8 +100,8 @@ def run(
     limit_s: float,
     programs: Callable[[int, jax.Array], dict[str, jax.Array]] = _programs,
 ) -> tuple[Hashes, dict[str, str]]:
-    """The hashes of each device, and those that whole numbers must give. Raises TimeoutError that names the devices
-    that did not finish in `limit_s`."""
+    """Return the hashes of each device, and the right ones of whole numbers. Raises TimeoutError that names the devices
+    that did not finish within `limit_s`."""
     size = 256 if devices[0].platform == "cpu" else 2048
     step, names, seeds = _compiled(tuple(devices), size, programs)
     hashes: Hashes = {}
@@ -116,8 +116,8 @@ def run(
 def _compiled(
     devices: tuple[Any, ...], size: int, programs: Callable[[int, jax.Array], dict[str, jax.Array]]
 ) -> tuple[Callable[[jax.Array], jax.Array], list[str], jax.Array]:
-    """The step, the programs' names once it was called, and its input. Kept, so that what is hot stays so: compiling
-    would let it cool."""
+    """Return the step, the programs' names once it was called, and its input. It is cached, because compiling again
+    would let hot devices cool."""
     names: list[str] = []
     mesh = Mesh(np.array(devices), ("d",))
     spec = PartitionSpec("d")
@@ -135,7 +135,7 @@ def _compiled(
 
 @functools.cache
 def exact_hashes(size: int) -> dict[str, str]:
-    """What the programs of whole numbers must give, by NumPy."""
+    """Return the right hashes of the programs of whole numbers, by NumPy."""
     seed = np.uint32(SEED)
     with np.errstate(over="ignore"):
         a, b = (x.astype(np.int32) for x in _whole(size, seed, np))
@@ -148,7 +148,7 @@ def exact_hashes(size: int) -> dict[str, str]:
 
 
 def made_by(devices: list[Any]) -> str:
-    """All that the bits may rightly depend on: devices with equal words, on whatever nodes, must give equal hashes."""
+    """Return all that the bits may depend on: devices with the same text, on any nodes, must give equal hashes."""
     kinds = Counter(device.device_kind for device in devices)
     found = {re.sub(r"[-_.]+", "-", d.metadata["Name"] or "").lower(): d.version for d in metadata.distributions()}
     words = [f"{count} x {kind}" for kind, count in kinds.items()]
@@ -158,7 +158,7 @@ def made_by(devices: list[Any]) -> str:
 
 
 def _processor() -> list[str]:
-    """XLA compiles for what the processor can do, and shares products out among the threads that it may have."""
+    """Return the processor's features and threads, which XLA's programs depend on."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     told = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", _read("/proc/cpuinfo"), re.MULTILINE))
     can = hashlib.sha256("".join(told.get(key, "") for key in ("flags", "Features")).encode()).hexdigest()[:8]
@@ -177,7 +177,7 @@ def _read(path: str) -> str:
 
 
 def _gathered(x: jax.Array, limit_s: float) -> dict[str, Any]:
-    """Each device's part. Raises TimeoutError."""
+    """Return each device's part. Raises TimeoutError."""
     until = time.monotonic() + limit_s
     shards = {f"{s.device.platform}:{s.device.id}": s.data for s in x.addressable_shards}
     while late := [name for name, part in shards.items() if not part.is_ready()]:

@@ -1,4 +1,4 @@
-"""All devices at once at their hardest, and how much of their rate they keep. Imports JAX: for the child alone."""
+"""Load all devices at once, and measure how much of their rate they keep. Only the child process imports this."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from aifx.core.facts import Absent
 
 
 def sustained(devices: list[Any], seconds: float) -> dict[str, dict[str, Any]]:
-    """Of each device, by name: its rate in the second quarter and in the last, and the share that it kept. The first
-    is not counted: there a cold device is above what its power cap lets it keep.
+    """Return for each device its rate in the second and in the last quarter, and the share that it kept. The first
+    quarter does not count: a cold device is then above the rate that its power cap allows.
 
-    Raises RuntimeError of the device that failed first.
+    Raises RuntimeError for the device that failed first.
     """
     with ThreadPoolExecutor(len(devices)) as pool:
         found = list(pool.map(lambda device: _driven(device, seconds), devices))
@@ -32,7 +32,7 @@ def _driven(device: Any, seconds: float) -> dict[str, Any]:
     a = (jax.random.normal(key, (size, size), jnp.float32) / size**0.5).astype(dtype)
     step = jax.jit(lambda a, b: lax.fori_loop(0, chain, lambda _, c: (a @ c).astype(dtype), b))
     jax.block_until_ready(step(a, a))
-    rates: list[tuple[float, float]] = []  # seconds since the beginning, TFLOP/s
+    rates: list[tuple[float, float]] = []  # seconds since the start, TFLOP/s
     began = time.perf_counter()
     while (at := time.perf_counter() - began) < seconds or len(rates) < 8:
         jax.block_until_ready(step(a, a))
@@ -45,5 +45,5 @@ def _driven(device: Any, seconds: float) -> dict[str, Any]:
         "seconds": round(last, 1),
         "tflops_first": early,
         "tflops_last": late,
-        "kept": late / early if early else Absent("nothing was done"),
+        "kept": late / early if early else Absent("no work was done"),
     }

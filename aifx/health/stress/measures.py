@@ -1,4 +1,4 @@
-"""What is measured of one device, and of all together. Imports JAX: for the child process alone."""
+"""Measure one device, or all together. Only the child process imports this, because it imports JAX."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["collectives", "copies", "dtypes_of", "matmul", "memory"]
 
 
 def matmul(device: Any, dtype: str, slice_s: float) -> dict[str, Any]:
-    """Rate of products of square matrices, and whether one of whole numbers is exact."""
+    """Measure products of square matrices, and check that one of whole numbers is exact."""
     size, chain = USUAL_PRODUCT["cpu" if device.platform == "cpu" else "accelerator"]
     product = microbenchmarks.Product(device, dtype, size, chain)
     calls = _timed(product, slice_s)
@@ -34,9 +34,11 @@ def matmul(device: Any, dtype: str, slice_s: float) -> dict[str, Any]:
         "dtype": dtype,
         "size": size,
         "tflops": tflops,
-        "of_peak": tflops * 1e12 / peak.flops if peak else Absent(f"no peak of {device.device_kind} in {dtype}"),
+        "of_peak": tflops * 1e12 / peak.flops
+        if peak
+        else Absent(f"the catalogue has no peak of {device.device_kind} in {dtype}"),
         "peak": peak.formula if peak else "",
-        "of_usual": tflops / usual if usual else Absent(f"no usual rate of {device.device_kind} in {dtype} is known"),
+        "of_usual": tflops / usual if usual else Absent(f"aifx knows no usual rate of {device.device_kind} in {dtype}"),
         "of_own": _of_own(device, f"matmul.{dtype}", tflops * 1e12),
         "calls": len(calls),
         "is_right": product.is_right(),
@@ -44,7 +46,7 @@ def matmul(device: Any, dtype: str, slice_s: float) -> dict[str, Any]:
 
 
 def memory(device: Any, slice_s: float) -> dict[str, Any]:
-    """Bandwidth of y + s x in place (two reads, a write), and whether each element is what it must be."""
+    """Measure the bandwidth of y + s x in place (two reads, a write), and check each element."""
     num_bytes, rounds = (_beyond_caches(device), 4) if device.platform == "cpu" else (1 << 31, 16)
     triad = microbenchmarks.Stream(device, "triad", num_bytes, call_bytes=rounds * num_bytes)
     rate = triad.num_bytes / statistics.median(_timed(triad, slice_s))
@@ -53,7 +55,7 @@ def memory(device: Any, slice_s: float) -> dict[str, Any]:
     peak = entry.memory_gb_s / entry.devices_per_chip if entry else None
     return {
         "gb_s": rate / 1e9,
-        "of_peak": rate / 1e9 / peak if peak else Absent(f"no peak of {device.device_kind} in the catalogue"),
+        "of_peak": rate / 1e9 / peak if peak else Absent(f"the catalogue has no peak of {device.device_kind}"),
         "of_own": _of_own(device, "memory", rate),
         "wrong_elements": wrong,
         "is_right": wrong == 0,
@@ -61,15 +63,15 @@ def memory(device: Any, slice_s: float) -> dict[str, Any]:
 
 
 def _beyond_caches(cpu: Any) -> int:
-    """Bytes that the last caches of all cores do not hold, as far as there is room: in them the triad is no measure of
-    the memory."""
+    """Return a size that the last-level caches of all cores cannot hold, if there is memory for it. In caches, the
+    triad would not measure the memory."""
     wanted = max(1 << 28, BEYOND * cache_bytes("cpu"))
     return min(wanted, max(1 << 28, (room([cpu]) or 0) // 4))
 
 
 def copies(device: Any, slice_s: float) -> list[dict[str, Any]]:
-    """Bandwidth between host and device, and whether random bytes come back as they went. Of page-locked memory where
-    the backend has it."""
+    """Measure the bandwidth between host and device, and check that random bytes come back unchanged. This uses
+    page-locked memory if the backend has it."""
     transfer = microbenchmarks.Transfer(device, (1 << 26) if device.platform == "cpu" else (1 << 28))
     entry = find_accelerator(device.device_kind)
     usual = entry.usual_copy_gb_s if entry and transfer.is_pinned else None
@@ -80,7 +82,7 @@ def copies(device: Any, slice_s: float) -> list[dict[str, Any]]:
             {
                 "device": way,
                 "gb_s": rate,
-                "of_usual": rate / usual if usual else Absent("no usual rate is known of this device"),
+                "of_usual": rate / usual if usual else Absent("aifx knows no usual rate of this device"),
                 "is_pinned": transfer.is_pinned,
             }
         )
@@ -89,7 +91,7 @@ def copies(device: Any, slice_s: float) -> list[dict[str, Any]]:
 
 
 def collectives(devices: list[Any], slice_s: float) -> list[dict[str, Any]]:
-    """Rates among all devices, as nccl-tests counts them (bus bandwidth), and who got a wrong result."""
+    """Measure collectives among all devices (bus bandwidth as in nccl-tests), and check each device's result."""
     n, piece = len(devices), (1 << 22) if devices[0].platform == "cpu" else (1 << 29)
     entry = find_accelerator(devices[0].device_kind)
     usual = entry.usual_all_reduce_gb_s if entry and n == 8 else None
@@ -103,7 +105,7 @@ def collectives(devices: list[Any], slice_s: float) -> list[dict[str, Any]]:
                 "device": name,
                 "bytes": piece,
                 "bus_gb_s": rate,
-                "of_usual": rate / usual if usual else Absent("no usual rate is known of these devices"),
+                "of_usual": rate / usual if usual else Absent("aifx knows no usual rate of these devices"),
                 "wrong": wrong,
                 "num_wrong": len(wrong),
             }
@@ -112,13 +114,13 @@ def collectives(devices: list[Any], slice_s: float) -> list[dict[str, Any]]:
 
 
 def _of_own(device: Any, name: str, rate: float) -> float | Absent:
-    """The share of what this machine has been seen to reach."""
+    """Return the share of the rate that this machine reached before."""
     own = find_ceilings(device.device_kind, device.platform).rate(name)
-    return rate / own if own else Absent("nothing was measured here before: aifx bench hardware")
+    return rate / own if own else Absent("no earlier measurement: aifx bench hardware")
 
 
 def _timed(function: Callable[[], Any], slice_s: float) -> list[float]:
-    """Seconds of each call, after one that compiles: for `slice_s`, three at least."""
+    """Return the time of each call, after one that compiles: calls for `slice_s`, at least three."""
     jax.block_until_ready(function())
     calls: list[float] = []
     until = time.perf_counter() + slice_s

@@ -1,4 +1,4 @@
-"""What the stress told so far, as facts: whole at any moment, so that nothing is lost when it is ended."""
+"""The results of a stress test so far, as facts: complete at any moment, so that no result is lost if it ends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Record:
     loaded: tuple[float, float] | None = None
 
     def take(self, event: Mapping[str, Any], at: float) -> None:
-        """One line of the child's, heard at `at` (`time.monotonic`)."""
+        """Take one line of the child, which arrived at `at` (`time.monotonic`)."""
         kind = event["event"]
         if kind == "devices":
             for told in event["devices"]:
@@ -73,7 +73,7 @@ class Record:
             kinds = {name: told["kind"] for name, told in self.devices.items()}
             rows = compare(value["hashes"], kinds, value["exact"])
             when = key.removeprefix("consistency ")
-            made_by = value.get("made_by") or Absent("the program does not tell")
+            made_by = value.get("made_by") or Absent("the program does not report it")
             rows = [{**row, "device": f"{row['device']} {when}", "made_by": made_by} for row in rows]
             self.consistency = (self.consistency or []) + rows
         elif key == "collectives":
@@ -89,7 +89,7 @@ class Record:
             self.devices[device][key].extend(value)
 
     def fail(self, device: str, state: str, why: str) -> None:
-        """A device, or all together, did not do what was asked. The first reason stands."""
+        """Record that a device, or all together, failed. The first reason is kept."""
         told = self.devices.get(device)
         if told is None:
             self.failures.append({"device": device, "state": state, "why": why})
@@ -100,7 +100,7 @@ class Record:
         medians = self._medians()
         reached = [self._device(told, medians) for told in self.devices.values()]
         none = Absent("it was not reached" if self.devices else "JAX gave no devices")
-        single = Absent("there is one device") if len(self.devices) == 1 else none
+        single = Absent("there is only one device") if len(self.devices) == 1 else none
         return {
             "level": self.level,
             "duration_s": round(duration_s, 1),
@@ -131,7 +131,7 @@ class Record:
         return {**told, **lists, "matmul": products or missing, "wrong": wrong, "num_wrong": len(wrong)}
 
     def _medians(self) -> dict[tuple[str, str], float]:
-        """Of products, by kind of device and dtype, where enough devices are alike."""
+        """Return the median rate of products by kind of device and dtype, if there are enough equal devices."""
         rates: dict[tuple[str, str], list[float]] = {}
         for told in self.devices.values():
             for item in told["matmul"]:

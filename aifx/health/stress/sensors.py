@@ -1,6 +1,6 @@
-"""Temperature and clocks while a load runs: `python -m aifx.health.stress.sensors` prints a line of JSON a second.
+"""Sample temperature and clocks during a load: `python -m aifx.health.stress.sensors` prints a line of JSON per second.
 
-A process of its own, since a driver that hangs under load must not keep the load from being ended.
+This is its own process: a driver that hangs under load must not prevent the load from being ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PERIOD_S = 1.0
 
 
 def summary(samples: Iterable[tuple[float, Mapping[str, Any]]], since: float, until: float) -> list[dict[str, Any]]:
-    """Of each sensor's device, what was seen between two times (`time.monotonic`)."""
+    """Return the samples of each device between two times (`time.monotonic`)."""
     seen: dict[str, list[Mapping[str, Any]]] = {}
     for at, sample in samples:
         if since <= at <= until:
@@ -37,7 +37,7 @@ def summary(samples: Iterable[tuple[float, Mapping[str, Any]]], since: float, un
                 "clock_max_mhz": _over(max, told, "clock_mhz"),
                 "clock_min_mhz": _over(min, told, "clock_mhz"),
                 "power_max_w": _over(max, told, "power_w"),
-                "throttled": Absent(f"{name} tells no reasons of its clock") if silent else throttled / len(told),
+                "throttled": Absent(f"{name} reports no reasons for its clock") if silent else throttled / len(told),
                 "reasons": list(dict.fromkeys(reasons)),
             }
         )
@@ -46,7 +46,7 @@ def summary(samples: Iterable[tuple[float, Mapping[str, Any]]], since: float, un
 
 def _over(pick: Callable[[list[float]], float], told: Iterable[Mapping[str, Any]], key: str) -> float | Absent:
     numbers = [one[key] for one in told if one.get(key) is not None]
-    return pick(numbers) if numbers else Absent(f"no {key} is told")
+    return pick(numbers) if numbers else Absent(f"there is no {key}")
 
 
 def read_gpu(ask: Calls) -> dict[str, Any]:

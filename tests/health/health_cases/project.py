@@ -10,7 +10,7 @@ WHY = "aifx.toml:12: train.seed = -1: a whole number from 0 to 4294967295"
 
 
 def invalid(said):
-    absent = {"$absent": "the configuration cannot be used"}
+    absent = {"$absent": "the configuration is invalid"}
     said.update(config={"is_valid": False, "why": WHY}, data=absent, plan=absent, disk=absent)
 
 
