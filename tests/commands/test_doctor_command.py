@@ -235,7 +235,7 @@ def test_a_stress_that_sigterm_ends_leaves_a_report(tmp_path):
 def test_a_stress_that_ctrl_c_ends_leaves_a_report(doctor, monkeypatch):
     """In the middle of its first step."""
 
-    def begin(command, record, until, tell):
+    def begin(module, arguments, sampler, record, until):
         for event in EVENTS:
             record.take(event, 0.0)
         signal.raise_signal(signal.SIGINT)
