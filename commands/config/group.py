@@ -123,7 +123,12 @@ def schema() -> None:
 def keys(
     section: Annotated[
         str | None,
-        typer.Argument(help="List only the keys of this section.", show_default=False, autocompletion=complete_section),
+        typer.Argument(
+            metavar="[SECTION]",
+            help="List only the keys of this section.",
+            show_default=False,
+            autocompletion=complete_section,
+        ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of docs/config.md.")] = False,
     json: JsonOption = False,

@@ -33,7 +33,7 @@ def diff(
         bool, typer.Option("--strict", help="Also exit 1 for new findings that are not critical.")
     ] = False,
     site: Annotated[
-        Path | None, typer.Option("--site", metavar="FILE", help="The site's file.", show_default=False)
+        Path | None, typer.Option("--site", metavar="FILE", help="Read the site's rules from FILE.", show_default=False)
     ] = None,
     json: JsonOption = False,
 ) -> None:
