@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aifx.core.version import DISTRIBUTION, __version__
+
 if TYPE_CHECKING:
     from os import PathLike
 
     from aifx.loading import LoadedModel
 
-__version__ = "0.1.0"
-
-DISTRIBUTION = "aifx-toolkit"
-"""Name of the package that pip installs. `aifx` in package indexes is another project with the same import name."""
+__all__ = ["DISTRIBUTION", "__version__", "load"]
 
 
 def load(run: str | PathLike[str], *, step: int | str | None = None) -> LoadedModel:

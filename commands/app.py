@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-import aifx
-from aifx.commands.console.terminal import is_colored, to_json
 from aifx.commands.console.typer_internals import LazyGroup, invoke, make_command
+from aifx.commands.console.writing import is_colored, to_json
 from aifx.core.errors import UsageError
+from aifx.core.version import __version__
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def aifx_(
         aifx doctor                   check the health of this machine
     """
     if version:
-        typer.echo(to_json({"schema_version": 1, "version": aifx.__version__}) if json else f"aifx {aifx.__version__}")
+        typer.echo(to_json({"schema_version": 1, "version": __version__}) if json else f"aifx {__version__}")
         raise typer.Exit
     if json:
         command = ctx.invoked_subcommand or "COMMAND"

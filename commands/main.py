@@ -13,6 +13,12 @@ from contextlib import suppress
 from aifx.commands.console import stopping
 from aifx.core.errors import ExitCode
 
+TYPE_CHECKING = False  # importing typing takes as long as all else here
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aifx.commands.doctor.monitor_protocols import Caller
+
 COMPUTE = ("train", "eval", "predict")
 """Commands that run large programs, for whose memory a restart pays."""
 
@@ -25,7 +31,7 @@ SPELT = {"µ": "u", "±": "+-", "…": "...", "—": "-", "–": "-", "×": "x",
 def main() -> None:
     """Entry point of the console script."""
     args = sys.argv[1:]
-    stopping.enter(args)
+    stopping.enter(args, _find_caller)
     if next((arg for arg in args if not arg.startswith("-")), None) in COMPUTE:
         from aifx.machine.huge_pages import restart_with_huge_pages
 
@@ -36,11 +42,9 @@ def main() -> None:
 
 def run(args: list[str]) -> int:
     """Runs one command and returns its exit code. Raises nothing."""
-    from aifx.commands.doctor.monitor_protocols import ProtocolExit, caller_of
-
     _prepare_streams()
     ours, theirs = _split(args)
-    json, caller = "--json" in ours, caller_of(ours)
+    json, caller = "--json" in ours, _find_caller(ours)
     if "--debug" in ours:
         os.environ["AIFX_DEBUG"] = "1"  # in processes that we start, too
         args = [arg for arg in ours if arg != "--debug"] + theirs
@@ -52,7 +56,7 @@ def run(args: list[str]) -> int:
     except SystemExit as error:
         stopping.end_body()
         code = _status(error)
-        if caller is not None and isinstance(error, ProtocolExit):
+        if caller is not None and _is_verdict(error):
             return code if _flush(code) == code else caller.unable
     except BaseException as error:
         stopping.end_body()
@@ -60,6 +64,22 @@ def run(args: list[str]) -> int:
         code = _report(error, json) if caller is None else caller.fail(error)
     code = _flush(code)
     return code if caller is None or code == ExitCode.OK else caller.unable
+
+
+def _find_caller(args: Sequence[str]) -> Caller | None:
+    """The monitoring program that calls `aifx doctor` with these arguments, if one does."""
+    if "doctor" not in args:
+        return None
+    from aifx.commands.doctor.monitor_protocols import caller_of
+
+    return caller_of(args)
+
+
+def _is_verdict(error: SystemExit) -> bool:
+    """Whether the exit code is one that the monitoring program understands."""
+    from aifx.commands.doctor.monitor_protocols import ProtocolExit
+
+    return isinstance(error, ProtocolExit)
 
 
 def _report(error: BaseException, json: bool) -> int:

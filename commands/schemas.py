@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-from aifx.commands.console.terminal import SCHEMA_VERSION
+from aifx.commands.console.writing import SCHEMA_VERSION
 from aifx.core.errors import ErrorDocument
 
 

@@ -12,7 +12,7 @@ from aifx.config.gates import Gate, parse_gate, scalars
 from aifx.core.errors import ConfigError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from aifx.config import Config
+    from aifx.config.config import Config
 
 Direction: TypeAlias = Literal["min", "max"]
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from aifx.config.best_by import AUTO, parse_best_by
-from aifx.config.config import Config, OriginKind
+from aifx.config.config import Config
 from aifx.config.diagnostics import Mistake
 from aifx.config.gates import parse_gate
+from aifx.config.origins import OriginKind
 from aifx.config.sections import LanguageDataSection, LanguageModelSection, VisionDataSection
 from aifx.core.errors import UsageError
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
+from aifx.config.origins import DEFAULT, Origin
 from aifx.config.sections import (
     RESUME_SAFE,
     ROUNDING,
@@ -23,19 +24,6 @@ from aifx.config.sections import (
     TrainSection,
 )
 from aifx.config.task_sections import BUNDLED_KINDS
-
-OriginKind = Literal["default", "preset", "file", "env", "set"]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a value came from. `where`: "default", "preset gpt2-124m", "aifx.toml:12", "AIFX_TRAIN__SEED", "--set"."""
-
-    kind: OriginKind
-    where: str
-
-
-DEFAULT = Origin("default", "default")
 
 
 @dataclass(frozen=True)
@@ -92,7 +80,7 @@ class Config:
         """The whole configuration as TOML that `read_config` reads back to an equal one; each origin a comment."""
         from aifx.config.toml import to_toml
 
-        return to_toml(self, origins=origins)
+        return to_toml(self.values(), self.origin if origins else None)
 
 
 SECTION_NAMES = tuple(f.name for f in fields(Config) if f.name != "origins")

@@ -10,10 +10,11 @@ from typing import Any
 
 import tomli
 
-from aifx.config.config import SECTION_NAMES, Origin, section_models
+from aifx.config.config import SECTION_NAMES, section_models
 from aifx.config.diagnostics import Mistake
 from aifx.config.foreign_keys import own_key, own_section, suggestion
 from aifx.config.lines import key_lines
+from aifx.config.origins import Origin
 from aifx.core.errors import ConfigError, did_you_mean, nearest
 from aifx.core.files import read_file
 from aifx.core.parsing import parse_toml

@@ -12,10 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from aifx.config.checks import conflicts
-from aifx.config.config import DEFAULT, SECTION_NAMES, Config, Origin, section_models
+from aifx.config.config import SECTION_NAMES, Config, section_models
 from aifx.config.diagnostics import Mistake, choices, expectation, refuse, shown
 from aifx.config.foreign_keys import own_key, suggestion
 from aifx.config.layers import Given, Layers, sections_with
+from aifx.config.origins import DEFAULT, Origin
 from aifx.config.schema import fitting_presets, properties
 from aifx.config.sections import INT_MAX, Section
 from aifx.config.task_sections import BUNDLED_KINDS, TaskSections, section_types

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tomlkit
 
-from aifx.config.config import Config, Origin
+from aifx.config.origins import Origin
 from aifx.core.sanitize import escape_in_json
 
 _WRITTEN_ORIGIN = re.compile(r"  # (default|preset \S+|\S+\.toml:\d+|AIFX_\w+|--set)$")
 
 
-def to_toml(config: Config, *, origins: bool) -> str:
-    """Every section with every key, values in the order of their declaration; what is not set is a comment."""
+def to_toml(sections: Mapping[str, Mapping[str, Any]], origin: Callable[[str], Origin] | None) -> str:
+    """Every section with every key, values in the order of their declaration; what is not set is a comment.
+
+    Args:
+        origin: of a key ("train.seed"), which becomes a comment; None for no such comments.
+    """
     blocks = []
-    for name, values in config.values().items():
+    for name, values in sections.items():
         pairs = [(key, literal(value)) if value is not None else (key, None) for key, value in values.items()]
         width = min(max((len(f"{key} = {text}") for key, text in pairs if text), default=0), 48)
         lines = [f"[{name}]"]
         for key, text in pairs:
             line = f"# {key} = (not set)" if text is None else f"{literal_key(key)} = {text}"
-            if origins and text is not None:
-                line = f"{line:<{width}}  # {config.origin(f'{name}.{key}').where}"
+            if origin is not None and text is not None:
+                line = f"{line:<{width}}  # {origin(f'{name}.{key}').where}"
             lines.append(line)
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)

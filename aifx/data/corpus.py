@@ -16,7 +16,8 @@ from aifx.core.errors import DataError
 from aifx.core.project import Project
 from aifx.data.base import Split
 from aifx.data.encoding import FileScan, report_bad_bytes, undecodable
-from aifx.data.files import SUFFIXES, Piece, TextFile, check_regular, find_files, read_documents, scan_file
+from aifx.data.files import Piece, check_regular, find_files, read_documents, scan_file
+from aifx.data.text_file import SUFFIXES, TextFile
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 

@@ -11,17 +11,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 from aifx.core.errors import DataError
-
-if TYPE_CHECKING:
-    from aifx.data.files import TextFile
+from aifx.data.text_file import TextFile
 
 DecodeErrors: TypeAlias = Literal["strict", "replace", "skip"]
 
 BLOCK_BYTES = 1 << 20
-COMPRESSIONS = (".gz", ".zst")
 DECODE_HANDLERS = {"strict": "strict", "replace": "replace", "skip": "ignore"}
 _UNDECODABLE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f]")

@@ -16,43 +16,16 @@ from pathlib import Path
 from aifx.core.errors import DataError, did_you_mean
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project
-from aifx.data.encoding import COMPRESSIONS, DecodeErrors, FileScan, decode_blocks, decode_lines, scan_text
+from aifx.data.encoding import DecodeErrors, FileScan, decode_blocks, decode_lines, scan_text
 from aifx.data.parquet import read_column, scan_column
+from aifx.data.text_file import COMPRESSIBLE, FORMATS, SUFFIXES, TextFile
 
-COMPRESSIBLE = (".txt", ".jsonl")
-FORMATS = (*COMPRESSIBLE, ".parquet")
-SUFFIXES = (*FORMATS, *(f"{name}{compression}" for name in COMPRESSIBLE for compression in COMPRESSIONS))
 PIECE_CHARACTERS = 1 << 15
 # Before a single space between two marks, a newline between a letter or digit and a mark, a stop between two letters.
 _CUT = re.compile(
     r"[ \n,.;:!?。，、！？；：](?=\S)"
     r"(?:(?<=\S )|(?<=[^\W_]\n)|(?<=[^\W\d_][,.;:!?。，、！？；：])(?=[^\W\d_]))"
 )
-
-
-@dataclass(frozen=True)
-class TextFile:
-    """A file that holds documents.
-
-    Attributes:
-        name: what messages call it: relative to the project if it lies inside.
-        is_matched: a glob matched it, so that it may be empty.
-    """
-
-    path: Path
-    name: str
-    is_matched: bool = False
-
-    @property
-    def compression(self) -> str:
-        """ ".gz", ".zst" or ""."""
-        suffix = self.path.suffix.lower()
-        return suffix if suffix in COMPRESSIONS else ""
-
-    @property
-    def format(self) -> str:
-        """The suffix without that of a compression, one of FORMATS."""
-        return Path(self.path.stem if self.compression else self.path.name).suffix.lower()
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aifx.core.errors import DataError, EnvironmentFault, did_you_mean
 from aifx.core.extras import install_command
 from aifx.data.encoding import DECODE_HANDLERS, BadBytes, DecodeErrors, FileScan, reading, undecodable
-
-if TYPE_CHECKING:
-    from aifx.data.files import TextFile
+from aifx.data.text_file import TextFile
 
 
 def read_column(file: TextFile, text_field: str, errors: DecodeErrors) -> Iterator[object]:

@@ -16,8 +16,9 @@ from typing import IO, Any
 from aifx.core.errors import DataError, UsageError, did_you_mean
 from aifx.core.parsing import parse_json
 from aifx.data.encoding import open_content
-from aifx.data.files import TextFile, check_regular
+from aifx.data.files import check_regular
 from aifx.data.parquet import import_pyarrow
+from aifx.data.text_file import TextFile
 
 FORMATS = ("jsonl", "csv", "parquet", "txt")
 """Formats whose rows have named fields; tasks may read more."""

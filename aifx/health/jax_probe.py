@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
-from aifx import DISTRIBUTION
 from aifx.core.facts import Absent, Unknown, to_document
 from aifx.core.processes import connect
+from aifx.core.version import DISTRIBUTION
 from aifx.health.host import within
 from aifx.machine.nvml import open_driver, open_gpus
 from aifx.machine.nvml.calls import Calls

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from aifx.core.errors import ConfigError, UsageError, did_you_mean, nearest
 from aifx.core.parsing import parse_toml
+from aifx.health.across import across_ids
 from aifx.health.conditions import COMPARISONS
 
 Severity = Literal["critical", "warning", "info"]
@@ -216,9 +217,7 @@ def _understand(site: Site, rules: list[Rule]) -> None:
 
 def _is_across(pattern: str) -> bool:
     """Whether a pattern means findings across nodes, which no node's rules know."""
-    from aifx.health.fleet.assess import fleet_ids
-
-    return any(fits(name, pattern) for name in fleet_ids())
+    return any(fits(name, pattern) for name in across_ids())
 
 
 def _rule(name: str, document: Mapping[str, Any]) -> Rule:

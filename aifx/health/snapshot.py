@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aifx
 from aifx.core.errors import DataError
 from aifx.core.facts import Absent, Facts, Unknown, from_document, to_document
 from aifx.core.files import read_input, write_output
 from aifx.core.json_values import encode_json
 from aifx.core.parsing import parse_json
 from aifx.core.redaction import redact
+from aifx.core.version import __version__
 from aifx.health.host import Host, within
 from aifx.health.probes import Probe
 from aifx.health.scope import Scope
@@ -39,7 +39,7 @@ class Snapshot:
     facts: Facts
     before: Facts | None = None
     before_time: float = 0.0
-    version: str = field(default=aifx.__version__)
+    version: str = field(default=__version__)
 
     def document(self) -> dict[str, Any]:
         return {

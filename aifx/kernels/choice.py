@@ -17,11 +17,10 @@ from jax.sharding import Mesh
 
 from aifx.config import Config
 from aifx.core.errors import AifxError, EnvironmentFault
-from aifx.core.json_files import write_json
 from aifx.core.logs import log_to
 from aifx.core.project import Project, RunDirectory, cache_path
+from aifx.kernels.choices_file import read_kernel_choices, write_kernel_choices
 from aifx.parallel import DATA_AXIS
-from aifx.runs.binding import KERNELS_VERSION, read_kernel_choices
 from aifx.specs import map_specs
 from jax_kernels.batch_sharding import Division
 from jax_kernels.dispatch import Choices, using
@@ -74,7 +73,7 @@ def run_choices(
             if before is not None:
                 on_replacement({"op": json.loads(key)["op"], "old": before.document(), "new": choice.document()})
         if keep:
-            write_json(run.kernels, {"schema_version": KERNELS_VERSION, "devices": kept})
+            write_kernel_choices(run, kept)
             on_write(kept)
 
     return Choices(

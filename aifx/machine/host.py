@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import aifx
+from aifx.core.version import __version__
 
 PACKAGES = ("jax", "jaxlib", "numpy", "optax", "grain", "orbax-checkpoint", "tensorstore", "tokenizers")
 
@@ -29,7 +29,7 @@ class Device(Protocol):
 @cache
 def versions() -> dict[str, str]:
     """Installed versions, without importing anything."""
-    found = {"python": platform.python_version(), "aifx": aifx.__version__}
+    found = {"python": platform.python_version(), "aifx": __version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

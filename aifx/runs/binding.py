@@ -22,11 +22,9 @@ from aifx.core.files import open_file, read_file
 from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
 from aifx.core.project import RunDirectory
+from aifx.kernels.choices_file import read_kernel_choices
 
 SCHEMA_VERSION = 1
-
-KERNELS_VERSION = 3
-"""Of `kernels.json`."""
 
 
 @dataclass
@@ -141,23 +139,6 @@ def kernel_digest(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     rows = [[c.get("call"), c.get("implementation"), c.get("config")] for c in choices]
     return {"count": len(rows), "sha256": _json_digest(rows)}
-
-
-def read_kernel_choices(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
-    """The choices in `kernels.json` by kind of device; empty if it is missing or is not as aifx writes it.
-
-    Raises CheckpointError if another version of aifx wrote it.
-    """
-    try:
-        document = parse_json(read_file(run.kernels))
-        devices, version = document["devices"].items(), document.get("schema_version")
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-    if isinstance(version, int) and version != KERNELS_VERSION:
-        what = f"another version of aifx wrote run {run.name}"
-        why = f"{run.kernels} has format {version}; this version reads format {KERNELS_VERSION}"
-        raise CheckpointError(what, why, "aifx train --run NAME    (a new run)")
-    return {kind: [c for c in choices if isinstance(c, dict)] for kind, choices in devices if isinstance(choices, list)}
 
 
 def _changed_settings(recorded: Mapping[str, Any], config: Config) -> Iterator[str]:

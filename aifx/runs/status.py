@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from aifx.checkpoint.listing import read_info
+from aifx.checkpoint.manifest import step_directories
 from aifx.config.best_by import LOSS, BestBy, parse_best_by
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.files import RECORDS_LIMIT, UnsafeFile, read_file
@@ -101,9 +103,6 @@ def run_status(run: RunDirectory) -> RunStatus:
 
 
 def _damage(run: RunDirectory) -> str | None:
-    from aifx.checkpoint.listing import read_info  # here, since checkpoints import this package
-    from aifx.checkpoint.manifest import step_directories
-
     try:
         steps = step_directories(run.checkpoints)
         info = read_info(steps[max(steps)]) if steps else None

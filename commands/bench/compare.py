@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aifx.commands.bench.group import app
 from aifx.commands.console.options import JsonOption
-from aifx.commands.console.terminal import Output, terminal
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from aifx.benchmarking.results import Report
 
 
-@app.command()
 def show(
     what: Annotated[
         str | None,
@@ -46,7 +45,6 @@ def show(
         show_report(out, report)
 
 
-@app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="First report: NAME, NAME@COMMIT or a file.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Second report.")],

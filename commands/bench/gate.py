@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aifx.commands.bench.compare import heading, in_short, only_known, refuse, show_compared
-from aifx.commands.bench.group import app
 from aifx.commands.bench.options import read_share
 from aifx.commands.console.options import JsonOption
+from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
-from aifx.commands.console.terminal import Output, terminal
+from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
 
 if TYPE_CHECKING:
     from aifx.benchmarking.compare import Comparison, Gated
     from aifx.benchmarking.fingerprint import Fingerprint
     from aifx.benchmarking.results import Report, Result
-    from aifx.commands.bench.group import Running
+    from aifx.commands.bench.measuring import Running
 
 
-@app.command()
 def gate(
     baseline: Annotated[
         str,
@@ -67,7 +66,7 @@ def gate(
         from aifx.benchmarking.compare import side
         from aifx.benchmarking.results import read_report, write_report
         from aifx.benchmarking.store import open_store
-        from aifx.commands.bench.group import end_if_failed
+        from aifx.commands.bench.measuring import end_if_failed
 
         kept: AbstractContextManager[None]
         bound = read_share(max_regression, "--max-regression")
@@ -122,7 +121,7 @@ def _measure(
     from aifx.benchmarking.adaptive import until_told
     from aifx.benchmarking.compare import chosen
     from aifx.benchmarking.estimate import LEAST_LAUNCHES
-    from aifx.commands.bench.group import Running, check, told_more
+    from aifx.commands.bench.measuring import Running, check, told_more
 
     def accept(found: Fingerprint) -> None:
         refuse(baseline, "this machine", before.fingerprint.obstacles(found))

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.bench.group import app
 from aifx.commands.console.options import JsonOption
-from aifx.commands.console.terminal import Output, terminal
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
 from aifx.core.errors import AifxError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ class History:
     results: list[ResultHistory]
 
 
-@app.command("ls")
 def ls(json: JsonOption = False) -> None:
     """List the saved baselines.
 
@@ -111,7 +110,6 @@ def ls(json: JsonOption = False) -> None:
             out.print(f"no baselines in {store.folder}: {to_save('main')} keeps one")
 
 
-@app.command()
 def history(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the baseline.")],
     result: Annotated[

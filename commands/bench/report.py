@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from aifx.benchmarking.units import duration, named, rate, share, size
 from aifx.commands.console.chart import bar, shares, sparkline
-from aifx.commands.console.terminal import Output
+from aifx.commands.console.output import Output
 
 if TYPE_CHECKING:
     from aifx.benchmarking.results import Measured, Param, Report, Result

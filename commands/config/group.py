@@ -10,12 +10,13 @@ import typer
 
 from aifx.commands.console.completion import complete_run, complete_section
 from aifx.commands.console.options import JsonOption, SetOption
-from aifx.commands.console.terminal import terminal, to_json
+from aifx.commands.console.terminal import terminal
+from aifx.commands.console.writing import to_json
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from aifx.commands.console.terminal import Output
+    from aifx.commands.console.output import Output
     from aifx.config import Config, Setting
     from aifx.config.task_sections import TaskSections
 

@@ -14,7 +14,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from aifx.commands.console.terminal import is_colored
+from aifx.commands.console.writing import is_colored
 from aifx.core.sanitize import escape_controls
 
 WIDTH = 80

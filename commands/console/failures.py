@@ -10,11 +10,11 @@ import time
 import traceback
 from pathlib import Path
 
-import aifx
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, Terminated
 from aifx.core.os_errors import FULL, causes, could_not, errno_of, first_line
 from aifx.core.redaction import redact, redact_arguments
 from aifx.core.sanitize import escape_controls
+from aifx.core.version import __version__
 
 
 def is_debugging() -> bool:
@@ -123,7 +123,7 @@ def _report_text(error: BaseException) -> str:
     import platform
     import shlex
 
-    versions = [f"aifx {aifx.__version__}"]
+    versions = [f"aifx {__version__}"]
     for package in ("jax", "jaxlib", "optax", "orbax-checkpoint", "grain", "numpy", "pydantic", "typer"):
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")

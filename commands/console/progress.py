@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from aifx.commands.console.live import LiveDisplay
-    from aifx.commands.console.terminal import Output
+    from aifx.commands.console.output import Output
     from aifx.core.progress import Progress
 
 REFRESH_PER_SECOND = 4

@@ -23,11 +23,15 @@ from aifx.core.errors import ExitCode, Terminated
 
 TYPE_CHECKING = False  # importing typing takes as long as all else here
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
-    from typing import NoReturn
+    from typing import NoReturn, Protocol
 
-    from aifx.commands.doctor.monitor_protocols import Caller
+    class Caller(Protocol):
+        """A program that calls aifx and expects its own way to report a failure (`aifx.commands.doctor`)."""
+
+        def fail(self, error: BaseException) -> int: ...
+
 
 PATIENCE_S = 5.0
 """How long SIGTERM waits for the main thread, which may be in a compiler and hears no signal there."""
@@ -46,12 +50,13 @@ def exit_code_of(signum: int) -> ExitCode:
 class EntrySignals:
     """The signals of a process whose only command aifx runs. Entered in the main thread, once, and never left."""
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: Sequence[str], find_caller: Callable[[Sequence[str]], Caller | None]) -> None:
         self.args = list(args)
         self.phase = STARTING
         self.seen: int | None = None  # the first signal of the body, as the C handler heard it
         self._raised = False
         self._count = 0
+        self._find_caller = find_caller
         self._caller: Caller | None = None
         self._writer = -1  # of the pipe that the C handlers write to
         self._lock = _thread.allocate_lock()
@@ -63,10 +68,7 @@ class EntrySignals:
             self.install()
             atexit.register(self._close)  # the first one registered runs last
             os.register_at_fork(after_in_child=_forget)
-            if "doctor" in self.args:
-                from aifx.commands.doctor.monitor_protocols import caller_of
-
-                self._caller = caller_of(_ours(self.args))
+            self._caller = self._find_caller(_ours(self.args))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def install(self) -> None:
@@ -151,10 +153,10 @@ class EntrySignals:
 _entry: EntrySignals | None = None
 
 
-def enter(args: Sequence[str]) -> None:
+def enter(args: Sequence[str], find_caller: Callable[[Sequence[str]], Caller | None]) -> None:
     """Hear signals from the entry point on. Nothing in a process that somebody else's program started."""
     global _entry
-    _entry = EntrySignals(args)
+    _entry = EntrySignals(args, find_caller)
     _entry.enter()
 
 

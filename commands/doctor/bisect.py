@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from aifx.commands.console.options import JsonOption, option_group
+from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
-from aifx.commands.console.terminal import Output, terminal
+from aifx.commands.console.terminal import terminal
 from aifx.commands.doctor.options import HostsOption, RemoteOption, SlurmOption, exit_code
 from aifx.core.errors import ExitCode, UsageError
 

@@ -15,7 +15,8 @@ import typer
 
 from aifx.commands.console import stopping
 from aifx.commands.console.options import JsonOption, given_options, option_group
-from aifx.commands.console.terminal import Output, terminal
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
 from aifx.commands.doctor.bisect import BUDGET_S, search_among, show_search
 from aifx.commands.doctor.options import (
     HostsOption,

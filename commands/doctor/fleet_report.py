@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from aifx.commands.console.terminal import Output
+from aifx.commands.console.output import Output
 from aifx.commands.doctor.report import STYLES, Row, details, show_rows, show_status
 from aifx.health.fleet.report import FleetReport, Group, Suspect, grouped
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import NoReturn
 
-from aifx.commands.console.terminal import Output
+from aifx.commands.console.output import Output
 from aifx.commands.doctor.monitor_protocols import NPD_LENGTH, ProtocolExit, cut
 from aifx.core.errors import UsageError
 from aifx.core.sanitize import one_line

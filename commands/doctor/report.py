@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from aifx.commands.console.terminal import Output
+from aifx.commands.console.output import Output
 from aifx.core.sanitize import one_line
 from aifx.health.report import Finding, Group, Report, Skipped, counts, grouped, num_skipped, passed
 

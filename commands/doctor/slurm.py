@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aifx.commands.console.options import DryRunOption
-from aifx.commands.console.terminal import Output
+from aifx.commands.console.output import Output
 from aifx.commands.console.typer_internals import Command, Group
 from aifx.commands.doctor.monitor_protocols import ProtocolExit, log
 from aifx.commands.doctor.options import OnlyOption, ReplayOption, RootOption, SiteOption, SkipOption

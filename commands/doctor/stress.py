@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aifx.commands.console.terminal import Output
+from aifx.commands.console.output import Output
 from aifx.health.scope import is_number
 
 

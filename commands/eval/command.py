@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from aifx.commands.console.options import JsonOption, RunOption, SetOption
-from aifx.commands.console.terminal import Output, terminal
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
 from aifx.core.errors import ExitCode, UsageError, did_you_mean
 from aifx.core.limits import check_limits
 

@@ -11,7 +11,8 @@ import typer
 
 from aifx.commands.console.completion import complete_template
 from aifx.commands.console.options import DryRunOption, JsonOption, YesOption
-from aifx.commands.console.terminal import Output, terminal
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
 
 if TYPE_CHECKING:
     from aifx.scaffold.projects import BundledTemplate, Scaffolded

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aifx.commands.console.options import JsonOption, SetOption
-from aifx.commands.console.terminal import Output, terminal
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aifx.commands.console.options import JsonOption, RunOption, SetOption
+from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
-from aifx.commands.console.terminal import Output, terminal
+from aifx.commands.console.terminal import terminal
 from aifx.commands.eval.command import StepOption, parse_step
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from aifx.commands.console.format import count, figure, literal, signed
-from aifx.commands.console.terminal import Output
+from aifx.commands.console.output import Output
 from aifx.runs.comparison import Comparison, Pair
 
 

@@ -10,7 +10,8 @@ import typer
 from aifx.commands.console.completion import complete_run, complete_tag
 from aifx.commands.console.failures import as_error
 from aifx.commands.console.options import JsonOption
-from aifx.commands.console.terminal import Output, terminal
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
 from aifx.commands.runs.manage import rename, rm, tag
 from aifx.core.errors import ExitCode, UsageError
 

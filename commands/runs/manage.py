@@ -9,7 +9,8 @@ import typer
 
 from aifx.commands.console.completion import complete_run, complete_tag
 from aifx.commands.console.options import DryRunOption, JsonOption
-from aifx.commands.console.terminal import Output, terminal
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
 from aifx.core.errors import AifxError, ExitCode, UsageError
 
 if TYPE_CHECKING:

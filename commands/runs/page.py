@@ -9,7 +9,7 @@ from typing import Any
 from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
 from aifx.commands.console.chart import line_chart
 from aifx.commands.console.format import age, best, count, date, figure, literal, rate
-from aifx.commands.console.terminal import Output
+from aifx.commands.console.output import Output
 from aifx.core.json_files import readable_bytes
 from aifx.core.project import RunDirectory
 from aifx.machine.catalogue import utilization

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aifx.checkpoint.manifest import step_directories
 from aifx.commands.console.chart import line_chart
 from aifx.commands.console.format import age, best, clock, count, figure, rate
-from aifx.commands.console.terminal import Output
+from aifx.commands.console.output import Output
 from aifx.commands.train.panel import progress_bar
 from aifx.core.project import RunDirectory
 from aifx.machine.catalogue import utilization

@@ -11,7 +11,9 @@ import typer
 
 from aifx.commands.console.completion import complete_run
 from aifx.commands.console.options import JsonOption, SetOption
-from aifx.commands.console.terminal import Output, failure_text, is_colored, terminal
+from aifx.commands.console.output import Output
+from aifx.commands.console.terminal import terminal
+from aifx.commands.console.writing import failure_text, is_colored
 from aifx.commands.eval.command import parse_step
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits

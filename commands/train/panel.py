@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aifx.commands.console.chart import line_chart
 from aifx.commands.console.format import clock
+from aifx.commands.console.output import Output
 from aifx.commands.console.progress import ProgressDisplay, progress_line
-from aifx.commands.console.terminal import Output
 from aifx.machine.catalogue import utilization
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from published_schemas import check_document
 from aifx.benchmarking.fingerprint import fingerprint
 from aifx.benchmarking.results import Failure, Measured, Report, Request, Result, read_report, write_report
 from aifx.commands.bench import gate
-from aifx.commands.console.terminal import Output
+from aifx.commands.console.output import Output
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarking"))
 fake_suite = importlib.import_module("fake_suite")
@@ -290,7 +290,7 @@ def test_what_seems_slower_among_many_is_launched_again_alone(here, monkeypatch)
             self.have.update({suite: self.have[suite] + count for suite, count in counts.items()})
             return report(here, *many(self.have, 1.2))
 
-    monkeypatch.setattr("aifx.commands.bench.group.Running", Running)
+    monkeypatch.setattr("aifx.commands.bench.measuring.Running", Running)
     before = report(here, *many({"hardware": 7, "kernels": 5}, 1.0))
     _, _, gated = gate._measure(Output(json=True), "main", before, 0.05, (), 20)
     assert asked == [{"hardware": 7, "kernels": 5}, {"kernels": 5}]

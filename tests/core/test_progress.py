@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from aifx.commands.console.output import Output
 from aifx.commands.console.progress import ProgressDisplay
-from aifx.commands.console.terminal import Output
 from aifx.commands.train.panel import Panel
 from aifx.config.sections import LanguageDataSection
 from aifx.core import progress as module

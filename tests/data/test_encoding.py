@@ -17,7 +17,8 @@ from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
 from aifx.data import TextData
 from aifx.data.encoding import DecodeErrors, scan_text
-from aifx.data.files import TextFile, find_files, read_documents
+from aifx.data.files import find_files, read_documents
+from aifx.data.text_file import TextFile
 
 Write = Callable[..., Path]
 Open = Callable[..., TextData]

@@ -68,9 +68,9 @@ def test_each_entry_of_the_table_is_of_a_rule_and_has_a_source():
 
 
 def _across():
-    from aifx.health.fleet.assess import fleet_ids
+    from aifx.health.across import across_ids
 
-    return [finding(name) for name in fleet_ids()]
+    return [finding(name) for name in across_ids()]
 
 
 def test_a_sites_file_can_say_it(tmp_path):

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from aifx.commands.console.completion import complete_run
 from aifx.commands.console.consoles import make_console
-from aifx.commands.console.terminal import Output, to_json
+from aifx.commands.console.output import Output
+from aifx.commands.console.writing import to_json
 from aifx.config.toml import literal
 from aifx.core.errors import ConfigError
 from aifx.core.sanitize import escape_controls, one_line

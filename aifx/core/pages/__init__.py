@@ -10,10 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import aifx
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import write_output
 from aifx.core.sanitize import escape_controls
+from aifx.core.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -27,7 +27,7 @@ def render(room: str, template: str, *, title: str, command: str, status: str = 
         command: what made the page.
         status: a word behind the title.
     """
-    given = {"title": title, "command": command, "status": status, "version": aifx.__version__, **values}
+    given = {"title": title, "command": command, "status": status, "version": __version__, **values}
     return _environment(room).get_template(template).render(given)
 
 

@@ -8,25 +8,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import date
 
-from aifx.health.fleet.compare import compare, load_facts
+from aifx.health.across import NO_REPORT, SILENT, across_ids
+from aifx.health.fleet.compare import compare
 from aifx.health.fleet.hosts import is_address
 from aifx.health.fleet.rank import rank
 from aifx.health.fleet.report import FleetReport, Node
 from aifx.health.report import SEVERITIES, Finding, Report
 from aifx.health.rules import Site, fits, load_rules, select
 
-SILENT, NO_REPORT = "fleet.node.silent", "fleet.node.no_report"
-BISECT = ("fleet.bisect.node", "fleet.bisect.link", "fleet.bisect.unclear")
-
-
-def fleet_ids() -> list[str]:
-    """Return the ids of findings across nodes."""
-    return [SILENT, NO_REPORT, *BISECT, *(fact.id for fact in load_facts())]
-
 
 def check_patterns(patterns: Sequence[str], site: Site) -> None:
     """Raises UsageError for a pattern that fits no finding, of a node or across nodes."""
-    of_nodes = [pattern for pattern in patterns if not any(fits(name, pattern) for name in fleet_ids())]
+    of_nodes = [pattern for pattern in patterns if not any(fits(name, pattern) for name in across_ids())]
     select(load_rules(site).values(), of_nodes, ())
 
 
@@ -63,7 +56,7 @@ def assess(
     # A silent node is a finding also if `only` selects other rules, because none of them was evaluated there.
     unheard = [finding for node in nodes if node.report is None for finding in [_unheard(node)]]
     found = [*unheard, *itertools.filterfalse(is_skipped, tested), *filter(counts, compare(nodes))]
-    order = {name: number for number, name in enumerate(fleet_ids())}
+    order = {name: number for number, name in enumerate(across_ids())}
     found.sort(key=lambda f: (SEVERITIES.index(f.severity), order.get(f.id, -1), f.device))
     suspects = rank(nodes, found, site.fleet)
     return FleetReport(tuple(nodes), tuple(found), tuple(suspects), tuple(not_heard), round(duration_s, 3))

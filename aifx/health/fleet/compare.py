@@ -12,14 +12,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
 from statistics import NormalDist, median
 from typing import Any, Literal
 
-import tomli
 from pydantic import BaseModel, ConfigDict
 
 from aifx.core.facts import Absent, Unknown
+from aifx.health.across import fact_documents
 from aifx.health.fleet.report import Node
 from aifx.health.report import Finding
 from aifx.health.rules import Severity
@@ -79,8 +78,7 @@ class Sample:
 
 @cache
 def load_facts() -> tuple[Fact, ...]:
-    text = resources.files("aifx.health.fleet").joinpath("compare.toml").read_text("utf-8")
-    return tuple(Fact.model_validate(document) for document in tomli.loads(text)["fact"])
+    return tuple(Fact.model_validate(document) for document in fact_documents())
 
 
 def light(document: Any) -> Any:

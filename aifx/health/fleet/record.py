@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import aifx
 from aifx.core.errors import AifxError, DataError
 from aifx.core.files import RECORDS_LIMIT, is_stream, open_file, open_output, read_input
 from aifx.core.json_values import encode_json
 from aifx.core.parsing import parse_json
 from aifx.core.redaction import redact_values
+from aifx.core.version import __version__
 from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
 
@@ -28,7 +28,7 @@ class Recorder:
 
     def __init__(self, path: Path, asked: Sequence[str]) -> None:
         self._file = open(open_output(path), "w", encoding="utf-8")  # noqa: SIM115 - close does it
-        self._write({"aifx_fleet": VERSION, "aifx": aifx.__version__, "asked": list(asked)})
+        self._write({"aifx_fleet": VERSION, "aifx": __version__, "asked": list(asked)})
 
     def take(self, node: Node, document: Any) -> None:
         answer = {"node": node.name, "took_s": node.took_s}

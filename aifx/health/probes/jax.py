@@ -13,11 +13,11 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion
 
-from aifx import DISTRIBUTION
 from aifx.core.errors import EnvironmentFault
 from aifx.core.facts import Absent, Unknown, from_document
 from aifx.core.private_folders import check_private
 from aifx.core.project import cache_location
+from aifx.core.version import DISTRIBUTION
 from aifx.health.host import Host
 from aifx.health.probes import Probe
 
