@@ -1,10 +1,10 @@
-"""Hooks of mkdocs: the reference of each command, pages from the repository root, and a check for external files.
+"""Hooks of mkdocs: references of commands, pages from the root of the repository, and a check for external files.
 
-A page asks for the reference of a command with a line of its own:
+A page includes the reference of a command with such a line:
 
     <!-- reference: aifx bench gate -->
 
-It is generated from the command when the site is built, so it cannot differ from `--help`.
+The reference is generated from the command when the site is built, so it equals `--help`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = re.compile(r"^<!-- reference: (aifx(?: [\w-]+)*) -->$", re.MULTILINE)
-ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "SECURITY.md": "SECURITY.md"}
-ROOT_PAGES |= {"CHANGELOG.md": "CHANGELOG.md", "LICENSE": "LICENSE"}
+ROOT_FILES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE")
+ROOT_PAGES = {"README.md": "index.md"} | {name: name for name in ROOT_FILES}
 EXTERNAL = re.compile(
     r"""\bsrc=["']?(?:https?:)?//|<link\b[^>]*\bhref=["']?(?:https?:)?//|(?:@import|url\()\s*["']?(?:https?:)?//"""
 )
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Every command that is not hidden, by its full name, groups before their subcommands."""
+    """Yield every command that is not hidden with its full name, groups before their subcommands."""
     import typer
 
     from aifx.commands.app import app
@@ -47,7 +47,7 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 
 def reference(name: str, command: Any) -> str:
-    """The usage, arguments, options and subcommands of a command, as Markdown."""
+    """Return the usage, arguments, options and subcommands of a command, as Markdown."""
     from aifx.commands.console.help import parse_help
     from aifx.commands.console.typer_internals import usage_pieces
 
@@ -78,7 +78,7 @@ def split_notes(text: str) -> tuple[str, str]:
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table whose first column is code."""
+    """Return a Markdown table whose first column is code."""
     escaped = [[cell.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*") for cell in row[1:]] for row in rows]
     names = [row[0].replace("|", "\\|") for row in rows]
     lines = [header, ("---",) * len(header)]
@@ -87,7 +87,7 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def with_references(markdown: str) -> str:
-    """The page with each marker replaced by the reference of its command. KeyError if there is no such command."""
+    """Replace each marker by the reference of its command. Raises KeyError if there is no such command."""
     if not MARKER.search(markdown):
         return markdown
     known = dict(commands())
@@ -95,6 +95,7 @@ def with_references(markdown: str) -> str:
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add the pages at the root of the repository."""
     from mkdocs.structure.files import File
 
     for source, page in ROOT_PAGES.items():
@@ -103,12 +104,14 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Insert references, and change links between the root and docs/, which are one folder in the site."""
     if page.file.src_uri in ROOT_PAGES.values():
-        return re.sub(r"\]\((?:docs/|(?=README))", "](", markdown).replace("](README.md", "](index.md")
+        return markdown.replace("](docs/", "](")
     return with_references(re.sub(r"\]\(\.\./(?=[A-Z])", "](", markdown))
 
 
 def on_post_build(*, config: MkDocsConfig) -> None:
+    """Fail if a page would load something from a network."""
     from mkdocs.exceptions import PluginError
 
     for path in Path(config.site_dir).rglob("*"):
