@@ -127,7 +127,7 @@ def _measure(
         refuse(baseline, "this machine", before.fingerprint.obstacles(found))
 
     def more(inconclusive: list[Result], counts: dict[str, int]) -> Report:
-        out.say(f"{_listed(inconclusive)} may be slower: {told_more(counts)} may tell")
+        out.log(f"{_listed(inconclusive)} may be slower: {told_more(counts)} may tell")
         return running.launch(counts)
 
     request = before.request

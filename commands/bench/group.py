@@ -158,7 +158,7 @@ def all_(
         has_project = _in_project()
         suites = [suite.name for suite in SUITES.values() if has_project or not suite.needs_project]
         if not has_project:
-            out.say("not in a project: training, data, checkpoints and startup are not measured")
+            out.log("not in a project: training, data, checkpoints and startup are not measured")
         bench(out, suites, {"set": set_ or []}, how)
 
 

@@ -143,7 +143,7 @@ def history(
             from aifx.core.pages import write_page
 
             write_page(history_page(name, reports), html)
-            out.say(f"written to {html}")
+            out.log(f"written to {html}")
         out.document(History(name, [_series(reports, key) for key in _keys(reports, result)]))
         _show(out, reports, chosen)
 
@@ -157,7 +157,7 @@ def _reports(out: Output, store: Store, name: str) -> list[Report]:
         try:
             found.append(read_report(path))
         except AifxError as error:
-            out.tell([error])
+            out.report([error])
     return found
 
 

@@ -46,10 +46,10 @@ def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measurin
         write(out, report, how)
         end_if_failed(report)
         if how.save:
-            out.say(f"saved as {how.save}: {open_store().save(report, how.save, max_noise)}")
+            out.log(f"saved as {how.save}: {open_store().save(report, how.save, max_noise)}")
             if noisy := noisy_results(report, max_noise):
-                out.say(f"too noisy for a gate, which will seldom judge them: {told_noisy(noisy)}")
-            out.say(f"next: aifx bench gate --baseline {how.save}")
+                out.log(f"too noisy for a gate, which will seldom judge them: {told_noisy(noisy)}")
+            out.log(f"next: aifx bench gate --baseline {how.save}")
 
 
 def _until_quiet(out: Output, report: Report, running: Running, max_noise: float) -> Report:
@@ -58,7 +58,7 @@ def _until_quiet(out: Output, report: Report, running: Running, max_noise: float
     from aifx.benchmarking.store import told_noisy
 
     def more(noisy: list[Result], counts: dict[str, int]) -> Report:
-        out.say(f"too noisy for a baseline: {told_noisy(noisy)}: {told_more(counts)}")
+        out.log(f"too noisy for a baseline: {told_noisy(noisy)}: {told_more(counts)}")
         return running.launch(counts)
 
     return until_quiet(report, more, max_noise)
@@ -93,7 +93,7 @@ class Running:
 
         def heard(event: Fingerprint | Measured) -> None:
             if isinstance(event, Measured):
-                out.say(f"  {line_of(event)}")
+                out.log(f"  {line_of(event)}")
             else:
                 accept(event)
 
@@ -125,13 +125,13 @@ def write(out: Output, report: Report, how: Measuring) -> None:
         from aifx.benchmarking.results import write_report
 
         write_report(report, how.output)
-        out.say(f"written to {how.output}")
+        out.log(f"written to {how.output}")
     if how.html:
         from aifx.benchmarking.page import report_page
         from aifx.core.pages import write_page
 
         write_page(report_page(report), how.html)
-        out.say(f"written to {how.html}")
+        out.log(f"written to {how.html}")
 
 
 def end_if_failed(report: Report) -> None:

@@ -45,7 +45,7 @@ def ls(run: RunOption = None, json: JsonOption = False) -> None:
         if found.checkpoints:
             print_checkpoints(out, found.checkpoints)
         else:
-            out.say(f"run {found.run} has no checkpoint")
+            out.log(f"run {found.run} has no checkpoint")
         for name in found.set_aside:
             out.print(f"set aside as damaged: {directory.checkpoints / name}")
 

@@ -192,10 +192,10 @@ def _own_task(out: Output) -> TaskSections | None:
         return None
     try:
         if kind := own_task_kind(project.config_path):
-            out.say(f"importing {kind} from {project.root}")
+            out.log(f"importing {kind} from {project.root}")
         return own_task_sections(project)
     except AifxError as error:
-        out.say(f"without the keys of the project's own task: {error.what}: {error.why}")
+        out.log(f"without the keys of the project's own task: {error.what}: {error.why}")
         return None
 
 
@@ -206,7 +206,7 @@ def _load(out: Output, run: str | None, overrides: list[str] | tuple[str, ...]) 
     project = find_project()
     path = project.config_path if run is None else project.existing_run(run).config
     if kind := own_task_kind(path, overrides):
-        out.say(f"importing {kind} from {project.root}")
+        out.log(f"importing {kind} from {project.root}")
     if run is None:
         return load_config(project, overrides)
     return read_config(project.existing_run(run).config, project, overrides)

@@ -111,12 +111,12 @@ class Output:
         else:
             self.print(plain_table(columns, cells, right=right))
 
-    def say(self, text: str) -> None:
-        """A word on what is going on, on stderr."""
+    def log(self, text: str) -> None:
+        """Write a message on stderr."""
         self.err.print(text, soft_wrap=True)
 
-    def tell(self, faults: Iterable[AifxError]) -> None:
-        """Failures that do not end the command, on stderr."""
+    def report(self, faults: Iterable[AifxError]) -> None:
+        """Write failures that do not end the command on stderr."""
         for fault in faults:
             write_all(sys.stderr, failure_text(fault, colored=is_colored(sys.stderr)))
 

@@ -37,7 +37,7 @@ class ProgressDisplay:
             self._show()
         elif progress.elapsed_s - self._written_s >= EVERY_S:
             self._written_s = progress.elapsed_s
-            self._out.say(str(progress))
+            self._out.log(str(progress))
 
     def _show(self) -> None:
         if self._live is None:

@@ -6,7 +6,7 @@
             out.table(["run", "step"], rows)        # people; nothing with --json
             out.document({"runs": [...]})           # programs; nothing without --json
 
-The answer goes to stdout, everything else to stderr (`out.say`, `out.err`). A failure is raised as an `AifxError`; a
+The answer goes to stdout, everything else to stderr (`out.log`, `out.err`). A failure is raised as an `AifxError`; a
 verdict is `raise SystemExit(1)`. Nothing here imports more than it needs: `aifx --help` must be quick.
 """
 
@@ -38,8 +38,8 @@ def terminal(json: bool = False, *, streams: bool = False) -> Iterator[Output]:
     try:
         # What user code prints is not part of the answer.
         with (
-            log_lines(out.say, propagate=False),
-            python_warnings(out.say),
+            log_lines(out.log, propagate=False),
+            python_warnings(out.log),
             listen(ProgressDisplay(out)),
             redirect_stdout(sys.stderr) if json or streams else nullcontext(),
         ):

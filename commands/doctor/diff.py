@@ -91,7 +91,7 @@ def _show(out: Output, a: Snapshot, b: Snapshot, found: Difference, all_: bool) 
         out.print(f"not compared, for only one of them tells: {', '.join(words)}")
     left_out = len(found.figures) + sum(bool(f.noise) for f in found.facts)
     if left_out and not all_:
-        out.say(f"{left_out} changes left out: counters, loads, temperatures and times (--all shows them)")
+        out.log(f"{left_out} changes left out: counters, loads, temperatures and times (--all shows them)")
 
 
 def _headline(found: Difference) -> str:

@@ -159,7 +159,7 @@ def fleet(*, options: FleetOptions) -> None:
         if heard.search:
             out.print("")
             show_search(out, heard.search, sum(node.report is not None for node in heard.nodes))
-        out.tell(faults)
+        out.report(faults)
         raise SystemExit(int(heard.ended) or exit_code(report.status, options.strict, faults))
 
 
@@ -227,7 +227,7 @@ def _progress(out: Output, targets: Targets) -> Iterator[Callable[[Node], None]]
         return f"{kinds.total():,} of {count:,} nodes{': ' if parts else ''}{parts}"
 
     if not out.animated:
-        out.say(f"asking {count:,} node{'s' * (count != 1)}")
+        out.log(f"asking {count:,} node{'s' * (count != 1)}")
         yield lambda _: None
         return
     with out.err.status(text()) as status:

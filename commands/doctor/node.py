@@ -96,7 +96,7 @@ def node(*, options: NodeOptions) -> None:
         ids = [rule.id for rule in rules]
         faults = _save(options, snapshot, report, ids)
         if options.format is not Format.TEXT:
-            out.tell(faults)
+            out.report(faults)
             tell(report, options.format, options.strict)
         measured = {"stress": to_document(snapshot.facts["stress"])} if options.stress else {}
         read = {"snapshot": snapshot.document()} if options.with_snapshot else {}
@@ -104,7 +104,7 @@ def node(*, options: NodeOptions) -> None:
         show(out, report, ids, options.list_skipped)
         if options.stress:
             show_stress(out, snapshot.facts["stress"])
-        out.tell(faults)
+        out.report(faults)
         raise SystemExit(int(ended) or exit_code(report.status, options.strict, faults))
 
 

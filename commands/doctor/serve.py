@@ -82,7 +82,7 @@ def serve(*, options: ServeOptions) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
         threading.Thread(target=agent.serve_forever, daemon=True, name="agent").start()
-        out.say(f"listening at {agent.url}{'' if token else ', without a token'}; Ctrl-C ends it")
+        out.log(f"listening at {agent.url}{'' if token else ', without a token'}; Ctrl-C ends it")
         stopped.wait()
         agent.shutdown()
         agent.server_close()

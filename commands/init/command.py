@@ -102,7 +102,7 @@ def init(
         out.document(made)
         _show(out, made)
         if force and not made.set_beside:
-            out.say("--force was not needed: no file was in the way")
+            out.log("--force was not needed: no file was in the way")
 
 
 def _list(out: Output) -> None:
@@ -146,13 +146,13 @@ def _choose(out: Output, *, ask: bool) -> str:
     from aifx.scaffold.projects import DEFAULT_TEMPLATE, bundled_templates
 
     if not ask:
-        out.say(f"template: {DEFAULT_TEMPLATE} (--template takes another; aifx init --list)")
+        out.log(f"template: {DEFAULT_TEMPLATE} (--template takes another; aifx init --list)")
         return DEFAULT_TEMPLATE
     from rich.prompt import Prompt
 
     templates: list[BundledTemplate] = bundled_templates()
     for known in templates:
-        out.say(f"{known.name}: {known.summary}")
+        out.log(f"{known.name}: {known.summary}")
     return Prompt.ask("Which template?", choices=[t.name for t in templates], default=DEFAULT_TEMPLATE, console=out.err)
 
 

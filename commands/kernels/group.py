@@ -48,7 +48,7 @@ def explain(set_: SetOption = None, json: JsonOption = False) -> None:
         out.document(found)
         _table(out, found.ops, NO_CALLS)
         for limit in found.jax_cannot:
-            out.say(f"{limit.implementation}: {limit.reason}")
+            out.log(f"{limit.implementation}: {limit.reason}")
 
 
 @app.command()
@@ -70,7 +70,7 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
         config = load_config(project, set_ or ())
         tuned = tune_project(project, config, on_call=lambda call: _print_timings(out, call))
         out.document(tuned)
-        out.say(f"kept in {tuned.kept_in}" if tuned.ops else NO_CALLS)
+        out.log(f"kept in {tuned.kept_in}" if tuned.ops else NO_CALLS)
 
 
 @app.command()
@@ -111,12 +111,12 @@ def clear(
         for path in files:
             path.unlink(missing_ok=True)
         out.document(ClearedKernels(list(map(str, files))))
-        out.say("".join(f"removed {path}\n" for path in files).rstrip() or "nothing was measured here")
+        out.log("".join(f"removed {path}\n" for path in files).rstrip() or "nothing was measured here")
 
 
 def _table(out: Output, calls: Sequence[ChosenCall], otherwise: str) -> None:
     if not calls:
-        out.say(otherwise)
+        out.log(otherwise)
         return
     rows = [(c.op, f"{c.shapes}{_parts(c)}", c.implementation, _config(c.config), c.reason) for c in calls]
     out.table(["op", "call", "implementation", "with", "why"], rows)

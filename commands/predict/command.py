@@ -114,7 +114,7 @@ def predict(
         out.document(Predictions(model.run, model.step, count, str(output)))
         where = f" in {output}" if output is not None else ""
         summary = f"{count:,} prediction{'s' * (count != 1)}{where}, by run {model.run}, step {model.step}"
-        (out.say if output is None else out.print)(summary)
+        (out.log if output is None else out.print)(summary)
 
 
 def _check(files: list[InputFile], output: Path | None) -> None:

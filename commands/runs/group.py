@@ -67,12 +67,12 @@ def ls(
         from aifx.runs.status import list_runs
 
         project = find_project()
-        found = list_runs(project, tag, lambda error: out.tell([as_error(error)]))
+        found = list_runs(project, tag, lambda error: out.report([as_error(error)]))
         out.document(found)
         if found.runs:
             _print_runs(out, found.runs)
         else:
-            out.say(f"no run has the tag {tag}" if tag else f"no runs in {project.runs_path}: `aifx train` makes one")
+            out.log(f"no run has the tag {tag}" if tag else f"no runs in {project.runs_path}: `aifx train` makes one")
 
 
 def _print_runs(out: Output, runs: list[RunStatus]) -> None:

@@ -153,5 +153,5 @@ def _confirm(out: Output, runs: list[RunDirectory], size: str) -> None:
         hint = f"aifx runs rm {' '.join(run.name for run in runs)} --yes"
         raise UsageError(f"deleting {names} requires --yes", "there is no terminal to ask on", hint)
     if not typer.confirm(f"Delete {names} ({size})?", err=True):
-        out.say("nothing was deleted")
+        out.log("nothing was deleted")
         raise SystemExit(ExitCode.OK)

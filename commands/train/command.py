@@ -111,7 +111,7 @@ def _train(
         with suppress(BrokenPipeError):
             out.document(latest_result(project.run(name if fork is None else fork), status).document())
             out.flush()
-            out.say(f"{status}: {why}")
+            out.log(f"{status}: {why}")
 
     stop.before_exit[:] = [write_latest_result]
     with listen(progress.activity):
@@ -157,7 +157,7 @@ def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str])
             f"{result.units_per_s:,.0f} {result.unit}/s; state digest {digest}; everything is in {result.run.path}"
         )
     if profile and not any(result.run.profile.rglob("*.gz")):
-        out.say("no trace: too few steps were left to warm up and trace")
+        out.log("no trace: too few steps were left to warm up and trace")
     elif profile and not result.already:
         out.print(f"trace in {result.run.profile}: open its perfetto_trace.json.gz at https://ui.perfetto.dev")
         out.print(f"or: pip install xprof && xprof --logdir {result.run.profile}")

@@ -70,9 +70,9 @@ class Lines:
     def start(self, info: RunInfo) -> None:
         self._first_step, self._num_steps = info.first_step, info.num_steps
         at = f", from step {info.first_step}" if info.first_step else ""
-        self._out.say(f"run {info.run.name}: {info.num_parameters:,} parameters, {info.num_steps} steps{at}")
-        self._out.say(f"{info.devices}, {info.dtype} computation")
-        self._out.say(info.mfu_formula)
+        self._out.log(f"run {info.run.name}: {info.num_parameters:,} parameters, {info.num_steps} steps{at}")
+        self._out.log(f"{info.devices}, {info.dtype} computation")
+        self._out.log(info.mfu_formula)
 
     def record(self, record: Record) -> None:
         now = time.monotonic()
@@ -82,11 +82,11 @@ class Lines:
             from aifx.training.observers import line_of
 
             self._last = now
-            self._out.say(line_of(record))
+            self._out.log(line_of(record))
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name == "checkpoint" and time.monotonic() - self._last >= 1.0:
-            self._out.say(f"checkpoint of step {fields['step']} saved")
+            self._out.log(f"checkpoint of step {fields['step']} saved")
 
     def stop(self, result: TrainResult | None) -> None:
         pass

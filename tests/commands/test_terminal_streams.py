@@ -14,8 +14,8 @@ from program import PROBE, PROGRAM, environ, probe, probe_here
 
 def test_stdout_is_one_document_with_json(tmp_path: Path) -> None:
     body = (
-        "out.say('a word'); out.print('for people'); out.table(['a'], [[1]]);"
-        "out.document({'nan': float('nan'), 'deep': [{'inf': float('-inf')}], 'x': 1.5}); out.say('another');"
+        "out.log('a word'); out.print('for people'); out.table(['a'], [[1]]);"
+        "out.document({'nan': float('nan'), 'deep': [{'inf': float('-inf')}], 'x': 1.5}); out.log('another');"
         "raise SystemExit(1)"
     )
     done = probe_here(tmp_path, body, "--json")
@@ -48,7 +48,7 @@ def test_floats_are_written_so_that_equal_text_is_equal_bits(tmp_path: Path) -> 
 def test_text_is_shown_as_it_is(tmp_path: Path) -> None:
     body = (
         "out.print('[bold]:smile: ' + 'x' * 200); out.table(['name'], [['[red]' + 'y' * 200]]);"
-        "out.say('[/] ' + 'z' * 200)"
+        "out.log('[/] ' + 'z' * 200)"
     )
     done = probe_here(tmp_path, body)
     assert done.stdout == "[bold]:smile: " + "x" * 200 + "\nname\n[red]" + "y" * 200 + "\n"
@@ -87,7 +87,7 @@ def test_a_verdict_survives_a_closed_pipe(tmp_path: Path) -> None:
 def test_nobody_at_stderr_stops_nothing(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = probe(tmp_path, "for i in range(9): out.say('word')\nout.print('done')", stderr=writing)
+    done = probe(tmp_path, "for i in range(9): out.log('word')\nout.print('done')", stderr=writing)
     os.close(writing)
     assert (done.returncode, done.stdout) == (0, "done\n")
 
@@ -136,7 +136,7 @@ def test_a_document_is_json_in_any_locale(tmp_path: Path) -> None:
 
 
 def test_any_locale_will_do(tmp_path: Path) -> None:
-    done = probe(tmp_path, "out.print('naïve ▂▄ \\udcff'); out.say('naïve')", env={"PYTHONIOENCODING": "ascii"})
+    done = probe(tmp_path, "out.print('naïve ▂▄ \\udcff'); out.log('naïve')", env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert done.stdout.startswith("na\\xefve")
 

@@ -47,7 +47,7 @@ def test_controls_are_escaped_and_writing_systems_stay() -> None:
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
-@pytest.mark.parametrize("use", ["print", "text", "row", "table", "say", "tell", "write", "panel", "status"])
+@pytest.mark.parametrize("use", ["print", "text", "row", "table", "log", "report", "write", "panel", "status"])
 def test_no_text_steers_a_terminal(monkeypatch: pytest.MonkeyPatch, stream: Any, use: str) -> None:
     from rich.panel import Panel
 
@@ -62,8 +62,8 @@ def test_no_text_steers_a_terminal(monkeypatch: pytest.MonkeyPatch, stream: Any,
         "text": lambda: out.print(Text(text, "bold")),
         "row": lambda: out.row(Text(text), Text(text)),
         "table": lambda: out.table([text, "b"], [(text, 1), ("c", None)], right=[text]),
-        "say": lambda: out.say(text),
-        "tell": lambda: out.tell([ConfigError(text, text, text)]),
+        "log": lambda: out.log(text),
+        "report": lambda: out.report([ConfigError(text, text, text)]),
         "write": lambda: out.write(text),
         "panel": lambda: out.print(Panel(Text(text), title=text)),
         "status": lambda: out.err.print(Panel(text, title=text)),
