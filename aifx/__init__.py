@@ -12,7 +12,7 @@ from aifx.core.version import DISTRIBUTION, __version__
 if TYPE_CHECKING:
     from os import PathLike
 
-    from aifx.loading import LoadedModel
+    from aifx.loading.model import LoadedModel
 
 __all__ = ["DISTRIBUTION", "__version__", "load"]
 
@@ -30,6 +30,6 @@ def load(run: str | PathLike[str], *, step: int | str | None = None) -> LoadedMo
 
     Raises UsageError where there is no run, CheckpointError for a checkpoint that is missing or damaged.
     """
-    from aifx.loading import load as load_run  # late: `import aifx` loads nothing else
+    from aifx.loading.model import load as load_run  # late: `import aifx` loads nothing else
 
     return load_run(run, step=step)

@@ -69,6 +69,28 @@ def map_specs(fn: Callable[[ArraySpec], Any], specs: Specs) -> Any:
     return jax.tree.map(fn, specs, is_leaf=is_spec)
 
 
+def select(tree: Any, specs: Specs | ArraySpec, is_selected: Callable[[ArraySpec], bool]) -> Any:
+    """The part of `tree` (as the specs are) whose spec is selected, as nested dicts without empty ones."""
+    if isinstance(specs, ArraySpec):
+        return tree if is_selected(specs) else None
+    parts = {name: select(tree[name], spec, is_selected) for name, spec in specs.items()}
+    return {name: part for name, part in parts.items() if part is not None} or None
+
+
+def split_frozen(tree: Any, specs: Specs) -> tuple[Any, Any]:
+    """Weights and buffers of a tree (as the specs are), and its frozen arrays. `merge_frozen` joins them again."""
+    trained = select(tree, specs, lambda spec: spec.kind != "frozen")
+    return trained or {}, select(tree, specs, lambda spec: spec.kind == "frozen") or {}
+
+
+def merge_frozen(params: Params, frozen: Params) -> Params:
+    """The tree that `split_frozen` split."""
+    merged = dict(params)
+    for name, node in frozen.items():
+        merged[name] = merge_frozen(merged[name], node) if isinstance(merged.get(name), dict) else node
+    return merged
+
+
 def count_parameters(specs: Specs) -> int:
     """Weights and frozen arrays, in elements; buffers are not parameters."""
     return sum(s.size for s in jax.tree.leaves(specs, is_leaf=is_spec) if s.kind != "buffer")

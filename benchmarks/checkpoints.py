@@ -93,10 +93,10 @@ def first_state(project: Path) -> State:
     from aifx.config import load_config
     from aifx.core.project import Project
     from aifx.parallel import make_mesh
+    from aifx.programs.train_step import make_step_spec
     from aifx.tasks.registry import create_task
     from aifx.training.restore import initialize
     from aifx.training.state import abstract_state, to_tree
-    from aifx.training.step import make_step_spec
 
     config = load_config(Project(project), ())
     task = create_task(config, Project(project), project / "assets")

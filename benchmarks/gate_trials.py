@@ -116,10 +116,10 @@ def launch(given: argparse.Namespace) -> None:
     from aifx.config import load_config
     from aifx.core.project import Project
     from aifx.parallel import make_mesh, place_batch
+    from aifx.programs.train_step import lower_step, make_step_spec
     from aifx.tasks.registry import create_task
     from aifx.training.restore import initialize
     from aifx.training.state import abstract_state
-    from aifx.training.step import lower_step, make_step_spec
 
     project = Project(given.project)
     config = load_config(project, ())

@@ -210,10 +210,10 @@ def aifx_side(job: Job, steps: list[tuple[np.ndarray, np.ndarray]]) -> Told:
     from aifx.core.project import Project
     from aifx.models.decoder.model import Decoder
     from aifx.parallel import make_mesh, place_batch
+    from aifx.programs.train_step import lower_step, make_step_spec
     from aifx.tasks.language import LanguageTask
     from aifx.training.restore import initialize
     from aifx.training.state import abstract_state
-    from aifx.training.step import lower_step, make_step_spec
 
     class Characters(LanguageTask):
         """The language task with batches from here."""

@@ -19,8 +19,7 @@ from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import Samples
 from aifx.checkpoint import Checkpoints
 from aifx.core.progress import report_progress
-from aifx.training.restore import initialize
-from aifx.training.state import abstract_state, to_tree
+from aifx.training.state import to_tree
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +33,9 @@ def measure(bench: Bench) -> Iterator[Measured]:
     `restore`: reading it back, verified, onto the devices; `restore_cold`: with its files out of the page cache."""
     with prepared(bench) as ready:
         logger.info("checkpoint: making the state")
-        abstract = abstract_state(ready.step_spec.specs, ready.step_spec.optimizer, ready.step_spec.mesh)
-        wanted = to_tree(abstract, stacked=ready.step_spec.is_stacked)
-        state = initialize(ready.step_spec, abstract)
-        tree = jax.block_until_ready(to_tree(state, stacked=ready.step_spec.is_stacked))
+        programs = ready.programs
+        wanted = to_tree(programs.abstract[0], stacked=programs.is_stacked)
+        tree = jax.block_until_ready(to_tree(programs.init()[0], stacked=programs.is_stacked))
         timer = _Timer(bench, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
         drop = _droppable(ready.run.path, bench)
         logger.info("checkpoint: the disk")

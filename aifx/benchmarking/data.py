@@ -13,6 +13,7 @@ from aifx.benchmarking.setup import Prepared, prepared
 from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import Samples, sample
 from aifx.data.base import Batch
+from aifx.tasks.base import dataset_of, training_source
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +25,18 @@ def measure(bench: Bench) -> Iterator[Measured]:
     """`read`: a batch of the next step made by one thread. `scattered`: of steps that lie far apart. `prefetch`: what
     the loop waits for a batch when it takes them as fast as they come. `place`: moving one to the devices."""
     with prepared(bench) as ready:
-        source = ready.step_spec.task.source("train")
+        source = training_source(ready.programs.task, ready.config)
         first = source.read(0, ready.rows)
-        size, units = sum(array.nbytes for array in first.values()), ready.step_spec.task.units(first)
+        size, units = (
+            sum(array.nbytes for array in first.values()),
+            dataset_of(ready.programs.task).counts(first)[ready.programs.objective.unit],
+        )
         steps = itertools.count()
 
         def result(thing: str, samples: Samples) -> Measured:
             per_s = units / max(sorted(samples.seconds)[len(samples.seconds) // 2], 1e-9)
             figures: dict[str, float | None] = {"units_per_s": per_s}
-            params, unit = {"rows": ready.rows.stop}, ready.step_spec.task.unit
+            params, unit = {"rows": ready.rows.stop}, ready.programs.objective.unit
             return bench.measured(thing, samples, params=params, num_bytes=size, unit=unit, figures=figures)
 
         logger.info("data: reading")
@@ -54,7 +58,7 @@ def _prefetched(bench: Bench, ready: Prepared) -> Samples:
     """Waits for one batch after another of the thread that reads ahead."""
     from aifx.data.order import prefetch
 
-    with closing(prefetch(ready.step_spec.task.source("train"), range(10**9), ready.rows)) as batches:
+    with closing(prefetch(training_source(ready.programs.task, ready.config), range(10**9), ready.rows)) as batches:
         started = time.perf_counter()
         next(batches)  # the thread's start is within
         first_s = time.perf_counter() - started
@@ -63,6 +67,5 @@ def _prefetched(bench: Bench, ready: Prepared) -> Samples:
 
 
 def _placed(bench: Bench, ready: Prepared, batch: Batch) -> Samples:
-    from aifx.parallel import place_batch
 
-    return sample(lambda: place_batch(batch, ready.step_spec.mesh), bench.effort)
+    return sample(lambda: ready.programs.layout.place(batch), bench.effort)

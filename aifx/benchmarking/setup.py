@@ -14,7 +14,7 @@ from aifx.core.project import Project, RunDirectory
 if TYPE_CHECKING:
     from aifx.benchmarking.suites import Bench
     from aifx.config import Config
-    from aifx.training.step import StepSpec
+    from aifx.programs.build import Programs
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Prepared:
     project: Project
     config: Config
     run: RunDirectory
-    step_spec: StepSpec
+    programs: Programs
 
     @property
     def rows(self) -> slice:
@@ -38,18 +38,17 @@ class Prepared:
 @contextmanager
 def prepared(bench: Bench) -> Iterator[Prepared]:
     """Raises ConfigError, DataError, and EnvironmentFault where there is no room for the folder."""
-    from aifx.parallel import check_batch_fits, make_mesh
-    from aifx.tasks.registry import create_task
-    from aifx.training.step import make_step_spec
+    from aifx.parallel.layout import local_layout
+    from aifx.programs.build import build
+    from aifx.tasks.registry import open_task
 
     project, config = bench.project, bench.config
-    mesh = make_mesh(config.train.devices)
-    check_batch_fits(config.train.global_batch_size, config.train.gradient_accumulation, mesh)
+    layout = local_layout(config.train.devices, config.mesh)
+    layout.check_batch(config.train.global_batch_size, config.train.gradient_accumulation)
     with scratch(project) as folder:
         run = RunDirectory(folder / "bench")
         run.assets.mkdir(parents=True)
-        task = create_task(config, project, run.assets)
-        yield Prepared(project, config, run, make_step_spec(config, task, mesh))
+        yield Prepared(project, config, run, build(config, open_task(config, project, run.assets), layout))
 
 
 @contextmanager

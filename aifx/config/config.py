@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
-from aifx.config.origins import DEFAULT, Origin
+from aifx.config.origins import DEFAULT, Origin, OriginKind
+from aifx.config.registry import PARTS, TaskParts, variants
 from aifx.config.sections import (
     RESUME_SAFE,
     ROUNDING,
@@ -16,6 +17,7 @@ from aifx.config.sections import (
     GenerateSection,
     KernelsSection,
     LogSection,
+    MeshSection,
     OptimizerSection,
     ProjectSection,
     ScheduleSection,
@@ -23,7 +25,6 @@ from aifx.config.sections import (
     TaskSection,
     TrainSection,
 )
-from aifx.config.task_sections import BUNDLED_KINDS
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class Config:
     project: ProjectSection
     task: TaskSection
     model: Section
+    objective: Section
     data: Section
     train: TrainSection
+    mesh: MeshSection
     optimizer: OptimizerSection
     schedule: ScheduleSection
     checkpoint: CheckpointSection
@@ -54,6 +57,7 @@ class Config:
     kernels: KernelsSection
     log: LogSection
     generate: GenerateSection
+    parts: TaskParts = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
 
     def sections(self) -> Iterator[tuple[str, Section]]:
@@ -69,12 +73,17 @@ class Config:
         """Where the value of `section.key` came from."""
         return self.origins.get(key, DEFAULT)
 
+
     def all_origins(self) -> dict[str, dict[str, str]]:
         """Where every value came from, by section and key."""
         return {
             name: {key: self.origin(f"{name}.{key}").where for key in type(section).model_fields}
             for name, section in self.sections()
         }
+
+    def precedence(self, key: str) -> int:
+        """How far the origin of `section.key` goes over others: 0 is a default, the most is `--set`."""
+        return get_args(OriginKind).index(self.origin(key).kind)
 
     def to_toml(self, *, origins: bool = True) -> str:
         """The whole configuration as TOML that `read_config` reads back to an equal one; each origin a comment."""
@@ -83,14 +92,16 @@ class Config:
         return to_toml(self.values(), self.origin if origins else None)
 
 
-SECTION_NAMES = tuple(f.name for f in fields(Config) if f.name != "origins")
+SECTION_NAMES = tuple(f.name for f in fields(Config) if f.name not in ("parts", "origins"))
+PART_NAMES = tuple(part.section for part in PARTS)
+"""Sections whose keys depend on the task."""
 _SECTION_TYPES: dict[str, type[Section]] = get_type_hints(Config)
 
 
 def section_models(section: str) -> tuple[type[Section], ...]:
-    """The models that a section of `aifx.toml` may have: one, or one for each bundled task."""
-    if section in ("model", "data"):
-        return tuple(types[section == "data"] for types in BUNDLED_KINDS.values())
+    """The types that a section of `aifx.toml` may have: one, or one for each variant that comes with aifx."""
+    if section in PART_NAMES:
+        return tuple(model for part, _, model in variants() if part.section == section)
     return (_SECTION_TYPES[section],)
 
 

@@ -11,15 +11,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aifx.config.checks import conflicts
-from aifx.config.config import SECTION_NAMES, Config, section_models
+from aifx.config.checks import conflicts, to_mistake
+from aifx.config.config import PART_NAMES, SECTION_NAMES, Config, section_models
 from aifx.config.diagnostics import Mistake, choices, expectation, refuse, shown
 from aifx.config.foreign_keys import own_key, suggestion
+from aifx.config.kinds import Family
 from aifx.config.layers import Given, Layers, sections_with
 from aifx.config.origins import DEFAULT, Origin
-from aifx.config.schema import fitting_presets, properties
-from aifx.config.sections import INT_MAX, Section
-from aifx.config.task_sections import BUNDLED_KINDS, TaskSections, section_types
+from aifx.config.registry import PARTS, PartName, TaskParts, task_parts, variants
+from aifx.config.schema import Own, properties
+from aifx.config.sections import INT_MAX, Section, TaskSection
 from aifx.config.toml import written_origin
 from aifx.core.errors import ConfigError, did_you_mean, nearest
 from aifx.core.project import CONFIG_NAME, Project
@@ -37,7 +38,7 @@ def load_config(project: Project, overrides: Sequence[str] = (), environ: Mappin
     layers.add_environment(os.environ if environ is None else environ)
     layers.add_overrides(overrides)
     config = _resolve(layers, project, presets=True)
-    refuse(conflict.mistake(config) for conflict in conflicts(config))
+    refuse(to_mistake(conflict, config) for conflict in conflicts(config))
     return config
 
 
@@ -70,21 +71,27 @@ def read_config(
     changed.update(layers.add_overrides(overrides))
     config = _resolve(layers, project, presets=False)  # what a preset gave is written out
     found = conflicts(config)
-    refuse(conflict.mistake(config) for conflict in found if changed.intersection(conflict.keys))
+    refuse(to_mistake(conflict, config) for conflict in found if changed.intersection(conflict.keys))
     return config
 
 
-def own_task_sections(project: Project, environ: Mapping[str, str] | None = None) -> TaskSections | None:
-    """The sections of the project's own task, imported; None if it uses a bundled one. Raises ConfigError.
+def project_sections(project: Project, environ: Mapping[str, str] | None = None) -> Own:
+    """The sections of the project's own code, imported. Raises ConfigError.
 
-    Only `task.kind` is read, so mistakes elsewhere in `aifx.toml` are no obstacle.
+    Only the keys that name such code are read, so mistakes elsewhere in `aifx.toml` are no obstacle.
     """
-    kind = own_task_kind(project.config_path, environ=environ)
-    return None if kind is None else TaskSections(kind, *section_types(kind, project))
+    layers = _read_layers(project.config_path, (), environ)
+    names = _part_names(layers)
+    task = str(_text(layers, "task", "kind") or TaskSection.model_fields["kind"].default)
+    if not any(":" in name for name in (task, *names.values())):
+        return {}
+    parts = task_parts(task, names, project)
+    chosen = {part: task if parts.task else names.get(part, "") for part in PART_NAMES}
+    return {part: {name: parts.sections[part]} for part, name in chosen.items() if ":" in name}
 
 
-def own_task_kind(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> str | None:
-    """The `module:Class` that a configuration at `path` names, without importing it; None if it names no class.
+def project_code(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> list[str]:
+    """Each `module:NAME` that a configuration at `path` names, without importing it.
 
     Args:
         overrides: as `load_config` takes them.
@@ -92,12 +99,27 @@ def own_task_kind(path: Path, overrides: Sequence[str] = (), environ: Mapping[st
 
     Raises ConfigError for a file that is not TOML.
     """
+    layers = _read_layers(path, overrides, environ)
+    names = [_text(layers, "task", "kind"), *_part_names(layers).values()]
+    return list(dict.fromkeys(name for name in names if name and ":" in name))
+
+
+def _read_layers(path: Path, overrides: Sequence[str], environ: Mapping[str, str] | None) -> Layers:
     layers = Layers()
     layers.add_file(path, CONFIG_NAME, follow=path.name == CONFIG_NAME)
     layers.add_environment(os.environ if environ is None else environ)
     layers.add_overrides(overrides)
-    given = layers.get("task", "kind")
-    return given.value if given and isinstance(given.value, str) and ":" in given.value else None
+    return layers
+
+
+def _text(layers: Layers, section: str, key: str) -> str | None:
+    given = layers.get(section, key)
+    return given.value if given is not None and isinstance(given.value, str) else None
+
+
+def _part_names(layers: Layers) -> dict[PartName, str]:
+    """`model.family`, `objective.kind` and `data.kind`, as far as they are set."""
+    return {part.section: name for part in PARTS if (name := _text(layers, part.section, part.key))}
 
 
 def _add_current(
@@ -120,17 +142,20 @@ def _add_current(
 def _resolve(layers: Layers, project: Project, *, presets: bool) -> Config:
     mistakes = list(layers.mistakes)
     types: dict[str, type[Section]] = {
-        name: section_models(name)[0] for name in SECTION_NAMES if name not in ("model", "data")
+        name: section_models(name)[0] for name in SECTION_NAMES if name not in PART_NAMES
     }
     task, found = _validate("task", types, layers)
     mistakes += found
-    if task is not None:
+    parts: TaskParts | None = None
+    if isinstance(task, TaskSection):
         try:
-            types["model"], types["data"] = section_types(task.kind, project)  # type: ignore[attr-defined]
-            if presets:
-                mistakes += _fill_preset(layers, types["model"])
+            parts = task_parts(task.kind, _part_names(layers), project)
+            types.update({name: parts.sections[name] for name in PART_NAMES})
+            if presets and parts.task is None:
+                mistakes += _fill_preset(layers, parts.family)
         except ConfigError as error:
-            mistakes.append(Mistake(_origin(layers, "task", "kind").where, error.what, error.why, error.hint))
+            section, _, key = error.what.partition(" ")[0].partition(".")
+            mistakes.append(Mistake(_origin(layers, section, key).where, error.what, error.why, error.hint))
 
     sections: dict[str, Section | None] = {}
     for name in SECTION_NAMES:
@@ -141,20 +166,19 @@ def _resolve(layers: Layers, project: Project, *, presets: bool) -> Config:
     origins = {
         f"{name}.{key}": _origin(layers, name, key) for name, model in types.items() for key in model.model_fields
     }
-    return Config(**sections, origins=origins)  # type: ignore[arg-type]
+    return Config(**sections, parts=parts, origins=origins)  # type: ignore[arg-type]
 
 
-def _fill_preset(layers: Layers, model: type[Section]) -> list[Mistake]:
+def _fill_preset(layers: Layers, family: Family) -> list[Mistake]:
     """Puts a preset's values where nobody set any."""
     named = layers.get("model", "preset")
-    if named is None or "preset" not in model.model_fields or not isinstance(named.value, str):
+    if named is None or not isinstance(named.value, str):
         return []
-    fitting = fitting_presets(model)
-    if named.value not in fitting:
-        problem = f"model.preset = {shown(named.value)} is no preset of this task"
-        reason = did_you_mean(named.value, fitting) or "this task has none"
+    if named.value not in family.presets:
+        problem = f"model.preset = {shown(named.value)} is not a preset of {family.name} models"
+        reason = did_you_mean(named.value, family.presets) or "they have none"
         return [Mistake(named.origin.where, problem, reason, "docs/models.md lists them")]
-    for key, value in fitting[named.value].items():
+    for key, value in family.presets[named.value].items():
         if layers.get("model", key) is None:
             layers.put("model", key, Given(value, Origin("preset", f"preset {named.value}")))
     return []
@@ -225,15 +249,17 @@ def _unknown_key(name: str, key: str, types: Mapping[str, type[Section]], origin
         hint = f"aifx config keys {ours.partition('.')[0]}"
         return Mistake(origin.where, f"[{name}] has no key {key!r}", suggestion(key, ours), hint)
     elsewhere = [section for section in sections_with(key) if section != name]
-    kinds = [
-        kind for kind, other in zip(BUNDLED_KINDS, section_models(name), strict=False) if key in other.model_fields
+    others = [
+        f"{part.path} = {variant!r}"
+        for part, variant, other in variants()
+        if part.section == name and key in other.model_fields
     ]
     if near := nearest(key, model.model_fields):
         reason = f"did you mean {near!r}?"
+    elif others:
+        reason = f"it belongs to {others[0]}"
     elif elsewhere:
         reason = "it belongs to " + " or ".join(f"[{section}]" for section in elsewhere)
-    elif name in ("model", "data") and kinds:
-        reason = f'it belongs to task.kind = "{kinds[0]}"'
     else:
         reason = did_you_mean(key, model.model_fields)
     return Mistake(origin.where, f"[{name}] has no key {key!r}", reason, f"aifx config keys {name}")

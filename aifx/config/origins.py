@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 OriginKind = Literal["default", "preset", "file", "env", "set"]
+"""In order of precedence, the lowest first."""
 
 
 @dataclass(frozen=True)

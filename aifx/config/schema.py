@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic.errors import PydanticUserError
 
-from aifx.config.config import SECTION_NAMES, is_marked, section_models
+from aifx.config.config import PART_NAMES, SECTION_NAMES, is_marked, section_models
 from aifx.config.diagnostics import expectation
-from aifx.config.presets import PRESETS
+from aifx.config.kinds import Family
+from aifx.config.registry import PARTS, TASKS, Kind, Part, bundled
 from aifx.config.sections import RESUME_SAFE, Section
-from aifx.config.task_sections import BUNDLED_KINDS, TaskSections
 
-OWN = "project"
-"""The name in a schema's `$defs` of a project's own task: `module:Class` cannot be part of a reference."""
+Own: TypeAlias = Mapping[str, Mapping[str, type[Section]]]
+"""The sections that a project's own code brings: by section, then by the `module:NAME` that selects it."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of `aifx.toml`. `kind` names the task whose section has it, where the section differs by task."""
+    """One key of `aifx.toml`. `variant` names the family, objective, kind of data or task whose section has it."""
 
     section: str
     key: str
-    kind: str | None
+    variant: str | None
     expected: str
     default: Any
     description: str
@@ -39,22 +39,23 @@ class SettingList:
     keys: list[Setting]
 
 
-def settings(own: TaskSections | None = None) -> Iterator[Setting]:
-    """Every key of the bundled tasks and of a project's own, in the order in which they are written."""
+def settings(own: Own | None = None) -> Iterator[Setting]:
+    """Every key, those of a project's own code included, in the order in which they are written."""
     for section in SECTION_NAMES:
-        for kind, model in _models(section, own):
+        for variant, model in _models(section, own or {}):
             for key, schema in properties(model).items():
                 is_safe = is_marked(model.model_fields[key].json_schema_extra, RESUME_SAFE)
                 description = schema.get("description", "")
-                yield Setting(section, key, kind, expectation(schema), schema.get("default"), description, is_safe)
+                yield Setting(section, key, variant, expectation(schema), schema.get("default"), description, is_safe)
 
 
-def _models(section: str, own: TaskSections | None) -> list[tuple[str | None, type[Section]]]:
-    """The models that a section may have, each with its task where that decides."""
-    if section not in ("model", "data"):
+def _models(section: str, own: Own) -> list[tuple[str | None, type[Section]]]:
+    """The types that a section may have, each with the name that selects it."""
+    if section not in PART_NAMES:
         return [(None, section_models(section)[0])]
-    models: list[tuple[str | None, type[Section]]] = list(zip(BUNDLED_KINDS, section_models(section), strict=True))
-    return [*models, (own.kind, own.model if section == "model" else own.data)] if own else models
+    (part,) = (part for part in PARTS if part.section == section)
+    kinds = {name: kind.section for name, kind in bundled(part).items()}
+    return [*kinds.items(), *own.get(section, {}).items()]
 
 
 @functools.cache
@@ -68,55 +69,62 @@ def properties(model: type[Section]) -> dict[str, dict[str, Any]]:
     return resolved
 
 
-def fitting_presets(model: type[Section]) -> dict[str, dict[str, Any]]:
-    """The presets that a `[model]` of this type can take."""
-    return {name: values for name, values in PRESETS.items() if values.keys() <= model.model_fields.keys()}
+def json_schema(own: Own | None = None) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a whole `aifx.toml`.
 
-
-def json_schema(own: TaskSections | None = None) -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a whole `aifx.toml`; `[model]` and `[data]` follow from `task.kind`.
+    `[model]`, `[objective]` and `[data]` follow from `model.family`, `objective.kind` and `data.kind`, or from
+    `task.kind` if these are not set.
 
     Args:
-        own: the project's own task, to describe in addition to the bundled ones.
+        own: sections of the project's own code, to describe in addition.
     """
-    fixed = {name: _section_schema(section_models(name)[0]) for name in SECTION_NAMES if name not in ("model", "data")}
-    kinds = {kind: kind for kind in BUNDLED_KINDS} | ({own.kind: OWN} if own else {})
-    fixed["task"]["properties"]["kind"]["anyOf"] = [{"enum": list(kinds)}, {"pattern": ":"}]
-    definitions = {
-        f"{kinds[str(kind)]}_{name}": _section_schema(model)
-        for name in ("model", "data")
-        for kind, model in _models(name, own)
-    }
+    own = own or {}
+    fixed = {name: _section_schema(section_models(name)[0]) for name in SECTION_NAMES if name not in PART_NAMES}
+    own_tasks = [name for name in own.get("model", {}) if all(name in own.get(part, {}) for part in PART_NAMES)]
+    fixed["task"]["properties"]["kind"]["anyOf"] = [{"enum": [*TASKS, *own_tasks]}, {"pattern": ":"}]
+    definitions, rules, selecting = {}, [], {}
+    for part in PARTS:
+        names = {"anyOf": [{"enum": [name for name, _ in _models(part.section, own)]}, {"pattern": ":"}]}
+        selecting[part.section] = {"type": "object", "properties": {part.key: names}}
+        for name, model in _models(part.section, own):
+            assert name is not None
+            label = f"{part.section}_{name.replace(':', '.')}"
+            definitions[label] = _section_schema(model, bundled(part).get(name))
+            tasks = [task for task, parts in TASKS.items() if parts[part.section] == name]
+            rules.append(_when(part, name, [*tasks, *(task for task in own_tasks if task == name)], label))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "aifx.toml",
         "description": "Configuration of an aifx project.",
         "type": "object",
-        "properties": {name: fixed.get(name, {"type": "object"}) for name in SECTION_NAMES},
+        "properties": {name: fixed.get(name) or selecting[name] for name in SECTION_NAMES},
         "additionalProperties": False,
-        "allOf": [_when(kind, label, default=kind == "language") for kind, label in kinds.items()],
+        "allOf": rules,
         "$defs": definitions,
     }
 
 
-def _when(kind: str, label: str, *, default: bool) -> dict[str, Any]:
-    """`[model]` and `[data]` follow from `task.kind`; the default one also where that is not set."""
-    is_kind: dict[str, Any] = {"properties": {"task": {"properties": {"kind": {"const": kind}}}}}
-    if not default:
-        is_kind = {
-            "properties": {"task": {"properties": {"kind": {"const": kind}}, "required": ["kind"]}},
-            "required": ["task"],
-        }
-    return {
-        "if": is_kind,
-        "then": {"properties": {name: {"$ref": f"#/$defs/{label}_{name}"} for name in ("model", "data")}},
-    }
+def _when(part: Part, name: str, tasks: list[str], label: str) -> dict[str, Any]:
+    """The rule that a section has the schema `label` if `name` is set, or if none is and one of `tasks` implies it."""
+
+    def has(section: str, key: str, values: list[str]) -> dict[str, Any]:
+        inner = {"properties": {key: {"enum": values}}, "required": [key]}
+        return {"properties": {section: inner}, "required": [section]}
+
+    implied: list[dict[str, Any]] = [has("task", "kind", tasks)]
+    if "language" in tasks:  # the default
+        implied.append({"not": {"properties": {"task": {"required": ["kind"]}}, "required": ["task"]}})
+    is_set = {"properties": {part.section: {"required": [part.key]}}, "required": [part.section]}
+    conditions = [has(part.section, part.key, [name])]
+    if tasks:
+        conditions.append({"not": is_set, "anyOf": implied})
+    return {"if": {"anyOf": conditions}, "then": {"properties": {part.section: {"$ref": f"#/$defs/{label}"}}}}
 
 
-def _section_schema(model: type[Section]) -> dict[str, Any]:
+def _section_schema(model: type[Section], kind: Kind | None = None) -> dict[str, Any]:
     keys = {key: _for_editors(schema) for key, schema in properties(model).items()}
-    if "preset" in keys and (presets := fitting_presets(model)):
-        keys["preset"]["enum"] = sorted(presets)
+    if isinstance(kind, Family) and kind.presets:
+        keys["preset"]["enum"] = sorted(kind.presets)
     description = " ".join((model.__doc__ or "").split())
     return {"type": "object", "description": description, "properties": keys, "additionalProperties": False}
 

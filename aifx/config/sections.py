@@ -8,11 +8,18 @@ other field differs, `aifx train` refuses (see `aifx.config.compare`).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from aifx.core.errors import AifxError
+from aifx.core.project import Project
 from aifx.core.sanitize import escape_controls
+
+if TYPE_CHECKING:
+    from aifx.config.config import Config
 
 RESUME_SAFE: dict[str, Any] = {"aifx_resume_safe": True}
 ROUNDING: dict[str, Any] = {**RESUME_SAFE, "aifx_rounding": True}
@@ -29,6 +36,19 @@ class Section(BaseModel):
     """A section of `aifx.toml`. Frozen; a key that it does not know is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def conflicts(self, config: Config) -> Iterator[Conflict]:
+        """Settings of this section that cannot be used together, or with those of other sections."""
+        return iter(())
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Settings that cannot be used together. The first key is blamed if they come from the same place."""
+
+    keys: tuple[str, ...]
+    problem: str
+    reason: str
 
 
 class ProjectSection(Section):
@@ -48,10 +68,52 @@ class ProjectSection(Section):
 
 
 class TaskSection(Section):
-    """What is trained."""
+    """What is trained. A kind stands for a model family, an objective and a kind of data."""
 
-    kind: str = Field(
-        "language", description="`language`, `vision`, or `module:Class` of a task in the project's own folder."
+    kind: str = Field("language", description="`language`, `vision`, or `module:Class` in the project's folder.")
+
+
+class ModelSection(Section):
+    """Base of the `[model]` of each family."""
+
+    family: str | None = Field(
+        None, description="Model family, or `module:FAMILY` in the project's folder; that of task.kind if not set."
+    )
+    preset: str | None = Field(None, description="Named model whose values apply where you set none: docs/models.md.")
+
+
+class ObjectiveSection(Section):
+    """Base of the `[objective]` of each objective."""
+
+    kind: str | None = Field(
+        None, description="Objective, or `module:OBJECTIVE` in the project's folder; that of task.kind if not set."
+    )
+
+
+class DataSection(Section):
+    """Base of the `[data]` of each kind of data."""
+
+    kind: str | None = Field(
+        None, description="Kind of data, or `module:DATA` in the project's folder; that of task.kind if not set."
+    )
+
+    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        """Keys of this section that name a missing or unusable file, each with its error. Reads no file."""
+        return iter(())
+
+    def read_beginnings(self, project: Project) -> int | None:
+        """Read the beginning of each file, and count them; None if only the task knows its files.
+
+        Raises AifxError, OSError, ValueError for a file that cannot be used.
+        """
+        return None
+
+
+class MeshSection(Section):
+    """How `train.devices` are arranged."""
+
+    data: PositiveInt | Literal[-1] = Field(
+        -1, description="Devices that divide the rows of a batch; -1 takes all of train.devices."
     )
 
 
@@ -213,110 +275,3 @@ class GenerateSection(Section):
     quantize: Quantization = Field(
         "none", description="Write with the model's matrices quantized to this type.", json_schema_extra=RESUME_SAFE
     )
-
-
-class LanguageModelSection(Section):
-    """A decoder-only transformer: GPT-2, Llama and what lies between."""
-
-    preset: str | None = Field(
-        None, description="Named model whose values stand where none is given: see docs/models.md."
-    )
-    vocab_size: PositiveInt | None = Field(
-        None, description="Rows of the embedding; the tokenizer's size when not set."
-    )
-    num_layers: PositiveInt = Field(4, description="Transformer blocks.")
-    embed_dim: PositiveInt = Field(128, description="Width of the residual stream.")
-    num_heads: PositiveInt = Field(4, description="Query heads.")
-    num_kv_heads: PositiveInt | None = Field(
-        None, description="Key and value heads; fewer than num_heads is grouped-query attention."
-    )
-    head_dim: PositiveInt | None = Field(None, description="Width of a head; embed_dim / num_heads when not set.")
-    mlp_dim: PositiveInt | None = Field(None, description="Hidden width of the MLP; 4 x embed_dim when not set.")
-    norm: Literal["layer_norm", "rms_norm"] = Field("rms_norm", description="Normalization before each block half.")
-    norm_epsilon: PositiveFloat = Field(1e-5, description="Added to the variance.")
-    positions: Literal["learned", "rotary"] = Field(
-        "rotary", description="learned: a table of max_seq_len rows. rotary: RoPE."
-    )
-    max_seq_len: PositiveInt | None = Field(None, description="Longest context; data.seq_len when not set.")
-    rope_theta: PositiveFloat = Field(10_000.0, description="Base of the rotary frequencies.")
-    activation: Literal["gelu", "gelu_tanh", "swiglu"] = Field(
-        "swiglu", description="MLP activation; swiglu has a gate."
-    )
-    bias: bool = Field(False, description="Biases in projections and norms.")
-    tie_embeddings: bool = Field(True, description="The output projection is the embedding's transpose.")
-    scan_layers: bool = Field(
-        False,
-        description="Compile one layer and loop over it: compiles faster, same checkpoint.",
-        json_schema_extra=ROUNDING,
-    )
-    remat: bool = Field(
-        False, description="Recompute activations on the way back: less memory, more time.", json_schema_extra=ROUNDING
-    )
-
-
-class LanguageDataSection(Section):
-    """Text, how it is split, and how it becomes sequences."""
-
-    train: tuple[str, ...] = Field(
-        ("data/*.txt",),
-        description="Files or globs (.txt, .jsonl, .parquet; .txt and .jsonl also as .gz or .zst), "
-        "relative to the project.",
-        min_length=1,
-    )
-    validation: tuple[str, ...] = Field(
-        (), description="Files of their own for validation; else a part of `train` is held out."
-    )
-    test: tuple[str, ...] = Field(
-        (), description="Files of their own for the test; else a part of `train` is held out."
-    )
-    text_field: str = Field("text", description="Field of .jsonl records and .parquet columns that holds the text.")
-    errors: Literal["strict", "replace", "skip"] = Field(
-        "strict",
-        description="Bytes that are not UTF-8. strict: an error. replace: U+FFFD instead. skip: left out.",
-    )
-    split: Literal["block", "document"] = Field(
-        "block", description="block: contiguous parts, the test last. document: whole documents, by hash."
-    )
-    validation_fraction: Fraction = Field(0.05, description="Share held out for validation when `validation` is empty.")
-    test_fraction: Fraction = Field(0.1, description="Share held out for the test when `test` is empty.")
-    tokenizer: str = Field(
-        "bpe", description="`bpe` trains one on the training split; else a path of a tokenizer.json."
-    )
-    vocab_size: Annotated[int, Field(ge=257, le=INT_MAX)] = Field(1024, description="Size of the trained tokenizer.")
-    seq_len: Annotated[int, Field(ge=2, le=INT_MAX)] = Field(256, description="Tokens of a sequence.")
-    packing: Literal["stream", "documents"] = Field(
-        "stream",
-        description="stream: cut from the joined text. documents: whole documents packed, attention kept within.",
-    )
-    eval_stride: NonNegativeInt = Field(
-        0,
-        description="Evaluation: tokens that each window scores, the rest being context; 0 scores whole windows.",
-    )
-
-
-class VisionModelSection(Section):
-    """A small convolutional network."""
-
-    preset: str | None = Field(
-        None, description="Named model whose values stand where none is given: see docs/models.md."
-    )
-    channels: tuple[PositiveInt, ...] = Field(
-        (32, 64), description="Width of each stage; each stage halves the picture.", min_length=1
-    )
-    blocks_per_stage: PositiveInt = Field(1, description="Residual blocks of a stage.")
-    dropout: Fraction = Field(0.0, description="Share of features dropped before the classifier, in training.")
-
-
-class VisionDataSection(Section):
-    """Labelled images in a NumPy archive."""
-
-    path: str = Field(
-        "data/images.npz", description="An .npz with train_images, train_labels, test_images, test_labels."
-    )
-    classes: tuple[str, ...] = Field((), description="Names of the labels, in order; numbers when empty.")
-    validation_fraction: Fraction = Field(0.1, description="Share of the training images held out for validation.")
-    image_size: tuple[PositiveInt, PositiveInt] = Field(
-        (28, 28), description="Height and width that each image must have."
-    )
-    flip: bool = Field(False, description="Mirror training images left to right at random.")
-    shift: NonNegativeInt = Field(0, description="Shift training images by up to this many pixels at random.")

@@ -1,19 +1,27 @@
-"""What a task reads: batches that are a function of (seed, step, rows)."""
+"""What programs read: batches that are a function of (seed, step, rows). Imports no jax."""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
+
+from aifx.core.errors import UsageError
+from aifx.core.project import Project
+from aifx.data.rows import InputFile, Row, read_rows
+from aifx.data.spec import DataSpec
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 Batch: TypeAlias = dict[str, np.ndarray]  # each array [rows, ...]
 
 
 class BatchSource(Protocol):
-    """One split of a project's data.
+    """One split of a data set.
 
-    For "train", `num_batches` is None and any step may be read. For the others the batches 0..num_batches-1 hold each
+    With a seed, `num_batches` is None and any step may be read. Without one, batches 0..num_batches-1 hold each
     example once; the last is filled with rows whose `weights` are 0.
     """
 
@@ -26,5 +34,85 @@ class BatchSource(Protocol):
     def num_batches(self) -> int | None: ...
 
     def read(self, step: int, rows: slice) -> Batch:
-        """Rows `rows` of the global batch of `step` (steps count from 0). The same bytes whenever it is asked."""
+        """Rows `rows` of the global batch of `step` (steps count from 0). The same bytes whenever it is called."""
         ...
+
+
+class Dataset(Protocol):
+    """A data set that is open for reading."""
+
+    @property
+    def spec(self) -> DataSpec:
+        """What a model must know of it."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the data and how it is read: equal digests give equal batches."""
+        ...
+
+    def source(self, split: Split, batch_size: int, *, seed: int | None) -> BatchSource:
+        """Batches of `split`: shuffled by `seed` without end, or without one in order and each example once.
+
+        Raises DataError if there is no such split.
+        """
+        ...
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """What a batch holds by unit ("examples", "tokens", "bytes"), padding left out."""
+        ...
+
+
+class DataFormat(ABC):
+    """How a kind of data is read. Except for `open`, it needs no training data.
+
+    Attributes:
+        spec: what a model must know of the data.
+    """
+
+    spec: DataSpec
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, section: Any, project: Project) -> DataSpec:
+        """The spec that follows from `[data]`. Raises ConfigError that names the missing key if that is not enough."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, section: Any, project: Project, assets: Path) -> tuple[DataFormat, Dataset]:
+        """The data set of a project. Raises ConfigError, DataError.
+
+        Args:
+            assets: the run's folder for what is kept with its model (a tokenizer): what is there is used, what is
+                missing is made and written there.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(cls, section: Any, spec: DataSpec, assets: Path) -> DataFormat:
+        """The format of a trained run, whose model was made for `spec`. Raises DataError."""
+
+    def open_file(self, path: Path) -> Dataset:
+        """The file at `path` as a test split: what `aifx eval --data` measures."""
+        raise undefined(type(self), "open_file", "measure other data")
+
+    def open_split(self, split: Split, project: Project) -> Dataset | None:
+        """The files of `split` alone, without the training data; None if the split is a part of the training data."""
+        return None
+
+    def read_rows(self, file: InputFile) -> Iterator[Row]:
+        """The rows of a file that `aifx predict` reads. By default of .jsonl, .csv, .parquet and .txt."""
+        return read_rows(file)
+
+    def encode(self, row: Mapping[str, Any]) -> Batch:
+        """One row of input as arrays `[examples, ...]`: one example, or several for a row that does not fit in one.
+
+        An exception means that the row cannot be used; aifx adds the file and the line. Values of .csv are text.
+        """
+        raise undefined(type(self), "encode", "make predictions")
+
+
+def undefined(cls: type, method: str, purpose: str) -> UsageError:
+    """The error for a class that lacks an optional method."""
+    why = f"it does not define {method}"
+    return UsageError(f"{cls.__name__} cannot {purpose}", why, f"define {cls.__name__}.{method}: docs/tasks.md")

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aifx.config.sections import LanguageDataSection
 from aifx.core.errors import DataError
 from aifx.core.project import Project
 from aifx.data.base import Split
 from aifx.data.encoding import FileScan, report_bad_bytes, undecodable
 from aifx.data.files import Piece, check_regular, find_files, read_documents, scan_file
+from aifx.data.sections import TextSection
 from aifx.data.text_file import SUFFIXES, TextFile
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -27,7 +27,7 @@ class Corpus:
     """Files by split (those of "train" may hold parts of the others), and a digest of their content and division."""
 
     files: dict[Split, list[TextFile]]
-    section: LanguageDataSection
+    section: TextSection
     fractions: dict[Split, float]  # what is held out of the training files
     digest: str
     remarks: tuple[str, ...] = ()  # what a person should know: files without text, bytes that are not UTF-8
@@ -108,7 +108,7 @@ class Corpus:
         return assignment
 
 
-def open_corpus(section: LanguageDataSection, project: Project) -> Corpus:
+def open_corpus(section: TextSection, project: Project) -> Corpus:
     """Find and hash the project's text. Raises DataError for what is missing, empty, not UTF-8 or in two splits."""
     patterns: dict[Split, tuple[str, ...]] = {
         "train": section.train,
@@ -142,7 +142,7 @@ def open_corpus(section: LanguageDataSection, project: Project) -> Corpus:
     )
 
 
-def file_corpus(path: Path, section: LanguageDataSection) -> Corpus:
+def file_corpus(path: Path, section: TextSection) -> Corpus:
     """A corpus whose only split is "test", all of the file at `path`. Raises DataError."""
     name = str(path)
     check_regular(path, name, "a data set is a file", "aifx eval --data FILE")
@@ -152,7 +152,7 @@ def file_corpus(path: Path, section: LanguageDataSection) -> Corpus:
     return _one_split("test", [TextFile(path, name)], section)
 
 
-def split_corpus(split: Split, section: LanguageDataSection, project: Project) -> Corpus | None:
+def split_corpus(split: Split, section: TextSection, project: Project) -> Corpus | None:
     """A corpus of nothing but the files that the project names for `split`, or None if it names none.
 
     Raises DataError.
@@ -161,7 +161,7 @@ def split_corpus(split: Split, section: LanguageDataSection, project: Project) -
     return _one_split(split, find_files(patterns, project, f"data.{split}"), section) if patterns else None
 
 
-def _one_split(split: Split, found: list[TextFile], section: LanguageDataSection) -> Corpus:
+def _one_split(split: Split, found: list[TextFile], section: TextSection) -> Corpus:
     files: dict[Split, list[TextFile]] = {other: found if other == split else [] for other in SPLITS}
     scans = _scan(files, section)
     if section.errors == "strict" and any(scan.bad for scan in scans[split].values()):
@@ -171,9 +171,7 @@ def _one_split(split: Split, found: list[TextFile], section: LanguageDataSection
     return Corpus(files, section, fractions, _digest(scans, section, fractions), tuple(remarks), _sizes(scans))
 
 
-def _scan(
-    files: Mapping[Split, Sequence[TextFile]], section: LanguageDataSection
-) -> dict[Split, dict[TextFile, FileScan]]:
+def _scan(files: Mapping[Split, Sequence[TextFile]], section: TextSection) -> dict[Split, dict[TextFile, FileScan]]:
     return {split: {file: scan_file(file, section.text_field) for file in files[split]} for split in SPLITS}
 
 
@@ -209,7 +207,7 @@ def _check_apart(scans: Mapping[Split, Mapping[TextFile, FileScan]]) -> None:
 
 
 def _digest(
-    scans: Mapping[Split, Mapping[TextFile, FileScan]], section: LanguageDataSection, fractions: dict[Split, float]
+    scans: Mapping[Split, Mapping[TextFile, FileScan]], section: TextSection, fractions: dict[Split, float]
 ) -> str:
     how = f"{section.split} {fractions} {section.text_field} {section.errors}"
     digest = hashlib.sha256(f"corpus 2 {how}\n".encode())

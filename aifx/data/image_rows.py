@@ -6,13 +6,12 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import IO, Any
 
 import numpy as np
 
 from aifx.core.errors import DataError, UsageError
-from aifx.data.images import image_arrays
 from aifx.data.rows import FORMATS, InputFile, Row, read_rows, unknown_format
 
 IMAGE_FIELD = "image"
@@ -112,3 +111,8 @@ def _picture(file: InputFile, image_shape: tuple[int, int, int]) -> np.ndarray:
         raise DataError(
             f"{file.name}: not a picture that can be read", str(error).splitlines()[0], f"file {file.name}"
         ) from None
+
+
+def image_arrays(names: Collection[str]) -> list[str]:
+    """The arrays with a data set's images and labels, of those that an archive holds."""
+    return ["test_images", "test_labels"] if "images" not in names and "test_images" in names else ["images", "labels"]

@@ -6,19 +6,24 @@ import hashlib
 import logging
 import zipfile
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aifx.config.sections import VisionDataSection
-from aifx.core.errors import DataError
+from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
-from aifx.data.base import Batch, Split
+from aifx.data.arrays import ArrayDataset
+from aifx.data.base import Batch, DataFormat, Split
 from aifx.data.files import check_regular
-from aifx.data.order import Shuffle, derived_seed
+from aifx.data.image_rows import IMAGE_FIELD, image_arrays, read_images
+from aifx.data.order import derived_seed
+from aifx.data.rows import InputFile, Row, field
+from aifx.data.sections import ImagesSection
+from aifx.data.spec import DataSpec, Field
 
 logger = logging.getLogger(__name__)
 
@@ -28,77 +33,62 @@ HINT = "the file holds train_images, train_labels, test_images and test_labels, 
 
 
 @dataclass(frozen=True)
-class ImageSource:
-    """Batches {"images": uint8 [rows, height, width, channels], "labels": int32 [rows], "weights": float32 [rows]}.
+class ImageFormat(DataFormat):
+    """Labelled images: "inputs" uint8 `[rows, height, width, channels]` and "targets" int32 `[rows]`."""
 
-    A weight is 0 on the rows that fill the last batch.
-    """
+    section: ImagesSection
+    spec: DataSpec
 
-    images: np.ndarray
-    labels: np.ndarray
-    shuffle: Shuffle | None
-    batch_size: int
-    flip: bool
-    shift: int
+    @classmethod
+    def describe(cls, section: ImagesSection, project: Project) -> DataSpec:
+        for key, value in (("channels", section.channels), ("classes", section.classes)):
+            if not value:
+                why = f"without the images, aifx knows the {key} from it alone"
+                raise ConfigError(f"data.{key} is not set", why, f"aifx config keys data    ({key} = ... below [data])")
+        assert section.channels is not None
+        return image_spec((*section.image_size, section.channels), section.classes)
 
-    @property
-    def num_batches(self) -> int | None:
-        return None if self.shuffle else -(-len(self.labels) // self.batch_size)
+    @classmethod
+    def open(cls, section: ImagesSection, project: Project, assets: Path) -> tuple[ImageFormat, ArrayDataset]:
+        data = open_images(section, project)
+        return cls(section, data.spec), data
 
-    def read(self, step: int, rows: slice) -> Batch:
-        """Rows `rows` of the global batch of `step`; what augmentation does to a row depends on the row alone."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
-        if self.shuffle:
-            which = np.array([self.shuffle.at(place)[1] for place in places], np.int64)
-        else:
-            which = np.array(places, np.int64)
-        real = which < len(self.labels)
-        chosen = np.where(real, which, 0)
-        images = self.images[chosen]
-        if self.shuffle and (self.flip or self.shift):
-            images = _augment(images, _noise(self.shuffle.seed, places), self.flip, self.shift)
-        images[~real] = 0
-        labels = np.where(real, self.labels[chosen], 0).astype(np.int32)
-        return {"images": images, "labels": labels, "weights": real.astype(np.float32)}
+    @classmethod
+    def load(cls, section: ImagesSection, spec: DataSpec, assets: Path) -> ImageFormat:
+        return cls(section, spec)
 
+    def open_file(self, path: Path) -> ArrayDataset:
+        return open_image_file(path, self.section, self.spec)
 
-@dataclass(frozen=True)
-class ImageSpec:
-    """What a model of images is made for: their height, width and channels, and the names of the classes."""
+    def read_rows(self, file: InputFile) -> Iterator[Row]:
+        """Images of .npz, .npy and picture files, and rows with a field "image"."""
+        return read_images(file, self.image_shape)
 
-    image_shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ImageData:
-    """A project's images by split: uint8 [n, height, width, channels] and int32 [n]."""
-
-    images: dict[Split, np.ndarray]
-    labels: dict[Split, np.ndarray]
-    classes: tuple[str, ...]
-    digest: str
-    section: VisionDataSection
+    def encode(self, row: Mapping[str, Any]) -> Batch:
+        image, shape = np.asarray(field(row, IMAGE_FIELD)), self.image_shape
+        if image.dtype.kind not in "iu" or image.size == 0 or image.min() < 0 or image.max() > 255:
+            raise ValueError("an image is whole numbers from 0 to 255")
+        if image.shape != shape and (image.shape, shape[2]) != (shape[:2], 1):
+            raise ValueError(f"the image has shape {list(image.shape)} and the model takes {list(shape)}")
+        return {"inputs": image.astype(np.uint8).reshape(1, *shape)}
 
     @property
-    def spec(self) -> ImageSpec:
-        height, width, channels = next(iter(self.images.values())).shape[1:]
-        return ImageSpec((height, width, channels), self.classes)
-
-    def source(self, split: Split, *, batch_size: int, seed: int | None) -> ImageSource:
-        """Batches of `split`: shuffled and augmented by `seed` without end for "train", each image once for the others.
-
-        Without a seed "train" is as the others are. Raises DataError where the split holds no images.
-        """
-        labels = self.labels[split]
-        if not len(labels):
-            hint = "aifx train --set data.validation_fraction=0.1"
-            raise DataError(f"{self.section.path}: no images in the {split} split", "", hint)
-        shuffle = Shuffle(len(labels), seed) if split == "train" and seed is not None else None
-        return ImageSource(self.images[split], labels, shuffle, batch_size, self.section.flip, self.section.shift)
+    def image_shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.spec.fields["inputs"].shape
+        return height, width, channels
 
 
-def open_images(section: VisionDataSection, project: Project) -> ImageData:
+def image_spec(shape: tuple[int, ...], classes: tuple[str, ...]) -> DataSpec:
+    """What a model must know of images `[height, width, channels]`."""
+    fields = {
+        "inputs": Field(shape, "uint8", ("height", "width", "channels")),
+        "targets": Field((), "int32"),
+        "weights": Field((), "float32"),
+    }
+    return DataSpec(fields, classes=classes)
+
+
+def open_images(section: ImagesSection, project: Project) -> ArrayDataset:
     """Reads and checks the archive. Copies of a training image are all trained on or all held out.
 
     Raises DataError naming the file and the array.
@@ -125,16 +115,21 @@ def open_images(section: VisionDataSection, project: Project) -> ImageData:
         hint = "aifx train --set data.validation_fraction=0.5"
         raise DataError(f"{section.path}: no training image is held out for validation", why, hint)
     largest = int(np.concatenate([train_labels, test_labels]).max())
-    return ImageData(
-        images={"train": train[~held_out], "validation": train[held_out], "test": test},
-        labels={"train": train_labels[~held_out], "validation": train_labels[held_out], "test": test_labels},
-        classes=section.classes or tuple(str(label) for label in range(largest + 1)),
+    return ArrayDataset(
+        splits={
+            "train": {"inputs": train[~held_out], "targets": train_labels[~held_out]},
+            "validation": {"inputs": train[held_out], "targets": train_labels[held_out]},
+            "test": {"inputs": test, "targets": test_labels},
+        },
+        spec=image_spec(train.shape[1:], section.classes or tuple(str(label) for label in range(largest + 1))),
         digest=_digest((train, train_labels, test, test_labels), section),
-        section=section,
+        augment=partial(_augment, section) if section.flip or section.shift else None,
+        name=section.path,
+        hints={"validation": "aifx train --set data.validation_fraction=0.1"},
     )
 
 
-def open_image_file(path: Path, section: VisionDataSection, spec: ImageSpec) -> ImageData:
+def open_image_file(path: Path, section: ImagesSection, spec: DataSpec) -> ArrayDataset:
     """Opens an archive as a test split: its arrays images and labels, or else test_images and test_labels.
 
     Raises DataError naming the file and the array.
@@ -146,16 +141,12 @@ def open_image_file(path: Path, section: VisionDataSection, spec: ImageSpec) -> 
     _check_images(images, where["images"], section)
     _check_labels(labels, where["labels"], len(images), len(spec.classes), section)
     images = _with_channels(images)
-    if images.shape[1:] != spec.image_shape:
-        why = f"the model takes images of shape {list(spec.image_shape)}"
+    if images.shape[1:] != spec.fields["inputs"].shape:
+        why = f"the model takes images of shape {list(spec.fields['inputs'].shape)}"
         raise DataError(f"{where['images']} has images of shape {list(images.shape[1:])}", why, HINT)
     labels = labels.astype(np.int32)
-    return ImageData({"test": images}, {"test": labels}, spec.classes, _digest((images, labels), section), section)
-
-
-def image_arrays(names: Collection[str]) -> list[str]:
-    """The arrays with a data set's images and labels, of those that an archive holds."""
-    return ["test_images", "test_labels"] if "images" not in names and "test_images" in names else ["images", "labels"]
+    splits: dict[Split, dict[str, np.ndarray]] = {"test": {"inputs": images, "targets": labels}}
+    return ArrayDataset(splits, spec, _digest((images, labels), section), name=name)
 
 
 def training_arrays(names: Collection[str]) -> list[str]:
@@ -198,7 +189,7 @@ def _array(archive: Any, key: str, name: str) -> np.ndarray:
     return values
 
 
-def _check_images(images: np.ndarray, where: str, section: VisionDataSection) -> None:
+def _check_images(images: np.ndarray, where: str, section: ImagesSection) -> None:
     if images.dtype != np.uint8:
         raise DataError(f"{where} is {images.dtype}", "images are uint8, 0 to 255", "images.astype('uint8')")
     if images.ndim not in (3, 4):
@@ -215,7 +206,7 @@ def _check_images(images: np.ndarray, where: str, section: VisionDataSection) ->
         raise DataError(f"{where} has no images", f"its shape is {list(images.shape)}", HINT)
 
 
-def _check_labels(labels: np.ndarray, where: str, num_images: int, limit: int, section: VisionDataSection) -> None:
+def _check_labels(labels: np.ndarray, where: str, num_images: int, limit: int, section: ImagesSection) -> None:
     if labels.dtype.kind not in "iu":  # np.integer would also admit timedelta64
         raise DataError(f"{where} is {labels.dtype}", "labels are integers from 0", "labels.astype('int32')")
     if labels.shape != (num_images,):
@@ -250,21 +241,22 @@ def _noise(seed: int, places: range) -> np.ndarray:
     return noise
 
 
-def _augment(images: np.ndarray, noise: np.ndarray, flip: bool, shift: int) -> np.ndarray:
-    """Mirrors and shifts each of images [n, height, width, channels] by its noise; what a shift uncovers is black."""
+def _augment(section: ImagesSection, batch: Batch, seed: int, places: range) -> Batch:
+    """Mirrors and shifts each image as its place in the order of training says; what a shift uncovers is black."""
+    images, noise = batch["inputs"], _noise(seed, places)
     count, height, width, _ = images.shape
-    if flip:
+    if section.flip:
         images = np.where((noise[:, 0] < 0.5)[:, None, None, None], images[:, :, ::-1], images)
-    if shift:
+    if shift := section.shift:
         padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
         down, right = (noise[:, 1:] * (2 * shift + 1)).astype(np.int64).T
         ys = down[:, None] + np.arange(height)
         xs = right[:, None] + np.arange(width)
         images = padded[np.arange(count)[:, None, None], ys[:, :, None], xs[:, None, :]]
-    return images
+    return {**batch, "inputs": images}
 
 
-def _digest(arrays: tuple[np.ndarray, ...], section: VisionDataSection) -> str:
+def _digest(arrays: tuple[np.ndarray, ...], section: ImagesSection) -> str:
     how = (section.validation_fraction, section.flip, section.shift)
     digest = hashlib.sha256(repr(("images", 1, *how)).encode())
     for values in arrays:

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from aifx.config.sections import LanguageDataSection
-from aifx.core.errors import DataError
+from aifx.core.errors import ConfigError, DataError
 from aifx.core.files import remove_temporary
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
-from aifx.data.base import Batch, Split
+from aifx.data.base import Batch, DataFormat, Split
 from aifx.data.corpus import SPLITS, Corpus, file_corpus, open_corpus, split_corpus
 from aifx.data.order import Shuffle
+from aifx.data.rows import InputFile, Row, field, read_rows
+from aifx.data.sections import TextSection
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
+from aifx.data.spec import DataSpec, Field
 from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_folder, guard, open_store, write_synced
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
+
+TRAINED_VOCAB_SIZE = 1024
+"""Most tokens of a trained tokenizer if `data.vocab_size` is not set."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +66,24 @@ class TextSource:
 
 @dataclass(frozen=True)
 class TextData:
-    """A project's text: its tokenizer and its token store. `digest` covers the data and how it is read."""
+    """A data set of text: its tokenizer and its token store."""
 
-    tokenizer: Tokenizer
+    spec: DataSpec
     digest: str
-    section: LanguageDataSection
+    tokenizer: Tokenizer
+    section: TextSection
     corpus: Corpus
     store: TokenStore
 
-    def source(self, split: Split, *, batch_size: int, seed: int | None) -> TextSource:
-        """Batches of `split`: shuffled by `seed` without end for "train", each token a target once for the others.
+    def source(self, split: Split, batch_size: int, *, seed: int | None) -> TextSource:
+        """Batches of `split`: shuffled by `seed` without end, or without one in order, each token a target once.
 
-        Without a seed "train" is as the others are. Raises DataError where the project has no such split.
+        Raises DataError if the project has no such split.
         """
         tokens = self._tokens(split)
         seq_len = self.section.seq_len
         documents = self.section.packing == "documents"
         stride = _stride(self.section)
-        seed = seed if split == "train" else None
         sequences: Sequences
         if documents:
             cut = "training" if seed is not None else stride
@@ -88,6 +95,16 @@ class TextData:
             sequences = stream_windows(tokens, seq_len, stride)
         shuffle = Shuffle(len(sequences), seed) if seed is not None else None
         return TextSource(sequences, shuffle, batch_size, seq_len, self.tokenizer.eos_id, documents)
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Targets that count, and the bytes of the text that they stand for."""
+        is_scored = batch["weights"] > 0
+        num_bytes = self._token_bytes[batch["targets"][is_scored]].sum()
+        return {"tokens": int(np.count_nonzero(is_scored)), "bytes": int(num_bytes)}
+
+    @cached_property
+    def _token_bytes(self) -> np.ndarray:
+        return np.asarray(self.tokenizer.token_bytes(), np.int64)
 
     def num_tokens(self, split: Split) -> int:
         """Targets of the split: the tokens of its text, and one for each document that ends in it."""
@@ -107,71 +124,127 @@ class TextData:
         return self.store.splits[split]
 
 
-def open_text(section: LanguageDataSection, project: Project, assets: Path) -> TextData:
-    """Opens the text that `section` names: what was tokenized before is used as it is, unless its files changed.
+@dataclass(frozen=True)
+class TextFormat(DataFormat):
+    """Text: files of documents, a tokenizer, sequences of `data.seq_len` tokens."""
 
-    `assets` keeps the tokenizer: the one that is there is used, else it is trained or copied there. Raises DataError.
+    section: TextSection
+    spec: DataSpec
+    tokenizer: Tokenizer
+
+    @classmethod
+    def describe(cls, section: TextSection, project: Project) -> DataSpec:
+        if section.vocab_size is None and section.tokenizer != "bpe":
+            return text_spec(section, Tokenizer.load(project.root / section.tokenizer))
+        return text_spec(section)
+
+    @classmethod
+    def open(cls, section: TextSection, project: Project, assets: Path) -> tuple[TextFormat, TextData]:
+        """What was tokenized before is used as it is, unless its files changed."""
+        corpus = open_corpus(section, project)
+        _log_remarks(corpus)
+        tokenizer = _tokenizer(section, project, corpus, assets)
+        form = cls(section, text_spec(section, tokenizer), tokenizer)
+        data = form._open(corpus)
+        for split in SPLITS:
+            if corpus.has(split):
+                _check_length(split, data.store.splits[split], section, corpus)
+        return form, data
+
+    @classmethod
+    def load(cls, section: TextSection, spec: DataSpec, assets: Path) -> TextFormat:
+        tokenizer = Tokenizer.load(assets / TOKENIZER_FILE)
+        return cls(section, text_spec(section, tokenizer), tokenizer)
+
+    def open_file(self, path: Path) -> TextData:
+        corpus = file_corpus(path, self.section)
+        _log_remarks(corpus)
+        return self._open(corpus)
+
+    def open_split(self, split: Split, project: Project) -> TextData | None:
+        corpus = split_corpus(split, self.section, project)
+        if corpus is None:
+            return None
+        _log_remarks(corpus)
+        return self._open(corpus)
+
+    def read_rows(self, file: InputFile) -> Iterator[Row]:
+        """A .txt file is one text, as it is in training."""
+        return read_rows(file, text_field=self.section.text_field)
+
+    def encode(self, row: Mapping[str, Any]) -> Batch:
+        """A text as the windows that evaluation reads, the token that ends it among the targets."""
+        text = field(row, self.section.text_field)
+        if not isinstance(text, str):
+            raise ValueError(f"field {self.section.text_field!r} is {type(text).__name__}, not text")
+        num_bytes = len(text.encode())  # before the tokenizer, which drops what is not Unicode
+        windows = document_windows(self.tokenizer, text, self.section)
+        batch = empty_batch(len(windows), self.section.seq_len, self.tokenizer.eos_id, documents=False)
+        for index in range(len(windows)):
+            windows.write(index, 0, batch, index)
+        batch["num_bytes"] = np.zeros(len(windows), np.int32)
+        batch["num_bytes"][0] = num_bytes
+        return batch
+
+    def _open(self, corpus: Corpus) -> TextData:
+        section, tokenizer = self.section, self.tokenizer
+        digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data)
+        path = cache_path("tokens") / digest
+
+        def build() -> TokenStore:
+            logger.info(f"tokenizing {corpus.names('train')}")
+            return build_store(path, corpus, tokenizer)
+
+        store = open_store(path)
+        if store is None and path.exists():
+            logger.warning(f"the token store {path} is damaged; building it again")
+        store = store or build()
+        guard(store, build)
+        tokenizer.bytes_per_token = _bytes_per_token(store)
+        how = (section.seq_len, section.packing, section.eval_stride)
+        return TextData(self.spec, _hexdigest("text", digest, *how), tokenizer, section, corpus, store)
+
+
+def text_spec(section: TextSection, tokenizer: Tokenizer | None = None) -> DataSpec:
+    """What `[data]` says of the batches, and of the vocabulary if a tokenizer is trained or its size is set.
+
+    Raises ConfigError if `data.vocab_size` is less than the tokenizer's.
     """
-    corpus = open_corpus(section, project)
+    sequence = (section.seq_len,), ("seq",)
+    names = {"inputs": "int32", "targets": "int32", "weights": "float32"}
+    if section.packing == "documents":
+        names |= {"segment_ids": "int32", "positions": "int32"}
+    fields = {name: Field(sequence[0], dtype, sequence[1]) for name, dtype in names.items()}
+    vocab_size = section.vocab_size or (TRAINED_VOCAB_SIZE if section.tokenizer == "bpe" else None)
+    if tokenizer is not None:
+        vocab_size = vocab_size or tokenizer.vocab_size
+        if vocab_size < tokenizer.vocab_size:
+            raise ConfigError(
+                f"data.vocab_size = {vocab_size} is less than the tokenizer's {tokenizer.vocab_size}",
+                "every token needs a row of the embedding",
+                f"aifx train --set data.vocab_size={tokenizer.vocab_size}",
+            )
+    return DataSpec(fields, vocab_size)
+
+
+def _log_remarks(corpus: Corpus) -> None:
     for remark in corpus.remarks:
         logger.info(remark)
-    data = _open(section, corpus, _tokenizer(section, project, corpus, assets))
-    for split in SPLITS:
-        if corpus.has(split):
-            _check_length(split, data.store.splits[split], section, corpus)
-    return data
 
 
-def open_text_file(path: Path, section: LanguageDataSection, tokenizer: Tokenizer) -> TextData:
-    """Opens a file of text as a test split, whatever files `section` names. Raises DataError."""
-    return _open_said(section, file_corpus(path, section), tokenizer)
-
-
-def open_split_files(
-    split: Split, section: LanguageDataSection, project: Project, tokenizer: Tokenizer
-) -> TextData | None:
-    """Opens the files that `section` names for `split` alone; None if it names none. Raises DataError."""
-    corpus = split_corpus(split, section, project)
-    return None if corpus is None else _open_said(section, corpus, tokenizer)
-
-
-def _open_said(section: LanguageDataSection, corpus: Corpus, tokenizer: Tokenizer) -> TextData:
-    for remark in corpus.remarks:
-        logger.info(remark)
-    return _open(section, corpus, tokenizer)
-
-
-def document_windows(tokenizer: Tokenizer, text: str, section: LanguageDataSection) -> Sequences:
+def document_windows(tokenizer: Tokenizer, text: str, section: TextSection) -> Sequences:
     """The windows of one document, as evaluation reads those of a split that holds nothing else."""
     ids = [tokenizer.eos_id, *tokenizer.encode(text), tokenizer.eos_id]
     document = SplitTokens(np.array(ids), np.array([0, len(ids) - 1]), closed=True, num_bytes=0)
     return stream_windows(document, section.seq_len, _stride(section))
 
 
-def _open(section: LanguageDataSection, corpus: Corpus, tokenizer: Tokenizer) -> TextData:
-    digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data)
-    path = cache_path("tokens") / digest
-
-    def build() -> TokenStore:
-        logger.info(f"tokenizing {corpus.names('train')}")
-        return build_store(path, corpus, tokenizer)
-
-    store = open_store(path)
-    if store is None and path.exists():
-        logger.warning(f"the token store {path} is damaged; building it again")
-    store = store or build()
-    guard(store, build)
-    tokenizer.bytes_per_token = _bytes_per_token(store)
-    how = (section.seq_len, section.packing, section.eval_stride)
-    return TextData(tokenizer, _hexdigest("text", digest, *how), section, corpus, store)
-
-
-def _stride(section: LanguageDataSection) -> int:
+def _stride(section: TextSection) -> int:
     """Tokens that each window of an evaluation scores."""
     return min(section.eval_stride or section.seq_len, section.seq_len)
 
 
-def _tokenizer(section: LanguageDataSection, project: Project, corpus: Corpus, assets: Path) -> Tokenizer:
+def _tokenizer(section: TextSection, project: Project, corpus: Corpus, assets: Path) -> Tokenizer:
     kept = assets / TOKENIZER_FILE
     if kept.exists():
         return Tokenizer.load(kept)
@@ -183,9 +256,9 @@ def _tokenizer(section: LanguageDataSection, project: Project, corpus: Corpus, a
     return tokenizer
 
 
-def _trained(section: LanguageDataSection, corpus: Corpus) -> Tokenizer:
+def _trained(section: TextSection, corpus: Corpus) -> Tokenizer:
     """A BPE of the training split, from the cache where it was trained on the same text before."""
-    digest = _hexdigest("tokenizer", 1, corpus.digest, section.vocab_size, WORDS)
+    digest = _hexdigest("tokenizer", 1, corpus.digest, section.vocab_size or TRAINED_VOCAB_SIZE, WORDS)
     cached = cache_path("tokenizers") / f"{digest}.json"
     digest_path = cached.with_suffix(".sha256")
     if cached.is_file() and digest_path.is_file():
@@ -195,7 +268,7 @@ def _trained(section: LanguageDataSection, corpus: Corpus) -> Tokenizer:
     activity = f"training the tokenizer on {corpus.names('train')}"
     logger.info(activity)
     with report_progress(activity, corpus.expected_bytes("train"), "bytes") as progress:
-        trained = train_tokenizer(_training_texts(corpus, progress), section.vocab_size)
+        trained = train_tokenizer(_training_texts(corpus, progress), section.vocab_size or TRAINED_VOCAB_SIZE)
     tokenizer = Tokenizer(trained, str(cached))
     corpus.check_unchanged()
     with cache_folder(cached.parent):
@@ -222,7 +295,7 @@ def _bytes_per_token(store: TokenStore) -> float:
     return 1.0
 
 
-def _check_length(split: Split, tokens: SplitTokens, section: LanguageDataSection, corpus: Corpus) -> None:
+def _check_length(split: Split, tokens: SplitTokens, section: TextSection, corpus: Corpus) -> None:
     """Raises DataError for a split that is shorter than one sequence."""
     if tokens.num_targets >= section.seq_len:
         return

@@ -5,29 +5,19 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate
 from aifx.config.sections import Quantization
 from aifx.core.errors import DataError
 from aifx.core.json_values import plain
 from aifx.core.project import Project, RunDirectory
-from aifx.evaluation.held_out import (
-    SAFE_OVERRIDES,
-    check_overrides,
-    compile_sums,
-    computation_params,
-    evaluate_split,
-    metric_names,
-    reports_of_step,
-)
-from aifx.kernels.choice import run_choices
-from jax_kernels.dispatch import using
-
-if TYPE_CHECKING:
-    from aifx.tasks.trained import RestoredRun, Which
+from aifx.data.base import undefined
+from aifx.evaluation.held_out import SAFE_OVERRIDES, check_overrides, evaluate_split, metric_names, reports_of_step
+from aifx.loading.restore import RestoredRun, Which, restore_run
+from aifx.tasks.project_errors import project_errors
 
 DATASET_READING = (*SAFE_OVERRIDES, "data.text_field", "data.errors")
 """How a file is read. The model was not trained on it, so no setting moves text from one split to another."""
@@ -75,8 +65,6 @@ def evaluate_files(
 
     Takes and raises what `aifx.evaluation.held_out.evaluate` does. The data that the run was trained on is not read.
     """
-    from aifx.tasks.trained import restore_run
-
     asked = [parse_gate(expr) for expr in gates]
     files = {path.resolve(): path for path in paths}
     digests = {path: _digest(path) for path in files.values()}
@@ -94,15 +82,18 @@ def evaluate_files(
 def _measure(
     trained: RestoredRun, project: Project, digests: Mapping[Path, str], gates: Sequence[Gate]
 ) -> Iterator[DatasetReport]:
-    with using(run_choices(trained.run, trained.config, keep=False)):
-        params, cast = computation_params(trained)
-    for path, digest in digests.items():
-        task = trained.task.with_data(path)
-        if gates:
-            check_names(gates, metric_names(task, trained.params, "test"))
-        with using(run_choices(trained.run, trained.config, keep=False)):
-            metrics = evaluate_split(task, params, "test", compiled=compile_sums(task, cast))
-        yield DatasetReport(_name(path, project), digest, metrics, evaluate_gates(gates, metrics))
+    form = trained.task.format
+    if form is None:
+        raise undefined(type(trained.task), "format", "measure other data")
+    with project_errors(trained.config, project):
+        programs, params, frozen = trained.programs(trained.config.eval.quantize)
+        for path, digest in digests.items():
+            dataset = form.open_file(path)
+            of_file = replace(programs, task=replace(trained.task, dataset=dataset))
+            if gates:
+                check_names(gates, metric_names(of_file, "test"))
+            metrics = evaluate_split(of_file, params, frozen, "test")
+            yield DatasetReport(_name(path, project), digest, metrics, evaluate_gates(gates, metrics))
 
 
 def _digest(path: Path) -> str:

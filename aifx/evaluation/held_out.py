@@ -8,92 +8,81 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jax.typing import DTypeLike
 
-from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate, scalars
+from aifx.config import compare, read_config
+from aifx.config.gates import GateResult, check_names, evaluate_gates, parse_gate, scalars
 from aifx.config.sections import Quantization
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import make_folders, read_file, remove_temporary
+from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.data.base import Batch, BatchSource, Split
 from aifx.evaluation.better_last import BetterLast, better_last
-from aifx.kernels.choice import run_choices
-from aifx.nn.precision import cast_floating, compute_dtype
-from aifx.nn.quantized import quantize_matrices
+from aifx.loading.restore import RestoredRun, Which, restore_run
+from aifx.objectives.base import Sums, Totals
+from aifx.objectives.checks import check_metrics
+from aifx.programs.build import Programs
+from aifx.runs import exclusive, read_provenance
 from aifx.specs import Params
-from aifx.tasks.base import Sums, Task, Totals
-from jax_kernels.dispatch import using
-
-if TYPE_CHECKING:
-    from aifx.tasks.trained import RestoredRun, Which
+from aifx.tasks.base import data_digest, dataset_of, evaluation_source
+from aifx.tasks.project_errors import project_errors
+from aifx.tasks.registry import open_task
 
 logger = logging.getLogger(__name__)
 
 Place: TypeAlias = Callable[[Batch], Mapping[str, jax.Array]]
-"""Puts a batch on the devices (sharded over a mesh)."""
-
-Compiled: TypeAlias = Callable[[Params, Mapping[str, Any]], Sums]
+"""Puts a batch on the devices."""
 
 SAFE_OVERRIDES = ("data.eval_stride", "data.seq_len", "data.packing")
 """How a split is read; nothing moves from one split to another by these."""
 
 
-def compile_sums(task: Task, dtype: DTypeLike | None = None) -> Compiled:
-    """The jitted evaluation step: (params, batch) -> sums. Keep it to evaluate again without compiling again.
-
-    Args:
-        dtype: floating-point parameters are cast to it first, as in training; None leaves them.
-    """
-
-    def sums(params: Params, batch: Mapping[str, jax.Array]) -> Sums:
-        if dtype is not None:
-            params = cast_floating(params, dtype)
-        return task.objective(params, batch, jax.random.key(0), training=False)
-
-    return jax.jit(sums)
-
-
 def evaluate_split(
-    task: Task,
+    programs: Programs,
     params: Params,
+    frozen: Params,
     split: Split,
     *,
     num_batches: int | None = None,
-    compiled: Compiled | None = None,
     place: Place | None = None,
 ) -> dict[str, Any]:
     """Metrics over a split, or over its first `num_batches` batches; the same bits each time on the same machine.
 
     Args:
-        compiled: from `compile_sums`, to share one compilation among calls.
-        place: puts a batch on the devices; the default device when None.
+        place: puts a batch on the devices; `Layout.place` if None.
 
-    Raises DataError where the split has no batch.
+    Raises DataError if the split has no batch.
     """
-    return task.metrics(sum_split(task, params, split, num_batches=num_batches, compiled=compiled, place=place))
+    totals = sum_split(programs, params, frozen, split, num_batches=num_batches, place=place)
+    return check_metrics(programs.objective, programs.objective.metrics(totals, programs.task.data))
 
 
 def sum_split(
-    task: Task,
+    programs: Programs,
     params: Params,
+    frozen: Params,
     split: Split,
     *,
     num_batches: int | None = None,
-    compiled: Compiled | None = None,
     place: Place | None = None,
 ) -> Totals:
-    """The totals behind `evaluate_split`: each batch's float32 sums added up in float64 in order."""
-    compiled = compiled or compile_sums(task)
+    """The totals behind `evaluate_split`: the sums of each batch, in float64 and in order, and what it held.
+
+    Bytes and examples are counted on the host: programs contain no data.
+    """
+    place = place or programs.layout.place
+    dataset = dataset_of(programs.task)
     totals: dict[str, tuple[Any, Any]] = {}
     pending: Sums | None = None
-    for batch in _batches(task.evaluation_source(split), split, num_batches):
-        following = compiled(params, place(batch) if place else batch)  # runs while the one before is added up
+    for batch in _batches(evaluation_source(programs.task, programs.config, split), split, num_batches):
+        following = programs.eval_step(params, frozen, place(batch))  # runs while the one before is added up
+        _add(totals, {name: (count, 1.0) for name, count in dataset.counts(batch).items()})
         if pending is not None:
             _add(totals, pending)
         pending = following
@@ -106,8 +95,8 @@ def _batches(source: BatchSource, split: Split, num_batches: int | None) -> Iter
     there = source.num_batches
     count = num_batches if there is None else there if num_batches is None else min(there, num_batches)
     if count is None:
-        why = "the task's source of it goes on without end (num_batches is None)"
-        hint = "aifx eval --split test    (a task's evaluation_source has each example once: docs/tasks.md)"
+        why = "the source of it has no end (num_batches is None)"
+        hint = "aifx eval --split test    (without a seed, a source has each example once: docs/tasks.md)"
         raise DataError(f"the {split} split cannot be measured", why, hint)
     if not count:
         raise DataError(f"the {split} split has no batch", "its share of the data is empty", "aifx config show data")
@@ -118,17 +107,22 @@ def _batches(source: BatchSource, split: Split, num_batches: int | None) -> Iter
             progress.advance(1)
 
 
-def _add(totals: dict[str, tuple[Any, Any]], sums: Sums) -> None:
-    for name, (total, weight) in jax.device_get(sums).items():
+def _add(totals: dict[str, tuple[Any, Any]], sums: Mapping[str, tuple[Any, Any]]) -> None:
+    for name, (total, weight) in jax.device_get(dict(sums)).items():
         before = totals.get(name, (0.0, 0.0))
         totals[name] = (before[0] + np.asarray(total, np.float64), before[1] + np.asarray(weight, np.float64))
 
 
-def metric_names(task: Task, params: Params, split: Split) -> set[str]:
-    """What `metrics` of this task will hold, known before anything is computed: the shapes of the sums are traced."""
-    shapes = jax.eval_shape(compile_sums(task), params, next(_batches(task.evaluation_source(split), split, 1)))
-    ones = {name: (np.ones(total.shape), np.ones(weight.shape)) for name, (total, weight) in shapes.items()}
-    return set(scalars(task.metrics(ones)))
+def metric_names(programs: Programs, split: Split) -> set[str]:
+    """The numbers that `metrics` will return, known before anything is computed: the sums are traced."""
+    source = evaluation_source(programs.task, programs.config, split)
+    counts = dataset_of(programs.task).counts(next(_batches(source, split, 1)))
+    ones: dict[str, tuple[Any, Any]] = {
+        name: (np.ones(total.shape), np.ones(weight.shape))
+        for name, (total, weight) in programs.eval_step.trace().items()
+    }
+    ones |= dict.fromkeys(counts, (1.0, 1.0))
+    return set(scalars(check_metrics(programs.objective, programs.objective.metrics(ones, programs.task.data))))
 
 
 @dataclass(frozen=True)
@@ -169,26 +163,33 @@ def evaluate(
     Raises UsageError for a malformed gate, one on a metric that does not exist, or overrides that divide the data
     otherwise than the run did, before anything is measured.
     """
-    from aifx.tasks.trained import restore_run
-
     asked = [parse_gate(expr) for expr in gates]
     check_overrides(run, project, overrides)
     try:
         trained = restore_run(run, project, step=step, which=which, overrides=overrides)
-        _compare_data(trained, project)
+        _compare_data(trained)
     except DataError as error:
         opened = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False)
-        trained = _with_split_alone(opened, project, split, error)
+        trained = _with_split_alone(opened, split, error)
     chosen: Split = split or trained.config.eval.split
     all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
-    if all_gates:
-        check_names(all_gates, metric_names(trained.task, trained.params, chosen))
+    quantize = trained.config.eval.quantize
+    with project_errors(trained.config, project):
+        programs, params, frozen = trained.programs(quantize)
+        if all_gates:
+            check_names(all_gates, metric_names(programs, chosen))
+        metrics = evaluate_split(programs, params, frozen, chosen)
     better = better_last(run, all_gates)
-    report = replace(
-        _measure(trained, chosen, all_gates),
+    report = Report(
+        run=run.name,
+        step=trained.step,
+        split=chosen,
+        metrics=metrics,
+        gates=evaluate_gates(all_gates, metrics),
+        quantize=quantize,
         better_last=better if better is not None and better.last_step != trained.step else None,
     )
-    write_report(run.eval / f"{trained.step}.json", report, data_digest=trained.task.data_digest())
+    write_report(run.eval / f"{trained.step}.json", report, data_digest=data_digest(trained.task, trained.config))
     return report
 
 
@@ -198,8 +199,6 @@ def check_overrides(
     """Raises UsageError where overrides could put into the chosen split what the run was trained on."""
     if not overrides:
         return
-    from aifx.config import compare, read_config
-
     changed = compare(read_config(run.config, project), read_config(run.config, project, overrides))
     for d in changed:
         if d.key.startswith(("task.", "data.")) and d.key not in safe:
@@ -210,57 +209,29 @@ def check_overrides(
             )
 
 
-def _with_split_alone(trained: RestoredRun, project: Project, split: Split | None, error: DataError) -> RestoredRun:
+def _with_split_alone(trained: RestoredRun, split: Split | None, error: DataError) -> RestoredRun:
     """The task with the files of the split alone. Raises `error`, about the training data, if the split has none."""
     chosen: Split = split or trained.config.eval.split
-    task = trained.task.with_split(chosen, project)
-    if task is None:
+    form = trained.task.format
+    dataset = None if form is None else form.open_split(chosen, trained.project)
+    if dataset is None:
         raise error
     logger.warning(f"{error.what}: aifx measures the files of data.{chosen} without knowing what was trained on")
-    return replace(trained, task=task)
+    return replace(trained, task=replace(trained.task, dataset=dataset))
 
 
-def _compare_data(trained: RestoredRun, project: Project) -> None:
+def _compare_data(trained: RestoredRun) -> None:
     """Warn when the data is not what the run was trained on: text that is held out now may have been learnt."""
-    from aifx.config import read_config
-    from aifx.runs import read_provenance
-    from aifx.tasks.registry import create_task
-
     run = trained.run
     before = read_provenance(run).get("data_digest")
-    if before is None or before == trained.task.data_digest():
+    if before is None or before == data_digest(trained.task, trained.config):
         return
     # The digest covers how the data is read as well, which overrides may change: look again without them.
-    if before != create_task(read_config(run.config, project), project, run.assets).data_digest():
+    config = read_config(run.config, trained.project)
+    if before != data_digest(open_task(config, trained.project, run.assets), config):
         logger.warning(
             f"the data has changed since run {run.name} began: what is held out now may be what it learnt from"
         )
-
-
-def _measure(trained: RestoredRun, split: Split, gates: Sequence[Gate]) -> Report:
-    quantization = trained.config.eval.quantize
-    with using(run_choices(trained.run, trained.config, keep=False)):
-        params, cast = computation_params(trained)
-        metrics = evaluate_split(trained.task, params, split, compiled=compile_sums(trained.task, cast))
-    return Report(trained.run.name, trained.step, split, quantization, metrics, evaluate_gates(gates, metrics))
-
-
-def computation_params(trained: RestoredRun) -> tuple[Params, DTypeLike | None]:
-    """The parameters that evaluation and prediction compute with, and the dtype that they are still to be cast to.
-
-    Raises UsageError where `eval.quantize` does not suit the task.
-    """
-    from aifx.models.decoder.model import Decoder
-
-    quantization = trained.config.eval.quantize
-    dtype = compute_dtype(trained.config.train.precision, jax.default_backend())
-    if quantization == "none":
-        return trained.params, dtype
-    if not isinstance(trained.task.model, Decoder):
-        why = f"it is for language models, and the task of run {trained.run.name} is {trained.config.task.kind}"
-        hint = f"aifx eval --run {trained.run.name} --set eval.quantize=none"
-        raise UsageError(f"eval.quantize = {quantization}", why, hint)
-    return quantize_matrices(cast_floating(trained.params, dtype), trained.task.model.specs(), quantization), None
 
 
 def write_report(path: Path, report: Report, *, data_digest: str) -> None:
@@ -274,9 +245,6 @@ def write_report(path: Path, report: Report, *, data_digest: str) -> None:
 @contextmanager
 def reports_of_step(path: Path, run: str, step: int) -> Iterator[dict[str, Any]]:
     """The reports of a step, to be changed: written back in one piece, while other evaluations wait."""
-    from aifx.core.json_files import write_json
-    from aifx.runs import exclusive
-
     make_folders(path.parent, below=path.parent.parent)
     with exclusive(path.parent / ".lock"):  # another evaluation of the step may end at the same time
         remove_temporary(path.parent)

@@ -6,12 +6,9 @@ task. It uses no device: JAX runs on the CPU.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import sys
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import AifxError
@@ -22,9 +19,6 @@ from aifx.core.redaction import redact
 
 if TYPE_CHECKING:
     from aifx.config import Config
-
-MOST_FILES = 64
-"""Data files that are opened: the first megabyte of each."""
 
 IMPORT_TASK = "--import-task"
 """The argument that lets this process import the project's own task."""
@@ -40,11 +34,11 @@ def main() -> None:
 
 
 def look_at(project: Project, *, imports_task: bool = False) -> dict[str, Any] | Absent:
-    from aifx.config import load_config, own_task_kind
+    from aifx.config import load_config, project_code
 
     try:
-        if not imports_task and (kind := own_task_kind(project.config_path)):
-            return Absent(f"its task {kind} is code of the project, which aifx imports only with --project")
+        if not imports_task and (names := project_code(project.config_path)):
+            return Absent(f"{', '.join(names)} is code of the project, which aifx imports only with --project")
         config = load_config(project)
     except AifxError as error:
         unknown = Absent("the configuration is invalid")
@@ -66,92 +60,39 @@ def _told(error: AifxError) -> str:
 
 def _data(project: Project, config: Config) -> dict[str, Any] | Absent:
     """Return whether the files of the configuration exist and have the right format."""
-    from aifx.config.sections import LanguageDataSection, VisionDataSection
+    from aifx.config.sections import DataSection
 
     try:
-        if isinstance(config.data, LanguageDataSection):
-            return {"is_readable": True, "why": "", "files": _read_text(project, config.data)}
-        if isinstance(config.data, VisionDataSection):
-            _read_archive(project.root / config.data.path)
-            return {"is_readable": True, "why": "", "files": 1}
+        files = config.data.read_beginnings(project) if isinstance(config.data, DataSection) else None
     except AifxError as error:
         return {"is_readable": False, "why": _told(error), "files": 0}
     except (OSError, ValueError) as error:
         return {"is_readable": False, "why": redact(str(error))[:400], "files": 0}
-    return Absent("the project's own task reads its data")
-
-
-def _read_text(project: Project, section: Any) -> int:
-    from aifx.data.files import find_files, read_documents
-
-    files = []
-    for key in ("train", "validation", "test"):
-        if patterns := getattr(section, key):
-            files += find_files(patterns, project, f"data.{key}")
-    for file in files[:MOST_FILES]:
-        for _ in islice(read_documents(file, section.text_field, errors=section.errors), 1):
-            pass
-    return len(files)
-
-
-def _read_archive(path: Path) -> None:
-    """Open the file and its directory. Training reads the arrays."""
-    import numpy as np
-
-    if not path.is_file():
-        raise OSError(f"no file {path}, which data.path names")
-    with np.load(path, allow_pickle=False) as archive:
-        wanted = {f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")}
-        if missing := wanted - set(archive.files):
-            raise ValueError(f"{path} has no {', '.join(sorted(missing))}")
+    if files is None:
+        return Absent("the project's own task reads its data")
+    return {"is_readable": True, "why": "", "files": files}
 
 
 def _plan(project: Project, config: Config) -> dict[str, Any] | Absent:
     """Return the bytes that the run needs at least: parameters, optimizer state, and gradients of the weights.
     Activations come in addition, and depend on the batch."""
+    from aifx.parallel.layout import abstract_layout
+    from aifx.programs.build import build
+    from aifx.tasks.registry import describe_task
+
     try:
-        specs = _specs(project, config)
+        programs = build(config, describe_task(config, project), abstract_layout(1, "cpu", "cpu"))
+        size = programs.state_bytes()
     except AifxError as error:
-        return Absent(f"the model cannot be built: {_told(error)}")
-    if specs is None:
-        return Absent("the size of this model depends on its data: train it, and look at its checkpoint")
-    import jax
-
-    from aifx.specs import map_specs
-    from aifx.training.optimizers import make_optimizer, select_weights
-
-    params = map_specs(lambda spec: spec.struct, specs)
-    weights = select_weights(params, specs)
-    state = jax.eval_shape(make_optimizer(config.optimizer, specs).init, weights)
-    kept = _bytes(params) + _bytes(state) + STEP_BYTES
+        return Absent(f"the configuration does not determine the size of the model: {_told(error)}")
+    kept = size["parameters"] + size["optimizer"] + STEP_BYTES
     devices = config.train.devices
     return {
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        "parameters": programs.num_parameters,
         "checkpoint_bytes": kept,
-        "training_bytes": kept + _bytes(weights),
+        "training_bytes": kept + size["frozen"] + size["gradients"],
         "devices": devices if devices != "all" else Absent("train.devices is all"),
     }
-
-
-def _specs(project: Project, config: Config) -> Any:
-    from aifx.config.sections import LanguageDataSection, LanguageModelSection
-
-    if not isinstance(config.data, LanguageDataSection) or not isinstance(config.model, LanguageModelSection):
-        return None
-    from aifx.data.tokenizer import Tokenizer
-    from aifx.models.decoder.model import Decoder
-
-    vocab_size = config.model.vocab_size or config.data.vocab_size
-    if not config.model.vocab_size and config.data.tokenizer != "bpe":
-        vocab_size = Tokenizer.load(project.root / config.data.tokenizer).vocab_size
-    max_seq_len = config.model.max_seq_len or config.data.seq_len
-    return Decoder(config.model, vocab_size=vocab_size, max_seq_len=max_seq_len).specs()
-
-
-def _bytes(tree: Any) -> int:
-    import jax
-
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _disk(project: Project, config: Config, plan: dict[str, Any] | Absent) -> dict[str, Any]:

@@ -6,31 +6,28 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import jax
-from jax.sharding import Mesh
+from typing import Any
 
 from aifx.config import Config
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.logs import log_to
 from aifx.core.project import Project, RunDirectory, cache_path
 from aifx.kernels.choices_file import read_kernel_choices, write_kernel_choices
-from aifx.parallel import DATA_AXIS
-from aifx.specs import map_specs
+from aifx.parallel.layout import DATA_AXIS, Layout, local_layout
+from aifx.programs.build import Programs, build
+from aifx.programs.program import Program
+from aifx.tasks.project_errors import project_errors
+from aifx.tasks.registry import describe_or_open_task
 from jax_kernels.batch_sharding import Division
-from jax_kernels.dispatch import Choices, using
+from jax_kernels.dispatch import Choices
 from jax_kernels.implementations import Device, current_device
 from jax_kernels.op import Choice, Op
 from jax_kernels.trials import Failure, TrialProcess
 from jax_kernels.tuning import TuningCache
-
-if TYPE_CHECKING:
-    from aifx.training.step import StepSpec
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +39,7 @@ def run_choices(
     run: RunDirectory,
     config: Config,
     *,
-    mesh: Mesh | None = None,
+    layout: Layout | None = None,
     keep: bool = True,
     on_write: Callable[[Mapping[str, Sequence[Mapping[str, Any]]]], None] = lambda _: None,
     on_replacement: Callable[[Mapping[str, Any]], None] = lambda _: None,
@@ -51,7 +48,7 @@ def run_choices(
     device, or by the best guess.
 
     Args:
-        mesh: of the devices that the program is divided among.
+        layout: of the devices that the programs are divided among.
         keep: write new ones into the run.
         on_write: called with the choices by kind of device, after they were written into the run.
         on_replacement: called with the fields of an event if a call can no longer run as was chosen before.
@@ -82,7 +79,7 @@ def run_choices(
         measured=TuningCache(winners_path(), device),
         on_choice=write,
         tell=logger.warning,
-        division=Division(mesh, DATA_AXIS) if mesh is not None and mesh.size > 1 else None,
+        division=Division(layout.mesh, DATA_AXIS) if layout is not None and layout.num_devices > 1 else None,
     )
 
 
@@ -133,50 +130,28 @@ def _device_and_calls(
 
 
 def project_calls(project: Project, config: Config) -> list[ProjectCall]:
-    """What a new run of the project would choose. Its programs are traced; nothing is compiled."""
-    from aifx.parallel import make_mesh
-    from aifx.tasks.registry import create_task
-    from aifx.training.step import make_step_spec
-
+    """What a new run of the project would choose. Its programs are traced; nothing is compiled. Data is read
+    only if the configuration leaves open what a model must know of it."""
     found: dict[str, ProjectCall] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    layout, alone = local_layout(config.train.devices, config.mesh), local_layout(1)
+    with tempfile.TemporaryDirectory() as folder, project_errors(config, project):
         run = RunDirectory(Path(folder))
-        mesh = make_mesh(config.train.devices)
-        step_spec = make_step_spec(config, create_task(config, project, Path(folder)), mesh)
-        programs = (("training", _training, mesh), ("evaluation", _evaluation, None), ("generation", _generation, None))
-        for part, trace, shared in programs:
-            with using(run_choices(run, config, mesh=shared, keep=False)) as choices:
-                trace(step_spec, config)
+        task = describe_or_open_task(config, project, run.path)
+
+        def trace(part: str, place: Layout, chosen: Callable[[Programs], Iterable[Program]]) -> None:
+            choices = run_choices(run, config, layout=place, keep=False)
+            for program in chosen(build(config, task, place, kernels=choices)):
+                program.trace()
             for key, (op, call) in choices.seen_calls.items():
                 before = found[key].parts if key in found else ()
                 found[key] = ProjectCall(op, call, choices.made[key], (*before, part))
+
+        trace("training", layout, lambda programs: [programs.train_step])
+        trace("evaluation", alone, lambda programs: [programs.eval_step])
+        if build(config, task, alone).can_decode:
+            max_tokens = config.generate.max_tokens
+            trace("generation", alone, lambda programs: programs.decoding.for_generation(max_tokens))
     return list(found.values())
-
-
-def _training(step_spec: StepSpec, config: Config) -> None:
-    from aifx.training.state import abstract_state
-    from aifx.training.step import lower_step
-
-    batch = step_spec.task.source("train").read(0, slice(0, config.train.global_batch_size))
-    lower_step(step_spec, abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh), batch)
-
-
-def _evaluation(step_spec: StepSpec, config: Config) -> None:
-    from aifx.evaluation.held_out import compile_sums
-
-    source = step_spec.task.evaluation_source(config.eval.split)
-    if source.num_batches == 0:
-        return
-    params = map_specs(lambda spec: spec.struct, step_spec.specs)
-    jax.eval_shape(compile_sums(step_spec.task, step_spec.dtype), params, source.read(0, slice(0, source.batch_size)))
-
-
-def _generation(step_spec: StepSpec, config: Config) -> None:
-    from aifx.generation.generator import trace_generation
-    from aifx.tasks.language import LanguageTask
-
-    if isinstance(step_spec.task, LanguageTask):
-        trace_generation(step_spec.task.model, max_tokens=config.generate.max_tokens, dtype=step_spec.dtype)
 
 
 def winners_path() -> Path:

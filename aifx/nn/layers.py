@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from aifx.nn.quantized import QuantizedMatrix
+from aifx.parallel.context import ForwardContext
 from jax_kernels._ops.quantized_matmul import quantized_linear
 from jax_kernels.batch_sharding import varying, varying_axes
 from jax_kernels.products import is_bfloat16_on_cpu, product, row_major
@@ -105,7 +106,17 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """x with a share `rate` of its elements zeroed and the rest scaled up to keep the mean."""
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+def dropout(x: jax.Array, rate: float, ctx: ForwardContext, layer: int = 0) -> jax.Array:
+    """x `[rows, ...]` with a share `rate` of its elements zeroed in training, the rest scaled up to keep the mean.
+
+    Args:
+        layer: number of the layer within the model, so that each draws its own.
+    """
+    if not ctx.training or rate == 0.0:
+        return x
+    assert ctx.key is not None
+    assert ctx.row_ids is not None
+    key = jax.random.fold_in(ctx.key, layer)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(ctx.row_ids)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)

@@ -1,27 +1,6 @@
-"""Where arrays live: the mesh of devices and the rules from logical axes to it."""
+"""Where arrays live: the mesh of devices, the rules from logical axes to it, and what programs know of both."""
 
-from aifx.parallel.mesh import (
-    DATA_AXIS,
-    RULES,
-    Rules,
-    batch_sharding,
-    check_batch_fits,
-    make_mesh,
-    opt_state_shardings,
-    param_shardings,
-    place_batch,
-    replicated,
-)
+from aifx.parallel.context import ForwardContext
+from aifx.parallel.layout import DATA_AXIS, Layout, Rules, abstract_layout, local_layout
 
-__all__ = [
-    "DATA_AXIS",
-    "RULES",
-    "Rules",
-    "batch_sharding",
-    "check_batch_fits",
-    "make_mesh",
-    "opt_state_shardings",
-    "param_shardings",
-    "place_batch",
-    "replicated",
-]
+__all__ = ["DATA_AXIS", "ForwardContext", "Layout", "Rules", "abstract_layout", "local_layout"]

@@ -51,11 +51,12 @@ def read_settings(run: RunDirectory) -> dict[str, Any]:
 def changed_settings(run: RunDirectory) -> list[Setting]:
     """The values that are not the default, with who set them: `config.toml` notes that behind each."""
     from aifx.config import settings
+    from aifx.config.registry import variant_names
     from aifx.config.toml import written_origin
 
     values = read_settings(run)
-    kind = values.get("task.kind")
-    defaults = {f"{s.section}.{s.key}": s.default for s in settings() if s.kind in (None, kind)}
+    variants = {None, *variant_names(values)}
+    defaults = {f"{s.section}.{s.key}": s.default for s in settings() if s.variant in variants}
     section, found = "", []
     for line in read_file(run.config).decode().splitlines() if values else ():
         if line.startswith("["):

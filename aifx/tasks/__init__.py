@@ -1,20 +1,6 @@
-"""What a project trains: a `Task` joins a model with data, an objective and metrics."""
+"""What a project trains: a model, an objective and data."""
 
-from aifx.tasks.base import Model, Sums, Task, Totals
-from aifx.tasks.registry import BUNDLED, create_task, load_task, task_class
-from aifx.tasks.trained import LoadedGenerator, RestoredRun, load_generator, restore_run
+from aifx.tasks.base import Task
+from aifx.tasks.registry import describe_task, load_task, open_task
 
-__all__ = [
-    "BUNDLED",
-    "Model",
-    "Sums",
-    "Task",
-    "Totals",
-    "RestoredRun",
-    "LoadedGenerator",
-    "create_task",
-    "load_task",
-    "restore_run",
-    "load_generator",
-    "task_class",
-]
+__all__ = ["Task", "describe_task", "load_task", "open_task"]

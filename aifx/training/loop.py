@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from aifx.config import Config
+import jax
+
 from aifx.config.best_by import best_by_of, score_of
 from aifx.core.statuses import ProcessStatus
 from aifx.data.base import Batch
-from aifx.parallel import place_batch
+from aifx.programs.build import Programs
+from aifx.programs.state import TrainState
+from aifx.specs import Params
+from aifx.tasks.base import dataset_of
 from aifx.training.events import EventDispatcher
 from aifx.training.meter import Meter
 from aifx.training.records import Record
 from aifx.training.signals import StopSignals, status_of
-from aifx.training.state import TrainState, to_tree
-from aifx.training.step import StepFn, StepSpec
+from aifx.training.state import to_tree
 from aifx.training.validation import Interrupted, Progress, Validator
 
 if TYPE_CHECKING:
     from aifx.checkpoint import Checkpoints
 
+StepFn: TypeAlias = Callable[[TrainState, Params, Any], tuple[TrainState, jax.Array]]
+
 
 @dataclass(frozen=True)
 class LoopResult:
-    """Why the loop ended, after which step, in what state."""
+    """Why the loop ended (completed, early_stopped, interrupted, preempted), after which step, in what state."""
 
     status: ProcessStatus
     step: int
@@ -40,13 +45,15 @@ class Loop:
     """A run that is ready to take its steps.
 
     Attributes:
+        step_fn: `Programs.train_step`, compiled.
+        frozen: the arrays that no step changes.
         progress: how validation went so far.
-        pending_validation: the record of the first step when a signal kept its validation from being done.
+        pending_validation: the record of a step whose validation a signal prevented.
     """
 
-    config: Config
-    step_spec: StepSpec
+    programs: Programs
     step_fn: StepFn
+    frozen: Params
     meter: Meter
     checkpoints: Checkpoints
     validator: Validator
@@ -54,76 +61,60 @@ class Loop:
     stop: StopSignals
     progress: Progress
     pending_validation: Record | None = None
+    frozen_digest: str | None = None
 
-    def run(self, state: TrainState, batches: Generator[Batch, None, None], first: int) -> LoopResult:
-        """From `state`, that of step `first`, to the end of the run.
+    def run(self, state: TrainState, batches: Generator[Batch, None, None], step: int) -> LoopResult:
+        """From `state`, that of `step`, to the end of the run.
 
-        The host is one step ahead of the device and waits for it only where the run pauses: to validate, save or stop.
+        The host is one step ahead of the device and waits for it only if the run pauses: to validate, save or stop.
         Raises NotFinite, and what the observers and the checkpoints raise.
         """
-        last = self.config.train.num_steps
-        stopping = self._run_pending_validation(state) if self.pending_validation else None
-        step = first
+        last, layout, task = self.programs.config.train.num_steps, self.programs.layout, self.programs.task
+        unit, dataset = task.objective.unit, dataset_of(task)
+        stopping = self.pause(state, self.pending_validation) if self.pending_validation else None
         with closing(batches):
-            while step < last and not stopping and not self._has_converged:
+            while step < last and not stopping and not self.has_converged:
                 step += 1
-                asked = time.perf_counter()
+                requested_at = time.perf_counter()
                 batch = next(batches)
-                waited_s = time.perf_counter() - asked
-                state, numbers = self.step_fn(state, place_batch(batch, self.step_spec.mesh))
-                self.meter.dispatched(step, numbers, batch, self.step_spec.task.units(batch), waited_s)
-
-                stopping = self.stop.requested
-                pausing = bool(stopping) or step == last or self._validates(step) or self._saves(step)
+                waited_s = time.perf_counter() - requested_at
+                state, numbers = self.step_fn(state, self.frozen, layout.place(batch))
+                self.meter.dispatched(step, numbers, batch, dataset.counts(batch)[unit], waited_s)
+                pausing = self.stop.requested or step == last or self.validates(step) or self.saves(step)
                 for record in self.meter.drain(leave=0 if pausing else 1):
                     if record.step == step:
-                        stopping = self._pause(state, record, stopping)
+                        stopping = self.pause(state, record)
                     else:
                         self.dispatcher.record(record)
         if stopping:
             return LoopResult(status_of(stopping), step, state)
         return LoopResult("completed" if step == last else "early_stopped", step, state)
 
-    def _pause(self, state: TrainState, record: Record, stopping: signal.Signals | None) -> signal.Signals | None:
-        """Between two steps: validate, tell, save. Returns the signal that the run must end for."""
-        step, last = record.step, self.config.train.num_steps
-        improved = False
-        if self._validates(step):
+    def pause(self, state: TrainState, record: Record) -> signal.Signals | None:
+        """Between two steps: validate, report, save. Returns the signal that the run must end for."""
+        config, step, stopping = self.programs.config, record.step, self.stop.requested
+        was_pending, improved = self.pending_validation is not None, False
+        self.pending_validation = None
+        if self.validates(step):
             try:
-                record, improved = self._validate(state, record)
+                record, improved = self.validate(state, record)
             except Interrupted:  # the next process validates, and writes the record again
-                self.dispatcher.record(record)
-                self._save(state, record, pending_validation=True)
-                return self.stop.requested
+                self.pending_validation, stopping = record, self.stop.requested
+                if was_pending:
+                    return stopping
         self.dispatcher.record(record)
-        if (
-            stopping
-            or (improved and self.config.checkpoint.keep_best)
-            or self._saves(step)
-            or step == last
-            or self._has_converged
-        ):
-            self._save(state, record)
+        is_last = step == config.train.num_steps
+        is_best = improved and config.checkpoint.keep_best > 0
+        if stopping or is_best or is_last or was_pending or self.saves(step) or self.has_converged:
+            self.save(state, record, force=was_pending)
         self.meter.resume_clock()
-        return stopping if step < last else None
+        return None if is_last and self.pending_validation is None else stopping
 
-    def _run_pending_validation(self, state: TrainState) -> signal.Signals | None:
-        """The validation that a signal kept from being done. Returns the signal that does so again."""
-        assert self.pending_validation is not None
-        try:
-            record, _ = self._validate(state, self.pending_validation)
-        except Interrupted:
-            return self.stop.requested
-        self.dispatcher.record(record)
-        self._save(state, record, again=True)
-        self.meter.resume_clock()
-        return None
-
-    def _validate(self, state: TrainState, record: Record) -> tuple[Record, bool]:
+    def validate(self, state: TrainState, record: Record) -> tuple[Record, bool]:
         """The record with its validation, and whether that is the best so far. Raises Interrupted."""
         started = time.perf_counter()
-        metrics = self.validator(state.params)
-        self.progress = self.progress.after(record.step, metrics, best_by_of(self.config))
+        metrics = self.validator(state.params, self.frozen)
+        self.progress = self.progress.after(record.step, metrics, best_by_of(self.programs.config))
         improved = self.progress.best_step == record.step
         duration_s = time.perf_counter() - started
         self.dispatcher.event(
@@ -131,33 +122,32 @@ class Loop:
         )
         return replace(record, validation=metrics), improved
 
-    def _save(
-        self, state: TrainState, record: Record, *, pending_validation: bool = False, again: bool = False
-    ) -> None:
+    def save(self, state: TrainState, record: Record, *, force: bool = False) -> None:
         host: dict[str, Any] = {
             "units": self.meter.units,
             "loss": record.loss,
             "progress": self.progress.document(),
-            "pending_validation": asdict(record) if pending_validation else None,
+            "pending_validation": asdict(record) if self.pending_validation else None,
+            "frozen_digest": self.frozen_digest,
         }
         validation_loss = None if record.validation is None else record.validation["loss"]
         self.checkpoints.save(
             record.step,
-            to_tree(state, stacked=self.step_spec.is_stacked),
+            to_tree(state, stacked=self.programs.is_stacked),
             host=host,
             validation_loss=validation_loss,
-            score=score_of(best_by_of(self.config), record.validation),
-            force=again,
+            score=score_of(best_by_of(self.programs.config), record.validation),
+            force=force,
         )
 
-    def _validates(self, step: int) -> bool:
-        every = self.config.train.validate_every
-        return every > 0 and (step % every == 0 or step == self.config.train.num_steps)
+    def validates(self, step: int) -> bool:
+        train = self.programs.config.train
+        return train.validate_every > 0 and (step % train.validate_every == 0 or step == train.num_steps)
 
-    def _saves(self, step: int) -> bool:
-        every = self.config.checkpoint.every
+    def saves(self, step: int) -> bool:
+        every = self.programs.config.checkpoint.every
         return every > 0 and step % every == 0
 
     @property
-    def _has_converged(self) -> bool:
-        return self.progress.is_exhausted(self.config.train.early_stopping)
+    def has_converged(self) -> bool:
+        return self.progress.is_exhausted(self.programs.config.train.early_stopping)

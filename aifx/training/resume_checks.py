@@ -11,19 +11,19 @@ from aifx.checkpoint.listing import list_bindings, list_checkpoints
 from aifx.checkpoint.manifest import read_manifest, step_directories
 from aifx.config import Config, Difference, compare, compare_free, compare_rounding, read_config
 from aifx.config.best_by import AUTO
-from aifx.config.sections import LanguageDataSection
 from aifx.core.errors import AifxError, CheckpointError, ConfigError, UsageError
 from aifx.core.files import read_file
 from aifx.core.json_files import read_jsonl
 from aifx.core.project import Project, RunDirectory
 from aifx.core.statuses import FINISHED, ProcessStatus
+from aifx.data.sections import TextSection
 from aifx.runs import differences, read_provenance
 from aifx.runs.binding import binding_errors, foreign_checkpoint
 from aifx.runs.status import number
 from aifx.training.records import TrainResult
 
 if TYPE_CHECKING:
-    from aifx.tasks.trained import Which
+    from aifx.loading.restore import Which
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
     Raises UsageError where there is nothing to fork from or nothing left to do, CheckpointError for a step without a
     checkpoint, ConfigError for another tokenizer than the one that the parameters were trained with.
     """
-    from aifx.tasks.trained import choose_step
+    from aifx.loading.restore import choose_step
 
     if not list_checkpoints(origin.checkpoints):
         raise UsageError(
@@ -208,7 +208,7 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
 
 def _check_tokenizer(origin: RunDirectory, config: Config, project: Project, changes: Sequence[Difference]) -> None:
     """Raises ConfigError where a fork asks for another tokenizer than the one that it takes over."""
-    if not isinstance(config.data, LanguageDataSection):
+    if not isinstance(config.data, TextSection):
         return
     keys = ["data.tokenizer"]
     if config.data.tokenizer == "bpe":

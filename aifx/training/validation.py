@@ -10,10 +10,9 @@ import jax
 
 from aifx.config.best_by import LOSS, BestBy
 from aifx.data.base import Batch
-from aifx.evaluation.held_out import Compiled, compile_sums, evaluate_split
-from aifx.parallel import place_batch
+from aifx.evaluation.held_out import evaluate_split
+from aifx.programs.build import Programs
 from aifx.specs import Params
-from aifx.training.step import StepSpec
 
 
 @dataclass(frozen=True)
@@ -50,27 +49,18 @@ class Interrupted(Exception):
 
 
 class Validator:
-    """Measures the validation split; compiled at its first use, once."""
+    """Measures the validation split."""
 
-    def __init__(self, step_spec: StepSpec, num_batches: int, interrupted: Callable[[], bool]) -> None:
-        self._step_spec = step_spec
-        self._num_batches = num_batches or None
+    def __init__(self, programs: Programs, interrupted: Callable[[], bool]) -> None:
+        self._programs = programs
         self._interrupted = interrupted
-        self._compiled: Compiled | None = None
 
-    def __call__(self, params: Params) -> dict[str, Any]:
-        """Metrics of `params`. Raises Interrupted when a stop is asked for meanwhile."""
-        self._compiled = self._compiled or compile_sums(self._step_spec.task, self._step_spec.dtype)
-        return evaluate_split(
-            self._step_spec.task,
-            params,
-            "validation",
-            num_batches=self._num_batches,
-            compiled=self._compiled,
-            place=self._place,
-        )
+    def __call__(self, params: Params, frozen: Params) -> dict[str, Any]:
+        """Metrics of `params`. Raises Interrupted if a stop is requested meanwhile."""
+        num_batches = self._programs.config.train.validation_batches or None
+        return evaluate_split(self._programs, params, frozen, "validation", num_batches=num_batches, place=self._place)
 
     def _place(self, batch: Batch) -> Mapping[str, jax.Array]:
         if self._interrupted():
             raise Interrupted
-        return place_batch(batch, self._step_spec.mesh)
+        return self._programs.layout.place(batch)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from aifx.commands.console.output import Output
     from aifx.config import Config, Setting
-    from aifx.config.task_sections import TaskSections
+    from aifx.config.schema import Own
 
 ShownRunOption = Annotated[
     str | None,
@@ -108,7 +108,8 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
 def schema() -> None:
     """Print the JSON Schema of aifx.toml, for completion and checks in editors.
 
-    Inside a project with a task of its own, it includes that task's keys. This imports the task's module.
+    Inside a project with a task, family, objective or data of its own, it includes their keys.
+    This imports their modules.
 
     Examples:
         aifx config schema > aifx.schema.json
@@ -117,7 +118,7 @@ def schema() -> None:
     from aifx.config import json_schema
 
     with terminal() as out:
-        out.write(to_json(json_schema(_own_task(out))) + "\n")
+        out.write(to_json(json_schema(_own_sections(out))) + "\n")
 
 
 @app.command()
@@ -140,25 +141,26 @@ def keys(
         aifx config keys
         aifx config keys optimizer
 
-    Inside a project with a task of its own, it includes that task's keys. This imports the task's module.
+    Inside a project with a task, family, objective or data of its own, it includes their keys.
+    This imports their modules.
     """
     from aifx.config import settings
-    from aifx.config.config import SECTION_NAMES
+    from aifx.config.config import PART_NAMES, SECTION_NAMES
     from aifx.config.schema import SettingList
     from aifx.core.errors import UsageError, did_you_mean
 
     with terminal(json) as out:
         if section is not None and section not in SECTION_NAMES:
             raise UsageError(f"no section [{section}]", did_you_mean(section, SECTION_NAMES), "aifx config keys")
-        own = _own_task(out) if section in (None, "model", "data") else None
+        own = _own_sections(out) if section in (None, *PART_NAMES) else None
         found = [setting for setting in settings(own) if section in (None, setting.section)]
         out.document(SettingList(found))
         if markdown and not json:
             out.write(settings_table(found))
             return
         for setting in found:
-            kind = f" ({setting.kind})" if setting.kind else ""
-            out.print(f"{setting.section}.{setting.key}{kind} = {_default(setting)}")
+            variant = f" ({setting.variant})" if setting.variant else ""
+            out.print(f"{setting.section}.{setting.key}{variant} = {_default(setting)}")
             out.print(f"    {setting.description}")
             out.print(f"    {setting.expected}")
 
@@ -167,7 +169,7 @@ def settings_table(found: Iterable[Setting]) -> str:
     """Return a Markdown table per section, and per task if its section differs."""
     blocks: dict[str, list[str]] = {}
     for setting in found:
-        title = f"### `[{setting.section}]`" + (f', `task.kind = "{setting.kind}"`' if setting.kind else "")
+        title = f"### `[{setting.section}]`" + (f", `{setting.variant}`" if setting.variant else "")
         rows = blocks.setdefault(title, ["| key | values | default | meaning |", "| --- | --- | --- | --- |"])
         cells = (
             setting.key,
@@ -180,9 +182,9 @@ def settings_table(found: Iterable[Setting]) -> str:
     return "\n\n".join("\n".join([title, "", *rows]) for title, rows in blocks.items()) + "\n"
 
 
-def _own_task(out: Output) -> TaskSections | None:
-    """The sections of the project's own task. Outside of a project there is none; one that fails is reported."""
-    from aifx.config import own_task_kind, own_task_sections
+def _own_sections(out: Output) -> Own | None:
+    """The sections of the project's own code. Outside of a project there are none; code that fails is reported."""
+    from aifx.config import project_code, project_sections
     from aifx.core.errors import AifxError, UsageError
     from aifx.core.project import find_project
 
@@ -191,22 +193,22 @@ def _own_task(out: Output) -> TaskSections | None:
     except UsageError:
         return None
     try:
-        if kind := own_task_kind(project.config_path):
-            out.log(f"importing {kind} from {project.root}")
-        return own_task_sections(project)
+        for name in project_code(project.config_path):
+            out.log(f"importing {name} from {project.root}")
+        return project_sections(project)
     except AifxError as error:
-        out.log(f"without the keys of the project's own task: {error.what}: {error.why}")
+        out.log(f"without the keys of the project's own code: {error.what}: {error.why}")
         return None
 
 
 def _load(out: Output, run: str | None, overrides: list[str] | tuple[str, ...]) -> Config:
-    from aifx.config import load_config, own_task_kind, read_config
+    from aifx.config import load_config, project_code, read_config
     from aifx.core.project import find_project
 
     project = find_project()
     path = project.config_path if run is None else project.existing_run(run).config
-    if kind := own_task_kind(path, overrides):
-        out.log(f"importing {kind} from {project.root}")
+    for name in project_code(path, overrides):
+        out.log(f"importing {name} from {project.root}")
     if run is None:
         return load_config(project, overrides)
     return read_config(project.existing_run(run).config, project, overrides)

@@ -109,17 +109,17 @@ def generate(
         directory = project.existing_run(run)
         if prompt == "-":
             given["prompt"] = _read_stdin()
-        from aifx.loading import GeneratedText, write_text
-        from aifx.tasks import load_generator
+        from aifx.generation.generator import GeneratedText, write_text
+        from aifx.loading.restore import restore_run
 
-        generator = load_generator(directory, project, step=at, which=which, overrides=set_ or ())
-        settings = generator.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
+        trained = restore_run(directory, project, step=at, which=which, overrides=set_ or (), with_data=False)
+        settings = trained.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
         pieces = []
-        for piece in itertools.chain([settings.prompt], write_text(generator, settings, seed), ["\n"]):
+        for piece in itertools.chain([settings.prompt], write_text(trained, settings, seed=seed), ["\n"]):
             pieces.append(piece)
             if not json:
                 out.write(piece, exact=not out.stdout.isatty())
-        out.document(GeneratedText.of(generator, settings, seed, "".join(pieces[1:-1])))
+        out.document(GeneratedText.of(trained, settings, seed, "".join(pieces[1:-1])))
 
 
 def _read_stdin() -> str:

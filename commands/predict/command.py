@@ -106,7 +106,7 @@ def predict(
 
         project = find_project()
         directory = project.existing_run(run)
-        from aifx.loading import load_model
+        from aifx.loading.model import load_model
 
         model = load_model(directory, project, step=at, which=which, overrides=tuple(set_ or ()))
         with _writing(out, output) as write:

@@ -24,7 +24,7 @@ from aifx.benchmarking.train.series import FILL, Series
 from aifx.benchmarking.train.subject import Subject, uncached
 from aifx.core.errors import ConfigError, EnvironmentFault
 from aifx.machine.device_memory import peak_bytes, room
-from aifx.training.step import apply_gradients, mean_gradients, mean_loss, step_key
+from aifx.programs.train_step import apply_gradients, mean_gradients, mean_loss, step_key
 
 TASK = Path(__file__).parents[1] / "training" / "tiny.py"
 SETTINGS = ("task.kind=tiny:TinyTask", "train.num_steps=12", "train.global_batch_size=8", "model.num_layers=1")

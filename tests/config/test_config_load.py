@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from aifx.config import compare, load_config, read_config
-from aifx.config.presets import PRESETS
-from aifx.config.sections import LanguageModelSection, VisionModelSection
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.models.decoder import PRESETS, DecoderSection
+from aifx.models.resnet import ResnetSection
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def refusal(project: Project, *overrides: str, **environ: str) -> ConfigError:
 def test_an_empty_file_gives_the_defaults(project: Project) -> None:
     config = load_config(project, environ={})
     assert config.train.num_steps == 1000
-    assert isinstance(config.model, LanguageModelSection)
+    assert isinstance(config.model, DecoderSection)
     assert {origin.where for origin in config.origins.values()} == {"default"}
 
 
@@ -43,7 +43,7 @@ def test_the_command_line_wins_over_the_environment_over_the_file_over_the_prese
     environ = {"AIFX_MODEL__EMBED_DIM": "36", "AIFX_MODEL__NUM_HEADS": "6"}
     config = load_config(project, ["model.num_heads=9"], environ)
     model = config.model
-    assert isinstance(model, LanguageModelSection)
+    assert isinstance(model, DecoderSection)
     values = (model.num_heads, model.embed_dim, model.num_layers, model.vocab_size, model.rope_theta)
     assert values == (9, 36, 1, PRESETS["gpt2-124m"]["vocab_size"], 10_000.0)
     keys = ("num_heads", "embed_dim", "num_layers", "vocab_size", "rope_theta")
@@ -53,7 +53,7 @@ def test_the_command_line_wins_over_the_environment_over_the_file_over_the_prese
 
 def test_a_preset_fills_even_where_the_command_line_names_it(project: Project) -> None:
     config = load_config(project, ["model.preset=gpt2-355m"], {})
-    assert isinstance(config.model, LanguageModelSection)
+    assert isinstance(config.model, DecoderSection)
     assert config.model.num_layers == 24
 
 
@@ -246,7 +246,7 @@ def test_a_split_with_files_of_its_own_takes_no_part_of_the_rest(project: Projec
 
 def test_vision_has_its_own_sections(project: Project) -> None:
     config = load_config(write(project, '[task]\nkind = "vision"\n[model]\nchannels = [8, 16]\n'), environ={})
-    assert isinstance(config.model, VisionModelSection)
+    assert isinstance(config.model, ResnetSection)
     assert config.model.channels == (8, 16)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from aifx.config import Config, load_config, read_config
 from aifx.config.config import SECTION_NAMES, section_models
+from aifx.config.registry import PARTS, task_parts
 from aifx.config.schema import properties
 from aifx.config.schema import settings as all_settings
 from aifx.config.toml import literal
@@ -51,22 +52,24 @@ def value_of(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 
 def configurations() -> st.SearchStrategy[dict[str, dict[str, Any]]]:
-    def of_kind(index: int) -> st.SearchStrategy[dict[str, dict[str, Any]]]:
+    def of_kind(kind: str) -> st.SearchStrategy[dict[str, dict[str, Any]]]:
         sections = {}
+        parts = task_parts(kind, {}, None).sections
         for name in SECTION_NAMES:
-            models = section_models(name)
-            schemas = properties(models[index if len(models) > 1 else 0])
+            schemas = properties(parts[name] if name in parts else section_models(name)[0])
             chosen = {
                 k: value_of(s)
                 for k, s in schemas.items()
-                if k not in ("kind", "preset", "gates", "best_by") or name in ("optimizer", "schedule")
+                if k not in ("family", "kind", "preset", "gates", "best_by") or name in ("optimizer", "schedule")
             }
+            if name == "mesh":
+                chosen = {}  # it must be as large as train.devices
             if name == "project":  # a name holds no control characters
                 chosen["name"] = st.text(st.characters(categories=["L", "N", "Zs"]), max_size=12)
             sections[name] = st.fixed_dictionaries({}, optional=chosen)
-        return st.fixed_dictionaries(sections).map(lambda s: {**s, "task": {"kind": ("language", "vision")[index]}})
+        return st.fixed_dictionaries(sections).map(lambda s: {**s, "task": {"kind": kind}})
 
-    return st.one_of(of_kind(0), of_kind(1))
+    return st.one_of(of_kind("language"), of_kind("vision"))
 
 
 def load(text: bytes, overrides: list[str] | None = None, environ: dict[str, str] | None = None) -> Config:
@@ -85,6 +88,12 @@ def refusal(
     except ConfigError as error:
         return error
     return None
+
+
+def selection(setting: Any) -> list[str]:
+    """The overrides under which the section of a setting has this setting."""
+    keys = [part.path for part in PARTS if part.section == setting.section]
+    return [f"{key}={setting.variant}" for key in keys]
 
 
 def as_toml(sections: dict[str, dict[str, Any]]) -> bytes:
@@ -116,8 +125,7 @@ def test_what_is_valid_is_loaded_as_it_is_and_comes_back(sections: dict[str, dic
 @quick
 @given(st.sampled_from(SETTINGS), st.data())
 def test_a_misspelt_key_is_always_refused_with_its_line(setting: Any, data: st.DataObject) -> None:
-    kind = setting.kind or "language"
-    known = {s.key for s in SETTINGS if s.section == setting.section and s.kind in (None, kind)}
+    known = {s.key for s in SETTINGS if s.section == setting.section and s.variant == setting.variant}
     place = data.draw(st.integers(0, len(setting.key) - 1))
     letter = data.draw(st.sampled_from("abcxyz_9"))
     typo = data.draw(
@@ -130,10 +138,9 @@ def test_a_misspelt_key_is_always_refused_with_its_line(setting: Any, data: st.D
         )
     )
     assume(typo and typo not in known)
-    section = f"[{setting.section}]\n{typo} = 1\n"
-    text = f'[task]\nkind = "{kind}"\n' + (section if setting.section != "task" else f"{typo} = 1\n")
+    text = f"[{setting.section}]\n{typo} = 1\n"
     line = text.split("\n").index(f"{typo} = 1") + 1
-    error = refusal(text.encode())
+    error = refusal(text.encode(), selection(setting))
     assert error is not None
     assert f"aifx.toml:{line}" in str(error)
     assert repr(typo) in str(error)
@@ -191,8 +198,7 @@ def test_any_value_is_taken_or_refused_by_name(setting: Any, value: Any) -> None
         text = literal(value)
     except (TypeError, ValueError):
         return
-    kind = f'[task]\nkind = "{setting.kind or "language"}"\n'
-    error = refusal(kind.encode(), [f"{setting.section}.{setting.key}={text}"])
+    error = refusal(b"", [*selection(setting), f"{setting.section}.{setting.key}={text}"])
     assert error is None or setting.key in str(error)
 
 

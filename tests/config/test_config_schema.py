@@ -10,11 +10,10 @@ import pytest
 import tomli
 
 from aifx.config import json_schema, load_config, settings
-from aifx.config.presets import PRESETS
 from aifx.config.schema import properties
-from aifx.config.sections import LanguageModelSection
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.models.decoder import PRESETS, DecoderSection
 from aifx.scaffold.projects import find_template, scaffold
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +46,13 @@ AGREEMENT = {
     "language key for vision": '[task]\nkind = "vision"\n[model]\nnum_layers = 4',
     "vision key without a kind": "[model]\nchannels = [4]",
     "vision key for language": '[task]\nkind = "language"\n[model]\nchannels = [4]',
+    "another family": '[model]\nfamily = "resnet"\nchannels = [4]',
+    "a key of another family": '[model]\nfamily = "resnet"\nnum_layers = 4',
+    "an objective": '[task]\nkind = "vision"\n[objective]\nkind = "regression"',
+    "another kind of data": '[data]\nkind = "images"\nchannels = 3',
+    "a family of nothing": '[model]\nfamily = "gpt5"',
+    "mesh": "[mesh]\ndata = 2",
+    "no mesh": "[mesh]\ndata = 0",
     "kind of nothing": '[task]\nkind = "nothing"',
     "pair": '[task]\nkind = "vision"\n[data]\nimage_size = [4, 4]',
     "triple": '[task]\nkind = "vision"\n[data]\nimage_size = [4, 4, 4]',
@@ -79,12 +85,12 @@ def test_every_key_is_described(validator: Any) -> None:
         assert setting.description.endswith("."), setting
         assert setting.expected, setting
     definitions = validator.schema["$defs"]
-    assert definitions["language_model"]["properties"]["num_layers"]["description"]
-    assert definitions["vision_data"]["additionalProperties"] is False
-    assert definitions["language_model"]["properties"]["preset"]["enum"] == sorted(PRESETS)
+    assert definitions["model_decoder"]["properties"]["num_layers"]["description"]
+    assert definitions["data_images"]["additionalProperties"] is False
+    assert definitions["model_decoder"]["properties"]["preset"]["enum"] == sorted(PRESETS)
     assert "aifx_" not in str(validator.schema)
     assert "null" not in str(validator.schema)
-    assert properties(LanguageModelSection)["preset"].get("enum") is None
+    assert properties(DecoderSection)["preset"].get("enum") is None
 
 
 def test_the_page_of_settings_has_every_key_as_the_code_has_it() -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from aifx.config import import_task, load_config, read_config, section_types
+from aifx.config import load_config, read_config
+from aifx.config.registry import task_parts
+from aifx.config.sections import Section
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 
@@ -73,17 +75,22 @@ def test_its_sections_are_read_and_written(tmp_path: Path) -> None:
     assert read_config(tmp_path / "config.toml", project) == loaded
 
 
+def model_section(kind: str, project: Project) -> type[Section]:
+    return task_parts(kind, {}, project).sections["model"]
+
+
 def test_one_class_however_often_it_is_asked_for(tmp_path: Path) -> None:
     project = make_project(tmp_path)
-    assert import_task("my_task:Task", project) is import_task("my_task:Task", project)
-    assert section_types("my_task:Task", project)[0] is import_task("my_task:Task", project).model_section
+    first, second = (task_parts("my_task:Task", {}, project) for _ in range(2))
+    assert first.task is second.task
+    assert first.sections["model"] is first.task.model_section  # type: ignore[union-attr]
 
 
 def test_two_projects_with_modules_of_one_name(tmp_path: Path) -> None:
     first, second = make_project(tmp_path / "a"), make_project(tmp_path / "b", TASK.replace("width", "depth"))
-    assert "width" in section_types("my_task:Task", first)[0].model_fields
-    assert "depth" in section_types("my_task:Task", second)[0].model_fields
-    assert "width" in section_types("my_task:Task", first)[0].model_fields
+    assert "width" in model_section("my_task:Task", first).model_fields
+    assert "depth" in model_section("my_task:Task", second).model_fields
+    assert "width" in model_section("my_task:Task", first).model_fields
 
 
 def test_a_package_is_a_module_too(tmp_path: Path) -> None:
@@ -91,7 +98,7 @@ def test_a_package_is_a_module_too(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "__init__.py").write_text("")
     (tmp_path / "my_task.py").rename(tmp_path / "tasks" / "mine.py")
-    assert "width" in section_types("tasks.mine:Task", project)[0].model_fields
+    assert "width" in model_section("tasks.mine:Task", project).model_fields
 
 
 @pytest.mark.parametrize(
@@ -137,9 +144,9 @@ def test_what_goes_wrong_in_its_module_is_told(tmp_path: Path, task: str, words:
     ("kind", "words"),
     [
         ("nowhere:Task", ["no module 'nowhere'"]),
-        ("my_task:", ["module:Class"]),
-        (":Task", ["module:Class"]),
-        ("../my_task:Task", ["module:Class"]),
+        ("my_task:", ["module:NAME"]),
+        (":Task", ["module:NAME"]),
+        ("../my_task:Task", ["module:NAME"]),
         ("json:Task", ["json", "'Task'"]),
     ],
 )

@@ -13,11 +13,11 @@ from rich.console import Console
 from aifx.commands.console.output import Output
 from aifx.commands.console.progress import ProgressDisplay
 from aifx.commands.train.panel import Panel
-from aifx.config.sections import LanguageDataSection
 from aifx.core import progress as module
 from aifx.core.progress import Progress, listen, report_progress
 from aifx.core.project import Project
-from aifx.data import open_text
+from aifx.data.sections import TextSection
+from aifx.data.text import TextFormat
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def test_tokenizing_and_training_the_tokenizer_report_to_the_end(
     text = "one two three four five six seven\n" * 3000
     (tmp_path / "data/a.txt").write_text(text)
     (tmp_path / "data/b.jsonl").write_text(json.dumps({"text": text}) + "\n")
-    section = LanguageDataSection(seq_len=16, vocab_size=300, train=("data/*",))
+    section = TextSection(seq_len=16, vocab_size=300, train=("data/*",))
     with listen(heard.append):
-        open_text(section, Project(tmp_path), tmp_path / "assets")
+        TextFormat.open(section, Project(tmp_path), tmp_path / "assets")
     shares: dict[str, float] = {}
     for progress in heard:
         if progress and progress.share is not None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from aifx.config.sections import LanguageDataSection
 from aifx.core.project import Project
-from aifx.data import TextData, open_text
+from aifx.data.sections import TextSection
+from aifx.data.text import TextData, TextFormat
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def open_(project: Project) -> Callable[..., TextData]:
     """`open_text` with small defaults."""
 
     def open_(assets: str = "assets", **keys: Any) -> TextData:
-        section = LanguageDataSection(**{"seq_len": 16, "vocab_size": 300, **keys})
-        return open_text(section, project, project.root / assets)
+        section = TextSection(**{"seq_len": 16, "vocab_size": 300, **keys})
+        return TextFormat.open(section, project, project.root / assets)[1]
 
     return open_

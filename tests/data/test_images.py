@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aifx.config.sections import VisionDataSection
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data import ImageData, open_images
+from aifx.data.arrays import ArrayDataset, array_dataset
 from aifx.data.base import Split
+from aifx.data.images import _augment, open_images
+from aifx.data.sections import ImagesSection
 
 Write = Callable[..., Path]
 SPLITS: list[Split] = ["train", "validation", "test"]
@@ -40,8 +42,8 @@ def archive(**values: Any) -> bytes:
     return stream.getvalue()
 
 
-def open_(project: Project, **keys: Any) -> ImageData:
-    section = VisionDataSection(**{"image_size": (8, 6), "validation_fraction": 0.2, **keys})
+def open_(project: Project, **keys: Any) -> ArrayDataset:
+    section = ImagesSection(**{"image_size": (8, 6), "validation_fraction": 0.2, **keys})
     return open_images(section, project)
 
 
@@ -49,20 +51,20 @@ def test_each_image_is_in_one_split(project: Project, write: Write) -> None:
     values = arrays()
     write("images.npz", archive(**values))
     data = open_(project)
-    assert data.spec.image_shape == (8, 6, 1)
-    assert data.classes == ("0", "1", "2", "3", "4")
-    assert len(data.classes) == 5
-    found = [image.tobytes() for split in ("train", "validation") for image in data.images[split]]
+    assert data.spec.fields["inputs"].shape == (8, 6, 1)
+    assert data.spec.classes == ("0", "1", "2", "3", "4")
+    assert len(data.spec.classes) == 5
+    found = [image.tobytes() for split in ("train", "validation") for image in data.splits[split]["inputs"]]
     assert sorted(found) == sorted(image.tobytes() for image in values["train_images"])
-    assert 3 <= len(data.labels["validation"]) <= 25
+    assert 3 <= len(data.splits["validation"]["targets"]) <= 25
     by_image = {
         image.tobytes(): label for image, label in zip(values["train_images"], values["train_labels"], strict=True)
     }
     for split in ("train", "validation"):
-        for image, label in zip(data.images[split], data.labels[split], strict=True):
+        for image, label in zip(data.splits[split]["inputs"], data.splits[split]["targets"], strict=True):
             assert by_image[image.tobytes()] == label
-    assert np.array_equal(data.images["test"][..., 0], values["test_images"])
-    assert data.labels["test"].dtype == np.int32
+    assert np.array_equal(data.splits["test"]["inputs"][..., 0], values["test_images"])
+    assert data.splits["test"]["targets"].dtype == np.int32
 
 
 def test_copies_of_an_image_stay_together(project: Project, write: Write) -> None:
@@ -71,7 +73,9 @@ def test_copies_of_an_image_stay_together(project: Project, write: Write) -> Non
     values["train_labels"] = np.concatenate([values["train_labels"]] * 3)
     write("images.npz", archive(**values))
     data = open_(project)
-    train, validation = ({image.tobytes() for image in data.images[split]} for split in ("train", "validation"))
+    train, validation = (
+        {image.tobytes() for image in data.splits[split]["inputs"]} for split in ("train", "validation")
+    )
     assert not train & validation
     assert len(train | validation) == 60
 
@@ -79,43 +83,43 @@ def test_copies_of_an_image_stay_together(project: Project, write: Write) -> Non
 def test_colour_images(project: Project, write: Write) -> None:
     write("images.npz", archive(**arrays(size=(8, 6, 3))))
     data = open_(project, flip=True, shift=1)
-    assert data.spec.image_shape == (8, 6, 3)
-    assert data.source("train", batch_size=4, seed=0).read(0, ALL)["images"].shape == (4, 8, 6, 3)
+    assert data.spec.fields["inputs"].shape == (8, 6, 3)
+    assert data.source("train", batch_size=4, seed=0).read(0, ALL)["inputs"].shape == (4, 8, 6, 3)
 
 
 def test_evaluation_holds_each_image_once(project: Project, write: Write) -> None:
     write("images.npz", archive(**arrays()))
     data = open_(project, flip=True, shift=2)
-    source = data.source("test", batch_size=4, seed=0)
+    source = data.source("test", batch_size=4, seed=None)
     assert source.num_batches == 3
     batches = [source.read(step, ALL) for step in range(3)]
-    assert all(batch["images"].shape == (4, 8, 6, 1) for batch in batches)
-    assert all(batch["images"].dtype == np.uint8 for batch in batches)
+    assert all(batch["inputs"].shape == (4, 8, 6, 1) for batch in batches)
+    assert all(batch["inputs"].dtype == np.uint8 for batch in batches)
     joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     assert joined["weights"].tolist() == [1.0] * 10 + [0.0] * 2
     assert joined["weights"].dtype == np.float32
-    assert joined["labels"].dtype == np.int32
-    assert np.array_equal(joined["images"][:10], data.images["test"])
-    assert joined["labels"][:10].tolist() == data.labels["test"].tolist()
-    assert not joined["images"][10:].any()
+    assert joined["targets"].dtype == np.int32
+    assert np.array_equal(joined["inputs"][:10], data.splits["test"]["inputs"])
+    assert joined["targets"][:10].tolist() == data.splits["test"]["targets"].tolist()
+    assert not joined["inputs"][10:].any()
     whole = data.source("train", batch_size=4, seed=None)
     parts = [whole.read(step, ALL) for step in range(whole.num_batches or 0)]
-    images = np.concatenate([part["images"][part["weights"] > 0] for part in parts])
-    assert np.array_equal(images, data.images["train"]), "in order, and not augmented"
+    images = np.concatenate([part["inputs"][part["weights"] > 0] for part in parts])
+    assert np.array_equal(images, data.splits["train"]["inputs"]), "in order, and not augmented"
 
 
 def test_an_epoch_holds_each_image_once(project: Project, write: Write) -> None:
     write("images.npz", archive(**arrays()))
     data = open_(project)
-    count = len(data.labels["train"])
+    count = len(data.splits["train"]["targets"])
     source = data.source("train", batch_size=count, seed=0)
     assert source.num_batches is None
     orders = []
     for epoch in range(3):
         batch = source.read(epoch, ALL)
         assert (batch["weights"] == 1).all()
-        orders.append([image.tobytes() for image in batch["images"]])
-        assert sorted(orders[-1]) == sorted(image.tobytes() for image in data.images["train"])
+        orders.append([image.tobytes() for image in batch["inputs"]])
+        assert sorted(orders[-1]) == sorted(image.tobytes() for image in data.splits["train"]["inputs"])
     assert orders[0] != orders[1] != orders[2]
 
 
@@ -134,15 +138,10 @@ def test_rows_may_be_divided_among_hosts(split: Split, project: Project, write: 
 def test_augmentation_moves_pixels(seed: int, shift: int, flip: bool) -> None:
     image = np.zeros((1, 8, 6, 1), np.uint8)
     image[0, 4, 2] = 200
-    data = ImageData(
-        images={"train": image, "validation": image[:0], "test": image},
-        labels={"train": np.zeros(1, np.int32), "validation": np.zeros(0, np.int32), "test": np.zeros(1, np.int32)},
-        classes=("0",),
-        digest="",
-        section=VisionDataSection(image_size=(8, 6), flip=flip, shift=shift),
-    )
+    augment = partial(_augment, ImagesSection(image_size=(8, 6), flip=flip, shift=shift))
+    data = array_dataset({"train": {"inputs": image, "targets": np.zeros(1, np.int32)}}, augment=augment)
     source = data.source("train", batch_size=64, seed=seed)
-    images = source.read(0, ALL)["images"]
+    images = source.read(0, ALL)["inputs"]
     seen = set()
     for moved in images[..., 0]:
         places = np.argwhere(moved)
@@ -157,17 +156,17 @@ def test_augmentation_moves_pixels(seed: int, shift: int, flip: bool) -> None:
     }
     assert seen <= allowed
     assert len(seen) > len(allowed) // 3
-    assert np.array_equal(source.read(0, ALL)["images"], images)
+    assert np.array_equal(source.read(0, ALL)["inputs"], images)
     if shift:
-        assert not np.array_equal(source.read(1, ALL)["images"], images)
+        assert not np.array_equal(source.read(1, ALL)["inputs"], images)
 
 
 def test_no_validation_when_none_is_asked_for(project: Project, write: Write) -> None:
     write("images.npz", archive(**arrays()))
     data = open_(project, validation_fraction=0)
-    assert len(data.labels["train"]) == 60
-    with pytest.raises(DataError, match=r"data/images.npz: no images in the validation split"):
-        data.source("validation", batch_size=4, seed=0)
+    assert len(data.splits["train"]["targets"]) == 60
+    with pytest.raises(DataError, match=r"data/images.npz: no examples in the validation split"):
+        data.source("validation", batch_size=4, seed=None)
 
 
 def test_the_digest_covers_pixels_and_how_they_are_read(project: Project, write: Write) -> None:

@@ -19,14 +19,15 @@ from faulty_files import failing
 from prose import prose
 
 from aifx.commands.console.failures import as_error
-from aifx.config.sections import LanguageDataSection
 from aifx.core.errors import DataError, EnvironmentFault, ExitCode
 from aifx.core.files import remove_temporary
 from aifx.core.project import Project, cache_path
-from aifx.data import TextData, encoding, files, store
 from aifx.data.base import Split
 from aifx.data.corpus import SPLITS, Corpus, open_corpus
+from aifx.data.sections import TextSection
 from aifx.data.store import build_store, open_store
+from aifx.data import encoding, files, store
+from aifx.data.text import TextData
 from aifx.data.tokenizer import Tokenizer, train_tokenizer
 
 Write = Callable[..., Path]
@@ -92,7 +93,7 @@ def test_large_vocabularies_take_four_bytes(project: Project, write: Write) -> N
     description = json.loads(train_tokenizer([prose(3000)], 300))
     description["model"]["vocab"] |= {f"unused {index}": index for index in range(300, 70_000)}
     tokenizer = Tokenizer(json.dumps(description).encode(), "large")
-    corpus = open_corpus(LanguageDataSection(), project)
+    corpus = open_corpus(TextSection(), project)
     built = build_store(project.root / "store", corpus, tokenizer)
     assert built.splits["train"].tokens.dtype == np.uint32
 
@@ -179,10 +180,10 @@ def test_a_damaged_tokenizer_in_the_cache_is_trained_again(
 
 
 BUILD = (
-    "import sys; from pathlib import Path; from aifx.config.sections import LanguageDataSection as Section\n"
-    "from aifx.data import open_text; from aifx.core.project import Project\n"
+    "import sys; from pathlib import Path; from aifx.data.sections import TextSection as Section\n"
+    "from aifx.data.text import TextFormat; from aifx.core.project import Project\n"
     "print('ready', flush=True); sys.stdin.readline()\n"
-    "data = open_text(Section(), Project(Path(sys.argv[1])), Path(sys.argv[2]))\n"
+    "_, data = TextFormat.open(Section(), Project(Path(sys.argv[1])), Path(sys.argv[2]))\n"
     "print(data.digest)"
 )
 
@@ -257,7 +258,7 @@ def test_a_disk_that_refuses_while_a_store_is_written_is_named(
 ) -> None:
     """Each call once, from then on all: the path and the reason, no traceback of a buffered file, nothing left."""
     write("a.txt", prose(3000))
-    corpus = open_corpus(LanguageDataSection(), project)
+    corpus = open_corpus(TextSection(), project)
     tokenizer = Tokenizer(train_tokenizer([prose(300)], 300), "test")
     folder = cache_path() / "tokens"
     with failing(folder) as counted:
@@ -283,7 +284,7 @@ def test_a_disk_that_refuses_while_a_store_is_written_is_named(
 
 def test_text_that_changes_while_it_is_read_is_refused(project: Project, write: Write) -> None:
     path = write("a.txt", prose(3000))
-    corpus = open_corpus(LanguageDataSection(), project)
+    corpus = open_corpus(TextSection(), project)
     tokenizer = Tokenizer(train_tokenizer([prose(300)], 300), "test")
 
     class Edited(Corpus):

@@ -17,10 +17,10 @@ from prose import prose
 
 from aifx.core.errors import DataError, EnvironmentFault
 from aifx.core.project import cache_path
-from aifx.data import TextData
 from aifx.data.blocks import BLOCK_BYTES, BlockArray, BlockDigests
 from aifx.data.order import prefetch
 from aifx.data.store import build_store, open_store
+from aifx.data.text import TextData
 
 Write = Callable[..., Path]
 Open = Callable[..., TextData]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aifx.core.errors import ConfigError, DataError
 from aifx.data.rows import Row
-from aifx.evaluation.prediction import checked_predictions, encoded_rows, in_batches, record
+from aifx.loading.prediction import checked_predictions, encoded_rows, in_batches, record
 
 
 @given(st.lists(st.integers(1, 9), max_size=20), st.integers(1, 6))

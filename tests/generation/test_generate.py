@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forward import outputs_of
 
-from aifx.config.sections import LanguageModelSection
-from aifx.generation.generator import Sampler, generate
+from aifx.generation.generator import generate
 from aifx.models.decoder.model import Decoder
+from aifx.models.decoder.section import DecoderSection
+from aifx.parallel.layout import local_layout
+from aifx.programs.decoding import DecodingPrograms, Sampler
 from aifx.specs import init_params
 
 VOCAB = 50
@@ -19,16 +22,17 @@ LLAMA = {"num_kv_heads": 2, "tie_embeddings": False}
 
 @functools.cache
 def decoder(**values):
-    """A model and its params, one of each kind: programs are compiled for a model and serve every test of it."""
-    section = LanguageModelSection(**{"num_layers": 2, "embed_dim": 32, "num_heads": 4, **values})
-    model = Decoder(section, vocab_size=VOCAB, max_seq_len=32)
+    """The programs of a model and its params, one of each kind: what is compiled serves every test of it."""
+    section = DecoderSection(**{"num_layers": 2, "embed_dim": 32, "num_heads": 4, **values})
+    model = Decoder(section, vocab_size=VOCAB, seq_len=32)
     params = jax.jit(lambda: init_params(model.specs(), jax.random.key(0)))()
-    return model, jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, params)  # far from uniform
+    programs = DecodingPrograms(model, model.specs(), local_layout(1), jnp.float32)
+    return programs, jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, params)  # far from uniform
 
 
 @functools.cache
 def whole(model):
-    return jax.jit(model.__call__)
+    return jax.jit(outputs_of(model))
 
 
 def read_whole(model, params, prompt, max_tokens):
@@ -52,31 +56,31 @@ def read_whole(model, params, prompt, max_tokens):
 @pytest.mark.parametrize("family", [GPT2, LLAMA, {**LLAMA, "scan_layers": True}], ids=["gpt2", "llama", "scanned"])
 @pytest.mark.parametrize(("prompt_len", "max_tokens"), [(1, 8), (17, 12), (5, 80), (50, 3), (31, 40)])
 def test_cached_generation_is_the_whole_models(family, prompt_len, max_tokens):
-    model, params = decoder(**family)
+    programs, params = decoder(**family)
     prompt = np.random.default_rng(prompt_len).integers(0, VOCAB, prompt_len).tolist()
-    assert list(generate(model, params, prompt, max_tokens=max_tokens, temperature=0.0)) == read_whole(
-        model, params, prompt, max_tokens
+    assert list(generate(programs, params, prompt, max_tokens=max_tokens, temperature=0.0)) == read_whole(
+        programs.model, params, prompt, max_tokens
     )
 
 
 def test_the_seed_decides():
-    model, params = decoder()
-    one, again, other = (list(generate(model, params, [1, 2], max_tokens=30, seed=s)) for s in (3, 3, 4))
+    programs, params = decoder()
+    one, again, other = (list(generate(programs, params, [1, 2], max_tokens=30, seed=s)) for s in (3, 3, 4))
     assert one == again
     assert one != other
     assert all(0 <= t < VOCAB for t in one)
 
 
 def test_ends_before_the_end_of_text():
-    model, params = decoder()
-    free = list(generate(model, params, [1], max_tokens=30, temperature=0.0))
+    programs, params = decoder()
+    free = list(generate(programs, params, [1], max_tokens=30, temperature=0.0))
     eos = free[-1]
-    assert list(generate(model, params, [1], max_tokens=30, temperature=0.0, eos_id=eos)) == free[: free.index(eos)]
+    assert list(generate(programs, params, [1], max_tokens=30, temperature=0.0, eos_id=eos)) == free[: free.index(eos)]
 
 
 def test_streams():
-    model, params = decoder()
-    stream = generate(model, params, [1], max_tokens=10**9)
+    programs, params = decoder()
+    stream = generate(programs, params, [1], max_tokens=10**9)
     assert len([next(stream) for _ in range(3)]) == 3
 
 
@@ -92,9 +96,9 @@ def test_streams():
     ],
 )
 def test_bad_values_are_named(arguments, named):
-    model, params = decoder()
+    programs, params = decoder()
     with pytest.raises(ValueError, match=named):
-        generate(model, params, arguments.pop("prompt_ids", [1]), max_tokens=1, **arguments)
+        generate(programs, params, arguments.pop("prompt_ids", [1]), max_tokens=1, **arguments)
 
 
 def draws(sampler, logits, count=4000):

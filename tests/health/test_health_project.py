@@ -12,8 +12,8 @@ from aifx.core.project import Project
 from aifx.health.host import Host
 from aifx.health.probes import project as probe
 from aifx.health.project_probe import _specs, look_at
+from aifx.optim.optimizers import make_optimizer
 from aifx.parallel import make_mesh
-from aifx.training.optimizers import make_optimizer
 from aifx.training.state import abstract_state, to_tree
 
 CONFIG = """

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forward import CONTEXT
 
-from aifx.config.sections import LanguageModelSection
 from aifx.models.decoder.model import Decoder
+from aifx.models.decoder.section import DecoderSection
 from aifx.specs import init_params
 from jax_kernels._ops.linear_cross_entropy import linear_cross_entropy
 from jax_kernels._ops.quantized_matmul import quantize, quantized_linear
@@ -51,15 +52,15 @@ def slow_products(text):
     ids=["gpt2", "llama, packed", "llama, scanned"],
 )
 def test_training(section, packed):
-    given = LanguageModelSection(num_layers=1, num_heads=4, embed_dim=64, **section)
-    model = Decoder(given, vocab_size=VOCAB, max_seq_len=SEQ)
+    given = DecoderSection(num_layers=1, num_heads=4, embed_dim=64, **section)
+    model = Decoder(given, vocab_size=VOCAB, seq_len=SEQ)
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), init_params(model.specs(), jax.random.key(0)))
     tokens = jax.ShapeDtypeStruct((BATCH, SEQ), jnp.int32)
 
     def loss(params, tokens):
-        hidden = model.hidden(params, tokens, segment_ids=tokens // 50 if packed else None)
-        weight = model.output_weight(params)
-        return linear_cross_entropy(hidden.reshape(-1, 64), weight, tokens.reshape(-1), reduction="sum")
+        batch = {"inputs": tokens} | ({"segment_ids": tokens // 50} if packed else {})
+        weight = model.head(params, CONTEXT).weight
+        return linear_cross_entropy(model.hidden(params, batch, CONTEXT), weight, tokens.reshape(-1), reduction="sum")
 
     text = jax.jit(jax.grad(loss)).lower(params, tokens).compile().as_text()
     found, count = slow_products(text)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from compiling import jit
 from finite_differences import assert_gradients
+from forward import CONTEXT, outputs_of
 from numpy_decoder import forward
 
-from aifx.config.sections import LanguageModelSection
 from aifx.models.decoder import paged_cache
 from aifx.models.decoder.model import Decoder
+from aifx.models.decoder.section import DecoderSection
 from aifx.nn.stacking import stack_layers, unstack_layers
 from aifx.specs import init_params, is_spec
 
@@ -26,8 +27,8 @@ FAMILIES = {
 
 
 def decoder(**values):
-    section = LanguageModelSection(**{"num_layers": 2, "embed_dim": 16, "num_heads": 4, **values})
-    return Decoder(section, vocab_size=VOCAB, max_seq_len=SEQ)
+    section = DecoderSection(**{"num_layers": 2, "embed_dim": 16, "num_heads": 4, **values})
+    return Decoder(section, vocab_size=VOCAB, seq_len=SEQ)
 
 
 def params_of(model, seed=0):
@@ -45,6 +46,11 @@ def tokens(seed=0, batch=2, seq=SEQ):
     return jnp.asarray(np.random.default_rng(seed).integers(0, VOCAB, (batch, seq)), jnp.int32)
 
 
+def scores(model, params, hidden):
+    """What the head makes of `[..., embed]`."""
+    return model.head(params, CONTEXT)(hidden.reshape(-1, hidden.shape[-1])).reshape(*hidden.shape[:-1], -1)
+
+
 @cache
 def paged(family, scan):
     """A model over pages that are shorter than its rows, and its programs: they serve prompts of any length."""
@@ -56,9 +62,9 @@ def paged(family, scan):
         whole, prefill, decode = (
             jit(f).lower(*a).compile()
             for f, a in (
-                (model, (params, tokens())),
-                (model.prefill, (params, tokens(), rows, empty)),
-                (model.decode, (params, rows, empty)),
+                (outputs_of(model), (params, tokens())),
+                (partial(model.prefill, ctx=CONTEXT), (params, tokens(), rows, empty)),
+                (partial(model.decode, ctx=CONTEXT), (params, rows, empty)),
             )
         )
     return model, params, empty, whole, prefill, decode
@@ -69,7 +75,7 @@ def test_logits_are_numpys(family):
     model = decoder(**FAMILIES[family])
     params, inputs = params_of(model), tokens()
     want = forward(model.section, params, inputs)
-    got = jit(model)(params, inputs)
+    got = jit(outputs_of(model))(params, inputs)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 
@@ -84,8 +90,8 @@ def test_packed_documents_are_numpys_and_separate_ones(family):
     positions = np.concatenate([np.arange(n) for n in lengths])[None]
     segment_ids = np.repeat([1, 2, 3], lengths)[None].astype(np.int32)
     inputs = np.concatenate(documents, axis=1)
-    got = jit(model)(params, inputs, segment_ids=segment_ids, positions=positions)
-    alone = np.concatenate([jit(model)(params, d) for d in documents], axis=1)
+    got = jit(outputs_of(model))(params, inputs, segment_ids=segment_ids, positions=positions)
+    alone = np.concatenate([jit(outputs_of(model))(params, d) for d in documents], axis=1)
     want = forward(model.section, params, inputs, positions, segment_ids)
     scale = np.abs(want).max()
     np.testing.assert_allclose(got, want, atol=2e-5 * scale)
@@ -102,7 +108,7 @@ def test_gradients_are_finite_differences(family, scan):
         inputs = tokens(seq=8)
 
         def loss(params):
-            return -jnp.mean(jax.nn.log_softmax(model(params, inputs))[..., 3])
+            return -jnp.mean(jax.nn.log_softmax(outputs_of(model)(params, inputs))[..., 3])
 
         assert_gradients(loss, params)
 
@@ -113,7 +119,7 @@ def test_a_token_changes_nothing_before_itself(family):
     params, inputs = params_of(model), tokens()
     changed = np.array(inputs)
     changed[:, 11] = (changed[:, 11] + 1) % VOCAB
-    forward_pass = jit(model)
+    forward_pass = jit(outputs_of(model))
     before, after = (forward_pass(params, x) for x in (inputs, jnp.asarray(changed)))
     np.testing.assert_array_equal(before[:, :11], after[:, :11])
     assert not np.allclose(before[:, 11:], after[:, 11:])
@@ -131,11 +137,11 @@ def test_cached_decoding_is_the_full_forward(family, scan, prompts):
     close = partial(np.testing.assert_allclose, atol=2e-5 * np.abs(want).max())
     lengths = jnp.asarray(prompts, jnp.int32)
     hidden, cache = prefill(params, inputs, lengths, empty)
-    close(model.logits(params, hidden), want)  # a causal mask: what fills up a row comes after its prompt
+    close(scores(model, params, hidden), want)  # a causal mask: what fills up a row comes after its prompt
     for _ in range(SEQ - max(prompts)):
         held = np.asarray(cache["lengths"])
         hidden, cache = decode(params, inputs[np.arange(2), held], cache)
-        close(model.logits(params, hidden), want[np.arange(2), held])
+        close(scores(model, params, hidden), want[np.arange(2), held])
     np.testing.assert_array_equal(cache["lengths"], np.asarray(prompts) + SEQ - max(prompts))
 
 
@@ -152,7 +158,7 @@ def test_scanned_and_recomputed_layers_are_the_same_model(family):
             params = stack_layers(first) if scan else first
 
             def loss(params, model=model):
-                return -jnp.mean(jax.nn.log_softmax(model(params, inputs))[..., 3])
+                return -jnp.mean(jax.nn.log_softmax(outputs_of(model)(params, inputs))[..., 3])
 
             value, gradient = jit(jax.value_and_grad(loss))(params)
             losses.append(float(value))
@@ -166,9 +172,9 @@ def test_scanned_and_recomputed_layers_are_the_same_model(family):
 def test_computes_in_the_dtype_of_its_params():
     model = decoder(**FAMILIES["llama"])
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params_of(model))
-    hidden = jax.eval_shape(model.hidden, params, tokens())
+    hidden = jax.eval_shape(lambda params, x: model.hidden(params, {"inputs": x}, CONTEXT), params, tokens())
     assert hidden.dtype == jnp.bfloat16
-    assert jax.eval_shape(model, params, tokens()).dtype == jnp.float32
+    assert jax.eval_shape(outputs_of(model), params, tokens()).dtype == jnp.float32
 
 
 @pytest.mark.sampled(4)
@@ -179,11 +185,11 @@ def test_narrow_params_do_not_round_the_logits(family):
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     hidden = jax.random.normal(jax.random.key(2), (2, SEQ, 16), jnp.bfloat16)
     np.testing.assert_allclose(
-        model.logits(params, hidden), model.logits(wide, hidden.astype(jnp.float32)), rtol=1e-5, atol=1e-5
+        scores(model, params, hidden), scores(model, wide, hidden.astype(jnp.float32)), rtol=1e-5, atol=1e-5
     )
 
     def loss(params, hidden):
-        return jnp.mean(jax.nn.log_softmax(model.logits(params, hidden))[..., 3])
+        return jnp.mean(jax.nn.log_softmax(scores(model, params, hidden))[..., 3])
 
     gradients = jit(jax.grad(loss, (0, 1)))
     narrow_gradients, wide_gradients = gradients(params, hidden), gradients(wide, hidden.astype(jnp.float32))
@@ -218,4 +224,4 @@ def test_misuse_is_named():
     model = decoder(**FAMILIES["gpt2"])
     params = params_of(model)
     with pytest.raises(ValueError, match="inputs"):
-        model(params, tokens(seq=SEQ + 1))
+        outputs_of(model)(params, tokens(seq=SEQ + 1))

@@ -2,8 +2,7 @@
 
 import pytest
 
-from aifx.config.presets import PRESETS
-from aifx.config.sections import LanguageModelSection
+from aifx.models.decoder import PRESETS, DecoderSection
 from aifx.models.decoder.model import Decoder
 from aifx.specs import count_parameters
 
@@ -20,8 +19,8 @@ PUBLISHED = {
 
 
 def preset(name, **values):
-    section = LanguageModelSection(**{**PRESETS[name], **values})
-    return Decoder(section, vocab_size=section.vocab_size or 65, max_seq_len=section.max_seq_len or 256)
+    section = DecoderSection(**{**PRESETS[name], **values})
+    return Decoder(section, vocab_size=section.vocab_size or 65, seq_len=section.max_seq_len or 256)
 
 
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
@@ -32,12 +31,12 @@ def test_counts(name, scan):
 
 def test_every_preset_is_a_valid_section():
     for name in PRESETS:
-        assert preset(name).flops((1, 64)) > 0
+        assert preset(name).flops(1) > 0
 
 
 def test_flops_are_palms():
     """6 N + 12 L H Q T a token: GPT-2 124M at 1,024 tokens, N without the position table."""
     products = 124_439_808 - 1024 * 768
-    assert preset("gpt2-124m").flops((2, 1024)) == 2 * 1024 * (6 * products + 12 * 12 * 12 * 64 * 1024)
+    assert preset("gpt2-124m").flops(2) == 2 * 1024 * (6 * products + 12 * 12 * 12 * 64 * 1024)
     untied = 8_030_261_248 - 128256 * 4096  # the token table is looked up, not multiplied
-    assert preset("llama3-8b").flops((1, 8192)) == 8192 * (6 * untied + 12 * 32 * 32 * 128 * 8192)
+    assert preset("llama3-8b").flops(1) == 8192 * (6 * untied + 12 * 32 * 32 * 128 * 8192)

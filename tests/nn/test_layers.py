@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forward import CONTEXT
 
 from aifx.nn import layers
+from aifx.parallel.context import ForwardContext
 from jax_kernels._ops.rotary import rotary
 from jax_kernels.tuning import relative_error
 
@@ -90,8 +92,11 @@ def test_rotation_turns_pairs_and_scores_depend_on_distance_alone():
 
 
 def test_dropout_keeps_the_mean():
-    x = jnp.ones(20_000)
-    out = layers.dropout(x, 0.25, jax.random.key(0))
+    x = jnp.ones((20, 1000))
+    ctx = ForwardContext(CONTEXT.layout, training=True, key=jax.random.key(0), row_ids=jnp.arange(20))
+    out = layers.dropout(x, 0.25, ctx)
+    assert len({tuple(row.tolist()) for row in out}) == 20, "each row drops its own"
+    np.testing.assert_array_equal(layers.dropout(x, 0.25, CONTEXT), x)
     assert float(out.mean()) == pytest.approx(1.0, abs=0.02)
     assert float((out == 0).mean()) == pytest.approx(0.25, abs=0.02)
 

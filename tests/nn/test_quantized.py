@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forward import outputs_of
 
-from aifx.config.sections import LanguageModelSection, Quantization
+from aifx.config.sections import Quantization
 from aifx.models.decoder.model import Decoder
+from aifx.models.decoder.section import DecoderSection
 from aifx.nn.quantized import QuantizedMatrix, quantize_matrices
 from aifx.specs import init_params, is_spec
 
@@ -21,12 +23,12 @@ INPUTS = jnp.asarray(np.random.default_rng(0).integers(0, 50, (2, 16)), jnp.int3
 @functools.cache
 def decoder(scan: bool) -> tuple[Decoder, Any, np.ndarray]:
     """A model, its params and the scores of INPUTS."""
-    section = LanguageModelSection(num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=2, scan_layers=scan)
-    model = Decoder(section, vocab_size=50, max_seq_len=16)
+    section = DecoderSection(num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=2, scan_layers=scan)
+    model = Decoder(section, vocab_size=50, seq_len=16)
     specs = model.specs()
     first = jax.jit(lambda: init_params(specs, jax.random.key(0)))()
     params = jax.tree.map(lambda spec, x: 4 * x if spec.decay else x, specs, first, is_leaf=is_spec)
-    return model, params, np.asarray(jax.jit(model.__call__)(params, INPUTS))
+    return model, params, np.asarray(jax.jit(outputs_of(model))(params, INPUTS))
 
 
 @pytest.mark.sampled(4)
@@ -52,7 +54,7 @@ def test_a_quantized_decoder_is_nearly_the_same(scan: bool, quantization: Quanti
             assert after.values.size == before.size
         else:
             np.testing.assert_array_equal(after, before)
-    got = np.asarray(jax.jit(model.__call__)(quantized, INPUTS))
+    got = np.asarray(jax.jit(outputs_of(model))(quantized, INPUTS))
     assert 0 < np.linalg.norm(got - want) < tolerance * np.linalg.norm(want)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from aifx.core.errors import ConfigError
-from aifx.parallel import make_mesh
+from aifx.parallel import local_layout
 
 TINY = Path(__file__).parents[1] / "training" / "tiny.py"
 
@@ -100,4 +100,4 @@ def test_a_batch_that_does_not_divide(on_four_devices: Path) -> None:
 
 def test_more_devices_than_there_are() -> None:
     with pytest.raises(ConfigError, match=r"train\.devices = 99"):
-        make_mesh(99)
+        local_layout(99)

@@ -15,8 +15,8 @@ import pytest
 from aifx.config import load_config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.objectives.checks import WrongResult, check_metrics, check_sums
 from aifx.tasks.registry import create_task
-from aifx.tasks.results import WrongResult, check_metrics, check_sums
 
 PAIR = (jnp.float32(1.0), jnp.float32(2.0))
 

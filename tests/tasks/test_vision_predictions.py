@@ -18,7 +18,7 @@ from aifx.core.json_files import write_text
 from aifx.core.project import Project
 from aifx.evaluation.dataset import evaluate_files
 from aifx.evaluation.held_out import evaluate
-from aifx.loading import LoadedModel
+from aifx.loading.model import LoadedModel
 from aifx.runs.binding import open_digests
 from aifx.specs import init_params
 from aifx.tasks import create_task

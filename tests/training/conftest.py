@@ -58,14 +58,13 @@ class Tiny:
 
         return train(self.project, self.config(*settings), run, **options)
 
-    def step_spec(self, *settings: str, devices: int | str = 1) -> Any:
-        from aifx.parallel import make_mesh
-        from aifx.tasks.registry import create_task
-        from aifx.training.step import make_step_spec
+    def programs(self, *settings: str, devices: int | str = 1) -> Any:
+        from aifx.parallel.layout import local_layout
+        from aifx.programs.build import build
+        from aifx.tasks.registry import open_task
 
         config = self.config(*settings)
-        task = create_task(config, self.project, self.root)
-        return make_step_spec(config, task, make_mesh(devices))  # type: ignore[arg-type]
+        return build(config, open_task(config, self.project, self.root), local_layout(devices))  # type: ignore[arg-type]
 
     def records(self, run: str = "main") -> list[dict[str, Any]]:
         """metrics.jsonl without what a clock decided."""

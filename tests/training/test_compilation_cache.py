@@ -40,7 +40,7 @@ def test_damaged_entries_are_made_anew_once(tiny, tmp_path: Path, is_own: bool) 
     train(tiny, tmp_path / "cache", "first", **own)
     assert (tmp_path / "cache/jax").exists() == (not is_own)
     whole = compiled(folder)
-    (step,) = [name for name in whole if name.startswith("jit_step-")]
+    (step,) = [name for name in whole if name.startswith("jit_train_step-")]
     (init,) = [name for name in whole if name.startswith("jit_init-")]
     other = max(whole.keys() - {step, init}, key=lambda name: len(whole[name]))
     damaged = {step: flipped(whole[step]), init: b"", other: whole[other][:1000]}

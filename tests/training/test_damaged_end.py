@@ -15,8 +15,8 @@ from aifx.checkpoint.listing import list_checkpoints
 from aifx.commands.main import run as run_command
 from aifx.config import read_config
 from aifx.core.project import Project
+from aifx.loading.restore import choose_step
 from aifx.runs import run_status
-from aifx.tasks.trained import choose_step
 
 
 def _data_files(folder: Path) -> list[Path]:

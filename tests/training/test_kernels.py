@@ -38,10 +38,14 @@ import odd_op
 from jax_kernels.dispatch import run
 
 
-class OddTask(TinyTask):
-    def objective(self, params, batch, key, *, training):
+class OddObjective(TinyObjective):
+    def sums(self, model, params, batch, ctx):
         bias = run(odd_op.QUICK, odd_op.Call(8), "auto", params["bias"])
-        return super().objective({**params, "bias": bias}, batch, key, training=training)
+        return super().sums(model, {**params, "bias": bias}, batch, ctx)
+
+
+class OddTask(TinyTask):
+    objective_class = OddObjective
 """
 
 CALL = Call(1, 8, 8, 2, 2, 8, "float32", True, None, 0, False, 0.25, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,12 +13,11 @@ from effort import IS_LONG
 
 from aifx.machine.compilation_cache import enable_compilation_cache
 from aifx.nn.precision import compute_dtype
-from aifx.parallel import place_batch
+from aifx.optim.optimizers import clip_by_global_norm, make_optimizer, select_weights
+from aifx.programs.state import abstract_state
 from aifx.specs import ArraySpec, init_params
-from aifx.training.optimizers import clip_by_global_norm, make_optimizer, merge_weights, select_weights
-from aifx.training.restore import initialize
-from aifx.training.state import abstract_state, from_tree, to_tree
-from aifx.training.step import lower_step, make_step, mean_gradients, mean_loss
+from aifx.tasks.base import training_source
+from aifx.training.state import from_tree, to_tree
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,37 +26,37 @@ def _kept_programs() -> None:
     enable_compilation_cache()
 
 
-def batches(step_spec: Any, count: int) -> list[Any]:
-    source = step_spec.task.source("train")
+def batches(programs: Any, count: int) -> list[Any]:
+    source = training_source(programs.task, programs.config)
     return [source.read(step, slice(0, 8)) for step in range(count)]
 
 
-def losses(step_spec: Any, steps: int = 5) -> tuple[list[float], Any]:
-    abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
-    state = initialize(step_spec, abstract)
-    step = lower_step(step_spec, abstract, batches(step_spec, 1)[0]).compile()
+def losses(programs: Any, steps: int = 5) -> tuple[list[float], Any]:
+    state, frozen = programs.init()
+    step = programs.train_step.lower().compile()
     found = []
-    for batch in batches(step_spec, steps):
-        state, numbers = step(state, place_batch(batch, step_spec.mesh))
+    for batch in batches(programs, steps):
+        state, numbers = step(state, frozen, programs.layout.place(batch))
         found.append(float(numbers[0]))
     return found, state
 
 
 @pytest.mark.parametrize("count", [2, 4, 8] if IS_LONG else [2, 8])
 def test_accumulation_equals_the_whole_batch(tiny, count: int) -> None:
-    whole = tiny.step_spec("data.noise=0.0")
-    cut = tiny.step_spec("data.noise=0.0", f"train.gradient_accumulation={count}")
-    params, key = init_params(whole.specs, jax.random.key(3)), jax.random.key(0)
+    whole = tiny.programs()
+    cut = tiny.programs(f"train.gradient_accumulation={count}")
+    state, frozen = whole.init()
     batch = batches(whole, 1)[0]
     assert len(set(batch["weights"])) > 1, "rows of equal weight would not tell a mean of means from a mean of sums"
-    loss, gradients = jax.jit(partial(mean_gradients, whole))(params, batch, key)
-    loss_cut, gradients_cut = jax.jit(partial(mean_gradients, cut))(params, batch, key)
+    loss, gradients = jax.jit(whole.step.loss_and_gradients)(state, frozen, batch)
+    loss_cut, gradients_cut = jax.jit(cut.step.loss_and_gradients)(state, frozen, batch)
     np.testing.assert_allclose(loss_cut, loss, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(cut.step.loss)(state, frozen, batch), loss, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(gradients_cut), jax.tree.leaves(gradients), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
-    loss_of = jax.jit(partial(mean_loss, whole))
+    loss_of = jax.jit(whole.step.loss)
     mean_of_means = np.mean([
-        float(loss_of(params, {k: v[i::count] for k, v in batch.items()}, key))
+        float(loss_of(state, frozen, {k: v[i::count] for k, v in batch.items()}))
         for i in range(count)
         if batch["weights"][i::count].sum() > 0
     ])  # fmt: skip
@@ -66,18 +64,17 @@ def test_accumulation_equals_the_whole_batch(tiny, count: int) -> None:
 
 
 def test_a_batch_without_weight_changes_nothing(tiny) -> None:
-    step_spec = tiny.step_spec()
-    params = init_params(step_spec.specs, jax.random.key(3))
-    batch = {**batches(step_spec, 1)[0], "weights": np.zeros(8, np.float32)}
-    loss, gradients = jax.jit(partial(mean_gradients, step_spec))(params, batch, jax.random.key(0))
+    programs = tiny.programs()
+    batch = {**batches(programs, 1)[0], "weights": np.zeros(8, np.float32)}
+    loss, gradients = jax.jit(programs.step.loss_and_gradients)(*programs.init(), batch)
     assert float(loss) == 0.0
     assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(gradients))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_scanned_layers_train_as_unrolled_ones_do(tiny, kind: str) -> None:
-    unrolled, state = losses(tiny.step_spec(f"optimizer.kind={kind}"))
-    scanned, stacked = losses(tiny.step_spec(f"optimizer.kind={kind}", "model.scan_layers=true"))
+    unrolled, state = losses(tiny.programs(f"optimizer.kind={kind}"))
+    scanned, stacked = losses(tiny.programs(f"optimizer.kind={kind}", "model.scan_layers=true"))
     np.testing.assert_allclose(scanned, unrolled, rtol=1e-5)
     assert unrolled[-1] < unrolled[0]
     ours, theirs = to_tree(state, stacked=False), to_tree(stacked, stacked=True)
@@ -87,22 +84,20 @@ def test_scanned_layers_train_as_unrolled_ones_do(tiny, kind: str) -> None:
 
 
 def test_a_checkpoint_of_unrolled_layers_fits_scanned_ones(tiny) -> None:
-    _, state = losses(tiny.step_spec("optimizer.kind=muon"))
-    scanned = tiny.step_spec("optimizer.kind=muon", "model.scan_layers=true")
-    abstract = abstract_state(scanned.specs, scanned.optimizer, scanned.mesh)
+    _, state = losses(tiny.programs("optimizer.kind=muon"))
+    scanned = tiny.programs("optimizer.kind=muon", "model.scan_layers=true")
+    abstract, _ = scanned.abstract
     taken = from_tree(to_tree(state, stacked=False), abstract, stacked=True)
     assert jax.tree.map(lambda x: x.shape, taken) == jax.tree.map(lambda x: x.shape, abstract)
     np.testing.assert_array_equal(taken.params["layers"]["kernel"][1], state.params["layers"]["1"]["kernel"])
 
 
 def test_muon_orthogonalizes_matrices_alone(tiny) -> None:
-    step_spec = tiny.step_spec("optimizer.kind=muon", "optimizer.weight_decay=0", "optimizer.learning_rate=1")
-    abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
-    state = initialize(step_spec, abstract)
-    gradients = jax.tree.map(
-        lambda w: jax.random.normal(jax.random.key(1), w.shape), select_weights(state.params, step_spec.specs)
-    )
-    updates, _ = step_spec.optimizer.update(gradients, state.opt_state, select_weights(state.params, step_spec.specs))
+    programs = tiny.programs("optimizer.kind=muon", "optimizer.weight_decay=0", "optimizer.learning_rate=1")
+    state, _ = programs.init()
+    weights = select_weights(state.params, programs.trained_specs)
+    gradients = jax.tree.map(lambda w: jax.random.normal(jax.random.key(1), w.shape), weights)
+    updates, _ = programs.optimizer.update(gradients, state.opt_state, weights)
     singular = np.linalg.svd(np.asarray(updates["layers"]["0"]["kernel"]), compute_uv=False)
     assert 0.4 < singular.min() < singular.max() < 1.4, "Newton-Schulz leaves singular values near 1"
     adam = np.abs(np.asarray(updates["layers"]["0"]["scale"]))
@@ -111,35 +106,37 @@ def test_muon_orthogonalizes_matrices_alone(tiny) -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_decay_falls_on_what_the_specs_say(kind: str, tiny) -> None:
-    step_spec = tiny.step_spec(
+    programs = tiny.programs(
         f"optimizer.kind={kind}", "optimizer.weight_decay=0.5", "optimizer.learning_rate=0.1", "schedule.kind=constant"
     )
-    weights = jax.tree.map(lambda s: jnp.ones(s.shape), step_spec.specs, is_leaf=lambda s: isinstance(s, ArraySpec))
-    weights = select_weights(weights, step_spec.specs)
+    weights = jax.tree.map(
+        lambda s: jnp.ones(s.shape), programs.trained_specs, is_leaf=lambda s: isinstance(s, ArraySpec)
+    )
+    weights = select_weights(weights, programs.trained_specs)
     zero = jax.tree.map(jnp.zeros_like, weights)
-    updates, _ = step_spec.optimizer.update(zero, step_spec.optimizer.init(weights), weights)
+    updates, _ = programs.optimizer.update(zero, programs.optimizer.init(weights), weights)
     np.testing.assert_allclose(updates["layers"]["0"]["kernel"], -0.05, rtol=1e-6)
     np.testing.assert_array_equal(updates["layers"]["0"]["scale"], 0.0)
     np.testing.assert_array_equal(updates["bias"], 0.0)
 
 
-def test_frozen_arrays_stay_and_have_no_optimizer_state(tiny) -> None:
-    step_spec = tiny.step_spec()
+def test_frozen_arrays_stay_and_are_no_part_of_the_state(tiny) -> None:
+    """They are an argument of the step: no checkpoint holds them, and the optimizer knows nothing of them."""
+    programs = tiny.programs()
     assert tiny.config().optimizer.weight_decay > 0
-    before = init_params(step_spec.specs, jax.random.key(0))["shift"]
-    _, state = losses(step_spec)
-    np.testing.assert_array_equal(state.params["shift"], before)
-    assert not any(
-        "shift" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)
-    )
-    assert merge_weights(select_weights(state.params, step_spec.specs), state.params, step_spec.specs) is not None
+    _, frozen = programs.init()
+    np.testing.assert_array_equal(frozen["shift"], init_params(programs.specs, jax.random.key(0))["shift"])
+    _, state = losses(programs)
+    assert set(state.params) == {"layers", "bias"}
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    assert not any("shift" in path for path in paths)
 
 
 def test_adam_learns_at_its_own_rate(tiny) -> None:
     settings = ("optimizer.kind=muon", "optimizer.learning_rate=0.5", "optimizer.weight_decay=0")
-    step_spec = tiny.step_spec(*settings, "optimizer.adam_learning_rate=0.001")
-    weights = select_weights(init_params(step_spec.specs, jax.random.key(0)), step_spec.specs)
-    updates, _ = step_spec.optimizer.update(weights, step_spec.optimizer.init(weights), weights)
+    programs = tiny.programs(*settings, "optimizer.adam_learning_rate=0.001")
+    weights = select_weights(init_params(programs.trained_specs, jax.random.key(0)), programs.trained_specs)
+    updates, _ = programs.optimizer.update(weights, programs.optimizer.init(weights), weights)
     assert 0.0005 < np.abs(updates["layers"]["0"]["scale"]).max() < 0.002
     assert np.linalg.svd(updates["layers"]["0"]["kernel"], compute_uv=False).max() > 0.3
 
@@ -159,15 +156,14 @@ def test_clipping_bounds_the_norm_and_tells_the_one_before() -> None:
 
 
 def test_the_record_has_the_norm_before_clipping(tiny) -> None:
-    step_spec = tiny.step_spec("optimizer.clip_norm=1e-3")
-    state = initialize(step_spec, abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh))
-    _, numbers = jax.jit(make_step(step_spec))(state, batches(step_spec, 1)[0])
+    programs = tiny.programs("optimizer.clip_norm=1e-3")
+    _, numbers = programs.train_step(*programs.init(), batches(programs, 1)[0])
     assert float(numbers[1]) > 1e-2
 
 
 def test_bfloat16_computes_and_keeps_float32_parameters(tiny) -> None:
-    wide, _ = losses(tiny.step_spec("data.noise=0"))
-    narrow, state = losses(tiny.step_spec("data.noise=0", "train.precision=bfloat16"))
+    wide, _ = losses(tiny.programs("data.noise=0"))
+    narrow, state = losses(tiny.programs("data.noise=0", "train.precision=bfloat16"))
     assert narrow != wide
     np.testing.assert_allclose(narrow, wide, rtol=0.05)
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
@@ -176,16 +172,16 @@ def test_bfloat16_computes_and_keeps_float32_parameters(tiny) -> None:
 
 
 def test_the_state_is_donated(tiny) -> None:
-    step_spec = tiny.step_spec()
-    abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
-    state = initialize(step_spec, abstract)
-    batch = batches(step_spec, 1)[0]
-    following, _ = lower_step(step_spec, abstract, batch).compile()(state, place_batch(batch, step_spec.mesh))
+    programs = tiny.programs()
+    state, frozen = programs.init()
+    batch = batches(programs, 1)[0]
+    following, _ = programs.train_step.lower().compile()(state, frozen, programs.layout.place(batch))
+    assert not frozen["shift"].is_deleted()
     assert state.params["bias"].is_deleted()
     assert not following.params["bias"].is_deleted()
 
 
 def test_optimizer_needs_no_values(tiny) -> None:
-    step_spec = tiny.step_spec("optimizer.kind=muon")
-    optimizer = make_optimizer(tiny.config().optimizer, step_spec.specs)
-    assert jax.tree.leaves(abstract_state(step_spec.specs, optimizer, step_spec.mesh))
+    programs = tiny.programs("optimizer.kind=muon")
+    optimizer = make_optimizer(tiny.config().optimizer, programs.trained_specs)
+    assert jax.tree.leaves(abstract_state(programs.specs, optimizer, programs.layout))

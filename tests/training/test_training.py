@@ -16,8 +16,10 @@ from effort import IS_LONG
 from aifx.checkpoint import Checkpoints
 from aifx.core.errors import CheckpointError, ConfigError, EnvironmentFault, UsageError
 from aifx.core.project import Project
+from aifx.tasks.base import training_source
 from aifx.training.records import Record, RunInfo, TrainResult
 from aifx.training.signals import StopSignals
+from aifx.training.state import to_tree
 
 
 class StopAt:
@@ -232,17 +234,13 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, step: int) -> None:
     assert result.error.why.startswith("batch has NaN in 'x', row 0\n")
     assert result.error.hint == f"aifx train {command}    (once the data is corrected)"
     saved = np.load(tiny.run().path / f"not-finite-step-{step + 1}.npz")
-    expected = tiny.step_spec(f"data.poison_step={step}").task.source("train").read(step, slice(0, 8))
+    programs = tiny.programs(f"data.poison_step={step}")
+    expected = training_source(programs.task, programs.config).read(step, slice(0, 8))
     np.testing.assert_array_equal(saved["x"], expected["x"])
     checkpoints = Checkpoints(tiny.run().checkpoints, tiny.config().checkpoint)
     assert max(checkpoints.steps(), default=0) <= step
     for kept in checkpoints.steps():
-        step_spec = tiny.step_spec()
-        from aifx.training.state import abstract_state, to_tree
-
-        tree, _ = checkpoints.restore(
-            kept, to_tree(abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh), stacked=False)
-        )
+        tree, _ = checkpoints.restore(kept, to_tree(programs.abstract[0], stacked=False))
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
     assert next(e for e in tiny.events() if e["event"] == "nan")["step"] == step + 1
     assert all(r["loss"] is not None for r in tiny.records())
@@ -343,9 +341,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny, whole, logged: l
 def test_a_processor_that_is_fast_in_bfloat16_is_mentioned_once(
     tiny, gain: float, precision: str, told: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aifx.nn import precision as judged
-
-    monkeypatch.setattr(judged, "bfloat16_gain", lambda: gain)
+    monkeypatch.setattr("aifx.training.prepare.bfloat16_gain", lambda: gain)
     settings = [f"train.precision={precision}"]
     stopped(tiny, 4, *settings)
     tiny.train(*settings)

@@ -14,20 +14,23 @@ from pathlib import Path
 import jax
 
 from aifx.config import load_config
-from aifx.parallel import make_mesh, place_batch
 from aifx.core.project import Project
-from aifx.tasks.registry import create_task
-from aifx.training.state import initial_state
-from aifx.training.step import make_step_spec, make_step
+from aifx.parallel.layout import local_layout
+from aifx.programs.build import build
+from aifx.programs.state import initial_state
+from aifx.tasks.base import training_source
+from aifx.tasks.registry import open_task
 
-project, mesh = Project(Path.cwd()), make_mesh()
+project, layout = Project(Path.cwd()), local_layout()
 config = load_config(project, [], {})
-step_spec = make_step_spec(config, create_task(config, project, Path.cwd()), mesh)
-state = jax.jit(lambda: initial_state(step_spec.specs, step_spec.optimizer, step_spec.seed))()
-step, source = jax.jit(make_step(step_spec)), step_spec.task.source("train")
+task = open_task(config, project, Path.cwd())
+programs = build(config, task, layout)
+state, frozen = jax.jit(lambda: initial_state(programs.specs, programs.optimizer, config.train.seed))()
+step, source = jax.jit(lambda *arguments: programs.step(*arguments)), training_source(task, config)
 losses = []
 for number in range(config.train.num_steps):
-    state, numbers = step(state, place_batch(source.read(number, slice(0, config.train.global_batch_size)), mesh))
+    batch = source.read(number, slice(0, config.train.global_batch_size))
+    state, numbers = step(state, frozen, layout.place(batch))
     losses.append(float(numbers[0]))
 print(json.dumps(losses))
 """

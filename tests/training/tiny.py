@@ -14,19 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
-from aifx.config.sections import RESUME_SAFE, ROUNDING, Section
+from aifx.config.sections import RESUME_SAFE, ROUNDING, DataSection, ModelSection
+from aifx.data.spec import DataSpec
+from aifx.data.spec import Field as DataField
+from aifx.models.base import Head
 from aifx.nn.initializers import normal, ones, zeros
+from aifx.objectives.base import Objective
 from aifx.specs import ArraySpec, stack_layer_specs
 from aifx.tasks.base import Task
 
 
-class TinyModelSection(Section):
+class TinyModelSection(ModelSection):
     width: int = 8
     num_layers: int = 2
     scan_layers: bool = Field(False, json_schema_extra=ROUNDING)
 
 
-class TinyDataSection(Section):
+class TinyDataSection(DataSection):
     poison_step: int = Field(-1, description="Batch of training that holds a NaN.")
     read_s: float = Field(0.0, description="Seconds that reading a batch takes.", json_schema_extra=RESUME_SAFE)
     stuck_step: int = Field(
@@ -80,11 +84,11 @@ class TinyModel:
             "shift": ArraySpec((d,), ("embed",), normal(0.1), kind="frozen"),
         }
 
-    def __call__(self, params: dict, x: jax.Array) -> jax.Array:
+    def hidden(self, params: dict, batch: dict, ctx) -> jax.Array:
         def block(x: jax.Array, layer: dict) -> jax.Array:
             return x + jnp.tanh((x * layer["scale"]) @ layer["kernel"])
 
-        x = x + params["shift"]
+        x = jnp.asarray(batch["x"], params["bias"].dtype) + params["shift"]
         if self.section.scan_layers:
             x, _ = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, params["layers"])
         else:
@@ -92,47 +96,63 @@ class TinyModel:
                 x = block(x, params["layers"][str(i)])
         return x + params["bias"]
 
-    def flops(self, batch_shape: tuple[int, ...]) -> int:
-        return 6 * batch_shape[0] * self.section.num_layers * self.section.width**2
+    def head(self, params: dict, ctx) -> Head:
+        return Head(jnp.eye(self.section.width, dtype=params["bias"].dtype))
+
+    def flops(self, rows: int) -> int:
+        return 6 * rows * self.section.num_layers * self.section.width**2
+
+
+class TinyObjective(Objective):
+    unit = "rows"
+
+    def __init__(self, section: TinyDataSection) -> None:
+        self.section = section
+
+    def sums(self, model, params, batch, ctx):
+        x = batch["x"]
+        if ctx.training:
+            if self.section.compile_s:
+                time.sleep(self.section.compile_s)
+            if self.section.noise:
+                keys = jax.vmap(lambda row: jax.random.fold_in(ctx.key, row))(ctx.row_ids)
+                noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+                x = x + self.section.noise * noise
+        error = ((model.hidden(params, {"x": x}, ctx).astype(jnp.float32) - batch["y"]) ** 2).mean(-1)
+        weights = jnp.asarray(batch["weights"])
+        return {"loss": ((error * weights).sum(), weights.sum())}
+
+    def metrics(self, totals, data):
+        total, weight = totals["loss"]
+        return {"loss": float(total) / float(weight)}
+
+
+class TinyDataset:
+    def __init__(self, config) -> None:
+        self.config = config
+        width = (config.model.width,)
+        fields = {
+            "x": DataField(width, "float32"),
+            "y": DataField(width, "float32"),
+            "weights": DataField((), "float32"),
+        }
+        self.spec = DataSpec(fields)
+        self.digest = hashlib.sha256(repr(config.data).encode()).hexdigest()
+
+    def source(self, split, batch_size, *, seed):
+        width, train = self.config.model.width, self.config.train
+        return TinySource(self.config.data, split, width, batch_size, train.seed)
+
+    def counts(self, batch):
+        return {"rows": len(batch["weights"])}
 
 
 class TinyTask(Task):
     model_section = TinyModelSection
     data_section = TinyDataSection
-    unit = "rows"
-
-    def __init__(self, config) -> None:
-        self.config, self.model = config, TinyModel(config.model)
+    objective_class = TinyObjective
 
     @classmethod
-    def create(cls, config, project, assets):
-        return cls(config)
-
-    def source(self, split):
-        train = self.config.train
-        rows = train.global_batch_size if split == "train" else self.config.eval.batch_size or train.global_batch_size
-        return TinySource(self.config.data, split, self.config.model.width, rows, train.seed)
-
-    def objective(self, params, batch, key, *, training):
-        x = jnp.asarray(batch["x"], params["bias"].dtype)
-        if training:
-            if self.config.data.compile_s:
-                time.sleep(self.config.data.compile_s)
-            if self.config.data.noise:
-                x = x + self.config.data.noise * jax.random.normal(key, x.shape, x.dtype)
-        error = ((self.model(params, x).astype(jnp.float32) - batch["y"]) ** 2).mean(-1)
-        weights = jnp.asarray(batch["weights"])
-        return {"loss": ((error * weights).sum(), weights.sum())}
-
-    def metrics(self, totals):
-        total, weight = totals["loss"]
-        return {"loss": float(total) / float(weight)}
-
-    def units(self, batch):
-        return len(batch["weights"])
-
-    def batch_shape(self):
-        return (self.config.train.global_batch_size,)
-
-    def data_digest(self):
-        return hashlib.sha256(repr((self.config.data, self.config.train.seed)).encode()).hexdigest()
+    def open(cls, config, project, assets):
+        dataset = TinyDataset(config)
+        return cls(TinyModel(config.model), cls.objective_class(config.data), dataset.spec, dataset=dataset)

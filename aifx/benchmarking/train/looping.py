@@ -15,15 +15,15 @@ from aifx.benchmarking.train.subject import Subject
 from aifx.checkpoint import Checkpoints
 from aifx.data.base import Batch
 from aifx.data.order import prefetch
+from aifx.programs.state import TrainState
+from aifx.programs.train_step import STEP_METRICS
 from aifx.training.events import EventDispatcher
-from aifx.training.loop import Loop
+from aifx.training.loop import Loop, StepFn
 from aifx.training.meter import Meter
 from aifx.training.observers import LogFile, MetricsFile
 from aifx.training.records import Observer, Record, RunInfo, TrainResult
 from aifx.training.run import run_info
 from aifx.training.signals import StopSignals
-from aifx.training.state import TrainState
-from aifx.training.step import STEP_METRICS, StepFn
 from aifx.training.validation import Progress, Validator
 
 EDGE = 3
@@ -60,7 +60,7 @@ class Looping:
         subject = self._subject
         ready = jax.block_until_ready(jax.numpy.ones(len(STEP_METRICS)))
 
-        def nothing(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
+        def nothing(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, jax.Array]:
             return state, ready
 
         def batches() -> Generator[Batch, None, None]:
@@ -89,16 +89,17 @@ class Looping:
         for path in (run.metrics, run.events):
             path.unlink(missing_ok=True)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-        info = run_info(run, config, subject.step_spec)
+        programs = replace(subject.programs, config=config)
+        info = run_info(run, programs)
         dispatcher = EventDispatcher(run, [MetricsFile(run), LogFile(run), *self._observers, records])
         checkpoints: Any = Checkpoints(run.checkpoints, config.checkpoint) if self._save_every else Unsaved()
         loop = Loop(
-            config=config,
-            step_spec=subject.step_spec,
+            programs=programs,
             step_fn=step_fn,
+            frozen=subject.frozen,
             meter=Meter(info, 0, None),
             checkpoints=checkpoints,
-            validator=Validator(subject.step_spec, 0, lambda: False),
+            validator=Validator(programs, lambda: False),
             dispatcher=dispatcher,
             stop=StopSignals(),
             progress=Progress(),

@@ -6,14 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import optax
 
 from aifx.benchmarking.train.subject import Subject
 from aifx.machine.device_memory import extra_bytes
-from aifx.parallel import replicated
-from aifx.training.optimizers import select_weights
-from aifx.training.state import TrainState
-from aifx.training.step import abstract_batch, apply_gradients, mean_gradients, mean_loss, step_key
+from aifx.programs.build import Programs
 
 STILL = 1e-6
 """Of the learning rate, for updates by the same gradients over and over, which would lead away from any model."""
@@ -27,34 +23,12 @@ class Parts:
     """
 
     def __init__(self, subject: Subject) -> None:
-        step_spec, state = subject.step_spec, subject.abstract
-        still = replace(step_spec, schedule=optax.constant_schedule(STILL))
-        batch = abstract_batch(step_spec, subject.batches[0])
-        everywhere = replicated(step_spec.mesh)
-        shardings = jax.tree.map(lambda x: x.sharding, state)
-        of_gradients = select_weights(shardings.params, step_spec.specs)
-        weights = select_weights(state.params, step_spec.specs)
-
-        def forward(params: Any, step: jax.Array, batch: Any) -> jax.Array:
-            return mean_loss(step_spec, params, batch, step_key(step_spec, step))
-
-        def forward_backward(params: Any, step: jax.Array, batch: Any) -> tuple[jax.Array, Any]:
-            return mean_gradients(step_spec, params, batch, step_key(step_spec, step))
-
-        def update(state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array]:
-            state, norm, _ = apply_gradients(still, state, gradients)
-            return state, norm
-
-        given = state.params, state.step, batch
+        parts = _still(subject.programs).parts
         self._subject = subject
         self._gradients: Any = None
-        with subject.using_kernels():
-            jitted = jax.jit(forward, out_shardings=everywhere)
-            self._forward = jitted.lower(*given).compile()
-            jitted = jax.jit(forward_backward, out_shardings=(everywhere, of_gradients))
-            self._forward_backward = jitted.lower(*given).compile()
-            jitted = jax.jit(update, donate_argnums=0, out_shardings=(shardings, everywhere))
-            self._update = jitted.lower(state, weights).compile()
+        self._forward, self._forward_backward, self._update = (
+            parts[name].lower().compile() for name in ("forward", "forward_backward", "update")
+        )
 
     @property
     def num_bytes(self) -> int | None:
@@ -64,13 +38,13 @@ class Parts:
 
     def forward(self) -> jax.Array:
         state = self._subject.state
-        loss: jax.Array = self._forward(state.params, state.step, self._subject.next_batch())
+        loss: jax.Array = self._forward(state, self._subject.frozen, self._subject.next_batch())
         return loss
 
     def forward_backward(self) -> jax.Array:
         state = self._subject.state
         loss: jax.Array
-        loss, self._gradients = self._forward_backward(state.params, state.step, self._subject.next_batch())
+        loss, self._gradients = self._forward_backward(state, self._subject.frozen, self._subject.next_batch())
         return loss
 
     def optimizer(self) -> jax.Array:
@@ -80,3 +54,12 @@ class Parts:
         norm: jax.Array
         self._subject.state, norm = self._update(self._subject.state, self._gradients)
         return norm
+
+
+def _still(programs: Programs) -> Programs:
+    """The same programs at a learning rate that changes next to nothing."""
+    section = programs.config.optimizer
+    rates = {"learning_rate": section.learning_rate * STILL}
+    if section.adam_learning_rate is not None:
+        rates["adam_learning_rate"] = section.adam_learning_rate * STILL
+    return replace(programs, config=replace(programs.config, optimizer=section.model_copy(update=rates)))

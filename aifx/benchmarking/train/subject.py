@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,11 @@ from aifx.config import Config
 from aifx.core.project import RunDirectory
 from aifx.kernels.choice import run_choices
 from aifx.machine.device_memory import program_bytes
-from aifx.parallel import check_batch_fits, make_mesh, place_batch
-from aifx.tasks.registry import create_task
-from aifx.training.restore import initialize
+from aifx.parallel.layout import local_layout
+from aifx.programs.build import build
+from aifx.tasks.base import dataset_of, training_source
+from aifx.tasks.registry import open_task
 from aifx.training.run import run_info
-from aifx.training.state import abstract_state
-from aifx.training.step import lower_step, make_step_spec
-from jax_kernels.dispatch import using
 
 NUM_BATCHES = 8
 """Batches that are taken in turn: as many as no cache of a CPU keeps with the model."""
@@ -47,53 +45,47 @@ class Subject:
 
         Raises ConfigError, DataError.
         """
-        mesh = make_mesh(config.train.devices)
-        check_batch_fits(config.train.global_batch_size, config.train.gradient_accumulation, mesh)
+        layout = local_layout(config.train.devices, config.mesh)
+        layout.check_batch(config.train.global_batch_size, config.train.gradient_accumulation)
         run = RunDirectory(folder)
         run.assets.mkdir(parents=True, exist_ok=True)
-        task = create_task(config, bench.project, run.assets)
+        task = open_task(config, bench.project, run.assets)
         self.config, self.run = config, run
-        self.step_spec = make_step_spec(config, task, mesh)
-        self.abstract = abstract_state(self.step_spec.specs, self.step_spec.optimizer, mesh)
+        self.programs = build(config, task, layout, kernels=run_choices(run, config, layout=layout))
         self.rows = slice(0, config.train.global_batch_size)
-        self.source = task.source("train")
+        self.source = training_source(task, config)
         self.batches = [self.source.read(number, self.rows) for number in range(NUM_BATCHES)]
-        self.units = float(np.mean([task.units(batch) for batch in self.batches]))
-        self.info = run_info(run, config, self.step_spec)
-        self._choices = run_choices(run, config, mesh=mesh)
-        with using(self._choices):
-            started = time.perf_counter()
-            lowered = lower_step(self.step_spec, self.abstract, self.batches[0])
-            traced = time.perf_counter()
-            self.step_fn = lowered.compile()
-            self.trace_s, self.compile_s = traced - started, time.perf_counter() - traced
+        dataset, unit = dataset_of(task), task.objective.unit
+        self.units = float(np.mean([dataset.counts(batch)[unit] for batch in self.batches]))
+        self.info = run_info(run, self.programs)
+        started = time.perf_counter()
+        lowered = self.programs.train_step.lower()
+        traced = time.perf_counter()
+        self.step_fn = lowered.compile()
+        self.trace_s, self.compile_s = traced - started, time.perf_counter() - traced
         self.program_bytes = program_bytes(self.step_fn)
 
     @property
     def devices(self) -> list[Any]:
-        return list(self.step_spec.mesh.devices.flat)
+        return self.programs.layout.devices
 
     def begin(self) -> None:
         """State and batches on the devices."""
-        self.state = initialize(self.step_spec, self.abstract)
-        self._placed = [place_batch(batch, self.step_spec.mesh) for batch in self.batches]
+        self.state, self.frozen = self.programs.init()
+        self._placed = [self.programs.layout.place(batch) for batch in self.batches]
         self._turn = itertools.cycle(self._placed)
 
     def end(self) -> None:
         """Nothing of it on the devices any more."""
-        del self.state, self._placed, self._turn
+        del self.state, self.frozen, self._placed, self._turn
 
     def next_batch(self) -> dict[str, jax.Array]:
         return next(self._turn)
 
     def step(self) -> jax.Array:
         numbers: jax.Array
-        self.state, numbers = self.step_fn(self.state, self.next_batch())
+        self.state, numbers = self.step_fn(self.state, self.frozen, self.next_batch())
         return numbers
-
-    def using_kernels(self) -> AbstractContextManager[Any]:
-        """Inside, programs are traced with the implementations of jax_kernels that the step has."""
-        return using(self._choices)
 
 
 @contextmanager

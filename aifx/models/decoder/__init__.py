@@ -1,1 +1,7 @@
 """The decoder-only transformer: GPT-2, Llama and models between them."""
+
+from aifx.config.kinds import Family
+from aifx.models.decoder.presets import PRESETS
+from aifx.models.decoder.section import DecoderSection
+
+FAMILY = Family("decoder", DecoderSection, "aifx.models.decoder.model:make", PRESETS)

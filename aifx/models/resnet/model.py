@@ -1,15 +1,19 @@
-"""A small residual convolutional network for pictures of a fixed size."""
+"""A small residual convolutional network for images of a fixed size."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from aifx.config.sections import VisionModelSection
 from aifx.core.errors import ConfigError
+from aifx.data.spec import DataSpec
+from aifx.models.base import Head
+from aifx.models.resnet.section import ResnetSection
 from aifx.nn import initializers, layers
+from aifx.parallel.context import ForwardContext
 from aifx.specs import ArraySpec, Initializer, Params, Specs
 from jax_kernels._ops.norms import layer_norm
 
@@ -17,22 +21,22 @@ KERNEL = 3
 NORM_EPSILON = 1e-5
 
 
-class VisionNetwork:
-    """Classifies pictures of `image_shape` (height, width, channels) into `num_classes`.
+class Resnet:
+    """From images `[rows, height, width, channels]` of any scale to `num_outputs` numbers each.
 
-    A stage widens the channels, halves the picture by maxima and refines it in residual blocks; the mean over what is
-    left of the picture is classified. Raises ConfigError when the pictures are too small to be halved that often.
+    A stage widens the channels, halves the image by maxima and refines it in residual blocks. The head reads the mean
+    over what is left of the image. Raises ConfigError if the images are too small to be halved that often.
     """
 
-    def __init__(self, section: VisionModelSection, *, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    def __init__(self, section: ResnetSection, *, image_shape: tuple[int, int, int], num_outputs: int) -> None:
         self.section = section
         self.image_shape = image_shape
-        self.num_classes = num_classes
+        self.num_outputs = num_outputs
         stages, height, width = len(section.channels), *image_shape[:2]
         if min(height, width) < 2**stages:
             raise ConfigError(
-                f"model.channels has {stages} stages, too many for pictures of {height} x {width}",
-                f"each stage halves the picture, so {stages} stages need {2**stages} pixels a side",
+                f"model.channels has {stages} stages, too many for images of {height} x {width}",
+                f"each stage halves the image, so {stages} stages need {2**stages} pixels a side",
                 "give model.channels fewer numbers",
             )
 
@@ -59,37 +63,40 @@ class VisionNetwork:
             "stages": stages,
             "final_norm": _norm_specs(inputs),
             "output": {
-                "weight": ArraySpec((inputs, self.num_classes), ("embed", None), initializers.normal(0.02), decay=True),
-                "bias": ArraySpec((self.num_classes,), (None,), initializers.zeros),
+                "weight": ArraySpec((inputs, self.num_outputs), ("embed", None), initializers.normal(0.02), decay=True),
+                "bias": ArraySpec((self.num_outputs,), (None,), initializers.zeros),
             },
         }
 
-    def flops(self, batch_shape: tuple[int, ...]) -> int:
-        """Forward and backward over `(rows, ...)` pictures: 6 for each weight at each place where it is applied."""
+    def flops(self, rows: int) -> int:
+        """Forward and backward: 6 for each weight at each place where it is applied."""
         height, width, inputs = self.image_shape
         total = 0
         for channels in self.section.channels:
             total += height * width * KERNEL**2 * inputs * channels
             height, width, inputs = height // 2, width // 2, channels
             total += 2 * self.section.blocks_per_stage * height * width * KERNEL**2 * channels**2
-        return 6 * batch_shape[0] * (total + inputs * self.num_classes)
+        return 6 * rows * (total + inputs * self.num_outputs)
 
-    def __call__(self, params: Params, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Scores `[batch, classes]`, float32 or wider, of images `[batch, height, width, channels]` of any scale.
-
-        A key turns dropout on.
-        """
-        weights = params["output"]["weight"]
-        x = _centred(images, weights.dtype)
+    def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:
+        """Features `[rows, channels]` of `inputs` `[rows, height, width, channels]`."""
+        x = _centred(batch["inputs"], params["output"]["weight"].dtype)
         for stage in _in_order(params["stages"]):
             x = jax.nn.relu(_norm(stage["norm"], _halve(_conv(x, stage["widen"]))))
             for block in _in_order(stage["blocks"]):
                 x = x + _residual(block, x)
         features = layer_norm(jnp.mean(x, axis=(1, 2)), **params["final_norm"], epsilon=NORM_EPSILON)
-        if key is not None and self.section.dropout > 0.0:
-            features = layers.dropout(features, self.section.dropout, key)
-        scores: jax.Array = layers.linear_at_least_float32(features, weights) + params["output"]["bias"]
-        return scores
+        return layers.dropout(features, self.section.dropout, ctx)
+
+    def head(self, params: Params, ctx: ForwardContext) -> Head:
+        return Head(params["output"]["weight"], params["output"]["bias"])
+
+
+def make(section: ResnetSection, data: DataSpec) -> Resnet:
+    """The network for images as `data` describes them: one output per class, or one per number to predict."""
+    height, width, channels = data.fields["inputs"].shape
+    num_outputs = len(data.classes) or data.target_size
+    return Resnet(section, image_shape=(height, width, channels), num_outputs=num_outputs)
 
 
 def _norm_specs(width: int) -> Specs:
@@ -112,7 +119,7 @@ def _in_order(numbered: Params) -> list[Params]:
 
 
 def _centred(images: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Pictures with mean 0 and variance 1 each, so that a camera's exposure does not matter."""
+    """Images with mean 0 and variance 1 each, so that a camera's exposure does not matter."""
     x = images.astype(dtype)
     centred = x - jnp.mean(x, axis=(1, 2, 3), keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=(1, 2, 3), keepdims=True) + NORM_EPSILON)
@@ -123,7 +130,7 @@ def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _norm(params: Params, x: jax.Array) -> jax.Array:
-    """Mean 0 and variance 1 over each picture, then scale and bias by channel: no batch statistics, so that a picture's
+    """Mean 0 and variance 1 over each image, then scale and bias by channel: no batch statistics, so that an image's
     answer does not depend on its neighbours."""
     wide = layers.at_least_float32(x)
     mean = jnp.mean(wide, axis=(1, 2, 3), keepdims=True)

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 from compiling import jit
 from finite_differences import assert_gradients
+from forward import CONTEXT, outputs_of
 
-from aifx.config.sections import VisionModelSection
 from aifx.core.errors import ConfigError
-from aifx.models.resnet.model import VisionNetwork
+from aifx.models.resnet.model import Resnet
+from aifx.models.resnet.section import ResnetSection
+from aifx.parallel.context import ForwardContext
 from aifx.specs import count_parameters, init_params
 
 
 def network(image_shape=(12, 13, 1), **values):
-    section = VisionModelSection(**{"channels": (4, 6), "dropout": 0.3, **values})
-    return VisionNetwork(section, image_shape=image_shape, num_classes=5)
+    section = ResnetSection(**{"channels": (4, 6), "dropout": 0.3, **values})
+    return Resnet(section, image_shape=image_shape, num_outputs=5)
 
 
 def params_of(model):
@@ -35,7 +37,7 @@ def test_gradients_are_finite_differences():
         pictures = jnp.asarray(images(model))
 
         def loss(params):
-            return -jnp.mean(jax.nn.log_softmax(model(params, pictures))[:, 2])
+            return -jnp.mean(jax.nn.log_softmax(outputs_of(model)(params, pictures))[:, 2])
 
         assert_gradients(loss, params, rtol=1e-5)
 
@@ -43,31 +45,51 @@ def test_gradients_are_finite_differences():
 def test_a_pictures_answer_does_not_depend_on_its_neighbours():
     model = network()
     params, pictures = params_of(model), images(model)
-    together = jit(model)(params, pictures)
+    together = jit(outputs_of(model))(params, pictures)
     assert together.shape == (3, 5)
-    np.testing.assert_allclose(together[1:2], jit(model)(params, pictures[1:2]), atol=1e-5)
+    np.testing.assert_allclose(together[1:2], jit(outputs_of(model))(params, pictures[1:2]), atol=1e-5)
 
 
 def test_scale_of_the_pixels_does_not_matter():
     model = network()
     params, pictures = params_of(model), images(model)
     np.testing.assert_allclose(
-        jit(model)(params, pictures), jit(model)(params, pictures.astype(np.float32) / 255), rtol=1e-3, atol=1e-3
+        jit(outputs_of(model))(params, pictures),
+        jit(outputs_of(model))(params, pictures.astype(np.float32) / 255),
+        rtol=1e-3,
+        atol=1e-3,
     )
+
+
+def classify(model, training=False, seed=0, rows=(0, 1, 2)):
+    def outputs(params, pictures):
+        key = jax.random.key(seed) if training else None
+        return outputs_of(model, ForwardContext(CONTEXT.layout, training, key, jnp.array(rows)))(params, pictures)
+
+    return jit(outputs)
 
 
 def test_dropout_is_for_training_alone():
     model = network()
     params, pictures = params_of(model), images(model)
-    classify = jit(model)
-    np.testing.assert_array_equal(classify(params, pictures), classify(params, pictures))
-    one, other = (classify(params, pictures, key=jax.random.key(i)) for i in (0, 1))
+    np.testing.assert_array_equal(classify(model)(params, pictures), classify(model)(params, pictures))
+    one, other = (classify(model, True, seed)(params, pictures) for seed in (0, 1))
     assert not np.allclose(one, other)
+
+
+def test_dropout_of_a_row_depends_on_its_place_in_the_global_batch_alone():
+    """So micro-batches and devices drop what one device would drop."""
+    model = network()
+    params, pictures = params_of(model), images(model)
+    whole = classify(model, True)(params, pictures)
+    part = classify(model, True, rows=(2, 0))(params, pictures[[2, 0]])
+    np.testing.assert_allclose(part, whole[jnp.array([2, 0])], atol=1e-5)
+    assert not np.allclose(classify(model, True, rows=(1, 0))(params, pictures[[2, 0]]), part)
 
 
 def test_flops_count_each_weight_where_it_is_applied():
     model = network((8, 8, 1), channels=(2,), blocks_per_stage=1)
-    assert model.flops((3,)) == 6 * 3 * (64 * 9 * 2 + 2 * 16 * 9 * 4 + 2 * 5)
+    assert model.flops(3) == 6 * 3 * (64 * 9 * 2 + 2 * 16 * 9 * 4 + 2 * 5)
 
 
 def test_blocks_and_stages_count():

@@ -6,16 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aifx.config.sections import GenerateSection, Quantization
 from aifx.core.errors import UsageError
 from aifx.core.project import Project, RunDirectory
+from aifx.data.base import undefined
 from aifx.data.rows import InputFile, Row, input_file
-
-if TYPE_CHECKING:
-    from aifx.tasks import LoadedGenerator
-    from aifx.tasks.trained import RestoredRun, Which
+from aifx.loading.prediction import predict_rows
+from aifx.loading.restore import RestoredRun, Which, restore_run
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,14 @@ class LoadedModel:
 
     def read(self, files: Iterable[InputFile]) -> Iterator[Row]:
         """The rows of files as the task reads them. Raises DataError naming the file and the line."""
+        form = self.trained.task.format
+        if form is None:
+            raise undefined(type(self.trained.task), "format", "make predictions")
         for file in files:
-            yield from self.trained.task.read_rows(file)
+            yield from form.read_rows(file)
 
     def predict_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Each row with its prediction, in order."""
-        from aifx.evaluation.prediction import predict_rows
-
         return predict_rows(self.trained, rows)
 
 
@@ -68,9 +68,7 @@ def load_model(
     which: Which | None = None,
     overrides: tuple[str, ...] = (),
 ) -> LoadedModel:
-    """Open a run's model. Takes and raises what `aifx.tasks.restore_run` does."""
-    from aifx.tasks.trained import restore_run
-
+    """Open a run's model. Takes and raises what `aifx.loading.restore.restore_run` does."""
     trained = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False)
     return LoadedModel(trained)
 
@@ -88,56 +86,3 @@ def load(run: str | PathLike[str], *, step: int | str | None = None) -> LoadedMo
         which: Which = "best" if step == "best" else "last"
         return load_model(directory, project, which=which)
     return load_model(directory, project, step=step)
-
-
-def _ignore(_: str) -> None:
-    """A library prints nothing."""
-
-
-@dataclass(frozen=True)
-class GeneratedText:
-    """What `aifx generate --json` prints. `text` is what follows the prompt."""
-
-    run: str
-    step: int
-    prompt: str
-    text: str
-    seed: int
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    quantize: Quantization
-
-    @classmethod
-    def of(cls, generator: LoadedGenerator, settings: GenerateSection, seed: int, text: str) -> GeneratedText:
-        return cls(run=generator.run.name, step=generator.step, text=text, seed=seed, **settings.model_dump())
-
-
-def write_text(generator: LoadedGenerator, settings: GenerateSection, seed: int) -> Iterator[str]:
-    """The text after `settings.prompt`, in pieces of whole characters as they are generated."""
-    import jax
-
-    from aifx.generation.generator import generate
-    from aifx.kernels.choice import run_choices
-    from aifx.nn.precision import cast_floating, compute_dtype
-    from aifx.nn.quantized import quantize_matrices
-    from aifx.tasks.language import stream_text
-    from jax_kernels.dispatch import using
-
-    config, model, tokenizer = generator.config, generator.model, generator.tokenizer
-    params = cast_floating(generator.params, compute_dtype(config.train.precision, jax.default_backend()))
-    prompt_ids = tokenizer.encode(settings.prompt) or [tokenizer.eos_id]
-    ids = generate(
-        model,
-        quantize_matrices(params, model.specs(), settings.quantize),
-        prompt_ids,
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        seed=seed,
-        eos_id=tokenizer.eos_id,
-    )
-    with using(run_choices(generator.run, config, keep=False)):
-        yield from stream_text(tokenizer, prompt_ids, ids)

@@ -4,92 +4,71 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jax.typing import DTypeLike
 
 from aifx.core.errors import AifxError, ConfigError, DataError
-from aifx.data.base import Batch
+from aifx.data.base import Batch, DataFormat, undefined
 from aifx.data.rows import Row
-from aifx.evaluation.held_out import computation_params
-from aifx.kernels.choice import run_choices
-from aifx.nn.precision import cast_floating
-from aifx.specs import Params
-from aifx.tasks.base import Task
-from jax_kernels.dispatch import using
-
-if TYPE_CHECKING:
-    from aifx.tasks.trained import RestoredRun
+from aifx.loading.restore import RestoredRun
+from aifx.objectives.base import Objective
+from aifx.tasks.project_errors import project_errors
 
 Predict: TypeAlias = Callable[[Batch], Mapping[str, np.ndarray]]
 """From a batch of a fixed number of examples to arrays `[examples, ...]`."""
 
 
-def compile_predictions(task: Task, dtype: DTypeLike | None = None) -> Callable[..., dict[str, jax.Array]]:
-    """The jitted prediction step: (params, batch) -> arrays `[examples, ...]`.
-
-    Args:
-        dtype: floating-point parameters are cast to it first, as in training; None leaves them.
-    """
-
-    def predict_step(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return task.predictions(cast_floating(params, dtype) if dtype is not None else params, batch)
-
-    return jax.jit(predict_step)
-
-
 def predict_rows(trained: RestoredRun, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
     """Each row with its prediction, in order, computed as evaluation computes.
 
-    The batch is `eval.batch_size`, else `train.global_batch_size`. Raises DataError naming the file and the line of a
-    row that cannot be used; the rows before it in the same batch have no prediction then.
+    A batch has `eval.batch_size` rows, otherwise `train.global_batch_size`. Raises DataError naming the file and the
+    line of a row that cannot be used; the rows before it in the same batch have no prediction then.
     """
-    task, config = trained.task, trained.config
-    batch_size = config.eval.batch_size or config.train.global_batch_size
-    choices = run_choices(trained.run, config, keep=False)
-    with using(choices):
-        params, cast = computation_params(trained)
-    step = compile_predictions(task, cast)
+    programs, params, frozen = trained.programs(trained.config.eval.quantize)
+    task, rows_per_batch = programs.task, programs.eval_rows
+    if task.format is None:
+        raise undefined(type(task), "format", "make predictions")
 
     def predict(batch: Batch) -> Mapping[str, np.ndarray]:
-        with using(choices):
-            return checked_predictions(task, jax.device_get(step(params, batch)), batch_size)
+        predicted = jax.device_get(programs.predict_step(params, frozen, programs.layout.place(batch)))
+        return checked_predictions(task.objective, predicted, rows_per_batch)
 
-    for row, outputs in in_batches(encoded_rows(task, rows), predict, batch_size):
-        yield row, record(task, task.decode(outputs))
+    with project_errors(trained.config, trained.project):
+        for row, outputs in in_batches(encoded_rows(task.format, rows), predict, rows_per_batch):
+            yield row, record(task.objective, task.objective.decode(outputs, task.data))
 
 
-def encoded_rows(task: Task, rows: Iterable[Row]) -> Iterator[tuple[Row, Batch]]:
+def encoded_rows(form: DataFormat, rows: Iterable[Row]) -> Iterator[tuple[Row, Batch]]:
     """Each row with its examples. Raises DataError naming the row whose arrays differ from those of the first."""
     first: dict[str, tuple[Any, ...]] | None = None
     for row in rows:
-        batch = _encode(task, row)
+        batch = _encode(form, row)
         kinds = {name: (values.dtype, values.shape[1:]) for name, values in batch.items()}
         first = first or kinds
         if kinds != first:
             odd = next(name for name in {**first, **kinds} if kinds.get(name) != first.get(name))
-            why = f"{type(task).__name__}.encode: {odd!r} has another type or shape than in the first row"
+            why = f"{type(form).__name__}.encode: {odd!r} has another type or shape than in the first row"
             raise DataError(f"{row.place}: the row does not fit in a batch with the first", why, "docs/tasks.md")
         yield row, batch
 
 
-def checked_predictions(task: Task, predicted: Any, batch_size: int) -> Mapping[str, np.ndarray]:
-    """What a task predicted for a batch. Raises ConfigError for what is not arrays with an entry per example."""
+def checked_predictions(objective: Objective, predicted: Any, batch_size: int) -> Mapping[str, np.ndarray]:
+    """What an objective predicted for a batch. Raises ConfigError for what is not arrays with an entry per example."""
     if isinstance(predicted, Mapping) and predicted:
         arrays = {name: np.asarray(values) for name, values in predicted.items()}
         if all(values.shape[:1] == (batch_size,) for values in arrays.values()):
             return arrays
-    name = f"{type(task).__name__}.predictions"
+    name = f"{type(objective).__name__}.predictions"
     raise ConfigError(
         f"{name} returned no predictions", f"it returns arrays [{batch_size}, ...] by name", "docs/tasks.md"
     )
 
 
-def record(task: Task, decoded: Any) -> dict[str, Any]:
-    """A task's prediction for a row with Python's own numbers and lists. Raises ConfigError for other values."""
-    name = f"{type(task).__name__}.decode"
+def record(objective: Objective, decoded: Any) -> dict[str, Any]:
+    """The prediction for a row with Python's own numbers and lists. Raises ConfigError for other values."""
+    name = f"{type(objective).__name__}.decode"
     if not isinstance(decoded, Mapping):
         raise ConfigError(f"{name} returned {type(decoded).__name__}", "a record is a dict", "docs/tasks.md")
 
@@ -154,10 +133,10 @@ def in_batches(
         yield from finished()
 
 
-def _encode(task: Task, row: Row) -> Batch:
-    """Raises DataError for what the task makes of a row that it cannot use."""
+def _encode(form: DataFormat, row: Row) -> Batch:
+    """Raises DataError for a row that cannot be used."""
     try:
-        batch = {name: np.asarray(values) for name, values in task.encode(row.values).items()}
+        batch = {name: np.asarray(values) for name, values in form.encode(row.values).items()}
     except AifxError:
         raise
     except (MemoryError, RecursionError):
@@ -169,7 +148,7 @@ def _encode(task: Task, row: Row) -> Batch:
     lengths = {values.shape[:1] for values in batch.values()}
     if len(lengths) != 1 or lengths & {(), (0,)}:
         shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in batch.items())
-        why = f"{type(task).__name__}.encode returned {shapes or 'nothing'}; arrays are [examples, ...]"
+        why = f"{type(form).__name__}.encode returned {shapes or 'nothing'}; arrays are [examples, ...]"
         raise DataError(f"{row.place}: the row has no examples", why, "docs/tasks.md")
     return batch
 

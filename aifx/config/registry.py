@@ -1,0 +1,158 @@
+"""From the names in `aifx.toml` to a family, an objective and a kind of data. Imports no jax."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from aifx.config.kinds import DataKind, Family, ObjectiveKind
+from aifx.config.project_code import import_object
+from aifx.config.sections import DataSection, ModelSection, ObjectiveSection, Section
+from aifx.core.errors import ConfigError, did_you_mean
+from aifx.core.project import Project
+
+Kind: TypeAlias = Family | ObjectiveKind | DataKind
+PartName: TypeAlias = Literal["model", "objective", "data"]
+
+
+class Part(NamedTuple):
+    """A section of `aifx.toml` whose keys depend on a name, and the key that holds this name."""
+
+    section: PartName
+    key: str
+    kind: type[Kind]
+    base: type[Section]
+
+    @property
+    def path(self) -> str:
+        return f"{self.section}.{self.key}"
+
+
+PARTS = (
+    Part("model", "family", Family, ModelSection),
+    Part("objective", "kind", ObjectiveKind, ObjectiveSection),
+    Part("data", "kind", DataKind, DataSection),
+)
+
+TASKS: Mapping[str, Mapping[PartName, str]] = {
+    "language": {"model": "decoder", "objective": "next-token", "data": "text"},
+    "vision": {"model": "resnet", "objective": "classification", "data": "images"},
+}
+"""What each `task.kind` stands for."""
+
+
+@dataclass(frozen=True)
+class TaskParts:
+    """What the configuration of a task consists of.
+
+    Attributes:
+        task: the class that `task.kind = "module:Class"` names; otherwise None.
+        kinds: family, objective and kind of data by section; empty with a class.
+        sections: the type of each of these sections.
+    """
+
+    task: type[Any] | None
+    kinds: Mapping[PartName, Kind]
+    sections: Mapping[PartName, type[Section]]
+
+    @property
+    def family(self) -> Family:
+        family = self.kinds["model"]
+        assert isinstance(family, Family)
+        return family
+
+    @property
+    def objective(self) -> ObjectiveKind:
+        objective = self.kinds["objective"]
+        assert isinstance(objective, ObjectiveKind)
+        return objective
+
+    @property
+    def data(self) -> DataKind:
+        data = self.kinds["data"]
+        assert isinstance(data, DataKind)
+        return data
+
+
+def task_parts(task: str, names: Mapping[PartName, str], project: Project | None) -> TaskParts:
+    """The parts of a task. Raises ConfigError.
+
+    Args:
+        task: `task.kind`.
+        names: `model.family`, `objective.kind` and `data.kind` by section, as far as they are set.
+    """
+    if ":" in task:
+        return _own_task(task, project)
+    if task not in TASKS:
+        why = f"a task of your own is `module:Class`; {did_you_mean(task, TASKS)}"
+        raise ConfigError(f"task.kind = {task!r} is not a task", why, 'kind = "language"')
+    kinds = {
+        part.section: find_kind(part, names.get(part.section) or TASKS[task][part.section], project) for part in PARTS
+    }
+    return TaskParts(None, kinds, {section: kind.section for section, kind in kinds.items()})
+
+
+def find_kind(part: Part, name: str, project: Project | None) -> Kind:
+    """The family, objective or kind of data of this name. Raises ConfigError."""
+    if ":" not in name:
+        if name not in bundled(part):
+            why = f"one of your own is `module:NAME`; {did_you_mean(name, bundled(part))}"
+            raise ConfigError(f"{part.path} = {name!r} is not known", why, f"aifx config keys {part.section}")
+        return bundled(part)[name]
+    found = import_object(part.path, name, project)
+    if not isinstance(found, part.kind):
+        why = f"it is {found!r:.200}"
+        raise ConfigError(f"{part.path} = {name!r} is not an aifx.config.{part.kind.__name__}", why, "docs/tasks.md")
+    if not (isinstance(found.section, type) and issubclass(found.section, part.base)):
+        why = f"aifx reads [{part.section}] as that class says"
+        hint = f"derive {found.section!r} from aifx.config.sections.{part.base.__name__}"
+        raise ConfigError(f"{part.path} = {name!r}: its section is not a {part.base.__name__}", why, hint)
+    return found
+
+
+@functools.cache
+def bundled(part: Part) -> Mapping[str, Kind]:
+    """What comes with aifx, by name. Each package in aifx/models is a family."""
+    if part.section == "objective":
+        return importlib.import_module("aifx.objectives").OBJECTIVES  # type: ignore[no-any-return]
+    if part.section == "data":
+        return importlib.import_module("aifx.data.kinds").KINDS  # type: ignore[no-any-return]
+    models = importlib.import_module("aifx.models")
+    packages = [m.name for m in pkgutil.iter_modules(models.__path__) if m.ispkg]
+    families = [importlib.import_module(f"aifx.models.{name}").FAMILY for name in sorted(packages)]
+    return {family.name: family for family in families}
+
+
+def variants() -> Iterator[tuple[Part, str, type[Section]]]:
+    """Each section that a part may have, with the name that selects it."""
+    for part in PARTS:
+        for name, kind in bundled(part).items():
+            yield part, name, kind.section
+
+
+def _own_task(task: str, project: Project | None) -> TaskParts:
+    cls = import_object("task.kind", task, project)
+    if not isinstance(cls, type):
+        raise ConfigError(f"task.kind = {task!r} is not a class", f"it is {cls!r:.200}", "docs/tasks.md")
+    sections: dict[PartName, type[Section]] = {}
+    for part in PARTS:
+        attribute = f"{part.section}_section"
+        section = getattr(cls, attribute, ObjectiveSection if part.section == "objective" else None)
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            raise ConfigError(
+                f"task.kind = {task!r} has no {attribute}",
+                "a class attribute, a subclass of aifx.config.sections.Section, defines the section's keys",
+                f"{attribute} = MySection, or derive the class from aifx.tasks.Task",
+            )
+        sections[part.section] = section
+    return TaskParts(cls, {}, sections)
+
+
+def variant_names(values: Mapping[str, Any]) -> list[str]:
+    """The names that select sections in a configuration, whose values are given by `section.key`."""
+    task = values.get("task.kind", "language")
+    return [str(values.get(part.path) or TASKS.get(task, {}).get(part.section, task)) for part in PARTS]

@@ -1,0 +1,170 @@
+"""`[data]` of the kinds of data that come with aifx. Imports no jax."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from aifx.config.sections import INT_MAX, Conflict, DataSection, Fraction, NonNegativeInt, PositiveInt
+from aifx.core.errors import AifxError, DataError
+from aifx.core.project import Project
+
+if TYPE_CHECKING:
+    from aifx.config.config import Config
+
+
+MOST_FILES = 64
+"""Of a project's data, so many are opened to check them: the first megabyte of each."""
+
+
+class TextSection(DataSection):
+    """Text, how it is split, and how it becomes sequences."""
+
+    train: tuple[str, ...] = Field(
+        ("data/*.txt",),
+        description="Files or globs (.txt, .jsonl, .parquet; .txt and .jsonl also as .gz or .zst), "
+        "relative to the project.",
+        min_length=1,
+    )
+    validation: tuple[str, ...] = Field(
+        (), description="Files of their own for validation; otherwise a part of `train` is held out."
+    )
+    test: tuple[str, ...] = Field(
+        (), description="Files of their own for the test; otherwise a part of `train` is held out."
+    )
+    text_field: str = Field("text", description="Field of .jsonl records and .parquet columns that holds the text.")
+    errors: Literal["strict", "replace", "skip"] = Field(
+        "strict",
+        description="Bytes that are not UTF-8. strict: an error. replace: U+FFFD instead. skip: left out.",
+    )
+    split: Literal["block", "document"] = Field(
+        "block", description="block: contiguous parts, the test last. document: whole documents, by hash."
+    )
+    validation_fraction: Fraction = Field(0.05, description="Share held out for validation when `validation` is empty.")
+    test_fraction: Fraction = Field(0.1, description="Share held out for the test when `test` is empty.")
+    tokenizer: str = Field(
+        "bpe", description="`bpe` trains one on the training split; otherwise a path of a tokenizer.json."
+    )
+    vocab_size: Annotated[int, Field(ge=257, le=INT_MAX)] | None = Field(
+        None,
+        description="Most tokens of a trained tokenizer, and the rows of the embedding. "
+        "If not set: 1024 for a trained tokenizer, otherwise the size of the one that is named.",
+    )
+    seq_len: Annotated[int, Field(ge=2, le=INT_MAX)] = Field(256, description="Tokens of a sequence.")
+    packing: Literal["stream", "documents"] = Field(
+        "stream",
+        description="stream: cut from the joined text. documents: whole documents packed, attention kept within.",
+    )
+    eval_stride: NonNegativeInt = Field(
+        0,
+        description="Evaluation: tokens that each window scores, the rest being context; 0 scores whole windows.",
+    )
+
+    def conflicts(self, config: Config) -> Iterator[Conflict]:
+        validation = 0.0 if self.validation else self.validation_fraction
+        test = 0.0 if self.test else self.test_fraction
+        if validation + test >= 1.0:
+            yield Conflict(
+                ("data.validation_fraction", "data.test_fraction"),
+                f"data.validation_fraction = {validation:g} and data.test_fraction = {test:g} leave no training data",
+                "together they must be below 1",
+            )
+        yield from needs_validation(config, 1.0 if self.validation else self.validation_fraction)
+        # Sequences cut short for a trial are read with the stride cut to them.
+        if self.eval_stride > self.seq_len and config.precedence("data.eval_stride") >= config.precedence(
+            "data.seq_len"
+        ):
+            yield Conflict(
+                ("data.eval_stride", "data.seq_len"),
+                f"data.eval_stride = {self.eval_stride} is more than data.seq_len = {self.seq_len}",
+                "windows would step over tokens that none of them scores",
+            )
+
+    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        from aifx.data.files import find_files
+
+        for key in ("train", "validation", "test"):
+            try:
+                find_files(getattr(self, key), project, f"data.{key}")
+            except DataError as error:
+                yield f"data.{key}", error
+        if self.tokenizer != "bpe":
+            yield from missing_file(project, "data.tokenizer", self.tokenizer)
+
+    def read_beginnings(self, project: Project) -> int:
+        from aifx.data.files import find_files, read_documents
+
+        files = []
+        for key in ("train", "validation", "test"):
+            if patterns := getattr(self, key):
+                files += find_files(patterns, project, f"data.{key}")
+        for file in files[:MOST_FILES]:
+            for _ in islice(read_documents(file, self.text_field, errors=self.errors), 1):
+                pass
+        return len(files)
+
+
+class ImagesSection(DataSection):
+    """Labelled images in a NumPy archive."""
+
+    path: str = Field(
+        "data/images.npz", description="An .npz with train_images, train_labels, test_images, test_labels."
+    )
+    classes: tuple[str, ...] = Field((), description="Names of the labels, in order; numbers when empty.")
+    channels: PositiveInt | None = Field(None, description="Channels of an image; those of the file if not set.")
+    validation_fraction: Fraction = Field(0.1, description="Share of the training images held out for validation.")
+    image_size: tuple[PositiveInt, PositiveInt] = Field(
+        (28, 28), description="Height and width that each image must have."
+    )
+    flip: bool = Field(False, description="Mirror training images left to right at random.")
+    shift: NonNegativeInt = Field(0, description="Shift training images by up to this many pixels at random.")
+
+    def conflicts(self, config: Config) -> Iterator[Conflict]:
+        yield from needs_validation(config, self.validation_fraction)
+
+    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        yield from missing_file(project, "data.path", self.path)
+
+    def read_beginnings(self, project: Project) -> int:
+        """The archive's directory; its arrays are read when training begins."""
+        import numpy as np
+
+        path = project.root / self.path
+        if not path.is_file():
+            raise OSError(f"no file {path}, which data.path names")
+        with np.load(path, allow_pickle=False) as archive:
+            wanted = {f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")}
+            if missing := wanted - set(archive.files):
+                raise ValueError(f"{path} has no {', '.join(sorted(missing))}")
+        return 1
+
+
+def needs_validation(config: Config, fraction: float) -> Iterator[Conflict]:
+    """The conflict of early stopping with data of which nothing is held out for validation."""
+    if config.train.early_stopping and fraction == 0.0:
+        yield Conflict(
+            ("train.early_stopping", "data.validation_fraction"),
+            f"train.early_stopping = {config.train.early_stopping} needs a validation split, "
+            "and data.validation_fraction = 0 holds nothing out",
+            "early stopping watches the validation loss",
+        )
+
+
+def missing_file(project: Project, key: str, name: str) -> Iterator[tuple[str, AifxError]]:
+    """The error of a key that names a file that is not there."""
+    path = project.root / name
+    if path.is_file():
+        return
+    problem = f"{key} = {name!r} is not a file" if path.exists() else f"no file {name!r}, which {key} names"
+    yield key, DataError(problem, _beside(path), f"ls {path.parent}")
+
+
+def _beside(path: Path) -> str:
+    """Files of the same type in the folder of a file that is missing."""
+    found = sorted(p.name for p in path.parent.glob(f"*{glob.escape(path.suffix)}") if p.is_file())[:3]
+    return f"in {path.parent} there is {', '.join(found)}" if found else f"looked in {path.parent}"

@@ -1,0 +1,162 @@
+"""A run's model as it stands in a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from aifx.checkpoint.manifest import read_manifest
+from aifx.config import Config, read_config
+from aifx.config.sections import Quantization
+from aifx.core.errors import CheckpointError, UsageError
+from aifx.core.files import check_tree
+from aifx.core.project import Project, RunDirectory
+from aifx.kernels.choice import run_choices
+from aifx.machine.compilation_cache import enable_compilation_cache
+from aifx.models.base import Model
+from aifx.nn.precision import cast_floating
+from aifx.nn.quantized import quantize_matrices
+from aifx.nn.stacking import has_stacked_layers, stack_layers, unstack_layers
+from aifx.parallel.layout import local_layout
+from aifx.programs.build import Programs, build
+from aifx.programs.state import make_frozen
+from aifx.runs.binding import binding_errors
+from aifx.specs import Params, map_specs, merge_frozen, split_frozen
+from aifx.tasks.base import Task
+from aifx.tasks.project_errors import project_errors
+from aifx.tasks.registry import load_task, open_task
+
+logger = logging.getLogger(__name__)
+
+Which = Literal["best", "last"]
+
+CURRENT = ("eval", "generate")
+"""Sections that say what is done with a trained model: a gate that was changed since counts."""
+
+
+@dataclass(frozen=True)
+class RestoredRun:
+    """A task with the arrays that a run reached at `step`.
+
+    Attributes:
+        params: weights and buffers; layers that are scanned are stacked.
+        frozen: the arrays that training does not change.
+    """
+
+    run: RunDirectory
+    project: Project
+    config: Config
+    task: Task
+    params: Params
+    frozen: Params
+    step: int
+
+    def programs(self, quantize: Quantization) -> tuple[Programs, Params, Params]:
+        """The programs of the run on one device, and parameters and frozen arrays as these take them.
+
+        Raises UsageError if the model's matrices are to be quantized and it is not one that writes.
+        """
+        layout = local_layout(1)
+        programs = build(self.config, self.task, layout, kernels=run_choices(self.run, self.config, keep=False))
+        if quantize == "none":
+            return programs, self.params, self.frozen
+        if not programs.can_decode:
+            why = f"it is for language models, and the task of run {self.run.name} is {self.config.task.kind}"
+            hint = f"aifx eval --run {self.run.name} --set eval.quantize=none"
+            raise UsageError(f"eval.quantize = {quantize}", why, hint)
+        merged = cast_floating(merge_frozen(self.params, self.frozen), programs.dtype)
+        return replace(programs, casts=False), quantize_matrices(merged, programs.specs, quantize), {}
+
+
+def restore_run(
+    run: RunDirectory,
+    project: Project,
+    *,
+    step: int | None = None,
+    which: Which | None = None,
+    overrides: Sequence[str] = (),
+    with_data: bool = True,
+) -> RestoredRun:
+    """Open a run's task and restore its parameters, nothing else of the state.
+
+    Args:
+        step: the checkpoint of that step; otherwise `which`, otherwise `eval.checkpoint`.
+        overrides: `--set` strings over the run's configuration and the project's sections CURRENT.
+        with_data: also open the data that the run was trained on. Without it, the run alone is needed.
+
+    Raises CheckpointError if there is no such checkpoint or it is damaged.
+    """
+    enable_compilation_cache()
+    config = read_config(run.config, project, overrides, current=CURRENT)
+    at = choose_step(run, config, step, which)
+    check_files(run, project, at)
+    task = (open_task if with_data else load_task)(config, project, run.assets)
+    with project_errors(config, project):
+        params, frozen = restore_params(run, config, at, task.model)
+    return RestoredRun(run, project, config, task, params, frozen, at)
+
+
+def check_files(run: RunDirectory, project: Project, step: int) -> None:
+    """Raises CheckpointError if a file of the run is not what the checkpoint of `step` was trained with."""
+    check_tree(run.assets)
+    bound = read_manifest(run.checkpoints / str(step)).run
+    for error in binding_errors(run, read_config(run.config, project), step, bound):
+        raise error
+
+
+def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -> tuple[Params, Params]:
+    """The parameters of a checkpoint as `model` takes them, and the frozen arrays. Raises CheckpointError."""
+    from aifx.checkpoint import Checkpoints  # here, so that training does not wait for orbax before its first step
+
+    specs = model.specs()
+    trained, frozen = split_frozen(specs, specs)
+    stacked = has_stacked_layers(specs)
+    structs = map_specs(lambda s: s.struct, trained)
+    wanted = {"params": unstack_layers(structs) if stacked else structs}
+    tree, host = Checkpoints(run.checkpoints, config.checkpoint).restore(step, wanted)
+    arrays = make_frozen(frozen, config.train.seed)
+    check_frozen(arrays, host, run, step)
+    return stack_layers(tree["params"]) if stacked else tree["params"], arrays
+
+
+def check_frozen(frozen: Params, host: Mapping[str, Any], run: RunDirectory, step: int) -> None:
+    """Raises CheckpointError unless the frozen arrays are those that the checkpoint was trained with."""
+    from aifx.checkpoint import state_digest
+
+    if host.get("frozen_digest") != (state_digest(frozen) if frozen else None):
+        raise CheckpointError(
+            f"the frozen arrays of run {run.name} are not those of its checkpoint of step {step}",
+            "a checkpoint does not hold them; they follow from the model and train.seed",
+            f"aifx config show --run {run.name}",
+        )
+
+
+def choose_step(run: RunDirectory, config: Config, step: int | None, which: Which | None) -> int:
+    """Return the step to open; "best" is the newest if no checkpoint was validated.
+
+    Reports the damaged checkpoints that cannot be the best one. Raises CheckpointError.
+    """
+    from aifx.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
+    steps = checkpoints.steps()
+    if not steps:
+        raise CheckpointError(
+            f"no checkpoint in {run.checkpoints}", "the run saved nothing yet", f"aifx train --run {run.name}"
+        )
+    if step is not None:
+        if step not in steps:
+            there = ", ".join(map(str, steps))
+            raise CheckpointError(
+                f"run {run.name} has no checkpoint of step {step}", f"it has {there}", f"aifx ckpt ls --run {run.name}"
+            )
+        return step
+    best = checkpoints.best() if (which or config.eval.checkpoint) == "best" else None
+    if best is None:
+        return steps[-1]
+    for info in checkpoints.infos():
+        if info.damaged:
+            logger.warning(f"the checkpoint of step {info.step} is damaged ({info.damaged}); it cannot be the best one")
+    return best

@@ -1,0 +1,78 @@
+"""What a model is: pure functions over array specs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from aifx.nn.layers import linear_at_least_float32
+from aifx.parallel.context import ForwardContext
+from aifx.specs import Params, Specs
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last projection of a model.
+
+    Attributes:
+        weight: `[embed, outputs]`.
+        bias: `[outputs]`.
+        logit_softcap: outputs are squashed to within plus or minus this by a tanh.
+    """
+
+    weight: jax.Array
+    bias: jax.Array | None = None
+    logit_softcap: float | None = None
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Outputs `[rows, outputs]`, float32 or wider, of `hidden` `[rows, embed]`."""
+        y = linear_at_least_float32(hidden, self.weight)
+        if self.bias is not None:
+            y = y + self.bias
+        return y if self.logit_softcap is None else self.logit_softcap * jnp.tanh(y / self.logit_softcap)
+
+
+class Model(Protocol):
+    """Knows nothing of losses or data. Its functions run inside jit and take `merge_frozen(params, frozen)`."""
+
+    def specs(self) -> Specs: ...
+
+    def hidden(self, params: Params, batch: Any, ctx: ForwardContext) -> jax.Array:
+        """What the head reads, `[tokens or rows, embed]`, of a batch of the fields that the model's DataSpec names."""
+        ...
+
+    def head(self, params: Params, ctx: ForwardContext) -> Head: ...
+
+    def flops(self, rows: int) -> int:
+        """Floating-point operations of a forward and backward pass over so many rows (docs/models.md)."""
+        ...
+
+
+@runtime_checkable
+class Decodes(Protocol):
+    """A model that writes token by token, with a cache of what it has read."""
+
+    vocab_size: int
+    max_seq_len: int
+
+    def cache_specs(self, batch: int, length: int, dtype: Any = jnp.float32) -> Specs:
+        """An empty cache for `length` tokens of each of `batch` rows."""
+        ...
+
+    def prefill(
+        self, params: Params, inputs: jax.Array, lengths: jax.Array, cache: Any, ctx: ForwardContext
+    ) -> tuple[jax.Array, Any]:
+        """`[batch, seq, embed]` of prompts, and the cache with them in place of what it held.
+
+        `inputs` `[batch, seq]`, of which the first `lengths` `[batch]` of each row are its prompt.
+        """
+        ...
+
+    def decode(self, params: Params, tokens: jax.Array, cache: Any, ctx: ForwardContext) -> tuple[jax.Array, Any]:
+        """`[batch, embed]` of the token that follows each row, `tokens` `[batch]`, and the cache with it."""
+        ...
+
+    def head(self, params: Params, ctx: ForwardContext) -> Head: ...

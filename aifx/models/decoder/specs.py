@@ -1,0 +1,96 @@
+"""The arrays of a decoder."""
+
+from __future__ import annotations
+
+import math
+
+from aifx.models.decoder.section import DecoderSection
+from aifx.nn import initializers
+from aifx.specs import LAYERS, ArraySpec, Initializer, Specs, stack_layer_specs
+
+INIT_STDDEV = 0.02  # GPT-2, openai/gpt-2 `src/model.py`
+
+
+def decoder_specs(section: DecoderSection, vocab_size: int, max_seq_len: int) -> Specs:
+    """Arrays by name: those of layer i are under `layers/<i>`, or one stacked set for all with `scan_layers`."""
+    table = initializers.normal(INIT_STDDEV)
+    embed_dim = section.embed_dim
+    specs: Specs = {"embedding": {"token": ArraySpec((vocab_size, embed_dim), ("vocab", "embed"), table, decay=True)}}
+    if section.positions == "learned":
+        specs["embedding"]["position"] = ArraySpec((max_seq_len, embed_dim), (None, "embed"), table, decay=True)
+    layer = {
+        "attention_norm": _norm(section),
+        "attention": _attention(section),
+        "mlp_norm": _norm(section),
+        "mlp": _mlp(section),
+    }
+    specs[LAYERS] = repeat_layer(layer, section)
+    specs["final_norm"] = _norm(section)
+    if not section.tie_embeddings:
+        specs["output"] = ArraySpec((embed_dim, vocab_size), ("embed", "vocab"), table, decay=True)
+    return specs
+
+
+def repeat_layer(layer: Specs, section: DecoderSection) -> Specs:
+    """The specs of all layers, which are alike."""
+    if section.scan_layers:
+        return stack_layer_specs(layer, section.num_layers)
+    return {str(i): layer for i in range(section.num_layers)}
+
+
+def num_kv_heads(section: DecoderSection) -> int:
+    return section.num_kv_heads or section.num_heads
+
+
+def head_dim(section: DecoderSection) -> int:
+    return section.head_dim or section.embed_dim // section.num_heads
+
+
+def _norm(section: DecoderSection) -> Specs:
+    shape, axes = (section.embed_dim,), ("embed",)
+    scale = {"scale": ArraySpec(shape, axes, initializers.ones)}
+    return {**scale, "bias": ArraySpec(shape, axes, initializers.zeros)} if section.bias else scale
+
+
+def _attention(section: DecoderSection) -> Specs:
+    d, h, kv, width = section.embed_dim, section.num_heads, num_kv_heads(section), head_dim(section)
+    inner = initializers.normal(INIT_STDDEV)
+
+    def projection(heads: int, axis: str) -> ArraySpec:
+        return ArraySpec((d, heads, width), ("embed", axis, "head_dim"), inner, matrix=((0,), (1, 2)), decay=True)
+
+    specs: Specs = {
+        "query": projection(h, "heads"),
+        "key": projection(kv, "kv_heads"),
+        "value": projection(kv, "kv_heads"),
+        "output": ArraySpec(
+            (h, width, d), ("heads", "head_dim", "embed"), _residual(section), matrix=((0, 1), (2,)), decay=True
+        ),
+    }
+    if section.bias:
+        specs["query_bias"] = ArraySpec((h, width), ("heads", "head_dim"), initializers.zeros)
+        specs["key_bias"] = ArraySpec((kv, width), ("kv_heads", "head_dim"), initializers.zeros)
+        specs["value_bias"] = ArraySpec((kv, width), ("kv_heads", "head_dim"), initializers.zeros)
+        specs["output_bias"] = ArraySpec((d,), ("embed",), initializers.zeros)
+    return specs
+
+
+def _mlp(section: DecoderSection) -> Specs:
+    d, hidden = section.embed_dim, section.mlp_dim or 4 * section.embed_dim
+    inner = ArraySpec((d, hidden), ("embed", "mlp"), initializers.normal(INIT_STDDEV), matrix=((0,), (1,)), decay=True)
+    inner_bias = ArraySpec((hidden,), ("mlp",), initializers.zeros)
+    down = ArraySpec((hidden, d), ("mlp", "embed"), _residual(section), matrix=((0,), (1,)), decay=True)
+    specs: Specs = {"up": inner, "down": down}
+    if section.activation == "swiglu":
+        specs["gate"] = inner
+    if section.bias:
+        specs["up_bias"] = inner_bias
+        specs["down_bias"] = ArraySpec((d,), ("embed",), initializers.zeros)
+        if section.activation == "swiglu":
+            specs["gate_bias"] = inner_bias
+    return specs
+
+
+def _residual(section: DecoderSection) -> Initializer:
+    """GPT-2's: what is added to the residual stream starts smaller the more layers add to it."""
+    return initializers.normal(INIT_STDDEV / math.sqrt(2 * section.num_layers))

@@ -1,0 +1,80 @@
+"""Classification: one label per example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aifx.config.sections import ObjectiveSection
+from aifx.data.spec import DataSpec
+from aifx.models.base import Model
+from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, outputs
+from aifx.objectives.losses import confusion_matrix, cross_entropy
+from aifx.parallel.context import ForwardContext
+from aifx.specs import Params
+
+
+class Classification(Objective):
+    """Cross-entropy of `targets` int32 `[rows]`. Reports accuracy, a report by class and the confusion matrix."""
+
+    def __init__(self, section: ObjectiveSection) -> None:
+        pass
+
+    def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
+        """Over examples: "loss" in nats, "accuracy", and when evaluating "confusion" `[true, predicted]`."""
+        logits = outputs(model, params, batch, ctx)
+        labels, weights = batch["targets"], batch["weights"]
+        predicted = jnp.argmax(logits, axis=-1)
+        weight = weights.sum()
+        sums = {
+            "loss": ((cross_entropy(logits, labels) * weights).sum(), weight),
+            "accuracy": (((predicted == labels) * weights).sum(), weight),
+        }
+        if not ctx.training:
+            sums["confusion"] = (confusion_matrix(labels, predicted, weights, logits.shape[-1]), weight)
+        return sums
+
+    def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
+        """loss [nats], accuracy; if confusion was summed also macro_f1, examples, per_class and confusion."""
+        loss, examples = (float(x) for x in totals["loss"])
+        report: dict[str, Any] = {
+            "loss": loss / examples if examples else math.nan,
+            "accuracy": float(totals["accuracy"][0]) / examples if examples else math.nan,
+        }
+        if "confusion" in totals:
+            report |= class_report(np.asarray(totals["confusion"][0], np.float64), data.classes)
+        return report
+
+    def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
+        """For each example: "probabilities" of the classes, float32 `[examples, classes]`."""
+        return {"probabilities": jax.nn.softmax(outputs(model, params, batch, ctx), axis=-1)}
+
+    def decode(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> dict[str, Any]:
+        """The likeliest class as "label", its "probability", and the "probabilities" of all classes."""
+        (values,) = predictions["probabilities"]
+        best = int(values.argmax())
+        by_class = dict(zip(data.classes, values.tolist(), strict=True))
+        return {"label": data.classes[best], "probability": float(values[best]), "probabilities": by_class}
+
+
+def class_report(confusion: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Precision, recall and F1 of each class from counts `[true, predicted]`; 0 where a class never occurs."""
+    hits, present, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
+    recall = np.divide(hits, present, out=np.zeros_like(hits), where=present > 0)
+    f1 = np.divide(2 * hits, present + predicted, out=np.zeros_like(hits), where=present + predicted > 0)
+    rows = zip(classes, precision, recall, f1, present, strict=True)
+    return {
+        "macro_f1": float(f1.mean()),
+        "examples": round(float(confusion.sum())),
+        "per_class": {
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "examples": round(float(n))}
+            for name, p, r, f, n in rows
+        },
+        "confusion": confusion.round().astype(int).tolist(),
+    }

@@ -1,0 +1,77 @@
+"""Next-token prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aifx.config.sections import ObjectiveSection
+from aifx.data.spec import DataSpec
+from aifx.models.base import Model
+from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals
+from aifx.parallel.context import ForwardContext
+from aifx.specs import Params
+from jax_kernels._ops.linear_cross_entropy import linear_cross_entropy
+
+UNSCORED = -1
+"""The label of a token that only gives context or fills a row: its weight is 0. That of the others is 1."""
+
+
+class NextToken(Objective):
+    """Cross-entropy of each next token. Reports loss in nats per token, perplexity and bits per byte."""
+
+    unit: ClassVar[str] = "tokens"
+
+    def __init__(self, section: ObjectiveSection) -> None:
+        pass
+
+    def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
+        """ "loss": nats over tokens."""
+        loss = _cross_entropy(model, params, batch, ctx, "sum")
+        return {"loss": (loss, batch["weights"].sum())}
+
+    def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
+        """loss [nats per token], perplexity, and if bytes were counted bits_per_byte, tokens, bytes."""
+        nats, tokens = (float(x) for x in totals["loss"])
+        loss = nats / tokens if tokens else math.nan
+        report: dict[str, Any] = {"loss": loss, "perplexity": _exp(loss)}
+        if "bytes" in totals:
+            num_bytes = float(totals["bytes"][0])
+            report["bits_per_byte"] = nats / math.log(2.0) / num_bytes if num_bytes else math.nan
+            report["tokens"] = round(tokens)
+            report["bytes"] = round(num_bytes)
+        return report
+
+    def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
+        """For each window: "nats" of negative log-likelihood, "tokens" that were scored, "bytes" of their text."""
+        weights = batch["weights"]
+        nats = _cross_entropy(model, params, batch, ctx, "none").reshape(weights.shape).sum(axis=-1)
+        return {"nats": nats, "tokens": weights.sum(axis=-1), "bytes": batch["num_bytes"]}
+
+    def decode(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> dict[str, Any]:
+        """How well the model predicts the text: what `metrics` reports of a split."""
+        nats, tokens, num_bytes = (predictions[name].sum(dtype=np.float64) for name in ("nats", "tokens", "bytes"))
+        return self.metrics({"loss": (nats, tokens), "bytes": (num_bytes, 1)}, data)
+
+
+def _cross_entropy(
+    model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext, reduction: Literal["none", "sum"]
+) -> jax.Array:
+    hidden, head = model.hidden(params, batch, ctx), model.head(params, ctx)
+    assert head.bias is None, "linear_cross_entropy takes no bias"
+    labels = jnp.where(batch["weights"] > 0.0, batch["targets"], UNSCORED).reshape(-1)
+    return linear_cross_entropy(
+        hidden, head.weight, labels, ignore_label=UNSCORED, logit_softcap=head.logit_softcap, reduction=reduction
+    )
+
+
+def _exp(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

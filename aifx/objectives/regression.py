@@ -1,0 +1,51 @@
+"""Regression: one or several numbers per example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from aifx.config.sections import ObjectiveSection
+from aifx.data.spec import DataSpec
+from aifx.models.base import Model
+from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, outputs
+from aifx.parallel.context import ForwardContext
+from aifx.specs import Params
+
+
+class Regression(Objective):
+    """Mean squared error of `targets` float32 `[rows]` or `[rows, target_size]`, over all numbers of an example."""
+
+    def __init__(self, section: ObjectiveSection | None = None) -> None:
+        pass
+
+    def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
+        """Over examples: "loss", the squared error, and "mean_absolute_error"."""
+        predicted, weights = outputs(model, params, batch, ctx).astype(jnp.float32), batch["weights"]
+        error = predicted - batch["targets"].reshape(predicted.shape)
+        weight = weights.sum()
+        return {
+            "loss": ((jnp.square(error).mean(axis=-1) * weights).sum(), weight),
+            "mean_absolute_error": ((jnp.abs(error).mean(axis=-1) * weights).sum(), weight),
+        }
+
+    def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
+        """loss, mean_absolute_error, and when evaluating examples."""
+        means = {
+            name: float(totals[name][0]) / float(totals[name][1]) if float(totals[name][1]) else math.nan
+            for name in ("loss", "mean_absolute_error")
+        }
+        return means | ({"examples": round(float(totals["examples"][0]))} if "examples" in totals else {})
+
+    def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
+        """For each example: "values", float32 `[examples, target_size]`."""
+        return {"values": outputs(model, params, batch, ctx).astype(jnp.float32)}
+
+    def decode(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> dict[str, Any]:
+        """The predicted "value", a list if there are several."""
+        (values,) = predictions["values"]
+        return {"value": values.tolist() if data.target_size > 1 else float(values[0])}

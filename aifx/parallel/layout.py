@@ -1,0 +1,157 @@
+"""On which devices a program runs, and how arrays are divided among them: a description that needs no device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from aifx.config.sections import MeshSection
+from aifx.core.errors import ConfigError
+from aifx.data.base import Batch
+from aifx.specs import ArraySpec, Specs, map_specs
+
+DATA_AXIS = "data"
+
+Rules: TypeAlias = Mapping[str, str | tuple[str, ...] | None]
+"""Logical axis -> mesh axes; a logical axis that is absent is not divided."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A mesh, and the rules by which arrays are divided over it.
+
+    Attributes:
+        platform: "cpu", "gpu" or "tpu".
+        device_kind: of every device, as JAX names it.
+        parameters: rules for parameters and optimizer state. Today every device holds all of them.
+        computation: rules for batches and activations.
+    """
+
+    mesh: Mesh | AbstractMesh
+    platform: str
+    device_kind: str
+    parameters: Rules = field(default_factory=dict)
+    computation: Rules = field(default_factory=lambda: {"batch": DATA_AXIS})
+
+    @property
+    def num_devices(self) -> int:
+        return int(self.mesh.size)
+
+    @property
+    def devices(self) -> list[jax.Device]:
+        """The devices, in the order of the mesh. Raises ValueError for a layout without devices."""
+        if isinstance(self.mesh, AbstractMesh):
+            raise ValueError("this layout describes devices that are not here")
+        return list(self.mesh.devices.flat)
+
+    def sharding(self, axes: tuple[str | None, ...], rules: Rules) -> NamedSharding:
+        """Of an array with these logical axes."""
+        return NamedSharding(self.mesh, PartitionSpec(*(rules.get(axis) if axis else None for axis in axes)))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def of_batch(self, rows: int) -> NamedSharding:
+        """Of a batch's arrays `[rows, ...]`: divided by rows if these divide evenly, otherwise replicated."""
+        is_even = rows % self.mesh.shape[DATA_AXIS] == 0
+        return self.sharding(("batch",), self.computation) if is_even else self.replicated
+
+    @property
+    def micro_rows(self) -> NamedSharding:
+        """Of micro-batches `[micro-batches, rows, ...]`."""
+        return self.sharding((None, "batch"), self.computation)
+
+    def of_params(self, specs: Specs) -> Any:
+        """A sharding for each spec, in the specs' tree."""
+
+        def sharding(spec: ArraySpec) -> NamedSharding:
+            return self.sharding(spec.axes, self.parameters)
+
+        return map_specs(sharding, specs)
+
+    def of_optimizer(self, opt_state: Any, params: Any) -> Any:
+        """Shardings of an optimizer's state: what mirrors a parameter is divided as it is, the rest is replicated.
+
+        Args:
+            opt_state: (abstract) state, in which a moment's path ends with its parameter's path.
+            params: shardings of the parameters.
+        """
+        by_path = {_names(path): s for path, s in jax.tree_util.tree_leaves_with_path(params)}
+
+        def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+            names = _names(path)
+            for start in range(len(names)):
+                found = by_path.get(names[start:])
+                if isinstance(found, NamedSharding) and len(found.spec) == leaf.ndim:
+                    return found
+            return self.replicated
+
+        return jax.tree_util.tree_map_with_path(sharding, opt_state)
+
+    def place(self, batch: Batch) -> dict[str, jax.Array]:
+        """The batch on the devices. Returns before the copy is done."""
+        placed: dict[str, jax.Array] = jax.device_put(batch, {k: self.of_batch(len(v)) for k, v in batch.items()})
+        return placed
+
+    def check_batch(self, global_batch_size: int, gradient_accumulation: int) -> None:
+        """Raises ConfigError unless each device gets the same rows of each micro-batch."""
+        rows = global_batch_size // gradient_accumulation
+        num_devices = self.mesh.shape[DATA_AXIS]
+        if rows % num_devices:
+            step = num_devices * gradient_accumulation
+            nearest = max(round(global_batch_size / step), 1) * step
+            micro = f" in {gradient_accumulation} micro-batches" if gradient_accumulation > 1 else ""
+            raise ConfigError(
+                f"train.global_batch_size = {global_batch_size}{micro} cannot be divided among {num_devices} devices",
+                f"each device takes the same number of rows: {rows} / {num_devices} is not whole",
+                f"aifx train --set train.global_batch_size={nearest}    "
+                f"(or --set train.devices={_largest_divisor(rows, num_devices)})",
+            )
+
+
+def local_layout(devices: int | Literal["all"] = "all", mesh: MeshSection | None = None) -> Layout:
+    """The layout over the first `devices` devices of this process, along one "data" axis.
+
+    Raises ConfigError if there are fewer, if the mesh has another size, or if there is more than one process.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"this is one of {jax.process_count()} JAX processes",
+            "aifx trains with one process, which takes all devices of its machine",
+            "start one process, without jax.distributed.initialize",
+        )
+    local = jax.local_devices()
+    if devices != "all" and devices > len(local):
+        raise ConfigError(
+            f"train.devices = {devices}, and this machine has {len(local)}",
+            f"JAX finds {', '.join(sorted({d.device_kind for d in local}))}",
+            f"aifx train --set train.devices={len(local)}",
+        )
+    chosen = local if devices == "all" else local[:devices]
+    if mesh is not None and mesh.data not in (-1, len(chosen)):
+        raise ConfigError(
+            f"mesh.data = {mesh.data}, and the run has {len(chosen)} devices",
+            "its rows are divided among all of them",
+            "aifx train --set mesh.data=-1",
+        )
+    return Layout(Mesh(np.array(chosen), (DATA_AXIS,)), chosen[0].platform, chosen[0].device_kind)
+
+
+def abstract_layout(num_devices: int, platform: str, device_kind: str) -> Layout:
+    """The layout of devices that are not here."""
+    mesh = AbstractMesh((num_devices,), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    return Layout(mesh, platform, device_kind)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    return max(d for d in range(1, at_most + 1) if number % d == 0)

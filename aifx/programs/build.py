@@ -1,0 +1,240 @@
+"""From a configuration, a task and a layout to programs. Reads no file, needs no data and no device."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+
+from aifx.config import Config
+from aifx.core.errors import UsageError
+from aifx.models.base import Decodes, Model
+from aifx.nn.precision import cast_floating, compute_dtype
+from aifx.nn.stacking import has_stacked_layers
+from aifx.objectives.base import DeviceBatch, Objective, Sums
+from aifx.objectives.checks import check_sums
+from aifx.optim.optimizers import make_optimizer, select_weights
+from aifx.optim.schedules import make_schedule
+from aifx.parallel.context import ForwardContext
+from aifx.parallel.layout import Layout
+from aifx.programs.decoding import DecodingPrograms
+from aifx.programs.program import Program
+from aifx.programs.state import TrainState, abstract_state, initial_state
+from aifx.programs.train_step import TrainStep, row_ids
+from aifx.specs import Params, Specs, count_parameters, merge_frozen, split_frozen
+from aifx.tasks.base import Task
+from jax_kernels.dispatch import Choices
+
+
+def build(config: Config, task: Task, layout: Layout, *, kernels: Choices | None = None) -> Programs:
+    """The programs of a project.
+
+    Args:
+        kernels: the implementations of jax_kernels that they are traced with; the default ones if None.
+    """
+    return Programs(config, task, layout, kernels)
+
+
+@dataclass(frozen=True, eq=False)
+class Programs:
+    """What a project computes. A program is traced when it is used, not before.
+
+    Attributes:
+        casts: whether evaluation and prediction cast parameters to `dtype`; False for quantized ones.
+    """
+
+    config: Config
+    task: Task
+    layout: Layout
+    kernels: Choices | None = None
+    casts: bool = True
+
+    @property
+    def model(self) -> Model:
+        return self.task.model
+
+    @property
+    def objective(self) -> Objective:
+        return self.task.objective
+
+    @functools.cached_property
+    def specs(self) -> Specs:
+        """Of the whole model."""
+        return self.model.specs()
+
+    @functools.cached_property
+    def trained_specs(self) -> Specs:
+        """Of weights and buffers."""
+        return split_frozen(self.specs, self.specs)[0]  # type: ignore[no-any-return]
+
+    @functools.cached_property
+    def frozen_specs(self) -> Specs:
+        return split_frozen(self.specs, self.specs)[1]  # type: ignore[no-any-return]
+
+    @functools.cached_property
+    def is_stacked(self) -> bool:
+        """Whether layers are scanned: stacked in memory, each under its own name on disk."""
+        return has_stacked_layers(self.specs)
+
+    @functools.cached_property
+    def dtype(self) -> DTypeLike:
+        """Of the computation."""
+        return compute_dtype(self.config.train.precision, self.layout.platform)
+
+    @property
+    def dtype_name(self) -> str:
+        return jnp.dtype(self.dtype).name
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        return make_optimizer(self.config.optimizer, self.trained_specs)
+
+    @functools.cached_property
+    def abstract(self) -> tuple[TrainState, Params]:
+        """The state and the frozen arrays as shapes, dtypes and shardings."""
+        return abstract_state(self.specs, self.optimizer, self.layout)
+
+    @functools.cached_property
+    def step(self) -> TrainStep:
+        """The training step as a function."""
+        return TrainStep(
+            model=self.model,
+            objective=self.objective,
+            specs=self.trained_specs,
+            optimizer=self.optimizer,
+            schedule=make_schedule(self.config.schedule, self.config.train.num_steps),
+            learning_rate=self.config.optimizer.learning_rate,
+            clip_norm=self.config.optimizer.clip_norm,
+            gradient_accumulation=self.config.train.gradient_accumulation,
+            seed=self.config.train.seed,
+            dtype=self.dtype,
+            layout=self.layout,
+        )
+
+    @functools.cached_property
+    def init(self) -> Program:
+        """() -> the state before the first update, and the frozen arrays, where they will be."""
+
+        def init() -> tuple[TrainState, Params]:
+            return initial_state(self.specs, self.optimizer, self.config.train.seed)
+
+        places = jax.tree.map(lambda x: x.sharding, self.abstract)
+        # Run once, so that compiling it is all its cost: LLVM's first optimization level halves that, draws as fast.
+        options = {"xla_backend_optimization_level": 1} if self.layout.platform == "cpu" else {}
+        return Program("init", init, (), out_shardings=places, compiler_options=options)
+
+    @functools.cached_property
+    def train_step(self) -> Program:
+        """(state, frozen, batch) -> the next state, and STEP_METRICS. The state is donated."""
+        state, frozen = self.abstract
+        places = jax.tree.map(lambda x: x.sharding, state), self.layout.replicated
+        arguments = state, frozen, self.batch(self.config.train.global_batch_size)
+        return self._program("train_step", self.step, arguments, donate=(0,), out_shardings=places)
+
+    @functools.cached_property
+    def eval_step(self) -> Program:
+        """(params, frozen, batch) -> the sums of the objective."""
+
+        def eval_step(params: Params, frozen: Params, batch: DeviceBatch) -> Sums:
+            merged = self._cast(merge_frozen(params, frozen))
+            return check_sums(self.objective, self.objective.sums(self.model, merged, batch, self._context(batch)))
+
+        state, frozen = self.abstract
+        return self._program("eval_step", eval_step, (state.params, frozen, self.batch(self.eval_rows)))
+
+    @functools.cached_property
+    def predict_step(self) -> Program:
+        """(params, frozen, batch) -> the predictions of the objective. The batch is one of `DataFormat.encode`."""
+
+        def predict_step(params: Params, frozen: Params, batch: DeviceBatch) -> dict[str, jax.Array]:
+            merged = self._cast(merge_frozen(params, frozen))
+            return self.objective.predictions(self.model, merged, batch, self._context(batch))
+
+        state, frozen = self.abstract
+        return self._program("predict_step", predict_step, (state.params, frozen, self.batch(self.eval_rows)))
+
+    @functools.cached_property
+    def parts(self) -> Mapping[str, Program]:
+        """The step in parts: "forward" and "forward_backward", (state, frozen, batch) -> loss (and gradients), and
+        "update", (state, gradients) -> the next state and the norm; the state is donated to the last."""
+
+        def update(state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array]:
+            state, norm, _ = self.step.update(state, gradients)
+            return state, norm
+
+        state, _ = self.abstract
+        weights = select_weights(state.params, self.trained_specs)
+        everywhere = self.layout.replicated
+        places = jax.tree.map(lambda x: x.sharding, state)
+        gradients = jax.tree.map(lambda x: x.sharding, weights)
+        arguments = self.train_step.arguments
+        programs = (
+            self._program("forward", self.step.loss, arguments, out_shardings=everywhere),
+            self._program(
+                "forward_backward", self.step.loss_and_gradients, arguments, out_shardings=(everywhere, gradients)
+            ),
+            self._program("update", update, (state, weights), donate=(0,), out_shardings=(places, everywhere)),
+        )
+        return {program.name: program for program in programs}
+
+    @functools.cached_property
+    def decoding(self) -> DecodingPrograms:
+        """Raises UsageError if the model does not write."""
+        if not isinstance(self.model, Decodes):
+            kind = self.config.task.kind
+            why = f"a language model does, and task.kind is {kind!r}"
+            raise UsageError("this model does not write text", why, "aifx predict")
+        return DecodingPrograms(self.model, self.specs, self.layout, self.dtype, self.kernels)
+
+    @property
+    def can_decode(self) -> bool:
+        return isinstance(self.model, Decodes)
+
+    @property
+    def eval_rows(self) -> int:
+        """Rows of an evaluation batch."""
+        return self.config.eval.batch_size or self.config.train.global_batch_size
+
+    def batch(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The fields of a batch of so many rows, as `Layout.place` puts them on the devices."""
+        return {
+            name: jax.ShapeDtypeStruct((rows, *field.shape), field.dtype, sharding=self.layout.of_batch(rows))
+            for name, field in self.task.data.fields.items()
+        }
+
+    @property
+    def num_parameters(self) -> int:
+        return count_parameters(self.specs)
+
+    @property
+    def flops_per_step(self) -> int:
+        """Of the model, forward and backward: not what the compiler makes of it."""
+        return self.model.flops(self.config.train.global_batch_size)
+
+    def state_bytes(self) -> dict[str, int]:
+        """Bytes of one copy of "parameters", "frozen", "optimizer" and "gradients"."""
+        state, frozen = self.abstract
+        weights = select_weights(state.params, self.trained_specs)
+        parts = {"parameters": state.params, "frozen": frozen, "optimizer": state.opt_state, "gradients": weights}
+        return {name: tree_bytes(tree) for name, tree in parts.items()}
+
+    def _program(self, name: str, function: Any, arguments: tuple[Any, ...], **options: Any) -> Program:
+        return Program(name, function, arguments, kernels=self.kernels, **options)
+
+    def _cast(self, params: Params) -> Params:
+        return cast_floating(params, self.dtype) if self.casts else params
+
+    def _context(self, batch: DeviceBatch) -> ForwardContext:
+        return ForwardContext(self.layout, row_ids=row_ids(batch))
+
+
+def tree_bytes(tree: Any) -> int:
+    """Of all arrays of a tree."""
+    return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,62 @@
+"""A program: a function with the shapes and the places of its arguments."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from jax_kernels.dispatch import Choices, using
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A function that is compiled as one piece.
+
+    Attributes:
+        arguments: abstract, with shardings.
+        donate: positions of arguments whose memory the results may take.
+        out_shardings: of the results; the compiler's choice if None.
+        kernels: the implementations of jax_kernels that it is traced with; the default ones if None.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    donate: tuple[int, ...] = ()
+    out_shardings: Any = None
+    kernels: Choices | None = None
+    compiler_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def jitted(self) -> Any:
+        def call(*arguments: Any) -> Any:
+            return self.function(*arguments)
+
+        call.__name__ = self.name  # of the compiled program, in traces and in the compilation cache
+        places = {} if self.out_shardings is None else {"out_shardings": self.out_shardings}
+        options = dict(self.compiler_options) or None
+        return jax.jit(call, donate_argnums=self.donate, compiler_options=options, **places)
+
+    def lower(self) -> jax.stages.Lowered:
+        """Traced for its arguments; `.compile()` gives the executable. Needs no array."""
+        with self._with_kernels():
+            lowered: jax.stages.Lowered = self.jitted.lower(*self.arguments)
+            return lowered
+
+    def trace(self) -> Any:
+        """Shapes and dtypes of its results; nothing is lowered."""
+        with self._with_kernels():
+            return jax.eval_shape(self.function, *self.arguments)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Compile for these arguments, unless that has been done, and run."""
+        with self._with_kernels():
+            return self.jitted(*arguments)
+
+    def _with_kernels(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.kernels is None else using(self.kernels)

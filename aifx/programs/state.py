@@ -1,0 +1,61 @@
+"""What a training step turns into the next: step count, parameters, optimizer state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from aifx.optim.optimizers import select_weights
+from aifx.parallel.layout import Layout
+from aifx.specs import Params, Specs, init_params, map_specs, split_frozen
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Updates done (int32 scalar), weights and buffers, and the optimizer's state over the weights.
+
+    Frozen arrays are no part of it: they are an argument of the step, and of no checkpoint.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+def initial_state(specs: Specs, optimizer: optax.GradientTransformation, seed: int) -> tuple[TrainState, Params]:
+    """The state before the first update, and the frozen arrays. To be run inside jit or `eval_shape`.
+
+    Args:
+        specs: of the whole model.
+    """
+    params, frozen = split_frozen(init_params(specs, jax.random.key(seed)), specs)
+    trained, _ = split_frozen(specs, specs)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(select_weights(params, trained))), frozen
+
+
+def abstract_state(specs: Specs, optimizer: optax.GradientTransformation, layout: Layout) -> tuple[TrainState, Params]:
+    """Shapes, dtypes and shardings of `initial_state`; nothing is computed."""
+
+    def struct(x: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    trained, frozen = split_frozen(specs, specs)
+    params, places = map_specs(lambda s: s.struct, trained), layout.of_params(trained)
+    opt_state = jax.eval_shape(optimizer.init, select_weights(params, trained))
+    state = TrainState(
+        struct(jax.ShapeDtypeStruct((), jnp.int32), layout.replicated),
+        jax.tree.map(struct, params, places),
+        jax.tree.map(struct, opt_state, layout.of_optimizer(opt_state, places)),
+    )
+    return state, jax.tree.map(struct, map_specs(lambda s: s.struct, frozen), layout.of_params(frozen))
+
+
+def make_frozen(specs: Specs, seed: int) -> Params:
+    """The frozen arrays of a model: a function of the specs and the seed."""
+    frozen: Params = jax.jit(lambda: init_params(specs, jax.random.key(seed)))() if specs else {}
+    return frozen

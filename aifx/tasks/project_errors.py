@@ -1,0 +1,58 @@
+"""Errors of a project's own code, reported as its mistakes rather than as bugs of aifx."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aifx.config import Config
+from aifx.core.errors import AifxError, ConfigError
+from aifx.core.os_errors import errno_of
+from aifx.core.project import CONFIG_NAME, Project
+
+
+@contextmanager
+def project_errors(config: Config, project: Project, what: str = "") -> Iterator[None]:
+    """In this block, an exception that left code in the project's folder becomes a ConfigError with its place.
+
+    Args:
+        what: what failed, if the whole block is the project's code; by default the innermost of its functions.
+    """
+    try:
+        yield
+    except (AifxError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, OSError) and errno_of(error) is not None:  # the machine refuses; the code is not to blame
+            raise
+        frame = _own_frame(error, project)
+        if frame is None and not what:
+            raise
+        name = what or (frame.name if frame else "")
+        place = f" ({Path(frame.filename).relative_to(project.root)}:{frame.lineno})" if frame else ""
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"{CONFIG_NAME}: {_named(config)}: {name} failed",
+            f"{message[:300]}{place}",
+            "fix it; --debug shows the whole traceback",
+        ) from error
+
+
+def _own_frame(error: BaseException, project: Project) -> traceback.FrameSummary | None:
+    """The innermost call in the project's own files that the exception went through."""
+    own = [f for f in traceback.extract_tb(error.__traceback__) if _is_own(Path(f.filename), project.root)]
+    return own[-1] if own else None
+
+
+def _is_own(path: Path, root: Path) -> bool:
+    """Whether a file lies in the project's folder, its environment of installed packages left out."""
+    return path.is_relative_to(root) and not {"site-packages", "dist-packages"} & set(path.parts)
+
+
+def _named(config: Config) -> str:
+    """The keys that name the project's own code."""
+    keys = {"task.kind": config.task.kind, "model.family": getattr(config.model, "family", None)}
+    keys |= {f"{name}.kind": getattr(getattr(config, name), "kind", None) for name in ("objective", "data")}
+    return ", ".join(f"{key} = {value!r}" for key, value in keys.items() if value and ":" in value)

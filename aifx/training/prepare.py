@@ -1,0 +1,224 @@
+"""Before the first step: task, data and programs; the run's configuration and provenance on disk."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from aifx.checkpoint.listing import list_bindings
+from aifx.config import Config
+from aifx.config.best_by import LOSS, best_by_of, check_metric
+from aifx.core.errors import ConfigError
+from aifx.core.files import check_tree, make_folders
+from aifx.core.json_files import write_json, write_text
+from aifx.core.project import Project, RunDirectory
+from aifx.data.spec import keep_spec, need_spec
+from aifx.evaluation.held_out import metric_names
+from aifx.kernels.choice import run_choices
+from aifx.kernels.verification import verify_kernels
+from aifx.machine.compilation_cache import enable_compilation_cache
+from aifx.nn.precision import bfloat16_gain
+from aifx.parallel.layout import Layout, local_layout
+from aifx.programs.build import Programs, build
+from aifx.runs import provenance
+from aifx.runs.binding import RunDigests, kernel_digest, open_digests
+from aifx.tasks.base import Task, data_digest, evaluation_source, training_source
+from aifx.tasks.preflight import declared_metrics
+from aifx.tasks.registry import open_task
+from aifx.training.events import EventDispatcher
+from aifx.training.observers import MetricsFile
+from aifx.training.resume_checks import (
+    Fork,
+    check_data,
+    environment_changes,
+    forks_other_data,
+    free_changes,
+    origin_errors,
+    rounding_changes,
+)
+from aifx.training.signals import StopSignals
+from jax_kernels.dispatch import Choices
+
+if TYPE_CHECKING:
+    from aifx.checkpoint import CheckpointInfo, Checkpoints
+
+logger = logging.getLogger(__name__)
+
+MUCH_FASTER = 2.0
+"""How many times as fast as float32 bfloat16 must be for a run to mention it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process's part of a run."""
+
+    project: Project
+    config: Config
+    run: RunDirectory
+    fork: Fork | None
+    dispatcher: EventDispatcher
+    stop: StopSignals
+    metrics: MetricsFile
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        from aifx.checkpoint import Checkpoints
+
+        def committed(info: CheckpointInfo) -> None:
+            self.stop.kept = f"the checkpoint of step {info.step} is kept"
+            loss = info.validation_loss
+            self.dispatcher.event("checkpoint", step=info.step, validation_loss=loss, size_bytes=info.size_bytes)
+
+        def warn(text: str) -> None:
+            logger.warning(text)
+            self.dispatcher.event("warning", text=text)
+
+        checkpoints = Checkpoints(
+            self.run.checkpoints,
+            self.config.checkpoint,
+            before_commit=self.metrics.sync,
+            on_commit=committed,
+            warn=warn,
+        )
+        if (latest := checkpoints.latest()) is not None:
+            self.stop.kept = f"the checkpoint of step {latest} is kept"
+        return checkpoints
+
+
+def prepare(job: Job) -> Programs:
+    """The programs of the run, its data open. Raises ConfigError, DataError."""
+    latest = job.fork.step if job.fork else job.checkpoints.latest()
+    job.dispatcher.event("start" if latest is None else "resume", step=latest or 0)
+    enable_compilation_cache()
+    verify_kernels(job.project, job.config, job.run)
+    layout = local_layout(job.config.train.devices, job.config.mesh)
+    layout.check_batch(job.config.train.global_batch_size, job.config.train.gradient_accumulation)
+    is_fresh = latest is None or job.fork is not None
+    task = _open_task(job, is_fresh)
+    _record_origin(job, task, layout, is_fresh)
+    digests = open_digests(job.run, job.config, is_fresh=is_fresh or not list_bindings(job.run.checkpoints))
+    job.checkpoints.bind(digests.binding)
+    programs = build(job.config, task, layout, kernels=_kernel_choices(job, layout, digests))
+    _check_batch(programs)
+    _check_metric(job, programs)
+    return programs
+
+
+def _open_task(job: Job, is_fresh: bool) -> Task:
+    _prepare_assets(job, is_fresh)
+    if not is_fresh:
+        need_spec(job.run.assets)
+    task = open_task(job.config, job.project, job.run.assets)
+    if is_fresh:
+        keep_spec(job.run.assets, task.data)
+    if job.config.train.validate_every:
+        evaluation_source(task, job.config, "validation")  # a missing split fails now, not at the first validation
+    return task
+
+
+def _prepare_assets(job: Job, is_fresh: bool) -> None:
+    """A run without a checkpoint begins with nothing of an attempt before it; a fork with its origin's assets."""
+    run, fork = job.run, job.fork
+    if is_fresh:
+        run.kernels.unlink(missing_ok=True)
+    if is_fresh and run.assets.exists():
+        shutil.rmtree(run.assets)
+    make_folders(run.assets, below=run.path)
+    check_tree(run.assets)
+    if fork is not None and fork.run.assets.is_dir():
+        check_tree(fork.run.assets)
+        shutil.copytree(fork.run.assets, run.assets, dirs_exist_ok=True)
+
+
+def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> None:
+    """Write provenance and configuration, or compare them with those of the run."""
+    digest = data_digest(task, job.config)
+    now = provenance(job.project.root, data_digest=digest, devices=layout.devices)
+    if job.fork is not None:
+        for error in origin_errors(job.fork, job.project):
+            logger.warning(f"{error.what} ({error.why}); the fork goes on with it as it is")
+        if forks_other_data(job.fork.run, digest):
+            logger.warning(
+                f"its data, or how that is divided, is not what run {job.fork.run.name} was trained on: "
+                "what is held out now may be what it learnt from"
+            )
+    if is_fresh:
+        _suggest_precision(job.config, layout)
+        write_json(job.run.provenance, {**now, "forked_from": job.fork.run.name if job.fork else None})
+    else:
+        check_data(job.run, digest)
+        _report_changed_settings(job)
+        for change in environment_changes(job.run, now):
+            logger.warning(
+                f"since the run began, {change}: it goes on, and need not equal an uninterrupted run bit for bit"
+            )
+    if job.fork is None:  # a fork is a run once its first checkpoint is there
+        write_text(job.run.config, job.config.to_toml())
+
+
+def _suggest_precision(config: Config, layout: Layout) -> None:
+    if config.train.precision != "auto" or layout.platform != "cpu":
+        return
+    if (gain := bfloat16_gain()) > MUCH_FASTER:
+        logger.info(
+            f"this run trains in float32; this processor multiplies bfloat16 {gain:.1f} times as fast: "
+            'set train.precision = "bfloat16" to use that'
+        )
+
+
+def _report_changed_settings(job: Job) -> None:
+    changes = free_changes(job.run, job.config, job.project)
+    rounding = set(rounding_changes(job.run, job.config, job.project))
+    if not changes:
+        return
+    documents = [{"key": c.key, "old": c.old, "new": c.new} for c in changes]
+    job.dispatcher.event("settings_changed", changes=documents)
+    if others := [str(c) for c in changes if str(c) not in rounding]:
+        logger.info(f"settings changed since the run was last trained: {', '.join(others)}")
+    if rounding:
+        logger.info(f"{', '.join(sorted(rounding))}: from here on the losses may differ in their last bits")
+
+
+def _kernel_choices(job: Job, layout: Layout, digests: RunDigests) -> Choices:
+    def kept(choices: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        digests.kernels = {kind: kernel_digest(entries) for kind, entries in choices.items()}
+        digests.write(job.run)
+
+    def replaced(fields: Mapping[str, Any]) -> None:
+        job.dispatcher.event("kernel_replaced", **fields)
+
+    return run_choices(job.run, job.config, layout=layout, on_write=kept, on_replacement=replaced)
+
+
+def _check_batch(programs: Programs) -> None:
+    """Raise ConfigError unless the first batch has the fields that the programs are made for."""
+    rows = programs.config.train.global_batch_size
+    batch = training_source(programs.task, programs.config).read(0, slice(0, rows))
+    wanted = {name: (struct.shape, struct.dtype.name) for name, struct in programs.batch(rows).items()}
+    found = {name: (values.shape, values.dtype.name) for name, values in batch.items()}
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            raise ConfigError(
+                f"the training batches do not fit the data's DataSpec in {name!r}",
+                f"the DataSpec has {_shown(wanted.get(name))}, the first batch {_shown(found.get(name))}",
+                "make DataSpec.fields name each array of a batch: docs/tasks.md",
+            )
+
+
+def _shown(field: tuple[Any, str] | None) -> str:
+    return "no such field" if field is None else f"{field[1]} {list(field[0])}"
+
+
+def _check_metric(job: Job, programs: Programs) -> None:
+    """Raise ConfigError if the objective does not report the metric that ranks checkpoints.
+
+    `check_best_by` knows the metrics of most tasks without tracing a program.
+    """
+    best_by = best_by_of(job.config)
+    if best_by == LOSS or not job.config.train.validate_every or declared_metrics(job.config):
+        return
+    check_metric(best_by, metric_names(programs, "validation"))
