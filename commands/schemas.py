@@ -45,9 +45,9 @@ def command_types() -> dict[str, Any]:
     from aifx.config.schema import SettingList
     from aifx.evaluation.dataset import DatasetReports
     from aifx.evaluation.held_out import Report as Evaluation
+    from aifx.generation.generator import GeneratedText
     from aifx.health import documents as health
     from aifx.kernels.report import ClearedKernels, ExplainedKernels, MeasuredKernels, TunedKernels
-    from aifx.loading import GeneratedText
     from aifx.runs.comparison import Comparison
     from aifx.runs.status import RunList, RunStatus
     from aifx.scaffold.projects import Scaffolded, TemplateList

@@ -73,7 +73,6 @@ class Config:
         """Where the value of `section.key` came from."""
         return self.origins.get(key, DEFAULT)
 
-
     def all_origins(self) -> dict[str, dict[str, str]]:
         """Where every value came from, by section and key."""
         return {

@@ -82,7 +82,9 @@ def json_schema(own: Own | None = None) -> dict[str, Any]:
     fixed = {name: _section_schema(section_models(name)[0]) for name in SECTION_NAMES if name not in PART_NAMES}
     own_tasks = [name for name in own.get("model", {}) if all(name in own.get(part, {}) for part in PART_NAMES)]
     fixed["task"]["properties"]["kind"]["anyOf"] = [{"enum": [*TASKS, *own_tasks]}, {"pattern": ":"}]
-    definitions, rules, selecting = {}, [], {}
+    definitions: dict[str, Any] = {}
+    rules: list[dict[str, Any]] = []
+    selecting: dict[str, Any] = {}
     for part in PARTS:
         names = {"anyOf": [{"enum": [name for name, _ in _models(part.section, own)]}, {"pattern": ":"}]}
         selecting[part.section] = {"type": "object", "properties": {part.key: names}}

@@ -8,7 +8,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from aifx.config.sections import GenerateSection, Quantization
 from aifx.core.errors import UsageError
 from aifx.core.project import Project, RunDirectory
 from aifx.data.base import undefined
