@@ -92,18 +92,15 @@ def first_state(project: Path) -> State:
 
     from aifx.config import load_config
     from aifx.core.project import Project
-    from aifx.parallel import make_mesh
-    from aifx.programs.train_step import make_step_spec
-    from aifx.tasks.registry import create_task
-    from aifx.training.restore import initialize
-    from aifx.training.state import abstract_state, to_tree
+    from aifx.parallel.layout import local_layout
+    from aifx.programs.build import build
+    from aifx.tasks.registry import open_task
+    from aifx.training.state import to_tree
 
     config = load_config(Project(project), ())
-    task = create_task(config, Project(project), project / "assets")
-    step_spec = make_step_spec(config, task, make_mesh("all"))
-    abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
-    tree = to_tree(initialize(step_spec, abstract), stacked=step_spec.is_stacked)
-    return State(jax.block_until_ready(tree), to_tree(abstract, stacked=step_spec.is_stacked))
+    programs = build(config, open_task(config, Project(project), project / "assets"), local_layout())
+    tree = to_tree(programs.init()[0], stacked=programs.is_stacked)
+    return State(jax.block_until_ready(tree), to_tree(programs.abstract[0], stacked=programs.is_stacked))
 
 
 def aifx_side(project: Path, repeats: int) -> Told:

@@ -115,24 +115,22 @@ def launch(given: argparse.Namespace) -> None:
     from aifx.benchmarking.timing import Effort, sample
     from aifx.config import load_config
     from aifx.core.project import Project
-    from aifx.parallel import make_mesh, place_batch
-    from aifx.programs.train_step import lower_step, make_step_spec
-    from aifx.tasks.registry import create_task
-    from aifx.training.restore import initialize
-    from aifx.training.state import abstract_state
+    from aifx.parallel.layout import local_layout
+    from aifx.programs.build import build
+    from aifx.tasks.base import training_source
+    from aifx.tasks.registry import open_task
 
     project = Project(given.project)
     config = load_config(project, ())
-    task = create_task(config, project, given.project / "run")
-    step_spec = make_step_spec(config, task, make_mesh("all"))
-    abstract = abstract_state(step_spec.specs, step_spec.optimizer, step_spec.mesh)
-    first = task.source("train").read(0, slice(0, config.train.global_batch_size))
-    step_fn: Any = lower_step(step_spec, abstract, first).compile()
-    batch, state = place_batch(first, step_spec.mesh), initialize(step_spec, abstract)
+    task = open_task(config, project, given.project / "run")
+    programs = build(config, task, local_layout())
+    first = training_source(task, config).read(0, slice(0, config.train.global_batch_size))
+    step_fn: Any = programs.train_step.lower().compile()
+    batch, (state, frozen) = programs.layout.place(first), programs.init()
 
     def step() -> Any:
         nonlocal state
-        state, numbers = step_fn(state, batch)
+        state, numbers = step_fn(state, frozen, batch)
         return numbers
 
     step().block_until_ready()

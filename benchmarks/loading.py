@@ -83,12 +83,12 @@ class Windows:
 
 
 def measure(side: str, folder: Path, count: int) -> Told:
-    from aifx.config.sections import LanguageDataSection
     from aifx.core.project import Project
-    from aifx.data.text import open_text
+    from aifx.data.sections import TextSection
+    from aifx.data.text import TextFormat
 
-    section = LanguageDataSection(train=("*.txt",), seq_len=SEQ, vocab_size=VOCAB)
-    text = open_text(section, Project(folder), folder / "assets")
+    section = TextSection(train=("*.txt",), seq_len=SEQ, vocab_size=VOCAB)
+    _, text = TextFormat.open(section, Project(folder), folder / "assets")
     compared = hashlib.sha256()
     for batch in itertools.islice(batches_of(side, text), COMPARED):
         compared.update(b"".join(batch[name].tobytes() for name in sorted(batch)))
@@ -113,7 +113,7 @@ def batches_of(side: str, text: Any) -> Iterator[dict[str, np.ndarray]]:
 
 
 def aifx_batches(text: Any) -> Iterator[dict[str, np.ndarray]]:
-    from aifx.data import prefetch
+    from aifx.data.order import prefetch
 
     source = text.source("train", batch_size=ROWS, seed=SEED)
     return prefetch(source, range(10**9), slice(0, ROWS))

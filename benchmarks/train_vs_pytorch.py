@@ -208,18 +208,9 @@ def aifx_side(job: Job, steps: list[tuple[np.ndarray, np.ndarray]]) -> Told:
 
     from aifx.config import load_config
     from aifx.core.project import Project
-    from aifx.models.decoder.model import Decoder
-    from aifx.parallel import make_mesh, place_batch
-    from aifx.programs.train_step import lower_step, make_step_spec
-    from aifx.tasks.language import LanguageTask
-    from aifx.training.restore import initialize
-    from aifx.training.state import abstract_state
-
-    class Characters(LanguageTask):
-        """The language task with batches from here."""
-
-        def __init__(self, model: Decoder, config: Any) -> None:
-            self.model, self.config = model, config
+    from aifx.parallel.layout import local_layout
+    from aifx.programs.build import build
+    from aifx.tasks.registry import describe_task
 
     model = job.model
     settings = {
@@ -227,6 +218,8 @@ def aifx_side(job: Job, steps: list[tuple[np.ndarray, np.ndarray]]) -> Told:
         "model.activation": {"tanh": "gelu_tanh", "erf": "gelu"}[job.gelu],
         "train.global_batch_size": model.batch,
         "train.precision": job.precision,
+        "model.vocab_size": model.vocab,
+        "data.vocab_size": model.vocab,
         "data.seq_len": model.seq,
         "optimizer.learning_rate": LEARNING_RATE,
         "optimizer.weight_decay": DECAY,
@@ -235,23 +228,21 @@ def aifx_side(job: Job, steps: list[tuple[np.ndarray, np.ndarray]]) -> Told:
     }
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "aifx.toml").touch()
-        config = load_config(Project(Path(folder)), [f"{k}={v}" for k, v in settings.items()], {})
-    mesh = make_mesh()
-    task = Characters(Decoder(config.model, vocab_size=model.vocab, max_seq_len=model.seq), config)
-    step_spec = make_step_spec(config, task, mesh)
-    abstract = abstract_state(step_spec.specs, step_spec.optimizer, mesh)
-    state = initialize(step_spec, abstract)
+        project = Project(Path(folder))
+        config = load_config(project, [f"{k}={v}" for k, v in settings.items()], {})
+        programs = build(config, describe_task(config, project), local_layout())
+    state, frozen = programs.init()
     if not job.weights.exists():
         leaves = jax.tree_util.tree_leaves_with_path(state.params)
         named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves}
         np.savez(job.weights, **named)
     ones = np.ones((model.batch, model.seq), np.float32)
     batches = [{"inputs": x, "targets": y, "weights": ones} for x, y in steps]
-    compiled = lower_step(step_spec, abstract, batches[0]).compile()
+    compiled = programs.train_step.lower().compile()
 
     def step(batch: dict[str, np.ndarray]) -> jax.Array:
         nonlocal state
-        state, numbers = compiled(state, place_batch(batch, mesh))
+        state, numbers = compiled(state, frozen, programs.layout.place(batch))
         return numbers[0]
 
     return timed(step, batches, {"jax": jax.__version__})

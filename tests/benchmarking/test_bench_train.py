@@ -24,7 +24,6 @@ from aifx.benchmarking.train.series import FILL, Series
 from aifx.benchmarking.train.subject import Subject, uncached
 from aifx.core.errors import ConfigError, EnvironmentFault
 from aifx.machine.device_memory import peak_bytes, room
-from aifx.programs.train_step import apply_gradients, mean_gradients, mean_loss, step_key
 
 TASK = Path(__file__).parents[1] / "training" / "tiny.py"
 SETTINGS = ("task.kind=tiny:TinyTask", "train.num_steps=12", "train.global_batch_size=8", "model.num_layers=1")
@@ -154,15 +153,14 @@ def test_a_loss_that_is_not_finite_and_a_full_memory_cost_no_more_than_they_must
 
 def test_the_parts_are_those_of_the_step(subject):
     one = subject("train.gradient_accumulation=2")
-    step_spec, state, batch = one.step_spec, one.state, one.batches[0]
+    step = one.programs.step
 
-    def parted(state, batch):
-        key = step_key(step_spec, state.step)
-        loss, gradients = mean_gradients(step_spec, state.params, batch, key)
-        state, norm, rate = apply_gradients(step_spec, state, gradients)
-        return state, jnp.stack([loss, norm, rate]), mean_loss(step_spec, state.params, batch, key)
+    def parted(state, frozen, batch):
+        loss, gradients = step.loss_and_gradients(state, frozen, batch)
+        state, norm, rate = step.update(state, gradients)
+        return state, jnp.stack([loss, norm, rate]), step.loss(state, frozen, batch)
 
-    later, numbers, after = jax.jit(parted)(state, batch)
+    later, numbers, after = jax.jit(parted)(one.state, one.frozen, one.batches[0])
     parts = Parts(one)
     assert float(parts.forward()) == pytest.approx(float(numbers[0]), rel=1e-5)  # of the first batch
     parts.forward_backward()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -16,10 +15,12 @@ from aifx.config import load_config
 from aifx.config.config import SECTION_NAMES
 from aifx.config.foreign_keys import _KEYS, FOREIGN_KEYS, FOREIGN_SECTIONS
 from aifx.config.gates import scalars
+from aifx.config.kinds import resolve
 from aifx.config.layers import full_keys
-from aifx.config.task_sections import BUNDLED_METRICS, PER_CLASS_METRICS
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.data.spec import DataSpec
+from aifx.objectives import OBJECTIVES
 
 TASK = """
 from aifx.config.sections import Section
@@ -98,17 +99,17 @@ def test_check_of_images_knows_classes(here: Here) -> None:
     assert "there is others.npz" in here("config", "check", code=2)[1]
 
 
-def test_the_metrics_that_check_knows_are_those_of_the_tasks() -> None:
-    from aifx.tasks.language import LanguageTask
-    from aifx.tasks.vision import VisionTask
-
-    one = (1.0, 1.0)
-    language = LanguageTask.metrics(SimpleNamespace(), {"loss": one, "bytes": one})  # type: ignore[arg-type]
-    assert set(scalars(language)) == set(BUNDLED_METRICS["language"])
-    task = SimpleNamespace(spec=SimpleNamespace(classes=("a",)))
-    totals: dict[str, Any] = {"loss": one, "accuracy": one, "confusion": (np.ones((1, 1)), 1.0)}
-    vision = VisionTask.metrics(task, totals)  # type: ignore[arg-type]
-    assert set(scalars(vision)) == {*BUNDLED_METRICS["vision"], *(f"per_class.a.{name}" for name in PER_CLASS_METRICS)}
+def test_the_metrics_that_check_knows_are_those_of_the_objectives() -> None:
+    one, data = (1.0, 1.0), DataSpec({}, classes=("a",))
+    totals: dict[str, dict[str, Any]] = {
+        "next-token": {"loss": one, "bytes": one},
+        "classification": {"loss": one, "accuracy": one, "confusion": (np.ones((1, 1)), 1.0)},
+        "regression": {"loss": one, "mean_absolute_error": one, "examples": one},
+    }
+    for name, kind in OBJECTIVES.items():
+        objective = resolve(kind.make)(kind.section())
+        known = {*kind.metrics, *(f"per_class.a.{metric}" for metric in kind.class_metrics)}
+        assert set(scalars(objective.metrics(totals[name], data))) == known
 
 
 def test_keys_and_schema_include_the_projects_own_task(here: Here) -> None:

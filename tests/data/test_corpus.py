@@ -14,9 +14,10 @@ from prose import prose
 
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data import TextData, files
+from aifx.data import files
 from aifx.data.corpus import SPLITS, open_corpus
 from aifx.data.sections import TextSection
+from aifx.data.text import TextData
 
 Write = Callable[..., Path]
 Open = Callable[..., TextData]

@@ -14,7 +14,7 @@ from aifx.config import load_config
 from aifx.core.errors import CheckpointError
 from aifx.core.project import Project, RunDirectory
 from aifx.evaluation.held_out import evaluate
-from aifx.tasks import load_generator
+from aifx.loading.restore import restore_run
 from aifx.training import train
 
 
@@ -60,7 +60,7 @@ def test_a_changed_file_is_refused(project: Path, change: Callable[[RunDirectory
     config = load_config(found, ["model.rope_theta=500000.0"] if change is change_theta else [], {})
     for use in (
         lambda: evaluate(run, found),
-        lambda: load_generator(run, found),
+        lambda: restore_run(run, found, with_data=False),
         lambda: train(found, config, "main"),
     ):
         with pytest.raises(CheckpointError, match=re.escape(f"{path} is not what the checkpoint of step 12")) as error:

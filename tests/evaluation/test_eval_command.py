@@ -15,7 +15,7 @@ from trained_project import aifx, document
 from aifx.core.errors import CheckpointError, ConfigError, UsageError
 from aifx.core.project import Project
 from aifx.evaluation.held_out import Report, evaluate, write_report
-from aifx.tasks.language import LanguageTask
+from aifx.objectives.next_token import NextToken
 
 
 def test_the_document_has_exactly_what_is_promised(project: Path) -> None:
@@ -173,8 +173,8 @@ def test_what_was_trained_on_cannot_be_measured_as_the_test(
 
 
 def test_a_metric_that_is_not_finite_fails_its_gate(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics = LanguageTask.metrics
-    monkeypatch.setattr(LanguageTask, "metrics", lambda self, totals: metrics(self, totals) | {"loss": math.nan})
+    metrics = NextToken.metrics
+    monkeypatch.setattr(NextToken, "metrics", lambda self, *given: metrics(self, *given) | {"loss": math.nan})
     assert not measure(project, gates=["loss <= 100"]).passed
     kept = json.loads((project / "runs/main/eval/12.json").read_text())["splits"]["test"]
     assert kept["metrics"]["loss"] is None

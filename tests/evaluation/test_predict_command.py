@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ import aifx as library
 from aifx.config import load_config
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
+from aifx.data.spec import keep_spec
+from aifx.data.text import TextFormat
 from aifx.evaluation.held_out import evaluate
-from aifx.tasks import create_task, load_task
-from aifx.tasks.language import LanguageTask
+from aifx.tasks import load_task, open_task
+from aifx.tasks.base import evaluation_source
 
 TEXTS = ["It was the whiteness", "", SENTENCE * 9, "Æ🐋", "of the whale"]
 
@@ -172,17 +175,18 @@ def test_a_split_with_files_of_its_own_needs_no_training_text(tmp_path: Path) ->
     (tmp_path / "aifx.toml").write_text(CONFIG.replace("[data]", "[data]\ntest = ['held.txt']"))
     project = Project(tmp_path)
     config = load_config(project, [], {})
-    whole = create_task(config, project, tmp_path / "assets")
+    whole = open_task(config, project, tmp_path / "assets")
+    keep_spec(tmp_path / "assets", whole.data)
     (tmp_path / "data/whale.txt").unlink()
     loaded = load_task(config, project, tmp_path / "assets")
-    alone = loaded.with_split("test", project)
-    assert alone is not None
-    expected = whole.evaluation_source("test")
-    source = alone.evaluation_source("test")
+    assert loaded.format is not None
+    alone = replace(loaded, dataset=loaded.format.open_split("test", project))
+    expected = evaluation_source(whole, config, "test")
+    source = evaluation_source(alone, config, "test")
     assert source.num_batches == expected.num_batches
     for name, values in expected.read(0, slice(0, 8)).items():
         assert (source.read(0, slice(0, 8))[name] == values).all()
-    assert loaded.with_split("validation", project) is None
+    assert loaded.format.open_split("validation", project) is None
 
 
 def test_eval_without_the_training_text(project: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
@@ -191,7 +195,7 @@ def test_eval_without_the_training_text(project: Path, monkeypatch: pytest.Monke
     failed = aifx(project, "eval")
     assert failed.returncode == 2
     assert "data.train" in failed.stderr
-    monkeypatch.setattr(LanguageTask, "with_split", lambda self, split, found: self.with_data(project / "held.txt"))
+    monkeypatch.setattr(TextFormat, "open_split", lambda self, split, found: self.open_file(project / "held.txt"))
     found = Project(project)
     report = evaluate(found.existing_run(), found)
     assert report.metrics["bytes"] == (project / "held.txt").stat().st_size

@@ -11,18 +11,19 @@ from aifx.core.facts import Absent, from_document, to_document
 from aifx.core.project import Project
 from aifx.health.host import Host
 from aifx.health.probes import project as probe
-from aifx.health.project_probe import _specs, look_at
-from aifx.optim.optimizers import make_optimizer
-from aifx.parallel import make_mesh
-from aifx.training.state import abstract_state, to_tree
+from aifx.health.project_probe import look_at
+from aifx.parallel import local_layout
+from aifx.programs import build
+from aifx.tasks import describe_task
+from aifx.training.state import to_tree
 
 CONFIG = """
 [model]
 num_layers = 2
 embed_dim = 32
-vocab_size = 300
 {model}
 [data]
+vocab_size = 300
 train = ["text/*.txt"]
 seq_len = 16
 [optimizer]
@@ -58,8 +59,7 @@ def test_the_plan_counts_what_training_keeps(written, optimizer):
     assert facts["config"]["is_valid"] is True
     assert facts["data"] == {"is_readable": True, "why": "", "files": 1}
     config = load_config(Project(folder))
-    specs = _specs(Project(folder), config)
-    state = abstract_state(specs, make_optimizer(config.optimizer, specs), make_mesh(1))
+    state, _ = build(config, describe_task(config, Project(folder)), local_layout(1)).abstract
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(to_tree(state, stacked=False))]
     assert facts["plan"]["checkpoint_bytes"] == sum(sizes)
     weights = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
@@ -72,7 +72,7 @@ def test_the_plan_counts_what_training_keeps(written, optimizer):
 def test_a_mistake_of_the_configuration_is_told_with_its_line(written):
     facts = looked_at(written(model="num_hedas = 3"))
     assert facts["config"]["is_valid"] is False
-    assert "aifx.toml:6" in facts["config"]["why"]
+    assert "aifx.toml:5" in facts["config"]["why"]
     assert isinstance(facts["plan"], Absent)
 
 
