@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from aifx.core.errors import AifxError
 from aifx.core.project import Project
 from aifx.core.sanitize import escape_controls
-
-if TYPE_CHECKING:
-    from aifx.config.config import Config
 
 RESUME_SAFE: dict[str, Any] = {"aifx_resume_safe": True}
 ROUNDING: dict[str, Any] = {**RESUME_SAFE, "aifx_rounding": True}
@@ -37,8 +34,8 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
-    def conflicts(self, config: Config) -> Iterator[Conflict]:
-        """Settings of this section that cannot be used together, or with those of other sections."""
+    def conflicts(self, config: Any) -> Iterator[Conflict]:
+        """Settings of this section that cannot be used together, or with other sections of `config`."""
         return iter(())
 
 
