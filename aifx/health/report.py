@@ -20,15 +20,15 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 @dataclass(frozen=True)
 class Finding:
     """Attributes:
-    id: the rule's.
-    severity: the rule's, or "unknown" where it could not be evaluated.
-    device: what it is about; empty for the node.
+    id: the id of the rule.
+    severity: the severity of the rule, or "unknown" if it could not be evaluated.
+    device: the device; empty for the node.
     summary: one line.
-    evidence: what was seen.
-    threshold: against what.
-    source: where that comes from.
+    evidence: the values that were read.
+    threshold: the condition for the finding.
+    source: the source of the threshold.
     action: what to do.
-    explained_by: the rule of the finding before it that this one follows from; empty for a cause.
+    explained_by: the rule of an earlier finding that explains this one; empty for a cause.
     """
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$")]
@@ -87,7 +87,7 @@ class Report:
 
 
 def counts(report: Report) -> str:
-    """ "1 critical, 2 warnings", or "no finding"."""
+    """Return "1 critical, 2 warnings", or "no finding"."""
     found = Counter(finding.severity for finding in report.findings)
     words = [f"{found[s]} {s}{'s' if s == 'warning' and found[s] > 1 else ''}" for s in SEVERITIES if found[s]]
     return ", ".join(words) or "no finding"
@@ -95,12 +95,12 @@ def counts(report: Report) -> str:
 
 @dataclass
 class Group:
-    """A cause as the screen has it.
+    """A cause with its consequences.
 
     Attributes:
-        finding: the first of its rule.
-        others: of the same rule on other devices, or not evaluated for the same reason.
-        consequences: what follows from these.
+        finding: the first finding of the rule.
+        others: findings of the same rule on other devices, or unknown for the same reason.
+        consequences: findings that these explain.
     """
 
     finding: Finding
@@ -109,7 +109,7 @@ class Group:
 
 
 def grouped(findings: Iterable[Finding]) -> list[Group]:
-    """Each cause once, with the devices that have it. What follows from a finding comes behind it."""
+    """Return each cause once, with the devices that have it, and its consequences."""
     groups: dict[object, Group] = {}
     group: Group | None = None
     for finding in findings:
@@ -126,14 +126,14 @@ def grouped(findings: Iterable[Finding]) -> list[Group]:
 
 
 def passed(report: Report, ids: Iterable[str]) -> dict[str, int]:
-    """How many rules of each family were judged and found nothing."""
+    """Return the number of rules of each family that were evaluated and found nothing."""
     failed = {finding.id for finding in report.findings}
     kept = (name for name in ids if name not in failed and not _is_skipped(report, name))
     return dict(Counter(name.split(".", 1)[0] for name in kept))
 
 
 def num_skipped(report: Report, ids: Iterable[str]) -> int:
-    """How many rules were not evaluated, on one device at least."""
+    """Return the number of rules that were skipped on at least one device."""
     return sum(_is_skipped(report, name) for name in ids)
 
 
@@ -142,13 +142,13 @@ def _is_skipped(report: Report, rule_id: str) -> bool:
 
 
 def num_words(report: Report, ids: Sequence[str]) -> str:
-    """ "293 rules, 124 skipped": of those that were chosen."""
+    """Return "293 rules, 124 skipped", for the selected rules."""
     skipped = num_skipped(report, ids)
     return f"{len(ids)} rule{'s' * (len(ids) != 1)}{f', {skipped} skipped' if skipped else ''}"
 
 
 def folded(findings: Iterable[Finding]) -> list[tuple[Finding, list[str]]]:
-    """Findings with the rules that they stand for: what keeps many rules from being judged is told once."""
+    """Return findings, each with its rules: a reason that makes many rules unknown is one finding."""
     kept: dict[object, tuple[Finding, list[str]]] = {}
     for finding in findings:
         reason = finding.summary.partition(": ")[2]

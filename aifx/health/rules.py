@@ -1,6 +1,6 @@
-"""What is wrong when: rules as TOML data, those that come with aifx and what a site says of them and adds.
+"""Health rules as TOML data: the rules of aifx, and a site's changes and additions.
 
-Each file of `rules/` holds the rules of a family; docs/doctor-rules.md documents the keys.
+Each file of `rules/` has the rules of a family; docs/doctor-rules.md documents the keys.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ Condition = Annotated[dict[str, Any], AfterValidator(_is_condition)]
 
 
 class Rule(BaseModel):
-    """One thing that can be wrong.
+    """A health rule.
 
     Attributes:
         id: `family.part.what`.
-        signal: dotted path of the fact that it looks at, in the item of `for_each` where that is given.
-        fails_if: the condition (`aifx.health.conditions`) under which it is a finding.
-        for_each: the list of devices that it looks at, one by one.
-        applies_if: other signals and the conditions under which the rule means anything.
+        signal: the dotted path of the fact that it evaluates, in the item of `for_each` if that is set.
+        fails_if: the condition (`aifx.health.conditions`) for a finding.
+        for_each: the list of devices that it evaluates, one by one.
+        applies_if: other signals, and the conditions under which the rule applies.
         severity: critical: do not run jobs here; warning: look at it; info: worth knowing.
         summary: one line for people; `{name}` is a signal.
         action: what to do next.
-        source: where the threshold comes from.
-        detail: more of why, for `aifx doctor rules ID`.
-        evidence: further signals to show.
-        range: what the signal can be at all; what lies outside was not read right.
-        known: every text that the signal can be; another is not understood.
-        yields_to: rules which say the same and worse of the same device.
+        source: the source of the threshold.
+        detail: more of the reason, for `aifx doctor rules ID`.
+        evidence: other signals to show.
+        range: the possible values of the signal; any other value is unknown.
+        known: all texts that the signal can have; any other text is unknown.
+        yields_to: rules that report the same fault of the same device in a worse form.
         explains: families or rules whose findings on the same device follow from this one.
     """
 
@@ -95,7 +95,7 @@ class Rule(BaseModel):
         return self.id.split(".", 1)[0]
 
     def paths(self) -> set[str]:
-        """The facts that it reads, as paths from the node."""
+        """Return the facts that the rule reads, as paths from the node."""
         limits = [*self.fails_if.values(), *(limit for c in self.applies_if.values() for limit in c.values())]
         referred = [limit["signal"] for limit in limits if isinstance(limit, dict)]
         within = [self.signal, *self.applies_if, *referred, *self.evidence]
@@ -105,7 +105,7 @@ class Rule(BaseModel):
 
 
 class Skip(BaseModel):
-    """A site's word that a rule or family is not to be looked at."""
+    """A site's decision to skip a rule or family."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -115,12 +115,12 @@ class Skip(BaseModel):
 
 
 class FleetSite(BaseModel):
-    """What a site knows of its jobs, to tell what a bad node costs (docs/doctor-fleet.md).
+    """A site's numbers for the cost of a bad node (docs/doctor-fleet.md).
 
     Attributes:
-        job_gpus: GPUs that a job holds; None: as many as the nodes that are asked have.
-        horizon_h: within which an interruption counts.
-        hours_to_recover: that a job loses by an interruption.
+        job_gpus: the GPUs of a job; None for all GPUs of the nodes that are asked.
+        horizon_h: the time within which an interruption counts.
+        hours_to_recover: the time that a job loses by an interruption.
         probability: of an interruption within a day, by rule, family or glob.
     """
 
@@ -133,14 +133,14 @@ class FleetSite(BaseModel):
 
 
 class Site(BaseModel):
-    """What a site's own file says.
+    """A site's file.
 
     Attributes:
-        expected: figures that the hardware alone cannot tell (`gpus = 8`); rules read them as `node.expected.<name>`.
-        skip: what is not looked at, why, and until when.
-        rules: keys of rules to change, by id.
-        rule: rules of the site's own.
-        fleet: what an interruption costs.
+        expected: values that the hardware alone cannot tell (`gpus = 8`); rules read them as `node.expected.<name>`.
+        skip: rules and families to skip, the reasons, and until when.
+        rules: changed keys of rules, by id.
+        rule: additional rules.
+        fleet: the cost of an interruption.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -152,7 +152,7 @@ class Site(BaseModel):
     fleet: FleetSite = FleetSite()
 
     def changed_rules(self) -> set[str]:
-        """The ids of the rules that this file changes or adds."""
+        """Return the ids of the rules that this file changes or adds."""
         return {*self.rules, *(str(own.get("id")) for own in self.rule)}
 
 
@@ -160,7 +160,7 @@ SITE_PATHS = (Path("~/.config/aifx/health.toml"), Path("/etc/aifx/health.toml"))
 
 
 def read_site(path: Path | None) -> Site:
-    """The site's file: `path`, or the first of `SITE_PATHS` that exists. Raises ConfigError that names file and key."""
+    """Read the site's file: `path`, or the first of `SITE_PATHS` that exists. Raises ConfigError with file and key."""
     found = path or next((p.expanduser() for p in SITE_PATHS if p.expanduser().is_file()), None)
     if found is None:
         return Site()
@@ -177,7 +177,7 @@ def read_site(path: Path | None) -> Site:
 
 
 def load_rules(site: Site | None = None) -> dict[str, Rule]:
-    """The rules by id, as the site has them. Raises ConfigError for what the site's file asks that cannot be."""
+    """Return the rules by id, with the site's changes. Raises ConfigError for a change that is not possible."""
     documents: dict[str, dict[str, Any]] = {}
     for file in sorted(resources.files("aifx.health").joinpath("rules").iterdir(), key=lambda f: f.name):
         if file.name.endswith(".toml"):
@@ -196,12 +196,12 @@ def load_rules(site: Site | None = None) -> dict[str, Rule]:
     for own in site.rule:
         documents[str(own.get("id"))] = own
     rules = {name: _rule(name, document) for name, document in documents.items()}
-    _understand(site, list(rules.values()))
+    _check_used(site, list(rules.values()))
     return rules
 
 
-def _understand(site: Site, rules: list[Rule]) -> None:
-    """Raises ConfigError for a figure that no rule asks for and a skip that fits none: unseen, they do nothing."""
+def _check_used(site: Site, rules: list[Rule]) -> None:
+    """Raises ConfigError for an expected value or a skip that fits no rule, which would have no effect."""
     asked = {p.removeprefix("expected.") for rule in rules for p in rule.paths() if p.startswith("expected.")}
     for name in site.expected.keys() - asked:
         raise ConfigError(
@@ -216,7 +216,7 @@ def _understand(site: Site, rules: list[Rule]) -> None:
 
 
 def _is_across(pattern: str) -> bool:
-    """Whether a pattern means findings across nodes, which no node's rules know."""
+    """Return whether a pattern fits findings across nodes, which the rules of a node do not have."""
     return any(fits(name, pattern) for name in across_ids())
 
 
@@ -237,7 +237,7 @@ def _mistakes(error: ValidationError) -> str:
 
 
 def select(rules: Iterable[Rule], only: Iterable[str], skip: Iterable[str]) -> list[Rule]:
-    """Those that `only` names (all when empty) and `skip` does not. Raises UsageError for a name that fits none."""
+    """Return the rules that `only` names (all if empty) and `skip` does not. Raises UsageError for an unknown name."""
     rules, only, skip = list(rules), list(only), list(skip)
     for pattern in (*only, *skip):
         if not any(fits(rule.id, pattern) for rule in rules):
@@ -247,7 +247,7 @@ def select(rules: Iterable[Rule], only: Iterable[str], skip: Iterable[str]) -> l
 
 
 def _near(pattern: str, rules: Iterable[Rule]) -> str:
-    """The rule or family that may have been meant; where none is near, the families: the rules are hundreds."""
+    """Suggest the nearest rule or family; otherwise list the families, because there are hundreds of rules."""
     if "," in pattern:
         return "name one per option; the option can be repeated"
     families, ids = {rule.family for rule in rules}, {rule.id for rule in rules}
@@ -256,11 +256,11 @@ def _near(pattern: str, rules: Iterable[Rule]) -> str:
 
 
 def _listing(pattern: str, rules: Iterable[Rule]) -> str:
-    """The command that lists what there is, of the family where that is known."""
+    """Return the command that lists the rules, of the family if it exists."""
     family = pattern.split(".", 1)[0]
     return f"aifx doctor rules {family}" if any(rule.family == family for rule in rules) else "aifx doctor rules"
 
 
 def fits(rule_id: str, pattern: str) -> bool:
-    """Whether a pattern means a rule: its id, a family or part before a dot, or a glob (`nvidia.*.temperature`)."""
+    """Return whether a pattern fits a rule: its id, a part of it before a dot, or a glob (`nvidia.*.temperature`)."""
     return rule_id == pattern or rule_id.startswith(f"{pattern}.") or fnmatch.fnmatchcase(rule_id, pattern)

@@ -1,4 +1,4 @@
-"""Values of facts by dotted path, for the rules: of the node or of one device, now and at the reading before."""
+"""Look up facts by dotted path, for the rules: of the node or of one device, now and at the earlier reading."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from aifx.core.facts import Absent, Unknown
 
 RATE = "_per_min"
-"""`errors_per_min` is how fast the counter `errors` rose between this reading and the one before."""
+"""`errors_per_min` is the rate of the counter `errors` between the earlier reading and this one."""
 
 
 def is_number(value: Any) -> bool:
@@ -19,14 +19,14 @@ def is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Scope:
-    """One thing that a rule looks at: the node, or one item of a list of devices.
+    """The node or one item of a list of devices, on which a rule is evaluated.
 
     Attributes:
         now: its facts.
-        before: the same thing's facts at the reading before; None where there was none.
-        minutes: between the two readings.
-        parents: what it is part of, the node first.
-        device: what to call it; empty for the node.
+        before: its facts at the earlier reading; None without one.
+        minutes: the time between the two readings.
+        parents: the scopes that contain it, the node first.
+        device: its name; empty for the node.
     """
 
     now: Any
@@ -36,10 +36,10 @@ class Scope:
     device: str = ""
 
     def look_up(self, path: str) -> Any:
-        """The value at a dotted path, or `Absent` or `Unknown`.
+        """Return the value at a dotted path, or `Absent` or `Unknown`.
 
-        `node.` begins at the node and `^.` at what this is part of. A name ending in `_per_min` that is not a fact is
-        the rate of the counter before that ending.
+        `node.` starts at the node, and `^.` at the parent. A name that ends in `_per_min` and is not a fact is the rate
+        of the counter before that ending.
         """
         if path.startswith("node."):
             return (self.parents or (self,))[0].look_up(path.removeprefix("node."))
@@ -51,13 +51,13 @@ class Scope:
         return value
 
     def items(self, path: str) -> Iterator[Scope | Absent | Unknown]:
-        """The items of the list at `path`; lists on the way are gone through as well (`gpus.links`)."""
+        """Yield the items of the list at `path`, through lists on the way (`gpus.links`)."""
         head, _, rest = path.partition(".")
         value = _walk(self.now, head)
         if isinstance(value, Mapping) and rest:
             before = _walk(self.before, head) if isinstance(self.before, Mapping) else None
             before = before if isinstance(before, Mapping) else None
-            # A plain table on the way is no device, so what this is part of stays.
+            # A plain table on the way is not a device, so the parents stay.
             parents = self.parents or (self,)
             yield from Scope(value, before, self.minutes, parents, self.device).items(rest)
         elif isinstance(value, (Absent, Unknown)):
@@ -102,7 +102,7 @@ class Scope:
 
 
 def shown(value: Any) -> str:
-    """A value in a message, not too long."""
+    """Return a value for a message, shortened."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -122,7 +122,7 @@ def _walk(value: Any, path: str) -> Any:
 
 
 def _same(items: Any, device: str) -> Any:
-    """The item of that name in a list of the reading before."""
+    """Return the item of that name in a list of the earlier reading."""
     if not isinstance(items, Sequence) or isinstance(items, str):
         return None
     tables = [(index, item) for index, item in enumerate(items) if isinstance(item, Mapping)]

@@ -1,9 +1,9 @@
-"""What is done about a node of Slurm's after a check of it, and how `scontrol` is asked.
+"""Drain and resume nodes of Slurm after a check.
 
-slurm.conf(5) has HealthCheckProgram drain the node by itself, with `scontrol update`. A Prolog is not to call Slurm's
-commands at all (https://slurm.schedmd.com/prolog_epilog.html); its exit code does it.
+A HealthCheckProgram must drain the node itself, with `scontrol update` (slurm.conf(5)). A Prolog must not call Slurm's
+commands at all (https://slurm.schedmd.com/prolog_epilog.html): its exit code drains the node.
 
-A drain is ours when its reason begins with `aifx:`. Others are left as they are: a person or Slurm has set them.
+A drain whose reason starts with `aifx:` is one of aifx. It changes no other drain: a person or Slurm has set it.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ MARK = "aifx:"
 REASON_LENGTH = 200
 SCONTROL_LIMIT_S = 5.0
 FOLDERS = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/opt/slurm/bin")
-"""Where Slurm's commands are looked for after PATH, which a program that slurmd starts does not have."""
+"""Folders to search for Slurm's commands after PATH, which slurmd does not set for the programs that it starts."""
 
 LEFT_OUT = ("jax", "project")
-"""Families that start programs on devices which a job may be using, or are about a folder: only if they are named."""
+"""Families that are evaluated only if they are named: they start programs on devices that a job may be using."""
 
 DRAINED = {"DRAIN", "DRAINING", "DRAINED"}
 OUT_OF_SERVICE = {"DOWN", "FAIL", "FAILING", "ERROR", "FUTURE", "POWERED_DOWN", "POWERING_DOWN", "REBOOT_ISSUED"}
-"""States in which Slurm or a person has taken the node out of service by other means than a drain."""
+"""States in which Slurm or a person has taken the node out of service in another way than by a drain."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node as Slurm has it."""
+    """A node of Slurm."""
 
     name: str
     states: frozenset[str]
@@ -55,27 +55,27 @@ class Node:
 
     @property
     def rule(self) -> str:
-        """The rule that a reason of ours names."""
+        """The rule in a reason of aifx."""
         return (self.reason.removeprefix(MARK).split() or [""])[0]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-    status: the report's.
-    critical: rules with a critical finding and what it says, worst first.
-    judged: rules that could be judged on every device they are for.
+    status: the status of the report.
+    critical: rules with a critical finding, and its headline; worst first.
+    evaluated: rules that were evaluated on every device.
     """
 
     status: str
     critical: tuple[tuple[str, str], ...]
-    judged: frozenset[str]
+    evaluated: frozenset[str]
 
     @property
     def reason(self) -> str:
-        """`aifx: rule summary`, for a node that is unhealthy."""
+        """The reason for a drain, `aifx: rule summary`, of an unhealthy node."""
         rule, summary = self.critical[0]
         text = one_line(f"{MARK} {rule} {summary}")
         return text if len(text) <= REASON_LENGTH else text[: REASON_LENGTH - 3] + "..."
@@ -83,14 +83,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Step:
-    """What is done about a node, and why."""
+    """A change of a node, and the reason."""
 
     action: Literal["drain", "reason", "resume", "nothing"]
     why: str
     reason: str = ""
 
     def arguments(self, node: str) -> list[str]:
-        """Those of scontrol. None for nothing."""
+        """Return the arguments of scontrol; empty for no change."""
         told = [f"Reason={self.reason}"]
         changes = {"drain": ["State=DRAIN", *told], "reason": told, "resume": ["State=RESUME"], "nothing": []}
         change = changes[self.action]
@@ -98,29 +98,29 @@ class Step:
 
 
 def verdict_of(report: dict[str, Any], rules: Iterable[str]) -> Verdict:
-    """The verdict in a report's document. Raises KeyError or TypeError for one that is none.
+    """Return the verdict of a report's document. Raises KeyError or TypeError for any other document.
 
     Args:
-        rules: those that were looked at.
+        rules: the rules that were selected.
     """
     findings = report["findings"]
     unknown = {finding["id"] for finding in findings if finding["severity"] == "unknown"}
     skipped = [one["id"] for one in report["skipped"]]
-    judged = (rule for rule in rules if rule not in unknown and not any(fits(rule, skip) for skip in skipped))
+    evaluated = (rule for rule in rules if rule not in unknown and not any(fits(rule, skip) for skip in skipped))
     critical = [(f["id"], headline(f["device"], f["summary"])) for f in findings if f["severity"] == "critical"]
-    return Verdict(report["status"], tuple(critical), frozenset(judged))
+    return Verdict(report["status"], tuple(critical), frozenset(evaluated))
 
 
 def step_for(verdict: Verdict, node: Node, *, may_resume: bool) -> Step:
-    """What a verdict means for a node.
+    """Return the change that a verdict requires.
 
-    `unknown` changes nothing. A rule that could not be evaluated, since its device is gone, say, has not come right.
+    `unknown` changes nothing. A rule that could not be evaluated, perhaps because its device is gone, has not passed.
     """
     if node.is_drained and not node.is_ours:
         return Step("nothing", f"drained by someone else: {node.reason or 'no reason given'}")
     if away := sorted(node.states & OUT_OF_SERVICE):
         return Step("nothing", f"{'+'.join(away)}: {node.reason or 'no reason given'}")
-    is_open = node.rule in dict(verdict.critical) or node.rule not in verdict.judged
+    is_open = node.rule in dict(verdict.critical) or node.rule not in verdict.evaluated
     if verdict.status == "unhealthy":
         if not node.is_drained:
             return Step("drain", verdict.reason, verdict.reason)
@@ -160,24 +160,24 @@ def act(verdict: Verdict, name: str, *, may_resume: bool, dry_run: bool) -> Step
 
 
 def parse_node(text: str) -> Node:
-    """What `scontrol show node NAME` says. Raises EnvironmentFault for what is no node."""
+    """Parse the output of `scontrol show node NAME`. Raises EnvironmentFault for any other text."""
     name = re.search(r"^NodeName=(\S+)", text)
     state = re.search(r"^\s+State=(\S+)", text, re.MULTILINE)
     if name is None or state is None:
         raise EnvironmentFault("scontrol did not show the node", text.strip()[:200] or "it printed nothing")
-    # The words may carry a sign: `DOWN*` does not respond.
+    # A state may have a suffix: a node in `DOWN*` does not respond.
     states = frozenset(word for part in state[1].split("+") if (word := re.sub(r"\W", "", part).upper()))
     reason = re.search(r"^\s+Reason=(.*?)(?: \[\S+@\S+\])?$", text, re.MULTILINE)
     return Node(name[1], states, reason[1].strip() if reason else "")
 
 
 def show(node: str) -> Node:
-    """The node. Raises EnvironmentFault where Slurm does not answer."""
+    """Return a node. Raises EnvironmentFault if Slurm does not answer."""
     return parse_node(scontrol(["show", "node", node]))
 
 
 def scontrol(arguments: list[str]) -> str:
-    """What scontrol says. Raises EnvironmentFault where it is absent, fails or takes longer than SCONTROL_LIMIT_S."""
+    """Run scontrol and return its output. Raises EnvironmentFault if it is missing, fails or takes too long."""
     command = f"scontrol {' '.join(arguments[:2])}"
     program = find_program("scontrol", FOLDERS)
     if program is None:

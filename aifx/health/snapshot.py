@@ -1,4 +1,4 @@
-"""What a machine looked like at one time, as JSON that can be kept, sent and judged elsewhere."""
+"""The facts of a machine at one time, as JSON that can be saved, sent and evaluated elsewhere."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SCHEMA_VERSION = 1
 class Snapshot:
     """Attributes:
     host: the machine's name.
-    time: when it was taken, Unix time.
-    facts: what was read.
-    before: the facts of an earlier reading of the same boot, which rates are formed from.
-    before_time: when that was; 0 where there was none.
+    time: the time of the reading, Unix time.
+    facts: the facts that were read.
+    before: the facts of an earlier reading of the same boot, to compute rates; None without one.
+    before_time: the time of that reading, Unix time; 0 without one.
     """
 
     host: str
@@ -52,11 +52,11 @@ class Snapshot:
         }
 
     def scope(self) -> Scope:
-        """The node, to judge it."""
+        """Return the node, to evaluate rules on it."""
         return Scope(self.facts, self.before, (self.time - self.before_time) / 60 if self.before is not None else 0.0)
 
     def since(self, earlier: Snapshot | None) -> Snapshot:
-        """This one with rates since `earlier`, if that was the same boot of the same machine."""
+        """Return this snapshot with rates since `earlier`, if that is of the same boot of the same machine."""
         if earlier is None or earlier.host != self.host or earlier.time >= self.time:
             return self
         boots = [s.facts.get("boot_id") for s in (self, earlier)]
@@ -66,7 +66,7 @@ class Snapshot:
 
 
 def take(host: Host, probes: Iterable[Probe]) -> Snapshot:
-    """Run the probes, all at once. A probe that fails or hangs gives `Unknown` for what it should have given."""
+    """Run all probes at once. The facts of a probe that fails or hangs are `Unknown`."""
     probes = list(probes)
     facts: Facts = {}
     with ThreadPoolExecutor(max_workers=max(len(probes), 1)) as pool:
@@ -79,7 +79,7 @@ def take(host: Host, probes: Iterable[Probe]) -> Snapshot:
 
 
 def _host_name(host: Host) -> str:
-    """That of a copied tree is its own; one that has none is called as its folder is."""
+    """Return the machine's name. A copied tree without a host name has the name of its folder."""
     for path in ("/proc/sys/kernel/hostname", "/etc/hostname"):
         text = host.read(path)
         lines = [line.strip() for line in text.splitlines()] if isinstance(text, str) else []
@@ -89,7 +89,7 @@ def _host_name(host: Host) -> str:
 
 
 def _clean(value: Any) -> Any:
-    """Without secrets, wherever they came from: a probe may tell what it did not read through the host."""
+    """Remove secrets from all facts: a probe may read other sources than the host's files."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Absent):
@@ -118,14 +118,14 @@ def _collect(host: Host, probe: Probe) -> Facts:
 
 
 def write(snapshot: Snapshot, path: Path) -> None:
-    """Raises UnsafeFile, OSError."""
+    """Write a snapshot. Raises UnsafeFile, OSError."""
     text = encode_json(snapshot.document(), indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_output(path, text.encode())
 
 
 def read(path: Path) -> Snapshot:
-    """Raises DataError for a file that is no snapshot."""
+    """Read a snapshot. Raises DataError for any other file."""
     hint = "aifx doctor --record FILE writes one"
     try:
         document = parse_json(read_input(path))
@@ -137,7 +137,7 @@ def read(path: Path) -> Snapshot:
 
 
 def parse(document: Any, where: str) -> Snapshot:
-    """The snapshot that a document is. Raises DataError that names `where`."""
+    """Return the snapshot of a document. Raises DataError that names `where`."""
     hint = "aifx doctor --record FILE writes one"
     if not isinstance(document, dict) or not isinstance(document.get("facts"), dict):
         raise DataError(f"{where} is not a snapshot", "it has no facts", hint)

@@ -1,6 +1,6 @@
-"""Xid and SXid: what NVIDIA's GPU and NVSwitch drivers log of errors, grouped by code and device.
+"""Xid and SXid: errors that NVIDIA's GPU and NVSwitch drivers log, grouped by code and device.
 
-What a code means is data: catalogues/xid.toml.
+catalogues/xid.toml has the meaning of each code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aifx.health.kernel_log import Line
 
 DAY_S = 86_400
 BURST_S = 15
-"""Lines of one code and device nearer than this are one event (NVSentinel's health-events-analyzer)."""
+"""Lines of one code and device within this time are one event (NVSentinel's health-events-analyzer)."""
 FATAL_ACTIONS = {
     "CONTACT_SUPPORT", "RESET_GPU", "RESTART_BM", "RESTART_VM", "WORKFLOW_XID_48", "WORKFLOW_NVLINK_ERR",
     "WORKFLOW_NVLINK5_ERR",
@@ -48,7 +48,7 @@ RECOVERY = re.compile(r"recovery action changed from .{0,60} to 0x[0-9a-fA-F]{1,
 
 @cache
 def catalogue() -> dict[str, Any]:
-    """xid.toml, the codes as numbers, those that are not used among the others."""
+    """Return xid.toml with codes as numbers, including unused codes."""
     text = resources.files("aifx.health").joinpath("catalogues", "xid.toml").read_text("utf-8")
     document = tomli.loads(text)
     unused = document["not_used"]
@@ -59,13 +59,13 @@ def catalogue() -> dict[str, Any]:
 
 @dataclass
 class Event:
-    """What is known of one code on one device.
+    """The lines of one code on one device.
 
     Attributes:
-        ages: of the lines, seconds, oldest first.
-        units: for each line the unit of the chip that it names; empty where it names none.
-        text: the last line's.
-        is_cured: whether the driver was loaded anew since, or said that the GPU needs nothing more.
+        ages: the ages of the lines in seconds, oldest first.
+        units: the unit of the chip that each line names; empty if it names none.
+        text: the text of the last line.
+        is_cured: whether the driver was loaded again since, or reported that the GPU needs nothing more.
     """
 
     code: int
@@ -80,7 +80,7 @@ class Event:
 
 
 def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
-    """`xids`: one for each code, GPU and sub-code; `xid_gpus`: one for each GPU; `sxids`: for each code and switch."""
+    """Return `xids` by code, GPU and sub-code; `xid_gpus` by GPU; `sxids` by code and switch."""
     xids: dict[Any, Event] = {}
     sxids: dict[Any, Event] = {}
     pending = ""
@@ -110,12 +110,12 @@ def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
 
 
 def excerpt(text: str) -> str:
-    """As much of a line as serves for evidence."""
+    """Return a line, shortened for evidence."""
     return redact(" ".join(text.split()))[:200]
 
 
 def pci_address(where: str) -> str:
-    """ "PCI:0000:3B:00 GPU-I:05" -> "0000:3b:00.0"; what holds no address as it is."""
+    """Return "0000:3b:00.0" for "PCI:0000:3B:00 GPU-I:05"; a text without an address unchanged."""
     match = PCI.search(where)
     if not match:
         return redact(where)[:40]
@@ -144,12 +144,12 @@ def _xid(text: str, pending: str) -> Event | None:
 
 
 def _decode_nvlink5(event: Event, rest: str) -> None:
-    """The unit, whether it is fatal, and NVIDIA's action for what the two first words of the line say."""
+    """Return the unit, whether the error is fatal, and NVIDIA's action for the first two words of the line."""
     match = NVLINK5_TEXT.search(rest)
     if not match:
         event.fatal = Unknown(f"the line of Xid {event.code} does not show whether it is fatal", "read the kernel log")
         return
-    # Some drivers name the pipe: NVIDIA's catalogue has "TLW_RX/TLW_RX_PIPE0".
+    # Some drivers name the pipe; NVIDIA's catalogue has "TLW_RX/TLW_RX_PIPE0".
     unit = match["unit"].partition("_PIPE")[0]
     event.sub_code, event.fatal = unit, not match["word"].startswith("Non")
     if match["first"]:
@@ -162,7 +162,7 @@ def _decode_nvlink5(event: Event, rest: str) -> None:
 
 
 def _cure(events: Iterable[Event], text: str, event: Event | None) -> None:
-    """Mark what is over with this line: on all GPUs where the driver is loaded, on one where Xid 154 says "None"."""
+    """Mark errors that end with this line: of all GPUs if the driver is loaded, of one if Xid 154 says "None"."""
     is_none = event is not None and event.code == 154 and event.sub_code == "None"
     for one in events if LOADED in text or is_none else ():
         one.is_cured |= event is None or one.device == event.device
@@ -187,7 +187,7 @@ def _newest(event: Event) -> float:
 
 
 def bursts(ages: Iterable[float]) -> int:
-    """How many events lines of these ages are."""
+    """Return the number of events for lines of these ages."""
     ordered = sorted(ages)
     return sum(i == 0 or age - ordered[i - 1] > BURST_S for i, age in enumerate(ordered))
 
@@ -223,9 +223,9 @@ def _sxid_facts(event: Event) -> dict[str, Any]:
 
 
 def _same_unit(event: Event) -> int:
-    """How many events of the last 24 h named one same unit and no other.
+    """Return the number of events in the last 24 h that named the same single unit.
 
-    One that names many was a program's, which runs on all of them.
+    An event that names many units comes from a program, which runs on all of them.
     """
     seen: list[tuple[float, set[str]]] = []
     for age, unit in sorted(zip(event.ages, event.units, strict=True)):

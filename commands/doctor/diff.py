@@ -116,7 +116,7 @@ def _finding(out: Output, mark: str, finding: Finding, more: str = "") -> None:
 
 
 def _cell(value: Any) -> str:
-    """A value of a snapshot's JSON in a table."""
+    """Return a value of a snapshot's JSON for a table."""
     if value is None:
         return "-"
     if isinstance(value, dict):

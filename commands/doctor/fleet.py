@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from aifx.health.fleet.report import FleetReport, Node
 
 ON_ANSWERS = {"only", "skip", "site", "strict", "replay", "html", "json"}
-"""Options that say what becomes of the answers. All others say how nodes are asked."""
+"""Options for the answers. All other options determine how nodes are asked."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class FleetOptions:
 
 @dataclass(frozen=True)
 class Heard:
-    """What came of asking: the nodes, those not heard, what collective tests found, and the code of a signal."""
+    """The nodes that answered, those that did not, the result of collective tests, and the code of a signal."""
 
     nodes: Sequence[Node]
     not_heard: Sequence[str] = ()

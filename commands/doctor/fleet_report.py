@@ -1,4 +1,4 @@
-"""A fleet's report for people, on one screen: whom to look at first, and what is wrong with how many."""
+"""Print a fleet's report for people on one screen: the suspects, and the most frequent findings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NUM_SUSPECTS, NUM_GROUPS, NUM_NAMES = 10, 12, 8
 
 
 def show_fleet(out: Output, report: FleetReport) -> None:
-    """The report on stdout. Nothing with --json."""
+    """Print the report. This prints nothing with --json."""
     if out.json:
         return
     _headline(out, report)
@@ -30,11 +30,11 @@ def show_fleet(out: Output, report: FleetReport) -> None:
     _more(out, len(groups) - NUM_GROUPS, "finding")
     if report.not_heard:
         out.print("")
-        out.print(f"given up: {len(report.not_heard):,} nodes were not heard: {listed(report.not_heard)}")
+        out.print(f"ended early: {len(report.not_heard):,} nodes did not answer yet: {listed(report.not_heard)}")
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names, not too many."""
+    """Return names as text, shortened."""
     more = f" and {len(names) - NUM_NAMES:,} more" if len(names) > NUM_NAMES else ""
     return ", ".join(names[:NUM_NAMES]) + more
 

@@ -1,4 +1,4 @@
-"""A health report in one line and an exit code, as the monitors of others want it.
+"""Print a health report as one line with an exit code, for monitoring systems.
 
 Nagios: https://nagios-plugins.org/doc/guidelines.html; node-problem-detector: its docs/custom_plugin_monitor.md and
 pkg/custompluginmonitor/types (0 OK, 1 NonOK, everything else Unknown).
@@ -21,7 +21,7 @@ from aifx.health.report import SEVERITIES, Report, counts
 
 
 class Format(StrEnum):
-    """Who reads the report."""
+    """The reader of the report."""
 
     TEXT = "text"
     NAGIOS = "nagios"
@@ -32,7 +32,7 @@ NAGIOS = {"healthy": ("OK", 0), "warning": ("WARNING", 1), "unhealthy": ("CRITIC
 
 
 def nagios(report: Report) -> tuple[str, int]:
-    """`AIFX STATUS - text | figures`. A limit of `0` means: alert when there is more than none."""
+    """Return `AIFX STATUS - text | figures` and the exit code. A limit of `0` alerts on any finding."""
     word, code = NAGIOS[report.status]
     told = f"{report.host or 'this machine'}: {counts(report)}"
     if report.findings:
@@ -45,7 +45,7 @@ def nagios(report: Report) -> tuple[str, int]:
 
 
 def npd(report: Report, strict: bool = False) -> tuple[str, int]:
-    """A message as long as a condition of the node takes by default. What warns is OK, unless `strict`."""
+    """Return a message as long as a node condition may be, and the exit code. Warnings are OK, unless `strict`."""
     code = {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(report.status, 0)
     if not report.findings:
         return "healthy", code
@@ -55,7 +55,7 @@ def npd(report: Report, strict: bool = False) -> tuple[str, int]:
 
 @contextmanager
 def for_monitor(json: bool) -> Iterator[Output]:
-    """In place of `terminal`: what fails is left to `main`, which tells it as the monitor wants it."""
+    """Run a command's body instead of `terminal`: `main` reports failures in the way of the monitoring system."""
     if json:
         raise UsageError(
             "--format cannot be used with --json", "stdout has either a line or a document", "aifx doctor --json"
@@ -64,8 +64,8 @@ def for_monitor(json: bool) -> Iterator[Output]:
 
 
 def tell(report: Report, form: Format, strict: bool) -> NoReturn:
-    """The line on stdout, and the end. Raises ProtocolExit."""
+    """Print the line and end the command. Raises ProtocolExit."""
     line, code = nagios(report) if form is Format.NAGIOS else npd(report, strict)
     sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()  # one that cannot be written is no verdict
+    sys.stdout.flush()  # a line that cannot be written is not a verdict
     raise ProtocolExit(code)

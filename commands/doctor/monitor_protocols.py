@@ -1,8 +1,8 @@
-"""Programs that call aifx and give exit codes a meaning of their own: Nagios, node-problem-detector, Slurm.
+"""Programs that call aifx and define their own exit codes: Nagios, node-problem-detector, Slurm.
 
-Ours (docs/exit-codes.md) would mislead them: Nagios reads 2 as CRITICAL, and a prolog that ends with anything
-but 0 drains the node. `main` asks here who calls, so that a mistake on the command line and a bug are told in the
-caller's way too. Nothing here imports more than it needs.
+The exit codes of aifx (docs/exit-codes.md) would mislead them: Nagios reads 2 as CRITICAL, and a prolog that ends with
+anything but 0 drains the node. `main` uses this module to report usage errors and bugs in the caller's way too. It
+imports little.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from aifx.commands.console.failures import as_error, is_debugging, print_traceba
 from aifx.core.sanitize import one_line
 
 NPD_LENGTH = 80
-"""Bytes of a message of node-problem-detector's: the default of max_output_length (docs/custom_plugin_monitor.md)."""
+"""Bytes of a message of node-problem-detector: the default of max_output_length (docs/custom_plugin_monitor.md)."""
 
 
 class ProtocolExit(SystemExit):
-    """A verdict that was told, in the codes of the program that called."""
+    """The end of a command that has printed its verdict, with the exit code of the calling program."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -30,15 +30,15 @@ class ProtocolExit(SystemExit):
 @dataclass(frozen=True)
 class Caller:
     """Attributes:
-    unable: the exit code of everything that is no verdict.
-    tell: says why there is none.
+    unable: the exit code if there is no verdict.
+    tell: prints the reason.
     """
 
     unable: int
     tell: Callable[[str], None]
 
     def fail(self, error: BaseException) -> int:
-        """Tells a failure of ours and returns its exit code. Raises nothing."""
+        """Report a failure of aifx and return its exit code. Raises nothing."""
         with suppress(BaseException):
             if is_debugging():
                 print_traceback(error)
@@ -52,7 +52,7 @@ class Caller:
 
 
 def caller_of(args: Sequence[str]) -> Caller | None:
-    """Who calls with these arguments; None for a person or a script of theirs."""
+    """Return the program that calls with these arguments; None for a person or a script."""
     words = [arg for arg in args if arg != "--debug"]
     if words[:1] != ["doctor"]:
         return None
@@ -66,7 +66,7 @@ def caller_of(args: Sequence[str]) -> Caller | None:
 
 
 def cut(text: str, num_bytes: int, end: str = "") -> str:
-    """`text` and `end` in at most so many bytes of UTF-8; what does not fit is cut from `text`."""
+    """Return `text` and `end` in at most `num_bytes` bytes of UTF-8, with `text` shortened."""
     room = num_bytes - len(end.encode())
     whole = text.encode("utf-8", "replace")
     if len(whole) > room:
@@ -75,13 +75,13 @@ def cut(text: str, num_bytes: int, end: str = "") -> str:
 
 
 def log(text: str, *, is_error: bool = False) -> None:
-    """A line in the system's log, where there is one: what a script of Slurm's says on stdout is normally lost."""
+    """Write a line to the system's log, if there is one: Slurm normally drops the stdout of its scripts."""
     import syslog
 
     from aifx.health.host import within
 
     priority = syslog.LOG_DAEMON | (syslog.LOG_ERR if is_error else syslog.LOG_NOTICE)
-    with suppress(Exception):  # a logger that hangs takes nothing with it
+    with suppress(Exception):  # a logger that hangs must not block the check
         within(1.0, lambda: syslog.syslog(priority, text), "the system's log")
 
 

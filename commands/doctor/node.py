@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from aifx.health.snapshot import Snapshot
 
 OF_A_LIVE_MACHINE = ("root", "record", "sample", "stress", "project")
-"""Options that say how a machine is read."""
+"""Options that determine how a machine is read."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Options and exit codes that mean the same on each of the doctor's commands."""
+"""Options and exit codes that all commands of the doctor share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A health report for people: the worst first, each with what was seen, against what, and what to do."""
+"""Print a health report for people, worst first."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ STATUS_STYLES = {"healthy": "bold green", "warning": "bold yellow", "unhealthy":
 
 
 def show(out: Output, report: Report, ids: Sequence[str], list_skipped: bool = False) -> None:
-    """The report on stdout. Nothing with --json.
+    """Print the report. This prints nothing with --json.
 
     Args:
-        ids: the rules that were chosen.
-        list_skipped: whether to say which rules were skipped, and why.
+        ids: the selected rules.
+        list_skipped: whether to list the skipped rules, with the reasons.
     """
     if out.json:
         return
@@ -47,7 +47,7 @@ def _passed(family: str, width: int, count: int) -> Row:
 
 
 def show_status(out: Output, whose: str, status: str, told: str) -> None:
-    """The first line."""
+    """Print the first line."""
     from rich.text import Text
 
     out.row(Text(one_line(whose)), Text.assemble((status, STATUS_STYLES[status]), one_line(told)))
@@ -60,7 +60,7 @@ def show_findings(out: Output, findings: Iterable[Finding]) -> None:
 
 
 def show_rows(out: Output, rows: Iterable[Row]) -> None:
-    """Labels and texts, each with its style. Machines sent them: they must steer no terminal."""
+    """Print labels and texts with their styles. Machines sent them, so control characters are escaped."""
     from rich.text import Text
 
     for label, label_style, text, style in rows:
@@ -68,7 +68,7 @@ def show_rows(out: Output, rows: Iterable[Row]) -> None:
 
 
 def details(rows: Mapping[str, str], indent: int = 10, width: int = 9) -> list[Row]:
-    """What stands under a finding; nothing for what is empty."""
+    """Return the rows under a finding, without empty ones."""
     return [(f"{'':{indent}}{name:{width}}", "dim", text, "") for name, text in rows.items() if text]
 
 
@@ -93,7 +93,7 @@ def _block(group: Group) -> list[Row]:
 
 
 def _as_other(other: Finding, first: Finding) -> str:
-    """The device alone if the same is wrong with it."""
+    """Return only the device if it has the same fault."""
     said = other.headline
     is_alike = bool(other.device) and said.replace(other.device, first.device) == first.headline
     return other.device if is_alike else said
@@ -106,7 +106,7 @@ def _listed(texts: Sequence[str]) -> str:
 
 
 def _consequences(group: Group) -> list[Row]:
-    """A line for each rule whose findings follow from the cause."""
+    """Return a row per rule whose findings follow from the cause."""
     by_rule: dict[str, list[Finding]] = {}
     for one in group.consequences:
         by_rule.setdefault(one.id, []).append(one)
@@ -125,7 +125,7 @@ def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
 
 
 def _shortened(names: list[str]) -> list[str]:
-    """A family of which many are there is named once; --json has them all."""
+    """Return names with large families shortened; --json has all names."""
     families = Counter(name.split(".", 1)[0] for name in names)
     shown = ((name, name.split(".", 1)[0]) for name in names)
     words = [f"{family}.* ({families[family]} rules)" if families[family] > MANY else name for name, family in shown]

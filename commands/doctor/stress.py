@@ -1,4 +1,4 @@
-"""What a stress measured, for people."""
+"""Print the results of a stress test for people."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from aifx.health.scope import is_number
 
 
 def show_stress(out: Output, stress: Any) -> None:
-    """A row a measurement, and how it ended where that was not as asked. Nothing where there was no stress."""
+    """Print a row per measurement, and why the test ended if that was early. Without a stress test, print nothing."""
     if not isinstance(stress, Mapping):
         return
     out.print("")
     columns = ["device", "what", "rate", "of what it should be"]
     out.table(columns, list(_rows(stress)), right=["rate"], wrap=True)
     if stress["ended"] != "finished":
-        out.print(f"the stress ended early: {stress['ended']}{': ' * bool(stress['why'])}{stress['why']}")
+        out.print(f"the stress test ended early: {stress['ended']}{': ' * bool(stress['why'])}{stress['why']}")
 
 
 def _rows(stress: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str | None]]:
@@ -48,7 +48,7 @@ def _rate(value: Any, unit: str) -> str:
 
 
 def _of_peak(one: Mapping[str, Any]) -> str | None:
-    """And of what `aifx bench hardware` measured on this machine before; older reports do not tell that."""
+    """Return the share of the peak, and of the rate that `aifx bench hardware` measured here, if the report has it."""
     shares = (_share(one["of_peak"], "peak"), _share(one.get("of_own"), "its own ceiling"))
     return ", ".join(filter(None, shares)) or None
 

@@ -178,8 +178,8 @@ def test_resumed_when_its_rule_is_right_again(
     slurm.set(*ours)
     assert check(*recorded["right"]) == 0
     assert slurm.calls() == []  # slurmctld is not asked by every healthy node
-    for not_judged in ("unreadable", "gone"):
-        assert check(*recorded[not_judged], "--resume") == 0
+    for not_evaluated in ("unreadable", "gone"):
+        assert check(*recorded[not_evaluated], "--resume") == 0
         assert slurm.node() == ours
     assert check("--only", "cpu", *recorded["right"][2:], "--resume") == 0
     assert slurm.node() == ours
@@ -290,7 +290,7 @@ BOTH = frozenset({"nvidia.a", "nvidia.b"})
 
 
 @pytest.mark.parametrize(
-    ("critical", "judged", "reason", "action"),
+    ("critical", "evaluated", "reason", "action"),
     [
         ((A,), BOTH, "aifx: nvidia.a GPU 7 was ill", "nothing"),  # other words, same rule
         ((B, A), BOTH, "aifx: nvidia.a GPU 0 is ill", "nothing"),  # a worse one came: the reason still holds
@@ -303,9 +303,9 @@ BOTH = frozenset({"nvidia.a", "nvidia.b"})
     ],
 )
 def test_drains_of_ours_follow_their_rule(
-    critical: tuple[tuple[str, str], ...], judged: set[str], reason: str, action: str
+    critical: tuple[tuple[str, str], ...], evaluated: set[str], reason: str, action: str
 ) -> None:
-    verdict = Verdict("unhealthy" if critical else "healthy", critical, frozenset(judged))
+    verdict = Verdict("unhealthy" if critical else "healthy", critical, frozenset(evaluated))
     step = step_for(verdict, Node("n2", frozenset({"IDLE", "DRAIN"}), reason), may_resume=True)
     assert step.action == action
     if action == "reason":

@@ -1,4 +1,4 @@
-"""What is read of a machine: a module a family, each with its `PROBES`."""
+"""The probes of a machine: one module per family, each with its `PROBES`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from aifx.health.host import Host
 
 @dataclass(frozen=True)
 class Probe:
-    """One thing that reads.
+    """A function that reads facts.
 
     Attributes:
-        name: what it is called in messages.
-        gives: the facts (first names of paths) that it gives, all of them each time.
-        collect: reads them. What is not there is `Absent`, what cannot be read `Unknown`; it need not catch anything:
-            what it raises makes all of its facts `Unknown`.
-        limit_s: after which it is given up.
-        for_peers: whether nodes of a fleet are compared by it, so that it is read though no rule asks.
+        name: its name in messages.
+        gives: the facts (first names of paths) that it returns each time.
+        collect: reads them. A missing part is `Absent`, an unreadable one `Unknown`. An exception makes all of its
+            facts `Unknown`.
+        limit_s: the time limit.
+        for_peers: whether nodes of a fleet are compared by it, so that it runs even if no rule needs it.
     """
 
     name: str
@@ -32,6 +32,6 @@ class Probe:
 
 
 def all_probes() -> list[Probe]:
-    """Those of every module here."""
+    """Return the probes of all modules."""
     modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
     return [probe for module in modules for probe in getattr(module, "PROBES", ())]

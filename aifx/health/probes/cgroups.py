@@ -1,4 +1,4 @@
-"""Control groups, version 1 and 2: what this process may use, which may be less than the machine has."""
+"""Control groups, version 1 and 2: the limits of this process."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from aifx.health.host import Host
 
 CGROUPS = "/sys/fs/cgroup"
 NO_LIMIT = 1 << 60
-"""Version 1 writes the largest page-aligned number where there is no limit."""
+"""Version 1 writes the largest page-aligned number if there is no limit."""
 
 Number = int | Absent | Unknown
 
 
 def folders(host: Host, controller: str) -> tuple[int, list[str]]:
-    """The version, and the folders whose limits hold for this process, its own first, its ancestors after it."""
+    """Return the version, and the folders whose limits apply to this process, its own first, then its ancestors."""
     text = host.read("/proc/self/cgroup")
     lines = [line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2] if isinstance(text, str) else []
     for _, controllers, path in lines:
         if controller in controllers.split(","):
-            # Where several are mounted as one ("cpu,cpuacct"), most distributions link each name to it.
+            # If several are mounted as one ("cpu,cpuacct"), most distributions link each name to it.
             name = next((n for n in (controller, controllers) if host.exists(f"{CGROUPS}/{n}")), controller)
             return 1, _with_ancestors(host, f"{CGROUPS}/{name}", path)
     own = next((path for number, _, path in lines if number == "0"), "/")
@@ -28,14 +28,14 @@ def folders(host: Host, controller: str) -> tuple[int, list[str]]:
 
 
 def _with_ancestors(host: Host, base: str, path: str) -> list[str]:
-    """In a container the path may be one that only the host sees; then the root of what is mounted is its own."""
+    """Return the folder of a control group and its ancestors; the mount's root if only the host has that path."""
     own = PurePosixPath(path.lstrip("/"))
     found = [f"{base}/{p}".removesuffix("/.") for p in (own, *own.parents)]
     return [folder for folder in dict.fromkeys(found) if host.exists(folder)] or [base]
 
 
 def least(host: Host, where: list[str], name: str) -> tuple[Number, str]:
-    """The smallest of a limit, and the folder that sets it."""
+    """Return the smallest limit, and the folder that sets it."""
     limits = [(number(host, f"{folder}/{name}"), folder) for folder in where]
     numbers = [(limit, folder) for limit, folder in limits if isinstance(limit, int)]
     if numbers:
@@ -45,7 +45,7 @@ def least(host: Host, where: list[str], name: str) -> tuple[Number, str]:
 
 
 def number(host: Host, path: str) -> Number:
-    """A limit or a count in bytes; `Absent` where it is "max"."""
+    """Return a limit or a count in bytes; `Absent` if it is "max"."""
     text = host.read(path)
     if not isinstance(text, str):
         return text
@@ -59,7 +59,7 @@ def number(host: Host, path: str) -> Number:
 
 
 def table(host: Host, path: str, base: int = 1) -> dict[str, int] | Absent | Unknown:
-    """A file of lines "name number"; each number times `base`."""
+    """Return a file of lines "name number", with each number times `base`."""
     text = host.read(path)
     if not isinstance(text, str):
         return text
@@ -68,5 +68,5 @@ def table(host: Host, path: str, base: int = 1) -> dict[str, int] | Absent | Unk
 
 
 def entry(numbers: dict[str, int] | Absent | Unknown, name: str, path: str) -> Number:
-    """One number of a `table`."""
+    """Return one number of a `table`."""
     return numbers.get(name, Absent(f"{path} does not report {name}")) if isinstance(numbers, dict) else numbers

@@ -1,4 +1,4 @@
-"""The clock: who sets it, how far off it is, and what it ticks by."""
+"""The clock: its daemon, its offset and its source."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNTOLD = ("daemon", "is_synchronized", "offset_ms", "direction", "error_ms")
 
 
 def _chrony(host: Host) -> dict[str, Any] | None:
-    """What chronyd says; None where it does not run."""
+    """Return the report of chronyd; None if it does not run."""
     text = host.run("chronyc", "-c", "tracking", limit_s=1.2)
     if isinstance(text, Absent) or (isinstance(text, Unknown) and "Cannot talk to daemon" in text.why):
         return None
@@ -40,16 +40,16 @@ def _chrony(host: Host) -> dict[str, Any] | None:
         "is_synchronized": leap != "Not synchronised",
         "offset_ms": _rounded(abs(offset) * 1000),
         "direction": "behind" if offset > 0 else "ahead",
-        # By how much the clock can be off at most (chronyc(1), tracking: root dispersion).
+        # The largest possible offset of the clock (chronyc(1), tracking: root dispersion).
         "error_ms": _rounded((abs(offset) + dispersion + delay / 2) * 1000),
     }
 
 
 def _timedatectl(host: Host) -> dict[str, Any] | None:
-    """What systemd says; None where it does not run or nothing sets the clock through it."""
+    """Return the report of systemd; None if it does not run, or nothing sets the clock through it."""
     text = host.run("timedatectl", "show", limit_s=1.2)
     if isinstance(text, Absent) or (isinstance(text, Unknown) and "gave no answer" not in text.why):
-        return None  # what it fails with is that systemd does not run
+        return None  # it fails because systemd does not run
     if isinstance(text, Unknown):
         return dict.fromkeys(UNTOLD, text)
     told = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
@@ -69,7 +69,7 @@ def _timedatectl(host: Host) -> dict[str, Any] | None:
 
 
 def _milliseconds(text: str) -> float | Unknown:
-    """Of systemd's "1min 2.003s" or "812us"."""
+    """Return milliseconds for systemd's "1min 2.003s" or "812us"."""
     parts = re.findall(r"([\d.]+)(us|ms|min|s|h|d)\b", text)
     return (
         _rounded(sum(float(n) * UNITS_MS[unit] for n, unit in parts))
@@ -83,7 +83,7 @@ def _rounded(ms: float) -> float:
 
 
 def _ptp(host: Host) -> Any:
-    """The card's clock under ptp4l, asked through its socket."""
+    """Return the card's clock under ptp4l, through its socket."""
     if host.is_live and not host.exists("/var/run/ptp4l"):
         return Absent("ptp4l does not run here")
     text = host.run("pmc", "-u", "-b", "0", "GET TIME_STATUS_NP", limit_s=1.2)

@@ -1,4 +1,4 @@
-"""Processors: how many, how they are driven, and what the kernel did about their faults."""
+"""Processors: their number, their frequency governors, and faults that the kernel handled."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _cpu(host: Host) -> dict[str, Any] | Absent | Unknown:
 
 
 def _smt_is_off(host: Host) -> bool:
-    """Whether of the two threads of a core one was switched off on purpose."""
+    """Return whether one of a core's two threads was switched off on purpose."""
     return host.read(f"{CPUS}/smt/control") in ("off", "forceoff")
 
 
@@ -60,7 +60,7 @@ def _load(host: Host) -> float | Absent | Unknown:
 
 
 def _numbers(text: str | Absent | Unknown) -> set[int] | Absent | Unknown:
-    """Those that "0-3,8" means."""
+    """Return the processors of "0-3,8"."""
     if not isinstance(text, str):
         return text
     try:
@@ -71,16 +71,16 @@ def _numbers(text: str | Absent | Unknown) -> set[int] | Absent | Unknown:
 
 
 def _ranges(numbers: set[int]) -> str:
-    """The inverse: "0-3,8"."""
+    """Return processors as "0-3,8"."""
     starts = sorted(number for number in numbers if number - 1 not in numbers)
     ends = sorted(number for number in numbers if number + 1 not in numbers)
     return ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in zip(starts, ends, strict=True))
 
 
 def _governors(host: Host) -> list[str] | Absent | Unknown:
-    """The distinct frequency governors that the kernel drives by; virtual machines have none.
+    """Return the distinct frequency governors of the kernel; virtual machines have none.
 
-    Under `intel_pstate` and `amd_pstate` the processor chooses by its energy preference: `powersave` is only a name.
+    With `intel_pstate` and `amd_pstate`, the processor chooses its own frequency, and `powersave` is only a name.
     """
     policies = host.names(f"{CPUS}/cpufreq")
     if not isinstance(policies, list):
@@ -99,7 +99,7 @@ def _governors(host: Host) -> list[str] | Absent | Unknown:
 
 
 def _has_preference(host: Host, folder: str) -> bool:
-    """Whether a policy's driver leaves the frequency to the processor (Documentation/admin-guide/pm)."""
+    """Return whether a policy's driver leaves the frequency to the processor (Documentation/admin-guide/pm)."""
     driver = host.read(f"{folder}/scaling_driver")
     is_pstate = isinstance(driver, str) and driver.startswith(("intel_pstate", "amd_pstate", "amd-pstate"))
     return is_pstate and isinstance(host.read(f"{folder}/energy_performance_preference"), str)

@@ -1,4 +1,4 @@
-"""Kernel logs of crashes, which firmware kept over the reboot (pstore) or systemd-pstore archived."""
+"""Kernel logs of crashes that firmware kept during the reboot (pstore), or that systemd-pstore archived."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ RECORD_BYTES = 1 << 20
 RECORD = re.compile(r"dmesg-(?P<backend>[a-z_]{1,20})-(?P<id>\d{1,20})(?P<compressed>\.enc\.z)?")
 HEADER = re.compile(r"^(?:Panic|Oops|Emergency|Shutdown|Unknown)#\d+ Part\d+$|^dmesg-[\w.-]+:$", re.MULTILINE)
 PART_DIGITS = 6
-"""Of a record's number, from the right: the part number of a crash (systemd, src/pstore/pstore.c)."""
+"""Digits of a record's number, from the right, that are the part number of a crash (systemd, src/pstore/pstore.c)."""
 
 
 OF_HARDWARE = re.compile(
     r"[Mm]achine check|MCA |broadcast exception|[Hh]ardware error|NMI|SError|EDAC|Failed kernel mode recovery"
 )
-"""In the reason of a panic that processor, memory or firmware caused."""
+"""Texts in the reason of a panic that processor, memory or firmware caused."""
 
 
 def collect(host: Host) -> dict[str, Any]:
@@ -39,17 +39,17 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def _folder(host: Host, folder: str, depth: int) -> list[dict[str, Any]]:
-    """The crashes whose records lie in a folder; the archive has a folder per crash."""
+    """Return the crashes with records in a folder; the archive has a folder per crash."""
     names = host.names(folder)
     if not isinstance(names, list):
         return []
-    if "dmesg.txt" in names:  # the records beside it, put together
+    if "dmesg.txt" in names:  # the joined records of this folder
         return [_crash(host, [f"{folder}/dmesg.txt"])]
     crashes: dict[tuple[str, str], list[str]] = {}
     for name in names[-MOST_RECORDS:]:
         if match := RECORD.fullmatch(name):
             crashes.setdefault((match["backend"], match["id"][:-PART_DIGITS]), []).append(f"{folder}/{name}")
-    # The last part was logged first.
+    # The last part has the earliest lines.
     found = [_crash(host, paths[::-1]) for paths in crashes.values()]
     return found + [c for name in names[-MOST_RECORDS:] if depth for c in _folder(host, f"{folder}/{name}", depth - 1)]
 
@@ -65,7 +65,7 @@ def _crash(host: Host, paths: list[str]) -> dict[str, Any]:
 
 
 def _reason(text: str) -> tuple[str, str]:
-    """Why the kernel crashed, and the line that says so: its last word before it stopped, else the first failure."""
+    """Return why the kernel crashed, and the line with the reason: its last message, otherwise the first failure."""
     events = [
         (kind, match, line.text) for line in parse(text).lines for kind, match in [kernel_events.kind_of(line.text)]
     ]

@@ -1,4 +1,4 @@
-"""Disks: room where runs, caches and temporary files lie, file systems that went read-only, drives' own account."""
+"""Disks: space for runs, caches and temporary files, read-only file systems, and the drives' health logs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def places() -> list[Any]:
-    """Room in the folders that work needs; those on one file system are one."""
+    """Return the space in the folders that aifx and jobs need; folders on one file system are one place."""
     wanted = {"run": Path.cwd(), "cache": cache_location(), "temp": Path(tempfile.gettempdir()), "root": Path("/")}
     with ThreadPoolExecutor(len(wanted)) as pool:
         found = list(pool.map(_place, wanted, wanted.values()))
@@ -56,7 +56,7 @@ def places() -> list[Any]:
 
 
 def _mount_point(folder: Path) -> Path:
-    """Where the file system of an absolute folder is mounted."""
+    """Return the mount point of an absolute folder."""
     device = folder.stat().st_dev
     above = zip((folder, *folder.parents), folder.parents, strict=False)
     return next((inner for inner, outer in above if outer.stat().st_dev != device), Path(folder.root))
@@ -65,7 +65,7 @@ def _mount_point(folder: Path) -> Path:
 def _place(role: str, path: Path) -> dict[str, Any] | Unknown:
     def look() -> dict[str, Any]:
         there = next(folder for folder in (path, *path.parents) if folder.exists())
-        # A run may be written elsewhere, and the root of a container not at all.
+        # A run may be written elsewhere, and the root of a container may be read-only.
         is_writable = role in ("run", "root") or os.access(there, os.W_OK)
         return {
             "device": f"{role} {path}",
@@ -78,12 +78,12 @@ def _place(role: str, path: Path) -> dict[str, Any] | Unknown:
 
     try:
         return within(LIMIT_S, look, f"looking at {path}")
-    except OSError as error:  # TimeoutError too
+    except OSError as error:  # including TimeoutError
         return Unknown(f"{role} {path}: {error}", "look for a file system that hangs")
 
 
 def fsync_ms() -> float | Absent | Unknown:
-    """The median time to write 64 KiB and have them on disk, in the folder of caches."""
+    """Return the median time to write 64 KiB to disk in the cache folder."""
 
     def write() -> float:
         folder = cache_location()
@@ -105,13 +105,13 @@ def fsync_ms() -> float | Absent | Unknown:
     except EnvironmentFault as fault:
         return Absent(f"{fault.what}: {fault.why}")
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # which disk.place.unwritable finds
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # disk.place.unwritable reports this
             return Absent(f"{cache_location()} cannot be written: {error.strerror}")
         raise
 
 
 def _mounts(host: Host) -> list[tuple[str, str, str, str, str]] | Absent | Unknown:
-    """Device number, mount point, type, source and the options of the whole file system (not of one mount of it)."""
+    """Return device number, mount point, type, source, and options of the file system (not of one mount)."""
     text = host.read("/proc/self/mountinfo")
     if not isinstance(text, str):
         return text
@@ -129,7 +129,7 @@ def _unescaped(text: str) -> str:
 
 
 def _file_systems(host: Host, mounts: list[tuple[str, str, str, str, str]]) -> list[dict[str, Any]]:
-    """Each once, however often it is mounted."""
+    """Return each file system once, however often it is mounted."""
     wanted = _meant_writable(host)
     on_disk: dict[str, list[tuple[str, str, str, str]]] = {}
     for number, point, kind, source, options in mounts:
@@ -140,7 +140,7 @@ def _file_systems(host: Host, mounts: list[tuple[str, str, str, str, str]]) -> l
         point, kind, source, options = next((place for place in places if place[0] in wanted), places[0])
         words = set(options.split(","))
         stopped = bool(words & {"emergency_ro", "shutdown"})
-        # errors=remount-ro alone would also fit a file system that somebody mounts read-only on purpose.
+        # With errors=remount-ro alone, the file system might also be mounted read-only on purpose.
         silent = Absent(f"/etc/fstab does not say whether {point} should be writable")
         errors = _errors(host, number) if kind == "ext4" else Absent(f"{kind} has no error counter")
         found.append(
@@ -157,14 +157,14 @@ def _file_systems(host: Host, mounts: list[tuple[str, str, str, str, str]]) -> l
 
 
 def _meant_writable(host: Host) -> dict[str, bool]:
-    """Of each mount point in /etc/fstab, whether it says so."""
+    """Return for each mount point in /etc/fstab whether it should be writable."""
     text = host.read("/etc/fstab")
     lines = [line.split() for line in text.splitlines()] if isinstance(text, str) else []
     return {w[1]: "ro" not in w[3].split(",") for w in lines if len(w) > 3 and not w[0].startswith("#")}
 
 
 def _errors(host: Host, number: str) -> Any:
-    """How often ext4 has found itself damaged, since the file system was last checked."""
+    """Return the number of errors that ext4 has detected since the last fsck."""
     link = host.link(f"/sys/dev/block/{number}")
     if not isinstance(link, str):
         return Absent("the block device is not visible here")
@@ -182,7 +182,7 @@ def collect_network_mounts(host: Host) -> dict[str, Any]:
 
 
 def network_mounts(points: list[tuple[str, str]], look: Callable[[str], Any] = space) -> list[Any]:
-    """How long each takes to answer. One that hangs is `Unknown`."""
+    """Return the response time of each network mount. One that hangs is `Unknown`."""
 
     def answer(mount: tuple[str, str]) -> dict[str, Any] | Unknown:
         point, kind = mount
@@ -227,7 +227,7 @@ def _drive(host: Host, name: str) -> dict[str, Any]:
 
 
 SMART = {
-    # fact: what nvme-cli calls it, what smartmontools calls it
+    # fact: its name in nvme-cli, its name in smartmontools
     "critical_warning": ("critical_warning", "critical_warning"),
     "worn_percent": ("percent_used", "percentage_used"),
     "media_errors": ("media_errors", "media_errors"),
@@ -237,7 +237,7 @@ SMART = {
 
 
 def _smart(host: Host, name: str) -> dict[str, Any]:
-    """The drive's own account, from nvme-cli or else smartmontools."""
+    """Return the drive's health log, from nvme-cli or smartmontools."""
     text = host.run("nvme", "smart-log", f"/dev/{name}", "-o", "json", limit_s=1.2)
     tool = 0
     if isinstance(text, Absent):
@@ -247,7 +247,7 @@ def _smart(host: Host, name: str) -> dict[str, Any]:
         return dict.fromkeys(SMART, Absent("nvme-cli or smartmontools is required to read a drive's health log"))
     if isinstance(text, Unknown):
         remedy = text.remedy or "run aifx doctor as root; `nvme smart-log` says what keeps it"
-        # One word of it for each drive is enough.
+        # One unknown value per drive is enough.
         return dict.fromkeys(SMART, Absent(f"{text.why}: {remedy}")) | {"critical_warning": Unknown(text.why, remedy)}
     try:
         told = parse_json(text)
@@ -258,13 +258,13 @@ def _smart(host: Host, name: str) -> dict[str, Any]:
     account = {
         fact: _number(told.get(words[tool]), f"{name} does not tell {words[tool]}") for fact, words in SMART.items()
     }
-    # Without it nothing is lost: the drive sets a bit of its critical warning as well.
+    # This value is optional: the drive also sets a bit of its critical warning.
     threshold = account["spare_threshold_percent"]
     return account | {"spare_threshold_percent": Absent(threshold.why) if isinstance(threshold, Unknown) else threshold}
 
 
 def _number(value: Any, missing: str) -> Any:
-    if isinstance(value, dict):  # nvme-cli -v takes the warning's bits apart
+    if isinstance(value, dict):  # nvme-cli -v splits the bits of the warning
         value = value.get("value")
     return value if isinstance(value, (int, float)) else Unknown(missing)
 

@@ -1,4 +1,4 @@
-"""Variables that change what a job does and that nobody remembers having set. Read by name: no other is looked at."""
+"""Environment variables that change what a job does, and are easily forgotten. No other variables are read."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ INEXACT_FLAGS = re.compile(
     r"--xla_(cpu_enable_fast_math|gpu_enable_fast_min_max|cpu_enable_fast_min_max|gpu_ftz)(=(true|1|True))?(?=\s|$)"
 )
 ALLOCATING = re.compile(r"lib(tcmalloc|jemalloc|mimalloc|hugetlbfs)")
-"""Allocators, which are preloaded with good reason."""
+"""Allocators, which are preloaded for good reasons."""
 
 CUDA_LIBRARY = re.compile(r"lib(cudnn|nccl|cublas|cudart|cusparse|cusolver|cufft)\w*\.so")
 
@@ -84,13 +84,13 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def _set(environ: Mapping[str, str], unwanted: Mapping[str, str]) -> list[str]:
-    """ "NAME=value" of each variable whose value is an unwanted one."""
+    """Return "NAME=value" of each variable with an unwanted value."""
     found = ((name, environ.get(name, "")) for name in unwanted)
     return [f"{name}={value}" for name, value in found if value and re.fullmatch(unwanted[name], value)]
 
 
 def _cuda_folders(host: Host, path: str) -> list[str]:
-    """Folders of the library path that hold CUDA libraries: these are loaded in place of those that jax brings."""
+    """Return folders of the library path with CUDA libraries, which are loaded instead of those of jax."""
     found = []
     for folder in dict.fromkeys(part for part in path.split(":") if part.startswith("/")):
         names = host.names(folder)

@@ -1,4 +1,4 @@
-"""InfiniBand and RoCE ports, the way from them to GPU memory, and what on PCI stands in that way."""
+"""InfiniBand and RoCE ports, and their path to GPU memory."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ WIDTHS = {
     "buffer_overruns": 4,
     "integrity_errors": 4,
 }
-"""Bits of a counter, which stays at its largest value (InfiniBand Architecture Specification, PortCounters; Linux,
+"""Bits of a counter, which stops at its maximum (InfiniBand Architecture Specification, PortCounters; Linux,
 drivers/infiniband/core/sysfs.c)."""
 
 GPU_VENDORS = ("0x10de", "0x1002")
 FABRIC_GBIT, FAST_GBIT = 100, 400
 MANY = 3
-"""So many alike that are up make one that never was a fault; one or two may be all that was wired."""
+"""If this many similar ports are up, one that never came up is a fault. One or two may be all that is wired."""
 
 SYSTEM_PORTS = 8
-"""InfiniBand ports of a system of GPUs with rails, each of `FAST_GBIT` (leptonai/gpud)."""
+"""InfiniBand ports of a GPU system with rails, each of `FAST_GBIT` (leptonai/gpud)."""
 
 SLOWER_CARDS = ("MT4113", "MT4115", "MT4117", "MT4119", "MT4121", "MT4123", "MT4125", "MT4127")
 """Connect-IB to ConnectX-6, which have no port of 400 Gb/s."""
 
 NO_STATE = ("DOWN", "NOP")
 NO_LINK = ("Disabled", "Polling")
-"""Physical states of a port that has no cable, or one that leads to nothing."""
+"""Physical states of a port without a cable, or with a cable to nothing."""
 
 MODULE_EVENT = re.compile(r"^mlx5_core (\S+): .{0,80}?Port module event(?:\[error\])?: module \d+, Cable (\w+)")
 
@@ -62,7 +62,7 @@ def collect(host: Host) -> dict[str, Any]:
 def _infiniband(host: Host) -> Any:
     names = host.names(CARDS)
     cards = names if isinstance(names, list) else []
-    # A virtual function is the machine's that it is given to; here its card is looked at.
+    # A virtual function belongs to its guest; here only the card counts.
     cards = [card for card in cards if not host.exists(f"{CARDS}/{card}/device/physfn")]
     ports = [port for card in cards for port in _ports(host, card)]
     if not ports:
@@ -80,7 +80,7 @@ def _infiniband(host: Host) -> Any:
             reason = reason or f"{len(up)} ports of its kind are up"
         port["is_expected_up"], port["expected_up_because"] = bool(reason), reason or "nothing asks for it"
         port["is_rail"] = _is_rail(port, groups)
-        # By the figure for the node: the product's, the site's or that of the ports alike.
+        # By the number for the node: of the product, of the site or of similar ports.
         port["is_counted"] = port["is_rail"] or (port["is_odd"] and _serves_jobs(port, ports))
     for port in ports:
         del port["place"]
@@ -99,7 +99,7 @@ def _infiniband(host: Host) -> Any:
 
 
 def _groups(ports: list[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
-    """Ports by the place that they have in cards of one kind."""
+    """Return ports by their place in cards of one kind."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for port in ports:
         groups.setdefault(port["place"], []).append(port)
@@ -111,12 +111,12 @@ def _has_infiniband(ports: list[dict[str, Any]]) -> bool:
 
 
 def _serves_jobs(port: dict[str, Any], ports: list[dict[str, Any]]) -> bool:
-    """Whether its layer is the one that jobs use: InfiniBand before RoCE, which also serves storage."""
+    """Return whether jobs use the port's layer: InfiniBand if there is any, because RoCE also serves storage."""
     return port["layer"] == "InfiniBand" or not _has_infiniband(ports)
 
 
 def _is_rail(port: dict[str, Any], groups: dict[tuple[str, ...], list[dict[str, Any]]]) -> bool:
-    """Whether jobs use the ports of this place: the most alike of their layer."""
+    """Return whether jobs use the ports of this place: the largest group of similar ports of their layer."""
     ports = [one for group in groups.values() for one in group]
     sizes = [len(group) for group in groups.values() if _serves_jobs(group[0], ports)]
     return _serves_jobs(port, ports) and len(groups[port["place"]]) == max(sizes)
@@ -127,7 +127,7 @@ def _is_down(port: dict[str, Any]) -> bool:
 
 
 def _reason_to_be_up(port: dict[str, Any], has_cable: bool | None) -> str:
-    """Why the port should have a link, by itself; empty if nothing says so."""
+    """Return why this port alone should have a link; empty if there is no reason."""
     if isinstance(port["link_downed"], int) and port["link_downed"] > 0:
         return "it had a link before"
     if isinstance(port["phys_state"], str) and port["phys_state"] not in NO_LINK:
@@ -138,19 +138,19 @@ def _reason_to_be_up(port: dict[str, Any], has_cable: bool | None) -> str:
 
 
 def _cables(host: Host) -> dict[str, bool]:
-    """By PCI address, whether a cable is plugged in, as the driver last logged; sysfs does not have it."""
+    """Return by PCI address whether a cable is plugged in, as the driver last logged. sysfs does not have this."""
     log = read_log(host)
     events = [MODULE_EVENT.match(line.text) for line in log.lines] if isinstance(log, Log) else []
     return {event[1]: event[2] != "unplugged" for event in events if event}
 
 
 def _expected(host: Host, infiniband: dict[str, Any]) -> dict[str, Any]:
-    """Ports and their rate that the GPU system is built with; otherwise the ports of which most of a kind are up."""
+    """Return the ports of the GPU system, and their rate; otherwise the ports of which most of a kind are up."""
     rails = [port for port in infiniband["ports"] if port["is_rail"] and port["layer"] == "InfiniBand"]
     if len(rails) < MANY or not _is_gpu_system(host):
         odd = sum(port["is_odd"] and port["is_counted"] for port in infiniband["ports"])
         return {"infiniband_ports": infiniband["active_ports"] + odd} if odd else {}
-    # Four GPUs of a tray, or pairs of eight, have four ports.
+    # Four GPUs of a tray have four ports, and so do eight GPUs in pairs.
     ports = SYSTEM_PORTS if len(rails) > SYSTEM_PORTS / 2 else len(rails)
     cards = {host.read(f"{CARDS}/{port['card']}/hca_type") for port in rails}
     is_slower = bool(cards.intersection(SLOWER_CARDS))
@@ -158,7 +158,7 @@ def _expected(host: Host, infiniband: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_gpu_system(host: Host) -> bool:
-    """Whether its GPUs are modules of a system that is built with one InfiniBand port for each, or for each pair."""
+    """Return whether the GPUs are modules of a system with one InfiniBand port per GPU or per pair."""
     devices = host.names(PCI)
     gpus = [d for d in devices if _is_gpu(host, d)] if isinstance(devices, list) else []
     if any(has_rails(str(host.read(f"{PCI}/{gpu}/device"))) for gpu in gpus):
@@ -171,14 +171,14 @@ def _is_gpu_system(host: Host) -> bool:
 
 
 def _full_counters(counters: dict[str, Any]) -> list[str] | Absent:
-    """Counters that stand at their largest value, with it."""
+    """Return counters at their maximum, with the value."""
     if not any(isinstance(counters[name], int) for name in WIDTHS):
         return Absent("the port has no counters")
     return [f"{name} {counters[name]}" for name, bits in WIDTHS.items() if counters[name] == (1 << bits) - 1]
 
 
 def _is_of_fabric(layer: Any, rate: Any) -> bool:
-    """Whether jobs may use it: drivers of plain network cards make RDMA ports too."""
+    """Return whether jobs may use the port: drivers of plain network cards create RDMA ports too."""
     return isinstance(rate, float) and (layer == "InfiniBand" or rate >= FABRIC_GBIT)
 
 
@@ -190,7 +190,7 @@ def _ports(host: Host, card: str) -> list[dict[str, Any]]:
 def _port(host: Host, card: str, name: str) -> dict[str, Any]:
     folder = f"{CARDS}/{card}/ports/{name}"
     state = _word(host.read(f"{folder}/state"))
-    # Of a port that is down, sysfs has the slowest rate there is.
+    # For a port that is down, sysfs shows the slowest possible rate.
     rate = Absent("the port has no link") if state in NO_STATE else host.read(f"{folder}/rate")
     gbit = re.match(r"([\d.]+) Gb/sec", rate) if isinstance(rate, str) else None
     missing = Unknown(f"{folder}/rate has an unknown format: {rate[:40]!r}") if isinstance(rate, str) else rate
@@ -206,7 +206,7 @@ def _port(host: Host, card: str, name: str) -> dict[str, Any]:
         "card": card,
         "port": int(name) if name.isdigit() else name,
         "address": address,
-        # The second port of a card may be one that nobody uses on any card.
+        # The second port may be unused on every card.
         "place": (kind, str(layer), name, function),
         "layer": layer,
         "state": state,
@@ -219,7 +219,7 @@ def _port(host: Host, card: str, name: str) -> dict[str, Any]:
 
 
 def _word(text: str | Absent | Unknown) -> str | Absent | Unknown:
-    """ACTIVE of "4: ACTIVE"."""
+    """Return ACTIVE for "4: ACTIVE"."""
     return text.partition(":")[2].strip() if isinstance(text, str) else text
 
 
@@ -232,7 +232,7 @@ def _device_files_missing(host: Host) -> Any:
 
 
 def _gpudirect(host: Host) -> str | Absent | Unknown:
-    """How a card reaches GPU memory: "peermem", "dmabuf" or "none"."""
+    """Return how a card reaches GPU memory: "peermem", "dmabuf" or "none"."""
     text = host.read("/proc/modules")
     modules = {line.split()[0] for line in text.splitlines() if line} if isinstance(text, str) else set()
     if "nvidia" not in modules:
@@ -252,7 +252,7 @@ def collect_acs(host: Host) -> dict[str, Any]:
 
 
 def _acs(host: Host) -> Any:
-    """Bridges that send what one device says to another up to the root instead."""
+    """Return bridges that redirect traffic between devices to the root."""
     info = host.read("/proc/cpuinfo")
     if not isinstance(info, str) or "vendor_id" not in info or (host.is_live and platform.machine() != "x86_64"):
         return Absent("access control services matter only between PCI switches of x86 machines")

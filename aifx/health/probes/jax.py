@@ -1,4 +1,4 @@
-"""The JAX contract: versions that fit together, devices that are all there and compute, a cache that can be written."""
+"""JAX: compatible versions, devices that are present and compute, and a writable cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DRIVERS = {"cuda12": 525, "cuda13": 580}
 
 OF_DEVICES = ("platform", "devices", "num_devices", "gpus", "memory_bytes")
 ENDED = re.compile(r" failed \((signal \d+|exit \d+)[^:]*\): (.*)", re.DOTALL)
-"""How a process says that it did not end by itself. One that only gave no answer is not known to be broken."""
+"""The message for a process that a signal ended. A process that only did not answer may not be broken."""
 
 REFUSED = re.compile(r"Unknown flags? in \w+: (.+)")
 
@@ -92,7 +92,7 @@ def _wanted_by_aifx(said: Mapping[str, Any]) -> str | Absent:
 
 
 def _requirements(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What jax, jaxlib and the plugins ask for of one another, as their metadata declare it."""
+    """Return what jax, jaxlib and the plugins require of one another, by their metadata."""
     packages = said.get("packages", {})
     for by, texts in said.get("requires", {}).items():
         if by == DISTRIBUTION:
@@ -106,7 +106,7 @@ def _requirements(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             is_extra = "extra" in str(requirement.marker or "")
             if not _applies(requirement, _extras(packages, by), said.get("python")) or name == by:
                 continue
-            if is_extra and name not in packages:  # a CUDA of the system's own
+            if is_extra and name not in packages:  # CUDA of the system
                 continue
             if name not in packages and name not in ("jaxlib", "numpy", "scipy", "ml-dtypes"):
                 continue
@@ -142,7 +142,7 @@ def _driver_needed(packages: Mapping[str, str]) -> int | Absent:
 
 
 def install_line(said: Mapping[str, Any]) -> str:
-    """The command that makes jax, jaxlib and the plugin for this machine fit together and fit aifx."""
+    """Return the command that installs jax, jaxlib and the plugin in versions that fit this machine and aifx."""
     packages = said.get("packages", {})
     driver = _major(said.get("nvml", {}).get("driver"))
     extra = ""
@@ -165,7 +165,7 @@ def _major(version: Any) -> int | Absent:
 
 
 def _gpus(nvml: Mapping[str, Any], visible: str | None, of_jax: str | None = None) -> dict[str, Any]:
-    """What NVML sees, and how much of that CUDA_VISIBLE_DEVICES and JAX's own variable leave."""
+    """Return the GPUs of NVML, and how many of them CUDA_VISIBLE_DEVICES and JAX's own variable leave."""
     if "gpus" not in nvml:
         why = Absent(f"no NVIDIA GPU: {nvml.get('absent', 'NVML was not called')}")
         return dict.fromkeys(("driver", "driver_major", "driver_cuda", "gpus_seen", "gpus_visible"), why)
@@ -186,7 +186,7 @@ def _gpus(nvml: Mapping[str, Any], visible: str | None, of_jax: str | None = Non
 
 
 def _visible(text: str, count: int) -> int:
-    """How many devices CUDA shows: those before the first that it does not know (CUDA C++ Programming Guide)."""
+    """Return the number of devices that CUDA shows: those before the first unknown one (CUDA C++ Programming Guide)."""
     names: list[str] = []
     for word in text.replace(" ", "").split(","):
         is_known = word.startswith("GPU-") or (word.isdigit() and int(word) < count)
@@ -197,7 +197,7 @@ def _visible(text: str, count: int) -> int:
 
 
 def _devices(said: Any) -> dict[str, Any]:
-    """Whether JAX starts, and the devices. One that another process holds is no fault of either."""
+    """Return whether JAX starts, and the devices. A device that another process uses is not a fault."""
     starts: Any = True
     error, refused = "", list[str]()
     if isinstance(said, dict):
@@ -228,7 +228,7 @@ def _devices(said: Any) -> dict[str, Any]:
 
 
 def _cache() -> dict[str, Any]:
-    """The folder of compiled programs, as aifx chooses it, and whether a file can be written there."""
+    """Return the folder of compiled programs, as aifx chooses it, and whether it is writable."""
     own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if own and "://" in own:
         return {"folder": own, "is_writable": True, "why": "not of this machine's file system"}

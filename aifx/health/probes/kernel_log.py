@@ -1,4 +1,4 @@
-"""The kernel log: Xids, SXids and the events that name a fault. Only what is understood is kept, never whole logs."""
+"""The kernel log: Xids, SXids and events that name a fault. Only recognized events are kept, never whole logs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aifx.health.xids import DAY_S, excerpt
 
 GIVES = ("kernel_log", "xids", "xid_gpus", "sxids", "kernel_events")
 KMSG = "/dev/kmsg"
-MESSAGES = "/var/log/messages"  # of all programs, so one without a line of the kernel is no wonder
+MESSAGES = "/var/log/messages"  # of all programs, so it may have no line of the kernel
 LOGS = (
     f"/{CAPTURED}/kmsg.txt",
     f"/{CAPTURED}/dmesg.txt",
@@ -29,17 +29,17 @@ COMMANDS = (
     ("journalctl", "-k", "-b", "--lines=20000", "-o", "json", "--output-fields=MESSAGE", "--no-pager"),
     ("dmesg", "--time-format", "iso"),
 )
-RECORD_BYTES = 16_384  # a shorter buffer than a record is EINVAL
+RECORD_BYTES = 16_384  # a buffer shorter than a record is EINVAL
 MOST_BYTES = 1 << 25
 LIMIT_S = 1.5
 PARSE_LIMIT_S = EVENTS_LIMIT_S = 1.0
-"""Of the probe's 6 s: to read the Xids takes twice as long at most, because it stops where the events do."""
+"""Of the probe's 6 s: reading the Xids takes at most twice as long, because it stops where the events do."""
 UNREADABLE_PERCENT = 50
 MEND = "run aifx doctor as root, or `sysctl kernel.dmesg_restrict=0`, or join the group adm or systemd-journal"
 RECAPTURE = "capture it with `dmesg --time-format iso` or `journalctl -k -b -o short-iso`"
 GRANT = f"grant {KMSG} to the container (`--device {KMSG}`, or a hostPath volume) with the capability SYSLOG"
 LIMITED_CLASSES = ("0x0200", "0x0207", "0x0300", "0x0302", "0x1200")
-"""PCI classes whose narrow link costs: network, InfiniBand, GPUs, accelerators."""
+"""PCI classes for which a narrow link matters: network, InfiniBand, GPUs, accelerators."""
 
 
 def collect(host: Host) -> dict[str, Any]:
@@ -54,14 +54,14 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def _newest(log: Log, count: int) -> Log:
-    """The log's last lines; those before them count as unread."""
+    """Return the last lines of the log; those before count as unread."""
     older, newer = log.lines[: len(log.lines) - count], log.lines[len(log.lines) - count :]
     unread = sum(len(line.text) + 1 for line in older)
     return replace(log, lines=newer, unread_chars=log.unread_chars + unread) if older else log
 
 
 def _of_log(log: Log, uptime: float | None) -> dict[str, Any]:
-    """How far back it reaches, and how much of it is understood."""
+    """Return how far the log reaches back, and how much of it is readable."""
     day = min(uptime or DAY_S, DAY_S)
     lost = 0.0 if log.is_whole or log.unread_chars else max(day - log.seconds, 0.0)
     untimed = 100 * log.untimed / max(len(log.lines), 1)
@@ -78,7 +78,7 @@ def _of_log(log: Log, uptime: float | None) -> dict[str, Any]:
 
 
 def read_log(host: Host) -> Log | Absent | Unknown:
-    """The kernel's lines since the boot, as many as are left."""
+    """Return the kernel's lines since the boot that are still kept."""
     return _live(host) if host.is_live else _of_tree(host)
 
 
@@ -92,7 +92,7 @@ def _live(host: Host) -> Log | Absent | Unknown:
     for command in COMMANDS:
         said = host.run(*command, limit_s=LIMIT_S)
         log = _parse(said, now=time.time()) if isinstance(said, str) else None
-        if log and log.lines:  # journalctl has no entries, and no error, for one who may not see them
+        if log and log.lines:  # journalctl prints neither entries nor an error for a user without permission
             return log
     return Unknown(denied, MEND)
 
@@ -102,7 +102,7 @@ def _parse(text: str, now: float | None = None, uptime: float | None = None) -> 
 
 
 def _read_kmsg() -> str:
-    """Every record that is there, without waiting for another. Raises OSError, also if that takes too long."""
+    """Return all records without waiting for another. Raises OSError, also if this takes too long."""
     file = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK)
     chunks, ends = [], time.monotonic() + LIMIT_S
     try:
@@ -111,12 +111,12 @@ def _read_kmsg() -> str:
                 chunk = os.read(file, RECORD_BYTES)
             except BlockingIOError:
                 break
-            except BrokenPipeError:  # records were overwritten meanwhile: the next read gives the oldest left
+            except BrokenPipeError:  # records were overwritten meanwhile: the next read returns the oldest one left
                 continue
             if not chunk:
                 break
             chunks.append(chunk)
-            if time.monotonic() > ends:  # the oldest come first, and the newest are what counts
+            if time.monotonic() > ends:  # the oldest come first, and the newest matter
                 raise TimeoutError(errno.ETIMEDOUT, f"reading took more than {LIMIT_S:g} s")
     finally:
         os.close(file)
@@ -124,7 +124,7 @@ def _read_kmsg() -> str:
 
 
 def _of_tree(host: Host) -> Log | Absent | Unknown:
-    """The first log of a copied tree with a line of the kernel that is understood; otherwise the first with a line."""
+    """Return the first log of a copied tree with a recognized line of the kernel; otherwise the first with a line."""
     strange: Log | Unknown | None = None
     for path in LOGS:
         found = host.tail(path, MOST_BYTES)
@@ -140,7 +140,7 @@ def _of_tree(host: Host) -> Log | Absent | Unknown:
             strange = strange or (nothing if text.strip() and path != MESSAGES else None)
         elif log.untimed < len(log.lines):
             return log
-        else:  # as of "dmesg: read kernel buffer failed"
+        else:  # such as "dmesg: read kernel buffer failed"
             strange = strange or log
     return strange or Absent(f"no kernel log here ({', '.join(LOGS)}), and no {KMSG}: {GRANT}")
 
@@ -154,7 +154,7 @@ def _uptime(host: Host) -> float | None:
 
 
 def _matters(host: Host, device: str) -> bool:
-    """Whether a narrow PCIe link of a device costs anything here: the kernel logs those of every class."""
+    """Return whether a narrow PCIe link of a device matters: the kernel logs those of every class."""
     pci_class = host.read(f"/sys/bus/pci/devices/{device}/class")
     return isinstance(pci_class, str) and pci_class.startswith(LIMITED_CLASSES)
 

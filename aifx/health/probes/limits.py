@@ -1,4 +1,4 @@
-"""What a process may use here, how much of what all share is in use, and processes that are stuck."""
+"""Limits of a process, the use of shared resources, and stuck processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aifx.health.probes.space import space
 LOOKS = 5
 LOOK_EVERY_S = 0.1
 CAP_IPC_LOCK = 14
-"""Of include/uapi/linux/capability.h: root's, for whom the limit does not hold."""
+"""Capabilities (include/uapi/linux/capability.h) to which the limit does not apply."""
 
 KERNEL_THREAD = 0x00200000
 """PF_KTHREAD of include/linux/sched.h, in field 9 of /proc/PID/stat."""
@@ -70,7 +70,7 @@ def _tasks(host: Host) -> dict[str, Any]:
 
 
 def _handles(text: str | Absent | Unknown) -> dict[str, Any]:
-    """Open files of the whole machine."""
+    """Return the open files of the whole machine."""
     numbers = text.split() if isinstance(text, str) else []
     if len(numbers) == 3 and all(number.isdigit() for number in numbers):
         return {"handles": int(numbers[0]) - int(numbers[1]), "handles_max": int(numbers[2])}
@@ -81,13 +81,13 @@ def _handles(text: str | Absent | Unknown) -> dict[str, Any]:
 def _cgroup_tasks(host: Host) -> dict[str, Any]:
     _, where = cgroups.folders(host, "pids")
     most, folder = cgroups.least(host, where, "pids.max")
-    # Where nothing limits them, how many there are says nothing.
+    # Without a limit, their number says nothing.
     count = cgroups.number(host, f"{folder}/pids.current") if isinstance(most, int) else most
     return {"cgroup_tasks": count, "cgroup_tasks_max": most}
 
 
 def _usable_cpus(host: Host) -> Any:
-    """Processors that this process may run on, or fewer where a quota of time comes to fewer."""
+    """Return the number of processors that this process may use, by affinity and by quota of time."""
     status = host.read("/proc/self/status")
     mask = re.search(r"^Cpus_allowed:\s*([0-9a-f,]+)", status, re.MULTILINE) if isinstance(status, str) else None
     if mask is None:
@@ -98,7 +98,7 @@ def _usable_cpus(host: Host) -> Any:
 
 
 def _quota(host: Host, version: int, folder: str) -> float | None:
-    """Processors' worth of time; None where there is no quota."""
+    """Return the quota of time in processors; None without a quota."""
     names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
     numbers = " ".join(t for name in names if isinstance(t := host.read(f"{folder}/{name}"), str)).split()
     if len(numbers) != 2 or not all(number.isdigit() for number in numbers) or int(numbers[1]) == 0:
@@ -107,14 +107,14 @@ def _quota(host: Host, version: int, folder: str) -> float | None:
 
 
 def _throttled(host: Host) -> Any:
-    """Periods of 100 ms in which the control group had used up its time."""
+    """Return the number of 100 ms periods in which the control group was throttled."""
     _, where = cgroups.folders(host, "cpu")
     stat = f"{where[0]}/cpu.stat"
     return cgroups.entry(cgroups.table(host, stat), "nr_throttled", stat)
 
 
 def processes(host: Host) -> dict[str, Any] | Absent:
-    """Those that wait in the kernel each time that one looks, and those that ended and nobody asked how."""
+    """Return processes that wait in the kernel in every sample, and zombies."""
     seen = dict(_stats(host))
     if not seen:
         return Absent("no process is visible here")
@@ -135,9 +135,9 @@ def processes(host: Host) -> dict[str, Any] | Absent:
 
 
 def _stats(host: Host, pids: set[str] | None = None) -> Iterator[tuple[str, tuple[str, str, bool]]]:
-    """Name, state and whether it is a thread of the kernel, by process id.
+    """Return name, state and whether it is a kernel thread, by process id.
 
-    Not through `Host.read`, which starts a thread for each file: there may be thousands, and none of these hangs.
+    This does not use `Host.read`, which starts a thread per file: there may be thousands, and none of these hangs.
     """
     names = pids if pids is not None else host.names("/proc")
     for pid in names if isinstance(names, (list, set)) else ():
@@ -145,7 +145,7 @@ def _stats(host: Host, pids: set[str] | None = None) -> Iterator[tuple[str, tupl
             continue
         try:
             text = host.path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         found = re.match(r"\d+ \((.*)\) (\w)(?: -?\d+){5} (\d+)", text, re.DOTALL)
         if found:

@@ -1,4 +1,4 @@
-"""Memory: how much there is and is left, its ECC errors, swap, huge pages, and the control group's share."""
+"""Memory: size, use, ECC errors, swap, huge pages, and the control group's share."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _numbers(*values: Any) -> bool:
 
 
 def _huge_pages_unused(meminfo: Any) -> Any:
-    """Reserved at boot or by sysctl, promised to nobody, and lost to everything else."""
+    """Return huge pages that are reserved at boot or by sysctl, and that no process uses."""
     free, promised, size = (
         entry(meminfo, name, MEMINFO) for name in ("HugePages_Free", "HugePages_Rsvd", "Hugepagesize")
     )
@@ -62,7 +62,7 @@ def _huge_pages_unused(meminfo: Any) -> Any:
 
 
 def transparent_huge_pages(host: Host) -> str | Absent | Unknown:
-    """The word in brackets of "always [madvise] never"."""
+    """Return the word in brackets of "always [madvise] never"."""
     text = host.read("/sys/kernel/mm/transparent_hugepage/enabled")
     if not isinstance(text, str):
         return text
@@ -71,7 +71,7 @@ def transparent_huge_pages(host: Host) -> str | Absent | Unknown:
 
 
 def _nodes(host: Host) -> dict[str, Any]:
-    """NUMA nodes with processors: one with memory only (that of a GPU, or CXL) is of another size."""
+    """Return NUMA nodes with processors: one with only memory (of a GPU, or CXL) has another size."""
     names = host.names(NODES)
     sizes: dict[str, float] = {}
     for name in names if isinstance(names, list) else []:
@@ -107,7 +107,7 @@ def _controller(host: Host, name: str) -> dict[str, Any]:
 
 
 def _dimms_at_fault(host: Host, folder: str) -> list[str]:
-    """The labels of those that counted errors, most errors first."""
+    """Return the labels of the DIMMs with errors, most errors first."""
     names = host.names(folder)
     counts = []
     for dimm in (n for n in names if re.fullmatch(r"(dimm|rank)\d+", n)) if isinstance(names, list) else ():
@@ -123,7 +123,7 @@ def _cgroup(host: Host) -> dict[str, Any]:
     version, where = cgroups.folders(host, "memory")
     limit, folder = cgroups.least(host, where, "memory.max" if version == 2 else "memory.limit_in_bytes")
     in_use = cgroups.number(host, f"{folder}/{'memory.current' if version == 2 else 'memory.usage_in_bytes'}")
-    # What a kubelet calls the working set: what could be dropped without writing does not fill the limit.
+    # The working set of a kubelet: pages that can be dropped without writing do not count.
     droppable = entry(
         table(host, f"{folder}/memory.stat"), "inactive_file" if version == 2 else "total_inactive_file", "memory.stat"
     )

@@ -1,4 +1,4 @@
-"""Network cards, the way out, and whether the machine knows its own name."""
+"""Network cards, the default route, and the machine's own name."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def own_name() -> dict[str, Any]:
-    """Whether the machine's own name has an address, and how long that took."""
+    """Return whether the machine's own name resolves, and how long that took."""
     began = time.monotonic()
     try:
         within(NAME_LIMIT_S, lambda: socket.getaddrinfo(socket.gethostname(), None), "resolving the own name")
         resolves = True
-    except (OSError, UnicodeError):  # TimeoutError too
+    except (OSError, UnicodeError):  # including TimeoutError
         resolves = False
     return {"resolves": resolves, "took_ms": round(1000 * (time.monotonic() - began), 2)}
 
 
 def _interfaces(host: Host) -> Any:
-    """Cards, not what is made of them (bridges, bonds, virtual functions, a container's own)."""
+    """Return network cards, without bridges, bonds, virtual functions and interfaces of containers."""
     names = host.names(NET)
     if not isinstance(names, list):
         return names
@@ -59,7 +59,7 @@ def _interfaces(host: Host) -> Any:
 
 
 def agreed(figures: list[Any]) -> Any:
-    """What all others of a kind have: of two that differ neither is the odd one, nor of two groups."""
+    """Return the value of all other cards of a kind. Of two that differ, or of two groups, none is the odd one."""
     first = figures[0] if len(figures) > 1 and len(set(map(str, figures))) == 1 else None
     return first if isinstance(first, (int, float)) else Absent("fewer than two others of this kind agree")
 
@@ -67,7 +67,7 @@ def agreed(figures: list[Any]) -> Any:
 def _interface(host: Host, name: str) -> dict[str, Any]:
     folder = f"{NET}/{name}"
     flags, speed = host.number(f"{folder}/flags"), host.number(f"{folder}/speed")
-    # The type tells InfiniBand from Ethernet, the subsystem one maker's cards with one chip from another's.
+    # The type separates InfiniBand from Ethernet, the subsystem separates vendors of cards with the same chip.
     model = [host.read(f"{folder}/{part}") for part in ("device/vendor", "device/device", "type")]
     subsystem = host.read(f"{folder}/device/subsystem_device")
     link = host.link(f"{folder}/device")
@@ -92,7 +92,7 @@ def _interface(host: Host, name: str) -> dict[str, Any]:
 
 
 def _speed(speed: Any) -> Any:
-    """Gb/s; virtual cards say -1, and some the same number without its sign."""
+    """Return Gb/s; virtual cards report -1, some as an unsigned number."""
     if isinstance(speed, int):
         return speed / 1000 if 0 < speed < 1 << 31 else Absent("the card reports no speed")
     return speed

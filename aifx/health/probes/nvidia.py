@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: what NVML says of each, beside what the PCI bus and the machine say of them."""
+"""NVIDIA GPUs: the facts of NVML, of the PCI bus and of the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NVIDIA, DISPLAY, CONTROLLER, BRIDGE = "0x10de", "0x0300", "0x0302", "0x0680"
 """Classes of PCI devices: a GPU that may drive a display, one that only computes, and an NVSwitch."""
 NVML_LIMIT_S = 8.0
 CONFINED = re.compile(r"docker|kubepods|containerd|libpod|lxc|/job_\d+")
-"""Control groups in which not every GPU and process of the machine is shown: containers and Slurm's jobs."""
+"""Control groups that may hide GPUs and processes of the machine: containers and Slurm's jobs."""
 PCIE_GT_S = {1: 2.5, 2: 5, 3: 8, 4: 16, 5: 32, 6: 64}
 
 
@@ -43,7 +43,7 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def _pci(host: Host) -> dict[str, list[str]]:
-    """Addresses of NVIDIA's GPUs, those lent to virtual machines apart, of those that only compute, and of switches."""
+    """Return addresses of NVIDIA's GPUs without those of virtual machines, of compute-only GPUs, and of switches."""
     found: dict[str, list[str]] = {"gpus": [], "controllers": [], "switches": []}
     names = host.names(PCI)
     for name in names if isinstance(names, list) else []:
@@ -65,14 +65,14 @@ def _pci(host: Host) -> dict[str, list[str]]:
 def _node(host: Host, said: Mapping[str, Any], gpus: Any, buses: Mapping[str, list[str]]) -> Facts:
     tables = gpus if isinstance(gpus, list) else []
     shown = {gpu["pci_bus_id"] for gpu in tables if isinstance(gpu["pci_bus_id"], str)}
-    # A GPU that is lost does not tell its address, and has a finding of its own.
+    # A lost GPU does not report its address, and has its own finding.
     hidden = [bus for bus in buses["gpus"] if bus not in shown] if len(shown) == len(tables) else []
     names, vbios = _distinct(tables, "name"), _distinct(tables, "vbios")
     confined = _is_confined(host)
     needs_manager = bool(buses["switches"]) and not any(_in_rack(name) for name in names) and not confined
     return {
         **{name: said[name] for name in ("state", "driver", "nvml", "cuda", "count")},
-        # A display card may be meant for nothing but displays.
+        # A display card may serve only displays.
         "driver_wanted": bool(buses["controllers"]) or said["state"] != "no_library",
         "is_confined": confined,
         "pci_count": len(buses["gpus"]),
@@ -100,7 +100,7 @@ def _is_confined(host: Host) -> bool:
 
 
 def _service(host: Host, name: str) -> str | Absent | Unknown:
-    """The state of a systemd service."""
+    """Return the state of a systemd service."""
     said = host.run("systemctl", "show", "--property=ActiveState", f"{name}.service")
     if not isinstance(said, str):
         return said
@@ -109,7 +109,7 @@ def _service(host: Host, name: str) -> str | Absent | Unknown:
 
 
 def _gpu(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]]) -> Facts:
-    """One GPU's facts, named, with what follows from them."""
+    """Return one GPU's facts with its name, and facts that follow from them."""
     name, bus, links = gpu["name"], gpu["pci_bus_id"], gpu["links"]
     product = name if isinstance(name, str) else ""
     chip = find_accelerator(product)
@@ -133,12 +133,12 @@ def _nvlink(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]], product: 
     module_links = chip.nvlinks if chip else None
     is_silent = isinstance(links, Absent) and gpu["state"] == "ok" and gpu["virtualization"] != "vgpu"
     if is_silent and module_links and len(all_gpus) > 1:
-        links = []  # with every link down NVML says that there are none (gpud#1085)
+        links = []  # if every link is down, NVML reports none (gpud#1085)
     if not isinstance(links, list):
         return links if isinstance(links, (Absent, Unknown)) else Unknown("the links are not a list")
     active = _active(gpu)
     failed = next((link["state"] for link in links if isinstance(link["state"], Unknown)), None)
-    # One module alone, in a virtual machine of one GPU, has nobody to be linked with.
+    # A single module in a virtual machine with one GPU has no peer.
     whole = module_links if len(all_gpus) > 1 or active else None
     expected = whole or max(_active(other) for other in all_gpus if other["name"] == gpu["name"])
     return {
@@ -165,7 +165,7 @@ def _is_up(state: Any) -> bool:
 
 
 def _fabric(fabric: Any) -> Any:
-    """Between nodes, a GPU that registered has a cluster and a clique."""
+    """Add whether the GPU has a cluster and a clique: one that has joined a fabric across nodes has both."""
     if not isinstance(fabric, Mapping):
         return fabric
     cluster, clique = fabric["cluster"], fabric["clique"]
@@ -181,7 +181,7 @@ def _link_speed(product: str) -> int | Absent:
 
 
 def _replays_allowed(pcie: Mapping[str, Any]) -> Any:
-    """Replays a minute at the bit error rate of 10^-12 that PCI Express allows."""
+    """Return the replays per minute at the bit error rate of 10^-12 that PCI Express allows."""
     generation, width = pcie["max_generation"], pcie["max_width"]
     for value in (generation, width):
         if isinstance(value, (Absent, Unknown)):

@@ -1,4 +1,4 @@
-"""The project that the check runs in: its configuration, data, room for checkpoints, and memory against its plan."""
+"""The project of the working directory: its configuration, data, space for checkpoints, and required memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def _memory(host: Host) -> Any:
-    """What the kernel can give to a program without swapping."""
+    """Return the memory that the kernel can give to a program without swapping."""
     text = host.read("/proc/meminfo")
     if not isinstance(text, str):
         return text

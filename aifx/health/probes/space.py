@@ -1,4 +1,4 @@
-"""How full file systems are, as df tells it."""
+"""The use of file systems, as df reports it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ GIB = 1 << 30
 
 
 def space(path: str) -> dict[str, Any]:
-    """Size, what is left to users, and the shares of bytes and inodes in use. Raises OSError; a mount whose server is
-    gone may hang."""
+    """Return the size, the space left for users, and the used shares of bytes and inodes. Raises OSError. A mount
+    without its server may hang."""
     told = os.statvfs(path)
     used, left = (told.f_blocks - told.f_bfree) * told.f_frsize, told.f_bavail * told.f_frsize
     inodes = told.f_files - told.f_ffree
@@ -18,7 +18,7 @@ def space(path: str) -> dict[str, Any]:
         "size_gib": round(told.f_blocks * told.f_frsize / GIB, 3),
         "free_gib": round(left / GIB, 3),
         "used_percent": _percent(used, used + left),
-        # btrfs and some network file systems count none.
+        # btrfs and some network file systems report no inodes.
         "inodes_used_percent": _percent(inodes, inodes + told.f_favail) if told.f_files else 0.0,
     }
 

@@ -1,4 +1,4 @@
-"""The stress is run when it is asked for (`aifx.health.stress.collect`); here, what was captured of one is read."""
+"""A captured stress test. `aifx.health.stress.collect` runs one if `--stress` asks for it."""
 
 from __future__ import annotations
 

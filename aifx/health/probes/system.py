@@ -1,4 +1,4 @@
-"""What the node is made of: product, firmware, operating system, mounts. Nodes of a fleet are compared by it."""
+"""The node's product, firmware, operating system and mounts, by which nodes of a fleet are compared."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ OF_A_USER = re.compile(
 KEPT = re.compile(
     r"ext[234]|xfs|btrfs|zfs|f2fs|vfat|nfs4?|cifs|lustre|gpfs|beegfs\w*|wekafs|ceph|fuse\.(?!portal|gvfs)\S+"
 )
-"""File systems that hold data; the others are the kernel's own."""
+"""File systems with data; the others belong to the kernel."""
 
 MOUNT = re.compile(r"^\S+ \S+ \S+ \S+ (\S+) .*? - (\S+)", re.MULTILINE)
-"""Mount point and type of a line of /proc/self/mountinfo."""
+"""The mount point and type in a line of /proc/self/mountinfo."""
 
 
 def collect(host: Host) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def _card_firmware(host: Host) -> list[str] | Absent | Unknown:
-    """Of InfiniBand and RoCE cards, "model version", each once."""
+    """Return "model version" of InfiniBand and RoCE cards, each once."""
     cards = host.names(CARDS)
     if not isinstance(cards, list):
         return cards
@@ -52,7 +52,7 @@ def _card_firmware(host: Host) -> list[str] | Absent | Unknown:
 
 
 def _mounts(host: Host) -> list[str] | Absent | Unknown:
-    """ "/scratch lustre", each once."""
+    """Return mounts such as "/scratch lustre", each once."""
     text = host.read("/proc/self/mountinfo")
     if not isinstance(text, str):
         return text

@@ -1,4 +1,4 @@
-"""TPUs: chips on PCI, their device files, libtpu, and who holds them."""
+"""TPUs: chips on PCI, their device files, libtpu, and the processes that use them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def libtpu_version() -> str:
-    """Empty where it is not installed."""
+    """Return the version of libtpu; empty if it is not installed."""
     for name in ("libtpu", "libtpu-nightly"):
         try:
             return metadata.version(name)
@@ -61,17 +61,17 @@ def libtpu_version() -> str:
 
 
 def _chip(host: Host, name: str) -> dict[str, Any] | None:
-    # Further functions are of the same chip.
+    # Other functions belong to the same chip.
     if not name.endswith(".0") or host.read(f"{PCI}/{name}/vendor") != GOOGLE:
         return None
     generation = TPU_GENERATIONS.get(str(host.read(f"{PCI}/{name}/device")))
     if generation == "v3" and host.read(f"{PCI}/{name}/subsystem_device") == V2_SUBSYSTEM:
         generation = "v2"
-    return {"device": name, "generation": generation} if generation else None  # else it is Google's network card
+    return {"device": name, "generation": generation} if generation else None  # otherwise it is Google's network card
 
 
 def _promised(host: Host) -> int | Absent:
-    """How many chips of this host the environment tells JAX of ("2,4,1")."""
+    """Return the number of chips of this host in the environment ("2,4,1")."""
     text = host.environ().get("TPU_CHIPS_PER_HOST_BOUNDS", "")
     if not re.fullmatch(r"\d+(,\d+)*", text):
         return Absent("TPU_CHIPS_PER_HOST_BOUNDS does not set the number of chips")
@@ -79,7 +79,7 @@ def _promised(host: Host) -> int | Absent:
 
 
 def _device_files(host: Host) -> list[str]:
-    """/dev/accel0 and on, or with newer drivers /dev/vfio/0 and on."""
+    """Return /dev/accel0 and so on, or with newer drivers /dev/vfio/0 and so on."""
     accel, vfio = host.names("/dev"), host.names("/dev/vfio")
     old = [f"/dev/{n}" for n in accel if re.fullmatch(r"accel\d+", n)] if isinstance(accel, list) else []
     new = [f"/dev/vfio/{n}" for n in vfio if n.isdigit()] if isinstance(vfio, list) else []
@@ -87,7 +87,7 @@ def _device_files(host: Host) -> list[str]:
 
 
 def _holders(host: Host) -> list[str] | Absent | Unknown:
-    """Other processes that have a device file open, as "name (pid)"."""
+    """Return other processes that have a device file open, as "name (pid)"."""
     names = host.names("/proc")
     if not isinstance(names, list):
         return names
@@ -95,12 +95,12 @@ def _holders(host: Host) -> list[str] | Absent | Unknown:
     for pid in (name for name in names if name.isdigit() and (not host.is_live or int(name) != os.getpid())):
         folder = host.path(f"/proc/{pid}/fd")
         try:
-            # Read here for the reason that limits.py gives.
+            # This does not use `Host.read`, for the reason in limits.py.
             links = [os.readlink(folder / fd) for fd in os.listdir(folder)]
         except PermissionError:
             denied = True
             continue
-        except OSError:  # it has ended, or closed one
+        except OSError:  # the process has ended, or closed a file
             continue
         if any(DEVICE_FILE.fullmatch(link) for link in links):
             name = host.read(f"/proc/{pid}/comm")
