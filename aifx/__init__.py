@@ -1,35 +1,39 @@
 """aifx: the toolkit of people who operate AI factories.
 
-A library with no terminal in it; `aifx.commands` is the terminal.
+`import aifx` loads nothing else: the functions below come from `aifx.api` when they are first used. docs/api.md
+documents them. Everything else is private, and may change without notice. `aifx.commands` is the terminal.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aifx.core.version import DISTRIBUTION, __version__
 
 if TYPE_CHECKING:
-    from os import PathLike
+    from aifx.api import bench, doctor, evaluate, generate, init, load, predict, train
 
-    from aifx.loading.model import LoadedModel
+__all__ = [
+    "DISTRIBUTION",
+    "__version__",
+    "bench",
+    "doctor",
+    "evaluate",
+    "generate",
+    "init",
+    "load",
+    "predict",
+    "train",
+]
 
-__all__ = ["DISTRIBUTION", "__version__", "load"]
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from aifx import api
+
+    return getattr(api, name)
 
 
-def load(run: str | PathLike[str], *, step: int | str | None = None) -> LoadedModel:
-    """The model of a run, ready to make predictions. Needs the run alone, not the data that it was trained on.
-
-    >>> model = aifx.load("runs/main")
-    >>> for prediction in model.predict([{"text": "Call me Ishmael."}]):
-    ...     print(prediction["bits_per_byte"])
-
-    Args:
-        run: the run's folder.
-        step: a step that has a checkpoint, "best" or "last"; by default `eval.checkpoint` of the run's project.
-
-    Raises UsageError where there is no run, CheckpointError for a checkpoint that is missing or damaged.
-    """
-    from aifx.loading.model import load as load_run  # late: `import aifx` loads nothing else
-
-    return load_run(run, step=step)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from aifx.benchmarking.estimate import UNDISTURBED, Estimate, estimate
 from aifx.benchmarking.fingerprint import Fingerprint
 from aifx.benchmarking.units import named
-from aifx.core.errors import EnvironmentFault, ExitCode, UsageError
+from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, UsageError
 from aifx.core.files import RECORDS_LIMIT, read_input, write_output
 from aifx.core.json_files import encode
 from aifx.core.json_values import encode_json
@@ -178,6 +178,11 @@ class Report(_Document):
 
     def document(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
+
+    def raise_failure(self) -> None:
+        """Raises AifxError with what ended the bench before its end, if anything did."""
+        if found := self.failure:
+            raise AifxError(found.what, found.why, found.hint, exit_code=ExitCode(found.exit_code))
 
     def launches_of(self, suite: str) -> int:
         """Of what was seen of a suite most often."""

@@ -10,13 +10,17 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from aifx.benchmarking.fingerprint import Fingerprint
 from aifx.benchmarking.results import Failure, Measured, Report, Request, Result
+from aifx.benchmarking.suites import SUITES
+from aifx.config import load_config
 from aifx.core.errors import ExitCode, Terminated
 from aifx.core.processes import Child
 from aifx.core.progress import Progress, publish
+from aifx.core.project import find_project
 from aifx.machine.huge_pages import with_huge_pages
 
 logger = logging.getLogger(__name__)
@@ -39,11 +43,25 @@ Listener = Callable[[Fingerprint | Measured], None]
 raises, that ends the bench."""
 
 
+def check_configuration(request: Request, folder: Path | None = None) -> None:
+    """Raises ConfigError for mistakes in the project's configuration, before anything starts.
+
+    Args:
+        folder: in the project; the working directory by default.
+    """
+    if any(SUITES[suite].needs_project for suite in request.suites):
+        load_config(find_project(folder), request.options.get("set") or ())
+
+
 class Launches:
     """A bench on its way."""
 
-    def __init__(self, request: Request, listener: Listener = lambda event: None) -> None:
+    def __init__(self, request: Request, listener: Listener = lambda event: None, folder: Path | None = None) -> None:
+        """Args:
+        folder: in the project that is measured; the working directory by default.
+        """
         self.request = request
+        self._folder = folder
         self._listener = listener
         self._seen: dict[str, list[Measured]] = {}
         self._notes: dict[str, list[str]] = {}
@@ -98,6 +116,7 @@ class Launches:
             "aifx.benchmarking.worker",
             request,
             env=with_huge_pages(os.environ),  # as training runs
+            cwd=self._folder,
             silence_s=SILENCE_S,
             grace_s=GRACE_S,
         ) as child:

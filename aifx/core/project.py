@@ -160,6 +160,15 @@ def find_project(start: Path | None = None) -> Project:
     )
 
 
+def open_run(folder: str | os.PathLike[str]) -> tuple[RunDirectory, Project]:
+    """The run in `folder`, with its project, which need not exist. Raises UsageError for a folder that is no run."""
+    run = RunDirectory(Path(folder).absolute())
+    if not run.exists():
+        raise UsageError(f"no run at {folder}", "it has no config.toml", "aifx runs ls")
+    parent = run.path.parent
+    return run, Project(parent.parent if parent.name == "runs" else parent)
+
+
 def _check_owner(folder: Path, *, is_here: bool) -> None:
     """Raise UntrustedProject if somebody may have put `aifx.toml` in the way of commands that run below it.
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from aifx.core.errors import UsageError
 from aifx.core.project import Project, RunDirectory
 from aifx.data.base import undefined
 from aifx.data.rows import InputFile, Row, input_file
@@ -70,18 +68,3 @@ def load_model(
     """Open a run's model. Takes and raises what `aifx.loading.restore.restore_run` does."""
     trained = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False)
     return LoadedModel(trained)
-
-
-def load(run: str | PathLike[str], *, step: int | str | None = None) -> LoadedModel:
-    """Implement `aifx.load`, which documents it."""
-    directory = RunDirectory(Path(run).absolute())
-    if not directory.exists():
-        raise UsageError(f"no run at {run}", "it has no config.toml", "aifx runs ls")
-    parent = directory.path.parent
-    project = Project(parent.parent if parent.name == "runs" else parent)
-    if isinstance(step, str):
-        if step not in ("best", "last"):
-            raise UsageError(f"step {step!r} is not a step", "a number, 'best' or 'last'", "aifx ckpt ls")
-        which: Which = "best" if step == "best" else "last"
-        return load_model(directory, project, which=which)
-    return load_model(directory, project, step=step)

@@ -66,7 +66,6 @@ def gate(
         from aifx.benchmarking.compare import side
         from aifx.benchmarking.results import read_report, write_report
         from aifx.benchmarking.store import open_store
-        from aifx.commands.bench.measuring import end_if_failed
 
         kept: AbstractContextManager[None]
         bound = read_share(max_regression, "--max-regression")
@@ -84,7 +83,7 @@ def gate(
         with kept:
             if output:
                 write_report(after, output)
-            end_if_failed(after)
+            after.raise_failure()
             _decide(gated, option)
         out.document(gated.document(side(before, baseline), side(after, source)))
         heading(out, before, after, baseline, source)
@@ -121,7 +120,8 @@ def _measure(
     from aifx.benchmarking.adaptive import until_told
     from aifx.benchmarking.compare import chosen
     from aifx.benchmarking.estimate import LEAST_LAUNCHES
-    from aifx.commands.bench.measuring import Running, check, told_more
+    from aifx.benchmarking.runner import check_configuration
+    from aifx.commands.bench.measuring import Running, told_more
 
     def accept(found: Fingerprint) -> None:
         refuse(baseline, "this machine", before.fingerprint.obstacles(found))
@@ -134,7 +134,7 @@ def _measure(
     if names:
         wanted = {result.suite for result in chosen(before, names).values()}
         request = request.model_copy(update={"suites": [suite for suite in request.suites if suite in wanted]})
-    check(request)
+    check_configuration(request)
     counts = {suite: min(max(before.launches_of(suite), LEAST_LAUNCHES), most) for suite in request.suites}
     running = Running(out, request, accept)
     return running, *until_told(before, running.launch(counts), bound, names, more, most)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aifx.commands.bench.options import Measuring, read_share
 from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
-from aifx.core.errors import AifxError, ExitCode, UsageError
+from aifx.core.errors import AifxError, UsageError
 
 if TYPE_CHECKING:
     from aifx.benchmarking.fingerprint import Fingerprint
@@ -21,6 +21,7 @@ def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measurin
     """Measure, tell, keep. Raises AifxError for a bench that did not come to its end, once all that is done."""
     from aifx.benchmarking.estimate import LEAST_LAUNCHES
     from aifx.benchmarking.results import Request
+    from aifx.benchmarking.runner import check_configuration
     from aifx.benchmarking.store import check_name, noisy_results, open_store, told_noisy
     from aifx.commands.bench.report import show
 
@@ -35,7 +36,7 @@ def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measurin
                 f"--launches {LEAST_LAUNCHES}",
             )
     request = Request(suites=suites, quick=how.quick, options=options)
-    check(request)
+    check_configuration(request)
     running = Running(out, request)
     report = running.launch(dict.fromkeys(suites, launches))
     if how.save and how.launches is None:
@@ -44,7 +45,7 @@ def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measurin
     show(out, report)
     with running.told_where_it_is_kept():
         write(out, report, how)
-        end_if_failed(report)
+        report.raise_failure()
         if how.save:
             out.log(f"saved as {how.save}: {open_store().save(report, how.save, max_noise)}")
             if noisy := noisy_results(report, max_noise):
@@ -66,15 +67,6 @@ def _until_quiet(out: Output, report: Report, running: Running, max_noise: float
 
 def told_more(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} more launches of {suite}" for suite, count in counts.items())
-
-
-def check(request: Request) -> None:
-    """Raises what is wrong with the project's configuration before anything starts."""
-    if any(_needs_project(suite) for suite in request.suites):
-        from aifx.config import load_config
-        from aifx.core.project import find_project
-
-        load_config(find_project(), request.options.get("set") or ())
 
 
 class Running:
@@ -132,15 +124,3 @@ def write(out: Output, report: Report, how: Measuring) -> None:
 
         write_page(report_page(report), how.html)
         out.log(f"written to {how.html}")
-
-
-def end_if_failed(report: Report) -> None:
-    """Raises what ended the bench before its end."""
-    if failure := report.failure:
-        raise AifxError(failure.what, failure.why, failure.hint, exit_code=ExitCode(failure.exit_code))
-
-
-def _needs_project(suite: str) -> bool:
-    from aifx.benchmarking.suites import SUITES
-
-    return SUITES[suite].needs_project

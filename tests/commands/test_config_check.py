@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from published_schemas import check_answer
 
 from aifx.commands.main import run
 from aifx.config import load_config
@@ -52,6 +53,7 @@ class Here:
         ended = run(list(args))
         out, err = self._capsys.readouterr()
         assert ended == code, err
+        check_answer(args, out)
         return out, err
 
 
@@ -130,7 +132,7 @@ def test_keys_and_schema_include_the_projects_own_task(here: Here) -> None:
 def test_keys_without_a_task_that_cannot_be_imported(here: Here) -> None:
     here.write('[task]\nkind = "nothing_here:Own"\n')
     out, err = here("config", "keys", "--json")
-    assert any(key["key"] == "model.num_layers" for key in json.loads(out)["keys"])
+    assert any((key["section"], key["key"]) == ("model", "num_layers") for key in json.loads(out)["keys"])
     assert "nothing_here" in err
     here.write("[task\n")
     assert json.loads(here("config", "schema")[0])["title"] == "aifx.toml"

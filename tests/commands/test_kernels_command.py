@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_schemas import check_document
 
 from aifx.commands.main import run
 from aifx.config import load_config
@@ -43,7 +44,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def document(capsys: Any, *arguments: str) -> dict[str, Any]:
     assert run(["kernels", *arguments, "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert found["schema_version"] == 1
+    check_document(f"commands/kernels-{arguments[0]}", found)
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import inprocess
 import jax.numpy as jnp
 import pytest
+from published_schemas import check_answer
 
 from aifx.checkpoint import Checkpoints, state_digest
 from aifx.commands.main import run as run_command
@@ -66,7 +67,9 @@ class Here:
     def __call__(self, *arguments: str, code: int = 0) -> str:
         self._capsys.readouterr()
         assert run_command(list(arguments)) == code, self._capsys.readouterr().err
-        return self._capsys.readouterr().out
+        out = self._capsys.readouterr().out
+        check_answer(arguments, out)
+        return out
 
     def answer(self, *arguments: str, code: int = 0) -> dict[str, Any]:
         doc: dict[str, Any] = json.loads(self(*arguments, "--json", code=code))

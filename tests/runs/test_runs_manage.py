@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_schemas import check_answer
 
 from aifx.commands.main import run
 from aifx.core.project import Project, RunDirectory
@@ -39,6 +40,7 @@ class Here:
         ended = run(["runs", *args])
         out, err = self._capsys.readouterr()
         assert ended == code, err
+        check_answer(["runs", *args], out)
         return out, err
 
     def names(self) -> set[str]:

@@ -1,0 +1,164 @@
+"""The names of docs/api.md: all are listed, work after every module was imported, and are imported late."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import aifx
+import jax_kernels
+
+PAGE = Path(__file__).parents[1] / "docs" / "api.md"
+NAMES = re.findall(r"^### ((?:aifx|jax_kernels)\.\w+)$", PAGE.read_text(), re.M)
+
+TINY = {
+    "model.num_layers": 1,
+    "model.embed_dim": 16,
+    "model.num_heads": 2,
+    "data.vocab_size": 300,
+    "data.seq_len": 16,
+    "train.num_steps": 3,
+    "train.global_batch_size": 2,
+    "train.validate_every": 3,
+    "train.validation_batches": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def modules() -> list[str]:
+    """Every module of the packages, imported."""
+    found = list(_walk("aifx")) + list(_walk("aifx.commands")) + list(_walk("jax_kernels"))
+    for name in found:
+        importlib.import_module(name)
+    return found
+
+
+def _walk(package: str) -> Iterator[str]:
+    path = importlib.import_module(package).__path__
+    yield from (one.name for one in pkgutil.walk_packages(path, f"{package}.") if ".templates." not in one.name)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, modules: list[str]) -> Path:
+    folder = tmp_path_factory.mktemp("api") / "project"
+    assert "aifx.toml" in aifx.init(folder, "language-model", answers={"project_name": "tiny"}).files
+    (text,) = folder.glob("data/*.txt")
+    text.write_text(text.read_text()[:40_000])
+    result = aifx.train(folder, settings=TINY)
+    assert (result.status, result.step) == ("completed", 3)
+    return folder
+
+
+def test_the_page_has_every_name() -> None:
+    public = [f"aifx.{name}" for name in aifx.__all__ if name not in ("__version__", "DISTRIBUTION")]
+    assert set(NAMES) == {*public, *(f"jax_kernels.{name}" for name in jax_kernels.__all__)}
+
+
+def train(project: Path) -> None:
+    again = aifx.train(project, settings=TINY)
+    assert again.already
+    forked = aifx.train(project, "other", fork_from="main", fork_at=3, settings={**TINY, "train.num_steps": 4})
+    assert (forked.status, forked.step) == ("completed", 4)
+
+
+def evaluate(project: Path) -> None:
+    run = project / "runs" / "main"
+    report: Any = aifx.evaluate(run, gates=["loss <= 99"], settings={"eval.batch_size": 64, "eval.gates": []})
+    assert report.passed
+    (text,) = project.glob("data/*.txt")
+    (project / "new.txt").write_text(text.read_text()[:2000])
+    reports: Any = aifx.evaluate(run, data=[project / "new.txt"], step="last", settings={"eval.gates": []})
+    assert reports.datasets[0].metrics["loss"] > 0
+
+
+def load(project: Path) -> None:
+    model = aifx.load(project / "runs" / "main", step=3)
+    assert (model.run, model.step) == ("main", 3)
+    with pytest.raises(Exception, match="is not a step"):
+        aifx.load(project / "runs" / "main", step="newest")
+
+
+def predict(project: Path) -> None:
+    (row,) = aifx.predict(project / "runs" / "main", [{"text": "Call me Ishmael."}])
+    assert row["loss"] > 0
+
+
+def generate(project: Path) -> None:
+    texts = {aifx.generate(project / "runs" / "main", "Call me", max_tokens=4, seed=1).text for _ in range(2)}
+    assert len(texts) == 1
+
+
+def doctor(project: Path) -> None:
+    report = aifx.doctor(only=["memory", "disk"])
+    assert {finding.id.partition(".")[0] for finding in report.findings} <= {"memory", "disk"}
+
+
+def bench(project: Path) -> None:
+    settings = {name: value for name, value in TINY.items() if name != "train.num_steps"}
+    report = aifx.bench("data", project=project, quick=True, settings=settings)
+    assert report.find("data.read") is not None
+    with pytest.raises(Exception, match="there is no suite"):
+        aifx.bench("dta")
+
+
+AIFX: dict[str, Callable[[Path], None]] = {
+    "init": lambda project: None,  # of the fixture
+    **{one.__name__: one for one in (train, evaluate, load, predict, generate, doctor, bench)},
+}
+
+
+def qkv(*shape: int) -> Any:
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+
+
+def quantized(*shape: int) -> Any:
+    return jnp.asarray(np.random.default_rng(0).integers(-8, 8, shape), jnp.int8)
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    "attention": lambda op: op(qkv(1, 8, 2, 8), qkv(1, 8, 2, 8), qkv(1, 8, 2, 8), causal=True),
+    "decode_attention": lambda op: op(
+        qkv(1, 2, 8), qkv(2, 3, 4, 8), qkv(2, 3, 4, 8), jnp.array([[1, 2]]), jnp.array([5])
+    ),
+    "linear_cross_entropy": lambda op: op(qkv(4, 8), qkv(8, 16), jnp.array([0, 1, 2, 15])),
+    "rms_norm": lambda op: op(qkv(4, 8), qkv(8)),
+    "layer_norm": lambda op: op(qkv(4, 8), qkv(8), qkv(8)),
+    "swiglu": lambda op: op(qkv(4, 8), qkv(8, 16), qkv(8, 16)),
+    "rotary": lambda op: op(qkv(1, 4, 2, 8), qkv(1, 4, 4), qkv(1, 4, 4)),
+    "quantized_matmul": lambda op: op(quantized(4, 8), quantized(8, 16), qkv(4, 1), qkv(1, 16)),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_works_after_every_module_was_imported(name: str, project: Path) -> None:
+    package, _, function = name.partition(".")
+    if package == "aifx":
+        AIFX[function](project)
+    else:
+        assert jnp.isfinite(OPS[function](getattr(jax_kernels, function))).all()
+
+
+def test_the_packages_load_nothing_and_know_their_names() -> None:
+    script = (
+        "import sys; before = set(sys.modules); import aifx, jax_kernels\n"
+        "new = {m.partition('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names)\n"
+        "assert new <= {'aifx', 'jax_kernels'}, new\n"
+        "ours = {m for m in sys.modules if m.startswith(('aifx.', 'jax_kernels.'))}\n"
+        "assert ours == {'aifx.core', 'aifx.core.version'}, ours\n"
+        "assert {'train', 'load'} <= set(dir(aifx)) and 'attention' in dir(jax_kernels)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for package in (aifx, jax_kernels):
+        with pytest.raises(AttributeError, match="nothing"):
+            package.nothing  # noqa: B018
