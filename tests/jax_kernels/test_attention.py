@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 import jax_kernels
-from jax_kernels._ops.attention import ATTENTION, attention
+from jax_kernels._ops.attention import ATTENTION, attention, attention_with_lse
 from jax_kernels._ops.attention.call import Call
 from jax_kernels._ops.attention.cases import SMALL_CASES
 from jax_kernels.dispatch import Choices, using
@@ -206,7 +206,7 @@ def test_empty_arrays(implementation, empty):
     q, k, v, _, d_out, d_lse = arrays(replace(case("grouped heads", "float32"), **{empty: 0}))
 
     def program(q, k, v, d_out, d_lse):
-        results, pull = jax.vjp(lambda *x: attention(*x, return_lse=True, implementation=implementation), q, k, v)
+        results, pull = jax.vjp(lambda *x: attention_with_lse(*x, implementation=implementation), q, k, v)
         return *results, *pull((d_out, d_lse))
 
     out, lse, *gradients = jit(program)(q, k, v, d_out, d_lse)
@@ -225,12 +225,12 @@ def test_the_function(implementation):
     q, k, v, ids, *_ = map(jnp.asarray, given_arrays)
     options = {"causal": True, "window": 7, "segment_ids": ids, "scale": 0.4, "logit_softcap": 3.0, "q_offset": 1}
     with contextlib.nullcontext() if implementation in EVERYWHERE else running(ATTENTION, implementation, call):
-        results = jit(partial(attention, **options, return_lse=True, implementation=implementation))(q, k, v)
+        results = jit(partial(attention_with_lse, **options, implementation=implementation))(q, k, v)
     for got, want in zip(results, defined(call, *given_arrays), strict=False):
         assert relative_error(got, want) < TOLERANCE["bfloat16"]
 
 
-def seen_calls(q_len=8, kv_len=8, heads=2, **options):
+def call_of(q_len=8, kv_len=8, heads=2, **options):
     """The call that an implementation is chosen for."""
     q, k = (jax.ShapeDtypeStruct((1, length, heads, 8), "float32") for length in (q_len, kv_len))
     with using(Choices()) as choices:
@@ -240,17 +240,17 @@ def seen_calls(q_len=8, kv_len=8, heads=2, **options):
 
 
 def test_a_mask_that_hides_nothing_is_none():
-    assert seen_calls(causal=True, window=8) == seen_calls(causal=True, window=2**70) == seen_calls(causal=True)
-    assert seen_calls(causal=True, window=7).window == 7
-    assert seen_calls(q_len=1, causal=True, q_offset=7) == seen_calls(q_len=1)
-    assert seen_calls(q_len=1, causal=True, q_offset=6).causal
-    assert seen_calls(window=10, q_offset=jnp.int32(2)).window == 10
-    assert seen_calls(q_offset=jnp.int32(2)) == seen_calls()
+    assert call_of(causal=True, window=8) == call_of(causal=True, window=2**70) == call_of(causal=True)
+    assert call_of(causal=True, window=7).window == 7
+    assert call_of(q_len=1, causal=True, q_offset=7) == call_of(q_len=1)
+    assert call_of(q_len=1, causal=True, q_offset=6).causal
+    assert call_of(window=10, q_offset=jnp.int32(2)).window == 10
+    assert call_of(q_offset=jnp.int32(2)) == call_of()
 
 
 def test_partial_results_combine_by_their_log_sum_exp():
     def combined(q, k, v):
-        parts = [attention(q, k[:, s], v[:, s], return_lse=True) for s in (slice(0, 30), slice(30, None))]
+        parts = [attention_with_lse(q, k[:, s], v[:, s]) for s in (slice(0, 30), slice(30, None))]
         total = jnp.logaddexp(parts[0][1], parts[1][1])
         return sum(out * jnp.exp(lse - total).transpose(0, 2, 1)[..., None] for out, lse in parts)
 
@@ -280,7 +280,7 @@ def test_memory_does_not_hold_the_scores_of_all_layers():
     x = jax.ShapeDtypeStruct((1, 1024, 8, 16), jnp.float32)
     (config,) = {
         config[1:]
-        for config in ATTENTION.implementations["xla"].configs(seen_calls(1024, 1024, heads=8, causal=True), CPU)
+        for config in ATTENTION.implementations["xla"].configs(call_of(1024, 1024, heads=8, causal=True), CPU)
     }
     assert config == (("keep_scores", 0),)
 
@@ -298,7 +298,7 @@ def test_memory_does_not_hold_the_scores_of_all_layers():
 
 def test_small_scores_are_kept():
     """They take little memory, and forming them takes time."""
-    call = seen_calls(256, 256, causal=True)
+    call = call_of(256, 256, causal=True)
     assert dict(ATTENTION.implementations["xla"].configs(call, CPU)[0])["keep_scores"] == 1
 
 

@@ -13,8 +13,14 @@ from harness import EVERYWHERE, TOLERANCE, jit, relative_error, running
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_kernels._ops.attention import attention
-from jax_kernels._ops.decode_attention import DECODE_ATTENTION, decode_attention, gather_pages, write_pages
+from jax_kernels._ops.attention import attention, attention_with_lse
+from jax_kernels._ops.decode_attention import (
+    DECODE_ATTENTION,
+    decode_attention,
+    decode_attention_with_lse,
+    gather_pages,
+    write_pages,
+)
 from jax_kernels._ops.decode_attention.cases import SMALL_CASES, Case
 
 KERNELS = ("pallas_triton", "pallas_tpu")
@@ -87,8 +93,8 @@ def defined(case, q, k_pages, v_pages, page_table, lengths):
 
 
 def run(case, implementation, operands):
-    options = {"window": case.window, "logit_softcap": case.logit_softcap, "return_lse": True}
-    return jit(lambda *a: decode_attention(*a, implementation=implementation, **options))(*operands)
+    options = {"window": case.window, "logit_softcap": case.logit_softcap}
+    return jit(lambda *a: decode_attention_with_lse(*a, implementation=implementation, **options))(*operands)
 
 
 def call_of(case, operands):
@@ -232,10 +238,10 @@ def test_gradients_are_those_of_attention(implementation):
         return jnp.sum(out * weight) + jnp.sum(lse * lse_weight)
 
     def by_form(*arrays):
-        return scalar(*decode_attention(*arrays, table, lengths, return_lse=True, implementation=implementation))
+        return scalar(*decode_attention_with_lse(*arrays, table, lengths, implementation=implementation))
 
     def by_attention(q, k_pages, v_pages):
-        out, lse = attention(q[:, None], gather_pages(k_pages, table), gather_pages(v_pages, table), return_lse=True)
+        out, lse = attention_with_lse(q[:, None], gather_pages(k_pages, table), gather_pages(v_pages, table))
         return scalar(out[:, 0], lse[..., 0])
 
     want = jit(jax.grad(by_attention, (0, 1, 2)))(*given_arrays)
@@ -264,7 +270,7 @@ def test_gradients_of_what_no_query_sees_are_zeros():
 
 def test_partial_results_combine_by_their_log_sum_exp():
     q, k_pages, v_pages, table, lengths = arrays(named("head_dim of Llama"), [70, 45], dtype="float32")
-    part = jit(lambda table, lengths: decode_attention(q, k_pages, v_pages, table, lengths, return_lse=True))
+    part = jit(lambda table, lengths: decode_attention_with_lse(q, k_pages, v_pages, table, lengths))
     parts = [part(table[:, :3], lengths), part(table[:, 3:], jnp.clip(lengths - 48, 0))]
     total = jnp.logaddexp(parts[0][1], parts[1][1])
     combined = sum(out * jnp.exp(lse - total)[..., None] for out, lse in parts)

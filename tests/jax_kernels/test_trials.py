@@ -30,8 +30,8 @@ def work(item: str) -> tuple[str, int]:
 
 def test_each_item_has_a_result_or_the_reason_why_it_has_none() -> None:
     items = ["first", "crashes", "second", "raises", "third", "hangs", "exits", "last"]
-    with TrialProcess(work) as apart:
-        results = {item: apart.do(item, limit_s=3) for item in items}
+    with TrialProcess(work) as trial:
+        results = {item: trial.do(item, limit_s=3) for item in items}
     assert {item: result for item, result in results.items() if isinstance(result, Failure)} == {
         "crashes": Failure("the process was ended by SIGSEGV"),
         "raises": Failure("not today"),
@@ -50,17 +50,17 @@ def test_each_item_has_a_result_or_the_reason_why_it_has_none() -> None:
 def test_a_process_that_cannot_start_is_no_failure_of_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be remembered as a failure of the kernel."""
     monkeypatch.setattr(trials, "START_S", 0.0)
-    with TrialProcess(work) as apart, pytest.raises(ChildProcessError, match="does not start: not done after 0 s"):
-        apart.do("a")
+    with TrialProcess(work) as trial, pytest.raises(ChildProcessError, match="does not start: not done after 0 s"):
+        trial.do("a")
 
 
 def test_a_process_that_died_after_its_last_result_is_replaced() -> None:
-    with TrialProcess(work) as apart:
-        _, first = apart.do("first")
+    with TrialProcess(work) as trial:
+        _, first = trial.do("first")
         os.kill(first, signal.SIGKILL)
-        assert apart._process is not None
-        apart._process.join()
-        item, second = apart.do("second")
+        assert trial._process is not None
+        trial._process.join()
+        item, second = trial.do("second")
     assert item == "second"
     assert first != second
 
@@ -71,9 +71,9 @@ sys.path.insert(0, sys.argv[1])
 import test_trials
 from jax_kernels.trials import TrialProcess
 
-with TrialProcess(test_trials.work) as apart:
-    print(apart.do("first")[1], flush=True)
-    apart.do("hangs")
+with TrialProcess(test_trials.work) as trial:
+    print(trial.do("first")[1], flush=True)
+    trial.do("hangs")
 """
 
 

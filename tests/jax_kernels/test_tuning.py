@@ -27,8 +27,8 @@ CPU = Device("cpu", "cpu")
 
 @pytest.fixture(scope="module")
 def trials() -> Iterator[TrialProcess]:
-    with TrialProcess(check_or_time) as apart:
-        yield apart
+    with TrialProcess(check_or_time) as trial:
+        yield trial
 
 
 @pytest.mark.parametrize("changes", [{}, {"has_segments": True}, {"q_offset": None}, {"num_kv_heads": 1}])

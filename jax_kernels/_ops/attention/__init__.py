@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_kernels._ops.attention import cudnn, reference, xla
 from jax_kernels._ops.attention.call import Call, rows, work, workload
+from jax_kernels._ops.score_options import check_score_options
 from jax_kernels.dispatch import run
 from jax_kernels.implementations import Implementation, kernel_implementation
 from jax_kernels.op import Op
 
-__all__ = ["ATTENTION", "Implementation", "attention"]
+__all__ = ["ATTENTION", "Implementation", "attention", "attention_with_lse"]
 
 ImplementationName: TypeAlias = Literal[
     "auto", "reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "pallas_tpu", "cudnn", "cudnn_masked"
@@ -56,77 +56,68 @@ ATTENTION = Op(
 )
 
 
-@overload
-def attention(
+class Options(TypedDict, total=False):
+    """Options of a call of attention.
+
+    Attributes:
+        causal: query i, which is at position i + q_offset, sees keys at positions up to its own.
+        window: it sees the last `window` of them, itself included.
+        segment_ids: `[batch, len]` int32, q_len = kv_len = len; queries see keys of their own segment.
+        scale: of the scores; 1 / sqrt(head_dim) if None.
+        logit_softcap: scores become cap * tanh(score / cap).
+        q_offset: position of the first query, within 2**29 of 0; an int lets the hidden blocks be skipped, an int32
+            scalar may be traced.
+        implementation: which implementation; "auto" takes the fastest for the device. If it does not
+            support the call, another runs, with a warning.
+    """
+
+    causal: bool
+    window: int | None
+    segment_ids: jax.Array | None
+    scale: float | None
+    logit_softcap: float | None
+    q_offset: int | jax.Array
+    implementation: ImplementationName
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, **options: Unpack[Options]) -> jax.Array:
+    """Attention of q `[batch, q_len, num_heads, head_dim]` over k and v `[batch, kv_len, num_kv_heads, head_dim]`.
+
+    Returns the output, shaped as q. A row that sees nothing is zeros.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    return _run(q, k, v, return_lse=False, **options)[0]
+
+
+def attention_with_lse(
+    q: jax.Array, k: jax.Array, v: jax.Array, **options: Unpack[Options]
+) -> tuple[jax.Array, jax.Array]:
+    """`attention`, and the log-sum-exp of each row's scores `[batch, num_heads, q_len]`: partial results combine by it.
+
+    It is float32 or wider, and -inf for a row that sees nothing.
+    """
+    return _run(q, k, v, return_lse=True, **options)
+
+
+def _run(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     *,
-    causal: bool = ...,
-    window: int | None = ...,
-    segment_ids: jax.Array | None = ...,
-    scale: float | None = ...,
-    logit_softcap: float | None = ...,
-    q_offset: int | jax.Array = ...,
-    return_lse: Literal[False] = ...,
-    implementation: ImplementationName = ...,
-) -> jax.Array: ...
-
-
-@overload
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    causal: bool = ...,
-    window: int | None = ...,
-    segment_ids: jax.Array | None = ...,
-    scale: float | None = ...,
-    logit_softcap: float | None = ...,
-    q_offset: int | jax.Array = ...,
-    return_lse: Literal[True],
-    implementation: ImplementationName = ...,
-) -> tuple[jax.Array, jax.Array]: ...
-
-
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
+    return_lse: bool,
     causal: bool = False,
     window: int | None = None,
     segment_ids: jax.Array | None = None,
     scale: float | None = None,
     logit_softcap: float | None = None,
     q_offset: int | jax.Array = 0,
-    return_lse: bool = False,
     implementation: ImplementationName = "auto",
-) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Attention of q `[batch, q_len, num_heads, head_dim]` over k and v `[batch, kv_len, num_kv_heads, head_dim]`.
-
-    Args:
-        causal: query i, which stands at position i + q_offset, sees keys at positions up to its own.
-        window: it sees the last `window` of them, itself included.
-        segment_ids: `[batch, len]` int32, q_len = kv_len = len; queries see keys of their own segment.
-        scale: of the scores; 1 / sqrt(head_dim) when None.
-        logit_softcap: scores become cap * tanh(score / cap).
-        q_offset: position of the first query, within 2**29 of 0; an int lets the hidden blocks be skipped, an int32
-            scalar may be traced.
-        return_lse: also the log-sum-exp of each row's scores `[batch, num_heads, q_len]`, float32 or wider, so that
-            partial results combine; -inf where a row sees nothing (its output is zeros).
-        implementation: which implementation; "auto" takes the fastest for the device. If it does not
-            support the call, another runs, with a warning.
-
-    Returns the output, shaped as q.
-
-    Raises:
-        ValueError: naming the argument that does not fit.
-    """
+) -> tuple[jax.Array, jax.Array]:
     offset = _checked_offset(q_offset)
     _check_arrays(q, k, v, segment_ids)
-    _check_numbers(window, scale, logit_softcap)
+    check_score_options(window, scale, logit_softcap)
     if isinstance(offset, int):  # a mask that hides nothing is none
         causal = causal and offset < k.shape[1] - 1
         window = None if window is None or window >= q.shape[1] + offset else window
@@ -150,7 +141,7 @@ def attention(
     )
     traced = None if isinstance(offset, int) else offset
     out, lse = run(ATTENTION, call, implementation, q, k, v, traced, segment_ids)
-    return (out, lse) if return_lse else out
+    return out, lse
 
 
 def _checked_offset(q_offset: Any) -> int | jax.Array:
@@ -193,12 +184,3 @@ def _check_arrays(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Arr
         raise ValueError(
             f"segment_ids: expected integers of shape {q.shape[:2]}, got {segment_ids.dtype} {segment_ids.shape}"
         )
-
-
-def _check_numbers(window: int | None, scale: float | None, logit_softcap: float | None) -> None:
-    if window is not None and (not isinstance(window, int | np.integer) or window < 1):
-        raise ValueError(f"window: expected a positive integer or None, got {window!r}")
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale: expected a finite number, got {scale!r}")
-    if logit_softcap is not None and not (math.isfinite(logit_softcap) and logit_softcap > 0):
-        raise ValueError(f"logit_softcap: expected a positive number or None, got {logit_softcap!r}")

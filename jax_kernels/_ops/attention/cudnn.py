@@ -44,7 +44,7 @@ def attention(
 
 def unsupported_reason(call: Call, device: Device) -> str | None:
     """Why cuDNN cannot take this call without a mask."""
-    return _refuses(call, device, {"segment ids": call.has_segments})
+    return _first_reason(call, device, {"segment ids": call.has_segments})
 
 
 def unsupported_reason_masked(call: Call, device: Device) -> str | None:
@@ -55,10 +55,10 @@ def unsupported_reason_masked(call: Call, device: Device) -> str | None:
         "float16, whose hidden scores are lowered by 32,768 alone": call.dtype == "float16",
         "an odd length": call.q_len % 2 or call.kv_len % 2,
     }
-    return _refuses(call, device, checks)
+    return _first_reason(call, device, checks)
 
 
-def _refuses(call: Call, device: Device, further: Mapping[str, Any]) -> str | None:
+def _first_reason(call: Call, device: Device, further: Mapping[str, Any]) -> str | None:
     """The first of the reasons that JAX states in `check_is_flash_attention`, of our meaning, or of `further`."""
     if device.platform != "gpu" or device.compute_capability is None:
         return "it is for NVIDIA GPUs"
@@ -79,4 +79,4 @@ def _refuses(call: Call, device: Device, further: Mapping[str, Any]) -> str | No
         "a window without a causal mask": call.window is not None and not call.causal,
         "a causal mask over lengths that differ": call.causal and call.q_len != call.kv_len,
     }
-    return next((reason for reason, seen_calls in checks.items() if seen_calls), None)
+    return next((reason for reason, holds in checks.items() if holds), None)

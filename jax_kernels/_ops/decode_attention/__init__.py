@@ -7,20 +7,27 @@ rows of them again.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_kernels._ops.decode_attention import reference, xla
 from jax_kernels._ops.decode_attention.call import Call, rows, work, workload
 from jax_kernels._ops.decode_attention.pages import check_counts, check_pages, check_table, gather_pages, write_pages
+from jax_kernels._ops.score_options import check_score_options
 from jax_kernels.dispatch import run
 from jax_kernels.implementations import Implementation, kernel_implementation
 from jax_kernels.op import Op
 
-__all__ = ["DECODE_ATTENTION", "Implementation", "decode_attention", "gather_pages", "write_pages"]
+__all__ = [
+    "DECODE_ATTENTION",
+    "Implementation",
+    "decode_attention",
+    "decode_attention_with_lse",
+    "gather_pages",
+    "write_pages",
+]
 
 ImplementationName: TypeAlias = Literal["auto", "reference", "xla", "pallas_triton", "pallas_tpu"]
 
@@ -45,36 +52,21 @@ DECODE_ATTENTION = Op(
 )
 
 
-@overload
-def decode_attention(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
-    *,
-    window: int | None = ...,
-    scale: float | None = ...,
-    logit_softcap: float | None = ...,
-    return_lse: Literal[False] = ...,
-    implementation: ImplementationName = ...,
-) -> jax.Array: ...
+class Options(TypedDict, total=False):
+    """Options of a call of decode attention.
 
+    Attributes:
+        window: the query sees the last `window` of the keys, its own included.
+        scale: of the scores; 1 / sqrt(head_dim) if None.
+        logit_softcap: scores become cap * tanh(score / cap).
+        implementation: which implementation; "auto" takes the fastest for the device. If it does not
+            support the call, another runs, with a warning.
+    """
 
-@overload
-def decode_attention(
-    q: jax.Array,
-    k_pages: jax.Array,
-    v_pages: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
-    *,
-    window: int | None = ...,
-    scale: float | None = ...,
-    logit_softcap: float | None = ...,
-    return_lse: Literal[True],
-    implementation: ImplementationName = ...,
-) -> tuple[jax.Array, jax.Array]: ...
+    window: int | None
+    scale: float | None
+    logit_softcap: float | None
+    implementation: ImplementationName
 
 
 def decode_attention(
@@ -83,34 +75,53 @@ def decode_attention(
     v_pages: jax.Array,
     page_table: jax.Array,
     lengths: jax.Array,
-    *,
-    window: int | None = None,
-    scale: float | None = None,
-    logit_softcap: float | None = None,
-    return_lse: bool = False,
-    implementation: ImplementationName = "auto",
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+    **options: Unpack[Options],
+) -> jax.Array:
     """Attention of q `[batch, num_heads, head_dim]` over the pages `[num_kv_heads, num_pages, page_size, head_dim]`.
 
     Args:
         page_table: `[batch, pages_per_row]` integers: the pages that hold a row, in their order.
-        lengths: `[batch]` integers: tokens of each row in the cache, the query's own included. The query stands at the
+        lengths: `[batch]` integers: tokens of each row in the cache, the query's own included. The query is at the
             last of them. What no query sees, in pages and in the table, may be anything.
-        window: the query sees the last `window` of the keys, its own included.
-        scale: of the scores; 1 / sqrt(head_dim) when None.
-        logit_softcap: scores become cap * tanh(score / cap).
-        return_lse: also the log-sum-exp of each row's scores `[batch, num_heads]`, float32 or wider, so that partial
-            results combine; -inf for a row of length 0 (its output is zeros).
-        implementation: which implementation; "auto" takes the fastest for the device. If it does not
-            support the call, another runs, with a warning.
 
-    Returns the output, shaped as q.
+    Returns the output, shaped as q. A row of length 0 is zeros.
 
     Raises:
         ValueError: naming the argument that does not fit.
     """
+    return _run(q, k_pages, v_pages, page_table, lengths, return_lse=False, **options)[0]
+
+
+def decode_attention_with_lse(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    **options: Unpack[Options],
+) -> tuple[jax.Array, jax.Array]:
+    """`decode_attention`, and the log-sum-exp of each row's scores `[batch, num_heads]`: partial results combine by it.
+
+    It is float32 or wider, and -inf for a row of length 0.
+    """
+    return _run(q, k_pages, v_pages, page_table, lengths, return_lse=True, **options)
+
+
+def _run(
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    *,
+    return_lse: bool,
+    window: int | None = None,
+    scale: float | None = None,
+    logit_softcap: float | None = None,
+    implementation: ImplementationName = "auto",
+) -> tuple[jax.Array, jax.Array]:
     _check_arrays(q, k_pages, v_pages, page_table, lengths)
-    _check_numbers(window, scale, logit_softcap)
+    check_score_options(window, scale, logit_softcap)
     capacity = page_table.shape[1] * k_pages.shape[2]
     call = Call(
         batch=q.shape[0],
@@ -128,7 +139,7 @@ def decode_attention(
     )
     table, counts = page_table.astype(jnp.int32), lengths.astype(jnp.int32)
     out, lse = run(DECODE_ATTENTION, call, implementation, q, k_pages, v_pages, table, counts)
-    return (out, lse) if return_lse else out
+    return out, lse
 
 
 def _check_arrays(q: Any, k_pages: Any, v_pages: Any, page_table: Any, lengths: Any) -> None:
@@ -149,12 +160,3 @@ def _check_arrays(q: Any, k_pages: Any, v_pages: Any, page_table: Any, lengths: 
         )
     check_table(page_table, q.shape[:1])
     check_counts("lengths", lengths, q.shape[0])
-
-
-def _check_numbers(window: int | None, scale: float | None, logit_softcap: float | None) -> None:
-    if window is not None and (not isinstance(window, int | np.integer) or window < 1):
-        raise ValueError(f"window: expected a positive integer or None, got {window!r}")
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale: expected a finite number, got {scale!r}")
-    if logit_softcap is not None and not (math.isfinite(logit_softcap) and logit_softcap > 0):
-        raise ValueError(f"logit_softcap: expected a positive number or None, got {logit_softcap!r}")

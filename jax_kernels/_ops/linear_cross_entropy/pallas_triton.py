@@ -179,25 +179,25 @@ def _dot(a: Array, b: Array) -> Array:
     return lax.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _reach(*stretches: BlockRange, mask: Array | None = None) -> Array | None:
+def _reach(*ranges: BlockRange, mask: Array | None = None) -> Array | None:
     """Which elements of a block its array has, and the mask besides; None where it has all."""
     masks = [mask]
-    for axis, stretch in enumerate(stretches):
-        if (inside := stretch.inside) is not None:
-            masks.append(lax.broadcast_in_dim(inside, tuple(s.size for s in stretches), (axis,)))
+    for axis, block in enumerate(ranges):
+        if (inside := block.inside) is not None:
+            masks.append(lax.broadcast_in_dim(inside, tuple(s.size for s in ranges), (axis,)))
     known = [m for m in masks if m is not None]
     return reduce(jnp.logical_and, known) if known else None
 
 
-def _load(ref: Ref, *stretches: BlockRange) -> Array:
+def _load(ref: Ref, *ranges: BlockRange) -> Array:
     """A block of an array, zero beyond the array's end."""
-    reach = _reach(*stretches)
-    at = tuple(pl.ds(s.start, s.size) for s in stretches)
+    reach = _reach(*ranges)
+    at = tuple(pl.ds(s.start, s.size) for s in ranges)
     return plgpu.load(ref.at[at], mask=reach, other=None if reach is None else 0)
 
 
-def _store(ref: Ref, value: Array, *stretches: BlockRange, mask: Array | None = None) -> None:
-    plgpu.store(ref.at[tuple(pl.ds(s.start, s.size) for s in stretches)], value, mask=_reach(*stretches, mask=mask))
+def _store(ref: Ref, value: Array, *ranges: BlockRange, mask: Array | None = None) -> None:
+    plgpu.store(ref.at[tuple(pl.ds(s.start, s.size) for s in ranges)], value, mask=_reach(*ranges, mask=mask))
 
 
 def unsupported_reason(call: Call, device: Device) -> str | None:

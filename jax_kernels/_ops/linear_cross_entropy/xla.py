@@ -19,7 +19,7 @@ from jax_kernels._ops.linear_cross_entropy.call import Call, counts, inside, los
 from jax_kernels.implementations import Config, Device
 from jax_kernels.products import product
 
-ShardPlan: TypeAlias = tuple[Array, ...]
+Arrays: TypeAlias = tuple[Array, ...]
 
 CHUNK_TOKENS = {"cpu": 512, "gpu": 2048, "tpu": 2048}
 """The gradient of the weight is read and written once a chunk. On a CPU the logits of 512 tokens over 50,257 take
@@ -55,7 +55,7 @@ def _each(call: Call, size: int, x: Array, weight: Array, labels: Array) -> Arra
 
 
 def _forward_each(call: Call, size: int, x: Array, weight: Array, labels: Array) -> tuple[Array, Any]:
-    def chunk(rows: ShardPlan) -> ShardPlan:
+    def chunk(rows: Arrays) -> Arrays:
         x, labels = rows
         return losses(call, _logits(call, x, weight)[0], labels)
 
@@ -66,7 +66,7 @@ def _forward_each(call: Call, size: int, x: Array, weight: Array, labels: Array)
 def _backward_each(call: Call, size: int, residuals: Any, d_loss: Array) -> tuple[Array, Array, None]:
     x, weight, labels, lse = residuals
 
-    def chunk(rows: ShardPlan) -> tuple[Array, Array]:
+    def chunk(rows: Arrays) -> tuple[Array, Array]:
         x, labels, lse, d_loss = rows
         logits, slope = _logits(call, x, weight)
         weights = jnp.exp(logits - lse[:, None])
@@ -87,7 +87,7 @@ def _sum(call: Call, size: int, x: Array, weight: Array, labels: Array) -> Array
 def _forward_sum(call: Call, size: int, x: Array, weight: Array, labels: Array) -> tuple[Array, Any]:
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
-    def chunk(rows: ShardPlan) -> tuple[tuple[Array, Array], Array]:
+    def chunk(rows: Arrays) -> tuple[tuple[Array, Array], Array]:
         x, labels, asked = rows
         logits, slope = _logits(call, x, weight)
         # As in `losses`, but what takes the longest, the exponentials, serves the gradients too.
@@ -115,21 +115,21 @@ def _backward_sum(call: Call, size: int, residuals: Any, d_loss: Array) -> tuple
 _sum.defvjp(_forward_sum, _backward_sum)
 
 
-def _chunks(size: int, *arrays: Array) -> ShardPlan:
+def _chunks(size: int, *arrays: Array) -> Arrays:
     """Each `[tokens, ...]` as `[chunks, tokens of a chunk, ...]`, the last one filled up with zeros."""
     count = max(1, -(-arrays[0].shape[0] // size))
     filled = (jnp.pad(y, ((0, count * size - y.shape[0]),) + ((0, 0),) * (y.ndim - 1)) for y in arrays)
     return tuple(y.reshape(count, size, *y.shape[1:]) for y in filled)
 
 
-def _over_chunks(chunk: Callable[[ShardPlan], tuple[Any, Array]], rows: ShardPlan) -> tuple[Any, Array]:
+def _over_chunks(chunk: Callable[[Arrays], tuple[Any, Array]], rows: Arrays) -> tuple[Any, Array]:
     """Over all chunks the sum of the first that `chunk` gives, and the second `[tokens, ...]`.
 
     The sum begins with the first chunk: zeros would be one more array to write and to read, as large as the weight.
     """
     total, first = chunk(tuple(y[0] for y in rows))
 
-    def add(total: Any, rows: ShardPlan) -> tuple[Any, Array]:
+    def add(total: Any, rows: Arrays) -> tuple[Any, Array]:
         more, each = chunk(rows)
         return jax.tree.map(jnp.add, total, more), each
 

@@ -78,13 +78,13 @@ def workload(
 ) -> tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]:
     """Forward and backward of an implementation, as training runs them, and what makes arrays of the call's shapes.
 
-    The heads of x lie side by side, as a projection leaves them: a TPU's layout of them apart is another.
+    The heads of x lie side by side, as a projection leaves them: a TPU's layout of separate heads is another.
     """
     side_by_side = (call.batch, call.length, call.heads * call.head_dim)
 
     def forward(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-        apart = x.reshape(call.batch, call.length, call.heads, call.head_dim)
-        result: jax.Array = run(call, config, apart, cos, sin)
+        by_head = x.reshape(call.batch, call.length, call.heads, call.head_dim)
+        result: jax.Array = run(call, config, by_head, cos, sin)
         return result.reshape(side_by_side)
 
     def arguments() -> tuple[Any, ...]:
