@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from aifx.benchmarking.adaptive import MOST_LAUNCHES, until_quiet, until_told
+from aifx.benchmarking.adaptive import MOST_LAUNCHES, until_decided, until_quiet
 from aifx.benchmarking.estimate import LEAST_LAUNCHES, MIDDLE, UNDISTURBED, Launches, estimate
 from aifx.benchmarking.fingerprint import Fingerprint
 from aifx.benchmarking.results import Measured, Report, Request, Result
@@ -183,7 +183,7 @@ def trials(
         refused[trial] = bool(too_noisy(before, MAX_NOISE))
         for factor, answers in ((1.0, alarms), (1 + slower, found)):
             more = _Launching([[factor * seconds for seconds in launch] for launch in sides[1]])
-            after, gated = until_told(before, more([], {"train": before.launches}), bound, (), more, most)
+            after, gated = until_decided(before, more([], {"train": before.launches}), bound, (), more, most)
             answers[trial] = bool(gated.regressed)
             counts.append(after.launches)
     accepted = None if refused.all() else float(found[~refused].mean())

@@ -1,6 +1,6 @@
-"""As many launches as it takes: until a baseline is quiet enough to be one, until a gate can tell.
+"""As many launches as it takes: until a baseline is quiet enough to be one, until a gate can decide.
 
-A quiet machine needs few. On one that is shared a launch may be off by several percent, and what five cannot tell
+A quiet machine needs few. On one that is shared a launch may be off by several percent, and what five cannot show
 twenty can: each round doubles what there is, and what was measured before counts along.
 """
 
@@ -24,7 +24,7 @@ def until_quiet(report: Report, more: More, max_noise: float, most: int = MOST_L
     return _until(report, lambda report: too_noisy(report, max_noise), more, most)
 
 
-def until_told(
+def until_decided(
     before: Report,
     after: Report,
     max_regression: float,

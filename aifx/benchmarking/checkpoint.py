@@ -79,9 +79,9 @@ class _Timer:
                 run()
                 taken.append(time.perf_counter() - started)
                 progress.advance(1)
-        return self.told(thing, taken, against)
+        return self.measured(thing, taken, against)
 
-    def told(self, thing: str, seconds: list[float], against: str = "") -> Measured:
+    def measured(self, thing: str, seconds: list[float], against: str = "") -> Measured:
         self._medians[thing] = statistics.median(seconds)
         return self._bench.measured(
             thing,
@@ -109,8 +109,8 @@ def _saves(timer: _Timer, checkpoints: Checkpoints, tree: Any) -> Iterator[Measu
             checkpoints.wait()
             saves.append(time.perf_counter() - started)
             progress.advance(1)
-    yield timer.told("stall", stalls[1:])
-    yield timer.told("save", saves[1:], against="disk_write")
+    yield timer.measured("stall", stalls[1:])
+    yield timer.measured("save", saves[1:], against="disk_write")
 
 
 def _droppable(folder: Path, bench: Bench) -> Callable[[], None] | None:

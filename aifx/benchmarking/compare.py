@@ -1,9 +1,9 @@
-"""Two reports held against each other, and the gate that stands on it.
+"""Two reports compared with each other, and the gate on the result.
 
 One comparison is significant at `estimate.SIGNIFICANCE`. A gate asks many at once, and among a hundred some look slower
 by chance: a result regressed only if its p is, beside that, below FAMILY over the number of results (Holm's steps: the
 second smallest below FAMILY over one less, and so on). Five launches against five have no p below 1/252, so that among
-many results none could ever be told from chance: those that seem slower are `suspected`, and more launches decide.
+many results none could ever be significant: those that seem slower are `suspected`, and more launches decide.
 """
 
 from __future__ import annotations
@@ -250,9 +250,9 @@ def launches_for(others: int, level: float) -> int:
 
 def asked(before: Request, after: Request) -> list[str]:
     """What two reports were asked for that makes the same name mean another thing: "set: [] -> ['train.seed=1']"."""
-    told = [f"quick: {before.quick} -> {after.quick}"] if before.quick != after.quick else []
+    changes = [f"quick: {before.quick} -> {after.quick}"] if before.quick != after.quick else []
     options = {**before.options, **after.options}
-    return told + [
+    return changes + [
         f"{name}: {before.options.get(name)} -> {after.options.get(name)}"
         for name in options
         if (before.options.get(name) or None) != (after.options.get(name) or None)

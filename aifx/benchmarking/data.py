@@ -18,11 +18,11 @@ from aifx.tasks.base import dataset_of, training_source
 logger = logging.getLogger(__name__)
 
 SCATTER = 7919
-"""A prime: steps so far apart share no page of the store that the one before has read."""
+"""A prime: steps at this distance share no page of the store."""
 
 
 def measure(bench: Bench) -> Iterator[Measured]:
-    """`read`: a batch of the next step made by one thread. `scattered`: of steps that lie far apart. `prefetch`: what
+    """`read`: a batch of the next step made by one thread. `scattered`: of distant steps. `prefetch`: what
     the loop waits for a batch when it takes them as fast as they come. `place`: moving one to the devices."""
     with prepared(bench) as ready:
         source = training_source(ready.programs.task, ready.config)

@@ -25,7 +25,7 @@ SIGNIFICANCE = 0.01
 
 MIDDLE = 0.5
 UNDISTURBED = 0.1
-"""Of a launch's samples, those that are faster than what stands for the launch in a comparison."""
+"""The share of a launch's samples that are faster than the one that represents it in a comparison."""
 
 Launches = Sequence[Sequence[float]]
 
@@ -41,7 +41,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Change:
-    """How the second of two things stands to the first.
+    """How the second of two things compares with the first.
 
     Attributes:
         ratio: second over first: above 1 is slower.
@@ -108,7 +108,7 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def _resampled(launches: Launches, share: float, random: np.random.Generator) -> np.ndarray:
-    """The median of the launches' quantiles, RESAMPLES times, each of launches and samples drawn anew."""
+    """The median of the launches' quantiles, RESAMPLES times, each of newly drawn launches and samples."""
     drawn = np.stack([_quantiles(launch, share, random) for launch in launches])
     chosen = random.integers(len(launches), size=(len(launches), RESAMPLES))
     return np.asarray(np.median(np.take_along_axis(drawn, chosen, axis=0), axis=0))

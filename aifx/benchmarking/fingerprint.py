@@ -1,4 +1,4 @@
-"""What a measurement was made on: what has to be equal for two to be compared, and what is told where it differs."""
+"""What a measurement was made on: what has to be equal for two to be compared, and what is reported if it differs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Fingerprint(BaseModel):
         hardware: host, os, cpu, cores, memory_bytes, platform, device_kind, num_devices, driver.
         versions: of Python and the packages that move numbers.
         flags: the variables that steer XLA, JAX and NCCL.
-        clocks: the governor and the limits of the clocks, as far as they are told.
+        clocks: the governor and the limits of the clocks, as far as the system reports them.
         git: commit, branch and dirtiness of the folder; None where git cannot say.
     """
 
@@ -43,18 +43,18 @@ class Fingerprint(BaseModel):
 
     def differences(self, other: Fingerprint) -> list[str]:
         """What else differs, and may be why: versions, flags, driver, host, clocks, commit."""
-        told = []
+        changes = []
         for part in ("hardware", "versions", "flags", "clocks"):
             mine, others = getattr(self, part), getattr(other, part)
             names = [name for name in {**mine, **others} if part != "hardware" or name not in (*SAME, "memory_bytes")]
-            told += [
+            changes += [
                 f"{name}: {mine.get(name, 'unset')} -> {others.get(name, 'unset')}"
                 for name in names
                 if mine.get(name) != others.get(name)
             ]
         if self.commit != other.commit:
-            told.append(f"commit: {self.commit or 'none'} -> {other.commit or 'none'}")
-        return told
+            changes.append(f"commit: {self.commit or 'none'} -> {other.commit or 'none'}")
+        return changes
 
     @property
     def commit(self) -> str | None:
@@ -68,7 +68,7 @@ def fingerprint(folder: Path) -> Fingerprint:
     """Of this process's devices; imports JAX.
 
     Args:
-        folder: whose commit it tells.
+        folder: the one whose commit it names.
 
     Raises EnvironmentFault where JAX has no device.
     """
@@ -104,7 +104,7 @@ def _driver() -> str | None:
 
 
 def _clocks() -> dict[str, Any]:
-    """What cpufreq allows; empty where the system does not tell, as virtual machines do not."""
+    """What cpufreq allows; empty if the system does not report it, as virtual machines do not."""
     found: dict[str, Any] = {}
     folder = Path("/sys/devices/system/cpu/cpu0/cpufreq")
     for name, key in (

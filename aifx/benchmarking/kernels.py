@@ -40,7 +40,7 @@ def measure(bench: Bench) -> Iterator[Measured]:
     cases = list(_chosen(bench, device))
     refused: Refused = {}
     if not has_tokamax():
-        logger.warning("tokamax is not installed: the kernels are held against jax.nn alone")
+        logger.warning("tokamax is not installed: the kernels are compared with jax.nn alone")
     for op, case in cases:
         dtype = _dtype(bench, op, device)
         logger.info(f"{op.name}, {case.name}, {dtype}")
@@ -138,8 +138,8 @@ def _compile(
         figures[name] = {"peak_memory_bytes": program_bytes(compiled)}
     if not op.work(call).flops and "reference" in programs:  # no products: what XLA counts in the reference
         elementwise = (programs["reference"].cost_analysis() or {}).get("flops")
-        for told in figures.values():
-            told["elementwise_flops"] = elementwise
+        for values in figures.values():
+            values["elementwise_flops"] = elementwise
     return programs, figures, arguments or ()
 
 

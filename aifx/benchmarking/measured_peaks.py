@@ -8,7 +8,7 @@ from aifx.core.errors import ExitCode
 from aifx.machine.measured_peaks import find_ceilings, keep_ceilings
 
 BELOW = 0.85
-"""Of an earlier ceiling: less is told (NVIDIA DCGM and microsoft/superbenchmark judge at 0.75 and 0.95: a start)."""
+"""Share of an earlier ceiling below which results are noted. NVIDIA DCGM uses 0.75, microsoft/superbenchmark 0.95."""
 
 
 def rates_of(report: Report) -> dict[str, float]:
@@ -48,7 +48,7 @@ def keep(report: Report) -> Report:
     ]
     try:
         keep_ceilings(kind, platform, rates)
-    except OSError as error:  # what was measured is told all the same
+    except OSError as error:  # the results are reported all the same
         notes.append(f"the ceilings could not be kept: {error.strerror or error}")
     return report.model_copy(update={"notes": [*report.notes, *notes]})
 

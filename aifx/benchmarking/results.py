@@ -26,11 +26,11 @@ class _Document(BaseModel):
 
 
 class _Named(_Document):
-    """What was measured, by its name and what else tells it from others of the name.
+    """What was measured, by its name and what else distinguishes it from others of the name.
 
     Attributes:
-        same_as: the key of the result whose samples these are, told again in their place among others: compared there
-            alone, so that one slowdown is told once.
+        same_as: the key of the result whose samples these are, repeated in their place among others. They are compared
+            there alone, so that one slowdown is reported once.
     """
 
     name: str
@@ -53,7 +53,7 @@ class _Named(_Document):
 
 
 class Measured(_Named):
-    """What one launch saw of one thing: as a suite tells it.
+    """What one launch saw of one thing, as a suite yields it.
 
     Attributes:
         name: the suite's and the thing's: "hardware.matmul", "train.forward".
@@ -130,7 +130,7 @@ class Result(_Named):
 
     @property
     def noise(self) -> float | None:
-        """Half the interval's width, as a share of the median; None for a single sample, which tells of no scatter."""
+        """Half the interval's width, as a share of the median; None for a single sample, which shows no scatter."""
         if sum(map(len, self.samples_s)) == 1:
             return None
         return (self.interval_s[1] - self.interval_s[0]) / 2 / self.median_s if self.median_s > 0 else 0.0

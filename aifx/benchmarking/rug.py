@@ -22,7 +22,7 @@ class Rug:
 
     Attributes:
         lines: the path of each launch's ticks.
-        low, middle, high: where the interval and the median stand.
+        low, middle, high: where the interval and the median are.
         scale: seconds at its left and right ends.
         beyond: samples slower than the right end.
         words: what it shows.

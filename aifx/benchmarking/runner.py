@@ -1,4 +1,4 @@
-"""The launches of a bench: each suite in processes of its own, one after the other, and what they told put together."""
+"""The launches of a bench: each suite in its own processes, one after the other, and their results in one report."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Launches:
         self._launched.update(counts)
         going = [suite for suite in self.request.suites if suite in counts]
         try:
-            # Of all suites in turn: a machine that drifts tells on all.
+            # Of all suites in turn: a machine that drifts affects all.
             for number in range(max(counts.values(), default=0)):
                 for suite in [suite for suite in going if number < counts[suite]]:
                     total = self._launched[suite]
@@ -146,9 +146,9 @@ class Launches:
             self._note(event["note"])
         elif "fingerprint" in event:
             before, self._fingerprint = self._fingerprint, Fingerprint.model_validate(event["fingerprint"])
-            if before and (apart := before.obstacles(self._fingerprint)):
+            if before and (changes := before.obstacles(self._fingerprint)):
                 self._fingerprint = before  # of what was measured
-                self._fail(Failure(what="the devices have changed", why="; ".join(apart), hint="aifx doctor"))
+                self._fail(Failure(what="the devices have changed", why="; ".join(changes), hint="aifx doctor"))
                 return True
             self._listener(self._fingerprint)
         elif "failure" in event:
@@ -157,14 +157,14 @@ class Launches:
         return False
 
     def _fail(self, failure: Failure) -> None:
-        """The first ends the bench with its code; those of other suites are told beside it."""
+        """The first ends the bench with its code. Those of other suites become notes."""
         if self._failure is None:
             self._failure = failure
         else:
             self._note(f"{failure.what}: {failure.why}")
 
     def _note(self, text: str) -> None:
-        """What is said with other shares alone is told once, and how often it was said."""
+        """Keep a note. Notes that differ in shares alone become one, with how often it was made."""
         self._notes.setdefault(SHARE.sub("%", text), []).append(text)
 
 
@@ -181,9 +181,9 @@ def _above_roofs(results: list[Result]) -> Iterator[str]:
     """Results that are faster than the hardware is held to allow, the most so first."""
     above = sorted((r for r in results if _share(r) > ABOVE_ROOF), key=_share, reverse=True)
     if above:
-        told = ", ".join(f"{result.title} {_share(result):.0%}" for result in above[:3])
+        listed = ", ".join(f"{result.title} {_share(result):.0%}" for result in above[:3])
         more = f" and {len(above) - 3} more" if len(above) > 3 else ""
-        yield f"above the roofline, whose ceiling was measured too low (aifx bench hardware raises it): {told}{more}"
+        yield f"above the roofline, whose ceiling was measured too low (aifx bench hardware raises it): {listed}{more}"
 
 
 def _share(result: Result) -> float:

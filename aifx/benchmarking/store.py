@@ -92,7 +92,7 @@ class Store:
 
 
 def _is_of(path: Path, commit: str) -> bool:
-    """Whether a report was saved at a commit, told in short, in full or as lists show it ("3f2a9c1d+")."""
+    """Whether a report was saved at a commit, given in short, in full or as lists show it ("3f2a9c1d+")."""
     number, dash, dirty = commit.replace("+", "-dirty").partition("-")
     return path.stem.partition("-")[2].startswith(f"{number[:8]}{dash}{dirty}")
 
@@ -134,7 +134,7 @@ def unfit(report: Report, max_noise: float) -> str:
     if few or not report.results:
         return f"a baseline holds {LEAST_LAUNCHES} launches or more of everything"
     if noisy := too_noisy(report, max_noise):
-        return f"too noisy to tell a regression from: {told_noisy(noisy)} (at most ±{max_noise:.1%})"
+        return f"too noisy to show a regression: {describe_noisy(noisy)} (at most ±{max_noise:.1%})"
     return ""
 
 
@@ -149,7 +149,7 @@ def too_noisy(report: Report, max_noise: float) -> list[Result]:
     return noisy if len(noisy) > NOISY_SHARE * len(report.results) else []
 
 
-def told_noisy(noisy: list[Result]) -> str:
+def describe_noisy(noisy: list[Result]) -> str:
     more = f" and {len(noisy) - 3} more" if len(noisy) > 3 else ""
     return ", ".join(f"{r.title} ±{r.scatter:.1%}" for r in noisy[:3]) + more
 

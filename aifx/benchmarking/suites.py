@@ -27,7 +27,7 @@ class Suite:
     """A part of what is measured.
 
     Attributes:
-        module: whose `measure(bench)` tells a result after the other. Imported in the launch alone.
+        module: whose `measure(bench)` yields one result after another. Imported in the launch alone.
         needs_project: whether it measures the project that it is called in.
         leaves_devices: whether they have to be free for processes that it starts: a TPU belongs to one process, and
             JAX takes most of a GPU's memory.

@@ -75,7 +75,7 @@ def sample(
 def sample_in_turn(
     runs: Mapping[K, Callable[..., Any]], effort: Effort, *, inputs: Sequence[tuple[Any, ...]] = ((),)
 ) -> dict[K, Samples]:
-    """Time several ways of doing one thing, a sample of each after the other: a machine that drifts tells on all.
+    """Time several ways of doing one thing, a sample of each after the other: a machine that drifts affects all.
 
     Args:
         effort: its `slice_s` is for each of them.
@@ -166,7 +166,7 @@ def remarks(samples: list[float], is_steady: bool) -> list[str]:
     notes = [] if is_steady else ["was not steady when its samples began"]
     half = len(samples) // 2
     early, late = np.quantile(samples[:half], QUARTILES), np.quantile(samples[-half:], QUARTILES)
-    apart = early[2] < late[0] or late[2] < early[0]
-    if apart and abs(late[1] / early[1] - 1) > DRIFT:
+    are_separate = early[2] < late[0] or late[2] < early[0]
+    if are_separate and abs(late[1] / early[1] - 1) > DRIFT:
         notes.append(f"drifted by {late[1] / early[1] - 1:+.0%} while it was measured")
     return notes

@@ -19,7 +19,7 @@ def duration(seconds: float) -> str:
 
 
 def rate(amount: float, unit: str = "") -> str:
-    """ "1.5 TFLOP/s"; without a unit, the prefix that stands before it."""
+    """ "1.5 TFLOP/s"; without a unit, its prefix alone."""
     for size, prefix in PREFIXES:
         if amount >= 0.9995 * size:
             return f"{digits(amount / size)} {prefix}{unit}"
@@ -48,7 +48,7 @@ def figure(name: str, value: float, unit: str | None = None) -> tuple[str, str]:
     """A figure's words and its value, by the unit in its name: `peak_memory_bytes` is ("peak memory", "28 MiB").
 
     Args:
-        unit: what "units" stands for in the name.
+        unit: what "units" means in the name.
     """
     words = [(unit or word) if word == "units" else word for word in name.split("_")]
     match words:
@@ -70,7 +70,7 @@ def figure(name: str, value: float, unit: str | None = None) -> tuple[str, str]:
 
 
 def named(name: str, params: Mapping[str, object]) -> str:
-    """A thing and what tells it from others of its name."""
+    """A thing, and what distinguishes it from others of its name."""
     return " ".join([name, *(param(*given) for given in params.items())])
 
 

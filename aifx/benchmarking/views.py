@@ -25,12 +25,12 @@ TIMES = {
 """Results whose median is a headline."""
 
 TIMES_CACHE = "times_cache"
-"""The figure of `hardware.memory` that is held against BEYOND: how often the caches would hold its arrays."""
+"""The figure of `hardware.memory` that is compared with BEYOND: how often the caches would hold its arrays."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One result in a series: where it stands, how high, and from where to where that may be."""
+    """One result in a series: its place, its height, and the interval of the height."""
 
     x: float
     y: float
@@ -71,7 +71,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Headline:
-    """A figure that stands above all others."""
+    """A figure that is shown above all others."""
 
     label: str
     value: str
@@ -90,11 +90,11 @@ def headlines(report: Report) -> list[Headline]:
     found = []
     if whole := _whole(report):
         found.append(Headline("training step", units.duration(whole.median_s)))
-        # What the loop tells is what training reaches; the step tells what the loop does not.
+        # The loop shows what training reaches; the step shows the rest.
         step = report.find("train.step") or whole
         figures = {**step.figures, **whole.figures}
-        told = {name: figures.get(name) for name in ("units_per_s", "mfu", "units_per_joule")}
-        found += [Headline(*units.figure(n, value, step.unit)) for n, value in told.items() if value is not None]
+        rates = {name: figures.get(name) for name in ("units_per_s", "mfu", "units_per_joule")}
+        found += [Headline(*units.figure(n, value, step.unit)) for n, value in rates.items() if value is not None]
     best: dict[str, float] = {}
     for result in of_name(report, "hardware.matmul"):
         dtype = str(result.params.get("dtype"))
@@ -124,14 +124,16 @@ def of_name(report: Report, name: str) -> list[Result]:
     return [result for result in report.results if result.name == name]
 
 
-def by_size(results: Iterable[Result], rate: Callable[[Result], float | None], *apart: str) -> dict[str, list[Point]]:
-    """A series for each value of the params `apart`, from the smallest size up, of what has a size and a rate."""
+def by_size(
+    results: Iterable[Result], rate: Callable[[Result], float | None], *split_by: str
+) -> dict[str, list[Point]]:
+    """A series for each value of the params `split_by`, from the smallest size up, of what has a size and a rate."""
     found: dict[str, list[Point]] = {}
     for result in results:
         x, y = size_of(result), rate(result)
         if x and y:
             low, high = (y * result.median_s / end if end > 0 else y for end in reversed(result.interval_s))
-            name = " ".join(str(result.params[param]) for param in apart if param in result.params)
+            name = " ".join(str(result.params[param]) for param in split_by if param in result.params)
             found.setdefault(name, []).append(Point(x, y, low, high, result))
     return {name: sorted(points, key=lambda point: point.x) for name, points in found.items()}
 
@@ -154,7 +156,7 @@ def bus_rate(result: Result) -> float | None:
 
 
 def step_of(report: Report) -> Step | None:
-    """None where no step was measured, or nothing of it apart."""
+    """None if no step was measured, or none of its parts."""
     whole = _whole(report)
     if whole is None or whole.median_s <= 0:
         return None

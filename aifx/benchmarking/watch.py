@@ -16,7 +16,7 @@ from aifx.machine.nvml import FAULT_REASONS, open_gpus, read_clocks
 logger = logging.getLogger(__name__)
 
 OTHER_LOAD = 0.05
-"""Of the machine's cores, used by others: so much is told (a start)."""
+"""Share of the machine's cores: if others use more, the report has a note."""
 
 CLOCK = 0.05
 THROTTLED = 0.02

@@ -106,12 +106,13 @@ class Child:
             grace_s: between SIGTERM and SIGKILL when it is ended; with 0 it is killed at once.
             follows: its stdin is a pipe that closes when this process ends; otherwise /dev/null.
         """
-        self.name, self.silence_s, self.grace_s = name, silence_s, grace_s
+        self.name, self.silence_s = name, silence_s
         self.ended: Ended | None = None
         self._cut: Cut = ""
         self._owns_group = not _is_child
         self._began = self._heard = time.monotonic()
         self._until = self._began + limit_s
+        self._signals = iter([(signal.SIGTERM, grace_s), (signal.SIGKILL, REAP_S)][not grace_s :])
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
         self._process = subprocess.Popen(
             argv, env=env, cwd=cwd, stdin=pipe if follows else null, stdout=pipe, stderr=pipe,
@@ -166,19 +167,34 @@ class Child:
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
 
-    def _is_over(self) -> bool:
-        """Whether it has exited or must be ended."""
+    def _check(self) -> None:
+        """Note its end if it has exited. Take the next step towards that if it has exceeded a limit."""
         now = time.monotonic()
-        if self._process.poll() is None:
-            if len(self._out) > MAX_BYTES:
-                self._cut = "output"
-            elif now >= self._until:
-                self._cut = "limit"
-            elif now >= self._heard + self.silence_s:
-                self._cut = "silence"
-            else:
-                return False
-        return True
+        if self._process.poll() is not None:
+            self._close()
+        elif len(self._out) > MAX_BYTES and not self._cut:
+            self._stop("output")
+        elif now >= self._until:
+            self._stop("limit")
+        elif now >= self._heard + self.silence_s:
+            self._stop("silence")
+
+    def _stop(self, cut: Cut) -> None:
+        self._cut = self._cut or cut
+        number, wait_s = next(self._signals, (None, 0.0))
+        if number is None:  # it hangs in the kernel
+            self._close()
+        elif number == signal.SIGKILL:
+            self._kill()
+        else:
+            self.send_signal(number)
+        self.silence_s, self._until = math.inf, time.monotonic() + wait_s
+
+    def _kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+        if self._owns_group:
+            with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _read(self, stream: IO[bytes]) -> bool:
         """Read a part of a stream. Returns whether there may be more."""
@@ -199,7 +215,8 @@ class Child:
         return bool(part)
 
     def _close(self) -> None:
-        """Note its end, with what its pipes still hold."""
+        """Note its end, with what its pipes still hold, and end what it has left behind."""
+        self._kill()
         for stream in list(self._streams):
             for _ in range(MAX_ERROR_BYTES // CHUNK):  # something that it started may go on writing
                 if not self._read(stream):
@@ -244,55 +261,33 @@ def run_many(children: Iterable[Child], at_once: int, wait_s: float = math.inf) 
 
 
 def pump(children: Iterable[Child], wait_s: float = math.inf) -> None:
-    """Read what children have written, after waiting for `wait_s` or POLL_S at most. End those that have exited or
-    exceeded a limit."""
+    """Read what children have written, after waiting for `wait_s` or POLL_S at most, and note those that have ended.
+    One that exceeds a limit gets SIGTERM, then SIGKILL with all of its group."""
     running = [child for child in children if child.ended is None]
     due = min((min(child._until, child._heard + child.silence_s) for child in running), default=0.0)
-    _read(running, min(wait_s, due - time.monotonic(), POLL_S))
-    _end([child for child in running if child._is_over()])
-
-
-def _read(children: Sequence[Child], wait_s: float) -> None:
-    if not all(child._streams for child in children):
-        wait_s = min(wait_s, EXIT_S)
+    wait_s = min(wait_s, due - time.monotonic(), POLL_S if all(child._streams for child in running) else EXIT_S)
     with selectors.DefaultSelector() as selector:
-        for child in children:
+        for child in running:
             for stream in child._streams:
                 selector.register(stream, selectors.EVENT_READ, child)
         for key, _ in selector.select(max(wait_s, 0.0)):
             key.data._read(key.fileobj)
+    for child in running:
+        child._check()
 
 
 def _end(children: Sequence[Child]) -> None:
-    """End children, and note how they ended: SIGTERM to those that run, their grace, then SIGKILL to whatever is left
-    of them and of what they started."""
-    children = [child for child in children if child.ended is None]
-    running = [child for child in children if child._process.poll() is None]
+    """End those that run, and wait for it: a second Ctrl-C kills them at once."""
+    running = [child for child in children if child.ended is None]
     try:
         for child in running:
-            child._cut = child._cut or "stopped"
-            if child.grace_s:
-                child.send_signal(signal.SIGTERM)
-        _await(running, max((child.grace_s for child in running), default=0.0))
-    finally:
-        for child in children:
-            child.send_signal(signal.SIGKILL)
-            if child._owns_group:
-                with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
-                    os.killpg(child._process.pid, signal.SIGKILL)
-        _await(running, REAP_S)
-        for child in children:
-            child._close()
-
-
-def _await(children: Sequence[Child], wait_s: float) -> None:
-    """Wait at most `wait_s` for them to exit, and read: they may have more to say than a pipe holds."""
-    until = time.monotonic() + wait_s
-    while (left_s := until - time.monotonic()) > 0:
-        children = [child for child in children if child._process.poll() is None]
-        if not children:
-            return
-        _read(children, min(left_s, POLL_S))
+            child._stop("stopped")
+        while any(child.ended is None for child in running):
+            pump(running)
+    except BaseException:
+        for child in running:
+            child._kill()
+        raise
 
 
 def connect() -> Callable[[Mapping[str, Any]], None]:

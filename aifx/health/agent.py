@@ -180,13 +180,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _report(self) -> None:
         with self.server.connections.busy(self.request):
-            told = self.server.checks.now()
-        if told.document is None:
-            self._error(503, f"the check failed: {told.error}")
+            last = self.server.checks.now()
+        if last.document is None:
+            self._error(503, f"the check failed: {last.error}")
         elif "gzip" in self.headers.get("Accept-Encoding", ""):
-            self._answer(200, told.body, encoding="gzip")
+            self._answer(200, last.body, encoding="gzip")
         else:
-            self._answer(200, gzip.decompress(told.body))
+            self._answer(200, gzip.decompress(last.body))
 
     def _is_allowed(self) -> bool:
         shown = self.headers.get("Authorization", "")

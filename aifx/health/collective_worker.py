@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aifx doctor collective-worker")
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--size", type=int, default=1)
-    parser.add_argument("--slurm", action="store_true", help="rank, size and rank 0's host as srun tells them")
+    parser.add_argument("--slurm", action="store_true", help="rank, size and rank 0's host from srun's variables")
     parser.add_argument("--coordinator", required=True, metavar="HOST:PORT")
     parser.add_argument("--word", default="", help="what all ranks of one test are given")
     parser.add_argument("--over", choices=("tcp", "jax"), default="jax")

@@ -36,11 +36,11 @@ def evaluate_rules(rules: Iterable[Rule], snapshot: Snapshot, site: Site | None 
     findings = _ended_skips(site, snapshot, rules)
     skipped = [Skipped(rule.id, why) for rule in rules if (why := _site_skips(rule, site, snapshot))]
     left_out = {one.id for one in skipped}
-    for told in (told for rule in rules if rule.id not in left_out for told in _evaluate_rule(rule, node)):
-        if isinstance(told, Finding):
-            findings.append(told)
+    for outcome in (outcome for rule in rules if rule.id not in left_out for outcome in _evaluate_rule(rule, node)):
+        if isinstance(outcome, Finding):
+            findings.append(outcome)
         else:
-            skipped.append(told)
+            skipped.append(outcome)
     by_id = {rule.id: rule for rule in rules}
     findings = [f for f in findings if not _is_yielded(f, findings, by_id)]
 
@@ -56,7 +56,7 @@ def _addresses(node: Scope) -> dict[str, str]:
 
 
 def _by_cause(findings: list[Finding], by_id: dict[str, Rule], addresses: dict[str, str]) -> Iterator[Finding]:
-    """Yield findings, worst first, each followed by its consequences. One that is worse than its cause stands alone."""
+    """Yield findings, worst first, each followed by its consequences. One worse than its cause is on its own."""
     order = {name: number for number, name in enumerate(by_id)}
     findings = sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), order.get(f.id, -1), f.device))
 
@@ -135,9 +135,9 @@ def _evaluate_rule(rule: Rule, node: Scope) -> Iterator[Finding | Skipped]:
         elif isinstance(scope, Unknown):
             yield _unknown(rule, "", scope)
         else:
-            told = _evaluate_device(rule, scope)
-            if told is not None:
-                yield told
+            outcome = _evaluate_device(rule, scope)
+            if outcome is not None:
+                yield outcome
 
 
 def _evaluate_device(rule: Rule, scope: Scope) -> Finding | Skipped | None:

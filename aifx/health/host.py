@@ -48,7 +48,7 @@ class Host:
     def read(self, path: str, max_bytes: int = 1 << 20) -> str | Absent | Unknown:
         """Return a file's text without the last line end and without secrets.
 
-        In a copied tree, an empty file stands for one that could not be read when it was copied.
+        In a copied tree, an empty file is one that could not be read when it was copied.
         """
 
         def read() -> str:

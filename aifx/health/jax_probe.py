@@ -72,18 +72,18 @@ def devices() -> dict[str, Any]:
 
 
 def _try(device: Any) -> dict[str, Any]:
-    told = {
+    facts = {
         "device": f"{device.platform}:{device.id}",
         "kind": device.device_kind,
         "platform": device.platform,
         "memory_bytes": _memory_bytes(device),
     }
     try:
-        return {**told, "computes": True, "is_right": _is_right(device), "error": ""}
+        return {**facts, "computes": True, "is_right": _is_right(device), "error": ""}
     except Exception as error:
         said = f"{type(error).__name__}: {error}"[:400]
         failed = to_document(Absent(f"another process uses it: {said}")) if HELD.search(said) else False
-        return {**told, "computes": failed, "is_right": failed, "error": said}
+        return {**facts, "computes": failed, "is_right": failed, "error": said}
 
 
 def _is_right(device: Any) -> bool:

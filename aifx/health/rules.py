@@ -136,7 +136,7 @@ class Site(BaseModel):
     """A site's file.
 
     Attributes:
-        expected: values that the hardware alone cannot tell (`gpus = 8`); rules read them as `node.expected.<name>`.
+        expected: values that do not follow from the hardware (`gpus = 8`); rules read them as `node.expected.<name>`.
         skip: rules and families to skip, the reasons, and until when.
         rules: changed keys of rules, by id.
         rule: additional rules.
@@ -231,9 +231,9 @@ PLAIN = {"missing": "missing", "extra_forbidden": "unknown key"}
 
 
 def _mistakes(error: ValidationError) -> str:
-    told = ((".".join(map(str, e["loc"])), PLAIN.get(e["type"], e["msg"])) for e in error.errors())
-    told = ((where, what.removeprefix("Value error, ")) for where, what in told)
-    return "\n".join(f"{where}: {what}" if where else what for where, what in told)
+    lines = ((".".join(map(str, e["loc"])), PLAIN.get(e["type"], e["msg"])) for e in error.errors())
+    lines = ((where, what.removeprefix("Value error, ")) for where, what in lines)
+    return "\n".join(f"{where}: {what}" if where else what for where, what in lines)
 
 
 def select(rules: Iterable[Rule], only: Iterable[str], skip: Iterable[str]) -> list[Rule]:

@@ -91,8 +91,8 @@ class Step:
 
     def arguments(self, node: str) -> list[str]:
         """Return the arguments of scontrol; empty for no change."""
-        told = [f"Reason={self.reason}"]
-        changes = {"drain": ["State=DRAIN", *told], "reason": told, "resume": ["State=RESUME"], "nothing": []}
+        reason = [f"Reason={self.reason}"]
+        changes = {"drain": ["State=DRAIN", *reason], "reason": reason, "resume": ["State=RESUME"], "nothing": []}
         change = changes[self.action]
         return ["update", f"NodeName={node}", *change] if change else []
 

@@ -152,8 +152,8 @@ def _table(out: Output, columns: list[str], rows: list[tuple[str, ...]]) -> None
         chance = "" if p == "-" else f", p {p}"
         word, _, why = verdict.partition(": ")
         out.print(Text(name))
-        told = f"{word}, {change} ({interval}{chance}): A {before}, B {after}{'; ' * bool(why)}{why}"
-        out.row(Text("  "), Text(told))
+        text = f"{word}, {change} ({interval}{chance}): A {before}, B {after}{'; ' * bool(why)}{why}"
+        out.row(Text("  "), Text(text))
 
 
 def row_of(found: Comparison) -> tuple[str, ...]:

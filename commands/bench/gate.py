@@ -79,7 +79,7 @@ def gate(
             source = "now"
             _check_launches(baseline, before, names)
             running, after, gated = _measure(out, baseline, before, bound, names, max_launches)
-            kept, option = running.told_where_it_is_kept(), "--max-launches"
+            kept, option = running.naming_the_copy(), "--max-launches"
         with kept:
             if output:
                 write_report(after, output)
@@ -97,7 +97,7 @@ def gate(
 
 
 def _check_launches(baseline: str, before: Report, names: tuple[str, ...]) -> None:
-    """Raises UsageError, before anything is measured, where nothing that is could be held against the baseline."""
+    """Raises UsageError, before anything is measured, if no result could be compared with the baseline."""
     from aifx.benchmarking.compare import chosen
     from aifx.benchmarking.estimate import LEAST_LAUNCHES
     from aifx.benchmarking.store import to_save
@@ -116,18 +116,18 @@ def _measure(
     out: Output, baseline: str, before: Report, bound: float, names: tuple[str, ...], most: int
 ) -> tuple[Running, Report, Gated]:
     """What the baseline's request asks for, measured now, each suite as often as then; what may be slower is launched
-    until that can be told."""
-    from aifx.benchmarking.adaptive import until_told
+    until that can be decided."""
+    from aifx.benchmarking.adaptive import until_decided
     from aifx.benchmarking.compare import chosen
     from aifx.benchmarking.estimate import LEAST_LAUNCHES
     from aifx.benchmarking.runner import check_configuration
-    from aifx.commands.bench.measuring import Running, told_more
+    from aifx.commands.bench.measuring import Running, describe_more
 
     def accept(found: Fingerprint) -> None:
         refuse(baseline, "this machine", before.fingerprint.obstacles(found))
 
     def more(inconclusive: list[Result], counts: dict[str, int]) -> Report:
-        out.log(f"{_listed(inconclusive)} may be slower: {told_more(counts)} may tell")
+        out.log(f"{_listed(inconclusive)} may be slower: {describe_more(counts)} may decide")
         return running.launch(counts)
 
     request = before.request
@@ -137,7 +137,7 @@ def _measure(
     check_configuration(request)
     counts = {suite: min(max(before.launches_of(suite), LEAST_LAUNCHES), most) for suite in request.suites}
     running = Running(out, request, accept)
-    return running, *until_told(before, running.launch(counts), bound, names, more, most)
+    return running, *until_decided(before, running.launch(counts), bound, names, more, most)
 
 
 def _refuse(baseline: str, source: str, before: Report, after: Report) -> None:
@@ -148,10 +148,10 @@ def _refuse(baseline: str, source: str, before: Report, after: Report) -> None:
         why = f"the bench did not come to its end: {after.failure.what}"
         raise UsageError(f"{source} cannot be judged", why, "measure again")
     refuse(baseline, source, before.fingerprint.obstacles(after.fingerprint))
-    if apart := asked(before.request, after.request):
+    if differences := asked(before.request, after.request):
         raise UsageError(
             f"{baseline} and {source} do not compare: other things were asked for",
-            "; ".join(apart),
+            "; ".join(differences),
             f"aifx bench gate --baseline {baseline} measures what it has to",
         )
 
@@ -194,15 +194,15 @@ def _show_verdict(out: Output, gated: Gated) -> None:
     for found in gated.regressed:
         out.print(f"regression: {found.after.title} is slower by {_reach(found)}")
     if not gated.regressed:
-        out.print(f"passed: nothing is slower by more than {gated.max_regression:.1%}, as far as can be told")
+        out.print(f"passed: nothing is slower by more than {gated.max_regression:.1%}, as far as these launches show")
 
 
 def _reach(found: Comparison) -> str:
-    from aifx.benchmarking.units import change as told
+    from aifx.benchmarking.units import change as format_change
 
     change = found.change
     p = "" if change.p is None else f"; p {change.p:.4f}"
-    return f"{change.ratio - 1:.1%} (95 %: {told(change.low)} to {told(change.high)}{p})"
+    return f"{change.ratio - 1:.1%} (95 %: {format_change(change.low)} to {format_change(change.high)}{p})"
 
 
 def _listed(found: list[Result]) -> str:

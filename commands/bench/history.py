@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aifx.benchmarking.store import Store
 
 MAIN = ("train.step", "startup.cold", "checkpoint.save", "data.prefetch", "hardware.matmul")
-"""What stands for a report where no result is named; else its first."""
+"""The result that represents a report if none is named; otherwise its first."""
 
 CHART = (72, 7)
 """Columns and lines."""
@@ -149,7 +149,7 @@ def history(
 
 
 def _reports(out: Output, store: Store, name: str) -> list[Report]:
-    """The oldest first; one that cannot be read is told, and left out."""
+    """The oldest first. One that cannot be read is reported and left out."""
     from aifx.benchmarking.results import read_report
 
     found = []
@@ -162,7 +162,7 @@ def _reports(out: Output, store: Store, name: str) -> list[Report]:
 
 
 def _chosen(baseline: str, reports: list[Report], name: str | None) -> Result:
-    """The newest result of that name in a baseline's reports, or the one that stands for the report."""
+    """The newest result of that name in a baseline's reports, or the one that represents the report."""
     newest = {result.key: result for report in reports for result in report.results}
     if name is None:
         known = [result for main in MAIN for result in newest.values() if result.name == main]
@@ -196,7 +196,7 @@ def _series(reports: list[Report], key: str) -> ResultHistory:
 
 
 def _show(out: Output, reports: list[Report], chosen: Result) -> None:
-    """A line a report, each held against the one before that was measured on the same hardware; then the picture."""
+    """One line per report, compared with the one before on the same hardware; then the picture."""
     from aifx.benchmarking import units
     from aifx.benchmarking.estimate import change
     from aifx.commands.console.chart import line_chart
@@ -210,21 +210,21 @@ def _show(out: Output, reports: list[Report], chosen: Result) -> None:
         if result is None:
             rows.append((_at(report), report.fingerprint.commit, None, None, "not measured"))
             continue
-        told = ""
+        difference = ""
         if obstacles := report.fingerprint.obstacles(newest):
-            told = f"not comparable: {obstacles[0]}"
+            difference = f"not comparable: {obstacles[0]}"
         else:
             if before is not None:
                 found = change(before.samples_s, result.samples_s)
-                told = f"{units.change(found.ratio)}{'' if found.is_significant else ' (not significant)'}"
+                difference = f"{units.change(found.ratio)}{'' if found.is_significant else ' (not significant)'}"
             before = result
             medians.append(result.median_s)
         noise = None if result.noise is None else f"{result.noise:.1%}"
-        rows.append((_at(report), report.fingerprint.commit, units.duration(result.median_s), noise, told))
+        rows.append((_at(report), report.fingerprint.commit, units.duration(result.median_s), noise, difference))
     out.print(chosen.title)
     out.table(["time", "commit", "median", "±", "against the one before"], rows, right=["median", "±"])
     if len(medians) > 1:
-        out.print("what stands against the one before goes by lower deciles, which little disturbs")
+        out.print("reports are compared by their lower deciles, which little disturbs")
     if len(medians) > 1 and not out.json:
         out.print("")
         scale, unit = _unit(max(medians))

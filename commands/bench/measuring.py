@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @sigterm_as_ctrl_c()
 def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measuring) -> None:
-    """Measure, tell, keep. Raises AifxError for a bench that did not come to its end, once all that is done."""
+    """Measure, show, and keep the results. Raises AifxError after that if the bench did not come to its end."""
     from aifx.benchmarking.estimate import LEAST_LAUNCHES
     from aifx.benchmarking.results import Request
     from aifx.benchmarking.runner import check_configuration
-    from aifx.benchmarking.store import check_name, noisy_results, open_store, told_noisy
+    from aifx.benchmarking.store import check_name, describe_noisy, noisy_results, open_store
     from aifx.commands.bench.report import show
 
     usual = LEAST_LAUNCHES if how.save else 1 if how.quick else 3
@@ -43,29 +43,29 @@ def bench(out: Output, suites: list[str], options: dict[str, Any], how: Measurin
         report = _until_quiet(out, report, running, max_noise)
     out.document(report.document())
     show(out, report)
-    with running.told_where_it_is_kept():
+    with running.naming_the_copy():
         write(out, report, how)
         report.raise_failure()
         if how.save:
             out.log(f"saved as {how.save}: {open_store().save(report, how.save, max_noise)}")
             if noisy := noisy_results(report, max_noise):
-                out.log(f"too noisy for a gate, which will seldom judge them: {told_noisy(noisy)}")
+                out.log(f"too noisy for a gate, which will seldom judge them: {describe_noisy(noisy)}")
             out.log(f"next: aifx bench gate --baseline {how.save}")
 
 
 def _until_quiet(out: Output, report: Report, running: Running, max_noise: float) -> Report:
     """With more launches where it is too noisy to be a baseline."""
     from aifx.benchmarking.adaptive import until_quiet
-    from aifx.benchmarking.store import told_noisy
+    from aifx.benchmarking.store import describe_noisy
 
     def more(noisy: list[Result], counts: dict[str, int]) -> Report:
-        out.log(f"too noisy for a baseline: {told_noisy(noisy)}: {told_more(counts)}")
+        out.log(f"too noisy for a baseline: {describe_noisy(noisy)}: {describe_more(counts)}")
         return running.launch(counts)
 
     return until_quiet(report, more, max_noise)
 
 
-def told_more(counts: Mapping[str, int]) -> str:
+def describe_more(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} more launches of {suite}" for suite, count in counts.items())
 
 
@@ -102,8 +102,8 @@ class Running:
         return report
 
     @contextmanager
-    def told_where_it_is_kept(self) -> Iterator[None]:
-        """What goes wrong in here is told with the line on where the copy is."""
+    def naming_the_copy(self) -> Iterator[None]:
+        """An error in here also says where the copy is."""
         try:
             yield
         except AifxError as error:

@@ -30,7 +30,7 @@ SERIES = {
     "hardware.copy": ("direction", "memory"),
     "hardware.collective": ("kind",),
 }
-"""What is measured by size, and the params that tell one series from another."""
+"""What is measured by size, and the params that distinguish one series from another."""
 
 PARTS = (("blue", "█"), ("yellow", "▓"), ("green", "▒"), ("bright_black", "░"))
 ASCII = "#=-."
@@ -52,11 +52,11 @@ def show(out: Output, report: Report) -> None:
     if out.json:
         return
     host, devices = report.fingerprint.hardware.get("host"), machine(report)
-    if told := ": ".join(filter(None, (host, devices))):
-        out.print(told)
+    if where := ": ".join(filter(None, (host, devices))):
+        out.print(where)
     if lines := headlines(report):
         _folded(out, [f"{line.label} {line.value}" for line in lines])
-    if told or lines:
+    if where or lines:
         out.print("")
     for suite in report.request.suites:
         results = [result for result in report.results if result.name.startswith(f"{suite}.")]
@@ -86,8 +86,8 @@ def line_of(found: Measured) -> str:
 
 
 def _table(out: Output, suite: str, results: Sequence[Result]) -> None:
-    """A line a result; on a terminal what has one name stands under it and what all of it shares. Columns that nothing
-    has are left out."""
+    """One line per result. On a terminal, results of one name are under it, and under what all of them share. Empty
+    columns are left out."""
     if not results:
         return
     rows: list[tuple[str, ...]] = []
@@ -119,16 +119,16 @@ def _table(out: Output, suite: str, results: Sequence[Result]) -> None:
 
 
 def _two_lines(out: Output, heading: str, rows: Sequence[Sequence[str]]) -> None:
-    """What each is, and under it what is told of it."""
+    """The name of each result, and its figures in the line below."""
     used = [word for i, word in ((3, "rate"), (4, "(of roofline)")) if any(row[i] for row in rows)]
     out.print(f"{heading}: median{', ' * bool(used)}{' '.join(used)}")
     for label, middle, noise, reached, share_of in rows:
         out.print(label)
         if middle:
-            told = " ".join(filter(None, (reached, share_of and f"({share_of})")))
+            rates = " ".join(filter(None, (reached, share_of and f"({share_of})")))
             spread = "" if noise == "-" else f" {PLUS_MINUS[_ascii_only(out)]}{noise}"
             indent = " " * (len(label) - len(label.lstrip()) + 2)
-            out.print(f"{indent}{middle}{spread}{', ' * bool(told)}{told}")
+            out.print(f"{indent}{middle}{spread}{', ' * bool(rates)}{rates}")
 
 
 def _rate(result: Result) -> str:
@@ -148,13 +148,13 @@ def _roofline(out: Output, result: Result) -> str:
 
 
 def _series(results: Sequence[Result]) -> dict[tuple[str, str], list[Point]]:
-    """By what they are called and what tells one from another; those of a few sizes are none."""
+    """By their names and what distinguishes them; results of a few sizes are not a series."""
     from aifx.benchmarking.views import bus_rate, by_size
 
     found = {}
-    for name, apart in SERIES.items():
+    for name, split_by in SERIES.items():
         alike = [result for result in results if result.name == name]
-        for label, points in by_size(alike, bus_rate if name == "hardware.collective" else _number, *apart).items():
+        for label, points in by_size(alike, bus_rate if name == "hardware.collective" else _number, *split_by).items():
             if len(points) > FEW:
                 found[name.partition(".")[2], label] = points
     return found
@@ -170,19 +170,19 @@ def _by_size(out: Output, series: dict[tuple[str, str], list[Point]]) -> None:
     for (name, label), points in series.items():
         unit = "FLOP/s" if points[0].result.flops_per_s else "B/s"
         best = max(points, key=lambda point: point.y)
-        told = [f"{rate(point.y, unit)} at {_size(name, point.x)}" for point in (best, points[-1])]
+        ends = [f"{rate(point.y, unit)} at {_size(name, point.x)}" for point in (best, points[-1])]
         bars = sparkline([point.y for point in points], ascii_only=_ascii_only(out))
         of = f"{label} (bus)" if name == "collective" else label
-        rows.append((f"{name} {of}".strip(), bars, told[0], "" if best is points[-1] else told[1]))
+        rows.append((f"{name} {of}".strip(), bars, ends[0], "" if best is points[-1] else ends[1]))
     if not rows:
         return
     out.print("")
     if _is_narrow(out):
         for name, bars, top, end in rows:
             out.print(f"{name} {bars}")
-            for word, told_of in (("best", top), ("largest", end)):
-                if told_of:
-                    out.print(f"  {word} {told_of}")
+            for word, figure in (("best", top), ("largest", end)):
+                if figure:
+                    out.print(f"  {word} {figure}")
     else:
         out.table(["by size", "", "best", "largest"], rows)
 
@@ -195,10 +195,10 @@ def _bar_of_parts(out: Output, step: Step) -> None:
     """One bar of all parts, and under it what they are, and what the host does beside them."""
     from rich.text import Text
 
-    def told(parts: Sequence[Part]) -> list[str]:
+    def describe(parts: Sequence[Part]) -> list[str]:
         return [f"{part.name} {duration(part.seconds)} ({share(part.fraction)})" for part in parts]
 
-    words, beside = told(step.parts), told(step.beside)
+    words, beside = describe(step.parts), describe(step.beside)
     over = f"the parts, one by one, take {duration(step.over_s)} longer" if step.over_s else ""
     if not out.out.is_terminal:
         host = f"the host meanwhile: {', '.join(beside)}" if beside else ""

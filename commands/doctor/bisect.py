@@ -86,7 +86,7 @@ class BisectOptions:
 def bisect(*, options: BisectOptions) -> None:
     """Find the bad node or link with collective tests over halves of the nodes. The tests load them.
 
-    Exit 0: no node or link is slow; 1: one is; 2: the tests did not tell, or could not run.
+    Exit 0: no node or link is slow; 1: one is; 2: the tests were inconclusive, or could not run.
 
     Examples:
         aifx doctor bisect --hosts nodes.txt

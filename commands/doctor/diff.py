@@ -88,7 +88,7 @@ def _show(out: Output, a: Snapshot, b: Snapshot, found: Difference, all_: bool) 
         parts = [name for name in found.not_compared if "." not in name]
         words = [*parts, *([f"{rules} rules"] if rules else [])]
         out.print("")
-        out.print(f"not compared, for only one of them tells: {', '.join(words)}")
+        out.print(f"not compared, since only one of them has it: {', '.join(words)}")
     left_out = len(found.figures) + sum(bool(f.noise) for f in found.facts)
     if left_out and not all_:
         out.log(f"{left_out} changes left out: counters, loads, temperatures and times (--all shows them)")
@@ -97,8 +97,8 @@ def _show(out: Output, a: Snapshot, b: Snapshot, found: Difference, all_: bool) 
 def _headline(found: Difference) -> str:
     facts = sum(not f.noise for f in found.facts)
     words = [f"{len(found.came)} came", f"{len(found.went)} went", f"{len(found.changed)} changed"]
-    told = f"findings: {', '.join(words)}; facts changed: {facts}"
-    return told + ("; it was booted in between" if found.rebooted else "")
+    text = f"findings: {', '.join(words)}; facts changed: {facts}"
+    return text + ("; it was booted in between" if found.rebooted else "")
 
 
 def _finding(out: Output, mark: str, finding: Finding, more: str = "") -> None:

@@ -34,13 +34,13 @@ NAGIOS = {"healthy": ("OK", 0), "warning": ("WARNING", 1), "unhealthy": ("CRITIC
 def nagios(report: Report) -> tuple[str, int]:
     """Return `AIFX STATUS - text | figures` and the exit code. A limit of `0` alerts on any finding."""
     word, code = NAGIOS[report.status]
-    told = f"{report.host or 'this machine'}: {counts(report)}"
+    summary = f"{report.host or 'this machine'}: {counts(report)}"
     if report.findings:
-        told += f": {report.findings[0].headline}"
+        summary += f": {report.findings[0].headline}"
     found = Counter(finding.severity for finding in report.findings)
     limits = {"critical": ";0", "warning": "0;"}
     figures = [f"{severity}={found[severity]};{limits.get(severity, ';')};0" for severity in SEVERITIES]
-    text = cut(one_line(told).replace("|", "/"), 400)
+    text = cut(one_line(summary).replace("|", "/"), 400)
     return f"AIFX {word} - {text} | {' '.join(figures)} duration={report.duration_s:.3f}s;;;0", code
 
 
@@ -63,7 +63,7 @@ def for_monitor(json: bool) -> Iterator[Output]:
     yield Output()
 
 
-def tell(report: Report, form: Format, strict: bool) -> NoReturn:
+def write_for_monitor(report: Report, form: Format, strict: bool) -> NoReturn:
     """Print the line and end the command. Raises ProtocolExit."""
     line, code = nagios(report) if form is Format.NAGIOS else npd(report, strict)
     sys.stdout.write(f"{line}\n")

@@ -31,11 +31,11 @@ class ProtocolExit(SystemExit):
 class Caller:
     """Attributes:
     unable: the exit code if there is no verdict.
-    tell: prints the reason.
+    write: prints the reason.
     """
 
     unable: int
-    tell: Callable[[str], None]
+    write: Callable[[str], None]
 
     def fail(self, error: BaseException) -> int:
         """Report a failure of aifx and return its exit code. Raises nothing."""
@@ -47,7 +47,7 @@ class Caller:
             failure = as_error(error)
             text = f"{failure.what}: {failure.why}" if failure.why else failure.what
         with suppress(BaseException):
-            self.tell(one_line(text))
+            self.write(one_line(text))
         return self.unable
 
 
@@ -85,18 +85,18 @@ def log(text: str, *, is_error: bool = False) -> None:
         within(1.0, lambda: syslog.syslog(priority, text), "the system's log")
 
 
-def _tell_nagios(text: str) -> None:
+def _write_nagios(text: str) -> None:
     sys.stdout.write(f"AIFX UNKNOWN - {cut(text.replace('|', '/'), 400)}\n")
 
 
-def _tell_npd(text: str) -> None:
+def _write_npd(text: str) -> None:
     sys.stdout.write(cut(f"aifx: {text}", NPD_LENGTH) + "\n")
 
 
-def _tell_slurm(text: str) -> None:
+def _write_slurm(text: str) -> None:
     log(f"aifx doctor slurm: {text}", is_error=True)
     sys.stderr.write(f"aifx doctor slurm: {text}\n")
 
 
-SLURM = Caller(0, _tell_slurm)
-FORMATS = {"nagios": Caller(3, _tell_nagios), "npd": Caller(2, _tell_npd)}
+SLURM = Caller(0, _write_slurm)
+FORMATS = {"nagios": Caller(3, _write_nagios), "npd": Caller(2, _write_npd)}

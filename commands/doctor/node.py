@@ -13,7 +13,7 @@ from aifx.commands.console.options import JsonOption, given_options, option_grou
 from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
-from aifx.commands.doctor.formats import Format, for_monitor, tell
+from aifx.commands.doctor.formats import Format, for_monitor, write_for_monitor
 from aifx.commands.doctor.options import (
     HtmlOption,
     OnlyOption,
@@ -97,7 +97,7 @@ def node(*, options: NodeOptions) -> None:
         faults = _save(options, snapshot, report, ids)
         if options.format is not Format.TEXT:
             out.report(faults)
-            tell(report, options.format, options.strict)
+            write_for_monitor(report, options.format, options.strict)
         measured = {"stress": to_document(snapshot.facts["stress"])} if options.stress else {}
         read = {"snapshot": snapshot.document()} if options.with_snapshot else {}
         out.document(report.document() | measured | read)

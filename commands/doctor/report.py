@@ -27,8 +27,8 @@ def show(out: Output, report: Report, ids: Sequence[str], list_skipped: bool = F
     if out.json:
         return
     rules = f"{len(ids)} rule{'s' * (len(ids) != 1)}"
-    told = f" ({counts(report)}; {rules} in {report.duration_s:.1f} s)"
-    show_status(out, f"{report.host or 'this machine'}: ", report.status, told)
+    details = f" ({counts(report)}; {rules} in {report.duration_s:.1f} s)"
+    show_status(out, f"{report.host or 'this machine'}: ", report.status, details)
     show_findings(out, report.findings)
     out.print("")
     families = sorted(passed(report, ids).items())
@@ -38,19 +38,19 @@ def show(out: Output, report: Report, ids: Sequence[str], list_skipped: bool = F
         whys = _by_reason(report.skipped).items()
         show_rows(out, (("skipped   ", "dim", f"{', '.join(_shortened(names))}: {why}", "dim") for why, names in whys))
     elif skipped := num_skipped(report, ids):
-        told = f"{skipped} rule{'s' * (skipped != 1)}; --list-skipped says which, and why"
-        show_rows(out, [("skipped   ", "dim", told, "dim")])
+        details = f"{skipped} rule{'s' * (skipped != 1)}; --list-skipped says which, and why"
+        show_rows(out, [("skipped   ", "dim", details, "dim")])
 
 
 def _passed(family: str, width: int, count: int) -> Row:
     return "passed    ", "green", f"{family:{width}}  {count:3} rule{'s' * (count != 1)}", ""
 
 
-def show_status(out: Output, whose: str, status: str, told: str) -> None:
+def show_status(out: Output, whose: str, status: str, details: str) -> None:
     """Print the first line."""
     from rich.text import Text
 
-    out.row(Text(one_line(whose)), Text.assemble((status, STATUS_STYLES[status]), one_line(told)))
+    out.row(Text(one_line(whose)), Text.assemble((status, STATUS_STYLES[status]), one_line(details)))
 
 
 def show_findings(out: Output, findings: Iterable[Finding]) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from aifx.health.slurm import Verdict
 
 PROLOG_UNHEALTHY = 10
-"""No exit code of Python or of a shell, so that a script can tell a verdict of aifx from a failure of aifx."""
+"""No exit code of Python or of a shell, so that a script can distinguish a verdict of aifx from a failure of aifx."""
 
 slurm = typer.Typer(
     name="slurm",

@@ -5,7 +5,7 @@ import itertools
 import pytest
 from bench_reports import report
 
-from aifx.benchmarking.adaptive import until_quiet, until_told
+from aifx.benchmarking.adaptive import until_decided, until_quiet
 from aifx.benchmarking.compare import side
 from aifx.benchmarking.results import Failure, Measured, Result
 from aifx.benchmarking.store import MAX_NOISE, too_noisy
@@ -55,7 +55,7 @@ def test_a_launch_that_fails_is_the_last():
     first = machine([], FIVE)
     broken = machine([], {"train": 3}).model_copy(update={"failure": Failure(what="train ended before its time")})
     assert until_quiet(first, lambda results, counts: broken, MAX_NOISE) is broken
-    after, _ = until_told(first, broken, 0.05, (), lambda results, counts: pytest.fail("asked for more"))
+    after, _ = until_decided(first, broken, 0.05, (), lambda results, counts: pytest.fail("asked for more"))
     assert after is broken
 
 
@@ -70,7 +70,7 @@ def test_a_launch_that_fails_is_the_last():
 def test_a_quiet_gate_answers_at_once(slower, regressed):
     before = Machine(1.0, (0.0, 0.004, -0.004))([], FIVE)
     machine = Machine(slower, (0.0, 0.004, -0.004))
-    after, gated = until_told(before, machine([], FIVE), 0.05, (), machine)
+    after, gated = until_decided(before, machine([], FIVE), 0.05, (), machine)
     assert bool(gated.regressed) == regressed
     assert len(machine.asked) == 1
     assert after.launches == 5
@@ -79,7 +79,7 @@ def test_a_quiet_gate_answers_at_once(slower, regressed):
 def test_an_inconclusive_gate_asks_for_more_until_it_can_tell():
     before = Machine(1.0, APART)([], {"train": 10})
     machine = Machine(1.08, APART)
-    after, gated = until_told(before, machine([], FIVE), 0.05, (), machine)
+    after, gated = until_decided(before, machine([], FIVE), 0.05, (), machine)
     assert [found.after.name for found in gated.regressed] == ["train.step"]
     assert machine.asked[1] == (["train.step"], 5)
     assert after.launches == 10
@@ -88,7 +88,7 @@ def test_an_inconclusive_gate_asks_for_more_until_it_can_tell():
 def test_what_stays_inconclusive_is_reported_as_such():
     before = Machine(1.0, APART)([], {"train": 10})
     machine = Machine(1.045, APART)
-    after, gated = until_told(before, machine([], FIVE), 0.05, (), machine)
+    after, gated = until_decided(before, machine([], FIVE), 0.05, (), machine)
     assert after.launches == 20
     assert not gated.regressed
     assert [found.after.name for found in gated.inconclusive] == ["train.step"]
@@ -99,7 +99,7 @@ def test_what_stays_inconclusive_is_reported_as_such():
 def test_a_baseline_that_no_launches_could_be_told_from_asks_for_none():
     before = Machine(1.0, (-0.3, 0.3, 0.0))([], FIVE)
     machine = Machine(1.1, APART)
-    assert not until_told(before, machine([], FIVE), 0.05, (), machine)[1].inconclusive
+    assert not until_decided(before, machine([], FIVE), 0.05, (), machine)[1].inconclusive
     assert len(machine.asked) == 1
 
 

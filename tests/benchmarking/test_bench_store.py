@@ -81,7 +81,7 @@ def test_a_noisy_machine_is_refused_and_one_noisy_thing_is_not():
     assert unfit(report(*calm, *noisy[:2]), MAX_NOISE) == ""
     told = unfit(report(*calm, *noisy), MAX_NOISE)
     worst = max(noisy, key=lambda one: one.scatter)
-    assert told.startswith(f"too noisy to tell a regression from: {worst.title} ±{worst.scatter:.1%}")
+    assert told.startswith(f"too noisy to show a regression: {worst.title} ±{worst.scatter:.1%}")
     assert told.endswith("and 1 more (at most ±4.0%)")
 
 

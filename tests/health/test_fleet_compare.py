@@ -1,4 +1,4 @@
-"""Nodes held against each other: planted outliers are found, healthy fleets are quiet. Pure."""
+"""Nodes compared with each other: planted outliers are found, healthy fleets are quiet. Pure."""
 
 import copy
 import random
@@ -143,7 +143,7 @@ def test_whoever_computes_otherwise_than_like_nodes_is_named():
 
 
 def test_bits_are_compared_only_where_they_must_be_equal():
-    """Other versions give other bits, and who does not tell what it ran is held against nobody."""
+    """Other versions give other bits, and a node that does not say what it ran is compared with nobody."""
     like = {f"n{i}": with_consistency(["a"]) for i in range(4)}
     for made_by in ("1 x H100; jax 0.8.0", "1 x A100; jax 0.9.0", None):
         others = {f"m{i}": with_consistency([str(i) if made_by is None else "b"], made_by) for i in range(3)}

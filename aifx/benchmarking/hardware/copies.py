@@ -22,7 +22,7 @@ def measure(bench: Bench, device: Any) -> Iterator[Measured]:
     """`copy` by direction and bytes, of page-locked memory where JAX has it."""
     is_cpu = device.platform == "cpu"
     if is_cpu:
-        logger.warning("copies: host and device are one memory here; they tell what JAX's copying costs, not a link")
+        logger.warning("copies: host and device are one memory here; they show what JAX's copying costs, not a link")
     # The largest first: the ceilings of a bench that is ended meanwhile are of the largest that it came to.
     for num_bytes in SIZES["cpu" if is_cpu else "accelerator"][::-1][: 1 if bench.quick else None]:
         logger.info(f"copies of {units.size(num_bytes)}")

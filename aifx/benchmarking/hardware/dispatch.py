@@ -1,4 +1,4 @@
-"""What a call costs besides its work."""
+"""What a call costs in addition to its work."""
 
 from __future__ import annotations
 

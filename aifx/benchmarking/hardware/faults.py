@@ -11,5 +11,5 @@ class WrongResult(AifxError):
     exit_code = ExitCode.VERDICT
 
     def __init__(self, where: str, what: str) -> None:
-        why = f"{what}: held against their one right value"
+        why = f"{what}: compared with their one right value"
         super().__init__(f"{where} gives wrong results", why, "aifx doctor --stress")

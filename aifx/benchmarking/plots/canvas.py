@@ -1,4 +1,4 @@
-"""What every picture is drawn on: SVG that stands within a page and takes its colours and letters from it."""
+"""What every picture is drawn on: SVG that is part of a page and takes its colours and letters from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTH, HEIGHT, TEXT = 380, 240, 11
 LABEL = 24
 """Characters of a row's label: more of them leave too little for what the row shows."""
 
-# A colour that no picture has by itself stands for a variable of the page's style, so that a picture is dark where the
+# A colour that no picture has by itself represents a variable of the page's style, so that a picture is dark where the
 # page is.
 INK, FAINT, LINE, CARD = "#0000f1", "#0000f2", "#0000f3", "#0000f4"
 SERIES = [f"#0000e{number}" for number in range(8)]
@@ -85,7 +85,7 @@ class Picture:
 
 @dataclass
 class Canvas:
-    """One set of axes, and what is told of its marks when a pointer rests on them."""
+    """One set of axes, and the texts that its marks show when a pointer rests on them."""
 
     name: str
     figure: Figure
@@ -141,7 +141,7 @@ def binary_axis(axis: Any, *, is_count: bool = False) -> None:
 
 
 def rate_axis(axis: Any, *, is_log: bool = False) -> None:
-    """Amounts a second with the unit's prefix; the unit stands at the axis."""
+    """Amounts a second with the unit's prefix; the unit is at the axis."""
     axis.set_major_locator(LogLocator(10, numticks=6) if is_log else MaxNLocator(5))
     axis.set_minor_formatter(NullFormatter())
     if is_log:

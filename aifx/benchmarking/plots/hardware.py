@@ -45,8 +45,8 @@ def products(report: Report) -> Picture | None:
 def copies(report: Report) -> Picture | None:
     """Between host and device."""
     results = of_name(report, "hardware.copy")
-    apart = [name for result in results[:1] for name in result.params if name not in ("size", "num_bytes", "bytes")]
-    return _by_size("copy", "Copies by size", by_size(results, _bytes, *apart), "B/s")
+    split_by = [name for result in results[:1] for name in result.params if name not in ("size", "num_bytes", "bytes")]
+    return _by_size("copy", "Copies by size", by_size(results, _bytes, *split_by), "B/s")
 
 
 def collectives(report: Report) -> Picture | None:

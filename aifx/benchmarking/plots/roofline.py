@@ -43,7 +43,7 @@ class Roof:
 
 
 def roofline(report: Report) -> Picture | None:
-    """None where no kernel tells both its operations and its bytes."""
+    """None if no kernel reports both its operations and its bytes."""
     kernels = [_counted(r) for r in report.results if r.name.startswith("kernels.")]
     kernels = [kernel for kernel in kernels if kernel.flops_per_s and kernel.bytes_per_s]
     if not kernels:
@@ -113,7 +113,7 @@ def catalogue_roofs(report: Report, dtypes: Iterable[str]) -> list[Roof]:
 
 
 def _all_roofs(report: Report, kernels: list[Result]) -> list[Roof]:
-    """Of the kernels' dtypes. Where nothing tells a peak, that which their shares are of."""
+    """The peaks of the kernels' dtypes. If none is known, the one that their shares refer to."""
     dtypes = {str(kernel.params.get("dtype")) for kernel in kernels}
     sheet = catalogue_roofs(report, dtypes)
     said = {roof.label: roof.height or roof.slope for roof in sheet}

@@ -13,7 +13,7 @@ from aifx.benchmarking.results import Report, Result
 from aifx.core.pages import date
 
 MOST_LABELS = 4
-"""Commits that are written out: more would not stand beside each other."""
+"""Commits that are written out: more would overlap."""
 
 
 def trend(name: str, reports: Sequence[Report], key: str, caption: str = "") -> Picture | None:

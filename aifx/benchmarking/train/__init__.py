@@ -33,7 +33,7 @@ def measure(bench: Bench) -> Iterator[Measured]:
         try:
             with _told_of_memory():
                 rounds.run()
-        except Exception:  # a device that is lost: what was seen until then is told
+        except Exception:  # a lost device: the results until then are kept
             yield from rounds.results()
             raise
         yield from rounds.results()

@@ -1,4 +1,4 @@
-"""What is told of a step besides its time."""
+"""The figures of a step in addition to its time."""
 
 from __future__ import annotations
 

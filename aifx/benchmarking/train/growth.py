@@ -34,7 +34,7 @@ def grow(bench: Bench, base: Measured, folder: Path) -> Iterator[Measured]:
     """Each axis at half, same and double of the project's own value, the others as they are.
 
     Args:
-        base: the project's own step, which stands at "same" on each axis.
+        base: the project's own step, which is "same" on each axis.
     """
     for axis, keys in AXES.items():
         if bench.quick and axis != "batch":

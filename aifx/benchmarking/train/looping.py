@@ -117,7 +117,7 @@ class Looping:
 
 
 class Records:
-    """Keeps what a run tells of its steps."""
+    """Keeps the records of a run's steps."""
 
     def __init__(self) -> None:
         self.seen: list[Record] = []

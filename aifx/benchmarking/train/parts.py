@@ -19,7 +19,7 @@ class Parts:
     """Forward, forward with backward, and the update, each a program. They begin from their subject's state.
 
     Attributes:
-        num_bytes: what they need on the devices besides the state and the batches; None where XLA does not tell.
+        num_bytes: what they need on the devices in addition to the state and the batches; None if XLA does not say.
     """
 
     def __init__(self, subject: Subject) -> None:

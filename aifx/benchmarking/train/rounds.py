@@ -1,7 +1,7 @@
 """The step, its parts and its loop, measured in turn.
 
-In rounds over the whole launch, forwards and backwards: what slows the machine for a while tells on all of them, and by
-how much one exceeds another is formed within a round.
+In rounds over the whole launch, forwards and backwards: what slows the machine for a while affects all of them. By
+how much one exceeds another is computed within a round.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ALONE_STEPS, ALONE_QUICK = 200, 50
 
 
 class Rounds:
-    """Measures a subject that has begun, and tells what it saw, whole or not."""
+    """Measures a subject that has begun, and yields its results, complete or not."""
 
     def __init__(self, bench: Bench, subject: Subject) -> None:
         self._bench, self._subject = bench, subject

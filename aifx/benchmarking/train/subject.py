@@ -33,10 +33,10 @@ class Subject:
 
     Attributes:
         trace_s, compile_s: from Python to XLA's program, and from there to the device's.
-        info: as a run is told it: unit, model FLOPs a step, peak.
+        info: what a run knows of its steps: unit, model FLOPs per step, peak.
         batches: on the host.
         units: tokens or images of a batch, the mean.
-        program_bytes: of arguments, results and temporaries of the step; None where XLA does not tell.
+        program_bytes: of arguments, results and temporaries of the step; None if XLA does not say.
     """
 
     def __init__(self, bench: Bench, config: Config, folder: Path) -> None:

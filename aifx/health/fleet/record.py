@@ -32,9 +32,9 @@ class Recorder:
 
     def take(self, node: Node, document: Any) -> None:
         answer = {"node": node.name, "took_s": node.took_s}
-        told = {"why": node.why, "is_silent": node.is_silent} if node.report is None else {"document": document}
+        content = {"why": node.why, "is_silent": node.is_silent} if node.report is None else {"document": document}
         try:
-            self._write(answer | told)
+            self._write(answer | content)
         except RecursionError:
             self._write(answer | {"why": "its report is nested too deeply to be recorded", "is_silent": False})
 

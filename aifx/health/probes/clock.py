@@ -15,11 +15,11 @@ NO_DAEMON = Absent("no daemon that sets the clock runs here; in a container, the
 
 
 def collect(host: Host) -> dict[str, Any]:
-    told = _chrony(host) or _timedatectl(host)
-    return {"clock": {"source": host.read(SOURCE), **(told or dict.fromkeys(UNTOLD, NO_DAEMON)), "ptp": _ptp(host)}}
+    state = _chrony(host) or _timedatectl(host) or dict.fromkeys(FROM_DAEMON, NO_DAEMON)
+    return {"clock": {"source": host.read(SOURCE), **state, "ptp": _ptp(host)}}
 
 
-UNTOLD = ("daemon", "is_synchronized", "offset_ms", "direction", "error_ms")
+FROM_DAEMON = ("daemon", "is_synchronized", "offset_ms", "direction", "error_ms")
 
 
 def _chrony(host: Host) -> dict[str, Any] | None:
@@ -28,13 +28,13 @@ def _chrony(host: Host) -> dict[str, Any] | None:
     if isinstance(text, Absent) or (isinstance(text, Unknown) and "Cannot talk to daemon" in text.why):
         return None
     if isinstance(text, Unknown):
-        return dict.fromkeys(UNTOLD, text) | {"daemon": "chrony"}
+        return dict.fromkeys(FROM_DAEMON, text) | {"daemon": "chrony"}
     words = text.strip().split(",")
     try:
         offset, delay, dispersion = (float(words[at]) for at in (4, 10, 11))
         leap = words[13]
     except (IndexError, ValueError):
-        return dict.fromkeys(UNTOLD, Unknown(f"aifx does not understand the output of chronyc: {text[:60]!r}"))
+        return dict.fromkeys(FROM_DAEMON, Unknown(f"aifx does not understand the output of chronyc: {text[:60]!r}"))
     return {
         "daemon": "chrony",
         "is_synchronized": leap != "Not synchronised",
@@ -51,20 +51,20 @@ def _timedatectl(host: Host) -> dict[str, Any] | None:
     if isinstance(text, Absent) or (isinstance(text, Unknown) and "gave no answer" not in text.why):
         return None  # it fails because systemd does not run
     if isinstance(text, Unknown):
-        return dict.fromkeys(UNTOLD, text)
-    told = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    synchronized = {"yes": True, "no": False}.get(told.get("NTPSynchronized", ""))
+        return dict.fromkeys(FROM_DAEMON, text)
+    state = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    synchronized = {"yes": True, "no": False}.get(state.get("NTPSynchronized", ""))
     status = host.run("timedatectl", "timesync-status", limit_s=1.2)
     offset = re.search(r"^\s*Offset: ([+-]?)(.+)$", status, re.MULTILINE) if isinstance(status, str) else None
-    untold = Absent("only chrony and systemd-timesyncd report the offset of the clock")
+    not_reported = Absent("only chrony and systemd-timesyncd report the offset of the clock")
     return {
         "daemon": "systemd-timesyncd" if offset else "one that systemd does not name",
         "is_synchronized": Unknown("timedatectl does not report NTPSynchronized")
         if synchronized is None
         else synchronized,
-        "offset_ms": _milliseconds(offset[2]) if offset else untold,
-        "direction": ("behind" if offset[1] != "-" else "ahead") if offset else untold,
-        "error_ms": untold,
+        "offset_ms": _milliseconds(offset[2]) if offset else not_reported,
+        "direction": ("behind" if offset[1] != "-" else "ahead") if offset else not_reported,
+        "error_ms": not_reported,
     }
 
 

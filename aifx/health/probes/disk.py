@@ -118,9 +118,9 @@ def _mounts(host: Host) -> list[tuple[str, str, str, str, str]] | Absent | Unkno
     found = []
     for line in text.splitlines():
         mount, _, system = line.partition(" - ")
-        words, told = mount.split(), system.split()
-        if len(words) > 4 and len(told) > 2:
-            found.append((words[2], _unescaped(words[4]), told[0], told[1], told[2]))
+        words, source = mount.split(), system.split()
+        if len(words) > 4 and len(source) > 2:
+            found.append((words[2], _unescaped(words[4]), source[0], source[1], source[2]))
     return found
 
 
@@ -250,13 +250,13 @@ def _smart(host: Host, name: str) -> dict[str, Any]:
         # One unknown value per drive is enough.
         return dict.fromkeys(SMART, Absent(f"{text.why}: {remedy}")) | {"critical_warning": Unknown(text.why, remedy)}
     try:
-        told = parse_json(text)
+        log = parse_json(text)
     except ValueError as error:
         return dict.fromkeys(SMART, Unknown(f"the health log of {name} is not JSON: {error}"))
-    told = told.get("nvme_smart_health_information_log") if tool and isinstance(told, dict) else told
-    told = told if isinstance(told, dict) else {}
+    log = log.get("nvme_smart_health_information_log") if tool and isinstance(log, dict) else log
+    log = log if isinstance(log, dict) else {}
     account = {
-        fact: _number(told.get(words[tool]), f"{name} does not tell {words[tool]}") for fact, words in SMART.items()
+        fact: _number(log.get(words[tool]), f"{name} does not report {words[tool]}") for fact, words in SMART.items()
     }
     # This value is optional: the drive also sets a bit of its critical warning.
     threshold = account["spare_threshold_percent"]

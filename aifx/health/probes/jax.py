@@ -210,14 +210,14 @@ def _devices(said: Any) -> dict[str, Any]:
             error, starts = f"{ended[1]}: {ended[2]}", False
             match = REFUSED.search(error)
             refused = match[1].split() if match else []
-    told = {"starts": starts, "error": error, "refused_flags": refused, "num_refused_flags": len(refused)}
+    state = {"starts": starts, "error": error, "refused_flags": refused, "num_refused_flags": len(refused)}
     if starts is not True:
-        return {**told, **dict.fromkeys(OF_DEVICES, Absent("JAX gave no devices"))}
+        return {**state, **dict.fromkeys(OF_DEVICES, Absent("JAX gave no devices"))}
     devices = said.get("devices")
     tables = [d for d in devices or () if isinstance(d, dict)]
     sizes = [d["memory_bytes"] for d in tables if d.get("memory_bytes")]
     return {
-        **told,
+        **state,
         "platform": said.get("platform"),
         "start_s": said.get("start_s"),
         "devices": devices,

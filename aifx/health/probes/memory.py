@@ -112,10 +112,10 @@ def _dimms_at_fault(host: Host, folder: str) -> list[str]:
     counts = []
     for dimm in (n for n in names if re.fullmatch(r"(dimm|rank)\d+", n)) if isinstance(names, list) else ():
         numbers = [host.number(f"{folder}/{dimm}/dimm_{kind}_count") for kind in ("ue", "ce")]
-        told = tuple(number if isinstance(number, int) else 0 for number in numbers)
+        counted = tuple(number if isinstance(number, int) else 0 for number in numbers)
         label = host.read(f"{folder}/{dimm}/dimm_label")
-        if any(told):
-            counts.append((told, label if isinstance(label, str) and label else dimm))
+        if any(counted):
+            counts.append((counted, label if isinstance(label, str) and label else dimm))
     return [label for _, label in sorted(counts, reverse=True)]
 
 

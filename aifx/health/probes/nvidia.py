@@ -94,9 +94,9 @@ def _distinct(gpus: list[Facts], name: str) -> list[str]:
 
 def _is_confined(host: Host) -> bool:
     environ, groups = host.environ(), host.read("/proc/self/cgroup")
-    told = any(name in environ for name in ("KUBERNETES_SERVICE_HOST", "container"))
+    declared = any(name in environ for name in ("KUBERNETES_SERVICE_HOST", "container"))
     marked = any(host.exists(path) for path in ("/.dockerenv", "/run/.containerenv"))
-    return told or marked or (isinstance(groups, str) and CONFINED.search(groups) is not None)
+    return declared or marked or (isinstance(groups, str) and CONFINED.search(groups) is not None)
 
 
 def _service(host: Host, name: str) -> str | Absent | Unknown:

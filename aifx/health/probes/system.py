@@ -46,8 +46,8 @@ def _card_firmware(host: Host) -> list[str] | Absent | Unknown:
     cards = host.names(CARDS)
     if not isinstance(cards, list):
         return cards
-    told = [(host.read(f"{CARDS}/{card}/board_id"), host.read(f"{CARDS}/{card}/fw_ver")) for card in cards]
-    found = {f"{board} {version}" for board, version in told if isinstance(board, str) and isinstance(version, str)}
+    pairs = [(host.read(f"{CARDS}/{card}/board_id"), host.read(f"{CARDS}/{card}/fw_ver")) for card in cards]
+    found = {f"{board} {version}" for board, version in pairs if isinstance(board, str) and isinstance(version, str)}
     return sorted(found) or Absent("the cards report no firmware version")
 
 

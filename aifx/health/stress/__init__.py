@@ -52,7 +52,7 @@ def collect(level: Literal["quick", "full"], budget_s: float, child: str = CHILD
                     ",".join(sorted(without)),
                 ]
                 ended, why = _run(child, arguments, sampler, record, until)
-                stuck = {name for name, told in record.devices.items() if told["state"] == "hung"} - without
+                stuck = {name for name, row in record.devices.items() if row["state"] == "hung"} - without
                 if ended in ("hung", "died") and record.running is not None:
                     where = str(record.running["device"])
                     record.fail(where, "hung" if ended == "hung" else "failed", f"{record.running['what']}: {why}")

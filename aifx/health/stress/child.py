@@ -107,31 +107,31 @@ def main() -> None:
     without = set(sys.argv[4].split(",")) if len(sys.argv) > 4 else set()
     until = time.monotonic() + budget_s
 
-    def tell(event: str, **told: Any) -> None:
-        emit({"event": event, **to_document(told)})
+    def report(event: str, **fields: Any) -> None:
+        emit({"event": event, **to_document(fields)})
 
     import jax
 
     everything = jax.local_devices()
     kinds = [{"device": _name(d), "kind": d.device_kind, "platform": d.platform} for d in everything]
-    tell("devices", devices=kinds)
+    report("devices", devices=kinds)
     for number, step in enumerate(plan(everything, without, level, lambda: until - time.monotonic())):
         if number < first or step.device in without:
             continue
-        told = {"step": number, "key": step.key, "device": step.device, "what": step.what}
+        fields = {"step": number, "key": step.key, "device": step.device, "what": step.what}
         if until - time.monotonic() < step.needs_s:
-            tell("left out", **told)
+            report("left out", **fields)
             continue
-        tell("begin", **told, limit_s=step.limit_s, suspect_s=step.suspect_s)
+        report("begin", **fields, limit_s=step.limit_s, suspect_s=step.suspect_s)
         try:
-            tell("result", **told, value=step.run())
+            report("result", **fields, value=step.run())
         except TimeoutError as error:
-            tell("hung", **{**told, "device": str(error)})
+            report("hung", **{**fields, "device": str(error)})
         except Exception as error:
             why = f"{type(error).__name__}: {error}"[:400]
             event = "crowded" if HELD.search(why) else "failed"
-            tell("unsupported" if step.what.endswith(MAY_BE_LACKING) else event, **told, why=why)
-    tell("end")
+            report("unsupported" if step.what.endswith(MAY_BE_LACKING) else event, **fields, why=why)
+    report("end")
     os._exit(0)
 
 

@@ -160,9 +160,9 @@ def made_by(devices: list[Any]) -> str:
 def _processor() -> list[str]:
     """Return the processor's features and threads, which XLA's programs depend on."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    told = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", _read("/proc/cpuinfo"), re.MULTILINE))
-    can = hashlib.sha256("".join(told.get(key, "") for key in ("flags", "Features")).encode()).hexdigest()[:8]
-    return [f"{threads} threads of {told.get('model name', 'a processor')} ({can})"]
+    cpu = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", _read("/proc/cpuinfo"), re.MULTILINE))
+    can = hashlib.sha256("".join(cpu.get(key, "") for key in ("flags", "Features")).encode()).hexdigest()[:8]
+    return [f"{threads} threads of {cpu.get('model name', 'a processor')} ({can})"]
 
 
 def _driver() -> list[str]:

@@ -22,7 +22,7 @@ def sustained(devices: list[Any], seconds: float) -> dict[str, dict[str, Any]]:
     """
     with ThreadPoolExecutor(len(devices)) as pool:
         found = list(pool.map(lambda device: _driven(device, seconds), devices))
-    return {f"{d.platform}:{d.id}": told for d, told in zip(devices, found, strict=True)}
+    return {f"{d.platform}:{d.id}": rates for d, rates in zip(devices, found, strict=True)}
 
 
 def _driven(device: Any, seconds: float) -> dict[str, Any]:

@@ -75,10 +75,10 @@ def copies(device: Any, slice_s: float) -> list[dict[str, Any]]:
     transfer = microbenchmarks.Transfer(device, (1 << 26) if device.platform == "cpu" else (1 << 28))
     entry = find_accelerator(device.device_kind)
     usual = entry.usual_copy_gb_s if entry and transfer.is_pinned else None
-    told = []
+    rows = []
     for way, run in (("to device", transfer.to_device), ("to host", transfer.to_host)):
         rate = transfer.num_bytes / statistics.median(_timed(run, slice_s / 2)) / 1e9
-        told.append(
+        rows.append(
             {
                 "device": way,
                 "gb_s": rate,
@@ -87,7 +87,7 @@ def copies(device: Any, slice_s: float) -> list[dict[str, Any]]:
             }
         )
     is_right = transfer.is_right()
-    return [{**one, "is_right": is_right} for one in told]
+    return [{**one, "is_right": is_right} for one in rows]
 
 
 def collectives(devices: list[Any], slice_s: float) -> list[dict[str, Any]]:
@@ -95,12 +95,12 @@ def collectives(devices: list[Any], slice_s: float) -> list[dict[str, Any]]:
     n, piece = len(devices), (1 << 22) if devices[0].platform == "cpu" else (1 << 29)
     entry = find_accelerator(devices[0].device_kind)
     usual = entry.usual_all_reduce_gb_s if entry and n == 8 else None
-    told = []
+    rows = []
     for name, kind, size in (("all-reduce", "all_reduce", piece), ("all-gather", "all_gather", n * piece)):
         collective = microbenchmarks.Collective(devices, kind, size)
         rate = collective.bus_bytes / statistics.median(_timed(collective, slice_s / 2)) / 1e9
         wrong = collective.wrong()
-        told.append(
+        rows.append(
             {
                 "device": name,
                 "bytes": piece,
@@ -110,7 +110,7 @@ def collectives(devices: list[Any], slice_s: float) -> list[dict[str, Any]]:
                 "num_wrong": len(wrong),
             }
         )
-    return told
+    return rows
 
 
 def _of_own(device: Any, name: str, rate: float) -> float | Absent:

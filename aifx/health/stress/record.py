@@ -38,9 +38,9 @@ class Record:
         """Take one line of the child, which arrived at `at` (`time.monotonic`)."""
         kind = event["event"]
         if kind == "devices":
-            for told in event["devices"]:
-                new = {**told, "state": "finished", "error": "", **{key: [] for key in LISTS}}
-                self.devices.setdefault(told["device"], new)
+            for row in event["devices"]:
+                new = {**row, "state": "finished", "error": "", **{key: [] for key in LISTS}}
+                self.devices.setdefault(row["device"], new)
         elif kind == "begin":
             self.running, self.next_step = event, event["step"] + 1
             if event["key"] == "sustained":
@@ -70,7 +70,7 @@ class Record:
 
     def _take_result(self, key: str, device: str, value: Any) -> None:
         if key.startswith("consistency"):
-            kinds = {name: told["kind"] for name, told in self.devices.items()}
+            kinds = {name: row["kind"] for name, row in self.devices.items()}
             rows = compare(value["hashes"], kinds, value["exact"])
             when = key.removeprefix("consistency ")
             made_by = value.get("made_by") or Absent("the program does not report it")
@@ -79,8 +79,8 @@ class Record:
         elif key == "collectives":
             self.collectives = value
         elif key == "sustained":
-            for name, told in value.items():
-                self.devices[name]["sustained"].append({"device": "load", **told})
+            for name, row in value.items():
+                self.devices[name]["sustained"].append({"device": "load", **row})
         elif key == "matmul":
             self.devices[device]["matmul"].append({"device": value["dtype"], **value})
         elif key == "memory":
@@ -90,15 +90,15 @@ class Record:
 
     def fail(self, device: str, state: str, why: str) -> None:
         """Record that a device, or all together, failed. The first reason is kept."""
-        told = self.devices.get(device)
-        if told is None:
+        row = self.devices.get(device)
+        if row is None:
             self.failures.append({"device": device, "state": state, "why": why})
-        elif told["state"] == "finished":
-            told.update(state=state, error=why)
+        elif row["state"] == "finished":
+            row.update(state=state, error=why)
 
     def facts(self, ended: Ended, why: str, duration_s: float) -> dict[str, Any]:
         medians = self._medians()
-        reached = [self._device(told, medians) for told in self.devices.values()]
+        reached = [self._device(row, medians) for row in self.devices.values()]
         none = Absent("it was not reached" if self.devices else "JAX gave no devices")
         single = Absent("there is only one device") if len(self.devices) == 1 else none
         return {
@@ -117,24 +117,24 @@ class Record:
             "left_out": self.left_out,
         }
 
-    def _device(self, told: Mapping[str, Any], medians: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+    def _device(self, row: Mapping[str, Any], medians: Mapping[tuple[str, str], float]) -> dict[str, Any]:
         alone = Absent(f"fewer than {FEWEST_PEERS} devices of a kind")
         products = []
-        for item in told["matmul"]:
-            usual = medians.get((told["kind"], item["dtype"]))
+        for item in row["matmul"]:
+            usual = medians.get((row["kind"], item["dtype"]))
             rate = item["tflops"]
             products.append({**item, "of_peers": rate / usual if usual and isinstance(rate, float) else alone})
-        checked = [*products, *told["memory"], *told["copies"]]
+        checked = [*products, *row["memory"], *row["copies"]]
         wrong = [item["device"] for item in checked if item["is_right"] is False]
         missing = Absent("it was not measured")
-        lists = {key: told[key] or missing for key in LISTS}
-        return {**told, **lists, "matmul": products or missing, "wrong": wrong, "num_wrong": len(wrong)}
+        lists = {key: row[key] or missing for key in LISTS}
+        return {**row, **lists, "matmul": products or missing, "wrong": wrong, "num_wrong": len(wrong)}
 
     def _medians(self) -> dict[tuple[str, str], float]:
         """Return the median rate of products by kind of device and dtype, if there are enough equal devices."""
         rates: dict[tuple[str, str], list[float]] = {}
-        for told in self.devices.values():
-            for item in told["matmul"]:
+        for row in self.devices.values():
+            for item in row["matmul"]:
                 if isinstance(item["tflops"], float):
-                    rates.setdefault((told["kind"], item["dtype"]), []).append(item["tflops"])
+                    rates.setdefault((row["kind"], item["dtype"]), []).append(item["tflops"])
         return {key: statistics.median(found) for key, found in rates.items() if len(found) >= FEWEST_PEERS}

@@ -22,38 +22,38 @@ def summary(samples: Iterable[tuple[float, Mapping[str, Any]]], since: float, un
     seen: dict[str, list[Mapping[str, Any]]] = {}
     for at, sample in samples:
         if since <= at <= until:
-            for name, told in sample.items():
-                seen.setdefault(name, []).append(told)
+            for name, values in sample.items():
+                seen.setdefault(name, []).append(values)
     rows = []
-    for name, told in seen.items():
-        reasons = [reason for one in told for reason in one.get("reasons") or ()]
-        throttled = sum(bool(one.get("reasons")) for one in told)
-        silent = all(one.get("reasons") is None for one in told)
+    for name, values in seen.items():
+        reasons = [reason for one in values for reason in one.get("reasons") or ()]
+        throttled = sum(bool(one.get("reasons")) for one in values)
+        silent = all(one.get("reasons") is None for one in values)
         rows.append(
             {
                 "device": name,
-                "samples": len(told),
-                "temperature_max_c": _over(max, told, "temperature_c"),
-                "clock_max_mhz": _over(max, told, "clock_mhz"),
-                "clock_min_mhz": _over(min, told, "clock_mhz"),
-                "power_max_w": _over(max, told, "power_w"),
-                "throttled": Absent(f"{name} reports no reasons for its clock") if silent else throttled / len(told),
+                "samples": len(values),
+                "temperature_max_c": _over(max, values, "temperature_c"),
+                "clock_max_mhz": _over(max, values, "clock_mhz"),
+                "clock_min_mhz": _over(min, values, "clock_mhz"),
+                "power_max_w": _over(max, values, "power_w"),
+                "throttled": Absent(f"{name} reports no reasons for its clock") if silent else throttled / len(values),
                 "reasons": list(dict.fromkeys(reasons)),
             }
         )
     return rows
 
 
-def _over(pick: Callable[[list[float]], float], told: Iterable[Mapping[str, Any]], key: str) -> float | Absent:
-    numbers = [one[key] for one in told if one.get(key) is not None]
+def _over(pick: Callable[[list[float]], float], values: Iterable[Mapping[str, Any]], key: str) -> float | Absent:
+    numbers = [one[key] for one in values if one.get(key) is not None]
     return pick(numbers) if numbers else Absent(f"there is no {key}")
 
 
 def read_gpu(ask: Calls) -> dict[str, Any]:
-    told = read_clocks(ask)
-    if told["reasons"] is not None:
-        told["reasons"] = [reason.replace("_", " ") for reason in told["reasons"] if reason in FAULT_REASONS]
-    return told
+    values = read_clocks(ask)
+    if values["reasons"] is not None:
+        values["reasons"] = [reason.replace("_", " ") for reason in values["reasons"] if reason in FAULT_REASONS]
+    return values
 
 
 def read_cpu() -> dict[str, Any]:
