@@ -1,4 +1,4 @@
-"""One job at a time in a thread of its own, its failure raised to whoever asks next."""
+"""One job at a time in a thread of its own. The next call raises what a job raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved beside the training, verified when read, kept by age and by merit."""
+"""The checkpoints of a run: saved in the background, verified when read, kept by age and by score."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Restored:
 
 @dataclass(frozen=True)
 class Verification:
-    """What reading a checkpoint afresh found."""
+    """The result of reading a checkpoint and comparing it with its digests."""
 
     state_digest: str
     damaged: tuple[str, ...]  # names of arrays whose bytes are not those that were saved
@@ -64,11 +64,11 @@ class _Save:
 class Checkpoints:
     """The checkpoints in one folder.
 
-    Any process may read while another trains. Saving, and setting damaged checkpoints aside, is for the process that
-    holds the run; its first such call removes what a killed process left.
+    Any process may read while another trains. Only the process that holds the run may save, or set damaged
+    checkpoints aside; its first such call removes what a killed process left.
 
     Args:
-        before_commit: called in the saving thread before a checkpoint counts: what must then be on the disk (metrics).
+        before_commit: called in the saving thread before a checkpoint counts, to write what it relies on (metrics).
         on_commit: called in the saving thread once it does.
         warn: called in the saving thread with what went wrong and did not prevent the checkpoint.
     """
@@ -93,7 +93,7 @@ class Checkpoints:
         self._cleaned = False
 
     def bind(self, binding: Callable[[], Mapping[str, Any]]) -> None:
-        """Call `binding` at each save for what the manifest says of the run (see `aifx.runs.binding`)."""
+        """Call `binding` at each save for the manifest's entry on the run (see `aifx.runs.binding`)."""
         self._binding = binding
 
     def steps(self) -> list[int]:
@@ -108,11 +108,11 @@ class Checkpoints:
         return next(iter(ranked({i.step: i.cost for i in self.infos()})), None)
 
     def infos(self) -> list[CheckpointInfo]:
-        """What each checkpoint says of itself, by step, without reading arrays."""
+        """The manifests' summaries by step; reads no array."""
         return list_checkpoints(self.directory)
 
     def info(self, step: int) -> CheckpointInfo:
-        """Raises CheckpointError where there is no such checkpoint."""
+        """Raises CheckpointError if there is no such checkpoint."""
         self._folder(step)
         return next(i for i in self.infos() if i.step == step)
 
@@ -133,9 +133,9 @@ class Checkpoints:
     ) -> None:
         """Save `state` as the checkpoint of `step`; the arrays may be donated when this returns.
 
-        Writing goes on in the background unless the configuration says otherwise. What was being written is waited for
-        first, and what it raised is raised here: EnvironmentFault when the disk was full. A step that is there already
-        stays as it is, unless `force`. Without a `score` the validation loss ranks it.
+        Writing continues in the background unless the configuration forbids it. This first waits for the previous save
+        and raises what that raised, such as EnvironmentFault for a full disk. A step that already has a checkpoint
+        keeps it, unless `force` is set. Without a `score` the validation loss ranks it.
         """
         self._own()
         self._background.wait()
@@ -150,19 +150,18 @@ class Checkpoints:
             self._background.wait()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Whether everything is saved, waiting up to `timeout_s`. Raises what a save raised."""
+        """Wait up to `timeout_s` and return whether everything is saved. Raises what a save raised."""
         return self._background.wait(timeout_s)
 
     def close(self) -> None:
-        """Wait for what is being written. Raises what it raised."""
+        """Wait for the save in progress. Raises what it raised."""
         self._background.wait()
 
     def restore(self, step: int, abstract: Tree) -> tuple[Tree, dict[str, Any]]:
-        """The state in the structure, shapes and shardings of `abstract`, and what the host saved beside it.
+        """The state in the structure, shapes and shardings of `abstract`, and the host's part of the checkpoint.
 
-        `abstract` may hold some of the top-level parts alone ({"params": ...}); nothing else is read then. The digest
-        of every array is verified. Raises CheckpointError when the checkpoint is missing, damaged (`Damaged`) or does
-        not fit.
+        If `abstract` holds only some of the top-level parts ({"params": ...}), only those are read. The digest of every
+        array is verified. Raises CheckpointError if the checkpoint is missing, damaged (`Damaged`) or does not fit.
         """
         folder = self._folder(step)
         manifest = _read_manifest(folder)
@@ -191,7 +190,7 @@ class Checkpoints:
         return None
 
     def verify(self, step: int) -> Verification:
-        """Read every array afresh and hold it against its digest. Raises `Damaged` for what cannot be read at all."""
+        """Read every array and compare it with its digest. Raises `Damaged` if something cannot be read at all."""
         folder = self._folder(step)
         manifest = _read_manifest(folder)
         damaged: list[str] = []
@@ -206,7 +205,7 @@ class Checkpoints:
         return Verification(digest_in_order(read()), tuple(damaged))
 
     def digest(self, step: int) -> str:
-        """The state's digest, computed from what is on the disk. Raises `Damaged` where that is not what was saved."""
+        """The state's digest, computed from the disk. Raises `Damaged` if the disk does not hold what was saved."""
         verification = self.verify(step)
         _raise_if_damaged(self._folder(step), list(verification.damaged))
         return verification.state_digest
@@ -249,7 +248,7 @@ class Checkpoints:
             self._on_commit(checkpoint_info(step, manifest))
 
     def _retain(self) -> None:
-        """Remove the checkpoints that the configuration does not keep. A refusal is a warning: the new one counts."""
+        """Remove the checkpoints that the configuration does not keep. A failure is only a warning."""
         try:
             costs = {i.step: i.cost for i in self.infos()}
             for old in costs.keys() - kept(costs, self.section.keep_last, self.section.keep_best):

@@ -17,10 +17,10 @@ _DENIED_TEXT = "PERMISSION_DENIED"
 
 
 def check_room(directory: Path, needed: int) -> None:
-    """Raises OSError (ENOSPC) when the disk cannot take `needed` bytes of arrays: told before it is full for all."""
+    """Raise OSError (ENOSPC) if the disk has no room for `needed` bytes of arrays, before it is filled."""
     stat = os.statvfs(directory)
     overhead = needed // 100 + (64 << 10)
-    # A file system that tells no size (0 blocks) is asked by writing.
+    # A file system that reports no size (0 blocks) shows its room only by writing.
     if stat.f_blocks and stat.f_bavail * stat.f_frsize < needed + overhead:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
@@ -36,7 +36,7 @@ def while_writing(
     """The error to raise instead of `error`, which a save of `needed` bytes met. Its temporary files are gone.
 
     Args:
-        num_checkpoints: that must have room at a time: those that stay, and the new one.
+        num_checkpoints: how many the disk must hold at a time: those that stay, and the new one.
     """
     if isinstance(error, AifxError):
         return error
@@ -68,7 +68,7 @@ def while_reading(error: Exception, directory: Path) -> Exception:
 
 
 def _number(error: BaseException) -> int | None:
-    """The number of the operating system's refusal in `error`."""
+    """The operating system's errno in `error`."""
     texts = [str(cause) for cause in causes(error)]
     if any(map(_FULL_TEXT.search, texts)):
         return errno.ENOSPC

@@ -41,7 +41,7 @@ def commit(place: Path) -> None:
     temporary, directory = place.parent, place.parent.parent
     final = directory / place.name
     if final.exists():
-        # Killed between the two renames, `clean` puts the old one back.
+        # If the process is killed between the two renames, `clean` puts the old one back.
         final.rename(temporary / _REPLACED)
     place.rename(final)
     sync_directory(directory)
@@ -49,7 +49,7 @@ def commit(place: Path) -> None:
 
 
 def discard(place: Path) -> None:
-    """Give up the prepared step at `place`, as far as the disk lets us."""
+    """Remove the prepared step at `place`, as far as the disk allows."""
     temporary = place.parent
     with suppress(OSError):
         _put_back(temporary)
@@ -92,7 +92,7 @@ def clean(directory: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Delete what is at `path` as far as the disk lets us; of a link, the link alone."""
+    """Delete what is at `path` as far as the disk allows; of a link, only the link."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
     else:

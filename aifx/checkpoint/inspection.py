@@ -1,4 +1,4 @@
-"""A run's checkpoints as `aifx ckpt` shows them: all of them by what they say of themselves, or one read in full."""
+"""A run's checkpoints as `aifx ckpt` shows them: all of them by their manifests, or one read in full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What checkpoints say of themselves, read from their manifests alone: neither jax nor Orbax is imported."""
+"""Summaries of checkpoints from their manifests alone. Imports neither jax nor Orbax."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
 
 
 def list_bindings(directory: Path) -> dict[int, Mapping[str, Any]]:
-    """What each checkpoint in `directory` says of its run, by step; damaged ones are left out."""
+    """The entry on the run in the manifest of each checkpoint, by step; damaged checkpoints are left out."""
     bindings: dict[int, Mapping[str, Any]] = {}
     for step, folder in step_directories(directory).items():
         with suppress(Damaged):
@@ -51,7 +51,7 @@ def list_bindings(directory: Path) -> dict[int, Mapping[str, Any]]:
 
 
 def read_info(folder: Path) -> CheckpointInfo:
-    """What the checkpoint in `folder` says of itself; whether it is the best is known to the list alone."""
+    """The summary of the checkpoint in `folder`. Only the whole list shows whether it is the best."""
     step = int(folder.name)
     try:
         info = checkpoint_info(step, read_manifest(folder))
@@ -62,6 +62,6 @@ def read_info(folder: Path) -> CheckpointInfo:
 
 
 def checkpoint_info(step: int, manifest: Manifest) -> CheckpointInfo:
-    """The line of a checkpoint with this manifest; whether it is the best is known to the list alone."""
+    """The summary of a checkpoint with this manifest. Only the whole list shows whether it is the best."""
     m = manifest
     return CheckpointInfo(step, m.saved_at, m.validation_loss, m.score, m.num_parameters, len(m.arrays), m.size_bytes)

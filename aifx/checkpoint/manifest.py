@@ -46,7 +46,7 @@ class ArrayEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself."""
+    """The description of a checkpoint."""
 
     step: int
     saved_at: float  # Unix time
@@ -55,7 +55,7 @@ class Manifest:
     arrays: Mapping[str, ArrayEntry]  # by name
     host: Mapping[str, Any]  # JSON of the training loop: early stopping, tokens seen
     score: Score | None  # what ranks it; None if it was not validated
-    run: Mapping[str, Any]  # id of the run, and digests of its files that its numbers rest on (aifx.runs.binding)
+    run: Mapping[str, Any]  # id of the run, and digests of its files that its numbers depend on (aifx.runs.binding)
 
     @property
     def num_parameters(self) -> int:
@@ -84,9 +84,9 @@ def manifest_path(directory: Path) -> Path:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of the checkpoint at `directory`, which its step names.
+    """The manifest of the checkpoint at `directory`, a folder named after its step.
 
-    A folder that was renamed, or copied over another, is damaged: training would go on from a wrong state.
+    A folder that was renamed, or copied over another, is damaged: training would resume from a wrong state.
 
     Raises Damaged if it is not as written, OSError if the machine refuses to read it.
     """

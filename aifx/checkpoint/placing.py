@@ -17,9 +17,9 @@ _KEY_IMPLEMENTATIONS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg
 
 
 def check_fit(folder: Path, manifest: Manifest, wanted: Mapping[str, Any]) -> None:
-    """Raises CheckpointError unless the checkpoint has `wanted` (shapes and dtypes by name), no less and no more.
+    """Raise CheckpointError unless the checkpoint has exactly `wanted` (shapes and dtypes by name).
 
-    "More" is asked only below the top-level names that are wanted: the parameters can be read without the rest.
+    Parts under other top-level names are ignored, so that the parameters can be read without the rest.
     """
     tops = {name.split("/")[0] for name in wanted}
     there = {n: (e.shape, e.dtype) for n, e in manifest.arrays.items() if n.split("/")[0] in tops}

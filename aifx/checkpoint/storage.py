@@ -89,8 +89,8 @@ def _checkpointer(ocp: Any, failures: list[Exception] | None = None) -> Any:
     types = ocp.type_handlers
 
     class Arrays(types.NumpyHandler):  # type: ignore[misc,name-defined]
-        """Lets every operation end before the first failure is raised: Orbax would leave the others to a closed event
-        loop, which puts tracebacks on the terminal, and files into a folder that is being removed."""
+        """Let every operation end before raising the first failure. Orbax would leave the others to a closed event
+        loop, which prints tracebacks and writes files into a folder that is being removed."""
 
         async def _open_and_write(self, *args: Any, **kwargs: Any) -> None:
             try:
@@ -127,9 +127,9 @@ def _at(tree: Mapping[str, Any], name: str) -> Any:
 
 
 class _WithoutOrbax(logging.Filter):
-    """Keeps off the terminal what Orbax logs and what it leaves to asyncio to log ("exception was never retrieved").
+    """Keep off the terminal what Orbax logs, and what asyncio logs for it ("exception was never retrieved").
 
-    The first of its failures is raised as well, and then said in our words.
+    The first failure is also raised, and aifx reports that one.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""`aifx.toml`: what may stand in it, and where each value of a run came from."""
+"""`aifx.toml`: its keys, and where each value of a run came from."""
 
 from aifx.config.config import Config, Difference, compare, compare_free, compare_rounding
 from aifx.config.kinds import DataKind, Family, ObjectiveKind

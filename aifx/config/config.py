@@ -29,7 +29,7 @@ from aifx.config.sections import (
 
 @dataclass(frozen=True)
 class Difference:
-    """A key (`train.seed`) whose value differs between two configurations; None where a side does not have it."""
+    """A key (`train.seed`) whose value differs between two configurations; None if a side does not have it."""
 
     key: str
     old: Any

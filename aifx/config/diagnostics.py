@@ -1,4 +1,4 @@
-"""Mistakes in a configuration: collected while it is read, told together."""
+"""Mistakes in a configuration, collected while it is read and reported together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Mistake:
 
 
 def refuse(mistakes: Iterable[Mistake]) -> None:
-    """Raises ConfigError when there are any: the first in `what`, the others in `why`."""
+    """Raise ConfigError if there are any: the first in `what`, the others in `why`."""
     found = list(dict.fromkeys(mistakes))
     if not found:
         return
@@ -70,7 +70,7 @@ def _array(schema: Mapping[str, Any]) -> str:
 
 
 def choices(schema: Mapping[str, Any]) -> list[str]:
-    """The words that a value, or each of a list, may be; empty where it is not one of a few."""
+    """The words that a value, or each item of a list, may be; empty if it is not one of a few."""
     for part in (schema, *schema.get("anyOf", ()), schema.get("items", {})):
         if "enum" in part:
             return [word for word in part["enum"] if isinstance(word, str)]
@@ -89,6 +89,6 @@ def _range(schema: Mapping[str, Any]) -> str:
     bounds = [
         words.format(f"{schema[name]:g}" if schema[name] < 1e6 else schema[name])
         for name, words in _BOUNDS
-        if name in schema and schema[name] != INT_MAX  # said only to whom it concerns
+        if name in schema and schema[name] != INT_MAX  # only for keys that it concerns
     ]
     return f", {' and '.join(bounds)}" if bounds else ""

@@ -66,7 +66,7 @@ def check_names(gates: Iterable[Gate], known: Iterable[str]) -> None:
 
 
 def evaluate_gates(gates: Iterable[Gate], metrics: Mapping[str, Any]) -> tuple[GateResult, ...]:
-    """Hold metrics against gates. Raises UsageError for a gate on a metric that does not exist."""
+    """Compare metrics with gates. Raises UsageError for a gate on a metric that does not exist."""
     numbers = scalars(metrics)
     chosen = tuple(gates)
     check_names(chosen, numbers)

@@ -45,7 +45,7 @@ class Layers:
         self.given.setdefault(section, {})[key] = given
 
     def add_file(self, path: Path, label: str, *, follow: bool = False) -> str:
-        """Adds a TOML file and returns its text. Raises ConfigError where it cannot be read as TOML.
+        """Adds a TOML file and returns its text. Raises ConfigError if it cannot be read as TOML.
 
         Args:
             follow: accept a link: `aifx.toml` of a project may be one, `config.toml` of a run may not.
@@ -135,7 +135,7 @@ def _parse(text: str, label: str) -> dict[str, Any]:
 
 
 def _typed(text: str, origin: Origin) -> Given:
-    """The TOML value that `text` spells, else `text` itself."""
+    """The TOML value of `text`, otherwise `text` itself."""
     try:
         document = parse_toml(f"value = {text}")
     except ValueError:
@@ -144,7 +144,7 @@ def _typed(text: str, origin: Origin) -> Given:
 
 
 def _nearest_name(section: str, key: str) -> str:
-    """What `section.key` may have meant, where there is no such section."""
+    """What `section.key` may have meant, if there is no such section."""
     if ours := own_key(section, key, full_keys()):
         return suggestion(key, ours)
     if (own := own_section(section)) is None:
@@ -182,12 +182,12 @@ def _unknown_section(section: str, values: Any, where: str) -> Mistake:
     if not isinstance(values, dict) and (homes := list(sections_with(section))):
         reason = " or ".join(f"[{home}]" for home in homes)
         return Mistake(
-            where, f"{section!r} stands outside of a section", f"it belongs to {reason}", f"move it below {reason}"
+            where, f"{section!r} is outside of a section", f"it belongs to {reason}", f"move it below {reason}"
         )
     if not isinstance(values, (dict, list)):
         if ours := own_key("", section, full_keys()):
             hint = f"aifx config keys {ours.partition('.')[0]}"
-            return Mistake(where, f"{section!r} stands outside of a section", suggestion(section, ours), hint)
+            return Mistake(where, f"{section!r} is outside of a section", suggestion(section, ours), hint)
         return Mistake(where, f"{section!r} is no section", did_you_mean(section, SECTION_NAMES), "aifx config keys")
     own = own_section(section)
     reason = f"did you mean {own!r}?" if own else did_you_mean(section, SECTION_NAMES)

@@ -1,4 +1,4 @@
-"""On which line of a TOML text each key stands; the TOML readers do not tell."""
+"""The line of each key in a TOML text, which TOML readers do not report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STRING = re.compile(
 
 
 def key_lines(text: str) -> dict[KeyPath, int]:
-    """The line (from 1) where each table and key of a valid TOML text first stands, by path: `("train", "seed")`.
+    """The line (from 1) of the first occurrence of each table and key of a TOML text, by path: `("train", "seed")`.
 
     The text must have passed a TOML reader: nothing is checked here.
     """
@@ -47,7 +47,7 @@ class _Scanner:
                     self.at += 1
                     self.skip(_SPACE)
                 table = self.key_path()
-                self.note(table, start)
+                self.add(table, start)
                 while self.peek() == "]":
                     self.at += 1
                     self.skip(_SPACE)
@@ -58,7 +58,7 @@ class _Scanner:
     def key_value(self, table: KeyPath) -> None:
         start = self.at
         path = table + self.key_path()
-        self.note(path, start)
+        self.add(path, start)
         self.at += 1  # the equals sign
         self.skip(_SPACE)
         self.value(path)
@@ -91,7 +91,7 @@ class _Scanner:
         else:
             self.skip(_SCALAR)
 
-    def note(self, path: KeyPath, start: int) -> None:
+    def add(self, path: KeyPath, start: int) -> None:
         self._line += self.text.count("\n", self._counted_to, start)
         self._counted_to = start
         for depth in range(1, len(path) + 1):

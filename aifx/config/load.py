@@ -27,10 +27,10 @@ from aifx.core.project import CONFIG_NAME, Project
 
 
 def load_config(project: Project, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Config:
-    """The configuration of a project. Raises ConfigError that tells every mistake at once.
+    """The configuration of a project. Raises one ConfigError with all mistakes.
 
     Args:
-        overrides: `section.key=value` strings; a value is TOML, else a bare string.
+        overrides: `section.key=value` strings; a value is TOML, otherwise a bare string.
         environ: `AIFX_SECTION__KEY` variables; the process's own when not given.
     """
     layers = Layers()
@@ -52,12 +52,12 @@ def read_config(
 ) -> Config:
     """The configuration that a run was written with, each value with the origin it had then. Raises ConfigError.
 
-    What the run was trained with is not judged again, only what is set over it is.
+    The values that the run was trained with are not checked again, only what overrides them.
 
     Args:
         overrides: as `load_config` takes them; they win over everything.
-        current: sections whose keys are as the environment and the project's `aifx.toml` set them now; where neither
-            does, and in every other section, the run's own stand.
+        current: sections whose keys the environment and the project's `aifx.toml` override. Other keys and sections
+            keep the run's values.
         environ: as `load_config` takes it; it plays no part in the other sections.
     """
     label = str(path.relative_to(project.root)) if path.is_relative_to(project.root) else str(path)

@@ -42,7 +42,7 @@ TASKS: Mapping[str, Mapping[PartName, str]] = {
     "language": {"model": "decoder", "objective": "next-token", "data": "text"},
     "vision": {"model": "resnet", "objective": "classification", "data": "images"},
 }
-"""What each `task.kind` stands for."""
+"""The family, objective and kind of data of each `task.kind`."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class ProjectSection(Section):
 
 
 class TaskSection(Section):
-    """What is trained. A kind stands for a model family, an objective and a kind of data."""
+    """What is trained. A kind means a model family, an objective and a kind of data."""
 
     kind: str = Field("language", description="`language`, `vision`, or `module:Class` in the project's folder.")
 

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, project folders, progress, text for people and programs."""
+"""What every other package uses: errors, files, project folders, progress, text for people and programs."""

@@ -1,4 +1,4 @@
-"""What can go wrong, said in three lines: what failed, why, and what to type next.
+"""Errors, each reported in three lines: what failed, why, and what to type next.
 
 Exit codes are part of the interface (docs/exit-codes.md): scripts branch on them.
 """
@@ -36,7 +36,7 @@ class AifxError(Exception):
     Args:
         what: the thing that failed, naming the file, key or run.
         why: the reason, one line.
-        hint: a command that can be run or an edit that can be made; empty when there is none.
+        hint: a command to run or an edit to make; empty if there is none.
     """
 
     exit_code: ExitCode = ExitCode.UNABLE
@@ -73,7 +73,7 @@ class CheckpointError(AifxError):
 
 
 class EnvironmentFault(AifxError):
-    """The machine is not as needed: no such device, a full disk, a missing package."""
+    """The machine lacks something: a device, room on the disk, a package."""
 
 
 class RunBusy(AifxError):
@@ -105,7 +105,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ "did you mean 'x'?", or the list of what there is when nothing is near."""
+    """ "did you mean 'x'?", or the list of known words if none is near."""
     choices = sorted(known)
     match = nearest(word, choices)
     if match is not None:

@@ -1,8 +1,8 @@
-"""What is known of a machine: nested dictionaries and lists of plain JSON values, and two words for what is not there.
+"""Facts about a machine: nested dictionaries and lists of plain JSON values, and two words for missing ones.
 
-`Absent` is a part that this machine does not have or does not show: whatever reads it is skipped. `Unknown` is a part
-that should have been read and could not be: whatever reads it is a finding, for a thing that was not looked at must
-never pass for healthy.
+`Absent` is a part that this machine does not have or does not show. A rule that reads it is skipped. `Unknown` is a
+part that should have been read and could not be. A rule that reads it reports a finding, since a part that nobody
+looked at must never pass for healthy.
 """
 
 from __future__ import annotations

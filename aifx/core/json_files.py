@@ -71,7 +71,7 @@ class JsonLines:
     before.
 
     Args:
-        keep: given the file's bytes up to its last line end, how many of them stay.
+        keep: called with the bytes up to the last line end; returns how many of them stay.
     """
 
     def __init__(self, path: Path, keep: Callable[[bytes], int] = len) -> None:
@@ -82,7 +82,7 @@ class JsonLines:
         self.cut(keep)
 
     def cut(self, keep: Callable[[bytes], int]) -> None:
-        """Keep so many of the bytes up to the last line end as `keep` says."""
+        """Truncate the file: of the bytes up to the last line end, `keep` returns how many stay."""
         data = read_file(self.path, limit=RECORDS_LIMIT)
         self._size = keep(data[: data.rfind(b"\n") + 1])
         if self._size != len(data):
@@ -133,7 +133,7 @@ def cannot_write(path: Path, error: OSError, needed: int = 0) -> Exception:
 
 
 def disk_full(path: Path, needed: int) -> EnvironmentFault:
-    """The error of a full disk: what was to be written, how much that is, and how much room there is."""
+    """The error of a full disk: what could not be written, its size, and the room that is left."""
     try:
         stat = os.statvfs(path if path.exists() else path.parent)
         room = f"{readable_bytes(stat.f_bavail * stat.f_frsize)} free"

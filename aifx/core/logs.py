@@ -10,7 +10,7 @@ LOGGER = logging.getLogger("aifx")
 
 
 class LineHandler(logging.Handler):
-    """Calls `write` with each record as text. What `write` raises reaches whoever logged."""
+    """Calls `write` with each record as text. The caller who logged gets what `write` raises."""
 
     def __init__(self, write: Callable[[str], None], formatter: logging.Formatter | None = None) -> None:
         super().__init__()

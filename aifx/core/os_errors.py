@@ -33,10 +33,10 @@ REFUSALS = (
         errno.ELOOP,
     }
 )
-"""Refusals of the machine: nothing that a change in aifx would fix."""
+"""Errors of the machine, which no change in aifx would fix."""
 
 UNREADABLE = TRANSIENT | {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Refusals to read a file that say nothing about its content."""
+"""Errors of reading a file that say nothing about its content."""
 
 # TensorStore raises ValueErrors that end so: "Failed to fsync file: Input/output error [os_error_code='5']".
 _CODE = re.compile(r"\[os_error_code='(\d+)'")
@@ -46,7 +46,7 @@ _TEXT = re.compile("|".join(re.escape(text) for text in sorted(_TEXTS, key=len, 
 
 
 def errno_of(error: BaseException) -> int | None:
-    """The number of the refusal of the operating system that `error` itself reports, by type or by text."""
+    """Return the errno that `error` itself reports, by type or by text."""
     if isinstance(error, OSError):
         return error.errno if error.errno in REFUSALS else None
     try:
@@ -61,12 +61,12 @@ def errno_of(error: BaseException) -> int | None:
 
 
 def refusal_in(error: BaseException) -> int | None:
-    """The number of the first refusal among `error`, its causes and its group."""
+    """Return the first errno among `error`, its causes and its group."""
     return next((number for cause in causes(error) if (number := errno_of(cause)) is not None), None)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception, what is grouped in it, and what led to it."""
+    """Yield the exception, those grouped in it, and their causes."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:

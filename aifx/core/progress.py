@@ -1,4 +1,4 @@
-"""How far something is that takes a while. The library reports it, and the command that runs shows it."""
+"""Progress of long activities. The library reports it, and the running command shows it."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Progress:
 
 
 Listener: TypeAlias = Callable[[Progress | None], None]
-"""Called with the state of an activity, some times a second, and with None when it has ended."""
+"""Called with the state of an activity several times a second, and with None when it has ended."""
 
 _listeners: list[Listener] = []
 
 
 @contextmanager
 def listen(listener: Listener) -> Iterator[None]:
-    """Let `listener` hear of progress in place of the one before."""
+    """Report progress to `listener` instead of to the previous listener."""
     _listeners.append(listener)
     try:
         yield
@@ -70,26 +70,26 @@ class Reporter:
         self._activity, self._total, self._unit = activity, total, unit
         self._done = 0
         self._began = time.monotonic()
-        self._told = 0.0
+        self._reported_s = 0.0
 
     def advance(self, amount: int) -> None:
         self._done += amount
-        if time.monotonic() - self._told >= EVERY_S:
+        if time.monotonic() - self._reported_s >= EVERY_S:
             self._report()
 
     def enter(self, activity: str) -> None:
-        """Go on with a part that cannot be counted."""
+        """Continue with a part whose progress cannot be counted."""
         self._activity, self._total, self._done = activity, None, 0
         self._report()
 
     def _report(self) -> None:
-        self._told = time.monotonic()
-        publish(Progress(self._activity, self._done, self._total, self._unit, self._told - self._began))
+        self._reported_s = time.monotonic()
+        publish(Progress(self._activity, self._done, self._total, self._unit, self._reported_s - self._began))
 
 
 @contextmanager
 def report_progress(activity: str, total: int | None, unit: str) -> Iterator[Reporter]:
-    """Report how far `activity` is, by calling `advance` of what this yields."""
+    """Report the progress of `activity`: call `advance` of what this yields."""
     try:
         yield Reporter(activity, total, unit)
     finally:

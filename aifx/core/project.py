@@ -65,7 +65,7 @@ class RunDirectory:
 
     @property
     def assets(self) -> Path:
-        """What the model needs besides its arrays (a tokenizer): kept in the run so that it stands alone."""
+        """Files that the model needs beside its arrays, such as a tokenizer, so that the run can be used alone."""
         return self.path / "assets"
 
     @property
@@ -131,7 +131,7 @@ class Project:
         return RunDirectory(self.runs_path / name)
 
     def existing_run(self, name: str | None = None) -> RunDirectory:
-        """The run called `name`, or the most recently written one. Raises UsageError where there is none."""
+        """The run called `name`, or the most recently written one. Raises UsageError if there is none."""
         runs = self.runs()
         if name is None:
             if not runs:
@@ -204,7 +204,7 @@ def cache_path(*folders: str) -> Path:
 def cache_location() -> Path:
     """Where the caches are, whether aifx may use that folder or not.
 
-    `AIFX_CACHE_DIR`, else `aifx` in `XDG_CACHE_HOME` (XDG Base Directory Specification 0.8), else `~/.cache/aifx`.
+    `AIFX_CACHE_DIR`, otherwise `aifx` in `XDG_CACHE_HOME` (XDG Base Directory Specification 0.8) or in `~/.cache`.
     """
     if own := os.environ.get("AIFX_CACHE_DIR"):
         return Path(own)
@@ -212,10 +212,10 @@ def cache_location() -> Path:
 
 
 def state_path() -> Path:
-    """The folder of what was learned of this machine and would have to be measured anew: not safe to delete.
+    """The folder of what was measured on this machine and would have to be measured again: not safe to delete.
 
-    `AIFX_STATE_DIR`, else `aifx` in `XDG_STATE_HOME` (XDG Base Directory Specification 0.8), else
-    `~/.local/state/aifx`.
+    `AIFX_STATE_DIR`, otherwise `aifx` in `XDG_STATE_HOME` (XDG Base Directory Specification 0.8) or in
+    `~/.local/state`.
     """
     if own := os.environ.get("AIFX_STATE_DIR"):
         return Path(own)

@@ -30,7 +30,7 @@ def one_line(text: str) -> str:
 
 
 def escape_in_json(document: str) -> str:
-    r"""Escape what JSON lets stand in a string but a terminal obeys: C1 controls and marks of reading direction.
+    r"""Escape characters that JSON allows in a string and a terminal obeys: C1 controls, marks of reading direction.
 
     The escapes (`\u009b`) are also those of TOML's basic strings.
     """
@@ -38,7 +38,7 @@ def escape_in_json(document: str) -> str:
 
 
 def _is_harmless(character: str) -> bool:
-    """Whether `character` only shows itself. Unassigned characters (Cn) may be letters of a newer Unicode."""
+    """Whether a terminal only shows `character`. Unassigned characters (Cn) may be letters of a newer Unicode."""
     return character.isprintable() or character in JOINERS or unicodedata.category(character) in ("Zs", "Cn", "Co")
 
 

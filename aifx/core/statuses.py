@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 ProcessStatus: TypeAlias = Literal["completed", "early_stopped", "interrupted", "preempted", "diverged"]
-"""How a training process ends in order."""
+"""The statuses of a training process that ended in order."""
 
 Status: TypeAlias = Literal["running", ProcessStatus, "failed", "killed"]
-"""How a run is: a process holds it, the last one ended in order or with an error, or it ended without a word."""
+"""The status of a run: a process holds it, or how its last process ended; "killed" if that recorded nothing."""
 
 FINISHED: Final = ("completed", "early_stopped")
-"""Of a run that has nothing left to do."""
+"""The statuses of a run that has nothing left to do."""
 
 STOPPED: Final = ("interrupted", "preempted")
-"""Of a run that was told to stop, and goes on when it is started again."""
+"""The statuses of a run that was stopped. It resumes when it is started again."""
 
 STATUSES: tuple[str, ...] = get_args(Status)
 

@@ -84,13 +84,13 @@ class PackedSequences:
 
     tokens: np.ndarray | BlockArray
     spans: np.ndarray
-    documents: bool  # whether batches tell the spans of a row apart
+    documents: bool  # whether batches mark the spans of a row
 
     def __len__(self) -> int:
         return int(self.spans[-1, 0]) + 1 if len(self.spans) else 0
 
     def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
-        rows = self.spans[:, 0]  # searched where it lies: NumPy would copy all of it
+        rows = self.spans[:, 0]  # searched in place: NumPy would copy all of it
         first, last = bisect_left(rows, index), bisect_left(rows, index + 1)
         column = 0
         for segment, (_, start, length, skip) in enumerate(self.spans[first:last].tolist(), 1):
@@ -139,8 +139,8 @@ def packed_documents(split: SplitTokens, seq_len: int, stride: int | None, index
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     """The row of each length, longest first into the fullest row with room: int64 [len(lengths)].
 
-    Rows of equal room are as good as each other, so they wait in a list for each room; a bit for each list that is not
-    empty finds the tightest one at once.
+    Rows with equal room are interchangeable, so there is a list of rows for each room. A bit per list that is not empty
+    finds the tightest one at once.
     """
     rows = np.empty(len(lengths), np.int64)
     waiting: list[list[int]] = [[] for _ in range(capacity + 1)]

@@ -94,7 +94,7 @@ class TokenStore:
 
 
 def open_store(path: Path) -> TokenStore | None:
-    """The store at `path`, or None where there is none that is whole, the blocks of tokens aside."""
+    """The store at `path`; None if there is none or it is damaged. The blocks of tokens are not read."""
     splits: dict[Split, SplitTokens] = {}
     try:
         meta = json.loads((path / "meta.json").read_bytes())
@@ -138,7 +138,7 @@ def guard(store: TokenStore, build: Callable[[], TokenStore]) -> None:
 
 
 def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
-    """Encodes `corpus` into a store at `path`. Another process that builds the same one does no harm."""
+    """Encode `corpus` into a store at `path`. Another process may build the same store at the same time."""
     with cache_folder(path.parent):
         _sweep(path.parent)
         folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
@@ -284,8 +284,8 @@ class _SplitWriter:
         return {"closed": closed, "num_bytes": self._num_bytes}
 
     def close(self) -> None:
-        """Give up the file, if it is open. What it still holds is not needed, so a refusal to write it is ignored:
-        Python would print it as a traceback when it frees the file."""
+        """Close the file, if it is open. Its content is not needed, so an error of writing it is ignored. Python would
+        print that as a traceback when it frees the file."""
         with contextlib.suppress(OSError):
             self._file.close()
 
@@ -303,7 +303,7 @@ class _SplitWriter:
 
 @contextmanager
 def cache_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder of the cache for what is written inside. Raises EnvironmentFault where it cannot be written."""
+    """Make a folder of the cache. Raises EnvironmentFault if it cannot be written."""
     try:
         make_private(folder)
         yield
@@ -336,7 +336,7 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what builders that were killed left behind."""
+    """Remove what killed builders left behind."""
     for stray in folder.glob("*.tmp-*"):
         try:
             if time.time() - stray.stat().st_mtime > STRAY_AFTER_S:

@@ -97,7 +97,7 @@ class TextData:
         return TextSource(sequences, shuffle, batch_size, seq_len, self.tokenizer.eos_id, documents)
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Targets that count, and the bytes of the text that they stand for."""
+        """Targets that count, and the bytes of their text."""
         is_scored = batch["weights"] > 0
         num_bytes = self._token_bytes[batch["targets"][is_scored]].sum()
         return {"tokens": int(np.count_nonzero(is_scored)), "bytes": int(num_bytes)}
@@ -140,7 +140,7 @@ class TextFormat(DataFormat):
 
     @classmethod
     def open(cls, section: TextSection, project: Project, assets: Path) -> tuple[TextFormat, TextData]:
-        """What was tokenized before is used as it is, unless its files changed."""
+        """Reuses what was tokenized before, unless its files have changed."""
         corpus = open_corpus(section, project)
         _log_remarks(corpus)
         tokenizer = _tokenizer(section, project, corpus, assets)
@@ -287,7 +287,7 @@ def _training_texts(corpus: Corpus, progress: Reporter) -> Iterator[str]:
 
 
 def _bytes_per_token(store: TokenStore) -> float:
-    """Of the split that is reported: the test, or where there is none validation, or train."""
+    """Of the split that is reported: test, otherwise validation, otherwise train."""
     for split in reversed(SPLITS):
         tokens = store.splits[split]
         if text_tokens := len(tokens.tokens) - len(tokens.documents) + (0 if tokens.closed else 1):

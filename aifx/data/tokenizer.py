@@ -19,7 +19,7 @@ END_OF_TEXT = "<|endoftext|>"
 # What ends a document in tokenizers that people bring: GPT-2 and kin, Llama 3, Llama 2 and Mistral, Gemma, BERT.
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 # GPT-4's division of text (tiktoken, cl100k_base) without its rule for English contractions, which takes the first
-# letters of 'quoted words: a word takes the mark or space before it, digits go in threes, newlines stand alone. On
+# letters of 'quoted words: a word takes the mark or space before it, digits go in threes, newlines are separate. On
 # Moby-Dick it needs 2 (vocabulary 1,024) to 3 % (2,048) fewer tokens than GPT-2's division.
 # A word ends after 128 characters of a kind, since the time to learn from a word grows with the square of its length:
 # text without spaces would take for ever.
@@ -108,7 +108,7 @@ class Tokenizer:
         yield text[start:]
 
     def token_bytes(self) -> np.ndarray:
-        """Bytes of UTF-8 that each token stands for, float32 [vocab_size]; 0 for what ends a document.
+        """Bytes of UTF-8 in each token, float32 [vocab_size]; 0 for the token that ends a document.
 
         Exact for byte-level BPE, where they add up to the text's length. For others each token counts the mean of the
         data, so that sums over a split are right.
@@ -150,7 +150,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 def _is_byte_level(description: dict[str, Any]) -> bool:
-    """Whether the tokens of any text are its bytes, each once: no normalizer, no space put before, no byte unknown."""
+    """Whether the tokens of any text are exactly its bytes: no normalizer, no added space, no unknown byte."""
     model = description["model"]
     if description.get("normalizer") or model.get("type") != "BPE":
         return False

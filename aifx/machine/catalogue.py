@@ -25,7 +25,7 @@ class Accelerator:
         link_gb_s: bandwidth to its neighbours, both directions (NVLink, ICI; PCIe where there is nothing else).
         power_w: board power.
         devices_per_chip: JAX devices that one chip shows up as.
-        source: where the numbers stand.
+        source: where the numbers are from.
         nvlinks: of a module, all of which lead somewhere. None for a card, which has as many as someone put bridges
             on it, and for a module for some countries, which has fewer than the chip.
         nvlink_mb_s: one NVLink in one direction, as NVML reports it.
@@ -59,7 +59,7 @@ class Accelerator:
     usual_all_reduce_gb_s: float | None = None
 
     def peak_flops(self, dtype: str) -> float | None:
-        """Peak operations a second of one JAX device in `dtype`; None where the catalogue has none."""
+        """Peak operations a second of one JAX device in `dtype`; None if the catalogue has none."""
         tflops = self.peak_tflops.get(dtype)
         return None if tflops is None else tflops * 1e12 / self.devices_per_chip
 
@@ -275,7 +275,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
 
 
 def find_accelerator(device_kind: str) -> Accelerator | None:
-    """The catalogue's entry for a `jax.Device.device_kind` or an NVML product name; None where it has none."""
+    """The row for a `jax.Device.device_kind` or an NVML product name; None if there is none."""
     for accelerator in ACCELERATORS:
         if any(re.fullmatch(kind, device_kind) for kind in accelerator.kinds):
             return accelerator
@@ -327,5 +327,5 @@ def peak_of(device_kind: str, platform: str, num_devices: int, dtype: str) -> Pe
 
 def utilization(mfu: float | None, ceiling_fraction: float | None) -> str:
     """ "MFU 31.0% (52.4%)": of the peak and, in brackets, of the measured ceiling; empty without either."""
-    told = "" if mfu is None else f"MFU {mfu:.1%}"
-    return told + ("" if ceiling_fraction is None else f"{' ' if told else 'MFU '}({ceiling_fraction:.1%})")
+    of_peak = "" if mfu is None else f"MFU {mfu:.1%}"
+    return of_peak + ("" if ceiling_fraction is None else f"{' ' if of_peak else 'MFU '}({ceiling_fraction:.1%})")

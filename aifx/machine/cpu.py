@@ -59,7 +59,7 @@ def _clock_ghz() -> float:
     except (OSError, NotImplementedError):
         frequency = None
     mhz = (frequency.max or frequency.current) if frequency else 0.0
-    return mhz / 1e3 if mhz > 0 else 2.5  # a server's usual base clock where nothing tells
+    return mhz / 1e3 if mhz > 0 else 2.5  # a server's usual base clock, if the system reports none
 
 
 def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What programs need of a device's memory, what there is, and what its caches hold."""
+"""The memory that programs need, the memory that a device has free, and the size of its caches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GPU_CACHE_BYTES = 64 << 20
 """More than the L2 of an A100 (40 MB), an H100 (50 MB) or a vector memory of a TPU; a B200 has 126 MB."""
 
 CPU_CACHE_BYTES = 32 << 20
-"""Where the system does not tell."""
+"""If the system does not report it."""
 
 CPUS = Path("/sys/devices/system/cpu")
 
@@ -23,13 +23,13 @@ BEYOND = 4
 
 
 def program_bytes(program: Any) -> int | None:
-    """Arguments, results and temporaries of a compiled program on one device; None where XLA does not tell."""
+    """Arguments, results and temporaries of a compiled program on one device; None if XLA does not report them."""
     stats = program.memory_analysis()
     return None if stats is None else int(stats.argument_size_in_bytes) + _beside(stats)
 
 
 def extra_bytes(program: Any) -> int | None:
-    """The same without its arguments, which are there already."""
+    """The same without the arguments, which are in memory already."""
     stats = program.memory_analysis()
     return None if stats is None else _beside(stats)
 
@@ -40,32 +40,34 @@ def _beside(stats: Any) -> int:
 
 def peak_bytes(devices: list[Any]) -> int | None:
     """The most that was in use at once on any of these devices so far; None where the platform does not count it."""
-    told = [_stats(device).get("peak_bytes_in_use") for device in devices]
-    return max((count for count in told if count is not None), default=None)
+    counts = [_stats(device).get("peak_bytes_in_use") for device in devices]
+    return max((count for count in counts if count is not None), default=None)
 
 
 def room(devices: list[Any], cgroup: Path = CGROUP) -> int | None:
     """Bytes that are free on each of these devices; None where that is not known."""
     if devices[0].platform == "cpu":  # all of them share the host's
         return min([psutil.virtual_memory().available, *_quota(cgroup)]) // len(devices)
-    told = [_stats(device) for device in devices]
+    stats_of = [_stats(device) for device in devices]
     free = [
-        stats["bytes_limit"] - stats["bytes_in_use"] for stats in told if {"bytes_limit", "bytes_in_use"} <= {*stats}
+        stats["bytes_limit"] - stats["bytes_in_use"]
+        for stats in stats_of
+        if {"bytes_limit", "bytes_in_use"} <= {*stats}
     ]
     return min(free) if free else None
 
 
 def _stats(device: Any) -> dict[str, int]:
-    """What the platform counts: empty where it counts nothing: None, an error or -1, as JAX's platforms differ."""
+    """The statistics that the platform counts. JAX's platforms report none as None, as an error or as -1."""
     try:
-        told = device.memory_stats() or {}
+        stats = device.memory_stats() or {}
     except Exception:  # the runtimes' own types
         return {}
-    return {name: count for name, count in told.items() if count >= 0}
+    return {name: count for name, count in stats.items() if count >= 0}
 
 
 def _quota(cgroup: Path) -> list[int]:
-    """What the control group has left (cgroup v2)."""
+    """The memory that the control group has left (cgroup v2)."""
     try:
         return [int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text())]
     except (OSError, ValueError):  # none, or "max"

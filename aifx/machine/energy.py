@@ -23,20 +23,20 @@ from aifx.machine.nvml.calls import Calls, also
 POWERCAP = Path("/sys/class/powercap")
 
 SHORTEST_S = 0.5
-"""GPUs renew their counter every 20 to 100 ms (PETSc's manual, PetscLogGpuEnergyMeter): less would say little."""
+"""GPUs update their counter every 20 to 100 ms (PETSc's manual, PetscLogGpuEnergyMeter): shorter spans mean little."""
 
 
 class Unreadable(Exception):
-    """Why energy cannot be told, in a line."""
+    """Energy cannot be read; the message says why in a line."""
 
 
 @dataclass(frozen=True)
 class Counter:
-    """What a device has used.
+    """The energy that a device has used.
 
     Attributes:
         read: joules since some moment. Raises Unreadable.
-        range_j: beyond which it begins at 0 again; None where it does not in a machine's life.
+        range_j: beyond it the counter begins at 0 again; None if it never does.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Counter:
     range_j: float | None = None
 
     def since(self, before_j: float) -> float:
-        """Joules since it stood at `before_j`, less than one range ago."""
+        """Joules since the counter was at `before_j`, less than one range ago."""
         used = self.read() - before_j
         return used + self.range_j if used < 0 and self.range_j is not None else used
 
@@ -53,7 +53,7 @@ class Energy:
     """Joules and seconds of some spans of time, added up.
 
     Attributes:
-        failed: why the counters told no more; `joules` is then None.
+        failed: why the counters could no longer be read; `joules` is then None.
     """
 
     def __init__(self, counters: Sequence[Counter]) -> None:
@@ -64,21 +64,21 @@ class Energy:
 
     @contextmanager
     def span(self) -> Iterator[None]:
-        """What is done inside is counted."""
-        before = self._told(lambda: [counter.read() for counter in self._counters])
+        """Count the energy and time of the block."""
+        before = self._try(lambda: [counter.read() for counter in self._counters])
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
         if before is not None:
             pairs = zip(self._counters, before, strict=True)
-            self._joules += sum(self._told(lambda: [counter.since(stood) for counter, stood in pairs]) or [])
+            self._joules += sum(self._try(lambda: [counter.since(start) for counter, start in pairs]) or [])
 
     @property
     def joules(self) -> float | None:
-        """None where the counters failed, or the spans were too short for them to move."""
+        """None if the counters failed, or if the spans were too short for them to move."""
         return self._joules if self.failed is None and self.seconds >= SHORTEST_S and self._joules > 0 else None
 
-    def _told(self, ask: Callable[[], list[float]]) -> list[float] | None:
+    def _try(self, ask: Callable[[], list[float]]) -> list[float] | None:
         try:
             return ask() if self.failed is None else None
         except Unreadable as error:
@@ -100,10 +100,10 @@ def open_energy(devices: Sequence[Any], powercap: Path = POWERCAP) -> Energy:
 
 
 def cpu_counters(powercap: Path = POWERCAP) -> list[Counter]:
-    """Of all packages. Raises Unreadable."""
+    """The counters of all packages. Raises Unreadable."""
     zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _is_counted(_text(zone / "name"))]
     if not zones:
-        raise Unreadable(f"this machine tells no energy: no RAPL zone in {powercap}, as on most virtual machines")
+        raise Unreadable(f"this machine reports no energy: no RAPL zone in {powercap}, as on most virtual machines")
     counters = []
     for zone in zones:
         counter = Counter(_text(zone / "name"), partial(_joules, zone / "energy_uj"), _range_j(zone))
@@ -113,7 +113,7 @@ def cpu_counters(powercap: Path = POWERCAP) -> list[Counter]:
 
 
 def gpu_counters(ordinals: Sequence[int]) -> list[Counter]:
-    """Of GPUs by their number among those that CUDA shows this process. Raises Unreadable."""
+    """The counters of GPUs, by their number among those that CUDA shows this process. Raises Unreadable."""
     driver = open_driver()
     if driver["state"] != "ok":
         raise Unreadable(f"NVML reports no energy: {driver['count'].why}")
@@ -162,6 +162,6 @@ def _joules(path: Path) -> float:
     try:
         return float(path.read_text()) / 1e6
     except PermissionError:  # of root alone since CVE-2020-8694
-        raise Unreadable(f"energy is not for this user to read: sudo chmod a+r {path}") from None
+        raise Unreadable(f"this user may not read the energy counter: sudo chmod a+r {path}") from None
     except (OSError, ValueError) as error:
         raise Unreadable(f"{path} cannot be read: {error}") from None

@@ -12,9 +12,9 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart_with_huge_pages() -> None:
-    """Start this program over, as the same process, with an allocator that asks for huge pages. Returns if it need not.
+    """Start this program again, as the same process, with an allocator that asks for huge pages. Returns if not needed.
 
-    XLA takes a program's temporaries from the allocator anew each time that it runs, hundreds of megabytes for a small
+    XLA takes a program's temporaries from the allocator again each time that it runs, hundreds of megabytes for a small
     transformer. The kernel then hands them out and zeroes them by 4 KiB pages: a quarter of a training step's time
     (benchmarks/train_vs_pytorch.py). By 2 MiB pages it is a thirtieth. glibc reads the setting when a process starts
     and never again, so call this first of all, before anything was read or written.
@@ -28,7 +28,7 @@ def restart_with_huge_pages() -> None:
 
 
 def with_huge_pages(environ: Mapping[str, str]) -> dict[str, str] | None:
-    """The environment in which glibc asks for huge pages; None where it has no say, or the operator has decided."""
+    """The environment in which glibc asks for huge pages; None if glibc cannot, or if the operator has decided."""
     tunables = environ.get("GLIBC_TUNABLES", "")
     if TUNABLE in tunables or not _glibc_can() or not _pages_on_request():
         return None

@@ -1,4 +1,4 @@
-"""What this machine has been seen to reach: the ceilings that `aifx bench hardware` measures, kept beside the
+"""The peaks that were measured on this machine: `aifx bench hardware` measures, kept beside the
 catalogue's peaks (`aifx.machine.catalogue`), which no machine reaches. Needs no JAX.
 
 A file for each machine and what it computes with, in `state_path()`:

@@ -107,7 +107,7 @@ class Stream:
 
     With s = -1 an odd number of rounds changes each element and an even one restores it, exactly: an element that was
     ever wrong stays so. In place, since XLA's stores first read the line that they fill, so that a result elsewhere
-    moves a third more than is counted, and one in memory that was asked for anew is paid for page by page.
+    moves a third more than is counted, and one in newly allocated memory also pays for each page.
     """
 
     def __init__(self, device: Any, op: str, num_bytes: int, call_bytes: int) -> None:
@@ -268,7 +268,7 @@ def name_of(device: Any) -> str:
 
 
 def _bytes_accessed(program: Any) -> float:
-    """What a compiled program reads and writes, of all its kernels; 0 where XLA does not tell."""
+    """Bytes that all kernels of a compiled program read and write; 0 if XLA does not report them."""
     return float((program.cost_analysis() or {}).get("bytes accessed", 0.0))
 
 

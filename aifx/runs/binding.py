@@ -59,7 +59,7 @@ class RunDigests:
 
 
 def open_digests(run: RunDirectory, config: Config, *, is_fresh: bool) -> RunDigests:
-    """The digests of a run, or those of one that begins, written under a new id. Its assets must be complete.
+    """The digests of a run. Those of a new run are written, under a new id; its assets must be complete.
 
     Raises CheckpointError.
     """

@@ -123,7 +123,7 @@ class ProcessEnded(_Event, RunEnd):
 
 
 class ProcessEndedAbruptly(_Event):
-    """A signal ended the process where it stood."""
+    """A signal ended the process at once."""
 
     event: Literal["stop"]
     status: ProcessStatus

@@ -1,4 +1,4 @@
-"""One process holds a run at a time; the kernel gives the lock back when that process ends, however it ends."""
+"""One process holds a run at a time. The kernel releases the lock when that process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Holder:
 
 
 class RunLock:
-    """Holds a run: `with RunLock(run): ...`. Raises RunBusy, which names the holder, when another process has it.
+    """Hold a run: `with RunLock(run): ...`. Raises RunBusy, which names the holder, if another process has it.
 
     A process that is forked (without exec) while this one holds the run holds it too, until it ends.
     """
@@ -98,7 +98,7 @@ def is_held(run: RunDirectory) -> bool:
 
 
 def holder(run: RunDirectory) -> Holder | None:
-    """Who holds the run, or held it last; None when nobody ever did."""
+    """The process that holds the run or held it last; None if none ever did."""
     try:
         who: Any = parse_json(read_file(run.lock))
         return Holder(int(who["pid"]), str(who["host"]), str(who["command"]), float(who["since"]))
@@ -108,7 +108,7 @@ def holder(run: RunDirectory) -> Holder | None:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Waits until no other holder of the lock file `path` is left, and is the only one meanwhile. The file stays."""
+    """Wait until nobody else holds the lock file `path`, then hold it alone. The file stays."""
     handle = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Where a run came from: versions, code, data, hardware, flags; and what of that a bit-exact resumption rests on."""
+"""Where a run came from: versions, code, data, hardware, flags; and which of them a bit-exact resumption needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from aifx.core.redaction import is_secret_variable, redact, redact_arguments
 from aifx.machine.host import Device, hardware, versions
 
 NUMERIC_PACKAGES = ("python", "aifx", "jax", "jaxlib", "numpy", "optax", "grain")
-"""Versions that can change a number of the run; the rest only move bytes."""
+"""Versions that can change a number of the run. The others only move bytes."""
 
 OUR_OWN = (":(exclude)runs", ":(exclude,glob)bench/*/*.json", ":(exclude,glob).bench-*/**")
 """What training and `aifx bench` write into a project: its being untracked says nothing about the code."""
@@ -36,7 +36,7 @@ _NO_EFFECT_ON_BITS = re.compile(
 
 @dataclass(frozen=True)
 class ProvenanceDifference:
-    """One thing that bit-exact resumption rests on and that changed."""
+    """One thing that a bit-exact resumption needs and that has changed."""
 
     name: str  # "jax", "cores", "XLA_FLAGS"
     old: Any
@@ -67,7 +67,7 @@ def provenance(root: Path, *, data_digest: str, devices: Sequence[Device]) -> di
 
 
 def read_provenance(run: RunDirectory) -> dict[str, Any]:
-    """What `provenance` wrote into the run; empty where there is none that can be read."""
+    """What `provenance` wrote into the run; empty if it cannot be read."""
     try:
         document = parse_json(read_file(run.provenance))
     except (OSError, ValueError):
@@ -76,7 +76,7 @@ def read_provenance(run: RunDirectory) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[ProvenanceDifference]:
-    """What changed of that which makes a resumed run equal the uninterrupted one bit for bit.
+    """What has changed since, so that a resumed run may differ from an uninterrupted one.
 
     That is: versions, data, devices, the flags of XLA and JAX, and on the CPU its model and the cores used.
     """
@@ -101,7 +101,7 @@ def flags(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def git_state(root: Path, timeout_s: float = 2.0) -> dict[str, Any] | None:
-    """The commit of the project's folder and whether files there differ from it; None where git cannot say.
+    """The commit of the project's folder and whether its files differ from it; None if git cannot find out.
 
     git runs no program that the repository's configuration names: a project that was unpacked or copied brings its
     `.git/config` along. Files that such a program would convert (`filter.*`) are compared as they are.

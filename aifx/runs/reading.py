@@ -1,4 +1,4 @@
-"""What a run directory holds, for whoever shows or compares runs: its settings, its curves, its evaluations."""
+"""What commands show and compare of a run directory: settings, curves, evaluations."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Evaluation:
 
 
 def read_settings(run: RunDirectory) -> dict[str, Any]:
-    """Every value of `config.toml` by key; empty where it cannot be read."""
+    """Every value of `config.toml` by key; empty if it cannot be read."""
     try:
         sections = parse_toml(read_file(run.config).decode())
     except (OSError, ValueError):
@@ -108,7 +108,7 @@ class MetricsTail:
         self._end = b""  # the last line read: a resumption cuts the file, which is then read again
 
     def read(self) -> tuple[list[dict[str, Any]], bool]:
-        """The records since the last call, and whether those told before are void."""
+        """The records since the last call, and whether the earlier ones are void."""
         try:
             with open(open_file(self._path), "rb") as file:
                 size = os.fstat(file.fileno()).st_size

@@ -1,4 +1,4 @@
-"""The two diaries of a run: `events.jsonl`, what happened, and `metrics.jsonl`, what was measured at each step."""
+"""The two logs of a run: `events.jsonl`, what happened, and `metrics.jsonl`, what was measured at each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run stands, read from its directory alone, whether its process lives or not."""
+"""The status of a run, read from its directory alone, whether its process runs or not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from aifx.runs.lock import holder, is_held
 from aifx.runs.manage import read_tags
 
 BEGINNINGS = ("start", "resume")
-"""Events that begin a process of the run; `stop` ends one and says how in its `status`."""
+"""Events that begin a process of the run. `stop` ends one, and its `status` says how."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def list_runs(project: Project, tag: str | None, on_error: Callable[[Exception],
 
 
 def run_status(run: RunDirectory) -> RunStatus:
-    """How `run` stands now. Never raises for what a run in the making lacks."""
+    """The status of `run` now. Never raises for files that a run lacks while it begins."""
     # The lock is asked first: a process that ends in between has then written its last event before it is read.
     held = is_held(run)
     who = holder(run) if held else None
@@ -84,7 +84,7 @@ def run_status(run: RunDirectory) -> RunStatus:
     return RunStatus(
         run=run.name,
         status="running" if held else _ending(events),
-        step=max(int(last.get("step") or 0), _told_step(events)),
+        step=max(int(last.get("step") or 0), _last_step_of(events)),
         num_steps=_num_steps(run),
         loss=number(last.get("loss")),
         validation_loss=metrics.validation_loss,
@@ -149,13 +149,13 @@ def read_metrics(run: RunDirectory) -> MetricsSummary:
 
 
 def validation_loss(record: Mapping[str, Any]) -> float | None:
-    """The validation loss of a record of `metrics.jsonl`, None where it did not validate."""
+    """The validation loss of a record of `metrics.jsonl`; None if that step did not validate."""
     validation = record.get("validation")
     return number(validation.get("loss")) if isinstance(validation, Mapping) else None
 
 
 def number(value: Any) -> float | None:
-    """`value` as a finite float, else None."""
+    """`value` as a finite float, otherwise None."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
@@ -170,8 +170,8 @@ def _ending(events: Sequence[Mapping[str, Any]]) -> Status:
     return "killed"
 
 
-def _told_step(events: Sequence[Mapping[str, Any]]) -> int:
-    """The furthest step that the run's last process told of: not every step has a record."""
+def _last_step_of(events: Sequence[Mapping[str, Any]]) -> int:
+    """The highest step in the events of the run's last process, since not every step has a record."""
     furthest = 0
     for event in reversed(events):
         if isinstance(step := event.get("step"), int):
@@ -182,7 +182,7 @@ def _told_step(events: Sequence[Mapping[str, Any]]) -> int:
 
 
 def run_best_by(run: RunDirectory) -> BestBy:
-    """What ranks the checkpoints of a run; the loss if its configuration does not tell."""
+    """What ranks the checkpoints of a run; the loss if its configuration does not set it."""
     best_by = _setting(run, "checkpoint", "best_by")
     try:
         return parse_best_by(best_by) if isinstance(best_by, str) else LOSS

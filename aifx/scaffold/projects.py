@@ -1,4 +1,4 @@
-"""New projects from templates, through copier: rendered aside, then moved into place whole, or not at all."""
+"""New projects from templates, through copier: rendered in a temporary folder, then moved into place as a whole."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _check_name(text: str, what: str) -> None:
 
 
 def check_destination(destination: Path, *, force: bool) -> None:
-    """Raises UsageError where no project can land: on a file, or without `force` in a folder with more than `.git`."""
+    """Raise UsageError if there is a file, or without `force` a folder that holds more than `.git`."""
     if destination.exists() and not destination.is_dir():
         raise UsageError(f"{destination} is a file", "a project is a folder", "aifx init another-name")
     if (
@@ -154,10 +154,10 @@ def scaffold(
 
     Args:
         data: answers to the template's questions.
-        ask: ask the rest on the terminal; else their defaults stand.
-        force: land in a folder that is not empty. What is there stays; ours that differ land beside it as `.new`.
+        ask: ask the other questions on the terminal; otherwise they get their defaults.
+        force: write into a folder that is not empty. Its files stay; a new file of the same name is written as `.new`.
         vcs_ref: tag, branch or commit of a template in git; the newest version's tag when None, as copier has it.
-        dry_run: say what would land, and leave nothing.
+        dry_run: report what would be written, and write nothing.
 
     Raises UsageError for a destination, template or answer that cannot be used, EnvironmentFault where the folder
     cannot be written.
@@ -273,7 +273,7 @@ def _own_copy(template: BundledTemplate, target: Path) -> Path:
 
 
 def _make_scripts_executable(folder: Path) -> None:
-    """Wheels and archives may lose the mode of a script, and read-only installs give theirs on."""
+    """Wheels and archives may lose the mode of a script, and a read-only install passes its own mode on."""
     for path in folder.rglob("*"):
         if path.is_file():
             is_script = path.read_bytes().startswith(b"#!")
@@ -282,7 +282,7 @@ def _make_scripts_executable(folder: Path) -> None:
 
 @contextmanager
 def _in_our_words(template: str) -> Iterator[None]:
-    """What copier, jinja and git complain of, as AifxError."""
+    """Turn errors of copier, jinja and git into AifxError."""
     from copier.errors import CopierAnswersInterrupt, CopierError, InteractiveSessionError, UnsafeTemplateError
     from jinja2 import TemplateError
 

@@ -1,4 +1,4 @@
-"""Templates of strangers: what copier is given of them, and what they may place in a project."""
+"""Templates of strangers: what aifx gives copier of them, and what they may place in a project."""
 
 from __future__ import annotations
 

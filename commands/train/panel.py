@@ -237,12 +237,12 @@ class Panel:
         return f"checkpoint of step {step}, {clock(time.monotonic() - at)} ago, in {_short(info.run.checkpoints)}"
 
 
-def progress_bar(step: int, num_steps: int, note: str, width: int, ascii_only: bool) -> Text:
+def progress_bar(step: int, num_steps: int, label: str, width: int, ascii_only: bool) -> Text:
     """How far a run is, in one line of `width` characters."""
     from rich.text import Text
 
     share = min(step / num_steps, 1.0)
-    left, right = f"step {step:,} / {num_steps:,} ", f" {share:4.0%}  {note}"
+    left, right = f"step {step:,} / {num_steps:,} ", f" {share:4.0%}  {label}"
     length = max(width - len(left) - len(right), 4)
     done = round(share * length)
     full, rest = ("#", ".") if ascii_only else ("━", "─")

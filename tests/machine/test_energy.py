@@ -120,4 +120,4 @@ except Unreadable as error:
         return json.loads(subprocess.run(command, env=environ, capture_output=True, check=True).stdout)
 
     assert ask("3,2", [0, 1]) == [["GPU 0", 9.0], ["GPU 1", 7.5]]
-    assert "this GPU or driver does not tell it" in ask("", [1])
+    assert "this GPU or driver does not report it" in ask("", [1])

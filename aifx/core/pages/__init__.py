@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def render(room: str, template: str, *, title: str, command: str, status: str = "", **values: Any) -> str:
-    """Every text escaped.
+    """Render a page; every text is escaped.
 
     Args:
         room: the package in whose folder `pages` the template is.
@@ -32,7 +32,7 @@ def render(room: str, template: str, *, title: str, command: str, status: str = 
 
 
 def write_page(text: str, path: Path) -> None:
-    """Raises EnvironmentFault where the file cannot be written."""
+    """Write a page. Raises EnvironmentFault if the file cannot be written."""
     try:
         write_output(path, text.encode())
     except OSError as error:

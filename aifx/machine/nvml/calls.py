@@ -20,10 +20,10 @@ VALUE_NAMES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
 
 class Calls:
-    """What NVML says of one GPU, or with no handle of the driver.
+    """NVML's functions for one GPU, or without a handle for the driver.
 
     Attributes:
-        state: "ok", or what NVML said of the GPU ("lost").
+        state: "ok", or the GPU's state by an error of NVML ("lost").
     """
 
     def __init__(self, handle: Any = None) -> None:
@@ -65,12 +65,12 @@ class Calls:
         """Values by field number, in one call, or where that gives none (NVIDIA/DCGM#265) each in one of its own."""
         values = self("DeviceGetFieldValues", [f if isinstance(f, tuple) else (f, 0) for f in fields])
         if isinstance(values, (Absent, Unknown)):
-            told: list[Any] = [values] * len(fields)
+            answers: list[Any] = [values] * len(fields)
         else:
-            told = [self._field(field, value) for field, value in zip(fields, values, strict=True)]
-        if self.state == "ok" and len(fields) > 1 and all(isinstance(value, (Absent, Unknown)) for value in told):
+            answers = [self._field(field, value) for field, value in zip(fields, values, strict=True)]
+        if self.state == "ok" and len(fields) > 1 and all(isinstance(value, (Absent, Unknown)) for value in answers):
             return [self.fields(field)[0] for field in fields]
-        return told
+        return answers
 
     def _field(self, field: Field, value: Any) -> Any:
         what = f"NVML field {field[0] if isinstance(field, tuple) else field}"

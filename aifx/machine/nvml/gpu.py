@@ -36,7 +36,7 @@ MEMORY_INFO_V2 = 0x02000028
 
 
 def read_gpu(ask: Calls, index: int) -> Facts:
-    """Everything of one GPU; `Absent` or `Unknown` where it does not say."""
+    """Everything of one GPU, with `Absent` or `Unknown` for what cannot be read."""
     facts: Facts = {
         "index": index,
         "name": ask("DeviceGetName"),
@@ -69,14 +69,14 @@ def read_gpu(ask: Calls, index: int) -> Facts:
 
 
 def unreadable(index: int, error: Absent | Unknown, state: str) -> Facts:
-    """A GPU that cannot be opened: the same names, and one word for why."""
+    """A GPU that cannot be opened: the same names, all with the same reason."""
     why = Absent(error.why)
     facts = read_gpu(_Refused(why), index)
     return {**facts, "state": state if state != "ok" else error}
 
 
 class _Refused(Calls):
-    """Answers every question with the same word."""
+    """Answers every query with the same `Absent`."""
 
     def __init__(self, why: Absent) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ def _temperature(ask: Calls) -> Facts:
     memory, *limits = ask.fields(FIELD_MEMORY_TEMPERATURE, *FIELDS_TLIMIT.values())
     return {
         "gpu_c": ask("DeviceGetTemperature", 0),
-        # Without a sensor some drivers say 0.
+        # Without a sensor some drivers report 0.
         "memory_c": also(memory, lambda c: c or Absent("this GPU has no sensor in its memory")),
         "margin_c": ask("DeviceGetMarginTemperature"),
         "slowdown_c": threshold(SLOWDOWN),
@@ -253,7 +253,7 @@ def _processes(ask: Calls) -> list[Facts] | Absent | Unknown:
             found[process.pid] = {
                 "pid": process.pid,
                 "name": _process_name(process.pid),
-                "memory_mib": Absent("NVML does not tell it") if used is None else used // MIB,
+                "memory_mib": Absent("NVML does not report it") if used is None else used // MIB,
             }
     return [found[pid] for pid in sorted(found)]
 

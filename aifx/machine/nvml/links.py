@@ -30,7 +30,7 @@ FIELDS_LINK = {
 COUNTERS = {"replays": 0, "recoveries": 1, "crc_flit_errors": 2, "crc_data_errors": 3}
 FIELDS_ERRORS = {"replays": 161, "recoveries": 162, "crc_errors": 163}
 FLAGS = {"degraded_bandwidth": 0, "route_recovery": 2, "route_unhealthy": 4, "access_timeout_recovery": 6}
-"""Where each pair of bits begins in the fabric's health mask: 1 is true, 2 false, 0 not told."""
+"""Where each pair of bits begins in the fabric's health mask: 1 is true, 2 false, 0 not reported."""
 CONFIGURATION_SHIFT = 8
 
 
@@ -110,9 +110,9 @@ def _summary(info: Any) -> Any:
 
 def _flag(name: str, bits: int) -> bool | Absent | Unknown:
     if bits == 0:
-        return Absent(f"the fabric does not tell {name}")
+        return Absent(f"the fabric does not report {name}")
     return bits == 1 if bits < 3 else Unknown(f"{name} is {bits}, which this version does not know")
 
 
 def _configuration(bits: int) -> str | Absent:
-    return word(FABRIC_CONFIGURATIONS, bits) if bits else Absent("the fabric does not tell its configuration")
+    return word(FABRIC_CONFIGURATIONS, bits) if bits else Absent("the fabric does not report its configuration")

@@ -1,5 +1,5 @@
-"""NVML's enumerations and error codes as words (nvml.h); a number without a word stays a number's text, which no rule
-knows and which is therefore never healthy."""
+"""NVML's enumerations and error codes as words (nvml.h). A number without a word stays a number, which no rule knows,
+so it is never healthy."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ FAULT_REASONS = ("hardware_slowdown", "software_thermal", "hardware_thermal", "p
 """Those of a fault; idle, application clocks and the power cap are none."""
 
 LIBRARY_STATES = {9: "not_loaded", 12: "no_library", 18: "library_mismatch"}
-"""Why NVML cannot begin: by error code."""
+"""Why NVML cannot start, by error code."""
 
 GPU_STATES = {15: "lost", 16: "reset_required"}
-"""Errors that say it of the GPU, not of what was asked."""
+"""Errors of the GPU itself, not of the query."""
 
 NOT_THERE = {
-    2: "this driver does not know what is asked",
-    3: "this GPU or driver does not tell it",
+    2: "this driver does not know the query",
+    3: "this GPU or driver does not report it",
     6: "there is none",
     13: "this driver's NVML has no such function",
     21: "there are no data",
-    22: "a virtual GPU does not tell it",
+    22: "a virtual GPU does not report it",
     25: "this driver's NVML has another version of the function",
-    26: "this driver no longer tells it",
+    26: "this driver no longer reports it",
 }
-"""Errors that say that a part is absent, not that it failed."""
+"""Errors for a part that is absent, not one that failed."""
 
 NO_PERMISSION = 4
 
@@ -78,11 +78,11 @@ def reasons(mask: int) -> list[str]:
 
 
 def failure(what: str, code: int, text: str) -> Absent | Unknown:
-    """What an error says of the value that was asked for."""
+    """The value that an error stands for."""
     if code in NOT_THERE:
         return Absent(f"{what}: {NOT_THERE[code]}")
     if code in GPU_STATES:
-        # One finding says so; its values are no findings of their own.
+        # One finding reports that; its values are no findings of their own.
         return Absent(f"the GPU is {GPU_STATES[code].replace('_', ' ')}")
     if code == NO_PERMISSION:
         return Unknown(f"{what}: {text}", "run aifx doctor as root")
@@ -90,6 +90,6 @@ def failure(what: str, code: int, text: str) -> Absent | Unknown:
 
 
 def failed(what: str, code: int, text: str) -> Unknown:
-    """An error that no machine has in health."""
+    """An error that no healthy machine has."""
     why = f"{what}: {text} (NVML error {code})"
     return Unknown(why, "look for NVRM in the kernel log; `nvidia-bug-report.sh` collects what NVIDIA asks for")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DRIVER, CUDA = "580.95.05", "13.0"
-ABSENT = {"$absent": "NVML does not tell it"}
+ABSENT = {"$absent": "NVML does not report it"}
 NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
