@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import UsageError
 from aifx.core.project import find_project, open_run
+from aifx.core.steps import parse_step
 
 if TYPE_CHECKING:
     from aifx.benchmarking.results import Report as BenchReport
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from aifx.generation.generator import GeneratedText
     from aifx.health.report import Report as HealthReport
     from aifx.loading.model import LoadedModel
-    from aifx.loading.restore import Which
     from aifx.scaffold.projects import Scaffolded
     from aifx.training import TrainResult
 
@@ -75,9 +75,9 @@ def train(
     from aifx.training import train as train_run
 
     found = find_project(Path(project))
-    which, at = choose(fork_at)
     config = load_config(found, overrides(settings))
-    return train_run(found, config, run, fork_from=fork_from, fork_at=at if at is not None else which or "last")
+    at = parse_step(fork_at)
+    return train_run(found, config, run, fork_from=fork_from, fork_at="last" if at is None else at)
 
 
 def evaluate(
@@ -100,8 +100,7 @@ def evaluate(
         gates: conditions in addition to `eval.gates`: "loss <= 3.5".
     """
     directory, project = open_run(run)
-    which, at = choose(step)
-    how: dict[str, Any] = {"gates": gates, "step": at, "which": which, "overrides": overrides(settings)}
+    how: dict[str, Any] = {"gates": gates, "step": parse_step(step), "overrides": overrides(settings)}
     if data:
         from aifx.evaluation.dataset import evaluate_files
 
@@ -129,8 +128,7 @@ def load(run: StrPath, *, step: Step = None, settings: Mapping[str, Any] | None 
     from aifx.loading.model import load_model
 
     directory, project = open_run(run)
-    which, at = choose(step)
-    return load_model(directory, project, step=at, which=which, overrides=tuple(overrides(settings)))
+    return load_model(directory, project, step=parse_step(step), overrides=tuple(overrides(settings)))
 
 
 def predict(run: StrPath, rows: Iterable[Mapping[str, Any]], *, step: Step = None) -> Iterator[dict[str, Any]]:
@@ -164,8 +162,7 @@ def generate(
     from aifx.loading.restore import restore_run
 
     directory, project = open_run(run)
-    which, at = choose(step)
-    trained = restore_run(directory, project, step=at, which=which, with_data=False)
+    trained = restore_run(directory, project, step=parse_step(step), with_data=False)
     given = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     settings = trained.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
     return GeneratedText.of(trained, settings, seed, "".join(write_text(trained, settings, seed=seed)))
@@ -229,14 +226,3 @@ def overrides(settings: Mapping[str, Any] | None) -> list[str]:
     from aifx.config.toml import literal
 
     return [f"{key}={literal(value)}" for key, value in (settings or {}).items()]
-
-
-def choose(step: Step) -> tuple[Which | None, int | None]:
-    """("best" or "last" or None, the step's number or None). Raises UsageError."""
-    if step is None or isinstance(step, int):
-        return None, step
-    if step == "best":
-        return "best", None
-    if step == "last":
-        return "last", None
-    raise UsageError(f"step {step!r} is not a step", "a number, 'best' or 'last'", "aifx ckpt ls")

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
 from aifx.checkpoint.manifest import Damaged, read_manifest, set_aside_folders
 from aifx.config.sections import CheckpointSection
-from aifx.core.errors import CheckpointError, UsageError
+from aifx.core.errors import CheckpointError
 from aifx.core.project import RunDirectory
+from aifx.core.steps import StepChoice
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,13 @@ def checkpoint_list(run: RunDirectory) -> CheckpointList:
     return CheckpointList(run.name, list_checkpoints(run.checkpoints), set_aside)
 
 
-def verify_checkpoint(run: RunDirectory, step: str | None, *, with_arrays: bool) -> VerifiedCheckpoint:
+def verify_checkpoint(run: RunDirectory, step: StepChoice | None, *, with_arrays: bool) -> VerifiedCheckpoint:
     """Read a checkpoint and compare each array with its digest.
 
     Args:
-        step: a number, "best" or "last"; the last by default.
+        step: the last by default.
 
-    Raises UsageError for anything else, CheckpointError for a checkpoint that is not there.
+    Raises CheckpointError for a checkpoint that is not there.
     """
     info = _choose(run, step)
     digest, damage = _verify(run, info.step)
@@ -68,7 +69,7 @@ def verify_checkpoint(run: RunDirectory, step: str | None, *, with_arrays: bool)
     return VerifiedCheckpoint(**vars(info), run=run.name, state_digest=digest, damage=damage, arrays=arrays)
 
 
-def _choose(run: RunDirectory, step: str | None) -> CheckpointInfo:
+def _choose(run: RunDirectory, step: StepChoice | None) -> CheckpointInfo:
     checkpoints = list_checkpoints(run.checkpoints)
     if not checkpoints:
         raise CheckpointError(
@@ -83,11 +84,7 @@ def _choose(run: RunDirectory, step: str | None) -> CheckpointInfo:
                 f"run {run.name} has no best checkpoint", "none was validated", f"aifx ckpt show last --run {run.name}"
             )
         return best
-    if not step.isascii() or not step.isdigit():
-        raise UsageError(
-            f"{step!r} is not a step", "a step is a number, best or last", f"aifx ckpt ls --run {run.name}"
-        )
-    found = next((c for c in checkpoints if c.step == int(step)), None)
+    found = next((c for c in checkpoints if c.step == step), None)
     if found is None:
         there = ", ".join(str(c.step) for c in checkpoints)
         raise CheckpointError(

@@ -14,9 +14,10 @@ from aifx.config.sections import Quantization
 from aifx.core.errors import DataError
 from aifx.core.json_values import plain
 from aifx.core.project import Project, RunDirectory
+from aifx.core.steps import StepChoice
 from aifx.data.base import undefined
 from aifx.evaluation.held_out import SAFE_OVERRIDES, check_overrides, evaluate_split, metric_names, reports_of_step
-from aifx.loading.restore import RestoredRun, Which, restore_run
+from aifx.loading.restore import RestoredRun, restore_run
 from aifx.tasks.project_errors import project_errors
 
 DATASET_READING = (*SAFE_OVERRIDES, "data.text_field", "data.errors")
@@ -57,8 +58,7 @@ def evaluate_files(
     paths: Sequence[Path],
     *,
     gates: Sequence[str] = (),
-    step: int | None = None,
-    which: Which | None = None,
+    step: StepChoice | None = None,
     overrides: Sequence[str] = (),
 ) -> DatasetReports:
     """Measure a run's checkpoint on each file; the reports land in the run, in eval/<step>.json.
@@ -69,7 +69,7 @@ def evaluate_files(
     files = {path.resolve(): path for path in paths}
     digests = {path: _digest(path) for path in files.values()}
     check_overrides(run, project, overrides, DATASET_READING)
-    trained = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False)
+    trained = restore_run(run, project, step=step, overrides=overrides, with_data=False)
     all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
     quantize = trained.config.eval.quantize
     reports = []

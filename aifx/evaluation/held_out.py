@@ -22,9 +22,10 @@ from aifx.core.json_files import write_json
 from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
+from aifx.core.steps import StepChoice
 from aifx.data.base import Batch, BatchSource, Split
 from aifx.evaluation.better_last import BetterLast, better_last
-from aifx.loading.restore import RestoredRun, Which, restore_run
+from aifx.loading.restore import RestoredRun, restore_run
 from aifx.objectives.base import Sums, Totals
 from aifx.objectives.checks import check_metrics
 from aifx.programs.build import Programs
@@ -148,8 +149,7 @@ def evaluate(
     *,
     split: Split | None = None,
     gates: Sequence[str] = (),
-    step: int | None = None,
-    which: Which | None = None,
+    step: StepChoice | None = None,
     overrides: Sequence[str] = (),
 ) -> Report:
     """Measure a run's checkpoint on a split and hold it against gates; the report lands in the run as eval/<step>.json.
@@ -157,7 +157,7 @@ def evaluate(
     Args:
         split: None takes `eval.split`.
         gates: besides those of `eval.gates`.
-        step, which: the checkpoint, as `restore_run` takes them.
+        step: the checkpoint, as `restore_run` takes it.
         overrides: `--set` strings over the run's configuration.
 
     Raises UsageError for a malformed gate, one on a metric that does not exist, or overrides that divide the data
@@ -166,10 +166,10 @@ def evaluate(
     asked = [parse_gate(expr) for expr in gates]
     check_overrides(run, project, overrides)
     try:
-        trained = restore_run(run, project, step=step, which=which, overrides=overrides)
+        trained = restore_run(run, project, step=step, overrides=overrides)
         _compare_data(trained)
     except DataError as error:
-        opened = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False)
+        opened = restore_run(run, project, step=step, overrides=overrides, with_data=False)
         trained = _with_split_alone(opened, split, error)
     chosen: Split = split or trained.config.eval.split
     all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]

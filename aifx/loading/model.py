@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from aifx.core.project import Project, RunDirectory
+from aifx.core.steps import StepChoice
 from aifx.data.base import undefined
 from aifx.data.rows import InputFile, Row, input_file
 from aifx.loading.prediction import predict_rows
-from aifx.loading.restore import RestoredRun, Which, restore_run
+from aifx.loading.restore import RestoredRun, restore_run
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,9 @@ def load_model(
     run: RunDirectory,
     project: Project,
     *,
-    step: int | None = None,
-    which: Which | None = None,
+    step: StepChoice | None = None,
     overrides: tuple[str, ...] = (),
 ) -> LoadedModel:
     """Open a run's model. Takes and raises what `aifx.loading.restore.restore_run` does."""
-    trained = restore_run(run, project, step=step, which=which, overrides=overrides, with_data=False)
+    trained = restore_run(run, project, step=step, overrides=overrides, with_data=False)
     return LoadedModel(trained)

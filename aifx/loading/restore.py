@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from aifx.checkpoint.manifest import read_manifest
 from aifx.config import Config, read_config
@@ -13,6 +13,7 @@ from aifx.config.sections import Quantization
 from aifx.core.errors import CheckpointError, UsageError
 from aifx.core.files import check_tree
 from aifx.core.project import Project, RunDirectory
+from aifx.core.steps import StepChoice
 from aifx.kernels.choice import run_choices
 from aifx.machine.compilation_cache import enable_compilation_cache
 from aifx.models.base import Model
@@ -30,7 +31,6 @@ from aifx.tasks.registry import load_task, open_task
 
 logger = logging.getLogger(__name__)
 
-Which = Literal["best", "last"]
 
 CURRENT = ("eval", "generate")
 """Sections that say what is done with a trained model: a gate that was changed since counts."""
@@ -74,15 +74,14 @@ def restore_run(
     run: RunDirectory,
     project: Project,
     *,
-    step: int | None = None,
-    which: Which | None = None,
+    step: StepChoice | None = None,
     overrides: Sequence[str] = (),
     with_data: bool = True,
 ) -> RestoredRun:
     """Open a run's task and restore its parameters, nothing else of the state.
 
     Args:
-        step: the checkpoint of that step; otherwise `which`, otherwise `eval.checkpoint`.
+        step: which checkpoint; by default `eval.checkpoint`.
         overrides: `--set` strings over the run's configuration and the project's sections CURRENT.
         with_data: also open the data that the run was trained on. Without it, the run alone is needed.
 
@@ -90,7 +89,7 @@ def restore_run(
     """
     enable_compilation_cache()
     config = read_config(run.config, project, overrides, current=CURRENT)
-    at = choose_step(run, config, step, which)
+    at = choose_step(run, config, step)
     check_files(run, project, at)
     task = (open_task if with_data else load_task)(config, project, run.assets)
     with project_errors(config, project):
@@ -133,7 +132,7 @@ def check_frozen(frozen: Params, host: Mapping[str, Any], run: RunDirectory, ste
         )
 
 
-def choose_step(run: RunDirectory, config: Config, step: int | None, which: Which | None) -> int:
+def choose_step(run: RunDirectory, config: Config, choice: StepChoice | None) -> int:
     """Return the step to open; "best" is the newest if no checkpoint was validated.
 
     Reports the damaged checkpoints that cannot be the best one. Raises CheckpointError.
@@ -146,14 +145,16 @@ def choose_step(run: RunDirectory, config: Config, step: int | None, which: Whic
         raise CheckpointError(
             f"no checkpoint in {run.checkpoints}", "the run saved nothing yet", f"aifx train --run {run.name}"
         )
-    if step is not None:
-        if step not in steps:
+    if isinstance(choice, int):
+        if choice not in steps:
             there = ", ".join(map(str, steps))
             raise CheckpointError(
-                f"run {run.name} has no checkpoint of step {step}", f"it has {there}", f"aifx ckpt ls --run {run.name}"
+                f"run {run.name} has no checkpoint of step {choice}",
+                f"it has {there}",
+                f"aifx ckpt ls --run {run.name}",
             )
-        return step
-    best = checkpoints.best() if (which or config.eval.checkpoint) == "best" else None
+        return choice
+    best = checkpoints.best() if (choice or config.eval.checkpoint) == "best" else None
     if best is None:
         return steps[-1]
     for info in checkpoints.infos():

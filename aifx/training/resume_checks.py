@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aifx.checkpoint.listing import list_bindings, list_checkpoints
 from aifx.checkpoint.manifest import read_manifest, step_directories
@@ -16,14 +16,12 @@ from aifx.core.files import read_file
 from aifx.core.json_files import read_jsonl
 from aifx.core.project import Project, RunDirectory
 from aifx.core.statuses import FINISHED, ProcessStatus
+from aifx.core.steps import StepChoice
 from aifx.data.sections import TextSection
 from aifx.runs import differences, read_provenance
 from aifx.runs.binding import binding_errors, foreign_checkpoint
 from aifx.runs.status import number
 from aifx.training.records import TrainResult
-
-if TYPE_CHECKING:
-    from aifx.loading.restore import Which
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ def _is_damaged(run: RunDirectory, config: Config, step: int) -> bool:
         return True
 
 
-def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project: Project, at: int | Which) -> Fork:
+def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project: Project, at: StepChoice) -> Fork:
     """Where the fork `run` of `origin` begins. To be called by the holder of the lock of `run`.
 
     Raises UsageError where there is nothing to fork from or nothing left to do, CheckpointError for a step without a
@@ -190,7 +188,7 @@ def check_fork(origin: RunDirectory, run: RunDirectory, config: Config, project:
         )
     changes = tuple(compare(read_config(origin.config, project), config))
     _check_tokenizer(origin, config, project, changes)
-    step = choose_step(origin, config, at, None) if isinstance(at, int) else choose_step(origin, config, None, at)
+    step = choose_step(origin, config, at)
     if step >= config.train.num_steps:
         raise UsageError(
             f"a fork of run {origin.name!r} has nothing left to do",

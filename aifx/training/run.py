@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from aifx.checkpoint.manifest import step_directories
 from aifx.config import Config
@@ -16,6 +15,7 @@ from aifx.core.json_files import write_text
 from aifx.core.logs import log_lines
 from aifx.core.os_errors import FULL, refusal_in
 from aifx.core.project import Project, RunDirectory
+from aifx.core.steps import StepChoice
 from aifx.data.order import prefetch
 from aifx.machine.catalogue import peak_of
 from aifx.machine.measured_peaks import measured_peak
@@ -45,9 +45,6 @@ from aifx.training.state import to_tree
 from aifx.training.trackers import open_trackers
 from aifx.training.validation import Validator
 
-if TYPE_CHECKING:
-    from aifx.loading.restore import Which
-
 
 def train(
     project: Project,
@@ -55,7 +52,7 @@ def train(
     run_name: str,
     *,
     fork_from: str | None = None,
-    fork_at: int | Which = "last",
+    fork_at: StepChoice = "last",
     observers: Sequence[Observer] = (),
     stop: StopSignals | None = None,
     profile: bool = False,

@@ -10,6 +10,7 @@ from aifx.commands.console.options import JsonOption, RunOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import ExitCode
+from aifx.core.steps import parse_step
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +75,7 @@ def show(
         from aifx.core.project import find_project
 
         directory = find_project().existing_run(run)
-        checkpoint = verify_checkpoint(directory, step, with_arrays=arrays)
+        checkpoint = verify_checkpoint(directory, parse_step(step), with_arrays=arrays)
         out.document(checkpoint)
         if not json:
             _print(out, directory.checkpoints / str(checkpoint.step), checkpoint)

@@ -13,6 +13,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import ExitCode, UsageError, did_you_mean
 from aifx.core.limits import check_limits
+from aifx.core.steps import parse_step
 
 if TYPE_CHECKING:
     from aifx.config.gates import GateResult
@@ -83,7 +84,7 @@ def eval_(
     not read the data that the run was trained on.
     """
     with terminal(json) as out:
-        which, at = parse_step(step)
+        at = parse_step(step)
         check_limits()
         chosen = parse_split(split)
         if data and chosen is not None:
@@ -99,9 +100,7 @@ def eval_(
         if data:
             from aifx.evaluation.dataset import evaluate_files
 
-            reports = evaluate_files(
-                directory, project, data, gates=gate or (), step=at, which=which, overrides=set_ or ()
-            )
+            reports = evaluate_files(directory, project, data, gates=gate or (), step=at, overrides=set_ or ())
             out.document(reports)
             _show_datasets(out, reports)
             if not reports.passed:
@@ -109,22 +108,11 @@ def eval_(
             return
         from aifx.evaluation.held_out import evaluate
 
-        report = evaluate(
-            directory, project, split=chosen, gates=gate or (), step=at, which=which, overrides=set_ or ()
-        )
+        report = evaluate(directory, project, split=chosen, gates=gate or (), step=at, overrides=set_ or ())
         out.document(report)
         _show(out, report)
         if not report.passed:
             raise SystemExit(ExitCode.VERDICT)
-
-
-def parse_step(step: str | None) -> tuple[Any, int | None]:
-    """("best" or "last" or None, the step's number or None). Raises UsageError."""
-    if step is None or step in ("best", "last"):
-        return step, None
-    if not step.isascii() or not step.isdigit():
-        raise UsageError(f"--step {step!r} is not a step", "a step is a number, best or last", "aifx ckpt ls")
-    return None, int(step)
 
 
 def parse_split(split: str | None) -> Split | None:

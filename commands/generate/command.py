@@ -10,9 +10,10 @@ import typer
 
 from aifx.commands.console.options import JsonOption, RunOption, SetOption
 from aifx.commands.console.terminal import terminal
-from aifx.commands.eval.command import StepOption, parse_step
+from aifx.commands.eval.command import StepOption
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
+from aifx.core.steps import parse_step
 
 PromptOption = Annotated[
     str | None,
@@ -94,7 +95,7 @@ def generate(
     Options that are not given come from [generate] of aifx.toml, otherwise from the run's configuration.
     """
     with terminal(json, streams=True) as out:
-        which, at = parse_step(step)
+        at = parse_step(step)
         check_limits()
         given = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         if top_p is not None and not 0.0 < top_p <= 1.0:
@@ -112,7 +113,7 @@ def generate(
         from aifx.generation.generator import GeneratedText, write_text
         from aifx.loading.restore import restore_run
 
-        trained = restore_run(directory, project, step=at, which=which, overrides=set_ or (), with_data=False)
+        trained = restore_run(directory, project, step=at, overrides=set_ or (), with_data=False)
         settings = trained.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
         pieces = []
         for piece in itertools.chain([settings.prompt], write_text(trained, settings, seed=seed), ["\n"]):

@@ -14,9 +14,10 @@ from aifx.commands.console.options import JsonOption, RunOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
-from aifx.commands.eval.command import StepOption, parse_step
+from aifx.commands.eval.command import StepOption
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
+from aifx.core.steps import parse_step
 
 if TYPE_CHECKING:
     from aifx.data.rows import InputFile, Row
@@ -90,7 +91,7 @@ def predict(
     The model comes from the run alone. aifx does not read the data that it was trained on.
     """
     with terminal(json, streams=output is None) as out, sigterm_as_ctrl_c():
-        which, at = parse_step(step)
+        at = parse_step(step)
         check_limits()
         if json and output is None:
             hint = f"aifx predict {inputs[0]} --output predictions.jsonl --json"
@@ -108,7 +109,7 @@ def predict(
         directory = project.existing_run(run)
         from aifx.loading.model import load_model
 
-        model = load_model(directory, project, step=at, which=which, overrides=tuple(set_ or ()))
+        model = load_model(directory, project, step=at, overrides=tuple(set_ or ()))
         with _writing(out, output) as write:
             count = _write(model.predict_rows(model.read(files)), write)
         out.document(Predictions(model.run, model.step, count, str(output)))

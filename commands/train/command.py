@@ -14,10 +14,10 @@ from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.console.writing import failure_text, is_colored
-from aifx.commands.eval.command import parse_step
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
 from aifx.core.statuses import STOPPED
+from aifx.core.steps import parse_step
 
 if TYPE_CHECKING:
     from aifx.core.statuses import ProcessStatus
@@ -88,7 +88,7 @@ def train(
 def _train(
     name: str, overrides: list[str], fork: str | None, step: str | None, profile: bool, out: Output, stop: Any
 ) -> TrainResult:
-    which, at = parse_step(step)
+    at = parse_step(step)
     if step is not None and fork is None:
         why = "a run resumes from its latest checkpoint; only a fork starts from another one"
         hint = f"aifx train --run {name} --fork NAME --step {step}"
@@ -120,7 +120,7 @@ def _train(
             config,
             name if fork is None else fork,
             fork_from=name if fork is not None else None,
-            fork_at=at if at is not None else which or "last",
+            fork_at="last" if at is None else at,
             observers=[progress],
             stop=stop,
             profile=profile,

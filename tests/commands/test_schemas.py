@@ -66,6 +66,15 @@ def test_a_command_has_its_schema(arguments: str, name: str) -> None:
     assert schema_of(arguments.split()) == name
 
 
+def test_a_snapshot_conforms(tmp_path: Path) -> None:
+    done = run(tmp_path, "doctor", "--only", "memory", "--record", "node.json", "--with-snapshot", "--json")
+    check_document("files/snapshot", json.loads((tmp_path / "node.json").read_text()))
+    check_document("files/snapshot", json.loads(done.stdout)["snapshot"])
+    rules = run(tmp_path, "doctor", "rules", "--json")
+    assert json.loads(rules.stdout)["rules"]
+    run(tmp_path, "doctor", "diff", "node.json", "node.json", "--json")
+
+
 def test_files_of_a_run_conform(tmp_path: Path) -> None:
     (tmp_path / "aifx.toml").write_text(
         """

@@ -84,7 +84,7 @@ def test_reports_that_end_at_the_same_time_all_stand(tmp_path: Path) -> None:
 
 
 def test_which_checkpoint(project: Path) -> None:
-    fourth, last, best = (measure(project, step=4), measure(project, which="last"), measure(project, which="best"))
+    fourth, last, best = (measure(project, step=4), measure(project, step="last"), measure(project, step="best"))
     assert [r.step for r in (fourth, last, best)] == [4, 12, 12]
     assert fourth.metrics["loss"] > last.metrics["loss"]
     for step, word in (("5", "4, 8, 12"), ("first", "best"), ("-1", "best")):

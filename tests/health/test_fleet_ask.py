@@ -169,6 +169,8 @@ def test_what_has_arrived_is_kept(tmp_path, env, number, code):
 def test_a_record_that_was_cut_off_is_read(tmp_path, env):
     asked(tmp_path, env, "n1 n2\n", "--record", str(tmp_path / "record"))
     record = tmp_path / "record"
+    for line in record.read_text().splitlines():
+        check_document("files/fleet-record", json.loads(line))
     record.write_text(record.read_text()[:-20])
     of_a_node = run("doctor", "--replay", str(record), env=env)
     assert of_a_node.returncode == 2

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
+from published_schemas import check_document
 
 from aifx.benchmarking import roofline
 from aifx.machine import measured_peaks
@@ -44,7 +45,7 @@ def test_a_ceiling_rises_and_never_falls():
         "all_reduce.8": 4e11,
     }
     document = json.loads(path.read_text())
-    assert document["schema_version"] == 1
+    check_document("files/measured-peaks", document)
     assert document["host"] == "node-7"
     assert document["hardware"]["device_kind"] == H100[0]
     assert document["rates"]["memory"]["versions"].keys() == {"jax", "jaxlib"}

@@ -96,9 +96,9 @@ def test_lists_report_it(
 def test_opening_the_best_checkpoint_reports_it(copied: Any, logged: list[str]) -> None:
     run = copied.run()
     config = read_config(run.config, Project(copied.root))
-    choose_step(run, config, None, "best")
+    choose_step(run, config, "best")
     assert not logged
     _truncate(run.checkpoints / "12")
-    assert choose_step(run, config, None, "best") == 8
+    assert choose_step(run, config, "best") == 8
     assert len(logged) == 1
     assert "checkpoint of step 12 is damaged" in logged[0]
