@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jax_kernels._ops.attention import attention
+    from jax_kernels._ops.attention import attention, attention_with_lse
     from jax_kernels._ops.decode_attention import decode_attention
     from jax_kernels._ops.linear_cross_entropy import linear_cross_entropy
     from jax_kernels._ops.norms import layer_norm, rms_norm
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "attention",
+    "attention_with_lse",
     "decode_attention",
     "layer_norm",
     "linear_cross_entropy",
@@ -29,7 +30,7 @@ __all__ = [
     "swiglu",
 ]
 
-_PACKAGES = {"layer_norm": "norms", "rms_norm": "norms"}
+_PACKAGES = {"attention_with_lse": "attention", "layer_norm": "norms", "rms_norm": "norms"}
 
 
 def __getattr__(name: str) -> Any:

@@ -127,6 +127,7 @@ def quantized(*shape: int) -> Any:
 
 OPS: dict[str, Callable[..., Any]] = {
     "attention": lambda op: op(qkv(1, 8, 2, 8), qkv(1, 8, 2, 8), qkv(1, 8, 2, 8), causal=True),
+    "attention_with_lse": lambda op: op(qkv(1, 8, 2, 8), qkv(1, 8, 2, 8), qkv(1, 8, 2, 8))[1],
     "decode_attention": lambda op: op(
         qkv(1, 2, 8), qkv(2, 3, 4, 8), qkv(2, 3, 4, 8), jnp.array([[1, 2]]), jnp.array([5])
     ),
