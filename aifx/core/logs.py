@@ -41,19 +41,32 @@ def log_to(handler: logging.Handler, *, propagate: bool = True) -> Iterator[None
     """Give `handler` what aifx logs at level INFO or above.
 
     Args:
-        propagate: also give it to the handlers of the root logger. Some packages install one when they are imported.
+        propagate: let the handlers of the root logger have what they would have had without `handler`. Some packages
+            install one that writes to stderr when they are imported.
     """
-    level, propagate_before = LOGGER.level, LOGGER.propagate
+    level, was_propagating = LOGGER.level, LOGGER.propagate
+    handlers = [handler]
+    if propagate and was_propagating:
+        handlers.append(_ToRoot(LOGGER.getEffectiveLevel()))
     if not LOGGER.isEnabledFor(logging.INFO):
         LOGGER.setLevel(logging.INFO)
-    LOGGER.propagate = LOGGER.propagate and propagate
-    LOGGER.addHandler(handler)
+    LOGGER.propagate = False
+    for one in handlers:
+        LOGGER.addHandler(one)
     try:
         yield
     finally:
-        LOGGER.removeHandler(handler)
+        for one in handlers:
+            LOGGER.removeHandler(one)
         LOGGER.setLevel(level)
-        LOGGER.propagate = propagate_before
+        LOGGER.propagate = was_propagating
+
+
+class _ToRoot(logging.Handler):
+    """Passes records to the root logger, by the level that others chose for aifx: a run's log file may take more."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger().handle(record)
 
 
 @contextmanager

@@ -27,17 +27,32 @@ def test_other_packages_do_not_log_through_aifx(logged: list[str]) -> None:
     assert logged == []
 
 
-def test_listeners_may_be_nested_and_leave_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_listeners_may_be_nested_and_leave_nothing() -> None:
     outer: list[str] = []
     inner: list[str] = []
     for _ in range(2):  # the second time, too: loggers cache whether a level is enabled
         with log_lines(outer.append):
-            with log_lines(inner.append, propagate=False):
+            with log_lines(inner.append):
                 logger.info("both")
             logger.info("outer")
         logger.info("nobody")
     assert (outer, inner) == (["both", "outer"] * 2, ["both"] * 2)
-    assert caplog.messages == ["outer"] * 2, "to the root logger, too, unless that is not wanted"
+
+
+@pytest.mark.parametrize(("level", "shown"), [("INFO", ["note", "odd"]), ("WARNING", ["odd"])])
+def test_a_program_that_uses_the_library_gets_what_it_asks_for(
+    caplog: pytest.LogCaptureFixture, level: str, shown: list[str]
+) -> None:
+    """A run's log file takes more, and changes nothing for others."""
+    caplog.set_level(level, "aifx")
+    with log_lines([].append), log_lines([].append):
+        logger.info("note")
+        logger.warning("odd")
+    assert caplog.messages == shown
+    caplog.clear()
+    with log_lines([].append, propagate=False):
+        logger.warning("odd")
+    assert caplog.messages == []
 
 
 def test_a_command_shows_the_log_and_pythons_warnings_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
