@@ -253,7 +253,7 @@ class _Search:
             if slow is None:
                 return self.find_link(group, *sides)
             group = self.suspects = slow
-        return self.judge_pair(group)
+        return self.resolve_pair(group)
 
     def find_link(self, group: Group, left: Group, right: Group) -> list[Culprit]:
         """Return the bad link between two sides that are fast alone and slow together."""
@@ -266,9 +266,9 @@ class _Search:
             self.suspects = left + right
         if not self.is_slow(left + right):
             raise _Unclear("nodes are slow together, but no two of them are", group)
-        return self.judge_pair(left + right)
+        return self.resolve_pair(left + right)
 
-    def judge_pair(self, pair: Group) -> list[Culprit]:
+    def resolve_pair(self, pair: Group) -> list[Culprit]:
         """Return the bad nodes of a slow pair; if both are fast with others, their link."""
         others = [node for node in self.good if node not in pair][:2]
         if not others:

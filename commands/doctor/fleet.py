@@ -182,14 +182,10 @@ def _ask(out: Output, options: FleetOptions) -> Heard:
     if options.bisect:
         check_testable(targets)
     with _progress(out, targets) as heard:
-        try:
-            answers = ask(targets, _inquiry(options), record=options.record, heard=heard)
-        except OSError as error:
-            why, hint = error.strerror or str(error), "aifx doctor fleet --record ANOTHER_FILE"
-            raise EnvironmentFault(f"{options.record} cannot be written", why, hint) from None
+        answers = ask(targets, _inquiry(options), record=options.record, heard=heard)
         stopping.run_body()  # asyncio leaves SIGTERM to the system
-    if answers.signal is not None:
-        ended = ExitCode.INTERRUPTED if answers.signal == signal.SIGINT else ExitCode.PREEMPTED
+    if answers.ended_by is not None:
+        ended = ExitCode.INTERRUPTED if answers.ended_by == signal.SIGINT else ExitCode.PREEMPTED
         return Heard(answers.nodes, answers.not_heard, ended=ended)
     if not options.bisect:
         return Heard(answers.nodes)

@@ -43,7 +43,7 @@ def _headline(out: Output, report: FleetReport) -> None:
     found = Counter(node.status for node in report.nodes)
     counts = ", ".join(f"{found[s]:,} {s}" for s in ("healthy", "warning", "unhealthy", "unknown") if found[s])
     number = len(report.nodes)
-    details = f" ({counts or 'none was heard'}; {report.duration_s:.1f} s)"
+    details = f" ({counts or 'none answered'}; {report.duration_s:.1f} s)"
     show_status(out, f"{number:,} node{'s' * (number != 1)}: ", report.status, details)
 
 

@@ -38,7 +38,7 @@ def show(out: Output, report: Report, ids: Sequence[str], list_skipped: bool = F
         whys = _by_reason(report.skipped).items()
         show_rows(out, (("skipped   ", "dim", f"{', '.join(_shortened(names))}: {why}", "dim") for why, names in whys))
     elif skipped := num_skipped(report, ids):
-        details = f"{skipped} rule{'s' * (skipped != 1)}; --list-skipped says which, and why"
+        details = f"{skipped} rule{'s' * (skipped != 1)}; --list-skipped shows the reasons"
         show_rows(out, [("skipped   ", "dim", details, "dim")])
 
 

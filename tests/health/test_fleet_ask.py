@@ -242,12 +242,13 @@ def test_agents_that_are_not_there(env):
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--timeout", "3"], "no nodes were named"),
+        (["--timeout", "3"], "no nodes are named"),
         (["--agents", "n1:9470"], "is not a URL"),
         (["--agents", "http://n1:9470", "--stress", "quick"], "--stress cannot be used with agents"),
         (["--agents", "http://n1:9470", "--root", "/"], "aifx doctor node has it"),
         (["--replay", "fleet.jsonl", "--timeout", "3"], "--timeout cannot be used with --replay"),
         (["--hosts", "/nowhere"], "cannot be read"),
+        (["--agents", "http://n1:9470", "--record", "/proc/none/file"], "/proc/none/file cannot be written"),
         (["--agents", "http://n1:9470", "--only", "nothing_such"], "no rule or family"),
     ],
 )

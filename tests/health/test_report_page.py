@@ -165,7 +165,7 @@ def test_a_fleet_shows_suspects_nodes_and_what_was_found():
     assert places == sorted(places)
     opened = [a for tag, a in found.tags if tag == "details" and "open" in a]
     assert [a["id"] for a in opened] == ["node-0", "node-1", "node-2"]
-    assert "4 nodes" not in found.text.partition("Not looked at")[2]
+    assert "4 nodes" not in found.text.partition("Skipped")[2]
     assert "(3 nodes)" in found.text
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from aifx.core.errors import UsageError
+from aifx.core.errors import EnvironmentFault, UsageError
 from aifx.health.agent_token import is_private
 from aifx.health.fleet.hosts import is_address, read_hosts, slurm_hosts
 from aifx.health.fleet.record import Recorder
@@ -51,7 +51,7 @@ def find_targets(hosts: Path | None, *, slurm: bool = False, agents: Iterable[st
     addresses = dict.fromkeys([*agents, *filter(is_address, listed)])
     targets = Targets(tuple(ssh), tuple(allocated), tuple(addresses))
     if not targets.all:
-        raise UsageError("no nodes were named", "", "--hosts FILE, --slurm, or --agents URL")
+        raise UsageError("no nodes are named", "", "aifx doctor fleet --hosts FILE, or --slurm, or --agents URL")
     return targets
 
 
@@ -136,12 +136,12 @@ class Answers:
     """Attributes:
     nodes: those that were heard, in the order in which they were named.
     not_heard: those that a signal left unheard.
-    signal: the signal that ended the asking; None if it ended by itself.
+    ended_by: the signal that ended the asking; None if it ended by itself.
     """
 
     nodes: tuple[Node, ...]
     not_heard: tuple[str, ...] = ()
-    signal: signal.Signals | None = None
+    ended_by: signal.Signals | None = None
 
 
 def ask(
@@ -150,12 +150,15 @@ def ask(
     """Ask all nodes, and return what has arrived, also if Ctrl-C or SIGTERM ends it.
 
     Args:
-        record: the file to which each answer is written as it comes. Raises OSError if it cannot be made.
+        record: the file to which each answer is written as it comes.
         heard: is called with each node that was heard.
+
+    Raises:
+        EnvironmentFault: the record cannot be written.
     """
     questions = inquiry.question(), inquiry.question_to_agents(targets.agents)
     found: dict[str, Node] = {}
-    recorder = Recorder(record, targets.all) if record is not None else None
+    recorder = _recorder(record, targets.all) if record is not None else None
 
     def take(node: Node, document: Any) -> None:
         nonlocal recorder
@@ -179,6 +182,15 @@ def ask(
         recorder.close()
     names = targets.all
     return Answers(tuple(found[n] for n in names if n in found), tuple(n for n in names if n not in found), ended)
+
+
+def _recorder(path: Path, asked: Sequence[str]) -> Recorder:
+    try:
+        return Recorder(path, asked)
+    except OSError as error:
+        why = error.strerror or str(error)
+        hint = "aifx doctor fleet --record ANOTHER_FILE"
+        raise EnvironmentFault(f"{path} cannot be written", why, hint) from None
 
 
 async def _ask(targets: Targets, of_nodes: Question, of_agents: Question, heard: Callable[[Node, Any], None]) -> None:

@@ -157,7 +157,7 @@ def _majority(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Findin
     for name, facts in group.items():
         values = [value for _, value in values_at(facts, fact.path)]
         if not any(isinstance(value, Unknown) for value in values):  # the node itself has a finding for that
-            texts[name] = _said(fact, values) if values else None
+            texts[name] = _shown(fact, values) if values else None
     counts = Counter(texts.values())
     if not counts:
         return []
@@ -229,7 +229,7 @@ def _odd(fact: Fact, node: str, devices: Mapping[str, str], total: int) -> Findi
     )
 
 
-def _said(fact: Fact, values: list[Any]) -> str:
+def _shown(fact: Fact, values: list[Any]) -> str:
     if fact.of == "count":
         return str(sum(len(value) if isinstance(value, list) else 1 for value in values))
     text = _text(values)

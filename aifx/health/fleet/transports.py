@@ -133,10 +133,10 @@ async def _fetched(client: httpx.AsyncClient, url: str) -> bytes:
         raise NoReport(f"its encoding {encoding[:40]!r} is not gzip")
     body = bytes(received) if encoding == "identity" else _unpacked(bytes(received))
     if answer.status_code != 200:
-        said = _last_line(body)
+        message = _last_line(body)
         with suppress(ValueError, AttributeError):
-            said = str(parse_json(body).get("error", said))
-        raise NoReport(f"it answered {answer.status_code} {answer.reason_phrase}: {said}")
+            message = str(parse_json(body).get("error", message))
+        raise NoReport(f"it answered {answer.status_code} {answer.reason_phrase}: {message}")
     return body
 
 

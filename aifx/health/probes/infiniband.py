@@ -163,8 +163,8 @@ def _is_gpu_system(host: Host) -> bool:
     gpus = [d for d in devices if _is_gpu(host, d)] if isinstance(devices, list) else []
     if any(has_rails(str(host.read(f"{PCI}/{gpu}/device"))) for gpu in gpus):
         return True
-    said = None if host.is_live else host.ask("aifx.machine.nvml", name="nvml", limit_s=0)
-    listed = said.get("gpus") if isinstance(said, dict) else None
+    nvml = None if host.is_live else host.ask("aifx.machine.nvml", name="nvml", limit_s=0)
+    listed = nvml.get("gpus") if isinstance(nvml, dict) else None
     names = [gpu.get("name") for gpu in listed if isinstance(gpu, dict)] if isinstance(listed, list) else []
     chips = [find_accelerator(name) for name in names if isinstance(name, str)]
     return any(chip is not None and chip.has_rails for chip in chips)

@@ -35,7 +35,7 @@ LIMIT_S = 1.5
 PARSE_LIMIT_S = EVENTS_LIMIT_S = 1.0
 """Of the probe's 6 s: reading the Xids takes at most twice as long, because it stops where the events do."""
 UNREADABLE_PERCENT = 50
-MEND = "run aifx doctor as root, or `sysctl kernel.dmesg_restrict=0`, or join the group adm or systemd-journal"
+REMEDY = "run aifx doctor as root, or `sysctl kernel.dmesg_restrict=0`, or join the group adm or systemd-journal"
 RECAPTURE = "capture it with `dmesg --time-format iso` or `journalctl -k -b -o short-iso`"
 GRANT = f"grant {KMSG} to the container (`--device {KMSG}`, or a hostPath volume) with the capability SYSLOG"
 LIMITED_CLASSES = ("0x0200", "0x0207", "0x0300", "0x0302", "0x1200")
@@ -90,11 +90,11 @@ def _live(host: Host) -> Log | Absent | Unknown:
     except OSError as error:
         denied = f"the kernel log could not be read: {KMSG}: {error.strerror}"
     for command in COMMANDS:
-        said = host.run(*command, limit_s=LIMIT_S)
-        log = _parse(said, now=time.time()) if isinstance(said, str) else None
+        output = host.run(*command, limit_s=LIMIT_S)
+        log = _parse(output, now=time.time()) if isinstance(output, str) else None
         if log and log.lines:  # journalctl prints neither entries nor an error for a user without permission
             return log
-    return Unknown(denied, MEND)
+    return Unknown(denied, REMEDY)
 
 
 def _parse(text: str, now: float | None = None, uptime: float | None = None) -> Log:
