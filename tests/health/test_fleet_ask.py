@@ -186,11 +186,11 @@ def test_with_srun(tmp_path, env):
     done = run("doctor", "fleet", "--slurm", "--json", "--timeout", "10", env=env)
     report = document_of(done)
     words = (tmp_path / "srun.words").read_text()
-    assert "--nodes=3 --nodelist=lost1,n1,n2" in words
+    assert "--nodes=3 --nodelist=n1,n2,lost1" in words
     assert "--ntasks-per-node=1" in words
     assert "--kill-on-bad-exit=0" in words
-    assert [node["status"] for node in report["nodes"]] == ["unknown", "warning", "warning"]
-    assert report["nodes"][1]["findings"] == REPORT["findings"]  # lines longer than Slurm lets through
+    assert [node["status"] for node in report["nodes"]] == ["warning", "warning", "unknown"]
+    assert report["nodes"][0]["findings"] == REPORT["findings"]  # lines longer than Slurm lets through
     (finding,) = report["findings"]
     assert (finding["id"], finding["device"]) == ("fleet.node.silent", "lost1")
     assert "Communication failure" in finding["evidence"]

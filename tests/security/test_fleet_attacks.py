@@ -171,6 +171,12 @@ def test_more_nodes_than_aifx_asks_are_refused_at_once(word: str, tmp_path: Path
         read_hosts(tmp_path / "hosts")
 
 
+def test_a_long_list_takes_no_quadratic_time() -> None:
+    """Of names in several dimensions, which ClusterShell would compare with each other for minutes."""
+    names = [f"rack{number % 7}-n{number}" for number in range(50_000)]
+    assert expand(",".join(names)) == names
+
+
 def test_ranges_that_are_too_many_together_are_refused(tmp_path: Path) -> None:
     assert len(expand("n[1-10]x[001-100]")) == 1000
     with pytest.raises(ValueError, match="more than 100,000"):

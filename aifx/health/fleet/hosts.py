@@ -56,23 +56,24 @@ def slurm_hosts(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def expand(nodes: str) -> list[str]:
-    """Return the nodes of a set, `n[01-03],m7`, each once. Raises ValueError, also for more than MAX_NODES."""
+    """Return the nodes of a list, `n[01-03],m7`, each once. Raises ValueError, also for more than MAX_NODES."""
     from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
     if _most(nodes) > MAX_NODES:  # before anything of that size is made
         raise ValueError(f"{nodes[:60]!r} has more than {MAX_NODES:,} nodes")
-    try:
-        names = [str(name) for name in NodeSet(nodes, resolver=RESOLVER_NOGROUP)]
-    except NodeSetException as error:
-        raise ValueError(str(error)[:200]) from None
-    wrong = next((name for name in names if not NAME.fullmatch(name)), None)
-    if wrong is not None or not names:
-        raise ValueError(f"{wrong or nodes!r} is not the name of a node"[:200])
-    return names
+    names: dict[str, None] = {}
+    for word in _words(nodes):  # one by one: a set of many patterns takes quadratic time, and loses the order
+        try:
+            names |= dict.fromkeys(map(str, NodeSet(word, resolver=RESOLVER_NOGROUP)) if "[" in word else [word])
+        except NodeSetException as error:
+            raise ValueError(str(error)[:200]) from None
+    if wrong := [name for name in names if not NAME.fullmatch(name)]:
+        raise ValueError(f"{wrong[0]!r} is not the name of a node"[:200])
+    return list(names)
 
 
 def first_of(nodes: str) -> str:
-    """Return the first node of a Slurm list, where rank 0 runs: Slurm has its own order, and ClusterShell sorts."""
+    """Return the first node of a Slurm list, where rank 0 runs. ClusterShell would sort `n[3,1]`."""
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", _words(nodes)[0])
 
 
@@ -89,4 +90,4 @@ def _most(nodes: str) -> int:
 
 def _words(nodes: str) -> list[str]:
     """Return the parts of a set. A comma inside of brackets separates no parts."""
-    return re.split(r",(?![^\[]*\])", nodes)
+    return re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", nodes) or [nodes]
