@@ -1,0 +1,86 @@
+"""Programs from a configuration and a layout alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from aifx.config import load_config
+from aifx.core.errors import ConfigError, UsageError
+from aifx.core.project import Project
+from aifx.parallel import Layout, abstract_layout, local_layout
+from aifx.programs import Programs, build
+from aifx.programs.build import tree_bytes
+from aifx.tasks import describe_task
+
+SMALL = [
+    "model.num_layers=1",
+    "model.embed_dim=16",
+    "data.seq_len=32",
+    "data.vocab_size=300",
+    "train.global_batch_size=8",
+]
+
+
+def programs_of(folder: Path, layout: Layout, *settings: str) -> Programs:
+    """Of a folder that holds a configuration and nothing else."""
+    (folder / "aifx.toml").touch()
+    project = Project(folder)
+    config = load_config(project, [*SMALL, *settings], {})
+    return build(config, describe_task(config, project), layout)
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_neither_data_nor_devices_are_needed(tmp_path: Path, num_devices: int) -> None:
+    programs = programs_of(tmp_path, abstract_layout(num_devices, "tpu", "TPU v5 lite"))
+    state, numbers = programs.train_step.trace()
+    assert numbers.shape == (3,)
+    assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(lambda x: x.shape, programs.abstract[0])
+    assert programs.dtype_name == "bfloat16"
+    assert set(programs.eval_step.trace()) == {"loss"}
+    prefill, decode = programs.decoding.for_generation(max_tokens=20)
+    assert prefill.trace()[1].shape == decode.trace()[1].shape == ()
+    assert list(tmp_path.iterdir()) == [tmp_path / "aifx.toml"]
+
+
+def test_the_bytes_of_the_state_are_those_of_its_arrays(tmp_path: Path) -> None:
+    programs = programs_of(tmp_path, local_layout(1))
+    size = programs.state_bytes()
+    state, frozen = programs.init()
+    assert size["parameters"] == size["gradients"] == tree_bytes(state.params) == 4 * programs.num_parameters
+    assert size["optimizer"] == tree_bytes(state.opt_state)
+    assert size["frozen"] == tree_bytes(frozen) == 0
+
+
+def test_every_program_of_the_step_is_named_in_its_executable(tmp_path: Path) -> None:
+    programs = programs_of(tmp_path, local_layout(1))
+    for program in (programs.train_step, programs.eval_step, *programs.parts.values()):
+        assert f"module @jit_{program.name} " in program.lower().as_text()
+
+
+def test_a_model_that_does_not_write_says_so(tmp_path: Path) -> None:
+    settings = ["task.kind=vision", "data.channels=1", 'data.classes=["a", "b"]']
+    (tmp_path / "aifx.toml").touch()
+    project = Project(tmp_path)
+    config = load_config(project, settings, {})
+    programs = build(config, describe_task(config, project), local_layout(1))
+    assert not programs.can_decode
+    with pytest.raises(UsageError, match="does not write"):
+        _ = programs.decoding
+
+
+def test_more_than_one_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="one of 2 JAX processes"):
+        local_layout()
+
+
+def test_a_mesh_of_another_size_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "aifx.toml").write_text("[mesh]\ndata = 3\n[train]\ndevices = 2\n")
+    with pytest.raises(ConfigError, match=r"mesh\.data = 3 is not train.devices = 2"):
+        load_config(Project(tmp_path), [], {})
+    config = load_config(Project(tmp_path), ["train.devices=all"], {})
+    with pytest.raises(ConfigError, match=r"mesh\.data = 3"):
+        local_layout("all", config.mesh)
