@@ -118,7 +118,7 @@ def test_spellings_of_one_setting(project: Project, spelling: str) -> None:
 REFUSED: dict[str, tuple[str | bytes, list[str]]] = {
     "unknown key": ("[train]\nnum_step = 3", ["aifx.toml:2", "'num_step'", "'num_steps'"]),
     "key of another section": ("[train]\nlearning_rate = 3", ["aifx.toml:2", "[optimizer]"]),
-    "key of another task": ("[model]\nchannels = [8]", ["aifx.toml:2", "channels", "vision"]),
+    "key of another task": ("[model]\nchannels = [8]", ["aifx.toml:2", "channels", "resnet"]),
     "unknown section": ("[trian]\nseed = 3", ["aifx.toml:1", "[trian]", "'train'"]),
     "outside of a section": ("# x\nseed = 3", ["aifx.toml:2", "'seed'", "[train]"]),
     "section that is a value": ("train = 3", ["aifx.toml:1", "[train]"]),

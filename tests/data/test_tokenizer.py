@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from prose import prose
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from aifx.core.errors import DataError
+from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data import tokenizer as module
 from aifx.data.text import TextData
@@ -91,8 +91,11 @@ def test_it_is_kept_in_the_run_and_used_from_there(project: Project, write: Writ
     open_("run")
     kept = project.root / "run/tokenizer.json"
     assert Tokenizer.load(kept).vocab_size == 300
+    kept.write_bytes(train_tokenizer([prose(3000)], 280))
+    assert open_("run").tokenizer.vocab_size == 280
     kept.write_bytes(train_tokenizer([prose(3000)], 400))
-    assert open_("run").tokenizer.vocab_size == 400
+    with pytest.raises(ConfigError, match=r"data\.vocab_size = 300 is less than the tokenizer's 400"):
+        open_("run")
     assert open_("other").tokenizer.vocab_size == 300
     kept.write_text("{}")
     with pytest.raises(DataError, match=r"run/tokenizer.json: not a tokenizer"):

@@ -80,7 +80,7 @@ def test_a_fifo_in_a_run_is_an_error_and_does_not_hang(
 
 def test_a_report_is_not_written_into_a_linked_folder(run: RunDirectory, outside: Path) -> None:
     run.eval.symlink_to(outside)
-    report = Report("copied", 10, "test", {"loss": 1.0}, [], "none")
+    report = Report("copied", 10, "test", "none", {"loss": 1.0}, ())
     with pytest.raises(UnsafeFile, match="eval is a link"):
         write_report(run.eval / "10.json", report, data_digest="")
     assert untouched(outside)
