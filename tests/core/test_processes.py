@@ -172,6 +172,21 @@ def test_many_at_once():
     assert {child.name: child.ended.cut for child in ended} == dict.fromkeys("abcdef", "") | {"hangs": "limit"}
 
 
+def test_one_that_will_not_end_keeps_none_from_being_heard():
+    """It is killed when its grace is over; meanwhile the others are read."""
+    children = iter(
+        [
+            Child(["/bin/sh", "-c", "trap '' TERM; sleep 600; sleep 600"], name="deaf", limit_s=0.3, grace_s=1.5),
+            Child(["/bin/sh", "-c", "sleep 0.8"], name="short"),
+        ]
+    )
+    with closing(run_many(children, 2)) as running:
+        ended = [child for child in running if child is not None]
+    assert [(child.name, child.ended.cut, child.ended.signal) for child in ended] == [
+        ("short", "", None), ("deaf", "limit", signal.SIGKILL),
+    ]  # fmt: skip
+
+
 def test_many_end_with_the_block():
     children = (Child(python("emit()\ntime.sleep(600)"), grace_s=0.1) for _ in range(3))
     seen = []
