@@ -59,8 +59,11 @@ def test_no_repository_no_git_no_time(tmp_path: Path, repository: Path, monkeypa
     outside.mkdir()
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert git_state(outside) is None
-    assert git_state(repository, timeout_s=0.0) is None
+    (outside / "git").write_text("#!/bin/sh\nexec /bin/sleep 600\n")
+    (outside / "git").chmod(0o700)
     monkeypatch.setenv("PATH", str(outside))
+    assert git_state(repository, timeout_s=0.1) is None
+    (outside / "git").unlink()
     assert git_state(repository) is None
 
 
