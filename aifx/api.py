@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from aifx.core.errors import UsageError
 from aifx.core.project import find_project, open_run
@@ -78,6 +78,28 @@ def train(
     config = load_config(found, overrides(settings))
     at = parse_step(fork_at)
     return train_run(found, config, run, fork_from=fork_from, fork_at="last" if at is None else at)
+
+
+@overload
+def evaluate(
+    run: StrPath,
+    *,
+    split: Split | None = ...,
+    gates: Sequence[str] = ...,
+    step: Step = ...,
+    settings: Mapping[str, Any] | None = ...,
+) -> Evaluation: ...
+
+
+@overload
+def evaluate(
+    run: StrPath,
+    *,
+    data: Sequence[StrPath],
+    gates: Sequence[str] = ...,
+    step: Step = ...,
+    settings: Mapping[str, Any] | None = ...,
+) -> DatasetReports: ...
 
 
 def evaluate(

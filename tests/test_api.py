@@ -73,11 +73,11 @@ def train(project: Path) -> None:
 
 def evaluate(project: Path) -> None:
     run = project / "runs" / "main"
-    report: Any = aifx.evaluate(run, gates=["loss <= 99"], settings={"eval.batch_size": 64, "eval.gates": []})
+    report = aifx.evaluate(run, gates=["loss <= 99"], settings={"eval.batch_size": 64, "eval.gates": []})
     assert report.passed
     (text,) = project.glob("data/*.txt")
     (project / "new.txt").write_text(text.read_text()[:2000])
-    reports: Any = aifx.evaluate(run, data=[project / "new.txt"], step="last", settings={"eval.gates": []})
+    reports = aifx.evaluate(run, data=[project / "new.txt"], step="last", settings={"eval.gates": []})
     assert reports.datasets[0].metrics["loss"] > 0
 
 

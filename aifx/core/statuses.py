@@ -16,8 +16,6 @@ FINISHED: Final = ("completed", "early_stopped")
 STOPPED: Final = ("interrupted", "preempted")
 """The statuses of a run that was stopped. It resumes when it is started again."""
 
-STATUSES: tuple[str, ...] = get_args(Status)
-
 
 def stop_status(value: Any) -> Status:
     """The status in a `stop` event; "failed" if it is not one that a process can end with."""

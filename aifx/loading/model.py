@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from aifx.data.base import undefined
 from aifx.data.rows import InputFile, Row, input_file
 from aifx.loading.prediction import predict_rows
 from aifx.loading.restore import RestoredRun, restore_run
+
+CHUNK = 64
+"""Predictions that are written at a time."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,22 @@ class LoadedModel:
             raise undefined(type(self.trained.task), "format", "make predictions")
         for file in files:
             yield from form.read_rows(file)
+
+    def write_predictions(self, files: Iterable[InputFile], write: Callable[[list[dict[str, Any]]], None]) -> int:
+        """Predict each row of the files, and call `write` with records in chunks. Returns how many there were.
+
+        A record has the name of the file, the number of the row, and the prediction.
+        """
+        records: list[dict[str, Any]] = []
+        count = 0
+        for row, prediction in self.predict_rows(self.read(files)):
+            records.append({"file": row.file, "row": row.number, **prediction})
+            count += 1
+            if len(records) == CHUNK:
+                write(records)
+                records = []
+        write(records)
+        return count
 
     def predict_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Each row with its prediction, in order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,7 @@ from aifx.core.limits import check_limits
 from aifx.core.steps import parse_step
 
 if TYPE_CHECKING:
-    from aifx.data.rows import InputFile, Row
-
-Write = Callable[[list[dict[str, Any]]], None]
-
-CHUNK = 64
-"""Predictions that are written at a time."""
+    from aifx.data.rows import InputFile
 
 InputArgument = Annotated[
     list[str],
@@ -111,7 +106,7 @@ def predict(
 
         model = load_model(directory, project, step=at, overrides=tuple(set_ or ()))
         with _writing(out, output) as write:
-            count = _write(model.predict_rows(model.read(files)), write)
+            count = model.write_predictions(files, write)
         out.document(Predictions(model.run, model.step, count, str(output)))
         where = f" in {output}" if output is not None else ""
         summary = f"{count:,} prediction{'s' * (count != 1)}{where}, by run {model.run}, step {model.step}"
@@ -128,22 +123,8 @@ def _check(files: list[InputFile], output: Path | None) -> None:
                 raise UsageError(f"--output {output} is an input, too", "it would be replaced", "name another file")
 
 
-def _write(predicted: Iterable[tuple[Row, dict[str, Any]]], write: Write) -> int:
-    """Write the predictions in chunks; returns how many there were."""
-    records: list[dict[str, Any]] = []
-    count = 0
-    for row, prediction in predicted:
-        records.append({"file": row.file, "row": row.number, **prediction})
-        count += 1
-        if len(records) == CHUNK:
-            write(records)
-            records = []
-    write(records)
-    return count
-
-
 @contextmanager
-def _writing(out: Output, output: Path | None) -> Iterator[Write]:
+def _writing(out: Output, output: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
     """Where predictions go: a file, which is there when all are written, or stdout."""
     if output is None:
         from aifx.data.row_writers import json_line
