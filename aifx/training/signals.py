@@ -21,10 +21,10 @@ from aifx.core.statuses import ProcessStatus
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 LAST_WORDS_S = 2.0
-"""Bound on what is told right before the process ends."""
+"""Limit of the callbacks that run right before the process ends."""
 
 BeforeExit = Callable[[ProcessStatus, str], None]
-"""Told the run's status and a line that says what is kept, right before the process ends without unwinding."""
+"""Called with the run's status and a line on what is kept, right before the process ends without unwinding."""
 
 
 def exit_code_of(signum: int) -> ExitCode:
@@ -46,7 +46,7 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.before_exit: list[BeforeExit] = []  # the latest added is told first
+        self.before_exit: list[BeforeExit] = []  # the latest added is called first
         self.requested: signal.Signals | None = None
         self.kept = "nothing was saved yet"
         self._guarded = False
@@ -144,15 +144,15 @@ class StopSignals:
 
     def _exit(self, signum: int, word: str) -> None:
         # In a thread, for a second at most: a reader that stalled at our stderr must not hold the process.
-        teller = threading.Thread(target=self._tell, args=(signum, word), daemon=True)
-        teller.start()
-        teller.join(LAST_WORDS_S)
+        caller = threading.Thread(target=self._call_back, args=(signum, word), daemon=True)
+        caller.start()
+        caller.join(LAST_WORDS_S)
         os._exit(exit_code_of(signum))
 
-    def _tell(self, signum: int, word: str) -> None:
-        for tell in reversed(self.before_exit):
+    def _call_back(self, signum: int, word: str) -> None:
+        for callback in reversed(self.before_exit):
             with suppress(Exception):  # whatever it is, the process ends, and with this code
-                tell(status_of(signum), word)
+                callback(status_of(signum), word)
 
 
 def _stays_ignored(signum: signal.Signals) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Output:
-    """Where a command's words go. Control characters are escaped, whatever the source of the text.
+    """The output of a command. Control characters are escaped, whatever the source of the text.
 
     Attributes:
         json: whether stdout carries one JSON document and nothing else.
@@ -40,7 +40,7 @@ class Output:
 
     @functools.cached_property
     def err(self) -> Console:
-        """stderr: progress, panels, remarks. It never raises because nobody listens."""
+        """stderr: progress, panels, messages. It does not raise if the reader has gone."""
         from aifx.commands.console.consoles import make_console
 
         return make_console(stderr=True)

@@ -1,4 +1,4 @@
-"""What every command shares: where its words go, and how it ends.
+"""What every command shares: its output, and how it ends.
 
     def ls(json: JsonOption = False) -> None:
         with terminal(json) as out:
@@ -59,7 +59,7 @@ def terminal(json: bool = False, *, streams: bool = False) -> Iterator[Output]:
 def report(error: BaseException, *, json: bool) -> int:
     """Report a failure and return its exit code: three lines on stderr, or with `json` one document on stdout."""
     if isinstance(error, BrokenPipeError) and _reader_has_gone():
-        return ExitCode.OK  # it had enough, as `head` has: nothing to tell, and nobody to tell it to
+        return ExitCode.OK  # it has read enough, as `head` does: nothing to report, and to nobody
     if is_of_typer(error) and type(error).__name__ == "Exit" and (code := getattr(error, "exit_code", None)):
         return int(code)
     if is_debugging():
