@@ -177,8 +177,8 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    folder = Path("docs/schemas")
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = Path(__file__).resolve().parents[1] / "docs" / "schemas"  # of a checkout, in which commands/ lies
+    shutil.rmtree(folder)
     for name, schema in schemas().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(schema, indent=2) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -62,6 +63,14 @@ def project(tmp_path_factory: pytest.TempPathFactory, modules: list[str]) -> Pat
 def test_the_page_has_every_name() -> None:
     public = [f"aifx.{name}" for name in aifx.__all__ if name not in ("__version__", "DISTRIBUTION")]
     assert set(NAMES) == {*public, *(f"jax_kernels.{name}" for name in jax_kernels.__all__)}
+
+
+@pytest.mark.parametrize("name", [name for name in aifx.__all__ if name not in ("__version__", "DISTRIBUTION")])
+def test_the_page_has_the_signature(name: str) -> None:
+    signature = inspect.signature(getattr(aifx, name))
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    text = str(inspect.Signature(bare)).replace("'", '"')
+    assert f"`{name}{text}`" in PAGE.read_text()
 
 
 def train(project: Path) -> None:
