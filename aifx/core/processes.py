@@ -83,7 +83,10 @@ class Ended:
 
 
 class Child:
-    """A process that this one has started. `ended` is None while it runs."""
+    """A process that this one has started. `ended` is None while it runs.
+
+    If its block is left, it is ended: Ctrl-C and SIGTERM reach it as SIGTERM, or as SIGKILL without a grace.
+    """
 
     def __init__(
         self,
@@ -180,6 +183,7 @@ class Child:
             self._stop("silence")
 
     def _stop(self, cut: Cut) -> None:
+        """Send the next signal of its end."""
         self._cut = self._cut or cut
         number, wait_s = next(self._signals, (None, 0.0))
         if number is None:  # it hangs in the kernel
