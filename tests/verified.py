@@ -32,6 +32,7 @@ SOURCES = (
     "aifx/nn/*.py",
     "aifx/specs.py",
     "aifx/generation/*.py",
+    "aifx/programs/decoding.py",
     "tests/jax_kernels/*.py",
     "tests/models/*.py",
     "tests/nn/*.py",

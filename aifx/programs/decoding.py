@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from aifx.models.base import Decodes
-from aifx.models.decoder.paged_cache import Cache
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.program import Program
 from aifx.specs import Params, Specs, init_params, map_specs
 from jax_kernels.dispatch import Choices
+
+Cache: TypeAlias = Any
+"""Of a model: nested dicts of arrays, as its `cache_specs` describes them."""
 
 SMALLEST_BUCKET = 16
 

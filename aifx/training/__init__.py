@@ -1,4 +1,4 @@
-"""Training: state, step, loop, optimizers, divergence, signals. `train` is the way in.
+"""Training: the loop, its state on disk, divergence, signals. `train` is the way in.
 
 Imported lazily, so that signals can be heard before jax is imported.
 """
