@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import warnings
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,8 +20,7 @@ from jax_kernels.tuning import measured_here
 AUTO = "auto"
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=2)  # Python shows it once
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -33,7 +32,6 @@ class Choices:
         asked: the implementation that a call without an `implementation` of its own gets, by op.
         measured: looks up what was measured for (op, call, device); by default what `aifx kernels tune` measured.
         on_choice: told when a choice was added.
-        tell: told, once per call, that an implementation asked for or chosen before does not support it.
         division: the devices that the program is divided among, where there are several.
         seen_calls: the calls that were met, by `call_key`.
     """
@@ -42,7 +40,6 @@ class Choices:
     asked: Mapping[str, str] = field(default_factory=dict)
     measured: Callable[[Op, Any, Device], Choice | None] = measured_here
     on_choice: Callable[[Choices], None] = lambda choices: None
-    tell: Callable[[str], None] = _warn
     division: Division | None = None
     seen_calls: dict[str, tuple[Op, Any]] = field(default_factory=dict)
 
@@ -56,7 +53,7 @@ class Choices:
             self.on_choice(self)
         if before is not None and refusal is not None:
             now = self.made[key].implementation
-            self.tell(
+            logger.warning(
                 f"{op.name}: {before.implementation}, chosen before, cannot take this call ({refusal}); "
                 f"it runs as {now}"
             )
@@ -65,7 +62,7 @@ class Choices:
     def _make(self, op: Op, call: Any, device: Device) -> Choice:
         asked = self.asked.get(op.name, AUTO)
         if asked != AUTO:
-            return choose_asked(op, call, device, asked, self.tell)
+            return choose_asked(op, call, device, asked)
         for find in (self.measured, builtin_choice):
             found = find(op, call, device)
             if found is not None and op.unsupported_reason(found, call, device) is None:
@@ -132,7 +129,7 @@ def choose(op: Op, call: Any, implementation: str, *, is_shared: bool = False, c
     is_divided = choices.division is not None if free is None else bool(free)
     device = replace(current_device(), is_partitioned=is_divided and not is_shared, checks_vma=checks_vma)
     if implementation != AUTO:
-        return choose_asked(op, call, device, implementation, choices.tell)
+        return choose_asked(op, call, device, implementation)
     return choices.choose(op, call, device)
 
 
@@ -142,13 +139,13 @@ def check_name(op: Op, implementation: str) -> None:
         raise ValueError(f"implementation: expected one of {names}, got {implementation!r}")
 
 
-def choose_asked(op: Op, call: Any, device: Device, name: str, tell: Callable[[str], None]) -> Choice:
-    """The implementation that was asked for, or, if it does not support the call, another; `tell` hears of that."""
+def choose_asked(op: Op, call: Any, device: Device, name: str) -> Choice:
+    """The implementation that was asked for, or, with a warning in the log, another if it does not support the call."""
     refusal = op.implementations[name].unsupported_reason(call, device)
     if refusal is None:
         return op.choice(name, op.implementations[name].configs(call, device)[0], "asked for")
     instead = choose_unmeasured(op, call, device)
-    tell(f"{op.name}: {name} cannot take this call ({refusal}); it runs as {instead.implementation}")
+    logger.warning(f"{op.name}: {name} cannot take this call ({refusal}); it runs as {instead.implementation}")
     return replace(instead, reason=f"{name} was asked for and cannot: {refusal}")
 
 

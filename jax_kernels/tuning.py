@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ TOLERANCE = {
 on a GPU. int8 products are exact, so that only the rounding of results to bfloat16 remains, 2^-8 in each; Hopper's
 units sum fp8 in fewer bits than float32 has. A kernel that is wrong is far beyond it."""
 
-Tell = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -272,8 +273,6 @@ def verify(
     device: Device,
     tuning_cache: TuningCache,
     trials: TrialProcess,
-    *,
-    tell: Tell = lambda text: None,
 ) -> None:
     """Try the kernels that come before XLA's implementation on this device, and keep the first that agrees with it.
 
@@ -281,7 +280,6 @@ def verify(
 
     Args:
         trials: a process that does `check_or_time`.
-        tell: called with a line for each kernel that was tried.
     """
     if call_key(op.name, call) in tuning_cache.choices() or builtin_choice(op, call, device) is not None:
         return
@@ -298,27 +296,26 @@ def verify(
         failure = check(Candidate.of(op, call, name, config), trials)
         if failure is None:
             tuning_cache.put(op, call, op.choice(name, config, f"verified: on {device.kind} it computes what XLA does"))
-            tell(f"{op.name}: {name} computes what XLA does here ({call}), and is used")
+            logger.info(f"{op.name}: {name} computes what XLA does here ({call}), and is used")
             return
         tuning_cache.put_failure(op, call, name, config, failure)
-        tell(f"{op.name}: {name} fails on {device.kind} ({failure}), and is not used ({call})")
+        logger.info(f"{op.name}: {name} fails on {device.kind} ({failure}), and is not used ({call})")
 
 
 def tune(
-    op: Op, call: Any, device: Device, trials: TrialProcess, *, is_trained: bool = True, tell: Tell = lambda text: None
+    op: Op, call: Any, device: Device, trials: TrialProcess, *, is_trained: bool = True
 ) -> tuple[Choice, list[Timing]]:
     """The implementation of a call that is the fastest on this device, and what each candidate took.
 
     Args:
         trials: a process that does `check_or_time`.
         is_trained: the backward pass counts, too.
-        tell: called with a line for each candidate that was checked.
     """
     good, failures = [], []
     for implementation, config in candidates(op, call, device):
         candidate = Candidate.of(op, call, implementation, config)
         failure = check(candidate, trials)
-        tell(f"{implementation} {dict(config)}: {failure or 'computes what XLA does'}")
+        logger.info(f"{implementation} {dict(config)}: {failure or 'computes what XLA does'}")
         if failure is None:
             good.append(candidate)
         else:

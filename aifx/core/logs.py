@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-LOGGER = logging.getLogger("aifx")
+LOGGERS = tuple(map(logging.getLogger, ("aifx", "jax_kernels")))
 
 
 class LineHandler(logging.Handler):
@@ -38,28 +38,36 @@ def log_lines(write: Callable[[str], None], *, propagate: bool = True) -> Iterat
 
 @contextmanager
 def log_to(handler: logging.Handler, *, propagate: bool = True) -> Iterator[None]:
-    """Give `handler` what aifx logs at level INFO or above.
+    """Give `handler` what aifx and jax_kernels log at level INFO or above.
 
     Args:
         propagate: let the handlers of the root logger have what they would have had without `handler`. Some packages
             install one that writes to stderr when they are imported.
     """
-    level, was_propagating = LOGGER.level, LOGGER.propagate
+    with ExitStack() as stack:
+        for logger in LOGGERS:
+            stack.enter_context(_log_to(logger, handler, propagate))
+        yield
+
+
+@contextmanager
+def _log_to(logger: logging.Logger, handler: logging.Handler, propagate: bool) -> Iterator[None]:
+    level, was_propagating = logger.level, logger.propagate
     handlers = [handler]
     if propagate and was_propagating:
-        handlers.append(_ToRoot(LOGGER.getEffectiveLevel()))
-    if not LOGGER.isEnabledFor(logging.INFO):
-        LOGGER.setLevel(logging.INFO)
-    LOGGER.propagate = False
+        handlers.append(_ToRoot(logger.getEffectiveLevel()))
+    if not logger.isEnabledFor(logging.INFO):
+        logger.setLevel(logging.INFO)
+    logger.propagate = False
     for one in handlers:
-        LOGGER.addHandler(one)
+        logger.addHandler(one)
     try:
         yield
     finally:
         for one in handlers:
-            LOGGER.removeHandler(one)
-        LOGGER.setLevel(level)
-        LOGGER.propagate = was_propagating
+            logger.removeHandler(one)
+        logger.setLevel(level)
+        logger.propagate = was_propagating
 
 
 class _ToRoot(logging.Handler):

@@ -78,7 +78,6 @@ def run_choices(
         asked=config.kernels.model_dump(),
         measured=TuningCache(winners_path(), device),
         on_choice=write,
-        tell=logger.warning,
         division=Division(layout.mesh, DATA_AXIS) if layout is not None and layout.num_devices > 1 else None,
     )
 

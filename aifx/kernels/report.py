@@ -141,7 +141,7 @@ def tune_project(
         for found in calls:
             logger.info("%s: %s", found.op.name, found.call)
             is_trained = "training" in found.parts
-            winner, timings = tune(found.op, found.call, device, trials, is_trained=is_trained, tell=logger.info)
+            winner, timings = tune(found.op, found.call, device, trials, is_trained=is_trained)
             cache.put(found.op, found.call, winner)
             row = ChosenCall.of(found.op, found.call, winner, found.parts)
             tuned.append(TunedCall(**vars(row), timings=list(map(CandidateTiming.of, timings))))

@@ -88,7 +88,7 @@ def _verify(
     try:
         with TrialProcess(check_or_time) as trials:
             for found in open_calls:
-                verify(found.op, found.call, device, tuning_cache, trials, tell=logger.info)
+                verify(found.op, found.call, device, tuning_cache, trials)
     except ChildProcessError as error:
         logger.warning(f"not all kernels are verified: {error}")
     return device, tuning_cache

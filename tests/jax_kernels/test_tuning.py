@@ -1,6 +1,7 @@
 """Measured winners: found, kept on disk beside those of others, and never a reason to fail."""
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,14 +33,14 @@ def trials() -> Iterator[TrialProcess]:
 
 
 @pytest.mark.parametrize("changes", [{}, {"has_segments": True}, {"q_offset": None}, {"num_kv_heads": 1}])
-def test_the_fastest_wins(changes: dict[str, object], trials: TrialProcess) -> None:
-    told: list[str] = []
-    choice, timings = tune(BOTH, replace(CALL, **changes), CPU, trials, tell=told.append)
+def test_the_fastest_wins(changes: dict[str, object], trials: TrialProcess, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "jax_kernels")
+    choice, timings = tune(BOTH, replace(CALL, **changes), CPU, trials)
     assert next(t.implementation for t in timings if t.seconds is not None) == choice.implementation
     assert {t.implementation for t in timings} == {"xla", "reference"}
     assert choice.reason.startswith("measured")
     assert all(t.forward_s is not None and t.backward_s is not None for t in timings)
-    assert len(told) == 2
+    assert len(caplog.messages) == 2
 
 
 def test_the_backward_pass_counts_in_training_alone(trials: TrialProcess) -> None:
@@ -77,32 +78,36 @@ def test_a_candidate_that_only_fails_while_it_is_timed_is_one_less(trials: Trial
 
 
 def test_the_first_kernel_that_is_right_is_verified_and_others_are_not_tried_again(
-    trials: TrialProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trials: TrialProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     op = replace(ODD, preference={"cpu": ("off", "crash", "good", "xla")})
-    tuning_cache, call, told = TuningCache(tmp_path, CPU), odd_op.Call(64), []
+    caplog.set_level(logging.INFO, "jax_kernels")
+    tuning_cache, call = TuningCache(tmp_path, CPU), odd_op.Call(64)
     assert Choices(measured=tuning_cache).choose(op, call, CPU).implementation == "xla", "no kernel is taken untried"
-    verify(op, call, CPU, tuning_cache, trials, tell=told.append)
+    verify(op, call, CPU, tuning_cache, trials)
     found = Choices(measured=tuning_cache).choose(op, call, CPU)
     assert (found.implementation, found.reason) == ("good", "verified: on cpu it computes what XLA does")
-    assert len(told) == 3
-    assert "odd: crash fails on cpu (the process was ended by SIGSEGV), and is not used" in told[1]
-    verify(op, call, CPU, tuning_cache, trials, tell=told.append)
-    assert len(told) == 3, "it has a winner"
+    assert len(caplog.messages) == 3
+    assert "odd: crash fails on cpu (the process was ended by SIGSEGV), and is not used" in caplog.messages[1]
+    verify(op, call, CPU, tuning_cache, trials)
+    assert len(caplog.messages) == 3, "it has a winner"
     again, other = TuningCache(tmp_path, CPU), replace(call, length=65)
     assert again.failed(op, call, "crash") == "the process was ended by SIGSEGV"
     assert again.failed(op, call, "good") is None
     assert again.failed(op, other, "crash") is None
     monkeypatch.setattr(Op, "source_digest", lambda op, implementation: "of a later version")
-    assert again.failed(op, call, "crash") is None, "it may have been mended"
+    assert again.failed(op, call, "crash") is None, "it may have been fixed"
 
 
-def test_where_no_kernel_is_right_xla_runs_and_none_is_tried_again(trials: TrialProcess, tmp_path: Path) -> None:
+def test_where_no_kernel_is_right_xla_runs_and_none_is_tried_again(
+    trials: TrialProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     only = replace(ODD, preference={"cpu": ("off", "refuse", "xla")})
-    tuning_cache, told = TuningCache(tmp_path, CPU), []
+    caplog.set_level(logging.INFO, "jax_kernels")
+    tuning_cache = TuningCache(tmp_path, CPU)
     for _ in range(2):
-        verify(only, odd_op.Call(64), CPU, tuning_cache, trials, tell=told.append)
-    assert len(told) == 2
+        verify(only, odd_op.Call(64), CPU, tuning_cache, trials)
+    assert len(caplog.messages) == 2
     assert Choices(measured=tuning_cache).choose(only, odd_op.Call(64), CPU).implementation == "xla"
 
 
