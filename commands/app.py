@@ -43,6 +43,7 @@ SETUP = "Set up"
 
 COMMANDS: dict[str, Entry] = {
     "init": Entry("init.command", "init", "Start a project from a template.", START),
+    "plan": Entry("plan.command", "plan", "Predict memory, time, energy and cost of a run before it starts.", TRAIN),
     "train": Entry("train.command", "train", "Train the project's model, or resume a training that stopped.", TRAIN),
     "eval": Entry(
         "eval.command", "eval_", "Measure a checkpoint on held-out data and compare it with its gates.", TRAIN

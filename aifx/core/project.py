@@ -85,6 +85,11 @@ class RunDirectory:
         return self.path / "profile"
 
     @property
+    def plan(self) -> Path:
+        """What `aifx plan --run` predicted."""
+        return self.path / "plan.json"
+
+    @property
     def tags(self) -> Path:
         return self.path / "tags.json"
 

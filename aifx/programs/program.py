@@ -42,11 +42,20 @@ class Program:
         options = dict(self.compiler_options) or None
         return jax.jit(call, donate_argnums=self.donate, compiler_options=options, **places)
 
-    def lower(self) -> jax.stages.Lowered:
-        """Traced for its arguments; `.compile()` gives the executable. Needs no array."""
+    def lower(self, platforms: tuple[str, ...] | None = None) -> jax.stages.Lowered:
+        """Traced for its arguments; `.compile()` gives the executable. Needs no array.
+
+        Args:
+            platforms: of devices that are not here, as JAX names them ("cuda").
+        """
         with self._with_kernels():
-            lowered: jax.stages.Lowered = self.jitted.lower(*self.arguments)
+            lowered: jax.stages.Lowered = self.jitted.trace(*self.arguments).lower(lowering_platforms=platforms)
             return lowered
+
+    def jaxpr(self) -> Any:
+        """What it computes, traced for its arguments; nothing is lowered."""
+        with self._with_kernels():
+            return self.jitted.trace(*self.arguments).jaxpr
 
     def trace(self) -> Any:
         """Shapes and dtypes of its results; nothing is lowered."""

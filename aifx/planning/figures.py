@@ -1,0 +1,108 @@
+"""A number with where it comes from, and the rates that predict time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from aifx.machine.catalogue import peak_of
+from aifx.machine.measured_peaks import find_ceilings, measured_peak
+from aifx.planning.hardware import GPUS_PER_NODE, Hardware
+
+Basis = Literal["measured", "compiled", "counted", "estimated", "nameplate", "declared"]
+
+PRODUCT_SHARE = 0.8
+"""Of the nameplate peak, at the best shape: 0.78 to 0.87 of A100, H100, GH200 and B200 (stas00/ml-engineering, maximum
+achievable matmul FLOPS)."""
+
+CPU_PRODUCT_SHARE = 0.6
+"""Of the peak that a CPU's clock and vector units give: a guess until `aifx bench hardware` has measured it."""
+
+MEMORY_SHARE = 0.9
+"""Of the nameplate bandwidth."""
+
+CPU_MEMORY_BYTES_S = 8e9
+"""Of each core, until `aifx bench hardware` has measured the triad."""
+
+LINK_SHARE = 0.75
+"""Of one direction of the links. 8 H100 reach 460 GB/s of bus bandwidth and 8 A100 228 (Azure/azurehpc-health-checks),
+more than one direction has, as NVSwitch adds up in the network; TPUs and cards have no such switch."""
+
+NODE_BYTES_S = 50e9
+"""Of a GPU to other nodes: a port of 400 Gb/s each, as DGX H100 has."""
+
+TRANSCENDENTAL_S = 2.4e-9
+"""An exponential or the like on one core of a CPU (XLA of jaxlib 0.12, AMD EPYC)."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number of a plan.
+
+    Attributes:
+        basis: measured (here or by others), compiled (by XLA), counted (from shapes), estimated, nameplate (the
+            vendor's) or declared (by the user).
+        source: where it comes from, in words.
+    """
+
+    value: float
+    basis: Basis
+    source: str
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one device reaches. `products` is by dtype of the operands."""
+
+    products: Mapping[str, Figure]
+    memory: Figure
+    links: Figure | None
+
+
+def rates_of(hardware: Hardware, dtypes: list[str], cores: int) -> Rates:
+    """Raises ValueError if the catalogue has no peak of a dtype."""
+    return Rates(
+        {dtype: _products(hardware, dtype) for dtype in dtypes},
+        _memory(hardware, cores),
+        _links(hardware) if hardware.num_devices > 1 else None,
+    )
+
+
+def _products(hardware: Hardware, dtype: str) -> Figure:
+    kind, platform = hardware.device_kind, hardware.platform
+    if hardware.is_here and (found := measured_peak(kind, platform, 1, dtype)) is not None:
+        return Figure(found.flops, "measured", f"aifx bench hardware: {found.formula}")
+    peak = peak_of(kind, platform, 1, dtype)
+    if peak is None:
+        raise ValueError(f"the catalogue has no peak of {kind} in {dtype}")
+    if platform == "cpu":
+        source = f"{CPU_PRODUCT_SHARE:.0%} of {peak.formula}; aifx bench hardware measures it"
+        return Figure(CPU_PRODUCT_SHARE * peak.flops, "estimated", source)
+    chip = hardware.chip
+    assert chip is not None
+    if chip.usual_tflops is not None and "bfloat16" in chip.peak_tflops:
+        share = chip.usual_tflops / chip.peak_tflops["bfloat16"]
+        return Figure(share * peak.flops, "estimated", f"{share:.0%} of {peak.formula}, as others measured")
+    return Figure(PRODUCT_SHARE * peak.flops, "estimated", f"{PRODUCT_SHARE:.0%} of {peak.formula}")
+
+
+def _memory(hardware: Hardware, cores: int) -> Figure:
+    if hardware.is_here and (rate := find_ceilings(hardware.device_kind, hardware.platform).rate("memory")):
+        return Figure(rate, "measured", "aifx bench hardware: the triad")
+    if hardware.chip is None:
+        source = f"{CPU_MEMORY_BYTES_S / 1e9:g} GB/s per core; aifx bench hardware measures it"
+        return Figure(CPU_MEMORY_BYTES_S * cores, "estimated", source)
+    rate = hardware.chip.memory_gb_s * 1e9 / hardware.chip.devices_per_chip
+    return Figure(MEMORY_SHARE * rate, "estimated", f"{MEMORY_SHARE:.0%} of {rate / 1e9:,.0f} GB/s")
+
+
+def _links(hardware: Hardware) -> Figure:
+    chip = hardware.chip
+    assert chip is not None
+    if hardware.platform == "gpu" and hardware.num_devices > GPUS_PER_NODE and not chip.in_rack:
+        return Figure(NODE_BYTES_S, "estimated", "a 400 Gb/s port per GPU between nodes")
+    if chip.usual_all_reduce_gb_s is not None:
+        return Figure(chip.usual_all_reduce_gb_s * 1e9, "estimated", "all-reduce of 8 GPUs, as others measured")
+    each_way = (chip.link_gb_s or 32.0) / 2 / chip.devices_per_chip
+    return Figure(LINK_SHARE * each_way * 1e9, "estimated", f"{LINK_SHARE:.0%} of {each_way:g} GB/s each way")

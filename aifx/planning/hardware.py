@@ -1,0 +1,247 @@
+"""The hardware that a run is planned for, by name: `this`, `h100x8`, `v5e-256`. Imports no JAX."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from aifx.core.errors import ConfigError, EnvironmentFault, UsageError, did_you_mean
+from aifx.machine.catalogue import ACCELERATORS, TPU_GENERATIONS, Accelerator, find_accelerator
+from aifx.machine.nvml import open_gpus
+
+PCI = Path("/sys/bus/pci/devices")
+GPUS_PER_NODE = 8
+
+GPU_NAMES = {
+    "b200": "NVIDIA B200",
+    "gb200": "NVIDIA GB200",
+    "b300": "NVIDIA B300",
+    "gb300": "NVIDIA GB300",
+    "h200": "NVIDIA H200 SXM",
+    "h200-nvl": "NVIDIA H200 NVL",
+    "gh200-144g": "NVIDIA GH200 144GB",
+    "gh200": "NVIDIA GH200 96GB",
+    "h100": "NVIDIA H100 SXM",
+    "h100-nvl": "NVIDIA H100 NVL",
+    "h100-pcie": "NVIDIA H100 PCIe",
+    "h800": "NVIDIA H800 SXM",
+    "h800-pcie": "NVIDIA H800 PCIe",
+    "h20": "NVIDIA H20",
+    "a100": "NVIDIA A100 SXM 80GB",
+    "a100-40g": "NVIDIA A100 SXM 40GB",
+    "a100-pcie": "NVIDIA A100 PCIe 80GB",
+    "a100-pcie-40g": "NVIDIA A100 PCIe 40GB",
+    "l40s": "NVIDIA L40S",
+    "l4": "NVIDIA L4",
+    "a10g": "NVIDIA A10G",
+    "a10": "NVIDIA A10",
+    "t4": "NVIDIA T4",
+    "rtx4090": "NVIDIA GeForce RTX 4090",
+}
+"""Short names of the catalogue's GPUs."""
+
+
+@dataclass(frozen=True)
+class TpuGeneration:
+    """A generation of TPUs as Google Cloud names its slices (cloud.google.com/tpu/docs, "accelerator type").
+
+    Attributes:
+        chip: in the catalogue; None for a generation that aifx has no figures of.
+        cores_per_chip: by which the number in a name is divided: 2 if it counts TensorCores.
+        dimensions: of its network.
+        max_chips: of the largest slice.
+        chips_per_host: of a slice of several hosts.
+    """
+
+    chip: str | None
+    cores_per_chip: int
+    dimensions: int
+    max_chips: int
+    chips_per_host: int = 4
+
+
+TPUS = {
+    "v2": TpuGeneration(None, 2, 2, 256),
+    "v3": TpuGeneration(None, 2, 2, 1024),
+    "v4": TpuGeneration("TPU v4", 2, 3, 4096),
+    "v5e": TpuGeneration("TPU v5e", 1, 2, 256),
+    "v5litepod": TpuGeneration("TPU v5e", 1, 2, 256),
+    "v5p": TpuGeneration("TPU v5p", 2, 3, 6144),
+    "v6e": TpuGeneration("TPU v6e", 1, 2, 256),
+    # GKE and Compute Engine name TPU7x by its topology. Here the number counts chips.
+    "tpu7x": TpuGeneration("TPU v7x", 1, 3, 9216),
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Devices of one kind.
+
+    Attributes:
+        name: as the user gave it.
+        device_kind: as JAX names it.
+        chip: in the catalogue; None for a processor.
+        num_devices: JAX devices, of which a chip may be several.
+        topology: of a TPU slice, as libtpu names it: "v5e:16x16".
+        is_here: whether it is this machine.
+        processes: that the devices need, one per host.
+    """
+
+    name: str
+    platform: str
+    device_kind: str
+    chip: Accelerator | None
+    num_devices: int
+    topology: str = ""
+    is_here: bool = False
+    processes: int = 1
+
+    @property
+    def num_chips(self) -> int:
+        return self.num_devices // (self.chip.devices_per_chip if self.chip else 1)
+
+    @property
+    def capacity_bytes(self) -> int | None:
+        """Memory of one device, as the vendor prints it; None for a processor."""
+        if self.chip is None:
+            return None
+        unit = 1 << 30 if self.platform == "tpu" else 10**9
+        return int(self.chip.memory_gb * unit / self.chip.devices_per_chip)
+
+
+def find_hardware(name: str, devices: int | str = "all") -> Hardware:
+    """The hardware called `name`. Raises UsageError with the nearest right name.
+
+    Args:
+        devices: `train.devices`, which limits the devices of this machine.
+    """
+    text = name.strip().lower()
+    if text == "this":
+        return _this(devices)
+    if found := re.fullmatch(r"(v\d+[a-z]*|tpu\d+x)-(\d+)", text):
+        return _tpu(name, found[1], int(found[2]))
+    if found := re.fullmatch(r"([a-z]+\d[\w-]*?)(?:x(\d+))?", text):
+        return _gpu(name, found[1], int(found[2] or 1))
+    raise _unknown(name)
+
+
+def hardware_names() -> list[str]:
+    """Examples of names that aifx knows: every GPU alone and in a node, every TPU slice of a usual size."""
+    tpus = [f"{name}-{n * g.cores_per_chip}" for name, g in TPUS.items() if g.chip for n in _slice_sizes(g)]
+    gpus = [f"{name}{count}" for name in GPU_NAMES for count in ("", f"x{GPUS_PER_NODE}")]
+    return ["this", *gpus, *tpus]
+
+
+def _gpu(name: str, short: str, count: int) -> Hardware:
+    if short not in GPU_NAMES or count < 1:
+        raise _unknown(name)
+    chip = _chip(GPU_NAMES[short])
+    return Hardware(name, "gpu", _device_kind(chip), chip, count, processes=math.ceil(count / GPUS_PER_NODE))
+
+
+def _tpu(name: str, generation: str, number: int) -> Hardware:
+    found = TPUS.get(generation)
+    if found is None:
+        raise _unknown(name)
+    if found.chip is None:
+        known = [key for key, one in TPUS.items() if one.chip]
+        raise UsageError(f"aifx has no figures of TPU {generation}", f"it knows {', '.join(known)}", "")
+    shape = _slice_shape(found, number // found.cores_per_chip) if number % found.cores_per_chip == 0 else None
+    if shape is None:
+        sizes = [size * found.cores_per_chip for size in _slice_sizes(found)]
+        nearest = min(sizes, key=lambda size: abs(math.log(size / max(number, 1))))
+        counted = "TensorCores, two per chip" if found.cores_per_chip == 2 else "chips"
+        why = f"there is no such slice (the number counts {counted}); did you mean '{generation}-{nearest}'?"
+        raise UsageError(f"unknown hardware {name!r}", why, f"aifx plan --hardware {generation}-{nearest}")
+    chip, chips = _chip(found.chip), math.prod(shape)
+    prefix = {"v5litepod": "v5e"}.get(generation, generation)
+    topology = f"{prefix}:{'x'.join(map(str, shape))}"
+    hosts = 1 if chips <= (8 if found.dimensions == 2 else 4) else chips // found.chips_per_host
+    return Hardware(name, "tpu", _device_kind(chip), chip, chips * chip.devices_per_chip, topology, processes=hosts)
+
+
+def _slice_sizes(generation: TpuGeneration) -> list[int]:
+    """Chips of the usual slices, smallest first."""
+    sizes = [1, 4, *(1 << n for n in range(3, 14))]
+    return [n for n in sizes if n <= generation.max_chips and _slice_shape(generation, n)]
+
+
+def _slice_shape(generation: TpuGeneration, chips: int) -> tuple[int, ...] | None:
+    """The most cubic shape of so many chips; None if there is no such slice."""
+    if chips == 1:
+        return (1,) * generation.dimensions
+    if not 4 <= chips <= generation.max_chips:
+        return None
+    if generation.dimensions == 2:
+        if chips & (chips - 1):
+            return None
+        side = 1 << (chips.bit_length() - 1) // 2
+        return side, chips // side
+    if chips < 64:
+        return {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4)}.get(chips)
+    cubes, rest = divmod(chips, 64)  # larger slices are made of cubes of 4 x 4 x 4 chips
+    shapes = [
+        (a, b, cubes // a // b)
+        for a in range(1, cubes + 1)
+        for b in range(a, cubes // a + 1)
+        if cubes % (a * b) == 0 and b <= cubes // a // b
+    ]
+    if rest or not shapes:
+        return None
+    x, y, z = min(shapes, key=lambda shape: shape[2] - shape[0])
+    return 4 * x, 4 * y, 4 * z
+
+
+def _this(devices: int | str) -> Hardware:
+    names = [name for ask in open_gpus().values() if isinstance(name := ask("DeviceGetName"), str)]
+    if names:
+        chip = find_accelerator(names[0])
+        if chip is None:
+            why = "aifx has no figures of it"
+            raise EnvironmentFault(f"this machine has a {names[0]}", why, "aifx plan --hardware h100x1")
+        return Hardware("this", "gpu", names[0], chip, _limited(len(names), devices), is_here=True)
+    if tpus := tpu_generations():
+        generation = TPUS.get(tpus[0].removeprefix("TPU ")) or TPUS.get(f"tpu{tpus[0]}")
+        if generation is not None and generation.chip is not None:
+            chip = _chip(generation.chip)
+            count = _limited(len(tpus) * chip.devices_per_chip, devices)
+            return Hardware("this", "tpu", _device_kind(chip), chip, count, is_here=True)
+    return Hardware("this", "cpu", "cpu", None, 1, is_here=True)
+
+
+def tpu_generations() -> list[str]:
+    """The generation of each TPU chip on this machine's PCI bus: ["v5e", "v5e"]."""
+    found = []
+    for device in sorted(PCI.glob("*")) if PCI.is_dir() else ():
+        try:
+            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "device"))
+        except OSError:
+            continue
+        if vendor == "0x1ae0" and kind in TPU_GENERATIONS:
+            found.append(TPU_GENERATIONS[kind])
+    return found
+
+
+def _limited(count: int, devices: int | str) -> int:
+    if isinstance(devices, int) and devices > count:
+        why = f"this machine has {count}"
+        raise ConfigError(f"train.devices = {devices}, and {why}", "a run takes devices of its machine", "")
+    return devices if isinstance(devices, int) else count
+
+
+def _chip(name: str) -> Accelerator:
+    return next(one for one in ACCELERATORS if one.name == name)
+
+
+def _device_kind(chip: Accelerator) -> str:
+    """What JAX calls it: the first of the catalogue's patterns, without its wildcards."""
+    kind = re.sub(r"\(\?!.*?\)|\.\*|\?", "", chip.kinds[0])
+    assert find_accelerator(kind) is chip, kind
+    return kind
+
+
+def _unknown(name: str) -> UsageError:
+    hint = "aifx plan --hardware this --hardware h100x8 --hardware v5e-256"
+    return UsageError(f"unknown hardware {name!r}", did_you_mean(name.lower(), hardware_names())[:300], hint)

@@ -1,0 +1,343 @@
+"""The plan of a run on some hardware: from what was counted and compiled to memory, time, energy and cost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from aifx.config import Config
+from aifx.machine.catalogue import peak_of
+from aifx.planning.figures import TRANSCENDENTAL_S, Figure, Rates, rates_of
+from aifx.planning.hardware import Hardware
+
+GPU_MEMORY_SHARE = 0.75
+"""What JAX takes of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise (docs.jax.dev, GPU memory
+allocation)."""
+
+TPU_RESERVED_BYTES = 256 << 20
+"""What the TPU runtime keeps: libtpu gives programs 15.75 of a v5e's 16 GiB."""
+
+PASSES = 8
+"""How often a step moves its activations, if no compiler says: each is written and read on the way forward and back,
+with what lies between."""
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the user declares.
+
+    Attributes:
+        price: of a chip for an hour, in any currency.
+        power_w: of a chip.
+    """
+
+    price: float | None = None
+    power_w: float | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+        activations: what the backward pass reads of the forward pass.
+        temporaries: everything else that the step needs while it runs.
+        checkpoint_copy: on a CPU, the copy of the state that is written while training goes on.
+        process: on a CPU, Python, JAX and the compiled program.
+        headroom: capacity less total; negative if the run doesn't fit.
+    """
+
+    parameters: Figure
+    optimizer: Figure
+    gradients: Figure
+    activations: Figure
+    logits: Figure
+    temporaries: Figure
+    batch: Figure
+    checkpoint_copy: Figure | None
+    process: Figure | None
+    total: Figure
+    capacity: Figure
+    headroom: Figure
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of one step and what follows from them.
+
+    Attributes:
+        products_s, elementwise_s, collectives_s: the parts of step_s.
+    """
+
+    products_s: Figure
+    elementwise_s: Figure
+    collectives_s: Figure
+    step_s: Figure
+    mfu: Figure | None
+    units_per_s: Figure
+    hours: Figure
+    energy_kwh: Figure | None
+    cost: Figure | None
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Checkpoints on the disk of the project's runs."""
+
+    checkpoint_bytes: Figure
+    kept: int
+    free_bytes: Figure
+    fitting: Figure
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run on some hardware.
+
+    Attributes:
+        hardware: as it was named.
+        layout: how the run is divided among the devices.
+        fits: whether its memory fits each device.
+        settings: values that `aifx plan --fit` found, by key; empty without it.
+        not_compiled: why nothing was compiled; empty if it was.
+        notes: what else must be known.
+    """
+
+    hardware: str
+    device_kind: str
+    num_devices: int
+    layout: str
+    global_batch_size: int
+    gradient_accumulation: int
+    remat: bool | None
+    dtype: str
+    unit: str
+    num_parameters: int
+    fits: bool
+    memory: Memory
+    model_flops_per_step: Figure
+    flops_per_step: Figure
+    bytes_per_step: Figure
+    time: Time
+    disk: Disk
+    compile_s: float | None
+    not_compiled: str
+    settings: dict[str, Any]
+    notes: list[str]
+
+
+def make_plan(
+    hardware: Hardware,
+    config: Config,
+    counted: Mapping[str, Any],
+    compiled: Mapping[str, Any] | None,
+    not_compiled: str,
+    runs_path: Path,
+    given: Assumptions,
+    settings: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Raises ValueError if the catalogue lacks a peak.
+
+    Args:
+        counted, compiled: events of `aifx.planning.worker`.
+        settings: what `--fit` found.
+    """
+    memory = _memory(hardware, config, counted, compiled)
+    n = hardware.num_devices
+    rates = rates_of(hardware, list(counted["product_flops"]), usable_cores())
+    flops = sum(counted["product_flops"].values()) * n
+    moved = _bytes_moved(counted, compiled)
+    return Plan(
+        hardware=hardware.name,
+        device_kind=hardware.device_kind,
+        num_devices=n,
+        layout=f"data-parallel: each of {n} devices holds the whole state" if n > 1 else "one device",
+        global_batch_size=config.train.global_batch_size,
+        gradient_accumulation=config.train.gradient_accumulation,
+        remat=getattr(config.model, "remat", None),
+        dtype=counted["dtype"],
+        unit=counted["unit"],
+        num_parameters=counted["num_parameters"],
+        fits=memory.headroom.value >= 0,
+        memory=memory,
+        model_flops_per_step=Figure(counted["model_flops"], "counted", "the model's own formula: docs/models.md"),
+        flops_per_step=Figure(flops, "counted", "products of the traced step, recomputation included"),
+        bytes_per_step=Figure(moved.value * n, moved.basis, moved.source),
+        time=_time(hardware, config, counted, compiled, rates, given),
+        disk=_disk(config, counted, runs_path),
+        compile_s=compiled["duration_s"] if compiled else None,
+        not_compiled=not_compiled,
+        settings=dict(settings or {}),
+        notes=_notes(hardware, counted, compiled, memory),
+    )
+
+
+def _memory(
+    hardware: Hardware, config: Config, counted: Mapping[str, Any], compiled: Mapping[str, Any] | None
+) -> Memory:
+    def size(value: float, source: str) -> Figure:
+        return Figure(value, "counted", source)
+
+    gradients, logits = counted["gradients"], counted["logits"]
+    activations, others = counted["activations"], counted["copies"] + counted["logits"]
+    source, basis = "residuals of the backward pass of one micro-batch", "copies of weights, gradients of logits"
+    state = counted["parameters"] + counted["frozen"] + counted["optimizer"] + counted["batch"]
+    temporaries = size(others, basis)
+    if compiled is not None:
+        # Gradients come while activations go, so XLA needs less than their sum.
+        activations = max(min(activations, compiled["extra_bytes"] - gradients - logits), 0)
+        source += ", as far as XLA holds them beside the gradients"
+        rest = max(compiled["extra_bytes"] - gradients - logits - activations, 0)
+        temporaries = Figure(rest, "compiled", "XLA's temporaries less what is named above")
+    extra = compiled["extra_bytes"] if compiled else gradients + activations + logits + others
+    copy = process = None
+    if hardware.platform == "cpu":
+        copy = size(counted["parameters"] + counted["optimizer"], "kept between saves: docs/checkpoints.md")
+        if compiled and compiled["process_bytes"]:
+            process = Figure(compiled["process_bytes"], "measured", "the process that compiled this plan")
+    total = state + extra + sum(part.value for part in (copy, process) if part)
+    whole = Figure(total, "compiled" if compiled else "counted", "XLA's arguments and temporaries, and what is beside")
+    capacity = capacity_of(hardware, (compiled or {}).get("room_bytes"))
+    return Memory(
+        parameters=size(counted["parameters"] + counted["frozen"], "shapes of the parameters"),
+        optimizer=size(counted["optimizer"], f"shapes of the state of {config.optimizer.kind}"),
+        gradients=size(gradients, "shapes of the weights"),
+        activations=size(activations, source),
+        logits=size(logits, "the largest array with an axis of the model's outputs"),
+        temporaries=temporaries,
+        batch=size(counted["batch"], "shapes of a batch"),
+        checkpoint_copy=copy,
+        process=process,
+        total=whole,
+        capacity=capacity,
+        headroom=Figure(capacity.value - total, whole.basis, "capacity less total"),
+    )
+
+
+def capacity_of(hardware: Hardware, room_bytes: int | None = None) -> Figure:
+    """What a run may use of the memory of one device."""
+    if hardware.capacity_bytes is None:
+        room = room_bytes or psutil.virtual_memory().available
+        return Figure(room, "measured", "memory of this machine that is available now")
+    if hardware.platform == "tpu":
+        source = f"{hardware.capacity_bytes / (1 << 30):g} GiB of each device, less what the TPU runtime keeps"
+        return Figure(hardware.capacity_bytes - TPU_RESERVED_BYTES, "nameplate", source)
+    share = GPU_MEMORY_SHARE
+    if os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        share = float(os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"])
+    source = f"{share:.0%} of {hardware.capacity_bytes / 1e9:g} GB, which JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION)"
+    return Figure(share * hardware.capacity_bytes, "nameplate", source)
+
+
+def _bytes_moved(counted: Mapping[str, Any], compiled: Mapping[str, Any] | None) -> Figure:
+    """Of one device."""
+    if compiled and not compiled["traffic"]["unknown_loops"]:
+        traffic = compiled["traffic"]
+        source = "operands and results of XLA's program, loops as often as they turn"
+        return Figure(traffic["product_bytes"] + traffic["other_bytes"], "compiled", source)
+    source = f"state and gradients once for the update, activations {PASSES} times"
+    return Figure(_elementwise_bytes(counted), "estimated", source)
+
+
+def _elementwise_bytes(counted: Mapping[str, Any]) -> float:
+    updated = 2 * (counted["parameters"] + counted["optimizer"]) + counted["gradients"]
+    return float(updated + PASSES * counted["activations"])
+
+
+def _time(
+    hardware: Hardware,
+    config: Config,
+    counted: Mapping[str, Any],
+    compiled: Mapping[str, Any] | None,
+    rates: Rates,
+    given: Assumptions,
+) -> Time:
+    n = hardware.num_devices
+    products = sum(flops / rates.products[dtype].value for dtype, flops in counted["product_flops"].items())
+    by = "; ".join(figure.source for figure in rates.products.values())
+    is_measured = all(figure.basis == "measured" for figure in rates.products.values())
+    traffic = (compiled or {}).get("traffic")
+    moved = _elementwise_bytes(counted)
+    if traffic is not None and not traffic["unknown_loops"]:
+        moved = traffic["other_bytes"]
+        # Where operands arrive more slowly than they are multiplied, memory sets the pace.
+        products = max(products, traffic["product_bytes"] / rates.memory.value)
+    elementwise = moved / rates.memory.value
+    if hardware.platform == "cpu":
+        elementwise += counted["transcendentals"] * TRANSCENDENTAL_S
+    collectives = 2 * (n - 1) / n * counted["gradients"] / rates.links.value if rates.links else 0.0
+    step = products + elementwise + collectives
+    steps = config.train.num_steps
+    hours = steps * step / 3600
+    peak = peak_of(hardware.device_kind, hardware.platform, n, counted["dtype"])
+    power, price = _power(hardware, given), given.price
+    of_step = f"from the predicted step time and {steps:,} steps"
+
+    def estimate(value: float, source: str) -> Figure:
+        return Figure(value, "estimated", source)
+
+    return Time(
+        products_s=estimate(products, f"counted operations at a{'' if is_measured else 'n assumed'} rate: {by}"),
+        elementwise_s=estimate(elementwise, f"bytes beside products: {rates.memory.source}"),
+        collectives_s=estimate(collectives, f"gradients all-reduced: {rates.links.source}" if rates.links else "none"),
+        step_s=estimate(step, "the sum of its parts, one after the other"),
+        mfu=estimate(counted["model_flops"] / step / peak.flops, peak.formula) if peak else None,
+        units_per_s=estimate(counted["units_per_step"] / step, f"{counted['units_per_step']:,} per step"),
+        hours=estimate(hours, f"{of_step}, without compiling, validation and saving"),
+        energy_kwh=None if power is None else estimate(
+            power.value * hardware.num_chips * hours / 1e3, f"{hardware.num_chips} x {power.value:g} W: {power.source}"
+        ),
+        cost=None if price is None else estimate(
+            price * hardware.num_chips * hours, f"{hardware.num_chips} x {price:g} per chip and hour, as declared"
+        ),
+    )  # fmt: skip
+
+
+def _power(hardware: Hardware, given: Assumptions) -> Figure | None:
+    if given.power_w is not None:
+        return Figure(given.power_w, "declared", "as declared")
+    if hardware.chip is not None and hardware.chip.power_w is not None:
+        return Figure(hardware.chip.power_w, "nameplate", "board power, the host not included")
+    return None
+
+
+def _disk(config: Config, counted: Mapping[str, Any], runs_path: Path) -> Disk:
+    size = counted["parameters"] + counted["optimizer"]
+    free = shutil.disk_usage(runs_path if runs_path.is_dir() else runs_path.parent).free
+    kept = config.checkpoint.keep_last + config.checkpoint.keep_best
+    return Disk(
+        checkpoint_bytes=Figure(size, "counted", "parameters and optimizer state, before compression"),
+        kept=kept,
+        free_bytes=Figure(free, "measured", "the disk of the project's runs"),
+        fitting=Figure(free // max(size, 1), "counted", "free space over the size of a checkpoint"),
+    )
+
+
+def _notes(
+    hardware: Hardware, counted: Mapping[str, Any], compiled: Mapping[str, Any] | None, memory: Memory
+) -> list[str]:
+    notes = []
+    if hardware.processes > 1:
+        notes.append(
+            f"{hardware.name} needs {hardware.processes} processes, one per host; aifx train runs one process today"
+        )
+    if memory.headroom.value < 0 and hardware.num_devices > 1:
+        notes.append("data-parallel layout: more devices don't reduce what each must hold of the state")
+    for op, implementation in counted.get("asked", {}).items():
+        notes.append(f"{op} is planned as {implementation}: cuDNN isn't installed here")
+    if compiled and compiled["scanned"]:
+        notes.append("compiled with model.scan_layers = true, which compiles faster; the project unrolls its layers")
+    if compiled and compiled["traffic"]["unknown_loops"]:
+        notes.append("this compiler doesn't say how often loops turn: bytes per step are estimated")
+    return notes
+
+
+def usable_cores() -> int:
+    """Of this machine, by this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

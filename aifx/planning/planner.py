@@ -1,0 +1,137 @@
+"""Plans of a project or of a run, each from a process of its own (`aifx.planning.worker`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from aifx.config import Config
+from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.json_files import write_json
+from aifx.core.json_values import plain
+from aifx.core.processes import Child, run_many
+from aifx.core.project import Project, RunDirectory
+from aifx.planning.fit import apply_settings, smallest_machine
+from aifx.planning.hardware import find_hardware
+from aifx.planning.plan import Assumptions, Plan, make_plan
+
+AT_ONCE = 2
+SCHEMA_VERSION = 1
+LIMIT_S = 1800.0
+
+
+@dataclass(frozen=True)
+class PlanFailure:
+    """Hardware that a run cannot be planned for, and why."""
+
+    hardware: str
+    what: str
+    why: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class PlanList:
+    """What `aifx plan --json` prints: a plan or a failure for each hardware, in the order asked for."""
+
+    plans: list[Plan | PlanFailure]
+
+
+def make_plans(
+    project: Project,
+    config: Config,
+    names: Sequence[str],
+    given: Assumptions,
+    *,
+    assets: Path | None = None,
+    with_compiler: bool = True,
+    fit: bool = False,
+) -> PlanList:
+    """Raises UsageError for an unknown name, and what a single plan fails with.
+
+    Args:
+        names: of hardware.
+        assets: of the run that is planned; None for the project.
+        fit: look for settings that fit.
+    """
+    hardware = {name: find_hardware(name, config.train.devices) for name in dict.fromkeys(names)}
+    request = {
+        "root": str(project.root),
+        "config": config.to_toml(origins=False),
+        "assets": None if assets is None else str(assets),
+        "compile": with_compiler,
+        "fit": fit,
+    }
+    ended: dict[str, Child] = {}
+    with closing(run_many((_start(name, request) for name in hardware), AT_ONCE)) as children:
+        for child in children:
+            if child is not None:
+                ended[child.name] = child
+    plans = list[Plan | PlanFailure]()
+    for name, one in hardware.items():
+        try:
+            events = _events(ended[name])
+            plans.append(_plan(one, config, events, project, given))
+        except AifxError as error:
+            if len(hardware) == 1:
+                raise
+            plans.append(PlanFailure(name, error.what, error.why, error.hint))
+    return PlanList(plans)
+
+
+def keep_plan(run: RunDirectory, found: PlanList) -> None:
+    """Write a run's plan into its directory, for `aifx runs show`."""
+    document = {"schema_version": SCHEMA_VERSION, **plain(asdict(found.plans[0]))}
+    write_json(run.plan, document)
+
+
+def _start(name: str, request: Mapping[str, Any]) -> Child:
+    return Child.of_module(
+        "aifx.planning.worker", json.dumps({**request, "hardware": name}), name=name, limit_s=LIMIT_S
+    )
+
+
+def _events(child: Child) -> dict[str, dict[str, Any]]:
+    """By name. Raises what the worker failed with."""
+    events = {str(event.get("event")): event for event in child.take_events()}
+    assert child.ended is not None
+    if failed := events.get("failed"):
+        raise AifxError(failed["what"], failed["why"], failed["hint"])
+    if "counted" not in events:
+        raise EnvironmentFault(f"the plan for {child.name} failed", child.ended.why, "AIFX_DEBUG=1 aifx plan")
+    if not child.ended.succeeded:
+        limit = f"it took longer than {LIMIT_S:g} s" if child.ended.cut == "limit" else child.ended.why
+        events.setdefault("not_compiled", {"why": f"the compiler failed: {limit}"})
+    return events
+
+
+def _plan(
+    hardware: Any, config: Config, events: Mapping[str, dict[str, Any]], project: Project, given: Assumptions
+) -> Plan:
+    settings = (events.get("fit") or events.get("nothing_fits") or {}).get("settings", {})
+    why = events.get("not_compiled", {}).get("why", "" if "compiled" in events else "without a compiler, as asked for")
+    try:
+        plan = make_plan(
+            hardware,
+            apply_settings(config, settings),
+            events["counted"],
+            events.get("compiled"),
+            why,
+            project.runs_path,
+            given,
+            settings,
+        )
+    except ValueError as error:
+        raise EnvironmentFault(f"no plan for {hardware.name}", str(error), "") from None
+    if (nothing := events.get("nothing_fits")) is not None:
+        machine = smallest_machine(nothing["needed_bytes"])
+        plan.notes.append(
+            f"nothing fits: the smallest machine that would is {machine}"
+            if machine
+            else "nothing fits, on any device of the catalogue: the state would have to be divided among devices"
+        )
+    return plan

@@ -1,0 +1,120 @@
+"""The devices that a program is compiled for and that are not here, as XLA's compilers know them."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from aifx.parallel.layout import DATA_AXIS, Layout, local_layout
+from aifx.planning.hardware import GPUS_PER_NODE, Hardware
+
+
+@dataclass(frozen=True)
+class GpuTarget:
+    """What XLA must know of a GPU: CUDA's device properties, and NVIDIA's data sheets."""
+
+    major: int
+    cores: int
+    fpus: int
+    clock_ghz: float
+    shared_block: int
+    shared_core: int
+    l2: int
+    bandwidth: int
+    memory: int
+
+
+_HOPPER: dict[str, Any] = {
+    "major": 9,
+    "fpus": 128,
+    "clock_ghz": 1.98,
+    "shared_block": 232448,
+    "shared_core": 233472,
+    "l2": 52428800,
+}
+_AMPERE: dict[str, Any] = {
+    "major": 8,
+    "fpus": 64,
+    "clock_ghz": 1.41,
+    "shared_block": 166912,
+    "shared_core": 167936,
+    "l2": 41943040,
+}
+GPU_TARGETS = {
+    "NVIDIA H100 SXM": GpuTarget(**_HOPPER, cores=132, bandwidth=3352320000000, memory=84929347584),
+    "NVIDIA H100 NVL": GpuTarget(**_HOPPER, cores=132, bandwidth=3900000000000, memory=100000000000),
+    "NVIDIA H100 PCIe": GpuTarget(**_HOPPER, cores=114, bandwidth=2039000000000, memory=84929347584),
+    "NVIDIA H200 SXM": GpuTarget(**_HOPPER, cores=132, bandwidth=4800000000000, memory=150000000000),
+    "NVIDIA H200 NVL": GpuTarget(**_HOPPER, cores=132, bandwidth=4800000000000, memory=150000000000),
+    "NVIDIA A100 SXM 80GB": GpuTarget(**_AMPERE, cores=108, bandwidth=2039000000000, memory=84929347584),
+    "NVIDIA A100 SXM 40GB": GpuTarget(**_AMPERE, cores=108, bandwidth=1555000000000, memory=42298834944),
+    "NVIDIA A100 PCIe 80GB": GpuTarget(**_AMPERE, cores=108, bandwidth=1935000000000, memory=84929347584),
+    "NVIDIA A100 PCIe 40GB": GpuTarget(**_AMPERE, cores=108, bandwidth=1555000000000, memory=42298834944),
+}
+"""By the catalogue's name: the GPUs of which these figures are known."""
+
+_DESCRIPTION = """
+gpu_device_info {{
+  cuda_compute_capability {{ major: {major} }}
+  core_count: {cores}  fpus_per_core: {fpus}  clock_rate_ghz: {clock_ghz}
+  threads_per_warp: 32  threads_per_block_limit: 1024  threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+  registers_per_core_limit: 65536  registers_per_block_limit: 65536
+  shared_memory_per_block: 49152  shared_memory_per_block_optin: {shared_block}  shared_memory_per_core: {shared_core}
+  l2_cache_size: {l2}  memory_bandwidth: {bandwidth}  device_memory_size: {memory}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 7 }}
+runtime_version {{ major: 12 minor: 8 patch: 0 }}
+device_description_str: "{kind}"
+"""
+
+
+def missing_compiler(hardware: Hardware) -> str:
+    """Why this machine cannot compile for the hardware; empty if it can."""
+    if hardware.platform == "cpu":
+        return ""
+    if hardware.platform == "tpu":
+        return "" if importlib.util.find_spec("libtpu") else "libtpu is not installed: pip install libtpu"
+    if hardware.chip is None or hardware.chip.name not in GPU_TARGETS:
+        return f"aifx has no description of {hardware.device_kind} for XLA's compiler"
+    if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
+        return "XLA's compiler for GPUs is not installed: pip install jax-cuda12-plugin nvidia-cuda-nvcc-cu12"
+    return ""
+
+
+def compile_layout(hardware: Hardware) -> tuple[Layout, tuple[str, ...] | None]:
+    """The layout over devices that a compiler knows, and the platform to lower for. Raises what XLA raises."""
+    if hardware.platform == "cpu":
+        return local_layout(1), None
+    if hardware.platform == "tpu":
+        described = topologies.get_topology_desc(platform="tpu", topology_name=_topology(hardware))
+        return _layout(hardware, described), None
+    assert hardware.chip is not None
+    target = GPU_TARGETS[hardware.chip.name]
+    text = _DESCRIPTION.format(**vars(target), kind=hardware.device_kind)
+    nodes = -(-hardware.num_devices // GPUS_PER_NODE)
+    shape = f"1x{nodes}x{min(hardware.num_devices, GPUS_PER_NODE)}"
+    described = topologies.get_topology_desc(platform="cuda", target_config=text, topology=shape)
+    return _layout(hardware, described), ("cuda",)
+
+
+def _topology(hardware: Hardware) -> str:
+    """libtpu describes whole hosts: of one chip, a corner of four."""
+    generation, _, shape = hardware.topology.partition(":")
+    if hardware.num_chips >= 4 and shape:
+        return hardware.topology
+    generation = generation or {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}.get(
+        hardware.device_kind, "tpu7x"
+    )
+    return f"{generation}:{'2x2' if generation in ('v5e', 'v6e') else '2x2x1'}"
+
+
+def _layout(hardware: Hardware, described: Any) -> Layout:
+    devices = np.array(described.devices[: hardware.num_devices])
+    return Layout(Mesh(devices, (DATA_AXIS,)), hardware.platform, hardware.device_kind)

@@ -1,0 +1,106 @@
+"""`aifx plan`: what a run needs before it starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from aifx.commands.console.completion import complete_run
+from aifx.commands.console.options import JsonOption, SetOption
+from aifx.commands.console.terminal import terminal
+from aifx.core.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from aifx.planning.planner import PlanList
+
+HardwareOption = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads it at run time)
+    typer.Option(
+        "--hardware",
+        metavar="NAME",
+        help="Hardware to plan for: this, h100x8, v5e-256. By default this machine. Can be repeated.",
+        show_default=False,
+    ),
+]
+
+
+def plan(
+    hardware: HardwareOption = None,
+    overrides: SetOption = None,
+    run: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--run",
+            metavar="NAME",
+            help="Plan this run with its own settings and keep the plan in its directory.",
+            show_default=False,
+            autocompletion=complete_run,
+        ),
+    ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Search batch, accumulation and recomputation for settings that fit.")
+    ] = False,
+    price: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--price", min=0.0, metavar="AMOUNT", help="Price of a chip for an hour.", show_default=False),
+    ] = None,
+    power: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            "--power",
+            min=0.0,
+            metavar="WATTS",
+            help="Power of a chip. By default the vendor's board power.",
+            show_default=False,
+        ),
+    ] = None,
+    compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the step, or only count.")] = True,
+    json: JsonOption = False,
+) -> None:
+    """Predict memory, time, energy and cost of a run before it starts.
+
+    The hardware need not be here. aifx compiles the training step for it if a compiler is installed, and counts
+    otherwise. Each number says where it comes from.
+
+    Examples:
+        aifx plan                                          plan for this machine
+        aifx plan --hardware h100x8 --price 2.5            8 H100, at 2.5 per chip and hour
+        aifx plan --hardware h100x8 --hardware v5e-256     a table
+        aifx plan --hardware v5e-1 --fit                   settings that fit
+        aifx plan --run main                               keep the plan for `aifx runs show`
+    """
+    with terminal(json) as out:
+        from aifx.commands.plan.page import print_plan, print_table
+        from aifx.config import load_config
+        from aifx.config.load import read_config
+        from aifx.core.project import find_project
+        from aifx.planning.plan import Assumptions
+        from aifx.planning.planner import keep_plan, make_plans
+
+        names = hardware or ["this"]
+        if run is not None and (overrides or fit or len(names) > 1):
+            why = "the plan of a run has the settings that it was started with"
+            raise UsageError(
+                "--run can't be used with --set, --fit or several --hardware", why, f"aifx plan --run {run}"
+            )
+        project = find_project()
+        directory = project.existing_run(run) if run is not None else None
+        config = load_config(project, overrides or ()) if directory is None else read_config(directory.config, project)
+        assets = directory.assets if directory is not None else None
+        found = make_plans(
+            project, config, names, Assumptions(price, power), assets=assets, with_compiler=compile_, fit=fit
+        )
+        if directory is not None:
+            keep_plan(directory, found)
+        out.document(found)
+        if len(found.plans) == 1:
+            print_plan(out, found.plans[0])
+        else:
+            print_table(out, found.plans)
+        if not _any_fits(found):
+            raise SystemExit(int(ExitCode.VERDICT))
+
+
+def _any_fits(found: PlanList) -> bool:
+    return any(getattr(one, "fits", False) for one in found.plans)

@@ -1,0 +1,130 @@
+"""Plans as `aifx plan` prints them: one on a page, several in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from aifx.commands.console.format import literal
+from aifx.commands.console.terminal import Output
+from aifx.core.json_files import readable_bytes
+
+if TYPE_CHECKING:
+    from aifx.planning.figures import Figure
+    from aifx.planning.plan import Memory, Plan
+    from aifx.planning.planner import PlanFailure
+
+
+def print_plan(out: Output, plan: Plan | PlanFailure) -> None:
+    """One plan: memory, step, run and disk, each number with its source."""
+    from aifx.planning.plan import Plan
+
+    assert isinstance(plan, Plan)
+    how = f"compiled in {plan.compile_s:.0f} s" if plan.compile_s is not None else f"not compiled: {plan.not_compiled}"
+    accumulated = f" in {plan.gradient_accumulation} micro-batches" if plan.gradient_accumulation > 1 else ""
+    out.print(f"{plan.hardware}: {plan.num_devices} x {plan.device_kind}; {how}")
+    out.print(f"{plan.num_parameters:,} parameters, {plan.dtype}, batch {plan.global_batch_size}{accumulated}")
+    out.print(plan.layout)
+    out.print("")
+    rows = [(name.replace("_", " "), figure) for name, figure in memory_parts(plan.memory)]
+    _print_figures(out, "memory per device", [(name, size(figure.value), figure) for name, figure in rows])
+    out.print("fits" if plan.fits else f"does NOT fit: {size(-plan.memory.headroom.value)} too much")
+    out.print("")
+    _print_figures(out, "step", _step_rows(plan))
+    out.print("")
+    _print_figures(out, "run", _run_rows(plan))
+    if plan.settings:
+        out.print("")
+        print_settings(out, plan)
+    for note in plan.notes:
+        out.say(f"note: {note}")
+
+
+def print_table(out: Output, plans: Sequence[Plan | PlanFailure]) -> None:
+    """Several plans, a row each."""
+    from aifx.planning.plan import Plan
+
+    columns = ["hardware", "fits", "memory", "of", "step", "MFU", "speed", "hours", "energy", "cost"]
+    rows = [
+        (
+            plan.hardware,
+            "yes" if plan.fits else "NO",
+            size(plan.memory.total.value),
+            size(plan.memory.capacity.value),
+            seconds(plan.time.step_s.value),
+            f"{plan.time.mfu.value:.0%}" if plan.time.mfu else None,
+            f"{plan.time.units_per_s.value:,.0f} {plan.unit}/s",
+            f"{plan.time.hours.value:,.4g}",
+            f"{plan.time.energy_kwh.value:,.4g} kWh" if plan.time.energy_kwh else None,
+            f"{plan.time.cost.value:,.2f}" if plan.time.cost else None,
+        )
+        if isinstance(plan, Plan)
+        else (plan.hardware, "-", *[None] * 8)
+        for plan in plans
+    ]
+    out.table(columns, rows, right=columns[2:])
+    for plan in plans:
+        if not isinstance(plan, Plan):
+            out.say(f"{plan.hardware}: {plan.what} ({plan.why}); {plan.hint}")
+            continue
+        if plan.not_compiled:
+            out.say(f"{plan.hardware}: not compiled: {plan.not_compiled}")
+        for note in plan.notes:
+            out.say(f"{plan.hardware}: {note}")
+        if plan.settings:
+            print_settings(out, plan)
+
+
+def print_settings(out: Output, plan: Plan) -> None:
+    """Lines for aifx.toml."""
+    out.print(f"# aifx.toml, for {plan.hardware}")
+    sections: dict[str, list[str]] = {}
+    for key, value in plan.settings.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, []).append(f"{name} = {literal(value)}")
+    for section, lines in sections.items():
+        out.print("\n".join([f"[{section}]", *lines]))
+
+
+def memory_parts(memory: Memory) -> list[tuple[str, Figure]]:
+    return [(f.name, figure) for f in fields(memory) if (figure := getattr(memory, f.name)) is not None]
+
+
+def size(value: float) -> str:
+    return f"-{readable_bytes(int(-value))}" if value < 0 else readable_bytes(int(value))
+
+
+def seconds(value: float) -> str:
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _step_rows(plan: Plan) -> list[tuple[str, str, Figure]]:
+    time = plan.time
+    return [
+        ("model FLOPs", f"{plan.model_flops_per_step.value:.4g}", plan.model_flops_per_step),
+        ("FLOPs", f"{plan.flops_per_step.value:.4g}", plan.flops_per_step),
+        ("bytes", size(plan.bytes_per_step.value), plan.bytes_per_step),
+        ("products", seconds(time.products_s.value), time.products_s),
+        ("elementwise", seconds(time.elementwise_s.value), time.elementwise_s),
+        *([("collectives", seconds(time.collectives_s.value), time.collectives_s)] if plan.num_devices > 1 else []),
+        ("step time", seconds(time.step_s.value), time.step_s),
+        *([("MFU", f"{time.mfu.value:.1%}", time.mfu)] if time.mfu else []),
+        ("speed", f"{time.units_per_s.value:,.0f} {plan.unit}/s", time.units_per_s),
+    ]
+
+
+def _run_rows(plan: Plan) -> list[tuple[str, str, Figure]]:
+    time, disk = plan.time, plan.disk
+    return [
+        ("hours", f"{time.hours.value:,.4g}", time.hours),
+        *([("energy", f"{time.energy_kwh.value:,.4g} kWh", time.energy_kwh)] if time.energy_kwh else []),
+        *([("cost", f"{time.cost.value:,.2f}", time.cost)] if time.cost else []),
+        ("checkpoint", size(disk.checkpoint_bytes.value), disk.checkpoint_bytes),
+        ("checkpoints that fit", f"{disk.fitting.value:,.0f} (keeps {disk.kept})", disk.fitting),
+    ]
+
+
+def _print_figures(out: Output, title: str, rows: Sequence[tuple[str, str, Figure]]) -> None:
+    cells = [(name, shown, f"{figure.basis}: {figure.source}") for name, shown, figure in rows]
+    out.table([title, "", "from"], cells, right=[""], wrap=True)
