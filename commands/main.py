@@ -32,12 +32,21 @@ def main() -> None:
     """Entry point of the console script."""
     args = sys.argv[1:]
     stopping.enter(args, _find_caller)
+    _ignore_compilers()
     if next((arg for arg in args if not arg.startswith("-")), None) in COMPUTE:
         from aifx.machine.huge_pages import restart_with_huge_pages
 
         with stopping.blocked():
             restart_with_huge_pages()
     sys.exit(run(args))
+
+
+def _ignore_compilers() -> None:
+    """Keep JAX, which is not imported yet, from opening the devices of compilers that `aifx plan` uses."""
+    from aifx.machine.present import platforms_here
+
+    if (platforms := platforms_here(os.environ)) is not None:
+        os.environ["JAX_PLATFORMS"] = platforms
 
 
 def run(args: list[str]) -> int:

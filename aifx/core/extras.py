@@ -7,6 +7,7 @@ EXTRAS = {
     "tensorboard": "tensorboardX>=2.6",
     "wandb": "wandb>=0.18",
     "mlflow": "mlflow-skinny>=2.17",
+    "plan-tpu": "libtpu>=0.0.40",
 }
 """The requirement of each extra in pyproject.toml that is a package of others."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,14 @@ def peak_bytes(devices: list[Any]) -> int | None:
     """The most that was in use at once on any of these devices so far; None where the platform does not count it."""
     counts = [_stats(device).get("peak_bytes_in_use") for device in devices]
     return max((count for count in counts if count is not None), default=None)
+
+
+def peak_memory(devices: list[Any]) -> int | None:
+    """`peak_bytes`; on a CPU, the most that this process ever had in memory."""
+    if devices[0].platform != "cpu":
+        return peak_bytes(devices)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def room(devices: list[Any], cgroup: Path = CGROUP) -> int | None:

@@ -99,13 +99,13 @@ def count(
 
 
 @contextmanager
-def tracing_for(platform: str, device_kind: str, num_devices: int = 1) -> Iterator[None]:
-    """Inside, programs are traced for such devices: jax_kernels chooses the implementations that they would run."""
+def tracing_for(platform: str, device_kind: str) -> Iterator[None]:
+    """Inside, programs are traced for such a device: jax_kernels chooses the implementations that it would run."""
     if platform == "cpu":
         yield
         return
     device = AbstractDevice(device_kind=device_kind, num_cores=1, platform=platform)
-    mesh = AbstractMesh((num_devices,), (DATA_AXIS,), axis_types=(AxisType.Auto,), abstract_device=device)
+    mesh = AbstractMesh((1,), (DATA_AXIS,), axis_types=(AxisType.Auto,), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         yield
 

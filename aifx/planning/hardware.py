@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from aifx.core.errors import ConfigError, EnvironmentFault, UsageError, did_you_mean
-from aifx.machine.catalogue import ACCELERATORS, TPU_GENERATIONS, Accelerator, find_accelerator
+from aifx.machine.catalogue import ACCELERATORS, Accelerator, find_accelerator
 from aifx.machine.nvml import open_gpus
+from aifx.machine.present import tpu_generations
 
-PCI = Path("/sys/bus/pci/devices")
 GPUS_PER_NODE = 8
 
 GPU_NAMES = {
@@ -209,19 +208,6 @@ def _this(devices: int | str) -> Hardware:
             count = _limited(len(tpus) * chip.devices_per_chip, devices)
             return Hardware("this", "tpu", _device_kind(chip), chip, count, is_here=True)
     return Hardware("this", "cpu", "cpu", None, 1, is_here=True)
-
-
-def tpu_generations() -> list[str]:
-    """The generation of each TPU chip on this machine's PCI bus: ["v5e", "v5e"]."""
-    found = []
-    for device in sorted(PCI.glob("*")) if PCI.is_dir() else ():
-        try:
-            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "device"))
-        except OSError:
-            continue
-        if vendor == "0x1ae0" and kind in TPU_GENERATIONS:
-            found.append(TPU_GENERATIONS[kind])
-    return found
 
 
 def _limited(count: int, devices: int | str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -21,6 +22,15 @@ from aifx.planning.plan import Assumptions, Plan, make_plan
 
 AT_ONCE = 2
 SCHEMA_VERSION = 1
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+"""With which compilers compile and open no device, whatever this machine has."""
 LIMIT_S = 1800.0
 
 
@@ -90,9 +100,8 @@ def keep_plan(run: RunDirectory, found: PlanList) -> None:
 
 
 def _start(name: str, request: Mapping[str, Any]) -> Child:
-    return Child.of_module(
-        "aifx.planning.worker", json.dumps({**request, "hardware": name}), name=name, limit_s=LIMIT_S
-    )
+    text = json.dumps({**request, "hardware": name})
+    return Child.of_module("aifx.planning.worker", text, name=name, limit_s=LIMIT_S, env={**os.environ, **ENVIRONMENT})
 
 
 def _events(child: Child) -> dict[str, dict[str, Any]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from aifx.core.extras import install_command
+from aifx.machine.present import can_compile_for_gpus, can_compile_for_tpus
 from aifx.parallel.layout import DATA_AXIS, Layout, local_layout
 from aifx.planning.hardware import GPUS_PER_NODE, Hardware
 
@@ -80,12 +82,13 @@ def missing_compiler(hardware: Hardware) -> str:
     if hardware.platform == "cpu":
         return ""
     if hardware.platform == "tpu":
-        return "" if importlib.util.find_spec("libtpu") else "libtpu is not installed: pip install libtpu"
+        return "" if can_compile_for_tpus() else f"libtpu is not installed: {install_command('plan-tpu')}"
     if hardware.chip is None or hardware.chip.name not in GPU_TARGETS:
         return f"aifx has no description of {hardware.device_kind} for XLA's compiler"
-    if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
-        return "XLA's compiler for GPUs is not installed: pip install jax-cuda12-plugin nvidia-cuda-nvcc-cu12"
-    return ""
+    if can_compile_for_gpus():
+        return ""
+    command = f"pip install jax-cuda12-plugin=={jax.__version__} nvidia-cuda-nvcc-cu12"
+    return f"XLA's compiler for GPUs is not installed: {command}"
 
 
 def compile_layout(hardware: Hardware) -> tuple[Layout, tuple[str, ...] | None]:

@@ -1,7 +1,6 @@
 """The process that traces and compiles for a plan: `python -m aifx.planning.worker REQUEST`, with JAX on the CPU.
 
-It is a process of its own since a compiler may crash, since compilers must not open devices, and since JAX reads its
-platforms once. It writes events as JSON lines: "counted", "compiled", "not_compiled", "failed".
+It is a process of its own since a compiler may crash, and since JAX reads its platforms once. It writes events as JSON lines: "counted", "compiled", "not_compiled", "failed".
 """
 
 from __future__ import annotations
@@ -12,18 +11,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-# Set before JAX is imported.
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "CUDA_VISIBLE_DEVICES": "-1",
-    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
 import jax
 
@@ -35,7 +26,7 @@ from aifx.core.processes import connect
 from aifx.core.project import Project
 from aifx.machine.device_memory import extra_bytes, is_out_of_memory, room
 from aifx.parallel.layout import abstract_layout
-from aifx.planning.counting import Counted, choices, count, tracing_for
+from aifx.planning.counting import Counted, choices, count
 from aifx.planning.fit import apply_settings, candidates
 from aifx.planning.hardware import Hardware, find_hardware
 from aifx.planning.hlo import count_traffic
@@ -153,7 +144,9 @@ def _compiled(work: Work, config: Config) -> dict[str, Any]:
     started = time.monotonic()
     try:
         layout, platforms = compile_layout(hardware)
-        with tracing_for(hardware.platform, hardware.device_kind, hardware.num_devices):
+        # The mesh knows its devices' kind: jax_kernels chooses the implementations that they would run.
+        is_cpu = hardware.platform == "cpu"
+        with nullcontext() if is_cpu else jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
             kernels = choices(config, work.asked, layout.mesh)
             programs = build(config, with_model(work.task, config), layout, kernels=kernels)
             lowered = programs.train_step.lower(platforms)

@@ -116,6 +116,7 @@ class RunEnd(TypedDict):
     best_value: float | None
     duration_s: float | None
     resumed_from: int | None
+    peak_memory_bytes: int | None
 
 
 class ProcessEnded(_Event, RunEnd):

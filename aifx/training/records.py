@@ -104,6 +104,7 @@ class TrainResult:
 
     loss: of the last update, bit-equal to its record; None where there was none.
     units_per_s: over the steps of this process.
+    peak_memory_bytes: of a device; on a CPU that of the process.
     """
 
     run: RunDirectory
@@ -121,6 +122,7 @@ class TrainResult:
     best_value: float | None = None
     duration_s: float | None = None
     resumed_from: int | None = None
+    peak_memory_bytes: int | None = None
     error: AifxError | None = None
     already: bool = field(default=False, compare=False)  # it had ended before this process looked
 
@@ -152,6 +154,7 @@ class TrainResult:
             "best_value": self.best_value,
             "duration_s": self.duration_s,
             "resumed_from": self.resumed_from,
+            "peak_memory_bytes": self.peak_memory_bytes,
         }
 
 

@@ -159,6 +159,7 @@ def finished(run: RunDirectory, config: Config) -> TrainResult | None:
         best_value=number(stop.get("best_value")),
         duration_s=number(stop.get("duration_s")),
         resumed_from=stop.get("resumed_from"),
+        peak_memory_bytes=stop.get("peak_memory_bytes"),
         already=True,
     )
 

@@ -18,6 +18,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.order import prefetch
 from aifx.machine.catalogue import peak_of
+from aifx.machine.device_memory import peak_memory
 from aifx.machine.measured_peaks import measured_peak
 from aifx.programs.build import Programs
 from aifx.runs import RunLock
@@ -198,6 +199,7 @@ def _result(ending: LoopResult, loop: Loop, begun: InitialState, info: RunInfo, 
         best_value=loop.progress.best_value,
         duration_s=duration_s,
         resumed_from=begun.step or None,
+        peak_memory_bytes=peak_memory(loop.programs.layout.devices),
     )
 
 

@@ -10,15 +10,17 @@ from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
 from aifx.commands.console.chart import line_chart
 from aifx.commands.console.format import age, best, count, date, figure, literal, rate
 from aifx.commands.console.output import Output
-from aifx.core.json_files import readable_bytes
+from aifx.core.json_files import read_jsonl, readable_bytes
 from aifx.core.project import RunDirectory
 from aifx.machine.catalogue import utilization
 from aifx.runs import RunStatus, read_provenance, run_status
+from aifx.runs.prediction import Prediction, read_predictions
 from aifx.runs.reading import Evaluation, Setting, changed_settings, read_evaluations
 from aifx.runs.status import number, read_metrics
 
 CHART_WIDTH = 76
 CHART_HEIGHT = 8
+SHOWN = {"step_time_s": "step time", "units_per_s": "speed", "mfu": "MFU", "memory_bytes": "peak memory"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +30,12 @@ class RunDetails(RunStatus):
     Attributes:
         config: settings that are not the default.
         last: the last record of metrics.jsonl.
+        predictions: of `aifx plan --run`, beside what the run measured.
     """
 
     config: list[Setting]
     last: Mapping[str, Any] | None
+    predictions: list[Prediction]
     checkpoints: list[CheckpointInfo]
     evaluations: list[Evaluation]
     provenance: Mapping[str, Any]
@@ -42,6 +46,7 @@ def read_details(run: RunDirectory) -> RunDetails:
         **vars(run_status(run)),
         config=changed_settings(run),
         last=read_metrics(run).last,
+        predictions=read_predictions(run, read_jsonl(run.metrics)),
         checkpoints=list_checkpoints(run.checkpoints),
         evaluations=read_evaluations(run),
         provenance=read_provenance(run),
@@ -57,6 +62,7 @@ def print_run(out: Output, run: RunDetails, records: Sequence[Mapping[str, Any]]
     if run.damage:
         out.print(f"damaged: {run.damage}")
     _print_metrics(out, run, records)
+    _print_predictions(out, run)
     if run.config:
         out.print("")
         out.table(["setting", "value", "from"], [(s.key, literal(s.value), s.origin) for s in run.config])
@@ -107,6 +113,32 @@ def _print_metrics(out: Output, run: RunDetails, records: Sequence[Mapping[str, 
         "MFU": used.removeprefix("MFU ") or None,
     }
     out.print("   ".join(f"{name} {value}" for name, value in told.items() if value is not None))
+
+
+def _print_predictions(out: Output, run: RunDetails) -> None:
+    if not run.predictions:
+        return
+    rows = [
+        (SHOWN[one.quantity], _quantity(run, one, one.predicted), _quantity(run, one, one.measured))
+        for one in run.predictions
+    ]
+    out.print("")
+    out.table(["", "predicted", "measured"], rows, right=["predicted", "measured"])
+    if all(one.predicted is None for one in run.predictions):
+        out.print(f"for predictions: aifx plan --run {run.run}")
+
+
+def _quantity(run: RunDetails, one: Prediction, value: float | None) -> str | None:
+    if value is None:
+        return None
+    match one.quantity:
+        case "step_time_s":
+            return f"{value:.3g} s"
+        case "units_per_s":
+            return rate(value, run.unit)
+        case "mfu":
+            return f"{value:.1%}"
+    return readable_bytes(int(value))
 
 
 def _print_evaluations(out: Output, evaluations: Sequence[Evaluation]) -> None:

@@ -97,8 +97,9 @@ def test_a_missing_package_is_asked_for_by_its_own_name() -> None:
     from aifx.core.extras import EXTRAS, install_command
 
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    several = ("cuda12", "cuda13", "tpu", "plan-gpu")
     assert {name: [requirement] for name, requirement in EXTRAS.items()} == {
-        name: requirements for name, requirements in declared.items() if name not in ("cuda12", "cuda13", "tpu")
+        name: requirements for name, requirements in declared.items() if name not in several
     }
     assert install_command("wandb") == "pip install 'wandb>=0.18'"
     found = [
