@@ -48,6 +48,7 @@ def command_types() -> dict[str, Any]:
     from aifx.generation.generator import GeneratedText
     from aifx.health import documents as health
     from aifx.kernels.report import ClearedKernels, ExplainedKernels, MeasuredKernels, TunedKernels
+    from aifx.planning.planner import PlanList
     from aifx.runs.comparison import Comparison
     from aifx.runs.status import RunList, RunStatus
     from aifx.scaffold.projects import Scaffolded, TemplateList
@@ -56,6 +57,7 @@ def command_types() -> dict[str, Any]:
     return {
         "version": Version,
         "init": Scaffolded | TemplateList,
+        "plan": PlanList,
         "train": TrainDocument,
         "eval": Evaluation | DatasetReports,
         "predict": Predictions,
@@ -93,6 +95,7 @@ def file_types() -> dict[str, Any]:
     """The type of each file that other programs may read."""
     from aifx.health import documents as health
     from aifx.machine.measured_peaks import Ceilings
+    from aifx.planning.planner import PlanFile
     from aifx.runs import formats
 
     return {
@@ -104,6 +107,7 @@ def file_types() -> dict[str, Any]:
         "tags": formats.TagsFile,
         "lock": formats.LockFile,
         "eval": formats.EvaluationFile,
+        "plan": PlanFile,
         "manifest": formats.ManifestFile,
         "measured-peaks": Ceilings,
         "snapshot": health.SnapshotDocument,

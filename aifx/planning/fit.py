@@ -10,7 +10,7 @@ from aifx.config import Config
 from aifx.planning.counting import Counted
 from aifx.planning.figures import rates_of
 from aifx.planning.hardware import GPU_NAMES, Hardware, find_hardware
-from aifx.planning.plan import capacity_of
+from aifx.planning.plan import PASSES, capacity_of
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,20 @@ def candidates(
     """
     n, wanted = hardware.num_devices, config.train.global_batch_size
     batch = max(round(wanted / n), 1) * n
-    found = []
+    found, activations = list[Candidate](), 0
     for remat in _remats(config):
         one, two = (
             count(apply_settings(config, {**remat, "train.global_batch_size": rows * n,
                                           "train.gradient_accumulation": 1}))
             for rows in (1, 2)
         )  # fmt: skip
+        # Recomputed activations are moved as often as kept ones, and once more.
+        activations = 4 * activations // 3 or one.activations
         rows = batch // n
         for micro in (size for size in range(rows, 0, -1) if rows % size == 0):
             settings = {"train.global_batch_size": batch, "train.gradient_accumulation": rows // micro, **remat}
             needed = _extrapolated(needed_bytes(one, hardware), needed_bytes(two, hardware), micro)
-            found.append(Candidate(settings, needed, _step_s(one, hardware, cores, rows, rows // micro)))
+            found.append(Candidate(settings, needed, _step_s(one, hardware, cores, rows, rows // micro, activations)))
     capacity = capacity_of(hardware).value
     fitting = sorted((one for one in found if one.needed_bytes <= capacity), key=lambda one: one.step_s)
     return fitting, min(found, key=lambda one: one.needed_bytes)
@@ -85,9 +87,14 @@ def _extrapolated(one: int, two: int, rows: int) -> int:
     return one + (rows - 1) * (two - one)
 
 
-def _step_s(one: Counted, hardware: Hardware, cores: int, rows: int, micro_batches: int) -> float:
-    """Of products, activations and the sums of micro-batches: enough to compare settings of one machine."""
+def _step_s(one: Counted, hardware: Hardware, cores: int, rows: int, micro_batches: int, activations: int) -> float:
+    """Of products, activations and the sums of micro-batches: enough to compare settings of one machine.
+
+    Args:
+        one: of one row.
+        activations: bytes that one row moves PASSES times.
+    """
     rates = rates_of(hardware, list(one.product_flops), cores)
     products = sum(rows * flops / rates.products[dtype].value for dtype, flops in one.product_flops.items())
-    moved = 8 * rows * one.activations + 3 * (micro_batches - 1) * one.gradients
+    moved = PASSES * rows * activations + 3 * (micro_batches - 1) * one.gradients
     return products + moved / rates.memory.value

@@ -94,7 +94,6 @@ class _Counting:
 
     def _add(self, total: Traffic, one: Instruction, sizes: Mapping[str, float]) -> None:
         called = _CALLED.findall(one.attributes)
-        kind = one.opcode.removesuffix("-start")
         if one.opcode in ALIASES or one.opcode.endswith("-done"):
             return
         if one.opcode == "while":
@@ -102,15 +101,15 @@ class _Counting:
             total.unknown_loops += turns is None
             for name in called:
                 total.add(self.of(name), 1 if turns is None else turns)
-        elif one.opcode in ("call", "async-start"):
+        elif one.opcode in ("call", "async"):
             for name in called:
                 total.add(self.of(name), 1)
         elif one.opcode == "conditional":
             branches = [self.of(name) for name in _OPERAND.findall(one.attributes) if name in self._computations]
             if branches:
                 total.add(max(branches, key=lambda branch: branch.bytes), 1)
-        elif kind in COLLECTIVES:
-            total.collective_bytes[kind] = total.collective_bytes.get(kind, 0.0) + one.result_bytes
+        elif one.opcode in COLLECTIVES:
+            total.collective_bytes[one.opcode] = total.collective_bytes.get(one.opcode, 0.0) + one.result_bytes
         elif self._is_product(one, called):
             total.product_bytes += self._moved(one, called, sizes)
         else:
@@ -142,6 +141,8 @@ class _Counting:
         read = sum(sizes.get(name, 0.0) for name in one.operands)
         if one.opcode in SLICES:
             return 2 * one.result_bytes
+        if one.opcode == "copy":
+            return 2 * read
         if one.opcode == "dynamic-update-slice":
             return 2 * sizes.get(one.operands[1], 0.0)
         if one.opcode == "fusion" and called:
@@ -210,6 +211,7 @@ def _instruction(name: str, rest: str, *, is_root: bool) -> Instruction:
     shape, call = rest[:at], rest[at:].lstrip()
     opcode, _, arguments = call.partition("(")
     operands, _, attributes = _split_arguments(arguments)
+    opcode = opcode.removesuffix("-start")  # asynchronous: its end, "fusion-done", does nothing
     if opcode in ("parameter", "constant"):
         attributes = operands
     return Instruction(name, opcode, _bytes(shape), tuple(_OPERAND.findall(operands)), attributes, is_root)

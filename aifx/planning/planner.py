@@ -6,9 +6,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aifx.config import Config
 from aifx.core.errors import AifxError, EnvironmentFault
@@ -21,7 +21,6 @@ from aifx.planning.hardware import find_hardware
 from aifx.planning.plan import Assumptions, Plan, make_plan
 
 AT_ONCE = 2
-SCHEMA_VERSION = 1
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -49,6 +48,14 @@ class PlanList:
     """What `aifx plan --json` prints: a plan or a failure for each hardware, in the order asked for."""
 
     plans: list[Plan | PlanFailure]
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """plan.json in a run: what `aifx plan --run` predicted of it."""
+
+    schema_version: Literal[1]
+    plan: Plan
 
 
 def make_plans(
@@ -95,8 +102,9 @@ def make_plans(
 
 def keep_plan(run: RunDirectory, found: PlanList) -> None:
     """Write a run's plan into its directory, for `aifx runs show`."""
-    document = {"schema_version": SCHEMA_VERSION, **plain(asdict(found.plans[0]))}
-    write_json(run.plan, document)
+    (plan,) = found.plans
+    assert isinstance(plan, Plan)
+    write_json(run.plan, plain(PlanFile(1, plan)))
 
 
 def _start(name: str, request: Mapping[str, Any]) -> Child:

@@ -1,6 +1,7 @@
 """The process that traces and compiles for a plan: `python -m aifx.planning.worker REQUEST`, with JAX on the CPU.
 
-It is a process of its own since a compiler may crash, and since JAX reads its platforms once. It writes events as JSON lines: "counted", "compiled", "not_compiled", "failed".
+It is a process of its own since a compiler may crash, and since JAX reads its platforms once. It writes events as JSON
+lines: "counted", "compiled", "not_compiled", "fit", "nothing_fits", "failed".
 """
 
 from __future__ import annotations

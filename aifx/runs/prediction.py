@@ -54,7 +54,7 @@ def _read_plan(run: RunDirectory) -> Any:
 
 def _planned(plan: Any, part: str, name: str) -> float | None:
     try:
-        return number(plan[part][name]["value"])
+        return number(plan["plan"][part][name]["value"])
     except (KeyError, TypeError):
         return None
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from aifx.commands.console.format import literal
-from aifx.commands.console.terminal import Output
+from aifx.commands.console.output import Output
 from aifx.core.json_files import readable_bytes
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def print_plan(out: Output, plan: Plan | PlanFailure) -> None:
         out.print("")
         print_settings(out, plan)
     for note in plan.notes:
-        out.say(f"note: {note}")
+        out.log(f"note: {note}")
 
 
 def print_table(out: Output, plans: Sequence[Plan | PlanFailure]) -> None:
@@ -66,12 +66,12 @@ def print_table(out: Output, plans: Sequence[Plan | PlanFailure]) -> None:
     out.table(columns, rows, right=columns[2:])
     for plan in plans:
         if not isinstance(plan, Plan):
-            out.say(f"{plan.hardware}: {plan.what} ({plan.why}); {plan.hint}")
+            out.log(f"{plan.hardware}: {plan.what} ({plan.why}); {plan.hint}")
             continue
         if plan.not_compiled:
-            out.say(f"{plan.hardware}: not compiled: {plan.not_compiled}")
+            out.log(f"{plan.hardware}: not compiled: {plan.not_compiled}")
         for note in plan.notes:
-            out.say(f"{plan.hardware}: {note}")
+            out.log(f"{plan.hardware}: {note}")
         if plan.settings:
             print_settings(out, plan)
 
