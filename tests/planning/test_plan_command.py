@@ -15,7 +15,6 @@ from published_schemas import check_document
 from aifx.core.project import Project
 from aifx.machine.present import can_compile_for_tpus
 
-
 LARGE = ("--set", "model.embed_dim=16384", "--set", "model.mlp_dim=32768", "--set", "model.num_heads=128")
 """A model of 5 billion parameters, whose state takes 87 GB."""
 
