@@ -31,7 +31,7 @@ SPELT = {"µ": "u", "±": "+-", "…": "...", "—": "-", "–": "-", "×": "x",
 def main() -> None:
     """Entry point of the console script."""
     args = sys.argv[1:]
-    stopping.enter(args, _find_caller)
+    stopping.enter(args, find_caller)
     _ignore_compilers()
     if next((arg for arg in args if not arg.startswith("-")), None) in COMPUTE:
         from aifx.machine.huge_pages import restart_with_huge_pages
@@ -53,7 +53,7 @@ def run(args: list[str]) -> int:
     """Runs one command and returns its exit code. Raises nothing."""
     _prepare_streams()
     ours, theirs = _split(args)
-    json, caller = "--json" in ours, _find_caller(ours)
+    json, caller = "--json" in ours, find_caller(ours)
     if "--debug" in ours:
         os.environ["AIFX_DEBUG"] = "1"  # in processes that we start, too
         args = [arg for arg in ours if arg != "--debug"] + theirs
@@ -75,7 +75,7 @@ def run(args: list[str]) -> int:
     return code if caller is None or code == ExitCode.OK else caller.unable
 
 
-def _find_caller(args: Sequence[str]) -> Caller | None:
+def find_caller(args: Sequence[str]) -> Caller | None:
     """The monitoring program that calls `aifx doctor` with these arguments, if one does."""
     if "doctor" not in args:
         return None

@@ -134,9 +134,9 @@ def _work(args: list[str], cwd: str, environ: dict[str, str], streams: list[str]
     import jax
 
     from aifx.commands.console import stopping
-    from aifx.commands.main import run
+    from aifx.commands.main import find_caller, run
 
-    stopping.enter(args)
+    stopping.enter(args, find_caller)
     jax.config.update(
         "jax_compilation_cache_dir", environ.get(COMPILED)
     )  # read from the server's environment at import
