@@ -136,7 +136,7 @@ class TrainResult:
 
     def document(self) -> TrainDocument:
         error = None if self.error is None else self.error.document()
-        return {"run": self.run.name, "num_steps": self.num_steps, "error": error, **self.end()}
+        return {"run": self.run.name, "num_steps": self.num_steps, **self.end(), "error": error}
 
     def end(self) -> RunEnd:
         """What the `stop` event says."""
