@@ -250,6 +250,7 @@ def test_agents_that_are_not_there(env):
         (["--hosts", "/nowhere"], "cannot be read"),
         (["--agents", "http://n1:9470", "--record", "/proc/none/file"], "/proc/none/file cannot be written"),
         (["--agents", "http://n1:9470", "--only", "nothing_such"], "no rule or family"),
+        (["--agents", "http://n1:9470", "--remote", "aifx 'x"], "is not a command"),
     ],
 )
 def test_mistakes_on_the_command_line(env, options, word):

@@ -55,6 +55,17 @@ def find_targets(hosts: Path | None, *, slurm: bool = False, agents: Iterable[st
     return targets
 
 
+def split_remote(remote: str) -> list[str]:
+    """Return the words of the command that runs aifx on a node. Raises UsageError."""
+    try:
+        words, why = shlex.split(remote), "it is empty"
+    except ValueError as error:
+        words, why = [], str(error)
+    if not words:
+        raise UsageError(f"--remote {remote!r} is not a command", why, "--remote /opt/aifx/bin/aifx")
+    return words
+
+
 def check_testable(targets: Targets) -> None:
     """Raises UsageError for nodes among which no collective test can run."""
     if targets.agents:
@@ -97,7 +108,7 @@ class Inquiry:
 
     def command(self) -> tuple[str, ...]:
         """Return the command that a node runs."""
-        words = [*shlex.split(self.remote), "doctor", "node", "--json", "--with-snapshot"]
+        words = [*split_remote(self.remote), "doctor", "node", "--json", "--with-snapshot"]
         for option, patterns in (("--only", self.only), ("--skip", self.skip)):
             words += [word for pattern in patterns if not _is_across(pattern) for word in (option, pattern)]
         words += ["--sample", f"{self.sample_s:g}"] if self.sample_s else []

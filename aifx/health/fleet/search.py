@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from aifx.health import bisect, collective_launch
 from aifx.health.bisect import BisectResult
 from aifx.health.collective_launch import Options
+from aifx.health.fleet.ask import split_remote
 from aifx.health.fleet.rank import gpus_of
 from aifx.health.fleet.report import Node
 
@@ -42,7 +42,7 @@ class Search:
 
     def run(self, nodes: Sequence[str]) -> BisectResult:
         """Search among nodes that `aifx.health.fleet.ask.check_testable` accepts."""
-        program = (*shlex.split(self.remote), "doctor", "collective-worker")
+        program = (*split_remote(self.remote), "doctor", "collective-worker")
         options = Options(program, self.over, num_bytes=self.num_bytes, limit_s=self.limit_s, faults=self.faults)
         test = collective_launch.over_slurm if self.over_slurm else collective_launch.over_ssh
         return bisect.bisect(
