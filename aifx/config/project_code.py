@@ -7,6 +7,7 @@ import sys
 import traceback
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from aifx.core.errors import ConfigError, did_you_mean
@@ -36,7 +37,7 @@ def import_object(key: str, name: str, project: Project | None) -> Any:
         why = _why(error, module_name, project)
         raise ConfigError(f"{key} = {name!r} cannot be imported", why, hint) from error
     if not hasattr(module, attribute):
-        own = [n for n, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        own = [name for name, value in vars(module).items() if not name.startswith("_") and _is_own(value, module)]
         raise ConfigError(f"{key} = {name!r}: {module_name} has no {attribute!r}", did_you_mean(attribute, own))
     return getattr(module, attribute)
 
@@ -71,6 +72,13 @@ def _forget_other_projects(root: Path) -> None:
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] in _from_projects and not _lies_in(module, root):
             del sys.modules[name]
+
+
+def _is_own(value: Any, module: Any) -> bool:
+    """Whether a value of a module is a constant, or a class or function that is defined in it."""
+    if isinstance(value, type) or callable(value):
+        return bool(getattr(value, "__module__", None) == module.__name__)
+    return not isinstance(value, ModuleType)
 
 
 def _lies_in(module: Any, root: Path) -> bool:

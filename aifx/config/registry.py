@@ -88,7 +88,7 @@ def task_parts(task: str, names: Mapping[PartName, str], project: Project | None
     if ":" in task:
         return _own_task(task, project)
     if task not in TASKS:
-        why = f"a task of your own is `module:Class`; {did_you_mean(task, TASKS)}"
+        why = f"{did_you_mean(task, TASKS)}; one of your own is `module:Class`"
         raise ConfigError(f"task.kind = {task!r} is not a task", why, 'kind = "language"')
     kinds = {
         part.section: find_kind(part, names.get(part.section) or TASKS[task][part.section], project) for part in PARTS
@@ -100,13 +100,13 @@ def find_kind(part: Part, name: str, project: Project | None) -> Kind:
     """The family, objective or kind of data of this name. Raises ConfigError."""
     if ":" not in name:
         if name not in bundled(part):
-            why = f"one of your own is `module:NAME`; {did_you_mean(name, bundled(part))}"
+            why = f"{did_you_mean(name, bundled(part))}; one of your own is `module:NAME`"
             raise ConfigError(f"{part.path} = {name!r} is not known", why, f"aifx config keys {part.section}")
         return bundled(part)[name]
     found = import_object(part.path, name, project)
     if not isinstance(found, part.kind):
-        why = f"it is {found!r:.200}"
-        raise ConfigError(f"{part.path} = {name!r} is not an aifx.config.{part.kind.__name__}", why, "docs/tasks.md")
+        why = f"it is {found!r:.200}, not an aifx.config.kinds.{part.kind.__name__}"
+        raise ConfigError(f"{part.path} = {name!r} cannot be used", why, "docs/tasks.md has an example")
     if not (isinstance(found.section, type) and issubclass(found.section, part.base)):
         why = f"aifx reads [{part.section}] as that class says"
         hint = f"derive {found.section!r} from aifx.config.sections.{part.base.__name__}"
@@ -137,7 +137,8 @@ def variants() -> Iterator[tuple[Part, str, type[Section]]]:
 def _own_task(task: str, project: Project | None) -> TaskParts:
     cls = import_object("task.kind", task, project)
     if not isinstance(cls, type):
-        raise ConfigError(f"task.kind = {task!r} is not a class", f"it is {cls!r:.200}", "docs/tasks.md")
+        hint = next((f"{part.path} = {task!r}" for part in PARTS if isinstance(cls, part.kind)), "docs/tasks.md")
+        raise ConfigError(f"task.kind = {task!r} is not a class", f"it is {cls!r:.200}", hint)
     sections: dict[PartName, type[Section]] = {}
     for part in PARTS:
         attribute = f"{part.section}_section"

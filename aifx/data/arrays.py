@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import numpy as np
+from pydantic import Field as Setting
 
-from aifx.core.errors import DataError
-from aifx.data.base import Batch, Split
+from aifx.config.sections import Conflict, DataSection, Fraction
+from aifx.core.errors import AifxError, ConfigError, DataError
+from aifx.core.project import Project
+from aifx.data.base import Batch, DataFormat, Split, undefined
 from aifx.data.order import Shuffle
+from aifx.data.rows import FORMATS, input_file, read_rows
+from aifx.data.sections import missing_file, needs_validation
 from aifx.data.spec import DataSpec, Field
 
+if TYPE_CHECKING:
+    from aifx.config.config import Config
+
 WEIGHTS = "weights"
+
+Arrays: TypeAlias = Mapping[str, np.ndarray]
+"""By name, each `[examples, ...]`."""
 
 Augment: TypeAlias = Callable[[Batch, int, range], Batch]
 """(batch, seed, the rows' places in the order of training) -> the batch, changed at random by seed and place alone."""
@@ -24,7 +38,7 @@ Augment: TypeAlias = Callable[[Batch, int, range], Batch]
 class ArraySource:
     """Batches of arrays, and "weights" float32 `[rows]`, 0 on the rows that fill the last batch."""
 
-    arrays: Mapping[str, np.ndarray]
+    arrays: Arrays
     shuffle: Shuffle | None
     batch_size: int
     augment: Augment | None = None
@@ -59,9 +73,10 @@ class ArrayDataset:
         digest: SHA-256 over the arrays, and over how they are augmented.
         augment: changes training batches at random.
         name: for errors: the file that the arrays are from.
+        hints: what helps if a split is empty.
     """
 
-    splits: Mapping[Split, Mapping[str, np.ndarray]]
+    splits: Mapping[Split, Arrays]
     spec: DataSpec
     digest: str
     augment: Augment | None = None
@@ -75,7 +90,9 @@ class ArrayDataset:
         """
         arrays = self.splits.get(split, {})
         if not arrays or not len(next(iter(arrays.values()))):
-            raise DataError(f"{self.name}: no examples in the {split} split", "", self.hints.get(split, ""))
+            there = ", ".join(name for name, values in self.splits.items() if any(map(len, values.values())))
+            why = f"it has examples for {there}" if there else "it is empty"
+            raise DataError(f"{self.name}: no examples in the {split} split", why, self.hints.get(split, ""))
         shuffle = None if seed is None else Shuffle(len(next(iter(arrays.values()))), seed)
         return ArraySource(arrays, shuffle, batch_size, self.augment)
 
@@ -84,33 +101,33 @@ class ArrayDataset:
 
 
 def array_dataset(
-    splits: Mapping[Split, Mapping[str, np.ndarray]],
+    splits: Mapping[Split, Arrays],
     *,
     classes: tuple[str, ...] = (),
-    target_size: int = 1,
     axes: Mapping[str, tuple[str | None, ...]] | None = None,
     augment: Augment | None = None,
     how: object = None,
     name: str = "the data",
     hints: Mapping[Split, str] | None = None,
 ) -> ArrayDataset:
-    """The data set of these arrays, with the spec and the digest that follow from them.
+    """The data set of these arrays, with the spec and the digest that follow from them. 64-bit numbers become 32-bit.
 
     Args:
         splits: `{"train": {"inputs": [examples, ...], "targets": [examples, ...]}, ...}`; "weights" may be among them.
         classes: names of the labels in "targets".
-        target_size: numbers per example in "targets".
         axes: logical names of the dimensions of each array, without that of examples.
         how: what else decides the batches, such as settings of `augment`; part of the digest.
 
-    Raises ValueError if the arrays of a split differ in length, or splits in shape or dtype.
+    Raises ValueError if the arrays of a split differ in length, or splits in names, shape or dtype, or for an array
+    that does not hold 32-bit numbers.
     """
     fields: dict[str, Field] = {}
     digest = hashlib.sha256(repr(how).encode())
+    splits = {split: {key: _narrow(key, values) for key, values in arrays.items()} for split, arrays in splits.items()}
     for split, arrays in splits.items():
-        lengths = {key: len(values) for key, values in arrays.items()}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"the arrays of {split} differ in length: {lengths}")
+        _num_examples(arrays)
+        if fields and set(arrays) != set(fields):
+            raise ValueError(f"{split} has the arrays {sorted(arrays)}, and other splits {sorted(fields)}")
         for key, values in sorted(arrays.items()):
             found = Field(values.shape[1:], values.dtype.name, (axes or {}).get(key, (None,) * (values.ndim - 1)))
             if fields.setdefault(key, found) != found:
@@ -118,5 +135,151 @@ def array_dataset(
             digest.update(f"{split} {key} {values.shape} {values.dtype.str}".encode())
             digest.update(np.ascontiguousarray(values))
     fields[WEIGHTS] = Field((), "float32")
-    spec = DataSpec(fields, classes=classes, target_size=target_size)
+    targets = fields.get("targets", Field((), "float32")).shape
+    spec = DataSpec(fields, classes=classes, target_size=int(np.prod(targets, dtype=int)))
     return ArrayDataset(splits, spec, digest.hexdigest(), augment, name, hints or {})
+
+
+class ArraysSection(DataSection):
+    """A file of examples that fit in memory."""
+
+    path: str = Setting(description="File of the examples, relative to the project.")
+    split: Literal["example", "block"] = Setting(
+        "example", description="example: by the hash of each example. block: contiguous parts, the test last."
+    )
+    validation_fraction: Fraction = Setting(0.1, description="Share held out for validation.")
+    test_fraction: Fraction = Setting(0.1, description="Share held out for the test.")
+
+    def conflicts(self, config: Config) -> Iterator[Conflict]:
+        if self.validation_fraction + self.test_fraction >= 1.0:
+            yield Conflict(
+                ("data.validation_fraction", "data.test_fraction"),
+                f"data.validation_fraction = {self.validation_fraction:g} and "
+                f"data.test_fraction = {self.test_fraction:g} leave no training data",
+                "together they must be below 1",
+            )
+        yield from needs_validation(config, self.validation_fraction)
+
+    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        yield from missing_file(project, "data.path", self.path)
+
+
+@dataclass(frozen=True)
+class ArrayFormat(DataFormat):
+    """Examples that fit in memory, from one file. Derive from it, define `read`, and `encode` for predictions."""
+
+    section: Any
+    spec: DataSpec
+
+    @classmethod
+    def read(cls, section: Any, path: Path) -> Arrays:
+        """All examples of the file at `path`: "inputs", "targets" and, if they do not all count alike, "weights"."""
+        raise undefined(cls, "read", "read data")
+
+    @classmethod
+    def describe(cls, section: Any, project: Project) -> DataSpec:
+        why = f"{cls.__name__} infers it from the data: it does not define describe"
+        raise ConfigError("the DataSpec is not known without the data", why, "docs/tasks.md")
+
+    @classmethod
+    def open(cls, section: Any, project: Project, assets: Path) -> tuple[Self, ArrayDataset]:
+        """The examples of `data.path`, divided by `data.split`."""
+        arrays = cls.read(section, project.root / section.path)
+        hints: dict[Split, str] = {
+            "validation": "raise data.validation_fraction, or add examples",
+            "test": "raise data.test_fraction, or add examples",
+        }
+        with _usable(cls):
+            splits = split_arrays(arrays, section.validation_fraction, section.test_fraction, by=section.split)
+            data = array_dataset(splits, name=section.path, hints=hints)
+        return cls(section, data.spec), data
+
+    @classmethod
+    def load(cls, section: Any, spec: DataSpec, assets: Path) -> Self:
+        return cls(section, spec)
+
+    def open_file(self, path: Path) -> ArrayDataset:
+        arrays = self.read(self.section, path)
+        with _usable(type(self)):
+            return array_dataset({"test": arrays}, name=str(path))
+
+
+def read_examples(path: Path, example: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Arrays:
+    """The arrays of a .csv, .jsonl or .parquet file.
+
+    Args:
+        example: makes the arrays of one example of a row's fields; those of a .csv are text.
+
+    Raises DataError naming the file and the line of a row that `example` refuses.
+    """
+    examples = []
+    file = input_file(str(path))
+    if file.format not in FORMATS:
+        why = f"examples are rows of {', '.join(f'.{name}' for name in FORMATS)}"
+        raise DataError(f"{path} cannot be read", why, "name a file of one of these formats")
+    for row in read_rows(file):
+        try:
+            examples.append({name: np.asarray(value) for name, value in example(row.values).items()})
+        except (ValueError, TypeError, KeyError) as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            why = f"no field {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            why += f" ({Path(frame.filename).name}:{frame.lineno})"
+            raise DataError(f"{row.place}: the row cannot be used", why, "correct the row or the code") from error
+    if not examples:
+        raise DataError(f"{path}: no rows", "it has no examples", f"ls -l {path}")
+    return {name: np.stack([arrays[name] for arrays in examples]) for name in examples[0]}
+
+
+def split_arrays(
+    arrays: Arrays, validation: float, test: float, *, by: Literal["example", "block"] = "example"
+) -> dict[Split, Arrays]:
+    """The examples of each split.
+
+    Args:
+        validation, test: shares that are held out.
+        by: "example": by a hash, so that equal examples are in one split. "block": in order, the test last.
+    """
+    count = _num_examples(arrays)
+    if by == "block":
+        place = (np.arange(count) + 0.5) / count
+    else:
+        place = np.array([_fraction([values[i] for _, values in sorted(arrays.items())]) for i in range(count)])
+    is_test, is_train = place >= 1.0 - test, place < 1.0 - test - validation
+    chosen: dict[Split, np.ndarray] = {"train": is_train, "validation": ~is_train & ~is_test, "test": is_test}
+    return {split: {name: values[which] for name, values in arrays.items()} for split, which in chosen.items()}
+
+
+@contextmanager
+def _usable(cls: type) -> Iterator[None]:
+    """Turns ValueErrors about what `cls.read` returned into ConfigErrors."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as error:
+        name = f"{cls.__name__}.read"
+        raise ConfigError(f"{name} returned arrays that cannot be used", str(error), "docs/tasks.md") from error
+
+
+def _narrow(name: str, values: np.ndarray) -> np.ndarray:
+    """The numbers in at most 32 bits, as JAX takes them. Raises ValueError if that changes whole numbers."""
+    if values.dtype.kind in "cOSUMm":
+        raise ValueError(f"{name!r} is {values.dtype}; batches hold real numbers")
+    narrow = {"f8": np.float32, "i8": np.int32, "u8": np.uint32}.get(values.dtype.str[1:], values.dtype)
+    narrowed = values.astype(narrow, copy=False)
+    if values.dtype.kind in "iu" and not np.array_equal(narrowed, values):
+        raise ValueError(f"{name!r} holds {np.abs(values).max()}; batches hold 32-bit numbers")
+    return narrowed
+
+
+def _num_examples(arrays: Arrays) -> int:
+    lengths = {name: len(values) for name, values in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"arrays differ in length: {lengths}" if lengths else "there are no arrays")
+    return next(iter(lengths.values()))
+
+
+def _fraction(example: list[np.ndarray]) -> float:
+    """A number in [0, 1) that depends on the bytes of an example alone."""
+    digest = hashlib.blake2b(digest_size=8)
+    for values in example:
+        digest.update(np.ascontiguousarray(values))
+    return int.from_bytes(digest.digest(), "big") / 2**64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -80,16 +81,17 @@ def sum_split(
     place = place or programs.layout.place
     dataset = dataset_of(programs.task)
     totals: dict[str, tuple[Any, Any]] = {}
+    counts: Counter[str] = Counter()
     pending: Sums | None = None
     for batch in _batches(evaluation_source(programs.task, programs.config, split), split, num_batches):
         following = programs.eval_step(params, frozen, place(batch))  # runs while the one before is added up
-        _add(totals, {name: (count, 1.0) for name, count in dataset.counts(batch).items()})
+        counts.update(dataset.counts(batch))
         if pending is not None:
             _add(totals, pending)
         pending = following
     if pending is not None:
         _add(totals, pending)
-    return totals
+    return {**totals, **{name: (count, 1.0) for name, count in counts.items()}}
 
 
 def _batches(source: BatchSource, split: Split, num_batches: int | None) -> Iterator[Batch]:

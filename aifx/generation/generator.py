@@ -16,6 +16,7 @@ from aifx.loading.restore import RestoredRun
 from aifx.nn.precision import cast_floating
 from aifx.programs.decoding import DecodingPrograms, Sampler, bucket
 from aifx.specs import Params, merge_frozen
+from aifx.tasks.base import part_name
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def write_text(trained: RestoredRun, settings: GenerateSection, *, seed: int = 0
     programs, params, frozen = trained.programs(settings.quantize)
     form = trained.task.format
     if not programs.can_decode or not isinstance(form, TextFormat):
-        why = f"its task is {trained.config.task.kind}; a language model writes"
+        why = "its data has no tokenizer"
+        if not programs.can_decode:
+            why = f"{part_name(trained.config, 'model')} does not define decode, which writes token by token"
         raise UsageError(f"run {trained.run.name} cannot write text", why, f"aifx eval --run {trained.run.name}")
     prompt_ids = form.tokenizer.encode(settings.prompt) or [form.tokenizer.eos_id]
     ids = generate(

@@ -45,6 +45,7 @@ def encoded_rows(form: DataFormat, rows: Iterable[Row]) -> Iterator[tuple[Row, B
     first: dict[str, tuple[Any, ...]] | None = None
     for row in rows:
         batch = _encode(form, row)
+        _check_fields(form, row, batch)
         kinds = {name: (values.dtype, values.shape[1:]) for name, values in batch.items()}
         first = first or kinds
         if kinds != first:
@@ -151,6 +152,17 @@ def _encode(form: DataFormat, row: Row) -> Batch:
         why = f"{type(form).__name__}.encode returned {shapes or 'nothing'}; arrays are [examples, ...]"
         raise DataError(f"{row.place}: the row has no examples", why, "docs/tasks.md")
     return batch
+
+
+def _check_fields(form: DataFormat, row: Row, batch: Batch) -> None:
+    """Raises DataError unless the arrays are what the DataSpec says that the model takes."""
+    for name, values in batch.items():
+        field = form.spec.fields.get(name)
+        dtype = jax.dtypes.canonicalize_dtype(values.dtype).name  # as the device takes it
+        if field is not None and (field.shape, field.dtype) != (values.shape[1:], dtype):
+            found = f"{name!r} {values.dtype} {list(values.shape[1:])}"
+            why = f"{type(form).__name__}.encode made {found} of it; the model takes {field.dtype} {list(field.shape)}"
+            raise DataError(f"{row.place}: the row does not fit the model", why, "docs/tasks.md")
 
 
 def _length(arrays: Mapping[str, np.ndarray]) -> int:

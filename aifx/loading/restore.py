@@ -25,7 +25,7 @@ from aifx.programs.build import Programs, build
 from aifx.programs.state import make_frozen
 from aifx.runs.binding import binding_errors
 from aifx.specs import Params, map_specs, merge_frozen, split_frozen
-from aifx.tasks.base import Task
+from aifx.tasks.base import Task, part_name
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import load_task, open_task
 
@@ -63,7 +63,7 @@ class RestoredRun:
         if quantize == "none":
             return programs, self.params, self.frozen
         if not programs.can_decode:
-            why = f"it is for language models, and the task of run {self.run.name} is {self.config.task.kind}"
+            why = f"it is for language models, and {part_name(self.config, 'model')} does not define decode"
             hint = f"aifx eval --run {self.run.name} --set eval.quantize=none"
             raise UsageError(f"eval.quantize = {quantize}", why, hint)
         merged = cast_floating(merge_frozen(self.params, self.frozen), programs.dtype)

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, TypeAlias
 import jax
 import numpy as np
 
-from aifx.core.errors import UsageError
+from aifx.core.errors import ConfigError
+from aifx.data.base import undefined
 from aifx.data.spec import DataSpec
-from aifx.models.base import Model
+from aifx.models.base import Head, Model
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params
 
@@ -35,12 +36,15 @@ class Objective:
 
     unit: ClassVar[str] = "examples"
 
+    def check_data(self, data: DataSpec) -> None:
+        """Raise ConfigError if this objective cannot be computed on such data. By default all data will do."""
+
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
         """Additive sums over the batch, "loss" among them. Runs inside jit, in the dtype of the params.
 
         "examples" is reserved for what aifx counts on the host, as all names in `Dataset.counts` are.
         """
-        raise NotImplementedError
+        raise undefined(type(self), "sums", "be trained")
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
         """Numbers by name ("loss", "accuracy"); nested reports may be among them.
@@ -55,8 +59,7 @@ class Objective:
 
         Runs inside jit, in the dtype of the params. The last batch ends with examples of zeros.
         """
-        cls = type(self).__name__
-        raise UsageError(f"{cls} cannot make predictions", "it does not define predictions", "docs/tasks.md")
+        raise undefined(type(self), "predictions", "make predictions")
 
     def decode(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> dict[str, Any]:
         """The record that is written for a row, from the predictions for its examples.
@@ -68,5 +71,14 @@ class Objective:
 
 def outputs(model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> jax.Array:
     """What the head makes of the model's hidden vectors: `[tokens or rows, outputs]`, float32 or wider."""
-    head = model.head(params, ctx)
-    return head(model.hidden(params, batch, ctx))
+    return head_of(model, params, ctx)(model.hidden(params, batch, ctx))
+
+
+def head_of(model: Model, params: Params, ctx: ForwardContext) -> Head:
+    """The head of a model. Raises ConfigError if it is none."""
+    head: Any = model.head(params, ctx)
+    if not isinstance(head, Head):
+        name = f"{type(model).__name__}.head"
+        why = f"it returned {type(head).__name__}, not an aifx.models.base.Head"
+        raise ConfigError(f"{name} returned what aifx cannot use", why, "docs/tasks.md has an example")
+    return head

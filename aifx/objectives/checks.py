@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from aifx.core.errors import ConfigError
+from aifx.data.spec import DataSpec
 from aifx.objectives.base import Objective, Sums
 
 
@@ -46,6 +48,24 @@ def check_metrics(objective: Objective, metrics: Any) -> dict[str, Any]:
         if isinstance(plain["loss"], bool) or not isinstance(plain["loss"], int | float):
             raise _Wrong(f"'loss' is {_kind(metrics['loss'])}; expected a number")
     return plain
+
+
+def check_targets(data: DataSpec, what: str, kinds: str, count: int) -> None:
+    """Raise ConfigError unless the data has `count` "targets" per example, of dtypes of these kinds (NumPy's letters).
+
+    Args:
+        what: what the objective needs, for the error.
+    """
+    targets = data.fields.get("targets")
+    if targets is None:
+        raise misfit(what, f'the data has no "targets", only {_names(data.fields)}')
+    if np.dtype(targets.dtype).kind not in kinds or math.prod(targets.shape) != count:
+        raise misfit(what, f"those of the data are {targets.dtype} {list(targets.shape)}")
+
+
+def misfit(what: str, why: str) -> ConfigError:
+    """The error of an objective that cannot be computed from such data or such a model."""
+    return ConfigError(what, why, "change objective.kind, data.kind or model.family: docs/tasks.md")
 
 
 @contextmanager

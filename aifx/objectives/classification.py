@@ -14,6 +14,7 @@ from aifx.config.sections import ObjectiveSection
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
 from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, outputs
+from aifx.objectives.checks import check_targets, misfit
 from aifx.objectives.losses import confusion_matrix, cross_entropy
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params
@@ -25,10 +26,18 @@ class Classification(Objective):
     def __init__(self, section: ObjectiveSection) -> None:
         pass
 
+    def check_data(self, data: DataSpec) -> None:
+        if not data.classes:
+            raise misfit("classification needs data with classes", "its DataSpec names none")
+        check_targets(data, "classification needs one label per example", "iu", 1)
+
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
         """Over examples: "loss" in nats, "accuracy", and when evaluating "confusion" `[true, predicted]`."""
         logits = outputs(model, params, batch, ctx)
         labels, weights = batch["targets"], batch["weights"]
+        if logits.shape[:-1] != labels.shape:
+            why = f"the outputs are {list(logits.shape)}, the labels {list(labels.shape)}"
+            raise misfit("classification needs one row of outputs per label", why)
         predicted = jnp.argmax(logits, axis=-1)
         weight = weights.sum()
         sums = {

@@ -13,7 +13,8 @@ import numpy as np
 from aifx.config.sections import ObjectiveSection
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
-from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals
+from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, head_of
+from aifx.objectives.checks import misfit
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params
 from jax_kernels._ops.linear_cross_entropy import linear_cross_entropy
@@ -29,6 +30,10 @@ class NextToken(Objective):
 
     def __init__(self, section: ObjectiveSection) -> None:
         pass
+
+    def check_data(self, data: DataSpec) -> None:
+        if data.vocab_size is None:
+            raise misfit("next-token prediction needs data with a vocabulary", "its DataSpec has no vocab_size")
 
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
         """ "loss": nats over tokens."""
@@ -62,8 +67,13 @@ class NextToken(Objective):
 def _cross_entropy(
     model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext, reduction: Literal["none", "sum"]
 ) -> jax.Array:
-    hidden, head = model.hidden(params, batch, ctx), model.head(params, ctx)
-    assert head.bias is None, "linear_cross_entropy takes no bias"
+    hidden, head = model.hidden(params, batch, ctx), head_of(model, params, ctx)
+    if hidden.shape[0] != batch["targets"].size:
+        why = f"the hidden vectors are {list(hidden.shape)}, the targets {list(batch['targets'].shape)}"
+        raise misfit("next-token prediction needs one hidden vector of the model per token", why)
+    if head.bias is not None:
+        why = "its loss never stores all logits, and is computed without a bias"
+        raise misfit("next-token prediction needs a model whose head has no bias", why)
     labels = jnp.where(batch["weights"] > 0.0, batch["targets"], UNSCORED).reshape(-1)
     return linear_cross_entropy(
         hidden, head.weight, labels, ignore_label=UNSCORED, logit_softcap=head.logit_softcap, reduction=reduction

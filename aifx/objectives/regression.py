@@ -13,6 +13,7 @@ from aifx.config.sections import ObjectiveSection
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
 from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, outputs
+from aifx.objectives.checks import check_targets, misfit
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params
 
@@ -23,9 +24,15 @@ class Regression(Objective):
     def __init__(self, section: ObjectiveSection | None = None) -> None:
         pass
 
+    def check_data(self, data: DataSpec) -> None:
+        check_targets(data, f"regression needs {data.target_size} targets per example", "fiu", data.target_size)
+
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
         """Over examples: "loss", the squared error, and "mean_absolute_error"."""
         predicted, weights = outputs(model, params, batch, ctx).astype(jnp.float32), batch["weights"]
+        if predicted.size != batch["targets"].size:
+            why = f"the outputs are {list(predicted.shape)}, the targets {list(batch['targets'].shape)}"
+            raise misfit("regression needs one output of the model per target", why)
         error = predicted - batch["targets"].reshape(predicted.shape)
         weight = weights.sum()
         return {

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from aifx.config import Config
+from aifx.config.registry import PARTS, PartName
 from aifx.config.sections import DataSection, ModelSection, ObjectiveSection, Section
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
-from aifx.data.base import BatchSource, DataFormat, Dataset, Split
+from aifx.data.base import BatchSource, DataFormat, Dataset, Split, undefined
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
 from aifx.objectives.base import Objective
@@ -49,7 +50,7 @@ class Task:
             assets: the run's folder for what is kept with its model: what is there is used, what is missing is made
                 and written there.
         """
-        raise NotImplementedError
+        raise undefined(cls, "open", "be opened")
 
     @classmethod
     def load(cls, config: Config, project: Project, assets: Path) -> Self:
@@ -65,6 +66,15 @@ class Task:
         raise ConfigError(
             f"{cls.__name__} is known only with its data", "it does not define describe", "docs/tasks.md has an example"
         )
+
+
+def part_name(config: Config, section: PartName) -> str:
+    """The key that selects the model, the objective or the data, and its value: for errors."""
+    if config.parts.task is not None:
+        return f"task.kind = {config.task.kind!r}"
+    (part,) = (part for part in PARTS if part.section == section)
+    named = getattr(getattr(config, section), part.key, None)
+    return f"{part.path} = {named or config.parts.kinds[section].name!r}"
 
 
 def dataset_of(task: Task) -> Dataset:

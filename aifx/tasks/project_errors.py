@@ -34,7 +34,7 @@ def project_errors(config: Config, project: Project, what: str = "") -> Iterator
         place = f" ({Path(frame.filename).relative_to(project.root)}:{frame.lineno})" if frame else ""
         message = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
-            f"{CONFIG_NAME}: {_named(config)}: {name} failed",
+            f"{CONFIG_NAME}: {_named(config, frame, project)}: {name} failed",
             f"{message[:300]}{place}",
             "fix it; --debug shows the whole traceback",
         ) from error
@@ -51,8 +51,12 @@ def _is_own(path: Path, root: Path) -> bool:
     return path.is_relative_to(root) and not {"site-packages", "dist-packages"} & set(path.parts)
 
 
-def _named(config: Config) -> str:
-    """The keys that name the project's own code."""
+def _named(config: Config, frame: traceback.FrameSummary | None, project: Project) -> str:
+    """The keys that name the project's own code: those of the module that failed, or all."""
     keys = {"task.kind": config.task.kind, "model.family": getattr(config.model, "family", None)}
     keys |= {f"{name}.kind": getattr(getattr(config, name), "kind", None) for name in ("objective", "data")}
-    return ", ".join(f"{key} = {value!r}" for key, value in keys.items() if value and ":" in value)
+    own = {key: value for key, value in keys.items() if value and ":" in value}
+    if frame is not None:
+        top = Path(frame.filename).relative_to(project.root).parts[0].removesuffix(".py")
+        own = {key: value for key, value in own.items() if value.partition(":")[0].split(".")[0] == top} or own
+    return ", ".join(f"{key} = {value!r}" for key, value in own.items())

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from aifx.config import Config
 from aifx.config.kinds import resolve
+from aifx.config.project_code import import_object
+from aifx.config.registry import PARTS, PartName
 from aifx.core.errors import ConfigError
 from aifx.core.project import CONFIG_NAME, Project
 from aifx.data.base import DataFormat
 from aifx.data.spec import DataSpec, need_spec
-from aifx.tasks.base import Task
+from aifx.models.base import Model
+from aifx.objectives.base import Objective
+from aifx.specs import ArraySpec
+from aifx.tasks.base import Task, part_name
 from aifx.tasks.project_errors import project_errors
+
+REQUIRED = {
+    "model": ("specs", "hidden", "head", "flops"),
+    "objective": ("sums", "metrics", "unit", "check_data"),
+    "data": ("fields",),
+    "format": ("spec", "read_rows", "encode"),
+    "dataset": ("spec", "digest", "source", "counts"),
+}
+"""What the parts of a task must define, by attribute of `Task`."""
 
 
 def open_task(config: Config, project: Project, assets: Path) -> Task:
     """The task of a project, its data opened. Raises ConfigError, DataError."""
     if config.parts.task is not None:
         return _own("open", config, project, assets)
-    form, dataset = resolve(config.parts.data.make).open(config.data, project, assets)
-    return replace(_joined(config, form.spec, form), dataset=dataset)
+    with project_errors(config, project):
+        opened = _make("data", config, project).open(config.data, project, assets)
+        if not (isinstance(opened, tuple) and len(opened) == 2):
+            why = f"open returned {type(opened).__name__}, not a format and a data set"
+            raise _wrong_part(part_name(config, "data"), why)
+        form, dataset = opened
+        return _joined(config, project, form.spec, form, dataset)
 
 
 def load_task(config: Config, project: Project, assets: Path) -> Task:
@@ -32,15 +51,17 @@ def load_task(config: Config, project: Project, assets: Path) -> Task:
     spec = need_spec(assets)
     if config.parts.task is not None:
         return _own("load", config, project, assets)
-    form = resolve(config.parts.data.make).load(config.data, spec, assets)
-    return _joined(config, form.spec, form)
+    with project_errors(config, project):
+        form = _make("data", config, project).load(config.data, spec, assets)
+        return _joined(config, project, form.spec, form)
 
 
 def describe_task(config: Config, project: Project) -> Task:
     """The task of a project without its data. Raises ConfigError that names the missing key."""
     if config.parts.task is not None:
         return _own("describe", config, project)
-    return _joined(config, resolve(config.parts.data.make).describe(config.data, project), None)
+    with project_errors(config, project):
+        return _joined(config, project, _make("data", config, project).describe(config.data, project), None)
 
 
 def describe_or_open_task(config: Config, project: Project, assets: Path) -> Task:
@@ -51,31 +72,85 @@ def describe_or_open_task(config: Config, project: Project, assets: Path) -> Tas
         return open_task(config, project, assets)
 
 
-def _joined(config: Config, spec: DataSpec, form: DataFormat | None) -> Task:
-    model = resolve(config.parts.family.make)(config.model, spec)
-    objective = resolve(config.parts.objective.make)(config.objective)
-    return Task(model, objective, spec, form)
+def _make(section: PartName, config: Config, project: Project) -> Any:
+    """The function or class of a part."""
+    (part,) = (part for part in PARTS if part.section == section)
+    make = config.parts.kinds[section].make
+    if isinstance(make, str) and ":" in (getattr(getattr(config, section), part.key) or ""):
+        return import_object(f"{part_name(config, section)}: make", make, project)
+    return resolve(make)
+
+
+def _joined(config: Config, project: Project, spec: DataSpec, form: DataFormat | None, dataset: Any = None) -> Task:
+    make = _make("model", config, project)
+    try:
+        model = make(config.model, spec)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        if ":" in (getattr(config.model, "family", None) or ""):
+            raise
+        why = f"{type(error).__name__}: {error}; the data has {_fields(spec)}"
+        hint = "change model.family or data.kind: docs/tasks.md"
+        raise ConfigError(f"{part_name(config, 'model')} does not fit the data", why, hint) from error
+    objective = _make("objective", config, project)(config.objective)
+    return _checked(config, Task(model, objective, spec, form, dataset))
 
 
 def _own(method: str, config: Config, project: Project, *assets: Path) -> Task:
     cls: Any = config.parts.task
     kind = config.task.kind
     if not issubclass(cls, Task):
-        raise _not_a_task(kind, f"{cls.__name__} is no aifx.tasks.Task")
+        raise _wrong_part(f"task.kind = {kind!r}", f"{cls.__name__} is not an aifx.tasks.Task")
     with project_errors(config, project, f"{cls.__name__}.{method}"):
-        try:
-            task = getattr(cls, method)(config, project, *assets)
-        except NotImplementedError as error:
-            raise _not_a_task(kind, f"it does not define {error or method}") from error
+        task = getattr(cls, method)(config, project, *assets)
     if not isinstance(task, Task):
-        raise _not_a_task(kind, f"{cls.__name__}.{method} returned {type(task).__name__}")
-    lacking = [f"model.{name}" for name in ("specs", "hidden", "head", "flops") if not hasattr(task.model, name)]
-    lacking += [f"objective.{name}" for name in ("sums", "metrics", "unit") if not hasattr(task.objective, name)]
-    if lacking:
-        raise _not_a_task(kind, f"it lacks {', '.join(lacking)}")
+        raise _wrong_part(f"task.kind = {kind!r}", f"{cls.__name__}.{method} returned {type(task).__name__}")
+    with project_errors(config, project):
+        return _checked(config, task)
+
+
+def _checked(config: Config, task: Task) -> Task:
+    """The task. Raises ConfigError if a part lacks what it must define, or does not fit the data."""
+    sections: dict[str, PartName] = {"model": "model", "objective": "objective"}
+    for attribute, names in REQUIRED.items():
+        part = getattr(task, attribute)
+        if part is None and attribute in ("format", "dataset"):
+            continue
+        if lacking := [name for name in names if not _defines(part, name)]:
+            named = part_name(config, sections.get(attribute, "data"))
+            raise _wrong_part(named, f"{type(part).__name__} lacks {', '.join(lacking)}")
+    _check_model(config, task.model)
+    task.objective.check_data(task.data)
     return task
 
 
-def _not_a_task(kind: str, why: str) -> ConfigError:
-    hint = "derive it from aifx.tasks.Task; docs/tasks.md has an example"
-    return ConfigError(f"{CONFIG_NAME}: task.kind = {kind!r} is not a whole task", why, hint)
+def _check_model(config: Config, model: Model) -> None:
+    """Raise ConfigError unless `specs` is a tree of ArraySpec, and `flops` a number."""
+    name = type(model).__name__
+    if odd := _odd_spec(model.specs()):
+        why = f"{name}.specs returned {odd}; it returns nested dicts of ArraySpec"
+        raise _wrong_part(part_name(config, "model"), why)
+    if isinstance(flops := model.flops(1), bool) or not isinstance(flops, int | float):
+        raise _wrong_part(part_name(config, "model"), f"{name}.flops returned {type(flops).__name__}, not a number")
+
+
+def _odd_spec(specs: Any, path: str = "") -> str:
+    """What is neither a dict nor an ArraySpec in a tree of specs, with its place; empty if nothing is."""
+    if isinstance(specs, ArraySpec):
+        return ""
+    if isinstance(specs, Mapping):
+        return next((odd for key, node in specs.items() if (odd := _odd_spec(node, f"{path}/{key}"))), "")
+    return f"{type(specs).__name__} at {path}" if path else type(specs).__name__
+
+
+def _defines(part: Any, name: str) -> bool:
+    """Whether a part has `name` of its own: what it inherits from Model does nothing, and `Objective.sums` raises."""
+    found = getattr(type(part), name, None)
+    return hasattr(part, name) and (found is None or found not in (vars(Model).get(name), Objective.sums))
+
+
+def _fields(spec: DataSpec) -> str:
+    return ", ".join(f"{name} {field.dtype} {list(field.shape)}" for name, field in spec.fields.items()) or "no fields"
+
+
+def _wrong_part(name: str, why: str) -> ConfigError:
+    return ConfigError(f"{CONFIG_NAME}: {name} cannot be used", why, "docs/tasks.md has an example")

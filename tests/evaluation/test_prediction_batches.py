@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from aifx.core.errors import ConfigError, DataError
 from aifx.data.rows import Row
+from aifx.data.spec import DataSpec
 from aifx.loading.prediction import checked_predictions, encoded_rows, in_batches, record
 
 
@@ -50,6 +51,8 @@ def test_no_more_rows_are_read_than_a_batch_needs() -> None:
 
 
 class Task:
+    spec = DataSpec({})
+
     def encode(self, row: dict[str, list[float]]) -> dict[str, object]:
         return {"x": row["x"]}
 

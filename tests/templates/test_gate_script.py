@@ -29,6 +29,7 @@ SMALL_DECODER = {
     "AIFX_MODEL__NUM_LAYERS": "1",
     "AIFX_DATA__VOCAB_SIZE": "300",
 }
+SMALL_MLP = {"AIFX_MODEL__WIDTH": "4", "AIFX_SCHEDULE__WARMUP_STEPS": "0"}
 SMALL_NETWORK = {"AIFX_MODEL__CHANNELS": "[4]", "AIFX_TRAIN__GLOBAL_BATCH_SIZE": "16"}
 
 
@@ -78,7 +79,8 @@ class Machine:
 
     def short_gate(self, gate: str) -> subprocess.CompletedProcess[str]:
         """Three steps of a model that is as small as it gets."""
-        small = {"language-model": SMALL_DECODER, "vision-inspection": SMALL_NETWORK}[self.template]
+        of_template = {"custom-task": SMALL_MLP, "language-model": SMALL_DECODER, "vision-inspection": SMALL_NETWORK}
+        small = of_template[self.template]
         return self.gate(GATE_STEPS="3", GATE=gate, AIFX_TRAIN__VALIDATE_EVERY="0", **small)
 
     def gate(self, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -107,6 +109,13 @@ def test_a_run_that_passes_is_removed(tmp_path: Path) -> None:
     assert [gate["expr"] for gate in evaluated["gates"]] == ["bits_per_byte <= 8"]  # type: ignore[attr-defined]
     assert machine.runs() == []
     assert "kept" not in passed.stderr
+
+
+def test_a_task_of_the_projects_own_passes_its_gate(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "custom-task")
+    passed = machine.short_gate("mean_absolute_error <= 12")
+    assert passed.returncode == 0, passed.stderr
+    assert machine.runs() == []
 
 
 def test_a_run_that_fails_is_kept_to_be_looked_at(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from aifx.scaffold import projects as scaffolding
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError
+from aifx.scaffold import projects as scaffolding
 from aifx.scaffold.projects import Scaffolded, bundled_templates, find_template, parse_answers, scaffold
 
+TEMPLATES = ["custom-task", "language-model", "vision-inspection"]
 GIT = [
     *("git", "-c", "user.name=Ishmael", "-c", "user.email=ishmael@pequod.example"),
     *("-c", "commit.gpgsign=false", "-c", "tag.gpgsign=false", "-c", "init.defaultBranch=main"),
@@ -37,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("name", ["language-model", "vision-inspection"])
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_bundled_template(tmp_path: Path, name: str) -> None:
     made = make(tmp_path / "my-model", name)
     there = contents(tmp_path / "my-model")
@@ -55,6 +56,9 @@ def test_bundled_template(tmp_path: Path, name: str) -> None:
 def test_the_data_is_whole_and_its_licence_is_beside_it(tmp_path: Path) -> None:
     make(tmp_path / "book", "language-model")
     make(tmp_path / "belt", "vision-inspection")
+    make(tmp_path / "births", "custom-task")
+    assert len((tmp_path / "births/data/births.csv").read_text().splitlines()) == 7306
+    assert "CC0" in (tmp_path / "births/data/README.md").read_text()
     assert (tmp_path / "book/data/moby_dick.txt").stat().st_size == 1_204_997
     assert "CC0" in (tmp_path / "book/data/README.md").read_text()
     notice = (tmp_path / "belt/data/README.md").read_text()
@@ -93,7 +97,7 @@ def test_an_answer_is_key_and_value(pair: str) -> None:
 
 def test_every_bundled_template_has_a_summary_and_questions() -> None:
     templates = bundled_templates()
-    assert [t.name for t in templates] == ["language-model", "vision-inspection"]
+    assert [t.name for t in templates] == TEMPLATES
     assert all(20 < len(t.summary) < 70 and t.questions[0] == "project_name" for t in templates)
 
 

@@ -16,12 +16,13 @@ from aifx.config import load_config
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_files import write_text
 from aifx.core.project import Project
+from aifx.data.spec import keep_spec
 from aifx.evaluation.dataset import evaluate_files
 from aifx.evaluation.held_out import evaluate
 from aifx.loading.model import LoadedModel
 from aifx.runs.binding import open_digests
 from aifx.specs import init_params
-from aifx.tasks import create_task
+from aifx.tasks import open_task
 
 PICTURES = Path(__file__).parents[2] / "templates/vision-inspection/data/fashion_mnist_small.npz"
 CLASSES = ["top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
@@ -41,7 +42,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = Project(root)
     config = load_config(found, [], {})
     run = found.run("main")
-    task = create_task(config, found, run.assets)
+    run.assets.mkdir(parents=True)
+    task = open_task(config, found, run.assets)
+    keep_spec(run.assets, task.data)
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
     checkpoints.bind(open_digests(run, config, is_fresh=True).binding)
     checkpoints.save(1, {"params": init_params(task.model.specs(), jax.random.key(0))}, host={})

@@ -1,0 +1,31 @@
+"""Text from tokens, piece by piece: whole characters, and nothing held back for what is no text."""
+
+from __future__ import annotations
+
+import pytest
+
+from aifx.data.tokenizer import Tokenizer, train_tokenizer
+from aifx.generation.text import stream_text
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(train_tokenizer(["the whale Ahab sea harpoon boat " * 50], 300), "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    "text", ["sea and sea", "Ægir—Ægir 🐋🐋 whale", "日本語の鯨", "🐋", "\N{REPLACEMENT CHARACTER}x"]
+)
+def test_text_streams_in_whole_characters(tokenizer: Tokenizer, text: str) -> None:
+    for cut in range(len(text) + 1):
+        prompt, rest = tokenizer.encode(text[:cut]), tokenizer.encode(text[cut:])
+        pieces = list(stream_text(tokenizer, prompt, rest))
+        assert "".join(pieces) == text[cut:]
+        assert all(pieces)
+    assert "".join(stream_text(tokenizer, [], [*rest, tokenizer.eos_id, *tokenizer.encode("more")])) == text[cut:]
+
+
+def test_bytes_that_are_no_text_do_not_hold_the_stream_back(tokenizer: Tokenizer) -> None:
+    broken = tokenizer.encode("🐋")[:-1]
+    assert "".join(stream_text(tokenizer, [], [*broken, *tokenizer.encode(" sea")])).endswith(" sea")
+    assert "".join(stream_text(tokenizer, [], broken))

@@ -1,0 +1,35 @@
+"""Sine waves: eight readings, and the one that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from aifx.core.project import Project
+from aifx.data.arrays import ArrayDataset, ArrayFormat, array_dataset, split_arrays
+from aifx.data.base import Batch
+from aifx.data.spec import DataSpec, Field
+
+READINGS = 8
+
+
+class Waves(ArrayFormat):
+    @classmethod
+    def describe(cls, section: Any, project: Project) -> DataSpec:
+        numbers = {"targets": Field((), "float32"), "weights": Field((), "float32")}
+        return DataSpec({"inputs": Field((READINGS,), "float32", ("seq",)), **numbers})
+
+    @classmethod
+    def open(cls, section: Any, project: Project, assets: Path) -> tuple[Self, ArrayDataset]:
+        rng = np.random.default_rng(0)
+        phases = rng.uniform(0, 2 * np.pi, section.examples)[:, None] + np.arange(READINGS + 1) / 2
+        waves = (np.sin(phases) + section.noise * rng.standard_normal(phases.shape)).astype(np.float32)
+        splits = split_arrays({"inputs": waves[:, :-1], "targets": waves[:, -1]}, 0.2, 0.2)
+        data = array_dataset(splits, axes={"inputs": ("seq",)})
+        return cls(section, data.spec), data
+
+    def encode(self, row: Mapping[str, Any]) -> Batch:
+        return {"inputs": np.array([row["readings"]], np.float32)}

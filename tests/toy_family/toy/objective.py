@@ -1,0 +1,25 @@
+"""Huber's loss of one number per example."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optax
+
+from aifx.models.base import Model
+from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, outputs
+from aifx.parallel.context import ForwardContext
+from aifx.specs import Params
+
+
+class Huber(Objective):
+    def __init__(self, section: Any) -> None:
+        self.section = section
+
+    def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
+        predicted, weights = outputs(model, params, batch, ctx)[:, 0], batch["weights"]
+        losses: Any = optax.huber_loss(predicted, batch["targets"], delta=self.section.delta)
+        return {"loss": ((losses * weights).sum(), weights.sum())}
+
+    def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
+        return {"next": outputs(model, params, batch, ctx)[:, 0]}
