@@ -1,5 +1,6 @@
 """The decoder: its logits against NumPy, its gradients against finite differences, its properties."""
 
+import re
 from functools import cache, partial
 
 import jax
@@ -11,8 +12,10 @@ from finite_differences import assert_gradients
 from forward import CONTEXT, outputs_of
 from numpy_decoder import forward
 
+from aifx.core.errors import ConfigError
+from aifx.data.spec import DataSpec, Field
 from aifx.models.decoder import paged_cache
-from aifx.models.decoder.model import Decoder
+from aifx.models.decoder.model import Decoder, make
 from aifx.models.decoder.section import DecoderSection
 from aifx.nn.stacking import stack_layers, unstack_layers
 from aifx.specs import init_params, is_spec
@@ -225,3 +228,13 @@ def test_misuse_is_named():
     params = params_of(model)
     with pytest.raises(ValueError, match="inputs"):
         outputs_of(model)(params, tokens(seq=SEQ + 1))
+
+
+@pytest.mark.parametrize(
+    ("field", "found"),
+    [(Field((8, 8, 1), "uint8"), "uint8 [8, 8, 1]"), (Field((4,), "float32"), "float32 [4]"), (None, "no such field")],
+)
+def test_data_without_tokens_is_refused(field, found):
+    data = DataSpec({} if field is None else {"inputs": field}, vocab_size=9)
+    with pytest.raises(ConfigError, match=re.escape(found)):
+        make(DecoderSection(), data)
