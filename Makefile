@@ -64,6 +64,7 @@ test-every: setup-test  ## run every case of sampled tests, on the newest and th
 test-compilers:  ## compile every kernel for absent GPUs and TPUs, with the newest and the oldest JAX, and record it
 	@VENV=$(COMPILERS_VENV) sh scripts/setup_compilers.sh
 	$(call compile,$(COMPILERS_VENV)) -o junit_family=xunit1 --junitxml $(COMPILERS_VENV)/compiled.xml $(ARGS)
+	$(COMPILERS_VENV)/bin/python -m pytest -m compilers tests/planning
 	PYTHONPATH=tests $(COMPILERS_VENV)/bin/python $(compiled_programs) record $(COMPILERS_VENV)/compiled.xml
 	@VENV=$(COMPILERS_VENV)-oldest VERSIONS=3.11 sh scripts/setup_compilers.sh
 	FEWER=1 $(call compile,$(COMPILERS_VENV)-oldest) -o junit_family=xunit1 --junitxml $(COMPILERS_VENV)-oldest/compiled.xml $(ARGS)
@@ -72,6 +73,7 @@ test-compilers:  ## compile every kernel for absent GPUs and TPUs, with the newe
 test-compilers-sample:  ## the same for changed kernels, and for an eighth of the others
 	@VENV=$(COMPILERS_VENV) sh scripts/setup_compilers.sh
 	SAMPLE=1 $(call compile,$(COMPILERS_VENV)) $(ARGS)
+	$(COMPILERS_VENV)/bin/python -m pytest -m compilers tests/planning
 	@[ -z "$$(FEWER=1 PYTHONPATH=tests $(COMPILERS_VENV)/bin/python $(compiled_programs) due 3.11)" ] || \
 		$(MAKE) --no-print-directory test-compilers-sample-oldest
 

@@ -199,8 +199,8 @@ def _memory(
     copy = process = None
     if hardware.platform == "cpu":
         copy = size(counted["parameters"] + counted["optimizer"], "kept between saves: docs/checkpoints.md")
-        if compiled and compiled["process_bytes"]:
-            process = Figure(compiled["process_bytes"], "measured", "the process that compiled this plan")
+        if (resident := (compiled or counted).get("process_bytes")) is not None:
+            process = Figure(resident, "measured", f"the process that {'compiled' if compiled else 'traced'} this plan")
     total = state + extra + sum(part.value for part in (copy, process) if part)
     whole = Figure(total, "compiled" if compiled else "counted", "XLA's arguments and temporaries, and what is beside")
     capacity = capacity_of(hardware, (compiled or {}).get("room_bytes"))

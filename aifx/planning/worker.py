@@ -103,7 +103,7 @@ class Work:
 
 def _planned(work: Work, config: Config, with_compiler: bool) -> Iterator[dict[str, Any]]:
     counted = work.count(config)
-    yield {"event": "counted", "asked": work.asked, **asdict(counted)}
+    yield {"event": "counted", "asked": work.asked, "process_bytes": _resident_bytes(), **asdict(counted)}
     if with_compiler:
         yield _compiled(work, config)
 

@@ -45,7 +45,7 @@ def print_table(out: Output, plans: Sequence[Plan | PlanFailure]) -> None:
     """Several plans, a row each."""
     from aifx.planning.plan import Plan
 
-    columns = ["hardware", "fits", "memory", "of", "step", "MFU", "speed", "hours", "energy", "cost"]
+    columns = ["hardware", "fits", "memory", "of", "step", "MFU", "speed", "time", "energy", "cost"]
     rows = [
         (
             plan.hardware,
@@ -55,7 +55,7 @@ def print_table(out: Output, plans: Sequence[Plan | PlanFailure]) -> None:
             seconds(plan.time.step_s.value),
             f"{plan.time.mfu.value:.0%}" if plan.time.mfu else None,
             f"{plan.time.units_per_s.value:,.0f} {plan.unit}/s",
-            f"{plan.time.hours.value:,.4g}",
+            span(plan.time.hours.value),
             f"{plan.time.energy_kwh.value:,.4g} kWh" if plan.time.energy_kwh else None,
             f"{plan.time.cost.value:,.2f}" if plan.time.cost else None,
         )
@@ -99,6 +99,14 @@ def seconds(value: float) -> str:
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
+def span(hours: float) -> str:
+    """ "12 s", "4.2 min", "37 h", "12 days"."""
+    for limit, unit, per_hour in ((1 / 60, "s", 3600.0), (1.0, "min", 60.0), (72.0, "h", 1.0)):
+        if hours < limit:
+            return f"{hours * per_hour:.3g} {unit}"
+    return f"{hours / 24:,.0f} days"
+
+
 def _step_rows(plan: Plan) -> list[tuple[str, str, Figure]]:
     time = plan.time
     return [
@@ -117,7 +125,7 @@ def _step_rows(plan: Plan) -> list[tuple[str, str, Figure]]:
 def _run_rows(plan: Plan) -> list[tuple[str, str, Figure]]:
     time, disk = plan.time, plan.disk
     return [
-        ("hours", f"{time.hours.value:,.4g}", time.hours),
+        ("time", span(time.hours.value), time.hours),
         *([("energy", f"{time.energy_kwh.value:,.4g} kWh", time.energy_kwh)] if time.energy_kwh else []),
         *([("cost", f"{time.cost.value:,.2f}", time.cost)] if time.cost else []),
         ("checkpoint", size(disk.checkpoint_bytes.value), disk.checkpoint_bytes),
