@@ -6,6 +6,7 @@ lines: "counted", "compiled", "not_compiled", "fit", "nothing_fits", "failed".
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -33,11 +34,12 @@ from aifx.planning.hardware import Hardware, find_hardware
 from aifx.planning.hlo import count_traffic
 from aifx.planning.plan import capacity_of, usable_cores
 from aifx.planning.targets import compile_layout, missing_compiler
-from aifx.programs.build import build
+from aifx.programs.build import Programs, build
 from aifx.tasks.base import Task
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import describe_or_open_task, load_task
 
+TRAINING_PACKAGES = ("grain", "orbax.checkpoint", "tokenizers")
 TRIES = 3
 """Candidates that are compiled, at most."""
 
@@ -151,6 +153,8 @@ def _compiled(work: Work, config: Config) -> dict[str, Any]:
             kernels = choices(config, work.asked, layout.mesh)
             programs = build(config, with_model(work.task, config), layout, kernels=kernels)
             lowered = programs.train_step.lower(platforms)
+        if is_cpu:
+            _grow_as_training_does(programs)
         compiled = lowered.compile()
     except Exception as error:  # XLA's own types
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -174,6 +178,13 @@ def with_model(task: Task, config: Config) -> Task:
     if config.parts.task is not None:
         return task
     return replace(task, model=resolve(config.parts.family.make)(config.model, task.data))
+
+
+def _grow_as_training_does(programs: Programs) -> None:
+    """Load and compile what a training has in its process besides the step, so that its memory is known."""
+    for package in TRAINING_PACKAGES:
+        importlib.import_module(package)
+    programs.init.lower().compile()
 
 
 def _resident_bytes() -> int | None:
