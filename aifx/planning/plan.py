@@ -141,10 +141,12 @@ def make_plan(
     runs_path: Path,
     given: Assumptions,
     settings: Mapping[str, Any] | None = None,
+    out_of_memory: bool = False,
 ) -> Plan:
     """Raises ValueError if the catalogue lacks a peak.
 
     Args:
+        out_of_memory: the compiler refused the step for its memory.
         counted, compiled: events of `aifx.planning.worker`.
         settings: what `--fit` found.
     """
@@ -164,7 +166,7 @@ def make_plan(
         dtype=counted["dtype"],
         unit=counted["unit"],
         num_parameters=counted["num_parameters"],
-        fits=memory.headroom.value >= 0,
+        fits=memory.headroom.value >= 0 and not out_of_memory,
         memory=memory,
         model_flops_per_step=Figure(counted["model_flops"], "counted", "the model's own formula: docs/models.md"),
         flops_per_step=Figure(flops, "counted", "products of the traced step, recomputation included"),

@@ -141,6 +141,7 @@ def _plan(
             project.runs_path,
             given,
             settings,
+            events.get("not_compiled", {}).get("out_of_memory", False),
         )
     except ValueError as error:
         raise EnvironmentFault(f"no plan for {hardware.name}", str(error), "") from None

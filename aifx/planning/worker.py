@@ -113,15 +113,15 @@ def _planned(work: Work, config: Config, with_compiler: bool) -> Iterator[dict[s
 def _fitted(work: Work, config: Config, with_compiler: bool) -> Iterator[dict[str, Any]]:
     """The first candidate that fits also when it is compiled."""
     fitting, least = candidates(config, work.hardware, usable_cores(), work.count)
-    for candidate in fitting[:TRIES]:
+    events = list[dict[str, Any]]()
+    for candidate in [*fitting[:TRIES], least] if fitting else []:
         events = list(_planned(work, apply_settings(config, candidate.settings), with_compiler))
         if _fits(work.hardware, events):
             yield {"event": "fit", "settings": candidate.settings}
             yield from events
             return
-    settings = least.settings
-    yield {"event": "nothing_fits", "settings": settings, "needed_bytes": least.needed_bytes}
-    yield from _planned(work, apply_settings(config, settings), False)
+    yield {"event": "nothing_fits", "settings": least.settings, "needed_bytes": least.needed_bytes}
+    yield from events or _planned(work, apply_settings(config, least.settings), False)
 
 
 def _fits(hardware: Hardware, events: list[dict[str, Any]]) -> bool:

@@ -29,7 +29,9 @@ def print_plan(out: Output, plan: Plan | PlanFailure) -> None:
     out.print("")
     rows = [(name.replace("_", " "), figure) for name, figure in memory_parts(plan.memory)]
     _print_figures(out, "memory per device", [(name, size(figure.value), figure) for name, figure in rows])
-    out.print("fits" if plan.fits else f"does NOT fit: {size(-plan.memory.headroom.value)} too much")
+    excess = -plan.memory.headroom.value
+    by = f"{size(excess)} too much" if excess > 0 else "the compiler finds too little memory"
+    out.print("fits" if plan.fits else f"does NOT fit: {by}")
     out.print("")
     _print_figures(out, "step", _step_rows(plan))
     out.print("")
