@@ -81,7 +81,7 @@ def test_vision(aifx: Command) -> None:
     assert 0 <= metrics["accuracy"] <= 1
     wrong = belt("eval", "--gate", "acuracy >= 0.5")
     wrong.assert_clear_error("accuracy")
-    belt("generate").assert_clear_error("vision")
+    belt("generate").assert_clear_error("resnet")
 
 
 def test_interrupt_and_resume(project: Command, started: Started) -> None:
