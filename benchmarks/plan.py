@@ -4,9 +4,9 @@
 
 Draws three language models from a seed, which it prints. `aifx bench hardware` measures the machine's rates first, into
 a folder of this benchmark, and `aifx plan` predicts each model. Then the models are trained in turn, each round in
-processes of their own. A model's step time is the median over rounds of the median over steps, without the first; its
-peak memory is the median of the peaks. Prints a Markdown table. The machine should do nothing else: the load is
-printed, too.
+processes of their own, which compile as a new run does: compiling adds to a process's memory. A model's step time is
+the median over rounds of the median over steps, without the first; its peak memory is the median of the peaks. Prints a
+Markdown table. The machine should do nothing else: the load is printed, too.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def make_project(root: Path, index: int, model: Mapping[str, Any], steps: int) -
 
 
 def aifx(root: Path, folder: Path, *arguments: str) -> str:
-    environ = {**os.environ, "AIFX_CACHE_DIR": str(root / "cache"), "AIFX_STATE_DIR": str(root / "state")}
+    caches = tempfile.mkdtemp(prefix="cache-", dir=root)
+    environ = {**os.environ, "AIFX_CACHE_DIR": caches, "AIFX_STATE_DIR": str(root / "state")}
     done = subprocess.run([*AIFX, *arguments], cwd=folder, env=environ, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         raise SystemExit(f"aifx {' '.join(arguments)} failed:\n{done.stderr}")

@@ -23,6 +23,10 @@ allocation)."""
 TPU_RESERVED_BYTES = 256 << 20
 """What the TPU runtime keeps: libtpu gives programs 15.75 of a v5e's 16 GiB."""
 
+TRAINING_BYTES = 85_000_000
+"""What a training's process holds besides its arrays and what a plan's process holds: tokenizer, data, writing of
+checkpoints. The median over six models that benchmarks/plan.py drew (seeds 7 and 303516; 56 to 107 MB)."""
+
 PASSES = 8
 """How often a step moves its activations, if no compiler says: each is written and read on the way forward and back,
 with what lies between."""
@@ -202,7 +206,9 @@ def _memory(
     if hardware.platform == "cpu":
         copy = size(counted["parameters"] + counted["optimizer"], "kept between saves: docs/checkpoints.md")
         if (resident := (compiled or counted).get("process_bytes")) is not None:
-            process = Figure(resident, "measured", f"the process that {'compiled' if compiled else 'traced'} this plan")
+            by = "compiled" if compiled else "traced"
+            source = f"the process that {by} this plan, and {TRAINING_BYTES / 1e6:.0f} MB for data and checkpoints"
+            process = Figure(resident + TRAINING_BYTES, "measured", source)
     total = state + extra + sum(part.value for part in (copy, process) if part)
     whole = Figure(total, "compiled" if compiled else "counted", "XLA's arguments and temporaries, and what is beside")
     capacity = capacity_of(hardware, (compiled or {}).get("room_bytes"))
