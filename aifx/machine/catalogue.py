@@ -14,6 +14,34 @@ from aifx.machine.cpu import estimate_peak
 
 
 @dataclass(frozen=True)
+class Cuda:
+    """What XLA must know of an NVIDIA GPU that is absent: CUDA's device properties (NVIDIA's data sheets).
+
+    Attributes:
+        major: of the compute capability.
+        shared_block, shared_core: bytes of shared memory that a block may take, and that a multiprocessor has.
+        l2: bytes of the cache.
+    """
+
+    major: int
+    cores: int
+    fpus: int
+    clock_ghz: float
+    shared_block: int
+    shared_core: int
+    l2: int
+    memory_bytes: int
+
+
+def _hopper(cores: int, memory_bytes: int) -> Cuda:
+    return Cuda(9, cores, 128, 1.98, 232448, 233472, 52428800, memory_bytes)
+
+
+def _ampere(memory_bytes: int) -> Cuda:
+    return Cuda(8, 108, 64, 1.41, 166912, 167936, 41943040, memory_bytes)
+
+
+@dataclass(frozen=True)
 class Accelerator:
     """One kind of chip.
 
@@ -33,6 +61,8 @@ class Accelerator:
         over_c2c: it reaches its processor over NVLink-C2C; its PCIe link carries no data of jobs.
         has_rails: its systems are built with an InfiniBand port for each GPU, or for each pair.
         pci_ids: PCI device IDs of NVIDIA's modules with rails. Cards come in servers of every kind.
+        short_name: of a GPU, as `aifx plan --hardware` takes it.
+        cuda: of a GPU that aifx can compile for while it is absent.
         usual_tflops: products of bfloat16 at the best shape, measured. Cards that their power cap holds down are far
             from their peak and healthy, so the peak alone judges none.
         usual_copy_gb_s: host to device from page-locked memory, measured.
@@ -54,6 +84,8 @@ class Accelerator:
     over_c2c: bool = False
     has_rails: bool = False
     pci_ids: tuple[str, ...] = ()
+    short_name: str = ""
+    cuda: Cuda | None = None
     usual_tflops: float | None = None
     usual_copy_gb_s: float | None = None
     usual_all_reduce_gb_s: float | None = None
@@ -79,6 +111,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         180, 7700, 1800, 1000,
         "Blackwell data sheet (3384703), HGX B200, in atineoSE/coding-model-seeks-gpu; dense is half of what it prints",
         nvlinks=18, nvlink_mb_s=53_125, has_rails=True, pci_ids=("0x2901",), usual_tflops=1745.0,
+        short_name="b200",
     ),
     Accelerator(
         "NVIDIA GB200", (r"NVIDIA GB200.*",),
@@ -86,6 +119,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
          "tfloat32": 1250, "float32": 80},
         186, 8000, 1800, 1200, "NVIDIA GB200 NVL72 data sheet, a GPU of 72",
         nvlinks=18, nvlink_mb_s=53_125, has_rails=True, pci_ids=("0x2941",), in_rack=True, over_c2c=True,
+        short_name="gb200",
     ),
     Accelerator(
         "NVIDIA B300", (r"NVIDIA B300.*",),
@@ -93,7 +127,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         288, 8000, 1800, 1100,
         "pytorch/torchtitan and stas00/ml-engineering; memory and power: datacrunch-research/blogs; TF32: as B200; "
         "FP4 left out, they do not agree on it",
-        nvlinks=18, nvlink_mb_s=53_125,
+        nvlinks=18, nvlink_mb_s=53_125, short_name="b300",
     ),
     Accelerator(
         "NVIDIA GB300", (r"NVIDIA GB300.*",),
@@ -101,7 +135,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
          "tfloat32": 1250, "float32": 80},
         288, 8000, 1800, 1400,
         "stas00/ml-engineering after NVIDIA's GB300 NVL72 page; memory and power: MLPerf v5.1 (NVIDIA)",
-        nvlinks=18, nvlink_mb_s=53_125, in_rack=True, over_c2c=True,
+        nvlinks=18, nvlink_mb_s=53_125, in_rack=True, over_c2c=True, short_name="gb300",
     ),
     Accelerator(
         "NVIDIA H200 SXM", (r"NVIDIA H200(?! NVL).*",),
@@ -110,6 +144,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         "H200 data sheet (3002446) in TensorRT-LLM, whose peaks are sparse: halved; TF32: stas00/ml-engineering; "
         "power: MLPerf v5.1",
         nvlinks=18, nvlink_mb_s=26_562, has_rails=True, pci_ids=("0x2335",), usual_all_reduce_gb_s=431.0,
+        cuda=_hopper(132, 150_000_000_000), short_name="h200",
     ),
     Accelerator(
         "NVIDIA H200 NVL", (r"NVIDIA H200 NVL.*",),
@@ -118,6 +153,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         141, 4800, 900, 600,
         "H200 data sheet (3002446) in TensorRT-LLM, whose peaks are sparse: halved; TF32 and power: gmasse/gpu-specs",
         nvlink_mb_s=26_562,
+        cuda=_hopper(132, 150_000_000_000), short_name="h200-nvl",
     ),
     Accelerator(
         "NVIDIA GH200 144GB", (r"NVIDIA GH200 144G.*",),
@@ -125,7 +161,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         144, 4900, 900, 1000,
         "GH200 data sheet (3773000) in atineoSE/coding-model-seeks-gpu; power: of CPU, GPU and memory at most; "
         "link: stas00/ml-engineering",
-        nvlink_mb_s=26_562, over_c2c=True, usual_tflops=828.6,
+        nvlink_mb_s=26_562, over_c2c=True, usual_tflops=828.6, short_name="gh200-144g",
     ),
     Accelerator(
         "NVIDIA GH200 96GB", (r"NVIDIA GH200 (?!144G).*",),
@@ -133,7 +169,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         96, 4000, 900, 1000,
         "GH200 data sheet (3773000) in atineoSE/coding-model-seeks-gpu; power: of CPU, GPU and memory at most; "
         "link: stas00/ml-engineering",
-        nvlink_mb_s=26_562, over_c2c=True,
+        nvlink_mb_s=26_562, over_c2c=True, short_name="gh200",
     ),
     Accelerator(
         "NVIDIA H100 SXM", (r"NVIDIA H100 80GB HBM3.*", r"NVIDIA H100 SXM.*"),
@@ -143,6 +179,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         "power: stas00/ml-engineering",
         nvlinks=18, nvlink_mb_s=26_562, has_rails=True, pci_ids=("0x2330", "0x2336", "0x2337", "0x2339"),
         usual_tflops=794.5, usual_copy_gb_s=48.0, usual_all_reduce_gb_s=460.0,
+        cuda=_hopper(132, 84_929_347_584), short_name="h100",
     ),
     Accelerator(
         "NVIDIA H100 NVL", (r"NVIDIA H100 NVL.*",),
@@ -152,6 +189,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         "BF16: pytorch/torchtitan after nvidia.com/en-us/data-center/h100; other peaks: as H200 NVL, whose BF16 is the "
         "same; memory and power: stas00/ml-engineering; link: MLPerf v4.1 (Lenovo)",
         nvlink_mb_s=26_562,
+        cuda=_hopper(132, 100_000_000_000), short_name="h100-nvl",
     ),
     Accelerator(
         "NVIDIA H100 PCIe", (r"NVIDIA H100 PCIe.*", r"NVIDIA H100 80GB HBM2e.*"),
@@ -160,18 +198,19 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         "H100 data sheet in TensorRT-LLM; FP32: gmasse/gpu-specs; power: NVIDIA product brief PB-11133; "
         "link, a bridge to one other: MLPerf v4.1 (Quanta)",
         nvlink_mb_s=26_562,
+        cuda=_hopper(114, 84_929_347_584), short_name="h100-pcie",
     ),
     Accelerator(
         "NVIDIA H800 SXM", (r"NVIDIA H800(?! PCIe).*",),
         {"float8_e4m3fn": 1979, "int8": 1979, "bfloat16": 989.4, "float16": 989.4, "tfloat32": 494.7, "float32": 66.9},
         80, 3350, 400, 700, "as H100 SXM, whose chip it has; link: aiwiki.ai/wiki/nvidia_h800",
-        nvlink_mb_s=26_562,
+        nvlink_mb_s=26_562, short_name="h800",
     ),
     Accelerator(
         "NVIDIA H800 PCIe", (r"NVIDIA H800 PCIe.*",),
         {"float8_e4m3fn": 1513, "int8": 1513, "bfloat16": 756, "float16": 756, "tfloat32": 378, "float32": 51.2},
         80, 2000, 400, 350, "as H100 PCIe, whose chip it has; link: aiwiki.ai/wiki/nvidia_h800",
-        nvlink_mb_s=26_562,
+        nvlink_mb_s=26_562, short_name="h800-pcie",
     ),
     Accelerator(
         "NVIDIA H20", (r"NVIDIA H20",),
@@ -179,19 +218,21 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         96, 4000, 900, 400,
         "no page of NVIDIA's: pytorch/torchtitan (BF16), lamonoai/gpumap (8 bits, FP32, power) and TensorRT-LLM (TF32, "
         "memory, link; 147 and 293 for 16 and 8 bits)",
-        nvlinks=18, nvlink_mb_s=26_562,
+        nvlinks=18, nvlink_mb_s=26_562, short_name="h20",
     ),
     Accelerator(
         "NVIDIA A100 SXM 80GB", (r"NVIDIA A100-SXM4-80GB.*", r"NVIDIA A100-SXM-80GB.*", r"A100-SXM4-80GB"),
         {"int8": 624, "bfloat16": 312, "float16": 312, "tfloat32": 156, "float32": 19.5},
         80, 2039, 600, 400, "A100 data sheet (1758950) in TensorRT-LLM; FP32 and power: gmasse/gpu-specs",
         nvlinks=12, nvlink_mb_s=25_000, usual_tflops=271.2, usual_copy_gb_s=21.0, usual_all_reduce_gb_s=228.0,
+        cuda=_ampere(84_929_347_584), short_name="a100",
     ),
     Accelerator(
         "NVIDIA A100 SXM 40GB", (r"NVIDIA A100-SXM4-40GB.*", r"A100-SXM4-40GB"),
         {"int8": 624, "bfloat16": 312, "float16": 312, "tfloat32": 156, "float32": 19.5},
         40, 1555, 600, 400, "A100 data sheet (1758950) in TensorRT-LLM; FP32 and power: gmasse/gpu-specs",
         nvlinks=12, nvlink_mb_s=25_000, usual_tflops=271.2, usual_copy_gb_s=21.0,
+        cuda=_ampere(42_298_834_944), short_name="a100-40g",
     ),
     Accelerator(
         "NVIDIA A100 PCIe 80GB", (r"NVIDIA A100 80GB PCIe.*",),
@@ -200,6 +241,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         "A100 data sheet (1758950) in TensorRT-LLM; FP32 and power: gmasse/gpu-specs; "
         "link: a bridge to one other, as the sheet prints it",
         nvlink_mb_s=25_000, usual_tflops=252.9,
+        cuda=_ampere(84_929_347_584), short_name="a100-pcie",
     ),
     Accelerator(
         "NVIDIA A100 PCIe 40GB", (r"NVIDIA A100-PCIE-40GB.*",),
@@ -207,12 +249,14 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         40, 1555, 600, 250,
         "A100 data sheet (1758950) in TensorRT-LLM; FP32 and power: gmasse/gpu-specs; link: as the 80 GB card",
         nvlink_mb_s=25_000,
+        cuda=_ampere(42_298_834_944), short_name="a100-pcie-40g",
     ),
     Accelerator(
         "NVIDIA L40S", (r"NVIDIA L40S.*",),
         {"float8_e4m3fn": 733, "int8": 733, "bfloat16": 362, "float16": 362, "tfloat32": 183, "float32": 91.6},
         48, 864, 64, 350,
         "L40S data sheet (28413) in TensorRT-LLM; FP32: gmasse/gpu-specs; power: MLPerf v5.1; link: PCIe 4.0 x16",
+        short_name="l40s",
     ),
     Accelerator(
         "NVIDIA L4", (r"NVIDIA L4",),
@@ -220,23 +264,27 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         24, 300, 64, 72,
         "gmasse/gpu-specs, half of its sparse peaks; L4 data sheet (2595652) in TensorRT-LLM: within 1; "
         "link: PCIe 4.0 x16",
+        short_name="l4",
     ),
     Accelerator(
         "NVIDIA A10G", (r"NVIDIA A10G.*",),
         {"int8": 140, "bfloat16": 70, "float16": 70, "tfloat32": 35},
         24, 600, 64, 300,
         "TensorRT-LLM; power: as nvidia-smi has it on AWS G5 (gist shashankprasanna/10ebe6dc); link: PCIe 4.0 x16",
+        short_name="a10g",
     ),
     Accelerator(
         "NVIDIA A10", (r"NVIDIA A10(?!G|0).*",),
         {"int8": 250, "bfloat16": 125, "float16": 125, "tfloat32": 62.5, "float32": 31.2},
         24, 600, 64, 150, "A10 data sheet in TensorRT-LLM; FP32 and power: gmasse/gpu-specs; link: PCIe 4.0 x16",
+        short_name="a10",
     ),
     Accelerator(
         "NVIDIA T4", (r"Tesla T4",),
         {"int8": 130, "float16": 65, "float32": 8.1},
         16, 300, 32, 70,
         "T4 data sheet (951643) in mosaicml/composer; memory and power: gmasse/gpu-specs; link: PCIe 3.0 x16",
+        short_name="t4",
     ),
     Accelerator(
         "NVIDIA GeForce RTX 4090", (r"NVIDIA GeForce RTX 4090(?! Laptop).*",),
@@ -244,6 +292,7 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         24, 1008, 64, 450,
         "gmasse/gpu-specs; FP16 and FP8, there with float16 accumulation: "
         "waredb.com/processor/nvidia-geforce-rtx-4090; link: PCIe 4.0 x16",
+        short_name="rtx4090",
     ),
     Accelerator(
         "TPU v4", (r"TPU v4",),

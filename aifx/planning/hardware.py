@@ -13,33 +13,7 @@ from aifx.machine.present import tpu_generations
 
 GPUS_PER_NODE = 8
 
-GPU_NAMES = {
-    "b200": "NVIDIA B200",
-    "gb200": "NVIDIA GB200",
-    "b300": "NVIDIA B300",
-    "gb300": "NVIDIA GB300",
-    "h200": "NVIDIA H200 SXM",
-    "h200-nvl": "NVIDIA H200 NVL",
-    "gh200-144g": "NVIDIA GH200 144GB",
-    "gh200": "NVIDIA GH200 96GB",
-    "h100": "NVIDIA H100 SXM",
-    "h100-nvl": "NVIDIA H100 NVL",
-    "h100-pcie": "NVIDIA H100 PCIe",
-    "h800": "NVIDIA H800 SXM",
-    "h800-pcie": "NVIDIA H800 PCIe",
-    "h20": "NVIDIA H20",
-    "a100": "NVIDIA A100 SXM 80GB",
-    "a100-40g": "NVIDIA A100 SXM 40GB",
-    "a100-pcie": "NVIDIA A100 PCIe 80GB",
-    "a100-pcie-40g": "NVIDIA A100 PCIe 40GB",
-    "l40s": "NVIDIA L40S",
-    "l4": "NVIDIA L4",
-    "a10g": "NVIDIA A10G",
-    "a10": "NVIDIA A10",
-    "t4": "NVIDIA T4",
-    "rtx4090": "NVIDIA GeForce RTX 4090",
-}
-"""Short names of the catalogue's GPUs."""
+GPU_NAMES = {chip.short_name: chip.name for chip in ACCELERATORS if chip.short_name}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,51 +14,6 @@ from aifx.machine.present import can_compile_for_gpus, can_compile_for_tpus
 from aifx.parallel.layout import DATA_AXIS, Layout, local_layout
 from aifx.planning.hardware import GPUS_PER_NODE, Hardware
 
-
-@dataclass(frozen=True)
-class GpuTarget:
-    """What XLA must know of a GPU: CUDA's device properties, and NVIDIA's data sheets."""
-
-    major: int
-    cores: int
-    fpus: int
-    clock_ghz: float
-    shared_block: int
-    shared_core: int
-    l2: int
-    bandwidth: int
-    memory: int
-
-
-_HOPPER: dict[str, Any] = {
-    "major": 9,
-    "fpus": 128,
-    "clock_ghz": 1.98,
-    "shared_block": 232448,
-    "shared_core": 233472,
-    "l2": 52428800,
-}
-_AMPERE: dict[str, Any] = {
-    "major": 8,
-    "fpus": 64,
-    "clock_ghz": 1.41,
-    "shared_block": 166912,
-    "shared_core": 167936,
-    "l2": 41943040,
-}
-GPU_TARGETS = {
-    "NVIDIA H100 SXM": GpuTarget(**_HOPPER, cores=132, bandwidth=3352320000000, memory=84929347584),
-    "NVIDIA H100 NVL": GpuTarget(**_HOPPER, cores=132, bandwidth=3900000000000, memory=100000000000),
-    "NVIDIA H100 PCIe": GpuTarget(**_HOPPER, cores=114, bandwidth=2039000000000, memory=84929347584),
-    "NVIDIA H200 SXM": GpuTarget(**_HOPPER, cores=132, bandwidth=4800000000000, memory=150000000000),
-    "NVIDIA H200 NVL": GpuTarget(**_HOPPER, cores=132, bandwidth=4800000000000, memory=150000000000),
-    "NVIDIA A100 SXM 80GB": GpuTarget(**_AMPERE, cores=108, bandwidth=2039000000000, memory=84929347584),
-    "NVIDIA A100 SXM 40GB": GpuTarget(**_AMPERE, cores=108, bandwidth=1555000000000, memory=42298834944),
-    "NVIDIA A100 PCIe 80GB": GpuTarget(**_AMPERE, cores=108, bandwidth=1935000000000, memory=84929347584),
-    "NVIDIA A100 PCIe 40GB": GpuTarget(**_AMPERE, cores=108, bandwidth=1555000000000, memory=42298834944),
-}
-"""By the catalogue's name: the GPUs of which these figures are known."""
-
 _DESCRIPTION = """
 gpu_device_info {{
   cuda_compute_capability {{ major: {major} }}
@@ -68,7 +22,7 @@ gpu_device_info {{
   block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
   registers_per_core_limit: 65536  registers_per_block_limit: 65536
   shared_memory_per_block: 49152  shared_memory_per_block_optin: {shared_block}  shared_memory_per_core: {shared_core}
-  l2_cache_size: {l2}  memory_bandwidth: {bandwidth}  device_memory_size: {memory}
+  l2_cache_size: {l2}  memory_bandwidth: {bandwidth}  device_memory_size: {memory_bytes}
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 7 }}
@@ -83,7 +37,7 @@ def missing_compiler(hardware: Hardware) -> str:
         return ""
     if hardware.platform == "tpu":
         return "" if can_compile_for_tpus() else f"libtpu is not installed: {install_command('plan-tpu')}"
-    if hardware.chip is None or hardware.chip.name not in GPU_TARGETS:
+    if hardware.chip is None or hardware.chip.cuda is None:
         return f"aifx has no description of {hardware.device_kind} for XLA's compiler"
     if can_compile_for_gpus():
         return ""
@@ -99,8 +53,9 @@ def compile_layout(hardware: Hardware) -> tuple[Layout, tuple[str, ...] | None]:
         described = topologies.get_topology_desc(platform="tpu", topology_name=_topology(hardware))
         return _layout(hardware, described), None
     assert hardware.chip is not None
-    target = GPU_TARGETS[hardware.chip.name]
-    text = _DESCRIPTION.format(**vars(target), kind=hardware.device_kind)
+    assert hardware.chip.cuda is not None
+    bandwidth = round(hardware.chip.memory_gb_s * 1e9)
+    text = _DESCRIPTION.format(**vars(hardware.chip.cuda), bandwidth=bandwidth, kind=hardware.device_kind)
     nodes = -(-hardware.num_devices // GPUS_PER_NODE)
     shape = f"1x{nodes}x{min(hardware.num_devices, GPUS_PER_NODE)}"
     described = topologies.get_topology_desc(platform="cuda", target_config=text, topology=shape)
