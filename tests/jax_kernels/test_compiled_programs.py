@@ -36,7 +36,7 @@ def report(path: Path, *cases: str) -> Path:
 
 
 def test_sources_are_an_implementation_and_what_it_imports() -> None:
-    attention = ROOT / "jax_kernels" / "attention"
+    attention = ROOT / "jax_kernels" / "_ops" / "attention"
     mosaic = source_files("attention", "pallas_mosaic_gpu")
     for path in (
         *attention.glob("pallas_mosaic_gpu/*.py"),
