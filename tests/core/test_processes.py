@@ -148,8 +148,8 @@ def test_an_interrupt_ends_it(interrupt):
 
 
 def test_ctrl_c_reaches_only_the_parent():
-    """Which hears it while it waits."""
-    body = "os.kill(os.getppid(), signal.SIGINT); time.sleep(0.2); emit(went=1); time.sleep(600)"
+    """Which hears it while it waits, a second after it started the child."""
+    body = "time.sleep(1); os.kill(os.getppid(), signal.SIGINT); time.sleep(0.2); emit(went=1); time.sleep(600)"
     with pytest.raises(KeyboardInterrupt), Child(python(body)) as child:
         child.wait()
     assert child.ended.cut == "stopped"
