@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def run(request: dict[str, Any], emit: Emit) -> None:
-    """Measure, and emit what is found as it is found."""
+    """Measure, and emit each result as soon as it is known."""
 
     def report(progress: Progress | None) -> None:
         emit({"progress": progress and asdict(progress)})

@@ -5,7 +5,7 @@
             ...
 
 A child has a session and a process group of its own, so that Ctrl-C reaches only this process, which decides what
-becomes of it. What a child of ours starts stays in its group, so that they end together. There are no threads: whoever
+becomes of it. What a child of aifx starts stays in its group, so that they end together. There are no threads: whoever
 waits also reads.
 """
 
@@ -38,9 +38,9 @@ CHUNK = 1 << 16
 POLL_S = 0.25  # between looks whether a child has exited whose output something else holds open
 EXIT_S = 0.002  # the same for one that has closed its output
 REAP_S = 1.0  # a process in uninterruptible sleep outlives SIGKILL, and is not waited for longer
-FOLLOW_S = 5.0  # for a child of ours to clean up if its parent is gone
+FOLLOW_S = 5.0  # for a child of aifx to clean up if its parent is gone
 
-_is_child = False  # of ours, after `connect`
+_is_child = False  # of aifx, after `connect`
 
 Cut = Literal["", "silence", "limit", "output", "stopped"]
 
@@ -129,7 +129,7 @@ class Child:
 
     @classmethod
     def of_module(cls, module: str, *arguments: str, **options: Any) -> Child:
-        """A module of ours as a program, which begins with `connect` and ends with this process."""
+        """A module of aifx as a program, which begins with `connect` and ends with this process."""
         # -P, since the working directory may hold a module of the same name.
         return cls([sys.executable, "-P", "-m", module, *arguments], follows=True, **options)
 
@@ -295,7 +295,7 @@ def _end(children: Sequence[Child]) -> None:
 
 
 def connect() -> Callable[[Mapping[str, Any]], None]:
-    """Begin as a child of ours. Returns a function that writes an event.
+    """Begin as a child of aifx. Returns a function that writes an event.
 
     The events have stdout for themselves: what libraries print there goes to stderr. If the parent ends in whatever
     way, this process leaves with SystemExit as on SIGTERM. After FOLLOW_S its group is killed.

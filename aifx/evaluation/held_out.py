@@ -158,7 +158,7 @@ def evaluate(
 
     Args:
         split: None takes `eval.split`.
-        gates: besides those of `eval.gates`.
+        gates: conditions in addition to `eval.gates`.
         step: the checkpoint, as `restore_run` takes it.
         overrides: `--set` strings over the run's configuration.
 
@@ -251,7 +251,7 @@ def reports_of_step(path: Path, run: str, step: int) -> Iterator[dict[str, Any]]
     with exclusive(path.parent / ".lock"):  # another evaluation of the step may end at the same time
         remove_temporary(path.parent)
         kept: dict[str, Any] = {"schema_version": 1, "run": run, "step": step, "splits": {}, "datasets": []}
-        # None yet, or not one of ours: this one is whole by itself.
+        # There is no report yet, or the file is not one: start a new one.
         with suppress(OSError, ValueError, TypeError, AttributeError):
             found = parse_json(read_file(path))
             kept |= {"splits": dict(found.get("splits", {})), "datasets": list(found.get("datasets", []))}

@@ -1,4 +1,4 @@
-"""A run's model as it stands in a checkpoint."""
+"""The model of a run, from a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What models and objectives are given besides parameters and a batch."""
+"""What models and objectives receive in addition to parameters and a batch."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ TPU_RESERVED_BYTES = 256 << 20
 """What the TPU runtime keeps: libtpu gives programs 15.75 of a v5e's 16 GiB."""
 
 TRAINING_BYTES = 85_000_000
-"""What a training's process holds besides its arrays and what a plan's process holds: tokenizer, data, writing of
-checkpoints. The median over six models that benchmarks/plan.py drew (seeds 7 and 303516; 56 to 107 MB)."""
+"""Memory of a training process in addition to its arrays and to the memory of a plan's process: tokenizer, data,
+writing of checkpoints. The median over six models that benchmarks/plan.py drew (seeds 7 and 303516; 56 to 107 MB)."""
 
 PASSES = 8
 """How often a step moves its activations, if no compiler says: each is written and read on the way forward and back,

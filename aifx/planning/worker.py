@@ -181,7 +181,7 @@ def with_model(task: Task, config: Config) -> Task:
 
 
 def _grow_as_training_does(programs: Programs) -> None:
-    """Load and compile what a training has in its process besides the step, so that its memory is known."""
+    """Load and compile what a training has in its process in addition to the step, so that its memory is known."""
     for package in TRAINING_PACKAGES:
         importlib.import_module(package)
     programs.init.lower().compile()

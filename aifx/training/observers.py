@@ -72,8 +72,8 @@ class LogFile:
         self.write(line_of(record))
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        told = ", ".join(f"{k}={v}" for k, v in fields.items() if not isinstance(v, Mapping))
-        self.write(f"{name}: {told}" if told else name)
+        values = ", ".join(f"{k}={v}" for k, v in fields.items() if not isinstance(v, Mapping))
+        self.write(f"{name}: {values}" if values else name)
 
     def stop(self, result: TrainResult | None) -> None:
         if result is not None:

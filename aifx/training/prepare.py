@@ -140,7 +140,7 @@ def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> None
     now = provenance(job.project.root, data_digest=digest, devices=layout.devices)
     if job.fork is not None:
         for error in origin_errors(job.fork, job.project):
-            logger.warning(f"{error.what} ({error.why}); the fork goes on with it as it is")
+            logger.warning(f"{error.what} ({error.why}); the fork uses it unchanged")
         if forks_other_data(job.fork.run, digest):
             logger.warning(
                 f"its data, or how that is divided, is not what run {job.fork.run.name} was trained on: "

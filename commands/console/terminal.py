@@ -72,7 +72,7 @@ def report(error: BaseException, *, json: bool) -> int:
 
 
 def _reader_has_gone() -> bool:
-    """Whether it is stdout that is broken, and not some pipe of ours."""
+    """Return whether stdout is broken, and not another pipe of aifx."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)

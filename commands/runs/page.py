@@ -105,14 +105,14 @@ def _print_metrics(out: Output, run: RunDetails, records: Sequence[Mapping[str, 
     out.print("\n".join(line_chart(losses, CHART_WIDTH, CHART_HEIGHT, ascii_only=ascii_only)))
     out.print("")
     used = utilization(number(last.get("mfu")), number(last.get("ceiling_fraction")))
-    told = {
+    shown = {
         "loss": figure(run.loss),
         "validation": figure(run.validation_loss),
         "best": best(run.best_by, run.best_value, run.best_step),
         "speed": rate(run.units_per_s, run.unit),
         "MFU": used.removeprefix("MFU ") or None,
     }
-    out.print("   ".join(f"{name} {value}" for name, value in told.items() if value is not None))
+    out.print("   ".join(f"{name} {value}" for name, value in shown.items() if value is not None))
 
 
 def _print_predictions(out: Output, run: RunDetails) -> None:
@@ -145,8 +145,8 @@ def _print_evaluations(out: Output, evaluations: Sequence[Evaluation]) -> None:
     for e in evaluations:
         out.print("")
         numbers = {name: value for name, v in e.metrics.items() if (value := number(v)) is not None}
-        told = ", ".join(f"{name} {figure(value)}" for name, value in numbers.items())
-        out.print(f"evaluation of step {e.step} on {e.split}: {told}")
+        figures = ", ".join(f"{name} {figure(value)}" for name, value in numbers.items())
+        out.print(f"evaluation of step {e.step} on {e.split}: {figures}")
         for gate in e.gates:
             verdict = "passed" if gate.get("passed") else "FAILED"
             out.print(f"  gate {gate.get('expr')}: {figure(number(gate.get('value')))}, {verdict}")

@@ -63,12 +63,12 @@ class Watcher:
 
     def lines(self, out: Output, interval_s: float) -> None:
         """A line every ten seconds, and the last one when the run ends."""
-        told, step = float("-inf"), -1
+        reported_at, step = float("-inf"), -1
         while True:
             alive = self.look()
-            if not alive or (self.status.step != step and time.monotonic() - told >= EVERY_S):
+            if not alive or (self.status.step != step and time.monotonic() - reported_at >= EVERY_S):
                 out.write(self.line() + "\n")
-                told, step = time.monotonic(), self.status.step
+                reported_at, step = time.monotonic(), self.status.step
             if not alive:
                 return
             time.sleep(interval_s)
@@ -77,8 +77,8 @@ class Watcher:
         """The run in one line."""
         s = self.status
         parts = [f"{s.run}: {s.status}", f"step {count(s.step)}/{count(s.num_steps)}"]
-        told = (("loss", figure(s.loss)), ("validation", figure(s.validation_loss)), ("", rate(s.units_per_s, s.unit)))
-        return "  ".join(parts + [f"{name} {value}".strip() for name, value in told if value is not None])
+        shown = (("loss", figure(s.loss)), ("validation", figure(s.validation_loss)), ("", rate(s.units_per_s, s.unit)))
+        return "  ".join(parts + [f"{name} {value}".strip() for name, value in shown if value is not None])
 
     def picture(self, width: int, *, ascii_only: bool = False) -> RenderableType:
         """The run in a frame."""
@@ -102,8 +102,8 @@ class Watcher:
         row = Text("loss ").append(figure(s.loss) or "-", style="bold cyan")
         if s.validation_loss is not None:
             row.append("   validation ").append(figure(s.validation_loss) or "", style="bold magenta")
-        told = best(s.best_by, s.best_value, s.best_step)
-        yield row.append(f"   best {told}" if told else "")
+        record = best(s.best_by, s.best_value, s.best_step)
+        yield row.append(f"   best {record}" if record else "")
         row = Text(rate(s.units_per_s, s.unit) or "", style="bold green")
         if used := utilization(number(self._last.get("mfu")), number(self._last.get("ceiling_fraction"))):
             row.append(f"   {used}", style="not bold default")

@@ -1,4 +1,4 @@
-// Browsers start no web worker for a page that is opened as a file. Search runs in one, so a hidden frame stands in.
+// Browsers start no web worker for a page that is opened as a file. Search runs in one, so a hidden frame replaces it.
 if (location.protocol === "file:") {
   window.IFrameWorker = class extends EventTarget {
     constructor(url) {

@@ -53,7 +53,7 @@ def test_a_setting_that_was_changed_in_the_run_and_the_project_is_refused(traine
     assert error.why == "data.noise = 0.5, and was 0.1"
     fork = trained.train("data.noise=0.5", run="fork", fork_from="main")
     assert (fork.status, fork.resumed_from) == ("completed", 8)
-    assert any("data.noise = 0.5, and was 0.1); the fork goes on with it as it is" in line for line in logged)
+    assert any("data.noise = 0.5, and was 0.1); the fork uses it unchanged" in line for line in logged)
     assert trained.train("data.noise=0.5", run="fork").already
 
 

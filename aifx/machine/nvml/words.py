@@ -78,7 +78,7 @@ def reasons(mask: int) -> list[str]:
 
 
 def failure(what: str, code: int, text: str) -> Absent | Unknown:
-    """The value that an error stands for."""
+    """Return the value that an error represents."""
     if code in NOT_THERE:
         return Absent(f"{what}: {NOT_THERE[code]}")
     if code in GPU_STATES:

@@ -45,7 +45,7 @@ class Cached:
 
 @dataclass(frozen=True)
 class Sequences:
-    """What the layers know of the tokens besides their vectors.
+    """What the layers know of the tokens in addition to their vectors.
 
     Attributes:
         shape: (batch, seq): row r of a layer's input `[batch * seq, embed]` is token r % seq of sequence r // seq.
