@@ -13,18 +13,7 @@ from aifx.core.version import DISTRIBUTION, __version__
 if TYPE_CHECKING:
     from aifx.api import bench, doctor, evaluate, generate, init, load, predict, train
 
-__all__ = [
-    "DISTRIBUTION",
-    "__version__",
-    "bench",
-    "doctor",
-    "evaluate",
-    "generate",
-    "init",
-    "load",
-    "predict",
-    "train",
-]
+__all__ = ["DISTRIBUTION", "__version__", "bench", "doctor", "evaluate", "generate", "init", "load", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,8 @@ __all__ = ["bench", "doctor", "evaluate", "generate", "init", "load", "predict",
 StrPath = str | PathLike[str]
 Step = int | str | None
 """A step that has a checkpoint, "best", "last", or None for `eval.checkpoint`."""
+Settings = Mapping[str, Any] | None
+"""Values over those of `aifx.toml`, by key: `{"train.num_steps": 100}`."""
 
 
 def init(
@@ -56,7 +58,7 @@ def train(
     project: StrPath = ".",
     run: str = "main",
     *,
-    settings: Mapping[str, Any] | None = None,
+    settings: Settings = None,
     fork_from: str | None = None,
     fork_at: int | str = "last",
 ) -> TrainResult:
@@ -82,23 +84,13 @@ def train(
 
 @overload
 def evaluate(
-    run: StrPath,
-    *,
-    split: Split | None = ...,
-    gates: Sequence[str] = ...,
-    step: Step = ...,
-    settings: Mapping[str, Any] | None = ...,
+    run: StrPath, *, split: Split | None = ..., gates: Sequence[str] = ..., step: Step = ..., settings: Settings = ...
 ) -> Evaluation: ...
 
 
 @overload
 def evaluate(
-    run: StrPath,
-    *,
-    data: Sequence[StrPath],
-    gates: Sequence[str] = ...,
-    step: Step = ...,
-    settings: Mapping[str, Any] | None = ...,
+    run: StrPath, *, data: Sequence[StrPath], gates: Sequence[str] = ..., step: Step = ..., settings: Settings = ...
 ) -> DatasetReports: ...
 
 
@@ -109,7 +101,7 @@ def evaluate(
     data: Sequence[StrPath] = (),
     gates: Sequence[str] = (),
     step: Step = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Settings = None,
 ) -> Evaluation | DatasetReports:
     """Measure a checkpoint on a held-out split, or on files of other data, and compare it with gates.
 
@@ -134,7 +126,7 @@ def evaluate(
     return evaluate_run(directory, project, split=split, **how)
 
 
-def load(run: StrPath, *, step: Step = None, settings: Mapping[str, Any] | None = None) -> LoadedModel:
+def load(run: StrPath, *, step: Step = None, settings: Settings = None) -> LoadedModel:
     """The model of a run, ready to make predictions. Needs the run alone, not the data that it was trained on.
 
     >>> model = aifx.load("runs/main")
@@ -211,11 +203,7 @@ def doctor(
 
 
 def bench(
-    *suites: str,
-    project: StrPath = ".",
-    quick: bool = False,
-    launches: int = 1,
-    settings: Mapping[str, Any] | None = None,
+    *suites: str, project: StrPath = ".", quick: bool = False, launches: int = 1, settings: Settings = None
 ) -> BenchReport:
     """Measure this machine or a project, and return a report with confidence intervals.
 
@@ -243,7 +231,7 @@ def bench(
     return report
 
 
-def overrides(settings: Mapping[str, Any] | None) -> list[str]:
+def overrides(settings: Settings) -> list[str]:
     """Settings as `--set` takes them."""
     from aifx.config.toml import literal
 

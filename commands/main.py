@@ -52,7 +52,8 @@ def _ignore_compilers() -> None:
 def run(args: list[str]) -> int:
     """Runs one command and returns its exit code. Raises nothing."""
     _prepare_streams()
-    ours, theirs = _split(args)
+    end = args.index("--") if "--" in args else len(args)
+    ours, theirs = args[:end], args[end:]
     json, caller = "--json" in ours, find_caller(ours)
     if "--debug" in ours:
         os.environ["AIFX_DEBUG"] = "1"  # in processes that we start, too
@@ -65,8 +66,11 @@ def run(args: list[str]) -> int:
     except SystemExit as error:
         stopping.end_body()
         code = _status(error)
-        if caller is not None and _is_verdict(error):
-            return code if _flush(code) == code else caller.unable
+        if caller is not None:
+            from aifx.commands.doctor.monitor_protocols import ProtocolExit
+
+            if isinstance(error, ProtocolExit):  # a code that the monitoring program understands
+                return code if _flush(code) == code else caller.unable
     except BaseException as error:
         stopping.end_body()
         error = stopping.cause_of(error)
@@ -84,13 +88,6 @@ def find_caller(args: Sequence[str]) -> Caller | None:
     return caller_of(args)
 
 
-def _is_verdict(error: SystemExit) -> bool:
-    """Whether the exit code is one that the monitoring program understands."""
-    from aifx.commands.doctor.monitor_protocols import ProtocolExit
-
-    return isinstance(error, ProtocolExit)
-
-
 def _report(error: BaseException, json: bool) -> int:
     """Tells a failure, even one whose telling fails."""
     from aifx.commands.console.terminal import report
@@ -101,12 +98,6 @@ def _report(error: BaseException, json: bool) -> int:
         return ExitCode.INTERRUPTED
     except BaseException:
         return ExitCode.BUG
-
-
-def _split(args: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments before `--`, and the rest."""
-    end = args.index("--") if "--" in args else len(args)
-    return args[:end], args[end:]
 
 
 def _status(error: SystemExit) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from pydantic import TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic.json_schema import GenerateJsonSchema
 
 from aifx.commands.console.writing import SCHEMA_VERSION
 from aifx.core.errors import ErrorDocument
@@ -116,14 +116,10 @@ def file_types() -> dict[str, Any]:
 
 
 class _Exact(GenerateJsonSchema):
-    """Objects have every field of their type and no other; only `NotRequired` ones may be absent."""
+    """Objects have every field of their type; only `NotRequired` ones may be absent."""
 
     def field_is_required(self, field: Any, total: bool) -> bool:
         return bool(field.get("required", total)) if field["type"] == "typed-dict-field" else True
-
-    def generate(self, schema: Any, mode: Any = "serialization") -> JsonSchemaValue:
-        closed: JsonSchemaValue = _closed(super().generate(schema, mode))
-        return closed
 
 
 def _closed(schema: Any) -> Any:
@@ -132,7 +128,11 @@ def _closed(schema: Any) -> Any:
         return [_closed(item) for item in schema]
     if not isinstance(schema, Mapping):
         return schema
-    kept = {key: _closed(value) for key, value in schema.items() if not _says_nothing(key, value)}
+    # A title repeats a name, and a field that is always there needs no default. Mappings are keys of these names.
+    said = {
+        key: value for key, value in schema.items() if key not in ("title", "default") or isinstance(value, Mapping)
+    }
+    kept = {key: _closed(value) for key, value in said.items()}
     if isinstance(kept.get("anyOf"), list) and all(form.keys() == {"type"} for form in kept["anyOf"]):
         kept["type"] = [form["type"] for form in kept.pop("anyOf")]
     if isinstance(schema.get("description"), str):
@@ -146,11 +146,6 @@ def _closed(schema: Any) -> Any:
     return kept
 
 
-def _says_nothing(key: str, value: Any) -> bool:
-    """Whether it is a title that repeats a name, or the default of a field that is always there."""
-    return key in ("title", "default") and not isinstance(value, Mapping)
-
-
 _ATTRIBUTE = re.compile(r"^ {4}([a-z_, ]+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 
 
@@ -161,7 +156,7 @@ def schema_of(kind: Any, title: str, *, versioned: bool) -> dict[str, Any]:
         versioned: the document also has `schema_version`, and the failure of its command is another form of it.
     """
     forms = kind | FailedCommand if versioned else kind
-    schema = TypeAdapter(forms).json_schema(schema_generator=_Exact, mode="serialization")
+    schema = _closed(TypeAdapter(forms).json_schema(schema_generator=_Exact, mode="serialization"))
     if versioned:
         for form in schema.get("anyOf", [schema]):
             body = schema["$defs"][form["$ref"].rsplit("/", 1)[-1]] if "$ref" in form else form

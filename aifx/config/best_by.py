@@ -100,8 +100,7 @@ def check_metric(best_by: BestBy, known: Iterable[str]) -> None:
 def with_best_by(config: Config, best_by: str | None = None) -> Config:
     """The configuration with `checkpoint.best_by` fixed, so that gates which change later do not change it.
 
-    Args:
-        best_by: what the run was started with; None if it starts now.
+    `best_by` is what the run was started with; None if it starts now.
     """
     if config.checkpoint.best_by != AUTO:
         return config

@@ -6,30 +6,46 @@ from collections.abc import Iterator
 
 from aifx.config.best_by import AUTO, parse_best_by
 from aifx.config.config import Config
-from aifx.config.diagnostics import Mistake
+from aifx.config.diagnostics import Mistake, refuse
 from aifx.config.gates import parse_gate
 from aifx.config.sections import Conflict
 from aifx.core.errors import UsageError
 
 
-def to_mistake(conflict: Conflict, config: Config) -> Mistake:
-    """With the place of the key that was set last."""
-    blamed = max(conflict.keys, key=lambda key: config.precedence(key))
-    where = config.origin(blamed).where
-    return Mistake(
-        "" if where == "default" else where,
-        conflict.problem,
-        conflict.reason,
-        "change one of them, then: aifx config check",
-    )
+def check_conflicts(config: Config, changed: set[str] | None = None) -> None:
+    """Raise ConfigError for settings that cannot be used together, with the place of the one that was set last.
+
+    Args:
+        changed: keys; conflicts of others are not reported.
+    """
+    mistakes = []
+    for conflict in _conflicts(config):
+        if changed is None or changed.intersection(conflict.keys):
+            where = config.origin(max(conflict.keys, key=config.precedence)).where
+            hint = "change one of them, then: aifx config check"
+            mistakes.append(Mistake("" if where == "default" else where, conflict.problem, conflict.reason, hint))
+    refuse(mistakes)
 
 
-def conflicts(config: Config) -> Iterator[Conflict]:
-    """Every pair of settings that cannot be used together."""
+def _conflicts(config: Config) -> Iterator[Conflict]:
     yield from _train(config)
-    yield from _gates(config)
-    yield from _best_by(config)
-    yield from _mesh(config)
+    for expr in config.eval.gates:
+        try:
+            parse_gate(expr)
+        except UsageError as error:
+            yield Conflict(("eval.gates",), f"eval.gates: {error.what}", error.why)
+    if config.checkpoint.best_by != AUTO:
+        try:
+            parse_best_by(config.checkpoint.best_by)
+        except UsageError as error:
+            yield Conflict(("checkpoint.best_by",), error.what, error.why)
+    data, devices = config.mesh.data, config.train.devices
+    if data != -1 and devices not in ("all", data):
+        yield Conflict(
+            ("mesh.data", "train.devices"),
+            f"mesh.data = {data} is not train.devices = {devices}",
+            "every device has a place in the mesh, and its only axis is data",
+        )
     for _, section in config.sections():
         yield from section.conflicts(config)
 
@@ -57,31 +73,4 @@ def _train(config: Config) -> Iterator[Conflict]:
             ("schedule.warmup_steps", "train.num_steps"),
             f"schedule.warmup_steps = {schedule.warmup_steps} is more than train.num_steps = {train.num_steps}",
             "the run would end before its warm-up does",
-        )
-
-
-def _gates(config: Config) -> Iterator[Conflict]:
-    for expr in config.eval.gates:
-        try:
-            parse_gate(expr)
-        except UsageError as error:
-            yield Conflict(("eval.gates",), f"eval.gates: {error.what}", error.why)
-
-
-def _best_by(config: Config) -> Iterator[Conflict]:
-    if config.checkpoint.best_by == AUTO:
-        return
-    try:
-        parse_best_by(config.checkpoint.best_by)
-    except UsageError as error:
-        yield Conflict(("checkpoint.best_by",), error.what, error.why)
-
-
-def _mesh(config: Config) -> Iterator[Conflict]:
-    data, devices = config.mesh.data, config.train.devices
-    if data != -1 and devices not in ("all", data):
-        yield Conflict(
-            ("mesh.data", "train.devices"),
-            f"mesh.data = {data} is not train.devices = {devices}",
-            "every device has a place in the mesh, and its only axis is data",
         )

@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
-from aifx.config.origins import DEFAULT, Origin, OriginKind
-from aifx.config.registry import PARTS, TaskParts, variants
+from aifx.config.registry import PARTS, TaskParts, bundled
 from aifx.config.sections import (
     RESUME_SAFE,
-    ROUNDING,
     CheckpointSection,
     EvalSection,
     GenerateSection,
@@ -25,6 +23,7 @@ from aifx.config.sections import (
     TaskSection,
     TrainSection,
 )
+from aifx.config.toml import DEFAULT, Origin, OriginKind, to_toml
 
 
 @dataclass(frozen=True)
@@ -73,21 +72,12 @@ class Config:
         """Where the value of `section.key` came from."""
         return self.origins.get(key, DEFAULT)
 
-    def all_origins(self) -> dict[str, dict[str, str]]:
-        """Where every value came from, by section and key."""
-        return {
-            name: {key: self.origin(f"{name}.{key}").where for key in type(section).model_fields}
-            for name, section in self.sections()
-        }
-
     def precedence(self, key: str) -> int:
         """How far the origin of `section.key` goes over others: 0 is a default, the most is `--set`."""
         return get_args(OriginKind).index(self.origin(key).kind)
 
     def to_toml(self, *, origins: bool = True) -> str:
         """The whole configuration as TOML that `read_config` reads back to an equal one; each origin a comment."""
-        from aifx.config.toml import to_toml
-
         return to_toml(self.values(), self.origin if origins else None)
 
 
@@ -99,31 +89,34 @@ _SECTION_TYPES: dict[str, type[Section]] = get_type_hints(Config)
 
 def section_models(section: str) -> tuple[type[Section], ...]:
     """The types that a section of `aifx.toml` may have: one, or one for each variant that comes with aifx."""
-    if section in PART_NAMES:
-        return tuple(model for part, _, model in variants() if part.section == section)
-    return (_SECTION_TYPES[section],)
+    variants = (kind.section for part in PARTS if part.section == section for kind in bundled(part).values())
+    return tuple(variants) or (_SECTION_TYPES[section],)
 
 
-def compare(old: Config, new: Config) -> list[Difference]:
-    """What differs and matters: every key but those that may change between a run and its resumption."""
-    return [difference for difference, extra in _differences(old, new) if not is_marked(extra, RESUME_SAFE)]
+def compare(old: Config, new: Config, mark: Mapping[str, Any] | None = None) -> list[Difference]:
+    """What differs.
 
-
-def compare_free(old: Config, new: Config) -> list[Difference]:
-    """What differs and may, since it changes no number of a run or at most how its numbers are rounded."""
-    return [difference for difference, extra in _differences(old, new) if is_marked(extra, RESUME_SAFE)]
-
-
-def compare_rounding(old: Config, new: Config) -> list[Difference]:
-    """What differs and may, and changes how the numbers of a run are rounded."""
-    return [difference for difference, extra in _differences(old, new) if is_marked(extra, ROUNDING)]
+    Args:
+        mark: only of the keys that bear this mark, RESUME_SAFE or ROUNDING. By default what may not change between a
+            run and its resumption.
+    """
+    olds, news = old.values(), new.values()
+    found = []
+    for name in SECTION_NAMES:
+        for key, info in {**type(getattr(old, name)).model_fields, **type(getattr(new, name)).model_fields}.items():
+            before, after = olds[name].get(key), news[name].get(key)
+            is_free = is_marked(info.json_schema_extra, RESUME_SAFE)
+            is_asked = is_marked(info.json_schema_extra, mark) if mark else not is_free
+            if before != after and is_asked:
+                found.append(Difference(f"{name}.{key}", before, after))
+    return found
 
 
 def number_settings(config: Config) -> dict[str, Any]:
     """The values that change the numbers of a run, by key and as JSON has them: every key that is not RESUME_SAFE."""
     values = config.values()
     return {
-        f"{name}.{key}": json.loads(json.dumps(values[name].get(key)))
+        f"{name}.{key}": values[name].get(key)
         for name, section in config.sections()
         for key, info in type(section).model_fields.items()
         if not is_marked(info.json_schema_extra, RESUME_SAFE)
@@ -141,14 +134,3 @@ def setting_default(config: Config, key: str) -> Any:
 def is_marked(extra: Any, mark: Mapping[str, Any]) -> bool:
     """Whether a field's `json_schema_extra` bears a mark: RESUME_SAFE, or ROUNDING, which is RESUME_SAFE as well."""
     return isinstance(extra, Mapping) and mark.items() <= extra.items()
-
-
-def _differences(old: Config, new: Config) -> Iterator[tuple[Difference, Any]]:
-    """Each key whose value differs, with its field's `json_schema_extra`."""
-    olds, news = old.values(), new.values()
-    for name in SECTION_NAMES:
-        known = {**getattr(old, name).__class__.model_fields, **getattr(new, name).__class__.model_fields}
-        for key, info in known.items():
-            before, after = olds[name].get(key), news[name].get(key)
-            if before != after:
-                yield Difference(f"{name}.{key}", before, after), info.json_schema_extra

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,8 +39,10 @@ def refuse(mistakes: Iterable[Mistake]) -> None:
 
 def shown(value: Any) -> str:
     """A value as a person would have written it, cut when long."""
-    if isinstance(value, float) and not isinstance(value, bool):
+    if isinstance(value, float):
         text = repr(value)
+    elif isinstance(value, (datetime.date, datetime.time)):
+        text = value.isoformat()
     else:
         text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -53,20 +56,19 @@ def expectation(schema: Mapping[str, Any]) -> str:
         return shown(schema["const"])
     if "enum" in schema:
         return "one of " + ", ".join(shown(choice) for choice in schema["enum"])
-    kind = schema.get("type")
-    if kind in ("integer", "number"):
-        return "a whole number" + _range(schema) if kind == "integer" else "a number" + _range(schema)
-    if kind == "array":
-        return _array(schema)
-    names = {"string": "text", "boolean": "true or false", "object": "a table"}
-    return names.get(str(kind), "another value")
-
-
-def _array(schema: Mapping[str, Any]) -> str:
     if "prefixItems" in schema:
         return "a list of " + " and ".join(expectation(item) for item in schema["prefixItems"])
-    text = "a list, each " + expectation(schema.get("items", {}))
-    return text + f", {schema['minItems']} or more of them" if schema.get("minItems") else text
+    match schema.get("type"):
+        case "integer":
+            return "a whole number" + _range(schema)
+        case "number":
+            return "a number" + _range(schema)
+        case "array":
+            least = f", {schema['minItems']} or more of them" if schema.get("minItems") else ""
+            return f"a list, each {expectation(schema.get('items', {}))}{least}"
+        case kind:
+            names = {"string": "text", "boolean": "true or false", "object": "a table"}
+            return names.get(str(kind), "another value")
 
 
 def choices(schema: Mapping[str, Any]) -> list[str]:

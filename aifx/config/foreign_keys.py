@@ -96,16 +96,11 @@ _SECTIONS: dict[str, str] = {
     "generate": "generation sampling sample inference",
 }
 
-_REMARKS: dict[str, str] = {
-    **dict.fromkeys(
-        ["epochs", "epoch", "num_epochs", "n_epochs", "max_epochs", "num_train_epochs", "nb_epoch", "train_epochs"],
-        "It counts steps: epochs x training examples / train.global_batch_size",
-    ),
-    **dict.fromkeys(
-        ["per_device_batch_size", "per_device_train_batch_size", "per_gpu_train_batch_size"],
-        "It counts the rows of all devices together",
-    ),
-    **dict.fromkeys(_KEYS["schedule.final_fraction"].split(), "It is a fraction of the peak learning rate"),
+_REMARKS: dict[str, str] = {  # by our key, or by a part of the other tool's
+    "epoch": "It counts steps: epochs x training examples / train.global_batch_size",
+    "per_device": "It counts the rows of all devices together",
+    "per_gpu": "It counts the rows of all devices together",
+    "schedule.final_fraction": "It is a fraction of the peak learning rate",
     "betas": "optimizer.beta2 is the second of them",
     "num_classes": "It names each class; the number of labels follows from the data",
     "save_top_k": "It keeps the checkpoints with the best validation",
@@ -134,8 +129,8 @@ def own_section(section: str) -> str | None:
 
 def suggestion(key: str, ours: str) -> str:
     """ "did you mean optimizer.learning_rate?", with a remark if the two count differently."""
-    remark = _REMARKS.get(_plain(key), "")
-    return f"did you mean {ours}?" + (f" {remark}" if remark else "")
+    remarks = (f" {remark}" for part, remark in _REMARKS.items() if part == ours or part in _plain(key))
+    return f"did you mean {ours}?{next(remarks, '')}"
 
 
 def _plain(name: str) -> str:

@@ -5,19 +5,13 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aifx.core.errors import UsageError, did_you_mean
 
-_OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "<": operator.lt,
-    ">": operator.gt,
-}
+_OPERATORS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "<": operator.lt, ">": operator.gt}
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _GATE = re.compile(rf"\s*(?P<name>[^<>=!\s](?:[^<>=!]*[^<>=!\s])?)\s*(?P<op><=|>=|==|<|>)\s*(?P<bound>{_NUMBER})\s*")
 
@@ -33,7 +27,7 @@ class Gate:
 
     def passes(self, value: float) -> bool:
         """Whether `value` is within the bound. One that is not finite never is."""
-        return math.isfinite(value) and _OPERATORS[self.op](value, self.bound)
+        return math.isfinite(value) and bool(_OPERATORS[self.op](value, self.bound))
 
 
 @dataclass(frozen=True)
@@ -60,8 +54,7 @@ def check_names(gates: Iterable[Gate], known: Iterable[str]) -> None:
     names = list(known)
     for gate in gates:
         if gate.name not in names:
-            top_level = [n for n in names if "." not in n]
-            near = did_you_mean(gate.name, names if "." in gate.name else top_level)
+            near = did_you_mean(gate.name, [n for n in names if "." not in n or "." in gate.name])
             raise UsageError(f"gate {gate.expr!r}: there is no metric {gate.name!r}", near, "aifx eval lists them all")
 
 

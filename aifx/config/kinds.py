@@ -14,53 +14,45 @@ Make = str | Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Family:
-    """A family of models.
+class Kind:
+    """What a name in `aifx.toml` selects.
 
     Attributes:
-        section: its `[model]`.
-        make: (section, DataSpec) -> Model.
-        presets: values of `[model]` by the name of a preset.
-        hub: place of its Hugging Face map.
+        section: its section of `aifx.toml`.
     """
 
     name: str
     section: type[Section]
     make: Make
-    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    hub: str | None = None
 
 
 @dataclass(frozen=True)
-class ObjectiveKind:
-    """An objective.
+class Family(Kind):
+    """A family of models, whose `make` is (section, DataSpec) -> Model.
 
     Attributes:
-        section: its `[objective]`.
-        make: (section) -> Objective.
+        presets: values of `[model]` by the name of a preset.
+    """
+
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ObjectiveKind(Kind):
+    """An objective, whose `make` is (section) -> Objective.
+
+    Attributes:
         metrics: numbers that it reports of any data.
         class_metrics: numbers that it also reports of each class, as `per_class.NAME.METRIC`.
     """
 
-    name: str
-    section: type[Section]
-    make: Make
     metrics: tuple[str, ...] = ()
     class_metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class DataKind:
-    """A kind of data.
-
-    Attributes:
-        section: its `[data]`.
-        make: a class with the methods of `aifx.data.base.DataFormat`.
-    """
-
-    name: str
-    section: type[Section]
-    make: Make
+class DataKind(Kind):
+    """A kind of data, whose `make` is a class with the methods of `aifx.data.base.DataFormat`."""
 
 
 def resolve(make: Make) -> Any:

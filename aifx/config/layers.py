@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from aifx.config.config import SECTION_NAMES, section_models
 from aifx.config.diagnostics import Mistake
 from aifx.config.foreign_keys import own_key, own_section, suggestion
 from aifx.config.lines import key_lines
-from aifx.config.origins import Origin
+from aifx.config.toml import DEFAULT, Origin, written_origin
 from aifx.core.errors import ConfigError, did_you_mean, nearest
 from aifx.core.files import read_file
 from aifx.core.parsing import parse_toml
@@ -44,67 +44,73 @@ class Layers:
     def put(self, section: str, key: str, given: Given) -> None:
         self.given.setdefault(section, {})[key] = given
 
-    def add_file(self, path: Path, label: str, *, follow: bool = False) -> str:
-        """Adds a TOML file and returns its text. Raises ConfigError if it cannot be read as TOML.
+    def text(self, section: str, key: str) -> str | None:
+        given = self.get(section, key)
+        return given.value if given is not None and isinstance(given.value, str) else None
+
+    def origin(self, section: str, key: str) -> Origin:
+        given = self.get(section, key)
+        return given.origin if given is not None else DEFAULT
+
+    def add_file(self, path: Path, label: str, *, is_run: bool = False) -> None:
+        """Adds a TOML file. Raises ConfigError if it cannot be read as TOML.
 
         Args:
-            follow: accept a link: `aifx.toml` of a project may be one, `config.toml` of a run may not.
+            is_run: it is the `config.toml` of a run, which may not be a link and notes the origin of each value.
         """
-        text = _read(path, label, follow=follow)
+        text = _read(path, label, follow=not is_run)
         document = _parse(text, label)
-        lines = key_lines(text)
+        rows, lines = text.split("\n"), key_lines(text)
         for section, values in document.items():
             where = f"{label}:{lines[(section,)]}"
             if section not in SECTION_NAMES:
                 self.mistakes.append(_unknown_section(section, values, where))
             elif not isinstance(values, dict):
-                self.mistakes.append(_no_table(section, values, where))
+                many = isinstance(values, list) and bool(values) and all(isinstance(value, dict) for value in values)
+                problem = f"[[{section}]] is no section" if many else f"{section} = ... is no section"
+                hint = f"write [{section}], keys below it"
+                self.mistakes.append(Mistake(where, problem, f"a section is written [{section}]", hint))
             else:
                 for key, value in values.items():
-                    origin = Origin("file", f"{label}:{lines[(section, key)]}")
-                    self.put(section, key, Given(value, origin))
-        return text
+                    line = lines.get((section, key), lines[(section,)])
+                    origin = written_origin(rows[line - 1]) if is_run else None
+                    self.put(section, key, Given(value, origin or Origin("file", f"{label}:{line}")))
 
     def add_environment(self, environ: Mapping[str, str]) -> None:
         """Adds `AIFX_SECTION__KEY` variables; others that begin with `AIFX_` are not ours to judge."""
         for name in sorted(environ):
             if match := _VARIABLE.fullmatch(name):
                 section, key = (part.lower() for part in match.groups())
-                if section not in SECTION_NAMES:
+                if section in SECTION_NAMES:
+                    self.put(section, key, _typed(environ[name], Origin("env", name)))
+                else:
                     reason = _nearest_name(section, key)
                     self.mistakes.append(Mistake(name, f"no section [{section}]", reason, f"unset {name}"))
-                else:
-                    self.put(section, key, _typed(environ[name], Origin("env", name)))
 
     def add_overrides(self, overrides: Sequence[str]) -> list[str]:
         """Adds `--set section.key=value` strings and returns their keys."""
         keys = []
         for override in overrides:
             name, equals, text = override.partition("=")
-            section, dot, key = name.strip().partition(".")
+            name = name.strip()
+            section, dot, key = name.partition(".")
             if not equals:
-                problem, reason = f"{override!r} has no value", "it is written section.key=value"
-                self.mistakes.append(
-                    Mistake("--set", problem, reason, f"--set {override.strip() or 'train.seed'}=VALUE")
-                )
+                reason, hint = "it is written section.key=value", f"--set {name or 'train.seed'}=VALUE"
+                self.mistakes.append(Mistake("--set", f"{override!r} has no value", reason, hint))
             elif not dot:
                 self.mistakes.append(_no_section(section, text))
             elif section not in SECTION_NAMES:
-                reason = _nearest_name(section, key)
-                self.mistakes.append(
-                    Mistake("--set", f"{name.strip()!r}: no section [{section}]", reason, "aifx config keys")
-                )
+                problem, reason = f"{name!r}: no section [{section}]", _nearest_name(section, key)
+                self.mistakes.append(Mistake("--set", problem, reason, "aifx config keys"))
             else:
                 self.put(section, key, _typed(text, Origin("set", "--set")))
                 keys.append(f"{section}.{key}")
         return keys
 
 
-def sections_with(key: str) -> Iterator[str]:
+def sections_with(key: str) -> list[str]:
     """The sections that have this key, of the bundled tasks."""
-    for section in SECTION_NAMES:
-        if any(key in kind.model_fields for kind in section_models(section)):
-            yield section
+    return [name for name in SECTION_NAMES if any(key in model.model_fields for model in section_models(name))]
 
 
 def _read(path: Path, label: str, *, follow: bool) -> str:
@@ -116,20 +122,16 @@ def _read(path: Path, label: str, *, follow: bool) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{label}:{line}: not UTF-8 text",
-            f"byte {error.start} is 0x{data[error.start]:02x}",
-            "save the file as UTF-8",
-        ) from error
+        why = f"byte {error.start} is 0x{data[error.start]:02x}"
+        raise ConfigError(f"{label}:{line}: not UTF-8 text", why, "save the file as UTF-8") from error
 
 
 def _parse(text: str, label: str) -> dict[str, Any]:
     try:
         return parse_toml(text)
     except tomli.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{label}:{error.lineno}:{error.colno}: not TOML", str(error), "https://toml.io/en/v1.0.0 has the syntax"
-        ) from error
+        what = f"{label}:{error.lineno}:{error.colno}: not TOML"
+        raise ConfigError(what, str(error), "https://toml.io/en/v1.0.0 has the syntax") from error
     except ValueError as error:  # a number of thousands of digits, brackets a thousand deep
         raise ConfigError(f"{label}: not a configuration", str(error).splitlines()[0], "see docs/config.md") from error
 
@@ -139,8 +141,8 @@ def _typed(text: str, origin: Origin) -> Given:
     try:
         document = parse_toml(f"value = {text}")
     except ValueError:
-        return Given(text, origin, text)
-    return Given(document["value"], origin, text) if document.keys() == {"value"} else Given(text, origin, text)
+        document = {}
+    return Given(document["value"] if document.keys() == {"value"} else text, origin, text)
 
 
 def _nearest_name(section: str, key: str) -> str:
@@ -155,39 +157,25 @@ def _nearest_name(section: str, key: str) -> str:
 def _no_section(key: str, text: str) -> Mistake:
     if ours := own_key("", key, full_keys()):
         return Mistake("--set", f"{key!r} has no section", suggestion(key, ours), f"--set {ours}={text}")
-    homes = list(sections_with(key)) or list(sections_with(nearest(key, all_keys()) or ""))
-    key = key if list(sections_with(key)) else nearest(key, all_keys()) or key
-    reason = " or ".join(f"{home}.{key}" for home in homes)
-    return Mistake(
-        "--set",
-        f"{key!r} has no section",
-        f"did you mean {reason}?" if homes else "it is written section.key=value",
-        "aifx config keys",
-    )
-
-
-def all_keys() -> set[str]:
-    """Every key of the bundled tasks, without its section."""
-    return {key for section in SECTION_NAMES for kind in section_models(section) for key in kind.model_fields}
+    near = nearest(key, (name.partition(".")[2] for name in full_keys())) or key
+    meant = " or ".join(f"{home}.{near}" for home in sections_with(near))
+    reason = f"did you mean {meant}?" if meant else "it is written section.key=value"
+    return Mistake("--set", f"{key!r} has no section", reason, "aifx config keys")
 
 
 def full_keys() -> set[str]:
     """Every key of the bundled tasks, with its section."""
-    return {
-        f"{section}.{key}" for section in SECTION_NAMES for kind in section_models(section) for key in kind.model_fields
-    }
+    return {f"{name}.{key}" for name in SECTION_NAMES for model in section_models(name) for key in model.model_fields}
 
 
 def _unknown_section(section: str, values: Any, where: str) -> Mistake:
-    if not isinstance(values, dict) and (homes := list(sections_with(section))):
-        reason = " or ".join(f"[{home}]" for home in homes)
-        return Mistake(
-            where, f"{section!r} is outside of a section", f"it belongs to {reason}", f"move it below {reason}"
-        )
+    outside = f"{section!r} is outside of a section"
+    if not isinstance(values, dict) and (homes := sections_with(section)):
+        places = " or ".join(f"[{home}]" for home in homes)
+        return Mistake(where, outside, f"it belongs to {places}", f"move it below {places}")
     if not isinstance(values, (dict, list)):
         if ours := own_key("", section, full_keys()):
-            hint = f"aifx config keys {ours.partition('.')[0]}"
-            return Mistake(where, f"{section!r} is outside of a section", suggestion(section, ours), hint)
+            return Mistake(where, outside, suggestion(section, ours), f"aifx config keys {ours.partition('.')[0]}")
         return Mistake(where, f"{section!r} is no section", did_you_mean(section, SECTION_NAMES), "aifx config keys")
     own = own_section(section)
     reason = f"did you mean {own!r}?" if own else did_you_mean(section, SECTION_NAMES)
@@ -195,11 +183,3 @@ def _unknown_section(section: str, values: Any, where: str) -> Mistake:
         meant = [f"{key} is {ours}" for key in values if (ours := own_key(section, key, full_keys()))]
         reason += f" Its {', '.join(meant[:4])}" if meant else ""
     return Mistake(where, f"no section [{section}]", reason, "aifx config keys")
-
-
-def _no_table(section: str, values: Any, where: str) -> Mistake:
-    many = isinstance(values, list) and bool(values) and all(isinstance(value, dict) for value in values)
-    written = f"[[{section}]]" if many else f"{section} = ..."
-    return Mistake(
-        where, f"{written} is no section", f"a section is written [{section}]", f"write [{section}], keys below it"
-    )

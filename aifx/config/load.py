@@ -5,23 +5,22 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from aifx.config.checks import conflicts, to_mistake
+from aifx.config.checks import check_conflicts
 from aifx.config.config import PART_NAMES, SECTION_NAMES, Config, section_models
 from aifx.config.diagnostics import Mistake, choices, expectation, refuse, shown
 from aifx.config.foreign_keys import own_key, suggestion
-from aifx.config.kinds import Family
+from aifx.config.kinds import Family, Kind
 from aifx.config.layers import Given, Layers, sections_with
-from aifx.config.origins import DEFAULT, Origin
-from aifx.config.registry import PARTS, PartName, TaskParts, task_parts, variants
+from aifx.config.registry import PARTS, PartName, TaskParts, bundled, task_parts
 from aifx.config.schema import Own, properties
 from aifx.config.sections import INT_MAX, Section, TaskSection
-from aifx.config.toml import written_origin
+from aifx.config.toml import Origin
 from aifx.core.errors import ConfigError, did_you_mean, nearest
 from aifx.core.project import CONFIG_NAME, Project
 
@@ -33,12 +32,8 @@ def load_config(project: Project, overrides: Sequence[str] = (), environ: Mappin
         overrides: `section.key=value` strings; a value is TOML, otherwise a bare string.
         environ: `AIFX_SECTION__KEY` variables; the process's own when not given.
     """
-    layers = Layers()
-    layers.add_file(project.config_path, CONFIG_NAME, follow=True)
-    layers.add_environment(os.environ if environ is None else environ)
-    layers.add_overrides(overrides)
-    config = _resolve(layers, project, presets=True)
-    refuse(to_mistake(conflict, config) for conflict in conflicts(config))
+    config = _resolve(_read_layers(project.config_path, overrides, environ), project, presets=True)
+    check_conflicts(config)
     return config
 
 
@@ -56,33 +51,37 @@ def read_config(
 
     Args:
         overrides: as `load_config` takes them; they win over everything.
-        current: sections whose keys the environment and the project's `aifx.toml` override. Other keys and sections
-            keep the run's values.
-        environ: as `load_config` takes it; it plays no part in the other sections.
+        current: sections whose keys the environment (`environ`) and the project's `aifx.toml` override. Other keys and
+            sections keep the run's values.
     """
     label = str(path.relative_to(project.root)) if path.is_relative_to(project.root) else str(path)
     layers = Layers()
-    lines = layers.add_file(path, label).split("\n")
-    for section, keys in layers.given.items():
-        for key, given in keys.items():
-            written = written_origin(lines[int(given.origin.where.rpartition(":")[2]) - 1])
-            layers.put(section, key, Given(given.value, written or given.origin))
-    changed = set(_add_current(layers, project, current, os.environ if environ is None else environ))
+    layers.add_file(path, label, is_run=True)
+    changed = set()
+    if current:
+        now = Layers()
+        if project.config_path.is_file():
+            now.add_file(project.config_path, CONFIG_NAME)
+        now.add_environment(os.environ if environ is None else environ)
+        layers.mistakes += now.mistakes  # a header that is misspelt must not hide its gates
+        for section in current:
+            for key, given in now.given.get(section, {}).items():
+                layers.put(section, key, given)
+                changed.add(f"{section}.{key}")
     changed.update(layers.add_overrides(overrides))
     config = _resolve(layers, project, presets=False)  # what a preset gave is written out
-    found = conflicts(config)
-    refuse(to_mistake(conflict, config) for conflict in found if changed.intersection(conflict.keys))
+    check_conflicts(config, changed)
     return config
 
 
-def project_sections(project: Project, environ: Mapping[str, str] | None = None) -> Own:
+def project_sections(project: Project) -> Own:
     """The sections of the project's own code, imported. Raises ConfigError.
 
     Only the keys that name such code are read, so mistakes elsewhere in `aifx.toml` are no obstacle.
     """
-    layers = _read_layers(project.config_path, (), environ)
+    layers = _read_layers(project.config_path)
     names = _part_names(layers)
-    task = str(_text(layers, "task", "kind") or TaskSection.model_fields["kind"].default)
+    task = layers.text("task", "kind") or TaskSection().kind
     if not any(":" in name for name in (task, *names.values())):
         return {}
     parts = task_parts(task, names, project)
@@ -90,124 +89,92 @@ def project_sections(project: Project, environ: Mapping[str, str] | None = None)
     return {part: {name: parts.sections[part]} for part, name in chosen.items() if ":" in name}
 
 
-def project_code(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> list[str]:
-    """Each `module:NAME` that a configuration at `path` names, without importing it.
-
-    Args:
-        overrides: as `load_config` takes them.
-        environ: as `load_config` takes it.
+def project_code(path: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """Each `module:NAME` that a configuration at `path` names, without importing it; `overrides` as in `load_config`.
 
     Raises ConfigError for a file that is not TOML.
     """
-    layers = _read_layers(path, overrides, environ)
-    names = [_text(layers, "task", "kind"), *_part_names(layers).values()]
+    layers = _read_layers(path, overrides)
+    names = [layers.text("task", "kind"), *_part_names(layers).values()]
     return list(dict.fromkeys(name for name in names if name and ":" in name))
 
 
-def _read_layers(path: Path, overrides: Sequence[str], environ: Mapping[str, str] | None) -> Layers:
+def _read_layers(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Layers:
     layers = Layers()
-    layers.add_file(path, CONFIG_NAME, follow=path.name == CONFIG_NAME)
+    layers.add_file(path, CONFIG_NAME, is_run=path.name != CONFIG_NAME)
     layers.add_environment(os.environ if environ is None else environ)
     layers.add_overrides(overrides)
     return layers
 
 
-def _text(layers: Layers, section: str, key: str) -> str | None:
-    given = layers.get(section, key)
-    return given.value if given is not None and isinstance(given.value, str) else None
-
-
 def _part_names(layers: Layers) -> dict[PartName, str]:
     """`model.family`, `objective.kind` and `data.kind`, as far as they are set."""
-    return {part.section: name for part in PARTS if (name := _text(layers, part.section, part.key))}
-
-
-def _add_current(
-    layers: Layers, project: Project, sections: Collection[str], environ: Mapping[str, str]
-) -> Iterator[str]:
-    """Lays what is set now in `sections` over a run's configuration; yields the keys."""
-    if not sections:
-        return
-    now = Layers()
-    if project.config_path.is_file():
-        now.add_file(project.config_path, CONFIG_NAME, follow=True)
-    now.add_environment(environ)
-    layers.mistakes += now.mistakes  # a header that is misspelt must not hide its gates
-    for section in sections:
-        for key, given in now.given.get(section, {}).items():
-            layers.put(section, key, given)
-            yield f"{section}.{key}"
+    return {part.section: name for part in PARTS if (name := layers.text(part.section, part.key))}
 
 
 def _resolve(layers: Layers, project: Project, *, presets: bool) -> Config:
-    mistakes = list(layers.mistakes)
-    types: dict[str, type[Section]] = {
-        name: section_models(name)[0] for name in SECTION_NAMES if name not in PART_NAMES
-    }
-    task, found = _validate("task", types, layers)
-    mistakes += found
+    types = {name: section_models(name)[0] for name in SECTION_NAMES if name not in PART_NAMES}
+    task = _validate("task", types, layers)
     parts: TaskParts | None = None
     if isinstance(task, TaskSection):
         try:
             parts = task_parts(task.kind, _part_names(layers), project)
             types.update({name: parts.sections[name] for name in PART_NAMES})
             if presets and parts.task is None:
-                mistakes += _fill_preset(layers, parts.family)
+                _fill_preset(layers, parts.kinds["model"])
         except ConfigError as error:
             section, _, key = error.what.partition(" ")[0].partition(".")
-            mistakes.append(Mistake(_origin(layers, section, key).where, error.what, error.why, error.hint))
-
-    sections: dict[str, Section | None] = {}
-    for name in SECTION_NAMES:
-        if name in types:
-            sections[name], found = _validate(name, types, layers)
-            mistakes += found
-    refuse(sorted(mistakes, key=_in_order))
-    origins = {
-        f"{name}.{key}": _origin(layers, name, key) for name, model in types.items() for key in model.model_fields
-    }
+            layers.mistakes.append(Mistake(layers.origin(section, key).where, error.what, error.why, error.hint))
+    sections = {name: _validate(name, types, layers) for name in SECTION_NAMES if name in types}
+    refuse(sorted(layers.mistakes, key=_in_order))
+    origins = {f"{name}.{key}": layers.origin(name, key) for name, model in types.items() for key in model.model_fields}
     return Config(**sections, parts=parts, origins=origins)  # type: ignore[arg-type]
 
 
-def _fill_preset(layers: Layers, family: Family) -> list[Mistake]:
+def _fill_preset(layers: Layers, family: Kind) -> None:
     """Puts a preset's values where nobody set any."""
-    named = layers.get("model", "preset")
-    if named is None or not isinstance(named.value, str):
-        return []
-    if named.value not in family.presets:
-        problem = f"model.preset = {shown(named.value)} is not a preset of {family.name} models"
-        reason = did_you_mean(named.value, family.presets) or "they have none"
-        return [Mistake(named.origin.where, problem, reason, "docs/models.md lists them")]
-    for key, value in family.presets[named.value].items():
+    assert isinstance(family, Family)
+    name = layers.text("model", "preset")
+    if name is None:
+        return
+    if name not in family.presets:
+        problem = f"model.preset = {shown(name)} is not a preset of {family.name} models"
+        reason = did_you_mean(name, family.presets) or "they have none"
+        where = layers.origin("model", "preset").where
+        layers.mistakes.append(Mistake(where, problem, reason, "docs/models.md lists them"))
+        return
+    for key, value in family.presets[name].items():
         if layers.get("model", key) is None:
-            layers.put("model", key, Given(value, Origin("preset", f"preset {named.value}")))
-    return []
+            layers.put("model", key, Given(value, Origin("preset", f"preset {name}")))
 
 
-def _validate(name: str, types: Mapping[str, type[Section]], layers: Layers) -> tuple[Section | None, list[Mistake]]:
-    """The section, or what is wrong with it."""
+def _validate(name: str, types: Mapping[str, type[Section]], layers: Layers) -> Section | None:
+    """The section; None, with the reasons among the mistakes, if it cannot be made."""
     model, given = types[name], layers.given.get(name, {})
-    mistakes = [_unknown_key(name, key, types, given[key].origin) for key in given if key not in model.model_fields]
-    values = {key: _value(item, properties(model)[key]) for key, item in given.items() if key in model.model_fields}
-    for key, value in list(values.items()):
-        if not _is_plain(value):
-            mistakes.append(
-                Mistake(given[key].origin.where, f"{name}.{key} holds what no file can", "numbers too long, or no text")
-            )
-        elif _has_date(value) and not _takes_dates(properties(model)[key]):
-            mistakes.append(_date_refused(name, key, given[key], properties(model)[key]))
-        else:
+    values = {}
+    for key, item in given.items():
+        if key not in model.model_fields:
+            layers.mistakes.append(_unknown_key(name, key, types, item.origin))
             continue
-        del values[key]
+        schema = properties(model)[key]
+        value = _value(item, schema)
+        if not _is_plain(value):
+            problem = f"{name}.{key} holds what no file can"
+            layers.mistakes.append(Mistake(item.origin.where, problem, "numbers too long, or no text"))
+        elif _has_date(value) and not _takes_dates(schema):
+            reason = f"TOML reads it as a date or time; expected {expectation(schema)}"
+            layers.mistakes.append(_unusable(name, key, schema, item, reason))
+        else:
+            values[key] = value
     try:
         # JSON in strict mode has TOML's types: lists become tuples, and true is no number.
-        section = model.model_validate_json(json.dumps(values, default=_encode), strict=True)
+        return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         found = _explain(error, name, model, given)
-        return None, mistakes + [mistake for key, mistake in found.items() if key in values or key not in given]
+        layers.mistakes += [mistake for key, mistake in found.items() if key in values or key not in given]
     except Exception as error:  # a validator of a project's own section
-        return None, [*mistakes, Mistake(f"[{name}]", f"{model.__name__} fails", f"{type(error).__name__}: {error}")]
-    return section, mistakes
+        layers.mistakes.append(Mistake(f"[{name}]", f"{model.__name__} fails", f"{type(error).__name__}: {error}"))
+    return None
 
 
 def _explain(error: ValidationError, name: str, model: type[Section], given: Mapping[str, Given]) -> dict[str, Mistake]:
@@ -215,28 +182,30 @@ def _explain(error: ValidationError, name: str, model: type[Section], given: Map
     mistakes = {}
     for detail in error.errors(include_url=False):
         key = str(detail["loc"][0]) if detail["loc"] else ""
+        message = detail["msg"].removeprefix("Value error, ")
         if key not in model.model_fields:
-            mistakes[key] = Mistake(f"[{name}]", detail["msg"].removeprefix("Value error, "))
-        elif key not in given:
-            reason = f"expected {expectation(properties(model)[key])}"
-            mistakes[key] = Mistake(CONFIG_NAME, f"{name}.{key} is not set", reason, f"{key} = ... below [{name}]")
+            mistakes[key] = Mistake(f"[{name}]", message)
+            continue
+        schema = properties(model)[key]
+        expected = f"expected {expectation(schema)}"
+        if key not in given:
+            mistakes[key] = Mistake(CONFIG_NAME, f"{name}.{key} is not set", expected, f"{key} = ... below [{name}]")
         else:
-            mistakes[key] = _unusable(
-                name, key, model, given[key], detail["msg"] if detail["type"] == "value_error" else ""
-            )
+            own = message if detail["type"] == "value_error" else ""  # of a validator
+            mistakes[key] = _unusable(name, key, schema, given[key], own or expected)
     return mistakes
 
 
-def _unusable(name: str, key: str, model: type[Section], given: Given, message: str) -> Mistake:
-    schema = properties(model)[key]
-    reason = message.removeprefix("Value error, ") or f"expected {expectation(schema)}"
+def _unusable(name: str, key: str, schema: Mapping[str, Any], given: Given, reason: str) -> Mistake:
     if isinstance(given.value, int) and given.value > INT_MAX:
         reason += f", {schema.get('maximum', INT_MAX)} or less"
     for word in given.value if isinstance(given.value, list) else [given.value]:
         if isinstance(word, str) and (match := nearest(word, choices(schema))) and match != word:
             reason += f"; did you mean {match!r}?"
     hint = f"aifx config keys {name}"
-    if schema.get("type") == "array" and given.raw is not None:
+    if expectation(schema) == "text" and isinstance(given.value, (datetime.date, datetime.time)):
+        hint = f'{key} = "{shown(given.value)}"'
+    elif schema.get("type") == "array" and given.raw is not None and not isinstance(given.value, list):
         setting = f"--set {name}.{key}" if given.origin.kind == "set" else given.origin.where
         hint = f"""{setting}='["{given.raw}"]'"""
     return Mistake(given.origin.where, f"{name}.{key} = {shown(given.value)} cannot be used", reason, hint)
@@ -251,8 +220,9 @@ def _unknown_key(name: str, key: str, types: Mapping[str, type[Section]], origin
     elsewhere = [section for section in sections_with(key) if section != name]
     others = [
         f"{part.path} = {variant!r}"
-        for part, variant, other in variants()
-        if part.section == name and key in other.model_fields
+        for part in PARTS
+        for variant, kind in bundled(part).items()
+        if part.section == name and key in kind.section.model_fields
     ]
     if near := nearest(key, model.model_fields):
         reason = f"did you mean {near!r}?"
@@ -276,14 +246,10 @@ def _value(given: Given, schema: Mapping[str, Any]) -> Any:
 def _is_plain(value: Any) -> bool:
     """Whether a value can be written as JSON: no number of thousands of digits, no bytes that are no text."""
     try:
-        json.dumps(value, default=_encode, ensure_ascii=False).encode()
+        json.dumps(value, default=str, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _encode(value: datetime.date | datetime.time) -> str:
-    return value.isoformat()
 
 
 def _has_date(value: Any) -> bool:
@@ -298,22 +264,6 @@ def _takes_dates(schema: Any) -> bool:
     if isinstance(schema, Mapping):
         return str(schema.get("format")) in ("date", "time", "date-time") or any(map(_takes_dates, schema.values()))
     return isinstance(schema, list) and any(map(_takes_dates, schema))
-
-
-def _date_refused(name: str, key: str, given: Given, schema: Mapping[str, Any]) -> Mistake:
-    """The mistake of a date or time where the key takes none: without quotes, TOML reads `1979-05-27` as a date."""
-    expected, hint = expectation(schema), f"aifx config keys {name}"
-    is_scalar = isinstance(given.value, (datetime.date, datetime.time))
-    value = given.value.isoformat() if is_scalar else shown(given.value)
-    if is_scalar and expected == "text":
-        hint = f'{key} = "{value}"'
-    reason = f"TOML reads it as a date or time; expected {expected}"
-    return Mistake(given.origin.where, f"{name}.{key} = {value} cannot be used", reason, hint)
-
-
-def _origin(layers: Layers, section: str, key: str) -> Origin:
-    given = layers.get(section, key)
-    return given.origin if given else DEFAULT
 
 
 def _in_order(mistake: Mistake) -> tuple[int, str, int]:

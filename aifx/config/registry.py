@@ -5,17 +5,16 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from aifx.config.kinds import DataKind, Family, ObjectiveKind
+from aifx.config.kinds import DataKind, Family, Kind, ObjectiveKind
 from aifx.config.project_code import import_object
 from aifx.config.sections import DataSection, ModelSection, ObjectiveSection, Section
 from aifx.core.errors import ConfigError, did_you_mean
 from aifx.core.project import Project
 
-Kind: TypeAlias = Family | ObjectiveKind | DataKind
 PartName: TypeAlias = Literal["model", "objective", "data"]
 
 
@@ -60,25 +59,13 @@ class TaskParts:
     sections: Mapping[PartName, type[Section]]
 
     @property
-    def family(self) -> Family:
-        family = self.kinds["model"]
-        assert isinstance(family, Family)
-        return family
-
-    @property
     def objective(self) -> ObjectiveKind:
         objective = self.kinds["objective"]
         assert isinstance(objective, ObjectiveKind)
         return objective
 
-    @property
-    def data(self) -> DataKind:
-        data = self.kinds["data"]
-        assert isinstance(data, DataKind)
-        return data
 
-
-def task_parts(task: str, names: Mapping[PartName, str], project: Project | None) -> TaskParts:
+def task_parts(task: str, names: Mapping[PartName, str], project: Project) -> TaskParts:
     """The parts of a task. Raises ConfigError.
 
     Args:
@@ -96,7 +83,7 @@ def task_parts(task: str, names: Mapping[PartName, str], project: Project | None
     return TaskParts(None, kinds, {section: kind.section for section, kind in kinds.items()})
 
 
-def find_kind(part: Part, name: str, project: Project | None) -> Kind:
+def find_kind(part: Part, name: str, project: Project) -> Kind:
     """The family, objective or kind of data of this name. Raises ConfigError."""
     if ":" not in name:
         if name not in bundled(part):
@@ -127,14 +114,7 @@ def bundled(part: Part) -> Mapping[str, Kind]:
     return {family.name: family for family in families}
 
 
-def variants() -> Iterator[tuple[Part, str, type[Section]]]:
-    """Each section that a part may have, with the name that selects it."""
-    for part in PARTS:
-        for name, kind in bundled(part).items():
-            yield part, name, kind.section
-
-
-def _own_task(task: str, project: Project | None) -> TaskParts:
+def _own_task(task: str, project: Project) -> TaskParts:
     cls = import_object("task.kind", task, project)
     if not isinstance(cls, type):
         hint = next((f"{part.path} = {task!r}" for part in PARTS if isinstance(cls, part.kind)), "docs/tasks.md")

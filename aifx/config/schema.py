@@ -11,8 +11,8 @@ from pydantic.errors import PydanticUserError
 
 from aifx.config.config import PART_NAMES, SECTION_NAMES, is_marked, section_models
 from aifx.config.diagnostics import expectation
-from aifx.config.kinds import Family
-from aifx.config.registry import PARTS, TASKS, Kind, Part, bundled
+from aifx.config.kinds import Family, Kind
+from aifx.config.registry import PARTS, TASKS, Part, bundled
 from aifx.config.sections import RESUME_SAFE, Section
 
 Own: TypeAlias = Mapping[str, Mapping[str, type[Section]]]
@@ -51,11 +51,8 @@ def settings(own: Own | None = None) -> Iterator[Setting]:
 
 def _models(section: str, own: Own) -> list[tuple[str | None, type[Section]]]:
     """The types that a section may have, each with the name that selects it."""
-    if section not in PART_NAMES:
-        return [(None, section_models(section)[0])]
-    (part,) = (part for part in PARTS if part.section == section)
-    kinds = {name: kind.section for name, kind in bundled(part).items()}
-    return [*kinds.items(), *own.get(section, {}).items()]
+    kinds = [(name, kind.section) for part in PARTS if part.section == section for name, kind in bundled(part).items()]
+    return [*kinds, *own.get(section, {}).items()] or [(None, section_models(section)[0])]
 
 
 @functools.cache

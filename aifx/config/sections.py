@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -27,6 +27,14 @@ PositiveInt = Annotated[int, Field(ge=1, le=INT_MAX)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=INT_MAX)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+T = TypeVar("T")
+
+
+def setting(default: T, description: str, marks: dict[str, Any] | None = None) -> T:
+    """A key of a section. `marks`: RESUME_SAFE, ROUNDING, or neither."""
+    return Field(default, description=description, json_schema_extra=marks)
 
 
 class Section(BaseModel):
@@ -51,10 +59,8 @@ class Conflict:
 class ProjectSection(Section):
     """What this project is called."""
 
-    name: str = Field("project", description="Name of the project, shown in reports.", json_schema_extra=RESUME_SAFE)
-    description: str = Field(
-        "", description="One line for the person who finds this project.", json_schema_extra=RESUME_SAFE
-    )
+    name: str = setting("project", "Name of the project, shown in reports.", RESUME_SAFE)
+    description: str = setting("", "One line for the person who finds this project.", RESUME_SAFE)
 
     @field_validator("name")
     @classmethod
@@ -67,31 +73,31 @@ class ProjectSection(Section):
 class TaskSection(Section):
     """What is trained. A kind means a model family, an objective and a kind of data."""
 
-    kind: str = Field("language", description="`language`, `vision`, or `module:Class` in the project's folder.")
+    kind: str = setting("language", "`language`, `vision`, or `module:Class` in the project's folder.")
 
 
 class ModelSection(Section):
     """Base of the `[model]` of each family."""
 
-    family: str | None = Field(
-        None, description="Model family, or `module:FAMILY` in the project's folder; that of task.kind if not set."
+    family: str | None = setting(
+        None, "Model family, or `module:FAMILY` in the project's folder; that of task.kind if not set."
     )
-    preset: str | None = Field(None, description="Named model whose values apply where you set none: docs/models.md.")
+    preset: str | None = setting(None, "Named model whose values apply where you set none: docs/models.md.")
 
 
 class ObjectiveSection(Section):
     """Base of the `[objective]` of each objective."""
 
-    kind: str | None = Field(
-        None, description="Objective, or `module:OBJECTIVE` in the project's folder; that of task.kind if not set."
+    kind: str | None = setting(
+        None, "Objective, or `module:OBJECTIVE` in the project's folder; that of task.kind if not set."
     )
 
 
 class DataSection(Section):
     """Base of the `[data]` of each kind of data."""
 
-    kind: str | None = Field(
-        None, description="Kind of data, or `module:DATA` in the project's folder; that of task.kind if not set."
+    kind: str | None = setting(
+        None, "Kind of data, or `module:DATA` in the project's folder; that of task.kind if not set."
     )
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
@@ -109,89 +115,72 @@ class DataSection(Section):
 class MeshSection(Section):
     """How `train.devices` are arranged."""
 
-    data: PositiveInt | Literal[-1] = Field(
-        -1, description="Devices that divide the rows of a batch; -1 takes all of train.devices."
+    data: PositiveInt | Literal[-1] = setting(
+        -1, "Devices that divide the rows of a batch; -1 takes all of train.devices."
     )
 
 
 class TrainSection(Section):
     """How long, how much at a time, and from which seed."""
 
-    num_steps: PositiveInt = Field(1000, description="Optimizer steps of the whole run.")
-    global_batch_size: PositiveInt = Field(
-        16, description="Sequences or images in one optimizer step, over all devices."
+    num_steps: PositiveInt = setting(1000, "Optimizer steps of the whole run.")
+    global_batch_size: PositiveInt = setting(16, "Sequences or images in one optimizer step, over all devices.")
+    gradient_accumulation: PositiveInt = setting(1, "Micro-batches that a step is split into, to need less memory.")
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = setting(0, "Seed of initialization and of the order of the data.")
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "Type of the computation; parameters stay float32. auto: float32 on CPU, bfloat16 on accelerators."
     )
-    gradient_accumulation: PositiveInt = Field(
-        1, description="Micro-batches that a step is split into, to need less memory."
-    )
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(
-        0, description="Seed of initialization and of the order of the data."
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="Type of the computation; parameters stay float32. auto: float32 on CPU, bfloat16 on accelerators.",
-    )
-    devices: PositiveInt | Literal["all"] = Field("all", description="Local devices to train on, data-parallel.")
-    validate_every: NonNegativeInt = Field(200, description="Steps between validations; 0 never validates.")
-    validation_batches: NonNegativeInt = Field(0, description="Batches of one validation; 0 takes the whole split.")
-    early_stopping: NonNegativeInt = Field(
-        0, description="Stop after this many validations without improvement of checkpoint.best_by; 0 never."
+    devices: PositiveInt | Literal["all"] = setting("all", "Local devices to train on, data-parallel.")
+    validate_every: NonNegativeInt = setting(200, "Steps between validations; 0 never validates.")
+    validation_batches: NonNegativeInt = setting(0, "Batches of one validation; 0 takes the whole split.")
+    early_stopping: NonNegativeInt = setting(
+        0, "Stop after this many validations without improvement of checkpoint.best_by; 0 never."
     )
 
 
 class OptimizerSection(Section):
     """The update rule."""
 
-    kind: Literal["adamw", "muon"] = Field("adamw", description="adamw, or muon for matrices with adamw for the rest.")
-    learning_rate: PositiveFloat = Field(1e-3, description="Peak learning rate (of the matrices, with muon).")
-    adam_learning_rate: PositiveFloat | None = Field(
-        None, description="With muon: peak learning rate of embeddings, norms and biases; learning_rate when not set."
+    kind: Literal["adamw", "muon"] = setting("adamw", "adamw, or muon for matrices with adamw for the rest.")
+    learning_rate: PositiveFloat = setting(1e-3, "Peak learning rate (of the matrices, with muon).")
+    adam_learning_rate: PositiveFloat | None = setting(
+        None, "With muon: peak learning rate of embeddings, norms and biases; learning_rate when not set."
     )
-    weight_decay: NonNegativeFloat = Field(
-        0.1, description="Decoupled weight decay of matrices; vectors and norms never decay."
-    )
-    beta1: Fraction = Field(0.9, description="AdamW: decay of the first moment.")
-    beta2: Fraction = Field(0.95, description="AdamW: decay of the second moment.")
-    epsilon: PositiveFloat = Field(1e-8, description="AdamW: added to the root of the second moment.")
-    momentum: Fraction = Field(0.95, description="Muon: decay of the momentum.")
-    clip_norm: NonNegativeFloat = Field(1.0, description="Bound on the global norm of the gradient; 0 never clips.")
+    weight_decay: NonNegativeFloat = setting(0.1, "Decoupled weight decay of matrices; vectors and norms never decay.")
+    beta1: Fraction = setting(0.9, "AdamW: decay of the first moment.")
+    beta2: Fraction = setting(0.95, "AdamW: decay of the second moment.")
+    epsilon: PositiveFloat = setting(1e-8, "AdamW: added to the root of the second moment.")
+    momentum: Fraction = setting(0.95, "Muon: decay of the momentum.")
+    clip_norm: NonNegativeFloat = setting(1.0, "Bound on the global norm of the gradient; 0 never clips.")
 
 
 class ScheduleSection(Section):
     """The learning rate over the run, as a share of its peak."""
 
-    kind: Literal["cosine", "wsd", "constant"] = Field(
-        "cosine", description="After warm-up: cosine, stable-then-decay, or constant."
+    kind: Literal["cosine", "wsd", "constant"] = setting(
+        "cosine", "After warm-up: cosine, stable-then-decay, or constant."
     )
-    warmup_steps: NonNegativeInt = Field(0, description="Steps of linear warm-up from 0.")
-    final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        0.1, description="Learning rate at the end, as a share of the peak."
-    )
-    decay_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        0.2, description="wsd: share of the run that decays."
-    )
+    warmup_steps: NonNegativeInt = setting(0, "Steps of linear warm-up from 0.")
+    final_fraction: Share = setting(0.1, "Learning rate at the end, as a share of the peak.")
+    decay_fraction: Share = setting(0.2, "wsd: share of the run that decays.")
 
 
 class CheckpointSection(Section):
     """What is kept on disk, and how often."""
 
-    every: NonNegativeInt = Field(
-        200,
-        description="Steps between checkpoints; 0 saves only at the end and when stopped.",
-        json_schema_extra=RESUME_SAFE,
+    every: NonNegativeInt = setting(
+        200, "Steps between checkpoints; 0 saves only at the end and when stopped.", RESUME_SAFE
     )
-    keep_last: PositiveInt = Field(2, description="Newest checkpoints that are kept.", json_schema_extra=RESUME_SAFE)
-    keep_best: NonNegativeInt = Field(
-        1, description="Best checkpoints that are also kept, by `best_by`.", json_schema_extra=RESUME_SAFE
-    )
-    best_by: str = Field(
+    keep_last: PositiveInt = setting(2, "Newest checkpoints that are kept.", RESUME_SAFE)
+    keep_best: NonNegativeInt = setting(1, "Best checkpoints that are also kept, by `best_by`.", RESUME_SAFE)
+    best_by: str = setting(
         "auto",
-        description='What makes a checkpoint the best: "max" or "min" and a validation metric, such as "max accuracy". '
+        'What makes a checkpoint the best: "max" or "min" and a validation metric, such as "max accuracy". '
         "auto: the metric of the first gate, otherwise the loss; fixed when the run starts.",
     )
-    asynchronous: bool = Field(True, description="Write while training goes on.", json_schema_extra=RESUME_SAFE)
-    stop_timeout_s: PositiveFloat = Field(
-        30.0, description="Bound on saving after a signal; then the process exits.", json_schema_extra=RESUME_SAFE
+    asynchronous: bool = setting(True, "Write while training goes on.", RESUME_SAFE)
+    stop_timeout_s: PositiveFloat = setting(
+        30.0, "Bound on saving after a signal; then the process exits.", RESUME_SAFE
     )
 
 
@@ -201,22 +190,16 @@ Quantization = Literal["none", "int8", "float8_e4m3fn"]
 class EvalSection(Section):
     """What a checkpoint must reach."""
 
-    gates: tuple[str, ...] = Field(
-        (),
-        description='Conditions such as "bits_per_byte <= 2.2"; a failed one makes `aifx eval` exit 1.',
-        json_schema_extra=RESUME_SAFE,
+    gates: tuple[str, ...] = setting(
+        (), 'Conditions such as "bits_per_byte <= 2.2"; a failed one makes `aifx eval` exit 1.', RESUME_SAFE
     )
-    split: Literal["test", "validation", "train"] = Field(
-        "test", description="Split that `aifx eval` reports.", json_schema_extra=RESUME_SAFE
+    split: Literal["test", "validation", "train"] = setting("test", "Split that `aifx eval` reports.", RESUME_SAFE)
+    checkpoint: Literal["best", "last"] = setting(
+        "best", "Checkpoint that `aifx eval`, `predict` and `generate` take.", RESUME_SAFE
     )
-    checkpoint: Literal["best", "last"] = Field(
-        "best", description="Checkpoint that `aifx eval`, `predict` and `generate` take.", json_schema_extra=RESUME_SAFE
-    )
-    batch_size: NonNegativeInt = Field(0, description="Rows of an evaluation batch; 0 takes train.global_batch_size.")
-    quantize: Quantization = Field(
-        "none",
-        description="Measure a language model with its matrices quantized to this type.",
-        json_schema_extra=RESUME_SAFE,
+    batch_size: NonNegativeInt = setting(0, "Rows of an evaluation batch; 0 takes train.global_batch_size.")
+    quantize: Quantization = setting(
+        "none", "Measure a language model with its matrices quantized to this type.", RESUME_SAFE
     )
 
 
@@ -230,45 +213,37 @@ class KernelsSection(Section):
     """Implementation of each op of `jax_kernels`. If it does not support a call, another runs. `aifx kernels explain`
     shows what "auto" chooses, and why."""
 
-    attention: AttentionImplementation = Field("auto", description="Implementation of attention over whole sequences.")
-    linear_cross_entropy: OpImplementation = Field(
-        "auto", description="Implementation of the projection to the vocabulary with the loss."
+    attention: AttentionImplementation = setting("auto", "Implementation of attention over whole sequences.")
+    linear_cross_entropy: OpImplementation = setting(
+        "auto", "Implementation of the projection to the vocabulary with the loss."
     )
-    rms_norm: OpImplementation = Field("auto", description="Implementation of RMS normalization.")
-    layer_norm: OpImplementation = Field("auto", description="Implementation of layer normalization.")
-    decode_attention: OpImplementation = Field(
-        "auto", description="Implementation of a generated token's attention over the cache."
+    rms_norm: OpImplementation = setting("auto", "Implementation of RMS normalization.")
+    layer_norm: OpImplementation = setting("auto", "Implementation of layer normalization.")
+    decode_attention: OpImplementation = setting(
+        "auto", "Implementation of a generated token's attention over the cache."
     )
-    swiglu: OpImplementation = Field("auto", description="Implementation of the gated MLP's first half.")
-    rotary: OpImplementation = Field("auto", description="Implementation of rotary positions.")
-    quantized_matmul: OpImplementation = Field("auto", description="Implementation of products of quantized numbers.")
+    swiglu: OpImplementation = setting("auto", "Implementation of the gated MLP's first half.")
+    rotary: OpImplementation = setting("auto", "Implementation of rotary positions.")
+    quantized_matmul: OpImplementation = setting("auto", "Implementation of products of quantized numbers.")
 
 
 class LogSection(Section):
     """Where the numbers go."""
 
-    every: PositiveInt = Field(1, description="Steps between records in metrics.jsonl.", json_schema_extra=RESUME_SAFE)
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
-        (),
-        description="Trackers that also get each record; each needs its package.",
-        json_schema_extra=RESUME_SAFE,
+    every: PositiveInt = setting(1, "Steps between records in metrics.jsonl.", RESUME_SAFE)
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = setting(
+        (), "Trackers that also get each record; each needs its package.", RESUME_SAFE
     )
 
 
 class GenerateSection(Section):
     """Defaults of `aifx generate`."""
 
-    prompt: str = Field("", description="Text to continue.", json_schema_extra=RESUME_SAFE)
-    max_tokens: PositiveInt = Field(200, description="Tokens to write.", json_schema_extra=RESUME_SAFE)
-    temperature: NonNegativeFloat = Field(
-        0.8, description="0 takes the likeliest token each time.", json_schema_extra=RESUME_SAFE
+    prompt: str = setting("", "Text to continue.", RESUME_SAFE)
+    max_tokens: PositiveInt = setting(200, "Tokens to write.", RESUME_SAFE)
+    temperature: NonNegativeFloat = setting(0.8, "0 takes the likeliest token each time.", RESUME_SAFE)
+    top_k: NonNegativeInt = setting(0, "Sample among this many likeliest tokens; 0 among all.", RESUME_SAFE)
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = setting(
+        0.95, "Sample among the likeliest tokens of this total probability.", RESUME_SAFE
     )
-    top_k: NonNegativeInt = Field(
-        0, description="Sample among this many likeliest tokens; 0 among all.", json_schema_extra=RESUME_SAFE
-    )
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.95, description="Sample among the likeliest tokens of this total probability.", json_schema_extra=RESUME_SAFE
-    )
-    quantize: Quantization = Field(
-        "none", description="Write with the model's matrices quantized to this type.", json_schema_extra=RESUME_SAFE
-    )
+    quantize: Quantization = setting("none", "Write with the model's matrices quantized to this type.", RESUME_SAFE)

@@ -1,33 +1,52 @@
-"""A configuration as TOML."""
+"""A configuration as TOML, with the origin of each value in a comment."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import tomlkit
 
-from aifx.config.origins import Origin
 from aifx.core.sanitize import escape_in_json
 
-_WRITTEN_ORIGIN = re.compile(r"  # (default|preset \S+|\S+\.toml:\d+|AIFX_\w+|--set)$")
+OriginKind = Literal["default", "preset", "file", "env", "set"]
+"""In order of precedence, the lowest first."""
+
+_WRITTEN: Mapping[OriginKind, str] = {
+    "default": "default",
+    "preset": r"preset \S+",
+    "file": r"\S+\.toml:\d+",
+    "env": r"AIFX_\w+",
+    "set": "--set",
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value came from. `where`: "default", "preset gpt2-124m", "aifx.toml:12", "AIFX_TRAIN__SEED", "--set"."""
+
+    kind: OriginKind
+    where: str
+
+
+DEFAULT = Origin("default", "default")
 
 
 def to_toml(sections: Mapping[str, Mapping[str, Any]], origin: Callable[[str], Origin] | None) -> str:
-    """Every section with every key, values in the order of their declaration; what is not set is a comment.
+    """Every section with every key, in the order of declaration; what is not set is a comment.
 
-    Args:
-        origin: of a key ("train.seed"), which becomes a comment; None for no such comments.
+    So is the `origin` of each key ("train.seed"), unless that is None.
     """
     blocks = []
     for name, values in sections.items():
-        pairs = [(key, literal(value)) if value is not None else (key, None) for key, value in values.items()]
-        width = min(max((len(f"{key} = {text}") for key, text in pairs if text), default=0), 48)
+        pairs = {key: f"{literal_key(key)} = {literal(value)}" for key, value in values.items() if value is not None}
+        width = min(max(map(len, pairs.values()), default=0), 48)
         lines = [f"[{name}]"]
-        for key, text in pairs:
-            line = f"# {key} = (not set)" if text is None else f"{literal_key(key)} = {text}"
-            if origin is not None and text is not None:
+        for key in values:
+            line = pairs.get(key, f"# {key} = (not set)")
+            if origin is not None and key in pairs:
                 line = f"{line:<{width}}  # {origin(f'{name}.{key}').where}"
             lines.append(line)
         blocks.append("\n".join(lines) + "\n")
@@ -36,17 +55,9 @@ def to_toml(sections: Mapping[str, Mapping[str, Any]], origin: Callable[[str], O
 
 def written_origin(line: str) -> Origin | None:
     """The origin that `to_toml` wrote behind the value on this line, if it did."""
-    match = _WRITTEN_ORIGIN.search(line.rstrip())
-    if match is None:
-        return None
-    where = match.group(1)
-    if where.startswith("preset "):
-        return Origin("preset", where)
-    if where.startswith("AIFX_"):
-        return Origin("env", where)
-    if where == "default":
-        return Origin("default", where)
-    return Origin("set", where) if where == "--set" else Origin("file", where)
+    _, mark, where = line.rstrip().rpartition("  # ")
+    found = (Origin(kind, where) for kind, pattern in _WRITTEN.items() if re.fullmatch(pattern, where))
+    return next(found, None) if mark else None
 
 
 def literal(value: Any) -> str:

@@ -80,34 +80,20 @@ class RunBusy(AifxError):
     """Another process holds the run."""
 
 
-class Diverged(AifxError):
-    """The loss is not finite: the run ended with a bad verdict."""
-
-    exit_code = ExitCode.VERDICT
-
-
 class Terminated(KeyboardInterrupt):
     """SIGTERM, to a command that it ends as Ctrl-C does."""
-
-
-class Stopped(AifxError):
-    """The run was stopped from outside after saving what it had."""
-
-    exit_code = ExitCode.PREEMPTED
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` most likely meant, or None."""
     import difflib
 
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.55)
-    return matches[0] if matches else None
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.55)), None)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ "did you mean 'x'?", or the list of known words if none is near."""
     choices = sorted(known)
-    match = nearest(word, choices)
-    if match is not None:
+    if (match := nearest(word, choices)) is not None:
         return f"did you mean {match!r}?"
     return f"one of: {', '.join(choices)}" if choices else ""

@@ -11,11 +11,7 @@ from aifx.core.errors import EnvironmentFault
 
 
 def find_program(name: str, more: Sequence[str] = ()) -> str | None:
-    """The absolute path of the program `name`, or None.
-
-    Args:
-        more: folders that are searched after those of PATH.
-    """
+    """The absolute path of the program `name`, or None. Folders of `more` are searched after those of PATH."""
     return shutil.which(name, path=os.pathsep.join([*_folders(), *more]))
 
 

@@ -60,11 +60,7 @@ def open_file(
         except OSError as error:
             raise _explained(error, path) from None
     try:
-        kind = os.fstat(handle).st_mode
-        if stat.S_ISDIR(kind) and follow:  # the user named it
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(kind):
-            raise _not_regular(path, kind)
+        _check_regular(path, os.fstat(handle).st_mode, is_named=follow)
     except BaseException:
         os.close(handle)
         raise
@@ -74,11 +70,7 @@ def open_file(
 def read_file(path: Path, *, below: Path | None = None, limit: int = DOCUMENT_LIMIT, follow: bool = False) -> bytes:
     """Return the content of a regular file. Raises UnsafeFile, also for more than `limit` bytes, and OSError."""
     with open(open_file(path, below=below, follow=follow), "rb") as file:
-        is_too_large = os.fstat(file.fileno()).st_size > limit
-        data = b"" if is_too_large else file.read(limit + 1)  # a file may grow, and files in /proc have no size
-    if is_too_large or len(data) > limit:
-        raise _too_large(path, limit)
-    return data
+        return _read(file, path, limit)
 
 
 def read_input(path: Path, *, limit: int = DOCUMENT_LIMIT) -> bytes:
@@ -89,9 +81,15 @@ def read_input(path: Path, *, limit: int = DOCUMENT_LIMIT) -> bytes:
     if not is_stream(path):
         return read_file(path, limit=limit, follow=True)
     with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise _too_large(path, limit)
+        return _read(file, path, limit)
+
+
+def _read(file: IO[bytes], path: Path, limit: int) -> bytes:
+    is_too_large = os.fstat(file.fileno()).st_size > limit
+    data = b"" if is_too_large else file.read(limit + 1)  # a file may grow, and files in /proc have no size
+    if is_too_large or len(data) > limit:
+        what, why = f"{path} is too large", f"aifx reads {limit // 2**20} MiB of such a file"
+        raise UnsafeFile(what, why, f"ls -l {path}")
     return data
 
 
@@ -108,12 +106,10 @@ def make_folders(path: Path, *, below: Path) -> None:
 
 def check_folder(path: Path) -> None:
     """Raise UnsafeFile if `path` exists and is anything but a folder, a link to one included."""
-    try:
+    with suppress(FileNotFoundError):
         kind = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISDIR(kind):
-        raise _not_regular(path, kind, wanted="a folder")
+        if not stat.S_ISDIR(kind):
+            raise _not_regular(path, kind, wanted="a folder")
 
 
 def check_tree(path: Path, *, deep: bool = True) -> None:
@@ -229,14 +225,8 @@ def open_output(path: Path) -> int:
 
 def check_output(path: Path) -> None:
     """Raise UnsafeFile if `path` exists and is not a regular file of its own."""
-    try:
-        kind = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(kind):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(kind):
-        raise _not_regular(path, kind)
+    with suppress(FileNotFoundError):
+        _check_regular(path, path.lstat().st_mode)
 
 
 def is_stream(path: Path) -> bool:
@@ -278,26 +268,25 @@ def _explained(error: OSError, path: Path) -> OSError | UnsafeFile:
     return OSError(error.errno, error.strerror, str(path))
 
 
-def _too_large(path: Path, limit: int) -> UnsafeFile:
-    return UnsafeFile(f"{path} is too large", f"aifx reads {limit // 2**20} MiB of such a file", f"ls -l {path}")
+def _check_regular(path: Path, kind: int, *, is_named: bool = True) -> None:
+    """Raise UnsafeFile for anything but a regular file, IsADirectoryError for a folder that the user named."""
+    if stat.S_ISDIR(kind) and is_named:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(kind):
+        raise _not_regular(path, kind)
 
 
 def _not_regular(path: Path, kind: int, wanted: str = "a regular file") -> UnsafeFile:
-    if stat.S_ISLNK(kind):
-        what = f"is a link to {os.readlink(path)}"
-    else:
-        what = next(
-            (f"is {name}" for test, name in _KINDS if test(kind)),
-            "is no regular file",
-        )
-    return UnsafeFile(f"{path} {what}", f"aifx expects {wanted} here", f"ls -l {path}")
+    form = stat.S_IFMT(kind)
+    found = f"a link to {os.readlink(path)}" if form == stat.S_IFLNK else _KINDS.get(form, "no regular file")
+    return UnsafeFile(f"{path} is {found}", f"aifx expects {wanted} here", f"ls -l {path}")
 
 
-_KINDS = (
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISREG, "a file"),
-    (stat.S_ISDIR, "a folder"),
-)
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+}

@@ -90,19 +90,16 @@ class JsonLines:
 
     def append(self, record: Mapping[str, Any]) -> None:
         line = encode(encode_json(record, ensure_ascii=False) + "\n")
-        with self._lock:
-            self._write(line)
-
-    def _write(self, line: bytes) -> None:
         written = 0
-        try:
-            while written < len(line):
-                written += os.write(self._handle, line[written:])
-        except OSError as e:
-            with suppress(OSError):
-                os.ftruncate(self._handle, self._size)
-            raise cannot_write(self.path, e, len(line)) from e
-        self._size += len(line)
+        with self._lock:
+            try:
+                while written < len(line):
+                    written += os.write(self._handle, line[written:])
+            except OSError as e:
+                with suppress(OSError):
+                    os.ftruncate(self._handle, self._size)
+                raise cannot_write(self.path, e, len(line)) from e
+            self._size += len(line)
 
     def sync(self) -> None:
         """Make every record so far survive a loss of power. From any thread; others may write meanwhile, or close."""
@@ -139,11 +136,8 @@ def disk_full(path: Path, needed: int) -> EnvironmentFault:
         room = f"{readable_bytes(stat.f_bavail * stat.f_frsize)} free"
     except OSError:
         room = "room unknown"
-    return EnvironmentFault(
-        f"no room to write {path}",
-        f"the disk is full: {readable_bytes(needed)} needed, {room}",
-        f"df -h {path.parent}",
-    )
+    why = f"the disk is full: {readable_bytes(needed)} needed, {room}"
+    return EnvironmentFault(f"no room to write {path}", why, f"df -h {path.parent}")
 
 
 def readable_bytes(count: float) -> str:

@@ -17,18 +17,12 @@ def check_limits() -> None:
     """Raise EnvironmentFault if this process may not open the files or map the memory that JAX needs to start."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files != resource.RLIM_INFINITY and files < OPEN_FILES:
-        raise EnvironmentFault(
-            "this process may open too few files",
-            f"the limit is {files} (ulimit -n), and at least {OPEN_FILES} are needed",
-            "ulimit -n 4096, then run it again",
-        )
+        why = f"the limit is {files} (ulimit -n), and at least {OPEN_FILES} are needed"
+        raise EnvironmentFault("this process may open too few files", why, "ulimit -n 4096, then run it again")
     space = address_space_limit()
     if space is not None and space < ADDRESS_SPACE:
-        raise EnvironmentFault(
-            "this process may use too little memory",
-            f"the limit is {space / 2**20:.0f} MiB (ulimit -v), and at least {ADDRESS_SPACE >> 20} MiB are needed",
-            "ulimit -v unlimited, then run it again",
-        )
+        why = f"the limit is {space >> 20} MiB (ulimit -v), and at least {ADDRESS_SPACE >> 20} MiB are needed"
+        raise EnvironmentFault("this process may use too little memory", why, "ulimit -v unlimited, then run it again")
 
 
 def address_space_limit() -> int | None:

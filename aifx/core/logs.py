@@ -6,8 +6,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-LOGGERS = tuple(map(logging.getLogger, ("aifx", "jax_kernels")))
-
 
 class LineHandler(logging.Handler):
     """Calls `write` with each record as text. The caller who logged gets what `write` raises."""
@@ -44,30 +42,20 @@ def log_to(handler: logging.Handler, *, propagate: bool = True) -> Iterator[None
         propagate: let the handlers of the root logger have what they would have had without `handler`. Some packages
             install one that writes to stderr when they are imported.
     """
-    with ExitStack() as stack:
-        for logger in LOGGERS:
-            stack.enter_context(_log_to(logger, handler, propagate))
+    with ExitStack() as undo:
+        for logger in map(logging.getLogger, ("aifx", "jax_kernels")):
+            handlers = [handler]
+            if propagate and logger.propagate:
+                handlers.append(_ToRoot(logger.getEffectiveLevel()))
+            undo.callback(logger.setLevel, logger.level)
+            undo.callback(setattr, logger, "propagate", logger.propagate)
+            if not logger.isEnabledFor(logging.INFO):
+                logger.setLevel(logging.INFO)
+            logger.propagate = False
+            for one in handlers:
+                logger.addHandler(one)
+                undo.callback(logger.removeHandler, one)
         yield
-
-
-@contextmanager
-def _log_to(logger: logging.Logger, handler: logging.Handler, propagate: bool) -> Iterator[None]:
-    level, was_propagating = logger.level, logger.propagate
-    handlers = [handler]
-    if propagate and was_propagating:
-        handlers.append(_ToRoot(logger.getEffectiveLevel()))
-    if not logger.isEnabledFor(logging.INFO):
-        logger.setLevel(logging.INFO)
-    logger.propagate = False
-    for one in handlers:
-        logger.addHandler(one)
-    try:
-        yield
-    finally:
-        for one in handlers:
-            logger.removeHandler(one)
-        logger.setLevel(level)
-        logger.propagate = was_propagating
 
 
 class _ToRoot(logging.Handler):

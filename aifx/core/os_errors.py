@@ -16,27 +16,13 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EINTR, errno.EAGAIN})
 """What a disk or a network file system may answer once and not again."""
 
-REFUSALS = (
-    FULL
-    | TRANSIENT
-    | {
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.EFBIG,
-        errno.ENAMETOOLONG,
-        errno.ETXTBSY,
-        errno.ENOMEM,
-        errno.ENXIO,
-        errno.ELOOP,
-    }
-)
-"""Errors of the machine, which no change in aifx would fix."""
-
 UNREADABLE = TRANSIENT | {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of reading a file that say nothing about its content."""
+
+_UNWRITABLE = {errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ETXTBSY, errno.ENXIO, errno.ELOOP}
+
+REFUSALS = FULL | UNREADABLE | _UNWRITABLE
+"""Errors of the machine, which no change in aifx would fix."""
 
 # TensorStore raises ValueErrors that end so: "Failed to fsync file: Input/output error [os_error_code='5']".
 _CODE = re.compile(r"\[os_error_code='(\d+)'")

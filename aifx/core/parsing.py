@@ -19,7 +19,8 @@ def parse_json(data: bytes | str) -> Any:
         value = json.loads(data)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
-    if _brackets(data) > MAX_DEPTH:  # walking each line of a long file would take long
+    text = data.decode("latin-1") if isinstance(data, bytes) else data
+    if text.count("[") + text.count("{") > MAX_DEPTH:  # walking each line of a long file would take long
         _check_depth(value)
     return value
 
@@ -34,20 +35,11 @@ def parse_toml(text: str) -> dict[str, Any]:
     return tables
 
 
-def _brackets(data: bytes | str) -> int:
-    if isinstance(data, bytes):
-        return data.count(b"[") + data.count(b"{")
-    return data.count("[") + data.count("{")
-
-
 def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [item for one in level for item in _items(one) if isinstance(item, (dict, list))]
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH + 1):
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [item for items in inner for item in items if isinstance(item, (dict, list))]
         if not level:
             return
     raise ValueError(TOO_DEEP)
-
-
-def _items(value: Any) -> Any:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -10,9 +10,6 @@ from pathlib import Path
 
 from aifx.core.errors import EnvironmentFault
 
-ROOT = 0
-"""The user who can write everywhere anyhow."""
-
 
 def make_private(folder: Path) -> None:
     """Make a folder and the missing ones above it with mode 0700, whatever the umask, and check it.
@@ -37,19 +34,14 @@ def check_private(folder: Path) -> None:
         found = folder.stat()
     except OSError:
         return
-    if found.st_uid not in (os.geteuid(), ROOT):
-        raise EnvironmentFault(
-            f"the cache folder {folder} is not used",
-            f"it belongs to {user_name(found.st_uid)}, whose compiled programs would run as you",
-            "AIFX_CACHE_DIR=/path/to/a/folder/of/your/own, then run it again",
-        )
+    what = f"the cache folder {folder} is not used"
+    if found.st_uid not in (os.geteuid(), 0):  # root can write everywhere anyhow
+        why = f"it belongs to {user_name(found.st_uid)}, whose compiled programs would run as you"
+        raise EnvironmentFault(what, why, "AIFX_CACHE_DIR=/path/to/a/folder/of/your/own, then run it again")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         who = "everyone" if found.st_mode & stat.S_IWOTH else "its group"
-        raise EnvironmentFault(
-            f"the cache folder {folder} is not used",
-            f"{who} can write there, and programs compiled by others would run as you",
-            f"chmod go-w {folder}",
-        )
+        why = f"{who} can write there, and programs compiled by others would run as you"
+        raise EnvironmentFault(what, why, f"chmod go-w {folder}")
 
 
 def user_name(uid: int) -> str:

@@ -13,12 +13,21 @@ from aifx.core.files import check_folder, open_file
 from aifx.core.private_folders import check_private, user_name
 
 CONFIG_NAME = "aifx.toml"
-TRUST_VARIABLE = "AIFX_TRUST"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class UntrustedProject(AifxError):
     """The project around the working directory belongs to another user, and `AIFX_TRUST` does not name it."""
+
+
+class _Entry:
+    """The path of a file or folder in a run's directory."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunDirectory, owner: object) -> Path:
+        return run.path / self._name
 
 
 @dataclass(frozen=True)
@@ -27,71 +36,25 @@ class RunDirectory:
 
     path: Path
 
+    config = _Entry("config.toml")
+    provenance = _Entry("provenance.json")
+    events = _Entry("events.jsonl")
+    metrics = _Entry("metrics.jsonl")
+    log = _Entry("train.log")
+    lock = _Entry("lock")
+    checkpoints = _Entry("checkpoints")
+    eval = _Entry("eval")
+    assets = _Entry("assets")  # what the model needs beside its arrays, such as a tokenizer
+    kernels = _Entry("kernels.json")
+    digests = _Entry("digests.json")
+    trackers = _Entry("trackers")
+    profile = _Entry("profile")
+    plan = _Entry("plan.json")  # what `aifx plan --run` predicted
+    tags = _Entry("tags.json")
+
     @property
     def name(self) -> str:
         return self.path.name
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.toml"
-
-    @property
-    def provenance(self) -> Path:
-        return self.path / "provenance.json"
-
-    @property
-    def events(self) -> Path:
-        return self.path / "events.jsonl"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "train.log"
-
-    @property
-    def lock(self) -> Path:
-        return self.path / "lock"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def eval(self) -> Path:
-        return self.path / "eval"
-
-    @property
-    def assets(self) -> Path:
-        """Files that the model needs beside its arrays, such as a tokenizer, so that the run can be used alone."""
-        return self.path / "assets"
-
-    @property
-    def kernels(self) -> Path:
-        return self.path / "kernels.json"
-
-    @property
-    def digests(self) -> Path:
-        return self.path / "digests.json"
-
-    @property
-    def trackers(self) -> Path:
-        return self.path / "trackers"
-
-    @property
-    def profile(self) -> Path:
-        return self.path / "profile"
-
-    @property
-    def plan(self) -> Path:
-        """What `aifx plan --run` predicted."""
-        return self.path / "plan.json"
-
-    @property
-    def tags(self) -> Path:
-        return self.path / "tags.json"
 
     def exists(self) -> bool:
         return self.config.is_file()
@@ -128,11 +91,8 @@ class Project:
     def run(self, name: str) -> RunDirectory:
         """The run called `name`, whether it exists or not. Raises UsageError for what is not a plain folder name."""
         if not RUN_NAME.fullmatch(name):
-            raise UsageError(
-                f"{name!r} cannot name a run",
-                "a run's name is letters, digits, '.', '_' and '-', 100 at most, and begins with a letter or digit",
-                "aifx train --run my-run",
-            )
+            why = "a run's name is letters, digits, '.', '_' and '-', 100 at most, and begins with a letter or digit"
+            raise UsageError(f"{name!r} cannot name a run", why, "aifx train --run my-run")
         return RunDirectory(self.runs_path / name)
 
     def existing_run(self, name: str | None = None) -> RunDirectory:
@@ -144,9 +104,8 @@ class Project:
             return runs[-1]
         run = self.run(name)
         if not run.exists():
-            raise UsageError(
-                f"no run {name!r} in {self.runs_path}", did_you_mean(name, (r.name for r in runs)), "aifx runs ls"
-            )
+            near = did_you_mean(name, (r.name for r in runs))
+            raise UsageError(f"no run {name!r} in {self.runs_path}", near, "aifx runs ls")
         return run
 
 
@@ -160,9 +119,8 @@ def find_project(start: Path | None = None) -> Project:
         if (folder / CONFIG_NAME).is_file():
             _check_owner(folder, is_here=folder == here)
             return Project(folder)
-    raise UsageError(
-        f"no {CONFIG_NAME} in {here} or above it", "this command works inside a project", "aifx init my-project"
-    )
+    what = f"no {CONFIG_NAME} in {here} or above it"
+    raise UsageError(what, "this command works inside a project", "aifx init my-project")
 
 
 def open_run(folder: str | os.PathLike[str]) -> tuple[RunDirectory, Project]:
@@ -183,14 +141,12 @@ def _check_owner(folder: Path, *, is_here: bool) -> None:
     owner = path.lstat().st_uid
     if owner in (os.geteuid(), 0) or (is_here and owner == folder.stat().st_uid):
         return
-    trusted = os.environ.get(TRUST_VARIABLE, "").split(os.pathsep)
+    trusted = os.environ.get("AIFX_TRUST", "").split(os.pathsep)
     if any(entry and Path(entry).resolve() in (folder, path) for entry in trusted):
         return
-    raise UntrustedProject(
-        f"{path} belongs to another user",
-        f"its owner is {user_name(owner)}, and a project can run code",
-        f"export {TRUST_VARIABLE}={shlex.quote(str(folder))}",
-    )
+    why = f"its owner is {user_name(owner)}, and a project can run code"
+    hint = f"export AIFX_TRUST={shlex.quote(str(folder))}"
+    raise UntrustedProject(f"{path} belongs to another user", why, hint)
 
 
 def cache_path(*folders: str) -> Path:
@@ -207,24 +163,23 @@ def cache_path(*folders: str) -> Path:
 
 
 def cache_location() -> Path:
-    """Where the caches are, whether aifx may use that folder or not.
-
-    `AIFX_CACHE_DIR`, otherwise `aifx` in `XDG_CACHE_HOME` (XDG Base Directory Specification 0.8) or in `~/.cache`.
-    """
-    if own := os.environ.get("AIFX_CACHE_DIR"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aifx"
+    """Where the caches are, whether aifx may use that folder or not: `AIFX_CACHE_DIR`, otherwise `aifx` in XDG's."""
+    return _location("CACHE", ".cache")
 
 
 def state_path() -> Path:
     """The folder of what was measured on this machine and would have to be measured again: not safe to delete.
 
-    `AIFX_STATE_DIR`, otherwise `aifx` in `XDG_STATE_HOME` (XDG Base Directory Specification 0.8) or in
-    `~/.local/state`.
+    `AIFX_STATE_DIR`, otherwise `aifx` in XDG's.
     """
-    if own := os.environ.get("AIFX_STATE_DIR"):
+    return _location("STATE", ".local/state")
+
+
+def _location(kind: str, default: str) -> Path:
+    """Without a variable of aifx's own, as the XDG Base Directory Specification 0.8 has it. `default`: in the home."""
+    if own := os.environ.get(f"AIFX_{kind}_DIR"):
         return Path(own)
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "aifx"
+    return Path(os.environ.get(f"XDG_{kind}_HOME") or Path.home() / default) / "aifx"
 
 
 def _last_written(run: RunDirectory) -> float:

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from aifx.config.sections import MeshSection
 from aifx.core.errors import ConfigError
 from aifx.data.base import Batch
-from aifx.specs import ArraySpec, Specs, map_specs
+from aifx.specs import Specs, map_specs
 
 DATA_AXIS = "data"
 
@@ -69,11 +69,7 @@ class Layout:
 
     def of_params(self, specs: Specs) -> Any:
         """A sharding for each spec, in the specs' tree."""
-
-        def sharding(spec: ArraySpec) -> NamedSharding:
-            return self.sharding(spec.axes, self.parameters)
-
-        return map_specs(sharding, specs)
+        return map_specs(lambda spec: self.sharding(spec.axes, self.parameters), specs)
 
     def of_optimizer(self, opt_state: Any, params: Any) -> Any:
         """Shardings of an optimizer's state: what mirrors a parameter is divided as it is, the rest is replicated.
@@ -107,11 +103,11 @@ class Layout:
             step = num_devices * gradient_accumulation
             nearest = max(round(global_batch_size / step), 1) * step
             micro = f" in {gradient_accumulation} micro-batches" if gradient_accumulation > 1 else ""
+            divisor = max(d for d in range(1, num_devices + 1) if rows % d == 0)
             raise ConfigError(
                 f"train.global_batch_size = {global_batch_size}{micro} cannot be divided among {num_devices} devices",
                 f"each device takes the same number of rows: {rows} / {num_devices} is not whole",
-                f"aifx train --set train.global_batch_size={nearest}    "
-                f"(or --set train.devices={_largest_divisor(rows, num_devices)})",
+                f"aifx train --set train.global_batch_size={nearest}    (or --set train.devices={divisor})",
             )
 
 
@@ -151,7 +147,3 @@ def abstract_layout(num_devices: int, platform: str, device_kind: str) -> Layout
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
-
-
-def _largest_divisor(number: int, at_most: int) -> int:
-    return max(d for d in range(1, at_most + 1) if number % d == 0)

@@ -177,7 +177,7 @@ def with_model(task: Task, config: Config) -> Task:
     """The task with the model that `config` describes; of a project's own class as it is."""
     if config.parts.task is not None:
         return task
-    return replace(task, model=resolve(config.parts.family.make)(config.model, task.data))
+    return replace(task, model=resolve(config.parts.kinds["model"].make)(config.model, task.data))
 
 
 def _grow_as_training_does(programs: Programs) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aifx.core.errors import Diverged
+from aifx.core.errors import AifxError, ExitCode
 from aifx.core.files import replacing
 from aifx.data.base import Batch
 from aifx.training.events import EventDispatcher
@@ -34,7 +34,7 @@ def report_divergence(
         why, hint = f"{in_batch}\n{saved}", f"{again}    (once the data is corrected)"
     else:
         why, hint = saved, f"{again} --set optimizer.learning_rate={info.config.optimizer.learning_rate / 2:g}"
-    error = Diverged(f"step {found.step} of run {info.run.name!r} is not finite: {numbers}", why, hint)
+    what = f"step {found.step} of run {info.run.name!r} is not finite: {numbers}"
     return TrainResult(
         run=info.run,
         status="diverged",
@@ -42,7 +42,7 @@ def report_divergence(
         num_steps=info.num_steps,
         unit=info.unit,
         resumed_from=info.first_step or None,
-        error=error,
+        error=AifxError(what, why, hint, exit_code=ExitCode.VERDICT),
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from aifx.checkpoint.listing import list_bindings, list_checkpoints
 from aifx.checkpoint.manifest import read_manifest, step_directories
-from aifx.config import Config, Difference, compare, compare_free, compare_rounding, read_config
+from aifx.config import Config, Difference, compare, read_config
 from aifx.config.best_by import AUTO
+from aifx.config.sections import RESUME_SAFE, ROUNDING
 from aifx.core.errors import AifxError, CheckpointError, ConfigError, UsageError
 from aifx.core.files import read_file
 from aifx.core.json_files import read_jsonl
@@ -100,12 +101,12 @@ def origin_errors(fork: Fork, project: Project) -> Iterator[CheckpointError]:
 
 def free_changes(run: RunDirectory, config: Config, project: Project) -> list[Difference]:
     """The settings that changed since the run was last trained, and may."""
-    return compare_free(read_config(run.config, project), config)
+    return compare(read_config(run.config, project), config, RESUME_SAFE)
 
 
 def rounding_changes(run: RunDirectory, config: Config, project: Project) -> list[str]:
     """What changed since the run was last trained, and may, that changes how its numbers are rounded."""
-    return [str(d) for d in compare_rounding(read_config(run.config, project), config)]
+    return [str(d) for d in compare(read_config(run.config, project), config, ROUNDING)]
 
 
 def forks_other_data(origin: RunDirectory, data_digest: str) -> bool:

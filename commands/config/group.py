@@ -77,7 +77,11 @@ def show(
     """
     with terminal(json) as out:
         config = _load(out, run, set_ or ())
-        out.document(ShownConfig(config.values(), config.all_origins() if origin else None))
+        values = config.values()
+        origins = {
+            section: {key: config.origin(f"{section}.{key}").where for key in keys} for section, keys in values.items()
+        }
+        out.document(ShownConfig(values, origins if origin else None))
         if not json:
             out.print(_painted(config.to_toml(origins=origin)), soft_wrap=True)
 
@@ -171,14 +175,10 @@ def settings_table(found: Iterable[Setting]) -> str:
     for setting in found:
         title = f"### `[{setting.section}]`" + (f", `{setting.variant}`" if setting.variant else "")
         rows = blocks.setdefault(title, ["| key | values | default | meaning |", "| --- | --- | --- | --- |"])
-        cells = (
-            setting.key,
-            setting.expected,
-            _default(setting),
-            setting.description + (" *" if setting.is_resume_safe else ""),
-        )
-        key, expected, default, description = (cell.replace("|", "\\|") for cell in cells)
-        rows.append(f"| `{key}` | {expected} | `{default}` | {description} |")
+        meaning = f"{setting.description} *" if setting.is_resume_safe else setting.description
+        cells = (setting.key, setting.expected, _default(setting), meaning)
+        key, expected, default, meaning = (cell.replace("|", "\\|") for cell in cells)
+        rows.append(f"| `{key}` | {expected} | `{default}` | {meaning} |")
     return "\n\n".join("\n".join([title, "", *rows]) for title, rows in blocks.items()) + "\n"
 
 

@@ -23,7 +23,7 @@ CASES: dict[str, tuple[str, dict[tuple[str, ...], int]]] = {
     "literal string on lines": ("x = '''\n'' = \\\n'''\ny = 2\n", {("x",): 1, ("y",): 4}),
     "quotes before the end": ('x = """a"""""\ny = 2\n', {("x",): 1, ("y",): 2}),
     "escaped quotes": ('x = "\\"]\\\\"\ny = "#" # z = 1\n', {("x",): 1, ("y",): 2}),
-    "inline table": ("a = {x = 1, b.y = [{z = 2}]}\nc = 1\n", {("a",): 1, ("a", "x"): 1, ("a", "b"): 1, ("c",): 2}),
+    "inline table": ("a = {x = 1, b.y = [{z = 2}]}\nc = 1\n", {("a",): 1, ("c",): 2}),
     "scalars": (
         "a = 1979-05-27 07:32:00 # b = 1\nb = -inf\nc = 0x_f".replace("_", ""),
         {("a",): 1, ("b",): 2, ("c",): 3},

@@ -54,7 +54,7 @@ def value_of(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 def configurations() -> st.SearchStrategy[dict[str, dict[str, Any]]]:
     def of_kind(kind: str) -> st.SearchStrategy[dict[str, dict[str, Any]]]:
         sections = {}
-        parts = task_parts(kind, {}, None).sections
+        parts = task_parts(kind, {}, Project(Path())).sections
         for name in SECTION_NAMES:
             schemas = properties(parts[name] if name in parts else section_models(name)[0])
             chosen = {

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from aifx.core.errors import ConfigError
-from aifx.parallel import local_layout
+from aifx.parallel.layout import local_layout
 
 TINY = Path(__file__).parents[1] / "training" / "tiny.py"
 

@@ -10,7 +10,7 @@ import pytest
 from aifx.config import load_config
 from aifx.core.errors import ConfigError, UsageError
 from aifx.core.project import Project
-from aifx.parallel import Layout, abstract_layout, local_layout
+from aifx.parallel.layout import Layout, abstract_layout, local_layout
 from aifx.programs import Programs, build
 from aifx.programs.build import tree_bytes
 from aifx.tasks import describe_task
