@@ -19,8 +19,7 @@ from aifx.core.version import __version__
 class Entry:
     """A command in the table: `attribute` of `aifx.commands.<module>`, a function or a `typer.Typer`.
 
-    Attributes:
-        default: the command below it that runs if the command line names none; empty for the group's help.
+    `default` is the command below it that runs if the command line names none. Without one, the group shows its help.
     """
 
     module: str

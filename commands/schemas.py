@@ -150,11 +150,7 @@ _ATTRIBUTE = re.compile(r"^ {4}([a-z_, ]+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 
 
 def schema_of(kind: Any, title: str, *, versioned: bool) -> dict[str, Any]:
-    """The schema of a document.
-
-    Args:
-        versioned: the document also has `schema_version`, and the failure of its command is another form of it.
-    """
+    """The schema of a document. One that is `versioned` also has `schema_version`, and can be the command's failure."""
     forms = kind | FailedCommand if versioned else kind
     schema = _closed(TypeAdapter(forms).json_schema(schema_generator=_Exact, mode="serialization"))
     if versioned:

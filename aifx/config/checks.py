@@ -15,8 +15,7 @@ from aifx.core.errors import UsageError
 def check_conflicts(config: Config, changed: set[str] | None = None) -> None:
     """Raise ConfigError for settings that cannot be used together, with the place of the one that was set last.
 
-    Args:
-        changed: keys; conflicts of others are not reported.
+    Conflicts of none of the `changed` keys are not reported.
     """
     mistakes = []
     for conflict in _conflicts(config):

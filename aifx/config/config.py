@@ -123,14 +123,6 @@ def number_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def setting_default(config: Config, key: str) -> Any:
-    """The default of `section.key` as JSON has it; None if it has none."""
-    name, _, field_name = key.partition(".")
-    info = type(getattr(config, name)).model_fields[field_name]
-    default = None if info.is_required() else info.get_default(call_default_factory=True)
-    return json.loads(json.dumps(default, default=str))
-
-
 def is_marked(extra: Any, mark: Mapping[str, Any]) -> bool:
     """Whether a field's `json_schema_extra` bears a mark: RESUME_SAFE, or ROUNDING, which is RESUME_SAFE as well."""
     return isinstance(extra, Mapping) and mark.items() <= extra.items()

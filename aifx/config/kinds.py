@@ -15,11 +15,7 @@ Make = str | Callable[..., Any]
 
 @dataclass(frozen=True)
 class Kind:
-    """What a name in `aifx.toml` selects.
-
-    Attributes:
-        section: its section of `aifx.toml`.
-    """
+    """What a name in `aifx.toml` selects, with the type of its section."""
 
     name: str
     section: type[Section]
@@ -28,11 +24,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Family(Kind):
-    """A family of models, whose `make` is (section, DataSpec) -> Model.
-
-    Attributes:
-        presets: values of `[model]` by the name of a preset.
-    """
+    """A family of models, whose `make` is (section, DataSpec) -> Model. `presets` are values of `[model]` by name."""
 
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

@@ -55,8 +55,7 @@ class Layers:
     def add_file(self, path: Path, label: str, *, is_run: bool = False) -> None:
         """Adds a TOML file. Raises ConfigError if it cannot be read as TOML.
 
-        Args:
-            is_run: it is the `config.toml` of a run, which may not be a link and notes the origin of each value.
+        The `config.toml` of a run (`is_run`) may not be a link, and notes the origin of each value.
         """
         text = _read(path, label, follow=not is_run)
         document = _parse(text, label)

@@ -70,10 +70,7 @@ def json_schema(own: Own | None = None) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a whole `aifx.toml`.
 
     `[model]`, `[objective]` and `[data]` follow from `model.family`, `objective.kind` and `data.kind`, or from
-    `task.kind` if these are not set.
-
-    Args:
-        own: sections of the project's own code, to describe in addition.
+    `task.kind` if these are not set. It includes `own`, the sections of the project's own code.
     """
     own = own or {}
     fixed = {name: _section_schema(section_models(name)[0]) for name in SECTION_NAMES if name not in PART_NAMES}

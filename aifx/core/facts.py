@@ -16,23 +16,14 @@ Facts: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Absent:
-    """There is none, or it is not shown here.
-
-    Attributes:
-        why: what is missing, and how to grant it where that can be done.
-    """
+    """There is none, or it is not shown here. `why` says what is missing, and how to grant it where possible."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """It could not be read.
-
-    Attributes:
-        why: what went wrong.
-        remedy: what to do about it.
-    """
+    """It could not be read. `why` says what went wrong, and `remedy` what to do about it."""
 
     why: str
     remedy: str = ""

@@ -39,15 +39,12 @@ class UnsafeFile(EnvironmentFault):
     """A file is a link, a FIFO or a device, or larger than aifx reads."""
 
 
-def open_file(
-    path: Path, flags: int = os.O_RDONLY, *, below: Path | None = None, mode: int = 0o666, follow: bool = False
-) -> int:
+def open_file(path: Path, flags: int = os.O_RDONLY, *, below: Path | None = None, follow: bool = False) -> int:
     """Return a descriptor of the regular file at `path`.
 
     Args:
         flags: as `os.open` takes them.
         below: the folder that is trusted; no part of `path` below it may be a link. The file's own folder by default.
-        mode: permissions of a file that is created, reduced by the umask.
         follow: accept a link as the last part, for files that the user named or that belong to a trusted project.
 
     Raises UnsafeFile for a link, a FIFO, a device or a folder (with `follow`, IsADirectoryError), OSError as `os.open`
@@ -56,7 +53,7 @@ def open_file(
     flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # opening a FIFO does not wait for its other end
     with _folder_of(path, below) as folder:
         try:
-            handle = os.open(path.name, flags if follow else flags | os.O_NOFOLLOW, mode, dir_fd=folder)
+            handle = os.open(path.name, flags if follow else flags | os.O_NOFOLLOW, 0o666, dir_fd=folder)
         except OSError as error:
             raise _explained(error, path) from None
     try:
@@ -113,12 +110,9 @@ def check_folder(path: Path) -> None:
 
 
 def check_tree(path: Path, *, deep: bool = True) -> None:
-    """Raise UnsafeFile if the folder `path` holds a FIFO, a device or a link that leaves it.
+    """Raise UnsafeFile if `path` or, with `deep`, a folder in it holds a FIFO, a device or a link that leaves it.
 
     Trackers make links to their newest folder.
-
-    Args:
-        deep: look into the folders inside as well.
     """
     check_folder(path)
     inside = path.resolve()
@@ -134,14 +128,14 @@ def check_tree(path: Path, *, deep: bool = True) -> None:
             return
 
 
-def replace_file(path: Path, data: bytes, *, below: Path | None = None, mode: int = 0o666) -> None:
+def replace_file(path: Path, data: bytes, *, below: Path | None = None) -> None:
     """Put `data` at `path`, as `replacing` does."""
-    with naming(path), replacing(path, below=below, mode=mode) as file:
+    with naming(path), replacing(path, below=below) as file:
         file.write(data)
 
 
 @contextmanager
-def replacing(path: Path, *, below: Path | None = None, mode: int = 0o666) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, below: Path | None = None) -> Iterator[IO[bytes]]:
     """A stream whose content is put at `path` when the block ends, or not at all if it raises.
 
     The content goes to a new file beside it: fsync, rename, fsync of the folder. A link at `path` is replaced; nothing
@@ -149,7 +143,7 @@ def replacing(path: Path, *, below: Path | None = None, mode: int = 0o666) -> It
     """
     with _folder_of(path, below) as folder:
         with naming(path):
-            handle, temporary = _create_locked(folder, path.name, mode)
+            handle, temporary = _create_locked(folder, path.name)
         try:
             with open(handle, "wb") as file:
                 yield file
@@ -168,12 +162,12 @@ def replacing(path: Path, *, below: Path | None = None, mode: int = 0o666) -> It
             os.fsync(folder)
 
 
-def _create_locked(folder: int, name: str, mode: int) -> tuple[int, str]:
+def _create_locked(folder: int, name: str) -> tuple[int, str]:
     """A new temporary file for `name`. Its lock says that its process lives; `remove_temporary` asks for it."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         temporary = f".{name}.{secrets.token_hex(6)}.tmp"
-        handle = os.open(temporary, flags, mode, dir_fd=folder)
+        handle = os.open(temporary, flags, 0o666, dir_fd=folder)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:

@@ -16,14 +16,14 @@ from aifx.core.os_errors import FULL, could_not, errno_of, naming
 from aifx.core.parsing import parse_json
 
 
-def write_json(path: Path, doc: Mapping[str, Any], *, below: Path | None = None) -> None:
-    """Put `doc` at `path`, whole or not at all; `below` as `aifx.core.files.replace_file` takes it."""
-    write_text(path, encode_json(doc, indent=2, ensure_ascii=False) + "\n", below=below)
+def write_json(path: Path, doc: Mapping[str, Any]) -> None:
+    """Put `doc` at `path`, whole or not at all."""
+    write_text(path, encode_json(doc, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_text(path: Path, text: str, *, below: Path | None = None) -> None:
-    """Put `text` at `path`, whole or not at all; `below` as `aifx.core.files.replace_file` takes it."""
-    replace_file(path, encode(text), below=below)
+def write_text(path: Path, text: str) -> None:
+    """Put `text` at `path`, whole or not at all."""
+    replace_file(path, encode(text))
 
 
 def encode(text: str) -> bytes:

@@ -12,11 +12,9 @@ from aifx.core.errors import EnvironmentFault
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder and the missing ones above it with mode 0700, whatever the umask, and check it.
+    """Make a folder and the missing ones above it with mode 0700, whatever the umask.
 
-    Raises:
-        EnvironmentFault: another user can write there.
-        OSError: it cannot be made.
+    Raises EnvironmentFault if another user can write there, OSError if it cannot be made.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):

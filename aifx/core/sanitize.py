@@ -15,9 +15,7 @@ def escape_controls(text: str, keep: str = "\n\t") -> str:
     r"""Replace each control character by its escape, such as `\x1b`.
 
     Control characters are C0 and C1, marks of reading direction, line and paragraph separators and lone surrogates.
-
-    Args:
-        keep: control characters that stay.
+    Those in `keep` stay.
     """
     if text.isprintable():
         return text

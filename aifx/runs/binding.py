@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from aifx.config import Config
-from aifx.config.config import number_settings, setting_default
+from aifx.config.config import number_settings
+from aifx.config.schema import properties
 from aifx.core.errors import CheckpointError
 from aifx.core.files import open_file, read_file
 from aifx.core.json_files import write_json
@@ -144,7 +145,9 @@ def kernel_digest(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _changed_settings(recorded: Mapping[str, Any], config: Config) -> Iterator[str]:
     """The settings of `config` that differ from the recorded ones. One that aifx did not have yet must be default."""
     for key, value in number_settings(config).items():
-        before = recorded[key] if key in recorded else setting_default(config, key)
+        section, _, name = key.partition(".")
+        schema = properties(type(getattr(config, section)))[name]
+        before = recorded.get(key, schema.get("default"))
         if value != before:
             yield f"{key} = {json.dumps(value)}, and was {json.dumps(before)}"
 
