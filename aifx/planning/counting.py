@@ -14,7 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from aifx.config import Config
 from aifx.kernels.choice import winners_path
-from aifx.optim.optimizers import merge_weights, select_weights
+from aifx.optim import merge_weights, select_weights
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import DATA_AXIS, abstract_layout
 from aifx.planning.operations import Operations, count_operations

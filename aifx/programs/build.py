@@ -20,8 +20,7 @@ from aifx.nn.precision import cast_floating, compute_dtype
 from aifx.nn.stacking import has_stacked_layers
 from aifx.objectives.base import DeviceBatch, Objective, Sums
 from aifx.objectives.checks import check_sums
-from aifx.optim.optimizers import make_optimizer, select_weights
-from aifx.optim.schedules import make_schedule
+from aifx.optim import make_optimizer, make_schedule, select_weights
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.decoding import DecodingPrograms

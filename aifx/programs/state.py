@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from aifx.optim.optimizers import select_weights
+from aifx.optim import select_weights
 from aifx.parallel.layout import Layout
 from aifx.specs import Params, Specs, init_params, map_specs, split_frozen
 

@@ -14,7 +14,7 @@ from aifx.models.base import Model
 from aifx.nn.precision import cast_floating
 from aifx.objectives.base import DeviceBatch, Objective
 from aifx.objectives.checks import check_sums
-from aifx.optim.optimizers import clip_by_global_norm, merge_weights, select_weights
+from aifx.optim import clip_by_global_norm, merge_weights, select_weights
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.state import TrainState

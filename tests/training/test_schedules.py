@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from aifx.config.sections import ScheduleSection
-from aifx.optim.schedules import make_schedule
+from aifx.optim import make_schedule
 
 
 def rates(num_steps: int, **section: object) -> list[float]:

@@ -13,7 +13,7 @@ from effort import IS_LONG
 
 from aifx.machine.compilation_cache import enable_compilation_cache
 from aifx.nn.precision import compute_dtype
-from aifx.optim.optimizers import clip_by_global_norm, make_optimizer, select_weights
+from aifx.optim import clip_by_global_norm, make_optimizer, select_weights
 from aifx.programs.state import abstract_state
 from aifx.specs import ArraySpec, init_params
 from aifx.tasks.base import training_source

@@ -1,4 +1,4 @@
-"""The update rule: AdamW, or Muon for matrices with AdamW for the rest, told by the model's specs what is what.
+"""The update rule: AdamW, or Muon for matrices with AdamW for the rest; clipping; the learning rate over a run.
 
 A tree of weights here is the params' tree with None in place of frozen arrays and buffers, which get no updates and no
 optimizer state.
@@ -6,6 +6,7 @@ optimizer state.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from aifx.config.sections import OptimizerSection
+from aifx.config.sections import OptimizerSection, ScheduleSection
 from aifx.specs import ArraySpec, Params, Specs, is_spec, map_specs
 
 
@@ -24,7 +25,6 @@ def make_optimizer(section: OptimizerSection, specs: Specs) -> optax.GradientTra
     `[layers, ...]` is updated exactly as its layers would be one by one. Updates are those of the peak learning rates:
     the step scales them by the schedule, on its own count of steps, which a fork with a new optimizer state keeps.
     """
-    decays = select_weights(map_specs(lambda s: s.decay, specs), specs)
     if section.kind == "adamw":
         return optax.adamw(
             section.learning_rate,
@@ -32,7 +32,7 @@ def make_optimizer(section: OptimizerSection, specs: Specs) -> optax.GradientTra
             b2=section.beta2,
             eps=section.epsilon,
             weight_decay=section.weight_decay,
-            mask=decays,
+            mask=partial(_decays_of, specs=specs),
         )
     # Masks of muon's are trees over all weights; decays of its matrices alone must not name the others.
     return muon(
@@ -40,7 +40,7 @@ def make_optimizer(section: OptimizerSection, specs: Specs) -> optax.GradientTra
         beta=section.momentum,
         eps=section.epsilon,
         weight_decay=section.weight_decay,
-        weight_decay_mask=lambda tree: _decays_of(tree, specs),
+        weight_decay_mask=partial(_decays_of, specs=specs),
         adam_b1=section.beta1,
         adam_b2=section.beta2,
         adam_learning_rate=section.adam_learning_rate or section.learning_rate,
@@ -68,6 +68,36 @@ def clip_by_global_norm(gradients: Any, bound: float) -> tuple[Any, jax.Array]:
         return gradients, norm
     scale = jnp.minimum(1.0, bound / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients), norm
+
+
+def make_schedule(section: ScheduleSection, num_steps: int) -> optax.Schedule:
+    """The learning rate as a share of its peak: update count (from 0) -> share of the peak in [0, 1].
+
+    Linear warm-up from 0, then:
+        cosine: half a cosine down to `final_fraction` at the last update.
+        wsd: stable at 1, then linear down to `final_fraction` over the last `decay_fraction` of the run
+            (warm-up-stable-decay, Hu et al. 2024, arXiv:2404.06395).
+        constant: 1.
+
+    Update i uses schedule(i + 1): the first update of a warm-up is not wasted on a rate of 0, and the last one has the
+    final rate. In a run too short for both, the warm-up gives way to the decay, so that a project's settings also hold
+    for a short trial of it.
+    """
+    decay = round(section.decay_fraction * num_steps) if section.kind == "wsd" else 0
+    warmup = min(section.warmup_steps, num_steps - decay)
+    parts: list[optax.Schedule] = [optax.linear_schedule(0.0, 1.0, max(warmup, 1))]
+    boundaries = [warmup]
+    match section.kind:
+        case "constant":
+            parts.append(optax.constant_schedule(1.0))
+        case "cosine":
+            parts.append(optax.cosine_decay_schedule(1.0, max(num_steps - warmup, 1), alpha=section.final_fraction))
+        case "wsd":
+            parts += [optax.constant_schedule(1.0), optax.linear_schedule(1.0, section.final_fraction, max(decay, 1))]
+            boundaries.append(num_steps - decay)
+    joined = optax.join_schedules(parts, boundaries)
+    # Compiled, the last of a linear decay to 0 is rounded to below it.
+    return lambda count: jnp.clip(joined(count + 1), 0.0, 1.0)
 
 
 def _dimension_numbers(spec: ArraySpec) -> MuonDimensionNumbers | None:

@@ -1,1 +1,0 @@
-"""The update rule: optimizers, schedules, clipping."""
