@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aifx.core.version import DISTRIBUTION, __version__
+from aifx.core.version import __version__
 
 if TYPE_CHECKING:
     from aifx.api import bench, doctor, evaluate, generate, init, load, predict, train
 
-__all__ = ["DISTRIBUTION", "__version__", "bench", "doctor", "evaluate", "generate", "init", "load", "predict", "train"]
+__all__ = ["__version__", "bench", "doctor", "evaluate", "generate", "init", "load", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,6 @@ it removes the text.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -100,6 +99,6 @@ def _without_login(match: re.Match[str]) -> str:
         try:
             if b":" not in base64.b64decode(value + "=" * (-len(value) % 4), validate=True):
                 return match[0]
-        except (binascii.Error, ValueError):
+        except ValueError:
             return match[0]
     return f"{match['keep']}{REMOVED}"
