@@ -34,6 +34,7 @@ def make_optimizer(section: OptimizerSection, specs: Specs) -> optax.GradientTra
             weight_decay=section.weight_decay,
             mask=partial(_decays_of, specs=specs),
         )
+    dimensions = select_weights(map_specs(lambda s: s.matrix and MuonDimensionNumbers(*s.matrix), specs), specs)
     # Masks of muon's are trees over all weights; decays of its matrices alone must not name the others.
     return muon(
         section.learning_rate,
@@ -44,7 +45,7 @@ def make_optimizer(section: OptimizerSection, specs: Specs) -> optax.GradientTra
         adam_b1=section.beta1,
         adam_b2=section.beta2,
         adam_learning_rate=section.adam_learning_rate or section.learning_rate,
-        muon_weight_dimension_numbers=lambda _: select_weights(map_specs(_dimension_numbers, specs), specs),
+        muon_weight_dimension_numbers=lambda _: dimensions,
     )
 
 
@@ -98,10 +99,6 @@ def make_schedule(section: ScheduleSection, num_steps: int) -> optax.Schedule:
     joined = optax.join_schedules(parts, boundaries)
     # Compiled, the last of a linear decay to 0 is rounded to below it.
     return lambda count: jnp.clip(joined(count + 1), 0.0, 1.0)
-
-
-def _dimension_numbers(spec: ArraySpec) -> MuonDimensionNumbers | None:
-    return None if spec.matrix is None else MuonDimensionNumbers(*spec.matrix)
 
 
 def _decays_of(tree: Any, specs: Specs) -> Any:

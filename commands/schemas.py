@@ -34,55 +34,51 @@ def command_types() -> dict[str, Any]:
 
     "bench" is that of all suites, "doctor" that of `aifx doctor node`.
     """
-    from aifx.benchmarking.compare import ComparedReports, GatedReports
-    from aifx.benchmarking.results import Report
-    from aifx.checkpoint.inspection import CheckpointList, VerifiedCheckpoint
-    from aifx.commands.bench.history import BaselineList, History
-    from aifx.commands.config.group import CheckedConfig, ShownConfig
+    from aifx.benchmarking import compare, results
+    from aifx.checkpoint import inspection
+    from aifx.commands.bench import history
+    from aifx.commands.config import group as config
     from aifx.commands.predict.command import Predictions
-    from aifx.commands.runs.manage import RemovedRuns, RenamedRun, TaggedRun
-    from aifx.commands.runs.page import RunDetails
+    from aifx.commands.runs import manage, page
     from aifx.config.schema import SettingList
-    from aifx.evaluation.dataset import DatasetReports
-    from aifx.evaluation.held_out import Report as Evaluation
+    from aifx.evaluation import dataset, held_out
     from aifx.generation.generator import GeneratedText
     from aifx.health import documents as health
-    from aifx.kernels.report import ClearedKernels, ExplainedKernels, MeasuredKernels, TunedKernels
+    from aifx.kernels import report as kernels
     from aifx.planning.planner import PlanList
-    from aifx.runs.comparison import Comparison
-    from aifx.runs.status import RunList, RunStatus
-    from aifx.scaffold.projects import Scaffolded, TemplateList
+    from aifx.runs import comparison, status
+    from aifx.scaffold import projects
     from aifx.training.records import TrainDocument
 
     return {
         "version": Version,
-        "init": Scaffolded | TemplateList,
+        "init": projects.Scaffolded | projects.TemplateList,
         "plan": PlanList,
         "train": TrainDocument,
-        "eval": Evaluation | DatasetReports,
+        "eval": held_out.Report | dataset.DatasetReports,
         "predict": Predictions,
         "generate": GeneratedText,
-        "runs-ls": RunList,
-        "runs-show": RunDetails,
-        "runs-compare": Comparison,
-        "runs-watch": RunStatus,
-        "runs-rm": RemovedRuns,
-        "runs-rename": RenamedRun,
-        "runs-tag": TaggedRun,
-        "ckpt-ls": CheckpointList,
-        "ckpt-show": VerifiedCheckpoint,
-        "config-show": ShownConfig,
-        "config-check": CheckedConfig,
+        "runs-ls": status.RunList,
+        "runs-show": page.RunDetails,
+        "runs-compare": comparison.Comparison,
+        "runs-watch": status.RunStatus,
+        "runs-rm": manage.RemovedRuns,
+        "runs-rename": manage.RenamedRun,
+        "runs-tag": manage.TaggedRun,
+        "ckpt-ls": inspection.CheckpointList,
+        "ckpt-show": inspection.VerifiedCheckpoint,
+        "config-show": config.ShownConfig,
+        "config-check": config.CheckedConfig,
         "config-keys": SettingList,
-        "kernels-explain": ExplainedKernels,
-        "kernels-tune": TunedKernels,
-        "kernels-ls": MeasuredKernels,
-        "kernels-clear": ClearedKernels,
-        "bench": Report,
-        "bench-compare": ComparedReports,
-        "bench-gate": GatedReports,
-        "bench-ls": BaselineList,
-        "bench-history": History,
+        "kernels-explain": kernels.ExplainedKernels,
+        "kernels-tune": kernels.TunedKernels,
+        "kernels-ls": kernels.MeasuredKernels,
+        "kernels-clear": kernels.ClearedKernels,
+        "bench": results.Report,
+        "bench-compare": compare.ComparedReports,
+        "bench-gate": compare.GatedReports,
+        "bench-ls": history.BaselineList,
+        "bench-history": history.History,
         "doctor": health.NodeReport,
         "doctor-fleet": health.FleetDocument,
         "doctor-bisect": health.BisectDocument,

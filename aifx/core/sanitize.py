@@ -19,7 +19,13 @@ def escape_controls(text: str, keep: str = "\n\t") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if _is_harmless(c) or c in keep else _escape(c) for c in text)
+    escaped = []
+    for c in text:
+        # Unassigned characters (Cn) may be letters of a newer Unicode, and a terminal only shows them.
+        is_harmless = c.isprintable() or c in JOINERS or unicodedata.category(c) in ("Zs", "Cn", "Co")
+        shown = c if is_harmless or c in keep else c.encode("unicode_escape", "backslashreplace").decode("ascii")
+        escaped.append(shown)
+    return "".join(escaped)
 
 
 def one_line(text: str) -> str:
@@ -33,12 +39,3 @@ def escape_in_json(document: str) -> str:
     The escapes (`\u009b`) are also those of TOML's basic strings.
     """
     return _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", document)
-
-
-def _is_harmless(character: str) -> bool:
-    """Whether a terminal only shows `character`. Unassigned characters (Cn) may be letters of a newer Unicode."""
-    return character.isprintable() or character in JOINERS or unicodedata.category(character) in ("Zs", "Cn", "Co")
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
