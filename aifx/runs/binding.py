@@ -144,10 +144,10 @@ def kernel_digest(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _changed_settings(recorded: Mapping[str, Any], config: Config) -> Iterator[str]:
     """The settings of `config` that differ from the recorded ones. One that aifx did not have yet must be default."""
+    sections = dict(config.sections())
     for key, value in number_settings(config).items():
         section, _, name = key.partition(".")
-        schema = properties(type(getattr(config, section)))[name]
-        before = recorded.get(key, schema.get("default"))
+        before = recorded.get(key, properties(type(sections[section]))[name].get("default"))
         if value != before:
             yield f"{key} = {json.dumps(value)}, and was {json.dumps(before)}"
 
