@@ -85,11 +85,11 @@ def test_the_wheel_names_its_command_and_license(wheel: zipfile.ZipFile) -> None
 
 
 def test_the_version_and_the_name_are_the_same_everywhere(wheel: zipfile.ZipFile) -> None:
-    import aifx
+    from aifx.core.version import DISTRIBUTION, __version__
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert (aifx.__version__, aifx.DISTRIBUTION) == (project["version"], project["name"])
-    assert Path(str(wheel.filename)).name.startswith(f"aifx_toolkit-{aifx.__version__}-")
+    assert (__version__, DISTRIBUTION) == (project["version"], project["name"])
+    assert Path(str(wheel.filename)).name.startswith(f"aifx_toolkit-{__version__}-")
 
 
 def test_a_missing_package_is_asked_for_by_its_own_name() -> None:
