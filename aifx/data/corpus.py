@@ -14,10 +14,9 @@ from pathlib import Path
 from aifx.core.errors import DataError
 from aifx.core.project import Project
 from aifx.data.base import Split
-from aifx.data.encoding import FileScan, report_bad_bytes, undecodable
+from aifx.data.encoding import SUFFIXES, FileScan, TextFile, report_bad_bytes, undecodable
 from aifx.data.files import Piece, check_regular, find_files, read_documents, scan_file
 from aifx.data.sections import TextSection
-from aifx.data.text_file import SUFFIXES, TextFile
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 

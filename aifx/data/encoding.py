@@ -1,4 +1,4 @@
-"""Bytes to text: compressed files, byte-order marks, and bytes that are not UTF-8."""
+"""Files of text: their formats, compression and byte-order marks, and bytes that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
 from aifx.core.errors import DataError
-from aifx.data.text_file import TextFile
+
+COMPRESSIONS = (".gz", ".zst")
+COMPRESSIBLE = (".txt", ".jsonl")
+FORMATS = (*COMPRESSIBLE, ".parquet")
+SUFFIXES = (*FORMATS, *(f"{name}{compression}" for name in COMPRESSIBLE for compression in COMPRESSIONS))
 
 DecodeErrors: TypeAlias = Literal["strict", "replace", "skip"]
 
@@ -32,20 +37,37 @@ _MARKS = (  # the longer first: UTF-32's begins as UTF-16's does
 
 
 @dataclass(frozen=True)
-class BadBytes:
-    """The bytes of a file that are not UTF-8.
+class TextFile:
+    """A file that holds documents."""
 
-    Attributes:
-        count: how many there are.
-        where: the first, as a message goes on after the file's name: ":3" for a line, ": row 3".
-        why: its offset and value.
-        encoding: what the file seems to be: a name for iconv, "UTF-8" if most of it is valid, "binary", "" if unknown.
-    """
+    path: Path
+    name: str  # for messages: relative to the project if it lies inside
+    is_matched: bool = False  # by a glob, so that it may be empty
+
+    @property
+    def compression(self) -> str:
+        """ ".gz", ".zst" or ""."""
+        suffix = self.path.suffix.lower()
+        return suffix if suffix in COMPRESSIONS else ""
+
+    @property
+    def format(self) -> str:
+        """The suffix without that of a compression, one of FORMATS."""
+        return Path(self.path.stem if self.compression else self.path.name).suffix.lower()
+
+    @property
+    def has_reader(self) -> bool:
+        return self.format in (COMPRESSIBLE if self.compression else FORMATS)
+
+
+@dataclass(frozen=True)
+class BadBytes:
+    """The bytes of a file that are not UTF-8."""
 
     count: int
-    where: str
-    why: str
-    encoding: str
+    where: str  # the first, as a message goes on after the file's name: ":3" for a line, ": row 3"
+    why: str  # its offset and value
+    encoding: str  # of the file, it seems: a name for iconv, "UTF-8" if most of it is valid, "binary", "" if unknown
 
 
 @dataclass(frozen=True)
@@ -89,24 +111,22 @@ def decode_blocks(file: TextFile, errors: DecodeErrors) -> Iterator[str]:
 
     Raises DataError if it is not UTF-8 and `errors` is strict.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(DECODE_HANDLERS[errors])
     with open_content(file) as stream:
-        while block := stream.read(BLOCK_BYTES):
-            if text := _decoded(decoder, block, file):
-                yield text
-        if text := _decoded(decoder, b"", file):
-            yield text
+        blocks = iter(lambda: stream.read(BLOCK_BYTES), b"")
+        try:
+            yield from codecs.iterdecode(blocks, "utf-8", DECODE_HANDLERS[errors])
+        except UnicodeDecodeError:
+            raise undecodable({file: scan_text(file)}) from None
 
 
 def decode_lines(file: TextFile, errors: DecodeErrors) -> Iterator[str]:
     """The lines of a file, as `decode_blocks` decodes them."""
-    handler = DECODE_HANDLERS[errors]
     with open_content(file) as stream:
-        for line in stream:
-            try:
-                yield line.decode("utf-8", handler)
-            except UnicodeDecodeError:
-                raise undecodable({file: scan_text(file)}) from None
+        try:
+            for line in stream:
+                yield line.decode("utf-8", DECODE_HANDLERS[errors])
+        except UnicodeDecodeError:
+            raise undecodable({file: scan_text(file)}) from None
 
 
 def scan_text(file: TextFile) -> FileScan:
@@ -149,15 +169,13 @@ def undecodable(scans: dict[TextFile, FileScan]) -> DataError:
     bad = {file: scan.bad for file, scan in scans.items() if scan.bad}
     file, first = next(iter(bad.items()))
     total = sum(found.count for found in bad.values())
-    counted = f"{total:,} bad byte{'s' * (total > 1)}"
-    if len(bad) == 1:
-        counted += " in this file"
-    else:
+    place = "this file"
+    if len(bad) > 1:
         most = sorted(bad.items(), key=lambda item: -item[1].count)
-        counts = [f"{other.name} {found.count:,}" for other, found in most[:5]]
-        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        counted += f" in {len(bad)} of {len(scans)} files: {', '.join(counts)}{more}"
-    return DataError(f"{file.name}{first.where}: not UTF-8", f"{first.why}; {counted}", _way_out(file, first.encoding))
+        counts = ", ".join(f"{other.name} {found.count:,}" for other, found in most[:5])
+        place = f"{len(bad)} of {len(scans)} files: {counts}" + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    why = f"{first.why}; {total:,} bad byte{'s' * (total > 1)} in {place}"
+    return DataError(f"{file.name}{first.where}: not UTF-8", why, _way_out(file, first.encoding))
 
 
 def report_bad_bytes(scans: dict[TextFile, FileScan], errors: DecodeErrors) -> list[str]:
@@ -191,13 +209,6 @@ def _open(file: TextFile) -> Any:
 
         return zstd.open(file.path, "rb")
     return open(file.path, "rb")
-
-
-def _decoded(decoder: codecs.IncrementalDecoder, block: bytes, file: TextFile) -> str:
-    try:
-        return decoder.decode(block, final=not block)
-    except UnicodeDecodeError:
-        raise undecodable({file: scan_text(file)}) from None
 
 
 def _detect(head: bytes, text: str, error: UnicodeDecodeError) -> str:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from aifx.core.errors import DataError, did_you_mean
 from aifx.core.parsing import parse_json
 from aifx.core.project import Project
-from aifx.data.encoding import DecodeErrors, FileScan, decode_blocks, decode_lines, scan_text
+from aifx.data.encoding import SUFFIXES, DecodeErrors, FileScan, TextFile, decode_blocks, decode_lines, scan_text
 from aifx.data.parquet import read_column, scan_column
-from aifx.data.text_file import COMPRESSIBLE, FORMATS, SUFFIXES, TextFile
 
 PIECE_CHARACTERS = 1 << 15
 # Before a single space between two marks, a newline between a letter or digit and a mark, a stop between two letters.
@@ -45,14 +45,13 @@ def find_files(patterns: Sequence[str], project: Project, key: str) -> list[Text
     """The files that `patterns` of the configuration key `key` name, those of one pattern sorted, each once."""
     found: dict[Path, TextFile] = {}
     for pattern in patterns:
-        is_glob = glob.has_magic(pattern)
-        files = _find(pattern, is_glob, project, key)
-        for file in files:
+        for file in _find(pattern, project, key):
             found.setdefault(file.path.resolve(), file)
     return list(found.values())
 
 
-def _find(pattern: str, is_glob: bool, project: Project, key: str) -> list[TextFile]:
+def _find(pattern: str, project: Project, key: str) -> list[TextFile]:
+    is_glob = glob.has_magic(pattern)
     names = sorted(glob.glob(pattern, root_dir=project.root, recursive=True))
     if not names:
         what = f"no file matches {pattern!r} of {key}" if is_glob else f"no file {pattern!r}, which {key} names"
@@ -62,10 +61,9 @@ def _find(pattern: str, is_glob: bool, project: Project, key: str) -> list[TextF
         file = TextFile(project.root / name, name, is_matched=is_glob)
         if is_glob and file.path.is_dir():
             continue
-        is_folder = file.path.is_dir()
-        hint = f'{key} = ["{name}/*.txt"]' if is_folder else "copy its text to a .txt file"
+        hint = f'{key} = ["{name}/*.txt"]' if file.path.is_dir() else "copy its text to a .txt file"
         check_regular(file.path, name, f"{key} takes files and globs", hint)
-        if file.format not in FORMATS or (file.compression and file.format not in COMPRESSIBLE):
+        if not file.has_reader:
             raise DataError(
                 f"{name}: no reader for {''.join(file.path.suffixes[-2:]) or 'a file without suffix'}",
                 f"{key} takes {', '.join(SUFFIXES)}",
@@ -155,20 +153,26 @@ def _in_pieces(blocks: Iterator[str], whole: bool) -> Iterator[Piece]:
 
 def _jsonl(file: TextFile, text_field: str, errors: DecodeErrors) -> Iterator[str]:
     hint = "each line is one JSON object; data.text_field names the field with the text"
-    for number, line in enumerate(decode_lines(file, errors), 1):
-        where = f"{file.name}:{number}"
+    for place, record in parse_records(decode_lines(file, errors), file.name, hint):
+        if text_field not in record:
+            why = did_you_mean(text_field, record)
+            raise DataError(f"{place}: no field {text_field!r}", why, "aifx train --set data.text_field=NAME")
+        yield _checked(record[text_field], f"{place}: field {text_field!r}")
+
+
+def parse_records(lines: Iterable[str], name: str, hint: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The JSON objects of the lines of the file `name`, each with its place. Raises DataError."""
+    for number, line in enumerate(lines, 1):
         if not line or line.isspace():
             continue
+        place = f"{name}:{number}"
         try:
             record = parse_json(line)
         except ValueError as error:
-            raise DataError(f"{where}: not JSON", str(error), hint) from None
+            raise DataError(f"{place}: not JSON", str(error), hint) from None
         if not isinstance(record, dict):
-            raise DataError(f"{where}: not a JSON object", f"it is {type(record).__name__}", hint)
-        if text_field not in record:
-            why = did_you_mean(text_field, [str(key) for key in record])
-            raise DataError(f"{where}: no field {text_field!r}", why, "aifx train --set data.text_field=NAME")
-        yield _checked(record[text_field], f"{where}: field {text_field!r}")
+            raise DataError(f"{place}: not a JSON object", f"it is {type(record).__name__}", hint)
+        yield place, record
 
 
 def _parquet(file: TextFile, text_field: str, errors: DecodeErrors) -> Iterator[str]:

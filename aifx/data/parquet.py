@@ -1,16 +1,17 @@
-"""The texts in a column of a .parquet file."""
+"""Files in the format Parquet, and the texts in a column of one."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
 
 from aifx.core.errors import DataError, EnvironmentFault, did_you_mean
 from aifx.core.extras import install_command
-from aifx.data.encoding import DECODE_HANDLERS, BadBytes, DecodeErrors, FileScan, reading, undecodable
-from aifx.data.text_file import TextFile
+from aifx.data.encoding import DECODE_HANDLERS, BadBytes, DecodeErrors, FileScan, TextFile, reading, undecodable
 
 
 def read_column(file: TextFile, text_field: str, errors: DecodeErrors) -> Iterator[object]:
@@ -23,9 +24,8 @@ def read_column(file: TextFile, text_field: str, errors: DecodeErrors) -> Iterat
             yield from column.to_pylist()
             continue
         try:
-            yield from [
-                value if value is None else value.decode("utf-8", DECODE_HANDLERS[errors]) for value in _raw(column)
-            ]
+            handler = DECODE_HANDLERS[errors]
+            yield from [value if value is None else value.decode("utf-8", handler) for value in _raw(column)]
         except UnicodeDecodeError:
             raise undecodable({file: scan_column(file, text_field)}) from None
 
@@ -52,39 +52,39 @@ def scan_column(file: TextFile, text_field: str) -> FileScan:
 
 def _columns(file: TextFile, text_field: str) -> Iterator[Any]:
     """The column in batches of rows."""
-    arrow, parquet = import_pyarrow(f"{file.name} is a Parquet file")
-    try:
-        with reading(file):
-            table = parquet.ParquetFile(file.path)
-            columns = table.schema_arrow.names
-            if text_field not in columns:
-                why = did_you_mean(text_field, columns)
-                raise DataError(f"{file.name}: no column {text_field!r}", why, "aifx train --set data.text_field=NAME")
-            for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
-                yield batch.column(0)
-    except arrow.ArrowException as error:
-        raise DataError(
-            f"{file.name}: not a Parquet file that can be read",
-            str(error).splitlines()[0],
-            "write the file again, or leave it out of data.train",
-        ) from None
+    with reading(file), open_parquet(file.path, file.name) as table:
+        columns = table.schema_arrow.names
+        if text_field not in columns:
+            why = did_you_mean(text_field, columns)
+            raise DataError(f"{file.name}: no column {text_field!r}", why, "aifx train --set data.text_field=NAME")
+        for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
+            yield batch.column(0)
 
 
 def _is_valid(column: Any) -> bool:
     """Whether all of its texts are UTF-8, which Arrow itself does not check when it reads."""
-    arrow: Any = importlib.import_module("pyarrow")
     try:
         column.validate(full=True)
-    except arrow.ArrowInvalid:
+    except ValueError:  # ArrowInvalid
         return False
     return True
 
 
 def _raw(column: Any) -> list[bytes | None]:
     """The bytes of its texts."""
-    arrow: Any = importlib.import_module("pyarrow")
-    values: list[bytes | None] = column.cast(arrow.large_binary()).to_pylist()
+    values: list[bytes | None] = column.cast("large_binary").to_pylist()
     return values
+
+
+@contextmanager
+def open_parquet(source: Path | IO[bytes], name: str) -> Iterator[Any]:
+    """The pyarrow.parquet.ParquetFile of `source`. Raises DataError, also for what is read of it in the block."""
+    arrow, parquet = import_pyarrow(f"{name} is a Parquet file")
+    try:
+        yield parquet.ParquetFile(source)
+    except arrow.ArrowException as error:
+        what = f"{name}: not a Parquet file that can be read"
+        raise DataError(what, str(error).splitlines()[0], "write it again, or leave it out") from None
 
 
 def import_pyarrow(what: str) -> tuple[Any, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import replacing
@@ -16,12 +17,6 @@ from aifx.core.json_values import encode_json
 from aifx.data.parquet import import_pyarrow
 
 Record = Mapping[str, Any]
-
-
-class RowWriter(Protocol):
-    def write(self, records: Sequence[Record]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def output_format(path: Path) -> str:
@@ -32,36 +27,18 @@ def output_format(path: Path) -> str:
     """
     format = path.suffix.lower().removeprefix(".")
     if format not in WRITERS:
+        what = f"--output {path}: no writer for {path.suffix or 'a name without extension'}"
         known = ", ".join(f".{known}" for known in WRITERS)
-        raise UsageError(
-            f"--output {path}: no writer for {path.suffix or 'a name without extension'}",
-            f"predictions are written as {known}",
-            f"aifx predict INPUT --output {path.with_suffix('.jsonl')}",
-        )
+        hint = f"aifx predict INPUT --output {path.with_suffix('.jsonl')}"
+        raise UsageError(what, f"predictions are written as {known}", hint)
     if path.is_dir():
-        raise UsageError(
-            f"--output {path} is a directory", "predictions are one file", f"--output {path}/predictions.jsonl"
-        )
+        hint = f"--output {path}/predictions.jsonl"
+        raise UsageError(f"--output {path} is a directory", "predictions are one file", hint)
     if not path.parent.is_dir():
         raise UsageError(f"--output {path}: no folder {path.parent}", "", f"mkdir -p {path.parent}")
     if format == "parquet":
         import_pyarrow(f"{path} cannot be written")
     return format
-
-
-@contextmanager
-def open_writer(path: Path) -> Iterator[RowWriter]:
-    """Write records to `path` in the format of its extension: the file is there once all of them are, or not at all."""
-    format = output_format(path)
-    with replacing(path) as stream:
-        writer = WRITERS[format](stream)
-        try:
-            yield writer
-        except BaseException:
-            with suppress(Exception):
-                writer.close()  # while there is a stream: pyarrow would complain later
-            raise
-        writer.close()
 
 
 def json_line(record: Record, *, ascii: bool = False) -> str:
@@ -80,94 +57,96 @@ def flat(record: Record, prefix: str = "") -> dict[str, Any]:
     return columns
 
 
-class JsonlWriter:
+class RowWriter(ABC):
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
 
+    @abstractmethod
+    def write(self, records: Sequence[Record]) -> None: ...
+
+    def close(self) -> None:  # noqa: B027
+        """Write what ends the file. The caller closes the stream."""
+
+
+class JsonlWriter(RowWriter):
     def write(self, records: Sequence[Record]) -> None:
         self._stream.write("".join(map(json_line, records)).encode("utf-8", "backslashreplace"))
 
-    def close(self) -> None: ...
 
+class TableWriter(RowWriter):
+    """Writes a table, whose columns its first record decides."""
 
-class _Columns:
-    """The columns of a table, which its first record decides."""
+    _names: Sequence[str] = ()
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def take(self, records: Sequence[Record]) -> list[dict[str, Any]]:
-        """Flat records. Raises DataError for one whose columns differ from those of the first."""
+    def write(self, records: Sequence[Record]) -> None:
+        """Raises DataError for a record whose columns differ from those of the first."""
         rows = [flat(record) for record in records]
-        if rows and not self.names:
-            self.names = list(rows[0])
+        is_first = not self._names
+        if rows and is_first:
+            self._names = list(rows[0])
         for row in rows:
-            if row.keys() != set(self.names):
-                odd = sorted(row.keys() ^ set(self.names))
+            if odd := sorted(row.keys() ^ set(self._names)):
                 place = ", row ".join(str(row[key]) for key in ("file", "row") if key in row)
                 what = f"{place}: its prediction has other columns than the first: {', '.join(odd[:3])}"
-                raise DataError(
-                    what, "a table has the same columns in each row", "aifx predict INPUT --output FILE.jsonl"
-                )
-        return rows
+                hint = "aifx predict INPUT --output FILE.jsonl"
+                raise DataError(what, "a table has the same columns in each row", hint)
+        if rows:
+            self._write_rows(rows, is_first=is_first)
+
+    @abstractmethod
+    def _write_rows(self, rows: list[dict[str, Any]], *, is_first: bool) -> None: ...
 
 
-class CsvWriter:
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._text = io.TextIOWrapper(stream, "utf-8", errors="backslashreplace", newline="", write_through=True)
-        self._columns = _Columns()
-
-    def write(self, records: Sequence[Record]) -> None:
-        is_first = not self._columns.names
-        rows = self._columns.take(records)
-        writer = csv.DictWriter(self._text, self._columns.names, lineterminator="\n")
-        if is_first and rows:
+class CsvWriter(TableWriter):
+    def _write_rows(self, rows: list[dict[str, Any]], *, is_first: bool) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._names, lineterminator="\n")
+        if is_first:
             writer.writeheader()
         writer.writerows([{name: _cell(value) for name, value in row.items()} for row in rows])
-
-    def close(self) -> None:
-        self._text.flush()
-        self._text.detach()  # the caller closes the stream
+        self._stream.write(text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-class ParquetWriter:
+class ParquetWriter(TableWriter):
     def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream)
         self._arrow, self._parquet = import_pyarrow("Parquet cannot be written")
-        self._stream = stream
-        self._columns = _Columns()
         self._writer: Any = None
 
-    def write(self, records: Sequence[Record]) -> None:
-        rows = self._columns.take(records)
-        if not rows:
-            return
-        if self._writer is None:
-            self._writer = self._parquet.ParquetWriter(self._stream, self._schema(rows))
+    def _write_rows(self, rows: list[dict[str, Any]], *, is_first: bool) -> None:
+        if is_first:
+            found = self._arrow.Table.from_pylist(rows).schema
+            number, null = self._arrow.float64(), self._arrow.null()  # a column without a value is taken for numbers
+            schema = self._arrow.schema([(f.name, number if f.type == null else f.type) for f in found])
+            self._writer = self._parquet.ParquetWriter(self._stream, schema)
         try:
             self._writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._writer.schema))
         except (self._arrow.ArrowInvalid, self._arrow.ArrowTypeError) as error:
-            why = str(error).splitlines()[0]
-            raise DataError(
-                "a prediction has another type than the first", why, "aifx predict INPUT --output FILE.jsonl"
-            ) from None
+            what, hint = "a prediction has another type than the first", "aifx predict INPUT --output FILE.jsonl"
+            raise DataError(what, str(error).splitlines()[0], hint) from None
 
     def close(self) -> None:
         if self._writer is None:  # no row, no column
             self._writer = self._parquet.ParquetWriter(self._stream, self._arrow.schema([]))
         self._writer.close()
 
-    def _schema(self, rows: list[dict[str, Any]]) -> Any:
-        """Of the first rows; a column without a value is taken for numbers."""
-        found = self._arrow.Table.from_pylist(rows).schema
-        null = self._arrow.null()
-        return self._arrow.schema([(f.name, self._arrow.float64() if f.type == null else f.type) for f in found])
+
+WRITERS: dict[str, type[RowWriter]] = {"jsonl": JsonlWriter, "csv": CsvWriter, "parquet": ParquetWriter}
 
 
-WRITERS: dict[str, Callable[[IO[bytes]], RowWriter]] = {
-    "jsonl": JsonlWriter,
-    "csv": CsvWriter,
-    "parquet": ParquetWriter,
-}
+@contextmanager
+def open_writer(path: Path) -> Iterator[RowWriter]:
+    """Write records to `path` in the format of its extension: the file is there once all of them are, or not at all."""
+    format = output_format(path)
+    with replacing(path) as stream:
+        writer = WRITERS[format](stream)
+        try:
+            yield writer
+        except BaseException:
+            with suppress(Exception):
+                writer.close()  # while there is a stream: pyarrow would complain later
+            raise
+        writer.close()
 
 
 def _cell(value: Any) -> Any:

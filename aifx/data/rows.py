@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from aifx.core.errors import DataError, UsageError, did_you_mean
-from aifx.core.parsing import parse_json
-from aifx.data.encoding import open_content
-from aifx.data.files import check_regular
-from aifx.data.parquet import import_pyarrow
-from aifx.data.text_file import TextFile
+from aifx.data.encoding import TextFile, open_content
+from aifx.data.files import check_regular, parse_records
+from aifx.data.parquet import open_parquet
 
 FORMATS = ("jsonl", "csv", "parquet", "txt")
 """Formats whose rows have named fields; tasks may read more."""
@@ -51,18 +49,11 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a file.
-
-    Attributes:
-        file: the file's name.
-        number: of the row in the file, from 1.
-        place: for messages, the file with the line.
-        values: by field.
-    """
+    """A row of a file, its values by field."""
 
     file: str
-    number: int
-    place: str
+    number: int  # in the file, from 1
+    place: str  # for messages: the file with the line
     values: Mapping[str, Any]
 
 
@@ -88,7 +79,7 @@ def read_rows(file: InputFile, *, text_field: str = "text") -> Iterator[Row]:
     elif file.format == "parquet":
         yield from _parquet(file)
     elif file.format == "txt":
-        yield Row(file.name, 1, file.name, {text_field: "".join(line for _, line in _lines(file))})
+        yield Row(file.name, 1, file.name, {text_field: "".join(_lines(file))})
     else:
         raise unknown_format(file, FORMATS)
 
@@ -108,8 +99,8 @@ def field(values: Mapping[str, Any], name: str) -> Any:
     return values[name]
 
 
-def _lines(file: InputFile) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file with their numbers, each with its line end. A byte-order mark is dropped."""
+def _lines(file: InputFile) -> Iterator[str]:
+    """The lines of a UTF-8 file, each with its line end. A byte-order mark is dropped."""
     with file.open() as stream:
         for number, line in enumerate(stream, 1):
             try:
@@ -117,29 +108,18 @@ def _lines(file: InputFile) -> Iterator[tuple[int, str]]:
             except UnicodeDecodeError as error:
                 why = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x} ({error.reason})"
                 raise DataError(f"{file.name}:{number}: not UTF-8", why, f"file {file.name}") from None
-            yield number, text.removeprefix("\ufeff") if number == 1 else text
+            yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 def _jsonl(file: InputFile) -> Iterator[Row]:
     hint = 'each line is one JSON object, such as {"text": "Call me Ishmael."}'
-    count = 0
-    for number, line in _lines(file):
-        if not line.strip():
-            continue
-        place = f"{file.name}:{number}"
-        try:
-            values = parse_json(line)
-        except ValueError as error:
-            raise DataError(f"{place}: not JSON", str(error), hint) from None
-        if not isinstance(values, dict):
-            raise DataError(f"{place}: not a JSON object", f"it is {type(values).__name__}", hint)
-        count += 1
-        yield Row(file.name, count, place, values)
+    for number, (place, values) in enumerate(parse_records(_lines(file), file.name, hint), 1):
+        yield Row(file.name, number, place, values)
 
 
 def _csv(file: InputFile) -> Iterator[Row]:
     """Rows below a header. A row may span lines; its place is the line that it ends on."""
-    reader = csv.reader((line for _, line in _lines(file)), strict=True)
+    reader = csv.reader(_lines(file), strict=True)
     count, names = 0, None
     try:
         for cells in reader:
@@ -147,13 +127,15 @@ def _csv(file: InputFile) -> Iterator[Row]:
             if not cells:
                 continue
             if names is None:
-                names = _header(cells, place)
+                names = cells
+                if twice := [name for name in names if names.count(name) > 1]:
+                    what = f"{place}: the header has {twice[0]!r} twice"
+                    raise DataError(what, "each column has its own name", "rename one")
                 continue
             if len(cells) != len(names):
                 why = f"it has {len(cells)} cells and the header has {len(names)}"
-                raise DataError(
-                    f"{place}: the row does not fit the header", why, f"sed -n {reader.line_num}p {file.name}"
-                )
+                hint = f"sed -n {reader.line_num}p {file.name}"
+                raise DataError(f"{place}: the row does not fit the header", why, hint)
             count += 1
             yield Row(file.name, count, place, dict(zip(names, cells, strict=True)))
     except csv.Error as error:
@@ -161,23 +143,10 @@ def _csv(file: InputFile) -> Iterator[Row]:
         raise DataError(what, str(error), f"sed -n {reader.line_num}p {file.name}") from None
 
 
-def _header(cells: list[str], place: str) -> list[str]:
-    if twice := [name for name in cells if cells.count(name) > 1]:
-        raise DataError(f"{place}: the header has {twice[0]!r} twice", "each column has its own name", "rename one")
-    return cells
-
-
 def _parquet(file: InputFile) -> Iterator[Row]:
-    arrow, parquet = import_pyarrow(f"{file.name} is a Parquet file")
     if file.path is None:
         raise UsageError("a Parquet file cannot be read from stdin", "its index is at the end", "name the file")
-    count = 0
-    with file.open() as stream:
-        try:
-            for batch in parquet.ParquetFile(stream).iter_batches(batch_size=PARQUET_ROWS):
-                for values in batch.to_pylist():
-                    count += 1
-                    yield Row(file.name, count, f"{file.name}: row {count}", values)
-        except arrow.ArrowException as error:
-            what = f"{file.name}: not a Parquet file that can be read"
-            raise DataError(what, str(error).splitlines()[0], "write the file again") from None
+    with file.open() as stream, open_parquet(stream, file.name) as table:
+        rows = (values for batch in table.iter_batches(batch_size=PARQUET_ROWS) for values in batch.to_pylist())
+        for number, values in enumerate(rows, 1):
+            yield Row(file.name, number, f"{file.name}: row {number}", values)

@@ -15,10 +15,9 @@ from prose import prose
 
 from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
-from aifx.data.encoding import DecodeErrors, scan_text
+from aifx.data.encoding import DecodeErrors, TextFile, scan_text
 from aifx.data.files import find_files, read_documents
 from aifx.data.text import TextData
-from aifx.data.text_file import TextFile
 
 Write = Callable[..., Path]
 Open = Callable[..., TextData]

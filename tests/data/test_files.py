@@ -21,9 +21,9 @@ from tokenizers import models, pre_tokenizers
 from aifx.core.errors import AifxError, DataError, EnvironmentFault
 from aifx.core.project import Project
 from aifx.data import encoding, files
+from aifx.data.encoding import TextFile
 from aifx.data.files import find_cut, find_files, read_documents
 from aifx.data.text import TextData
-from aifx.data.text_file import TextFile
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
 
 Write = Callable[..., Path]
