@@ -19,7 +19,7 @@ from aifx.core.project import Project
 from aifx.data.base import Batch, DataFormat, Split, undefined
 from aifx.data.order import Shuffle
 from aifx.data.rows import FORMATS, input_file, read_rows
-from aifx.data.sections import missing_file, needs_validation
+from aifx.data.sections import held_out_conflicts, missing_file
 from aifx.data.spec import DataSpec, Field
 
 if TYPE_CHECKING:
@@ -151,14 +151,7 @@ class ArraysSection(DataSection):
     test_fraction: Fraction = Setting(0.1, description="Share held out for the test.")
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
-        if self.validation_fraction + self.test_fraction >= 1.0:
-            yield Conflict(
-                ("data.validation_fraction", "data.test_fraction"),
-                f"data.validation_fraction = {self.validation_fraction:g} and "
-                f"data.test_fraction = {self.test_fraction:g} leave no training data",
-                "together they must be below 1",
-            )
-        yield from needs_validation(config, self.validation_fraction)
+        yield from held_out_conflicts(config, self.validation_fraction, self.test_fraction)
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
         yield from missing_file(project, "data.path", self.path)

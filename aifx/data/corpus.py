@@ -7,9 +7,12 @@ each document to a split by a hash of its content, so that copies of a document 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 from aifx.core.errors import DataError
 from aifx.core.project import Project
@@ -18,36 +21,43 @@ from aifx.data.encoding import SUFFIXES, FileScan, TextFile, report_bad_bytes, u
 from aifx.data.files import Piece, check_regular, find_files, read_documents, scan_file
 from aifx.data.sections import TextSection
 
+logger = logging.getLogger(__name__)
+
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+Files: TypeAlias = Mapping[Split, Mapping[TextFile, FileScan]]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Files by split (those of "train" may hold parts of the others), and a digest of their content and division."""
+    """Files by split; those of "train" may hold parts of the others."""
 
-    files: dict[Split, list[TextFile]]
+    files: Files
     section: TextSection
-    fractions: dict[Split, float]  # what is held out of the training files
-    digest: str
-    remarks: tuple[str, ...] = ()  # what a person should know: files without text, bytes that are not UTF-8
-    sizes: Mapping[Split, int | None] = field(default_factory=dict)  # bytes of the files; None if text takes more
+    fractions: Mapping[Split, float]  # what is held out of the training files
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the content of the files and how it is divided."""
+        section = self.section
+        how = f"{section.split} {self.fractions} {section.text_field} {section.errors}"
+        digest = hashlib.sha256(f"corpus 2 {how}\n".encode())
+        for split in SPLITS:
+            for file, scan in self.files[split].items():
+                digest.update(f"{split} {file.format} {scan.digest}\n".encode())
+        return digest.hexdigest()
 
     def names(self, split: Split) -> str:
         """The files that `split` comes from, for messages."""
-        names = [file.name for file in self.files[split] or next(filter(None, self.files.values()), [])]
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return _listed(self.files[split] or next(filter(None, self.files.values()), {}))
 
     def expected_bytes(self, *splits: Split) -> int | None:
         """Return an estimate of the text in the splits, to show progress; None if it is unknown before reading."""
-        held_out = sum(self.fractions.values())
-        shares = {split: self.fractions[split] for split in SPLITS} | {"train": 1 - held_out}
-        total = 0.0
-        for split in splits:
-            size, training = self.sizes.get(split), self.sizes.get("train")
-            if size is None or training is None:
-                return None
-            total += training * shares[split] + (size if split != "train" else 0)
-        return round(total)
+        if any(file.format == ".parquet" for split in ("train", *splits) for file in self.files[split]):
+            return None
+        sizes = {split: sum(scan.num_bytes for scan in self.files[split].values()) for split in SPLITS}
+        shares = {**self.fractions, "train": -sum(self.fractions.values())}
+        return round(sum(sizes[split] + sizes["train"] * shares[split] for split in splits))
 
     def has(self, split: Split) -> bool:
         """Whether the project asks for this split at all."""
@@ -58,46 +68,34 @@ class Corpus:
         than between splits)."""
         yield from self._divided(whole)
         for split in SPLITS[1:]:
-            for file in self.files[split]:
-                for piece in self._read(file, whole):
-                    yield split, piece
+            for piece in self._read(split, whole):
+                yield split, piece
 
     def check_unchanged(self) -> None:
         """Raises DataError if the files no longer hold what the digest was made of."""
-        scans = _scan(self.files, self.section)
-        if _digest(scans, self.section, self.fractions) != self.digest:
+        if _scan(self.files, self.section) != self.files:
             raise DataError(f"{self.names('train')} changed while it was read", "", "run it again when it is written")
 
-    def _training_files(self, whole: bool) -> Iterator[Piece]:
-        for file in self.files["train"]:
-            yield from self._read(file, whole)
-
-    def _read(self, file: TextFile, whole: bool) -> Iterator[Piece]:
-        return read_documents(file, self.section.text_field, errors=self.section.errors, whole=whole)
+    def _read(self, split: Split, whole: bool) -> Iterator[Piece]:
+        for file in self.files[split]:
+            yield from read_documents(file, self.section.text_field, errors=self.section.errors, whole=whole)
 
     def _divided(self, whole: bool) -> Iterator[tuple[Split, Piece]]:
-        pieces = self._training_files(whole)
+        pieces = self._read("train", whole)
         if not any(self.fractions.values()):
             return (("train", piece) for piece in pieces)
-        if self.section.split == "block":
-            total = sum(piece.num_bytes for piece in self._training_files(whole))
-            return _by_block(pieces, self._block_ends(total))
-        return _by_document(pieces, self._assignment())
-
-    def _block_ends(self, total: int) -> list[tuple[Split, int]]:
-        """Where each split ends, in bytes of the joined text."""
-        held_out = self.fractions["validation"] + self.fractions["test"]
-        return [
-            ("train", round(total * (1 - held_out))),
-            ("validation", round(total * (1 - self.fractions["test"]))),
-            ("test", total),
-        ]
+        if self.section.split == "document":
+            return _by_document(pieces, self._assignment())
+        total = sum(piece.num_bytes for piece in self._read("train", whole))
+        test = self.fractions["test"]
+        shares = {"train": 1 - (self.fractions["validation"] + test), "validation": 1 - test, "test": 1}
+        return _by_block(pieces, {split: round(total * shares[split]) for split in SPLITS})
 
     def _assignment(self) -> bytearray:
         """The split of each document of the training files, as an index into SPLITS: one byte a document."""
         assignment = bytearray()
         digest = hashlib.blake2b(digest_size=8)
-        for piece in self._training_files(whole=False):
+        for piece in self._read("train", whole=False):
             digest.update(piece.text.encode())
             if piece.closes:
                 share = int.from_bytes(digest.digest(), "big") / 2**64
@@ -109,46 +107,20 @@ class Corpus:
 
 def open_corpus(section: TextSection, project: Project) -> Corpus:
     """Find and hash the project's text. Raises DataError for what is missing, empty, not UTF-8 or in two splits."""
-    patterns: dict[Split, tuple[str, ...]] = {
-        "train": section.train,
-        "validation": section.validation,
-        "test": section.test,
-    }
-    found = {split: find_files(patterns[split], project, f"data.{split}") for split in SPLITS}
-    scans = _scan(found, section)
-    everything = {file: scan for split in SPLITS for file, scan in scans[split].items()}
-    empty = [file for file, scan in everything.items() if not scan.num_bytes]
-    for split in SPLITS:
-        scans[split] = {file: scan for file, scan in scans[split].items() if scan.num_bytes}
-        if found[split] and not scans[split]:
-            what = f"{', '.join(map(repr, patterns[split]))} of data.{split} matches empty files only"
-            raise DataError(what, f"the first of them is {found[split][0].name}", "put text into them")
-    _check_apart(scans)
-    if section.errors == "strict" and any(scan.bad for scan in everything.values()):
-        raise undecodable(everything)
-    fractions: dict[Split, float] = {
-        "train": 0.0,
-        "validation": 0.0 if found["validation"] else section.validation_fraction,
-        "test": 0.0 if found["test"] else section.test_fraction,
-    }
-    return Corpus(
-        {split: list(scans[split]) for split in SPLITS},
-        section,
-        fractions,
-        _digest(scans, section, fractions),
-        (*_report_empty(empty), *report_bad_bytes(everything, section.errors)),
-        _sizes(scans),
-    )
+    files = {split: find_files(getattr(section, split), project, f"data.{split}") for split in SPLITS}
+    held_out = {"train": 0.0, "validation": section.validation_fraction, "test": section.test_fraction}
+    fractions = {split: 0.0 if files[split] else held_out[split] for split in SPLITS}
+    return _opened(files, section, fractions)
 
 
 def file_corpus(path: Path, section: TextSection) -> Corpus:
     """A corpus whose only split is "test", all of the file at `path`. Raises DataError."""
-    name = str(path)
-    check_regular(path, name, "a data set is a file", "aifx eval --data FILE")
-    if not name.lower().endswith(SUFFIXES):
-        what = f"{name}: no reader for {path.suffix or 'a file without suffix'}"
+    file = TextFile(path, str(path))
+    check_regular(path, file.name, "a data set is a file", "aifx eval --data FILE")
+    if not file.has_reader:
+        what = f"{file.name}: no reader for {path.suffix or 'a file without suffix'}"
         raise DataError(what, f"a data set of text is {', '.join(SUFFIXES)}", "aifx eval --data FILE.jsonl")
-    return _one_split("test", [TextFile(path, name)], section)
+    return _opened({"test": [file]}, section)
 
 
 def split_corpus(split: Split, section: TextSection, project: Project) -> Corpus | None:
@@ -156,39 +128,41 @@ def split_corpus(split: Split, section: TextSection, project: Project) -> Corpus
 
     Raises DataError.
     """
-    patterns = {"train": (), "validation": section.validation, "test": section.test}[split]
-    return _one_split(split, find_files(patterns, project, f"data.{split}"), section) if patterns else None
+    patterns = () if split == "train" else getattr(section, split)
+    return _opened({split: find_files(patterns, project, f"data.{split}")}, section) if patterns else None
 
 
-def _one_split(split: Split, found: list[TextFile], section: TextSection) -> Corpus:
-    files: dict[Split, list[TextFile]] = {other: found if other == split else [] for other in SPLITS}
+def _opened(
+    files: Mapping[Split, Collection[TextFile]], section: TextSection, fractions: Mapping[Split, float] | None = None
+) -> Corpus:
+    """The corpus of these files. Logs which hold no text, or bytes that are not UTF-8. Raises DataError."""
     scans = _scan(files, section)
-    if section.errors == "strict" and any(scan.bad for scan in scans[split].values()):
-        raise undecodable(scans[split])
-    fractions: dict[Split, float] = dict.fromkeys(SPLITS, 0.0)
-    remarks = report_bad_bytes(scans[split], section.errors)
-    return Corpus(files, section, fractions, _digest(scans, section, fractions), tuple(remarks), _sizes(scans))
+    everything = {file: scan for found in scans.values() for file, scan in found.items()}
+    filled = {split: {file: scan for file, scan in scans[split].items() if scan.num_bytes} for split in SPLITS}
+    for split in SPLITS:
+        if scans[split] and not filled[split]:
+            what = f"{', '.join(map(repr, getattr(section, split)))} of data.{split} matches empty files only"
+            raise DataError(what, f"the first of them is {next(iter(scans[split])).name}", "put text into them")
+    _check_apart(filled)
+    if section.errors == "strict" and any(scan.bad for scan in everything.values()):
+        raise undecodable(everything)
+    if empty := [file for file, scan in everything.items() if not scan.num_bytes]:
+        logger.info(f"skipped {len(empty)} empty file{'s' * (len(empty) > 1)}: {_listed(empty)}")
+    for line in report_bad_bytes(everything, section.errors):
+        logger.info(line)
+    return Corpus(filled, section, fractions or dict.fromkeys(SPLITS, 0.0))
 
 
-def _scan(files: Mapping[Split, Sequence[TextFile]], section: TextSection) -> dict[Split, dict[TextFile, FileScan]]:
-    return {split: {file: scan_file(file, section.text_field) for file in files[split]} for split in SPLITS}
+def _scan(files: Mapping[Split, Iterable[TextFile]], section: TextSection) -> Files:
+    return {split: {file: scan_file(file, section.text_field) for file in files.get(split, ())} for split in SPLITS}
 
 
-def _sizes(scans: Mapping[Split, Mapping[TextFile, FileScan]]) -> dict[Split, int | None]:
-    return {
-        split: None if any(file.format == ".parquet" for file in found) else sum(s.num_bytes for s in found.values())
-        for split, found in scans.items()
-    }
+def _listed(files: Collection[TextFile]) -> str:
+    """The names of the first files, and how many more there are."""
+    return ", ".join(file.name for file in list(files)[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
-def _report_empty(files: Sequence[TextFile]) -> Iterator[str]:
-    if files:
-        names = ", ".join(file.name for file in files[:3])
-        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-        yield f"skipped {len(files)} empty file{'s' * (len(files) > 1)}: {names}{more}"
-
-
-def _check_apart(scans: Mapping[Split, Mapping[TextFile, FileScan]]) -> None:
+def _check_apart(scans: Files) -> None:
     """Raises DataError for a file, or a copy of one under another name, in two splits."""
     seen: dict[str, tuple[Split, TextFile]] = {}
     for split in SPLITS:
@@ -205,20 +179,9 @@ def _check_apart(scans: Mapping[Split, Mapping[TextFile, FileScan]]) -> None:
                 )
 
 
-def _digest(
-    scans: Mapping[Split, Mapping[TextFile, FileScan]], section: TextSection, fractions: dict[Split, float]
-) -> str:
-    how = f"{section.split} {fractions} {section.text_field} {section.errors}"
-    digest = hashlib.sha256(f"corpus 2 {how}\n".encode())
-    for split in SPLITS:
-        for file, scan in scans[split].items():
-            digest.update(f"{split} {file.format} {scan.digest}\n".encode())
-    return digest.hexdigest()
-
-
-def _by_block(pieces: Iterator[Piece], ends: list[tuple[Split, int]]) -> Iterator[tuple[Split, Piece]]:
-    """Cuts the joined text at `ends`; a cut inside a character moves before it."""
-    remaining = iter(ends)
+def _by_block(pieces: Iterator[Piece], ends: Mapping[Split, int]) -> Iterator[tuple[Split, Piece]]:
+    """Cuts the joined text where each split ends, in bytes; a cut inside a character moves before it."""
+    remaining = iter(ends.items())
     split, end = next(remaining)
     position = 0
     for piece in pieces:

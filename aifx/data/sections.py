@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from aifx.config.kinds import DataKind
 from aifx.config.sections import INT_MAX, Conflict, DataSection, Fraction, NonNegativeInt, PositiveInt
 from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
@@ -66,19 +65,11 @@ class TextSection(DataSection):
     )
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
-        validation = 0.0 if self.validation else self.validation_fraction
-        test = 0.0 if self.test else self.test_fraction
-        if validation + test >= 1.0:
-            yield Conflict(
-                ("data.validation_fraction", "data.test_fraction"),
-                f"data.validation_fraction = {validation:g} and data.test_fraction = {test:g} leave no training data",
-                "together they must be below 1",
-            )
-        yield from needs_validation(config, 1.0 if self.validation else self.validation_fraction)
+        validation = None if self.validation else self.validation_fraction
+        yield from held_out_conflicts(config, validation, 0.0 if self.test else self.test_fraction)
         # Sequences cut short for a trial are read with the stride cut to them.
-        if self.eval_stride > self.seq_len and config.precedence("data.eval_stride") >= config.precedence(
-            "data.seq_len"
-        ):
+        is_asked = config.precedence("data.eval_stride") >= config.precedence("data.seq_len")
+        if self.eval_stride > self.seq_len and is_asked:
             yield Conflict(
                 ("data.eval_stride", "data.seq_len"),
                 f"data.eval_stride = {self.eval_stride} is more than data.seq_len = {self.seq_len}",
@@ -99,13 +90,10 @@ class TextSection(DataSection):
     def read_beginnings(self, project: Project) -> int:
         from aifx.data.files import find_files, read_documents
 
-        files = []
-        for key in ("train", "validation", "test"):
-            if patterns := getattr(self, key):
-                files += find_files(patterns, project, f"data.{key}")
+        keys = ("train", "validation", "test")
+        files = [file for key in keys for file in find_files(getattr(self, key), project, f"data.{key}")]
         for file in files[:MOST_FILES]:
-            for _ in islice(read_documents(file, self.text_field, errors=self.errors), 1):
-                pass
+            next(read_documents(file, self.text_field, errors=self.errors), None)
         return len(files)
 
 
@@ -125,7 +113,7 @@ class ImagesSection(DataSection):
     shift: NonNegativeInt = Field(0, description="Shift training images by up to this many pixels at random.")
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
-        yield from needs_validation(config, self.validation_fraction)
+        yield from held_out_conflicts(config, self.validation_fraction, 0.0)
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
         yield from missing_file(project, "data.path", self.path)
@@ -144,9 +132,26 @@ class ImagesSection(DataSection):
         return 1
 
 
-def needs_validation(config: Config, fraction: float) -> Iterator[Conflict]:
-    """The conflict of early stopping with data of which nothing is held out for validation."""
-    if config.train.early_stopping and fraction == 0.0:
+KINDS = {
+    "text": DataKind("text", TextSection, "aifx.data.text:TextFormat"),
+    "images": DataKind("images", ImagesSection, "aifx.data.images:ImageFormat"),
+}
+"""By `data.kind`."""
+
+
+def held_out_conflicts(config: Config, validation: float | None, test: float) -> Iterator[Conflict]:
+    """The conflicts of the shares that are held out: with each other, and with early stopping.
+
+    Args:
+        validation: None if validation has files of its own.
+    """
+    if validation is not None and validation + test >= 1.0:
+        yield Conflict(
+            ("data.validation_fraction", "data.test_fraction"),
+            f"data.validation_fraction = {validation:g} and data.test_fraction = {test:g} leave no training data",
+            "together they must be below 1",
+        )
+    if config.train.early_stopping and validation == 0.0:
         yield Conflict(
             ("train.early_stopping", "data.validation_fraction"),
             f"train.early_stopping = {config.train.early_stopping} needs a validation split, "
@@ -161,10 +166,6 @@ def missing_file(project: Project, key: str, name: str) -> Iterator[tuple[str, A
     if path.is_file():
         return
     problem = f"{key} = {name!r} is not a file" if path.exists() else f"no file {name!r}, which {key} names"
-    yield key, DataError(problem, _beside(path), f"ls {path.parent}")
-
-
-def _beside(path: Path) -> str:
-    """Files of the same type in the folder of a file that is missing."""
-    found = sorted(p.name for p in path.parent.glob(f"*{glob.escape(path.suffix)}") if p.is_file())[:3]
-    return f"in {path.parent} there is {', '.join(found)}" if found else f"looked in {path.parent}"
+    beside = sorted(p.name for p in path.parent.glob(f"*{glob.escape(path.suffix)}") if p.is_file())[:3]
+    why = f"in {path.parent} there is {', '.join(beside)}" if beside else f"looked in {path.parent}"
+    yield key, DataError(problem, why, f"ls {path.parent}")

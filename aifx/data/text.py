@@ -54,7 +54,6 @@ class TextSource:
         return None if self.shuffle else -(-len(self.sequences) // self.batch_size)
 
     def read(self, step: int, rows: slice) -> Batch:
-        """Rows `rows` of the global batch of `step`: a function of the source's data and seed, `step` and `rows`."""
         places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
         batch = empty_batch(len(places), self.seq_len, self.eos_id, documents=self.documents)
         for row, place in enumerate(places):
@@ -80,10 +79,14 @@ class TextData:
 
         Raises DataError if the project has no such split.
         """
-        tokens = self._tokens(split)
-        seq_len = self.section.seq_len
+        if not self.corpus.has(split):
+            raise DataError(
+                f"{self.corpus.names('train')}: no {split} split",
+                f"data.{split}_fraction is 0 and data.{split} names no files",
+                f"aifx train --set data.{split}_fraction=0.1",
+            )
+        tokens, seq_len, stride = self.store.splits[split], self.section.seq_len, _stride(self.section)
         documents = self.section.packing == "documents"
-        stride = _stride(self.section)
         sequences: Sequences
         if documents:
             cut = "training" if seed is not None else stride
@@ -106,23 +109,6 @@ class TextData:
     def _token_bytes(self) -> np.ndarray:
         return np.asarray(self.tokenizer.token_bytes(), np.int64)
 
-    def num_tokens(self, split: Split) -> int:
-        """Targets of the split: the tokens of its text, and one for each document that ends in it."""
-        return self.store.splits[split].num_targets
-
-    def num_bytes(self, split: Split) -> int:
-        """Bytes of the split's text, as UTF-8."""
-        return self.store.splits[split].num_bytes
-
-    def _tokens(self, split: Split) -> SplitTokens:
-        if not self.corpus.has(split):
-            raise DataError(
-                f"{self.corpus.names('train')}: no {split} split",
-                f"data.{split}_fraction is 0 and data.{split} names no files",
-                f"aifx train --set data.{split}_fraction=0.1",
-            )
-        return self.store.splits[split]
-
 
 @dataclass(frozen=True)
 class TextFormat(DataFormat):
@@ -142,7 +128,6 @@ class TextFormat(DataFormat):
     def open(cls, section: TextSection, project: Project, assets: Path) -> tuple[TextFormat, TextData]:
         """Reuses what was tokenized before, unless its files have changed."""
         corpus = open_corpus(section, project)
-        _log_remarks(corpus)
         tokenizer = _tokenizer(section, project, corpus, assets)
         form = cls(section, text_spec(section, tokenizer), tokenizer)
         data = form._open(corpus)
@@ -157,16 +142,11 @@ class TextFormat(DataFormat):
         return cls(section, text_spec(section, tokenizer), tokenizer)
 
     def open_file(self, path: Path) -> TextData:
-        corpus = file_corpus(path, self.section)
-        _log_remarks(corpus)
-        return self._open(corpus)
+        return self._open(file_corpus(path, self.section))
 
     def open_split(self, split: Split, project: Project) -> TextData | None:
         corpus = split_corpus(split, self.section, project)
-        if corpus is None:
-            return None
-        _log_remarks(corpus)
-        return self._open(corpus)
+        return None if corpus is None else self._open(corpus)
 
     def read_rows(self, file: InputFile) -> Iterator[Row]:
         """A .txt file is one text, as it is in training."""
@@ -174,12 +154,15 @@ class TextFormat(DataFormat):
 
     def encode(self, row: Mapping[str, Any]) -> Batch:
         """A text as the windows that evaluation reads, the token that ends it among the targets."""
-        text = field(row, self.section.text_field)
+        section, eos_id = self.section, self.tokenizer.eos_id
+        text = field(row, section.text_field)
         if not isinstance(text, str):
-            raise ValueError(f"field {self.section.text_field!r} is {type(text).__name__}, not text")
+            raise ValueError(f"field {section.text_field!r} is {type(text).__name__}, not text")
         num_bytes = len(text.encode())  # before the tokenizer, which drops what is not Unicode
-        windows = document_windows(self.tokenizer, text, self.section)
-        batch = empty_batch(len(windows), self.section.seq_len, self.tokenizer.eos_id, documents=False)
+        ids = [eos_id, *self.tokenizer.encode(text), eos_id]
+        document = SplitTokens(np.array(ids), np.array([0, len(ids) - 1]), closed=True, num_bytes=num_bytes)
+        windows = stream_windows(document, section.seq_len, _stride(section))
+        batch = empty_batch(len(windows), section.seq_len, eos_id, documents=False)
         for index in range(len(windows)):
             windows.write(index, 0, batch, index)
         batch["num_bytes"] = np.zeros(len(windows), np.int32)
@@ -210,11 +193,10 @@ def text_spec(section: TextSection, tokenizer: Tokenizer | None = None) -> DataS
 
     Raises ConfigError if `data.vocab_size` is less than the tokenizer's.
     """
-    sequence = (section.seq_len,), ("seq",)
-    names = {"inputs": "int32", "targets": "int32", "weights": "float32"}
+    dtypes = {"inputs": "int32", "targets": "int32", "weights": "float32"}
     if section.packing == "documents":
-        names |= {"segment_ids": "int32", "positions": "int32"}
-    fields = {name: Field(sequence[0], dtype, sequence[1]) for name, dtype in names.items()}
+        dtypes |= {"segment_ids": "int32", "positions": "int32"}
+    fields = {name: Field((section.seq_len,), dtype, ("seq",)) for name, dtype in dtypes.items()}
     vocab_size = section.vocab_size or (TRAINED_VOCAB_SIZE if section.tokenizer == "bpe" else None)
     if tokenizer is not None:
         vocab_size = vocab_size or tokenizer.vocab_size
@@ -227,18 +209,6 @@ def text_spec(section: TextSection, tokenizer: Tokenizer | None = None) -> DataS
     return DataSpec(fields, vocab_size)
 
 
-def _log_remarks(corpus: Corpus) -> None:
-    for remark in corpus.remarks:
-        logger.info(remark)
-
-
-def document_windows(tokenizer: Tokenizer, text: str, section: TextSection) -> Sequences:
-    """The windows of one document, as evaluation reads those of a split that holds nothing else."""
-    ids = [tokenizer.eos_id, *tokenizer.encode(text), tokenizer.eos_id]
-    document = SplitTokens(np.array(ids), np.array([0, len(ids) - 1]), closed=True, num_bytes=0)
-    return stream_windows(document, section.seq_len, _stride(section))
-
-
 def _stride(section: TextSection) -> int:
     """Tokens that each window of an evaluation scores."""
     return min(section.eval_stride or section.seq_len, section.seq_len)
@@ -248,17 +218,16 @@ def _tokenizer(section: TextSection, project: Project, corpus: Corpus, assets: P
     kept = assets / TOKENIZER_FILE
     if kept.exists():
         return Tokenizer.load(kept)
-    if section.tokenizer == "bpe":
-        tokenizer = _trained(section, corpus)
-    else:
-        tokenizer = Tokenizer.load(project.root / section.tokenizer)
+    is_own = section.tokenizer == "bpe"
+    tokenizer = _trained(section, corpus) if is_own else Tokenizer.load(project.root / section.tokenizer)
     write_synced(kept, tokenizer.data)
     return tokenizer
 
 
 def _trained(section: TextSection, corpus: Corpus) -> Tokenizer:
     """A BPE of the training split, from the cache where it was trained on the same text before."""
-    digest = _hexdigest("tokenizer", 1, corpus.digest, section.vocab_size or TRAINED_VOCAB_SIZE, WORDS)
+    vocab_size = section.vocab_size or TRAINED_VOCAB_SIZE
+    digest = _hexdigest("tokenizer", 1, corpus.digest, vocab_size, WORDS)
     cached = cache_path("tokenizers") / f"{digest}.json"
     digest_path = cached.with_suffix(".sha256")
     if cached.is_file() and digest_path.is_file():
@@ -268,8 +237,7 @@ def _trained(section: TextSection, corpus: Corpus) -> Tokenizer:
     activity = f"training the tokenizer on {corpus.names('train')}"
     logger.info(activity)
     with report_progress(activity, corpus.expected_bytes("train"), "bytes") as progress:
-        trained = train_tokenizer(_training_texts(corpus, progress), section.vocab_size or TRAINED_VOCAB_SIZE)
-    tokenizer = Tokenizer(trained, str(cached))
+        tokenizer = Tokenizer(train_tokenizer(_training_texts(corpus, progress), vocab_size), str(cached))
     corpus.check_unchanged()
     with cache_folder(cached.parent):
         remove_temporary(cached.parent)
@@ -297,17 +265,13 @@ def _bytes_per_token(store: TokenStore) -> float:
 
 def _check_length(split: Split, tokens: SplitTokens, section: TextSection, corpus: Corpus) -> None:
     """Raises DataError for a split that is shorter than one sequence."""
-    if tokens.num_targets >= section.seq_len:
+    count = tokens.num_targets
+    if count >= section.seq_len:
         return
-    if tokens.num_targets >= 2:
-        hint = f"aifx train --set data.seq_len={tokens.num_targets}"
-    else:
-        hint = f"add text, or change data.{split}_fraction" if split != "train" else "add text"
-    raise DataError(
-        f"{corpus.names(split)}: the {split} split is shorter than one sequence",
-        f"it has {tokens.num_targets:,} tokens ({tokens.num_bytes:,} bytes) and data.seq_len is {section.seq_len:,}",
-        hint,
-    )
+    what = f"{corpus.names(split)}: the {split} split is shorter than one sequence"
+    why = f"it has {count:,} tokens ({tokens.num_bytes:,} bytes) and data.seq_len is {section.seq_len:,}"
+    more_text = "add text" if split == "train" else f"add text, or change data.{split}_fraction"
+    raise DataError(what, why, f"aifx train --set data.seq_len={count}" if count >= 2 else more_text)
 
 
 def _hexdigest(*parts: object) -> str:

@@ -174,7 +174,7 @@ def test_the_hint_for_short_text_works(write: Write, open_: Open) -> None:
 def test_a_split_that_was_not_asked_for(write: Write, open_: Open) -> None:
     write("a.txt", prose(2000))
     data = open_(validation_fraction=0)
-    assert data.num_tokens("validation") == 0
+    assert data.store.splits["validation"].num_targets == 0
     with pytest.raises(DataError, match="no validation split") as caught:
         data.source("validation", batch_size=2, seed=None)
     assert "data.validation_fraction" in caught.value.hint

@@ -91,7 +91,10 @@ def test_replaced_and_dropped_bytes_are_reported_per_file(write: Write, open_: O
         "data/a.txt: 2 bytes are not UTF-8; dropped",
         "data/b.jsonl: 1 bytes are not UTF-8; dropped",
     ]
-    sizes = [sum(data.num_bytes(split) for split in ("train", "validation", "test")) for data in (replaced, dropped)]
+    sizes = [
+        sum(data.store.splits[split].num_bytes for split in ("train", "validation", "test"))
+        for data in (replaced, dropped)
+    ]
     assert sizes[0] - sizes[1] == 3 * len("\ufffd".encode())
     assert replaced.digest != dropped.digest
 
@@ -124,8 +127,8 @@ def test_compressed_files_are_read(suffix: str, compress: Callable[[bytes], byte
     write("a.txt", text)
     write("b.jsonl", records * 2)
     plain = open_(train=("data/*",))
-    (plain.corpus.files["train"][0].path).unlink()
-    (plain.corpus.files["train"][1].path).unlink()
+    for file in plain.corpus.files["train"]:
+        file.path.unlink()
     write(f"a.txt{suffix}", compress(text[:100].encode()) + compress(text[100:].encode()))  # members, frames
     write(f"b.jsonl{suffix.upper()}", compress(records * 2))
     packed = open_(train=("data/*",))

@@ -59,8 +59,8 @@ def test_it_holds_the_documents_between_ends(write: Write, open_: Open) -> None:
         assert tokens.tokens.dtype == np.uint16
         assert tokens.closed
         assert np.flatnonzero(np.asarray(tokens.tokens) == eos).tolist() == tokens.documents.tolist()
-        assert data.num_tokens(split) == len(tokens.tokens) - 1
-        assert data.num_bytes(split) == sum(len(text.encode()) for text in text_of(data, split))
+        assert data.store.splits[split].num_targets == len(tokens.tokens) - 1
+        assert data.store.splits[split].num_bytes == sum(len(text.encode()) for text in text_of(data, split))
         found += text_of(data, split)
     assert sorted(found) == sorted(texts)
 
@@ -71,7 +71,7 @@ def test_a_document_cut_by_a_split_is_not_closed(write: Write, open_: Open) -> N
     data = open_()
     assert [data.store.splits[split].closed for split in SPLITS_OF_DATA] == [False, False, True]
     assert "".join(text_of(data, split)[0] for split in SPLITS_OF_DATA) == text
-    assert sum(data.num_bytes(split) for split in SPLITS_OF_DATA) == len(text.encode())
+    assert sum(data.store.splits[split].num_bytes for split in SPLITS_OF_DATA) == len(text.encode())
 
 
 def test_pieces_and_batches_leave_no_trace(
@@ -229,7 +229,9 @@ def test_a_builder_that_is_killed_leaves_no_half_store(
         for path in (cache_path() / "tokens").glob("*"):
             assert ".tmp-" in path.name or open_store(path)
     data = open_(vocab_size=1024)
-    assert sum(data.num_bytes(split) for split in SPLITS_OF_DATA) == len((project.root / "data/a.txt").read_bytes())
+    assert sum(data.store.splits[split].num_bytes for split in SPLITS_OF_DATA) == len(
+        (project.root / "data/a.txt").read_bytes()
+    )
 
 
 def test_strays_are_swept_when_they_are_old(write: Write, open_: Open) -> None:
@@ -294,7 +296,7 @@ def test_text_that_changes_while_it_is_read_is_refused(project: Project, write: 
                     path.write_text(prose(3000, 1))
                 yield item
 
-    edited = Edited(corpus.files, corpus.section, corpus.fractions, corpus.digest)
+    edited = Edited(corpus.files, corpus.section, corpus.fractions)
     with pytest.raises(DataError, match=r"data/a.txt changed while it was read"):
         build_store(project.root / "store", edited, tokenizer)
     assert sorted(path.name for path in project.root.iterdir()) == ["data"]

@@ -254,8 +254,8 @@ def test_batches_of_real_text(packing: str, write: Write, open_: Open) -> None:
             part = measured.read(step, ALL)
             targets += part["weights"].sum()
             num_bytes += (sizes[part["targets"]] * part["weights"]).sum()
-        assert targets == data.num_tokens(split)
-        assert num_bytes == data.num_bytes(split)
+        assert targets == data.store.splits[split].num_targets
+        assert num_bytes == data.store.splits[split].num_bytes
     assert digest(data.source("train", batch_size=8, seed=5).read(3, ALL)) == digest(batch), "measuring moved a batch"
 
 

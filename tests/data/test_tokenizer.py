@@ -79,7 +79,7 @@ def test_it_learns_from_the_training_split_alone(write: Write, open_: Open) -> N
     held_out = "xylophone " * len(text)
     size = len(text.encode()) - len(text[:cut].encode())
     write("a.txt", text[:cut] + text[cut : cut + 10] + held_out[: size - len(text[cut : cut + 10].encode())])
-    assert open_("b", **keys).num_bytes("train") > len(text[:cut].encode())
+    assert open_("b", **keys).store.splits["train"].num_bytes > len(text[:cut].encode())
     tokens = set(json.loads(first)["model"]["vocab"])
     assert "xylophone" not in tokens
     write("a.txt", text[:-1000] + held_out[: len(text[-1000:].encode())])
@@ -132,7 +132,7 @@ def test_a_tokenizer_of_ones_own(project: Project, write: Write, open_: Open) ->
     for step in range(source.num_batches or 0):
         batch = source.read(step, slice(None))
         total += float((tokenizer.token_bytes()[batch["targets"]] * batch["weights"]).sum(dtype=np.float64))
-    assert total == pytest.approx(data.num_bytes("test"), rel=1e-6)
+    assert total == pytest.approx(data.store.splits["test"].num_bytes, rel=1e-6)
     assert (project.root / "assets/tokenizer.json").read_bytes() == (project.root / "tokenizer.json").read_bytes()
 
 

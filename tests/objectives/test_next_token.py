@@ -59,10 +59,10 @@ def test_every_byte_of_the_test_split_is_scored_once(tmp_path: Path, settings: l
     data = text_of(programs)
     metrics = evaluate_split(programs, params_of(programs), {}, "test")
     raw = (tmp_path / "data/sea.txt").read_bytes()
-    assert metrics["bytes"] == data.num_bytes("test")
+    assert metrics["bytes"] == data.store.splits["test"].num_bytes
     assert metrics["bytes"] == pytest.approx(len(raw) * 0.1, abs=64)
     assert raw.endswith(data.tokenizer.decode(data.tokenizer.encode(raw[-metrics["bytes"] :].decode())).encode())
-    assert metrics["tokens"] == data.num_tokens("test")
+    assert metrics["tokens"] == data.store.splits["test"].num_targets
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
     nats = metrics["loss"] * metrics["tokens"]
     assert metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / metrics["bytes"])
