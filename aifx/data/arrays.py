@@ -44,18 +44,13 @@ class ArraySource:
     augment: Augment | None = None
 
     @property
-    def num_examples(self) -> int:
-        return len(next(iter(self.arrays.values())))
-
-    @property
     def num_batches(self) -> int | None:
-        return None if self.shuffle else -(-self.num_examples // self.batch_size)
+        return None if self.shuffle else -(-_num_examples(self.arrays) // self.batch_size)
 
     def read(self, step: int, rows: slice) -> Batch:
-        """Rows `rows` of the global batch of `step`; what augmentation does to a row depends on its place alone."""
         places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
         which = np.array([self.shuffle.at(place)[1] for place in places] if self.shuffle else places, np.int64)
-        is_real = which < self.num_examples
+        is_real = which < _num_examples(self.arrays)
         batch = {name: values[np.where(is_real, which, 0)] for name, values in self.arrays.items()}
         if self.shuffle and self.augment:
             batch = self.augment(batch, self.shuffle.seed, places)
@@ -67,33 +62,26 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class ArrayDataset:
-    """A data set of arrays `[examples, ...]` by split and name.
-
-    Attributes:
-        digest: SHA-256 over the arrays, and over how they are augmented.
-        augment: changes training batches at random.
-        name: for errors: the file that the arrays are from.
-        hints: what helps if a split is empty.
-    """
+    """A data set of arrays `[examples, ...]` by split and name."""
 
     splits: Mapping[Split, Arrays]
     spec: DataSpec
-    digest: str
-    augment: Augment | None = None
-    name: str = "the data"
-    hints: Mapping[Split, str] = field(default_factory=dict)
+    digest: str  # SHA-256 over the arrays, and over how they are augmented
+    augment: Augment | None = None  # changes training batches at random
+    name: str = "the data"  # for errors: the file that the arrays are from
+    hints: Mapping[Split, str] = field(default_factory=dict)  # what helps if a split is empty
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> ArraySource:
         """Batches of `split`: shuffled by `seed` without end, or without one in order and each example once.
 
         Raises DataError if the split holds no examples.
         """
-        arrays = self.splits.get(split, {})
-        if not arrays or not len(next(iter(arrays.values()))):
+        arrays = self.splits.get(split)
+        if not arrays or not _num_examples(arrays):
             there = ", ".join(name for name, values in self.splits.items() if any(map(len, values.values())))
             why = f"it has examples for {there}" if there else "it is empty"
             raise DataError(f"{self.name}: no examples in the {split} split", why, self.hints.get(split, ""))
-        shuffle = None if seed is None else Shuffle(len(next(iter(arrays.values()))), seed)
+        shuffle = None if seed is None else Shuffle(_num_examples(arrays), seed)
         return ArraySource(arrays, shuffle, batch_size, self.augment)
 
     def counts(self, batch: Batch) -> dict[str, int]:
@@ -125,7 +113,7 @@ def array_dataset(
     digest = hashlib.sha256(repr(how).encode())
     splits = {split: {key: _narrow(key, values) for key, values in arrays.items()} for split, arrays in splits.items()}
     for split, arrays in splits.items():
-        _num_examples(arrays)
+        _num_examples(arrays)  # raises if they differ
         if fields and set(arrays) != set(fields):
             raise ValueError(f"{split} has the arrays {sorted(arrays)}, and other splits {sorted(fields)}")
         for key, values in sorted(arrays.items()):
@@ -178,10 +166,8 @@ class ArrayFormat(DataFormat):
     def open(cls, section: Any, project: Project, assets: Path) -> tuple[Self, ArrayDataset]:
         """The examples of `data.path`, divided by `data.split`."""
         arrays = cls.read(section, project.root / section.path)
-        hints: dict[Split, str] = {
-            "validation": "raise data.validation_fraction, or add examples",
-            "test": "raise data.test_fraction, or add examples",
-        }
+        held_out: tuple[Split, ...] = ("validation", "test")
+        hints = {split: f"raise data.{split}_fraction, or add examples" for split in held_out}
         with _usable(cls):
             splits = split_arrays(arrays, section.validation_fraction, section.test_fraction, by=section.split)
             data = array_dataset(splits, name=section.path, hints=hints)
@@ -248,8 +234,8 @@ def _usable(cls: type) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, AttributeError) as error:
-        name = f"{cls.__name__}.read"
-        raise ConfigError(f"{name} returned arrays that cannot be used", str(error), "docs/tasks.md") from error
+        what = f"{cls.__name__}.read returned arrays that cannot be used"
+        raise ConfigError(what, str(error), "docs/tasks.md") from error
 
 
 def _narrow(name: str, values: np.ndarray) -> np.ndarray:
@@ -258,7 +244,7 @@ def _narrow(name: str, values: np.ndarray) -> np.ndarray:
         raise ValueError(f"{name!r} is {values.dtype}; batches hold real numbers")
     narrow = {"f8": np.float32, "i8": np.int32, "u8": np.uint32}.get(values.dtype.str[1:], values.dtype)
     narrowed = values.astype(narrow, copy=False)
-    if values.dtype.kind in "iu" and not np.array_equal(narrowed, values):
+    if narrowed is not values and values.dtype.kind in "iu" and not np.array_equal(narrowed, values):
         raise ValueError(f"{name!r} holds {np.abs(values).max()}; batches hold 32-bit numbers")
     return narrowed
 

@@ -20,35 +20,24 @@ class BlockDigests:
 
     def __init__(self) -> None:
         self._done = bytearray()
-        self._hash = hashlib.sha256()
-        self._filled = 0
+        self._rest = bytearray()  # of a block that is not full
 
     def update(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            part = rest[: BLOCK_BYTES - self._filled]
-            self._hash.update(part)
-            self._filled += len(part)
-            rest = rest[len(part) :]
-            if self._filled == BLOCK_BYTES:
-                self._close()
+        self._rest += data
+        while len(self._rest) >= BLOCK_BYTES:
+            self._done += hashlib.sha256(self._rest[:BLOCK_BYTES]).digest()
+            del self._rest[:BLOCK_BYTES]
 
     def finish(self) -> bytes:
         """The digests of all blocks, one after the other."""
-        if self._filled:
-            self._close()
-        return bytes(self._done)
-
-    def _close(self) -> None:
-        self._done += self._hash.digest()
-        self._hash, self._filled = hashlib.sha256(), 0
+        return bytes(self._done) + (hashlib.sha256(self._rest).digest() if self._rest else b"")
 
 
 class BlockArray:
     """A one-dimensional array, read by slices.
 
     Args:
-        values: memory-mapped.
+        values: memory-mapped; as they are in the file, not compared with their digests.
         digests: of its blocks, as `BlockDigests` makes them.
 
     Attributes:
@@ -61,46 +50,41 @@ class BlockArray:
             raise ValueError(f"{len(digests)} bytes of digests for {values.nbytes} bytes of values")
         self.digests = digests
         self.repair: Callable[[int], np.ndarray] | None = None
-        self._values = values
+        self.values = values
         self._checked = bytearray(len(digests) // DIGEST_BYTES)
         self._lock = threading.Lock()
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return self._values.dtype
-
-    @property
-    def values(self) -> np.ndarray:
-        """The values as they are in the file, not compared with their digests."""
-        return self._values
+        return self.values.dtype
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.values)
 
     def __getitem__(self, part: slice) -> np.ndarray:
         start, stop, step = part.indices(len(self))
         assert step == 1
-        size = self._values.itemsize
+        size = self.values.itemsize
         for block in range(start * size // BLOCK_BYTES, -(-stop * size // BLOCK_BYTES)):
             if not self._checked[block]:
                 self._check(block)
-        return self._values[start:stop]
+        return self.values[start:stop]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
 
     def damaged_blocks(self) -> Iterator[int]:
         """The blocks whose bytes are not those that were written."""
-        return (block for block in range(len(self._checked)) if not self._is_whole(self._values, block))
+        return (block for block in range(len(self._checked)) if not self._is_whole(block))
 
     def _check(self, block: int) -> None:
         with self._lock:
-            if not self._is_whole(self._values, block):
+            if not self._is_whole(block):
                 if self.repair is None:
                     raise ValueError(f"block {block} is damaged")
-                self._values = self.repair(block)
+                self.values = self.repair(block)
             self._checked[block] = 1
 
-    def _is_whole(self, values: np.ndarray, block: int) -> bool:
-        data = memoryview(values.view(np.uint8))[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+    def _is_whole(self, block: int) -> bool:
+        data = memoryview(self.values.view(np.uint8))[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
         return hashlib.sha256(data).digest() == self.digests[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]

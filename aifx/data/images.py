@@ -6,7 +6,7 @@ import hashlib
 import logging
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,19 +16,20 @@ import numpy as np
 
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
-from aifx.data.arrays import ArrayDataset
+from aifx.data.arrays import WEIGHTS, ArrayDataset, Arrays, array_dataset
 from aifx.data.base import Batch, DataFormat, Split
 from aifx.data.files import check_regular
 from aifx.data.image_rows import IMAGE_FIELD, image_arrays, read_images
 from aifx.data.order import derived_seed
 from aifx.data.rows import InputFile, Row, field
-from aifx.data.sections import ImagesSection
+from aifx.data.sections import TRAINING_ARRAYS, ImagesSection
 from aifx.data.spec import DataSpec, Field
 
 logger = logging.getLogger(__name__)
 
 ENCRYPTED = 0x1  # of a zip entry's flags (PKWARE APPNOTE 4.4.4)
 LARGE_BYTES = 1 << 26  # takes long enough to read to be worth a word
+AXES = {"inputs": ("height", "width", "channels")}
 HINT = "the file holds train_images, train_labels, test_images and test_labels, written by numpy.savez"
 
 
@@ -46,7 +47,9 @@ class ImageFormat(DataFormat):
                 why = f"without the images, aifx knows the {key} from it alone"
                 raise ConfigError(f"data.{key} is not set", why, f"aifx config keys data    ({key} = ... below [data])")
         assert section.channels is not None
-        return image_spec((*section.image_size, section.channels), section.classes)
+        shape = (*section.image_size, section.channels)
+        fields = {"inputs": Field(shape, "uint8", AXES["inputs"]), "targets": Field((), "int32")}
+        return DataSpec({**fields, WEIGHTS: Field((), "float32")}, classes=section.classes)
 
     @classmethod
     def open(cls, section: ImagesSection, project: Project, assets: Path) -> tuple[ImageFormat, ArrayDataset]:
@@ -78,53 +81,40 @@ class ImageFormat(DataFormat):
         return height, width, channels
 
 
-def image_spec(shape: tuple[int, ...], classes: tuple[str, ...]) -> DataSpec:
-    """What a model must know of images `[height, width, channels]`."""
-    fields = {
-        "inputs": Field(shape, "uint8", ("height", "width", "channels")),
-        "targets": Field((), "int32"),
-        "weights": Field((), "float32"),
-    }
-    return DataSpec(fields, classes=classes)
-
-
 def open_images(section: ImagesSection, project: Project) -> ArrayDataset:
     """Reads and checks the archive. Copies of a training image are all trained on or all held out.
 
     Raises DataError naming the file and the array.
     """
-    path = project.root / section.path
+    path, name, fraction = project.root / section.path, section.path, section.validation_fraction
     if path.is_file() and path.stat().st_size > LARGE_BYTES:
-        logger.info(f"reading {section.path}")
-    arrays = _read(path, section.path, training_arrays)
-    for split in ("train", "test"):
-        _check_images(arrays[f"{split}_images"], f"{section.path}: {split}_images", section)
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        _check_labels(labels, f"{section.path}: {split}_labels", len(images), len(section.classes) or 2**15, section)
-    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
+        logger.info(f"reading {name}")
+    arrays = _read(path, name, TRAINING_ARRAYS)
+    limit = len(section.classes) or 2**15
+    train, test = (_examples(arrays, f"{split}_", name, limit, section) for split in ("train", "test"))
+    if train["inputs"].shape[1:] != test["inputs"].shape[1:]:
         shapes = f"{arrays['train_images'].shape[1:]} and {arrays['test_images'].shape[1:]}"
-        raise DataError(f"{section.path}: train_images and test_images differ in shape", shapes, HINT)
-    train, test = (_with_channels(arrays[f"{split}_images"]) for split in ("train", "test"))
-    train_labels, test_labels = (arrays[f"{split}_labels"].astype(np.int32) for split in ("train", "test"))
-    held_out = _held_out(train, section.validation_fraction)
+        raise DataError(f"{name}: train_images and test_images differ in shape", shapes, HINT)
+    held_out, count = _held_out(train["inputs"], fraction), len(train["inputs"])
     if held_out.all():
         hint = "aifx train --set data.validation_fraction=0.1"
-        raise DataError(f"{section.path}: validation takes every training image", f"there are {len(train)}", hint)
-    if section.validation_fraction > 0 and not held_out.any():
-        why = f"{section.validation_fraction:g} of {len(train)} images is none"
-        hint = "aifx train --set data.validation_fraction=0.5"
-        raise DataError(f"{section.path}: no training image is held out for validation", why, hint)
-    largest = int(np.concatenate([train_labels, test_labels]).max())
-    return ArrayDataset(
-        splits={
-            "train": {"inputs": train[~held_out], "targets": train_labels[~held_out]},
-            "validation": {"inputs": train[held_out], "targets": train_labels[held_out]},
-            "test": {"inputs": test, "targets": test_labels},
-        },
-        spec=image_spec(train.shape[1:], section.classes or tuple(str(label) for label in range(largest + 1))),
-        digest=_digest((train, train_labels, test, test_labels), section),
+        raise DataError(f"{name}: validation takes every training image", f"there are {count}", hint)
+    if fraction > 0 and not held_out.any():
+        why, hint = f"{fraction:g} of {count} images is none", "aifx train --set data.validation_fraction=0.5"
+        raise DataError(f"{name}: no training image is held out for validation", why, hint)
+    largest = int(np.concatenate([train["targets"], test["targets"]]).max())
+    splits: dict[Split, Arrays] = {
+        "train": {key: values[~held_out] for key, values in train.items()},
+        "validation": {key: values[held_out] for key, values in train.items()},
+        "test": test,
+    }
+    return array_dataset(
+        splits,
+        classes=section.classes or tuple(str(label) for label in range(largest + 1)),
+        axes=AXES,
         augment=partial(_augment, section) if section.flip or section.shift else None,
-        name=section.path,
+        how=("images", section.flip, section.shift),
+        name=name,
         hints={"validation": "aifx train --set data.validation_fraction=0.1"},
     )
 
@@ -134,37 +124,27 @@ def open_image_file(path: Path, section: ImagesSection, spec: DataSpec) -> Array
 
     Raises DataError naming the file and the array.
     """
-    name = str(path)
-    pair = _read(path, name, image_arrays)
-    images, labels = pair.values()
-    where = dict(zip(("images", "labels"), (f"{name}: {key}" for key in pair), strict=True))
-    _check_images(images, where["images"], section)
-    _check_labels(labels, where["labels"], len(images), len(spec.classes), section)
-    images = _with_channels(images)
-    if images.shape[1:] != spec.fields["inputs"].shape:
-        why = f"the model takes images of shape {list(spec.fields['inputs'].shape)}"
-        raise DataError(f"{where['images']} has images of shape {list(images.shape[1:])}", why, HINT)
-    labels = labels.astype(np.int32)
-    splits: dict[Split, dict[str, np.ndarray]] = {"test": {"inputs": images, "targets": labels}}
-    return ArrayDataset(splits, spec, _digest((images, labels), section), name=name)
+    name, shape = str(path), spec.fields["inputs"].shape
+    arrays = _read(path, name)
+    prefix = next(iter(arrays)).removesuffix("images")
+    examples = _examples(arrays, prefix, name, len(spec.classes), section)
+    if (found := examples["inputs"].shape[1:]) != shape:
+        why = f"the model takes images of shape {list(shape)}"
+        raise DataError(f"{name}: {prefix}images has images of shape {list(found)}", why, HINT)
+    return array_dataset({"test": examples}, classes=spec.classes, axes=AXES, name=name)
 
 
-def training_arrays(names: Collection[str]) -> list[str]:
-    return [f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")]
-
-
-def _read(path: Path, name: str, choose: Callable[[Collection[str]], list[str]]) -> dict[str, np.ndarray]:
-    """The arrays of the archive that `choose` takes of their names."""
+def _read(path: Path, name: str, wanted: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of the archive that are `wanted`, by default those of `image_arrays`."""
     check_regular(path, name, "images are in one .npz file", HINT)
     try:
         with open(path, "rb") as stream:
             if not zipfile.is_zipfile(stream):
-                raise DataError(
-                    f"{name}: not an .npz archive", f"{path.stat().st_size:,} bytes that are no zip file", HINT
-                )
+                why = f"{path.stat().st_size:,} bytes that are no zip file"
+                raise DataError(f"{name}: not an .npz archive", why, HINT)
             stream.seek(0)
             archive = np.load(stream, allow_pickle=False)
-            wanted = choose(archive.files)
+            wanted = wanted or image_arrays(archive.files)
             for key in wanted:
                 if key not in archive.files:
                     has = ", ".join(archive.files) or "nothing"
@@ -189,17 +169,30 @@ def _array(archive: Any, key: str, name: str) -> np.ndarray:
     return values
 
 
+def _examples(
+    arrays: Mapping[str, np.ndarray], prefix: str, name: str, limit: int, section: ImagesSection
+) -> dict[str, np.ndarray]:
+    """The images and labels whose names begin with `prefix`, as "inputs" and "targets". Raises DataError.
+
+    Args:
+        limit: labels are below it.
+    """
+    images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
+    _check_images(images, f"{name}: {prefix}images", section)
+    _check_labels(labels, f"{name}: {prefix}labels", len(images), limit, section)
+    images = np.ascontiguousarray(images if images.ndim == 4 else images[..., None])
+    return {"inputs": images, "targets": labels.astype(np.int32)}
+
+
 def _check_images(images: np.ndarray, where: str, section: ImagesSection) -> None:
     if images.dtype != np.uint8:
         raise DataError(f"{where} is {images.dtype}", "images are uint8, 0 to 255", "images.astype('uint8')")
     if images.ndim not in (3, 4):
         why = "images are [n, height, width] or [n, height, width, channels]"
         raise DataError(f"{where} has shape {list(images.shape)}", why, HINT)
-    if images.shape[1:3] != section.image_size:
-        height, width = images.shape[1:3]
-        why = (
-            f"each image is {height} x {width} and data.image_size is {section.image_size[0]} x {section.image_size[1]}"
-        )
+    (height, width), wanted = images.shape[1:3], section.image_size
+    if (height, width) != wanted:
+        why = f"each image is {height} x {width} and data.image_size is {wanted[0]} x {wanted[1]}"
         hint = f"aifx train --set data.image_size=[{height},{width}]"
         raise DataError(f"{where} has shape {list(images.shape)}", why, hint)
     if 0 in images.shape:
@@ -216,10 +209,6 @@ def _check_labels(labels: np.ndarray, where: str, num_images: int, limit: int, s
         why = f"image {outside[0]} has it; labels go from 0 to {limit - 1}"
         hint = "data.classes names each label, in order" if section.classes else "number the labels from 0"
         raise DataError(f"{where} holds {int(labels[outside[0]])}", why, hint)
-
-
-def _with_channels(images: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(images if images.ndim == 4 else images[..., None])
 
 
 def _held_out(images: np.ndarray, fraction: float) -> np.ndarray:
@@ -254,12 +243,3 @@ def _augment(section: ImagesSection, batch: Batch, seed: int, places: range) -> 
         xs = right[:, None] + np.arange(width)
         images = padded[np.arange(count)[:, None, None], ys[:, :, None], xs[:, None, :]]
     return {**batch, "inputs": images}
-
-
-def _digest(arrays: tuple[np.ndarray, ...], section: ImagesSection) -> str:
-    how = (section.validation_fraction, section.flip, section.shift)
-    digest = hashlib.sha256(repr(("images", 1, *how)).encode())
-    for values in arrays:
-        digest.update(f"{values.shape} {values.dtype.str}".encode())
-        digest.update(np.ascontiguousarray(values))
-    return digest.hexdigest()

@@ -21,6 +21,10 @@ MOST_FILES = 64
 """Of a project's data, so many are opened to check them: the first megabyte of each."""
 
 
+TRAINING_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+"""Of the archive that `data.path` of images names."""
+
+
 class TextSection(DataSection):
     """Text, how it is split, and how it becomes sequences."""
 
@@ -126,8 +130,7 @@ class ImagesSection(DataSection):
         if not path.is_file():
             raise OSError(f"no file {path}, which data.path names")
         with np.load(path, allow_pickle=False) as archive:
-            wanted = {f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")}
-            if missing := wanted - set(archive.files):
+            if missing := set(TRAINING_ARRAYS) - set(archive.files):
                 raise ValueError(f"{path} has no {', '.join(sorted(missing))}")
         return 1
 

@@ -58,21 +58,16 @@ STRAY_AFTER_S = 24 * 3600.0
 
 @dataclass(frozen=True)
 class SplitTokens:
-    """One split of a store.
+    """One split of a store."""
 
-    tokens: [n], beginning with eos, so that each token after the first is a target with something before it.
-    documents: [documents + 1], positions of the eos before each document and of the end of the last.
-    closed: whether the last document ends here; else it was cut by the next split.
-    num_bytes: of the text, UTF-8.
-    """
-
-    tokens: np.ndarray | BlockArray
-    documents: np.ndarray
-    closed: bool
-    num_bytes: int
+    tokens: np.ndarray | BlockArray  # [n], beginning with eos: each after the first is a target with a token before it
+    documents: np.ndarray  # [documents + 1], positions of the eos before each document and of the end of the last
+    closed: bool  # whether the last document ends here; otherwise the next split cut it
+    num_bytes: int  # of the text, UTF-8
 
     @property
     def num_targets(self) -> int:
+        """The tokens of the text, and one for each document that ends here."""
         return max(len(self.tokens) - 1, 0)
 
 
@@ -100,7 +95,7 @@ def open_store(path: Path) -> TokenStore | None:
         meta = json.loads((path / "meta.json").read_bytes())
         if meta.pop("sha256") != _sha256(json.dumps(meta).encode()) or meta["format"] != FORMAT:
             return None
-        if meta["sizes"] != _sizes(path) or meta["sha256_of"] != _digests(path):
+        if meta["sha256_of"] != _digests(path):
             return None
         for split in SPLITS:
             tokens, digests, documents = (path / name for name in _file_names(split))
@@ -142,9 +137,9 @@ def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
     with cache_folder(path.parent):
         _sweep(path.parent)
         folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     writers: dict[Split, _SplitWriter] = {}
     try:
-        dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
         for split in SPLITS:
             writers[split] = _SplitWriter(folder, split, dtype, tokenizer.eos_id)
         activity = f"tokenizing {corpus.names('train')}"
@@ -156,7 +151,7 @@ def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
         corpus.check_unchanged()
         meta = {"format": FORMAT, "dtype": dtype.str, "splits": splits}
         meta["lengths"] = {split: writer.length for split, writer in writers.items()}
-        meta["sizes"], meta["sha256_of"] = _sizes(folder), _digests(folder)
+        meta["sha256_of"] = _digests(folder)
         meta["sha256"] = _sha256(json.dumps(meta).encode())
         write_synced(folder / "meta.json", json.dumps(meta, indent=1).encode())
         return _put(folder, path)
@@ -183,10 +178,6 @@ def _put(folder: Path, path: Path) -> TokenStore:
             os.rename(path, aside)
         shutil.rmtree(aside, ignore_errors=True)
     raise EnvironmentFault(f"{path} cannot be put in place", why, f"rm -r {path}")
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    return {name: (folder / name).stat().st_size for split in SPLITS for name in _file_names(split)}
 
 
 def _digests(folder: Path) -> dict[str, str]:
