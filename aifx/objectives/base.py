@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeAlias
 import jax
 import numpy as np
 
+from aifx.config.sections import Section
 from aifx.core.errors import ConfigError
 from aifx.data.base import undefined
 from aifx.data.spec import DataSpec
@@ -28,13 +29,12 @@ Totals: TypeAlias = Mapping[str, tuple[Any, Any]]
 
 
 class Objective:
-    """What a model is trained for. Derive from it.
+    """What a model is trained for. Derive from it."""
 
-    Attributes:
-        unit: what throughput counts, a name in `Dataset.counts`: "tokens", "examples".
-    """
+    unit: ClassVar[str] = "examples"  # what throughput counts, a name in `Dataset.counts`
 
-    unit: ClassVar[str] = "examples"
+    def __init__(self, section: Section | None = None) -> None:
+        """`section`: the settings in `[objective]`."""
 
     def check_data(self, data: DataSpec) -> None:
         """Raise ConfigError if this objective cannot be computed on such data. By default all data will do."""
@@ -78,7 +78,7 @@ def head_of(model: Model, params: Params, ctx: ForwardContext) -> Head:
     """The head of a model. Raises ConfigError if it is none."""
     head: Any = model.head(params, ctx)
     if not isinstance(head, Head):
-        name = f"{type(model).__name__}.head"
+        what = f"{type(model).__name__}.head returned what aifx cannot use"
         why = f"it returned {type(head).__name__}, not an aifx.models.base.Head"
-        raise ConfigError(f"{name} returned what aifx cannot use", why, "docs/tasks.md has an example")
+        raise ConfigError(what, why, "docs/tasks.md has an example")
     return head

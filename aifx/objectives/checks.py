@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +16,46 @@ from aifx.data.spec import DataSpec
 from aifx.objectives.base import Objective, Sums
 
 
-class _Wrong(Exception):
-    """What was returned, and what is expected."""
-
-
 def check_sums(objective: Objective, sums: Any) -> Sums:
     """The result of `Objective.sums`. Raises ConfigError unless "loss" is a pair of scalars among pairs."""
-    with _wrong_results(objective, "sums"):
-        if not isinstance(sums, Mapping):
-            raise _Wrong(f"it returned {_kind(sums)}; expected a dict of (total, weight) by name")
-        if "loss" not in sums:
-            raise _Wrong(f'it returned no "loss", only {_names(sums)}; training follows total / weight of "loss"')
-        for name, pair in sums.items():
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise _Wrong(f"{name!r} is {_kind(pair)}; expected (total, weight)")
-        for part, value in zip(("total", "weight"), sums["loss"], strict=True):
-            if np.shape(value) != ():
-                shape = list(np.shape(value))
-                raise _Wrong(f'the {part} of "loss" has shape {shape}; expected a scalar, such as its sum')
+    wrong = partial(_wrong_result, objective, "sums")
+    if not isinstance(sums, Mapping):
+        raise wrong(f"it returned {_kind(sums)}; expected a dict of (total, weight) by name")
+    if "loss" not in sums:
+        raise wrong(f'it returned no "loss", only {_names(sums)}; training follows total / weight of "loss"')
+    for name, pair in sums.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise wrong(f"{name!r} is {_kind(pair)}; expected (total, weight)")
+    for part, value in zip(("total", "weight"), sums["loss"], strict=True):
+        if shape := np.shape(value):
+            raise wrong(f'the {part} of "loss" has shape {list(shape)}; expected a scalar, such as its sum')
     return dict(sums)
 
 
 def check_metrics(objective: Objective, metrics: Any) -> dict[str, Any]:
     """The result of `Objective.metrics` with Python's numbers instead of NumPy's and JAX's. Raises ConfigError."""
-    with _wrong_results(objective, "metrics"):
-        if not isinstance(metrics, Mapping):
-            raise _Wrong(f"it returned {_kind(metrics)}; expected a dict of numbers by name")
-        if "loss" not in metrics:
-            raise _Wrong(f'it returned no "loss", only {_names(metrics)}; validation follows "loss"')
-        plain = {str(name): _plain_metric(str(name), value) for name, value in metrics.items()}
-        if isinstance(plain["loss"], bool) or not isinstance(plain["loss"], int | float):
-            raise _Wrong(f"'loss' is {_kind(metrics['loss'])}; expected a number")
-    return plain
+    wrong = partial(_wrong_result, objective, "metrics")
+
+    def plain(name: str, value: Any) -> Any:
+        if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)):
+            return value
+        if isinstance(value, Mapping):
+            return {str(key): plain(f"{name}.{key}", item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(f"{name}[{index}]", item) for index, item in enumerate(value)]
+        if hasattr(value, "dtype") and np.shape(value) == () and np.asarray(value).dtype.kind in "biufV":
+            number = np.asarray(value)
+            return number.item() if number.dtype.kind in "biu" else float(number)
+        raise wrong(f"{name!r} is {_kind(value)}; expected a number")
+
+    if not isinstance(metrics, Mapping):
+        raise wrong(f"it returned {_kind(metrics)}; expected a dict of numbers by name")
+    if "loss" not in metrics:
+        raise wrong(f'it returned no "loss", only {_names(metrics)}; validation follows "loss"')
+    found = {str(name): plain(str(name), value) for name, value in metrics.items()}
+    if isinstance(found["loss"], bool) or not isinstance(found["loss"], int | float):
+        raise wrong(f"'loss' is {_kind(metrics['loss'])}; expected a number")
+    return found
 
 
 def check_targets(data: DataSpec, what: str, kinds: str, count: int) -> None:
@@ -68,28 +76,12 @@ def misfit(what: str, why: str) -> ConfigError:
     return ConfigError(what, why, "change objective.kind, data.kind or model.family: docs/tasks.md")
 
 
-@contextmanager
-def _wrong_results(objective: Objective, method: str) -> Iterator[None]:
-    try:
-        yield
-    except _Wrong as error:
-        code = getattr(inspect.unwrap(getattr(objective, method)), "__code__", None)
-        place = f" ({Path(code.co_filename).name}:{code.co_firstlineno})" if code else ""
-        name = f"{type(objective).__name__}.{method}"
-        raise ConfigError(f"{name} returned what aifx cannot use", f"{error}{place}", "docs/tasks.md") from error
-
-
-def _plain_metric(name: str, value: Any) -> Any:
-    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain_metric(f"{name}.{key}", item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain_metric(f"{name}[{index}]", item) for index, item in enumerate(value)]
-    if hasattr(value, "dtype") and np.shape(value) == () and np.asarray(value).dtype.kind in "biufV":
-        number = np.asarray(value)
-        return number.item() if number.dtype.kind in "biu" else float(number)
-    raise _Wrong(f"{name!r} is {_kind(value)}; expected a number")
+def _wrong_result(objective: Objective, method: str, why: str) -> ConfigError:
+    """The error of a method that returned what aifx cannot use, with the place of the method."""
+    code = getattr(inspect.unwrap(getattr(objective, method)), "__code__", None)
+    place = f" ({Path(code.co_filename).name}:{code.co_firstlineno})" if code else ""
+    what = f"{type(objective).__name__}.{method} returned what aifx cannot use"
+    return ConfigError(what, f"{why}{place}", "docs/tasks.md")
 
 
 def _kind(value: Any) -> str:

@@ -10,21 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aifx.config.sections import ObjectiveSection
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
 from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, outputs
 from aifx.objectives.checks import check_targets, misfit
-from aifx.objectives.losses import confusion_matrix, cross_entropy
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params
 
 
 class Classification(Objective):
     """Cross-entropy of `targets` int32 `[rows]`. Reports accuracy, a report by class and the confusion matrix."""
-
-    def __init__(self, section: ObjectiveSection) -> None:
-        pass
 
     def check_data(self, data: DataSpec) -> None:
         if not data.classes:
@@ -74,16 +69,37 @@ class Classification(Objective):
 def class_report(confusion: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
     """Precision, recall and F1 of each class from counts `[true, predicted]`; 0 where a class never occurs."""
     hits, present, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
-    recall = np.divide(hits, present, out=np.zeros_like(hits), where=present > 0)
-    f1 = np.divide(2 * hits, present + predicted, out=np.zeros_like(hits), where=present + predicted > 0)
-    rows = zip(classes, precision, recall, f1, present, strict=True)
+    precision, recall, f1 = (
+        np.divide(part, whole, out=np.zeros_like(hits), where=whole > 0).tolist()
+        for part, whole in ((hits, predicted), (hits, present), (2 * hits, present + predicted))
+    )
+    per_class = {
+        name: {"precision": p, "recall": r, "f1": f, "examples": n}
+        for name, p, r, f, n in zip(classes, precision, recall, f1, present.round().astype(int).tolist(), strict=True)
+    }
     return {
-        "macro_f1": float(f1.mean()),
+        "macro_f1": float(np.mean(f1)),
         "examples": round(float(confusion.sum())),
-        "per_class": {
-            name: {"precision": float(p), "recall": float(r), "f1": float(f), "examples": round(float(n))}
-            for name, p, r, f, n in rows
-        },
+        "per_class": per_class,
         "confusion": confusion.round().astype(int).tolist(),
     }
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Negative log-likelihood in nats of `labels` [...] under `logits` [..., classes] of any dtype: float32 [...].
+
+    The label's logit is picked by a masked sum rather than a gather: its gradient then fuses with the softmax's,
+    where a gather's is a scatter into an array as large as the logits.
+    """
+    logits = logits.astype(jnp.float32)
+    shifted = logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    picked = jnp.where(classes == labels[..., None], shifted, 0.0).sum(axis=-1)
+    return jnp.log(jnp.exp(shifted).sum(axis=-1)) - picked
+
+
+def confusion_matrix(labels: jax.Array, predicted: jax.Array, weights: jax.Array, num_classes: int) -> jax.Array:
+    """Weight of each (true, predicted) pair, float32 [classes, classes]; whole weights are exact up to 2**24."""
+    true = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) * weights[:, None]
+    named = jax.nn.one_hot(predicted, num_classes, dtype=jnp.float32)
+    return jnp.matmul(true.T, named, precision=jax.lax.Precision.HIGHEST)

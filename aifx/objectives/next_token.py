@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aifx.config.sections import ObjectiveSection
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
 from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, head_of
@@ -28,17 +27,13 @@ class NextToken(Objective):
 
     unit: ClassVar[str] = "tokens"
 
-    def __init__(self, section: ObjectiveSection) -> None:
-        pass
-
     def check_data(self, data: DataSpec) -> None:
         if data.vocab_size is None:
             raise misfit("next-token prediction needs data with a vocabulary", "its DataSpec has no vocab_size")
 
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
         """ "loss": nats over tokens."""
-        loss = _cross_entropy(model, params, batch, ctx, "sum")
-        return {"loss": (loss, batch["weights"].sum())}
+        return {"loss": (_cross_entropy(model, params, batch, ctx, "sum"), batch["weights"].sum())}
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
         """loss [nats per token], perplexity, and if bytes were counted bits_per_byte, tokens, bytes."""

@@ -9,7 +9,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from aifx.config.sections import ObjectiveSection
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
 from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, outputs
@@ -20,9 +19,6 @@ from aifx.specs import Params
 
 class Regression(Objective):
     """Mean squared error of `targets` float32 `[rows]` or `[rows, target_size]`, over all numbers of an example."""
-
-    def __init__(self, section: ObjectiveSection | None = None) -> None:
-        pass
 
     def check_data(self, data: DataSpec) -> None:
         check_targets(data, f"regression needs {data.target_size} targets per example", "fiu", data.target_size)
@@ -42,10 +38,10 @@ class Regression(Objective):
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
         """loss, mean_absolute_error, and when evaluating examples."""
-        means = {
-            name: float(totals[name][0]) / float(totals[name][1]) if float(totals[name][1]) else math.nan
-            for name in ("loss", "mean_absolute_error")
-        }
+        means = {}
+        for name in ("loss", "mean_absolute_error"):
+            total, weight = (float(x) for x in totals[name])
+            means[name] = total / weight if weight else math.nan
         return means | ({"examples": round(float(totals["examples"][0]))} if "examples" in totals else {})
 
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:

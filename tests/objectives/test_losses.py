@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aifx.objectives.losses import confusion_matrix, cross_entropy
+from aifx.objectives.classification import confusion_matrix, cross_entropy
 
 
 def reference(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
