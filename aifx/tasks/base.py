@@ -23,24 +23,18 @@ class Task:
     """A model, an objective and data.
 
     A task of a project's own, `task.kind = "module:Class"`, derives from this class and defines `open`.
-
-    Attributes:
-        model_section, objective_section, data_section: types of `[model]`, `[objective]` and `[data]` of such a class.
-        metric_names: what its objective reports, if that is known before any data.
-        format: reads rows to predict; None if the task makes no predictions.
-        dataset: None for the task of a trained run.
     """
 
     model_section: ClassVar[type[Section]] = ModelSection
     objective_section: ClassVar[type[Section]] = ObjectiveSection
     data_section: ClassVar[type[Section]] = DataSection
-    metric_names: ClassVar[tuple[str, ...]] = ()
+    metric_names: ClassVar[tuple[str, ...]] = ()  # what the objective reports, if that is known before any data
 
     model: Model
     objective: Objective
     data: DataSpec
-    format: DataFormat | None = None
-    dataset: Dataset | None = None
+    format: DataFormat | None = None  # reads rows to predict; None if the task makes no predictions
+    dataset: Dataset | None = None  # None for the task of a trained run
 
     @classmethod
     def open(cls, config: Config, project: Project, assets: Path) -> Self:
@@ -63,9 +57,8 @@ class Task:
     @classmethod
     def describe(cls, config: Config, project: Project) -> Self:
         """The task without any data, from the configuration alone: what `aifx plan` needs."""
-        raise ConfigError(
-            f"{cls.__name__} is known only with its data", "it does not define describe", "docs/tasks.md has an example"
-        )
+        what = f"{cls.__name__} is known only with its data"
+        raise ConfigError(what, "it does not define describe", "docs/tasks.md has an example")
 
 
 def part_name(config: Config, section: PartName) -> str:

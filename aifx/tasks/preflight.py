@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from aifx.config import Config
@@ -10,13 +9,13 @@ from aifx.config.best_by import AUTO, best_by_of, check_metric
 from aifx.config.diagnostics import Mistake, refuse
 from aifx.config.gates import check_names, parse_gate
 from aifx.config.sections import DataSection
-from aifx.core.errors import ConfigError, UsageError
+from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.project import Project
 
 
 def check_project(config: Config, project: Project) -> None:
     """Raises ConfigError that lists every unknown metric and every file that is missing."""
-    refuse([*_gates(config), *_best_by(config), *_files(config, project)])
+    refuse(_mistakes(config, project))
 
 
 def check_best_by(config: Config) -> None:
@@ -27,27 +26,27 @@ def check_best_by(config: Config) -> None:
         check_metric(best_by, known)
 
 
-def _best_by(config: Config) -> Iterator[Mistake]:
-    if config.checkpoint.best_by == AUTO:
-        return  # a gate's metric, which is checked with the gates
-    try:
-        check_best_by(config)
-    except ConfigError as error:
-        yield Mistake(_where(config, "checkpoint.best_by"), error.what, error.why, error.hint)
-
-
-def _gates(config: Config) -> Iterator[Mistake]:
+def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
     known = declared_metrics(config)
-    for expr in config.eval.gates if known else ():
-        gate = parse_gate(expr)
-        if _is_class_metric(gate.name, config):
-            continue
+    for gate in map(parse_gate, config.eval.gates if known else ()):
         try:
-            check_names([gate], known)
+            if not _is_class_metric(gate.name, config):
+                check_names([gate], known)
         except UsageError as error:
-            yield Mistake(
-                _where(config, "eval.gates"), error.what, error.why, "change eval.gates: aifx config keys eval"
-            )
+            yield _mistake(config, "eval.gates", error, "change eval.gates: aifx config keys eval")
+    if config.checkpoint.best_by != AUTO:  # otherwise the metric is a gate's
+        try:
+            check_best_by(config)
+        except ConfigError as error:
+            yield _mistake(config, "checkpoint.best_by", error, error.hint)
+    if isinstance(config.data, DataSection):
+        for key, found in config.data.check_files(project):
+            yield _mistake(config, key, found, found.hint)
+
+
+def _mistake(config: Config, key: str, error: AifxError, hint: str) -> Mistake:
+    where = config.origin(key).where
+    return Mistake("" if where == "default" else where, error.what, error.why, hint)
 
 
 def declared_metrics(config: Config) -> Sequence[str]:
@@ -64,16 +63,6 @@ def _is_class_metric(name: str, config: Config) -> bool:
     """Whether `name` is the metric of a class that only the data names: its number."""
     if config.parts.task is not None or getattr(config.data, "classes", None):
         return False
-    pattern = rf"per_class\.\d+\.({'|'.join(config.parts.objective.class_metrics)})"
-    return bool(config.parts.objective.class_metrics) and re.fullmatch(pattern, name) is not None
-
-
-def _files(config: Config, project: Project) -> Iterator[Mistake]:
-    if isinstance(config.data, DataSection):
-        for key, error in config.data.check_files(project):
-            yield Mistake(_where(config, key), error.what, error.why, error.hint)
-
-
-def _where(config: Config, key: str) -> str:
-    where = config.origin(key).where
-    return "" if where == "default" else where
+    group, _, rest = name.partition(".")
+    number, _, metric = rest.partition(".")
+    return group == "per_class" and number.isdecimal() and metric in config.parts.objective.class_metrics

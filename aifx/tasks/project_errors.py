@@ -28,27 +28,22 @@ def project_errors(config: Config, project: Project, what: str = "") -> Iterator
         if isinstance(error, OSError) and errno_of(error) is not None:  # the machine refuses; the code is not to blame
             raise
         frame = _own_frame(error, project)
-        if frame is None and not what:
-            raise
         name = what or (frame.name if frame else "")
+        if not name:
+            raise
         place = f" ({Path(frame.filename).relative_to(project.root)}:{frame.lineno})" if frame else ""
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(
-            f"{CONFIG_NAME}: {_named(config, frame, project)}: {name} failed",
-            f"{message[:300]}{place}",
-            "fix it; --debug shows the whole traceback",
-        ) from error
+        failed = f"{CONFIG_NAME}: {_named(config, frame, project)}: {name} failed"
+        raise ConfigError(failed, f"{message[:300]}{place}", "fix it; --debug shows the whole traceback") from error
 
 
 def _own_frame(error: BaseException, project: Project) -> traceback.FrameSummary | None:
-    """The innermost call in the project's own files that the exception went through."""
-    own = [f for f in traceback.extract_tb(error.__traceback__) if _is_own(Path(f.filename), project.root)]
-    return own[-1] if own else None
-
-
-def _is_own(path: Path, root: Path) -> bool:
-    """Whether a file lies in the project's folder, its environment of installed packages left out."""
-    return path.is_relative_to(root) and not {"site-packages", "dist-packages"} & set(path.parts)
+    """The innermost call in the project's own files, installed packages left out, that the exception went through."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(project.root) and not {"site-packages", "dist-packages"} & set(path.parts):
+            return frame
+    return None
 
 
 def _named(config: Config, frame: traceback.FrameSummary | None, project: Project) -> str:

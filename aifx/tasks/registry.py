@@ -20,14 +20,14 @@ from aifx.specs import ArraySpec
 from aifx.tasks.base import Task, part_name
 from aifx.tasks.project_errors import project_errors
 
-REQUIRED = {
-    "model": ("specs", "hidden", "head", "flops"),
-    "objective": ("sums", "metrics", "unit", "check_data"),
-    "data": ("fields",),
-    "format": ("spec", "read_rows", "encode"),
-    "dataset": ("spec", "digest", "source", "counts"),
-}
-"""What the parts of a task must define, by attribute of `Task`."""
+REQUIRED: tuple[tuple[str, PartName, tuple[str, ...]], ...] = (
+    ("model", "model", ("specs", "hidden", "head", "flops")),
+    ("objective", "objective", ("sums", "metrics", "unit", "check_data")),
+    ("data", "data", ("fields",)),
+    ("format", "data", ("spec", "read_rows", "encode")),
+    ("dataset", "data", ("spec", "digest", "source", "counts")),
+)
+"""The attributes of `Task`, each with the section that selects it and what it must define."""
 
 
 def open_task(config: Config, project: Project, assets: Path) -> Task:
@@ -37,8 +37,7 @@ def open_task(config: Config, project: Project, assets: Path) -> Task:
     with project_errors(config, project):
         opened = _make("data", config, project).open(config.data, project, assets)
         if not (isinstance(opened, tuple) and len(opened) == 2):
-            why = f"open returned {type(opened).__name__}, not a format and a data set"
-            raise _wrong_part(part_name(config, "data"), why)
+            raise _wrong_part(config, "data", f"open returned {type(opened).__name__}, not a format and a data set")
         form, dataset = opened
         return _joined(config, project, form.spec, form, dataset)
 
@@ -88,7 +87,8 @@ def _joined(config: Config, project: Project, spec: DataSpec, form: DataFormat |
     except (KeyError, ValueError, TypeError, IndexError) as error:
         if ":" in (getattr(config.model, "family", None) or ""):
             raise
-        why = f"{type(error).__name__}: {error}; the data has {_fields(spec)}"
+        fields = [f"{name} {field.dtype} {list(field.shape)}" for name, field in spec.fields.items()]
+        why = f"{type(error).__name__}: {error}; the data has {', '.join(fields) or 'no fields'}"
         hint = "change model.family or data.kind: docs/tasks.md"
         raise ConfigError(f"{part_name(config, 'model')} does not fit the data", why, hint) from error
     objective = _make("objective", config, project)(config.objective)
@@ -97,40 +97,31 @@ def _joined(config: Config, project: Project, spec: DataSpec, form: DataFormat |
 
 def _own(method: str, config: Config, project: Project, *assets: Path) -> Task:
     cls: Any = config.parts.task
-    kind = config.task.kind
     if not issubclass(cls, Task):
-        raise _wrong_part(f"task.kind = {kind!r}", f"{cls.__name__} is not an aifx.tasks.Task")
+        raise _wrong_part(config, "model", f"{cls.__name__} is not an aifx.tasks.Task")
     with project_errors(config, project, f"{cls.__name__}.{method}"):
         task = getattr(cls, method)(config, project, *assets)
     if not isinstance(task, Task):
-        raise _wrong_part(f"task.kind = {kind!r}", f"{cls.__name__}.{method} returned {type(task).__name__}")
+        raise _wrong_part(config, "model", f"{cls.__name__}.{method} returned {type(task).__name__}")
     with project_errors(config, project):
         return _checked(config, task)
 
 
 def _checked(config: Config, task: Task) -> Task:
     """The task. Raises ConfigError if a part lacks what it must define, or does not fit the data."""
-    sections: dict[str, PartName] = {"model": "model", "objective": "objective"}
-    for attribute, names in REQUIRED.items():
+    for attribute, section, names in REQUIRED:
         part = getattr(task, attribute)
         if part is None and attribute in ("format", "dataset"):
             continue
         if lacking := [name for name in names if not _defines(part, name)]:
-            named = part_name(config, sections.get(attribute, "data"))
-            raise _wrong_part(named, f"{type(part).__name__} lacks {', '.join(lacking)}")
-    _check_model(config, task.model)
+            raise _wrong_part(config, section, f"{type(part).__name__} lacks {', '.join(lacking)}")
+    name = type(task.model).__name__
+    if odd := _odd_spec(task.model.specs()):
+        raise _wrong_part(config, "model", f"{name}.specs returned {odd}; it returns nested dicts of ArraySpec")
+    if isinstance(flops := task.model.flops(1), bool) or not isinstance(flops, int | float):
+        raise _wrong_part(config, "model", f"{name}.flops returned {type(flops).__name__}, not a number")
     task.objective.check_data(task.data)
     return task
-
-
-def _check_model(config: Config, model: Model) -> None:
-    """Raise ConfigError unless `specs` is a tree of ArraySpec, and `flops` a number."""
-    name = type(model).__name__
-    if odd := _odd_spec(model.specs()):
-        why = f"{name}.specs returned {odd}; it returns nested dicts of ArraySpec"
-        raise _wrong_part(part_name(config, "model"), why)
-    if isinstance(flops := model.flops(1), bool) or not isinstance(flops, int | float):
-        raise _wrong_part(part_name(config, "model"), f"{name}.flops returned {type(flops).__name__}, not a number")
 
 
 def _odd_spec(specs: Any, path: str = "") -> str:
@@ -148,9 +139,6 @@ def _defines(part: Any, name: str) -> bool:
     return hasattr(part, name) and (found is None or found not in (vars(Model).get(name), Objective.sums))
 
 
-def _fields(spec: DataSpec) -> str:
-    return ", ".join(f"{name} {field.dtype} {list(field.shape)}" for name, field in spec.fields.items()) or "no fields"
-
-
-def _wrong_part(name: str, why: str) -> ConfigError:
-    return ConfigError(f"{CONFIG_NAME}: {name} cannot be used", why, "docs/tasks.md has an example")
+def _wrong_part(config: Config, section: PartName, why: str) -> ConfigError:
+    what = f"{CONFIG_NAME}: {part_name(config, section)} cannot be used"
+    return ConfigError(what, why, "docs/tasks.md has an example")
