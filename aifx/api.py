@@ -48,10 +48,9 @@ def init(
         force: also write into a folder that is not empty. Files that exist stay; new ones of the same name get `.new`.
         dry_run: write nothing.
     """
-    from aifx.scaffold.projects import find_template, scaffold
+    from aifx.scaffold.projects import scaffold
 
-    found = find_template(template)
-    return scaffold(Path(folder), found, data=answers or {}, ask=False, force=force, dry_run=dry_run)
+    return scaffold(Path(folder), template, data=answers or {}, ask=False, force=force, dry_run=dry_run)
 
 
 def train(

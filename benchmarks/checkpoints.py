@@ -67,9 +67,9 @@ def main() -> None:
 
 
 def scaffolded(folder: Path) -> Path:
-    from aifx.scaffold.projects import find_template, scaffold
+    from aifx.scaffold.projects import scaffold
 
-    scaffold(folder / "project", find_template("language-model"), data={}, ask=False)
+    scaffold(folder / "project", "language-model", data={}, ask=False)
     return folder / "project"
 
 

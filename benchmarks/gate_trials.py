@@ -85,7 +85,7 @@ def record(given: argparse.Namespace) -> None:
     """Write the launches' samples, in the order in which they ran."""
     from aifx.machine.host import hardware, versions
     from aifx.machine.huge_pages import with_huge_pages
-    from aifx.scaffold.projects import find_template, scaffold
+    from aifx.scaffold.projects import scaffold
 
     machine = hardware([])
     document: dict[str, Any] = {
@@ -97,7 +97,7 @@ def record(given: argparse.Namespace) -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "project"
-        scaffold(project, find_template("language-model"), data={}, ask=False)
+        scaffold(project, "language-model", data={}, ask=False)
         command = [sys.executable, __file__, "launch", str(project), str(given.slice)]
         environ = with_huge_pages(os.environ) or dict(os.environ)  # as training runs
         environ["AIFX_CACHE_DIR"] = str(Path(folder) / "cache")

@@ -45,10 +45,10 @@ def main() -> None:
         from aifx.benchmarking.train.series import Series
         from aifx.benchmarking.train.subject import Subject
         from aifx.commands.train.panel import Panel
-        from aifx.scaffold.projects import find_template, scaffold
+        from aifx.scaffold.projects import scaffold
 
         folder = Path(name) / "project"
-        scaffold(folder, find_template("language-model"), data={}, ask=False)
+        scaffold(folder, "language-model", data={}, ask=False)
         bench = Bench(SUITES["train"], False, {"set": arguments.settings}, folder=folder)
         subject = Subject(bench, bench.config, Path(name) / "run")
         subject.begin()

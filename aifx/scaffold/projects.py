@@ -84,7 +84,9 @@ def find_template(name: str) -> BundledTemplate | str:
     bundled = {t.name: t for t in bundled_templates()}
     if name in bundled:
         return bundled[name]
-    name = _local_path(name)
+    url = urlsplit(name)
+    if url.scheme == "file" and url.netloc in ("", "localhost"):
+        name = url2pathname(url.path)
     path = Path(name).expanduser()
     if ":" in name or name.endswith(".git"):
         if find_program("git") is None:
@@ -97,21 +99,14 @@ def find_template(name: str) -> BundledTemplate | str:
     raise UsageError(f"no template {name!r}", did_you_mean(name, bundled), "aifx init --list")
 
 
-def _local_path(name: str) -> str:
-    """The path behind a `file:` URL of this machine; other names as they are."""
-    url = urlsplit(name)
-    return url2pathname(url.path) if url.scheme == "file" and url.netloc in ("", "localhost") else name
-
-
 def parse_answers(pairs: Sequence[str]) -> dict[str, Any]:
     """Answers from `key=value` strings. Raises UsageError."""
     answers = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise UsageError(
-                f"--answer {pair!r} is not an answer", "an answer is KEY=VALUE", "--answer project_name=whale"
-            )
+            hint = "--answer project_name=whale"
+            raise UsageError(f"--answer {pair!r} is not an answer", "an answer is KEY=VALUE", hint)
         _check_name(value, f"--answer {key}")
         answers[key] = value
     return answers
@@ -127,11 +122,9 @@ def check_destination(destination: Path, *, force: bool) -> None:
     """Raise UsageError if there is a file, or without `force` a folder that holds more than `.git`."""
     if destination.exists() and not destination.is_dir():
         raise UsageError(f"{destination} is a file", "a project is a folder", "aifx init another-name")
-    if (
-        not force
-        and destination.is_dir()
-        and (there := sorted(p.name for p in destination.iterdir() if p.name != ".git"))
-    ):
+    if force or not destination.exists():
+        return
+    if there := sorted(p.name for p in destination.iterdir() if p.name != ".git"):
         listed = ", ".join(there[:3]) + (", ..." if len(there) > 3 else "")
         raise UsageError(
             f"{destination} is not empty",
@@ -142,7 +135,7 @@ def check_destination(destination: Path, *, force: bool) -> None:
 
 def scaffold(
     destination: Path,
-    template: BundledTemplate | str,
+    template: str,
     *,
     data: Mapping[str, Any],
     ask: bool,
@@ -153,6 +146,7 @@ def scaffold(
     """Make a project.
 
     Args:
+        template: as `find_template` takes it.
         data: answers to the template's questions.
         ask: ask the other questions on the terminal; otherwise they get their defaults.
         force: write into a folder that is not empty. Its files stay; a new file of the same name is written as `.new`.
@@ -162,29 +156,27 @@ def scaffold(
     Raises UsageError for a destination, template or answer that cannot be used, EnvironmentFault where the folder
     cannot be written.
     """
+    found = find_template(template)
     destination = destination.absolute()
     check_destination(destination, force=force)
-    _check_name(destination.resolve().name, "the folder of a project")
-    if not isinstance(template, str) and (unknown := [key for key in data if key not in template.questions]):
-        why = f"the template {template.name} asks no such question: {did_you_mean(unknown[0], template.questions)}"
+    folder = destination.resolve().name
+    _check_name(folder, "the folder of a project")
+    if isinstance(found, BundledTemplate) and (unknown := [key for key in data if key not in found.questions]):
+        why = f"the template {found.name} asks no such question: {did_you_mean(unknown[0], found.questions)}"
         raise UsageError(f"--answer {unknown[0]} answers no question", why, "aifx init --list")
     with _staging(destination, dry_run=dry_run) as staging:
-        rendered = staging / (
-            destination.resolve().name or "project"
-        )  # a template may ask copier for the folder's name
-        name = _render(template, staging, rendered, data=data, ask=ask, vcs_ref=vcs_ref)
+        rendered = staging / (folder or "project")  # a template may ask copier for the folder's name
+        name = _render(found, staging, rendered, data=data, ask=ask, vcs_ref=vcs_ref)
         landing = list(_landing(rendered, destination))
         if not dry_run:
             _land(landing, rendered, destination)
     files = tuple(str(target.relative_to(destination)) for _, target, _ in landing)
     set_beside = tuple(str(target.relative_to(destination)) for _, target, beside in landing if beside)
-    return Scaffolded(destination, name, files, set_beside, dry_run, _next_steps(destination, files))
-
-
-def _next_steps(project: Path, files: Sequence[str]) -> tuple[str, ...]:
-    here = os.path.relpath(project)
-    steps = () if here == "." else (f"cd {shlex.quote(here)}",)
-    return (*steps, "aifx train", "aifx eval") if "aifx.toml" in files else steps
+    here = os.path.relpath(destination)
+    steps = [] if here == "." else [f"cd {shlex.quote(here)}"]
+    if "aifx.toml" in files:
+        steps += ["aifx train", "aifx eval"]
+    return Scaffolded(destination, name, files, set_beside, dry_run, tuple(steps))
 
 
 @contextmanager
@@ -215,11 +207,11 @@ def _render(
     """Run copier into `rendered`; the template's name."""
     import copier  # 0.4 s: only once there is something to render
 
-    name = template if isinstance(template, str) else template.name
+    copy = staging / "template"
     if isinstance(template, str):
-        source = template_source(template, staging / "template", vcs_ref)
-    else:
-        source = str(_own_copy(template, staging / "template"))
+        name, source = template, template_source(template, copy, vcs_ref)
+    else:  # a plain copy: an editable install may hold links, which copier refuses to follow out of the template
+        name, source = template.name, str(shutil.copytree(template.path, copy))
     settings = copier.Settings(defaults=copier.load_settings().defaults, trust=[])  # nothing is trusted to run code
     messages = _Messages(sys.stderr)
     with _in_our_words(name), with_safe_path(), redirect_stdout(messages), redirect_stderr(messages):
@@ -233,10 +225,10 @@ def _render(
             quiet=not isinstance(template, str),
         )
     check_rendered(rendered, name)
-    if isinstance(template, str) and source != template:
-        name_source(rendered, source, template)
     if not isinstance(template, str):
         _make_scripts_executable(rendered)
+    elif source != template:
+        name_source(rendered, source, template)
     return name
 
 
@@ -266,12 +258,6 @@ class _Messages:
         return getattr(self._stream, name)
 
 
-def _own_copy(template: BundledTemplate, target: Path) -> Path:
-    """A plain copy: an editable install may hold a template as links, which copier refuses to follow out of it."""
-    shutil.copytree(template.path, target)
-    return target
-
-
 def _make_scripts_executable(folder: Path) -> None:
     """Wheels and archives may lose the mode of a script, and a read-only install passes its own mode on."""
     for path in folder.rglob("*"):
@@ -291,15 +277,12 @@ def _in_our_words(template: str) -> Iterator[None]:
     except (AifxError, CopierAnswersInterrupt):
         raise
     except UnsafeTemplateError as err:
-        raise UsageError(
-            f"the template {template} is refused",
-            str(err).partition("\n")[0] + " aifx runs no code of a template.",
-            f"if you trust it: copier copy --trust {template} DIR",
-        ) from err
+        why = str(err).partition("\n")[0] + " aifx runs no code of a template."
+        hint = f"if you trust it: copier copy --trust {template} DIR"
+        raise UsageError(f"the template {template} is refused", why, hint) from err
     except InteractiveSessionError as err:
-        raise UsageError(
-            f"the template {template} asks questions", "there is no terminal", "--yes or --answer KEY=VALUE"
-        ) from err
+        hint = "--yes or --answer KEY=VALUE"
+        raise UsageError(f"the template {template} asks questions", "there is no terminal", hint) from err
     except ValueError as err:
         if type(err).__name__ == "ForbiddenPathError":  # copier's message names the path alone
             why = f"{err}: it is a link or a path that leaves the template"
@@ -317,12 +300,8 @@ def _in_our_words(template: str) -> Iterator[None]:
 
 
 def _unusable(template: str, err: Exception) -> UsageError:
-    why = _line(getattr(err, "stderr", None) or str(err))
+    why = " ".join((getattr(err, "stderr", None) or str(err)).split())
     return UsageError(f"the template {template} cannot be used", why, "aifx init --list")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
 
 
 Landing = tuple[Path, Path, bool]  # (rendered file, where it goes, whether it goes beside one that is there)

@@ -15,7 +15,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 
 if TYPE_CHECKING:
-    from aifx.scaffold.projects import BundledTemplate, Scaffolded
+    from aifx.scaffold.projects import Scaffolded
 
 
 DirectoryArgument = Annotated[
@@ -94,51 +94,23 @@ def init(
     of aifx need no network. --template also accepts copier templates (https://copier.readthedocs.io) that run no code.
     """
     with terminal(json) as out:
+        from aifx.scaffold.projects import TemplateList, bundled_templates, check_destination, parse_answers, scaffold
+
         if list_:
-            _list(out)
+            templates = bundled_templates()
+            out.document(TemplateList(templates))
+            out.table(["template", "what it is"], [(t.name, t.summary) for t in templates])
             return
+        destination, data = directory or Path(), parse_answers(answer or ())
         ask = not yes and sys.stdin.isatty() and out.err.is_terminal
-        made = _make(out, directory, template, answer or [], ask=ask, force=force, vcs_ref=vcs_ref, dry_run=dry_run)
+        if template is None:
+            check_destination(destination, force=force)  # before anything is asked
+            template = _choose(out, ask=ask)
+        made = scaffold(destination, template, data=data, ask=ask, force=force, vcs_ref=vcs_ref, dry_run=dry_run)
         out.document(made)
         _show(out, made)
         if force and not made.set_beside:
             out.log("--force was not needed: no file was in the way")
-
-
-def _list(out: Output) -> None:
-    from aifx.scaffold.projects import TemplateList, bundled_templates
-
-    templates = bundled_templates()
-    out.document(TemplateList(templates))
-    out.table(["template", "what it is"], [(t.name, t.summary) for t in templates])
-
-
-def _make(
-    out: Output,
-    directory: Path | None,
-    template: str | None,
-    answer: list[str],
-    *,
-    ask: bool,
-    force: bool,
-    vcs_ref: str | None,
-    dry_run: bool,
-) -> Scaffolded:
-    from aifx.scaffold.projects import check_destination, find_template, parse_answers, scaffold
-
-    destination = directory or Path()
-    answers = parse_answers(answer)
-    chosen = find_template(template) if template else None
-    check_destination(destination, force=force)  # before anything is asked
-    return scaffold(
-        destination,
-        chosen or find_template(_choose(out, ask=ask)),
-        data=answers,
-        ask=ask,
-        force=force,
-        vcs_ref=vcs_ref,
-        dry_run=dry_run,
-    )
 
 
 def _choose(out: Output, *, ask: bool) -> str:
@@ -150,7 +122,7 @@ def _choose(out: Output, *, ask: bool) -> str:
         return DEFAULT_TEMPLATE
     from rich.prompt import Prompt
 
-    templates: list[BundledTemplate] = bundled_templates()
+    templates = bundled_templates()
     for known in templates:
         out.log(f"{known.name}: {known.summary}")
     return Prompt.ask("Which template?", choices=[t.name for t in templates], default=DEFAULT_TEMPLATE, console=out.err)

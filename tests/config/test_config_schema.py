@@ -14,7 +14,7 @@ from aifx.config.schema import properties
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.models.decoder import PRESETS, DecoderSection
-from aifx.scaffold.projects import find_template, scaffold
+from aifx.scaffold.projects import scaffold
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def validator() -> Any:
 
 @pytest.mark.parametrize("template", ["custom-task", "language-model", "vision-inspection"])
 def test_the_templates_conform(template: str, validator: Any, tmp_path: Path) -> None:
-    scaffold(tmp_path / "new", find_template(template), data={}, ask=False)
+    scaffold(tmp_path / "new", template, data={}, ask=False)
     document = tomli.loads((tmp_path / "new" / "aifx.toml").read_text())
     assert len(document) > 3
     validator.validate(document)

@@ -12,7 +12,7 @@ import pytest
 from aifx.core.errors import UsageError
 from aifx.core.files import UnsafeFile
 from aifx.runs.provenance import git_state
-from aifx.scaffold.projects import Scaffolded, find_template, scaffold
+from aifx.scaffold.projects import Scaffolded, scaffold
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -63,8 +63,7 @@ def arm(folder: Path, program: Path) -> None:
 
 
 def make(destination: Path, template: Path | str, **options: object) -> Scaffolded:
-    found = find_template(str(template))
-    return scaffold(destination, found, **({"data": {}, "ask": False} | options))  # type: ignore[arg-type]
+    return scaffold(destination, str(template), **({"data": {}, "ask": False} | options))  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)

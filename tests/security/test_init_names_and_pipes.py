@@ -13,7 +13,7 @@ import pytest
 from aifx.config import load_config
 from aifx.core.errors import ConfigError, UsageError
 from aifx.core.project import find_project
-from aifx.scaffold.projects import find_template, parse_answers, scaffold
+from aifx.scaffold.projects import parse_answers, scaffold
 
 NAMES = ["evil\x1b]0;title\x07", "evil\x9b2J", "two\nlines\x00", "gnp\u202eexe"]
 
@@ -22,14 +22,13 @@ NAMES = ["evil\x1b]0;title\x07", "evil\x9b2J", "two\nlines\x00", "gnp\u202eexe"]
 def test_a_name_with_control_characters_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="cannot be"):
         parse_answers([f"project_name={name}"])
-    template = find_template("language-model")
     with pytest.raises(UsageError) as caught:  # by the template itself, as at its question
-        scaffold(tmp_path / "made", template, data={"project_name": name}, ask=False)
+        scaffold(tmp_path / "made", "language-model", data={"project_name": name}, ask=False)
     assert "printable" in caught.value.why
     folder = tmp_path / name.replace("\0", "").replace("\n", "")
     if "\n" not in name:
         with pytest.raises(UsageError, match="the folder of a project cannot be"):
-            scaffold(folder, template, data={}, ask=False)
+            scaffold(folder, "language-model", data={}, ask=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -40,7 +39,7 @@ def test_a_configured_name_with_control_characters_is_refused(tmp_path: Path) ->
 
 
 def test_ordinary_names_are_accepted(tmp_path: Path) -> None:
-    made = scaffold(tmp_path / "Größe 日本", find_template("language-model"), data={}, ask=False)
+    made = scaffold(tmp_path / "Größe 日本", "language-model", data={}, ask=False)
     assert 'name = "Größe 日本"' in (made.project / "aifx.toml").read_text()
 
 

@@ -30,8 +30,7 @@ def write_template(folder: Path, questions: str = "ship:\n  default: Pequod\n", 
 
 
 def make(destination: Path, template: Path | str, **options: object) -> Scaffolded:
-    found = find_template(str(template))
-    return scaffold(destination, found, **({"data": {}, "ask": False} | options))  # type: ignore[arg-type]
+    return scaffold(destination, str(template), **({"data": {}, "ask": False} | options))  # type: ignore[arg-type]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
