@@ -17,7 +17,7 @@ from aifx.config.sections import Conflict, DataSection, Fraction
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data.base import Batch, DataFormat, Split, undefined
-from aifx.data.order import Shuffle
+from aifx.data.order import shuffled
 from aifx.data.rows import FORMATS, input_file, read_rows
 from aifx.data.sections import held_out_conflicts, missing_file
 from aifx.data.spec import DataSpec, Field
@@ -39,21 +39,22 @@ class ArraySource:
     """Batches of arrays, and "weights" float32 `[rows]`, 0 on the rows that fill the last batch."""
 
     arrays: Arrays
-    shuffle: Shuffle | None
+    seed: int | None
     batch_size: int
     augment: Augment | None = None
 
     @property
     def num_batches(self) -> int | None:
-        return None if self.shuffle else -(-_num_examples(self.arrays) // self.batch_size)
+        return -(-_num_examples(self.arrays) // self.batch_size) if self.seed is None else None
 
     def read(self, step: int, rows: slice) -> Batch:
         places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
-        which = np.array([self.shuffle.at(place)[1] for place in places] if self.shuffle else places, np.int64)
-        is_real = which < _num_examples(self.arrays)
+        count, seed = _num_examples(self.arrays), self.seed
+        which = np.array(places if seed is None else [shuffled(place, count, seed)[1] for place in places], np.int64)
+        is_real = which < count
         batch = {name: values[np.where(is_real, which, 0)] for name, values in self.arrays.items()}
-        if self.shuffle and self.augment:
-            batch = self.augment(batch, self.shuffle.seed, places)
+        if seed is not None and self.augment:
+            batch = self.augment(batch, seed, places)
         for values in batch.values():
             values[~is_real] = 0
         weights = batch.get(WEIGHTS, np.ones(len(places), np.float32))
@@ -81,8 +82,7 @@ class ArrayDataset:
             there = ", ".join(name for name, values in self.splits.items() if any(map(len, values.values())))
             why = f"it has examples for {there}" if there else "it is empty"
             raise DataError(f"{self.name}: no examples in the {split} split", why, self.hints.get(split, ""))
-        shuffle = None if seed is None else Shuffle(_num_examples(arrays), seed)
-        return ArraySource(arrays, shuffle, batch_size, self.augment)
+        return ArraySource(arrays, seed, batch_size, self.augment)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {"examples": int(np.count_nonzero(batch[WEIGHTS]))}

@@ -13,22 +13,15 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")
 
 
-class Shuffle:
-    """Visits `length` examples once an epoch. Grain's index_shuffle takes any place of any epoch to its example."""
+def shuffled(place: int, length: int, seed: int) -> tuple[int, int]:
+    """Epoch and example of the place-th example of a training that visits each of `length` examples once per epoch."""
+    # Grain takes a second to import, a tenth where jax and orbax are there already.
+    from grain.experimental import index_shuffle
 
-    def __init__(self, length: int, seed: int) -> None:
-        assert 0 < length < 2**32
-        self.length = length
-        self.seed = seed
-
-    def at(self, place: int) -> tuple[int, int]:
-        """Epoch and example of the place-th example of the whole training."""
-        # Grain takes a second to import, a tenth where jax and orbax are there already.
-        from grain.experimental import index_shuffle
-
-        epoch, within = divmod(place, self.length)
-        seed = derived_seed("shuffle", self.seed, epoch)
-        return epoch, index_shuffle(within, max_index=self.length - 1, seed=seed, rounds=4)
+    assert 0 < length < 2**32
+    epoch, within = divmod(place, length)
+    epoch_seed = derived_seed("shuffle", seed, epoch)
+    return epoch, index_shuffle(within, max_index=length - 1, seed=epoch_seed, rounds=4)
 
 
 def prefetch(source: BatchSource, steps: range, rows: slice, depth: int = 2) -> Generator[Batch, None, None]:

@@ -13,9 +13,10 @@ Possessive quantifiers and atomic groups give nothing back, so they are always a
 from __future__ import annotations
 
 import functools
+import math
 import re
 import unicodedata
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from tokenizers import Regex, normalizers
 
@@ -40,7 +41,7 @@ class _Item:
     low: int = 1
     high: float = 1
     keeps: bool = False  # atomic or possessive: gives nothing back
-    is_group: bool = field(default=False)
+    is_group: bool = False
 
     @property
     def is_exact(self) -> bool:
@@ -137,19 +138,17 @@ def _sample() -> str:
 
 def _parse(pattern: str, at: int) -> tuple[tuple[tuple[_Item, ...], ...], int]:
     """The branches from `at` up to an unmatched ")" or the end, and where that is."""
-    branches: list[tuple[_Item, ...]] = []
-    branch: list[_Item] = []
+    branches: list[list[_Item]] = [[]]
     while at < len(pattern) and pattern[at] != ")":
         if pattern[at] == "|":
-            branches.append(tuple(branch))
-            branch = []
+            branches.append([])
             at += 1
             continue
         item, at = _atom(pattern, at)
         if item is not None:
             item, at = _quantified(item, pattern, at)
-            branch.append(item)
-    return (*branches, tuple(branch)), at
+            branches[-1].append(item)
+    return tuple(map(tuple, branches)), at
 
 
 def _quantified(item: _Item, pattern: str, at: int) -> tuple[_Item, int]:
@@ -160,11 +159,10 @@ def _quantified(item: _Item, pattern: str, at: int) -> tuple[_Item, int]:
         if item.low != 1 or item.high != 1:
             item = _Item(branches=((item,),), is_group=True)  # a quantifier of a quantifier
         if sign:
-            item = replace(item, low=int(sign == "+"), high=1 if sign == "?" else float("inf"))
-            item = replace(item, keeps=item.keeps or suffix == "+")
+            bound, keeps = 1 if sign == "?" else math.inf, item.keeps or suffix == "+"
+            item = replace(item, low=int(sign == "+"), high=bound, keeps=keeps)
         else:
-            bound = float(high) if high else float("inf") if comma else float(low)
-            item = replace(item, low=int(low or 0), high=bound)
+            item = replace(item, low=int(low or 0), high=float(high or (math.inf if comma else low)))
         at = found.end()
     return item, at
 
@@ -192,14 +190,12 @@ def _atom(pattern: str, at: int) -> tuple[_Item | None, int]:
 
 
 def _group(pattern: str, at: int) -> tuple[_Item | None, int]:
-    atomic = False
     if pattern.startswith("(?#", at):
         end = pattern.find(")", at)
         return None, end + 1 if end >= 0 else len(pattern)
-    if pattern.startswith(("(?=", "(?!", "(?>"), at):
-        atomic, at = True, at + 3
-    elif pattern.startswith(("(?<=", "(?<!"), at):
-        atomic, at = True, at + 4
+    atomic = pattern.startswith(("(?=", "(?!", "(?>", "(?<=", "(?<!"), at)
+    if atomic:
+        at += 4 if pattern[at + 2] == "<" else 3
     elif pattern.startswith("(?<", at):
         at = pattern.find(">", at) + 1 or len(pattern)
     elif flags := _FLAGS.match(pattern, at):

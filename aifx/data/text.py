@@ -18,7 +18,7 @@ from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
 from aifx.data.base import Batch, DataFormat, Split
 from aifx.data.corpus import SPLITS, Corpus, file_corpus, open_corpus, split_corpus
-from aifx.data.order import Shuffle
+from aifx.data.order import shuffled
 from aifx.data.rows import InputFile, Row, field, read_rows
 from aifx.data.sections import TextSection
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
@@ -43,7 +43,7 @@ class TextSource:
     """
 
     sequences: Sequences
-    shuffle: Shuffle | None
+    seed: int | None
     batch_size: int
     seq_len: int
     eos_id: int
@@ -51,14 +51,15 @@ class TextSource:
 
     @property
     def num_batches(self) -> int | None:
-        return None if self.shuffle else -(-len(self.sequences) // self.batch_size)
+        return -(-len(self.sequences) // self.batch_size) if self.seed is None else None
 
     def read(self, step: int, rows: slice) -> Batch:
         places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        count = len(self.sequences)
         batch = empty_batch(len(places), self.seq_len, self.eos_id, documents=self.documents)
         for row, place in enumerate(places):
-            epoch, index = self.shuffle.at(place) if self.shuffle else (0, place)
-            if index < len(self.sequences):
+            epoch, index = (0, place) if self.seed is None else shuffled(place, count, self.seed)
+            if index < count:
                 self.sequences.write(index, epoch, batch, row)
         return batch
 
@@ -96,8 +97,7 @@ class TextData:
             sequences = StreamSequences(tokens, seq_len, seed)
         else:
             sequences = stream_windows(tokens, seq_len, stride)
-        shuffle = Shuffle(len(sequences), seed) if seed is not None else None
-        return TextSource(sequences, shuffle, batch_size, seq_len, self.tokenizer.eos_id, documents)
+        return TextSource(sequences, seed, batch_size, seq_len, self.tokenizer.eos_id, documents)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Targets that count, and the bytes of their text."""

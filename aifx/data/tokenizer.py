@@ -114,11 +114,13 @@ class Tokenizer:
         data, so that sums over a split are right.
         """
         sizes = np.zeros(self.vocab_size, np.float32)
-        special = {token["id"] for token in self._description.get("added_tokens", ()) if token.get("special")}
+        added = self._inner.get_added_tokens_decoder()
         for token, index in self._inner.get_vocab(with_added_tokens=True).items():
-            if index not in special:
-                sizes[index] = self._size(token, index) if self.is_byte_level else self.bytes_per_token
-        sizes[self.eos_id] = 0
+            if not self.is_byte_level:
+                sizes[index] = self.bytes_per_token
+            else:  # in byte-level BPE one character is one byte
+                sizes[index] = len(token.encode()) if index in added else len(token)
+        sizes[[self.eos_id, *(index for index, token in added.items() if token.special)]] = 0
         return sizes
 
     @property
@@ -127,10 +129,6 @@ class Tokenizer:
         added = self._description.get("added_tokens", ())
         plain = all(not (token.get("lstrip") or token.get("rstrip") or " " in token["content"]) for token in added)
         return self.is_byte_level and plain
-
-    def _size(self, token: str, index: int) -> int:
-        added = self._inner.get_added_tokens_decoder()
-        return len(token.encode()) if index in added else len(token)  # in byte-level BPE one character is one byte
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:

@@ -24,7 +24,7 @@ from prose import prose
 
 from aifx.core.project import Project
 from aifx.data.base import Batch
-from aifx.data.order import Shuffle, prefetch
+from aifx.data.order import prefetch, shuffled
 from aifx.data.sections import TextSection
 from aifx.data.sequences import (
     PackedSequences,
@@ -61,8 +61,7 @@ def split_of(lengths: list[int], *, closed: bool) -> SplitTokens:
 
 
 def source_of(sequences: Sequences, batch_size: int, seq_len: int, *, documents: bool, seed: int | None) -> TextSource:
-    shuffle = None if seed is None else Shuffle(len(sequences), seed)
-    return TextSource(sequences, shuffle, batch_size, seq_len, EOS, documents)
+    return TextSource(sequences, seed, batch_size, seq_len, EOS, documents)
 
 
 def digest(batch: Batch) -> str:
@@ -357,16 +356,14 @@ def test_a_failure_while_reading_ahead_is_raised() -> None:
 
 
 def test_shuffling_takes_no_memory() -> None:
-    shuffle = Shuffle(2**31, 1)
-    assert len({shuffle.at(place) for place in range(1000)}) == 1000
-    assert shuffle.at(2**31)[0] == 1
+    assert len({shuffled(place, 2**31, 1) for place in range(1000)}) == 1000
+    assert shuffled(2**31, 2**31, 1)[0] == 1
 
 
 @examples(15)
 @given(st.integers(1, 200), st.integers(0, 2**70))
 def test_each_epoch_is_a_shuffle_of_its_own(length: int, seed: int) -> None:
-    shuffle = Shuffle(length, seed)
-    places = [shuffle.at(place) for place in range(3 * length)]
+    places = [shuffled(place, length, seed) for place in range(3 * length)]
     orders = [[index for epoch, index in places if epoch == number] for number in range(3)]
     for order in orders:
         assert sorted(order) == list(range(length))
