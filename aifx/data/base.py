@@ -28,14 +28,12 @@ class BatchSource(Protocol):
     @property
     def batch_size(self) -> int:
         """Rows of a global batch."""
-        ...
 
     @property
     def num_batches(self) -> int | None: ...
 
     def read(self, step: int, rows: slice) -> Batch:
         """Rows `rows` of the global batch of `step` (steps count from 0). The same bytes whenever it is called."""
-        ...
 
 
 class Dataset(Protocol):
@@ -44,33 +42,25 @@ class Dataset(Protocol):
     @property
     def spec(self) -> DataSpec:
         """What a model must know of it."""
-        ...
 
     @property
     def digest(self) -> str:
         """SHA-256 over the data and how it is read: equal digests give equal batches."""
-        ...
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> BatchSource:
         """Batches of `split`: shuffled by `seed` without end, or without one in order and each example once.
 
         Raises DataError if there is no such split.
         """
-        ...
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """What a batch holds by unit ("examples", "tokens", "bytes"), padding left out."""
-        ...
 
 
 class DataFormat(ABC):
-    """How a kind of data is read. Except for `open`, it needs no training data.
+    """How a kind of data is read. Except for `open`, it needs no training data."""
 
-    Attributes:
-        spec: what a model must know of the data.
-    """
-
-    spec: DataSpec
+    spec: DataSpec  # what a model must know of the data
 
     @classmethod
     @abstractmethod

@@ -7,7 +7,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -64,7 +64,9 @@ def _archive(file: InputFile) -> Iterator[Row]:
 def _array_rows(stream: IO[bytes], where: str) -> Iterator[np.ndarray]:
     """The rows of an array in the .npy format, read one at a time."""
     try:
-        shape, fortran_order, dtype = _header(stream)
+        is_first_version = np.lib.format.read_magic(stream) == (1, 0)
+        read_header = np.lib.format.read_array_header_1_0 if is_first_version else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(stream)
     except (ValueError, EOFError, OverflowError) as error:
         raise DataError(f"{where} is not a NumPy array", str(error).splitlines()[0], HINT) from None
     if dtype != np.uint8 or len(shape) not in (3, 4) or fortran_order:
@@ -78,17 +80,9 @@ def _array_rows(stream: IO[bytes], where: str) -> Iterator[np.ndarray]:
         except (zlib.error, zipfile.BadZipFile, EOFError) as error:
             raise DataError(f"{where} is damaged at image {number}", str(error), "copy it again") from None
         if len(data) < size:
-            raise DataError(
-                f"{where} is cut off at image {number}", f"{shape[0]} images are announced", "copy it again"
-            )
+            why = f"{shape[0]} images are announced"
+            raise DataError(f"{where} is cut off at image {number}", why, "copy it again")
         yield np.frombuffer(data, np.uint8).reshape(shape[1:])
-
-
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    return np.lib.format.read_array_header_2_0(stream)
 
 
 def _picture(file: InputFile, image_shape: tuple[int, int, int]) -> np.ndarray:
@@ -108,9 +102,8 @@ def _picture(file: InputFile, image_shape: tuple[int, int, int]) -> np.ndarray:
                 raise DataError(f"{file.name} has {picture.size[0]} x {picture.size[1]} pixels", why, "resize it")
             return np.asarray(picture.convert(mode))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{file.name}: not a picture that can be read", str(error).splitlines()[0], f"file {file.name}"
-        ) from None
+        what = f"{file.name}: not a picture that can be read"
+        raise DataError(what, str(error).splitlines()[0], f"file {file.name}") from None
 
 
 def image_arrays(names: Collection[str]) -> list[str]:

@@ -25,19 +25,15 @@ class Sequences(Protocol):
 
     def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
         """Writes example `index` into `row` of a batch that `empty_batch` made."""
-        ...
 
 
 def empty_batch(rows: int, seq_len: int, eos_id: int, *, documents: bool) -> Batch:
     """Padding: inputs and targets eos, weights 0, and with `documents` segment 0 at position 0."""
-    batch: Batch = {
-        "inputs": np.full((rows, seq_len), eos_id, np.int32),
-        "targets": np.full((rows, seq_len), eos_id, np.int32),
-        "weights": np.zeros((rows, seq_len), np.float32),
-    }
+    shape = (rows, seq_len)
+    batch: Batch = {name: np.full(shape, eos_id, np.int32) for name in ("inputs", "targets")}
+    batch["weights"] = np.zeros(shape, np.float32)
     if documents:
-        batch["segment_ids"] = np.zeros((rows, seq_len), np.int32)
-        batch["positions"] = np.zeros((rows, seq_len), np.int32)
+        batch |= {name: np.zeros(shape, np.int32) for name in ("segment_ids", "positions")}
     return batch
 
 
@@ -76,13 +72,11 @@ class StreamSequences:
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """Rows that hold whole spans of tokens, one after another.
-
-    spans: int64 [spans, 4], in order of row: row, position of the first input, number of inputs, and how many of the
-        first targets are context only (weight 0).
-    """
+    """Rows that hold whole spans of tokens, one after another."""
 
     tokens: np.ndarray | BlockArray
+    # int64 [spans, 4], in order of row: row, position of the first input, number of inputs, and how many of the first
+    # targets are context only (weight 0).
     spans: np.ndarray
     documents: bool  # whether batches mark the spans of a row
 
@@ -111,8 +105,7 @@ def stream_windows(split: SplitTokens, seq_len: int, stride: int) -> PackedSeque
     The first window scores all its targets, those after it the next `stride`, with seq_len - stride tokens or more of
     context before them.
     """
-    starts = np.zeros(1, np.int64)
-    spans = _windows(starts, np.array([split.num_targets]), seq_len, stride, context=True)
+    spans = _windows(np.array([0]), np.array([split.num_targets]), seq_len, stride, context=True)
     spans = np.insert(spans, 0, np.arange(len(spans)), axis=1)
     return PackedSequences(split.tokens, spans, documents=False)
 
@@ -144,12 +137,10 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     """
     rows = np.empty(len(lengths), np.int64)
     waiting: list[list[int]] = [[] for _ in range(capacity + 1)]
-    rooms = 0
-    num_rows = 0
+    rooms = num_rows = 0
     for item in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[item])
-        fitting = rooms >> length
-        if fitting:
+        if fitting := rooms >> length:
             room = length + (fitting & -fitting).bit_length() - 1
             row = waiting[room].pop()
             if not waiting[room]:

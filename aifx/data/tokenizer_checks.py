@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,11 +23,8 @@ def check_vocabulary(vocabulary: Mapping[str, int], name: str) -> None:
     """Raises DataError if ids go far beyond the number of tokens: a model has a row for each id."""
     highest = max(vocabulary.values(), default=0)
     if highest > 2 * len(vocabulary) + 2**16:
-        raise DataError(
-            f"{name}: its ids go up to {highest:,}",
-            f"it has {len(vocabulary):,} tokens, and a model needs a row for each id",
-            "number its tokens from 0",
-        )
+        why = f"it has {len(vocabulary):,} tokens, and a model needs a row for each id"
+        raise DataError(f"{name}: its ids go up to {highest:,}", why, "number its tokens from 0")
 
 
 def check_description(description: Mapping[str, Any], name: str) -> None:
@@ -34,18 +32,11 @@ def check_description(description: Mapping[str, Any], name: str) -> None:
     for step in ("normalizer", "pre_tokenizer", "decoder"):
         for pattern in _patterns(description.get(step)):
             if flaw := find_flaw(pattern):
-                raise DataError(
-                    f"{name}: matching its {step} may never end",
-                    f"{flaw}: {pattern[:200]}",
-                    "use possessive quantifiers or atomic groups, which give nothing back",
-                )
-        growth = _growth(description.get(step) or {})
-        if growth > MOST_GROWTH:
-            raise DataError(
-                f"{name}: its {step} makes {growth:,.0f} bytes of one byte of text",
-                f"{MOST_GROWTH} are allowed",
-                f"shorten the replacements of its {step}",
-            )
+                hint = "use possessive quantifiers or atomic groups, which give nothing back"
+                raise DataError(f"{name}: matching its {step} may never end", f"{flaw}: {pattern[:200]}", hint)
+        if (growth := _growth(description.get(step) or {})) > MOST_GROWTH:
+            what = f"{name}: its {step} makes {growth:,.0f} bytes of one byte of text"
+            raise DataError(what, f"{MOST_GROWTH} are allowed", f"shorten the replacements of its {step}")
 
 
 @contextmanager
@@ -59,9 +50,8 @@ def library_errors(name: str) -> Iterator[None]:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "retry-limit" in why:
             why = f"its pattern backtracks without end ({why})"
-        raise DataError(
-            f"{name} fails on this text", why, 'data.tokenizer is "bpe" or another tokenizer.json'
-        ) from error
+        hint = 'data.tokenizer is "bpe" or another tokenizer.json'
+        raise DataError(f"{name} fails on this text", why, hint) from error
 
 
 def _patterns(step: Any) -> Iterator[str]:
@@ -82,10 +72,8 @@ def _growth(step: Mapping[str, Any]) -> float:
     """The most bytes that one byte of text becomes."""
     kind = step.get("type")
     if kind == "Sequence":
-        growth = 1.0
-        for part in next((step[key] for key in ("normalizers", "pretokenizers", "decoders") if key in step), ()):
-            growth *= _growth(part)
-        return growth
+        parts = next((step[key] for key in ("normalizers", "pretokenizers", "decoders") if key in step), ())
+        return math.prod(map(_growth, parts))
     if kind == "Replace":
         size = len(str(step.get("content", "")).encode())
         pattern = step.get("pattern") or {}
