@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,9 +73,9 @@ class BlockArray:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
 
-    def damaged_blocks(self) -> Iterator[int]:
-        """The blocks whose bytes are not those that were written."""
-        return (block for block in range(len(self._checked)) if not self._is_whole(block))
+    def is_whole(self) -> bool:
+        """Whether every block is as it was written. Reads all of them."""
+        return all(self._is_whole(block) for block in range(len(self._checked)))
 
     def _check(self, block: int) -> None:
         with self._lock:

@@ -53,7 +53,38 @@ class ImageFormat(DataFormat):
 
     @classmethod
     def open(cls, section: ImagesSection, project: Project, assets: Path) -> tuple[ImageFormat, ArrayDataset]:
-        data = open_images(section, project)
+        """Reads and checks the archive. Copies of a training image are all trained on or all held out."""
+        path, name, fraction = project.root / section.path, section.path, section.validation_fraction
+        if path.is_file() and path.stat().st_size > LARGE_BYTES:
+            logger.info(f"reading {name}")
+        arrays = _read(path, name, TRAINING_ARRAYS)
+        limit = len(section.classes) or 2**15
+        train, test = (_examples(arrays, f"{split}_", name, limit, section) for split in ("train", "test"))
+        if train["inputs"].shape[1:] != test["inputs"].shape[1:]:
+            shapes = f"{arrays['train_images'].shape[1:]} and {arrays['test_images'].shape[1:]}"
+            raise DataError(f"{name}: train_images and test_images differ in shape", shapes, HINT)
+        held_out, count = _held_out(train["inputs"], fraction), len(train["inputs"])
+        if held_out.all():
+            hint = "aifx train --set data.validation_fraction=0.1"
+            raise DataError(f"{name}: validation takes every training image", f"there are {count}", hint)
+        if fraction > 0 and not held_out.any():
+            why, hint = f"{fraction:g} of {count} images is none", "aifx train --set data.validation_fraction=0.5"
+            raise DataError(f"{name}: no training image is held out for validation", why, hint)
+        largest = int(np.concatenate([train["targets"], test["targets"]]).max())
+        splits: dict[Split, Arrays] = {
+            "train": {key: values[~held_out] for key, values in train.items()},
+            "validation": {key: values[held_out] for key, values in train.items()},
+            "test": test,
+        }
+        data = array_dataset(
+            splits,
+            classes=section.classes or tuple(str(label) for label in range(largest + 1)),
+            axes=AXES,
+            augment=partial(_augment, section) if section.flip or section.shift else None,
+            how=("images", section.flip, section.shift),
+            name=name,
+            hints={"validation": "aifx train --set data.validation_fraction=0.1"},
+        )
         return cls(section, data.spec), data
 
     @classmethod
@@ -61,7 +92,15 @@ class ImageFormat(DataFormat):
         return cls(section, spec)
 
     def open_file(self, path: Path) -> ArrayDataset:
-        return open_image_file(path, self.section, self.spec)
+        """An archive with the arrays images and labels, or else test_images and test_labels."""
+        name, shape = str(path), self.spec.fields["inputs"].shape
+        arrays = _read(path, name)
+        prefix = next(iter(arrays)).removesuffix("images")
+        examples = _examples(arrays, prefix, name, len(self.spec.classes), self.section)
+        if (found := examples["inputs"].shape[1:]) != shape:
+            why = f"the model takes images of shape {list(shape)}"
+            raise DataError(f"{name}: {prefix}images has images of shape {list(found)}", why, HINT)
+        return array_dataset({"test": examples}, classes=self.spec.classes, axes=AXES, name=name)
 
     def read_rows(self, file: InputFile) -> Iterator[Row]:
         """Images of .npz, .npy and picture files, and rows with a field "image"."""
@@ -79,59 +118,6 @@ class ImageFormat(DataFormat):
     def image_shape(self) -> tuple[int, int, int]:
         height, width, channels = self.spec.fields["inputs"].shape
         return height, width, channels
-
-
-def open_images(section: ImagesSection, project: Project) -> ArrayDataset:
-    """Reads and checks the archive. Copies of a training image are all trained on or all held out.
-
-    Raises DataError naming the file and the array.
-    """
-    path, name, fraction = project.root / section.path, section.path, section.validation_fraction
-    if path.is_file() and path.stat().st_size > LARGE_BYTES:
-        logger.info(f"reading {name}")
-    arrays = _read(path, name, TRAINING_ARRAYS)
-    limit = len(section.classes) or 2**15
-    train, test = (_examples(arrays, f"{split}_", name, limit, section) for split in ("train", "test"))
-    if train["inputs"].shape[1:] != test["inputs"].shape[1:]:
-        shapes = f"{arrays['train_images'].shape[1:]} and {arrays['test_images'].shape[1:]}"
-        raise DataError(f"{name}: train_images and test_images differ in shape", shapes, HINT)
-    held_out, count = _held_out(train["inputs"], fraction), len(train["inputs"])
-    if held_out.all():
-        hint = "aifx train --set data.validation_fraction=0.1"
-        raise DataError(f"{name}: validation takes every training image", f"there are {count}", hint)
-    if fraction > 0 and not held_out.any():
-        why, hint = f"{fraction:g} of {count} images is none", "aifx train --set data.validation_fraction=0.5"
-        raise DataError(f"{name}: no training image is held out for validation", why, hint)
-    largest = int(np.concatenate([train["targets"], test["targets"]]).max())
-    splits: dict[Split, Arrays] = {
-        "train": {key: values[~held_out] for key, values in train.items()},
-        "validation": {key: values[held_out] for key, values in train.items()},
-        "test": test,
-    }
-    return array_dataset(
-        splits,
-        classes=section.classes or tuple(str(label) for label in range(largest + 1)),
-        axes=AXES,
-        augment=partial(_augment, section) if section.flip or section.shift else None,
-        how=("images", section.flip, section.shift),
-        name=name,
-        hints={"validation": "aifx train --set data.validation_fraction=0.1"},
-    )
-
-
-def open_image_file(path: Path, section: ImagesSection, spec: DataSpec) -> ArrayDataset:
-    """Opens an archive as a test split: its arrays images and labels, or else test_images and test_labels.
-
-    Raises DataError naming the file and the array.
-    """
-    name, shape = str(path), spec.fields["inputs"].shape
-    arrays = _read(path, name)
-    prefix = next(iter(arrays)).removesuffix("images")
-    examples = _examples(arrays, prefix, name, len(spec.classes), section)
-    if (found := examples["inputs"].shape[1:]) != shape:
-        why = f"the model takes images of shape {list(shape)}"
-        raise DataError(f"{name}: {prefix}images has images of shape {list(found)}", why, HINT)
-    return array_dataset({"test": examples}, classes=spec.classes, axes=AXES, name=name)
 
 
 def _read(path: Path, name: str, wanted: Sequence[str] = ()) -> dict[str, np.ndarray]:
@@ -177,14 +163,7 @@ def _examples(
     Args:
         limit: labels are below it.
     """
-    images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
-    _check_images(images, f"{name}: {prefix}images", section)
-    _check_labels(labels, f"{name}: {prefix}labels", len(images), limit, section)
-    images = np.ascontiguousarray(images if images.ndim == 4 else images[..., None])
-    return {"inputs": images, "targets": labels.astype(np.int32)}
-
-
-def _check_images(images: np.ndarray, where: str, section: ImagesSection) -> None:
+    images, where = arrays[f"{prefix}images"], f"{name}: {prefix}images"
     if images.dtype != np.uint8:
         raise DataError(f"{where} is {images.dtype}", "images are uint8, 0 to 255", "images.astype('uint8')")
     if images.ndim not in (3, 4):
@@ -197,18 +176,18 @@ def _check_images(images: np.ndarray, where: str, section: ImagesSection) -> Non
         raise DataError(f"{where} has shape {list(images.shape)}", why, hint)
     if 0 in images.shape:
         raise DataError(f"{where} has no images", f"its shape is {list(images.shape)}", HINT)
-
-
-def _check_labels(labels: np.ndarray, where: str, num_images: int, limit: int, section: ImagesSection) -> None:
+    labels, where = arrays[f"{prefix}labels"], f"{name}: {prefix}labels"
     if labels.dtype.kind not in "iu":  # np.integer would also admit timedelta64
         raise DataError(f"{where} is {labels.dtype}", "labels are integers from 0", "labels.astype('int32')")
-    if labels.shape != (num_images,):
-        why = f"there are {num_images} images; one label an image is needed"
+    if labels.shape != (len(images),):
+        why = f"there are {len(images)} images; one label an image is needed"
         raise DataError(f"{where} has shape {list(labels.shape)}", why, HINT)
     if outside := np.flatnonzero((labels < 0) | (labels >= limit)).tolist():
         why = f"image {outside[0]} has it; labels go from 0 to {limit - 1}"
         hint = "data.classes names each label, in order" if section.classes else "number the labels from 0"
         raise DataError(f"{where} holds {int(labels[outside[0]])}", why, hint)
+    images = np.ascontiguousarray(images if images.ndim == 4 else images[..., None])
+    return {"inputs": images, "targets": labels.astype(np.int32)}
 
 
 def _held_out(images: np.ndarray, fraction: float) -> np.ndarray:

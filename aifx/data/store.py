@@ -84,8 +84,7 @@ class TokenStore:
         return {split: s.tokens for split, s in self.splits.items() if isinstance(s.tokens, BlockArray)}
 
     def is_whole(self) -> bool:
-        """Whether every block of tokens is as it was written. Reads all of them."""
-        return not any(next(array.damaged_blocks(), None) is not None for array in self.arrays.values())
+        return all(tokens.is_whole() for tokens in self.arrays.values())
 
 
 def open_store(path: Path) -> TokenStore | None:

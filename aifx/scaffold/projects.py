@@ -10,11 +10,11 @@ import shlex
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -186,13 +186,11 @@ def _staging(destination: Path, *, dry_run: bool) -> Iterator[Path]:
     if not place.is_dir():
         raise UsageError(f"{destination} lies below a file", f"{place} is a file", "aifx init another-folder")
     try:
-        folder = tempfile.mkdtemp(prefix=STAGING, dir=None if dry_run else place)
+        folder = TemporaryDirectory(prefix=STAGING, dir=None if dry_run else place, ignore_cleanup_errors=True)
     except OSError as err:
         raise EnvironmentFault(f"cannot write in {place}", str(err), "aifx init in a folder of your own") from err
-    try:
-        yield Path(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with folder as name:
+        yield Path(name)
 
 
 def _render(
@@ -335,19 +333,11 @@ def _land(landing: Sequence[Landing], rendered: Path, destination: Path) -> None
         destination.parent.mkdir(parents=True, exist_ok=True)
         rendered.rename(destination)
         return
-    landed: list[Path] = []
-    made: list[Path] = []
-    try:
+    with ExitStack() as undo:
         for source, target, _ in landing:
             for folder in reversed([p for p in target.parents if p.is_relative_to(destination) and not p.exists()]):
-                made.append(folder)
                 folder.mkdir()
-            landed.append(target)
+                undo.callback(folder.rmdir)
+            undo.callback(target.unlink, missing_ok=True)
             source.rename(target)
-    except BaseException:
-        for path in landed:
-            path.unlink(missing_ok=True)
-        for folder in reversed(made):
-            if folder.is_dir():
-                folder.rmdir()
-        raise
+        undo.pop_all()

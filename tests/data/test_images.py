@@ -18,7 +18,7 @@ from aifx.core.errors import DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset, array_dataset
 from aifx.data.base import Split
-from aifx.data.images import _augment, open_images
+from aifx.data.images import ImageFormat, _augment
 from aifx.data.sections import ImagesSection
 
 Write = Callable[..., Path]
@@ -44,7 +44,7 @@ def archive(**values: Any) -> bytes:
 
 def open_(project: Project, **keys: Any) -> ArrayDataset:
     section = ImagesSection(**{"image_size": (8, 6), "validation_fraction": 0.2, **keys})
-    return open_images(section, project)
+    return ImageFormat.open(section, project, project.root)[1]
 
 
 def test_each_image_is_in_one_split(project: Project, write: Write) -> None:
