@@ -142,6 +142,7 @@ def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
         for split in SPLITS:
             writers[split] = _SplitWriter(folder, split, dtype, tokenizer.eos_id)
         activity = f"tokenizing {corpus.names('train')}"
+        logger.info(activity)
         with report_progress(activity, corpus.expected_bytes(*SPLITS), "bytes") as progress:
             for split, piece, ids in _encoded(corpus, tokenizer):
                 writers[split].write(piece, ids)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -162,22 +162,14 @@ class TextFormat(DataFormat):
         ids = [eos_id, *self.tokenizer.encode(text), eos_id]
         document = SplitTokens(np.array(ids), np.array([0, len(ids) - 1]), closed=True, num_bytes=num_bytes)
         windows = stream_windows(document, section.seq_len, _stride(section))
-        batch = empty_batch(len(windows), section.seq_len, eos_id, documents=False)
-        for index in range(len(windows)):
-            windows.write(index, 0, batch, index)
-        batch["num_bytes"] = np.zeros(len(windows), np.int32)
-        batch["num_bytes"][0] = num_bytes
-        return batch
+        source = TextSource(windows, None, len(windows), section.seq_len, eos_id, documents=False)
+        return {**source.read(0, slice(None)), "num_bytes": np.array([num_bytes] + [0] * (len(windows) - 1), np.int32)}
 
     def _open(self, corpus: Corpus) -> TextData:
         section, tokenizer = self.section, self.tokenizer
         digest = _hexdigest("tokens", FORMAT, corpus.digest, tokenizer.data)
         path = cache_path("tokens") / digest
-
-        def build() -> TokenStore:
-            logger.info(f"tokenizing {corpus.names('train')}")
-            return build_store(path, corpus, tokenizer)
-
+        build = partial(build_store, path, corpus, tokenizer)
         store = open_store(path)
         if store is None and path.exists():
             logger.warning(f"the token store {path} is damaged; building it again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
 
@@ -52,7 +53,7 @@ class Objective:
         Args:
             totals: the sums over all batches; when evaluating also each count of `Dataset.counts`, with weight 1.
         """
-        return {name: float(total) / float(weight) for name, (total, weight) in totals.items()}
+        return {name: mean(pair) for name, pair in totals.items()}
 
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
         """What the model predicts for each example of a batch of `DataFormat.encode`'s arrays: `[examples, ...]`.
@@ -67,6 +68,12 @@ class Objective:
         By default the predictions of a row's one example as Python's numbers and lists.
         """
         return {name: values[0].tolist() for name, values in predictions.items()}
+
+
+def mean(pair: tuple[Any, Any]) -> float:
+    """Total over weight; not a number if nothing counts."""
+    total, weight = map(float, pair)
+    return total / weight if weight else math.nan
 
 
 def outputs(model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> jax.Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
-from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, outputs
+from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, mean, outputs
 from aifx.objectives.checks import check_targets, misfit
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params
@@ -45,11 +44,7 @@ class Classification(Objective):
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
         """loss [nats], accuracy; if confusion was summed also macro_f1, examples, per_class and confusion."""
-        loss, examples = (float(x) for x in totals["loss"])
-        report: dict[str, Any] = {
-            "loss": loss / examples if examples else math.nan,
-            "accuracy": float(totals["accuracy"][0]) / examples if examples else math.nan,
-        }
+        report: dict[str, Any] = {name: mean(totals[name]) for name in ("loss", "accuracy")}
         if "confusion" in totals:
             report |= class_report(np.asarray(totals["confusion"][0], np.float64), data.classes)
         return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
-from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, head_of
+from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, head_of, mean
 from aifx.objectives.checks import misfit
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params
@@ -37,9 +38,10 @@ class NextToken(Objective):
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
         """loss [nats per token], perplexity, and if bytes were counted bits_per_byte, tokens, bytes."""
-        nats, tokens = (float(x) for x in totals["loss"])
-        loss = nats / tokens if tokens else math.nan
-        report: dict[str, Any] = {"loss": loss, "perplexity": _exp(loss)}
+        nats, tokens = map(float, totals["loss"])
+        loss = mean(totals["loss"])
+        perplexity = math.inf if loss > math.log(sys.float_info.max) else math.exp(loss)
+        report: dict[str, Any] = {"loss": loss, "perplexity": perplexity}
         if "bytes" in totals:
             num_bytes = float(totals["bytes"][0])
             report["bits_per_byte"] = nats / math.log(2.0) / num_bytes if num_bytes else math.nan
@@ -73,10 +75,3 @@ def _cross_entropy(
     return linear_cross_entropy(
         hidden, head.weight, labels, ignore_label=UNSCORED, logit_softcap=head.logit_softcap, reduction=reduction
     )
-
-
-def _exp(loss: float) -> float:
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

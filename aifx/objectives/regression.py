@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
-from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, outputs
+from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, mean, outputs
 from aifx.objectives.checks import check_targets, misfit
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params
@@ -38,10 +37,7 @@ class Regression(Objective):
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
         """loss, mean_absolute_error, and when evaluating examples."""
-        means = {}
-        for name in ("loss", "mean_absolute_error"):
-            total, weight = (float(x) for x in totals[name])
-            means[name] = total / weight if weight else math.nan
+        means = {name: mean(totals[name]) for name in ("loss", "mean_absolute_error")}
         return means | ({"examples": round(float(totals["examples"][0]))} if "examples" in totals else {})
 
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
