@@ -1,18 +1,48 @@
-"""Arrays in memory-mapped files whose blocks have digests, which are compared when a block is first read."""
+"""Files that are compared with digests: whole, or the blocks of an array when each is first read."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from aifx.core.files import replace_file
 
 BLOCK_BYTES = 1 << 16
 """A sequence of a few thousand tokens touches one or two blocks; their digests take 0.05 % of the array's size."""
 
 DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def write_checked(path: Path, data: bytes) -> None:
+    """Write a file with the SHA-256 of its bytes behind them: whole or not at all, whatever stops the machine."""
+    replace_file(path, data + hashlib.sha256(data).digest())
+
+
+def read_checked(path: Path) -> memoryview:
+    """What `write_checked` wrote, memory-mapped. Raises OSError, and ValueError if it is damaged."""
+    content = memoryview(np.memmap(path, np.uint8, "r"))
+    if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
+        raise ValueError(f"{path} is damaged")
+    return content[:-DIGEST_BYTES]
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    stream = io.BytesIO()
+    np.save(stream, values)
+    write_checked(path, stream.getvalue())
+
+
+def read_array(path: Path) -> np.ndarray:
+    """What `write_array` wrote, memory-mapped. Raises OSError, and ValueError if it is damaged."""
+    read_checked(path)
+    values: np.ndarray = np.load(path, mmap_mode="r")
+    return values
 
 
 class BlockDigests:

@@ -11,9 +11,9 @@ from typing import Protocol
 import numpy as np
 
 from aifx.data.base import Batch
-from aifx.data.blocks import BlockArray
+from aifx.data.blocks import BlockArray, read_array, write_array
 from aifx.data.order import derived_seed
-from aifx.data.store import SplitTokens, read_array, write_synced_array
+from aifx.data.store import SplitTokens
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def packed_documents(split: SplitTokens, seq_len: int, stride: int | None, index
         rows = best_fit(pieces[:, 1], seq_len)
         order = np.lexsort((pieces[:, 0], rows))
         spans = np.concatenate([rows[order, None], pieces[order]], axis=1)
-        write_synced_array(index, spans)
+        write_array(index, spans)
     return PackedSequences(split.tokens, spans, documents=True)
 
 

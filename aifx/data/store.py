@@ -7,15 +7,14 @@ meta.json is there: builders write beside it and rename. For each split it holds
     <split>.tokens.sha256   SHA-256 of each 64 KiB of the tokens, one after the other
     <split>.documents.npy   int64 [documents + 1]: positions of the eos before each document, and of the end of the last
 
-meta.json holds the digests of the last two. They are verified when the store is opened, and a block of tokens when it
-is first read. A damaged store is built again.
+The last two end with a SHA-256 of their own, which is verified when the store is opened, as that of meta.json is. A
+block of tokens is verified when it is first read. A damaged store is built again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
@@ -42,14 +41,14 @@ from aifx.core.os_errors import errno_of, naming
 from aifx.core.private_folders import make_private
 from aifx.core.progress import report_progress
 from aifx.data.base import Split
-from aifx.data.blocks import DIGEST_BYTES, BlockArray, BlockDigests
+from aifx.data.blocks import BlockArray, BlockDigests, read_array, read_checked, write_array, write_checked
 from aifx.data.corpus import SPLITS, Corpus
 from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 # A batch has enough pieces a core that its last ones cost little, and a bound on the memory of its encodings.
 BATCH_CHARACTERS = min(os.cpu_count() or 1, 32) << 20
 AHEAD = 2  # batches that are encoded at a time, so that no core waits between them
@@ -92,17 +91,16 @@ def open_store(path: Path) -> TokenStore | None:
     splits: dict[Split, SplitTokens] = {}
     try:
         meta = json.loads((path / "meta.json").read_bytes())
-        if meta.pop("sha256") != _sha256(json.dumps(meta).encode()) or meta["format"] != FORMAT:
-            return None
-        if meta["sha256_of"] != _digests(path):
+        digest = meta.pop("sha256")
+        if digest != hashlib.sha256(json.dumps(meta).encode()).hexdigest() or meta["format"] != FORMAT:
             return None
         for split in SPLITS:
             tokens, digests, documents = (path / name for name in _file_names(split))
             values = np.load(tokens, mmap_mode="r")
             if (values.dtype.str, len(values)) != (meta["dtype"], meta["lengths"][split]):
                 return None
-            array = BlockArray(values, digests.read_bytes())
-            splits[split] = SplitTokens(array, np.load(documents, mmap_mode="r"), **meta["splits"][split])
+            array = BlockArray(values, bytes(read_checked(digests)))
+            splits[split] = SplitTokens(array, read_array(documents), **meta["splits"][split])
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return TokenStore(path, splits)
@@ -149,11 +147,10 @@ def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
                 progress.advance(piece.num_bytes)
         splits = {split: writer.finish() for split, writer in writers.items()}
         corpus.check_unchanged()
-        meta = {"format": FORMAT, "dtype": dtype.str, "splits": splits}
+        meta: dict[str, Any] = {"format": FORMAT, "dtype": dtype.str, "splits": splits}
         meta["lengths"] = {split: writer.length for split, writer in writers.items()}
-        meta["sha256_of"] = _digests(folder)
-        meta["sha256"] = _sha256(json.dumps(meta).encode())
-        write_synced(folder / "meta.json", json.dumps(meta, indent=1).encode())
+        meta["sha256"] = hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+        replace_file(folder / "meta.json", json.dumps(meta, indent=1).encode())
         return _put(folder, path)
     finally:
         for writer in writers.values():
@@ -178,15 +175,6 @@ def _put(folder: Path, path: Path) -> TokenStore:
             os.rename(path, aside)
         shutil.rmtree(aside, ignore_errors=True)
     raise EnvironmentFault(f"{path} cannot be put in place", why, f"rm -r {path}")
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files that are read whole."""
-    return {name: _sha256((folder / name).read_bytes()) for split in SPLITS for name in _file_names(split)[1:]}
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _file_names(split: Split) -> tuple[str, str, str]:
@@ -270,8 +258,8 @@ class _SplitWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-        write_synced(self._digests_path, self._digests.finish())
-        write_synced_array(self._documents_path, np.frombuffer(self._documents, np.int64))
+        write_checked(self._digests_path, self._digests.finish())
+        write_array(self._documents_path, np.frombuffer(self._documents, np.int64))
         return {"closed": closed, "num_bytes": self._num_bytes}
 
     def close(self) -> None:
@@ -301,29 +289,6 @@ def cache_folder(folder: Path) -> Iterator[None]:
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         hint = "AIFX_CACHE_DIR=/path/to/write/to aifx train"
         raise EnvironmentFault(f"{folder} cannot be written", error.strerror or "", hint) from error
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there, whole or not at all, whatever stops the machine."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, data)
-
-
-def write_synced_array(path: Path, values: np.ndarray) -> None:
-    """`write_synced` of a .npy file with the SHA-256 of its bytes behind them."""
-    stream = io.BytesIO()
-    np.save(stream, values)
-    data = stream.getvalue()
-    write_synced(path, data + hashlib.sha256(data).digest())
-
-
-def read_array(path: Path) -> np.ndarray:
-    """What `write_synced_array` wrote, memory-mapped. Raises OSError, and ValueError if it is damaged."""
-    content = memoryview(np.memmap(path, np.uint8, "r"))
-    if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
-        raise ValueError(f"{path} is damaged")
-    values: np.ndarray = np.load(path, mmap_mode="r")
-    return values
 
 
 def _sweep(folder: Path) -> None:

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 
 from aifx.core.errors import ConfigError, DataError
-from aifx.core.files import remove_temporary
+from aifx.core.files import remove_temporary, replace_file
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
 from aifx.data.base import Batch, DataFormat, Split
+from aifx.data.blocks import read_checked, write_checked
 from aifx.data.corpus import SPLITS, Corpus, file_corpus, open_corpus, split_corpus
 from aifx.data.order import shuffled
 from aifx.data.rows import InputFile, Row, field, read_rows
 from aifx.data.sections import TextSection
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
 from aifx.data.spec import DataSpec, Field
-from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_folder, guard, open_store, write_synced
+from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_folder, guard, open_store
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -212,7 +213,8 @@ def _tokenizer(section: TextSection, project: Project, corpus: Corpus, assets: P
         return Tokenizer.load(kept)
     is_own = section.tokenizer == "bpe"
     tokenizer = _trained(section, corpus) if is_own else Tokenizer.load(project.root / section.tokenizer)
-    write_synced(kept, tokenizer.data)
+    assets.mkdir(parents=True, exist_ok=True)
+    replace_file(kept, tokenizer.data)
     return tokenizer
 
 
@@ -220,11 +222,12 @@ def _trained(section: TextSection, corpus: Corpus) -> Tokenizer:
     """A BPE of the training split, from the cache where it was trained on the same text before."""
     vocab_size = section.vocab_size or TRAINED_VOCAB_SIZE
     digest = _hexdigest("tokenizer", 1, corpus.digest, vocab_size, WORDS)
-    cached = cache_path("tokenizers") / f"{digest}.json"
-    digest_path = cached.with_suffix(".sha256")
-    if cached.is_file() and digest_path.is_file():
-        if hashlib.sha256(cached.read_bytes()).digest() == digest_path.read_bytes():
-            return Tokenizer.load(cached)
+    cached = cache_path("tokenizers") / digest
+    try:
+        return Tokenizer(bytes(read_checked(cached)), str(cached))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError):
         logger.warning(f"the cached tokenizer {cached} is damaged; training it again")
     activity = f"training the tokenizer on {corpus.names('train')}"
     logger.info(activity)
@@ -233,8 +236,7 @@ def _trained(section: TextSection, corpus: Corpus) -> Tokenizer:
     corpus.check_unchanged()
     with cache_folder(cached.parent):
         remove_temporary(cached.parent)
-        write_synced(cached, tokenizer.data)
-        write_synced(digest_path, hashlib.sha256(tokenizer.data).digest())
+        write_checked(cached, tokenizer.data)
     return tokenizer
 
 
