@@ -73,10 +73,6 @@ class ArrayDataset:
     hints: Mapping[Split, str] = field(default_factory=dict)  # what helps if a split is empty
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> ArraySource:
-        """Batches of `split`: shuffled by `seed` without end, or without one in order and each example once.
-
-        Raises DataError if the split holds no examples.
-        """
         arrays = self.splits.get(split)
         if not arrays or not _num_examples(arrays):
             there = ", ".join(name for name, values in self.splits.items() if any(map(len, values.values())))

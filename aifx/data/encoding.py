@@ -10,7 +10,7 @@ import shlex
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
@@ -61,22 +61,15 @@ class TextFile:
 
 
 @dataclass(frozen=True)
-class BadBytes:
-    """The bytes of a file that are not UTF-8."""
-
-    count: int
-    where: str  # the first, as a message goes on after the file's name: ":3" for a line, ": row 3"
-    why: str  # its offset and value
-    encoding: str  # of the file, it seems: a name for iconv, "UTF-8" if most of it is valid, "binary", "" if unknown
-
-
-@dataclass(frozen=True)
 class FileScan:
-    """What one pass over a file found: SHA-256 of its content (decompressed), its size, and its bad bytes."""
+    """What one pass over a file found."""
 
-    digest: str
+    digest: str  # SHA-256 of its content, decompressed
     num_bytes: int  # without a byte-order mark
-    bad: BadBytes | None = None
+    num_bad: int = 0  # bytes that are not UTF-8
+    where: str = ""  # the first of them, as a message goes on after the file's name: ":3" for a line, ": row 3"
+    why: str = ""  # its offset and value
+    encoding: str = ""  # of such a file, it seems: a name for iconv, "UTF-8" if most is valid, "binary", "" if unknown
 
 
 @contextmanager
@@ -133,9 +126,8 @@ def scan_text(file: TextFile) -> FileScan:
     """Read a text file once: its digest, and the bytes that are not UTF-8."""
     digest = hashlib.sha256()
     decoder = codecs.getincrementaldecoder("utf-8")()
-    num_bytes = num_lines = 0
-    first: BadBytes | None = None
-    count = 0
+    num_bytes = num_lines = num_bad = 0
+    where = why = encoding = ""
     head = b""
     with open_content(file) as stream:
         start = stream.tell()
@@ -154,25 +146,25 @@ def scan_text(file: TextFile) -> FileScan:
                 line = num_lines + error.object.count(b"\n", 0, error.start) + 1
                 place = start + num_bytes - len(kept) + error.start
                 why = f"byte {place} is 0x{error.object[error.start]:02x} ({error.reason})"
-                first = BadBytes(0, f":{line}", why, _detect(head, text, error))
-            if first:
-                count += len(_UNDECODABLE.findall(text))
+                where, encoding = f":{line}", _detect(head, text, error)
+            if where:
+                num_bad += len(_UNDECODABLE.findall(text))
             else:
                 num_lines += block.count(b"\n")
             num_bytes += len(block)
             if not block:
-                return FileScan(digest.hexdigest(), num_bytes, replace(first, count=count) if first else None)
+                return FileScan(digest.hexdigest(), num_bytes, num_bad, where, why, encoding)
 
 
 def undecodable(scans: dict[TextFile, FileScan]) -> DataError:
     """The error for files that hold bytes that are not UTF-8: the first place, all counts, and the way out."""
-    bad = {file: scan.bad for file, scan in scans.items() if scan.bad}
+    bad = {file: scan for file, scan in scans.items() if scan.num_bad}
     file, first = next(iter(bad.items()))
-    total = sum(found.count for found in bad.values())
+    total = sum(scan.num_bad for scan in bad.values())
     place = "this file"
     if len(bad) > 1:
-        most = sorted(bad.items(), key=lambda item: -item[1].count)
-        counts = ", ".join(f"{other.name} {found.count:,}" for other, found in most[:5])
+        most = sorted(bad.items(), key=lambda item: -item[1].num_bad)
+        counts = ", ".join(f"{other.name} {scan.num_bad:,}" for other, scan in most[:5])
         place = f"{len(bad)} of {len(scans)} files: {counts}" + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
     why = f"{first.why}; {total:,} bad byte{'s' * (total > 1)} in {place}"
     return DataError(f"{file.name}{first.where}: not UTF-8", why, _way_out(file, first.encoding))
@@ -181,11 +173,10 @@ def undecodable(scans: dict[TextFile, FileScan]) -> DataError:
 def report_bad_bytes(scans: dict[TextFile, FileScan], errors: DecodeErrors) -> list[str]:
     """A line per file with bytes that are not UTF-8 and were dropped or replaced; five at most."""
     done = "dropped" if errors == "skip" else "replaced by U+FFFD"
-    bad = [(file, scan.bad) for file, scan in scans.items() if scan.bad]
-    lines = [f"{file.name}: {found.count:,} bytes are not UTF-8; {done}" for file, found in bad[:5]]
+    bad = [(file.name, scan.num_bad) for file, scan in scans.items() if scan.num_bad]
     if rest := bad[5:]:
-        lines.append(f"{len(rest)} more files: {sum(b.count for _, b in rest):,} bytes are not UTF-8; {done}")
-    return lines
+        bad[5:] = [(f"{len(rest)} more files", sum(count for _, count in rest))]
+    return [f"{name}: {count:,} bytes are not UTF-8; {done}" for name, count in bad]
 
 
 def _way_out(file: TextFile, encoding: str) -> str:

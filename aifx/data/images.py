@@ -27,7 +27,6 @@ from aifx.data.spec import DataSpec, Field
 
 logger = logging.getLogger(__name__)
 
-ENCRYPTED = 0x1  # of a zip entry's flags (PKWARE APPNOTE 4.4.4)
 LARGE_BYTES = 1 << 26  # takes long enough to read to be worth a word
 AXES = {"inputs": ("height", "width", "channels")}
 HINT = "the file holds train_images, train_labels, test_images and test_labels, written by numpy.savez"
@@ -143,11 +142,9 @@ def _read(path: Path, name: str, wanted: Sequence[str] = ()) -> dict[str, np.nda
 
 
 def _array(archive: Any, key: str, name: str) -> np.ndarray:
-    if archive.zip.getinfo(f"{key}.npy" if f"{key}.npy" in archive.zip.namelist() else key).flag_bits & ENCRYPTED:
-        raise DataError(f"{name}: array {key!r} is encrypted", "aifx reads archives without a password", HINT)
     try:
         values = archive[key]
-    except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, zlib.error) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, RuntimeError, zlib.error) as error:
         why = "it holds Python objects" if "pickle" in str(error) else str(error)
         raise DataError(f"{name}: array {key!r} cannot be read", why, HINT) from None
     if not isinstance(values, np.ndarray):

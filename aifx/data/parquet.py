@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from aifx.core.errors import DataError, EnvironmentFault, did_you_mean
 from aifx.core.extras import install_command
-from aifx.data.encoding import DECODE_HANDLERS, BadBytes, DecodeErrors, FileScan, TextFile, reading, undecodable
+from aifx.data.encoding import DECODE_HANDLERS, DecodeErrors, FileScan, TextFile, reading, undecodable
 
 
 def read_column(file: TextFile, text_field: str, errors: DecodeErrors) -> Iterator[object]:
@@ -47,7 +47,7 @@ def scan_column(file: TextFile, text_field: str) -> FileScan:
                     why = f"byte {error.start} of it is 0x{error.object[error.start]:02x} ({error.reason})"
                 count += len(error.object) - len(error.object.decode("utf-8", "ignore").encode())
         row += len(column)
-    return FileScan(digest, num_bytes, BadBytes(count, where, why, "UTF-8") if count else None)
+    return FileScan(digest, num_bytes, count, where, why, "UTF-8")
 
 
 def _columns(file: TextFile, text_field: str) -> Iterator[Any]:

@@ -16,7 +16,9 @@ import functools
 import math
 import re
 import unicodedata
+from collections import defaultdict
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from tokenizers import Regex, normalizers
 
@@ -25,6 +27,7 @@ LONG = 64  # repetitions of a character that do
 MOST_OPTIONAL = 12  # parts of a branch, each of which doubles the ways to match
 _QUANTIFIER = re.compile(r"([*+?])([?+]?)|\{(\d*)(,?)(\d*)\}(\??)")
 _BRACED = re.compile(r"[pP]\{[^}]*\}|x\{[^}]*\}|x[0-9a-fA-F]{1,2}|u[0-9a-fA-F]{4}|[kgRX0-9]|.", re.DOTALL)
+_CLASS_PART = re.compile(r"\\.|\[\^?\]?|.", re.DOTALL)  # a closing bracket that begins a class is text
 _FLAGS = re.compile(r"\(\?([imxWDSPaul-]*)([:)])")
 
 
@@ -127,13 +130,11 @@ def _members(source: str) -> frozenset[str]:
 @functools.cache
 def _sample() -> str:
     """All of ASCII and Latin-1, and up to 40 further characters of each general category."""
-    found: dict[str, list[str]] = {}
-    for code in range(0x100, 0x30000):
-        character = chr(code)
-        known = found.setdefault(unicodedata.category(character), [])
-        if len(known) < 40 and not 0xD800 <= code < 0xE000:
-            known.append(character)
-    return "".join(map(chr, range(0x100))) + "".join(c for characters in found.values() for c in characters)
+    found: dict[str, list[str]] = defaultdict(list)
+    for character in map(chr, chain(range(0x100, 0xD800), range(0xE000, 0x30000))):  # without surrogates
+        found[unicodedata.category(character)].append(character)
+    latin = map(chr, range(0x100))
+    return "".join((*latin, *(character for known in found.values() for character in known[:40])))
 
 
 def _parse(pattern: str, at: int) -> tuple[tuple[tuple[_Item, ...], ...], int]:
@@ -216,18 +217,9 @@ def _group(pattern: str, at: int) -> tuple[_Item | None, int]:
 
 def _class_end(pattern: str, at: int) -> int:
     """Where the character class that begins at `at` ends; classes may be nested."""
-    depth, place = 0, at
-    while place < len(pattern):
-        character = pattern[place]
-        if character == "\\":
-            place += 1
-        elif character == "[":
-            depth += 1
-            if pattern.startswith(("]", "^]"), place + 1):  # a bracket that begins a class is text
-                place += 2 if pattern[place + 1] == "^" else 1
-        elif character == "]":
-            depth -= 1
-            if not depth:
-                return place + 1
-        place += 1
+    depth = 0
+    for part in _CLASS_PART.finditer(pattern, at):
+        depth += part[0].startswith("[") - (part[0] == "]")
+        if not depth:
+            return part.end()
     raise _Unsupported("an unfinished character class")

@@ -6,7 +6,7 @@ import logging
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,15 +16,6 @@ from aifx.data.order import derived_seed
 from aifx.data.store import SplitTokens
 
 logger = logging.getLogger(__name__)
-
-
-class Sequences(Protocol):
-    """Examples that fill rows of a batch. `epoch` may change what an example holds."""
-
-    def __len__(self) -> int: ...
-
-    def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
-        """Writes example `index` into `row` of a batch that `empty_batch` made."""
 
 
 def empty_batch(rows: int, seq_len: int, eos_id: int, *, documents: bool) -> Batch:
@@ -57,6 +48,7 @@ class StreamSequences:
         return self._ring // self._seq_len
 
     def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
+        """Write example `index` as it is in `epoch` into `row` of a batch that `empty_batch` made."""
         phase = derived_seed("phase", self._seed, epoch) * self._ring >> 32
         start = (phase + index * self._seq_len) % self._ring
         stop = start + self._seq_len + 1
@@ -84,6 +76,7 @@ class PackedSequences:
         return int(self.spans[-1, 0]) + 1 if len(self.spans) else 0
 
     def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
+        """Write example `index`, the same in each epoch, into `row` of a batch that `empty_batch` made."""
         rows = self.spans[:, 0]  # searched in place: NumPy would copy all of it
         first, last = bisect_left(rows, index), bisect_left(rows, index + 1)
         column = 0
@@ -97,6 +90,9 @@ class PackedSequences:
                 batch["segment_ids"][row, span] = segment
                 batch["positions"][row, span] = np.arange(length, dtype=np.int32)
             column += length
+
+
+Sequences: TypeAlias = StreamSequences | PackedSequences
 
 
 def stream_windows(split: SplitTokens, seq_len: int, stride: int) -> PackedSequences:

@@ -13,7 +13,6 @@ block of tokens is verified when it is first read. A damaged store is built agai
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -26,7 +25,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -171,7 +170,7 @@ def _put(folder: Path, path: Path) -> TokenStore:
             return store
         # Something damaged is in the way.
         aside = tempfile.mkdtemp(prefix=f"{path.name}.tmp-damaged-", dir=path.parent)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.rename(path, aside)
         shutil.rmtree(aside, ignore_errors=True)
     raise EnvironmentFault(f"{path} cannot be put in place", why, f"rm -r {path}")
@@ -265,7 +264,7 @@ class _SplitWriter:
     def close(self) -> None:
         """Close the file, if it is open. Its content is not needed, so an error of writing it is ignored. Python would
         print that as a traceback when it frees the file."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self._file.close()
 
     def _append(self, tokens: bytes) -> None:
@@ -294,9 +293,7 @@ def cache_folder(folder: Path) -> Iterator[None]:
 def _sweep(folder: Path) -> None:
     """Remove what killed builders left behind."""
     for stray in folder.glob("*.tmp-*"):
-        try:
+        with suppress(OSError):
             if time.time() - stray.stat().st_mtime > STRAY_AFTER_S:
                 shutil.rmtree(stray, ignore_errors=True)
-        except OSError:
-            continue
     remove_temporary(folder)

@@ -77,16 +77,11 @@ class TextData:
     store: TokenStore
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> TextSource:
-        """Batches of `split`: shuffled by `seed` without end, or without one in order, each token a target once.
-
-        Raises DataError if the project has no such split.
-        """
+        """Without a seed, each token is a target once."""
         if not self.corpus.has(split):
-            raise DataError(
-                f"{self.corpus.names('train')}: no {split} split",
-                f"data.{split}_fraction is 0 and data.{split} names no files",
-                f"aifx train --set data.{split}_fraction=0.1",
-            )
+            why = f"data.{split}_fraction is 0 and data.{split} names no files"
+            hint = f"aifx train --set data.{split}_fraction=0.1"
+            raise DataError(f"{self.corpus.names('train')}: no {split} split", why, hint)
         tokens, seq_len, stride = self.store.splits[split], self.section.seq_len, _stride(self.section)
         documents = self.section.packing == "documents"
         sequences: Sequences
@@ -269,8 +264,4 @@ def _check_length(split: Split, tokens: SplitTokens, section: TextSection, corpu
 
 
 def _hexdigest(*parts: object) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else repr(part).encode()
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

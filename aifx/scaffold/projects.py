@@ -170,8 +170,8 @@ def scaffold(
         landing = list(_landing(rendered, destination))
         if not dry_run:
             _land(landing, rendered, destination)
-    files = tuple(str(target.relative_to(destination)) for _, target, _ in landing)
-    set_beside = tuple(str(target.relative_to(destination)) for _, target, beside in landing if beside)
+    files = tuple(str(target.relative_to(destination)) for _, target in landing)
+    set_beside = tuple(str(new.relative_to(destination)) for source, new in landing if new.name != source.name)
     here = os.path.relpath(destination)
     steps = [] if here == "." else [f"cd {shlex.quote(here)}"]
     if "aifx.toml" in files:
@@ -302,11 +302,8 @@ def _unusable(template: str, err: Exception) -> UsageError:
     return UsageError(f"the template {template} cannot be used", why, "aifx init --list")
 
 
-Landing = tuple[Path, Path, bool]  # (rendered file, where it goes, whether it goes beside one that is there)
-
-
-def _landing(rendered: Path, destination: Path) -> Iterator[Landing]:
-    """Where each rendered file goes. One that is there already with the same content is left out."""
+def _landing(rendered: Path, destination: Path) -> Iterator[tuple[Path, Path]]:
+    """Each rendered file and where it goes: beside one that is there, unless that has the same content."""
     for entry in sorted(rendered.iterdir()):
         target = destination / entry.name
         if entry.is_dir() and not entry.is_symlink():
@@ -314,9 +311,9 @@ def _landing(rendered: Path, destination: Path) -> Iterator[Landing]:
                 target = _free_name(target)
             yield from _landing(entry, target)
         elif not os.path.lexists(target):
-            yield entry, target, False
+            yield entry, target
         elif not (target.is_file() and entry.is_file() and filecmp.cmp(entry, target, shallow=False)):
-            yield entry, _free_name(target), True
+            yield entry, _free_name(target)
 
 
 def _free_name(path: Path) -> Path:
@@ -327,14 +324,14 @@ def _free_name(path: Path) -> Path:
     return name
 
 
-def _land(landing: Sequence[Landing], rendered: Path, destination: Path) -> None:
+def _land(landing: Sequence[tuple[Path, Path]], rendered: Path, destination: Path) -> None:
     """Move everything into place; when that is interrupted, take back what was moved."""
     if not destination.exists():
         destination.parent.mkdir(parents=True, exist_ok=True)
         rendered.rename(destination)
         return
     with ExitStack() as undo:
-        for source, target, _ in landing:
+        for source, target in landing:
             for folder in reversed([p for p in target.parents if p.is_relative_to(destination) and not p.exists()]):
                 folder.mkdir()
                 undo.callback(folder.rmdir)

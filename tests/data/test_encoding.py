@@ -75,8 +75,7 @@ def test_bytes_are_dropped_or_replaced_as_python_does(tmp_path_factory: pytest.T
     content = data.removeprefix(MARK)
     assert read(path, "replace") == content.decode(errors="replace")
     assert read(path, "skip") == content.decode(errors="ignore")
-    bad = scan_text(TextFile(path, "a.txt")).bad
-    assert (bad.count if bad else 0) == len(content) - len(content.decode(errors="ignore").encode())
+    assert scan_text(TextFile(path, "a.txt")).num_bad == len(content) - len(content.decode(errors="ignore").encode())
 
 
 def test_replaced_and_dropped_bytes_are_reported_per_file(write: Write, open_: Open, logged: list[str]) -> None:

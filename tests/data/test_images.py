@@ -235,7 +235,7 @@ BAD = [
     bad("names as labels", with_(test_labels=np.array(["shoe"] * 10)), ": test_labels is <U4", "integers"),
     bad("durations", with_(train_labels=LABELS.astype("timedelta64[s]")), ": train_labels is timedelta64", "integers"),
     bad("dates", with_(test_labels=TEST_LABELS.astype("datetime64[s]")), ": test_labels is datetime64", "integers"),
-    bad("encrypted", encrypted(with_()), ": array 'train_images' is encrypted", "password"),
+    bad("encrypted", encrypted(with_()), ": array 'train_images' cannot be read", "is encrypted, password"),
     bad("negative", with_(test_labels=TEST_LABELS - 1), ": test_labels holds -1", "image 0 has it"),
     bad("too large", with_(), ": train_labels holds 3", "from 0 to 2", classes=("a", "b", "c")),
     bad(
