@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from aifx.core.files import replace_file
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BLOCK_BYTES = 1 << 16
 """A sequence of a few thousand tokens touches one or two blocks; their digests take 0.05 % of the array's size."""
@@ -43,6 +48,17 @@ def read_array(path: Path) -> np.ndarray:
     read_checked(path)
     values: np.ndarray = np.load(path, mmap_mode="r")
     return values
+
+
+def read_cached(read: Callable[[Path], T], path: Path, what: str) -> T | None:
+    """What `read` makes of a file of the cache. None if there is none, and with a warning if it is damaged."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError):
+        logger.warning(f"the {what} {path} is damaged; making it again")
+        return None
 
 
 class BlockDigests:

@@ -64,11 +64,9 @@ def _find(pattern: str, project: Project, key: str) -> list[TextFile]:
         hint = f'{key} = ["{name}/*.txt"]' if file.path.is_dir() else "copy its text to a .txt file"
         check_regular(file.path, name, f"{key} takes files and globs", hint)
         if not file.has_reader:
-            raise DataError(
-                f"{name}: no reader for {''.join(file.path.suffixes[-2:]) or 'a file without suffix'}",
-                f"{key} takes {', '.join(SUFFIXES)}",
-                f'name the files by suffix: {key} = ["data/*.txt"]',
-            )
+            what = f"{name}: no reader for {''.join(file.path.suffixes[-2:]) or 'a file without suffix'}"
+            hint = f'name the files by suffix: {key} = ["data/*.txt"]'
+            raise DataError(what, f"{key} takes {', '.join(SUFFIXES)}", hint)
         files.append(file)
     if not files:
         raise DataError(f"{pattern!r} of {key} matches directories only", "", f'{key} = ["{pattern}/*.txt"]')

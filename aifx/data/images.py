@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +24,6 @@ from aifx.data.rows import InputFile, Row, field
 from aifx.data.sections import TRAINING_ARRAYS, ImagesSection
 from aifx.data.spec import DataSpec, Field
 
-logger = logging.getLogger(__name__)
-
-LARGE_BYTES = 1 << 26  # takes long enough to read to be worth a word
 AXES = {"inputs": ("height", "width", "channels")}
 HINT = "the file holds train_images, train_labels, test_images and test_labels, written by numpy.savez"
 
@@ -54,8 +50,6 @@ class ImageFormat(DataFormat):
     def open(cls, section: ImagesSection, project: Project, assets: Path) -> tuple[ImageFormat, ArrayDataset]:
         """Reads and checks the archive. Copies of a training image are all trained on or all held out."""
         path, name, fraction = project.root / section.path, section.path, section.validation_fraction
-        if path.is_file() and path.stat().st_size > LARGE_BYTES:
-            logger.info(f"reading {name}")
         arrays = _read(path, name, TRAINING_ARRAYS)
         limit = len(section.classes) or 2**15
         train, test = (_examples(arrays, f"{split}_", name, limit, section) for split in ("train", "test"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -35,16 +35,13 @@ class InputFile:
     path: Path | None
     format: str
 
-    @contextmanager
-    def open(self) -> Iterator[IO[bytes]]:
+    def open(self) -> AbstractContextManager[IO[bytes]]:
         """The file's bytes, decompressed. Raises DataError for a file that cannot be read."""
         if self.path is None:
-            yield sys.stdin.buffer
-            return
+            return nullcontext(sys.stdin.buffer)
         hint = f"name its files: {self.name}/*" if self.path.is_dir() else f"ls -l {self.name}"
         check_regular(self.path, self.name, "an input is a file, or - for stdin", hint)
-        with open_content(TextFile(self.path, self.name)) as stream:
-            yield stream
+        return open_content(TextFile(self.path, self.name))
 
 
 @dataclass(frozen=True)

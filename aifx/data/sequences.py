@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import TypeAlias
 import numpy as np
 
 from aifx.data.base import Batch
-from aifx.data.blocks import BlockArray, read_array, write_array
+from aifx.data.blocks import BlockArray, read_array, read_cached, write_array
 from aifx.data.order import derived_seed
 from aifx.data.store import SplitTokens
-
-logger = logging.getLogger(__name__)
 
 
 def empty_batch(rows: int, seq_len: int, eos_id: int, *, documents: bool) -> Batch:
@@ -113,7 +110,7 @@ def packed_documents(split: SplitTokens, seq_len: int, stride: int | None, index
     The packing is kept in the file `index`, next to the tokens, and read from there the next time. A damaged one is
     made again, with a warning.
     """
-    spans = _load(index)
+    spans = read_cached(read_array, index, "index")
     if spans is None:
         # A document cut by the next split has no target after its last token.
         stops = np.minimum(split.documents[1:], split.num_targets)
@@ -167,13 +164,3 @@ def _windows(starts: np.ndarray, stops: np.ndarray, seq_len: int, stride: int, *
     scored_to = np.minimum(seq_len + nth * stride, size)
     first = np.maximum(scored_to - seq_len, 0) if context else scored_from
     return np.stack([begin + first, scored_to - first, scored_from - first], axis=1)
-
-
-def _load(index: Path) -> np.ndarray | None:
-    try:
-        return read_array(index)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError):
-        logger.warning(f"the index {index} is damaged; making it again")
-        return None

@@ -17,7 +17,7 @@ from aifx.core.files import remove_temporary, replace_file
 from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
 from aifx.data.base import Batch, DataFormat, Split
-from aifx.data.blocks import read_checked, write_checked
+from aifx.data.blocks import read_cached, read_checked, write_checked
 from aifx.data.corpus import SPLITS, Corpus, file_corpus, open_corpus, split_corpus
 from aifx.data.order import shuffled
 from aifx.data.rows import InputFile, Row, field, read_rows
@@ -218,12 +218,8 @@ def _trained(section: TextSection, corpus: Corpus) -> Tokenizer:
     vocab_size = section.vocab_size or TRAINED_VOCAB_SIZE
     digest = _hexdigest("tokenizer", 1, corpus.digest, vocab_size, WORDS)
     cached = cache_path("tokenizers") / digest
-    try:
-        return Tokenizer(bytes(read_checked(cached)), str(cached))
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError):
-        logger.warning(f"the cached tokenizer {cached} is damaged; training it again")
+    if (data := read_cached(read_checked, cached, "cached tokenizer")) is not None:
+        return Tokenizer(bytes(data), str(cached))
     activity = f"training the tokenizer on {corpus.names('train')}"
     logger.info(activity)
     with report_progress(activity, corpus.expected_bytes("train"), "bytes") as progress:

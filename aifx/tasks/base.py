@@ -38,20 +38,12 @@ class Task:
 
     @classmethod
     def open(cls, config: Config, project: Project, assets: Path) -> Self:
-        """The task of a project with its data. Raises ConfigError, DataError.
-
-        Args:
-            assets: the run's folder for what is kept with its model: what is there is used, what is missing is made
-                and written there.
-        """
+        """The task of a project with its data; `assets` as in `DataFormat.open`. Raises ConfigError, DataError."""
         raise undefined(cls, "open", "be opened")
 
     @classmethod
     def load(cls, config: Config, project: Project, assets: Path) -> Self:
-        """The task of a trained run, without the data that it was trained on.
-
-        A class that does not define it is opened, which needs that data.
-        """
+        """The task of a trained run without its training data. A class that does not define it needs that data."""
         return cls.open(config, project, assets)
 
     @classmethod

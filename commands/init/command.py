@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 DirectoryArgument = Annotated[
     Path | None,
-    typer.Argument(
-        metavar="[DIR]",
-        help="Folder of the project. By default the working directory, if it is empty.",
-        show_default=False,
-    ),
+    typer.Argument(metavar="[DIR]", help="Folder of the project. By default the working directory, if it is empty."),
 ]
 
 TemplateOption = Annotated[
@@ -34,7 +30,6 @@ TemplateOption = Annotated[
         "-t",
         metavar="NAME|PATH|GIT-URL",
         help="Template to use. By default aifx asks on a terminal; otherwise language-model.",
-        show_default=False,
         autocompletion=complete_template,
     ),
 ]
@@ -42,11 +37,7 @@ TemplateOption = Annotated[
 AnswerOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--answer",
-        "-a",
-        metavar="KEY=VALUE",
-        help="Answer one of the template's questions. Can be repeated.",
-        show_default=False,
+        "--answer", "-a", metavar="KEY=VALUE", help="Answer one of the template's questions. Can be repeated."
     ),
 ]
 
@@ -64,7 +55,6 @@ RefOption = Annotated[
         "--vcs-ref",
         metavar="REF",
         help="Tag, branch or commit of a template in git. By default the newest version tag.",
-        show_default=False,
     ),
 ]
 
