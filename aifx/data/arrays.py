@@ -218,7 +218,7 @@ def split_arrays(
     if by == "block":
         place = (np.arange(count) + 0.5) / count
     else:
-        place = np.array([_fraction([values[i] for _, values in sorted(arrays.items())]) for i in range(count)])
+        place = np.array([hash_fraction(*(values[i] for _, values in sorted(arrays.items()))) for i in range(count)])
     is_test, is_train = place >= 1.0 - test, place < 1.0 - test - validation
     chosen: dict[Split, np.ndarray] = {"train": is_train, "validation": ~is_train & ~is_test, "test": is_test}
     return {split: {name: values[which] for name, values in arrays.items()} for split, which in chosen.items()}
@@ -252,7 +252,7 @@ def _num_examples(arrays: Arrays) -> int:
     return next(iter(lengths.values()))
 
 
-def _fraction(example: list[np.ndarray]) -> float:
+def hash_fraction(*example: np.ndarray) -> float:
     """A number in [0, 1) that depends on the bytes of an example alone."""
     digest = hashlib.blake2b(digest_size=8)
     for values in example:

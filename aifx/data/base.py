@@ -48,10 +48,7 @@ class Dataset(Protocol):
         """SHA-256 over the data and how it is read: equal digests give equal batches."""
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> BatchSource:
-        """Batches of `split`: shuffled by `seed` without end, or without one in order and each example once.
-
-        Raises DataError if there is no such split.
-        """
+        """Batches of `split`: shuffled without end, or without a seed in order, each example once. Raises DataError."""
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """What a batch holds by unit ("examples", "tokens", "bytes"), padding left out."""

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -100,10 +100,6 @@ class BlockArray:
         self._checked = bytearray(len(digests) // DIGEST_BYTES)
         self._lock = threading.Lock()
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.values.dtype
-
     def __len__(self) -> int:
         return len(self.values)
 
@@ -115,9 +111,6 @@ class BlockArray:
             if not self._checked[block]:
                 self._check(block)
         return self.values[start:stop]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self[:], dtype)
 
     def is_whole(self) -> bool:
         """Whether every block is as it was written. Reads all of them."""

@@ -64,8 +64,7 @@ class Corpus:
         return split == "train" or bool(self.files[split]) or self.fractions[split] > 0
 
     def pieces(self, *, whole: bool = False) -> Iterator[tuple[Split, Piece]]:
-        """All text in the order train, validation, test files; with `whole`, documents are not cut into pieces (other
-        than between splits)."""
+        """All text: train, validation, test. With `whole`, documents are cut between splits only."""
         yield from self._divided(whole)
         for split in SPLITS[1:]:
             for piece in self._read(split, whole):
@@ -124,10 +123,7 @@ def file_corpus(path: Path, section: TextSection) -> Corpus:
 
 
 def split_corpus(split: Split, section: TextSection, project: Project) -> Corpus | None:
-    """A corpus of nothing but the files that the project names for `split`, or None if it names none.
-
-    Raises DataError.
-    """
+    """A corpus of the files that the project names for `split`, or None if it names none. Raises DataError."""
     patterns = () if split == "train" else getattr(section, split)
     return _opened({split: find_files(patterns, project, f"data.{split}")}, section) if patterns else None
 
@@ -169,14 +165,11 @@ def _check_apart(scans: Files) -> None:
         for file, scan in scans[split].items():
             other, first = seen.setdefault(scan.digest, (split, file))
             if other != split:
-                same = first.path.resolve() == file.path.resolve()
-                raise DataError(
-                    f"{file.name} is named for both data.{other} and data.{split}"
-                    if same
-                    else f"{first.name} of data.{other} and {file.name} of data.{split} are the same, byte for byte",
-                    "what is trained on must not be measured on",
-                    f"name the files of data.{other} so that they leave it out",
-                )
+                what = f"{first.name} of data.{other} and {file.name} of data.{split} are the same, byte for byte"
+                if first.path.resolve() == file.path.resolve():
+                    what = f"{file.name} is named for both data.{other} and data.{split}"
+                hint = f"name the files of data.{other} so that they leave it out"
+                raise DataError(what, "what is trained on must not be measured on", hint)
 
 
 def _by_block(pieces: Iterator[Piece], ends: Mapping[Split, int]) -> Iterator[tuple[Split, Piece]]:

@@ -28,12 +28,10 @@ DECODE_HANDLERS = {"strict": "strict", "replace": "replace", "skip": "ignore"}
 _UNDECODABLE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
 _CONTROL = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f]")
 _NOT_WINDOWS_1252 = frozenset("\udc81\udc8d\udc8f\udc90\udc9d")  # bytes to which it gives no character
-_MARKS = (  # the longer first: UTF-32's begins as UTF-16's does
-    (codecs.BOM_UTF32_LE, "UTF-32"),
-    (codecs.BOM_UTF32_BE, "UTF-32"),
-    (codecs.BOM_UTF16_LE, "UTF-16"),
-    (codecs.BOM_UTF16_BE, "UTF-16"),
-)
+_MARKS = {  # the longer first: UTF-32's begins as UTF-16's does
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 
 
 @dataclass(frozen=True)
@@ -100,10 +98,7 @@ def open_content(file: TextFile) -> Iterator[IO[bytes]]:
 
 
 def decode_blocks(file: TextFile, errors: DecodeErrors) -> Iterator[str]:
-    """The text of a file in blocks, newlines as they are.
-
-    Raises DataError if it is not UTF-8 and `errors` is strict.
-    """
+    """The text of a file in blocks, newlines kept. Raises DataError if it is not UTF-8 and `errors` is strict."""
     with open_content(file) as stream:
         blocks = iter(lambda: stream.read(BLOCK_BYTES), b"")
         try:
@@ -204,8 +199,8 @@ def _open(file: TextFile) -> Any:
 
 def _detect(head: bytes, text: str, error: UnicodeDecodeError) -> str:
     """The encoding of a file that is not UTF-8, from its first bytes and `text`, decoded with surrogateescape."""
-    for mark, name in _MARKS:
-        if head.startswith(mark):
+    for name, marks in _MARKS.items():
+        if head.startswith(marks):
             return name
     if _CONTROL.search(text):
         return "binary"

@@ -55,10 +55,8 @@ def _archive(file: InputFile) -> Iterator[Row]:
                 raise DataError(f"{file.name}: no array {array!r}", f"it holds {', '.join(members) or 'nothing'}", HINT)
             with archive.open(members[array]) as values:
                 yield from _numbered(file, _array_rows(values, f"{file.name}: {array}"))
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: encrypted, or an unknown compression
         raise DataError(f"{file.name}: not an .npz archive that can be read", str(error), HINT) from None
-    except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way that Python cannot undo
-        raise DataError(f"{file.name}: an archive that cannot be unpacked", str(error), HINT) from None
 
 
 def _array_rows(stream: IO[bytes], where: str) -> Iterator[np.ndarray]:

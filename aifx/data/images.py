@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
-from aifx.data.arrays import WEIGHTS, ArrayDataset, Arrays, array_dataset
+from aifx.data.arrays import WEIGHTS, ArrayDataset, Arrays, array_dataset, hash_fraction
 from aifx.data.base import Batch, DataFormat, Split
 from aifx.data.files import check_regular
 from aifx.data.image_rows import IMAGE_FIELD, image_arrays, read_images
@@ -56,7 +55,8 @@ class ImageFormat(DataFormat):
         if train["inputs"].shape[1:] != test["inputs"].shape[1:]:
             shapes = f"{arrays['train_images'].shape[1:]} and {arrays['test_images'].shape[1:]}"
             raise DataError(f"{name}: train_images and test_images differ in shape", shapes, HINT)
-        held_out, count = _held_out(train["inputs"], fraction), len(train["inputs"])
+        held_out = np.array([hash_fraction(image) < fraction for image in train["inputs"]])
+        count = len(held_out)
         if held_out.all():
             hint = "aifx train --set data.validation_fraction=0.1"
             raise DataError(f"{name}: validation takes every training image", f"there are {count}", hint)
@@ -179,12 +179,6 @@ def _examples(
         raise DataError(f"{where} holds {int(labels[outside[0]])}", why, hint)
     images = np.ascontiguousarray(images if images.ndim == 4 else images[..., None])
     return {"inputs": images, "targets": labels.astype(np.int32)}
-
-
-def _held_out(images: np.ndarray, fraction: float) -> np.ndarray:
-    """Which images are for validation, by a hash of their pixels: bool [n]."""
-    hashes = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
-    return np.array([int.from_bytes(value, "big") < fraction * 2**64 for value in hashes])
 
 
 def _noise(seed: int, places: range) -> np.ndarray:

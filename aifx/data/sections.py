@@ -35,11 +35,9 @@ class TextSection(DataSection):
         min_length=1,
     )
     validation: tuple[str, ...] = Field(
-        (), description="Files of their own for validation; otherwise a part of `train` is held out."
+        (), description="Files for validation; if empty, a part of `train` is held out."
     )
-    test: tuple[str, ...] = Field(
-        (), description="Files of their own for the test; otherwise a part of `train` is held out."
-    )
+    test: tuple[str, ...] = Field((), description="Files for the test; if empty, a part of `train` is held out.")
     text_field: str = Field("text", description="Field of .jsonl records and .parquet columns that holds the text.")
     errors: Literal["strict", "replace", "skip"] = Field(
         "strict",
@@ -50,9 +48,7 @@ class TextSection(DataSection):
     )
     validation_fraction: Fraction = Field(0.05, description="Share held out for validation when `validation` is empty.")
     test_fraction: Fraction = Field(0.1, description="Share held out for the test when `test` is empty.")
-    tokenizer: str = Field(
-        "bpe", description="`bpe` trains one on the training split; otherwise a path of a tokenizer.json."
-    )
+    tokenizer: str = Field("bpe", description="`bpe` (trained on the training split), or a path of a tokenizer.json.")
     vocab_size: Annotated[int, Field(ge=257, le=INT_MAX)] | None = Field(
         None,
         description="Most tokens of a trained tokenizer, and the rows of the embedding. "
@@ -104,15 +100,11 @@ class TextSection(DataSection):
 class ImagesSection(DataSection):
     """Labelled images in a NumPy archive."""
 
-    path: str = Field(
-        "data/images.npz", description="An .npz with train_images, train_labels, test_images, test_labels."
-    )
+    path: str = Field("data/images.npz", description=".npz with train_images, train_labels, test_images, test_labels.")
     classes: tuple[str, ...] = Field((), description="Names of the labels, in order; numbers when empty.")
     channels: PositiveInt | None = Field(None, description="Channels of an image; those of the file if not set.")
     validation_fraction: Fraction = Field(0.1, description="Share of the training images held out for validation.")
-    image_size: tuple[PositiveInt, PositiveInt] = Field(
-        (28, 28), description="Height and width that each image must have."
-    )
+    image_size: tuple[PositiveInt, PositiveInt] = Field((28, 28), description="Height and width of each image.")
     flip: bool = Field(False, description="Mirror training images left to right at random.")
     shift: NonNegativeInt = Field(0, description="Shift training images by up to this many pixels at random.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,6 +26,7 @@ def empty_batch(rows: int, seq_len: int, eos_id: int, *, documents: bool) -> Bat
     return batch
 
 
+@dataclass(frozen=True)
 class StreamSequences:
     """Windows of seq_len targets over the tokens laid in a ring, each epoch from another place.
 
@@ -32,31 +34,32 @@ class StreamSequences:
     the fewer than seq_len tokens that an epoch leaves over are not always the same.
     """
 
-    def __init__(self, split: SplitTokens, seq_len: int, seed: int) -> None:
-        self._tokens = split.tokens
-        self._seq_len = seq_len
-        self._seed = seed
-        # The eos that closes the last document is the one that opens the first. Where the last document is cut, no
-        # document ends there and the first eos is no target.
-        self._false_end = not split.closed
-        self._ring = len(split.tokens) - (1 if split.closed else 0)
+    split: SplitTokens
+    seq_len: int
+    seed: int
+
+    @cached_property
+    def _ring(self) -> int:
+        """The length of the ring: the eos that closes the last document is the one that opens the first."""
+        return len(self.split.tokens) - self.split.closed
 
     def __len__(self) -> int:
-        return self._ring // self._seq_len
+        return self._ring // self.seq_len
 
     def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
         """Write example `index` as it is in `epoch` into `row` of a batch that `empty_batch` made."""
-        phase = derived_seed("phase", self._seed, epoch) * self._ring >> 32
-        start = (phase + index * self._seq_len) % self._ring
-        stop = start + self._seq_len + 1
-        window = self._tokens[start : min(stop, self._ring)]
-        if stop > self._ring:
-            window = np.concatenate([window, self._tokens[: stop - self._ring]])
+        tokens, ring = self.split.tokens, self._ring
+        phase = derived_seed("phase", self.seed, epoch) * ring >> 32
+        start = (phase + index * self.seq_len) % ring
+        stop = start + self.seq_len + 1
+        window = tokens[start : min(stop, ring)]
+        if stop > ring:
+            window = np.concatenate([window, tokens[: stop - ring]])
         batch["inputs"][row] = window[:-1]
         batch["targets"][row] = window[1:]
         batch["weights"][row] = 1
-        if self._false_end and stop > self._ring:
-            batch["weights"][row, self._ring - start - 1] = 0
+        if stop > ring and not self.split.closed:  # the last document does not end there: the first eos is no target
+            batch["weights"][row, ring - start - 1] = 0
 
 
 @dataclass(frozen=True)

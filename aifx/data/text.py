@@ -127,9 +127,8 @@ class TextFormat(DataFormat):
         tokenizer = _tokenizer(section, project, corpus, assets)
         form = cls(section, text_spec(section, tokenizer), tokenizer)
         data = form._open(corpus)
-        for split in SPLITS:
-            if corpus.has(split):
-                _check_length(split, data.store.splits[split], section, corpus)
+        for split in filter(corpus.has, SPLITS):
+            _check_length(split, data.store.splits[split], section, corpus)
         return form, data
 
     @classmethod
@@ -189,11 +188,9 @@ def text_spec(section: TextSection, tokenizer: Tokenizer | None = None) -> DataS
     if tokenizer is not None:
         vocab_size = vocab_size or tokenizer.vocab_size
         if vocab_size < tokenizer.vocab_size:
-            raise ConfigError(
-                f"data.vocab_size = {vocab_size} is less than the tokenizer's {tokenizer.vocab_size}",
-                "every token needs a row of the embedding",
-                f"aifx train --set data.vocab_size={tokenizer.vocab_size}",
-            )
+            what = f"data.vocab_size = {vocab_size} is less than the tokenizer's {tokenizer.vocab_size}"
+            hint = f"aifx train --set data.vocab_size={tokenizer.vocab_size}"
+            raise ConfigError(what, "every token needs a row of the embedding", hint)
     return DataSpec(fields, vocab_size)
 
 

@@ -56,16 +56,11 @@ def library_errors(name: str) -> Iterator[None]:
 
 def _patterns(step: Any) -> Iterator[str]:
     """All regular expressions below a step of the description."""
-    if isinstance(step, list):
-        for part in step:
-            yield from _patterns(part)
-    elif isinstance(step, Mapping):
-        pattern = step.get("pattern")
-        if isinstance(pattern, Mapping) and isinstance(pattern.get("Regex"), str):
-            yield pattern["Regex"]
-        for part in step.values():
-            if isinstance(part, list):
-                yield from _patterns(part)
+    parts = step if isinstance(step, list) else step.values() if isinstance(step, Mapping) else ()
+    for part in parts:
+        if isinstance(part, Mapping) and isinstance(part.get("Regex"), str):
+            yield part["Regex"]
+        yield from _patterns(part)
 
 
 def _growth(step: Mapping[str, Any]) -> float:

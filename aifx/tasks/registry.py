@@ -43,10 +43,7 @@ def open_task(config: Config, project: Project, assets: Path) -> Task:
 
 
 def load_task(config: Config, project: Project, assets: Path) -> Task:
-    """The task of a trained run, without the data that it was trained on if the task can do without.
-
-    Raises ConfigError, DataError.
-    """
+    """The task of a trained run, without its training data if it can do without. Raises ConfigError, DataError."""
     spec = need_spec(assets)
     if config.parts.task is not None:
         return _own("load", config, project, assets)

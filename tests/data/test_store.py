@@ -56,9 +56,9 @@ def test_it_holds_the_documents_between_ends(write: Write, open_: Open) -> None:
     found: list[str] = []
     for split in SPLITS_OF_DATA:
         tokens, eos = data.store.splits[split], data.tokenizer.eos_id
-        assert tokens.tokens.dtype == np.uint16
+        assert tokens.tokens[:].dtype == np.uint16
         assert tokens.closed
-        assert np.flatnonzero(np.asarray(tokens.tokens) == eos).tolist() == tokens.documents.tolist()
+        assert np.flatnonzero(tokens.tokens[:] == eos).tolist() == tokens.documents.tolist()
         assert data.store.splits[split].num_targets == len(tokens.tokens) - 1
         assert data.store.splits[split].num_bytes == sum(len(text.encode()) for text in text_of(data, split))
         found += text_of(data, split)
@@ -80,12 +80,12 @@ def test_pieces_and_batches_leave_no_trace(
     write("a.txt", prose(3000))
     write("b.txt", prose(100, 1))
     whole = open_(train=("data/a.txt", "data/b.txt"))
-    kept = {split: np.asarray(whole.store.splits[split].tokens).tobytes() for split in SPLITS}
+    kept = {split: whole.store.splits[split].tokens[:].tobytes() for split in SPLITS}
     monkeypatch.setattr(files, "PIECE_CHARACTERS", 50)
     monkeypatch.setattr(encoding, "BLOCK_BYTES", 70)
     monkeypatch.setattr(store, "BATCH_CHARACTERS", 90)
     again = build_store(project.root / "again", whole.corpus, whole.tokenizer)
-    assert {split: np.asarray(again.splits[split].tokens).tobytes() for split in SPLITS} == kept
+    assert {split: again.splits[split].tokens[:].tobytes() for split in SPLITS} == kept
 
 
 def test_large_vocabularies_take_four_bytes(project: Project, write: Write) -> None:
@@ -95,7 +95,7 @@ def test_large_vocabularies_take_four_bytes(project: Project, write: Write) -> N
     tokenizer = Tokenizer(json.dumps(description).encode(), "large")
     corpus = open_corpus(TextSection(), project)
     built = build_store(project.root / "store", corpus, tokenizer)
-    assert built.splits["train"].tokens.dtype == np.uint32
+    assert built.splits["train"].tokens[:].dtype == np.uint32
 
 
 def test_a_second_run_starts_at_once(write: Write, open_: Open, logged: list[str]) -> None:
