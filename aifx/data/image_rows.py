@@ -21,11 +21,8 @@ HINT = "numpy.savez(path, images=values), with uint8 values [n, height, width] o
 
 def read_images(file: InputFile, image_shape: tuple[int, int, int]) -> Iterator[Row]:
     """The images of a file, in order: of .npz its array images (or else test_images), of .npy the one array, of a
-    picture the picture; the other formats hold them as nested lists. Raises DataError naming the file.
-
-    Args:
-        image_shape: (height, width, channels) of the model; pictures are decoded to its channels.
-    """
+    picture the picture, decoded to the channels of `image_shape` (height, width, channels); the other formats hold them
+    as nested lists. Raises DataError naming the file."""
     if file.format == "npz":
         yield from _archive(file)
     elif file.format == "npy":

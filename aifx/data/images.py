@@ -69,15 +69,11 @@ class ImageFormat(DataFormat):
             "validation": {key: values[held_out] for key, values in train.items()},
             "test": test,
         }
-        data = array_dataset(
-            splits,
-            classes=section.classes or tuple(str(label) for label in range(largest + 1)),
-            axes=AXES,
-            augment=partial(_augment, section) if section.flip or section.shift else None,
-            how=("images", section.flip, section.shift),
-            name=name,
-            hints={"validation": "aifx train --set data.validation_fraction=0.1"},
-        )
+        classes = section.classes or tuple(str(label) for label in range(largest + 1))
+        augment = partial(_augment, section) if section.flip or section.shift else None
+        how = ("images", section.flip, section.shift)
+        hints: dict[Split, str] = {"validation": "aifx train --set data.validation_fraction=0.1"}
+        data = array_dataset(splits, classes=classes, axes=AXES, augment=augment, how=how, name=name, hints=hints)
         return cls(section, data.spec), data
 
     @classmethod
@@ -149,10 +145,9 @@ def _array(archive: Any, key: str, name: str) -> np.ndarray:
 def _examples(
     arrays: Mapping[str, np.ndarray], prefix: str, name: str, limit: int, section: ImagesSection
 ) -> dict[str, np.ndarray]:
-    """The images and labels whose names begin with `prefix`, as "inputs" and "targets". Raises DataError.
+    """The images and labels whose names begin with `prefix`, as "inputs" and "targets".
 
-    Args:
-        limit: labels are below it.
+    Raises DataError, also for a label of `limit` or more.
     """
     images, where = arrays[f"{prefix}images"], f"{name}: {prefix}images"
     if images.dtype != np.uint8:

@@ -57,8 +57,7 @@ class Row:
 def input_file(name: str, format: str | None = None) -> InputFile:
     """The input that a command line names: a path, or `-` for standard input.
 
-    Args:
-        format: of the content; by default what the suffix says, and JSON Lines on standard input.
+    By default its format is what the suffix says, and JSON Lines on standard input.
     """
     if name == STDIN:
         return InputFile(STDIN, None, format or "jsonl")

@@ -34,10 +34,8 @@ class TextSection(DataSection):
         "relative to the project.",
         min_length=1,
     )
-    validation: tuple[str, ...] = Field(
-        (), description="Files for validation; if empty, a part of `train` is held out."
-    )
-    test: tuple[str, ...] = Field((), description="Files for the test; if empty, a part of `train` is held out.")
+    validation: tuple[str, ...] = Field((), description="Files for validation; if none, a part of `train` is held out.")
+    test: tuple[str, ...] = Field((), description="Files for the test; if none, a part of `train` is held out.")
     text_field: str = Field("text", description="Field of .jsonl records and .parquet columns that holds the text.")
     errors: Literal["strict", "replace", "skip"] = Field(
         "strict",
@@ -135,10 +133,9 @@ KINDS = {
 
 
 def held_out_conflicts(config: Config, validation: float | None, test: float) -> Iterator[Conflict]:
-    """The conflicts of the shares that are held out: with each other, and with early stopping.
+    """The conflicts of the shares that are held out, with each other and with early stopping.
 
-    Args:
-        validation: None if validation has files of its own.
+    `validation` is None if it has files of its own.
     """
     if validation is not None and validation + test >= 1.0:
         yield Conflict(

@@ -136,11 +136,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _PRE_TOKENIZER
     tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
     )
     parts = (text[at : at + PART_CHARACTERS] for text in texts for at in range(0, len(text), PART_CHARACTERS))
     tokenizer.train_from_iterator(parts, trainer)

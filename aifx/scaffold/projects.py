@@ -126,11 +126,8 @@ def check_destination(destination: Path, *, force: bool) -> None:
         return
     if there := sorted(p.name for p in destination.iterdir() if p.name != ".git"):
         listed = ", ".join(there[:3]) + (", ..." if len(there) > 3 else "")
-        raise UsageError(
-            f"{destination} is not empty",
-            f"it holds {listed}",
-            "name a new folder, or add --force: what is there stays, ours of the same name land beside it as .new",
-        )
+        hint = "name a new folder, or add --force: what is there stays, ours of the same name land beside it as .new"
+        raise UsageError(f"{destination} is not empty", f"it holds {listed}", hint)
 
 
 def scaffold(
@@ -211,22 +208,16 @@ def _render(
     else:  # a plain copy: an editable install may hold links, which copier refuses to follow out of the template
         name, source = template.name, str(shutil.copytree(template.path, copy))
     settings = copier.Settings(defaults=copier.load_settings().defaults, trust=[])  # nothing is trusted to run code
-    messages = _Messages(sys.stderr)
+    messages, is_bundled = _Messages(sys.stderr), isinstance(template, BundledTemplate)
     with _in_our_words(name), with_safe_path(), redirect_stdout(messages), redirect_stderr(messages):
         copier.run_copy(
-            source,
-            rendered,
-            data=dict(data),
-            settings=settings,
-            defaults=not ask,
-            vcs_ref=vcs_ref,
-            quiet=not isinstance(template, str),
+            source, rendered, dict(data), settings=settings, defaults=not ask, vcs_ref=vcs_ref, quiet=is_bundled
         )
     check_rendered(rendered, name)
-    if not isinstance(template, str):
+    if is_bundled:
         _make_scripts_executable(rendered)
-    elif source != template:
-        name_source(rendered, source, template)
+    elif source != name:
+        name_source(rendered, source, name)
     return name
 
 
