@@ -180,10 +180,7 @@ class ArrayFormat(DataFormat):
 
 
 def read_examples(path: Path, example: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Arrays:
-    """The arrays of a .csv, .jsonl or .parquet file.
-
-    Args:
-        example: makes the arrays of one example of a row's fields; those of a .csv are text.
+    """The arrays of a .csv, .jsonl or .parquet file. `example` makes those of a row of its fields, text in a .csv.
 
     Raises DataError naming the file and the line of a row that `example` refuses.
     """
@@ -208,11 +205,9 @@ def read_examples(path: Path, example: Callable[[Mapping[str, Any]], Mapping[str
 def split_arrays(
     arrays: Arrays, validation: float, test: float, *, by: Literal["example", "block"] = "example"
 ) -> dict[Split, Arrays]:
-    """The examples of each split.
+    """The examples of each split; `validation` and `test` are the shares that are held out.
 
-    Args:
-        validation, test: shares that are held out.
-        by: "example": by a hash, so that equal examples are in one split. "block": in order, the test last.
+    By "example", a hash decides, so that equal examples are in one split. By "block", the order does, the test last.
     """
     count = _num_examples(arrays)
     if by == "block":

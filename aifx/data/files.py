@@ -98,11 +98,7 @@ def scan_file(file: TextFile, text_field: str) -> FileScan:
 def read_documents(
     file: TextFile, text_field: str, *, errors: DecodeErrors = "strict", whole: bool = False
 ) -> Iterator[Piece]:
-    """The documents of a file, in order, in pieces. Empty documents are left out.
-
-    Args:
-        errors: what becomes of bytes that are not UTF-8.
-        whole: each document is one piece.
+    """The documents of a file, in order, in pieces, or each as one piece if `whole`. Empty documents are left out.
 
     Raises DataError naming the file and the place in it.
     """

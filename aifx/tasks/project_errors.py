@@ -17,8 +17,7 @@ from aifx.core.project import CONFIG_NAME, Project
 def project_errors(config: Config, project: Project, what: str = "") -> Iterator[None]:
     """In this block, an exception that left code in the project's folder becomes a ConfigError with its place.
 
-    Args:
-        what: what failed, if the whole block is the project's code; by default the innermost of its functions.
+    `what` failed, if the whole block is the project's code; by default the innermost of its functions.
     """
     try:
         yield
