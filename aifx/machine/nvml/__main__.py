@@ -14,8 +14,8 @@ import time
 
 from aifx.core.facts import Absent, Facts, Unknown, to_document
 from aifx.core.processes import connect
+from aifx.machine.nvml import open_driver
 from aifx.machine.nvml.calls import Calls
-from aifx.machine.nvml.driver import open_driver
 from aifx.machine.nvml.gpu import read_gpu, unreadable
 
 GPUS_LIMIT_S = 5.0
@@ -24,21 +24,19 @@ GPUS_LIMIT_S = 5.0
 def read(limit_s: float = GPUS_LIMIT_S) -> Facts:
     """The driver's facts and a table for each GPU, of which one that takes longer than the limit is given up."""
     facts = open_driver()
-    count = facts["count"]
-    return {**facts, "gpus": _gpus(count, limit_s) if isinstance(count, int) else count}
-
-
-def _gpus(count: int, limit_s: float) -> list[Facts]:
-    """All at once: NVML takes calls from several threads."""
+    if not isinstance(facts["count"], int):
+        return {**facts, "gpus": facts["count"]}
     found: dict[int, Facts] = {}
     ends = time.monotonic() + limit_s
-    threads = [threading.Thread(target=_gpu, args=(index, found), daemon=True) for index in range(count)]
+    # All at once: NVML takes calls from several threads.
+    threads = [threading.Thread(target=_gpu, args=(index, found), daemon=True) for index in range(facts["count"])]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(ends - time.monotonic(), 0))
     hangs = Unknown(f"NVML gave no answer for this GPU in {limit_s:g} s", "look for Xid lines and processes in state D")
-    return [found.get(index) or unreadable(index, hangs, "ok") for index in range(count)]
+    gpus = [found.get(index) or unreadable(index, hangs, "ok") for index in range(len(threads))]
+    return {**facts, "gpus": gpus}
 
 
 def _gpu(index: int, found: dict[int, Facts]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from aifx.core.facts import Absent, Unknown
-from aifx.machine.nvml.words import GPU_STATES, failure, word
 
 pynvml: Any = importlib.import_module("pynvml")
 
@@ -17,6 +16,23 @@ Field: TypeAlias = int | tuple[int, int]
 
 UPDATE = "pip install -U nvidia-ml-py"
 VALUE_NAMES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+
+GPU_STATES = {15: "lost", 16: "reset_required"}
+"""Errors of the GPU itself, not of the query."""
+
+NOT_THERE = {
+    2: "this driver does not know the query",
+    3: "this GPU or driver does not report it",
+    6: "there is none",
+    13: "this driver's NVML has no such function",
+    21: "there are no data",
+    22: "a virtual GPU does not report it",
+    25: "this driver's NVML has another version of the function",
+    26: "this driver no longer reports it",
+}
+"""Errors for a part that is absent, not one that failed."""
+
+NO_PERMISSION = 4
 
 
 class Calls:
@@ -44,12 +60,6 @@ class Calls:
             return self._failure(f"nvml{name}", error.value, str(error))
         except Exception as error:  # one release of nvidia-ml-py takes or gives other things than another
             return Unknown(f"nvml{name}: {type(error).__name__}: {error}", f"`{UPDATE}`")
-
-    def word(self, name: str, table: dict[int, str]) -> Any:
-        return self(name, then=lambda value: word(table, int(value)))
-
-    def flag(self, name: str) -> Any:
-        return self(name, then=bool)
 
     def struct(self, name: str, *kinds: str) -> Any:
         """What a function fills in: the first of the structures `kinds` of nvidia-ml-py that the driver takes."""
@@ -82,7 +92,14 @@ class Calls:
 
     def _failure(self, what: str, code: int, text: str) -> Absent | Unknown:
         self.state = GPU_STATES.get(code, self.state)
-        return failure(what, code, text)
+        if code in NOT_THERE:
+            return Absent(f"{what}: {NOT_THERE[code]}")
+        if code in GPU_STATES:
+            # One finding reports that; its values are no findings of their own.
+            return Absent(f"the GPU is {GPU_STATES[code].replace('_', ' ')}")
+        if code == NO_PERMISSION:
+            return Unknown(f"{what}: {text}", "run aifx doctor as root")
+        return failed(what, code, text)
 
 
 def older(name: str) -> Absent:
@@ -93,3 +110,15 @@ def older(name: str) -> Absent:
 def also(value: Any, function: Callable[[Any], Any]) -> Any:
     """The function of a value that is there."""
     return value if isinstance(value, (Absent, Unknown)) else function(value)
+
+
+def word(table: dict[int, str], value: Any) -> str:
+    """NVML's enumerations and error codes as words. A number without a word stays a number, which no rule knows, so it
+    is never healthy."""
+    return table.get(int(value), str(int(value)))
+
+
+def failed(what: str, code: int, text: str) -> Unknown:
+    """An error that no healthy machine has."""
+    why = f"{what}: {text} (NVML error {code})"
+    return Unknown(why, "look for NVRM in the kernel log; `nvidia-bug-report.sh` collects what NVIDIA asks for")

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aifx.core.facts import Absent, Facts, Unknown
-from aifx.machine.nvml.calls import Calls, also
+from aifx.machine.nvml import reasons
+from aifx.machine.nvml.calls import Calls, also, word
 from aifx.machine.nvml.links import fabric, links
-from aifx.machine.nvml.words import (
-    COMPUTE_MODES,
-    RECOVERY_ACTIONS,
-    VIRTUALIZATION_MODES,
-    reasons,
-    word,
-)
 
+RECOVERY_ACTIONS = {
+    0: "none",
+    1: "reset",
+    2: "reboot",
+    3: "drain_p2p",
+    4: "drain_and_reset",
+    5: "recover_imex_domain",
+    6: "bus_reset",
+    7: "system_reboot",
+}
+COMPUTE_MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}
+VIRTUALIZATION_MODES = {0: "none", 1: "passthrough", 2: "vgpu", 3: "host_vgpu", 4: "host_vsga"}
 MIB = 1 << 20
 CORRECTED, UNCORRECTED = 0, 1
 VOLATILE, AGGREGATE = 0, 1
@@ -45,10 +53,10 @@ def read_gpu(ask: Calls, index: int) -> Facts:
         "vbios": ask("DeviceGetVbiosVersion"),
         "inforom": ask("DeviceGetInforomImageVersion"),
         "inforom_state": _inforom(ask),
-        "virtualization": ask.word("DeviceGetVirtualizationMode", VIRTUALIZATION_MODES),
-        "compute_mode": ask.word("DeviceGetComputeMode", COMPUTE_MODES),
-        "persistence": ask.flag("DeviceGetPersistenceMode"),
-        "recovery_action": also(ask.fields(FIELD_RECOVERY_ACTION)[0], lambda value: word(RECOVERY_ACTIONS, int(value))),
+        "virtualization": ask("DeviceGetVirtualizationMode", then=partial(word, VIRTUALIZATION_MODES)),
+        "compute_mode": ask("DeviceGetComputeMode", then=partial(word, COMPUTE_MODES)),
+        "persistence": ask("DeviceGetPersistenceMode", then=bool),
+        "recovery_action": also(ask.fields(FIELD_RECOVERY_ACTION)[0], partial(word, RECOVERY_ACTIONS)),
         "ecc": _ecc(ask),
         "rows": _rows(ask),
         "pages": _pages(ask),
@@ -70,9 +78,7 @@ def read_gpu(ask: Calls, index: int) -> Facts:
 
 def unreadable(index: int, error: Absent | Unknown, state: str) -> Facts:
     """A GPU that cannot be opened: the same names, all with the same reason."""
-    why = Absent(error.why)
-    facts = read_gpu(_Refused(why), index)
-    return {**facts, "state": state if state != "ok" else error}
+    return {**read_gpu(_Refused(Absent(error.why)), index), "state": state if state != "ok" else error}
 
 
 class _Refused(Calls):
@@ -99,8 +105,8 @@ def _inforom(ask: Calls) -> Any:
     return "corrupt" if isinstance(answer, Unknown) and "error 14)" in answer.why else answer
 
 
-def _pair(value: Any, names: tuple[str, str], of: Any = lambda number: number) -> Facts:
-    return {name: value if isinstance(value, (Absent, Unknown)) else of(value[at]) for at, name in enumerate(names)}
+def _pair(value: Any, names: tuple[str, str], of: Callable[[Any], Any]) -> Facts:
+    return {name: also(value, lambda pair, at=at: of(pair[at])) for at, name in enumerate(names)}
 
 
 def _ecc(ask: Calls) -> Facts:
@@ -136,14 +142,14 @@ def _pages(ask: Calls) -> Facts:
         "corrected": corrected,
         "uncorrected": uncorrected,
         "total": also(corrected, lambda c: also(uncorrected, lambda u: c + u)),
-        "pending": ask.flag("DeviceGetRetiredPagesPendingStatus"),
+        "pending": ask("DeviceGetRetiredPagesPendingStatus", then=bool),
     }
 
 
 def _repair(ask: Calls) -> Facts:
     return {
         **_pair(ask("DeviceGetRepairStatus"), ("channel_pending", "tpc_pending"), bool),
-        "unrepairable_memory": ask.flag("DeviceGetUnrepairableMemoryFlag_v1"),
+        "unrepairable_memory": ask("DeviceGetUnrepairableMemoryFlag_v1", then=bool),
     }
 
 
@@ -169,19 +175,16 @@ def _throttle(ask: Calls) -> Facts:
 def _temperature(ask: Calls) -> Facts:
     """`margin_c` is how much hotter the GPU may become (T.Limit); it begins to slow down at `slowdown_margin_c`."""
 
-    def threshold(kind: int) -> Any:
-        return ask("DeviceGetTemperatureThreshold", kind)
-
     memory, *limits = ask.fields(FIELD_MEMORY_TEMPERATURE, *FIELDS_TLIMIT.values())
     return {
         "gpu_c": ask("DeviceGetTemperature", 0),
         # Without a sensor some drivers report 0.
         "memory_c": also(memory, lambda c: c or Absent("this GPU has no sensor in its memory")),
         "margin_c": ask("DeviceGetMarginTemperature"),
-        "slowdown_c": threshold(SLOWDOWN),
-        "shutdown_c": threshold(SHUTDOWN),
-        "memory_max_c": threshold(MEMORY_MAX),
-        "gpu_max_c": threshold(GPU_MAX),
+        "slowdown_c": ask("DeviceGetTemperatureThreshold", SLOWDOWN),
+        "shutdown_c": ask("DeviceGetTemperatureThreshold", SHUTDOWN),
+        "memory_max_c": ask("DeviceGetTemperatureThreshold", MEMORY_MAX),
+        "gpu_max_c": ask("DeviceGetTemperatureThreshold", GPU_MAX),
         **{name: also(limit, _signed) for name, limit in zip(FIELDS_TLIMIT, limits, strict=True)},
     }
 
@@ -252,12 +255,11 @@ def _processes(ask: Calls) -> list[Facts] | Absent | Unknown:
             used = process.usedGpuMemory
             found[process.pid] = {
                 "pid": process.pid,
-                "name": _process_name(process.pid),
+                "name": Calls()("SystemGetProcessName", process.pid, then=_program),
                 "memory_mib": Absent("NVML does not report it") if used is None else used // MIB,
             }
     return [found[pid] for pid in sorted(found)]
 
 
-def _process_name(pid: int) -> Any:
-    name = Calls()("SystemGetProcessName", pid)
-    return also(name, lambda path: os.path.basename(path.split(" ")[0]))
+def _program(command: str) -> str:
+    return os.path.basename(command.split(" ")[0])

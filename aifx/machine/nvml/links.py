@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from typing import Any
 
 from aifx.core.facts import Absent, Facts, Unknown
-from aifx.machine.nvml.calls import Calls, also
-from aifx.machine.nvml.words import (
-    FABRIC_CONFIGURATIONS,
-    FABRIC_STATES,
-    FABRIC_SUMMARIES,
-    LINK_REMOTES,
-    LINK_STATES,
-    word,
-)
+from aifx.machine.nvml.calls import Calls, also, word
 
+LINK_STATES = {0: "inactive", 1: "active", 2: "sleep", 3: "traffic_disabled"}
+LINK_REMOTES = {0: "gpu", 1: "npu", 2: "switch", 255: "unknown"}
+FABRIC_STATES = {0: "not_supported", 1: "not_started", 2: "in_progress", 3: "completed"}
+FABRIC_SUMMARIES = {0: "not_supported", 1: "healthy", 2: "unhealthy", 3: "limited_capacity"}
+FABRIC_CONFIGURATIONS = {
+    1: "none",
+    2: "incorrect_system_guid",
+    3: "incorrect_chassis_serial",
+    4: "no_partition",
+    5: "insufficient_nvlinks",
+    6: "incompatible_firmware",
+    7: "invalid_location",
+    8: "invalid_gpu_state",
+}
 FIELD_LINK_COUNT = 91
 FIELDS_LINK = {
     "speed_mb_s": 164,
@@ -43,19 +50,17 @@ def links(ask: Calls) -> list[Facts] | Absent | Unknown:
 
 
 def _link(ask: Calls, number: int) -> Facts:
-    state = ask("DeviceGetNvLinkState", number, then=lambda value: word(LINK_STATES, int(value)))
+    state = ask("DeviceGetNvLinkState", number, then=partial(word, LINK_STATES))
     facts: Facts = {"link": number, "state": state}
-    down = Absent("the link is not active")
-    if state == "inactive" or isinstance(state, (Absent, Unknown)):
-        names = ("remote", *FIELDS_LINK, *COUNTERS, "crc_errors")
-        return facts | dict.fromkeys(names, state if isinstance(state, (Absent, Unknown)) else down)
+    missing = Absent("the link is not active") if state == "inactive" else state
+    if isinstance(missing, (Absent, Unknown)):
+        return facts | dict.fromkeys(("remote", *FIELDS_LINK, *COUNTERS, "crc_errors"), missing)
     values = ask.fields(*((field, number) for field in FIELDS_LINK.values()))
     facts |= dict(zip(FIELDS_LINK, values, strict=True))
     for name in ("effective_ber", "symbol_ber"):
         facts[name] = also(facts[name], _ber)
-    facts |= _errors(ask, number)
-    remote = ask("DeviceGetNvLinkRemoteDeviceType", number, then=lambda value: word(LINK_REMOTES, int(value)))
-    return facts | {"remote": remote}
+    facts["remote"] = ask("DeviceGetNvLinkRemoteDeviceType", number, then=partial(word, LINK_REMOTES))
+    return facts | _errors(ask, number)
 
 
 def _errors(ask: Calls, number: int) -> Facts:
@@ -78,8 +83,7 @@ def _sum(one: Any, other: Any) -> Any:
 
 def _ber(packed: int) -> float:
     """A bit error rate as NVML packs it: mantissa x 10^-exponent (NVML_NVLINK_BER_* of nvml.h)."""
-    mantissa, exponent = packed >> 8 & 0xF, packed & 0xFF
-    return mantissa * 10.0**-exponent
+    return (packed >> 8 & 0xF) * 10.0 ** -(packed & 0xFF)
 
 
 def fabric(ask: Calls) -> Facts | Absent | Unknown:
@@ -90,29 +94,22 @@ def fabric(ask: Calls) -> Facts | Absent | Unknown:
     state = word(FABRIC_STATES, info.state)
     if state == "not_supported":
         return Absent("this GPU joins no NVLink fabric")
-    mask = info.healthMask
+    mask, summary = info.healthMask, getattr(info, "healthSummary", 0)
+    configuration = mask >> CONFIGURATION_SHIFT & 0xF
+    no_summary = Absent("this driver does not sum up the fabric's health")
+    no_configuration = Absent("the fabric does not report its configuration")
     return {
         "state": state,
         "status": info.status if state == "completed" else Absent("the fabric's registration has not completed"),
         "clique": info.cliqueId,
         "cluster": str(uuid.UUID(bytes=bytes(info.clusterUuid))),
-        "summary": _summary(info),
+        "summary": word(FABRIC_SUMMARIES, summary) if summary else no_summary,
         **{name: _flag(name, mask >> shift & 3) for name, shift in FLAGS.items()},
-        "configuration": _configuration(mask >> CONFIGURATION_SHIFT & 0xF),
+        "configuration": word(FABRIC_CONFIGURATIONS, configuration) if configuration else no_configuration,
     }
-
-
-def _summary(info: Any) -> Any:
-    if not hasattr(info, "healthSummary") or info.healthSummary == 0:
-        return Absent("this driver does not sum up the fabric's health")
-    return word(FABRIC_SUMMARIES, info.healthSummary)
 
 
 def _flag(name: str, bits: int) -> bool | Absent | Unknown:
     if bits == 0:
         return Absent(f"the fabric does not report {name}")
     return bits == 1 if bits < 3 else Unknown(f"{name} is {bits}, which this version does not know")
-
-
-def _configuration(bits: int) -> str | Absent:
-    return word(FABRIC_CONFIGURATIONS, bits) if bits else Absent("the fabric does not report its configuration")
