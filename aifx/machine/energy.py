@@ -43,10 +43,10 @@ class Counter:
     read: Callable[[], float]
     range_j: float | None = None
 
-    def since(self, before_j: float) -> float:
-        """Joules since the counter was at `before_j`, less than one range ago."""
-        used = self.read() - before_j
-        return used + self.range_j if used < 0 and self.range_j is not None else used
+    def used(self, before_j: float, after_j: float) -> float:
+        """Joules between two readings, less than one range apart."""
+        used = after_j - before_j
+        return used + (self.range_j or 0.0) if used < 0 else used
 
 
 class Energy:
@@ -65,25 +65,26 @@ class Energy:
     @contextmanager
     def span(self) -> Iterator[None]:
         """Count the energy and time of the block."""
-        before = self._try(lambda: [counter.read() for counter in self._counters])
+        before = self._read()
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
-        if before is not None:
-            pairs = zip(self._counters, before, strict=True)
-            self._joules += sum(self._try(lambda: [counter.since(start) for counter, start in pairs]) or [])
+        after = self._read()
+        if self.failed is None:
+            readings = zip(self._counters, before, after, strict=True)
+            self._joules += sum(counter.used(start, end) for counter, start, end in readings)
 
     @property
     def joules(self) -> float | None:
         """None if the counters failed, or if the spans were too short for them to move."""
         return self._joules if self.failed is None and self.seconds >= SHORTEST_S and self._joules > 0 else None
 
-    def _try(self, ask: Callable[[], list[float]]) -> list[float] | None:
+    def _read(self) -> list[float]:
         try:
-            return ask() if self.failed is None else None
+            return [counter.read() for counter in self._counters] if self.failed is None else []
         except Unreadable as error:
             self.failed = str(error)
-            return None
+            return []
 
 
 def open_energy(devices: Sequence[Any], powercap: Path = POWERCAP) -> Energy:
@@ -93,23 +94,23 @@ def open_energy(devices: Sequence[Any], powercap: Path = POWERCAP) -> Energy:
     """
     platform = devices[0].platform
     if platform in ("gpu", "cuda"):
-        return Energy(gpu_counters([int(device.local_hardware_id or 0) for device in devices]))
-    if platform == "cpu":
-        return Energy(cpu_counters(powercap))
-    raise Unreadable(f"no counter of energy is known for {devices[0].device_kind}")
+        counters = gpu_counters([int(device.local_hardware_id or 0) for device in devices])
+    elif platform == "cpu":
+        counters = cpu_counters(powercap)
+    else:
+        raise Unreadable(f"no counter of energy is known for {devices[0].device_kind}")
+    for counter in counters:
+        counter.read()
+    return Energy(counters)
 
 
-def cpu_counters(powercap: Path = POWERCAP) -> list[Counter]:
+def cpu_counters(powercap: Path) -> list[Counter]:
     """The counters of all packages. Raises Unreadable."""
-    zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _is_counted(_text(zone / "name"))]
+    names = {zone: _text(zone / "name") for zone in sorted(powercap.glob("intel-rapl:*"))}
+    zones = {zone: name for zone, name in names.items() if name.startswith("package-") or name == "dram"}
     if not zones:
         raise Unreadable(f"this machine reports no energy: no RAPL zone in {powercap}, as on most virtual machines")
-    counters = []
-    for zone in zones:
-        counter = Counter(_text(zone / "name"), partial(_joules, zone / "energy_uj"), _range_j(zone))
-        counter.read()
-        counters.append(counter)
-    return counters
+    return [Counter(name, partial(_joules, zone / "energy_uj"), _range_j(zone)) for zone, name in zones.items()]
 
 
 def gpu_counters(ordinals: Sequence[int]) -> list[Counter]:
@@ -117,19 +118,14 @@ def gpu_counters(ordinals: Sequence[int]) -> list[Counter]:
     driver = open_driver()
     if driver["state"] != "ok":
         raise Unreadable(f"NVML reports no energy: {driver['count'].why}")
-    counters = [Counter(f"GPU {ordinal}", _reader(ordinal)) for ordinal in ordinals]
-    for counter in counters:
-        counter.read()
-    return counters
+    return [Counter(f"GPU {ordinal}", _reader(ordinal)) for ordinal in ordinals]
 
 
 def _reader(ordinal: int) -> Callable[[], float]:
     shown = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
     chosen = shown[ordinal] if ordinal < len(shown) else str(ordinal)
-    if chosen.isdigit():
-        handle = Calls()("DeviceGetHandleByIndex", int(chosen))
-    else:
-        handle = Calls()("DeviceGetHandleByUUID", chosen)
+    by, key = ("Index", int(chosen)) if chosen.isdigit() else ("UUID", chosen)
+    handle = Calls()(f"DeviceGetHandleBy{by}", key)
 
     def read() -> float:  # NVML counts mJ since the driver was loaded
         used = also(handle, lambda gpu: Calls(gpu)("DeviceGetTotalEnergyConsumption"))
@@ -138,10 +134,6 @@ def _reader(ordinal: int) -> Callable[[], float]:
         return float(used) / 1e3
 
     return read
-
-
-def _is_counted(name: str) -> bool:
-    return name.startswith("package-") or name == "dram"
 
 
 def _range_j(zone: Path) -> float | None:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from aifx.machine import energy
-from aifx.machine.energy import Counter, Energy, Unreadable, cpu_counters, open_energy
+from aifx.machine.energy import Counter, Energy, Unreadable, open_energy
 
 FAKE = Path(__file__).parents[1] / "health" / "fake_nvml.c"
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -73,11 +73,11 @@ def test_counters_of_root_alone_are_said_with_what_helps(powercap, monkeypatch):
 
     (powercap / "intel-rapl:0" / "energy_uj").unlink()
     with pytest.raises(Unreadable, match="cannot be read"):
-        cpu_counters(powercap)
+        open_energy(CPU, powercap)
     texts = {path: path.read_text() for path in powercap.rglob("name")}
     monkeypatch.setattr(Path, "read_text", lambda path: texts.get(path) or refuse(path))
     with pytest.raises(Unreadable, match=r"chmod a.r .*intel-rapl:0/energy_uj"):
-        cpu_counters(powercap)
+        open_energy(CPU, powercap)
 
 
 def test_counters_that_fail_midway_leave_no_number():

@@ -174,7 +174,6 @@ def _throttle(ask: Calls) -> Facts:
 
 def _temperature(ask: Calls) -> Facts:
     """`margin_c` is how much hotter the GPU may become (T.Limit); it begins to slow down at `slowdown_margin_c`."""
-
     memory, *limits = ask.fields(FIELD_MEMORY_TEMPERATURE, *FIELDS_TLIMIT.values())
     return {
         "gpu_c": ask("DeviceGetTemperature", 0),
