@@ -5,8 +5,25 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+
+def usable_cpus() -> set[int]:
+    """The processors that this process may use, by their numbers."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def cpu_of() -> dict[str, Any]:
+    """The processor, and the number of its cores that this process may use."""
+    return {"cpu": cpu_model(), "cores": len(usable_cpus())}
+
+
+def cpu_model() -> str:
+    info = _cpuinfo()
+    named = (info[key] for key in ("model name", "Model", "CPU part") if key in info)
+    return next(named, platform.processor() or platform.machine())
 
 
 def estimate_peak() -> tuple[float, str]:
@@ -14,9 +31,7 @@ def estimate_peak() -> tuple[float, str]:
 
     The cores are those that this process may use. The lanes come from the processor's flags, the clock from the system.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    lanes, isa = _vector_lanes()
-    clock_ghz = _clock_ghz()
+    cores, clock_ghz, (lanes, isa) = len(usable_cpus()), _clock_ghz(), _vector_lanes()
     flops = cores * clock_ghz * 1e9 * 2 * lanes * 2
     return flops, f"estimate: {cores} cores x {clock_ghz:.1f} GHz x 2 FMA units x {lanes} float32 lanes ({isa}) x 2"
 
@@ -62,10 +77,10 @@ def _clock_ghz() -> float:
     return mhz / 1e3 if mhz > 0 else 2.5  # a server's usual base clock, if the system reports none
 
 
-def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+def _cpuinfo() -> dict[str, str]:
     """The first processor's entry."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+        text = Path("/proc/cpuinfo").read_text("utf-8", "replace").split("\n\n")[0]
     except OSError:
         return {}
     pairs = (line.partition(":") for line in text.splitlines())

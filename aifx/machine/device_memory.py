@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from aifx.machine.cpu import usable_cpus
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -58,13 +59,8 @@ def room(devices: list[Any], cgroup: Path = CGROUP) -> int | None:
     """Bytes that are free on each of these devices; None where that is not known."""
     if devices[0].platform == "cpu":  # all of them share the host's
         return min([psutil.virtual_memory().available, *_quota(cgroup)]) // len(devices)
-    stats_of = [_stats(device) for device in devices]
-    free = [
-        stats["bytes_limit"] - stats["bytes_in_use"]
-        for stats in stats_of
-        if {"bytes_limit", "bytes_in_use"} <= {*stats}
-    ]
-    return min(free) if free else None
+    counted = [stats for stats in map(_stats, devices) if {"bytes_limit", "bytes_in_use"} <= stats.keys()]
+    return min((stats["bytes_limit"] - stats["bytes_in_use"] for stats in counted), default=None)
 
 
 def _stats(device: Any) -> dict[str, int]:
@@ -94,9 +90,8 @@ def cache_bytes(platform: str, cpus: Path = CPUS) -> int:
     groups of cores have one each."""
     if platform != "cpu":
         return GPU_CACHE_BYTES
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     caches: dict[tuple[int, str], int] = {}  # by level and by the cores that share it
-    for index in (index for cpu in usable for index in (cpus / f"cpu{cpu}" / "cache").glob("index*")):
+    for index in (index for cpu in usable_cpus() for index in (cpus / f"cpu{cpu}" / "cache").glob("index*")):
         try:
             size, level, shared = ((index / name).read_text().strip() for name in ("size", "level", "shared_cpu_list"))
         except OSError:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import socket
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, Protocol
 
 from aifx.core.version import __version__
+from aifx.machine.cpu import cpu_of
 
 PACKAGES = ("jax", "jaxlib", "numpy", "optax", "grain", "orbax-checkpoint", "tensorstore", "tokenizers")
 
@@ -48,19 +47,3 @@ def hardware(devices: Sequence[Device]) -> dict[str, Any]:
         "device_kind": devices[0].device_kind if devices else None,
         "num_devices": len(devices),
     }
-
-
-def cpu_of() -> dict[str, Any]:
-    """The processor, and the cores of it that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": _cpu_model(), "cores": cores}
-
-
-def _cpu_model() -> str:
-    try:
-        found = re.search(
-            r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
-        )
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()

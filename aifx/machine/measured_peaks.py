@@ -25,14 +25,15 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aifx.core.json_files import write_json
 from aifx.core.project import state_path
 from aifx.machine.catalogue import Peak
-from aifx.machine.host import cpu_of, versions
+from aifx.machine.cpu import cpu_of
+from aifx.machine.host import versions
 
 
 class Ceiling(BaseModel):
@@ -59,30 +60,24 @@ class Ceilings(BaseModel):
         found = self.rates.get(name)
         return found.rate if found else None
 
-    def raised(self, rates: Mapping[str, float], now: float) -> Self:
-        """With those of `rates` that are new or higher."""
-        used = {name: version for name, version in versions().items() if name in ("jax", "jaxlib")}
-        higher = {
-            name: Ceiling(rate=rate, time=now, versions=used)
-            for name, rate in rates.items()
-            if rate > (self.rate(name) or 0.0)
-        }
-        return self.model_copy(update={"rates": {**self.rates, **higher}})
-
 
 def find_ceilings(device_kind: str, platform: str) -> Ceilings:
     """Of this machine with this kind of device; empty where none were measured or they cannot be read."""
     empty = _empty(device_kind, platform)
     try:
-        return Ceilings.model_validate_json(ceilings_path(empty).read_bytes())
+        return Ceilings.model_validate_json(_path(empty).read_bytes())
     except (OSError, ValidationError):
         return empty
 
 
 def keep_ceilings(device_kind: str, platform: str, rates: Mapping[str, float]) -> Path:
-    """Raise those that were exceeded; returns the file. Raises OSError where it cannot be written."""
-    raised = find_ceilings(device_kind, platform).raised(rates, time.time())
-    path = ceilings_path(raised)
+    """Keep those that are new or higher; returns the file. Raises OSError if it cannot be written."""
+    kept = find_ceilings(device_kind, platform)
+    used = {name: version for name, version in versions().items() if name in ("jax", "jaxlib")}
+    higher = {name: rate for name, rate in rates.items() if rate > (kept.rate(name) or 0.0)}
+    new = {name: Ceiling(rate=rate, time=time.time(), versions=used) for name, rate in higher.items()}
+    raised = kept.model_copy(update={"rates": {**kept.rates, **new}})
+    path = _path(raised)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, raised.model_dump(mode="json"))
     return path
@@ -98,7 +93,7 @@ def measured_peak(device_kind: str, platform: str, num_devices: int, dtype: str)
     return Peak(found.rate * count, f"{count} x {found.rate / 1e12:.4g} TFLOP/s {dtype}, measured here on {day}")
 
 
-def ceilings_path(ceilings: Ceilings) -> Path:
+def _path(ceilings: Ceilings) -> Path:
     """By host, since many share a home directory, and by hardware, since a host may have several kinds."""
     digest = hashlib.sha256(json.dumps(ceilings.hardware, sort_keys=True).encode()).hexdigest()[:8]
     host = re.sub(r"[^\w.-]", "_", ceilings.host) or "host"

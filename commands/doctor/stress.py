@@ -14,8 +14,7 @@ def show_stress(out: Output, stress: Any) -> None:
     if not isinstance(stress, Mapping):
         return
     out.print("")
-    columns = ["device", "what", "rate", "of what it should be"]
-    out.table(columns, list(_rows(stress)), right=["rate"], wrap=True)
+    out.table(["device", "what", "rate", "of what it should be"], list(_rows(stress)), right=["rate"], wrap=True)
     if stress["ended"] != "finished":
         out.print(f"the stress test ended early: {stress['ended']}{': ' * bool(stress['why'])}{stress['why']}")
 
@@ -33,7 +32,7 @@ def _rows(stress: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str | None
             rate = _rate(one["tflops_last"], "TFLOP/s")
             yield name, f"after {one['seconds']:.0f} s of load", rate, _share(one["kept"], "the first")
     for one in _list(stress["collectives"]):
-        yield "all", str(one["device"]), _rate(one.get("bus_gb_s", one.get("gb_s")), "GB/s"), None
+        yield "all", str(one["device"]), _rate(one["bus_gb_s"], "GB/s"), None
     for one in _list(stress["consistency"]):
         same = "alike" if not one["num_odd"] + one["num_unsteady"] + one["num_inexact"] else "not alike"
         yield one["device"], f"consistency check of {one['programs']} programs", f"{one['runs']} runs", same
@@ -48,8 +47,8 @@ def _rate(value: Any, unit: str) -> str:
 
 
 def _of_peak(one: Mapping[str, Any]) -> str | None:
-    """Return the share of the peak, and of the rate that `aifx bench hardware` measured here, if the report has it."""
-    shares = (_share(one["of_peak"], "peak"), _share(one.get("of_own"), "its own ceiling"))
+    """Return the share of the peak, and of the rate that `aifx bench hardware` measured here."""
+    shares = (_share(one["of_peak"], "peak"), _share(one["of_own"], "its own ceiling"))
     return ", ".join(filter(None, shares)) or None
 
 

@@ -45,12 +45,8 @@ def collect(level: Literal["quick", "full"], budget_s: float, child: str = CHILD
     with Child.of_module("aifx.health.stress.sensors") as sampler:
         try:
             for _ in range(MOST_RESTARTS):
-                arguments = [
-                    level,
-                    f"{max(until - time.monotonic(), 0):.1f}",
-                    str(record.next_step),
-                    ",".join(sorted(without)),
-                ]
+                left_s = max(until - time.monotonic(), 0.0)
+                arguments = [level, f"{left_s:.1f}", str(record.next_step), ",".join(sorted(without))]
                 ended, why = _run(child, arguments, sampler, record, until)
                 stuck = {name for name, row in record.devices.items() if row["state"] == "hung"} - without
                 if ended in ("hung", "died") and record.running is not None:
@@ -73,13 +69,8 @@ def collect(level: Literal["quick", "full"], budget_s: float, child: str = CHILD
 def _run(module: str, arguments: Sequence[str], sampler: Child, record: Record, until: float) -> tuple[Ended, str]:
     """Run one child to its end, and record temperatures and clocks meanwhile."""
     began = time.monotonic()
-    with Child.of_module(
-        module,
-        *arguments,
-        env={**os.environ, **BESIDE_A_JOB},
-        silence_s=START_LIMIT_S + GRACE_S,
-        limit_s=until + GRACE_S - began,
-    ) as child:
+    env, limit_s = {**os.environ, **BESIDE_A_JOB}, until + GRACE_S - began
+    with Child.of_module(module, *arguments, env=env, silence_s=START_LIMIT_S + GRACE_S, limit_s=limit_s) as child:
         while child.ended is None:
             pump([child, sampler], math.inf)
             record.samples += [(time.monotonic(), sample) for sample in sampler.take_events()]

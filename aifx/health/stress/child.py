@@ -1,7 +1,7 @@
-"""Load the devices: `python -m aifx.health.stress.child LEVEL BUDGET_S [FIRST_STEP [DEVICES]]`.
+"""Load the devices: `python -m aifx.health.stress.child LEVEL BUDGET_S FIRST_STEP DEVICES`.
 
 It prints each step and each result as one line of JSON, so that no result is lost if it hangs or dies. The parent then
-starts it again from the next step, without the named devices.
+starts it again from the next step, without the named devices ("gpu:0,gpu:3").
 """
 
 from __future__ import annotations
@@ -11,13 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import jax
 
 from aifx.core.facts import to_document
 from aifx.core.processes import connect
 from aifx.health.jax_probe import HELD
+from aifx.health.stress import consistency_check, measures
+from aifx.health.stress.record import ALL
+from aifx.machine.microbenchmarks import dtypes_of, name_of
 
-ALL = "all"
 MAY_BE_LACKING = ("int8", "float8_e4m3fn")
 """Types that not every device can multiply."""
 
@@ -61,9 +66,7 @@ def plan(everything: list[Any], without: set[str], level: Level, left_s: Callabl
 
     `without` does not change a step's number: steps of all devices then use the others.
     """
-    from aifx.health.stress import consistency_check, load, measures
-
-    devices = [d for d in everything if _name(d) not in without]
+    devices = [d for d in everything if name_of(d) not in without]
     compiling_s = 60.0 if devices[0].platform == "cpu" else 120.0
     slice_s = level.slice_s
 
@@ -74,49 +77,37 @@ def plan(everything: list[Any], without: set[str], level: Level, left_s: Callabl
     limit_s, suspect_s = compiling_s + 10 * slice_s, compiling_s / 4 + 10 * slice_s
     yield Step("consistency cold", ALL, "consistency check, cold", limit_s + 5, suspect_s, 2, lambda: counted(limit_s))
     for device in everything:
-        name = _name(device)
-        for dtype in measures.dtypes_of(device):
-            run = _bound(measures.matmul, device, dtype, slice_s)
+        name = name_of(device)
+        for dtype in dtypes_of(device):
+            run: Callable[[], Any] = partial(measures.matmul, device, dtype, slice_s)
             yield Step("matmul", name, f"products in {dtype}", limit_s, suspect_s, slice_s, run)
         for key, measure in (("memory", measures.memory), ("copies", measures.copies)):
-            yield Step(key, name, key, limit_s, suspect_s, slice_s, _bound(measure, device, slice_s))
+            yield Step(key, name, key, limit_s, suspect_s, slice_s, partial(measure, device, slice_s))
     if len(everything) > 1:
-        run = _bound(measures.collectives, devices, 2 * slice_s)
+        run = partial(measures.collectives, devices, 2 * slice_s)
         yield Step("collectives", ALL, "collectives", limit_s, suspect_s, 2 * slice_s, run)
 
     def loaded() -> dict[str, Any]:
-        return load.sustained(devices, min(level.load_s, left_s() - 2))
+        return measures.sustained(devices, min(level.load_s, left_s() - 2))
 
     load_s = level.load_s
     yield Step("sustained", ALL, "sustained load", limit_s + load_s, suspect_s + load_s, 2, loaded)
     yield Step("consistency hot", ALL, "consistency check, hot", limit_s + 5, suspect_s, 1, lambda: counted(limit_s))
 
 
-def _name(device: Any) -> str:
-    return f"{device.platform}:{device.id}"
-
-
-def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    return lambda: function(*arguments)
-
-
 def main() -> None:
     emit = connect()
-    level, budget_s = LEVELS[sys.argv[1]], float(sys.argv[2])
-    first = int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    without = set(sys.argv[4].split(",")) if len(sys.argv) > 4 else set()
-    until = time.monotonic() + budget_s
+    level, budget_s, first_step, names = sys.argv[1:]
+    without, until = set(names.split(",")), time.monotonic() + float(budget_s)
 
     def report(event: str, **fields: Any) -> None:
         emit({"event": event, **to_document(fields)})
 
-    import jax
-
     everything = jax.local_devices()
-    kinds = [{"device": _name(d), "kind": d.device_kind, "platform": d.platform} for d in everything]
+    kinds = [{"device": name_of(d), "kind": d.device_kind, "platform": d.platform} for d in everything]
     report("devices", devices=kinds)
-    for number, step in enumerate(plan(everything, without, level, lambda: until - time.monotonic())):
-        if number < first or step.device in without:
+    for number, step in enumerate(plan(everything, without, LEVELS[level], lambda: until - time.monotonic())):
+        if number < int(first_step) or step.device in without:
             continue
         fields = {"step": number, "key": step.key, "device": step.device, "what": step.what}
         if until - time.monotonic() < step.needs_s:

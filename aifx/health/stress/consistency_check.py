@@ -23,6 +23,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from aifx.machine.cpu import cpu_flags, cpu_model, usable_cpus
+from aifx.machine.microbenchmarks import name_of
+
 SEED = 0x5EED
 Hashes = dict[str, dict[str, list[str]]]
 """By device and program, one per run."""
@@ -36,7 +39,6 @@ SWITCHES = (
     "PJRT_NPROC",
 )
 COMPUTES = re.compile(r"jax|libtpu|nvidia-(?!ml-py)")
-EXACT = ("matmul int8", "integers", "sort")
 
 
 def _mixed(x: Any) -> Any:
@@ -50,32 +52,32 @@ def _bits(count: int, seed: Any, xp: Any) -> Any:
     return _mixed(xp.arange(count, dtype=np.uint32) * np.uint32(2654435761) + seed)
 
 
-def _floats(shape: tuple[int, ...], seed: Any) -> jax.Array:
-    """Return float32 in [-1, 1) that use every bit of the mantissa."""
-    bits = _bits(int(np.prod(shape)), seed, jnp).reshape(shape)
+def _floats(size: int, seed: Any) -> jax.Array:
+    """Return a matrix of float32 in [-1, 1) that use every bit of the mantissa."""
+    bits = _bits(size * size, seed, jnp).reshape(size, size)
     return lax.bitcast_convert_type((bits >> 9) | np.uint32(0x40000000), jnp.float32) - 3.0
 
 
-def _bytes(shape: tuple[int, int], seed: Any, xp: Any) -> Any:
-    return (_bits(shape[0] * shape[1], seed, xp).reshape(shape) & np.uint32(0xFF)).astype(np.uint8).view(np.int8)
-
-
 def _programs(size: int, seed: jax.Array) -> dict[str, jax.Array]:
-    a, b = _floats((size, size), seed), _floats((size, size), seed + np.uint32(1))
+    a, b = _floats(size, seed), _floats(size, seed + np.uint32(1))
     found = {}
     for dtype in ("float32", "bfloat16", "float16"):
         found[f"matmul {dtype}"] = lax.dot(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
-    found["matmul int8"] = lax.dot(*_whole(size, seed, jnp), preferred_element_type=jnp.int32)
-    found["exp"] = jnp.exp(a) * jnp.sin(b * 37.0)
-    found["exp bfloat16"] = (jnp.exp(a.astype(jnp.bfloat16)) * jnp.tanh(b.astype(jnp.bfloat16))).astype(jnp.float32)
-    found["sum"] = jnp.concatenate([a.sum(0), (a * b).sum(1), jnp.cumsum(a[0])])
-    found["integers"] = _rounds(_bits(size * size, seed, jnp))
-    found["sort"] = jnp.sort(_bits(size * 16, seed, jnp))
-    return found
+    return found | {
+        "matmul int8": lax.dot(*_whole(size, seed, jnp), preferred_element_type=jnp.int32),
+        "exp": jnp.exp(a) * jnp.sin(b * 37.0),
+        "exp bfloat16": (jnp.exp(a.astype(jnp.bfloat16)) * jnp.tanh(b.astype(jnp.bfloat16))).astype(jnp.float32),
+        "sum": jnp.concatenate([a.sum(0), (a * b).sum(1), jnp.cumsum(a[0])]),
+        "integers": _rounds(_bits(size * size, seed, jnp)),
+        "sort": jnp.sort(_bits(size * 16, seed, jnp)),
+    }
 
 
 def _whole(size: int, seed: Any, xp: Any) -> tuple[Any, Any]:
-    return _bytes((size, size), seed, xp), _bytes((size, size), seed + np.uint32(1), xp)
+    """Return two matrices of int8."""
+    bits = (_bits(size * size, seed + np.uint32(number), xp).reshape(size, size) for number in (0, 1))
+    a, b = ((part & np.uint32(0xFF)).astype(np.uint8).view(np.int8) for part in bits)
+    return a, b
 
 
 def _rounds(x: Any) -> Any:
@@ -154,32 +156,27 @@ def made_by(devices: list[Any]) -> str:
     words = [f"{count} x {kind}" for kind, count in kinds.items()]
     words += [f"{name} {version}" for name, version in sorted(found.items()) if COMPUTES.match(name)]
     words += [f"{name}={os.environ[name]}" for name in SWITCHES if os.environ.get(name)]
-    return "; ".join([*words, *(_processor() if devices[0].platform == "cpu" else _driver())])
+    return "; ".join([*words, *([_processor()] if devices[0].platform == "cpu" else _driver())])
 
 
-def _processor() -> list[str]:
+def _processor() -> str:
     """Return the processor's features and threads, which XLA's programs depend on."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cpu = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", _read("/proc/cpuinfo"), re.MULTILINE))
-    can = hashlib.sha256("".join(cpu.get(key, "") for key in ("flags", "Features")).encode()).hexdigest()[:8]
-    return [f"{threads} threads of {cpu.get('model name', 'a processor')} ({can})"]
+    digest = hashlib.sha256(" ".join(sorted(cpu_flags())).encode()).hexdigest()[:8]
+    return f"{len(usable_cpus())} threads of {cpu_model()} ({digest})"
 
 
 def _driver() -> list[str]:
-    return re.findall(r"Kernel Module.*?\s(\d[\d.]+)\s", _read("/proc/driver/nvidia/version"))[:1]
-
-
-def _read(path: str) -> str:
     try:
-        return Path(path).read_text("utf-8", "replace")
+        text = Path("/proc/driver/nvidia/version").read_text("utf-8", "replace")
     except OSError:
-        return ""
+        return []
+    return re.findall(r"Kernel Module.*?\s(\d[\d.]+)\s", text)[:1]
 
 
 def _gathered(x: jax.Array, limit_s: float) -> dict[str, Any]:
     """Return each device's part. Raises TimeoutError."""
     until = time.monotonic() + limit_s
-    shards = {f"{s.device.platform}:{s.device.id}": s.data for s in x.addressable_shards}
+    shards = {name_of(s.device): s.data for s in x.addressable_shards}
     while late := [name for name, part in shards.items() if not part.is_ready()]:
         if time.monotonic() > until:
             raise TimeoutError(", ".join(late))

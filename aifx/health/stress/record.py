@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aifx.core.facts import Absent, from_document
 from aifx.health.stress import sensors
-from aifx.health.stress.comparison import compare
 
 Ended = Literal["finished", "out of time", "interrupted", "held", "hung", "died"]
 ALL = "all"
@@ -19,11 +20,7 @@ FEWEST_PEERS = 4
 
 @dataclass
 class Record:
-    """Args:
-    level: quick or full.
-    """
-
-    level: str
+    level: Literal["quick", "full"]
     devices: dict[str, dict[str, Any]] = field(default_factory=dict)
     collectives: list[dict[str, Any]] | None = None
     consistency: list[dict[str, Any]] | None = None
@@ -57,11 +54,9 @@ class Record:
         if kind == "result":
             self._take_result(event["key"], event["device"], from_document(event["value"]))
         elif kind == "unsupported":
-            dtype = event["what"].split()[-1]
             lacking = Absent(f"not supported: {event['why']}")
             rates = dict.fromkeys(("tflops", "of_peak", "of_usual", "of_own", "is_right"), lacking)
-            item = {"device": dtype, "dtype": dtype, **rates}
-            self.devices[event["device"]]["matmul"].append(item)
+            self._take_result("matmul", event["device"], {"dtype": event["what"].split()[-1], **rates})
         elif kind == "hung":
             for name in event["device"].split(", "):
                 self.fail(name, "hung", f"{event['what']} did not end")
@@ -73,20 +68,18 @@ class Record:
             kinds = {name: row["kind"] for name, row in self.devices.items()}
             rows = compare(value["hashes"], kinds, value["exact"])
             when = key.removeprefix("consistency ")
-            made_by = value.get("made_by") or Absent("the program does not report it")
-            rows = [{**row, "device": f"{row['device']} {when}", "made_by": made_by} for row in rows]
-            self.consistency = (self.consistency or []) + rows
+            self.consistency = self.consistency or []
+            self.consistency += [
+                {**row, "device": f"{row['device']} {when}", "made_by": value["made_by"]} for row in rows
+            ]
         elif key == "collectives":
             self.collectives = value
         elif key == "sustained":
             for name, row in value.items():
                 self.devices[name]["sustained"].append({"device": "load", **row})
-        elif key == "matmul":
-            self.devices[device]["matmul"].append({"device": value["dtype"], **value})
-        elif key == "memory":
-            self.devices[device]["memory"].append({"device": "memory", **value})
         else:
-            self.devices[device][key].extend(value)
+            rows = value if isinstance(value, list) else [{"device": value.get("dtype", key), **value}]
+            self.devices[device][key].extend(rows)
 
     def fail(self, device: str, state: str, why: str) -> None:
         """Record that a device, or all together, failed. The first reason is kept."""
@@ -98,7 +91,6 @@ class Record:
 
     def facts(self, ended: Ended, why: str, duration_s: float) -> dict[str, Any]:
         medians = self._medians()
-        reached = [self._device(row, medians) for row in self.devices.values()]
         none = Absent("it was not reached" if self.devices else "JAX gave no devices")
         single = Absent("there is only one device") if len(self.devices) == 1 else none
         return {
@@ -108,7 +100,7 @@ class Record:
             "why": why,
             "is_cut": ended in ("out of time", "interrupted", "held"),
             "is_broken": ended in ("hung", "died"),
-            "devices": reached,
+            "devices": [self._device(row, medians) for row in self.devices.values()],
             "collectives": single if self.collectives is None else self.collectives,
             "consistency": none if self.consistency is None else self.consistency,
             "sensors": sensors.summary(self.samples, *self.loaded) if self.loaded else none,
@@ -138,3 +130,56 @@ class Record:
                 if isinstance(item["tflops"], float):
                     rates.setdefault((row["kind"], item["dtype"]), []).append(item["tflops"])
         return {key: statistics.median(found) for key, found in rates.items() if len(found) >= FEWEST_PEERS}
+
+
+def compare(
+    hashes: Mapping[str, Mapping[str, Sequence[str]]], kinds: Mapping[str, str], exact: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return a row per device: the programs in which it differs from most equal devices, from itself, from NumPy.
+
+    Of two devices that differ from each other, both are odd, because nothing shows which is right.
+
+    Args:
+        hashes: by device and program, one per run.
+        kinds: the devices' kinds; only equal devices are compared.
+        exact: the right hashes of programs of whole numbers.
+    """
+    rows = []
+    for device, programs in hashes.items():
+        peers = [hashes[name] for name in hashes if kinds.get(name) == kinds.get(device)]
+        odd = [p for p, runs in programs.items() if runs and _usual(runs) != _majority(peers, p)]
+        unsteady = [p for p, runs in programs.items() if len(set(runs)) > 1]
+        inexact = [p for p, runs in programs.items() if p in exact and any(run != exact[p] for run in runs)]
+        rows.append(
+            {
+                "device": device,
+                "peers": len(peers),
+                "runs": max((len(runs) for runs in programs.values()), default=0),
+                "programs": len(programs),
+                "digest": _digest(programs),
+                "odd": odd,
+                "num_odd": len(odd),
+                "unsteady": unsteady,
+                "num_unsteady": len(unsteady),
+                "inexact": inexact,
+                "num_inexact": len(inexact),
+            }
+        )
+    return rows
+
+
+def _digest(programs: Mapping[str, Sequence[str]]) -> str:
+    """Return one digest of all hashes of a device, to compare it with equal devices of other nodes."""
+    words = (f"{name}={_usual(runs)}" for name, runs in sorted(programs.items()) if runs)
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
+def _usual(runs: Sequence[str]) -> str:
+    return Counter(runs).most_common(1)[0][0]
+
+
+def _majority(peers: Sequence[Mapping[str, Sequence[str]]], program: str) -> str | None:
+    """Return the hash of more than half of the devices; None without a majority. A single device is one."""
+    counts = Counter(_usual(p[program]) for p in peers if p.get(program))
+    value, count = counts.most_common(1)[0]
+    return value if 2 * count > counts.total() else None

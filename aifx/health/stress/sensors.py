@@ -5,9 +5,12 @@ This is its own process: a driver that hangs under load must not prevent the loa
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import psutil
 
 from aifx.core.facts import Absent
 from aifx.core.processes import connect
@@ -24,28 +27,26 @@ def summary(samples: Iterable[tuple[float, Mapping[str, Any]]], since: float, un
         if since <= at <= until:
             for name, values in sample.items():
                 seen.setdefault(name, []).append(values)
-    rows = []
-    for name, values in seen.items():
-        reasons = [reason for one in values for reason in one.get("reasons") or ()]
-        throttled = sum(bool(one.get("reasons")) for one in values)
-        silent = all(one.get("reasons") is None for one in values)
-        rows.append(
-            {
-                "device": name,
-                "samples": len(values),
-                "temperature_max_c": _over(max, values, "temperature_c"),
-                "clock_max_mhz": _over(max, values, "clock_mhz"),
-                "clock_min_mhz": _over(min, values, "clock_mhz"),
-                "power_max_w": _over(max, values, "power_w"),
-                "throttled": Absent(f"{name} reports no reasons for its clock") if silent else throttled / len(values),
-                "reasons": list(dict.fromkeys(reasons)),
-            }
-        )
-    return rows
+    return [_row(name, values) for name, values in seen.items()]
+
+
+def _row(name: str, values: list[Mapping[str, Any]]) -> dict[str, Any]:
+    reasons = [one["reasons"] for one in values if one["reasons"] is not None]
+    throttled = sum(map(bool, reasons)) / len(values)
+    return {
+        "device": name,
+        "samples": len(values),
+        "temperature_max_c": _over(max, values, "temperature_c"),
+        "clock_max_mhz": _over(max, values, "clock_mhz"),
+        "clock_min_mhz": _over(min, values, "clock_mhz"),
+        "power_max_w": _over(max, values, "power_w"),
+        "throttled": throttled if reasons else Absent(f"{name} reports no reasons for its clock"),
+        "reasons": list(dict.fromkeys(itertools.chain(*reasons))),
+    }
 
 
 def _over(pick: Callable[[list[float]], float], values: Iterable[Mapping[str, Any]], key: str) -> float | Absent:
-    numbers = [one[key] for one in values if one.get(key) is not None]
+    numbers = [one[key] for one in values if one[key] is not None]
     return pick(numbers) if numbers else Absent(f"there is no {key}")
 
 
@@ -57,26 +58,18 @@ def read_gpu(ask: Calls) -> dict[str, Any]:
 
 
 def read_cpu() -> dict[str, Any]:
-    import psutil
-
     frequency = psutil.cpu_freq()
     sensors: dict[str, Any] = getattr(psutil, "sensors_temperatures", dict)()
     heat = [t.current for name in ("coretemp", "k10temp", "zenpower") for t in sensors.get(name, ())]
-    return {
-        "cpu": {
-            "temperature_c": max(heat, default=None),
-            "clock_mhz": frequency.current if frequency and frequency.current else None,
-            "power_w": None,
-            "reasons": None,
-        }
-    }
+    clock_mhz = frequency.current if frequency and frequency.current else None
+    return {"temperature_c": max(heat, default=None), "clock_mhz": clock_mhz, "power_w": None, "reasons": None}
 
 
 def main() -> None:
     emit = connect()
     gpus = open_gpus()
     while True:
-        emit(read_cpu() | {name: read_gpu(ask) for name, ask in gpus.items()})
+        emit({"cpu": read_cpu(), **{name: read_gpu(ask) for name, ask in gpus.items()}})
         time.sleep(PERIOD_S)
 
 
