@@ -18,7 +18,7 @@ from aifx.core.facts import Absent, Unknown
 from aifx.health.check import collect
 from aifx.health.evaluate_rules import evaluate_rules
 from aifx.health.host import Host
-from aifx.health.probes import all_probes, clock, disk, infiniband, limits, network, space
+from aifx.health.probes import all_probes, clock, disk, infiniband, limits, network
 from aifx.health.rules import load_rules
 
 FACTS = (
@@ -93,7 +93,7 @@ def test_what_is_read_here_is_what_others_read():
     assert root["size_gib"] == pytest.approx(told.total / 2**30, rel=1e-3)
     assert root["free_gib"] == pytest.approx(told.free / 2**30, abs=2)
     assert snapshot.facts["disk"]["fsync_ms"] > 0
-    assert 0 <= space.space("/")["used_percent"] <= 100
+    assert 0 <= disk.space("/")["used_percent"] <= 100
 
 
 def test_a_process_that_nobody_waited_for():
@@ -146,7 +146,8 @@ def test_a_place_that_hangs_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(disk, "LIMIT_S", 0.2)
     monkeypatch.setattr(disk, "cache_location", lambda: tmp_path / "cache")
     goes_on = threading.Event()
-    monkeypatch.setattr(disk, "space", lambda path: goes_on.wait() if path == str(tmp_path) else space.space(path))
+    space = disk.space
+    monkeypatch.setattr(disk, "space", lambda path: goes_on.wait() if path == str(tmp_path) else space(path))
     found = disk.places()
     goes_on.set()
     unknown = [place for place in found if isinstance(place, Unknown)]

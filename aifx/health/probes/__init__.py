@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,3 +36,15 @@ def all_probes() -> list[Probe]:
     """Return the probes of all modules."""
     modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
     return [probe for module in modules for probe in getattr(module, "PROBES", ())]
+
+
+def listed(host: Host, folder: str, pattern: str = ".*") -> list[str]:
+    """Return the names in a folder that match a pattern in full; none if the folder is missing or unreadable."""
+    names = host.names(folder)
+    return [name for name in names if re.fullmatch(pattern, name)] if isinstance(names, list) else []
+
+
+def text_of(host: Host, path: str) -> str:
+    """Return the text of a file; empty if it is missing or unreadable."""
+    text = host.read(path)
+    return text if isinstance(text, str) else ""

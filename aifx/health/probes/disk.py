@@ -19,13 +19,13 @@ from aifx.core.parsing import parse_json
 from aifx.core.private_folders import make_private
 from aifx.core.project import cache_location
 from aifx.health.host import Host, within
-from aifx.health.probes import Probe
-from aifx.health.probes.space import space
+from aifx.health.probes import Probe, listed, text_of
 
 LIMIT_S = 1.5
 ON_DISK = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs"}
 OVER_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "9p", "afs", "glusterfs", "wekafs"}
 FSYNC_BYTES, FSYNCS = 64 << 10, 3
+GIB = 1 << 30
 
 
 def collect(host: Host) -> dict[str, Any]:
@@ -53,6 +53,25 @@ def places() -> list[Any]:
             mate["is_writable"] = mate["is_writable"] and place["is_writable"]
             mate["unwritable"] += place["unwritable"]
     return [place.get("unknown", place) for place in first.values()]
+
+
+def space(path: str) -> dict[str, Any]:
+    """Return the size, the space left for users, and the used shares of bytes and inodes. Raises OSError. A mount
+    without its server may hang."""
+    stats = os.statvfs(path)
+    used, left = (stats.f_blocks - stats.f_bfree) * stats.f_frsize, stats.f_bavail * stats.f_frsize
+    inodes = stats.f_files - stats.f_ffree
+    return {
+        "size_gib": round(stats.f_blocks * stats.f_frsize / GIB, 3),
+        "free_gib": round(left / GIB, 3),
+        "used_percent": _percent(used, used + left),
+        # btrfs and some network file systems report no inodes.
+        "inodes_used_percent": _percent(inodes, inodes + stats.f_favail) if stats.f_files else 0.0,
+    }
+
+
+def _percent(part: int, whole: int) -> float:
+    return round(100 * part / whole, 1) if whole else 0.0
 
 
 def _mount_point(folder: Path) -> Path:
@@ -142,24 +161,16 @@ def _file_systems(host: Host, mounts: list[tuple[str, str, str, str, str]]) -> l
         stopped = bool(words & {"emergency_ro", "shutdown"})
         # With errors=remount-ro alone, the file system might also be mounted read-only on purpose.
         silent = Absent(f"/etc/fstab does not say whether {point} should be writable")
-        errors = _errors(host, number) if kind == "ext4" else Absent(f"{kind} has no error counter")
-        found.append(
-            {
-                "device": point,
-                "type": kind,
-                "source": source,
-                "is_read_only": "ro" in words or stopped,
-                "is_meant_writable": True if stopped else wanted.get(point, silent),
-                "errors": errors,
-            }
-        )
+        facts = {"device": point, "type": kind, "source": source, "is_read_only": "ro" in words or stopped}
+        facts["is_meant_writable"] = True if stopped else wanted.get(point, silent)
+        facts["errors"] = _errors(host, number) if kind == "ext4" else Absent(f"{kind} has no error counter")
+        found.append(facts)
     return found
 
 
 def _meant_writable(host: Host) -> dict[str, bool]:
     """Return for each mount point in /etc/fstab whether it should be writable."""
-    text = host.read("/etc/fstab")
-    lines = [line.split() for line in text.splitlines()] if isinstance(text, str) else []
+    lines = [line.split() for line in text_of(host, "/etc/fstab").splitlines()]
     return {w[1]: "ro" not in w[3].split(",") for w in lines if len(w) > 3 and not w[0].startswith("#")}
 
 
@@ -204,9 +215,9 @@ def network_mounts(points: list[tuple[str, str]], look: Callable[[str], Any] = s
 
 
 def collect_nvme(host: Host) -> dict[str, Any]:
-    names = host.names("/sys/class/nvme")
-    drives = [n for n in names if re.fullmatch(r"nvme\d+", n)] if isinstance(names, list) else []
+    drives = listed(host, "/sys/class/nvme", r"nvme\d+")
     if not drives:
+        names = host.names("/sys/class/nvme")
         return {"nvme": names if isinstance(names, Unknown) else Absent("there is no NVMe drive")}
     with ThreadPoolExecutor(min(len(drives), 16)) as pool:
         return {"nvme": list(pool.map(lambda name: _drive(host, name), drives))}
@@ -238,11 +249,9 @@ SMART = {
 
 def _smart(host: Host, name: str) -> dict[str, Any]:
     """Return the drive's health log, from nvme-cli or smartmontools."""
-    text = host.run("nvme", "smart-log", f"/dev/{name}", "-o", "json", limit_s=1.2)
-    tool = 0
+    text, tool = host.run("nvme", "smart-log", f"/dev/{name}", "-o", "json", limit_s=1.2), 0
     if isinstance(text, Absent):
-        text = host.run("smartctl", "--json", "-A", "-H", f"/dev/{name}", limit_s=1.2)
-        tool = 1
+        text, tool = host.run("smartctl", "--json", "-A", "-H", f"/dev/{name}", limit_s=1.2), 1
     if isinstance(text, Absent):
         return dict.fromkeys(SMART, Absent("nvme-cli or smartmontools is required to read a drive's health log"))
     if isinstance(text, Unknown):
@@ -255,18 +264,16 @@ def _smart(host: Host, name: str) -> dict[str, Any]:
         return dict.fromkeys(SMART, Unknown(f"the health log of {name} is not JSON: {error}"))
     log = log.get("nvme_smart_health_information_log") if tool and isinstance(log, dict) else log
     log = log if isinstance(log, dict) else {}
-    account = {
-        fact: _number(log.get(words[tool]), f"{name} does not report {words[tool]}") for fact, words in SMART.items()
-    }
-    # This value is optional: the drive also sets a bit of its critical warning.
-    threshold = account["spare_threshold_percent"]
-    return account | {"spare_threshold_percent": Absent(threshold.why) if isinstance(threshold, Unknown) else threshold}
-
-
-def _number(value: Any, missing: str) -> Any:
-    if isinstance(value, dict):  # nvme-cli -v splits the bits of the warning
-        value = value.get("value")
-    return value if isinstance(value, (int, float)) else Unknown(missing)
+    facts: dict[str, Any] = {}
+    for fact, words in SMART.items():
+        value = log.get(words[tool])
+        if isinstance(value, dict):  # nvme-cli -v splits the bits of the warning
+            value = value.get("value")
+        # The threshold is optional: the drive also sets a bit of its critical warning.
+        missing = Absent if fact == "spare_threshold_percent" else Unknown
+        is_number = isinstance(value, (int, float))
+        facts[fact] = value if is_number else missing(f"{name} does not report {words[tool]}")
+    return facts
 
 
 PROBES = (

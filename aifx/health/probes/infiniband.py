@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 import re
+from collections import Counter
 from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
 from aifx.health.kernel_log import Log
-from aifx.health.probes import Probe
+from aifx.health.probes import Probe, listed, text_of
 from aifx.health.probes.kernel_log import read_log
 from aifx.health.probes.network import agreed
 from aifx.machine.catalogue import find_accelerator, has_rails
@@ -17,24 +18,16 @@ from aifx.machine.catalogue import find_accelerator, has_rails
 CARDS = "/sys/class/infiniband"
 PCI = "/sys/bus/pci/devices"
 COUNTERS = {
-    "symbol_errors": "counters/symbol_error",
-    "link_downed": "counters/link_downed",
-    "link_recoveries": "counters/link_error_recovery",
-    "receive_errors": "counters/port_rcv_errors",
-    "buffer_overruns": "counters/excessive_buffer_overrun_errors",
-    "integrity_errors": "counters/local_link_integrity_errors",
-    "not_ready_retries": "hw_counters/rnr_nak_retry_err",
+    "symbol_errors": ("counters/symbol_error", 16),
+    "link_downed": ("counters/link_downed", 8),
+    "link_recoveries": ("counters/link_error_recovery", 8),
+    "receive_errors": ("counters/port_rcv_errors", 16),
+    "buffer_overruns": ("counters/excessive_buffer_overrun_errors", 4),
+    "integrity_errors": ("counters/local_link_integrity_errors", 4),
+    "not_ready_retries": ("hw_counters/rnr_nak_retry_err", None),
 }
-WIDTHS = {
-    "symbol_errors": 16,
-    "link_downed": 8,
-    "link_recoveries": 8,
-    "receive_errors": 16,
-    "buffer_overruns": 4,
-    "integrity_errors": 4,
-}
-"""Bits of a counter, which stops at its maximum (InfiniBand Architecture Specification, PortCounters; Linux,
-drivers/infiniband/core/sysfs.c)."""
+"""The file of a counter, and its bits if it stops at its maximum (InfiniBand Architecture Specification, PortCounters;
+Linux, drivers/infiniband/core/sysfs.c)."""
 
 GPU_VENDORS = ("0x10de", "0x1002")
 FABRIC_GBIT, FAST_GBIT = 100, 400
@@ -60,66 +53,43 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def _infiniband(host: Host) -> Any:
-    names = host.names(CARDS)
-    cards = names if isinstance(names, list) else []
     # A virtual function belongs to its guest; here only the card counts.
-    cards = [card for card in cards if not host.exists(f"{CARDS}/{card}/device/physfn")]
-    ports = [port for card in cards for port in _ports(host, card)]
+    cards = [card for card in listed(host, CARDS) if not host.exists(f"{CARDS}/{card}/device/physfn")]
+    ports = [_port(host, card, name) for card in cards for name in listed(host, f"{CARDS}/{card}/ports")]
     if not ports:
+        names = host.names(CARDS)
         return names if isinstance(names, Unknown) else Absent("there is no InfiniBand or RoCE port")
+    # Jobs use InfiniBand if there is any, because RoCE also serves storage.
+    of_jobs = [port for port in ports if port["layer"] == "InfiniBand"] or ports
     cables = _cables(host) if any(_is_down(port) for port in ports) else {}
-    groups = _groups(ports)
+    rail_ports = max(Counter(port["place"] for port in of_jobs).values())
     for port in ports:
-        alike = [other for other in groups[port["place"]] if other is not port]
+        alike = [other for other in ports if other["place"] == port["place"] and other is not port]
         up = [other for other in alike if other["state"] == "ACTIVE"]
+        serves_jobs = port in of_jobs
         port["peers_up"] = len(up)
         port["peer_rate_gbit"] = agreed([other["rate_gbit"] for other in up])
         port["is_odd"] = _is_down(port) and len(up) >= max(MANY, len(alike) / 2)
         reason = _reason_to_be_up(port, cables.get(port["address"]))
-        if port["is_odd"] and not _serves_jobs(port, ports):
+        if port["is_odd"] and not serves_jobs:
             reason = reason or f"{len(up)} ports of its kind are up"
         port["is_expected_up"], port["expected_up_because"] = bool(reason), reason or "nothing asks for it"
-        port["is_rail"] = _is_rail(port, groups)
+        port["is_rail"] = serves_jobs and len(alike) + 1 == rail_ports
         # By the number for the node: of the product, of the site or of similar ports.
-        port["is_counted"] = port["is_rail"] or (port["is_odd"] and _serves_jobs(port, ports))
+        port["is_counted"] = serves_jobs and (port["is_rail"] or port["is_odd"])
     for port in ports:
         del port["place"]
     rates = [port["rate_gbit"] if port["state"] == "ACTIVE" else 0 for port in ports]
-    fabric = [port for port, rate in zip(ports, rates, strict=True) if _is_of_fabric(port["layer"], rate)]
     return {
         "ports": ports,
         "port_count": len(ports),
-        "layer": "InfiniBand" if _has_infiniband(ports) else "RoCE",
-        "active_ports": sum(port["state"] == "ACTIVE" and _serves_jobs(port, ports) for port in ports),
-        "fabric_ports": len(fabric),
+        "layer": "InfiniBand" if of_jobs[0]["layer"] == "InfiniBand" else "RoCE",
+        "active_ports": sum(port["state"] == "ACTIVE" for port in of_jobs),
+        "fabric_ports": sum(_is_of_fabric(port["layer"], rate) for port, rate in zip(ports, rates, strict=True)),
         "fast_ports": sum(isinstance(rate, float) and rate >= FAST_GBIT for rate in rates),
         "device_files_missing": _device_files_missing(host),
         "gpudirect": _gpudirect(host),
     }
-
-
-def _groups(ports: list[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
-    """Return ports by their place in cards of one kind."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for port in ports:
-        groups.setdefault(port["place"], []).append(port)
-    return groups
-
-
-def _has_infiniband(ports: list[dict[str, Any]]) -> bool:
-    return any(port["layer"] == "InfiniBand" for port in ports)
-
-
-def _serves_jobs(port: dict[str, Any], ports: list[dict[str, Any]]) -> bool:
-    """Return whether jobs use the port's layer: InfiniBand if there is any, because RoCE also serves storage."""
-    return port["layer"] == "InfiniBand" or not _has_infiniband(ports)
-
-
-def _is_rail(port: dict[str, Any], groups: dict[tuple[str, ...], list[dict[str, Any]]]) -> bool:
-    """Return whether jobs use the ports of this place: the largest group of similar ports of their layer."""
-    ports = [one for group in groups.values() for one in group]
-    sizes = [len(group) for group in groups.values() if _serves_jobs(group[0], ports)]
-    return _serves_jobs(port, ports) and len(groups[port["place"]]) == max(sizes)
 
 
 def _is_down(port: dict[str, Any]) -> bool:
@@ -159,32 +129,26 @@ def _expected(host: Host, infiniband: dict[str, Any]) -> dict[str, Any]:
 
 def _is_gpu_system(host: Host) -> bool:
     """Return whether the GPUs are modules of a system with one InfiniBand port per GPU or per pair."""
-    devices = host.names(PCI)
-    gpus = [d for d in devices if _is_gpu(host, d)] if isinstance(devices, list) else []
-    if any(has_rails(str(host.read(f"{PCI}/{gpu}/device"))) for gpu in gpus):
+    if any(has_rails(text_of(host, f"{PCI}/{gpu}/device")) for gpu in _gpus(host)):
         return True
     nvml = None if host.is_live else host.ask("aifx.machine.nvml", name="nvml", limit_s=0)
-    listed = nvml.get("gpus") if isinstance(nvml, dict) else None
-    names = [gpu.get("name") for gpu in listed if isinstance(gpu, dict)] if isinstance(listed, list) else []
+    gpus = nvml.get("gpus") if isinstance(nvml, dict) else None
+    names = [gpu.get("name") for gpu in gpus if isinstance(gpu, dict)] if isinstance(gpus, list) else []
     chips = [find_accelerator(name) for name in names if isinstance(name, str)]
     return any(chip is not None and chip.has_rails for chip in chips)
 
 
 def _full_counters(counters: dict[str, Any]) -> list[str] | Absent:
     """Return counters at their maximum, with the value."""
-    if not any(isinstance(counters[name], int) for name in WIDTHS):
+    widths = {name: bits for name, (_, bits) in COUNTERS.items() if bits}
+    if not any(isinstance(counters[name], int) for name in widths):
         return Absent("the port has no counters")
-    return [f"{name} {counters[name]}" for name, bits in WIDTHS.items() if counters[name] == (1 << bits) - 1]
+    return [f"{name} {counters[name]}" for name, bits in widths.items() if counters[name] == (1 << bits) - 1]
 
 
 def _is_of_fabric(layer: Any, rate: Any) -> bool:
     """Return whether jobs may use the port: drivers of plain network cards create RDMA ports too."""
     return isinstance(rate, float) and (layer == "InfiniBand" or rate >= FABRIC_GBIT)
-
-
-def _ports(host: Host, card: str) -> list[dict[str, Any]]:
-    names = host.names(f"{CARDS}/{card}/ports")
-    return [_port(host, card, name) for name in names] if isinstance(names, list) else []
 
 
 def _port(host: Host, card: str, name: str) -> dict[str, Any]:
@@ -194,12 +158,12 @@ def _port(host: Host, card: str, name: str) -> dict[str, Any]:
     rate = Absent("the port has no link") if state in NO_STATE else host.read(f"{folder}/rate")
     gbit = re.match(r"([\d.]+) Gb/sec", rate) if isinstance(rate, str) else None
     missing = Unknown(f"{folder}/rate has an unknown format: {rate[:40]!r}") if isinstance(rate, str) else rate
-    kind = next((k for f in ("board_id", "hca_type") if isinstance(k := host.read(f"{CARDS}/{card}/{f}"), str)), "")
+    kind = text_of(host, f"{CARDS}/{card}/board_id") or text_of(host, f"{CARDS}/{card}/hca_type")
     link = host.link(f"{CARDS}/{card}/device")
     address = link.rpartition("/")[2] if isinstance(link, str) else ""
     function = address.rpartition(".")[2]
     layer = host.read(f"{folder}/link_layer")
-    counters = {name: host.number(f"{folder}/{file}") for name, file in COUNTERS.items()}
+    counters = {name: host.number(f"{folder}/{file}") for name, (file, _) in COUNTERS.items()}
     full = _full_counters(counters)
     return {
         "device": f"{card}/{name}",
@@ -224,9 +188,9 @@ def _word(text: str | Absent | Unknown) -> str | Absent | Unknown:
 
 
 def _device_files_missing(host: Host) -> Any:
-    names = host.names("/sys/class/infiniband_verbs")
-    verbs = [n for n in names if re.fullmatch(r"uverbs\d+", n)] if isinstance(names, list) else []
+    verbs = listed(host, "/sys/class/infiniband_verbs", r"uverbs\d+")
     if not verbs:
+        names = host.names("/sys/class/infiniband_verbs")
         return Absent("the kernel has created no verbs device") if isinstance(names, list) else names
     return sum(not host.exists(f"/dev/infiniband/{verb}") for verb in verbs)
 
@@ -239,10 +203,10 @@ def _gpudirect(host: Host) -> str | Absent | Unknown:
         return Absent("no NVIDIA driver is loaded") if isinstance(text, str) else text
     if modules & {"nvidia_peermem", "nv_peer_mem"}:
         return "peermem"
-    driver, release = host.read("/proc/driver/nvidia/version"), host.read("/proc/sys/kernel/osrelease")
+    driver = host.read("/proc/driver/nvidia/version")
     if not isinstance(driver, str):
         return driver
-    version = re.match(r"(\d+)\.(\d+)", release) if isinstance(release, str) else None
+    version = re.match(r"(\d+)\.(\d+)", text_of(host, "/proc/sys/kernel/osrelease"))
     is_new = version is not None and (int(version[1]), int(version[2])) >= (5, 12)
     return "dmabuf" if is_new and "Open Kernel Module" in driver else "none"
 
@@ -258,24 +222,26 @@ def _acs(host: Host) -> Any:
         return Absent("access control services matter only between PCI switches of x86 machines")
     if "hypervisor" in info:
         return Absent("a virtual machine needs access control services")
-    devices = host.names(PCI)
-    gpus = [d for d in devices if _is_gpu(host, d)] if isinstance(devices, list) else []
-    if len(gpus) < 2:
+    if len(_gpus(host)) < 2:
         return Absent("there are fewer than two GPUs on PCI")
     text = host.run("lspci", "-vvv", limit_s=2.5)
     if not isinstance(text, str):
         return text
     if "ACSCtl:" not in text and "access denied" in text:
         return Unknown("lspci cannot read the capabilities of PCI bridges", "run aifx doctor as root")
-    bridges = [
-        part.split(None, 1)[0] for part in re.split(r"\n(?=\S)", text) if re.search(r"ACSCtl:\s*SrcValid\+", part)
-    ]
+    devices = [part for part in re.split(r"\n(?=\S)", text) if re.search(r"ACSCtl:\s*SrcValid\+", part)]
+    bridges = [device.split(None, 1)[0] for device in devices]
     return {"bridges": len(bridges), "names": bridges[:4], "first": bridges[0] if bridges else "none"}
 
 
-def _is_gpu(host: Host, device: str) -> bool:
-    kind = host.read(f"{PCI}/{device}/class")
-    return host.read(f"{PCI}/{device}/vendor") in GPU_VENDORS and isinstance(kind, str) and kind.startswith("0x03")
+def _gpus(host: Host) -> list[str]:
+    """Return the PCI addresses of GPUs."""
+    return [
+        device
+        for device in listed(host, PCI)
+        if host.read(f"{PCI}/{device}/vendor") in GPU_VENDORS
+        and text_of(host, f"{PCI}/{device}/class").startswith("0x03")
+    ]
 
 
 PROBES = (

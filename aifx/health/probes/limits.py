@@ -9,8 +9,8 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import Probe, cgroups
-from aifx.health.probes.space import space
+from aifx.health.probes import Probe, cgroups, listed, text_of
+from aifx.health.probes.disk import space
 
 LOOKS = 5
 LOOK_EVERY_S = 0.1
@@ -25,7 +25,7 @@ def collect(host: Host) -> dict[str, Any]:
     shm = host.measure("shm_space", lambda: space("/dev/shm"))
     return {
         "limits": {
-            **_own_limits(host.read("/proc/self/limits"), host.read("/proc/self/status")),
+            **_own_limits(host),
             **_tasks(host),
             **_handles(host.read("/proc/sys/fs/file-nr")),
             **_cgroup_tasks(host),
@@ -41,22 +41,21 @@ def collect_processes(host: Host) -> dict[str, Any]:
     return {"processes": processes(host)}
 
 
-def _own_limits(text: str | Absent | Unknown, status: str | Absent | Unknown) -> dict[str, Any]:
-    names = ("memlock_is_limited", "memlock_mib", "open_files")
-    if not isinstance(text, str):
-        return dict.fromkeys(names, text)
-    memlock = re.search(r"^Max locked memory\s+\S+\s+(\S+)", text, re.MULTILINE)
-    files = re.search(r"^Max open files\s+\S+\s+(\S+)", text, re.MULTILINE)
-    strange = Unknown("/proc/self/limits has an unknown format")
-    if not memlock or not files:
-        return dict.fromkeys(names, strange)
-    capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE) if isinstance(status, str) else None
+def _own_limits(host: Host) -> dict[str, Any]:
+    text = host.read("/proc/self/limits")
+    pattern = r"^Max (locked memory|open files)\s+\S+\s+(\S+)"
+    limits = dict(re.findall(pattern, text, re.MULTILINE)) if isinstance(text, str) else {}
+    if len(limits) < 2:
+        why = Unknown("/proc/self/limits has an unknown format") if isinstance(text, str) else text
+        return dict.fromkeys(("memlock_is_limited", "memlock_mib", "open_files"), why)
+    memlock, files = limits["locked memory"], limits["open files"]
+    capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)", text_of(host, "/proc/self/status"), re.MULTILINE)
     may_lock = capabilities is not None and bool(int(capabilities[1], 16) >> CAP_IPC_LOCK & 1)
-    number = memlock[1].isdigit()
+    no_limit = Absent("locked memory has no limit")
     return {
-        "memlock_is_limited": memlock[1] != "unlimited" and not may_lock,
-        "memlock_mib": round(int(memlock[1]) / (1 << 20), 3) if number else Absent("locked memory has no limit"),
-        "open_files": int(files[1]) if files[1].isdigit() else Absent("open files have no limit"),
+        "memlock_is_limited": memlock != "unlimited" and not may_lock,
+        "memlock_mib": round(int(memlock) / (1 << 20), 3) if memlock.isdigit() else no_limit,
+        "open_files": int(files) if files.isdigit() else Absent("open files have no limit"),
     }
 
 
@@ -139,10 +138,7 @@ def _stats(host: Host, pids: set[str] | None = None) -> Iterator[tuple[str, tupl
 
     This does not use `Host.read`, which starts a thread per file: there may be thousands, and none of these hangs.
     """
-    names = pids if pids is not None else host.names("/proc")
-    for pid in names if isinstance(names, (list, set)) else ():
-        if not pid.isdigit():
-            continue
+    for pid in listed(host, "/proc", r"\d+") if pids is None else pids:
         try:
             text = host.path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
         except OSError:  # the process has ended
