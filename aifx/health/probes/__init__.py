@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
 
 
@@ -48,3 +49,8 @@ def text_of(host: Host, path: str) -> str:
     """Return the text of a file; empty if it is missing or unreadable."""
     text = host.read(path)
     return text if isinstance(text, str) else ""
+
+
+def first_missing(*values: Any) -> Absent | Unknown | None:
+    """Return the first value that is missing; None if all are there."""
+    return next((value for value in values if isinstance(value, (Absent, Unknown))), None)

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
+from aifx.health.probes import text_of
 
 CGROUPS = "/sys/fs/cgroup"
 NO_LIMIT = 1 << 60
@@ -16,8 +17,7 @@ Number = int | Absent | Unknown
 
 def folders(host: Host, controller: str) -> tuple[int, list[str]]:
     """Return the version, and the folders whose limits apply to this process, its own first, then its ancestors."""
-    text = host.read("/proc/self/cgroup")
-    lines = [line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2] if isinstance(text, str) else []
+    lines = [line.split(":", 2) for line in text_of(host, "/proc/self/cgroup").splitlines() if line.count(":") >= 2]
     for _, controllers, path in lines:
         if controller in controllers.split(","):
             # If several are mounted as one ("cpu,cpuacct"), most distributions link each name to it.
@@ -37,8 +37,7 @@ def _with_ancestors(host: Host, base: str, path: str) -> list[str]:
 def least(host: Host, where: list[str], name: str) -> tuple[Number, str]:
     """Return the smallest limit, and the folder that sets it."""
     limits = [(number(host, f"{folder}/{name}"), folder) for folder in where]
-    numbers = [(limit, folder) for limit, folder in limits if isinstance(limit, int)]
-    if numbers:
+    if numbers := [(limit, folder) for limit, folder in limits if isinstance(limit, int)]:
         return min(numbers)
     unknown = next((limit for limit, _ in limits if isinstance(limit, Unknown)), None)
     return unknown or Absent(f"no control group sets a limit ({name})"), where[0]

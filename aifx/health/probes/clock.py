@@ -12,14 +12,12 @@ from aifx.health.probes import Probe
 SOURCE = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
 UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "d": 8.64e7}
 NO_DAEMON = Absent("no daemon that sets the clock runs here; in a container, the host sets it")
+FROM_DAEMON = ("daemon", "is_synchronized", "offset_ms", "direction", "error_ms")
 
 
 def collect(host: Host) -> dict[str, Any]:
     state = _chrony(host) or _timedatectl(host) or dict.fromkeys(FROM_DAEMON, NO_DAEMON)
     return {"clock": {"source": host.read(SOURCE), **state, "ptp": _ptp(host)}}
-
-
-FROM_DAEMON = ("daemon", "is_synchronized", "offset_ms", "direction", "error_ms")
 
 
 def _chrony(host: Host) -> dict[str, Any] | None:
@@ -57,11 +55,10 @@ def _timedatectl(host: Host) -> dict[str, Any] | None:
     status = host.run("timedatectl", "timesync-status", limit_s=1.2)
     offset = re.search(r"^\s*Offset: ([+-]?)(.+)$", status, re.MULTILINE) if isinstance(status, str) else None
     not_reported = Absent("only chrony and systemd-timesyncd report the offset of the clock")
+    unknown = Unknown("timedatectl does not report NTPSynchronized")
     return {
         "daemon": "systemd-timesyncd" if offset else "one that systemd does not name",
-        "is_synchronized": Unknown("timedatectl does not report NTPSynchronized")
-        if synchronized is None
-        else synchronized,
+        "is_synchronized": unknown if synchronized is None else synchronized,
         "offset_ms": _milliseconds(offset[2]) if offset else not_reported,
         "direction": ("behind" if offset[1] != "-" else "ahead") if offset else not_reported,
         "error_ms": not_reported,
@@ -70,12 +67,8 @@ def _timedatectl(host: Host) -> dict[str, Any] | None:
 
 def _milliseconds(text: str) -> float | Unknown:
     """Return milliseconds for systemd's "1min 2.003s" or "812us"."""
-    parts = re.findall(r"([\d.]+)(us|ms|min|s|h|d)\b", text)
-    return (
-        _rounded(sum(float(n) * UNITS_MS[unit] for n, unit in parts))
-        if parts
-        else Unknown(f"{text[:40]!r} is not a time")
-    )
+    parts = [float(number) * UNITS_MS[unit] for number, unit in re.findall(r"([\d.]+)(us|ms|min|s|h|d)\b", text)]
+    return _rounded(sum(parts)) if parts else Unknown(f"{text[:40]!r} is not a time")
 
 
 def _rounded(ms: float) -> float:

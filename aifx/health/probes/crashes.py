@@ -23,7 +23,6 @@ HEADER = re.compile(r"^(?:Panic|Oops|Emergency|Shutdown|Unknown)#\d+ Part\d+$|^d
 PART_DIGITS = 6
 """Digits of a record's number, from the right, that are the part number of a crash (systemd, src/pstore/pstore.c)."""
 
-
 OF_HARDWARE = re.compile(
     r"[Mm]achine check|MCA |broadcast exception|[Hh]ardware error|NMI|SError|EDAC|Failed kernel mode recovery"
 )
@@ -66,10 +65,8 @@ def _crash(host: Host, paths: list[str]) -> dict[str, Any]:
 
 def _reason(text: str) -> tuple[str, str]:
     """Return why the kernel crashed, and the line with the reason: its last message, otherwise the first failure."""
-    events = [
-        (kind, match, line.text) for line in parse(text).lines for kind, match in [kernel_events.kind_of(line.text)]
-    ]
-    for wanted, ordered in (("panics", reversed(events)), ("oopses", iter(events)), ("lockups", iter(events))):
+    events = [(*kernel_events.kind_of(line.text), line.text) for line in parse(text).lines]
+    for wanted, ordered in (("panics", events[::-1]), ("oopses", events), ("lockups", events)):
         for kind, match, line in ordered:
             if match is not None and kind == wanted:
                 return excerpt(match["what"]), excerpt(line)

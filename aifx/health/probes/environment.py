@@ -8,44 +8,48 @@ from typing import Any
 
 from aifx.core.facts import Absent
 from aifx.health.host import CAPTURED, Host
-from aifx.health.probes import Probe
+from aifx.health.probes import Probe, listed
 
-NCCL_OFF = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_IB_DISABLE": "1", "NCCL_NVLS_ENABLE": "0",
-            "NCCL_NET_GDR_LEVEL": "0|LOC", "NCCL_P2P_LEVEL": "0|LOC",
-            "NCCL_SOCKET_IFNAME": r"=?(lo|docker\d+|virbr\d+)"}  # fmt: skip
-NCCL_VERBOSE = {"NCCL_DEBUG": "(?i:trace)"}
-PROFILERS = dict.fromkeys(
-    (
-        "CUDA_INJECTION32_PATH",
-        "CUDA_INJECTION64_PATH",
-        "NVTX_INJECTION64_PATH",
-        "CUDA_PROFILE",
-        "COMPUTE_PROFILE",
-        "OPENCL_PROFILE",
-        "NSIGHT_CUDA_DEBUGGER",
-        "CUDA_ENABLE_COREDUMP_ON_EXCEPTION",
-        "CUDA_COREDUMP_FILE",
-        "CUDA_DEVICE_WAITS_ON_EXCEPTION",
-        "CUDA_AUTO_BOOST",
-    ),
-    ".+",
-)
-BLOCKING = {"CUDA_LAUNCH_BLOCKING": "1", "CUDA_CACHE_DISABLE": "1"}
 ON = "(?i:1|true|yes|on|y|t)"
-JAX_DEBUGGING = dict.fromkeys(
-    (
-        "JAX_DISABLE_JIT",
-        "JAX_DEBUG_NANS",
-        "JAX_DEBUG_INFS",
-        "JAX_ENABLE_CHECKS",
-        "JAX_CHECK_TRACER_LEAKS",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS",
-    ),
-    ON,
-)
-PRECISION = {"JAX_ENABLE_X64": ON, "JAX_DEFAULT_MATMUL_PRECISION": "(?i:high|highest|float32|bfloat16_3x)"}
-CACHE_OFF = {"JAX_ENABLE_COMPILATION_CACHE": "(?i:0|false|no|off|n|f)"}
-ALLOCATORS = {"XLA_PYTHON_CLIENT_ALLOCATOR": "(?i:platform)"}
+UNWANTED = {
+    "nccl_off": {
+        "NCCL_P2P_DISABLE": "1",
+        "NCCL_SHM_DISABLE": "1",
+        "NCCL_IB_DISABLE": "1",
+        "NCCL_NVLS_ENABLE": "0",
+        "NCCL_NET_GDR_LEVEL": "0|LOC",
+        "NCCL_P2P_LEVEL": "0|LOC",
+        "NCCL_SOCKET_IFNAME": r"=?(lo|docker\d+|virbr\d+)",
+    },
+    "nccl_verbose": {"NCCL_DEBUG": "(?i:trace)"},
+    "profilers": {
+        "CUDA_INJECTION32_PATH": ".+",
+        "CUDA_INJECTION64_PATH": ".+",
+        "NVTX_INJECTION64_PATH": ".+",
+        "CUDA_PROFILE": ".+",
+        "COMPUTE_PROFILE": ".+",
+        "OPENCL_PROFILE": ".+",
+        "NSIGHT_CUDA_DEBUGGER": ".+",
+        "CUDA_ENABLE_COREDUMP_ON_EXCEPTION": ".+",
+        "CUDA_COREDUMP_FILE": ".+",
+        "CUDA_DEVICE_WAITS_ON_EXCEPTION": ".+",
+        "CUDA_AUTO_BOOST": ".+",
+    },
+    "blocking": {"CUDA_LAUNCH_BLOCKING": "1", "CUDA_CACHE_DISABLE": "1"},
+    "jax_debugging": {
+        "JAX_DISABLE_JIT": ON,
+        "JAX_DEBUG_NANS": ON,
+        "JAX_DEBUG_INFS": ON,
+        "JAX_ENABLE_CHECKS": ON,
+        "JAX_CHECK_TRACER_LEAKS": ON,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": ON,
+    },
+    "precision": {"JAX_ENABLE_X64": ON, "JAX_DEFAULT_MATMUL_PRECISION": "(?i:high|highest|float32|bfloat16_3x)"},
+    "cache_off": {"JAX_ENABLE_COMPILATION_CACHE": "(?i:0|false|no|off|n|f)"},
+    "allocators": {"XLA_PYTHON_CLIENT_ALLOCATOR": "(?i:platform)"},
+}
+"""Variables by fact, each with a pattern of the values that are unwanted."""
+
 SLOW_FLAGS = re.compile(
     r"--xla_(dump_to|dump_hlo_\w+|disable_hlo_passes|disable_all_hlo_passes|backend_optimization_level=[01]|"
     r"gpu_autotune_level=0|force_host_platform_device_count|gpu_disable_async_collectives)\b[^\s]*"
@@ -56,7 +60,7 @@ INEXACT_FLAGS = re.compile(
 ALLOCATING = re.compile(r"lib(tcmalloc|jemalloc|mimalloc|hugetlbfs)")
 """Allocators, which are preloaded for good reasons."""
 
-CUDA_LIBRARY = re.compile(r"lib(cudnn|nccl|cublas|cudart|cusparse|cusolver|cufft)\w*\.so")
+CUDA_LIBRARY = r"lib(cudnn|nccl|cublas|cudart|cusparse|cusolver|cufft)\w*\.so.*"
 
 
 def collect(host: Host) -> dict[str, Any]:
@@ -65,14 +69,7 @@ def collect(host: Host) -> dict[str, Any]:
     environ = host.environ()
     flags = environ.get("XLA_FLAGS", "")
     found = {
-        "nccl_off": _set(environ, NCCL_OFF),
-        "nccl_verbose": _set(environ, NCCL_VERBOSE),
-        "profilers": _set(environ, PROFILERS),
-        "blocking": _set(environ, BLOCKING),
-        "jax_debugging": _set(environ, JAX_DEBUGGING),
-        "precision": _set(environ, PRECISION),
-        "cache_off": _set(environ, CACHE_OFF),
-        "allocators": _set(environ, ALLOCATORS),
+        **{fact: _set(environ, unwanted) for fact, unwanted in UNWANTED.items()},
         "slow_flags": [match[0] for match in SLOW_FLAGS.finditer(flags)],
         "inexact_flags": [match[0] for match in INEXACT_FLAGS.finditer(flags)],
         "preload": [p for p in re.split(r"[:\s]+", environ.get("LD_PRELOAD", "")) if p and not ALLOCATING.search(p)],
@@ -91,12 +88,8 @@ def _set(environ: Mapping[str, str], unwanted: Mapping[str, str]) -> list[str]:
 
 def _cuda_folders(host: Host, path: str) -> list[str]:
     """Return folders of the library path with CUDA libraries, which are loaded instead of those of jax."""
-    found = []
-    for folder in dict.fromkeys(part for part in path.split(":") if part.startswith("/")):
-        names = host.names(folder)
-        if isinstance(names, list) and any(CUDA_LIBRARY.match(name) for name in names):
-            found.append(folder)
-    return found
+    folders = dict.fromkeys(part for part in path.split(":") if part.startswith("/"))
+    return [folder for folder in folders if listed(host, folder, CUDA_LIBRARY)]
 
 
 PROBES = (Probe("environment", ("environment",), collect),)

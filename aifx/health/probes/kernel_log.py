@@ -12,7 +12,7 @@ from aifx.core.facts import Absent, Unknown
 from aifx.health import kernel_events, xids
 from aifx.health.host import CAPTURED, Host
 from aifx.health.kernel_log import Log, parse
-from aifx.health.probes import Probe
+from aifx.health.probes import Probe, text_of
 from aifx.health.xids import DAY_S, excerpt
 
 GIVES = ("kernel_log", "xids", "xid_gpus", "sxids", "kernel_events")
@@ -47,17 +47,11 @@ def collect(host: Host) -> dict[str, Any]:
     if not isinstance(log, Log):
         return dict.fromkeys(GIVES, log)
     found, evaluated = kernel_events.recognize(log.lines, time.monotonic() + EVENTS_LIMIT_S)
-    log = _newest(log, evaluated)
+    older, newer = log.lines[: len(log.lines) - evaluated], log.lines[len(log.lines) - evaluated :]
+    log = replace(log, lines=newer, unread_chars=log.unread_chars + sum(len(line.text) + 1 for line in older))
     events = kernel_events.facts(found)
     events["pcie_narrow"] = [event for event in events["pcie_narrow"] if _matters(host, event["device"])]
     return {"kernel_log": _of_log(log, _uptime(host)), "kernel_events": events, **xids.facts(log.lines)}
-
-
-def _newest(log: Log, count: int) -> Log:
-    """Return the last lines of the log; those before count as unread."""
-    older, newer = log.lines[: len(log.lines) - count], log.lines[len(log.lines) - count :]
-    unread = sum(len(line.text) + 1 for line in older)
-    return replace(log, lines=newer, unread_chars=log.unread_chars + unread) if older else log
 
 
 def _of_log(log: Log, uptime: float | None) -> dict[str, Any]:
@@ -79,10 +73,8 @@ def _of_log(log: Log, uptime: float | None) -> dict[str, Any]:
 
 def read_log(host: Host) -> Log | Absent | Unknown:
     """Return the kernel's lines since the boot that are still kept."""
-    return _live(host) if host.is_live else _of_tree(host)
-
-
-def _live(host: Host) -> Log | Absent | Unknown:
+    if not host.is_live:
+        return _of_tree(host)
     try:
         return _parse(_read_kmsg(), uptime=_uptime(host))
     except FileNotFoundError:
@@ -146,17 +138,15 @@ def _of_tree(host: Host) -> Log | Absent | Unknown:
 
 
 def _uptime(host: Host) -> float | None:
-    text = host.read("/proc/uptime")
     try:
-        return float(text.split()[0]) if isinstance(text, str) else None
+        return float(text_of(host, "/proc/uptime").split()[0])
     except (ValueError, IndexError):
         return None
 
 
 def _matters(host: Host, device: str) -> bool:
     """Return whether a narrow PCIe link of a device matters: the kernel logs those of every class."""
-    pci_class = host.read(f"/sys/bus/pci/devices/{device}/class")
-    return isinstance(pci_class, str) and pci_class.startswith(LIMITED_CLASSES)
+    return text_of(host, f"/sys/bus/pci/devices/{device}/class").startswith(LIMITED_CLASSES)
 
 
 PROBES = (Probe("kernel_log", GIVES, collect, limit_s=6.0),)

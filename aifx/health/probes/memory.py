@@ -7,7 +7,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import Probe, cgroups
+from aifx.health.probes import Probe, cgroups, first_missing, listed, text_of
 from aifx.health.probes.cgroups import entry, table
 
 EDAC = "/sys/devices/system/edac/mc"
@@ -15,6 +15,11 @@ NODES = "/sys/devices/system/node"
 MEMINFO = "/proc/meminfo"
 GIB = 1 << 30
 KIB_PER_GIB = 1 << 20
+CGROUP_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "memory.oom_control"),
+    2: ("memory.max", "memory.current", "inactive_file", "memory.events"),
+}
+"""By version: the limit, the use, pages in memory.stat that can be dropped without writing, and the events."""
 
 
 def collect(host: Host) -> dict[str, Any]:
@@ -31,7 +36,7 @@ def collect(host: Host) -> dict[str, Any]:
             "available_gib": gib("MemAvailable"),
             "poisoned_mib": _gib(entry(meminfo, "HardwareCorrupted", MEMINFO), 1 << 10),
             "swap_gib": swap,
-            "swap_used_gib": round(max(swap - free, 0.0), 3) if _numbers(swap, free) else swap,
+            "swap_used_gib": first_missing(swap, free) or round(max(swap - free, 0.0), 3),
             "swapped_in_pages": entry(vmstat, "pswpin", "/proc/vmstat"),
             "swappiness": host.number("/proc/sys/vm/swappiness"),
             "huge_pages_unused_gib": _huge_pages_unused(meminfo),
@@ -47,18 +52,12 @@ def _gib(number: Any, per_gib: int = GIB) -> Any:
     return round(number / per_gib, 3) if isinstance(number, int) else number
 
 
-def _numbers(*values: Any) -> bool:
-    return all(isinstance(value, (int, float)) for value in values)
-
-
 def _huge_pages_unused(meminfo: Any) -> Any:
     """Return huge pages that are reserved at boot or by sysctl, and that no process uses."""
-    free, promised, size = (
-        entry(meminfo, name, MEMINFO) for name in ("HugePages_Free", "HugePages_Rsvd", "Hugepagesize")
-    )
-    if isinstance(free, int) and isinstance(promised, int) and isinstance(size, int):
-        return _gib(max(free - promised, 0) * size, KIB_PER_GIB)
-    return free if not isinstance(free, int) else size
+    names = ("HugePages_Free", "HugePages_Rsvd", "Hugepagesize")
+    numbers: list[Any] = [entry(meminfo, name, MEMINFO) for name in names]
+    free, promised, size = numbers
+    return first_missing(*numbers) or _gib(max(free - promised, 0) * size, KIB_PER_GIB)
 
 
 def transparent_huge_pages(host: Host) -> str | Absent | Unknown:
@@ -72,13 +71,10 @@ def transparent_huge_pages(host: Host) -> str | Absent | Unknown:
 
 def _nodes(host: Host) -> dict[str, Any]:
     """Return NUMA nodes with processors: one with only memory (of a GPU, or CXL) has another size."""
-    names = host.names(NODES)
     sizes: dict[str, float] = {}
-    for name in names if isinstance(names, list) else []:
-        cpus = host.read(f"{NODES}/{name}/cpulist") if re.fullmatch(r"node\d+", name) else ""
-        meminfo = host.read(f"{NODES}/{name}/meminfo") if isinstance(cpus, str) and cpus else ""
-        total = re.search(r"MemTotal:\s*(\d+) kB", meminfo) if isinstance(meminfo, str) else None
-        if total:
+    for name in listed(host, NODES, r"node\d+"):
+        total = re.search(r"MemTotal:\s*(\d+) kB", text_of(host, f"{NODES}/{name}/meminfo"))
+        if total and text_of(host, f"{NODES}/{name}/cpulist"):
             sizes[name] = round(int(total[1]) / KIB_PER_GIB, 3)
     if len(sizes) < 2:
         return dict.fromkeys(("least_node", "least_node_gib", "largest_node_gib"), Absent("there is one NUMA node"))
@@ -87,11 +83,11 @@ def _nodes(host: Host) -> dict[str, Any]:
 
 
 def _controllers(host: Host) -> Any:
+    if found := listed(host, EDAC, r"mc\d+"):
+        return [_controller(host, name) for name in found]
     names = host.names(EDAC)
-    found = [n for n in names if re.fullmatch(r"mc\d+", n)] if isinstance(names, list) else []
-    if not found and not isinstance(names, Unknown):
-        return Absent("no memory controller reports ECC errors here (no EDAC driver, or a virtual machine)")
-    return [_controller(host, name) for name in found] if found else names
+    none = Absent("no memory controller reports ECC errors here (no EDAC driver, or a virtual machine)")
+    return names if isinstance(names, Unknown) else none
 
 
 def _controller(host: Host, name: str) -> dict[str, Any]:
@@ -108,34 +104,26 @@ def _controller(host: Host, name: str) -> dict[str, Any]:
 
 def _dimms_at_fault(host: Host, folder: str) -> list[str]:
     """Return the labels of the DIMMs with errors, most errors first."""
-    names = host.names(folder)
     counts = []
-    for dimm in (n for n in names if re.fullmatch(r"(dimm|rank)\d+", n)) if isinstance(names, list) else ():
+    for dimm in listed(host, folder, r"(dimm|rank)\d+"):
         numbers = [host.number(f"{folder}/{dimm}/dimm_{kind}_count") for kind in ("ue", "ce")]
         counted = tuple(number if isinstance(number, int) else 0 for number in numbers)
-        label = host.read(f"{folder}/{dimm}/dimm_label")
         if any(counted):
-            counts.append((counted, label if isinstance(label, str) and label else dimm))
+            counts.append((counted, text_of(host, f"{folder}/{dimm}/dimm_label") or dimm))
     return [label for _, label in sorted(counts, reverse=True)]
 
 
 def _cgroup(host: Host) -> dict[str, Any]:
     version, where = cgroups.folders(host, "memory")
-    limit, folder = cgroups.least(host, where, "memory.max" if version == 2 else "memory.limit_in_bytes")
-    in_use = cgroups.number(host, f"{folder}/{'memory.current' if version == 2 else 'memory.usage_in_bytes'}")
-    # The working set of a kubelet: pages that can be dropped without writing do not count.
-    droppable = entry(
-        table(host, f"{folder}/memory.stat"), "inactive_file" if version == 2 else "total_inactive_file", "memory.stat"
-    )
-    used: Any = limit if not isinstance(limit, int) else in_use if not isinstance(in_use, int) else droppable
-    if isinstance(limit, int) and isinstance(in_use, int) and isinstance(droppable, int):
-        used = max(in_use - droppable, 0)
-    events = f"{where[0]}/{'memory.events' if version == 2 else 'memory.oom_control'}"
-    return {
-        "limit_gib": _gib(limit),
-        "used_gib": _gib(used),
-        "oom_kills": entry(table(host, events), "oom_kill", events),
-    }
+    limit_file, usage_file, droppable_name, events_file = CGROUP_FILES[version]
+    limit, folder = cgroups.least(host, where, limit_file)
+    in_use: Any = cgroups.number(host, f"{folder}/{usage_file}")
+    droppable: Any = entry(table(host, f"{folder}/memory.stat"), droppable_name, "memory.stat")
+    # The working set of a kubelet: droppable pages do not count.
+    used = first_missing(limit, in_use, droppable) or max(in_use - droppable, 0)
+    events = f"{where[0]}/{events_file}"
+    oom_kills = entry(table(host, events), "oom_kill", events)
+    return {"limit_gib": _gib(limit), "used_gib": _gib(used), "oom_kills": oom_kills}
 
 
 PROBES = (Probe("memory", ("memory",), collect),)

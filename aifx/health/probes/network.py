@@ -8,7 +8,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host, within
-from aifx.health.probes import Probe
+from aifx.health.probes import Probe, first_missing, text_of
 
 NET = "/sys/class/net"
 IFF_UP = 1
@@ -47,12 +47,9 @@ def _interfaces(host: Host) -> Any:
     if not cards:
         return Absent("no network card is visible here; a container needs the host's network")
     found = [_interface(host, name) for name in cards]
-    alike: dict[Any, list[dict[str, Any]]] = {}
+    up = [one for one in found if one["is_up"] is True and one["state"] == "up"]
     for one in found:
-        if one["is_up"] is True and one["state"] == "up":
-            alike.setdefault(one["model"], []).append(one)
-    for one in found:
-        peers = [peer for peer in alike.get(one["model"], []) if peer is not one]
+        peers = [peer for peer in up if peer["model"] == one["model"] and peer is not one]
         one["peer_speed_gbit"] = agreed([peer["speed_gbit"] for peer in peers])
         one["peer_mtu"] = agreed([peer["mtu"] for peer in peers])
     return found
@@ -67,45 +64,35 @@ def agreed(figures: list[Any]) -> Any:
 def _interface(host: Host, name: str) -> dict[str, Any]:
     folder = f"{NET}/{name}"
     flags, speed = host.number(f"{folder}/flags"), host.number(f"{folder}/speed")
+    if isinstance(speed, int):  # in Mb/s; virtual cards report -1, some as an unsigned number
+        speed = speed / 1000 if 0 < speed < 1 << 31 else Absent("the card reports no speed")
     # The type separates InfiniBand from Ethernet, the subsystem separates vendors of cards with the same chip.
-    model = [host.read(f"{folder}/{part}") for part in ("device/vendor", "device/device", "type")]
-    subsystem = host.read(f"{folder}/device/subsystem_device")
+    parts = ("device/vendor", "device/device", "type", "device/subsystem_device")
+    model = [text_of(host, f"{folder}/{part}") for part in parts]
     link = host.link(f"{folder}/device")
-    errors = [host.number(f"{folder}/statistics/{way}_errors") for way in ("rx", "tx")]
-    whole = [error for error in errors if isinstance(error, int)]
+    errors: list[Any] = [host.number(f"{folder}/statistics/{way}_errors") for way in ("rx", "tx")]
     return {
         "device": name,
-        "model": ":".join(m for m in (*model, subsystem) if isinstance(m, str)),
+        "model": ":".join(filter(None, model)),
         "address": link.rpartition("/")[2] if isinstance(link, str) else "",
         "is_up": bool(flags & IFF_UP) if isinstance(flags, int) else flags,
         "state": host.read(f"{folder}/operstate"),
         "carrier_changes": host.number(f"{folder}/carrier_changes"),
-        "errors": sum(whole)
-        if len(whole) == len(errors)
-        else errors[0]
-        if not isinstance(errors[0], int)
-        else errors[1],
-        "speed_gbit": _speed(speed),
+        "errors": first_missing(*errors) or sum(errors),
+        "speed_gbit": speed,
         "duplex": host.read(f"{folder}/duplex"),
         "mtu": host.number(f"{folder}/mtu"),
     }
 
 
-def _speed(speed: Any) -> Any:
-    """Return Gb/s; virtual cards report -1, some as an unsigned number."""
-    if isinstance(speed, int):
-        return speed / 1000 if 0 < speed < 1 << 31 else Absent("the card reports no speed")
-    return speed
-
-
 def _has_default_route(host: Host) -> bool | Absent | Unknown:
-    four, six = host.read("/proc/net/route"), host.read("/proc/net/ipv6_route")
+    four = host.read("/proc/net/route")
     if not isinstance(four, str):
         return four
     lines = [line.split() for line in four.splitlines()[1:]]
     if any(len(line) > 7 and line[1] == line[7] == "00000000" for line in lines):
         return True
-    lines = [line.split() for line in six.splitlines()] if isinstance(six, str) else []
+    lines = [line.split() for line in text_of(host, "/proc/net/ipv6_route").splitlines()]
     return any(len(line) > 9 and line[0] == "0" * 32 and line[1] == "00" and line[9] != "lo" for line in lines)
 
 

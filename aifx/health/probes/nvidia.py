@@ -9,12 +9,14 @@ from typing import Any
 
 from aifx.core.facts import Absent, Facts, Unknown, from_document
 from aifx.health.host import Host
-from aifx.health.probes import Probe
-from aifx.machine.catalogue import find_accelerator
+from aifx.health.probes import Probe, first_missing, listed, text_of
+from aifx.machine.catalogue import Accelerator, find_accelerator
 
 PCI = "/sys/bus/pci/devices"
-NVIDIA, DISPLAY, CONTROLLER, BRIDGE = "0x10de", "0x0300", "0x0302", "0x0680"
-"""Classes of PCI devices: a GPU that may drive a display, one that only computes, and an NVSwitch."""
+NVIDIA = "0x10de"
+CLASSES = {"gpus": ("0x0300", "0x0302"), "controllers": ("0x0302",), "switches": ("0x0680",)}
+"""Classes of PCI devices: 0x0300 may drive a display, 0x0302 only computes, 0x0680 is an NVSwitch."""
+
 NVML_LIMIT_S = 8.0
 CONFINED = re.compile(r"docker|kubepods|containerd|libpod|lxc|/job_\d+")
 """Control groups that may hide GPUs and processes of the machine: containers and Slurm's jobs."""
@@ -32,33 +34,26 @@ def collect(host: Host) -> dict[str, Any]:
     if not isinstance(said, Mapping):
         why = said if isinstance(said, (Absent, Unknown)) else Unknown("the report of NVML is not a table")
         return {"nvidia": why, "gpus": why, "gpu_count": {"nvml": why, "pci": len(buses["gpus"])}}
-    listed = said["gpus"]
-    gpus = [_gpu(gpu, listed) for gpu in listed] if isinstance(listed, list) else listed
-    count = said["count"] if isinstance(said["state"], Unknown) or said["state"] == "ok" else 0
-    return {
-        "nvidia": _node(host, said, gpus, buses),
-        "gpus": gpus,
-        "gpu_count": {"nvml": count, "pci": len(buses["gpus"])},
-    }
+    gpus = said["gpus"]
+    gpus = [_gpu(gpu, gpus) for gpu in gpus] if isinstance(gpus, list) else gpus
+    count = said["count"] if isinstance(state, Unknown) or state == "ok" else 0
+    gpu_count = {"nvml": count, "pci": len(buses["gpus"])}
+    return {"nvidia": _node(host, said, gpus, buses), "gpus": gpus, "gpu_count": gpu_count}
 
 
 def _pci(host: Host) -> dict[str, list[str]]:
     """Return addresses of NVIDIA's GPUs without those of virtual machines, of compute-only GPUs, and of switches."""
-    found: dict[str, list[str]] = {"gpus": [], "controllers": [], "switches": []}
-    names = host.names(PCI)
-    for name in names if isinstance(names, list) else []:
+    found: dict[str, list[str]] = {group: [] for group in CLASSES}
+    for name in listed(host, PCI):
         if host.read(f"{PCI}/{name}/vendor") != NVIDIA:
             continue
-        kind = host.read(f"{PCI}/{name}/class")
         driver = host.link(f"{PCI}/{name}/driver")
         if isinstance(driver, str) and driver.rsplit("/", 1)[-1] == "vfio-pci":
             continue
-        if isinstance(kind, str) and kind.startswith((DISPLAY, CONTROLLER)):
-            found["gpus"].append(name)
-        if isinstance(kind, str) and kind.startswith(CONTROLLER):
-            found["controllers"].append(name)
-        if isinstance(kind, str) and kind.startswith(BRIDGE):
-            found["switches"].append(name)
+        kind = text_of(host, f"{PCI}/{name}/class")
+        for group, classes in CLASSES.items():
+            if kind.startswith(classes):
+                found[group].append(name)
     return found
 
 
@@ -69,7 +64,7 @@ def _node(host: Host, said: Mapping[str, Any], gpus: Any, buses: Mapping[str, li
     hidden = [bus for bus in buses["gpus"] if bus not in shown] if len(shown) == len(tables) else []
     names, vbios = _distinct(tables, "name"), _distinct(tables, "vbios")
     confined = _is_confined(host)
-    needs_manager = bool(buses["switches"]) and not any(_in_rack(name) for name in names) and not confined
+    needs_manager = bool(buses["switches"]) and not any(gpu["in_rack"] for gpu in tables) and not confined
     return {
         **{name: said[name] for name in ("state", "driver", "nvml", "cuda", "count")},
         # A display card may serve only displays.
@@ -93,10 +88,10 @@ def _distinct(gpus: list[Facts], name: str) -> list[str]:
 
 
 def _is_confined(host: Host) -> bool:
-    environ, groups = host.environ(), host.read("/proc/self/cgroup")
+    environ = host.environ()
     declared = any(name in environ for name in ("KUBERNETES_SERVICE_HOST", "container"))
     marked = any(host.exists(path) for path in ("/.dockerenv", "/run/.containerenv"))
-    return declared or marked or (isinstance(groups, str) and CONFINED.search(groups) is not None)
+    return declared or marked or CONFINED.search(text_of(host, "/proc/self/cgroup")) is not None
 
 
 def _service(host: Host, name: str) -> str | Absent | Unknown:
@@ -110,26 +105,24 @@ def _service(host: Host, name: str) -> str | Absent | Unknown:
 
 def _gpu(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]]) -> Facts:
     """Return one GPU's facts with its name, and facts that follow from them."""
-    name, bus, links = gpu["name"], gpu["pci_bus_id"], gpu["links"]
-    product = name if isinstance(name, str) else ""
-    chip = find_accelerator(product)
+    bus, links, chip = gpu["pci_bus_id"], gpu["links"], _chip(gpu["name"])
     mig = gpu["mig"]["current"]
     return {
         **gpu,
         "device": f"GPU{gpu['index']}" + (f" ({bus})" if isinstance(bus, str) else ""),
-        "in_rack": _in_rack(product),
+        "in_rack": chip is not None and chip.in_rack,
         "over_c2c": chip is not None and chip.over_c2c,
         "is_partitioned": False if isinstance(mig, Absent) else mig,
         "pcie": {**gpu["pcie"], "replays_allowed_per_min": _replays_allowed(gpu["pcie"])},
         "num_processes": len(gpu["processes"]) if isinstance(gpu["processes"], list) else gpu["processes"],
-        "nvlink": _nvlink(gpu, all_gpus, product),
+        "nvlink": _nvlink(gpu, all_gpus, chip),
         "fabric": _fabric(gpu["fabric"]),
         "links": [{**link, "device": f"link {link['link']}"} for link in links] if isinstance(links, list) else links,
     }
 
 
-def _nvlink(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]], product: str) -> Any:
-    links, chip = gpu["links"], find_accelerator(product)
+def _nvlink(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]], chip: Accelerator | None) -> Any:
+    links = gpu["links"]
     module_links = chip.nvlinks if chip else None
     is_silent = isinstance(links, Absent) and gpu["state"] == "ok" and gpu["virtualization"] != "vgpu"
     if is_silent and module_links and len(all_gpus) > 1:
@@ -137,6 +130,8 @@ def _nvlink(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]], product: 
     if not isinstance(links, list):
         return links if isinstance(links, (Absent, Unknown)) else Unknown("the links are not a list")
     active = _active(gpu)
+    product = gpu["name"] if isinstance(gpu["name"], str) else "this GPU"
+    unknown_speed = Absent(f"aifx does not know the speed of the NVLinks of {product}")
     failed = next((link["state"] for link in links if isinstance(link["state"], Unknown)), None)
     # A single module in a virtual machine with one GPU has no peer.
     whole = module_links if len(all_gpus) > 1 or active else None
@@ -144,16 +139,15 @@ def _nvlink(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]], product: 
     return {
         "count": len(links),
         "expected": expected,
-        "expected_mb_s": _link_speed(product),
+        "expected_mb_s": (chip and chip.nvlink_mb_s) or unknown_speed,
         "active": failed or active,
         "inactive": [link["link"] for link in links if not _is_up(link["state"])],
         "missing": failed or max(expected - active, 0),
     }
 
 
-def _in_rack(product: str) -> bool:
-    chip = find_accelerator(product)
-    return chip is not None and chip.in_rack
+def _chip(name: Any) -> Accelerator | None:
+    return find_accelerator(name) if isinstance(name, str) else None
 
 
 def _active(gpu: Mapping[str, Any]) -> int:
@@ -173,19 +167,11 @@ def _fabric(fabric: Any) -> Any:
     return {**fabric, "has_identity": has_identity}
 
 
-def _link_speed(product: str) -> int | Absent:
-    chip = find_accelerator(product)
-    if chip is None or chip.nvlink_mb_s is None:
-        return Absent(f"aifx does not know the speed of the NVLinks of {product or 'this GPU'}")
-    return chip.nvlink_mb_s
-
-
 def _replays_allowed(pcie: Mapping[str, Any]) -> Any:
     """Return the replays per minute at the bit error rate of 10^-12 that PCI Express allows."""
     generation, width = pcie["max_generation"], pcie["max_width"]
-    for value in (generation, width):
-        if isinstance(value, (Absent, Unknown)):
-            return value
+    if missing := first_missing(generation, width):
+        return missing
     if generation not in PCIE_GT_S:
         return Unknown(f"PCIe {generation} is unknown to this version of aifx")
     return math.ceil(PCIE_GT_S[generation] * 1e9 * 60 * 1e-12 * width)

@@ -9,6 +9,8 @@ from aifx.core.facts import Absent, from_document
 from aifx.core.project import UntrustedProject, find_project
 from aifx.health.host import Host
 from aifx.health.probes import Probe
+from aifx.health.probes.cgroups import entry, table
+from aifx.health.probes.memory import MEMINFO
 from aifx.health.project_probe import IMPORT_TASK
 
 LIMIT_S = 15.0
@@ -24,16 +26,11 @@ def collect(host: Host) -> dict[str, Any]:
             return {"project": Absent("the working directory is not in a project: cd to one to check it")}
     arguments = [IMPORT_TASK] if host.imports_project else []
     said = from_document(host.ask("aifx.health.project_probe", *arguments, name="project", limit_s=LIMIT_S))
-    return {"project": {**said, "host_memory_bytes": _memory(host)} if isinstance(said, dict) else said}
-
-
-def _memory(host: Host) -> Any:
-    """Return the memory that the kernel can give to a program without swapping."""
-    text = host.read("/proc/meminfo")
-    if not isinstance(text, str):
-        return text
-    found = [line.split()[1] for line in text.splitlines() if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else Absent("/proc/meminfo does not report the available memory")
+    if not isinstance(said, dict):
+        return {"project": said}
+    # What the kernel can give to a program without swapping.
+    available = entry(table(host, MEMINFO, 1024), "MemAvailable", MEMINFO)
+    return {"project": {**said, "host_memory_bytes": available}}
 
 
 PROBES = (Probe("project", ("project",), collect, limit_s=LIMIT_S + 2),)

@@ -7,13 +7,11 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import Probe
+from aifx.health.probes import Probe, text_of
 
 DMI = "/sys/class/dmi/id"
 CARDS = "/sys/class/infiniband"
-OF_A_USER = re.compile(
-    r"/run/user/|/snap/|/media/|/var/lib/(docker|containerd|kubelet|snapd)/|/proc|/sys(/|$)|/dev(/|$)"
-)
+OF_A_USER = re.compile(r"/run/user/|/snap/|/media/|/var/lib/(docker|containerd|kubelet|snapd)/|/proc|/(sys|dev)(/|$)")
 KEPT = re.compile(
     r"ext[234]|xfs|btrfs|zfs|f2fs|vfat|nfs4?|cifs|lustre|gpfs|beegfs\w*|wekafs|ceph|fuse\.(?!portal|gvfs)\S+"
 )
@@ -24,10 +22,8 @@ MOUNT = re.compile(r"^\S+ \S+ \S+ \S+ (\S+) .*? - (\S+)", re.MULTILINE)
 
 
 def collect(host: Host) -> dict[str, Any]:
-    info = host.read("/proc/cpuinfo")
-    microcode = re.search(r"^microcode\s*:\s*(\S+)", info, re.MULTILINE) if isinstance(info, str) else None
-    release = host.read("/etc/os-release")
-    name = re.search(r'^PRETTY_NAME="?([^"\n]+)', release, re.MULTILINE) if isinstance(release, str) else None
+    microcode = re.search(r"^microcode\s*:\s*(\S+)", text_of(host, "/proc/cpuinfo"), re.MULTILINE)
+    name = re.search(r'^PRETTY_NAME="?([^"\n]+)', text_of(host, "/etc/os-release"), re.MULTILINE)
     return {
         "system": {
             "vendor": host.read(f"{DMI}/sys_vendor"),
@@ -46,8 +42,8 @@ def _card_firmware(host: Host) -> list[str] | Absent | Unknown:
     cards = host.names(CARDS)
     if not isinstance(cards, list):
         return cards
-    pairs = [(host.read(f"{CARDS}/{card}/board_id"), host.read(f"{CARDS}/{card}/fw_ver")) for card in cards]
-    found = {f"{board} {version}" for board, version in pairs if isinstance(board, str) and isinstance(version, str)}
+    pairs = [(text_of(host, f"{CARDS}/{card}/board_id"), text_of(host, f"{CARDS}/{card}/fw_ver")) for card in cards]
+    found = {f"{board} {version}" for board, version in pairs if board and version}
     return sorted(found) or Absent("the cards report no firmware version")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import Probe
+from aifx.health.probes import Probe, listed, text_of
 from aifx.health.probes.memory import transparent_huge_pages
 from aifx.machine.catalogue import TPU_GENERATIONS
 
@@ -23,10 +23,9 @@ DEVICE_FILE = re.compile(r"/dev/(accel|vfio/)\d+")
 
 
 def collect(host: Host) -> dict[str, Any]:
-    names = host.names(PCI)
-    found = [_chip(host, name) for name in names] if isinstance(names, list) else []
-    chips = [chip for chip in found if chip is not None]
+    chips = [chip for name in listed(host, PCI) if (chip := _chip(host, name))]
     if not chips:
+        names = host.names(PCI)
         return {"tpu": names if isinstance(names, Unknown) else Absent("there is no TPU on PCI")}
     files = _device_files(host)
     denied = host.measure("tpu_denied", lambda: sum(not os.access(file, os.R_OK | os.W_OK) for file in files))
@@ -64,7 +63,7 @@ def _chip(host: Host, name: str) -> dict[str, Any] | None:
     # Other functions belong to the same chip.
     if not name.endswith(".0") or host.read(f"{PCI}/{name}/vendor") != GOOGLE:
         return None
-    generation = TPU_GENERATIONS.get(str(host.read(f"{PCI}/{name}/device")))
+    generation = TPU_GENERATIONS.get(text_of(host, f"{PCI}/{name}/device"))
     if generation == "v3" and host.read(f"{PCI}/{name}/subsystem_device") == V2_SUBSYSTEM:
         generation = "v2"
     return {"device": name, "generation": generation} if generation else None  # otherwise it is Google's network card
@@ -80,10 +79,8 @@ def _promised(host: Host) -> int | Absent:
 
 def _device_files(host: Host) -> list[str]:
     """Return /dev/accel0 and so on, or with newer drivers /dev/vfio/0 and so on."""
-    accel, vfio = host.names("/dev"), host.names("/dev/vfio")
-    old = [f"/dev/{n}" for n in accel if re.fullmatch(r"accel\d+", n)] if isinstance(accel, list) else []
-    new = [f"/dev/vfio/{n}" for n in vfio if n.isdigit()] if isinstance(vfio, list) else []
-    return old or new
+    old = [f"/dev/{name}" for name in listed(host, "/dev", r"accel\d+")]
+    return old or [f"/dev/vfio/{name}" for name in listed(host, "/dev/vfio", r"\d+")]
 
 
 def _holders(host: Host) -> list[str] | Absent | Unknown:
@@ -103,8 +100,7 @@ def _holders(host: Host) -> list[str] | Absent | Unknown:
         except OSError:  # the process has ended, or closed a file
             continue
         if any(DEVICE_FILE.fullmatch(link) for link in links):
-            name = host.read(f"/proc/{pid}/comm")
-            found.append(f"{name if isinstance(name, str) else 'process'} ({pid})")
+            found.append(f"{text_of(host, f'/proc/{pid}/comm') or 'process'} ({pid})")
     if denied and not found:
         return Absent("only root sees the open files of other users' processes: run aifx doctor as root")
     return found
