@@ -29,8 +29,7 @@ MAX_BYTES = 4 * 10**9
 KEEP_ALL = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
 """Small programs too."""
 
-_UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([^']+)': (.*)")
-_UNWRITABLE = re.compile(r"Error writing persistent compilation cache entry for '([^']+)': (.*)")
+_WARNING = re.compile(r"Error (reading|writing) persistent compilation cache entry for '([^']+)': (.*)")
 
 
 def enable_compilation_cache() -> Path | None:
@@ -61,8 +60,7 @@ def enable_compilation_cache() -> Path | None:
 def remove_damaged(folder: Path, module: str) -> list[str]:
     """Remove the entries of the program `module` that cannot be read, all of them if none is provably damaged."""
     entries = list(folder.glob(f"{module}-*-cache"))
-    damaged = [p for p in entries if not _is_whole(p)]
-    removed = damaged or entries
+    removed = [path for path in entries if not _is_whole(path)] or entries
     for path in removed:
         path.unlink(missing_ok=True)
     return [p.name for p in removed]
@@ -88,25 +86,25 @@ class _DamagedEntries(logging.Filter):
         self._folder = folder
 
     def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if found := _UNREADABLE.search(text):
-            try:
-                names = ", ".join(remove_damaged(self._folder, found[1])) or "already gone"
-                logger.warning(f"compilation cache: {found[1]} was damaged and is compiled again ({names})")
-            except OSError as e:
-                logger.warning(f"compilation cache: {found[1]} is damaged and cannot be removed: {e}")
+        found = _WARNING.search(record.getMessage())
+        if found is None:
+            return True
+        _, module, why = found.groups()
+        if found[1] == "writing":
+            logger.warning(f"compilation cache: {module} cannot be stored: {why}")
             return False
-        if found := _UNWRITABLE.search(text):
-            logger.warning(f"compilation cache: {found[1]} cannot be stored: {found[2]}")
-            return False
-        return True
+        try:
+            names = ", ".join(remove_damaged(self._folder, module)) or "already gone"
+            logger.warning(f"compilation cache: {module} was damaged and is compiled again ({names})")
+        except OSError as e:
+            logger.warning(f"compilation cache: {module} is damaged and cannot be removed: {e}")
+        return False
 
 
 def _remove_damaged_entries(folder: Path) -> None:
     warnings.filterwarnings("always", message="Error (reading|writing) persistent compilation cache entry")
     python_warnings = logging.getLogger("py.warnings")
-    for other in [f for f in python_warnings.filters if isinstance(f, _DamagedEntries)]:
-        python_warnings.removeFilter(other)
+    python_warnings.filters[:] = [f for f in python_warnings.filters if not isinstance(f, _DamagedEntries)]
     python_warnings.addFilter(_DamagedEntries(folder))
 
 

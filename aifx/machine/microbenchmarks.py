@@ -47,24 +47,15 @@ def dtypes_of(device: Any) -> tuple[str, ...]:
 class Product:
     """Square products of `size` rows, `chain` of them in a call.
 
-    In a chain each is of the one before, so that calls cost nothing beside them. One alone takes the place of the one
-    before, so that memory is not asked for in each call.
+    In a chain each is of the one before, so that calls cost nothing beside them. The result of a call takes the place
+    of the one before, so that memory is not asked for in each call. `options` are of XLA, for this program alone.
     """
 
     def __init__(
         self, device: Any, dtype: str, size: int, chain: int = 1, options: dict[str, Any] | None = None
     ) -> None:
-        """Args:
-        options: of XLA, for this program alone.
-        """
         self.flops = chain * 2 * size**3  # of a call
         self._device, self._dtype, self._chain, self._options = device, dtype, chain, options
-        if chain > 1:
-            self._call = jax.jit(self._chained, compiler_options=options)
-        else:
-            self._call = jax.jit(
-                lambda _, a, b: self._product(a, b), compiler_options=options, donate_argnums=0, keep_unused=True
-            )
 
         def made(key: Any) -> Any:
             entries = jax.random.randint(key, (size, size), -8, 9)
@@ -72,12 +63,11 @@ class Product:
             return (entries if dtype == "int8" else entries / (24 * size) ** 0.5).astype(dtype)
 
         self._a = jax.jit(made)(jax.device_put(jax.random.key(0), device))
-        self._c = self._a if chain > 1 else jax.device_put(jnp.zeros((size, size), self._accumulates), device)
+        self._c = jax.device_put(jnp.zeros((size, size), self._accumulates if chain == 1 else dtype), device)
+        self._call = jax.jit(self._products, compiler_options=options, donate_argnums=0, keep_unused=True)
 
     def __call__(self) -> Any:
-        if self._chain > 1:
-            return self._call(self._a, self._a)
-        self._c = self._call(self._c, self._a, self._a)
+        self._c = self._call(self._c, self._a)
         return self._c
 
     def is_right(self) -> bool:
@@ -95,8 +85,10 @@ class Product:
     def _product(self, a: Any, b: Any) -> Any:
         return lax.dot(a, b, preferred_element_type=self._accumulates)
 
-    def _chained(self, a: Any, b: Any) -> Any:
-        return lax.fori_loop(0, self._chain, lambda _, c: self._product(a, c).astype(self._dtype), b)
+    def _products(self, _: Any, a: Any) -> Any:
+        if self._chain == 1:
+            return self._product(a, a)
+        return lax.fori_loop(0, self._chain, lambda _, c: self._product(a, c).astype(self._dtype), a)
 
 
 class Stream:
@@ -108,13 +100,11 @@ class Stream:
     With s = -1 an odd number of rounds changes each element and an even one restores it, exactly: an element that was
     ever wrong stays so. In place, since XLA's stores first read the line that they fill, so that a result elsewhere
     moves a third more than is counted, and one in newly allocated memory also pays for each page.
+
+    Its arrays take `num_bytes` together. A call reads and writes at least `call_bytes`.
     """
 
     def __init__(self, device: Any, op: str, num_bytes: int, call_bytes: int) -> None:
-        """Args:
-        num_bytes: that its arrays take together.
-        call_bytes: that a call reads and writes at the least.
-        """
         self._op, self._count = op, num_bytes // 8
         round_bytes = 4 * self._count * ARRAYS[op]
         self.rounds = max(call_bytes // round_bytes, 1) | 1
@@ -188,9 +178,10 @@ class Transfer:
         return self._there
 
     def to_host(self) -> Any:
-        self._back = (
-            jax.device_put(self._there, self._on_host, may_alias=False) if self._on_host else np.array(self._there)
-        )
+        if self._on_host:
+            self._back = jax.device_put(self._there, self._on_host, may_alias=False)
+        else:
+            self._back = np.array(self._there)
         return self._back
 
     def is_right(self) -> bool:

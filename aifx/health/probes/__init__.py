@@ -51,6 +51,17 @@ def text_of(host: Host, path: str) -> str:
     return text if isinstance(text, str) else ""
 
 
+def first_number(host: Host, path: str) -> float | Absent | Unknown:
+    """Return the number that begins a file of several."""
+    text = host.read(path)
+    if not isinstance(text, str):
+        return text
+    try:
+        return float(text.split()[0])
+    except (ValueError, IndexError):
+        return Unknown(f"{path} has an unknown format: {text[:40]!r}")
+
+
 def first_missing(*values: Any) -> Absent | Unknown | None:
     """Return the first value that is missing; None if all are there."""
     return next((value for value in values if isinstance(value, (Absent, Unknown))), None)

@@ -9,7 +9,7 @@ from ClusterShell.RangeSet import RangeSet, RangeSetParseError
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import Probe, listed, text_of
+from aifx.health.probes import Probe, first_number, listed, text_of
 
 CPUS = "/sys/devices/system/cpu"
 TAINTS = {"machine_check": 4, "bad_page": 5, "soft_lockup": 14}
@@ -35,7 +35,7 @@ def _cpu(host: Host) -> dict[str, Any] | Absent | Unknown:
         "present": num_present,
         "meant_online": num_present // 2 if isinstance(num_present, int) and has_smt_off else num_present,
         "offline": str(present - online) if are_listed else online,
-        "load_1min": _load(host),
+        "load_1min": first_number(host, "/proc/loadavg"),
         "governors": _governors(host),
         "package_throttles": _sum(host, "thermal_throttle/package_throttle_count"),
     }
@@ -45,16 +45,6 @@ def _kernel(host: Host) -> dict[str, Any]:
     tainted = host.number("/proc/sys/kernel/tainted")
     bits = {name: bool(tainted >> bit & 1) if isinstance(tainted, int) else tainted for name, bit in TAINTS.items()}
     return {"release": host.read("/proc/sys/kernel/osrelease"), "command_line": host.read("/proc/cmdline"), **bits}
-
-
-def _load(host: Host) -> float | Absent | Unknown:
-    text = host.read("/proc/loadavg")
-    if not isinstance(text, str):
-        return text
-    try:
-        return float(text.split()[0])
-    except (ValueError, IndexError):
-        return Unknown(f"/proc/loadavg has an unknown format: {text[:40]!r}")
 
 
 def _numbers(text: str | Absent | Unknown) -> Any:

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from aifx.core.errors import EnvironmentFault
 from aifx.core.facts import Absent, Unknown
 from aifx.core.parsing import parse_json
@@ -24,16 +26,18 @@ from aifx.health.probes import Probe, listed, text_of
 LIMIT_S = 1.5
 ON_DISK = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs"}
 OVER_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "gpfs", "beegfs", "9p", "afs", "glusterfs", "wekafs"}
+MOUNT = re.compile(r"^\S+ \S+ (\S+) \S+ (\S+) .*? - (\S+) (\S+) (\S+)", re.MULTILINE)
+"""A line of /proc/self/mountinfo (Documentation/filesystems/proc.rst)."""
+
 FSYNC_BYTES, FSYNCS = 64 << 10, 3
 GIB = 1 << 30
 
 
 def collect(host: Host) -> dict[str, Any]:
-    mounts = _mounts(host)
     return {
         "disk": {
             "places": host.measure("disk_places", places),
-            "file_systems": _file_systems(host, mounts) if isinstance(mounts, list) else mounts,
+            "file_systems": _file_systems(host),
             "fsync_ms": host.measure("disk_fsync", fsync_ms),
         }
     }
@@ -58,37 +62,27 @@ def places() -> list[Any]:
 def space(path: str) -> dict[str, Any]:
     """Return the size, the space left for users, and the used shares of bytes and inodes. Raises OSError. A mount
     without its server may hang."""
-    stats = os.statvfs(path)
-    used, left = (stats.f_blocks - stats.f_bfree) * stats.f_frsize, stats.f_bavail * stats.f_frsize
+    usage, stats = psutil.disk_usage(path), os.statvfs(path)
     inodes = stats.f_files - stats.f_ffree
+    # btrfs and some network file systems report no inodes.
+    whole = inodes + stats.f_favail if stats.f_files else 0
     return {
-        "size_gib": round(stats.f_blocks * stats.f_frsize / GIB, 3),
-        "free_gib": round(left / GIB, 3),
-        "used_percent": _percent(used, used + left),
-        # btrfs and some network file systems report no inodes.
-        "inodes_used_percent": _percent(inodes, inodes + stats.f_favail) if stats.f_files else 0.0,
+        "size_gib": round(usage.total / GIB, 3),
+        "free_gib": round(usage.free / GIB, 3),
+        "used_percent": usage.percent,
+        "inodes_used_percent": round(100 * inodes / whole, 1) if whole else 0.0,
     }
-
-
-def _percent(part: int, whole: int) -> float:
-    return round(100 * part / whole, 1) if whole else 0.0
-
-
-def _mount_point(folder: Path) -> Path:
-    """Return the mount point of an absolute folder."""
-    device = folder.stat().st_dev
-    above = zip((folder, *folder.parents), folder.parents, strict=False)
-    return next((inner for inner, outer in above if outer.stat().st_dev != device), Path(folder.root))
 
 
 def _place(role: str, path: Path) -> dict[str, Any] | Unknown:
     def look() -> dict[str, Any]:
         there = next(folder for folder in (path, *path.parents) if folder.exists())
+        real = there.resolve()
         # A run may be written elsewhere, and the root of a container may be read-only.
         is_writable = role in ("run", "root") or os.access(there, os.W_OK)
         return {
             "device": f"{role} {path}",
-            "mount_point": str(_mount_point(there.resolve())),
+            "mount_point": str(next(path for path in (real, *real.parents) if path.is_mount())),
             "file_system": there.stat().st_dev,
             "is_writable": is_writable,
             "unwritable": [] if is_writable else [str(path)],
@@ -129,29 +123,26 @@ def fsync_ms() -> float | Absent | Unknown:
         raise
 
 
-def _mounts(host: Host) -> list[tuple[str, str, str, str, str]] | Absent | Unknown:
+def mounts(host: Host) -> list[tuple[str, str, str, str, str]] | Absent | Unknown:
     """Return device number, mount point, type, source, and options of the file system (not of one mount)."""
     text = host.read("/proc/self/mountinfo")
     if not isinstance(text, str):
         return text
-    found = []
-    for line in text.splitlines():
-        mount, _, system = line.partition(" - ")
-        words, source = mount.split(), system.split()
-        if len(words) > 4 and len(source) > 2:
-            found.append((words[2], _unescaped(words[4]), source[0], source[1], source[2]))
-    return found
+    found = MOUNT.findall(text)
+    return [(number, _unescaped(point), kind, source, options) for number, point, kind, source, options in found]
 
 
 def _unescaped(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def _file_systems(host: Host, mounts: list[tuple[str, str, str, str, str]]) -> list[dict[str, Any]]:
+def _file_systems(host: Host) -> list[dict[str, Any]] | Absent | Unknown:
     """Return each file system once, however often it is mounted."""
-    wanted = _meant_writable(host)
+    mounted, wanted = mounts(host), _meant_writable(host)
+    if not isinstance(mounted, list):
+        return mounted
     on_disk: dict[str, list[tuple[str, str, str, str]]] = {}
-    for number, point, kind, source, options in mounts:
+    for number, point, kind, source, options in mounted:
         if kind in ON_DISK:
             on_disk.setdefault(number, []).append((point, kind, source, options))
     found = []
@@ -183,10 +174,10 @@ def _errors(host: Host, number: str) -> Any:
 
 
 def collect_network_mounts(host: Host) -> dict[str, Any]:
-    mounts = _mounts(host)
-    if not isinstance(mounts, list):
-        return {"network_mounts": mounts}
-    points = [(point, kind) for _, point, kind, *_ in mounts if kind in OVER_NETWORK or kind.startswith("fuse.")]
+    mounted = mounts(host)
+    if not isinstance(mounted, list):
+        return {"network_mounts": mounted}
+    points = [(point, kind) for _, point, kind, *_ in mounted if kind in OVER_NETWORK or kind.startswith("fuse.")]
     if not points:
         return {"network_mounts": Absent("there is no network mount")}
     return {"network_mounts": host.measure("network_mounts", lambda: network_mounts(points))}

@@ -53,9 +53,9 @@ def _versions(said: Any) -> tuple[Any, Any]:
         return why, dict.fromkeys(names, why)
     packages: dict[str, str] = said.get("packages", {})
     missing = Absent("jax is not installed")
-    wanted = _wanted_by_aifx(said)
-    version = packages.get("jax")
+    wanted, version = _wanted_by_aifx(said), packages.get("jax")
     fits = _fits(version, wanted) if version and isinstance(wanted, str) else wanted if version else missing
+    drivers = [driver for flavour, driver in DRIVERS.items() if f"jax-{flavour}-plugin" in packages]
     return _python(said), {
         "version": version or missing,
         "jaxlib": packages.get("jaxlib") or Absent("jaxlib is not installed"),
@@ -65,7 +65,7 @@ def _versions(said: Any) -> tuple[Any, Any]:
         "num_overlaps": len(said.get("overlaps") or ()),
         "wanted_by_aifx": wanted,
         "fits_aifx": fits,
-        "driver_needed": _driver_needed(packages),
+        "driver_needed": max(drivers) if drivers else Absent("no CUDA plugin of jax is installed"),
         "install_line": install_line(said),
     }
 
@@ -103,12 +103,10 @@ def _requirements(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             except InvalidRequirement:
                 continue
             name = re.sub(r"[-_.]+", "-", requirement.name).lower()
-            is_extra = "extra" in str(requirement.marker or "")
             if not _applies(requirement, _extras(packages, by), said.get("python")) or name == by:
                 continue
-            if is_extra and name not in packages:  # CUDA of the system
-                continue
-            if name not in packages and name not in ("jaxlib", "numpy", "scipy", "ml-dtypes"):
+            is_extra = "extra" in str(requirement.marker or "")  # missing ones are CUDA of the system
+            if name not in packages and (is_extra or name not in ("jaxlib", "numpy", "scipy", "ml-dtypes")):
                 continue
             version = packages.get(name)
             yield {
@@ -136,20 +134,15 @@ def _applies(requirement: Requirement, extras: set[str], python: Any) -> bool:
     return any(requirement.marker.evaluate({**there, "extra": extra}) for extra in ("", *extras))
 
 
-def _driver_needed(packages: Mapping[str, str]) -> int | Absent:
-    needed = [driver for flavour, driver in DRIVERS.items() if f"jax-{flavour}-plugin" in packages]
-    return max(needed) if needed else Absent("no CUDA plugin of jax is installed")
-
-
 def install_line(said: Mapping[str, Any]) -> str:
     """Return the command that installs jax, jaxlib and the plugin in versions that fit this machine and aifx."""
     packages = said.get("packages", {})
     driver = _major(said.get("nvml", {}).get("driver"))
     extra = ""
     if isinstance(driver, int):
-        there = [f for f, needed in DRIVERS.items() if f"jax-{f}-plugin" in packages and driver >= needed]
-        able = [flavour for flavour, needed in DRIVERS.items() if driver >= needed]
-        extra = f"[{(there or able or ['cuda12'])[-1]}]"
+        able = [flavour for flavour, needed in DRIVERS.items() if driver >= needed] or ["cuda12"]
+        there = [flavour for flavour in able if f"jax-{flavour}-plugin" in packages]
+        extra = f"[{(there or able)[-1]}]"
     elif "libtpu" in packages:
         extra = "[tpu]"
     version, wanted = packages.get("jax"), _wanted_by_aifx(said)
@@ -187,12 +180,12 @@ def _gpus(nvml: Mapping[str, Any], visible: str | None, of_jax: str | None = Non
 
 def _visible(text: str, count: int) -> int:
     """Return the number of devices that CUDA shows: those before the first unknown one (CUDA C++ Programming Guide)."""
-    names: list[str] = []
+    names: set[str] = set()
     for word in text.replace(" ", "").split(","):
         is_known = word.startswith("GPU-") or (word.isdigit() and int(word) < count)
         if not is_known or word in names:
             break
-        names.append(word)
+        names.add(word)
     return len(names)
 
 
@@ -232,19 +225,18 @@ def _cache() -> dict[str, Any]:
     own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if own and "://" in own:
         return {"folder": own, "is_writable": True, "why": "not of this machine's file system"}
-    folder = Path(own) if own else cache_location() / "jax"
+    folder, why = Path(own) if own else cache_location() / "jax", ""
     try:
         for path in (folder,) if own else (folder.parent, folder):
             check_private(path)
-    except EnvironmentFault as fault:
-        return {"folder": str(folder), "is_writable": False, "why": fault.why}
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"aifx")
+    except EnvironmentFault as fault:
+        why = fault.why
     except OSError as error:
-        return {"folder": str(folder), "is_writable": False, "why": error.strerror or str(error)}
-    return {"folder": str(folder), "is_writable": True, "why": ""}
+        why = error.strerror or str(error)
+    return {"folder": str(folder), "is_writable": not why, "why": why}
 
 
 PROBES = (Probe("jax", ("python", "jax"), collect, limit_s=25.0),)

@@ -12,7 +12,7 @@ from aifx.core.facts import Absent, Unknown
 from aifx.health import kernel_events, xids
 from aifx.health.host import CAPTURED, Host
 from aifx.health.kernel_log import Log, parse
-from aifx.health.probes import Probe, text_of
+from aifx.health.probes import Probe, first_number, text_of
 from aifx.health.xids import DAY_S, excerpt
 
 GIVES = ("kernel_log", "xids", "xid_gpus", "sxids", "kernel_events")
@@ -138,10 +138,8 @@ def _of_tree(host: Host) -> Log | Absent | Unknown:
 
 
 def _uptime(host: Host) -> float | None:
-    try:
-        return float(text_of(host, "/proc/uptime").split()[0])
-    except (ValueError, IndexError):
-        return None
+    uptime = first_number(host, "/proc/uptime")
+    return uptime if isinstance(uptime, float) else None
 
 
 def _matters(host: Host, device: str) -> bool:

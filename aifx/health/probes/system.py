@@ -8,6 +8,7 @@ from typing import Any
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
 from aifx.health.probes import Probe, text_of
+from aifx.health.probes.disk import mounts
 
 DMI = "/sys/class/dmi/id"
 CARDS = "/sys/class/infiniband"
@@ -16,9 +17,6 @@ KEPT = re.compile(
     r"ext[234]|xfs|btrfs|zfs|f2fs|vfat|nfs4?|cifs|lustre|gpfs|beegfs\w*|wekafs|ceph|fuse\.(?!portal|gvfs)\S+"
 )
 """File systems with data; the others belong to the kernel."""
-
-MOUNT = re.compile(r"^\S+ \S+ \S+ \S+ (\S+) .*? - (\S+)", re.MULTILINE)
-"""The mount point and type in a line of /proc/self/mountinfo."""
 
 
 def collect(host: Host) -> dict[str, Any]:
@@ -49,11 +47,11 @@ def _card_firmware(host: Host) -> list[str] | Absent | Unknown:
 
 def _mounts(host: Host) -> list[str] | Absent | Unknown:
     """Return mounts such as "/scratch lustre", each once."""
-    text = host.read("/proc/self/mountinfo")
-    if not isinstance(text, str):
-        return text
-    found = MOUNT.findall(text)
-    return sorted({f"{point} {kind}" for point, kind in found if KEPT.fullmatch(kind) and not OF_A_USER.match(point)})
+    mounted = mounts(host)
+    if not isinstance(mounted, list):
+        return mounted
+    points = [(point, kind) for _, point, kind, *_ in mounted if KEPT.fullmatch(kind) and not OF_A_USER.match(point)]
+    return sorted({f"{point} {kind}" for point, kind in points})
 
 
 PROBES = (Probe("system", ("system",), collect, for_peers=True),)

@@ -40,6 +40,22 @@ FIELDS_TLIMIT = {
     "gpu_max_margin_c": 196,
 }
 FIELDS_SLOWDOWN = {"software_thermal_ms": 269, "hardware_thermal_ms": 270, "power_brake_ms": 271}
+CLOCKS = {
+    "sm_mhz": ("DeviceGetClockInfo", SM),
+    "memory_mhz": ("DeviceGetClockInfo", MEMORY),
+    "sm_max_mhz": ("DeviceGetMaxClockInfo", SM),
+    "memory_max_mhz": ("DeviceGetMaxClockInfo", MEMORY),
+    "application_mhz": ("DeviceGetApplicationsClock", GRAPHICS),
+    "application_default_mhz": ("DeviceGetDefaultApplicationsClock", GRAPHICS),
+}
+PCIE = {
+    "generation": "DeviceGetCurrPcieLinkGeneration",
+    "max_generation": "DeviceGetMaxPcieLinkGeneration",
+    "device_max_generation": "DeviceGetGpuMaxPcieLinkGeneration",
+    "width": "DeviceGetCurrPcieLinkWidth",
+    "max_width": "DeviceGetMaxPcieLinkWidth",
+    "replays": "DeviceGetPcieReplayCounter",
+}
 MEMORY_INFO_V2 = 0x02000028
 
 
@@ -64,8 +80,8 @@ def read_gpu(ask: Calls, index: int) -> Facts:
         "throttle": _throttle(ask),
         "temperature": _temperature(ask),
         "power": _power(ask),
-        "clocks": _clocks(ask),
-        "pcie": _pcie(ask),
+        "clocks": {name: ask(*query) for name, query in CLOCKS.items()},
+        "pcie": {name: ask(query) for name, query in PCIE.items()},
         "memory": _memory(ask),
         "mig": _pair(ask("DeviceGetMigMode"), ("current", "pending"), bool),
         "utilization": _utilization(ask),
@@ -203,28 +219,6 @@ def _power(ask: Calls) -> Facts:
         "enforced_w": ask("DeviceGetEnforcedPowerLimit", then=watts),
         "default_w": ask("DeviceGetPowerManagementDefaultLimit", then=watts),
         **_pair(ask("DeviceGetPowerManagementLimitConstraints"), ("min_w", "max_w"), watts),
-    }
-
-
-def _clocks(ask: Calls) -> Facts:
-    return {
-        "sm_mhz": ask("DeviceGetClockInfo", SM),
-        "memory_mhz": ask("DeviceGetClockInfo", MEMORY),
-        "sm_max_mhz": ask("DeviceGetMaxClockInfo", SM),
-        "memory_max_mhz": ask("DeviceGetMaxClockInfo", MEMORY),
-        "application_mhz": ask("DeviceGetApplicationsClock", GRAPHICS),
-        "application_default_mhz": ask("DeviceGetDefaultApplicationsClock", GRAPHICS),
-    }
-
-
-def _pcie(ask: Calls) -> Facts:
-    return {
-        "generation": ask("DeviceGetCurrPcieLinkGeneration"),
-        "max_generation": ask("DeviceGetMaxPcieLinkGeneration"),
-        "device_max_generation": ask("DeviceGetGpuMaxPcieLinkGeneration"),
-        "width": ask("DeviceGetCurrPcieLinkWidth"),
-        "max_width": ask("DeviceGetMaxPcieLinkWidth"),
-        "replays": ask("DeviceGetPcieReplayCounter"),
     }
 
 
