@@ -15,21 +15,15 @@ from aifx.machine.cpu import estimate_peak
 
 @dataclass(frozen=True)
 class Cuda:
-    """What XLA must know of an NVIDIA GPU that is absent: CUDA's device properties (NVIDIA's data sheets).
+    """What XLA must know of an NVIDIA GPU that is absent: CUDA's device properties (NVIDIA's data sheets)."""
 
-    Attributes:
-        major: of the compute capability.
-        shared_block, shared_core: bytes of shared memory that a block may take, and that a multiprocessor has.
-        l2: bytes of the cache.
-    """
-
-    major: int
+    major: int  # of the compute capability
     cores: int
     fpus: int
     clock_ghz: float
-    shared_block: int
-    shared_core: int
-    l2: int
+    shared_block: int  # bytes of shared memory that a block may take
+    shared_core: int  # bytes of shared memory that a multiprocessor has
+    l2: int  # bytes of the cache
     memory_bytes: int
 
 
@@ -43,54 +37,33 @@ def _ampere(memory_bytes: int) -> Cuda:
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One kind of chip.
-
-    Attributes:
-        kinds: regular expressions of what JAX and NVML call it (`jax.Device.device_kind`), matched whole.
-        short_name: of a GPU, as `aifx plan --hardware` takes it.
-        peak_tflops: dense peak by dtype name, 10^12 operations a second.
-        memory_gb: capacity as the vendor prints it: 10^9 bytes for GPUs, 2^30 for TPUs.
-        memory_gb_s: bandwidth of that memory.
-        link_gb_s: bandwidth to its neighbours, both directions (NVLink, ICI; PCIe where there is nothing else).
-        power_w: board power.
-        source: where the numbers are from.
-        devices_per_chip: JAX devices that one chip shows up as.
-        nvlinks: of a module, all of which lead somewhere. None for a card, which has as many as someone put bridges
-            on it, and for a module for some countries, which has fewer than the chip.
-        nvlink_mb_s: one NVLink in one direction, as NVML reports it.
-        in_rack: its NVLink fabric spans nodes and is kept by the rack's own manager, not by a service on the node.
-        over_c2c: it reaches its processor over NVLink-C2C; its PCIe link carries no data of jobs.
-        has_rails: its systems are built with an InfiniBand port for each GPU, or for each pair.
-        pci_ids: PCI device IDs of TPUs, and of NVIDIA's modules with rails. Cards come in servers of every kind.
-        generation: of a TPU, as Google writes it.
-        cuda: of a GPU that aifx can compile for while it is absent.
-        usual_tflops: products of bfloat16 at the best shape, measured. Cards that their power cap holds down are far
-            from their peak and healthy, so the peak alone judges none.
-        usual_copy_gb_s: host to device from page-locked memory, measured.
-        usual_all_reduce_gb_s: of 8 GPUs over NVLink, 16 GiB, measured (bus bandwidth).
-    """
+    """One kind of chip."""
 
     name: str
-    kinds: tuple[str, ...]
-    short_name: str
-    peak_tflops: Mapping[str, float]
-    memory_gb: float
-    memory_gb_s: float
-    link_gb_s: float | None
-    power_w: float | None
-    source: str
-    devices_per_chip: int = 1
+    kinds: tuple[str, ...]  # regular expressions of what JAX (`jax.Device.device_kind`) and NVML call it, matched whole
+    short_name: str  # of a GPU, as `aifx plan --hardware` takes it
+    peak_tflops: Mapping[str, float]  # dense peak by dtype name, 10^12 operations a second
+    memory_gb: float  # capacity as the vendor prints it: 10^9 bytes for GPUs, 2^30 for TPUs
+    memory_gb_s: float  # bandwidth of that memory
+    link_gb_s: float | None  # to its neighbours, both directions (NVLink, ICI; PCIe where there is nothing else)
+    power_w: float | None  # board power
+    source: str  # where the numbers are from
+    devices_per_chip: int = 1  # JAX devices that one chip shows up as
+    # NVLinks of a module, all of which lead somewhere. None for a card, which has as many as someone put bridges on it,
+    # and for a module for some countries, which has fewer than the chip.
     nvlinks: int | None = None
-    nvlink_mb_s: int | None = None
-    in_rack: bool = False
-    over_c2c: bool = False
-    has_rails: bool = False
-    pci_ids: tuple[str, ...] = ()
-    generation: str = ""
-    cuda: Cuda | None = None
+    nvlink_mb_s: int | None = None  # one NVLink in one direction, as NVML reports it
+    in_rack: bool = False  # its NVLink fabric spans nodes; the rack's own manager keeps it, not a service on the node
+    over_c2c: bool = False  # it reaches its processor over NVLink-C2C; its PCIe link carries no data of jobs
+    has_rails: bool = False  # its systems are built with an InfiniBand port for each GPU, or for each pair
+    pci_ids: tuple[str, ...] = ()  # of TPUs, and of NVIDIA's modules with rails: cards come in servers of every kind
+    generation: str = ""  # of a TPU, as Google writes it
+    cuda: Cuda | None = None  # of a GPU that aifx can compile for while it is absent
+    # Products of bfloat16 at the best shape, measured. Cards that their power cap holds down are far from their peak
+    # and healthy, so the peak alone judges none.
     usual_tflops: float | None = None
-    usual_copy_gb_s: float | None = None
-    usual_all_reduce_gb_s: float | None = None
+    usual_copy_gb_s: float | None = None  # host to device from page-locked memory, measured
+    usual_all_reduce_gb_s: float | None = None  # of 8 GPUs over NVLink, 16 GiB, measured (bus bandwidth)
 
 
 DTYPES = ("float4_e2m1fn", "float8_e4m3fn", "int8", "bfloat16", "float16", "tfloat32", "float32")

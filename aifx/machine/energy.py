@@ -32,16 +32,11 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Counter:
-    """The energy that a device has used.
-
-    Attributes:
-        read: joules since some moment. Raises Unreadable.
-        range_j: beyond it the counter begins at 0 again; None if it never does.
-    """
+    """The energy that a device has used."""
 
     name: str
-    read: Callable[[], float]
-    range_j: float | None = None
+    read: Callable[[], float]  # joules since some moment; raises Unreadable
+    range_j: float | None = None  # beyond it the counter begins at 0 again; None if it never does
 
     def used(self, before_j: float, after_j: float) -> float:
         """Joules between two readings, less than one range apart."""

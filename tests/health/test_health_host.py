@@ -102,7 +102,7 @@ def test_a_process_that_nobody_waited_for():
         ends = time.monotonic() + 20
         while ") Z" not in stat.read_text() and time.monotonic() < ends:
             time.sleep(0.01)
-        found = limits.processes(Host())
+        found = limits.collect_processes(Host())["processes"]
     assert found["zombies"] >= 1
 
 
@@ -117,7 +117,7 @@ def test_one_in_state_d_must_stay_there(monkeypatch):
     last = {"8": ("tar", "D", False)}
     monkeypatch.setattr(limits, "_stats", lambda host, pids=None: iter(next(looks, last).items()))
     monkeypatch.setattr(limits, "LOOK_EVERY_S", 0)
-    assert limits.processes(Host())["stuck_names"] == ["tar"]
+    assert limits.collect_processes(Host())["processes"]["stuck_names"] == ["tar"]
 
 
 def test_a_mount_that_hangs_is_named_and_others_are_told(monkeypatch):

@@ -1,4 +1,4 @@
-"""The probes of a machine: one module per family, each with its `PROBES`."""
+"""The probes of a machine: one module per family, each with functions that `probe` registers."""
 
 from __future__ import annotations
 
@@ -7,36 +7,49 @@ import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
 
+Collect: TypeAlias = Callable[[Host], dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Probe:
-    """A function that reads facts.
+    """A function that reads facts."""
 
-    Attributes:
-        name: its name in messages.
-        gives: the facts (first names of paths) that it returns each time.
-        collect: reads them. A missing part is `Absent`, an unreadable one `Unknown`. An exception makes all of its
-            facts `Unknown`.
-        limit_s: the time limit.
-        for_peers: whether nodes of a fleet are compared by it, so that it runs even if no rule needs it.
+    gives: tuple[str, ...]  # facts (first names of paths), all of them each time
+    collect: Collect
+    limit_s: float
+    for_peers: bool  # whether nodes of a fleet are compared by it, so that it runs even if no rule needs it
+
+    @property
+    def name(self) -> str:
+        return self.gives[0]
+
+
+_registered: dict[str, Probe] = {}
+
+
+def probe(*gives: str, limit_s: float = 3.0, for_peers: bool = False) -> Callable[[Collect], Collect]:
+    """Register the decorated function as the probe that gives these facts; the first names it in messages.
+
+    A missing part is `Absent`, an unreadable one `Unknown`. An exception makes all of the facts `Unknown`.
     """
 
-    name: str
-    gives: tuple[str, ...]
-    collect: Callable[[Host], dict[str, Any]]
-    limit_s: float = 3.0
-    for_peers: bool = False
+    def register(collect: Collect) -> Collect:
+        _registered[gives[0]] = Probe(gives, collect, limit_s, for_peers)
+        return collect
+
+    return register
 
 
 def all_probes() -> list[Probe]:
     """Return the probes of all modules."""
-    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
-    return [probe for module in modules for probe in getattr(module, "PROBES", ())]
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return [_registered[name] for name in sorted(_registered)]
 
 
 def listed(host: Host, folder: str, pattern: str = ".*") -> list[str]:
@@ -65,3 +78,8 @@ def first_number(host: Host, path: str) -> float | Absent | Unknown:
 def first_missing(*values: Any) -> Absent | Unknown | None:
     """Return the first value that is missing; None if all are there."""
     return next((value for value in values if isinstance(value, (Absent, Unknown))), None)
+
+
+def counted(**lists: list[Any]) -> dict[str, Any]:
+    """Return each list, and its length as `num_<name>`."""
+    return {name: value for key, items in lists.items() for name, value in ((key, items), (f"num_{key}", len(items)))}

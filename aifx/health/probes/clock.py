@@ -7,7 +7,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import Probe
+from aifx.health.probes import probe
 
 SOURCE = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
 UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "d": 8.64e7}
@@ -15,6 +15,7 @@ NO_DAEMON = Absent("no daemon that sets the clock runs here; in a container, the
 FROM_DAEMON = ("daemon", "is_synchronized", "offset_ms", "direction", "error_ms")
 
 
+@probe("clock", limit_s=4.0)
 def collect(host: Host) -> dict[str, Any]:
     state = _chrony(host) or _timedatectl(host) or dict.fromkeys(FROM_DAEMON, NO_DAEMON)
     return {"clock": {"source": host.read(SOURCE), **state, "ptp": _ptp(host)}}
@@ -86,6 +87,3 @@ def _ptp(host: Host) -> Any:
     if not offset or not present or not re.fullmatch(r"-?\d+", offset[1]):
         return Unknown("ptp4l gave no answer to pmc", "run aifx doctor as root; check whether ptp4l hangs")
     return {"has_grandmaster": present[1] == "true", "offset_us": abs(int(offset[1])) / 1000}
-
-
-PROBES = (Probe("clock", ("clock",), collect, limit_s=4.0),)

@@ -9,13 +9,14 @@ from ClusterShell.RangeSet import RangeSet, RangeSetParseError
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import Probe, first_number, listed, text_of
+from aifx.health.probes import first_number, listed, probe, text_of
 
 CPUS = "/sys/devices/system/cpu"
 TAINTS = {"machine_check": 4, "bad_page": 5, "soft_lockup": 14}
 """Bits of /proc/sys/kernel/tainted (Documentation/admin-guide/tainted-kernels.rst)."""
 
 
+@probe("cpu", "kernel")
 def collect(host: Host) -> dict[str, Any]:
     return {"cpu": _cpu(host), "kernel": _kernel(host)}
 
@@ -82,6 +83,3 @@ def _sum(host: Host, name: str) -> int | Absent | Unknown:
     counts = [host.number(f"{CPUS}/{cpu}/{name}") for cpu in listed(host, CPUS, r"cpu\d+")]
     numbers = [int(count) for count in counts if isinstance(count, (int, float))]
     return sum(numbers) if numbers else Absent(f"the processors do not report {name}")
-
-
-PROBES = (Probe("cpu", ("cpu", "kernel"), collect),)

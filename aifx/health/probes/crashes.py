@@ -10,7 +10,7 @@ from aifx.core.facts import Absent, Unknown
 from aifx.health import kernel_events
 from aifx.health.host import Host
 from aifx.health.kernel_log import parse
-from aifx.health.probes import Probe
+from aifx.health.probes import probe
 from aifx.health.xids import excerpt
 
 PSTORE = "/sys/fs/pstore"
@@ -29,6 +29,7 @@ OF_HARDWARE = re.compile(
 """Texts in the reason of a panic that processor, memory or firmware caused."""
 
 
+@probe("crashes")
 def collect(host: Host) -> dict[str, Any]:
     found = [*_folder(host, PSTORE, 0), *_folder(host, ARCHIVE, ARCHIVE_DEPTH)]
     names = [host.names(PSTORE), host.names(ARCHIVE)]
@@ -71,6 +72,3 @@ def _reason(text: str) -> tuple[str, str]:
             if match is not None and kind == wanted:
                 return excerpt(match["what"]), excerpt(line)
     return "the record does not say why", ""
-
-
-PROBES = (Probe("crashes", ("crashes",), collect),)

@@ -21,7 +21,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.private_folders import make_private
 from aifx.core.project import cache_location
 from aifx.health.host import Host, within
-from aifx.health.probes import Probe, listed, text_of
+from aifx.health.probes import listed, probe, text_of
 
 LIMIT_S = 1.5
 ON_DISK = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs"}
@@ -33,6 +33,7 @@ FSYNC_BYTES, FSYNCS = 64 << 10, 3
 GIB = 1 << 30
 
 
+@probe("disk")
 def collect(host: Host) -> dict[str, Any]:
     return {
         "disk": {
@@ -173,6 +174,7 @@ def _errors(host: Host, number: str) -> Any:
     return host.number(f"/sys/fs/ext4/{link.rpartition('/')[2]}/errors_count")
 
 
+@probe("network_mounts")
 def collect_network_mounts(host: Host) -> dict[str, Any]:
     mounted = mounts(host)
     if not isinstance(mounted, list):
@@ -205,6 +207,7 @@ def network_mounts(points: list[tuple[str, str]], look: Callable[[str], Any] = s
         return list(pool.map(answer, points))
 
 
+@probe("nvme")
 def collect_nvme(host: Host) -> dict[str, Any]:
     drives = listed(host, "/sys/class/nvme", r"nvme\d+")
     if not drives:
@@ -265,10 +268,3 @@ def _smart(host: Host, name: str) -> dict[str, Any]:
         is_number = isinstance(value, (int, float))
         facts[fact] = value if is_number else missing(f"{name} does not report {words[tool]}")
     return facts
-
-
-PROBES = (
-    Probe("disk", ("disk",), collect),
-    Probe("network mounts", ("network_mounts",), collect_network_mounts),
-    Probe("NVMe", ("nvme",), collect_nvme),
-)

@@ -8,7 +8,7 @@ from typing import Any
 
 from aifx.core.facts import Absent
 from aifx.health.host import CAPTURED, Host
-from aifx.health.probes import Probe, listed
+from aifx.health.probes import listed, probe
 
 ON = "(?i:1|true|yes|on|y|t)"
 UNWANTED = {
@@ -63,6 +63,7 @@ ALLOCATING = re.compile(r"lib(tcmalloc|jemalloc|mimalloc|hugetlbfs)")
 CUDA_LIBRARY = r"lib(cudnn|nccl|cublas|cudart|cusparse|cusolver|cufft)\w*\.so.*"
 
 
+@probe("environment")
 def collect(host: Host) -> dict[str, Any]:
     if not host.is_live and not host.exists(f"/{CAPTURED}/environ.json"):
         return {"environment": Absent("the environment was not captured")}
@@ -90,6 +91,3 @@ def _cuda_folders(host: Host, path: str) -> list[str]:
     """Return folders of the library path with CUDA libraries, which are loaded instead of those of jax."""
     folders = dict.fromkeys(part for part in path.split(":") if part.startswith("/"))
     return [folder for folder in folders if listed(host, folder, CUDA_LIBRARY)]
-
-
-PROBES = (Probe("environment", ("environment",), collect),)

@@ -10,7 +10,7 @@ from typing import Any
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
 from aifx.health.kernel_log import Log
-from aifx.health.probes import Probe, listed, text_of
+from aifx.health.probes import listed, probe, text_of
 from aifx.health.probes.kernel_log import read_log
 from aifx.health.probes.network import agreed
 from aifx.machine.catalogue import find_accelerator, has_rails
@@ -47,6 +47,7 @@ NO_LINK = ("Disabled", "Polling")
 MODULE_EVENT = re.compile(r"^mlx5_core (\S+): .{0,80}?Port module event(?:\[error\])?: module \d+, Cable (\w+)")
 
 
+@probe("infiniband", "expected", limit_s=5.0)
 def collect(host: Host) -> dict[str, Any]:
     found = _infiniband(host)
     return {"infiniband": found, "expected": _expected(host, found) if isinstance(found, dict) else {}}
@@ -211,6 +212,7 @@ def _gpudirect(host: Host) -> str | Absent | Unknown:
     return "dmabuf" if is_new and "Open Kernel Module" in driver else "none"
 
 
+@probe("pci_acs")
 def collect_acs(host: Host) -> dict[str, Any]:
     return {"pci_acs": _acs(host)}
 
@@ -242,9 +244,3 @@ def _gpus(host: Host) -> list[str]:
         if host.read(f"{PCI}/{device}/vendor") in GPU_VENDORS
         and text_of(host, f"{PCI}/{device}/class").startswith("0x03")
     ]
-
-
-PROBES = (
-    Probe("infiniband", ("infiniband", "expected"), collect, limit_s=5.0),
-    Probe("pci_acs", ("pci_acs",), collect_acs),
-)

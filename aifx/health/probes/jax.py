@@ -19,7 +19,7 @@ from aifx.core.private_folders import check_private
 from aifx.core.project import cache_location
 from aifx.core.version import DISTRIBUTION
 from aifx.health.host import Host
-from aifx.health.probes import Probe
+from aifx.health.probes import counted, probe
 
 DEVICES_LIMIT_S = 10.0
 DRIVERS = {"cuda12": 525, "cuda13": 580}
@@ -32,6 +32,7 @@ ENDED = re.compile(r" failed \((signal \d+|exit \d+)[^:]*\): (.*)", re.DOTALL)
 REFUSED = re.compile(r"Unknown flags? in \w+: (.+)")
 
 
+@probe("jax", "python", limit_s=25.0)
 def collect(host: Host) -> dict[str, Any]:
     packages = host.ask("aifx.health.jax_probe", "packages", name="jax_packages", limit_s=8)
     python, versions = _versions(packages)
@@ -203,7 +204,7 @@ def _devices(said: Any) -> dict[str, Any]:
             error, starts = f"{ended[1]}: {ended[2]}", False
             match = REFUSED.search(error)
             refused = match[1].split() if match else []
-    state = {"starts": starts, "error": error, "refused_flags": refused, "num_refused_flags": len(refused)}
+    state = {"starts": starts, "error": error, **counted(refused_flags=refused)}
     if starts is not True:
         return {**state, **dict.fromkeys(OF_DEVICES, Absent("JAX gave no devices"))}
     devices = said.get("devices")
@@ -237,6 +238,3 @@ def _cache() -> dict[str, Any]:
     except OSError as error:
         why = error.strerror or str(error)
     return {"folder": str(folder), "is_writable": not why, "why": why}
-
-
-PROBES = (Probe("jax", ("python", "jax"), collect, limit_s=25.0),)

@@ -12,7 +12,7 @@ from aifx.core.facts import Absent, Unknown
 from aifx.health import kernel_events, xids
 from aifx.health.host import CAPTURED, Host
 from aifx.health.kernel_log import Log, parse
-from aifx.health.probes import Probe, first_number, text_of
+from aifx.health.probes import first_number, probe, text_of
 from aifx.health.xids import DAY_S, excerpt
 
 GIVES = ("kernel_log", "xids", "xid_gpus", "sxids", "kernel_events")
@@ -42,6 +42,7 @@ LIMITED_CLASSES = ("0x0200", "0x0207", "0x0300", "0x0302", "0x1200")
 """PCI classes for which a narrow link matters: network, InfiniBand, GPUs, accelerators."""
 
 
+@probe(*GIVES, limit_s=6.0)
 def collect(host: Host) -> dict[str, Any]:
     log = read_log(host)
     if not isinstance(log, Log):
@@ -145,6 +146,3 @@ def _uptime(host: Host) -> float | None:
 def _matters(host: Host, device: str) -> bool:
     """Return whether a narrow PCIe link of a device matters: the kernel logs those of every class."""
     return text_of(host, f"/sys/bus/pci/devices/{device}/class").startswith(LIMITED_CLASSES)
-
-
-PROBES = (Probe("kernel_log", GIVES, collect, limit_s=6.0),)

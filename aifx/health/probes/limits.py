@@ -9,7 +9,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import Probe, cgroups, listed, text_of
+from aifx.health.probes import cgroups, listed, probe, text_of
 from aifx.health.probes.disk import space
 
 LOOKS = 5
@@ -21,6 +21,7 @@ KERNEL_THREAD = 0x00200000
 """PF_KTHREAD of include/linux/sched.h, in field 9 of /proc/PID/stat."""
 
 
+@probe("limits")
 def collect(host: Host) -> dict[str, Any]:
     shm = host.measure("shm_space", lambda: space("/dev/shm"))
     return {
@@ -35,10 +36,6 @@ def collect(host: Host) -> dict[str, Any]:
             "shm_used_percent": _of(shm, "used_percent"),
         }
     }
-
-
-def collect_processes(host: Host) -> dict[str, Any]:
-    return {"processes": processes(host)}
 
 
 def _own_limits(host: Host) -> dict[str, Any]:
@@ -112,11 +109,12 @@ def _throttled(host: Host) -> Any:
     return cgroups.entry(cgroups.table(host, stat), "nr_throttled", stat)
 
 
-def processes(host: Host) -> dict[str, Any] | Absent:
+@probe("processes")
+def collect_processes(host: Host) -> dict[str, Any]:
     """Return processes that wait in the kernel in every sample, and zombies."""
     seen = dict(_stats(host))
     if not seen:
-        return Absent("no process is visible here")
+        return {"processes": Absent("no process is visible here")}
     stuck = {pid for pid, (_, state, _) in seen.items() if state == "D"}
     for _ in range(LOOKS - 1 if host.is_live else 0):
         if stuck:
@@ -125,11 +123,13 @@ def processes(host: Host) -> dict[str, Any] | Absent:
     of_driver = [seen[pid][0] for pid in stuck if seen[pid][0].startswith("nvidia")]
     others = [seen[pid][0] for pid in stuck if not seen[pid][2]]
     return {
-        "stuck": len(others),
-        "stuck_names": sorted(set(others)),
-        "stuck_of_driver": len(of_driver),
-        "stuck_of_driver_names": sorted(set(of_driver)),
-        "zombies": sum(state == "Z" for _, state, _ in seen.values()),
+        "processes": {
+            "stuck": len(others),
+            "stuck_names": sorted(set(others)),
+            "stuck_of_driver": len(of_driver),
+            "stuck_of_driver_names": sorted(set(of_driver)),
+            "zombies": sum(state == "Z" for _, state, _ in seen.values()),
+        }
     }
 
 
@@ -152,6 +152,3 @@ def _of(table: Any, name: str) -> Any:
     if isinstance(table, (Absent, Unknown)):
         return table
     return table.get(name) if isinstance(table, dict) else Unknown(f"{name} is missing")
-
-
-PROBES = (Probe("limits", ("limits",), collect), Probe("processes", ("processes",), collect_processes))

@@ -7,7 +7,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import Probe, cgroups, first_missing, listed, text_of
+from aifx.health.probes import cgroups, first_missing, listed, probe, text_of
 from aifx.health.probes.cgroups import entry, table
 
 EDAC = "/sys/devices/system/edac/mc"
@@ -22,6 +22,7 @@ CGROUP_FILES = {
 """By version: the limit, the use, pages in memory.stat that can be dropped without writing, and the events."""
 
 
+@probe("memory")
 def collect(host: Host) -> dict[str, Any]:
     meminfo = table(host, MEMINFO)
     vmstat = table(host, "/proc/vmstat")
@@ -124,6 +125,3 @@ def _cgroup(host: Host) -> dict[str, Any]:
     events = f"{where[0]}/{events_file}"
     oom_kills = entry(table(host, events), "oom_kill", events)
     return {"limit_gib": _gib(limit), "used_gib": _gib(used), "oom_kills": oom_kills}
-
-
-PROBES = (Probe("memory", ("memory",), collect),)

@@ -8,13 +8,14 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host, within
-from aifx.health.probes import Probe, first_missing, text_of
+from aifx.health.probes import first_missing, probe, text_of
 
 NET = "/sys/class/net"
 IFF_UP = 1
 NAME_LIMIT_S = 1.5
 
 
+@probe("network")
 def collect(host: Host) -> dict[str, Any]:
     name = host.measure("own_name", own_name)
     return {
@@ -94,6 +95,3 @@ def _has_default_route(host: Host) -> bool | Absent | Unknown:
         return True
     lines = [line.split() for line in text_of(host, "/proc/net/ipv6_route").splitlines()]
     return any(len(line) > 9 and line[0] == "0" * 32 and line[1] == "00" and line[9] != "lo" for line in lines)
-
-
-PROBES = (Probe("network", ("network",), collect),)

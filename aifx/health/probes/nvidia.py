@@ -9,7 +9,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Facts, Unknown, from_document
 from aifx.health.host import Host
-from aifx.health.probes import Probe, first_missing, listed, text_of
+from aifx.health.probes import counted, first_missing, listed, probe, text_of
 from aifx.machine.catalogue import Accelerator, find_accelerator
 
 PCI = "/sys/bus/pci/devices"
@@ -23,6 +23,7 @@ CONFINED = re.compile(r"docker|kubepods|containerd|libpod|lxc|/job_\d+")
 PCIE_GT_S = {1: 2.5, 2: 5, 3: 8, 4: 16, 5: 32, 6: 64}
 
 
+@probe("nvidia", "gpus", "gpu_count", limit_s=NVML_LIMIT_S + 6)
 def collect(host: Host) -> dict[str, Any]:
     said = from_document(host.ask("aifx.machine.nvml", name="nvml", limit_s=NVML_LIMIT_S))
     buses = _pci(host)
@@ -62,7 +63,6 @@ def _node(host: Host, said: Mapping[str, Any], gpus: Any, buses: Mapping[str, li
     shown = {gpu["pci_bus_id"] for gpu in tables if isinstance(gpu["pci_bus_id"], str)}
     # A lost GPU does not report its address, and has its own finding.
     hidden = [bus for bus in buses["gpus"] if bus not in shown] if len(shown) == len(tables) else []
-    names, vbios = _distinct(tables, "name"), _distinct(tables, "vbios")
     confined = _is_confined(host)
     needs_manager = bool(buses["switches"]) and not any(gpu["in_rack"] for gpu in tables) and not confined
     return {
@@ -71,12 +71,7 @@ def _node(host: Host, said: Mapping[str, Any], gpus: Any, buses: Mapping[str, li
         "driver_wanted": bool(buses["controllers"]) or said["state"] != "no_library",
         "is_confined": confined,
         "pci_count": len(buses["gpus"]),
-        "hidden": hidden,
-        "num_hidden": len(hidden),
-        "names": names,
-        "num_names": len(names),
-        "vbios": vbios,
-        "num_vbios": len(vbios),
+        **counted(hidden=hidden, names=_distinct(tables, "name"), vbios=_distinct(tables, "vbios")),
         "switches": len(buses["switches"]),
         "needs_fabric_manager": needs_manager,
         "fabric_manager": _service(host, "nvidia-fabricmanager") if needs_manager else Absent("this system needs none"),
@@ -175,6 +170,3 @@ def _replays_allowed(pcie: Mapping[str, Any]) -> Any:
     if generation not in PCIE_GT_S:
         return Unknown(f"PCIe {generation} is unknown to this version of aifx")
     return math.ceil(PCIE_GT_S[generation] * 1e9 * 60 * 1e-12 * width)
-
-
-PROBES = (Probe("nvidia", ("nvidia", "gpus", "gpu_count"), collect, limit_s=NVML_LIMIT_S + 6),)

@@ -8,7 +8,7 @@ from aifx.core.errors import AifxError
 from aifx.core.facts import Absent, from_document
 from aifx.core.project import UntrustedProject, find_project
 from aifx.health.host import Host
-from aifx.health.probes import Probe
+from aifx.health.probes import probe
 from aifx.health.probes.cgroups import entry, table
 from aifx.health.probes.memory import MEMINFO
 from aifx.health.project_probe import IMPORT_TASK
@@ -16,6 +16,7 @@ from aifx.health.project_probe import IMPORT_TASK
 LIMIT_S = 15.0
 
 
+@probe("project", limit_s=LIMIT_S + 2)
 def collect(host: Host) -> dict[str, Any]:
     if host.is_live:
         try:
@@ -31,6 +32,3 @@ def collect(host: Host) -> dict[str, Any]:
     # What the kernel can give to a program without swapping.
     available = entry(table(host, MEMINFO, 1024), "MemAvailable", MEMINFO)
     return {"project": {**said, "host_memory_bytes": available}}
-
-
-PROBES = (Probe("project", ("project",), collect, limit_s=LIMIT_S + 2),)

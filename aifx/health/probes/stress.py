@@ -6,15 +6,13 @@ from typing import Any
 
 from aifx.core.facts import Absent, from_document
 from aifx.health.host import CAPTURED, Host
-from aifx.health.probes import Probe
+from aifx.health.probes import probe
 
 NOT_ASKED = Absent("no stress test: aifx doctor --stress quick")
 
 
+@probe("stress")
 def collect(host: Host) -> dict[str, Any]:
     if host.is_live or not host.exists(f"/{CAPTURED}/stress.json"):
         return {"stress": NOT_ASKED}
     return {"stress": from_document(host.measure("stress", dict))}
-
-
-PROBES = (Probe("stress", ("stress",), collect),)

@@ -7,7 +7,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import Probe, text_of
+from aifx.health.probes import probe, text_of
 from aifx.health.probes.disk import mounts
 
 DMI = "/sys/class/dmi/id"
@@ -19,6 +19,7 @@ KEPT = re.compile(
 """File systems with data; the others belong to the kernel."""
 
 
+@probe("system", for_peers=True)
 def collect(host: Host) -> dict[str, Any]:
     microcode = re.search(r"^microcode\s*:\s*(\S+)", text_of(host, "/proc/cpuinfo"), re.MULTILINE)
     name = re.search(r'^PRETTY_NAME="?([^"\n]+)', text_of(host, "/etc/os-release"), re.MULTILINE)
@@ -52,6 +53,3 @@ def _mounts(host: Host) -> list[str] | Absent | Unknown:
         return mounted
     points = [(point, kind) for _, point, kind, *_ in mounted if KEPT.fullmatch(kind) and not OF_A_USER.match(point)]
     return sorted({f"{point} {kind}" for point, kind in points})
-
-
-PROBES = (Probe("system", ("system",), collect, for_peers=True),)

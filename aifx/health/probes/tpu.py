@@ -10,7 +10,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import Probe, listed, text_of
+from aifx.health.probes import listed, probe, text_of
 from aifx.health.probes.memory import transparent_huge_pages
 from aifx.machine.catalogue import TPU_GENERATIONS
 
@@ -22,6 +22,7 @@ LOCK = "/tmp/libtpu_lockfile"
 DEVICE_FILE = re.compile(r"/dev/(accel|vfio/)\d+")
 
 
+@probe("tpu")
 def collect(host: Host) -> dict[str, Any]:
     chips = [chip for name in listed(host, PCI) if (chip := _chip(host, name))]
     if not chips:
@@ -104,6 +105,3 @@ def _holders(host: Host) -> list[str] | Absent | Unknown:
     if denied and not found:
         return Absent("only root sees the open files of other users' processes: run aifx doctor as root")
     return found
-
-
-PROBES = (Probe("TPU", ("tpu",), collect),)

@@ -29,11 +29,9 @@ MAY_BE_LACKING = ("int8", "float8_e4m3fn")
 
 @dataclass(frozen=True)
 class Level:
-    """The duration of each measurement, the runs of the consistency check, and the duration of the sustained load."""
-
-    slice_s: float
-    consistency: int
-    load_s: float
+    slice_s: float  # the duration of each measurement
+    consistency: int  # runs of the consistency check
+    load_s: float  # the duration of the sustained load
 
 
 LEVELS = {"quick": Level(0.3, 3, 3.0), "full": Level(3.0, 20, 60.0)}
@@ -41,22 +39,14 @@ LEVELS = {"quick": Level(0.3, 3, 3.0), "full": Level(3.0, 20, 60.0)}
 
 @dataclass(frozen=True)
 class Step:
-    """One measurement.
+    """One measurement."""
 
-    Attributes:
-        key: the name of its result in the facts.
-        device: a device's name, or ALL.
-        limit_s: the time after which it counts as hanging, with compilation.
-        suspect_s: the time after which it counts as hanging if the budget ends.
-        needs_s: its usual time; it does not start if less of the budget is left.
-    """
-
-    key: str
-    device: str
+    key: str  # the name of its result in the facts
+    device: str  # a device's name, or ALL
     what: str
-    limit_s: float
-    suspect_s: float
-    needs_s: float
+    limit_s: float  # the time after which it counts as hanging, with compilation
+    suspect_s: float  # the time after which it counts as hanging if the budget ends
+    needs_s: float  # its usual time; it does not start if less of the budget is left
     run: Callable[[], Any]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from aifx.core.facts import Absent
+from aifx.health.probes import counted
 from aifx.machine import microbenchmarks
 from aifx.machine.catalogue import find_accelerator, peak_of
 from aifx.machine.device_memory import BEYOND, cache_bytes, room
@@ -85,21 +86,13 @@ def collectives(devices: list[Any], slice_s: float) -> list[dict[str, Any]]:
     n, piece = len(devices), (1 << 22) if devices[0].platform == "cpu" else (1 << 29)
     entry = find_accelerator(devices[0].device_kind)
     usual = entry.usual_all_reduce_gb_s if entry and n == 8 else None
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, kind, size in (("all-reduce", "all_reduce", piece), ("all-gather", "all_gather", n * piece)):
         collective = microbenchmarks.Collective(devices, kind, size)
         rate = collective.bus_bytes / statistics.median(_timed(collective, slice_s / 2)) / 1e9
-        wrong = collective.wrong()
-        rows.append(
-            {
-                "device": name,
-                "bytes": piece,
-                "bus_gb_s": rate,
-                "of_usual": _share(rate, usual, "aifx knows no usual rate of these devices"),
-                "wrong": wrong,
-                "num_wrong": len(wrong),
-            }
-        )
+        of_usual = _share(rate, usual, "aifx knows no usual rate of these devices")
+        row = {"device": name, "bytes": piece, "bus_gb_s": rate, "of_usual": of_usual}
+        rows.append({**row, **counted(wrong=collective.wrong())})
     return rows
 
 

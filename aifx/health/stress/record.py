@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aifx.core.facts import Absent, from_document
+from aifx.health.probes import counted
 from aifx.health.stress import sensors
 
 Ended = Literal["finished", "out of time", "interrupted", "held", "hung", "died"]
@@ -104,8 +105,7 @@ class Record:
             "collectives": single if self.collectives is None else self.collectives,
             "consistency": none if self.consistency is None else self.consistency,
             "sensors": sensors.summary(self.samples, *self.loaded) if self.loaded else none,
-            "failures": self.failures,
-            "num_failures": len(self.failures),
+            **counted(failures=self.failures),
             "left_out": self.left_out,
         }
 
@@ -120,7 +120,7 @@ class Record:
         wrong = [item["device"] for item in checked if item["is_right"] is False]
         missing = Absent("it was not measured")
         lists = {key: row[key] or missing for key in LISTS}
-        return {**row, **lists, "matmul": products or missing, "wrong": wrong, "num_wrong": len(wrong)}
+        return {**row, **lists, "matmul": products or missing, **counted(wrong=wrong)}
 
     def _medians(self) -> dict[tuple[str, str], float]:
         """Return the median rate of products by kind of device and dtype, if there are enough equal devices."""
@@ -144,27 +144,15 @@ def compare(
         kinds: the devices' kinds; only equal devices are compared.
         exact: the right hashes of programs of whole numbers.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for device, programs in hashes.items():
         peers = [hashes[name] for name in hashes if kinds.get(name) == kinds.get(device)]
         odd = [p for p, runs in programs.items() if runs and _usual(runs) != _majority(peers, p)]
         unsteady = [p for p, runs in programs.items() if len(set(runs)) > 1]
         inexact = [p for p, runs in programs.items() if p in exact and any(run != exact[p] for run in runs)]
-        rows.append(
-            {
-                "device": device,
-                "peers": len(peers),
-                "runs": max((len(runs) for runs in programs.values()), default=0),
-                "programs": len(programs),
-                "digest": _digest(programs),
-                "odd": odd,
-                "num_odd": len(odd),
-                "unsteady": unsteady,
-                "num_unsteady": len(unsteady),
-                "inexact": inexact,
-                "num_inexact": len(inexact),
-            }
-        )
+        runs = max((len(runs) for runs in programs.values()), default=0)
+        row = {"device": device, "peers": len(peers), "runs": runs, "programs": len(programs)}
+        rows.append({**row, "digest": _digest(programs), **counted(odd=odd, unsteady=unsteady, inexact=inexact)})
     return rows
 
 
