@@ -64,15 +64,12 @@ def text_of(host: Host, path: str) -> str:
     return text if isinstance(text, str) else ""
 
 
-def first_number(host: Host, path: str) -> float | Absent | Unknown:
-    """Return the number that begins a file of several."""
+def search_file(host: Host, path: str, pattern: str) -> re.Match[str] | Absent | Unknown:
+    """Return the first match of a pattern in a file; ^ and $ match at its lines."""
     text = host.read(path)
     if not isinstance(text, str):
         return text
-    try:
-        return float(text.split()[0])
-    except (ValueError, IndexError):
-        return Unknown(f"{path} has an unknown format: {text[:40]!r}")
+    return re.search(pattern, text, re.MULTILINE) or Unknown(f"{path} has an unknown format: {text[:40]!r}")
 
 
 def first_missing(*values: Any) -> Absent | Unknown | None:

@@ -9,7 +9,7 @@ from ClusterShell.RangeSet import RangeSet, RangeSetParseError
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import first_number, listed, probe, text_of
+from aifx.health.probes import listed, probe, search_file, text_of
 
 CPUS = "/sys/devices/system/cpu"
 TAINTS = {"machine_check": 4, "bad_page": 5, "soft_lockup": 14}
@@ -26,6 +26,7 @@ def _cpu(host: Host) -> dict[str, Any] | Absent | Unknown:
     info = host.read("/proc/cpuinfo")
     model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE) if isinstance(info, str) else None
     num_present = len(present) if isinstance(present, RangeSet) else present
+    load = search_file(host, "/proc/loadavg", r"^[\d.]+")
     # One of a core's two threads may be switched off on purpose.
     has_smt_off = text_of(host, f"{CPUS}/smt/control") in ("off", "forceoff")
     are_listed = isinstance(present, RangeSet) and isinstance(online, RangeSet)
@@ -36,7 +37,7 @@ def _cpu(host: Host) -> dict[str, Any] | Absent | Unknown:
         "present": num_present,
         "meant_online": num_present // 2 if isinstance(num_present, int) and has_smt_off else num_present,
         "offline": str(present - online) if are_listed else online,
-        "load_1min": first_number(host, "/proc/loadavg"),
+        "load_1min": float(load[0]) if isinstance(load, re.Match) else load,
         "governors": _governors(host),
         "package_throttles": _sum(host, "thermal_throttle/package_throttle_count"),
     }

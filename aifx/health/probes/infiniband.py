@@ -10,7 +10,7 @@ from typing import Any
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
 from aifx.health.kernel_log import Log
-from aifx.health.probes import listed, probe, text_of
+from aifx.health.probes import listed, probe, search_file, text_of
 from aifx.health.probes.kernel_log import read_log
 from aifx.health.probes.network import agreed
 from aifx.machine.catalogue import find_accelerator, has_rails
@@ -156,13 +156,11 @@ def _port(host: Host, card: str, name: str) -> dict[str, Any]:
     folder = f"{CARDS}/{card}/ports/{name}"
     state = _word(host.read(f"{folder}/state"))
     # For a port that is down, sysfs shows the slowest possible rate.
-    rate = Absent("the port has no link") if state in NO_STATE else host.read(f"{folder}/rate")
-    gbit = re.match(r"([\d.]+) Gb/sec", rate) if isinstance(rate, str) else None
-    missing = Unknown(f"{folder}/rate has an unknown format: {rate[:40]!r}") if isinstance(rate, str) else rate
+    no_link = Absent("the port has no link")
+    rate = no_link if state in NO_STATE else search_file(host, f"{folder}/rate", r"^([\d.]+) Gb/sec")
     kind = text_of(host, f"{CARDS}/{card}/board_id") or text_of(host, f"{CARDS}/{card}/hca_type")
     link = host.link(f"{CARDS}/{card}/device")
     address = link.rpartition("/")[2] if isinstance(link, str) else ""
-    function = address.rpartition(".")[2]
     layer = host.read(f"{folder}/link_layer")
     counters = {name: host.number(f"{folder}/{file}") for name, (file, _) in COUNTERS.items()}
     full = _full_counters(counters)
@@ -172,11 +170,11 @@ def _port(host: Host, card: str, name: str) -> dict[str, Any]:
         "port": int(name) if name.isdigit() else name,
         "address": address,
         # The second port may be unused on every card.
-        "place": (kind, str(layer), name, function),
+        "place": (kind, str(layer), name, address.rpartition(".")[2]),
         "layer": layer,
         "state": state,
         "phys_state": _word(host.read(f"{folder}/phys_state")),
-        "rate_gbit": float(gbit[1]) if gbit else missing,
+        "rate_gbit": float(rate[1]) if isinstance(rate, re.Match) else rate,
         **counters,
         "full_counters": full,
         "num_full_counters": len(full) if isinstance(full, list) else full,

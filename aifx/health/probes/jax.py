@@ -11,6 +11,7 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
 from aifx.core.errors import EnvironmentFault
@@ -35,9 +36,9 @@ REFUSED = re.compile(r"Unknown flags? in \w+: (.+)")
 @probe("jax", "python", limit_s=25.0)
 def collect(host: Host) -> dict[str, Any]:
     packages = host.ask("aifx.health.jax_probe", "packages", name="jax_packages", limit_s=8)
-    python, versions = _versions(packages)
     if isinstance(packages, Absent):
-        return {"python": python, "jax": versions}
+        return {"python": packages, "jax": packages}
+    python, versions = _versions(packages)
     seen = packages.get("nvml", {}) if isinstance(packages, dict) else {}
     environ = host.environ()
     facts = {**versions, **_gpus(seen, environ.get("CUDA_VISIBLE_DEVICES"), environ.get("JAX_CUDA_VISIBLE_DEVICES"))}
@@ -46,8 +47,6 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def _versions(said: Any) -> tuple[Any, Any]:
-    if isinstance(said, Absent):
-        return said, said
     if not isinstance(said, dict):
         why = said if isinstance(said, Unknown) else Unknown("the list of packages is not a table")
         names = ("version", "jaxlib", "requirements", "num_overlaps", "fits_aifx", "wanted_by_aifx", "install_line")
@@ -55,7 +54,6 @@ def _versions(said: Any) -> tuple[Any, Any]:
     packages: dict[str, str] = said.get("packages", {})
     missing = Absent("jax is not installed")
     wanted, version = _wanted_by_aifx(said), packages.get("jax")
-    fits = _fits(version, wanted) if version and isinstance(wanted, str) else wanted if version else missing
     drivers = [driver for flavour, driver in DRIVERS.items() if f"jax-{flavour}-plugin" in packages]
     return _python(said), {
         "version": version or missing,
@@ -65,7 +63,7 @@ def _versions(said: Any) -> tuple[Any, Any]:
         "overlaps": said.get("overlaps"),
         "num_overlaps": len(said.get("overlaps") or ()),
         "wanted_by_aifx": wanted,
-        "fits_aifx": fits,
+        "fits_aifx": _fits(version, wanted) if version else missing,
         "driver_needed": max(drivers) if drivers else Absent("no CUDA plugin of jax is installed"),
         "install_line": install_line(said),
     }
@@ -73,13 +71,12 @@ def _versions(said: Any) -> tuple[Any, Any]:
 
 def _python(said: Mapping[str, Any]) -> dict[str, Any]:
     version, wanted = said.get("python"), said.get("requires_python") or Absent("aifx is not installed as a package")
-    fits = _fits(version, wanted) if isinstance(version, str) and isinstance(wanted, str) else wanted
-    return {"version": version, "wanted": wanted, "is_supported": fits}
+    return {"version": version, "wanted": wanted, "is_supported": _fits(str(version), wanted)}
 
 
-def _fits(version: str, wanted: str) -> bool | Unknown:
+def _fits(version: str, wanted: str | Absent) -> bool | Absent | Unknown:
     try:
-        return SpecifierSet(wanted).contains(version, prereleases=True)
+        return wanted if isinstance(wanted, Absent) else SpecifierSet(wanted).contains(version, prereleases=True)
     except (InvalidVersion, InvalidSpecifier) as error:
         return Unknown(str(error))
 
@@ -103,7 +100,7 @@ def _requirements(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 requirement = Requirement(text)
             except InvalidRequirement:
                 continue
-            name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+            name = canonicalize_name(requirement.name)
             if not _applies(requirement, _extras(packages, by), said.get("python")) or name == by:
                 continue
             is_extra = "extra" in str(requirement.marker or "")  # missing ones are CUDA of the system
@@ -147,7 +144,7 @@ def install_line(said: Mapping[str, Any]) -> str:
     elif "libtpu" in packages:
         extra = "[tpu]"
     version, wanted = packages.get("jax"), _wanted_by_aifx(said)
-    if version and (not isinstance(wanted, str) or _fits(version, wanted) is True):
+    if version and (isinstance(wanted, Absent) or _fits(version, wanted) is True):
         wanted = f"=={version}"
     installer = "uv pip install" if said.get("installer") == "uv" else "pip install"
     return f'{installer} -U "jax{extra}{wanted if isinstance(wanted, str) else ""}"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from aifx.core.facts import Absent, Unknown
 from aifx.health import kernel_events, xids
 from aifx.health.host import CAPTURED, Host
 from aifx.health.kernel_log import Log, parse
-from aifx.health.probes import first_number, probe, text_of
+from aifx.health.probes import probe, search_file, text_of
 from aifx.health.xids import DAY_S, excerpt
 
 GIVES = ("kernel_log", "xids", "xid_gpus", "sxids", "kernel_events")
@@ -139,8 +140,8 @@ def _of_tree(host: Host) -> Log | Absent | Unknown:
 
 
 def _uptime(host: Host) -> float | None:
-    uptime = first_number(host, "/proc/uptime")
-    return uptime if isinstance(uptime, float) else None
+    uptime = search_file(host, "/proc/uptime", r"^[\d.]+")
+    return float(uptime[0]) if isinstance(uptime, re.Match) else None
 
 
 def _matters(host: Host, device: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import cgroups, listed, probe, text_of
+from aifx.health.probes import cgroups, first_missing, listed, probe, search_file, text_of
 from aifx.health.probes.disk import space
 
 LOOKS = 5
@@ -28,7 +28,7 @@ def collect(host: Host) -> dict[str, Any]:
         "limits": {
             **_own_limits(host),
             **_tasks(host),
-            **_handles(host.read("/proc/sys/fs/file-nr")),
+            **_handles(host),
             **_cgroup_tasks(host),
             "usable_cpus": _usable_cpus(host),
             "throttled_periods": _throttled(host),
@@ -39,39 +39,35 @@ def collect(host: Host) -> dict[str, Any]:
 
 
 def _own_limits(host: Host) -> dict[str, Any]:
-    text = host.read("/proc/self/limits")
-    pattern = r"^Max (locked memory|open files)\s+\S+\s+(\S+)"
-    limits = dict(re.findall(pattern, text, re.MULTILINE)) if isinstance(text, str) else {}
-    if len(limits) < 2:
-        why = Unknown("/proc/self/limits has an unknown format") if isinstance(text, str) else text
-        return dict.fromkeys(("memlock_is_limited", "memlock_mib", "open_files"), why)
-    memlock, files = limits["locked memory"], limits["open files"]
+    path, pattern = "/proc/self/limits", r"^Max {}\s+\S+\s+(\S+)"
+    memlock, files = (search_file(host, path, pattern.format(name)) for name in ("locked memory", "open files"))
+    if not isinstance(memlock, re.Match) or not isinstance(files, re.Match):
+        missing = first_missing(memlock, files)
+        return dict.fromkeys(("memlock_is_limited", "memlock_mib", "open_files"), missing)
     capabilities = re.search(r"^CapEff:\s*([0-9a-f]+)", text_of(host, "/proc/self/status"), re.MULTILINE)
     may_lock = capabilities is not None and bool(int(capabilities[1], 16) >> CAP_IPC_LOCK & 1)
     no_limit = Absent("locked memory has no limit")
     return {
-        "memlock_is_limited": memlock != "unlimited" and not may_lock,
-        "memlock_mib": round(int(memlock) / (1 << 20), 3) if memlock.isdigit() else no_limit,
-        "open_files": int(files) if files.isdigit() else Absent("open files have no limit"),
+        "memlock_is_limited": memlock[1] != "unlimited" and not may_lock,
+        "memlock_mib": round(int(memlock[1]) / (1 << 20), 3) if memlock[1].isdigit() else no_limit,
+        "open_files": int(files[1]) if files[1].isdigit() else Absent("open files have no limit"),
     }
 
 
 def _tasks(host: Host) -> dict[str, Any]:
-    load = host.read("/proc/loadavg")
-    running = re.search(r"\d+/(\d+)", load) if isinstance(load, str) else None
+    running = search_file(host, "/proc/loadavg", r"\d+/(\d+)")
     most = [host.number(f"/proc/sys/kernel/{name}") for name in ("pid_max", "threads-max")]
     limits = [limit for limit in most if isinstance(limit, int)]
-    missing = load if not isinstance(load, str) else Unknown(f"/proc/loadavg has no number of tasks: {load[:40]!r}")
-    return {"tasks": int(running[1]) if running else missing, "tasks_max": min(limits) if limits else most[0]}
+    tasks = int(running[1]) if isinstance(running, re.Match) else running
+    return {"tasks": tasks, "tasks_max": min(limits) if limits else most[0]}
 
 
-def _handles(text: str | Absent | Unknown) -> dict[str, Any]:
+def _handles(host: Host) -> dict[str, Any]:
     """Return the open files of the whole machine."""
-    numbers = text.split() if isinstance(text, str) else []
-    if len(numbers) == 3 and all(number.isdigit() for number in numbers):
-        return {"handles": int(numbers[0]) - int(numbers[1]), "handles_max": int(numbers[2])}
-    strange = Unknown("/proc/sys/fs/file-nr is not three numbers") if isinstance(text, str) else text
-    return {"handles": strange, "handles_max": strange}
+    found = search_file(host, "/proc/sys/fs/file-nr", r"^(\d+)\s+(\d+)\s+(\d+)$")
+    if isinstance(found, re.Match):
+        return {"handles": int(found[1]) - int(found[2]), "handles_max": int(found[3])}
+    return {"handles": found, "handles_max": found}
 
 
 def _cgroup_tasks(host: Host) -> dict[str, Any]:
@@ -84,10 +80,9 @@ def _cgroup_tasks(host: Host) -> dict[str, Any]:
 
 def _usable_cpus(host: Host) -> Any:
     """Return the number of processors that this process may use, by affinity and by quota of time."""
-    status = host.read("/proc/self/status")
-    mask = re.search(r"^Cpus_allowed:\s*([0-9a-f,]+)", status, re.MULTILINE) if isinstance(status, str) else None
-    if mask is None:
-        return status if not isinstance(status, str) else Unknown("/proc/self/status has no Cpus_allowed")
+    mask = search_file(host, "/proc/self/status", r"^Cpus_allowed:\s*([0-9a-f,]+)")
+    if not isinstance(mask, re.Match):
+        return mask
     allowed = int(mask[1].replace(",", ""), 16).bit_count()
     version, where = cgroups.folders(host, "cpu")
     return min([float(allowed), *(q for folder in where if (q := _quota(host, version, folder)) is not None)])
@@ -96,10 +91,8 @@ def _usable_cpus(host: Host) -> Any:
 def _quota(host: Host, version: int, folder: str) -> float | None:
     """Return the quota of time in processors; None without a quota."""
     names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-    numbers = " ".join(t for name in names if isinstance(t := host.read(f"{folder}/{name}"), str)).split()
-    if len(numbers) != 2 or not all(number.isdigit() for number in numbers) or int(numbers[1]) == 0:
-        return None
-    return int(numbers[0]) / int(numbers[1])
+    found = re.fullmatch(r"(\d+)\s+([1-9]\d*)", " ".join(text_of(host, f"{folder}/{name}") for name in names))
+    return int(found[1]) / int(found[2]) if found else None
 
 
 def _throttled(host: Host) -> Any:

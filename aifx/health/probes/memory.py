@@ -7,7 +7,7 @@ from typing import Any
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import cgroups, first_missing, listed, probe, text_of
+from aifx.health.probes import cgroups, first_missing, listed, probe, search_file, text_of
 from aifx.health.probes.cgroups import entry, table
 
 EDAC = "/sys/devices/system/edac/mc"
@@ -63,11 +63,8 @@ def _huge_pages_unused(meminfo: Any) -> Any:
 
 def transparent_huge_pages(host: Host) -> str | Absent | Unknown:
     """Return the word in brackets of "always [madvise] never"."""
-    text = host.read("/sys/kernel/mm/transparent_hugepage/enabled")
-    if not isinstance(text, str):
-        return text
-    word = re.search(r"\[(\w+)\]", text)
-    return word[1] if word else Unknown(f"no choice is selected in {text[:60]!r}")
+    word = search_file(host, "/sys/kernel/mm/transparent_hugepage/enabled", r"\[(\w+)\]")
+    return word[1] if isinstance(word, re.Match) else word
 
 
 def _nodes(host: Host) -> dict[str, Any]:

@@ -15,20 +15,24 @@ from collections import Counter
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from packaging.utils import canonicalize_name
 
 from aifx.machine.cpu import cpu_flags, cpu_model, usable_cpus
 from aifx.machine.microbenchmarks import name_of
 
 SEED = 0x5EED
-Hashes = dict[str, dict[str, list[str]]]
+Hashes: TypeAlias = dict[str, dict[str, list[str]]]
 """By device and program, one per run."""
+
+Programs: TypeAlias = Callable[[int, jax.Array], dict[str, jax.Array]]
+"""From a size and a seed to outputs by name."""
 
 SWITCHES = (
     "XLA_FLAGS",
@@ -97,10 +101,7 @@ def _hash(x: Any, xp: Any) -> Any:
 
 
 def run(
-    devices: list[Any],
-    repeats: int,
-    limit_s: float,
-    programs: Callable[[int, jax.Array], dict[str, jax.Array]] = _programs,
+    devices: list[Any], repeats: int, limit_s: float, programs: Programs = _programs
 ) -> tuple[Hashes, dict[str, str]]:
     """Return the hashes of each device, and the right ones of whole numbers. Raises TimeoutError that names the devices
     that did not finish within `limit_s`."""
@@ -116,13 +117,12 @@ def run(
 
 @functools.cache
 def _compiled(
-    devices: tuple[Any, ...], size: int, programs: Callable[[int, jax.Array], dict[str, jax.Array]]
+    devices: tuple[Any, ...], size: int, programs: Programs
 ) -> tuple[Callable[[jax.Array], jax.Array], list[str], jax.Array]:
     """Return the step, the programs' names once it was called, and its input. It is cached, because compiling again
     would let hot devices cool."""
     names: list[str] = []
-    mesh = Mesh(np.array(devices), ("d",))
-    spec = PartitionSpec("d")
+    mesh, spec = Mesh(np.array(devices), ("d",)), PartitionSpec("d")
 
     def one(seed: jax.Array) -> jax.Array:
         found = programs(size, seed[0])
@@ -152,7 +152,7 @@ def exact_hashes(size: int) -> dict[str, str]:
 def made_by(devices: list[Any]) -> str:
     """Return all that the bits may depend on: devices with the same text, on any nodes, must give equal hashes."""
     kinds = Counter(device.device_kind for device in devices)
-    found = {re.sub(r"[-_.]+", "-", d.metadata["Name"] or "").lower(): d.version for d in metadata.distributions()}
+    found = {canonicalize_name(d.metadata["Name"] or ""): d.version for d in metadata.distributions()}
     words = [f"{count} x {kind}" for kind, count in kinds.items()]
     words += [f"{name} {version}" for name, version in sorted(found.items()) if COMPUTES.match(name)]
     words += [f"{name}={os.environ[name]}" for name in SWITCHES if os.environ.get(name)]
