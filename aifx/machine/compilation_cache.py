@@ -53,7 +53,10 @@ def enable_compilation_cache() -> Path | None:
     for name, value in KEEP_ALL.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
-    _remove_damaged_entries(folder)
+    warnings.filterwarnings("always", message="Error (reading|writing) persistent compilation cache entry")
+    log = logging.getLogger("py.warnings")
+    log.filters[:] = [other for other in log.filters if not isinstance(other, _DamagedEntries)]
+    log.addFilter(_DamagedEntries(folder))
     return folder
 
 
@@ -99,13 +102,6 @@ class _DamagedEntries(logging.Filter):
         except OSError as e:
             logger.warning(f"compilation cache: {module} is damaged and cannot be removed: {e}")
         return False
-
-
-def _remove_damaged_entries(folder: Path) -> None:
-    warnings.filterwarnings("always", message="Error (reading|writing) persistent compilation cache entry")
-    python_warnings = logging.getLogger("py.warnings")
-    python_warnings.filters[:] = [f for f in python_warnings.filters if not isinstance(f, _DamagedEntries)]
-    python_warnings.addFilter(_DamagedEntries(folder))
 
 
 def _prune(folder: Path, max_bytes: int) -> None:

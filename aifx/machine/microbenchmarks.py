@@ -117,7 +117,9 @@ class Stream:
         self.num_bytes = round_bytes * self.rounds  # that a call reads and writes
         self._is_written_out = op != "copy" and self.rounds <= UNROLLED  # of copies the last alone would stay
         self._step = self._program()
-        if self._is_written_out and _bytes_accessed(self._step) < 0.9 * self.num_bytes:
+        # What all kernels of the program read and write; 0 if XLA does not report it.
+        accessed = (self._step.cost_analysis() or {}).get("bytes accessed", 0.0)
+        if self._is_written_out and accessed < 0.9 * self.num_bytes:
             self._is_written_out = False  # JAX 0.10.2 makes one round of them all, and gives loops to all cores
             self._step = self._program()
 
@@ -256,11 +258,6 @@ class Collective:
 
 def name_of(device: Any) -> str:
     return f"{device.platform}:{device.id}"
-
-
-def _bytes_accessed(program: Any) -> float:
-    """Bytes that all kernels of a compiled program read and write; 0 if XLA does not report them."""
-    return float((program.cost_analysis() or {}).get("bytes accessed", 0.0))
 
 
 def _pattern(count: int) -> Any:

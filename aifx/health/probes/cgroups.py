@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
-from aifx.health.probes import text_of
+from aifx.health.probes import search_file, text_of
 
 CGROUPS = "/sys/fs/cgroup"
 NO_LIMIT = 1 << 60
@@ -45,16 +46,11 @@ def least(host: Host, where: list[str], name: str) -> tuple[Number, str]:
 
 def number(host: Host, path: str) -> Number:
     """Return a limit or a count in bytes; `Absent` if it is "max"."""
-    text = host.read(path)
-    if not isinstance(text, str):
-        return text
-    if text.strip() in ("max", "-1"):
-        return Absent(f"{path}: no limit")
-    try:
-        limit = int(text)
-    except ValueError:
-        return Unknown(f"{path} is not a number: {text[:40]!r}")
-    return limit if limit < NO_LIMIT else Absent(f"{path}: no limit")
+    found = search_file(host, path, r"^(max|-1|\d+)$")
+    if not isinstance(found, re.Match):
+        return found
+    is_number = found[1].isdigit() and int(found[1]) < NO_LIMIT
+    return int(found[1]) if is_number else Absent(f"{path}: no limit")
 
 
 def table(host: Host, path: str, base: int = 1) -> dict[str, int] | Absent | Unknown:

@@ -18,7 +18,10 @@ TAINTS = {"machine_check": 4, "bad_page": 5, "soft_lockup": 14}
 
 @probe("cpu", "kernel")
 def collect(host: Host) -> dict[str, Any]:
-    return {"cpu": _cpu(host), "kernel": _kernel(host)}
+    tainted = host.number("/proc/sys/kernel/tainted")
+    taints = {name: bool(tainted >> bit & 1) if isinstance(tainted, int) else tainted for name, bit in TAINTS.items()}
+    release, command_line = host.read("/proc/sys/kernel/osrelease"), host.read("/proc/cmdline")
+    return {"cpu": _cpu(host), "kernel": {"release": release, "command_line": command_line, **taints}}
 
 
 def _cpu(host: Host) -> dict[str, Any] | Absent | Unknown:
@@ -41,12 +44,6 @@ def _cpu(host: Host) -> dict[str, Any] | Absent | Unknown:
         "governors": _governors(host),
         "package_throttles": _sum(host, "thermal_throttle/package_throttle_count"),
     }
-
-
-def _kernel(host: Host) -> dict[str, Any]:
-    tainted = host.number("/proc/sys/kernel/tainted")
-    bits = {name: bool(tainted >> bit & 1) if isinstance(tainted, int) else tainted for name, bit in TAINTS.items()}
-    return {"release": host.read("/proc/sys/kernel/osrelease"), "command_line": host.read("/proc/cmdline"), **bits}
 
 
 def _numbers(text: str | Absent | Unknown) -> Any:

@@ -55,7 +55,9 @@ def _versions(said: Any) -> tuple[Any, Any]:
     missing = Absent("jax is not installed")
     wanted, version = _wanted_by_aifx(said), packages.get("jax")
     drivers = [driver for flavour, driver in DRIVERS.items() if f"jax-{flavour}-plugin" in packages]
-    return _python(said), {
+    wanted_python = said.get("requires_python") or Absent("aifx is not installed as a package")
+    python = {"version": said.get("python"), "wanted": wanted_python}
+    return python | {"is_supported": _fits(str(said.get("python")), wanted_python)}, {
         "version": version or missing,
         "jaxlib": packages.get("jaxlib") or Absent("jaxlib is not installed"),
         "packages": packages,
@@ -67,11 +69,6 @@ def _versions(said: Any) -> tuple[Any, Any]:
         "driver_needed": max(drivers) if drivers else Absent("no CUDA plugin of jax is installed"),
         "install_line": install_line(said),
     }
-
-
-def _python(said: Mapping[str, Any]) -> dict[str, Any]:
-    version, wanted = said.get("python"), said.get("requires_python") or Absent("aifx is not installed as a package")
-    return {"version": version, "wanted": wanted, "is_supported": _fits(str(version), wanted)}
 
 
 def _fits(version: str, wanted: str | Absent) -> bool | Absent | Unknown:

@@ -40,7 +40,7 @@ REMEDY = "run aifx doctor as root, or `sysctl kernel.dmesg_restrict=0`, or join 
 RECAPTURE = "capture it with `dmesg --time-format iso` or `journalctl -k -b -o short-iso`"
 GRANT = f"grant {KMSG} to the container (`--device {KMSG}`, or a hostPath volume) with the capability SYSLOG"
 LIMITED_CLASSES = ("0x0200", "0x0207", "0x0300", "0x0302", "0x1200")
-"""PCI classes for which a narrow link matters: network, InfiniBand, GPUs, accelerators."""
+"""PCI classes for which a narrow link matters: network, InfiniBand, GPUs, accelerators. The kernel logs every class."""
 
 
 @probe(*GIVES, limit_s=6.0)
@@ -52,7 +52,9 @@ def collect(host: Host) -> dict[str, Any]:
     older, newer = log.lines[: len(log.lines) - evaluated], log.lines[len(log.lines) - evaluated :]
     log = replace(log, lines=newer, unread_chars=log.unread_chars + sum(len(line.text) + 1 for line in older))
     events = kernel_events.facts(found)
-    events["pcie_narrow"] = [event for event in events["pcie_narrow"] if _matters(host, event["device"])]
+    classes = [text_of(host, f"/sys/bus/pci/devices/{event['device']}/class") for event in events["pcie_narrow"]]
+    narrow = zip(events["pcie_narrow"], classes, strict=True)
+    events["pcie_narrow"] = [event for event, pci_class in narrow if pci_class.startswith(LIMITED_CLASSES)]
     return {"kernel_log": _of_log(log, _uptime(host)), "kernel_events": events, **xids.facts(log.lines)}
 
 
@@ -142,8 +144,3 @@ def _of_tree(host: Host) -> Log | Absent | Unknown:
 def _uptime(host: Host) -> float | None:
     uptime = search_file(host, "/proc/uptime", r"^[\d.]+")
     return float(uptime[0]) if isinstance(uptime, re.Match) else None
-
-
-def _matters(host: Host, device: str) -> bool:
-    """Return whether a narrow PCIe link of a device matters: the kernel logs those of every class."""
-    return text_of(host, f"/sys/bus/pci/devices/{device}/class").startswith(LIMITED_CLASSES)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from aifx.core.facts import Absent, Unknown
+from aifx.core.facts import Absent
 from aifx.health.host import Host
 from aifx.health.probes import cgroups, first_missing, listed, probe, search_file, text_of
 from aifx.health.probes.disk import space
@@ -30,10 +30,9 @@ def collect(host: Host) -> dict[str, Any]:
             **_tasks(host),
             **_handles(host),
             **_cgroup_tasks(host),
-            "usable_cpus": _usable_cpus(host),
-            "throttled_periods": _throttled(host),
-            "shm_gib": _of(shm, "size_gib"),
-            "shm_used_percent": _of(shm, "used_percent"),
+            **_cpu_share(host),
+            "shm_gib": shm.get("size_gib") if isinstance(shm, dict) else shm,
+            "shm_used_percent": shm.get("used_percent") if isinstance(shm, dict) else shm,
         }
     }
 
@@ -78,14 +77,18 @@ def _cgroup_tasks(host: Host) -> dict[str, Any]:
     return {"cgroup_tasks": count, "cgroup_tasks_max": most}
 
 
-def _usable_cpus(host: Host) -> Any:
-    """Return the number of processors that this process may use, by affinity and by quota of time."""
-    mask = search_file(host, "/proc/self/status", r"^Cpus_allowed:\s*([0-9a-f,]+)")
-    if not isinstance(mask, re.Match):
-        return mask
-    allowed = int(mask[1].replace(",", ""), 16).bit_count()
+def _cpu_share(host: Host) -> dict[str, Any]:
+    """Return the number of processors that this process may use, by affinity and by quota of time, and the number of
+    100 ms periods in which the control group was throttled."""
     version, where = cgroups.folders(host, "cpu")
-    return min([float(allowed), *(q for folder in where if (q := _quota(host, version, folder)) is not None)])
+    mask = search_file(host, "/proc/self/status", r"^Cpus_allowed:\s*([0-9a-f,]+)")
+    usable: Any = mask
+    if isinstance(mask, re.Match):
+        quotas = [quota for folder in where if (quota := _quota(host, version, folder)) is not None]
+        usable = min([float(int(mask[1].replace(",", ""), 16).bit_count()), *quotas])
+    stat = f"{where[0]}/cpu.stat"
+    throttled = cgroups.entry(cgroups.table(host, stat), "nr_throttled", stat)
+    return {"usable_cpus": usable, "throttled_periods": throttled}
 
 
 def _quota(host: Host, version: int, folder: str) -> float | None:
@@ -93,13 +96,6 @@ def _quota(host: Host, version: int, folder: str) -> float | None:
     names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
     found = re.fullmatch(r"(\d+)\s+([1-9]\d*)", " ".join(text_of(host, f"{folder}/{name}") for name in names))
     return int(found[1]) / int(found[2]) if found else None
-
-
-def _throttled(host: Host) -> Any:
-    """Return the number of 100 ms periods in which the control group was throttled."""
-    _, where = cgroups.folders(host, "cpu")
-    stat = f"{where[0]}/cpu.stat"
-    return cgroups.entry(cgroups.table(host, stat), "nr_throttled", stat)
 
 
 @probe("processes")
@@ -139,9 +135,3 @@ def _stats(host: Host, pids: set[str] | None = None) -> Iterator[tuple[str, tupl
         found = re.match(r"\d+ \((.*)\) (\w)(?: -?\d+){5} (\d+)", text, re.DOTALL)
         if found:
             yield pid, (found[1], found[2], bool(int(found[3]) & KERNEL_THREAD))
-
-
-def _of(table: Any, name: str) -> Any:
-    if isinstance(table, (Absent, Unknown)):
-        return table
-    return table.get(name) if isinstance(table, dict) else Unknown(f"{name} is missing")

@@ -17,6 +17,7 @@ NVIDIA = "0x10de"
 CLASSES = {"gpus": ("0x0300", "0x0302"), "controllers": ("0x0302",), "switches": ("0x0680",)}
 """Classes of PCI devices: 0x0300 may drive a display, 0x0302 only computes, 0x0680 is an NVSwitch."""
 
+FABRIC_MANAGER = "nvidia-fabricmanager"
 NVML_LIMIT_S = 8.0
 CONFINED = re.compile(r"docker|kubepods|containerd|libpod|lxc|/job_\d+")
 """Control groups that may hide GPUs and processes of the machine: containers and Slurm's jobs."""
@@ -74,7 +75,7 @@ def _node(host: Host, said: Mapping[str, Any], gpus: Any, buses: Mapping[str, li
         **counted(hidden=hidden, names=_distinct(tables, "name"), vbios=_distinct(tables, "vbios")),
         "switches": len(buses["switches"]),
         "needs_fabric_manager": needs_manager,
-        "fabric_manager": _service(host, "nvidia-fabricmanager") if needs_manager else Absent("this system needs none"),
+        "fabric_manager": _fabric_manager(host) if needs_manager else Absent("this system needs none"),
     }
 
 
@@ -89,19 +90,18 @@ def _is_confined(host: Host) -> bool:
     return declared or marked or CONFINED.search(text_of(host, "/proc/self/cgroup")) is not None
 
 
-def _service(host: Host, name: str) -> str | Absent | Unknown:
-    """Return the state of a systemd service."""
-    said = host.run("systemctl", "show", "--property=ActiveState", f"{name}.service")
-    if not isinstance(said, str):
-        return said
-    state = re.search(r"ActiveState=(\w+)", said)
-    return state[1] if state else Unknown(f"systemctl does not report the state of {name}", f"systemctl status {name}")
+def _fabric_manager(host: Host) -> str | Absent | Unknown:
+    """Return the state of its systemd service."""
+    said = host.run("systemctl", "show", "--property=ActiveState", f"{FABRIC_MANAGER}.service")
+    state = re.search(r"ActiveState=(\w+)", said) if isinstance(said, str) else None
+    silent = Unknown(f"systemctl does not report the state of {FABRIC_MANAGER}", f"systemctl status {FABRIC_MANAGER}")
+    return state[1] if state else silent if isinstance(said, str) else said
 
 
 def _gpu(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]]) -> Facts:
     """Return one GPU's facts with its name, and facts that follow from them."""
-    bus, links, chip = gpu["pci_bus_id"], gpu["links"], _chip(gpu["name"])
-    mig = gpu["mig"]["current"]
+    bus, links, mig = gpu["pci_bus_id"], gpu["links"], gpu["mig"]["current"]
+    chip = find_accelerator(gpu["name"]) if isinstance(gpu["name"], str) else None
     return {
         **gpu,
         "device": f"GPU{gpu['index']}" + (f" ({bus})" if isinstance(bus, str) else ""),
@@ -139,10 +139,6 @@ def _nvlink(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]], chip: Acc
         "inactive": [link["link"] for link in links if not _is_up(link["state"])],
         "missing": failed or max(expected - active, 0),
     }
-
-
-def _chip(name: Any) -> Accelerator | None:
-    return find_accelerator(name) if isinstance(name, str) else None
 
 
 def _active(gpu: Mapping[str, Any]) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from functools import partial
+from os.path import basename
 from typing import Any
 
 from aifx.core.facts import Absent, Facts, Unknown
@@ -30,8 +30,8 @@ CORRECTED, UNCORRECTED = 0, 1
 VOLATILE, AGGREGATE = 0, 1
 DRAM, SRAM = 2, 7
 GRAPHICS, SM, MEMORY = 0, 1, 2
-SHUTDOWN, SLOWDOWN, MEMORY_MAX, GPU_MAX = 0, 1, 2, 3
-THERMAL, BOARD_LIMIT, RELIABILITY = 1, 3, 5
+THRESHOLDS = {"slowdown_c": 1, "shutdown_c": 0, "memory_max_c": 2, "gpu_max_c": 3}
+POLICIES = {"thermal_ms": 1, "board_limit_ms": 3, "reliability_ms": 5}
 FIELD_MEMORY_TEMPERATURE, FIELD_RECOVERY_ACTION = 82, 230
 FIELDS_TLIMIT = {
     "shutdown_margin_c": 193,
@@ -76,7 +76,10 @@ def read_gpu(ask: Calls, index: int) -> Facts:
         "ecc": _ecc(ask),
         "rows": _rows(ask),
         "pages": _pages(ask),
-        "repair": _repair(ask),
+        "repair": {
+            **_pair(ask("DeviceGetRepairStatus"), ("channel_pending", "tpc_pending"), bool),
+            "unrepairable_memory": ask("DeviceGetUnrepairableMemoryFlag_v1", then=bool),
+        },
         "throttle": _throttle(ask),
         "temperature": _temperature(ask),
         "power": _power(ask),
@@ -162,18 +165,11 @@ def _pages(ask: Calls) -> Facts:
     }
 
 
-def _repair(ask: Calls) -> Facts:
-    return {
-        **_pair(ask("DeviceGetRepairStatus"), ("channel_pending", "tpc_pending"), bool),
-        "unrepairable_memory": ask("DeviceGetUnrepairableMemoryFlag_v1", then=bool),
-    }
-
-
 def _throttle(ask: Calls) -> Facts:
     """For how long the clocks were held down, since the driver was loaded."""
 
-    def held_ms(policy: int) -> Any:
-        return ask("DeviceGetViolationStatus", policy, then=lambda violation: violation.violationTime / 1e6)
+    def to_ms(violation: Any) -> float:
+        return float(violation.violationTime / 1e6)
 
     counters = ask.fields(*FIELDS_SLOWDOWN.values())
     held = {name: also(ns, lambda ns: ns / 1e6) for name, ns in zip(FIELDS_SLOWDOWN, counters, strict=True)}
@@ -182,9 +178,7 @@ def _throttle(ask: Calls) -> Facts:
         "reasons": ask("DeviceGetCurrentClocksEventReasons", then=reasons),
         **held,
         "hardware_ms": also(thermal, lambda t: also(brake, lambda b: t + b)),
-        "thermal_ms": held_ms(THERMAL),
-        "board_limit_ms": held_ms(BOARD_LIMIT),
-        "reliability_ms": held_ms(RELIABILITY),
+        **{name: ask("DeviceGetViolationStatus", policy, then=to_ms) for name, policy in POLICIES.items()},
     }
 
 
@@ -196,10 +190,7 @@ def _temperature(ask: Calls) -> Facts:
         # Without a sensor some drivers report 0.
         "memory_c": also(memory, lambda c: c or Absent("this GPU has no sensor in its memory")),
         "margin_c": ask("DeviceGetMarginTemperature"),
-        "slowdown_c": ask("DeviceGetTemperatureThreshold", SLOWDOWN),
-        "shutdown_c": ask("DeviceGetTemperatureThreshold", SHUTDOWN),
-        "memory_max_c": ask("DeviceGetTemperatureThreshold", MEMORY_MAX),
-        "gpu_max_c": ask("DeviceGetTemperatureThreshold", GPU_MAX),
+        **{name: ask("DeviceGetTemperatureThreshold", kind) for name, kind in THRESHOLDS.items()},
         **{name: also(limit, _signed) for name, limit in zip(FIELDS_TLIMIT, limits, strict=True)},
     }
 
@@ -248,11 +239,7 @@ def _processes(ask: Calls) -> list[Facts] | Absent | Unknown:
             used = process.usedGpuMemory
             found[process.pid] = {
                 "pid": process.pid,
-                "name": Calls()("SystemGetProcessName", process.pid, then=_program),
+                "name": Calls()("SystemGetProcessName", process.pid, then=lambda line: basename(line.split(" ")[0])),
                 "memory_mib": Absent("NVML does not report it") if used is None else used // MIB,
             }
     return [found[pid] for pid in sorted(found)]
-
-
-def _program(command: str) -> str:
-    return os.path.basename(command.split(" ")[0])
