@@ -45,15 +45,11 @@ class Counter:
 
 
 class Energy:
-    """Joules and seconds of some spans of time, added up.
-
-    Attributes:
-        failed: why the counters could no longer be read; `joules` is then None.
-    """
+    """Joules and seconds of some spans of time, added up."""
 
     def __init__(self, counters: Sequence[Counter]) -> None:
         self.seconds = 0.0
-        self.failed: str | None = None
+        self.failed: str | None = None  # why the counters could no longer be read; `joules` is then None
         self._counters = counters
         self._joules = 0.0
 

@@ -192,18 +192,15 @@ class Transfer:
 
 
 class Collective:
-    """One collective among all devices, and what nccl-tests counts of it (doc/PERFORMANCE.md).
-
-    Attributes:
-        size: bytes of a device's buffer, of the larger one where what is sent and what comes differ.
-        bus_bytes: that the slowest link must carry, whatever the kind: size times the kind's factor.
-    """
+    """One collective among all devices, and what nccl-tests counts of it (doc/PERFORMANCE.md)."""
 
     def __init__(self, devices: list[Any], kind: str, size: int) -> None:
         n = self._n = len(devices)
         self.kind, self._devices = kind, devices
         self._piece = max(size // (4 * n), 1)  # float32 that a device has for each other
+        # Bytes of a device's buffer, of the larger one where what is sent and what comes differ.
         self.size = 4 * n * self._piece
+        # Bytes that the slowest link must carry, whatever the kind.
         self.bus_bytes = self.size * {"all_reduce": 2 * (n - 1) / n, "ppermute": 1.0}.get(kind, (n - 1) / n)
         given = self._piece if kind == "all_gather" else n * self._piece
         mesh, spec = Mesh(np.array(devices), ("d",)), PartitionSpec("d")

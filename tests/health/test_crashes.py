@@ -19,7 +19,7 @@ def found(tmp_path, files):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    return crashes.collect(Host(tmp_path))["crashes"]
+    return crashes.collect(Host(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,6 @@ def test_the_age_is_that_of_the_record(tmp_path):
 
 
 def test_one_who_may_not_look_is_told_so(tmp_path, monkeypatch):
-    assert "as root" in crashes.collect(Host(tmp_path))["crashes"].why
+    assert "as root" in crashes.collect(Host(tmp_path)).why
     found(tmp_path, {"sys/fs/pstore/x": ""})
-    assert crashes.collect(Host(tmp_path))["crashes"] == []
+    assert crashes.collect(Host(tmp_path)) == []

@@ -102,7 +102,7 @@ def test_a_process_that_nobody_waited_for():
         ends = time.monotonic() + 20
         while ") Z" not in stat.read_text() and time.monotonic() < ends:
             time.sleep(0.01)
-        found = limits.collect_processes(Host())["processes"]
+        found = limits.collect_processes(Host())
     assert found["zombies"] >= 1
 
 
@@ -117,7 +117,7 @@ def test_one_in_state_d_must_stay_there(monkeypatch):
     last = {"8": ("tar", "D", False)}
     monkeypatch.setattr(limits, "_stats", lambda host, pids=None: iter(next(looks, last).items()))
     monkeypatch.setattr(limits, "LOOK_EVERY_S", 0)
-    assert limits.collect_processes(Host())["processes"]["stuck_names"] == ["tar"]
+    assert limits.collect_processes(Host())["stuck_names"] == ["tar"]
 
 
 def test_a_mount_that_hangs_is_named_and_others_are_told(monkeypatch):
@@ -188,20 +188,20 @@ def test_the_own_name(monkeypatch):
 def test_a_clock_that_chrony_does_not_set():
     """chronyc is installed, and systemd-timesyncd runs."""
     not_running = Unknown("chronyc -c tracking failed (exit 1): 506 Cannot talk to daemon")
-    told = clock.collect(Said(chronyc=not_running, timedatectl="NTPSynchronized=yes\n       Offset: -812us\n"))["clock"]
+    told = clock.collect(Said(chronyc=not_running, timedatectl="NTPSynchronized=yes\n       Offset: -812us\n"))
     assert told["is_synchronized"] is True
     assert told["offset_ms"] == pytest.approx(0.812)
     assert told["direction"] == "ahead"
     no_systemd = Unknown("timedatectl show failed (exit 1): System has not been booted with systemd")
-    told = clock.collect(Said(chronyc=not_running, timedatectl=no_systemd))["clock"]
+    told = clock.collect(Said(chronyc=not_running, timedatectl=no_systemd))
     assert isinstance(told["is_synchronized"], Absent)
 
 
 def test_a_clock_that_could_not_be_read_is_unknown():
     hangs = Unknown("chronyc -c tracking gave no answer in 1.2 s")
-    assert clock.collect(Said(chronyc=hangs))["clock"]["offset_ms"] == hangs
+    assert clock.collect(Said(chronyc=hangs))["offset_ms"] == hangs
     for text in ("", "a,b", "506 strange\n"):
-        assert isinstance(clock.collect(Said(chronyc=text))["clock"]["offset_ms"], Unknown)
+        assert isinstance(clock.collect(Said(chronyc=text))["offset_ms"], Unknown)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_what_only_root_may_read_is_unknown_with_how_to_mend_it(tmp_path):
         tree[f"sys/bus/pci/devices/0000:{bus}:00.0/vendor"] = "0x1002\n"
         tree[f"sys/bus/pci/devices/0000:{bus}:00.0/class"] = "0x038000\n"
     snapshot_of(tree | {"aifx-captured/lspci_-vvv.txt": denied}, tmp_path)
-    found = infiniband.collect_acs(Host(tmp_path))["pci_acs"]
+    found = infiniband.collect_acs(Host(tmp_path))
     assert isinstance(found, Unknown)
     assert "root" in found.remedy
 
@@ -380,7 +380,7 @@ def test_a_drive_whose_account_is_not_given(tmp_path):
     for text, kind in ((None, Absent), ("{", Unknown), ("{}", Unknown), ("[]", Unknown)):
         now = {path: t for path, t in tree.items() if path != account} | ({account: text} if text is not None else {})
         snapshot_of(now, tmp_path)
-        drive = disk.collect_nvme(Host(tmp_path))["nvme"][0]
+        drive = disk.collect_nvme(Host(tmp_path))[0]
         assert isinstance(drive["media_errors"], kind), text
         assert drive["state"] == "live"
 

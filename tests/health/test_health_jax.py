@@ -23,7 +23,7 @@ JAX_RULES = [rule for rule in load_rules().values() if rule.family == "jax"]
 
 def found(facts):
     """Ids of what the JAX rules find."""
-    beside = {**environment.collect(Host()), "tpu": Absent("there is no TPU")}
+    beside = {"environment": environment.collect(Host()), "tpu": Absent("there is no TPU")}
     return [f.id for f in evaluate_rules(JAX_RULES, Snapshot("here", 0.0, beside | facts)).findings]
 
 
@@ -106,7 +106,7 @@ def test_a_device_whose_memory_a_job_has_is_no_fault(tmp_path, monkeypatch):
     assert OUT_OF_MEMORY in device["error"]
     assert found(facts) == []
     report = evaluate_rules(
-        JAX_RULES, Snapshot("here", 0.0, {**environment.collect(Host()), "tpu": Absent(""), **facts})
+        JAX_RULES, Snapshot("here", 0.0, {"environment": environment.collect(Host()), "tpu": Absent(""), **facts})
     )
     assert any(s.id == "jax.device.failed" and "another process" in s.why for s in report.skipped)
 

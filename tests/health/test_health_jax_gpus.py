@@ -42,7 +42,8 @@ def test_gpus_without_the_plugin_are_found_with_the_line_that_installs_it():
     assert (jax["gpus_seen"], jax["gpus_visible"], jax["gpus"]) == (8, 8, 0)
     assert found(facts) == ["jax.gpu.unused"]
     rule = load_rules()["jax.gpu.unused"]
-    (finding,) = evaluate_rules([rule], Snapshot("here", 0.0, {**environment.collect(Host()), **facts})).findings
+    facts["environment"] = environment.collect(Host())
+    (finding,) = evaluate_rules([rule], Snapshot("here", 0.0, facts)).findings
     assert finding.action.endswith(f'pip install -U "jax[cuda13]=={jax["version"]}"')
 
 

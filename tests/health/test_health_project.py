@@ -101,12 +101,12 @@ def test_an_archive_of_images_is_opened(written):
 
 def test_outside_of_a_project_it_is_skipped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert isinstance(probe.collect(Host())["project"], Absent)
+    assert isinstance(probe.collect(Host()), Absent)
 
 
 def test_a_large_plan_is_counted_without_being_made(written, monkeypatch):
     monkeypatch.chdir(written(model="mlp_dim = 6553600"))
-    facts = probe.collect(Host())["project"]
+    facts = probe.collect(Host())
     assert facts["plan"]["parameters"] > 10**9
     assert facts["plan"]["training_bytes"] == pytest.approx(16 * facts["plan"]["parameters"], rel=0.01)
     assert facts["host_memory_bytes"] > 2**28

@@ -118,7 +118,7 @@ def test_a_strangers_project_above_is_not_used(
 @needs_root
 def test_the_doctor_names_a_strangers_project_and_goes_on(project: Path, marker: Path) -> None:
     os.chown(project / "aifx.toml", STRANGER, STRANGER)
-    found = project_probe.collect(Host(imports_project=True))["project"]
+    found = project_probe.collect(Host(imports_project=True))
     assert isinstance(found, Absent)
     assert "belongs to another user" in found.why
     assert "AIFX_TRUST" in found.why

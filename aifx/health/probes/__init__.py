@@ -7,12 +7,12 @@ import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeVar
 
 from aifx.core.facts import Absent, Unknown
 from aifx.health.host import Host
 
-Collect: TypeAlias = Callable[[Host], dict[str, Any]]
+F = TypeVar("F", bound=Callable[[Host], Any])
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Probe:
     """A function that reads facts."""
 
     gives: tuple[str, ...]  # facts (first names of paths), all of them each time
-    collect: Collect
+    collect: Callable[[Host], dict[str, Any]]
     limit_s: float
     for_peers: bool  # whether nodes of a fleet are compared by it, so that it runs even if no rule needs it
 
@@ -32,15 +32,20 @@ class Probe:
 _registered: dict[str, Probe] = {}
 
 
-def probe(*gives: str, limit_s: float = 3.0, for_peers: bool = False) -> Callable[[Collect], Collect]:
-    """Register the decorated function as the probe that gives these facts; the first names it in messages.
+def probe(*gives: str, limit_s: float = 3.0, for_peers: bool = False) -> Callable[[F], F]:
+    """Register the decorated function as the probe of a fact, which it returns, or of several, in a dictionary.
 
-    A missing part is `Absent`, an unreadable one `Unknown`. An exception makes all of the facts `Unknown`.
+    The first names it in messages. A missing part is `Absent`, an unreadable one `Unknown`. An exception makes all of
+    the facts `Unknown`.
     """
 
-    def register(collect: Collect) -> Collect:
+    def register(function: F) -> F:
+        def collect(host: Host) -> dict[str, Any]:
+            found = function(host)
+            return found if len(gives) > 1 else {gives[0]: found}
+
         _registered[gives[0]] = Probe(gives, collect, limit_s, for_peers)
-        return collect
+        return function
 
     return register
 

@@ -18,7 +18,7 @@ FROM_DAEMON = ("daemon", "is_synchronized", "offset_ms", "direction", "error_ms"
 @probe("clock", limit_s=4.0)
 def collect(host: Host) -> dict[str, Any]:
     state = _chrony(host) or _timedatectl(host) or dict.fromkeys(FROM_DAEMON, NO_DAEMON)
-    return {"clock": {"source": host.read(SOURCE), **state, "ptp": _ptp(host)}}
+    return {"source": host.read(SOURCE), **state, "ptp": _ptp(host)}
 
 
 def _chrony(host: Host) -> dict[str, Any] | None:

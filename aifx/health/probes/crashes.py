@@ -30,12 +30,12 @@ OF_HARDWARE = re.compile(
 
 
 @probe("crashes")
-def collect(host: Host) -> dict[str, Any]:
+def collect(host: Host) -> list[dict[str, Any]] | Absent:
     found = [*_folder(host, PSTORE, 0), *_folder(host, ARCHIVE, ARCHIVE_DEPTH)]
     names = [host.names(PSTORE), host.names(ARCHIVE)]
     if not found and (any(isinstance(n, Unknown) for n in names) or all(isinstance(n, Absent) for n in names)):
-        return {"crashes": Absent(f"{PSTORE} is not readable: run aifx doctor as root")}
-    return {"crashes": found}
+        return Absent(f"{PSTORE} is not readable: run aifx doctor as root")
+    return found
 
 
 def _folder(host: Host, folder: str, depth: int) -> list[dict[str, Any]]:

@@ -36,11 +36,9 @@ GIB = 1 << 30
 @probe("disk")
 def collect(host: Host) -> dict[str, Any]:
     return {
-        "disk": {
-            "places": host.measure("disk_places", places),
-            "file_systems": _file_systems(host),
-            "fsync_ms": host.measure("disk_fsync", fsync_ms),
-        }
+        "places": host.measure("disk_places", places),
+        "file_systems": _file_systems(host),
+        "fsync_ms": host.measure("disk_fsync", fsync_ms),
     }
 
 
@@ -175,14 +173,14 @@ def _errors(host: Host, number: str) -> Any:
 
 
 @probe("network_mounts")
-def collect_network_mounts(host: Host) -> dict[str, Any]:
+def collect_network_mounts(host: Host) -> Any:
     mounted = mounts(host)
     if not isinstance(mounted, list):
-        return {"network_mounts": mounted}
+        return mounted
     points = [(point, kind) for _, point, kind, *_ in mounted if kind in OVER_NETWORK or kind.startswith("fuse.")]
     if not points:
-        return {"network_mounts": Absent("there is no network mount")}
-    return {"network_mounts": host.measure("network_mounts", lambda: network_mounts(points))}
+        return Absent("there is no network mount")
+    return host.measure("network_mounts", lambda: network_mounts(points))
 
 
 def network_mounts(points: list[tuple[str, str]], look: Callable[[str], Any] = space) -> list[Any]:
@@ -208,13 +206,13 @@ def network_mounts(points: list[tuple[str, str]], look: Callable[[str], Any] = s
 
 
 @probe("nvme")
-def collect_nvme(host: Host) -> dict[str, Any]:
+def collect_nvme(host: Host) -> list[dict[str, Any]] | Absent | Unknown:
     drives = listed(host, "/sys/class/nvme", r"nvme\d+")
     if not drives:
         names = host.names("/sys/class/nvme")
-        return {"nvme": names if isinstance(names, Unknown) else Absent("there is no NVMe drive")}
+        return names if isinstance(names, Unknown) else Absent("there is no NVMe drive")
     with ThreadPoolExecutor(min(len(drives), 16)) as pool:
-        return {"nvme": list(pool.map(lambda name: _drive(host, name), drives))}
+        return list(pool.map(lambda name: _drive(host, name), drives))
 
 
 def _drive(host: Host, name: str) -> dict[str, Any]:

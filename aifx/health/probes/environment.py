@@ -64,9 +64,9 @@ CUDA_LIBRARY = r"lib(cudnn|nccl|cublas|cudart|cusparse|cusolver|cufft)\w*\.so.*"
 
 
 @probe("environment")
-def collect(host: Host) -> dict[str, Any]:
+def collect(host: Host) -> dict[str, Any] | Absent:
     if not host.is_live and not host.exists(f"/{CAPTURED}/environ.json"):
-        return {"environment": Absent("the environment was not captured")}
+        return Absent("the environment was not captured")
     environ = host.environ()
     flags = environ.get("XLA_FLAGS", "")
     found = {
@@ -78,7 +78,7 @@ def collect(host: Host) -> dict[str, Any]:
     }
     platforms = environ.get("JAX_PLATFORMS", environ.get("JAX_PLATFORM_NAME", ""))
     counts = {name: len(items) for name, items in found.items()}
-    return {"environment": {**found, "counts": counts, "is_cpu_only": platforms.strip().lower() == "cpu"}}
+    return {**found, "counts": counts, "is_cpu_only": platforms.strip().lower() == "cpu"}
 
 
 def _set(environ: Mapping[str, str], unwanted: Mapping[str, str]) -> list[str]:

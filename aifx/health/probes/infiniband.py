@@ -211,11 +211,7 @@ def _gpudirect(host: Host) -> str | Absent | Unknown:
 
 
 @probe("pci_acs")
-def collect_acs(host: Host) -> dict[str, Any]:
-    return {"pci_acs": _acs(host)}
-
-
-def _acs(host: Host) -> Any:
+def collect_acs(host: Host) -> Any:
     """Return bridges that redirect traffic between devices to the root."""
     info = host.read("/proc/cpuinfo")
     if not isinstance(info, str) or "vendor_id" not in info or (host.is_live and platform.machine() != "x86_64"):

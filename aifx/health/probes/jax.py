@@ -30,6 +30,7 @@ OF_DEVICES = ("platform", "devices", "num_devices", "gpus", "memory_bytes")
 ENDED = re.compile(r" failed \((signal \d+|exit \d+)[^:]*\): (.*)", re.DOTALL)
 """The message for a process that a signal ended. A process that only did not answer may not be broken."""
 
+NOT_INSTALLED = "aifx is not installed as a package"
 REFUSED = re.compile(r"Unknown flags? in \w+: (.+)")
 
 
@@ -55,9 +56,9 @@ def _versions(said: Any) -> tuple[Any, Any]:
     missing = Absent("jax is not installed")
     wanted, version = _wanted_by_aifx(said), packages.get("jax")
     drivers = [driver for flavour, driver in DRIVERS.items() if f"jax-{flavour}-plugin" in packages]
-    wanted_python = said.get("requires_python") or Absent("aifx is not installed as a package")
-    python = {"version": said.get("python"), "wanted": wanted_python}
-    return python | {"is_supported": _fits(str(said.get("python")), wanted_python)}, {
+    python, wanted_python = said.get("python"), said.get("requires_python") or Absent(NOT_INSTALLED)
+    is_supported = _fits(str(python), wanted_python)
+    return {"version": python, "wanted": wanted_python, "is_supported": is_supported}, {
         "version": version or missing,
         "jaxlib": packages.get("jaxlib") or Absent("jaxlib is not installed"),
         "packages": packages,
@@ -83,7 +84,7 @@ def _wanted_by_aifx(said: Mapping[str, Any]) -> str | Absent:
         requirement = Requirement(text)
         if requirement.name == "jax" and not requirement.marker:
             return str(requirement.specifier)
-    return Absent("aifx is not installed as a package")
+    return Absent(NOT_INSTALLED)
 
 
 def _requirements(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -98,7 +99,7 @@ def _requirements(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             except InvalidRequirement:
                 continue
             name = canonicalize_name(requirement.name)
-            if not _applies(requirement, _extras(packages, by), said.get("python")) or name == by:
+            if not _applies(requirement, by, said) or name == by:
                 continue
             is_extra = "extra" in str(requirement.marker or "")  # missing ones are CUDA of the system
             if name not in packages and (is_extra or name not in ("jaxlib", "numpy", "scipy", "ml-dtypes")):
@@ -115,18 +116,17 @@ def _requirements(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _extras(packages: Mapping[str, str], by: str) -> set[str]:
+def _applies(requirement: Requirement, by: str, said: Mapping[str, Any]) -> bool:
+    """Return whether a package requires it on this Python, with the extras whose plugins are installed."""
+    packages, python = said.get("packages", {}), str(said.get("python"))
     if by == "jax":
-        plugins = {match[1] for name in packages if (match := re.fullmatch(r"jax-(\w+)-plugin", name))}
-        return plugins | ({"tpu"} if "libtpu" in packages else set())
-    return {"with-cuda"} if any(name.startswith("nvidia-") for name in packages) else set()
-
-
-def _applies(requirement: Requirement, extras: set[str], python: Any) -> bool:
-    if requirement.marker is None:
-        return True
-    there = {"python_version": ".".join(str(python).split(".")[:2]), "python_full_version": str(python)}
-    return any(requirement.marker.evaluate({**there, "extra": extra}) for extra in ("", *extras))
+        extras = [match[1] for name in packages if (match := re.fullmatch(r"jax-(\w+)-plugin", name))]
+        extras += ["tpu"] if "libtpu" in packages else []
+    else:
+        extras = ["with-cuda"] if any(name.startswith("nvidia-") for name in packages) else []
+    there = {"python_version": ".".join(python.split(".")[:2]), "python_full_version": python}
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({**there, "extra": extra}) for extra in ("", *extras))
 
 
 def install_line(said: Mapping[str, Any]) -> str:

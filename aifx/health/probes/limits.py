@@ -25,15 +25,13 @@ KERNEL_THREAD = 0x00200000
 def collect(host: Host) -> dict[str, Any]:
     shm = host.measure("shm_space", lambda: space("/dev/shm"))
     return {
-        "limits": {
-            **_own_limits(host),
-            **_tasks(host),
-            **_handles(host),
-            **_cgroup_tasks(host),
-            **_cpu_share(host),
-            "shm_gib": shm.get("size_gib") if isinstance(shm, dict) else shm,
-            "shm_used_percent": shm.get("used_percent") if isinstance(shm, dict) else shm,
-        }
+        **_own_limits(host),
+        **_tasks(host),
+        **_handles(host),
+        **_cgroup_tasks(host),
+        **_cpu_share(host),
+        "shm_gib": shm.get("size_gib") if isinstance(shm, dict) else shm,
+        "shm_used_percent": shm.get("used_percent") if isinstance(shm, dict) else shm,
     }
 
 
@@ -99,11 +97,11 @@ def _quota(host: Host, version: int, folder: str) -> float | None:
 
 
 @probe("processes")
-def collect_processes(host: Host) -> dict[str, Any]:
+def collect_processes(host: Host) -> dict[str, Any] | Absent:
     """Return processes that wait in the kernel in every sample, and zombies."""
     seen = dict(_stats(host))
     if not seen:
-        return {"processes": Absent("no process is visible here")}
+        return Absent("no process is visible here")
     stuck = {pid for pid, (_, state, _) in seen.items() if state == "D"}
     for _ in range(LOOKS - 1 if host.is_live else 0):
         if stuck:
@@ -112,13 +110,11 @@ def collect_processes(host: Host) -> dict[str, Any]:
     of_driver = [seen[pid][0] for pid in stuck if seen[pid][0].startswith("nvidia")]
     others = [seen[pid][0] for pid in stuck if not seen[pid][2]]
     return {
-        "processes": {
-            "stuck": len(others),
-            "stuck_names": sorted(set(others)),
-            "stuck_of_driver": len(of_driver),
-            "stuck_of_driver_names": sorted(set(of_driver)),
-            "zombies": sum(state == "Z" for _, state, _ in seen.values()),
-        }
+        "stuck": len(others),
+        "stuck_names": sorted(set(others)),
+        "stuck_of_driver": len(of_driver),
+        "stuck_of_driver_names": sorted(set(of_driver)),
+        "zombies": sum(state == "Z" for _, state, _ in seen.values()),
     }
 
 

@@ -32,20 +32,18 @@ def collect(host: Host) -> dict[str, Any]:
 
     swap, free = gib("SwapTotal"), gib("SwapFree")
     return {
-        "memory": {
-            "total_gib": gib("MemTotal"),
-            "available_gib": gib("MemAvailable"),
-            "poisoned_mib": _gib(entry(meminfo, "HardwareCorrupted", MEMINFO), 1 << 10),
-            "swap_gib": swap,
-            "swap_used_gib": first_missing(swap, free) or round(max(swap - free, 0.0), 3),
-            "swapped_in_pages": entry(vmstat, "pswpin", "/proc/vmstat"),
-            "swappiness": host.number("/proc/sys/vm/swappiness"),
-            "huge_pages_unused_gib": _huge_pages_unused(meminfo),
-            "transparent_huge_pages": transparent_huge_pages(host),
-            **_nodes(host),
-            "controllers": _controllers(host),
-            "cgroup": _cgroup(host),
-        }
+        "total_gib": gib("MemTotal"),
+        "available_gib": gib("MemAvailable"),
+        "poisoned_mib": _gib(entry(meminfo, "HardwareCorrupted", MEMINFO), 1 << 10),
+        "swap_gib": swap,
+        "swap_used_gib": first_missing(swap, free) or round(max(swap - free, 0.0), 3),
+        "swapped_in_pages": entry(vmstat, "pswpin", "/proc/vmstat"),
+        "swappiness": host.number("/proc/sys/vm/swappiness"),
+        "huge_pages_unused_gib": _huge_pages_unused(meminfo),
+        "transparent_huge_pages": transparent_huge_pages(host),
+        **_nodes(host),
+        "controllers": _controllers(host),
+        "cgroup": _cgroup(host),
     }
 
 

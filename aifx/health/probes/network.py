@@ -19,12 +19,10 @@ NAME_LIMIT_S = 1.5
 def collect(host: Host) -> dict[str, Any]:
     name = host.measure("own_name", own_name)
     return {
-        "network": {
-            "interfaces": _interfaces(host),
-            "has_default_route": _has_default_route(host),
-            "name_resolves": name.get("resolves") if isinstance(name, dict) else name,
-            "name_took_ms": name.get("took_ms") if isinstance(name, dict) else name,
-        }
+        "interfaces": _interfaces(host),
+        "has_default_route": _has_default_route(host),
+        "name_resolves": name.get("resolves") if isinstance(name, dict) else name,
+        "name_took_ms": name.get("took_ms") if isinstance(name, dict) else name,
     }
 
 

@@ -17,18 +17,18 @@ LIMIT_S = 15.0
 
 
 @probe("project", limit_s=LIMIT_S + 2)
-def collect(host: Host) -> dict[str, Any]:
+def collect(host: Host) -> Any:
     if host.is_live:
         try:
             find_project()
         except UntrustedProject as error:
-            return {"project": Absent(f"{error.what}: {error.why}; to check it, {error.hint}")}
+            return Absent(f"{error.what}: {error.why}; to check it, {error.hint}")
         except AifxError:
-            return {"project": Absent("the working directory is not in a project: cd to one to check it")}
+            return Absent("the working directory is not in a project: cd to one to check it")
     arguments = [IMPORT_TASK] if host.imports_project else []
     said = from_document(host.ask("aifx.health.project_probe", *arguments, name="project", limit_s=LIMIT_S))
     if not isinstance(said, dict):
-        return {"project": said}
+        return said
     # What the kernel can give to a program without swapping.
     available = entry(table(host, MEMINFO, 1024), "MemAvailable", MEMINFO)
-    return {"project": {**said, "host_memory_bytes": available}}
+    return {**said, "host_memory_bytes": available}

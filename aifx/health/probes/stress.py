@@ -8,11 +8,9 @@ from aifx.core.facts import Absent, from_document
 from aifx.health.host import CAPTURED, Host
 from aifx.health.probes import probe
 
-NOT_ASKED = Absent("no stress test: aifx doctor --stress quick")
-
 
 @probe("stress")
-def collect(host: Host) -> dict[str, Any]:
+def collect(host: Host) -> Any:
     if host.is_live or not host.exists(f"/{CAPTURED}/stress.json"):
-        return {"stress": NOT_ASKED}
-    return {"stress": from_document(host.measure("stress", dict))}
+        return Absent("no stress test: aifx doctor --stress quick")
+    return from_document(host.measure("stress", dict))

@@ -24,15 +24,13 @@ def collect(host: Host) -> dict[str, Any]:
     microcode = re.search(r"^microcode\s*:\s*(\S+)", text_of(host, "/proc/cpuinfo"), re.MULTILINE)
     name = re.search(r'^PRETTY_NAME="?([^"\n]+)', text_of(host, "/etc/os-release"), re.MULTILINE)
     return {
-        "system": {
-            "vendor": host.read(f"{DMI}/sys_vendor"),
-            "product": host.read(f"{DMI}/product_name"),
-            "bios": host.read(f"{DMI}/bios_version"),
-            "microcode": microcode[1] if microcode else Absent("/proc/cpuinfo has no microcode version"),
-            "os": name[1] if name else Absent("/etc/os-release has no name"),
-            "card_firmware": _card_firmware(host),
-            "mounts": _mounts(host),
-        }
+        "vendor": host.read(f"{DMI}/sys_vendor"),
+        "product": host.read(f"{DMI}/product_name"),
+        "bios": host.read(f"{DMI}/bios_version"),
+        "microcode": microcode[1] if microcode else Absent("/proc/cpuinfo has no microcode version"),
+        "os": name[1] if name else Absent("/etc/os-release has no name"),
+        "card_firmware": _card_firmware(host),
+        "mounts": _mounts(host),
     }
 
 

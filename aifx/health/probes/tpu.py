@@ -23,30 +23,28 @@ DEVICE_FILE = re.compile(r"/dev/(accel|vfio/)\d+")
 
 
 @probe("tpu")
-def collect(host: Host) -> dict[str, Any]:
+def collect(host: Host) -> dict[str, Any] | Absent | Unknown:
     chips = [chip for name in listed(host, PCI) if (chip := _chip(host, name))]
     if not chips:
         names = host.names(PCI)
-        return {"tpu": names if isinstance(names, Unknown) else Absent("there is no TPU on PCI")}
+        return names if isinstance(names, Unknown) else Absent("there is no TPU on PCI")
     files = _device_files(host)
     denied = host.measure("tpu_denied", lambda: sum(not os.access(file, os.R_OK | os.W_OK) for file in files))
     libtpu = host.measure("libtpu", libtpu_version)
     holders = _holders(host)
     return {
-        "tpu": {
-            "chips": chips,
-            "count": len(chips),
-            "generation": chips[0]["generation"],
-            "promised_chips": _promised(host),
-            "device_files": len(files),
-            "denied": denied,
-            "has_libtpu": bool(libtpu) if isinstance(libtpu, str) else libtpu,
-            "libtpu": libtpu or Absent("libtpu is not installed") if isinstance(libtpu, str) else libtpu,
-            "holders": len(holders) if isinstance(holders, list) else holders,
-            "holder_names": holders,
-            "lock_is_stale": host.exists(LOCK) and not holders if isinstance(holders, list) else holders,
-            "transparent_huge_pages": transparent_huge_pages(host),
-        }
+        "chips": chips,
+        "count": len(chips),
+        "generation": chips[0]["generation"],
+        "promised_chips": _promised(host),
+        "device_files": len(files),
+        "denied": denied,
+        "has_libtpu": bool(libtpu) if isinstance(libtpu, str) else libtpu,
+        "libtpu": libtpu or Absent("libtpu is not installed") if isinstance(libtpu, str) else libtpu,
+        "holders": len(holders) if isinstance(holders, list) else holders,
+        "holder_names": holders,
+        "lock_is_stale": host.exists(LOCK) and not holders if isinstance(holders, list) else holders,
+        "transparent_huge_pages": transparent_huge_pages(host),
     }
 
 

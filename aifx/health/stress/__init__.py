@@ -33,11 +33,8 @@ def budget_of(level: str, num_devices: int) -> float:
 
 
 def collect(level: Literal["quick", "full"], budget_s: float, child: str = CHILD) -> dict[str, Any]:
-    """Return the fact `stress`: the results within `budget_s`, also after Ctrl-C (`ended` is then "interrupted").
-
-    Args:
-        child: the module that loads the devices.
-    """
+    """Return the fact `stress`: the results within `budget_s`, also after Ctrl-C (`ended` is then "interrupted"). The
+    module `child` loads the devices."""
     record, began = Record(level), time.monotonic()
     until = began + budget_s
     ended: Ended = "interrupted"

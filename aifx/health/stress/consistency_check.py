@@ -34,14 +34,7 @@ Hashes: TypeAlias = dict[str, dict[str, list[str]]]
 Programs: TypeAlias = Callable[[int, jax.Array], dict[str, jax.Array]]
 """From a size and a seed to outputs by name."""
 
-SWITCHES = (
-    "XLA_FLAGS",
-    "LIBTPU_INIT_ARGS",
-    "NVIDIA_TF32_OVERRIDE",
-    "JAX_DEFAULT_MATMUL_PRECISION",
-    "NPROC",
-    "PJRT_NPROC",
-)
+SWITCHES = re.compile(r"XLA_FLAGS|LIBTPU_INIT_ARGS|NVIDIA_TF32_OVERRIDE|JAX_DEFAULT_MATMUL_PRECISION|(PJRT_)?NPROC")
 COMPUTES = re.compile(r"jax|libtpu|nvidia-(?!ml-py)")
 
 
@@ -155,7 +148,7 @@ def made_by(devices: list[Any]) -> str:
     found = {canonicalize_name(d.metadata["Name"] or ""): d.version for d in metadata.distributions()}
     words = [f"{count} x {kind}" for kind, count in kinds.items()]
     words += [f"{name} {version}" for name, version in sorted(found.items()) if COMPUTES.match(name)]
-    words += [f"{name}={os.environ[name]}" for name in SWITCHES if os.environ.get(name)]
+    words += [f"{name}={value}" for name, value in sorted(os.environ.items()) if value and SWITCHES.fullmatch(name)]
     return "; ".join([*words, *([_processor()] if devices[0].platform == "cpu" else _driver())])
 
 

@@ -45,11 +45,9 @@ class Record:
                 self.loaded = (at, float("inf"))
         elif kind == "left out":
             self.left_out.append(f"{event['what']} of {event['device']}")
-        elif kind != "end":
-            self.running = None
-            self._take_outcome(kind, event, at)
-
-    def _take_outcome(self, kind: str, event: Mapping[str, Any], at: float) -> None:
+        if kind in ("devices", "begin", "left out", "end"):
+            return
+        self.running = None
         if event["key"] == "sustained" and self.loaded:
             self.loaded = (self.loaded[0], at)
         if kind == "result":
@@ -61,7 +59,7 @@ class Record:
         elif kind == "hung":
             for name in event["device"].split(", "):
                 self.fail(name, "hung", f"{event['what']} did not end")
-        elif kind in ("failed", "crowded"):
+        else:  # "failed" or "crowded"
             self.fail(event["device"], kind, f"{event['what']}: {event['why']}")
 
     def _take_result(self, key: str, device: str, value: Any) -> None:
@@ -91,7 +89,6 @@ class Record:
             row.update(state=state, error=why)
 
     def facts(self, ended: Ended, why: str, duration_s: float) -> dict[str, Any]:
-        medians = self._medians()
         none = Absent("it was not reached" if self.devices else "JAX gave no devices")
         single = Absent("there is only one device") if len(self.devices) == 1 else none
         return {
@@ -101,7 +98,7 @@ class Record:
             "why": why,
             "is_cut": ended in ("out of time", "interrupted", "held"),
             "is_broken": ended in ("hung", "died"),
-            "devices": [self._device(row, medians) for row in self.devices.values()],
+            "devices": [self._device(row) for row in self.devices.values()],
             "collectives": single if self.collectives is None else self.collectives,
             "consistency": none if self.consistency is None else self.consistency,
             "sensors": sensors.summary(self.samples, *self.loaded) if self.loaded else none,
@@ -109,27 +106,24 @@ class Record:
             "left_out": self.left_out,
         }
 
-    def _device(self, row: Mapping[str, Any], medians: Mapping[tuple[str, str], float]) -> dict[str, Any]:
-        alone = Absent(f"fewer than {FEWEST_PEERS} devices of a kind")
+    def _device(self, row: Mapping[str, Any]) -> dict[str, Any]:
         products = []
         for item in row["matmul"]:
-            usual = medians.get((row["kind"], item["dtype"]))
-            rate = item["tflops"]
-            products.append({**item, "of_peers": rate / usual if usual and isinstance(rate, float) else alone})
+            rates = self._rates(row["kind"], item["dtype"])
+            of_peers: float | Absent = Absent(f"fewer than {FEWEST_PEERS} devices of a kind")
+            if len(rates) >= FEWEST_PEERS and isinstance(item["tflops"], float):
+                of_peers = item["tflops"] / statistics.median(rates)
+            products.append({**item, "of_peers": of_peers})
         checked = [*products, *row["memory"], *row["copies"]]
         wrong = [item["device"] for item in checked if item["is_right"] is False]
         missing = Absent("it was not measured")
         lists = {key: row[key] or missing for key in LISTS}
         return {**row, **lists, "matmul": products or missing, **counted(wrong=wrong)}
 
-    def _medians(self) -> dict[tuple[str, str], float]:
-        """Return the median rate of products by kind of device and dtype, if there are enough equal devices."""
-        rates: dict[tuple[str, str], list[float]] = {}
-        for row in self.devices.values():
-            for item in row["matmul"]:
-                if isinstance(item["tflops"], float):
-                    rates.setdefault((row["kind"], item["dtype"]), []).append(item["tflops"])
-        return {key: statistics.median(found) for key, found in rates.items() if len(found) >= FEWEST_PEERS}
+    def _rates(self, kind: str, dtype: str) -> list[float]:
+        """Return the rates of products by the devices of a kind."""
+        items = [item for row in self.devices.values() if row["kind"] == kind for item in row["matmul"]]
+        return [item["tflops"] for item in items if item["dtype"] == dtype and isinstance(item["tflops"], float)]
 
 
 def compare(

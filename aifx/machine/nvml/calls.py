@@ -36,15 +36,11 @@ NO_PERMISSION = 4
 
 
 class Calls:
-    """NVML's functions for one GPU, or without a handle for the driver.
-
-    Attributes:
-        state: "ok", or the GPU's state by an error of NVML ("lost").
-    """
+    """NVML's functions for one GPU, or without a handle for the driver."""
 
     def __init__(self, handle: Any = None) -> None:
         self.handle = handle
-        self.state = "ok"
+        self.state = "ok"  # or the GPU's state by an error of NVML ("lost")
 
     def __call__(self, name: str, *arguments: Any, then: Callable[[Any], Any] | None = None) -> Any:
         """What a function of nvidia-ml-py returns, passed through `then`, or `Absent` or `Unknown`."""

@@ -33,12 +33,7 @@ GRAPHICS, SM, MEMORY = 0, 1, 2
 THRESHOLDS = {"slowdown_c": 1, "shutdown_c": 0, "memory_max_c": 2, "gpu_max_c": 3}
 POLICIES = {"thermal_ms": 1, "board_limit_ms": 3, "reliability_ms": 5}
 FIELD_MEMORY_TEMPERATURE, FIELD_RECOVERY_ACTION = 82, 230
-FIELDS_TLIMIT = {
-    "shutdown_margin_c": 193,
-    "slowdown_margin_c": 194,
-    "memory_max_margin_c": 195,
-    "gpu_max_margin_c": 196,
-}
+MARGINS = {"shutdown_margin_c": 193, "slowdown_margin_c": 194, "memory_max_margin_c": 195, "gpu_max_margin_c": 196}
 FIELDS_SLOWDOWN = {"software_thermal_ms": 269, "hardware_thermal_ms": 270, "power_brake_ms": 271}
 CLOCKS = {
     "sm_mhz": ("DeviceGetClockInfo", SM),
@@ -184,14 +179,14 @@ def _throttle(ask: Calls) -> Facts:
 
 def _temperature(ask: Calls) -> Facts:
     """`margin_c` is how much hotter the GPU may become (T.Limit); it begins to slow down at `slowdown_margin_c`."""
-    memory, *limits = ask.fields(FIELD_MEMORY_TEMPERATURE, *FIELDS_TLIMIT.values())
+    memory, *limits = ask.fields(FIELD_MEMORY_TEMPERATURE, *MARGINS.values())
     return {
         "gpu_c": ask("DeviceGetTemperature", 0),
         # Without a sensor some drivers report 0.
         "memory_c": also(memory, lambda c: c or Absent("this GPU has no sensor in its memory")),
         "margin_c": ask("DeviceGetMarginTemperature"),
         **{name: ask("DeviceGetTemperatureThreshold", kind) for name, kind in THRESHOLDS.items()},
-        **{name: also(limit, _signed) for name, limit in zip(FIELDS_TLIMIT, limits, strict=True)},
+        **{name: also(limit, _signed) for name, limit in zip(MARGINS, limits, strict=True)},
     }
 
 
