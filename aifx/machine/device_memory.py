@@ -27,17 +27,15 @@ BEYOND = 4
 
 def program_bytes(program: Any) -> int | None:
     """Arguments, results and temporaries of a compiled program on one device; None if XLA does not report them."""
-    stats = program.memory_analysis()
-    return None if stats is None else int(stats.argument_size_in_bytes) + _beside(stats)
+    extra, stats = extra_bytes(program), program.memory_analysis()
+    return None if extra is None else extra + int(stats.argument_size_in_bytes)
 
 
 def extra_bytes(program: Any) -> int | None:
     """The same without the arguments, which are in memory already."""
     stats = program.memory_analysis()
-    return None if stats is None else _beside(stats)
-
-
-def _beside(stats: Any) -> int:
+    if stats is None:
+        return None
     return int(stats.output_size_in_bytes + stats.temp_size_in_bytes - stats.alias_size_in_bytes)
 
 

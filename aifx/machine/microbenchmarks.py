@@ -56,6 +56,7 @@ class Product:
     ) -> None:
         self.flops = chain * 2 * size**3  # of a call
         self._device, self._dtype, self._chain, self._options = device, dtype, chain, options
+        self._accumulates = jnp.int32 if dtype == "int8" else jnp.float32
 
         def made(key: Any) -> Any:
             entries = jax.random.randint(key, (size, size), -8, 9)
@@ -77,10 +78,6 @@ class Product:
         given = (jax.device_put(w.astype(jnp.dtype(self._dtype)), self._device) for w in whole)
         exact = jax.jit(self._product, compiler_options=self._options)(*given)
         return bool(np.array_equal(np.asarray(exact), whole[0] @ whole[1]))
-
-    @property
-    def _accumulates(self) -> Any:
-        return jnp.int32 if self._dtype == "int8" else jnp.float32
 
     def _product(self, a: Any, b: Any) -> Any:
         return lax.dot(a, b, preferred_element_type=self._accumulates)

@@ -74,8 +74,5 @@ def _other_plugins() -> bool:
 def _has_cudnn() -> bool:
     import ctypes.util  # here, since every command asks for compilers
 
-    try:
-        is_package = importlib.util.find_spec("nvidia.cudnn") is not None
-    except ModuleNotFoundError:
-        is_package = False
-    return is_package or ctypes.util.find_library("cudnn") is not None
+    is_package = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.cudnn")
+    return is_package is not None or ctypes.util.find_library("cudnn") is not None

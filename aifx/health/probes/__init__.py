@@ -19,14 +19,11 @@ F = TypeVar("F", bound=Callable[[Host], Any])
 class Probe:
     """A function that reads facts."""
 
+    name: str
     gives: tuple[str, ...]  # facts (first names of paths), all of them each time
     collect: Callable[[Host], dict[str, Any]]
     limit_s: float
     for_peers: bool  # whether nodes of a fleet are compared by it, so that it runs even if no rule needs it
-
-    @property
-    def name(self) -> str:
-        return self.gives[0]
 
 
 _registered: dict[str, Probe] = {}
@@ -44,7 +41,7 @@ def probe(*gives: str, limit_s: float = 3.0, for_peers: bool = False) -> Callabl
             found = function(host)
             return found if len(gives) > 1 else {gives[0]: found}
 
-        _registered[gives[0]] = Probe(gives, collect, limit_s, for_peers)
+        _registered[gives[0]] = Probe(gives[0], gives, collect, limit_s, for_peers)
         return function
 
     return register

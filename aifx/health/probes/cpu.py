@@ -12,6 +12,7 @@ from aifx.health.host import Host
 from aifx.health.probes import listed, probe, search_file, text_of
 
 CPUS = "/sys/devices/system/cpu"
+THROTTLE_COUNT = "thermal_throttle/package_throttle_count"
 TAINTS = {"machine_check": 4, "bad_page": 5, "soft_lockup": 14}
 """Bits of /proc/sys/kernel/tainted (Documentation/admin-guide/tainted-kernels.rst)."""
 
@@ -29,6 +30,8 @@ def collect(host: Host) -> dict[str, Any]:
     info = host.read("/proc/cpuinfo")
     model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE) if isinstance(info, str) else None
     num_present = len(present) if isinstance(present, RangeSet) else present
+    counts = [host.number(f"{CPUS}/{cpu}/{THROTTLE_COUNT}") for cpu in listed(host, CPUS, r"cpu\d+")]
+    throttles = [count for count in counts if isinstance(count, int)]
     load = search_file(host, "/proc/loadavg", r"^[\d.]+")
     # One of a core's two threads may be switched off on purpose.
     has_smt_off = text_of(host, f"{CPUS}/smt/control") in ("off", "forceoff")
@@ -42,7 +45,7 @@ def collect(host: Host) -> dict[str, Any]:
         "offline": str(present - online) if are_listed else online,
         "load_1min": float(load[0]) if isinstance(load, re.Match) else load,
         "governors": _governors(host),
-        "package_throttles": _sum(host, "thermal_throttle/package_throttle_count"),
+        "package_throttles": sum(throttles) if throttles else Absent(f"no processor reports {THROTTLE_COUNT}"),
     }
 
 
@@ -55,10 +58,8 @@ def _numbers(text: str | Absent | Unknown) -> Any:
 
 
 def _governors(host: Host) -> list[str] | Absent | Unknown:
-    """Return the distinct frequency governors of the kernel; virtual machines have none.
-
-    With `intel_pstate` and `amd_pstate`, the processor chooses its own frequency, and `powersave` is only a name.
-    """
+    """Return the distinct frequency governors of the kernel; virtual machines have none. With `intel_pstate` and
+    `amd_pstate`, the processor chooses its own frequency, and `powersave` is only a name."""
     none = Absent("this machine does not control the processors' frequency")
     policies = host.names(f"{CPUS}/cpufreq")
     if not isinstance(policies, list):
@@ -75,9 +76,3 @@ def _has_preference(host: Host, folder: str) -> bool:
     """Return whether a policy's driver leaves the frequency to the processor (Documentation/admin-guide/pm)."""
     is_pstate = text_of(host, f"{folder}/scaling_driver").startswith(("intel_pstate", "amd_pstate", "amd-pstate"))
     return is_pstate and isinstance(host.read(f"{folder}/energy_performance_preference"), str)
-
-
-def _sum(host: Host, name: str) -> int | Absent | Unknown:
-    counts = [host.number(f"{CPUS}/{cpu}/{name}") for cpu in listed(host, CPUS, r"cpu\d+")]
-    numbers = [int(count) for count in counts if isinstance(count, (int, float))]
-    return sum(numbers) if numbers else Absent(f"the processors do not report {name}")

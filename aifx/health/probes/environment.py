@@ -69,12 +69,14 @@ def collect(host: Host) -> dict[str, Any] | Absent:
         return Absent("the environment was not captured")
     environ = host.environ()
     flags = environ.get("XLA_FLAGS", "")
+    # Folders with CUDA libraries, which are loaded instead of those of jax.
+    folders = dict.fromkeys(environ.get("LD_LIBRARY_PATH", "").split(":"))
     found = {
         **{fact: _set(environ, unwanted) for fact, unwanted in UNWANTED.items()},
         "slow_flags": [match[0] for match in SLOW_FLAGS.finditer(flags)],
         "inexact_flags": [match[0] for match in INEXACT_FLAGS.finditer(flags)],
         "preload": [p for p in re.split(r"[:\s]+", environ.get("LD_PRELOAD", "")) if p and not ALLOCATING.search(p)],
-        "cuda_folders": _cuda_folders(host, environ.get("LD_LIBRARY_PATH", "")),
+        "cuda_folders": [f for f in folders if f.startswith("/") and listed(host, f, CUDA_LIBRARY)],
     }
     platforms = environ.get("JAX_PLATFORMS", environ.get("JAX_PLATFORM_NAME", ""))
     counts = {name: len(items) for name, items in found.items()}
@@ -85,9 +87,3 @@ def _set(environ: Mapping[str, str], unwanted: Mapping[str, str]) -> list[str]:
     """Return "NAME=value" of each variable with an unwanted value."""
     found = ((name, environ.get(name, "")) for name in unwanted)
     return [f"{name}={value}" for name, value in found if value and re.fullmatch(unwanted[name], value)]
-
-
-def _cuda_folders(host: Host, path: str) -> list[str]:
-    """Return folders of the library path with CUDA libraries, which are loaded instead of those of jax."""
-    folders = dict.fromkeys(part for part in path.split(":") if part.startswith("/"))
-    return [folder for folder in folders if listed(host, folder, CUDA_LIBRARY)]

@@ -80,14 +80,16 @@ def _infiniband(host: Host) -> Any:
         port["is_counted"] = serves_jobs and (port["is_rail"] or port["is_odd"])
     for port in ports:
         del port["place"]
-    rates = [port["rate_gbit"] if port["state"] == "ACTIVE" else 0 for port in ports]
+    active = [port for port in ports if port["state"] == "ACTIVE" and isinstance(port["rate_gbit"], float)]
+    # Drivers of plain network cards create RDMA ports too.
+    fabric = [port for port in active if port["layer"] == "InfiniBand" or port["rate_gbit"] >= FABRIC_GBIT]
     return {
         "ports": ports,
         "port_count": len(ports),
         "layer": "InfiniBand" if of_jobs[0]["layer"] == "InfiniBand" else "RoCE",
         "active_ports": sum(port["state"] == "ACTIVE" for port in of_jobs),
-        "fabric_ports": sum(_is_of_fabric(port["layer"], rate) for port, rate in zip(ports, rates, strict=True)),
-        "fast_ports": sum(isinstance(rate, float) and rate >= FAST_GBIT for rate in rates),
+        "fabric_ports": len(fabric),
+        "fast_ports": sum(port["rate_gbit"] >= FAST_GBIT for port in active),
         "device_files_missing": _device_files_missing(host),
         "gpudirect": _gpudirect(host),
     }
@@ -145,11 +147,6 @@ def _full_counters(counters: dict[str, Any]) -> list[str] | Absent:
     if not any(isinstance(counters[name], int) for name in widths):
         return Absent("the port has no counters")
     return [f"{name} {counters[name]}" for name, bits in widths.items() if counters[name] == (1 << bits) - 1]
-
-
-def _is_of_fabric(layer: Any, rate: Any) -> bool:
-    """Return whether jobs may use the port: drivers of plain network cards create RDMA ports too."""
-    return isinstance(rate, float) and (layer == "InfiniBand" or rate >= FABRIC_GBIT)
 
 
 def _port(host: Host, card: str, name: str) -> dict[str, Any]:

@@ -23,12 +23,14 @@ KERNEL_THREAD = 0x00200000
 
 @probe("limits")
 def collect(host: Host) -> dict[str, Any]:
+    most, folder = cgroups.least(host, cgroups.folders(host, "pids")[1], "pids.max")
     shm = host.measure("shm_space", lambda: space("/dev/shm"))
     return {
         **_own_limits(host),
-        **_tasks(host),
-        **_handles(host),
-        **_cgroup_tasks(host),
+        **_of_machine(host),
+        # Without a limit, their number says nothing.
+        "cgroup_tasks": cgroups.number(host, f"{folder}/pids.current") if isinstance(most, int) else most,
+        "cgroup_tasks_max": most,
         **_cpu_share(host),
         "shm_gib": shm.get("size_gib") if isinstance(shm, dict) else shm,
         "shm_used_percent": shm.get("used_percent") if isinstance(shm, dict) else shm,
@@ -51,28 +53,18 @@ def _own_limits(host: Host) -> dict[str, Any]:
     }
 
 
-def _tasks(host: Host) -> dict[str, Any]:
+def _of_machine(host: Host) -> dict[str, Any]:
+    """Return the tasks and open files of the whole machine."""
     running = search_file(host, "/proc/loadavg", r"\d+/(\d+)")
     most = [host.number(f"/proc/sys/kernel/{name}") for name in ("pid_max", "threads-max")]
     limits = [limit for limit in most if isinstance(limit, int)]
-    tasks = int(running[1]) if isinstance(running, re.Match) else running
-    return {"tasks": tasks, "tasks_max": min(limits) if limits else most[0]}
-
-
-def _handles(host: Host) -> dict[str, Any]:
-    """Return the open files of the whole machine."""
-    found = search_file(host, "/proc/sys/fs/file-nr", r"^(\d+)\s+(\d+)\s+(\d+)$")
-    if isinstance(found, re.Match):
-        return {"handles": int(found[1]) - int(found[2]), "handles_max": int(found[3])}
-    return {"handles": found, "handles_max": found}
-
-
-def _cgroup_tasks(host: Host) -> dict[str, Any]:
-    _, where = cgroups.folders(host, "pids")
-    most, folder = cgroups.least(host, where, "pids.max")
-    # Without a limit, their number says nothing.
-    count = cgroups.number(host, f"{folder}/pids.current") if isinstance(most, int) else most
-    return {"cgroup_tasks": count, "cgroup_tasks_max": most}
+    files = search_file(host, "/proc/sys/fs/file-nr", r"^(\d+)\s+(\d+)\s+(\d+)$")
+    return {
+        "tasks": int(running[1]) if isinstance(running, re.Match) else running,
+        "tasks_max": min(limits) if limits else most[0],
+        "handles": int(files[1]) - int(files[2]) if isinstance(files, re.Match) else files,
+        "handles_max": int(files[3]) if isinstance(files, re.Match) else files,
+    }
 
 
 def _cpu_share(host: Host) -> dict[str, Any]:

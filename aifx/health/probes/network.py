@@ -88,8 +88,8 @@ def _has_default_route(host: Host) -> bool | Absent | Unknown:
     four = host.read("/proc/net/route")
     if not isinstance(four, str):
         return four
-    lines = [line.split() for line in four.splitlines()[1:]]
-    if any(len(line) > 7 and line[1] == line[7] == "00000000" for line in lines):
-        return True
-    lines = [line.split() for line in text_of(host, "/proc/net/ipv6_route").splitlines()]
-    return any(len(line) > 9 and line[0] == "0" * 32 and line[1] == "00" and line[9] != "lo" for line in lines)
+    v4 = [line.split() for line in four.splitlines()[1:]]
+    v6 = [line.split() for line in text_of(host, "/proc/net/ipv6_route").splitlines()]
+    is_v4 = any(len(line) > 7 and line[1] == line[7] == "00000000" for line in v4)
+    is_v6 = any(len(line) > 9 and line[0] == "0" * 32 and line[1] == "00" and line[9] != "lo" for line in v6)
+    return is_v4 or is_v6

@@ -83,16 +83,13 @@ def _run(module: str, arguments: Sequence[str], sampler: Child, record: Record, 
                 elif event["event"] == "hung":
                     return "hung", event["what"]
     ended = child.wait()
-    if ended.cut:
-        return _silent(record, time.monotonic() - began, is_over=ended.cut == "limit")
-    return "held" if not record.devices and HELD.search(ended.why) else "died", ended.why
-
-
-def _silent(record: Record, waited_s: float, is_over: bool) -> tuple[Ended, str]:
-    """Return what the silence of the child means at the end of the budget or of a step's limit."""
+    if not ended.cut:
+        return "held" if not record.devices and HELD.search(ended.why) else "died", ended.why
+    # It was silent until the end of the budget or of a step's limit.
+    waited_s, running = time.monotonic() - began, record.running
     why = f"nothing was heard for {waited_s:.0f} s"
-    if record.running is None:
+    if running is None:
         return ("out of time", why) if record.devices else ("hung", f"JAX gave no devices: {why}")
-    if is_over and waited_s < float(record.running.get("suspect_s", 0.0)):
-        return "out of time", str(record.running["what"])
+    if ended.cut == "limit" and waited_s < float(running.get("suspect_s", 0.0)):
+        return "out of time", str(running["what"])
     return "hung", why

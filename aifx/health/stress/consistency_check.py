@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
@@ -24,6 +23,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from packaging.utils import canonicalize_name
 
+from aifx.health.host import Host
+from aifx.health.probes import text_of
 from aifx.machine.cpu import cpu_flags, cpu_model, usable_cpus
 from aifx.machine.microbenchmarks import name_of
 
@@ -149,21 +150,11 @@ def made_by(devices: list[Any]) -> str:
     words = [f"{count} x {kind}" for kind, count in kinds.items()]
     words += [f"{name} {version}" for name, version in sorted(found.items()) if COMPUTES.match(name)]
     words += [f"{name}={value}" for name, value in sorted(os.environ.items()) if value and SWITCHES.fullmatch(name)]
-    return "; ".join([*words, *([_processor()] if devices[0].platform == "cpu" else _driver())])
-
-
-def _processor() -> str:
-    """Return the processor's features and threads, which XLA's programs depend on."""
-    digest = hashlib.sha256(" ".join(sorted(cpu_flags())).encode()).hexdigest()[:8]
-    return f"{len(usable_cpus())} threads of {cpu_model()} ({digest})"
-
-
-def _driver() -> list[str]:
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text("utf-8", "replace")
-    except OSError:
-        return []
-    return re.findall(r"Kernel Module.*?\s(\d[\d.]+)\s", text)[:1]
+    if devices[0].platform == "cpu":  # XLA's programs depend on its features and threads
+        digest = hashlib.sha256(" ".join(sorted(cpu_flags())).encode()).hexdigest()[:8]
+        return "; ".join([*words, f"{len(usable_cpus())} threads of {cpu_model()} ({digest})"])
+    driver = re.findall(r"Kernel Module.*?\s(\d[\d.]+)\s", text_of(Host(), "/proc/driver/nvidia/version"))
+    return "; ".join([*words, *driver[:1]])
 
 
 def _gathered(x: jax.Array, limit_s: float) -> dict[str, Any]:

@@ -35,32 +35,32 @@ class Record:
     def take(self, event: Mapping[str, Any], at: float) -> None:
         """Take one line of the child, which arrived at `at` (`time.monotonic`)."""
         kind = event["event"]
-        if kind == "devices":
-            for row in event["devices"]:
-                new = {**row, "state": "finished", "error": "", **{key: [] for key in LISTS}}
-                self.devices.setdefault(row["device"], new)
-        elif kind == "begin":
-            self.running, self.next_step = event, event["step"] + 1
-            if event["key"] == "sustained":
-                self.loaded = (at, float("inf"))
-        elif kind == "left out":
-            self.left_out.append(f"{event['what']} of {event['device']}")
-        if kind in ("devices", "begin", "left out", "end"):
-            return
-        self.running = None
-        if event["key"] == "sustained" and self.loaded:
-            self.loaded = (self.loaded[0], at)
-        if kind == "result":
-            self._take_result(event["key"], event["device"], from_document(event["value"]))
-        elif kind == "unsupported":
-            lacking = Absent(f"not supported: {event['why']}")
-            rates = dict.fromkeys(("tflops", "of_peak", "of_usual", "of_own", "is_right"), lacking)
-            self._take_result("matmul", event["device"], {"dtype": event["what"].split()[-1], **rates})
-        elif kind == "hung":
-            for name in event["device"].split(", "):
-                self.fail(name, "hung", f"{event['what']} did not end")
-        else:  # "failed" or "crowded"
-            self.fail(event["device"], kind, f"{event['what']}: {event['why']}")
+        if kind in ("result", "unsupported", "hung", "failed", "crowded"):
+            self.running = None
+            if event["key"] == "sustained" and self.loaded:
+                self.loaded = (self.loaded[0], at)
+        match kind:
+            case "devices":
+                for row in event["devices"]:
+                    new = {**row, "state": "finished", "error": "", **{key: [] for key in LISTS}}
+                    self.devices.setdefault(row["device"], new)
+            case "begin":
+                self.running, self.next_step = event, event["step"] + 1
+                if event["key"] == "sustained":
+                    self.loaded = (at, float("inf"))
+            case "left out":
+                self.left_out.append(f"{event['what']} of {event['device']}")
+            case "result":
+                self._take_result(event["key"], event["device"], from_document(event["value"]))
+            case "unsupported":
+                lacking = Absent(f"not supported: {event['why']}")
+                rates = dict.fromkeys(("tflops", "of_peak", "of_usual", "of_own", "is_right"), lacking)
+                self._take_result("matmul", event["device"], {"dtype": event["what"].split()[-1], **rates})
+            case "hung":
+                for name in event["device"].split(", "):
+                    self.fail(name, "hung", f"{event['what']} did not end")
+            case "failed" | "crowded":
+                self.fail(event["device"], kind, f"{event['what']}: {event['why']}")
 
     def _take_result(self, key: str, device: str, value: Any) -> None:
         if key.startswith("consistency"):
@@ -131,12 +131,8 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Return a row per device: the programs in which it differs from most equal devices, from itself, from NumPy.
 
-    Of two devices that differ from each other, both are odd, because nothing shows which is right.
-
-    Args:
-        hashes: by device and program, one per run.
-        kinds: the devices' kinds; only equal devices are compared.
-        exact: the right hashes of programs of whole numbers.
+    Of two devices that differ from each other, both are odd, because nothing shows which is right. `hashes` are by
+    device and program, one per run. `exact` has the right hashes of programs of whole numbers.
     """
     rows: list[dict[str, Any]] = []
     for device, programs in hashes.items():

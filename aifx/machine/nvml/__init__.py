@@ -38,10 +38,8 @@ TEMPERATURE_GPU, CLOCK_SM = 0, 1
 
 
 def open_driver() -> Facts:
-    """Start NVML and read the driver's facts: `state`, `driver`, `nvml`, `cuda` and the `count` of GPUs.
-
-    If `state` is not "ok", the other values say why.
-    """
+    """Start NVML and read the driver's facts: `state`, `driver`, `nvml`, `cuda` and the `count` of GPUs. If `state` is
+    not "ok", the other values say why."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
