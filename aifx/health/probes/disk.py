@@ -81,7 +81,7 @@ def _place(role: str, path: Path) -> dict[str, Any] | Unknown:
         is_writable = role in ("run", "root") or os.access(there, os.W_OK)
         return {
             "device": f"{role} {path}",
-            "mount_point": str(next(path for path in (real, *real.parents) if path.is_mount())),
+            "mount_point": str(next(folder for folder in (real, *real.parents) if folder.is_mount())),
             "file_system": there.stat().st_dev,
             "is_writable": is_writable,
             "unwritable": [] if is_writable else [str(path)],

@@ -111,10 +111,8 @@ def collect_processes(host: Host) -> dict[str, Any] | Absent:
 
 
 def _stats(host: Host, pids: set[str] | None = None) -> Iterator[tuple[str, tuple[str, str, bool]]]:
-    """Return name, state and whether it is a kernel thread, by process id.
-
-    This does not use `Host.read`, which starts a thread per file: there may be thousands, and none of these hangs.
-    """
+    """Return name, state and whether it is a kernel thread, by process id. This does not use `Host.read`, which starts
+    a thread per file: there may be thousands, and none of these hangs."""
     for pid in listed(host, "/proc", r"\d+") if pids is None else pids:
         try:
             text = host.path(f"/proc/{pid}/stat").read_text("utf-8", "replace")

@@ -52,10 +52,7 @@ class Step:
 
 def plan(everything: list[Any], without: set[str], level: Level, left_s: Callable[[], float]) -> Iterator[Step]:
     """Return the steps: the consistency check on cold devices, each device, all together, the sustained load, the check
-    again.
-
-    `without` does not change a step's number: steps of all devices then use the others.
-    """
+    again. `without` does not change a step's number: steps of all devices then use the others."""
     devices = [d for d in everything if name_of(d) not in without]
     compiling_s = 60.0 if devices[0].platform == "cpu" else 120.0
     slice_s = level.slice_s

@@ -98,10 +98,8 @@ def collectives(devices: list[Any], slice_s: float) -> list[dict[str, Any]]:
 
 def sustained(devices: list[Any], seconds: float) -> dict[str, dict[str, Any]]:
     """Load all devices at once, and return for each its rate in the second and in the last quarter, and the share that
-    it kept. The first quarter does not count: a cold device is then above the rate that its power cap allows.
-
-    Raises RuntimeError for the device that failed first.
-    """
+    it kept. The first quarter does not count: a cold device is then above the rate that its power cap allows. Raises
+    RuntimeError for the device that failed first."""
     with ThreadPoolExecutor(len(devices)) as pool:
         rates = list(pool.map(lambda device: _driven(device, seconds), devices))
     return {name_of(device): found for device, found in zip(devices, rates, strict=True)}
