@@ -28,12 +28,13 @@ def matmul(device: Any, dtype: str, slice_s: float) -> dict[str, Any]:
     kind, entry = device.device_kind, find_accelerator(device.device_kind)
     # The estimate of a processor's peak is for float32.
     peak = None if device.platform == "cpu" and dtype != "float32" else peak_of(kind, device.platform, 1, dtype)
+    peak_flops = peak.flops if peak else None
     usual = entry.usual_tflops if entry and dtype in ("bfloat16", "float16") else None
     return {
         "dtype": dtype,
         "size": size,
         "tflops": tflops,
-        "of_peak": _share(tflops * 1e12, peak and peak.flops, f"the catalogue has no peak of {kind} in {dtype}"),
+        "of_peak": _share(tflops * 1e12, peak_flops, f"the catalogue has no peak of {kind} in {dtype}"),
         "peak": peak.formula if peak else "",
         "of_usual": _share(tflops, usual, f"aifx knows no usual rate of {kind} in {dtype}"),
         "of_own": _of_own(device, f"matmul.{dtype}", tflops * 1e12),

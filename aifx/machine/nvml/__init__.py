@@ -43,13 +43,11 @@ def open_driver() -> Facts:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        code = int(getattr(error, "value", -1))
-        why: Absent | Unknown = failed("nvmlInit", code, str(error))
-        state: str | Unknown = why
-        if code in LIBRARY_STATES:
-            state, text = LIBRARY_STATES[code]
-            why = Absent(text)
-        return {"state": state, **dict.fromkeys(("driver", "nvml", "cuda", "count"), why)}
+        code, others = int(getattr(error, "value", -1)), ("driver", "nvml", "cuda", "count")
+        if code not in LIBRARY_STATES:
+            return dict.fromkeys(("state", *others), failed("nvmlInit", code, str(error)))
+        state, why = LIBRARY_STATES[code]
+        return {"state": state, **dict.fromkeys(others, Absent(why))}
     ask = Calls()
     return {
         "state": "ok",

@@ -154,7 +154,7 @@ def _inforom(ask: Calls) -> Any:
 
 
 def _pair(value: Any, names: tuple[str, str], of: Callable[[Any], Any]) -> Facts:
-    return {name: also(value, lambda pair, at=at: of(pair[at])) for at, name in enumerate(names)}
+    return {name: value if isinstance(value, (Absent, Unknown)) else of(value[at]) for at, name in enumerate(names)}
 
 
 def _ecc(ask: Calls) -> Facts:
