@@ -23,24 +23,19 @@ def has_tokamax() -> bool:
 def attention_peers(call: Any) -> dict[str, Callable[..., Any]]:
     """jax.nn's and tokamax's attention, where they can say the same."""
 
-    def jax_nn(call: Any, config: Any, q: Any, k: Any, v: Any, offset: Any, ids: Any) -> Any:
-        mask = None if ids is None else (ids[:, None, :, None] == ids[:, None, None, :])
-        window = None if call.window is None else (call.window - 1, 0 if call.causal else call.kv_len)
-        out = jax.nn.dot_product_attention(
-            q, k, v, mask=mask, scale=call.scale, is_causal=call.causal, local_window_size=window
-        )
-        return out, None
+    def peer(attention: Any, **options: Any) -> Callable[..., Any]:
+        def run(call: Any, config: Any, q: Any, k: Any, v: Any, offset: Any, ids: Any) -> Any:
+            mask = None if ids is None else (ids[:, None, :, None] == ids[:, None, None, :])
+            return attention(q, k, v, mask=mask, scale=call.scale, is_causal=call.causal, **options), None
 
-    def tokamax_attention(call: Any, config: Any, q: Any, k: Any, v: Any, offset: Any, ids: Any) -> Any:
-        tokamax: Any = importlib.import_module("tokamax")
-        mask = None if ids is None else (ids[:, None, :, None] == ids[:, None, None, :])
-        return tokamax.dot_product_attention(q, k, v, mask=mask, scale=call.scale, is_causal=call.causal), None
+        return run
 
-    peers: dict[str, Callable[..., Any]] = {}
-    if call.logit_softcap is None and call.q_offset == 0:
-        peers["jax.nn"] = jax_nn
-        if has_tokamax() and call.window is None:
-            peers["tokamax"] = tokamax_attention
+    if call.logit_softcap is not None or call.q_offset != 0:
+        return {}
+    window = None if call.window is None else (call.window - 1, 0 if call.causal else call.kv_len)
+    peers = {"jax.nn": peer(jax.nn.dot_product_attention, local_window_size=window)}
+    if has_tokamax() and call.window is None:
+        peers["tokamax"] = peer(importlib.import_module("tokamax").dot_product_attention)
     return peers
 
 
@@ -104,7 +99,7 @@ def three_products(call: Any) -> Callable[..., Any]:
 
 
 BOUNDS: dict[str, dict[str, Callable[[Any], Callable[..., Any]]]] = {
-    "linear_cross_entropy": {"products": three_products},
+    "linear_cross_entropy": {"products": three_products}
 }
 """Programs by op and name that take the arguments of the op's workload and do the part of it that nothing can avoid."""
 

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 
 from aifx.benchmarking.kernel_peers import BOUNDS, PEERS, has_tokamax
 from aifx.benchmarking.results import Measured
-from aifx.benchmarking.roofline import least_seconds
 from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import Effort, sample_in_turn
 from aifx.core.errors import UsageError, did_you_mean
+from aifx.machine.catalogue import find_accelerator, peak_of
 from aifx.machine.device_memory import cache_bytes, extra_bytes, program_bytes, room
-from jax_kernels.implementations import Device, current_device
-from jax_kernels.op import Op
+from aifx.machine.measured_peaks import find_ceilings, measured_peak
+from jax_kernels.implementations import Config, Device, current_device
+from jax_kernels.op import Op, Work
 from jax_kernels.ops import OPS, Case, benchmark_cases, dtypes
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ def _chosen(bench: Bench, device: Device) -> Iterator[tuple[Op, Case]]:
         cases = [case for case in every[op.name] if not asked or case.name in asked]
         if bench.quick and not asked:
             cases = sorted(cases, key=lambda case: _size(bench, op, case, device))[:1]
-        yield from ((op, case) for case in cases)
+        for case in cases:
+            yield op, case
 
 
 def _size(bench: Bench, op: Op, case: Case, device: Device) -> tuple[int, int]:
@@ -86,12 +88,14 @@ def _dtype(bench: Bench, op: Op, device: Device) -> str:
 
 def _measure(bench: Bench, op: Op, case: Case, dtype: str, device: Device, refused: Refused) -> Iterator[Measured]:
     call = case.call(dtype)
-    programs, figures, arguments = _compile(bench, op, case, call, refused)
+    programs, arguments = _compile(op, case, call, device, refused)
     if not programs:
         return
     sets = _sets(arguments, device)
     taken = sample_in_turn(programs, Effort(bench.effort.slice_s, least=LEAST_SAMPLES), inputs=sets)
-    work = op.work(call)
+    work, elementwise = op.work(call), {}
+    if not work.flops and "reference" in programs:  # no products: what XLA counts in the reference
+        elementwise = {"elementwise_flops": (programs["reference"].cost_analysis() or {}).get("flops")}
     for implementation, samples in taken.items():
         yield bench.measured(
             op.name,
@@ -100,30 +104,40 @@ def _measure(bench: Bench, op: Op, case: Case, dtype: str, device: Device, refus
             flops=work.flops or None,
             num_bytes=work.num_bytes,
             bound_s=least_seconds(work, dtype, device),
-            figures=figures[implementation],
+            figures={"peak_memory_bytes": program_bytes(programs[implementation]), **elementwise},
         )
 
 
-def _compile(
-    bench: Bench, op: Op, case: Case, call: Any, refused: Refused
-) -> tuple[dict[str, Any], dict[str, dict[str, float | None]], tuple[Any, ...]]:
-    """The programs by implementation, peer and bound, the memory of each with operands and results, and operands. What
-    cannot run is noted with its reason."""
-    device = current_device()
+def least_seconds(work: Work, dtype: str, device: Device) -> float | None:
+    """The larger of the work's operations over the peak and its bytes over the memory's bandwidth: the catalogue's, for
+    a device that it lacks what `aifx bench hardware` measured here. None where neither is known."""
+    accelerator = find_accelerator(device.kind)
+    peak = None if accelerator else measured_peak(device.kind, device.platform, 1, dtype)
+    peak = peak or peak_of(device.kind, device.platform, 1, dtype)
+    bounds = [work.flops / peak.flops] if peak and work.flops else []
+    if accelerator:
+        bounds.append(work.num_bytes / (accelerator.memory_gb_s * 1e9 / accelerator.devices_per_chip))
+    elif rate := find_ceilings(device.kind, device.platform).rate("memory"):
+        bounds.append(work.num_bytes / rate)
+    return max(bounds, default=None)
+
+
+def _compile(op: Op, case: Case, call: Any, device: Device, refused: Refused) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """The programs by implementation, peer and bound, and their operands. What cannot run is noted with its reason."""
     bounds = BOUNDS.get(op.name, {})
-    contenders: dict[str, Any] = dict(op.implementations) | PEERS[op.name](call) | bounds
     programs: dict[str, Any] = {}
-    figures: dict[str, dict[str, float | None]] = {}
-    arguments: tuple[Any, ...] | None = None
-    for name, contender in contenders.items():
-        implementation = op.implementations.get(name)
-        if implementation is not None and (refusal := implementation.unsupported_reason(call, device)):
-            refused.setdefault(f"{name}: {refusal}", {})[op.name] = None
-            continue
-        config = implementation.configs(call, device)[0] if implementation is not None else ()
-        program, make = op.workload(call, implementation.run if implementation is not None else contender, config)
+    arguments: tuple[Any, ...] = ()
+    for name, contender in (dict(op.implementations) | PEERS[op.name](call) | bounds).items():
+        run: Any = contender
+        config: Config = ()
+        if implementation := op.implementations.get(name):
+            if refusal := implementation.unsupported_reason(call, device):
+                refused.setdefault(f"{name}: {refusal}", {})[op.name] = None
+                continue
+            run, config = implementation.run, implementation.configs(call, device)[0]
+        program, make = op.workload(call, run, config)
         program = bounds[name](call) if name in bounds else program
-        arguments = make() if arguments is None else arguments
+        arguments = arguments or make()
         try:
             compiled = jax.jit(program).lower(*arguments).compile()
         except Exception as error:  # the compilers' own types
@@ -135,12 +149,7 @@ def _compile(
             logger.warning(f"left out: {op.name}, {name}, {case.name}: {why}")
             continue
         programs[name] = compiled
-        figures[name] = {"peak_memory_bytes": program_bytes(compiled)}
-    if not op.work(call).flops and "reference" in programs:  # no products: what XLA counts in the reference
-        elementwise = (programs["reference"].cost_analysis() or {}).get("flops")
-        for values in figures.values():
-            values["elementwise_flops"] = elementwise
-    return programs, figures, arguments or ()
+    return programs, arguments
 
 
 def _sets(arguments: tuple[Any, ...], device: Device) -> list[tuple[Any, ...]]:

@@ -8,15 +8,15 @@ import pytest
 from bench_reports import CPU, H100, report, result
 from fake_suite import fork_launches
 
-from aifx.benchmarking import measured_peaks
+from aifx.benchmarking import hardware, measured_peaks
 from aifx.benchmarking.fingerprint import fingerprint
-from aifx.benchmarking.hardware import collectives, copies, dispatch, memory, products
-from aifx.benchmarking.hardware.faults import WrongResult
+from aifx.benchmarking.hardware import WrongResult
 from aifx.benchmarking.results import Failure, Measured, Request
 from aifx.benchmarking.runner import Launches
 from aifx.benchmarking.suites import SUITES, Bench
 from aifx.benchmarking.timing import Effort, Samples
 from aifx.core.errors import EnvironmentFault, ExitCode
+from aifx.machine import microbenchmarks
 from aifx.machine.device_memory import cache_bytes
 from aifx.machine.measured_peaks import find_ceilings, keep_ceilings
 
@@ -36,8 +36,8 @@ def bench(monkeypatch):
 
 
 def test_products_are_counted_and_each_library_is_told(bench, monkeypatch):
-    monkeypatch.setattr(products, "USUAL_PRODUCT", {"cpu": (64, 1)})
-    found = list(products.measure(bench, DEVICE))
+    monkeypatch.setattr(microbenchmarks, "USUAL_PRODUCT", {"cpu": (64, 1)})
+    found = list(hardware.products(bench, DEVICE))
     assert [one.params for one in found] == [
         {"dtype": dtype, "size": 64} for dtype in ("float32", "bfloat16", "float16", "int8")
     ]
@@ -52,77 +52,77 @@ def test_products_are_counted_and_each_library_is_told(bench, monkeypatch):
 
 
 def test_a_type_that_a_device_lacks_is_left_out_with_a_word(bench, monkeypatch, caplog):
-    monkeypatch.setattr(products, "USUAL_PRODUCT", {"cpu": (64, 1)})
-    monkeypatch.setattr(products, "dtypes_of", lambda device: ("float99", "float32"))
-    found = list(products.measure(bench, DEVICE))
+    monkeypatch.setattr(microbenchmarks, "USUAL_PRODUCT", {"cpu": (64, 1)})
+    monkeypatch.setattr(microbenchmarks, "dtypes_of", lambda device: ("float99", "float32"))
+    found = list(hardware.products(bench, DEVICE))
     assert [one.params["dtype"] for one in found] == ["float32"]
     assert caplog.messages[0].startswith("left out: products of 64 rows in float99: ")
 
 
 def test_wrong_results_end_it(bench, monkeypatch):
-    monkeypatch.setattr(products, "USUAL_PRODUCT", {"cpu": (64, 1)})
-    monkeypatch.setattr(products.Product, "is_right", lambda self: False)
+    monkeypatch.setattr(microbenchmarks, "USUAL_PRODUCT", {"cpu": (64, 1)})
+    monkeypatch.setattr(microbenchmarks.Product, "is_right", lambda self: False)
     with pytest.raises(WrongResult, match="cpu:0 gives wrong results") as raised:
-        list(products.measure(bench, DEVICE))
+        list(hardware.products(bench, DEVICE))
     assert raised.value.exit_code == ExitCode.VERDICT
     assert raised.value.hint == "aifx doctor --stress"
 
 
 def test_memory_goes_through_every_cache(monkeypatch):
-    monkeypatch.setattr(memory, "cache_bytes", lambda platform: 96 << 20)
-    sizes = memory.sizes("cpu")
+    monkeypatch.setattr(hardware, "cache_bytes", lambda platform: 96 << 20)
+    sizes = hardware.memory_sizes("cpu")
     assert sizes[0] <= 32 << 10  # within a first-level cache
     assert sizes[-1] >= 2 * 4 * (96 << 20)  # each of two arrays four times the last cache
     assert all(4 * small == large for small, large in pairwise(sizes))
-    assert memory.sizes("cpu", quick=True) == [sizes[0], sizes[-1]]
-    assert memory.sizes("gpu")[0] in (1 << 20, 2 << 20)
+    assert hardware.memory_sizes("cpu", quick=True) == [sizes[0], sizes[-1]]
+    assert hardware.memory_sizes("gpu")[0] in (1 << 20, 2 << 20)
 
 
 def test_memory_counts_bytes_as_stream_does(bench, monkeypatch):
-    monkeypatch.setattr(memory, "sizes", lambda platform, quick: [1 << 14])
-    monkeypatch.setattr(memory, "CALL_BYTES", {"cpu": 1 << 16})
+    monkeypatch.setattr(hardware, "memory_sizes", lambda platform, quick: [1 << 14])
+    monkeypatch.setattr(hardware, "CALL_BYTES", {"cpu": 1 << 16})
     monkeypatch.setattr(bench, "quick", False)
-    found = {one.params["op"]: one for one in memory.measure(bench, DEVICE)}
+    found = {one.params["op"]: one for one in hardware.memory(bench, DEVICE)}
     assert {op: one.num_bytes / (1 << 13) for op, one in found.items()} == {"copy": 2, "scale": 2, "add": 3, "triad": 3}
     assert {one.params["num_bytes"] for one in found.values()} == {1 << 14}
     assert {one.figures["times_cache"] for one in found.values()} == {(1 << 14) / cache_bytes("cpu")}
-    monkeypatch.setattr(memory.Stream, "num_wrong", lambda self: 3)
+    monkeypatch.setattr(microbenchmarks.Stream, "num_wrong", lambda self: 3)
     with pytest.raises(WrongResult) as raised:
-        list(memory.measure(bench, DEVICE))
+        list(hardware.memory(bench, DEVICE))
     assert "copy in memory, 3 elements" in raised.value.why
 
 
 def test_a_size_that_memory_does_not_hold_is_left_out_with_a_word(bench, monkeypatch, caplog):
-    monkeypatch.setattr(memory, "sizes", lambda platform, quick: [1 << 12, 1 << 14, 1 << 16])
-    monkeypatch.setattr(memory, "CALL_BYTES", {"cpu": 1 << 16})
-    monkeypatch.setattr(memory, "room", lambda devices: 1 << 14)
-    made = memory.Stream
+    monkeypatch.setattr(hardware, "memory_sizes", lambda platform, quick: [1 << 12, 1 << 14, 1 << 16])
+    monkeypatch.setattr(hardware, "CALL_BYTES", {"cpu": 1 << 16})
+    monkeypatch.setattr(hardware, "room", lambda devices: 1 << 14)
+    made = microbenchmarks.Stream
 
     def make(device, op, num_bytes, call_bytes):
         if num_bytes == 1 << 12:
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return made(device, op, num_bytes, call_bytes)
 
-    monkeypatch.setattr(memory, "Stream", make)
-    assert [one.params["num_bytes"] for one in memory.measure(bench, DEVICE)] == [1 << 14]
+    monkeypatch.setattr(microbenchmarks, "Stream", make)
+    assert [one.params["num_bytes"] for one in hardware.memory(bench, DEVICE)] == [1 << 14]
     left_out = [note for note in caplog.messages if note.startswith("left out: ")]
-    assert left_out == [f"left out: triad of {size} KiB in memory, which has no room for it" for size in (4, 64)]
+    assert left_out == [f"left out: triad of {size} KiB in memory, for which there is no room" for size in (4, 64)]
 
 
 def test_copies_say_what_they_are(bench, monkeypatch, caplog):
-    monkeypatch.setattr(copies, "SIZES", {"cpu": (1 << 8, 1 << 12)})
-    found = list(copies.measure(bench, DEVICE))
+    monkeypatch.setattr(hardware, "COPY_BYTES", {"cpu": (1 << 8, 1 << 12)})
+    found = list(hardware.copies(bench, DEVICE))
     assert [one.params for one in found] == [
         {"direction": way, "num_bytes": 1 << 12, "memory": "pageable"} for way in ("to_device", "to_host")
     ]
     assert any("one memory here" in note for note in caplog.messages)
     monkeypatch.setattr(bench, "quick", False)
-    sizes = [one.params["num_bytes"] for one in copies.measure(bench, DEVICE)]
+    sizes = [one.params["num_bytes"] for one in hardware.copies(bench, DEVICE)]
     assert sizes == [1 << 12, 1 << 12, 1 << 8, 1 << 8], "what a bench that is ended has as ceilings is of the largest"
 
 
 def test_one_device_has_no_collectives(bench, caplog):
-    assert list(collectives.measure(bench, [DEVICE])) == []
+    assert list(hardware.collectives(bench, [DEVICE])) == []
     assert caplog.messages == ["left out: collectives need two devices or more"]
 
 
@@ -130,10 +130,10 @@ def test_a_collective_that_memory_does_not_hold_is_left_out_with_a_word(bench, m
     def make(devices, kind, size):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(collectives, "Collective", make)
-    assert list(collectives.measure(bench, [DEVICE, DEVICE])) == []
+    monkeypatch.setattr(microbenchmarks, "Collective", make)
+    assert list(hardware.collectives(bench, [DEVICE, DEVICE])) == []
     assert caplog.messages[0] == "left out: all_reduce of 1 MiB, for which there is no room"
-    assert len(caplog.messages) == len(collectives.KINDS)
+    assert len(caplog.messages) == len(microbenchmarks.KINDS)
 
 
 def test_a_machine_without_devices_says_so(tmp_path, monkeypatch):
@@ -155,8 +155,8 @@ def test_each_dispatch_is_waited_for(bench, monkeypatch):
         runs.append(run)
         return Samples([1.0], 1, 1.0, 0)
 
-    monkeypatch.setattr(dispatch, "sample", take)
-    assert [one.name for one in dispatch.measure(bench)] == ["hardware.dispatch", "hardware.launch"]
+    monkeypatch.setattr(hardware, "sample", take)
+    assert [one.name for one in hardware.dispatch(bench)] == ["hardware.dispatch", "hardware.launch"]
     monkeypatch.setattr(jax, "block_until_ready", waited.append)
     runs[0]()
     assert len(waited) == 1

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from published_schemas import check_document
 
-from aifx.benchmarking import roofline
+from aifx.benchmarking import kernels
 from aifx.machine import measured_peaks
 from aifx.machine.catalogue import Peak, utilization
 from aifx.machine.measured_peaks import find_ceilings, keep_ceilings, measured_peak
@@ -114,8 +114,8 @@ def test_shares_are_told_in_short():
 
 
 def test_a_kernel_of_a_device_without_a_data_sheet_is_bounded_by_the_measured_memory(monkeypatch):
-    monkeypatch.setattr(roofline, "peak_of", lambda *device: None)
+    monkeypatch.setattr(kernels, "peak_of", lambda *device: None)
     work, device = Work(flops=10, num_bytes=10**9), Device(platform="gpu", kind="Quantum 9000")
-    assert roofline.least_seconds(work, "float32", device) is None
+    assert kernels.least_seconds(work, "float32", device) is None
     keep_ceilings("Quantum 9000", "gpu", {"memory": 2e12})
-    assert roofline.least_seconds(work, "float32", device) == 10**9 / 2e12
+    assert kernels.least_seconds(work, "float32", device) == 10**9 / 2e12
