@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import side_by_side
 from side_by_side import AIFX, Runs, Work
 
-from aifx.benchmarking.watch import Watch
+from aifx.benchmarking.watch import watch_machine
 from aifx.core.logs import LineHandler, log_to
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def main() -> None:
         options += [part for op in arguments.op for part in ("--op", op)] + ["--quick"] * arguments.quick
         environ = {**os.environ, "AIFX_CACHE_DIR": str(Path(folder) / "cache")}
         runs = Runs({})
-        with log_to(LineHandler(runs.notes.append)), Watch():
+        with log_to(LineHandler(runs.notes.append)), watch_machine():
             done = subprocess.run([*AIFX, "bench", "kernels", *options], env=environ, stdout=subprocess.DEVNULL)
         if done.returncode:
             raise SystemExit(f"aifx bench kernels ended with {done.returncode}")

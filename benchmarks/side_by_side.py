@@ -159,12 +159,12 @@ def tell(work: Callable[[], Told], peers: Sequence[str] = ()) -> None:
 
 def alternate(sides: Sequence[Side], rounds: int, *, label: str = "") -> Runs:
     """All sides in turn, `rounds` times. Ours, the first, has to run; a peer that does not is absent."""
-    from aifx.benchmarking.watch import Watch
+    from aifx.benchmarking.watch import watch_machine
     from aifx.core.logs import LineHandler, log_to
 
     runs = Runs({side.name: [] for side in sides})
     going = list(sides)
-    with log_to(LineHandler(runs.notes.append)), Watch():
+    with log_to(LineHandler(runs.notes.append)), watch_machine():
         for number in range(rounds):
             for side in list(going if number % 2 == 0 else reversed(going)):
                 told = side.measure()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jax
 import numpy as np
 
 from aifx.benchmarking.results import Measured
-from aifx.benchmarking.setup import prepared
 from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import Samples
 from aifx.checkpoint import Checkpoints
@@ -24,6 +23,8 @@ from aifx.training.state import to_tree
 logger = logging.getLogger(__name__)
 
 REPEATS, QUICK_REPEATS = 7, 3
+"""A few calls of each thing, since one moves the whole state."""
+
 PIECE_BYTES = 8 << 20
 
 
@@ -31,18 +32,21 @@ def measure(bench: Bench) -> Iterator[Measured]:
     """`disk_write`, `disk_read`: the bytes of a checkpoint as one file, written and flushed, read past the cache.
     `stall`: from the call of a save to its return, when the step goes on. `save`: until the checkpoint counts.
     `restore`: reading it back, verified, onto the devices; `restore_cold`: with its files out of the page cache."""
-    with prepared(bench) as ready:
+    with bench.scratch() as folder:
         logger.info("checkpoint: making the state")
-        programs = ready.programs
+        run, programs = bench.build(bench.config, folder / "bench")
         wanted = to_tree(programs.abstract[0], stacked=programs.is_stacked)
         tree = jax.block_until_ready(to_tree(programs.init()[0], stacked=programs.is_stacked))
         timer = _Timer(bench, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
-        drop = _droppable(ready.run.path, bench)
+        can_drop = hasattr(os, "posix_fadvise")
+        if not can_drop:
+            left_out = "checkpoint.disk_read and checkpoint.restore_cold are left out"
+            logger.warning(f"this system cannot put files out of its cache: {left_out}")
         logger.info("checkpoint: the disk")
-        yield from _disk(timer, ready.run.path / "disk", drop)
+        yield from _disk(timer, run.path / "disk", can_drop=can_drop)
         logger.info("checkpoint: saving")
-        section = ready.config.checkpoint.model_copy(update={"asynchronous": True, "keep_last": 1, "keep_best": 0})
-        checkpoints = Checkpoints(ready.run.checkpoints, section)
+        section = bench.config.checkpoint.model_copy(update={"asynchronous": True, "keep_last": 1, "keep_best": 0})
+        checkpoints = Checkpoints(run.checkpoints, section)
         yield from _saves(timer, checkpoints, tree)
         last = checkpoints.latest()
         assert last is not None
@@ -51,26 +55,23 @@ def measure(bench: Bench) -> Iterator[Measured]:
             jax.block_until_ready(checkpoints.restore(last, wanted)[0])
 
         logger.info("checkpoint: restoring")
-        yield timer.result("restore", restore)
-        if drop is not None:
-            yield timer.result("restore_cold", restore, before=drop, against="disk_read")
+        yield timer.time("restore", restore)
+        if can_drop:
+            yield timer.time("restore_cold", restore, before=lambda: _drop(run.path), against="disk_read")
 
 
 class _Timer:
-    """A few calls of each thing, since one moves the whole state."""
+    """Results of one bench, all of them of `size` bytes."""
 
     def __init__(self, bench: Bench, size: int) -> None:
         self._bench, self.size = bench, size
         self.repeats = QUICK_REPEATS if bench.quick else REPEATS
         self._medians: dict[str, float] = {}
 
-    def result(
+    def time(
         self, thing: str, run: Callable[[], None], before: Callable[[], None] = lambda: None, against: str = ""
     ) -> Measured:
-        """Args:
-        before: called before each call, untimed.
-        against: the thing whose time is the least that this one could take.
-        """
+        """Time some calls, with `before` called before each, untimed."""
         taken = []
         with report_progress(f"measuring {self._bench.name(thing)}", self.repeats, "calls") as progress:
             for _ in range(self.repeats):
@@ -79,17 +80,16 @@ class _Timer:
                 run()
                 taken.append(time.perf_counter() - started)
                 progress.advance(1)
-        return self.measured(thing, taken, against)
+        return self.result(thing, taken, against)
 
-    def measured(self, thing: str, seconds: list[float], against: str = "") -> Measured:
-        self._medians[thing] = statistics.median(seconds)
-        return self._bench.measured(
-            thing,
-            Samples(seconds, 1, seconds[0], 0),
-            num_bytes=self.size,
-            bound_s=self._medians.get(against),
-            figures={"size_bytes": self.size},
-        )
+    def result(self, thing: str, seconds: list[float], against: str = "") -> Measured:
+        """Args:
+        against: the thing whose time is the least that this one could take.
+        """
+        self._medians[thing] = median(seconds)
+        samples, bound_s = Samples(seconds, 1, seconds[0], 0), self._medians.get(against)
+        figures = {"size_bytes": self.size}
+        return self._bench.measured(thing, samples, num_bytes=self.size, bound_s=bound_s, figures=figures)
 
 
 def _saves(timer: _Timer, checkpoints: Checkpoints, tree: Any) -> Iterator[Measured]:
@@ -109,30 +109,11 @@ def _saves(timer: _Timer, checkpoints: Checkpoints, tree: Any) -> Iterator[Measu
             checkpoints.wait()
             saves.append(time.perf_counter() - started)
             progress.advance(1)
-    yield timer.measured("stall", stalls[1:])
-    yield timer.measured("save", saves[1:], against="disk_write")
+    yield timer.result("stall", stalls[1:])
+    yield timer.result("save", saves[1:], against="disk_write")
 
 
-def _droppable(folder: Path, bench: Bench) -> Callable[[], None] | None:
-    """What puts the files below a folder out of the page cache; None where the system does not do so for us."""
-    if not hasattr(os, "posix_fadvise"):
-        left_out = "checkpoint.disk_read and checkpoint.restore_cold are left out"
-        logger.warning(f"this system cannot put files out of its cache: {left_out}")
-        return None
-
-    def drop() -> None:
-        for path in (p for p in folder.rglob("*") if p.is_file()):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
-
-    return drop
-
-
-def _disk(timer: _Timer, path: Path, drop: Callable[[], None] | None) -> Iterator[Measured]:
+def _disk(timer: _Timer, path: Path, *, can_drop: bool) -> Iterator[Measured]:
     """One file of bytes that do not compress, written in large pieces and flushed, and read past the cache."""
     block = np.random.default_rng(0).integers(0, 256, min(timer.size, PIECE_BYTES), np.uint8).tobytes()
     into = bytearray(len(block))
@@ -148,7 +129,15 @@ def _disk(timer: _Timer, path: Path, drop: Callable[[], None] | None) -> Iterato
             while file.readinto(into):
                 pass
 
-    yield timer.result("disk_write", write, before=lambda: path.unlink(missing_ok=True))
-    if drop is not None:
-        yield timer.result("disk_read", read, before=drop)
+    yield timer.time("disk_write", write, before=lambda: path.unlink(missing_ok=True))
+    if can_drop:
+        yield timer.time("disk_read", read, before=lambda: _drop(path.parent))
     path.unlink()
+
+
+def _drop(folder: Path) -> None:
+    """Put the files below a folder out of the page cache."""
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

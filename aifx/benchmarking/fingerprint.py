@@ -65,18 +65,12 @@ class Fingerprint(BaseModel):
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Of this process's devices; imports JAX.
-
-    Args:
-        folder: the one whose commit it names.
-
-    Raises EnvironmentFault where JAX has no device.
-    """
+    """Of this process's devices and the folder's commit; imports JAX. Raises EnvironmentFault if JAX has no device."""
     from aifx.machine.host import hardware, versions
     from aifx.runs.provenance import flags, git_state
 
     return Fingerprint(
-        hardware={**hardware(_devices()), "driver": _driver()},
+        hardware={**hardware(_devices()), "driver": _read("/sys/module/nvidia/version")},
         versions=versions(),
         flags=flags(os.environ),
         clocks=_clocks(),
@@ -95,26 +89,15 @@ def _devices() -> list[Any]:
         raise EnvironmentFault("JAX finds no device to measure", why, "aifx doctor") from error
 
 
-def _driver() -> str | None:
-    """The version of NVIDIA's kernel module."""
-    try:
-        return Path("/sys/module/nvidia/version").read_text().strip()
-    except OSError:
-        return None
-
-
 def _clocks() -> dict[str, Any]:
     """What cpufreq allows; empty if the system does not report it, as virtual machines do not."""
-    found: dict[str, Any] = {}
-    folder = Path("/sys/devices/system/cpu/cpu0/cpufreq")
-    for name, key in (
-        ("scaling_governor", "governor"),
-        ("scaling_max_freq", "max_khz"),
-        ("scaling_min_freq", "min_khz"),
-    ):
-        try:
-            text = (folder / name).read_text().strip()
-        except OSError:
-            continue
-        found[key] = int(text) if text.isdigit() else text
-    return found
+    names = {"governor": "scaling_governor", "max_khz": "scaling_max_freq", "min_khz": "scaling_min_freq"}
+    texts = {key: _read(f"/sys/devices/system/cpu/cpu0/cpufreq/{name}") for key, name in names.items()}
+    return {key: int(text) if text.isdigit() else text for key, text in texts.items() if text is not None}
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None

@@ -13,11 +13,10 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aifx.benchmarking.results import Measured
-from aifx.benchmarking.setup import scratch
 from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import Samples
 from aifx.core.errors import AifxError, EnvironmentFault
@@ -41,64 +40,53 @@ def measure(bench: Bench) -> Iterator[Measured]:
     repeats = QUICK_REPEATS if bench.quick else REPEATS
     logger.info("startup: help")
     yield _result(bench, "help", [_help_s() for _ in range(max(repeats, 3))])
-    with scratch(bench.project) as folder:
-        started = Start(_copied(bench.project, folder / "project"), folder / "cache", bench.options.get("set") or [])
+    with bench.scratch() as folder:
+        project = _copied(bench.project, folder / "project")
+        first_step_s = partial(_first_step_s, bench, project, folder / "cache")
         logger.info("startup: first")
-        yield _result(bench, "first", [started.first_step_s("first")])
+        yield _result(bench, "first", [first_step_s("first")])
         taken: dict[str, list[float]] = {"cold": [], "warm": [], "resumed": []}
         with report_progress("timing starts", repeats * (2 if bench.quick else 4), "starts") as progress:
             for number in range(repeats):
                 logger.info(f"startup: cold and warm, {number + 1} of {repeats}")
                 shutil.rmtree(folder / "cache" / "jax", ignore_errors=True)
                 for thing in ("cold", "warm"):
-                    taken[thing].append(started.first_step_s(thing))
+                    taken[thing].append(first_step_s(thing))
                     progress.advance(1)
                 if not bench.quick:
-                    started.first_step_s("resumed", leave_checkpoint=True)
+                    first_step_s("resumed", leave_checkpoint=True)
                     progress.advance(1)
-                    taken["resumed"].append(started.first_step_s("resumed", keep=True))
+                    taken["resumed"].append(first_step_s("resumed", keep=True))
                     progress.advance(1)
         for thing, seconds in taken.items():
             if seconds:
                 yield _result(bench, thing, seconds)
 
 
-@dataclass(frozen=True)
-class Start:
-    """Starts of `aifx train` in one project.
-
-    Attributes:
-        settings: as `--set` takes them.
-    """
-
-    project: Project
-    cache: Path
-    settings: list[str]
-
-    def first_step_s(self, run: str, *, leave_checkpoint: bool = False, keep: bool = False) -> float:
-        """Seconds to the first new record of a run. The process is then killed, or asked to leave a checkpoint.
-
-        Args:
-            keep: go on with the run that is there.
-        """
-        metrics = self.project.run(run).metrics
-        if not keep:
-            shutil.rmtree(metrics.parent, ignore_errors=True)
-        before = metrics.stat().st_size if metrics.exists() else 0
-        command = [*AIFX, "train", "--run", run, *(part for s in self.settings for part in ("--set", s))]
-        environ = {**os.environ, "AIFX_CACHE_DIR": str(self.cache)}
-        environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-        started = time.perf_counter()
-        with Child(command, cwd=self.project.root, env=environ, limit_s=LIMIT_S) as child:
-            while not (metrics.exists() and metrics.stat().st_size > before):
-                pump([child], POLL_S)
-                if child.ended is not None:
-                    raise _failed("aifx train", child.ended)
-            seconds = time.perf_counter() - started
-            if leave_checkpoint:
-                child.send_signal(signal.SIGTERM)
-                child.wait()
-        return seconds
+def _first_step_s(
+    bench: Bench, project: Project, cache: Path, run: str, *, leave_checkpoint: bool = False, keep: bool = False
+) -> float:
+    """Seconds to the first new record of a run, which goes on only with `keep`. The process is then killed, or asked to
+    leave a checkpoint."""
+    metrics = project.run(run).metrics
+    if not keep:
+        shutil.rmtree(metrics.parent, ignore_errors=True)
+    before = metrics.stat().st_size if metrics.exists() else 0
+    settings = [part for setting in bench.options.get("set") or () for part in ("--set", setting)]
+    environ = {**os.environ, "AIFX_CACHE_DIR": str(cache)}
+    environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    started = time.perf_counter()
+    command = [*AIFX, "train", "--run", run, *settings]
+    with Child(command, cwd=project.root, env=environ, limit_s=LIMIT_S) as child:
+        while not (metrics.exists() and metrics.stat().st_size > before):
+            pump([child], POLL_S)
+            if child.ended is not None:
+                raise _failed("aifx train", child.ended)
+        seconds = time.perf_counter() - started
+        if leave_checkpoint:
+            child.send_signal(signal.SIGTERM)
+            child.wait()
+    return seconds
 
 
 def _failed(command: str, ended: Ended) -> AifxError:

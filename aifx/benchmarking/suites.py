@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,29 +16,25 @@ from aifx.benchmarking.timing import Effort, Samples
 
 if TYPE_CHECKING:
     from aifx.config import Config
-    from aifx.core.project import Project
+    from aifx.core.project import Project, RunDirectory
+    from aifx.programs.build import Programs
 
 logger = logging.getLogger(__name__)
-
-Measure = Callable[["Bench"], Iterator[Measured]]
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A part of what is measured.
+    """A part of what is measured: the module of its name, imported in the launch alone, whose `measure(bench)` yields
+    one result after another.
 
     Attributes:
-        module: whose `measure(bench)` yields one result after another. Imported in the launch alone.
-        needs_project: whether it measures the project that it is called in.
         leaves_devices: whether they have to be free for processes that it starts: a TPU belongs to one process, and
             JAX takes most of a GPU's memory.
         slice_s, quick_s: seconds for the samples of one result in one launch.
     """
 
     name: str
-    module: str
-    summary: str
-    needs_project: bool = False
+    needs_project: bool = True
     leaves_devices: bool = False
     slice_s: float = 1.0
     quick_s: float = 0.15
@@ -46,17 +43,14 @@ class Suite:
 SUITES = {
     suite.name: suite
     for suite in (
-        Suite("hardware", "aifx.benchmarking.hardware", "what this machine's silicon reaches"),
-        Suite("kernels", "aifx.benchmarking.kernels", "each implementation of each op of jax_kernels", slice_s=0.5),
-        Suite("train", "aifx.benchmarking.train", "the project's step", needs_project=True, slice_s=4.0, quick_s=1.0),
-        Suite("data", "aifx.benchmarking.data", "the project's batches", needs_project=True),
-        Suite("checkpoint", "aifx.benchmarking.checkpoint", "saving and restoring its state", needs_project=True),
-        Suite(
-            "startup", "aifx.benchmarking.startup", "from the command to the first step",
-            needs_project=True, leaves_devices=True,
-        ),
+        Suite("hardware", needs_project=False),
+        Suite("kernels", needs_project=False, slice_s=0.5),
+        Suite("train", slice_s=4.0, quick_s=1.0),
+        Suite("data"),
+        Suite("checkpoint"),
+        Suite("startup", leaves_devices=True),
     )
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -65,9 +59,6 @@ class Bench:
 
     A suite logs what it does. Its warnings become notes of the report. Parts that take long report their progress: a
     launch that is silent for long is ended.
-
-    Attributes:
-        options: the request's.
     """
 
     suite: Suite
@@ -92,23 +83,37 @@ class Bench:
 
         return load_config(self.project, self.options.get("set") or ())
 
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder on the disk of the project's runs, gone afterwards."""
+        place = self.project.runs_path if self.project.runs_path.is_dir() else self.project.root
+        with tempfile.TemporaryDirectory(prefix=".bench-", dir=place) as folder:
+            yield Path(folder)
+
+    def build(self, config: Config, folder: Path) -> tuple[RunDirectory, Programs]:
+        """What `aifx train` has before its first step, for a run in this folder. Raises ConfigError, DataError."""
+        from aifx.core.project import RunDirectory
+        from aifx.kernels.choice import run_choices
+        from aifx.parallel.layout import local_layout
+        from aifx.programs.build import build
+        from aifx.tasks.registry import open_task
+
+        layout = local_layout(config.train.devices, config.mesh)
+        layout.check_batch(config.train.global_batch_size, config.train.gradient_accumulation)
+        run = RunDirectory(folder)
+        run.assets.mkdir(parents=True, exist_ok=True)
+        task = open_task(config, self.project, run.assets)
+        return run, build(config, task, layout, kernels=run_choices(run, config, layout=layout))
+
     def name(self, thing: str) -> str:
         """The name of a result of this suite."""
         return f"{self.suite.name}.{thing}"
 
     def measured(self, thing: str, samples: Samples, **more: Any) -> Measured:
-        """A result of what was timed, with the time of its first call. Logs the notes of the samples.
-
-        Args:
-            more: fields of `Measured`: params, flops, num_bytes, bound_s, figures.
-        """
+        """A result of what was timed, with the time of its first call and more fields of `Measured`. Logs the notes of
+        the samples."""
         figures = {"first_call_s": samples.first_s} | more.pop("figures", {})
         found = Measured(name=self.name(thing), samples_s=samples.seconds, figures=figures, **more)
         for note in samples.notes:
             logger.warning(f"{found.title} {note}")
         return found
-
-
-def measure_of(suite: Suite) -> Measure:
-    measure: Measure = importlib.import_module(suite.module).measure
-    return measure

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import jax
@@ -56,61 +57,49 @@ class Samples:
     notes: list[str] = field(default_factory=list)
 
 
-def sample(
-    run: Callable[..., Any],
-    effort: Effort,
-    *,
-    inputs: Sequence[tuple[Any, ...]] = ((),),
-    make: Callable[[], tuple[Any, ...]] | None = None,
-) -> Samples:
-    """Time `run(*arguments)` until its results are ready.
-
-    Args:
-        inputs: arguments, taken in turn: where what lies in a cache would flatter, as many as the cache cannot hold.
-        make: makes new arguments before each call, untimed, for a `run` that consumes them; each sample is one call.
-    """
-    return _in_turn([_Timed(run, effort, inputs, make)], effort)[0]
+def sample(run: Callable[..., Any], effort: Effort, *, inputs: Sequence[tuple[Any, ...]] = ((),)) -> Samples:
+    """Time `run(*arguments)` until its results are ready. The arguments are taken from the inputs in turn: where what
+    lies in a cache would flatter, there are as many as the cache cannot hold."""
+    return sample_in_turn({"": run}, effort, inputs=inputs)[""]
 
 
 def sample_in_turn(
     runs: Mapping[K, Callable[..., Any]], effort: Effort, *, inputs: Sequence[tuple[Any, ...]] = ((),)
 ) -> dict[K, Samples]:
-    """Time several ways of doing one thing, a sample of each after the other: a machine that drifts affects all.
+    """Time several ways of doing one thing, a sample of each after the other: a machine that drifts affects all. The
+    effort is for each of them; the inputs, as `sample` takes them, are the same for all."""
+    timed = {name: Timed(run, inputs) for name, run in runs.items()}
+    seconds: dict[K, list[float]] = {name: [] for name in runs}
+    for one in timed.values():
+        one.warm(WARM_UP_SHARE * effort.slice_s)
+    until = time.perf_counter() + effort.slice_s * len(runs)
+    count = 0
+    while count < effort.least or (count < effort.most and time.perf_counter() < until):
+        for name, one in timed.items():
+            seconds[name].append(one.time())
+        count += 1
+        is_checked = count >= effort.least and count % 8 == 0
+        if is_checked and all(_half_width(samples) <= effort.precision for samples in seconds.values()):
+            break
+    return {name: one.samples(seconds[name]) for name, one in timed.items()}
 
-    Args:
-        effort: its `slice_s` is for each of them.
-        inputs: as `sample` takes them, the same for all.
-    """
-    timed = [_Timed(run, effort, inputs) for run in runs.values()]
-    return dict(zip(runs, _in_turn(timed, replace(effort, slice_s=effort.slice_s * len(runs))), strict=True))
 
+class Timed:
+    """One thing that is called over and over: `calls` times in a row for a sample, where one is too short to time."""
 
-class _Timed:
-    """One thing on its way: warm when made."""
-
-    def __init__(
-        self,
-        run: Callable[..., Any],
-        effort: Effort,
-        inputs: Sequence[tuple[Any, ...]],
-        make: Callable[[], tuple[Any, ...]] | None = None,
-    ) -> None:
-        self._run, self._inputs, self._make = run, inputs, make
-        self._turn = 0
+    def __init__(self, run: Callable[..., Any], inputs: Sequence[tuple[Any, ...]] = ((),)) -> None:
+        self._run, self._inputs = run, itertools.cycle(inputs)
         self.calls = 1
+
+    def warm(self, limit_s: float) -> None:
+        """Call until it is steady, for so long at the most."""
         self.first_s = self.time()
-        if not make:
-            self.calls = max(1, round(SHORTEST_S / max(self.time(), 1e-9)))
-        self.warm_up, self.is_steady = until_steady(self.time, WARM_UP_SHARE * effort.slice_s)
-        self.samples: list[float] = []
+        self.calls = max(1, round(SHORTEST_S / max(self.time(), 1e-9)))
+        self.warm_up, self.is_steady = until_steady(self.time, limit_s)
 
     def time(self) -> float:
-        """Seconds of a call: the mean over `calls` of them."""
-        if self._make:
-            chosen = [self._make()]
-        else:
-            chosen = [self._inputs[(self._turn + i) % len(self._inputs)] for i in range(self.calls)]
-        self._turn += self.calls
+        """Seconds of a call: the mean over `calls` of them, waited for."""
+        chosen = list(itertools.islice(self._inputs, self.calls))
         jax.block_until_ready(chosen)
         results = None
         started = time.perf_counter()
@@ -119,24 +108,9 @@ class _Timed:
         jax.block_until_ready(results)
         return (time.perf_counter() - started) / self.calls
 
-    def is_enough(self, effort: Effort) -> bool:
-        count = len(self.samples)
-        return count >= effort.most or (
-            count >= effort.least and count % 8 == 0 and _half_width(self.samples) <= effort.precision
-        )
-
-
-def _in_turn(timed: Sequence[_Timed], effort: Effort) -> list[Samples]:
-    until = time.perf_counter() + effort.slice_s
-    while len(timed[0].samples) < effort.least or time.perf_counter() < until:
-        for one in timed:
-            one.samples.append(one.time())
-        if all(one.is_enough(effort) for one in timed):
-            break
-    return [
-        Samples(one.samples, one.calls, one.first_s, one.warm_up * one.calls, remarks(one.samples, one.is_steady))
-        for one in timed
-    ]
+    def samples(self, seconds: list[float]) -> Samples:
+        notes = remarks(seconds, self.is_steady)
+        return Samples(seconds, self.calls, self.first_s, self.warm_up * self.calls, notes)
 
 
 def until_steady(timed: Callable[[], float], limit_s: float) -> tuple[int, bool]:

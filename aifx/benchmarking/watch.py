@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psutil
 
@@ -25,33 +25,27 @@ SLOWED = ("software_power_cap", *FAULT_REASONS)
 """Reasons for a lower clock than a load would get, faults or not."""
 
 
-class Watch:
+@contextmanager
+def watch_machine() -> Iterator[None]:
     """Around a launch: compares the counters of before and after, and logs what disturbed it."""
-
-    def __enter__(self) -> Self:
-        self._started = time.monotonic()
-        self._busy, self._own = _busy_s(), _own_s()
-        self._quota = _throttled_s()
-        self._clock = _clock_mhz()
-        self._gpus = _gpu_clocks()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        elapsed = max(time.monotonic() - self._started, 1e-3)
-        cores = psutil.cpu_count() or 1
-        others = (_busy_s() - self._busy - (_own_s() - self._own)) / elapsed / cores
+    started, cores = time.monotonic(), psutil.cpu_count() or 1
+    busy_s, own_s, throttled_s = _busy_s(), _own_s(), _throttled_s()
+    clock_mhz, gpus = _clock_mhz(), _gpu_clocks()
+    try:
+        yield
+    finally:
+        elapsed = max(time.monotonic() - started, 1e-3)
+        others = (_busy_s() - busy_s - (_own_s() - own_s)) / elapsed / cores
         if others > OTHER_LOAD:
             logger.warning(f"other processes used {others:.0%} of this machine's cores: figures may be too slow")
-        quota = (_throttled_s() - self._quota) / elapsed
-        if quota > THROTTLED:
-            logger.warning(f"the control group's CPU quota held it back for {quota:.0%} of the time")
-        clock = _clock_mhz()
-        if self._clock and clock and abs(clock / self._clock - 1) > CLOCK:
-            logger.warning(f"the CPU's clock went from {self._clock:.0f} to {clock:.0f} MHz")
+        throttled = (_throttled_s() - throttled_s) / elapsed
+        if throttled > THROTTLED:
+            logger.warning(f"the control group's CPU quota held it back for {throttled:.0%} of the time")
+        now_mhz = _clock_mhz()
+        if clock_mhz and now_mhz and abs(now_mhz / clock_mhz - 1) > CLOCK:
+            logger.warning(f"the CPU's clock went from {clock_mhz:.0f} to {now_mhz:.0f} MHz")
         for name, (sm_mhz, reasons) in _gpu_clocks().items():
-            before = self._gpus.get(name, (sm_mhz, []))[0]
+            before = gpus.get(name, (sm_mhz, []))[0]
             if reasons:
                 logger.warning(f"{name} was slowed by {', '.join(reasons)} at the end ({before} to {sm_mhz} MHz)")
 

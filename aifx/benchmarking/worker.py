@@ -8,6 +8,7 @@ takes its process with it. The runner keeps what was written until then.
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import sys
@@ -36,12 +37,28 @@ def main() -> None:
 
 def run(request: dict[str, Any], emit: Emit) -> None:
     """Measure, and emit each result as soon as it is known."""
+    from aifx.benchmarking.fingerprint import fingerprint
+    from aifx.benchmarking.suites import SUITES, Bench
+    from aifx.benchmarking.watch import watch_machine
 
     def report(progress: Progress | None) -> None:
         emit({"progress": progress and asdict(progress)})
 
     with log_to(EventHandler(emit), propagate=False), listen(report):
-        _run(request, emit)
+        suite = SUITES[request["suite"]]
+        bench = Bench(suite, request["quick"], request["options"])
+        folder = bench.project.root if suite.needs_project else Path.cwd()
+        module = importlib.import_module(f"aifx.benchmarking.{suite.name}")  # first of all: a package may be missing
+        only_fingerprint = request.get("only_fingerprint", False)
+        if suite.leaves_devices and not only_fingerprint:
+            _emit_fingerprint_of_another_process(request, emit)
+        else:
+            emit({"fingerprint": fingerprint(folder).model_dump(mode="json")})
+        if only_fingerprint:
+            return
+        with watch_machine():
+            for found in module.measure(bench):
+                emit({"result": found.model_dump(mode="json")})
 
 
 class EventHandler(logging.Handler):
@@ -61,31 +78,9 @@ class EventHandler(logging.Handler):
             self._emit({"note": text})
 
 
-def _run(request: dict[str, Any], emit: Emit) -> None:
-    from aifx.benchmarking.fingerprint import fingerprint
-    from aifx.benchmarking.suites import SUITES, Bench, measure_of
-    from aifx.benchmarking.watch import Watch
-
-    suite = SUITES[request["suite"]]
-    bench = Bench(suite, request["quick"], request["options"])
-    folder = bench.project.root if suite.needs_project else Path.cwd()
-    measure = measure_of(suite)  # a missing package is reported before anything is measured
-    only_fingerprint = request.get("only_fingerprint", False)
-    if suite.leaves_devices and not only_fingerprint:
-        _emit_fingerprint_of_another_process(request, emit)
-    else:
-        emit({"fingerprint": fingerprint(folder).model_dump(mode="json")})
-    if only_fingerprint:
-        return
-    with Watch():
-        for found in measure(bench):
-            emit({"result": found.model_dump(mode="json")})
-
-
 def _emit_fingerprint_of_another_process(request: dict[str, Any], emit: Emit) -> None:
     """The process is gone afterwards, with the devices that it opened."""
-    request = {**request, "only_fingerprint": True}
-    with Child.of_module("aifx.benchmarking.worker", json.dumps(request)) as child:
+    with Child.of_module("aifx.benchmarking.worker", json.dumps({**request, "only_fingerprint": True})) as child:
         for event in child.events():
             emit(event)
     if not child.wait().succeeded:

@@ -98,19 +98,6 @@ def test_inputs_are_taken_in_turn_so_that_none_is_fresh_in_a_cache(clock, lasts)
     assert clock.seen == [inputs[i % 5] for i in range(len(clock.seen))]
 
 
-def test_inputs_that_are_consumed_are_made_before_each_call_and_not_timed(clock):
-    made = itertools.count()
-
-    def make():
-        clock.now += 7.0
-        return (next(made),)
-
-    found = sample(clock.thing(itertools.repeat(0.0001)), Effort(slice_s=200), make=make)
-    assert found.calls == 1
-    assert max(found.seconds) < 0.001
-    assert clock.seen == [(number,) for number in range(len(clock.seen))]
-
-
 def test_ways_of_one_thing_are_timed_in_turn(clock):
     order = []
 

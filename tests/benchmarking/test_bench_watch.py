@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from aifx.benchmarking import watch
-from aifx.benchmarking.watch import Watch
+from aifx.benchmarking.watch import watch_machine
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def noted(counters, caplog):
     """What is logged while counters change."""
 
     def watch(**after):
-        with Watch():
+        with watch_machine():
             counters.update(now=10.0, **after)
         return caplog.messages
 
@@ -73,7 +73,7 @@ def test_load_of_others_on_this_machine_is_seen(monkeypatch, caplog):
     try:
         while psutil.Process(other.pid).cpu_times().user < 0.3:
             time.sleep(0.02)
-        with Watch():
+        with watch_machine():
             time.sleep(0.5)
     finally:
         other.kill()

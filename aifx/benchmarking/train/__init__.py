@@ -25,8 +25,8 @@ def measure(bench: Bench) -> Iterator[Measured]:
         logger.info("compiling the step")
         with _told_of_memory():
             subject = Subject(bench, bench.config, Path(name) / "own")
-        for thing, seconds in (("trace", subject.trace_s), ("compile", subject.compile_s)):
-            yield Measured(name=bench.name(thing), samples_s=[seconds])
+        yield Measured(name=bench.name("trace"), samples_s=[subject.trace_s])
+        yield Measured(name=bench.name("compile"), samples_s=[subject.compile_s])
         with _told_of_memory():
             subject.begin()
         rounds = Rounds(bench, subject)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from aifx.benchmarking.results import Measured, Param
 from aifx.benchmarking.suites import Bench
-from aifx.benchmarking.train.figures import figures
 from aifx.benchmarking.train.series import Series
 from aifx.benchmarking.train.subject import Subject
 from aifx.config import Config, load_config
@@ -30,19 +29,19 @@ SHARE = 0.25
 LEAST = 5
 
 
-def grow(bench: Bench, base: Measured, folder: Path) -> Iterator[Measured]:
-    """Each axis at half, same and double of the project's own value, the others as they are.
+class Left(Exception):
+    """Why a size is not measured."""
 
-    Args:
-        base: the project's own step, which is "same" on each axis.
-    """
+
+def grow(bench: Bench, base: Measured, folder: Path) -> Iterator[Measured]:
+    """Each axis at half, same and double of the project's own value, the others as they are. The project's own step,
+    `base`, is "same" on each axis."""
     for axis, keys in AXES.items():
         if bench.quick and axis != "batch":
             continue
         found = _find(bench.config, keys)
         if found is None:
-            if not bench.quick:
-                logger.warning(f"train.growth {axis}: task {bench.config.task.kind!r} has no {' or '.join(keys)}")
+            logger.warning(f"train.growth {axis}: task {bench.config.task.kind!r} has no {' or '.join(keys)}")
             continue
         key, value = found
         same = {"name": bench.name("growth"), "params": {"axis": axis, "value": value}, "same_as": base.key}
@@ -56,10 +55,6 @@ def grow(bench: Bench, base: Measured, folder: Path) -> Iterator[Measured]:
                 yield _measure(bench, f"{key}={other}", {"axis": axis, "value": other}, folder / f"{axis}-{other}")
             except Left as left:
                 logger.warning(f"train.growth: {key}={other} is left out: {left}")
-
-
-class Left(Exception):
-    """Why a size is not measured."""
 
 
 def _find(config: Config, keys: tuple[str, ...]) -> tuple[str, int] | None:
@@ -90,4 +85,4 @@ def _measure(bench: Bench, setting: str, params: dict[str, Param], folder: Path)
         if not is_out_of_memory(error):
             raise
         raise Left("memory does not hold it") from error
-    return bench.measured("growth", series.samples(), params=params, **figures(subject, series.median_s))
+    return bench.measured("growth", series.samples(series.seconds), params=params, **subject.figures(series.median_s))

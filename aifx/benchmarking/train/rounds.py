@@ -17,11 +17,9 @@ import numpy as np
 from aifx.benchmarking.results import Measured
 from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import WARM_UP_SHARE
-from aifx.benchmarking.train.figures import figures
 from aifx.benchmarking.train.looping import Looping
-from aifx.benchmarking.train.parts import Parts
 from aifx.benchmarking.train.series import Series
-from aifx.benchmarking.train.subject import Subject
+from aifx.benchmarking.train.subject import Parts, Subject
 from aifx.core.progress import report_progress
 from aifx.machine.device_memory import peak_bytes, room
 from aifx.machine.energy import Energy, Unreadable, open_energy
@@ -51,10 +49,14 @@ class Rounds:
         self._looping = Looping(subject)
         self._loop_s: list[float] = []
         self._wait_s: list[float] = []
-        self._loop_blocks: list[float | None] = []  # the median of each round
+        self._loop_medians: list[float | None] = []  # by round; None of one that was left out
         self._device_bytes: int | None = None
         self._steps = 0  # while energy was counted
-        self._energy = self._open_energy()
+        self._energy: Energy | None = None
+        try:
+            self._energy = open_energy(subject.devices)
+        except Unreadable as error:
+            logger.warning(f"{subject.info.unit} a joule: {error}")
 
     def run(self) -> None:
         """Warm all up, then measure round by round."""
@@ -81,49 +83,48 @@ class Rounds:
 
     def results(self) -> Iterator[Measured]:
         """As far as they came."""
-        bench = self._bench
         if self._step.seconds:
             yield self.step()
             yield self._told("dispatch", self._step.dispatch_s)
         for name, series in self._parts.items():
             if series.seconds:
-                yield bench.measured(name, series.samples())
+                yield self._bench.measured(name, series.samples(series.seconds))
         if self._parts:
             pairs = zip(self._parts["forward_backward"].blocks, self._parts["forward"].medians, strict=False)
             if differences := [both_s - forward_s for block, forward_s in pairs for both_s in block]:
                 yield self._told("backward", differences)
         if self._loop_s:
-            rounds = zip(self._loop_blocks, self._step.medians, strict=False)
+            rounds = zip(self._loop_medians, self._step.medians, strict=False)
             shares = [loop_s / step_s - 1 for loop_s, step_s in rounds if loop_s is not None]
             share = float(np.median(shares)) if shares else None
-            more = figures(self._subject, float(np.median(self._loop_s)), overhead_share=share)
+            more = self._subject.figures(float(np.median(self._loop_s)), overhead_share=share)
             yield self._told("loop", self._loop_s, **more)
             yield self._told("data_wait", self._wait_s)
 
     def step(self) -> Measured:
-        subject, unit = self._subject, self._subject.info.unit
-        joules = self._energy.joules if self._energy else None
-        if self._energy is not None and joules is None:
-            unmoved = f"its counters did not move in {self._energy.seconds:.1f} s"
-            logger.warning(f"{unit} a joule: {self._energy.failed or unmoved}")
-        more = figures(
-            subject,
+        subject, joules = self._subject, None
+        if self._energy is not None:
+            joules = self._energy.joules
+            if joules is None:
+                unmoved = f"its counters did not move in {self._energy.seconds:.1f} s"
+                logger.warning(f"{subject.info.unit} a joule: {self._energy.failed or unmoved}")
+        more = subject.figures(
             self._step.median_s,
             device_memory_bytes=self._device_bytes,
             step_energy_j=joules / self._steps if joules else None,
             units_per_joule=subject.units * self._steps / joules if joules else None,
         )
-        return self._bench.measured("step", self._step.samples(), **more)
+        return self._bench.measured("step", self._step.samples(self._step.seconds), **more)
 
     def overhead(self) -> Measured:
         """The loop's own work, and its share of a step. To be asked for once the step was measured."""
         logger.info("the loop alone")
         steps = ALONE_QUICK if self._bench.quick else ALONE_STEPS
         self._looping.alone_s(steps)  # imports, caches
-        timed = [self._looping.alone_s(steps) for _ in range(ALONE_BLOCKS)]
-        seconds, cpu_s = [wall_s for wall_s, _ in timed], float(np.median([cpu_s for _, cpu_s in timed]))
+        seconds, cpu_s = zip(*(self._looping.alone_s(steps) for _ in range(ALONE_BLOCKS)), strict=True)
         share = float(np.median(seconds)) / self._step.median_s
-        return self._told("overhead", seconds, figures={"step_share": share, "thread_cpu_s": cpu_s})
+        figures = {"step_share": share, "thread_cpu_s": float(np.median(cpu_s))}
+        return self._told("overhead", list(seconds), figures=figures)
 
     def _add_parts(self) -> None:
         logger.info("compiling forward, backward and optimizer")
@@ -133,8 +134,8 @@ class Rounds:
             why = f"they need {needed:,} bytes beside the state, and {free:,} are free"
             logger.warning(f"forward, backward and optimizer are left out: {why}")
             return
-        named = {"forward": parts.forward, "forward_backward": parts.forward_backward, "optimizer": parts.optimizer}
-        self._parts = {name: Series(advance) for name, advance in named.items()}
+        for part in (parts.forward, parts.forward_backward, parts.optimizer):
+            self._parts[part.__name__] = Series(part)
 
     def _step_block(self, limit_s: float, least: int, most: int) -> None:
         with self._energy.span() if self._energy else nullcontext():
@@ -148,18 +149,12 @@ class Rounds:
         except NotFinite as error:
             logger.warning(f"the loop is left out of a round: the loss of its step {error.step} is not finite")
             self._subject.begin()
-            self._loop_blocks.append(None)
+            self._loop_medians.append(None)
             return
-        self._loop_s += [record.step_time_s for record in records]
+        seconds = [record.step_time_s for record in records]
+        self._loop_s += seconds
         self._wait_s += [record.data_wait_s for record in records]
-        self._loop_blocks.append(float(np.median([record.step_time_s for record in records])))
-
-    def _open_energy(self) -> Energy | None:
-        try:
-            return open_energy(self._subject.devices)
-        except Unreadable as error:
-            logger.warning(f"{self._subject.info.unit} a joule: {error}")
-            return None
+        self._loop_medians.append(float(np.median(seconds)))
 
     def _told(self, thing: str, seconds: list[float], **more: Any) -> Measured:
         """A result of what was seen while something else was done."""

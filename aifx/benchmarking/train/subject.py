@@ -1,4 +1,4 @@
-"""What is measured: the step that `aifx train` would run."""
+"""What is measured: the step that `aifx train` would run, and its parts as programs of their own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,15 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from aifx.benchmarking.suites import Bench
 from aifx.config import Config
-from aifx.core.project import RunDirectory
-from aifx.kernels.choice import run_choices
-from aifx.machine.device_memory import program_bytes
-from aifx.parallel.layout import local_layout
-from aifx.programs.build import build
+from aifx.machine.device_memory import extra_bytes, program_bytes
 from aifx.tasks.base import dataset_of, training_source
-from aifx.tasks.registry import open_task
 from aifx.training.run import run_info
 
 NUM_BATCHES = 8
 """Batches that are taken in turn: as many as no cache of a CPU keeps with the model."""
+
+STILL = 1e-6
+"""Of the learning rate, for updates by the same gradients over and over, which would lead away from any model."""
 
 
 class Subject:
@@ -33,31 +32,22 @@ class Subject:
 
     Attributes:
         trace_s, compile_s: from Python to XLA's program, and from there to the device's.
-        info: what a run knows of its steps: unit, model FLOPs per step, peak.
         batches: on the host.
         units: tokens or images of a batch, the mean.
         program_bytes: of arguments, results and temporaries of the step; None if XLA does not say.
     """
 
     def __init__(self, bench: Bench, config: Config, folder: Path) -> None:
-        """Args:
-        folder: of the run that this would be.
-
-        Raises ConfigError, DataError.
-        """
-        layout = local_layout(config.train.devices, config.mesh)
-        layout.check_batch(config.train.global_batch_size, config.train.gradient_accumulation)
-        run = RunDirectory(folder)
-        run.assets.mkdir(parents=True, exist_ok=True)
-        task = open_task(config, bench.project, run.assets)
-        self.config, self.run = config, run
-        self.programs = build(config, task, layout, kernels=run_choices(run, config, layout=layout))
+        """Raises ConfigError, DataError. The folder is that of the run that this would be."""
+        self.config = config
+        self.run, self.programs = bench.build(config, folder)
+        task = self.programs.task
         self.rows = slice(0, config.train.global_batch_size)
         self.source = training_source(task, config)
         self.batches = [self.source.read(number, self.rows) for number in range(NUM_BATCHES)]
         dataset, unit = dataset_of(task), task.objective.unit
         self.units = float(np.mean([dataset.counts(batch)[unit] for batch in self.batches]))
-        self.info = run_info(run, self.programs)
+        self.info = run_info(self.run, self.programs)
         started = time.perf_counter()
         lowered = self.programs.train_step.lower()
         traced = time.perf_counter()
@@ -86,6 +76,65 @@ class Subject:
         numbers: jax.Array
         self.state, numbers = self.step_fn(self.state, self.frozen, self.next_batch())
         return numbers
+
+    def figures(self, step_s: float, **more: float | None) -> dict[str, Any]:
+        """FLOPs, roofline and figures of a result whose median is `step_s`."""
+        flops, peak, ceiling = self.info.flops_per_step, self.info.peak, self.info.ceiling
+        return {
+            "flops": flops,
+            "bound_s": flops / peak.flops if peak else None,
+            "unit": self.info.unit,
+            "figures": {
+                "units_per_s": self.units / step_s,
+                "mfu": flops / step_s / peak.flops if peak else None,
+                "ceiling_fraction": flops / step_s / ceiling.flops if ceiling else None,
+                "model_flops": flops,
+                "peak_memory_bytes": self.program_bytes,
+                **more,
+            },
+        }
+
+
+class Parts:
+    """Forward, forward with backward, and the update, each a program. They begin from their subject's state."""
+
+    def __init__(self, subject: Subject) -> None:
+        config, section = subject.config, subject.config.optimizer
+        still = {"learning_rate": section.learning_rate * STILL}
+        if section.adam_learning_rate is not None:
+            still["adam_learning_rate"] = section.adam_learning_rate * STILL
+        config = replace(config, optimizer=section.model_copy(update=still))
+        parts = replace(subject.programs, config=config).parts
+        self._subject = subject
+        self._gradients: Any = None
+        self._forward, self._forward_backward, self._update = (
+            parts[name].lower().compile() for name in ("forward", "forward_backward", "update")
+        )
+
+    @property
+    def num_bytes(self) -> int | None:
+        """What they need on the devices in addition to the state and the batches; None if XLA does not say."""
+        own = [extra_bytes(program) for program in (self._forward_backward, self._update)]
+        known = [count for count in own if count is not None]
+        return 2 * max(known) if known else None  # of one call, and of the next one that is dispatched already
+
+    def forward(self) -> jax.Array:
+        loss: jax.Array = self._forward(self._subject.state, self._subject.frozen, self._subject.next_batch())
+        return loss
+
+    def forward_backward(self) -> jax.Array:
+        subject = self._subject
+        loss: jax.Array
+        loss, self._gradients = self._forward_backward(subject.state, subject.frozen, subject.next_batch())
+        return loss
+
+    def optimizer(self) -> jax.Array:
+        """Clipping and update, with the gradients that were formed last."""
+        if self._gradients is None:
+            self.forward_backward()
+        norm: jax.Array
+        self._subject.state, norm = self._update(self._subject.state, self._gradients)
+        return norm
 
 
 @contextmanager
