@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from aifx.benchmarking.results import Report, Result
-from aifx.benchmarking.views import beyond_caches, bus_rate, of_name, size_of
+from aifx.benchmarking.results import Report
+from aifx.benchmarking.views import best_products, beyond_caches, largest_rate, of_name, rate_of
 from aifx.core.errors import ExitCode
 from aifx.machine.measured_peaks import find_ceilings, keep_ceilings
 
@@ -14,28 +14,20 @@ BELOW = 0.85
 def rates_of(report: Report) -> dict[str, float]:
     """What the report would have as ceilings, by their names there. Products and collectives: the best size; memory
     (the triad, as `aifx doctor --stress` does it) and copies: the largest, since smaller ones lie in caches."""
-    found: dict[str, float] = {}
-
-    def best(kind: str, part: object, rate: float | None) -> None:
-        if rate and part:
-            name = kind.format(part)
-            found[name] = max(found.get(name, 0.0), rate)
-
-    for result in of_name(report, "hardware.matmul"):
-        best("matmul.{}", result.params.get("dtype"), result.flops_per_s)
+    found: dict[str, float | None] = {f"matmul.{dtype}": flops for dtype, flops in best_products(report).items()}
     for result in of_name(report, "hardware.collective"):
-        best(f"{{}}.{report.fingerprint.hardware['num_devices']}", result.params.get("kind"), bus_rate(result))
-    best("{}", "memory", _largest(beyond_caches(report), op="triad"))
+        name = f"{result.params.get('kind')}.{report.fingerprint.hardware['num_devices']}"
+        found[name] = max(found.get(name) or 0.0, rate_of(result) or 0.0)
+    found["memory"] = largest_rate(r for r in beyond_caches(report) if r.params.get("op") == "triad")
     for direction in ("to_device", "to_host"):
-        best("copy.{}", direction, _largest(of_name(report, "hardware.copy"), direction=direction))
-    return found
+        copies = [r for r in of_name(report, "hardware.copy") if r.params.get("direction") == direction]
+        found[f"copy.{direction}"] = largest_rate(copies)
+    return {name: rate for name, rate in found.items() if rate}
 
 
 def keep(report: Report) -> Report:
-    """Raise the ceilings that the report exceeds; returns it with notes of what is far below an earlier ceiling.
-
-    Keeps none of a device that gives wrong results.
-    """
+    """Raise the ceilings that the report exceeds, unless its device gives wrong results. Returns it with notes of what
+    is far below an earlier ceiling."""
     rates, hardware = rates_of(report), report.fingerprint.hardware
     if not rates or (report.failure and report.failure.exit_code == ExitCode.VERDICT):
         return report
@@ -51,9 +43,3 @@ def keep(report: Report) -> Report:
     except OSError as error:  # the results are reported all the same
         notes.append(f"the ceilings could not be kept: {error.strerror or error}")
     return report.model_copy(update={"notes": [*report.notes, *notes]})
-
-
-def _largest(results: list[Result], **params: str) -> float | None:
-    """Bytes a second of the largest that has these params."""
-    sized = [(size, r.bytes_per_s) for r in results if params.items() <= r.params.items() and (size := size_of(r))]
-    return max(sized)[1] if sized else None

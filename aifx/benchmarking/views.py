@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from aifx.benchmarking import units
-from aifx.benchmarking.results import Report, Result
+from aifx.benchmarking.results import Param, Report, Result
 from aifx.machine.device_memory import BEYOND
 
 PARTS = ("forward", "backward", "optimizer")
@@ -27,6 +27,14 @@ TIMES = {
 TIMES_CACHE = "times_cache"
 """The figure of `hardware.memory` that is compared with BEYOND: how often the caches would hold its arrays."""
 
+SPLIT_BY = {
+    "hardware.matmul": ("dtype",),
+    "hardware.memory": ("op",),
+    "hardware.copy": ("direction", "memory"),
+    "hardware.collective": ("kind",),
+}
+"""What is measured by size, and the params that distinguish one series from another."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -41,11 +49,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Part:
-    """A share of a step.
-
-    Attributes:
-        fraction: of the whole.
-    """
+    """A part of a step, and its share of the whole."""
 
     name: str
     seconds: float
@@ -69,14 +73,6 @@ class Step:
     over_s: float
 
 
-@dataclass(frozen=True)
-class Headline:
-    """A figure that is shown above all others."""
-
-    label: str
-    value: str
-
-
 def machine(report: Report) -> str | None:
     """What it was measured on, in a line; None where that is not known."""
     hardware = report.fingerprint.hardware
@@ -85,32 +81,44 @@ def machine(report: Report) -> str | None:
     return f"{hardware['num_devices']} x {hardware['device_kind']} ({hardware['cpu']}, {hardware['cores']} cores)"
 
 
-def headlines(report: Report) -> list[Headline]:
-    """What an operator asks first, of what was measured: how long a step, what the silicon reaches."""
+def headlines(report: Report) -> list[tuple[str, str]]:
+    """What an operator asks first, of what was measured: how long a step, what the silicon reaches. (label, value)."""
     found = []
     if whole := _whole(report):
-        found.append(Headline("training step", units.duration(whole.median_s)))
+        found.append(("training step", units.duration(whole.median_s)))
         # The loop shows what training reaches; the step shows the rest.
         step = report.find("train.step") or whole
         figures = {**step.figures, **whole.figures}
         rates = {name: figures.get(name) for name in ("units_per_s", "mfu", "units_per_joule")}
-        found += [Headline(*units.figure(n, value, step.unit)) for n, value in rates.items() if value is not None]
-    best: dict[str, float] = {}
-    for result in of_name(report, "hardware.matmul"):
-        dtype = str(result.params.get("dtype"))
-        best[dtype] = max(best.get(dtype, 0.0), result.flops_per_s or 0.0)
-    found += [Headline(f"{dtype} products", units.rate(flops, "FLOP/s")) for dtype, flops in best.items() if flops]
+        found += [units.figure(name, value, step.unit) for name, value in rates.items() if value is not None]
+    products = best_products(report).items()
+    found += [(f"{dtype} products", units.rate(flops, "FLOP/s")) for dtype, flops in products]
     if memory := memory_rate(report):
-        found.append(Headline("memory", units.rate(memory, "B/s")))
+        found.append(("memory", units.rate(memory, "B/s")))
     for name, label in TIMES.items():
         if times := report.find(name):
-            found.append(Headline(label, units.duration(times.median_s)))
+            found.append((label, units.duration(times.median_s)))
     return found
+
+
+def best_products(report: Report) -> dict[str, float]:
+    """Operations a second of the fastest product by dtype."""
+    best: dict[str, float] = {}
+    for result in of_name(report, "hardware.matmul"):
+        if result.flops_per_s:
+            dtype = str(result.params.get("dtype"))
+            best[dtype] = max(best.get(dtype, 0.0), result.flops_per_s)
+    return best
 
 
 def memory_rate(report: Report) -> float | None:
     """Bytes a second of the main memory: the best of the largest size, where no cache holds it."""
-    sized = [(size, r.bytes_per_s) for r in beyond_caches(report) if (size := size_of(r)) and r.bytes_per_s]
+    return largest_rate(beyond_caches(report))
+
+
+def largest_rate(results: Iterable[Result]) -> float | None:
+    """Bytes a second of the largest; None if there is none."""
+    sized = [(size, result.bytes_per_s) for result in results if (size := size_of(result)) and result.bytes_per_s]
     return max(sized)[1] if sized else None
 
 
@@ -124,35 +132,34 @@ def of_name(report: Report, name: str) -> list[Result]:
     return [result for result in report.results if result.name == name]
 
 
-def by_size(
-    results: Iterable[Result], rate: Callable[[Result], float | None], *split_by: str
-) -> dict[str, list[Point]]:
-    """A series for each value of the params `split_by`, from the smallest size up, of what has a size and a rate."""
+def shared_params(results: Sequence[Result]) -> dict[str, Param]:
+    """The params that are the same in all of them."""
+    first = results[0].params if results else {}
+    return {name: value for name, value in first.items() if all(r.params.get(name) == value for r in results)}
+
+
+def by_size(results: Iterable[Result], name: str) -> dict[str, list[Point]]:
+    """The series of what has this name, a size and a rate, each from the smallest size up."""
     found: dict[str, list[Point]] = {}
     for result in results:
-        x, y = size_of(result), rate(result)
-        if x and y:
+        x, y = size_of(result), rate_of(result)
+        if result.name == name and x and y:
             low, high = (y * result.median_s / end if end > 0 else y for end in reversed(result.interval_s))
-            name = " ".join(str(result.params[param]) for param in split_by if param in result.params)
-            found.setdefault(name, []).append(Point(x, y, low, high, result))
-    return {name: sorted(points, key=lambda point: point.x) for name, points in found.items()}
+            label = " ".join(str(result.params[param]) for param in SPLIT_BY[name] if param in result.params)
+            found.setdefault(label, []).append(Point(x, y, low, high, result))
+    return {label: sorted(points, key=lambda point: point.x) for label, points in found.items()}
 
 
 def size_of(result: Result) -> float | None:
-    """The param that is its size."""
-    for name in ("num_bytes", "bytes", "size"):
-        value = result.params.get(name, result.figures.get(name))
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    return None
+    """The param that is its size: bytes, or rows of a product."""
+    value = result.params.get("num_bytes", result.params.get("size"))
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def bus_rate(result: Result) -> float | None:
-    """Of a collective: the bus bandwidth, which the same links reach whatever the kind (nccl-tests, PERFORMANCE.md)."""
-    for name in ("bus_bytes_per_s", "busbw_bytes_per_s"):
-        if value := result.figures.get(name):
-            return value
-    return result.bytes_per_s
+def rate_of(result: Result) -> float | None:
+    """Operations or bytes a second; of a collective the bus bandwidth, which the same links reach whatever the kind
+    (nccl-tests, PERFORMANCE.md)."""
+    return result.figures.get("bus_bytes_per_s") or result.flops_per_s or result.bytes_per_s
 
 
 def step_of(report: Report) -> Step | None:
@@ -161,19 +168,17 @@ def step_of(report: Report) -> Step | None:
     if whole is None or whole.median_s <= 0:
         return None
 
-    def part(name: str, seconds: float) -> Part:
-        return Part(name.replace("_", " "), seconds, seconds / whole.median_s)
+    def parts_of(names: Iterable[str]) -> list[Part]:
+        found = {name: result.median_s for name in names if (result := report.find(f"train.{name}"))}
+        return [Part(name.replace("_", " "), s, s / whole.median_s) for name, s in found.items()]
 
-    parts, beside = (
-        [part(name, found.median_s) for name in names if (found := report.find(f"train.{name}"))]
-        for names in (PARTS, BESIDE)
-    )
-    rest = whole.median_s - sum(part.seconds for part in parts)
+    parts = parts_of(PARTS)
     if not parts:
         return None
+    rest = whole.median_s - sum(part.seconds for part in parts)
     if rest > 0:
-        parts.append(part("the rest", rest))
-    return Step(whole.median_s, parts, beside, max(-rest, 0.0))
+        parts.append(Part("the rest", rest, rest / whole.median_s))
+    return Step(whole.median_s, parts, parts_of(BESIDE), max(-rest, 0.0))
 
 
 def _whole(report: Report) -> Result | None:

@@ -6,8 +6,8 @@ import bench_reports as made
 import pytest
 
 from aifx.benchmarking import units
-from aifx.benchmarking.rug import WIDTH, rug_plot
-from aifx.benchmarking.views import bus_rate, by_size, headlines, memory_rate, of_name, step_of
+from aifx.benchmarking.page import RUG_WIDTH, rug_plot
+from aifx.benchmarking.views import by_size, headlines, memory_rate, of_name, step_of
 
 
 def test_parts_and_the_rest_are_the_whole():
@@ -34,7 +34,7 @@ def test_a_step_of_which_nothing_was_measured_apart():
 
 def test_series_go_up_in_size_with_their_intervals():
     results = made.hardware()
-    series = by_size(reversed(of_name(made.report(*results), "hardware.memory")), lambda r: r.bytes_per_s, "op")
+    series = by_size(reversed(results), "hardware.memory")
     assert set(series) == {"copy", "scale", "add", "triad"}
     for points in series.values():
         sizes = [point.x for point in points]
@@ -44,7 +44,7 @@ def test_series_go_up_in_size_with_their_intervals():
         assert (points[0].high - points[0].low) / points[0].y == pytest.approx(
             points[0].result.median_s * (1 / low - 1 / high)
         )
-    (first, *_), *_ = by_size(of_name(made.report(*results), "hardware.collective"), bus_rate, "kind").values()
+    (first, *_), *_ = by_size(results, "hardware.collective").values()
     assert first.y == first.result.figures["bus_bytes_per_s"]
 
 
@@ -54,7 +54,7 @@ def test_headlines_are_of_the_largest_memory_and_the_best_product():
     assert memory_rate(report) == max(result.bytes_per_s for result in largest)
     cached = [r.model_copy(update={"figures": {"times_cache": 0.5}}) for r in largest]
     assert memory_rate(made.report(*cached)) is None
-    told = {headline.label: headline.value for headline in headlines(report)}
+    told = dict(headlines(report))
     best = max(r.flops_per_s for r in of_name(report, "hardware.matmul") if r.params["dtype"] == "float32")
     assert told["float32 products"] == units.rate(best, "FLOP/s")
     assert told["MFU"] == "41 %"
@@ -64,7 +64,7 @@ def test_headlines_are_of_the_largest_memory_and_the_best_product():
 def test_a_project_of_images_has_its_own_headlines():
     figures = {"units_per_s": 512.0, "mfu": 0.2, "units_per_joule": 3.0, "model_flops": 1e9}
     step = made.result("train.step", 1.0, unit="images", figures=figures)
-    told = [headline.label for headline in headlines(made.report(step))]
+    told = [label for label, _ in headlines(made.report(step))]
     assert told == ["training step", "images/s", "MFU", "images/joule"]
 
 
@@ -77,8 +77,8 @@ def test_a_strip_has_every_sample():
         for line, samples in zip(drawn.lines, one.samples_s, strict=True):
             places = [float(x) for x in re.findall(r"M([\d.]+) ", line)]
             assert 1 <= len(places) <= len(samples)
-            assert all(0 <= place <= WIDTH for place in places)
-        assert 0 <= drawn.low <= drawn.middle <= drawn.high <= WIDTH
+            assert all(0 <= place <= RUG_WIDTH for place in places)
+        assert 0 <= drawn.low <= drawn.middle <= drawn.high <= RUG_WIDTH
         assert drawn.beyond == sum(s > drawn.scale[1] for launch in one.samples_s for s in launch)
     assert rug_plot(late).beyond >= 2
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from aifx.benchmarking.plots.canvas import Picture
-from aifx.benchmarking.plots.hardware import bandwidth, collectives, copies, products
+from aifx.benchmarking.plots.hardware import measured_by_size
 from aifx.benchmarking.plots.implementations import implementations
 from aifx.benchmarking.plots.roofline import roofline
 from aifx.benchmarking.plots.step import breakdown, growth
 from aifx.benchmarking.results import Report
 
-__all__ = ["Picture", "pictures"]
-
 
 def pictures(report: Report) -> list[Picture]:
-    drawn = (
-        draw(report)
-        for draw in (roofline, breakdown, implementations, bandwidth, products, growth, collectives, copies)
-    )
+    drawn = [
+        roofline(report),
+        breakdown(report),
+        implementations(report),
+        measured_by_size(report, "hardware.memory"),
+        measured_by_size(report, "hardware.matmul"),
+        growth(report),
+        measured_by_size(report, "hardware.collective"),
+        measured_by_size(report, "hardware.copy"),
+    ]
     return [picture for picture in drawn if picture is not None]

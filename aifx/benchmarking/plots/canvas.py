@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
@@ -12,8 +12,9 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 
 from aifx.benchmarking import units
 
@@ -21,7 +22,7 @@ WIDTH, HEIGHT, TEXT = 380, 240, 11
 """Units of the SVG; on a page about a CSS pixel each, a little less on a telephone."""
 
 LABEL = 24
-"""Characters of a row's label: more of them leave too little for what the row shows."""
+"""Characters of a row's label: more of them leave too little for what the row shows. A tip says the whole."""
 
 # A colour that no picture has by itself represents a variable of the page's style, so that a picture is dark where the
 # page is.
@@ -32,11 +33,8 @@ _VARIABLES = {INK: "--ink", FAINT: "--faint", LINE: "--line", CARD: "--card"} | 
 }
 
 _STYLE: dict[Any, Any] = {
-    "font.size": TEXT,
-    "axes.titlesize": TEXT,
-    "axes.labelsize": TEXT,
-    "xtick.labelsize": TEXT,
-    "ytick.labelsize": TEXT,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), TEXT),
+    "axes.prop_cycle": matplotlib.cycler(color=SERIES),
     "text.color": INK,
     "axes.labelcolor": FAINT,
     "axes.edgecolor": LINE,
@@ -48,9 +46,7 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.7,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor"), "none"),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "lines.linewidth": 1.8,
@@ -61,12 +57,8 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Key:
-    """A line of a legend, which the page writes: it folds where a drawn one could not.
-
-    Attributes:
-        series: the number of its colour; None for that of the ink.
-        is_dashed: a line that was not measured.
-    """
+    """A line of a legend, which the page writes: it folds where a drawn one could not. `series` is the number of its
+    colour, None for that of the ink; a dashed line was not measured."""
 
     label: str
     series: int | None = None
@@ -79,101 +71,110 @@ class Picture:
 
     title: str
     svg: str
-    caption: str = ""
-    keys: list[Key] = field(default_factory=list)
+    caption: str
+    keys: list[Key]
 
 
 @dataclass
 class Canvas:
-    """One set of axes, and the texts that its marks show when a pointer rests on them."""
+    """One set of axes, the texts that its marks show when a pointer rests on them, and its legend.
 
-    name: str
+    The colour of series n is "C<n>", as everywhere in matplotlib.
+    """
+
     figure: Figure
     axes: Axes
     _tips: list[str] = field(default_factory=list)
+    _keys: list[Key] = field(default_factory=list)
+
+    def write(self, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
+        """A text some points away from a place."""
+        self.axes.annotate(text, at, offset, **{"textcoords": "offset points", "color": FAINT, **style})
 
     def unit(self, text: str) -> None:
         """Of the vertical axis, above it."""
-        self.axes.annotate(
-            text, (0, 1), (-4, 4), "axes fraction", textcoords="offset points", color=FAINT, ha="right", va="bottom"
-        )
+        self.write(text, (0, 1), (-4, 4), xycoords="axes fraction", ha="right", va="bottom")
+
+    def key(self, label: str, series: int | None = None, *, is_dashed: bool = False) -> None:
+        self._keys.append(Key(label, None if series is None else series % len(SERIES), is_dashed))
 
     def tip(self, artist: Any, text: str) -> None:
         artist.set_gid(f"tip{len(self._tips)}-")
         self._tips.append(text)
 
-    def svg(self) -> str:
+    def dot(self, x: float, y: float, text: str, color: str, **style: Any) -> None:
+        """A mark with a tip."""
+        (mark,) = self.axes.plot(x, y, "o", color=color, **style)
+        self.tip(mark, text)
+
+    def bar(self, row: int, start: float, length: float, right: float, color: str, text: str, tip: str) -> None:
+        """A row's bar on an axis that ends at `right`, with its words where there is room: behind, before or in it."""
+        (bar,) = self.axes.barh(row, length, left=start, height=0.62, color=color)
+        self.tip(bar, tip)
+        if start + length < 0.6 * right:
+            self.write(text, (start + length, row), (4, 0), va="center", color=INK)
+        elif start > 0.4 * right:
+            self.write(text, (start, row), (-4, 0), va="center", color=INK, ha="right")
+        else:
+            self.write(text, (start, row), (6, 0), va="center", color=CARD, weight="bold")
+
+    def rows(self, labels: Sequence[str]) -> None:
+        """Name the rows 0, 1, 2, ... from the top."""
+        short = [label if len(label) <= LABEL else f"{label[: LABEL - 1]}…" for label in labels]
+        self.axes.set_yticks(range(len(labels)), short)
+        self.axes.tick_params(axis="y", length=0, labelcolor=INK)
+        self.axes.grid(visible=False, axis="y")
+        self.axes.invert_yaxis()
+
+    def picture(self, title: str, caption: str = "") -> Picture:
+        """What was drawn: colours and letters are the page's, ids this picture's alone, by the style's hashsalt."""
         target = StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        self.figure.savefig(target, format="svg", metadata=nothing)
+        self.figure.savefig(target, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         text = target.getvalue()
-        text = text[text.index("<svg") :]
+        text = text[text.index("<svg") :].rstrip()
         for number, tip in enumerate(self._tips):
             text = text.replace(f'<g id="tip{number}-">', f"<g><title>{escape(tip)}</title>")
         for color, variable in _VARIABLES.items():
             text = text.replace(color, f"var({variable})")
+        attributes = r'class="picture" \1 role="img" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        text = re.sub(r'<svg[^>]*(viewBox="[^"]+")[^>]*', f"<svg {attributes}", text, count=1)
         text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
         text = re.sub(r" font-family: [^;]*;", "", text)
         text = re.sub(r"font: ([\d.]+)px [^;]*", r"font-size: \1px", text)  # matplotlib 3.9
-        return _framed(_own_ids(text, self.name), self.name)
+        used = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", text))
+        text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+        return Picture(title, text, caption, self._keys)
 
 
 @contextmanager
 def canvas(name: str, height: int = HEIGHT) -> Iterator[Canvas]:
-    """Axes to draw on, in this house's style whatever the user's matplotlibrc says.
-
-    Args:
-        name: the picture's, within its page.
-    """
+    """Axes to draw on, in this house's style whatever the user's matplotlibrc says. Each picture of a page has a name
+    of its own."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
-        yield Canvas(name, figure, figure.add_subplot())
+        yield Canvas(figure, figure.add_subplot())
 
 
-def binary_axis(axis: Any, *, is_count: bool = False) -> None:
-    """Sizes in bytes, or counts, a tick at a power of two."""
-    axis.axes.set_xscale("log", base=2)
-    axis.set_major_locator(LogLocator(2, numticks=6))
+def ticks(axis: Axis, locator: Locator, text: Callable[[float], str]) -> None:
+    """Where the ticks of an axis are, and what they say, with a narrow space before a unit."""
+    axis.set_major_locator(locator)
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if is_count else _narrow(units.size(value))))
+    axis.set_major_formatter(lambda value, _: text(value).strip().replace(" ", "\u202f"))
 
 
-def rate_axis(axis: Any, *, is_log: bool = False) -> None:
+def size_ticks(axis: Axis, text: Callable[[float], str]) -> None:
+    """A tick at a power of two."""
+    axis.axes.set_xscale("log", base=2)
+    ticks(axis, LogLocator(2, numticks=6), text)
+
+
+def rate_ticks(axis: Axis) -> None:
     """Amounts a second with the unit's prefix; the unit is at the axis."""
-    axis.set_major_locator(LogLocator(10, numticks=6) if is_log else MaxNLocator(5))
-    axis.set_minor_formatter(NullFormatter())
-    if is_log:
-        axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _narrow(units.rate(value)) if value else "0"))
+    locator = LogLocator(10, numticks=6) if axis.get_scale() == "log" else MaxNLocator(5)
+    ticks(axis, locator, lambda value: units.rate(value) if value else "0")
 
 
-def duration_axis(axis: Any) -> None:
-    axis.set_major_locator(MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _narrow(units.duration(value)) if value > 0 else "0"))
-
-
-def short(text: str, width: int) -> str:
-    """As a picture has room for it; a tip says the whole."""
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _narrow(text: str) -> str:
-    """With a narrow space before the unit."""
-    return text.strip().replace(" ", "\u202f")
-
-
-def _own_ids(text: str, name: str) -> str:
-    """Ids that are this picture's alone on its page; what nothing refers to needs none."""
-    wanted = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", text))
-    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in wanted else "", text)
-    return re.sub(r"(url\(|href=\")#", rf"\g<1>#{name}-", text)
-
-
-def _framed(text: str, name: str) -> str:
-    """As wide as the page lets it be."""
-    head, _, rest = text.partition(">")
-    box = re.search(r'viewBox="[^"]+"', head)
-    assert box is not None, name
-    return f'<svg class="picture" {box[0]} role="img" xmlns:xlink="http://www.w3.org/1999/xlink">{rest.rstrip()}'
+def duration_ticks(axis: Axis, most: int = 5) -> None:
+    ticks(axis, MaxNLocator(most), lambda value: units.duration(value) if value > 0 else "0")
