@@ -34,9 +34,8 @@ def command_types() -> dict[str, Any]:
 
     "bench" is that of all suites, "doctor" that of `aifx doctor node`.
     """
-    from aifx.benchmarking import compare, results
+    from aifx.benchmarking import compare, history, results
     from aifx.checkpoint import inspection
-    from aifx.commands.bench import history
     from aifx.commands.config import group as config
     from aifx.commands.predict.command import Predictions
     from aifx.commands.runs import manage, page

@@ -25,12 +25,7 @@ def until_quiet(report: Report, more: More, max_noise: float, most: int = MOST_L
 
 
 def until_decided(
-    before: Report,
-    after: Report,
-    max_regression: float,
-    only: tuple[str, ...],
-    more: More,
-    most: int = MOST_LAUNCHES,
+    before: Report, after: Report, max_regression: float, only: tuple[str, ...], more: More, most: int = MOST_LAUNCHES
 ) -> tuple[Report, Gated]:
     """`after` with more launches until no result is inconclusive, or it has that many; and the gate's answer."""
 

@@ -8,6 +8,7 @@ many results none could ever be significant: those that seem slower are `suspect
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from math import comb, isnan
 from typing import Literal, TypedDict
@@ -88,21 +89,13 @@ class GatedReports(Missing):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One thing in two reports.
-
-    Attributes:
-        why: of a verdict that is unsure; empty for the others.
-    """
+    """One thing in two reports; `why` is empty unless the verdict is unsure."""
 
     before: Result
     after: Result
     change: Change
     verdict: Verdict
     why: str = ""
-
-    @property
-    def key(self) -> str:
-        return self.after.key
 
     @property
     def launches(self) -> tuple[int, int]:
@@ -125,12 +118,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two reports.
-
-    Attributes:
-        differences: what else differs between them, and may be why: versions, flags, commit, what was asked for.
-        only_before, only_after: results that one of them has.
-    """
+    """Two reports; `differences` is what else differs, and may be why: versions, flags, commit, what was asked for."""
 
     results: list[Comparison]
     only_before: list[Result]
@@ -141,11 +129,11 @@ class Compared:
         return {"a": a, "b": b, "results": [found.document() for found in self.results], **self.missing()}
 
     def missing(self) -> Missing:
-        return {
-            "only_before": [_named(result) for result in self.only_before],
-            "only_after": [_named(result) for result in self.only_after],
-            "differences": self.differences,
-        }
+        before, after = (
+            [ResultName(name=result.name, params=result.params) for result in results]
+            for results in (self.only_before, self.only_after)
+        )
+        return {"only_before": before, "only_after": after, "differences": self.differences}
 
 
 @dataclass(frozen=True)
@@ -170,9 +158,8 @@ class Gated:
     launches: int
 
     def document(self, baseline: Side, now: Side) -> GatedReports:
-        regressed, inconclusive = ({found.key for found in some} for some in (self.regressed, self.inconclusive))
         results: list[GatedChange] = [
-            {**found.document(), "regressed": found.key in regressed, "inconclusive": found.key in inconclusive}
+            {**found.document(), "regressed": found in self.regressed, "inconclusive": found in self.inconclusive}
             for found in self.compared.results
         ]
         return {
@@ -186,11 +173,7 @@ class Gated:
 
 
 def compare(before: Report, after: Report, only: tuple[str, ...] = ()) -> Compared:
-    """Each thing that both measured.
-
-    Args:
-        only: names of results, or what they begin with up to a dot: "train", "train.forward". Empty for all.
-    """
+    """Each thing that both measured, of the names in `only` if it has any: "train", "train.forward"."""
     olds, news = (chosen(report, only) for report in (before, after))
     return Compared(
         results=[_comparison(old, news[key]) for key, old in olds.items() if key in news],
@@ -203,7 +186,7 @@ def compare(before: Report, after: Report, only: tuple[str, ...] = ()) -> Compar
 def gate(before: Report, after: Report, max_regression: float, only: tuple[str, ...] = ()) -> Gated:
     """Whether `after` is slower than `before` by more than `max_regression` (0.05 is 5 %) in anything."""
     compared = compare(before, after, only)
-    slower = [c for c in compared.results if exceeds(c.change, max_regression)]
+    slower = [c for c in compared.results if c.change.ratio - 1 > max_regression and c.change.is_significant]
     slower.sort(key=lambda c: c.change.p or 0.0)
     regressed: list[Comparison] = []
     for left, comparison in zip(range(len(compared.results), 0, -1), slower, strict=False):
@@ -224,11 +207,6 @@ def gate(before: Report, after: Report, max_regression: float, only: tuple[str, 
     )
 
 
-def exceeds(found: Change, max_regression: float) -> bool:
-    """Whether one thing is slower by more than is allowed, and not by chance: what a gate over it alone asks."""
-    return found.ratio - 1 > max_regression and found.is_significant
-
-
 def _may_exceed(found: Comparison, max_regression: float) -> bool:
     change = found.change
     is_likely = change.ratio - 1 > DOUBT * max_regression and change.high - 1 > max_regression
@@ -242,20 +220,16 @@ def least_p(first: int, second: int) -> float:
 
 def launches_for(others: int, level: float) -> int:
     """Of one side, so that `level` can be reached against `others` of the other side."""
-    count = LEAST_LAUNCHES
-    while least_p(count, others) > level:
-        count += 1
-    return count
+    return next(count for count in itertools.count(LEAST_LAUNCHES) if least_p(count, others) <= level)
 
 
 def asked(before: Request, after: Request) -> list[str]:
     """What two reports were asked for that makes the same name mean another thing: "set: [] -> ['train.seed=1']"."""
-    changes = [f"quick: {before.quick} -> {after.quick}"] if before.quick != after.quick else []
-    options = {**before.options, **after.options}
-    return changes + [
-        f"{name}: {before.options.get(name)} -> {after.options.get(name)}"
-        for name in options
-        if (before.options.get(name) or None) != (after.options.get(name) or None)
+    old, new = ({"quick": request.quick, **request.options} for request in (before, after))
+    return [
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in {**old, **new}
+        if (old.get(name) or None) != (new.get(name) or None)
     ]
 
 
@@ -281,10 +255,6 @@ def chosen(report: Report, only: tuple[str, ...]) -> dict[str, Result]:
         if not only or any(result.name == name or result.name.startswith(f"{name}.") for name in only)
     }
     return {key: result for key, result in found.items() if result.same_as not in found}
-
-
-def _named(result: Result) -> ResultName:
-    return {"name": result.name, "params": result.params}
 
 
 def side(report: Report, source: str) -> Side:

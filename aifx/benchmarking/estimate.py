@@ -41,10 +41,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Change:
-    """How the second of two things compares with the first.
+    """How the second of two things compares with the first, as a ratio: above 1 is slower.
 
     Attributes:
-        ratio: second over first: above 1 is slower.
         p: of the one-sided Mann-Whitney test over the launches in the direction seen; None with too few launches.
     """
 
@@ -59,24 +58,17 @@ class Change:
 
 
 def estimate(launches: Launches, share: float = MIDDLE) -> Estimate:
-    """The median of the launches' medians, and where 95 % of its bootstrap lies.
-
-    Args:
-        share: UNDISTURBED for the median of the launches' lower deciles.
-    """
+    """The median of the launches' medians, or of other quantiles, and where 95 % of its bootstrap lies."""
     low, high = _interval(_resampled(launches, share, np.random.default_rng(0)))
-    return Estimate(_middle(launches, share), low, high)
+    return Estimate(float(np.median([_quantile(launch, share) for launch in launches])), low, high)
 
 
 def change(first: Launches, second: Launches, share: float = UNDISTURBED) -> Change:
-    """Second over first; NaN where one of the two is not above zero, as a difference of two times may come out.
-
-    Args:
-        share: MIDDLE to compare medians.
-    """
+    """Second over first; NaN where one of the two is not above zero, as a difference of two times may come out."""
     from scipy.stats import mannwhitneyu
 
-    ours, theirs = (_middle(side, share) for side in (second, first))
+    sides = [[_quantile(launch, share) for launch in side] for side in (second, first)]
+    ours, theirs = (float(np.median(side)) for side in sides)
     if min(ours, theirs) <= 0:
         return Change(np.nan, np.nan, np.nan, None)
     random = np.random.default_rng(0)
@@ -86,15 +78,10 @@ def change(first: Launches, second: Launches, share: float = UNDISTURBED) -> Cha
     ratio = ours / theirs
     p = None
     if min(len(first), len(second)) >= LEAST_LAUNCHES:
-        sides = [[_quantile(launch, share) for launch in side] for side in (second, first)]
         alternative = "greater" if ratio >= 1 else "less"
         method = "auto" if set(sides[0]) & set(sides[1]) else "exact"  # ties within a side leave it exact
         p = float(mannwhitneyu(*sides, alternative=alternative, method=method).pvalue)
     return Change(ratio, low, high, p)
-
-
-def _middle(launches: Launches, share: float) -> float:
-    return float(np.median([_quantile(launch, share) for launch in launches]))
 
 
 def _quantile(samples: Sequence[float], share: float) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aifx.benchmarking.estimate import UNDISTURBED, Estimate, estimate
+from aifx.benchmarking.estimate import UNDISTURBED, estimate
 from aifx.benchmarking.fingerprint import Fingerprint
 from aifx.benchmarking.units import named
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode, UsageError
@@ -40,7 +41,7 @@ class _Named(_Document):
     @property
     def key(self) -> str:
         """What the same thing has in each launch and each report."""
-        return key_of(self.name, self.params)
+        return f"{self.name} {json.dumps(self.params, sort_keys=True)}" if self.params else self.name
 
     @property
     def suite(self) -> str:
@@ -57,11 +58,9 @@ class Measured(_Named):
 
     Attributes:
         name: the suite's and the thing's: "hardware.matmul", "train.forward".
-        params: what distinguishes results of the same name: dtype, size, implementation.
         samples_s: seconds of each time that it was done, in the order of measurement.
         flops, num_bytes: what doing it once asks for at the least.
         bound_s: the least time in which the hardware could do that (the roofline); None where it is not known.
-        unit: what `units_per_s` and `units_per_joule` of the figures count: "tokens", "images".
         figures: what else was seen, each with its unit in its name: units_per_s, peak_memory_bytes.
     """
 
@@ -102,8 +101,11 @@ class Result(_Named):
         """What the launches saw of one thing, put together."""
         last = launches[-1]
         samples = [launch.samples_s for launch in launches]
-        found: Estimate = estimate(samples)
-        figures = dict.fromkeys(name for launch in launches for name in launch.figures)
+        found = estimate(samples)
+        figures: dict[str, list[float]] = {}
+        for launch in launches:
+            for name, value in launch.figures.items():
+                figures.setdefault(name, []).extend([] if value is None else [value])
 
         def rate(amount: float | None) -> float | None:
             return None if amount is None or found.median <= 0 else amount / found.median
@@ -119,7 +121,7 @@ class Result(_Named):
             bytes_per_s=rate(last.num_bytes),
             roofline_fraction=rate(last.bound_s),
             unit=last.unit,
-            figures={name: _median([launch.figures.get(name) for launch in launches]) for name in figures},
+            figures={name: median(values) if values else None for name, values in figures.items()},
         )
 
     @property
@@ -188,12 +190,9 @@ class Report(_Document):
         """Of what was seen of a suite most often."""
         return max((len(result.samples_s) for result in self.results if result.suite == suite), default=0)
 
-    def find(self, name: str, **params: Param) -> Result | None:
-        """The first result of this name whose params hold these."""
-        for result in self.results:
-            if result.name == name and params.items() <= result.params.items():
-                return result
-        return None
+    def find(self, name: str) -> Result | None:
+        """The first result of this name."""
+        return next((result for result in self.results if result.name == name), None)
 
 
 def read_report(path: Path) -> Report:
@@ -206,8 +205,7 @@ def read_report(path: Path) -> Report:
         raise EnvironmentFault(f"{path} cannot be read", error.strerror or str(error)) from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        why = f"{where}: {first['msg']}"
+        why = f"{'.'.join(map(str, first['loc'])) or 'the document'}: {first['msg']}"
         raise UsageError(f"{path} is no report of aifx bench", why, "aifx bench train --output FILE") from None
 
 
@@ -215,29 +213,14 @@ def write_report(report: Report, path: Path) -> None:
     """Whole or not at all. Raises EnvironmentFault where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = _a_result_a_line(report.document())
-        write_output(path, encode(text))
+        write_output(path, encode(_one_line_per_result(report.document())))
     except OSError as error:
-        why = error.strerror or str(error)
-        raise EnvironmentFault(
-            f"{path} cannot be written", why, "aifx bench ... --output FILE writes it elsewhere"
-        ) from None
+        why, hint = error.strerror or str(error), "aifx bench ... --output FILE writes it elsewhere"
+        raise EnvironmentFault(f"{path} cannot be written", why, hint) from None
 
 
-def _a_result_a_line(document: dict[str, Any]) -> str:
-    """JSON whose thousands of samples take no line each."""
+def _one_line_per_result(document: dict[str, Any]) -> str:
+    """JSON whose thousands of samples have no lines of their own."""
     results = ",\n".join(encode_json(result, ensure_ascii=False) for result in document["results"])
     rest = encode_json({**document, "results": []}, indent=2, ensure_ascii=False)
     return rest.replace('"results": []', f'"results": [\n{results}\n]', 1) + "\n"
-
-
-def key_of(name: str, params: dict[str, Param]) -> str:
-    return f"{name} {json.dumps(params, sort_keys=True)}" if params else name
-
-
-def _median(values: list[float | None]) -> float | None:
-    known = sorted(value for value in values if value is not None)
-    if not known:
-        return None
-    middle = len(known) // 2
-    return known[middle] if len(known) % 2 else (known[middle - 1] + known[middle]) / 2

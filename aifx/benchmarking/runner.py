@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aifx.benchmarking import units
 from aifx.benchmarking.fingerprint import Fingerprint
 from aifx.benchmarking.results import Failure, Measured, Report, Request, Result
 from aifx.benchmarking.suites import SUITES
@@ -37,29 +38,21 @@ ABOVE_ROOF = 1.05
 
 SHARE = re.compile(r"[-+]?\d+(\.\d+)? ?%")
 
-
 Listener = Callable[[Fingerprint | Measured], None]
 """Called with what a launch measures on, before it measures anything, and with each result when it is there. If it
 raises, that ends the bench."""
 
 
 def check_configuration(request: Request, folder: Path | None = None) -> None:
-    """Raises ConfigError for mistakes in the project's configuration, before anything starts.
-
-    Args:
-        folder: in the project; the working directory by default.
-    """
+    """Raises ConfigError for mistakes in the project's configuration, before anything starts."""
     if any(SUITES[suite].needs_project for suite in request.suites):
         load_config(find_project(folder), request.options.get("set") or ())
 
 
 class Launches:
-    """A bench on its way."""
+    """A bench on its way, of the project around `folder`, by default the working directory."""
 
     def __init__(self, request: Request, listener: Listener = lambda event: None, folder: Path | None = None) -> None:
-        """Args:
-        folder: in the project that is measured; the working directory by default.
-        """
         self.request = request
         self._folder = folder
         self._listener = listener
@@ -92,7 +85,6 @@ class Launches:
                 self._note(f"{failed.what}: {failed.why}")
             self._failure = Failure(what="the bench was interrupted", why=why, exit_code=int(code))
         self._duration_s += time.monotonic() - started
-        said = self._notes.values()
         results = [Result.of(launches) for launches in self._seen.values()]
         return Report(
             request=self.request,
@@ -102,7 +94,7 @@ class Launches:
             fingerprint=self._fingerprint or Fingerprint(),
             results=results,
             notes=[
-                *(notes[0] if len(notes) == 1 else f"{notes[0]} ({len(notes)} times)" for notes in said),
+                *(n[0] if len(n) == 1 else f"{n[0]} ({len(n)} times)" for n in self._notes.values()),
                 *_slow_starts(results),
                 *_above_roofs(results),
             ],
@@ -179,12 +171,8 @@ def _slow_starts(results: list[Result]) -> Iterator[str]:
 
 def _above_roofs(results: list[Result]) -> Iterator[str]:
     """Results that are faster than the hardware is held to allow, the most so first."""
-    above = sorted((r for r in results if _share(r) > ABOVE_ROOF), key=_share, reverse=True)
+    shares = {result.title: result.roofline_fraction or 0.0 for result in results}
+    above = sorted((title for title, share in shares.items() if share > ABOVE_ROOF), key=lambda title: -shares[title])
     if above:
-        listed = ", ".join(f"{result.title} {_share(result):.0%}" for result in above[:3])
-        more = f" and {len(above) - 3} more" if len(above) > 3 else ""
-        yield f"above the roofline, whose ceiling was measured too low (aifx bench hardware raises it): {listed}{more}"
-
-
-def _share(result: Result) -> float:
-    return result.roofline_fraction or 0.0
+        listed = units.listed([f"{title} {shares[title]:.0%}" for title in above])
+        yield f"above the roofline, whose ceiling was measured too low (aifx bench hardware raises it): {listed}"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from aifx.benchmarking.estimate import LEAST_LAUNCHES
 from aifx.benchmarking.results import Report, Result, read_report, write_report
+from aifx.benchmarking.units import counted, listed
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.private_folders import make_private
 from aifx.core.project import RUN_NAME, cache_path, find_project
@@ -39,19 +40,14 @@ class Store:
     folder: Path
 
     def names(self) -> list[str]:
-        if not self.folder.is_dir():
-            return []
-        return sorted(path.name for path in self.folder.iterdir() if any(path.glob("*.json")))
+        return sorted({path.parent.name for path in self.folder.glob("*/*.json")})
 
     def history(self, name: str) -> list[Path]:
         """The files of a name, the oldest first. Raises UsageError where there are none."""
         check_name(name)
         if not (found := sorted((self.folder / name).glob("*.json"))):
-            raise UsageError(
-                f"no baseline {name!r} in {self.folder}",
-                did_you_mean(name, self.names()) or "none is kept there yet",
-                to_save(name),
-            )
+            why = did_you_mean(name, self.names()) or "none is kept there yet"
+            raise UsageError(f"no baseline {name!r} in {self.folder}", why, to_save(name))
         return found
 
     def find(self, what: str) -> Report:
@@ -63,13 +59,11 @@ class Store:
             return read_report(Path(what))
         name, _, commit = what.partition("@")
         history = self.history(name)
-        reports = [path for path in history if _is_of(path, commit)]
+        number, dash, dirty = commit.replace("+", "-dirty").partition("-")  # in short, in full or as lists show it
+        reports = [p for p in history if p.stem.partition("-")[2].startswith(f"{number[:8]}{dash}{dirty}")]
         if not reports:
-            raise UsageError(
-                f"{name} was not saved at commit {commit}",
-                f"its newest report is of {history[-1].stem.partition('-')[2]}",
-                f"aifx bench history {name}",
-            )
+            why = f"its newest report is of {history[-1].stem.partition('-')[2]}"
+            raise UsageError(f"{name} was not saved at commit {commit}", why, f"aifx bench history {name}")
         return read_report(reports[-1])
 
     def save(self, report: Report, name: str, max_noise: float = MAX_NOISE) -> Path:
@@ -79,11 +73,8 @@ class Store:
         """
         check_name(name)
         if why := unfit(report, max_noise):
-            raise UsageError(
-                f"{name} is not saved",
-                why,
-                "close other programs and measure again, or with more --launches; --max-noise 10% lets more pass",
-            )
+            hint = "close other programs and measure again, or with more --launches; --max-noise 10% lets more pass"
+            raise UsageError(f"{name} is not saved", why, hint)
         commit = (report.fingerprint.commit or "none").replace("+", "-dirty")
         at = datetime.fromtimestamp(report.time, UTC).strftime("%Y%m%dT%H%M%S")
         path = self.folder / name / f"{at}-{commit}.json"
@@ -91,38 +82,29 @@ class Store:
         return path
 
 
-def _is_of(path: Path, commit: str) -> bool:
-    """Whether a report was saved at a commit, given in short, in full or as lists show it ("3f2a9c1d+")."""
-    number, dash, dirty = commit.replace("+", "-dirty").partition("-")
-    return path.stem.partition("-")[2].startswith(f"{number[:8]}{dash}{dirty}")
-
-
 def check_name(name: str) -> None:
     """Raises UsageError for what cannot name a baseline."""
     if not RUN_NAME.fullmatch(name):
-        raise UsageError(
-            f"{name!r} cannot name a baseline",
-            "letters, digits, '.', '_' and '-', 100 at most, the first a letter or digit",
-            to_save("main"),
-        )
+        rule = "letters, digits, '.', '_' and '-', 100 at most, the first a letter or digit"
+        raise UsageError(f"{name!r} cannot name a baseline", rule, to_save("main"))
 
 
 def keep_last(report: Report) -> str:
     """Leave a copy of what was measured; a line that says where, or why nowhere."""
-    count = f"{len(report.results)} result{'' if len(report.results) == 1 else 's'}"
+    count = counted(len(report.results), "result")
     try:
         make_private(last_path().parent)
         write_report(report, last_path())
         return f"what was measured ({count}) is kept: aifx bench show"
     except EnvironmentFault as error:
-        fault = error
+        reason = f"{error.what}: {error.why}"
     except OSError as error:
-        fault = EnvironmentFault(f"{last_path().parent} cannot be written", error.strerror or str(error))
+        reason = f"{last_path().parent} cannot be written: {error.strerror or error}"
     try:
         elsewhere = Path(tempfile.mkdtemp(prefix="aifx-bench-")) / "last.json"
         write_report(report, elsewhere)
     except (OSError, EnvironmentFault):
-        return f"no copy of what was measured ({count}) could be kept: {fault.what}: {fault.why}"
+        return f"no copy of what was measured ({count}) could be kept: {reason}"
     return f"what was measured ({count}) is kept: aifx bench show {elsewhere}"
 
 
@@ -150,23 +132,25 @@ def too_noisy(report: Report, max_noise: float) -> list[Result]:
 
 
 def describe_noisy(noisy: list[Result]) -> str:
-    more = f" and {len(noisy) - 3} more" if len(noisy) > 3 else ""
-    return ", ".join(f"{r.title} ±{r.scatter:.1%}" for r in noisy[:3]) + more
+    return listed([f"{result.title} ±{result.scatter:.1%}" for result in noisy])
 
 
 def to_save(name: str) -> str:
     """The command that keeps a baseline here."""
+    return f"aifx bench {'train' if is_in_project() else 'hardware'} --save {name}"  # hardware needs no project
+
+
+def is_in_project() -> bool:
     try:
         find_project()
     except AifxError:
-        return f"aifx bench hardware --save {name}"  # needs no project
-    return f"aifx bench train --save {name}"
+        return False
+    return True
 
 
 def open_store() -> Store:
     """The project's, or the user's outside of a project."""
-    try:
+    if is_in_project():
         return Store(find_project().root / "bench")
-    except AifxError:
-        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-        return Store(Path(data) / "aifx" / "bench")
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Store(Path(data) / "aifx" / "bench")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -12,26 +12,25 @@ BINARY = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")
 
 def duration(seconds: float) -> str:
     """ "1.27 ms"."""
-    for unit, suffix in TIMES:
-        if seconds >= 0.9995 * unit:
-            return f"{digits(seconds / unit)} {suffix}"
-    return f"{seconds / 1e-9:.2g} ns"
+    return _scaled(seconds, TIMES)
 
 
 def rate(amount: float, unit: str = "") -> str:
     """ "1.5 TFLOP/s"; without a unit, its prefix alone."""
-    for size, prefix in PREFIXES:
-        if amount >= 0.9995 * size:
-            return f"{digits(amount / size)} {prefix}{unit}"
-    return f"{amount:.2g} {unit}"
+    return _scaled(amount, PREFIXES) + unit
 
 
 def size(num_bytes: float) -> str:
     """ "32 KiB", as caches and memories are counted."""
-    for unit, suffix in BINARY:
-        if num_bytes >= unit:
-            return f"{digits(num_bytes / unit)} {suffix}"
-    return f"{num_bytes:.2g} B"
+    return _scaled(num_bytes, BINARY)
+
+
+def _scaled(value: float, scales: Sequence[tuple[float, str]]) -> str:
+    """The value in the largest scale that it reaches; two digits of one that is below them all."""
+    for scale, name in scales:
+        if value >= 0.9995 * scale:
+            return f"{digits(value / scale)} {name}"
+    return f"{value / scale:.2g} {name}"
 
 
 def share(fraction: float) -> str:
@@ -46,10 +45,7 @@ def change(ratio: float) -> str:
 
 def figure(name: str, value: float, unit: str | None = None) -> tuple[str, str]:
     """A figure's words and its value, by the unit in its name: `peak_memory_bytes` is ("peak memory", "28 MiB").
-
-    Args:
-        unit: what "units" means in the name.
-    """
+    "units" in the name means `unit`."""
     words = [(unit or word) if word == "units" else word for word in name.split("_")]
     match words:
         case [*rest, "bytes", "per", "s"]:
@@ -85,3 +81,13 @@ def digits(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
     return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
+
+
+def counted(count: int, noun: str, plural: str = "s") -> str:
+    """ "1 launch", "3 launches"."""
+    return f"{count} {noun}{plural * (count != 1)}"
+
+
+def listed(texts: Sequence[str], most: int = 3) -> str:
+    """ "a, b, c and 4 more"."""
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

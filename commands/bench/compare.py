@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aifx.benchmarking import units
+from aifx.commands.bench.measuring import OnlyOption
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
@@ -21,9 +23,7 @@ def show(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[REPORT]",
-            help="Report to show: NAME, NAME@COMMIT or a file. By default the last one.",
-            show_default=False,
+            metavar="[REPORT]", help="Report to show: NAME, NAME@COMMIT or a file. By default the last one."
         ),
     ] = None,
     json: JsonOption = False,
@@ -48,12 +48,7 @@ def show(
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="First report: NAME, NAME@COMMIT or a file.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Second report.")],
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--only", metavar="RESULT", help="Compare only results of this name. Can be repeated.", show_default=False
-        ),
-    ] = None,
+    only: OnlyOption = None,
     json: JsonOption = False,
 ) -> None:
     """List the results that are slower or faster in B than in A.
@@ -76,16 +71,12 @@ def compare(
         if not compared.results:
             raise UsageError(f"{a} and {b} have no result in common", in_short(compared), f"aifx bench show {a}")
         out.document(compared.document(library.side(before, a), library.side(after, b)))
-        heading(out, before, after, a, b)
-        show_compared(out, compared)
+        show_compared(out, before, after, a, b, compared)
 
 
 def only_known(only: list[str], source: str, *reports: Report) -> tuple[str, ...]:
-    """Names of results, each of which one of the reports has. Raises UsageError for one that none of them has.
-
-    Args:
-        source: of the last of them, for the hint.
-    """
+    """Names of results, each of which one of the reports has. Raises UsageError for one that none of them has, with a
+    hint to the source of the last report."""
     known = {result.name for report in reports for result in report.results}
     known |= {name.partition(".")[0] for name in known}
     for name in only:
@@ -99,39 +90,34 @@ def refuse(a: str, b: str, obstacles: list[str]) -> None:
     if obstacles:
         from aifx.benchmarking.store import to_save
 
-        raise UsageError(
-            f"{a} and {b} were measured on different hardware and do not compare",
-            "; ".join(obstacles),
-            f"{to_save('NAME')} keeps a baseline of this machine",
-        )
+        what, hint = "were measured on different hardware and do not compare", "keeps a baseline of this machine"
+        raise UsageError(f"{a} and {b} {what}", "; ".join(obstacles), f"{to_save('NAME')} {hint}")
 
 
-def heading(out: Output, before: Report, after: Report, a: str, b: str) -> None:
+def _made(report: Report) -> str:
+    """When, of which commit, how often."""
+    launches = units.counted(report.launches, "launch", "es")
+    return f"{local_time(report)}, {report.fingerprint.commit or 'no commit'}, {launches}"
+
+
+def local_time(report: Report) -> str:
+    return f"{datetime.fromtimestamp(report.time):%Y-%m-%d %H:%M}"
+
+
+def show_compared(out: Output, before: Report, after: Report, a: str, b: str, compared: Compared) -> None:
+    """The two reports, the table, then what is to be known of it."""
+    from aifx.benchmarking.estimate import SIGNIFICANCE
+
     for mark, name, report in (("A", a, before), ("B", b, after)):
         out.print(f"{mark}  {name}: {_made(report)}")
         if report.failure:
             out.print(f"   not whole: {report.failure.what}")
     out.print("")
-
-
-def _made(report: Report) -> str:
-    """When, of which commit, how often."""
-    at = f"{datetime.fromtimestamp(report.time):%Y-%m-%d %H:%M}"
-    many = f"{report.launches} launch{'es' * (report.launches != 1)}"
-    return f"{at}, {report.fingerprint.commit or 'no commit'}, {many}"
-
-
-def show_compared(out: Output, compared: Compared) -> None:
-    """The table, then what is to be known of it."""
-    from aifx.benchmarking.estimate import SIGNIFICANCE
-
-    columns = ["result", "A", "B", "change", "95 % interval", "p", "verdict"]
-    _table(out, columns, [row_of(found) for found in compared.results])
+    _table(out, compared.results)
     out.print("")
     out.print("A and B are medians; change and p go by lower deciles, which little disturbs")
-    for words in (_only("A", compared.only_before), _only("B", compared.only_after)):
-        if words:
-            out.print(words)
+    for words in _missing(compared):
+        out.print(words)
     if compared.differences:
         out.print(f"differs: {'; '.join(compared.differences)}")
     judged = sum(found.change.p is not None for found in compared.results)
@@ -140,10 +126,18 @@ def show_compared(out: Output, compared: Compared) -> None:
         out.print(f"of {judged} results that did not change, {chance} would be called slower or faster by chance")
 
 
-def _table(out: Output, columns: list[str], rows: list[tuple[str, ...]]) -> None:
+def _table(out: Output, results: list[Comparison]) -> None:
     """A line a result; on a terminal that is too narrow for it two, where a table would break its words."""
     from rich.text import Text
 
+    columns = ["result", "A", "B", "change", "95 % interval", "p", "verdict"]
+    rows = []
+    for found in results:
+        seen, times = found.change, [units.duration(one.median_s) for one in (found.before, found.after)]
+        interval = f"{units.change(seen.low)} to {units.change(seen.high)}"
+        p = "-" if seen.p is None else f"{seen.p:.4f}"
+        verdict = f"{found.verdict}: {found.why}" if found.why else found.verdict
+        rows.append((found.after.title, *times, units.change(seen.ratio), interval, p, verdict))
     width = sum(max(map(len, cells)) + len("  ") for cells in zip(columns, *rows, strict=True))
     if not out.out.is_terminal or width <= out.out.width:
         out.table(columns, rows, right=columns[1:6])
@@ -156,27 +150,11 @@ def _table(out: Output, columns: list[str], rows: list[tuple[str, ...]]) -> None
         out.row(Text("  "), Text(text))
 
 
-def row_of(found: Comparison) -> tuple[str, ...]:
-    from aifx.benchmarking.units import change, duration
-
-    seen = found.change
-    return (
-        found.after.title,
-        duration(found.before.median_s),
-        duration(found.after.median_s),
-        change(seen.ratio),
-        f"{change(seen.low)} to {change(seen.high)}",
-        "-" if seen.p is None else f"{seen.p:.4f}",
-        f"{found.verdict}: {found.why}" if found.why else found.verdict,
-    )
-
-
 def in_short(compared: Compared) -> str:
     """What each has alone."""
-    return "; ".join(filter(None, (_only("A", compared.only_before), _only("B", compared.only_after))))
+    return "; ".join(_missing(compared))
 
 
-def _only(mark: str, results: list[Any]) -> str:
-    names = [result.title for result in results]
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return f"only in {mark}: {', '.join(names[:6])}{more}" if names else ""
+def _missing(compared: Compared) -> list[str]:
+    sides = (("A", compared.only_before), ("B", compared.only_after))
+    return [f"only in {mark}: {units.listed([r.title for r in results], 6)}" for mark, results in sides if results]

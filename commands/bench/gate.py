@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.bench.compare import heading, in_short, only_known, refuse, show_compared
-from aifx.commands.bench.options import read_share
+from aifx.benchmarking import units
+from aifx.commands.bench.compare import in_short, only_known, refuse, show_compared
+from aifx.commands.bench.measuring import OnlyOption, OutputOption, read_share
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
@@ -24,31 +25,18 @@ if TYPE_CHECKING:
 
 
 def gate(
-    baseline: Annotated[
-        str,
-        typer.Option("--baseline", metavar="NAME", help="Baseline: NAME, NAME@COMMIT or a file.", show_default=False),
-    ],
+    baseline: Annotated[str, typer.Option("--baseline", metavar="NAME", help="Baseline: NAME, NAME@COMMIT or a file.")],
     max_regression: Annotated[
         str, typer.Option("--max-regression", metavar="SHARE", help="Maximum slowdown of a result.")
     ] = "5%",
     max_launches: Annotated[
-        int,
-        typer.Option("--max-launches", min=5, max=100, metavar="N", help="Maximum number of launches per suite."),
+        int, typer.Option("--max-launches", min=5, max=100, metavar="N", help="Maximum number of launches per suite.")
     ] = 20,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--only", metavar="RESULT", help="Check only results of this name. Can be repeated.", show_default=False
-        ),
-    ] = None,
+    only: OnlyOption = None,
     results: Annotated[
-        Path | None,
-        typer.Option("--results", metavar="FILE", help="Check this report instead of measuring.", show_default=False),
+        Path | None, typer.Option("--results", metavar="FILE", help="Check this report instead of measuring.")
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="FILE", help="Also write the report to FILE, as JSON.", show_default=False),
-    ] = None,
+    output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure again what a baseline measured, and fail if a result is slower.
@@ -62,32 +50,28 @@ def gate(
         aifx bench train --output now.json --launches 5 && aifx bench gate --baseline main --results now.json
     """
     with terminal(json) as out, sigterm_as_ctrl_c():
-        from aifx.benchmarking.compare import gate as judge
-        from aifx.benchmarking.compare import side
+        from aifx.benchmarking import compare as library
         from aifx.benchmarking.results import read_report, write_report
         from aifx.benchmarking.store import open_store
 
-        kept: AbstractContextManager[None]
+        kept: AbstractContextManager[None] = nullcontext()
         bound = read_share(max_regression, "--max-regression")
         before = open_store().find(baseline)
         names = only_known(only or [], baseline, before)
         if results:
-            after, source = read_report(results), str(results)
+            after, source, option = read_report(results), str(results), "--launches"
             _refuse(baseline, source, before, after)
-            gated, kept, option = judge(before, after, bound, names), nullcontext(), "--launches"
+            gated = library.gate(before, after, bound, names)
         else:
-            source = "now"
-            _check_launches(baseline, before, names)
             running, after, gated = _measure(out, baseline, before, bound, names, max_launches)
-            kept, option = running.naming_the_copy(), "--max-launches"
+            kept, source, option = running.naming_the_copy(), "now", "--max-launches"
         with kept:
             if output:
                 write_report(after, output)
             after.raise_failure()
             _decide(gated, option)
-        out.document(gated.document(side(before, baseline), side(after, source)))
-        heading(out, before, after, baseline, source)
-        show_compared(out, gated.compared)
+        out.document(gated.document(library.side(before, baseline), library.side(after, source)))
+        show_compared(out, before, after, baseline, source, gated.compared)
         if gated.regressed:  # what may be why; the verdict comes last
             for name, report in ((baseline, before), (source, after)):
                 for note in report.notes:
@@ -96,44 +80,35 @@ def gate(
         raise SystemExit(int(bool(gated.regressed)))
 
 
-def _check_launches(baseline: str, before: Report, names: tuple[str, ...]) -> None:
-    """Raises UsageError, before anything is measured, if no result could be compared with the baseline."""
-    from aifx.benchmarking.compare import chosen
-    from aifx.benchmarking.estimate import LEAST_LAUNCHES
-    from aifx.benchmarking.store import to_save
-
-    for result in chosen(before, names).values():
-        if len(result.samples_s) < LEAST_LAUNCHES:
-            many = len(result.samples_s)
-            raise UsageError(
-                f"{baseline} is no baseline: {result.title} has {many} launch{'es' * (many != 1)}",
-                f"{LEAST_LAUNCHES} are the least",
-                f"{to_save('NAME')} keeps one",
-            )
-
-
 def _measure(
     out: Output, baseline: str, before: Report, bound: float, names: tuple[str, ...], most: int
 ) -> tuple[Running, Report, Gated]:
     """What the baseline's request asks for, measured now, each suite as often as then; what may be slower is launched
-    until that can be decided."""
+    until that can be decided. Raises UsageError before that if some result could not be compared with the baseline."""
     from aifx.benchmarking.adaptive import until_decided
     from aifx.benchmarking.compare import chosen
     from aifx.benchmarking.estimate import LEAST_LAUNCHES
     from aifx.benchmarking.runner import check_configuration
+    from aifx.benchmarking.store import to_save
     from aifx.commands.bench.measuring import Running, describe_more
 
     def accept(found: Fingerprint) -> None:
         refuse(baseline, "this machine", before.fingerprint.obstacles(found))
 
     def more(inconclusive: list[Result], counts: dict[str, int]) -> Report:
-        out.log(f"{_listed(inconclusive)} may be slower: {describe_more(counts)} may decide")
+        listed = units.listed([result.title for result in inconclusive])
+        out.log(f"{listed} may be slower: {describe_more(counts)} may decide")
         return running.launch(counts)
 
+    wanted = chosen(before, names).values()
+    for result in wanted:
+        if (count := len(result.samples_s)) < LEAST_LAUNCHES:
+            what = f"{baseline} is no baseline: {result.title} has {units.counted(count, 'launch', 'es')}"
+            raise UsageError(what, f"{LEAST_LAUNCHES} are the least", f"{to_save('NAME')} keeps one")
     request = before.request
     if names:
-        wanted = {result.suite for result in chosen(before, names).values()}
-        request = request.model_copy(update={"suites": [suite for suite in request.suites if suite in wanted]})
+        suites = {result.suite for result in wanted}
+        request = request.model_copy(update={"suites": [suite for suite in request.suites if suite in suites]})
     check_configuration(request)
     counts = {suite: min(max(before.launches_of(suite), LEAST_LAUNCHES), most) for suite in request.suites}
     running = Running(out, request, accept)
@@ -149,19 +124,13 @@ def _refuse(baseline: str, source: str, before: Report, after: Report) -> None:
         raise UsageError(f"{source} cannot be judged", why, "measure again")
     refuse(baseline, source, before.fingerprint.obstacles(after.fingerprint))
     if differences := asked(before.request, after.request):
-        raise UsageError(
-            f"{baseline} and {source} do not compare: other things were asked for",
-            "; ".join(differences),
-            f"aifx bench gate --baseline {baseline} measures what it has to",
-        )
+        what = f"{baseline} and {source} do not compare: other things were asked for"
+        hint = f"aifx bench gate --baseline {baseline} measures what it has to"
+        raise UsageError(what, "; ".join(differences), hint)
 
 
 def _decide(gated: Gated, option: str) -> None:
-    """Raises UsageError where a gate can say neither yes nor no.
-
-    Args:
-        option: that asks for more launches.
-    """
+    """Raises UsageError where a gate can say neither yes nor no; the option is that which asks for more launches."""
     from aifx.benchmarking.estimate import LEAST_LAUNCHES
 
     compared = gated.compared
@@ -173,7 +142,7 @@ def _decide(gated: Gated, option: str) -> None:
             hint = f"aifx bench ... --launches {LEAST_LAUNCHES}"
             raise UsageError(f"{found.after.title} cannot be judged", found.why, hint)
     if gated.undecided and not gated.regressed:
-        undecided = _listed([found.after for found in gated.undecided])
+        undecided = units.listed([found.after.title for found in gated.undecided])
         raise UsageError(
             f"{undecided}: slower by more than {gated.max_regression:.1%}, or by chance",
             f"among {len(compared.results)} results, some seem so in {max(gated.undecided[0].launches)} launches",
@@ -188,8 +157,7 @@ def _show_verdict(out: Output, gated: Gated) -> None:
     for found in gated.inconclusive:
         if found not in gated.suspected:
             out.print(f"inconclusive: {found.after.title} seems slower by {_reach(found)}, and may be so by chance")
-    unsure = sum(found.verdict == "unsure" for found in gated.compared.results)
-    if unsure:
+    if unsure := sum(found.verdict == "unsure" for found in gated.compared.results):
         out.print(f"too noisy to say: {unsure} of {len(gated.compared.results)}")
     for found in gated.regressed:
         out.print(f"regression: {found.after.title} is slower by {_reach(found)}")
@@ -198,13 +166,6 @@ def _show_verdict(out: Output, gated: Gated) -> None:
 
 
 def _reach(found: Comparison) -> str:
-    from aifx.benchmarking.units import change as format_change
-
     change = found.change
     p = "" if change.p is None else f"; p {change.p:.4f}"
-    return f"{change.ratio - 1:.1%} (95 %: {format_change(change.low)} to {format_change(change.high)}{p})"
-
-
-def _listed(found: list[Result]) -> str:
-    names = [result.title for result in found]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{change.ratio - 1:.1%} (95 %: {units.change(change.low)} to {units.change(change.high)}{p})"

@@ -7,11 +7,9 @@ from typing import Annotated
 import typer
 
 from aifx.commands.bench import compare, gate, history
-from aifx.commands.bench.measuring import bench
-from aifx.commands.bench.options import Measuring
+from aifx.commands.bench.measuring import Measuring, bench
 from aifx.commands.console.options import SetOption, option_group
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import AifxError
 
 app = typer.Typer(
     help="""Measure this machine and this project, and compare the results with a baseline.
@@ -45,19 +43,16 @@ def hardware(*, how: Measuring) -> None:
 def kernels(
     op: Annotated[
         list[str] | None,
-        typer.Option("--op", metavar="OP", help="Measure only this op. Can be repeated.", show_default=False),
+        typer.Option("--op", metavar="OP", help="Measure only this op. Can be repeated."),
     ] = None,
     case: Annotated[
         list[str] | None,
-        typer.Option("--case", metavar="NAME", help="Measure only this case. Can be repeated.", show_default=False),
+        typer.Option("--case", metavar="NAME", help="Measure only this case. Can be repeated."),
     ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
-            "--dtype",
-            metavar="DTYPE",
-            help="Type to measure in. By default bfloat16 on accelerators, float32 on CPUs.",
-            show_default=False,
+            "--dtype", metavar="DTYPE", help="Type to measure in. By default bfloat16 on accelerators, float32 on CPUs."
         ),
     ] = None,
     *,
@@ -69,112 +64,73 @@ def kernels(
         aifx bench kernels --op attention
         aifx bench kernels --quick
     """
-    options = {"ops": op or [], "cases": case or [], "dtype": dtype}
     with terminal(how.json) as out:
-        bench(out, ["kernels"], options, how)
+        bench(out, ["kernels"], {"ops": op or [], "cases": case or [], "dtype": dtype}, how)
 
 
-@app.command()
-@option_group
-def train(
-    set_: SetOption = None,
-    *,
-    how: Measuring,
-) -> None:
+def _add_project_suite(name: str, help: str) -> None:
+    @app.command(name, help=help)
+    @option_group
+    def suite(set_: SetOption = None, *, how: Measuring) -> None:
+        with terminal(how.json) as out:
+            bench(out, [name], {"set": set_ or []}, how)
+
+
+_add_project_suite(
+    "train",
     """Measure the project's training step and its parts, memory, energy and scaling.
 
     Examples:
         aifx bench train
         aifx bench train --set train.global_batch_size=16
         aifx bench train --save main
-    """
-    with terminal(how.json) as out:
-        bench(out, ["train"], {"set": set_ or []}, how)
-
-
-@app.command()
-@option_group
-def data(
-    set_: SetOption = None,
-    *,
-    how: Measuring,
-) -> None:
+    """,
+)
+_add_project_suite(
+    "data",
     """Measure how fast the project's batches are ready, and whether training waits for them.
 
     Examples:
         aifx bench data
-    """
-    with terminal(how.json) as out:
-        bench(out, ["data"], {"set": set_ or []}, how)
-
-
-@app.command()
-@option_group
-def checkpoint(
-    set_: SetOption = None,
-    *,
-    how: Measuring,
-) -> None:
+    """,
+)
+_add_project_suite(
+    "checkpoint",
     """Measure how long a checkpoint stalls training, and how saving and restoring compare with the disk's rate.
 
     Examples:
         aifx bench checkpoint
-    """
-    with terminal(how.json) as out:
-        bench(out, ["checkpoint"], {"set": set_ or []}, how)
-
-
-@app.command()
-@option_group
-def startup(
-    set_: SetOption = None,
-    *,
-    how: Measuring,
-) -> None:
+    """,
+)
+_add_project_suite(
+    "startup",
     """Measure the time from the command to the first step, with and without caches.
 
     Examples:
         aifx bench startup
-    """
-    with terminal(how.json) as out:
-        bench(out, ["startup"], {"set": set_ or []}, how)
+    """,
+)
 
 
 @app.command("all")
 @option_group
-def all_(
-    set_: SetOption = None,
-    *,
-    how: Measuring,
-) -> None:
+def all_(set_: SetOption = None, *, how: Measuring) -> None:
     """Run all suites and write one report. Outside a project, run only suites that need no project.
 
     Examples:
         aifx bench all --quick --html node.html
     """
     with terminal(how.json) as out:
+        from aifx.benchmarking.store import is_in_project
         from aifx.benchmarking.suites import SUITES
 
-        has_project = _in_project()
+        has_project = is_in_project()
         suites = [suite.name for suite in SUITES.values() if has_project or not suite.needs_project]
         if not has_project:
             out.log("not in a project: training, data, checkpoints and startup are not measured")
         bench(out, suites, {"set": set_ or []}, how)
 
 
-def _in_project() -> bool:
-    from aifx.core.project import find_project
-
-    try:
-        find_project()
-    except AifxError:
-        return False
-    return True
-
-
 # After the suites: the help lists commands in this order.
-app.command()(compare.show)
-app.command()(compare.compare)
-app.command()(gate.gate)
-app.command()(history.ls)
-app.command()(history.history)
+for command in (compare.show, compare.compare, gate.gate, history.ls, history.history):
+    app.command()(command)

@@ -2,78 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aifx.benchmarking import units
+from aifx.commands.bench.compare import local_time
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
-from aifx.core.errors import AifxError, UsageError, did_you_mean
+from aifx.core.errors import AifxError, UsageError
 
 if TYPE_CHECKING:
     from aifx.benchmarking.results import Report, Result
     from aifx.benchmarking.store import Store
-
-MAIN = ("train.step", "startup.cold", "checkpoint.save", "data.prefetch", "hardware.matmul")
-"""The result that represents a report if none is named; otherwise its first."""
 
 CHART = (72, 7)
 """Columns and lines."""
 
 MARGIN = 0.1
 """Of the median, which a picture shows at the least below it and above it."""
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A baseline by its newest report."""
-
-    name: str
-    reports: int
-    time: float
-    commit: str | None
-    launches: int
-    suites: list[str]
-
-
-@dataclass(frozen=True)
-class BaselineList:
-    """What `aifx bench ls --json` prints."""
-
-    folder: str
-    baselines: list[Baseline]
-
-
-@dataclass(frozen=True)
-class HistoryPoint:
-    """A result in one report. `compares` is false if it was measured on other hardware than the newest."""
-
-    time: float
-    commit: str | None
-    launches: int
-    median_s: float
-    interval_s: tuple[float, float]
-    compares: bool
-
-
-@dataclass(frozen=True)
-class ResultHistory:
-    name: str
-    params: dict[str, str | int | float | bool]
-    points: list[HistoryPoint]
-
-
-@dataclass(frozen=True)
-class History:
-    """What `aifx bench history --json` prints."""
-
-    name: str
-    results: list[ResultHistory]
 
 
 def ls(json: JsonOption = False) -> None:
@@ -83,27 +33,21 @@ def ls(json: JsonOption = False) -> None:
         aifx bench ls
     """
     with terminal(json) as out:
+        from aifx.benchmarking.history import Baseline, BaselineList
         from aifx.benchmarking.store import open_store, to_save
 
         store = open_store()
-        rows, documents = [], []
+        rows, baselines = [], []
         for name in store.names():
             reports = _reports(out, store, name)
             if not reports:
                 continue
             newest = reports[-1]
-            documents.append(Baseline(name, len(reports), *_point(newest), newest.request.suites))
-            rows.append(
-                (
-                    name,
-                    len(reports),
-                    _at(newest),
-                    newest.fingerprint.commit,
-                    _device(newest),
-                    " ".join(newest.request.suites),
-                )
-            )
-        out.document(BaselineList(str(store.folder), documents))
+            commit, suites, hardware = newest.fingerprint.commit, newest.request.suites, newest.fingerprint.hardware
+            device = f"{hardware.get('num_devices', '?')} x {hardware.get('device_kind', '?')}"
+            baselines.append(Baseline(name, len(reports), newest.time, commit, newest.launches, suites))
+            rows.append((name, len(reports), local_time(newest), commit, device, " ".join(suites)))
+        out.document(BaselineList(str(store.folder), baselines))
         if rows:
             out.table(["baseline", "reports", "newest", "commit", "device", "suites"], rows, right=["reports"])
         else:
@@ -113,14 +57,10 @@ def ls(json: JsonOption = False) -> None:
 def history(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the baseline.")],
     result: Annotated[
-        str | None,
-        typer.Option("--result", metavar="RESULT", help="Result to show, as tables name it.", show_default=False),
+        str | None, typer.Option("--result", metavar="RESULT", help="Result to show, as tables name it.")
     ] = None,
     html: Annotated[
-        Path | None,
-        typer.Option(
-            "--html", metavar="FILE", help="Write all results to FILE, as a page with plots.", show_default=False
-        ),
+        Path | None, typer.Option("--html", metavar="FILE", help="Write all results to FILE, as a page with plots.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -131,21 +71,21 @@ def history(
         aifx bench history main --result train.forward --html trend.html
     """
     with terminal(json) as out:
+        from aifx.benchmarking.history import History, main_result, result_history, select_results
         from aifx.benchmarking.store import open_store, to_save
 
-        store = open_store()
-        reports = _reports(out, store, name)
+        reports = _reports(out, open_store(), name)
         if not reports:
             raise UsageError(f"no report of {name} can be read", "each is damaged", to_save(name))
-        chosen = _chosen(name, reports, result)
+        results = select_results(name, reports, result)
         if html:
             from aifx.benchmarking.page import history_page
             from aifx.core.pages import write_page
 
             write_page(history_page(name, reports), html)
             out.log(f"written to {html}")
-        out.document(History(name, [_series(reports, key) for key in _keys(reports, result)]))
-        _show(out, reports, chosen)
+        out.document(History(name, [result_history(reports, one) for one in results]))
+        _show(out, reports, main_result(results))
 
 
 def _reports(out: Output, store: Store, name: str) -> list[Report]:
@@ -161,44 +101,10 @@ def _reports(out: Output, store: Store, name: str) -> list[Report]:
     return found
 
 
-def _chosen(baseline: str, reports: list[Report], name: str | None) -> Result:
-    """The newest result of that name in a baseline's reports, or the one that represents the report."""
-    newest = {result.key: result for report in reports for result in report.results}
-    if name is None:
-        known = [result for main in MAIN for result in newest.values() if result.name == main]
-        return (known or list(newest.values()))[0]
-    for result in newest.values():
-        if name in (result.name, result.title, result.key):
-            return result
-    did = did_you_mean(name, {r.title for r in newest.values()})
-    raise UsageError(f"no result {name!r}", did, f"aifx bench show {baseline}")
-
-
-def _keys(reports: list[Report], name: str | None) -> list[str]:
-    """Of all results, or of those of that name."""
-    results = {result.key: result for report in reports for result in report.results}
-    return [key for key, result in results.items() if name is None or name in (result.name, result.title, key)]
-
-
-def _series(reports: list[Report], key: str) -> ResultHistory:
-    found = [(report, result) for report in reports for result in report.results if result.key == key]
-    last = found[-1][1]
-    points = [
-        HistoryPoint(
-            *_point(report),
-            result.median_s,
-            result.interval_s,
-            not report.fingerprint.obstacles(found[-1][0].fingerprint),
-        )
-        for report, result in found
-    ]
-    return ResultHistory(last.name, last.params, points)
-
-
 def _show(out: Output, reports: list[Report], chosen: Result) -> None:
     """One line per report, compared with the one before on the same hardware; then the picture."""
-    from aifx.benchmarking import units
     from aifx.benchmarking.estimate import change
+    from aifx.commands.bench.report import ascii_only
     from aifx.commands.console.chart import line_chart
 
     newest = reports[-1].fingerprint
@@ -208,7 +114,7 @@ def _show(out: Output, reports: list[Report], chosen: Result) -> None:
     for report in reports:
         result = next((r for r in report.results if r.key == chosen.key), None)
         if result is None:
-            rows.append((_at(report), report.fingerprint.commit, None, None, "not measured"))
+            rows.append((local_time(report), report.fingerprint.commit, None, None, "not measured"))
             continue
         difference = ""
         if obstacles := report.fingerprint.obstacles(newest):
@@ -220,40 +126,16 @@ def _show(out: Output, reports: list[Report], chosen: Result) -> None:
             before = result
             medians.append(result.median_s)
         noise = None if result.noise is None else f"{result.noise:.1%}"
-        rows.append((_at(report), report.fingerprint.commit, units.duration(result.median_s), noise, difference))
+        rows.append((local_time(report), report.fingerprint.commit, units.duration(result.median_s), noise, difference))
     out.print(chosen.title)
     out.table(["time", "commit", "median", "±", "against the one before"], rows, right=["median", "±"])
-    if len(medians) > 1:
-        out.print("reports are compared by their lower deciles, which little disturbs")
-    if len(medians) > 1 and not out.json:
-        out.print("")
-        scale, unit = _unit(max(medians))
-        ascii_only = not (out.out.encoding or "").lower().startswith("utf")
-        middle = median(medians) * scale
-        reach = (1 - MARGIN) * middle, (1 + MARGIN) * middle  # so that noise does not fill the picture
-        for line in line_chart([value * scale for value in medians], *CHART, ascii_only=ascii_only, reach=reach):
-            out.print(line)
-        out.print(f"{chosen.title} [{unit}], the oldest at the left")
-
-
-def _unit(seconds: float) -> tuple[float, str]:
-    """What a picture's seconds are multiplied by, and what they are then."""
-    from aifx.benchmarking.units import TIMES
-
-    for unit, suffix in TIMES:
-        if seconds >= unit:
-            return 1 / unit, suffix
-    return 1e9, "ns"
-
-
-def _point(report: Report) -> tuple[float, str | None, int]:
-    return report.time, report.fingerprint.commit, report.launches
-
-
-def _at(report: Report) -> str:
-    return f"{datetime.fromtimestamp(report.time):%Y-%m-%d %H:%M}"
-
-
-def _device(report: Report) -> str:
-    hardware = report.fingerprint.hardware
-    return f"{hardware.get('num_devices', '?')} x {hardware.get('device_kind', '?')}"
+    if len(medians) < 2 or out.json:
+        return
+    out.print("reports are compared by their lower deciles, which little disturbs")
+    out.print("")
+    scale, unit = next((one for one in units.TIMES if max(medians) >= one[0]), units.TIMES[-1])
+    middle = median(medians) / scale
+    reach = (1 - MARGIN) * middle, (1 + MARGIN) * middle  # so that noise does not fill the picture
+    for line in line_chart([value / scale for value in medians], *CHART, ascii_only=ascii_only(out), reach=reach):
+        out.print(line)
+    out.print(f"{chosen.title} [{unit}], the oldest at the left")

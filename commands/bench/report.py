@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from aifx.benchmarking.units import duration, named, rate, share, size
+from aifx.benchmarking.units import counted, duration, named, rate, share, size
 from aifx.commands.console.chart import bar, shares, sparkline
 from aifx.commands.console.output import Output
 
 if TYPE_CHECKING:
-    from aifx.benchmarking.results import Measured, Param, Report, Result
+    from aifx.benchmarking.results import Measured, Report, Result
     from aifx.benchmarking.views import Part, Point, Step
 
 BAR = 8
@@ -23,14 +23,6 @@ NARROW = 64
 
 FEW = 3
 """Sizes that still have a line each; more of them are a line of bars on a terminal."""
-
-SERIES = {
-    "hardware.matmul": ("dtype",),
-    "hardware.memory": ("op",),
-    "hardware.copy": ("direction", "memory"),
-    "hardware.collective": ("kind",),
-}
-"""What is measured by size, and the params that distinguish one series from another."""
 
 PARTS = (("blue", "█"), ("yellow", "▓"), ("green", "▒"), ("bright_black", "░"))
 ASCII = "#=-."
@@ -47,7 +39,7 @@ def show(out: Output, report: Report) -> None:
 
     A terminal has bars, and a line for all sizes of a thing; a file or a pipe has a line a result and its figures.
     """
-    from aifx.benchmarking.views import headlines, machine, step_of
+    from aifx.benchmarking.views import SPLIT_BY, by_size, headlines, machine, step_of
 
     if out.json:
         return
@@ -55,16 +47,19 @@ def show(out: Output, report: Report) -> None:
     if where := ": ".join(filter(None, (host, devices))):
         out.print(where)
     if lines := headlines(report):
-        _folded(out, [f"{line.label} {line.value}" for line in lines])
+        _folded(out, [f"{label} {value}" for label, value in lines])
     if where or lines:
         out.print("")
     for suite in report.request.suites:
-        results = [result for result in report.results if result.name.startswith(f"{suite}.")]
+        results = [result for result in report.results if result.suite == suite]
         if not results:
             continue
         if suite == "train" and (step := step_of(report)):
             _bar_of_parts(out, step)
-        series = _series(results) if out.out.is_terminal else {}
+        series = {}
+        if out.out.is_terminal:
+            found = {(name, label): points for name in SPLIT_BY for label, points in by_size(results, name).items()}
+            series = {names: points for names, points in found.items() if len(points) > FEW}
         in_series = {point.result.key for points in series.values() for point in points}
         _table(out, suite, [result for result in results if result.key not in in_series])
         _by_size(out, series)
@@ -81,13 +76,14 @@ def line_of(found: Measured) -> str:
     """What a launch has seen, while it goes on."""
     from statistics import median
 
-    middle, count = median(found.samples_s), len(found.samples_s)
-    return f"{named(found.name, found.params)}: {duration(middle)}, {count} sample{'s' * (count != 1)}"
+    return f"{found.title}: {duration(median(found.samples_s))}, {counted(len(found.samples_s), 'sample')}"
 
 
 def _table(out: Output, suite: str, results: Sequence[Result]) -> None:
     """One line per result. On a terminal, results of one name are under it, and under what all of them share. Empty
     columns are left out."""
+    from aifx.benchmarking.views import shared_params
+
     if not results:
         return
     rows: list[tuple[str, ...]] = []
@@ -95,10 +91,9 @@ def _table(out: Output, suite: str, results: Sequence[Result]) -> None:
     for result in results:
         groups.setdefault(result.name.partition(".")[2], []).append(result)
     for name, alike in groups.items():
-        shared: dict[str, Param] = {}
-        if is_grouped := out.out.is_terminal and len(alike) > 1:
-            first = alike[0].params
-            shared = {key: value for key, value in first.items() if all(r.params.get(key) == value for r in alike)}
+        is_grouped = out.out.is_terminal and len(alike) > 1
+        shared = shared_params(alike) if is_grouped else {}
+        if is_grouped:
             rows.append((named(name, shared), "", "", "", ""))
         for result in alike:
             own = {key: value for key, value in result.params.items() if key not in shared}
@@ -108,14 +103,11 @@ def _table(out: Output, suite: str, results: Sequence[Result]) -> None:
     if _is_narrow(out):
         _two_lines(out, suite, rows)
         return
-    columns = [suite, "median", PLUS_MINUS[_ascii_only(out)], "rate", "roofline"]
+    columns = [suite, "median", PLUS_MINUS[ascii_only(out)], "rate", "roofline"]
     used = [i for i in range(len(columns)) if i < 3 or any(row[i] for row in rows)]
-    right = columns[1:4] if out.out.is_terminal else columns[1:]
-    out.table(
-        [columns[i] for i in used],
-        [[row[i] for i in used] for row in rows],
-        right=[column for column in right if column in {columns[i] for i in used}],
-    )
+    # The roofline has a bar on a terminal.
+    right = {columns[i] for i in used} - {suite, *(["roofline"] if out.out.is_terminal else [])}
+    out.table([columns[i] for i in used], [[row[i] for i in used] for row in rows], right=right)
 
 
 def _two_lines(out: Output, heading: str, rows: Sequence[Sequence[str]]) -> None:
@@ -126,7 +118,7 @@ def _two_lines(out: Output, heading: str, rows: Sequence[Sequence[str]]) -> None
         out.print(label)
         if middle:
             rates = " ".join(filter(None, (reached, share_of and f"({share_of})")))
-            spread = "" if noise == "-" else f" {PLUS_MINUS[_ascii_only(out)]}{noise}"
+            spread = "" if noise == "-" else f" {PLUS_MINUS[ascii_only(out)]}{noise}"
             indent = " " * (len(label) - len(label.lstrip()) + 2)
             out.print(f"{indent}{middle}{spread}{', ' * bool(rates)}{rates}")
 
@@ -144,51 +136,34 @@ def _roofline(out: Output, result: Result) -> str:
     text = share(result.roofline_fraction)
     if not out.out.is_terminal or _is_narrow(out):
         return text
-    return f"{bar(result.roofline_fraction, BAR, ascii_only=_ascii_only(out)):{BAR}} {text:>6}"
+    return f"{bar(result.roofline_fraction, BAR, ascii_only=ascii_only(out)):{BAR}} {text:>6}"
 
 
-def _series(results: Sequence[Result]) -> dict[tuple[str, str], list[Point]]:
-    """By their names and what distinguishes them; results of a few sizes are not a series."""
-    from aifx.benchmarking.views import bus_rate, by_size
-
-    found = {}
-    for name, split_by in SERIES.items():
-        alike = [result for result in results if result.name == name]
-        for label, points in by_size(alike, bus_rate if name == "hardware.collective" else _number, *split_by).items():
-            if len(points) > FEW:
-                found[name.partition(".")[2], label] = points
-    return found
-
-
-def _number(result: Result) -> float | None:
-    return result.flops_per_s or result.bytes_per_s
-
-
-def _by_size(out: Output, series: dict[tuple[str, str], list[Point]]) -> None:
+def _by_size(out: Output, series: Mapping[tuple[str, str], Sequence[Point]]) -> None:
     """A line a series: the bars, and what the best and the largest size reach; of collectives the bus bandwidth."""
     rows = []
-    for (name, label), points in series.items():
-        unit = "FLOP/s" if points[0].result.flops_per_s else "B/s"
+    for (result_name, label), points in series.items():
+        name = result_name.partition(".")[2]
+        unit = "FLOP/s" if name == "matmul" else "B/s"
         best = max(points, key=lambda point: point.y)
-        ends = [f"{rate(point.y, unit)} at {_size(name, point.x)}" for point in (best, points[-1])]
-        bars = sparkline([point.y for point in points], ascii_only=_ascii_only(out))
+        top, end = (
+            f"{rate(point.y, unit)} at {f'{point.x:g}' if name == 'matmul' else size(point.x)}"
+            for point in (best, points[-1])
+        )
+        bars = sparkline([point.y for point in points], ascii_only=ascii_only(out))
         of = f"{label} (bus)" if name == "collective" else label
-        rows.append((f"{name} {of}".strip(), bars, ends[0], "" if best is points[-1] else ends[1]))
+        rows.append((f"{name} {of}".strip(), bars, top, "" if best is points[-1] else end))
     if not rows:
         return
     out.print("")
-    if _is_narrow(out):
-        for name, bars, top, end in rows:
-            out.print(f"{name} {bars}")
-            for word, figure in (("best", top), ("largest", end)):
-                if figure:
-                    out.print(f"  {word} {figure}")
-    else:
+    if not _is_narrow(out):
         out.table(["by size", "", "best", "largest"], rows)
-
-
-def _size(name: str, value: float) -> str:
-    return f"{value:g}" if name == "matmul" else size(value)
+        return
+    for name, bars, top, end in rows:
+        out.print(f"{name} {bars}")
+        out.print(f"  best {top}")
+        if end:
+            out.print(f"  largest {end}")
 
 
 def _bar_of_parts(out: Output, step: Step) -> None:
@@ -208,7 +183,7 @@ def _bar_of_parts(out: Output, step: Step) -> None:
         return
     whole = max(sum(part.fraction for part in step.parts), 1.0)
     widths = shares([part.fraction / whole for part in step.parts], min(WIDTH, out.out.width))
-    if _ascii_only(out):
+    if ascii_only(out):
         marks = ASCII
     else:
         marks = "█" * len(PARTS) if out.out.color_system else "".join(mark for _, mark in PARTS)
@@ -243,5 +218,5 @@ def _is_narrow(out: Output) -> bool:
     return out.out.is_terminal and out.out.width < NARROW
 
 
-def _ascii_only(out: Output) -> bool:
+def ascii_only(out: Output) -> bool:
     return not (out.out.encoding or "").lower().startswith("utf")
