@@ -14,6 +14,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 
 from aifx.benchmarking import units
@@ -34,7 +35,7 @@ _VARIABLES = {INK: "--ink", FAINT: "--faint", LINE: "--line", CARD: "--card"} | 
 
 _STYLE: dict[Any, Any] = {
     **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), TEXT),
-    "axes.prop_cycle": matplotlib.cycler(color=SERIES),
+    "axes.prop_cycle": cycler(color=SERIES),
     "text.color": INK,
     "axes.labelcolor": FAINT,
     "axes.edgecolor": LINE,
