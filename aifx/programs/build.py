@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from aifx.nn.precision import cast_floating, compute_dtype
 from aifx.nn.stacking import has_stacked_layers
 from aifx.objectives.base import DeviceBatch, Objective, Sums
 from aifx.objectives.checks import check_sums
-from aifx.optim import make_optimizer, make_schedule, select_weights
+from aifx.optim import make_optimizer, select_weights
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.decoding import DecodingPrograms
@@ -103,19 +103,7 @@ class Programs:
     @functools.cached_property
     def step(self) -> TrainStep:
         """The training step as a function."""
-        return TrainStep(
-            model=self.model,
-            objective=self.objective,
-            specs=self.trained_specs,
-            optimizer=self.optimizer,
-            schedule=make_schedule(self.config.schedule, self.config.train.num_steps),
-            learning_rate=self.config.optimizer.learning_rate,
-            clip_norm=self.config.optimizer.clip_norm,
-            gradient_accumulation=self.config.train.gradient_accumulation,
-            seed=self.config.train.seed,
-            dtype=self.dtype,
-            layout=self.layout,
-        )
+        return TrainStep(self.config, self.task, self.layout, self.trained_specs, self.optimizer, self.dtype)
 
     @functools.cached_property
     def init(self) -> Program:
@@ -126,7 +114,7 @@ class Programs:
 
         places = jax.tree.map(lambda x: x.sharding, self.abstract)
         # Run once, so that compiling it is all its cost: LLVM's first optimization level halves that, draws as fast.
-        options = {"xla_backend_optimization_level": 1} if self.layout.platform == "cpu" else {}
+        options = {"xla_backend_optimization_level": 1} if self.layout.platform == "cpu" else None
         return Program("init", init, (), out_shardings=places, compiler_options=options)
 
     @functools.cached_property
@@ -141,23 +129,15 @@ class Programs:
     def eval_step(self) -> Program:
         """(params, frozen, batch) -> the sums of the objective."""
 
-        def eval_step(params: Params, frozen: Params, batch: DeviceBatch) -> Sums:
-            merged = self._cast(merge_frozen(params, frozen))
-            return check_sums(self.objective, self.objective.sums(self.model, merged, batch, self._context(batch)))
+        def sums(model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
+            return check_sums(self.objective, self.objective.sums(model, params, batch, ctx))
 
-        state, frozen = self.abstract
-        return self._program("eval_step", eval_step, (state.params, frozen, self.batch(self.eval_rows)))
+        return self._forward_program("eval_step", sums)
 
     @functools.cached_property
     def predict_step(self) -> Program:
         """(params, frozen, batch) -> the predictions of the objective. The batch is one of `DataFormat.encode`."""
-
-        def predict_step(params: Params, frozen: Params, batch: DeviceBatch) -> dict[str, jax.Array]:
-            merged = self._cast(merge_frozen(params, frozen))
-            return self.objective.predictions(self.model, merged, batch, self._context(batch))
-
-        state, frozen = self.abstract
-        return self._program("predict_step", predict_step, (state.params, frozen, self.batch(self.eval_rows)))
+        return self._forward_program("predict_step", self.objective.predictions)
 
     @functools.cached_property
     def parts(self) -> Mapping[str, Program]:
@@ -170,16 +150,15 @@ class Programs:
 
         state, _ = self.abstract
         weights = select_weights(state.params, self.trained_specs)
-        everywhere = self.layout.replicated
         places = jax.tree.map(lambda x: x.sharding, state)
         gradients = jax.tree.map(lambda x: x.sharding, weights)
-        arguments = self.train_step.arguments
+        arguments, scalar = self.train_step.arguments, self.layout.replicated
         programs = (
-            self._program("forward", self.step.loss, arguments, out_shardings=everywhere),
+            self._program("forward", self.step.loss, arguments, out_shardings=scalar),
             self._program(
-                "forward_backward", self.step.loss_and_gradients, arguments, out_shardings=(everywhere, gradients)
+                "forward_backward", self.step.loss_and_gradients, arguments, out_shardings=(scalar, gradients)
             ),
-            self._program("update", update, (state, weights), donate=(0,), out_shardings=(places, everywhere)),
+            self._program("update", update, (state, weights), donate=(0,), out_shardings=(places, scalar)),
         )
         return {program.name: program for program in programs}
 
@@ -227,11 +206,17 @@ class Programs:
     def _program(self, name: str, function: Any, arguments: tuple[Any, ...], **options: Any) -> Program:
         return Program(name, function, arguments, kernels=self.kernels, **options)
 
-    def _cast(self, params: Params) -> Params:
-        return cast_floating(params, self.dtype) if self.casts else params
+    def _forward_program(
+        self, name: str, compute: Callable[[Model, Params, DeviceBatch, ForwardContext], Mapping[str, Any]]
+    ) -> Program:
+        def forward(params: Params, frozen: Params, batch: DeviceBatch) -> Mapping[str, Any]:
+            merged = merge_frozen(params, frozen)
+            if self.casts:
+                merged = cast_floating(merged, self.dtype)
+            return compute(self.model, merged, batch, ForwardContext(self.layout, row_ids=row_ids(batch)))
 
-    def _context(self, batch: DeviceBatch) -> ForwardContext:
-        return ForwardContext(self.layout, row_ids=row_ids(batch))
+        state, frozen = self.abstract
+        return self._program(name, forward, (state.params, frozen, self.batch(self.eval_rows)))
 
 
 def tree_bytes(tree: Any) -> int:

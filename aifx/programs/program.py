@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ class Program:
     donate: tuple[int, ...] = ()
     out_shardings: Any = None
     kernels: Choices | None = None
-    compiler_options: Mapping[str, Any] = field(default_factory=dict)
+    compiler_options: dict[str, Any] | None = None
 
     @functools.cached_property
     def jitted(self) -> Any:
@@ -39,8 +39,7 @@ class Program:
 
         call.__name__ = self.name  # of the compiled program, in traces and in the compilation cache
         places = {} if self.out_shardings is None else {"out_shardings": self.out_shardings}
-        options = dict(self.compiler_options) or None
-        return jax.jit(call, donate_argnums=self.donate, compiler_options=options, **places)
+        return jax.jit(call, donate_argnums=self.donate, compiler_options=self.compiler_options, **places)
 
     def lower(self, platforms: tuple[str, ...] | None = None) -> jax.stages.Lowered:
         """Traced for its arguments; `.compile()` gives the executable. Needs no array.

@@ -28,11 +28,7 @@ class TrainState:
 
 
 def initial_state(specs: Specs, optimizer: optax.GradientTransformation, seed: int) -> tuple[TrainState, Params]:
-    """The state before the first update, and the frozen arrays. To be run inside jit or `eval_shape`.
-
-    Args:
-        specs: of the whole model.
-    """
+    """The state before the first update, and the frozen arrays, of a whole model's specs. To be run inside jit."""
     params, frozen = split_frozen(init_params(specs, jax.random.key(seed)), specs)
     trained, _ = split_frozen(specs, specs)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(select_weights(params, trained))), frozen

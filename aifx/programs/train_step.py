@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +12,16 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from aifx.models.base import Model
+from aifx.config import Config
 from aifx.nn.precision import cast_floating
-from aifx.objectives.base import DeviceBatch, Objective
+from aifx.objectives.base import DeviceBatch
 from aifx.objectives.checks import check_sums
-from aifx.optim import clip_by_global_norm, merge_weights, select_weights
+from aifx.optim import clip_by_global_norm, make_schedule, merge_weights, select_weights
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.state import TrainState
 from aifx.specs import Params, Specs, merge_frozen
+from aifx.tasks.base import Task
 
 STEP_METRICS = ("loss", "grad_norm", "learning_rate")
 """What a step reports, in this order, as one float32 array: one transfer to the host per step."""
@@ -26,25 +29,14 @@ STEP_METRICS = ("loss", "grad_norm", "learning_rate")
 
 @dataclass(frozen=True, eq=False)
 class TrainStep:
-    """The step as a pure function.
+    """The step as a pure function. `specs` are those of weights and buffers, `dtype` is that of the computation."""
 
-    Attributes:
-        specs: of weights and buffers.
-        schedule: the learning rate at a step, as a share of `learning_rate`.
-        dtype: of the computation.
-    """
-
-    model: Model
-    objective: Objective
+    config: Config
+    task: Task
+    layout: Layout
     specs: Specs
     optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    learning_rate: float
-    clip_norm: float
-    gradient_accumulation: int
-    seed: int
     dtype: DTypeLike
-    layout: Layout
 
     def __call__(self, state: TrainState, frozen: Params, batch: DeviceBatch) -> tuple[TrainState, jax.Array]:
         """The next state, and STEP_METRICS."""
@@ -57,39 +49,26 @@ class TrainStep:
 
         Micro-batches add up sums. The mean is formed once, so that those with less weight count for less.
         """
-        weights = select_weights(state.params, self.specs)
-        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        weights, key = select_weights(state.params, self.specs), self._key(state)
 
         def sums(weights: Any, batch: DeviceBatch, row_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
             params = merge_frozen(merge_weights(weights, state.params, self.specs), frozen)
             return self.loss_sums(params, batch, key, row_ids)
 
-        sums_and_gradients = jax.value_and_grad(sums, has_aux=True)
-        if self.gradient_accumulation == 1:
-            (total, weight), gradients = sums_and_gradients(weights, batch, row_ids(batch))
-        else:
-
-            def add(carry: Any, micro: tuple[DeviceBatch, jax.Array]) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, carry, sums_and_gradients(weights, *micro)), None
-
-            zero = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, weights)
-            ((total, weight), gradients), _ = jax.lax.scan(add, zero, self.micro_batches(batch))
+        sums_and_gradients = functools.partial(jax.value_and_grad(sums, has_aux=True), weights)
+        zero = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, weights)
+        (total, weight), gradients = self._accumulate(sums_and_gradients, zero, batch)
         weight = at_least_tiny(weight)
         return total / weight, jax.tree.map(lambda g: g / weight, gradients)
 
     def loss(self, state: TrainState, frozen: Params, batch: DeviceBatch) -> jax.Array:
         """The loss of `loss_and_gradients`: its forward pass alone."""
-        params, key = merge_frozen(state.params, frozen), jax.random.fold_in(jax.random.key(self.seed), state.step)
+        params, key = merge_frozen(state.params, frozen), self._key(state)
 
-        def add(carry: Any, micro: tuple[DeviceBatch, jax.Array]) -> tuple[Any, None]:
-            sums = self.loss_sums(params, micro[0], key, micro[1])
-            return jax.tree.map(jnp.add, carry, sums), None
+        def sums(batch: DeviceBatch, row_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return self.loss_sums(params, batch, key, row_ids)
 
-        zero = jnp.zeros(()), jnp.zeros(())
-        if self.gradient_accumulation == 1:
-            (total, weight), _ = add(zero, (batch, row_ids(batch)))
-        else:
-            (total, weight), _ = jax.lax.scan(add, zero, self.micro_batches(batch))
+        total, weight = self._accumulate(sums, (jnp.zeros(()), jnp.zeros(())), batch)
         loss: jax.Array = total / at_least_tiny(weight)
         return loss
 
@@ -98,23 +77,29 @@ class TrainStep:
     ) -> tuple[jax.Array, jax.Array]:
         """Total and weight of the loss over some rows of the batch, float32."""
         ctx = ForwardContext(self.layout, training=True, key=key, row_ids=row_ids)
-        sums = self.objective.sums(self.model, cast_floating(params, self.dtype), batch, ctx)
-        total, weight = check_sums(self.objective, sums)["loss"]
+        sums = self.task.objective.sums(self.task.model, cast_floating(params, self.dtype), batch, ctx)
+        total, weight = check_sums(self.task.objective, sums)["loss"]
         return total.astype(jnp.float32), weight.astype(jnp.float32)
 
     def update(self, state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array, jax.Array]:
         """Clipping, the optimizer, the update: the next state, the norm before clipping and the learning rate."""
-        gradients, norm = clip_by_global_norm(gradients, self.clip_norm)
+        section, schedule = self.config.optimizer, make_schedule(self.config.schedule, self.config.train.num_steps)
+        gradients, norm = clip_by_global_norm(gradients, section.clip_norm)
         weights = select_weights(state.params, self.specs)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, weights)
-        share = jnp.asarray(self.schedule(state.step), jnp.float32)
+        share = jnp.asarray(schedule(state.step), jnp.float32)
         updates = jax.tree.map(lambda u: u * share.astype(u.dtype), updates)
         params = merge_weights(optax.apply_updates(weights, updates), state.params, self.specs)
-        return TrainState(state.step + 1, params, opt_state), norm, self.learning_rate * share
+        return TrainState(state.step + 1, params, opt_state), norm, section.learning_rate * share
 
-    def micro_batches(self, batch: DeviceBatch) -> tuple[DeviceBatch, jax.Array]:
-        """The batch and its row ids as `[micro-batches, rows, ...]`."""
-        count = self.gradient_accumulation
+    def _key(self, state: TrainState) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self.config.train.seed), state.step)
+
+    def _accumulate(self, sums: Callable[[DeviceBatch, jax.Array], Any], zero: Any, batch: DeviceBatch) -> Any:
+        """The sum over micro-batches of what `sums` returns for each and the ids of its rows."""
+        count = self.config.train.gradient_accumulation
+        if count == 1:
+            return sums(batch, row_ids(batch))
 
         def split(array: jax.Array) -> jax.Array:
             # Row r goes to micro-batch r mod count: each device then splits the rows that it has, and none move.
@@ -122,7 +107,11 @@ class TrainStep:
             constrained: jax.Array = jax.lax.with_sharding_constraint(micro, self.layout.micro_rows)
             return constrained
 
-        return {name: split(array) for name, array in batch.items()}, split(row_ids(batch))
+        def add(carry: Any, micro: tuple[DeviceBatch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, sums(*micro)), None
+
+        micro_batches = {name: split(array) for name, array in batch.items()}, split(row_ids(batch))
+        return jax.lax.scan(add, zero, micro_batches)[0]
 
 
 def row_ids(batch: DeviceBatch) -> jax.Array:
