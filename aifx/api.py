@@ -138,10 +138,12 @@ def load(run: StrPath, *, step: Step = None, settings: Settings = None) -> Loade
 
     Raises UsageError if there is no run, CheckpointError for a checkpoint that is missing or damaged.
     """
-    from aifx.loading.model import load_model
+    from aifx.loading.model import LoadedModel
+    from aifx.loading.restore import restore_run
 
     directory, project = open_run(run)
-    return load_model(directory, project, step=parse_step(step), overrides=tuple(overrides(settings)))
+    set_ = overrides(settings)
+    return LoadedModel(restore_run(directory, project, step=parse_step(step), overrides=set_, with_data=False))
 
 
 def predict(run: StrPath, rows: Iterable[Mapping[str, Any]], *, step: Step = None) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jax_kernels.implementations import current_device
 from jax_kernels.op import Choice, Op
 from jax_kernels.ops import read_key
 from jax_kernels.trials import TrialProcess
-from jax_kernels.tuning import Timing, TuningCache, check_or_time, is_current, tune
+from jax_kernels.tuning import TuningCache, check_or_time, is_current, tune
 from jax_kernels.versions import limits_here
 
 logger = logging.getLogger(__name__)
@@ -75,11 +75,6 @@ class CandidateTiming:
     forward_s: float | None
     backward_s: float | None
     failure: str | None
-
-    @classmethod
-    def of(cls, timing: Timing) -> CandidateTiming:
-        config = dict(timing.config)
-        return cls(timing.implementation, config, timing.forward_s, timing.backward_s, timing.failure)
 
 
 @dataclass(frozen=True)
@@ -144,7 +139,8 @@ def tune_project(
             winner, timings = tune(found.op, found.call, device, trials, is_trained=is_trained)
             cache.put(found.op, found.call, winner)
             row = ChosenCall.of(found.op, found.call, winner, found.parts)
-            tuned.append(TunedCall(**vars(row), timings=list(map(CandidateTiming.of, timings))))
+            candidates = [CandidateTiming(**{**vars(one), "config": dict(one.config)}) for one in timings]
+            tuned.append(TunedCall(**vars(row), timings=candidates))
             on_call(tuned[-1])
     return TunedKernels(device.kind, tuned, str(cache.path))
 
@@ -159,9 +155,9 @@ def measured() -> MeasuredKernels:
             op, call = read_key(key)
         except (KeyError, TypeError):  # of another version of aifx
             continue
-        row = ChosenCall.of(op, call, winner)
-        stale = f"not used, its code has changed: {winner.reason}"
-        rows.append(row if is_current(op, winner) else ChosenCall(**{**vars(row), "reason": stale}))
+        if not is_current(op, winner):
+            winner = replace(winner, reason=f"not used, its code has changed: {winner.reason}")
+        rows.append(ChosenCall.of(op, call, winner))
     return MeasuredKernels(device.kind, str(cache.path), rows)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from aifx.core.project import Project, RunDirectory
-from aifx.core.steps import StepChoice
 from aifx.data.base import undefined
 from aifx.data.rows import InputFile, Row, input_file
 from aifx.loading.prediction import predict_rows
-from aifx.loading.restore import RestoredRun, restore_run
+from aifx.loading.restore import RestoredRun
 
 CHUNK = 64
 """Predictions that are written at a time."""
@@ -41,12 +40,12 @@ class LoadedModel:
         Raises DataError for a row that cannot be used.
         """
         numbered = (Row("rows", number, f"row {number}", values) for number, values in enumerate(rows, 1))
-        return (prediction for _, prediction in self.predict_rows(numbered))
+        return (prediction for _, prediction in predict_rows(self.trained, numbered))
 
     def predict_files(self, *paths: str | Path) -> Iterator[dict[str, Any]]:
         """A prediction for each row or image of the files, in order."""
         rows = self.read([input_file(str(path)) for path in paths])
-        return (prediction for _, prediction in self.predict_rows(rows))
+        return (prediction for _, prediction in predict_rows(self.trained, rows))
 
     def read(self, files: Iterable[InputFile]) -> Iterator[Row]:
         """The rows of files as the task reads them. Raises DataError naming the file and the line."""
@@ -61,29 +60,10 @@ class LoadedModel:
 
         A record has the name of the file, the number of the row, and the prediction.
         """
-        records: list[dict[str, Any]] = []
+        predicted = predict_rows(self.trained, self.read(files))
+        records = ({"file": row.file, "row": row.number, **prediction} for row, prediction in predicted)
         count = 0
-        for row, prediction in self.predict_rows(self.read(files)):
-            records.append({"file": row.file, "row": row.number, **prediction})
-            count += 1
-            if len(records) == CHUNK:
-                write(records)
-                records = []
-        write(records)
+        while chunk := list(islice(records, CHUNK)):
+            write(chunk)
+            count += len(chunk)
         return count
-
-    def predict_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
-        """Each row with its prediction, in order."""
-        return predict_rows(self.trained, rows)
-
-
-def load_model(
-    run: RunDirectory,
-    project: Project,
-    *,
-    step: StepChoice | None = None,
-    overrides: tuple[str, ...] = (),
-) -> LoadedModel:
-    """Open a run's model. Takes and raises what `aifx.loading.restore.restore_run` does."""
-    trained = restore_run(run, project, step=step, overrides=overrides, with_data=False)
-    return LoadedModel(trained)

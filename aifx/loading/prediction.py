@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeAlias
 
 import jax
@@ -95,52 +95,36 @@ def in_batches(
 
     The last batch is filled with zeros.
     """
-    waiting: deque[tuple[Row, int]] = deque()  # rows without a prediction, and how many examples each has
-    examples: list[Batch] = []
-    outputs: list[Mapping[str, np.ndarray]] = []
+    examples = _examples(rows)
+    outputs: list[Mapping[str, np.ndarray]] = []  # for the examples so far of a row that is not complete
+    while chunk := list(islice(examples, batch_size)):
+        batch = [example for _, example, _ in chunk]
+        empty = {name: np.zeros_like(value) for name, value in batch[0].items()}
+        predicted = predict(_stacked([*batch, *[empty] * (batch_size - len(batch))]))
+        for index, (row, _, is_last) in enumerate(chunk):
+            outputs.append({name: values[index] for name, values in predicted.items()})
+            if is_last:
+                yield row, _stacked(outputs)
+                outputs = []
 
-    def compute(*, final: bool) -> None:
-        nonlocal examples
-        joined = _joined(examples)
-        count = _length(joined)
-        whole = count if final else count // batch_size * batch_size
-        for start in range(0, whole, batch_size):
-            part = {name: values[start : min(start + batch_size, whole)] for name, values in joined.items()}
-            real = _length(part)
-            outputs.append({name: values[:real] for name, values in predict(_padded(part, batch_size)).items()})
-        examples = [{name: values[whole:] for name, values in joined.items()}] if whole < count else []
 
-    def finished() -> Iterator[tuple[Row, dict[str, np.ndarray]]]:
-        nonlocal outputs
-        joined = _joined(outputs)
-        start, there = 0, _length(joined)
-        while waiting and start + waiting[0][1] <= there:
-            row, count = waiting.popleft()
-            yield row, {name: values[start : start + count] for name, values in joined.items()}
-            start += count
-        outputs = [{name: values[start:] for name, values in joined.items()}] if start < there else []
-
-    count = 0
+def _examples(rows: Iterable[tuple[Row, Batch]]) -> Iterator[tuple[Row, Batch, bool]]:
+    """The examples of each row one by one, and whether one is the last of its row."""
     for row, batch in rows:
-        waiting.append((row, _length(batch)))
-        examples.append(batch)
-        count += _length(batch)
-        if count >= batch_size:
-            compute(final=False)
-            count %= batch_size
-            yield from finished()
-    if count:
-        compute(final=True)
-        yield from finished()
+        count = len(next(iter(batch.values())))
+        for index in range(count):
+            yield row, {name: values[index] for name, values in batch.items()}, index == count - 1
+
+
+def _stacked(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 def _encode(form: DataFormat, row: Row) -> Batch:
     """Raises DataError for a row that cannot be used."""
     try:
         batch = {name: np.asarray(values) for name, values in form.encode(row.values).items()}
-    except AifxError:
-        raise
-    except (MemoryError, RecursionError):
+    except (AifxError, MemoryError, RecursionError):
         raise
     except Exception as error:
         kinds = {ValueError: f"{error}", KeyError: f"no field {error}"}
@@ -163,18 +147,3 @@ def _check_fields(form: DataFormat, row: Row, batch: Batch) -> None:
             found = f"{name!r} {values.dtype} {list(values.shape[1:])}"
             why = f"{type(form).__name__}.encode made {found} of it; the model takes {field.dtype} {list(field.shape)}"
             raise DataError(f"{row.place}: the row does not fit the model", why, "docs/tasks.md")
-
-
-def _length(arrays: Mapping[str, np.ndarray]) -> int:
-    return len(next(iter(arrays.values()), ()))
-
-
-def _joined(parts: list[Any]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-
-
-def _padded(batch: Batch, length: int) -> Batch:
-    missing = length - _length(batch)
-    if not missing:
-        return batch
-    return {name: np.concatenate([v, np.zeros((missing, *v.shape[1:]), v.dtype)]) for name, v in batch.items()}

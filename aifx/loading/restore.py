@@ -31,7 +31,6 @@ from aifx.tasks.registry import load_task, open_task
 
 logger = logging.getLogger(__name__)
 
-
 CURRENT = ("eval", "generate")
 """Sections that say what is done with a trained model: a gate that was changed since counts."""
 
@@ -85,24 +84,19 @@ def restore_run(
         overrides: `--set` strings over the run's configuration and the project's sections CURRENT.
         with_data: also open the data that the run was trained on. Without it, the run alone is needed.
 
-    Raises CheckpointError if there is no such checkpoint or it is damaged.
+    Raises CheckpointError if there is no such checkpoint, it is damaged, or a file of the run is not what it names.
     """
     enable_compilation_cache()
     config = read_config(run.config, project, overrides, current=CURRENT)
     at = choose_step(run, config, step)
-    check_files(run, project, at)
+    check_tree(run.assets)
+    bound = read_manifest(run.checkpoints / str(at)).run
+    for error in binding_errors(run, read_config(run.config, project), at, bound):
+        raise error
     task = (open_task if with_data else load_task)(config, project, run.assets)
     with project_errors(config, project):
         params, frozen = restore_params(run, config, at, task.model)
     return RestoredRun(run, project, config, task, params, frozen, at)
-
-
-def check_files(run: RunDirectory, project: Project, step: int) -> None:
-    """Raises CheckpointError if a file of the run is not what the checkpoint of `step` was trained with."""
-    check_tree(run.assets)
-    bound = read_manifest(run.checkpoints / str(step)).run
-    for error in binding_errors(run, read_config(run.config, project), step, bound):
-        raise error
 
 
 def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -> tuple[Params, Params]:
@@ -142,17 +136,12 @@ def choose_step(run: RunDirectory, config: Config, choice: StepChoice | None) ->
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
     steps = checkpoints.steps()
     if not steps:
-        raise CheckpointError(
-            f"no checkpoint in {run.checkpoints}", "the run saved nothing yet", f"aifx train --run {run.name}"
-        )
+        what = f"no checkpoint in {run.checkpoints}"
+        raise CheckpointError(what, "the run saved nothing yet", f"aifx train --run {run.name}")
     if isinstance(choice, int):
         if choice not in steps:
-            there = ", ".join(map(str, steps))
-            raise CheckpointError(
-                f"run {run.name} has no checkpoint of step {choice}",
-                f"it has {there}",
-                f"aifx ckpt ls --run {run.name}",
-            )
+            what = f"run {run.name} has no checkpoint of step {choice}"
+            raise CheckpointError(what, f"it has {', '.join(map(str, steps))}", f"aifx ckpt ls --run {run.name}")
         return choice
     best = checkpoints.best() if (choice or config.eval.checkpoint) == "best" else None
     if best is None:
