@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate
+from aifx.config.gates import GateResult, check_names, evaluate_gates, parse_gate
 from aifx.config.sections import Quantization
 from aifx.core.errors import DataError
 from aifx.core.json_values import plain
@@ -17,7 +17,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.base import undefined
 from aifx.evaluation.held_out import SAFE_OVERRIDES, check_overrides, evaluate_split, metric_names, reports_of_step
-from aifx.loading.restore import RestoredRun, restore_run
+from aifx.loading.restore import restore_run
 from aifx.tasks.project_errors import project_errors
 
 DATASET_READING = (*SAFE_OVERRIDES, "data.text_field", "data.errors")
@@ -61,39 +61,31 @@ def evaluate_files(
     step: StepChoice | None = None,
     overrides: Sequence[str] = (),
 ) -> DatasetReports:
-    """Measure a run's checkpoint on each file; the reports land in the run, in eval/<step>.json.
+    """Measure a run's checkpoint on each file; the reports are kept in the run, in eval/<step>.json.
 
     Takes and raises what `aifx.evaluation.held_out.evaluate` does. The data that the run was trained on is not read.
     """
-    asked = [parse_gate(expr) for expr in gates]
     files = {path.resolve(): path for path in paths}
     digests = {path: _digest(path) for path in files.values()}
     check_overrides(run, project, overrides, DATASET_READING)
     trained = restore_run(run, project, step=step, overrides=overrides, with_data=False)
-    all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
+    all_gates = [parse_gate(expr) for expr in (*trained.config.eval.gates, *gates)]
     quantize = trained.config.eval.quantize
-    reports = []
-    for report in _measure(trained, project, digests, all_gates):
-        _keep(run.eval / f"{trained.step}.json", run.name, trained.step, quantize, report)
-        reports.append(report)
-    return DatasetReports(run.name, trained.step, quantize, tuple(reports))
-
-
-def _measure(
-    trained: RestoredRun, project: Project, digests: Mapping[Path, str], gates: Sequence[Gate]
-) -> Iterator[DatasetReport]:
     form = trained.task.format
     if form is None:
         raise undefined(type(trained.task), "format", "measure other data")
+    reports = []
     with project_errors(trained.config, project):
-        programs, params, frozen = trained.programs(trained.config.eval.quantize)
+        programs, params, frozen = trained.programs(quantize)
         for path, digest in digests.items():
-            dataset = form.open_file(path)
-            of_file = replace(programs, task=replace(trained.task, dataset=dataset))
-            if gates:
-                check_names(gates, metric_names(of_file, "test"))
+            of_file = replace(programs, task=replace(trained.task, dataset=form.open_file(path)))
+            if all_gates:
+                check_names(all_gates, metric_names(of_file, "test"))
             metrics = evaluate_split(of_file, params, frozen, "test")
-            yield DatasetReport(_name(path, project), digest, metrics, evaluate_gates(gates, metrics))
+            report = DatasetReport(_name(path, project), digest, metrics, evaluate_gates(all_gates, metrics))
+            _keep(run, trained.step, quantize, report)
+            reports.append(report)
+    return DatasetReports(run.name, trained.step, quantize, tuple(reports))
 
 
 def _digest(path: Path) -> str:
@@ -114,7 +106,7 @@ def _name(path: Path, project: Project) -> str:
     return str(whole.relative_to(project.root)) if whole.is_relative_to(project.root) else str(path)
 
 
-def _keep(path: Path, run: str, step: int, quantize: Quantization, report: DatasetReport) -> None:
+def _keep(run: RunDirectory, step: int, quantize: Quantization, report: DatasetReport) -> None:
     """Put a report among those of its step, in place of an older one of the same data set and quantization."""
     measured = {"passed": report.passed, "quantize": quantize, "measured_at": time.time()}
     entry = plain(report) | measured
@@ -122,5 +114,5 @@ def _keep(path: Path, run: str, step: int, quantize: Quantization, report: Datas
     def key(kept: Any) -> list[Any]:
         return [kept.get(name) for name in ("name", "digest", "quantize")] if isinstance(kept, dict) else []
 
-    with reports_of_step(path, run, step) as kept:
+    with reports_of_step(run, step) as kept:
         kept["datasets"] = [old for old in kept["datasets"] if key(old) != key(entry)] + [entry]

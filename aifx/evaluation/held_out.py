@@ -5,27 +5,27 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
 
+from aifx.checkpoint.listing import list_checkpoints
 from aifx.config import compare, read_config
-from aifx.config.gates import GateResult, check_names, evaluate_gates, parse_gate, scalars
+from aifx.config.best_by import first_of
+from aifx.config.gates import Gate, GateResult, check_names, evaluate_gates, parse_gate, scalars
 from aifx.config.sections import Quantization
 from aifx.core.errors import DataError, UsageError
 from aifx.core.files import make_folders, read_file, remove_temporary
-from aifx.core.json_files import write_json
+from aifx.core.json_files import read_jsonl, write_json
 from aifx.core.parsing import parse_json
 from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
-from aifx.data.base import Batch, BatchSource, Split
-from aifx.evaluation.better_last import BetterLast, better_last
+from aifx.data.base import Batch, Split
 from aifx.loading.restore import RestoredRun, restore_run
 from aifx.objectives.base import Sums, Totals
 from aifx.objectives.checks import check_metrics
@@ -38,9 +38,6 @@ from aifx.tasks.registry import open_task
 
 logger = logging.getLogger(__name__)
 
-Place: TypeAlias = Callable[[Batch], Mapping[str, jax.Array]]
-"""Puts a batch on the devices."""
-
 SAFE_OVERRIDES = ("data.eval_stride", "data.seq_len", "data.packing")
 """How a split is read; nothing moves from one split to another by these."""
 
@@ -52,61 +49,44 @@ def evaluate_split(
     split: Split,
     *,
     num_batches: int | None = None,
-    place: Place | None = None,
+    place: Callable[[Batch], Mapping[str, jax.Array]] | None = None,
 ) -> dict[str, Any]:
     """Metrics over a split, or over its first `num_batches` batches; the same bits each time on the same machine.
+
+    The sums of the batches are added up in float64 and in order. Bytes and examples are counted on the host, since
+    programs contain no data.
 
     Args:
         place: puts a batch on the devices; `Layout.place` if None.
 
     Raises DataError if the split has no batch.
     """
-    totals = sum_split(programs, params, frozen, split, num_batches=num_batches, place=place)
-    return check_metrics(programs.objective, programs.objective.metrics(totals, programs.task.data))
-
-
-def sum_split(
-    programs: Programs,
-    params: Params,
-    frozen: Params,
-    split: Split,
-    *,
-    num_batches: int | None = None,
-    place: Place | None = None,
-) -> Totals:
-    """The totals behind `evaluate_split`: the sums of each batch, in float64 and in order, and what it held.
-
-    Bytes and examples are counted on the host: programs contain no data.
-    """
     place = place or programs.layout.place
     dataset = dataset_of(programs.task)
     totals: dict[str, tuple[Any, Any]] = {}
     counts: Counter[str] = Counter()
-    pending: Sums | None = None
-    for batch in _batches(evaluation_source(programs.task, programs.config, split), split, num_batches):
+    pending: Sums = {}
+    for batch in _batches(programs, split, num_batches):
         following = programs.eval_step(params, frozen, place(batch))  # runs while the one before is added up
         counts.update(dataset.counts(batch))
-        if pending is not None:
-            _add(totals, pending)
-        pending = following
-    if pending is not None:
         _add(totals, pending)
-    return {**totals, **{name: (count, 1.0) for name, count in counts.items()}}
+        pending = following
+    _add(totals, pending)
+    return _metrics(programs, totals, counts)
 
 
-def _batches(source: BatchSource, split: Split, num_batches: int | None) -> Iterator[Batch]:
-    there = source.num_batches
-    count = num_batches if there is None else there if num_batches is None else min(there, num_batches)
+def _batches(programs: Programs, split: Split, num_batches: int | None) -> Iterator[Batch]:
+    source = evaluation_source(programs.task, programs.config, split)
+    count = min((n for n in (source.num_batches, num_batches) if n is not None), default=None)
     if count is None:
         why = "the source of it has no end (num_batches is None)"
         hint = "aifx eval --split test    (without a seed, a source has each example once: docs/tasks.md)"
         raise DataError(f"the {split} split cannot be measured", why, hint)
     if not count:
         raise DataError(f"the {split} split has no batch", "its share of the data is empty", "aifx config show data")
-    rows = source.batch_size
     with report_progress(f"evaluating the {split} split", count, "batches") as progress:
         for step in range(count):
-            yield source.read(step, slice(0, rows))
+            yield source.read(step, slice(0, source.batch_size))
             progress.advance(1)
 
 
@@ -116,16 +96,28 @@ def _add(totals: dict[str, tuple[Any, Any]], sums: Mapping[str, tuple[Any, Any]]
         totals[name] = (before[0] + np.asarray(total, np.float64), before[1] + np.asarray(weight, np.float64))
 
 
+def _metrics(programs: Programs, totals: Totals, counts: Mapping[str, int]) -> dict[str, Any]:
+    everything = {**totals, **{name: (count, 1.0) for name, count in counts.items()}}
+    return check_metrics(programs.objective, programs.objective.metrics(everything, programs.task.data))
+
+
 def metric_names(programs: Programs, split: Split) -> set[str]:
-    """The numbers that `metrics` will return, known before anything is computed: the sums are traced."""
-    source = evaluation_source(programs.task, programs.config, split)
-    counts = dataset_of(programs.task).counts(next(_batches(source, split, 1)))
-    ones: dict[str, tuple[Any, Any]] = {
-        name: (np.ones(total.shape), np.ones(weight.shape))
-        for name, (total, weight) in programs.eval_step.trace().items()
-    }
-    ones |= dict.fromkeys(counts, (1.0, 1.0))
-    return set(scalars(check_metrics(programs.objective, programs.objective.metrics(ones, programs.task.data))))
+    """The numbers that `evaluate_split` will return, known before anything is computed: the sums are traced."""
+    counts = dataset_of(programs.task).counts(next(_batches(programs, split, 1)))
+    sums = programs.eval_step.trace()
+    ones = {name: (np.ones(total.shape), np.ones(weight.shape)) for name, (total, weight) in sums.items()}
+    return set(scalars(_metrics(programs, ones, dict.fromkeys(counts, 1))))
+
+
+@dataclass(frozen=True)
+class BetterLast:
+    """Validation metrics of the last checkpoint and the best one, by the metric of the first gate."""
+
+    best_by: str  # "max accuracy"
+    last_step: int
+    last_value: float
+    best_step: int
+    best_value: float
 
 
 @dataclass(frozen=True)
@@ -154,7 +146,7 @@ def evaluate(
     step: StepChoice | None = None,
     overrides: Sequence[str] = (),
 ) -> Report:
-    """Measure a run's checkpoint on a split and hold it against gates; the report lands in the run as eval/<step>.json.
+    """Measure a run's checkpoint on a split and compare it with gates. The report is kept in the run, in eval/<step>.json.
 
     Args:
         split: None takes `eval.split`.
@@ -165,7 +157,6 @@ def evaluate(
     Raises UsageError for a malformed gate, one on a metric that does not exist, or overrides that divide the data
     otherwise than the run did, before anything is measured.
     """
-    asked = [parse_gate(expr) for expr in gates]
     check_overrides(run, project, overrides)
     try:
         trained = restore_run(run, project, step=step, overrides=overrides)
@@ -174,7 +165,7 @@ def evaluate(
         opened = restore_run(run, project, step=step, overrides=overrides, with_data=False)
         trained = _with_split_alone(opened, split, error)
     chosen: Split = split or trained.config.eval.split
-    all_gates = [*(parse_gate(expr) for expr in trained.config.eval.gates), *asked]
+    all_gates = [parse_gate(expr) for expr in (*trained.config.eval.gates, *gates)]
     quantize = trained.config.eval.quantize
     with project_errors(trained.config, project):
         programs, params, frozen = trained.programs(quantize)
@@ -191,8 +182,26 @@ def evaluate(
         quantize=quantize,
         better_last=better if better is not None and better.last_step != trained.step else None,
     )
-    write_report(run.eval / f"{trained.step}.json", report, data_digest=data_digest(trained.task, trained.config))
+    write_report(run, report, data_digest=data_digest(trained.task, trained.config))
     return report
+
+
+def better_last(run: RunDirectory, gates: Iterable[Gate]) -> BetterLast | None:
+    """The last checkpoint and the best one if the last one is better; None if it is not, or was not validated."""
+    best_by = first_of(gates)
+    checkpoints = [c for c in list_checkpoints(run.checkpoints) if c.score is not None]
+    best = next((c.step for c in checkpoints if c.is_best), None)
+    if best_by is None or best is None or (last := checkpoints[-1].step) == best:
+        return None
+    values: dict[int, float] = {}
+    for record in read_jsonl(run.metrics):
+        if record.get("step") in (last, best) and isinstance(validation := record.get("validation"), dict):
+            value = best_by.value(validation)
+            if value is not None:
+                values[record["step"]] = value
+    if len(values) < 2 or not best_by.is_better(values[last], values[best]):
+        return None
+    return BetterLast(str(best_by), last, values[last], best, values[best])
 
 
 def check_overrides(
@@ -236,21 +245,22 @@ def _compare_data(trained: RestoredRun) -> None:
         )
 
 
-def write_report(path: Path, report: Report, *, data_digest: str) -> None:
+def write_report(run: RunDirectory, report: Report, *, data_digest: str) -> None:
     """Put a report among those of its step, atomically; docs/run-directory.md has the format."""
     measured = {"metrics": report.metrics, "gates": report.gates, "passed": report.passed, "data_digest": data_digest}
     name = report.split if report.quantize == "none" else f"{report.split}-{report.quantize}"
-    with reports_of_step(path, report.run, report.step) as kept:
+    with reports_of_step(run, report.step) as kept:
         kept["splits"][name] = measured | {"measured_at": time.time()}
 
 
 @contextmanager
-def reports_of_step(path: Path, run: str, step: int) -> Iterator[dict[str, Any]]:
+def reports_of_step(run: RunDirectory, step: int) -> Iterator[dict[str, Any]]:
     """The reports of a step, to be changed: written back in one piece, while other evaluations wait."""
-    make_folders(path.parent, below=path.parent.parent)
-    with exclusive(path.parent / ".lock"):  # another evaluation of the step may end at the same time
-        remove_temporary(path.parent)
-        kept: dict[str, Any] = {"schema_version": 1, "run": run, "step": step, "splits": {}, "datasets": []}
+    path = run.eval / f"{step}.json"
+    make_folders(run.eval, below=run.path)
+    with exclusive(run.eval / ".lock"):  # another evaluation of the step may end at the same time
+        remove_temporary(run.eval)
+        kept: dict[str, Any] = {"schema_version": 1, "run": run.name, "step": step, "splits": {}, "datasets": []}
         # There is no report yet, or the file is not one: start a new one.
         with suppress(OSError, ValueError, TypeError, AttributeError):
             found = parse_json(read_file(path))

@@ -13,7 +13,7 @@ import pytest
 from trained_project import aifx, document
 
 from aifx.core.errors import CheckpointError, ConfigError, UsageError
-from aifx.core.project import Project
+from aifx.core.project import Project, RunDirectory
 from aifx.evaluation.held_out import Report, evaluate, write_report
 from aifx.objectives.next_token import NextToken
 
@@ -72,15 +72,14 @@ def test_a_quantized_model_is_measured_beside_the_other(project: Path) -> None:
 
 
 def test_reports_that_end_at_the_same_time_all_stand(tmp_path: Path) -> None:
-    path = tmp_path / "eval/12.json"
     names = [f"split {i}" for i in range(24)]
 
     def write(name: str) -> None:
-        write_report(path, Report("main", 12, name, "none", {"loss": 1.0}, ()), data_digest="")  # type: ignore[arg-type]
+        write_report(RunDirectory(tmp_path), Report("main", 12, name, "none", {"loss": 1.0}, ()), data_digest="")  # type: ignore[arg-type]
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, names))
-    assert set(json.loads(path.read_text())["splits"]) == set(names)
+    assert set(json.loads((tmp_path / "eval/12.json").read_text())["splits"]) == set(names)
 
 
 def test_which_checkpoint(project: Path) -> None:
@@ -111,7 +110,7 @@ def test_validation_in_training_is_what_eval_finds(project: Path) -> None:
 def test_a_gate_that_cannot_be_held_is_refused_before_anything_is_measured(
     project: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], word: str
 ) -> None:
-    monkeypatch.setattr("aifx.evaluation.held_out.sum_split", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr("aifx.evaluation.held_out.evaluate_split", lambda *_, **__: pytest.fail("it was measured"))
     with pytest.raises(UsageError, match=word):
         measure(project, **options)
 
@@ -167,7 +166,7 @@ def test_settings_that_only_change_how_a_split_is_read_are_no_change_of_data(pro
 def test_what_was_trained_on_cannot_be_measured_as_the_test(
     project: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
-    monkeypatch.setattr("aifx.evaluation.held_out.sum_split", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr("aifx.evaluation.held_out.evaluate_split", lambda *_, **__: pytest.fail("it was measured"))
     with pytest.raises(UsageError, match=setting.partition("=")[0]):
         measure(project, overrides=[setting])
 

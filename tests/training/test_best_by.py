@@ -13,7 +13,7 @@ from aifx.checkpoint import Checkpoints
 from aifx.config.best_by import LOSS, BestBy, Score, best_by_of, parse_best_by, with_best_by
 from aifx.config.gates import parse_gate
 from aifx.core.errors import ConfigError
-from aifx.evaluation.better_last import better_last
+from aifx.evaluation.held_out import better_last
 from aifx.training.validation import Progress
 
 ACCURACY = BestBy("accuracy", "max")
