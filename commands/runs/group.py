@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -166,31 +165,21 @@ def watch(
     Without a terminal, it prints a line at most every ten seconds.
     """
     with terminal(json) as out:
-        from aifx.commands.runs.watching import Watcher
+        from aifx.commands.runs.watching import follow, picture
         from aifx.core.project import find_project
+        from aifx.runs.watching import WatchedRun
 
-        watcher = Watcher(find_project().existing_run(name))
+        watched = WatchedRun(find_project().existing_run(name))
         try:
             if not once:
-                _follow(out, watcher, interval)
+                follow(out, watched, interval)
             elif not json:
-                out.print(watcher.picture(out.out.width, ascii_only=not out.out.encoding.lower().startswith("utf")))
+                out.print(picture(out.out, watched))
         except KeyboardInterrupt:
             raise SystemExit(ExitCode.INTERRUPTED) from None
-        out.document(watcher.status)
+        out.document(watched.status)
 
 
 app.command()(tag)
 app.command()(rename)
 app.command()(rm)
-
-
-def _follow(out: Output, watcher: Any, interval_s: float) -> None:
-    """Show the run until it ends: a panel on a terminal, lines elsewhere, nothing with --json."""
-    if out.json:
-        while watcher.look():
-            time.sleep(interval_s)
-    elif out.animated:
-        watcher.live(out.err, interval_s)
-    else:
-        watcher.lines(out, interval_s)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from aifx.commands.console.chart import line_chart
 from aifx.commands.console.format import clock
@@ -27,31 +27,6 @@ REFRESH_PER_SECOND = 2  # a frame takes a few milliseconds of the processor that
 CURVE_POINTS = 1024
 CHART_HEIGHT = 6
 MAX_WIDTH = 100
-
-
-class Progress(Protocol):
-    """An observer of a run that also shows what comes before it."""
-
-    def start(self, info: RunInfo) -> None: ...
-
-    def record(self, record: Record) -> None: ...
-
-    def event(self, name: str, fields: Mapping[str, Any]) -> None: ...
-
-    def stop(self, result: TrainResult | None) -> None: ...
-
-    def activity(self, progress: Activity | None) -> None:
-        """A listener of `aifx.core.progress`."""
-        ...
-
-    def abandon(self) -> None:
-        """The process ends where it stands: leave the terminal usable."""
-        ...
-
-
-def make_progress(out: Output) -> Progress:
-    """A live panel where stderr is a terminal that takes one, plain lines elsewhere."""
-    return Panel(out.err) if out.animated else Lines(out)
 
 
 class Lines:
@@ -129,7 +104,7 @@ class Panel:
         self._latest: Record | None = None
         self._units_per_s = 0.0
         self._curve = Curve()
-        self._validation: tuple[float, int] | None = None
+        self._validation: float | None = None
         self._best: tuple[float, int] | None = None
         self._checkpoint: tuple[int, float] | None = None
         self._activity: Activity | None = None
@@ -154,8 +129,8 @@ class Panel:
         elif name == "compile":
             self._phase = "compiling"
         elif name == "validation":
-            self._validation = (fields["loss"], fields["step"])
-            self._best = self._validation if fields["improved"] else self._best
+            self._validation = fields["loss"]
+            self._best = (fields["loss"], fields["step"]) if fields["improved"] else self._best
         elif name == "checkpoint":
             self._checkpoint = (fields["step"], time.monotonic())
 
@@ -165,11 +140,13 @@ class Panel:
             self._live = None
 
     def abandon(self) -> None:
+        """Leave the terminal usable: the process ends where it stands."""
         if self._live is not None:
             with suppress(OSError):
                 os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the cursor; rich's own locks may be held
 
     def activity(self, progress: Activity | None) -> None:
+        """A listener of `aifx.core.progress`."""
         self._activity = progress
 
     def _show(self) -> None:
@@ -180,21 +157,17 @@ class Panel:
 
     def render(self) -> RenderableType:
         """The frame as it stands."""
-        from rich import box
-        from rich.panel import Panel as Frame
         from rich.text import Text
 
-        ascii_only = not self._console.encoding.lower().startswith("utf")
-        if self._info is None:
-            if (activity := self._activity) is not None:
-                return progress_line(activity, is_ascii=ascii_only)
-            return Text(f"{self._phase} ... {time.monotonic() - self._began:.0f} s", style="dim")
-        width = min(self._console.width, MAX_WIDTH)
-        body = Text("\n").join(self._lines(self._info, width - 4, ascii_only))
-        frame = box.ASCII if ascii_only else box.ROUNDED
-        return Frame(body, title=f"run {self._info.run.name}", title_align="left", width=width, box=frame)
+        if (info := self._info) is not None:
+            return run_frame(
+                self._console, info.run.name, lambda width, ascii_only: self._rows(info, width, ascii_only)
+            )
+        if (activity := self._activity) is not None:
+            return progress_line(activity, is_ascii=_is_ascii(self._console))
+        return Text(f"{self._phase} ... {time.monotonic() - self._began:.0f} s", style="dim")
 
-    def _lines(self, info: RunInfo, width: int, ascii_only: bool) -> Iterator[Text]:
+    def _rows(self, info: RunInfo, width: int, ascii_only: bool) -> Iterator[Text]:
         from rich.text import Text
 
         latest = self._latest
@@ -203,12 +176,8 @@ class Panel:
         if latest is None:
             yield Text("the first step is on its way", style="dim")
             return
-        row = Text("loss ") + Text(f"{latest.loss:.4f}", style="bold cyan")
-        if self._validation is not None:
-            row.append("   validation ").append(f"{self._validation[0]:.4f}", style="bold magenta")
-        if self._best is not None:
-            row.append(f"   best {self._best[0]:.4f} at step {self._best[1]}")
-        yield row
+        best = None if self._best is None else f"{self._best[0]:.4f} at step {self._best[1]}"
+        yield loss_row(f"{latest.loss:.4f}", None if self._validation is None else f"{self._validation:.4f}", best)
         row = Text(f"{self._units_per_s:,.0f} {latest.unit}/s", style="bold green")
         row.append(f"   {latest.step_time_s * 1e3:.0f} ms/step", style="not bold default")
         used = utilization(latest.mfu, latest.ceiling_fraction)
@@ -237,6 +206,27 @@ class Panel:
         return f"checkpoint of step {step}, {clock(time.monotonic() - at)} ago, in {_short(info.run.checkpoints)}"
 
 
+def run_frame(console: Console, name: str, rows: Callable[[int, bool], Iterable[Text]]) -> RenderableType:
+    """A run in a frame; `rows` are made for a width, and of ASCII characters alone where the terminal has no others."""
+    from rich import box
+    from rich.panel import Panel as Frame
+    from rich.text import Text
+
+    width, ascii_only = min(console.width, MAX_WIDTH), _is_ascii(console)
+    body = Text("\n").join(rows(width - 4, ascii_only))
+    edge = box.ASCII if ascii_only else box.ROUNDED
+    return Frame(body, title=f"run {name}", title_align="left", width=width, box=edge)
+
+
+def loss_row(loss: str, validation: str | None, best: str | None) -> Text:
+    from rich.text import Text
+
+    row = Text("loss ").append(loss, style="bold cyan")
+    if validation is not None:
+        row.append("   validation ").append(validation, style="bold magenta")
+    return row.append(f"   best {best}" if best else "")
+
+
 def progress_bar(step: int, num_steps: int, label: str, width: int, ascii_only: bool) -> Text:
     """How far a run is, in one line of `width` characters."""
     from rich.text import Text
@@ -247,6 +237,10 @@ def progress_bar(step: int, num_steps: int, label: str, width: int, ascii_only: 
     done = round(share * length)
     full, rest = ("#", ".") if ascii_only else ("━", "─")
     return Text(left) + Text(full * done, style="bold green") + Text(rest * (length - done), style="dim") + Text(right)
+
+
+def _is_ascii(console: Console) -> bool:
+    return not console.encoding.lower().startswith("utf")
 
 
 def _short(path: os.PathLike[str]) -> str:
