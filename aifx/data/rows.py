@@ -65,6 +65,18 @@ def input_file(name: str, format: str | None = None) -> InputFile:
     return InputFile(name, path, format or TextFile(path, name).format.removeprefix("."))
 
 
+def input_files(names: Iterable[str], format: str | None, output: Path | None) -> list[InputFile]:
+    """The inputs that a command line names. Raises UsageError for one that excludes another or is the output."""
+    files = [input_file(name, format) for name in names]
+    if sum(file.path is None for file in files) > 1:
+        raise UsageError("- can be given once", "stdin is read to its end", "cat A B | aifx predict -")
+    if output is not None and output.exists():
+        for file in files:
+            if file.path is not None and file.path.exists() and output.samefile(file.path):
+                raise UsageError(f"--output {output} is an input, too", "it would be replaced", "name another file")
+    return files
+
+
 def read_rows(file: InputFile, *, text_field: str = "text") -> Iterator[Row]:
     """The rows of a .jsonl, .csv, .parquet or .txt file, in order. A .txt file is one row, with its text in
     `text_field`. Values of .csv are text. Raises DataError naming the file and the line."""

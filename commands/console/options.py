@@ -36,6 +36,10 @@ SetOption = Annotated[
     ),
 ]
 
+StepOption = Annotated[
+    str | None, typer.Option("--step", metavar="N|best|last", help="Checkpoint to use. By default eval.checkpoint.")
+]
+
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; use the defaults.")]
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what the command would do, without doing it.")]

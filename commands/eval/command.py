@@ -4,61 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aifx.commands.console.options import JsonOption, RunOption, SetOption
+from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import ExitCode, UsageError, did_you_mean
 from aifx.core.limits import check_limits
+from aifx.core.project import find_project
 from aifx.core.steps import parse_step
 
 if TYPE_CHECKING:
     from aifx.config.gates import GateResult
     from aifx.data.base import Split
-    from aifx.evaluation.better_last import BetterLast
     from aifx.evaluation.dataset import DatasetReports
-    from aifx.evaluation.held_out import Report
+    from aifx.evaluation.held_out import BetterLast, Report
 
 SPLITS: tuple[Split, ...] = ("test", "validation", "train")
 
-StepOption = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads it at run time)
-    typer.Option(
-        "--step", metavar="N|best|last", help="Checkpoint to use. By default eval.checkpoint.", show_default=False
-    ),
-]
-
 SplitOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--split",
-        metavar="test|validation|train",
-        help="Split to measure. By default eval.split.",
-        show_default=False,
-    ),
+    str | None,
+    typer.Option("--split", metavar="test|validation|train", help="Split to measure. By default eval.split."),
 ]
 
 DataOption = Annotated[
-    Optional[list[Path]],  # noqa: UP045
-    typer.Option(
-        "--data",
-        metavar="FILE",
-        help="Measure FILE instead of a split. Can be repeated.",
-        show_default=False,
-    ),
+    list[Path] | None,
+    typer.Option("--data", metavar="FILE", help="Measure FILE instead of a split. Can be repeated."),
 ]
 
 GateOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option(
-        "--gate",
-        metavar='"NAME OP NUMBER"',
-        help="Add a condition to those of eval.gates. Can be repeated.",
-        show_default=False,
-    ),
+    list[str] | None,
+    typer.Option("--gate", metavar='"NAME OP NUMBER"', help="Add a condition to those of eval.gates. Can be repeated."),
 ]
 
 
@@ -91,26 +69,28 @@ def eval_(
             why = "a data set is measured whole"
             raise UsageError("--split cannot be used with --data", why, f"aifx eval --data {data[0]}")
         from aifx.config.gates import parse_gate
-        from aifx.core.project import find_project
 
         for expr in gate or ():
             parse_gate(expr)  # refused before jax is loaded
         project = find_project()
         directory = project.existing_run(run)
+        report: Report | DatasetReports
         if data:
             from aifx.evaluation.dataset import evaluate_files
 
-            reports = evaluate_files(directory, project, data, gates=gate or (), step=at, overrides=set_ or ())
-            out.document(reports)
-            _show_datasets(out, reports)
-            if not reports.passed:
-                raise SystemExit(ExitCode.VERDICT)
-            return
-        from aifx.evaluation.held_out import evaluate
+            report = evaluate_files(directory, project, data, gates=gate or (), step=at, overrides=set_ or ())
+            for one in report.datasets:
+                if one is not report.datasets[0]:
+                    out.print("")
+                _show(out, report, f"{one.name} ({one.digest[:12]})", one.metrics, one.gates)
+        else:
+            from aifx.evaluation.held_out import evaluate
 
-        report = evaluate(directory, project, split=chosen, gates=gate or (), step=at, overrides=set_ or ())
+            report = evaluate(directory, project, split=chosen, gates=gate or (), step=at, overrides=set_ or ())
+            _show(out, report, f"{report.split} split", report.metrics, report.gates)
+            if report.better_last is not None:
+                out.print(f"\n{better_last_text(report.run, report.better_last)}")
         out.document(report)
-        _show(out, report)
         if not report.passed:
             raise SystemExit(ExitCode.VERDICT)
 
@@ -125,25 +105,11 @@ def parse_split(split: str | None) -> Split | None:
     return None
 
 
-def _show(out: Output, report: Report) -> None:
+def _show(
+    out: Output, report: Report | DatasetReports, data: str, metrics: Mapping[str, Any], gates: Sequence[GateResult]
+) -> None:
     matrices = "" if report.quantize == "none" else f", matrices as {report.quantize}"
-    out.print(f"run {report.run}, step {report.step}, {report.split} split{matrices}")
-    _show_metrics(out, report.metrics, report.gates)
-    if report.better_last is not None:
-        out.print("")
-        out.print(better_last_text(report.run, report.better_last))
-
-
-def _show_datasets(out: Output, reports: DatasetReports) -> None:
-    matrices = "" if reports.quantize == "none" else f", matrices as {reports.quantize}"
-    for report in reports.datasets:
-        out.print(f"run {reports.run}, step {reports.step}, {report.name} ({report.digest[:12]}){matrices}")
-        _show_metrics(out, report.metrics, report.gates)
-        if report is not reports.datasets[-1]:
-            out.print("")
-
-
-def _show_metrics(out: Output, metrics: Mapping[str, Any], gates: Sequence[GateResult]) -> None:
+    out.print(f"run {report.run}, step {report.step}, {data}{matrices}")
     numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
     out.table(["metric", "value"], [(name, _number(value)) for name, value in numbers.items()], right=["value"])
     if isinstance(classes := metrics.get("per_class"), Mapping):

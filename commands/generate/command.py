@@ -8,33 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from aifx.commands.console.options import JsonOption, RunOption, SetOption
+from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
 from aifx.commands.console.terminal import terminal
-from aifx.commands.eval.command import StepOption
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
+from aifx.core.project import find_project
 from aifx.core.steps import parse_step
 
 PromptOption = Annotated[
     str | None,
     typer.Option(
-        "--prompt",
-        "-p",
-        metavar="TEXT|-",
-        help="Text to continue. - reads stdin. By default generate.prompt.",
-        show_default=False,
+        "--prompt", "-p", metavar="TEXT|-", help="Text to continue. - reads stdin. By default generate.prompt."
     ),
 ]
 
 MaxTokensOption = Annotated[
     int | None,
-    typer.Option(
-        "--max-tokens",
-        metavar="N",
-        min=1,
-        help="Write at most N tokens. By default generate.max_tokens.",
-        show_default=False,
-    ),
+    typer.Option("--max-tokens", metavar="N", min=1, help="Write at most N tokens. By default generate.max_tokens."),
 ]
 
 TemperatureOption = Annotated[
@@ -44,7 +34,6 @@ TemperatureOption = Annotated[
         metavar="T",
         min=0.0,
         help="Sampling temperature; 0 takes the likeliest token. By default generate.temperature.",
-        show_default=False,
     ),
 ]
 
@@ -55,7 +44,6 @@ TopKOption = Annotated[
         metavar="K",
         min=0,
         help="Sample among the K likeliest tokens; 0 among all. By default generate.top_k.",
-        show_default=False,
     ),
 ]
 
@@ -65,7 +53,6 @@ TopPOption = Annotated[
         "--top-p",
         metavar="P",
         help="Sample among the likeliest tokens of total probability P. By default generate.top_p.",
-        show_default=False,
     ),
 ]
 
@@ -99,13 +86,8 @@ def generate(
         check_limits()
         given = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         if top_p is not None and not 0.0 < top_p <= 1.0:
-            raise UsageError(
-                f"--top-p {top_p} is not a probability",
-                "it must be more than 0 and at most 1",
-                "aifx generate --top-p 0.95",
-            )
-        from aifx.core.project import find_project
-
+            why = "it must be more than 0 and at most 1"
+            raise UsageError(f"--top-p {top_p} is not a probability", why, "aifx generate --top-p 0.95")
         project = find_project()
         directory = project.existing_run(run)
         if prompt == "-":

@@ -6,27 +6,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from aifx.commands.console.options import JsonOption, RunOption, SetOption
+from aifx.commands.console.options import JsonOption, RunOption, SetOption, StepOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
-from aifx.commands.eval.command import StepOption
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
+from aifx.core.project import find_project
 from aifx.core.steps import parse_step
-
-if TYPE_CHECKING:
-    from aifx.data.rows import InputFile
+from aifx.data.row_writers import json_line, open_writer, output_format
+from aifx.data.rows import input_files
 
 InputArgument = Annotated[
     list[str],
-    typer.Argument(
-        metavar="INPUT", help="Files of rows, texts or images. - reads JSON Lines from stdin.", show_default=False
-    ),
+    typer.Argument(metavar="INPUT", help="Files of rows, texts or images. - reads JSON Lines from stdin."),
 ]
 
 OutputOption = Annotated[
@@ -36,7 +33,6 @@ OutputOption = Annotated[
         "-o",
         metavar="FILE",
         help="Write predictions to FILE (.jsonl, .csv or .parquet). By default JSON Lines on stdout.",
-        show_default=False,
     ),
 ]
 
@@ -46,7 +42,6 @@ FormatOption = Annotated[
         "--input-format",
         metavar="FORMAT",
         help="Format of the inputs, such as jsonl or csv. By default each file's extension.",
-        show_default=False,
     ),
 ]
 
@@ -91,20 +86,15 @@ def predict(
         if json and output is None:
             hint = f"aifx predict {inputs[0]} --output predictions.jsonl --json"
             raise UsageError("--json requires --output", "otherwise the predictions are on stdout, too", hint)
-        from aifx.data.row_writers import output_format
-        from aifx.data.rows import input_file
-
         if output is not None:
             output_format(output)  # refused before jax is loaded
-        files = [input_file(name, input_format) for name in inputs]
-        _check(files, output)
-        from aifx.core.project import find_project
-
+        files = input_files(inputs, input_format, output)
         project = find_project()
         directory = project.existing_run(run)
-        from aifx.loading.model import load_model
+        from aifx.loading.model import LoadedModel
+        from aifx.loading.restore import restore_run
 
-        model = load_model(directory, project, step=at, overrides=tuple(set_ or ()))
+        model = LoadedModel(restore_run(directory, project, step=at, overrides=set_ or (), with_data=False))
         with _writing(out, output) as write:
             count = model.write_predictions(files, write)
         out.document(Predictions(model.run, model.step, count, str(output)))
@@ -113,27 +103,13 @@ def predict(
         (out.log if output is None else out.print)(summary)
 
 
-def _check(files: list[InputFile], output: Path | None) -> None:
-    """Raises UsageError for inputs that exclude each other or the output."""
-    if sum(file.path is None for file in files) > 1:
-        raise UsageError("- can be given once", "stdin is read to its end", "cat A B | aifx predict -")
-    if output is not None and output.exists():
-        for file in files:
-            if file.path is not None and file.path.exists() and output.samefile(file.path):
-                raise UsageError(f"--output {output} is an input, too", "it would be replaced", "name another file")
-
-
 @contextmanager
 def _writing(out: Output, output: Path | None) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
     """Where predictions go: a file, which is there when all are written, or stdout."""
     if output is None:
-        from aifx.data.row_writers import json_line
-
         # Letters as they are only where nothing can mistake them for commands of a terminal.
         ascii = out.stdout.isatty() or not (out.stdout.encoding or "").lower().startswith("utf")
         yield lambda records: out.write("".join(json_line(record, ascii=ascii) for record in records))
         return
-    from aifx.data.row_writers import open_writer
-
     with open_writer(output) as writer:
         yield writer.write

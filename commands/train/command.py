@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import shlex
 import signal
+import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aifx.commands.console.completion import complete_run
+from aifx.commands.console.format import best
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
+from aifx.commands.console.stopping import write_interrupted
 from aifx.commands.console.terminal import terminal
 from aifx.commands.console.writing import failure_text, is_colored
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
+from aifx.core.progress import listen
+from aifx.core.project import find_project
 from aifx.core.statuses import STOPPED
 from aifx.core.steps import parse_step
 
 if TYPE_CHECKING:
     from aifx.core.statuses import ProcessStatus
     from aifx.training import TrainResult
-
-DEFAULT_RUN = "main"
+    from aifx.training.signals import StopSignals
 
 NewRunOption = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    str,
     typer.Option(
         "--run",
         metavar="NAME",
@@ -36,23 +40,19 @@ NewRunOption = Annotated[
     ),
 ]
 ForkOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--fork", metavar="NAME", help="Start run NAME from a checkpoint of --run.", show_default=False),
+    str | None, typer.Option("--fork", metavar="NAME", help="Start run NAME from a checkpoint of --run.")
 ]
 ForkStepOption = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
-        "--step",
-        metavar="N|best|last",
-        help="Checkpoint to start a fork from. By default the last. Requires --fork.",
-        show_default=False,
+        "--step", metavar="N|best|last", help="Checkpoint to start a fork from. By default the last. Requires --fork."
     ),
 ]
 ProfileOption = Annotated[bool, typer.Option("--profile", help="Trace a few steps with JAX's profiler, into the run.")]
 
 
 def train(
-    run: NewRunOption = None,
+    run: NewRunOption = "main",
     overrides: SetOption = None,
     fork: ForkOption = None,
     step: ForkStepOption = None,
@@ -76,8 +76,8 @@ def train(
 
         # Before anything heavy is imported: a signal is heard from here on, whatever is being imported or compiled.
         with StopSignals() as stop:
-            stop.before_exit.append(lambda status, _: _write_interrupted(status))
-            result = _train(DEFAULT_RUN if run is None else run, overrides or [], fork, step, profile, out, stop)
+            stop.before_exit.append(_write_interrupted)
+            result = _train(run, overrides or [], fork, step, profile, out, stop)
             stop.finish()  # also of a run that had ended before: a signal must not take its answer
             out.document(result.document())
             _show(result, out, profile, overrides or [])
@@ -86,30 +86,29 @@ def train(
 
 
 def _train(
-    name: str, overrides: list[str], fork: str | None, step: str | None, profile: bool, out: Output, stop: Any
+    run: str, overrides: list[str], fork: str | None, step: str | None, profile: bool, out: Output, stop: StopSignals
 ) -> TrainResult:
     at = parse_step(step)
     if step is not None and fork is None:
         why = "a run resumes from its latest checkpoint; only a fork starts from another one"
-        hint = f"aifx train --run {name} --fork NAME --step {step}"
+        hint = f"aifx train --run {run} --fork NAME --step {step}"
         raise UsageError(f"--step {step} can only be used with --fork", why, hint)
     check_limits()
-    from aifx.commands.train.panel import make_progress
+    from aifx.commands.train.panel import Lines, Panel
     from aifx.config import load_config
-    from aifx.core.progress import listen
-    from aifx.core.project import find_project
     from aifx.training import train as train_run
     from aifx.training.resume_checks import latest_result
 
     project = find_project()
     config = load_config(project, overrides)
-    progress = make_progress(out)
+    name = run if fork is None else fork
+    progress: Panel | Lines = Panel(out.err) if out.animated else Lines(out)
 
     def write_latest_result(status: ProcessStatus, why: str) -> None:
         """What is on disk of the run; called by the thread that heard the signal, which must not wait for an import."""
         progress.abandon()
         with suppress(BrokenPipeError):
-            out.document(latest_result(project.run(name if fork is None else fork), status).document())
+            out.document(latest_result(project.run(name), status).document())
             out.flush()
             out.log(f"{status}: {why}")
 
@@ -118,8 +117,8 @@ def _train(
         return train_run(
             project,
             config,
-            name if fork is None else fork,
-            fork_from=name if fork is not None else None,
+            name,
+            fork_from=None if fork is None else run,
             fork_at="last" if at is None else at,
             observers=[progress],
             stop=stop,
@@ -127,12 +126,8 @@ def _train(
         )
 
 
-def _write_interrupted(status: ProcessStatus) -> None:
+def _write_interrupted(status: ProcessStatus, why: str) -> None:
     """Write the answer of a run that a signal ends before its configuration is read."""
-    import sys
-
-    from aifx.commands.console.stopping import write_interrupted
-
     write_interrupted(signal.SIGINT if status == "interrupted" else signal.SIGTERM, sys.argv[1:])
 
 
@@ -144,13 +139,11 @@ def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str])
     if out.json:
         return
     loss = "" if result.loss is None else f", loss {result.loss:.4f}"
-    from aifx.commands.console.format import best
-
-    told = best(result.best_by, result.best_value, result.best_step)
-    best_so_far = f", best validation {told}" if told else ""
+    best_so_far = best(result.best_by, result.best_value, result.best_step)
+    validation = f", best validation {best_so_far}" if best_so_far else ""
     already = "already " if result.already else ""
     ended = f"{already}{result.status.replace('_', ' ')} at step {result.step} of {result.num_steps}"
-    out.print(f"run {result.run.name}: {ended}{loss}{best_so_far}")
+    out.print(f"run {result.run.name}: {ended}{loss}{validation}")
     if result.units_per_s is not None and not result.already:
         digest = (result.state_digest or "")[:16]
         out.print(
