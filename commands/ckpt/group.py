@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Optional
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aifx.commands.console.format import date, figure
 from aifx.commands.console.options import JsonOption, RunOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import ExitCode
+from aifx.core.json_files import readable_bytes
+from aifx.core.project import find_project
 from aifx.core.steps import parse_step
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from aifx.checkpoint.inspection import VerifiedCheckpoint
 
 app = typer.Typer(
@@ -38,7 +40,6 @@ def ls(run: RunOption = None, json: JsonOption = False) -> None:
     with terminal(json) as out:
         from aifx.checkpoint.inspection import checkpoint_list
         from aifx.commands.runs.page import print_checkpoints
-        from aifx.core.project import find_project
 
         directory = find_project().existing_run(run)
         found = checkpoint_list(directory)
@@ -54,8 +55,7 @@ def ls(run: RunOption = None, json: JsonOption = False) -> None:
 @app.command()
 def show(
     step: Annotated[
-        Optional[str],  # noqa: UP045 (typer reads it at run time)
-        typer.Argument(metavar="[STEP|best|last]", help="Checkpoint to show. By default the last.", show_default=False),
+        str | None, typer.Argument(metavar="[STEP|best|last]", help="Checkpoint to show. By default the last.")
     ] = None,
     run: RunOption = None,
     arrays: Annotated[bool, typer.Option("--arrays", help="List every array with its shape and digest.")] = False,
@@ -72,7 +72,6 @@ def show(
     """
     with terminal(json) as out:
         from aifx.checkpoint.inspection import verify_checkpoint
-        from aifx.core.project import find_project
 
         directory = find_project().existing_run(run)
         checkpoint = verify_checkpoint(directory, parse_step(step), with_arrays=arrays)
@@ -84,9 +83,6 @@ def show(
 
 
 def _print(out: Output, folder: Path, info: VerifiedCheckpoint) -> None:
-    from aifx.commands.console.format import date, figure
-    from aifx.core.json_files import readable_bytes
-
     score = info.score
     rows = [
         ("run", info.run),

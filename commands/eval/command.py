@@ -30,8 +30,7 @@ SplitOption = Annotated[
 ]
 
 DataOption = Annotated[
-    list[Path] | None,
-    typer.Option("--data", metavar="FILE", help="Measure FILE instead of a split. Can be repeated."),
+    list[Path] | None, typer.Option("--data", metavar="FILE", help="Measure FILE instead of a split. Can be repeated.")
 ]
 
 GateOption = Annotated[

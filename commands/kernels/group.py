@@ -11,6 +11,7 @@ from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import UsageError
+from aifx.core.project import find_project
 
 if TYPE_CHECKING:
     from aifx.kernels.report import CandidateTiming, ChosenCall, TunedCall
@@ -40,7 +41,6 @@ def explain(set_: SetOption = None, json: JsonOption = False) -> None:
     """
     with terminal(json) as out:
         from aifx.config import load_config
-        from aifx.core.project import find_project
         from aifx.kernels.report import explain
 
         project = find_project()
@@ -63,7 +63,6 @@ def tune(set_: SetOption = None, json: JsonOption = False) -> None:
     """
     with terminal(json) as out:
         from aifx.config import load_config
-        from aifx.core.project import find_project
         from aifx.kernels.report import tune_project
 
         project = find_project()
@@ -105,9 +104,8 @@ def clear(
 
         files = measurements()
         if files and not yes:
-            raise UsageError(
-                "deleting measurements requires --yes", ", ".join(map(str, files)), "aifx kernels clear --yes"
-            )
+            names = ", ".join(map(str, files))
+            raise UsageError("deleting measurements requires --yes", names, "aifx kernels clear --yes")
         for path in files:
             path.unlink(missing_ok=True)
         out.document(ClearedKernels(list(map(str, files))))
@@ -118,12 +116,11 @@ def _table(out: Output, calls: Sequence[ChosenCall], otherwise: str) -> None:
     if not calls:
         out.log(otherwise)
         return
-    rows = [(c.op, f"{c.shapes}{_parts(c)}", c.implementation, _config(c.config), c.reason) for c in calls]
+    rows = []
+    for call in calls:
+        parts = f" ({', '.join(call.parts)})" if call.parts else ""
+        rows.append((call.op, f"{call.shapes}{parts}", call.implementation, _config(call.config), call.reason))
     out.table(["op", "call", "implementation", "with", "why"], rows)
-
-
-def _parts(call: ChosenCall) -> str:
-    return f" ({', '.join(call.parts)})" if call.parts else ""
 
 
 def _print_timings(out: Output, call: TunedCall) -> None:
@@ -140,7 +137,6 @@ def _milliseconds(timing: CandidateTiming) -> tuple[str, str]:
     """Of the forward and the backward pass, or why there are none."""
     if timing.failure is not None:
         return timing.failure, ""
-    forward, backward = (
-        "" if seconds is None else f"{seconds * 1e3:.3g}" for seconds in (timing.forward_s, timing.backward_s)
-    )
+    passes = (timing.forward_s, timing.backward_s)
+    forward, backward = ("" if seconds is None else f"{seconds * 1e3:.3g}" for seconds in passes)
     return forward, backward

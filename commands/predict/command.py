@@ -22,8 +22,7 @@ from aifx.data.row_writers import json_line, open_writer, output_format
 from aifx.data.rows import input_files
 
 InputArgument = Annotated[
-    list[str],
-    typer.Argument(metavar="INPUT", help="Files of rows, texts or images. - reads JSON Lines from stdin."),
+    list[str], typer.Argument(metavar="INPUT", help="Files of rows, texts or images. - reads JSON Lines from stdin.")
 ]
 
 OutputOption = Annotated[

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aifx.commands.console.completion import complete_run, complete_tag
 from aifx.commands.console.failures import as_error
+from aifx.commands.console.format import age, count, figure, rate
 from aifx.commands.console.options import JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.runs.manage import rename, rm, tag
 from aifx.core.errors import ExitCode, UsageError
+from aifx.core.json_files import read_jsonl
+from aifx.core.project import find_project
 
 if TYPE_CHECKING:
     from aifx.runs import RunStatus
@@ -30,27 +33,16 @@ app = typer.Typer(
 )
 
 NameArgument = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads it at run time)
-    typer.Argument(
-        metavar="[NAME]",
-        help="Run to use. By default the run written last.",
-        show_default=False,
-        autocompletion=complete_run,
-    ),
+    str | None,
+    typer.Argument(metavar="[NAME]", help="Run to use. By default the run written last.", autocompletion=complete_run),
 ]
 
 
 @app.command()
 def ls(
     tag: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--tag",
-            metavar="TAG",
-            help="List only runs with this tag.",
-            show_default=False,
-            autocompletion=complete_tag,
-        ),
+        str | None,
+        typer.Option("--tag", metavar="TAG", help="List only runs with this tag.", autocompletion=complete_tag),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -62,7 +54,6 @@ def ls(
         aifx runs ls --json
     """
     with terminal(json) as out:
-        from aifx.core.project import find_project
         from aifx.runs.status import list_runs
 
         project = find_project()
@@ -75,8 +66,6 @@ def ls(
 
 
 def _print_runs(out: Output, runs: list[RunStatus]) -> None:
-    from aifx.commands.console.format import age, count, figure, rate
-
     columns = ["run", "status", "step", "loss", "validation", "best", "speed", "written"]
     if has_tags := any(r.tags for r in runs):
         columns.append("tags")
@@ -110,8 +99,6 @@ def show(name: NameArgument = None, json: JsonOption = False) -> None:
     """
     with terminal(json) as out:
         from aifx.commands.runs.page import print_run, read_details
-        from aifx.core.json_files import read_jsonl
-        from aifx.core.project import find_project
 
         run = find_project().existing_run(name)
         details = read_details(run)
@@ -134,7 +121,6 @@ def compare(
     """
     with terminal(json) as out:
         from aifx.commands.runs.compare import print_comparison
-        from aifx.core.project import find_project
         from aifx.runs.comparison import compare_runs
 
         if first == second:
@@ -166,7 +152,6 @@ def watch(
     """
     with terminal(json) as out:
         from aifx.commands.runs.watching import follow, picture
-        from aifx.core.project import find_project
         from aifx.runs.watching import WatchedRun
 
         watched = WatchedRun(find_project().existing_run(name))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,9 +13,8 @@ from aifx.commands.console.options import DryRunOption, JsonOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import AifxError, ExitCode, UsageError
-
-if TYPE_CHECKING:
-    from aifx.core.project import RunDirectory
+from aifx.core.json_files import readable_bytes
+from aifx.core.project import RunDirectory, find_project
 
 RunArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run.", autocompletion=complete_run)]
 
@@ -65,8 +65,6 @@ def rm(
     On a terminal, aifx asks first. A script must use --yes. A run that is being trained cannot be deleted.
     """
     with terminal(json) as out:
-        from aifx.core.json_files import readable_bytes
-        from aifx.core.project import find_project
         from aifx.runs import is_held
         from aifx.runs.manage import remove_run, size_of
 
@@ -99,7 +97,6 @@ def rename(
     A run that is being trained cannot be renamed. Trackers keep the old name.
     """
     with terminal(json) as out:
-        from aifx.core.project import find_project
         from aifx.runs.manage import rename_run
 
         project = find_project()
@@ -111,18 +108,11 @@ def rename(
 def tag(
     name: RunArgument,
     tags: Annotated[
-        Optional[list[str]],  # noqa: UP045 (typer reads it at run time)
-        typer.Argument(metavar="TAG", help="Tags to add.", show_default=False, autocompletion=complete_tag),
+        list[str] | None, typer.Argument(metavar="TAG", help="Tags to add.", autocompletion=complete_tag)
     ] = None,
     remove: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--remove",
-            metavar="TAG",
-            help="Tag to remove. Can be repeated.",
-            show_default=False,
-            autocompletion=complete_tag,
-        ),
+        list[str] | None,
+        typer.Option("--remove", metavar="TAG", help="Tag to remove. Can be repeated.", autocompletion=complete_tag),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -135,7 +125,6 @@ def tag(
         aifx runs ls --tag baseline               list the runs with a tag
     """
     with terminal(json) as out:
-        from aifx.core.project import find_project
         from aifx.runs.manage import change_tags
 
         run = find_project().existing_run(name)
@@ -146,8 +135,6 @@ def tag(
 
 def _confirm(out: Output, runs: list[RunDirectory], size: str) -> None:
     """Ask whether to delete. Raises UsageError without a terminal, SystemExit if the answer is no."""
-    import sys
-
     names = ", ".join(run.name for run in runs)
     if out.json or not sys.stdin.isatty() or not out.err.is_terminal:
         hint = f"aifx runs rm {' '.join(run.name for run in runs)} --yes"
