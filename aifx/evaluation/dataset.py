@@ -61,7 +61,7 @@ def evaluate_files(
     step: StepChoice | None = None,
     overrides: Sequence[str] = (),
 ) -> DatasetReports:
-    """Measure a run's checkpoint on each file; the reports are kept in the run, in eval/<step>.json.
+    """Measure a run's checkpoint on each file; the run keeps the reports in eval/<step>.json.
 
     Takes and raises what `aifx.evaluation.held_out.evaluate` does. The data that the run was trained on is not read.
     """

@@ -54,12 +54,8 @@ def evaluate_split(
     """Metrics over a split, or over its first `num_batches` batches; the same bits each time on the same machine.
 
     The sums of the batches are added up in float64 and in order. Bytes and examples are counted on the host, since
-    programs contain no data.
-
-    Args:
-        place: puts a batch on the devices; `Layout.place` if None.
-
-    Raises DataError if the split has no batch.
+    programs contain no data. `place` puts a batch on the devices, by default `Layout.place`. Raises DataError if the
+    split has no batch.
     """
     place = place or programs.layout.place
     dataset = dataset_of(programs.task)
@@ -146,7 +142,7 @@ def evaluate(
     step: StepChoice | None = None,
     overrides: Sequence[str] = (),
 ) -> Report:
-    """Measure a run's checkpoint on a split and compare it with gates. The report is kept in the run, in eval/<step>.json.
+    """Measure a run's checkpoint on a split and compare it with gates; the run keeps the report in eval/<step>.json.
 
     Args:
         split: None takes `eval.split`.

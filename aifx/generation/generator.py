@@ -40,10 +40,7 @@ class GeneratedText:
 
 
 def write_text(trained: RestoredRun, settings: GenerateSection, *, seed: int = 0) -> Iterator[str]:
-    """The text that continues `settings.prompt`, piece by piece.
-
-    Raises UsageError if the run's model does not write text.
-    """
+    """The text that continues `settings.prompt`, piece by piece. Raises UsageError if the model does not write."""
     programs, params, frozen = trained.programs(settings.quantize)
     form = trained.task.format
     if not programs.can_decode or not isinstance(form, TextFormat):
@@ -83,8 +80,7 @@ def generate(
     The same seed gives the same tokens. When the model's context is full, its older part is forgotten and the rest is
     read again: as much stays as leaves room for what is still to be written, at least half.
 
-    Raises:
-        ValueError: an empty prompt, a token outside of the vocabulary, or a sampling value out of its range.
+    Raises ValueError for an empty prompt, a token outside of the vocabulary, or a sampling value out of its range.
     """
     sampler = Sampler(temperature, top_k, top_p)
     tokens = [int(t) for t in prompt_ids]

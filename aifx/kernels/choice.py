@@ -44,8 +44,7 @@ def run_choices(
     on_write: Callable[[Mapping[str, Sequence[Mapping[str, Any]]]], None] = lambda _: None,
     on_replacement: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> Choices:
-    """The choices that a run made, to go on with. New ones: by `[kernels]`, by what was measured on this kind of
-    device, or by the best guess.
+    """The choices that a run made. New ones follow `[kernels]`, what was measured on this kind of device, or a guess.
 
     Args:
         layout: of the devices that the programs are divided among.
@@ -84,11 +83,7 @@ def run_choices(
 
 @dataclass(frozen=True)
 class ProjectCall:
-    """A call that a project's programs make, and what it runs as.
-
-    Attributes:
-        parts: the programs: "training", "evaluation", "generation".
-    """
+    """A call that a project's programs make, and what it runs as. `parts`: "training", "evaluation", "generation"."""
 
     op: Op
     call: Any

@@ -123,8 +123,7 @@ def tune_project(
 ) -> TunedKernels:
     """Measure the candidates for each call of the project's programs on this device, and keep the winners.
 
-    Args:
-        on_call: called after each call is measured.
+    `on_call` is called after each call is measured.
     """
     device, calls, log = choice.project_calls_isolated(project, config)
     for record in log:

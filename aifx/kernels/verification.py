@@ -64,8 +64,7 @@ def _verify(
 ) -> tuple[Device, TuningCache] | None:
     """The device and what is now known of its kernels; None if the run does not need that.
 
-    Args:
-        on_limit: called with the seconds that trying the kernels takes at most.
+    `on_limit` is called with the seconds that trying the kernels takes at most.
     """
     if run.kernels.exists():
         return None

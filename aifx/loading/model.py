@@ -34,10 +34,8 @@ class LoadedModel:
     def predict(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """A prediction for each row, in order; a batch at a time, so that memory does not grow with the rows.
 
-        Args:
-            rows: mappings with the fields that the task reads, such as {"text": "Call me Ishmael."}.
-
-        Raises DataError for a row that cannot be used.
+        A row has the fields that the task reads: {"text": "Call me Ishmael."}. Raises DataError for one that cannot be
+        used.
         """
         numbered = (Row("rows", number, f"row {number}", values) for number, values in enumerate(rows, 1))
         return (prediction for _, prediction in predict_rows(self.trained, numbered))

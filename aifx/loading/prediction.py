@@ -91,10 +91,7 @@ def record(objective: Objective, decoded: Any) -> dict[str, Any]:
 def in_batches(
     rows: Iterable[tuple[Row, Batch]], predict: Predict, batch_size: int
 ) -> Iterator[tuple[Row, dict[str, np.ndarray]]]:
-    """Each row with the predictions for its examples, which are computed `batch_size` examples at a time.
-
-    The last batch is filled with zeros.
-    """
+    """Each row with the predictions for its examples, computed `batch_size` at a time. Zeros fill the last batch."""
     examples = _examples(rows)
     outputs: list[Mapping[str, np.ndarray]] = []  # for the examples so far of a row that is not complete
     while chunk := list(islice(examples, batch_size)):

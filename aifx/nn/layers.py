@@ -109,8 +109,7 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
 def dropout(x: jax.Array, rate: float, ctx: ForwardContext, layer: int = 0) -> jax.Array:
     """x `[rows, ...]` with a share `rate` of its elements zeroed in training, the rest scaled up to keep the mean.
 
-    Args:
-        layer: number of the layer within the model, so that each draws its own.
+    `layer` is the number of the layer within the model: each draws its own.
     """
     if not ctx.training or rate == 0.0:
         return x

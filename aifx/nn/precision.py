@@ -26,10 +26,7 @@ def compute_dtype(precision: str, platform: str) -> DTypeLike:
 
 
 def bfloat16_gain() -> float:
-    """The speed of products in bfloat16 over that in float32 on this processor; 1 if it has no units for bfloat16.
-
-    The measurement takes 0.2 s.
-    """
+    """The speed of bfloat16 products over float32 ones on this processor, measured in 0.2 s; 1 without such units."""
     return _product_s("float32") / _product_s("bfloat16") if MATRIX_UNITS & cpu_flags() else 1.0
 
 

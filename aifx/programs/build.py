@@ -33,27 +33,19 @@ from jax_kernels.dispatch import Choices
 
 
 def build(config: Config, task: Task, layout: Layout, *, kernels: Choices | None = None) -> Programs:
-    """The programs of a project.
-
-    Args:
-        kernels: the implementations of jax_kernels that they are traced with; the default ones if None.
-    """
+    """The programs of a project, traced with the implementations `kernels` of jax_kernels, or with the default ones."""
     return Programs(config, task, layout, kernels)
 
 
 @dataclass(frozen=True, eq=False)
 class Programs:
-    """What a project computes. A program is traced when it is used, not before.
-
-    Attributes:
-        casts: whether evaluation and prediction cast parameters to `dtype`; False for quantized ones.
-    """
+    """What a project computes. A program is traced when it is used, not before."""
 
     config: Config
     task: Task
     layout: Layout
     kernels: Choices | None = None
-    casts: bool = True
+    casts: bool = True  # parameters to `dtype`, for evaluation and prediction; False for quantized ones
 
     @property
     def model(self) -> Model:

@@ -42,11 +42,7 @@ class Program:
         return jax.jit(call, donate_argnums=self.donate, compiler_options=self.compiler_options, **places)
 
     def lower(self, platforms: tuple[str, ...] | None = None) -> jax.stages.Lowered:
-        """Traced for its arguments; `.compile()` gives the executable. Needs no array.
-
-        Args:
-            platforms: of devices that are not here, as JAX names them ("cuda").
-        """
+        """Traced for its arguments, also for absent `platforms` ("cuda"); `.compile()` gives the executable."""
         with self._with_kernels():
             lowered: jax.stages.Lowered = self.jitted.trace(*self.arguments).lower(lowering_platforms=platforms)
             return lowered

@@ -63,10 +63,7 @@ class Sequences:
 
 
 class Decoder:
-    """A decoder over `vocab_size` tokens that is trained on sequences of `seq_len`.
-
-    section: its dimensions, which fit one another (`DecoderSection.conflicts`).
-    """
+    """A decoder over `vocab_size` tokens, trained on sequences of `seq_len`; `DecoderSection.conflicts` checks it."""
 
     def __init__(self, section: DecoderSection, *, vocab_size: int, seq_len: int) -> None:
         self.section = section
