@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 from aifx.commands.console.chart import line_chart
 from aifx.commands.console.format import age, best, clock, count, figure, rate
+from aifx.commands.console.live import LiveDisplay
 from aifx.commands.console.output import Output
-from aifx.commands.train.panel import loss_row, progress_bar, run_frame
+from aifx.commands.train.panel import loss_row, progress_bar, run_frame, speed_row
 from aifx.machine.catalogue import utilization
 from aifx.runs import RunStatus
 from aifx.runs.status import number
 from aifx.runs.watching import WatchedRun
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.text import Text
 
 CHART_HEIGHT = 8
 EVERY_S = 10.0
@@ -27,8 +27,6 @@ EVERY_S = 10.0
 
 def follow(out: Output, watched: WatchedRun, interval_s: float) -> None:
     """Show the run until it ends; with --json nothing is shown. The last picture of a panel stays."""
-    from aifx.commands.console.live import LiveDisplay
-
     reported_at, step = float("-inf"), -1
     is_panel = out.animated and not out.json
     with LiveDisplay(out.err, lambda: picture(out.err, watched)) if is_panel else nullcontext() as display:
@@ -47,7 +45,7 @@ def follow(out: Output, watched: WatchedRun, interval_s: float) -> None:
 
 def picture(console: Console, watched: WatchedRun) -> RenderableType:
     """The run in a frame."""
-    return run_frame(console, watched.status.run, lambda width, ascii_only: _rows(watched, width, ascii_only))
+    return run_frame(console, watched.status.run, functools.partial(_rows, watched))
 
 
 def _line(s: RunStatus) -> str:
@@ -57,8 +55,6 @@ def _line(s: RunStatus) -> str:
 
 
 def _rows(watched: WatchedRun, width: int, ascii_only: bool) -> Iterator[Text]:
-    from rich.text import Text
-
     s, last = watched.status, watched.last
     if s.num_steps:
         to_go = "--:--" if watched.time_to_go_s is None else clock(watched.time_to_go_s)
@@ -66,10 +62,8 @@ def _rows(watched: WatchedRun, width: int, ascii_only: bool) -> Iterator[Text]:
     else:
         yield Text(f"step {s.step:,}   {s.status}")
     yield loss_row(figure(s.loss) or "-", figure(s.validation_loss), best(s.best_by, s.best_value, s.best_step))
-    row = Text(rate(s.units_per_s, s.unit) or "", style="bold green")
-    if used := utilization(number(last.get("mfu")), number(last.get("ceiling_fraction"))):
-        row.append(f"   {used}", style="not bold default")
-    yield row
+    used = utilization(number(last.get("mfu")), number(last.get("ceiling_fraction")))
+    yield speed_row(rate(s.units_per_s, s.unit) or "", used)
     for line in line_chart(watched.losses, width, CHART_HEIGHT, ascii_only=ascii_only):
         yield Text(line, style="cyan")
     saved = "no checkpoint yet" if watched.saved_step is None else f"checkpoint of step {watched.saved_step}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -9,17 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from rich import box
+from rich.console import Console, RenderableType
+from rich.panel import Panel as Frame
+from rich.text import Text
+
 from aifx.commands.console.chart import line_chart
 from aifx.commands.console.format import clock
+from aifx.commands.console.live import LiveDisplay
 from aifx.commands.console.output import Output
 from aifx.commands.console.progress import ProgressDisplay, progress_line
 from aifx.machine.catalogue import utilization
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.text import Text
-
-    from aifx.commands.console.live import LiveDisplay
     from aifx.core.progress import Progress as Activity
     from aifx.training.records import Record, RunInfo, TrainResult
 
@@ -63,11 +66,9 @@ class Lines:
         if name == "checkpoint" and time.monotonic() - self._last >= 1.0:
             self._out.log(f"checkpoint of step {fields['step']} saved")
 
-    def stop(self, result: TrainResult | None) -> None:
-        pass
+    def stop(self, result: TrainResult | None) -> None: ...
 
-    def abandon(self) -> None:
-        pass
+    def abandon(self) -> None: ...
 
 
 class Curve:
@@ -77,16 +78,14 @@ class Curve:
         self.points: list[float] = []
         self._capacity = capacity
         self._stride = 1
-        self._sum = 0.0
-        self._count = 0
+        self._pending: list[float] = []
 
     def add(self, value: float) -> None:
-        self._sum += value
-        self._count += 1
-        if self._count < self._stride:
+        self._pending.append(value)
+        if len(self._pending) < self._stride:
             return
-        self.points.append(self._sum / self._count)
-        self._sum, self._count = 0.0, 0
+        self.points.append(sum(self._pending) / self._stride)
+        self._pending.clear()
         if len(self.points) >= self._capacity:
             self.points = [(a + b) / 2 for a, b in zip(self.points[::2], self.points[1::2], strict=False)]
             self._stride *= 2
@@ -125,7 +124,8 @@ class Panel:
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name in ("start", "resume"):
-            self._show()
+            self._live = LiveDisplay(self._console, self.render, REFRESH_PER_SECOND)
+            self._live.start()
         elif name == "compile":
             self._phase = "compiling"
         elif name == "validation":
@@ -149,27 +149,15 @@ class Panel:
         """A listener of `aifx.core.progress`."""
         self._activity = progress
 
-    def _show(self) -> None:
-        from aifx.commands.console.live import LiveDisplay
-
-        self._live = LiveDisplay(self._console, self.render, REFRESH_PER_SECOND)
-        self._live.start()
-
     def render(self) -> RenderableType:
         """The frame as it stands."""
-        from rich.text import Text
-
         if (info := self._info) is not None:
-            return run_frame(
-                self._console, info.run.name, lambda width, ascii_only: self._rows(info, width, ascii_only)
-            )
+            return run_frame(self._console, info.run.name, functools.partial(self._rows, info))
         if (activity := self._activity) is not None:
             return progress_line(activity, is_ascii=_is_ascii(self._console))
         return Text(f"{self._phase} ... {time.monotonic() - self._began:.0f} s", style="dim")
 
     def _rows(self, info: RunInfo, width: int, ascii_only: bool) -> Iterator[Text]:
-        from rich.text import Text
-
         latest = self._latest
         step = latest.step if latest else info.first_step
         yield progress_bar(step, info.num_steps, f"ETA {self._eta(info)}", width, ascii_only)
@@ -178,12 +166,13 @@ class Panel:
             return
         best = None if self._best is None else f"{self._best[0]:.4f} at step {self._best[1]}"
         yield loss_row(f"{latest.loss:.4f}", None if self._validation is None else f"{self._validation:.4f}", best)
-        row = Text(f"{self._units_per_s:,.0f} {latest.unit}/s", style="bold green")
-        row.append(f"   {latest.step_time_s * 1e3:.0f} ms/step", style="not bold default")
-        used = utilization(latest.mfu, latest.ceiling_fraction)
-        row.append(f"   {used}" if used else "", style="not bold default")
-        row.append(f"   lr {latest.learning_rate:.2e}   grad {latest.grad_norm:.2f}", style="not bold default")
-        yield row
+        yield speed_row(
+            f"{self._units_per_s:,.0f} {latest.unit}/s",
+            f"{latest.step_time_s * 1e3:.0f} ms/step",
+            utilization(latest.mfu, latest.ceiling_fraction),
+            f"lr {latest.learning_rate:.2e}",
+            f"grad {latest.grad_norm:.2f}",
+        )
         for line in line_chart(self._curve.points, width, CHART_HEIGHT, ascii_only=ascii_only):
             yield Text(line, style="cyan")
         if (activity := self._activity) is not None:
@@ -203,15 +192,12 @@ class Panel:
         if self._checkpoint is None:
             return "no checkpoint yet in this session; Ctrl-C saves one"
         step, at = self._checkpoint
-        return f"checkpoint of step {step}, {clock(time.monotonic() - at)} ago, in {_short(info.run.checkpoints)}"
+        folder = os.path.relpath(info.run.checkpoints)
+        return f"checkpoint of step {step}, {clock(time.monotonic() - at)} ago, in {folder}"
 
 
 def run_frame(console: Console, name: str, rows: Callable[[int, bool], Iterable[Text]]) -> RenderableType:
     """A run in a frame; `rows` are made for a width, and of ASCII characters alone where the terminal has no others."""
-    from rich import box
-    from rich.panel import Panel as Frame
-    from rich.text import Text
-
     width, ascii_only = min(console.width, MAX_WIDTH), _is_ascii(console)
     body = Text("\n").join(rows(width - 4, ascii_only))
     edge = box.ASCII if ascii_only else box.ROUNDED
@@ -219,18 +205,19 @@ def run_frame(console: Console, name: str, rows: Callable[[int, bool], Iterable[
 
 
 def loss_row(loss: str, validation: str | None, best: str | None) -> Text:
-    from rich.text import Text
-
     row = Text("loss ").append(loss, style="bold cyan")
     if validation is not None:
         row.append("   validation ").append(validation, style="bold magenta")
     return row.append(f"   best {best}" if best else "")
 
 
+def speed_row(speed: str, *details: str) -> Text:
+    shown = "".join(f"   {detail}" for detail in details if detail)
+    return Text(speed, style="bold green").append(shown, style="not bold default")
+
+
 def progress_bar(step: int, num_steps: int, label: str, width: int, ascii_only: bool) -> Text:
     """How far a run is, in one line of `width` characters."""
-    from rich.text import Text
-
     share = min(step / num_steps, 1.0)
     left, right = f"step {step:,} / {num_steps:,} ", f" {share:4.0%}  {label}"
     length = max(width - len(left) - len(right), 4)
@@ -241,9 +228,3 @@ def progress_bar(step: int, num_steps: int, label: str, width: int, ascii_only: 
 
 def _is_ascii(console: Console) -> bool:
     return not console.encoding.lower().startswith("utf")
-
-
-def _short(path: os.PathLike[str]) -> str:
-    """Relative to the working directory where that is below it."""
-    relative = os.path.relpath(path)
-    return os.fspath(path) if relative.startswith("..") else relative
