@@ -1,1 +1,0 @@
-"""`aifx generate`."""

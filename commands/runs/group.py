@@ -120,7 +120,7 @@ def compare(
         aifx runs compare main wide --json
     """
     with terminal(json) as out:
-        from aifx.commands.runs.compare import print_comparison
+        from aifx.commands.runs.page import print_comparison
         from aifx.runs.comparison import compare_runs
 
         if first == second:
@@ -128,8 +128,7 @@ def compare(
         project = find_project()
         comparison = compare_runs(project.existing_run(first), project.existing_run(second))
         out.document(comparison)
-        if not json:
-            print_comparison(out, comparison)
+        print_comparison(out, comparison)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from aifx.health.host import Host
 from aifx.health.probes import project as probe
 from aifx.health.project_probe import look_at
 from aifx.parallel.layout import local_layout
-from aifx.programs import build
+from aifx.programs.build import build
 from aifx.tasks import describe_task
 from aifx.training.state import to_tree
 

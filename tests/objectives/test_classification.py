@@ -15,7 +15,7 @@ from aifx.evaluation.held_out import evaluate_split
 from aifx.objectives.classification import class_report
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import local_layout
-from aifx.programs import Programs, build
+from aifx.programs.build import Programs, build
 from aifx.specs import init_params, map_specs
 from aifx.tasks import open_task
 from aifx.tasks.base import training_source

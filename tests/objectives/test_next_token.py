@@ -19,7 +19,7 @@ from aifx.evaluation.held_out import evaluate_split
 from aifx.models.decoder.model import Decoder
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import local_layout
-from aifx.programs import Programs, build
+from aifx.programs.build import Programs, build
 from aifx.specs import Params, init_params
 from aifx.tasks import open_task
 from aifx.tasks.base import data_digest, evaluation_source, training_source

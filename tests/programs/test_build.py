@@ -11,8 +11,7 @@ from aifx.config import load_config
 from aifx.core.errors import ConfigError, UsageError
 from aifx.core.project import Project
 from aifx.parallel.layout import Layout, abstract_layout, local_layout
-from aifx.programs import Programs, build
-from aifx.programs.build import tree_bytes
+from aifx.programs.build import Programs, build, tree_bytes
 from aifx.tasks import describe_task
 
 SMALL = [

@@ -21,7 +21,7 @@ from aifx.config import load_config
 from aifx.config.registry import bundled
 from aifx.core.project import Project
 from aifx.parallel.layout import abstract_layout
-from aifx.programs import build
+from aifx.programs.build import build
 from aifx.tasks import describe_task
 from aifx.training import train
 from aifx.training.records import Record, RunInfo, TrainResult
