@@ -53,10 +53,13 @@ def run_choices(
         on_replacement: called with the fields of an event if a call can no longer run as was chosen before.
     """
     device = current_device()
-    kept = _read(run)
+    kept = read_kernel_choices(run)
+    try:
+        latest = {kind: _latest(entries) for kind, entries in kept.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        kept, latest = {}, {}
     entries = kept.setdefault(device.kind, [])
-    made = _latest(entries)
-    written = dict(made)
+    written = latest.get(device.kind, {})
 
     def write(choices: Choices) -> None:
         # Entries are only added, so that the digest of the first ones, which checkpoints name, stays.
@@ -73,7 +76,7 @@ def run_choices(
             on_write(kept)
 
     return Choices(
-        made=made,
+        made=dict(written),
         asked=config.kernels.model_dump(),
         measured=TuningCache(winners_path(), device),
         on_choice=write,
@@ -151,17 +154,6 @@ def project_calls(project: Project, config: Config) -> list[ProjectCall]:
 def winners_path() -> Path:
     """Where `aifx kernels tune` keeps what it measured."""
     return cache_path("kernels")
-
-
-def _read(run: RunDirectory) -> dict[str, list[dict[str, Any]]]:
-    """The choices that the run made, by kind of device; empty if it has made none."""
-    devices = read_kernel_choices(run)
-    try:
-        for entries in devices.values():
-            _latest(entries)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
-    return devices
 
 
 def _latest(entries: Sequence[Mapping[str, Any]]) -> dict[str, Choice]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,9 +15,6 @@ from aifx.data.rows import Row
 from aifx.loading.restore import RestoredRun
 from aifx.objectives.base import Objective
 from aifx.tasks.project_errors import project_errors
-
-Predict: TypeAlias = Callable[[Batch], Mapping[str, np.ndarray]]
-"""From a batch of a fixed number of examples to arrays `[examples, ...]`."""
 
 
 def predict_rows(trained: RestoredRun, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, Any]]]:
@@ -89,9 +86,12 @@ def record(objective: Objective, decoded: Any) -> dict[str, Any]:
 
 
 def in_batches(
-    rows: Iterable[tuple[Row, Batch]], predict: Predict, batch_size: int
+    rows: Iterable[tuple[Row, Batch]], predict: Callable[[Batch], Mapping[str, np.ndarray]], batch_size: int
 ) -> Iterator[tuple[Row, dict[str, np.ndarray]]]:
-    """Each row with the predictions for its examples, computed `batch_size` at a time. Zeros fill the last batch."""
+    """Each row with the predictions for its examples, `[examples, ...]`, which are computed `batch_size` at a time.
+
+    Zeros fill the last batch.
+    """
     examples = _examples(rows)
     outputs: list[Mapping[str, np.ndarray]] = []  # for the examples so far of a row that is not complete
     while chunk := list(islice(examples, batch_size)):

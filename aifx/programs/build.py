@@ -14,7 +14,6 @@ import optax
 from jax.typing import DTypeLike
 
 from aifx.config import Config
-from aifx.core.errors import UsageError
 from aifx.models.base import Decodes, Model
 from aifx.nn.precision import cast_floating, compute_dtype
 from aifx.nn.stacking import has_stacked_layers
@@ -156,11 +155,8 @@ class Programs:
 
     @functools.cached_property
     def decoding(self) -> DecodingPrograms:
-        """Raises UsageError if the model does not write."""
-        if not isinstance(self.model, Decodes):
-            kind = self.config.task.kind
-            why = f"a language model does, and task.kind is {kind!r}"
-            raise UsageError("this model does not write text", why, "aifx predict")
+        """Of a model that writes text: `can_decode`."""
+        assert isinstance(self.model, Decodes)
         return DecodingPrograms(self.model, self.specs, self.layout, self.dtype, self.kernels)
 
     @property

@@ -16,7 +16,6 @@ from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import write_interrupted
 from aifx.commands.console.terminal import terminal
-from aifx.commands.console.writing import failure_text, is_colored
 from aifx.core.errors import UsageError
 from aifx.core.limits import check_limits
 from aifx.core.progress import listen
@@ -134,7 +133,7 @@ def _write_interrupted(status: ProcessStatus, why: str) -> None:
 def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str]) -> None:
     """The answer for people."""
     if result.error is not None:
-        out.err.file.write(failure_text(result.error, colored=is_colored(out.err.file)))  # type: ignore[arg-type]
+        out.report([result.error])
         return
     if out.json:
         return
