@@ -37,19 +37,14 @@ CURRENT = ("eval", "generate")
 
 @dataclass(frozen=True)
 class RestoredRun:
-    """A task with the arrays that a run reached at `step`.
-
-    Attributes:
-        params: weights and buffers; layers that are scanned are stacked.
-        frozen: the arrays that training does not change.
-    """
+    """A task with the arrays that a run reached at `step`."""
 
     run: RunDirectory
     project: Project
     config: Config
     task: Task
-    params: Params
-    frozen: Params
+    params: Params  # weights and buffers; layers that are scanned are stacked
+    frozen: Params  # the arrays that training does not change
     step: int
 
     def programs(self, quantize: Quantization) -> tuple[Programs, Params, Params]:

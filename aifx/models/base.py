@@ -15,17 +15,11 @@ from aifx.specs import Params, Specs
 
 @dataclass(frozen=True)
 class Head:
-    """The last projection of a model.
+    """The last projection of a model."""
 
-    Attributes:
-        weight: `[embed, outputs]`.
-        bias: `[outputs]`.
-        logit_softcap: outputs are squashed to within plus or minus this by a tanh.
-    """
-
-    weight: jax.Array
-    bias: jax.Array | None = None
-    logit_softcap: float | None = None
+    weight: jax.Array  # [embed, outputs]
+    bias: jax.Array | None = None  # [outputs]
+    logit_softcap: float | None = None  # outputs are squashed to within plus or minus this by a tanh
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Outputs `[rows, outputs]`, float32 or wider, of `hidden` `[rows, embed]`."""

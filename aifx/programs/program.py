@@ -15,21 +15,14 @@ from jax_kernels.dispatch import Choices, using
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A function that is compiled as one piece.
-
-    Attributes:
-        arguments: abstract, with shardings.
-        donate: positions of arguments whose memory the results may take.
-        out_shardings: of the results; the compiler's choice if None.
-        kernels: the implementations of jax_kernels that it is traced with; the default ones if None.
-    """
+    """A function that is compiled as one piece."""
 
     name: str
     function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    donate: tuple[int, ...] = ()
-    out_shardings: Any = None
-    kernels: Choices | None = None
+    arguments: tuple[Any, ...]  # abstract, with shardings
+    donate: tuple[int, ...] = ()  # positions of arguments whose memory the results may take
+    out_shardings: Any = None  # of the results; the compiler's choice if None
+    kernels: Choices | None = None  # the implementations that it is traced with; the default ones if None
     compiler_options: dict[str, Any] | None = None
 
     @functools.cached_property

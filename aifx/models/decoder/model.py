@@ -30,36 +30,25 @@ Angles: TypeAlias = tuple[jax.Array, jax.Array]
 
 @dataclass(frozen=True)
 class Cached:
-    """Where the cache holds each sequence.
+    """Where the cache holds each sequence."""
 
-    Attributes:
-        page_table: the pages of each sequence.
-        held: how many tokens each holds already, `[batch]`.
-        is_decoding: whether each sequence has one new token, which attends to the cache.
-    """
-
-    page_table: jax.Array
-    held: jax.Array
-    is_decoding: bool = False
+    page_table: jax.Array  # the pages of each sequence
+    held: jax.Array  # how many tokens each holds already, [batch]
+    is_decoding: bool = False  # whether each sequence has one new token, which attends to the cache
 
 
 @dataclass(frozen=True)
 class Sequences:
     """What the layers know of the tokens in addition to their vectors.
 
-    Attributes:
-        shape: (batch, seq): row r of a layer's input `[batch * seq, embed]` is token r % seq of sequence r // seq.
-        positions: `[batch, seq]`; they count from 0 if None.
-        angles: rotary angles of the positions, unless they are learned.
-        segment_ids: `[batch, seq]`, the document of each token; attention stays within it.
-        cached: None in training, which has no cache.
+    Row r of a layer's input `[batch * seq, embed]` is token r % seq of sequence r // seq.
     """
 
-    shape: tuple[int, ...]
-    positions: jax.Array | None = None
-    angles: Angles | None = None
-    segment_ids: jax.Array | None = None
-    cached: Cached | None = None
+    shape: tuple[int, ...]  # (batch, seq)
+    positions: jax.Array | None = None  # [batch, seq]; they count from 0 if None
+    angles: Angles | None = None  # rotary angles of the positions, unless they are learned
+    segment_ids: jax.Array | None = None  # [batch, seq], the document of each token; attention stays within it
+    cached: Cached | None = None  # None in training, which has no cache
 
 
 class Decoder:
