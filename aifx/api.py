@@ -142,8 +142,7 @@ def load(run: StrPath, *, step: Step = None, settings: Settings = None) -> Loade
     from aifx.loading.restore import restore_run
 
     directory, project = open_run(run)
-    set_ = overrides(settings)
-    return LoadedModel(restore_run(directory, project, step=parse_step(step), overrides=set_, with_data=False))
+    return LoadedModel(restore_run(directory, project, step=parse_step(step), overrides=overrides(settings)))
 
 
 def predict(run: StrPath, rows: Iterable[Mapping[str, Any]], *, step: Step = None) -> Iterator[dict[str, Any]]:
@@ -177,7 +176,7 @@ def generate(
     from aifx.loading.restore import restore_run
 
     directory, project = open_run(run)
-    trained = restore_run(directory, project, step=parse_step(step), with_data=False)
+    trained = restore_run(directory, project, step=parse_step(step))
     given = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     settings = trained.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
     return GeneratedText.of(trained, settings, seed, "".join(write_text(trained, settings, seed=seed)))

@@ -68,7 +68,7 @@ def evaluate_files(
     files = {path.resolve(): path for path in paths}
     digests = {path: _digest(path) for path in files.values()}
     check_overrides(run, project, overrides, DATASET_READING)
-    trained = restore_run(run, project, step=step, overrides=overrides, with_data=False)
+    trained = restore_run(run, project, step=step, overrides=overrides)
     all_gates = [parse_gate(expr) for expr in (*trained.config.eval.gates, *gates)]
     quantize = trained.config.eval.quantize
     form = trained.task.format

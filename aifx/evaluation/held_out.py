@@ -155,10 +155,10 @@ def evaluate(
     """
     check_overrides(run, project, overrides)
     try:
-        trained = restore_run(run, project, step=step, overrides=overrides)
+        trained = restore_run(run, project, step=step, overrides=overrides, with_data=True)
         _compare_data(trained)
     except DataError as error:
-        opened = restore_run(run, project, step=step, overrides=overrides, with_data=False)
+        opened = restore_run(run, project, step=step, overrides=overrides)
         trained = _with_split_alone(opened, split, error)
     chosen: Split = split or trained.config.eval.split
     all_gates = [parse_gate(expr) for expr in (*trained.config.eval.gates, *gates)]

@@ -70,14 +70,14 @@ def restore_run(
     *,
     step: StepChoice | None = None,
     overrides: Sequence[str] = (),
-    with_data: bool = True,
+    with_data: bool = False,
 ) -> RestoredRun:
     """Open a run's task and restore its parameters, nothing else of the state.
 
     Args:
         step: which checkpoint; by default `eval.checkpoint`.
         overrides: `--set` strings over the run's configuration and the project's sections CURRENT.
-        with_data: also open the data that the run was trained on. Without it, the run alone is needed.
+        with_data: also open the data that the run was trained on; otherwise the run alone is needed.
 
     Raises CheckpointError if there is no such checkpoint, it is damaged, or a file of the run is not what it names.
     """

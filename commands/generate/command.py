@@ -95,7 +95,7 @@ def generate(
         from aifx.generation.generator import GeneratedText, write_text
         from aifx.loading.restore import restore_run
 
-        trained = restore_run(directory, project, step=at, overrides=set_ or (), with_data=False)
+        trained = restore_run(directory, project, step=at, overrides=set_ or ())
         settings = trained.config.generate.model_copy(update={k: v for k, v in given.items() if v is not None})
         pieces = []
         for piece in itertools.chain([settings.prompt], write_text(trained, settings, seed=seed), ["\n"]):

@@ -93,7 +93,7 @@ def predict(
         from aifx.loading.model import LoadedModel
         from aifx.loading.restore import restore_run
 
-        model = LoadedModel(restore_run(directory, project, step=at, overrides=set_ or (), with_data=False))
+        model = LoadedModel(restore_run(directory, project, step=at, overrides=set_ or ()))
         with _writing(out, output) as write:
             count = model.write_predictions(files, write)
         out.document(Predictions(model.run, model.step, count, str(output)))

@@ -101,10 +101,11 @@ def show(name: NameArgument = None, json: JsonOption = False) -> None:
         from aifx.commands.runs.page import print_run, read_details
 
         run = find_project().existing_run(name)
-        details = read_details(run)
+        records = read_jsonl(run.metrics)
+        details = read_details(run, records)
         out.document(details)
         if not json:
-            print_run(out, details, read_jsonl(run.metrics))
+            print_run(out, details, records)
 
 
 @app.command()

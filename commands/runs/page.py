@@ -10,14 +10,14 @@ from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
 from aifx.commands.console.chart import line_chart
 from aifx.commands.console.format import age, best, count, date, figure, literal, rate, signed
 from aifx.commands.console.output import Output
-from aifx.core.json_files import read_jsonl, readable_bytes
+from aifx.core.json_files import readable_bytes
 from aifx.core.project import RunDirectory
 from aifx.machine.catalogue import utilization
 from aifx.runs import RunStatus, read_provenance, run_status
 from aifx.runs.comparison import Comparison, Pair
 from aifx.runs.prediction import Prediction, read_predictions
 from aifx.runs.reading import Evaluation, Setting, changed_settings, read_evaluations
-from aifx.runs.status import number, read_metrics
+from aifx.runs.status import number
 
 CHART_WIDTH = 76
 CHART_HEIGHT = 8
@@ -42,12 +42,12 @@ class RunDetails(RunStatus):
     provenance: Mapping[str, Any]
 
 
-def read_details(run: RunDirectory) -> RunDetails:
+def read_details(run: RunDirectory, records: Sequence[Mapping[str, Any]]) -> RunDetails:
     return RunDetails(
         **vars(run_status(run)),
         config=changed_settings(run),
-        last=read_metrics(run).last,
-        predictions=read_predictions(run, read_jsonl(run.metrics)),
+        last=records[-1] if records else None,
+        predictions=read_predictions(run, records),
         checkpoints=list_checkpoints(run.checkpoints),
         evaluations=read_evaluations(run),
         provenance=read_provenance(run),
@@ -101,10 +101,9 @@ def _print_metrics(out: Output, run: RunDetails, records: Sequence[Mapping[str, 
         return
     last = records[-1]
     ascii_only = not out.out.encoding.lower().startswith("utf")
-    out.print("")
     losses = [number(r.get("loss")) for r in records]
-    out.print("\n".join(line_chart(losses, CHART_WIDTH, CHART_HEIGHT, ascii_only=ascii_only)))
-    out.print("")
+    chart = line_chart(losses, CHART_WIDTH, CHART_HEIGHT, ascii_only=ascii_only)
+    out.print("\n".join(["", *chart, ""]))
     used = utilization(number(last.get("mfu")), number(last.get("ceiling_fraction")))
     shown = {
         "loss": figure(run.loss),

@@ -60,7 +60,7 @@ def test_a_changed_file_is_refused(project: Path, change: Callable[[RunDirectory
     config = load_config(found, ["model.rope_theta=500000.0"] if change is change_theta else [], {})
     for use in (
         lambda: evaluate(run, found),
-        lambda: restore_run(run, found, with_data=False),
+        lambda: restore_run(run, found),
         lambda: train(found, config, "main"),
     ):
         with pytest.raises(CheckpointError, match=re.escape(f"{path} is not what the checkpoint of step 12")) as error:

@@ -146,13 +146,13 @@ def test_a_run_in_an_old_format_is_refused(trained) -> None:
 def test_other_frozen_arrays_than_those_of_the_checkpoint_are_refused(trained, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint holds their digest in place of them."""
     assert "shift" not in str(list(read_manifest(trained.run().checkpoints / "8").arrays))
-    restored = restore_run(trained.run(), trained.project, with_data=False)
+    restored = restore_run(trained.run(), trained.project)
     assert set(restored.frozen) == {"shift"}
     other = {"shift": restored.frozen["shift"] + 1}
     for place in ("aifx.loading.restore", "aifx.training.restore"):
         monkeypatch.setattr(f"{place}.make_frozen", lambda specs, seed: other)
     for use in (
-        lambda: restore_run(trained.run(), trained.project, with_data=False),
+        lambda: restore_run(trained.run(), trained.project),
         lambda: trained.train("train.num_steps=20", run="fork", fork_from="main"),
     ):
         with pytest.raises(CheckpointError, match="the frozen arrays of run main are not those"):
