@@ -83,14 +83,14 @@ class TrainStep:
 
     def update(self, state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array, jax.Array]:
         """Clipping, the optimizer, the update: the next state, the norm before clipping and the learning rate."""
-        section, schedule = self.config.optimizer, make_schedule(self.config.schedule, self.config.train.num_steps)
-        gradients, norm = clip_by_global_norm(gradients, section.clip_norm)
+        schedule = make_schedule(self.config.schedule, self.config.train.num_steps)
+        gradients, norm = clip_by_global_norm(gradients, self.config.optimizer.clip_norm)
         weights = select_weights(state.params, self.specs)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, weights)
         share = jnp.asarray(schedule(state.step), jnp.float32)
         updates = jax.tree.map(lambda u: u * share.astype(u.dtype), updates)
         params = merge_weights(optax.apply_updates(weights, updates), state.params, self.specs)
-        return TrainState(state.step + 1, params, opt_state), norm, section.learning_rate * share
+        return TrainState(state.step + 1, params, opt_state), norm, self.config.optimizer.learning_rate * share
 
     def _key(self, state: TrainState) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.config.train.seed), state.step)
