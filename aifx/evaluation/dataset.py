@@ -16,6 +16,7 @@ from aifx.core.json_values import plain
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.base import undefined
+from aifx.data.files import check_regular
 from aifx.evaluation.held_out import SAFE_OVERRIDES, check_overrides, evaluate_split, metric_names, reports_of_step
 from aifx.loading.restore import restore_run
 from aifx.tasks.project_errors import project_errors
@@ -91,9 +92,7 @@ def evaluate_files(
 def _digest(path: Path) -> str:
     """SHA-256 of the file. Raises DataError for what is no file that can be read."""
     try:
-        if not path.is_file() and path.exists():
-            kind = "a directory" if path.is_dir() else "not a regular file"
-            raise DataError(f"--data {path} is {kind}", "a data set is a file", "aifx eval --data FILE")
+        check_regular(path, f"--data {path}", "a data set is a file", "aifx eval --data FILE")
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
