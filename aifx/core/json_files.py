@@ -69,17 +69,14 @@ class JsonLines:
     Each record is one write(2) of one line, so what SIGKILL can leave behind is at most one line without its end, and
     opening cuts that. Raises EnvironmentFault when the machine refuses to write; the file then ends with the record
     before.
-
-    Args:
-        keep: called with the bytes up to the last line end; returns how many of them stay.
     """
 
-    def __init__(self, path: Path, keep: Callable[[bytes], int] = len) -> None:
+    def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._lock = threading.Lock()
         self._handle = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        self.cut(keep)
+        self.cut(len)
 
     def cut(self, keep: Callable[[bytes], int]) -> None:
         """Truncate the file: of the bytes up to the last line end, `keep` returns how many stay."""

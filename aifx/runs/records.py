@@ -14,9 +14,6 @@ from aifx.core.json_files import JsonLines, parse_line
 class Ledger(JsonLines):
     """`events.jsonl`: what happened to a run and when, over all of its processes. Opened to append."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-
     def write(self, event: str, **fields: Any) -> None:
         """One line, in the file when this returns."""
         self.append({"time": time.time(), "event": event, **fields})
@@ -30,7 +27,8 @@ class MetricsWriter(JsonLines):
     """
 
     def __init__(self, path: Path, resume_at: int) -> None:
-        super().__init__(path, lambda data: _end_of_step(data, resume_at))
+        super().__init__(path)
+        self.cut(lambda data: _end_of_step(data, resume_at))
         last = _last_record(read_file(path, limit=RECORDS_LIMIT))
         self._last = last["step"] if last else 0
 
