@@ -7,22 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
+from aifx.config import sections as section_types
 from aifx.config.registry import PARTS, TaskParts, bundled
-from aifx.config.sections import (
-    RESUME_SAFE,
-    CheckpointSection,
-    EvalSection,
-    GenerateSection,
-    KernelsSection,
-    LogSection,
-    MeshSection,
-    OptimizerSection,
-    ProjectSection,
-    ScheduleSection,
-    Section,
-    TaskSection,
-    TrainSection,
-)
+from aifx.config.sections import RESUME_SAFE, Section
 from aifx.config.toml import DEFAULT, Origin, OriginKind, to_toml
 
 
@@ -42,20 +29,20 @@ class Difference:
 class Config:
     """One section of `aifx.toml` an attribute. Equal when the values are, wherever they came from."""
 
-    project: ProjectSection
-    task: TaskSection
+    project: section_types.ProjectSection
+    task: section_types.TaskSection
     model: Section
     objective: Section
     data: Section
-    train: TrainSection
-    mesh: MeshSection
-    optimizer: OptimizerSection
-    schedule: ScheduleSection
-    checkpoint: CheckpointSection
-    eval: EvalSection
-    kernels: KernelsSection
-    log: LogSection
-    generate: GenerateSection
+    train: section_types.TrainSection
+    mesh: section_types.MeshSection
+    optimizer: section_types.OptimizerSection
+    schedule: section_types.ScheduleSection
+    checkpoint: section_types.CheckpointSection
+    eval: section_types.EvalSection
+    kernels: section_types.KernelsSection
+    log: section_types.LogSection
+    generate: section_types.GenerateSection
     parts: TaskParts = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
 
