@@ -26,12 +26,7 @@ LEAST_WINDOW_S = 60.0
 """Our estimate. A rate over a shorter time says little: one error in a second would be sixty a minute."""
 
 
-def collect(
-    host: Host,
-    rules: Iterable[Rule],
-    sample_s: float = 0.0,
-    level: Level | None = None,
-) -> Snapshot:
+def collect(host: Host, rules: Iterable[Rule], sample_s: float = 0.0, level: Level | None = None) -> Snapshot:
     """Return what the rules need, with rates since the last reading, over `sample_s` seconds, or over a stress test.
 
     Args:

@@ -205,9 +205,7 @@ def _check_used(site: Site, rules: list[Rule]) -> None:
     asked = {p.removeprefix("expected.") for rule in rules for p in rule.paths() if p.startswith("expected.")}
     for name in site.expected.keys() - asked:
         raise ConfigError(
-            f"the site's file expects {name!r}, which no rule uses",
-            did_you_mean(name, asked),
-            "docs/doctor-rules.md",
+            f"the site's file expects {name!r}, which no rule uses", did_you_mean(name, asked), "docs/doctor-rules.md"
         )
     for skip in site.skip:
         if not any(fits(rule.id, skip.id) for rule in rules) and not _is_across(skip.id):
