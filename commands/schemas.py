@@ -43,6 +43,7 @@ def command_types() -> dict[str, Any]:
     from aifx.evaluation import dataset, held_out
     from aifx.generation.generator import GeneratedText
     from aifx.health import documents as health
+    from aifx.health.diff import Difference
     from aifx.kernels import report as kernels
     from aifx.planning.planner import PlanList
     from aifx.runs import comparison, status
@@ -81,7 +82,7 @@ def command_types() -> dict[str, Any]:
         "doctor": health.NodeReport,
         "doctor-fleet": health.FleetDocument,
         "doctor-bisect": health.BisectDocument,
-        "doctor-diff": health.DifferenceDocument,
+        "doctor-diff": Difference,
         "doctor-rules": health.RuleList,
     }
 

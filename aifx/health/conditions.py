@@ -10,6 +10,7 @@ If a value has the wrong type for the comparison, or is not `known`, the answer 
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +18,12 @@ from typing import Any
 from aifx.core.facts import Absent, Unknown
 from aifx.health.scope import Scope, is_number, shown
 
-ORDERINGS = {"above": ">", "at_least": ">=", "below": "<", "at_most": "<="}
-WORDS = {
+ORDERINGS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
+COMPARISONS = {
+    "above": ">",
+    "at_least": ">=",
+    "below": "<",
+    "at_most": "<=",
     "equals": "is",
     "not_equals": "is not",
     "any_of": "is one of",
@@ -29,26 +34,27 @@ WORDS = {
     "not_empty": "is not empty",
     "known": "is known:",
 }
-COMPARISONS = ORDERINGS | WORDS
 
 
 def holds(condition: Mapping[str, Any], value: Any, scope: Scope, least: float = -math.inf) -> bool | Absent | Unknown:
     """Return whether every comparison of `condition` holds for `value`; `Absent` if this machine has no such limit.
 
-    A number below `least` is `Unknown`.
+    A number below `least` is `Unknown`. A value that is `Absent` or `Unknown` is the answer.
     """
+    if isinstance(value, (Absent, Unknown)):
+        return value
     if "known" in condition and value not in condition["known"]:
         return Unknown(f"{shown(value)} is unknown to this version of aifx")
     for name, asked in condition.items():
         limit = limit_of(asked, scope)
         if isinstance(limit, (Absent, Unknown)):
             return limit
-        strange = [n for n in (value, limit) if is_number(n) and not (math.isfinite(n) and n >= least)]
-        if strange:
-            return Unknown(f"it cannot be {strange[0]}")
-        held = _number_holds(name, value, limit) if name in ORDERINGS else _word_holds(name, value, limit)
-        if held is not True:
-            return held
+        for number in filter(is_number, (value, limit)):
+            if not (math.isfinite(number) and number >= least):
+                return Unknown(f"it cannot be {number}")
+        is_met = _is_met(name, value, limit)
+        if is_met is not True:
+            return is_met
     return True
 
 
@@ -74,16 +80,11 @@ def threshold_of(condition: Mapping[str, Any], scope: Scope | None = None) -> st
     return " and ".join(parts)
 
 
-def _number_holds(name: str, value: Any, limit: Any) -> bool | Unknown:
-    for number in (value, limit):
-        if not is_number(number) or not math.isfinite(number):
-            return Unknown(f"{shown(number)} is not a number")
-    if name in ("above", "at_most"):
-        return bool(value > limit) == (name == "above")
-    return bool(value >= limit) == (name == "at_least")
-
-
-def _word_holds(name: str, value: Any, limit: Any) -> bool | Unknown:
+def _is_met(name: str, value: Any, limit: Any) -> bool | Unknown:
+    if name in ORDERINGS:
+        others = [one for one in (value, limit) if not is_number(one)]
+        return Unknown(f"{shown(others[0])} is not a number") if others else bool(ORDERINGS[name](value, limit))
+    limits = limit if isinstance(limit, list) else [limit]
     if name in ("contains", "lacks", "not_empty"):
         if not isinstance(value, (list, str)):
             return Unknown(f"{shown(value)} is neither a list nor a text")
@@ -91,25 +92,16 @@ def _word_holds(name: str, value: Any, limit: Any) -> bool | Unknown:
             return bool(value)
         if name == "lacks" and isinstance(value, str):  # almost every text lacks a given word
             return Unknown(f"{shown(value)} is not a list")
-        return any(item in value for item in _list(limit)) == (name == "contains")
+        return any(item in value for item in limits) == (name == "contains")
     if name == "matches":
-        if not isinstance(value, str):
-            return Unknown(f"{shown(value)} is not a text")
-        return re.search(limit, value) is not None
+        return (
+            re.search(limit, value) is not None if isinstance(value, str) else Unknown(f"{shown(value)} is not a text")
+        )
     if name == "known":
         return True
-    among = _list(limit)
-    if not any(_alike(value, item) for item in among):
-        return Unknown(f"{shown(value)} has not the type of {shown(among[0] if among else None)}")
-    return (value in among) == (name in ("equals", "any_of"))
-
-
-def _alike(value: Any, other: Any) -> bool:
-    return type(value) is type(other) or (is_number(value) and is_number(other))
-
-
-def _list(limit: Any) -> list[Any]:
-    return limit if isinstance(limit, list) else [limit]
+    if not any(type(value) is type(item) or (is_number(value) and is_number(item)) for item in limits):
+        return Unknown(f"{shown(value)} has not the type of {shown(limits[0] if limits else None)}")
+    return (value in limits) == (name in ("equals", "any_of"))
 
 
 def _asked(asked: Mapping[str, Any]) -> str:

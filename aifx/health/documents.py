@@ -20,14 +20,12 @@ class Reading(TypedDict):
     facts: dict[str, Any]
 
 
-class SnapshotDocument(TypedDict):
+class SnapshotDocument(Reading):
     """What was read of a machine. `before` is the reading that rates refer to."""
 
     schema_version: Literal[1]
     aifx: str
     host: str
-    time: float
-    facts: dict[str, Any]
     before: Reading | None
 
 
@@ -118,42 +116,6 @@ class BisectDocument(SearchDocument):
 
     status: Status
     findings: list[Finding]
-
-
-class SnapshotSide(TypedDict):
-    host: str
-    time: float
-    aifx: str
-    status: Status
-
-
-class FindingPair(TypedDict):
-    before: Finding
-    after: Finding
-
-
-class FactChangeDocument(TypedDict):
-    """A fact that changed; `noise` says why it is expected to."""
-
-    fact: str
-    before: Any
-    after: Any
-    noise: str
-
-
-class DifferenceDocument(TypedDict):
-    """What `aifx doctor diff --json` prints. In `figures`, only numbers differ."""
-
-    a: SnapshotSide
-    b: SnapshotSide
-    came: list[Finding]
-    went: list[Finding]
-    changed: list[FindingPair]
-    figures: list[FindingPair]
-    facts: list[FactChangeDocument]
-    not_compared: list[str]
-    rebooted: bool | None
-    worse: bool
 
 
 class RuleList(TypedDict):

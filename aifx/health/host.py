@@ -11,6 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,7 +129,7 @@ class Host:
         """Return the JSON that a module of aifx prints in its own process, so that a library that hangs or crashes
         affects nothing else. Captured as `<name>.json`."""
         if not self.is_live:
-            return self._document(self._captured(f"{name}.json", name), name)
+            return self._captured_json(name)
         with Child.of_module(module, *arguments, limit_s=limit_s) as child:
             documents = list(child.events())
         ended = child.wait()
@@ -138,7 +139,7 @@ class Host:
     def measure(self, name: str, function: Callable[[], T]) -> T | Any:
         """Return the result of a function on the live machine; captured as `<name>.json`."""
         if not self.is_live:
-            return self._document(self._captured(f"{name}.json", name), name)
+            return self._captured_json(name)
         try:
             return function()
         except PermissionError as error:
@@ -148,10 +149,7 @@ class Host:
 
     def environ(self) -> Mapping[str, str]:
         """Return the environment without possible secrets."""
-        if self.is_live:
-            found: Any = dict(os.environ)
-        else:
-            found = self._document(self._captured("environ.json", "the environment"), "environ")
+        found = dict(os.environ) if self.is_live else self._captured_json("environ")
         if not isinstance(found, dict):
             return {}
         return {k: redact(str(v)) for k, v in found.items() if not is_secret_variable(k)}
@@ -160,11 +158,10 @@ class Host:
         text = self.read(f"{CAPTURED}/{file}", max_bytes=1 << 24)
         return Absent(f"{what}: not captured in {self.root}") if isinstance(text, Absent) else text
 
-    def _document(self, text: str | Absent | Unknown, name: str) -> Any:
-        if not isinstance(text, str):
-            return text
+    def _captured_json(self, name: str) -> Any:
+        text = self._captured(f"{name}.json", name)
         try:
-            return parse_json(text)
+            return parse_json(text) if isinstance(text, str) else text
         except ValueError as error:
             return Unknown(f"{name} is not JSON: {error}")
 
@@ -194,23 +191,21 @@ class Host:
 
 def within(limit_s: float, function: Callable[[], T], what: str) -> T:
     """Return the function's result. Raises TimeoutError if it takes longer; a hanging thread is left behind."""
-    result: list[T] = []
-    failure: list[BaseException] = []
+    future: Future[T] = Future()
 
     def work() -> None:
         try:
-            result.append(function())
+            future.set_result(function())
         except BaseException as error:
-            failure.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True, name=what)
-    thread.start()
-    thread.join(limit_s)
-    if thread.is_alive():
-        raise TimeoutError(f"{what} took more than {limit_s:g} s")
-    if failure:
-        raise failure[0]
-    return result[0]
+    threading.Thread(target=work, daemon=True, name=what).start()
+    try:
+        return future.result(limit_s)
+    except TimeoutError:
+        if future.done():  # the function's own
+            raise
+        raise TimeoutError(f"{what} took more than {limit_s:g} s") from None
 
 
 def _failed(ended: Ended, words: str, limit_s: float) -> Unknown:

@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
+from packaging.utils import canonicalize_name
+
 from aifx.core.facts import Absent, Unknown, to_document
 from aifx.core.processes import connect
 from aifx.core.version import DISTRIBUTION
 from aifx.health.host import within
 from aifx.machine.nvml import open_driver, open_gpus
-from aifx.machine.nvml.calls import Calls
 
 PACKAGES = re.compile(
     rf"{DISTRIBUTION}|jax|jaxlib|jax-(cuda\d+|rocm\d+)-(plugin|pjrt)|libtpu|nvidia-[\w-]+|numpy|scipy|ml-dtypes"
@@ -40,8 +41,9 @@ SIZE = 128
 
 def packages() -> dict[str, Any]:
     """Return names, versions and requirements of the installed packages, and NVML's report of the driver."""
-    found = {_name(d): d for d in reversed(list(metadata.distributions()))}  # the first on the path is imported
-    found = {name: d for name, d in found.items() if PACKAGES.fullmatch(name)}
+    # Of two with one name, the first on the path is imported.
+    named = {str(canonicalize_name(d.metadata["Name"] or "")): d for d in reversed(list(metadata.distributions()))}
+    found = {name: d for name, d in named.items() if PACKAGES.fullmatch(name)}
     jax = found.get("jax")
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -63,8 +65,8 @@ def devices() -> dict[str, Any]:
 
         local = jax.local_devices()
     except Exception as error:
-        said = f"{type(error).__name__}: {error}".strip()
-        return {"error": said[:400], "is_held": HELD.search(said) is not None, "devices": []}
+        why = f"{type(error).__name__}: {error}".strip()
+        return {"error": why[:400], "is_held": HELD.search(why) is not None, "devices": []}
     start_s = round(time.monotonic() - started, 3)
     with ThreadPoolExecutor(len(local)) as pool:
         tried = list(pool.map(_try, local))
@@ -81,9 +83,9 @@ def _try(device: Any) -> dict[str, Any]:
     try:
         return {**facts, "computes": True, "is_right": _is_right(device), "error": ""}
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"[:400]
-        failed = to_document(Absent(f"another process uses it: {said}")) if HELD.search(said) else False
-        return {**facts, "computes": failed, "is_right": failed, "error": said}
+        why = f"{type(error).__name__}: {error}"[:400]
+        failed = to_document(Absent(f"another process uses it: {why}")) if HELD.search(why) else False
+        return {**facts, "computes": failed, "is_right": failed, "error": why}
 
 
 def _is_right(device: Any) -> bool:
@@ -102,10 +104,6 @@ def _memory_bytes(device: Any) -> int | None:
         return (device.memory_stats() or {}).get("bytes_limit")
     except Exception:
         return None
-
-
-def _name(distribution: metadata.Distribution) -> str:
-    return re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
 
 
 def _overlaps(wheels: dict[str, metadata.Distribution]) -> list[str]:
@@ -130,7 +128,8 @@ def _nvml() -> dict[str, Any]:
             "driver": driver["driver"],
             "cuda": driver["cuda"],
             "gpus": driver["count"],
-            "mig": any(_is_divided(gpu) for gpu in open_gpus().values()),
+            # A GPU without MIG, or a lost one, does not answer with modes.
+            "mig": any(gpu("DeviceGetMigMode", then=lambda m: bool(m[0])) is True for gpu in open_gpus().values()),
         }
 
     try:
@@ -139,16 +138,7 @@ def _nvml() -> dict[str, Any]:
         return {"absent": str(error)}
 
 
-def _is_divided(gpu: Calls) -> bool:
-    """Return whether MIG is on; also False for a GPU without this mode, or a lost one."""
-    return gpu("DeviceGetMigMode", then=lambda modes: bool(modes[0])) is True
-
-
-def main() -> None:
+if __name__ == "__main__":
     emit = connect()
     emit({"packages": packages, "devices": devices}[sys.argv[1]]())
     os._exit(0)  # a hanging driver would also block a thread or the library's exit
-
-
-if __name__ == "__main__":
-    main()

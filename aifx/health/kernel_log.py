@@ -29,22 +29,21 @@ from aifx.core.parsing import parse_json
 
 LEVEL = r"(?:<\d{1,4}>|\w{1,8} *:\w{1,8} *: )?"  # dmesg -r and -x
 LEVEL_NUMBER = re.compile(r"^<\d{1,4}>")
+SECONDS = r"\d{1,10}\.\d{1,9}"
 CALLER = r"(?: ?\[ *[TC]\d+\])?"
 DELTA = r"(?: <[ \d.]{1,20}>)?"
 KMSG = re.compile(r"\d{1,10},\d{1,20},(?P<us>\d{1,18}),[^;]*;(?P<text>.*)")
-DMESG = re.compile(rf"{LEVEL}\[ *(?P<s>\d{{1,10}}\.\d{{1,9}}){DELTA}\]{CALLER} ?(?P<text>.*)")
-DMESG_T = re.compile(
-    rf"{LEVEL}\[\w{{3}} (?P<date>\w{{3}} [ \d]\d \d\d:\d\d:\d\d \d{{4}}){DELTA}\]{CALLER} ?(?P<text>.*)"
-)
-DMESG_E = re.compile(
-    rf"{LEVEL}\[(?:(?P<date>\w{{3}}[ \d]\d \d\d:\d\d)| *\+(?P<later>\d{{1,10}}\.\d{{1,9}}))\]{CALLER} ?(?P<text>.*)"
+DMESG = re.compile(
+    rf"{LEVEL}\[(?: *(?P<s>{SECONDS})| *\+(?P<later>{SECONDS})|(?P<minute>\w{{3}}[ \d]\d \d\d:\d\d)"
+    rf"|\w{{3}} (?P<date>\w{{3}} [ \d]\d \d\d:\d\d:\d\d \d{{4}})){DELTA}\]{CALLER} ?(?P<text>.*)"
 )
 ISO = re.compile(
-    rf"{LEVEL}(?P<date>\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:(?P<mark>[.,])(?P<part>\d{{1,9}}))?"
-    rf"(?P<zone>Z|[+-]\d\d:?\d\d)?{CALLER} (?P<text>.*)"
+    rf"{LEVEL}(?P<date>\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d(?:(?P<mark>[.,])\d{{1,9}})?(?:Z|[+-]\d\d:?\d\d)?)"
+    rf"{CALLER} (?P<text>.*)"
 )
 SHORT_FULL = re.compile(
-    r"\w{2,6}\.? (?P<date>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.\d{1,6})? (?P<zone>[A-Z]\w{1,5}|[+-]\d{2,4}) (?P<text>.*)"
+    r"\w{2,6}\.? (?P<date>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.\d{1,6})? "
+    r"(?:UTC|GMT|(?P<zone>[+-]\d{2,4})|(?P<other>[A-Z]\w{1,5})) (?P<text>.*)"
 )
 SHORT_UNIX = re.compile(r"(?P<s>\d{9,11}\.\d{1,9}) (?P<text>.*)")
 SYSLOG = re.compile(r"(?P<date>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d)(?:\.\d{1,6})? (?P<text>.*)")
@@ -55,6 +54,7 @@ BOOT = "Linux version "
 LONGEST = 4096
 BLOCK_CHARS = 1 << 20
 HALF_YEAR_S = 183 * 86_400
+LEAP_YEAR = 2000  # of dates without a year
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,14 @@ def parse(text: str, now: float | None = None, uptime: float | None = None, give
         is_whole = bool(boots)
         blocks.append(block[boots[-1] :] if boots else block)
         unread = begin
-    entries = list(_timed(entry for block in reversed(blocks) for entry in block))
+    timed = list(_timed(entry for block in reversed(blocks) for entry in block))
     ends: dict[str, float] = {}
-    for entry in entries:
+    for entry, _ in timed:
         ends[entry.clock] = max(entry.at, ends.get(entry.clock, 0.0))
     ends |= {"boot": uptime} if uptime is not None else {}
     ends |= {"unix": now} if now is not None else {}
-    lines = tuple(Line(max(ends[e.clock] - e.at, 0.0) if e.clock else 0.0, e.text) for e in entries)
-    untimed = _untimed(entry for block in reversed(blocks) for entry in block)
+    lines = tuple(Line(max(ends[e.clock] - e.at, 0.0) if e.clock else 0.0, e.text) for e, _ in timed)
+    untimed = [entry.text for entry, is_timed in timed if not is_timed]
     return Log(lines, is_whole, 0 if is_whole else unread, len(untimed), untimed[0] if untimed else "")
 
 
@@ -144,32 +144,22 @@ def _block_begin(text: str, end: int) -> int:
     return cut.end() if cut else text.rfind("\n", 0, begin) + 1
 
 
-def _untimed(entries: Iterable[Entry]) -> list[str]:
-    """Return lines without a readable time, with their continuations."""
-    texts: list[str] = []
-    is_timed = True
+def _timed(entries: Iterable[Entry]) -> Iterator[tuple[Entry, bool]]:
+    """Set missing times to that of the line before. If dates without a year go back, a new year begins.
+
+    The second value is whether the time of the line, or of the line that it continues, is readable.
+    """
+    clock, at, year_s, latest, is_timed = "", 0.0, 0.0, 0.0, True
     for entry in entries:
         is_timed = is_timed if entry.clock == "above" else bool(entry.clock)
-        texts += [] if is_timed else [entry.text]
-    return texts
-
-
-def _timed(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Set missing times to that of the line before. If dates without a year go back, a new year begins."""
-    clock, at, year_s, latest = "", 0.0, 0.0, 0.0
-    for entry in entries:
-        if entry.clock in ("", "above"):
-            yield Entry(clock, at, entry.text)
-            continue
         if entry.clock == "later":
             at += entry.at
-            yield Entry(clock, at, entry.text)
-            continue
-        clock, at = entry.clock, entry.at
-        if clock == "yearless":
+        elif entry.clock not in ("", "above"):
+            clock, at = entry.clock, entry.at
+        if entry.clock == "yearless":
             year_s += 366 * 86_400.0 if at < latest - HALF_YEAR_S else 0.0
             latest, at = at, at + year_s
-        yield Entry(clock, at, entry.text)
+        yield Entry(clock, at, entry.text), is_timed
 
 
 def _entries(lines: Iterable[str], host: str) -> Iterator[Entry]:
@@ -202,39 +192,33 @@ def _entry(line: str, host: str) -> Entry:
     if match := KMSG.match(line):
         return Entry("boot", int(match["us"]) / 1e6, match["text"])
     if match := DMESG.match(line):
-        from_host = host and match["text"].startswith(host)
-        return Entry("boot", float(match["s"]), _of_kernel(match["text"]) if from_host else match["text"])
-    if match := DMESG_T.match(line):
-        return Entry(*_unix(match["date"], "%b %d %H:%M:%S %Y"), match["text"])
-    if match := DMESG_E.match(line):
+        text = match["text"]
+        if match["s"]:
+            return Entry("boot", float(match["s"]), _of_kernel(text) if host and text.startswith(host) else text)
         if match["later"]:
-            return Entry("later", float(match["later"]), match["text"])
-        clock, at = _unix(f"{match['date']} 2000", "%b%d %H:%M %Y")
-        return Entry(clock and "yearless", at, match["text"])
+            return Entry("later", float(match["later"]), text)
+        if match["minute"]:
+            return Entry(*_unix(f"{match['minute']} {LEAP_YEAR}", "%b%d %H:%M %Y", "yearless"), text)
+        return Entry(*_unix(match["date"], "%b %d %H:%M:%S %Y"), text)
     if match := ISO.match(line):
-        clock, at = _unix(match["date"] + (match["zone"] or "Z"))
         # Only dmesg writes a comma; other programs write host and sender.
-        text = match["text"] if match["mark"] == "," else _of_kernel(match["text"])
-        return Entry(clock, at + float(f"0.{match['part'] or 0}"), text)
+        return Entry(*_unix(match["date"]), match["text"] if match["mark"] == "," else _of_kernel(match["text"]))
     if match := SHORT_FULL.match(line):
-        zone = match["zone"].replace("UTC", "+00").replace("GMT", "+00")
-        is_known = zone[0] in "+-"
-        clock, at = _unix(match["date"] + (zone if is_known else "Z"))
-        return Entry(clock and ("unix" if is_known else "local"), at, _of_kernel(match["text"]))
+        time_of = _unix(match["date"] + (match["zone"] or ""), clock="local" if match["other"] else "unix")
+        return Entry(*time_of, _of_kernel(match["text"]))
     if match := SHORT_UNIX.match(line):
         return Entry("unix", float(match["s"]), _of_kernel(match["text"]))
     if match := SYSLOG.match(line):
-        clock, at = _unix(f"{match['date']} 2000", "%b %d %H:%M:%S %Y")  # a year with a 29th of February
-        return Entry(clock and "yearless", at, _of_kernel(match["text"]))
+        return Entry(*_unix(f"{match['date']} {LEAP_YEAR}", "%b %d %H:%M:%S %Y", "yearless"), _of_kernel(match["text"]))
     return Entry("", 0.0, LEVEL_NUMBER.sub("", line))
 
 
 @lru_cache(maxsize=256)
-def _unix(date: str, form: str = "") -> tuple[str, float]:
-    """Return the clock and the time; without a format, the time is in ISO 8601."""
+def _unix(date: str, form: str = "", clock: str = "unix") -> tuple[str, float]:
+    """Return the clock, "" if it is not readable, and the time. Without a format, the time is in ISO 8601."""
     try:
         found = datetime.strptime(date, form) if form else datetime.fromisoformat(date)
-        return "unix", (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+        return clock, (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return "", 0.0
 
@@ -250,12 +234,10 @@ def _of_journal(line: str) -> Entry | None:
         entry = parse_json(line)
     except ValueError:
         return None
-    if not isinstance(entry, dict):
-        return None
-    message = entry.get("MESSAGE")
+    message = entry.get("MESSAGE") if isinstance(entry, dict) else None
     if isinstance(message, list):  # bytes that are not UTF-8
         message = bytes(b for b in message if isinstance(b, int) and 0 <= b < 256).decode("utf-8", "replace")
-    at = str(entry.get("__REALTIME_TIMESTAMP", ""))
     if not isinstance(message, str):
         return None
+    at = str(entry.get("__REALTIME_TIMESTAMP", ""))
     return Entry("unix", int(at) / 1e6, message) if re.fullmatch(r"\d{1,18}", at) else Entry("", 0.0, message)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from aifx.core.pages import date, render
-from aifx.health.report import SEVERITIES, STATUSES, Report, Skipped, counts, folded, num_words
+from aifx.health.report import SEVERITIES, STATUSES, Report, by_reason, counts, folded, skipped_rules
 
 if TYPE_CHECKING:
     from aifx.health.fleet.report import FleetReport, Node
@@ -20,37 +20,33 @@ NUM_OPEN = 3
 
 
 def node_page(report: Report, ids: Sequence[str], time: float) -> str:
-    """Return the page of one node.
-
-    Args:
-    ids: the selected rules.
-    time: of the snapshot, Unix time.
-    """
-    return _page(
+    """Return the page of one node, of which `ids` are the selected rules and `time` the Unix time of the snapshot."""
+    skipped = len(skipped_rules(report, ids))
+    return render(
+        "aifx.health",
         "node.html",
+        command="aifx doctor",
         title=report.host or "this machine",
         status=report.status,
         counts=counts(report),
-        rules=num_words(report, ids),
+        rules=f"{len(ids)} rule{'s' * (len(ids) != 1)}{f', {skipped} skipped' * bool(skipped)}",
         time=date(time),
         findings=folded(report.findings),
-        skipped=_by_reason([report.skipped]),
+        skipped=by_reason([report.skipped]),
     )
 
 
 def fleet_page(report: FleetReport, time: float) -> str:
-    """Return the page of a fleet.
-
-    Args:
-    time: of the report, Unix time.
-    """
+    """Return the page of a fleet, with the Unix time of the report."""
     nodes = sorted(report.nodes, key=_badness)
     with_findings = [node for node in nodes if node.why or (node.report is not None and node.report.findings)]
     shown = with_findings[:MAX_NODES]
     found = Counter(node.status for node in nodes)
-    return _page(
+    return render(
+        "aifx.health",
         "fleet.html",
-        title=f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}",
+        command="aifx doctor",
+        title=f"{len(nodes)} node{'s' * (len(nodes) != 1)}",
         status=report.status,
         counts=", ".join(f"{found[status]} {status}" for status in STATUSES if found[status]) or "none answered",
         time=date(time),
@@ -62,25 +58,10 @@ def fleet_page(report: FleetReport, time: float) -> str:
         num_hidden=len(with_findings) - len(shown),
         num_open=NUM_OPEN,
         max_suspects=MAX_SUSPECTS,
-        skipped=_by_reason(node.report.skipped for node in nodes if node.report),
+        skipped=by_reason(node.report.skipped for node in nodes if node.report),
     )
 
 
 def _badness(node: Node) -> tuple[int, list[int], str]:
     found = Counter(finding.severity for finding in node.report.findings) if node.report else Counter[str]()
     return STATUSES.index(node.status), [-found[severity] for severity in SEVERITIES], node.name
-
-
-def _by_reason(reports: Iterable[Iterable[Skipped]]) -> list[tuple[list[str], str, int]]:
-    """Return skipped rules, the reason, and the number of nodes; the most frequent first."""
-    nodes: Counter[tuple[tuple[str, ...], str]] = Counter()
-    for skipped in reports:
-        by_why: dict[str, list[str]] = {}
-        for one in skipped:
-            by_why.setdefault(one.why, []).append(one.id)
-        nodes.update((tuple(ids), why) for why, ids in by_why.items())
-    return [(list(ids), why, count) for (ids, why), count in nodes.most_common()]
-
-
-def _page(template: str, **values: Any) -> str:
-    return render("aifx.health", template, command="aifx doctor", **values)

@@ -27,12 +27,6 @@ STEP_BYTES = 4
 """A checkpoint also contains the step counter."""
 
 
-def main() -> None:
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    emit = connect()
-    emit(to_document(look_at(find_project(), imports_task=IMPORT_TASK in sys.argv[1:])))
-
-
 def look_at(project: Project, *, imports_task: bool = False) -> dict[str, Any] | Absent:
     from aifx.config import load_config, project_code
 
@@ -43,7 +37,7 @@ def look_at(project: Project, *, imports_task: bool = False) -> dict[str, Any] |
     except AifxError as error:
         unknown = Absent("the configuration is invalid")
         rest = dict.fromkeys(("data", "plan", "disk"), unknown)
-        return {"name": project.root.name, "config": {"is_valid": False, "why": _told(error)}, **rest}
+        return {"name": project.root.name, "config": {"is_valid": False, "why": _reason(error)}, **rest}
     plan = _plan(project, config)
     return {
         "name": config.project.name,
@@ -54,8 +48,9 @@ def look_at(project: Project, *, imports_task: bool = False) -> dict[str, Any] |
     }
 
 
-def _told(error: AifxError) -> str:
-    return redact("; ".join(filter(None, (error.what, error.why.replace("\n", "; ")))))[:400]
+def _reason(error: Exception) -> str:
+    parts = (error.what, error.why.replace("\n", "; ")) if isinstance(error, AifxError) else (str(error),)
+    return redact("; ".join(filter(None, parts)))[:400]
 
 
 def _data(project: Project, config: Config) -> dict[str, Any] | Absent:
@@ -64,10 +59,8 @@ def _data(project: Project, config: Config) -> dict[str, Any] | Absent:
 
     try:
         files = config.data.read_beginnings(project) if isinstance(config.data, DataSection) else None
-    except AifxError as error:
-        return {"is_readable": False, "why": _told(error), "files": 0}
-    except (OSError, ValueError) as error:
-        return {"is_readable": False, "why": redact(str(error))[:400], "files": 0}
+    except (AifxError, OSError, ValueError) as error:
+        return {"is_readable": False, "why": _reason(error), "files": 0}
     if files is None:
         return Absent("the project's own task reads its data")
     return {"is_readable": True, "why": "", "files": files}
@@ -84,7 +77,7 @@ def _plan(project: Project, config: Config) -> dict[str, Any] | Absent:
         programs = build(config, describe_task(config, project), abstract_layout(1, "cpu", "cpu"))
         size = programs.state_bytes()
     except AifxError as error:
-        return Absent(f"the configuration does not determine the size of the model: {_told(error)}")
+        return Absent(f"the configuration does not determine the size of the model: {_reason(error)}")
     kept = size["parameters"] + size["optimizer"] + STEP_BYTES
     devices = config.train.devices
     return {
@@ -101,9 +94,8 @@ def _disk(project: Project, config: Config, plan: dict[str, Any] | Absent) -> di
 
     folder = next(p for p in (project.runs_path, *project.runs_path.parents) if p.exists())
     written = [info for run in project.runs()[-1:] for info in list_checkpoints(run.checkpoints) if not info.damaged]
-    size: Any = plan["checkpoint_bytes"] if isinstance(plan, dict) else plan
-    if written:
-        size = written[-1].size_bytes
+    planned = plan["checkpoint_bytes"] if isinstance(plan, dict) else plan
+    size = written[-1].size_bytes if written else planned
     count = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
     return {
         "folder": str(project.runs_path),
@@ -116,4 +108,6 @@ def _disk(project: Project, config: Config, plan: dict[str, Any] | Absent) -> di
 
 
 if __name__ == "__main__":
-    main()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    emit = connect()
+    emit(to_document(look_at(find_project(), imports_task=IMPORT_TASK in sys.argv[1:])))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
+
+from aifx.core.json_values import plain
 
 Status = Literal["healthy", "warning", "unhealthy", "unknown"]
 STATUSES: tuple[Status, ...] = ("unhealthy", "unknown", "warning", "healthy")
@@ -19,16 +21,17 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 @dataclass(frozen=True)
 class Finding:
-    """Attributes:
-    id: the id of the rule.
-    severity: the severity of the rule, or "unknown" if it could not be evaluated.
-    device: the device; empty for the node.
-    summary: one line.
-    evidence: the values that were read.
-    threshold: the condition for the finding.
-    source: the source of the threshold.
-    action: what to do.
-    explained_by: the rule of an earlier finding that explains this one; empty for a cause.
+    """What a rule found.
+
+    Attributes:
+        id: the rule.
+        severity: that of the rule, or "unknown" if it could not be evaluated.
+        device: empty for the node.
+        evidence: the values that were read.
+        threshold: the condition for the finding.
+        source: the source of the threshold.
+        action: what to do.
+        explained_by: the rule of an earlier finding that explains this one; empty for a cause.
     """
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$")]
@@ -77,13 +80,7 @@ class Report:
         return "warning" if "warning" in found else "healthy"
 
     def document(self) -> dict[str, Any]:
-        return {
-            "host": self.host,
-            "status": self.status,
-            "findings": [asdict(finding) for finding in self.findings],
-            "skipped": [asdict(skipped) for skipped in self.skipped],
-            "duration_s": self.duration_s,
-        }
+        return {"host": self.host, "status": self.status} | plain(self)
 
 
 def counts(report: Report) -> str:
@@ -125,26 +122,21 @@ def grouped(findings: Iterable[Finding]) -> list[Group]:
     return list(groups.values())
 
 
-def passed(report: Report, ids: Iterable[str]) -> dict[str, int]:
-    """Return the number of rules of each family that were evaluated and found nothing."""
-    failed = {finding.id for finding in report.findings}
-    kept = (name for name in ids if name not in failed and not _is_skipped(report, name))
-    return dict(Counter(name.split(".", 1)[0] for name in kept))
+def skipped_rules(report: Report, ids: Iterable[str]) -> list[str]:
+    """Return the rules that were skipped on at least one device."""
+    skipped = {one.id for one in report.skipped}
+    return [name for name in ids if name in skipped or f"{name.split('.', 1)[0]}.*" in skipped]
 
 
-def num_skipped(report: Report, ids: Iterable[str]) -> int:
-    """Return the number of rules that were skipped on at least one device."""
-    return sum(_is_skipped(report, name) for name in ids)
-
-
-def _is_skipped(report: Report, rule_id: str) -> bool:
-    return any(one.id in (rule_id, f"{rule_id.split('.', 1)[0]}.*") for one in report.skipped)
-
-
-def num_words(report: Report, ids: Sequence[str]) -> str:
-    """Return "293 rules, 124 skipped", for the selected rules."""
-    skipped = num_skipped(report, ids)
-    return f"{len(ids)} rule{'s' * (len(ids) != 1)}{f', {skipped} skipped' if skipped else ''}"
+def by_reason(reports: Iterable[Iterable[Skipped]]) -> list[tuple[list[str], str, int]]:
+    """Return skipped rules, the reason, and the number of reports; the most frequent first."""
+    found: Counter[tuple[tuple[str, ...], str]] = Counter()
+    for skipped in reports:
+        by_why: dict[str, list[str]] = {}
+        for one in skipped:
+            by_why.setdefault(one.why, []).append(one.id)
+        found.update((tuple(ids), why) for why, ids in by_why.items())
+    return [(list(ids), why, count) for (ids, why), count in found.most_common()]
 
 
 def folded(findings: Iterable[Finding]) -> list[tuple[Finding, list[str]]]:

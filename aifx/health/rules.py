@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import date
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tomli
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from aifx.core.errors import ConfigError, UsageError, did_you_mean, nearest
 from aifx.core.parsing import parse_toml
-from aifx.health.across import across_ids
 from aifx.health.conditions import COMPARISONS
+from aifx.health.tables import across_ids, read_table
 
 Severity = Literal["critical", "warning", "info"]
 RULE_ID = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*(\.[a-z0-9]+(_[a-z0-9]+)*)+")
@@ -45,7 +44,13 @@ Range = Annotated[
 Condition = Annotated[dict[str, Any], AfterValidator(_is_condition)]
 
 
-class Rule(BaseModel):
+class TomlTable(BaseModel):
+    """A table of TOML, with these keys and no others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rule(TomlTable):
     """A health rule.
 
     Attributes:
@@ -65,8 +70,6 @@ class Rule(BaseModel):
         yields_to: rules that report the same fault of the same device in a worse form.
         explains: families or rules whose findings on the same device follow from this one.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
     signal: str
@@ -104,17 +107,15 @@ class Rule(BaseModel):
         return paths | ({self.for_each} if self.for_each else inner)
 
 
-class Skip(BaseModel):
+class Skip(TomlTable):
     """A site's decision to skip a rule or family."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
     reason: str
     until: date | None = None
 
 
-class FleetSite(BaseModel):
+class FleetSite(TomlTable):
     """A site's numbers for the cost of a bad node (docs/doctor-fleet.md).
 
     Attributes:
@@ -124,15 +125,13 @@ class FleetSite(BaseModel):
         probability: of an interruption within a day, by rule, family or glob.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     job_gpus: float | None = Field(default=None, gt=0)
     horizon_h: float | None = Field(default=None, gt=0)
     hours_to_recover: float | None = Field(default=None, gt=0)
     probability: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
 
 
-class Site(BaseModel):
+class Site(TomlTable):
     """A site's file.
 
     Attributes:
@@ -143,17 +142,11 @@ class Site(BaseModel):
         fleet: the cost of an interruption.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     expected: dict[str, bool | int | float | str] = {}
     skip: tuple[Skip, ...] = ()
     rules: dict[str, dict[str, Any]] = {}
     rule: tuple[dict[str, Any], ...] = ()
     fleet: FleetSite = FleetSite()
-
-    def changed_rules(self) -> set[str]:
-        """Return the ids of the rules that this file changes or adds."""
-        return {*self.rules, *(str(own.get("id")) for own in self.rule)}
 
 
 SITE_PATHS = (Path("~/.config/aifx/health.toml"), Path("/etc/aifx/health.toml"))
@@ -164,65 +157,56 @@ def read_site(path: Path | None) -> Site:
     found = path or next((p.expanduser() for p in SITE_PATHS if p.expanduser().is_file()), None)
     if found is None:
         return Site()
+    hint = "docs/doctor-rules.md shows such a file"
     try:
         return Site.model_validate(parse_toml(found.read_text("utf-8")))
     except OSError as error:
         raise ConfigError(f"{found} cannot be read", error.strerror or str(error), f"ls -l {found}") from None
     except ValidationError as error:
-        raise ConfigError(
-            f"{found} cannot be used", _mistakes(error), "docs/doctor-rules.md shows such a file"
-        ) from None
+        raise ConfigError(f"{found} cannot be used", _mistakes(error), hint) from None
     except ValueError as error:
-        raise ConfigError(f"{found} is not TOML", str(error), "docs/doctor-rules.md shows such a file") from None
+        raise ConfigError(f"{found} is not TOML", str(error), hint) from None
 
 
 def load_rules(site: Site | None = None) -> dict[str, Rule]:
     """Return the rules by id, with the site's changes. Raises ConfigError for a change that is not possible."""
-    documents: dict[str, dict[str, Any]] = {}
-    for file in sorted(resources.files("aifx.health").joinpath("rules").iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".toml"):
-            for document in tomli.loads(file.read_text("utf-8"))["rule"]:
-                assert document["id"] not in documents, document["id"]
-                documents[document["id"]] = document
+    files = sorted(file.name for file in resources.files("aifx.health").joinpath("rules").iterdir())
+    tables = [rule for name in files if name.endswith(".toml") for rule in read_table("rules", name)["rule"]]
+    documents: dict[str, dict[str, Any]] = {rule["id"]: rule for rule in tables}
+    assert len(documents) == len(tables), "two rules have the same id"
     site = site or Site()
     for name, changes in site.rules.items():
         if name not in documents:
-            raise ConfigError(
-                f"the site's file changes the rule {name!r}, which does not exist",
-                did_you_mean(name, documents),
-                "aifx doctor rules",
-            )
+            what = f"the site's file changes the rule {name!r}, which does not exist"
+            raise ConfigError(what, did_you_mean(name, documents), "aifx doctor rules")
         documents[name] = documents[name] | changes
-    for own in site.rule:
-        documents[str(own.get("id"))] = own
-    rules = {name: _rule(name, document) for name, document in documents.items()}
+    documents |= {str(own.get("id")): own for own in site.rule}
+    rules = {}
+    for name, document in documents.items():
+        try:
+            rules[name] = Rule.model_validate(document)
+        except ValidationError as error:
+            raise ConfigError(f"rule {name!r} cannot be used", _mistakes(error), "aifx doctor rules ID") from None
     _check_used(site, list(rules.values()))
     return rules
 
 
+def expected_names(rules: Iterable[Rule]) -> set[str]:
+    """Return the names of the expected values that rules use."""
+    return {p.removeprefix("expected.") for rule in rules for p in rule.paths() if p.startswith("expected.")}
+
+
 def _check_used(site: Site, rules: list[Rule]) -> None:
     """Raises ConfigError for an expected value or a skip that fits no rule, which would have no effect."""
-    asked = {p.removeprefix("expected.") for rule in rules for p in rule.paths() if p.startswith("expected.")}
+    asked = expected_names(rules)
     for name in site.expected.keys() - asked:
-        raise ConfigError(
-            f"the site's file expects {name!r}, which no rule uses", did_you_mean(name, asked), "docs/doctor-rules.md"
-        )
+        what = f"the site's file expects {name!r}, which no rule uses"
+        raise ConfigError(what, did_you_mean(name, asked), "docs/doctor-rules.md")
+    ids = [*(rule.id for rule in rules), *across_ids()]
     for skip in site.skip:
-        if not any(fits(rule.id, skip.id) for rule in rules) and not _is_across(skip.id):
+        if not any(fits(name, skip.id) for name in ids):
             what = f"the site's file skips {skip.id!r}, which is not a rule or family"
-            raise ConfigError(what, _near(skip.id, rules), _listing(skip.id, rules))
-
-
-def _is_across(pattern: str) -> bool:
-    """Return whether a pattern fits findings across nodes, which the rules of a node do not have."""
-    return any(fits(name, pattern) for name in across_ids())
-
-
-def _rule(name: str, document: Mapping[str, Any]) -> Rule:
-    try:
-        return Rule.model_validate(document)
-    except ValidationError as error:
-        raise ConfigError(f"rule {name!r} cannot be used", _mistakes(error), "aifx doctor rules ID") from None
+            raise ConfigError(what, *_suggestion(skip.id, rules))
 
 
 PLAIN = {"missing": "missing", "extra_forbidden": "unknown key"}
@@ -239,24 +223,20 @@ def select(rules: Iterable[Rule], only: Iterable[str], skip: Iterable[str]) -> l
     rules, only, skip = list(rules), list(only), list(skip)
     for pattern in (*only, *skip):
         if not any(fits(rule.id, pattern) for rule in rules):
-            raise UsageError(f"there is no rule or family {pattern!r}", _near(pattern, rules), _listing(pattern, rules))
+            raise UsageError(f"there is no rule or family {pattern!r}", *_suggestion(pattern, rules))
     wanted = (rule for rule in rules if not only or any(fits(rule.id, pattern) for pattern in only))
     return [rule for rule in wanted if not any(fits(rule.id, pattern) for pattern in skip)]
 
 
-def _near(pattern: str, rules: Iterable[Rule]) -> str:
-    """Suggest the nearest rule or family; otherwise list the families, because there are hundreds of rules."""
-    if "," in pattern:
-        return "name one per option; the option can be repeated"
+def _suggestion(pattern: str, rules: Iterable[Rule]) -> tuple[str, str]:
+    """Return the nearest rule or family, or all families, as text, and the command that lists the rules."""
     families, ids = {rule.family for rule in rules}, {rule.id for rule in rules}
-    match = nearest(pattern, families | ids)
-    return f"did you mean {match!r}?" if match else did_you_mean(pattern, families)
-
-
-def _listing(pattern: str, rules: Iterable[Rule]) -> str:
-    """Return the command that lists the rules, of the family if it exists."""
     family = pattern.split(".", 1)[0]
-    return f"aifx doctor rules {family}" if any(rule.family == family for rule in rules) else "aifx doctor rules"
+    listing = f"aifx doctor rules {family}" if family in families else "aifx doctor rules"
+    if "," in pattern:
+        return "name one per option; the option can be repeated", listing
+    match = nearest(pattern, families | ids)
+    return f"did you mean {match!r}?" if match else did_you_mean(pattern, families), listing
 
 
 def fits(rule_id: str, pattern: str) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aifx.core.facts import Absent, Unknown
@@ -53,12 +53,11 @@ class Scope:
     def items(self, path: str) -> Iterator[Scope | Absent | Unknown]:
         """Yield the items of the list at `path`, through lists on the way (`gpus.links`)."""
         head, _, rest = path.partition(".")
-        value = _walk(self.now, head)
+        value, before = _walk(self.now, head), _walk(self.before, head)
+        parents = self.parents or (self,)
         if isinstance(value, Mapping) and rest:
-            before = _walk(self.before, head) if isinstance(self.before, Mapping) else None
             before = before if isinstance(before, Mapping) else None
             # A plain table on the way is not a device, so the parents stay.
-            parents = self.parents or (self,)
             yield from Scope(value, before, self.minutes, parents, self.device).items(rest)
         elif isinstance(value, (Absent, Unknown)):
             yield value
@@ -66,24 +65,14 @@ class Scope:
             yield Unknown(f"{path} is not a list but {shown(value)}")
         else:
             for index, item in enumerate(value):
-                yield from self._item(head, index, item, rest)
-
-    def _item(self, head: str, index: int, item: Any, rest: str) -> Iterator[Scope | Absent | Unknown]:
-        if isinstance(item, (Absent, Unknown)):
-            yield item
-            return
-        if not isinstance(item, Mapping):
-            yield Unknown(f"{head}[{index}] is not a table but {shown(item)}")
-            return
-        device = str(item.get("device", index))
-        before = _same(_walk(self.before, head) if isinstance(self.before, Mapping) else None, device)
-        parents = self.parents or (self,)
-        scope = Scope(item, before, self.minutes, parents, device)
-        if rest:
-            for inner in Scope(item, before, self.minutes, (*parents, scope), device).items(rest):
-                yield inner if not isinstance(inner, Scope) else _named(inner, device)
-        else:
-            yield scope
+                if isinstance(item, (Absent, Unknown)):
+                    yield item
+                elif not isinstance(item, Mapping):
+                    yield Unknown(f"{head}[{index}] is not a table but {shown(item)}")
+                else:
+                    name = str(item.get("device", index))
+                    scope = Scope(item, _same(before, name), self.minutes, parents, f"{self.device} {name}".strip())
+                    yield from replace(scope, parents=(*parents, scope)).items(rest) if rest else [scope]
 
     def _rate(self, path: str) -> Any:
         now = _walk(self.now, path)
@@ -123,11 +112,7 @@ def _walk(value: Any, path: str) -> Any:
 
 def _same(items: Any, device: str) -> Any:
     """Return the item of that name in a list of the earlier reading."""
-    if not isinstance(items, Sequence) or isinstance(items, str):
+    if not isinstance(items, list):
         return None
-    tables = [(index, item) for index, item in enumerate(items) if isinstance(item, Mapping)]
-    return next((item for index, item in tables if str(item.get("device", index)) == device), None)
-
-
-def _named(inner: Scope, outer: str) -> Scope:
-    return Scope(inner.now, inner.before, inner.minutes, inner.parents, f"{outer} {inner.device}")
+    named = ((str(item.get("device", index)), item) for index, item in enumerate(items) if isinstance(item, Mapping))
+    return next((item for name, item in named if name == device), None)

@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from aifx.health.probes import Probe
 from aifx.health.scope import Scope
 
 SCHEMA_VERSION = 1
+HINT = "aifx doctor --record FILE writes one"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Snapshot:
     facts: Facts
     before: Facts | None = None
     before_time: float = 0.0
-    version: str = field(default=__version__)
+    version: str = __version__
 
     def document(self) -> dict[str, Any]:
         return {
@@ -59,10 +60,10 @@ class Snapshot:
         """Return this snapshot with rates since `earlier`, if that is of the same boot of the same machine."""
         if earlier is None or earlier.host != self.host or earlier.time >= self.time:
             return self
-        boots = [s.facts.get("boot_id") for s in (self, earlier)]
-        if not isinstance(boots[0], str) or boots[0] != boots[1]:
+        boot = self.facts.get("boot_id")
+        if not isinstance(boot, str) or boot != earlier.facts.get("boot_id"):
             return self
-        return Snapshot(self.host, self.time, self.facts, earlier.facts, earlier.time, self.version)
+        return replace(self, before=earlier.facts, before_time=earlier.time)
 
 
 def take(host: Host, probes: Iterable[Probe]) -> Snapshot:
@@ -72,10 +73,8 @@ def take(host: Host, probes: Iterable[Probe]) -> Snapshot:
     with ThreadPoolExecutor(max_workers=max(len(probes), 1)) as pool:
         for found in pool.map(lambda probe: _collect(host, probe), probes):
             facts |= found
-    boot = host.read("/proc/sys/kernel/random/boot_id")
-    facts["boot_id"] = boot
-    facts = _clean(facts)
-    return Snapshot(_host_name(host), time.time(), facts)
+    facts["boot_id"] = host.read("/proc/sys/kernel/random/boot_id")
+    return Snapshot(_host_name(host), time.time(), _clean(facts))
 
 
 def _host_name(host: Host) -> str:
@@ -92,28 +91,23 @@ def _clean(value: Any) -> Any:
     """Remove secrets from all facts: a probe may read other sources than the host's files."""
     if isinstance(value, str):
         return redact(value)
-    if isinstance(value, Absent):
-        return Absent(redact(value.why))
-    if isinstance(value, Unknown):
-        return Unknown(redact(value.why), value.remedy)
+    if isinstance(value, (Absent, Unknown)):
+        return replace(value, why=redact(value.why))
     if isinstance(value, Mapping):
         return {key: _clean(item) for key, item in value.items()}
     return [_clean(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _collect(host: Host, probe: Probe) -> Facts:
+    bug = "report this as a bug, with the file of --record"
+    missing = Unknown(f"the {probe.name} probe returned nothing", bug)
+    found: Facts = {}
     try:
         found = within(probe.limit_s, lambda: probe.collect(host), f"the {probe.name} probe")
+    except TimeoutError as error:
+        missing = Unknown(str(error), "look for a device or file system that hangs")
     except Exception as error:
-        hangs = isinstance(error, TimeoutError)
-        why = str(error) if hangs else f"the {probe.name} probe failed: {type(error).__name__}: {error}"
-        remedy = (
-            "look for a device or file system that hangs"
-            if hangs
-            else "report this as a bug, with the file of --record"
-        )
-        return dict.fromkeys(probe.gives, Unknown(why, remedy))
-    missing = Unknown(f"the {probe.name} probe returned nothing", "report this as a bug, with the file of --record")
+        missing = Unknown(f"the {probe.name} probe failed: {type(error).__name__}: {error}", bug)
     return dict.fromkeys(probe.gives, missing) | found
 
 
@@ -126,26 +120,22 @@ def write(snapshot: Snapshot, path: Path) -> None:
 
 def read(path: Path) -> Snapshot:
     """Read a snapshot. Raises DataError for any other file."""
-    hint = "aifx doctor --record FILE writes one"
     try:
         document = parse_json(read_input(path))
     except OSError as error:
-        raise DataError(f"{path} cannot be read", error.strerror or str(error), hint) from None
+        raise DataError(f"{path} cannot be read", error.strerror or str(error), HINT) from None
     except ValueError as error:
-        raise DataError(f"{path} is not a snapshot", f"it is not JSON: {error}", hint) from None
+        raise DataError(f"{path} is not a snapshot", f"it is not JSON: {error}", HINT) from None
     return parse(document, str(path))
 
 
 def parse(document: Any, where: str) -> Snapshot:
     """Return the snapshot of a document. Raises DataError that names `where`."""
-    hint = "aifx doctor --record FILE writes one"
-    if not isinstance(document, dict) or not isinstance(document.get("facts"), dict):
-        raise DataError(f"{where} is not a snapshot", "it has no facts", hint)
-    if document.get("schema_version") != SCHEMA_VERSION:
-        found = document.get("schema_version")
-        raise DataError(f"{where} has another version", f"schema_version is {found!r}, not {SCHEMA_VERSION}", hint)
-    before = document.get("before")
-    before = before if isinstance(before, dict) and isinstance(before.get("facts"), dict) else None
+    if not _has_facts(document):
+        raise DataError(f"{where} is not a snapshot", "it has no facts", HINT)
+    if (version := document.get("schema_version")) != SCHEMA_VERSION:
+        raise DataError(f"{where} has another version", f"schema_version is {version!r}, not {SCHEMA_VERSION}", HINT)
+    before = document["before"] if _has_facts(document.get("before")) else None
     return Snapshot(
         str(document.get("host", "")),
         _number(document.get("time")),
@@ -154,6 +144,10 @@ def parse(document: Any, where: str) -> Snapshot:
         _number(before.get("time")) if before else 0.0,
         str(document.get("aifx", "")),
     )
+
+
+def _has_facts(document: Any) -> bool:
+    return isinstance(document, dict) and isinstance(document.get("facts"), dict)
 
 
 def _number(value: Any) -> float:

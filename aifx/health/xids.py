@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import resources
 from typing import Any
-
-import tomli
 
 from aifx.core.facts import Unknown
 from aifx.core.redaction import redact
 from aifx.health.kernel_log import Line
+from aifx.health.tables import read_table
 
 DAY_S = 86_400
 BURST_S = 15
@@ -49,10 +47,9 @@ RECOVERY = re.compile(r"recovery action changed from .{0,60} to 0x[0-9a-fA-F]{1,
 @cache
 def catalogue() -> dict[str, Any]:
     """Return xid.toml with codes as numbers, including unused codes."""
-    text = resources.files("aifx.health").joinpath("catalogues", "xid.toml").read_text("utf-8")
-    document = tomli.loads(text)
-    unused = document["not_used"]
-    xids = {code: {k: v for k, v in unused.items() if k != "codes"} for code in unused["codes"]}
+    document = read_table("catalogues", "xid.toml")
+    unused = {key: value for key, value in document["not_used"].items() if key != "codes"}
+    xids = dict.fromkeys(document["not_used"]["codes"], unused)
     xids |= {int(code): entry for code, entry in document["xid"].items()}
     return document | {"xid": xids, "sxid": {int(code): entry for code, entry in document["sxid"].items()}}
 
@@ -62,50 +59,52 @@ class Event:
     """The lines of one code on one device.
 
     Attributes:
-        ages: the ages of the lines in seconds, oldest first.
-        units: the unit of the chip that each line names; empty if it names none.
+        kind: "Xid" or "SXid".
+        unit: the unit of the chip that the first line names; empty if it names none.
+        lines: the age of each line in seconds and the unit that it names, oldest first.
         text: the text of the last line.
         is_cured: whether the driver was loaded again since, or reported that the GPU needs nothing more.
     """
 
+    kind: str
     code: int
     device: str
     sub_code: str = ""
     fatal: bool | Unknown = False
     action: str = ""
-    ages: list[float] = field(default_factory=list)
-    units: list[str] = field(default_factory=list)
+    unit: str = ""
+    lines: list[tuple[float, str]] = field(default_factory=list)
     text: str = ""
     is_cured: bool = False
+
+    @property
+    def last_age_s(self) -> float:
+        return min((age for age, _ in self.lines), default=0.0)
 
 
 def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
     """Return `xids` by code, GPU and sub-code; `xid_gpus` by GPU; `sxids` by code and switch."""
-    xids: dict[Any, Event] = {}
-    sxids: dict[Any, Event] = {}
+    events: dict[Any, Event] = {}
     pending = ""
     for line in lines:
         if "NVRM" in line.text:
             first = FIRST_OF_LOST.search(line.text)
             pending = first["where"] if first else pending
-            event, into = _xid(line.text, pending), xids
-            _cure((*xids.values(), *sxids.values()), line.text, event)
-        elif "SXid" in line.text:
-            event, into = _sxid(line.text), sxids
+            event = _xid(line.text, pending)
+            _cure(events.values(), line.text, event)
         else:
-            continue
+            event = _sxid(line.text) if "SXid" in line.text else None
         if event is not None:
-            key = (event.code, event.device, "" if event.code == 154 else event.sub_code, str(event.fatal))
-            known = into.setdefault(key, event)
-            known.ages.append(line.age_s)
-            known.units += event.units[:1] if known is not event else []
+            sub_code = "" if event.code == 154 else event.sub_code
+            known = events.setdefault((event.kind, event.code, event.device, sub_code, str(event.fatal)), event)
+            known.lines.append((line.age_s, event.unit))
             known.sub_code, known.text, known.is_cured = event.sub_code, line.text, False
-    found = list(xids.values())
-    gpus = Counter(e.code for e in {(e.code, e.device): e for e in found if _newest(e) <= DAY_S}.values())
+    xids = [event for event in events.values() if event.kind == "Xid"]
+    gpus = Counter(code for code, _ in {(e.code, e.device) for e in xids if e.last_age_s <= DAY_S})
     return {
-        "xids": [_xid_facts(event, gpus[event.code]) for event in found],
-        "xid_gpus": [_gpu_facts(device, found) for device in dict.fromkeys(e.device for e in found)],
-        "sxids": [_sxid_facts(event) for event in sxids.values()],
+        "xids": [_facts_of(event) | _xid_facts(event, gpus[event.code]) for event in xids],
+        "xid_gpus": [_gpu_facts(device, xids) for device in dict.fromkeys(e.device for e in xids)],
+        "sxids": [_facts_of(event) for event in events.values() if event.kind == "SXid"],
     }
 
 
@@ -128,13 +127,12 @@ def _xid(text: str, pending: str) -> Event | None:
     if not match:
         lost = LOST.search(text)
         where = (lost["where"] or pending) if lost else ""
-        return Event(79, pci_address(where), fatal=True, action="RESTART_BM", units=[""]) if where else None
+        return Event("Xid", 79, pci_address(where), fatal=True, action="RESTART_BM") if where else None
     code, rest = int(match["code"]), PROCESS.sub("", match["rest"]).lstrip(", ")
-    entry = catalogue()["xid"].get(code, {})
-    action = str(entry.get("now", ""))
-    event = Event(code, pci_address(match["where"]), fatal=action in FATAL_ACTIONS, action=action)
-    unit = UNIT.search(rest)
-    event.units = [(unit[1] or unit[2]) if unit else ""]
+    action = str(catalogue()["xid"].get(code, {}).get("now", ""))
+    event = Event("Xid", code, pci_address(match["where"]), fatal=action in FATAL_ACTIONS, action=action)
+    if unit := UNIT.search(rest):
+        event.unit = unit[1] or unit[2]
     if code in NVLINK5:
         _decode_nvlink5(event, rest)
     elif code == 154:
@@ -144,7 +142,7 @@ def _xid(text: str, pending: str) -> Event | None:
 
 
 def _decode_nvlink5(event: Event, rest: str) -> None:
-    """Return the unit, whether the error is fatal, and NVIDIA's action for the first two words of the line."""
+    """Set the unit, whether the error is fatal, and NVIDIA's action for the first two words of the line."""
     match = NVLINK5_TEXT.search(rest)
     if not match:
         event.fatal = Unknown(f"the line of Xid {event.code} does not show whether it is fatal", "read the kernel log")
@@ -179,11 +177,7 @@ def _sxid(text: str) -> Event | None:
         remedy = "read the kernel log and NVIDIA's Fabric Manager User Guide"
         unlisted = Unknown(f"neither the line of SXid {code} nor the catalogue shows whether it is fatal", remedy)
         fatal = entry["class"] != "non_fatal" if entry else unlisted
-    return Event(code, pci_address(match["where"]), fatal=fatal)
-
-
-def _newest(event: Event) -> float:
-    return min(event.ages, default=0.0)
+    return Event("SXid", code, pci_address(match["where"]), fatal=fatal)
 
 
 def bursts(ages: Iterable[float]) -> int:
@@ -192,34 +186,26 @@ def bursts(ages: Iterable[float]) -> int:
     return sum(i == 0 or age - ordered[i - 1] > BURST_S for i, age in enumerate(ordered))
 
 
-def _common(prefix: str, event: Event, entry: Mapping[str, Any]) -> dict[str, Any]:
-    within_day = [age for age in event.ages if age <= DAY_S]
+def _facts_of(event: Event) -> dict[str, Any]:
+    entry = catalogue()[event.kind.lower()].get(event.code, {})
     return {
         "device": event.device,
         "code": event.code,
-        "id": f"{prefix} {event.code}",
+        "id": f"{event.kind} {event.code}",
         "name": entry.get("name", "in no list that aifx has"),
         "class": entry.get("class", "unlisted"),
         "fatal": event.fatal,
-        "count": bursts(event.ages),
-        "count_24h": bursts(within_day),
-        "last_age_s": int(_newest(event)),
+        "count": bursts(age for age, _ in event.lines),
+        "count_24h": bursts(age for age, _ in event.lines if age <= DAY_S),
+        "last_age_s": int(event.last_age_s),
         "text": excerpt(event.text),
         "is_cured": event.is_cured,
     }
 
 
 def _xid_facts(event: Event, gpus: int) -> dict[str, Any]:
-    return _common("Xid", event, catalogue()["xid"].get(event.code, {})) | {
-        "sub_code": event.sub_code,
-        "nvidia_action": event.action,
-        "gpus_24h": gpus,
-        "same_unit_24h": _same_unit(event),
-    }
-
-
-def _sxid_facts(event: Event) -> dict[str, Any]:
-    return _common("SXid", event, catalogue()["sxid"].get(event.code, {}))
+    same_unit = _same_unit(event)
+    return {"sub_code": event.sub_code, "nvidia_action": event.action, "gpus_24h": gpus, "same_unit_24h": same_unit}
 
 
 def _same_unit(event: Event) -> int:
@@ -228,19 +214,17 @@ def _same_unit(event: Event) -> int:
     An event that names many units comes from a program, which runs on all of them.
     """
     seen: list[tuple[float, set[str]]] = []
-    for age, unit in sorted(zip(event.ages, event.units, strict=True)):
-        if age > DAY_S or not unit:
-            continue
+    for age, unit in sorted((age, unit) for age, unit in event.lines if age <= DAY_S and unit):
         if seen and age - seen[-1][0] <= BURST_S:
             seen[-1] = (age, seen[-1][1] | {unit})
         else:
             seen.append((age, {unit}))
-    alone = Counter(next(iter(units)) for _, units in seen if len(units) == 1)
-    return max(alone.values(), default=0)
+    single = Counter(next(iter(units)) for _, units in seen if len(units) == 1)
+    return max(single.values(), default=0)
 
 
-def _gpu_facts(device: str, events: list[Event]) -> dict[str, Any]:
-    fatal = [event for event in events if event.device == device and event.fatal is True]
-    recent = [age for event in fatal for age in event.ages if age <= DAY_S]
-    codes = sorted({event.code for event in fatal if _newest(event) <= DAY_S})
+def _gpu_facts(device: str, xids: Iterable[Event]) -> dict[str, Any]:
+    fatal = [event for event in xids if event.device == device and event.fatal is True]
+    recent = [age for event in fatal for age, _ in event.lines if age <= DAY_S]
+    codes = sorted({event.code for event in fatal if event.last_age_s <= DAY_S})
     return {"device": device, "fatal_24h": bursts(recent), "fatal_codes": codes}

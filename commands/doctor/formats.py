@@ -57,9 +57,8 @@ def npd(report: Report, strict: bool = False) -> tuple[str, int]:
 def for_monitor(json: bool) -> Iterator[Output]:
     """Run a command's body instead of `terminal`: `main` reports failures in the way of the monitoring system."""
     if json:
-        raise UsageError(
-            "--format cannot be used with --json", "stdout has either a line or a document", "aifx doctor --json"
-        )
+        why = "stdout has either a line or a document"
+        raise UsageError("--format cannot be used with --json", why, "aifx doctor --json")
     yield Output()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -151,7 +150,8 @@ def _save(options: NodeOptions, snapshot: Snapshot, report: Report, ids: list[st
         except EnvironmentFault as fault:
             faults.append(fault)
         except OSError as error:
-            faults.append(cannot_write(options.record, error))
+            what, why = f"{options.record} cannot be written", error.strerror or str(error)
+            faults.append(EnvironmentFault(what, why, "aifx doctor --record ANOTHER_FILE"))
     if options.html is not None:
         from aifx.core.pages import write_page
         from aifx.health.page import node_page
@@ -161,8 +161,3 @@ def _save(options: NodeOptions, snapshot: Snapshot, report: Report, ids: list[st
         except EnvironmentFault as fault:
             faults.append(fault)
     return faults
-
-
-def cannot_write(path: Path, error: OSError) -> EnvironmentFault:
-    why = error.strerror or str(error)
-    return EnvironmentFault(f"{path} cannot be written", why, "aifx doctor --record ANOTHER_FILE")

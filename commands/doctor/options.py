@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,78 +19,39 @@ class StressLevel(Enum):
     FULL = "full"
 
 
+def value_option(name: str, metavar: str, help: str) -> Any:
+    """Return an option with a value. Its help text names the default, if it has one."""
+    return typer.Option(name, metavar=metavar, help=help, show_default=False)
+
+
+SITE = (
+    "Read the site's rules, skips and expected values from FILE. Default: ~/.config/aifx/health.toml, otherwise "
+    "/etc/aifx/health.toml."
+)
+HOSTS = "Reach the nodes listed in FILE over ssh: one per line, or n[001-128] for 128 nodes. `-` is stdin."
+SAMPLE = "Take two readings SECONDS apart to compute rates."
+STRESS = "Also load every device: quick takes about a minute, full several. Use it only if no job runs."
+
 OnlyOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--only", metavar="ID", help="Evaluate only this rule or family. Can be repeated.", show_default=False
-    ),
+    list[str] | None, value_option("--only", "ID", "Evaluate only this rule or family. Can be repeated.")
 ]
-SkipOption = Annotated[
-    list[str] | None,
-    typer.Option("--skip", metavar="ID", help="Skip this rule or family. Can be repeated.", show_default=False),
-]
-SiteOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--site",
-        metavar="FILE",
-        help="Read the site's rules, skips and expected values from FILE. Default: ~/.config/aifx/health.toml, "
-        "otherwise /etc/aifx/health.toml.",
-        show_default=False,
-    ),
-]
-RootOption = Annotated[
-    Path | None,
-    typer.Option("--root", metavar="DIR", help="Check the copy of a machine's files in DIR.", show_default=False),
-]
+SkipOption = Annotated[list[str] | None, value_option("--skip", "ID", "Skip this rule or family. Can be repeated.")]
+SiteOption = Annotated[Path | None, value_option("--site", "FILE", SITE)]
+RootOption = Annotated[Path | None, value_option("--root", "DIR", "Check the copy of a machine's files in DIR.")]
 ReplayOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--replay", metavar="FILE", help="Evaluate FILE, which --record wrote, and read nothing else.",
-        show_default=False,
-    ),
-]  # fmt: skip
-RecordOption = Annotated[
-    Path | None,
-    typer.Option("--record", metavar="FILE", help="Also save all that was read to FILE.", show_default=False),
+    Path | None, value_option("--replay", "FILE", "Evaluate FILE, which --record wrote, and read nothing else.")
 ]
-HtmlOption = Annotated[
-    Path | None,
-    typer.Option("--html", metavar="FILE", help="Also write the report to FILE as one web page.", show_default=False),
+RecordOption = Annotated[Path | None, value_option("--record", "FILE", "Also save all that was read to FILE.")]
+HtmlOption = Annotated[Path | None, value_option("--html", "FILE", "Also write the report to FILE as one web page.")]
+HostsOption = Annotated[Path | None, value_option("--hosts", "FILE", HOSTS)]
+TokenFileOption = Annotated[
+    Path | None, value_option("--token-file", "FILE", "Read the agents' token from FILE. Default: $AIFX_DOCTOR_TOKEN.")
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Also exit 1 for warnings.")]
-SampleOption = Annotated[
-    float,
-    typer.Option(
-        "--sample", metavar="SECONDS", min=0, max=600, help="Take two readings SECONDS apart to compute rates."
-    ),
-]
-StressOption = Annotated[
-    StressLevel | None,
-    typer.Option(
-        "--stress",
-        help="Also load every device: quick takes about a minute, full several. Use it only if no job runs.",
-        show_default=False,
-    ),
-]
-HostsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--hosts",
-        metavar="FILE",
-        help="Reach the nodes listed in FILE over ssh: one per line, or n[001-128] for 128 nodes. `-` is stdin.",
-        show_default=False,
-    ),
-]
+SampleOption = Annotated[float, typer.Option("--sample", metavar="SECONDS", min=0, max=600, help=SAMPLE)]
+StressOption = Annotated[StressLevel | None, typer.Option("--stress", help=STRESS, show_default=False)]
 SlurmOption = Annotated[bool, typer.Option("--slurm", help="Reach the nodes of this Slurm allocation with srun.")]
 RemoteOption = Annotated[str, typer.Option("--remote", metavar="COMMAND", help="Run aifx on the nodes with COMMAND.")]
-TokenFileOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file", metavar="FILE", help="Read the agents' token from FILE. Default: $AIFX_DOCTOR_TOKEN.",
-        show_default=False,
-    ),
-]  # fmt: skip
 
 
 def exit_code(status: str, strict: bool, faults: Sequence[AifxError] = ()) -> int:

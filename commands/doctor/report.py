@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from aifx.commands.console.output import Output
 from aifx.core.sanitize import one_line
-from aifx.health.report import Finding, Group, Report, Skipped, counts, grouped, num_skipped, passed
+from aifx.health.report import Finding, Group, Report, by_reason, counts, grouped, skipped_rules
 
 Row: TypeAlias = tuple[str, str, str, str]
 MANY = 3
@@ -31,19 +31,18 @@ def show(out: Output, report: Report, ids: Sequence[str], list_skipped: bool = F
     show_status(out, f"{report.host or 'this machine'}: ", report.status, details)
     show_findings(out, report.findings)
     out.print("")
-    families = sorted(passed(report, ids).items())
-    width = max((len(family) for family, _ in families), default=0)
-    show_rows(out, (_passed(family, width, count) for family, count in families))
+    skipped = skipped_rules(report, ids)
+    others = {finding.id for finding in report.findings}.union(skipped)
+    passed = Counter(name.split(".", 1)[0] for name in ids if name not in others)
+    width = max(map(len, passed), default=0)
+    for family, count in sorted(passed.items()):
+        show_rows(out, [("passed    ", "green", f"{family:{width}}  {count:3} rule{'s' * (count != 1)}", "")])
     if list_skipped:
-        whys = _by_reason(report.skipped).items()
-        show_rows(out, (("skipped   ", "dim", f"{', '.join(_shortened(names))}: {why}", "dim") for why, names in whys))
-    elif skipped := num_skipped(report, ids):
-        details = f"{skipped} rule{'s' * (skipped != 1)}; --list-skipped shows the reasons"
-        show_rows(out, [("skipped   ", "dim", details, "dim")])
-
-
-def _passed(family: str, width: int, count: int) -> Row:
-    return "passed    ", "green", f"{family:{width}}  {count:3} rule{'s' * (count != 1)}", ""
+        for names, why, _ in by_reason([report.skipped]):
+            show_rows(out, [("skipped   ", "dim", f"{', '.join(_shortened(names))}: {why}", "dim")])
+    elif skipped:
+        text = f"{len(skipped)} rule{'s' * (len(skipped) != 1)}; --list-skipped shows the reasons"
+        show_rows(out, [("skipped   ", "dim", text, "dim")])
 
 
 def show_status(out: Output, whose: str, status: str, details: str) -> None:
@@ -78,10 +77,10 @@ def _block(group: Group) -> list[Row]:
     if finding.severity == "unknown":
         ids = list(dict.fromkeys(one.id for one in (finding, *group.others)))
         reason = finding.summary.partition(": ")[2]
-        said = f"{finding.id if len(ids) == 1 else f'{len(ids)} rules'} could not be evaluated: {reason}"
+        what = f"{finding.id if len(ids) == 1 else f'{len(ids)} rules'} could not be evaluated: {reason}"
         rows = {"rules": ", ".join(_shortened(ids)) if len(ids) > 1 else "", "do": finding.action}
     else:
-        said = finding.headline
+        what = finding.headline
         rows = {
             "also": _listed([_as_other(other, finding) for other in group.others]),
             "rule": finding.id,
@@ -89,14 +88,13 @@ def _block(group: Group) -> list[Row]:
             "fails if": f"{finding.threshold} ({finding.source})",
             "do": finding.action,
         }
-    return [(*severity, said, "bold"), *details(rows), *_consequences(group)]
+    return [(*severity, what, "bold"), *details(rows), *_consequences(group)]
 
 
 def _as_other(other: Finding, first: Finding) -> str:
     """Return only the device if it has the same fault."""
-    said = other.headline
-    is_alike = bool(other.device) and said.replace(other.device, first.device) == first.headline
-    return other.device if is_alike else said
+    is_alike = bool(other.device) and other.headline.replace(other.device, first.device) == first.headline
+    return other.device if is_alike else other.headline
 
 
 def _listed(texts: Sequence[str]) -> str:
@@ -117,16 +115,8 @@ def _consequences(group: Group) -> list[Row]:
     return rows
 
 
-def _by_reason(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
-    reasons: dict[str, list[str]] = {}
-    for one in skipped:
-        reasons.setdefault(one.why, []).append(one.id)
-    return reasons
-
-
 def _shortened(names: list[str]) -> list[str]:
     """Return names with large families shortened; --json has all names."""
-    families = Counter(name.split(".", 1)[0] for name in names)
-    shown = ((name, name.split(".", 1)[0]) for name in names)
-    words = [f"{family}.* ({families[family]} rules)" if families[family] > MANY else name for name, family in shown]
-    return list(dict.fromkeys(words))
+    family = {name: name.split(".", 1)[0] for name in names}
+    sizes = Counter(family.values())
+    return list(dict.fromkeys(f"{f}.* ({sizes[f]} rules)" if sizes[f] > MANY else name for name, f in family.items()))

@@ -53,6 +53,7 @@ def _explain(out: Output, rule: Rule, site: Site) -> None:
     from aifx.health.conditions import threshold_of
 
     applies = [f"{signal} {threshold_of(condition)}" for signal, condition in rule.applies_if.items()]
+    changed = {*site.rules, *(own.get("id") for own in site.rule)}
     rows = {
         "severity": rule.severity,
         "looks at": f"each of {rule.for_each}" if rule.for_each else "the node",
@@ -63,7 +64,7 @@ def _explain(out: Output, rule: Rule, site: Site) -> None:
         "why": rule.detail,
         "source": rule.source,
         "yields to": ", ".join(rule.yields_to),
-        "changed": "by the site's file" if rule.id in site.changed_rules() else "",
+        "changed": "by the site's file" if rule.id in changed else "",
     }
     out.print(rule.id)
     show_rows(out, details(rows, indent=2, width=11))

@@ -12,7 +12,7 @@ import typer
 
 from aifx.commands.console.options import option_group
 from aifx.commands.console.terminal import terminal
-from aifx.commands.doctor.options import OnlyOption, SiteOption, SkipOption, TokenFileOption
+from aifx.commands.doctor.options import OnlyOption, SiteOption, SkipOption, TokenFileOption, value_option
 from aifx.core.errors import EnvironmentFault, UsageError
 
 PORT = 9470
@@ -30,14 +30,8 @@ class ServeOptions:
         float, typer.Option("--interval", metavar="SECONDS", min=0, help="Check at most once per SECONDS.")
     ] = 60.0
     token_file: TokenFileOption = None
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option("--tls-cert", metavar="FILE", help="Use TLS with the certificate in FILE.", show_default=False),
-    ] = None
-    tls_key: Annotated[
-        Path | None,
-        typer.Option("--tls-key", metavar="FILE", help="Read the certificate's key from FILE.", show_default=False),
-    ] = None
+    tls_cert: Annotated[Path | None, value_option("--tls-cert", "FILE", "Use TLS with the certificate in FILE.")] = None
+    tls_key: Annotated[Path | None, value_option("--tls-key", "FILE", "Read the certificate's key from FILE.")] = None
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Answer other machines without asking them for a token.")
     ] = False
@@ -64,20 +58,16 @@ def serve(*, options: ServeOptions) -> None:
 
         token = read_token(options.token_file)
         if not (token or options.insecure or is_loopback(options.bind)):
-            raise UsageError(
-                f"--bind {options.bind} requires a token",
-                "other machines can reach this address, and could read this node's report",
-                "aifx doctor serve --token-file FILE, or --insecure",
-            )
+            why = "other machines can reach this address, and could read this node's report"
+            hint = "aifx doctor serve --token-file FILE, or --insecure"
+            raise UsageError(f"--bind {options.bind} requires a token", why, hint)
         checks = Checks(repeatable_check(options.only or (), options.skip or (), options.site), options.interval)
         tls = server_tls(options.tls_cert, options.tls_key)
         try:
             agent = Agent((options.bind, options.port), checks, token, tls)
         except OSError as error:
-            why = error.strerror or str(error)
-            raise EnvironmentFault(
-                f"cannot listen at {options.bind}:{options.port}", why, "aifx doctor serve --port 0"
-            ) from None
+            what, why = f"cannot listen at {options.bind}:{options.port}", error.strerror or str(error)
+            raise EnvironmentFault(what, why, "aifx doctor serve --port 0") from None
         stopped = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())

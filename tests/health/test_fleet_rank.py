@@ -68,7 +68,7 @@ def test_each_entry_of_the_table_is_of_a_rule_and_has_a_source():
 
 
 def _across():
-    from aifx.health.across import across_ids
+    from aifx.health.tables import across_ids
 
     return [finding(name) for name in across_ids()]
 

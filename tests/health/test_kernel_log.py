@@ -404,7 +404,7 @@ def test_damaged_lines_are_survived(shard):
         text = damaged(chance.choice(forms).format(damaged(chance.choice(texts), chance)), chance)
         log = parse(text, now=NOW, uptime=chance.choice((None, 100.0)))
         assert all(0 <= line.age_s < 1e12 for line in log.lines)
-        found = to_document(xids.facts(log.lines) | kernel_events.facts(kernel_events.recognize(log.lines)[0]))
+        found = to_document(xids.facts(log.lines) | kernel_events.facts(log.lines)[0])
         assert len(json.dumps(found)) < 10_000
         evaluate_rules(OF_LOG, Snapshot("n1", NOW, {**found, "cpu": {"is_virtual": False}}))
 

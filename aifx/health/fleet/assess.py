@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import date
 
-from aifx.health.across import NO_REPORT, SILENT, across_ids
 from aifx.health.fleet.compare import compare
 from aifx.health.fleet.hosts import is_address
 from aifx.health.fleet.rank import rank
 from aifx.health.fleet.report import FleetReport, Node
 from aifx.health.report import SEVERITIES, Finding, Report
 from aifx.health.rules import Site, fits, load_rules, select
+from aifx.health.tables import NO_REPORT, SILENT, across_ids
 
 
 def check_patterns(patterns: Sequence[str], site: Site) -> None:

@@ -18,11 +18,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from aifx.core.facts import Absent, Unknown
-from aifx.health.across import fact_documents
 from aifx.health.fleet.report import Node
 from aifx.health.report import Finding
 from aifx.health.rules import Severity
 from aifx.health.scope import is_number
+from aifx.health.tables import read_table
 
 MIN_NODES = {"majority": 3, "bits": 2, "figure": 5}
 MIN_Z = 3.5
@@ -78,7 +78,7 @@ class Sample:
 
 @cache
 def load_facts() -> tuple[Fact, ...]:
-    return tuple(Fact.model_validate(document) for document in fact_documents())
+    return tuple(Fact.model_validate(document) for document in read_table("fleet", "compare.toml")["fact"])
 
 
 def light(document: Any) -> Any:

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from importlib import resources
 from typing import TypeVar
 
-import tomli
 from pydantic import BaseModel, ConfigDict, Field
 
 from aifx.health.fleet.report import Cause, Node, Suspect
 from aifx.health.report import Finding
 from aifx.health.rules import FleetSite, fits
+from aifx.health.tables import read_table
 
 T = TypeVar("T")
 
@@ -60,8 +59,7 @@ class Table(BaseModel):
 
 @cache
 def load_table() -> Table:
-    text = resources.files("aifx.health.fleet").joinpath("rank.toml").read_text("utf-8")
-    return Table.model_validate(tomli.loads(text))
+    return Table.model_validate(read_table("fleet", "rank.toml"))
 
 
 def rank(nodes: Sequence[Node], across: Iterable[Finding], site: FleetSite | None = None) -> list[Suspect]:

@@ -48,10 +48,9 @@ def collect(host: Host) -> dict[str, Any]:
     log = read_log(host)
     if not isinstance(log, Log):
         return dict.fromkeys(GIVES, log)
-    found, evaluated = kernel_events.recognize(log.lines, time.monotonic() + EVENTS_LIMIT_S)
-    older, newer = log.lines[: len(log.lines) - evaluated], log.lines[len(log.lines) - evaluated :]
+    events, searched = kernel_events.facts(log.lines, time.monotonic() + EVENTS_LIMIT_S)
+    older, newer = log.lines[: len(log.lines) - searched], log.lines[len(log.lines) - searched :]
     log = replace(log, lines=newer, unread_chars=log.unread_chars + sum(len(line.text) + 1 for line in older))
-    events = kernel_events.facts(found)
     classes = [text_of(host, f"/sys/bus/pci/devices/{event['device']}/class") for event in events["pcie_narrow"]]
     narrow = zip(events["pcie_narrow"], classes, strict=True)
     events["pcie_narrow"] = [event for event, pci_class in narrow if pci_class.startswith(LIMITED_CLASSES)]
