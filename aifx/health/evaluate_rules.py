@@ -62,6 +62,11 @@ def _by_cause(findings: list[Finding], by_id: dict[str, Rule], addresses: dict[s
     order = {name: number for number, name in enumerate(by_id)}
     findings = sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), order.get(f.id, -1), f.device))
     cause: dict[int, int] = {}
+
+    def path(number: int) -> tuple[int, ...]:
+        """Return a finding with its causes, the first cause first."""
+        return (*path(cause[number]), number) if number in cause else (number,)
+
     for number, finding in enumerate(findings):
         for other, one in enumerate(findings):
             is_milder = SEVERITIES.index(one.severity) > SEVERITIES.index(finding.severity)
@@ -69,25 +74,11 @@ def _by_cause(findings: list[Finding], by_id: dict[str, Rule], addresses: dict[s
                 continue
             # If two explain each other, the first is the cause.
             is_twin = other > number and _explains(finding, one, by_id, addresses)
-            if not is_twin and number not in _causes(other, cause):
+            if not is_twin and number not in path(other):
                 cause[number] = other
                 break
-
-    def with_consequences(number: int) -> Iterator[Finding]:
-        explained_by = findings[cause[number]].id if number in cause else ""
-        yield replace(findings[number], explained_by=explained_by)
-        for consequence in (n for n, its_cause in cause.items() if its_cause == number):
-            yield from with_consequences(consequence)
-
-    for number in range(len(findings)):
-        if number not in cause:
-            yield from with_consequences(number)
-
-
-def _causes(number: int, cause: dict[int, int]) -> Iterator[int]:
-    while number in cause:
-        number = cause[number]
-        yield number
+    for number in sorted(range(len(findings)), key=path):
+        yield replace(findings[number], explained_by=findings[cause[number]].id if number in cause else "")
 
 
 def _site_skips(rules: Iterable[Rule], site: Site, today: date) -> tuple[dict[str, Skipped], list[Finding]]:
@@ -157,16 +148,9 @@ def _finding(rule: Rule, scope: Scope) -> Finding:
 
 
 def _unknown(rule: Rule, device: str, unknown: Unknown, signal: str) -> Finding:
-    return Finding(
-        rule.id,
-        "unknown",
-        device,
-        f"{rule.id} could not be evaluated: {unknown.why}",
-        f"{signal}: {unknown.why}",
-        threshold_of(rule.fails_if),
-        rule.source,
-        unknown.remedy or "fix what prevents reading it, then run the check again",
-    )
+    what, seen = f"{rule.id} could not be evaluated: {unknown.why}", f"{signal}: {unknown.why}"
+    action = unknown.remedy or "fix what prevents reading it, then run the check again"
+    return Finding(rule.id, "unknown", device, what, seen, threshold_of(rule.fails_if), rule.source, action)
 
 
 def filled(text: str, scope: Scope, to_type: bool = False) -> str:
@@ -222,12 +206,8 @@ def _folded(skipped: list[Skipped], rules: list[Rule]) -> Iterator[Skipped]:
     reasons: dict[str, dict[str, None]] = {}
     for one in skipped:
         reasons.setdefault(one.id, {})[one.why] = None
-    by_family: dict[str, list[str]] = {}
-    for rule in rules:
-        by_family.setdefault(rule.family, []).append(rule.id)
-    for family, ids in by_family.items():
-        whys = {tuple(reasons.get(name, ())) for name in ids}
-        if len(whys) == 1 and (only := whys.pop()):
-            yield Skipped(f"{family}.*" if len(ids) > 1 else ids[0], "; ".join(only))
-        else:
-            yield from (Skipped(name, "; ".join(reasons[name])) for name in ids if name in reasons)
+    for family in dict.fromkeys(rule.family for rule in rules):
+        whys = {rule.id: "; ".join(reasons.get(rule.id, ())) for rule in rules if rule.family == family}
+        if len(whys) > 1 and len(set(whys.values())) == 1:
+            whys = {f"{family}.*": next(iter(whys.values()))}
+        yield from (Skipped(name, why) for name, why in whys.items() if why)

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,13 +87,11 @@ class Host:
             return text
         if not text or text.startswith("N/A"):  # "N/A (no PMA)" of an InfiniBand port that counts nothing
             return Absent(f"{path} is not a number")
-        try:
+        with suppress(ValueError):
             return int(text, 0)
-        except ValueError:
-            try:
-                return float(text)
-            except ValueError:
-                return Unknown(f"{path} is not a number: {text[:40]!r}")
+        with suppress(ValueError):
+            return float(text)
+        return Unknown(f"{path} is not a number: {text[:40]!r}")
 
     def names(self, path: str) -> list[str] | Absent | Unknown:
         """Return the names in a folder, in order."""

@@ -59,10 +59,7 @@ LEAP_YEAR = 2000  # of dates without a year
 
 @dataclass(frozen=True)
 class Line:
-    """Attributes:
-    age_s: the time from the line to the reading.
-    text: the message.
-    """
+    """A message, and the time from it to the reading."""
 
     age_s: float
     text: str

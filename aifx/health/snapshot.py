@@ -27,13 +27,7 @@ HINT = "aifx doctor --record FILE writes one"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Attributes:
-    host: the machine's name.
-    time: the time of the reading, Unix time.
-    facts: the facts that were read.
-    before: the facts of an earlier reading of the same boot, to compute rates; None without one.
-    before_time: the time of that reading, Unix time; 0 without one.
-    """
+    """What was read of a machine at a Unix time, and at an earlier one of the same boot, if any, to compute rates."""
 
     host: str
     time: float

@@ -5,6 +5,7 @@ catalogues/xid.toml has the meaning of each code.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -78,8 +79,9 @@ class Event:
     is_cured: bool = False
 
     @property
-    def last_age_s(self) -> float:
-        return min((age for age, _ in self.lines), default=0.0)
+    def recent(self) -> list[tuple[float, str]]:
+        """The lines of the last day."""
+        return [(age, unit) for age, unit in self.lines if age <= DAY_S]
 
 
 def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
@@ -91,7 +93,10 @@ def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
             first = FIRST_OF_LOST.search(line.text)
             pending = first["where"] if first else pending
             event = _xid(line.text, pending)
-            _cure(events.values(), line.text, event)
+            # Loading the driver cures all GPUs. Xid 154 reports "None" of a GPU that needs nothing more.
+            if LOADED in line.text or (event is not None and (event.code, event.sub_code) == (154, "None")):
+                for one in events.values():
+                    one.is_cured |= event is None or one.device == event.device
         else:
             event = _sxid(line.text) if "SXid" in line.text else None
         if event is not None:
@@ -100,7 +105,7 @@ def facts(lines: Iterable[Line]) -> dict[str, list[dict[str, Any]]]:
             known.lines.append((line.age_s, event.unit))
             known.sub_code, known.text, known.is_cured = event.sub_code, line.text, False
     xids = [event for event in events.values() if event.kind == "Xid"]
-    gpus = Counter(code for code, _ in {(e.code, e.device) for e in xids if e.last_age_s <= DAY_S})
+    gpus = Counter(code for code, _ in {(e.code, e.device) for e in xids if e.recent})
     return {
         "xids": [_facts_of(event) | _xid_facts(event, gpus[event.code]) for event in xids],
         "xid_gpus": [_gpu_facts(device, xids) for device in dict.fromkeys(e.device for e in xids)],
@@ -159,13 +164,6 @@ def _decode_nvlink5(event: Event, rest: str) -> None:
         event.action = actions.get(str(reason) if by_reason else status, event.action)
 
 
-def _cure(events: Iterable[Event], text: str, event: Event | None) -> None:
-    """Mark errors that end with this line: of all GPUs if the driver is loaded, of one if Xid 154 says "None"."""
-    is_none = event is not None and event.code == 154 and event.sub_code == "None"
-    for one in events if LOADED in text or is_none else ():
-        one.is_cured |= event is None or one.device == event.device
-
-
 def _sxid(text: str) -> Event | None:
     match = SXID.search(text)
     if not match or SXID_DATA.match(match["rest"]):
@@ -180,10 +178,16 @@ def _sxid(text: str) -> Event | None:
     return Event("SXid", code, pci_address(match["where"]), fatal=fatal)
 
 
-def bursts(ages: Iterable[float]) -> int:
-    """Return the number of events for lines of these ages."""
-    ordered = sorted(ages)
-    return sum(i == 0 or age - ordered[i - 1] > BURST_S for i, age in enumerate(ordered))
+def _bursts(lines: Iterable[tuple[float, str]]) -> list[set[str]]:
+    """Return the events that lines of these ages and units are, each as its units."""
+    found: list[set[str]] = []
+    last = -math.inf
+    for age, unit in sorted(lines):
+        if age - last > BURST_S:
+            found.append(set())
+        found[-1].add(unit)
+        last = age
+    return found
 
 
 def _facts_of(event: Event) -> dict[str, Any]:
@@ -195,36 +199,22 @@ def _facts_of(event: Event) -> dict[str, Any]:
         "name": entry.get("name", "in no list that aifx has"),
         "class": entry.get("class", "unlisted"),
         "fatal": event.fatal,
-        "count": bursts(age for age, _ in event.lines),
-        "count_24h": bursts(age for age, _ in event.lines if age <= DAY_S),
-        "last_age_s": int(event.last_age_s),
+        "count": len(_bursts(event.lines)),
+        "count_24h": len(_bursts(event.recent)),
+        "last_age_s": int(min(event.lines)[0]),
         "text": excerpt(event.text),
         "is_cured": event.is_cured,
     }
 
 
 def _xid_facts(event: Event, gpus: int) -> dict[str, Any]:
-    same_unit = _same_unit(event)
+    # An event that names many units comes from a program, which runs on all of them.
+    units = [units for units in _bursts((age, unit) for age, unit in event.recent if unit) if len(units) == 1]
+    same_unit = max(Counter(unit for (unit,) in units).values(), default=0)
     return {"sub_code": event.sub_code, "nvidia_action": event.action, "gpus_24h": gpus, "same_unit_24h": same_unit}
 
 
-def _same_unit(event: Event) -> int:
-    """Return the number of events in the last 24 h that named the same single unit.
-
-    An event that names many units comes from a program, which runs on all of them.
-    """
-    seen: list[tuple[float, set[str]]] = []
-    for age, unit in sorted((age, unit) for age, unit in event.lines if age <= DAY_S and unit):
-        if seen and age - seen[-1][0] <= BURST_S:
-            seen[-1] = (age, seen[-1][1] | {unit})
-        else:
-            seen.append((age, {unit}))
-    single = Counter(next(iter(units)) for _, units in seen if len(units) == 1)
-    return max(single.values(), default=0)
-
-
 def _gpu_facts(device: str, xids: Iterable[Event]) -> dict[str, Any]:
-    fatal = [event for event in xids if event.device == device and event.fatal is True]
-    recent = [age for event in fatal for age, _ in event.lines if age <= DAY_S]
-    codes = sorted({event.code for event in fatal if event.last_age_s <= DAY_S})
-    return {"device": device, "fatal_24h": bursts(recent), "fatal_codes": codes}
+    fatal = [event for event in xids if event.device == device and event.fatal is True and event.recent]
+    recent = [line for event in fatal for line in event.recent]
+    return {"device": device, "fatal_24h": len(_bursts(recent)), "fatal_codes": sorted({event.code for event in fatal})}
