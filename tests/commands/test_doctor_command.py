@@ -127,7 +127,7 @@ def test_a_site_has_the_last_word(doctor, machine, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("[rules.'cpu.governor.slo']\nseverity = 'info'", "did you mean 'cpu.governor.slow'?"),
         ("[rules.'cpu.governor.slow']\nseverity = 'bad'", "severity"),
@@ -138,15 +138,15 @@ def test_a_site_has_the_last_word(doctor, machine, tmp_path):
         ("[[skip]]\nid = 'cpus'\nreason = 'none'", "did you mean 'cpu'?"),
     ],
 )
-def test_a_site_with_a_mistake_is_told_where(doctor, text, told, machine, tmp_path):
+def test_a_mistake_in_a_sites_file_is_named(doctor, text, expected, machine, tmp_path):
     (tmp_path / "site.toml").write_text(text)
     done = doctor("--root", machine, "--site", tmp_path / "site.toml")
     assert done.returncode == 2
-    assert told in done.stderr
+    assert expected in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["--only", "cpus"], "did you mean 'cpu'?"),
         (["--replay", "nothing.json"], "nothing.json cannot be read"),
@@ -163,10 +163,10 @@ def test_a_site_with_a_mistake_is_told_where(doctor, text, told, machine, tmp_pa
         (["--record", "/proc/nothing/here.json", "--only", "cpu"], "cannot be written"),
     ],
 )
-def test_mistakes_lead_on(doctor, arguments, told, tmp_path):
+def test_mistakes_lead_on(doctor, arguments, expected, tmp_path):
     done = doctor(*arguments)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert expected in done.stderr
     assert "hint:" in done.stderr
 
 
@@ -175,7 +175,7 @@ def test_what_could_not_run_is_a_document_as_well(doctor):
     assert document(done)["error"]["exit_code"] == done.returncode == 2
 
 
-def test_what_was_found_is_told_though_it_cannot_be_kept(doctor, machine):
+def test_findings_are_printed_even_if_they_cannot_be_saved(doctor, machine):
     done = doctor("--root", machine, "--only", "cpu", "--record", ".", "--html", "/proc/nothing.html", "--json")
     assert document(done)["status"] == "warning"
     assert done.returncode == 2

@@ -48,8 +48,8 @@ def report(snapshot: dict[str, Any], number: int, fault: int | None) -> dict[str
         facts["nvidia"] = facts["nvidia"] | {"driver": "550.90.07"}
     elif fault == 2:
         facts["infiniband"] = facts["infiniband"] | {"active_ports": 1}
-    told = {"host": host, "status": "healthy", "findings": [], "skipped": [], "duration_s": 0.1}
-    return {"schema_version": 1, **told, "snapshot": snapshot | {"host": host, "facts": facts}}
+    document = {"host": host, "status": "healthy", "findings": [], "skipped": [], "duration_s": 0.1}
+    return {"schema_version": 1, **document, "snapshot": snapshot | {"host": host, "facts": facts}}
 
 
 async def main(nodes: int, slow: int, dead: int, outliers: int, slow_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Machines as trees of files, read through the probes that read the live one, and judged."""
+"""Machines as trees of files, read by the probes that read the live one, and evaluated."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Case:
     changes: what goes wrong there.
     before: what the reading before differed in, for rates; None where there was none.
     minutes: between the two.
-    site: what the site's file says.
+    site: the content of the site's file.
     """
 
     rule: str

@@ -90,7 +90,7 @@ def test_where_nothing_is_slow_nothing_is_found_and_little_is_tested(num_nodes):
 
 
 @pytest.mark.parametrize("num_bad", [3, 5, 8])
-def test_many_bad_nodes_are_all_found_where_it_is_told_what_to_expect(num_bad):
+def test_many_bad_nodes_are_all_found_with_an_expected_bandwidth(num_bad):
     chance = random.Random(num_bad)
     for _ in range(4):
         slow = [(f"n{i}",) for i in chance.sample(range(64), num_bad)]
@@ -104,13 +104,13 @@ def test_all_slow_alike_is_unclear_where_more_is_expected():
     assert [f.severity for f in result.findings()] == ["unknown"]
 
 
-def test_two_nodes_cannot_be_told_apart():
+def test_of_two_nodes_either_may_be_bad():
     result = Cluster(2, [("n0",)]).bisect()
     assert (result.ended, result.suspects) == ("unclear", ("n0", "n1"))
 
 
 @pytest.mark.parametrize("slow", [("n13",), ("n3", "n29")])
-def test_the_budget_is_kept_and_what_remains_is_told(slow):
+def test_the_budget_is_kept_and_what_remains_is_reported(slow):
     whole = Cluster(32, [slow], test_s=10).bisect()
     for budget_s in range(5, 10 * whole.num_tests, 10):
         cluster = Cluster(32, [slow], test_s=10)
@@ -177,7 +177,7 @@ def test_a_node_that_hangs_does_not_eat_the_budget(num_nodes):
         assert "n5" in cut.suspects or cut.culprits
 
 
-def test_where_no_test_works_that_is_said():
+def test_if_no_test_works_the_result_is_unclear():
     result = bisect(["a", "b", "c", "d"], lambda group, limit_s: Verdict(0.0, "no route"), 1e9)
     assert (result.culprits, result.ended) == ((), "unclear")
 

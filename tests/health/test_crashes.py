@@ -43,7 +43,7 @@ def found(tmp_path, files):
          ["Fatal exception in interrupt", "kernel NULL pointer dereference"]),
     ],
 )  # fmt: skip
-def test_each_crash_is_told_once_with_its_reason(tmp_path, files, reasons):
+def test_each_crash_is_reported_once_with_its_reason(tmp_path, files, reasons):
     assert [crash["reason"] for crash in found(tmp_path, files)] == reasons
 
 
@@ -59,7 +59,7 @@ def test_each_crash_is_told_once_with_its_reason(tmp_path, files, reasons):
         ("hung_task: blocked tasks", "kernel"),
     ],
 )
-def test_what_the_hardware_caused_is_told_apart(tmp_path, reason, cause):
+def test_crashes_by_hardware_are_distinguished(tmp_path, reason, cause):
     text = f"Panic#1 Part1\n<0>[  900.200000] Kernel panic - not syncing: {reason}\n"
     (crash,) = found(tmp_path, {"sys/fs/pstore/dmesg-efi-173000000001001": text})
     assert crash["cause"] == cause
@@ -87,7 +87,7 @@ def test_the_age_is_that_of_the_record(tmp_path):
     assert crash["age_s"] == pytest.approx(7200, abs=60)
 
 
-def test_one_who_may_not_look_is_told_so(tmp_path, monkeypatch):
+def test_without_permission_the_crashes_are_absent_with_a_remedy(tmp_path, monkeypatch):
     assert "as root" in crashes.collect(Host(tmp_path)).why
     found(tmp_path, {"sys/fs/pstore/x": ""})
     assert crashes.collect(Host(tmp_path)) == []

@@ -52,7 +52,7 @@ def test_a_command_is_on_one_line(screen, dark):
         assert command in text
 
 
-def test_a_cause_is_told_once_with_its_consequences(screen, dark):
+def test_a_cause_is_printed_once_with_its_consequences(screen, dark):
     text = " ".join(screen(dark).split())
     assert text.count("rule infiniband.port.never_up") == 1
     assert "also mlx5_1/1, mlx5_2/1, mlx5_3/1, mlx5_4/1, mlx5_5/1, mlx5_6/1, mlx5_7/1 rule" in text

@@ -197,10 +197,10 @@ def test_with_srun(tmp_path, env):
     assert done.returncode == 1
 
 
-def test_slurm_outside_an_allocation_is_told(env):
-    told = run("doctor", "fleet", "--slurm", env=env)
-    assert told.returncode == 2
-    assert "salloc" in told.stderr
+def test_slurm_outside_an_allocation_is_an_error(env):
+    done = run("doctor", "fleet", "--slurm", env=env)
+    assert done.returncode == 2
+    assert "salloc" in done.stderr
 
 
 def test_people_see_one_screen(tmp_path, env):
@@ -254,9 +254,9 @@ def test_agents_that_are_not_there(env):
     ],
 )
 def test_mistakes_on_the_command_line(env, options, word):
-    told = run("doctor", "fleet", *options, env=env)
-    assert told.returncode == 2
-    assert word in told.stderr
+    done = run("doctor", "fleet", *options, env=env)
+    assert done.returncode == 2
+    assert word in done.stderr
 
 
 def test_a_list_of_hosts(tmp_path):

@@ -115,7 +115,7 @@ def test_a_budget_that_ends_makes_it_unknown(checked):
     assert (code, report["findings"]) == (0, [])
 
 
-def test_one_node_that_answers_is_held_against_nobody(checked):
+def test_one_node_that_answers_is_compared_with_nobody(checked):
     code, report = checked(f"127.0.0.1 {NODE_9}\n", {})
     assert code == 1
     assert {finding["id"] for finding in report["findings"]} == {"fleet.node.silent", "fleet.bisect.unclear"}
@@ -129,7 +129,9 @@ def test_one_node_that_answers_is_held_against_nobody(checked):
         ("127.0.0.1 127.0.0.2\n", ["--slurm"], "cannot mix --hosts and --slurm"),
     ],
 )
-def test_what_cannot_be_tested_is_said_before_anybody_is_asked(checked, monkeypatch, tmp_path, hosts, options, what):
+def test_what_cannot_be_tested_is_an_error_before_anybody_is_asked(
+    checked, monkeypatch, tmp_path, hosts, options, what
+):
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
     code, report = checked(hosts, {}, *options)
     assert code == 2
@@ -152,8 +154,8 @@ def test_who_ends_the_search_gets_the_report(env, tmp_path, number, code):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(number)
-        said, _ = process.communicate(timeout=60)
-    report = json.loads(said)
+        out, _ = process.communicate(timeout=60)
+    report = json.loads(out)
     check_document("commands/doctor-fleet", report)
     assert process.returncode == code
     assert (report["status"], report["bisect"]["why"], len(report["nodes"])) == ("unknown", "interrupted", 4)

@@ -87,7 +87,7 @@ def test_a_planted_outlier_is_found_and_nothing_else(rule, count):
     assert "{" not in only.summary + only.action
 
 
-def test_a_node_without_a_part_is_told_once():
+def test_a_node_without_a_part_is_reported_once():
     machines = fleet(6)
     machines["n002"]["gpus"] = {"$absent": "there is no NVIDIA GPU"}
     machines["n002"]["nvidia"] = {"$absent": "there is no NVIDIA GPU"}
@@ -108,7 +108,7 @@ def test_a_part_that_few_have_is_no_finding():
     assert found(machines) == []
 
 
-def test_half_and_half_is_said_but_blames_nobody():
+def test_half_and_half_is_reported_but_blames_nobody():
     machines = {f"n{i}": {"a": "x" if i < 3 else "y"} for i in range(6)}
     (only,) = found(machines, majority())
     assert (only.severity, only.device) == ("info", "")
@@ -225,7 +225,7 @@ def test_what_is_kept_of_a_snapshot_is_what_is_compared():
     machines = fleet(6)
     for plant, name in zip(PLANTED.values(), machines, strict=False):
         plant(machines[name])
-    machines["n005"]["gpus"][0]["vbios"] = {"$absent": "not told"}
+    machines["n005"]["gpus"][0]["vbios"] = {"$absent": "not shown"}
     whole = [
         {"snapshot": {"facts": facts | {"processes": [1, 2]}, "before": {"facts": facts}}}
         for facts in machines.values()
@@ -249,11 +249,11 @@ def test_nonsense_in_a_snapshot_breaks_nothing():
                 where = where.setdefault(key, {}) if isinstance(where, dict) else {}
             if isinstance(where, dict):
                 where[last] = wrong
-            for told in found(machines):
-                assert told.summary
+            for finding in found(machines):
+                assert finding.summary
 
 
-def test_the_facts_are_told_apart():
+def test_each_fact_has_its_own_id():
     ids = [fact.id for fact in load_facts()]
     assert len(set(ids)) == len(ids)
     for fact in load_facts():

@@ -94,12 +94,12 @@ def test_tls(tmp_path):
             assert doubting.returncode == 2
 
 
-def test_a_port_that_is_taken_is_told(tmp_path):
+def test_a_port_that_is_taken_is_an_error(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        told = run("doctor", "serve", "--port", str(port), env=environ(tmp_path))
-    assert told.returncode == 2
-    assert f"cannot listen at 127.0.0.1:{port}" in told.stderr
+        done = run("doctor", "serve", "--port", str(port), env=environ(tmp_path))
+    assert done.returncode == 2
+    assert f"cannot listen at 127.0.0.1:{port}" in done.stderr
 
 
 DOCUMENT = {
@@ -196,7 +196,7 @@ def test_after_the_interval_it_is_checked_again_and_metrics_do_not_wait():
         assert httpx.get(f"{url}/v1/report", timeout=60).json()["duration_s"] >= 2
 
 
-def test_a_check_that_fails_is_told_and_counted():
+def test_a_check_that_fails_is_reported_and_counted():
     def check():
         raise RuntimeError("broken\nprobe")
 

@@ -46,15 +46,15 @@ CANNOT_BE = {"limits.handles.exhausted", "limits.tasks.exhausted", "disk.read_on
 """Else these tests could not run; of anything else the machine may really be ill."""
 
 
-class Said(Host):
-    """The live machine, with what commands say there."""
+class Answers(Host):
+    """The live machine, with other outputs of commands."""
 
-    def __init__(self, **said):
+    def __init__(self, **answers):
         super().__init__()
-        self.said = said
+        self.answers = answers
 
     def run(self, *command, limit_s=5.0):
-        return self.said.get(command[0], Absent(f"{command[0]} is not installed"))
+        return self.answers.get(command[0], Absent(f"{command[0]} is not installed"))
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,9 @@ def test_what_is_read_here_is_what_others_read():
         kib = int(file.readline().split()[1])
     assert snapshot.facts["memory"]["total_gib"] == pytest.approx(kib / 2**20, abs=0.01)
     root = next(place for place in snapshot.facts["disk"]["places"] if "root /" in place["device"])
-    told = shutil.disk_usage("/")
-    assert root["size_gib"] == pytest.approx(told.total / 2**30, rel=1e-3)
-    assert root["free_gib"] == pytest.approx(told.free / 2**30, abs=2)
+    seen = shutil.disk_usage("/")
+    assert root["size_gib"] == pytest.approx(seen.total / 2**30, rel=1e-3)
+    assert root["free_gib"] == pytest.approx(seen.free / 2**30, abs=2)
     assert snapshot.facts["disk"]["fsync_ms"] > 0
     assert 0 <= disk.space("/")["used_percent"] <= 100
 
@@ -120,7 +120,7 @@ def test_one_in_state_d_must_stay_there(monkeypatch):
     assert limits.collect_processes(Host())["stuck_names"] == ["tar"]
 
 
-def test_a_mount_that_hangs_is_named_and_others_are_told(monkeypatch):
+def test_a_mount_that_hangs_is_named_and_others_are_measured(monkeypatch):
     monkeypatch.setattr(disk, "LIMIT_S", 0.2)
     goes_on = threading.Event()
 
@@ -188,20 +188,20 @@ def test_the_own_name(monkeypatch):
 def test_a_clock_that_chrony_does_not_set():
     """chronyc is installed, and systemd-timesyncd runs."""
     not_running = Unknown("chronyc -c tracking failed (exit 1): 506 Cannot talk to daemon")
-    told = clock.collect(Said(chronyc=not_running, timedatectl="NTPSynchronized=yes\n       Offset: -812us\n"))
-    assert told["is_synchronized"] is True
-    assert told["offset_ms"] == pytest.approx(0.812)
-    assert told["direction"] == "ahead"
+    seen = clock.collect(Answers(chronyc=not_running, timedatectl="NTPSynchronized=yes\n       Offset: -812us\n"))
+    assert seen["is_synchronized"] is True
+    assert seen["offset_ms"] == pytest.approx(0.812)
+    assert seen["direction"] == "ahead"
     no_systemd = Unknown("timedatectl show failed (exit 1): System has not been booted with systemd")
-    told = clock.collect(Said(chronyc=not_running, timedatectl=no_systemd))
-    assert isinstance(told["is_synchronized"], Absent)
+    seen = clock.collect(Answers(chronyc=not_running, timedatectl=no_systemd))
+    assert isinstance(seen["is_synchronized"], Absent)
 
 
 def test_a_clock_that_could_not_be_read_is_unknown():
     hangs = Unknown("chronyc -c tracking gave no answer in 1.2 s")
-    assert clock.collect(Said(chronyc=hangs))["offset_ms"] == hangs
+    assert clock.collect(Answers(chronyc=hangs))["offset_ms"] == hangs
     for text in ("", "a,b", "506 strange\n"):
-        assert isinstance(clock.collect(Said(chronyc=text))["offset_ms"], Unknown)
+        assert isinstance(clock.collect(Answers(chronyc=text))["offset_ms"], Unknown)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_ports_follow_from_the_gpus(source, tmp_path):
 
 
 def test_a_port_that_is_down_has_no_rate(tmp_path):
-    """sysfs has the slowest there is; a fleet's nodes would be told of it besides that the port is down."""
+    """sysfs has the slowest there is; otherwise a fleet's report would have it in addition to the port that is down."""
     tree = machines()["server"]() | port(0) | port(1, "10 Gb/sec (4X SDR)", state="1: DOWN", phys="2: Polling")
     up, down = snapshot_of(tree, tmp_path).facts["infiniband"]["ports"]
     assert (up["rate_gbit"], down["rate_gbit"]) == (400.0, Absent("the port has no link"))
@@ -362,7 +362,7 @@ def test_a_limit_that_does_not_hold_for_root(tmp_path):
     assert not report_of(snapshot_of(tree, tmp_path)).findings
 
 
-def test_what_only_root_may_read_is_unknown_with_how_to_mend_it(tmp_path):
+def test_what_only_root_may_read_is_unknown_with_a_remedy(tmp_path):
     denied = "15:01.0 PCI bridge: Intel\n\tCapabilities: <access denied>\n"
     tree = machines()["server"]()
     for bus in ("1b", "43"):
@@ -387,10 +387,10 @@ def test_a_drive_whose_account_is_not_given(tmp_path):
 
 def test_a_drive_that_only_root_may_ask_is_one_unknown_thing():
     denied = Unknown("nvme smart-log /dev/nvme0 failed (exit 1): Permission denied")
-    told = disk._smart(Said(nvme=denied), "nvme0")
-    assert isinstance(told["critical_warning"], Unknown)
-    assert "root" in told["critical_warning"].remedy
-    assert isinstance(told["media_errors"], Absent)
+    seen = disk._smart(Answers(nvme=denied), "nvme0")
+    assert isinstance(seen["critical_warning"], Unknown)
+    assert "root" in seen["critical_warning"].remedy
+    assert isinstance(seen["media_errors"], Absent)
 
 
 def test_each_probe_of_ours_gives_all_its_facts(tmp_path):

@@ -54,7 +54,7 @@ def test_an_unknown_flag_is_named(monkeypatch):
     assert found(facts)[:2] == ["jax.flags.refused", "jax.backend.failed"]
 
 
-def test_a_backend_that_raises_is_told(monkeypatch):
+def test_a_backend_that_raises_is_reported(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "no_such_platform")
     facts = probe.collect(Host())
     assert facts["jax"]["starts"] is False
@@ -71,7 +71,7 @@ JAXES = {
 
 
 @pytest.mark.parametrize("source", JAXES)
-def test_a_jax_that_hangs_crashes_or_is_held(source, tmp_path, monkeypatch):
+def test_a_jax_that_hangs_crashes_or_is_in_use(source, tmp_path, monkeypatch):
     (tmp_path / "jax.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(probe, "DEVICES_LIMIT_S", 1.0 if "sleep" in source else 60.0)
@@ -122,9 +122,9 @@ def test_wheels_that_write_the_same_library_are_named(tmp_path, monkeypatch):
         (folder / "RECORD").write_text("nvidia/nccl/lib/libnccl.so.2,,\n")
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-P", "-m", "aifx.health.jax_probe", "packages"]
-    said = json.loads(subprocess.run(command, env=environ, capture_output=True, check=True, timeout=60).stdout)
-    assert said["overlaps"] == ["nvidia-nccl-cu12 and nvidia-nccl-cu13"]
-    assert said["packages"]["nvidia-nccl-cu13"] == "2.28.3"
+    document = json.loads(subprocess.run(command, env=environ, capture_output=True, check=True, timeout=60).stdout)
+    assert document["overlaps"] == ["nvidia-nccl-cu12 and nvidia-nccl-cu13"]
+    assert document["packages"]["nvidia-nccl-cu13"] == "2.28.3"
 
 
 @pytest.mark.parametrize(
@@ -148,16 +148,16 @@ def test_what_cuda_shows(text, count):
     ],
 )
 def test_the_install_line_suits_the_driver(driver, plugin, extra):
-    said = packages() | {"nvml": {"driver": driver, "gpus": 8}}
+    document = packages() | {"nvml": {"driver": driver, "gpus": 8}}
     if plugin:
-        said["packages"][f"jax-{plugin}-plugin"] = VERSION
-    assert probe.install_line(said) == f'pip install -U "jax[{extra}]=={VERSION}"'
+        document["packages"][f"jax-{plugin}-plugin"] = VERSION
+    assert probe.install_line(document) == f'pip install -U "jax[{extra}]=={VERSION}"'
 
 
 def test_the_install_line_asks_for_a_version_that_aifx_takes():
-    said = packages() | {"installer": "uv"}
-    said["packages"]["jax"] = "0.7.2"
-    assert probe.install_line(said) == 'uv pip install -U "jax<0.13,>=0.10.2"'
+    document = packages() | {"installer": "uv"}
+    document["packages"]["jax"] = "0.7.2"
+    assert probe.install_line(document) == 'uv pip install -U "jax<0.13,>=0.10.2"'
 
 
 def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):

@@ -62,11 +62,11 @@ def test_a_load_is_watched_on_each_gpu(tmp_path):
     command = [sys.executable, "-P", "-m", "aifx.health.stress.sensors"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        told = json.loads(process.stdout.readline())
+        printed = json.loads(process.stdout.readline())
         process.kill()
-    assert [name for name in told if name.startswith("GPU")] == [f"GPU {i}" for i in range(8)]
+    assert [name for name in printed if name.startswith("GPU")] == [f"GPU {i}" for i in range(8)]
     for i in range(8):
-        gpu = told[f"GPU {i}"]
+        gpu = printed[f"GPU {i}"]
         assert 0 < gpu["temperature_c"] < 120
         assert gpu["clock_mhz"] > 0
         assert gpu["reasons"] == (["hardware thermal"] if i == 2 else []), "the power cap (bit 2) is no fault"

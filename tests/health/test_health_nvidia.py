@@ -1,4 +1,4 @@
-"""What is no fault of NVIDIA GPUs, though it looks like one; and what of theirs cannot be told."""
+"""What is not a fault of NVIDIA GPUs, though it looks like one, and what cannot be read of them."""
 
 import json
 
@@ -84,22 +84,22 @@ def test_gpus_that_are_lent_to_virtual_machines_are_none_of_ours(report):
 
 
 @pytest.mark.parametrize(
-    "held",
+    "used",
     [
         {"processes": [{"pid": 77, "name": "python", "memory_mib": 30_000}]},
         {"mig__current": True, "mig__pending": True},
     ],
     ids=["a process", "an instance"],
 )
-def test_memory_that_somebody_holds_is_not_left_over(report, held):
-    assert not report(h100_sxm(), gpu(0, memory__used_mib=30_000, **held)).findings
+def test_memory_that_somebody_holds_is_not_left_over(report, used):
+    assert not report(h100_sxm(), gpu(0, memory__used_mib=30_000, **used)).findings
 
 
 def test_a_link_at_rest_may_be_slow(report):
     assert not report(h100_sxm(), gpu(0, pcie__generation=1)).findings
 
 
-def test_a_recovery_action_that_nobody_knows_is_told_once(report):
+def test_a_recovery_action_that_nobody_knows_is_reported_once(report):
     findings = report(h100_sxm(), gpu(4, recovery_action="8")).findings
     assert {(f.severity, f.device.split()[0]) for f in findings} == {("unknown", "GPU4")}
     ((told, rules),) = folded(findings)
@@ -115,8 +115,8 @@ def test_what_nvml_did_not_answer_is_unknown(report):
     assert "nvidia.gpu.lost" in {f.id for f in findings}
 
 
-def test_a_lost_gpu_is_told_once(report):
-    """What it cannot say of itself is not unknown besides."""
+def test_a_lost_gpu_is_reported_once(report):
+    """What it cannot report of itself is not also unknown."""
 
     def lose(tree):
         document = json.loads(tree[NVML])

@@ -161,29 +161,29 @@ def test_a_gpu_that_hangs_is_given_up_and_the_others_are_read(read):
 
 
 def test_a_driver_that_hangs_is_given_up(read):
-    said = read(eight("nvmlSystemGetDriverVersion = hang"), limit_s=1)
-    assert isinstance(said, Unknown)
-    assert said.why == "nvml did not answer within 1 s"
+    answer = read(eight("nvmlSystemGetDriverVersion = hang"), limit_s=1)
+    assert isinstance(answer, Unknown)
+    assert answer.why == "nvml did not answer within 1 s"
 
 
-def test_what_was_said_counts_where_the_process_cannot_end(tmp_path, monkeypatch):
+def test_an_answer_counts_if_the_process_cannot_end(tmp_path, monkeypatch):
     """As where one thread hangs in the kernel module."""
-    (tmp_path / "stuck_reader.py").write_text("import time\nprint('{\"said\": 1}', flush=True)\ntime.sleep(600)\n")
+    (tmp_path / "stuck_reader.py").write_text("import time\nprint('{\"answer\": 1}', flush=True)\ntime.sleep(600)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert Host().ask("stuck_reader", name="stuck", limit_s=2) == {"said": 1}
+    assert Host().ask("stuck_reader", name="stuck", limit_s=2) == {"answer": 1}
 
 
 @pytest.mark.parametrize(("code", "state"), [(9, "not_loaded"), (12, "no_library"), (18, "library_mismatch")])
 def test_a_driver_that_does_not_run(code, state, read):
-    said = read(f"nvmlInitWithFlags = !{code}\n")
-    assert said["state"] == state
-    assert isinstance(said["gpus"], Absent)
+    answer = read(f"nvmlInitWithFlags = !{code}\n")
+    assert answer["state"] == state
+    assert isinstance(answer["gpus"], Absent)
 
 
 def test_a_driver_in_trouble_is_unknown(read):
-    said = read("nvmlInitWithFlags = !999\n")
-    assert isinstance(said["state"], Unknown)
-    assert isinstance(said["gpus"], Unknown)
+    answer = read("nvmlInitWithFlags = !999\n")
+    assert isinstance(answer["state"], Unknown)
+    assert isinstance(answer["gpus"], Unknown)
 
 
 def test_values_that_are_packed(read):
@@ -211,8 +211,8 @@ def test_values_that_are_packed(read):
 
 
 def test_fields_that_cannot_be_asked_for_together_are_asked_for_one_by_one(read):
-    said = read(eight("nvmlDeviceGetFieldValues/several = !2"))
-    assert alike(said) == alike(from_document(document(H100, H100_BUSES)))
+    answer = read(eight("nvmlDeviceGetFieldValues/several = !2"))
+    assert alike(answer) == alike(from_document(document(H100, H100_BUSES)))
 
 
 def test_errors_of_links_by_either_way(read):
@@ -255,7 +255,7 @@ def test_without_gpus_nothing_is_missed(state, tmp_path):
     assert facts["gpu_count"] == {"nvml": 0, "pci": 0}
 
 
-def test_a_tree_without_what_nvml_said_is_not_called_ill(tmp_path):
+def test_a_tree_without_the_answer_of_nvml_is_not_called_ill(tmp_path):
     device = tmp_path / "sys/bus/pci/devices/0000:17:00.0"
     device.mkdir(parents=True)
     (device / "vendor").write_text("0x10de\n")

@@ -69,7 +69,7 @@ def test_the_plan_counts_what_training_keeps(written, optimizer):
     assert facts["disk"]["free_bytes"] > 0
 
 
-def test_a_mistake_of_the_configuration_is_told_with_its_line(written):
+def test_a_mistake_of_the_configuration_is_reported_with_its_line(written):
     facts = looked_at(written(model="num_hedas = 3"))
     assert facts["config"]["is_valid"] is False
     assert "aifx.toml:5" in facts["config"]["why"]

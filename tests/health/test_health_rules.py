@@ -40,7 +40,7 @@ def test_a_rule_fires_and_comes_first(broken):
         assert text
         assert "?" not in text
     for command in re.findall("`[^`]*`", first.action):
-        assert not re.search(r"\d,\d{3}\b", command), "what is to be typed has no thousands set apart"
+        assert not re.search(r"\d,\d{3}\b", command), "what is to be typed has no separators of thousands"
 
 
 def test_what_is_gone_or_nonsense_is_unknown(broken):
@@ -65,7 +65,7 @@ def test_what_is_gone_or_nonsense_is_unknown(broken):
 
 
 def devices(facts, for_each):
-    """The way to each device of a list, and what the judge calls it; lists on the way are gone through as well."""
+    """The way to each device of a list, and its name in findings; lists on the way are gone through as well."""
     found = [((), "")]
     for key in for_each.split(".") if for_each else ():
         inner = [((*way, key), name, _at(facts, way)[key]) for way, name in found]

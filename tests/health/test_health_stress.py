@@ -101,8 +101,8 @@ print(json.dumps([hashes, exact]))
 
 def test_one_flipped_bit_names_the_device_and_the_program():
     environ = {**os.environ, "XLA_FLAGS": FOUR, "JAX_PLATFORMS": "cpu"}
-    said = subprocess.run([sys.executable, "-c", CORRUPT], env=environ, capture_output=True, check=True, timeout=300)
-    hashes, exact = json.loads(said.stdout)
+    printed = subprocess.run([sys.executable, "-c", CORRUPT], env=environ, capture_output=True, check=True, timeout=300)
+    hashes, exact = json.loads(printed.stdout)
     rows = {row["device"]: row for row in compare(hashes, dict.fromkeys(hashes, "cpu"), exact)}
     assert rows["cpu:2"]["odd"] == ["matmul bfloat16", "integers"]
     assert rows["cpu:2"]["inexact"] == ["integers"]
@@ -128,20 +128,20 @@ def test_one_that_does_not_repeat_itself_is_unsteady():
 
 TELLS = """
 import json, os, sys, time
-def tell(**told):
-    print(json.dumps(told), flush=True)
+def emit(**about):
+    print(json.dumps(about), flush=True)
 first, without = int(sys.argv[3]), sys.argv[4].split(",")
-tell(event="devices", devices=[{"device": f"gpu:{i}", "kind": "k", "platform": "gpu"} for i in range(3)])
+emit(event="devices", devices=[{"device": f"gpu:{i}", "kind": "k", "platform": "gpu"} for i in range(3)])
 rate = {"gb_s": 1.0, "of_peak": 0.9, "wrong_elements": 0, "is_right": True}
 for step, (device, what) in enumerate([(d, w) for d in ("gpu:0", "gpu:1", "gpu:2") for w in ("memory", "again")]):
     if step < first or device in without:
         continue
-    told = dict(step=step, key="memory", device=device, what=what)
-    tell(event="begin", limit_s=LIMIT, suspect_s=SUSPECT, **told)
+    about = dict(step=step, key="memory", device=device, what=what)
+    emit(event="begin", limit_s=LIMIT, suspect_s=SUSPECT, **about)
     if device == "gpu:1":
         FAULT
-    tell(event="result", value=rate, **told)
-tell(event="end")
+    emit(event="result", value=rate, **about)
+emit(event="end")
 """
 
 
@@ -164,7 +164,7 @@ def child(tmp_path, monkeypatch):
         ("time.sleep(3600)", "hung", "nothing was heard"),
         ("os.kill(os.getpid(), 9)", "failed", "signal 9"),
         ("sys.exit('Xid 79 has fallen off the bus')", "failed", "Xid 79"),
-        ("tell(event='hung', **told); time.sleep(3600)", "hung", "did not end"),
+        ("emit(event='hung', **about); time.sleep(3600)", "hung", "did not end"),
     ],
 )
 def test_a_device_that_hangs_or_kills_is_named_and_the_others_are_measured(child, monkeypatch, fault, state, error):
@@ -196,7 +196,7 @@ def test_a_hang_that_the_budget_ends_is_a_hang(child, monkeypatch):
 
 def test_devices_that_hang_together_break_it(child, monkeypatch):
     monkeypatch.setattr(stress, "GRACE_S", 0.5)
-    fault = "tell(event='begin', **{**told, 'device': 'all'}, limit_s=0.2, suspect_s=0.2); time.sleep(3600)"
+    fault = "emit(event='begin', **{**about, 'device': 'all'}, limit_s=0.2, suspect_s=0.2); time.sleep(3600)"
     facts = stress.collect("quick", 60.0, child=child(fault))
     assert (facts["ended"], facts["is_broken"]) == ("hung", True)
     assert [f["device"] for f in facts["failures"]] == ["all"]

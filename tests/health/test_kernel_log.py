@@ -170,7 +170,7 @@ def test_a_kernel_log_without_a_line_that_is_understood_is_unknown(line, tmp_pat
 
 
 def test_a_log_that_is_mostly_not_understood_is_unknown(tmp_path):
-    """What was found in it is told all the same."""
+    """aifx still reports what it found there."""
     tree = changed(server(), logged(LOST))
     tree[KMSG] += "".join(f"@40000000670{n:05x} kern.info {LOST}\n" for n in range(100))
     report = report_of(snapshot_of(tree, tmp_path))
@@ -413,10 +413,10 @@ def test_a_live_log_is_read_to_its_end_without_waiting(tmp_path, monkeypatch):
     pipe = tmp_path / "kmsg"
     os.mkfifo(pipe)
     monkeypatch.setattr(kernel_log, "KMSG", str(pipe))
-    held = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
-    os.write(held, record(1.0, LOST).encode())
+    writer = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    os.write(writer, record(1.0, LOST).encode())
     found = kernel_log.collect(Host())
-    os.close(held)
+    os.close(writer)
     assert found["kernel_log"]["lines"] == 1
     assert found["xids"][0]["code"] == 79
 
@@ -441,7 +441,7 @@ def _denied(*_):
     raise PermissionError(1, "Operation not permitted")
 
 
-def test_one_that_may_not_read_is_told_how_to(monkeypatch):
+def test_without_permission_the_log_is_unknown_with_a_remedy(monkeypatch):
     monkeypatch.setattr(kernel_log, "_read_kmsg", _denied)
     monkeypatch.setattr(Host, "run", lambda self, *command, limit_s: "" if command[0] == "dmesg" else Absent("none"))
     found = kernel_log.collect(Host())

@@ -123,7 +123,7 @@ def test_a_healthy_node_says_so():
     assert not [tag for tag, _ in found.tags if tag in ("article", "details")]
 
 
-def test_what_keeps_many_rules_from_being_judged_is_told_once():
+def test_a_reason_that_keeps_many_rules_from_being_evaluated_is_shown_once():
     many = [finding("unknown", summary=f"r{i} could not be evaluated: NVML hangs") for i in range(30)]
     found = checked(
         page.node_page(Report("n7", tuple(replace(f, id=f"r.{i}.x") for i, f in enumerate(many)), ()), IDS, 0)

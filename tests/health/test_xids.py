@@ -1,4 +1,4 @@
-"""Xids and SXids as the drivers write them, read into events, and judged by what is known of their codes."""
+"""Xids and SXids as the drivers write them, read into events, and evaluated by what is known of their codes."""
 
 import pytest
 from health_cases.kernel_log import FAULT, NVLINK, NVLINK_PADDED, RLW, UNIT, XID, logged
@@ -96,7 +96,7 @@ def test_sxids_say_whether_they_are_fatal():
     assert isinstance(found[3]["fatal"], Unknown)
 
 
-def test_lines_at_once_are_one_event_and_units_are_told_apart():
+def test_lines_at_once_are_one_event_and_units_are_distinguished():
     def fault(age, text):
         return Line(age, XID + text)
 
@@ -120,7 +120,7 @@ def test_a_fault_on_every_gpu_is_the_programs(tmp_path):
     assert {f.id for f in report.findings} == {"xid.program.repeated"}
 
 
-def test_an_old_xid_does_not_condemn_but_one_that_only_a_reboot_mends_does(tmp_path):
+def test_an_old_xid_does_not_condemn_but_one_that_only_a_reboot_fixes_does(tmp_path):
     day = 86_400.0
     lines = ("95, pid=4, name=python3, Uncontained", "13, Graphics", "145, " + RLW[5:], "731, new")
     old = changed(server(), logged(*(XID + line for line in lines), ago=day + 60))
@@ -129,11 +129,11 @@ def test_an_old_xid_does_not_condemn_but_one_that_only_a_reboot_mends_does(tmp_p
     assert [f.id for f in report_of(snapshot_of(old, tmp_path)).findings] == ["xid.gpu.lost"]
 
 
-def test_what_a_reset_has_mended_counts_no_more(tmp_path):
+def test_what_a_reset_has_fixed_counts_no_more(tmp_path):
     other = "NVRM: Xid (PCI:0000:5d:00): 95, pid=4, name=python3, Uncontained"
     begin = [XID + "95, pid=4, name=python3, Uncontained", other, XID + "154, " + NEEDED]
-    mended = changed(server(), logged(*begin, XID + "154, " + DONE))
-    assert {(f.id, f.device) for f in report_of(snapshot_of(mended, tmp_path)).findings} == {
+    fixed = changed(server(), logged(*begin, XID + "154, " + DONE))
+    assert {(f.id, f.device) for f in report_of(snapshot_of(fixed, tmp_path)).findings} == {
         ("xid.gpu.reset", "0000:5d:00.0")
     }
     loaded = "NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build"

@@ -8,8 +8,8 @@ ACCOUNT = "aifx-captured/nvme_smart-log_devnvme0_-o_json.txt"
 
 
 def nfs(**changes: object) -> dict[str, str]:
-    told = [{"device": "/home", "type": "nfs4", "answers": True, "error": "none", "took_ms": 0.8} | changes]
-    return {"proc/self/mountinfo": MOUNTS + NFS, "aifx-captured/network_mounts.json": json.dumps(told)}
+    mounts = [{"device": "/home", "type": "nfs4", "answers": True, "error": "none", "took_ms": 0.8} | changes]
+    return {"proc/self/mountinfo": MOUNTS + NFS, "aifx-captured/network_mounts.json": json.dumps(mounts)}
 
 
 CASES = [

@@ -29,18 +29,18 @@ def both(*changes):
 def installed(**versions):
     """Other versions; None is not installed."""
 
-    def edit(said):
+    def edit(document):
         for name, version in versions.items():
-            said["packages"].pop(name.replace("_", "-"), None)
+            document["packages"].pop(name.replace("_", "-"), None)
             if version:
-                said["packages"][name.replace("_", "-")] = version
+                document["packages"][name.replace("_", "-")] = version
 
     return edited("jax_packages", edit)
 
 
-def on_cpu(said):
+def on_cpu(document):
     device = {"device": "cpu:0", "kind": "cpu", "platform": "cpu", "computes": True, "is_right": True, "error": ""}
-    said.update(platform="cpu", devices=[device])
+    document.update(platform="cpu", devices=[device])
 
 
 NO_PLUGIN = installed(jax_cuda13_plugin=None, jax_cuda13_pjrt=None, **dict.fromkeys(CUDA_WHEELS))

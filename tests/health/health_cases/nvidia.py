@@ -47,8 +47,8 @@ def rate(rule, machine, index, **values):
 
 def without_driver(state):
     why = {"$absent": "the NVIDIA kernel module is not loaded"}
-    said = {"state": state, **dict.fromkeys(("driver", "nvml", "cuda", "count", "gpus"), why)}
-    return {NVML: json.dumps(said)}
+    document = {"state": state, **dict.fromkeys(("driver", "nvml", "cuda", "count", "gpus"), why)}
+    return {NVML: json.dumps(document)}
 
 
 def gone(tree):

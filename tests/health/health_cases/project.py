@@ -9,23 +9,23 @@ HERE = "4 GPUs in a project under stress"
 WHY = "aifx.toml:12: train.seed = -1: a whole number from 0 to 4294967295"
 
 
-def invalid(said):
+def invalid(document):
     absent = {"$absent": "the configuration is invalid"}
-    said.update(config={"is_valid": False, "why": WHY}, data=absent, plan=absent, disk=absent)
+    document.update(config={"is_valid": False, "why": WHY}, data=absent, plan=absent, disk=absent)
 
 
 def larger(parameters):
     """A model of another size on a disk that is large enough."""
-    return edited("project", lambda said: said.update(plan=project(parameters)["plan"]))
+    return edited("project", lambda document: document.update(plan=project(parameters)["plan"]))
 
 
 def on_small_cpu(tree):
     tree["proc/meminfo"] = tree.get("proc/meminfo", "MemAvailable: 0 kB\n")
     lines = [line for line in tree["proc/meminfo"].splitlines() if not line.startswith("MemAvailable")]
     tree["proc/meminfo"] = "\n".join([*lines, "MemAvailable:   16777216 kB", ""])
-    said = json.loads(tree["aifx-captured/project.json"])
-    said["plan"]["devices"] = {"$absent": "train.devices is all"}
-    tree["aifx-captured/project.json"] = json.dumps(said)
+    document = json.loads(tree["aifx-captured/project.json"])
+    document["plan"]["devices"] = {"$absent": "train.devices is all"}
+    tree["aifx-captured/project.json"] = json.dumps(document)
     packages = json.loads(tree["aifx-captured/jax_packages.json"])
     packages["nvml"] = {"absent": "NVML Shared Library Not Found"}
     tree["aifx-captured/jax_packages.json"] = json.dumps(packages)

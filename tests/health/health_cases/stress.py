@@ -6,8 +6,8 @@ from health_trees import Case
 GPUS = "4 GPUs in a project under stress"
 
 
-def told(edit, ended="finished", why=""):
-    """What the stress tells, changed before it becomes facts."""
+def captured(edit, ended="finished", why=""):
+    """The events of a stress test, changed before they become facts."""
 
     def change(tree):
         script = events()
@@ -93,32 +93,38 @@ def together(script):
 
 
 CASES = [
-    Case("stress.consistency.differs", GPUS, told(odd)),
-    Case("stress.consistency.unsteady", GPUS, told(unsteady)),
-    Case("stress.consistency.inexact", GPUS, told(inexact)),
-    Case("stress.device.hung", GPUS, told(hung)),
-    Case("stress.device.failed", GPUS, told(failed)),
-    Case("stress.device.crowded", GPUS, told(crowded)),
-    Case("stress.device.wrong", GPUS, told(wrong)),
+    Case("stress.consistency.differs", GPUS, captured(odd)),
+    Case("stress.consistency.unsteady", GPUS, captured(unsteady)),
+    Case("stress.consistency.inexact", GPUS, captured(inexact)),
+    Case("stress.device.hung", GPUS, captured(hung)),
+    Case("stress.device.failed", GPUS, captured(failed)),
+    Case("stress.device.crowded", GPUS, captured(crowded)),
+    Case("stress.device.wrong", GPUS, captured(wrong)),
     Case(
-        "stress.collective.wrong", GPUS, told(lambda s: value(s, "collectives")[0].update(wrong=["gpu:1"], num_wrong=1))
+        "stress.collective.wrong",
+        GPUS,
+        captured(lambda s: value(s, "collectives")[0].update(wrong=["gpu:1"], num_wrong=1)),
     ),
-    Case("stress.run.failed", GPUS, told(together)),
-    Case("stress.run.broken", GPUS, told(lambda s: s[:9], "died", "sustained load: signal 9 (Killed)")),
-    Case("stress.matmul.very_slow", GPUS, told(shares(0.22))),
-    Case("stress.matmul.slow", GPUS, told(shares(0.5))),
-    Case("stress.matmul.behind", GPUS, told(shares(0.68, [2]))),
-    Case("stress.matmul.below_own", GPUS, told(lambda s: value(s, "matmul", "gpu:1").update(of_own=0.8))),
-    Case("stress.memory.below_own", GPUS, told(lambda s: value(s, "memory", "gpu:1").update(of_own=0.8))),
-    Case("stress.matmul.cpu", GPUS, told(on_cpu)),
-    Case("stress.memory.slow", GPUS, told(lambda s: value(s, "memory", "gpu:1").update(gb_s=2100.0, of_peak=0.63))),
-    Case("stress.copy.slow", GPUS, told(lambda s: value(s, "copies", "gpu:1")[0].update(gb_s=12.0, of_usual=0.25))),
+    Case("stress.run.failed", GPUS, captured(together)),
+    Case("stress.run.broken", GPUS, captured(lambda s: s[:9], "died", "sustained load: signal 9 (Killed)")),
+    Case("stress.matmul.very_slow", GPUS, captured(shares(0.22))),
+    Case("stress.matmul.slow", GPUS, captured(shares(0.5))),
+    Case("stress.matmul.behind", GPUS, captured(shares(0.68, [2]))),
+    Case("stress.matmul.below_own", GPUS, captured(lambda s: value(s, "matmul", "gpu:1").update(of_own=0.8))),
+    Case("stress.memory.below_own", GPUS, captured(lambda s: value(s, "memory", "gpu:1").update(of_own=0.8))),
+    Case("stress.matmul.cpu", GPUS, captured(on_cpu)),
+    Case("stress.memory.slow", GPUS, captured(lambda s: value(s, "memory", "gpu:1").update(gb_s=2100.0, of_peak=0.63))),
+    Case("stress.copy.slow", GPUS, captured(lambda s: value(s, "copies", "gpu:1")[0].update(gb_s=12.0, of_usual=0.25))),
     Case(
-        "stress.collective.slow", GPUS, told(lambda s: value(s, "collectives")[0].update(bus_gb_s=90.0, of_usual=0.2))
+        "stress.collective.slow",
+        GPUS,
+        captured(lambda s: value(s, "collectives")[0].update(bus_gb_s=90.0, of_usual=0.2)),
     ),
     Case(
-        "stress.load.falls", GPUS, told(lambda s: value(s, "sustained")["gpu:0"].update(tflops_last=520.0, kept=0.72))
+        "stress.load.falls",
+        GPUS,
+        captured(lambda s: value(s, "sustained")["gpu:0"].update(tflops_last=520.0, kept=0.72)),
     ),
     Case("stress.load.throttled", GPUS, throttled),
-    Case("stress.run.cut", GPUS, told(lambda s: s[:9], "interrupted", "Ctrl-C")),
+    Case("stress.run.cut", GPUS, captured(lambda s: s[:9], "interrupted", "Ctrl-C")),
 ]
