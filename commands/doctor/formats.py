@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from typing import NoReturn
 
-from aifx.commands.console.output import Output
 from aifx.commands.doctor.monitor_protocols import NPD_LENGTH, ProtocolExit, cut
-from aifx.core.errors import UsageError
+from aifx.commands.doctor.options import exit_code
 from aifx.core.sanitize import one_line
 from aifx.health.report import SEVERITIES, Report, counts
 
@@ -46,20 +43,11 @@ def nagios(report: Report) -> tuple[str, int]:
 
 def npd(report: Report, strict: bool = False) -> tuple[str, int]:
     """Return a message as long as a node condition may be, and the exit code. Warnings are OK, unless `strict`."""
-    code = {"unhealthy": 1, "unknown": 2, "warning": int(strict)}.get(report.status, 0)
+    code = exit_code(report.status, strict)
     if not report.findings:
         return "healthy", code
     more = len(report.findings) - 1
     return cut(one_line(report.findings[0].headline), NPD_LENGTH, f" (+{more})" if more else ""), code
-
-
-@contextmanager
-def for_monitor(json: bool) -> Iterator[Output]:
-    """Run a command's body instead of `terminal`: `main` reports failures in the way of the monitoring system."""
-    if json:
-        why = "stdout has either a line or a document"
-        raise UsageError("--format cannot be used with --json", why, "aifx doctor --json")
-    yield Output()
 
 
 def write_for_monitor(report: Report, form: Format, strict: bool) -> NoReturn:

@@ -22,17 +22,10 @@ NPD_LENGTH = 80
 class ProtocolExit(SystemExit):
     """The end of a command that has printed its verdict, with the exit code of the calling program."""
 
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.status = code
-
 
 @dataclass(frozen=True)
 class Caller:
-    """Attributes:
-    unable: the exit code if there is no verdict.
-    write: prints the reason.
-    """
+    """The exit code of a caller if there is no verdict, and how the reason is printed for it."""
 
     unable: int
     write: Callable[[str], None]

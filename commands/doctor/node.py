@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from aifx.commands.console.options import JsonOption, given_options, option_grou
 from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
-from aifx.commands.doctor.formats import Format, for_monitor, write_for_monitor
+from aifx.commands.doctor.formats import Format, write_for_monitor
 from aifx.commands.doctor.options import (
     HtmlOption,
     OnlyOption,
@@ -81,7 +82,12 @@ def node(*, options: NodeOptions) -> None:
         aifx doctor --stress quick
         aifx doctor --record node.json; aifx doctor --replay node.json
     """
-    with terminal(options.json) if options.format is Format.TEXT else for_monitor(options.json) as out:
+    is_text = options.format is Format.TEXT
+    if options.json and not is_text:
+        why = "stdout has either a line or a document"
+        raise UsageError("--format cannot be used with --json", why, "aifx doctor --json")
+    # `main` reports failures in the way of the monitoring system.
+    with terminal(options.json) if is_text else nullcontext(Output()) as out:
         from aifx.commands.doctor.report import show
         from aifx.commands.doctor.stress import show_stress
         from aifx.core.facts import to_document
@@ -94,7 +100,7 @@ def node(*, options: NodeOptions) -> None:
         report = check(snapshot, rules, site, began)
         ids = [rule.id for rule in rules]
         faults = _save(options, snapshot, report, ids)
-        if options.format is not Format.TEXT:
+        if not is_text:
             out.report(faults)
             write_for_monitor(report, options.format, options.strict)
         measured = {"stress": to_document(snapshot.facts["stress"])} if options.stress else {}
