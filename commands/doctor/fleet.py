@@ -19,18 +19,10 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.commands.doctor.bisect import BUDGET_S, search_among, show_search
 from aifx.commands.doctor.options import (
+    CheckOptions,
     HostsOption,
-    HtmlOption,
-    OnlyOption,
-    RecordOption,
     RemoteOption,
-    ReplayOption,
-    SampleOption,
-    SiteOption,
-    SkipOption,
     SlurmOption,
-    StressOption,
-    StrictOption,
     TokenFileOption,
     exit_code,
 )
@@ -46,7 +38,7 @@ ON_ANSWERS = {"only", "skip", "site", "strict", "replay", "html", "json"}
 
 
 @dataclass(frozen=True)
-class FleetOptions:
+class FleetOptions(CheckOptions):
     """Which nodes are checked and how, and where the report goes: one option per attribute."""
 
     hosts: HostsOption = None
@@ -60,12 +52,6 @@ class FleetOptions:
             show_default=False,
         ),
     ] = None
-    only: OnlyOption = None
-    skip: SkipOption = None
-    site: SiteOption = None
-    strict: StrictOption = False
-    sample: SampleOption = 0.0
-    stress: StressOption = None
     bisect: Annotated[
         bool,
         typer.Option(
@@ -106,9 +92,6 @@ class FleetOptions:
             "--tls-ca", metavar="FILE", help="Trust agents whose certificates FILE has signed.", show_default=False
         ),
     ] = None
-    record: RecordOption = None
-    replay: ReplayOption = None
-    html: HtmlOption = None
     json: JsonOption = False
 
 

@@ -14,19 +14,7 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
 from aifx.commands.doctor.formats import Format, write_for_monitor
-from aifx.commands.doctor.options import (
-    HtmlOption,
-    OnlyOption,
-    RecordOption,
-    ReplayOption,
-    RootOption,
-    SampleOption,
-    SiteOption,
-    SkipOption,
-    StressOption,
-    StrictOption,
-    exit_code,
-)
+from aifx.commands.doctor.options import CheckOptions, RootOption, exit_code
 from aifx.core.errors import EnvironmentFault, ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -39,22 +27,13 @@ OF_A_LIVE_MACHINE = ("root", "record", "sample", "stress", "project")
 
 
 @dataclass(frozen=True)
-class NodeOptions:
+class NodeOptions(CheckOptions):
     """How one machine is checked, and where the report goes: one option per attribute."""
 
-    only: OnlyOption = None
-    skip: SkipOption = None
-    site: SiteOption = None
-    strict: StrictOption = False
-    sample: SampleOption = 0.0
-    stress: StressOption = None
     project: Annotated[
         bool, typer.Option("--project", help="Also import the project's own task, to check its configuration in full.")
     ] = False
     root: RootOption = None
-    record: RecordOption = None
-    replay: ReplayOption = None
-    html: HtmlOption = None
     list_skipped: Annotated[
         bool, typer.Option("--list-skipped", help="List the rules that were skipped, with the reasons.")
     ] = False

@@ -30,8 +30,8 @@ class ServeOptions:
         float, typer.Option("--interval", metavar="SECONDS", min=0, help="Check at most once per SECONDS.")
     ] = 60.0
     token_file: TokenFileOption = None
-    tls_cert: Annotated[Path | None, value_option("--tls-cert", "FILE", "Use TLS with the certificate in FILE.")] = None
-    tls_key: Annotated[Path | None, value_option("--tls-key", "FILE", "Read the certificate's key from FILE.")] = None
+    tls_cert: Annotated[Path | None, value_option("--tls-cert", "Use TLS with the certificate in FILE.")] = None
+    tls_key: Annotated[Path | None, value_option("--tls-key", "Read the certificate's key from FILE.")] = None
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Answer other machines without asking them for a token.")
     ] = False
