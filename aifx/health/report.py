@@ -24,8 +24,8 @@ class Finding:
     """What a rule found.
 
     Attributes:
-        id: the rule.
-        severity: that of the rule, or "unknown" if it could not be evaluated.
+        id: that of the rule.
+        severity: that of the rule; "unknown" if it could not be evaluated.
         device: empty for the node.
         evidence: the values that were read.
         threshold: the condition for the finding.
@@ -80,7 +80,7 @@ class Report:
         return "warning" if "warning" in found else "healthy"
 
     def document(self) -> dict[str, Any]:
-        return {"host": self.host, "status": self.status} | plain(self)
+        return {"host": self.host, "status": self.status, **plain(self)}
 
 
 def counts(report: Report) -> str:
