@@ -17,15 +17,15 @@ TAINTS = {"machine_check": 4, "bad_page": 5, "soft_lockup": 14}
 """Bits of /proc/sys/kernel/tainted (Documentation/admin-guide/tainted-kernels.rst)."""
 
 
-@probe("kernel")
-def collect_kernel(host: Host) -> dict[str, Any]:
-    tainted = host.number("/proc/sys/kernel/tainted")
-    bits = {name: bool(tainted >> bit & 1) if isinstance(tainted, int) else tainted for name, bit in TAINTS.items()}
-    return {"release": host.read("/proc/sys/kernel/osrelease"), "command_line": host.read("/proc/cmdline"), **bits}
-
-
-@probe("cpu")
+@probe("cpu", "kernel")
 def collect(host: Host) -> dict[str, Any]:
+    tainted = host.number("/proc/sys/kernel/tainted")
+    taints = {name: bool(tainted >> bit & 1) if isinstance(tainted, int) else tainted for name, bit in TAINTS.items()}
+    release, command_line = host.read("/proc/sys/kernel/osrelease"), host.read("/proc/cmdline")
+    return {"cpu": _cpu(host), "kernel": {"release": release, "command_line": command_line, **taints}}
+
+
+def _cpu(host: Host) -> dict[str, Any]:
     online, present = (_numbers(host.read(f"{CPUS}/{name}")) for name in ("online", "present"))
     info = host.read("/proc/cpuinfo")
     model = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE) if isinstance(info, str) else None
