@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from aifx.health.report import Report as HealthReport
     from aifx.loading.model import LoadedModel
     from aifx.scaffold.projects import Scaffolded
-    from aifx.training import TrainResult
+    from aifx.training.records import TrainResult
 
 __all__ = ["bench", "doctor", "evaluate", "generate", "init", "load", "predict", "train"]
 
@@ -73,7 +73,7 @@ def train(
         fork_at: which checkpoint: a step, "best" or "last".
     """
     from aifx.config import load_config
-    from aifx.training import train as train_run
+    from aifx.training.run import train as train_run
 
     found = find_project(Path(project))
     config = load_config(found, overrides(settings))

@@ -104,7 +104,7 @@ def first_state(project: Path) -> State:
 
 
 def aifx_side(project: Path, repeats: int) -> Told:
-    from aifx.checkpoint import Checkpoints
+    from aifx.checkpoint.checkpoints import Checkpoints
     from aifx.config.sections import CheckpointSection
 
     state = first_state(project)
@@ -139,9 +139,8 @@ def orbax_side(project: Path, repeats: int) -> Told:
 def safetensors_side(project: Path, repeats: int) -> Told:
     from safetensors.numpy import load_file, save_file
 
-    from aifx.checkpoint import from_named
     from aifx.checkpoint.digest import host_array
-    from aifx.checkpoint.naming import flat_names, nest
+    from aifx.checkpoint.naming import flat_names, from_named, nest
     from aifx.checkpoint.placing import place
 
     state = first_state(project)
@@ -191,7 +190,7 @@ def timed(project: Path, repeats: int, state: State, forms: dict[str, tuple[Save
     """The first of each, which has modules to import and memory to take, is not counted."""
     import jax
 
-    from aifx.checkpoint import state_digest
+    from aifx.checkpoint.digest import state_digest
 
     saved = state_digest(state.tree)
     seconds: dict[str, list[float]] = {thing + form: [] for form in forms for thing in ("save", "restore")}

@@ -16,7 +16,7 @@ import numpy as np
 from aifx.benchmarking.results import Measured
 from aifx.benchmarking.suites import Bench
 from aifx.benchmarking.timing import Samples
-from aifx.checkpoint import Checkpoints
+from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.progress import report_progress
 from aifx.training.state import to_tree
 

@@ -95,7 +95,7 @@ def _choose(run: RunDirectory, step: StepChoice | None) -> CheckpointInfo:
 
 def _verify(run: RunDirectory, step: int) -> tuple[str | None, list[str]]:
     """The digest of what is on the disk, and what is damaged."""
-    from aifx.checkpoint import Checkpoints  # imports jax and Orbax, which listing does not need
+    from aifx.checkpoint.checkpoints import Checkpoints  # imports jax and Orbax, which listing does not need
 
     try:
         found = Checkpoints(run.checkpoints, CheckpointSection.model_validate({})).verify(step)

@@ -30,7 +30,8 @@ from aifx.loading.restore import RestoredRun, restore_run
 from aifx.objectives.base import Sums, Totals
 from aifx.objectives.checks import check_metrics
 from aifx.programs.build import Programs
-from aifx.runs import exclusive, read_provenance
+from aifx.runs.lock import exclusive
+from aifx.runs.provenance import read_provenance
 from aifx.specs import Params
 from aifx.tasks.base import data_digest, dataset_of, evaluation_source
 from aifx.tasks.project_errors import project_errors

@@ -96,7 +96,9 @@ def restore_run(
 
 def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -> tuple[Params, Params]:
     """The parameters of a checkpoint as `model` takes them, and the frozen arrays. Raises CheckpointError."""
-    from aifx.checkpoint import Checkpoints  # here, so that training does not wait for orbax before its first step
+    from aifx.checkpoint.checkpoints import (
+        Checkpoints,  # here, so that training does not wait for orbax before its first step
+    )
 
     specs = model.specs()
     trained, frozen = split_frozen(specs, specs)
@@ -111,7 +113,7 @@ def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -
 
 def check_frozen(frozen: Params, host: Mapping[str, Any], run: RunDirectory, step: int) -> None:
     """Raises CheckpointError unless the frozen arrays are those that the checkpoint was trained with."""
-    from aifx.checkpoint import state_digest
+    from aifx.checkpoint.digest import state_digest
 
     if host.get("frozen_digest") != (state_digest(frozen) if frozen else None):
         raise CheckpointError(
@@ -126,7 +128,7 @@ def choose_step(run: RunDirectory, config: Config, choice: StepChoice | None) ->
 
     Reports the damaged checkpoints that cannot be the best one. Raises CheckpointError.
     """
-    from aifx.checkpoint import Checkpoints
+    from aifx.checkpoint.checkpoints import Checkpoints
 
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
     steps = checkpoints.steps()

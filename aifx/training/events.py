@@ -10,7 +10,7 @@ from typing import Any
 from aifx.core.errors import EnvironmentFault
 from aifx.core.project import RunDirectory
 from aifx.core.statuses import ProcessStatus
-from aifx.runs import Ledger
+from aifx.runs.records import Ledger
 from aifx.training.records import Observer, Record, RunInfo, TrainResult
 
 

@@ -26,7 +26,7 @@ from aifx.training.state import to_tree
 from aifx.training.validation import Interrupted, Progress, Validator
 
 if TYPE_CHECKING:
-    from aifx.checkpoint import Checkpoints
+    from aifx.checkpoint.checkpoints import Checkpoints
 
 StepFn: TypeAlias = Callable[[TrainState, Params, Any], tuple[TrainState, jax.Array]]
 

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from aifx.core.files import make_folders, open_file
 from aifx.core.project import RunDirectory
 from aifx.machine.catalogue import utilization
-from aifx.runs import MetricsWriter
+from aifx.runs.records import MetricsWriter
 from aifx.training.records import Record, RunInfo, TrainResult
 
 

@@ -24,8 +24,8 @@ from aifx.machine.compilation_cache import enable_compilation_cache
 from aifx.nn.precision import bfloat16_gain
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
-from aifx.runs import provenance
 from aifx.runs.binding import RunDigests, kernel_digest, open_digests
+from aifx.runs.provenance import provenance
 from aifx.tasks.base import Task, data_digest, evaluation_source, training_source
 from aifx.tasks.preflight import declared_metrics
 from aifx.tasks.registry import open_task
@@ -44,7 +44,8 @@ from aifx.training.signals import StopSignals
 from jax_kernels.dispatch import Choices
 
 if TYPE_CHECKING:
-    from aifx.checkpoint import CheckpointInfo, Checkpoints
+    from aifx.checkpoint.checkpoints import Checkpoints
+    from aifx.checkpoint.listing import CheckpointInfo
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Job:
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
-        from aifx.checkpoint import Checkpoints
+        from aifx.checkpoint.checkpoints import Checkpoints
 
         def committed(info: CheckpointInfo) -> None:
             self.stop.kept = f"the checkpoint of step {info.step} is kept"

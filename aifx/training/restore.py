@@ -20,7 +20,7 @@ from aifx.training.state import from_tree, to_tree
 from aifx.training.validation import Progress
 
 if TYPE_CHECKING:
-    from aifx.checkpoint import Checkpoints
+    from aifx.checkpoint.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class InitialState:
     @property
     def frozen_digest(self) -> str | None:
         """What a checkpoint says of the frozen arrays, which it does not hold."""
-        from aifx.checkpoint import state_digest
+        from aifx.checkpoint.digest import state_digest
 
         return state_digest(self.frozen) if self.frozen else None
 
@@ -61,7 +61,8 @@ def begin_from(fork: Fork, programs: Programs) -> InitialState:
 
     Raises CheckpointError if the parameters do not fit this configuration's model.
     """
-    from aifx.checkpoint import Checkpoints, Damaged
+    from aifx.checkpoint.checkpoints import Checkpoints
+    from aifx.checkpoint.manifest import Damaged
 
     checkpoints = Checkpoints(fork.run.checkpoints, programs.config.checkpoint)
     wanted = to_tree(programs.abstract[0], stacked=programs.is_stacked)

@@ -19,8 +19,8 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.statuses import FINISHED, ProcessStatus
 from aifx.core.steps import StepChoice
 from aifx.data.sections import TextSection
-from aifx.runs import differences, read_provenance
 from aifx.runs.binding import binding_errors, foreign_checkpoint
+from aifx.runs.provenance import differences, read_provenance
 from aifx.runs.status import number
 from aifx.training.records import TrainResult
 
@@ -166,7 +166,8 @@ def finished(run: RunDirectory, config: Config) -> TrainResult | None:
 
 
 def _is_damaged(run: RunDirectory, config: Config, step: int) -> bool:
-    from aifx.checkpoint import Checkpoints, Damaged
+    from aifx.checkpoint.checkpoints import Checkpoints
+    from aifx.checkpoint.manifest import Damaged
 
     try:
         return bool(Checkpoints(run.checkpoints, config.checkpoint).verify(step).damaged)

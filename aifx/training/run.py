@@ -21,7 +21,7 @@ from aifx.machine.catalogue import peak_of
 from aifx.machine.device_memory import peak_memory
 from aifx.machine.measured_peaks import measured_peak
 from aifx.programs.build import Programs
-from aifx.runs import RunLock
+from aifx.runs.lock import RunLock
 from aifx.tasks.base import training_source
 from aifx.tasks.preflight import check_best_by
 from aifx.tasks.project_errors import project_errors
@@ -181,7 +181,7 @@ def _make_loop(job: Job, programs: Programs, step_fn: StepFn, begun: InitialStat
 
 
 def _result(ending: LoopResult, loop: Loop, begun: InitialState, info: RunInfo, duration_s: float) -> TrainResult:
-    from aifx.checkpoint import state_digest
+    from aifx.checkpoint.digest import state_digest
 
     return TrainResult(
         run=info.run,

@@ -18,7 +18,7 @@ from aifx.core.json_files import read_jsonl
 from aifx.core.project import find_project
 
 if TYPE_CHECKING:
-    from aifx.runs import RunStatus
+    from aifx.runs.status import RunStatus
 
 app = typer.Typer(
     help="""List, show, compare, watch, tag, rename and delete runs.

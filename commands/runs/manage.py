@@ -65,7 +65,7 @@ def rm(
     On a terminal, aifx asks first. A script must use --yes. A run that is being trained cannot be deleted.
     """
     with terminal(json) as out:
-        from aifx.runs import is_held
+        from aifx.runs.lock import is_held
         from aifx.runs.manage import remove_run, size_of
 
         project = find_project()

@@ -13,11 +13,11 @@ from aifx.commands.console.output import Output
 from aifx.core.json_files import readable_bytes
 from aifx.core.project import RunDirectory
 from aifx.machine.catalogue import utilization
-from aifx.runs import RunStatus, read_provenance, run_status
 from aifx.runs.comparison import Comparison, Pair
 from aifx.runs.prediction import Prediction, read_predictions
+from aifx.runs.provenance import read_provenance
 from aifx.runs.reading import Evaluation, Setting, changed_settings, read_evaluations
-from aifx.runs.status import number
+from aifx.runs.status import RunStatus, number, run_status
 
 CHART_WIDTH = 76
 CHART_HEIGHT = 8

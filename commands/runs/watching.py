@@ -16,8 +16,7 @@ from aifx.commands.console.live import LiveDisplay
 from aifx.commands.console.output import Output
 from aifx.commands.train.panel import loss_row, progress_bar, run_frame, speed_row
 from aifx.machine.catalogue import utilization
-from aifx.runs import RunStatus
-from aifx.runs.status import number
+from aifx.runs.status import RunStatus, number
 from aifx.runs.watching import WatchedRun
 
 CHART_HEIGHT = 8

@@ -25,7 +25,7 @@ from aifx.core.steps import parse_step
 
 if TYPE_CHECKING:
     from aifx.core.statuses import ProcessStatus
-    from aifx.training import TrainResult
+    from aifx.training.records import TrainResult
     from aifx.training.signals import StopSignals
 
 NewRunOption = Annotated[
@@ -95,8 +95,8 @@ def _train(
     check_limits()
     from aifx.commands.train.panel import Lines, Panel
     from aifx.config import load_config
-    from aifx.training import train as train_run
     from aifx.training.resume_checks import latest_result
+    from aifx.training.run import train as train_run
 
     project = find_project()
     config = load_config(project, overrides)

@@ -14,7 +14,7 @@ from tiny_projects import make_tiny_project
 
 from aifx.benchmarking import checkpoint, data, startup
 from aifx.benchmarking.suites import SUITES, Bench
-from aifx.checkpoint import Checkpoints
+from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.errors import AifxError, ConfigError, UsageError
 from aifx.core.progress import Reporter
 

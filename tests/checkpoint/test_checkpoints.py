@@ -15,7 +15,9 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aifx.checkpoint import CheckpointInfo, Checkpoints, list_checkpoints, state_digest
+from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.checkpoint.digest import state_digest
+from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError
 
@@ -241,7 +243,8 @@ import sys
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from aifx.checkpoint import Checkpoints, state_digest
+from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.checkpoint.digest import state_digest
 from aifx.config.sections import CheckpointSection
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
 places = {"w": PartitionSpec("data", "model"), "v": PartitionSpec(None, "model"), "b": PartitionSpec()}

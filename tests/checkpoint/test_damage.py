@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aifx.checkpoint import Checkpoints, Damaged
-from aifx.checkpoint.manifest import read_manifest
+from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.checkpoint.manifest import Damaged, read_manifest
 from aifx.checkpoint.storage import read_arrays
 from aifx.config.sections import CheckpointSection
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from aifx.checkpoint import Checkpoints, state_digest, to_named
-from aifx.checkpoint.digest import array_bytes, array_digest
+from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.checkpoint.digest import array_bytes, array_digest, state_digest
+from aifx.checkpoint.naming import to_named
 from aifx.config.sections import CheckpointSection
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from aifx.checkpoint import Checkpoints, faults
+from aifx.checkpoint import faults
+from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import EnvironmentFault, ExitCode
 from aifx.core.json_files import read_jsonl
-from aifx.runs import Ledger, MetricsWriter
+from aifx.runs.records import Ledger, MetricsWriter
 
 
 @pytest.fixture

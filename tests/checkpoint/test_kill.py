@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from effort import Journal, seed_of_commit
 
-from aifx.checkpoint import Checkpoints
+from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.config.sections import CheckpointSection
 
 PROCESS = Path(__file__).with_name("saving_process.py")

@@ -8,8 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from aifx.checkpoint import from_named, to_named
-from aifx.checkpoint.naming import flat_names
+from aifx.checkpoint.naming import flat_names, from_named, to_named
 
 
 def params() -> dict[str, Any]:

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import pytest
 from faulty_files import failing
 
-from aifx.checkpoint import Checkpoints, folders, storage
+from aifx.checkpoint import folders, storage
+from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.commands.console.failures import as_error
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode

@@ -15,7 +15,7 @@ from aifx.core.errors import CheckpointError
 from aifx.core.project import Project, RunDirectory
 from aifx.evaluation.held_out import evaluate
 from aifx.loading.restore import restore_run
-from aifx.training import train
+from aifx.training.run import train
 
 
 def swap_tokens(run: RunDirectory) -> Path:

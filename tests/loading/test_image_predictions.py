@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import aifx
-from aifx.checkpoint import Checkpoints
+from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.config import load_config
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_files import write_text

@@ -25,7 +25,7 @@ import jax
 from aifx.config import load_config
 from aifx.core.errors import AifxError
 from aifx.core.project import Project
-from aifx.training import train
+from aifx.training.run import train
 
 project = Project(Path.cwd())
 for name, *settings in json.load(sys.stdin):

@@ -15,13 +15,13 @@ import pytest
 
 from aifx.core.errors import ExitCode, RunBusy
 from aifx.core.project import RunDirectory
-from aifx.runs import RunLock, holder, is_held
+from aifx.runs.lock import RunLock, holder, is_held
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from aifx.core.project import RunDirectory
-from aifx.runs import RunLock
+from aifx.runs.lock import RunLock
 with RunLock(RunDirectory(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(60)

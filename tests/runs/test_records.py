@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from aifx.core.files import UnsafeFile
 from aifx.core.json_files import read_jsonl, write_json
-from aifx.runs import Ledger, MetricsWriter
 from aifx.runs.reading import MetricsTail
+from aifx.runs.records import Ledger, MetricsWriter
 
 
 def steps(path: Path) -> list[int]:
@@ -154,7 +154,7 @@ WRITE = """
 import sys
 from pathlib import Path
 from aifx.core.json_files import read_jsonl
-from aifx.runs import MetricsWriter
+from aifx.runs.records import MetricsWriter
 path = Path(sys.argv[1])
 last = max((r["step"] for r in read_jsonl(path)), default=0)
 resume_at = max(last - 3, 0)

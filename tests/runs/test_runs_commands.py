@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import pytest
 from published_schemas import check_answer
 
-from aifx.checkpoint import Checkpoints, state_digest
+from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.checkpoint.digest import state_digest
 from aifx.commands.main import run as run_command
 from aifx.config.sections import CheckpointSection
 from aifx.core.project import Project, RunDirectory
-from aifx.runs import Ledger, MetricsWriter, RunLock
+from aifx.runs.lock import RunLock
+from aifx.runs.records import Ledger, MetricsWriter
 
 CONFIG = "[task]\nkind = 'language'  # default\n\n[train]\nnum_steps = 40  # aifx.toml:2\nseed = {seed}  # --set\n"
 

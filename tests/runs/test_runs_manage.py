@@ -12,8 +12,8 @@ from published_schemas import check_answer
 
 from aifx.commands.main import run
 from aifx.core.project import Project, RunDirectory
-from aifx.runs import RunLock
 from aifx.runs.comparison import compare_runs
+from aifx.runs.lock import RunLock
 
 
 class Here:

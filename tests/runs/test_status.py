@@ -7,9 +7,11 @@ import pytest
 
 from aifx.core.project import RunDirectory
 from aifx.core.statuses import ProcessStatus
-from aifx.runs import Ledger, MetricsWriter, RunLock, run_status
 from aifx.runs.comparison import MetricPair, SettingPair, StepRow, compare_runs
+from aifx.runs.lock import RunLock
 from aifx.runs.reading import changed_settings, read_evaluations
+from aifx.runs.records import Ledger, MetricsWriter
+from aifx.runs.status import run_status
 
 
 @pytest.fixture

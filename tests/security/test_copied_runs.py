@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aifx.checkpoint import Checkpoints, Damaged, folders
-from aifx.checkpoint.manifest import TEMPORARY_SUFFIX, step_directories
+from aifx.checkpoint import folders
+from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.checkpoint.manifest import TEMPORARY_SUFFIX, Damaged, step_directories
 from aifx.commands.main import run as run_command
 from aifx.config.sections import CheckpointSection
 from aifx.core.files import UnsafeFile
 from aifx.core.project import RunDirectory
 from aifx.evaluation.held_out import Report, write_report
-from aifx.runs import RunLock, holder, is_held, read_provenance, run_status
+from aifx.runs.lock import RunLock, holder, is_held
+from aifx.runs.provenance import read_provenance
 from aifx.runs.reading import MetricsTail, read_evaluations, read_settings
+from aifx.runs.status import run_status
 from aifx.training.observers import LogFile
 
 PRECIOUS = "what the link points to\n"

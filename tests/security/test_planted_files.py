@@ -19,7 +19,7 @@ from aifx.core.files import (
     write_output,
 )
 from aifx.core.json_files import read_jsonl, write_json
-from aifx.runs import Ledger, MetricsWriter
+from aifx.runs.records import Ledger, MetricsWriter
 
 PRECIOUS = b"what the link points to\n"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aifx.checkpoint import Checkpoints
+from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.commands.console.completion import complete_run, complete_setting
 from aifx.commands.main import run as run_command
 from aifx.config.sections import CheckpointSection

@@ -15,8 +15,8 @@ from aifx.core.redaction import is_secret_variable, redact, redact_arguments, re
 from aifx.health.fleet.record import Recorder
 from aifx.health.fleet.report import Node
 from aifx.health.host import Host
-from aifx.runs import RunLock, provenance
-from aifx.runs.provenance import flags
+from aifx.runs.lock import RunLock
+from aifx.runs.provenance import flags, provenance
 
 SECRETS = [
     "nvapi-plantedplantedplanted12",

@@ -16,15 +16,15 @@ import pytest
 import tomli
 
 import aifx.models
-from aifx.checkpoint import Checkpoints
+from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.config import load_config
 from aifx.config.registry import bundled
 from aifx.core.project import Project
 from aifx.parallel.layout import abstract_layout
 from aifx.programs.build import build
 from aifx.tasks import describe_task
-from aifx.training import train
 from aifx.training.records import Record, RunInfo, TrainResult
+from aifx.training.run import train
 from aifx.training.signals import StopSignals
 
 TOY = Path(__file__).parent / "toy"

@@ -54,7 +54,7 @@ class Tiny:
         return load_config(self.project, settings, {})
 
     def train(self, *settings: str, run: str = "main", **options: Any) -> Any:
-        from aifx.training import train
+        from aifx.training.run import train
 
         return train(self.project, self.config(*settings), run, **options)
 

@@ -9,7 +9,7 @@ from typing import Any
 import inprocess
 import pytest
 
-from aifx.checkpoint import Checkpoints
+from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.config.best_by import LOSS, BestBy, Score, best_by_of, parse_best_by, with_best_by
 from aifx.config.gates import parse_gate
 from aifx.core.errors import ConfigError

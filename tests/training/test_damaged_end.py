@@ -16,7 +16,7 @@ from aifx.commands.main import run as run_command
 from aifx.config import read_config
 from aifx.core.project import Project
 from aifx.loading.restore import choose_step
-from aifx.runs import run_status
+from aifx.runs.status import run_status
 
 
 def _data_files(folder: Path) -> list[Path]:

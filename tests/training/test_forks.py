@@ -11,7 +11,8 @@ import tokenizers
 from aifx.config import load_config
 from aifx.core.errors import AifxError, CheckpointError, ConfigError, UsageError
 from aifx.core.project import Project
-from aifx.training import TrainResult, train
+from aifx.training.records import TrainResult
+from aifx.training.run import train
 
 TEXT = "".join(
     f"{i}. It was the whiteness of the whale that above all things appalled me. {i * 7919 % 1000}\n" for i in range(300)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import warm
 
-from aifx.runs import RunLock
+from aifx.runs.lock import RunLock
 
 Start = Callable[..., warm.Process]
 

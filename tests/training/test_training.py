@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from effort import IS_LONG
 
-from aifx.checkpoint import Checkpoints
+from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.errors import CheckpointError, ConfigError, EnvironmentFault, UsageError
 from aifx.core.project import Project
 from aifx.tasks.base import training_source

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from aifx.benchmarking.train.subject import Subject
-from aifx.checkpoint import Checkpoints
+from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.project import RunDirectory
 from aifx.data.base import Batch
 from aifx.data.order import prefetch
