@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from aifx.checkpoint.digest import key_data
+
 
 class HostCopies:
     """Host memory that one save after the other is copied into.
@@ -21,7 +23,7 @@ class HostCopies:
 
     def take(self, leaves: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         """Copies of `leaves` by name, complete when this returns; valid until the next call."""
-        arrays = {name: _key_data(leaf) for name, leaf in leaves.items()}
+        arrays = {name: key_data(leaf) for name, leaf in leaves.items()}
         for array in arrays.values():
             if isinstance(array, jax.Array) and not _on_host(array):
                 array.copy_to_host_async()
@@ -48,9 +50,3 @@ class HostCopies:
 def _on_host(array: jax.Array) -> bool:
     devices: set[Any] = array.sharding.device_set
     return all(device.platform == "cpu" for device in devices)
-
-
-def _key_data(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.key_data(leaf)
-    return leaf

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,13 @@ from typing import Any
 import numpy as np
 
 from aifx.checkpoint import folders
-from aifx.checkpoint.background import Background
 from aifx.checkpoint.capture import HostCopies
 from aifx.checkpoint.digest import array_digest, array_digests, digest_in_order, in_order
 from aifx.checkpoint.faults import check_room, is_transient, while_reading, while_writing
-from aifx.checkpoint.listing import CheckpointInfo, checkpoint_info, list_checkpoints
+from aifx.checkpoint.listing import CheckpointInfo, checkpoint_info, kept, list_checkpoints
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifest, step_directories
 from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
 from aifx.checkpoint.placing import check_fit, place
-from aifx.checkpoint.retention import kept, ranked
 from aifx.checkpoint.storage import read_arrays, write_checkpoint
 from aifx.config.best_by import LOSS, Score, score_of
 from aifx.config.sections import CheckpointSection
@@ -50,15 +49,38 @@ class Verification:
     damaged: tuple[str, ...]  # names of arrays whose bytes are not those that were saved
 
 
-@dataclass(frozen=True)
-class _Save:
-    """What a manifest says in addition to the arrays."""
+class _Background:
+    """Runs one job at a time in a thread of its own. The next call raises what a job raised."""
 
-    step: int
-    host: dict[str, Any]
-    validation_loss: float | None
-    score: Score | None
-    run: dict[str, Any]
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Run `job` once the one before is done. Raises what that one raised."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                job()
+            except BaseException as e:
+                self._failure = e
+
+        # A daemon: a process that must end at once does not wait for it; what it leaves, the next start cleans.
+        self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether the job is done, waiting up to `timeout_s` for it. Raises what it raised, once."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                return False
+            self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        return True
 
 
 class Checkpoints:
@@ -88,7 +110,7 @@ class Checkpoints:
         self._on_commit = on_commit
         self._warn = warn
         self._binding: Callable[[], Mapping[str, Any]] = dict
-        self._background = Background("checkpoint")
+        self._background = _Background()
         self._copies = HostCopies()
         self._cleaned = False
 
@@ -105,21 +127,11 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step of the checkpoint with the best score; None if none was validated."""
-        return next(iter(ranked({i.step: i.cost for i in self.infos()})), None)
+        return next((i.step for i in self.infos() if i.is_best), None)
 
     def infos(self) -> list[CheckpointInfo]:
         """The manifests' summaries by step; reads no array."""
         return list_checkpoints(self.directory)
-
-    def info(self, step: int) -> CheckpointInfo:
-        """Raises CheckpointError if there is no such checkpoint."""
-        self._folder(step)
-        return next(i for i in self.infos() if i.step == step)
-
-    @property
-    def saving(self) -> bool:
-        """Whether a checkpoint is being written now."""
-        return self._background.busy
 
     def save(
         self,
@@ -144,8 +156,10 @@ class Checkpoints:
         arrays = self._copies.take(flat_names(state))
         if score is None and validation_loss is not None:
             score = score_of(LOSS, {"loss": validation_loss})
-        save = _Save(step, dict(host), validation_loss, score, dict(self._binding()))
-        self._background.start(partial(self._write, save, arrays))
+        size = sum(array.nbytes for array in arrays.values())
+        run = dict(self._binding())
+        manifest = Manifest(step, time.time(), validation_loss, size, {}, dict(host), score, run)
+        self._background.start(partial(self._write, manifest, arrays))
         if not self.section.asynchronous:
             self._background.wait()
 
@@ -153,28 +167,22 @@ class Checkpoints:
         """Wait up to `timeout_s` and return whether everything is saved. Raises what a save raised."""
         return self._background.wait(timeout_s)
 
-    def close(self) -> None:
-        """Wait for the save in progress. Raises what it raised."""
-        self._background.wait()
-
     def restore(self, step: int, abstract: Tree) -> tuple[Tree, dict[str, Any]]:
         """The state in the structure, shapes and shardings of `abstract`, and the host's part of the checkpoint.
 
         If `abstract` holds only some of the top-level parts ({"params": ...}), only those are read. The digest of every
         array is verified. Raises CheckpointError if the checkpoint is missing, damaged (`Damaged`) or does not fit.
         """
-        folder = self._folder(step)
-        manifest = _read_manifest(folder)
+        folder, manifest = self._open(step)
         wanted = flat_names(abstract)
         check_fit(folder, manifest, wanted)
         arrays = _read(folder, manifest, list(wanted))
         found = array_digests(arrays, workers=4)
-        _raise_if_damaged(folder, [name for name, digest in found.items() if digest != manifest.arrays[name].sha256])
+        if damaged := [name for name, digest in found.items() if digest != manifest.arrays[name].sha256]:
+            more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+            why = f"bytes differ from what was saved: {', '.join(damaged[:3])}{more}"
+            raise Damaged(f"checkpoint {folder} is damaged", why)
         return from_named(nest(place(arrays, wanted)), abstract), dict(manifest.host)
-
-    def restore_params(self, step: int, abstract_params: Tree) -> Tree:
-        """The parameters alone; the optimizer's state is not read."""
-        return self.restore(step, {"params": abstract_params})[0]["params"]
 
     def latest_good(self, abstract: Tree) -> Restored | None:
         """The newest checkpoint that is whole, or None. Damaged ones newer than it are set aside, with a warning."""
@@ -191,8 +199,7 @@ class Checkpoints:
 
     def verify(self, step: int) -> Verification:
         """Read every array and compare it with its digest. Raises `Damaged` if something cannot be read at all."""
-        folder = self._folder(step)
-        manifest = _read_manifest(folder)
+        folder, manifest = self._open(step)
         damaged: list[str] = []
 
         def read() -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
@@ -204,34 +211,32 @@ class Checkpoints:
 
         return Verification(digest_in_order(read()), tuple(damaged))
 
-    def digest(self, step: int) -> str:
-        """The state's digest, computed from the disk. Raises `Damaged` if the disk does not hold what was saved."""
-        verification = self.verify(step)
-        _raise_if_damaged(self._folder(step), list(verification.damaged))
-        return verification.state_digest
-
-    def _folder(self, step: int) -> Path:
+    def _open(self, step: int) -> tuple[Path, Manifest]:
+        """The folder of a checkpoint and its manifest. Raises CheckpointError."""
         there = step_directories(self.directory)
         if step not in there:
             have = f"there is {', '.join(map(str, there))}" if there else "there is none"
             raise CheckpointError(f"no checkpoint of step {step} in {self.directory}", have, "aifx ckpt ls")
-        return there[step]
+        try:
+            return there[step], read_manifest(there[step])
+        except OSError as e:
+            raise while_reading(e, there[step]) from e
 
     def _own(self) -> None:
         if not self._cleaned:
             folders.clean(self.directory)
             self._cleaned = True
 
-    def _write(self, save: _Save, arrays: Arrays, attempt: int = 0) -> None:
-        step = save.step
-        size = sum(a.nbytes for a in arrays.values())
+    def _write(self, manifest: Manifest, arrays: Arrays, attempt: int = 0) -> None:
+        """Write the checkpoint. `manifest` has everything but the arrays."""
+        step, size = manifest.step, manifest.size_bytes
         place = folders.temporary_place(self.directory, step, attempt)
         try:
             folders.prepare(place)
             check_room(self.directory, size)
             digests = array_digests(arrays)
             entries = {n: ArrayEntry(a.dtype.name, a.shape, digests[n]) for n, a in arrays.items()}
-            manifest = Manifest(step, time.time(), save.validation_loss, size, entries, save.host, save.score, save.run)
+            manifest = replace(manifest, arrays=entries)
             write_checkpoint(place, arrays, manifest)
             self._before_commit()
             folders.commit(place)
@@ -242,10 +247,10 @@ class Checkpoints:
             if attempt or not is_transient(e):
                 raise fault from e
             self._warn(f"{' '.join(str(fault).splitlines()[:2])}; writing it again")
-            self._write(save, arrays, attempt + 1)
+            self._write(manifest, arrays, attempt + 1)
         else:
             self._retain()
-            self._on_commit(checkpoint_info(step, manifest))
+            self._on_commit(checkpoint_info(manifest))
 
     def _retain(self) -> None:
         """Remove the checkpoints that the configuration does not keep. A failure is only a warning."""
@@ -265,16 +270,8 @@ def _read(folder: Path, manifest: Manifest, names: list[str]) -> Arrays:
         raise Damaged(f"checkpoint {folder} is damaged", e.what) from e
     except Exception as e:
         if not folder.exists():
-            raise CheckpointError(
-                f"checkpoint {folder} was removed while it was read", "newer ones took its place"
-            ) from e
-        raise while_reading(e, folder) from e
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    try:
-        return read_manifest(folder)
-    except OSError as e:
+            what = f"checkpoint {folder} was removed while it was read"
+            raise CheckpointError(what, "newer ones took its place") from e
         raise while_reading(e, folder) from e
 
 
@@ -291,11 +288,3 @@ def _batches(manifest: Manifest, limit_bytes: int = 1 << 30) -> Iterator[list[st
             group, size = [], 0
     if group:
         yield group
-
-
-def _raise_if_damaged(folder: Path, names: list[str]) -> None:
-    if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise Damaged(
-            f"checkpoint {folder} is damaged", f"bytes differ from what was saved: {', '.join(names[:3])}{more}"
-        )

@@ -13,11 +13,19 @@ import numpy as np
 from aifx.checkpoint.naming import Tree, flat_names
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether an array, or an abstract one, is a typed PRNG key."""
+    return bool(jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def key_data(leaf: Any) -> Any:
+    """The data of a typed PRNG key; any other leaf as it is."""
+    return jax.random.key_data(leaf) if isinstance(leaf, jax.Array) and is_key(leaf) else leaf
+
+
 def host_array(leaf: Any) -> np.ndarray[Any, Any]:
     """A leaf of a state as a NumPy array, sharing memory where it can; a typed PRNG key as its data."""
-    if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
+    return np.asarray(key_data(leaf))
 
 
 def array_bytes(array: np.ndarray[Any, Any]) -> memoryview:

@@ -30,9 +30,7 @@ def is_transient(error: BaseException) -> bool:
     return not isinstance(error, AifxError) and refusal_in(error) in TRANSIENT
 
 
-def while_writing(
-    error: BaseException, directory: Path, step: int, needed: int, num_checkpoints: int = 2
-) -> BaseException:
+def while_writing(error: BaseException, directory: Path, step: int, needed: int, num_checkpoints: int) -> BaseException:
     """The error to raise instead of `error`, which a save of `needed` bytes met. Its temporary files are gone.
 
     Args:
@@ -44,12 +42,13 @@ def while_writing(
     if number in FULL:
         fault = disk_full(directory, needed)
         if any(step_directories(directory)):
-            fault.why += "; what was saved before is whole"
+            kept, again = "; what was saved before is whole", "it resumes"
         else:
             space = readable_bytes(num_checkpoints * needed)
-            fault.why += f"\nnothing was saved; {num_checkpoints} checkpoints of this size need {space}"
+            kept = f"\nnothing was saved; {num_checkpoints} checkpoints of this size need {space}"
+            again = "it starts again"
         fault.what = f"no room for the checkpoint of step {step} in {directory}"
-        again = "it resumes" if "nothing was saved" not in fault.why else "it starts again"
+        fault.why += kept
         fault.hint = f"free some room (df -h {directory}) and run again: {again}; checkpoint.keep_last=1 needs less"
         return fault
     if number is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
-from aifx.checkpoint.manifest import Damaged, read_manifest, set_aside_folders
+from aifx.checkpoint.manifest import DAMAGED_SUFFIX, ArrayEntry, Damaged, read_manifest
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError
 from aifx.core.project import RunDirectory
@@ -21,14 +21,11 @@ class CheckpointList:
     set_aside: list[str]
 
 
-@dataclass(frozen=True)
-class NamedArray:
+@dataclass(frozen=True, kw_only=True)
+class NamedArray(ArrayEntry):
     """An array of a checkpoint."""
 
     name: str
-    dtype: str
-    shape: tuple[int, ...]
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ class VerifiedCheckpoint(CheckpointInfo):
 
 
 def checkpoint_list(run: RunDirectory) -> CheckpointList:
-    set_aside = [folder.name for folder in set_aside_folders(run.checkpoints)]
+    set_aside = sorted(p.name for p in run.checkpoints.glob(f"*{DAMAGED_SUFFIX}*") if p.is_dir())
     return CheckpointList(run.name, list_checkpoints(run.checkpoints), set_aside)
 
 
@@ -61,44 +58,33 @@ def verify_checkpoint(run: RunDirectory, step: StepChoice | None, *, with_arrays
     Raises CheckpointError for a checkpoint that is not there.
     """
     info = _choose(run, step)
-    digest, damage = _verify(run, info.step)
+    from aifx.checkpoint.checkpoints import Checkpoints  # imports jax and Orbax, which listing does not need
+
+    digest: str | None = None
+    try:
+        found = Checkpoints(run.checkpoints, CheckpointSection.model_validate({})).verify(info.step)
+        digest, damage = found.state_digest, list(found.damaged)
+    except Damaged as error:
+        damage = [error.why]
     arrays = None
     if with_arrays:
         entries = {} if info.damaged else read_manifest(run.checkpoints / str(info.step)).arrays
-        arrays = [NamedArray(name, **vars(entry)) for name, entry in entries.items()]
+        arrays = [NamedArray(name=name, **vars(entry)) for name, entry in entries.items()]
     return VerifiedCheckpoint(**vars(info), run=run.name, state_digest=digest, damage=damage, arrays=arrays)
 
 
 def _choose(run: RunDirectory, step: StepChoice | None) -> CheckpointInfo:
     checkpoints = list_checkpoints(run.checkpoints)
     if not checkpoints:
-        raise CheckpointError(
-            f"run {run.name} has no checkpoint", "nothing was saved yet", f"aifx train --run {run.name}"
-        )
+        what = f"run {run.name} has no checkpoint"
+        raise CheckpointError(what, "nothing was saved yet", f"aifx train --run {run.name}")
     if step in (None, "last"):
         return checkpoints[-1]
+    for checkpoint in checkpoints:
+        if checkpoint.step == step or (step == "best" and checkpoint.is_best):
+            return checkpoint
     if step == "best":
-        best = next((c for c in checkpoints if c.is_best), None)
-        if best is None:
-            raise CheckpointError(
-                f"run {run.name} has no best checkpoint", "none was validated", f"aifx ckpt show last --run {run.name}"
-            )
-        return best
-    found = next((c for c in checkpoints if c.step == step), None)
-    if found is None:
-        there = ", ".join(str(c.step) for c in checkpoints)
-        raise CheckpointError(
-            f"run {run.name} has no checkpoint of step {step}", f"it has {there}", f"aifx ckpt ls --run {run.name}"
-        )
-    return found
-
-
-def _verify(run: RunDirectory, step: int) -> tuple[str | None, list[str]]:
-    """The digest of what is on the disk, and what is damaged."""
-    from aifx.checkpoint.checkpoints import Checkpoints  # imports jax and Orbax, which listing does not need
-
-    try:
-        found = Checkpoints(run.checkpoints, CheckpointSection.model_validate({})).verify(step)
-    except Damaged as error:
-        return None, [error.why]
-    return found.state_digest, list(found.damaged)
+        what = f"run {run.name} has no best checkpoint"
+        raise CheckpointError(what, "none was validated", f"aifx ckpt show last --run {run.name}")
+    there = f"it has {', '.join(str(c.step) for c in checkpoints)}"
+    raise CheckpointError(f"run {run.name} has no checkpoint of step {step}", there, f"aifx ckpt ls --run {run.name}")

@@ -1,16 +1,15 @@
-"""Summaries of checkpoints from their manifests alone. Imports neither jax nor Orbax."""
+"""Summaries of checkpoints from their manifests alone, and which of them stay. Imports neither jax nor Orbax."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aifx.checkpoint.inventory import missing_files
-from aifx.checkpoint.manifest import Damaged, Manifest, read_manifest, step_directories
-from aifx.checkpoint.retention import ranked
+from aifx.checkpoint.manifest import Damaged, Manifest, missing_files, read_manifest, step_directories
 from aifx.config.best_by import Score
 
 
@@ -36,9 +35,9 @@ class CheckpointInfo:
 
 def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
     """The checkpoints in `directory` by step."""
-    manifests = {step: read_info(folder) for step, folder in step_directories(directory).items()}
-    best = ranked({i.step: i.cost for i in manifests.values()})[:1]
-    return [i if i.step not in best else CheckpointInfo(**{**vars(i), "is_best": True}) for i in manifests.values()]
+    infos = [read_info(folder) for folder in step_directories(directory).values()]
+    best = ranked({i.step: i.cost for i in infos})[:1]
+    return [replace(i, is_best=i.step in best) for i in infos]
 
 
 def list_bindings(directory: Path) -> dict[int, Mapping[str, Any]]:
@@ -54,14 +53,29 @@ def read_info(folder: Path) -> CheckpointInfo:
     """The summary of the checkpoint in `folder`. Only the whole list shows whether it is the best."""
     step = int(folder.name)
     try:
-        info = checkpoint_info(step, read_manifest(folder))
+        info = checkpoint_info(read_manifest(folder))
     except Damaged as e:
         return CheckpointInfo(step, damaged=e.why)
     damage = missing_files(folder)
     return CheckpointInfo(step, damaged=damage) if damage else info
 
 
-def checkpoint_info(step: int, manifest: Manifest) -> CheckpointInfo:
+def checkpoint_info(m: Manifest) -> CheckpointInfo:
     """The summary of a checkpoint with this manifest. Only the whole list shows whether it is the best."""
-    m = manifest
-    return CheckpointInfo(step, m.saved_at, m.validation_loss, m.score, m.num_parameters, len(m.arrays), m.size_bytes)
+    return CheckpointInfo(m.step, m.saved_at, m.validation_loss, m.score, m.num_parameters, len(m.arrays), m.size_bytes)
+
+
+def kept(costs: Mapping[int, float | None], keep_last: int, keep_best: int) -> set[int]:
+    """The steps that stay: the newest `keep_last`, and the `keep_best` of lowest cost.
+
+    Args:
+        costs: by step, less is better; None for a step that was not validated.
+    """
+    newest = sorted(costs)[-keep_last:] if keep_last > 0 else []
+    return {*newest, *ranked(costs)[:keep_best]}
+
+
+def ranked(costs: Mapping[int, float | None]) -> list[int]:
+    """Validated steps, the best first; of equals the earlier."""
+    validated = [(cost, step) for step, cost in costs.items() if cost is not None and math.isfinite(cost)]
+    return [step for _, step in sorted(validated)]

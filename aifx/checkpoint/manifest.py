@@ -1,4 +1,4 @@
-"""`manifest/manifest.json` of a checkpoint: what it holds, the digest of every array, and what the host kept.
+"""`manifest/` of a checkpoint: what it holds, the digest of every array, what the host kept, and its files' sizes.
 
 Reading it needs neither jax nor Orbax, so that listing checkpoints is quick.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from aifx.core.parsing import parse_json
 FORMAT = 2
 ITEM = "manifest"
 FILE = "manifest.json"
+INVENTORY = "files.json"
 TEMPORARY_SUFFIX = ".orbax-checkpoint-tmp"
 DAMAGED_SUFFIX = ".damaged"
 
@@ -63,24 +65,8 @@ class Manifest:
         return sum(entry.size for name, entry in self.arrays.items() if name.split("/")[0] == "params")
 
     def to_json(self) -> dict[str, Any]:
-        body = plain(
-            {
-                "format": FORMAT,
-                "step": self.step,
-                "saved_at": self.saved_at,
-                "validation_loss": self.validation_loss,
-                "size_bytes": self.size_bytes,
-                "arrays": {n: {"dtype": a.dtype, "shape": a.shape, "sha256": a.sha256} for n, a in self.arrays.items()},
-                "host": self.host,
-                "score": None if self.score is None else asdict(self.score),
-                "run": self.run,
-            }
-        )
-        return {**body, "checksum": _checksum(body)}
-
-
-def manifest_path(directory: Path) -> Path:
-    return directory / ITEM / FILE
+        body = {"format": FORMAT, **plain(self)}
+        return {**body, "checksum": json_digest(body)}
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -90,17 +76,15 @@ def read_manifest(directory: Path) -> Manifest:
 
     Raises Damaged if it is not as written, OSError if the machine refuses to read it.
     """
-    path = manifest_path(directory)
     try:
-        doc = parse_json(read_file(path, below=directory))
+        doc = parse_json(read_file(directory / ITEM / FILE, below=directory))
         checksum = doc.pop("checksum")
         # The checksum comes first, whatever the format: a flipped bit must not pass for a newer one.
-        if checksum != _checksum(doc):
+        if checksum != json_digest(doc):
             raise ValueError("its checksum does not match its content")
         if doc["format"] != FORMAT:
-            raise CheckpointError(
-                f"checkpoint {directory} has format {doc['format']}", f"this aifx reads format {FORMAT}"
-            )
+            what = f"checkpoint {directory} has format {doc['format']}"
+            raise CheckpointError(what, f"this aifx reads format {FORMAT}")
         if str(doc["step"]) != directory.name:
             raise ValueError(f"it was saved as the checkpoint of step {doc['step']}")
         arrays = {n: ArrayEntry(a["dtype"], tuple(a["shape"]), a["sha256"]) for n, a in doc["arrays"].items()}
@@ -111,11 +95,9 @@ def read_manifest(directory: Path) -> Manifest:
     except (OSError, UnsafeFile, ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, OSError) and e.errno in UNREADABLE:
             raise
-        why = (
-            f"{FILE} is missing"
-            if isinstance(e, FileNotFoundError | NotADirectoryError)
-            else f"{FILE}: {e.what if isinstance(e, UnsafeFile) else e or type(e).__name__}"
-        )
+        why = f"{FILE}: {e.what if isinstance(e, UnsafeFile) else e}"
+        if isinstance(e, FileNotFoundError | NotADirectoryError):
+            why = f"{FILE} is missing"
         raise Damaged(f"checkpoint {directory} is damaged", why) from e
 
 
@@ -129,10 +111,36 @@ def step_directories(directory: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def set_aside_folders(directory: Path) -> list[Path]:
-    """Checkpoints in `directory` that were found damaged and renamed."""
-    return sorted(p for p in directory.glob(f"*{DAMAGED_SUFFIX}*") if p.is_dir())
+def write_inventory(folder: Path) -> None:
+    """List the files of the checkpoint in `folder`. Nothing may be written to it afterwards."""
+    sizes = {
+        str(Path(parent, name).relative_to(folder)): os.stat(os.path.join(parent, name)).st_size
+        for parent, _, names in os.walk(folder)
+        for name in names
+    }
+    (folder / ITEM / INVENTORY).write_text(json.dumps({"files": dict(sorted(sizes.items()))}, indent=1))
 
 
-def _checksum(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def missing_files(folder: Path) -> str | None:
+    """What is missing from the checkpoint in `folder`, found without reading arrays; None if nothing is.
+
+    Does not find changed bytes.
+    """
+    try:
+        sizes = parse_json(read_file(folder / ITEM / INVENTORY, below=folder))["files"]
+        for name, size in sizes.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if (found := path.stat().st_size) != size:
+                return f"{name} has {found:,} bytes and had {size:,}"
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{INVENTORY} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError, UnsafeFile):
+        return f"{INVENTORY} cannot be read"
+    return None
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of a value as JSON with sorted keys, separators `,` and `:`, ASCII only."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
-from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 Tree: TypeAlias = Any
 Named: TypeAlias = dict[str, Any]  # nested dicts, array leaves
@@ -55,21 +54,8 @@ def nest(flat: Mapping[str, Any]) -> Named:
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    return "/".join(_part(key) for key in path)
-
-
-def _part(key: Any) -> str:
-    match key:
-        case DictKey():
-            part = str(key.key)
-        case GetAttrKey():
-            part = key.name
-        case SequenceKey():
-            part = str(key.idx)
-        case FlattenedIndexKey():
-            part = str(key.key)
-        case _:
-            part = str(key)
-    if not part or "/" in part:
-        raise ValueError(f"{part!r} cannot be part of an array's name")
-    return part
+    parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    for part in parts:
+        if not part or "/" in part:
+            raise ValueError(f"{part!r} cannot be part of an array's name")
+    return "/".join(parts)

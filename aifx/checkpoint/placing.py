@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aifx.checkpoint.digest import is_key
 from aifx.checkpoint.manifest import Manifest
 from aifx.core.errors import CheckpointError
 
@@ -26,11 +27,8 @@ def check_fit(folder: Path, manifest: Manifest, wanted: Mapping[str, Any]) -> No
     asked = {name: _signature(leaf) for name, leaf in wanted.items()}
     wrong = [f"{n} is not in it" for n in asked.keys() - there.keys()]
     wrong += [f"{n} is in it only" for n in there.keys() - asked.keys()]
-    wrong += [
-        f"{n} is {_shown(there[n])}, not {_shown(asked[n])}"
-        for n in asked.keys() & there.keys()
-        if asked[n] != there[n]
-    ]
+    both = asked.keys() & there.keys()
+    wrong += [f"{n} is {_shown(there[n])}, not {_shown(asked[n])}" for n in both if asked[n] != there[n]]
     if wrong:
         more = f"; {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
@@ -42,24 +40,19 @@ def check_fit(folder: Path, manifest: Manifest, wanted: Mapping[str, Any]) -> No
 
 def place(arrays: Mapping[str, np.ndarray[Any, Any]], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays on their devices, with the shardings of `wanted`, typed keys wrapped again."""
-    names = list(arrays)
-    plain = [name for name in names if not _is_key(wanted[name])]
+    plain = [name for name in arrays if not is_key(wanted[name])]
     shardings = [getattr(wanted[name], "sharding", None) for name in plain]
     placed: dict[str, Any] = dict(zip(plain, jax.device_put([arrays[n] for n in plain], shardings), strict=True))
-    for name in names:
-        if _is_key(wanted[name]):
+    for name, array in arrays.items():
+        if is_key(wanted[name]):
             tag = str(wanted[name].dtype).removeprefix("key<").removesuffix(">")
-            key = jax.random.wrap_key_data(jax.numpy.asarray(arrays[name]), impl=_KEY_IMPLEMENTATIONS.get(tag, tag))
+            key = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=_KEY_IMPLEMENTATIONS.get(tag, tag))
             placed[name] = jax.device_put(key, getattr(wanted[name], "sharding", None))
     return placed
 
 
-def _is_key(leaf: Any) -> bool:
-    return bool(jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
 def _signature(leaf: Any) -> tuple[tuple[int, ...], str]:
-    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    data = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
     return tuple(data.shape), np.dtype(data.dtype).name
 
 

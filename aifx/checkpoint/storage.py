@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from aifx.checkpoint.inventory import write_inventory
-from aifx.checkpoint.manifest import FILE, ITEM, Manifest
-from aifx.checkpoint.naming import nest
+from aifx.checkpoint.manifest import FILE, ITEM, Manifest, write_inventory
+from aifx.checkpoint.naming import flat_names, nest
 from aifx.core.json_files import sync_directory
 from aifx.core.os_errors import naming
 
@@ -44,9 +43,7 @@ def write_checkpoint(directory: Path, arrays: Mapping[str, np.ndarray[Any, Any]]
     ocp = load_orbax()
     # Orbax refuses arrays without elements; the manifest says all there is to know of them.
     state = nest({name: array for name, array in arrays.items() if array.size})
-    args = ocp.args.Composite(
-        **{STATE: ocp.args.PyTreeSave(state), ITEM: ocp.args.JsonSave(manifest.to_json())},
-    )
+    args = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), ITEM: ocp.args.JsonSave(manifest.to_json())})
     failures: list[Exception] = []
     try:
         _checkpointer(ocp, failures).save(directory, args=args)
@@ -62,14 +59,14 @@ def read_arrays(directory: Path, manifest: Manifest, names: list[str]) -> dict[s
     ocp = load_orbax()
     entries = {name: manifest.arrays[name] for name in names}
     stored = [name for name, entry in entries.items() if entry.size]
-    found: dict[str, np.ndarray[Any, Any]] = {}
+    found = {name: np.zeros(e.shape, np.dtype(e.dtype)) for name, e in entries.items() if not e.size}
     if stored:
         wanted = nest({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored})
         args = ocp.args.PyTreeRestore(item=nest(dict.fromkeys(stored, 0)), restore_args=wanted, partial_restore=True)
         tree = _checkpointer(ocp).restore(directory, args=ocp.args.Composite(**{STATE: args}))[STATE]
-        found = {name: np.asarray(_at(tree, name)) for name in stored}
-    empty = {name: np.zeros(e.shape, np.dtype(e.dtype)) for name, e in entries.items() if not e.size}
-    return {name: found[name] if name in found else empty[name] for name in names}
+        arrays = flat_names(tree)
+        found |= {name: np.asarray(arrays[name]) for name in stored}
+    return {name: found[name] for name in names}
 
 
 def sync_tree(directory: Path) -> None:
@@ -102,9 +99,8 @@ def _checkpointer(ocp: Any, failures: list[Exception] | None = None) -> Any:
 
         async def deserialize(self, infos: Sequence[Any], args: Sequence[Any] | None = None) -> list[Any]:
             one_by_one = zip(infos, args or [None] * len(infos), strict=True)
-            reads = [
-                super(Arrays, self).deserialize([info], None if arg is None else [arg]) for info, arg in one_by_one
-            ]
+            read = super().deserialize
+            reads = [read([info], None if arg is None else [arg]) for info, arg in one_by_one]
             results: list[Any] = await asyncio.gather(*reads, return_exceptions=True)
             for result in results:
                 if isinstance(result, BaseException):
@@ -117,13 +113,6 @@ def _checkpointer(ocp: Any, failures: list[Exception] | None = None) -> Any:
     state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
     handlers = {STATE: state, ITEM: ocp.JsonCheckpointHandler(FILE)}
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
-
-
-def _at(tree: Mapping[str, Any], name: str) -> Any:
-    node: Any = tree
-    for part in name.split("/"):
-        node = node[part]
-    return node
 
 
 class _WithoutOrbax(logging.Filter):

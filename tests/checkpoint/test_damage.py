@@ -88,7 +88,7 @@ def test_a_flipped_bit_in_an_array_is_silent_to_orbax(directory: Path) -> None:
     verification = checkpoints.verify(3)
     assert len(verification.damaged) == 1
     with pytest.raises(Damaged, match="damaged") as caught:
-        checkpoints.digest(3)
+        checkpoints.restore(3, ABSTRACT)
     assert verification.damaged[0] in caught.value.why
 
 

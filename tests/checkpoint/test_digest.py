@@ -70,4 +70,4 @@ def test_the_documented_program_agrees(tmp_path: Path) -> None:
     checkpoints.save(7, state, host={})
     command = [sys.executable, str(program), str(checkpoints.directory / "7" / "state")]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == checkpoints.digest(7) == state_digest(state)
+    assert done.stdout.strip() == checkpoints.verify(7).state_digest == state_digest(state)

@@ -35,7 +35,7 @@ ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state_
 def save(directory: Path, step: int, warn: list[str]) -> None:
     checkpoints = Checkpoints(directory, SECTION, warn=warn.append)
     checkpoints.save(step, state_of(step), host={})
-    checkpoints.close()
+    checkpoints.wait()
 
 
 def assert_whole(directory: Path, step: int) -> None:
@@ -164,5 +164,5 @@ def test_a_manifest_that_cannot_be_read_costs_no_checkpoint(saved: Path, folder:
     assert len(warned) == 1
     assert "could not remove" in warned[0]
     checkpoints.save(3, state_of(3), host={})
-    checkpoints.close()
+    checkpoints.wait()
     assert checkpoints.steps() == [1, 3]

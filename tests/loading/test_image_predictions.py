@@ -48,7 +48,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
     checkpoints.bind(open_digests(run, config, is_fresh=True).binding)
     checkpoints.save(1, {"params": init_params(task.model.specs(), jax.random.key(0))}, host={})
-    checkpoints.close()
+    checkpoints.wait()
     write_text(run.config, config.to_toml())
     (root / "test_report.json").write_text(json.dumps(evaluate(run, found).metrics))
     np.savez_compressed(root / "new.npz", images=arrays["test_images"][:50], labels=arrays["test_labels"][:50])

@@ -43,7 +43,7 @@ def project(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> It
     (root / "their_task.py").write_text(f"open({str(marker)!r}, 'a').close()\n")
     checkpoints = Checkpoints(root / "runs/main/checkpoints", CheckpointSection())
     checkpoints.save(10, {"params": {"w": np.arange(4.0)}}, host={})
-    checkpoints.close()
+    checkpoints.wait()
     monkeypatch.chdir(root / "below")
     before = list(sys.path)
     yield root
