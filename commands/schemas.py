@@ -93,6 +93,7 @@ def file_types() -> dict[str, Any]:
     from aifx.machine.measured_peaks import Ceilings
     from aifx.planning.planner import PlanFile
     from aifx.runs import formats
+    from aifx.runs.lock import Holder
 
     return {
         "metrics": formats.MetricsRecord,
@@ -101,7 +102,7 @@ def file_types() -> dict[str, Any]:
         "kernels": formats.KernelsFile,
         "digests": formats.DigestsFile,
         "tags": formats.TagsFile,
-        "lock": formats.LockFile,
+        "lock": Holder,
         "eval": formats.EvaluationFile,
         "plan": PlanFile,
         "manifest": formats.ManifestFile,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from aifx.checkpoint.manifest import json_digest
 from aifx.config import Config
 from aifx.config.config import number_settings
 from aifx.config.schema import properties
@@ -25,38 +26,29 @@ from aifx.core.parsing import parse_json
 from aifx.core.project import RunDirectory
 from aifx.kernels.choices_file import read_kernel_choices
 
-SCHEMA_VERSION = 1
-
 
 @dataclass
 class RunDigests:
-    """The content of `digests.json`.
+    """The content of `digests.json`."""
 
-    Attributes:
-        run_id: made when the run begins; a checkpoint of another run has another one.
-        settings: the values that change numbers, by key (`model.rope_theta`).
-        assets: SHA-256 of each file in `assets/`, by its path in there.
-        kernels: digest of the kernel choices in `kernels.json` by kind of device.
-    """
-
-    run_id: str
-    settings: Mapping[str, Any]
-    assets: Mapping[str, str]
-    kernels: Mapping[str, Mapping[str, Any]]
+    run_id: str  # made when the run begins; a checkpoint of another run has another one
+    settings: Mapping[str, Any]  # the values that change numbers, by key (`model.rope_theta`)
+    assets: Mapping[str, str]  # SHA-256 of each file in `assets/`, by its path in there
+    kernels: Mapping[str, Mapping[str, Any]]  # digest of the kernel choices in `kernels.json` by kind of device
 
     def binding(self) -> dict[str, Any]:
         """What a checkpoint that is saved now names in its manifest."""
         return {
             "id": self.run_id,
-            "settings": _json_digest(self.settings),
-            "assets": dict(self.assets),
-            "kernels": {kind: dict(digest) for kind, digest in self.kernels.items()},
+            "settings": json_digest(self.settings),
+            "assets": self.assets,
+            "kernels": self.kernels,
         }
 
     def write(self, run: RunDirectory) -> None:
-        settings = {"sha256": _json_digest(self.settings), "values": dict(self.settings)}
-        document = {"schema_version": SCHEMA_VERSION, "run_id": self.run_id, "settings": settings}
-        write_json(run.digests, {**document, "assets": dict(self.assets), "kernels": self.binding()["kernels"]})
+        settings = {"sha256": json_digest(self.settings), "values": self.settings}
+        document = {"schema_version": 1, "run_id": self.run_id, "settings": settings}
+        write_json(run.digests, {**document, "assets": self.assets, "kernels": self.kernels})
 
 
 def open_digests(run: RunDirectory, config: Config, *, is_fresh: bool) -> RunDigests:
@@ -81,10 +73,9 @@ def read_digests(run: RunDirectory) -> RunDigests:
         values, assets, kernels = doc["settings"]["values"], doc["assets"], doc["kernels"]
         return RunDigests(str(doc["run_id"]), dict(values), dict(assets), dict(kernels))
     except (OSError, ValueError, KeyError, TypeError) as e:
-        why = "it is missing" if isinstance(e, FileNotFoundError) else f"it cannot be read: {e or type(e).__name__}"
-        raise CheckpointError(
-            f"run {run.name!r} has checkpoints and no usable {run.digests.name}", why, _way_out(run, run.digests)
-        ) from e
+        why = "it is missing" if isinstance(e, FileNotFoundError) else f"it cannot be read: {e}"
+        what = f"run {run.name!r} has checkpoints and no usable {run.digests.name}"
+        raise CheckpointError(what, why, _way_out(run, run.digests)) from e
 
 
 def binding_errors(run: RunDirectory, config: Config, step: int, bound: Mapping[str, Any]) -> Iterator[CheckpointError]:
@@ -102,7 +93,7 @@ def binding_errors(run: RunDirectory, config: Config, step: int, bound: Mapping[
     if digests.run_id != bound.get("id"):
         yield foreign_checkpoint(run, step)
         return
-    if _json_digest(digests.settings) != bound.get("settings"):
+    if json_digest(digests.settings) != bound.get("settings"):
         yield _changed(run, run.digests, step, "its settings are not those that the checkpoint names")
     elif changes := list(_changed_settings(digests.settings, config)):
         more = f"; {len(changes) - 3} more" if len(changes) > 3 else ""
@@ -139,7 +130,7 @@ def kernel_digest(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Later choices are added at the end, so the first `count` of them are what an earlier checkpoint names.
     """
     rows = [[c.get("call"), c.get("implementation"), c.get("config")] for c in choices]
-    return {"count": len(rows), "sha256": _json_digest(rows)}
+    return {"count": len(rows), "sha256": json_digest(rows)}
 
 
 def _changed_settings(recorded: Mapping[str, Any], config: Config) -> Iterator[str]:
@@ -161,8 +152,3 @@ def _asset_digests(folder: Path) -> dict[str, str]:
             with open(open_file(path, below=folder), "rb") as file:
                 found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
-
-
-def _json_digest(value: Any) -> str:
-    """SHA-256 of a value as JSON with sorted keys, separators `,` and `:`, ASCII only."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

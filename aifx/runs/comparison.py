@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 from aifx.core.json_files import read_jsonl
 from aifx.core.project import RunDirectory
-from aifx.runs.reading import read_evaluations, read_settings
-from aifx.runs.status import RunStatus, number, run_status, validation_loss
+from aifx.runs.reading import read_evaluations
+from aifx.runs.status import RunStatus, number, read_settings, run_status, validation_loss
 
 SMOOTHING_FRACTION = 0.05
 """Steps that a smoothed loss averages, as a fraction of those that both runs have done."""
@@ -100,9 +100,9 @@ class _Curve:
         first, end = bisect_right(self._steps, step - window), bisect_right(self._steps, step)
         return fmean(self._losses[first:end]) if end > first else None
 
-    def best(self, until: int | None = None) -> tuple[float, int] | None:
-        """The lowest validation loss and its step, the first of equal ones."""
-        return min(((v, s) for s, v in self.validated.items() if until is None or s <= until), default=None)
+    def best(self, until: int) -> tuple[float, int] | tuple[None, None]:
+        """The lowest validation loss up to a step and where it was reached, the first of equal ones."""
+        return min(((loss, step) for step, loss in self.validated.items() if step <= until), default=(None, None))
 
     def last_validation(self) -> dict[str, float]:
         """The metrics of the last validation; reports nested in it (those of classes) are left out."""
@@ -112,31 +112,30 @@ class _Curve:
 
 def compare_runs(first: RunDirectory, second: RunDirectory) -> Comparison:
     """Compare two runs, of any lengths."""
-    values = [read_settings(run) for run in (first, second)]
-    curves = [_Curve(read_jsonl(run.metrics)) for run in (first, second)]
-    a, b = curves
+    settings = _pairs(read_settings(first), read_settings(second))
+    a, b = (_Curve(read_jsonl(run.metrics)) for run in (first, second))
     common = min(a.last, b.last)
     window = max(1, round(common * SMOOTHING_FRACTION))
-    last = [curve.last_validation() for curve in curves]
-    bests, until = [curve.best() for curve in curves], [curve.best(common) for curve in curves]
+    best_a, best_b = a.best(a.last), b.best(b.last)
     return Comparison(
         runs=(run_status(first), run_status(second)),
-        config=[
-            SettingPair(key, (values[0].get(key), values[1].get(key)))
-            for key in dict.fromkeys([*values[0], *values[1]])
-            if values[0].get(key) != values[1].get(key)
-        ],
+        config=[SettingPair(key, values) for key, values in settings.items() if values[0] != values[1]],
         steps=(a.last, b.last),
         common_steps=common,
         smoothing_steps=window,
         smoothed_loss=(a.smoothed(common, window), b.smoothed(common, window)),
-        last_validation={name: (last[0].get(name), last[1].get(name)) for name in dict.fromkeys([*last[0], *last[1]])},
-        best_validation_loss=(bests[0][0] if bests[0] else None, bests[1][0] if bests[1] else None),
-        best_step=(bests[0][1] if bests[0] else None, bests[1][1] if bests[1] else None),
-        best_common_validation_loss=(until[0][0] if until[0] else None, until[1][0] if until[1] else None),
+        last_validation=_pairs(a.last_validation(), b.last_validation()),
+        best_validation_loss=(best_a[0], best_b[0]),
+        best_step=(best_a[1], best_b[1]),
+        best_common_validation_loss=(a.best(common)[0], b.best(common)[0]),
         rows=[_row(step, a, b, window) for step in _rows(a, b, common)],
         evaluations=_evaluations(first, second),
     )
+
+
+def _pairs(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The two values of each key that either has."""
+    return {key: (first.get(key), second.get(key)) for key in dict.fromkeys([*first, *second])}
 
 
 def _row(step: int, a: _Curve, b: _Curve, window: int) -> StepRow:
@@ -167,9 +166,8 @@ def _evaluations(first: RunDirectory, second: RunDirectory) -> list[MetricPair]:
     sides = [{e.split: e.metrics for e in read_evaluations(run)} for run in (first, second)]
     rows = []
     for split in sorted({*sides[0], *sides[1]}):
-        left, right = (side.get(split, {}) for side in sides)
-        for metric in dict.fromkeys([*left, *right]):
-            pair = number(left.get(metric)), number(right.get(metric))
+        for metric, values in _pairs(*(side.get(split, {}) for side in sides)).items():
+            pair = number(values[0]), number(values[1])
             if pair != (None, None):
                 rows.append(MetricPair(split, metric, pair))
     return rows

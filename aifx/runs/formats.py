@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
-from aifx.config.best_by import Score
+from aifx.checkpoint.manifest import Manifest
+from aifx.config.config import Difference
 from aifx.config.gates import GateResult
 from aifx.config.sections import Quantization
 from aifx.core.statuses import ProcessStatus
@@ -61,15 +63,9 @@ class Validated(_Event):
     duration_s: float
 
 
-class ChangedSetting(TypedDict):
-    key: str
-    old: Any
-    new: Any
-
-
 class SettingsChanged(_Event):
     event: Literal["settings_changed"]
-    changes: list[ChangedSetting]
+    changes: list[Difference]
 
 
 class KernelChoice(TypedDict):
@@ -100,26 +96,31 @@ class Warned(_Event):
     text: str
 
 
-class RunEnd(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class RunEnd:
     """How a training process ended."""
 
     status: ProcessStatus
     step: int
-    loss: float | None
-    unit: str | None
-    units_per_s: float | None
-    state_digest: str | None
-    validation_loss: float | None
-    best_step: int | None
-    best_validation_loss: float | None
-    best_by: str | None
-    best_value: float | None
-    duration_s: float | None
-    resumed_from: int | None
-    peak_memory_bytes: int | None
+    loss: float | None = None  # of the last update, bit-equal to its record; None if there was none
+    unit: str | None = None
+    units_per_s: float | None = None  # over the steps of this process
+    state_digest: str | None = None
+    validation_loss: float | None = None
+    best_step: int | None = None
+    best_validation_loss: float | None = None  # at best_step
+    best_by: str | None = None  # "max accuracy"
+    best_value: float | None = None
+    duration_s: float | None = None
+    resumed_from: int | None = None
+    peak_memory_bytes: int | None = None  # of a device; on a CPU that of the process
 
 
-class ProcessEnded(_Event, RunEnd):
+@dataclass(frozen=True, kw_only=True)
+class ProcessEnded(RunEnd):
+    """A training process ended in order."""
+
+    time: float
     event: Literal["stop"]
 
 
@@ -223,15 +224,6 @@ class TagsFile(TypedDict):
     tags: list[str]
 
 
-class LockFile(TypedDict):
-    """lock: the process that holds the run, or the last one that did."""
-
-    pid: int
-    host: str
-    command: str
-    since: float
-
-
 class _KeptReport(TypedDict):
     metrics: dict[str, Any]
     gates: list[GateResult]
@@ -259,12 +251,6 @@ class EvaluationFile(TypedDict):
     datasets: list[DatasetReport]
 
 
-class ArrayEntry(TypedDict):
-    dtype: str
-    shape: list[int]
-    sha256: str
-
-
 class RunBinding(TypedDict):
     """The run that saved a checkpoint, and digests of its files that its numbers depend on."""
 
@@ -274,16 +260,10 @@ class RunBinding(TypedDict):
     kernels: dict[str, KernelsDigest]
 
 
-class ManifestFile(TypedDict):
+@dataclass(frozen=True)
+class ManifestFile(Manifest):
     """checkpoints/STEP/manifest/manifest.json. `host` belongs to the training loop."""
 
-    format: Literal[2]
-    step: int
-    saved_at: float
-    validation_loss: float | None
-    size_bytes: int
-    arrays: dict[str, ArrayEntry]
-    host: dict[str, Any]
-    score: Score | None
     run: RunBinding
+    format: Literal[2]
     checksum: str

@@ -11,10 +11,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from aifx.core.errors import RunBusy
@@ -26,7 +25,7 @@ from aifx.core.redaction import redact_arguments
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds, or last held, a run."""
+    """The content of `lock`: the process that holds the run, or the last one that did."""
 
     pid: int
     host: str
@@ -38,51 +37,31 @@ class Holder:
         return f"process {self.pid} on {self.host} ({self.command}), since {since}"
 
 
-class RunLock:
-    """Hold a run: `with RunLock(run): ...`. Raises RunBusy, which names the holder, if another process has it.
+@contextmanager
+def hold_run(run: RunDirectory) -> Iterator[None]:
+    """Hold a run: `with hold_run(run): ...`. Raises RunBusy, which names the holder, if another process has it.
 
     A process that is forked (without exec) while this one holds the run holds it too, until it ends.
     """
-
-    def __init__(self, run: RunDirectory) -> None:
-        self.run = run
-        self._handle: int | None = None
-
-    def acquire(self) -> None:
-        self.run.path.mkdir(parents=True, exist_ok=True)
-        handle = open_file(self.run.lock, os.O_RDWR | os.O_CREAT)
+    run.path.mkdir(parents=True, exist_ok=True)
+    handle = open_file(run.lock, os.O_RDWR | os.O_CREAT)
+    try:
         # Whoever only looks (`is_held`) takes a shared lock for an instant: wait that out before calling the run busy.
-        for attempt in range(10):
+        for _ in range(10):
             if _try_lock(handle, fcntl.LOCK_EX):
                 break
-            if attempt < 9:
-                time.sleep(0.03)
+            time.sleep(0.03)
         else:
-            os.close(handle)
-            raise _busy(self.run)
-        self._handle = handle
-        who = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "command": shlex.join(_command()),
-            "since": time.time(),
-        }
+            what = f"run {run.name!r} is being trained by another process"
+            why = f"it is held by {holder(run) or 'a process that just started'}"
+            raise RunBusy(what, why, f"aifx runs watch {run.name}    (or train another run: aifx train --run NAME)")
+        command = redact_arguments([os.path.basename(sys.argv[0]) or "python", *sys.argv[1:]])
+        who = Holder(os.getpid(), socket.gethostname(), shlex.join(command), time.time())
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(who).encode() + b"\n", 0)
-
-    def release(self) -> None:
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            os.close(handle)
-
-    def __enter__(self) -> RunLock:
-        self.acquire()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
+        os.pwrite(handle, json.dumps(asdict(who)).encode() + b"\n", 0)
+        yield
+    finally:
+        os.close(handle)
 
 
 def is_held(run: RunDirectory) -> bool:
@@ -123,17 +102,3 @@ def _try_lock(handle: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _command() -> list[str]:
-    return redact_arguments([os.path.basename(sys.argv[0]) or "python", *sys.argv[1:]])
-
-
-def _busy(run: RunDirectory) -> RunBusy:
-    who = holder(run)
-    hint = f"aifx runs watch {run.name}    (or train another run: aifx train --run NAME)"
-    return RunBusy(
-        f"run {run.name!r} is being trained by another process",
-        f"it is held by {who or 'a process that just started'}",
-        hint,
-    )

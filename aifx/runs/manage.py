@@ -15,7 +15,7 @@ from aifx.core.json_files import sync_directory, write_json
 from aifx.core.parsing import parse_json
 from aifx.core.project import RUN_NAME, Project, RunDirectory
 from aifx.runs.formats import TagsFile
-from aifx.runs.lock import RunLock
+from aifx.runs.lock import hold_run
 
 REMOVED = ".removed-"
 """How the name of a folder begins whose removal was interrupted."""
@@ -37,7 +37,7 @@ def remove_run(project: Project, run: RunDirectory) -> None:
     The folder is renamed first, so an interruption leaves no half-deleted run. The next removal deletes the rest.
     """
     check_folder(run.path)
-    with RunLock(run):
+    with hold_run(run):
         doomed = project.runs_path / f"{REMOVED}{run.name}-{secrets.token_hex(4)}"
         run.path.rename(doomed)
         sync_directory(project.runs_path)
@@ -54,7 +54,7 @@ def rename_run(project: Project, run: RunDirectory, name: str) -> RunDirectory:
     if os.path.lexists(target.path):
         hint = f"aifx runs rm {name}    (or choose another name)"
         raise UsageError(f"{target.path} exists already", "a run is renamed to a name that is not in use", hint)
-    with RunLock(run):
+    with hold_run(run):
         run.path.rename(target.path)
         sync_directory(project.runs_path)
         _rename_in_evaluations(target)

@@ -1,18 +1,29 @@
-"""What commands show and compare of a run directory: settings, curves, evaluations."""
+"""What commands show and compare of a run directory: settings, curves, evaluations, predictions."""
 
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from aifx.core.files import open_file, read_file
-from aifx.core.json_files import parse_lines
-from aifx.core.parsing import parse_json, parse_toml
+from aifx.core.json_files import parse_lines, read_jsonl
+from aifx.core.parsing import parse_json
 from aifx.core.project import RunDirectory
-from aifx.runs.status import number
+from aifx.runs.status import number, read_settings
+
+Quantity: TypeAlias = Literal["step_time_s", "units_per_s", "mfu", "memory_bytes"]
+
+PLACES: Mapping[Quantity, tuple[str, str]] = {
+    "step_time_s": ("time", "step_s"),
+    "units_per_s": ("time", "units_per_s"),
+    "mfu": ("time", "mfu"),
+    "memory_bytes": ("memory", "total"),
+}
+"""Where a plan holds each quantity."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +47,6 @@ class Evaluation:
     measured_at: float | None  # Unix time
 
 
-def read_settings(run: RunDirectory) -> dict[str, Any]:
-    """Every value of `config.toml` by key; empty if it cannot be read."""
-    try:
-        sections = parse_toml(read_file(run.config).decode())
-    except (OSError, ValueError):
-        return {}
-    flat: dict[str, Any] = {}
-    for section, values in sections.items():
-        flat |= {f"{section}.{key}": v for key, v in values.items()} if isinstance(values, dict) else {section: values}
-    return flat
-
-
 def changed_settings(run: RunDirectory) -> list[Setting]:
     """The values that are not the default, with who set them: `config.toml` notes that behind each."""
     from aifx.config import settings
@@ -62,14 +61,9 @@ def changed_settings(run: RunDirectory) -> list[Setting]:
         if line.startswith("["):
             section = line.strip().strip("[]")
             continue
-        key = f"{section}.{line.partition('=')[0].strip()}"
-        origin = written_origin(line)
-        if (
-            key in values
-            and origin
-            and origin.kind != "default"
-            and (key not in defaults or values[key] != defaults[key])
-        ):
+        key, origin = f"{section}.{line.partition('=')[0].strip()}", written_origin(line)
+        is_default = key in defaults and values.get(key) == defaults[key]
+        if key in values and origin and origin.kind != "default" and not is_default:
             found.append(Setting(key, values[key], origin.where))
     return found
 
@@ -97,6 +91,53 @@ def _datasets(doc: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for entry in doc.get("datasets", []):
         quantized = "" if entry["quantize"] == "none" else f"-{entry['quantize']}"
         yield f"{entry['name']} ({entry['digest'][:12]}){quantized}", entry
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A quantity of a run as predicted and as measured: the median over steps, and the peak of memory.
+
+    Attributes:
+        predicted: None without a plan of the run.
+        measured: None while the run hasn't measured it.
+    """
+
+    quantity: Quantity
+    predicted: float | None
+    measured: float | None
+
+
+def read_predictions(run: RunDirectory, records: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+    """Those of which one side is known. `records` are the lines of metrics.jsonl."""
+    try:
+        plan = parse_json(read_file(run.plan))
+    except (OSError, ValueError):
+        plan = None
+    measured = _measured(run, records)
+    both = [Prediction(name, _planned(plan, *place), measured.get(name)) for name, place in PLACES.items()]
+    return [one for one in both if one.predicted is not None or one.measured is not None]
+
+
+def _planned(plan: Any, part: str, name: str) -> float | None:
+    try:
+        return number(plan["plan"][part][name]["value"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _measured(run: RunDirectory, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    found = {}
+    for name in ("step_time_s", "units_per_s", "mfu"):
+        # The first step of a process warms up.
+        if values := _numbers(records[1:] or records, name):
+            found[name] = statistics.median(values)
+    if peaks := _numbers(read_jsonl(run.events), "peak_memory_bytes"):
+        found["memory_bytes"] = peaks[-1]
+    return found
+
+
+def _numbers(records: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [value for record in records if (value := number(record.get(name))) is not None]
 
 
 class MetricsTail:

@@ -29,8 +29,8 @@ class MetricsWriter(JsonLines):
     def __init__(self, path: Path, resume_at: int) -> None:
         super().__init__(path)
         self.cut(lambda data: _end_of_step(data, resume_at))
-        last = _last_record(read_file(path, limit=RECORDS_LIMIT))
-        self._last = last["step"] if last else 0
+        kept = _backwards(read_file(path, limit=RECORDS_LIMIT))
+        self._last = next((record["step"] for _, record in kept), 0)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One line, in the file when this returns. A step that is there is replaced, with what came after it."""
@@ -44,10 +44,6 @@ class MetricsWriter(JsonLines):
 def _end_of_step(data: bytes, step: int) -> int:
     """Where in `data` (whole lines, steps rising) the records up to `step` end. Reads from the end backwards."""
     return next((end for end, record in _backwards(data) if record["step"] <= step), 0)
-
-
-def _last_record(data: bytes) -> dict[str, Any] | None:
-    return next((record for _, record in _backwards(data)), None)
 
 
 def _backwards(data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:

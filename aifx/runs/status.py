@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aifx.checkpoint.listing import read_info
 from aifx.checkpoint.manifest import step_directories
-from aifx.config.best_by import LOSS, BestBy, parse_best_by
+from aifx.config.best_by import LOSS, BestBy, parse_best_by, score_of
 from aifx.core.errors import AifxError, UsageError
 from aifx.core.files import RECORDS_LIMIT, UnsafeFile, read_file
 from aifx.core.json_files import parse_line, read_jsonl
@@ -79,19 +79,25 @@ def run_status(run: RunDirectory) -> RunStatus:
     held = is_held(run)
     who = holder(run) if held else None
     events = read_jsonl(run.events)
-    metrics = read_metrics(run)
-    last = metrics.last or {}
+    settings = read_settings(run)
+    num_steps, best_by = settings.get("train.num_steps"), _best_by(settings)
+    last, validated = _read_metrics(run)
+    losses = [loss for record in validated if (loss := validation_loss(record)) is not None]
+    scored = [(score, record) for record in validated if (score := score_of(best_by, record["validation"]))]
+    best = min(scored, key=lambda pair: pair[0].cost, default=None)
+    process = _last_process(events)
+    steps = [step for event in process if isinstance(step := event.get("step"), int)]
     return RunStatus(
         run=run.name,
-        status="running" if held else _ending(events),
-        step=max(int(last.get("step") or 0), _last_step_of(events)),
-        num_steps=_num_steps(run),
+        status="running" if held else _ending(process),
+        step=max(int(last.get("step") or 0), *steps, 0),  # not every step has a record
+        num_steps=num_steps if isinstance(num_steps, int) else None,
         loss=number(last.get("loss")),
-        validation_loss=metrics.validation_loss,
-        best_validation_loss=metrics.best_validation_loss,
-        best_step=metrics.best_step,
-        best_by=str(metrics.best_by),
-        best_value=metrics.best_value,
+        validation_loss=losses[-1] if losses else None,
+        best_validation_loss=validation_loss(best[1]) if best else None,
+        best_step=int(best[1].get("step") or 0) if best else None,
+        best_by=str(best_by),
+        best_value=best[0].value if best else None,
         unit=str(last["unit"]) if "unit" in last else None,
         units_per_s=number(last.get("units_per_s")),
         started=next((t for e in events if (t := number(e.get("time"))) is not None), None) or _written(run.config),
@@ -113,39 +119,16 @@ def _damage(run: RunDirectory) -> str | None:
     return f"checkpoint {info.step}: {info.damaged}" if info and info.damaged else None
 
 
-@dataclass(frozen=True)
-class MetricsSummary:
-    """The ends of `metrics.jsonl`, without parsing what lies between."""
-
-    last: dict[str, Any] | None
-    validation_loss: float | None
-    best_validation_loss: float | None
-    best_step: int | None
-    best_value: float | None
-    best_by: BestBy
-
-
-def read_metrics(run: RunDirectory) -> MetricsSummary:
-    """The last record, and the last and best of those that validated."""
+def _read_metrics(run: RunDirectory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The last record of `metrics.jsonl`, and those that validated; what lies between is not parsed."""
     try:
         data = read_file(run.metrics, limit=RECORDS_LIMIT)
     except FileNotFoundError:
         data = b""
     lines = data[: data.rfind(b"\n") + 1].splitlines()
-    last = next((record for line in reversed(lines) if (record := parse_line(line)) is not None), None)
-    best_by = run_best_by(run)
-    summary = MetricsSummary(last, None, None, None, None, best_by)
-    for line in lines:
-        if b'"validation"' not in line or (record := parse_line(line)) is None:
-            continue
-        loss = validation_loss(record)
-        if loss is not None:
-            summary = replace(summary, validation_loss=loss)
-        value = best_by.value(validation) if isinstance(validation := record.get("validation"), Mapping) else None
-        if value is not None and (summary.best_value is None or best_by.is_better(value, summary.best_value)):
-            step = int(record.get("step") or 0)
-            summary = replace(summary, best_validation_loss=loss, best_step=step, best_value=value)
-    return summary
+    last = next((record for line in reversed(lines) if (record := parse_line(line)) is not None), {})
+    marked = [record for line in lines if b'"validation"' in line and (record := parse_line(line)) is not None]
+    return last, [record for record in marked if isinstance(record.get("validation"), Mapping)]
 
 
 def validation_loss(record: Mapping[str, Any]) -> float | None:
@@ -161,45 +144,36 @@ def number(value: Any) -> float | None:
     return None
 
 
-def _ending(events: Sequence[Mapping[str, Any]]) -> Status:
-    for event in reversed(events):
-        if event.get("event") == "stop":
-            return stop_status(event.get("status"))
-        if event.get("event") in BEGINNINGS:
-            break
-    return "killed"
+def _last_process(events: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The events of the run's last process, from the one that begins it."""
+    begins = [i for i, event in enumerate(events) if event.get("event") in BEGINNINGS]
+    return events[begins[-1] :] if begins else events
 
 
-def _last_step_of(events: Sequence[Mapping[str, Any]]) -> int:
-    """The highest step in the events of the run's last process, since not every step has a record."""
-    furthest = 0
-    for event in reversed(events):
-        if isinstance(step := event.get("step"), int):
-            furthest = max(furthest, step)
-        if event.get("event") in BEGINNINGS:
-            break
-    return furthest
+def _ending(process: Sequence[Mapping[str, Any]]) -> Status:
+    stops = [event for event in process if event.get("event") == "stop"]
+    return stop_status(stops[-1].get("status")) if stops else "killed"
 
 
-def run_best_by(run: RunDirectory) -> BestBy:
+def read_settings(run: RunDirectory) -> dict[str, Any]:
+    """Every value of `config.toml` by key; empty if it cannot be read."""
+    try:
+        sections = parse_toml(read_file(run.config).decode())
+    except (OSError, ValueError):
+        return {}
+    flat: dict[str, Any] = {}
+    for section, values in sections.items():
+        flat |= {f"{section}.{key}": v for key, v in values.items()} if isinstance(values, dict) else {section: values}
+    return flat
+
+
+def _best_by(settings: Mapping[str, Any]) -> BestBy:
     """What ranks the checkpoints of a run; the loss if its configuration does not set it."""
-    best_by = _setting(run, "checkpoint", "best_by")
+    best_by = settings.get("checkpoint.best_by")
     try:
         return parse_best_by(best_by) if isinstance(best_by, str) else LOSS
     except UsageError:
         return LOSS
-
-
-def _num_steps(run: RunDirectory) -> int | None:
-    steps = _setting(run, "train", "num_steps")
-    return steps if isinstance(steps, int) else None
-
-
-def _setting(run: RunDirectory, section: str, key: str) -> Any:
-    try:
-        return parse_toml(read_file(run.config).decode())[section][key]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _written(path: Path) -> float | None:

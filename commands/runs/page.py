@@ -14,9 +14,8 @@ from aifx.core.json_files import readable_bytes
 from aifx.core.project import RunDirectory
 from aifx.machine.catalogue import utilization
 from aifx.runs.comparison import Comparison, Pair
-from aifx.runs.prediction import Prediction, read_predictions
 from aifx.runs.provenance import read_provenance
-from aifx.runs.reading import Evaluation, Setting, changed_settings, read_evaluations
+from aifx.runs.reading import Evaluation, Prediction, Setting, changed_settings, read_evaluations, read_predictions
 from aifx.runs.status import RunStatus, number, run_status
 
 CHART_WIDTH = 76

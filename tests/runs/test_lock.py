@@ -15,14 +15,14 @@ import pytest
 
 from aifx.core.errors import ExitCode, RunBusy
 from aifx.core.project import RunDirectory
-from aifx.runs.lock import RunLock, holder, is_held
+from aifx.runs.lock import hold_run, holder, is_held
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from aifx.core.project import RunDirectory
-from aifx.runs.lock import RunLock
-with RunLock(RunDirectory(Path(sys.argv[1]))):
+from aifx.runs.lock import hold_run
+with hold_run(RunDirectory(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -41,7 +41,7 @@ def held(tmp_path: Path) -> Iterator[tuple[RunDirectory, subprocess.Popen[str]]]
 
 def test_a_second_process_is_told_who(held: tuple[RunDirectory, subprocess.Popen[str]]) -> None:
     run, process = held
-    with pytest.raises(RunBusy) as caught, RunLock(run):
+    with pytest.raises(RunBusy) as caught, hold_run(run):
         pass
     assert caught.value.exit_code == ExitCode.UNABLE
     assert f"process {process.pid} on {socket.gethostname()}" in caught.value.why
@@ -57,7 +57,7 @@ def test_kill_9_frees_it(held: tuple[RunDirectory, subprocess.Popen[str]]) -> No
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not is_held(run)
-    with RunLock(run):
+    with hold_run(run):
         assert json.loads(run.lock.read_text())["pid"] == os.getpid()
 
 
@@ -65,16 +65,14 @@ def test_it_can_be_taken_again_and_again(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     assert not is_held(run)
     for _ in range(3):
-        with RunLock(run):
+        with hold_run(run):
             assert is_held(run)
-            with pytest.raises(RunBusy), RunLock(run):
+            with pytest.raises(RunBusy), hold_run(run):
                 pass
         assert not is_held(run)
 
 
 def test_whoever_looks_does_not_get_in_the_way(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run")
-    RunLock(run).acquire()  # dropped without release: the file closes with the object's process, not here
     other = RunDirectory(tmp_path / "other")
     other.path.mkdir()
     other.lock.touch()
@@ -89,7 +87,7 @@ def test_whoever_looks_does_not_get_in_the_way(tmp_path: Path) -> None:
         thread.start()
     try:
         for _ in range(50):
-            with RunLock(other):
+            with hold_run(other):
                 pass
     finally:
         done.set()
@@ -101,5 +99,5 @@ def test_a_damaged_lock_file_is_no_obstacle(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.lock.write_bytes(b"\xff{torn")
     assert holder(run) is None
-    with RunLock(run):
+    with hold_run(run):
         assert holder(run) is not None

@@ -20,7 +20,7 @@ from aifx.checkpoint.digest import state_digest
 from aifx.commands.main import run as run_command
 from aifx.config.sections import CheckpointSection
 from aifx.core.project import Project, RunDirectory
-from aifx.runs.lock import RunLock
+from aifx.runs.lock import hold_run
 from aifx.runs.records import Ledger, MetricsWriter
 
 CONFIG = "[task]\nkind = 'language'  # default\n\n[train]\nnum_steps = 40  # aifx.toml:2\nseed = {seed}  # --set\n"
@@ -155,7 +155,7 @@ def test_watch_ends_with_the_run(project: Project) -> None:
     run = make_run(project, "a", 0, ended=False)
     code = "from aifx.commands.main import main; main()"
     command = [sys.executable, "-c", code, "runs", "watch", "--interval", "0.1"]
-    with RunLock(run):
+    with hold_run(run):
         watch = subprocess.Popen(command, cwd=project.root, stdout=subprocess.PIPE, text=True)
         assert watch.stdout is not None
         assert "running" in watch.stdout.readline()

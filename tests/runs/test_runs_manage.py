@@ -13,7 +13,7 @@ from published_schemas import check_answer
 from aifx.commands.main import run
 from aifx.core.project import Project, RunDirectory
 from aifx.runs.comparison import compare_runs
-from aifx.runs.lock import RunLock
+from aifx.runs.lock import hold_run
 
 
 class Here:
@@ -72,7 +72,7 @@ def test_rm_refuses_a_run_that_is_trained_and_a_link(here: Here, tmp_path: Path)
     elsewhere = tmp_path / "elsewhere"
     kept.path.rename(elsewhere)
     kept.path.symlink_to(elsewhere)
-    with RunLock(held):
+    with hold_run(held):
         assert "is being trained" in here("rm", "held", "--yes", code=2)[1]
         here("rename", "held", "new", code=2)
     here("rm", "kept", "--yes", code=2)

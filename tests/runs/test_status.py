@@ -8,7 +8,7 @@ import pytest
 from aifx.core.project import RunDirectory
 from aifx.core.statuses import ProcessStatus
 from aifx.runs.comparison import MetricPair, SettingPair, StepRow, compare_runs
-from aifx.runs.lock import RunLock
+from aifx.runs.lock import hold_run
 from aifx.runs.reading import changed_settings, read_evaluations
 from aifx.runs.records import Ledger, MetricsWriter
 from aifx.runs.status import run_status
@@ -37,12 +37,12 @@ def train(run: RunDirectory, *, unit: str = "tokens", scale: float = 1.0) -> Non
 def test_a_run_that_has_nothing_yet(run: RunDirectory) -> None:
     status = run_status(run)
     assert (status.status, status.step, status.num_steps, status.loss) == ("killed", 0, 100, None)
-    with RunLock(run):
+    with hold_run(run):
         assert run_status(run).status == "running"
 
 
 def test_alive_then_killed(run: RunDirectory) -> None:
-    with RunLock(run):
+    with hold_run(run):
         train(run)
         status = run_status(run)
         assert status.alive

@@ -18,10 +18,10 @@ from aifx.config.sections import CheckpointSection
 from aifx.core.files import UnsafeFile
 from aifx.core.project import RunDirectory
 from aifx.evaluation.held_out import Report, write_report
-from aifx.runs.lock import RunLock, holder, is_held
+from aifx.runs.lock import hold_run, holder, is_held
 from aifx.runs.provenance import read_provenance
-from aifx.runs.reading import MetricsTail, read_evaluations, read_settings
-from aifx.runs.status import run_status
+from aifx.runs.reading import MetricsTail, read_evaluations
+from aifx.runs.status import read_settings, run_status
 from aifx.training.observers import LogFile
 
 PRECIOUS = "what the link points to\n"
@@ -54,8 +54,8 @@ def test_the_log_is_not_written_through_a_link(run: RunDirectory, outside: Path)
 
 def test_the_lock_is_not_written_through_a_link(run: RunDirectory, outside: Path) -> None:
     run.lock.symlink_to(outside / "precious")
-    with pytest.raises(UnsafeFile, match="lock is a link"):
-        RunLock(run).acquire()
+    with pytest.raises(UnsafeFile, match="lock is a link"), hold_run(run):
+        pass
     assert untouched(outside)
 
 
@@ -124,7 +124,7 @@ def test_a_linked_temporary_folder_is_unlinked_and_not_emptied(run: RunDirectory
 def test_a_checkpoint_with_a_fifo_is_damaged_and_does_not_hang(run: RunDirectory) -> None:
     checkpoints = Checkpoints(run.checkpoints, CheckpointSection())
     checkpoints.save(10, {"params": {"w": np.arange(4.0)}}, host={})
-    checkpoints.close()
+    checkpoints.wait()
     assert checkpoints.verify(10).damaged == ()
     largest = max((p for p in (run.checkpoints / "10/state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     largest.unlink()
@@ -137,7 +137,7 @@ def test_a_checkpoint_with_a_fifo_is_damaged_and_does_not_hang(run: RunDirectory
 def test_a_linked_manifest_is_damage(run: RunDirectory, outside: Path) -> None:
     checkpoints = Checkpoints(run.checkpoints, CheckpointSection())
     checkpoints.save(10, {"params": {"w": np.arange(4.0)}}, host={})
-    checkpoints.close()
+    checkpoints.wait()
     manifest = run.checkpoints / "10/manifest/manifest.json"
     manifest.rename(outside / "manifest.json")
     manifest.symlink_to(outside / "manifest.json")

@@ -15,7 +15,7 @@ from aifx.core.redaction import is_secret_variable, redact, redact_arguments, re
 from aifx.health.fleet.record import Recorder
 from aifx.health.fleet.report import Node
 from aifx.health.host import Host
-from aifx.runs.lock import RunLock
+from aifx.runs.lock import hold_run
 from aifx.runs.provenance import flags, provenance
 
 SECRETS = [
@@ -109,7 +109,7 @@ def test_what_a_run_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         sys, "argv", ["aifx", "train", "--set", "tracker.uri=http://u:pla/nted@h", "--token", "planted"]
     )
     run = RunDirectory(tmp_path / "run")
-    with RunLock(run):
+    with hold_run(run):
         held = run.lock.read_text()
     kept = json.dumps(provenance(tmp_path, data_digest="", devices=())["command"])
     kept += json.dumps(flags({"XLA_FLAGS": "--xla_dump_to=s3://u:planted@h/x", "JAX_KEY": "planted"}))
