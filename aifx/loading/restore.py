@@ -111,11 +111,16 @@ def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -
     return stack_layers(tree["params"]) if stacked else tree["params"], arrays
 
 
-def check_frozen(frozen: Params, host: Mapping[str, Any], run: RunDirectory, step: int) -> None:
-    """Raises CheckpointError unless the frozen arrays are those that the checkpoint was trained with."""
+def digest_of_frozen(frozen: Params) -> str | None:
+    """What a checkpoint says of the frozen arrays, which it does not hold."""
     from aifx.checkpoint.digest import state_digest
 
-    if host.get("frozen_digest") != (state_digest(frozen) if frozen else None):
+    return state_digest(frozen) if frozen else None
+
+
+def check_frozen(frozen: Params, host: Mapping[str, Any], run: RunDirectory, step: int) -> None:
+    """Raises CheckpointError unless the frozen arrays are those that the checkpoint was trained with."""
+    if host.get("frozen_digest") != digest_of_frozen(frozen):
         raise CheckpointError(
             f"the frozen arrays of run {run.name} are not those of its checkpoint of step {step}",
             "a checkpoint does not hold them; they follow from the model and train.seed",

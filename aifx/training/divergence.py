@@ -9,8 +9,8 @@ import numpy as np
 from aifx.core.errors import AifxError, ExitCode
 from aifx.core.files import replacing
 from aifx.data.base import Batch
-from aifx.training.events import EventDispatcher
 from aifx.training.meter import NotFinite
+from aifx.training.observers import EventDispatcher
 from aifx.training.records import RunInfo, TrainResult
 
 

@@ -4,31 +4,53 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 
-from aifx.config.best_by import best_by_of, score_of
+from aifx.config.best_by import LOSS, BestBy, best_by_of, score_of
 from aifx.core.statuses import ProcessStatus
 from aifx.data.base import Batch
+from aifx.evaluation.held_out import evaluate_split
 from aifx.programs.build import Programs
 from aifx.programs.state import TrainState
 from aifx.specs import Params
 from aifx.tasks.base import dataset_of
-from aifx.training.events import EventDispatcher
 from aifx.training.meter import Meter
+from aifx.training.observers import EventDispatcher
 from aifx.training.records import Record
 from aifx.training.signals import StopSignals, status_of
 from aifx.training.state import to_tree
-from aifx.training.validation import Interrupted, Progress, Validator
 
 if TYPE_CHECKING:
     from aifx.checkpoint.checkpoints import Checkpoints
 
 StepFn: TypeAlias = Callable[[TrainState, Params, Any], tuple[TrainState, jax.Array]]
+
+
+class Interrupted(Exception):
+    """Validation gave way to a signal; the state is as it was."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How validation went so far; part of each checkpoint, so that early stopping survives a stop."""
+
+    best_loss: float | None = None  # at the best step
+    best_step: int | None = None
+    since_best: int = 0  # validations without improvement
+    last_loss: float | None = None
+    best_value: float | None = None  # of the metric that ranks checkpoints
+
+    def after(self, step: int, metrics: Mapping[str, Any], best_by: BestBy) -> Progress:
+        """After a validation at `step`."""
+        loss, value = LOSS.value(metrics), best_by.value(metrics)
+        if value is not None and (self.best_value is None or best_by.is_better(value, self.best_value)):
+            return Progress(loss, step, 0, loss, value)
+        return replace(self, since_best=self.since_best + 1, last_loss=loss)
 
 
 @dataclass(frozen=True)
@@ -42,25 +64,17 @@ class LoopResult:
 
 @dataclass
 class Loop:
-    """A run that is ready to take its steps.
-
-    Attributes:
-        step_fn: `Programs.train_step`, compiled.
-        frozen: the arrays that no step changes.
-        progress: how validation went so far.
-        pending_validation: the record of a step whose validation a signal prevented.
-    """
+    """A run that is ready to take its steps."""
 
     programs: Programs
-    step_fn: StepFn
-    frozen: Params
+    step_fn: StepFn  # `Programs.train_step`, compiled
+    frozen: Params  # the arrays that no step changes
     meter: Meter
     checkpoints: Checkpoints
-    validator: Validator
     dispatcher: EventDispatcher
     stop: StopSignals
     progress: Progress
-    pending_validation: Record | None = None
+    pending_validation: Record | None = None  # of a step whose validation a signal prevented
     frozen_digest: str | None = None
 
     def run(self, state: TrainState, batches: Generator[Batch, None, None], step: int) -> LoopResult:
@@ -106,14 +120,18 @@ class Loop:
         is_last = step == config.train.num_steps
         is_best = improved and config.checkpoint.keep_best > 0
         if stopping or is_best or is_last or was_pending or self.saves(step) or self.has_converged:
-            self.save(state, record, force=was_pending)
+            self.save(state, step, record.validation, force=was_pending)
         self.meter.resume_clock()
         return None if is_last and self.pending_validation is None else stopping
 
     def validate(self, state: TrainState, record: Record) -> tuple[Record, bool]:
         """The record with its validation, and whether that is the best so far. Raises Interrupted."""
         started = time.perf_counter()
-        metrics = self.validator(state.params, self.frozen)
+        num_batches = self.programs.config.train.validation_batches or None
+        place = self.place_unless_stopped
+        metrics = evaluate_split(
+            self.programs, state.params, self.frozen, "validation", num_batches=num_batches, place=place
+        )
         self.progress = self.progress.after(record.step, metrics, best_by_of(self.programs.config))
         improved = self.progress.best_step == record.step
         duration_s = time.perf_counter() - started
@@ -122,21 +140,28 @@ class Loop:
         )
         return replace(record, validation=metrics), improved
 
-    def save(self, state: TrainState, record: Record, *, force: bool = False) -> None:
+    def place_unless_stopped(self, batch: Batch) -> Mapping[str, jax.Array]:
+        if self.stop.requested:
+            raise Interrupted
+        return self.programs.layout.place(batch)
+
+    def save(
+        self, state: TrainState, step: int, validation: Mapping[str, Any] | None = None, *, force: bool = False
+    ) -> None:
+        """Save `state` as the checkpoint of `step`, whose record must have been drained."""
         host: dict[str, Any] = {
             "units": self.meter.units,
-            "loss": record.loss,
-            "progress": self.progress.document(),
-            "pending_validation": asdict(record) if self.pending_validation else None,
+            "loss": self.meter.loss,
+            "progress": asdict(self.progress),
+            "pending_validation": asdict(self.pending_validation) if self.pending_validation else None,
             "frozen_digest": self.frozen_digest,
         }
-        validation_loss = None if record.validation is None else record.validation["loss"]
         self.checkpoints.save(
-            record.step,
+            step,
             to_tree(state, stacked=self.programs.is_stacked),
             host=host,
-            validation_loss=validation_loss,
-            score=score_of(best_by_of(self.programs.config), record.validation),
+            validation_loss=None if validation is None else validation["loss"],
+            score=score_of(best_by_of(self.programs.config), validation),
             force=force,
         )
 
@@ -150,4 +175,5 @@ class Loop:
 
     @property
     def has_converged(self) -> bool:
-        return self.progress.is_exhausted(self.programs.config.train.early_stopping)
+        """Whether `train.early_stopping` validations went by without improvement; 0 of them never do."""
+        return 0 < self.programs.config.train.early_stopping <= self.progress.since_best

@@ -15,15 +15,14 @@ from aifx.data.base import Batch
 from aifx.training.records import Record, RunInfo
 
 
+@dataclass(eq=False)
 class NotFinite(Exception):
     """The loss or the gradient of `step` is not finite; `batch` is what it was computed from."""
 
-    def __init__(self, step: int, loss: float, grad_norm: float, batch: Batch) -> None:
-        super().__init__(f"step {step}")
-        self.step = step
-        self.loss = loss
-        self.grad_norm = grad_norm
-        self.batch = batch
+    step: int
+    loss: float
+    grad_norm: float
+    batch: Batch
 
 
 @dataclass
@@ -67,7 +66,7 @@ class Meter:
             yield self._record(self._pending.popleft())
 
     def resume_clock(self) -> None:
-        """A pause ends."""
+        """Restart the step timer after a pause."""
         self._mark = time.perf_counter()
 
     @property

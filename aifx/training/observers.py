@@ -1,21 +1,82 @@
-"""What listens to every run: metrics.jsonl, the log file, and an optional trace."""
+"""What listens to every run: metrics.jsonl, the log file, and an optional trace; and who tells them."""
 
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
+import jax
+
+from aifx.core.errors import EnvironmentFault
 from aifx.core.files import make_folders, open_file
 from aifx.core.project import RunDirectory
+from aifx.core.statuses import ProcessStatus
 from aifx.machine.catalogue import utilization
-from aifx.runs.records import MetricsWriter
-from aifx.training.records import Record, RunInfo, TrainResult
+from aifx.runs.records import Ledger, MetricsWriter
+from aifx.training.records import Observer, Record, RunInfo, TrainResult
 
 
-class MetricsFile:
+class EventDispatcher:
+    """The ledger and the observers of a run. What an observer raises ends the run: its record is not lost unseen."""
+
+    def __init__(self, run: RunDirectory, observers: Sequence[Observer]) -> None:
+        self._ledger = Ledger(run.events)
+        self._observers = list(observers)
+        self._lock = threading.RLock()
+        self._ended = False
+
+    def start(self, info: RunInfo) -> None:
+        for observer in self._observers:
+            observer.start(info)
+
+    def record(self, record: Record) -> None:
+        with self._lock:
+            for observer in self._observers:
+                observer.record(record)
+
+    def event(self, name: str, **fields: Any) -> None:
+        """In the ledger when this returns."""
+        with self._lock:
+            self._ledger.write(name, **fields)
+            for observer in self._observers:
+                observer.event(name, fields)
+
+    def ended_abruptly(self, status: ProcessStatus, why: str) -> None:
+        """The process is about to end where it stands. Called from another thread, which must not wait for ours."""
+        if not self._ended:
+            with suppress(EnvironmentFault, OSError):
+                self._ledger.write("stop", status=status, why=why)
+
+    def end(self, result: TrainResult | None, error: str | None = None) -> None:
+        """The last word: what the result was, or what failed. The ledger has it before any observer may fail.
+
+        Every observer is stopped, also one that never heard of a start. What the first of them raises is raised, but
+        for a run that has failed: what failed first is what is told.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        if result is None:
+            with suppress(EnvironmentFault, OSError):  # the disk may be what failed
+                self._ledger.write("stop", status="failed", error=error)
+        else:
+            self._ledger.write("stop", **result.end())
+        self._ledger.close()
+        failed: Exception | None = None
+        for observer in reversed(self._observers):  # the log file hears what the others say at last
+            try:
+                observer.stop(result)
+            except Exception as e:  # the others are stopped all the same
+                failed = failed or e
+        if failed is not None and result is not None:
+            raise failed
+
+
+class MetricsFile(Observer):
     """Writes metrics.jsonl. A record is in the file when `record` returns: before its step's checkpoint is saved."""
 
     def __init__(self, run: RunDirectory) -> None:
@@ -36,22 +97,20 @@ class MetricsFile:
         if self._info.is_logged(record):
             self._writer.write(record.document())
 
-    def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        pass
-
     def stop(self, result: TrainResult | None) -> None:
         if self._writer is not None:
             self._writer.close()
 
 
-class LogFile:
+class LogFile(Observer):
     """Writes train.log: the story of the run in lines for people, with times."""
 
-    def __init__(self, run: RunDirectory, every_s: float = 10.0) -> None:
+    EVERY_S = 10.0
+
+    def __init__(self, run: RunDirectory) -> None:
         run.path.mkdir(parents=True, exist_ok=True)
         handle = open_file(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._file: TextIO = open(handle, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - stop closes it
-        self._every_s = every_s
         self._last = 0.0
 
     def write(self, text: str) -> None:
@@ -66,7 +125,7 @@ class LogFile:
         self.write(info.mfu_formula)
 
     def record(self, record: Record) -> None:
-        if record.validation is None and record.time - self._last < self._every_s:
+        if record.validation is None and record.time - self._last < self.EVERY_S:
             return
         self._last = record.time
         self.write(line_of(record))
@@ -83,7 +142,7 @@ class LogFile:
             self._file.close()
 
 
-class Trace:
+class Trace(Observer):
     """Traces a few steps with jax.profiler into the run's `profile` folder, once the first ones have warmed up."""
 
     WARM_UP = 3
@@ -94,29 +153,16 @@ class Trace:
         self._first: int | None = None
         self._active = False
 
-    def start(self, info: RunInfo) -> None:
-        pass
-
     def record(self, record: Record) -> None:
-        import jax
-
         self._first = self._first if self._first is not None else record.step
         if record.step == self._first + self.WARM_UP:
             make_folders(self._run.profile, below=self._run.path)
             jax.profiler.start_trace(str(self._run.profile), create_perfetto_trace=True)
             self._active = True
         elif record.step == self._first + self.WARM_UP + self.STEPS:
-            self._end()
-
-    def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        pass
+            self.stop(None)
 
     def stop(self, result: TrainResult | None) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        import jax
-
         if self._active:
             self._active = False
             jax.profiler.stop_trace()

@@ -10,8 +10,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from aifx.checkpoint.listing import list_bindings
-from aifx.config import Config
+from aifx.config import Config, compare, read_config
 from aifx.config.best_by import LOSS, best_by_of, check_metric
+from aifx.config.sections import RESUME_SAFE, ROUNDING
 from aifx.core.errors import ConfigError
 from aifx.core.files import check_tree, make_folders
 from aifx.core.json_files import write_json, write_text
@@ -24,22 +25,13 @@ from aifx.machine.compilation_cache import enable_compilation_cache
 from aifx.nn.precision import bfloat16_gain
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
-from aifx.runs.binding import RunDigests, kernel_digest, open_digests
-from aifx.runs.provenance import provenance
+from aifx.runs.binding import RunDigests, binding_errors, kernel_digest, open_digests
+from aifx.runs.provenance import differences, provenance, read_provenance
 from aifx.tasks.base import Task, data_digest, evaluation_source, training_source
 from aifx.tasks.preflight import declared_metrics
 from aifx.tasks.registry import open_task
-from aifx.training.events import EventDispatcher
-from aifx.training.observers import MetricsFile
-from aifx.training.resume_checks import (
-    Fork,
-    check_data,
-    environment_changes,
-    forks_other_data,
-    free_changes,
-    origin_errors,
-    rounding_changes,
-)
+from aifx.training.observers import EventDispatcher, MetricsFile
+from aifx.training.resume_checks import Fork
 from aifx.training.signals import StopSignals
 from jax_kernels.dispatch import Choices
 
@@ -48,6 +40,8 @@ if TYPE_CHECKING:
     from aifx.checkpoint.listing import CheckpointInfo
 
 logger = logging.getLogger(__name__)
+
+NOT_EXACT = "it goes on, and need not equal an uninterrupted run bit for bit"
 
 MUCH_FASTER = 2.0
 """How many times as fast as float32 bfloat16 must be for a run to mention it."""
@@ -110,29 +104,28 @@ def prepare(job: Job) -> Programs:
 
 
 def _open_task(job: Job, is_fresh: bool) -> Task:
-    _prepare_assets(job, is_fresh)
-    if not is_fresh:
-        need_spec(job.run.assets)
-    task = open_task(job.config, job.project, job.run.assets)
-    if is_fresh:
-        keep_spec(job.run.assets, task.data)
-    if job.config.train.validate_every:
-        evaluation_source(task, job.config, "validation")  # a missing split fails now, not at the first validation
-    return task
+    """The task, its data open.
 
-
-def _prepare_assets(job: Job, is_fresh: bool) -> None:
-    """A run without a checkpoint begins with nothing of an attempt before it; a fork with its origin's assets."""
+    A run without a checkpoint begins with nothing of an attempt before it, a fork with its origin's assets.
+    """
     run, fork = job.run, job.fork
     if is_fresh:
         run.kernels.unlink(missing_ok=True)
-    if is_fresh and run.assets.exists():
-        shutil.rmtree(run.assets)
+        if run.assets.exists():
+            shutil.rmtree(run.assets)
     make_folders(run.assets, below=run.path)
     check_tree(run.assets)
     if fork is not None and fork.run.assets.is_dir():
         check_tree(fork.run.assets)
         shutil.copytree(fork.run.assets, run.assets, dirs_exist_ok=True)
+    if not is_fresh:
+        need_spec(run.assets)
+    task = open_task(job.config, job.project, run.assets)
+    if is_fresh:
+        keep_spec(run.assets, task.data)
+    if job.config.train.validate_every:
+        evaluation_source(task, job.config, "validation")  # a missing split fails now, not at the first validation
+    return task
 
 
 def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> None:
@@ -140,25 +133,36 @@ def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> None
     digest = data_digest(task, job.config)
     now = provenance(job.project.root, data_digest=digest, devices=layout.devices)
     if job.fork is not None:
-        for error in origin_errors(job.fork, job.project):
-            logger.warning(f"{error.what} ({error.why}); the fork uses it unchanged")
-        if forks_other_data(job.fork.run, digest):
-            logger.warning(
-                f"its data, or how that is divided, is not what run {job.fork.run.name} was trained on: "
-                "what is held out now may be what it learnt from"
-            )
+        _warn_of_origin(job.fork, job.project, digest)
     if is_fresh:
         _suggest_precision(job.config, layout)
         write_json(job.run.provenance, {**now, "forked_from": job.fork.run.name if job.fork else None})
     else:
-        check_data(job.run, digest)
+        before = read_provenance(job.run)
+        if before.get("data_digest") not in (None, digest):
+            name, was = job.run.name, before["data_digest"]
+            what = f"the data of run {name!r} has changed since it was started"
+            why = f"its digest was {was[:12]}..., and is {digest[:12]}... now"
+            raise ConfigError(what, why, f"restore the data, or: aifx train --run {name} --fork NAME")
         _report_changed_settings(job)
-        for change in environment_changes(job.run, now):
-            logger.warning(
-                f"since the run began, {change}: it goes on, and need not equal an uninterrupted run bit for bit"
-            )
+        for change in differences(before, now) if before else []:
+            if change.name != "data_digest":
+                logger.warning(f"since the run began, {change}: {NOT_EXACT}")
     if job.fork is None:  # a fork is a run once its first checkpoint is there
         write_text(job.run.config, job.config.to_toml())
+
+
+def _warn_of_origin(fork: Fork, project: Project, digest: str) -> None:
+    """Log which files of a fork's origin changed since the checkpoint, and whether the fork reads other data."""
+    bound = list_bindings(fork.run.checkpoints).get(fork.step)
+    if bound is not None:
+        for error in binding_errors(fork.run, read_config(fork.run.config, project), fork.step, bound):
+            logger.warning(f"{error.what} ({error.why}); the fork uses it unchanged")
+    if read_provenance(fork.run).get("data_digest") not in (None, digest):
+        logger.warning(
+            f"its data, or how that is divided, is not what run {fork.run.name} was trained on: "
+            "what is held out now may be what it learnt from"
+        )
 
 
 def _suggest_precision(config: Config, layout: Layout) -> None:
@@ -172,12 +176,12 @@ def _suggest_precision(config: Config, layout: Layout) -> None:
 
 
 def _report_changed_settings(job: Job) -> None:
-    changes = free_changes(job.run, job.config, job.project)
-    rounding = set(rounding_changes(job.run, job.config, job.project))
+    before = read_config(job.run.config, job.project)
+    changes = compare(before, job.config, RESUME_SAFE)
     if not changes:
         return
-    documents = [{"key": c.key, "old": c.old, "new": c.new} for c in changes]
-    job.dispatcher.event("settings_changed", changes=documents)
+    rounding = [str(c) for c in compare(before, job.config, ROUNDING)]
+    job.dispatcher.event("settings_changed", changes=changes)
     if others := [str(c) for c in changes if str(c) not in rounding]:
         logger.info(f"settings changed since the run was last trained: {', '.join(others)}")
     if rounding:
@@ -199,19 +203,14 @@ def _check_batch(programs: Programs) -> None:
     """Raise ConfigError unless the first batch has the fields that the programs are made for."""
     rows = programs.config.train.global_batch_size
     batch = training_source(programs.task, programs.config).read(0, slice(0, rows))
-    wanted = {name: (struct.shape, struct.dtype.name) for name, struct in programs.batch(rows).items()}
-    found = {name: (values.shape, values.dtype.name) for name, values in batch.items()}
+    wanted = {name: f"{struct.dtype.name} {list(struct.shape)}" for name, struct in programs.batch(rows).items()}
+    found = {name: f"{values.dtype.name} {list(values.shape)}" for name, values in batch.items()}
     for name in sorted({*wanted, *found}):
-        if wanted.get(name) != found.get(name):
-            raise ConfigError(
-                f"the training batches do not fit the data's DataSpec in {name!r}",
-                f"the DataSpec has {_shown(wanted.get(name))}, the first batch {_shown(found.get(name))}",
-                "make DataSpec.fields name each array of a batch: docs/tasks.md",
-            )
-
-
-def _shown(field: tuple[Any, str] | None) -> str:
-    return "no such field" if field is None else f"{field[1]} {list(field[0])}"
+        has, comes = (fields.get(name, "no such field") for fields in (wanted, found))
+        if has != comes:
+            what = f"the training batches do not fit the data's DataSpec in {name!r}"
+            why = f"the DataSpec has {has}, the first batch {comes}"
+            raise ConfigError(what, why, "make DataSpec.fields name each array of a batch: docs/tasks.md")
 
 
 def _check_metric(job: Job, programs: Programs) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, cast
 
 from aifx.config import Config
 from aifx.core.errors import AifxError, ErrorDocument, ExitCode
 from aifx.core.project import RunDirectory
-from aifx.core.statuses import ProcessStatus
 from aifx.machine.catalogue import Peak
 from aifx.runs.formats import MetricsRecord, RunEnd
 
@@ -33,17 +32,14 @@ class RunInfo:
 
     @property
     def mfu_formula(self) -> str:
-        """How `mfu` of a record is formed, in one line; in a second, what it is held against besides."""
-        if self.ceiling is None:
-            return self._of_peak
-        return f"{self._of_peak}\nin brackets: of {self.ceiling.flops:.4g} FLOP/s, {self.ceiling.formula}"
-
-    @property
-    def _of_peak(self) -> str:
-        if self.peak is None:
-            return f"MFU is not told: no peak is known for {self.devices}"
-        formed = f"{self.flops_per_step:.4g} model FLOPs a step / step time / {self.peak.flops:.4g} FLOP/s"
-        return f"MFU = {formed}; peak: {self.peak.formula}"
+        """How `mfu` of a record is formed, in one line; in a second, the measured rate that is in brackets."""
+        formula = f"MFU is not told: no peak is known for {self.devices}"
+        if self.peak is not None:
+            formed = f"{self.flops_per_step:.4g} model FLOPs a step / step time / {self.peak.flops:.4g} FLOP/s"
+            formula = f"MFU = {formed}; peak: {self.peak.formula}"
+        if self.ceiling is not None:
+            formula += f"\nin brackets: of {self.ceiling.flops:.4g} FLOP/s, {self.ceiling.formula}"
+        return formula
 
     def is_logged(self, record: Record) -> bool:
         """Whether metrics.jsonl and the trackers get it: `log.every` steps, the last, and those that validated."""
@@ -59,37 +55,23 @@ class Record:
     loss: float
     grad_norm: float
     learning_rate: float
+    unit: str
     units: int  # tokens or images so far, over the whole run
     units_per_s: float
     step_time_s: float
-    data_wait_s: float
     mfu: float | None
+    ceiling_fraction: float | None
+    data_wait_s: float
     time: float
-    unit: str
-    ceiling_fraction: float | None = None
     validation: Mapping[str, Any] | None = None
 
     def document(self) -> MetricsRecord:
         """The line of metrics.jsonl."""
-        doc: MetricsRecord = {
-            "step": self.step,
-            "loss": self.loss,
-            "grad_norm": self.grad_norm,
-            "learning_rate": self.learning_rate,
-            "unit": self.unit,
-            "units": self.units,
-            "units_per_s": self.units_per_s,
-            "step_time_s": self.step_time_s,
-            "mfu": self.mfu,
-            "ceiling_fraction": self.ceiling_fraction,
-            "data_wait_s": self.data_wait_s,
-            "time": self.time,
-        }
-        if self.validation is not None:
-            doc["validation"] = dict(self.validation)
-        return doc
+        present = {name: value for name, value in vars(self).items() if name != "validation" or value is not None}
+        return cast(MetricsRecord, present)
 
 
+@dataclass(frozen=True, kw_only=True)
 class TrainDocument(RunEnd):
     """What `aifx train --json` prints. `error` says why a run diverged."""
 
@@ -98,81 +80,49 @@ class TrainDocument(RunEnd):
     error: ErrorDocument | None
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended, or stands.
-
-    loss: of the last update, bit-equal to its record; None where there was none.
-    units_per_s: over the steps of this process.
-    peak_memory_bytes: of a device; on a CPU that of the process.
-    """
+@dataclass(frozen=True, kw_only=True)
+class TrainResult(RunEnd):
+    """How a run ended, or stands."""
 
     run: RunDirectory
-    status: ProcessStatus
-    step: int
     num_steps: int | None
-    loss: float | None = None
-    unit: str | None = None
-    units_per_s: float | None = None
-    state_digest: str | None = None
-    validation_loss: float | None = None
-    best_step: int | None = None
-    best_validation_loss: float | None = None  # at best_step
-    best_by: str | None = None  # "max accuracy"
-    best_value: float | None = None
-    duration_s: float | None = None
-    resumed_from: int | None = None
-    peak_memory_bytes: int | None = None
     error: AifxError | None = None
     already: bool = field(default=False, compare=False)  # it had ended before this process looked
 
     @property
     def exit_code(self) -> ExitCode:
-        return {
-            "interrupted": ExitCode.INTERRUPTED,
-            "preempted": ExitCode.PREEMPTED,
-            "diverged": ExitCode.VERDICT,
-        }.get(self.status, ExitCode.OK)
+        codes = {"interrupted": ExitCode.INTERRUPTED, "preempted": ExitCode.PREEMPTED, "diverged": ExitCode.VERDICT}
+        return codes.get(self.status, ExitCode.OK)
 
-    def document(self) -> TrainDocument:
+    def document(self) -> dict[str, Any]:
+        """The fields of `TrainDocument`."""
         error = None if self.error is None else self.error.document()
         return {"run": self.run.name, "num_steps": self.num_steps, **self.end(), "error": error}
 
-    def end(self) -> RunEnd:
-        """What the `stop` event says."""
-        return {
-            "status": self.status,
-            "step": self.step,
-            "loss": self.loss,
-            "unit": self.unit,
-            "units_per_s": self.units_per_s,
-            "state_digest": self.state_digest,
-            "validation_loss": self.validation_loss,
-            "best_step": self.best_step,
-            "best_validation_loss": self.best_validation_loss,
-            "best_by": self.best_by,
-            "best_value": self.best_value,
-            "duration_s": self.duration_s,
-            "resumed_from": self.resumed_from,
-            "peak_memory_bytes": self.peak_memory_bytes,
-        }
+    def end(self) -> dict[str, Any]:
+        """The fields of `RunEnd`: what the `stop` event says."""
+        return {f.name: getattr(self, f.name) for f in fields(RunEnd)}
 
 
 class Observer(Protocol):
     """Told what a run does, in order, from the training thread: quick, or handing on to a thread of its own.
 
     Events are those of the ledger (docs/run-directory.md), "stop" excepted; "checkpoint" comes from another thread.
+    A class that inherits it ignores what it doesn't define.
     """
 
-    def start(self, info: RunInfo) -> None: ...
+    def start(self, info: RunInfo) -> None:
+        return
 
-    def record(self, record: Record) -> None: ...
+    def record(self, record: Record) -> None:
+        return
 
-    def event(self, name: str, fields: Mapping[str, Any]) -> None: ...
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        return
 
     def stop(self, result: TrainResult | None) -> None:
         """The run's end; None when it failed."""
-        ...
+        return
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

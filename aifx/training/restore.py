@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import CheckpointError
@@ -14,10 +14,10 @@ from aifx.programs.build import Programs
 from aifx.programs.state import TrainState, make_frozen
 from aifx.runs.status import number
 from aifx.specs import Params
+from aifx.training.loop import Progress
 from aifx.training.records import Record
 from aifx.training.resume_checks import Fork
 from aifx.training.state import from_tree, to_tree
-from aifx.training.validation import Progress
 
 if TYPE_CHECKING:
     from aifx.checkpoint.checkpoints import Checkpoints
@@ -36,13 +36,6 @@ class InitialState:
     loss: float | None = None
     progress: Progress = field(default_factory=Progress)
     pending_validation: Record | None = None
-
-    @property
-    def frozen_digest(self) -> str | None:
-        """What a checkpoint says of the frozen arrays, which it does not hold."""
-        from aifx.checkpoint.digest import state_digest
-
-        return state_digest(self.frozen) if self.frozen else None
 
 
 def begin(programs: Programs, checkpoints: Checkpoints, run: RunDirectory) -> InitialState:
@@ -77,17 +70,15 @@ def begin_from(fork: Fork, programs: Programs) -> InitialState:
             raise
         except CheckpointError as unfit:
             changed = [str(d) for d in fork.changes if d.key.startswith(("model.", "task.", "objective.", "data."))]
-            raise CheckpointError(
-                f"a fork of run {fork.run.name!r} cannot have another model",
-                "\n".join([*changed, unfit.why]),
-                "aifx train --run NAME    (a new run, from its first step)",
-            ) from unfit
+            what = f"a fork of run {fork.run.name!r} cannot have another model"
+            hint = "aifx train --run NAME    (a new run, from its first step)"
+            raise CheckpointError(what, "\n".join([*changed, unfit.why]), hint) from unfit
         logger.warning("the optimizer's state does not fit this configuration and starts again")
         fresh = to_tree(programs.init()[0], stacked=programs.is_stacked)
         tree = {**tree, "opt_state": fresh["opt_state"]}
     begun = _restored(fork.step, tree, host, programs, fork.run)
     # What was best on the way here was measured under another configuration.
-    return InitialState(begun.step, begun.state, begun.frozen, begun.units, begun.loss)
+    return replace(begun, progress=Progress(), pending_validation=None)
 
 
 def _restored(step: int, tree: Any, host: Mapping[str, Any], programs: Programs, run: RunDirectory) -> InitialState:
@@ -100,6 +91,6 @@ def _restored(step: int, tree: Any, host: Mapping[str, Any], programs: Programs,
         frozen=frozen,
         units=int(host.get("units") or 0),
         loss=number(host.get("loss")),
-        progress=Progress.from_document(host.get("progress") or {}),
+        progress=Progress(**(host.get("progress") or {})),
         pending_validation=Record(**pending) if pending else None,
     )

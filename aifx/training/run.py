@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aifx.checkpoint.manifest import step_directories
 from aifx.config import Config
-from aifx.config.best_by import best_by_of, with_best_by
+from aifx.config.best_by import AUTO, best_by_of, with_best_by
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import remove_temporary
 from aifx.core.json_files import write_text
@@ -17,34 +17,26 @@ from aifx.core.os_errors import FULL, refusal_in
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.order import prefetch
+from aifx.loading.restore import digest_of_frozen
 from aifx.machine.catalogue import peak_of
 from aifx.machine.device_memory import peak_memory
 from aifx.machine.measured_peaks import measured_peak
 from aifx.programs.build import Programs
-from aifx.runs.lock import RunLock
+from aifx.runs.lock import hold_run
 from aifx.tasks.base import training_source
 from aifx.tasks.preflight import check_best_by
 from aifx.tasks.project_errors import project_errors
 from aifx.training.divergence import report_divergence
-from aifx.training.events import EventDispatcher
 from aifx.training.loop import Loop, LoopResult, StepFn
 from aifx.training.meter import Meter, NotFinite
-from aifx.training.observers import LogFile, MetricsFile, Trace
+from aifx.training.observers import EventDispatcher, LogFile, MetricsFile, Trace
 from aifx.training.prepare import Job, prepare
 from aifx.training.records import Observer, RunInfo, TrainResult
 from aifx.training.restore import InitialState, begin, begin_from
-from aifx.training.resume_checks import (
-    check_configuration,
-    check_files,
-    check_fork,
-    check_new,
-    finished,
-    started_best_by,
-)
+from aifx.training.resume_checks import check_configuration, check_files, check_fork, check_new, finished, saved_config
 from aifx.training.signals import StopSignals
 from aifx.training.state import to_tree
 from aifx.training.trackers import open_trackers
-from aifx.training.validation import Validator
 
 
 def train(
@@ -70,17 +62,19 @@ def train(
     """
     run = project.run(run_name)
     origin = project.existing_run(fork_from) if fork_from is not None else None
-    with RunLock(run):
+    with hold_run(run):
         run.check_entries()
         for folder in (run.path, run.assets):
             remove_temporary(folder)
-        config = with_best_by(config, started_best_by(run, project))
+        before = saved_config(run, project)
+        best_by = None if before is None or before.checkpoint.best_by == AUTO else before.checkpoint.best_by
+        config = with_best_by(config, best_by)
         check_best_by(config)
         check_new(run, is_fork=origin is not None)
         fork = check_fork(origin, run, config, project, fork_at) if origin is not None else None
-        if run.exists():
-            check_files(run, project)
-            check_configuration(run, config, project)
+        if before is not None:
+            check_files(run, before)
+            check_configuration(run, before, config)
             if (result := finished(run, config)) is not None:
                 return result
         metrics, log = MetricsFile(run), LogFile(run)
@@ -113,7 +107,24 @@ def _train(job: Job) -> TrainResult:
     started = time.perf_counter()
     programs = prepare(job)
     step_fn, begun = _restore(job, programs)
-    loop, info = _make_loop(job, programs, step_fn, begun)
+    recorded = begun.step - 1 if begun.pending_validation else begun.step
+    info = run_info(job.run, programs, first_step=begun.step, recorded_step=recorded)
+    loop = Loop(
+        programs=programs,
+        step_fn=step_fn,
+        frozen=begun.frozen,
+        meter=Meter(info, begun.units, begun.loss),
+        checkpoints=job.checkpoints,
+        dispatcher=job.dispatcher,
+        stop=job.stop,
+        progress=begun.progress,
+        pending_validation=begun.pending_validation,
+        frozen_digest=digest_of_frozen(begun.frozen),
+    )
+    if job.fork is not None:  # its first checkpoint, then its configuration: from then on it is a run of its own
+        loop.save(begun.state, begun.step, force=True)
+        job.checkpoints.wait()
+        write_text(job.run.config, job.config.to_toml())
     job.dispatcher.start(info)
     job.stop.guard(job.config.checkpoint.stop_timeout_s)
     loop.meter.resume_clock()
@@ -141,43 +152,7 @@ def _restore(job: Job, programs: Programs) -> tuple[StepFn, InitialState]:
             begun.result()  # what is refused would be compiled for nothing
         step_fn: StepFn = lowered.compile()
         job.dispatcher.event("compiled", duration_s=time.perf_counter() - started)
-        state = begun.result()
-    if job.fork is not None:
-        _adopt(job, programs, state)
-    return step_fn, state
-
-
-def _adopt(job: Job, programs: Programs, begun: InitialState) -> None:
-    """A fork's first checkpoint, then its configuration: from then on it is a run of its own."""
-    host = {
-        "units": begun.units,
-        "loss": begun.loss,
-        "progress": begun.progress.document(),
-        "pending_validation": None,
-        "frozen_digest": begun.frozen_digest,
-    }
-    job.checkpoints.save(begun.step, to_tree(begun.state, stacked=programs.is_stacked), host=host, force=True)
-    job.checkpoints.wait()
-    write_text(job.run.config, job.config.to_toml())
-
-
-def _make_loop(job: Job, programs: Programs, step_fn: StepFn, begun: InitialState) -> tuple[Loop, RunInfo]:
-    recorded = begun.step - 1 if begun.pending_validation else begun.step
-    info = run_info(job.run, programs, first_step=begun.step, recorded_step=recorded)
-    loop = Loop(
-        programs=programs,
-        step_fn=step_fn,
-        frozen=begun.frozen,
-        meter=Meter(info, begun.units, begun.loss),
-        checkpoints=job.checkpoints,
-        validator=Validator(programs, lambda: job.stop.requested is not None),
-        dispatcher=job.dispatcher,
-        stop=job.stop,
-        progress=begun.progress,
-        pending_validation=begun.pending_validation,
-        frozen_digest=begun.frozen_digest,
-    )
-    return loop, info
+        return step_fn, begun.result()
 
 
 def _result(ending: LoopResult, loop: Loop, begun: InitialState, info: RunInfo, duration_s: float) -> TrainResult:

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from aifx.core.errors import ExitCode
@@ -58,7 +58,7 @@ class StopSignals:
         self._handled = 0  # signals seen by the Python handlers: the same ones, later
         self._acted = 0
         self._before: dict[signal.Signals, Any] = {}
-        self._pipe: tuple[int, int] | None = None
+        self._writer: int | None = None
         self._fd_before = -1
 
     def __enter__(self) -> StopSignals:
@@ -66,7 +66,7 @@ class StopSignals:
             return self  # Python gives signals to the main thread alone; a caller elsewhere stops by other means
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
-        self._pipe = (reader, writer)
+        self._writer = writer
         self._fd_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for signum in SIGNALS:
             if _stays_ignored(signum):
@@ -76,17 +76,15 @@ class StopSignals:
         threading.Thread(target=self._listen, args=(reader,), name="aifx-signals", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.finish()
-        if self._pipe is None:
+        if self._writer is None:
             return
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         signal.set_wakeup_fd(self._fd_before)
-        os.close(self._pipe[1])
-        self._pipe = None
+        os.close(self._writer)
+        self._writer = None
 
     def guard(self, timeout_s: float) -> None:
         """There is something to save from now on, and saving it may take `timeout_s`."""
@@ -143,16 +141,16 @@ class StopSignals:
         self._exit(signum, f"saving took longer than checkpoint.stop_timeout_s = {self._timeout_s:g} s; {self.kept}")
 
     def _exit(self, signum: int, word: str) -> None:
-        # In a thread, for a second at most: a reader that stalled at our stderr must not hold the process.
-        caller = threading.Thread(target=self._call_back, args=(signum, word), daemon=True)
+        def call_back() -> None:
+            for callback in reversed(self.before_exit):
+                with suppress(Exception):  # whatever it is, the process ends, and with this code
+                    callback(status_of(signum), word)
+
+        # In a thread, for two seconds at most: a reader that stalled at our stderr must not hold the process.
+        caller = threading.Thread(target=call_back, daemon=True)
         caller.start()
         caller.join(LAST_WORDS_S)
         os._exit(exit_code_of(signum))
-
-    def _call_back(self, signum: int, word: str) -> None:
-        for callback in reversed(self.before_exit):
-            with suppress(Exception):  # whatever it is, the process ends, and with this code
-                callback(status_of(signum), word)
 
 
 def _stays_ignored(signum: signal.Signals) -> bool:
@@ -164,12 +162,7 @@ def _stays_ignored(signum: signal.Signals) -> bool:
 def _keyboard_reaches_us() -> bool:
     """Whether ^C at the terminal goes to this process: it is in the terminal's foreground group."""
     try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+        with open("/dev/tty", "rb", buffering=0) as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
     except OSError:
         return False
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:
-        return False
-    finally:
-        os.close(terminal)

@@ -25,33 +25,62 @@ from aifx.training.records import Observer, Record, RunInfo, TrainResult, flatte
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
-
 
 def open_trackers(names: Sequence[str], run: RunDirectory) -> list[Observer]:
     """Observers for `log.trackers`. Raises EnvironmentFault if the package of one is missing."""
-    for name in names:
-        if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise EnvironmentFault(
-                f"log.trackers has {name!r}, and the package {PACKAGES[name]} is not installed",
-                "each tracker needs its package",
-                install_command(name),
-            )
-    kinds: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
-    return [Background(name, kinds[name](run)) for name in dict.fromkeys(names)]
+    trackers: list[Observer] = []
+    for name in dict.fromkeys(names):
+        package, tracker = TRACKERS[name]
+        if importlib.util.find_spec(package) is None:
+            what = f"log.trackers has {name!r}, and the package {package} is not installed"
+            raise EnvironmentFault(what, "each tracker needs its package", install_command(name))
+        trackers.append(tracker(name, run))
+    return trackers
 
 
-class Tracker:
-    """One tracker: `open`, then `write` for each record, then `close`, all from one thread."""
+class Tracker(Observer):
+    """A tracker with a thread of its own, which calls `open`, then `write` for each record, then `close`.
 
-    def __init__(self, run: RunDirectory) -> None:
-        self.run = run
+    aifx drops a tracker that fails, with a warning, and training goes on.
+    """
+
+    def __init__(self, name: str, run: RunDirectory) -> None:
+        self.name, self.run = name, run
+        self._failed = False
+        self._queue: queue.SimpleQueue[tuple[int, dict[str, float]] | str] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def open(self, info: RunInfo) -> None: ...
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def close(self, status: str) -> None: ...
+
+    def start(self, info: RunInfo) -> None:
+        self._info = info
+        self._thread = threading.Thread(target=self._work, name=f"aifx-{self.name}", daemon=True)
+        self._thread.start()
+
+    def record(self, record: Record) -> None:
+        if not self._failed and self._info.is_logged(record):
+            values = {k: v for k, v in flatten(record.document()) if k not in ("step", "time")}
+            self._queue.put((record.step, values))
+
+    def stop(self, result: TrainResult | None) -> None:
+        """Waits for what is queued, a minute at most: a tracker that hangs must not hold the run's end."""
+        if self._thread is not None:
+            self._queue.put(result.status if result is not None else "failed")
+            self._thread.join(60.0)
+
+    def _work(self) -> None:
+        try:
+            self.open(self._info)
+            while not isinstance(item := self._queue.get(), str):
+                self.write(*item)
+            self.close(item)
+        except Exception as e:  # whatever a tracker's client raises: the run matters more
+            self._failed = True
+            logger.warning(f"{self.name} is given up: {type(e).__name__}: {e}")
 
 
 class TensorBoard(Tracker):
@@ -139,44 +168,12 @@ class MLflow(Tracker):
         self._client.set_terminated(self._id, status=ended)
 
 
-class Background:
-    """Runs a tracker in a thread. aifx drops a tracker that fails, with a warning, and training goes on."""
-
-    def __init__(self, name: str, tracker: Tracker) -> None:
-        self.name = name
-        self.failed = False
-        self._tracker = tracker
-        self._queue: queue.SimpleQueue[tuple[int, dict[str, float]] | str] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def start(self, info: RunInfo) -> None:
-        self._info = info
-        self._thread = threading.Thread(target=self._work, name=f"aifx-{self.name}", daemon=True)
-        self._thread.start()
-
-    def record(self, record: Record) -> None:
-        if not self.failed and self._info.is_logged(record):
-            values = {k: v for k, v in flatten(record.document()) if k not in ("step", "time")}
-            self._queue.put((record.step, values))
-
-    def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        pass
-
-    def stop(self, result: TrainResult | None) -> None:
-        """Waits for what is queued, a minute at most: a tracker that hangs must not hold the run's end."""
-        if self._thread is not None:
-            self._queue.put(result.status if result is not None else "failed")
-            self._thread.join(60.0)
-
-    def _work(self) -> None:
-        try:
-            self._tracker.open(self._info)
-            while not isinstance(item := self._queue.get(), str):
-                self._tracker.write(*item)
-            self._tracker.close(item)
-        except Exception as e:  # whatever a tracker's client raises: the run matters more
-            self.failed = True
-            logger.warning(f"{self.name} is given up: {type(e).__name__}: {e}")
+TRACKERS: dict[str, tuple[str, type[Tracker]]] = {
+    "tensorboard": ("tensorboardX", TensorBoard),
+    "wandb": ("wandb", WeightsAndBiases),
+    "mlflow": ("mlflow", MLflow),
+}
+"""The package and the class of each tracker that `log.trackers` can name."""
 
 
 def _tracked_id(run: RunDirectory, tracker: str) -> str:

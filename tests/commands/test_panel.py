@@ -39,6 +39,7 @@ def record(step: int, **changes: Any) -> Record:
         "step_time_s": 0.1,
         "data_wait_s": 0.0001,
         "mfu": 0.31,
+        "ceiling_fraction": None,
         "time": time.time(),
     }
     return Record(**{**values, **changes})

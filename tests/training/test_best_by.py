@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from typing import Any
 
 import inprocess
@@ -14,7 +15,7 @@ from aifx.config.best_by import LOSS, BestBy, Score, best_by_of, parse_best_by, 
 from aifx.config.gates import parse_gate
 from aifx.core.errors import ConfigError
 from aifx.evaluation.held_out import better_last
-from aifx.training.validation import Progress
+from aifx.training.loop import Progress
 
 ACCURACY = BestBy("accuracy", "max")
 TASK = """\
@@ -58,7 +59,7 @@ def test_progress_follows_the_metric() -> None:
     for step, loss in ((1, 3.0), (2, 2.0), (3, float("nan"))):
         by_loss = by_loss.after(step, {"loss": loss}, LOSS)
     assert by_loss == Progress(2.0, 2, 1, None, 2.0)
-    assert Progress.from_document(json.loads(json.dumps(progress.document()))) == progress
+    assert Progress(**json.loads(json.dumps(asdict(progress)))) == progress
 
 
 @pytest.mark.parametrize(

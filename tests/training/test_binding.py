@@ -109,11 +109,11 @@ def test_a_setting_that_a_newer_version_brings_changes_nothing(trained) -> None:
     old = binding.read_digests(run)
     old.settings = {key: value for key, value in old.settings.items() if key != "data.salt"}
     old.write(run)
-    path = manifest.manifest_path(run.checkpoints / "8")
+    path = run.checkpoints / "8" / manifest.ITEM / manifest.FILE
     body = json.loads(path.read_text())
     body["run"] = old.binding()
     del body["checksum"]
-    path.write_text(json.dumps({**body, "checksum": manifest._checksum(body)}))
+    path.write_text(json.dumps({**body, "checksum": manifest.json_digest(body)}))
     edit(run.config, r"salt = 0", "salt = 1")
     assert refused(trained, run.config, "data.salt=1").why == "data.salt = 1, and was 0"
     edit(run.config, r"salt = 1", "salt = 0")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import warm
 
-from aifx.runs.lock import RunLock
+from aifx.runs.lock import hold_run
 
 Start = Callable[..., warm.Process]
 
@@ -183,7 +183,7 @@ def test_a_second_process_is_told_who_holds_the_run(tiny, start: Start) -> None:
     assert "Traceback" not in err
     holder.kill()
     holder.wait()
-    with RunLock(tiny.run()):
+    with hold_run(tiny.run()):
         pass  # the kernel gave it back
 
 

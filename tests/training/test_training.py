@@ -103,7 +103,7 @@ def test_a_finished_run_is_told_again(whole, trained) -> None:
 
 def test_the_digest_is_that_of_the_checkpoint(whole) -> None:
     checkpoints = Checkpoints(whole.tiny.run().checkpoints, whole.tiny.config().checkpoint)
-    assert checkpoints.digest(12) == whole.result.state_digest
+    assert checkpoints.verify(12).state_digest == whole.result.state_digest
 
 
 ALL_STEPS = [1, 4, 6]

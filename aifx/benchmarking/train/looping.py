@@ -18,14 +18,12 @@ from aifx.data.base import Batch
 from aifx.data.order import prefetch
 from aifx.programs.state import TrainState
 from aifx.programs.train_step import STEP_METRICS
-from aifx.training.events import EventDispatcher
-from aifx.training.loop import Loop, StepFn
+from aifx.training.loop import Loop, Progress, StepFn
 from aifx.training.meter import Meter
-from aifx.training.observers import LogFile, MetricsFile
+from aifx.training.observers import EventDispatcher, LogFile, MetricsFile
 from aifx.training.records import Observer, Record
 from aifx.training.run import run_info
 from aifx.training.signals import StopSignals
-from aifx.training.validation import Progress, Validator
 
 EDGE = 3
 """Steps at either end of a loop that are no samples: the first fill what runs ahead, the last is waited for."""
@@ -93,7 +91,6 @@ class Looping:
             frozen=subject.frozen,
             meter=Meter(info, 0, None),
             checkpoints=checkpoints,
-            validator=Validator(programs, lambda: False),
             dispatcher=dispatcher,
             stop=StopSignals(),
             progress=Progress(),
