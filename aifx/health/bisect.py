@@ -31,6 +31,7 @@ MARGIN = 0.2
 REPEATS = 3
 MAX_TESTS = 400
 SOURCE = "aifx doctor bisect; the margin is our estimate"
+BUDGET_USED = "the budget is used up"
 
 Group: TypeAlias = tuple[str, ...]
 
@@ -123,18 +124,10 @@ class BisectResult:
         found = [_finding(culprit, self.margin) for culprit in self.culprits]
         if self.ended != "done":
             some = ", ".join(self.suspects[:8]) + (f" and {len(self.suspects) - 8} more" if self.suspects[8:] else "")
-            found.append(
-                Finding(
-                    "fleet.bisect.unclear",
-                    "unknown",
-                    "",
-                    f"the tests did not find what is slow: {self.why}",
-                    f"{self.num_tests} tests; not cleared: {some or 'none'}",
-                    "a bad node or link, or none",
-                    SOURCE,
-                    "run it again with a larger --budget, among the suspects alone, or with --expect GB_S",
-                )
-            )
+            what = f"the tests did not find what is slow: {self.why}"
+            seen, limit = f"{self.num_tests} tests; not cleared: {some or 'none'}", "a bad node or link, or none"
+            action = "run it again with a larger --budget, among the suspects alone, or with --expect GB_S"
+            found.append(Finding("fleet.bisect.unclear", "unknown", "", what, seen, limit, SOURCE, action))
         return tuple(found)
 
 
@@ -151,18 +144,15 @@ def _finding(culprit: Culprit, margin: float) -> Finding:
     return Finding(f"fleet.bisect.{culprit.kind}", "critical", device, what, seen, limit, SOURCE, action)
 
 
-class _OutOfBudget(Exception):
-    pass
-
-
-class _Unclear(Exception):
+class _Ended(Exception):
     """Args:
     why: one line.
-    suspects: what is slow together.
+    suspects: what is slow together; None for those that the search has narrowed it down to.
     """
 
-    def __init__(self, why: str, suspects: Group) -> None:
+    def __init__(self, ended: Literal["budget", "unclear"], why: str, suspects: Group | None = None) -> None:
         super().__init__(why)
+        self.ended = ended
         self.suspects = suspects
 
 
@@ -183,8 +173,8 @@ def bisect(
         expected_gb_s: the expected bandwidth of all nodes together: if they reach it, one test is enough; 0 if unknown.
         margin: the share by which a group must be slower than the reference to count as slow.
     """
-    search = _Search(test, clock() + budget_s, margin, clock)
     began, why = clock(), ""
+    search = _Search(test, began + budget_s, margin, clock)
     ended: Literal["done", "budget", "unclear"] = "done"
     try:
         for end in (-1, 0):
@@ -192,16 +182,16 @@ def bisect(
             while True:
                 gone = {culprit.nodes[end] for culprit in search.culprits}
                 search.suspects = left = tuple(node for node in nodes if node not in gone)
-                if search.is_enough(left, expected_gb_s) or not (found := search.round(left, bool(expected_gb_s))):
+                is_enough = expected_gb_s > 0 and len(left) > 1 and search.reaches(left, expected_gb_s)
+                if is_enough or not (found := search.round(left, bool(expected_gb_s))):
                     break
                 search.culprits += found
             if all(culprit.kind == "node" for culprit in search.culprits):
                 break
         search.suspects = ()
-    except _OutOfBudget:
-        ended, why = "budget", "the budget is used up"
-    except _Unclear as error:
-        ended, why, search.suspects = "unclear", str(error), error.suspects
+    except _Ended as error:
+        ended, why = error.ended, str(error)
+        search.suspects = error.suspects or search.suspects
     except KeyboardInterrupt:
         ended, why = "budget", "interrupted"
     trials = tuple(trial for trial in search.trials.values() if trial.gb_s)
@@ -220,7 +210,7 @@ class _Search:
     def round(self, nodes: Group, must_find: bool) -> list[Culprit]:
         """Return what is bad in one slow group; empty if no group is slow.
 
-        Raises _Unclear if the nodes are slow but no group is slower than another.
+        Raises _Ended if the nodes are slow but no group is slower than another.
         """
         if len(nodes) < 2:
             return []
@@ -234,13 +224,14 @@ class _Search:
                     return self.find(group)
             if rates[self.good] == 0:
                 whys = dict.fromkeys(self.measured(group).why for group in groups)
-                raise _Unclear(f"no group could be tested: {'; '.join(whys)}"[:300], nodes)
+                raise _Ended("unclear", f"no group could be tested: {'; '.join(whys)}"[:300], nodes)
             if len(nodes) < num_parts or (num_parts == 8 and not must_find):
                 break
         if must_find:
-            raise _Unclear("all groups are below the expected bandwidth, and none is slower than the others", nodes)
+            why = "all groups are below the expected bandwidth, and none is slower than the others"
+            raise _Ended("unclear", why, nodes)
         if len(nodes) == 2 and not self.culprits:
-            raise _Unclear("two nodes cannot be compared with others", nodes)
+            raise _Ended("unclear", "two nodes cannot be compared with others", nodes)
         return []
 
     def find(self, group: Group) -> list[Culprit]:
@@ -265,14 +256,14 @@ class _Search:
             left = left[:half] if self.is_slow(left[:half] + right) else left[half:]
             self.suspects = left + right
         if not self.is_slow(left + right):
-            raise _Unclear("nodes are slow together, but no two of them are", group)
+            raise _Ended("unclear", "nodes are slow together, but no two of them are", group)
         return self.resolve_pair(left + right)
 
     def resolve_pair(self, pair: Group) -> list[Culprit]:
         """Return the bad nodes of a slow pair; if both are fast with others, their link."""
         others = [node for node in self.good if node not in pair][:2]
         if not others:
-            raise _Unclear("no good node is known to test the two with", pair)
+            raise _Ended("unclear", "no good node is known to test the two with", pair)
         bad = [node for node in pair if all(self.is_slow((node, other)) for other in others)]
         usual = max(trial.rate for trial in self.trials.values() if len(trial.nodes) == 2 and trial.gb_s)
         seen: list[tuple[Group, Trial]] = [((node,), self.measured((node, others[0]))) for node in bad]
@@ -283,23 +274,20 @@ class _Search:
         return culprits
 
     def is_slow(self, group: Group) -> bool:
-        """Whether a group is slow: one fast run clears it, because noise only slows, and three slow runs convict it."""
-        trial = self.measured(group)
-        usual = self.measured(self.good[: len(group)]).rate if len(self.good) >= len(group) else 0.0
-        usual = max(usual, *(t.rate for t in self.trials.values() if len(t.nodes) == len(group) and t.gb_s))
-        while trial.rate < usual * (1 - self.margin):
-            if len(trial.gb_s) >= _repeats(trial):
-                return True
-            self.measure(trial)
-        return False
+        """Whether a group is slower than the fastest group of its size."""
+        size = len(group)
+        self.measured(group)
+        if len(self.good) >= size:
+            self.measured(self.good[:size])
+        usual = max(trial.rate for trial in self.trials.values() if len(trial.nodes) == size and trial.gb_s)
+        return not self.reaches(group, usual)
 
-    def is_enough(self, group: Group, expected_gb_s: float) -> bool:
-        """Return whether nodes together reach the expected bandwidth."""
-        if not expected_gb_s or len(group) < 2:
-            return False
+    def reaches(self, group: Group, gb_s: float) -> bool:
+        """Whether a group reaches a bandwidth: one fast run clears it, because noise only slows, and three slow runs
+        convict it."""
         trial = self.measured(group)
-        while trial.rate < expected_gb_s * (1 - self.margin):
-            if len(trial.gb_s) >= REPEATS:
+        while trial.rate < gb_s * (1 - self.margin):
+            if len(trial.gb_s) >= _repeats(trial):
                 return False
             self.measure(trial)
         return True
@@ -314,10 +302,10 @@ class _Search:
         began = self.clock()
         num_tests = sum(len(t.gb_s) for t in self.trials.values())
         if began + self.longest_s > self.deadline or began >= self.deadline or num_tests >= MAX_TESTS:
-            raise _OutOfBudget
+            raise _Ended("budget", BUDGET_USED)
         verdict = self.test(trial.nodes, self.deadline - began)
         if verdict.why and self.clock() >= self.deadline:
-            raise _OutOfBudget  # it may have failed for lack of time
+            raise _Ended("budget", BUDGET_USED)  # it may have failed for lack of time
         # The very first run may compile. A failed test does not show how long others take.
         self.longest_s = max(self.longest_s, self.clock() - began) if not verdict.why else self.longest_s
         trial.gb_s.append(verdict.gb_s)

@@ -8,17 +8,17 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from typing import Literal
 
 from aifx.core.executables import need_program
 from aifx.core.processes import Child, run_many
 from aifx.health.bisect import Verdict
 
-SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR", "--")
-SRUN = ("srun", "--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=5")
-WHY = "the ranks are started with it"
+SSH = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR", "--")
+SRUN = ("--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=5")
 PORTS = range(20_000, 30_000)
 """Below the ports that Linux assigns by itself (net.ipv4.ip_local_port_range begins at 32768)."""
 PORT_TAKEN = "Address already in use"
@@ -30,92 +30,66 @@ GRACE_S = 1.0
 @dataclass(frozen=True)
 class Options:
     """Attributes:
-    program: the command that runs a rank on a host.
-    over: "jax" or "tcp".
-    collective: "all_to_all", which uses every link, or "all_reduce", whose ring does not.
-    num_bytes: each rank's buffer, or each device's.
+    program: the command that runs aifx on a host.
+    over_slurm: whether srun starts the ranks, and not ssh.
+    over: what carries the collectives: the devices, or the hosts' network alone.
+    num_bytes: each device's buffer, or each host's over tcp.
     repeats: timed calls per test.
     limit_s: a test that takes longer has failed.
     faults: planted delays before each message of a node ("n3",) or over a link ("n1", "n5"), in seconds.
     """
 
-    program: tuple[str, ...] = ("aifx", "doctor", "collective-worker")
-    over: str = "jax"
-    collective: str = "all_to_all"
+    program: Sequence[str] = ("aifx",)
+    over_slurm: bool = False
+    over: Literal["jax", "tcp"] = "jax"
     num_bytes: int = 64 << 20
     repeats: int = 5
     limit_s: float = 120.0
     faults: Mapping[tuple[str, ...], float] = field(default_factory=dict)
 
 
-def rank_command(rank: int, group: Sequence[str], port: int, word: str, limit_s: float, options: Options) -> list[str]:
-    """Return the command of a rank on its host, `group[rank]`. The other hosts must know rank 0's host by that name."""
-    place = ["--rank", str(rank), "--size", str(len(group))]
-    delays = [f"--delay={peer}={s:g}" for peer, s in _delays(rank, group, options.faults).items()]
-    return _command(place, group[0], port, word, limit_s, options) + delays
-
-
-def _command(place: list[str], host: str, port: int, word: str, limit_s: float, options: Options) -> list[str]:
-    host = host.rpartition("@")[2]
-    coordinator = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    figures = [f"--bytes={options.num_bytes}", f"--repeats={options.repeats}", f"--limit={limit_s:g}"]
-    what = [f"--over={options.over}", f"--collective={options.collective}"]
-    return [*options.program, *place, f"--coordinator={coordinator}", f"--word={word}", *what, *figures]
-
-
-def _delays(rank: int, group: Sequence[str], faults: Mapping[tuple[str, ...], float]) -> dict[int, float]:
-    mine = group[rank]
-    return {
-        peer: seconds
-        for fault, seconds in faults.items()
-        for peer, host in enumerate(group)
-        if peer != rank and mine in fault and (len(fault) == 1 or host in fault)
-    }
-
-
-def over_ssh(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
-    """Start each rank with one `ssh`."""
-    ssh = need_program(SSH[0], WHY)
+def run_test(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
+    """Run a test among hosts. Another port is tried if something else listens there."""
+    program = need_program("srun" if options.over_slurm else "ssh", "the ranks are started with it")
     limit_s = min(limit_s, options.limit_s)
-
-    def commands(port: int, word: str) -> list[list[str]]:
-        return [
-            [ssh, *SSH[1:], host, shlex.join(rank_command(rank, group, port, word, limit_s, options))]
-            for rank, host in enumerate(group)
-        ]
-
-    return _tried(commands, group, limit_s)
-
-
-def over_slurm(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
-    """Start all ranks with one srun. The tasks find their own ranks, because Slurm chooses their order."""
-    srun = need_program(SRUN[0], WHY)
-    limit_s = min(limit_s, options.limit_s)
-    where = [f"--nodes={len(group)}", f"--nodelist={','.join(group)}"]
-
-    def commands(port: int, word: str) -> list[list[str]]:
-        return [[srun, *SRUN[1:], *where, *_command(["--slurm"], "slurm", port, word, limit_s, options)]]
-
-    return _tried(commands, group, limit_s)
-
-
-def here(group: Sequence[str], limit_s: float, options: Options) -> Verdict:
-    """Start all ranks on this machine; the names of `group` are its addresses: 127.0.0.1, 127.0.0.2..."""
-    limit_s = min(limit_s, options.limit_s)
-
-    def commands(port: int, word: str) -> list[list[str]]:
-        return [rank_command(rank, group, port, word, limit_s, options) for rank in range(len(group))]
-
-    return _tried(commands, group, limit_s)
-
-
-def _tried(commands: Callable[[int, str], list[list[str]]], group: Sequence[str], limit_s: float) -> Verdict:
     for _ in range(TRIES):
         port, word = PORTS[secrets.randbelow(len(PORTS))], secrets.token_hex(8)
-        verdict = _run(commands(port, word), group, limit_s)
+        ranks = [rank_command(rank, group, port, word, limit_s, options) for rank in range(len(group))]
+        if options.over_slurm:
+            where = [f"--nodes={len(group)}", f"--nodelist={','.join(group)}"]
+            commands = [[program, *SRUN, *where, *ranks[0]]]
+        else:
+            commands = [[program, *SSH, host, shlex.join(rank)] for host, rank in zip(group, ranks, strict=True)]
+        verdict = _run(commands, group, limit_s)
         if PORT_TAKEN not in verdict.why:
             break
     return verdict
+
+
+def rank_command(rank: int, group: Sequence[str], port: int, word: str, limit_s: float, options: Options) -> list[str]:
+    """Return the command of a rank on its host, `group[rank]`. The other hosts must know rank 0's host by that name.
+
+    The tasks of one srun have one command and find their ranks, because Slurm chooses their order.
+    """
+    faults = {} if options.over_slurm else options.faults
+    request = {
+        "rank": rank,
+        "size": len(group),
+        "host": "" if options.over_slurm else group[0].rpartition("@")[2],
+        "port": port,
+        "word": word,
+        "over": options.over,
+        "num_bytes": options.num_bytes,
+        "repeats": options.repeats,
+        "limit_s": limit_s,
+        "delays_s": [
+            (peer, seconds)
+            for fault, seconds in faults.items()
+            for peer, host in enumerate(group)
+            if peer != rank and group[rank] in fault and (len(fault) == 1 or host in fault)
+        ],
+    }
+    return [*options.program, "doctor", "collective-worker", json.dumps(request)]
 
 
 def _run(commands: list[list[str]], group: Sequence[str], limit_s: float) -> Verdict:
@@ -147,9 +121,5 @@ def _run(commands: list[list[str]], group: Sequence[str], limit_s: float) -> Ver
 
 def _by_name(why: str, group: Sequence[str]) -> str:
     """Replace ranks in a message by their hosts."""
-
-    def name(match: re.Match[str]) -> str:
-        rank = int(match[1])
-        return group[rank] if rank < len(group) else match[0]
-
-    return re.sub(r"\brank (\d+)\b", name, why)
+    names = {str(rank): host for rank, host in enumerate(group)}
+    return re.sub(r"\brank (\d+)\b", lambda match: names.get(match[1], match[0]), why)

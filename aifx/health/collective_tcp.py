@@ -1,25 +1,23 @@
-"""Collectives among processes over TCP: they test the hosts' network, without GPUs and without NCCL.
+"""All-to-alls among processes over TCP: they test the hosts' network, without GPUs and without NCCL.
 
 Each process has a connection to each other process. Ranks recognize each other by a word that all were given.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
-import logging
-import selectors
 import socket
 import struct
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-
-logger = logging.getLogger(__name__)
 
 Buffer = npt.NDArray[np.uint32]
 
@@ -31,70 +29,77 @@ HELLO_S = 2.0
 
 
 class CollectiveError(Exception):
-    """Args:
-    why: one line that names the rank at fault, if it is known.
-    """
+    """One line that names the rank at fault, if it is known."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Attributes:
-    rank: the rank of this process.
-    size: the number of ranks.
-    coordinator: the address at which rank 0 listens.
-    word: what all ranks were given; a caller without it is rejected.
-    deadline: by `time.monotonic`.
-    delays_s: a planted fault: the delay before each message to a rank.
+class RankRequest:
+    """One rank of a collective test, as the command that runs it gets it in JSON.
+
+    Attributes:
+        host: rank 0's host, as the other hosts know it; empty for tasks of srun, which find their places themselves.
+        port: the port at which rank 0 listens.
+        word: what all ranks were given; a caller without it is rejected.
+        over: what carries the collectives.
+        num_bytes: each device's buffer, or each rank's over tcp.
+        repeats: timed calls, after an untimed one.
+        limit_s: the time for the whole test.
+        delays_s: planted faults: ranks, and the delay before each message to them.
     """
 
     rank: int
     size: int
-    coordinator: tuple[str, int]
+    host: str
+    port: int
     word: str
-    deadline: float
-    delays_s: Mapping[int, float]
+    over: Literal["jax", "tcp"]
+    num_bytes: int
+    repeats: int
+    limit_s: float
+    delays_s: Sequence[tuple[int, float]]
+    began: float = field(default_factory=time.monotonic)
 
-    def left_s(self, what: str) -> float:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise CollectiveError(f"rank {self.rank} waited in vain {what}")
-        return left
+    @property
+    def left_s(self) -> float:
+        return self.began + self.limit_s - time.monotonic()
+
+    @asynccontextmanager
+    async def waiting_for(self, whom: str) -> AsyncIterator[None]:
+        """Raise CollectiveError in this block when the time is up."""
+        try:
+            async with asyncio.timeout(self.left_s):
+                yield
+        except TimeoutError:
+            raise CollectiveError(f"rank {self.rank} waited in vain for {whom}") from None
 
 
 class Mesh:
-    """All ranks, each connected with every other."""
+    """All ranks, each connected with every other after `connect`."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, request: RankRequest) -> None:
+        self.request = request
+        self._delays_s = dict(request.delays_s)
         self._control: dict[int, socket.socket] = {}
         self._peers: dict[int, socket.socket] = {}
-        try:
-            self._connect()
-        except OSError as error:
-            self.close()
-            raise CollectiveError(f"rank {place.rank}: {error.strerror or error}") from error
-        except BaseException:
-            self.close()
-            raise
 
     def close(self) -> None:
         for connection in (*self._peers.values(), *self._control.values()):
             connection.close()
 
-    def gather(self, value: Any) -> list[Any]:
+    async def gather(self, value: Any) -> list[Any]:
         """Return every rank's value on every rank. This is also a barrier."""
-        place = self.place
-        if place.rank:
-            _send(self._control[0], value)
-            everyone: list[Any] = _receive(self._control[0], place, "for rank 0")
-        else:
-            others = range(1, place.size)
-            everyone = [value, *(_receive(self._control[rank], place, f"for rank {rank}") for rank in others)]
-            for rank in others:
-                _send(self._control[rank], everyone)
+        request = self.request
+        if request.rank:
+            await self._tell(0, value)
+            everyone: list[Any] = await _receive(self._control[0], request, "rank 0")
+            return everyone
+        others = range(1, request.size)
+        everyone = [value, *[await _receive(self._control[rank], request, f"rank {rank}") for rank in others]]
+        for rank in others:
+            await self._tell(rank, everyone)
         return everyone
 
-    def all_to_all(self, sent: Buffer, received: Buffer) -> None:
+    async def all_to_all(self, sent: Buffer, received: Buffer) -> None:
         """Send row r of `sent` to rank r, and receive row r of `received` from it. Pairs of ranks take turns, so that
         each link carries only its own part.
 
@@ -102,125 +107,97 @@ class Mesh:
             sent: [size, count]
             received: [size, count]
         """
-        rank, size = self.place.rank, self.place.size
+        rank, size = self.request.rank, self.request.size
         received[rank] = sent[rank]
         for step in range(1, size):
             to, source = (rank + step) % size, (rank - step) % size
-            self._exchange(to, sent[to], source, received[source])
+            await self._exchange(to, sent[to], source, received[source])
 
-    def all_reduce(self, values: Buffer) -> None:
-        """Compute the sum over all ranks, modulo 2^32, in place, around a ring: first sum parts, then pass them on.
-
-        Args:
-            values: [size, count]
-        """
-        rank, size = self.place.rank, self.place.size
-        right, left = (rank + 1) % size, (rank - 1) % size
-        arrived = np.empty_like(values[0])
-        for step in range(size - 1):
-            into = (rank - step - 1) % size
-            self._exchange(right, values[(rank - step) % size], left, arrived)
-            values[into] += arrived
-        for step in range(size - 1):
-            self._exchange(right, values[(rank - step + 1) % size], left, values[(rank - step) % size])
-
-    def _exchange(self, to: int, sent: Buffer, source: int, received: Buffer) -> None:
+    async def _exchange(self, to: int, sent: Buffer, source: int, received: Buffer) -> None:
         """Send to one rank while receiving from another."""
-        if delay := self.place.delays_s.get(to):
-            time.sleep(delay)
-        out, into = memoryview(sent).cast("B"), memoryview(received).cast("B")
-        with selectors.DefaultSelector() as ready:
-            wanted = {self._peers[to]: selectors.EVENT_WRITE}
-            wanted[self._peers[source]] = wanted.get(self._peers[source], 0) | selectors.EVENT_READ
-            for peer, events in wanted.items():
-                ready.register(peer, events)
-            while out or into:
-                for key, events in ready.select(self.place.left_s(f"for ranks {to} and {source}")):
-                    connection = key.fileobj
-                    assert isinstance(connection, socket.socket)
-                    if events & selectors.EVENT_WRITE:
-                        out = out[connection.send(out) :]
-                    if events & selectors.EVENT_READ:
-                        count = connection.recv_into(into)
-                        if not count:
-                            raise CollectiveError(f"rank {source} went away")
-                        into = into[count:]
-                    done = (0 if out else selectors.EVENT_WRITE) | (0 if into else selectors.EVENT_READ)
-                    if left := key.events & ~done:
-                        ready.modify(connection, left)
-                    else:
-                        ready.unregister(connection)
+        await asyncio.sleep(self._delays_s.get(to, 0.0))
+        sending = asyncio.get_running_loop().sock_sendall(self._peers[to], memoryview(sent).cast("B"))
+        receiving = _fill(self._peers[source], memoryview(received).cast("B"), f"rank {source}")
+        async with self.request.waiting_for(f"ranks {to} and {source}"):
+            await asyncio.gather(sending, receiving)
 
-    def _connect(self) -> None:
+    async def connect(self) -> None:
         """Learn through rank 0 where the other ranks listen, then call those with a lower rank."""
-        place = self.place
-        if place.rank == 0:
-            with _listening(place.coordinator, by_name=True) as listener:
-                others = _accepted(listener, place, place.size - 1)
+        request = self.request
+        if request.rank == 0:
+            with _listening(request.host, request.port, by_name=True) as listener:
+                others = await _accepted(listener, request, request.size - 1)
             self._control = {rank: connection for rank, (connection, _) in others.items()}
-            host = place.coordinator[0]
-            with _listening((host, 0), by_name=True) as listener:
-                addresses = {0: [host, listener.getsockname()[1]]}
+            with _listening(request.host, by_name=True) as listener:
+                addresses = {0: [request.host, listener.getsockname()[1]]}
                 addresses |= {rank: hello["at"] for rank, (_, hello) in others.items()}
-                for connection in self._control.values():
-                    _send(connection, {str(rank): at for rank, at in addresses.items()})
-                self._peers = {rank: c for rank, (c, _) in _accepted(listener, place, place.size - 1).items()}
+                for rank in self._control:
+                    await self._tell(rank, addresses)
+                later = await _accepted(listener, request, request.size - 1)
         else:
-            control = self._control[0] = _called(place.coordinator, place)
+            control = self._control[0] = await _called(request.host, request.port, request)
             host = control.getsockname()[0]  # the address by which rank 0 knows this host
-            with _listening((host, 0)) as listener:
-                _send(control, {"word": place.word, "rank": place.rank, "at": [host, listener.getsockname()[1]]})
-                addresses = {int(rank): at for rank, at in _receive(control, place, "for rank 0").items()}
-                for rank in range(place.rank):
-                    self._peers[rank] = _called(tuple(addresses[rank]), place)
-                    _send(self._peers[rank], {"word": place.word, "rank": place.rank})
-                later = _accepted(listener, place, place.size - 1 - place.rank)
-                self._peers |= {rank: connection for rank, (connection, _) in later.items()}
+            hello = {"word": request.word, "rank": request.rank}
+            with _listening(host) as listener:
+                await self._tell(0, hello | {"at": [host, listener.getsockname()[1]]})
+                heard: dict[str, Any] = await _receive(control, request, "rank 0")
+                for rank in range(request.rank):
+                    self._peers[rank] = await _called(*heard[str(rank)], request)
+                    await _send(self._peers[rank], hello)
+                later = await _accepted(listener, request, request.size - 1 - request.rank)
+        self._peers |= {rank: connection for rank, (connection, _) in later.items()}
         for connection in self._peers.values():
-            connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    async def _tell(self, rank: int, value: Any) -> None:
+        async with self.request.waiting_for(f"rank {rank}"):
+            await _send(self._control[rank], value)
 
-def _listening(address: tuple[str, int], *, by_name: bool = False) -> socket.socket:
+
+def _listening(host: str, port: int = 0, *, by_name: bool = False) -> socket.socket:
     """Args:
-    by_name: other hosts know this one by the name in `address`. Here it may resolve to 127.0.1.1, so this listens at
-        all addresses.
+    by_name: other hosts know this one by the name `host`. Here it may resolve to 127.0.1.1, so this listens at all
+        addresses.
     """
-    host, port = address
-    try:
-        is_literal = bool(ipaddress.ip_address(host))
-    except ValueError:
-        is_literal = False
-    if not by_name or is_literal:
+    with suppress(ValueError):
+        ipaddress.ip_address(host)
+        by_name = False  # the host is an address
+    if not by_name:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server(address, family=family, backlog=1024)
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
-    return socket.create_server(("", port), backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+    elif socket.has_dualstack_ipv6():
+        listener = socket.create_server(("", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+    else:
+        listener = socket.create_server(("", port), backlog=1024)
+    listener.setblocking(False)
+    return listener
 
 
-def _called(address: tuple[str, int], place: Place) -> socket.socket:
-    while True:
-        try:
-            return socket.create_connection(address, timeout=place.left_s(f"at {address[0]}:{address[1]}"))
-        except (ConnectionRefusedError, TimeoutError):  # it is not listening yet
-            time.sleep(RETRY_S)
+async def _called(host: str, port: int, request: RankRequest) -> socket.socket:
+    async with request.waiting_for(f"{host}:{port}"):
+        while True:
+            try:
+                connection = socket.create_connection((host, port), timeout=max(request.left_s, RETRY_S))
+            except (ConnectionRefusedError, TimeoutError):  # it is not listening yet
+                await asyncio.sleep(RETRY_S)
+            else:
+                connection.setblocking(False)
+                return connection
 
 
-def _accepted(listener: socket.socket, place: Place, count: int) -> dict[int, tuple[socket.socket, dict[str, Any]]]:
+async def _accepted(
+    listener: socket.socket, request: RankRequest, count: int
+) -> dict[int, tuple[socket.socket, dict[str, Any]]]:
     """Return connections by rank, with the first message of each. Reject callers that do not know the word."""
     came: dict[int, tuple[socket.socket, dict[str, Any]]] = {}
     while len(came) < count:
-        missing = sorted(set(range(place.size)) - came.keys() - {place.rank})
-        listener.settimeout(place.left_s(f"for rank {missing[0]}"))
+        missing = sorted(set(range(request.size)) - came.keys() - {request.rank})
+        async with request.waiting_for(f"rank {missing[0]}"):
+            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
         try:
-            connection, _ = listener.accept()
-        except TimeoutError:
-            continue
-        try:
-            soon = replace(place, deadline=min(place.deadline, time.monotonic() + HELLO_S))
-            hello = _receive(connection, soon, "for a first word")
-            if hello["word"] != place.word or hello["rank"] not in missing:
+            async with asyncio.timeout(HELLO_S):
+                hello = await _receive(connection, request, "a first word")
+            if hello["word"] != request.word or hello["rank"] not in missing:
                 raise ValueError
             came[hello["rank"]] = connection, hello
         except (CollectiveError, OSError, ValueError, LookupError, TypeError):
@@ -228,63 +205,57 @@ def _accepted(listener: socket.socket, place: Place, count: int) -> dict[int, tu
     return came
 
 
-def _send(connection: socket.socket, value: Any) -> None:
+async def _send(connection: socket.socket, value: Any) -> None:
     text = json.dumps(value).encode()
-    connection.sendall(LENGTH.pack(len(text)) + text)
+    await asyncio.get_running_loop().sock_sendall(connection, LENGTH.pack(len(text)) + text)
 
 
-def _receive(connection: socket.socket, place: Place, what: str) -> Any:
-    def bytes_of(count: int) -> bytes:
-        found = bytearray()
-        while len(found) < count:
-            connection.settimeout(place.left_s(what))
-            try:
-                part = connection.recv(count - len(found))
-            except TimeoutError:
-                continue
-            if not part:
-                raise CollectiveError(f"rank {place.rank}: the other side went away while it waited {what}")
-            found += part
-        return bytes(found)
-
-    (count,) = LENGTH.unpack(bytes_of(LENGTH.size))
-    if count > MAX_HELLO:
-        raise ValueError(f"{count} bytes announced")
-    return json.loads(bytes_of(count))
+async def _receive(connection: socket.socket, request: RankRequest, source: str) -> Any:
+    async with request.waiting_for(source):
+        head = bytearray(LENGTH.size)
+        await _fill(connection, memoryview(head), source)
+        (count,) = LENGTH.unpack(head)
+        if count > MAX_HELLO:
+            raise ValueError(f"{count} bytes announced")
+        text = bytearray(count)
+        await _fill(connection, memoryview(text), source)
+    return json.loads(text)
 
 
-def measure(place: Place, collective: str, num_bytes: int, repeats: int) -> tuple[list[list[float]], list[bool]]:
-    """Return the times of each call by rank, and whether each rank's results were right.
+async def _fill(connection: socket.socket, buffer: memoryview, source: str) -> None:
+    while buffer:
+        count = await asyncio.get_running_loop().sock_recv_into(connection, buffer)
+        if not count:
+            raise CollectiveError(f"{source} went away")
+        buffer = buffer[count:]
 
-    Args:
-        collective: "all_to_all" or "all_reduce".
-        num_bytes: each rank's buffer.
-        repeats: timed calls, after an untimed one.
-    """
-    size, rank = place.size, place.rank
-    count = max(num_bytes // 4 // size, 1)
+
+def measure(request: RankRequest) -> tuple[list[list[float]], list[bool]]:
+    """Return the times of each call by rank, and whether each rank's results were right."""
+    return asyncio.run(_measure(request))
+
+
+async def _measure(request: RankRequest) -> tuple[list[list[float]], list[bool]]:
+    size, rank = request.size, request.rank
+    count = max(request.num_bytes // 4 // size, 1)
     ranks, places = np.arange(size, dtype=np.uint32)[:, None], np.arange(count, dtype=np.uint32)[None]
-    mesh = Mesh(place)
+    mesh = Mesh(request)
     try:
-        logger.info(f"rank {rank}: {size} are connected")
+        try:
+            await mesh.connect()
+        except OSError as error:
+            raise CollectiveError(f"rank {rank}: {error.strerror or error}") from error
         times, right = [], True
-        for call in range(repeats + 1):
+        for call in range(request.repeats + 1):
             received = np.zeros((size, count), np.uint32)
-            if collective == "all_to_all":
-                sent = (rank * size + ranks) * np.uint32(2_654_435_761) + places + np.uint32(call)
-                wanted = (ranks * size + rank).astype(np.uint32) * np.uint32(2_654_435_761) + places + np.uint32(call)
-            else:
-                received = ((ranks * count + places) * np.uint32(rank + 1) + np.uint32(call)).astype(np.uint32)
-                wanted = (ranks * count + places) * np.uint32(size * (size + 1) // 2) + np.uint32(size * call)
-            mesh.gather(None)
+            sent = (rank * size + ranks) * np.uint32(2_654_435_761) + places + np.uint32(call)
+            wanted = (ranks * size + rank) * np.uint32(2_654_435_761) + places + np.uint32(call)
+            await mesh.gather(None)
             began = time.perf_counter()
-            if collective == "all_to_all":
-                mesh.all_to_all(sent, received)
-            else:
-                mesh.all_reduce(received)
+            await mesh.all_to_all(sent, received)
             times.append(time.perf_counter() - began)
-            right = right and bool(np.array_equal(received, wanted.astype(np.uint32)))
-        gathered = mesh.gather([times[1:], right])
+            right = right and bool(np.array_equal(received, wanted))
+        gathered = await mesh.gather([times[1:], right])
     finally:
         mesh.close()
     return [times for times, _ in gathered], [bool(right) for _, right in gathered]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -18,18 +18,11 @@ from aifx.core.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from aifx.health.bisect import BisectResult
+    from aifx.health.collective_launch import Options
     from aifx.health.fleet.report import Node
-    from aifx.health.fleet.search import Search
 
 BUDGET_S = 900.0
 FORM = "--rehearse n3=0.02, or n1,n5=0.02 for a link"
-
-
-class Over(Enum):
-    """What carries the collectives."""
-
-    JAX = "jax"
-    TCP = "tcp"
 
 
 @dataclass(frozen=True)
@@ -64,8 +57,9 @@ class BisectOptions:
         ),
     ] = 20.0
     over: Annotated[
-        Over, typer.Option("--over", help="Test the devices (jax, through NCCL) or only the hosts' network (tcp).")
-    ] = Over.JAX
+        Literal["jax", "tcp"],
+        typer.Option("--over", help="Test the devices (jax, through NCCL) or only the hosts' network (tcp)."),
+    ] = "jax"
     num_bytes: Annotated[
         int, typer.Option("--bytes", metavar="N", min=1024, help="Set the size of each device's buffer.")
     ] = 64 << 20
@@ -75,7 +69,6 @@ class BisectOptions:
             "--rehearse",
             metavar="NODE[,NODE]=SECONDS",
             help="Delay each message of a node, or over a link, to see that it is found. Can be repeated.",
-            show_default=False,
         ),
     ] = None
     remote: RemoteOption = "aifx"
@@ -94,23 +87,15 @@ def bisect(*, options: BisectOptions) -> None:
         aifx doctor bisect --hosts nodes.txt --over tcp --rehearse n3=0.02
     """
     with terminal(options.json) as out:
-        from aifx.health.fleet.ask import check_testable, find_targets
-        from aifx.health.fleet.search import Search
+        from aifx.health.collective_launch import Options
+        from aifx.health.fleet.ask import check_testable, find_targets, split_remote
 
         targets = find_targets(options.hosts, slurm=options.slurm)
         check_testable(targets)
-        how = Search(
-            over_slurm=options.slurm,
-            remote=options.remote,
-            over=options.over.value,
-            budget_s=options.budget,
-            limit_s=options.limit,
-            num_bytes=options.num_bytes,
-            expected_gb_s=options.expect,
-            margin=options.margin / 100,
-            faults=_faults(options.rehearse or (), targets.all, options.over),
-        )
-        result, ended = _run(how, targets.all)
+        faults = _faults(options.rehearse or (), targets.all, options.over)
+        program, size = split_remote(options.remote), options.num_bytes
+        tests = Options(program, options.slurm, options.over, size, limit_s=options.limit, faults=faults)
+        result, ended = _search(targets.all, tests, options.budget, options.expect, options.margin / 100)
         _answer(out, result, len(targets.all), ended)
 
 
@@ -118,33 +103,39 @@ def search_among(
     nodes: Sequence[Node], over_slurm: bool, remote: str, budget_s: float
 ) -> tuple[BisectResult, ExitCode]:
     """Search among the nodes that sent a report. Return also the code of a signal that ended the search."""
-    from aifx.health.fleet.search import Search, carrier_of, too_few
+    from aifx.health.bisect import MARGIN, BisectResult
+    from aifx.health.collective_launch import Options
+    from aifx.health.fleet.ask import split_remote
+    from aifx.health.fleet.rank import gpus_of
 
     names = [node.name for node in nodes if node.report is not None]
     if len(names) < 2:
-        return too_few(names), ExitCode.OK
-    return _run(Search(over_slurm=over_slurm, remote=remote, over=carrier_of(nodes), budget_s=budget_s), names)
+        return BisectResult((), tuple(names), "unclear", "fewer than two nodes sent a report", (), 0.0), ExitCode.OK
+    tests = Options(split_remote(remote), over_slurm, "jax" if any(map(gpus_of, nodes)) else "tcp")
+    return _search(names, tests, budget_s, 0.0, MARGIN)
 
 
-def _run(how: Search, nodes: Sequence[str]) -> tuple[BisectResult, ExitCode]:
-    """Ctrl-C and SIGTERM end the search. What it has found until then is kept."""
+def _search(
+    nodes: Sequence[str], tests: Options, budget_s: float, expected_gb_s: float, margin: float
+) -> tuple[BisectResult, ExitCode]:
+    """Search until Ctrl-C or SIGTERM at the latest. What it has found until then is kept."""
+    from aifx.health import bisect
+    from aifx.health.collective_launch import run_test
+
+    test = partial(run_test, options=tests)
     with sigterm_as_ctrl_c() as stop:
-        result = how.run(nodes)
+        result = bisect.bisect(nodes, test, budget_s, expected_gb_s=expected_gb_s, margin=margin)
     return result, stop.code if result.why == "interrupted" else ExitCode.OK
 
 
-def collective_worker(ctx: typer.Context) -> None:
-    """Run one rank of a collective test. `aifx doctor bisect` starts this on each node.
-
-    Examples:
-        aifx doctor collective-worker --rank 0 --size 2 --coordinator n1:29400
-    """
+def collective_worker(request: str) -> None:
+    """Run one rank of a collective test, which REQUEST describes. `aifx doctor bisect` starts this on each node."""
     from aifx.health.collective_worker import main
 
-    raise SystemExit(main(ctx.args))
+    raise SystemExit(main(request))
 
 
-def _faults(asked: Sequence[str], nodes: Sequence[str], over: Over) -> dict[tuple[str, ...], float]:
+def _faults(asked: Sequence[str], nodes: Sequence[str], over: str) -> dict[tuple[str, ...], float]:
     found = {}
     for text in asked:
         names, _, seconds = text.rpartition("=")
@@ -152,7 +143,7 @@ def _faults(asked: Sequence[str], nodes: Sequence[str], over: Over) -> dict[tupl
         if not names or len(group) > 2 or set(group) - set(nodes):
             why = f"the nodes are {', '.join(nodes[:8])}{', ...' if nodes[8:] else ''}"
             raise UsageError(f"--rehearse {text} does not name a node or link", why, FORM)
-        if len(group) == 2 and over is Over.JAX:
+        if len(group) == 2 and over == "jax":
             raise UsageError(f"--rehearse {text} requires --over tcp", "through JAX only a node can be delayed", FORM)
         try:
             found[group] = float(seconds)
@@ -162,8 +153,6 @@ def _faults(asked: Sequence[str], nodes: Sequence[str], over: Over) -> dict[tupl
 
 
 def _answer(out: Output, result: BisectResult, num_nodes: int, ended: ExitCode) -> NoReturn:
-    from dataclasses import asdict
-
     from aifx.health.report import Report
 
     report = Report("", result.findings(), (), round(result.duration_s, 3))

@@ -27,4 +27,4 @@ app = typer.Typer(
 for command in (node, fleet, bisect, serve, diff, rules):
     app.command()(command)
 app.add_typer(slurm)
-app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(collective_worker)
+app.command(hidden=True)(collective_worker)

@@ -40,7 +40,7 @@ if sys.argv[2] == "collective-worker":
     from aifx.health.collective_worker import main
     collective_tcp.RETRY_S = 0.002
     open(os.environ["RANKS"], "a").write(f"{{os.getpid()}}\\n")
-    sys.exit(main(sys.argv[3:]))
+    sys.exit(main(sys.argv[3]))
 print('''{json.dumps(REPORT)}''')
 """
 
@@ -60,16 +60,16 @@ def checked(env, tmp_path, monkeypatch, capsys):
     """What the command answers where each message of a node, or over a link, comes late."""
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    over_ssh = collective_launch.over_ssh
+    run_test = collective_launch.run_test
     # Wide, for this machine has other work; what is planted is slower by far more.
     monkeypatch.setattr(bisect, "MARGIN", 0.9)
     monkeypatch.setattr(bisect, "REPEATS", 1)
 
     def answer(hosts, late, *options):
-        def planted(group, limit_s, asked):
-            return over_ssh(group, limit_s, replace(asked, num_bytes=1 << 16, faults=late))
+        def planted(group, limit_s, options):
+            return run_test(group, limit_s, replace(options, num_bytes=1 << 16, faults=late))
 
-        monkeypatch.setattr(collective_launch, "over_ssh", planted)
+        monkeypatch.setattr(collective_launch, "run_test", planted)
         (tmp_path / "hosts").write_text(hosts)
         code = run(["doctor", "fleet", "--hosts", str(tmp_path / "hosts"), "--bisect", "--json", *options])
         report = json.loads(capsys.readouterr().out)
@@ -166,9 +166,9 @@ def test_who_ends_the_search_gets_the_report(env, tmp_path, number, code):
 )
 def test_what_carries_the_collectives(monkeypatch, facts, over):
     asked = []
-    monkeypatch.setattr(collective_launch, "over_slurm", lambda _, __, options: asked.append(options) or Verdict(1.0))
+    monkeypatch.setattr(collective_launch, "run_test", lambda _, __, options: asked.append(options) or Verdict(1.0))
     nodes = [node("n1", facts), node("n2", {}), node("n3", {}), Node("n4", why="no key")]
     result, _ = search_among(nodes, True, "sudo aifx", 60.0)
     assert {options.over for options in asked} == {over}
-    assert asked[0].program == ("sudo", "aifx", "doctor", "collective-worker")
+    assert (asked[0].program, asked[0].over_slurm) == (["sudo", "aifx"], True)
     assert {name for trial in result.trials for name in trial.nodes} == {"n1", "n2", "n3"}

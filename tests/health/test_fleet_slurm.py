@@ -65,7 +65,7 @@ if "collective-worker" not in sys.argv:
 real = socket.getaddrinfo
 socket.getaddrinfo = lambda host, *more, **named: real("127.0.0.1" if host in {NODES} else host, *more, **named)
 from aifx.health.collective_worker import main
-sys.exit(main(sys.argv[3:]))
+sys.exit(main(sys.argv[3]))
 """
 
 

@@ -47,9 +47,9 @@ def test_nothing_of_the_working_directory_runs(folder: Path) -> None:
     for ask in (ask_ssh, ask_slurm):
         with pytest.raises(EnvironmentFault, match="there is no s"):
             asyncio.run(ask(["n1"], Question(), lambda node, document: None))
-    for start in (collective_launch.over_ssh, collective_launch.over_slurm):
+    for over_slurm in (False, True):
         with pytest.raises(EnvironmentFault, match="there is no s"):
-            start(["n1", "n2"], 1.0, collective_launch.Options())
+            collective_launch.run_test(["n1", "n2"], 1.0, collective_launch.Options(over_slurm=over_slurm))
     assert git_state(folder) is None
     with pytest.raises(EnvironmentFault, match="cannot fetch"):
         find_template("https://example.org/x.git")
