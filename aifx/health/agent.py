@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hmac
-import io
 import json
 import re
 import socket
@@ -19,11 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedReader
 from typing import Any
 
 from aifx.core.json_values import encode_json
+from aifx.health import connections
 from aifx.health.agent_token import is_loopback
-from aifx.health.connections import Connections, DeadlineReader, DeadlineWriter
 from aifx.health.report import SEVERITIES
 
 STATUSES = ("healthy", "warning", "unhealthy", "unknown")
@@ -37,7 +37,6 @@ class CheckResult:
 
     Attributes:
         document: its report; None if the check failed.
-        error: the reason of the failure.
         body: the report as compressed JSON.
         time: its end, Unix time.
         fresh_until: the end of its validity, by `time.monotonic`.
@@ -121,7 +120,7 @@ class Agent(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
         self.checks, self.token = checks, token
-        self.connections = Connections()
+        self.connections = connections.Connections()
         self.is_private = is_loopback(address[0])
         if tls is not None:
             # The connection's own thread does the handshake, so a client that stalls in it blocks no other.
@@ -139,6 +138,9 @@ class Agent(ThreadingHTTPServer):
         self.connections.remove(request)
         super().shutdown_request(request)
 
+    def service_actions(self) -> None:
+        self.connections.close_late()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore a client that disconnects."""
 
@@ -148,16 +150,15 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "aifx-doctor"
     sys_version = ""
     server: Agent
-
-    def setup(self) -> None:
-        super().setup()
-        self.rfile.close()
-        self._reader = DeadlineReader(self.connection)
-        self.rfile = io.BufferedReader(self._reader)
-        self.wfile = self._writer = DeadlineWriter(self.connection)
+    rfile: BufferedReader
+    is_first = True
 
     def handle_one_request(self) -> None:
-        self._reader.expect_request()
+        if not self.is_first:
+            self.server.connections.expect(self.request, connections.IDLE_LIMIT_S)
+            self.rfile.peek(1)
+            self.server.connections.expect(self.request, connections.REQUEST_LIMIT_S)
+        self.is_first = False
         super().handle_one_request()
 
     def do_GET(self) -> None:
@@ -204,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Encoding", encoding)
         if code == 401:
             self.send_header("WWW-Authenticate", "Bearer")
-        self._writer.expect_answer()
+        self.server.connections.expect(self.request, connections.ANSWER_LIMIT_S)
         self.end_headers()
         self.wfile.write(body)
 

@@ -6,8 +6,8 @@ A new connection beyond a limit closes the oldest connection of that address tha
 
 from __future__ import annotations
 
-import io
 import ipaddress
+import math
 import socket
 import threading
 import time
@@ -15,10 +15,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
 
 MAX_CONNECTIONS = 64
 MAX_PER_ADDRESS = 16
@@ -33,7 +29,8 @@ ANSWER_LIMIT_S = 10.0
 @dataclass
 class _Connection:
     address: str
-    is_busy: bool = False
+    deadline: float
+    """By `time.monotonic`; infinite while the server prepares an answer."""
 
 
 class Connections:
@@ -51,91 +48,45 @@ class Connections:
             crowded = address if counts[address] >= MAX_PER_ADDRESS else None
             if crowded is None and len(self._open) >= MAX_CONNECTIONS:
                 crowded = counts.most_common(1)[0][0]
-            if crowded is not None and not self._close_oldest(crowded):
-                return False
-            self._open[request] = _Connection(address)
+            if crowded is not None:
+                idle = (r for r, one in self._open.items() if one.address == crowded and one.deadline < math.inf)
+                oldest = next(idle, None)
+                if oldest is None:
+                    return False
+                self._close(oldest)
+            self._open[request] = _Connection(address, time.monotonic() + REQUEST_LIMIT_S)
         return True
 
     def remove(self, request: socket.socket) -> None:
         with self._lock:
             self._open.pop(request, None)
 
+    def expect(self, request: socket.socket, limit_s: float) -> None:
+        """Close a connection in so many seconds if nothing else is expected until then."""
+        with self._lock:
+            if request in self._open:
+                self._open[request].deadline = time.monotonic() + limit_s
+
     @contextmanager
     def busy(self, request: socket.socket) -> Iterator[None]:
         """Keep a connection open in this block, which prepares an answer."""
-        with self._lock:
-            found = self._open.get(request)
-            if found is not None:
-                found.is_busy = True
+        self.expect(request, math.inf)
         try:
             yield
         finally:
-            if found is not None:
-                found.is_busy = False
+            self.expect(request, ANSWER_LIMIT_S)
 
-    def _close_oldest(self, address: str) -> bool:
-        for request, one in self._open.items():
-            if one.address == address and not one.is_busy:
-                with suppress(OSError):
-                    # Not the method of an SSL socket: another thread may be reading it. This ends that read.
-                    socket.socket.shutdown(request, socket.SHUT_RDWR)
-                del self._open[request]
-                return True
-        return False
+    def close_late(self) -> None:
+        """Close the connections whose deadline has passed."""
+        with self._lock:
+            for request in [r for r, one in self._open.items() if one.deadline < time.monotonic()]:
+                self._close(request)
 
-
-class DeadlineReader(io.RawIOBase):
-    """The bytes of a client. Raises TimeoutError if a request does not arrive in time."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._is_first = True
-        self._is_begun = False
-        self._deadline = 0.0
-
-    def expect_request(self) -> None:
-        """Start the clock for the next request."""
-        self._deadline = time.monotonic() + (REQUEST_LIMIT_S if self._is_first else IDLE_LIMIT_S)
-        self._is_begun, self._is_first = self._is_first, False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        left_s = self._deadline - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("the request did not arrive in time")
-        self._connection.settimeout(left_s)
-        count = self._connection.recv_into(buffer)
-        if not self._is_begun:
-            self._is_begun = True
-            self._deadline = time.monotonic() + REQUEST_LIMIT_S
-        return count
-
-
-class DeadlineWriter(io.BufferedIOBase):
-    """The bytes to a client. Raises TimeoutError if it does not read an answer in time."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self.expect_answer()
-
-    def expect_answer(self) -> None:
-        """Start the clock for the next answer."""
-        self._deadline = time.monotonic() + ANSWER_LIMIT_S
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: ReadableBuffer) -> int:
-        view, sent = memoryview(data), 0
-        while sent < len(view):
-            left_s = self._deadline - time.monotonic()
-            if left_s <= 0:
-                raise TimeoutError("the client did not read the answer in time")
-            self._connection.settimeout(left_s)
-            sent += self._connection.send(view[sent:])
-        return sent
+    def _close(self, request: socket.socket) -> None:
+        """End the connection's thread, which may be reading from it or writing to it."""
+        with suppress(OSError):
+            socket.socket.shutdown(request, socket.SHUT_RDWR)  # the method of an SSL socket would change its state
+        del self._open[request]
 
 
 def _network(host: str) -> str:
