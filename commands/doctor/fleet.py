@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,7 @@ from aifx.commands.doctor.options import (
 from aifx.core.errors import EnvironmentFault, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from aifx.health.bisect import BisectResult
-    from aifx.health.fleet.ask import Inquiry, Targets
+    from aifx.health.fleet.ask import Answers, Targets
     from aifx.health.fleet.report import FleetReport, Node
 
 ON_ANSWERS = {"only", "skip", "site", "strict", "replay", "html", "json"}
@@ -46,10 +44,7 @@ class FleetOptions(CheckOptions):
     agents: Annotated[
         list[str] | None,
         typer.Option(
-            "--agents",
-            metavar="URL",
-            help="Check the node where `aifx doctor serve` listens at URL. Can be repeated.",
-            show_default=False,
+            "--agents", metavar="URL", help="Check the node where `aifx doctor serve` listens at URL. Can be repeated."
         ),
     ] = None
     bisect: Annotated[
@@ -60,11 +55,8 @@ class FleetOptions(CheckOptions):
     ] = False
     budget: Annotated[
         float | None,
-        typer.Option(
-            "--budget", metavar="SECONDS", min=0, help=f"Limit the time of --bisect. Default: {BUDGET_S:g}.",
-            show_default=False,
-        ),
-    ] = None  # fmt: skip
+        typer.Option("--budget", metavar="SECONDS", min=0, help=f"Limit the time of --bisect. Default: {BUDGET_S:g}."),
+    ] = None
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -72,14 +64,11 @@ class FleetOptions(CheckOptions):
             metavar="SECONDS",
             min=0.1,
             help="Limit the time of each node. Default: 30, with --stress quick 300, full 1800.",
-            show_default=False,
         ),
     ] = None
     at_once: Annotated[
         int | None,
-        typer.Option(
-            "--at-once", metavar="N", min=1, help="Ask N nodes at a time. Default: 64, agents 256.", show_default=False
-        ),
+        typer.Option("--at-once", metavar="N", min=1, help="Ask N nodes at a time. Default: 64, agents 256."),
     ] = None
     remote: RemoteOption = "aifx"
     token_file: TokenFileOption = None
@@ -87,22 +76,9 @@ class FleetOptions(CheckOptions):
         bool, typer.Option("--insecure-token", help="Send the token to other machines also without TLS.")
     ] = False
     tls_ca: Annotated[
-        Path | None,
-        typer.Option(
-            "--tls-ca", metavar="FILE", help="Trust agents whose certificates FILE has signed.", show_default=False
-        ),
+        Path | None, typer.Option("--tls-ca", metavar="FILE", help="Trust agents whose certificates FILE has signed.")
     ] = None
     json: JsonOption = False
-
-
-@dataclass(frozen=True)
-class Heard:
-    """The nodes that answered, those that did not, the result of collective tests, and the code of a signal."""
-
-    nodes: Sequence[Node]
-    not_heard: Sequence[str] = ()
-    search: BisectResult | None = None
-    ended: ExitCode = ExitCode.OK
 
 
 @option_group
@@ -126,73 +102,69 @@ def fleet(*, options: FleetOptions) -> None:
         began, site = time.monotonic(), read_site(options.site)
         only, skip = options.only or (), options.skip or ()
         check_patterns([*only, *skip], site)
-        heard = _recorded(options) if options.replay is not None else _ask(out, options)
+        answers = _recorded(options) if options.replay is not None else _ask(out, options)
+        nodes, search, ended = answers.nodes, None, ExitCode.OK
+        if answers.ended_by is not None:
+            ended = stopping.exit_code_of(answers.ended_by)
+        elif options.bisect:
+            budget_s = BUDGET_S if options.budget is None else options.budget
+            search, ended = search_among(nodes, options.slurm, options.remote, budget_s)
         report = assess(
-            heard.nodes,
+            nodes,
             site,
             only=only,
             skip=skip,
-            not_heard=heard.not_heard,
-            tested=heard.search.findings() if heard.search else (),
+            not_heard=answers.not_heard,
+            tested=search.findings() if search else (),
             duration_s=time.monotonic() - began,
         )
         faults = _save(report, options.html)
-        out.document(report.document() | ({"bisect": heard.search.document()} if heard.search else {}))
+        out.document(report.document() | ({"bisect": search.document()} if search else {}))
         show_fleet(out, report)
-        if heard.search:
+        if search:
             out.print("")
-            show_search(out, heard.search, sum(node.report is not None for node in heard.nodes))
+            show_search(out, search, sum(node.report is not None for node in nodes))
         out.report(faults)
-        raise SystemExit(int(heard.ended) or exit_code(report.status, options.strict, faults))
+        raise SystemExit(int(ended) or exit_code(report.status, options.strict, faults))
 
 
-def _recorded(options: FleetOptions) -> Heard:
+def _recorded(options: FleetOptions) -> Answers:
+    from aifx.health.fleet.ask import Answers
     from aifx.health.fleet.record import read_record
 
     assert options.replay is not None
     if wrong := next((option for name, option in given_options(options).items() if name not in ON_ANSWERS), None):
         why = "a replay evaluates recorded answers and asks no node"
         raise UsageError(f"{wrong} cannot be used with --replay", why, f"aifx doctor fleet --replay {options.replay}")
-    return Heard(*read_record(options.replay))
+    return Answers(*read_record(options.replay))
 
 
-def _ask(out: Output, options: FleetOptions) -> Heard:
-    from aifx.health.fleet.ask import ask, check_testable, find_targets
+def _ask(out: Output, options: FleetOptions) -> Answers:
+    from aifx.health.agent_token import read_authority, read_token
+    from aifx.health.fleet.ask import ask, check_testable, find_targets, split_remote
+    from aifx.health.fleet.transports import Inquiry
 
     if options.budget is not None and not options.bisect:
         raise UsageError("--budget requires --bisect", "", f"--bisect --budget {options.budget:g}")
     targets = find_targets(options.hosts, slurm=options.slurm, agents=options.agents or ())
     if options.bisect:
         check_testable(targets)
-    with _progress(out, targets) as heard:
-        answers = ask(targets, _inquiry(options), record=options.record, heard=heard)
-        stopping.run_body()  # asyncio leaves SIGTERM to the system
-    if answers.ended_by is not None:
-        ended = ExitCode.INTERRUPTED if answers.ended_by == signal.SIGINT else ExitCode.PREEMPTED
-        return Heard(answers.nodes, answers.not_heard, ended=ended)
-    if not options.bisect:
-        return Heard(answers.nodes)
-    budget_s = BUDGET_S if options.budget is None else options.budget
-    search, ended = search_among(answers.nodes, options.slurm, options.remote, budget_s)
-    return Heard(answers.nodes, search=search, ended=ended)
-
-
-def _inquiry(options: FleetOptions) -> Inquiry:
-    from aifx.health.agent_token import read_authority, read_token
-    from aifx.health.fleet.ask import Inquiry
-
-    return Inquiry(
+    inquiry = Inquiry(
         only=options.only or (),
         skip=options.skip or (),
         sample_s=options.sample,
         stress=options.stress.value if options.stress else None,
         timeout_s=options.timeout,
         at_once=options.at_once,
-        remote=options.remote,
+        remote=split_remote(options.remote),
         token=read_token(options.token_file),
         insecure_token=options.insecure_token,
         tls=read_authority(options.tls_ca),
     )
+    with _progress(out, targets) as heard:
+        answers = ask(targets, inquiry, options.record, heard)
+        stopping.run_body()  # asyncio leaves SIGTERM to the system
+    return answers
 
 
 @contextmanager

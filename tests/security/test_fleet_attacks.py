@@ -15,11 +15,10 @@ import pytest
 from aifx.core.errors import UsageError
 from aifx.health.agent_token import read_token
 from aifx.health.fleet import transports
-from aifx.health.fleet.ask import Inquiry
 from aifx.health.fleet.hosts import expand, read_hosts
 from aifx.health.fleet.record import Recorder, read_record
 from aifx.health.fleet.report import Node
-from aifx.health.fleet.transports import Question, ask_agents, ask_slurm
+from aifx.health.fleet.transports import Inquiry, ask_agents, ask_slurm
 
 REPORT = {"schema_version": 1, "host": "n", "status": "healthy", "findings": [], "skipped": [], "duration_s": 0.1}
 BODY = json.dumps(REPORT).encode()
@@ -73,7 +72,7 @@ def test_over_slurm_one_node_costs_its_own_report(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("FOLDER", str(tmp_path))
     fleet = Fleet()
-    asyncio.run(ask_slurm(list(attacks), Question(), fleet.heard))
+    asyncio.run(ask_slurm(list(attacks), Inquiry(), fleet.heard))
     assert {name for name, node in fleet.nodes.items() if node.report is not None} == {"flood", "good"}
     why = {name: node.why for name, node in fleet.nodes.items()}
     assert why["bomb"] == "it sent more than 32 MiB"
@@ -107,7 +106,7 @@ def test_agents_send_one_layer_of_gzip_up_to_a_limit() -> None:
         port = server.sockets[0].getsockname()[1]
         fleet = Fleet()
         async with server:
-            await ask_agents([f"http://127.0.0.1:{port}/{name}" for name in answers], Question(), fleet.heard)
+            await ask_agents([f"http://127.0.0.1:{port}/{name}" for name in answers], Inquiry(), fleet.heard)
         return {url.rpartition("/")[2]: node for url, node in fleet.nodes.items()}
 
     nodes = asyncio.run(ask())
@@ -137,18 +136,18 @@ def test_a_record_survives_a_report_that_is_too_deep(tmp_path: Path) -> None:
 def test_the_token_is_sent_to_nobody_on_the_way(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIFX_DOCTOR_TOKEN", "planted")
     with pytest.raises(UsageError, match="unencrypted") as caught:
-        Inquiry(token=read_token(None)).question_to_agents([url])
+        Inquiry(token=read_token(None)).check_agents([url])
     assert "planted" not in str(caught.value)
     assert "--insecure-token" in caught.value.hint
-    assert Inquiry(token=read_token(None), insecure_token=True).question_to_agents([url]).token == "planted"
+    Inquiry(token=read_token(None), insecure_token=True).check_agents([url])
 
 
 @pytest.mark.parametrize("url", ["https://n1:9470", "http://127.0.0.1:9470", "http://localhost:1", "http://[::1]:9470"])
 def test_the_token_is_sent_over_tls_and_to_this_machine(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIFX_DOCTOR_TOKEN", "planted")
-    assert Inquiry(token=read_token(None)).question_to_agents([url]).token == "planted"
+    Inquiry(token=read_token(None)).check_agents([url])
     monkeypatch.delenv("AIFX_DOCTOR_TOKEN")
-    assert Inquiry(token=read_token(None)).question_to_agents(["http://n1"]).token == ""
+    Inquiry(token=read_token(None)).check_agents(["http://n1"])
 
 
 @pytest.mark.parametrize(

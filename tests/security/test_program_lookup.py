@@ -12,7 +12,7 @@ from aifx.core.errors import EnvironmentFault
 from aifx.core.executables import find_program, need_program, with_safe_path
 from aifx.core.facts import Absent
 from aifx.health import collective_launch
-from aifx.health.fleet.transports import Question, ask_slurm, ask_ssh
+from aifx.health.fleet.transports import Inquiry, ask_slurm, ask_ssh
 from aifx.health.host import Host
 from aifx.health.slurm import scontrol
 from aifx.runs.provenance import git_state
@@ -46,7 +46,7 @@ def test_nothing_of_the_working_directory_runs(folder: Path) -> None:
         scontrol(["show", "node", "n1"])
     for ask in (ask_ssh, ask_slurm):
         with pytest.raises(EnvironmentFault, match="there is no s"):
-            asyncio.run(ask(["n1"], Question(), lambda node, document: None))
+            asyncio.run(ask(["n1"], Inquiry(), lambda node, document: None))
     for over_slurm in (False, True):
         with pytest.raises(EnvironmentFault, match="there is no s"):
             collective_launch.run_test(["n1", "n2"], 1.0, collective_launch.Options(over_slurm=over_slurm))

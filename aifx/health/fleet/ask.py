@@ -6,29 +6,23 @@ import asyncio
 import logging
 import shlex
 import signal
-import ssl
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from aifx.core.errors import EnvironmentFault, UsageError
-from aifx.health.agent_token import is_private
 from aifx.health.fleet.hosts import is_address, read_hosts, slurm_hosts
 from aifx.health.fleet.record import Recorder
 from aifx.health.fleet.report import Node
-from aifx.health.fleet.transports import Question, ask_agents, ask_slurm, ask_ssh
-
-LIMITS_S = {None: 30.0, "quick": 300.0, "full": 1800.0}
-"""Time for a node, by its stress test."""
-AT_ONCE, AGENTS_AT_ONCE = 64, 256
+from aifx.health.fleet.transports import Heard, Inquiry, ask_agents, ask_slurm, ask_ssh
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The nodes of a fleet by the way in which they are asked, each once."""
+    """The nodes of a fleet by how they are asked, each once."""
 
     ssh: tuple[str, ...] = ()
     slurm: tuple[str, ...] = ()
@@ -80,69 +74,6 @@ def check_testable(targets: Targets) -> None:
 
 
 @dataclass(frozen=True)
-class Inquiry:
-    """What a fleet is asked, and how.
-
-    Attributes:
-        only, skip: the rules that each node evaluates.
-        sample_s: the time between two readings on a node.
-        stress: the stress test that each node runs.
-        timeout_s: how long a node may take; None for the usual time.
-        at_once: how many nodes are asked at a time; None for the usual number.
-        remote: the command that runs aifx on a node.
-        token: what agents are shown; empty for none.
-        insecure_token: whether the token may be sent without TLS.
-        tls: whom agents must be signed by; None for the system's authorities.
-    """
-
-    only: Sequence[str] = ()
-    skip: Sequence[str] = ()
-    sample_s: float = 0.0
-    stress: Literal["quick", "full"] | None = None
-    timeout_s: float | None = None
-    at_once: int | None = None
-    remote: str = "aifx"
-    token: str = ""
-    insecure_token: bool = False
-    tls: ssl.SSLContext | None = None
-
-    def command(self) -> tuple[str, ...]:
-        """Return the command that a node runs."""
-        words = [*split_remote(self.remote), "doctor", "node", "--json", "--with-snapshot"]
-        for option, patterns in (("--only", self.only), ("--skip", self.skip)):
-            words += [word for pattern in patterns if not _is_across(pattern) for word in (option, pattern)]
-        words += ["--sample", f"{self.sample_s:g}"] if self.sample_s else []
-        return (*words, *(["--stress", self.stress] if self.stress else []))
-
-    def question(self) -> Question:
-        """Return the question to nodes that run a command."""
-        return Question(self._timeout_s(), self.at_once or AT_ONCE, self.command())
-
-    def question_to_agents(self, agents: Sequence[str]) -> Question:
-        """Raises UsageError if one of the agents' addresses could leak the token, or for what no agent does."""
-        if agents and (self.stress or self.sample_s):
-            option = "--stress" if self.stress else "--sample"
-            why = "an agent sends its last report and runs nothing"
-            raise UsageError(f"{option} cannot be used with agents", why, "ask over ssh: --hosts FILE")
-        open_ = next((url for url in agents if not is_private(url)), None) if self.token else None
-        if open_ and not self.insecure_token:
-            raise UsageError(
-                f"the token would go to {open_} unencrypted",
-                "anybody on the way could read it, and show it to every agent",
-                f"--agents {open_.replace('http', 'https', 1)}, or --insecure-token",
-            )
-        return Question(self._timeout_s(), self.at_once or AGENTS_AT_ONCE, token=self.token, tls=self.tls)
-
-    def _timeout_s(self) -> float:
-        return (LIMITS_S[self.stress] + self.sample_s) if self.timeout_s is None else self.timeout_s
-
-
-def _is_across(pattern: str) -> bool:
-    """Return whether a pattern means findings across nodes, which a node knows nothing of."""
-    return pattern == "fleet" or pattern.startswith("fleet.")
-
-
-@dataclass(frozen=True)
 class Answers:
     """Attributes:
     nodes: those that were heard, in the order in which they were named.
@@ -150,14 +81,12 @@ class Answers:
     ended_by: the signal that ended the asking; None if it ended by itself.
     """
 
-    nodes: tuple[Node, ...]
-    not_heard: tuple[str, ...] = ()
+    nodes: Sequence[Node]
+    not_heard: Sequence[str] = ()
     ended_by: signal.Signals | None = None
 
 
-def ask(
-    targets: Targets, inquiry: Inquiry, *, record: Path | None = None, heard: Callable[[Node], None] = lambda _: None
-) -> Answers:
+def ask(targets: Targets, inquiry: Inquiry, record: Path | None, heard: Callable[[Node], None]) -> Answers:
     """Ask all nodes, and return what has arrived, also if Ctrl-C or SIGTERM ends it.
 
     Args:
@@ -167,9 +96,13 @@ def ask(
     Raises:
         EnvironmentFault: the record cannot be written.
     """
-    questions = inquiry.question(), inquiry.question_to_agents(targets.agents)
+    inquiry.check_agents(targets.agents)
     found: dict[str, Node] = {}
-    recorder = _recorder(record, targets.all) if record is not None else None
+    try:
+        recorder = Recorder(record, targets.all) if record is not None else None
+    except OSError as error:
+        hint = "aifx doctor fleet --record ANOTHER_FILE"
+        raise EnvironmentFault(f"{record} cannot be written", error.strerror or str(error), hint) from None
 
     def take(node: Node, document: Any) -> None:
         nonlocal recorder
@@ -184,7 +117,7 @@ def ask(
 
     ended = None
     try:
-        asyncio.run(_ask(targets, *questions, take))
+        asyncio.run(_ask(targets, inquiry, take))
     except KeyboardInterrupt:
         ended = signal.SIGINT
     except asyncio.CancelledError:  # how `_ask` ends on SIGTERM
@@ -192,27 +125,12 @@ def ask(
     if recorder is not None:
         recorder.close()
     names = targets.all
-    return Answers(tuple(found[n] for n in names if n in found), tuple(n for n in names if n not in found), ended)
+    return Answers([found[name] for name in names if name in found], [n for n in names if n not in found], ended)
 
 
-def _recorder(path: Path, asked: Sequence[str]) -> Recorder:
-    try:
-        return Recorder(path, asked)
-    except OSError as error:
-        why = error.strerror or str(error)
-        hint = "aifx doctor fleet --record ANOTHER_FILE"
-        raise EnvironmentFault(f"{path} cannot be written", why, hint) from None
-
-
-async def _ask(targets: Targets, of_nodes: Question, of_agents: Question, heard: Callable[[Node, Any], None]) -> None:
+async def _ask(targets: Targets, inquiry: Inquiry, heard: Heard) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    ways = []
-    if targets.ssh:
-        ways.append(ask_ssh(targets.ssh, of_nodes, heard))
-    if targets.slurm:
-        ways.append(ask_slurm(targets.slurm, of_nodes, heard))
-    if targets.agents:
-        ways.append(ask_agents(targets.agents, of_agents, heard))
-    await asyncio.gather(*ways)
+    ways = (ask_ssh, targets.ssh), (ask_slurm, targets.slurm), (ask_agents, targets.agents)
+    await asyncio.gather(*(way(nodes, inquiry, heard) for way, nodes in ways if nodes))

@@ -12,7 +12,7 @@ from aifx.health.fleet.compare import compare
 from aifx.health.fleet.hosts import is_address
 from aifx.health.fleet.rank import rank
 from aifx.health.fleet.report import FleetReport, Node
-from aifx.health.report import SEVERITIES, Finding, Report
+from aifx.health.report import SEVERITIES, Finding
 from aifx.health.rules import Site, fits, load_rules, select
 from aifx.health.tables import NO_REPORT, SILENT, across_ids
 
@@ -52,20 +52,19 @@ def assess(
         is_asked = not only or any(fits(finding.id, pattern) for pattern in only)
         return is_asked and not is_skipped(finding)
 
-    nodes = [_with(node, filter(counts, node.report.findings)) if node.report else node for node in named(nodes)]
+    nodes = [
+        replace(node, report=replace(node.report, findings=tuple(filter(counts, node.report.findings))))
+        if node.report
+        else node
+        for node in named(nodes)
+    ]
     # A silent node is a finding also if `only` selects other rules, because none of them was evaluated there.
-    unheard = [finding for node in nodes if node.report is None for finding in [_unheard(node)]]
+    unheard = [_unheard(node) for node in nodes if node.report is None]
     found = [*unheard, *itertools.filterfalse(is_skipped, tested), *filter(counts, compare(nodes))]
     order = {name: number for number, name in enumerate(across_ids())}
     found.sort(key=lambda f: (SEVERITIES.index(f.severity), order.get(f.id, -1), f.device))
     suspects = rank(nodes, found, site.fleet)
     return FleetReport(tuple(nodes), tuple(found), tuple(suspects), tuple(not_heard), round(duration_s, 3))
-
-
-def _with(node: Node, findings: Iterable[Finding]) -> Node:
-    assert node.report is not None
-    kept: Report = replace(node.report, findings=tuple(findings))
-    return replace(node, report=kept)
 
 
 def named(nodes: Sequence[Node]) -> list[Node]:
@@ -82,23 +81,13 @@ def named(nodes: Sequence[Node]) -> list[Node]:
 
 def _unheard(node: Node) -> Finding:
     if node.is_silent:
-        return Finding(
-            SILENT,
-            "critical",
-            node.name,
-            "this node does not answer",
-            node.why,
-            "an answer within --timeout",
-            "aifx: a node that does not answer cannot run jobs",
-            "check whether it is up (BMC, `ping`, `scontrol show node`); if it is only slow, use a longer --timeout",
+        what, limit = "this node does not answer", "an answer within --timeout"
+        source = "aifx: a node that does not answer cannot run jobs"
+        action = (
+            "check whether it is up (BMC, `ping`, `scontrol show node`); if it is only slow, use a longer --timeout"
         )
-    return Finding(
-        NO_REPORT,
-        "unknown",
-        node.name,
-        f"this node sent no report: {node.why}",
-        node.why,
-        "a report of `aifx doctor --json`",
-        "aifx: a node without a report does not count as healthy",
-        "check aifx and its PATH there, the key, the token, the certificate",
-    )
+        return Finding(SILENT, "critical", node.name, what, node.why, limit, source, action)
+    what, limit = f"this node sent no report: {node.why}", "a report of `aifx doctor --json`"
+    source = "aifx: a node without a report does not count as healthy"
+    action = "check aifx and its PATH there, the key, the token, the certificate"
+    return Finding(NO_REPORT, "unknown", node.name, what, node.why, limit, source, action)

@@ -36,8 +36,7 @@ class Fact(BaseModel):
     """A fact that is compared.
 
     Attributes:
-        id: the id of its findings.
-        path: dotted, from the node; lists on the way are gone through item by item.
+            path: dotted, from the node; lists on the way are gone through item by item.
         kind: majority: equal to most nodes; bits: each device equal to devices of its name on most nodes; figure: near
             the median.
         of: for a majority: the distinct values together, their count, the words of a text, or each item of a list or
@@ -115,12 +114,8 @@ def compare(nodes: Sequence[Node], facts: Iterable[Fact] | None = None) -> list[
     for fact in load_facts() if facts is None else facts:
         for group in _groups(fact, seen):
             if len(group) >= MIN_NODES[fact.kind]:
-                comparisons = {
-                    "figure": _figures,
-                    "bits": _bits,
-                    "majority": _items if fact.of == "items" else _majority,
-                }
-                found += comparisons[fact.kind](fact, group)
+                majority = _items if fact.of == "items" else _majority
+                found += {"figure": _figures, "bits": _bits, "majority": majority}[fact.kind](fact, group)
     return _without_repeats(found)
 
 
@@ -198,7 +193,7 @@ def _bits(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
             if isinstance(value, str):
                 held[device][name] = value
     odd: dict[str, dict[str, str]] = defaultdict(dict)
-    undecided: list[Finding] = []
+    found: list[Finding] = []
     for device, values in held.items():
         counts = Counter(values.values())
         usual, count = counts.most_common(1)[0]
@@ -206,27 +201,17 @@ def _bits(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
             for name, value in values.items():
                 if value != usual:
                     odd[name][device] = f"{value}, most: {usual}"
-        elif not undecided:
-            named = _cut(", ".join(values))
+        elif not found:
+            nodes = _cut(", ".join(values))
             action = (
-                f"check more nodes of this kind: the majority shows which is wrong; until then, do not trust {named}"
+                f"check more nodes of this kind: the majority shows which is wrong; until then, do not trust {nodes}"
             )
-            undecided = [replace(_mixed(fact, counts, len(values)), severity="warning", action=action)]
-    return undecided + [_odd(fact, name, devices, len(group)) for name, devices in odd.items()]
-
-
-def _odd(fact: Fact, node: str, devices: Mapping[str, str], total: int) -> Finding:
-    words = {"value": _cut(", ".join(devices))}
-    return Finding(
-        fact.id,
-        fact.severity,
-        node,
-        fact.summary.format(**words),
-        f"{fact.path}: {_cut('; '.join(f'{device} {text}' for device, text in devices.items()))}",
-        f"as on most of {total} nodes with the same devices and versions",
-        fact.source,
-        fact.action,
-    )
+            found = [replace(_mixed(fact, counts, len(values)), severity="warning", action=action)]
+    usual = f"as on most of {len(group)} nodes with the same devices and versions"
+    for name, texts in odd.items():
+        seen = _cut("; ".join(f"{device} {text}" for device, text in texts.items()))
+        found.append(_finding(fact, name, f"{fact.path}: {seen}", usual, value=_cut(", ".join(texts))))
+    return found
 
 
 def _shown(fact: Fact, values: list[Any]) -> str:
@@ -253,38 +238,28 @@ def _word(item: Any) -> str:
     return str(item) if isinstance(item, (str, int, float)) else "?"
 
 
+def _finding(fact: Fact, node: str, seen: str, limit: str, *, device: str = "", **words: str) -> Finding:
+    """Return the finding of a node; `words` are those of the fact's summary and action."""
+    summary, action = device + fact.summary.format(**words), fact.action.format(**words)
+    return Finding(fact.id, fact.severity, node, summary, seen, limit, fact.source, action)
+
+
 def _other(fact: Fact, node: str, text: str | None, usual: str, share: str) -> Finding:
     value = text or "nothing"
     if fact.of == "words" and text is not None:
         mine, theirs = set(text.split()), set(usual.split())
         value = " ".join([f"+{w}" for w in sorted(mine - theirs)] + [f"-{w}" for w in sorted(theirs - mine)])
-    words = {"value": _cut(value), "usual": _cut(usual)}
-    lacks = f"{fact.path} is not there; most nodes: {words['usual']}"
-    return Finding(
-        fact.id,
-        fact.severity,
-        node,
-        lacks if text is None else fact.summary.format(**words),
-        f"{fact.path}: {_cut(value)}",
-        f"as {share}: {_cut(usual)}",
-        fact.source,
-        fact.action.format(**words),
-    )
+    value, usual = _cut(value), _cut(usual)
+    found = _finding(fact, node, f"{fact.path}: {value}", f"as {share}: {usual}", value=value, usual=usual)
+    return found if text is not None else replace(found, summary=f"{fact.path} is not there; most nodes: {usual}")
 
 
 def _mixed(fact: Fact, counts: Mapping[Any, int], total: int) -> Finding:
     shown = ", ".join(f"{count} have {_cut(str(text), 40)}" for text, count in list(counts.items())[:3])
     more = f", and {len(counts) - 3} others" if len(counts) > 3 else ""
-    return Finding(
-        fact.id,
-        "info",
-        "",
-        f"no majority in {fact.path}: {shown}{more}",
-        f"{fact.path}: {len(counts)} different in {total} nodes",
-        "more than half alike",
-        fact.source,
-        "compare like with like: name nodes of one kind",
-    )
+    what, seen = f"no majority in {fact.path}: {shown}{more}", f"{fact.path}: {len(counts)} different in {total} nodes"
+    action = "compare like with like: name nodes of one kind"
+    return Finding(fact.id, "info", "", what, seen, "more than half alike", fact.source, action)
 
 
 def _figures(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
@@ -334,21 +309,14 @@ def z_limit(count: int) -> float:
 
 
 def _figure(fact: Fact, sample: Sample, middle: float, spread: float, count: int) -> Finding:
-    gap = f"{(sample.value - middle) / abs(middle):+.1%}" if middle else f"{sample.value - middle:+.4g}"
-    z = f"{abs(sample.value - middle) / spread:.1f}" if spread else "the others are equal"
-    of = f"{sample.device}: " if sample.device else ""
-    words = {"value": f"{sample.value:.4g}", "usual": f"{middle:.4g}", "gap": gap}
-    return Finding(
-        fact.id,
-        fact.severity,
-        sample.node,
-        of + fact.summary.format(**words),
-        f"{of}{fact.path} = {sample.value:.4g} ({gap}; robust z {z})",
-        f"within {fact.min_gap:.0%} or {z_limit(count):.1f} robust standard deviations of the median {middle:.4g} "
-        f"of {count}",
-        fact.source,
-        fact.action.format(**words),
-    )
+    value, usual, off = f"{sample.value:.4g}", f"{middle:.4g}", sample.value - middle
+    gap = f"{off / abs(middle):+.1%}" if middle else f"{off:+.4g}"
+    z = f"{abs(off) / spread:.1f}" if spread else "the others are equal"
+    device = f"{sample.device}: " if sample.device else ""
+    seen = f"{device}{fact.path} = {value} ({gap}; robust z {z})"
+    limits = f"within {fact.min_gap:.0%} or {z_limit(count):.1f} robust standard deviations"
+    limit = f"{limits} of the median {usual} of {count}"
+    return _finding(fact, sample.node, seen, limit, device=device, value=value, usual=usual, gap=gap)
 
 
 def _without_repeats(found: list[Finding]) -> list[Finding]:

@@ -9,18 +9,16 @@ of the hours to recover, weighted by p.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from aifx.health.fleet.report import Cause, Node, Suspect
 from aifx.health.report import Finding
-from aifx.health.rules import FleetSite, fits
+from aifx.health.rules import FleetSite, Severity, fits
 from aifx.health.tables import read_table
-
-T = TypeVar("T")
 
 TABLE_H = 24.0
 """The hours to which the table's probabilities refer."""
@@ -35,16 +33,6 @@ class _Entry(BaseModel):
     source: str
 
 
-class _Severities(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    critical: float
-    unknown: float
-    warning: float
-    info: float
-    source: str
-
-
 class Table(BaseModel):
     """The content of `rank.toml`."""
 
@@ -53,7 +41,8 @@ class Table(BaseModel):
     horizon_h: float
     hours_to_recover: float
     hours_source: str
-    severity: _Severities
+    severity: dict[Severity, float]
+    severity_source: str
     finding: tuple[_Entry, ...]
 
 
@@ -89,19 +78,16 @@ def _suspect(name: str, findings: Sequence[Finding], job_gpus: float, site: Flee
     likeliest: dict[str, tuple[Cause, float, str]] = {}
     for finding in findings:
         probability, hours, source = interrupts(finding, site)
-        cause = Cause(
-            finding.id, finding.device if finding.device != name else "", finding.summary, probability, source
-        )
+        device = finding.device if finding.device != name else ""
+        cause = Cause(finding.id, device, finding.summary, probability, source)
         family = finding.id.split(".", 1)[0]
         if probability > 0 and (family not in likeliest or likeliest[family][0].probability < probability):
             likeliest[family] = cause, hours, finding.action
     if not likeliest:
         return None
     counted = sorted(likeliest.values(), key=lambda one: -one[0].probability * one[1])
-    spared, weights = 1.0, 0.0
-    for cause, _, _ in counted:
-        spared *= 1 - cause.probability
-        weights += cause.probability
+    spared = math.prod(1 - cause.probability for cause, _, _ in counted)
+    weights = sum(cause.probability for cause, _, _ in counted)
     hours = sum(cause.probability * hours for cause, hours, _ in counted) / weights
     lost = (1 - spared) * job_gpus * hours
     causes = tuple(cause for cause, _, _ in counted)
@@ -111,25 +97,20 @@ def _suspect(name: str, findings: Sequence[Finding], job_gpus: float, site: Flee
 def interrupts(finding: Finding, site: FleetSite) -> tuple[float, float, str]:
     """Return the probability that a finding interrupts a job, the hours that it costs, and the source."""
     table = load_table()
+    entries = {entry.id: entry for entry in table.finding}
     hours = site.hours_to_recover or table.hours_to_recover
-    entry = _narrowest(finding.id, {entry.id: entry for entry in table.finding})
-    probability, source = float(getattr(table.severity, finding.severity)), table.severity.source
-    if entry is not None:
-        hours = site.hours_to_recover or entry.hours or hours
+    probability, source = table.severity[finding.severity], table.severity_source
+    if (name := _narrowest(finding.id, entries)) is not None:
+        hours = site.hours_to_recover or entries[name].hours or hours
         if finding.severity != "unknown":  # a rule that could not be evaluated has not found its fault
-            probability, source = entry.probability, entry.source
-    own = _narrowest(finding.id, site.probability)
-    if own is not None:
-        probability, source = own, "the site's file"
+            probability, source = entries[name].probability, entries[name].source
+    if (name := _narrowest(finding.id, site.probability)) is not None:
+        probability, source = site.probability[name], "the site's file"
     horizon_h = site.horizon_h or table.horizon_h
     return 1 - (1 - probability) ** (horizon_h / TABLE_H), hours, source
 
 
-def _narrowest(finding_id: str, entries: Mapping[str, T]) -> T | None:
-    pattern = max((pattern for pattern in entries if fits(finding_id, pattern)), key=_width, default=None)
-    return None if pattern is None else entries[pattern]
-
-
-def _width(pattern: str) -> tuple[bool, int]:
-    """Return a key that sorts ids before globs, and long patterns before short ones."""
-    return "*" not in pattern, len(pattern)
+def _narrowest(finding_id: str, patterns: Iterable[str]) -> str | None:
+    """Return the narrowest pattern that fits: ids before globs, and long patterns before short ones."""
+    fitting = (pattern for pattern in patterns if fits(finding_id, pattern))
+    return max(fitting, key=lambda pattern: ("*" not in pattern, len(pattern)), default=None)

@@ -47,9 +47,6 @@ class Cause:
     """A finding's part in the expected cost of a node.
 
     Attributes:
-        id: the finding's id.
-        device: the device of the node.
-        summary: the finding's summary.
         probability: that it interrupts a job within the horizon.
         source: the source of the probability.
     """
@@ -66,7 +63,6 @@ class Suspect:
     """A node with an expected cost.
 
     Attributes:
-        node: its name.
         lost_gpu_hours: the expected cost within the horizon.
         probability: that any of the causes interrupts a job within the horizon.
         job_gpus: the number of GPUs of the job.

@@ -17,17 +17,21 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
-from aifx.core.errors import AifxError, EnvironmentFault
+from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.core.executables import need_program
 from aifx.core.parsing import parse_json
 from aifx.core.processes import MAX_BYTES, Child, Ended, pump, run_many
+from aifx.health.agent_token import is_private
 from aifx.health.fleet.compare import light
 from aifx.health.fleet.report import Node, node_of
 
+LIMITS_S = {None: 30.0, "quick": 300.0, "full": 1800.0}
+"""Time for a node, by its stress test."""
+AT_ONCE, AGENTS_AT_ONCE = 64, 256
 MAX_LINE = 4096
 """Bytes of a line of srun's output; a line of a report has 76, after its label."""
 MAX_BEGINS = 10
@@ -65,52 +69,80 @@ class NoReport(Exception):
 
 
 @dataclass(frozen=True)
-class Question:
-    """How nodes are asked.
+class Inquiry:
+    """What nodes are asked, and how.
 
     Attributes:
-        timeout_s: the time limit of a node, from the moment that it is asked.
-        at_once: the number of nodes asked at a time.
-        command: the command that a node runs; agents need none.
+        only, skip: the rules that each node evaluates.
+        sample_s: the time between two readings on a node.
+        timeout_s: the time limit of a node, from the moment that it is asked; None for the usual time.
+        at_once: the number of nodes asked at a time; None for the usual number.
+        remote: the words of the command that runs aifx on a node.
         token: the token for agents; empty for none.
+        insecure_token: whether the token may be sent without TLS.
         tls: the authorities that must have signed agents' certificates; None for the system's.
     """
 
-    timeout_s: float = 30.0
-    at_once: int = 64
-    command: tuple[str, ...] = ("aifx", "doctor", "node", "--json", "--with-snapshot")
+    only: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    sample_s: float = 0.0
+    stress: Literal["quick", "full"] | None = None
+    timeout_s: float | None = None
+    at_once: int | None = None
+    remote: Sequence[str] = ("aifx",)
     token: str = ""
+    insecure_token: bool = False
     tls: ssl.SSLContext | None = None
 
+    @property
+    def limit_s(self) -> float:
+        return (LIMITS_S[self.stress] + self.sample_s) if self.timeout_s is None else self.timeout_s
 
-async def ask_agents(addresses: Sequence[str], question: Question, heard: Heard) -> None:
+    def command(self) -> list[str]:
+        """Return the command that a node runs. A node knows nothing of findings across nodes."""
+        words = [*self.remote, "doctor", "node", "--json", "--with-snapshot"]
+        for option, patterns in (("--only", self.only), ("--skip", self.skip)):
+            words += [word for pattern in patterns if pattern.split(".")[0] != "fleet" for word in (option, pattern)]
+        words += ["--sample", f"{self.sample_s:g}"] if self.sample_s else []
+        return words + (["--stress", self.stress] if self.stress else [])
+
+    def check_agents(self, agents: Sequence[str]) -> None:
+        """Raises UsageError if one of the agents' addresses could leak the token, or for what no agent does."""
+        if agents and (self.stress or self.sample_s):
+            option = "--stress" if self.stress else "--sample"
+            why = "an agent sends its last report and runs nothing"
+            raise UsageError(f"{option} cannot be used with agents", why, "ask over ssh: --hosts FILE")
+        open_ = next((url for url in agents if not is_private(url)), None)
+        if open_ and self.token and not self.insecure_token:
+            why = "anybody on the way could read it, and show it to every agent"
+            hint = f"--agents {open_.replace('http', 'https', 1)}, or --insecure-token"
+            raise UsageError(f"the token would go to {open_} unencrypted", why, hint)
+
+
+async def ask_agents(addresses: Sequence[str], inquiry: Inquiry, heard: Heard) -> None:
     """Ask agents over HTTP. An address may have a path: `http://n1:9470/path`."""
-    headers = {"Accept-Encoding": "gzip"} | ({"Authorization": f"Bearer {question.token}"} if question.token else {})
+    headers = {"Accept-Encoding": "gzip"} | ({"Authorization": f"Bearer {inquiry.token}"} if inquiry.token else {})
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    verify = question.tls or any(address.startswith("https") for address in addresses)
-    places = asyncio.Semaphore(question.at_once)
-    # A redirect would take the token along.
-    async with (
-        httpx.AsyncClient(
-            headers=headers, limits=limits, verify=verify, timeout=None, trust_env=False, follow_redirects=False
-        ) as client,
-        asyncio.TaskGroup() as group,
-    ):
+    verify = inquiry.tls or any(address.startswith("https") for address in addresses)
+    places = asyncio.Semaphore(inquiry.at_once or AGENTS_AT_ONCE)
+    # httpx follows no redirect, which would take the token along.
+    client = httpx.AsyncClient(headers=headers, limits=limits, verify=verify, timeout=None, trust_env=False)
+    async with client, asyncio.TaskGroup() as group:
         for address in addresses:
-            group.create_task(_ask_agent(client, places, address, question, heard))
+            group.create_task(_ask_agent(client, places, address, inquiry, heard))
 
 
 async def _ask_agent(
-    client: httpx.AsyncClient, places: asyncio.Semaphore, address: str, question: Question, heard: Heard
+    client: httpx.AsyncClient, places: asyncio.Semaphore, address: str, inquiry: Inquiry, heard: Heard
 ) -> None:
     answer: bytes | NoReport
     async with places:
         began = time.monotonic()
         try:
-            async with asyncio.timeout(question.timeout_s):
+            async with asyncio.timeout(inquiry.limit_s):
                 answer = await _fetched(client, address.rstrip("/") + AGENT_PATH)
         except TimeoutError:
-            answer = NoReport(f"no answer in {question.timeout_s:g} s", is_silent=True)
+            answer = NoReport(f"no answer in {inquiry.limit_s:g} s", is_silent=True)
         except httpx.TransportError as error:
             why = str(error) or type(error).__name__
             answer = NoReport(why, is_silent=not _is_set_up_wrong(why))
@@ -154,28 +186,28 @@ def _unpacked(packed: bytes) -> bytes:
     return body
 
 
-async def ask_ssh(hosts: Sequence[str], question: Question, heard: Heard) -> None:
+async def ask_ssh(hosts: Sequence[str], inquiry: Inquiry, heard: Heard) -> None:
     """Ask with one `ssh` per node; keys, ports and jump hosts come from ~/.ssh/config."""
-    seconds = str(max(int(question.timeout_s), 1))
+    seconds = str(max(int(inquiry.limit_s), 1))
     words = [word.format(seconds=seconds) for word in SSH]
     words[0] = need_program(words[0], WHY)
 
-    command = shlex.join(question.command)
-    nodes = (Child([*words, host, command], name=host, limit_s=question.timeout_s, grace_s=GRACE_S) for host in hosts)
-    with closing(run_many(nodes, question.at_once, 0.0)) as ended:
+    command = shlex.join(inquiry.command())
+    nodes = (Child([*words, host, command], name=host, limit_s=inquiry.limit_s, grace_s=GRACE_S) for host in hosts)
+    with closing(run_many(nodes, inquiry.at_once or AT_ONCE, 0.0)) as ended:
         for child in ended:
             if child is None:
                 await asyncio.sleep(POLL_S)
             else:
-                _hear(child.name, partial(_sent, child.wait(), question), child.wait().duration_s, heard)
+                _hear(child.name, partial(_sent, child.wait(), inquiry.limit_s), child.wait().duration_s, heard)
 
 
-def _sent(ended: Ended, question: Question) -> bytes:
+def _sent(ended: Ended, limit_s: float) -> bytes:
     """Return what a node sent over ssh. Raises NoReport."""
     if ended.cut == "output":
         raise NoReport(TOO_LARGE)
     if ended.cut:
-        raise NoReport(f"no answer in {question.timeout_s:g} s", is_silent=True)
+        raise NoReport(f"no answer in {limit_s:g} s", is_silent=True)
     if ended.code == 255 or not ended.output.strip():
         # 255 is an error of ssh itself: it did not reach the node, or was not let in.
         why = ended.last_line[:200] or f"{ended.how}, and it printed nothing"
@@ -188,16 +220,16 @@ def _is_set_up_wrong(why: str) -> bool:
     return any(words in why.lower() for words in SET_UP)
 
 
-async def ask_slurm(hosts: Sequence[str], question: Question, heard: Heard) -> None:
+async def ask_slurm(hosts: Sequence[str], inquiry: Inquiry, heard: Heard) -> None:
     """Ask with one `srun` over the nodes of this allocation. Raises EnvironmentFault if no step can start.
 
     Tasks share one stream, in which slurmstepd breaks lines after 1,024 bytes (SLURM_IO_MAX_MSG_LEN). A task therefore
     sends the name of its node, its report compressed in lines of 76 bytes, and an end mark.
     """
     where = [f"--nodes={len(hosts)}", f"--nodelist={','.join(hosts)}"]
-    command = [need_program(SRUN[0], WHY), *SRUN[1:], *where, "sh", "-c", _packed(question)]
+    command = [need_program(SRUN[0], WHY), *SRUN[1:], *where, "sh", "-c", _packed(inquiry)]
     waiting, tasks = dict.fromkeys(hosts), dict[str, _Task]()
-    limit_s = question.timeout_s + START_S
+    limit_s = inquiry.limit_s + START_S
     began = time.monotonic()
     with Child(command, limit_s=limit_s, grace_s=GRACE_S) as srun:
         while srun.ended is None:
@@ -220,9 +252,9 @@ async def ask_slurm(hosts: Sequence[str], question: Question, heard: Heard) -> N
         heard(Node(host, why=why, is_silent=True, took_s=round(ended.duration_s, 3)), None)
 
 
-def _packed(question: Question) -> str:
+def _packed(inquiry: Inquiry) -> str:
     """Return a line of shell that sends a node's report. `timeout` ends a check that nobody waits for any more."""
-    check = f"timeout -k 2 {question.timeout_s:g} {shlex.join(question.command)}"
+    check = f"timeout -k 2 {inquiry.limit_s:g} {shlex.join(inquiry.command())}"
     return f'echo "node $SLURMD_NODENAME"; {{ {check} 2>&1; }} | gzip -c | base64; echo end'
 
 
