@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from aifx.commands.console.typer_internals import LazyGroup, invoke, make_command
+from aifx.commands.console.typer_internals import Entry, LazyGroup, invoke
 from aifx.commands.console.writing import is_colored, to_json
 from aifx.core.errors import UsageError
 from aifx.core.version import __version__
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A command in the table: `attribute` of `aifx.commands.<module>`, a function or a `typer.Typer`.
-
-    `default` is the command below it that runs if the command line names none. Without one, the group shows its help.
-    """
-
-    module: str
-    attribute: str
-    summary: str
-    group: str
-    default: str = ""
-
-    def load(self, name: str) -> Any:
-        """The command, called `name`, from its module."""
-        target = getattr(importlib.import_module(f"aifx.commands.{self.module}"), self.attribute)
-        return make_command(name, target, default=self.default)
-
 
 START = "Start a project"
 TRAIN = "Train and use a model"

@@ -48,8 +48,7 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 def reference(name: str, command: Any) -> str:
     """Return the usage, arguments, options and subcommands of a command, as Markdown."""
-    from aifx.commands.console.help import parse_help
-    from aifx.commands.console.typer_internals import usage_pieces
+    from aifx.commands.console.typer_internals import parse_help, usage_pieces
 
     with command.make_context(name, [], resilient_parsing=True) as context:
         records = [parameter.get_help_record(context) for parameter in command.get_params(context)]

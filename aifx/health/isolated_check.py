@@ -24,7 +24,7 @@ class Asked:
     """The options of a check, as those of `aifx doctor`.
 
     Attributes:
-    leave_out: families that are evaluated only if `only` names them.
+        leave_out: families that are evaluated only if `only` names them.
     """
 
     only: Sequence[str] = ()

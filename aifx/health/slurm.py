@@ -12,14 +12,13 @@ import os
 import platform
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from aifx.core.errors import EnvironmentFault
 from aifx.core.executables import find_program
 from aifx.core.processes import run
 from aifx.core.sanitize import one_line
-from aifx.health.isolated_check import Asked, run_isolated_check
 from aifx.health.report import headline
 from aifx.health.rules import fits
 
@@ -141,11 +140,6 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or platform.node().split(".")[0]
 
 
-def check_within(limit_s: float, asked: Asked) -> Verdict:
-    """Check this node without the families that could disturb a job. Raises EnvironmentFault without a verdict."""
-    return verdict_of(*run_isolated_check(replace(asked, leave_out=LEFT_OUT), limit_s))
-
-
 def act(verdict: Verdict, name: str, *, may_resume: bool, dry_run: bool) -> Step:
     """Drain or resume a node as its verdict requires, and return what was done. Raises EnvironmentFault.
 
@@ -153,7 +147,8 @@ def act(verdict: Verdict, name: str, *, may_resume: bool, dry_run: bool) -> Step
     """
     if verdict.status != "unhealthy" and not may_resume:
         return Step("nothing", verdict.status)
-    step = step_for(verdict, show(name), may_resume=may_resume)
+    node = parse_node(scontrol(["show", "node", name]))
+    step = step_for(verdict, node, may_resume=may_resume)
     if not dry_run and (arguments := step.arguments(name)):
         scontrol(arguments)
     return step
@@ -169,11 +164,6 @@ def parse_node(text: str) -> Node:
     states = frozenset(word for part in state[1].split("+") if (word := re.sub(r"\W", "", part).upper()))
     reason = re.search(r"^\s+Reason=(.*?)(?: \[\S+@\S+\])?$", text, re.MULTILINE)
     return Node(name[1], states, reason[1].strip() if reason else "")
-
-
-def show(node: str) -> Node:
-    """Return a node. Raises EnvironmentFault if Slurm does not answer."""
-    return parse_node(scontrol(["show", "node", node]))
 
 
 def scontrol(arguments: list[str]) -> str:

@@ -1,28 +1,66 @@
 """All code that depends on typer's private classes, as they are in typer 0.29 (test_typer_internals.py).
 
 The help pages, a group's default command, commands that are imported when they are called, and typer's errors in our
-three lines.
+three lines. The help of a command says what it does, then shows examples, then the options. The examples stand in the
+docstring of the command's function, after a line `Examples:`, indented.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from aifx.commands.console.help import parse_help
 from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean
+
+_EXAMPLES = re.compile(r"^Examples?:[ \t]*\n((?:[ \t]+\S.*\n?|[ \t]*\n)+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class HelpText:
+    """The first paragraph of a docstring, the lines of `Examples:`, and what is left."""
+
+    summary: str
+    examples: tuple[str, ...]
+    description: str
+
+
+def parse_help(docstring: str) -> HelpText:
+    text = inspect.cleandoc(docstring)
+    match = _EXAMPLES.search(text)
+    examples = tuple(inspect.cleandoc("\n" + match.group(1)).splitlines()) if match else ()
+    if match:
+        text = text[: match.start()] + "\n" + text[match.end() :]
+    summary, _, description = text.strip().partition("\n\n")
+    return HelpText(" ".join(summary.split()), examples, description.strip())
 
 
 class _Page:
     """Help that begins with examples, and usage errors that know their command."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        _write_help(self, ctx, formatter)
+    def format_help(self: Any, ctx: Any, formatter: Any) -> None:
+        """Write a command's whole help page."""
+        text = parse_help(self.help or "")
+        if text.summary:
+            formatter.write_text(text.summary)
+        if text.examples:
+            with formatter.section(typer.style("Examples", bold=True)):
+                for line in text.examples:
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+        formatter.write_paragraph()
+        formatter.write_usage(ctx.command_path, usage_pieces(self, ctx), prefix=typer.style("Usage:", bold=True) + " ")
+        for paragraph in text.description.split("\n\n"):
+            if paragraph:
+                formatter.write_paragraph()
+                formatter.write_text(" ".join(paragraph.split()))
+        self.format_options(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
@@ -86,26 +124,26 @@ class Group(_Page, TyperGroup):
             formatter.write_dl([(command.name, parse_help(command.help or "").summary) for command in commands])
 
 
-class Listed(Protocol):
-    """A command in the table of a `LazyGroup`."""
+@dataclass(frozen=True)
+class Entry:
+    """A command in the table of a `LazyGroup`: `attribute` of `aifx.commands.<module>`, a function or a `typer.Typer`.
 
-    @property
-    def summary(self) -> str: ...
+    Attributes:
+        group: the heading in the help under which the command is listed.
+        default: the command below it that runs if the command line names none; empty for the group's help.
+    """
 
-    @property
-    def group(self) -> str:
-        """The heading in the help under which the command is listed."""
-        ...
-
-    def load(self, name: str) -> Any:
-        """The command, from its module."""
-        ...
+    module: str
+    attribute: str
+    summary: str
+    group: str
+    default: str = ""
 
 
 class LazyGroup(Group):
     """Commands of a table, each of which is loaded when it is called."""
 
-    table: ClassVar[Mapping[str, Listed]]
+    table: ClassVar[Mapping[str, Entry]]
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.table)
@@ -114,7 +152,9 @@ class LazyGroup(Group):
         if cmd_name not in self.table:
             return None
         if cmd_name not in self.commands:
-            self.commands[cmd_name] = self.table[cmd_name].load(cmd_name)
+            entry = self.table[cmd_name]
+            target = getattr(importlib.import_module(f"aifx.commands.{entry.module}"), entry.attribute)
+            self.commands[cmd_name] = _make_command(cmd_name, target, entry.default)
         return self.commands[cmd_name]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -126,7 +166,7 @@ class LazyGroup(Group):
                 formatter.write_dl([(name.ljust(8), summary) for name, summary in rows])
 
 
-def make_command(name: str, target: Any, *, default: str = "") -> Any:
+def _make_command(name: str, target: Any, default: str) -> Any:
     """A command from a function or a `typer.Typer`, with our help and errors; `default` is that of a group."""
     host = typer.Typer(cls=Group, rich_markup_mode=None, add_completion=False)
     if isinstance(target, typer.Typer):
@@ -159,11 +199,8 @@ def invoke(app: typer.Typer, args: list[str], *, is_colored: bool) -> int:
             raise
     else:
         return 0
-    raise UsageError(
-        "completion does not support this shell",
-        "it supports bash, zsh, fish and PowerShell",
-        "run it from such a shell",
-    )
+    why = "it supports bash, zsh, fish and PowerShell"
+    raise UsageError("completion does not support this shell", why, "run it from such a shell")
 
 
 def _is_typers_own(code: object, args: list[str]) -> bool:
@@ -173,33 +210,19 @@ def _is_typers_own(code: object, args: list[str]) -> bool:
 
 def usage_pieces(command: Any, ctx: Any) -> str:
     """Return the usage after the command's name, such as `[OPTIONS] NAME [TAG]...`."""
-    pieces = re.sub(
-        r"\{([^}]*)\}", r"\1", " ".join(command.collect_usage_pieces(ctx))
-    )  # required arguments: A, not {A}
+    pieces = " ".join(command.collect_usage_pieces(ctx))
+    pieces = re.sub(r"\{([^}]*)\}", r"\1", pieces)  # required arguments: A, not {A}
     return pieces.replace("[[", "[").replace("]]", "]")
-
-
-def _write_help(command: Any, ctx: Any, formatter: Any) -> None:
-    """Write a command's whole help page."""
-    text = parse_help(command.help or "")
-    if text.summary:
-        formatter.write_text(text.summary)
-    if text.examples:
-        with formatter.section(typer.style("Examples", bold=True)):
-            for line in text.examples:
-                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
-    formatter.write_paragraph()
-    formatter.write_usage(ctx.command_path, usage_pieces(command, ctx), prefix=typer.style("Usage:", bold=True) + " ")
-    for paragraph in text.description.split("\n\n"):
-        if paragraph:
-            formatter.write_paragraph()
-            formatter.write_text(" ".join(paragraph.split()))
-    command.format_options(ctx, formatter)
 
 
 def failure_of(error: Any) -> AifxError:
     """An error that typer raises, as our error with three lines."""
-    return _unanswered(error) if isinstance(error, typer.Abort) else _usage_error(error)
+    if not isinstance(error, typer.Abort):
+        return _usage_error(error)
+    if isinstance(error.__context__, EOFError) or isinstance(error.__cause__, EOFError):
+        hint = "answer with options: see --help, or --yes"
+        return UsageError("a question went unanswered", "standard input has ended", hint)
+    return AifxError("interrupted", exit_code=ExitCode.INTERRUPTED)
 
 
 def _usage_error(error: Any) -> UsageError:
@@ -209,10 +232,9 @@ def _usage_error(error: Any) -> UsageError:
     hint = f"{command} --help"
     option = getattr(error, "option_name", None)
     if context and option and type(error).__name__ == "NoSuchOption":
-        known = [
-            name for p in context.command.get_params(context) if not getattr(p, "hidden", False) for name in p.opts
-        ]
-        if sibling := next((one for one in _siblings(context) if _has_option(one, option)), None):
+        shown = [p for p in context.command.get_params(context) if not getattr(p, "hidden", False)]
+        known = [name for parameter in shown for name in parameter.opts]
+        if sibling := next((c for c in _siblings(context) if any(option in p.opts for p in c.params)), None):
             path = f"{context.parent.command_path} {sibling.name}"
             return UsageError(f"{command} has no option {option!r}", f"{path} has it", f"{path} --help")
         return UsageError(f"{command} has no option {option!r}", did_you_mean(option, known), hint)
@@ -225,11 +247,8 @@ def _usage_error(error: Any) -> UsageError:
     if context and extra and extra[1] in {one.name for one in _siblings(context)}:
         path = f"{context.parent.command_path} {extra[1]}"
         return UsageError(f"{path}: its options come after {extra[1]!r}", "", f"{path} --help")
-    text = (
-        " ".join(error.format_message().split())
-        .rstrip(".")
-        .replace("Got unexpected extra argument(s)", "too many arguments")
-    )
+    text = " ".join(error.format_message().split()).rstrip(".")
+    text = text.replace("Got unexpected extra argument(s)", "too many arguments")
     usage = " ".join(context.get_usage().split()) if context else ""
     return UsageError(f"{command}: {text[:1].lower()}{text[1:]}", usage, hint)
 
@@ -240,15 +259,3 @@ def _siblings(context: Any) -> list[Any]:
         return []
     commands = getattr(context.parent.command, "commands", {}).values()
     return [one for one in commands if one is not context.command and not one.hidden]
-
-
-def _has_option(command: Any, option: str) -> bool:
-    return any(option in parameter.opts for parameter in command.params)
-
-
-def _unanswered(error: BaseException) -> AifxError:
-    if isinstance(error.__context__, EOFError) or isinstance(error.__cause__, EOFError):
-        return UsageError(
-            "a question went unanswered", "standard input has ended", "answer with options: see --help, or --yes"
-        )
-    return AifxError("interrupted", exit_code=ExitCode.INTERRUPTED)

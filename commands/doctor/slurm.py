@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aifx.commands.console.options import DryRunOption
+from aifx.commands.console.options import DryRunOption, option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.typer_internals import Command, Group
 from aifx.commands.doctor.monitor_protocols import ProtocolExit, log
@@ -33,22 +33,30 @@ slurm = typer.Typer(
 )
 
 
+@dataclass(frozen=True)
+class CheckOptions:
+    """What is checked: one option per attribute."""
+
+    only: OnlyOption = None
+    skip: SkipOption = None
+    site: SiteOption = None
+    root: RootOption = None
+    replay: ReplayOption = None
+    dry_run: DryRunOption = False
+
+
 @slurm.command("health-check", cls=Command)
+@option_group
 def health_check(
-    only: OnlyOption = None,
-    skip: SkipOption = None,
-    site: SiteOption = None,
+    *,
     node: Annotated[
-        str | None,
-        typer.Option("--node", help="Name of the node. Default: $SLURMD_NODENAME, or the host.", show_default=False),
+        str | None, typer.Option("--node", help="Name of the node. Default: $SLURMD_NODENAME, or the host.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Undo a drain by aifx if its rule passes again.")] = False,
     limit: Annotated[
         float, typer.Option("--limit", metavar="SECONDS", min=12, max=55, help="Limit the whole time.")
     ] = 30.0,
-    root: RootOption = None,
-    replay: ReplayOption = None,
-    dry_run: DryRunOption = False,
+    options: CheckOptions,
 ) -> None:
     """Drain this node if it is unhealthy: for Slurm's HealthCheckProgram.
 
@@ -58,29 +66,26 @@ def health_check(
         aifx doctor slurm health-check --dry-run
         aifx doctor slurm health-check --only nvidia --resume
     """
-    verdict = _check(limit, only, skip, site, root, replay, reserve_slurm=True)
+    verdict = _check(limit, options, reserve_slurm=True)
     from aifx.health.slurm import act, node_name
 
     name = node or node_name()
-    step = act(verdict, name, may_resume=resume, dry_run=dry_run)
+    step = act(verdict, name, may_resume=resume, dry_run=options.dry_run)
     changes = bool(step.arguments(name))
-    text = one_line(f"{name}: {'would be: ' if dry_run and changes else ''}{step.action}: {step.why}")
-    if changes and not dry_run:
+    text = one_line(f"{name}: {'would be: ' if options.dry_run and changes else ''}{step.action}: {step.why}")
+    if changes and not options.dry_run:
         log(f"aifx doctor slurm: {text}")
     Output().print(text)
 
 
 @slurm.command("prolog", cls=Command)
+@option_group
 def prolog(
-    only: OnlyOption = None,
-    skip: SkipOption = None,
-    site: SiteOption = None,
+    *,
     limit: Annotated[
         float, typer.Option("--limit", metavar="SECONDS", min=1, max=55, help="Limit the whole time.")
     ] = 8.0,
-    root: RootOption = None,
-    replay: ReplayOption = None,
-    dry_run: DryRunOption = False,
+    options: CheckOptions,
 ) -> None:
     """Keep a job off this node if it is unhealthy: for Slurm's Prolog.
 
@@ -90,37 +95,28 @@ def prolog(
         aifx doctor slurm prolog --only nvidia
         aifx doctor slurm prolog --dry-run
     """
-    verdict = _check(limit, only, skip, site, root, replay)
+    verdict = _check(limit, options)
     from aifx.health.slurm import node_name
 
     out, name = Output(), node_name()
     if verdict.status != "unhealthy":
         out.print(f"{name}: {verdict.status}")
         return
-    text = one_line(f"{name}: {'would be kept off: ' if dry_run else ''}{verdict.reason}")
+    text = one_line(f"{name}: {'would be kept off: ' if options.dry_run else ''}{verdict.reason}")
     out.print(text)
-    if dry_run:
+    if options.dry_run:
         return
     log(f"aifx doctor slurm: {text}", is_error=True)
     raise ProtocolExit(PROLOG_UNHEALTHY)
 
 
-def _check(
-    limit_s: float,
-    only: list[str] | None,
-    skip: list[str] | None,
-    site: Path | None,
-    root: Path | None,
-    replay: Path | None,
-    *,
-    reserve_slurm: bool = False,
-) -> Verdict:
+def _check(limit_s: float, options: CheckOptions, *, reserve_slurm: bool = False) -> Verdict:
     """Return the verdict. The limit holds for imports too, and for what Slurm may then take to answer twice."""
     began = time.monotonic()
-    from aifx.health.isolated_check import Asked
-    from aifx.health.slurm import SCONTROL_LIMIT_S, check_within
+    from aifx.health.isolated_check import Asked, run_isolated_check
+    from aifx.health.slurm import LEFT_OUT, SCONTROL_LIMIT_S, verdict_of
 
-    paths = [str(path) if path else None for path in (site, root, replay)]
-    asked = Asked(tuple(only or ()), tuple(skip or ()), (), *paths)
+    paths = [str(path) if path else None for path in (options.site, options.root, options.replay)]
+    asked = Asked(options.only or (), options.skip or (), LEFT_OUT, *paths)
     spent_s = time.monotonic() - began + (2 * SCONTROL_LIMIT_S if reserve_slurm else 0.0)
-    return check_within(limit_s - spent_s, asked)
+    return verdict_of(*run_isolated_check(asked, limit_s - spent_s))
