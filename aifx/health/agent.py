@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedReader
@@ -59,48 +60,41 @@ class Checks:
 
     def __init__(self, check: Callable[[], Document], interval_s: float) -> None:
         self._check = check
-        self.interval_s = interval_s
-        self._changed = threading.Condition()
-        self._is_running = False
-        self._told: CheckResult | None = None
-        self.started = self.failed = self._ended = 0
+        self._interval_s = interval_s
+        self._lock = threading.Lock()
+        self._newest: Future[CheckResult] | None = None
+        self._last: CheckResult | None = None
+        self.started = self.failed = 0
 
     def now(self) -> CheckResult:
         """Return a result of this interval, and wait for it if there is none yet."""
-        with self._changed:
-            self._start_if_due()
-            wanted = self.started
-            self._changed.wait_for(lambda: self._ended >= wanted)
-            assert self._told is not None
-            return self._told
+        return self._due().result()
 
     def last(self) -> CheckResult:
         """Return the last result at once, and start the next check if it is older than the interval."""
-        with self._changed:
-            self._start_if_due()
-            if self._told is not None:
-                return self._told
-        return self.now()
+        newest = self._due()
+        return self._last or newest.result()
 
-    def _start_if_due(self) -> None:
-        if not self._is_running and (self._told is None or time.monotonic() >= self._told.fresh_until):
-            self._is_running = True
-            self.started += 1
-            threading.Thread(target=self._run, daemon=True, name="check").start()
+    def _due(self) -> Future[CheckResult]:
+        """Return the check of this interval, which may still run."""
+        with self._lock:
+            newest = self._newest
+            if newest is None or (newest.done() and time.monotonic() >= newest.result().fresh_until):
+                self.started += 1
+                self._newest = newest = Future()
+                threading.Thread(target=self._run, args=(newest,), daemon=True, name="check").start()
+            return newest
 
-    def _run(self) -> None:
+    def _run(self, future: Future[CheckResult]) -> None:
         document, error = None, ""
         try:
             document = self._check()
         except Exception as failure:
+            self.failed += 1
             error = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
         body = gzip.compress(encode_json(document).encode(), 1) if document is not None else b""
-        with self._changed:
-            self.failed += document is None
-            self._told = CheckResult(document, error, body, time.time(), time.monotonic() + self.interval_s)
-            self._is_running = False
-            self._ended += 1
-            self._changed.notify_all()
+        self._last = CheckResult(document, error, body, time.time(), time.monotonic() + self._interval_s)
+        future.set_result(self._last)
 
 
 class Agent(ThreadingHTTPServer):
@@ -108,7 +102,6 @@ class Agent(ThreadingHTTPServer):
 
     Args:
         address: host and port; port 0 takes a free one.
-        checks: what it serves.
         token: what a client must send; empty if the agent asks for none.
         tls: the certificate; None to serve without TLS.
     """
@@ -256,9 +249,8 @@ class _Metrics:
         yield gauge("check_duration_seconds", "Duration of the check.", [], [((), document["duration_s"])])
         yield gauge("check_timestamp_seconds", "Time of the check's end, Unix time.", [], [((), last.time)])
         yield gauge("check_success", "1 if the check could run.", [], [((), float(last.document is not None))])
-        prefix = "aifx_doctor_check"
-        yield CounterMetricFamily(f"{prefix}s", "Checks since the agent started.", self._checks.started)
-        yield CounterMetricFamily(f"{prefix}_failures", "Checks that could not run.", self._checks.failed)
+        yield CounterMetricFamily("aifx_doctor_checks", "Checks since the agent started.", self._checks.started)
+        yield CounterMetricFamily("aifx_doctor_check_failures", "Checks that could not run.", self._checks.failed)
 
 
 def is_own_name(host: str) -> bool:

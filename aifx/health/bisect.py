@@ -21,7 +21,9 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field
 
 from aifx.health.report import Finding
 
@@ -34,6 +36,7 @@ SOURCE = "aifx doctor bisect; the margin is our estimate"
 BUDGET_USED = "the budget is used up"
 
 Group: TypeAlias = tuple[str, ...]
+Bandwidth = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -53,29 +56,26 @@ Test: TypeAlias = Callable[[Sequence[str], float], Verdict]
 
 @dataclass(frozen=True)
 class Culprit:
-    """Attributes:
-    nodes: the bad node, or the two ends of the bad link.
-    gb_s: the bandwidth of the pair that was tested.
-    usual_gb_s: the bandwidth of a pair of good nodes.
-    why: the message of a test that failed.
+    """A slow node, or a slow link between two.
+
+    Attributes:
+        gb_s: the bandwidth of the pair that was tested; 0 if the test failed, and `why` then says how.
+        usual_gb_s: the bandwidth of a pair of good nodes.
     """
 
-    nodes: Group
-    gb_s: float
-    usual_gb_s: float
-    why: str = ""
-
-    @property
-    def kind(self) -> Literal["node", "link"]:
-        return "node" if len(self.nodes) == 1 else "link"
+    kind: Literal["node", "link"]
+    nodes: Annotated[Group, Field(min_length=1, max_length=2)]
+    gb_s: Bandwidth
+    usual_gb_s: Bandwidth
+    why: str
 
 
 @dataclass
 class Trial:
-    """The measurements of one group."""
+    """A group that was tested, with the bandwidth of each test."""
 
-    nodes: Group
-    gb_s: list[float] = field(default_factory=list)
+    nodes: Annotated[Group, Field(min_length=2)]
+    gb_s: Annotated[list[Bandwidth], Field(min_length=1)] = field(default_factory=list)
     why: str = ""
 
     @property
@@ -111,7 +111,7 @@ class BisectResult:
     def document(self) -> dict[str, Any]:
         """Return the result for JSON; docs/doctor-bisect.md documents it."""
         return {
-            "culprits": [{"kind": c.kind, **asdict(c)} for c in self.culprits],
+            "culprits": [asdict(culprit) for culprit in self.culprits],
             "suspects": list(self.suspects),
             "ended": self.ended,
             "why": self.why,
@@ -266,9 +266,11 @@ class _Search:
             raise _Ended("unclear", "no good node is known to test the two with", pair)
         bad = [node for node in pair if all(self.is_slow((node, other)) for other in others)]
         usual = max(trial.rate for trial in self.trials.values() if len(trial.nodes) == 2 and trial.gb_s)
-        seen: list[tuple[Group, Trial]] = [((node,), self.measured((node, others[0]))) for node in bad]
-        seen = seen or [(pair, self.measured(pair))]
-        culprits = [Culprit(nodes, trial.rate, usual, trial.why) for nodes, trial in seen]
+        slow = [(node, self.measured((node, others[0]))) for node in bad]
+        culprits = [Culprit("node", (node,), trial.rate, usual, trial.why) for node, trial in slow]
+        if not culprits:
+            trial = self.measured(pair)
+            culprits = [Culprit("link", pair, trial.rate, usual, trial.why)]
         for culprit in culprits:
             logger.info(f"found: the {culprit.kind} {_named(culprit.nodes)}")
         return culprits

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import Field
 
+from aifx.health.bisect import Culprit, Trial
 from aifx.health.fleet.report import Suspect
 from aifx.health.report import Finding, Skipped, Status
 from aifx.health.rules import Rule
@@ -60,32 +61,14 @@ class FleetNode(ReportDocument):
     node: str
 
 
-class CulpritDocument(TypedDict):
-    """A slow node, or a slow link between two. `gb_s` is 0 if the test failed, and `why` then says how."""
-
-    kind: Literal["node", "link"]
-    nodes: Annotated[list[str], Field(min_length=1, max_length=2)]
-    gb_s: Seconds
-    usual_gb_s: Seconds
-    why: str
-
-
-class TrialDocument(TypedDict):
-    """A group that was tested, with the bandwidth of each test."""
-
-    nodes: Annotated[list[str], Field(min_length=2)]
-    gb_s: Annotated[list[Seconds], Field(min_length=1)]
-    why: str
-
-
 class SearchDocument(TypedDict):
     """A search for slow nodes and links. `suspects` are nodes that were not cleared."""
 
-    culprits: list[CulpritDocument]
+    culprits: list[Culprit]
     suspects: list[str]
     ended: Literal["done", "budget", "unclear"]
     why: str
-    tests: list[TrialDocument]
+    tests: list[Trial]
     num_tests: int
     duration_s: Seconds
 
