@@ -63,9 +63,8 @@ class Verdict:
     """The result of a check.
 
     Attributes:
-    status: the status of the report.
-    critical: rules with a critical finding, and its headline; worst first.
-    evaluated: rules that were evaluated on every device.
+        critical: rules with a critical finding, and its headline; worst first.
+        evaluated: rules that were evaluated on every device.
     """
 
     status: str
@@ -82,18 +81,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Step:
-    """A change of a node, and the reason."""
+    """A change of a node, and the reason. `scontrol update` gets `change` after the node's name."""
 
     action: Literal["drain", "reason", "resume", "nothing"]
     why: str
-    reason: str = ""
-
-    def arguments(self, node: str) -> list[str]:
-        """Return the arguments of scontrol; empty for no change."""
-        reason = [f"Reason={self.reason}"]
-        changes = {"drain": ["State=DRAIN", *reason], "reason": reason, "resume": ["State=RESUME"], "nothing": []}
-        change = changes[self.action]
-        return ["update", f"NodeName={node}", *change] if change else []
+    change: tuple[str, ...] = ()
 
 
 def verdict_of(report: dict[str, Any], rules: Iterable[str]) -> Verdict:
@@ -121,18 +113,19 @@ def step_for(verdict: Verdict, node: Node, *, may_resume: bool) -> Step:
         return Step("nothing", f"{'+'.join(away)}: {node.reason or 'no reason given'}")
     is_open = node.rule in dict(verdict.critical) or node.rule not in verdict.evaluated
     if verdict.status == "unhealthy":
+        reason = f"Reason={verdict.reason}"
         if not node.is_drained:
-            return Step("drain", verdict.reason, verdict.reason)
+            return Step("drain", verdict.reason, ("State=DRAIN", reason))
         if is_open:
             return Step("nothing", f"already drained: {node.reason}")
-        return Step("reason", f"{verdict.reason} (before: {node.reason})", verdict.reason)
+        return Step("reason", f"{verdict.reason} (before: {node.reason})", (reason,))
     if not node.is_drained:
         return Step("nothing", f"{verdict.status}, in service")
     if verdict.status == "unknown" or is_open:
         return Step("nothing", f"{verdict.status}, but the rule of the drain was not evaluated: {node.reason}")
     if not may_resume:
         return Step("nothing", f"{verdict.status} again, but without --resume it stays drained: {node.reason}")
-    return Step("resume", f"{verdict.status} again: {node.reason}")
+    return Step("resume", f"{verdict.status} again: {node.reason}", ("State=RESUME",))
 
 
 def node_name() -> str:
@@ -149,8 +142,8 @@ def act(verdict: Verdict, name: str, *, may_resume: bool, dry_run: bool) -> Step
         return Step("nothing", verdict.status)
     node = parse_node(scontrol(["show", "node", name]))
     step = step_for(verdict, node, may_resume=may_resume)
-    if not dry_run and (arguments := step.arguments(name)):
-        scontrol(arguments)
+    if step.change and not dry_run:
+        scontrol(["update", f"NodeName={name}", *step.change])
     return step
 
 

@@ -106,11 +106,5 @@ def _padded(columns: Sequence[str], cells: Sequence[Sequence[str]], right: Set[s
 def make_console(*, stderr: bool) -> Console:
     """A console on stdout or stderr without markup, emoji or guessed highlighting; plain unless colour is wanted."""
     colour = is_colored(sys.stderr if stderr else sys.stdout)
-    return _Console(
-        stderr=stderr,
-        markup=False,
-        emoji=False,
-        highlight=False,
-        color_system="auto" if colour else None,
-        no_color=not colour,
-    )
+    system = "auto" if colour else None
+    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False, color_system=system, no_color=not colour)

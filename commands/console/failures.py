@@ -17,14 +17,10 @@ from aifx.core.sanitize import escape_controls
 from aifx.core.version import __version__
 
 
-def is_debugging() -> bool:
-    """Whether tracebacks are wanted: `--debug`, or `AIFX_DEBUG` set to anything but 0."""
-    return os.environ.get("AIFX_DEBUG", "0") not in ("", "0")
-
-
 def print_traceback(error: BaseException) -> None:
-    """The traceback on stderr, for --debug."""
-    sys.stderr.write(escape_controls("".join(traceback.format_exception(error))))
+    """The traceback on stderr if it is wanted: with `--debug`, or `AIFX_DEBUG` set to anything but 0."""
+    if os.environ.get("AIFX_DEBUG", "0") not in ("", "0"):
+        sys.stderr.write(escape_controls("".join(traceback.format_exception(error))))
 
 
 def as_error(error: BaseException) -> AifxError:
@@ -53,10 +49,8 @@ def is_of_typer(error: BaseException) -> bool:
 def _of_the_machine(error: BaseException) -> AifxError | None:
     number, text = errno_of(error), str(error)
     if number in FULL:
-        place = _place(error)
-        return EnvironmentFault(
-            "the disk is full", text.splitlines()[0], f"df -h {place or '.'}; free some space, then run it again"
-        )
+        hint = f"df -h {_place(error) or '.'}; free some space, then run it again"
+        return EnvironmentFault("the disk is full", text.splitlines()[0], hint)
     if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in text for words in _NO_MEMORY):
         return _out_of_memory(first_line(error) if text else "this machine has not enough memory")
     if number is not None:
@@ -77,9 +71,8 @@ def _out_of_memory(why: str) -> EnvironmentFault:
     if (space := address_space_limit()) is not None:
         why = f"{why}\nthis process may use {space / 2**20:.0f} MiB of address space (ulimit -v)"
         return EnvironmentFault("out of memory", why, "ulimit -v unlimited, then run it again")
-    return EnvironmentFault(
-        "out of memory", why, "--set train.gradient_accumulation=2, or a smaller train.global_batch_size"
-    )
+    hint = "--set train.gradient_accumulation=2, or a smaller train.global_batch_size"
+    return EnvironmentFault("out of memory", why, hint)
 
 
 def _place(error: BaseException) -> str:

@@ -24,9 +24,7 @@ class LiveDisplay(Live):
         refresh_per_second: how often a thread redraws; None redraws on `refresh` alone.
     """
 
-    def __init__(
-        self, console: Console, render: Callable[[], RenderableType], refresh_per_second: float | None = None
-    ) -> None:
+    def __init__(self, console: Console, render: Callable[[], RenderableType], refresh_per_second: float | None = None):
         self._render = render
         super().__init__(
             console=console,

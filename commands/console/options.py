@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -17,11 +17,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 RunOption = Annotated[
     str | None,
     typer.Option(
-        "--run",
-        metavar="NAME",
-        help="Run to use. By default the run written last.",
-        show_default=False,
-        autocompletion=complete_run,
+        "--run", metavar="NAME", help="Run to use. By default the run written last.", autocompletion=complete_run
     ),
 ]
 
@@ -31,7 +27,6 @@ SetOption = Annotated[
         "--set",
         metavar="SECTION.KEY=VALUE",
         help="Set a configuration value for this call. Overrides aifx.toml. Can be repeated.",
-        show_default=False,
         autocompletion=complete_setting,
     ),
 ]
@@ -51,21 +46,22 @@ def option_group(command: Callable[..., None]) -> Callable[..., None]:
     A field of the dataclass is an option: `quick: Annotated[bool, typer.Option("--quick")] = False`.
     """
     own = inspect.signature(command, eval_str=True)
-    name: str
-    kind: Any
-    ((name, kind),) = ((p.name, p.annotation) for p in own.parameters.values() if is_dataclass(p.annotation))
+    (group,) = (parameter for parameter in own.parameters.values() if is_dataclass(parameter.annotation))
+    kind: Any = group.annotation
     hints = get_type_hints(kind, include_extras=True)
     grouped = [
-        inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[field])
-        for field, one in kind.__dataclass_fields__.items()
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(kind)
     ]
 
     @functools.wraps(command)
     def with_options(**given: Any) -> None:
         options = kind(**{parameter.name: given.pop(parameter.name) for parameter in grouped})
-        command(**given, **{name: options})
+        command(**given, **{group.name: options})
 
-    parameters = [*(p for p in own.parameters.values() if p.name != name), *grouped]
+    parameters = [*(p for p in own.parameters.values() if p is not group), *grouped]
     with_options.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     del with_options.__wrapped__
     with_options.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -74,5 +70,5 @@ def option_group(command: Callable[..., None]) -> Callable[..., None]:
 
 def given_options(options: Any) -> dict[str, str]:
     """Return the options of a dataclass that are not at their defaults, by field: `{"tls_ca": "--tls-ca"}`."""
-    fields = type(options).__dataclass_fields__.values()
-    return {f.name: f"--{f.name.replace('_', '-')}" for f in fields if getattr(options, f.name) != f.default}
+    given = (field.name for field in fields(options) if getattr(options, field.name) != field.default)
+    return {name: f"--{name.replace('_', '-')}" for name in given}

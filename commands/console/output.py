@@ -83,12 +83,7 @@ class Output:
             self.out.print(line, soft_wrap=True)
 
     def table(
-        self,
-        columns: Sequence[str],
-        rows: Iterable[Sequence[object]],
-        *,
-        right: Iterable[str] = (),
-        wrap: bool = False,
+        self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = (), wrap: bool = False
     ) -> None:
         """A table on stdout; None is shown as "-". Off a terminal no cell is cut. Nothing with --json.
 

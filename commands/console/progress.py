@@ -28,29 +28,23 @@ class ProgressDisplay:
 
     def __call__(self, progress: Progress | None) -> None:
         if progress is None:
-            self._end()
+            self._written_s = 0.0
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
             return
         self._latest = progress
         if progress.elapsed_s < SHOWN_AFTER_S:
             return
-        if self._out.animated:
-            self._show()
-        elif progress.elapsed_s - self._written_s >= EVERY_S:
-            self._written_s = progress.elapsed_s
-            self._out.log(str(progress))
-
-    def _show(self) -> None:
-        if self._live is None:
+        if not self._out.animated:
+            if progress.elapsed_s - self._written_s >= EVERY_S:
+                self._written_s = progress.elapsed_s
+                self._out.log(str(progress))
+        elif self._live is None:
             from aifx.commands.console.live import LiveDisplay
 
             self._live = LiveDisplay(self._out.err, self._picture, REFRESH_PER_SECOND)
             self._live.start()
-
-    def _end(self) -> None:
-        self._written_s = 0.0
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
 
     def _picture(self) -> Text:
         assert self._latest is not None

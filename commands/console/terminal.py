@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from aifx.commands.console import stopping
-from aifx.commands.console.failures import as_error, is_debugging, is_of_typer, print_traceback
+from aifx.commands.console.failures import as_error, is_of_typer, print_traceback
 from aifx.commands.console.output import Output
 from aifx.commands.console.progress import ProgressDisplay
 from aifx.commands.console.writing import SCHEMA_VERSION, failure_text, is_colored, to_json, write_all
@@ -62,8 +62,7 @@ def report(error: BaseException, *, json: bool) -> int:
         return ExitCode.OK  # it has read enough, as `head` does: nothing to report, and to nobody
     if is_of_typer(error) and type(error).__name__ == "Exit" and (code := getattr(error, "exit_code", None)):
         return int(code)
-    if is_debugging():
-        print_traceback(error)
+    print_traceback(error)
     failure = as_error(error)
     if json and write_all(sys.stdout, to_json({"schema_version": SCHEMA_VERSION, "error": failure.document()}) + "\n"):
         return int(failure.exit_code)

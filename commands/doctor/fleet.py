@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,8 +25,8 @@ from aifx.commands.doctor.options import (
 from aifx.core.errors import EnvironmentFault, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from aifx.health.fleet.ask import Answers, Targets
-    from aifx.health.fleet.report import FleetReport, Node
+    from aifx.health.fleet.ask import Answers
+    from aifx.health.fleet.report import FleetReport
 
 ON_ANSWERS = {"only", "skip", "site", "strict", "replay", "html", "json"}
 """Options for the answers. All other options determine how nodes are asked."""
@@ -161,33 +158,11 @@ def _ask(out: Output, options: FleetOptions) -> Answers:
         insecure_token=options.insecure_token,
         tls=read_authority(options.tls_ca),
     )
-    with _progress(out, targets) as heard:
-        answers = ask(targets, inquiry, options.record, heard)
-        stopping.run_body()  # asyncio leaves SIGTERM to the system
-    return answers
-
-
-@contextmanager
-def _progress(out: Output, targets: Targets) -> Iterator[Callable[[Node], None]]:
-    """Show how many nodes were heard: a line that moves on a terminal, otherwise one line."""
     count = len(targets.all)
-    kinds: Counter[str] = Counter()
-
-    def text() -> str:
-        parts = ", ".join(f"{number:,} {kind}" for kind, number in sorted(kinds.items()))
-        return f"{kinds.total():,} of {count:,} nodes{': ' if parts else ''}{parts}"
-
-    if not out.animated:
-        out.log(f"asking {count:,} node{'s' * (count != 1)}")
-        yield lambda _: None
-        return
-    with out.err.status(text()) as status:
-
-        def heard(node: Node) -> None:
-            kinds["silent" if node.is_silent else "report" if node.report else "no report"] += 1
-            status.update(text())
-
-        yield heard
+    out.log(f"asking {count:,} node{'s' * (count != 1)}")
+    answers = ask(targets, inquiry, options.record)
+    stopping.run_body()  # asyncio leaves SIGTERM to the system
+    return answers
 
 
 def _save(report: FleetReport, html: Path | None) -> list[EnvironmentFault]:

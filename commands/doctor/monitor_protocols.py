@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from aifx.commands.console.failures import as_error, is_debugging, print_traceback
+from aifx.commands.console.failures import as_error, print_traceback
 from aifx.core.sanitize import one_line
 
 NPD_LENGTH = 80
@@ -33,8 +33,7 @@ class Caller:
     def fail(self, error: BaseException) -> int:
         """Report a failure of aifx and return its exit code. Raises nothing."""
         with suppress(BaseException):
-            if is_debugging():
-                print_traceback(error)
+            print_traceback(error)
         text = f"{type(error).__name__}: {error}"
         with suppress(BaseException):
             failure = as_error(error)

@@ -71,7 +71,7 @@ def health_check(
 
     name = node or node_name()
     step = act(verdict, name, may_resume=resume, dry_run=options.dry_run)
-    changes = bool(step.arguments(name))
+    changes = bool(step.change)
     text = one_line(f"{name}: {'would be: ' if options.dry_run and changes else ''}{step.action}: {step.why}")
     if changes and not options.dry_run:
         log(f"aifx doctor slurm: {text}")

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import shlex
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aifx.core.errors import EnvironmentFault, UsageError
+from aifx.core.progress import report_progress
 from aifx.health.fleet.hosts import is_address, read_hosts, slurm_hosts
 from aifx.health.fleet.record import Recorder
 from aifx.health.fleet.report import Node
@@ -86,20 +87,16 @@ class Answers:
     ended_by: signal.Signals | None = None
 
 
-def ask(targets: Targets, inquiry: Inquiry, record: Path | None, heard: Callable[[Node], None]) -> Answers:
+def ask(targets: Targets, inquiry: Inquiry, record: Path | None) -> Answers:
     """Ask all nodes, and return what has arrived, also if Ctrl-C or SIGTERM ends it.
 
-    Args:
-        record: the file to which each answer is written as it comes.
-        heard: is called with each node that was heard.
-
-    Raises:
-        EnvironmentFault: the record cannot be written.
+    Each answer is written to `record` as it comes. Raises EnvironmentFault if that file cannot be written.
     """
     inquiry.check_agents(targets.agents)
+    names = targets.all
     found: dict[str, Node] = {}
     try:
-        recorder = Recorder(record, targets.all) if record is not None else None
+        recorder = Recorder(record, names) if record is not None else None
     except OSError as error:
         hint = "aifx doctor fleet --record ANOTHER_FILE"
         raise EnvironmentFault(f"{record} cannot be written", error.strerror or str(error), hint) from None
@@ -107,7 +104,7 @@ def ask(targets: Targets, inquiry: Inquiry, record: Path | None, heard: Callable
     def take(node: Node, document: Any) -> None:
         nonlocal recorder
         found[node.name] = node
-        heard(node)
+        progress.advance(1)
         if recorder is not None:
             try:
                 recorder.take(node, document)
@@ -117,14 +114,14 @@ def ask(targets: Targets, inquiry: Inquiry, record: Path | None, heard: Callable
 
     ended = None
     try:
-        asyncio.run(_ask(targets, inquiry, take))
+        with report_progress("asking", len(names), "nodes") as progress:
+            asyncio.run(_ask(targets, inquiry, take))
     except KeyboardInterrupt:
         ended = signal.SIGINT
     except asyncio.CancelledError:  # how `_ask` ends on SIGTERM
         ended = signal.SIGTERM
     if recorder is not None:
         recorder.close()
-    names = targets.all
     return Answers([found[name] for name in names if name in found], [n for n in names if n not in found], ended)
 
 
