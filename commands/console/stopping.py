@@ -50,26 +50,16 @@ def exit_code_of(signum: int) -> ExitCode:
 class EntrySignals:
     """The signals of a process whose only command aifx runs. Entered in the main thread, once, and never left."""
 
-    def __init__(self, args: Sequence[str], find_caller: Callable[[Sequence[str]], Caller | None]) -> None:
+    def __init__(self, args: Sequence[str]) -> None:
         self.args = list(args)
+        self.caller: Caller | None = None
         self.phase = STARTING
         self.seen: int | None = None  # the first signal of the body, as the C handler heard it
         self._raised = False
         self._count = 0
-        self._find_caller = find_caller
-        self._caller: Caller | None = None
         self._writer = -1  # of the pipe that the C handlers write to
         self._lock = _thread.allocate_lock()
         self._ignored = {number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
-
-    def enter(self) -> None:
-        """Hear signals from here on, those that came during a restart of the program included."""
-        with blocked():
-            self.install()
-            atexit.register(self._close)  # the first one registered runs last
-            os.register_at_fork(after_in_child=_forget)
-            self._caller = self._find_caller(_ours(self.args))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def install(self) -> None:
         """Install the handlers of the phase, in place of what a library left."""
@@ -137,14 +127,14 @@ class EntrySignals:
         """End the process at once, with its one document or its error."""
         code = int(exit_code_of(signum))
         with suppress(BaseException):
-            if self._caller is not None:
-                code = self._caller.fail(Terminated())
+            if self.caller is not None:
+                code = self.caller.fail(Terminated())
                 sys.stdout.flush()
             else:
                 write_interrupted(signum, self.args)
         os._exit(code)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Ignore signals: aifx has finished, and Python is about to remove its handlers."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -154,10 +144,18 @@ _entry: EntrySignals | None = None
 
 
 def enter(args: Sequence[str], find_caller: Callable[[Sequence[str]], Caller | None]) -> None:
-    """Hear signals from the entry point on. Nothing in a process that somebody else's program started."""
+    """Hear signals from the entry point on, those that came during a restart of the program included.
+
+    Nothing is heard in a process that somebody else's program started.
+    """
     global _entry
-    _entry = EntrySignals(args, find_caller)
-    _entry.enter()
+    with blocked():
+        _entry = EntrySignals(args)
+        _entry.install()
+        atexit.register(_entry.close)  # the first one registered runs last
+        os.register_at_fork(after_in_child=_forget)
+        _entry.caller = find_caller(_ours(args))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def run_body() -> None:

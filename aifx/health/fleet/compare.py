@@ -133,18 +133,15 @@ def values_at(facts: Any, path: str, device: str = "") -> list[tuple[str, Any]]:
     """Return the values at a path, each with its device: several if a list is on the way, none if it is absent."""
     head, _, rest = path.partition(".")
     if isinstance(facts, list):
-        named = [(f"{device} {item.get('device', i)}".strip(), item) for i, item in enumerate(facts) if _is_table(item)]
+        tables = ((i, item) for i, item in enumerate(facts) if isinstance(item, Mapping))
+        named = ((f"{device} {item.get('device', i)}".strip(), item) for i, item in tables)
         return [pair for name, item in named for pair in values_at(item, path, name)]
-    if not _is_table(facts) or head not in facts:
+    if not isinstance(facts, Mapping) or head not in facts:
         return []
     value = facts[head]
     if rest and not isinstance(value, (Absent, Unknown)):
         return values_at(value, rest, device)
     return [] if value is None or isinstance(value, Absent) else [(device, value)]
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, Mapping)
 
 
 def _majority(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
@@ -229,7 +226,7 @@ def _text(values: Iterable[Any]) -> str:
 
 
 def _words(value: Any) -> list[str]:
-    if _is_table(value):
+    if isinstance(value, Mapping):
         return [f"{name} {_word(item)}" for name, item in value.items()]
     return [_word(item) for item in (value if isinstance(value, list) else [value])]
 
