@@ -79,22 +79,20 @@ class Mesh:
     def __init__(self, request: RankRequest) -> None:
         self.request = request
         self._delays_s = dict(request.delays_s)
-        self._control: dict[int, socket.socket] = {}
         self._peers: dict[int, socket.socket] = {}
 
     def close(self) -> None:
-        for connection in (*self._peers.values(), *self._control.values()):
+        for connection in self._peers.values():
             connection.close()
 
     async def gather(self, value: Any) -> list[Any]:
         """Return every rank's value on every rank. This is also a barrier."""
-        request = self.request
-        if request.rank:
+        if self.request.rank:
             await self._tell(0, value)
-            everyone: list[Any] = await _receive(self._control[0], request, "rank 0")
+            everyone: list[Any] = await _receive(self._peers[0], self.request, "rank 0")
             return everyone
-        others = range(1, request.size)
-        everyone = [value, *[await _receive(self._control[rank], request, f"rank {rank}") for rank in others]]
+        others = range(1, self.request.size)
+        everyone = [value, *[await _receive(self._peers[rank], self.request, f"rank {rank}") for rank in others]]
         for rank in others:
             await self._tell(rank, everyone)
         return everyone
@@ -122,36 +120,33 @@ class Mesh:
             await asyncio.gather(sending, receiving)
 
     async def connect(self) -> None:
-        """Learn through rank 0 where the other ranks listen, then call those with a lower rank."""
+        """Call rank 0 and learn from it where the other ranks listen, then call those with a lower rank."""
         request = self.request
         if request.rank == 0:
             with _listening(request.host, request.port, by_name=True) as listener:
                 others = await _accepted(listener, request, request.size - 1)
-            self._control = {rank: connection for rank, (connection, _) in others.items()}
-            with _listening(request.host, by_name=True) as listener:
-                addresses = {0: [request.host, listener.getsockname()[1]]}
-                addresses |= {rank: hello["at"] for rank, (_, hello) in others.items()}
-                for rank in self._control:
-                    await self._tell(rank, addresses)
-                later = await _accepted(listener, request, request.size - 1)
+            self._peers = {rank: connection for rank, (connection, _) in others.items()}
+            for rank in self._peers:
+                await self._tell(rank, {peer: hello["at"] for peer, (_, hello) in others.items()})
         else:
-            control = self._control[0] = await _called(request.host, request.port, request)
-            host = control.getsockname()[0]  # the address by which rank 0 knows this host
-            hello = {"word": request.word, "rank": request.rank}
+            self._peers[0] = await _called(request.host, request.port, request)
+            host = self._peers[0].getsockname()[0]  # the address by which rank 0 knows this host
             with _listening(host) as listener:
-                await self._tell(0, hello | {"at": [host, listener.getsockname()[1]]})
-                heard: dict[str, Any] = await _receive(control, request, "rank 0")
-                for rank in range(request.rank):
-                    self._peers[rank] = await _called(*heard[str(rank)], request)
-                    await _send(self._peers[rank], hello)
+                hello = {"word": request.word, "rank": request.rank, "at": [host, listener.getsockname()[1]]}
+                await self._tell(0, hello)
+                addresses: dict[str, Any] = await _receive(self._peers[0], request, "rank 0")
+                for rank in range(1, request.rank):
+                    self._peers[rank] = await _called(*addresses[str(rank)], request)
+                    await self._tell(rank, hello)
                 later = await _accepted(listener, request, request.size - 1 - request.rank)
-        self._peers |= {rank: connection for rank, (connection, _) in later.items()}
+            self._peers |= {rank: connection for rank, (connection, _) in later.items()}
         for connection in self._peers.values():
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     async def _tell(self, rank: int, value: Any) -> None:
+        text = json.dumps(value).encode()
         async with self.request.waiting_for(f"rank {rank}"):
-            await _send(self._control[rank], value)
+            await asyncio.get_running_loop().sock_sendall(self._peers[rank], LENGTH.pack(len(text)) + text)
 
 
 def _listening(host: str, port: int = 0, *, by_name: bool = False) -> socket.socket:
@@ -203,11 +198,6 @@ async def _accepted(
         except (CollectiveError, OSError, ValueError, LookupError, TypeError):
             connection.close()
     return came
-
-
-async def _send(connection: socket.socket, value: Any) -> None:
-    text = json.dumps(value).encode()
-    await asyncio.get_running_loop().sock_sendall(connection, LENGTH.pack(len(text)) + text)
 
 
 async def _receive(connection: socket.socket, request: RankRequest, source: str) -> Any:

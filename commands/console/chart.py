@@ -65,7 +65,8 @@ def _resample(values: Sequence[float | None], columns: int) -> list[float | None
     count = len(values)
     if count >= columns:
         bins = (values[i * count // columns : (i + 1) * count // columns] for i in range(columns))
-        return [_mean([v for v in group if _drawn(v)]) for group in bins]
+        drawn = ([v for v in group if _drawn(v)] for group in bins)
+        return [sum(v / len(group) for v in group) if group else None for group in drawn]
     if count == 1:
         return [*values, *[None] * (columns - 1)]
     result: list[float | None] = []
@@ -80,10 +81,6 @@ def _resample(values: Sequence[float | None], columns: int) -> list[float | None
             nearest = a if share < 0.5 else b
             result.append(nearest if share in (0.0, 1.0) and _drawn(nearest) else None)
     return result
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(v / len(values) for v in values) if values else None
 
 
 def _trace(values: Sequence[float | None], low: float, high: float, levels: int) -> list[range]:

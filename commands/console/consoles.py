@@ -73,16 +73,11 @@ def beside(console: Console, label: Text, text: Text) -> Iterator[Text]:
         yield whole
 
 
-def plain_table(columns: Sequence[str], cells: Sequence[Sequence[str]], *, right: Set[str]) -> str:
-    """The same for a file or a pipe: one line a row, however long, and nothing behind its end."""
-    return "\n".join("  ".join(row).rstrip() for row in _padded(columns, cells, right))
-
-
 def labels_and_texts(
     console: Console, columns: Sequence[str], cells: Sequence[Sequence[str]], *, right: Set[str]
 ) -> Iterator[tuple[Text, Text]]:
     """The rows of a table for `beside`: the last column is the text. It goes below a label that leaves no room."""
-    for number, (*others, last) in enumerate(_padded(columns, cells, right)):
+    for number, (*others, last) in enumerate(padded(columns, cells, right)):
         style = "" if number else "bold"
         label, text = Text("  ".join([*others, ""]), style), Text(last.rstrip(), style)
         if label.cell_len > min(console.width, WIDTH) - LEAST_TEXT:
@@ -91,7 +86,7 @@ def labels_and_texts(
         yield label, text
 
 
-def _padded(columns: Sequence[str], cells: Sequence[Sequence[str]], right: Set[str]) -> list[list[str]]:
+def padded(columns: Sequence[str], cells: Sequence[Sequence[str]], right: Set[str]) -> list[list[str]]:
     """The rows, the columns' names first, each cell as wide as its column."""
     rows = [list(columns), *map(list, cells)]
     widths = [max(cell_len(row[i]) for row in rows) for i in range(len(columns))]

@@ -93,7 +93,7 @@ class Output:
         """
         if self.json:
             return
-        from aifx.commands.console.consoles import labels_and_texts, make_table, plain_table
+        from aifx.commands.console.consoles import labels_and_texts, make_table, padded
 
         columns = [one_line(column) for column in columns]
         cells = [["-" if cell is None else one_line(str(cell)) for cell in row] for row in rows]
@@ -104,7 +104,7 @@ class Output:
         elif self.out.is_terminal:
             self.out.print(make_table(columns, cells, right=right))
         else:
-            self.print(plain_table(columns, cells, right=right))
+            self.print("\n".join("  ".join(row).rstrip() for row in padded(columns, cells, right)))
 
     def log(self, text: str) -> None:
         """Write a message on stderr."""

@@ -33,21 +33,7 @@ MAX_FIGURE = 1e300
 
 
 class Fact(BaseModel):
-    """A fact that is compared.
-
-    Attributes:
-            path: dotted, from the node; lists on the way are gone through item by item.
-        kind: majority: equal to most nodes; bits: each device equal to devices of its name on most nodes; figure: near
-            the median.
-        of: for a majority: the distinct values together, their count, the words of a text, or each item of a list or
-            table, which a node must have if most nodes have it.
-        is_apart: whether a figure is compared only with devices of the same name.
-        among: only nodes that are equal in this path are compared; nodes without it are not compared by bits.
-        ignore: regular expressions of text that may differ.
-        min_gap: the least gap from the median for an outlier, as a share of the median.
-        worse: the direction in which a figure is bad.
-        summary: the text, with `{value}`, `{usual}` and for a figure `{gap}`.
-    """
+    """A fact that is compared: an entry of compare.toml, whose keys docs/doctor-fleet.md explains."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -274,8 +260,8 @@ def _figures(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding
         for sample in samples:
             off = sample.value - middle
             share = abs(off) / (abs(middle) or 1.0)
-            in_view = {"low": off < 0, "high": off > 0, "both": True}[fact.worse]
-            is_worst = in_view and worst.get(sample.node, (0.0,))[0] < share
+            is_bad = {"low": off < 0, "high": off > 0, "both": True}[fact.worse]
+            is_worst = is_bad and worst.get(sample.node, (0.0,))[0] < share
             if is_worst and stands_out(off, middle, spread, len(samples), fact.min_gap):
                 worst[sample.node] = share, _figure(fact, sample, middle, spread, len(samples))
     return [finding for _, finding in worst.values()]

@@ -73,13 +73,10 @@ class Inquiry:
     """What nodes are asked, and how.
 
     Attributes:
-        only, skip: the rules that each node evaluates.
-        sample_s: the time between two readings on a node.
-        timeout_s: the time limit of a node, from the moment that it is asked; None for the usual time.
+        timeout_s: for a node, from the moment that it is asked; None for the usual time.
         at_once: the number of nodes asked at a time; None for the usual number.
         remote: the words of the command that runs aifx on a node.
-        token: the token for agents; empty for none.
-        insecure_token: whether the token may be sent without TLS.
+        token: what agents are shown; empty for none.
         tls: the authorities that must have signed agents' certificates; None for the system's.
     """
 
