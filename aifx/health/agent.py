@@ -51,12 +51,7 @@ class CheckResult:
 
 
 class Checks:
-    """The check, which runs at most once per interval and never twice at the same time.
-
-    Args:
-        check: returns the report's document.
-        interval_s: how long a result is valid.
-    """
+    """The check, which runs at most once per interval and never twice at the same time."""
 
     def __init__(self, check: Callable[[], Document], interval_s: float) -> None:
         self._check = check

@@ -41,10 +41,7 @@ Bandwidth = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Attributes:
-    gb_s: the group's bus bandwidth; 0 if the test failed.
-    why: the reason of the failure; empty if it succeeded.
-    """
+    """The bus bandwidth of a group, or 0 and the reason of a failure."""
 
     gb_s: float
     why: str = ""
@@ -92,7 +89,6 @@ class BisectResult:
         no group to compare it with.
     why: the reason of "budget" and "unclear", one line.
     trials: in the order in which they first ran.
-    duration_s: of the whole search.
     margin: the share by which a slow group is slower than the reference.
     """
 
@@ -145,10 +141,7 @@ def _finding(culprit: Culprit, margin: float) -> Finding:
 
 
 class _Ended(Exception):
-    """Args:
-    why: one line.
-    suspects: what is slow together; None for those that the search has narrowed it down to.
-    """
+    """The search ended without a result. Without `suspects`, they are what the search has narrowed it down to."""
 
     def __init__(self, ended: Literal["budget", "unclear"], why: str, suspects: Group | None = None) -> None:
         super().__init__(why)

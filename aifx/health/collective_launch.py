@@ -34,7 +34,7 @@ class Options:
     over_slurm: whether srun starts the ranks, and not ssh.
     over: what carries the collectives: the devices, or the hosts' network alone.
     num_bytes: each device's buffer, or each host's over tcp.
-    repeats: timed calls per test.
+    repeats: timed calls per test, after an untimed one.
     limit_s: a test that takes longer has failed.
     faults: planted delays before each message of a node ("n3",) or over a link ("n1", "n5"), in seconds.
     """

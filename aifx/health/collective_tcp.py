@@ -36,14 +36,12 @@ class CollectiveError(Exception):
 class RankRequest:
     """One rank of a collective test, as the command that runs it gets it in JSON.
 
+    The attributes of the test are those of `aifx.health.collective_launch.Options`.
+
     Attributes:
         host: rank 0's host, as the other hosts know it; empty for tasks of srun, which find their places themselves.
         port: the port at which rank 0 listens.
         word: what all ranks were given; a caller without it is rejected.
-        over: what carries the collectives.
-        num_bytes: each device's buffer, or each rank's over tcp.
-        repeats: timed calls, after an untimed one.
-        limit_s: the time for the whole test.
         delays_s: planted faults: ranks, and the delay before each message to them.
     """
 

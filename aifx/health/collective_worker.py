@@ -24,10 +24,7 @@ LATE_S = 2.0
 
 
 def bus_gb_s(num_bytes: int, time_s: float, size: int) -> float:
-    """Args:
-    num_bytes: each rank's buffer.
-    size: the number of ranks, or of devices if these have the buffers.
-    """
+    """Return the bus bandwidth of `size` ranks, or devices, with buffers of `num_bytes`."""
     return num_bytes / time_s * (size - 1) / size / 1e9
 
 

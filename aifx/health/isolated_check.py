@@ -21,11 +21,7 @@ from aifx.core.processes import Child, connect
 
 @dataclass(frozen=True)
 class Asked:
-    """The options of a check, as those of `aifx doctor`.
-
-    Attributes:
-        leave_out: families that are evaluated only if `only` names them.
-    """
+    """The options of a check, as those of `aifx doctor`, and families that are evaluated only if `only` names them."""
 
     only: Sequence[str] = ()
     skip: Sequence[str] = ()

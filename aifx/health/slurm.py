@@ -89,11 +89,7 @@ class Step:
 
 
 def verdict_of(report: dict[str, Any], rules: Iterable[str]) -> Verdict:
-    """Return the verdict of a report's document. Raises KeyError or TypeError for any other document.
-
-    Args:
-        rules: the rules that were selected.
-    """
+    """Return the verdict of a report on the selected `rules`. Raises KeyError or TypeError for any other document."""
     findings = report["findings"]
     unknown = {finding["id"] for finding in findings if finding["severity"] == "unknown"}
     skipped = [one["id"] for one in report["skipped"]]

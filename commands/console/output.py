@@ -53,10 +53,7 @@ class Output:
     def document(self, document: object) -> None:
         """The answer for programs: with --json the one document on stdout, written when the command ends in order.
 
-        Adds `schema_version`; a number that is not finite becomes null.
-
-        Args:
-            document: a dataclass or a mapping; docs/schemas/ has its schema.
+        Adds `schema_version`; a number that is not finite becomes null. docs/schemas/ has the schema of each document.
         """
         if self.json:
             assert self._document is None, "a command answers with one document"
@@ -65,8 +62,7 @@ class Output:
     def print(self, *parts: RenderableType, soft_wrap: bool | None = None) -> None:
         """The answer for people: a line of text or a rich object on stdout. Nothing with --json.
 
-        Args:
-            soft_wrap: leave lines that are too long to the terminal; by default for text, not for rich objects.
+        `soft_wrap` leaves lines that are too long to the terminal; by default for text, not for rich objects.
         """
         if not self.json:
             if soft_wrap is None:
@@ -118,10 +114,8 @@ class Output:
     def write(self, text: str, *, exact: bool = False) -> None:
         """Text on stdout at once, for an answer that streams.
 
+        `exact` leaves control characters as they are, for an answer that is data and does not go to a terminal.
         Raises BrokenPipeError when the reader has gone; `terminal` then ends the command quietly.
-
-        Args:
-            exact: leave control characters as they are, for an answer that is data and does not go to a terminal.
         """
         self.stdout.write(text if exact else escape_controls(text))
         self.stdout.flush()

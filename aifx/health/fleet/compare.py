@@ -130,12 +130,14 @@ def values_at(facts: Any, path: str, device: str = "") -> list[tuple[str, Any]]:
     return [] if value is None or isinstance(value, Absent) else [(device, value)]
 
 
+def _known(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the values of nodes where none is unknown: the node itself has a finding for that."""
+    values = {name: [value for _, value in values_at(facts, fact.path)] for name, facts in group.items()}
+    return {name: found for name, found in values.items() if not any(isinstance(value, Unknown) for value in found)}
+
+
 def _majority(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    texts: dict[str, str | None] = {}
-    for name, facts in group.items():
-        values = [value for _, value in values_at(facts, fact.path)]
-        if not any(isinstance(value, Unknown) for value in values):  # the node itself has a finding for that
-            texts[name] = _shown(fact, values) if values else None
+    texts = {name: _shown(fact, values) if values else None for name, values in _known(fact, group).items()}
     counts = Counter(texts.values())
     if not counts:
         return []
@@ -151,11 +153,7 @@ def _majority(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Findin
 
 def _items(fact: Fact, group: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     """Return findings for nodes that lack an item of the majority."""
-    held: dict[str, set[str]] = {}
-    for name, facts in group.items():
-        values = [value for _, value in values_at(facts, fact.path)]
-        if values and not any(isinstance(value, Unknown) for value in values):
-            held[name] = set(_text(values).split(", "))
+    held = {name: set(_text(values).split(", ")) for name, values in _known(fact, group).items() if values}
     if len(held) < MIN_NODES["majority"]:
         return []
     counts = Counter(item for items in held.values() for item in items)

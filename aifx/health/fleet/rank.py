@@ -52,11 +52,8 @@ def load_table() -> Table:
 
 
 def rank(nodes: Sequence[Node], across: Iterable[Finding], site: FleetSite | None = None) -> list[Suspect]:
-    """Return the nodes whose findings have an expected cost, the most expensive first.
-
-    Args:
-        across: findings across nodes; `device` is the node.
-    """
+    """Return the nodes whose findings have an expected cost, the most expensive first. `across` are findings across
+    nodes, whose device is the node."""
     site = site or FleetSite()
     findings = {node.name: list(node.report.findings) if node.report is not None else [] for node in nodes}
     for finding in across:

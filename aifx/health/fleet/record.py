@@ -19,12 +19,7 @@ VERSION = 1
 
 
 class Recorder:
-    """The writer of a record. Raises UnsafeFile, OSError.
-
-    Args:
-        path: the file, which is replaced.
-        asked: the nodes that are asked.
-    """
+    """Replaces the file `path` by the record of the nodes that are asked. Raises UnsafeFile, OSError."""
 
     def __init__(self, path: Path, asked: Sequence[str]) -> None:
         self._file = open(open_output(path), "w", encoding="utf-8")  # noqa: SIM115 - close does it

@@ -18,8 +18,6 @@ class Node:
 
     Attributes:
         name: its host's name, or the address of its agent if that name is not unique.
-        report: its report; None if it sent none.
-        snapshot: the snapshot of the report; None if the node did not send it.
         why: the reason if there is no report; otherwise empty.
         is_silent: whether nothing at all arrived in time, rather than something that is not a report.
         took_s: the time from the question to the answer.
@@ -65,7 +63,6 @@ class Suspect:
     Attributes:
         lost_gpu_hours: the expected cost within the horizon.
         probability: that any of the causes interrupts a job within the horizon.
-        job_gpus: the number of GPUs of the job.
         hours_to_recover: the time that the job loses.
         causes: the likeliest first.
         action: the action of the likeliest cause.
@@ -87,7 +84,6 @@ class FleetReport:
     findings: findings across nodes, worst first; `device` is the node.
     suspects: the most expensive first.
     not_heard: nodes without an answer when a signal ended the check.
-    duration_s: the whole time.
     """
 
     nodes: tuple[Node, ...]
@@ -123,8 +119,7 @@ class Group:
     """A finding that several nodes have.
 
     Attributes:
-        finding: the finding of the first node.
-        nodes: the nodes, each once.
+        finding: that of the first node.
         is_alike: whether all nodes have the same summary.
     """
 
@@ -158,9 +153,8 @@ def node_of(name: str, document: Any, took_s: float = 0.0) -> Node:
         error = document["error"]
         raise DataError(f"{name} could not check itself", f"{error.get('what')}: {error.get('why')}", hint)
     if document.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(
-            f"{name} sent a report of another version", f"schema_version {document.get('schema_version')!r}", hint
-        )
+        why = f"schema_version {document.get('schema_version')!r}"
+        raise DataError(f"{name} sent a report of another version", why, hint)
     if not isinstance(document.get("findings"), list):
         raise DataError(f"{name} sent no report", "it has no findings", hint)
     skipped = document.get("skipped")

@@ -42,8 +42,8 @@ SET_UP = (
 """Messages of ssh, TLS and name resolution that do not concern the health of a node."""
 AGENT_PATH = "/v1/report"
 WHY = "the nodes are asked through it"
-SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout={seconds}", "-o", "LogLevel=ERROR", "--")
-SRUN = ("srun", "--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--no-kill", "--wait=0", "--label")
+SSH = ("-T", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR")
+SRUN = ("--overlap", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--no-kill", "--wait=0", "--label")
 START_S = 15.0
 """The time for Slurm to start a step, in addition to the time of a node."""
 
@@ -58,10 +58,7 @@ Heard = Callable[[Node, Any], None]
 
 
 class NoReport(Exception):
-    """Args:
-    why: one line.
-    is_silent: whether nothing arrived, rather than something that is not a report.
-    """
+    """A node sent no report. It is silent if nothing arrived, rather than something that is not a report."""
 
     def __init__(self, why: str, *, is_silent: bool = False) -> None:
         super().__init__(why)
@@ -185,11 +182,8 @@ def _unpacked(packed: bytes) -> bytes:
 
 async def ask_ssh(hosts: Sequence[str], inquiry: Inquiry, heard: Heard) -> None:
     """Ask with one `ssh` per node; keys, ports and jump hosts come from ~/.ssh/config."""
-    seconds = str(max(int(inquiry.limit_s), 1))
-    words = [word.format(seconds=seconds) for word in SSH]
-    words[0] = need_program(words[0], WHY)
-
-    command = shlex.join(inquiry.command())
+    limit = ("-o", f"ConnectTimeout={max(int(inquiry.limit_s), 1)}")
+    words, command = [need_program("ssh", WHY), *SSH, *limit, "--"], shlex.join(inquiry.command())
     nodes = (Child([*words, host, command], name=host, limit_s=inquiry.limit_s, grace_s=GRACE_S) for host in hosts)
     with closing(run_many(nodes, inquiry.at_once or AT_ONCE, 0.0)) as ended:
         for child in ended:
@@ -224,7 +218,7 @@ async def ask_slurm(hosts: Sequence[str], inquiry: Inquiry, heard: Heard) -> Non
     sends the name of its node, its report compressed in lines of 76 bytes, and an end mark.
     """
     where = [f"--nodes={len(hosts)}", f"--nodelist={','.join(hosts)}"]
-    command = [need_program(SRUN[0], WHY), *SRUN[1:], *where, "sh", "-c", _packed(inquiry)]
+    command = [need_program("srun", WHY), *SRUN, *where, "sh", "-c", _packed(inquiry)]
     waiting, tasks = dict.fromkeys(hosts), dict[str, _Task]()
     limit_s = inquiry.limit_s + START_S
     began = time.monotonic()
