@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hmac
 import json
+import math
 import re
 import socket
 import ssl
@@ -25,9 +26,7 @@ from typing import Any
 from aifx.core.json_values import encode_json
 from aifx.health import connections
 from aifx.health.agent_token import is_loopback
-from aifx.health.report import SEVERITIES
-
-STATUSES = ("healthy", "warning", "unhealthy", "unknown")
+from aifx.health.report import SEVERITIES, STATUSES
 
 Document = dict[str, Any]
 
@@ -160,16 +159,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "the paths are /healthz, /v1/report and /metrics")
         elif not self._is_allowed():
             self._error(401, "the header 'Authorization: Bearer TOKEN' is missing or wrong")
-        elif path == "/metrics":
-            with self.server.connections.busy(self.request):
-                body, content_type = metrics(self.server.checks, self.headers.get("Accept", ""))
-            self._answer(200, body, content_type)
         else:
-            self._report()
+            self.server.connections.expect(self.request, math.inf)
+            if path == "/metrics":
+                self._answer(200, *metrics(self.server.checks, self.headers.get("Accept", "")))
+            else:
+                self._report()
 
     def _report(self) -> None:
-        with self.server.connections.busy(self.request):
-            last = self.server.checks.now()
+        last = self.server.checks.now()
         if last.document is None:
             self._error(503, f"the check failed: {last.error}")
         elif "gzip" in self.headers.get("Accept-Encoding", ""):

@@ -218,21 +218,14 @@ async def _fill(connection: socket.socket, buffer: memoryview, source: str) -> N
         buffer = buffer[count:]
 
 
-def measure(request: RankRequest) -> tuple[list[list[float]], list[bool]]:
+async def measure(request: RankRequest) -> tuple[list[list[float]], list[bool]]:
     """Return the times of each call by rank, and whether each rank's results were right."""
-    return asyncio.run(_measure(request))
-
-
-async def _measure(request: RankRequest) -> tuple[list[list[float]], list[bool]]:
     size, rank = request.size, request.rank
     count = max(request.num_bytes // 4 // size, 1)
     ranks, places = np.arange(size, dtype=np.uint32)[:, None], np.arange(count, dtype=np.uint32)[None]
     mesh = Mesh(request)
     try:
-        try:
-            await mesh.connect()
-        except OSError as error:
-            raise CollectiveError(f"rank {rank}: {error.strerror or error}") from error
+        await mesh.connect()
         times, right = [], True
         for call in range(request.repeats + 1):
             received = np.zeros((size, count), np.uint32)

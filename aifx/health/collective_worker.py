@@ -8,6 +8,7 @@ rank ends itself at its limit, also if no process is left to end it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import statistics
@@ -65,7 +66,7 @@ def _measured(request: RankRequest) -> dict[str, Any]:
 
         times, right, num_devices = collective_jax.measure(request)
     else:
-        times, right = collective_tcp.measure(request)
+        times, right = asyncio.run(collective_tcp.measure(request))
     # A call ends when the last rank has its result.
     calls = [max(call) for call in zip(*times, strict=True)]
     time_s = min(calls)

@@ -12,8 +12,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 MAX_CONNECTIONS = 64
@@ -29,8 +28,7 @@ ANSWER_LIMIT_S = 10.0
 @dataclass
 class _Connection:
     address: str
-    deadline: float
-    """By `time.monotonic`; infinite while the server prepares an answer."""
+    deadline: float  # by time.monotonic
 
 
 class Connections:
@@ -62,19 +60,11 @@ class Connections:
             self._open.pop(request, None)
 
     def expect(self, request: socket.socket, limit_s: float) -> None:
-        """Close a connection in so many seconds if nothing else is expected until then."""
+        """Close a connection in so many seconds if nothing else is expected until then. While the server prepares an
+        answer, the limit is infinite, and no new connection closes this one."""
         with self._lock:
             if request in self._open:
                 self._open[request].deadline = time.monotonic() + limit_s
-
-    @contextmanager
-    def busy(self, request: socket.socket) -> Iterator[None]:
-        """Keep a connection open in this block, which prepares an answer."""
-        self.expect(request, math.inf)
-        try:
-            yield
-        finally:
-            self.expect(request, ANSWER_LIMIT_S)
 
     def close_late(self) -> None:
         """Close the connections whose deadline has passed."""

@@ -50,11 +50,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def age(moment: float | None, now: float | None = None) -> str | None:
+def age(moment: float | None) -> str | None:
     """How long ago a Unix time was: "12 s ago", "3 h ago"."""
     if moment is None:
         return None
-    seconds = max((time.time() if now is None else now) - moment, 0.0)
+    seconds = max(time.time() - moment, 0.0)
     for limit, size, unit in ((90, 1, "s"), (90 * 60, 60, "min"), (36 * 3600, 3600, "h")):
         if seconds < limit:
             return f"{seconds / size:.0f} {unit} ago"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -89,7 +90,7 @@ def test_a_connection_that_is_being_answered_is_not_closed_for_another() -> None
         open_ = Connections()
         assert all(open_.admit(one, "10.0.0.1") for one in sockets[:MAX_PER_ADDRESS])
         for one in sockets[:MAX_PER_ADDRESS]:
-            stack.enter_context(open_.busy(one))
+            open_.expect(one, math.inf)
         assert not open_.admit(sockets[-1], "10.0.0.1")
         assert not open_.admit(sockets[-1], "::ffff:10.0.0.1")
         assert open_.admit(sockets[-1], "10.0.0.2")
