@@ -111,11 +111,13 @@ class Mesh:
 
     async def _exchange(self, to: int, sent: Buffer, source: int, received: Buffer) -> None:
         """Send to one rank while receiving from another."""
-        await asyncio.sleep(self._delays_s.get(to, 0.0))
-        sending = asyncio.get_running_loop().sock_sendall(self._peers[to], memoryview(sent).cast("B"))
-        receiving = _fill(self._peers[source], memoryview(received).cast("B"), f"rank {source}")
+        if delay_s := self._delays_s.get(to):
+            await asyncio.sleep(delay_s)
+        loop = asyncio.get_running_loop()
         async with self.request.waiting_for(f"ranks {to} and {source}"):
-            await asyncio.gather(sending, receiving)
+            sending = asyncio.create_task(loop.sock_sendall(self._peers[to], memoryview(sent).cast("B")))
+            await _fill(self._peers[source], memoryview(received).cast("B"), f"rank {source}")
+            await sending
 
     async def connect(self) -> None:
         """Call rank 0 and learn from it where the other ranks listen, then call those with a lower rank."""
@@ -132,7 +134,7 @@ class Mesh:
             with _listening(host) as listener:
                 hello = {"word": request.word, "rank": request.rank, "at": [host, listener.getsockname()[1]]}
                 await self._tell(0, hello)
-                addresses: dict[str, Any] = await _receive(self._peers[0], request, "rank 0")
+                addresses: dict[str, tuple[str, int]] = await _receive(self._peers[0], request, "rank 0")
                 for rank in range(1, request.rank):
                     self._peers[rank] = await _called(*addresses[str(rank)], request)
                     await self._tell(rank, hello)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Set
-from typing import Any
+from typing import Any, Literal
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -100,6 +100,5 @@ def padded(columns: Sequence[str], cells: Sequence[Sequence[str]], right: Set[st
 
 def make_console(*, stderr: bool) -> Console:
     """A console on stdout or stderr without markup, emoji or guessed highlighting; plain unless colour is wanted."""
-    colour = is_colored(sys.stderr if stderr else sys.stdout)
-    system = "auto" if colour else None
-    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False, color_system=system, no_color=not colour)
+    system: Literal["auto"] | None = "auto" if is_colored(sys.stderr if stderr else sys.stdout) else None
+    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False, color_system=system, no_color=not system)

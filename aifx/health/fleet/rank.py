@@ -16,8 +16,8 @@ from functools import cache
 from pydantic import BaseModel, ConfigDict, Field
 
 from aifx.health.fleet.report import Cause, Node, Suspect
-from aifx.health.report import Finding
-from aifx.health.rules import FleetSite, Severity, fits
+from aifx.health.report import Finding, Severity
+from aifx.health.rules import FleetSite, fits
 from aifx.health.tables import read_table
 
 TABLE_H = 24.0
