@@ -36,11 +36,9 @@ def main(text: str) -> int:
     timer = _end_at(request.limit_s + LATE_S)
     try:
         answer = _measured(request)
-    except CollectiveError as error:
-        answer = {"ok": False, "gb_s": 0.0, "why": str(error)}
     except Exception as error:
-        why = f"rank {request.rank}: {type(error).__name__}: {error}".splitlines()[0]
-        answer = {"ok": False, "gb_s": 0.0, "why": why}
+        whose = "" if isinstance(error, CollectiveError) else f"rank {request.rank}: {type(error).__name__}: "
+        answer = {"ok": False, "gb_s": 0.0, "why": f"{whose}{error}".splitlines()[0]}
     finally:
         timer.cancel()
     if request.rank == 0:

@@ -13,7 +13,7 @@ from aifx.commands.console.options import JsonOption, option_group
 from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import sigterm_as_ctrl_c
 from aifx.commands.console.terminal import terminal
-from aifx.commands.doctor.options import HostsOption, RemoteOption, SlurmOption, exit_code
+from aifx.commands.doctor.options import HostsOption, RemoteOption, SlurmOption, exit_code, value_option
 from aifx.core.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from aifx.health.fleet.report import Node
 
 BUDGET_S = 900.0
+REHEARSE = "Delay each message of a node, or over a link, to see that it is found. Can be repeated."
 FORM = "--rehearse n3=0.02, or n1,n5=0.02 for a link"
 
 
@@ -65,11 +66,7 @@ class BisectOptions:
     ] = 64 << 20
     rehearse: Annotated[
         list[str] | None,
-        typer.Option(
-            "--rehearse",
-            metavar="NODE[,NODE]=SECONDS",
-            help="Delay each message of a node, or over a link, to see that it is found. Can be repeated.",
-        ),
+        value_option("--rehearse", REHEARSE, "NODE[,NODE]=SECONDS"),
     ] = None
     remote: RemoteOption = "aifx"
     json: JsonOption = False

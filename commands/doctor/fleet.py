@@ -21,6 +21,7 @@ from aifx.commands.doctor.options import (
     SlurmOption,
     TokenFileOption,
     exit_code,
+    value_option,
 )
 from aifx.core.errors import EnvironmentFault, ExitCode, UsageError
 
@@ -40,9 +41,7 @@ class FleetOptions(CheckOptions):
     slurm: SlurmOption = False
     agents: Annotated[
         list[str] | None,
-        typer.Option(
-            "--agents", metavar="URL", help="Check the node where `aifx doctor serve` listens at URL. Can be repeated."
-        ),
+        value_option("--agents", "Check the node where `aifx doctor serve` listens at URL. Can be repeated.", "URL"),
     ] = None
     bisect: Annotated[
         bool,
@@ -72,9 +71,7 @@ class FleetOptions(CheckOptions):
     insecure_token: Annotated[
         bool, typer.Option("--insecure-token", help="Send the token to other machines also without TLS.")
     ] = False
-    tls_ca: Annotated[
-        Path | None, typer.Option("--tls-ca", metavar="FILE", help="Trust agents whose certificates FILE has signed.")
-    ] = None
+    tls_ca: Annotated[Path | None, value_option("--tls-ca", "Trust agents whose certificates FILE has signed.")] = None
     json: JsonOption = False
 
 

@@ -34,8 +34,8 @@ slurm = typer.Typer(
 
 
 @dataclass(frozen=True)
-class CheckOptions:
-    """What is checked: one option per attribute."""
+class SlurmOptions:
+    """What is checked: options of both commands."""
 
     only: OnlyOption = None
     skip: SkipOption = None
@@ -56,7 +56,7 @@ def health_check(
     limit: Annotated[
         float, typer.Option("--limit", metavar="SECONDS", min=12, max=55, help="Limit the whole time.")
     ] = 30.0,
-    options: CheckOptions,
+    options: SlurmOptions,
 ) -> None:
     """Drain this node if it is unhealthy: for Slurm's HealthCheckProgram.
 
@@ -85,7 +85,7 @@ def prolog(
     limit: Annotated[
         float, typer.Option("--limit", metavar="SECONDS", min=1, max=55, help="Limit the whole time.")
     ] = 8.0,
-    options: CheckOptions,
+    options: SlurmOptions,
 ) -> None:
     """Keep a job off this node if it is unhealthy: for Slurm's Prolog.
 
@@ -110,7 +110,7 @@ def prolog(
     raise ProtocolExit(PROLOG_UNHEALTHY)
 
 
-def _check(limit_s: float, options: CheckOptions, *, reserve_slurm: bool = False) -> Verdict:
+def _check(limit_s: float, options: SlurmOptions, *, reserve_slurm: bool = False) -> Verdict:
     """Return the verdict. The limit holds for imports too, and for what Slurm may then take to answer twice."""
     began = time.monotonic()
     from aifx.health.isolated_check import Asked, run_isolated_check
