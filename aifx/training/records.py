@@ -67,8 +67,10 @@ class Record:
 
     def document(self) -> MetricsRecord:
         """The line of metrics.jsonl."""
-        present = {name: value for name, value in vars(self).items() if name != "validation" or value is not None}
-        return cast(MetricsRecord, present)
+        line = dict(vars(self))
+        if self.validation is None:
+            del line["validation"]
+        return cast(MetricsRecord, line)
 
 
 @dataclass(frozen=True, kw_only=True)
