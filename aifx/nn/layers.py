@@ -1,4 +1,4 @@
-"""Layers as pure functions, besides those that are ops of `jax_kernels`."""
+"""Layers as pure functions, other than the ops of `jax_kernels`."""
 
 from __future__ import annotations
 

@@ -52,10 +52,10 @@ class EventDispatcher:
                 self._ledger.write("stop", status=status, why=why)
 
     def end(self, result: TrainResult | None, error: str | None = None) -> None:
-        """The last word: what the result was, or what failed. The ledger has it before any observer may fail.
+        """Record the result, or what failed. The ledger has it before any observer may fail.
 
-        Every observer is stopped, also one that never heard of a start. What the first of them raises is raised, but
-        for a run that has failed: what failed first is what is told.
+        Every observer is stopped, also one that was never started. The first error of an observer is raised, unless the
+        run itself failed: then its own error counts.
         """
         if self._ended:
             return

@@ -33,7 +33,7 @@ class RunInfo:
     @property
     def mfu_formula(self) -> str:
         """How `mfu` of a record is formed, in one line; in a second, the measured rate that is in brackets."""
-        formula = f"MFU is not told: no peak is known for {self.devices}"
+        formula = f"MFU is unknown: the catalogue has no peak for {self.devices}"
         if self.peak is not None:
             formed = f"{self.flops_per_step:.4g} model FLOPs a step / step time / {self.peak.flops:.4g} FLOP/s"
             formula = f"MFU = {formed}; peak: {self.peak.formula}"

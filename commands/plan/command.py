@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from aifx.planning.planner import PlanList
 
 HardwareOption = Annotated[
-    Optional[list[str]],  # noqa: UP045 (typer reads it at run time)
+    list[str] | None,
     typer.Option(
         "--hardware",
         metavar="NAME",
@@ -23,39 +23,36 @@ HardwareOption = Annotated[
         show_default=False,
     ),
 ]
+RunOption = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        metavar="NAME",
+        help="Plan this run with its own settings and keep the plan in its directory.",
+        autocompletion=complete_run,
+    ),
+]
+FitOption = Annotated[
+    bool, typer.Option("--fit", help="Search batch, accumulation and recomputation for settings that fit.")
+]
+PriceOption = Annotated[
+    float | None, typer.Option("--price", min=0.0, metavar="AMOUNT", help="Price of a chip for an hour.")
+]
+PowerOption = Annotated[
+    float | None,
+    typer.Option("--power", min=0.0, metavar="WATTS", help="Power of a chip. By default the vendor's board power."),
+]
+CompileOption = Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the step, or only count.")]
 
 
 def plan(
     hardware: HardwareOption = None,
     overrides: SetOption = None,
-    run: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--run",
-            metavar="NAME",
-            help="Plan this run with its own settings and keep the plan in its directory.",
-            show_default=False,
-            autocompletion=complete_run,
-        ),
-    ] = None,
-    fit: Annotated[
-        bool, typer.Option("--fit", help="Search batch, accumulation and recomputation for settings that fit.")
-    ] = False,
-    price: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--price", min=0.0, metavar="AMOUNT", help="Price of a chip for an hour.", show_default=False),
-    ] = None,
-    power: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(
-            "--power",
-            min=0.0,
-            metavar="WATTS",
-            help="Power of a chip. By default the vendor's board power.",
-            show_default=False,
-        ),
-    ] = None,
-    compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the step, or only count.")] = True,
+    run: RunOption = None,
+    fit: FitOption = False,
+    price: PriceOption = None,
+    power: PowerOption = None,
+    compile_: CompileOption = True,
     json: JsonOption = False,
 ) -> None:
     """Predict memory, time, energy and cost of a run before it starts.

@@ -53,5 +53,5 @@ def implementations(report: Report) -> Picture | None:
         for number, name in enumerate(names):
             on.key(name, number)
         hidden = f"; {len(compared) - len(shown)} more cases are in the table" if len(compared) > len(shown) else ""
-        said = "".join(f"{value}; " for value in shared.values())
-        return on.picture("Implementations of a kernel", f"{said}time over that of the fastest{hidden}")
+        context = "".join(f"{value}; " for value in shared.values())
+        return on.picture("Implementations of a kernel", f"{context}time over that of the fastest{hidden}")

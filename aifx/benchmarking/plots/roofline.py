@@ -127,9 +127,9 @@ def _all_roofs(report: Report, kernels: list[Kernel]) -> list[Roof]:
     """The peaks of the kernels' dtypes. If none is known, the one that their shares refer to."""
     dtypes = {str(kernel.result.params.get("dtype")) for kernel in kernels}
     sheet = catalogue_roofs(report, dtypes)
-    said = {roof.label: roof.rate for roof in sheet}
+    nominal = {roof.label: roof.rate for roof in sheet}
     measured = [roof for roof in measured_roofs(report) if roof.unit == "B/s" or roof.label in dtypes]
-    roofs = [*(replace(roof, sheet=said.get(roof.label)) for roof in measured), *sheet]
+    roofs = [*(replace(roof, sheet=nominal.get(roof.label)) for roof in measured), *sheet]
     peaks: dict[float, list[str]] = {}
     for dtype in sorted(dtypes - {roof.label for roof in roofs}):
         # Operations a second at all of a kernel's roofline: the peak, if it is not the memory that binds it.

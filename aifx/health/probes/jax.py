@@ -43,32 +43,32 @@ def collect(host: Host) -> dict[str, Any]:
     seen = packages.get("nvml", {}) if isinstance(packages, dict) else {}
     environ = host.environ()
     facts = {**versions, **_gpus(seen, environ.get("CUDA_VISIBLE_DEVICES"), environ.get("JAX_CUDA_VISIBLE_DEVICES"))}
-    said = from_document(host.ask("aifx.health.jax_probe", "devices", name="jax", limit_s=DEVICES_LIMIT_S))
-    return {"python": python, "jax": {**facts, **_devices(said), "cache": host.measure("jax_cache", _cache)}}
+    answer = from_document(host.ask("aifx.health.jax_probe", "devices", name="jax", limit_s=DEVICES_LIMIT_S))
+    return {"python": python, "jax": {**facts, **_devices(answer), "cache": host.measure("jax_cache", _cache)}}
 
 
-def _versions(said: Any) -> tuple[Any, Any]:
-    if not isinstance(said, dict):
-        why = said if isinstance(said, Unknown) else Unknown("the list of packages is not a table")
+def _versions(answer: Any) -> tuple[Any, Any]:
+    if not isinstance(answer, dict):
+        why = answer if isinstance(answer, Unknown) else Unknown("the list of packages is not a table")
         names = ("version", "jaxlib", "requirements", "num_overlaps", "fits_aifx", "wanted_by_aifx", "install_line")
         return why, dict.fromkeys(names, why)
-    packages: dict[str, str] = said.get("packages", {})
+    packages: dict[str, str] = answer.get("packages", {})
     missing = Absent("jax is not installed")
-    wanted, version = _wanted_by_aifx(said), packages.get("jax")
+    wanted, version = _wanted_by_aifx(answer), packages.get("jax")
     drivers = [driver for flavour, driver in DRIVERS.items() if f"jax-{flavour}-plugin" in packages]
-    python, wanted_python = said.get("python"), said.get("requires_python") or Absent(NOT_INSTALLED)
+    python, wanted_python = answer.get("python"), answer.get("requires_python") or Absent(NOT_INSTALLED)
     is_supported = _fits(str(python), wanted_python)
     return {"version": python, "wanted": wanted_python, "is_supported": is_supported}, {
         "version": version or missing,
         "jaxlib": packages.get("jaxlib") or Absent("jaxlib is not installed"),
         "packages": packages,
-        "requirements": list(_requirements(said)),
-        "overlaps": said.get("overlaps"),
-        "num_overlaps": len(said.get("overlaps") or ()),
+        "requirements": list(_requirements(answer)),
+        "overlaps": answer.get("overlaps"),
+        "num_overlaps": len(answer.get("overlaps") or ()),
         "wanted_by_aifx": wanted,
         "fits_aifx": _fits(version, wanted) if version else missing,
         "driver_needed": max(drivers) if drivers else Absent("no CUDA plugin of jax is installed"),
-        "install_line": install_line(said),
+        "install_line": install_line(answer),
     }
 
 
@@ -79,18 +79,18 @@ def _fits(version: str, wanted: str | Absent) -> bool | Absent | Unknown:
         return Unknown(str(error))
 
 
-def _wanted_by_aifx(said: Mapping[str, Any]) -> str | Absent:
-    for text in said.get("requires", {}).get(DISTRIBUTION, ()):
+def _wanted_by_aifx(answer: Mapping[str, Any]) -> str | Absent:
+    for text in answer.get("requires", {}).get(DISTRIBUTION, ()):
         requirement = Requirement(text)
         if requirement.name == "jax" and not requirement.marker:
             return str(requirement.specifier)
     return Absent(NOT_INSTALLED)
 
 
-def _requirements(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _requirements(answer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Return what jax, jaxlib and the plugins require of one another, by their metadata."""
-    packages = said.get("packages", {})
-    for by, texts in said.get("requires", {}).items():
+    packages = answer.get("packages", {})
+    for by, texts in answer.get("requires", {}).items():
         if by == DISTRIBUTION:
             continue
         for text in texts:
@@ -99,7 +99,7 @@ def _requirements(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             except InvalidRequirement:
                 continue
             name = canonicalize_name(requirement.name)
-            if not _applies(requirement, by, said) or name == by:
+            if not _applies(requirement, by, answer) or name == by:
                 continue
             is_extra = "extra" in str(requirement.marker or "")  # missing ones are CUDA of the system
             if name not in packages and (is_extra or name not in ("jaxlib", "numpy", "scipy", "ml-dtypes")):
@@ -116,9 +116,9 @@ def _requirements(said: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _applies(requirement: Requirement, by: str, said: Mapping[str, Any]) -> bool:
+def _applies(requirement: Requirement, by: str, answer: Mapping[str, Any]) -> bool:
     """Return whether a package requires it on this Python, with the extras whose plugins are installed."""
-    packages, python = said.get("packages", {}), str(said.get("python"))
+    packages, python = answer.get("packages", {}), str(answer.get("python"))
     if by == "jax":
         extras = [match[1] for name in packages if (match := re.fullmatch(r"jax-(\w+)-plugin", name))]
         extras += ["tpu"] if "libtpu" in packages else []
@@ -129,10 +129,10 @@ def _applies(requirement: Requirement, by: str, said: Mapping[str, Any]) -> bool
     return marker is None or any(marker.evaluate({**there, "extra": extra}) for extra in ("", *extras))
 
 
-def install_line(said: Mapping[str, Any]) -> str:
+def install_line(answer: Mapping[str, Any]) -> str:
     """Return the command that installs jax, jaxlib and the plugin in versions that fit this machine and aifx."""
-    packages = said.get("packages", {})
-    driver = _major(said.get("nvml", {}).get("driver"))
+    packages = answer.get("packages", {})
+    driver = _major(answer.get("nvml", {}).get("driver"))
     extra = ""
     if isinstance(driver, int):
         able = [flavour for flavour, needed in DRIVERS.items() if driver >= needed] or ["cuda12"]
@@ -140,10 +140,10 @@ def install_line(said: Mapping[str, Any]) -> str:
         extra = f"[{(there or able)[-1]}]"
     elif "libtpu" in packages:
         extra = "[tpu]"
-    version, wanted = packages.get("jax"), _wanted_by_aifx(said)
+    version, wanted = packages.get("jax"), _wanted_by_aifx(answer)
     if version and (isinstance(wanted, Absent) or _fits(version, wanted) is True):
         wanted = f"=={version}"
-    installer = "uv pip install" if said.get("installer") == "uv" else "pip install"
+    installer = "uv pip install" if answer.get("installer") == "uv" else "pip install"
     return f'{installer} -U "jax{extra}{wanted if isinstance(wanted, str) else ""}"'
 
 
@@ -184,16 +184,16 @@ def _visible(text: str, count: int) -> int:
     return len(names)
 
 
-def _devices(said: Any) -> dict[str, Any]:
+def _devices(answer: Any) -> dict[str, Any]:
     """Return whether JAX starts, and the devices. A device that another process uses is not a fault."""
     starts: Any = True
     error, refused = "", list[str]()
-    if isinstance(said, dict):
-        error = str(said.get("error") or "")
+    if isinstance(answer, dict):
+        error = str(answer.get("error") or "")
         if error:
-            starts = Absent(f"another process uses the devices: {error}") if said.get("is_held") else False
+            starts = Absent(f"another process uses the devices: {error}") if answer.get("is_held") else False
     else:
-        starts = said if isinstance(said, (Absent, Unknown)) else Unknown("the report of JAX is not a table")
+        starts = answer if isinstance(answer, (Absent, Unknown)) else Unknown("the report of JAX is not a table")
         if isinstance(starts, Unknown) and (ended := ENDED.search(starts.why)):
             error, starts = f"{ended[1]}: {ended[2]}", False
             match = REFUSED.search(error)
@@ -201,13 +201,13 @@ def _devices(said: Any) -> dict[str, Any]:
     state = {"starts": starts, "error": error, **counted(refused_flags=refused)}
     if starts is not True:
         return {**state, **dict.fromkeys(OF_DEVICES, Absent("JAX gave no devices"))}
-    devices = said.get("devices")
+    devices = answer.get("devices")
     tables = [d for d in devices or () if isinstance(d, dict)]
     sizes = [d["memory_bytes"] for d in tables if d.get("memory_bytes")]
     return {
         **state,
-        "platform": said.get("platform"),
-        "start_s": said.get("start_s"),
+        "platform": answer.get("platform"),
+        "start_s": answer.get("start_s"),
         "devices": devices,
         "num_devices": len(tables),
         "gpus": sum(d.get("platform") == "gpu" for d in tables),
