@@ -18,7 +18,6 @@ from typing import Any
 from aifx.checkpoint.manifest import json_digest
 from aifx.config import Config
 from aifx.config.config import number_settings
-from aifx.config.schema import properties
 from aifx.core.errors import CheckpointError
 from aifx.core.files import open_file, read_file
 from aifx.core.json_files import write_json
@@ -135,10 +134,10 @@ def kernel_digest(choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _changed_settings(recorded: Mapping[str, Any], config: Config) -> Iterator[str]:
     """The settings of `config` that differ from the recorded ones. One that aifx did not have yet must be default."""
-    sections = dict(config.sections())
+    defaults = {name: type(section).model_construct().model_dump(mode="json") for name, section in config.sections()}
     for key, value in number_settings(config).items():
         section, _, name = key.partition(".")
-        before = recorded.get(key, properties(type(sections[section]))[name].get("default"))
+        before = recorded.get(key, defaults[section].get(name))
         if value != before:
             yield f"{key} = {json.dumps(value)}, and was {json.dumps(before)}"
 

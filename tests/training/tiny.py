@@ -38,6 +38,7 @@ class TinyDataSection(DataSection):
     )
     noise: float = Field(0.1, description="Random noise on the inputs in training.")
     salt: int = 0
+    tags: tuple[str, ...] = Field(default_factory=tuple, description="Nothing that the data depends on.")
     no_signal: bool = Field(False, description="Targets that cannot be learned.")
     compile_s: float = Field(0.0, description="Seconds that tracing the step takes.", json_schema_extra=RESUME_SAFE)
 
