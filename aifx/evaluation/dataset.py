@@ -66,11 +66,12 @@ def evaluate_files(
 
     Takes and raises what `aifx.evaluation.held_out.evaluate` does. The data that the run was trained on is not read.
     """
+    asked = [parse_gate(expr) for expr in gates]
     files = {path.resolve(): path for path in paths}
     digests = {path: _digest(path) for path in files.values()}
     check_overrides(run, project, overrides, DATASET_READING)
     trained = restore_run(run, project, step=step, overrides=overrides)
-    all_gates = [parse_gate(expr) for expr in (*trained.config.eval.gates, *gates)]
+    all_gates = [*map(parse_gate, trained.config.eval.gates), *asked]
     quantize = trained.config.eval.quantize
     form = trained.task.format
     if form is None:

@@ -154,6 +154,7 @@ def evaluate(
     Raises UsageError for a malformed gate, one on a metric that does not exist, or overrides that divide the data
     otherwise than the run did, before anything is measured.
     """
+    asked = [parse_gate(expr) for expr in gates]
     check_overrides(run, project, overrides)
     try:
         trained = restore_run(run, project, step=step, overrides=overrides, with_data=True)
@@ -162,7 +163,7 @@ def evaluate(
         opened = restore_run(run, project, step=step, overrides=overrides)
         trained = _with_split_alone(opened, split, error)
     chosen: Split = split or trained.config.eval.split
-    all_gates = [parse_gate(expr) for expr in (*trained.config.eval.gates, *gates)]
+    all_gates = [*map(parse_gate, trained.config.eval.gates), *asked]
     quantize = trained.config.eval.quantize
     with project_errors(trained.config, project):
         programs, params, frozen = trained.programs(quantize)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from trained_project import aifx, document
 
 from aifx.core.errors import CheckpointError, ConfigError, UsageError
 from aifx.core.project import Project, RunDirectory
+from aifx.evaluation.dataset import evaluate_files
 from aifx.evaluation.held_out import Report, evaluate, write_report
 from aifx.objectives.next_token import NextToken
 
@@ -113,6 +116,16 @@ def test_a_gate_that_cannot_be_held_is_refused_before_anything_is_measured(
     monkeypatch.setattr("aifx.evaluation.held_out.evaluate_split", lambda *_, **__: pytest.fail("it was measured"))
     with pytest.raises(UsageError, match=word):
         measure(project, **options)
+
+
+@pytest.mark.parametrize("use", [evaluate, partial(evaluate_files, paths=[Path("missing.txt")])])
+def test_a_malformed_gate_is_refused_before_the_run_is_opened(
+    project: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[..., Any]
+) -> None:
+    for module in ("held_out", "dataset"):
+        monkeypatch.setattr(f"aifx.evaluation.{module}.restore_run", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(UsageError, match="NAME OP NUMBER"):
+        use(RunDirectory(project / "runs/main"), Project(project), gates=["bits_per_byte = 2"])
 
 
 @pytest.mark.parametrize(
