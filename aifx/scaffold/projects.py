@@ -11,7 +11,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -324,8 +324,13 @@ def _land(landing: Sequence[tuple[Path, Path]], rendered: Path, destination: Pat
     with ExitStack() as undo:
         for source, target in landing:
             for folder in reversed([p for p in target.parents if p.is_relative_to(destination) and not p.exists()]):
+                undo.callback(_remove_empty, folder)
                 folder.mkdir()
-                undo.callback(folder.rmdir)
             undo.callback(target.unlink, missing_ok=True)
             source.rename(target)
         undo.pop_all()
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()

@@ -183,6 +183,24 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.rglob("*")) == ([target] if exists else [])
 
 
+def test_an_interruption_right_after_a_folder_was_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a"
+    target.mkdir()
+    mkdir = Path.mkdir
+
+    def interrupted(self: Path, *args: object, **options: object) -> None:
+        mkdir(self, *args, **options)  # type: ignore[arg-type]
+        if self.parent == target:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(target, "language-model")
+    assert list(tmp_path.rglob("*")) == [target]
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root writes anywhere")
