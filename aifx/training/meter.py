@@ -24,6 +24,9 @@ class NotFinite(Exception):
     grad_norm: float
     batch: Batch
 
+    def __str__(self) -> str:
+        return f"step {self.step}"
+
 
 @dataclass
 class _Pending:

@@ -44,3 +44,7 @@ def test_what_is_blamed(tmp_path: Path, value: float, hint: str) -> None:
     assert result.error is not None
     assert ("batch has NaN in 'y', row 12" in result.error.why) == (value != 1.0)
     assert result.error.hint.endswith(hint)
+
+
+def test_its_message_does_not_hold_the_batch() -> None:
+    assert str(NotFinite(7, np.nan, np.nan, batch_with(np.nan, np.float32))) == "step 7"
