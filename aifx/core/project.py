@@ -163,20 +163,20 @@ def cache_path(*folders: str) -> Path:
 
 
 def cache_location() -> Path:
-    """Where the caches are, whether aifx may use that folder or not: `AIFX_CACHE_DIR`, otherwise `aifx` in XDG's."""
+    """Where the caches are, whether aifx may use that folder or not: `AIFX_CACHE_DIR`, or what XDG has."""
     return _location("CACHE", ".cache")
 
 
 def state_path() -> Path:
     """The folder of what was measured on this machine and would have to be measured again: not safe to delete.
 
-    `AIFX_STATE_DIR`, otherwise `aifx` in XDG's.
+    `AIFX_STATE_DIR`, or what XDG has.
     """
     return _location("STATE", ".local/state")
 
 
 def _location(kind: str, default: str) -> Path:
-    """Without a variable of aifx's own, as the XDG Base Directory Specification 0.8 has it. `default`: in the home."""
+    """AIFX_<kind>_DIR; otherwise `aifx` in XDG_<kind>_HOME (XDG Base Directory Specification 0.8) or in ~/`default`."""
     if own := os.environ.get(f"AIFX_{kind}_DIR"):
         return Path(own)
     return Path(os.environ.get(f"XDG_{kind}_HOME") or Path.home() / default) / "aifx"

@@ -96,9 +96,8 @@ def restore_run(
 
 def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -> tuple[Params, Params]:
     """The parameters of a checkpoint as `model` takes them, and the frozen arrays. Raises CheckpointError."""
-    from aifx.checkpoint.checkpoints import (
-        Checkpoints,  # here, so that training does not wait for orbax before its first step
-    )
+    # Here, so that training does not wait for orbax before its first step.
+    from aifx.checkpoint.checkpoints import Checkpoints
 
     specs = model.specs()
     trained, frozen = split_frozen(specs, specs)

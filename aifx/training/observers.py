@@ -1,4 +1,4 @@
-"""What listens to every run: metrics.jsonl, the log file, and an optional trace; and who tells them."""
+"""The observers of every run (metrics.jsonl, the log file, an optional trace), and the dispatcher that calls them."""
 
 from __future__ import annotations
 
