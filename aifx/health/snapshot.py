@@ -23,6 +23,7 @@ from aifx.health.scope import Scope
 
 SCHEMA_VERSION = 1
 HINT = "aifx doctor --record FILE writes one"
+LATEST_S = 1 << 37  # beyond it, Unix time is no date
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,10 @@ def parse(document: Any, where: str) -> Snapshot:
     before = document["before"] if _has_facts(document.get("before")) else None
     return Snapshot(
         str(document.get("host", "")),
-        _number(document.get("time")),
+        _time(document.get("time")),
         from_document(document["facts"]),
         from_document(before["facts"]) if before else None,
-        _number(before.get("time")) if before else 0.0,
+        _time(before.get("time")) if before else 0.0,
         str(document.get("aifx", "")),
     )
 
@@ -144,5 +145,5 @@ def _has_facts(document: Any) -> bool:
     return isinstance(document, dict) and isinstance(document.get("facts"), dict)
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
+def _time(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and 0 <= value < LATEST_S else 0.0

@@ -5,6 +5,7 @@ import functools
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import health_trees
 import pytest
@@ -257,6 +258,15 @@ def test_the_exit_code(files, capsys, b, strict, code):
     options = ["--site", files("site.toml"), *(["--strict"] if strict else [])]
     assert run(["doctor", "diff", files("a"), files(b), *options]) == code
     assert (capsys.readouterr().out == "") == (code == 2)
+
+
+@pytest.mark.parametrize("time", ["1e300", "-1e18", "NaN", "1" + "0" * 400])
+def test_a_time_that_is_no_date(files, capsys, time):
+    path = Path(files("a"))
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "time": "when", "before": None}).replace('"when"', time))
+    assert run(["doctor", "diff", str(path), str(path)]) == 0
+    assert run(["doctor", "--replay", str(path), "--only", "cpu"]) == 0
 
 
 def test_the_words(files, capsys):
