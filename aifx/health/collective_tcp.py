@@ -113,11 +113,11 @@ class Mesh:
         """Send to one rank while receiving from another."""
         if delay_s := self._delays_s.get(to):
             await asyncio.sleep(delay_s)
-        loop = asyncio.get_running_loop()
         async with self.request.waiting_for(f"ranks {to} and {source}"):
-            sending = asyncio.create_task(loop.sock_sendall(self._peers[to], memoryview(sent).cast("B")))
-            await _fill(self._peers[source], memoryview(received).cast("B"), f"rank {source}")
-            await sending
+            await asyncio.gather(
+                _send(self._peers[to], memoryview(sent).cast("B"), f"rank {to}"),
+                _fill(self._peers[source], memoryview(received).cast("B"), f"rank {source}"),
+            )
 
     async def connect(self) -> None:
         """Call rank 0 and learn from it where the other ranks listen, then call those with a lower rank."""
@@ -146,7 +146,7 @@ class Mesh:
     async def _tell(self, rank: int, value: Any) -> None:
         text = json.dumps(value).encode()
         async with self.request.waiting_for(f"rank {rank}"):
-            await asyncio.get_running_loop().sock_sendall(self._peers[rank], LENGTH.pack(len(text)) + text)
+            await _send(self._peers[rank], LENGTH.pack(len(text)) + text, f"rank {rank}")
 
 
 def _listening(host: str, port: int = 0, *, by_name: bool = False) -> socket.socket:
@@ -195,7 +195,7 @@ async def _accepted(
             if hello["word"] != request.word or hello["rank"] not in missing:
                 raise ValueError
             came[hello["rank"]] = connection, hello
-        except (CollectiveError, OSError, ValueError, LookupError, TypeError):
+        except (CollectiveError, OSError, ValueError, LookupError, TypeError, RecursionError):
             connection.close()
     return came
 
@@ -212,9 +212,18 @@ async def _receive(connection: socket.socket, request: RankRequest, source: str)
     return json.loads(text)
 
 
+async def _send(connection: socket.socket, data: bytes | memoryview, to: str) -> None:
+    try:
+        await asyncio.get_running_loop().sock_sendall(connection, data)
+    except ConnectionError:
+        raise CollectiveError(f"{to} went away") from None
+
+
 async def _fill(connection: socket.socket, buffer: memoryview, source: str) -> None:
     while buffer:
-        count = await asyncio.get_running_loop().sock_recv_into(connection, buffer)
+        count = 0
+        with suppress(ConnectionError):  # it went away with unread data
+            count = await asyncio.get_running_loop().sock_recv_into(connection, buffer)
         if not count:
             raise CollectiveError(f"{source} went away")
         buffer = buffer[count:]

@@ -30,7 +30,11 @@ def bus_gb_s(num_bytes: int, time_s: float, size: int) -> float:
 
 
 def main(text: str) -> int:
-    request = RankRequest(**json.loads(text))
+    try:
+        request = RankRequest(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        sys.stderr.write(f"not a request of this version of aifx: {error}\n")
+        return 2
     if not request.host:
         request = _slurm_place(request)
     timer = _end_at(request.limit_s + LATE_S)

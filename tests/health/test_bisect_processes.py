@@ -1,6 +1,7 @@
 """A planted slow node and a planted bad link are found among real processes that talk over loopback."""
 
 import asyncio
+import gc
 import json
 import os
 import socket
@@ -8,16 +9,20 @@ import stat
 import subprocess
 import sys
 import textwrap
-from contextlib import suppress
+import threading
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aifx.commands.main import run
 from aifx.health import collective_launch as launch
 from aifx.health.bisect import Verdict, bisect
-from aifx.health.collective_tcp import CollectiveError, RankRequest, _accepted, _listening
+from aifx.health.collective_tcp import CollectiveError, Mesh, RankRequest, _accepted, _listening
 from aifx.health.collective_worker import bus_gb_s
+from aifx.health.collective_worker import main as run_rank
 
 NODES = [f"127.0.0.{i}" for i in range(1, 9)]
 MARGIN = 0.9
@@ -139,6 +144,7 @@ def test_a_rank_that_does_not_come_is_named(ranks):
 def test_strangers_are_sent_away(ranks):
     """Who calls and does not know the word is no rank, whatever it says."""
     hellos = [b"GET / HTTP/1.1\r\n\r\n", b'\0\0\0\x1b{"rank": 1, "word": "guess"}', b"\0\0\0\x02[]"]
+    hellos.append((200_000).to_bytes(4, "big") + b"[" * 200_000)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         strangers = [socket.create_connection(listener.getsockname()) for _ in hellos]
         for stranger, hello in zip(strangers, hellos, strict=True):
@@ -151,6 +157,29 @@ def test_strangers_are_sent_away(ranks):
         for stranger in strangers:
             with stranger, suppress(ConnectionResetError):
                 assert stranger.recv(1) == b""
+
+
+def test_a_dead_rank_is_named_at_once(caplog):
+    """Rank 1 dies with unread data, while rank 2 sends nothing."""
+    mesh = Mesh(RankRequest(0, 3, "127.0.0.1", 1, "a word", "tcp", 1 << 16, 4, 60.0, []))
+    pairs = {rank: socket.socketpair() for rank in (1, 2)}
+    for rank, (here, _) in pairs.items():
+        here.setblocking(False)
+        mesh._peers[rank] = here
+    buffer = np.zeros(1 << 20, np.uint32)
+    began = time.monotonic()
+    threading.Timer(0.2, pairs[1][1].close).start()
+    with closing(mesh), pairs[2][1], pytest.raises(CollectiveError, match="rank 1 went away"):
+        asyncio.run(mesh._exchange(1, buffer, 2, np.empty_like(buffer)))
+    assert time.monotonic() - began < 30
+    gc.collect()
+    assert not caplog.messages
+
+
+def test_a_request_of_another_version_is_an_error(capsys):
+    for text in ("[", "[]", '{"rank": 0, "coordinator": "n1:1"}'):
+        assert run_rank(text) == 2
+    assert capsys.readouterr().err.count("not a request of this version of aifx") == 3
 
 
 def test_a_name_that_means_another_address_at_home(ranks):
