@@ -80,13 +80,13 @@ class Checks:
             return newest
 
     def _run(self, future: Future[CheckResult]) -> None:
-        document, error = None, ""
+        document, error, body = None, "", b""
         try:
-            document = self._check()
+            report = self._check()
+            body, document = gzip.compress(encode_json(report).encode(), 1), report
         except Exception as failure:
             self.failed += 1
             error = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
-        body = gzip.compress(encode_json(document).encode(), 1) if document is not None else b""
         self._last = CheckResult(document, error, body, time.time(), time.monotonic() + self._interval_s)
         future.set_result(self._last)
 

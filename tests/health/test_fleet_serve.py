@@ -210,6 +210,16 @@ def test_a_check_that_fails_is_reported_and_counted():
         assert "aifx_doctor_check_success 0.0" in text
 
 
+def test_a_report_that_cannot_be_encoded_is_a_failed_check():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    with agent(lambda: {**DOCUMENT, "skipped": deep}) as url:
+        answer = httpx.get(f"{url}/v1/report", timeout=60)
+        assert answer.status_code == 503
+        assert "RecursionError" in answer.json()["error"]
+
+
 def has_ipv6():
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
