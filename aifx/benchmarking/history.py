@@ -63,8 +63,12 @@ def select_results(baseline: str, reports: Sequence[Report], name: str | None) -
     """The newest of each result, of that name if one is given. Raises UsageError if there is none."""
     newest = {result.key: result for report in reports for result in report.results}
     found = [result for result in newest.values() if name is None or name in (result.name, result.title, result.key)]
+    if not newest:
+        raise UsageError(
+            f"{baseline} has no results", "its benches ended before they had any", f"aifx bench show {baseline}"
+        )
     if not found:
-        similar = did_you_mean(name or "", {result.title for result in newest.values()})
+        similar = did_you_mean(str(name), {result.title for result in newest.values()})
         raise UsageError(f"no result {name!r}", similar, f"aifx bench show {baseline}")
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -89,7 +89,7 @@ class Result(_Named):
 
     median_s: float
     interval_s: tuple[float, float]
-    samples_s: list[list[float]] = Field(min_length=1)
+    samples_s: list[Annotated[list[float], Field(min_length=1)]] = Field(min_length=1)
     flops_per_s: float | None = None
     bytes_per_s: float | None = None
     roofline_fraction: float | None = None
@@ -171,7 +171,7 @@ class Report(_Document):
     schema_version: Literal[1] = 1
     request: Request
     launches: int
-    time: float  # Unix time at which it began
+    time: float = Field(ge=0, lt=1 << 37)  # Unix time at which it began; beyond that bound it is no date
     duration_s: float
     fingerprint: Fingerprint
     results: list[Result]

@@ -18,7 +18,7 @@ from aifx.benchmarking.fingerprint import Fingerprint
 from aifx.benchmarking.results import Failure, Measured, Report, Request, Result
 from aifx.benchmarking.suites import SUITES
 from aifx.config import load_config
-from aifx.core.errors import ExitCode, Terminated
+from aifx.core.errors import ExitCode, Terminated, UsageError
 from aifx.core.processes import Child
 from aifx.core.progress import Progress, publish
 from aifx.core.project import find_project
@@ -44,7 +44,10 @@ raises, that ends the bench."""
 
 
 def check_configuration(request: Request, folder: Path | None = None) -> None:
-    """Raises ConfigError for mistakes in the project's configuration, before anything starts."""
+    """Raises UsageError for an unknown suite, ConfigError for mistakes in the project's configuration, before anything
+    starts."""
+    if unknown := [suite for suite in request.suites if suite not in SUITES]:
+        raise UsageError(f"there is no suite {unknown[0]!r}", "the report is of another version of aifx", "aifx bench")
     if any(SUITES[suite].needs_project for suite in request.suites):
         load_config(find_project(folder), request.options.get("set") or ())
 

@@ -7,7 +7,9 @@ import sys
 import pytest
 from bench_reports import report, result
 
-from aifx.benchmarking.results import Failure, read_report, write_report
+from aifx.benchmarking.history import select_results
+from aifx.benchmarking.results import Failure, Request, read_report, write_report
+from aifx.benchmarking.runner import check_configuration
 from aifx.benchmarking.store import MAX_NOISE, Store, keep_last, open_store, unfit
 from aifx.core.errors import EnvironmentFault, UsageError
 
@@ -97,12 +99,27 @@ def test_a_damaged_file_is_named_with_the_place(store):
         path.write_text(text)
         with pytest.raises(UsageError, match=where):
             store.find("main")
-    document = json.loads(whole)
-    document["results"][0]["median_s"] = "slow"
-    path.write_text(json.dumps(document))
-    with pytest.raises(UsageError) as told:
-        store.find("main")
-    assert told.value.why.startswith("results.0.median_s: ")
+    (result,) = json.loads(whole)["results"]
+    for changes, where in (
+        ({"results": [{**result, "median_s": "slow"}]}, "results.0.median_s: "),
+        ({"results": [{**result, "samples_s": [[]] * 5}]}, "results.0.samples_s.0: "),
+        ({"time": 1e300}, "time: "),
+        ({"time": "NaN"}, "time: "),
+    ):
+        path.write_text(json.dumps({**json.loads(whole), **changes}))
+        with pytest.raises(UsageError) as told:
+            store.find("main")
+        assert told.value.why.startswith(where)
+
+
+def test_a_report_without_results_has_no_history():
+    with pytest.raises(UsageError, match="main has no results"):
+        select_results("main", [report()], None)
+
+
+def test_a_suite_that_this_version_lacks_is_named():
+    with pytest.raises(UsageError, match="there is no suite 'os'"):
+        check_configuration(Request(suites=["hardware", "os"]))
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path):
