@@ -20,12 +20,11 @@ import os
 import shutil
 import tempfile
 import threading
-import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,12 +34,12 @@ import numpy as np
 from tokenizers import Encoding
 
 from aifx.core.errors import EnvironmentFault
-from aifx.core.files import remove_temporary, replace_file
+from aifx.core.files import replace_file
 from aifx.core.os_errors import errno_of, naming
-from aifx.core.private_folders import make_private
 from aifx.core.progress import report_progress
 from aifx.data.base import Split
 from aifx.data.blocks import BlockArray, BlockDigests, read_array, read_checked, write_array, write_checked
+from aifx.data.cache import cache_folder, sweep
 from aifx.data.corpus import SPLITS, Corpus
 from aifx.data.files import Piece
 from aifx.data.tokenizer import Tokenizer
@@ -51,7 +50,6 @@ FORMAT = 3
 # A batch has enough pieces a core that its last ones cost little, and a bound on the memory of its encodings.
 BATCH_CHARACTERS = min(os.cpu_count() or 1, 32) << 20
 AHEAD = 2  # batches that are encoded at a time, so that no core waits between them
-STRAY_AFTER_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def guard(store: TokenStore, build: Callable[[], TokenStore]) -> None:
 def build_store(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> TokenStore:
     """Encode `corpus` into a store at `path`. Another process may build the same store at the same time."""
     with cache_folder(path.parent):
-        _sweep(path.parent)
+        sweep(path.parent)
         folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     writers: dict[Split, _SplitWriter] = {}
@@ -277,23 +275,3 @@ class _SplitWriter:
         descr = np.lib.format.dtype_to_descr(self._dtype)
         header = {"descr": descr, "fortran_order": False, "shape": (self.length,)}
         np.lib.format.write_array_header_1_0(self._file, header)
-
-
-@contextmanager
-def cache_folder(folder: Path) -> Iterator[None]:
-    """Make a folder of the cache. Raises EnvironmentFault if it cannot be written."""
-    try:
-        make_private(folder)
-        yield
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        hint = "AIFX_CACHE_DIR=/path/to/write/to aifx train"
-        raise EnvironmentFault(f"{folder} cannot be written", error.strerror or "", hint) from error
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed builders left behind."""
-    for stray in folder.glob("*.tmp-*"):
-        with suppress(OSError):
-            if time.time() - stray.stat().st_mtime > STRAY_AFTER_S:
-                shutil.rmtree(stray, ignore_errors=True)
-    remove_temporary(folder)

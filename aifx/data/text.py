@@ -18,13 +18,14 @@ from aifx.core.progress import Reporter, report_progress
 from aifx.core.project import Project, cache_path
 from aifx.data.base import Batch, DataFormat, Split
 from aifx.data.blocks import read_cached, read_checked, write_checked
+from aifx.data.cache import cache_folder
 from aifx.data.corpus import SPLITS, Corpus, file_corpus, open_corpus, split_corpus
 from aifx.data.order import shuffled
 from aifx.data.rows import InputFile, Row, field, read_rows
 from aifx.data.sections import TextSection
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
 from aifx.data.spec import DataSpec, Field
-from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, cache_folder, guard, open_store
+from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, guard, open_store
 from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
 
 logger = logging.getLogger(__name__)

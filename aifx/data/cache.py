@@ -1,0 +1,35 @@
+"""Folders of the cache that several processes may build at the same time."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from aifx.core.errors import EnvironmentFault
+from aifx.core.files import remove_temporary
+from aifx.core.private_folders import make_private
+
+STRAY_AFTER_S = 24 * 3600.0
+
+
+@contextmanager
+def cache_folder(folder: Path) -> Iterator[None]:
+    """Make a folder of the cache. Raises EnvironmentFault if it cannot be written."""
+    try:
+        make_private(folder)
+        yield
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        hint = "AIFX_CACHE_DIR=/path/to/write/to aifx train"
+        raise EnvironmentFault(f"{folder} cannot be written", error.strerror or "", hint) from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed builders left behind."""
+    for stray in folder.glob("*.tmp-*"):
+        with suppress(OSError):
+            if time.time() - stray.stat().st_mtime > STRAY_AFTER_S:
+                shutil.rmtree(stray, ignore_errors=True)
+    remove_temporary(folder)
