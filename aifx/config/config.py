@@ -34,6 +34,7 @@ class Config:
     model: Section
     objective: Section
     data: Section
+    augment: section_types.AugmentSection
     train: section_types.TrainSection
     mesh: section_types.MeshSection
     optimizer: section_types.OptimizerSection

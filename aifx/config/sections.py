@@ -112,6 +112,26 @@ class DataSection(Section):
         return None
 
 
+class AugmentSection(Section):
+    """How training images are changed at random, each time they are read."""
+
+    flip: Literal["none", "horizontal", "vertical", "both"] = setting("none", "Mirror half of the images.")
+    rotate: Annotated[float, Field(ge=0.0, le=180.0)] = setting(0.0, "Turn images by up to so many degrees.")
+    crop: Annotated[float, Field(gt=0.0, le=1.0)] = setting(
+        1.0, "Take a part of this share of each image's area or more, and make it as large as the whole."
+    )
+    shift: NonNegativeInt = setting(0, "Shift images by up to so many pixels.")
+    brightness: Share = setting(0.0, "Make images brighter or darker by up to this share of the full range.")
+    contrast: Share = setting(0.0, "Raise or lower the contrast by up to this share.")
+    mixup: NonNegativeFloat = setting(
+        0.0, "Mix each image with another, in shares of the distribution Beta(mixup, mixup); 0 mixes none."
+    )
+
+    @property
+    def is_active(self) -> bool:
+        return self != type(self)()
+
+
 class MeshSection(Section):
     """How `train.devices` are arranged."""
 

@@ -30,8 +30,8 @@ WEIGHTS = "weights"
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 """By name, each `[examples, ...]`."""
 
-Augment: TypeAlias = Callable[[Batch, int, range], Batch]
-"""(batch, seed, the rows' places in the order of training) -> the batch, changed at random by seed and place alone."""
+Order: TypeAlias = Callable[[range, int], np.ndarray]
+"""(places in the order of training, seed) -> the example at each place, by seed and place alone."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class ArraySource:
     arrays: Arrays
     seed: int | None
     batch_size: int
-    augment: Augment | None = None
+    order: Order | None = None  # of training; by default each example once per epoch
+    emphasis: np.ndarray | None = None  # float32 [examples], by which training multiplies the weights
 
     @property
     def num_batches(self) -> int | None:
@@ -50,14 +51,18 @@ class ArraySource:
     def read(self, step: int, rows: slice) -> Batch:
         places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
         count, seed = _num_examples(self.arrays), self.seed
-        which = np.array(places if seed is None else [shuffled(place, count, seed)[1] for place in places], np.int64)
+        if seed is not None and self.order:
+            which = self.order(places, seed)
+        else:
+            in_order = places if seed is None else [shuffled(place, count, seed)[1] for place in places]
+            which = np.array(in_order, np.int64)
         is_real = which < count
         batch = {name: values[np.where(is_real, which, 0)] for name, values in self.arrays.items()}
-        if seed is not None and self.augment:
-            batch = self.augment(batch, seed, places)
         for values in batch.values():
             values[~is_real] = 0
         weights = batch.get(WEIGHTS, np.ones(len(places), np.float32))
+        if seed is not None and self.emphasis is not None:
+            weights = weights * self.emphasis[which]
         return {**batch, WEIGHTS: np.where(is_real, weights, 0).astype(np.float32)}
 
 
@@ -67,10 +72,11 @@ class ArrayDataset:
 
     splits: Mapping[Split, Arrays]
     spec: DataSpec
-    digest: str  # SHA-256 over the arrays, and over how they are augmented
-    augment: Augment | None = None  # changes training batches at random
+    digest: str  # SHA-256 over the arrays, and over how training orders and weighs them
     name: str = "the data"  # for errors: the file that the arrays are from
     hints: Mapping[Split, str] = field(default_factory=dict)  # what helps if a split is empty
+    order: Order | None = None  # of the training split, as in ArraySource
+    emphasis: np.ndarray | None = None  # of the training split, as in ArraySource
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> ArraySource:
         arrays = self.splits.get(split)
@@ -78,7 +84,9 @@ class ArrayDataset:
             there = ", ".join(name for name, values in self.splits.items() if any(map(len, values.values())))
             why = f"it has examples for {there}" if there else "it is empty"
             raise DataError(f"{self.name}: no examples in the {split} split", why, self.hints.get(split, ""))
-        return ArraySource(arrays, seed, batch_size, self.augment)
+        if split == "train":
+            return ArraySource(arrays, seed, batch_size, self.order, self.emphasis)
+        return ArraySource(arrays, seed, batch_size)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {"examples": int(np.count_nonzero(batch[WEIGHTS]))}
@@ -89,7 +97,6 @@ def array_dataset(
     *,
     classes: tuple[str, ...] = (),
     axes: Mapping[str, tuple[str | None, ...]] | None = None,
-    augment: Augment | None = None,
     how: object = None,
     name: str = "the data",
     hints: Mapping[Split, str] | None = None,
@@ -100,7 +107,7 @@ def array_dataset(
         splits: `{"train": {"inputs": [examples, ...], "targets": [examples, ...]}, ...}`; "weights" may be among them.
         classes: names of the labels in "targets".
         axes: logical names of the dimensions of each array, without that of examples.
-        how: what else decides the batches, such as settings of `augment`; part of the digest.
+        how: what else decides the batches; part of the digest.
 
     Raises ValueError if the arrays of a split differ in length, or splits in names, shape or dtype, or for an array
     that does not hold 32-bit numbers.
@@ -121,7 +128,7 @@ def array_dataset(
     fields[WEIGHTS] = Field((), "float32")
     targets = fields.get("targets", Field((), "float32")).shape
     spec = DataSpec(fields, classes=classes, target_size=int(np.prod(targets, dtype=int)))
-    return ArrayDataset(splits, spec, digest.hexdigest(), augment, name, hints or {})
+    return ArrayDataset(splits, spec, digest.hexdigest(), name, hints or {})
 
 
 class ArraysSection(DataSection):

@@ -7,29 +7,32 @@ import math
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from aifx.core.errors import DataError, UsageError
+from aifx.data.pictures import MODES, SUFFIXES, BadPicture, Geometry, decode
 from aifx.data.rows import FORMATS, InputFile, Row, read_rows, unknown_format
 
 IMAGE_FIELD = "image"
-PICTURES = ("png", "jpg", "jpeg")
+TRAINING_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 HINT = "numpy.savez(path, images=values), with uint8 values [n, height, width] or [n, height, width, channels]"
 
 
-def read_images(file: InputFile, image_shape: tuple[int, int, int]) -> Iterator[Row]:
+def read_images(file: InputFile, geometry: Geometry) -> Iterator[Row]:
     """The images of a file, in order: of .npz its array images (or else test_images), of .npy the one array, of a
-    picture the picture, decoded to the channels of `image_shape` (height, width, channels); the other formats hold them
-    as nested lists. Raises DataError naming the file."""
+    picture the picture, made to be as `geometry` says; the other formats hold them as nested lists. Raises DataError
+    naming the file."""
     if file.format == "npz":
         yield from _archive(file)
     elif file.format == "npy":
         with file.open() as stream:
             yield from _numbered(file, _array_rows(stream, file.name))
     elif file.format in PICTURES:
-        yield Row(file.name, 1, file.name, {IMAGE_FIELD: _picture(file, image_shape)})
+        yield Row(file.name, 1, file.name, {IMAGE_FIELD: _picture(file, geometry)})
     elif file.format in FORMATS and file.format != "txt":
         yield from read_rows(file)
     else:
@@ -80,27 +83,28 @@ def _array_rows(stream: IO[bytes], where: str) -> Iterator[np.ndarray]:
         yield np.frombuffer(data, np.uint8).reshape(shape[1:])
 
 
-def _picture(file: InputFile, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """A PNG or JPEG file in the model's channels: 1 is grey, 3 red, green and blue, 4 with opacity."""
-    from PIL import Image, UnidentifiedImageError  # comes with matplotlib
-
-    height, width, channels = image_shape
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
-    if mode is None:
-        raise DataError(f"{file.name}: a picture cannot have {channels} channels", "the model takes so many", HINT)
+def _picture(file: InputFile, geometry: Geometry) -> np.ndarray:
+    """A picture file as the model takes it."""
+    if geometry.channels not in MODES:
+        what = f"{file.name}: a picture cannot have {geometry.channels} channels"
+        raise DataError(what, "the model takes so many", HINT)
     with file.open() as stream:
         data = io.BytesIO(stream.read())
     try:
-        with Image.open(data, formats=("PNG", "JPEG")) as picture:
-            if picture.size != (width, height):  # known before anything is decoded, so that no bomb goes off
-                why = f"the model takes {width} x {height}"
-                raise DataError(f"{file.name} has {picture.size[0]} x {picture.size[1]} pixels", why, "resize it")
-            return np.asarray(picture.convert(mode))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        what = f"{file.name}: not a picture that can be read"
-        raise DataError(what, str(error).splitlines()[0], f"file {file.name}") from None
+        return decode(data, geometry)
+    except BadPicture as error:
+        raise DataError(f"{file.name} cannot be used", str(error), f"file {file.name}") from None
 
 
 def image_arrays(names: Collection[str]) -> list[str]:
     """The arrays with a data set's images and labels, of those that an archive holds."""
     return ["test_images", "test_labels"] if "images" not in names and "test_images" in names else ["images", "labels"]
+
+
+def check_archive(path: Path) -> None:
+    """Raise OSError or ValueError if `data.path` lacks an array; only the archive's directory is read."""
+    if not path.is_file():
+        raise OSError(f"no file {path}, which data.path names")
+    with np.load(path, allow_pickle=False) as archive:
+        if missing := set(TRAINING_ARRAYS) - set(archive.files):
+            raise ValueError(f"{path} has no {', '.join(sorted(missing))}")

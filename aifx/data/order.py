@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
 
 from aifx.data.base import Batch, BatchSource
 
@@ -22,6 +25,22 @@ def shuffled(place: int, length: int, seed: int) -> tuple[int, int]:
     epoch, within = divmod(place, length)
     epoch_seed = derived_seed("shuffle", seed, epoch)
     return epoch, index_shuffle(within, max_index=length - 1, seed=epoch_seed, rounds=4)
+
+
+@dataclass(frozen=True, eq=False)
+class BalancedOrder:
+    """An order of training in which all classes are equally frequent, and so are the examples of each."""
+
+    members: tuple[np.ndarray, ...]  # the examples of each class, by number
+
+    def __call__(self, places: range, seed: int) -> np.ndarray:
+        """The example at each place, int64 `[places]`."""
+        picked = []
+        for place in places:
+            turn, which = shuffled(place, len(self.members), derived_seed("classes", seed))
+            members = self.members[which]
+            picked.append(members[shuffled(turn, len(members), derived_seed("class", seed, which))[1]])
+        return np.array(picked, np.int64)
 
 
 def prefetch(source: BatchSource, steps: range, rows: slice, depth: int = 2) -> Generator[Batch, None, None]:

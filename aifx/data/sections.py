@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from aifx.config.kinds import DataKind
-from aifx.config.sections import INT_MAX, Conflict, DataSection, Fraction, NonNegativeInt, PositiveInt
+from aifx.config.sections import (
+    INT_MAX,
+    RESUME_SAFE,
+    Conflict,
+    DataSection,
+    Fraction,
+    NonNegativeInt,
+    PositiveInt,
+    setting,
+)
 from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
 
@@ -19,10 +28,6 @@ if TYPE_CHECKING:
 
 MOST_FILES = 64
 """Of a project's data, so many are opened to check them: the first megabyte of each."""
-
-
-TRAINING_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-"""Of the archive that `data.path` of images names."""
 
 
 class TextSection(DataSection):
@@ -96,33 +101,74 @@ class TextSection(DataSection):
 
 
 class ImagesSection(DataSection):
-    """Labelled images in a NumPy archive."""
+    """Images with labels or numbers: a folder, a list, or a NumPy archive."""
 
-    path: str = Field("data/images.npz", description=".npz with train_images, train_labels, test_images, test_labels.")
-    classes: tuple[str, ...] = Field((), description="Names of the labels, in order; numbers when empty.")
-    channels: PositiveInt | None = Field(None, description="Channels of an image; those of the file if not set.")
+    path: str = Field(
+        "data/images.npz",
+        description="Folder of pictures with a folder for each class; .csv file with the columns file and label, "
+        "labels or value; or .npz with train_images, train_labels, test_images, test_labels.",
+    )
+    classes: tuple[str, ...] = Field(
+        (), description="Names of the labels, in order. When empty: those that are found; numbers for an .npz."
+    )
+    channels: PositiveInt | None = Field(
+        None,
+        description="Channels of an image. If not set: those of an .npz; of pictures 1 if all are grey, otherwise 3.",
+    )
+    image_size: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="Height and width of each image. If not set: those of an .npz; for pictures 224 x 224."
+    )
+    fit: Literal["stretch", "crop"] = Field(
+        "stretch",
+        description="How pictures get that size. stretch: all of each. crop: in proportion, cut off at both ends.",
+    )
     validation_fraction: Fraction = Field(0.1, description="Share of the training images held out for validation.")
-    image_size: tuple[PositiveInt, PositiveInt] = Field((28, 28), description="Height and width of each image.")
-    flip: bool = Field(False, description="Mirror training images left to right at random.")
-    shift: NonNegativeInt = Field(0, description="Shift training images by up to this many pixels at random.")
+    test_fraction: Fraction = Field(
+        0.1, description="Share of the training pictures held out for the test, if no other picture is for it."
+    )
+    split_seed: NonNegativeInt = Field(0, description="Seed of the choice of the pictures that are held out.")
+    errors: Literal["strict", "skip"] = Field(
+        "strict", description="Pictures that cannot be used. strict: an error. skip: left out, counted and listed."
+    )
+    sampling: Literal["shuffled", "balanced"] = Field(
+        "shuffled", description="Training order. shuffled: each image once per epoch. balanced: each class as often."
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="Weights of training images. balanced: each class counts as much in all."
+    )
+    workers: NonNegativeInt | None = setting(
+        None, "Processes that decode pictures, by default one for each core; 0 for none.", RESUME_SAFE
+    )
+
+    @property
+    def is_archive(self) -> bool:
+        return self.path.endswith(".npz")
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:
-        yield from held_out_conflicts(config, self.validation_fraction, 0.0)
+        yield from held_out_conflicts(config, self.validation_fraction, 0.0 if self.is_archive else self.test_fraction)
 
     def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
-        yield from missing_file(project, "data.path", self.path)
+        if self.is_archive or not (project.root / self.path).is_dir():
+            yield from missing_file(project, "data.path", self.path)
 
     def read_beginnings(self, project: Project) -> int:
-        """The archive's directory; its arrays are read when training begins."""
-        import numpy as np
+        """The archive's directory, or the headers of pictures; the rest is read when training begins."""
+        from aifx.data.image_files import list_pictures
+        from aifx.data.image_rows import check_archive
+        from aifx.data.pictures import open_picture
 
         path = project.root / self.path
-        if not path.is_file():
-            raise OSError(f"no file {path}, which data.path names")
-        with np.load(path, allow_pickle=False) as archive:
-            if missing := set(TRAINING_ARRAYS) - set(archive.files):
-                raise ValueError(f"{path} has no {', '.join(sorted(missing))}")
-        return 1
+        if self.is_archive:
+            check_archive(path)
+            return 1
+        pictures = list_pictures(path, self.path, self.classes).examples
+        for picture in pictures[:MOST_FILES]:
+            try:
+                with open_picture(picture.path):
+                    pass
+            except ValueError as error:
+                raise DataError(f"{picture.name} cannot be used", str(error)) from None
+        return len(pictures)
 
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""Measuring a model on data sets that no run was trained on: files that `aifx eval --data` names."""
+"""Measuring a model on data sets that no run was trained on: files and folders that `aifx eval --data` names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DATASET_READING = (*SAFE_OVERRIDES, "data.text_field", "data.errors")
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What a checkpoint reached on a data set. `digest` is the SHA-256 of the file."""
+    """What a checkpoint reached on a data set. `digest` is the SHA-256 of the file, or of what a folder holds."""
 
     name: str
     digest: str
@@ -62,13 +62,13 @@ def evaluate_files(
     step: StepChoice | None = None,
     overrides: Sequence[str] = (),
 ) -> DatasetReports:
-    """Measure a run's checkpoint on each file; the run keeps the reports in eval/<step>.json.
+    """Measure a run's checkpoint on each file or folder; the run keeps the reports in eval/<step>.json.
 
     Takes and raises what `aifx.evaluation.held_out.evaluate` does. The data that the run was trained on is not read.
     """
     asked = [parse_gate(expr) for expr in gates]
     files = {path.resolve(): path for path in paths}
-    digests = {path: _digest(path) for path in files.values()}
+    digests = {path: None if path.is_dir() else _digest(path) for path in files.values()}
     check_overrides(run, project, overrides, DATASET_READING)
     trained = restore_run(run, project, step=step, overrides=overrides)
     all_gates = [*map(parse_gate, trained.config.eval.gates), *asked]
@@ -80,11 +80,14 @@ def evaluate_files(
     with project_errors(trained.config, project):
         programs, params, frozen = trained.programs(quantize)
         for path, digest in digests.items():
-            of_file = replace(programs, task=replace(trained.task, dataset=form.open_file(path)))
+            dataset = form.open_file(path)
+            of_file = replace(programs, task=replace(trained.task, dataset=dataset))
             if all_gates:
                 check_names(all_gates, metric_names(of_file, "test"))
             metrics = evaluate_split(of_file, params, frozen, "test")
-            report = DatasetReport(_name(path, project), digest, metrics, evaluate_gates(all_gates, metrics))
+            report = DatasetReport(
+                _name(path, project), digest or dataset.digest, metrics, evaluate_gates(all_gates, metrics)
+            )
             _keep(run, trained.step, quantize, report)
             reports.append(report)
     return DatasetReports(run.name, trained.step, quantize, tuple(reports))

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from aifx.config import Config
+from aifx.config.config import number_settings
 from aifx.config.registry import PARTS, PartName
 from aifx.config.sections import DataSection, ModelSection, ObjectiveSection, Section
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.data.augment import augmented
 from aifx.data.base import BatchSource, DataFormat, Dataset, Split, undefined
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
@@ -68,8 +70,9 @@ def dataset_of(task: Task) -> Dataset:
 
 
 def training_source(task: Task, config: Config) -> BatchSource:
-    """Shuffled batches of `train.global_batch_size` rows, without end."""
-    return dataset_of(task).source("train", config.train.global_batch_size, seed=config.train.seed)
+    """Shuffled batches of `train.global_batch_size` rows, without end, changed as `[augment]` says."""
+    source = dataset_of(task).source("train", config.train.global_batch_size, seed=config.train.seed)
+    return augmented(source, config.augment, task.data, config.train.seed)
 
 
 def evaluation_source(task: Task, config: Config, split: Split) -> BatchSource:
@@ -80,5 +83,6 @@ def evaluation_source(task: Task, config: Config, split: Split) -> BatchSource:
 
 def data_digest(task: Task, config: Config) -> str:
     """SHA-256 over the data and everything that decides how it becomes batches."""
-    how = config.data.model_dump_json(), config.train.global_batch_size, config.eval.batch_size, config.train.seed
+    settings = {key: value for key, value in number_settings(config).items() if key.startswith(("data.", "augment."))}
+    how = settings, config.train.global_batch_size, config.eval.batch_size, config.train.seed
     return hashlib.sha256(repr((dataset_of(task).digest, *how)).encode()).hexdigest()

@@ -27,7 +27,8 @@ SplitOption = Annotated[
 ]
 
 DataOption = Annotated[
-    list[Path] | None, typer.Option("--data", metavar="FILE", help="Measure FILE instead of a split. Can be repeated.")
+    list[Path] | None,
+    typer.Option("--data", metavar="PATH", help="Measure a file or folder instead of a split. Can be repeated."),
 ]
 
 GateOption = Annotated[
@@ -54,7 +55,7 @@ def eval_(
         aifx eval --gate "per_class.Shirt.recall >= 0.6"
         aifx eval --data june.npz --data july.npz
 
-    aifx also keeps the report in the run, in eval/<step>.json. With --data, it reports each file separately and does
+    aifx also keeps the report in the run, in eval/<step>.json. With --data, it reports each of them separately and does
     not read the data that the run was trained on.
     """
     with terminal(json) as out:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,20 @@ def test_weights_of_the_data_count() -> None:
     assert dataset.counts(found) == {"examples": 102}
 
 
-def test_an_augmentation_changes_training_alone() -> None:
-    def shift(batch: dict[str, np.ndarray], seed: int, places: range) -> dict[str, np.ndarray]:
-        return {**batch, "inputs": batch["inputs"] + np.array(places, np.float32)[:, None] + seed}
-
-    dataset = array_dataset({"train": TABLE}, augment=shift)
-    source = dataset.source("train", 10, seed=1)
-    changed = source.read(2, slice(3, 10))
-    original = TABLE["inputs"][changed["targets"].astype(int)]
-    np.testing.assert_allclose(changed["inputs"], original + np.arange(23, 30)[:, None] + 1, rtol=1e-6)
-    np.testing.assert_array_equal(
-        dataset.source("train", 103, seed=None).read(0, slice(0, 103))["inputs"], TABLE["inputs"]
+def test_an_order_and_an_emphasis_change_training_alone() -> None:
+    dataset = replace(
+        array_dataset({"train": TABLE, "test": TABLE}),
+        order=lambda places, seed: np.array([place % 7 for place in places]),
+        emphasis=np.arange(103, dtype=np.float32),
     )
+    batch = dataset.source("train", 4, seed=0).read(1, slice(0, 4))
+    np.testing.assert_array_equal(batch["targets"], TABLE["targets"][[4, 5, 6, 0]])
+    assert batch["weights"].tolist() == [4, 5, 6, 0]
+    whole = read_all(dataset, "train", 10)
+    np.testing.assert_array_equal(whole["targets"][:103], TABLE["targets"])
+    assert whole["weights"].tolist() == [1] * 103 + [0] * 7
+    shuffled = dataset.source("test", 4, seed=0).read(1, slice(0, 4))
+    assert shuffled["weights"].tolist() == [1] * 4
 
 
 def test_numbers_have_32_bits() -> None:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from aifx.core.errors import DataError
 from aifx.core.project import Project
-from aifx.data.arrays import ArrayDataset, array_dataset
+from aifx.data.arrays import ArrayDataset
 from aifx.data.base import Split
-from aifx.data.images import ImageFormat, _augment
+from aifx.data.images import ImageFormat
 from aifx.data.sections import ImagesSection
 
 Write = Callable[..., Path]
@@ -82,14 +79,14 @@ def test_copies_of_an_image_stay_together(project: Project, write: Write) -> Non
 
 def test_colour_images(project: Project, write: Write) -> None:
     write("images.npz", archive(**arrays(size=(8, 6, 3))))
-    data = open_(project, flip=True, shift=1)
+    data = open_(project)
     assert data.spec.fields["inputs"].shape == (8, 6, 3)
     assert data.source("train", batch_size=4, seed=0).read(0, ALL)["inputs"].shape == (4, 8, 6, 3)
 
 
 def test_evaluation_holds_each_image_once(project: Project, write: Write) -> None:
     write("images.npz", archive(**arrays()))
-    data = open_(project, flip=True, shift=2)
+    data = open_(project)
     source = data.source("test", batch_size=4, seed=None)
     assert source.num_batches == 3
     batches = [source.read(step, ALL) for step in range(3)]
@@ -105,7 +102,7 @@ def test_evaluation_holds_each_image_once(project: Project, write: Write) -> Non
     whole = data.source("train", batch_size=4, seed=None)
     parts = [whole.read(step, ALL) for step in range(whole.num_batches or 0)]
     images = np.concatenate([part["inputs"][part["weights"] > 0] for part in parts])
-    assert np.array_equal(images, data.splits["train"]["inputs"]), "in order, and not augmented"
+    assert np.array_equal(images, data.splits["train"]["inputs"]), "in order"
 
 
 def test_an_epoch_holds_each_image_once(project: Project, write: Write) -> None:
@@ -126,39 +123,12 @@ def test_an_epoch_holds_each_image_once(project: Project, write: Write) -> None:
 @pytest.mark.parametrize("split", SPLITS)
 def test_rows_may_be_divided_among_hosts(split: Split, project: Project, write: Write) -> None:
     write("images.npz", archive(**arrays()))
-    source = open_(project, flip=True, shift=2).source(split, batch_size=8, seed=3)
+    source = open_(project).source(split, batch_size=8, seed=3)
     for step in (0, 1, 30):
         whole = source.read(step, ALL)
         parts = [source.read(step, rows) for rows in (slice(0, 3), slice(3, 3), slice(3, 8))]
         for name in whole:
             assert np.array_equal(np.concatenate([part[name] for part in parts]), whole[name])
-
-
-@given(st.integers(0, 2**70), st.integers(0, 3), st.booleans())
-def test_augmentation_moves_pixels(seed: int, shift: int, flip: bool) -> None:
-    image = np.zeros((1, 8, 6, 1), np.uint8)
-    image[0, 4, 2] = 200
-    augment = partial(_augment, ImagesSection(image_size=(8, 6), flip=flip, shift=shift))
-    data = array_dataset({"train": {"inputs": image, "targets": np.zeros(1, np.int32)}}, augment=augment)
-    source = data.source("train", batch_size=64, seed=seed)
-    images = source.read(0, ALL)["inputs"]
-    seen = set()
-    for moved in images[..., 0]:
-        places = np.argwhere(moved)
-        assert len(places) == (1 if abs(shift) < 3 else len(places))
-        seen |= {tuple(place) for place in places.tolist()}
-    columns = {2} | ({3} if flip else set())
-    allowed = {
-        (4 + down, column + right)
-        for column in columns
-        for down in range(-shift, shift + 1)
-        for right in range(-shift, shift + 1)
-    }
-    assert seen <= allowed
-    assert len(seen) > len(allowed) // 3
-    assert np.array_equal(source.read(0, ALL)["inputs"], images)
-    if shift:
-        assert not np.array_equal(source.read(1, ALL)["inputs"], images)
 
 
 def test_no_validation_when_none_is_asked_for(project: Project, write: Write) -> None:
@@ -171,9 +141,13 @@ def test_no_validation_when_none_is_asked_for(project: Project, write: Write) ->
 
 def test_the_digest_covers_pixels_and_how_they_are_read(project: Project, write: Write) -> None:
     write("images.npz", archive(**arrays()))
-    digests = [
-        open_(project, **keys).digest for keys in ({}, {"flip": True}, {"shift": 1}, {"validation_fraction": 0.3})
+    keys: list[dict[str, Any]] = [
+        {},
+        {"sampling": "balanced"},
+        {"class_weights": "balanced"},
+        {"validation_fraction": 0.3},
     ]
+    digests = [open_(project, **each).digest for each in keys]
     assert open_(project).digest == digests[0]
     changed = arrays()
     changed["test_labels"][3] += 1
@@ -279,5 +253,5 @@ def test_a_pipe_as_the_archive_is_refused_and_not_waited_for(project: Project) -
 def test_archives_that_are_not_there(project: Project) -> None:
     with pytest.raises(DataError, match=r"data/images.npz cannot be read"):
         open_(project)
-    with pytest.raises(DataError, match="data is a directory"):
+    with pytest.raises(DataError, match="data has no folders of classes"):
         open_(project, path="data")

@@ -86,6 +86,21 @@ def test_the_same_images_have_the_same_predictions_in_every_format(project: Path
     ]  # another batch
 
 
+def test_pictures_of_any_size_are_made_to_fit(project: Path, model: LoadedModel) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.load(project / "new.npy")[0]).save(project / "0.png")
+    image = np.load(project / "new.npy")[0]
+    large = Image.fromarray(image).resize((280, 280), Image.Resampling.NEAREST)
+    for name in ("large.png", "large.bmp", "large.webp", "colour.tiff"):
+        (large.convert("RGB") if name == "colour.tiff" else large).save(project / name, lossless=True)
+    expected, *found = model.predict_files(*(project / name for name in ("0.png", "large.png", "large.bmp",
+                                                                           "large.webp", "colour.tiff")))  # fmt: skip
+    for prediction in found:
+        assert prediction["probabilities"] == pytest.approx(expected["probabilities"], abs=0.1)
+        assert prediction["probabilities"] == pytest.approx(found[0]["probabilities"], abs=1e-3)
+
+
 def test_a_data_set_is_measured_as_the_split_it_is(project: Path, model: LoadedModel) -> None:
     found = Project(project)
     report = evaluate_files(found.existing_run("main"), found, [project / "new.npz", project / "archive.npz"])
@@ -128,7 +143,7 @@ def write_bad_files(folder: Path) -> dict[str, str]:
     damaged[2000:2100] = bytes(100)
     (folder / "damaged.npz").write_bytes(damaged)
     np.savez(folder / "objects.npz", images=np.array([None, {}]))
-    Image.new("L", (29, 28)).save(folder / "large.png")
+    Image.new("L", (1, 1)).save(folder / "dot.png")
     (folder / "text.png").write_text("images")
     (folder / "rows.txt").write_text("images")
     return {
@@ -140,8 +155,8 @@ def write_bad_files(folder: Path) -> dict[str, str]:
         "text.npz": "not an .npz",
         "damaged.npz": "image",
         "objects.npz": "object",
-        "large.png": "29 x 28",
-        "text.png": "not a picture",
+        "dot.png": "1 x 1 pixels",
+        "text.png": "no PNG, JPEG",
         "rows.txt": "no reader",
     }
 
@@ -152,6 +167,31 @@ def test_files_without_images_are_refused(project: Path, model: LoadedModel) -> 
             list(model.predict_files(project / name))
         assert word in str(caught.value), name
         assert name in str(caught.value)
+
+
+def test_a_folder_of_pictures_is_measured(project: Path, model: LoadedModel, tmp_path: Path) -> None:
+    from PIL import Image
+
+    archive = np.load(project / "new.npz")
+    for number, (image, label) in enumerate(zip(archive["images"], archive["labels"], strict=True)):
+        folder = tmp_path / "june" / CLASSES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    (tmp_path / "june" / CLASSES[3] / "torn.png").write_bytes(b"torn")
+    found = Project(project)
+    run = found.existing_run("main")
+    with pytest.raises(DataError, match=r"june/dress/torn.png cannot be used"):
+        evaluate_files(run, found, [tmp_path / "june"])
+    (data,) = evaluate_files(run, found, [tmp_path / "june"], overrides=["data.errors=skip"]).datasets
+    whole = json.loads((project / "test_report.json").read_text())
+    assert (data.name, len(data.digest)) == (str(tmp_path / "june"), 64)
+    assert data.metrics["examples"] == 50
+    assert data.metrics["accuracy"] == whole["accuracy"]
+    assert data.metrics["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    (tmp_path / "june/unknown").mkdir()
+    Image.fromarray(archive["images"][0]).save(tmp_path / "june/unknown/0.png")
+    with pytest.raises(DataError, match=r"'unknown' is not one of data\.classes"):
+        evaluate_files(run, found, [tmp_path / "june"], overrides=["data.errors=skip"])
 
 
 @pytest.mark.parametrize(

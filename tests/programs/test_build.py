@@ -60,7 +60,7 @@ def test_every_program_of_the_step_is_named_in_its_executable(tmp_path: Path) ->
 
 
 def test_a_model_of_images_does_not_write(tmp_path: Path) -> None:
-    settings = ["task.kind=vision", "data.channels=1", 'data.classes=["a", "b"]']
+    settings = ["task.kind=vision", "data.channels=1", "data.image_size=[28,28]", 'data.classes=["a", "b"]']
     (tmp_path / "aifx.toml").touch()
     project = Project(tmp_path)
     config = load_config(project, settings, {})

@@ -1,0 +1,187 @@
+"""Which pictures a project names, and what each shows."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from aifx.core.errors import DataError, did_you_mean
+from aifx.data.base import Split
+from aifx.data.image_store import Picture
+from aifx.data.pictures import SUFFIXES
+from aifx.data.rows import input_file, read_rows
+
+logger = logging.getLogger(__name__)
+
+SPLIT_FOLDERS: Mapping[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+}
+SEPARATOR = ";"
+"""Between the names in a cell of the column `labels`."""
+
+TargetKind: TypeAlias = Literal["label", "labels", "value"]
+TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)
+
+
+@dataclass(frozen=True)
+class Example(Picture):
+    """A picture, what it shows, and the split that its folder or its row names."""
+
+    target: str | tuple[str, ...] | float
+    split: Split | None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes that it shows."""
+        if isinstance(self.target, tuple):
+            return self.target
+        return (self.target,) if isinstance(self.target, str) else ()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures that `data.path` names. `target` says what is known of each: a class, several, or a number."""
+
+    name: str
+    examples: Sequence[Example]
+    target: TargetKind
+    classes: tuple[str, ...]  # empty for numbers
+
+
+def list_pictures(path: Path, name: str, classes: tuple[str, ...] = (), *, has_all: bool = True) -> Listing:
+    """The pictures of a folder of classes, or of a .csv file. Raises DataError.
+
+    Args:
+        name: what messages call `path`.
+        classes: names of the classes, in order; empty takes those that are found.
+        has_all: whether a class without a picture is an error.
+    """
+    target: TargetKind = "label"
+    if path.is_dir():
+        examples = list(_folder(path, name))
+    elif path.suffix.lower() == ".csv":
+        target, examples = _csv(path, name)
+    else:
+        why = "it takes a folder of pictures, a .csv file that lists them, or an .npz file"
+        raise DataError(f"data.path = {name!r} cannot be used", why, f"ls -l {name}")
+    if not examples:
+        raise DataError(f"{name} has no pictures", f"they are {', '.join(SUFFIXES)}", f"ls {name}")
+    return Listing(name, examples, target, () if target == "value" else _classes(name, examples, classes, has_all))
+
+
+def _folder(path: Path, name: str) -> Iterator[Example]:
+    """The pictures below folders of classes, which may be in folders of splits."""
+    folders = [child.name for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    splits = {folder: SPLIT_FOLDERS[folder.lower()] for folder in folders if folder.lower() in SPLIT_FOLDERS}
+    if "train" not in splits.values():
+        yield from _classes_of(path, name, None)
+        return
+    if others := sorted(set(folders) - set(splits)):
+        logger.warning(f"{name}: aifx reads {', '.join(splits)}, and not {', '.join(others)}")
+    for folder, split in splits.items():
+        yield from _classes_of(path / folder, f"{name}/{folder}", split)
+
+
+def _classes_of(path: Path, name: str, split: Split | None) -> Iterator[Example]:
+    """The pictures of each class. Raises DataError for a class that has none."""
+    folders = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    if not folders:
+        why = "each class has a folder of its own in it, with its pictures"
+        raise DataError(f"{name} has no folders of classes", why, f"mkdir {name}/good {name}/bad")
+    others: list[str] = []
+    for folder in folders:
+        is_empty = True
+        for file in _files(folder):
+            shown = f"{name}/{file.relative_to(path)}"
+            if file.suffix.lower() in SUFFIXES:
+                is_empty = False
+                yield Example(file, shown, folder.name, split)
+            else:
+                others.append(shown)
+        if is_empty:
+            why = f"it has no picture ({', '.join(SUFFIXES)})"
+            raise DataError(f"{name}/{folder.name}: a class without images", why, "add some, or remove the folder")
+    if others:
+        logger.info(f"{name}: {len(others)} files are no pictures, such as {others[0]}")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files below a folder, in order, without hidden ones."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _csv(path: Path, name: str) -> tuple[TargetKind, list[Example]]:
+    """The pictures of a list with the columns `file`, one of TARGETS and perhaps `split`."""
+    examples: list[Example] = []
+    target: TargetKind | None = None
+    for row in read_rows(input_file(str(path))):
+        place = f"{name}{row.place.removeprefix(str(path))}"
+        found = [column for column in TARGETS if column in row.values]
+        if "file" not in row.values or len(found) != 1:
+            why = f"it has the columns {', '.join(row.values)}"
+            hint = "name the columns file and label, labels (such as a;b) or value: docs/tasks.md"
+            raise DataError(f"{name} does not say what its pictures show", why, hint)
+        target = found[0]
+        file, text = str(row.values["file"]), str(row.values[target])
+        if not file:
+            raise DataError(f"{place}: no file", "the column file is empty", "name a picture")
+        split = _split(str(row.values.get("split", "")), place)
+        examples.append(Example(path.parent / file, f"{place}: {file}", _target(text, target, place), split))
+    return target or "label", examples
+
+
+def _split(text: str, place: str) -> Split | None:
+    if not text:
+        return None
+    if text.lower() not in SPLIT_FOLDERS:
+        raise DataError(f"{place}: no split {text!r}", did_you_mean(text, SPLIT_FOLDERS), "train, validation or test")
+    return SPLIT_FOLDERS[text.lower()]
+
+
+def _target(text: str, target: TargetKind, place: str) -> str | tuple[str, ...] | float:
+    if target == "labels":
+        return tuple(sorted({part.strip() for part in text.split(SEPARATOR)} - {""}))
+    if target == "label":
+        if not text.strip():
+            raise DataError(f"{place}: no label", "the column label is empty", "name a class")
+        return text.strip()
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{place}: {text!r} is not a number", "the column value holds numbers", "label, for classes")
+    return value
+
+
+def _classes(name: str, examples: Iterable[Example], classes: tuple[str, ...], has_all: bool) -> tuple[str, ...]:
+    """The names of the classes. Raises DataError for one that `classes` lacks or that has no picture."""
+    found = Counter(label for example in examples for label in example.labels)
+    known = classes or tuple(sorted(found, key=_in_order))
+    if unknown := sorted(set(found) - set(known)):
+        first = next(example for example in examples if unknown[0] in example.labels)
+        what = f"{first.name}: the class {unknown[0]!r} is not one of data.classes"
+        raise DataError(what, did_you_mean(unknown[0], known), "aifx config show data    (data.classes = [] takes all)")
+    if missing := [label for label in known if not found[label]] if has_all else []:
+        why = "data.classes names it"
+        raise DataError(f"{name}: a class without images: {missing[0]!r}", why, "aifx config show data")
+    return known
+
+
+def _in_order(label: str) -> tuple[int, str]:
+    """Numbers by value, names by letters."""
+    return (int(label), label) if label.isdecimal() else (-1, label)

@@ -1,0 +1,199 @@
+"""From a list of pictures to a data set: decoded, divided into splits, and checked for copies."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from aifx.core.errors import ConfigError, DataError
+from aifx.data.arrays import WEIGHTS, ArrayDataset, Arrays
+from aifx.data.base import Split
+from aifx.data.image_files import Listing
+from aifx.data.image_store import StoredImages, open_images
+from aifx.data.pictures import MODES
+from aifx.data.sections import ImagesSection
+from aifx.data.spec import DataSpec, Field
+
+logger = logging.getLogger(__name__)
+
+AXES = ("height", "width", "channels")
+DEFAULT_SIZE = (224, 224)
+"""Height and width of pictures if `data.image_size` is not set."""
+
+MOST_NAMED = 100
+"""Pictures that a message lists one by one."""
+
+SKIP = "correct or remove it, or: aifx train --set data.errors=skip"
+ORDER: tuple[Split, ...] = ("test", "validation", "train")
+"""Which split keeps a picture that is in several."""
+
+
+def open_pictures(listing: Listing, section: ImagesSection, *, only: Split | None = None) -> ArrayDataset:
+    """The data set of these pictures. Raises DataError.
+
+    Args:
+        only: the one split that has them all, so that nothing is divided.
+    """
+    if section.channels not in (None, *MODES):
+        why = "a picture has 1 channel (grey), 3 (red, green, blue) or 4 (with opacity)"
+        raise ConfigError(f"data.channels = {section.channels} cannot be used with pictures", why, "data.channels = 3")
+    size, fit = section.image_size or DEFAULT_SIZE, section.fit
+    examples = listing.examples
+    store = open_images(
+        examples, size, section.channels, fit, workers=section.workers, what=f"pictures of {listing.name}"
+    )
+    _report(store.problems, listing, section)
+    usable = [index for index in range(len(examples)) if index not in store.problems]
+    digests = {index: store.file_digest(index) for index in usable}
+    if only:
+        splits: dict[Split, list[int]] = {only: usable}
+    else:
+        _warn_of_contradictions(listing, digests)
+        splits = _without_copies(divide(listing, digests, section), listing, digests, section)
+        _check_classes(splits, listing)
+    targets = _targets(listing)
+    digest = hashlib.sha256(repr((store.geometry, listing.target, listing.classes)).encode())
+    arrays: dict[Split, Arrays] = {}
+    for split, indices in splits.items():
+        rows = np.array(indices, np.int64)
+        images: np.ndarray = StoredImages(store, rows)  # type: ignore[assignment]  # of it, a source needs indexing
+        arrays[split] = {"inputs": images, "targets": targets[rows]}
+        digest.update(f"{split} {len(indices)}".encode())
+        digest.update(store.digests[rows, 0].tobytes() + arrays[split]["targets"].tobytes())
+    spec = pictures_spec(listing, store.geometry.shape)
+    hints: dict[Split, str] = {split: f"aifx train --set data.{split}_fraction=0.1" for split in ("validation", "test")}
+    return ArrayDataset(arrays, spec, digest.hexdigest(), name=listing.name, hints=hints)
+
+
+def pictures_spec(listing: Listing, shape: tuple[int, int, int]) -> DataSpec:
+    """What a model must know of pictures of this shape."""
+    count = len(listing.classes)
+    targets = {
+        "label": Field((), "int32"),
+        "labels": Field((count,), "float32", ("classes",)),
+        "value": Field((), "float32"),
+    }[listing.target]
+    fields = {"inputs": Field(shape, "uint8", AXES), "targets": targets, WEIGHTS: Field((), "float32")}
+    return DataSpec(fields, classes=listing.classes, target_size=count if listing.target == "labels" else 1)
+
+
+def _targets(listing: Listing) -> np.ndarray:
+    """Of each example: the number of its class int32, 1 for each of its classes float32 `[classes]`, or its number."""
+    number = {name: index for index, name in enumerate(listing.classes)}
+    if listing.target == "value":
+        return np.array([example.target for example in listing.examples], np.float32)
+    if listing.target == "label":
+        return np.array([number[str(example.target)] for example in listing.examples], np.int32)
+    targets = np.zeros((len(listing.examples), len(number)), np.float32)
+    for row, example in zip(targets, listing.examples, strict=True):
+        row[[number[label] for label in example.labels]] = 1
+    return targets
+
+
+def _report(problems: Mapping[int, str], listing: Listing, section: ImagesSection) -> None:
+    """Raise DataError for pictures that cannot be used, or with `data.errors` = "skip" list them."""
+    if not problems:
+        return
+    listed = [f"{listing.examples[index].name}: {why}" for index, why in problems.items()]
+    if section.errors == "skip":
+        _list_left_out(listed, len(listing.examples), "cannot be used")
+        return
+    (first, why), *others = ((listing.examples[index].name, why) for index, why in problems.items())
+    more = f"; {_shortly([name for name, _ in others])} cannot be used, either" if others else ""
+    raise DataError(f"{first} cannot be used", why + more, SKIP)
+
+
+def _list_left_out(listed: Sequence[str], count: int, why: str) -> None:
+    more = [f"and {len(listed) - MOST_NAMED:,} more"] if len(listed) > MOST_NAMED else []
+    head = f"{len(listed):,} of {count:,} pictures are left out, since they {why}:"
+    logger.warning("\n  ".join([head, *listed[:MOST_NAMED], *more]))
+
+
+def _shortly(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def divide(listing: Listing, digests: Mapping[int, bytes], section: ImagesSection) -> dict[Split, list[int]]:
+    """The examples of each split, by index.
+
+    A split that no example names is taken from the training examples: of each class the share that `section` says.
+    Which ones follows from their digests and `data.split_seed`. Copies of a picture stay together.
+    """
+    splits: dict[Split, list[int]] = {split: [] for split in ORDER}
+    strata: dict[object, dict[bytes, list[int]]] = {}
+    first: dict[bytes, object] = {}  # the label of a picture decides for its copies
+    for index, digest in digests.items():
+        example = listing.examples[index]
+        if example.split in ("validation", "test"):
+            splits[example.split].append(index)
+        else:
+            stratum = first.setdefault(digest, example.labels)
+            strata.setdefault(stratum, {}).setdefault(digest, []).append(index)
+    shares = {"test": section.test_fraction, "validation": section.validation_fraction}
+    taken: dict[Split, float] = {split: shares[split] for split in ORDER[:2] if not splits[split]}
+    for pictures in strata.values():
+        order = sorted(pictures, key=lambda digest: hashlib.sha256(b"%d " % section.split_seed + digest).digest())
+        parts: dict[Split, list[bytes]] = {}
+        for split, share in taken.items():
+            count = max(round(share * len(pictures)), 1 if share and len(pictures) > len(taken) else 0)
+            parts[split], order = order[:count], order[count:]
+        for split, part in {**parts, "train": order}.items():
+            splits[split] += [index for digest in part for index in pictures[digest]]
+    return {split: sorted(indices) for split, indices in splits.items()}
+
+
+def _without_copies(
+    splits: Mapping[Split, list[int]], listing: Listing, digests: Mapping[int, bytes], section: ImagesSection
+) -> dict[Split, list[int]]:
+    """The splits without the pictures that are also in a later one. Raises DataError unless they are to be skipped."""
+    held_out: dict[bytes, tuple[Split, int]] = {}
+    kept: dict[Split, list[int]] = {}
+    copies: list[tuple[str, str]] = []
+    for split in ORDER:
+        kept[split] = [index for index in splits[split] if digests[index] not in held_out]
+        for index in splits[split]:
+            if found := held_out.get(digests[index]):
+                other = listing.examples[found[1]].name
+                copies.append((listing.examples[index].name, f"the same picture as {other}, in {found[0]}"))
+        held_out |= {digests[index]: (split, index) for index in kept[split]}
+    if copies and section.errors == "skip":
+        _list_left_out([f"{name}: {why}" for name, why in copies], len(listing.examples), "are held out, too")
+    elif copies:
+        (name, why), *others = copies
+        more = f"; so are {_shortly([name for name, _ in others])}" if others else ""
+        what = f"{name} is in two splits"
+        raise DataError(what, f"it is {why}{more}: a test would measure what was learnt", SKIP)
+    return kept
+
+
+def _warn_of_contradictions(listing: Listing, digests: Mapping[int, bytes]) -> None:
+    """Warn of copies of a picture that have different labels."""
+    seen: dict[bytes, int] = {}
+    pairs = [
+        f"{listing.examples[other].name} and {listing.examples[index].name}"
+        for index, digest in digests.items()
+        if listing.examples[other := seen.setdefault(digest, index)].target != listing.examples[index].target
+    ]
+    if pairs:
+        logger.warning(f"the same picture with different labels: {_shortly(pairs)}")
+
+
+def _check_classes(splits: Mapping[Split, list[int]], listing: Listing) -> None:
+    """Raise DataError for a single class, or a class without a training picture. Warn of one that is not held out."""
+    if not listing.classes:
+        return
+    if len(listing.classes) == 1 and listing.target == "label":
+        why = f"every picture is {listing.classes[0]!r}"
+        raise DataError(f"{listing.name} has one class only", why, "add pictures of another class")
+    for split in ORDER[::-1]:
+        found = {label for index in splits[split] for label in listing.examples[index].labels}
+        missing = [name for name in listing.classes if name not in found]
+        if missing and split == "train":
+            first = next((e.name for e in listing.examples if missing[0] in e.labels), listing.name)
+            what = f"{listing.name}: no training picture of the class {missing[0]!r}"
+            raise DataError(what, f"there is {first}", "add some, or leave the class out")
+        if missing and splits[split]:
+            logger.warning(f"{listing.name}: the {split} split has no picture of {_shortly(missing)}")

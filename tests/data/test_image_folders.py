@@ -1,0 +1,381 @@
+"""Folders and lists of pictures as data sets: splits, the cache, workers, and what is said about bad ones."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aifx.core.errors import AifxError, ConfigError, DataError
+from aifx.core.project import Project
+from aifx.data import decoding
+from aifx.data.arrays import ArrayDataset
+from aifx.data.base import Split
+from aifx.data.images import ImageFormat
+from aifx.data.sections import ImagesSection
+
+SPLITS: list[Split] = ["train", "validation", "test"]
+ALL = slice(None)
+Paint = Callable[..., Path]
+
+
+def pixels(seed: int, size: tuple[int, int] = (12, 16)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def paint(project: Project) -> Paint:
+    """Saves a random picture of the project's data folder."""
+
+    def paint(name: str, seed: int, size: tuple[int, int] = (12, 16)) -> Path:
+        path = project.root / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(seed, size)).save(path)
+        return path
+
+    return paint
+
+
+@pytest.fixture
+def folder(paint: Paint) -> None:
+    """40 pictures of good parts, 12 of bad ones."""
+    for seed in range(52):
+        paint(f"parts/{'good' if seed < 40 else 'bad'}/{seed:02}.png", seed)
+
+
+def open_(project: Project, path: str = "data/parts", **keys: Any) -> ArrayDataset:
+    section = ImagesSection(**{"path": path, "image_size": (12, 16), "workers": 0, **keys})
+    form, data = ImageFormat.open(section, project, project.root)
+    assert form.spec == data.spec
+    return data
+
+
+def labels(data: ArrayDataset) -> dict[Split, Counter[int]]:
+    return {split: Counter(np.asarray(arrays["targets"]).tolist()) for split, arrays in data.splits.items()}
+
+
+def seeds(data: ArrayDataset, split: Split) -> list[int]:
+    """Which of the first pictures a split has, in order."""
+    known = {pixels(seed).tobytes(): seed for seed in range(60)}
+    images = data.splits[split]["inputs"]
+    return [known[image.tobytes()] for image in images[np.arange(len(images))]]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_folder_of_classes_is_divided_by_class_and_seed(project: Project) -> None:
+    data = open_(project, validation_fraction=0.25, test_fraction=0.2)
+    assert data.spec.classes == ("bad", "good")
+    assert data.spec.fields["inputs"].shape == (12, 16, 3)
+    assert labels(data) == {
+        "train": Counter({0: 7, 1: 22}),
+        "validation": Counter({0: 3, 1: 10}),
+        "test": Counter({0: 2, 1: 8}),
+    }
+    found = {split: seeds(data, split) for split in SPLITS}
+    assert sorted(seed for split in SPLITS for seed in found[split]) == list(range(52))
+    assert all((np.array(found[split]) < 40).tolist() == data.splits[split]["targets"].astype(bool).tolist()
+               for split in SPLITS)  # fmt: skip
+    again = open_(project, validation_fraction=0.25, test_fraction=0.2)
+    assert {split: seeds(again, split) for split in SPLITS} == found
+    assert again.digest == data.digest
+    other = open_(project, validation_fraction=0.25, test_fraction=0.2, split_seed=1)
+    assert labels(other) == labels(data)
+    assert seeds(other, "test") != found["test"]
+    assert other.digest != data.digest
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_split_that_has_a_folder_is_that_folder(project: Project, paint: Paint) -> None:
+    os.rename(project.root / "data/parts", project.root / "data/train")
+    for seed in (52, 53):
+        paint(f"test/{'good' if seed < 53 else 'bad'}/{seed}.png", seed)
+    data = open_(project, "data", validation_fraction=0.1)
+    assert seeds(data, "test") == [53, 52]
+    assert labels(data)["validation"] == Counter({0: 1, 1: 4})
+    for seed in (54, 55):
+        paint(f"val/{'good' if seed < 55 else 'bad'}/{seed}.png", seed)
+    assert seeds(open_(project, "data"), "validation") == [55, 54]
+    assert len(seeds(open_(project, "data"), "train")) == 52
+
+
+@pytest.mark.usefixtures("folder")
+def test_copies_stay_in_one_split(project: Project, paint: Paint, caplog: pytest.LogCaptureFixture) -> None:
+    for seed in range(40):
+        paint(f"parts/good/copy-{seed}.png", seed)
+    data = open_(project, validation_fraction=0.3, test_fraction=0.3)
+    found = [set(seeds(data, split)) for split in SPLITS]
+    assert sum(map(len, found)) == len(set.union(*found)) == 52
+    paint("parts/bad/same.png", 3)
+    open_(project)
+    assert "the same picture with different labels: data/parts/bad/same.png and data/parts/good/03.png" in caplog.text
+
+
+def write_list(project: Project, text: str) -> str:
+    (project.root / "data/list.csv").write_text(text)
+    return "data/list.csv"
+
+
+@pytest.mark.usefixtures("folder")
+def test_lists(project: Project) -> None:
+    names = [f"parts/{'good' if seed < 40 else 'bad'}/{seed:02}.png" for seed in range(20, 52)]
+    rows = "".join(f"{name},{index % 3},{'test' if index > 26 else ''}\n" for index, name in enumerate(names))
+    data = open_(project, write_list(project, "file,label,split\n" + rows))
+    assert data.spec.classes == ("0", "1", "2")
+    assert seeds(data, "test") == list(range(47, 52))
+    assert data.splits["test"]["targets"].tolist() == [0, 1, 2, 0, 1]
+    rows = "".join(f"{name},{index / 4}\n" for index, name in enumerate(names))
+    values = open_(project, write_list(project, "file,value\n" + rows))
+    assert (values.spec.classes, values.spec.target_size) == ((), 1)
+    assert values.spec.fields["targets"].dtype == "float32"
+    by_picture = {
+        seed: value
+        for split in SPLITS
+        for seed, value in zip(seeds(values, split), values.splits[split]["targets"].tolist(), strict=True)
+    }
+    assert by_picture == {seed: (seed - 20) / 4 for seed in range(20, 52)}
+    rows = "".join(f"{name},{('', 'dent', 'dent; scratch')[index % 3]}\n" for index, name in enumerate(names))
+    several = open_(project, write_list(project, "file,labels\n" + rows), test_fraction=0)
+    assert several.spec.classes == ("dent", "scratch")
+    assert several.spec.target_size == 2
+    expected = [[0, 0], [1, 0], [1, 1]]
+    for seed, target in zip(seeds(several, "train"), several.splits["train"]["targets"].tolist(), strict=True):
+        assert target == expected[(seed - 20) % 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("file,name\nparts/good/00.png,a\n", ["list.csv does not say", "file, name", "label"]),
+        ("file,label,value\nparts/good/00.png,a,1\n", ["list.csv does not say"]),
+        ("file,label\nparts/good/00.png,\n", ["list.csv:2: no label"]),
+        ("file,label\n,a\n", ["list.csv:2: no file"]),
+        ("file,value\nparts/good/00.png,1\nparts/good/01.png,heavy\n", ["list.csv:3: 'heavy' is not a number"]),
+        ("file,value\nparts/good/00.png,nan\n", ["list.csv:2: 'nan'"]),
+        ("file,label,split\nparts/good/00.png,a,tset\n", ["list.csv:2: no split 'tset'", "'test'"]),
+        ("file,label\nparts/good/00.png,a\nparts/none.png,b\n", ["list.csv:3: parts/none.png", "No such file"]),
+        ("file,label\n", ["list.csv has no pictures"]),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_bad_lists_are_named(project: Project, text: str, words: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        open_(project, write_list(project, text))
+    for word in words:
+        assert word in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers_gives_the_same_batches(
+    project: Project, workers: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (project.root / "data/parts/good/07.png").write_bytes(b"torn")
+    expected = open_(project, errors="skip")
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "another"))
+    monkeypatch.setattr(decoding, "FEW", 0)
+    found = open_(project, errors="skip", workers=workers)
+    assert found.digest == expected.digest
+    for seed, split in ((0, "train"), (None, "train"), (None, "test")):
+        ours, theirs = (data.source(split, 8, seed=seed).read(0, ALL) for data in (found, expected))  # type: ignore[arg-type]
+        for name in theirs:
+            assert np.array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_picture_that_kills_its_worker_is_named(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(decoding, "FEW", 0)
+    code = "import os,sys\nfrom aifx.data import decoding\nreal=decoding.decode\n"
+    code += "decoding.decode=lambda s,g: os.abort() if s.name.endswith('11.png') else real(s,g)\ndecoding.main()\n"
+    (tmp_path / "crashing.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    start = decoding.Child.of_module
+    monkeypatch.setattr(decoding.Child, "of_module", lambda module, *args, **keys: start("crashing", *args, **keys))
+    with pytest.raises(DataError) as caught:
+        open_(project, workers=2)
+    assert caught.value.what == "data/parts/good/11.png cannot be used"
+    assert "the decoder crashed (signal 6" in caught.value.why
+    data = open_(project, workers=2, errors="skip")
+    assert sorted(seed for split in SPLITS for seed in seeds(data, split)) == [seed for seed in range(52) if seed != 11]
+
+
+@pytest.mark.usefixtures("folder")
+def test_pictures_are_decoded_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counter[str]()
+    real = decoding.decode
+
+    def decode(*args: Any) -> np.ndarray:
+        counted["decoded"] += 1
+        return real(*args)
+
+    monkeypatch.setattr(decoding, "decode", decode)
+    first = open_(project)
+    assert counted["decoded"] == 52
+    for keys in ({}, {"validation_fraction": 0.3}, {"sampling": "balanced"}, {"workers": 1}):
+        open_(project, **keys)
+    assert counted["decoded"] == 52
+    assert open_(project, image_size=(6, 8)).spec.fields["inputs"].shape == (6, 8, 3)
+    assert counted["decoded"] == 104
+    path = project.root / "data/parts/good/07.png"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert open_(project).digest == first.digest
+    Image.fromarray(pixels(59)).save(path)
+    assert open_(project).digest != first.digest
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_damaged_cache_is_repaired(
+    project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = open_(project).source("train", 42, seed=None).read(0, ALL)
+    (stored,) = (tmp_path / "cache/images").iterdir()
+    content = bytearray((stored / "pixels").read_bytes())
+    content[5 * 12 * 16 * 3] ^= 1
+    (stored / "pixels").write_bytes(content)
+    found = open_(project).source("train", 42, seed=None).read(0, ALL)
+    assert np.array_equal(found["inputs"], expected["inputs"])
+    (message,) = [record.message for record in caplog.records if "damaged" in record.message]
+    name = message.partition("pixels of ")[2].partition(" are damaged")[0]
+    content[5 * 12 * 16 * 3] ^= 1
+    assert (stored / "pixels").read_bytes() == content
+    for damaged in ("meta.json", "digests.npy"):
+        (stored / damaged).write_bytes((stored / damaged).read_bytes()[:-3] + b"abc")
+        assert np.array_equal(open_(project).source("train", 42, seed=None).read(0, ALL)["inputs"], expected["inputs"])
+    content[5 * 12 * 16 * 3] ^= 1
+    data = open_(project)
+    (stored / "pixels").write_bytes(content)
+    Image.fromarray(pixels(59)).save(project.root / name)
+    with pytest.raises(DataError, match=f"{name} has changed"):
+        data.source("train", 42, seed=None).read(0, ALL)
+
+
+def test_grey_pictures_have_one_channel(project: Project) -> None:
+    for seed in range(20):
+        path = project.root / f"data/parts/{seed % 2}/{seed}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(seed)).convert("L").save(path)
+    assert open_(project).spec.fields["inputs"].shape == (12, 16, 1)
+    assert open_(project, channels=3).spec.fields["inputs"].shape == (12, 16, 3)
+    Image.fromarray(pixels(0)).save(project.root / "data/parts/0/0.png")
+    assert open_(project).spec.fields["inputs"].shape == (12, 16, 3)
+    assert open_(project, image_size=None).spec.fields["inputs"].shape == (224, 224, 3)
+
+
+def remove(project: Project, pattern: str) -> None:
+    for path in (project.root / "data/parts").glob(pattern):
+        path.unlink()
+
+
+def one_class(project: Project, paint: Paint) -> None:
+    remove(project, "bad/*")
+    (project.root / "data/parts/bad").rmdir()
+
+
+def no_classes(project: Project, paint: Paint) -> None:
+    one_class(project, paint)
+    os.rename(project.root / "data/parts/good", project.root / "data/parts/.good")
+
+
+def in_two_splits(project: Project, paint: Paint) -> None:
+    os.rename(project.root / "data/parts", project.root / "data/train")
+    os.renames(project.root / "data/train", project.root / "data/parts/train")
+    paint("parts/test/good/again.png", 5)
+    paint("parts/test/bad/new.png", 55)
+
+
+BAD: list[Any] = [
+    (lambda p, _: (p.root / "data/parts/good/torn.jpg").write_bytes(b"\xff\xd8\xff"), {}, "good/torn.jpg cannot be"),
+    (lambda _, paint: paint("parts/good/dot.png", 1, (1, 1)), {}, "good/dot.png cannot be used\nit has 1 x 1 pixels"),
+    (
+        lambda p, _: os.mkfifo(p.root / "data/parts/bad/pipe.png"),
+        {},
+        "bad/pipe.png cannot be used\nit is not a regular",
+    ),
+    (lambda p, _: remove(p, "bad/*"), {}, "data/parts/bad: a class without images"),
+    (one_class, {}, "data/parts has one class only"),
+    (no_classes, {}, "data/parts has no folders of classes"),
+    (in_two_splits, {}, "train/good/05.png is in two splits\nit is the same picture as data/parts/test/good/again.png"),
+    (lambda *_: None, {"classes": ("good", "fine")}, "'bad' is not one of data.classes"),
+    (lambda *_: None, {"classes": ("good", "bad", "worse")}, "a class without images: 'worse'"),
+    (lambda *_: None, {"channels": 2}, "data.channels = 2 cannot be used with pictures"),
+    (lambda *_: None, {"path": "data/list.txt"}, "data.path = 'data/list.txt' cannot be used"),
+]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("spoil", "keys", "words"), BAD)
+def test_bad_folders_are_named(project: Project, paint: Paint, spoil: Any, keys: Any, words: str) -> None:
+    spoil(project, paint)
+    with pytest.raises(AifxError) as caught:
+        open_(project, **keys)
+    assert words in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_is_skipped_is_counted_and_listed(
+    project: Project, paint: Paint, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_two_splits(project, paint)
+    (project.root / "data/parts/train/good/torn.jpg").write_bytes(b"\xff\xd8\xff")
+    (project.root / "data/parts/train/good/notes.txt").write_text("no picture")
+    caplog.set_level(logging.INFO)
+    data = open_(project, errors="skip")
+    assert sorted(seed for split in SPLITS for seed in seeds(data, split)) == [*range(52), 55]
+    assert 5 in seeds(data, "test")
+    text = caplog.text
+    assert "1 of 55 pictures are left out, since they cannot be used:" in text
+    assert "data/parts/train/good/torn.jpg: " in text
+    assert "1 of 55 pictures are left out, since they are held out, too:" in text
+    assert "data/parts/train/good/05.png: the same picture as data/parts/test/good/again.png, in test" in text
+    assert "1 files are no pictures, such as data/parts/train/good/notes.txt" in text
+
+
+@pytest.mark.usefixtures("folder")
+def test_balanced_sampling_and_weights(project: Project) -> None:
+    data = open_(project, sampling="balanced", test_fraction=0, validation_fraction=0)
+    source = data.source("train", 8, seed=3)
+    batches = [source.read(step, ALL) for step in range(20)]  # 80 draws of each class
+    targets = np.concatenate([batch["targets"] for batch in batches])
+    assert Counter(targets.tolist()) == {0: 80, 1: 80}
+    assert all(batch["weights"].tolist() == [1] * 8 for batch in batches)
+    known = {pixels(seed).tobytes(): seed for seed in range(52)}
+    drawn = Counter(known[image.tobytes()] for batch in batches for image in batch["inputs"])
+    assert {drawn[seed] for seed in range(40)} == {2}
+    assert {drawn[seed] for seed in range(40, 52)} <= {6, 7}
+    parts = [source.read(4, rows) for rows in (slice(0, 3), slice(3, 8))]
+    for name, values in batches[4].items():
+        assert np.array_equal(np.concatenate([part[name] for part in parts]), values)
+    weighted = open_(project, class_weights="balanced", test_fraction=0, validation_fraction=0)
+    batch = weighted.source("train", 52, seed=3).read(0, ALL)
+    totals = [batch["weights"][batch["targets"] == label].sum() for label in (0, 1)]
+    assert totals == pytest.approx([26, 26])
+    assert (weighted.source("train", 52, seed=None).read(0, ALL)["weights"] == 1).all()
+
+
+def test_numbers_cannot_be_balanced(project: Project, paint: Paint) -> None:
+    rows = "".join(f"{paint(f'{seed}.png', seed).name},{seed}\n" for seed in range(20))
+    path = write_list(project, "file,value\n" + rows)
+    with pytest.raises(ConfigError, match=r"data.sampling = \"balanced\" cannot be used"):
+        open_(project, path, sampling="balanced")
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_spec_is_known_without_a_picture(project: Project) -> None:
+    section = ImagesSection(path="data/parts", image_size=(12, 16), channels=3)
+    assert ImageFormat.describe(section, project) == open_(project).spec
+    with pytest.raises(ConfigError, match=r"data\.channels is not set"):
+        ImageFormat.describe(ImagesSection(path="data/parts"), project)
+    assert section.read_beginnings(project) == 52
+    (project.root / "data/parts/bad/40.png").write_text("torn")
+    with pytest.raises(DataError, match=r"bad/40\.png"):
+        section.read_beginnings(project)
