@@ -23,6 +23,7 @@ import aifx.templates
 from aifx.core.errors import AifxError, EnvironmentFault, UsageError, did_you_mean
 from aifx.core.executables import find_program, with_safe_path
 from aifx.core.sanitize import escape_controls
+from aifx.scaffold.own_data import answers_from_data
 from aifx.scaffold.template_safety import STAGING, check_rendered, name_source, template_source
 
 logger = logging.getLogger(__name__)
@@ -161,6 +162,8 @@ def scaffold(
     if isinstance(found, BundledTemplate) and (unknown := [key for key in data if key not in found.questions]):
         why = f"the template {found.name} asks no such question: {did_you_mean(unknown[0], found.questions)}"
         raise UsageError(f"--answer {unknown[0]} answers no question", why, "aifx init --list")
+    if isinstance(found, BundledTemplate):
+        data = {**data, **answers_from_data(found.name, data, destination)}
     with _staging(destination, dry_run=dry_run) as staging:
         rendered = staging / (folder or "project")  # a template may ask copier for the folder's name
         name = _render(found, staging, rendered, data=data, ask=ask, vcs_ref=vcs_ref)

@@ -1,0 +1,108 @@
+"""From a folder of pictures to a prediction in four commands, and what `aifx init` reads of the pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import inprocess
+import numpy as np
+import pytest
+import tomli
+from PIL import Image
+
+
+def aifx(folder: Path, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = inprocess.run(args, folder, {**os.environ, "AIFX_CACHE_DIR": str(folder.parent / "cache")})
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+def save(path: Path, seed: int, *, is_dark: bool, size: tuple[int, int] = (300, 400), mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3)).astype(np.uint8)
+    if is_dark:
+        pixels[size[0] // 2 :] //= 8
+    Image.fromarray(pixels).resize(size[::-1]).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """30 bright photos and 10 with a dark half, of about 400 x 300 pixels."""
+    for seed in range(40):
+        name = f"my photos/{'dark' if seed < 10 else 'bright'}/{seed}.jpg"
+        save(tmp_path / name, seed, is_dark=seed < 10, size=(300 + seed % 2, 400))
+    return tmp_path / "my photos"
+
+
+def test_from_pictures_to_a_prediction_in_four_commands(photos: Path, tmp_path: Path) -> None:
+    aifx(tmp_path, "init", "parts", "--template", "vision-inspection", "--yes", "--answer", "data=my photos")
+    project = tmp_path / "parts"
+    settings = tomli.loads((project / "aifx.toml").read_text())
+    assert settings["data"] == {
+        "path": "../my photos",
+        "classes": ["bright", "dark"],
+        "image_size": [112, 144],
+        "channels": 3,
+        "validation_fraction": 0.15,
+        "test_fraction": 0.15,
+    }
+    assert settings["eval"]["gates"] == ["accuracy >= 0.80"]  # the bright ones are 0.75
+    assert settings["train"]["num_steps"] == 150
+    assert "accuracy >= 0.75" in (project / "ci/gate.sh").read_text()
+    assert os.access(project / "ci/gate.sh", os.X_OK)
+    assert not (project / "data").exists()
+    readme = (project / "README.md").read_text()
+    assert "40 in `../my photos`, of 2 classes" in readme
+    assert "Fashion" not in readme
+    aifx(project, "config", "check")
+    small = ("train.num_steps=30", "model.dropout=0", "optimizer.kind=adamw", "optimizer.learning_rate=0.02", "train.global_batch_size=16", "train.validate_every=15", "data.image_size=[16,24]")
+    aifx(project, "train", "--set", "model.channels=[8]", "--set", "schedule.warmup_steps=2",
+         *(word for setting in small for word in ("--set", setting)))  # fmt: skip
+    report = json.loads(aifx(project, "eval", "--json").stdout)
+    assert report["metrics"]["examples"] == 6  # 15 % of each class: 4 or 5 bright ones, 2 or 1 dark ones
+    assert report["metrics"]["accuracy"] == 1
+    new = [save(tmp_path / f"new/{kind}/1.png", 99, is_dark=kind == "dark") for kind in ("dark", "bright")]
+    found = aifx(project, "predict", *map(str, new)).stdout.splitlines()
+    assert [json.loads(line)["label"] for line in found] == ["dark", "bright"]
+    measured = json.loads(aifx(project, "eval", "--data", str(tmp_path / "new"), "--json").stdout)
+    assert measured["datasets"][0]["metrics"]["examples"] == 2
+
+
+def test_a_list_of_grey_pictures(tmp_path: Path) -> None:
+    rows = "".join(
+        f"{save(tmp_path / f'set/{seed}.png', seed, is_dark=False, size=(20, 30), mode='L').name},{seed % 3}\n"
+        for seed in range(9)
+    )
+    (tmp_path / "set/labels.csv").write_text("file,label\n" + rows)
+    made = json.loads(
+        aifx(tmp_path, "init", "x", "-t", "vision-inspection", "-a", "data=set/labels.csv", "--json").stdout
+    )
+    data = tomli.loads((tmp_path / "x/aifx.toml").read_text())["data"]
+    assert "data/README.md" not in made["files"]
+    assert (data["path"], data["channels"], data["image_size"]) == ("../set/labels.csv", 1, [16, 32])
+    assert data["classes"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("nothing", ["data=nothing: there is no such file"]),
+        ("my photos/dark", ["my photos/dark has no folders of classes"]),
+        ("values.csv", ["values.csv does not fit the template", "the column value"]),
+        ("one.csv", ["one.csv has one class only"]),
+        ("torn.csv", ["torn.png cannot be used"]),
+    ],
+)
+def test_data_that_the_template_cannot_use(photos: Path, tmp_path: Path, answer: str, words: list[str]) -> None:
+    (tmp_path / "values.csv").write_text("file,value\nmy photos/dark/1.jpg,3\n")
+    (tmp_path / "one.csv").write_text("file,label\nmy photos/dark/1.jpg,dark\n")
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    (tmp_path / "torn.csv").write_text("file,label\ntorn.png,dark\ntorn.png,bright\n")
+    failed = aifx(tmp_path, "init", "parts", "-t", "vision-inspection", "-a", f"data={answer}", code=2)
+    for word in [*words, "hint:"]:
+        assert word in failed.stderr
+    assert not (tmp_path / "parts").exists()
