@@ -19,7 +19,8 @@ def measure(request: RankRequest) -> tuple[list[list[float]], list[bool], int]:
     if request.left_s <= 0:
         raise CollectiveError(f"rank {request.rank} had no time left to start JAX")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    coordinator, timeout_s = f"{request.host}:{request.port}", max(int(request.left_s), 1)
+    host = f"[{request.host}]" if ":" in request.host else request.host
+    coordinator, timeout_s = f"{host}:{request.port}", max(int(request.left_s), 1)
     jax.distributed.initialize(coordinator, request.size, request.rank, initialization_timeout=timeout_s)
     try:
         times, right = _measure(request)

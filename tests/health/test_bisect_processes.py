@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -274,6 +275,16 @@ def test_a_host_that_hangs_is_given_up(path):
     script(path, "aifx", "import time; time.sleep(600)")
     verdict = launch.run_test(NODES[:2], 1.0, options())
     assert verdict == Verdict(0.0, "127.0.0.1: no answer in 1 s")
+
+
+def test_jax_gets_an_ipv6_address_in_brackets(monkeypatch):
+    from aifx.health import collective_jax
+
+    initialize = mock.Mock(side_effect=RuntimeError)
+    monkeypatch.setattr(collective_jax, "jax", mock.Mock(distributed=mock.Mock(initialize=initialize)))
+    with pytest.raises(RuntimeError):
+        collective_jax.measure(RankRequest(0, 2, "fd00::1", 29_000, "w", "jax", 1 << 16, 4, 60.0, []))
+    assert initialize.call_args.args == ("[fd00::1]:29000", 2, 0)
 
 
 def test_over_jax(path):
