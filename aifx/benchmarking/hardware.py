@@ -19,7 +19,7 @@ from aifx.benchmarking.views import TIMES_CACHE
 from aifx.core.errors import AifxError, ExitCode
 from aifx.machine import microbenchmarks
 from aifx.machine.catalogue import find_accelerator, peak_of
-from aifx.machine.device_memory import BEYOND, cache_bytes, is_out_of_memory, room  # fmt: skip
+from aifx.machine.device_memory import BEYOND, cache_bytes, is_out_of_memory, room
 
 logger = logging.getLogger(__name__)
 

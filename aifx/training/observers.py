@@ -131,8 +131,13 @@ class LogFile(Observer):
         self.write(line_of(record))
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        values = ", ".join(f"{k}={v}" for k, v in fields.items() if not isinstance(v, Mapping))
-        self.write(f"{name}: {values}" if values else name)
+        values: list[str] = []
+        for key, value in fields.items():
+            if isinstance(value, list):  # the changes of settings
+                values += map(str, value)
+            elif not isinstance(value, Mapping):
+                values.append(f"{key}={value}")
+        self.write(f"{name}: {', '.join(values)}" if values else name)
 
     def stop(self, result: TrainResult | None) -> None:
         if result is not None:

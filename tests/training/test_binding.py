@@ -94,6 +94,8 @@ def test_settings_that_may_change_are_reported(trained, logged: list[str]) -> No
         {"key": "checkpoint.every", "old": 4, "new": 3},
         {"key": "checkpoint.keep_best", "old": 0, "new": 1},
     ]
+    changes = "model.scan_layers = false -> true, checkpoint.every = 4 -> 3, checkpoint.keep_best = 0 -> 1"
+    assert f"settings_changed: {changes}\n" in trained.run().log.read_text()
     assert (
         "settings changed since the run was last trained: checkpoint.every = 4 -> 3, checkpoint.keep_best"
         in "".join(logged)
