@@ -39,7 +39,7 @@ _KEYS: dict[str, str] = {  # "section.key" is a name that means this in that sec
     "model.num_heads": "n_head n_heads num_attention_heads heads nhead num_query_heads attention_heads",
     "model.num_kv_heads": "n_kv_head n_kv_heads num_key_value_heads num_query_groups kv_heads",
     "model.embed_dim": (
-        "n_embd n_embed d_model hidden_size hidden_dim emb_dim embedding_dim embedding_size model_dim dim width"
+        "n_embd n_embed d_model hidden_size hidden_dim emb_dim embedding_dim embedding_size model_dim dim"
     ),
     "model.mlp_dim": "n_inner d_ff ff_dim ffn_dim ffn_hidden_size intermediate_size feedforward_dim dim_feedforward",
     "model.max_seq_len": "n_positions max_position_embeddings",
@@ -50,7 +50,7 @@ _KEYS: dict[str, str] = {  # "section.key" is a name that means this in that sec
     "model.remat": "gradient_checkpointing activation_checkpointing checkpoint_activations",
     "model.dropout": "dropout_rate drop_rate",
     "data.seq_len": (
-        "block_size context_length context_len context_size context ctx_len n_ctx sequence_length seq_length "
+        "block_size context_length context_len context_size ctx_len n_ctx sequence_length seq_length "
         "max_length max_seq_length maxlen"
     ),
     "data.train": "dataset datasets dataset_name data_dir data_file data_files train_data train_file train_files",

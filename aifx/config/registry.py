@@ -40,6 +40,7 @@ PARTS = (
 TASKS: Mapping[str, Mapping[PartName, str]] = {
     "language": {"model": "decoder", "objective": "next-token", "data": "text"},
     "vision": {"model": "resnet", "objective": "classification", "data": "images"},
+    "series": {"model": "series", "objective": "quantile", "data": "series"},
 }
 """The family, objective and kind of data of each `task.kind`."""
 

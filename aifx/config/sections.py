@@ -73,7 +73,7 @@ class ProjectSection(Section):
 class TaskSection(Section):
     """What is trained. A kind means a model family, an objective and a kind of data."""
 
-    kind: str = setting("language", "`language`, `vision`, or `module:Class` in the project's folder.")
+    kind: str = setting("language", "`language`, `vision`, `series`, or `module:Class` in the project's folder.")
 
 
 class ModelSection(Section):

@@ -98,6 +98,10 @@ class DataFormat(ABC):
         """
         raise undefined(type(self), "encode", "make predictions")
 
+    def records(self, row: Row, prediction: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What `aifx predict` writes for a row. By default one record: its file, its number in it, the prediction."""
+        return [{"file": row.file, "row": row.number, **prediction}]
+
 
 def undefined(cls: type, method: str, purpose: str) -> UsageError:
     """The error for a class that lacks an optional method."""

@@ -171,9 +171,53 @@ class ImagesSection(DataSection):
         return len(pictures)
 
 
+class SeriesSection(DataSection):
+    """One or many series of numbers over time."""
+
+    path: str = Field("data/series.csv", description=".csv, .jsonl or .parquet with a row per time of each series.")
+    time: str | tuple[str, ...] = Field(
+        "time", description="Column of the times (ISO 8601), or columns of the year, the month and further parts."
+    )
+    value: str = Field("value", description="Column of the numbers to forecast; empty if one is missing.")
+    series: str | None = Field(None, description="Column that names the series of a row; one series if not set.")
+    known: tuple[str, ...] = Field((), description="Columns of numbers that are known ahead, such as a price.")
+    past: tuple[str, ...] = Field((), description="Columns of numbers that are known up to now, such as the weather.")
+    context: PositiveInt = Field(64, description="Steps that the model reads.")
+    horizon: PositiveInt = Field(1, description="Steps that it forecasts.")
+    stride: PositiveInt = Field(1, description="Steps between the starts of training windows.")
+    validation_fraction: Fraction = Field(0.1, description="Share of the time held out for validation.")
+    test_fraction: Fraction = Field(0.1, description="Share of the time held out for the test, the last.")
+    validation_steps: PositiveInt | None = Field(None, description="Steps for validation, in place of the fraction.")
+    test_steps: PositiveInt | None = Field(None, description="Steps for the test, in place of the fraction.")
+
+    def conflicts(self, config: Config) -> Iterator[Conflict]:
+        validation = None if self.validation_steps else self.validation_fraction
+        yield from held_out_conflicts(config, validation, 0.0 if self.test_steps else self.test_fraction)
+        if self.value in (*self.known, *self.past):
+            key = "known" if self.value in self.known else "past"
+            problem = f"data.{key} names the column {self.value!r}, which is data.value"
+            yield Conflict((f"data.{key}", "data.value"), problem, "the model reads the past values of it anyway")
+
+    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        yield from missing_file(project, "data.path", self.path)
+
+    def read_beginnings(self, project: Project) -> int:
+        """The first row of the file."""
+        from aifx.data.rows import field, input_file, read_rows
+
+        times = (self.time,) if isinstance(self.time, str) else self.time
+        names = (*times, self.value, *([self.series] if self.series else []), *self.known, *self.past)
+        for row in read_rows(input_file(str(project.root / self.path))):
+            for name in names:
+                field(row.values, name)
+            break
+        return 1
+
+
 KINDS = {
     "text": DataKind("text", TextSection, "aifx.data.text:TextFormat"),
     "images": DataKind("images", ImagesSection, "aifx.data.images:ImageFormat"),
+    "series": DataKind("series", SeriesSection, "aifx.data.series:SeriesFormat"),
 }
 """By `data.kind`."""
 

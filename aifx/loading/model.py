@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from aifx.data.base import undefined
+from aifx.data.base import DataFormat, undefined
 from aifx.data.rows import InputFile, Row, input_file
 from aifx.loading.prediction import predict_rows
 from aifx.loading.restore import RestoredRun
@@ -31,6 +31,13 @@ class LoadedModel:
     def step(self) -> int:
         return self.trained.step
 
+    @property
+    def _format(self) -> DataFormat:
+        form = self.trained.task.format
+        if form is None:
+            raise undefined(type(self.trained.task), "format", "make predictions")
+        return form
+
     def predict(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """A prediction for each row, in order; a batch at a time, so that memory does not grow with the rows.
 
@@ -47,19 +54,16 @@ class LoadedModel:
 
     def read(self, files: Iterable[InputFile]) -> Iterator[Row]:
         """The rows of files as the task reads them. Raises DataError naming the file and the line."""
-        form = self.trained.task.format
-        if form is None:
-            raise undefined(type(self.trained.task), "format", "make predictions")
         for file in files:
-            yield from form.read_rows(file)
+            yield from self._format.read_rows(file)
 
     def write_predictions(self, files: Iterable[InputFile], write: Callable[[list[dict[str, Any]]], None]) -> int:
         """Predict each row of the files, and call `write` with records in chunks. Returns how many there were.
 
-        A record has the name of the file, the number of the row, and the prediction.
+        Records are what `DataFormat.records` makes of a row and its prediction.
         """
-        predicted = predict_rows(self.trained, self.read(files))
-        records = ({"file": row.file, "row": row.number, **prediction} for row, prediction in predicted)
+        form, predicted = self._format, predict_rows(self.trained, self.read(files))
+        records = (record for row, prediction in predicted for record in form.records(row, prediction))
         count = 0
         while chunk := list(islice(records, CHUNK)):
             write(chunk)

@@ -2,6 +2,7 @@
 
 from aifx.config.kinds import ObjectiveKind
 from aifx.config.sections import ObjectiveSection
+from aifx.objectives.sections import QuantileSection
 
 OBJECTIVES = {
     "next-token": ObjectiveKind(
@@ -22,6 +23,12 @@ OBJECTIVES = {
         ObjectiveSection,
         "aifx.objectives.regression:Regression",
         metrics=("loss", "mean_absolute_error", "examples"),
+    ),
+    "quantile": ObjectiveKind(
+        "quantile",
+        QuantileSection,
+        "aifx.objectives.quantile:Quantile",
+        metrics=("loss", "mape", "mean_absolute_error", "coverage", "examples"),
     ),
 }
 """By `objective.kind`."""

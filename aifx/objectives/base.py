@@ -40,6 +40,10 @@ class Objective:
     def check_data(self, data: DataSpec) -> None:
         """Raise ConfigError if this objective cannot be computed on such data. By default all data will do."""
 
+    def model_data(self, data: DataSpec) -> DataSpec:
+        """The spec that the model is made for: by default the data's own. `target_size` is its number of outputs."""
+        return data
+
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
         """Additive sums over the batch, "loss" among them. Runs inside jit, in the dtype of the params.
 

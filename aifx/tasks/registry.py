@@ -79,8 +79,10 @@ def _make(section: PartName, config: Config, project: Project) -> Any:
 
 def _joined(config: Config, project: Project, spec: DataSpec, form: DataFormat | None, dataset: Any = None) -> Task:
     make = _make("model", config, project)
+    objective = _make("objective", config, project)(config.objective)
+    of_model = objective.model_data(spec) if isinstance(objective, Objective) else spec
     try:
-        model = make(config.model, spec)
+        model = make(config.model, of_model)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         if ":" in (getattr(config.model, "family", None) or ""):
             raise
@@ -88,7 +90,6 @@ def _joined(config: Config, project: Project, spec: DataSpec, form: DataFormat |
         why = f"{type(error).__name__}: {error}; the data has {', '.join(fields) or 'no fields'}"
         hint = "change model.family or data.kind: docs/tasks.md"
         raise ConfigError(f"{part_name(config, 'model')} does not fit the data", why, hint) from error
-    objective = _make("objective", config, project)(config.objective)
     return _checked(config, Task(model, objective, spec, form, dataset))
 
 

@@ -107,6 +107,7 @@ def test_the_metrics_that_check_knows_are_those_of_the_objectives() -> None:
         "next-token": {"loss": one, "bytes": one},
         "classification": {"loss": one, "accuracy": one, "confusion": (np.ones((1, 1)), 1.0)},
         "regression": {"loss": one, "mean_absolute_error": one, "examples": one},
+        "quantile": dict.fromkeys(("loss", "mape", "mean_absolute_error", "coverage", "examples"), one),
     }
     for name, kind in OBJECTIVES.items():
         objective = resolve(kind.make)(kind.section())

@@ -20,7 +20,7 @@ def documented(language: str) -> list[str]:
 
 
 PARTS, OBJECTIVE, _, TASK = documented("python")
-(TOML,) = documented("toml")
+TOML, *_ = documented("toml")
 """The project that names its parts."""
 
 SHORT = """\

@@ -14,7 +14,7 @@ from aifx.core.errors import AifxError, EnvironmentFault, UsageError
 from aifx.scaffold import projects as scaffolding
 from aifx.scaffold.projects import Scaffolded, bundled_templates, find_template, parse_answers, scaffold
 
-TEMPLATES = ["custom-task", "language-model", "vision-inspection"]
+TEMPLATES = ["custom-task", "language-model", "series", "vision-inspection"]
 GIT = [
     *("git", "-c", "user.name=Ishmael", "-c", "user.email=ishmael@pequod.example"),
     *("-c", "commit.gpgsign=false", "-c", "tag.gpgsign=false", "-c", "init.defaultBranch=main"),
@@ -55,9 +55,10 @@ def test_bundled_template(tmp_path: Path, name: str) -> None:
 def test_the_data_is_whole_and_its_licence_is_beside_it(tmp_path: Path) -> None:
     make(tmp_path / "book", "language-model")
     make(tmp_path / "belt", "vision-inspection")
-    make(tmp_path / "births", "custom-task")
-    assert len((tmp_path / "births/data/births.csv").read_text().splitlines()) == 7306
-    assert "CC0" in (tmp_path / "births/data/README.md").read_text()
+    for template in ("custom-task", "series"):
+        make(tmp_path / template, template)
+        assert len((tmp_path / template / "data/births.csv").read_text().splitlines()) == 7306
+        assert "CC0" in (tmp_path / template / "data/README.md").read_text()
     assert (tmp_path / "book/data/moby_dick.txt").stat().st_size == 1_204_997
     assert "CC0" in (tmp_path / "book/data/README.md").read_text()
     notice = (tmp_path / "belt/data/README.md").read_text()

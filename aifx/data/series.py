@@ -1,0 +1,240 @@
+"""Files of series of numbers over time, as windows of what went before and what is to be forecast."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from aifx.core.errors import ConfigError, DataError
+from aifx.core.files import read_file
+from aifx.core.json_files import write_json
+from aifx.core.json_values import plain
+from aifx.core.parsing import parse_json
+from aifx.core.project import Project
+from aifx.data.arrays import WEIGHTS
+from aifx.data.base import Batch, DataFormat, Split
+from aifx.data.rows import InputFile, Row, field, input_file
+from aifx.data.sections import SeriesSection
+from aifx.data.series_rows import check_places, read_numbers, read_series, read_time
+from aifx.data.series_windows import SeriesData, SeriesFacts, series_spec, window_batch
+from aifx.data.spec import DataSpec
+from aifx.data.time_grid import calendar_of, infer_grid, time_texts
+
+logger = logging.getLogger(__name__)
+
+FACTS_FILE = "series.json"
+"""In a run's assets: the `SeriesFacts` of its data."""
+
+
+@dataclass(frozen=True)
+class SeriesFormat(DataFormat):
+    """Series: a file with a row per time, and windows of `data.context` steps with `data.horizon` steps to forecast."""
+
+    section: SeriesSection
+    spec: DataSpec
+    facts: SeriesFacts
+
+    @classmethod
+    def describe(cls, section: SeriesSection, project: Project) -> DataSpec:
+        why = "the time between rows, and with it the calendar's features, are known only with the data"
+        raise ConfigError("data.kind = 'series' is described by its data", why, "aifx train")
+
+    @classmethod
+    def open(cls, section: SeriesSection, project: Project, assets: Path) -> tuple[SeriesFormat, SeriesData]:
+        """Infers the step of time and splits by it, the test last. Reports what it found."""
+        kept = assets / FACTS_FILE
+        data = _open(section, section.path, project.root / section.path, _facts(kept) if kept.exists() else None)
+        if not kept.exists():
+            write_json(kept, plain(data.facts))
+        _log(data)
+        data.source("train", 1, seed=0)  # raises if there is nothing to learn from
+        return cls(section, data.spec, data.facts), data
+
+    @classmethod
+    def load(cls, section: SeriesSection, spec: DataSpec, assets: Path) -> SeriesFormat:
+        return cls(section, spec, _facts(assets / FACTS_FILE))
+
+    def open_file(self, path: Path) -> SeriesData:
+        """All steps of a file after a context of its first steps."""
+        return _open(self.section, str(path), path, self.facts, is_split=False)
+
+    def baselines(self, dataset: SeriesData, split: Split) -> Iterator[tuple[str, np.ndarray]]:
+        """The value one season before, for each season of the grid."""
+        for season in self.facts.calendar.grid.seasons:
+            yield f"{season} before", dataset.naive(split, season)
+
+    def read_rows(self, file: InputFile) -> Iterator[Row]:
+        """One row per series, with a list per column."""
+        section = self.section
+        for series in read_series(file, section):
+            check_places(file, series, self.facts.calendar.grid)
+            columns = (section.value, *section.known, *section.past)
+            values: dict[str, Any] = {column: series.numbers[:, i] for i, column in enumerate(columns)}
+            place = f"{file.name}: series {series.name!r}" if section.series else file.name
+            named = {section.series: series.name} if section.series else {}
+            yield Row(file.name, int(series.rows[-1]), place, named | {self._time: series.times.tolist()} | values)
+
+    def encode(self, row: Mapping[str, Any]) -> Batch:
+        """A series as the window after its last value: lists of times, values and covariates, by column."""
+        section, calendar = self.section, self.facts.calendar
+        times, numbers = self._steps(row)
+        valued = np.flatnonzero(np.isfinite(numbers[:, 0]))
+        if not len(valued):
+            raise ValueError(f"column {section.value!r} has no value")
+        places, is_on = calendar.grid.places(times)
+        if not is_on.all():
+            raise ValueError(f"{times[~is_on][0]} is no whole number of steps of {calendar.grid} from {times[0]}")
+        length = section.context + section.horizon
+        within = places - places[valued[-1]] + section.context - 1
+        is_near = (within >= 0) & (within < length)
+        window = np.full((length, numbers.shape[1]), np.nan)
+        window[within[is_near]] = numbers[is_near]
+        for i, column in enumerate(section.known, 1):
+            if not np.isfinite(window[section.context :, i]).all():
+                why = f"it is in data.known, and the {section.horizon} steps after the last value need it"
+                raise ValueError(f"column {column!r} is missing in rows to forecast: {why}")
+        around = places[valued[-1]] + np.arange(1 - section.context, section.horizon + 1)
+        tokens = calendar.tokens(calendar.grid.times(around))
+        covariates = _scaled(window[:, 1:], self.facts.covariates)
+        batch = window_batch(section, window[None, :, 0], tokens[None], covariates[None])
+        return {name: values for name, values in batch.items() if name not in ("targets", WEIGHTS)}
+
+    def records(self, row: Row, prediction: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """A record per step of the horizon: the file, the series, the time, and the prediction for it."""
+        section, grid = self.section, self.facts.calendar.grid
+        times, numbers = self._steps(row.values)
+        (last,), _ = grid.places(times[np.isfinite(numbers[:, 0])][-1:])
+        ahead = grid.times(np.arange(last + 1, last + 1 + section.horizon))
+        named = {"file": row.file} | ({section.series: row.values[section.series]} if section.series else {})
+        texts = time_texts(ahead)
+        return [named | {self._time: text, **_of_step(prediction, step)} for step, text in enumerate(texts)]
+
+    @property
+    def _time(self) -> str:
+        """The field of a row that holds the times."""
+        return self.section.time if isinstance(self.section.time, str) else "time"
+
+    def _steps(self, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """The times and numbers of a series, in order of time."""
+        section = self.section
+        by_time = section.model_copy(update={"time": self._time})
+        columns = [self._time, section.value, *section.known, *section.past]
+        lists = [list(field(row, column)) for column in columns]
+        if len({len(values) for values in lists}) != 1:
+            lengths = ", ".join(f"{name} {len(values)}" for name, values in zip(columns, lists, strict=True))
+            raise ValueError(f"the columns of a series are equally long, and these are {lengths}")
+        steps = [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
+        times = np.array([read_time(step, by_time) for step in steps], "M8[us]")
+        order = np.argsort(times, kind="stable")
+        return times[order], np.array([read_numbers(step, section) for step in steps], np.float64)[order]
+
+
+def _open(
+    section: SeriesSection, name: str, path: Path, facts: SeriesFacts | None, *, is_split: bool = True
+) -> SeriesData:
+    """The data set of a file: divided into splits, or all of it the test. Raises DataError."""
+    file = input_file(str(path))
+    series = [one.until_last_value() for one in read_series(file, section)]
+    try:
+        grid = facts.calendar.grid if facts else infer_grid([one.times for one in series])
+    except ValueError as error:
+        raise DataError(f"{name}: too few rows", str(error), 'series = "COLUMN" below [data] names several') from None
+    places = [check_places(file, one, grid) for one in series]
+    lengths = np.array([found[-1] - found[0] + 1 for found in places])
+    rows = sum(map(len, places))
+    if lengths.sum() > 100 * rows + 10_000:
+        why = f"{rows:,} rows, and {lengths.sum():,} steps of {grid} from the first to the last of each series"
+        raise DataError(f"{name}: almost all steps are missing", why, "add up or average the values of longer steps")
+    room = section.context + section.horizon
+    starts = section.context + np.concatenate([[0], np.cumsum(lengths + room)[:-1]])
+    numbers = np.full((int(starts[-1] + lengths[-1]) + section.horizon, series[0].numbers.shape[1]), np.nan)
+    for one, found, start in zip(series, places, starts, strict=True):
+        numbers[start + found - found[0]] = one.numbers
+    grid_starts = np.array([found[0] for found in places])
+    begin, end = int(grid_starts.min()), int((grid_starts + lengths).max())
+    cuts: dict[Split, tuple[int, int]] = {"test": (begin + section.context, end)}
+    if is_split:
+        cuts = _cuts(section, name, begin, end)
+    if facts is None:
+        first, last = cuts["train"]
+        trained = np.concatenate([one.numbers[found < last, 1:] for one, found in zip(series, places, strict=True)])
+        facts = SeriesFacts(calendar_of(grid, last - first), _means(trained))
+    digest = hashlib.sha256(repr((plain(facts), cuts)).encode())
+    digest.update(repr([(one.name, int(start)) for one, start in zip(series, grid_starts, strict=True)]).encode())
+    digest.update(numbers)
+    return SeriesData(
+        section,
+        series_spec(section, facts.calendar),
+        digest.hexdigest(),
+        name,
+        facts,
+        np.ascontiguousarray(numbers[:, 0]),
+        _scaled(numbers[:, 1:], facts.covariates),
+        starts,
+        lengths,
+        grid_starts,
+        cuts,
+    )
+
+
+def _log(data: SeriesData) -> None:
+    calendar = data.facts.calendar
+    logger.info(
+        f"{data.name}: {len(data.starts):,} series, {np.isfinite(data.values).sum():,} values, a step is "
+        f"{calendar.grid}; calendar: {', '.join(calendar.features) or 'none'}"
+    )
+    for split, (first, end) in data.cuts.items():
+        if first < end:
+            since, until = time_texts(calendar.grid.times(np.array([first, end - 1])))
+            logger.info(f"{data.name}: {split} {since} to {until}, {end - first:,} steps")
+
+
+def _cuts(section: SeriesSection, name: str, begin: int, end: int) -> dict[Split, tuple[int, int]]:
+    """Where each split's targets begin and end on the grid: at the same times in all series."""
+    steps = end - begin
+    test = section.test_steps or round(section.test_fraction * steps)
+    validation = section.validation_steps or round(section.validation_fraction * steps)
+    if test + validation >= steps:
+        why = f"{validation} steps for validation and {test} for the test, of {steps}"
+        raise DataError(f"{name}: no steps are left to train on", why, "lower data.validation_steps or data.test_steps")
+    first, second = end - test - validation, end - test
+    return {"train": (begin, first), "validation": (first, second), "test": (second, end)}
+
+
+def _means(values: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """Mean and standard deviation of each column, missing numbers left out; 1 for a constant one."""
+    found = []
+    for column in values.T:
+        there = column[np.isfinite(column)]
+        mean, deviation = (float(there.mean()), float(there.std())) if len(there) else (0.0, 0.0)
+        found.append((mean, deviation or 1.0))
+    return tuple(found)
+
+
+def _scaled(values: np.ndarray, covariates: Sequence[tuple[float, float]]) -> np.ndarray:
+    means, deviations = np.array(covariates).reshape(-1, 2).T
+    scaled: np.ndarray = np.nan_to_num((values - means) / deviations, nan=0.0)
+    return scaled.astype(np.float32)
+
+
+def _of_step(value: Any, step: int) -> Any:
+    """What a prediction says of one step: lists have an entry per step, a single number is that of the only step."""
+    if isinstance(value, Mapping):
+        return {name: _of_step(item, step) for name, item in value.items()}
+    return value[step] if isinstance(value, list) else value
+
+
+def _facts(path: Path) -> SeriesFacts:
+    """What `open` kept. Raises DataError if it is missing or cannot be used."""
+    try:
+        return TypeAdapter(SeriesFacts).validate_python(parse_json(read_file(path)))
+    except (OSError, ValidationError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise DataError(f"{path} does not describe the series of the run", why, f"restore {path}") from None

@@ -1,0 +1,225 @@
+"""Windows over series: what went before, and what is to be forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from aifx.core.errors import DataError
+from aifx.data.arrays import WEIGHTS
+from aifx.data.base import Batch, Split
+from aifx.data.order import shuffled
+from aifx.data.sections import SeriesSection
+from aifx.data.spec import DataSpec, Field
+from aifx.data.time_grid import Calendar
+
+SMALLEST_SCALE = 1e-6
+"""A window that varies by less than this share of its mean is taken as constant."""
+
+NAIVE_ROWS = 4096  # windows read at a time for a naive forecast
+
+
+@dataclass(frozen=True)
+class SeriesFacts:
+    """What a model's data had in training: kept in the run's assets."""
+
+    calendar: Calendar
+    covariates: tuple[tuple[float, float], ...]  # mean and standard deviation of `known` and `past` in training
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of a split, by number: those of the first series, then those of the second, and so on."""
+
+    first: np.ndarray  # place in the data of the first target of each series' first window
+    offset: np.ndarray  # from a place in the data of each series to a place on the grid
+    end: np.ndarray  # place in the data where the split of each series ends
+    last: np.ndarray  # how many windows there are up to and with each series
+    stride: int
+
+    def __len__(self) -> int:
+        return int(self.last[-1])
+
+    def find(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each window: the place of its first target in the data and on the grid, and the end of its split."""
+        series = np.searchsorted(self.last, numbers, side="right")
+        before = np.concatenate([[0], self.last[:-1]])
+        target = self.first[series] + (numbers - before[series]) * self.stride
+        return target, target + self.offset[series], self.end[series]
+
+
+@dataclass(frozen=True)
+class SeriesSource:
+    """Batches of windows, each read from the series when it is needed.
+
+    "inputs" float32 `[rows, context]` and "targets" `[rows, horizon]`, less the window's "location" `[rows]` and over
+    its "scale" `[rows]`. "observed" `[rows, context]` and "weights" `[rows, horizon]` are 0 where a value is missing.
+    If there are any: "calendar" int32 and "known" float32 `[rows, context + horizon, features]`, and "past" float32
+    `[rows, context, features]`.
+    """
+
+    data: SeriesData
+    windows: Windows
+    seed: int | None
+    batch_size: int
+
+    @property
+    def num_batches(self) -> int | None:
+        return -(-len(self.windows) // self.batch_size) if self.seed is None else None
+
+    def read(self, step: int, rows: slice) -> Batch:
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        count, seed = len(self.windows), self.seed
+        which = np.array(places if seed is None else [shuffled(place, count, seed)[1] for place in places], np.int64)
+        batch = self.data.read(self.windows, np.minimum(which, count - 1))
+        for values in batch.values():
+            values[which >= count] = 0
+        return batch
+
+
+@dataclass(frozen=True)
+class SeriesData:
+    """A data set of series that lie behind each other in one array, with room for a window before and after each."""
+
+    section: SeriesSection
+    spec: DataSpec
+    digest: str
+    name: str  # of the file, for errors
+    facts: SeriesFacts
+    values: np.ndarray  # float64 [places], NaN where missing
+    covariates: np.ndarray  # float32 [places, features], scaled; 0 where missing
+    starts: np.ndarray  # place in `values` of each series' first step
+    lengths: np.ndarray  # steps of each series
+    grid_starts: np.ndarray  # place on the grid of each series' first step
+    cuts: Mapping[Split, tuple[int, int]]  # places on the grid of the first target of a split, and of its end
+
+    def source(self, split: Split, batch_size: int, *, seed: int | None) -> SeriesSource:
+        first, end = self.cuts.get(split, (0, 0))
+        windows = self.windows(first, end, is_training=split == "train")
+        if not len(windows):
+            why = f"it has {end - first} of {self._end - self._begin} steps; a window needs a step before it"
+            if split == "train":
+                why += f" and has data.horizon = {self.section.horizon} steps"
+            hint = f"raise data.{split}_steps or data.{split}_fraction" if split != "train" else "hold out less"
+            raise DataError(f"{self.name}: no windows in the {split} split", why, hint)
+        return SeriesSource(self, windows, seed, batch_size)
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Windows with a target that counts."""
+        return {"examples": int(np.count_nonzero(batch[WEIGHTS].any(axis=1)))}
+
+    def windows(self, first_place: int, end_place: int, *, is_training: bool) -> Windows:
+        """Windows over a part of the grid.
+
+        In training, those whose targets are all in it, `data.stride` apart, with a whole context if the series is long
+        enough. Otherwise those that have each step as a target once.
+        """
+        horizon = self.section.horizon
+        first, end = (np.clip(cut - self.grid_starts, 0, self.lengths) for cut in (first_place, end_place))
+        first = np.maximum(first, 1)  # a window has a step before it
+        if is_training:
+            first = np.maximum(first, np.minimum(self.section.context, end - horizon))
+            stride, counts = self.section.stride, (end - horizon - first) // self.section.stride + 1
+        else:
+            stride, counts = horizon, -((first - end) // horizon)
+        last = np.maximum(counts, 0).cumsum()
+        return Windows(self.starts + first, self.grid_starts - self.starts, self.starts + end, last, stride)
+
+    def read(self, windows: Windows, numbers: np.ndarray) -> Batch:
+        """The windows of these numbers."""
+        target, place, end = windows.find(numbers)
+        around = np.arange(-self.section.context, self.section.horizon)
+        steps = target[:, None] + around
+        values = np.where(steps < end[:, None], self.values[steps], np.nan)
+        tokens = self._tokens[place[:, None] + around - (self._begin - self.section.context)]
+        return window_batch(self.section, values, tokens, self.covariates[steps])
+
+    def naive(self, split: Split, season: int) -> np.ndarray:
+        """What a season before each target was, float32 `[windows, horizon]`, scaled as targets are.
+
+        It is the last such value that is known when the forecast is made. Where it is missing, it is the mean of the
+        context, 0.
+        """
+        windows = self.source(split, 1, seed=None).windows
+        ahead = np.arange(self.section.horizon)
+        found = np.zeros((len(windows), len(ahead)), np.float32)
+        for begin in range(0, len(windows), NAIVE_ROWS):
+            numbers = np.arange(begin, min(begin + NAIVE_ROWS, len(windows)))
+            places = windows.find(numbers)[0][:, None] + ahead - season * (ahead // season + 1)
+            is_there = places >= self.starts[np.searchsorted(windows.last, numbers, side="right")][:, None]
+            values = np.where(is_there, self.values[np.maximum(places, 0)], np.nan)
+            batch = self.read(windows, numbers)
+            scaled = (values - batch["location"][:, None]) / batch["scale"][:, None]
+            found[numbers] = np.nan_to_num(scaled, nan=0.0)
+        return found
+
+    @property
+    def _begin(self) -> int:
+        return int(self.grid_starts.min())
+
+    @property
+    def _end(self) -> int:
+        return int((self.grid_starts + self.lengths).max())
+
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        """Of each place on the grid that a window may reach: int32 [places, features]."""
+        places = np.arange(self._begin - self.section.context, self._end + self.section.horizon)
+        return self.facts.calendar.tokens(self.facts.calendar.grid.times(places))
+
+
+def window_batch(section: SeriesSection, values: np.ndarray, tokens: np.ndarray, covariates: np.ndarray) -> Batch:
+    """Windows as `SeriesSource` describes them, each scaled by the mean and the standard deviation of its context.
+
+    Args:
+        values: float64 `[rows, context + horizon]`, NaN where missing.
+        tokens: int32 `[rows, context + horizon, features]`.
+        covariates: float32 `[rows, context + horizon, features]`: `known`, then `past`.
+    """
+    context, num_known = section.context, len(section.known)
+    observed = np.isfinite(values[:, :context])
+    count = observed.sum(axis=1)
+    known = np.where(observed, values[:, :context], 0.0)
+    location = known.sum(axis=1) / np.maximum(count, 1)
+    centred = np.where(observed, known - location[:, None], 0.0)
+    deviation = np.sqrt(np.square(centred).sum(axis=1) / np.maximum(count, 1))
+    otherwise = np.where(location == 0.0, 1.0, np.abs(location))
+    scale = np.where(deviation > SMALLEST_SCALE * np.abs(location), deviation, otherwise)
+    targets = values[:, context:]
+    counts = np.isfinite(targets) & (count > 0)[:, None]
+    scaled = np.where(counts, targets - location[:, None], 0.0) / scale[:, None]
+    batch = {
+        "inputs": centred / scale[:, None],
+        "observed": observed,
+        "targets": scaled,
+        WEIGHTS: counts,
+        "location": location,
+        "scale": scale,
+        "known": covariates[:, :, :num_known],
+        "past": covariates[:, :context, num_known:],
+    }
+    batch = {name: np.array(array, np.float32) for name, array in batch.items() if array.size}
+    return batch | ({"calendar": np.array(tokens, np.int32)} if tokens.size else {})
+
+
+def series_spec(section: SeriesSection, calendar: Calendar) -> DataSpec:
+    """What a model must know of windows: the horizon is `target_size`, the calendar's tokens are `vocab_size`."""
+    context, whole = section.context, section.context + section.horizon
+    fields = {
+        "inputs": Field((context,), "float32", ("time",)),
+        "observed": Field((context,), "float32", ("time",)),
+        "targets": Field((section.horizon,), "float32", ("time",)),
+        WEIGHTS: Field((section.horizon,), "float32", ("time",)),
+        "location": Field((), "float32"),
+        "scale": Field((), "float32"),
+    }
+    optional = {
+        "calendar": Field((whole, len(calendar.features)), "int32", ("time", None)),
+        "known": Field((whole, len(section.known)), "float32", ("time", None)),
+        "past": Field((context, len(section.past)), "float32", ("time", None)),
+    }
+    fields |= {name: found for name, found in optional.items() if found.shape[-1]}
+    return DataSpec(fields, calendar.vocab_size or None, target_size=section.horizon)

@@ -1,0 +1,154 @@
+"""A project of series: from rows of a file to a gate and a forecast, and a resume bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from datetime import date, timedelta
+from pathlib import Path
+
+import inprocess
+import numpy as np
+import pytest
+
+from aifx.config import load_config
+from aifx.core.project import Project
+from aifx.training.records import Record, RunInfo, TrainResult
+from aifx.training.run import train
+from aifx.training.signals import StopSignals
+
+DAYS = 400
+TOML = """\
+[task]
+kind = "series"
+[data]
+path = "data/sales.csv"
+time = "day"
+value = "sold"
+series = "shop"
+known = ["price"]
+context = 21
+horizon = 3
+validation_steps = 40
+test_steps = 40
+[model]
+embed_dim = 16
+width = 32
+pooling = [7, 1]
+[train]
+num_steps = 120
+global_batch_size = 32
+validate_every = 30
+[optimizer]
+learning_rate = 0.01
+[checkpoint]
+every = 60
+[eval]
+gates = ["mape <= 15", "coverage >= 0.4"]
+"""
+
+
+def sold(shop: int, day: int, price: float) -> float:
+    """Sales with a week and an effect of the price."""
+    rng = np.random.default_rng([shop, day])
+    return round(float(100 * (shop + 1) + 30 * (shop + 1) * np.sin(2 * np.pi * day / 7)) * price + rng.normal(), 3)
+
+
+def rows_of(days: range) -> str:
+    """A .csv of two shops. After DAYS only the price is known."""
+    lines = ["day,shop,price,sold"]
+    for shop in range(2):
+        for day in days:
+            price = 1.3 if day % 5 == 0 else 1.0
+            value = "" if day >= DAYS or (shop, day) == (1, 50) else sold(shop, day, price)
+            lines.append(f"{date(2020, 1, 1) + timedelta(days=day)},shop-{shop},{price},{value}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/sales.csv").write_text(rows_of(range(DAYS)))
+    (tmp_path / "aifx.toml").write_text(TOML)
+    return tmp_path
+
+
+def command(project: Path, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = inprocess.run(args, project, os.environ)
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+def test_a_project_of_series_trains_passes_its_gates_and_forecasts(project: Path) -> None:
+    command(project, "config", "check")
+    trained = command(project, "train", "--json")
+    assert "2 series, 799 values, a step is 1 day; calendar: weekday" in trained.stderr
+    report = json.loads(command(project, "eval", "--json").stdout)
+    assert report["metrics"]["examples"] == 2 * 14  # 40 days in windows of three
+    assert [gate["passed"] for gate in report["gates"]] == [True, True]
+    (project / "data/sales.csv").unlink()  # from here on, the run is enough
+    (project / "new.csv").write_text(rows_of(range(DAYS - 30, DAYS + 3)))
+    command(project, "predict", "new.csv", "--output", "forecast.csv")
+    header, *lines = (project / "forecast.csv").read_text().splitlines()
+    assert header == "file,shop,day,value,quantiles.0.1,quantiles.0.5,quantiles.0.9"
+    assert [line.split(",")[1:3] for line in lines] == [
+        [f"shop-{shop}", str(date(2020, 1, 1) + timedelta(days=DAYS + day))] for shop in range(2) for day in range(3)
+    ]
+    for line, (shop, day) in zip(lines, ((s, d) for s in range(2) for d in range(DAYS, DAYS + 3)), strict=True):
+        value, low, median, high = map(float, line.split(",")[3:])
+        assert low <= median == value <= high
+        assert value == pytest.approx(sold(shop, day, 1.3 if day % 5 == 0 else 1.0), rel=0.4)
+    (project / "new.csv").write_text(rows_of(range(DAYS - 30, DAYS)))
+    failed = command(project, "predict", "new.csv", code=2)
+    assert "new.csv: series 'shop-0': the row cannot be used" in failed.stderr
+    assert "'price' is missing in rows to forecast" in failed.stderr
+    measured = json.loads(command(project, "eval", "--data", "new.csv", "--json").stdout)
+    assert measured["datasets"][0]["metrics"]["examples"] == 2 * 3
+
+
+class StopAt:
+    """An observer that asks the run to stop once it is told of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.signals = step, StopSignals()
+
+    def start(self, info: RunInfo) -> None: ...
+
+    def record(self, record: Record) -> None:
+        if record.step == self.step:
+            self.signals.requested = 15
+
+    def event(self, name: str, fields: object) -> None: ...
+
+    def stop(self, result: TrainResult | None) -> None: ...
+
+
+def test_a_run_of_series_resumes_bit_for_bit(project: Path) -> None:
+    found = Project(project)
+    config = load_config(found, ["train.num_steps=20", "train.gradient_accumulation=2"], {})
+    whole = train(found, config, "whole")
+    observer = StopAt(7)
+    assert train(found, config, "halved", observers=[observer], stop=observer.signals).status == "preempted"
+    second = train(found, config, "halved")
+    assert second.state_digest == whole.state_digest
+    assert second.best_validation_loss == whole.best_validation_loss
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("data.path='data/sale.csv'", ["no file 'data/sale.csv'", "sales.csv"]),
+        ("data.known=['sold']", ["data.known names the column 'sold', which is data.value"]),
+        ("objective.quantiles=[0.1,0.9]", ["objective.quantiles", "0.5 must be among them"]),
+        ("data.validation_fraction=0.9", ["data.validation_fraction = 0.9"]),
+        ("eval.gates=['mse < 1']", ["mse", "mape"]),
+        ("checkpoint.best_by='min maape'", ["did you mean 'mape'?"]),
+    ],
+)
+def test_settings_that_cannot_be(project: Path, setting: str, words: list[str]) -> None:
+    toml = TOML.replace("validation_steps = 40\ntest_steps = 40\n", "test_fraction = 0.1\n")
+    (project / "aifx.toml").write_text(toml)
+    done = command(project, "config", "check", "--set", setting, code=2)
+    for word in words:
+        assert word in done.stderr + done.stdout
