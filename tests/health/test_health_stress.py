@@ -188,6 +188,17 @@ def test_the_budget_bounds_it(child, monkeypatch):
     assert len(facts["devices"][0]["memory"]) == 2
 
 
+def test_a_slow_import_of_jax_is_within_the_budget(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(stress, "GRACE_S", 120.0)
+    source = "import time\ntime.sleep(3)\nfrom aifx.health.stress.child import main\nmain()\n"
+    (tmp_path / "stress_child_that_imports_slowly.py").write_text(source)
+    facts = stress.collect("quick", 3.0, child="stress_child_that_imports_slowly")
+    assert facts["left_out"][0] == "consistency check, cold of all"
+    assert len(facts["left_out"]) > 3
+    assert isinstance(facts["consistency"], Absent)
+
+
 def test_a_hang_that_the_budget_ends_is_a_hang(child, monkeypatch):
     monkeypatch.setattr(stress, "GRACE_S", 0.2)
     facts = stress.collect("quick", 1.5, child=child("time.sleep(3600)", limit_s=900, suspect_s=0.1))

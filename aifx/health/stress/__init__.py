@@ -42,8 +42,7 @@ def collect(level: Literal["quick", "full"], budget_s: float, child: str = CHILD
     with Child.of_module("aifx.health.stress.sensors") as sampler:
         try:
             for _ in range(MOST_RESTARTS):
-                left_s = max(until - time.monotonic(), 0.0)
-                arguments = [level, f"{left_s:.1f}", str(record.next_step), ",".join(sorted(without))]
+                arguments = [level, f"{until:.1f}", str(record.next_step), ",".join(sorted(without))]
                 ended, why = _run(child, arguments, sampler, record, until)
                 stuck = {name for name, row in record.devices.items() if row["state"] == "hung"} - without
                 if ended in ("hung", "died") and record.running is not None:

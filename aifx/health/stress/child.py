@@ -1,7 +1,8 @@
-"""Load the devices: `python -m aifx.health.stress.child LEVEL BUDGET_S FIRST_STEP DEVICES`.
+"""Load the devices: `python -m aifx.health.stress.child LEVEL UNTIL FIRST_STEP DEVICES`.
 
 It prints each step and each result as one line of JSON, so that no result is lost if it hangs or dies. The parent then
-starts it again from the next step, without the named devices ("gpu:0,gpu:3").
+starts it again from the next step, without the named devices ("gpu:0,gpu:3"). UNTIL is by `time.monotonic`: the import
+of JAX is within the budget.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def plan(everything: list[Any], without: set[str], level: Level, left_s: Callabl
 
 def main() -> None:
     emit = connect()
-    level, budget_s, first_step, names = sys.argv[1:]
-    without, until = set(names.split(",")), time.monotonic() + float(budget_s)
+    level, end, first_step, names = sys.argv[1:]
+    without, until = set(names.split(",")), float(end)
 
     def report(event: str, **fields: Any) -> None:
         emit({"event": event, **to_document(fields)})
