@@ -176,13 +176,18 @@ class Checkpoints:
         folder, manifest = self._open(step)
         wanted = flat_names(abstract)
         check_fit(folder, manifest, wanted)
+        return from_named(nest(self.read(step, wanted)), abstract), dict(manifest.host)
+
+    def read(self, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Some arrays of a checkpoint by name, in the shapes and shardings of `wanted`. Their digests are verified."""
+        folder, manifest = self._open(step)
         arrays = _read(folder, manifest, list(wanted))
         found = array_digests(arrays, workers=4)
         if damaged := [name for name, digest in found.items() if digest != manifest.arrays[name].sha256]:
             more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
             why = f"bytes differ from what was saved: {', '.join(damaged[:3])}{more}"
             raise Damaged(f"checkpoint {folder} is damaged", why)
-        return from_named(nest(place(arrays, wanted)), abstract), dict(manifest.host)
+        return place(arrays, wanted)
 
     def latest_good(self, abstract: Tree) -> Restored | None:
         """The newest checkpoint that is whole, or None. Damaged ones newer than it are set aside, with a warning."""

@@ -39,6 +39,7 @@ class Config:
     mesh: section_types.MeshSection
     optimizer: section_types.OptimizerSection
     schedule: section_types.ScheduleSection
+    finetune: section_types.FinetuneSection
     checkpoint: section_types.CheckpointSection
     eval: section_types.EvalSection
     kernels: section_types.KernelsSection

@@ -48,6 +48,8 @@ _KEYS: dict[str, str] = {  # "section.key" is a name that means this in that sec
     "model.activation": "hidden_act activation_function act_fn",
     "model.rope_theta": "rope_base rotary_base",
     "model.remat": "gradient_checkpointing activation_checkpointing checkpoint_activations",
+    "finetune.base_run": "init_from pretrained pretrained_run pretrained_model_path load_from",
+    "finetune.freeze": "freeze_backbone freeze_encoder",
     "model.dropout": "dropout_rate drop_rate",
     "data.seq_len": (
         "block_size context_length context_len context_size ctx_len n_ctx sequence_length seq_length "

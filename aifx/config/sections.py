@@ -185,6 +185,23 @@ class ScheduleSection(Section):
     decay_fraction: Share = setting(0.2, "wsd: share of the run that decays.")
 
 
+class FinetuneSection(Section):
+    """An earlier run whose weights a new run begins with."""
+
+    base_run: str | None = setting(
+        None, "Run of this project: a new run begins with the weights of its best checkpoint. The head may differ."
+    )
+    freeze: Literal["none", "backbone"] = setting("none", "backbone: train the head alone, on the weights of base_run.")
+
+    def conflicts(self, config: Any) -> Iterator[Conflict]:
+        if self.freeze != "none" and self.base_run is None:
+            yield Conflict(
+                ("finetune.freeze", "finetune.base_run"),
+                f"finetune.freeze = {self.freeze!r} needs finetune.base_run",
+                "without it, the backbone would stay at its random first values",
+            )
+
+
 class CheckpointSection(Section):
     """What is kept on disk, and how often."""
 

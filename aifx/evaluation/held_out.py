@@ -27,7 +27,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.base import Batch, Split
 from aifx.loading.restore import RestoredRun, restore_run
-from aifx.objectives.base import Sums, Totals
+from aifx.objectives.base import Rows, Sums, Totals
 from aifx.objectives.checks import check_metrics
 from aifx.programs.build import Programs
 from aifx.runs.lock import exclusive
@@ -51,24 +51,28 @@ def evaluate_split(
     *,
     num_batches: int | None = None,
     place: Callable[[Batch], Mapping[str, jax.Array]] | None = None,
+    totals: dict[str, tuple[Any, Any]] | None = None,
 ) -> dict[str, Any]:
     """Metrics over a split, or over its first `num_batches` batches; the same bits each time on the same machine.
 
-    The sums of the batches are added up in float64 and in order. Bytes and examples are counted on the host, since
-    programs contain no data. `place` puts a batch on the devices, by default `Layout.place`. Raises DataError if the
-    split has no batch.
+    The sums of the batches are added up in float64 and in order; `Rows` are joined. Bytes and examples are counted on
+    the host, since programs contain no data. `place` puts a batch on the devices, by default `Layout.place`. An empty
+    `totals` is filled with what the metrics are formed from. Raises DataError if the split has no batch.
     """
     place = place or programs.layout.place
     dataset = dataset_of(programs.task)
-    totals: dict[str, tuple[Any, Any]] = {}
+    totals = {} if totals is None else totals
+    rows: dict[str, list[Rows]] = {}
     counts: Counter[str] = Counter()
     pending: Sums = {}
     for batch in _batches(programs, split, num_batches):
         following = programs.eval_step(params, frozen, place(batch))  # runs while the one before is added up
         counts.update(dataset.counts(batch))
-        _add(totals, pending)
+        _add(totals, rows, pending)
         pending = following
-    _add(totals, pending)
+    _add(totals, rows, pending)
+    for name, parts in rows.items():
+        totals[name] = Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
     return _metrics(programs, totals, counts)
 
 
@@ -87,8 +91,13 @@ def _batches(programs: Programs, split: Split, num_batches: int | None) -> Itera
             progress.advance(1)
 
 
-def _add(totals: dict[str, tuple[Any, Any]], sums: Mapping[str, tuple[Any, Any]]) -> None:
-    for name, (total, weight) in jax.device_get(dict(sums)).items():
+def _add(totals: dict[str, tuple[Any, Any]], rows: dict[str, list[Rows]], sums: Mapping[str, tuple[Any, Any]]) -> None:
+    """Add the sums of a batch to `totals`, and append its rows to those before."""
+    for name, found in jax.device_get(dict(sums)).items():
+        if isinstance(found, Rows):
+            rows.setdefault(name, []).append(found)
+            continue
+        total, weight = found
         before = totals.get(name, (0.0, 0.0))
         totals[name] = (before[0] + np.asarray(total, np.float64), before[1] + np.asarray(weight, np.float64))
 
@@ -101,9 +110,13 @@ def _metrics(programs: Programs, totals: Totals, counts: Mapping[str, int]) -> d
 def metric_names(programs: Programs, split: Split) -> set[str]:
     """The numbers that `evaluate_split` will return, known before anything is computed: the sums are traced."""
     counts = dataset_of(programs.task).counts(next(_batches(programs, split, 1)))
-    sums = programs.eval_step.trace()
-    ones = {name: (np.ones(total.shape), np.ones(weight.shape)) for name, (total, weight) in sums.items()}
-    return set(scalars(_metrics(programs, ones, dict.fromkeys(counts, 1))))
+    made_up = {
+        name: Rows(np.zeros(pair[0].shape, pair[0].dtype), np.ones(pair[1].shape))  # type: ignore[arg-type]
+        if isinstance(pair, Rows)
+        else (np.ones(pair[0].shape), np.ones(pair[1].shape))
+        for name, pair in programs.eval_step.trace().items()
+    }
+    return set(scalars(_metrics(programs, made_up, dict.fromkeys(counts, 1))))
 
 
 @dataclass(frozen=True)
@@ -134,6 +147,15 @@ class Report:
         return all(g.passed for g in self.gates)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A report, with what it was formed from."""
+
+    report: Report
+    programs: Programs
+    totals: Totals
+
+
 def evaluate(
     run: RunDirectory,
     project: Project,
@@ -154,6 +176,19 @@ def evaluate(
     Raises UsageError for a malformed gate, one on a metric that does not exist, or overrides that divide the data
     otherwise than the run did, before anything is measured.
     """
+    return measure(run, project, split=split, gates=gates, step=step, overrides=overrides).report
+
+
+def measure(
+    run: RunDirectory,
+    project: Project,
+    *,
+    split: Split | None = None,
+    gates: Sequence[str] = (),
+    step: StepChoice | None = None,
+    overrides: Sequence[str] = (),
+) -> Measured:
+    """`evaluate`, with what the report was formed from."""
     asked = [parse_gate(expr) for expr in gates]
     check_overrides(run, project, overrides)
     try:
@@ -169,7 +204,8 @@ def evaluate(
         programs, params, frozen = trained.programs(quantize)
         if all_gates:
             check_names(all_gates, metric_names(programs, chosen))
-        metrics = evaluate_split(programs, params, frozen, chosen)
+        totals: dict[str, tuple[Any, Any]] = {}
+        metrics = evaluate_split(programs, params, frozen, chosen, totals=totals)
     better = better_last(run, all_gates)
     report = Report(
         run=run.name,
@@ -181,7 +217,7 @@ def evaluate(
         better_last=better if better is not None and better.last_step != trained.step else None,
     )
     write_report(run, report, data_digest=data_digest(trained.task, trained.config))
-    return report
+    return Measured(report, programs, totals)
 
 
 def better_last(run: RunDirectory, gates: Iterable[Gate]) -> BetterLast | None:

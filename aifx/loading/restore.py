@@ -85,12 +85,14 @@ def restore_run(
     config = read_config(run.config, project, overrides, current=CURRENT)
     at = choose_step(run, config, step)
     check_tree(run.assets)
-    bound = read_manifest(run.checkpoints / str(at)).run
-    for error in binding_errors(run, read_config(run.config, project), at, bound):
+    manifest = read_manifest(run.checkpoints / str(at))
+    for error in binding_errors(run, read_config(run.config, project), at, manifest.run):
         raise error
     task = (open_task if with_data else load_task)(config, project, run.assets)
     with project_errors(config, project):
         params, frozen = restore_params(run, config, at, task.model)
+        thresholds = (manifest.host.get("progress") or {}).get("thresholds") or {}
+        task = replace(task, objective=task.objective.with_thresholds(thresholds))
     return RestoredRun(run, project, config, task, params, frozen, at)
 
 

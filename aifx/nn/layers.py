@@ -106,7 +106,17 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-def dropout(x: jax.Array, rate: float, ctx: ForwardContext, layer: int = 0) -> jax.Array:
+def centred(images: jax.Array, dtype: DTypeLike, epsilon: float = 1e-5) -> jax.Array:
+    """Images `[rows, height, width, channels]` of any scale as numbers of `dtype` with mean 0 and variance 1 per image.
+
+    So a camera's exposure does not matter.
+    """
+    x = images.astype(dtype)
+    x = x - jnp.mean(x, axis=(1, 2, 3), keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(1, 2, 3), keepdims=True) + epsilon)
+
+
+def dropout(x: jax.Array, rate: float, ctx: ForwardContext, layer: int | jax.Array = 0) -> jax.Array:
     """x `[rows, ...]` with a share `rate` of its elements zeroed in training, the rest scaled up to keep the mean.
 
     `layer` is the number of the layer within the model: each draws its own.

@@ -2,7 +2,9 @@
 
 from aifx.config.kinds import ObjectiveKind
 from aifx.config.sections import ObjectiveSection
-from aifx.objectives.sections import QuantileSection
+from aifx.objectives.sections import ClassificationSection, MultilabelSection, QuantileSection
+
+CLASS_METRICS = ("precision", "recall", "f1", "auc", "average_precision", "examples")
 
 OBJECTIVES = {
     "next-token": ObjectiveKind(
@@ -13,10 +15,17 @@ OBJECTIVES = {
     ),
     "classification": ObjectiveKind(
         "classification",
-        ObjectiveSection,
+        ClassificationSection,
         "aifx.objectives.classification:Classification",
-        metrics=("loss", "accuracy", "macro_f1", "examples"),
-        class_metrics=("precision", "recall", "f1", "examples"),
+        metrics=("loss", "accuracy", "balanced_accuracy", "macro_f1", "auc", "average_precision", "examples"),
+        class_metrics=CLASS_METRICS,
+    ),
+    "multilabel": ObjectiveKind(
+        "multilabel",
+        MultilabelSection,
+        "aifx.objectives.multilabel:Multilabel",
+        metrics=("loss", "exact_match", "balanced_accuracy", "macro_f1", "auc", "average_precision", "examples"),
+        class_metrics=(*CLASS_METRICS, "threshold"),
     ),
     "regression": ObjectiveKind(
         "regression",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import jax
 import numpy as np
@@ -20,13 +21,34 @@ from aifx.specs import Params
 DeviceBatch: TypeAlias = Mapping[str, jax.Array]
 
 Sums: TypeAlias = dict[str, tuple[jax.Array, jax.Array]]
-"""Additive (total, weight) by name, float32 scalars or small arrays. Training follows total / weight of "loss"."""
+"""Additive (total, weight) by name, float32 scalars or small arrays. Training follows total / weight of "loss".
+
+When evaluating, `Rows` may be among them."""
+
+
+class Rows(NamedTuple):
+    """Numbers of each row, in place of sums: evaluation collects them in the order of the split.
+
+    What no sum can say needs them, such as an order of all scores. They take memory on the host for the whole split.
+    """
+
+    values: jax.Array  # [rows, ...]
+    weights: jax.Array  # [rows]; 0 on rows that only fill a batch
+
 
 Predictions: TypeAlias = dict[str, jax.Array]
 """By name, `[examples, ...]`."""
 
 Totals: TypeAlias = Mapping[str, tuple[Any, Any]]
-"""The same on the host, added up over batches in float64."""
+"""The same on the host, added up over batches in float64; `Rows` joined."""
+
+
+@dataclass(frozen=True)
+class WorstError:
+    """An example that the model predicts badly."""
+
+    row: int  # its number in the order of the split, from 0
+    facts: Mapping[str, Any]  # what it is and what was predicted, by name: text, numbers and lists of them
 
 
 class Objective:
@@ -59,6 +81,24 @@ class Objective:
         """
         return {name: mean(pair) for name, pair in totals.items()}
 
+    def thresholds(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """The threshold of each class that a report on the validation split chose; empty if there are none.
+
+        A run keeps them with its checkpoints.
+        """
+        return {}
+
+    def with_thresholds(self, thresholds: Mapping[str, float]) -> Self:
+        """The objective that decides by these thresholds, which a run kept."""
+        return self
+
+    def worst_errors(self, totals: Totals, data: DataSpec, count: int) -> list[WorstError]:
+        """Up to `count` examples with the largest errors, the worst first, from the `Rows` of `sums`. By default none.
+
+        `aifx eval --html` shows them.
+        """
+        return []
+
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
         """What the model predicts for each example of a batch of `DataFormat.encode`'s arrays: `[examples, ...]`.
 
@@ -72,6 +112,12 @@ class Objective:
         By default the predictions of a row's one example as Python's numbers and lists.
         """
         return {name: values[0].tolist() for name, values in predictions.items()}
+
+
+def largest(values: np.ndarray, count: int) -> list[int]:
+    """The places of the `count` largest of the values `[rows]` that are more than 0, the largest first."""
+    order = np.argsort(-values, kind="stable")[:count]
+    return [int(row) for row in order if values[row] > 0]
 
 
 def mean(pair: tuple[Any, Any]) -> float:

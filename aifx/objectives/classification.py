@@ -2,23 +2,75 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import logsumexp, softmax
 
+from aifx.config.sections import Section
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
-from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, mean, outputs
+from aifx.objectives.base import (
+    DeviceBatch,
+    Objective,
+    Predictions,
+    Rows,
+    Sums,
+    Totals,
+    WorstError,
+    largest,
+    mean,
+    outputs,
+)
 from aifx.objectives.checks import check_targets, misfit
+from aifx.objectives.ranking import ClassRankings, mean_of_defined, rank_classes
+from aifx.objectives.sections import ClassificationSection, MultilabelSection
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params
 
 
-class Classification(Objective):
+class Classifier(Objective):
+    """What classifiers share: a threshold for each class, chosen on the validation split and fixed from then on."""
+
+    section_type: ClassVar[type[ClassificationSection | MultilabelSection]]
+
+    def __init__(self, section: Section | None = None) -> None:
+        self.section = section if isinstance(section, self.section_type) else self.section_type()
+        self._thresholds: Mapping[str, float] | None = None  # None: those that are best for the split at hand
+
+    def thresholds(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        reports = metrics.get("per_class", {}).items()
+        return {name: report["threshold"] for name, report in reports if "threshold" in report}
+
+    def with_thresholds(self, thresholds: Mapping[str, float]) -> Self:
+        changed = copy.copy(self)
+        changed._thresholds = dict(thresholds)
+        return changed
+
+    def _in_use(self, classes: tuple[str, ...], chosen: np.ndarray, neutral: float) -> np.ndarray | None:
+        """The threshold of each class: the fixed ones, otherwise those `chosen` (NaN for none); `neutral` without.
+
+        None if there are none, and the likeliest class is to be predicted.
+        """
+        if self.section.threshold_by == "none":
+            return None
+        if self._thresholds is not None:
+            return np.array([self._thresholds.get(name, neutral) for name in classes])
+        return np.where(np.isnan(chosen), neutral, chosen)
+
+    def _fixed(self, classes: tuple[str, ...], neutral: float) -> np.ndarray | None:
+        """`_in_use` where there is no split to choose by."""
+        return self._in_use(classes, np.full(len(classes), np.nan), neutral)
+
+
+class Classification(Classifier):
     """Cross-entropy of `targets` int32 `[rows]`. Reports accuracy, a report by class and the confusion matrix."""
+
+    section_type = ClassificationSection
 
     def check_data(self, data: DataSpec) -> None:
         if not data.classes:
@@ -26,57 +78,122 @@ class Classification(Objective):
         check_targets(data, "classification needs one label per example", "iu", 1)
 
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
-        """Over examples: "loss" in nats, "accuracy", and when evaluating "confusion" `[true, predicted]`."""
+        """Over examples: "loss" in nats, and when evaluating the rows "logits" `[rows, classes]` and "labels"."""
         logits = outputs(model, params, batch, ctx)
         labels, weights = batch["targets"], batch["weights"]
         if logits.shape[:-1] != labels.shape:
             why = f"the outputs are {list(logits.shape)}, the labels {list(labels.shape)}"
             raise misfit("classification needs one row of outputs per label", why)
-        predicted = jnp.argmax(logits, axis=-1)
-        weight = weights.sum()
-        sums = {
-            "loss": ((cross_entropy(logits, labels) * weights).sum(), weight),
-            "accuracy": (((predicted == labels) * weights).sum(), weight),
-        }
+        sums: Sums = {"loss": ((cross_entropy(logits, labels) * weights).sum(), weights.sum())}
         if not ctx.training:
-            sums["confusion"] = (confusion_matrix(labels, predicted, weights, logits.shape[-1]), weight)
+            sums |= {"logits": Rows(logits.astype(jnp.float32), weights), "labels": Rows(labels, weights)}
         return sums
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
-        """loss [nats], accuracy; if confusion was summed also macro_f1, examples, per_class and confusion."""
-        report: dict[str, Any] = {name: mean(totals[name]) for name in ("loss", "accuracy")}
-        if "confusion" in totals:
-            report |= class_report(np.asarray(totals["confusion"][0], np.float64), data.classes)
-        return report
+        """loss [nats]; when evaluating also accuracy, the means over classes, per_class and confusion."""
+        report: dict[str, Any] = {"loss": mean(totals["loss"])}
+        if "logits" not in totals:
+            return report
+        (logits, weights), (labels, _) = totals["logits"], totals["labels"]
+        count = len(data.classes)
+        with np.errstate(invalid="ignore"):  # of a model that diverged
+            normalizer = logsumexp(logits.astype(np.float64), axis=-1)
+            ranked = rank_classes(
+                lambda c: np.exp(logits[:, c] - normalizer),
+                lambda c: labels == c,
+                weights,
+                count,
+                self.section.threshold_by,
+            )
+        thresholds = self._in_use(data.classes, ranked.thresholds, 1 / count)
+        confusion = np.zeros((count, count))
+        np.add.at(confusion, (labels, likeliest(logits, thresholds)), weights.astype(np.float64))
+        hits, present, named = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+        recall = np.divide(hits, present, out=np.full(count, np.nan), where=present > 0)
+        return report | {
+            "accuracy": mean((hits.sum(), present.sum())),
+            "balanced_accuracy": mean_of_defined(recall),
+            **class_report(hits, present, named, ranked, data.classes, thresholds),
+            "examples": round(float(present.sum())),
+            "confusion": confusion.round().astype(int).tolist(),
+        }
 
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
         """For each example: "probabilities" of the classes, float32 `[examples, classes]`."""
         return {"probabilities": jax.nn.softmax(outputs(model, params, batch, ctx), axis=-1)}
 
     def decode(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> dict[str, Any]:
-        """The likeliest class as "label", its "probability", and the "probabilities" of all classes."""
+        """The predicted class as "label", its "probability", and the "probabilities" of all classes."""
         (values,) = predictions["probabilities"]
-        best = int(values.argmax())
+        thresholds = self._fixed(data.classes, 1 / len(data.classes))
+        best = int((values if thresholds is None else values / thresholds).argmax())
         by_class = dict(zip(data.classes, values.tolist(), strict=True))
         return {"label": data.classes[best], "probability": float(values[best]), "probabilities": by_class}
 
+    def worst_errors(self, totals: Totals, data: DataSpec, count: int) -> list[WorstError]:
+        (logits, weights), (labels, _) = totals["logits"], totals["labels"]
+        predicted = likeliest(logits, self._fixed(data.classes, 1 / len(data.classes)))
+        probabilities = softmax(logits.astype(np.float64), axis=-1)
+        rows = np.arange(len(labels))
+        right = probabilities[rows, labels]
+        return [
+            WorstError(
+                row,
+                {
+                    "is": data.classes[labels[row]],
+                    "predicted": data.classes[predicted[row]],
+                    "probabilities": [float(right[row]), float(probabilities[row, predicted[row]])],
+                },
+            )
+            for row in largest(np.where((weights > 0) & (predicted != labels), 1 - right, 0.0), count)
+        ]
 
-def class_report(confusion: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Precision, recall and F1 of each class from counts `[true, predicted]`; 0 where a class never occurs."""
-    hits, present, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+
+def likeliest(logits: np.ndarray, thresholds: np.ndarray | None) -> np.ndarray:
+    """The class with the largest probability / threshold, int `[examples]`, as mlr3's `set_threshold` decides."""
+    return (logits if thresholds is None else logits - np.log(thresholds)).argmax(axis=-1)
+
+
+def class_report(
+    hits: np.ndarray,
+    present: np.ndarray,
+    named: np.ndarray,
+    ranked: ClassRankings,
+    classes: tuple[str, ...],
+    thresholds: np.ndarray | None,
+) -> dict[str, Any]:
+    """The report of each class, and means over classes.
+
+    Args:
+        hits: the weight of the examples of each class that were predicted as it [classes].
+        present, named: the weight of its examples, and of those that were predicted as it [classes].
+
+    Precision, recall and F1 are 0 where a class never occurs. AUC and average precision are NaN there, and their means
+    leave such classes out.
+    """
     precision, recall, f1 = (
-        np.divide(part, whole, out=np.zeros_like(hits), where=whole > 0).tolist()
-        for part, whole in ((hits, predicted), (hits, present), (2 * hits, present + predicted))
+        np.divide(part, whole, out=np.zeros_like(hits), where=whole > 0)
+        for part, whole in ((hits, named), (hits, present), (2 * hits, present + named))
     )
+    columns = {
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "auc": ranked.auc,
+        "average_precision": ranked.average_precision,
+        "examples": present.round().astype(int),
+    }
+    if thresholds is not None:
+        columns["threshold"] = thresholds
     per_class = {
-        name: {"precision": p, "recall": r, "f1": f, "examples": n}
-        for name, p, r, f, n in zip(classes, precision, recall, f1, present.round().astype(int).tolist(), strict=True)
+        name: dict(zip(columns, values, strict=True))
+        for name, *values in zip(classes, *(column.tolist() for column in columns.values()), strict=True)
     }
     return {
         "macro_f1": float(np.mean(f1)),
-        "examples": round(float(confusion.sum())),
+        "auc": mean_of_defined(ranked.auc),
+        "average_precision": mean_of_defined(ranked.average_precision),
         "per_class": per_class,
-        "confusion": confusion.round().astype(int).tolist(),
     }
 
 
@@ -91,10 +208,3 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
     picked = jnp.where(classes == labels[..., None], shifted, 0.0).sum(axis=-1)
     return jnp.log(jnp.exp(shifted).sum(axis=-1)) - picked
-
-
-def confusion_matrix(labels: jax.Array, predicted: jax.Array, weights: jax.Array, num_classes: int) -> jax.Array:
-    """Weight of each (true, predicted) pair, float32 [classes, classes]; whole weights are exact up to 2**24."""
-    true = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32) * weights[:, None]
-    named = jax.nn.one_hot(predicted, num_classes, dtype=jnp.float32)
-    return jnp.matmul(true.T, named, precision=jax.lax.Precision.HIGHEST)

@@ -10,7 +10,18 @@ import numpy as np
 
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
-from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, mean, outputs
+from aifx.objectives.base import (
+    DeviceBatch,
+    Objective,
+    Predictions,
+    Rows,
+    Sums,
+    Totals,
+    WorstError,
+    largest,
+    mean,
+    outputs,
+)
 from aifx.objectives.checks import check_targets, misfit
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params
@@ -23,22 +34,33 @@ class Regression(Objective):
         check_targets(data, f"regression needs {data.target_size} targets per example", "fiu", data.target_size)
 
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
-        """Over examples: "loss", the squared error, and "mean_absolute_error"."""
+        """Over examples: "loss", the squared error, and "mean_absolute_error"; when evaluating also rows of both."""
         predicted, weights = outputs(model, params, batch, ctx).astype(jnp.float32), batch["weights"]
         if predicted.size != batch["targets"].size:
             why = f"the outputs are {list(predicted.shape)}, the targets {list(batch['targets'].shape)}"
             raise misfit("regression needs one output of the model per target", why)
         error = predicted - batch["targets"].reshape(predicted.shape)
         weight = weights.sum()
-        return {
+        sums: Sums = {
             "loss": ((jnp.square(error).mean(axis=-1) * weights).sum(), weight),
             "mean_absolute_error": ((jnp.abs(error).mean(axis=-1) * weights).sum(), weight),
         }
+        if not ctx.training:
+            sums |= {"predicted": Rows(predicted, weights), "errors": Rows(error, weights)}
+        return sums
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
         """loss, mean_absolute_error, and when evaluating examples."""
         means = {name: mean(totals[name]) for name in ("loss", "mean_absolute_error")}
         return means | ({"examples": round(float(totals["examples"][0]))} if "examples" in totals else {})
+
+    def worst_errors(self, totals: Totals, data: DataSpec, count: int) -> list[WorstError]:
+        (predicted, weights), (errors, _) = totals["predicted"], totals["errors"]
+        squared = np.where(weights > 0, np.square(errors).mean(axis=-1), 0.0)
+        return [
+            WorstError(row, {"is": (predicted[row] - errors[row]).tolist(), "predicted": predicted[row].tolist()})
+            for row in largest(squared, count)
+        ]
 
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
         """For each example: "values", float32 `[examples, target_size]`."""

@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
-from aifx.config.sections import ObjectiveSection
+from aifx.config.sections import Conflict, ObjectiveSection, setting
+
+if TYPE_CHECKING:
+    from aifx.config.config import Config
 
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+ThresholdBy: TypeAlias = Literal["none", "f1", "balanced_accuracy"]
+
+
+class ClassificationSection(ObjectiveSection):
+    """One label per example."""
+
+    threshold_by: ThresholdBy = setting(
+        "none",
+        "Choose a threshold for each class on the validation split, by its F1 or its balanced accuracy. "
+        "The class with the largest probability / threshold is predicted. none: the likeliest class.",
+    )
+
+    def conflicts(self, config: Config) -> Iterator[Conflict]:
+        if self.threshold_by != "none" and not config.train.validate_every:
+            yield Conflict(
+                ("objective.threshold_by", "train.validate_every"),
+                f"objective.threshold_by = {self.threshold_by!r} needs validations, "
+                "and train.validate_every = 0 makes none",
+                "thresholds are chosen on the validation split",
+            )
+
+
+class MultilabelSection(ObjectiveSection):
+    """Any number of classes per example."""
+
+    threshold_by: ThresholdBy = setting(
+        "f1",
+        "Choose a threshold for each class on the validation split, by its F1 or its balanced accuracy. "
+        "Classes at their threshold or above are predicted. none: 0.5 for each class.",
+    )
 
 
 class QuantileSection(ObjectiveSection):

@@ -23,6 +23,7 @@ from aifx.optim import make_optimizer, select_weights
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.decoding import DecodingPrograms
+from aifx.programs.freezing import freeze_backbone
 from aifx.programs.program import Program
 from aifx.programs.state import TrainState, abstract_state, initial_state
 from aifx.programs.train_step import TrainStep, row_ids
@@ -56,7 +57,9 @@ class Programs:
 
     @functools.cached_property
     def specs(self) -> Specs:
-        """Of the whole model."""
+        """Of the whole model. With `finetune.freeze`, only what is trained takes gradients."""
+        if self.config.finetune.freeze == "backbone":
+            return freeze_backbone(self.model, ForwardContext(self.layout))
         return self.model.specs()
 
     @functools.cached_property
@@ -177,12 +180,14 @@ class Programs:
 
     @property
     def num_parameters(self) -> int:
-        return count_parameters(self.specs)
+        return count_parameters(self.model.specs())
 
     @property
     def flops_per_step(self) -> int:
         """Of the model, forward and backward: not what the compiler makes of it."""
-        return self.model.flops(self.config.train.global_batch_size)
+        flops = self.model.flops(self.config.train.global_batch_size)
+        # The backward pass is two thirds, and a frozen backbone has none.
+        return flops // 3 if self.config.finetune.freeze == "backbone" else flops
 
     def state_bytes(self) -> dict[str, int]:
         """Bytes of one copy of "parameters", "frozen", "optimizer" and "gradients"."""

@@ -172,6 +172,12 @@ class Hardware(TypedDict):
     num_devices: int
 
 
+class FinetunedFrom(TypedDict):
+    run: str
+    step: int
+    checksum: str
+
+
 class Provenance(TypedDict):
     """provenance.json."""
 
@@ -184,6 +190,7 @@ class Provenance(TypedDict):
     command: list[str]
     environment: dict[str, str]
     forked_from: str | None
+    finetuned_from: FinetunedFrom | None
 
 
 class KeptChoice(KernelChoice):

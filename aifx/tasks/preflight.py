@@ -39,6 +39,11 @@ def _mistakes(config: Config, project: Project) -> Iterator[Mistake]:
             check_best_by(config)
         except ConfigError as error:
             yield _mistake(config, "checkpoint.best_by", error, error.hint)
+    if config.finetune.base_run is not None:
+        try:
+            project.existing_run(config.finetune.base_run)
+        except UsageError as error:
+            yield _mistake(config, "finetune.base_run", error, error.hint)
     if isinstance(config.data, DataSection):
         for key, found in config.data.check_files(project):
             yield _mistake(config, key, found, found.hint)
@@ -60,9 +65,8 @@ def declared_metrics(config: Config) -> Sequence[str]:
 
 
 def _is_class_metric(name: str, config: Config) -> bool:
-    """Whether `name` is the metric of a class that only the data names: its number."""
+    """Whether `name` is the metric of a class that only the data names."""
     if config.parts.task is not None or getattr(config.data, "classes", None):
         return False
     group, _, rest = name.partition(".")
-    number, _, metric = rest.partition(".")
-    return group == "per_class" and number.isdecimal() and metric in config.parts.objective.class_metrics
+    return group == "per_class" and rest.rpartition(".")[2] in config.parts.objective.class_metrics

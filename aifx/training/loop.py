@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
@@ -44,6 +44,7 @@ class Progress:
     since_best: int = 0  # validations without improvement
     last_loss: float | None = None
     best_value: float | None = None  # of the metric that ranks checkpoints
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # by class, that the last validation chose
 
     def after(self, step: int, metrics: Mapping[str, Any], best_by: BestBy) -> Progress:
         """After a validation at `step`."""
@@ -132,7 +133,8 @@ class Loop:
         metrics = evaluate_split(
             self.programs, state.params, self.frozen, "validation", num_batches=num_batches, place=place
         )
-        self.progress = self.progress.after(record.step, metrics, best_by_of(self.programs.config))
+        progress = self.progress.after(record.step, metrics, best_by_of(self.programs.config))
+        self.progress = replace(progress, thresholds=self.programs.objective.thresholds(metrics))
         improved = self.progress.best_step == record.step
         duration_s = time.perf_counter() - started
         self.dispatcher.event(

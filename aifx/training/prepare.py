@@ -30,6 +30,7 @@ from aifx.runs.provenance import differences, provenance, read_provenance
 from aifx.tasks.base import Task, data_digest, evaluation_source, training_source
 from aifx.tasks.preflight import declared_metrics
 from aifx.tasks.registry import open_task
+from aifx.training.finetuning import choose_base
 from aifx.training.observers import EventDispatcher, MetricsFile
 from aifx.training.resume_checks import Fork
 from aifx.training.signals import StopSignals
@@ -136,7 +137,9 @@ def _record_origin(job: Job, task: Task, layout: Layout, is_fresh: bool) -> None
         _warn_of_origin(job.fork, job.project, digest)
     if is_fresh:
         _suggest_precision(job.config, layout)
-        write_json(job.run.provenance, {**now, "forked_from": job.fork.run.name if job.fork else None})
+        base = None if job.fork else choose_base(job.config, job.project, job.run)
+        forked_from, finetuned_from = job.fork.run.name if job.fork else None, base.document() if base else None
+        write_json(job.run.provenance, {**now, "forked_from": forked_from, "finetuned_from": finetuned_from})
     else:
         before = read_provenance(job.run)
         if before.get("data_digest") not in (None, digest):
@@ -219,6 +222,6 @@ def _check_metric(job: Job, programs: Programs) -> None:
     `check_best_by` knows the metrics of most tasks without tracing a program.
     """
     best_by = best_by_of(job.config)
-    if best_by == LOSS or not job.config.train.validate_every or declared_metrics(job.config):
+    if best_by == LOSS or not job.config.train.validate_every or best_by.metric in declared_metrics(job.config):
         return
     check_metric(best_by, metric_names(programs, "validation"))

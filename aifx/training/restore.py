@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aifx.core.errors import CheckpointError
-from aifx.core.project import RunDirectory
+from aifx.core.project import Project, RunDirectory
 from aifx.loading.restore import check_frozen
 from aifx.programs.build import Programs
 from aifx.programs.state import TrainState, make_frozen
 from aifx.runs.status import number
 from aifx.specs import Params
+from aifx.training.finetuning import with_base_weights
 from aifx.training.loop import Progress
 from aifx.training.records import Record
 from aifx.training.resume_checks import Fork
@@ -38,15 +39,17 @@ class InitialState:
     pending_validation: Record | None = None
 
 
-def begin(programs: Programs, checkpoints: Checkpoints, run: RunDirectory) -> InitialState:
+def begin(programs: Programs, checkpoints: Checkpoints, run: RunDirectory, project: Project) -> InitialState:
     """The latest checkpoint that is whole, or the initial state; never both."""
-    if checkpoints.latest() is None:
-        return InitialState(0, *programs.init())
-    found = checkpoints.latest_good(to_tree(programs.abstract[0], stacked=programs.is_stacked))
-    if found is None:
+    if checkpoints.latest() is not None:
+        found = checkpoints.latest_good(to_tree(programs.abstract[0], stacked=programs.is_stacked))
+        if found is not None:
+            return _restored(found.step, found.state, found.host, programs, run)
         logger.warning("no checkpoint is whole: the run starts again from its beginning")
-        return InitialState(0, *programs.init())
-    return _restored(found.step, found.state, found.host, programs, run)
+    state, frozen = programs.init()
+    if programs.config.finetune.base_run is not None:
+        state = with_base_weights(state, programs, project, run)
+    return InitialState(0, state, frozen)
 
 
 def begin_from(fork: Fork, programs: Programs) -> InitialState:

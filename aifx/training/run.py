@@ -144,7 +144,7 @@ def _restore(job: Job, programs: Programs) -> tuple[StepFn, InitialState]:
         if job.fork is not None:
             begun = pool.submit(begin_from, job.fork, programs)
         else:
-            begun = pool.submit(begin, programs, job.checkpoints, job.run)
+            begun = pool.submit(begin, programs, job.checkpoints, job.run, job.project)
         job.dispatcher.event("compile")
         started = time.perf_counter()
         lowered = programs.train_step.lower()

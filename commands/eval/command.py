@@ -37,6 +37,12 @@ GateOption = Annotated[
 ]
 
 
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Also write the report to FILE, as a page with the worst errors."),
+]
+
+
 def eval_(
     run: RunOption = None,
     step: StepOption = None,
@@ -44,6 +50,7 @@ def eval_(
     data: DataOption = None,
     gate: GateOption = None,
     set_: SetOption = None,
+    html: HtmlOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure a checkpoint on held-out data and compare it with its gates. Exits 1 if one fails.
@@ -54,6 +61,7 @@ def eval_(
         aifx eval --split validation --json
         aifx eval --gate "per_class.Shirt.recall >= 0.6"
         aifx eval --data june.npz --data july.npz
+        aifx eval --html report.html
 
     aifx also keeps the report in the run, in eval/<step>.json. With --data, it reports each of them separately and does
     not read the data that the run was trained on.
@@ -64,6 +72,8 @@ def eval_(
         if data and split is not None:
             why = "a data set is measured whole"
             raise UsageError("--split cannot be used with --data", why, f"aifx eval --data {data[0]}")
+        if data and html is not None:
+            raise UsageError("--html cannot be used with --data", "a page shows a split", "aifx eval --html FILE")
         from aifx.config.gates import parse_gate
 
         for expr in gate or ():
@@ -80,12 +90,19 @@ def eval_(
                     out.print("")
                 _show(out, report, f"{one.name} ({one.digest[:12]})", one.metrics, one.gates)
         else:
-            from aifx.evaluation.held_out import evaluate
+            from aifx.evaluation.held_out import measure
 
-            report = evaluate(directory, project, split=split, gates=gate or (), step=at, overrides=set_ or ())
+            measured = measure(directory, project, split=split, gates=gate or (), step=at, overrides=set_ or ())
+            report = measured.report
             _show(out, report, f"{report.split} split", report.metrics, report.gates)
             if report.better_last is not None:
                 out.print(f"\n{better_last_text(report.run, report.better_last)}")
+            if html is not None:
+                from aifx.core.pages import write_page
+                from aifx.evaluation.page import report_page
+
+                write_page(report_page(measured), html)
+                out.log(f"written to {html}")
         out.document(report)
         if not report.passed:
             raise SystemExit(ExitCode.VERDICT)

@@ -22,6 +22,7 @@ from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.data.spec import DataSpec
 from aifx.objectives import OBJECTIVES
+from aifx.objectives.base import Rows
 
 TASK = """
 from aifx.config.sections import Section
@@ -95,6 +96,10 @@ def test_check_of_images_knows_classes(here: Here) -> None:
     here("config", "check")
     here.write(images.format('classes = ["Shirt", "Bag"]\n', "Bog"))
     assert "did you mean 'per_class.Bag.recall'" in here("config", "check", code=2)[1]
+    here.write(images.format("", "scratch.deep"))  # the data names its classes
+    here("config", "check")
+    here.write(images.format("", "7").replace("recall", "reccall"))
+    assert "there is no metric 'per_class.7.reccall'" in here("config", "check", code=2)[1]
     here.write(images.format("", "7"))
     here("config", "check")
     (here.root / "data/images.npz").rename(here.root / "data/others.npz")
@@ -103,9 +108,11 @@ def test_check_of_images_knows_classes(here: Here) -> None:
 
 def test_the_metrics_that_check_knows_are_those_of_the_objectives() -> None:
     one, data = (1.0, 1.0), DataSpec({}, classes=("a",))
+    logits, labels = Rows(np.ones((2, 1)), np.ones(2)), Rows(np.zeros(2, int), np.ones(2))  # type: ignore[arg-type]
     totals: dict[str, dict[str, Any]] = {
         "next-token": {"loss": one, "bytes": one},
-        "classification": {"loss": one, "accuracy": one, "confusion": (np.ones((1, 1)), 1.0)},
+        "classification": {"loss": one, "logits": logits, "labels": labels},
+        "multilabel": {"loss": one, "logits": logits, "labels": logits},
         "regression": {"loss": one, "mean_absolute_error": one, "examples": one},
         "quantile": dict.fromkeys(("loss", "mape", "mean_absolute_error", "coverage", "examples"), one),
     }

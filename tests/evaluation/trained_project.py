@@ -28,6 +28,26 @@ keep_last = 5
 [eval]
 gates = ["bits_per_byte <= 9"]
 """
+CLASSES_CONFIG = """\
+[task]
+kind = "vision"
+[objective]
+threshold_by = "f1"
+[model]
+channels = [4, 4]
+[train]
+num_steps = 6
+global_batch_size = 32
+validate_every = 3
+[data]
+classes = ["other", "bag", "trousers"]
+validation_fraction = 0.4
+[checkpoint]
+every = 2
+keep_last = 5
+[eval]
+gates = ["balanced_accuracy >= 0", "per_class.bag.average_precision > 0", "auc > 0"]
+"""
 SENTENCE = "It was the whiteness of the whale that above all things appalled me. "
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aifx.objectives.classification import confusion_matrix, cross_entropy
+from aifx.objectives.classification import cross_entropy
 
 
 def reference(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -46,9 +46,3 @@ def test_gradient_is_softmax_less_one_hot() -> None:
     labels = jnp.asarray(rng.integers(0, 9, 4).astype(np.int32))
     gradient = jax.grad(lambda x: cross_entropy(x, labels).sum())(logits)
     np.testing.assert_allclose(gradient, jax.nn.softmax(logits) - jax.nn.one_hot(labels, 9), atol=1e-6)
-
-
-def test_confusion_matrix_counts_weighted_pairs() -> None:
-    labels, predicted = jnp.array([0, 0, 2, 1]), jnp.array([0, 1, 2, 0])
-    got = confusion_matrix(labels, predicted, jnp.array([1.0, 1.0, 1.0, 0.0]), 3)
-    np.testing.assert_array_equal(got, [[1, 1, 0], [0, 0, 0], [0, 0, 1]])

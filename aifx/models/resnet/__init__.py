@@ -1,6 +1,7 @@
-"""A small residual convolutional network for images of a fixed size."""
+"""Residual convolutional networks: a small one, and those of He et al. with group norm."""
 
 from aifx.config.kinds import Family
+from aifx.models.resnet.presets import PRESETS
 from aifx.models.resnet.section import ResnetSection
 
-FAMILY = Family("resnet", ResnetSection, "aifx.models.resnet.model:make")
+FAMILY = Family("resnet", ResnetSection, "aifx.models.resnet.model:make", PRESETS)

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 from aifx.core.errors import ConfigError
 from aifx.data.spec import DataSpec
 from aifx.models.base import Head
+from aifx.models.resnet.convolutions import NORM_EPSILON, conv, conv_spec, norm_specs, output_specs
+from aifx.models.resnet.deep import DeepResnet
 from aifx.models.resnet.section import ResnetSection
-from aifx.nn import initializers, layers
+from aifx.nn import layers
 from aifx.parallel.context import ForwardContext
-from aifx.specs import ArraySpec, Initializer, Params, Specs
+from aifx.specs import Params, Specs
 from jax_kernels._ops.norms import layer_norm
 
 KERNEL = 3
-NORM_EPSILON = 1e-5
 
 
 class Resnet:
@@ -43,46 +44,37 @@ class Resnet:
     def specs(self) -> Specs:
         """Arrays by name: `stages/<i>/widen`, `stages/<i>/blocks/<j>/first`, ..., `final_norm`, `output`."""
         stages: Specs = {}
-        inputs = self.image_shape[2]
+        inputs, blocks = self.image_shape[2], self.section.num_blocks
         for i, width in enumerate(self.section.channels):
             block = {
-                "first_norm": _norm_specs(width),
-                "first": _conv_spec(width, width),
-                "second_norm": _norm_specs(width),
-                "second": _conv_spec(
-                    width, width, gain=1.0 / math.sqrt(self.section.blocks_per_stage * len(self.section.channels))
-                ),
+                "first_norm": norm_specs(width),
+                "first": conv_spec(KERNEL, width, width),
+                "second_norm": norm_specs(width),
+                "second": conv_spec(KERNEL, width, width, gain=1.0 / math.sqrt(sum(blocks))),
             }
             stages[str(i)] = {
-                "widen": _conv_spec(inputs, width),
-                "norm": _norm_specs(width),
-                "blocks": {str(j): block for j in range(self.section.blocks_per_stage)},
+                "widen": conv_spec(KERNEL, inputs, width),
+                "norm": norm_specs(width),
+                "blocks": {str(j): block for j in range(blocks[i])},
             }
             inputs = width
-        return {
-            "stages": stages,
-            "final_norm": _norm_specs(inputs),
-            "output": {
-                "weight": ArraySpec((inputs, self.num_outputs), ("embed", None), initializers.normal(0.02), decay=True),
-                "bias": ArraySpec((self.num_outputs,), (None,), initializers.zeros),
-            },
-        }
+        return {"stages": stages, "final_norm": norm_specs(inputs), "output": output_specs(inputs, self.num_outputs)}
 
     def flops(self, rows: int) -> int:
         """Forward and backward: 6 for each weight at each place where it is applied."""
         height, width, inputs = self.image_shape
         total = 0
-        for channels in self.section.channels:
+        for channels, blocks in zip(self.section.channels, self.section.num_blocks, strict=True):
             total += height * width * KERNEL**2 * inputs * channels
             height, width, inputs = height // 2, width // 2, channels
-            total += 2 * self.section.blocks_per_stage * height * width * KERNEL**2 * channels**2
+            total += 2 * blocks * height * width * KERNEL**2 * channels**2
         return 6 * rows * (total + inputs * self.num_outputs)
 
     def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:
         """Features `[rows, channels]` of `inputs` `[rows, height, width, channels]`."""
-        x = _centred(batch["inputs"], params["output"]["weight"].dtype)
+        x = layers.centred(batch["inputs"], params["output"]["weight"].dtype)
         for stage in _in_order(params["stages"]):
-            x = jax.nn.relu(_norm(stage["norm"], _halve(_conv(x, stage["widen"]))))
+            x = jax.nn.relu(_norm(stage["norm"], _halve(conv(x, stage["widen"]))))
             for block in _in_order(stage["blocks"]):
                 x = x + _residual(block, x)
         features = layer_norm(jnp.mean(x, axis=(1, 2)), **params["final_norm"], epsilon=NORM_EPSILON)
@@ -92,41 +84,16 @@ class Resnet:
         return Head(params["output"]["weight"], params["output"]["bias"])
 
 
-def make(section: ResnetSection, data: DataSpec) -> Resnet:
+def make(section: ResnetSection, data: DataSpec) -> Resnet | DeepResnet:
     """The network for images as `data` describes them: one output per class, or one per number to predict."""
     height, width, channels = data.fields["inputs"].shape
     num_outputs = len(data.classes) or data.target_size
-    return Resnet(section, image_shape=(height, width, channels), num_outputs=num_outputs)
-
-
-def _norm_specs(width: int) -> Specs:
-    return {
-        "scale": ArraySpec((width,), ("embed",), initializers.ones),
-        "bias": ArraySpec((width,), ("embed",), initializers.zeros),
-    }
-
-
-def _conv_spec(inputs: int, outputs: int, gain: float = 1.0) -> ArraySpec:
-    """A kernel `[3, 3, inputs, outputs]`, first values as He et al. (arXiv 1502.01852) for rectified inputs."""
-    init: Initializer = initializers.normal(gain * math.sqrt(2.0 / (KERNEL**2 * inputs)))
-    return ArraySpec(
-        (KERNEL, KERNEL, inputs, outputs), (None, None, None, "embed"), init, matrix=((0, 1, 2), (3,)), decay=True
-    )
+    network = Resnet if section.block == "small" else DeepResnet
+    return network(section, image_shape=(height, width, channels), num_outputs=num_outputs)
 
 
 def _in_order(numbered: Params) -> list[Params]:
     return [numbered[str(i)] for i in range(len(numbered))]
-
-
-def _centred(images: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Images with mean 0 and variance 1 each, so that a camera's exposure does not matter."""
-    x = images.astype(dtype)
-    centred = x - jnp.mean(x, axis=(1, 2, 3), keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=(1, 2, 3), keepdims=True) + NORM_EPSILON)
-
-
-def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _norm(params: Params, x: jax.Array) -> jax.Array:
@@ -140,8 +107,8 @@ def _norm(params: Params, x: jax.Array) -> jax.Array:
 
 
 def _residual(params: Params, x: jax.Array) -> jax.Array:
-    y = _conv(jax.nn.relu(_norm(params["first_norm"], x)), params["first"])
-    return _conv(jax.nn.relu(_norm(params["second_norm"], y)), params["second"])
+    y = conv(jax.nn.relu(_norm(params["first_norm"], x)), params["first"])
+    return conv(jax.nn.relu(_norm(params["second_norm"], y)), params["second"])
 
 
 def _halve(x: jax.Array) -> jax.Array:

@@ -1,17 +1,55 @@
-"""`[model]` of small residual networks."""
+"""`[model]` of residual networks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
 from pydantic import Field
 
-from aifx.config.sections import Fraction, ModelSection, PositiveInt
+from aifx.config.sections import Conflict, Fraction, ModelSection, PositiveInt
+
+if TYPE_CHECKING:
+    from aifx.config.config import Config
 
 
 class ResnetSection(ModelSection):
-    """A small residual convolutional network."""
+    """A residual convolutional network."""
 
-    channels: tuple[PositiveInt, ...] = Field(
-        (32, 64), description="Width of each stage; each stage halves the image.", min_length=1
+    block: Literal["small", "basic", "bottleneck"] = Field(
+        "small",
+        description="small: halves the image by maxima, for small images. basic and bottleneck: the blocks of "
+        "ResNet-18 and ResNet-50, with group norm.",
     )
-    blocks_per_stage: PositiveInt = Field(1, description="Residual blocks of a stage.")
+    channels: tuple[PositiveInt, ...] = Field(
+        (32, 64), description="Width of each stage. Each stage of small halves the image, and each but the first of "
+        "the others.", min_length=1
+    )  # fmt: skip
+    blocks_per_stage: PositiveInt | tuple[PositiveInt, ...] = Field(
+        1, description="Residual blocks of a stage: one number for all stages, or one for each."
+    )
+    stem: Literal["7x7", "3x3"] = Field(
+        "7x7",
+        description="First convolution of basic and bottleneck. 7x7: also makes the image four times smaller. "
+        "3x3: keeps its size, for images of less than about 64 pixels.",
+    )
+    norm_groups: PositiveInt = Field(
+        32,
+        description="Groups of channels of basic and bottleneck that are normalized together: "
+        "their greatest common divisor with the width.",
+    )
     dropout: Fraction = Field(0.0, description="Share of features dropped before the output, in training.")
+
+    @property
+    def num_blocks(self) -> tuple[int, ...]:
+        """Residual blocks of each stage."""
+        blocks = self.blocks_per_stage
+        return (blocks,) * len(self.channels) if isinstance(blocks, int) else blocks
+
+    def conflicts(self, config: Config) -> Iterator[Conflict]:
+        if len(self.num_blocks) != len(self.channels):
+            yield Conflict(
+                ("model.blocks_per_stage", "model.channels"),
+                f"model.blocks_per_stage has {len(self.num_blocks)} numbers and model.channels {len(self.channels)}",
+                "each stage has a width and a number of blocks",
+            )

@@ -1,0 +1,92 @@
+"""A report of `aifx eval` as a page, with the worst errors of the split: as pictures if its examples are images."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from aifx.core.pages import render
+from aifx.data.base import BatchSource
+from aifx.data.spec import DataSpec
+from aifx.evaluation.held_out import Measured
+from aifx.tasks.base import evaluation_source
+
+MOST_ERRORS = 48
+MOST_CONFUSED = 40
+"""Classes up to which the confusion matrix is shown."""
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's name of an image by its channels."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An example with what was predicted for it."""
+
+    number: int  # of the example in the split, from 1
+    facts: Mapping[str, str]
+    picture: str | None  # an URI that holds it; None if the example is no image
+
+
+def report_page(measured: Measured) -> str:
+    """The page of a report: verdict, metrics, classes, confusion, and the examples with the largest errors."""
+    report, programs = measured.report, measured.programs
+    errors = programs.objective.worst_errors(measured.totals, programs.task.data, MOST_ERRORS)
+    source = evaluation_source(programs.task, programs.config, report.split)
+    numbers = {name: value for name, value in report.metrics.items() if isinstance(value, (int, float))}
+    classes, confusion = report.metrics.get("per_class") or {}, report.metrics.get("confusion") or []
+    return render(
+        "aifx.evaluation",
+        "eval.html",
+        title=f"run {report.run}, step {report.step}, {report.split} split",
+        command=f"aifx eval --run {report.run} --step {report.step} --split {report.split}",
+        status=("passed" if report.passed else "failed") if report.gates else "",
+        report=report,
+        numbers=numbers,
+        classes=classes,
+        columns=list(next(iter(classes.values()), {})),
+        confusion=list(zip(classes, confusion, strict=True)) if 0 < len(confusion) <= MOST_CONFUSED else [],
+        errors=[
+            Shown(error.row + 1, _texts(error.facts), _picture(source, error.row, programs.task.data))
+            for error in errors
+        ],
+        number=number,
+    )
+
+
+def number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _texts(facts: Mapping[str, Any]) -> dict[str, str]:
+    def text(value: Any) -> str:
+        if isinstance(value, list):
+            return ", ".join(map(text, value)) or "none"
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    return {name: text(value) for name, value in facts.items()}
+
+
+def _picture(source: BatchSource, row: int, data: DataSpec) -> str | None:
+    """The example of this number as an URI, if it is an image."""
+    field = data.fields.get("inputs")
+    if field is None or field.axes[:2] != ("height", "width") or field.dtype != "uint8":
+        return None
+    step, place = divmod(row, source.batch_size)
+    (image,) = source.read(step, slice(place, place + 1))["inputs"]
+    return None if image.shape[2] not in MODES else f"data:image/png;base64,{_png(image)}"
+
+
+def _png(image: np.ndarray) -> str:
+    """An image uint8 `[height, width, channels]` as PNG in base64."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    mode = MODES[image.shape[2]]
+    Image.frombytes(mode, image.shape[1::-1], np.ascontiguousarray(image).tobytes()).save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()

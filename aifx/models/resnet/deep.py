@@ -1,0 +1,175 @@
+"""ResNet-18, -34, -50 and networks between them (He et al., arXiv 1512.03385), with group norm.
+
+Group norm (Wu and He, arXiv 1803.08494) instead of batch norm: an image's answer does not depend on its neighbours, and
+sums over micro-batches and devices stay sums. The stride of a bottleneck is at its 3 x 3 convolution, as in PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aifx.models.base import Head
+from aifx.models.resnet.convolutions import NORM_EPSILON, conv, conv_spec, norm_specs, output_specs
+from aifx.models.resnet.section import ResnetSection
+from aifx.nn import initializers, layers
+from aifx.parallel.context import ForwardContext
+from aifx.specs import Params, Specs
+
+BOTTLENECK = 4
+"""Outputs of a bottleneck over its inner width."""
+
+SHORTCUT = "shortcut"
+
+
+class Convolution(NamedTuple):
+    name: str
+    size: int
+    inputs: int
+    outputs: int
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block. If its shortcut is a convolution, that is the last one."""
+
+    stage: str
+    name: str
+    convolutions: tuple[Convolution, ...]
+
+    @property
+    def outputs(self) -> int:
+        return self.convolutions[-1].outputs
+
+    @property
+    def stride(self) -> int:
+        return max(convolution.stride for convolution in self.convolutions)
+
+
+class DeepResnet:
+    """From images `[rows, height, width, channels]` of any size and scale to `num_outputs` numbers each."""
+
+    def __init__(self, section: ResnetSection, *, image_shape: tuple[int, int, int], num_outputs: int) -> None:
+        self.section = section
+        self.image_shape = image_shape
+        self.num_outputs = num_outputs
+
+    def specs(self) -> Specs:
+        """Arrays by name: `stem/kernel`, `stages/<i>/blocks/<j>/first`, `first_norm`, ..., `shortcut`, `output`."""
+        stem = self.section.channels[0]
+        stages: Specs = {str(i): {"blocks": {}} for i in range(len(self.section.channels))}
+        outputs = stem
+        for block in self.blocks():
+            arrays: Specs = {}
+            last = [c.name for c in block.convolutions if c.name != SHORTCUT][-1]
+            for convolution in block.convolutions:
+                name, size, inputs, outputs, _ = convolution
+                arrays[name] = conv_spec(size, inputs, outputs)
+                # A block starts as its shortcut (Goyal et al., arXiv 1706.02677).
+                scale = initializers.zeros if name == last else initializers.ones
+                arrays[f"{name}_norm"] = norm_specs(outputs, scale)
+            stages[block.stage]["blocks"][block.name] = arrays
+        return {
+            "stem": {"kernel": conv_spec(self.stem_size, self.image_shape[2], stem), "norm": norm_specs(stem)},
+            "stages": stages,
+            "output": output_specs(outputs, self.num_outputs),
+        }
+
+    def blocks(self) -> Iterator[Block]:
+        """The blocks in order."""
+        is_basic, inputs = self.section.block == "basic", self.section.channels[0]
+        for i, (width, count) in enumerate(zip(self.section.channels, self.section.num_blocks, strict=True)):
+            outputs = width if is_basic else BOTTLENECK * width
+            for j in range(count):
+                stride = 2 if i and not j else 1
+                if is_basic:
+                    inner = [Convolution("first", 3, inputs, width, stride), Convolution("second", 3, width, width)]
+                else:
+                    inner = [
+                        Convolution("first", 1, inputs, width),
+                        Convolution("second", 3, width, width, stride),
+                        Convolution("third", 1, width, outputs),
+                    ]
+                if stride > 1 or inputs != outputs:
+                    inner.append(Convolution(SHORTCUT, 1, inputs, outputs, stride))
+                yield Block(str(i), str(j), tuple(inner))
+                inputs = outputs
+
+    @property
+    def stem_size(self) -> int:
+        """Side of the stem's kernel."""
+        return 7 if self.section.stem == "7x7" else 3
+
+    def flops(self, rows: int) -> int:
+        """Forward and backward: 6 for each weight at each place where it is applied."""
+        height, width, channels = self.image_shape
+        outputs = self.section.channels[0]
+        is_large = self.section.stem == "7x7"
+        if is_large:
+            height, width = _halved(height), _halved(width)
+        total = height * width * self.stem_size**2 * channels * outputs
+        if is_large:
+            height, width = _halved(height), _halved(width)
+        for block in self.blocks():
+            before = height * width
+            if block.stride > 1:
+                height, width = _halved(height), _halved(width)
+            for name, size, inputs, outputs, stride in block.convolutions:
+                places = before if name == "first" and stride == 1 else height * width
+                total += places * size**2 * inputs * outputs
+        return 6 * rows * (total + outputs * self.num_outputs)
+
+    def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:
+        """Features `[rows, channels]`, means over the image, of `inputs` `[rows, height, width, channels]`."""
+        x = layers.centred(batch["inputs"], params["output"]["weight"].dtype)
+        is_large = self.section.stem == "7x7"
+        x = conv(x, params["stem"]["kernel"], 2 if is_large else 1)
+        x = jax.nn.relu(self.norm(params["stem"]["norm"], x))
+        if is_large:
+            x = _max_pool(x)
+        for block in self.blocks():
+            x = self.block(params["stages"][block.stage]["blocks"][block.name], x, block)
+        return layers.dropout(jnp.mean(x, axis=(1, 2)), self.section.dropout, ctx)
+
+    def block(self, params: Params, x: jax.Array, block: Block) -> jax.Array:
+        """A residual block over x `[rows, height, width, channels]`."""
+        shortcut, y = x, x
+        for number, (name, *_, stride) in enumerate(block.convolutions):
+            source = x if name == SHORTCUT or not number else jax.nn.relu(y)
+            found = self.norm(params[f"{name}_norm"], conv(source, params[name], stride))
+            shortcut, y = (found, y) if name == SHORTCUT else (shortcut, found)
+        return jax.nn.relu(y + shortcut)
+
+    def norm(self, params: Params, x: jax.Array) -> jax.Array:
+        """Mean 0 and variance 1 over each group of channels of an image, then scale and bias by channel."""
+        rows, height, width, channels = x.shape
+        groups = math.gcd(self.section.norm_groups, channels)
+        wide = layers.at_least_float32(x).reshape(rows, height, width, groups, channels // groups)
+        mean = jnp.mean(wide, axis=(1, 2, 4), keepdims=True)
+        variance = jnp.mean(jnp.square(wide - mean), axis=(1, 2, 4), keepdims=True)
+        y = ((wide - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)).reshape(x.shape)
+        scaled: jax.Array = y * params["scale"] + params["bias"]
+        return scaled.astype(x.dtype)
+
+    def head(self, params: Params, ctx: ForwardContext) -> Head:
+        return Head(params["output"]["weight"], params["output"]["bias"])
+
+
+def _halved(size: int) -> int:
+    """What a stride of 2 makes of a side of an image."""
+    return (size + 1) // 2
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+    """The maximum of 3 x 3 pixels around every second one."""
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    lowest = np.array(-np.inf, x.dtype)  # no tracer, by which JAX knows the maximum's gradient
+    pooled: jax.Array = jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+    return pooled

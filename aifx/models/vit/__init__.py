@@ -1,0 +1,7 @@
+"""Vision transformers."""
+
+from aifx.config.kinds import Family
+from aifx.models.vit.presets import PRESETS
+from aifx.models.vit.section import VitSection
+
+FAMILY = Family("vit", VitSection, "aifx.models.vit.model:make", PRESETS)

@@ -1,0 +1,43 @@
+"""`[model]` of vision transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from aifx.config.sections import ROUNDING, Conflict, Fraction, ModelSection, PositiveFloat, PositiveInt
+
+if TYPE_CHECKING:
+    from aifx.config.config import Config
+
+
+class VitSection(ModelSection):
+    """A vision transformer."""
+
+    patch_size: PositiveInt = Field(4, description="Side of a patch in pixels; it divides the image's sides.")
+    num_layers: PositiveInt = Field(6, description="Transformer blocks.")
+    embed_dim: PositiveInt = Field(128, description="Width of the residual stream.")
+    num_heads: PositiveInt = Field(4, description="Attention heads.")
+    mlp_dim: PositiveInt | None = Field(None, description="Hidden width of the MLP; 4 x embed_dim when not set.")
+    norm_epsilon: PositiveFloat = Field(1e-6, description="Added to the variance.")
+    dropout: Fraction = Field(
+        0.0, description="Share of features dropped after the embedding and at the end of each block half, in training."
+    )
+    scan_layers: bool = Field(
+        False,
+        description="Compile one layer and loop over it: compiles faster, same checkpoint.",
+        json_schema_extra=ROUNDING,
+    )
+    remat: bool = Field(
+        False, description="Recompute activations on the way back: less memory, more time.", json_schema_extra=ROUNDING
+    )
+
+    def conflicts(self, config: Config) -> Iterator[Conflict]:
+        if self.embed_dim % self.num_heads:
+            yield Conflict(
+                ("model.num_heads", "model.embed_dim"),
+                f"model.embed_dim = {self.embed_dim} does not divide by model.num_heads = {self.num_heads}",
+                "each head has an equal part of it",
+            )

@@ -1,0 +1,142 @@
+"""Runs that begin with an earlier run's weights: whole models and heads alone, exact across a resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import inprocess
+import numpy as np
+import pytest
+from test_training import StopAt
+
+from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.checkpoint.manifest import read_manifest
+from aifx.config import load_config
+from aifx.core.errors import CheckpointError, ConfigError, UsageError
+from aifx.core.project import Project
+from aifx.evaluation.held_out import evaluate
+from aifx.training.run import train
+
+PICTURES = Path(__file__).parents[2] / "templates/vision-inspection/data/fashion_mnist_small.npz"
+CONFIG = """\
+[task]
+kind = "vision"
+[data]
+path = "data/{}.npz"
+[model]
+channels = [4, 6]
+[train]
+num_steps = 4
+global_batch_size = 16
+validate_every = 2
+[checkpoint]
+every = 2
+keep_last = 9
+"""
+HEAD = {"output/weight", "output/bias"}
+
+
+@pytest.fixture(scope="session")
+def based(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose run "base" knows ten classes, and data of two others. Not to be changed."""
+    root = tmp_path_factory.mktemp("finetuning") / "project"
+    (root / "data").mkdir(parents=True)
+    few = {name: values[:150] for name, values in np.load(PICTURES).items()}
+    np.savez(root / "data/ten.npz", **few)
+    np.savez(root / "data/two.npz", **{name: v % 2 if "labels" in name else v for name, v in few.items()})
+    (root / "aifx.toml").write_text(CONFIG.format("ten"))
+    train(Project(root), load_config(Project(root), [], {}), "base")
+    (root / "aifx.toml").write_text(CONFIG.format("two") + '[finetune]\nbase_run = "base"\n')
+    return root
+
+
+@pytest.fixture
+def project(based: Path, tmp_path: Path) -> Project:
+    return Project(Path(shutil.copytree(based, tmp_path / "project")))
+
+
+def finetune(project: Project, *settings: str, run: str = "fine", **options: Any) -> Any:
+    return train(project, load_config(project, settings, {}), run, **options)
+
+
+def arrays(project: Project, run: str, step: int) -> dict[str, np.ndarray]:
+    """The parameters of a checkpoint by name."""
+    folder = project.run(run).checkpoints
+    entries = read_manifest(folder / str(step)).arrays
+    wanted = {n: np.empty(e.shape, e.dtype) for n, e in entries.items() if n.startswith("params/")}
+    read = Checkpoints(folder, load_config(project, [], {}).checkpoint).read(step, wanted)
+    return {name.removeprefix("params/"): np.asarray(values) for name, values in read.items()}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_frozen_backbone_is_that_of_the_base_run(project: Project, kind: str, logged: list[str]) -> None:
+    result = finetune(project, "finetune.freeze=backbone", f"optimizer.kind={kind}")
+    before, after = arrays(project, "base", best_of(project, "base")), arrays(project, "fine", result.step)
+    assert {name for name in after if not np.array_equal(before[name], after[name])} == HEAD
+    assert after["output/weight"].shape == (6, 2)
+    first = arrays(project, "fine", 2)
+    assert {name for name in after if not np.array_equal(first[name], after[name])} == HEAD
+    names = read_manifest(project.run("fine").checkpoints / str(result.step)).arrays
+    states = {name.rpartition("/mu/")[2] for name in names if name.startswith("opt_state/") and "/mu/" in name}
+    assert states == HEAD
+    assert [line for line in logged if "the head starts anew: output/bias is [2], and it is [10] there" in line]
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(project: Project) -> None:
+    whole = finetune(project, "finetune.freeze=backbone", run="whole")
+    stop = StopAt(2)  # is heard of during step 3
+    finetune(project, "finetune.freeze=backbone", observers=[stop], stop=stop.stop_signals)
+    shutil.rmtree(project.run("base").path)  # a run that began needs its base no longer
+    resumed = finetune(project, "finetune.freeze=backbone")
+    assert (resumed.resumed_from, resumed.state_digest) == (3, whole.state_digest)
+    report = evaluate(project.run("fine"), project)
+    assert report.metrics["examples"] == 150
+
+
+def test_without_freezing_all_weights_go_on_from_the_checkpoint_that_the_provenance_names(project: Project) -> None:
+    result = finetune(project, "optimizer.learning_rate=1e-9", "optimizer.weight_decay=0")
+    before, after = arrays(project, "base", best_of(project, "base")), arrays(project, "fine", result.step)
+    for name in after.keys() - HEAD:
+        np.testing.assert_allclose(before[name], after[name], atol=1e-6)
+    assert any(not np.array_equal(before[name], after[name]) for name in after.keys() - HEAD)
+    step = best_of(project, "base")
+    manifest = json.loads((project.run("base").checkpoints / f"{step}/manifest/manifest.json").read_text())
+    provenance = json.loads(project.run("fine").provenance.read_text())
+    assert provenance["finetuned_from"] == {"run": "base", "step": step, "checksum": manifest["checksum"]}
+    assert provenance["forked_from"] is None
+    finetune(project, "train.num_steps=6", run="fork", fork_from="fine")
+    fork = json.loads(project.run("fork").provenance.read_text())
+    assert (fork["forked_from"], fork["finetuned_from"]) == ("fine", None)
+
+
+def test_another_backbone_is_refused(project: Project) -> None:
+    with pytest.raises(ConfigError) as caught:
+        finetune(project, "model.channels=[4, 8]")
+    assert "final_norm/bias is [8], and it is [6] there" in caught.value.why
+    assert "finetune.base_run" in caught.value.what
+
+
+def test_base_runs_that_cannot_be_used(project: Project) -> None:
+    with pytest.raises(UsageError, match="no run 'basis'"):
+        finetune(project, "finetune.base_run=basis")
+    with pytest.raises(ConfigError, match="is this run"):
+        finetune(project, "finetune.base_run=fine")
+    checked = inprocess.run(["config", "check", "--set", "finetune.base_run=bases"], project.root, os.environ)
+    assert checked.returncode == 2
+    assert "did you mean 'base'?" in checked.stderr
+    shutil.rmtree(project.run("base").checkpoints)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        finetune(project)
+    (project.root / "aifx.toml").write_text(CONFIG.format("two"))
+    with pytest.raises(ConfigError, match=r"finetune\.freeze = 'backbone' needs finetune\.base_run"):
+        finetune(project, "finetune.freeze=backbone")
+
+
+def best_of(project: Project, run: str) -> int:
+    step = Checkpoints(project.run(run).checkpoints, load_config(project, [], {}).checkpoint).best()
+    assert step is not None
+    return step
