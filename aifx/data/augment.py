@@ -70,34 +70,49 @@ def generator(name: str, seed: int, place: int) -> np.random.Generator:
 
 def change(image: np.ndarray, section: AugmentSection, draw: np.random.Generator) -> np.ndarray:
     """An image uint8 `[height, width, channels]`, changed at random. What lies outside of it is mirrored."""
-    height, width, _ = image.shape
     chance = draw.random(9)
     if section.flip in ("horizontal", "both") and chance[0] < 0.5:
         image = image[:, ::-1]
     if section.flip in ("vertical", "both") and chance[1] < 0.5:
         image = image[::-1]
-    area = 1 - chance[2] * (1 - section.crop)
-    stretch = min(STRETCH ** (2 * chance[3] - 1), 1 / area) if section.crop < 1 else 1.0
-    stretch = max(stretch, area)
-    scale = np.array([math.sqrt(area * stretch), math.sqrt(area / stretch)])  # of the width and of the height
-    room = (1 - scale) * (width, height) / 2
-    moved = np.floor(chance[4:6] * (2 * section.shift + 1)) - section.shift
-    centre = np.array([width, height]) / 2 + (2 * chance[6:8] - 1) * room + moved
-    angle = math.radians(section.rotate) * (2 * chance[8] - 1)
-    if section.rotate or section.shift or section.crop < 1:
-        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        image = _taken(image, turn * scale, centre)
+    moved = np.floor(chance[2:4] * (2 * section.shift + 1)) - section.shift
+    if section.rotate or section.crop < 1:
+        linear, centre = _view(image, section, chance[4:])
+        image = _taken(image, linear, centre + moved)
+    elif section.shift:
+        (right, down), (height, width, _) = moved, image.shape
+        image = image[_mirrored(down + np.arange(height), height)[:, None], _mirrored(right + np.arange(width), width)]
     if section.brightness or section.contrast:
         contrast, brightness = 2 * draw.random(2) - 1
         mean = image.mean()
         levels = (np.arange(256) - mean) * (1 + contrast * section.contrast) + mean
         levels += brightness * section.brightness * 255
-        image = levels.round().clip(0, 255).astype(np.uint8)[image]
+        image = levels.round().clip(0, 255).astype(np.uint8).take(image)
     return image
 
 
+def _mirrored(places: np.ndarray, length: int) -> np.ndarray:
+    """Indices below `length` of places of which those outside are mirrored at the edges."""
+    within = places.astype(np.int64) % (2 * length)
+    return np.where(within < length, within, 2 * length - 1 - within)
+
+
+def _view(image: np.ndarray, section: AugmentSection, chance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A random part of the image and its turn: the matrix `[2, 2]` from (x, y) to the image's, and the centre of it."""
+    sides = np.array([image.shape[1], image.shape[0]])
+    area = 1 - chance[0] * (1 - section.crop)
+    stretch = max(min(STRETCH ** (2 * chance[1] - 1), 1 / area), area) if section.crop < 1 else 1.0
+    scale = np.array([math.sqrt(area * stretch), math.sqrt(area / stretch)])  # of the width and of the height
+    angle = math.radians(section.rotate) * (2 * chance[2] - 1)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return turn * scale, sides / 2 + (2 * chance[3:5] - 1) * (1 - scale) * sides / 2
+
+
 def _taken(image: np.ndarray, linear: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """The image whose pixel at (x, y) from its centre shows `image` at `centre` + `linear` @ (x, y), interpolated."""
+    """The image whose pixel at (x, y) from its centre shows `image` at `centre` + `linear` @ (x, y), interpolated.
+
+    What lies outside of `image` is mirrored.
+    """
     height, width, channels = image.shape
     half = np.array([width, height]) / 2
     reach = np.abs(linear) @ half  # from the centre, along x and y
