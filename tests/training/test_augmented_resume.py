@@ -1,0 +1,77 @@
+"""A run on augmented pictures that is stopped and resumed is the uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aifx.config import load_config
+from aifx.core.project import Project
+from aifx.training.records import Record, RunInfo, TrainResult
+from aifx.training.run import train
+from aifx.training.signals import StopSignals
+
+SETTINGS = """\
+[task]
+kind = "vision"
+[data]
+path = "photos"
+image_size = [12, 12]
+sampling = "balanced"
+class_weights = "balanced"
+[augment]
+flip = "both"
+rotate = 20
+crop = 0.7
+shift = 1
+brightness = 0.2
+contrast = 0.2
+mixup = 0.4
+[model]
+channels = [4]
+[train]
+num_steps = 8
+global_batch_size = 8
+gradient_accumulation = 2
+validate_every = 4
+[checkpoint]
+every = 4
+"""
+
+
+class StopAt:
+    """An observer that asks the run to stop once it is told of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.signals = step, StopSignals()
+
+    def start(self, info: RunInfo) -> None: ...
+
+    def record(self, record: Record) -> None:
+        if record.step == self.step:
+            self.signals.requested = 15
+
+    def event(self, name: str, fields: object) -> None: ...
+
+    def stop(self, result: TrainResult | None) -> None: ...
+
+
+def test_augmented_pictures_resume_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIFX_CACHE_DIR", str(tmp_path / "cache"))
+    for seed in range(30):
+        path = tmp_path / f"photos/{'rare' if seed < 10 else 'common'}/{seed}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (14, 15, 3)).astype(np.uint8)).save(path)
+    (tmp_path / "aifx.toml").write_text(SETTINGS)
+    project = Project(tmp_path)
+    config = load_config(project, [], {})
+    whole = train(project, config, "whole")
+    observer = StopAt(5)
+    first = train(project, config, "halved", observers=[observer], stop=observer.signals)
+    assert first.status == "preempted"
+    second = train(project, load_config(project, ["data.workers=0"], {}), "halved")
+    assert second.resumed_from == first.step
+    assert second.state_digest == whole.state_digest
