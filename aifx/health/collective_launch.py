@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from aifx.core.executables import need_program
+from aifx.core.parsing import parse_json
 from aifx.core.processes import Child, run_many
 from aifx.health.bisect import Verdict
 
@@ -110,8 +111,9 @@ def _run(commands: list[list[str]], group: Sequence[str], limit_s: float) -> Ver
                 break
     lines = ranks[0].wait().output.decode("utf-8", "replace").splitlines()
     with suppress(ValueError, IndexError, TypeError, KeyError, AttributeError):
-        answer = json.loads(lines[-1])
-        return Verdict(float(answer["gb_s"]), _by_name(str(answer["why"]), group))
+        answer = parse_json(lines[-1])
+        if 0 <= (gb_s := float(answer["gb_s"])) < math.inf:
+            return Verdict(gb_s, _by_name(str(answer["why"]), group))
     worst = failed or ranks[0]
     host = f"{group[ranks.index(worst)]}: " if len(commands) > 1 else ""
     last_line = worst.wait().last_line or ranks[0].wait().last_line

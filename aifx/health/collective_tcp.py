@@ -19,6 +19,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from aifx.core.parsing import parse_json
+
 Buffer = npt.NDArray[np.uint32]
 
 LENGTH = struct.Struct("!I")
@@ -195,7 +197,7 @@ async def _accepted(
             if hello["word"] != request.word or hello["rank"] not in missing:
                 raise ValueError
             came[hello["rank"]] = connection, hello
-        except (CollectiveError, OSError, ValueError, LookupError, TypeError, RecursionError):
+        except (CollectiveError, OSError, ValueError, LookupError, TypeError):
             connection.close()
     return came
 
@@ -209,7 +211,7 @@ async def _receive(connection: socket.socket, request: RankRequest, source: str)
             raise ValueError(f"{count} bytes announced")
         text = bytearray(count)
         await _fill(connection, memoryview(text), source)
-    return json.loads(text)
+    return parse_json(bytes(text))
 
 
 async def _send(connection: socket.socket, data: bytes | memoryview, to: str) -> None:

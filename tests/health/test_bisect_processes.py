@@ -277,6 +277,13 @@ def test_a_host_that_hangs_is_given_up(path):
     assert verdict == Verdict(0.0, "127.0.0.1: no answer in 1 s")
 
 
+@pytest.mark.parametrize("gb_s", ["NaN", "Infinity", "-1", "[" * 100_000])
+def test_an_answer_that_is_no_bandwidth_is_a_failed_test(path, gb_s):
+    (path / "answer").write_text(f'{{"gb_s": {gb_s}, "why": ""}}')
+    script(path, "aifx", f"print(open({str(path / 'answer')!r}).read())")
+    assert launch.run_test(NODES[:2], 10.0, options()).gb_s == 0.0
+
+
 def test_jax_gets_an_ipv6_address_in_brackets(monkeypatch):
     from aifx.health import collective_jax
 
