@@ -50,7 +50,9 @@ _KEYS: dict[str, str] = {  # "section.key" is a name that means this in that sec
     "model.remat": "gradient_checkpointing activation_checkpointing checkpoint_activations",
     "finetune.base_run": "init_from pretrained pretrained_run pretrained_model_path load_from",
     "finetune.freeze": "freeze_backbone freeze_encoder",
-    "model.dropout": "dropout_rate drop_rate",
+    "model.dropout": "dropout_rate drop_rate attn_pdrop embd_pdrop resid_pdrop attention_dropout hidden_dropout_prob",
+    "model.qk_norm": "use_qk_norm qk_layernorm",
+    "optimizer.ema_decay": "ema ema_rate ema_momentum",
     "data.seq_len": (
         "block_size context_length context_len context_size ctx_len n_ctx sequence_length seq_length "
         "max_length max_seq_length maxlen"

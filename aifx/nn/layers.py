@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -116,16 +117,46 @@ def centred(images: jax.Array, dtype: DTypeLike, epsilon: float = 1e-5) -> jax.A
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(1, 2, 3), keepdims=True) + epsilon)
 
 
-def dropout(x: jax.Array, rate: float, ctx: ForwardContext, layer: int | jax.Array = 0) -> jax.Array:
+def dropout(x: jax.Array, rate: float, ctx: ForwardContext, place: int | jax.Array = 0) -> jax.Array:
     """x `[rows, ...]` with a share `rate` of its elements zeroed in training, the rest scaled up to keep the mean.
 
-    `layer` is the number of the layer within the model: each draws its own.
+    `place` is the number of the place within the model, or within the layer that `in_layer` gave `ctx` for: each draws
+    its own.
     """
     if not ctx.training or rate == 0.0:
         return x
     assert ctx.key is not None
     assert ctx.row_ids is not None
-    key = jax.random.fold_in(ctx.key, layer)
+    key = jax.random.fold_in(ctx.key, place)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(ctx.row_ids)
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def in_layer(ctx: ForwardContext, number: int | jax.Array) -> ForwardContext:
+    """`ctx` with a key of this layer's own, so that layers draw differently, unrolled and scanned alike."""
+    return ctx if ctx.key is None else replace(ctx, key=jax.random.fold_in(ctx.key, number))
+
+
+def attention_with_dropout(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    rate: float,
+    ctx: ForwardContext,
+    place: int,
+    segment_ids: jax.Array | None = None,
+) -> jax.Array:
+    """Causal attention with dropout of its weights, as q, `[batch, seq, num_heads, head_dim]`.
+
+    k and v `[batch, seq, num_kv_heads, head_dim]`, `segment_ids` `[batch, seq]`. The implementations of
+    `jax_kernels.attention` have no dropout: this one holds all scores.
+    """
+    wide, group, positions = jnp.promote_types(q.dtype, jnp.float32), q.shape[2] // k.shape[2], jnp.arange(q.shape[1])
+    k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
+    seen = positions[:, None] >= positions
+    if segment_ids is not None:
+        seen = seen & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhqk,bkhd->bqhd", dropout(weights, rate, ctx, place).astype(v.dtype), v)

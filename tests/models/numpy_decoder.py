@@ -41,11 +41,17 @@ def _row(c, params, tokens, positions, segments):
 def _norm(c, p, x):
     if c.norm == "layer_norm":
         x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * p["scale"] + p.get("bias", 0.0)
+    return _root_mean_square(c, x) * p["scale"] + p.get("bias", 0.0)
+
+
+def _root_mean_square(c, x):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon)
 
 
 def _attention(c, p, x, positions, segments):
     q, k, v = (np.einsum("td,dhw->thw", x, p[n]) + p.get(f"{n}_bias", 0.0) for n in ("query", "key", "value"))
+    if c.qk_norm:
+        q, k = _root_mean_square(c, q) * p["query_norm"], _root_mean_square(c, k) * p["key_norm"]
     if c.positions == "rotary":
         q, k = _rotate(c, q, positions), _rotate(c, k, positions)
     group = q.shape[1] // k.shape[1]

@@ -26,6 +26,7 @@ FAMILIES = {
     "llama": {"num_kv_heads": 2, "tie_embeddings": False, "rope_theta": 500.0, "mlp_dim": 40},
     "erf gelu, wide heads": {"activation": "gelu", "head_dim": 12, "norm": "layer_norm"},
     "gated with biases": {"bias": True, "num_kv_heads": 1},
+    "normed queries and keys": {"qk_norm": True, "num_kv_heads": 2},
 }
 
 

@@ -13,6 +13,7 @@ from aifx.core.project import Project
 from aifx.parallel.layout import Layout, abstract_layout, local_layout
 from aifx.programs.build import Programs, build, tree_bytes
 from aifx.tasks import describe_task
+from jax_kernels.dispatch import Choices, using
 
 SMALL = [
     "model.num_layers=1",
@@ -42,6 +43,21 @@ def test_neither_data_nor_devices_are_needed(tmp_path: Path, num_devices: int) -
     prefill, decode = programs.decoding.for_generation(max_tokens=20)
     assert prefill.trace()[1].shape == decode.trace()[1].shape == ()
     assert list(tmp_path.iterdir()) == [tmp_path / "aifx.toml"]
+
+
+def test_dropout_takes_an_attention_without_kernels_in_training_alone(tmp_path: Path) -> None:
+    """And the average has the shapes of the parameters."""
+    settings = ("model.dropout=0.1", "optimizer.ema_decay=0.99")
+    programs = programs_of(tmp_path, abstract_layout(1, "cpu", "cpu"), *settings)
+    called = {}
+    for program in (programs.train_step, programs.eval_step):
+        choices = Choices()
+        with using(choices):
+            results = program.trace()
+        called[program.name] = {op.name for op, _ in choices.seen_calls.values()}
+        if program.name == "train_step":
+            assert jax.tree.map(lambda x: x.shape, results[0].ema) == jax.tree.map(lambda x: x.shape, results[0].params)
+    assert called["eval_step"] - called["train_step"] == {"attention"}
 
 
 def test_the_bytes_of_the_state_are_those_of_its_arrays(tmp_path: Path) -> None:

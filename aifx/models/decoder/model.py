@@ -27,6 +27,9 @@ from jax_kernels._ops.swiglu import swiglu
 
 Angles: TypeAlias = tuple[jax.Array, jax.Array]
 
+WEIGHTS, ATTENDED, MLP = range(3)
+"""Places of a layer where dropout draws: the weights of attention, its output and the MLP's."""
+
 
 @dataclass(frozen=True)
 class Cached:
@@ -119,18 +122,21 @@ class Decoder:
     ) -> tuple[jax.Array, Params | None]:
         """What the head reads, `[tokens, embed]`, of inputs `[batch, seq]`, and the layers' caches with them."""
         x, sequences = self.embed(params["embedding"], inputs, sequences)
+        x = self.dropout(x, sequences, ctx, 0)
 
-        def block(x: jax.Array, own: tuple[Params, Params | None]) -> tuple[jax.Array, Params | None]:
-            return self.layer(own[0], x, sequences, own[1], ctx)
+        def block(x: jax.Array, own: tuple[Params, Params | None, Any]) -> tuple[jax.Array, Params | None]:
+            layer, cache, number = own
+            own_ctx = layers.in_layer(ctx, number) if self.section.dropout else ctx
+            return self.layer(layer, x, sequences, cache, own_ctx)
 
         if self.section.remat:
             block = jax.checkpoint(block)
         if self.section.scan_layers:
-            x, cache = jax.lax.scan(block, x, (params[LAYERS], cache))
+            x, cache = jax.lax.scan(block, x, (params[LAYERS], cache, jnp.arange(1, self.section.num_layers + 1)))
         else:
             caches: Params = {}
-            for name in map(str, range(self.section.num_layers)):
-                x, caches[name] = block(x, (params[LAYERS][name], None if cache is None else cache[name]))
+            for number, name in enumerate(map(str, range(self.section.num_layers)), 1):
+                x, caches[name] = block(x, (params[LAYERS][name], None if cache is None else cache[name], number))
             cache = None if cache is None else caches
         return self.norm(params["final_norm"], x), cache
 
@@ -154,8 +160,8 @@ class Decoder:
         attended, cache = self.attention(
             params["attention"], self.norm(params["attention_norm"], x), sequences, cache, ctx
         )
-        y, x = self.norm_of_sum(params["mlp_norm"], attended, x)
-        return x + self.mlp(params["mlp"], y), cache
+        y, x = self.norm_of_sum(params["mlp_norm"], self.dropout(attended, sequences, ctx, ATTENDED), x)
+        return x + self.dropout(self.mlp(params["mlp"], y), sequences, ctx, MLP), cache
 
     def attention(
         self, params: Params, x: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
@@ -170,6 +176,9 @@ class Decoder:
         q = project("query", self.section.num_heads)
         k = project("key", self.num_kv_heads)
         v = project("value", self.num_kv_heads)
+        if self.section.qk_norm:
+            epsilon = self.section.norm_epsilon
+            q, k = (rms_norm(x, params[f"{name}_norm"], epsilon=epsilon) for name, x in (("query", q), ("key", k)))
         if sequences.angles is not None:
             q, k = rotary(q, *sequences.angles), rotary(k, *sequences.angles)
         cached = sequences.cached
@@ -177,6 +186,8 @@ class Decoder:
             cache = paged_cache.write(cache, cached.page_table, cached.held, k, v)
         if cache is not None and cached is not None and cached.is_decoding:
             out = decode_attention(q[:, 0], cache["key"], cache["value"], cached.page_table, cached.held + 1)
+        elif ctx.training and self.section.dropout:
+            out = layers.attention_with_dropout(q, k, v, self.section.dropout, ctx, WEIGHTS, sequences.segment_ids)
         else:
             out = attention(q, k, v, causal=True, segment_ids=sequences.segment_ids)
         out = out.reshape(x.shape[0], -1)
@@ -192,6 +203,13 @@ class Decoder:
         else:
             hidden = layers.gelu(hidden) if self.section.activation == "gelu" else layers.gelu_tanh(hidden)
         return layers.linear(hidden, params["down"], params.get("down_bias"))
+
+    def dropout(self, x: jax.Array, sequences: Sequences, ctx: ForwardContext, place: int) -> jax.Array:
+        """x `[tokens, embed]` with dropout by sequence, in training."""
+        if not ctx.training or not self.section.dropout:
+            return x
+        by_row = x.reshape(sequences.shape[0], -1)
+        return layers.dropout(by_row, self.section.dropout, ctx, place).reshape(x.shape)
 
     def norm(self, params: Params, x: jax.Array) -> jax.Array:
         if self.section.norm == "layer_norm":

@@ -1,5 +1,8 @@
 """Named models: the `[model]` values that a preset puts where the project sets none. Pure data.
 
+`tiny` and `small`: rotary positions, SwiGLU of 8/3 of the width (Shazeer 2020, arXiv 2002.05202), RMS norm also of
+queries and keys (Henry et al. 2020, arXiv 2010.04245), tied embeddings, no biases.
+
 Sources: GPT-2, openai/gpt-2 `src/model.py` and the `hparams.json` of each released size; the real vocabulary of 50,257
 is kept, not padded. Llama 3 and 3.2, the `config.json` of each released model; Llama 3.2 was trained to 8,192 tokens
 before its context was stretched, and that is the context given here.
@@ -35,7 +38,18 @@ _LLAMA3: dict[str, Any] = {
 
 _LLAMA3_2: dict[str, Any] = {**_LLAMA3, "tie_embeddings": True}
 
+_MODERN: dict[str, Any] = {
+    "norm": "rms_norm",
+    "qk_norm": True,
+    "positions": "rotary",
+    "activation": "swiglu",
+    "bias": False,
+    "tie_embeddings": True,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {**_MODERN, "num_layers": 6, "embed_dim": 256, "num_heads": 4, "mlp_dim": 704},
+    "small": {**_MODERN, "num_layers": 8, "embed_dim": 512, "num_heads": 8, "mlp_dim": 1408},
     # The size that nanoGPT trains on characters and that benchmarks/train_vs_pytorch.py measures; any vocabulary.
     "gpt2-10m": {
         **{k: v for k, v in _GPT2.items() if k not in ("vocab_size", "max_seq_len")},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from aifx.config.sections import ROUNDING, Conflict, ModelSection, PositiveFloat, PositiveInt
+from aifx.config.sections import ROUNDING, Conflict, Fraction, ModelSection, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     from aifx.config.config import Config
@@ -27,6 +27,7 @@ class DecoderSection(ModelSection):
     mlp_dim: PositiveInt | None = Field(None, description="Hidden width of the MLP; 4 x embed_dim when not set.")
     norm: Literal["layer_norm", "rms_norm"] = Field("rms_norm", description="Normalization before each block half.")
     norm_epsilon: PositiveFloat = Field(1e-5, description="Added to the variance.")
+    qk_norm: bool = Field(False, description="RMS norm of each head's queries and keys, before rotary positions.")
     positions: Literal["learned", "rotary"] = Field(
         "rotary", description="learned: a table of max_seq_len rows. rotary: RoPE."
     )
@@ -37,6 +38,9 @@ class DecoderSection(ModelSection):
     )
     bias: bool = Field(False, description="Biases in projections and norms.")
     tie_embeddings: bool = Field(True, description="The output projection is the embedding's transpose.")
+    dropout: Fraction = Field(
+        0.0, description="Share of the embedding, attention weights and residuals dropped in training."
+    )
     scan_layers: bool = Field(
         False,
         description="Compile one layer and loop over it: compiles faster, same checkpoint.",

@@ -67,6 +67,8 @@ def _attention(section: DecoderSection) -> Specs:
             (h, width, d), ("heads", "head_dim", "embed"), _residual(section), matrix=((0, 1), (2,)), decay=True
         ),
     }
+    if section.qk_norm:
+        specs["query_norm"] = specs["key_norm"] = ArraySpec((width,), ("head_dim",), initializers.ones)
     if section.bias:
         specs["query_bias"] = ArraySpec((h, width), ("heads", "head_dim"), initializers.zeros)
         specs["key_bias"] = ArraySpec((kv, width), ("kv_heads", "head_dim"), initializers.zeros)
