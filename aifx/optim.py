@@ -1,4 +1,4 @@
-"""The update rule: AdamW, or Muon for matrices with AdamW for the rest; clipping; the learning rate over a run.
+"""The update rule: AdamW, or Muon for matrices with AdamW for the rest; clipping; the average; the schedule.
 
 A tree of weights here is the params' tree with None in place of frozen arrays and buffers, which get no updates and no
 optimizer state.
@@ -69,6 +69,21 @@ def clip_by_global_norm(gradients: Any, bound: float) -> tuple[Any, jax.Array]:
         return gradients, norm
     scale = jnp.minimum(1.0, bound / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients), norm
+
+
+def update_average(average: Params, params: Params, specs: Specs, decay: float, count: jax.Array) -> Params:
+    """The exponential moving average of the weights after update number `count`, from 0; buffers as in `params`.
+
+    The decay is (1 + count) / (10 + count) until that exceeds `decay`, so that the first weights do not stay in the
+    average of a short run (TensorFlow's ExponentialMovingAverage with num_updates).
+    """
+    share = jnp.maximum(1.0 - decay, 9.0 / (10.0 + count))
+
+    def update(spec: ArraySpec, mean: jax.Array, param: jax.Array) -> jax.Array:
+        return mean + share.astype(mean.dtype) * (param - mean) if spec.kind == "weight" else param
+
+    updated: Params = jax.tree.map(update, specs, average, params, is_leaf=is_spec)
+    return updated
 
 
 def make_schedule(section: ScheduleSection, num_steps: int) -> optax.Schedule:

@@ -172,6 +172,9 @@ class OptimizerSection(Section):
     epsilon: PositiveFloat = setting(1e-8, "AdamW: added to the root of the second moment.")
     momentum: Fraction = setting(0.95, "Muon: decay of the momentum.")
     clip_norm: NonNegativeFloat = setting(1.0, "Bound on the global norm of the gradient; 0 never clips.")
+    ema_decay: Fraction = setting(
+        0.0, "Decay of a moving average of the weights, which evaluation and generation then use; 0 keeps none."
+    )
 
 
 class ScheduleSection(Section):

@@ -43,7 +43,7 @@ class RestoredRun:
     project: Project
     config: Config
     task: Task
-    params: Params  # weights and buffers; layers that are scanned are stacked
+    params: Params  # weights (averaged, with optimizer.ema_decay) and buffers; layers that are scanned are stacked
     frozen: Params  # the arrays that training does not change
     step: int
 
@@ -97,7 +97,10 @@ def restore_run(
 
 
 def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -> tuple[Params, Params]:
-    """The parameters of a checkpoint as `model` takes them, and the frozen arrays. Raises CheckpointError."""
+    """The parameters of a checkpoint as `model` takes them, and the frozen arrays. Raises CheckpointError.
+
+    With `optimizer.ema_decay` the weights are the averaged ones.
+    """
     # Here, so that training does not wait for orbax before its first step.
     from aifx.checkpoint.checkpoints import Checkpoints
 
@@ -105,11 +108,12 @@ def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -
     trained, frozen = split_frozen(specs, specs)
     stacked = has_stacked_layers(specs)
     structs = map_specs(lambda s: s.struct, trained)
-    wanted = {"params": unstack_layers(structs) if stacked else structs}
+    part = "ema" if config.optimizer.ema_decay else "params"
+    wanted = {part: unstack_layers(structs) if stacked else structs}
     tree, host = Checkpoints(run.checkpoints, config.checkpoint).restore(step, wanted)
     arrays = make_frozen(frozen, config.train.seed)
     check_frozen(arrays, host, run, step)
-    return stack_layers(tree["params"]) if stacked else tree["params"], arrays
+    return stack_layers(tree[part]) if stacked else tree[part], arrays
 
 
 def digest_of_frozen(frozen: Params) -> str | None:

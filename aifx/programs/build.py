@@ -89,10 +89,15 @@ class Programs:
     def optimizer(self) -> optax.GradientTransformation:
         return make_optimizer(self.config.optimizer, self.trained_specs)
 
+    @property
+    def has_ema(self) -> bool:
+        """Whether the state holds averaged weights."""
+        return self.config.optimizer.ema_decay > 0
+
     @functools.cached_property
     def abstract(self) -> tuple[TrainState, Params]:
         """The state and the frozen arrays as shapes, dtypes and shardings."""
-        return abstract_state(self.specs, self.optimizer, self.layout)
+        return abstract_state(self.specs, self.optimizer, self.layout, has_ema=self.has_ema)
 
     @functools.cached_property
     def step(self) -> TrainStep:
@@ -104,7 +109,7 @@ class Programs:
         """() -> the state before the first update, and the frozen arrays, where they will be."""
 
         def init() -> tuple[TrainState, Params]:
-            return initial_state(self.specs, self.optimizer, self.config.train.seed)
+            return initial_state(self.specs, self.optimizer, self.config.train.seed, has_ema=self.has_ema)
 
         places = jax.tree.map(lambda x: x.sharding, self.abstract)
         # Run once, so that compiling it is all its cost: LLVM's first optimization level halves that, draws as fast.
@@ -190,10 +195,11 @@ class Programs:
         return flops // 3 if self.config.finetune.freeze == "backbone" else flops
 
     def state_bytes(self) -> dict[str, int]:
-        """Bytes of one copy of "parameters", "frozen", "optimizer" and "gradients"."""
+        """Bytes of one copy of "parameters", "frozen", "optimizer" (with averaged weights) and "gradients"."""
         state, frozen = self.abstract
         weights = select_weights(state.params, self.trained_specs)
-        parts = {"parameters": state.params, "frozen": frozen, "optimizer": state.opt_state, "gradients": weights}
+        optimizer = state.opt_state, state.ema
+        parts = {"parameters": state.params, "frozen": frozen, "optimizer": optimizer, "gradients": weights}
         return {name: tree_bytes(tree) for name, tree in parts.items()}
 
     def _program(self, name: str, function: Any, arguments: tuple[Any, ...], **options: Any) -> Program:

@@ -1,4 +1,4 @@
-"""What a training step turns into the next: step count, parameters, optimizer state."""
+"""What a training step turns into the next: step count, parameters, optimizer state, averaged weights."""
 
 from __future__ import annotations
 
@@ -19,22 +19,40 @@ from aifx.specs import Params, Specs, init_params, map_specs, split_frozen
 class TrainState:
     """Updates done (int32 scalar), weights and buffers, and the optimizer's state over the weights.
 
-    Frozen arrays are no part of it: they are an argument of the step, and of no checkpoint.
+    With `optimizer.ema_decay`, `ema` holds the params with averaged weights. Frozen arrays are no part of the state:
+    they are an argument of the step, and of no checkpoint.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
+    ema: Params | None = None
+
+    @property
+    def evaluated(self) -> Params:
+        """The params that evaluation takes: the averaged ones if there are any."""
+        return self.params if self.ema is None else self.ema
 
 
-def initial_state(specs: Specs, optimizer: optax.GradientTransformation, seed: int) -> tuple[TrainState, Params]:
+def initial_state(
+    specs: Specs, optimizer: optax.GradientTransformation, seed: int, *, has_ema: bool = False
+) -> tuple[TrainState, Params]:
     """The state before the first update, and the frozen arrays, of a whole model's specs. To be run inside jit."""
     params, frozen = split_frozen(init_params(specs, jax.random.key(seed)), specs)
     trained, _ = split_frozen(specs, specs)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(select_weights(params, trained))), frozen
+    opt_state = optimizer.init(select_weights(params, trained))
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, copied(params) if has_ema else None), frozen
 
 
-def abstract_state(specs: Specs, optimizer: optax.GradientTransformation, layout: Layout) -> tuple[TrainState, Params]:
+def copied(params: Params) -> Params:
+    """The params in memory of their own, so that both can be donated."""
+    copy: Params = jax.tree.map(jnp.copy, params)
+    return copy
+
+
+def abstract_state(
+    specs: Specs, optimizer: optax.GradientTransformation, layout: Layout, *, has_ema: bool = False
+) -> tuple[TrainState, Params]:
     """Shapes, dtypes and shardings of `initial_state`; nothing is computed."""
 
     def struct(x: Any, sharding: Any) -> Any:
@@ -43,10 +61,12 @@ def abstract_state(specs: Specs, optimizer: optax.GradientTransformation, layout
     trained, frozen = split_frozen(specs, specs)
     params, places = map_specs(lambda s: s.struct, trained), layout.of_params(trained)
     opt_state = jax.eval_shape(optimizer.init, select_weights(params, trained))
+    placed = jax.tree.map(struct, params, places)
     state = TrainState(
         struct(jax.ShapeDtypeStruct((), jnp.int32), layout.replicated),
-        jax.tree.map(struct, params, places),
+        placed,
         jax.tree.map(struct, opt_state, layout.of_optimizer(opt_state, places)),
+        placed if has_ema else None,
     )
     return state, jax.tree.map(struct, map_specs(lambda s: s.struct, frozen), layout.of_params(frozen))
 

@@ -16,7 +16,7 @@ from aifx.config import Config
 from aifx.nn.precision import cast_floating
 from aifx.objectives.base import DeviceBatch
 from aifx.objectives.checks import check_sums
-from aifx.optim import clip_by_global_norm, make_schedule, merge_weights, select_weights
+from aifx.optim import clip_by_global_norm, make_schedule, merge_weights, select_weights, update_average
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.state import TrainState
@@ -82,7 +82,7 @@ class TrainStep:
         return total.astype(jnp.float32), weight.astype(jnp.float32)
 
     def update(self, state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array, jax.Array]:
-        """Clipping, the optimizer, the update: the next state, the norm before clipping and the learning rate."""
+        """Clipping, the optimizer, the average: the next state, the norm before clipping and the learning rate."""
         schedule = make_schedule(self.config.schedule, self.config.train.num_steps)
         gradients, norm = clip_by_global_norm(gradients, self.config.optimizer.clip_norm)
         weights = select_weights(state.params, self.specs)
@@ -90,7 +90,10 @@ class TrainStep:
         share = jnp.asarray(schedule(state.step), jnp.float32)
         updates = jax.tree.map(lambda u: u * share.astype(u.dtype), updates)
         params = merge_weights(optax.apply_updates(weights, updates), state.params, self.specs)
-        return TrainState(state.step + 1, params, opt_state), norm, self.config.optimizer.learning_rate * share
+        ema = state.ema
+        if ema is not None:
+            ema = update_average(ema, params, self.specs, self.config.optimizer.ema_decay, state.step)
+        return TrainState(state.step + 1, params, opt_state, ema), norm, self.config.optimizer.learning_rate * share
 
     def _key(self, state: TrainState) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.config.train.seed), state.step)

@@ -131,7 +131,7 @@ class Loop:
         num_batches = self.programs.config.train.validation_batches or None
         place = self.place_unless_stopped
         metrics = evaluate_split(
-            self.programs, state.params, self.frozen, "validation", num_batches=num_batches, place=place
+            self.programs, state.evaluated, self.frozen, "validation", num_batches=num_batches, place=place
         )
         progress = self.progress.after(record.step, metrics, best_by_of(self.programs.config))
         self.progress = replace(progress, thresholds=self.programs.objective.thresholds(metrics))

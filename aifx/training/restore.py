@@ -11,7 +11,7 @@ from aifx.core.errors import CheckpointError
 from aifx.core.project import Project, RunDirectory
 from aifx.loading.restore import check_frozen
 from aifx.programs.build import Programs
-from aifx.programs.state import TrainState, make_frozen
+from aifx.programs.state import TrainState, copied, make_frozen
 from aifx.runs.status import number
 from aifx.specs import Params
 from aifx.training.finetuning import with_base_weights
@@ -55,30 +55,39 @@ def begin(programs: Programs, checkpoints: Checkpoints, run: RunDirectory, proje
 def begin_from(fork: Fork, programs: Programs) -> InitialState:
     """Another run's checkpoint. Its optimizer state is taken if it fits, and otherwise starts again.
 
-    Raises CheckpointError if the parameters do not fit this configuration's model.
+    If the checkpoint holds no averaged weights, their average starts from its weights. Raises CheckpointError if the
+    parameters do not fit this configuration's model.
     """
     from aifx.checkpoint.checkpoints import Checkpoints
     from aifx.checkpoint.manifest import Damaged
 
     checkpoints = Checkpoints(fork.run.checkpoints, programs.config.checkpoint)
     wanted = to_tree(programs.abstract[0], stacked=programs.is_stacked)
-    try:
-        tree, host = checkpoints.restore(fork.step, wanted)
-    except Damaged:
-        raise  # its parameters may be whole, but to drop the rest is not ours to decide
-    except CheckpointError:
+
+    def restored_if_fit(part: str) -> dict[str, Any]:
         try:
-            tree, host = checkpoints.restore(fork.step, {k: wanted[k] for k in ("step", "params")})
+            found: dict[str, Any] = checkpoints.restore(fork.step, {part: wanted[part]})[0]
+            return found
         except Damaged:
-            raise
-        except CheckpointError as unfit:
-            changed = [str(d) for d in fork.changes if d.key.startswith(("model.", "task.", "objective.", "data."))]
-            what = f"a fork of run {fork.run.name!r} cannot have another model"
-            hint = "aifx train --run NAME    (a new run, from its first step)"
-            raise CheckpointError(what, "\n".join([*changed, unfit.why]), hint) from unfit
+            raise  # the parameters may be whole, but to drop the rest is not ours to decide
+        except CheckpointError:
+            return {}
+
+    try:
+        tree, host = checkpoints.restore(fork.step, {k: wanted[k] for k in ("step", "params")})
+    except Damaged:
+        raise
+    except CheckpointError as unfit:
+        changed = [str(d) for d in fork.changes if d.key.startswith(("model.", "task.", "objective.", "data."))]
+        what = f"a fork of run {fork.run.name!r} cannot have another model"
+        hint = "aifx train --run NAME    (a new run, from its first step)"
+        raise CheckpointError(what, "\n".join([*changed, unfit.why]), hint) from unfit
+    tree |= restored_if_fit("opt_state")
+    if "opt_state" not in tree:
         logger.warning("the optimizer's state does not fit this configuration and starts again")
-        fresh = to_tree(programs.init()[0], stacked=programs.is_stacked)
-        tree = {**tree, "opt_state": fresh["opt_state"]}
+        tree["opt_state"] = to_tree(programs.init()[0], stacked=programs.is_stacked)["opt_state"]
+    if programs.has_ema:
+        tree |= restored_if_fit("ema") or {"ema": copied(tree["params"])}
     begun = _restored(fork.step, tree, host, programs, fork.run)
     # What was best on the way here was measured under another configuration.
     return replace(begun, progress=Progress(), pending_validation=None)

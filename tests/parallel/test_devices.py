@@ -39,7 +39,7 @@ for name, *settings in json.load(sys.stdin):
     Path(f"{name}.json").write_text(json.dumps(document))
 """
 ONE = "train.devices=1"
-MUON = ("train.gradient_accumulation=2", "optimizer.kind=muon")
+MUON = ("train.gradient_accumulation=2", "optimizer.kind=muon", "optimizer.ema_decay=0.9")
 RUNS = [
     ["one", ONE],
     ["four"],
