@@ -30,6 +30,10 @@ MOST_FILES = 64
 """Of a project's data, so many are opened to check them: the first megabyte of each."""
 
 
+OWN_TOKENIZERS = ("bpe", "char", "byte")
+"""Values of `data.tokenizer` that are no paths."""
+
+
 class TextSection(DataSection):
     """Text, how it is split, and how it becomes sequences."""
 
@@ -51,11 +55,15 @@ class TextSection(DataSection):
     )
     validation_fraction: Fraction = Field(0.05, description="Share held out for validation when `validation` is empty.")
     test_fraction: Fraction = Field(0.1, description="Share held out for the test when `test` is empty.")
-    tokenizer: str = Field("bpe", description="`bpe` (trained on the training split), or a path of a tokenizer.json.")
+    tokenizer: str = Field(
+        "bpe",
+        description="`bpe` or `char` (pairs of bytes, or characters, of the training split), `byte`, "
+        "or a path of a tokenizer.json.",
+    )
     vocab_size: Annotated[int, Field(ge=257, le=INT_MAX)] | None = Field(
         None,
         description="Most tokens of a trained tokenizer, and the rows of the embedding. "
-        "If not set: 1024 for a trained tokenizer, otherwise the size of the one that is named.",
+        "If not set: 1024 for bpe, otherwise the size of the tokenizer.",
     )
     seq_len: Annotated[int, Field(ge=2, le=INT_MAX)] = Field(256, description="Tokens of a sequence.")
     packing: Literal["stream", "documents"] = Field(
@@ -87,7 +95,7 @@ class TextSection(DataSection):
                 find_files(getattr(self, key), project, f"data.{key}")
             except DataError as error:
                 yield f"data.{key}", error
-        if self.tokenizer != "bpe":
+        if self.tokenizer not in OWN_TOKENIZERS:
             yield from missing_file(project, "data.tokenizer", self.tokenizer)
 
     def read_beginnings(self, project: Project) -> int:

@@ -22,18 +22,18 @@ from aifx.data.cache import cache_folder
 from aifx.data.corpus import SPLITS, Corpus, file_corpus, open_corpus, split_corpus
 from aifx.data.order import shuffled
 from aifx.data.rows import InputFile, Row, field, read_rows
-from aifx.data.sections import TextSection
+from aifx.data.sections import OWN_TOKENIZERS, TextSection
 from aifx.data.sequences import Sequences, StreamSequences, empty_batch, packed_documents, stream_windows
 from aifx.data.spec import DataSpec, Field
 from aifx.data.store import FORMAT, SplitTokens, TokenStore, build_store, guard, open_store
-from aifx.data.tokenizer import WORDS, Tokenizer, train_tokenizer
+from aifx.data.tokenizer import BYTE_TOKENS, CHARACTER, WORDS, Tokenizer, character_tokenizer, train_tokenizer
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
 
-TRAINED_VOCAB_SIZE = 1024
-"""Most tokens of a trained tokenizer if `data.vocab_size` is not set."""
+VOCAB_SIZES = {"bpe": 1024, "byte": BYTE_TOKENS}
+"""Most tokens by `data.tokenizer` if `data.vocab_size` is not set; characters are counted in the text."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class TextFormat(DataFormat):
 
     @classmethod
     def describe(cls, section: TextSection, project: Project) -> DataSpec:
-        if section.vocab_size is None and section.tokenizer != "bpe":
+        if section.vocab_size is None and section.tokenizer not in OWN_TOKENIZERS:
             return text_spec(section, Tokenizer.load(project.root / section.tokenizer))
         return text_spec(section)
 
@@ -185,7 +185,7 @@ def text_spec(section: TextSection, tokenizer: Tokenizer | None = None) -> DataS
     if section.packing == "documents":
         dtypes |= {"segment_ids": "int32", "positions": "int32"}
     fields = {name: Field((section.seq_len,), dtype, ("seq",)) for name, dtype in dtypes.items()}
-    vocab_size = section.vocab_size or (TRAINED_VOCAB_SIZE if section.tokenizer == "bpe" else None)
+    vocab_size = section.vocab_size or VOCAB_SIZES.get(section.tokenizer)
     if tokenizer is not None:
         vocab_size = vocab_size or tokenizer.vocab_size
         if vocab_size < tokenizer.vocab_size:
@@ -204,7 +204,7 @@ def _tokenizer(section: TextSection, project: Project, corpus: Corpus, assets: P
     kept = assets / TOKENIZER_FILE
     if kept.exists():
         return Tokenizer.load(kept)
-    is_own = section.tokenizer == "bpe"
+    is_own = section.tokenizer in OWN_TOKENIZERS
     tokenizer = _trained(section, corpus) if is_own else Tokenizer.load(project.root / section.tokenizer)
     assets.mkdir(parents=True, exist_ok=True)
     replace_file(kept, tokenizer.data)
@@ -212,16 +212,21 @@ def _tokenizer(section: TextSection, project: Project, corpus: Corpus, assets: P
 
 
 def _trained(section: TextSection, corpus: Corpus) -> Tokenizer:
-    """A BPE of the training split, from the cache where it was trained on the same text before."""
-    vocab_size = section.vocab_size or TRAINED_VOCAB_SIZE
-    digest = _hexdigest("tokenizer", 1, corpus.digest, vocab_size, WORDS)
+    """A tokenizer of the training split, from the cache where it was trained on the same text before."""
+    if section.tokenizer == "byte":
+        return Tokenizer(train_tokenizer((), BYTE_TOKENS), "bytes")
+    has_characters, vocab_size = section.tokenizer == "char", section.vocab_size or VOCAB_SIZES["bpe"]
+    how = (section.vocab_size, CHARACTER) if has_characters else (vocab_size, WORDS)
+    digest = _hexdigest("tokenizer", 1, corpus.digest, *how)
     cached = cache_path("tokenizers") / digest
     if (data := read_cached(read_checked, cached, "cached tokenizer")) is not None:
         return Tokenizer(bytes(data), str(cached))
     activity = f"training the tokenizer on {corpus.names('train')}"
     logger.info(activity)
     with report_progress(activity, corpus.expected_bytes("train"), "bytes") as progress:
-        tokenizer = Tokenizer(train_tokenizer(_training_texts(corpus, progress), vocab_size), str(cached))
+        texts = _training_texts(corpus, progress)
+        made = character_tokenizer(texts, section.vocab_size) if has_characters else train_tokenizer(texts, vocab_size)
+        tokenizer = Tokenizer(made, str(cached))
     corpus.check_unchanged()
     with cache_folder(cached.parent):
         remove_temporary(cached.parent)

@@ -1,8 +1,9 @@
-"""Text to tokens and back: a byte-level BPE of the project's own, or any tokenizer.json."""
+"""Text to tokens and back: byte-level BPE, characters or bytes of the project's own, or any tokenizer.json."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ WORDS = (
     r"[^\r\n\p{L}\p{N}]?\p{L}{1,128}|\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,128}[\r\n]{0,128}"
     r"|\s{0,128}[\r\n]{1,128}|\s{1,128}(?!\S)|\s{1,128}"
 )
+CHARACTER = r"[\s\S]"
 LOOKS_AHEAD = 3 * 128  # characters beyond the beginning of a word that decide where it ends, at the most
 PART_CHARACTERS = 1 << 18
+BYTE_TOKENS = 257  # END_OF_TEXT and the bytes
 _SPLITTER = pre_tokenizers.Split(tokenizers.Regex(WORDS), "isolated")
-_PRE_TOKENIZER = pre_tokenizers.Sequence([_SPLITTER, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
 class Tokenizer:
@@ -63,13 +66,13 @@ class Tokenizer:
             self._inner.model.dropout = None
         self.is_byte_level = _is_byte_level(self._description)
         steps = (self._description.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
-        self._has_bounded_words = self.can_cut and steps[0].get("pattern") == {"Regex": WORDS}
+        self._has_bounded_words = self.can_cut and steps[0].get("pattern") in ({"Regex": WORDS}, {"Regex": CHARACTER})
         self.bytes_per_token = 1.0  # of a tokenizer that is not byte-level: measured on the data, see `open_text`
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
         """Raises DataError for a file that is missing or holds no tokenizer."""
-        hint = 'data.tokenizer is "bpe" or the path of a tokenizer.json'
+        hint = 'data.tokenizer is "bpe", "char", "byte" or the path of a tokenizer.json'
         check_regular(path, str(path), "a tokenizer is one file", hint)
         try:
             return cls(path.read_bytes(), str(path))
@@ -132,9 +135,12 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A byte-level BPE as tokenizer.json: lossless, the same for the same texts, END_OF_TEXT its token 0."""
+    """A byte-level BPE as tokenizer.json: lossless, the same for the same texts, END_OF_TEXT its token 0.
+
+    Without texts its tokens are END_OF_TEXT and the 256 bytes.
+    """
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = _PRE_TOKENIZER
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([_SPLITTER, _BYTES])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
@@ -142,6 +148,27 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     )
     parts = (text[at : at + PART_CHARACTERS] for text in texts for at in range(0, len(text), PART_CHARACTERS))
     tokenizer.train_from_iterator(parts, trainer)
+    return tokenizer.to_str(pretty=True).encode()
+
+
+def character_tokenizer(texts: Iterable[str], vocab_size: int | None) -> bytes:
+    """Characters as tokenizer.json: END_OF_TEXT, the 256 bytes, and the characters of `texts` that are longer.
+
+    Any other character is written as its bytes, so no text is lost. `vocab_size` keeps the most frequent characters.
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    longer = sorted((c for c in counts if not c.isascii()), key=lambda c: (-counts[c], c))
+    kept = longer if vocab_size is None else longer[: vocab_size - BYTE_TOKENS]
+    spelled = (_BYTES.pre_tokenize_str(c)[0][0] for c in kept)
+    tokens = [END_OF_TEXT, *sorted(pre_tokenizers.ByteLevel.alphabet()), *spelled]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, [], ignore_merges=True))  # a pre-token in it is a token
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    characters = pre_tokenizers.Split(tokenizers.Regex(CHARACTER), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([characters, _BYTES])
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer.to_str(pretty=True).encode()
 
 

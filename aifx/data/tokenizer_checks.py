@@ -50,7 +50,7 @@ def library_errors(name: str) -> Iterator[None]:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "retry-limit" in why:
             why = f"its pattern backtracks without end ({why})"
-        hint = 'data.tokenizer is "bpe" or another tokenizer.json'
+        hint = 'data.tokenizer is "bpe", "char", "byte" or another tokenizer.json'
         raise DataError(f"{name} fails on this text", why, hint) from error
 
 

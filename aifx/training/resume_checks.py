@@ -18,7 +18,7 @@ from aifx.core.json_files import read_jsonl
 from aifx.core.project import Project, RunDirectory
 from aifx.core.statuses import FINISHED, ProcessStatus
 from aifx.core.steps import StepChoice
-from aifx.data.sections import TextSection
+from aifx.data.sections import OWN_TOKENIZERS, TextSection
 from aifx.runs.binding import binding_errors, foreign_checkpoint
 from aifx.runs.formats import RunEnd
 from aifx.runs.status import BEGINNINGS, number
@@ -133,9 +133,10 @@ def _check_tokenizer(origin: RunDirectory, config: Config, project: Project, cha
     """Raises ConfigError where a fork asks for another tokenizer than the one that it takes over."""
     if not isinstance(config.data, TextSection):
         return
-    keys = ("data.tokenizer", "data.vocab_size") if config.data.tokenizer == "bpe" else ("data.tokenizer",)
+    is_trained = config.data.tokenizer in ("bpe", "char")
+    keys = ("data.tokenizer", "data.vocab_size") if is_trained else ("data.tokenizer",)
     changed = [str(d) for d in changes if d.key in keys and d.old is not None]
-    if not changed and config.data.tokenizer != "bpe":
+    if not changed and config.data.tokenizer not in OWN_TOKENIZERS:
         from aifx.data.text import TOKENIZER_FILE
 
         named, kept = project.root / config.data.tokenizer, origin.assets / TOKENIZER_FILE

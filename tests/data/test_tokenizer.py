@@ -22,7 +22,7 @@ from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data import tokenizer as module
 from aifx.data.text import TextData
-from aifx.data.tokenizer import END_OF_TEXT, LOOKS_AHEAD, Tokenizer, train_tokenizer
+from aifx.data.tokenizer import BYTE_TOKENS, END_OF_TEXT, LOOKS_AHEAD, Tokenizer, character_tokenizer, train_tokenizer
 from aifx.data.tokenizer_checks import library_errors
 
 Write = Callable[..., Path]
@@ -30,12 +30,52 @@ Open = Callable[..., TextData]
 OURS = Tokenizer(train_tokenizer([prose(2000)], 500), "ours")
 
 
+BYTES = Tokenizer(train_tokenizer((), BYTE_TOKENS), "bytes")
+CHARACTERS = Tokenizer(character_tokenizer(["naïve 鲸鱼, ", "鲸鱼 鲸 \U0001f40b\n"], None), "characters")
+
+
 @given(st.text(st.characters(exclude_categories=("Cs",))))
 def test_any_text_comes_back_and_its_bytes_are_counted(text: str) -> None:
-    ids = OURS.encode(text)
-    assert OURS.decode(ids) == text
-    assert OURS.token_bytes()[ids].sum() == len(text.encode())
-    assert OURS.eos_id not in ids
+    for tokenizer in (OURS, BYTES, CHARACTERS):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
+        assert tokenizer.eos_id not in ids
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=40))
+def test_a_token_is_a_byte_or_a_character_of_the_training_text(text: str) -> None:
+    assert len(BYTES.encode(text)) == len(text.encode())
+    known = set("ï鲸鱼\U0001f40b")
+    assert len(CHARACTERS.encode(text)) == sum(1 if c in known else len(c.encode()) for c in text)
+
+
+def test_the_most_frequent_characters_are_kept() -> None:
+    assert (BYTES.vocab_size, CHARACTERS.vocab_size) == (BYTE_TOKENS, BYTE_TOKENS + 4)
+    fewer = Tokenizer(character_tokenizer(["éàéàéèü"], BYTE_TOKENS + 2), "fewer")
+    assert fewer.vocab_size == BYTE_TOKENS + 2
+    assert [len(fewer.encode(c)) for c in "éàèü"] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("kind", "vocab_size"), [("byte", BYTE_TOKENS), ("char", BYTE_TOKENS + 2)])
+def test_a_project_reads_bytes_or_characters(kind: str, vocab_size: int, write: Write, open_: Open) -> None:
+    write("a.txt", "Zwölf Boxkämpfer jagen Viktor quer. " * 400)
+    data = open_("a", tokenizer=kind, vocab_size=None)
+    assert data.spec.vocab_size == vocab_size
+    batch = data.source("train", 4, seed=0).read(0, slice(0, 4))
+    assert batch["inputs"].max() < vocab_size
+    held_out = data.source("test", 1, seed=None)
+    counted = [data.counts(held_out.read(step, slice(0, 1))) for step in range(held_out.num_batches or 0)]
+    assert sum(count["bytes"] for count in counted) == data.store.splits["test"].num_bytes
+    assert open_("b", tokenizer=kind, vocab_size=None).digest == data.digest
+
+
+def test_long_text_in_parts_has_the_tokens_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART_CHARACTERS", 2 * LOOKS_AHEAD)
+    text = "鲸鱼 naïve  \n\n" * 600
+    parts = list(CHARACTERS.divide(text))
+    assert len(parts) > 3
+    assert [i for part in parts for i in CHARACTERS.encode(part)] == CHARACTERS.encode(text)
 
 
 def test_the_sizes_are_what_was_asked() -> None:
