@@ -14,6 +14,7 @@ from aifx.data.text import TextFormat
 from aifx.generation.text import stream_text
 from aifx.loading.restore import RestoredRun
 from aifx.nn.precision import cast_floating
+from aifx.programs.build import Programs
 from aifx.programs.decoding import DecodingPrograms, Sampler, bucket
 from aifx.specs import Params, merge_frozen
 from aifx.tasks.base import part_name
@@ -42,12 +43,24 @@ class GeneratedText:
 def write_text(trained: RestoredRun, settings: GenerateSection, *, seed: int = 0) -> Iterator[str]:
     """The text that continues `settings.prompt`, piece by piece. Raises UsageError if the model does not write."""
     programs, params, frozen = trained.programs(settings.quantize)
-    form = trained.task.format
-    if not programs.can_decode or not isinstance(form, TextFormat):
-        why = "its data has no tokenizer"
-        if not programs.can_decode:
-            why = f"{part_name(trained.config, 'model')} does not define decode, which writes token by token"
+    if (why := unable_to_write(programs)) is not None:
         raise UsageError(f"run {trained.run.name} cannot write text", why, f"aifx eval --run {trained.run.name}")
+    return continue_prompt(programs, params, frozen, settings, seed=seed)
+
+
+def unable_to_write(programs: Programs) -> str | None:
+    """Why the programs' model cannot write text, or None."""
+    if not programs.can_decode:
+        return f"{part_name(programs.config, 'model')} does not define decode, which writes token by token"
+    return None if isinstance(programs.task.format, TextFormat) else "its data has no tokenizer"
+
+
+def continue_prompt(
+    programs: Programs, params: Params, frozen: Params, settings: GenerateSection, *, seed: int = 0
+) -> Iterator[str]:
+    """`write_text` with the programs of a model that writes, on one device, and arrays as these take them."""
+    form = programs.task.format
+    assert isinstance(form, TextFormat)
     prompt_ids = form.tokenizer.encode(settings.prompt) or [form.tokenizer.eos_id]
     ids = generate(
         programs.decoding,

@@ -63,6 +63,15 @@ class Validated(_Event):
     duration_s: float
 
 
+class TextSampled(_Event):
+    """What the model wrote after `log.sample`."""
+
+    event: Literal["sample"]
+    step: int
+    prompt: str
+    text: str
+
+
 class SettingsChanged(_Event):
     event: Literal["settings_changed"]
     changes: list[Difference]
@@ -144,6 +153,7 @@ Event = (
     | Compiled
     | CheckpointSaved
     | Validated
+    | TextSampled
     | SettingsChanged
     | KernelReplaced
     | NotFinite

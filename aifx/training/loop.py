@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 
+from aifx.config import Config
 from aifx.config.best_by import LOSS, BestBy, best_by_of, score_of
 from aifx.core.statuses import ProcessStatus
 from aifx.data.base import Batch
@@ -22,6 +23,7 @@ from aifx.tasks.base import dataset_of
 from aifx.training.meter import Meter
 from aifx.training.observers import EventDispatcher
 from aifx.training.records import Record
+from aifx.training.sampling import TextSampler
 from aifx.training.signals import StopSignals, status_of
 from aifx.training.state import to_tree
 
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from aifx.checkpoint.checkpoints import Checkpoints
 
 StepFn: TypeAlias = Callable[[TrainState, Params, Any], tuple[TrainState, jax.Array]]
+
+
+WARN_AFTER = 4
+"""Validations in a row without improvement."""
 
 
 class Interrupted(Exception):
@@ -53,6 +59,15 @@ class Progress:
             return Progress(loss, step, 0, loss, value)
         return replace(self, since_best=self.since_best + 1, last_loss=loss)
 
+    def warning(self, config: Config) -> str | None:
+        """What to say of this validation: once in a row of WARN_AFTER without improvement, otherwise None."""
+        patience = config.train.early_stopping
+        if self.since_best != WARN_AFTER or self.best_value is None or 0 < patience <= WARN_AFTER:
+            return None
+        best = f"the best is {self.best_value:.4f}, of step {self.best_step}"
+        text = f"{WARN_AFTER} validations in a row without a better {best_by_of(config).metric}: {best}"
+        return text if patience else f"{text}; train.early_stopping would end such a run"
+
 
 @dataclass(frozen=True)
 class LoopResult:
@@ -75,6 +90,7 @@ class Loop:
     dispatcher: EventDispatcher
     stop: StopSignals
     progress: Progress
+    sampler: TextSampler | None = None
     pending_validation: Record | None = None  # of a step whose validation a signal prevented
     frozen_digest: str | None = None
 
@@ -140,6 +156,11 @@ class Loop:
         self.dispatcher.event(
             "validation", step=record.step, loss=metrics["loss"], improved=improved, duration_s=duration_s
         )
+        if (warning := self.progress.warning(self.programs.config)) is not None:
+            self.dispatcher.warn(warning)
+        if self.sampler is not None:
+            text = self.sampler(state.evaluated, self.frozen)
+            self.dispatcher.event("sample", step=record.step, prompt=self.sampler.prompt, text=text)
         return replace(record, validation=metrics), improved
 
     def place_unless_stopped(self, batch: Batch) -> Mapping[str, jax.Array]:

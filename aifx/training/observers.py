@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -14,10 +15,13 @@ import jax
 from aifx.core.errors import EnvironmentFault
 from aifx.core.files import make_folders, open_file
 from aifx.core.project import RunDirectory
+from aifx.core.sanitize import one_line
 from aifx.core.statuses import ProcessStatus
 from aifx.machine.catalogue import utilization
 from aifx.runs.records import Ledger, MetricsWriter
 from aifx.training.records import Observer, Record, RunInfo, TrainResult
+
+logger = logging.getLogger(__name__)
 
 
 class EventDispatcher:
@@ -44,6 +48,11 @@ class EventDispatcher:
             self._ledger.write(name, **fields)
             for observer in self._observers:
                 observer.event(name, fields)
+
+    def warn(self, text: str) -> None:
+        """Log a warning, and tell it as an event."""
+        logger.warning(text)
+        self.event("warning", text=text)
 
     def ended_abruptly(self, status: ProcessStatus, why: str) -> None:
         """The process is about to end where it stands. Called from another thread, which must not wait for ours."""
@@ -131,12 +140,14 @@ class LogFile(Observer):
         self.write(line_of(record))
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        if name == "warning":  # `log_lines` wrote it
+            return
         values: list[str] = []
         for key, value in fields.items():
             if isinstance(value, list):  # the changes of settings
                 values += map(str, value)
             elif not isinstance(value, Mapping):
-                values.append(f"{key}={value}")
+                values.append(f"{key}={one_line(value) if isinstance(value, str) else value}")
         self.write(f"{name}: {', '.join(values)}" if values else name)
 
     def stop(self, result: TrainResult | None) -> None:

@@ -19,6 +19,7 @@ from aifx.core.json_files import write_json, write_text
 from aifx.core.project import Project, RunDirectory
 from aifx.data.spec import keep_spec, need_spec
 from aifx.evaluation.held_out import metric_names
+from aifx.generation.generator import unable_to_write
 from aifx.kernels.choice import run_choices
 from aifx.kernels.verification import verify_kernels
 from aifx.machine.compilation_cache import enable_compilation_cache
@@ -69,16 +70,12 @@ class Job:
             loss = info.validation_loss
             self.dispatcher.event("checkpoint", step=info.step, validation_loss=loss, size_bytes=info.size_bytes)
 
-        def warn(text: str) -> None:
-            logger.warning(text)
-            self.dispatcher.event("warning", text=text)
-
         checkpoints = Checkpoints(
             self.run.checkpoints,
             self.config.checkpoint,
             before_commit=self.metrics.sync,
             on_commit=committed,
-            warn=warn,
+            warn=self.dispatcher.warn,
         )
         if (latest := checkpoints.latest()) is not None:
             self.stop.kept = f"the checkpoint of step {latest} is kept"
@@ -101,6 +98,7 @@ def prepare(job: Job) -> Programs:
     programs = build(job.config, task, layout, kernels=_kernel_choices(job, layout, digests))
     _check_batch(programs)
     _check_metric(job, programs)
+    _check_sample(programs)
     return programs
 
 
@@ -225,3 +223,9 @@ def _check_metric(job: Job, programs: Programs) -> None:
     if best_by == LOSS or not job.config.train.validate_every or best_by.metric in declared_metrics(job.config):
         return
     check_metric(best_by, metric_names(programs, "validation"))
+
+
+def _check_sample(programs: Programs) -> None:
+    """Raise ConfigError if `log.sample` is set and the model does not write text."""
+    if programs.config.log.sample is not None and (why := unable_to_write(programs)) is not None:
+        raise ConfigError("log.sample is set, and this model cannot write text", why, "remove sample from [log]")

@@ -34,6 +34,7 @@ from aifx.training.prepare import Job, prepare
 from aifx.training.records import Observer, RunInfo, TrainResult
 from aifx.training.restore import InitialState, begin, begin_from
 from aifx.training.resume_checks import check_configuration, check_files, check_fork, check_new, finished, saved_config
+from aifx.training.sampling import TextSampler
 from aifx.training.signals import StopSignals
 from aifx.training.state import to_tree
 from aifx.training.trackers import open_trackers
@@ -118,6 +119,7 @@ def _train(job: Job) -> TrainResult:
         dispatcher=job.dispatcher,
         stop=job.stop,
         progress=begun.progress,
+        sampler=None if job.config.log.sample is None else TextSampler(job.run, programs, job.stop),
         pending_validation=begun.pending_validation,
         frozen_digest=digest_of_frozen(begun.frozen),
     )

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.cells import chop_cells
 from rich.console import Console, RenderableType
 from rich.panel import Panel as Frame
 from rich.text import Text
@@ -20,6 +21,7 @@ from aifx.commands.console.format import clock
 from aifx.commands.console.live import LiveDisplay
 from aifx.commands.console.output import Output
 from aifx.commands.console.progress import ProgressDisplay, progress_line
+from aifx.core.sanitize import one_line
 from aifx.machine.catalogue import utilization
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ REFRESH_PER_SECOND = 2  # a frame takes a few milliseconds of the processor that
 CURVE_POINTS = 1024
 CHART_HEIGHT = 6
 MAX_WIDTH = 100
+SAMPLE_LINES = 2
 
 
 class Lines:
@@ -63,7 +66,9 @@ class Lines:
             self._out.log(line_of(record))
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        if name == "checkpoint" and time.monotonic() - self._last >= 1.0:
+        if name == "sample":
+            self._out.log(f"sample at step {fields['step']}: {one_line(fields['prompt'] + fields['text'])}")
+        elif name == "checkpoint" and time.monotonic() - self._last >= 1.0:
             self._out.log(f"checkpoint of step {fields['step']} saved")
 
     def stop(self, result: TrainResult | None) -> None: ...
@@ -106,6 +111,7 @@ class Panel:
         self._validation: float | None = None
         self._best: tuple[float, int] | None = None
         self._checkpoint: tuple[int, float] | None = None
+        self._sample = ""
         self._activity: Activity | None = None
         self._resumed_at = 0.0
 
@@ -131,6 +137,8 @@ class Panel:
         elif name == "validation":
             self._validation = fields["loss"]
             self._best = (fields["loss"], fields["step"]) if fields["improved"] else self._best
+        elif name == "sample":
+            self._sample = one_line(fields["prompt"] + fields["text"])
         elif name == "checkpoint":
             self._checkpoint = (fields["step"], time.monotonic())
 
@@ -175,6 +183,9 @@ class Panel:
         )
         for line in line_chart(self._curve.points, width, CHART_HEIGHT, ascii_only=ascii_only):
             yield Text(line, style="cyan")
+        sample = self._sample.encode("ascii", "replace").decode() if ascii_only else self._sample
+        for line in chop_cells(sample, width)[:SAMPLE_LINES]:
+            yield Text(line, style="italic")
         if (activity := self._activity) is not None:
             yield progress_line(activity, is_ascii=ascii_only)
         else:

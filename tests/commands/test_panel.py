@@ -63,6 +63,7 @@ def filled(info: RunInfo) -> Panel:
     for step in range(1, 421):
         panel.record(record(step))
     panel.event("validation", {"step": 400, "loss": 5.1234, "improved": True, "duration_s": 1.0})
+    panel.event("sample", {"step": 400, "prompt": "Call me", "text": " Ahab,\x1b[31m\nsaid 鲸 " + "the whale " * 40})
     panel.event("checkpoint", {"step": 400, "validation_loss": 5.1234, "size_bytes": 12})
     return panel
 
@@ -80,6 +81,7 @@ def test_it_shows_what_matters(info: RunInfo) -> None:
         assert word in text, word
     assert "100 ms/step" in text
     assert "checkpoint of step 400" in text
+    assert "Call me Ahab,\\x1b[31m said" in text
 
 
 def test_a_terminal_without_unicode(info: RunInfo) -> None:
@@ -138,3 +140,5 @@ def test_lines_come_now_and_then(info: RunInfo) -> None:
     shown = [line.split()[1] for line in said.lines[before:]]
     assert shown == ["1", "2", "3", "400", "700"]
     assert "validation 5.0000" in said.lines[before + 3]
+    lines.event("sample", {"step": 400, "prompt": "Call me", "text": " Ahab,\nsaid"})
+    assert said.lines[-1] == "sample at step 400: Call me Ahab, said"
