@@ -19,7 +19,7 @@ from aifx.data.text import TOKENIZER_FILE
 from aifx.parallel.context import ForwardContext
 from aifx.programs.build import Programs
 from aifx.programs.freezing import head_names
-from aifx.programs.state import TrainState
+from aifx.programs.state import TrainState, copied
 from aifx.runs.provenance import read_provenance
 from aifx.training.state import from_tree, to_tree
 
@@ -92,9 +92,9 @@ def with_base_weights(state: TrainState, programs: Programs, project: Project, r
     if differing:
         logger.info(f"the head starts anew: {'; '.join(text for _, text in differing)}")
     taken = {name.partition("/")[2]: array for name, array in read.items()}
-    for copy in ("params", "ema"):
-        if copy in tree:
-            tree[copy] = _with(tree[copy], taken)
+    tree["params"] = _with(tree["params"], taken)
+    if programs.has_ema:
+        tree["ema"] = copied(tree["params"])
     return from_tree(tree, programs.abstract[0], stacked=programs.is_stacked)
 
 

@@ -107,3 +107,11 @@ def test_forks_take_the_average_or_begin_one(trained) -> None:
     assert arrays(trained.run("without"), 20, "ema") == {}
     trained.train(EMA, "optimizer.kind=muon", "train.num_steps=20", run="muon", fork_from="first")
     assert arrays(trained.run("muon"), 16, "ema") == arrays(first, 16, "ema")
+
+
+def test_a_finetuned_run_begins_with_the_average(trained) -> None:
+    trained.train(EMA, run="base")
+    base = trained.run("base")
+    best = max(int(folder.name) for folder in base.checkpoints.iterdir() if folder.name.isdigit())
+    trained.train(EMA, "finetune.base_run=base", "train.num_steps=1", "optimizer.learning_rate=1e-30", run="tuned")
+    assert arrays(trained.run("tuned"), 1, "params") == arrays(base, best, "ema")
