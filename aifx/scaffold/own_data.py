@@ -23,6 +23,9 @@ MOST_OPENED = 1000
 MOST_PIXELS = 128 * 128
 """Of the images that a small network on a CPU is given."""
 
+EPOCHS, BATCH_SIZE = 20, 64
+"""Of the training that the template of images describes."""
+
 
 def answers_from_data(template: str, answers: Mapping[str, Any], destination: Path) -> Answers:
     """What the template needs to know of the data that the answers name; nothing if they name none.
@@ -53,7 +56,7 @@ def _images(path: Path) -> Answers:
     if len(counts) < 2:
         raise DataError(f"{path} has one class only", f"every picture is {listing.classes[0]!r}", "add another class")
     majority = max(counts.values()) / counts.total()
-    steps = min(max(30 * counts.total() // 64, 150), 900)
+    steps = min(max(EPOCHS * counts.total() // BATCH_SIZE, 150), 900)
     size, channels = _shape([example.path for example in listing.examples])
     return {
         "classes": list(listing.classes),
