@@ -80,9 +80,9 @@ def test_the_worst_errors_of_several_labels_and_of_numbers() -> None:
     ]
 
 
-def test_a_report_without_classes_has_a_page(trained: Path, tmp_path: Path) -> None:
+def test_a_report_without_classes_has_a_page(project: Path, tmp_path: Path) -> None:
     page = tmp_path / "text.html"
-    done = aifx(trained, "eval", "--html", str(page))
+    done = aifx(project, "eval", "--html", str(page))
     assert done.returncode == 0, done.stderr
     assert "bits_per_byte" in page.read_text()
     assert "<img" not in page.read_text()
