@@ -53,8 +53,7 @@ def reference(name: str, command: Any) -> str:
     with command.make_context(name, [], resilient_parsing=True) as context:
         records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
         parts = [f"```console\n$ {name} {usage_pieces(command, context)}\n```"]
-        # An argument's type, such as <list[str]>, says less than its name.
-        rows = [(re.sub(r"^([^-].*) <.*>$", r"\1", left), *split_notes(right)) for left, right in filter(None, records)]
+        rows = [(left, *split_notes(right)) for left, right in filter(None, records)]
         rows = [row for row in rows if "--help" not in row[0]]
         if rows:
             width = 3 if any(notes for _, _, notes in rows) else 2

@@ -167,6 +167,16 @@ def full_keys() -> set[str]:
     return {f"{name}.{key}" for name in SECTION_NAMES for model in section_models(name) for key in model.model_fields}
 
 
+def settings_named(word: str) -> list[str]:
+    """The keys, with their sections, that `word` names: one of aifx's own, or another tool's name for one."""
+    key = word.replace("-", "_")
+    if key in SECTION_NAMES:
+        return []
+    ours = own_key("", key, full_keys())
+    own = [key] if key in full_keys() else [f"{home}.{key}" for home in sections_with(key)]
+    return list(dict.fromkeys([*([ours] if ours else []), *own]))
+
+
 def _unknown_section(section: str, values: Any, where: str) -> Mistake:
     outside = f"{section!r} is outside of a section"
     if not isinstance(values, dict) and (homes := sections_with(section)):

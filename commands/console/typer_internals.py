@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,8 +19,9 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean
+from aifx.core.errors import AifxError, ExitCode, UsageError, did_you_mean, nearest
 
+_OF_TRAINED_MODELS = ("aifx eval", "aifx predict", "aifx generate")  # their --set changes no setting of the training
 _EXAMPLES = re.compile(r"^Examples?:[ \t]*\n((?:[ \t]+\S.*\n?|[ \t]*\n)+)", re.MULTILINE)
 
 
@@ -72,7 +74,13 @@ class _Page:
 
 
 class Command(_Page, TyperCommand):
-    """A command."""
+    """A command. Its help shows an argument's name without typer's name of the type, such as <list[str]>."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for parameter in self.params:
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = lambda ctx: None  # type: ignore[attr-defined]
 
 
 class Group(_Page, TyperGroup):
@@ -237,7 +245,7 @@ def _usage_error(error: Any) -> UsageError:
         if sibling := next((c for c in _siblings(context) if any(option in p.opts for p in c.params)), None):
             path = f"{context.parent.command_path} {sibling.name}"
             return UsageError(f"{command} has no option {option!r}", f"{path} has it", f"{path} --help")
-        return UsageError(f"{command} has no option {option!r}", did_you_mean(option, known), hint)
+        return _unknown_option(command, option, known)
     parameter = getattr(error, "param", None)
     message = " ".join(error.message.split()).rstrip(".").removeprefix("Value error, ")
     if parameter is not None and message:
@@ -249,8 +257,38 @@ def _usage_error(error: Any) -> UsageError:
         return UsageError(f"{path}: its options come after {extra[1]!r}", "", f"{path} --help")
     text = " ".join(error.format_message().split()).rstrip(".")
     text = text.replace("Got unexpected extra argument(s)", "too many arguments")
-    usage = " ".join(context.get_usage().split()) if context else ""
+    usage = f"usage: {command} {usage_pieces(context.command, context)}" if context else ""
+    if context and extra:
+        hint = _as_option(context, message[extra.start(1) :].removesuffix(")")) or hint
     return UsageError(f"{command}: {text[:1].lower()}{text[1:]}", usage, hint)
+
+
+def _unknown_option(command: str, option: str, known: list[str]) -> UsageError:
+    """The error for an option that `command` does not have, with the option or the setting that was meant."""
+    what, word = f"{command} has no option {option!r}", option.lstrip("-")
+    names = [name.removeprefix("--") for name in known if name.startswith("--")]
+    begun = [name for name in names if name.startswith(word)]
+    if len(begun) != 1 and "set" in names:
+        from aifx.config.foreign_keys import suggestion
+        from aifx.config.layers import settings_named
+
+        keys = settings_named(word)
+        if command in _OF_TRAINED_MODELS:
+            keys = [key for key in keys if key.partition(".")[0] in ("data", "eval", "generate")]
+        if keys:
+            return UsageError(what, suggestion(word, " or ".join(keys)), f"{command} --set {keys[0]}=VALUE")
+    match = begun[0] if len(begun) == 1 else nearest(word, names)
+    why = f"did you mean '--{match}'?" if match else f"one of: {', '.join(sorted(known))}"
+    return UsageError(what, why, f"{command} --help")
+
+
+def _as_option(context: Any, words: str) -> str:
+    """The command with `words` as the value of its option for a prompt, hardware or a run; empty if it has none."""
+    known = [name for parameter in context.command.get_params(context) for name in parameter.opts]
+    option = next((one for one in ("--prompt", "--hardware", "--run") if one in known), "")
+    if not option or (" " in words and option != "--prompt"):
+        return ""
+    return f"{context.command_path} {option} {shlex.quote(words)}"
 
 
 def _siblings(context: Any) -> list[Any]:
