@@ -26,15 +26,15 @@ COMMANDS: dict[str, Entry] = {
         "eval.command", "eval_", "Measure a checkpoint on held-out data and compare it with its gates.", TRAIN
     ),
     "predict": Entry(
-        "predict.command", "predict", "Predict labels, probabilities or values for new rows or images.", TRAIN
+        "predict.command", "predict", "Predict labels, probabilities or values for new rows, texts or images.", TRAIN
     ),
     "generate": Entry("generate.command", "generate", "Write text with a trained model.", TRAIN),
     "runs": Entry("runs.group", "app", "List, show, compare, watch, tag, rename and delete runs.", LOOK),
-    "ckpt": Entry("ckpt.group", "app", "List and show checkpoints.", LOOK),
+    "ckpt": Entry("ckpt.group", "app", "List and verify checkpoints.", LOOK),
     "doctor": Entry(
         "doctor.group", "app", "Check the health of machines, and say what to do next.", HEALTH, default="node"
     ),
-    "bench": Entry("bench.group", "app", "Measure this machine and project, and gate regressions.", HEALTH),
+    "bench": Entry("bench.group", "app", "Measure this machine and project, and find regressions.", HEALTH),
     "kernels": Entry("kernels.group", "app", "Show, measure and list the implementations of ops.", SETUP),
     "config": Entry("config.group", "app", "Show, check and describe the configuration.", SETUP),
 }

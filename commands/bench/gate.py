@@ -47,7 +47,8 @@ def gate(
     Examples:
         aifx bench gate --baseline main --max-regression 5%
         aifx bench gate --baseline main --only train.step
-        aifx bench train --output now.json --launches 5 && aifx bench gate --baseline main --results now.json
+        aifx bench train --output now.json --launches 5
+        aifx bench gate --baseline main --results now.json
     """
     with terminal(json) as out, sigterm_as_ctrl_c():
         from aifx.benchmarking import compare as library

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aifx.checkpoint.inspection import VerifiedCheckpoint
 
 app = typer.Typer(
-    help="""List and show checkpoints.
+    help="""List and verify checkpoints.
 
     Examples:
         aifx ckpt ls                   list the checkpoints of the newest run

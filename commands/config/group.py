@@ -117,7 +117,6 @@ def schema() -> None:
 
     Examples:
         aifx config schema > aifx.schema.json
-        echo '#:schema ./aifx.schema.json' | cat - aifx.toml > new.toml    # taplo, Even Better TOML
     """
     from aifx.config import json_schema
 

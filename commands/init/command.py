@@ -77,7 +77,7 @@ def init(
     Examples:
         aifx init --list
         aifx init my-model --template language-model
-        aifx init my-model --template language-model --yes --answer tracker=tensorboard
+        aifx init my-model --yes --answer tracker=tensorboard
         aifx init . --template https://example.org/our/template.git --vcs-ref v2
 
     On a terminal, aifx asks the template's questions. Otherwise, and with --yes, it uses their defaults. The templates

@@ -22,9 +22,9 @@ app = typer.Typer(
     help="""Show, measure and list the implementations of ops.
 
     Examples:
-        aifx kernels explain           show the implementation of each op of this project here, and why
-        aifx kernels tune              measure the candidates on this device and keep the winners
-        aifx kernels ls                list the measurements
+        aifx kernels explain   show the implementation of each op, and why
+        aifx kernels tune      measure the implementations and keep the fastest
+        aifx kernels ls        list the fastest
     """
 )
 

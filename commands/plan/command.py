@@ -33,10 +33,10 @@ RunOption = Annotated[
     ),
 ]
 FitOption = Annotated[
-    bool, typer.Option("--fit", help="Search batch, accumulation and recomputation for settings that fit.")
+    bool, typer.Option("--fit", help="Search train.gradient_accumulation and model.remat for settings that fit.")
 ]
 PriceOption = Annotated[
-    float | None, typer.Option("--price", min=0.0, metavar="AMOUNT", help="Price of a chip for an hour.")
+    float | None, typer.Option("--price", min=0.0, metavar="AMOUNT", help="Price of a chip per hour.")
 ]
 PowerOption = Annotated[
     float | None,
@@ -61,11 +61,11 @@ def plan(
     otherwise. Each number says where it comes from.
 
     Examples:
-        aifx plan                                          plan for this machine
-        aifx plan --hardware h100x8 --price 2.5            8 H100, at 2.5 per chip and hour
-        aifx plan --hardware h100x8 --hardware v5e-256     a table
-        aifx plan --hardware v5e-1 --fit                   settings that fit
-        aifx plan --run main                               keep the plan for `aifx runs show`
+        aifx plan                                         this machine
+        aifx plan --hardware h100x8 --price 2.5           8 H100 at 2.5 each per hour
+        aifx plan --hardware h100x8 --hardware v5e-256    a table
+        aifx plan --hardware v5e-1 --fit                  settings that fit
+        aifx plan --run main                              keep it for `aifx runs show`
     """
     with terminal(json) as out:
         from aifx.commands.plan.page import print_plan, print_table

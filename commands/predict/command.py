@@ -69,7 +69,7 @@ def predict(
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Predict labels, probabilities or values for new rows or images.
+    """Predict labels, probabilities or values for new rows, texts or images.
 
     Examples:
         aifx predict new.npz

@@ -25,7 +25,7 @@ app = typer.Typer(
 
     Examples:
         aifx runs ls                     list all runs
-        aifx runs show main              show settings, losses, checkpoints and evaluations of a run
+        aifx runs show main              show its settings, losses and checkpoints
         aifx runs compare main other     compare two runs
         aifx runs watch                  watch the newest run live
         aifx runs rm trial               delete a run
@@ -146,7 +146,7 @@ def watch(
     Examples:
         aifx runs watch
         aifx runs watch main --once
-        aifx runs watch main --json      wait for the end of the run, then print its result
+        aifx runs watch main --json     wait until it ends, then print its result
 
     Without a terminal, it prints a line at most every ten seconds.
     """

@@ -64,11 +64,11 @@ def train(
     bit. Ctrl-C saves a checkpoint first; a second Ctrl-C exits at once.
 
     Examples:
-        aifx train                                        the run "main"
-        aifx train --run wide --set model.embed_dim=256   another run with another setting
+        aifx train                                         the run "main"
+        aifx train --run wide --set model.embed_dim=256    another run
         aifx train --run main --fork longer --set train.num_steps=4000
-        aifx train --run main --fork calmer --step 400 --set optimizer.learning_rate=3e-4
-        aifx train --json                                 one JSON document at the end, for scripts
+        aifx train --fork calmer --step 400 --set optimizer.learning_rate=3e-4
+        aifx train --json                                  a JSON document at the end
     """
     with terminal(json) as out:
         from aifx.training.signals import StopSignals
