@@ -83,7 +83,8 @@ def _products(hardware: Hardware, dtype: str) -> Figure:
     if peak is None:
         raise ValueError(f"the catalogue has no peak of {kind} in {dtype}")
     if platform == "cpu":
-        source = f"{CPU_PRODUCT_SHARE:.0%} of {peak.formula}; aifx bench hardware measures it"
+        formula = peak.formula.removeprefix("estimate: ")
+        source = f"{CPU_PRODUCT_SHARE:.0%} of {formula}; aifx bench hardware measures it"
         return Figure(CPU_PRODUCT_SHARE * peak.flops, "estimated", source)
     chip = hardware.chip
     assert chip is not None

@@ -172,8 +172,8 @@ def make_plan(
         num_parameters=counted["num_parameters"],
         fits=memory.headroom.value >= 0 and not out_of_memory,
         memory=memory,
-        model_flops_per_step=Figure(counted["model_flops"], "counted", "the model's own formula: docs/models.md"),
-        flops_per_step=Figure(flops, "counted", "products of the traced step, recomputation included"),
+        model_flops_per_step=Figure(counted["model_flops"], "counted", "the model's formula (docs/models.md)"),
+        flops_per_step=Figure(flops, "counted", "products of the traced step, including recomputation"),
         bytes_per_step=Figure(moved.value * n, moved.basis, moved.source),
         time=_time(hardware, config, counted, compiled, rates, given),
         disk=_disk(config, counted, runs_path),
@@ -192,31 +192,37 @@ def _memory(
 
     gradients, logits = counted["gradients"], counted["logits"]
     activations, others = counted["activations"], counted["copies"] + counted["logits"]
-    source, basis = "residuals of the backward pass of one micro-batch", "copies of weights, gradients of logits"
+    read_again = "what the backward pass of one micro-batch reads"
     state = counted["parameters"] + counted["frozen"] + counted["optimizer"] + counted["batch"]
-    temporaries = size(others, basis)
+    temporaries = size(others, "copies of weights, gradients of logits")
     if compiled is not None:
         # Gradients come while activations go, so XLA needs less than their sum.
         activations = max(min(activations, compiled["extra_bytes"] - gradients - logits), 0)
-        source += ", as far as XLA holds them beside the gradients"
+        read_again += ", as far as XLA keeps it in addition to the gradients"
         rest = max(compiled["extra_bytes"] - gradients - logits - activations, 0)
-        temporaries = Figure(rest, "compiled", "XLA's temporaries less what is named above")
+        temporaries = Figure(rest, "compiled", "XLA's temporaries without the rows above")
     extra = compiled["extra_bytes"] if compiled else gradients + activations + logits + others
     copy = process = None
     if hardware.platform == "cpu":
-        copy = size(counted["parameters"] + counted["optimizer"], "kept between saves: docs/checkpoints.md")
+        copy = size(
+            counted["parameters"] + counted["optimizer"],
+            "the copy of the state that aifx writes while training continues",
+        )
         if (resident := (compiled or counted).get("process_bytes")) is not None:
             by = "compiled" if compiled else "traced"
-            source = f"the process that {by} this plan, and {TRAINING_BYTES / 1e6:.0f} MB for data and checkpoints"
+            source = f"the process that {by} this plan, plus {TRAINING_BYTES / 1e6:.0f} MB for data and checkpoints"
             process = Figure(resident + TRAINING_BYTES, "measured", source)
     total = state + extra + sum(part.value for part in (copy, process) if part)
-    whole = Figure(total, "compiled" if compiled else "counted", "XLA's arguments and temporaries, and what is beside")
+    whole = size(total, "the sum of the rows above")
+    if compiled is not None:
+        beside = ", the process and the checkpoint copy" if process else ""
+        whole = Figure(total, "compiled", f"XLA's arguments and temporaries{beside}")
     capacity = capacity_of(hardware, (compiled or {}).get("room_bytes"))
     return Memory(
         parameters=size(counted["parameters"] + counted["frozen"], "shapes of the parameters"),
         optimizer=size(counted["optimizer"], f"shapes of the state of {config.optimizer.kind}"),
         gradients=size(gradients, "shapes of the weights"),
-        activations=size(activations, source),
+        activations=size(activations, read_again),
         logits=size(logits, "the largest array with an axis of the model's outputs"),
         temporaries=temporaries,
         batch=size(counted["batch"], "shapes of a batch"),
@@ -224,7 +230,7 @@ def _memory(
         process=process,
         total=whole,
         capacity=capacity,
-        headroom=Figure(capacity.value - total, whole.basis, "capacity less total"),
+        headroom=Figure(capacity.value - total, whole.basis, "capacity minus total"),
     )
 
 
@@ -247,7 +253,7 @@ def _bytes_moved(counted: Mapping[str, Any], compiled: Mapping[str, Any] | None)
     """Of one device."""
     if compiled and not compiled["traffic"]["unknown_loops"]:
         traffic = compiled["traffic"]
-        source = "operands and results of XLA's program, loops as often as they turn"
+        source = "operands and results of XLA's program, with each iteration of a loop"
         return Figure(traffic["product_bytes"] + traffic["other_bytes"], "compiled", source)
     source = f"state and gradients once for the update, activations {PASSES} times"
     return Figure(_elementwise_bytes(counted), "estimated", source)
@@ -292,10 +298,12 @@ def _time(
 
     return Time(
         products_s=estimate(products, f"counted operations at a{'' if is_measured else 'n assumed'} rate: {by}"),
-        elementwise_s=estimate(elementwise, f"bytes beside products: {rates.memory.source}"),
+        elementwise_s=estimate(elementwise, f"bytes that other operations move: {rates.memory.source}"),
         collectives_s=estimate(collectives, f"gradients all-reduced: {rates.links.source}" if rates.links else "none"),
-        step_s=estimate(step, "the sum of its parts, one after the other"),
-        mfu=estimate(counted["model_flops"] / step / peak.flops, peak.formula) if peak else None,
+        step_s=estimate(step, "the sum of the rows above, without overlap"),
+        mfu=estimate(counted["model_flops"] / step / peak.flops, peak.formula.removeprefix("estimate: "))
+        if peak
+        else None,
         units_per_s=estimate(counted["units_per_step"] / step, f"{counted['units_per_step']:,} per step"),
         hours=estimate(hours, f"{of_step}, without compiling, validation and saving"),
         energy_kwh=None if power is None else estimate(
@@ -311,7 +319,7 @@ def _power(hardware: Hardware, given: Assumptions) -> Figure | None:
     if given.power_w is not None:
         return Figure(given.power_w, "declared", "as declared")
     if hardware.chip is not None and hardware.chip.power_w is not None:
-        return Figure(hardware.chip.power_w, "nameplate", "board power, the host not included")
+        return Figure(hardware.chip.power_w, "nameplate", "board power, without the host")
     return None
 
 
@@ -323,7 +331,7 @@ def _disk(config: Config, counted: Mapping[str, Any], runs_path: Path) -> Disk:
         checkpoint_bytes=Figure(size, "counted", "parameters and optimizer state, before compression"),
         kept=kept,
         free_bytes=Figure(free, "measured", "the disk of the project's runs"),
-        fitting=Figure(free // max(size, 1), "counted", "free space over the size of a checkpoint"),
+        fitting=Figure(free // max(size, 1), "counted", "free space divided by the size of a checkpoint"),
     )
 
 

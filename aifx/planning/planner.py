@@ -130,7 +130,7 @@ def _plan(
     hardware: Any, config: Config, events: Mapping[str, dict[str, Any]], project: Project, given: Assumptions
 ) -> Plan:
     settings = (events.get("fit") or events.get("nothing_fits") or {}).get("settings", {})
-    why = events.get("not_compiled", {}).get("why", "" if "compiled" in events else "without a compiler, as asked for")
+    why = events.get("not_compiled", {}).get("why", "" if "compiled" in events else "--no-compile was given")
     try:
         plan = make_plan(
             hardware,

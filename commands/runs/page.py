@@ -124,7 +124,7 @@ def _print_predictions(out: Output, run: RunDetails) -> None:
     out.print("")
     out.table(["", "predicted", "measured"], rows, right=["predicted", "measured"])
     if all(one.predicted is None for one in run.predictions):
-        out.print(f"for predictions: aifx plan --run {run.run}")
+        out.print(f"for the predicted values: aifx plan --run {run.run}")
 
 
 def _quantity(run: RunDetails, one: Prediction, value: float | None) -> str | None:
@@ -143,8 +143,9 @@ def _quantity(run: RunDetails, one: Prediction, value: float | None) -> str | No
 def _print_evaluations(out: Output, evaluations: Sequence[Evaluation]) -> None:
     for e in evaluations:
         out.print("")
-        numbers = {name: value for name, v in e.metrics.items() if (value := number(v)) is not None}
-        figures = ", ".join(f"{name} {figure(value)}" for name, value in numbers.items())
+        numbers = {name: value for name, value in e.metrics.items() if number(value) is not None}
+        shown = {name: f"{v:,}" if isinstance(v, int) else figure(v) for name, v in numbers.items()}
+        figures = ", ".join(f"{name} {text}" for name, text in shown.items())
         out.print(f"evaluation of step {e.step} on {e.split}: {figures}")
         for gate in e.gates:
             verdict = "passed" if gate.get("passed") else "FAILED"

@@ -36,6 +36,8 @@ def test_this_machine_is_planned_by_compiling(project: Project) -> None:
     assert (plan["not_compiled"], plan["unit"], plan["num_parameters"]) == ("", "tokens", 300 * 32 + 2 * 10304 + 32)
     assert plan["memory"]["total"]["basis"] == "compiled"
     assert plan["memory"]["process"]["basis"] == "measured"
+    assert plan["memory"]["activations"]["source"].startswith("what the backward pass of one micro-batch reads")
+    assert not [f for part in ("memory", "time") for f in plan[part].values() if f and "estimate:" in f["source"]]
     assert plan["bytes_per_step"]["basis"] == "compiled"
     assert {figure["basis"] for figure in plan["time"].values() if figure} == {"estimated"}
     assert all(figure["source"] for part in ("memory", "time") for figure in plan[part].values() if figure)
@@ -74,7 +76,7 @@ def test_a_run_keeps_its_plan_and_shows_what_was_predicted_and_measured(project:
     trained = aifx(project, "train", *(word for setting in settings for word in ("--set", setting)))
     assert trained.returncode == 0, trained.stderr
     before = aifx(project, "runs", "show", "main")
-    assert "for predictions: aifx plan --run main" in before.stdout, before.stderr
+    assert "for the predicted values: aifx plan --run main" in before.stdout, before.stderr
     done = aifx(project, "plan", "--run", "main", "--no-compile")
     assert done.returncode == 0, done.stderr
     run = project.run("main")
