@@ -1,6 +1,6 @@
 #!/bin/sh
-# What CI runs before a change goes in: is the machine fit, does a short training end well, and has it learnt?
-# Each answer is an exit code: 0 yes, 1 a bad verdict, 2 it could not be asked. Reports go to stdout, one JSON document each.
+# A check for CI: the health of the machine, a short training, and a gate on its metrics.
+# Exit codes: 0 passed, 1 a bad verdict, 2 not checked. Each step prints one JSON document on stdout.
 #
 #   ci/gate.sh                                          # less than a minute on two cores
 #   GATE_STEPS=1000 GATE="mean_absolute_error <= 0.3" ci/gate.sh
@@ -11,12 +11,12 @@ steps=${GATE_STEPS:-300}
 gate=${GATE:-mean_absolute_error <= 0.5}
 run=gate-$(date -u +%Y%m%d-%H%M%S)-$$
 
-# What only root may look at, the kernel log say, is unknown (2) to others, and keeps no model back.
+# Exit code 2 is no failure here: only root can check everything, such as the kernel log.
 verdict=0
 aifx doctor --json || verdict=$?
 test "$verdict" -ne 1 || exit 1
 
-# A run that has not passed is kept, to be looked at.
+# Keep a run that did not pass.
 trap 'test ! -d "runs/$run" || echo "the run is kept: aifx runs show $run" >&2' EXIT
 
 aifx train --run "$run" --set train.num_steps="$steps" --set checkpoint.every=0 --json
