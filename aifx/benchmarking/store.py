@@ -46,7 +46,7 @@ class Store:
         """The files of a name, the oldest first. Raises UsageError where there are none."""
         check_name(name)
         if not (found := sorted((self.folder / name).glob("*.json"))):
-            why = did_you_mean(name, self.names()) or "none is kept there yet"
+            why = did_you_mean(name, self.names()) or "no baseline is saved there yet"
             raise UsageError(f"no baseline {name!r} in {self.folder}", why, to_save(name))
         return found
 

@@ -21,7 +21,8 @@ def check_conflicts(config: Config, changed: set[str] | None = None) -> None:
     for conflict in _conflicts(config):
         if changed is None or changed.intersection(conflict.keys):
             where = config.origin(max(conflict.keys, key=config.precedence)).where
-            hint = "change one of them, then: aifx config check"
+            change = "change one of them" if len(conflict.keys) > 1 else f"change {conflict.keys[0]}"
+            hint = f"{change}, then: aifx config check"
             mistakes.append(Mistake("" if where == "default" else where, conflict.problem, conflict.reason, hint))
     refuse(mistakes)
 
@@ -54,7 +55,7 @@ def _train(config: Config) -> Iterator[Conflict]:
     if train.global_batch_size % train.gradient_accumulation:
         yield Conflict(
             ("train.gradient_accumulation", "train.global_batch_size"),
-            f"train.global_batch_size = {train.global_batch_size} does not divide by "
+            f"train.global_batch_size = {train.global_batch_size} is not divisible by "
             f"train.gradient_accumulation = {train.gradient_accumulation}",
             "each micro-batch has the same number of rows",
         )

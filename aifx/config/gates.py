@@ -42,7 +42,7 @@ def parse_gate(expr: str) -> Gate:
     match = _GATE.fullmatch(expr)
     if match is None or not math.isfinite(bound := float(match["bound"])):
         raise UsageError(
-            f"{expr!r} is no gate",
+            f"{expr!r} is not a gate",
             "a gate is NAME OP NUMBER, with OP one of <= < >= > ==",
             'aifx eval --gate "loss <= 3.5"',
         )

@@ -224,10 +224,10 @@ def _unknown_key(name: str, key: str, types: Mapping[str, type[Section]], origin
         for variant, kind in bundled(part).items()
         if part.section == name and key in kind.section.model_fields
     ]
-    if near := nearest(key, model.model_fields):
-        reason = f"did you mean {near!r}?"
-    elif others:
+    if others:
         reason = f"it belongs to {others[0]}"
+    elif near := nearest(key, model.model_fields):
+        reason = f"did you mean {near!r}?"
     elif elsewhere:
         reason = "it belongs to " + " or ".join(f"[{section}]" for section in elsewhere)
     else:

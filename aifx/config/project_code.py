@@ -20,7 +20,7 @@ def import_object(key: str, name: str, project: Project) -> Any:
     """What `module:NAME` names, imported with the project's folder first. Raises ConfigError, which names `key`."""
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")) or not attribute.isidentifier():
-        why = "what the project's folder holds is named `module:NAME`"
+        why = "code of the project is named `module:NAME`"
         raise ConfigError(f"{key} = {name!r} cannot be imported", why, f'{key.partition(".")[2]} = "my_code:NAME"')
     try:
         with redirect_stdout(sys.stderr):  # what a module prints is not part of aifx's answer
@@ -29,7 +29,7 @@ def import_object(key: str, name: str, project: Project) -> Any:
         raise
     except BaseException as error:  # a module may raise anything while it is imported, SystemExit too
         is_missing = isinstance(error, ModuleNotFoundError)
-        hint = f"a file {module_name.split('.')[0]}.py in {project.root}" if is_missing else ""
+        hint = f"create {module_name.split('.')[0]}.py in {project.root}, or change {key}" if is_missing else ""
         why = _why(error, module_name, project.root)
         raise ConfigError(f"{key} = {name!r} cannot be imported", why, hint) from error
     if not hasattr(module, attribute):

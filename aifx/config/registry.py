@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from aifx.config.kinds import DataKind, Family, Kind, ObjectiveKind
 from aifx.config.project_code import import_object
 from aifx.config.sections import DataSection, ModelSection, ObjectiveSection, Section
-from aifx.core.errors import ConfigError, did_you_mean
+from aifx.core.errors import ConfigError, did_you_mean, nearest
 from aifx.core.project import Project
 
 PartName: TypeAlias = Literal["model", "objective", "data"]
@@ -76,19 +76,26 @@ def task_parts(task: str, names: Mapping[PartName, str], project: Project) -> Ta
     if ":" in task:
         return _own_task(task, project)
     if task not in TASKS:
-        why = f"{did_you_mean(task, TASKS)}; one of your own is `module:Class`"
-        raise ConfigError(f"task.kind = {task!r} is not a task", why, 'kind = "language"')
+        why = _known(task, TASKS, "module:Class")
+        hint = f'kind = "{nearest(task, TASKS) or "language"}"'
+        raise ConfigError(f"task.kind = {task!r} is not a task", why, hint)
     kinds = {
         part.section: find_kind(part, names.get(part.section) or TASKS[task][part.section], project) for part in PARTS
     }
     return TaskParts(None, kinds, {section: kind.section for section, kind in kinds.items()})
 
 
+def _known(name: str, names: Iterable[str], own_form: str) -> str:
+    """The name that was meant, or all names, and how one of the project's own is written."""
+    meant = did_you_mean(name, names)
+    return f"{meant}{'' if meant.endswith('?') else '.'} One of your own is `{own_form}`"
+
+
 def find_kind(part: Part, name: str, project: Project) -> Kind:
     """The family, objective or kind of data of this name. Raises ConfigError."""
     if ":" not in name:
         if name not in bundled(part):
-            why = f"{did_you_mean(name, bundled(part))}; one of your own is `module:NAME`"
+            why = _known(name, bundled(part), "module:NAME")
             raise ConfigError(f"{part.path} = {name!r} is not known", why, f"aifx config keys {part.section}")
         return bundled(part)[name]
     found = import_object(part.path, name, project)

@@ -55,7 +55,7 @@ def _find(pattern: str, project: Project, key: str) -> list[TextFile]:
     names = sorted(glob.glob(pattern, root_dir=project.root, recursive=True))
     if not names:
         what = f"no file matches {pattern!r} of {key}" if is_glob else f"no file {pattern!r}, which {key} names"
-        raise DataError(what, f"looked in {project.root}", f"aifx config show  # then set {key} in aifx.toml")
+        raise DataError(what, f"looked in {project.root}", f"change {key} in aifx.toml, then: aifx config check")
     files = []
     for name in names:
         file = TextFile(project.root / name, name, is_matched=is_glob)

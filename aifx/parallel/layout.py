@@ -107,7 +107,7 @@ class Layout:
             raise ConfigError(
                 f"train.global_batch_size = {global_batch_size}{micro} cannot be divided among {num_devices} devices",
                 f"each device takes the same number of rows: {rows} / {num_devices} is not whole",
-                f"aifx train --set train.global_batch_size={nearest}    (or --set train.devices={divisor})",
+                f"--set train.global_batch_size={nearest}, or --set train.devices={divisor}",
             )
 
 

@@ -116,7 +116,7 @@ def parse_answers(pairs: Sequence[str]) -> dict[str, Any]:
 def _check_name(text: str, what: str) -> None:
     """Raise UsageError for text with control characters: it becomes part of files that people read on terminals."""
     if (shown := escape_controls(text)) != text:
-        raise UsageError(f"{what} cannot be {shown}", "it holds control characters", "aifx init my-project")
+        raise UsageError(f"{what} cannot be {shown}", "it contains control characters", "aifx init my-project")
 
 
 def check_destination(destination: Path, *, force: bool) -> None:
@@ -127,8 +127,10 @@ def check_destination(destination: Path, *, force: bool) -> None:
         return
     if there := sorted(p.name for p in destination.iterdir() if p.name != ".git"):
         listed = ", ".join(there[:3]) + (", ..." if len(there) > 3 else "")
-        hint = "name a new folder, or add --force: what is there stays, ours of the same name land beside it as .new"
-        raise UsageError(f"{destination} is not empty", f"it holds {listed}", hint)
+        hint = (
+            "name another folder, or add --force: existing files stay, and new files of the same name become NAME.new"
+        )
+        raise UsageError(f"{destination} is not empty", f"it contains {listed}", hint)
 
 
 def scaffold(

@@ -35,10 +35,10 @@ class RunInfo:
         """How `mfu` of a record is formed, in one line; in a second, the measured rate that is in brackets."""
         formula = f"MFU is unknown: the catalogue has no peak for {self.devices}"
         if self.peak is not None:
-            formed = f"{self.flops_per_step:.4g} model FLOPs a step / step time / {self.peak.flops:.4g} FLOP/s"
+            formed = f"{self.flops_per_step:.4g} model FLOPs per step / step time / {self.peak.flops:.4g} FLOP/s"
             formula = f"MFU = {formed}; peak: {self.peak.formula}"
         if self.ceiling is not None:
-            formula += f"\nin brackets: of {self.ceiling.flops:.4g} FLOP/s, {self.ceiling.formula}"
+            formula += f"\nin brackets: MFU relative to {self.ceiling.flops:.4g} FLOP/s, {self.ceiling.formula}"
         return formula
 
     def is_logged(self, record: Record) -> bool:

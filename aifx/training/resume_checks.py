@@ -44,8 +44,8 @@ def check_new(run: RunDirectory, *, is_fork: bool) -> None:
         raise UsageError(f"run {run.name!r} exists", "a fork is a new run", hint)
     if not is_fork and not run.exists() and list_checkpoints(run.checkpoints):
         what = f"run {run.name!r} has checkpoints and no config.toml"
-        hint = f"aifx train --run ORIGIN --fork {run.name}    (type the fork again; --run NAME starts another run)"
-        raise UsageError(what, "the fork that makes it was cut off before it was whole", hint)
+        hint = f"aifx train --run ORIGIN --fork {run.name}    (repeats the fork; --run NAME starts another run)"
+        raise UsageError(what, "the fork that makes it was interrupted", hint)
 
 
 def saved_config(run: RunDirectory, project: Project) -> Config | None:
@@ -59,7 +59,7 @@ def check_configuration(run: RunDirectory, before: Config, config: Config) -> No
         shown = [str(d) for d in found[:8]]
         more = [f"and {len(found) - 8} more"] if len(found) > 8 else []
         what = f"run {run.name!r} was started with another configuration"
-        hint = f"aifx train --run {run.name} --fork NAME    (goes on as a new run; --run NAME starts afresh)"
+        hint = f"aifx train --run {run.name} --fork NAME    (continues as a new run; --run NAME starts from step 0)"
         raise ConfigError(what, "\n".join([*shown, *more]), hint)
 
 

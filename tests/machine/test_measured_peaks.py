@@ -103,7 +103,7 @@ def test_what_a_run_begins_with_says_what_the_shares_are_of():
     info = RunInfo(None, None, 0, 0, 1, "tokens", 1, 10**9, Peak(4e12, "data sheet"), "1 x X", "float32")
     assert info.mfu_formula.endswith("4e+12 FLOP/s; peak: data sheet")
     other = RunInfo(*[getattr(info, name) for name in info.__dataclass_fields__][:-1], Peak(2e12, "measured here"))
-    assert other.mfu_formula == f"{info.mfu_formula}\nin brackets: of 2e+12 FLOP/s, measured here"
+    assert other.mfu_formula == f"{info.mfu_formula}\nin brackets: MFU relative to 2e+12 FLOP/s, measured here"
 
 
 def test_shares_are_told_in_short():

@@ -199,7 +199,7 @@ def test_a_source_without_end_is_not_measured(tmp_path: Path) -> None:
     [
         ("resnet", ["model.family = 'resnet' does not fit the data", "inputs float32 [15]"]),
         ("decoder", ["a decoder cannot be trained on this data", "inputs of this data is float32 [15]"]),
-        ("births", ["model.family = 'births' is not known", "one of your own is `module:NAME`"]),
+        ("births", ["model.family = 'births' is not known", "One of your own is `module:NAME`"]),
         ("decodr", ["did you mean 'decoder'?"]),
         ("births:Mlp", ["model.family = 'births:Mlp' cannot be used", "not an aifx.config.kinds.Family"]),
     ],
