@@ -29,6 +29,7 @@ from aifx.objectives.base import (
 from aifx.objectives.checks import check_targets, misfit
 from aifx.objectives.ranking import ClassRankings, mean_of_defined, rank_classes
 from aifx.objectives.sections import ClassificationSection, MultilabelSection
+from aifx.objectives.thresholds import choose_thresholds
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params
 
@@ -103,9 +104,12 @@ class Classification(Classifier):
                 lambda c: labels == c,
                 weights,
                 count,
-                self.section.threshold_by,
+                "none",
             )
-        thresholds = self._in_use(data.classes, ranked.thresholds, 1 / count)
+        chosen = np.full(count, np.nan)
+        if self.section.threshold_by != "none" and self._thresholds is None:
+            chosen = choose_thresholds(logits, labels, weights, self.section.threshold_by)
+        thresholds = self._in_use(data.classes, chosen, 1 / count)
         confusion = np.zeros((count, count))
         np.add.at(confusion, (labels, likeliest(logits, thresholds)), weights.astype(np.float64))
         hits, present, named = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)

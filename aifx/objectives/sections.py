@@ -23,7 +23,7 @@ class ClassificationSection(ObjectiveSection):
 
     threshold_by: ThresholdBy = setting(
         "none",
-        "Choose a threshold for each class on the validation split, by its F1 or its balanced accuracy. "
+        "Choose a threshold for each class on the validation split, by macro_f1 or balanced_accuracy. "
         "The class with the largest probability / threshold is predicted. none: the likeliest class.",
     )
 
