@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import softmax
 
 from aifx.objectives.sections import ThresholdBy
 
@@ -37,8 +38,8 @@ def choose_thresholds(
                 shifts[c], best = _choose(scores - shifts, shifts[c], c, labels, weights, by)
             if best <= before:
                 break
-    thresholds: np.ndarray = np.exp(shifts - shifts.max())
-    return thresholds / thresholds.sum()  # type: ignore[no-any-return]
+    thresholds: np.ndarray = softmax(shifts)
+    return thresholds
 
 
 def _choose(
@@ -61,7 +62,8 @@ def _choose(
     def goodness(hits: np.ndarray, named: np.ndarray, of: np.ndarray) -> np.ndarray:
         whole = present[of] + named if by == "f1" else present[of]
         part = 2 * hits if by == "f1" else hits
-        return np.divide(part, whole, out=np.zeros(len(of)), where=whole > 0)
+        quotient: np.ndarray = np.divide(part, whole, out=np.zeros(len(of)), where=whole > 0)
+        return quotient
 
     # Of the other classes: what each loses as its examples leave it, one after the other.
     named = np.bincount(other, weights, num_classes)
@@ -92,4 +94,5 @@ def _sums_within(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     sums = np.cumsum(values)
     starts = np.flatnonzero(np.append(True, groups[1:] != groups[:-1]))
     before = np.append(0.0, sums)[starts]
-    return sums - np.repeat(before, np.diff(np.append(starts, len(groups))))
+    within: np.ndarray = sums - np.repeat(before, np.diff(np.append(starts, len(groups))))
+    return within
