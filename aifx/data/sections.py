@@ -96,7 +96,9 @@ class TextSection(DataSection):
             except DataError as error:
                 yield f"data.{key}", error
         if self.tokenizer not in OWN_TOKENIZERS:
-            yield from missing_file(project, "data.tokenizer", self.tokenizer)
+            for key, missing in missing_file(project, "data.tokenizer", self.tokenizer):
+                missing.why += '; it may also be "bpe", "char" or "byte"'
+                yield key, missing
 
     def read_beginnings(self, project: Project) -> int:
         from aifx.data.files import find_files, read_documents
