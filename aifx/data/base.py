@@ -87,6 +87,16 @@ class DataFormat(ABC):
         """The files of `split` alone, without the training data; None if the split is a part of the training data."""
         return None
 
+    def baselines(self, dataset: Any, split: Split) -> Iterator[tuple[str, np.ndarray]]:
+        """Simple predictors that `aifx eval` measures beside the model. By default none.
+
+        Each is a name and what a model's head would give for the examples of `split`, in order: `[examples, outputs]`.
+
+        Args:
+            dataset: the one that `open` made, for what can be learned from its training split.
+        """
+        return iter(())
+
     def read_rows(self, file: InputFile) -> Iterator[Row]:
         """The rows of a file that `aifx predict` reads. By default of .jsonl, .csv, .parquet and .txt."""
         return read_rows(file)

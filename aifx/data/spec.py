@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,6 +20,8 @@ SPEC_FILE = "data.json"
 
 SCHEMA_VERSION = 1
 
+ColumnKind: TypeAlias = Literal["numeric", "categorical", "boolean", "date"]
+
 
 @dataclass(frozen=True)
 class Field:
@@ -30,6 +33,32 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Column:
+    """An element of the inputs of a table, as its training split is.
+
+    A numeric one is (value - mean) / scale, or NaN if the value is missing. A category is its number: 0 if it is
+    unknown, 1 if it is missing, then the `categories` in order.
+    """
+
+    name: str  # in the file
+    kind: ColumnKind
+    part: str = ""  # which part of a date it is
+    mean: float = 0.0
+    scale: float = 1.0
+    edges: tuple[float, ...] = ()  # of the bins of a numeric column, after scaling; increasing
+    categories: tuple[str, ...] = ()
+
+    @property
+    def is_categorical(self) -> bool:
+        return self.kind in ("categorical", "boolean")
+
+    @property
+    def num_categories(self) -> int:
+        """Also unknown and missing; 0 for a number."""
+        return len(self.categories) + 2 if self.is_categorical else 0
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """From the configuration, or inferred once from the data and kept in the run's assets."""
 
@@ -37,6 +66,9 @@ class DataSpec:
     vocab_size: int | None = None  # tokens that inputs and targets may hold
     classes: tuple[str, ...] = ()  # names of the labels, in order
     target_size: int = 1  # numbers to predict for each example
+    target_mean: float = 0.0  # the targets of a batch are (value - mean) / scale
+    target_scale: float = 1.0
+    columns: tuple[Column, ...] = ()  # of the inputs of a table, in order
 
 
 def keep_spec(assets: Path, spec: DataSpec) -> None:

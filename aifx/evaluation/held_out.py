@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from aifx.core.progress import report_progress
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.base import Batch, Split
+from aifx.evaluation.baselines import baseline_programs
 from aifx.loading.restore import RestoredRun, restore_run
 from aifx.objectives.base import Rows, Sums, Totals
 from aifx.objectives.checks import check_metrics
@@ -141,6 +142,7 @@ class Report:
     metrics: Mapping[str, Any]
     gates: tuple[GateResult, ...]
     better_last: BetterLast | None = None  # the last checkpoint, if it beats the best one by a gate's metric
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # metrics by the baseline's name
 
     @property
     def passed(self) -> bool:
@@ -206,6 +208,10 @@ def measure(
             check_names(all_gates, metric_names(programs, chosen))
         totals: dict[str, tuple[Any, Any]] = {}
         metrics = evaluate_split(programs, params, frozen, chosen, totals=totals)
+        baselines = {
+            name: scalars(evaluate_split(baseline, weights, {}, chosen))
+            for name, baseline, weights in baseline_programs(programs, chosen)
+        }
     better = better_last(run, all_gates)
     report = Report(
         run=run.name,
@@ -215,6 +221,7 @@ def measure(
         gates=evaluate_gates(all_gates, metrics),
         quantize=quantize,
         better_last=better if better is not None and better.last_step != trained.step else None,
+        baselines=baselines,
     )
     write_report(run, report, data_digest=data_digest(trained.task, trained.config))
     return Measured(report, programs, totals)
@@ -284,7 +291,7 @@ def write_report(run: RunDirectory, report: Report, *, data_digest: str) -> None
     measured = {"metrics": report.metrics, "gates": report.gates, "passed": report.passed, "data_digest": data_digest}
     name = report.split if report.quantize == "none" else f"{report.split}-{report.quantize}"
     with reports_of_step(run, report.step) as kept:
-        kept["splits"][name] = measured | {"measured_at": time.time()}
+        kept["splits"][name] = measured | {"baselines": report.baselines, "measured_at": time.time()}
 
 
 @contextmanager

@@ -28,7 +28,10 @@ from aifx.specs import Params
 
 
 class Regression(Objective):
-    """Mean squared error of `targets` float32 `[rows]` or `[rows, target_size]`, over all numbers of an example."""
+    """Mean squared error of `targets` float32 `[rows]` or `[rows, target_size]`, over all numbers of an example.
+
+    The loss is that of the scaled targets of a batch. Other metrics and predictions are in the data's own unit.
+    """
 
     def check_data(self, data: DataSpec) -> None:
         check_targets(data, f"regression needs {data.target_size} targets per example", "fiu", data.target_size)
@@ -51,8 +54,9 @@ class Regression(Objective):
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
         """loss, mean_absolute_error, and when evaluating examples."""
-        means = {name: mean(totals[name]) for name in ("loss", "mean_absolute_error")}
-        return means | ({"examples": round(float(totals["examples"][0]))} if "examples" in totals else {})
+        error = mean(totals["mean_absolute_error"]) * data.target_scale
+        metrics = {"loss": mean(totals["loss"]), "mean_absolute_error": error}
+        return metrics | ({"examples": round(float(totals["examples"][0]))} if "examples" in totals else {})
 
     def worst_errors(self, totals: Totals, data: DataSpec, count: int) -> list[WorstError]:
         (predicted, weights), (errors, _) = totals["predicted"], totals["errors"]
@@ -68,5 +72,5 @@ class Regression(Objective):
 
     def decode(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> dict[str, Any]:
         """The predicted "value", a list if there are several."""
-        (values,) = predictions["values"]
+        values = predictions["values"][0] * data.target_scale + data.target_mean
         return {"value": values.tolist() if data.target_size > 1 else float(values[0])}

@@ -250,6 +250,7 @@ class _KeptReport(TypedDict):
 
 class SplitReport(_KeptReport):
     data_digest: str
+    baselines: dict[str, dict[str, float]]
 
 
 class DatasetReport(_KeptReport):

@@ -94,7 +94,7 @@ def eval_(
 
             measured = measure(directory, project, split=split, gates=gate or (), step=at, overrides=set_ or ())
             report = measured.report
-            _show(out, report, f"{report.split} split", report.metrics, report.gates)
+            _show(out, report, f"{report.split} split", report.metrics, report.gates, report.baselines)
             if report.better_last is not None:
                 out.print(f"\n{better_last_text(report.run, report.better_last)}")
             if html is not None:
@@ -109,18 +109,31 @@ def eval_(
 
 
 def _show(
-    out: Output, report: Report | DatasetReports, data: str, metrics: Mapping[str, Any], gates: Sequence[GateResult]
+    out: Output,
+    report: Report | DatasetReports,
+    data: str,
+    metrics: Mapping[str, Any],
+    gates: Sequence[GateResult],
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
     matrices = "" if report.quantize == "none" else f", matrices as {report.quantize}"
     out.print(f"run {report.run}, step {report.step}, {data}{matrices}")
     numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-    out.table(["metric", "value"], [(name, _number(value)) for name, value in numbers.items()], right=["value"])
+    columns = ["model", *baselines] if baselines else ["value"]
+    rows = [(name, _number(value), *_beside(name, value, baselines or {})) for name, value in numbers.items()]
+    out.table(["metric", *columns], rows, right=columns)
     if isinstance(classes := metrics.get("per_class"), Mapping):
         _show_classes(out, classes, metrics.get("confusion"))
     if gates:
         out.print("")
-        rows = [(g.expr, _number(g.value), "passed" if g.passed else "FAILED") for g in gates]
-        out.table(["gate", "value", "verdict"], rows, right=["value"])
+        verdicts = [(g.expr, _number(g.value), "passed" if g.passed else "FAILED") for g in gates]
+        out.table(["gate", "value", "verdict"], verdicts, right=["value"])
+
+
+def _beside(name: str, value: float, baselines: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The metric of each baseline; counts are those of the model."""
+    is_count = isinstance(value, int)
+    return ["" if is_count or name not in metrics else _number(metrics[name]) for metrics in baselines.values()]
 
 
 def better_last_text(run: str, better: BetterLast) -> str:

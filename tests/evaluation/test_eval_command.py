@@ -23,7 +23,9 @@ from aifx.objectives.next_token import NextToken
 
 def test_the_document_has_exactly_what_is_promised(project: Path) -> None:
     report = document(aifx(project, "eval", "--gate", "loss < 0.1", "--json"), code=1)
-    assert set(report) == {"schema_version", "run", "step", "split", "quantize", "metrics", "gates", "better_last"}
+    keys = {"schema_version", "run", "step", "split", "quantize", "metrics", "gates", "better_last", "baselines"}
+    assert set(report) == keys
+    assert report["baselines"] == {}
     assert (report["schema_version"], report["run"], report["step"], report["split"]) == (1, "main", 12, "test")
     assert set(report["metrics"]) == {"loss", "perplexity", "bits_per_byte", "tokens", "bytes"}
     assert [(g["expr"], g["passed"]) for g in report["gates"]] == [("bits_per_byte <= 9", True), ("loss < 0.1", False)]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import inprocess
 import numpy as np
@@ -116,6 +117,23 @@ def test_parts_of_a_projects_own_train_evaluate_and_predict(own: Path) -> None:
     short = command(own, "predict", "-", stdin='{"readings": [1, 2]}', code=2)
     assert "-:1: the row does not fit the model" in short.stderr
     assert "'inputs' float32 [2]" in short.stderr
+
+
+def test_baselines_of_the_data_are_measured_beside_the_model(own: Path) -> None:
+    command(own, "train")
+    report = json.loads(command(own, "eval", "--json", "--set", "eval.batch_size=7").stdout)
+    waves = sys.modules["toy.data"].Waves
+    _, dataset = waves.open(SimpleNamespace(examples=200, noise=0.1), Project(own), own)
+    error = np.abs(dataset.splits["test"]["inputs"][:, -1] - dataset.splits["test"]["targets"])
+    huber = np.where(error <= 0.5, error**2 / 2, 0.5 * (error - 0.25)).mean()
+    assert report["baselines"]["last reading"]["loss"] == pytest.approx(huber, rel=1e-5)
+    assert report["metrics"]["loss"] != report["baselines"]["last reading"]["loss"]
+    kept = json.loads(next((own / "runs/main/eval").glob("*.json")).read_text())
+    assert kept["splits"]["test"]["baselines"] == report["baselines"]
+    shown = command(own, "eval").stdout
+    assert shown.splitlines()[1].split() == ["metric", "model", "last", "reading"]
+    (loss,) = (line.split() for line in shown.splitlines() if line.split()[:1] == ["loss"])
+    assert loss[2] == f"{huber:.4f}"
 
 
 class StopAt:

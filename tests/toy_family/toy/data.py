@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset, ArrayFormat, array_dataset, split_arrays
-from aifx.data.base import Batch
+from aifx.data.base import Batch, Split
 from aifx.data.spec import DataSpec, Field
 
 READINGS = 8
@@ -33,3 +33,6 @@ class Waves(ArrayFormat):
 
     def encode(self, row: Mapping[str, Any]) -> Batch:
         return {"inputs": np.array([row["readings"]], np.float32)}
+
+    def baselines(self, dataset: Any, split: Split) -> Iterator[tuple[str, np.ndarray]]:
+        yield "last reading", dataset.splits[split]["inputs"][:, -1:]
