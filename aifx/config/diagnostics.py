@@ -66,6 +66,8 @@ def expectation(schema: Mapping[str, Any]) -> str:
         case "array":
             least = f", {schema['minItems']} or more of them" if schema.get("minItems") else ""
             return f"a list, each {expectation(schema.get('items', {}))}{least}"
+        case "object" if isinstance(values := schema.get("additionalProperties"), Mapping):
+            return f"a table, each {expectation(values)}"
         case kind:
             names = {"string": "text", "boolean": "true or false", "object": "a table"}
             return names.get(str(kind), "another value")

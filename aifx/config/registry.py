@@ -41,6 +41,7 @@ TASKS: Mapping[str, Mapping[PartName, str]] = {
     "language": {"model": "decoder", "objective": "next-token", "data": "text"},
     "vision": {"model": "resnet", "objective": "classification", "data": "images"},
     "series": {"model": "series", "objective": "quantile", "data": "series"},
+    "tabular": {"model": "tabular", "objective": "classification", "data": "table"},
 }
 """The family, objective and kind of data of each `task.kind`."""
 

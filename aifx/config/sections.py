@@ -73,7 +73,9 @@ class ProjectSection(Section):
 class TaskSection(Section):
     """What is trained. A kind means a model family, an objective and a kind of data."""
 
-    kind: str = setting("language", "`language`, `vision`, `series`, or `module:Class` in the project's folder.")
+    kind: str = setting(
+        "language", "`language`, `vision`, `series`, `tabular`, or `module:Class` in the project's folder."
+    )
 
 
 class ModelSection(Section):
@@ -110,6 +112,10 @@ class DataSection(Section):
         Raises AifxError, OSError, ValueError for a file that cannot be used.
         """
         return None
+
+    def summary(self, project: Project) -> list[str]:
+        """Lines about the data that `aifx config check` prints. Raises AifxError."""
+        return []
 
 
 class AugmentSection(Section):

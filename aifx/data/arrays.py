@@ -218,12 +218,21 @@ def split_arrays(
     """
     count = _num_examples(arrays)
     if by == "block":
-        place = (np.arange(count) + 0.5) / count
+        places = (np.arange(count) + 0.5) / count
     else:
-        place = np.array([hash_fraction(*(values[i] for _, values in sorted(arrays.items()))) for i in range(count)])
-    is_test, is_train = place >= 1.0 - test, place < 1.0 - test - validation
-    chosen: dict[Split, np.ndarray] = {"train": is_train, "validation": ~is_train & ~is_test, "test": is_test}
-    return {split: {name: values[which] for name, values in arrays.items()} for split, which in chosen.items()}
+        places = np.array([hash_fraction(*(values[i] for _, values in sorted(arrays.items()))) for i in range(count)])
+    return {split: take(arrays, which) for split, which in split_places(places, validation, test).items()}
+
+
+def split_places(places: np.ndarray, validation: float, test: float) -> dict[Split, np.ndarray]:
+    """Which examples are in each split, bool `[examples]`, by places in [0, 1) that a hash or an order gives them."""
+    is_test, is_train = places >= 1.0 - test, places < 1.0 - test - validation
+    return {"train": is_train, "validation": ~is_train & ~is_test, "test": is_test}
+
+
+def take(arrays: Arrays, which: np.ndarray) -> dict[str, np.ndarray]:
+    """The examples at these places, or where this is true."""
+    return {name: values[which] for name, values in arrays.items()}
 
 
 @contextmanager

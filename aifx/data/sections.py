@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from aifx.config.kinds import DataKind
+from aifx.config.kinds import DataKind, resolve
 from aifx.config.sections import (
     INT_MAX,
     RESUME_SAFE,
@@ -21,6 +21,7 @@ from aifx.config.sections import (
 )
 from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
+from aifx.data.spec import ColumnKind
 
 if TYPE_CHECKING:
     from aifx.config.config import Config
@@ -224,10 +225,57 @@ class SeriesSection(DataSection):
         return 1
 
 
+class TableSection(DataSection):
+    """Rows of a table: a column to predict from the others."""
+
+    path: str = Field("data/table.csv", description="Table (.csv, .parquet, .jsonl), relative to the project.")
+    target: str = Field("target", description="Column to predict.")
+    columns: dict[str, ColumnKind] = Field(
+        {},
+        description="Kinds of columns (numeric, categorical, boolean, date) instead of those that the training rows "
+        "have, the target's among them: a categorical one has classes, a numeric one is a regression's.",
+    )
+    ignore: tuple[str, ...] = Field((), description="Columns that are not read.")
+    group_column: str | None = Field(None, description="Rows with the same value in this column are in one split.")
+    time_column: str | None = Field(
+        None, description="Dates or numbers that order the rows: the test split is last, validation before it."
+    )
+    validation_fraction: Fraction = Field(0.1, description="Share of the rows held out for validation.")
+    test_fraction: Fraction = Field(0.2, description="Share of the rows held out for the test.")
+    bins: PositiveInt = Field(32, description="Most bins of a numeric column, at quantiles of the training rows.")
+
+    def conflicts(self, config: Config) -> Iterator[Conflict]:
+        yield from held_out_conflicts(config, self.validation_fraction, self.test_fraction)
+        if self.group_column is not None and self.time_column is not None:
+            reason = "a group would be in several parts of the time"
+            problem = "data.group_column and data.time_column cannot be used together"
+            yield Conflict(("data.group_column", "data.time_column"), problem, reason)
+        named = {"target": {self.target}, "columns": {*self.columns}}
+        named |= {"group_column": {self.group_column or ""}, "time_column": {self.time_column or ""}}
+        for key, names in named.items():
+            for name in names & set(self.ignore):
+                problem = f"data.ignore leaves out {name!r}, which data.{key} names"
+                yield Conflict(("data.ignore", f"data.{key}"), problem, "an ignored column is not read")
+
+    def check_files(self, project: Project) -> Iterator[tuple[str, AifxError]]:
+        yield from missing_file(project, "data.path", self.path)
+
+    def read_beginnings(self, project: Project) -> int:
+        from aifx.data.rows import input_file, read_rows
+
+        next(read_rows(input_file(str(project.root / self.path))), None)
+        return 1
+
+    def summary(self, project: Project) -> list[str]:
+        lines: list[str] = resolve("aifx.data.table:table_summary")(self, project)
+        return lines
+
+
 KINDS = {
     "text": DataKind("text", TextSection, "aifx.data.text:TextFormat"),
     "images": DataKind("images", ImagesSection, "aifx.data.images:ImageFormat"),
     "series": DataKind("series", SeriesSection, "aifx.data.series:SeriesFormat"),
+    "table": DataKind("table", TableSection, "aifx.data.table:TableFormat"),
 }
 """By `data.kind`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -209,7 +210,7 @@ def measure(
         totals: dict[str, tuple[Any, Any]] = {}
         metrics = evaluate_split(programs, params, frozen, chosen, totals=totals)
         baselines = {
-            name: scalars(evaluate_split(baseline, weights, {}, chosen))
+            name: finite(scalars(evaluate_split(baseline, weights, {}, chosen)))
             for name, baseline, weights in baseline_programs(programs, chosen)
         }
     better = better_last(run, all_gates)
@@ -225,6 +226,10 @@ def measure(
     )
     write_report(run, report, data_digest=data_digest(trained.task, trained.config))
     return Measured(report, programs, totals)
+
+
+def finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
 
 def better_last(run: RunDirectory, gates: Iterable[Gate]) -> BetterLast | None:

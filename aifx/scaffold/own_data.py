@@ -9,13 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 from aifx.core.errors import DataError, UsageError
+from aifx.core.project import Project
 
 Answers: TypeAlias = dict[str, Any]
 
 QUESTION = "data"
+
+MARGIN = 0.05
+"""The gate of a table asks for so much more macro F1 than the most frequent class has, or less error than the mean."""
 
 MOST_OPENED = 1000
 """Pictures whose headers tell the sizes of all."""
@@ -34,15 +39,18 @@ def answers_from_data(template: str, answers: Mapping[str, Any], destination: Pa
     """
     read = READERS.get(template)
     if read is None or not answers.get(QUESTION):
+        if "target" in answers:
+            why = "it is a column of that file"
+            raise UsageError("--answer target requires --answer data", why, "--answer data=FILE")
         return {}
     path = Path(answers[QUESTION]).expanduser()
     if not path.exists():
         raise UsageError(f"--answer data={path}: there is no such file or folder", "", f"ls {path.parent}")
     # As `data.path` has it, which is relative to the project; never copied, since it may be large.
-    return {QUESTION: os.path.relpath(path.resolve(), destination.resolve()), **read(path)}
+    return {QUESTION: os.path.relpath(path.resolve(), destination.resolve()), **read(path, answers)}
 
 
-def _images(path: Path) -> Answers:
+def _images(path: Path, answers: Mapping[str, Any]) -> Answers:
     """Classes, channels, a size and a gate for a folder or list of pictures."""
     from aifx.data.image_files import list_pictures
 
@@ -85,5 +93,29 @@ def _shape(paths: Sequence[Path]) -> tuple[tuple[int, int], int]:
     return (max(8, 8 * round(scale * height / 8)), max(8, 8 * round(scale * width / 8))), 1 if all_grey else 3
 
 
-READERS: Mapping[str, Callable[[Path], Answers]] = {"vision-inspection": _images}
-"""By template: what it needs to know of a file or folder."""
+def _table(path: Path, answers: Mapping[str, Any]) -> Answers:
+    """The objective and a gate for a table with a column `target`."""
+    if "target" not in answers:
+        why, hint = "the template predicts one column of the file", f"--answer data={path} --answer target=COLUMN"
+        raise UsageError("--answer data requires --answer target", why, hint)
+    import numpy as np
+
+    from aifx.data.sections import TableSection
+    from aifx.data.table import TableFormat
+
+    section = TableSection.model_validate({"path": str(path.absolute()), "target": answers["target"]})
+    with TemporaryDirectory() as assets:
+        form, data = TableFormat.open(section, Project(path.absolute().parent), Path(assets))
+    train, test = data.splits["train"]["targets"], data.splits["test"]["targets"]
+    if not len(test):
+        raise DataError(f"{path}: {len(train)} rows are too few", "none is held out for the test", "add rows")
+    if classes := form.spec.classes:
+        share = float((test == np.argmax(np.bincount(train, minlength=len(classes)))).mean())
+        score = 2 * share / (1 + share) / len(classes)  # F1 of the class that is always predicted; others have 0
+        return {"objective": "classification", "gate": f"macro_f1 >= {min(score + MARGIN, 0.99):.2f}"}
+    error = float(np.abs(test).mean()) * form.spec.target_scale
+    return {"objective": "regression", "gate": f"mean_absolute_error <= {float(f'{(1 - MARGIN) * error:.3g}'):g}"}
+
+
+READERS: Mapping[str, Callable[[Path, Mapping[str, Any]], Answers]] = {"tabular": _table, "vision-inspection": _images}
+"""By template: what it needs to know of a file or folder, and of the other answers."""

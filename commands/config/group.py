@@ -57,6 +57,7 @@ class CheckedConfig:
     valid: Literal[True]
     path: str
     task: str
+    data: list[str]  # lines about the data: the columns of a table
 
 
 @app.command()
@@ -98,14 +99,19 @@ def check(set_: SetOption = None, json: JsonOption = False) -> None:
     from aifx.core.project import find_project
 
     with terminal(json) as out:
+        from aifx.config.sections import DataSection
         from aifx.tasks.preflight import check_project
 
         config = _load(out, None, set_ or ())
         project = find_project()
         check_project(config, project)
-        path = project.config_path
-        out.document(CheckedConfig(True, str(path), config.task.kind))
+        path, data = project.config_path, []
+        if isinstance(config.data, DataSection):
+            data = config.data.summary(project)
+        out.document(CheckedConfig(True, str(path), config.task.kind, data))
         out.print(f"{path}: valid")
+        for line in data:
+            out.print(line)
 
 
 @app.command()

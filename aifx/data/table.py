@@ -1,0 +1,248 @@
+"""Tables as batches: inputs from the columns of a file, and a target from one of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aifx.core.errors import ConfigError, DataError
+from aifx.core.project import Project
+from aifx.data.arrays import ArrayDataset, ArrayFormat, Arrays, array_dataset, hash_fraction, split_places, take
+from aifx.data.base import Batch, Split
+from aifx.data.columns import (
+    CALENDAR,
+    CONVERSIONS,
+    PARTS,
+    as_number,
+    as_text,
+    encoder,
+    infer_columns,
+    infer_kind,
+    is_missing,
+    names_rows,
+    shown_columns,
+)
+from aifx.data.rows import Row, field
+from aifx.data.sections import TableSection
+from aifx.data.spec import SPEC_FILE, Column, DataSpec, need_spec
+from aifx.data.table_baselines import table_baselines
+from aifx.data.table_file import Table, read_table
+
+logger = logging.getLogger(__name__)
+
+MOST_LABELS = 10
+"""A target with so many different whole numbers, or fewer, has classes."""
+
+PREDICTION = "prediction"
+"""The column that `aifx predict` adds."""
+
+
+@dataclass(frozen=True)
+class TableFormat(ArrayFormat):
+    """Tables: "inputs" float32 `[rows, columns]` as `DataSpec.columns` describes them, and "targets" `[rows]`.
+
+    Targets are int32 numbers of classes, or float32 numbers of mean 0 and variance 1 over the training split.
+    """
+
+    section: TableSection
+    spec: DataSpec
+
+    @classmethod
+    def open(cls, section: TableSection, project: Project, assets: Path) -> tuple[TableFormat, ArrayDataset]:
+        """The rows of `data.path`. Columns are inferred from the training split, unless `assets` has them."""
+        table, splits = read_splits(section, project)
+        if (assets / SPEC_FILE).exists():
+            spec = need_spec(assets)
+            _check_kept(spec, section)
+        else:
+            spec, lines = infer_spec(table, splits["train"], section)
+            logger.info("\n".join(lines))
+        arrays = encode_table(table, spec, section.target)
+        held_out: tuple[Split, ...] = ("validation", "test")
+        data = array_dataset(
+            {split: take(arrays, which) for split, which in splits.items()},
+            how=("table", spec.columns),
+            name=section.path,
+            hints={split: f"raise data.{split}_fraction, or add rows" for split in held_out},
+        )
+        spec = replace(spec, fields=data.spec.fields)
+        return cls(section, spec), replace(data, spec=spec)
+
+    def open_file(self, path: Path) -> ArrayDataset:
+        table = read_table(path, str(path)).known(self.section.target)
+        data = array_dataset({"test": encode_table(table, self.spec, self.section.target)}, name=str(path))
+        return replace(data, spec=self.spec)
+
+    def encode(self, row: Mapping[str, Any]) -> Batch:
+        numbers = []
+        for column, encode in self._encoders:
+            value = field(row, column.name)
+            try:
+                numbers.append(encode(value))
+            except ValueError as error:
+                raise ValueError(f"column {column.name!r}: {error}") from None
+        return {"inputs": np.array([numbers], np.float32)}
+
+    def records(self, row: Row, prediction: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The columns of the row, then the first value of the prediction as "prediction", and its others after dots."""
+        first, *others = prediction
+        added = {PREDICTION: prediction[first], **{f"{PREDICTION}.{name}": prediction[name] for name in others}}
+        if twice := added.keys() & row.values.keys():
+            what = f"{row.place}: the row has a column {min(twice)!r} already"
+            raise DataError(what, "aifx predict adds one of this name", "rename the column, or leave it out")
+        return [{**row.values, **added}]
+
+    @cached_property
+    def _encoders(self) -> list[tuple[Column, Callable[[Any], float]]]:
+        return [(column, encoder(column)) for column in self.spec.columns]
+
+    def baselines(self, dataset: ArrayDataset, split: Split) -> Iterator[tuple[str, np.ndarray]]:
+        return table_baselines(self.spec, dataset.splits["train"], dataset.splits[split]["inputs"])
+
+
+def table_summary(section: TableSection, project: Project) -> list[str]:
+    """Lines about the columns of `data.path`. Raises DataError, ConfigError."""
+    table, splits = read_splits(section, project)
+    return infer_spec(table, splits["train"], section)[1]
+
+
+def read_splits(section: TableSection, project: Project) -> tuple[Table, dict[Split, np.ndarray]]:
+    """The rows of `data.path` with a known target, and which of them are in each split. Raises DataError."""
+    table = read_table(project.root / section.path, section.path)
+    keys = {"target": [section.target], "columns": section.columns, "ignore": section.ignore}
+    keys |= {key: [name] for key in ("group_column", "time_column") if (name := getattr(section, key)) is not None}
+    for key, names in keys.items():
+        for name in names:
+            table.column(name, f"data.{key}")
+    table = table.known(section.target)
+    splits = split_places(row_places(table, section), section.validation_fraction, section.test_fraction)
+    if not splits["train"].any():
+        what, why = f"{section.path}: no rows to train on", f"all of its {table.num_rows} rows are held out"
+        raise DataError(what, why, "lower data.test_fraction, or add rows")
+    return table, splits
+
+
+def row_places(table: Table, section: TableSection) -> np.ndarray:
+    """Where each row is in [0, 1), float64 `[rows]`: training first, then validation, the test last.
+
+    Rows of one group, of one time, or with equal values have one place.
+    """
+    if section.group_column is not None:
+        return np.array([_text_fraction(as_text(value)) for value in table.values[section.group_column]])
+    if (name := section.time_column) is not None:
+        kind = section.columns.get(name) or infer_kind(table.values[name])
+        if kind not in ("numeric", "date"):
+            what, why = f"{table.name}: data.time_column = {name!r} has no order", f"its values are {kind}"
+            raise DataError(what, why, "name a column of dates or numbers")
+        times = table.convert(name, lambda value: CONVERSIONS[kind]("" if is_missing(value) else value))
+        first = {at: index for index, at in reversed(list(enumerate(sorted(times))))}
+        return np.array([first[at] for at in times]) / len(times)
+    rows = zip(*table.values.values(), strict=True)  # with ignored columns: a number of its own makes a row another
+    return np.array([_text_fraction("\x1f".join(map(as_text, row))) for row in rows])
+
+
+def _text_fraction(text: str) -> float:
+    return hash_fraction(np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8))
+
+
+def infer_spec(table: Table, is_train: np.ndarray, section: TableSection) -> tuple[DataSpec, list[str]]:
+    """What a table is, without fields: its columns by the training rows, and its target. Also lines that say so."""
+    train = table.rows_where(is_train)
+    columns: list[Column] = []
+    left_out: dict[str, str] = {}
+    for name in table.values:
+        if name == section.target:
+            continue
+        found = _infer(train, name, section)
+        if isinstance(found, str):
+            left_out[name] = found
+        else:
+            columns += found
+    if not columns:
+        why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it has the target alone"
+        raise DataError(f"{table.name}: no column to predict from", why, "aifx config keys data")
+    spec, target = _infer_target(table, is_train, section)
+    rows = [*shown_columns(columns), *((name, "left out", why) for name, why in left_out.items())]
+    rows.append((section.target, "target", target))
+    width = max(len(name) for name, _, _ in rows)
+    head = f"columns of {table.name}, from {train.num_rows:,} training rows of {table.num_rows:,}:"
+    return replace(spec, columns=tuple(columns)), [head, *(f"  {n:<{width}}  {k:<11}  {what}" for n, k, what in rows)]
+
+
+def _infer(train: Table, name: str, section: TableSection) -> list[Column] | str:
+    """The inputs that a column becomes, or why it is left out."""
+    values, kind = train.values[name], section.columns.get(name)
+    if name in section.ignore:
+        return "data.ignore"
+    inferred = kind or infer_kind(values)
+    if kind is None and name == section.group_column:
+        return "data.group_column"
+    if kind is None and name == section.time_column and inferred != "date":
+        return "data.time_column"
+    if kind is None and inferred == "categorical" and names_rows(values):
+        return f'most of its texts differ; data.columns = {{"{name}" = "categorical"}} reads it'
+    train.convert(name, lambda value: is_missing(value) or CONVERSIONS[inferred](value))  # names the line of a mistake
+    parts = CALENDAR if kind is None and name == section.time_column else PARTS
+    columns = infer_columns(name, inferred, values, bins=section.bins, parts=parts)
+    return columns or "the same value in all training rows"
+
+
+def _infer_target(table: Table, is_train: np.ndarray, section: TableSection) -> tuple[DataSpec, str]:
+    """A spec with the classes of the target or the mean and scale of its training rows; and a line about it."""
+    name, values = section.target, table.values[section.target]
+    kind = section.columns.get(name) or infer_kind(values)
+    if kind == "date":
+        what = f"{table.name}: data.target = {name!r} is a date"
+        raise ConfigError(what, "aifx predicts classes and numbers", f'data.columns = {{"{name}" = "categorical"}}')
+    if kind == "numeric":
+        numbers = np.array(table.convert(name, as_number))
+        is_few = len(np.unique(numbers)) <= MOST_LABELS and bool((numbers == np.round(numbers)).all())
+        if name in section.columns or not is_few:
+            mean, scale = float(numbers[is_train].mean()), float(numbers[is_train].std()) or 1.0
+            text = f'a number, {numbers.min():.6g} to {numbers.max():.6g}: objective.kind = "regression"'
+            return DataSpec({}, target_mean=mean, target_scale=scale), text
+    classes = sorted(set(map(as_text, values)))
+    with suppress(ValueError):
+        classes.sort(key=as_number)
+    if len(classes) < 2:
+        what = f"{table.name}: data.target = {name!r} has one class only, {classes[0]!r}"
+        raise DataError(what, "there is nothing to tell apart", "add rows of another class")
+    shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    return DataSpec({}, classes=tuple(classes)), f"{len(classes)} classes: {shown}"
+
+
+def encode_table(table: Table, spec: DataSpec, target: str) -> Arrays:
+    """ "inputs" and "targets" of all rows. Raises DataError naming the line of a value that does not fit."""
+    for column in spec.columns:
+        table.column(column.name)
+    inputs = [table.convert(column.name, encoder(column)) for column in spec.columns]
+    if spec.classes:
+        numbers = {name: number for number, name in enumerate(spec.classes)}
+
+        def number_of(value: Any) -> int:
+            if (number := numbers.get(as_text(value))) is None:
+                raise ValueError(f"{value!r} is none of the classes {', '.join(spec.classes[:5])}")
+            return number
+
+        targets = np.array(table.convert(target, number_of), np.int32)
+    else:
+        values = np.array(table.convert(target, as_number))
+        targets = ((values - spec.target_mean) / spec.target_scale).astype(np.float32)
+    return {"inputs": np.array(inputs, np.float32).T.copy(), "targets": targets}
+
+
+def _check_kept(spec: DataSpec, section: TableSection) -> None:
+    """Raises ConfigError if settings ask for other columns than the run has."""
+    kinds = {column.name: column.kind for column in spec.columns}
+    wanted = section.columns | dict.fromkeys([*section.ignore, section.target])
+    odd = [name for name, kind in kinds.items() if wanted.get(name, kind) != kind]
+    if odd:
+        what = f"data.columns, data.ignore or data.target changes column {odd[0]!r}"
+        raise ConfigError(what, "the columns of a run are fixed when it starts", "begin another: aifx train --run NAME")

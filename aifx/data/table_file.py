@@ -1,0 +1,98 @@
+"""Files of rows, whole in memory by column."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aifx.core.errors import DataError, did_you_mean
+from aifx.data.columns import is_missing
+from aifx.data.rows import InputFile, input_file, read_rows
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("csv", "parquet", "jsonl")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a file, their values by column."""
+
+    file: InputFile
+    values: Mapping[str, Sequence[Any]]
+    numbers: np.ndarray  # of the rows in the file, from 0 [rows]
+
+    @property
+    def name(self) -> str:
+        """What messages call the file."""
+        return self.file.name
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.numbers)
+
+    def column(self, name: str, key: str | None = None) -> Sequence[Any]:
+        """The values of a column. Raises DataError if there is none of this name, which `key` of aifx.toml has."""
+        if name in self.values:
+            return self.values[name]
+        what = f"{self.name}: no column {name!r}" + (f", which {key} names" if key else "")
+        raise DataError(what, did_you_mean(name, self.values), f"aifx config show data    ({key})" if key else "")
+
+    def rows_where(self, which: np.ndarray) -> Table:
+        values = {name: list(compress(values, which)) for name, values in self.values.items()}
+        return replace(self, values=values, numbers=self.numbers[which])
+
+    def known(self, name: str) -> Table:
+        """The rows with a value in this column. Logs how many have none; raises DataError if none has one."""
+        is_known = np.array([not is_missing(value) for value in self.column(name, "data.target")])
+        if is_known.all():
+            return self
+        if not is_known.any():
+            raise DataError(
+                f"{self.name}: column {name!r} is empty", "no row has a value to learn", f"head {self.name}"
+            )
+        logger.warning(f"{self.name}: {np.count_nonzero(~is_known):,} rows without {name!r} are left out")
+        return self.rows_where(is_known)
+
+    def convert(self, name: str, function: Callable[[Any], Any]) -> list[Any]:
+        """The function of each value of a column. Raises DataError naming the line of one that it refuses."""
+        converted: list[Any] = []
+        try:
+            converted.extend(map(function, self.values[name]))  # keeps those before the one that fails
+        except ValueError as error:
+            what = f"{self.place(len(converted))}: column {name!r}"
+            hint = "correct the row, or give the column another kind in data.columns: aifx config keys data"
+            raise DataError(what, str(error), hint) from None
+        return converted
+
+    def place(self, row: int) -> str:
+        """The file and the line of a row: read again, so that places take no memory."""
+        return next(islice(read_rows(self.file), int(self.numbers[row]), None)).place
+
+
+def read_table(path: Path, name: str) -> Table:
+    """The table at `path`. Raises DataError, also for a row that lacks a column of the first."""
+    file = replace(input_file(str(path)), name=name)
+    if file.format not in FORMATS:
+        why = f"a table is a file of {', '.join(f'.{format}' for format in FORMATS)}"
+        raise DataError(f"{name} cannot be read as a table", why, f"ls -l {name}")
+    values: dict[str, list[Any]] = {}
+    count = 0
+    for row in read_rows(file):
+        if not count:
+            values = {column: [] for column in row.values}
+        if odd := sorted(row.values.keys() ^ values.keys()):
+            why = f"it differs from the first in {', '.join(odd[:3])}"
+            raise DataError(f"{row.place}: the row has other columns", why, "give each row the same fields")
+        for column, cells in values.items():
+            cells.append(row.values[column])
+        count += 1
+    if not count:
+        raise DataError(f"{name}: no rows", "a table has a header and rows below it", f"head {name}")
+    return Table(file, values, np.arange(count))

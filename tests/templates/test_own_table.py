@@ -1,0 +1,122 @@
+"""`aifx init --template tabular` with a file of one's own, and what the template reaches with its own data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import inprocess
+import numpy as np
+import pytest
+import tomli
+
+from aifx.core.project import Project
+from aifx.data.sections import TableSection
+from aifx.data.table import read_splits
+
+
+def command(cwd: Path, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = inprocess.run(args, cwd, os.environ)
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+def write_rows(path: Path, **columns: list[object]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def test_a_file_of_ones_own_in_four_commands(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 800)).round(3)
+    write_rows(tmp_path / "a b.csv", x=[*x], y=[*y], kind=["far" if a * b > 0.5 else "near" for a, b in zip(x, y, strict=True)])
+    made = command(tmp_path, "init", "p", "--template", "tabular", "--answer", "data=a b.csv", "--answer", "target=kind")
+    assert "wsn_single_hop" not in made.stdout
+    project = tmp_path / "p"
+    assert not (project / "data").exists()
+    toml = tomli.loads((project / "aifx.toml").read_text())
+    assert (toml["data"]["path"], toml["data"]["target"]) == ("../a b.csv", "kind")
+    assert toml["objective"]["kind"] == "classification"
+    assert toml["project"]["description"] == "Predicts kind from the other columns."
+    (gate,) = toml["eval"]["gates"]
+    assert gate.startswith("macro_f1 >= 0.4")
+    assert gate in (project / "ci/gate.sh").read_text()
+    assert "`../a b.csv`" in (project / "README.md").read_text()
+    command(project, "train", "--set", "train.num_steps=300")
+    command(project, "eval")
+    failed = command(project, "eval", "--gate", "macro_f1 > 1", code=1)
+    assert "FAILED" in failed.stdout
+    command(project, "predict", "../a b.csv", "--output", "out.csv")
+    rows = list(csv.DictReader((project / "out.csv").read_text().splitlines()))
+    assert np.mean([row["prediction"] == row["kind"] for row in rows]) > 0.9
+
+
+def test_the_gate_of_numbers_is_below_the_error_of_the_mean(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=500)
+    write_rows(tmp_path / "t.csv", x=[*values], price=[*(values * 1000)])
+    command(tmp_path, "init", "p", "-t", "tabular", "-a", "data=t.csv", "-a", "target=price", "-a", "project_name=houses")
+    toml = tomli.loads((tmp_path / "p/aifx.toml").read_text())
+    assert (toml["objective"]["kind"], toml["project"]["name"]) == ("regression", "houses")
+    name, _, limit = toml["eval"]["gates"][0].split()
+    assert name == "mean_absolute_error"
+    assert 600 < float(limit) < 0.96 * 1000 * np.abs(values).mean() * 1.2
+    command(tmp_path / "p", "config", "check")
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (["data=t.csv"], ["--answer data requires --answer target", "target=COLUMN"]),
+        (["target=x"], ["--answer target requires --answer data"]),
+        (["data=none.csv", "target=x"], ["none.csv"]),
+        (["data=t.csv", "target=prize"], ["no column 'prize'", "did you mean 'price'"]),
+    ],
+)
+def test_answers_that_do_not_fit_the_file(tmp_path: Path, answers: list[str], words: list[str]) -> None:
+    write_rows(tmp_path / "t.csv", x=[1, 2, 3], price=[1.5, 2.5, 3.5])
+    args = [part for answer in answers for part in ("--answer", answer)]
+    failed = command(tmp_path, "init", "p", "--template", "tabular", *args, code=2)
+    for word in words:
+        assert word in failed.stderr
+    assert not (tmp_path / "p").exists()
+
+
+def robust_z_scores(rows: dict[str, np.ndarray], known: np.ndarray) -> np.ndarray:
+    """The sum of |value - median| / median deviation of humidity and temperature, by mote; of the rows `known`."""
+    score = np.zeros(len(known))
+    for mote in np.unique(rows["mote_id"]):
+        here = rows["mote_id"] == mote
+        for name in ("humidity", "temperature"):
+            median = np.median(rows[name][here & known])
+            score[here] += np.abs(rows[name][here] - median) / np.median(np.abs(rows[name][here & known] - median))
+    return score
+
+
+def average_precision(score: np.ndarray, is_event: np.ndarray) -> float:
+    """Without equal scores."""
+    events = is_event[np.argsort(-score, kind="stable")]
+    return float((np.cumsum(events) / np.arange(1, len(events) + 1))[events].mean())
+
+
+@pytest.mark.slow
+def test_the_template_beats_robust_z_scores_on_the_same_rows(tmp_path: Path) -> None:
+    command(tmp_path, "init", "p", "--template", "tabular", "--yes")
+    project = tmp_path / "p"
+    settings = tomli.loads((project / "aifx.toml").read_text())["data"]
+    table, splits = read_splits(TableSection(**settings), Project(project))
+    rows = {name: np.array(values, float) for name, values in table.values.items()}
+    is_test, is_event = splits["test"], rows["label"] == 1
+    z_scores = average_precision(robust_z_scores(rows, splits["train"])[is_test], is_event[is_test])
+    assert is_event[is_test].sum() > 30
+    found = []
+    for seed in range(3):
+        command(project, "train", "--run", f"seed-{seed}", "--set", f"train.seed={seed}")
+        report = json.loads(command(project, "eval", "--run", f"seed-{seed}", "--json").stdout)
+        assert report["metrics"]["examples"] == is_test.sum()
+        found.append(report["metrics"]["per_class"]["1"]["average_precision"])
+    assert np.mean(found) > max(z_scores, 0.679), (found, z_scores)
