@@ -79,7 +79,7 @@ class Tabular:
         for i in range(self.section.num_layers):
             layer = params["hidden"][str(i)]
             x = jax.nn.relu(layers.linear(x, layer["weight"], layer["bias"]))
-            x = layers.dropout(x, self.section.dropout, ctx, layer=i)
+            x = layers.dropout(x, self.section.dropout, ctx, i)
         return x
 
     def _numbers(self, params: Params, values: jax.Array, dtype: jnp.dtype) -> jax.Array:
