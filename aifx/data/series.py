@@ -68,7 +68,7 @@ class SeriesFormat(DataFormat):
     def baselines(self, dataset: SeriesData, split: Split) -> Iterator[tuple[str, np.ndarray]]:
         """The value one season before, for each season of the grid."""
         for season in self.facts.calendar.grid.seasons:
-            yield f"{season} before", dataset.naive(split, season)
+            yield f"{season} step{'s' * (season != 1)} before", dataset.naive(split, season)
 
     def read_rows(self, file: InputFile) -> Iterator[Row]:
         """One row per series, with a list per column."""

@@ -35,6 +35,9 @@ class Regression(Objective):
 
     def check_data(self, data: DataSpec) -> None:
         check_targets(data, f"regression needs {data.target_size} targets per example", "fiu", data.target_size)
+        weights = data.fields.get("weights")
+        if weights is not None and weights.shape:
+            raise misfit("regression needs one weight per example", f"those of the data are {list(weights.shape)}")
 
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
         """Over examples: "loss", the squared error, and "mean_absolute_error"; when evaluating also rows of both."""

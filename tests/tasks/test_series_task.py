@@ -55,14 +55,23 @@ def sold(shop: int, day: int, price: float) -> float:
     return round(float(100 * (shop + 1) + 30 * (shop + 1) * np.sin(2 * np.pi * day / 7)) * price + rng.normal(), 3)
 
 
+def price_of(day: int) -> float:
+    return 1.3 if day % 5 == 0 else 1.0
+
+
+def week_before() -> float:
+    """The error over the test of the sales seven days before."""
+    values = np.array([[sold(shop, day, price_of(day)) for day in range(DAYS)] for shop in range(2)])
+    return float(np.abs(values[:, -40:] - values[:, -47:-7]).mean())
+
+
 def rows_of(days: range) -> str:
     """A .csv of two shops. After DAYS only the price is known."""
     lines = ["day,shop,price,sold"]
     for shop in range(2):
         for day in days:
-            price = 1.3 if day % 5 == 0 else 1.0
-            value = "" if day >= DAYS or (shop, day) == (1, 50) else sold(shop, day, price)
-            lines.append(f"{date(2020, 1, 1) + timedelta(days=day)},shop-{shop},{price},{value}")
+            value = "" if day >= DAYS or (shop, day) == (1, 50) else sold(shop, day, price_of(day))
+            lines.append(f"{date(2020, 1, 1) + timedelta(days=day)},shop-{shop},{price_of(day)},{value}")
     return "\n".join(lines) + "\n"
 
 
@@ -87,6 +96,9 @@ def test_a_project_of_series_trains_passes_its_gates_and_forecasts(project: Path
     report = json.loads(command(project, "eval", "--json").stdout)
     assert report["metrics"]["examples"] == 2 * 14  # 40 days in windows of three
     assert [gate["passed"] for gate in report["gates"]] == [True, True]
+    naive = report["baselines"]
+    assert list(naive) == ["7 steps before", "364 steps before"]
+    assert naive["7 steps before"]["mean_absolute_error"] == pytest.approx(week_before(), rel=1e-3)
     (project / "data/sales.csv").unlink()  # from here on, the run is enough
     (project / "new.csv").write_text(rows_of(range(DAYS - 30, DAYS + 3)))
     command(project, "predict", "new.csv", "--output", "forecast.csv")
@@ -98,7 +110,7 @@ def test_a_project_of_series_trains_passes_its_gates_and_forecasts(project: Path
     for line, (shop, day) in zip(lines, ((s, d) for s in range(2) for d in range(DAYS, DAYS + 3)), strict=True):
         value, low, median, high = map(float, line.split(",")[3:])
         assert low <= median == value <= high
-        assert value == pytest.approx(sold(shop, day, 1.3 if day % 5 == 0 else 1.0), rel=0.4)
+        assert value == pytest.approx(sold(shop, day, price_of(day)), rel=0.4)
     (project / "new.csv").write_text(rows_of(range(DAYS - 30, DAYS)))
     failed = command(project, "predict", "new.csv", code=2)
     assert "new.csv: series 'shop-0': the row cannot be used" in failed.stderr
@@ -152,3 +164,13 @@ def test_settings_that_cannot_be(project: Path, setting: str, words: list[str]) 
     done = command(project, "config", "check", "--set", setting, code=2)
     for word in words:
         assert word in done.stderr + done.stdout
+
+
+def test_an_objective_that_weighs_whole_rows_refuses_series(project: Path) -> None:
+    toml = TOML.replace("[data]", '[objective]\nkind = "regression"\n[data]').replace(
+        '["mape <= 15", "coverage >= 0.4"]', "[]"
+    )
+    (project / "aifx.toml").write_text(toml)
+    failed = command(project, "train", code=2)
+    assert "regression needs one weight per example" in failed.stderr
+    assert "objective.kind" in failed.stderr
