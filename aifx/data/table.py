@@ -88,7 +88,7 @@ class TableFormat(ArrayFormat):
                 numbers.append(encode(value))
             except ValueError as error:
                 raise ValueError(f"column {column.name!r}: {error}") from None
-        return {"inputs": np.array([numbers], np.float32)}
+        return {"inputs": np.array([numbers], np.float32), **target_units(self.spec, 1)}
 
     def records(self, row: Row, prediction: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The columns of the row, then the first value of the prediction as "prediction", and its others after dots."""
@@ -219,7 +219,7 @@ def _infer_target(table: Table, is_train: np.ndarray, section: TableSection) -> 
 
 
 def encode_table(table: Table, spec: DataSpec, target: str) -> Arrays:
-    """ "inputs" and "targets" of all rows. Raises DataError naming the line of a value that does not fit."""
+    """ "inputs", "targets" and their units of rows. Raises DataError naming the line of a value that does not fit."""
     for column in spec.columns:
         table.column(column.name)
     inputs = [table.convert(column.name, encoder(column)) for column in spec.columns]
@@ -235,7 +235,16 @@ def encode_table(table: Table, spec: DataSpec, target: str) -> Arrays:
     else:
         values = np.array(table.convert(target, as_number))
         targets = ((values - spec.target_mean) / spec.target_scale).astype(np.float32)
-    return {"inputs": np.array(inputs, np.float32).T.copy(), "targets": targets}
+    units = target_units(spec, len(targets))
+    return {"inputs": np.array(inputs, np.float32).T.copy(), "targets": targets, **units}
+
+
+def target_units(spec: DataSpec, rows: int) -> Arrays:
+    """The "location" and the "scale" of targets that are numbers, float32 `[rows]`: quantiles are measured in them."""
+    if spec.classes:
+        return {}
+    units = {"location": spec.target_mean, "scale": spec.target_scale}
+    return {name: np.full(rows, value, np.float32) for name, value in units.items()}
 
 
 def _check_kept(spec: DataSpec, section: TableSection) -> None:

@@ -125,6 +125,20 @@ def test_numbers_are_reported_in_the_unit_of_the_column(project: Path) -> None:
     assert np.mean(errors) < 30_000
 
 
+def test_quantiles_of_a_column_are_in_its_unit(project: Path) -> None:
+    write_toml(project, "price", "label", "quantile")
+    command(project, "train")
+    report = json.loads(command(project, "eval", "--json", "--gate", "mape < 3", "--gate", "coverage > 0.5").stdout)
+    metrics, others = report["metrics"], report["baselines"]
+    assert metrics["mean_absolute_error"] < 30_000
+    assert metrics["mape"] == pytest.approx(metrics["mean_absolute_error"] / 1e6 * 100, rel=0.1)
+    assert 4 < others["mean"]["mape"] < 6
+    predicted = [json.loads(line) for line in command(project, "predict", "rows.csv").stdout.splitlines()[:50]]
+    for row in predicted:
+        low, median, high = row["prediction.quantiles"].values()
+        assert 8e5 < low <= median == row["prediction"] <= high < 1.2e6
+
+
 def test_an_objective_that_does_not_fit_the_target(project: Path) -> None:
     write_toml(project, "price", "label", "classification")
     wrong = command(project, "train", code=2)
