@@ -95,6 +95,12 @@ def copied(tiny: Tiny, root: Path) -> Tiny:
     return Tiny(Project(Path(shutil.copytree(tiny.root, root))))
 
 
+@pytest.fixture(scope="session")
+def tiny_type() -> type[Tiny]:
+    """For projects of another configuration. A test cannot import it: `conftest` may be that of another folder."""
+    return Tiny
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Tiny:
     return make_project(tmp_path / "project")

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import pytest
-from conftest import Tiny
 from test_ema import KillAt, Killed
 from test_forks import TEXT
 from test_training import stopped
@@ -45,22 +44,22 @@ SAMPLE = "log.sample=It was"
 
 
 @pytest.fixture(scope="module")
-def writer(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def writer(tmp_path_factory: pytest.TempPathFactory, tiny_type: Any) -> Any:
     """A project whose run "main" has all of this. Not to be changed."""
     root = tmp_path_factory.mktemp("language")
     (root / "data").mkdir()
     (root / "data/whale.txt").write_text(TEXT)
     (root / "aifx.toml").write_text(TOML)
-    tiny = Tiny(Project(root))
+    tiny = tiny_type(Project(root))
     tiny.train(SAMPLE)
     return tiny
 
 
-def digest(tiny: Tiny, run: str = "main") -> Any:
+def digest(tiny: Any, run: str = "main") -> Any:
     return tiny.events(run)[-1]["state_digest"]
 
 
-def test_it_goes_on_bit_for_bit_after_a_stop_and_a_kill(writer: Tiny) -> None:
+def test_it_goes_on_bit_for_bit_after_a_stop_and_a_kill(writer: Any) -> None:
     stopped(writer, 3, SAMPLE, run="stopped")
     with pytest.raises(Killed):
         writer.train(SAMPLE, run="killed", observers=[KillAt(5)])
@@ -70,7 +69,7 @@ def test_it_goes_on_bit_for_bit_after_a_stop_and_a_kill(writer: Tiny) -> None:
         assert writer.records(run) == writer.records()
 
 
-def test_micro_batches_and_scanned_layers_drop_the_same(writer: Tiny) -> None:
+def test_micro_batches_and_scanned_layers_drop_the_same(writer: Any) -> None:
     def loss(*settings: str) -> float:
         programs = writer.programs(*settings)
         state, frozen = programs.init()
@@ -84,7 +83,7 @@ def test_micro_batches_and_scanned_layers_drop_the_same(writer: Tiny) -> None:
     assert loss("model.dropout=0") != pytest.approx(first, rel=1e-5)
 
 
-def test_it_writes_at_each_validation(writer: Tiny) -> None:
+def test_it_writes_at_each_validation(writer: Any) -> None:
     samples = [event for event in writer.events() if event["event"] == "sample"]
     assert [(sample["step"], sample["prompt"]) for sample in samples] == [(2, "It was"), (4, "It was"), (6, "It was")]
     assert all(len(sample["text"]) > 0 for sample in samples)
@@ -97,13 +96,13 @@ def test_it_writes_at_each_validation(writer: Tiny) -> None:
     assert json.loads(out)["text"] == samples[-1]["text"], "generation uses the same averaged weights"
 
 
-def test_writing_changes_no_number(writer: Tiny) -> None:
+def test_writing_changes_no_number(writer: Any) -> None:
     writer.train(run="silent")
     assert digest(writer, "silent") == digest(writer)
     assert not any(event["event"] == "sample" for event in writer.events("silent"))
 
 
-def test_a_model_that_does_not_write_is_asked_for_no_sample(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_model_that_does_not_write_is_asked_for_no_sample(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"log\.sample") as error:
         tiny.train(SAMPLE)
     assert "does not define decode" in error.value.why
