@@ -46,7 +46,7 @@ def test_what_is_not_finite_fails_every_gate(op: str, bound: float, value: float
      "loss <= 2 3", "1 < loss < 2", "loss <= two", "loss <= 2,5", "loss < = 2"],
 )  # fmt: skip
 def test_malformed(expr: str) -> None:
-    with pytest.raises(UsageError, match="no gate"):
+    with pytest.raises(UsageError, match="is not a gate"):
         parse_gate(expr)
 
 
