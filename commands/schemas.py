@@ -126,10 +126,10 @@ def _closed(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     # A title repeats a name, and a field that is always there needs no default. Mappings are keys of these names.
-    said = {
+    keywords = {
         key: value for key, value in schema.items() if key not in ("title", "default") or isinstance(value, Mapping)
     }
-    kept = {key: _closed(value) for key, value in said.items()}
+    kept = {key: _closed(value) for key, value in keywords.items()}
     if isinstance(kept.get("anyOf"), list) and all(form.keys() == {"type"} for form in kept["anyOf"]):
         kept["type"] = [form["type"] for form in kept.pop("anyOf")]
     if isinstance(schema.get("description"), str):

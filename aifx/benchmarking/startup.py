@@ -90,7 +90,7 @@ def _first_step_s(
 
 
 def _failed(command: str, ended: Ended) -> AifxError:
-    why = " ".join(line.strip() for line in ended.last_lines[-3:]) or "it said nothing"
+    why = " ".join(line.strip() for line in ended.last_lines[-3:]) or "it printed nothing"
     how = f"did not reach its first step in {LIMIT_S:.0f} s" if ended.cut else f"failed ({ended.how})"
     return EnvironmentFault(f"{command} {how}", why, command)
 

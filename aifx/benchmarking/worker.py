@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def run(request: dict[str, Any], emit: Emit) -> None:
-    """Measure, and emit each result as soon as it is known."""
+    """Measure, and emit each result when it is complete."""
     from aifx.benchmarking.fingerprint import fingerprint
     from aifx.benchmarking.suites import SUITES, Bench
     from aifx.benchmarking.watch import watch_machine

@@ -19,7 +19,7 @@ def is_key(leaf: Any) -> bool:
 
 
 def key_data(leaf: Any) -> Any:
-    """The data of a typed PRNG key; any other leaf as it is."""
+    """The data of a typed PRNG key; any other leaf unchanged."""
     return jax.random.key_data(leaf) if isinstance(leaf, jax.Array) and is_key(leaf) else leaf
 
 

@@ -5,8 +5,8 @@
             ...
 
 A child has a session and a process group of its own, so that Ctrl-C reaches only this process, which decides what
-becomes of it. What a child of aifx starts stays in its group, so that they end together. There are no threads: whoever
-waits also reads.
+becomes of it. What a child of aifx starts stays in its group, so that they end together. No thread reads in the
+background: the caller that waits also reads.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class BlockArray:
         return self.values[start:stop]
 
     def is_whole(self) -> bool:
-        """Whether every block is as it was written. Reads all of them."""
+        """Whether every block has the digest of its writing. Reads all of them."""
         return all(self._is_whole(block) for block in range(len(self._checked)))
 
     def _check(self, block: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from aifx.data.spec import Column, ColumnKind
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
-"""Texts that stand for a missing value, in lower case."""
+"""Texts that mean a missing value, in lower case."""
 
 BOOLEANS = {"false": "false", "true": "true", "f": "false", "t": "true", "no": "false", "yes": "true"}
 

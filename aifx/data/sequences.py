@@ -47,7 +47,7 @@ class StreamSequences:
         return self._ring // self.seq_len
 
     def write(self, index: int, epoch: int, batch: Batch, row: int) -> None:
-        """Write example `index` as it is in `epoch` into `row` of a batch that `empty_batch` made."""
+        """Write example `index` of `epoch` into `row` of a batch that `empty_batch` made."""
         tokens, ring = self.split.tokens, self._ring
         phase = derived_seed("phase", self.seed, epoch) * ring >> 32
         start = (phase + index * self.seq_len) % ring

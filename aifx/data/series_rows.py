@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 
 from aifx.core.errors import DataError
+from aifx.data.columns import MISSING
 from aifx.data.rows import FORMATS, InputFile, read_rows, unknown_format
 from aifx.data.rows import field as value_of
 from aifx.data.sections import SeriesSection
 from aifx.data.time_grid import TimeGrid, parse_parts, parse_time
-
-MISSING = ("", "na", "n/a", "nan", "null", "none")
-"""Text that stands for a missing number, in lower case."""
 
 EPOCH = datetime(1970, 1, 1)
 MICROSECOND = timedelta(microseconds=1)

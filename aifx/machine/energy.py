@@ -79,8 +79,10 @@ class Energy:
 
 
 def open_energy(devices: Sequence[Any], powercap: Path = POWERCAP) -> Energy:
-    """The energy of JAX's devices: of GPUs their boards', of a CPU its packages' and memory's, whoever uses them.
-    Raises Unreadable."""
+    """Return counters of the energy of JAX's devices: GPU boards, or the packages and memory of a CPU.
+
+    They also count what other processes use. Raises Unreadable.
+    """
     platform = devices[0].platform
     if platform in ("gpu", "cuda"):
         counters = gpu_counters([int(device.local_hardware_id or 0) for device in devices])

@@ -90,7 +90,7 @@ def with_base_weights(state: TrainState, programs: Programs, project: Project, r
         raise ConfigError(what, "; ".join(unfit[:3]) + more, hint)
     read = Checkpoints(base.checkpoints, programs.config.checkpoint).read(found.step, wanted)
     if differing:
-        logger.info(f"the head starts anew: {'; '.join(text for _, text in differing)}")
+        logger.info(f"the head starts from its initial values: {'; '.join(text for _, text in differing)}")
     taken = {name.partition("/")[2]: array for name, array in read.items()}
     tree["params"] = _with(tree["params"], taken)
     if programs.has_ema:

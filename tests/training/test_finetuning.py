@@ -83,7 +83,11 @@ def test_a_frozen_backbone_is_that_of_the_base_run(project: Project, kind: str, 
     names = read_manifest(project.run("fine").checkpoints / str(result.step)).arrays
     states = {name.rpartition("/mu/")[2] for name in names if name.startswith("opt_state/") and "/mu/" in name}
     assert states == HEAD
-    assert [line for line in logged if "the head starts anew: output/bias is [2], and it is [10] there" in line]
+    assert [
+        line
+        for line in logged
+        if "the head starts from its initial values: output/bias is [2], and it is [10] there" in line
+    ]
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(project: Project) -> None:

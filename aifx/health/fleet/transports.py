@@ -93,7 +93,7 @@ class Inquiry:
         return (LIMITS_S[self.stress] + self.sample_s) if self.timeout_s is None else self.timeout_s
 
     def command(self) -> list[str]:
-        """Return the command that a node runs. A node knows nothing of findings across nodes."""
+        """Return the command that a node runs. The comparison across nodes is not among its checks."""
         words = [*self.remote, "doctor", "node", "--json", "--with-snapshot"]
         for option, patterns in (("--only", self.only), ("--skip", self.skip)):
             words += [word for pattern in patterns if pattern.split(".")[0] != "fleet" for word in (option, pattern)]

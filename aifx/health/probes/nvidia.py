@@ -26,21 +26,21 @@ PCIE_GT_S = {1: 2.5, 2: 5, 3: 8, 4: 16, 5: 32, 6: 64}
 
 @probe("nvidia", "gpus", "gpu_count", limit_s=NVML_LIMIT_S + 6)
 def collect(host: Host) -> dict[str, Any]:
-    said = from_document(host.ask("aifx.machine.nvml", name="nvml", limit_s=NVML_LIMIT_S))
+    answer = from_document(host.ask("aifx.machine.nvml", name="nvml", limit_s=NVML_LIMIT_S))
     buses = _pci(host)
-    state = said.get("state") if isinstance(said, Mapping) else None
-    is_missing = isinstance(said, Absent) or state in ("no_library", "not_loaded")
+    state = answer.get("state") if isinstance(answer, Mapping) else None
+    is_missing = isinstance(answer, Absent) or state in ("no_library", "not_loaded")
     if is_missing and not buses["gpus"]:
         absent = dict.fromkeys(("nvidia", "gpus"), Absent("there is no NVIDIA GPU"))
         return absent | {"gpu_count": {"nvml": 0, "pci": 0}}
-    if not isinstance(said, Mapping):
-        why = said if isinstance(said, (Absent, Unknown)) else Unknown("the report of NVML is not a table")
+    if not isinstance(answer, Mapping):
+        why = answer if isinstance(answer, (Absent, Unknown)) else Unknown("the report of NVML is not a table")
         return {"nvidia": why, "gpus": why, "gpu_count": {"nvml": why, "pci": len(buses["gpus"])}}
-    gpus = said["gpus"]
+    gpus = answer["gpus"]
     gpus = [_gpu(gpu, gpus) for gpu in gpus] if isinstance(gpus, list) else gpus
-    count = said["count"] if isinstance(state, Unknown) or state == "ok" else 0
+    count = answer["count"] if isinstance(state, Unknown) or state == "ok" else 0
     gpu_count = {"nvml": count, "pci": len(buses["gpus"])}
-    return {"nvidia": _node(host, said, gpus, buses), "gpus": gpus, "gpu_count": gpu_count}
+    return {"nvidia": _node(host, answer, gpus, buses), "gpus": gpus, "gpu_count": gpu_count}
 
 
 def _pci(host: Host) -> dict[str, list[str]]:
@@ -59,7 +59,7 @@ def _pci(host: Host) -> dict[str, list[str]]:
     return found
 
 
-def _node(host: Host, said: Mapping[str, Any], gpus: Any, buses: Mapping[str, list[str]]) -> Facts:
+def _node(host: Host, answer: Mapping[str, Any], gpus: Any, buses: Mapping[str, list[str]]) -> Facts:
     tables = gpus if isinstance(gpus, list) else []
     shown = {gpu["pci_bus_id"] for gpu in tables if isinstance(gpu["pci_bus_id"], str)}
     # A lost GPU does not report its address, and has its own finding.
@@ -67,9 +67,9 @@ def _node(host: Host, said: Mapping[str, Any], gpus: Any, buses: Mapping[str, li
     confined = _is_confined(host)
     needs_manager = bool(buses["switches"]) and not any(gpu["in_rack"] for gpu in tables) and not confined
     return {
-        **{name: said[name] for name in ("state", "driver", "nvml", "cuda", "count")},
+        **{name: answer[name] for name in ("state", "driver", "nvml", "cuda", "count")},
         # A display card may serve only displays.
-        "driver_wanted": bool(buses["controllers"]) or said["state"] != "no_library",
+        "driver_wanted": bool(buses["controllers"]) or answer["state"] != "no_library",
         "is_confined": confined,
         "pci_count": len(buses["gpus"]),
         **counted(hidden=hidden, names=_distinct(tables, "name"), vbios=_distinct(tables, "vbios")),
@@ -92,10 +92,10 @@ def _is_confined(host: Host) -> bool:
 
 def _fabric_manager(host: Host) -> str | Absent | Unknown:
     """Return the state of its systemd service."""
-    said = host.run("systemctl", "show", "--property=ActiveState", f"{FABRIC_MANAGER}.service")
-    state = re.search(r"ActiveState=(\w+)", said) if isinstance(said, str) else None
+    answer = host.run("systemctl", "show", "--property=ActiveState", f"{FABRIC_MANAGER}.service")
+    state = re.search(r"ActiveState=(\w+)", answer) if isinstance(answer, str) else None
     silent = Unknown(f"systemctl does not report the state of {FABRIC_MANAGER}", f"systemctl status {FABRIC_MANAGER}")
-    return state[1] if state else silent if isinstance(said, str) else said
+    return state[1] if state else silent if isinstance(answer, str) else answer
 
 
 def _gpu(gpu: Mapping[str, Any], all_gpus: list[Mapping[str, Any]]) -> Facts:

@@ -26,9 +26,9 @@ def collect(host: Host) -> Any:
         except AifxError:
             return Absent("the working directory is not in a project: cd to one to check it")
     arguments = [IMPORT_TASK] if host.imports_project else []
-    said = from_document(host.ask("aifx.health.project_probe", *arguments, name="project", limit_s=LIMIT_S))
-    if not isinstance(said, dict):
-        return said
+    answer = from_document(host.ask("aifx.health.project_probe", *arguments, name="project", limit_s=LIMIT_S))
+    if not isinstance(answer, dict):
+        return answer
     # What the kernel can give to a program without swapping.
     available = entry(table(host, MEMINFO, 1024), "MemAvailable", MEMINFO)
-    return {**said, "host_memory_bytes": available}
+    return {**answer, "host_memory_bytes": available}
