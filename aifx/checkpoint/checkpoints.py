@@ -22,7 +22,7 @@ from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifes
 from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
 from aifx.checkpoint.placing import check_fit, place
 from aifx.checkpoint.storage import read_arrays, write_checkpoint
-from aifx.config.best_by import LOSS, Score, score_of
+from aifx.config.best_by import Score
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError
 from aifx.core.files import UnsafeFile, check_tree
@@ -147,15 +147,13 @@ class Checkpoints:
 
         Writing continues in the background unless the configuration forbids it. This first waits for the previous save
         and raises what that raised, such as EnvironmentFault for a full disk. A step that already has a checkpoint
-        keeps it, unless `force` is set. Without a `score` the validation loss ranks it.
+        keeps it, unless `force` is set. Without a `score` it cannot be the best one.
         """
         self._own()
         self._background.wait()
         if not force and step in step_directories(self.directory):
             return
         arrays = self._copies.take(flat_names(state))
-        if score is None and validation_loss is not None:
-            score = score_of(LOSS, {"loss": validation_loss})
         size = sum(array.nbytes for array in arrays.values())
         run = dict(self._binding())
         manifest = Manifest(step, time.time(), validation_loss, size, {}, dict(host), score, run)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aifx.checkpoint.checkpoints import Checkpoints
+from aifx.config.best_by import LOSS, score_of
 from aifx.config.sections import CheckpointSection
 from aifx.core.logs import log_lines
 
@@ -40,7 +41,9 @@ def main(directory: Path) -> None:
     write(f"found {step}")
     while True:
         step += 1
-        checkpoints.save(step, state_of(step), host={"step": step}, validation_loss=1.0 + (step * 7 % 5))
+        loss = 1.0 + (step * 7 % 5)
+        score = score_of(LOSS, {"loss": loss})
+        checkpoints.save(step, state_of(step), host={"step": step}, validation_loss=loss, score=score)
         write(f"saving {step}")
 
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import state_digest
 from aifx.checkpoint.listing import CheckpointInfo, list_checkpoints
+from aifx.config.best_by import LOSS, BestBy, score_of
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError
 
@@ -100,11 +101,22 @@ def test_arrays_may_be_donated_at_once(tmp_path: Path) -> None:
     assert int(step(restored)["step"]) == 40  # and what was restored may be donated, too
 
 
+def test_a_checkpoint_without_a_score_is_not_the_best(tmp_path: Path) -> None:
+    """As one whose metric of `checkpoint.best_by` is not finite, though its loss is."""
+    checkpoints = Checkpoints(tmp_path, section(keep_last=3, keep_best=1))
+    best_by = BestBy("auc", "max")
+    for step, auc in {1: 0.7, 2: 0.6, 3: float("nan")}.items():
+        score = score_of(best_by, {"auc": auc})
+        checkpoints.save(step, state_of(step), host={}, validation_loss=0.001, score=score)
+    checkpoints.wait()
+    assert checkpoints.best() == 1
+
+
 def test_kept_by_age_and_by_merit(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, section(keep_last=2, keep_best=1))
     losses = {1: 3.0, 2: 1.5, 3: None, 4: 2.0, 5: 1.5, 6: 1.75}
     for step, loss in losses.items():
-        checkpoints.save(step, state_of(step), host={}, validation_loss=loss)
+        checkpoints.save(step, state_of(step), host={}, validation_loss=loss, score=score_of(LOSS, {"loss": loss}))
     checkpoints.wait()
     assert checkpoints.steps() == [2, 5, 6]
     assert checkpoints.best() == 2

@@ -19,6 +19,7 @@ from faulty_files import failing
 from aifx.checkpoint import folders, storage
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.commands.console.failures import as_error
+from aifx.config.best_by import LOSS, score_of
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import AifxError, EnvironmentFault, ExitCode
 
@@ -155,10 +156,10 @@ def test_a_manifest_that_cannot_be_read_costs_no_checkpoint(saved: Path, folder:
     section = CheckpointSection(keep_last=1, keep_best=1)
     warned: list[str] = []
     checkpoints = Checkpoints(directory, section, warn=warned.append)
-    checkpoints.save(1, state_of(1), host={}, validation_loss=1.0)
+    checkpoints.save(1, state_of(1), host={}, validation_loss=1.0, score=score_of(LOSS, {"loss": 1.0}))
     checkpoints.wait()
     with failing(directory / "1", 0):
-        checkpoints.save(2, state_of(2), host={}, validation_loss=2.0)
+        checkpoints.save(2, state_of(2), host={}, validation_loss=2.0, score=score_of(LOSS, {"loss": 2.0}))
         checkpoints.wait()
     assert checkpoints.steps() == [1, 2]
     assert len(warned) == 1

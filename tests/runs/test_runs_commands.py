@@ -18,6 +18,7 @@ from published_schemas import check_answer
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.digest import state_digest
 from aifx.commands.main import run as run_command
+from aifx.config.best_by import LOSS, score_of
 from aifx.config.sections import CheckpointSection
 from aifx.core.project import Project, RunDirectory
 from aifx.runs.lock import hold_run
@@ -42,7 +43,9 @@ def make_run(project: Project, name: str, seed: int, *, ended: bool = True) -> R
         record = {"step": step, "loss": loss, "unit": "tokens", "units_per_s": 1000.0, "step_time_s": 0.1}
         metrics.write({**record, "validation": {"loss": loss + 1}} if step % 20 == 0 else record)
         if step % 20 == 0:
-            checkpoints.save(step, state_of(step), host={}, validation_loss=loss + 1)
+            checkpoints.save(
+                step, state_of(step), host={}, validation_loss=loss + 1, score=score_of(LOSS, {"loss": loss + 1})
+            )
             ledger.write("checkpoint", step=step)
     if ended:
         ledger.write("stop", status="completed", step=40)
