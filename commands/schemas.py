@@ -45,6 +45,7 @@ def command_types() -> dict[str, Any]:
     from aifx.health import documents as health
     from aifx.health.diff import Difference
     from aifx.kernels import report as kernels
+    from aifx.planning.hardware import HardwareList
     from aifx.planning.planner import PlanList
     from aifx.runs import comparison, status
     from aifx.scaffold import projects
@@ -53,7 +54,7 @@ def command_types() -> dict[str, Any]:
     return {
         "version": Version,
         "init": projects.Scaffolded | projects.TemplateList,
-        "plan": PlanList,
+        "plan": PlanList | HardwareList,
         "train": TrainDocument,
         "eval": held_out.Report | dataset.DatasetReports,
         "predict": Predictions,

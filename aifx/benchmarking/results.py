@@ -200,7 +200,7 @@ def read_report(path: Path) -> Report:
     try:
         return Report.model_validate_json(read_input(path, limit=RECORDS_LIMIT))
     except FileNotFoundError:
-        raise UsageError(f"no report at {path}", "nothing was saved there", "aifx bench ls") from None
+        raise UsageError(f"no report at {path}", "nothing was saved there", "aifx bench all --quick") from None
     except OSError as error:
         raise EnvironmentFault(f"{path} cannot be read", error.strerror or str(error)) from None
     except ValidationError as error:

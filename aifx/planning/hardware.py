@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from dataclasses import dataclass
 
-from aifx.core.errors import ConfigError, EnvironmentFault, UsageError, did_you_mean
+from aifx.core.errors import ConfigError, EnvironmentFault, UsageError
 from aifx.machine.catalogue import ACCELERATORS, Accelerator, find_accelerator
 from aifx.machine.nvml import open_gpus
 from aifx.machine.present import tpu_generations
@@ -100,8 +101,31 @@ def find_hardware(name: str, devices: int | str = "all") -> Hardware:
     raise _unknown(name)
 
 
+@dataclass(frozen=True)
+class HardwareName:
+    """A name that `find_hardware` takes. `num_chips` is None for this machine, which is not looked at."""
+
+    name: str
+    chip: str
+    num_chips: int | None
+
+
+@dataclass(frozen=True)
+class HardwareList:
+    """What `aifx plan --list --json` prints."""
+
+    hardware: list[HardwareName]
+
+
+def list_hardware() -> HardwareList:
+    """Every GPU alone and in a node, and every TPU slice of a usual size. GPUs also come in other numbers."""
+    found = [find_hardware(name) for name in hardware_names()[1:]]
+    named = [HardwareName(one.name, one.chip.name, one.num_chips) for one in found if one.chip]
+    return HardwareList([HardwareName("this", "what this machine has", None), *named])
+
+
 def hardware_names() -> list[str]:
-    """Examples of names that aifx knows: every GPU alone and in a node, every TPU slice of a usual size."""
+    """Names that aifx knows: every GPU alone and in a node, every TPU slice of a usual size."""
     tpus = [f"{name}-{n * g.cores_per_chip}" for name, g in TPUS.items() if g.chip for n in _slice_sizes(g)]
     gpus = [f"{name}{count}" for name in GPU_NAMES for count in ("", f"x{GPUS_PER_NODE}")]
     return ["this", *gpus, *tpus]
@@ -203,5 +227,6 @@ def _device_kind(chip: Accelerator) -> str:
 
 
 def _unknown(name: str) -> UsageError:
-    hint = "aifx plan --hardware this --hardware h100x8 --hardware v5e-256"
-    return UsageError(f"unknown hardware {name!r}", did_you_mean(name.lower(), hardware_names())[:300], hint)
+    near = difflib.get_close_matches(name.lower(), hardware_names(), n=3, cutoff=0.55)
+    why = f"did you mean {' or '.join(map(repr, near))}?" if near else "names are such as this, h100x8 or v5e-256"
+    return UsageError(f"unknown hardware {name!r}", why, "aifx plan --list")

@@ -8,6 +8,7 @@ import typer
 
 from aifx.commands.console.completion import complete_run
 from aifx.commands.console.options import JsonOption, SetOption
+from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import ExitCode, UsageError
 
@@ -42,6 +43,7 @@ PowerOption = Annotated[
     float | None,
     typer.Option("--power", min=0.0, metavar="WATTS", help="Power of a chip. By default the vendor's board power."),
 ]
+ListOption = Annotated[bool, typer.Option("--list", help="List the hardware that aifx knows.")]
 CompileOption = Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the step, or only count.")]
 
 
@@ -53,6 +55,7 @@ def plan(
     price: PriceOption = None,
     power: PowerOption = None,
     compile_: CompileOption = True,
+    list_: ListOption = False,
     json: JsonOption = False,
 ) -> None:
     """Predict memory, time, energy and cost of a run before it starts.
@@ -68,6 +71,9 @@ def plan(
         aifx plan --run main                              keep it for `aifx runs show`
     """
     with terminal(json) as out:
+        if list_:
+            _list(out)
+            return
         from aifx.commands.plan.page import print_plan, print_table
         from aifx.config import load_config
         from aifx.config.load import read_config
@@ -97,6 +103,16 @@ def plan(
             print_table(out, found.plans)
         if not _any_fits(found):
             raise SystemExit(int(ExitCode.VERDICT))
+
+
+def _list(out: Output) -> None:
+    from aifx.planning.hardware import list_hardware
+
+    found = list_hardware()
+    out.document(found)
+    out.table(
+        ["name", "hardware", "chips"], [(one.name, one.chip, one.num_chips) for one in found.hardware], right=["chips"]
+    )
 
 
 def _any_fits(found: PlanList) -> bool:

@@ -101,7 +101,7 @@ print(*{{"jax", "orbax", "scipy", "matplotlib", "numpy"}} & sys.modules.keys())
         (["gate", "--baseline", "main", "--max-regression", "5"], "hint: --max-regression 5%"),
         (["gate"], "missing option '--baseline'"),
         (["compare", "main", "other"], "no baseline 'main'"),
-        (["show"], "no report at"),
+        (["show"], "hint: aifx bench all --quick"),
         (["history", "main"], "no baseline 'main'"),
         (["show", "main"], "hint: aifx bench hardware --save main"),  # train needs a project, and here is none
     ],

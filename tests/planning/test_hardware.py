@@ -42,6 +42,13 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, nearest: str) -
         find_hardware(name)
 
 
+def test_a_word_that_is_like_none_is_not_answered_with_all_of_them() -> None:
+    with pytest.raises(UsageError) as caught:
+        find_hardware("foo")
+    assert len(str(caught.value)) < 150
+    assert caught.value.hint == "aifx plan --list"
+
+
 def test_a_generation_without_figures_is_refused() -> None:
     with pytest.raises(UsageError, match="no figures of TPU v3"):
         find_hardware("v3-8")

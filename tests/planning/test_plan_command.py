@@ -99,7 +99,11 @@ def test_a_run_is_planned_as_it_is(project: Project) -> None:
 def test_unknown_hardware_fails_before_anything_starts(project: Project) -> None:
     done = aifx(project, "plan", "--hardware", "h10x8")
     assert done.returncode == 2
-    assert "did you mean 'h100x8'?" in done.stderr
+    assert "did you mean 'h100x8'" in done.stderr
+    listed = aifx(project, "plan", "--list")
+    assert {"this", "h100x8", "v5e-256"} < {line.split()[0] for line in listed.stdout.splitlines()}
+    document = json.loads(aifx(project, "plan", "--list", "--json").stdout)
+    assert {"name": "v5p-512", "chip": "TPU v5p", "num_chips": 256} in document["hardware"]
 
 
 def test_outside_a_project(tmp_path: Path) -> None:
