@@ -88,7 +88,8 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` most likely meant, or None."""
     import difflib
 
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.55)), None)
+    by_lower = {name.lower(): name for name in known}
+    return next((by_lower[name] for name in difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.55)), None)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,9 @@ WEIGHTS = "weights"
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 """By name, each `[examples, ...]`."""
+
+Places: TypeAlias = Callable[[Split, Sequence[int]], list[str]]
+"""(split, numbers of examples in its order) -> where each is from: a file, or a file and a line."""
 
 Order: TypeAlias = Callable[[range, int], np.ndarray]
 """(places in the order of training, seed) -> the example at each place, by seed and place alone."""
@@ -77,6 +80,7 @@ class ArrayDataset:
     hints: Mapping[Split, str] = field(default_factory=dict)  # what helps if a split is empty
     order: Order | None = None  # of the training split, as in ArraySource
     emphasis: np.ndarray | None = None  # of the training split, as in ArraySource
+    places: Places | None = None
 
     def source(self, split: Split, batch_size: int, *, seed: int | None) -> ArraySource:
         arrays = self.splits.get(split)
@@ -179,6 +183,9 @@ class ArrayFormat(DataFormat):
     @classmethod
     def load(cls, section: Any, spec: DataSpec, assets: Path) -> Self:
         return cls(section, spec)
+
+    def places(self, dataset: ArrayDataset, split: Split, rows: Sequence[int]) -> list[str]:
+        return dataset.places(split, rows) if dataset.places else []
 
     def open_file(self, path: Path) -> ArrayDataset:
         arrays = self.read(self.section, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -96,6 +96,14 @@ class DataFormat(ABC):
             dataset: the one that `open` made, for what can be learned from its training split.
         """
         return iter(())
+
+    def places(self, dataset: Any, split: Split, rows: Sequence[int]) -> list[str]:
+        """Where these examples of a split are from: a file, or a file and a line. By default unknown: an empty list.
+
+        Args:
+            rows: their numbers in the order of the split, from 0.
+        """
+        return []
 
     def read_rows(self, file: InputFile) -> Iterator[Row]:
         """The rows of a file that `aifx predict` reads. By default of .jsonl, .csv, .parquet and .txt."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, time
@@ -26,6 +27,8 @@ MOST_DIFFERENT = 0.5
 """A text column with more different values, as a share of its rows, names rows rather than classes of them."""
 
 FEW_ROWS = 100  # below this, any text column is categorical
+
+_FOREIGN_DATE = re.compile(r"\d{1,2}([./-])\d{1,2}\1\d{2,4}(\s|$)")
 
 PARTS: dict[str, Callable[[datetime], float]] = {
     "day": lambda at: (at - datetime(1970, 1, 1)).total_seconds() / 86400,
@@ -115,6 +118,13 @@ def names_rows(values: Sequence[Any]) -> bool:
     """Whether most values of a text column are different: an identifier, or free text."""
     different = {as_text(value) for value in values if not is_missing(value)}
     return len(values) >= FEW_ROWS and len(different) > MOST_DIFFERENT * len(values)
+
+
+def foreign_date(values: Sequence[Any]) -> str | None:
+    """The first value of a text column that has the day or the month first, if all values look like dates."""
+    foreign = [text for value in values if not is_missing(value) and _FOREIGN_DATE.match(text := as_text(value))]
+    others = (value for value in values if not is_missing(value) and not _FOREIGN_DATE.match(as_text(value)))
+    return foreign[0] if foreign and _all(as_date, others) else None
 
 
 def infer_columns(

@@ -7,6 +7,7 @@ come in pieces so that one of any length needs little memory; `find_cut` says wh
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -183,3 +184,10 @@ def _checked(text: object, where: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"{where} is not Unicode text", f"half a surrogate pair at character {error.start}") from None
     return text
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files below a folder, in order, without hidden ones."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Literal, TypeAlias, get_args
 
 from aifx.core.errors import DataError, did_you_mean
 from aifx.data.base import Split
+from aifx.data.files import files_below
 from aifx.data.image_store import Picture
 from aifx.data.pictures import SUFFIXES
 from aifx.data.rows import input_file, read_rows
@@ -103,7 +103,7 @@ def _classes_of(path: Path, name: str, split: Split | None) -> Iterator[Example]
     others: list[str] = []
     for folder in folders:
         is_empty = True
-        for file in _files(folder):
+        for file in files_below(folder):
             shown = f"{name}/{file.relative_to(path)}"
             if file.suffix.lower() in SUFFIXES:
                 is_empty = False
@@ -115,13 +115,6 @@ def _classes_of(path: Path, name: str, split: Split | None) -> Iterator[Example]
             raise DataError(f"{name}/{folder.name}: a class without images", why, "add some, or remove the folder")
     if others:
         logger.info(f"{name}: {len(others)} files are no pictures, such as {others[0]}")
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """The files below a folder, in order, without hidden ones."""
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
 
 
 def _csv(path: Path, name: str) -> tuple[TargetKind, list[Example]]:

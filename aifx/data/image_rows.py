@@ -13,8 +13,9 @@ from typing import IO
 import numpy as np
 
 from aifx.core.errors import DataError, UsageError
+from aifx.data.files import files_below
 from aifx.data.pictures import MODES, SUFFIXES, BadPicture, Geometry, decode
-from aifx.data.rows import FORMATS, InputFile, Row, read_rows, unknown_format
+from aifx.data.rows import FORMATS, InputFile, Row, input_file, read_rows, unknown_format
 
 IMAGE_FIELD = "image"
 TRAINING_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -24,9 +25,12 @@ HINT = "numpy.savez(path, images=values), with uint8 values [n, height, width] o
 
 def read_images(file: InputFile, geometry: Geometry) -> Iterator[Row]:
     """The images of a file, in order: of .npz its array images (or else test_images), of .npy the one array, of a
-    picture the picture, made to be as `geometry` says; the other formats hold them as nested lists. Raises DataError
-    naming the file."""
-    if file.format == "npz":
+    picture the picture, made to be as `geometry` says; the other formats hold them as nested lists. Of a folder, the
+    pictures in it and in its folders, by name. Raises DataError naming the file."""
+    if file.path is not None and file.path.is_dir():
+        for picture in _pictures(file.path):
+            yield from read_images(input_file(str(picture)), geometry)
+    elif file.format == "npz":
         yield from _archive(file)
     elif file.format == "npy":
         with file.open() as stream:
@@ -36,7 +40,15 @@ def read_images(file: InputFile, geometry: Geometry) -> Iterator[Row]:
     elif file.format in FORMATS and file.format != "txt":
         yield from read_rows(file)
     else:
-        raise unknown_format(file, ("npz", "npy", *PICTURES, "jsonl", "parquet"))
+        raise unknown_format(file, (*PICTURES, "npz", "npy", "jsonl", "parquet"))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Raises DataError for a folder without pictures."""
+    found = [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES]
+    if not found:
+        raise DataError(f"{folder} has no pictures", f"they are {', '.join(SUFFIXES)}", f"ls {folder}")
+    return found
 
 
 def _numbered(file: InputFile, images: Iterator[np.ndarray]) -> Iterator[Row]:

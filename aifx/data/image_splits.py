@@ -65,7 +65,11 @@ def open_pictures(listing: Listing, section: ImagesSection, *, only: Split | Non
         digest.update(store.digests[rows, 0].tobytes() + arrays[split]["targets"].tobytes())
     spec = pictures_spec(listing, store.geometry.shape)
     hints: dict[Split, str] = {split: f"aifx train --set data.{split}_fraction=0.1" for split in ("validation", "test")}
-    return ArrayDataset(arrays, spec, digest.hexdigest(), name=listing.name, hints=hints)
+
+    def places(split: Split, rows: Sequence[int]) -> list[str]:
+        return [examples[splits[split][row]].name for row in rows]
+
+    return ArrayDataset(arrays, spec, digest.hexdigest(), name=listing.name, hints=hints, places=places)
 
 
 def pictures_spec(listing: Listing, shape: tuple[int, int, int]) -> DataSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset, array_dataset
-from aifx.data.base import Batch, DataFormat
+from aifx.data.base import Batch, DataFormat, Split
 from aifx.data.image_archive import HINT, labelled, read_archive, read_arrays
 from aifx.data.image_files import Listing, list_pictures
 from aifx.data.image_rows import IMAGE_FIELD, read_images
@@ -81,6 +81,9 @@ class ImageFormat(DataFormat):
             why = f"the model takes images of shape {list(shape)}"
             raise DataError(f"{name}: {prefix}images has images of shape {list(found)}", why, HINT)
         return array_dataset({"test": examples}, classes=self.spec.classes, axes={"inputs": AXES}, name=name)
+
+    def places(self, dataset: ArrayDataset, split: Split, rows: Sequence[int]) -> list[str]:
+        return dataset.places(split, rows) if dataset.places else []
 
     def read_rows(self, file: InputFile) -> Iterator[Row]:
         """Images of .npz, .npy and picture files, and rows with a field "image"."""

@@ -6,10 +6,13 @@ Each row knows where it comes from, so that an error can name the file and the l
 from __future__ import annotations
 
 import csv
+import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +26,8 @@ FORMATS = ("jsonl", "csv", "parquet", "txt")
 
 STDIN = "-"
 PARQUET_ROWS = 256  # read at a time
+
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is less than a document
 
@@ -39,8 +44,7 @@ class InputFile:
         """The file's bytes, decompressed. Raises DataError for a file that cannot be read."""
         if self.path is None:
             return nullcontext(sys.stdin.buffer)
-        hint = f"name its files: {self.name}/*" if self.path.is_dir() else f"ls -l {self.name}"
-        check_regular(self.path, self.name, "an input is a file, or - for stdin", hint)
+        check_regular(self.path, self.name, "an input is a file, or - for stdin", f"ls -l {self.name}")
         return open_content(TextFile(self.path, self.name))
 
 
@@ -94,10 +98,13 @@ def read_rows(file: InputFile, *, text_field: str = "text") -> Iterator[Row]:
 
 def unknown_format(file: InputFile, known: Iterable[str]) -> UsageError:
     """The error for a file whose format has no reader."""
-    suffixes = ", ".join(f".{format}" for format in known)
+    names = list(known)
+    why = f"inputs are {', '.join(f'.{name}' for name in names)}"
+    if file.path is not None and file.path.is_dir():
+        return UsageError(f"{file.name} is a folder", why, f"aifx predict {file.name}/*.{names[0]}")
     shown = f"format {file.format!r}" if file.format else "a file without suffix"
-    hint = f"aifx predict {file.name} --input-format jsonl"
-    return UsageError(f"{file.name}: no reader for {shown}", f"inputs are {suffixes}", hint)
+    hint = f"if it is {names[0]} inside: aifx predict {file.name} --input-format {names[0]}"
+    return UsageError(f"{file.name}: no reader for {shown}", why, hint)
 
 
 def field(values: Mapping[str, Any], name: str) -> Any:
@@ -126,8 +133,14 @@ def _jsonl(file: InputFile) -> Iterator[Row]:
 
 
 def _csv(file: InputFile) -> Iterator[Row]:
-    """Rows below a header. A row may span lines; its place is the line that it ends on."""
-    reader = csv.reader(_lines(file), strict=True)
+    """Rows below a header. A row may span lines; its place is the line that it ends on.
+
+    Cells are separated by commas, or by semicolons or tabs if the first line has no comma.
+    """
+    lines = _lines(file)
+    first = next(lines, "")
+    delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+    reader = csv.reader(chain([first], lines), strict=True, delimiter=delimiter)
     count, names = 0, None
     try:
         for cells in reader:
@@ -144,6 +157,10 @@ def _csv(file: InputFile) -> Iterator[Row]:
                 why = f"it has {len(cells)} cells and the header has {len(names)}"
                 hint = f"sed -n {reader.line_num}p {file.name}"
                 raise DataError(f"{place}: the row does not fit the header", why, hint)
+            if delimiter == ";" and (odd := next(filter(_DECIMAL_COMMA.fullmatch, cells), None)) is not None:
+                what = f"{place}: column {names[cells.index(odd)]!r} has decimal commas, such as {odd!r}"
+                hint = f"sed 's/\\([0-9]\\),\\([0-9]\\)/\\1.\\2/g' {shlex.quote(file.name)} > points.csv"
+                raise DataError(what, "numbers have a decimal point", hint)
             count += 1
             yield Row(file.name, count, place, dict(zip(names, cells, strict=True)))
     except csv.Error as error:

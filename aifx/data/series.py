@@ -22,6 +22,7 @@ from aifx.data.arrays import WEIGHTS
 from aifx.data.base import Batch, DataFormat, Split
 from aifx.data.rows import InputFile, Row, field, input_file
 from aifx.data.sections import SeriesSection
+from aifx.data.series_baselines import series_baselines
 from aifx.data.series_rows import check_places, read_numbers, read_series, read_time
 from aifx.data.series_windows import SeriesData, SeriesFacts, series_spec, window_batch
 from aifx.data.spec import DataSpec
@@ -66,9 +67,7 @@ class SeriesFormat(DataFormat):
         return _open(self.section, str(path), path, self.facts, is_split=False)
 
     def baselines(self, dataset: SeriesData, split: Split) -> Iterator[tuple[str, np.ndarray]]:
-        """The value one season before, for each season of the grid."""
-        for season in self.facts.calendar.grid.seasons:
-            yield f"{season} step{'s' * (season != 1)} before", dataset.naive(split, season)
+        return series_baselines(dataset, split)
 
     def read_rows(self, file: InputFile) -> Iterator[Row]:
         """One row per series, with a list per column."""

@@ -14,7 +14,16 @@ import numpy as np
 
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
-from aifx.data.arrays import ArrayDataset, ArrayFormat, Arrays, array_dataset, hash_fraction, split_places, take
+from aifx.data.arrays import (
+    ArrayDataset,
+    ArrayFormat,
+    Arrays,
+    Places,
+    array_dataset,
+    hash_fraction,
+    split_places,
+    take,
+)
 from aifx.data.base import Batch, Split
 from aifx.data.columns import (
     CALENDAR,
@@ -23,6 +32,7 @@ from aifx.data.columns import (
     as_number,
     as_text,
     encoder,
+    foreign_date,
     infer_columns,
     infer_kind,
     is_missing,
@@ -33,7 +43,7 @@ from aifx.data.rows import Row, field
 from aifx.data.sections import TableSection
 from aifx.data.spec import SPEC_FILE, Column, DataSpec, need_spec
 from aifx.data.table_baselines import table_baselines
-from aifx.data.table_file import Table, read_table
+from aifx.data.table_file import Table, places_of, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +83,12 @@ class TableFormat(ArrayFormat):
             hints={split: f"raise data.{split}_fraction, or add rows" for split in held_out},
         )
         spec = replace(spec, fields=data.spec.fields)
-        return cls(section, spec), replace(data, spec=spec)
+        return cls(section, spec), replace(data, spec=spec, places=_places(table, splits))
 
     def open_file(self, path: Path) -> ArrayDataset:
         table = read_table(path, str(path)).known(self.section.target)
         data = array_dataset({"test": encode_table(table, self.spec, self.section.target)}, name=str(path))
-        return replace(data, spec=self.spec)
+        return replace(data, spec=self.spec, places=_places(table, {"test": np.ones(table.num_rows, bool)}))
 
     def encode(self, row: Mapping[str, Any]) -> Batch:
         numbers = []
@@ -104,7 +114,15 @@ class TableFormat(ArrayFormat):
         return [(column, encoder(column)) for column in self.spec.columns]
 
     def baselines(self, dataset: ArrayDataset, split: Split) -> Iterator[tuple[str, np.ndarray]]:
+        if "train" not in dataset.splits:  # a file of `aifx eval --data`
+            return iter(())
         return table_baselines(self.spec, dataset.splits["train"], dataset.splits[split]["inputs"])
+
+
+def _places(table: Table, splits: Mapping[Split, np.ndarray]) -> Places:
+    """Where the rows of each split are from. It keeps their numbers, not their values."""
+    file, numbers = table.file, {split: table.numbers[which] for split, which in splits.items()}
+    return lambda split, rows: places_of(file, numbers[split][list(rows)])
 
 
 def table_summary(section: TableSection, project: Project) -> list[str]:
@@ -123,9 +141,12 @@ def read_splits(section: TableSection, project: Project) -> tuple[Table, dict[Sp
             table.column(name, f"data.{key}")
     table = table.known(section.target)
     splits = split_places(row_places(table, section), section.validation_fraction, section.test_fraction)
-    if not splits["train"].any():
-        what, why = f"{section.path}: no rows to train on", f"all of its {table.num_rows} rows are held out"
-        raise DataError(what, why, "lower data.test_fraction, or add rows")
+    if (count := int(splits["train"].sum())) < 2:
+        what, why = (
+            f"{section.path}: too few rows to train on",
+            f"{count} of its {table.num_rows} rows are not held out",
+        )
+        raise DataError(what, why, "add rows, or lower data.test_fraction")
     return table, splits
 
 
@@ -139,8 +160,9 @@ def row_places(table: Table, section: TableSection) -> np.ndarray:
     if (name := section.time_column) is not None:
         kind = section.columns.get(name) or infer_kind(table.values[name])
         if kind not in ("numeric", "date"):
-            what, why = f"{table.name}: data.time_column = {name!r} has no order", f"its values are {kind}"
-            raise DataError(what, why, "name a column of dates or numbers")
+            what = f"{table.name}: data.time_column = {name!r} has no order"
+            why = f"its values are {kind}, such as {table.values[name][0]!r}"
+            raise DataError(what, why, "name a column of numbers, or of dates such as 2024-12-31")
         times = table.convert(name, lambda value: CONVERSIONS[kind]("" if is_missing(value) else value))
         first = {at: index for index, at in reversed(list(enumerate(sorted(times))))}
         return np.array([first[at] for at in times]) / len(times)
@@ -186,6 +208,8 @@ def _infer(train: Table, name: str, section: TableSection) -> list[Column] | str
         return "data.group_column"
     if kind is None and name == section.time_column and inferred != "date":
         return "data.time_column"
+    if kind is None and inferred == "categorical" and (odd := foreign_date(values)) is not None:
+        return f"dates such as {odd!r} are not read; write 2024-12-31"
     if kind is None and inferred == "categorical" and names_rows(values):
         return f'most of its texts differ; data.columns = {{"{name}" = "categorical"}} reads it'
     train.convert(name, lambda value: is_missing(value) or CONVERSIONS[inferred](value))  # names the line of a mistake

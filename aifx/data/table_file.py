@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, islice
@@ -42,7 +43,8 @@ class Table:
         if name in self.values:
             return self.values[name]
         what = f"{self.name}: no column {name!r}" + (f", which {key} names" if key else "")
-        raise DataError(what, did_you_mean(name, self.values), f"aifx config show data    ({key})" if key else "")
+        hint = f"head -n 1 {shlex.quote(self.name)}" if self.file.format == "csv" else ""
+        raise DataError(what, did_you_mean(name, self.values), hint)
 
     def rows_where(self, which: np.ndarray) -> Table:
         values = {name: list(compress(values, which)) for name, values in self.values.items()}
@@ -57,7 +59,9 @@ class Table:
             raise DataError(
                 f"{self.name}: column {name!r} is empty", "no row has a value to learn", f"head {self.name}"
             )
-        logger.warning(f"{self.name}: {np.count_nonzero(~is_known):,} rows without {name!r} are left out")
+        missing = np.flatnonzero(~is_known)
+        first = self.place(int(missing[0]))
+        logger.warning(f"{self.name}: {len(missing):,} rows without {name!r} are left out, such as {first}")
         return self.rows_where(is_known)
 
     def convert(self, name: str, function: Callable[[Any], Any]) -> list[Any]:
@@ -73,7 +77,16 @@ class Table:
 
     def place(self, row: int) -> str:
         """The file and the line of a row: read again, so that places take no memory."""
-        return next(islice(read_rows(self.file), int(self.numbers[row]), None)).place
+        return places_of(self.file, self.numbers[[row]])[0]
+
+
+def places_of(file: InputFile, numbers: np.ndarray) -> list[str]:
+    """The file and the line of rows by their numbers in the file, from 0, in one reading."""
+    places: dict[int, str] = {}
+    for number, row in enumerate(islice(read_rows(file), int(numbers.max(initial=-1)) + 1)):
+        if number in numbers:
+            places[number] = row.place
+    return [places[number] for number in numbers.tolist()]
 
 
 def read_table(path: Path, name: str) -> Table:

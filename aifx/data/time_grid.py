@@ -146,12 +146,13 @@ def calendar_of(grid: TimeGrid, steps: int) -> Calendar:
 
 
 def parse_time(value: Any) -> datetime:
-    """A time of a file: a date or datetime, or ISO 8601 text ("1988-12-31", "1988-12-31T23:00Z", "1988-12").
+    """A time of a file: a date or datetime, or ISO 8601 text ("1988-12-31", "1988/12/31", "1988-12-31T23:00Z",
+    "1988-12").
 
     Raises ValueError for anything else.
     """
     if isinstance(value, str):
-        text = value.strip()
+        text = value.strip().replace("/", "-")
         if _MONTH.fullmatch(text):
             text = f"{text}-01" if "-" in text else f"{text}-01-01"
         try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aifx.config.gates import GateResult, check_names, evaluate_gates, parse_gate
+from aifx.config.gates import GateResult, parse_gate
 from aifx.config.sections import Quantization
 from aifx.core.errors import DataError
 from aifx.core.json_values import plain
@@ -17,7 +17,7 @@ from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
 from aifx.data.base import undefined
 from aifx.data.files import check_regular
-from aifx.evaluation.held_out import SAFE_OVERRIDES, check_overrides, evaluate_split, metric_names, reports_of_step
+from aifx.evaluation.held_out import SAFE_OVERRIDES, Part, check_overrides, measure_part, reports_of_step
 from aifx.loading.restore import restore_run
 from aifx.tasks.project_errors import project_errors
 
@@ -33,6 +33,7 @@ class DatasetReport:
     digest: str
     metrics: Mapping[str, Any]
     gates: tuple[GateResult, ...]
+    baselines: Mapping[str, Mapping[str, float]]  # metrics by the baseline's name
 
     @property
     def passed(self) -> bool:
@@ -66,6 +67,19 @@ def evaluate_files(
 
     Takes and raises what `aifx.evaluation.held_out.evaluate` does. The data that the run was trained on is not read.
     """
+    return measure_files(run, project, paths, gates=gates, step=step, overrides=overrides)[0]
+
+
+def measure_files(
+    run: RunDirectory,
+    project: Project,
+    paths: Sequence[Path],
+    *,
+    gates: Sequence[str] = (),
+    step: StepChoice | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[DatasetReports, tuple[Part, ...]]:
+    """`evaluate_files`, with what the reports were formed from."""
     asked = [parse_gate(expr) for expr in gates]
     files = {path.resolve(): path for path in paths}
     digests = {path: None if path.is_dir() else _digest(path) for path in files.values()}
@@ -76,21 +90,19 @@ def evaluate_files(
     form = trained.task.format
     if form is None:
         raise undefined(type(trained.task), "format", "measure other data")
-    reports = []
+    reports, parts = [], []
     with project_errors(trained.config, project):
         programs, params, frozen = trained.programs(quantize)
         for path, digest in digests.items():
             dataset = form.open_file(path)
             of_file = replace(programs, task=replace(trained.task, dataset=dataset))
-            if all_gates:
-                check_names(all_gates, metric_names(of_file, "test"))
-            metrics = evaluate_split(of_file, params, frozen, "test")
-            report = DatasetReport(
-                _name(path, project), digest or dataset.digest, metrics, evaluate_gates(all_gates, metrics)
-            )
+            name, digest = _name(path, project), digest or dataset.digest
+            part = measure_part(f"{name} ({digest[:12]})", "test", all_gates, of_file, params, frozen)
+            report = DatasetReport(name, digest, part.metrics, part.gates, part.baselines)
             _keep(run, trained.step, quantize, report)
             reports.append(report)
-    return DatasetReports(run.name, trained.step, quantize, tuple(reports))
+            parts.append(part)
+    return DatasetReports(run.name, trained.step, quantize, tuple(reports)), tuple(parts)
 
 
 def _digest(path: Path) -> str:

@@ -35,7 +35,7 @@ from aifx.programs.build import Programs
 from aifx.runs.lock import exclusive
 from aifx.runs.provenance import read_provenance
 from aifx.specs import Params
-from aifx.tasks.base import data_digest, dataset_of, evaluation_source
+from aifx.tasks.base import data_digest, data_settings, dataset_of, evaluation_source
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import open_task
 
@@ -151,12 +151,34 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A report, with what it was formed from."""
+class Part:
+    """What a checkpoint reached on a split or a file, with what that was formed from."""
 
-    report: Report
+    data: str  # what people call it
+    split: Split
+    metrics: Mapping[str, Any]
+    gates: tuple[GateResult, ...]
+    baselines: Mapping[str, Mapping[str, float]]
     programs: Programs
     totals: Totals
+
+
+def measure_part(
+    data: str, split: Split, gates: Sequence[Gate], programs: Programs, params: Params, frozen: Params
+) -> Part:
+    """Measure a checkpoint and the baselines on a split of the programs' data set.
+
+    Raises UsageError for a gate on a metric that does not exist, before anything is measured.
+    """
+    if gates:
+        check_names(gates, metric_names(programs, split))
+    totals: dict[str, tuple[Any, Any]] = {}
+    metrics = evaluate_split(programs, params, frozen, split, totals=totals)
+    baselines = {
+        name: finite(scalars(evaluate_split(baseline, weights, {}, split)))
+        for name, baseline, weights in baseline_programs(programs, split)
+    }
+    return Part(data, split, metrics, evaluate_gates(gates, metrics), baselines, programs, totals)
 
 
 def evaluate(
@@ -179,7 +201,7 @@ def evaluate(
     Raises UsageError for a malformed gate, one on a metric that does not exist, or overrides that divide the data
     otherwise than the run did, before anything is measured.
     """
-    return measure(run, project, split=split, gates=gates, step=step, overrides=overrides).report
+    return measure(run, project, split=split, gates=gates, step=step, overrides=overrides)[0]
 
 
 def measure(
@@ -190,7 +212,7 @@ def measure(
     gates: Sequence[str] = (),
     step: StepChoice | None = None,
     overrides: Sequence[str] = (),
-) -> Measured:
+) -> tuple[Report, Part]:
     """`evaluate`, with what the report was formed from."""
     asked = [parse_gate(expr) for expr in gates]
     check_overrides(run, project, overrides)
@@ -204,28 +226,20 @@ def measure(
     all_gates = [*map(parse_gate, trained.config.eval.gates), *asked]
     quantize = trained.config.eval.quantize
     with project_errors(trained.config, project):
-        programs, params, frozen = trained.programs(quantize)
-        if all_gates:
-            check_names(all_gates, metric_names(programs, chosen))
-        totals: dict[str, tuple[Any, Any]] = {}
-        metrics = evaluate_split(programs, params, frozen, chosen, totals=totals)
-        baselines = {
-            name: finite(scalars(evaluate_split(baseline, weights, {}, chosen)))
-            for name, baseline, weights in baseline_programs(programs, chosen)
-        }
+        part = measure_part(f"{chosen} split", chosen, all_gates, *trained.programs(quantize))
     better = better_last(run, all_gates)
     report = Report(
         run=run.name,
         step=trained.step,
         split=chosen,
-        metrics=metrics,
-        gates=evaluate_gates(all_gates, metrics),
+        metrics=part.metrics,
+        gates=part.gates,
         quantize=quantize,
         better_last=better if better is not None and better.last_step != trained.step else None,
-        baselines=baselines,
+        baselines=part.baselines,
     )
     write_report(run, report, data_digest=data_digest(trained.task, trained.config))
-    return Measured(report, programs, totals)
+    return report, part
 
 
 def finite(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -283,9 +297,10 @@ def _compare_data(trained: RestoredRun) -> None:
     before = read_provenance(run).get("data_digest")
     if before is None or before == data_digest(trained.task, trained.config):
         return
-    # The digest covers how the data is read as well, which overrides may change: look again without them.
+    # The digest covers how the data is read as well. Look again without the overrides that change that.
     config = read_config(run.config, trained.project)
-    if before != data_digest(open_task(config, trained.project, run.assets), config):
+    is_same = data_settings(config) == data_settings(trained.config)
+    if is_same or before != data_digest(open_task(config, trained.project, run.assets), config):
         logger.warning(
             f"the data has changed since run {run.name} began: what is held out now may be what it learnt from"
         )

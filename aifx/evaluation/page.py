@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 from aifx.core.pages import render
 from aifx.data.base import BatchSource
 from aifx.data.spec import DataSpec
-from aifx.evaluation.held_out import Measured
-from aifx.tasks.base import evaluation_source
+from aifx.evaluation.dataset import DatasetReports
+from aifx.evaluation.held_out import Part, Report
+from aifx.tasks.base import dataset_of, evaluation_source
 
 MOST_ERRORS = 48
 MOST_CONFUSED = 40
@@ -28,35 +29,51 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 class Shown:
     """An example with what was predicted for it."""
 
-    number: int  # of the example in the split, from 1
+    name: str  # "example 7", or the file that it is from
     facts: Mapping[str, str]
     picture: str | None  # an URI that holds it; None if the example is no image
 
 
-def report_page(measured: Measured) -> str:
-    """The page of a report: verdict, metrics, classes, confusion, and the examples with the largest errors."""
-    report, programs = measured.report, measured.programs
-    errors = programs.objective.worst_errors(measured.totals, programs.task.data, MOST_ERRORS)
-    source = evaluation_source(programs.task, programs.config, report.split)
-    numbers = {name: value for name, value in report.metrics.items() if isinstance(value, (int, float))}
-    classes, confusion = report.metrics.get("per_class") or {}, report.metrics.get("confusion") or []
+def report_page(report: Report | DatasetReports, parts: Sequence[Part]) -> str:
+    """The page of a report: verdict, and for each part metrics, classes, confusion, and the largest errors."""
+    which = f"run {report.run}, step {report.step}"
+    split = f" --split {report.split}" if isinstance(report, Report) else ""
     return render(
         "aifx.evaluation",
         "eval.html",
-        title=f"run {report.run}, step {report.step}, {report.split} split",
-        command=f"aifx eval --run {report.run} --step {report.step} --split {report.split}",
-        status=("passed" if report.passed else "failed") if report.gates else "",
-        report=report,
-        numbers=numbers,
-        classes=classes,
-        columns=list(next(iter(classes.values()), {})),
-        confusion=list(zip(classes, confusion, strict=True)) if 0 < len(confusion) <= MOST_CONFUSED else [],
-        errors=[
-            Shown(error.row + 1, _texts(error.facts), _picture(source, error.row, programs.task.data))
-            for error in errors
-        ],
+        title=f"{which}, {parts[0].data}" if len(parts) == 1 else which,
+        command=f"aifx eval --run {report.run} --step {report.step}{split}",
+        status=("passed" if report.passed else "failed") if any(part.gates for part in parts) else "",
+        quantize=report.quantize,
+        parts=[_shown_part(part) for part in parts],
         number=number,
     )
+
+
+def _shown_part(part: Part) -> dict[str, Any]:
+    classes, confusion = part.metrics.get("per_class") or {}, part.metrics.get("confusion") or []
+    return {
+        "name": part.data,
+        "gates": part.gates,
+        "numbers": {name: value for name, value in part.metrics.items() if isinstance(value, (int, float))},
+        "baselines": part.baselines,
+        "classes": classes,
+        "columns": list(next(iter(classes.values()), {})),
+        "confusion": list(zip(classes, confusion, strict=True)) if 0 < len(confusion) <= MOST_CONFUSED else [],
+        "errors": _worst_errors(part),
+    }
+
+
+def _worst_errors(part: Part) -> list[Shown]:
+    programs, task = part.programs, part.programs.task
+    errors = programs.objective.worst_errors(part.totals, task.data, MOST_ERRORS)
+    rows = [error.row for error in errors]
+    found = task.format.places(dataset_of(task), part.split, rows) if task.format and rows else []
+    source = evaluation_source(task, programs.config, part.split)
+    return [
+        Shown(name, _texts(error.facts), _picture(source, error.row, task.data))
+        for name, error in zip(found or [f"example {row + 1}" for row in rows], errors, strict=True)
+    ]
 
 
 def number(value: float) -> str:

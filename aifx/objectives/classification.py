@@ -135,6 +135,7 @@ class Classification(Classifier):
         return {"label": data.classes[best], "probability": float(values[best]), "probabilities": by_class}
 
     def worst_errors(self, totals: Totals, data: DataSpec, count: int) -> list[WorstError]:
+        """As `Objective.worst_errors`; behind each class is the probability that the model gave it."""
         (logits, weights), (labels, _) = totals["logits"], totals["labels"]
         predicted = likeliest(logits, self._fixed(data.classes, 1 / len(data.classes)))
         probabilities = softmax(logits.astype(np.float64), axis=-1)
@@ -144,9 +145,8 @@ class Classification(Classifier):
             WorstError(
                 row,
                 {
-                    "is": data.classes[labels[row]],
-                    "predicted": data.classes[predicted[row]],
-                    "probabilities": [float(right[row]), float(probabilities[row, predicted[row]])],
+                    "is": f"{data.classes[labels[row]]} ({right[row]:.4f})",
+                    "predicted": f"{data.classes[predicted[row]]} ({probabilities[row, predicted[row]]:.4f})",
                 },
             )
             for row in largest(np.where((weights > 0) & (predicted != labels), 1 - right, 0.0), count)

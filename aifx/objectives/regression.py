@@ -63,9 +63,13 @@ class Regression(Objective):
 
     def worst_errors(self, totals: Totals, data: DataSpec, count: int) -> list[WorstError]:
         (predicted, weights), (errors, _) = totals["predicted"], totals["errors"]
+
+        def in_unit(values: np.ndarray) -> list[float]:
+            return (values * data.target_scale + data.target_mean).tolist()  # type: ignore[no-any-return]
+
         squared = np.where(weights > 0, np.square(errors).mean(axis=-1), 0.0)
         return [
-            WorstError(row, {"is": (predicted[row] - errors[row]).tolist(), "predicted": predicted[row].tolist()})
+            WorstError(row, {"is": in_unit(predicted[row] - errors[row]), "predicted": in_unit(predicted[row])})
             for row in largest(squared, count)
         ]
 

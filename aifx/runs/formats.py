@@ -246,11 +246,11 @@ class _KeptReport(TypedDict):
     gates: list[GateResult]
     passed: bool
     measured_at: float
+    baselines: dict[str, dict[str, float]]
 
 
 class SplitReport(_KeptReport):
     data_digest: str
-    baselines: dict[str, dict[str, float]]
 
 
 class DatasetReport(_KeptReport):

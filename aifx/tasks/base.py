@@ -83,6 +83,10 @@ def evaluation_source(task: Task, config: Config, split: Split) -> BatchSource:
 
 def data_digest(task: Task, config: Config) -> str:
     """SHA-256 over the data and everything that decides how it becomes batches."""
+    return hashlib.sha256(repr((dataset_of(task).digest, *data_settings(config))).encode()).hexdigest()
+
+
+def data_settings(config: Config) -> tuple[object, ...]:
+    """The settings that decide how data becomes batches."""
     settings = {key: value for key, value in number_settings(config).items() if key.startswith(("data.", "augment."))}
-    how = settings, config.train.global_batch_size, config.eval.batch_size, config.train.seed
-    return hashlib.sha256(repr((dataset_of(task).digest, *how)).encode()).hexdigest()
+    return settings, config.train.global_batch_size, config.eval.batch_size, config.train.seed

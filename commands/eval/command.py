@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -13,16 +13,17 @@ from aifx.commands.console.output import Output
 from aifx.commands.console.terminal import terminal
 from aifx.core.errors import ExitCode, UsageError
 from aifx.core.limits import check_limits
-from aifx.core.project import find_project
+from aifx.core.project import Project, RunDirectory, find_project
 from aifx.core.steps import parse_step
 
 if TYPE_CHECKING:
-    from aifx.config.gates import GateResult
     from aifx.evaluation.dataset import DatasetReports
-    from aifx.evaluation.held_out import BetterLast, Report
+    from aifx.evaluation.held_out import BetterLast, Part, Report
+
+Split: TypeAlias = Literal["test", "validation", "train"]
 
 SplitOption = Annotated[
-    Literal["test", "validation", "train"] | None,
+    Split | None,
     typer.Option("--split", metavar="test|validation|train", help="Split to measure. By default eval.split."),
 ]
 
@@ -72,61 +73,60 @@ def eval_(
         if data and split is not None:
             why = "a data set is measured whole"
             raise UsageError("--split cannot be used with --data", why, f"aifx eval --data {data[0]}")
-        if data and html is not None:
-            raise UsageError("--html cannot be used with --data", "a page shows a split", "aifx eval --html FILE")
         from aifx.config.gates import parse_gate
 
         for expr in gate or ():
             parse_gate(expr)  # refused before jax is loaded
         project = find_project()
         directory = project.existing_run(run)
-        report: Report | DatasetReports
-        if data:
-            from aifx.evaluation.dataset import evaluate_files
+        how: dict[str, Any] = {"gates": gate or (), "step": at, "overrides": set_ or ()}
+        report, parts, better = _measure(directory, project, split, data, how)
+        _show(out, report, parts)
+        if better is not None:
+            out.print(f"\n{better_last_text(report.run, better)}")
+        if html is not None:
+            from aifx.core.pages import write_page
+            from aifx.evaluation.page import report_page
 
-            report = evaluate_files(directory, project, data, gates=gate or (), step=at, overrides=set_ or ())
-            for one in report.datasets:
-                if one is not report.datasets[0]:
-                    out.print("")
-                _show(out, report, f"{one.name} ({one.digest[:12]})", one.metrics, one.gates)
-        else:
-            from aifx.evaluation.held_out import measure
-
-            measured = measure(directory, project, split=split, gates=gate or (), step=at, overrides=set_ or ())
-            report = measured.report
-            _show(out, report, f"{report.split} split", report.metrics, report.gates, report.baselines)
-            if report.better_last is not None:
-                out.print(f"\n{better_last_text(report.run, report.better_last)}")
-            if html is not None:
-                from aifx.core.pages import write_page
-                from aifx.evaluation.page import report_page
-
-                write_page(report_page(measured), html)
-                out.log(f"written to {html}")
+            write_page(report_page(report, parts), html)
+            out.log(f"written to {html}")
         out.document(report)
         if not report.passed:
             raise SystemExit(ExitCode.VERDICT)
 
 
-def _show(
-    out: Output,
-    report: Report | DatasetReports,
-    data: str,
-    metrics: Mapping[str, Any],
-    gates: Sequence[GateResult],
-    baselines: Mapping[str, Mapping[str, float]] | None = None,
-) -> None:
-    matrices = "" if report.quantize == "none" else f", matrices as {report.quantize}"
-    out.print(f"run {report.run}, step {report.step}, {data}{matrices}")
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-    columns = ["model", *baselines] if baselines else ["value"]
-    rows = [(name, _number(value), *_beside(name, value, baselines or {})) for name, value in numbers.items()]
+def _measure(
+    run: RunDirectory, project: Project, split: Split | None, data: Sequence[Path] | None, how: dict[str, Any]
+) -> tuple[Report | DatasetReports, Sequence[Part], BetterLast | None]:
+    if data:
+        from aifx.evaluation.dataset import measure_files
+
+        return *measure_files(run, project, data, **how), None
+    from aifx.evaluation.held_out import measure
+
+    report, part = measure(run, project, split=split, **how)
+    return report, [part], report.better_last
+
+
+def _show(out: Output, report: Report | DatasetReports, parts: Sequence[Part]) -> None:
+    for part in parts:
+        if part is not parts[0]:
+            out.print("")
+        matrices = "" if report.quantize == "none" else f", matrices as {report.quantize}"
+        out.print(f"run {report.run}, step {report.step}, {part.data}{matrices}")
+        _show_part(out, part)
+
+
+def _show_part(out: Output, part: Part) -> None:
+    numbers = {name: value for name, value in part.metrics.items() if isinstance(value, (int, float))}
+    columns = ["model", *part.baselines] if part.baselines else ["value"]
+    rows = [(name, _number(value), *_beside(name, value, part.baselines)) for name, value in numbers.items()]
     out.table(["metric", *columns], rows, right=columns)
-    if isinstance(classes := metrics.get("per_class"), Mapping):
-        _show_classes(out, classes, metrics.get("confusion"))
-    if gates:
+    if isinstance(classes := part.metrics.get("per_class"), Mapping):
+        _show_classes(out, classes, part.metrics.get("confusion"))
+    if part.gates:
         out.print("")
-        verdicts = [(g.expr, _number(g.value), "passed" if g.passed else "FAILED") for g in gates]
+        verdicts = [(g.expr, _number(g.value), "passed" if g.passed else "FAILED") for g in part.gates]
         out.table(["gate", "value", "verdict"], verdicts, right=["value"])
 
 

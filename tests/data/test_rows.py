@@ -22,6 +22,12 @@ def read(path: Path) -> list[Row]:
     return list(read_rows(input_file(str(path))))
 
 
+def test_cells_between_semicolons_or_tabs(tmp_path: Path) -> None:
+    for mark in ";\t":
+        (tmp_path / "a.csv").write_text(f'\ufeffname{mark}x\n"a{mark}b"{mark}1.5\n')
+        assert [row.values for row in read(tmp_path / "a.csv")] == [{"name": f"a{mark}b", "x": "1.5"}]
+
+
 def test_rows_of_csv(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes('\ufeffname,x\n"two\nlines",1\n\n"a ""b""",2\r\n'.encode())
     found = read(tmp_path / "a.csv")
@@ -42,6 +48,11 @@ def test_compressed_rows(tmp_path: Path) -> None:
     [
         ("a.csv", b"x,y\n1,2\n3\n", ["a.csv:3", "1 cells", "header has 2"]),
         ("a.csv", b"x,x\n1,2\n", ["a.csv:1", "'x' twice"]),
+        (
+            "a.csv",
+            b"x;y\n1;2\na;3,5\n",
+            ["a.csv:3", "column 'y' has decimal commas, such as '3,5'", "a.csv > points.csv"],
+        ),
         ("a.csv", b'x\n"open\n', ["a.csv:2", "not CSV"]),
         ("a.csv", b"x\na\n\xff\n", ["a.csv:3", "not UTF-8", "0xff"]),
         ("a.jsonl", b'{"x": 1}\n{"x": "\xff"}\n', ["a.jsonl:2", "not UTF-8"]),

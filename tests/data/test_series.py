@@ -228,7 +228,9 @@ def test_a_file_is_a_test_split(tmp_path: Path) -> None:
 
 def test_a_naive_forecast_is_the_season_before(tmp_path: Path) -> None:
     form, data = write(tmp_path, horizon=9)
-    for name, values in form.baselines(data, "test"):
+    naive = {name: values for name, values in form.baselines(data, "test") if name != "boosted trees"}
+    assert list(naive) == ["7 steps before", "364 steps before"]
+    for name, values in naive.items():
         season = int(name.split()[0])
         batch = data.source("test", 9, seed=None).read(0, slice(0, len(values)))
         found = values * batch["scale"][:, None] + batch["location"][:, None]
@@ -239,6 +241,28 @@ def test_a_naive_forecast_is_the_season_before(tmp_path: Path) -> None:
         expected = [value_of("a", day) if day >= 0 and ("a", day) not in MISSING else context for day in there]
         np.testing.assert_allclose(found[0], expected, rtol=1e-5)
     assert form.facts.calendar.grid.seasons == (7, 364)
+
+
+def test_a_file_has_the_naive_forecasts_alone(tmp_path: Path) -> None:
+    form, _ = write(tmp_path)
+    other = form.open_file(tmp_path / "data/series.csv")
+    found = dict(form.baselines(other, "test"))
+    assert list(found) == ["7 steps before", "364 steps before"]
+    assert len(found["7 steps before"]) == len(other.source("test", 1, seed=None).windows)
+
+
+def test_boosted_trees_forecast_a_trend_that_seasons_miss(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    days = range(400)
+    text = "time,value,price\n" + "".join(f"{day_name(n)},{n % 5 * 10 + (n * 7) % 3},{n % 5}\n" for n in days)
+    form, data = write(tmp_path, text, known=["price"], validation_steps=40, test_steps=40)
+    found = dict(form.baselines(data, "test"))
+    batch = data.source("test", 40, seed=None).read(0, slice(0, len(found["boosted trees"])))
+    errors = {
+        name: float((np.abs(values - batch["targets"]) * batch["weights"]).sum()) for name, values in found.items()
+    }
+    assert found["boosted trees"].shape == batch["targets"].shape
+    assert errors["boosted trees"] < 0.2 * errors["7 steps before"]
 
 
 def test_rows_to_forecast_are_the_end_of_each_series(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_the_summary_says_what_is_read_and_what_is_not(tmp_path: Path) -> None:
         ({"columns": {"size": "numeric"}}, {"size": "big"}, ["t.csv:9: column 'size'", "'big' is not a number"]),
         ({"columns": {"day": "date"}}, {"day": "soon"}, ["t.csv:9: column 'day'", "'soon' is not a date"]),
         ({"target": "day"}, {}, ["data.target = 'day' is a date"]),
-        ({"test_fraction": 0.999}, {}, ["t.csv: no rows to train on"]),
+        ({"test_fraction": 0.999}, {}, ["t.csv: too few rows to train on", "0 of its 20 rows"]),
         ({"ignore": ("size", "site", "open", "day", "price")}, {}, ["no column to predict from", "size: data.ignore"]),
     ],
 )
@@ -296,6 +296,35 @@ def test_rows_without_a_target_are_left_out_and_counted(tmp_path: Path, caplog: 
     rows[20] = rows[20] | {"size": "big"}
     with pytest.raises(AifxError, match=r"t\.csv:22: column 'size'"):
         open_table(tmp_path, rows, columns={"size": "numeric"})
+
+
+@pytest.mark.parametrize("mark", "./-")
+def test_dates_with_the_day_first_are_left_out_with_a_word(tmp_path: Path, mark: str) -> None:
+    rows = [row | {"seen": f"{n % 28 + 1}{mark}12{mark}2024"} for n, row in enumerate(ROWS)]
+    open_table(tmp_path, rows)
+    lines = table_summary(TableSection(path="t.csv", target="label"), Project(tmp_path))
+    (line,) = [line for line in lines if line.split()[0] == "seen"]
+    assert "left out" in line
+    assert "write 2024-12-31" in line
+    with pytest.raises(AifxError, match=r"such as '1.12.2024'"):
+        open_table(tmp_path, rows, time_column="seen")
+
+
+def test_each_example_knows_its_line(tmp_path: Path) -> None:
+    rows = [row | {"label": "NA"} if n % 4 == 0 else row for n, row in enumerate(ROWS)]
+    form, data = open_table(tmp_path, rows)
+    lines = [",".join(row.values()) for row in rows]
+    seen = []
+    for split, arrays in data.splits.items():
+        places = form.places(data, split, range(len(arrays["targets"])))
+        numbers = [int(place.removeprefix("t.csv:")) - 2 for place in places]
+        assert [form.spec.classes[label] for label in arrays["targets"]] == [lines[n].split(",")[-1] for n in numbers]
+        assert form.places(data, split, [3, 0]) == [places[3], places[0]]
+        seen += numbers
+    assert sorted(seen) == [n for n in range(300) if n % 4]
+    other = form.open_file(tmp_path / "t.csv")
+    assert form.places(other, "test", [0, 224]) == [f"{tmp_path}/t.csv:3", f"{tmp_path}/t.csv:301"]
+    assert list(form.baselines(other, "test")) == []  # which need training rows
 
 
 def test_a_file_with_another_class_or_column(tmp_path: Path) -> None:

@@ -49,10 +49,26 @@ def test_the_page_shows_the_worst_errors_as_pictures(classified: Path, tmp_path:
         assert ("other", "bag", "trousers")[arrays["test_labels"][int(number) - 1]] == label
 
 
+def test_the_page_of_other_data_names_its_files(classified: Path, tmp_path: Path) -> None:
+    arrays = np.load(classified / "data/images.npz")
+    for number, (image, label) in enumerate(zip(arrays["test_images"], arrays["test_labels"], strict=True)):
+        folder = tmp_path / f"june/{('other', 'bag', 'trousers')[label]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    page, data = tmp_path / "june.html", ["--data", str(tmp_path / "june"), "--data", "data/images.npz"]
+    done = aifx(classified, "eval", "--step", "6", "--html", str(page), *data)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert text.count("<h2>Metrics</h2>") == 2
+    names = re.findall(r'<p class="name">([^<]+)</p>\s*<dl><dt>is</dt><dd>(\w+)', text)
+    files = [(name, label) for name, label in names if not name.startswith("example")]
+    assert 0 < len(files) < len(names)  # an archive has no files
+    for name, label in files:
+        assert Path(name).is_file()
+        assert Path(name).parent == tmp_path / "june" / label
+
+
 def test_pages_that_cannot_be_written(classified: Path, tmp_path: Path) -> None:
-    refused = aifx(classified, "eval", "--html", str(tmp_path / "a.html"), "--data", "data/images.npz")
-    assert refused.returncode == 2
-    assert "--html cannot be used with --data" in refused.stderr
     nowhere = aifx(classified, "eval", "--html", str(tmp_path / "no/a.html"))
     assert nowhere.returncode == 2
     assert "cannot be written" in nowhere.stderr
@@ -63,7 +79,7 @@ def test_the_worst_errors_of_a_classifier_come_first() -> None:
     totals = {"logits": rows(logits, [1, 1, 1, 1, 0]), "labels": rows([0, 0, 0, 1, 0])}
     errors = Classification().worst_errors(totals, SPEC, 9)
     assert [error.row for error in errors] == [1, 0]  # the others are right, or fill the batch
-    assert (errors[0].facts["is"], errors[0].facts["predicted"]) == ("cat", "dog")
+    assert (errors[0].facts["is"], errors[0].facts["predicted"]) == ("cat (0.0001)", "dog (0.9999)")
     assert [error.row for error in Classification().worst_errors(totals, SPEC, 1)] == [1]
 
 

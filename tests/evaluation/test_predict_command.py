@@ -105,7 +105,7 @@ def test_a_bad_row_is_named_and_leaves_no_output(alone: Path, content: str, word
         (["-", "-"], "once"),
         (["new.xyz"], ".jsonl"),
         (["absent.csv"], "No such file"),
-        (["data"], "no reader"),
+        (["data"], "hint: aifx predict data/*.jsonl"),
         (["new.jsonl", "--run", "mian"], "main"),
         ([], "INPUT"),
     ],

@@ -16,6 +16,7 @@ from aifx.config import load_config
 from aifx.core.errors import DataError, UsageError
 from aifx.core.json_files import write_text
 from aifx.core.project import Project
+from aifx.data.rows import input_file
 from aifx.data.spec import keep_spec
 from aifx.evaluation.dataset import evaluate_files
 from aifx.evaluation.held_out import evaluate
@@ -99,6 +100,22 @@ def test_pictures_of_any_size_are_made_to_fit(project: Path, model: LoadedModel)
     for prediction in found:
         assert prediction["probabilities"] == pytest.approx(expected["probabilities"], abs=0.1)
         assert prediction["probabilities"] == pytest.approx(found[0]["probabilities"], abs=1e-3)
+
+
+def test_a_folder_is_its_pictures_by_name(project: Path, model: LoadedModel, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("b.png", "a.png", "more/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.load(project / "new.npy")[len(name)]).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not a picture")
+    rows = list(model.read([input_file(str(tmp_path))]))
+    assert [row.file for row in rows] == [str(tmp_path / name) for name in ("a.png", "b.png", "more/c.png")]
+    expected = list(model.predict_files(*(row.file for row in rows)))
+    assert list(model.predict_files(tmp_path)) == expected
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty has no pictures"):
+        list(model.predict_files(tmp_path / "empty"))
 
 
 def test_a_data_set_is_measured_as_the_split_it_is(project: Path, model: LoadedModel) -> None:
