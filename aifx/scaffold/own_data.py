@@ -10,17 +10,21 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aifx.core.errors import DataError, UsageError
 from aifx.core.project import Project
+
+if TYPE_CHECKING:
+    from aifx.data.image_files import Listing
 
 Answers: TypeAlias = dict[str, Any]
 
 QUESTION = "data"
 
 MARGIN = 0.05
-"""The gate of a table asks for so much more macro F1 than the most frequent class has, or less error than the mean."""
+"""A gate asks for so much more macro F1 than the most frequent class has, or so much less error, as a share, than the
+mean or the seasonal naive."""
 
 MOST_OPENED = 1000
 """Pictures whose headers tell the sizes of all."""
@@ -39,9 +43,9 @@ def answers_from_data(template: str, answers: Mapping[str, Any], destination: Pa
     """
     read = READERS.get(template)
     if read is None or not answers.get(QUESTION):
-        if "target" in answers:
+        for column in {"target", "time"} & answers.keys():
             why = "it is a column of that file"
-            raise UsageError("--answer target requires --answer data", why, "--answer data=FILE")
+            raise UsageError(f"--answer {column} requires --answer data", why, "--answer data=FILE")
         return {}
     path = Path(answers[QUESTION]).expanduser()
     if not path.exists():
@@ -51,29 +55,54 @@ def answers_from_data(template: str, answers: Mapping[str, Any], destination: Pa
 
 
 def _images(path: Path, answers: Mapping[str, Any]) -> Answers:
-    """Classes, channels, a size and a gate for a folder or list of pictures."""
+    """Objective, classes, channels, a size and a gate for a folder or list of pictures."""
     from aifx.data.image_files import list_pictures
 
     listing = list_pictures(path, str(path))
-    if listing.target != "label":
-        why = f"it has the column {listing.target}, and this template's pictures have one label each"
-        raise DataError(
-            f"{path} does not fit the template", why, "write [data] and [objective] yourself: docs/tasks.md"
-        )
-    counts = Counter(example.target for example in listing.examples)
-    if len(counts) < 2:
-        raise DataError(f"{path} has one class only", f"every picture is {listing.classes[0]!r}", "add another class")
-    majority = max(counts.values()) / counts.total()
-    steps = min(max(EPOCHS * counts.total() // BATCH_SIZE, 150), 900)
+    count = len(listing.examples)
     size, channels = _shape([example.path for example in listing.examples])
     return {
         "classes": list(listing.classes),
         "image_size": list(size),
         "channels": channels,
-        "num_pictures": counts.total(),
-        "majority": f"{majority:.2f}",
-        "gate": f"{math.ceil(100 * (majority + (1 - majority) / 5)) / 100:.2f}",
-        "num_steps": steps,
+        "num_pictures": count,
+        "num_steps": min(max(EPOCHS * count // BATCH_SIZE, 150), 900),
+        **(_value_gate(listing) if listing.target == "value" else _class_gate(listing)),
+    }
+
+
+def _class_gate(listing: Listing) -> Answers:
+    """The objective of pictures with classes, and a gate above what is reached without looking at a picture."""
+    counts = Counter(label for example in listing.examples for label in example.labels)
+    if len(counts) < 2:
+        why = f"every picture is {listing.classes[0]!r}" if listing.classes else "no picture has a label"
+        raise DataError(f"{listing.name} has one class only", why, "add another class")
+    if listing.target == "label":
+        objective, metric, chance = "classification", "accuracy", max(counts.values()) / counts.total()
+        why = f"the most frequent class is {chance:.2f} of the pictures"
+    else:
+        objective, metric = "multilabel", "average_precision"
+        chance = sum(counts.values()) / len(counts) / len(listing.examples)  # of any order: the share with the class
+        why = f"a class is on {chance:.2f} of the pictures, on average"
+    gate = math.ceil(100 * (chance + (1 - chance) / 5)) / 100
+    return {
+        "objective": objective,
+        "gate": f"{metric} >= {gate:.2f}",
+        "lowest_gate": f"{metric} >= {chance:.2f}",
+        "why_gate": why,
+    }
+
+
+def _value_gate(listing: Listing) -> Answers:
+    """The objective of pictures with numbers, and a gate that their mean does not pass."""
+    numbers = [float(example.target) for example in listing.examples if isinstance(example.target, float)]
+    centre = sum(numbers) / len(numbers)
+    error = sum(abs(number - centre) for number in numbers) / len(numbers)
+    return {
+        "objective": "regression",
+        "gate": f"mean_absolute_error <= {float(f'{(1 - MARGIN) * error:.3g}'):g}",
+        "lowest_gate": f"mean_absolute_error <= {float(f'{2 * error:.3g}'):g}",
+        "why_gate": f"the mean of all pictures is off by {error:.3g}",
     }
 
 
@@ -103,9 +132,9 @@ def _table(path: Path, answers: Mapping[str, Any]) -> Answers:
     from aifx.data.sections import TableSection
     from aifx.data.table import TableFormat
 
-    section = TableSection.model_validate({"path": str(path.absolute()), "target": answers["target"]})
+    section = TableSection.model_validate({"path": str(path), "target": answers["target"]})
     with TemporaryDirectory() as assets:
-        form, data = TableFormat.open(section, Project(path.absolute().parent), Path(assets))
+        form, data = TableFormat.open(section, Project(Path.cwd()), Path(assets))
     train, test = data.splits["train"]["targets"], data.splits["test"]["targets"]
     if not len(test):
         raise DataError(f"{path}: {len(train)} rows are too few", "none is held out for the test", "add rows")
@@ -117,5 +146,15 @@ def _table(path: Path, answers: Mapping[str, Any]) -> Answers:
     return {"objective": "regression", "gate": f"mean_absolute_error <= {float(f'{(1 - MARGIN) * error:.3g}'):g}"}
 
 
-READERS: Mapping[str, Callable[[Path, Mapping[str, Any]], Answers]] = {"tabular": _table, "vision-inspection": _images}
+def _series(path: Path, answers: Mapping[str, Any]) -> Answers:
+    from aifx.scaffold.own_series import series_answers
+
+    return series_answers(path, answers, MARGIN)
+
+
+READERS: Mapping[str, Callable[[Path, Mapping[str, Any]], Answers]] = {
+    "series": _series,
+    "tabular": _table,
+    "vision-inspection": _images,
+}
 """By template: what it needs to know of a file or folder, and of the other answers."""

@@ -30,6 +30,7 @@ SMALL_DECODER = {
     "AIFX_DATA__VOCAB_SIZE": "300",
 }
 SMALL_MLP = {"AIFX_MODEL__WIDTH": "4", "AIFX_SCHEDULE__WARMUP_STEPS": "0"}
+SMALL_TABLE_MODEL = SMALL_MLP | {"AIFX_MODEL__NUM_LAYERS": "1"}
 SMALL_NETWORK = {"AIFX_MODEL__CHANNELS": "[4]", "AIFX_TRAIN__GLOBAL_BATCH_SIZE": "16"}
 
 
@@ -79,7 +80,13 @@ class Machine:
 
     def short_gate(self, gate: str) -> subprocess.CompletedProcess[str]:
         """Three steps of a model that is as small as it gets."""
-        of_template = {"custom-task": SMALL_MLP, "language-model": SMALL_DECODER, "vision-inspection": SMALL_NETWORK}
+        of_template = {
+            "custom-task": SMALL_MLP,
+            "language-model": SMALL_DECODER,
+            "series": SMALL_MLP,
+            "tabular": SMALL_TABLE_MODEL,
+            "vision-inspection": SMALL_NETWORK,
+        }
         small = of_template[self.template]
         return self.gate(GATE_STEPS="3", GATE=gate, AIFX_TRAIN__VALIDATE_EVERY="0", **small)
 
@@ -111,9 +118,13 @@ def test_a_run_that_passes_is_removed(tmp_path: Path) -> None:
     assert "kept" not in passed.stderr
 
 
-def test_a_task_of_the_projects_own_passes_its_gate(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, "custom-task")
-    passed = machine.short_gate("mean_absolute_error <= 12")
+@pytest.mark.parametrize(
+    ("template", "gate"),
+    [("custom-task", "mean_absolute_error <= 12"), ("series", "mape <= 20"), ("tabular", "per_class.0.recall >= 0")],
+)
+def test_other_templates_pass_a_gate(tmp_path: Path, template: str, gate: str) -> None:
+    machine = Machine(tmp_path, template)
+    passed = machine.short_gate(gate)
     assert passed.returncode == 0, passed.stderr
     assert machine.runs() == []
 

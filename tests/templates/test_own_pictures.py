@@ -87,18 +87,67 @@ def test_a_list_of_grey_pictures(tmp_path: Path) -> None:
     assert data["classes"] == ["0", "1", "2"]
 
 
+def test_several_labels_of_a_picture_from_a_list_to_a_prediction(tmp_path: Path) -> None:
+    """A picture has stripes across, along, both or none."""
+    kinds = [[], ["along"], ["across"], ["across", "along"]]
+
+    def draw(name: str, seed: int, labels: list[str]) -> str:
+        pixels = np.random.default_rng(seed).integers(128, 255, (16, 16)).astype(np.uint8)
+        pixels[::4] //= 8 if "across" in labels else 1
+        pixels[:, ::4] //= 8 if "along" in labels else 1
+        Image.fromarray(pixels).save(tmp_path / name)
+        return f"{name},{';'.join(labels)}\n"
+
+    rows = [draw(f"{seed}.png", seed, kinds[seed % 4]) for seed in range(120)]
+    (tmp_path / "list.csv").write_text("file,labels\n" + "".join(rows))
+    aifx(tmp_path, "init", "p", "-t", "vision-inspection", "-a", "data=list.csv")
+    project = tmp_path / "p"
+    settings = tomli.loads((project / "aifx.toml").read_text())
+    assert settings["objective"] == {"kind": "multilabel"}
+    assert settings["data"]["classes"] == ["across", "along"]
+    assert settings["eval"]["gates"] == ["average_precision >= 0.60"]  # half of the pictures have each class
+    assert "several classes, or none" in (project / "README.md").read_text()
+    small = ("train.num_steps=60", "train.validate_every=30", "train.global_batch_size=16", "augment.flip=none", "augment.shift=0", "model.dropout=0", "schedule.warmup_steps=2", "model.channels=[8]", "optimizer.kind=adamw", "optimizer.learning_rate=0.02")
+    aifx(project, "train", *(word for setting in small for word in ("--set", setting)))
+    aifx(project, "eval")
+    for number in range(4):
+        draw(f"new{number}.png", 900 + number, kinds[number])
+    lines = aifx(project, "predict", *(f"../new{number}.png" for number in range(4))).stdout.splitlines()
+    found = [json.loads(line) for line in lines]
+    for name in ("across", "along"):
+        by_truth: dict[bool, list[float]] = {True: [], False: []}
+        for kind, prediction in zip(kinds, found, strict=True):
+            assert (name in prediction["labels"]) == (prediction["probabilities"][name] >= 0.5)
+            by_truth[name in kind].append(prediction["probabilities"][name])
+        assert min(by_truth[True]) > max(by_truth[False])
+
+
+def test_numbers_of_pictures(tmp_path: Path) -> None:
+    rows = "".join(
+        f"{save(tmp_path / f'{seed}.png', seed, is_dark=False, size=(20, 30)).name},{seed}\n" for seed in range(10)
+    )
+    (tmp_path / "list.csv").write_text("file,value\n" + rows)
+    aifx(tmp_path, "init", "p", "-t", "vision-inspection", "-a", "data=list.csv")
+    settings = tomli.loads((tmp_path / "p/aifx.toml").read_text())
+    assert settings["objective"] == {"kind": "regression"}
+    assert settings["eval"]["gates"] == ["mean_absolute_error <= 2.38"]  # the mean is off by 2.5
+    assert "classes" not in settings["data"]
+    assert "average" in (tmp_path / "p/README.md").read_text()
+    aifx(tmp_path / "p", "config", "check")
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
         ("nothing", ["data=nothing: there is no such file"]),
         ("my photos/dark", ["my photos/dark has no folders of classes"]),
-        ("values.csv", ["values.csv does not fit the template", "the column value"]),
+        ("none.csv", ["none.csv has one class only", "no picture has a label"]),
         ("one.csv", ["one.csv has one class only"]),
         ("torn.csv", ["torn.png cannot be used"]),
     ],
 )
 def test_data_that_the_template_cannot_use(photos: Path, tmp_path: Path, answer: str, words: list[str]) -> None:
-    (tmp_path / "values.csv").write_text("file,value\nmy photos/dark/1.jpg,3\n")
+    (tmp_path / "none.csv").write_text("file,labels\nmy photos/dark/1.jpg,\n")
     (tmp_path / "one.csv").write_text("file,label\nmy photos/dark/1.jpg,dark\n")
     (tmp_path / "torn.png").write_bytes(b"torn")
     (tmp_path / "torn.csv").write_text("file,label\ntorn.png,dark\ntorn.png,bright\n")

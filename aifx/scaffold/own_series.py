@@ -1,0 +1,139 @@
+"""What the template of series needs to know of a file of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from aifx.core.errors import ConfigError, DataError, UsageError
+from aifx.core.project import Project
+from aifx.data.columns import as_text, infer_kind
+from aifx.data.sections import SeriesSection
+from aifx.data.series import SeriesFormat
+from aifx.data.series_windows import SeriesData
+from aifx.data.table_file import Table, read_table
+from aifx.data.time_grid import infer_grid, parse_parts, parse_time
+
+PARTS = (("year",), ("month",), ("day", "day_of_month", "date_of_month"), ("hour",), ("minute",), ("second",))
+"""Names of columns that are a time together, if no column is one by itself."""
+
+MOST_STEPS = 24
+"""Of the forecast. It reaches one season ahead if that is shorter."""
+
+CONTEXT = 8
+"""The model reads so many times what it forecasts."""
+
+
+def series_answers(path: Path, answers: Mapping[str, Any], margin: float) -> dict[str, Any]:
+    """Columns, windows, and a gate that asks for an error smaller by `margin` than that of the seasonal naive.
+
+    Raises UsageError, DataError.
+    """
+    table = read_table(path, str(path))
+    time = tuple(answers["time"].split(",")) if answers.get("time") else _time(table)
+    for name in time:
+        table.column(name, "--answer time")
+    times = _times(table, time)
+    series = _series(table, time, times)
+    target = answers.get("target") or _target(table, {*time, series})
+    table.column(target, "--answer target")
+    season, steps = _season(table, times, series)
+    horizon = max(1, min(season, MOST_STEPS, steps // 20))
+    context = max(1, min(CONTEXT * horizon, steps // 4))
+    columns = {"time": time[0] if len(time) == 1 else list(time), "value": target, "series": series}
+    windows = {"context": context, "horizon": horizon}
+    section = SeriesSection.model_validate({"path": str(path), **columns, **windows})
+    with TemporaryDirectory() as assets:
+        form, data = SeriesFormat.open(section, Project(Path.cwd()), Path(assets))
+    error = min(_naive_error(data, lag) for lag in form.facts.calendar.grid.seasons)
+    return {
+        "time_columns": columns["time"],
+        "target": target,
+        "series": series or "",
+        "step": str(form.facts.calendar.grid),
+        **windows,
+        "pooling": [min(season, context), 1] if 1 < season <= context else [max(1, context // 8), 1],
+        "gate": f"mean_absolute_error <= {float(f'{(1 - margin) * error:.3g}'):g}",
+    }
+
+
+def _time(table: Table) -> tuple[str, ...]:
+    """The columns of the time: the first whose values all are one, or those of its parts."""
+    for name, values in table.values.items():
+        with suppress(ValueError):
+            if infer_kind(values) != "numeric":
+                for value in values:
+                    parse_time(value)
+                return (name,)
+    found = {name.lower(): name for name in table.values}
+    parts = [next((found[name] for name in names if name in found), None) for names in PARTS]
+    there = parts[: parts.index(None)] if None in parts else parts
+    if len(there) > 1:
+        return tuple(part for part in there if part)
+    what = f"{table.name}: no column of times such as 1988-12-31 or 1988-12-31T23:00"
+    raise DataError(what, f"its columns are {', '.join(table.values)}", "--answer time=COLUMN, or year,month,day")
+
+
+def _times(table: Table, columns: Sequence[str]) -> np.ndarray:
+    """The time of each row, datetime64[us] `[rows]`. Raises DataError naming the line of one that is none."""
+    times = []
+    for number, row in enumerate(zip(*(table.values[name] for name in columns), strict=True)):
+        try:
+            times.append(parse_time(row[0]) if len(row) == 1 else parse_parts(row))
+        except (ValueError, TypeError) as error:
+            what = f"{table.place(number)}: no time in {', '.join(columns)}"
+            raise DataError(what, str(error), "correct the row, or --answer time=COLUMN") from None
+    return np.array(times, "M8[us]")
+
+
+def _target(table: Table, others: set[str | None]) -> str:
+    """The only column of numbers that is not the time. Raises UsageError if there is no such column, or several."""
+    numeric = [name for name, values in table.values.items() if name not in others and infer_kind(values) == "numeric"]
+    if len(numeric) == 1:
+        return numeric[0]
+    why = f"columns of numbers are {', '.join(numeric)}" if numeric else "it has no other column of numbers"
+    hint = f"--answer target={numeric[-1] if numeric else 'COLUMN'}"
+    raise UsageError(f"{table.name}: which column is to be forecast?", why, hint)
+
+
+def _series(table: Table, time: Sequence[str], times: np.ndarray) -> str | None:
+    """The column that names the series: None if each time is there once. Raises DataError if no column tells them."""
+    if len(np.unique(times)) == len(times):
+        return None
+    for name, values in table.values.items():
+        named = set(zip(times.tolist(), map(as_text, values), strict=True))
+        if name not in time and infer_kind(values) != "numeric" and len(named) == len(times):
+            return name
+    first = set(np.unique(times, return_index=True)[1].tolist())
+    twice = next(number for number in range(len(times)) if number not in first)
+    what = f"{table.place(twice)}: the time {times[twice]} is also that of a row before"
+    raise DataError(
+        what, "no column of texts names several series", "add up the rows of a time, or --answer time=COLUMN"
+    )
+
+
+def _season(table: Table, times: np.ndarray, series: str | None) -> tuple[int, int]:
+    """The shortest season, and how long the file is, in steps. Raises DataError for too few rows."""
+    names = np.array([""] * len(times) if series is None else [as_text(value) for value in table.values[series]])
+    try:
+        grid = infer_grid([times[names == name] for name in np.unique(names)])
+    except ValueError as error:
+        raise DataError(f"{table.name}: too few rows", str(error), "add rows") from None
+    places, _ = grid.places(times)
+    return grid.seasons[0], int(np.ptp(places)) + 1
+
+
+def _naive_error(data: SeriesData, season: int) -> float:
+    """The mean absolute error of the value a season before, over the test split, in the unit of the data."""
+    naive = data.naive("test", season)
+    source = data.source("test", len(naive), seed=None)
+    batch = source.read(0, slice(0, len(naive)))
+    off = np.abs(naive - batch["targets"]) * batch["scale"][:, None] * batch["weights"]
+    if not batch["weights"].any():
+        raise ConfigError(f"{data.name}: no value in the last tenth of the time", "the test needs some", "add rows")
+    return float(off.sum()) / float(batch["weights"].sum())
