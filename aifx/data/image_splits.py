@@ -26,7 +26,7 @@ DEFAULT_SIZE = (224, 224)
 MOST_NAMED = 100
 """Pictures that a message lists one by one."""
 
-SKIP = "correct or remove it, or leave it out: --set data.errors=skip"
+SKIP = "correct or remove it, or leave it out: aifx train --set data.errors=skip"
 ORDER: tuple[Split, ...] = ("test", "validation", "train")
 """Which split keeps a picture that is in several."""
 
