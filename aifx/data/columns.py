@@ -204,7 +204,7 @@ def shown_columns(columns: Sequence[Column]) -> Iterator[tuple[str, ColumnKind, 
             content = ", ".join(column.part for column in (first, *others))
         else:
             low, high = (_plain(edge, first) for edge in (first.edges[0], first.edges[-1]))
-            content = f"{low:.6g} to {high:.6g}, {len(first.edges) - 1} bins"
+            content = f"{low:.5g} to {high:.5g}, {len(first.edges) - 1} bins"
         yield name, first.kind, content
 
 

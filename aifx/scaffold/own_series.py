@@ -25,6 +25,9 @@ PARTS = (("year",), ("month",), ("day", "day_of_month", "date_of_month"), ("hour
 MOST_STEPS = 24
 """Of the forecast. It reaches one season ahead if that is shorter."""
 
+EPOCHS, BATCH_SIZE = 20, 64
+"""Of the training that the template of series describes."""
+
 CONTEXT = 8
 """The model reads so many times what it forecasts."""
 
@@ -57,6 +60,7 @@ def series_answers(path: Path, answers: Mapping[str, Any], margin: float) -> dic
         "series": series or "",
         "step": str(form.facts.calendar.grid),
         **windows,
+        "num_steps": min(max(EPOCHS * table.num_rows // BATCH_SIZE, 200), 1000) // 10 * 10,
         "pooling": [min(season, context), 1] if 1 < season <= context else [max(1, context // 8), 1],
         "gate": f"mean_absolute_error <= {float(f'{(1 - margin) * error:.3g}'):g}",
     }

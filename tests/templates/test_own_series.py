@@ -47,6 +47,7 @@ def test_a_file_of_ones_own_in_four_commands(tmp_path: Path) -> None:
     data, (gate,) = settings(project)["data"], settings(project)["eval"]["gates"]
     assert (data["path"], data["time"], data["value"]) == ("../my shop.csv", "day", "sold")
     assert (data["horizon"], data["context"], settings(project)["model"]["pooling"]) == (7, 56, [7, 1])
+    assert (settings(project)["train"]["num_steps"], settings(project)["checkpoint"]["every"]) == (200, 20)
     assert "series" not in data
     assert not (project / "data").exists()
     name, _, bound = gate.split()
