@@ -7,6 +7,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,7 @@ from aifx.data.pictures import MODES, SUFFIXES, BadPicture, Geometry, decode
 from aifx.data.rows import FORMATS, InputFile, Row, input_file, read_rows, unknown_format
 
 IMAGE_FIELD = "image"
+FILE_FIELD = "file"
 TRAINING_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 HINT = "numpy.savez(path, images=values), with uint8 values [n, height, width] or [n, height, width, channels]"
@@ -25,8 +27,11 @@ HINT = "numpy.savez(path, images=values), with uint8 values [n, height, width] o
 
 def read_images(file: InputFile, geometry: Geometry) -> Iterator[Row]:
     """The images of a file, in order: of .npz its array images (or else test_images), of .npy the one array, of a
-    picture the picture, made to be as `geometry` says; the other formats hold them as nested lists. Of a folder, the
-    pictures in it and in its folders, by name. Raises DataError naming the file."""
+    picture the picture, made to be as `geometry` says; the other formats hold them as nested lists in "image", or name
+    pictures in "file". Of a folder, the pictures in it and in its folders, by name.
+
+    Raises DataError naming the file.
+    """
     if file.path is not None and file.path.is_dir():
         for picture in _pictures(file.path):
             yield from read_images(input_file(str(picture)), geometry)
@@ -38,9 +43,17 @@ def read_images(file: InputFile, geometry: Geometry) -> Iterator[Row]:
     elif file.format in PICTURES:
         yield Row(file.name, 1, file.name, {IMAGE_FIELD: _picture(file, geometry)})
     elif file.format in FORMATS and file.format != "txt":
-        yield from read_rows(file)
+        for row in read_rows(file):
+            is_listed = FILE_FIELD in row.values and IMAGE_FIELD not in row.values
+            yield _listed(file, row, geometry) if is_listed else row
     else:
-        raise unknown_format(file, (*PICTURES, "npz", "npy", "jsonl", "parquet"))
+        raise unknown_format(file, (*PICTURES, "npz", "npy", "csv", "jsonl", "parquet"))
+
+
+def _listed(file: InputFile, row: Row, geometry: Geometry) -> Row:
+    """A row with the picture that it names, relative to the file of the row."""
+    path = (file.path.parent if file.path else Path()) / str(row.values[FILE_FIELD])
+    return replace(row, values={**row.values, IMAGE_FIELD: _picture(input_file(str(path)), geometry)})
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -145,8 +145,8 @@ class Classification(Classifier):
             WorstError(
                 row,
                 {
-                    "is": f"{data.classes[labels[row]]} ({right[row]:.4f})",
-                    "predicted": f"{data.classes[predicted[row]]} ({probabilities[row, predicted[row]]:.4f})",
+                    "is": f"{data.classes[labels[row]]}, p = {right[row]:.4f}",
+                    "predicted": f"{data.classes[predicted[row]]}, p = {probabilities[row, predicted[row]]:.4f}",
                 },
             )
             for row in largest(np.where((weights > 0) & (predicted != labels), 1 - right, 0.0), count)

@@ -79,7 +79,7 @@ def test_the_worst_errors_of_a_classifier_come_first() -> None:
     totals = {"logits": rows(logits, [1, 1, 1, 1, 0]), "labels": rows([0, 0, 0, 1, 0])}
     errors = Classification().worst_errors(totals, SPEC, 9)
     assert [error.row for error in errors] == [1, 0]  # the others are right, or fill the batch
-    assert (errors[0].facts["is"], errors[0].facts["predicted"]) == ("cat (0.0001)", "dog (0.9999)")
+    assert (errors[0].facts["is"], errors[0].facts["predicted"]) == ("cat, p = 0.0001", "dog, p = 0.9999")
     assert [error.row for error in Classification().worst_errors(totals, SPEC, 1)] == [1]
 
 

@@ -113,6 +113,8 @@ def test_a_folder_is_its_pictures_by_name(project: Path, model: LoadedModel, tmp
     assert [row.file for row in rows] == [str(tmp_path / name) for name in ("a.png", "b.png", "more/c.png")]
     expected = list(model.predict_files(*(row.file for row in rows)))
     assert list(model.predict_files(tmp_path)) == expected
+    (tmp_path / "list.csv").write_text("file,label\na.png,bag\nb.png,\nmore/c.png,coat\n")
+    assert list(model.predict_files(tmp_path / "list.csv")) == expected
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty has no pictures"):
         list(model.predict_files(tmp_path / "empty"))
