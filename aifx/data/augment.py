@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,9 @@ from aifx.core.errors import ConfigError
 from aifx.data.base import Batch, BatchSource
 from aifx.data.order import derived_seed
 from aifx.data.spec import DataSpec
+from aifx.machine.cpu import usable_cpus
 
+FLIPS = Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM
 STRETCH = 4 / 3
 """The most by which a crop's proportions differ from those of the image."""
 
@@ -30,37 +33,55 @@ def augmented(source: BatchSource, section: AugmentSection, data: DataSpec, seed
     return AugmentedSource(source, section, seed)
 
 
-@dataclass(frozen=True)
 class AugmentedSource:
-    """Batches whose "inputs" uint8 `[rows, height, width, channels]` are changed, each row by a key of its own."""
+    """Batches whose "inputs" uint8 `[rows, height, width, channels]` are changed, each row by a key of its own.
 
-    source: BatchSource
-    section: AugmentSection
-    seed: int
+    Args:
+        threads: how many share the rows of a batch; by default one for each processor. NumPy and Pillow work in
+            parallel, since they let other threads run meanwhile.
+    """
+
+    def __init__(self, source: BatchSource, section: AugmentSection, seed: int, threads: int | None = None) -> None:
+        self._source, self._section, self._seed = source, section, seed
+        self._threads = threads or len(usable_cpus())
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="aifx-augment")
+        self._ahead: dict[range, Batch] = {}  # changed rows of the step that follows the last one read, for mixup
 
     @property
     def batch_size(self) -> int:
-        return self.source.batch_size
+        return self._source.batch_size
 
     @property
     def num_batches(self) -> int | None:
-        return self.source.num_batches
+        return self._source.num_batches
 
     def read(self, step: int, rows: slice) -> Batch:
-        batch = self._changed(step, rows)
-        if self.section.mixup:
-            places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
-            return mixed(batch, self._changed(step + 1, rows), self.section.mixup, self.seed, places)
-        return batch
+        places = range(self.batch_size)[rows]
+        bounds = [len(places) * part // self._threads for part in range(self._threads + 1)]
+        parts = [places[start:stop] for start, stop in pairwise(bounds) if start < stop] or [places]
+        before, self._ahead = self._ahead, {}
+        batches = list(self._pool.map(lambda part: self._read(step, part, before), parts))
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
-    def _changed(self, step: int, rows: slice) -> Batch:
-        batch = self.source.read(step, rows)
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
-        images = [
-            change(image, self.section, generator("augment", self.seed, place))
-            for image, place in zip(batch["inputs"], places, strict=True)
-        ]
-        return {**batch, "inputs": np.stack(images) if images else batch["inputs"]}
+    def _read(self, step: int, rows: range, before: dict[range, Batch]) -> Batch:
+        places = self._places(step, rows)
+        batch = before.get(places) or self._changed(step, rows)
+        if not self._section.mixup:
+            return batch
+        other = self._ahead[self._places(step + 1, rows)] = self._changed(step + 1, rows)
+        return mixed(batch, other, self._section.mixup, self._seed, places)
+
+    def _changed(self, step: int, rows: range) -> Batch:
+        batch = self._source.read(step, slice(rows.start, rows.stop))
+        images = np.empty_like(batch["inputs"])
+        for row, place in enumerate(self._places(step, rows)):
+            images[row] = change(batch["inputs"][row], self._section, generator("augment", self._seed, place))
+        return {**batch, "inputs": images}
+
+    def _places(self, step: int, rows: range) -> range:
+        """The places of these rows of a batch in the order of training."""
+        first = step * self.batch_size
+        return range(first + rows.start, first + rows.stop)
 
 
 def generator(name: str, seed: int, place: int) -> np.random.Generator:
@@ -71,17 +92,17 @@ def generator(name: str, seed: int, place: int) -> np.random.Generator:
 def change(image: np.ndarray, section: AugmentSection, draw: np.random.Generator) -> np.ndarray:
     """An image uint8 `[height, width, channels]`, changed at random. What lies outside of it is mirrored."""
     chance = draw.random(9)
-    if section.flip in ("horizontal", "both") and chance[0] < 0.5:
-        image = image[:, ::-1]
-    if section.flip in ("vertical", "both") and chance[1] < 0.5:
-        image = image[::-1]
+    sides = np.array([image.shape[1], image.shape[0]])
+    is_flipped = np.array([section.flip in (way, "both") for way in ("horizontal", "vertical")]) & (chance[:2] < 0.5)
     moved = np.floor(chance[2:4] * (2 * section.shift + 1)) - section.shift
     if section.rotate or section.crop < 1:
-        linear, centre = _view(image, section, chance[4:])
-        image = _taken(image, linear, centre + moved)
-    elif section.shift:
-        (right, down), (height, width, _) = moved, image.shape
-        image = image[_mirrored(down + np.arange(height), height)[:, None], _mirrored(right + np.arange(width), width)]
+        linear, centre = _view(sides, section, chance[4:])
+        centre += moved
+        linear[is_flipped] *= -1
+        image = _taken(image, linear, np.where(is_flipped, sides - centre, centre))
+    elif section.shift or is_flipped.any():
+        across, down = [_mirrored(*each) for each in zip(sides, moved, is_flipped, strict=True)]
+        image = image.take(down, axis=0).take(across, axis=1)
     if section.brightness or section.contrast:
         contrast, brightness = 2 * draw.random(2) - 1
         mean = image.mean()
@@ -91,15 +112,15 @@ def change(image: np.ndarray, section: AugmentSection, draw: np.random.Generator
     return image
 
 
-def _mirrored(places: np.ndarray, length: int) -> np.ndarray:
-    """Indices below `length` of places of which those outside are mirrored at the edges."""
-    within = places.astype(np.int64) % (2 * length)
-    return np.where(within < length, within, 2 * length - 1 - within)
+def _mirrored(length: int, moved: int, is_flipped: bool) -> np.ndarray:
+    """Which of `length` places each shows that looks `moved` further. Those outside are mirrored at the edges."""
+    places = (np.arange(length) + int(moved)) % (2 * length)
+    within = np.minimum(places, 2 * length - 1 - places)
+    return length - 1 - within if is_flipped else within
 
 
-def _view(image: np.ndarray, section: AugmentSection, chance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A random part of the image and its turn: the matrix `[2, 2]` from (x, y) to the image's, and the centre of it."""
-    sides = np.array([image.shape[1], image.shape[0]])
+def _view(sides: np.ndarray, section: AugmentSection, chance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A random part of an image of these sides and its turn: the matrix `[2, 2]` to its (x, y), and the centre."""
     area = 1 - chance[0] * (1 - section.crop)
     stretch = max(min(STRETCH ** (2 * chance[1] - 1), 1 / area), area) if section.crop < 1 else 1.0
     scale = np.array([math.sqrt(area * stretch), math.sqrt(area / stretch)])  # of the width and of the height
@@ -120,18 +141,27 @@ def _taken(image: np.ndarray, linear: np.ndarray, centre: np.ndarray) -> np.ndar
     after = np.ceil(np.maximum(centre + reach - 2 * half, 0)).astype(int)
     if before.any() or after.any():
         image = np.pad(image, [(before[1], after[1]), (before[0], after[0]), (0, 0)], mode="symmetric")
-    offset = centre + before - linear @ half
-    matrix = (*linear[0], offset[0], *linear[1], offset[1])
     planes = [image] if channels == 3 else np.moveaxis(image, -1, 0)  # with opacity, Pillow would not mix each alone
     taken = [
-        np.asarray(
-            Image.fromarray(np.ascontiguousarray(plane)).transform(
-                (width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
-            )
-        )
+        np.asarray(_sampled(Image.fromarray(np.ascontiguousarray(plane)), (width, height), linear, centre + before))
         for plane in planes
     ]
     return taken[0] if channels == 3 else np.stack(taken, axis=-1)
+
+
+def _sampled(picture: Image.Image, size: tuple[int, int], linear: np.ndarray, centre: np.ndarray) -> Image.Image:
+    """What `_taken` returns, of a picture around which there is nothing to see."""
+    half = np.array(size) / 2
+    if linear[0, 1]:
+        corner = centre - linear @ half
+        matrix = (*linear[0], corner[0], *linear[1], corner[1])
+        return picture.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    reach = np.abs(linear.diagonal()) * half
+    box = np.concatenate([centre - reach, centre + reach]).clip(0, picture.size * 2)  # of what is rounded
+    picture = picture.resize(size, Image.Resampling.BILINEAR, tuple(box.tolist()))  # in half the time
+    for is_flipped, way in zip(linear.diagonal() < 0, FLIPS, strict=True):
+        picture = picture.transpose(way) if is_flipped else picture
+    return picture
 
 
 def mixed(batch: Batch, other: Batch, alpha: float, seed: int, places: range) -> Batch:
@@ -141,16 +171,13 @@ def mixed(batch: Batch, other: Batch, alpha: float, seed: int, places: range) ->
     mixup (Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018), which adds up both labels' losses.
     """
     draws = [generator("mixup", seed, place) for place in places]
-    share = np.array([draw.beta(alpha, alpha) for draw in draws], np.float32)
-    ours = np.array([draw.random() for draw in draws]) < share
-
-    def blend(name: str) -> np.ndarray:
-        part = share.reshape(-1, *[1] * (batch[name].ndim - 1))
-        blended: np.ndarray = part * batch[name] + (1 - part) * other[name]
-        return blended
-
-    images = blend("inputs").round().astype(np.uint8)
+    parts = np.array([round(draw.beta(alpha, alpha) * 256) for draw in draws], np.uint16)
+    ours = np.array([draw.random() for draw in draws]) < parts / 256
+    images = np.empty_like(batch["inputs"])
+    for row, part in enumerate(parts):  # in whole numbers, and rounded
+        images[row] = batch["inputs"][row] * part + other["inputs"][row] * (256 - part) + np.uint16(128) >> 8
     if batch["targets"].dtype.kind == "f":
-        return {**batch, "inputs": images, "targets": blend("targets")}
+        share = (parts / np.float32(256)).reshape(-1, *[1] * (batch["targets"].ndim - 1))
+        return {**batch, "inputs": images, "targets": share * batch["targets"] + (1 - share) * other["targets"]}
     chosen = {name: np.where(ours, batch[name], other[name]) for name in ("targets", "weights")}
     return {**batch, **chosen, "inputs": images}

@@ -19,7 +19,6 @@ import logging
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -36,6 +35,7 @@ from aifx.data.blocks import read_array, read_cached, read_checked, write_array,
 from aifx.data.cache import cache_folder, sweep
 from aifx.data.decoding import PIXELS, Decoded, decode_all, decode_one, write_row
 from aifx.data.pictures import BadPicture, Fit, Geometry, is_grey, open_picture
+from aifx.machine.cpu import usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,6 @@ class StoredImages:
     def __init__(self, store: ImageStore, rows: np.ndarray) -> None:
         self._store, self._rows = store, rows
         self._checked = np.zeros(len(rows), bool)
-        self._lock = threading.Lock()
         self.shape = (len(rows), *store.geometry.shape)
 
     def __len__(self) -> int:
@@ -81,14 +80,16 @@ class StoredImages:
 
     def __getitem__(self, which: np.ndarray) -> np.ndarray:
         for index in np.unique(which[~self._checked[which]]).tolist():
-            with self._lock:
-                self._check(int(self._rows[index]))
-                self._checked[index] = True
+            self._check(int(self._rows[index]))
+            self._checked[index] = True
         images: np.ndarray = self._store.pixels[self._rows[which]]
         return images
 
     def _check(self, row: int) -> None:
-        """Compare a row with its digest; if it is damaged, decode it again. Raises DataError if its file changed."""
+        """Compare a row with its digest; if it is damaged, decode it again. Raises DataError if its file changed.
+
+        Threads that find the same damage write the same bytes.
+        """
         store = self._store
         expected = bytes(store.digests[row, 1]).hex()
         if hashlib.sha256(store.pixels[row]).hexdigest() == expected:
@@ -126,7 +127,7 @@ def open_images(
         folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
     try:
         geometry = Geometry(*size, channels or _channels(files), fit)
-        _build(folder, files, geometry, os.cpu_count() or 1 if workers is None else workers, what)
+        _build(folder, files, geometry, len(usable_cpus()) if workers is None else workers, what)
         for _ in range(2):
             with suppress(OSError):  # something is there: another process was first, or it is damaged
                 os.rename(folder, path)

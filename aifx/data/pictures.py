@@ -19,6 +19,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's name of the pixels by number of channels."""
 
+# Pillow keeps the memory of so many pictures for those that follow, which costs less than fresh pages.
+Image.core.set_blocks_max(16)  # type: ignore[attr-defined]  # documented in "Block allocator"
+
 Fit: TypeAlias = Literal["stretch", "crop"]
 
 
@@ -115,7 +118,7 @@ def _with_channels(picture: Image.Image, channels: int) -> Image.Image:
     if channels != 4 and picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert(MODES[channels])
+    return picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
 
 
 def _centre(size: tuple[int, int], aspect: float) -> tuple[float, float, float, float]:

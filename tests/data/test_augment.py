@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aifx.config.sections import AugmentSection
 from aifx.core.errors import ConfigError
 from aifx.data.arrays import ArrayDataset, array_dataset
-from aifx.data.augment import augmented, change, generator
+from aifx.data.augment import AugmentedSource, augmented, change, generator
 from aifx.data.base import Batch
 
 ALL = slice(None)
@@ -65,6 +65,36 @@ def test_a_batch_is_a_function_of_seed_step_and_rows(
         assert any(not np.array_equal(other["inputs"], whole["inputs"]) for other in others)
 
 
+def test_threads_and_what_was_read_before_change_nothing() -> None:
+    section = AugmentSection(flip="both", rotate=20, crop=0.7, shift=2, brightness=0.3, contrast=0.3, mixup=0.4)
+    source = dataset().source("train", 8, seed=0)
+    alone = {step: AugmentedSource(source, section, 0, threads=1).read(step, ALL) for step in range(3)}
+    for threads in (1, 2, 3, 11):
+        shared = AugmentedSource(source, section, 0, threads)
+        for step in (0, 1, 2, 1, 1, 0):  # of two steps in a row, mixup makes the second once
+            batch = shared.read(step, ALL)
+            assert all(np.array_equal(values, alone[step][name]) for name, values in batch.items())
+        assert np.array_equal(shared.read(1, slice(3, 6))["inputs"], alone[1]["inputs"][3:6])
+        assert shared.read(0, slice(4, 4))["inputs"].shape == (0, 10, 14, 3)
+
+
+def test_the_data_is_not_changed() -> None:
+    data = dataset()
+
+    class Views:
+        """A source whose batches are parts of what it holds."""
+
+        batch_size, num_batches = 8, None
+
+        def read(self, step: int, rows: slice) -> Batch:
+            return {"inputs": held[rows], "targets": LABELS[:8][rows], "weights": np.ones(8, np.float32)[rows]}
+
+    held = IMAGES[:8].copy()
+    held.flags.writeable = False
+    section = AugmentSection(flip="both", brightness=0.5, mixup=0.3)
+    assert (augmented(Views(), section, data.spec, 0).read(0, ALL)["inputs"] != held).any()
+
+
 def test_nothing_changes_by_default() -> None:
     data = dataset()
     source = data.source("train", 8, seed=0)
@@ -110,6 +140,17 @@ def test_rotations_turn_about_the_centre() -> None:
     assert abs(np.mean(angles)) < 12
     for turned in changes(image, 20, rotate=1):
         assert np.abs(turned.astype(int) - image)[:, :10].max() == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_crop_shows_what_a_crop_with_a_hardly_visible_turn_shows(channels: int) -> None:
+    ys, xs = np.mgrid[:37, :52]
+    image = np.stack([3 * ys + 2 * xs, 5 * ys, 4 * xs][:channels], axis=-1).astype(np.uint8)
+    keys = {"crop": 0.3, "shift": 6, "flip": "both"}
+    straight = np.array(changes(image, 50, **keys), int)
+    turned = np.array(changes(image, 50, rotate=1e-6, **keys), int)
+    assert np.abs(straight - turned).max() <= 1
+    assert len({picture.tobytes() for picture in straight}) == 50
 
 
 def test_crops_enlarge_a_part_and_keep_it_whole() -> None:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from aifx.core.errors import AifxError, ConfigError, DataError
 from aifx.core.project import Project
 from aifx.data import decoding
-from aifx.data.arrays import ArrayDataset
+from aifx.data.arrays import ArrayDataset, ArraySource
 from aifx.data.base import Split
+from aifx.data.image_store import Picture, StoredImages, open_images
 from aifx.data.images import ImageFormat
 from aifx.data.sections import ImagesSection
 
@@ -256,6 +264,65 @@ def test_a_damaged_cache_is_repaired(
     Image.fromarray(pixels(59)).save(project.root / name)
     with pytest.raises(DataError, match=f"{name} has changed"):
         data.source("train", 42, seed=None).read(0, ALL)
+
+
+def copies(folder: Path, count: int, size: tuple[int, int]) -> list[Picture]:
+    """A picture by so many names."""
+    folder.mkdir()
+    first = folder / "0.jpg"
+    Image.fromarray(pixels(0, size)).save(first)
+    paths = [first, *(folder / f"{number}.jpg" for number in range(1, count))]
+    for path in paths[1:]:
+        path.hardlink_to(first)
+    return [Picture(path, path.name) for path in paths]
+
+
+@pytest.mark.usefixtures("project")
+def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
+    files = copies(tmp_path / "many", 1500, (64, 64))
+    tracemalloc.start()
+    try:
+        store = open_images(files, (64, 64), 3, "stretch", workers=0, what="pictures")
+        images = StoredImages(store, np.arange(len(files)))
+        source = ArraySource({"inputs": images}, None, 8)  # type: ignore[dict-item]  # as in open_pictures
+        for step in range(len(files) // 8):
+            source.read(step, ALL)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    images_bytes = 1500 * 64 * 64 * 3
+    assert peak < images_bytes / 6
+
+
+@pytest.mark.usefixtures("project")
+def test_an_interrupt_while_decoding_leaves_nothing(tmp_path: Path) -> None:
+    copies(tmp_path / "pictures", 1500, (700, 700))
+    code = """
+    import sys
+    from pathlib import Path
+    from aifx.data.image_store import Picture, open_images
+    files = [Picture(path, path.name) for path in Path(sys.argv[1]).iterdir()]
+    open_images(files, (64, 64), 3, "stretch", workers=2, what="pictures")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "pictures")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    stores = tmp_path / "cache/images"
+
+    def has_begun() -> bool:
+        return any(np.fromfile(path, np.uint8, 4096).any() for path in stores.glob("*/pixels"))
+
+    deadline = time.monotonic() + 60
+    while not has_begun():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) == 2
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+    assert not list(stores.glob("*/pixels"))
 
 
 def test_grey_pictures_have_one_channel(project: Project) -> None:
