@@ -98,6 +98,8 @@ def rate(folder: Path, asked: argparse.Namespace) -> None:
 
 def measure_round(folder: Path, augment: dict[str, Any]) -> dict[str, float]:
     """Pictures per second by what was done with them."""
+    import grain  # noqa: F401  # takes a second, which a training spends once
+
     from aifx.config.sections import AugmentSection
     from aifx.core.project import Project
     from aifx.data.augment import augmented
