@@ -33,12 +33,11 @@ mixup = 0.4
 [model]
 channels = [4]
 [train]
-num_steps = 8
+num_steps = 6
 global_batch_size = 8
-gradient_accumulation = 2
-validate_every = 4
+validate_every = 0
 [checkpoint]
-every = 4
+every = 2
 """
 
 
@@ -69,7 +68,7 @@ def test_augmented_pictures_resume_bit_for_bit(tmp_path: Path, monkeypatch: pyte
     project = Project(tmp_path)
     config = load_config(project, [], {})
     whole = train(project, config, "whole")
-    observer = StopAt(5)
+    observer = StopAt(3)
     first = train(project, config, "halved", observers=[observer], stop=observer.signals)
     assert first.status == "preempted"
     second = train(project, load_config(project, ["data.workers=0"], {}), "halved")

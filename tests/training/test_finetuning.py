@@ -28,7 +28,7 @@ kind = "vision"
 [data]
 path = "data/{}.npz"
 [model]
-channels = [4, 6]
+channels = [6]
 [train]
 num_steps = 4
 global_batch_size = 16
@@ -38,11 +38,15 @@ every = 2
 keep_last = 9
 """
 HEAD = {"output/weight", "output/bias"}
+FROZEN = ("finetune.freeze=backbone",)
 
 
 @pytest.fixture(scope="session")
 def based(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose run "base" knows ten classes, and data of two others. Not to be changed."""
+    """A project whose run "base" knows ten classes, and data of two others, of which the run "whole" learned its head.
+
+    Not to be changed.
+    """
     root = tmp_path_factory.mktemp("finetuning") / "project"
     (root / "data").mkdir(parents=True)
     few = {name: values[:150] for name, values in np.load(PICTURES).items()}
@@ -51,6 +55,7 @@ def based(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "aifx.toml").write_text(CONFIG.format("ten"))
     train(Project(root), load_config(Project(root), [], {}), "base")
     (root / "aifx.toml").write_text(CONFIG.format("two") + '[finetune]\nbase_run = "base"\n')
+    finetune(Project(root), *FROZEN, run="whole")
     return root
 
 
@@ -74,7 +79,7 @@ def arrays(project: Project, run: str, step: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_frozen_backbone_is_that_of_the_base_run(project: Project, kind: str, logged: list[str]) -> None:
-    result = finetune(project, "finetune.freeze=backbone", f"optimizer.kind={kind}")
+    result = finetune(project, *FROZEN, f"optimizer.kind={kind}")
     before, after = arrays(project, "base", best_of(project, "base")), arrays(project, "fine", result.step)
     assert {name for name in after if not np.array_equal(before[name], after[name])} == HEAD
     assert after["output/weight"].shape == (6, 2)
@@ -91,12 +96,12 @@ def test_a_frozen_backbone_is_that_of_the_base_run(project: Project, kind: str, 
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(project: Project) -> None:
-    whole = finetune(project, "finetune.freeze=backbone", run="whole")
+    events = [json.loads(line) for line in project.run("whole").events.read_text().splitlines()]
     stop = StopAt(2)  # is heard of during step 3
-    finetune(project, "finetune.freeze=backbone", observers=[stop], stop=stop.stop_signals)
+    finetune(project, *FROZEN, observers=[stop], stop=stop.stop_signals)
     shutil.rmtree(project.run("base").path)  # a run that began needs its base no longer
-    resumed = finetune(project, "finetune.freeze=backbone")
-    assert (resumed.resumed_from, resumed.state_digest) == (3, whole.state_digest)
+    resumed = finetune(project, *FROZEN)
+    assert (resumed.resumed_from, resumed.state_digest) == (3, events[-1]["state_digest"])
     report = evaluate(project.run("fine"), project)
     assert report.metrics["examples"] == 150
 
@@ -119,7 +124,7 @@ def test_without_freezing_all_weights_go_on_from_the_checkpoint_that_the_provena
 
 def test_another_backbone_is_refused(project: Project) -> None:
     with pytest.raises(ConfigError) as caught:
-        finetune(project, "model.channels=[4, 8]")
+        finetune(project, "model.channels=[8]")
     assert "final_norm/bias is [8], and it is [6] there" in caught.value.why
     assert "finetune.base_run" in caught.value.what
 
