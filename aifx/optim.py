@@ -17,6 +17,8 @@ from optax.contrib import MuonDimensionNumbers, muon
 from aifx.config.sections import OptimizerSection, ScheduleSection
 from aifx.specs import ArraySpec, Params, Specs, is_spec, map_specs
 
+_HEADS = ("heads", "kv_heads")
+
 
 def make_optimizer(section: OptimizerSection, specs: Specs) -> optax.GradientTransformation:
     """The optimizer of the weights among `specs`.
@@ -34,7 +36,7 @@ def make_optimizer(section: OptimizerSection, specs: Specs) -> optax.GradientTra
             weight_decay=section.weight_decay,
             mask=partial(_decays_of, specs=specs),
         )
-    dimensions = select_weights(map_specs(lambda s: s.matrix and MuonDimensionNumbers(*s.matrix), specs), specs)
+    dimensions = select_weights(map_specs(_muon_dimensions, specs), specs)
     # Masks of muon's are trees over all weights; decays of its matrices alone must not name the others.
     return muon(
         section.learning_rate,
@@ -114,6 +116,18 @@ def make_schedule(section: ScheduleSection, num_steps: int) -> optax.Schedule:
     joined = optax.join_schedules(parts, boundaries)
     # Compiled, the last of a linear decay to 0 is rounded to below it.
     return lambda count: jnp.clip(joined(count + 1), 0.0, 1.0)
+
+
+def _muon_dimensions(spec: ArraySpec) -> MuonDimensionNumbers | None:
+    """What Muon reduces and produces of an array; dimensions in neither count its matrices.
+
+    Each head of a query, key or value is a matrix of its own: heads do not share outputs, and Newton-Schulz iterations
+    of narrow matrices cost a fraction of those of one wide matrix. Outputs of heads add up, so they share a matrix.
+    """
+    if spec.matrix is None:
+        return None
+    reduced, produced = spec.matrix
+    return MuonDimensionNumbers(reduced, tuple(axis for axis in produced if spec.axes[axis] not in _HEADS))
 
 
 def _decays_of(tree: Any, specs: Specs) -> Any:

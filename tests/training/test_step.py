@@ -11,7 +11,9 @@ import optax
 import pytest
 from effort import IS_LONG
 
+from aifx.config.sections import OptimizerSection
 from aifx.machine.compilation_cache import enable_compilation_cache
+from aifx.nn.initializers import ones
 from aifx.nn.precision import compute_dtype
 from aifx.optim import clip_by_global_norm, make_optimizer, select_weights
 from aifx.programs.state import abstract_state
@@ -71,6 +73,10 @@ def test_a_batch_without_weight_changes_nothing(tiny) -> None:
     assert all(float(jnp.abs(g).max()) == 0.0 for g in jax.tree.leaves(gradients))
 
 
+OTHER_HEADS = {"query": np.s_[:, 1:], "output": np.s_[1:]}
+"""All but the first."""
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_scanned_layers_train_as_unrolled_ones_do(tiny, kind: str) -> None:
     unrolled, state = losses(tiny.programs(f"optimizer.kind={kind}"))
@@ -102,6 +108,25 @@ def test_muon_orthogonalizes_matrices_alone(tiny) -> None:
     assert 0.4 < singular.min() < singular.max() < 1.4, "Newton-Schulz leaves singular values near 1"
     adam = np.abs(np.asarray(updates["layers"]["0"]["scale"]))
     assert adam == pytest.approx(adam[0], rel=1e-3), "Adam's first update has the gradient's sign and one size"
+
+
+def test_muon_orthogonalizes_each_head_by_itself() -> None:
+    """Those of queries, keys and values; the outputs of heads add up, so their projection is one matrix."""
+    specs = {
+        "query": ArraySpec((12, 3, 4), ("embed", "heads", "head_dim"), ones, matrix=((0,), (1, 2))),
+        "key": ArraySpec((12, 1, 4), ("embed", "kv_heads", "head_dim"), ones, matrix=((0,), (1, 2))),
+        "output": ArraySpec((3, 4, 12), ("heads", "head_dim", "embed"), ones, matrix=((0, 1), (2,))),
+    }
+    optimizer = make_optimizer(OptimizerSection(kind="muon", learning_rate=1, weight_decay=0), specs)
+    update = jax.jit(lambda gradients: optimizer.update(gradients, optimizer.init(gradients), gradients)[0])
+    gradients = {name: jax.random.normal(jax.random.key(1), spec.shape) for name, spec in specs.items()}
+    changed = gradients | {name: gradients[name].at[axis].mul(9.0) for name, axis in OTHER_HEADS.items()}
+    ours, theirs = update(gradients), update(changed)
+    for head in range(3):
+        singular = np.linalg.svd(ours["query"][:, head], compute_uv=False)
+        assert 0.4 < singular.min() < singular.max() < 1.4
+    np.testing.assert_allclose(ours["query"][:, 0], theirs["query"][:, 0], rtol=1e-4)
+    assert np.abs(ours["output"][0] - theirs["output"][0]).max() > 0.01
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
