@@ -4,9 +4,10 @@
 
 The state is that of the language-model template before its first step, parameters and optimizer. A save is timed from
 the call until its bytes are durable, a restore from the call until every array is on its device; the files are in the
-page cache. Ours flushes every file and folder, keeps a SHA-256 of each array and holds each against it when it
-restores. The peers do not: "as it comes" is what their users have, "flushed and digested" is the same with what ours
-guarantees done around it by our functions. Each restored state is compared with the one that was saved, untimed.
+page cache. Ours flushes every file and folder, keeps a digest of each array and the SHA-256 of each file, and
+compares each array with its digest when it restores. The peers do not: "as it comes" is what their users have, "flushed
+and digested" is the same with what ours guarantees done around it by our functions. Each restored state is compared
+with the one that was saved, untimed.
 
 safetensors may lie in a folder of its own: pip install --target PEERS safetensors; PYTHONPATH=PEERS python ...
 """
@@ -28,8 +29,8 @@ NOTES = (
     "Orbax as it comes (`StandardCheckpointer`) leaves its small files unflushed and keeps no digest of an array.",
     "safetensors as it comes (`safetensors.numpy`, then `jax.device_put`) flushes nothing, keeps no digest and knows "
     "nothing of shardings.",
-    "Flushed and digested: every file and folder flushed, a SHA-256 of each array made by the save and compared by the "
-    "restore, around the peer.",
+    "Flushed and digested: every file and folder flushed, the SHA-256 of each file and a digest of each array made by "
+    "the save, the digests compared by the restore, around the peer.",
 )
 SAVED = "saved"
 FORMS = {"": "as it comes", ", guarded": "flushed and digested"}
@@ -137,11 +138,11 @@ def orbax_side(project: Path, repeats: int) -> Told:
 
 
 def safetensors_side(project: Path, repeats: int) -> Told:
+    import jax
     from safetensors.numpy import load_file, save_file
 
     from aifx.checkpoint.digest import host_array
     from aifx.checkpoint.naming import flat_names, from_named, nest
-    from aifx.checkpoint.placing import place
 
     state = first_state(project)
     wanted = flat_names(state.wanted)
@@ -151,39 +152,44 @@ def safetensors_side(project: Path, repeats: int) -> Told:
         save_file({name: host_array(leaf) for name, leaf in flat_names(state.tree).items()}, folder / "state")
 
     def restore(folder: Path) -> Any:
-        return from_named(nest(place(load_file(folder / "state"), wanted)), state.wanted)
+        arrays = load_file(folder / "state")
+        placed = jax.device_put(list(arrays.values()), [wanted[name].sharding for name in arrays])
+        return from_named(nest(dict(zip(arrays, placed, strict=True))), state.wanted)
 
     return timed(project, repeats, state, both(state, save, restore))
 
 
 def both(state: State, save: Save, restore: Restore) -> dict[str, tuple[Save, Restore]]:
     """A peer as it comes, and with what ours guarantees."""
-    from aifx.checkpoint.storage import sync_tree
+    from aifx.checkpoint.inventory import files_below, list_files, sync_files, sync_folders
     from aifx.core.json_files import sync_directory
 
     kept: dict[str, str] = {}
 
     def guarded_save(folder: Path) -> None:
-        kept.update(digests(state.tree, workers=1))
+        kept.update(digests(state.tree))
         save(folder)
-        sync_tree(folder)
+        files = files_below(folder)
+        list_files(folder, files)
+        sync_files(files)
+        sync_folders(folder)
         sync_directory(folder.parent)
 
     def guarded_restore(folder: Path) -> Any:
         restored = restore(folder)
-        if digests(restored, workers=4) != kept:
+        if digests(restored) != kept:
             raise SystemExit("what was restored is not what was saved")
         return restored
 
     return {"": (save, restore), ", guarded": (guarded_save, guarded_restore)}
 
 
-def digests(tree: Any, workers: int) -> dict[str, str]:
-    """As ours makes them: in one thread beside training, in four where it waits."""
-    from aifx.checkpoint.digest import array_digests, host_array
+def digests(tree: Any) -> dict[str, str]:
+    """As ours makes them."""
+    from aifx.checkpoint.digest import digests_on_host, host_array
     from aifx.checkpoint.naming import flat_names
 
-    return array_digests({name: host_array(leaf) for name, leaf in flat_names(tree).items()}, workers)
+    return digests_on_host({name: host_array(leaf) for name, leaf in flat_names(tree).items()})
 
 
 def timed(project: Path, repeats: int, state: State, forms: dict[str, tuple[Save, Restore]]) -> Told:

@@ -30,7 +30,7 @@ COMMANDS: dict[str, Entry] = {
     ),
     "generate": Entry("generate.command", "generate", "Write text with a trained model.", TRAIN),
     "runs": Entry("runs.group", "app", "List, show, compare, watch, tag, rename and delete runs.", LOOK),
-    "ckpt": Entry("ckpt.group", "app", "List and verify checkpoints.", LOOK),
+    "ckpt": Entry("ckpt.group", "app", "List, show and verify checkpoints.", LOOK),
     "doctor": Entry(
         "doctor.group", "app", "Check the health of machines, and say what to do next.", HEALTH, default="node"
     ),

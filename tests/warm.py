@@ -19,7 +19,7 @@ TESTS = str(Path(__file__).parent)
 IMPORTS = [
     "jax",
     "optax",
-    "orbax.checkpoint",
+    "tensorstore",
     "grain",
     "tokenizers",
     "aifx.commands.app",

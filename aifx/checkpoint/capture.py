@@ -1,14 +1,55 @@
-"""The state's arrays copied to the host, so that the next step may overwrite them on the device."""
+"""The shards of a state that this process saves, copied to the host so that the next step may overwrite them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from aifx.checkpoint.digest import key_data
+from aifx.checkpoint.digest import Lanes, host_lanes, is_on_host, key_data, own_shards, shard_lanes
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an array in the host's memory, where it begins in the whole array, and its digest."""
+
+    starts: tuple[int, ...]
+    data: np.ndarray[Any, Any]
+    from_device: Future[Lanes] | None = None
+
+    @property
+    def index(self) -> tuple[slice, ...]:
+        return tuple(slice(s, s + n) for s, n in zip(self.starts, self.data.shape, strict=True))
+
+    def lanes(self, shape: Sequence[int]) -> Lanes:
+        """The digest that the device computed, otherwise that of the copy."""
+        return host_lanes(self.data, self.starts, shape) if self.from_device is None else self.from_device.result()
+
+
+@dataclass(frozen=True)
+class HostArray:
+    """What this process saves of an array.
+
+    Attributes:
+        shape: of the whole array.
+        part_shape: of each part, in this process and in the others.
+        parts: none if other processes save all of it.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    part_shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole array."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class HostCopies:
@@ -19,34 +60,46 @@ class HostCopies:
     """
 
     def __init__(self) -> None:
-        self._memory: dict[str, np.ndarray[Any, Any]] = {}
+        self._memory: dict[tuple[str, tuple[int, ...]], np.ndarray[Any, Any]] = {}
 
-    def take(self, leaves: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-        """Copies of `leaves` by name, complete when this returns; valid until the next call."""
+    def take(self, leaves: Mapping[str, Any], *, is_first: bool = True) -> dict[str, HostArray]:
+        """Copies of the shards that this process saves (`own_shards`), complete when this returns.
+
+        They are valid until the next call.
+        """
         arrays = {name: key_data(leaf) for name, leaf in leaves.items()}
-        for array in arrays.values():
-            if isinstance(array, jax.Array) and not _on_host(array):
-                array.copy_to_host_async()
-        self._memory = {name: self._copy(name, array) for name, array in arrays.items()}
-        return self._memory
+        shards = {name: dict(own_shards(array, is_first=is_first)) for name, array in arrays.items()}
+        lanes: dict[tuple[str, tuple[int, ...]], Future[Lanes]] = {}
+        for name, found in shards.items():
+            for starts, data in found.items():
+                if _is_on_accelerator(data):
+                    lanes[name, starts] = shard_lanes(data, starts, arrays[name].shape)
+                    data.copy_to_host_async()
+        old, self._memory = self._memory, {}
+        for name, found in shards.items():
+            for starts, data in found.items():
+                self._memory[name, starts] = _copy(data, old.get((name, starts)))
+        return {name: self._described(name, arrays[name], shards[name], lanes) for name in arrays}
 
-    def _copy(self, name: str, leaf: Any) -> np.ndarray[Any, Any]:
-        if isinstance(leaf, jax.Array) and not _on_host(leaf):
-            return np.asarray(leaf)  # from an accelerator: host memory of its own already
-        source = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-        target = self._memory.get(name)
-        if target is None or target.shape != source.shape or target.dtype != source.dtype or not target.flags.writeable:
-            target = np.empty(source.shape, source.dtype)
-        if isinstance(source, jax.Array) and not source.is_fully_replicated:
-            for shard in source.addressable_shards:
-                if shard.replica_id == 0:
-                    target[shard.index] = np.asarray(shard.data)
-        else:
-            # On the CPU this reads the device's own memory; the view is gone before the next step gets the array.
-            np.copyto(target, np.asarray(source))
-        return target
+    def _described(
+        self, name: str, array: Any, shards: Iterable[tuple[int, ...]], lanes: Mapping[Any, Any]
+    ) -> HostArray:
+        shape = tuple(array.shape)
+        part_shape = array.sharding.shard_shape(shape) if isinstance(array, jax.Array) else shape
+        parts = [Part(starts, self._memory[name, starts], lanes.get((name, starts))) for starts in shards]
+        return HostArray(array.dtype, shape, tuple(part_shape), tuple(parts))
 
 
-def _on_host(array: jax.Array) -> bool:
-    devices: set[Any] = array.sharding.device_set
-    return all(device.platform == "cpu" for device in devices)
+def _copy(data: Any, target: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
+    if _is_on_accelerator(data):
+        return np.asarray(data)  # host memory of its own already
+    # On the CPU this reads the device's own memory; the view is gone before the next step gets the array.
+    source = np.asarray(data)
+    if target is None or target.shape != source.shape or target.dtype != source.dtype or not target.flags.writeable:
+        target = np.empty(source.shape, source.dtype)
+    np.copyto(target, source)
+    return target
+
+
+def _is_on_accelerator(data: Any) -> bool:
+    return isinstance(data, jax.Array) and not is_on_host(data)

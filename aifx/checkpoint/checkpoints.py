@@ -5,23 +5,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
+import jax
 
 from aifx.checkpoint import folders
-from aifx.checkpoint.capture import HostCopies
-from aifx.checkpoint.digest import array_digest, array_digests, digest_in_order, in_order
-from aifx.checkpoint.faults import check_room, is_transient, while_reading, while_writing
+from aifx.checkpoint.capture import HostArray, HostCopies
+from aifx.checkpoint.faults import check_room, while_reading, while_writing
 from aifx.checkpoint.listing import CheckpointInfo, checkpoint_info, kept, list_checkpoints
 from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, read_manifest, step_directories
 from aifx.checkpoint.naming import Tree, flat_names, from_named, nest
-from aifx.checkpoint.placing import check_fit, place
-from aifx.checkpoint.storage import read_arrays, write_checkpoint
+from aifx.checkpoint.peers import Failed, Peers, first, peers_of, together
+from aifx.checkpoint.placing import check_fit, read_placed, with_keys
+from aifx.checkpoint.storage import StoredArrays, check_keys
+from aifx.checkpoint.verification import Verification, damaged_on_devices, verify_stored
+from aifx.checkpoint.writing import complete, write_part
 from aifx.config.best_by import Score
 from aifx.config.sections import CheckpointSection
 from aifx.core.errors import CheckpointError
@@ -29,7 +31,7 @@ from aifx.core.files import UnsafeFile, check_tree
 
 logger = logging.getLogger(__name__)
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,6 @@ class Restored:
     step: int
     state: Tree
     host: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The result of reading a checkpoint and comparing it with its digests."""
-
-    state_digest: str
-    damaged: tuple[str, ...]  # names of arrays whose bytes are not those that were saved
 
 
 class _Background:
@@ -89,8 +83,14 @@ class Checkpoints:
     Any process may read while another trains. Only the process that holds the run may save, or set damaged
     checkpoints aside; its first such call removes what a killed process left.
 
+    If a job has several processes, all of them make the same calls of `save`, `wait`, `restore`, `read` and
+    `latest_good`: each saves the shards that it holds, and reads what its devices need. Process 0 does what is done
+    once: it removes, renames, and writes the manifest.
+
     Args:
-        before_commit: called in the saving thread before a checkpoint counts, to write what it relies on (metrics).
+        peers: the processes of the job; by default those that JAX knows.
+        before_commit: called in process 0's saving thread before a checkpoint counts, to write what it relies on
+            (metrics).
         on_commit: called in the saving thread once it does.
         warn: called in the saving thread with what went wrong and did not prevent the checkpoint.
     """
@@ -103,6 +103,7 @@ class Checkpoints:
         before_commit: Callable[[], None] = lambda: None,
         on_commit: Callable[[CheckpointInfo], None] = lambda _: None,
         warn: Callable[[str], None] = lambda _: None,
+        peers: Peers | None = None,
     ) -> None:
         self.directory = directory
         self.section = section
@@ -110,6 +111,7 @@ class Checkpoints:
         self._on_commit = on_commit
         self._warn = warn
         self._binding: Callable[[], Mapping[str, Any]] = dict
+        self._peers = peers or peers_of("/".join(directory.parts[-2:]))
         self._background = _Background()
         self._copies = HostCopies()
         self._cleaned = False
@@ -151,12 +153,15 @@ class Checkpoints:
         """
         self._own()
         self._background.wait()
-        if not force and step in step_directories(self.directory):
+        if not force and self._peers.broadcast(step in step_directories(self.directory)):
             return
-        arrays = self._copies.take(flat_names(state))
-        size = sum(array.nbytes for array in arrays.values())
+        leaves = flat_names(state)
+        check_keys(leaves)
+        arrays = self._copies.take(leaves, is_first=self._peers.is_first)
+        entries = {name: ArrayEntry(array.dtype.name, array.shape, "") for name, array in arrays.items()}
+        size = sum(array.num_bytes for array in arrays.values())
         run = dict(self._binding())
-        manifest = Manifest(step, time.time(), validation_loss, size, {}, dict(host), score, run)
+        manifest = Manifest(step, time.time(), validation_loss, size, entries, dict(host), score, run)
         self._background.start(partial(self._write, manifest, arrays))
         if not self.section.asynchronous:
             self._background.wait()
@@ -171,48 +176,48 @@ class Checkpoints:
         If `abstract` holds only some of the top-level parts ({"params": ...}), only those are read. The digest of every
         array is verified. Raises CheckpointError if the checkpoint is missing, damaged (`Damaged`) or does not fit.
         """
-        folder, manifest = self._open(step)
         wanted = flat_names(abstract)
-        check_fit(folder, manifest, wanted)
-        return from_named(nest(self.read(step, wanted)), abstract), dict(manifest.host)
+        arrays, manifest = self._read(step, wanted, must_fit=True)
+        return from_named(nest(arrays), abstract), dict(manifest.host)
 
     def read(self, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Some arrays of a checkpoint by name, in the shapes and shardings of `wanted`. Their digests are verified."""
-        folder, manifest = self._open(step)
-        arrays = _read(folder, manifest, list(wanted))
-        found = array_digests(arrays, workers=4)
-        if damaged := [name for name, digest in found.items() if digest != manifest.arrays[name].sha256]:
-            more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
-            why = f"bytes differ from what was saved: {', '.join(damaged[:3])}{more}"
-            raise Damaged(f"checkpoint {folder} is damaged", why)
-        return place(arrays, wanted)
+        return self._read(step, wanted, must_fit=False)[0]
 
     def latest_good(self, abstract: Tree) -> Restored | None:
         """The newest checkpoint that is whole, or None. Damaged ones newer than it are set aside, with a warning."""
         self._own()
-        for step in reversed(self.steps()):
+        while (step := self._peers.broadcast(self.latest())) is not None:
             try:
                 state, host = self.restore(step, abstract)
             except Damaged as e:
-                aside = folders.set_aside(self.directory, step)
-                logger.warning(f"the checkpoint of step {step} is damaged ({e.why}); it was set aside as {aside.name}")
+                self._together(partial(self._set_aside, step, e.why) if self._peers.is_first else lambda: None)
                 continue
             return Restored(step, state, host)
         return None
 
     def verify(self, step: int) -> Verification:
-        """Read every array and compare it with its digest. Raises `Damaged` if something cannot be read at all."""
-        folder, manifest = self._open(step)
-        damaged: list[str] = []
+        """Read every byte and compare it with its digests. Raises `Damaged` if the manifest cannot be read.
 
-        def read() -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-            for names in _batches(manifest):
-                for name, array in _read(folder, manifest, names).items():
-                    if array_digest(array) != manifest.arrays[name].sha256:
-                        damaged.append(name)
-                    yield name, array
+        In one process, whatever number of them saved the checkpoint.
+        """
+        return verify_stored(*self._open(step))
 
-        return Verification(digest_in_order(read()), tuple(damaged))
+    def _read(self, step: int, wanted: Mapping[str, Any], *, must_fit: bool) -> tuple[dict[str, Any], Manifest]:
+        """Arrays of a checkpoint by name, verified, in all processes together."""
+
+        def read() -> tuple[dict[str, jax.Array], Path, Manifest]:
+            folder, manifest = self._open(step)
+            if must_fit:
+                check_fit(folder, manifest, wanted)
+            return _placed(folder, manifest, wanted), folder, manifest
+
+        arrays, folder, manifest = self._together(read)
+        if damaged := damaged_on_devices(arrays, manifest, self._peers):
+            more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+            why = f"bytes differ from what was saved: {', '.join(damaged[:3])}{more}"
+            raise Damaged(f"checkpoint {folder} is damaged", why)
+        return with_keys(arrays, wanted), manifest
 
     def _open(self, step: int) -> tuple[Path, Manifest]:
         """The folder of a checkpoint and its manifest. Raises CheckpointError."""
@@ -225,35 +230,56 @@ class Checkpoints:
         except OSError as e:
             raise while_reading(e, there[step]) from e
 
-    def _own(self) -> None:
-        if not self._cleaned:
-            folders.clean(self.directory)
-            self._cleaned = True
-
-    def _write(self, manifest: Manifest, arrays: Arrays, attempt: int = 0) -> None:
-        """Write the checkpoint. `manifest` has everything but the arrays."""
-        step, size = manifest.step, manifest.size_bytes
-        place = folders.temporary_place(self.directory, step, attempt)
+    def _together(self, run: Callable[[], Result]) -> Result:
+        """The result of `run` in this process. Raises in all processes what it raises in one."""
         try:
-            folders.prepare(place)
-            check_room(self.directory, size)
-            digests = array_digests(arrays)
-            entries = {n: ArrayEntry(a.dtype.name, a.shape, digests[n]) for n, a in arrays.items()}
-            manifest = replace(manifest, arrays=entries)
-            write_checkpoint(place, arrays, manifest)
-            self._before_commit()
-            folders.commit(place)
+            return together(self._peers, run)
+        except Failed as failed:
+            raise failed.error from failed.error.__cause__
+
+    def _own(self) -> None:
+        if not self._cleaned and self._peers.is_first:
+            folders.clean(self.directory)
+        self._cleaned = True
+
+    def _set_aside(self, step: int, why: str) -> None:
+        aside = folders.set_aside(self.directory, step)
+        logger.warning(f"the checkpoint of step {step} is damaged ({why}); it was set aside as {aside.name}")
+
+    def _write(self, manifest: Manifest, arrays: dict[str, HostArray], attempt: int = 0) -> None:
+        """Write the checkpoint in all processes together. `manifest` has everything but the digests."""
+        step, size, peers = manifest.step, manifest.size_bytes, self._peers
+        place = folders.temporary_place(self.directory, step, attempt)
+        is_transient = False
+        try:
+            first(peers, partial(self._prepare, place, size))
+            together(peers, partial(write_part, place, arrays, peers))
+            first(peers, partial(self._commit, place, manifest))
         except BaseException as e:
-            folders.discard(place)
+            error = e
+            if isinstance(e, Failed):
+                error, is_transient = e.error, e.is_transient
+            if peers.is_first:
+                folders.discard(place)
             num_checkpoints = self.section.keep_last + self.section.keep_best + 1
-            fault = while_writing(e, self.directory, step, size, num_checkpoints)
-            if attempt or not is_transient(e):
-                raise fault from e
+            fault = while_writing(error, self.directory, step, size, num_checkpoints)
+            if attempt or not is_transient:
+                raise fault from error
             self._warn(f"{' '.join(str(fault).splitlines()[:2])}; writing it again")
             self._write(manifest, arrays, attempt + 1)
         else:
-            self._retain()
+            if peers.is_first:
+                self._retain()
             self._on_commit(checkpoint_info(manifest))
+
+    def _prepare(self, place: Path, size: int) -> None:
+        folders.prepare(place)
+        check_room(self.directory, size)
+
+    def _commit(self, place: Path, manifest: Manifest) -> None:
+        complete(place, manifest, self._peers)
+        self._before_commit()
+        folders.commit(place)
 
     def _retain(self) -> None:
         """Remove the checkpoints that the configuration does not keep. A failure is only a warning."""
@@ -265,10 +291,11 @@ class Checkpoints:
             self._warn(f"could not remove old checkpoints in {self.directory}: {e}")
 
 
-def _read(folder: Path, manifest: Manifest, names: list[str]) -> Arrays:
+def _placed(folder: Path, manifest: Manifest, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
     try:
         check_tree(folder)
-        return read_arrays(folder, manifest, names)
+        entries = {name: manifest.arrays[name] for name in wanted}
+        return read_placed(StoredArrays(folder, entries), entries, wanted)
     except UnsafeFile as e:
         raise Damaged(f"checkpoint {folder} is damaged", e.what) from e
     except Exception as e:
@@ -276,18 +303,3 @@ def _read(folder: Path, manifest: Manifest, names: list[str]) -> Arrays:
             what = f"checkpoint {folder} was removed while it was read"
             raise CheckpointError(what, "newer ones took its place") from e
         raise while_reading(e, folder) from e
-
-
-def _batches(manifest: Manifest, limit_bytes: int = 1 << 30) -> Iterator[list[str]]:
-    """The names in order, in groups that need about `limit_bytes` of memory."""
-    group: list[str] = []
-    size = 0
-    for name in in_order(manifest.arrays):
-        entry = manifest.arrays[name]
-        group.append(name)
-        size += entry.size * np.dtype(entry.dtype).itemsize
-        if size >= limit_bytes:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group

@@ -1,4 +1,4 @@
-"""Errors while a checkpoint is written or read, in aifx's words: Orbax and TensorStore wrap them in many types."""
+"""Errors while a checkpoint is written or read, in aifx's words: TensorStore wraps them in many types."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from aifx.checkpoint.manifest import DAMAGED_SUFFIX, TEMPORARY_SUFFIX
+from aifx.checkpoint.manifest import DAMAGED_SUFFIX, ITEM, STATE, TEMPORARY_SUFFIX
 from aifx.core.files import check_folder
 from aifx.core.json_files import sync_directory
 
@@ -24,16 +24,17 @@ _REPLACED = "replaced"
 def temporary_place(directory: Path, step: int, attempt: int = 0) -> Path:
     """Where `step` is written before it is a checkpoint.
 
-    Each attempt has a folder of its own: Orbax's threads may still be writing into the one that failed.
+    Each attempt has a folder of its own: TensorStore's threads may still be writing into the one that failed.
     """
     return directory / f"{step}{f'.{attempt}' if attempt else ''}{TEMPORARY_SUFFIX}" / str(step)
 
 
 def prepare(place: Path) -> None:
-    """Make the folder of the temporary `place`, empty; the place itself does not exist yet."""
+    """Make the temporary `place`, with the empty folders of a checkpoint."""
     check_folder(place.parent.parent)
     _delete(place.parent)
-    place.parent.mkdir(parents=True)
+    for name in (ITEM, STATE):
+        (place / name).mkdir(parents=True)
 
 
 def commit(place: Path) -> None:
@@ -53,7 +54,7 @@ def discard(place: Path) -> None:
     temporary = place.parent
     with suppress(OSError):
         _put_back(temporary)
-    for _ in range(20):  # Orbax's threads may still be writing into it
+    for _ in range(20):  # TensorStore's threads may still be writing into it
         _delete(temporary)
         if not os.path.lexists(temporary):
             break

@@ -1,4 +1,4 @@
-"""A run's checkpoints as `aifx ckpt` shows them: all of them by their manifests, or one read in full."""
+"""A run's checkpoints as `aifx ckpt` shows them: by their manifests, or one of them read in full."""
 
 from __future__ import annotations
 
@@ -29,19 +29,37 @@ class NamedArray(ArrayEntry):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifiedCheckpoint(CheckpointInfo):
-    """A checkpoint, read and verified: what `aifx ckpt show --json` prints.
+class ShownCheckpoint(CheckpointInfo):
+    """A checkpoint by its manifest: what `aifx ckpt show --json` prints.
 
     Attributes:
-        state_digest: of what is on the disk; None if it cannot be read.
-        damage: arrays whose bytes are not what was saved, or why nothing can be read.
+        state_digest: of the state that was saved; None if the manifest cannot be read.
         arrays: None unless they were asked for.
     """
 
     run: str
     state_digest: str | None
-    damage: list[str]
     arrays: list[NamedArray] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedCheckpoint(CheckpointInfo):
+    """A checkpoint, read in full: what `aifx ckpt verify --json` prints.
+
+    Attributes:
+        state_digest: of the arrays that are on the disk; None if one cannot be read.
+        damaged_files: what is wrong with the files, one line per file.
+        damaged_arrays: names of arrays whose bytes are not what was saved.
+    """
+
+    run: str
+    state_digest: str | None
+    damaged_files: list[str]
+    damaged_arrays: list[str]
+
+    @property
+    def is_whole(self) -> bool:
+        return not (self.damaged_files or self.damaged_arrays)
 
 
 def checkpoint_list(run: RunDirectory) -> CheckpointList:
@@ -49,31 +67,46 @@ def checkpoint_list(run: RunDirectory) -> CheckpointList:
     return CheckpointList(run.name, list_checkpoints(run.checkpoints), set_aside)
 
 
-def verify_checkpoint(run: RunDirectory, step: StepChoice | None, *, with_arrays: bool) -> VerifiedCheckpoint:
-    """Read a checkpoint and compare each array with its digest.
+def show_checkpoint(run: RunDirectory, step: StepChoice | None, *, with_arrays: bool) -> ShownCheckpoint:
+    """What the manifest of a checkpoint says; reads no arrays.
 
     Args:
         step: the last by default.
 
     Raises CheckpointError for a checkpoint that is not there.
     """
-    info = _choose(run, step)
-    from aifx.checkpoint.checkpoints import Checkpoints  # imports jax and Orbax, which listing does not need
+    info = _choose(run, step, "show")
+    try:
+        manifest = read_manifest(run.checkpoints / str(info.step))
+    except Damaged:
+        return ShownCheckpoint(**vars(info), run=run.name, state_digest=None, arrays=[] if with_arrays else None)
+    arrays = [NamedArray(name=name, **vars(entry)) for name, entry in manifest.arrays.items()] if with_arrays else None
+    return ShownCheckpoint(**vars(info), run=run.name, state_digest=manifest.state_digest, arrays=arrays)
 
-    digest: str | None = None
+
+def verify_checkpoint(run: RunDirectory, step: StepChoice | None) -> VerifiedCheckpoint:
+    """Read every byte of a checkpoint and compare it with its digests.
+
+    Args:
+        step: the last by default.
+
+    Raises CheckpointError for a checkpoint that is not there.
+    """
+    info = _choose(run, step, "verify")
+    from aifx.checkpoint.checkpoints import Checkpoints  # imports jax and TensorStore, which listing does not need
+
     try:
         found = Checkpoints(run.checkpoints, CheckpointSection.model_validate({})).verify(info.step)
-        digest, damage = found.state_digest, list(found.damaged)
     except Damaged as error:
-        damage = [error.why]
-    arrays = None
-    if with_arrays:
-        entries = {} if info.damaged else read_manifest(run.checkpoints / str(info.step)).arrays
-        arrays = [NamedArray(name=name, **vars(entry)) for name, entry in entries.items()]
-    return VerifiedCheckpoint(**vars(info), run=run.name, state_digest=digest, damage=damage, arrays=arrays)
+        digest, files, arrays = None, [error.why], []
+    else:
+        digest, files, arrays = found.state_digest, list(found.files), list(found.damaged)
+    return VerifiedCheckpoint(
+        **vars(info), run=run.name, state_digest=digest, damaged_files=files, damaged_arrays=arrays
+    )
 
 
-def _choose(run: RunDirectory, step: StepChoice | None) -> CheckpointInfo:
+def _choose(run: RunDirectory, step: StepChoice | None, command: str) -> CheckpointInfo:
     checkpoints = list_checkpoints(run.checkpoints)
     if not checkpoints:
         what = f"run {run.name} has no checkpoint"
@@ -85,6 +118,6 @@ def _choose(run: RunDirectory, step: StepChoice | None) -> CheckpointInfo:
             return checkpoint
     if step == "best":
         what = f"run {run.name} has no best checkpoint"
-        raise CheckpointError(what, "none was validated", f"aifx ckpt show last --run {run.name}")
+        raise CheckpointError(what, "none was validated", f"aifx ckpt {command} last --run {run.name}")
     there = f"it has {', '.join(str(c.step) for c in checkpoints)}"
     raise CheckpointError(f"run {run.name} has no checkpoint of step {step}", there, f"aifx ckpt ls --run {run.name}")

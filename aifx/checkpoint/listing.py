@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aifx.checkpoint.manifest import Damaged, Manifest, missing_files, read_manifest, step_directories
+from aifx.checkpoint.inventory import missing_files
+from aifx.checkpoint.manifest import Damaged, Manifest, read_manifest, step_directories
 from aifx.config.best_by import Score
 
 

@@ -1,4 +1,4 @@
-"""`manifest/` of a checkpoint: what it holds, the digest of every array, what the host kept, and its files' sizes.
+"""`manifest.json` of a checkpoint: what it holds, the digest of every array, and what the host kept.
 
 Reading it needs neither jax nor Orbax, so that listing checkpoints is quick.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ from aifx.core.json_values import plain
 from aifx.core.os_errors import UNREADABLE
 from aifx.core.parsing import parse_json
 
-FORMAT = 2
+FORMAT = 3
 ITEM = "manifest"
+STATE = "state"
+"""The item of the checkpoint that holds the arrays: any Orbax program can restore it as a tree."""
+
 FILE = "manifest.json"
-INVENTORY = "files.json"
 TEMPORARY_SUFFIX = ".orbax-checkpoint-tmp"
 DAMAGED_SUFFIX = ".damaged"
 
@@ -39,7 +40,7 @@ class ArrayEntry:
 
     dtype: str
     shape: tuple[int, ...]
-    sha256: str
+    digest: str  # additive (aifx.checkpoint.digest), 16 hexadecimal digits
 
     @property
     def size(self) -> int:
@@ -64,6 +65,11 @@ class Manifest:
         """Elements of the arrays under `params`."""
         return sum(entry.size for name, entry in self.arrays.items() if name.split("/")[0] == "params")
 
+    @property
+    def state_digest(self) -> str:
+        """The digest of the state that was saved."""
+        return digest_of((name, entry.dtype, entry.shape, entry.digest) for name, entry in self.arrays.items())
+
     def to_json(self) -> dict[str, Any]:
         body = {"format": FORMAT, **plain(self)}
         return {**body, "checksum": json_digest(body)}
@@ -87,7 +93,7 @@ def read_manifest(directory: Path) -> Manifest:
             raise CheckpointError(what, f"this aifx reads format {FORMAT}")
         if str(doc["step"]) != directory.name:
             raise ValueError(f"it was saved as the checkpoint of step {doc['step']}")
-        arrays = {n: ArrayEntry(a["dtype"], tuple(a["shape"]), a["sha256"]) for n, a in doc["arrays"].items()}
+        arrays = {n: ArrayEntry(a["dtype"], tuple(a["shape"]), a["digest"]) for n, a in doc["arrays"].items()}
         loss = doc["validation_loss"]
         score = None if doc["score"] is None else Score(**doc["score"])
         size = doc["size_bytes"]
@@ -111,36 +117,14 @@ def step_directories(directory: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def write_inventory(folder: Path) -> None:
-    """List the files of the checkpoint in `folder`. Nothing may be written to it afterwards."""
-    sizes = {
-        str(Path(parent, name).relative_to(folder)): os.stat(os.path.join(parent, name)).st_size
-        for parent, _, names in os.walk(folder)
-        for name in names
-    }
-    (folder / ITEM / INVENTORY).write_text(json.dumps({"files": dict(sorted(sizes.items()))}, indent=1))
-
-
-def missing_files(folder: Path) -> str | None:
-    """What is missing from the checkpoint in `folder`, found without reading arrays; None if nothing is.
-
-    Does not find changed bytes.
-    """
-    try:
-        sizes = parse_json(read_file(folder / ITEM / INVENTORY, below=folder))["files"]
-        for name, size in sizes.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if (found := path.stat().st_size) != size:
-                return f"{name} has {found:,} bytes and had {size:,}"
-    except (FileNotFoundError, NotADirectoryError):
-        return f"{INVENTORY} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError, UnsafeFile):
-        return f"{INVENTORY} cannot be read"
-    return None
-
-
 def json_digest(value: Any) -> str:
     """SHA-256 of a value as JSON with sorted keys, separators `,` and `:`, ASCII only."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def digest_of(arrays: Iterable[tuple[str, str, Sequence[int], str]]) -> str:
+    """The digest of a state from the name, dtype, shape and digest of each of its arrays, in any order."""
+    digest = hashlib.sha256()
+    for name, dtype, shape, lanes in sorted(arrays, key=lambda array: array[0].encode()):
+        digest.update(f"{name}\0{dtype}\0{','.join(str(n) for n in shape)}\0{lanes}\n".encode())
+    return digest.hexdigest()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from aifx.checkpoint.digest import is_key
-from aifx.checkpoint.manifest import Manifest
+from aifx.checkpoint.manifest import ArrayEntry, Manifest
+from aifx.checkpoint.storage import StoredArrays
 from aifx.core.errors import CheckpointError
+
+GROUP_BYTES = 1 << 30
 
 _KEY_IMPLEMENTATIONS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
 """jax.random.wrap_key_data's names by the tag in a key's dtype ("key<fry>")."""
@@ -38,17 +44,88 @@ def check_fit(folder: Path, manifest: Manifest, wanted: Mapping[str, Any]) -> No
         )
 
 
-def place(arrays: Mapping[str, np.ndarray[Any, Any]], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays on their devices, with the shardings of `wanted`, typed keys wrapped again."""
-    plain = [name for name in arrays if not is_key(wanted[name])]
-    shardings = [getattr(wanted[name], "sharding", None) for name in plain]
-    placed: dict[str, Any] = dict(zip(plain, jax.device_put([arrays[n] for n in plain], shardings), strict=True))
-    for name, array in arrays.items():
-        if is_key(wanted[name]):
-            tag = str(wanted[name].dtype).removeprefix("key<").removesuffix(">")
-            key = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=_KEY_IMPLEMENTATIONS.get(tag, tag))
-            placed[name] = jax.device_put(key, getattr(wanted[name], "sharding", None))
+def read_placed(
+    stored: StoredArrays, entries: Mapping[str, ArrayEntry], wanted: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """Arrays of a checkpoint with the shardings of `wanted`, not verified; typed keys as their data.
+
+    Each part is read once, and put on the devices of this process that need it.
+    """
+    placed: dict[str, jax.Array] = {}
+    plans = {name: _plan(entries[name], leaf) for name, leaf in wanted.items()}
+    for names in _groups(plans):
+        reads = [(name, part, stored.read(name, part.index)) for name in names for part in plans[name].parts]
+        parts, targets = [], []
+        for _, part, read in reads:
+            data = read.result()
+            parts += [data] * len(part.targets)
+            targets += part.targets
+        found = iter(jax.device_put(parts, targets))
+        for name in names:
+            plan = plans[name]
+            on_devices = [next(found) for part in plan.parts for _ in part.targets]
+            if plan.sharding is None:
+                placed[name] = on_devices[0]
+            else:
+                placed[name] = jax.make_array_from_single_device_arrays(plan.shape, plan.sharding, on_devices)
     return placed
+
+
+def with_keys(arrays: Mapping[str, jax.Array], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of `wanted`, typed keys wrapped again."""
+    found: dict[str, Any] = dict(arrays)
+    for name in [name for name in arrays if is_key(wanted[name])]:
+        tag = str(wanted[name].dtype).removeprefix("key<").removesuffix(">")
+        key = jax.random.wrap_key_data(arrays[name], impl=_KEY_IMPLEMENTATIONS.get(tag, tag))
+        found[name] = jax.device_put(key, getattr(wanted[name], "sharding", None))
+    return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of an array that this process reads, and the places that it is put in."""
+
+    index: tuple[slice, ...]
+    targets: list[Any]  # shardings of one device each, or None for the default device
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How an array is read. Without a sharding it is put on the default device."""
+
+    shape: tuple[int, ...]
+    sharding: Sharding | None
+    parts: list[_Part]
+
+
+def _plan(entry: ArrayEntry, leaf: Any) -> _Plan:
+    sharding = None if is_key(leaf) else getattr(leaf, "sharding", None)
+    itemsize = np.dtype(entry.dtype).itemsize
+    if sharding is None:
+        everything = tuple(slice(0, size) for size in entry.shape)
+        return _Plan(entry.shape, None, [_Part(everything, [None], entry.size * itemsize)])
+    parts: dict[tuple[tuple[int, int, int], ...], _Part] = {}
+    for device, index in sharding.addressable_devices_indices_map(entry.shape).items():
+        bounds = tuple(part.indices(size) for part, size in zip(index, entry.shape, strict=True))
+        num_bytes = math.prod(stop - start for start, stop, _ in bounds) * itemsize
+        part = parts.setdefault(bounds, _Part(tuple(slice(start, stop) for start, stop, _ in bounds), [], num_bytes))
+        part.targets.append(SingleDeviceSharding(device, memory_kind=sharding.memory_kind))
+    return _Plan(entry.shape, sharding, list(parts.values()))
+
+
+def _groups(plans: Mapping[str, _Plan]) -> Iterator[list[str]]:
+    """The names in groups, so that the host holds about GROUP_BYTES at a time."""
+    group: list[str] = []
+    size = 0
+    for name, plan in plans.items():
+        group.append(name)
+        size += sum(part.num_bytes for part in plan.parts)
+        if size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _signature(leaf: Any) -> tuple[tuple[int, ...], str]:

@@ -1,126 +1,183 @@
-"""Arrays and a manifest on disk through Orbax. Everything here blocks; `Checkpoints` calls it from its own thread."""
+"""Arrays on disk through TensorStore, in the layout of an Orbax PyTree. Everything here blocks.
+
+`state/` is a key-value store (OCDBT) that holds each array as zarr, in chunks that no two processes share. With several
+processes, each writes a store of its own in `state/ocdbt.process_<i>/`; process 0 then makes `state/` refer to them.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import importlib
-import logging
-import os
-import threading
-from collections.abc import Mapping, Sequence
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorstore as ts
 
-from aifx.checkpoint.manifest import FILE, ITEM, Manifest, write_inventory
-from aifx.checkpoint.naming import flat_names, nest
-from aifx.core.json_files import sync_directory
-from aifx.core.os_errors import naming
+from aifx.checkpoint.capture import HostArray
+from aifx.checkpoint.manifest import STATE, ArrayEntry, Damaged
 
-STATE = "state"
-"""The item of the checkpoint that holds the arrays: any Orbax program can restore it as a tree."""
+CHUNK_BYTES = 8 << 20
+"""A chunk is read whole, so its size bounds what a process reads beyond what it needs."""
 
-_importing = threading.Lock()
-
-
-def load_orbax() -> Any:
-    """`orbax.checkpoint`, imported when first needed (half a second), from any thread."""
-    with _importing:
-        orbax = importlib.import_module("orbax.checkpoint")
-    for name in ("absl", "asyncio"):
-        logger = logging.getLogger(name)
-        if not any(isinstance(f, _WithoutOrbax) for f in logger.filters):
-            logger.addFilter(_WithoutOrbax())
-    return orbax
+_ORBAX = "orbax.checkpoint._src.handlers"
 
 
-def write_checkpoint(directory: Path, arrays: Mapping[str, np.ndarray[Any, Any]], manifest: Manifest) -> None:
-    """Write a checkpoint to `directory`, which must not exist, and make it survive a loss of power.
+def process_folder(state: Path, index: int, count: int) -> Path:
+    """Where process `index` of `count` writes its arrays."""
+    return state / f"ocdbt.process_{index}" if count > 1 else state
 
-    The arrays must not change until this returns.
+
+def write_arrays(folder: Path, arrays: Mapping[str, HostArray]) -> None:
+    """Write the parts of this process to a store in `folder`. The arrays must not change until this returns."""
+    if not folder.exists():
+        folder.mkdir()
+    context, transaction = ts.Context(), ts.Transaction()
+    mine = {name: array for name, array in arrays.items() if array.parts and math.prod(array.shape)}
+    opened = {}
+    for name, array in mine.items():
+        metadata = {
+            "zarr_format": 2,
+            "shape": array.shape,
+            "chunks": chunk_shape(array),
+            "dtype": array.dtype.name if array.dtype.kind == "V" else array.dtype.newbyteorder("<").str,
+            # Trained weights hardly compress (8 % by zstd), and the cores it takes are the training's.
+            "compressor": None,
+            "filters": None,
+            "fill_value": None,
+            "order": "C",
+            "dimension_separator": ".",
+        }
+        kvstore = {**_kvstore(folder, will_write=True), "path": f"{_key(name)}/"}
+        spec = {"driver": "zarr", "kvstore": kvstore, "metadata": metadata, "store_data_equal_to_fill_value": True}
+        opened[name] = ts.open(spec, create=True, context=context, transaction=transaction)
+    writes = [
+        opened[name].result()[part.index].write(part.data, can_reference_source_data_indefinitely=True)
+        for name, array in mine.items()
+        for part in array.parts
+    ]
+    # Each one to its end, also after a failure: nothing may write into a folder that is being removed.
+    failures = [e for e in [write.copy.exception() for write in writes] if e is not None]
+    if failures:
+        transaction.abort()
+        raise failures[0]
+    transaction.commit_async().result()
+
+
+def merge(state: Path, count: int) -> None:
+    """Make the store in `state` refer to those of `count` processes."""
+    if count == 1:
+        return
+    context, transaction = ts.Context(), ts.Transaction(atomic=True)
+    target = ts.KvStore.open(_kvstore(state, will_write=True), context=context).result()
+    for index in range(count):
+        source = ts.KvStore.open(_kvstore(process_folder(state, index, count)), context=context).result()
+        source.experimental_copy_range_to(target.with_transaction(transaction)).result()
+    transaction.commit_async().result()
+
+
+def write_orbax_metadata(folder: Path, arrays: Mapping[str, ArrayEntry]) -> None:
+    """Describe the checkpoint in `folder` as Orbax does, whose programs then restore its arrays as a tree."""
+    tree = {}
+    for name, entry in arrays.items():
+        if entry.size:
+            path = tuple(name.split("/"))
+            value = {"value_type": "np.ndarray", "skip_deserialize": False}
+            keys = [{"key": key, "key_type": 2} for key in path]  # 2: of a dictionary
+            tree[str(path)] = {"key_metadata": keys, "value_metadata": value}
+    described = {"use_ocdbt": True, "use_zarr3": False, "store_array_data_equal_to_fill_value": True}
+    text = json.dumps({"tree_metadata": tree, **described, "custom_metadata": None})
+    (folder / STATE / "_METADATA").write_text(text)
+    now = time.time_ns()
+    document = {
+        "item_handlers": {STATE: f"{_ORBAX}.pytree_checkpoint_handler.PyTreeCheckpointHandler"},
+        "metrics": {},
+        "performance_metrics": {},
+        "init_timestamp_nsecs": now,
+        "commit_timestamp_nsecs": now,
+        "custom_metadata": {},
+    }
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(document))
+
+
+class StoredArrays:
+    """The arrays of a checkpoint, as they are on disk: nothing is verified. Raises what TensorStore raises."""
+
+    def __init__(self, folder: Path, arrays: Mapping[str, ArrayEntry]) -> None:
+        self._arrays = arrays
+        context, kvstore = ts.Context(), _kvstore(folder / STATE)
+        specs = {
+            name: {"driver": "zarr", "kvstore": {**kvstore, "path": f"{_key(name)}/"}}
+            for name, entry in arrays.items()
+            if entry.size
+        }
+        self._opening = {name: ts.open(spec, open=True, read=True, context=context) for name, spec in specs.items()}
+
+    def read(self, name: str, index: tuple[slice, ...]) -> Any:
+        """A future of the part of an array that `index` selects, a NumPy array."""
+        entry = self._arrays[name]
+        if not entry.size:
+            shape = [len(range(*part.indices(size))) for part, size in zip(index, entry.shape, strict=True)]
+            return ts.Future(np.zeros(shape, np.dtype(entry.dtype)))
+        return self._store(name)[index].read()
+
+    def row_chunk(self, name: str) -> int:
+        """How many rows along the first axis a chunk has; 1 for a scalar."""
+        entry = self._arrays[name]
+        return int(self._store(name).chunk_layout.read_chunk.shape[0]) if entry.size and entry.shape else 1
+
+    def _store(self, name: str) -> Any:
+        entry, stored = self._arrays[name], self._opening[name].result()
+        if stored.shape != entry.shape or stored.dtype.numpy_dtype != np.dtype(entry.dtype):
+            raise Damaged(f"array {name}", f"{name} has another shape or dtype than its manifest says")
+        return stored
+
+
+def chunk_shape(array: HostArray) -> list[int]:
+    """The chunks of an array: its parts, divided along the longest axis until a chunk has at most CHUNK_BYTES.
+
+    Chunks that are short along each axis can be read for another mesh with little beyond what it needs. No chunk
+    reaches from one part into the next. If that forbids small chunks (parts of a prime size), they are larger.
     """
-    ocp = load_orbax()
-    # Orbax refuses arrays without elements; the manifest says all there is to know of them.
-    state = nest({name: array for name, array in arrays.items() if array.size})
-    args = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), ITEM: ocp.args.JsonSave(manifest.to_json())})
-    failures: list[Exception] = []
-    try:
-        _checkpointer(ocp, failures).save(directory, args=args)
-    finally:
-        if failures:
-            raise failures[0]
-    write_inventory(directory)
-    sync_tree(directory)
+    shape = [max(size, 1) for size in array.part_shape]
+    while math.prod(shape) * array.dtype.itemsize > CHUNK_BYTES:
+        for axis in sorted(range(len(shape)), key=lambda axis: -shape[axis]):
+            if array.part_shape[axis] == array.shape[axis] and shape[axis] > 1:
+                shape[axis] = -(-shape[axis] // 2)
+                break
+            if factor := next((f for f in (2, 3, 5, 7) if shape[axis] % f == 0), None):
+                shape[axis] //= factor
+                break
+        else:
+            break
+    return shape
 
 
-def read_arrays(directory: Path, manifest: Manifest, names: list[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays called `names` (all in the manifest) as they are on disk, not verified. Raises what Orbax raises."""
-    ocp = load_orbax()
-    entries = {name: manifest.arrays[name] for name in names}
-    stored = [name for name, entry in entries.items() if entry.size]
-    found = {name: np.zeros(e.shape, np.dtype(e.dtype)) for name, e in entries.items() if not e.size}
-    if stored:
-        wanted = nest({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored})
-        args = ocp.args.PyTreeRestore(item=nest(dict.fromkeys(stored, 0)), restore_args=wanted, partial_restore=True)
-        tree = _checkpointer(ocp).restore(directory, args=ocp.args.Composite(**{STATE: args}))[STATE]
-        arrays = flat_names(tree)
-        found |= {name: np.asarray(arrays[name]) for name in stored}
-    return {name: found[name] for name in names}
+def check_keys(names: Iterable[str]) -> None:
+    """Raise ValueError if two arrays would have the same key in the store."""
+    found: dict[str, str] = {}
+    for name in names:
+        other = found.setdefault(_key(name), name)
+        if other != name:
+            raise ValueError(f"arrays {other!r} and {name!r} would be stored under one key")
 
 
-def sync_tree(directory: Path) -> None:
-    """fsync every file and folder below `directory`. Orbax does so for arrays, not for its small files."""
-    for folder, _, files in os.walk(directory):
-        for file in files:
-            handle = os.open(os.path.join(folder, file), os.O_RDONLY)
-            try:
-                with naming(Path(folder, file)):
-                    os.fsync(handle)
-            finally:
-                os.close(handle)
-        sync_directory(Path(folder))
+def _key(name: str) -> str:
+    """Orbax's key of an array."""
+    return name.replace("/", ".")
 
 
-def _checkpointer(ocp: Any, failures: list[Exception] | None = None) -> Any:
-    types = ocp.type_handlers
-
-    class Arrays(types.NumpyHandler):  # type: ignore[misc,name-defined]
-        """Let every operation end before raising the first failure. Orbax would leave the others to a closed event
-        loop, which prints tracebacks and writes files into a folder that is being removed."""
-
-        async def _open_and_write(self, *args: Any, **kwargs: Any) -> None:
-            try:
-                await super()._open_and_write(*args, **kwargs)
-            except Exception as e:
-                if failures is None:
-                    raise
-                failures.append(e)
-
-        async def deserialize(self, infos: Sequence[Any], args: Sequence[Any] | None = None) -> list[Any]:
-            one_by_one = zip(infos, args or [None] * len(infos), strict=True)
-            read = super().deserialize
-            reads = [read([info], None if arg is None else [arg]) for info, arg in one_by_one]
-            results: list[Any] = await asyncio.gather(*reads, return_exceptions=True)
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
-            return [result[0] for result in results]
-
-    # No copy of the arrays: that was made before, into memory that is reused.
-    registry = types.create_type_handler_registry((np.ndarray, Arrays(deepcopy_host_arrays=False)))
-    # Trained weights hardly compress (8 % by zstd), and the cores it takes are the training's.
-    state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
-    handlers = {STATE: state, ITEM: ocp.JsonCheckpointHandler(FILE)}
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
-
-
-class _WithoutOrbax(logging.Filter):
-    """Keep off the terminal what Orbax logs, and what asyncio logs for it ("exception was never retrieved").
-
-    The first failure is also raised, and aifx reports that one.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return f"{os.sep}orbax{os.sep}checkpoint{os.sep}" not in record.pathname and "tensorstore" not in str(error)
+def _kvstore(folder: Path, *, will_write: bool = False) -> dict[str, Any]:
+    # What is written is flushed later, file by file, with errors that name the file.
+    base = {"driver": "file", "path": f"{folder}/", "file_io_sync": False}
+    kvstore: dict[str, Any] = {"driver": "ocdbt", "base": base}
+    if will_write:
+        kvstore["config"] = {
+            "max_inline_value_bytes": 1024,
+            "max_decoded_node_bytes": 100_000_000,  # one node, which is the quickest to read
+            "manifest_kind": "single",
+        }
+        kvstore["assume_config"] = True  # no other process writes to this store
+    return kvstore

@@ -101,7 +101,7 @@ def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -
 
     With `optimizer.ema_decay` the weights are the averaged ones.
     """
-    # Here, so that training does not wait for orbax before its first step.
+    # Here, so that training does not wait for TensorStore before its first step.
     from aifx.checkpoint.checkpoints import Checkpoints
 
     specs = model.specs()

@@ -39,7 +39,7 @@ from aifx.tasks.base import Task
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import describe_or_open_task, load_task
 
-TRAINING_PACKAGES = ("grain", "orbax.checkpoint", "tokenizers")
+TRAINING_PACKAGES = ("grain", "tensorstore", "tokenizers")
 TRIES = 3
 """Candidates that are compiled, at most."""
 

@@ -1,4 +1,4 @@
-"""`aifx ckpt`: list and show checkpoints."""
+"""`aifx ckpt`: list, show and verify checkpoints."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from aifx.core.project import find_project
 from aifx.core.steps import parse_step
 
 if TYPE_CHECKING:
-    from aifx.checkpoint.inspection import VerifiedCheckpoint
+    from aifx.checkpoint.listing import CheckpointInfo
 
 app = typer.Typer(
-    help="""List and verify checkpoints.
+    help="""List, show and verify checkpoints.
 
     Examples:
         aifx ckpt ls                   list the checkpoints of the newest run
-        aifx ckpt show best            verify the best checkpoint and print its digest
+        aifx ckpt show best            show the best checkpoint and the digest of its state
+        aifx ckpt verify               read the newest checkpoint and name what is damaged
     """
 )
 
@@ -52,21 +53,54 @@ def ls(run: RunOption = None, json: JsonOption = False) -> None:
             out.print(f"set aside as damaged: {directory.checkpoints / name}")
 
 
+StepArgument = Annotated[
+    str | None, typer.Argument(metavar="[STEP|best|last]", help="Checkpoint to read. By default the last.")
+]
+
+
 @app.command()
 def show(
-    step: Annotated[
-        str | None, typer.Argument(metavar="[STEP|best|last]", help="Checkpoint to show. By default the last.")
-    ] = None,
+    step: StepArgument = None,
     run: RunOption = None,
     arrays: Annotated[bool, typer.Option("--arrays", help="List every array with its shape and digest.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Read a checkpoint, compare every array with its saved digest, and print the state's digest.
+    """Show a checkpoint by its manifest, with the digest of its state, without reading arrays.
 
     Examples:
         aifx ckpt show
         aifx ckpt show best --run main
-        aifx ckpt show 400 --json
+        aifx ckpt show 400 --arrays
+
+    Exits 1 if the manifest is damaged or files are missing.
+    """
+    with terminal(json) as out:
+        from aifx.checkpoint.inspection import show_checkpoint
+
+        directory = find_project().existing_run(run)
+        checkpoint = show_checkpoint(directory, parse_step(step), with_arrays=arrays)
+        out.document(checkpoint)
+        if not json:
+            rows = [*_summary(checkpoint, checkpoint.run), ("state digest", checkpoint.state_digest)]
+            if checkpoint.damaged:
+                rows.append(("damaged", checkpoint.damaged))
+            _print(out, directory.checkpoints / str(checkpoint.step), rows)
+            if checkpoint.arrays:
+                out.print("")
+                found = [(a.name, f"{a.dtype}[{', '.join(map(str, a.shape))}]", a.digest) for a in checkpoint.arrays]
+                out.table(["array", "", "digest"], found)
+        if checkpoint.damaged:
+            raise SystemExit(ExitCode.VERDICT)
+
+
+@app.command()
+def verify(step: StepArgument = None, run: RunOption = None, json: JsonOption = False) -> None:
+    """Read every byte of a checkpoint, compare it with the saved digests, and name damaged files and arrays.
+
+    Examples:
+        aifx ckpt verify
+        aifx ckpt verify best --run main
+        aifx ckpt verify 400 --json
 
     Exits 1 if the checkpoint is damaged.
     """
@@ -74,31 +108,32 @@ def show(
         from aifx.checkpoint.inspection import verify_checkpoint
 
         directory = find_project().existing_run(run)
-        checkpoint = verify_checkpoint(directory, parse_step(step), with_arrays=arrays)
+        checkpoint = verify_checkpoint(directory, parse_step(step))
         out.document(checkpoint)
         if not json:
-            _print(out, directory.checkpoints / str(checkpoint.step), checkpoint)
-        if checkpoint.damage:
+            verdict = "whole: every byte equals what was saved" if checkpoint.is_whole else "damaged"
+            rows = [*_summary(checkpoint, checkpoint.run), ("state digest", checkpoint.state_digest)]
+            _print(out, directory.checkpoints / str(checkpoint.step), [*rows, ("verdict", verdict)])
+            for line in checkpoint.damaged_files:
+                out.print(f"damaged file: {line}")
+            for name in checkpoint.damaged_arrays:
+                out.print(f"damaged array: {name}")
+        if not checkpoint.is_whole:
             raise SystemExit(ExitCode.VERDICT)
 
 
-def _print(out: Output, folder: Path, info: VerifiedCheckpoint) -> None:
+def _summary(info: CheckpointInfo, run: str) -> list[tuple[str, str | None]]:
     score = info.score
-    rows = [
-        ("run", info.run),
+    return [
+        ("run", run),
         ("step", f"{info.step}{' (best)' if info.is_best else ''}"),
         ("saved", date(info.saved_at)),
         ("validation loss", figure(info.validation_loss)),
         (f"validation {score.metric}", figure(score.value)) if score and score.metric != "loss" else ("", None),
         ("parameters", f"{info.num_parameters:,}" if info.num_arrays else None),
         ("size", f"{readable_bytes(info.size_bytes)} in {info.num_arrays} arrays" if info.num_arrays else None),
-        ("state digest", info.state_digest),
-        ("verdict", "damaged" if info.damage else "whole: every array equals what was saved"),
     ]
+
+
+def _print(out: Output, folder: Path, rows: list[tuple[str, str | None]]) -> None:
     out.table(["checkpoint", str(folder)], [row for row in rows if row[1] is not None])
-    for name in info.damage:
-        out.print(f"damaged: {name}")
-    if info.arrays:
-        out.print("")
-        arrays = [(a.name, f"{a.dtype}[{', '.join(map(str, a.shape))}]", a.sha256[:16]) for a in info.arrays]
-        out.table(["array", "", "sha256"], arrays)

@@ -133,12 +133,12 @@ def test_what_tensorstore_reports_is_the_machine(
     text = f"UNKNOWN: Failed to fsync file: {os.strerror(number)} [os_error_code='{number}'] [source locations='x']"
     tries = 0
 
-    async def refuse(*_: Any, **__: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         nonlocal tries
         tries += 1
         raise ValueError(text)
 
-    monkeypatch.setattr(storage.load_orbax().type_handlers.NumpyHandler, "_open_and_write", refuse)
+    monkeypatch.setattr(storage.ts, "open", refuse)
     warned: list[str] = []
     with pytest.raises(EnvironmentFault) as caught:
         save(directory, 2, warned)

@@ -106,6 +106,7 @@ every = 2
         ("runs", "show", "main", "--json"),
         ("runs", "compare", "main", "other", "--json"),
         ("ckpt", "show", "--run", "main", "--arrays", "--json"),
+        ("ckpt", "verify", "--run", "main", "--json"),
     ):
         done = run(tmp_path, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -37,10 +37,10 @@ def test_full_disk(project: Command, trained: Command, small_disk: Path) -> None
 
     kept = project("ckpt", "ls", "--run", "main", "--json").json()["checkpoints"]
     assert kept, "nothing was saved before the disk was full"
-    shown = project("ckpt", "show", str(kept[-1]["step"]), "--run", "main", "--json")
+    shown = project("ckpt", "verify", str(kept[-1]["step"]), "--run", "main", "--json")
     assert shown.returncode == 0, shown.stderr
 
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     assert project(*train, "--json").json()["status"] == "completed"
-    again = project("ckpt", "show", "--run", "main", "--json").json()
+    again = project("ckpt", "verify", "--run", "main", "--json").json()
     assert again["state_digest"] == json.loads((trained.cwd / "report.json").read_text())["state_digest"]

@@ -161,7 +161,7 @@ def kill_and_compare(project: Command, cache: Path, started: Started, seed: int)
     assert numbers(run) == numbers(project.cwd / "runs" / "whole"), f"seed {seed}"
     assert not list(run.glob("checkpoints/*tmp*")), f"seed {seed}: a stray temporary checkpoint stayed"
 
-    shown = hunted("ckpt", "show", "--run", "killed", "--json").json()
+    shown = hunted("ckpt", "verify", "--run", "killed", "--json").json()
     assert shown["state_digest"] == whole.json()["state_digest"], f"seed {seed}"
     return kills, {aiming.__name__: count for aiming, count in struck.items()}
 

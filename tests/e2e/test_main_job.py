@@ -36,7 +36,7 @@ def test_language_model(trained: Command) -> None:
     assert last["step"] == 20
     assert last["loss"] == report["loss"]
 
-    assert project("ckpt", "show", "--json").json()["state_digest"] == report["state_digest"]
+    assert project("ckpt", "verify", "--json").json()["state_digest"] == report["state_digest"]
 
     again = project(*train(20), "--json").json()
     assert (again["status"], again["step"], again["state_digest"]) == ("completed", 20, report["state_digest"])

@@ -176,18 +176,21 @@ def test_ckpt(project: Project, here: Here) -> None:
     doc = here.answer("ckpt", "ls")
     assert [(c["step"], c["is_best"]) for c in doc["checkpoints"]] == [(20, False), (40, True)]
     doc = here.answer("ckpt", "show", "--arrays")
-    assert (doc["step"], doc["num_parameters"], doc["size_bytes"], doc["damage"]) == (40, 15_000, 60_004, [])
+    assert (doc["step"], doc["num_parameters"], doc["size_bytes"]) == (40, 15_000, 60_004)
     assert doc["state_digest"] == state_digest(state_of(40))
     assert {a["name"] for a in doc["arrays"]} == {"params/w", "step"}
     assert here.answer("ckpt", "show", "20")["state_digest"] == state_digest(state_of(20))
     assert here.answer("ckpt", "show", "best", "--run", "a")["step"] == 40
+    doc = here.answer("ckpt", "verify", "20")
+    assert (doc["state_digest"], doc["damaged_files"], doc["damaged_arrays"]) == (state_digest(state_of(20)), [], [])
+    assert "every byte equals what was saved" in here("ckpt", "verify")
     assert here.answer("ckpt", "show", "30", code=2)["error"]["why"] == "it has 20, 40"
     assert here("ckpt", "show", "newest", code=2) == ""
 
     stray = run.checkpoints / "50.orbax-checkpoint-tmp"
     stray.mkdir()
     here.answer("ckpt", "ls")
-    here.answer("ckpt", "show")
+    here.answer("ckpt", "verify")
     assert stray.exists()  # a trainer may be writing it
 
 
@@ -197,10 +200,16 @@ def test_a_damaged_checkpoint_is_a_verdict(project: Project, here: Here) -> None
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
-    doc = here.answer("ckpt", "show", code=1)
-    assert doc["damage"] == ["params/w"]
+    doc = here.answer("ckpt", "verify", code=1)
+    name = largest.relative_to(run.checkpoints / "40").as_posix()
+    assert doc["damaged_files"] == [f"{name} has other bytes than were written"]
+    assert doc["damaged_arrays"] == ["params/w"]
     assert doc["state_digest"] != state_digest(state_of(40))
-    assert "damaged" in here("ckpt", "show", code=1)
+    page = here("ckpt", "verify", code=1)
+    assert f"damaged file: {name}" in page
+    assert "damaged array: params/w" in page
+    assert here.answer("ckpt", "show")["state_digest"] == state_digest(state_of(40))  # which reads no array
     (run.checkpoints / "20" / "manifest" / "manifest.json").write_text("{}")
     assert here.answer("ckpt", "show", "20", code=1)["state_digest"] is None
+    assert "manifest.json" in here.answer("ckpt", "verify", "20", code=1)["damaged_files"][0]
     assert "damaged" in here("ckpt", "ls")

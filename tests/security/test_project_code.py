@@ -59,6 +59,7 @@ def project(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> It
         ["runs", "watch", "main", "--once"],
         ["ckpt", "ls"],
         ["ckpt", "show"],
+        ["ckpt", "verify"],
     ],
     ids=" ".join,
 )

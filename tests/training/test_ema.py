@@ -40,7 +40,7 @@ class KillAt(Observer):
 def arrays(run: RunDirectory, step: int, part: str) -> dict[str, str]:
     """The digests of the arrays under a part of a checkpoint."""
     found = read_manifest(run.checkpoints / str(step)).arrays
-    return {name.removeprefix(f"{part}/"): entry.sha256 for name, entry in found.items() if name.startswith(f"{part}/")}
+    return {name.removeprefix(f"{part}/"): entry.digest for name, entry in found.items() if name.startswith(f"{part}/")}
 
 
 def test_the_average_is_that_of_the_weights_after_each_update(tiny) -> None:

@@ -1,0 +1,124 @@
+"""`files.json` of a checkpoint: the size and the SHA-256 of each of its files, by the process that wrote it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from aifx.checkpoint.manifest import ITEM, json_digest
+from aifx.core.files import UnsafeFile, read_file
+from aifx.core.json_files import sync_directory
+from aifx.core.os_errors import naming
+from aifx.core.parsing import parse_json
+
+INVENTORY = "files.json"
+
+Files = dict[str, tuple[int, str]]
+"""By path within the checkpoint: the number of bytes, and their SHA-256 in hexadecimal."""
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and in its folders."""
+    return [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+
+
+def list_files(folder: Path, paths: Iterable[Path]) -> Files:
+    """The size and the SHA-256 of files of the checkpoint in `folder`."""
+    return {str(path.relative_to(folder)): _summary(path) for path in paths}
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Make the content of files survive a loss of power."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            with naming(path):
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sync_folders(folder: Path) -> None:
+    """Make the names in a folder, and in its folders, survive a loss of power."""
+    for parent, _, _ in os.walk(folder):
+        sync_directory(Path(parent))
+
+
+def write_inventory(folder: Path, files: Files) -> None:
+    """List the files of the checkpoint in `folder`, after which none may be written."""
+    path = folder / ITEM / INVENTORY
+    path.write_bytes(_encoded({name: {"bytes": size, "sha256": sha} for name, (size, sha) in files.items()}))
+    sync_files([path])
+
+
+def missing_files(folder: Path) -> str | None:
+    """What is missing from the checkpoint in `folder`, found without reading arrays; None if nothing is.
+
+    Does not find changed bytes.
+    """
+    try:
+        sizes = {name: size for name, (size, _) in _read(folder).items()}
+    except _Unreadable as e:
+        return str(e)
+    return next((why for name, size in sizes.items() if (why := _wrong_size(folder, name, size))), None)
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """What is wrong with the files of the checkpoint in `folder`, one line per file. Reads all of them.
+
+    Raises OSError if the machine refuses to read one.
+    """
+    try:
+        files = _read(folder)
+    except _Unreadable as e:
+        return [f"{ITEM}/{INVENTORY}: {e}"]
+
+    def wrong(name: str) -> str | None:
+        size, sha = files[name]
+        if why := _wrong_size(folder, name, size):
+            return why
+        return None if _summary(folder / name)[1] == sha else f"{name} has other bytes than were written"
+
+    with ThreadPoolExecutor(4) as pool:
+        return [why for why in pool.map(wrong, files) if why]
+
+
+class _Unreadable(Exception):
+    """The inventory itself is missing or damaged."""
+
+
+def _read(folder: Path) -> Files:
+    try:
+        data = read_file(folder / ITEM / INVENTORY, below=folder)
+        files = parse_json(data)["files"]
+        if data != _encoded(files):
+            raise _Unreadable(f"{INVENTORY} is not as it was written")
+        return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise _Unreadable(f"{INVENTORY} is missing") from e
+    except (ValueError, KeyError, TypeError, AttributeError, UnsafeFile) as e:
+        raise _Unreadable(f"{INVENTORY} cannot be read") from e
+
+
+def _encoded(files: Mapping[str, Any]) -> bytes:
+    """The one form in which a list of files is written, so that no byte can differ unnoticed."""
+    body = {"files": dict(sorted(files.items()))}
+    return json.dumps({**body, "checksum": json_digest(body)}, indent=1).encode()
+
+
+def _wrong_size(folder: Path, name: str, size: int) -> str | None:
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing"
+    found = path.stat().st_size
+    return None if found == size else f"{name} has {found:,} bytes and had {size:,}"
+
+
+def _summary(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,111 @@
+"""Arrays of a checkpoint compared with their digests: those on devices, and those on the disk."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from aifx.checkpoint.digest import NOTHING, Lanes, add, host_lanes, shard_lanes, shown, starts_of
+from aifx.checkpoint.faults import while_reading
+from aifx.checkpoint.inventory import damaged_files
+from aifx.checkpoint.manifest import ArrayEntry, Damaged, Manifest, digest_of
+from aifx.checkpoint.peers import Peers
+from aifx.checkpoint.storage import StoredArrays
+from aifx.core.files import UnsafeFile, check_tree
+
+BLOCK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of reading a checkpoint and comparing it with its digests.
+
+    Attributes:
+        state_digest: of the arrays on the disk; None if one of them cannot be read.
+        damaged: names of arrays whose bytes are not those that were saved.
+        files: what is wrong with files, one line per file.
+    """
+
+    state_digest: str | None
+    damaged: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+def verify_stored(folder: Path, manifest: Manifest) -> Verification:
+    """Read every byte of the checkpoint in `folder`. Raises EnvironmentFault if the machine refuses to read it."""
+    try:
+        check_tree(folder)
+        files = damaged_files(folder)
+    except UnsafeFile as e:
+        raise Damaged(f"checkpoint {folder} is damaged", e.what) from e
+    except OSError as e:
+        raise while_reading(e, folder) from e
+    stored = StoredArrays(folder, manifest.arrays)
+    found = {name: _digest_on_disk(stored, folder, name, entry) for name, entry in manifest.arrays.items()}
+    damaged = tuple(name for name, entry in manifest.arrays.items() if found[name] != entry.digest)
+    readable = [(n, e.dtype, e.shape, digest) for n, e in manifest.arrays.items() if (digest := found[n]) is not None]
+    whole = digest_of(readable) if len(readable) == len(found) else None
+    return Verification(whole, damaged, tuple(files))
+
+
+def damaged_on_devices(arrays: Mapping[str, jax.Array], manifest: Manifest, peers: Peers) -> list[str]:
+    """The names of the arrays whose bytes on the devices are not those that were saved.
+
+    Every copy on every device is computed again. Each copy of which this process has all shards is compared here.
+    Process 0 adds up what the processes have of the others.
+    """
+    futures: dict[tuple[str, int], list[Future[Lanes]]] = defaultdict(list)
+    sizes: dict[tuple[str, int], int] = defaultdict(int)
+    for name, array in arrays.items():
+        for shard in array.addressable_shards:
+            starts = starts_of(shard.index, array.ndim)
+            futures[name, shard.replica_id].append(shard_lanes(shard.data, starts, array.shape))
+            sizes[name, shard.replica_id] += shard.data.size
+    lanes = {copy: add(future.result() for future in found) for copy, found in futures.items()}
+    whole = [copy for copy in lanes if sizes[copy] == arrays[copy[0]].size]
+    damaged = {name for name, replica in whole if shown(lanes[name, replica]) != manifest.arrays[name].digest}
+    shared = [(name, replica, lanes[name, replica]) for name, replica in lanes.keys() - set(whole)]
+    return sorted({*damaged, *_damaged_across(shared, manifest, peers)})
+
+
+def _damaged_across(shared: list[tuple[str, int, Lanes]], manifest: Manifest, peers: Peers) -> list[str]:
+    """The damaged ones among the copies (name, number of the copy, digest of this process's part) that are divided."""
+    sums: dict[tuple[str, int], Lanes] = defaultdict(lambda: NOTHING)
+    for parts in peers.gather(shared):
+        for name, replica, lanes in parts:
+            sums[name, replica] = add([sums[name, replica], lanes])
+    wrong = sorted({name for (name, _), lanes in sums.items() if shown(lanes) != manifest.arrays[name].digest})
+    found: list[str] = peers.broadcast(wrong)
+    return found
+
+
+def _digest_on_disk(stored: StoredArrays, folder: Path, name: str, entry: ArrayEntry) -> str | None:
+    """The digest of an array as it is on the disk; None if it cannot be read."""
+    try:
+        return shown(add(host_lanes(block, starts, entry.shape) for starts, block in _blocks(stored, name, entry)))
+    except Exception as e:
+        error = while_reading(e, folder)
+        if isinstance(error, Damaged):
+            return None
+        raise error from e
+
+
+def _blocks(stored: StoredArrays, name: str, entry: ArrayEntry) -> Iterator[tuple[tuple[int, ...], Any]]:
+    """An array in blocks of whole chunks along its first axis: where each begins, and its data."""
+    if not entry.shape:
+        yield (), stored.read(name, ()).result()
+        return
+    row_bytes = max(entry.size // max(entry.shape[0], 1), 1) * np.dtype(entry.dtype).itemsize
+    chunk = stored.row_chunk(name)
+    rows = max(BLOCK_BYTES // (row_bytes * chunk), 1) * chunk
+    rest = tuple(slice(0, size) for size in entry.shape[1:])
+    for start in range(0, entry.shape[0], rows):
+        block = stored.read(name, (slice(start, min(start + rows, entry.shape[0])), *rest)).result()
+        yield (start, *(0 for _ in rest)), block

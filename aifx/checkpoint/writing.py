@@ -1,0 +1,73 @@
+"""A checkpoint written to its temporary folder: by each process its part, and by process 0 what there is once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from aifx.checkpoint.capture import HostArray
+from aifx.checkpoint.digest import NOTHING, add, shown
+from aifx.checkpoint.inventory import Files, files_below, list_files, sync_files, sync_folders, write_inventory
+from aifx.checkpoint.manifest import FILE, ITEM, STATE, Manifest
+from aifx.checkpoint.peers import Peers
+from aifx.checkpoint.storage import merge, process_folder, write_arrays, write_orbax_metadata
+from aifx.core.errors import EnvironmentFault
+
+
+def write_part(place: Path, arrays: Mapping[str, HostArray], peers: Peers) -> None:
+    """Write the shards of this process to the checkpoint in `place`, and what it knows of them for process 0.
+
+    The arrays must not change until this returns. Raises OSError, EnvironmentFault, and what TensorStore raises.
+    """
+    if not place.is_dir():
+        what = f"process {peers.index} does not see {place}, which process 0 has made"
+        raise EnvironmentFault(what, "all processes need the same file system", f"df {place.parent.parent}")
+    own = process_folder(place / STATE, peers.index, peers.size)
+    write_arrays(own, arrays)
+    written = files_below(own)
+    sync_files(written)
+    sync_folders(own)
+    parts = {
+        name: {
+            "lanes": add(part.lanes(array.shape) for part in array.parts),
+            "size": sum(part.data.size for part in array.parts),
+        }
+        for name, array in arrays.items()
+    }
+    document = {"files": list_files(place, written), "parts": parts}
+    _report(place, peers.index).write_text(json.dumps(document))
+
+
+def complete(place: Path, manifest: Manifest, peers: Peers) -> None:
+    """Put the parts of all processes together, and make the checkpoint in `place` survive a loss of power.
+
+    Args:
+        manifest: with everything but the digests.
+    """
+    files: Files = {}
+    lanes = dict.fromkeys(manifest.arrays, NOTHING)
+    sizes = dict.fromkeys(manifest.arrays, 0)
+    for index in range(peers.size):
+        report = _report(place, index)
+        document: dict[str, Any] = json.loads(report.read_text())
+        report.unlink()
+        files |= {name: (size, sha) for name, (size, sha) in document["files"].items()}
+        for name, part in document["parts"].items():
+            lanes[name] = add([lanes[name], part["lanes"]])
+            sizes[name] += part["size"]
+    assert all(sizes[name] == e.size for name, e in manifest.arrays.items()), "one process saves each element"
+    entries = {name: replace(entry, digest=shown(lanes[name])) for name, entry in manifest.arrays.items()}
+    merge(place / STATE, peers.size)
+    write_orbax_metadata(place, entries)
+    (place / ITEM / FILE).write_text(json.dumps(replace(manifest, arrays=entries).to_json()))
+    rest = [path for path in files_below(place) if str(path.relative_to(place)) not in files]
+    write_inventory(place, files | list_files(place, rest))
+    sync_files(rest)
+    sync_folders(place)
+
+
+def _report(place: Path, index: int) -> Path:
+    return place / ITEM / f"process_{index}.json"
