@@ -148,7 +148,8 @@ def starts_of(index: tuple[slice, ...], ndim: int) -> tuple[int, ...]:
 
 def is_on_host(array: jax.Array) -> bool:
     """Whether all of an array is in the memory of CPU devices."""
-    return all(device.platform == "cpu" for device in array.sharding.device_set)
+    devices: set[Any] = array.sharding.device_set
+    return all(device.platform == "cpu" for device in devices)
 
 
 def _words(part: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int]:

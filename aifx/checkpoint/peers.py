@@ -58,6 +58,7 @@ class JaxPeers(Peers):
         from jax._src.distributed import global_state  # there is no public way to the key-value store
 
         self.index, self.size = jax.process_index(), jax.process_count()
+        assert global_state.client is not None, "jax.distributed connects several processes"
         self._client, self._scope, self._wait_s = global_state.client, scope, wait_s
         self._read_by_all: list[str] = []
 

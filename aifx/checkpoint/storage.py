@@ -35,7 +35,7 @@ def write_arrays(folder: Path, arrays: Mapping[str, HostArray]) -> None:
     if not folder.exists():
         folder.mkdir()
     context, transaction = ts.Context(), ts.Transaction()
-    mine = {name: array for name, array in arrays.items() if array.parts and math.prod(array.shape)}
+    mine = {name: array for name, array in arrays.items() if array.parts and array.num_bytes}
     opened = {}
     for name, array in mine.items():
         metadata = {
