@@ -115,18 +115,23 @@ class Failed(Exception):
 
 
 def together(peers: Peers, action: Callable[[], Result]) -> Result:
-    """Run `action` in all processes and wait for all of them. Raises Failed in each if it failed in one."""
+    """Run `action` in all processes and wait for all of them. Raises Failed in each if it failed in one.
+
+    If several failed, the errors in `Failed` are all `Damaged` or none is, so that all processes go on alike.
+    """
     error: BaseException | None = None
     result: Result
     try:
         result = action()
     except BaseException as e:
         error = e
-    failures = [failure for failure in peers.gather(_told(peers.index, error)) if failure]
+    failures = [failure for failure in peers.gather(_failure(peers.index, error)) if failure]
     failures = peers.broadcast(failures)
     if failures:
-        again = all(failure["is_transient"] for failure in failures)
-        raise Failed(error or _of_another(**failures[0]), again) from error
+        worst = min(failures, key=lambda failure: bool(failure["is_damage"]))  # damage is handled; the rest ends a run
+        is_like_own = error is not None and isinstance(error, Damaged) == worst["is_damage"]
+        shared = error if error is not None and is_like_own else _error_of_peer(**worst)
+        raise Failed(shared, all(failure["is_transient"] for failure in failures)) from error
     return result
 
 
@@ -135,7 +140,7 @@ def first(peers: Peers, action: Callable[[], None]) -> None:
     together(peers, action if peers.is_first else lambda: None)
 
 
-def _told(index: int, error: BaseException | None) -> dict[str, Any] | None:
+def _failure(index: int, error: BaseException | None) -> dict[str, Any] | None:
     if error is None:
         return None
     what, why = (error.what, error.why) if isinstance(error, AifxError) else ("", first_line(error))
@@ -148,7 +153,7 @@ def _told(index: int, error: BaseException | None) -> dict[str, Any] | None:
     }
 
 
-def _of_another(index: int, what: str, why: str, is_damage: bool, is_transient: bool) -> AifxError:
+def _error_of_peer(index: int, what: str, why: str, is_damage: bool, is_transient: bool) -> AifxError:
     if is_damage:
         return Damaged(what, why)
     where = what or f"process {index} failed with a part of a checkpoint"

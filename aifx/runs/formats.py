@@ -283,5 +283,5 @@ class ManifestFile(Manifest):
     """checkpoints/STEP/manifest/manifest.json. `host` belongs to the training loop."""
 
     run: RunBinding
-    format: Literal[2]
+    format: Literal[3]
     checksum: str
