@@ -24,8 +24,8 @@ app = typer.Typer(
 
     Examples:
         aifx ckpt ls                   list the checkpoints of the newest run
-        aifx ckpt show best            show the best checkpoint and the digest of its state
-        aifx ckpt verify               read the newest checkpoint and name what is damaged
+        aifx ckpt show best            show the best one and its digest
+        aifx ckpt verify               name damaged files and arrays
     """
 )
 
