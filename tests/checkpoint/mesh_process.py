@@ -84,6 +84,10 @@ def main(directory: Path, seed: int, rounds: int) -> None:
         mesh = a_mesh(dice)
         state = {name: jax.device_put(value, a_sharding(dice, mesh, value.shape)) for name, value in values.items()}
         checkpoints.save(step, {"params": state}, host={})
+        copies = list(checkpoints._copies._memory.values())
+        assert sum(copy.nbytes for copy in copies) == sum(value.nbytes for value in values.values()), (seed, step)
+        shards = [shard.data.nbytes for array in state.values() for shard in array.addressable_shards]
+        assert max(copy.nbytes for copy in copies) == max(shards), (seed, step)
         assert checkpoints.verify(step).state_digest == state_digest({"params": values}), (seed, step)
         assert checkpoints.verify(step).damaged == () == checkpoints.verify(step).files, (seed, step)
         for _ in range(2):

@@ -24,7 +24,7 @@ from aifx.config.sections import CheckpointSection
 from aifx.core.errors import AifxError
 from aifx.core.logs import log_lines
 
-SHAPES = {"w": (24, 48), "both": (24, 12), "whole": (6, 5), "scalar": (), "narrow": (12,)}
+SHAPES = {"w": (24, 192), "both": (24, 12), "whole": (6, 5), "scalar": (), "narrow": (12,)}
 SPECS = {"w": ("x",), "both": (None, "x"), "whole": (), "scalar": (), "narrow": ("x",)}
 OTHER_SPECS = {"w": (None, "x"), "both": ("x",), "whole": (), "scalar": (), "narrow": ()}
 
@@ -139,6 +139,7 @@ ACTIONS = {f.__name__: f for f in (save, restore, busy_disk, full_disk, killed_w
 
 
 def main(directory: Path, address: str, count: int, index: int, steps: list[str]) -> None:
+    storage.CHUNK_BYTES = 2304  # type: ignore[misc]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, count, index, initialization_timeout=60)
     section = CheckpointSection(asynchronous=True, keep_last=5)
