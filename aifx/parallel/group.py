@@ -1,0 +1,354 @@
+"""The processes of a job, connected by TCP: messages between them, and a watch over each of them. Imports no jax.
+
+Process 0 listens, the others connect to it. A thread in each process sends and receives. It hears at once when the
+process at the other end of a connection is killed, and after `Limits.silence_s` when that process is stopped or its
+machine is gone. Each process also sends how far it has come, so that process 0 finds one that is stuck.
+
+What one process learns, process 0 passes on to the others, and each of them calls its `on_loss`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import selectors
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from aifx.core.errors import AifxError, ConfigError, ExitCode
+from aifx.parallel.connections import Connection, Message, accept_all, close_all, reach_first
+from aifx.parallel.processes import Membership
+
+GOODBYE_S = 0.3
+"""A process that ends waits for so long until the others have read what it told them."""
+
+OVER = "over"
+AGAIN = "run the same command again"
+
+AWAKE_S = 1.0
+"""A thread that slept so much longer than it asked was stopped, with its process."""
+
+
+class PeerLost(AifxError):
+    """Another process of the job is gone, so that this one must end too."""
+
+    exit_code = ExitCode.PREEMPTED
+
+
+class Disagreement(ConfigError):
+    """The processes of a job differ; raised in all of them."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a process waits for the others.
+
+    Attributes:
+        connect_s: until all have started.
+        silence_s: for a sign of life.
+        stuck_s: for one that has not come as far as another.
+    """
+
+    connect_s: float = 300.0
+    silence_s: float = 30.0
+    stuck_s: float = 1800.0
+
+    @property
+    def beat_s(self) -> float:
+        return min(self.silence_s / 5, 1.0)
+
+
+class Group:
+    """The processes of a job, seen from one of them. This class is a job of one process, which waits for nobody.
+
+    All processes of a job make the same calls of `gather`, `broadcast`, `first_then_others` and `finish` in one order.
+    """
+
+    index = 0
+    size = 1
+    error: PeerLost | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run's records."""
+        return self.index == 0
+
+    def mark(self, phase: str) -> None:
+        """This process has begun `phase` ("step 12"). All processes mark the same phases in one order."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """The `value` (JSON) of each process, by index, in process 0; an empty list in the others."""
+        return [value]
+
+    def broadcast(self, value: Any = None) -> Any:
+        """The `value` (JSON) of process 0."""
+        return value
+
+    def total(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """The sum of each count over the processes, in all of them."""
+        found: Counter[str] = Counter()
+        for each in self.gather(dict(counts)):
+            found.update(each)
+        return dict(self.broadcast(found))
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        self.gather(None)
+        self.broadcast()
+
+    @contextmanager
+    def first_then_others(self) -> Iterator[None]:
+        """Process 0 runs the block, then the others run it at the same time."""
+        if not self.is_first:
+            self.broadcast()
+        yield
+        if self.is_first:
+            self.broadcast()
+
+    def fail(self, error: AifxError) -> None:
+        """This process is about to end for `error`, and the others must end too."""
+
+    def finish(self) -> None:
+        """Wait until all processes have finished. From then on none of them watches another."""
+
+
+class JoinedGroup(Group):
+    """A job of several processes. Whatever waits raises `PeerLost` when one of them is gone."""
+
+    def __init__(
+        self, me: Membership, address: str, limits: Limits, on_loss: Callable[[PeerLost], None] = lambda _: None
+    ) -> None:
+        """Wait until all processes are here.
+
+        Args:
+            address: of process 0, resolved.
+            on_loss: called in the watching thread when another process is gone, for example to end this one.
+
+        Raises EnvironmentFault, ConfigError.
+        """
+        self.index, self.size = me.process_id, me.num_processes
+        self._limits, self._on_loss = limits, on_loss
+        self._own = _Progress()
+        self._number = itertools.count()
+        self._received: dict[str, dict[int, Any]] = {}
+        self._changed = threading.Condition()
+        self._orders: SimpleQueue[tuple[list[int], Message]] = SimpleQueue()
+        self._waker, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        self._is_over = False
+        connect = accept_all if self.is_first else reach_first
+        connections = connect(me, address, limits.connect_s)
+        self._peers = {index: _Peer(index, connection) for index, connection in connections.items()}
+        self._thread = threading.Thread(target=self._watch, name="aifx-processes", daemon=True)
+        self._thread.start()
+
+    def mark(self, phase: str) -> None:
+        self._own.phase = phase
+        self._own.position += 1
+
+    def gather(self, value: Any) -> list[Any]:
+        key = self._next("gather")
+        if not self.is_first:
+            self._send({"key": key, "value": value})
+            return []
+        found = self._wait(key, self.size - 1)
+        return [value, *(found[index] for index in range(1, self.size))]
+
+    def broadcast(self, value: Any = None) -> Any:
+        key = self._next("broadcast")
+        if self.is_first:
+            self._send({"key": key, "value": value})
+            return value
+        return self._wait(key, 1)[0]
+
+    def fail(self, error: AifxError) -> None:
+        what, why = f"process {self.index} on {socket.gethostname()} failed", error.what
+        lost = PeerLost(what, why, f"read the log of process {self.index}", exit_code=error.exit_code)
+        self._send({"lost": lost.document()})
+        self._end()
+
+    def finish(self) -> None:
+        if self._is_over:
+            return
+        self.gather(None)
+        if self.is_first:
+            self._send({"key": OVER, "value": None})
+        else:
+            self._wait(OVER, 1)
+        self._end()
+
+    def reaches_first(self) -> bool:
+        """Whether the connection to process 0 is there; asked by any thread. Process 0 reaches itself."""
+        return self.is_first or self._is_over or all(peer.connection.is_open() for peer in self._peers.values())
+
+    def _next(self, kind: str) -> str:
+        self._own.position += 1
+        return f"{kind} {next(self._number)}"
+
+    def _send(self, message: Message) -> None:
+        """To the other processes from process 0, to process 0 from the others."""
+        self._orders.put(([*self._peers], message))
+        self._wake()
+
+    def _wait(self, key: str, count: int) -> dict[int, Any]:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._received.get(key, ())) >= count or self.error is not None)
+            if len(self._received.get(key, ())) < count:
+                assert self.error is not None
+                raise self.error
+            return self._received.pop(key)
+
+    def _end(self) -> None:
+        """Send what is left, and watch no longer."""
+        self._is_over = True
+        self._wake()
+        self._thread.join(2 * GOODBYE_S)
+
+    def _wake(self) -> None:
+        with suppress(OSError):
+            self._waker.send(b"x")
+
+    def _watch(self) -> None:
+        """Send and receive until the job is over or a process is lost."""
+        selector = selectors.DefaultSelector()
+        selector.register(self._woken, selectors.EVENT_READ)
+        for peer in self._peers.values():
+            selector.register(peer.connection.socket, selectors.EVENT_READ, peer)
+        awake_at = beat_at = time.monotonic()
+        while self._peers and self.error is None:
+            now = time.monotonic()
+            if now - awake_at > self._limits.beat_s + AWAKE_S:  # this process was stopped itself: it cannot judge yet
+                for peer in self._peers.values():
+                    peer.heard_at = now
+            awake_at = now
+            if now >= beat_at:
+                beat_at = now + self._limits.beat_s
+                self._beat(now)
+            self._take_orders()
+            if self._is_over and not any(peer.connection.unsent for peer in self._peers.values()):
+                break
+            for peer in self._peers.values():
+                events = selectors.EVENT_WRITE if peer.connection.unsent else 0
+                selector.modify(peer.connection.socket, selectors.EVENT_READ | events, peer)
+            for key, _ in selector.select(max(beat_at - time.monotonic(), 0.0)):
+                if key.data is None:
+                    self._woken.recv(1 << 12)
+                elif self.error is None:
+                    self._serve(key.data, selector)
+        selector.close()
+        self._close()
+
+    def _beat(self, now: float) -> None:
+        """Tell the others how far this process is, and look for one that is silent or stuck."""
+        for peer in self._peers.values():
+            peer.connection.put({"position": self._own.position, "phase": self._own.phase})
+        for peer in self._peers.values():
+            if now - peer.heard_at > self._limits.silence_s and not self._is_over:
+                why = f"no sign of life for {self._limits.silence_s:g} s: it is stopped, or its machine is gone"
+                return self._lose(peer.index, peer.connection.host, why, peer.progress)
+        if self.is_first:
+            everyone = {0: self._own} | {index: peer.progress for index, peer in self._peers.items()}
+            for index in find_stuck(everyone, now, self._limits.stuck_s):
+                host = self._peers[index].connection.host if index else socket.gethostname()
+                why = f"it has not gone on for {self._limits.stuck_s:g} s, and others have"
+                what = f"process {index} on {host} is stuck in {everyone[index].phase}"
+                return self._lose_for(PeerLost(what, why, AGAIN))
+        return None
+
+    def _take_orders(self) -> None:
+        with suppress(Empty):
+            while True:
+                to, message = self._orders.get_nowait()
+                self._is_over |= "lost" in message or message.get("key") == OVER  # the others close their ends now
+                for index in to:
+                    if (peer := self._peers.get(index)) is not None:
+                        peer.connection.put(message)
+
+    def _serve(self, peer: _Peer, selector: selectors.BaseSelector) -> None:
+        """Send what waits for a process, and take what came from it."""
+        connection, why = peer.connection, "its connection closed: it was killed, or it crashed"
+        try:
+            connection.flush()
+            messages = connection.take()
+        except OSError as error:
+            connection.is_closed, messages = True, []
+            why = why if isinstance(error, ConnectionError) else f"its connection broke: {error.strerror or error}"
+        for message in messages:
+            peer.heard_at = time.monotonic()
+            if "lost" in message:
+                what, why, hint, code = (message["lost"][name] for name in ("what", "why", "hint", "exit_code"))
+                return self._lose_for(PeerLost(what, why, hint, exit_code=ExitCode(code)))
+            if "key" in message:
+                self._is_over |= message["key"] == OVER  # what follows is no loss
+                with self._changed:
+                    self._received.setdefault(message["key"], {})[peer.index] = message["value"]
+                    self._changed.notify_all()
+            else:
+                peer.progress.move(message["position"], message["phase"])
+        if connection.is_closed:
+            selector.unregister(connection.socket)
+            del self._peers[peer.index]
+            if not self._is_over:
+                self._lose(peer.index, connection.host, why, peer.progress)
+        return None
+
+    def _close(self) -> None:
+        close_all([peer.connection for peer in self._peers.values()], GOODBYE_S)
+        self._peers.clear()
+
+    def _lose(self, index: int, host: str, why: str, progress: _Progress) -> None:
+        what = f"process {index} on {host} was lost in {progress.phase}"
+        self._lose_for(PeerLost(what, why, AGAIN))
+
+    def _lose_for(self, error: PeerLost) -> None:
+        if self._is_over:
+            return
+        if self.is_first:
+            for peer in self._peers.values():
+                peer.connection.put({"lost": error.document()})
+            self._close()
+        with self._changed:
+            self.error = error
+            self._changed.notify_all()
+        self._on_loss(error)
+
+
+@dataclass
+class _Progress:
+    """How far a process has come: how many phases it has begun, and the last of them."""
+
+    position: int = 0
+    phase: str = "the start"
+    moved_at: float = field(default_factory=time.monotonic)
+    behind_since: float = math.inf
+
+    def move(self, position: int, phase: str) -> None:
+        if position > self.position:
+            self.position, self.phase, self.moved_at = position, phase, time.monotonic()
+
+
+@dataclass
+class _Peer:
+    """Another process."""
+
+    index: int
+    connection: Connection
+    progress: _Progress = field(default_factory=_Progress)
+    heard_at: float = field(default_factory=time.monotonic)
+
+
+def find_stuck(everyone: dict[int, _Progress], now: float, limit_s: float) -> Iterator[int]:
+    """The processes that have been behind another, without going on, for longer than `limit_s`."""
+    leading = max(progress.position for progress in everyone.values())
+    for index, progress in everyone.items():
+        is_behind = progress.position < leading
+        progress.behind_since = min(progress.behind_since, now) if is_behind else math.inf
+        if is_behind and now - max(progress.behind_since, progress.moved_at) > limit_s:
+            yield index

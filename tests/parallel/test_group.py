@@ -1,0 +1,239 @@
+"""The processes of a job and their watch over each other, as threads and as real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from aifx.core.errors import AifxError, DataError, EnvironmentFault
+from aifx.parallel.group import Group, JoinedGroup, Limits, PeerLost, _Progress, find_stuck
+from aifx.parallel.processes import Membership
+
+SOON = Limits(connect_s=5.0, silence_s=1.0, stuck_s=60.0)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def member(index: int, size: int, port: int) -> Membership:
+    return Membership("a test", f"127.0.0.1:{port}", size, index)
+
+
+class Job:
+    """Several members of one job, each in a thread, and what they heard of losses."""
+
+    def __init__(self, size: int, limits: Limits = SOON) -> None:
+        self.losses: dict[int, PeerLost] = {}
+        port = free_port()
+
+        def join(index: int) -> JoinedGroup:
+            def on_loss(error: PeerLost) -> None:
+                self.losses[index] = error
+
+            return JoinedGroup(member(index, size, port), "127.0.0.1", limits, on_loss)
+
+        with ThreadPoolExecutor(size) as pool:
+            self.groups = list(pool.map(join, reversed(range(size))))[::-1]
+
+    def each(self, call: Callable[[JoinedGroup], Any]) -> list[Any]:
+        with ThreadPoolExecutor(len(self.groups)) as pool:
+            return list(pool.map(call, self.groups))
+
+    def wait_for_losses(self, count: int) -> None:
+        deadline = time.monotonic() + 10
+        while len(self.losses) < count and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert len(self.losses) == count, self.losses
+
+
+def test_messages_between_processes() -> None:
+    job = Job(4)
+    gathered = job.each(lambda group: group.gather({"index": group.index, "text": "é" * 100_000}))
+    assert [found["index"] for found in gathered[0]] == [0, 1, 2, 3]
+    assert gathered[1:] == [[], [], []]
+    assert job.each(lambda group: group.broadcast([group.index])) == [[0]] * 4
+    job.each(JoinedGroup.finish)
+    time.sleep(0.1)
+    assert job.losses == {}
+
+
+def test_process_0_goes_first() -> None:
+    job, order = Job(3), []
+
+    def turn(group: Group) -> None:
+        with group.first_then_others():
+            time.sleep(0.05 if group.is_first else 0)
+            order.append(group.index)
+
+    job.each(turn)
+    assert order[0] == 0
+    assert sorted(order) == [0, 1, 2]
+    job.each(JoinedGroup.finish)
+
+
+def test_a_job_of_one() -> None:
+    alone = Group()
+    assert alone.gather(3) == [3]
+    assert alone.broadcast(4) == 4
+    with alone.first_then_others():
+        pass
+    alone.finish()
+
+
+def test_the_failure_of_one_ends_all_with_its_code() -> None:
+    job = Job(3)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(job.groups[index].broadcast) for index in (1,)]
+        waiting.append(pool.submit(job.groups[0].gather, None))
+        job.groups[2].fail(DataError("no such file: corpus.txt"))
+        for one in waiting:
+            with pytest.raises(PeerLost) as raised:
+                one.result()
+            assert "process 2" in raised.value.what
+            assert "corpus.txt" in raised.value.why
+            assert raised.value.exit_code == 2
+    job.wait_for_losses(2)
+    assert sorted(job.losses) == [0, 1]
+
+
+def test_the_failure_of_process_0() -> None:
+    job = Job(3)
+    job.groups[0].fail(AifxError("the disk is full"))
+    job.wait_for_losses(2)
+    assert {error.exit_code for error in job.losses.values()} == {2}
+
+
+def test_all_must_come() -> None:
+    port, limits = free_port(), Limits(connect_s=0.5)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(JoinedGroup, member(i, 4, port), "127.0.0.1", limits) for i in (0, 2)]
+        errors = [future.exception() for future in futures]
+    for error in errors:
+        assert isinstance(error, EnvironmentFault)
+        assert "2 of 4 processes did not come: 1, 3" in error.what
+
+
+def test_process_0_is_not_there() -> None:
+    began = time.monotonic()
+    with pytest.raises(EnvironmentFault, match="did not reach process 0 at 127") as raised:
+        JoinedGroup(member(1, 2, free_port()), "127.0.0.1", Limits(connect_s=0.3))
+    assert time.monotonic() - began < 5
+    assert "AIFX_COORDINATOR" in raised.value.hint
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(EnvironmentFault, match="cannot listen"):
+        JoinedGroup(member(0, 2, server.getsockname()[1]), "127.0.0.1", SOON)
+
+
+def test_two_with_one_number_and_strangers() -> None:
+    port = free_port()
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(JoinedGroup, member(0, 3, port), "127.0.0.1", SOON)
+        second = pool.submit(JoinedGroup, member(1, 3, port), "127.0.0.1", SOON)
+        time.sleep(0.2)
+        for text in (b"GET / HTTP/1.1\r\n\r\n", b'{"process": "x"}\n', b"", b"\xff" * 100 + b"\n"):
+            with socket.create_connection(("127.0.0.1", port)) as stranger:
+                stranger.sendall(text)
+        with pytest.raises(EnvironmentFault, match="two processes say that they are process 1"):
+            JoinedGroup(member(1, 3, port), "127.0.0.1", SOON)
+        with pytest.raises(EnvironmentFault, match=r"process 2 on .* is not of this job"):
+            JoinedGroup(member(2, 4, port), "127.0.0.1", SOON)
+        third = JoinedGroup(member(2, 3, port), "127.0.0.1", SOON)
+        groups = [first.result(), second.result(), third]
+        list(pool.map(JoinedGroup.finish, groups))
+
+
+def test_who_is_stuck() -> None:
+    everyone = {index: _Progress(position=3, moved_at=0.0) for index in range(3)}
+    assert list(find_stuck(everyone, 100.0, 10.0)) == []  # all wait for one thing
+    everyone[1].move(4, "step 4")
+    everyone[1].moved_at = 100.0
+    assert list(find_stuck(everyone, 100.0, 10.0)) == []  # the others are behind since this moment
+    everyone[2].position, everyone[2].moved_at = 4, 105.0
+    assert list(find_stuck(everyone, 109.0, 10.0)) == []
+    assert list(find_stuck(everyone, 111.0, 10.0)) == [0]
+
+
+def test_a_process_that_is_stuck() -> None:
+    job = Job(2, Limits(connect_s=5.0, silence_s=5.0, stuck_s=0.5))
+    for _ in range(3):
+        job.groups[0].mark("step 7")
+    job.groups[1].mark("step 5")
+    job.wait_for_losses(2)
+    assert "process 1" in job.losses[0].what
+    assert "step 5" in job.losses[1].what
+    assert job.losses[0].exit_code == 75
+
+
+PROGRAM = """
+import os, sys, time
+from aifx.parallel.group import JoinedGroup, Limits
+from aifx.parallel.processes import Membership
+
+def leave(error):
+    print(error.what, error.why, sep="; ", flush=True)
+    os._exit(error.exit_code)
+
+index, size, port = map(int, sys.argv[1:])
+group = JoinedGroup(Membership("a test", f"127.0.0.1:{port}", size, index), "127.0.0.1", Limits(20, 1.0, 60), leave)
+print("here", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    """Three processes of a job that have met."""
+    port = free_port()
+    arguments = [[sys.executable, "-c", PROGRAM, str(index), "3", str(port)] for index in range(3)]
+    started = [subprocess.Popen(command, text=True, stdout=subprocess.PIPE) for command in arguments]
+    try:
+        for process in started:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "here\n"
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), (2, signal.SIGKILL), (0, signal.SIGSTOP)])
+def test_a_lost_process(processes: list[subprocess.Popen[str]], victim: int, how: signal.Signals) -> None:
+    os.kill(processes[victim].pid, how)
+    for index, process in enumerate(processes):
+        if index != victim:
+            out, _ = process.communicate(timeout=20)
+            assert f"process {victim} on {socket.gethostname()} was lost" in out
+            assert ("no sign of life" if how == signal.SIGSTOP else "its connection closed") in out
+            assert process.returncode == 75
+
+
+def test_a_process_that_was_stopped_does_not_accuse_the_others(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(2.5)  # longer than Limits.silence_s
+    for process in processes:
+        os.kill(process.pid, signal.SIGCONT)
+    time.sleep(1.0)
+    assert [process.poll() for process in processes] == [None, None, None]
+
+
+def test_threads_end() -> None:
+    job = Job(2)
+    job.each(JoinedGroup.finish)
+    time.sleep(0.1)
+    assert not [thread for thread in threading.enumerate() if thread.name == "aifx-processes"]
