@@ -22,6 +22,7 @@ COMMANDS: dict[str, Entry] = {
     "init": Entry("init.command", "init", "Start a project from a template.", START),
     "plan": Entry("plan.command", "plan", "Predict memory, time, energy and cost of a run before it starts.", TRAIN),
     "train": Entry("train.command", "train", "Train the project's model, or resume a training that stopped.", TRAIN),
+    "launch": Entry("launch.group", "app", "Start a command as several processes.", TRAIN),
     "eval": Entry(
         "eval.command", "eval_", "Measure a checkpoint on held-out data and compare it with its gates.", TRAIN
     ),

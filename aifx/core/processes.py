@@ -12,6 +12,7 @@ background: the caller that waits also reads.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import json
 import math
 import os
@@ -38,6 +39,7 @@ CHUNK = 1 << 16
 POLL_S = 0.25  # between looks whether a child has exited whose output something else holds open
 EXIT_S = 0.002  # the same for one that has closed its output
 REAP_S = 1.0  # a process in uninterruptible sleep outlives SIGKILL, and is not waited for longer
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 FOLLOW_S = 5.0  # for a child of aifx to clean up if its parent is gone
 
 _is_child = False  # of aifx, after `connect`
@@ -122,6 +124,7 @@ class Child:
             start_new_session=self._owns_group,
         )  # fmt: skip
         self._out, self._error = bytearray(), bytearray()
+        self._fresh = 0  # bytes of stderr that nobody has taken
         streams = (self._process.stdout, self._out), (self._process.stderr, self._error)
         self._streams: dict[IO[bytes], bytearray] = {stream: into for stream, into in streams if stream is not None}
         for stream in self._streams:
@@ -157,6 +160,21 @@ class Child:
         *lines, rest = bytes(self._out).split(b"\n")
         self._out[:] = rest[:max_bytes]
         return [line[:max_bytes] for line in lines]
+
+    def take_output(self) -> bytes:
+        """What has been read of stdout since the last call."""
+        taken = bytes(self._out)
+        self._out.clear()
+        return taken
+
+    def take_error_lines(self) -> list[bytes]:
+        """The whole lines of stderr that have been read since the last call. `Ended` has their end as well."""
+        begin = max(len(self._error) - self._fresh, 0)
+        lines, newline, rest = bytes(self._error[begin:]).rpartition(b"\n")
+        if self.ended is not None and rest:  # the last line has no end
+            lines, newline, rest = lines + newline + rest, b"\n", b""
+        self._fresh = len(rest)
+        return lines.split(b"\n") if newline else []
 
     def wait(self) -> Ended:
         """Wait for its end, and read until then."""
@@ -212,6 +230,7 @@ class Child:
             stream.close()
         elif into is self._error:
             into += part
+            self._fresh += len(part)
             del into[:-MAX_ERROR_BYTES]
         elif len(into) <= MAX_BYTES:
             into += part
@@ -313,6 +332,15 @@ def connect() -> Callable[[Mapping[str, Any]], None]:
         channel.flush()
 
     return emit
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel send SIGTERM to this process when its parent, of this number, ends. On Linux only."""
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # it has ended already
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _leave(*_: object) -> NoReturn:

@@ -38,6 +38,11 @@ def has_nvidia_gpu() -> bool:
     return any(os.path.exists(path) for path in NVIDIA)
 
 
+def nvidia_gpus() -> int:
+    """How many NVIDIA GPUs this machine has."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
 def can_compile_for_tpus() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 

@@ -1,0 +1,1 @@
+"""Jobs of several processes: how they are started and supervised."""

@@ -1,0 +1,157 @@
+"""One command as several processes of this machine: started together, ended together, and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from aifx.core.errors import ExitCode, UsageError
+from aifx.core.processes import Child, Ended, pump
+from aifx.machine.present import nvidia_gpus
+from aifx.parallel.connections import free_port
+
+HOST = "127.0.0.1"
+PROGRAM = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
+GRACE_S = 30.0
+"""After the first failure, the others have so long to end by themselves. They need less than a second as a rule."""
+
+KILL_S = 5.0
+POLL_S = 0.1
+LAST_LINES = 10
+
+Write = Callable[[int, bytes], None]
+"""Called with the number of a process and a line that it wrote, without its end."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """How one of the processes is started: the command, and the variables that it gets in addition."""
+
+    argv: tuple[str, ...]
+    variables: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How the processes ended once.
+
+    Attributes:
+        code: of the whole: that of the first failure. A process that a signal killed counts as preempted.
+        first: the number of the process that failed first; None if none did.
+        answer: what process 0 wrote to stdout.
+    """
+
+    code: int
+    first: int | None
+    ended: tuple[Ended, ...]
+    answer: bytes
+
+
+class Signals:
+    """Signals that the processes get as well. The first one also keeps the job from being started again."""
+
+    FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.came: list[int] = []
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Signals:
+        for number in self.FORWARDED:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, lambda number, _: self.came.append(number))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def processes(arguments: Sequence[str], count: int, environ: Mapping[str, str]) -> list[Process]:
+    """The `count` processes of `aifx arguments`: each with its number, and with its share of the GPUs.
+
+    Raises UsageError if the GPUs of this machine cannot be divided among them.
+    """
+    named = environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = (
+        [str(index) for index in range(nvidia_gpus())] if named is None else [name for name in named.split(",") if name]
+    )
+    if len(gpus) % count:
+        why = f"{len(gpus)} GPUs are visible, and each process takes the same number"
+        raise UsageError(f"{count} processes cannot share the GPUs", why, f"aifx launch local -n {len(gpus)} ...")
+    each, address = len(gpus) // count, f"{HOST}:{free_port(HOST)}"
+    found = []
+    for index in range(count):
+        variables = {
+            "AIFX_COORDINATOR": address,
+            "AIFX_NUM_PROCESSES": str(count),
+            "AIFX_PROCESS_ID": str(index),
+            "AIFX_LAUNCHER": str(os.getpid()),
+        }
+        if gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[index * each : (index + 1) * each])
+        found.append(Process((sys.executable, "-P", "-c", PROGRAM, *arguments), variables))
+    return found
+
+
+def run_once(started: Sequence[Process], signals: Signals, write: Write) -> Attempt:
+    """Run the processes until all have ended. When one fails, the others are ended if they don't end by themselves.
+
+    Args:
+        write: called with what they write to stderr, and with what the others than process 0 write to stdout.
+    """
+    deadline, order, answer, sent = float("inf"), list[int](), bytearray(), len(signals.came)
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(Child(one.argv, env={**os.environ, **one.variables}, grace_s=KILL_S)) for one in started
+        ]
+        while any(child.ended is None for child in children):
+            pump(children, POLL_S)
+            for number in signals.came[sent:]:
+                for child in children:
+                    child.send_signal(number)
+            sent = len(signals.came)
+            for index, child in enumerate(children):
+                for line in child.take_error_lines():
+                    write(index, line)
+                if index == 0:
+                    answer += child.take_output()
+                else:
+                    for line in child.take_lines():
+                        write(index, line)
+                if child.ended is not None and index not in order:
+                    order.append(index)
+                    if not child.ended.succeeded:
+                        deadline = min(deadline, time.monotonic() + GRACE_S)
+            if time.monotonic() > deadline:
+                break
+    ended = tuple(child.wait() for child in children)
+    order += [index for index in range(len(ended)) if index not in order]
+    first = first_failure(order, ended)
+    code = ExitCode.OK if first is None else code_of(ended[first])
+    return Attempt(int(code), first, ended, bytes(answer) + ended[0].output)
+
+
+def first_failure(order: Sequence[int], ended: Sequence[Ended]) -> int | None:
+    """The process whose failure made the others end; None if all succeeded.
+
+    A process that was killed comes first. One that fails by itself tells the others, and ends after them.
+    """
+    killed = [index for index in order if ended[index].signal is not None and not ended[index].cut]
+    failed = [index for index in order if ended[index].code not in (ExitCode.OK, ExitCode.PREEMPTED, None)]
+    preempted = [index for index in order if ended[index].code == ExitCode.PREEMPTED or ended[index].cut]
+    return next(iter([*killed, *reversed(failed), *preempted]), None)
+
+
+def code_of(ended: Ended) -> int:
+    """The exit code that the end of a process means. One that a signal killed can be started again."""
+    return ExitCode.PREEMPTED if ended.code is None else ended.code
+
+
+def last_lines(ended: Ended) -> list[str]:
+    return list(ended.last_lines[-LAST_LINES:])

@@ -1,0 +1,1 @@
+"""`aifx launch`: start a command as several processes."""

@@ -1,0 +1,122 @@
+"""`aifx launch local`: how several processes are started, supervised and ended. Small programs stand for aifx."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import inprocess
+import pytest
+
+from aifx.cluster.local import Attempt, Process, Signals, code_of, processes, run_once
+from aifx.core.errors import UsageError
+
+NUMBER = "import os, sys, time, signal; n = int(os.environ['AIFX_PROCESS_ID']); "
+
+
+def run(program: str, count: int = 3, signals: Signals | None = None) -> tuple[Attempt, list[tuple[int, str]]]:
+    """Run `count` processes of a Python program that knows its number `n`, and return what they wrote."""
+    lines: list[tuple[int, str]] = []
+    started = [Process((sys.executable, "-c", NUMBER + program), {"AIFX_PROCESS_ID": str(n)}) for n in range(count)]
+    attempt = run_once(started, signals or Signals(), lambda index, line: lines.append((index, line.decode())))
+    return attempt, lines
+
+
+def test_the_answer_is_that_of_process_0() -> None:
+    attempt, lines = run("print('answer', n); print('line', n, file=sys.stderr); sys.stderr.write('no end')")
+    assert attempt.answer == b"answer 0\n"
+    assert attempt.code == 0
+    assert attempt.first is None
+    expected = {(0, "line 0"), (1, "line 1"), (1, "answer 1"), (0, "no end"), (2, "no end")}
+    assert expected <= set(lines)
+    assert (0, "answer 0") not in lines
+
+
+def test_lines_come_while_the_processes_run() -> None:
+    seen: list[float] = []
+    program = NUMBER + "print('early', file=sys.stderr, flush=True); time.sleep(1.0)"
+    started = [Process((sys.executable, "-c", program), {"AIFX_PROCESS_ID": "0"})]
+    run_once(started, Signals(), lambda index, line: seen.append(time.monotonic()))
+    assert time.monotonic() - seen[0] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "first"),
+    [
+        ("sys.exit(75 if n == 1 else 0)", 75, 1),
+        ("os.kill(os.getpid(), 9) if n == 2 else (time.sleep(0.3), sys.exit(75))", 75, 2),
+        # The others end for the failure of one, with its code, before it ends itself.
+        ("time.sleep(0.5 if n == 1 else 0.1); sys.exit(2)", 2, 1),
+        ("time.sleep(0.4 if n == 1 else 0.1); sys.exit(1 if n == 1 else 75)", 1, 1),
+        ("sys.exit(130)", 130, None),
+    ],
+)
+def test_the_first_failure(program: str, code: int, first: int | None) -> None:
+    attempt, _ = run(program)
+    assert attempt.code == code
+    assert first is None or attempt.first == first
+
+
+def test_those_that_do_not_end_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aifx.cluster.local.GRACE_S", 0.3)
+    monkeypatch.setattr("aifx.cluster.local.KILL_S", 0.3)
+    began = time.monotonic()
+    attempt, _ = run("sys.exit(3) if n == 1 else (signal.signal(signal.SIGTERM, signal.SIG_IGN), time.sleep(60))")
+    assert time.monotonic() - began < 20
+    assert (attempt.code, attempt.first) == (3, 1)
+    assert attempt.ended[0].signal == signal.SIGKILL
+    assert code_of(attempt.ended[0]) == 75
+
+
+def test_signals_are_forwarded_to_all() -> None:
+    program = (
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('ready', file=sys.stderr, flush=True); "
+        "time.sleep(60)"
+    )
+    with Signals() as signals:
+        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        attempt, _ = run(program, signals=signals)
+    assert signals.came == [signal.SIGTERM]
+    assert [ended.code for ended in attempt.ended] == [75, 75, 75]
+    assert attempt.code == 75
+
+
+def test_each_process_gets_its_share_of_the_gpus() -> None:
+    started = processes(["train"], 2, {"CUDA_VISIBLE_DEVICES": "3,1,5,7"})
+    assert [one.variables["CUDA_VISIBLE_DEVICES"] for one in started] == ["3,1", "5,7"]
+    assert [one.variables["AIFX_PROCESS_ID"] for one in started] == ["0", "1"]
+    assert len({one.variables["AIFX_COORDINATOR"] for one in started}) == 1
+    with pytest.raises(UsageError, match="3 processes cannot share the GPUs"):
+        processes(["train"], 3, {"CUDA_VISIBLE_DEVICES": "0,1"})
+    assert "CUDA_VISIBLE_DEVICES" not in processes(["train"], 3, {"CUDA_VISIBLE_DEVICES": ""})[0].variables
+
+
+def test_the_command(tmp_path: Path) -> None:
+    def launch(*args: str) -> tuple[int, str, str]:
+        done = inprocess.run(["launch", "local", *args], tmp_path, os.environ)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, _ = launch("-n", "2", "--dry-run", "train", "--run", "wide", "--profile")
+    assert code == 0
+    first, second = out.splitlines()
+    assert "AIFX_PROCESS_ID=0" in first
+    assert "AIFX_NUM_PROCESSES=2" in second
+    assert second.endswith("aifx train --run wide --profile")
+    assert launch("-n", "2", "--dry-run", "--", "train", "-h")[1].splitlines()[0].endswith("aifx train -h")
+    code, _, err = launch("-n", "2", "eval")
+    assert code == 2
+    assert "cannot be launched" in err
+    code, _, err = launch("-n", "2")
+    assert code == 2
+    # The command itself fails in each process.
+    code, out, err = launch("-n", "2", "train", "--rum", "wide")
+    assert code == 2
+    assert out == ""
+    assert "[0] error: aifx train has no option '--rum'" in err
+    assert "[1] error: aifx train has no option '--rum'" in err
+    assert "failed first: exit 2; its last lines:" in err
