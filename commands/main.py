@@ -38,7 +38,11 @@ def main() -> None:
 
         with stopping.blocked():
             restart_with_huge_pages()
-    sys.exit(run(args))
+    code = run(args)
+    joining = sys.modules.get("aifx.parallel.joining")
+    if joining is not None and joining.current_group().size > 1:  # Python's end would wait for the other processes
+        os._exit(code)
+    sys.exit(code)
 
 
 def _ignore_compilers() -> None:

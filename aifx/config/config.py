@@ -37,6 +37,7 @@ class Config:
     augment: section_types.AugmentSection
     train: section_types.TrainSection
     mesh: section_types.MeshSection
+    processes: section_types.ProcessesSection
     optimizer: section_types.OptimizerSection
     schedule: section_types.ScheduleSection
     finetune: section_types.FinetuneSection

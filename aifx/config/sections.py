@@ -146,6 +146,18 @@ class MeshSection(Section):
     )
 
 
+class ProcessesSection(Section):
+    """How long the processes of a job wait for each other."""
+
+    connect_timeout_s: PositiveFloat = setting(300.0, "Until all processes have started.", RESUME_SAFE)
+    silent_timeout_s: PositiveFloat = setting(
+        30.0, "For a sign of life of a process that is stopped, or whose machine is gone.", RESUME_SAFE
+    )
+    stuck_timeout_s: PositiveFloat = setting(
+        1800.0, "For a process that does not go on while others have, for example to compile.", RESUME_SAFE
+    )
+
+
 class TrainSection(Section):
     """How long, how much at a time, and from which seed."""
 

@@ -31,6 +31,8 @@ from aifx.evaluation.baselines import baseline_programs
 from aifx.loading.restore import RestoredRun, restore_run
 from aifx.objectives.base import Rows, Sums, Totals
 from aifx.objectives.checks import check_metrics
+from aifx.parallel.joining import current_group
+from aifx.parallel.layout import Layout
 from aifx.programs.build import Programs
 from aifx.runs.lock import exclusive
 from aifx.runs.provenance import read_provenance
@@ -52,33 +54,41 @@ def evaluate_split(
     split: Split,
     *,
     num_batches: int | None = None,
-    place: Callable[[Batch], Mapping[str, jax.Array]] | None = None,
+    before_batch: Callable[[], None] = lambda: None,
     totals: dict[str, tuple[Any, Any]] | None = None,
 ) -> dict[str, Any]:
     """Metrics over a split, or over its first `num_batches` batches; the same bits each time on the same machine.
 
     The sums of the batches are added up in float64 and in order; `Rows` are joined. Bytes and examples are counted on
-    the host, since programs contain no data. `place` puts a batch on the devices, by default `Layout.place`. An empty
-    `totals` is filled with what the metrics are formed from. Raises DataError if the split has no batch.
+    the host, since programs contain no data. Each process of a job reads its own rows. An empty `totals` is filled with
+    what the metrics are formed from. Raises DataError if the split has no batch, and what `before_batch` raises.
     """
-    place = place or programs.layout.place
-    dataset = dataset_of(programs.task)
+    layout, dataset = programs.layout, dataset_of(programs.task)
     totals = {} if totals is None else totals
     rows: dict[str, list[Rows]] = {}
     counts: Counter[str] = Counter()
     pending: Sums = {}
-    for batch in _batches(programs, split, num_batches):
-        following = programs.eval_step(params, frozen, place(batch))  # runs while the one before is added up
-        counts.update(dataset.counts(batch))
+    for batch, size in _batches(programs, split, num_batches):
+        before_batch()
+        following = programs.eval_step(params, frozen, layout.place(batch, size))  # runs while the last is added up
+        for part in own_parts(layout, batch, size):
+            counts.update(dataset.counts(part))
         _add(totals, rows, pending)
         pending = following
     _add(totals, rows, pending)
     for name, parts in rows.items():
         totals[name] = Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
-    return _metrics(programs, totals, counts)
+    return _metrics(programs, totals, current_group().total(counts))
 
 
-def _batches(programs: Programs, split: Split, num_batches: int | None) -> Iterator[Batch]:
+def own_parts(layout: Layout, batch: Batch, rows: int) -> Iterator[Batch]:
+    """The parts of a batch that this process counts; `batch` has its `local_rows` of all `rows`."""
+    for own in layout.own_rows(rows):
+        yield {name: values[own] for name, values in batch.items()}
+
+
+def _batches(programs: Programs, split: Split, num_batches: int | None) -> Iterator[tuple[Batch, int]]:
+    """The rows of each batch that this process reads, and how many rows the batch has."""
     source = evaluation_source(programs.task, programs.config, split)
     count = min((n for n in (source.num_batches, num_batches) if n is not None), default=None)
     if count is None:
@@ -88,8 +98,9 @@ def _batches(programs: Programs, split: Split, num_batches: int | None) -> Itera
     if not count:
         raise DataError(f"the {split} split has no batch", "its share of the data is empty", "aifx config show data")
     with report_progress(f"evaluating the {split} split", count, "batches") as progress:
+        rows = programs.layout.local_rows(source.batch_size)
         for step in range(count):
-            yield source.read(step, slice(0, source.batch_size))
+            yield source.read(step, rows), source.batch_size
             progress.advance(1)
 
 
@@ -111,7 +122,7 @@ def _metrics(programs: Programs, totals: Totals, counts: Mapping[str, int]) -> d
 
 def metric_names(programs: Programs, split: Split) -> set[str]:
     """The numbers that `evaluate_split` will return, known before anything is computed: the sums are traced."""
-    counts = dataset_of(programs.task).counts(next(_batches(programs, split, 1)))
+    counts = dataset_of(programs.task).counts(next(_batches(programs, split, 1))[0])
     made_up = {
         name: Rows(np.zeros(pair[0].shape, pair[0].dtype), np.ones(pair[1].shape))  # type: ignore[arg-type]
         if isinstance(pair, Rows)

@@ -15,8 +15,11 @@ import warnings
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
+from jax._src import compiler, distributed
 
 from aifx.core.private_folders import make_private
 from aifx.core.project import cache_path
@@ -42,6 +45,8 @@ def enable_compilation_cache() -> Path | None:
     if own and "://" in own:
         return None
     folder = Path(own) if own else cache_path("jax")
+    if _subfolder and folder.name != _subfolder:
+        folder /= _subfolder
     try:
         make_private(folder)
         if not own:
@@ -58,6 +63,27 @@ def enable_compilation_cache() -> Path | None:
     log.filters[:] = [other for other in log.filters if not isinstance(other, _DamagedEntries)]
     log.addFilter(_DamagedEntries(folder))
     return folder
+
+
+def store_in_each_process(index: int) -> None:
+    """Let this process of several store what it compiles. Call it before `enable_compilation_cache`.
+
+    JAX lets process 0 alone write, to spare file systems that all processes share, although on a CPU each process has
+    programs of its own. So each of the others gets a folder of its own, and JAX is told there that it is process 0.
+    """
+    global _subfolder
+    _subfolder = f"process-{index}" if index else ""
+
+    class AsFirst:
+        process_id = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(distributed.global_state, name)
+
+    compiler.distributed = SimpleNamespace(global_state=AsFirst())  # type: ignore[attr-defined]
+
+
+_subfolder = ""
 
 
 def remove_damaged(folder: Path, module: str) -> list[str]:

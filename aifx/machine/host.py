@@ -46,4 +46,5 @@ def hardware(devices: Sequence[Device]) -> dict[str, Any]:
         "platform": devices[0].platform if devices else None,
         "device_kind": devices[0].device_kind if devices else None,
         "num_devices": len(devices),
+        "num_processes": len({getattr(device, "process_index", 0) for device in devices}),
     }

@@ -90,10 +90,38 @@ class Layout:
 
         return jax.tree_util.tree_map_with_path(sharding, opt_state)
 
-    def place(self, batch: Batch) -> dict[str, jax.Array]:
-        """The batch on the devices. Returns before the copy is done."""
-        placed: dict[str, jax.Array] = jax.device_put(batch, {k: self.of_batch(len(v)) for k, v in batch.items()})
-        return placed
+    def local_rows(self, rows: int) -> slice:
+        """Of a batch of so many rows, those that this process reads: the rows of its devices, and any between them."""
+        parts = self.of_batch(rows).addressable_devices_indices_map((rows,)).values()
+        bounds = [part[0].indices(rows)[:2] for part in parts if part is not None]
+        return slice(min(start for start, _ in bounds), max(stop for _, stop in bounds))
+
+    def own_rows(self, rows: int) -> list[slice]:
+        """Of `local_rows`, counted from the first of them, those that are counted here. Each row is counted once."""
+        first: dict[tuple[int, int], jax.Device] = {}
+        for device, part in self.of_batch(rows).devices_indices_map((rows,)).items():
+            if part is not None:
+                first.setdefault(part[0].indices(rows)[:2], device)
+        here, begin = jax.process_index(), self.local_rows(rows).start
+        return [slice(a - begin, b - begin) for (a, b), device in sorted(first.items()) if device.process_index == here]
+
+    def place(self, batch: Batch, rows: int | None = None) -> dict[str, jax.Array]:
+        """The batch on the devices. Returns before the copy is done.
+
+        Args:
+            batch: the `local_rows` of a batch of `rows` rows; by default all of it.
+        """
+        rows = len(next(iter(batch.values()))) if rows is None else rows
+        sharding, begin = self.of_batch(rows), self.local_rows(rows).start
+
+        def array(values: np.ndarray[Any, Any]) -> jax.Array:
+            def part(index: tuple[slice, ...]) -> np.ndarray[Any, Any]:
+                start, stop, _ = index[0].indices(rows)
+                return values[start - begin : stop - begin]
+
+            return jax.make_array_from_callback((rows, *values.shape[1:]), sharding, part)
+
+        return {name: array(values) for name, values in batch.items()}
 
     def check_batch(self, global_batch_size: int, gradient_accumulation: int) -> None:
         """Raises ConfigError unless each device gets the same rows of each micro-batch."""
@@ -112,16 +140,10 @@ class Layout:
 
 
 def local_layout(devices: int | Literal["all"] = "all", mesh: MeshSection | None = None) -> Layout:
-    """The layout over the first `devices` devices of this process, along one "data" axis.
+    """The layout over the first `devices` devices of each process of the job, along one "data" axis.
 
-    Raises ConfigError if there are fewer, if the mesh has another size, or if there is more than one process.
+    Raises ConfigError if there are fewer, or if the mesh has another size.
     """
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"this is one of {jax.process_count()} JAX processes",
-            "aifx trains with one process, which takes all devices of its machine",
-            "start one process, without jax.distributed.initialize",
-        )
     local = jax.local_devices()
     if devices != "all" and devices > len(local):
         raise ConfigError(
@@ -129,7 +151,8 @@ def local_layout(devices: int | Literal["all"] = "all", mesh: MeshSection | None
             f"JAX finds {', '.join(sorted({d.device_kind for d in local}))}",
             f"aifx train --set train.devices={len(local)}",
         )
-    chosen = local if devices == "all" else local[:devices]
+    each = len(local) if devices == "all" else devices
+    chosen = [device for index in range(jax.process_count()) for device in jax.local_devices(index)[:each]]
     if mesh is not None and mesh.data not in (-1, len(chosen)):
         raise ConfigError(
             f"mesh.data = {mesh.data}, and the run has {len(chosen)} devices",

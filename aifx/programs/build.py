@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -131,7 +131,8 @@ class Programs:
         def sums(model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
             return check_sums(self.objective, self.objective.sums(model, params, batch, ctx))
 
-        return self._forward_program("eval_step", sums)
+        # Each process has all of what the host adds up, also what is known of each row.
+        return replace(self._forward_program("eval_step", sums), out_shardings=self.layout.replicated)
 
     @functools.cached_property
     def predict_step(self) -> Program:

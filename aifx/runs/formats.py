@@ -180,6 +180,7 @@ class Hardware(TypedDict):
     platform: str | None
     device_kind: str | None
     num_devices: int
+    num_processes: int
 
 
 class FinetunedFrom(TypedDict):

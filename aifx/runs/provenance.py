@@ -82,7 +82,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Provenan
     """
     pairs = [(name, *_both(old, new, "versions", name)) for name in NUMERIC_PACKAGES]
     pairs.append(("data_digest", old.get("data_digest"), new.get("data_digest")))
-    hardware_keys = ["device_kind", "num_devices"]
+    hardware_keys = ["device_kind", "num_devices", "num_processes"]
     if "cpu" in _both(old, new, "hardware", "platform"):
         hardware_keys += ["cpu", "cores"]
     pairs += [(key, *_both(old, new, "hardware", key)) for key in hardware_keys]
@@ -93,6 +93,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Provenan
         if not _NO_EFFECT_ON_BITS.fullmatch(name)
     ]
     return [ProvenanceDifference(name, a, b) for name, a, b in pairs if a != b]
+
+
+def flags_of_numbers(environ: Mapping[str, str]) -> dict[str, str]:
+    """Those of `flags` that can change a number of the run."""
+    return {name: value for name, value in flags(environ).items() if not _NO_EFFECT_ON_BITS.fullmatch(name)}
 
 
 def flags(environ: Mapping[str, str]) -> dict[str, str]:

@@ -15,16 +15,18 @@ from aifx.training.records import RunInfo, TrainResult
 
 
 def report_divergence(
-    found: NotFinite, info: RunInfo, checkpoints: Sequence[int], dispatcher: EventDispatcher
+    found: NotFinite, info: RunInfo, checkpoints: Sequence[int], dispatcher: EventDispatcher, *, is_first: bool = True
 ) -> TrainResult:
     """Keeps the batch in the run's folder, tells the ledger, and returns the result with the error to show.
 
     Args:
         checkpoints: their steps, in order; each was saved after a finite step.
+        is_first: of several processes, the one that keeps its part of the batch.
     """
     path = info.run.path / f"not-finite-step-{found.step}.npz"
-    with replacing(path, below=info.run.path) as file:
-        np.savez(file, **found.batch)  # type: ignore[arg-type]
+    if is_first:
+        with replacing(path, below=info.run.path) as file:
+            np.savez(file, **found.batch)  # type: ignore[arg-type]
     rows = len(next(iter(found.batch.values())))
     dispatcher.event("nan", step=found.step, loss=found.loss, grad_norm=found.grad_norm, batch=path.name, rows=rows)
     numbers = f"loss {found.loss}, gradient norm {found.grad_norm}"

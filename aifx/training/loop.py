@@ -10,12 +10,15 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
+import numpy as np
 
 from aifx.config import Config
 from aifx.config.best_by import LOSS, BestBy, best_by_of, score_of
 from aifx.core.statuses import ProcessStatus
 from aifx.data.base import Batch
-from aifx.evaluation.held_out import evaluate_split
+from aifx.evaluation.held_out import evaluate_split, own_parts
+from aifx.parallel.group import Group
+from aifx.parallel.tally import Sums, Tally
 from aifx.programs.build import Programs
 from aifx.programs.state import TrainState
 from aifx.specs import Params
@@ -24,7 +27,7 @@ from aifx.training.meter import Meter
 from aifx.training.observers import EventDispatcher
 from aifx.training.records import Record
 from aifx.training.sampling import TextSampler
-from aifx.training.signals import StopSignals, status_of
+from aifx.training.signals import StopSignals, agreed, status_of, votes
 from aifx.training.state import to_tree
 
 if TYPE_CHECKING:
@@ -78,6 +81,28 @@ class LoopResult:
     state: TrainState
 
 
+def count_units(programs: Programs, batch: Batch, rows: int) -> int:
+    """Units ("tokens") in those rows of a batch that this process counts; `rows` are all of them."""
+    count, unit = dataset_of(programs.task).counts, programs.objective.unit
+    return sum(count(part)[unit] for part in own_parts(programs.layout, batch, rows))
+
+
+class Ballot:
+    """Lets processes agree before each batch of a validation that they give it up. They learn it one batch late."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._before: Sums | None = None
+
+    def __call__(self) -> None:
+        """Raises Interrupted."""
+        cast = self._loop.tally((0, *votes(self._loop.stop.requested)))
+        known = cast if isinstance(cast, np.ndarray) else self._before
+        if known is not None and agreed(np.asarray(known)[1:]) is not None:
+            raise Interrupted
+        self._before = cast
+
+
 @dataclass
 class Loop:
     """A run that is ready to take its steps."""
@@ -93,6 +118,10 @@ class Loop:
     sampler: TextSampler | None = None
     pending_validation: Record | None = None  # of a step whose validation a signal prevented
     frozen_digest: str | None = None
+    group: Group = field(default_factory=Group)
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(self.programs.layout, count=3)
 
     def run(self, state: TrainState, batches: Generator[Batch, None, None], step: int) -> LoopResult:
         """From `state`, that of `step`, to the end of the run.
@@ -100,18 +129,20 @@ class Loop:
         The host is one step ahead of the device and waits for it only if the run pauses: to validate, save or stop.
         Raises NotFinite, and what the observers and the checkpoints raise.
         """
-        last, layout, task = self.programs.config.train.num_steps, self.programs.layout, self.programs.task
-        unit, dataset = task.objective.unit, dataset_of(task)
+        last, rows = self.programs.config.train.num_steps, self.programs.config.train.global_batch_size
+        layout = self.programs.layout
         stopping = self.pause(state, self.pending_validation) if self.pending_validation else None
         with closing(batches):
             while step < last and not stopping and not self.has_converged:
                 step += 1
+                self.group.mark(f"step {step}")
                 requested_at = time.perf_counter()
                 batch = next(batches)
                 waited_s = time.perf_counter() - requested_at
-                state, numbers = self.step_fn(state, self.frozen, layout.place(batch))
-                self.meter.dispatched(step, numbers, batch, dataset.counts(batch)[unit], waited_s)
-                pausing = self.stop.requested or step == last or self.validates(step) or self.saves(step)
+                state, numbers = self.step_fn(state, self.frozen, layout.place(batch, rows))
+                sums = self.tally((count_units(self.programs, batch, rows), *votes(self.stop.requested)))
+                self.meter.dispatched(step, numbers, sums, batch, waited_s)
+                pausing = self.meter.has_votes or step == last or self.validates(step) or self.saves(step)
                 for record in self.meter.drain(leave=0 if pausing else 1):
                     if record.step == step:
                         stopping = self.pause(state, record)
@@ -123,14 +154,14 @@ class Loop:
 
     def pause(self, state: TrainState, record: Record) -> signal.Signals | None:
         """Between two steps: validate, report, save. Returns the signal that the run must end for."""
-        config, step, stopping = self.programs.config, record.step, self.stop.requested
+        config, step, stopping = self.programs.config, record.step, self.agree()
         was_pending, improved = self.pending_validation is not None, False
         self.pending_validation = None
         if self.validates(step):
             try:
                 record, improved = self.validate(state, record)
             except Interrupted:  # the next process validates, and writes the record again
-                self.pending_validation, stopping = record, self.stop.requested
+                self.pending_validation, stopping = record, self.agree()
                 if was_pending:
                     return stopping
         self.dispatcher.record(record)
@@ -145,9 +176,9 @@ class Loop:
         """The record with its validation, and whether that is the best so far. Raises Interrupted."""
         started = time.perf_counter()
         num_batches = self.programs.config.train.validation_batches or None
-        place = self.place_unless_stopped
+        ballot = Ballot(self)
         metrics = evaluate_split(
-            self.programs, state.evaluated, self.frozen, "validation", num_batches=num_batches, place=place
+            self.programs, state.evaluated, self.frozen, "validation", num_batches=num_batches, before_batch=ballot
         )
         progress = self.progress.after(record.step, metrics, best_by_of(self.programs.config))
         self.progress = replace(progress, thresholds=self.programs.objective.thresholds(metrics))
@@ -163,10 +194,9 @@ class Loop:
             self.dispatcher.event("sample", step=record.step, prompt=self.sampler.prompt, text=text)
         return replace(record, validation=metrics), improved
 
-    def place_unless_stopped(self, batch: Batch) -> Mapping[str, jax.Array]:
-        if self.stop.requested:
-            raise Interrupted
-        return self.programs.layout.place(batch)
+    def agree(self) -> signal.Signals | None:
+        """Why all processes stop, if one of them asks to."""
+        return agreed(np.asarray(self.tally((0, *votes(self.stop.requested))))[1:])
 
     def save(
         self, state: TrainState, step: int, validation: Mapping[str, Any] | None = None, *, force: bool = False

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from aifx.data.base import Batch
+from aifx.parallel.tally import Sums
 from aifx.training.records import Record, RunInfo
 
 
@@ -33,7 +34,7 @@ class _Pending:
     step: int
     numbers: jax.Array
     batch: Batch
-    units: int
+    sums: Sums  # units of the batch, and how many processes ask to stop
     data_wait_s: float
     done_at: float | None = None  # where that is known before the step is resolved
 
@@ -54,18 +55,25 @@ class Meter:
         self._mark = time.perf_counter()
         self._steady_s = 0.0
         self._steady_units = 0
+        self.has_votes = False  # whether a process asked to stop in a step that is known
 
-    def dispatched(self, step: int, numbers: jax.Array, batch: Batch, units: int, data_wait_s: float) -> None:
-        self._pending.append(_Pending(step, numbers, batch, units, data_wait_s))
+    def dispatched(self, step: int, numbers: jax.Array, sums: Sums, batch: Batch, data_wait_s: float) -> None:
+        """Hold a step: its STEP_METRICS, and the sums over the processes of units and of votes to stop."""
+        self._pending.append(_Pending(step, numbers, batch, sums, data_wait_s))
+        if isinstance(sums, np.ndarray):  # of one process, known now
+            self.has_votes = bool(sums[1:].any())
         if numbers.is_ready():  # type: ignore[attr-defined]  # small programs run within their dispatch
             self._spread(time.perf_counter())
 
     def drain(self, leave: int) -> Iterator[Record]:
-        """Records of all but the last `leave` steps dispatched. Raises NotFinite at the first that is not finite."""
+        """Records of all but the last `leave` steps dispatched, and of these too once a process asked to stop.
+
+        Raises NotFinite at the first that is not finite.
+        """
         if leave == 0 and self._pending:
             jax.block_until_ready(self._pending[-1].numbers)
             self._spread(time.perf_counter())
-        while len(self._pending) > leave:
+        while len(self._pending) > (0 if self.has_votes else leave):
             yield self._record(self._pending.popleft())
 
     def resume_clock(self) -> None:
@@ -90,13 +98,15 @@ class Meter:
         step_time_s, self._mark = max(done_at - self._mark, 1e-9), done_at
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise NotFinite(done.step, loss, grad_norm, done.batch)
+        units, *votes = (int(x) for x in np.asarray(done.sums))
+        self.has_votes |= any(votes)
         self.loss = loss
-        self.units += done.units
+        self.units += units
         self.steps += 1
         if self.steps == 2:
             self._steady_s, self._steady_units = 0.0, 0
         self._steady_s += step_time_s
-        self._steady_units += done.units
+        self._steady_units += units
         flops_per_s = self._info.flops_per_step / step_time_s
         peak, ceiling = self._info.peak, self._info.ceiling
         return Record(
@@ -105,7 +115,7 @@ class Meter:
             grad_norm=grad_norm,
             learning_rate=learning_rate,
             units=self.units,
-            units_per_s=done.units / step_time_s,
+            units_per_s=units / step_time_s,
             step_time_s=step_time_s,
             data_wait_s=done.data_wait_s,
             mfu=flops_per_s / peak.flops if peak else None,

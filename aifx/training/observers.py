@@ -25,10 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 class EventDispatcher:
-    """The ledger and the observers of a run. What an observer raises ends the run: its record is not lost unseen."""
+    """The ledger and the observers of a run. What an observer raises ends the run: its record is not lost unseen.
 
-    def __init__(self, run: RunDirectory, observers: Sequence[Observer]) -> None:
-        self._ledger = Ledger(run.events)
+    Of the processes of a job one keeps the ledger; the others have no `run` here.
+    """
+
+    def __init__(self, run: RunDirectory | None, observers: Sequence[Observer]) -> None:
+        self._ledger = None if run is None else Ledger(run.events)
         self._observers = list(observers)
         self._lock = threading.RLock()
         self._ended = False
@@ -45,7 +48,8 @@ class EventDispatcher:
     def event(self, name: str, **fields: Any) -> None:
         """In the ledger when this returns."""
         with self._lock:
-            self._ledger.write(name, **fields)
+            if self._ledger is not None:
+                self._ledger.write(name, **fields)
             for observer in self._observers:
                 observer.event(name, fields)
 
@@ -54,11 +58,12 @@ class EventDispatcher:
         logger.warning(text)
         self.event("warning", text=text)
 
-    def ended_abruptly(self, status: ProcessStatus, why: str) -> None:
+    def ended_abruptly(self, status: ProcessStatus | None, why: str) -> None:
         """The process is about to end where it stands. Called from another thread, which must not wait for ours."""
-        if not self._ended:
+        if not self._ended and self._ledger is not None:
+            ended = {"status": status, "why": why} if status else {"status": "failed", "error": why}
             with suppress(EnvironmentFault, OSError):
-                self._ledger.write("stop", status=status, why=why)
+                self._ledger.write("stop", **ended)
 
     def end(self, result: TrainResult | None, error: str | None = None) -> None:
         """Record the result, or what failed. The ledger has it before any observer may fail.
@@ -69,12 +74,13 @@ class EventDispatcher:
         if self._ended:
             return
         self._ended = True
-        if result is None:
-            with suppress(EnvironmentFault, OSError):  # the disk may be what failed
-                self._ledger.write("stop", status="failed", error=error)
-        else:
-            self._ledger.write("stop", **result.end())
-        self._ledger.close()
+        if self._ledger is not None:
+            if result is None:
+                with suppress(EnvironmentFault, OSError):  # the disk may be what failed
+                    self._ledger.write("stop", status="failed", error=error)
+            else:
+                self._ledger.write("stop", **result.end())
+            self._ledger.close()
         failed: Exception | None = None
         for observer in reversed(self._observers):  # the log file hears what the others say at last
             try:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+import jax
 
 from aifx.checkpoint.listing import list_bindings
 from aifx.config import Config, compare, read_config
@@ -24,6 +26,7 @@ from aifx.kernels.choice import run_choices
 from aifx.kernels.verification import verify_kernels
 from aifx.machine.compilation_cache import enable_compilation_cache
 from aifx.nn.precision import bfloat16_gain
+from aifx.parallel.group import Group
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
 from aifx.runs.binding import RunDigests, binding_errors, kernel_digest, open_digests
@@ -31,6 +34,7 @@ from aifx.runs.provenance import differences, provenance, read_provenance
 from aifx.tasks.base import Task, data_digest, evaluation_source, training_source
 from aifx.tasks.preflight import declared_metrics
 from aifx.tasks.registry import open_task
+from aifx.training.agreement import agree, facts_of_data
 from aifx.training.finetuning import choose_base
 from aifx.training.observers import EventDispatcher, MetricsFile
 from aifx.training.resume_checks import Fork
@@ -60,6 +64,7 @@ class Job:
     dispatcher: EventDispatcher
     stop: StopSignals
     metrics: MetricsFile
+    group: Group = field(default_factory=Group)
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -84,22 +89,35 @@ class Job:
 
 def prepare(job: Job) -> Programs:
     """The programs of the run, its data open. Raises ConfigError, DataError."""
-    latest = job.fork.step if job.fork else job.checkpoints.latest()
+    latest = job.group.broadcast(job.fork.step if job.fork else job.checkpoints.latest())
     job.dispatcher.event("start" if latest is None else "resume", step=latest or 0)
     enable_compilation_cache()
     verify_kernels(job.project, job.config, job.run)
     layout = local_layout(job.config.train.devices, job.config.mesh)
     layout.check_batch(job.config.train.global_batch_size, job.config.train.gradient_accumulation)
     is_fresh = latest is None or job.fork is not None
-    task = _open_task(job, is_fresh)
-    _record_origin(job, task, layout, is_fresh)
-    digests = open_digests(job.run, job.config, is_fresh=is_fresh or not list_bindings(job.run.checkpoints))
-    job.checkpoints.bind(digests.binding)
-    programs = build(job.config, task, layout, kernels=_kernel_choices(job, layout, digests))
+    job.group.mark("the data")
+    with job.group.first_then_others():
+        task = _open_task(job, is_fresh and job.group.is_first)
+        kernels = (
+            _own_run(job, task, layout, is_fresh)
+            if job.group.is_first
+            else run_choices(job.run, job.config, layout=layout, keep=False)
+        )
+    agree(job.group, facts_of_data(job.project, data_digest(task, job.config), layout.device_kind))
+    programs = build(job.config, task, layout, kernels=kernels)
     _check_batch(programs)
     _check_metric(job, programs)
     _check_sample(programs)
     return programs
+
+
+def _own_run(job: Job, task: Task, layout: Layout, is_fresh: bool) -> Choices:
+    """Write what the run's folder says of the run, in the process that holds it. Returns the run's kernel choices."""
+    _record_origin(job, task, layout, is_fresh)
+    digests = open_digests(job.run, job.config, is_fresh=is_fresh or not list_bindings(job.run.checkpoints))
+    job.checkpoints.bind(digests.binding)
+    return _kernel_choices(job, layout, digests)
 
 
 def _open_task(job: Job, is_fresh: bool) -> Task:
@@ -203,8 +221,10 @@ def _kernel_choices(job: Job, layout: Layout, digests: RunDigests) -> Choices:
 def _check_batch(programs: Programs) -> None:
     """Raise ConfigError unless the first batch has the fields that the programs are made for."""
     rows = programs.config.train.global_batch_size
-    batch = training_source(programs.task, programs.config).read(0, slice(0, rows))
-    wanted = {name: f"{struct.dtype.name} {list(struct.shape)}" for name, struct in programs.batch(rows).items()}
+    local = programs.layout.local_rows(rows)
+    batch, count = training_source(programs.task, programs.config).read(0, local), local.stop - local.start
+    structs = programs.batch(rows).items()
+    wanted = {name: f"{struct.dtype.name} {[count, *struct.shape[1:]]}" for name, struct in structs}
     found = {name: f"{values.dtype.name} {list(values.shape)}" for name, values in batch.items()}
     for name in sorted({*wanted, *found}):
         has, comes = (fields.get(name, "no such field") for fields in (wanted, found))
@@ -229,3 +249,6 @@ def _check_sample(programs: Programs) -> None:
     """Raise ConfigError if `log.sample` is set and the model does not write text."""
     if programs.config.log.sample is not None and (why := unable_to_write(programs)) is not None:
         raise ConfigError("log.sample is set, and this model cannot write text", why, "remove sample from [log]")
+    if programs.config.log.sample is not None and jax.process_count() > 1:
+        why = "one process writes the text, and it does not hold what the others have of the model"
+        raise ConfigError("log.sample is set, and the run has several processes", why, "remove sample from [log]")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
+import jax
 
 from aifx.checkpoint.manifest import step_directories
 from aifx.config import Config
@@ -21,11 +24,14 @@ from aifx.loading.restore import digest_of_frozen
 from aifx.machine.catalogue import peak_of
 from aifx.machine.device_memory import peak_memory
 from aifx.machine.measured_peaks import measured_peak
+from aifx.parallel.group import Group, Limits
+from aifx.parallel.joining import joined, restore_stdout
 from aifx.programs.build import Programs
 from aifx.runs.lock import hold_run
 from aifx.tasks.base import training_source
 from aifx.tasks.preflight import check_best_by
 from aifx.tasks.project_errors import project_errors
+from aifx.training.agreement import agree, facts_of_program, facts_of_start
 from aifx.training.divergence import report_divergence
 from aifx.training.loop import Loop, LoopResult, StepFn
 from aifx.training.meter import Meter, NotFinite
@@ -33,11 +39,20 @@ from aifx.training.observers import EventDispatcher, LogFile, MetricsFile, Trace
 from aifx.training.prepare import Job, prepare
 from aifx.training.records import Observer, RunInfo, TrainResult
 from aifx.training.restore import InitialState, begin, begin_from
-from aifx.training.resume_checks import check_configuration, check_files, check_fork, check_new, finished, saved_config
+from aifx.training.resume_checks import (
+    Fork,
+    check_configuration,
+    check_files,
+    check_fork,
+    check_new,
+    finished,
+    saved_config,
+)
 from aifx.training.sampling import TextSampler
 from aifx.training.signals import StopSignals
 from aifx.training.state import to_tree
 from aifx.training.trackers import open_trackers
+from jax_kernels.op import Choice
 
 
 def train(
@@ -61,40 +76,65 @@ def train(
 
     Raises RunBusy, ConfigError, DataError, CheckpointError, EnvironmentFault. A loss that is not finite is a result.
     """
-    run = project.run(run_name)
+    run, stop = project.run(run_name), stop or StopSignals()
     origin = project.existing_run(fork_from) if fork_from is not None else None
-    with hold_run(run):
+    waits = config.processes
+    limits = Limits(waits.connect_timeout_s, waits.silent_timeout_s, waits.stuck_timeout_s)
+    stop.before_exit.append(restore_stdout)
+    with joined(limits, lambda lost: stop.leave(lost.exit_code, f"{lost.what}: {lost.why}")) as group:
+        agree(group, facts_of_start(config, run=run_name, fork_from=fork_from, fork_at=fork_at))
+        with hold_run(run) if group.is_first else nullcontext():
+            with group.first_then_others():
+                checked = _check(run, project, config, origin, fork_at, group)
+            if isinstance(checked, TrainResult):
+                return checked
+            config, fork = checked
+            metrics = MetricsFile(run)
+            if not group.is_first:
+                return _supervised(Job(project, config, run, fork, EventDispatcher(None, []), stop, metrics, group))
+            log = LogFile(run)
+            with log_lines(log.write):
+                more = [*([Trace(run)] if profile else []), *open_trackers(config.log.trackers, run), *observers]
+                dispatcher = EventDispatcher(run, [metrics, log, *more])
+                return _supervised(Job(project, config, run, fork, dispatcher, stop, metrics, group))
+
+
+def _check(
+    run: RunDirectory, project: Project, config: Config, origin: RunDirectory | None, fork_at: StepChoice, group: Group
+) -> TrainResult | tuple[Config, Fork | None]:
+    """The complete configuration, and where a fork begins; or the result of a run that has ended."""
+    if group.is_first:
         run.check_entries()
         for folder in (run.path, run.assets):
             remove_temporary(folder)
-        before = saved_config(run, project)
-        best_by = None if before is None or before.checkpoint.best_by == AUTO else before.checkpoint.best_by
-        config = with_best_by(config, best_by)
-        check_best_by(config)
-        check_new(run, is_fork=origin is not None)
-        fork = check_fork(origin, run, config, project, fork_at) if origin is not None else None
-        if before is not None:
-            check_files(run, before)
-            check_configuration(run, before, config)
-            if (result := finished(run, config)) is not None:
-                return result
-        metrics, log = MetricsFile(run), LogFile(run)
-        with log_lines(log.write):
-            traces = [Trace(run)] if profile else []
-            trackers = open_trackers(config.log.trackers, run)
-            dispatcher = EventDispatcher(run, [metrics, log, *traces, *trackers, *observers])
-            job = Job(project, config, run, fork, dispatcher, stop or StopSignals(), metrics)
-            job.stop.before_exit.append(dispatcher.ended_abruptly)
-            try:
-                with project_errors(config, project):
-                    result = _train(job)
-            except BaseException as e:
-                dispatcher.end(None, error=f"{type(e).__name__}: {e}")
-                _add_what_was_saved(e, run)
-                raise
-            dispatcher.end(result)
-            job.stop.finish()
+    before = saved_config(run, project)
+    best_by = None if before is None or before.checkpoint.best_by == AUTO else before.checkpoint.best_by
+    config = with_best_by(config, best_by)
+    check_best_by(config)
+    check_new(run, is_fork=origin is not None)
+    fork = check_fork(origin, run, config, project, fork_at) if origin is not None else None
+    if before is not None:
+        check_files(run, before)
+        check_configuration(run, before, config)
+        if (result := finished(run, config)) is not None:
             return result
+    return config, fork
+
+
+def _supervised(job: Job) -> TrainResult:
+    """Train, and record how that ends."""
+    job.stop.before_exit.append(job.dispatcher.ended_abruptly)
+    try:
+        with project_errors(job.config, job.project):
+            result = _train(job)
+    except BaseException as e:
+        job.dispatcher.end(None, error=f"{type(e).__name__}: {e}")
+        _add_what_was_saved(e, job.run)
+        raise
+    job.dispatcher.end(result)
+    job.group.finish()  # until then, a process that is lost ends this one, and a signal too
+    job.stop.finish()
+    return result
 
 
 def _add_what_was_saved(error: BaseException, run: RunDirectory) -> None:
@@ -122,6 +162,7 @@ def _train(job: Job) -> TrainResult:
         sampler=None if job.config.log.sample is None else TextSampler(job.run, programs, job.stop),
         pending_validation=begun.pending_validation,
         frozen_digest=digest_of_frozen(begun.frozen),
+        group=job.group,
     )
     if job.fork is not None:  # its first checkpoint, then its configuration: from then on it is a run of its own
         loop.save(begun.state, begun.step, force=True)
@@ -130,12 +171,13 @@ def _train(job: Job) -> TrainResult:
     job.dispatcher.start(info)
     job.stop.guard(job.config.checkpoint.stop_timeout_s)
     loop.meter.resume_clock()
-    steps, rows = range(begun.step, info.num_steps), slice(0, job.config.train.global_batch_size)
+    steps = range(begun.step, info.num_steps)
+    rows = programs.layout.local_rows(job.config.train.global_batch_size)
     try:
         ending = loop.run(begun.state, prefetch(training_source(programs.task, job.config), steps, rows), begun.step)
     except NotFinite as error:
         job.checkpoints.wait()
-        return report_divergence(error, info, job.checkpoints.steps(), job.dispatcher)
+        return report_divergence(error, info, job.checkpoints.steps(), job.dispatcher, is_first=job.group.is_first)
     job.checkpoints.wait()
     return _result(ending, loop, begun, info, time.perf_counter() - started)
 
@@ -149,12 +191,30 @@ def _restore(job: Job, programs: Programs) -> tuple[StepFn, InitialState]:
             begun = pool.submit(begin, programs, job.checkpoints, job.run, job.project)
         job.dispatcher.event("compile")
         started = time.perf_counter()
-        lowered = programs.train_step.lower()
+        job.group.mark("the program")
+        lowered = _lower(job, programs)
         if begun.done():
             begun.result()  # what is refused would be compiled for nothing
+        job.group.mark("compilation")
         step_fn: StepFn = lowered.compile()
         job.dispatcher.event("compiled", duration_s=time.perf_counter() - started)
-        return step_fn, begun.result()
+        job.group.mark("the restored state")
+        found = begun.result()
+    job.group.barrier()  # Gloo waits 30 s for a process that is still compiling
+    return step_fn, found
+
+
+def _lower(job: Job, programs: Programs) -> jax.stages.Lowered:
+    """The step, traced with the kernels that process 0 chose, and the same in all processes."""
+    kernels = programs.kernels
+    assert kernels is not None
+    lowered = programs.train_step.lower() if job.group.is_first else None
+    made = job.group.broadcast({key: choice.document() for key, choice in kernels.made.items()})
+    if lowered is None:
+        kernels.made.update({key: Choice.from_document(document) for key, document in made.items()})
+        lowered = programs.train_step.lower()
+    agree(job.group, facts_of_program(lowered, kernels))
+    return lowered
 
 
 def _result(ending: LoopResult, loop: Loop, begun: InitialState, info: RunInfo, duration_s: float) -> TrainResult:

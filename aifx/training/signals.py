@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -23,12 +23,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LAST_WORDS_S = 2.0
 """Limit of the callbacks that run right before the process ends."""
 
-BeforeExit = Callable[[ProcessStatus, str], None]
-"""Called with the run's status and a line on what is kept, right before the process ends without unwinding."""
+BeforeExit = Callable[[ProcessStatus | None, str], None]
+"""Called with the run's status (None: failed) and a line on why, right before the process ends without unwinding."""
 
 
 def exit_code_of(signum: int) -> ExitCode:
     return ExitCode.INTERRUPTED if signum == signal.SIGINT else ExitCode.PREEMPTED
+
+
+def votes(requested: signal.Signals | None) -> tuple[int, int]:
+    """A process's part of the sums from which `agreed` tells why all of them stop."""
+    return int(requested == signal.SIGINT), int(requested in (signal.SIGTERM, signal.SIGHUP))
+
+
+def agreed(votes: Sequence[int]) -> signal.Signals | None:
+    """Why the processes of a job stop, from the sums of their `votes`; None if none asks to. A person comes first."""
+    interrupts, terminations = votes
+    if interrupts:
+        return signal.SIGINT
+    return signal.SIGTERM if terminations else None
 
 
 def status_of(signum: int) -> ProcessStatus:
@@ -103,6 +116,17 @@ class StopSignals:
         if is_leaving:
             threading.Event().wait()
 
+    def leave(self, code: ExitCode, why: str) -> None:
+        """End the process where it stands, as a second signal would. Called from a thread that found it cannot go on.
+
+        Returns if a signal is ending the process already, or if it has finished.
+        """
+        with self._lock:
+            if self._done:
+                return
+            self._done = self._leaving = True
+        self._exit("preempted" if code == ExitCode.PREEMPTED else None, why, code)
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         # An event loop in the main thread may have put its own wake-up file in place of ours for a while.
         self._handled += 1
@@ -131,26 +155,28 @@ class StopSignals:
                 clock.start()
                 return
             self._done = self._leaving = True
-        self._exit(signum, self.kept if first else f"stopped at once; {self.kept}")
+        why = self.kept if first else f"stopped at once; {self.kept}"
+        self._exit(status_of(signum), why, exit_code_of(signum))
 
     def _overdue(self, signum: int) -> None:
         with self._lock:
             if self._done:
                 return
             self._done = self._leaving = True
-        self._exit(signum, f"saving took longer than checkpoint.stop_timeout_s = {self._timeout_s:g} s; {self.kept}")
+        why = f"saving took longer than checkpoint.stop_timeout_s = {self._timeout_s:g} s; {self.kept}"
+        self._exit(status_of(signum), why, exit_code_of(signum))
 
-    def _exit(self, signum: int, word: str) -> None:
+    def _exit(self, status: ProcessStatus | None, why: str, code: ExitCode) -> None:
         def call_back() -> None:
             for callback in reversed(self.before_exit):
                 with suppress(Exception):  # whatever it is, the process ends, and with this code
-                    callback(status_of(signum), word)
+                    callback(status, why)
 
         # In a thread, for two seconds at most: a reader that stalled at our stderr must not hold the process.
         caller = threading.Thread(target=call_back, daemon=True)
         caller.start()
         caller.join(LAST_WORDS_S)
-        os._exit(exit_code_of(signum))
+        os._exit(code)
 
 
 def _stays_ignored(signum: signal.Signals) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shlex
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,13 +18,15 @@ from aifx.commands.console.format import best
 from aifx.commands.console.options import JsonOption, SetOption
 from aifx.commands.console.output import Output
 from aifx.commands.console.stopping import write_interrupted
-from aifx.commands.console.terminal import terminal
-from aifx.core.errors import UsageError
+from aifx.commands.console.terminal import report, terminal
+from aifx.core.errors import AifxError, UsageError
 from aifx.core.limits import check_limits
+from aifx.core.progress import Progress as Activity
 from aifx.core.progress import listen
 from aifx.core.project import find_project
 from aifx.core.statuses import STOPPED
 from aifx.core.steps import parse_step
+from aifx.parallel.processes import lone_warning
 
 if TYPE_CHECKING:
     from aifx.core.statuses import ProcessStatus
@@ -76,17 +81,26 @@ def train(
         # Before anything heavy is imported: a signal is heard from here on, whatever is being imported or compiled.
         with StopSignals() as stop:
             stop.before_exit.append(_write_interrupted)
-            result = _train(run, overrides or [], fork, step, profile, out, stop)
+            is_first = _is_first()
+            result = _train(run, overrides or [], fork, step, profile, out if is_first else None, stop)
             stop.finish()  # also of a run that had ended before: a signal must not take its answer
-            out.document(result.document())
-            _show(result, out, profile, overrides or [])
+            if is_first:
+                out.document(result.document())
+                _show(result, out, profile, overrides or [])
         if result.exit_code:
             raise SystemExit(int(result.exit_code))
 
 
 def _train(
-    run: str, overrides: list[str], fork: str | None, step: str | None, profile: bool, out: Output, stop: StopSignals
+    run: str,
+    overrides: list[str],
+    fork: str | None,
+    step: str | None,
+    profile: bool,
+    out: Output | None,
+    stop: StopSignals,
 ) -> TrainResult:
+    """Train; `out` is None in all processes of a job but one."""
     at = parse_step(step)
     if step is not None and fork is None:
         why = "a run resumes from its latest checkpoint; only a fork starts from another one"
@@ -101,31 +115,58 @@ def _train(
     project = find_project()
     config = load_config(project, overrides)
     name = run if fork is None else fork
+    begin = partial(
+        train_run,
+        project,
+        config,
+        name,
+        fork_from=None if fork is None else run,
+        fork_at="last" if at is None else at,
+        stop=stop,
+        profile=profile,
+    )
+    if out is None:
+        stop.before_exit[:] = [_log_end]
+        with listen(_ignore):
+            return begin()
     progress: Panel | Lines = Panel(out.err) if out.animated else Lines(out)
 
-    def write_latest_result(status: ProcessStatus, why: str) -> None:
+    def write_latest_result(status: ProcessStatus | None, why: str) -> None:
         """What is on disk of the run; called by the thread that heard the signal, which must not wait for an import."""
         progress.abandon()
         with suppress(BrokenPipeError):
+            if status is None:
+                report(AifxError(why, "", "read the log of that process"), json=out.json)
+                return
             out.document(latest_result(project.run(name), status).document())
             out.flush()
             out.log(f"{status}: {why}")
 
     stop.before_exit[:] = [write_latest_result]
     with listen(progress.activity):
-        return train_run(
-            project,
-            config,
-            name,
-            fork_from=None if fork is None else run,
-            fork_at="last" if at is None else at,
-            observers=[progress],
-            stop=stop,
-            profile=profile,
-        )
+        return begin(observers=[progress])
 
 
-def _write_interrupted(status: ProcessStatus, why: str) -> None:
+def _is_first() -> bool:
+    """Whether this process writes the answer: the only one, or process 0 of its job."""
+    from aifx.parallel.location import detect_here
+
+    me = detect_here()
+    if me is None and (warning := lone_warning(os.environ)) is not None:
+        logging.getLogger(__name__).warning(warning)
+    return me is None or me.process_id == 0
+
+
+def _log_end(status: ProcessStatus | None, why: str) -> None:
+    """Write why a process of a job ends that gives no answer."""
+    os.write(2, f"{status or 'failed'}: {why}\n".encode())
+
+
+def _ignore(activity: Activity | None) -> None:
+    """One process of a job shows its progress."""
+
+
+def _write_interrupted(status: ProcessStatus | None, why: str) -> None:
     """Write the answer of a run that a signal ends before its configuration is read."""
     write_interrupted(signal.SIGINT if status == "interrupted" else signal.SIGTERM, sys.argv[1:])
 

@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from published_schemas import check_document
 
@@ -91,7 +92,7 @@ def test_a_record_tells_both_shares(peak, ceiling):
     of = [None if flops is None else Peak(flops, "so many") for flops in (peak, ceiling)]
     info = SimpleNamespace(flops_per_step=10**9, peak=of[0], ceiling=of[1], unit="tokens")
     meter = Meter(info, 0, None)
-    meter.dispatched(1, jnp.ones(3), None, 64, 0.0)
+    meter.dispatched(1, jnp.ones(3), np.array([64, 0, 0]), {}, 0.0)
     (record,) = meter.drain(0)
     rate = 10**9 / record.step_time_s
     assert record.mfu == (peak and pytest.approx(rate / peak))

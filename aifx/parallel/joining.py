@@ -1,0 +1,169 @@
+"""From a process of a job to JAX's own multi-process runtime, and out of it again."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import jax
+
+from aifx.core.errors import AifxError, ConfigError, EnvironmentFault, ExitCode
+from aifx.core.processes import end_with
+from aifx.machine.compilation_cache import store_in_each_process
+from aifx.parallel.connections import free_port
+from aifx.parallel.group import Disagreement, Group, JoinedGroup, Limits, PeerLost
+from aifx.parallel.location import detect_here, resolve
+from aifx.parallel.processes import Membership
+
+RESOLVE_S = 60.0
+"""A cluster's name service may not know a pod yet that has just started."""
+
+SHUTDOWN_S = 30
+CLOSES_S = 0.2
+"""The kernel closes the sockets of a process that was killed one after another."""
+
+_current: Group = Group()
+
+
+def current_group() -> Group:
+    """The processes of the job that this process has joined; a job of one process if it has not joined any."""
+    return _current
+
+
+@contextmanager
+def joined(limits: Limits, on_loss: Callable[[PeerLost], None] = lambda _: None) -> Iterator[Group]:
+    """Join the job that this process is one of (`aifx.parallel.processes`), until the block ends.
+
+    If the block raises, the other processes end as well. After that, this process cannot end as Python does: JAX would
+    wait for the others, and abort. `aifx.commands.main` ends it by `os._exit`.
+
+    Args:
+        on_loss: called in another thread when another process is gone.
+
+    Raises ConfigError, EnvironmentFault; PeerLost if another process is gone.
+    """
+    global _current
+    me = detect_here()
+    if me is None:
+        yield _current
+        return
+    _check_untouched()
+    if (launcher := os.environ.get("AIFX_LAUNCHER", "")).isdecimal():
+        end_with(int(launcher))
+    address = resolve(me.host, min(RESOLVE_S, limits.connect_s))
+    group = JoinedGroup(me, address, limits, on_loss)
+    _exit_on_lost_coordinator(group)
+    _current = group
+    try:
+        with stdout_for_answers():
+            _initialize(me, group, address, limits)
+            yield group
+            group.finish()
+        jax.distributed.shutdown()
+        _current = Group()
+    except BaseException as error:
+        raise _told(group, error, limits) from error
+
+
+_stdout = -1
+"""A copy of the file of stdout while `stdout_for_answers` has put that of stderr in its place."""
+
+
+@contextmanager
+def stdout_for_answers() -> Iterator[None]:
+    """Send to stderr what libraries print to stdout: Gloo announces there, past Python, each group that it connects."""
+    global _stdout
+    with suppress(OSError):  # one of them is closed
+        _stdout = os.dup(1)
+        os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        restore_stdout()
+
+
+def restore_stdout(*_: object) -> None:
+    """End `stdout_for_answers`, also before a process ends where it stands."""
+    global _stdout
+    if _stdout >= 0:
+        os.dup2(_stdout, 1)
+        _stdout = -1
+
+
+def _check_untouched() -> None:
+    from jax._src import xla_bridge  # there is no public way to ask
+
+    if jax.distributed.is_initialized() or xla_bridge.backends_are_initialized():
+        what = "JAX was used before aifx could connect the processes of this job"
+        why = "the devices of the others must be known before the first computation"
+        raise ConfigError(what, why, "call aifx.train first, and leave jax.distributed.initialize to it")
+
+
+def _initialize(me: Membership, group: JoinedGroup, address: str, limits: Limits) -> None:
+    port = group.broadcast(free_port(address) if group.is_first else None)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM before Python sees it
+    store_in_each_process(me.process_id)
+    host = f"[{address}]" if ":" in address else address
+    try:
+        jax.distributed.initialize(
+            f"{host}:{port}",
+            me.num_processes,
+            me.process_id,
+            local_device_ids=me.local_devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=round(limits.connect_s),
+            shutdown_timeout_seconds=SHUTDOWN_S,
+        )
+    except jax.errors.JaxRuntimeError as error:
+        why = str(error).splitlines()[0]
+        raise EnvironmentFault("JAX did not connect the processes", why, "run the same command again") from error
+
+
+def _told(group: JoinedGroup, error: BaseException, limits: Limits) -> BaseException:
+    """The error that this process ends for, after the other processes know of it.
+
+    A collective fails as soon as another process is gone, at the same moment as the group hears of it.
+    """
+    if not isinstance(error, AifxError) and isinstance(error, Exception):
+        deadline = time.monotonic() + min(limits.silence_s, 2.0)
+        while group.error is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+    if group.error is not None:
+        return group.error
+    if isinstance(error, Disagreement):
+        group.finish()
+    elif isinstance(error, AifxError):
+        group.fail(error)
+    else:
+        code = ExitCode.BUG if isinstance(error, Exception) else ExitCode.PREEMPTED
+        group.fail(AifxError(f"{type(error).__name__}: {error}", exit_code=code))
+    return error
+
+
+def _exit_on_lost_coordinator(group: JoinedGroup) -> None:
+    """Exit with 75 when JAX aborts this process because process 0, which holds its coordination service, is gone.
+
+    JAX notices as soon as the group does, and calls abort() in a thread of its own.
+    """
+    libc = ctypes.CDLL(None)
+
+    def handle(_: int) -> None:
+        deadline = time.monotonic() + CLOSES_S
+        while time.monotonic() < deadline:
+            if not group.reaches_first():
+                os._exit(ExitCode.PREEMPTED)
+            time.sleep(0.005)
+        libc.signal(signal.SIGABRT, None)  # SIG_DFL: abort() goes on
+
+    global _handler  # C keeps a pointer to it
+    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
+    libc.signal(signal.SIGABRT, _handler)
+
+
+_handler: Any = None

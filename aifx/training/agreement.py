@@ -1,0 +1,102 @@
+"""What the processes of a job must have in common, compared before the first step.
+
+A process with another flag, file or kernel would train another model on its part of each batch, and no error would say
+so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import aifx
+import jax_kernels
+from aifx.config import Config
+from aifx.core.project import Project
+from aifx.machine.host import versions
+from aifx.parallel.group import Disagreement, Group
+from aifx.runs.provenance import NUMERIC_PACKAGES, flags_of_numbers
+from jax_kernels.dispatch import Choices
+
+MAX_LINES = 8
+OF_A_PROCESS = re.compile(r"JAX_(COORDINATOR|PROCESS|NUM_PROCESS|LOCAL)\w*|NCCL_(SOCKET_IFNAME|IB_HCA|DEBUG\w*)")
+"""Flags that differ between the processes of a job as a rule."""
+
+Facts = Mapping[str, Any]
+"""JSON by name. Values are shown in errors, so long ones are digests."""
+
+
+def agree(group: Group, facts: Facts) -> None:
+    """Compare facts with those of process 0. Raises Disagreement in all processes if one differs."""
+    found = group.gather({"host": socket.gethostname(), "facts": facts})
+    lines = group.broadcast(differences(found))
+    if lines:
+        what = "the processes of this job differ, and none of them has begun"
+        hint = "start all processes with the same project, settings, packages and environment"
+        more = [f"and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
+        raise Disagreement(what, "\n".join([*lines[:MAX_LINES], *more]), hint)
+
+
+def differences(processes: list[dict[str, Any]]) -> list[str]:
+    """A line for each value that differs from that of process 0, with the processes that have it."""
+    if not processes:
+        return []
+    first = processes[0]["facts"]
+    who: dict[tuple[str, str], list[str]] = {}
+    for index, process in enumerate(processes):
+        facts = process["facts"]
+        for name in sorted({*first, *facts}):
+            if facts.get(name) != first.get(name):
+                who.setdefault((name, _shown(facts, name)), []).append(f"{index} on {process['host']}")
+    return [
+        f"{name}: {value} in process {', '.join(where)}, {_shown(first, name)} in process 0"
+        for (name, value), where in who.items()
+    ]
+
+
+def _shown(facts: Facts, name: str) -> str:
+    return repr(facts[name]) if name in facts else "not set"
+
+
+def facts_of_start(config: Config, **options: Any) -> Facts:
+    """What is known before any file is opened: configuration, packages, flags and the code of aifx."""
+    settings = {f"{section}.{key}": v for section, values in config.values().items() for key, v in values.items()}
+    found = versions()
+    packages = {f"version of {name}": found.get(name) for name in NUMERIC_PACKAGES}
+    environment = {k: v for k, v in flags_of_numbers(os.environ).items() if not OF_A_PROCESS.fullmatch(k)}
+    ours = [Path(str(package.__file__)).parent for package in (aifx, jax_kernels)]
+    sources = [path for folder in ours for path in folder.rglob("*.py")]
+    return {**settings, **packages, **environment, **options, "code of aifx": digest_of_files(sources)}
+
+
+def facts_of_data(project: Project, data_digest: str, device_kind: str) -> Facts:
+    """What is known when the data is open and the project's own code is imported."""
+    root = project.root.resolve()
+    files = {Path(file).resolve() for m in list(sys.modules.values()) if (file := getattr(m, "__file__", None))}
+    own = [path for path in files if path.is_relative_to(root)]
+    code = digest_of_files(own, root)
+    return {"digest of the data": data_digest[:16], "code of the project": code, "device": device_kind}
+
+
+def facts_of_program(lowered: jax.stages.Lowered, kernels: Choices | None) -> Facts:
+    """What is known when the step is traced: the implementation of each op's call, and the program."""
+    made = kernels.made if kernels is not None else {}
+    chosen = {f"kernel of {key}": choice.implementation for key, choice in made.items()}
+    program = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    return {**chosen, "digest of the program": program[:16]}
+
+
+def digest_of_files(paths: list[Path], root: Path | None = None) -> str:
+    """SHA-256 over the content of files, and over their names below `root` (by default below their package)."""
+    digest = hashlib.sha256()
+    for name, path in sorted((str(path.relative_to(root)) if root else path.name, path) for path in paths):
+        digest.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,68 @@
+"""Addresses, ports and streams of a process that joins a job."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from aifx.core.errors import EnvironmentFault
+from aifx.parallel.connections import free_port
+from aifx.parallel.joining import restore_stdout, stdout_for_answers
+from aifx.parallel.location import resolve
+from aifx.parallel.processes import PORTS
+
+
+def test_addresses_of_hosts() -> None:
+    assert resolve("127.0.0.1", 1.0) == "127.0.0.1"
+    assert resolve("localhost", 1.0) in ("127.0.0.1", "::1")
+
+
+def test_a_name_that_nobody_knows() -> None:
+    began = time.monotonic()
+    with pytest.raises(EnvironmentFault, match=r"the address of process 0, node-1\.invalid, is not known") as raised:
+        resolve("node-1.invalid", 0.2)
+    assert time.monotonic() - began < 30
+    assert "AIFX_COORDINATOR" in raised.value.hint
+
+
+def test_a_name_service_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*_: object, **__: object) -> None:
+        time.sleep(5)
+        raise OSError("too late")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    began = time.monotonic()
+    with pytest.raises(EnvironmentFault, match="is not known") as raised:
+        resolve("node-1", 0.2)
+    assert time.monotonic() - began < 4
+    assert "does not answer" in raised.value.why
+
+
+def test_slurm_knows_its_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho NodeName=$3 NodeAddr=127.0.0.9 NodeHostName=here\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert resolve("n1.invalid", 5.0) == "127.0.0.9"
+
+
+def test_a_free_port() -> None:
+    port = free_port("127.0.0.1")
+    assert port in PORTS
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_stdout_is_for_answers(capfd: pytest.CaptureFixture[str]) -> None:
+    with stdout_for_answers():
+        os.write(1, b"noise\n")
+        restore_stdout()
+        os.write(1, b"an answer before the end\n")
+    os.write(1, b"an answer\n")
+    out, err = capfd.readouterr()
+    assert out == "an answer before the end\nan answer\n"
+    assert err == "noise\n"

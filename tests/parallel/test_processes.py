@@ -1,0 +1,294 @@
+"""Several real processes train one run: as one process does, through kills, and not at all if they differ."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import warm
+from effort import Journal, seed_of_commit
+
+from aifx.core.json_files import read_jsonl
+from aifx.parallel.connections import free_port
+
+TOML = """\
+[task]
+kind = "tiny:TinyTask"
+
+[train]
+num_steps = 20
+global_batch_size = 12
+validate_every = 5
+
+[optimizer]
+learning_rate = 0.02
+
+[checkpoint]
+every = 5
+
+[log]
+every = 1
+"""
+TINY = Path(__file__).parents[1] / "training" / "tiny.py"
+TIMES = {"time", "step_time_s", "units_per_s", "mfu", "ceiling_fraction", "data_wait_s"}
+DEVICES = "--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0"
+SLOW_READS = ("--set", "data.read_s=0.03")
+"""Keeps a run going for as long as a test needs to strike."""
+
+
+class Trainer:
+    """A project, and jobs that train in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir()
+        (root / "aifx.toml").write_text(TOML)
+        shutil.copy(TINY, root)
+        self.started: list[warm.Process] = []
+
+    def start(self, run: str, size: int, *args: str, own: dict[int, list[str]] | None = None, **env: str) -> Job:
+        """`aifx train` as `size` processes. `own`: arguments of one process alone."""
+        place = f"127.0.0.1:{free_port('127.0.0.1')}"
+        job = {"AIFX_COORDINATOR": place, "AIFX_NUM_PROCESSES": str(size)} if size > 1 else {}
+        found = []
+        for index in range(size):
+            more = {**env, **job, **({"AIFX_PROCESS_ID": str(index)} if size > 1 else {})}
+            command = ["train", "--run", run, "--json", *args, *(own or {}).get(index, [])]
+            found.append(warm.Process(command, self.root, {**os.environ, **more}))
+        self.started += found
+        return Job(self.root / "runs" / run, found)
+
+    def train(self, run: str, size: int, *args: str, **env: str) -> dict[str, Any]:
+        """The document of a job that ends well."""
+        job = self.start(run, size, *args, **env)
+        ended = job.wait()
+        assert [code for code, _, _ in ended] == [0] * size, ended
+        assert [out for _, out, _ in ended[1:]] == [""] * (size - 1)
+        document: dict[str, Any] = json.loads(ended[0][1])
+        return document
+
+    def records(self, run: str) -> list[dict[str, Any]]:
+        lines = read_jsonl(self.root / "runs" / run / "metrics.jsonl")
+        return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+class Job:
+    """The processes of a job, and the run that they train."""
+
+    def __init__(self, run: Path, processes: list[warm.Process]) -> None:
+        self.run, self.processes = run, processes
+
+    def wait(self) -> list[tuple[int, str, str]]:
+        """Exit code, stdout and stderr of each process."""
+        for process in self.processes:
+            process.wait(120)
+        return [(process.wait(), *process.communicate()) for process in self.processes]
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + 120
+        while max((r["step"] for r in read_jsonl(self.run / "metrics.jsonl")), default=0) < step:
+            assert all(process.poll() is None for process in self.processes), self.wait()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def strike(self, victim: int, how: signal.Signals = signal.SIGKILL) -> tuple[float, list[int]]:
+        """Send a signal to one process. Returns the seconds until the others have ended, and their exit codes."""
+        struck = time.monotonic()
+        self.processes[victim].send_signal(how)
+        others = [process for index, process in enumerate(self.processes) if index != victim]
+        codes = [process.wait(60) for process in others]
+        return time.monotonic() - struck, codes
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Iterator[Trainer]:
+    trainer = Trainer(tmp_path / "project")
+    yield trainer
+    for process in trainer.started:
+        process.kill()
+        process.wait()
+
+
+def test_two_processes_equal_one(trainer: Trainer) -> None:
+    """Two processes, each of which is killed once on the way, against one process with the same mesh: bit for bit."""
+    alone = trainer.train("alone", 1, XLA_FLAGS=DEVICES.format(2))
+    job = trainer.start("pair", 2, *SLOW_READS, XLA_FLAGS=DEVICES.format(1))
+    job.wait_for_step(7)
+    _, codes = job.strike(1)
+    assert codes == [75]
+    events = [json.loads(line) for line in (job.run / "events.jsonl").read_text().splitlines()]
+    assert events[-1]["status"] == "preempted"
+    assert "process 1" in events[-1]["why"]
+    job = trainer.start("pair", 2, *SLOW_READS, XLA_FLAGS=DEVICES.format(1))
+    job.wait_for_step(12)
+    _, codes = job.strike(0)
+    assert codes == [75], job.wait()
+    pair = trainer.train("pair", 2, *SLOW_READS, XLA_FLAGS=DEVICES.format(1))
+    assert pair["resumed_from"] in (10, 15)
+    assert pair["state_digest"] == alone["state_digest"]
+    assert trainer.records("pair") == trainer.records("alone")
+    stored = Path(os.environ["JAX_COMPILATION_CACHE_DIR"], "process-1")
+    assert list(stored.glob("jit_train_step-*-cache"))
+
+
+def test_a_signal_to_one_stops_all_after_one_step(trainer: Trainer) -> None:
+    job = trainer.start("pair", 2, *SLOW_READS, "--set", "train.num_steps=1000", XLA_FLAGS=DEVICES.format(1))
+    job.wait_for_step(3)
+    job.processes[1].send_signal(signal.SIGTERM)
+    ended = job.wait()
+    assert [code for code, _, _ in ended] == [75, 75]
+    document = json.loads(ended[0][1])
+    assert document["status"] == "preempted"
+    assert document["step"] == trainer.records("pair")[-1]["step"]
+    assert (job.run / "checkpoints" / str(document["step"])).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("own", "named"),
+    [
+        (["--set", "optimizer.learning_rate=0.03"], "optimizer.learning_rate: 0.03 in process 1"),
+        pytest.param(
+            ["--set", "kernels.attention=reference"], "kernels.attention: 'reference'", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_process_with_another_setting(trainer: Trainer, own: list[str], named: str) -> None:
+    job = trainer.start("pair", 2, own={1: own}, XLA_FLAGS=DEVICES.format(1))
+    ended = job.wait()
+    assert [code for code, _, _ in ended] == [2, 2]
+    error = json.loads(ended[0][1])["error"]
+    assert named in error["why"]
+    assert "none of them has begun" in error["what"]
+    assert not (job.run / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_processes_with_another_flag_or_other_data(trainer: Trainer, tmp_path: Path) -> None:
+    place = f"127.0.0.1:{free_port('127.0.0.1')}"
+    flags = (DEVICES.format(1), f"{DEVICES.format(1)} --xla_cpu_enable_fast_min_max=true")
+    job = {"AIFX_COORDINATOR": place, "AIFX_NUM_PROCESSES": "2"}
+    environs = [{**os.environ, **job, "AIFX_PROCESS_ID": str(i), "XLA_FLAGS": flags[i]} for i in range(2)]
+    pair = [warm.Process(["train", "--json"], trainer.root, environ) for environ in environs]
+    trainer.started += pair
+    ended = Job(trainer.root / "runs" / "main", pair).wait()
+    assert [code for code, _, _ in ended] == [2, 2]
+    assert "XLA_FLAGS" in json.loads(ended[0][1])["error"]["why"]
+
+    # The project of process 1 lies elsewhere, and its code and so its data differ by one character.
+    other = Path(shutil.copytree(trainer.root, tmp_path / "other"))
+    source = (other / "tiny.py").read_text()
+    (other / "tiny.py").write_text(source.replace("default_rng(7)", "default_rng(8)"))
+    shutil.rmtree(other / "runs", ignore_errors=True)
+    (other / "runs").symlink_to(trainer.root / "runs")
+    job["AIFX_COORDINATOR"] = f"127.0.0.1:{free_port('127.0.0.1')}"
+    environs = [{**os.environ, **job, "AIFX_PROCESS_ID": str(i), "XLA_FLAGS": flags[0]} for i in range(2)]
+    roots = trainer.root, other
+    pair = [warm.Process(["train", "--json"], root, environ) for root, environ in zip(roots, environs, strict=True)]
+    trainer.started += pair
+    ended = Job(trainer.root / "runs" / "main", pair).wait()
+    assert [code for code, _, _ in ended] == [2, 2]
+    assert "code of the project" in json.loads(ended[0][1])["error"]["why"]
+
+
+def kill_and_compare(trainer: Trainer, seed: int, kills: int) -> dict[str, Any]:
+    """Kill random processes of a job at random moments until it has been killed `kills` times, then let it end.
+
+    Returns the seconds that the others took to end, and those from a kill to the first step after it.
+    """
+    dice = random.Random(seed)
+    size = dice.choice([2, 3, 4])
+    steps = ("--set", "train.num_steps=400", *SLOW_READS)
+    whole = trainer.train("whole", size, *steps, XLA_FLAGS=DEVICES.format(1))
+    ends, redone = [], []
+    job, killed_at = trainer.start("killed", size, *steps, XLA_FLAGS=DEVICES.format(1)), 0.0
+    for _ in range(kills):
+        if killed_at:  # strike anywhere: before the first step, in it, in a validation, in a save
+            deadline = time.monotonic() + dice.uniform(0.5, 8.0)
+            size_before = (job.run / "metrics.jsonl").stat().st_size if (job.run / "metrics.jsonl").exists() else 0
+            while time.monotonic() < deadline:
+                metrics = job.run / "metrics.jsonl"
+                if killed_at and metrics.exists() and metrics.stat().st_size > size_before:
+                    redone.append(time.monotonic() - killed_at)
+                    killed_at = 0.0
+                time.sleep(0.005)
+        else:
+            time.sleep(dice.uniform(2.0, 8.0))
+        victim = dice.randrange(size)
+        assert job.processes[victim].poll() is None, f"seed {seed}: the run ended before it was killed"
+        killed_at = time.monotonic()
+        seconds, codes = job.strike(victim)
+        assert codes == [75] * (size - 1), f"seed {seed}: {codes}, {job.wait()}"
+        ends.append(seconds)
+        job = trainer.start("killed", size, *steps, XLA_FLAGS=DEVICES.format(1))
+    ended = job.wait()
+    assert [code for code, _, _ in ended] == [0] * size, f"seed {seed}: {ended}"
+    assert json.loads(ended[0][1])["state_digest"] == whole["state_digest"], f"seed {seed}"
+    assert trainer.records("killed") == trainer.records("whole"), f"seed {seed}"
+    assert max(ends) <= 5.0, f"seed {seed}: {ends}"
+    return {"processes": size, "ends_s": ends, "redone_s": redone}
+
+
+@pytest.mark.slow
+def test_five_kills(trainer: Trainer) -> None:
+    kill_and_compare(trainer, seed_of_commit(), 5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(6))
+def test_thirty_kills(trainer: Trainer, journal: Journal, number: int) -> None:
+    journal.skip_if_passed()
+    found = kill_and_compare(trainer, seed_of_commit() + number, 5)
+    journal.passed(trials=5, unit="kills of processes of a job", details=found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "moment"), [(0, "compile"), (1, "compile"), (0, "save"), (1, "save")])
+def test_a_kill_while_compiling_or_saving(trainer: Trainer, victim: int, moment: str) -> None:
+    steps = ("--set", "data.compile_s=3", "--set", "checkpoint.every=1", *SLOW_READS)
+    job = trainer.start("pair", 2, *steps, XLA_FLAGS=DEVICES.format(1))
+    reached: dict[str, Callable[[], bool]] = {
+        "compile": lambda: (
+            (job.run / "events.jsonl").exists() and '"compile"' in (job.run / "events.jsonl").read_text()
+        ),
+        "save": lambda: any((job.run / "checkpoints").glob("*tmp*")),
+    }
+    deadline = time.monotonic() + 60
+    while not reached[moment]() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    seconds, codes = job.strike(victim)
+    assert codes == [75], job.wait()
+    assert seconds <= 5.0
+    assert trainer.train("pair", 2, *steps, XLA_FLAGS=DEVICES.format(1))["status"] == "completed"
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stopped(trainer: Trainer) -> None:
+    job = trainer.start(
+        "pair", 2, *SLOW_READS, "--set", "processes.silent_timeout_s=2", "--set", "train.num_steps=2000",
+        XLA_FLAGS=DEVICES.format(1),
+    )  # fmt: skip
+    job.wait_for_step(3)
+    seconds, codes = job.strike(1, signal.SIGSTOP)
+    assert codes == [75]
+    assert seconds < 10
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stuck_in_its_data(trainer: Trainer) -> None:
+    source = (trainer.root / "tiny.py").read_text()
+    stuck = "step == self.section.stuck_step"
+    assert stuck in source
+    (trainer.root / "tiny.py").write_text(source.replace(stuck, f"{stuck} and rows.start > 0"))
+    settings = ("--set", "data.stuck_step=6", "--set", "processes.stuck_timeout_s=3")
+    ended = trainer.start("pair", 2, *settings, XLA_FLAGS=DEVICES.format(1)).wait()
+    assert [code for code, _, _ in ended] == [75, 75]
+    assert "process 1" in ended[0][2]
+    assert "it has not gone on for 3 s" in ended[0][2]
