@@ -38,11 +38,7 @@ def main() -> None:
 
         with stopping.blocked():
             restart_with_huge_pages()
-    code = run(args)
-    joining = sys.modules.get("aifx.parallel.joining")
-    if joining is not None and joining.current_group().size > 1:  # Python's end would wait for the other processes
-        os._exit(code)
-    sys.exit(code)
+    sys.exit(run(args))
 
 
 def _ignore_compilers() -> None:
@@ -54,7 +50,7 @@ def _ignore_compilers() -> None:
 
 
 def run(args: list[str]) -> int:
-    """Runs one command and returns its exit code. Raises nothing."""
+    """Runs one command and returns its exit code. Raises nothing. Ends a process of a job that has failed itself."""
     _prepare_streams()
     end = args.index("--") if "--" in args else len(args)
     ours, theirs = args[:end], args[end:]
@@ -80,6 +76,9 @@ def run(args: list[str]) -> int:
         error = stopping.cause_of(error)
         code = _report(error, json) if caller is None else caller.fail(error)
     code = _flush(code)
+    joining = sys.modules.get("aifx.parallel.joining")
+    if joining is not None and joining.current_group().size > 1:  # Python's end would wait for the other processes
+        os._exit(code)
     return code if caller is None or code == ExitCode.OK else caller.unable
 
 

@@ -44,6 +44,7 @@ class Connection:
         self.is_closed = False
         self.unsent = bytearray()
         self._unread = bytearray()
+        self._put_back: list[dict[str, Any]] = []
         sock.setblocking(False)
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -75,7 +76,12 @@ class Connection:
             messages = [None]
         if len(rest) > MAX_BYTES or not all(isinstance(message, dict) for message in messages):
             raise OSError(errno.EPROTO, "it does not speak as aifx does")
-        return messages
+        first, self._put_back = self._put_back, []
+        return first + messages
+
+    def put_back(self, messages: list[dict[str, Any]]) -> None:
+        """Let the next call of `take` return these messages first."""
+        self._put_back += messages
 
     def is_open(self) -> bool:
         """Whether the other end is there; asked by any thread, and takes nothing."""
@@ -189,11 +195,12 @@ def _await_welcome(connection: Connection, deadline: float) -> bool:
                 messages = connection.take()
             except OSError:
                 return False
-            for message in messages:
+            for number, message in enumerate(messages, 1):
                 if "refused" in message:
                     raise EnvironmentFault(**message["refused"])
                 if "welcome" in message:
                     connection.host = str(message["welcome"])
+                    connection.put_back(messages[number:])
                     return True
     return False
 

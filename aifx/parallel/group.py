@@ -29,6 +29,7 @@ from aifx.parallel.processes import Membership
 GOODBYE_S = 0.3
 """A process that ends waits for so long until the others have read what it told them."""
 
+LOSS_S = 2.0
 OVER = "over"
 AGAIN = "run the same command again"
 
@@ -112,6 +113,10 @@ class Group:
         if self.is_first:
             self.broadcast()
 
+    def loss_behind(self, error: BaseException) -> PeerLost | None:
+        """The loss that made a call fail, if one did. A collective fails no later than the group hears of it."""
+        return None
+
     def fail(self, error: AifxError) -> None:
         """This process is about to end for `error`, and the others must end too."""
 
@@ -168,6 +173,12 @@ class JoinedGroup(Group):
             return value
         return self._wait(key, 1)[0]
 
+    def loss_behind(self, error: BaseException) -> PeerLost | None:
+        if isinstance(error, Exception) and not isinstance(error, AifxError):
+            with self._changed:
+                self._changed.wait_for(lambda: self.error is not None, min(self._limits.silence_s, LOSS_S))
+        return self.error
+
     def fail(self, error: AifxError) -> None:
         what, why = f"process {self.index} on {socket.gethostname()} failed", error.what
         lost = PeerLost(what, why, f"read the log of process {self.index}", exit_code=error.exit_code)
@@ -221,6 +232,8 @@ class JoinedGroup(Group):
         selector.register(self._woken, selectors.EVENT_READ)
         for peer in self._peers.values():
             selector.register(peer.connection.socket, selectors.EVENT_READ, peer)
+        for peer in list(self._peers.values()):
+            self._serve(peer, selector)  # what came right behind the welcome
         awake_at = beat_at = time.monotonic()
         while self._peers and self.error is None:
             now = time.monotonic()

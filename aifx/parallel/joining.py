@@ -24,6 +24,9 @@ RESOLVE_S = 60.0
 """A cluster's name service may not know a pod yet that has just started."""
 
 SHUTDOWN_S = 30
+ON_LOSS_S = 5.0
+"""The watching thread ends this process within this time."""
+
 CLOSES_S = 0.2
 """The kernel closes the sockets of a process that was killed one after another."""
 
@@ -67,7 +70,7 @@ def joined(limits: Limits, on_loss: Callable[[PeerLost], None] = lambda _: None)
         jax.distributed.shutdown()
         _current = Group()
     except BaseException as error:
-        raise _told(group, error, limits) from error
+        raise _told(group, error) from error
 
 
 _stdout = -1
@@ -125,17 +128,11 @@ def _initialize(me: Membership, group: JoinedGroup, address: str, limits: Limits
         raise EnvironmentFault("JAX did not connect the processes", why, "run the same command again") from error
 
 
-def _told(group: JoinedGroup, error: BaseException, limits: Limits) -> BaseException:
-    """The error that this process ends for, after the other processes know of it.
-
-    A collective fails as soon as another process is gone, at the same moment as the group hears of it.
-    """
-    if not isinstance(error, AifxError) and isinstance(error, Exception):
-        deadline = time.monotonic() + min(limits.silence_s, 2.0)
-        while group.error is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-    if group.error is not None:
-        return group.error
+def _told(group: JoinedGroup, error: BaseException) -> BaseException:
+    """The error that this process ends for, after the other processes know of it."""
+    if (lost := group.loss_behind(error)) is not None:
+        time.sleep(ON_LOSS_S)
+        return lost
     if isinstance(error, Disagreement):
         group.finish()
     elif isinstance(error, AifxError):

@@ -128,6 +128,8 @@ def _supervised(job: Job) -> TrainResult:
         with project_errors(job.config, job.project):
             result = _train(job)
     except BaseException as e:
+        if job.group.loss_behind(e) is not None:
+            raise  # the thread that watches the other processes records the end
         job.dispatcher.end(None, error=f"{type(e).__name__}: {e}")
         _add_what_was_saved(e, job.run)
         raise

@@ -69,6 +69,20 @@ def test_messages_between_processes() -> None:
     assert job.losses == {}
 
 
+def test_a_message_right_behind_the_welcome() -> None:
+    for _ in range(20):
+        port = free_port()
+
+        def join(index: int, port: int = port) -> Any:
+            group = JoinedGroup(member(index, 2, port), "127.0.0.1", SOON)
+            found = group.broadcast(index)
+            group.finish()
+            return found
+
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(join, range(2), timeout=10)) == [0, 0]
+
+
 def test_process_0_goes_first() -> None:
     job, order = Job(3), []
 
