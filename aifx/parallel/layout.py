@@ -115,7 +115,7 @@ class Layout:
         sharding, begin = self.of_batch(rows), self.local_rows(rows).start
 
         def array(values: np.ndarray[Any, Any]) -> jax.Array:
-            def part(index: tuple[slice, ...]) -> np.ndarray[Any, Any]:
+            def part(index: Any) -> np.ndarray[Any, Any]:
                 start, stop, _ = index[0].indices(rows)
                 return values[start - begin : stop - begin]
 

@@ -30,7 +30,9 @@ class Tally:
         own = np.array(values, np.int32)
         if self._is_one_process:
             return own
-        rows = {d: np.zeros((1, self._count), np.int32) for d in self._sharding.addressable_devices}
+        rows: dict[Any, np.ndarray[Any, Any]] = {
+            d: np.zeros((1, self._count), np.int32) for d in self._sharding.addressable_devices
+        }
         first = min(rows, key=lambda device: device.id)
         rows[first] = own[None]
         shards = [jax.device_put(row, device) for device, row in rows.items()]

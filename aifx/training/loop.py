@@ -98,7 +98,7 @@ class Ballot:
         """Raises Interrupted."""
         cast = self._loop.tally((0, *votes(self._loop.stop.requested)))
         known = cast if isinstance(cast, np.ndarray) else self._before
-        if known is not None and agreed(np.asarray(known)[1:]) is not None:
+        if known is not None and agreed(np.asarray(known)[1:].tolist()) is not None:
             raise Interrupted
         self._before = cast
 
@@ -196,7 +196,7 @@ class Loop:
 
     def agree(self) -> signal.Signals | None:
         """Why all processes stop, if one of them asks to."""
-        return agreed(np.asarray(self.tally((0, *votes(self.stop.requested))))[1:])
+        return agreed(np.asarray(self.tally((0, *votes(self.stop.requested))))[1:].tolist())
 
     def save(
         self, state: TrainState, step: int, validation: Mapping[str, Any] | None = None, *, force: bool = False
