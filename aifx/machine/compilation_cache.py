@@ -80,7 +80,7 @@ def store_in_each_process(index: int) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(distributed.global_state, name)
 
-    compiler.distributed = SimpleNamespace(global_state=AsFirst())  # type: ignore[assignment]
+    compiler.distributed = SimpleNamespace(global_state=AsFirst())  # type: ignore[attr-defined,assignment]
 
 
 _subfolder = ""
