@@ -28,6 +28,12 @@ MOST_DIFFERENT = 0.5
 
 FEW_ROWS = 100  # below this, any text column is categorical
 
+FARTHEST = 1e6
+"""From the mean of a column, in standard deviations: a number farther off counts as one there, and float32 holds it."""
+
+LARGEST = 1e100
+"""Of a number: the square of a larger one is not far from the end of float64."""
+
 _FOREIGN_DATE = re.compile(r"\d{1,2}([./-])\d{1,2}\1\d{2,4}(\s|$)")
 
 PARTS: dict[str, Callable[[datetime], float]] = {
@@ -56,7 +62,7 @@ def as_text(value: Any) -> str:
 
 
 def as_number(value: Any) -> float:
-    """Raises ValueError for a value that is no finite number."""
+    """Raises ValueError for a value that is no number, or one beyond LARGEST."""
     text = value.strip() if isinstance(value, str) else value
     try:
         number = float(text)
@@ -64,7 +70,14 @@ def as_number(value: Any) -> float:
         number = math.nan
     if not math.isfinite(number) or (isinstance(text, str) and "_" in text):
         raise ValueError(f"{value!r} is not a number")
+    if abs(number) > LARGEST:
+        raise ValueError(f"{value!r} is larger than {LARGEST:g}; leave the cell empty if it means a missing value")
     return number
+
+
+def scale_of(numbers: np.ndarray) -> float:
+    """The standard deviation; 1 for numbers that are all equal, of which rounding would make a tiny one."""
+    return float(numbers.std()) if np.ptp(numbers) > 0 else 1.0
 
 
 def as_boolean(value: Any) -> str:
@@ -120,6 +133,12 @@ def names_rows(values: Sequence[Any]) -> bool:
     return len(values) >= FEW_ROWS and len(different) > MOST_DIFFERENT * len(values)
 
 
+def odd_number(values: Sequence[Any]) -> str | None:
+    """The first value of a text column that is no number, if nine in ten are numbers."""
+    odd = [value for value in values if not is_missing(value) and not _all(as_number, [value])]
+    return as_text(odd[0]) if odd and len(odd) <= len(values) / 10 else None
+
+
 def foreign_date(values: Sequence[Any]) -> str | None:
     """The first value of a text column that has the day or the month first, if all values look like dates."""
     foreign = [text for value in values if not is_missing(value) and _FOREIGN_DATE.match(text := as_text(value))]
@@ -130,7 +149,7 @@ def foreign_date(values: Sequence[Any]) -> str | None:
 def infer_columns(
     name: str, kind: ColumnKind, values: Sequence[Any], *, bins: int, parts: Iterable[str] = PARTS
 ) -> list[Column]:
-    """The inputs that a column becomes; none if its training rows all have the same value.
+    """The inputs that a column becomes; none if training rows cannot be told apart by it.
 
     Args:
         values: of the training rows. Raises ValueError for one that is not of this kind.
@@ -145,7 +164,8 @@ def infer_columns(
     if kind == "categorical":
         counts = Counter(present)
         kept = tuple(sorted(text for text, count in counts.items() if count >= RARE))
-        return [Column(name, kind, categories=kept)] if len(counts) + some_missing > 1 else []
+        is_useful = bool(counts) if some_missing else len(counts) > 1 and bool(kept)
+        return [Column(name, kind, categories=kept)] if is_useful else []
     if kind == "numeric":
         found = [_numeric(name, kind, "", present, bins, some_missing)]
     else:
@@ -159,7 +179,7 @@ def _numeric(
     numbers = np.asarray(values, np.float64)
     if not len(numbers) or (np.ptp(numbers) == 0 and not some_missing):
         return None
-    mean, scale = float(numbers.mean()), float(numbers.std()) or 1.0
+    mean, scale = float(numbers.mean()), scale_of(numbers)
     quantiles = np.quantile((numbers - mean) / scale, np.linspace(0, 1, bins + 1))
     edges = np.unique(quantiles.astype(np.float32))
     return Column(name, kind, part, mean, scale, tuple(map(float, edges)))
@@ -186,7 +206,7 @@ def encoder(column: Column) -> Callable[[Any], float]:
         if is_missing(value):
             return math.nan
         plain = PARTS[column.part](as_date(value)) if column.kind == "date" else as_number(value)
-        return (plain - column.mean) / column.scale
+        return min(max((plain - column.mean) / column.scale, -FARTHEST), FARTHEST)
 
     return number
 

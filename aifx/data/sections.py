@@ -250,8 +250,8 @@ class TableSection(DataSection):
             reason = "a group would be in several parts of the time"
             problem = "data.group_column and data.time_column cannot be used together"
             yield Conflict(("data.group_column", "data.time_column"), problem, reason)
-        named = {"target": {self.target}, "columns": {*self.columns}}
-        named |= {"group_column": {self.group_column or ""}, "time_column": {self.time_column or ""}}
+        named: dict[str, set[str | None]] = {"target": {self.target}, "columns": {*self.columns}}
+        named |= {"group_column": {self.group_column}, "time_column": {self.time_column}}
         for key, names in named.items():
             for name in names & set(self.ignore):
                 problem = f"data.ignore leaves out {name!r}, which data.{key} names"

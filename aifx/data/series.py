@@ -20,6 +20,7 @@ from aifx.core.parsing import parse_json
 from aifx.core.project import Project
 from aifx.data.arrays import WEIGHTS
 from aifx.data.base import Batch, DataFormat, Split
+from aifx.data.columns import scale_of
 from aifx.data.rows import InputFile, Row, field, input_file
 from aifx.data.sections import SeriesSection
 from aifx.data.series_baselines import series_baselines
@@ -212,8 +213,7 @@ def _means(values: np.ndarray) -> tuple[tuple[float, float], ...]:
     found = []
     for column in values.T:
         there = column[np.isfinite(column)]
-        mean, deviation = (float(there.mean()), float(there.std())) if len(there) else (0.0, 0.0)
-        found.append((mean, deviation or 1.0))
+        found.append((float(there.mean()), scale_of(there)) if len(there) else (0.0, 1.0))
     return tuple(found)
 
 

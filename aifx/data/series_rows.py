@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from aifx.core.errors import DataError
-from aifx.data.columns import MISSING
+from aifx.data.columns import as_number, is_missing
 from aifx.data.rows import FORMATS, InputFile, read_rows, unknown_format
 from aifx.data.rows import field as value_of
 from aifx.data.sections import SeriesSection
@@ -21,6 +21,7 @@ from aifx.data.time_grid import TimeGrid, parse_parts, parse_time
 
 EPOCH = datetime(1970, 1, 1)
 MICROSECOND = timedelta(microseconds=1)
+TRUTH = {"true": 1.0, "false": 0.0}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def read_series(file: InputFile, section: SeriesSection) -> list[SeriesRows]:
             time, numbers = read_time(row.values, section), read_numbers(row.values, section)
         except (ValueError, TypeError, OverflowError) as error:
             why = str(error)
-            raise DataError(f"{row.place}: the row cannot be used", why, "correct the row, or change [data]") from None
+            hint = "correct the row (the cell of a missing number is empty), or change [data]"
+            raise DataError(f"{row.place}: the row cannot be used", why, hint) from None
         found = collected.setdefault(name, _Collected())
         found.times.append((time - EPOCH) // MICROSECOND)
         found.numbers.extend(numbers)
@@ -104,20 +106,14 @@ def _ordered(file: InputFile, name: str, found: _Collected) -> SeriesRows:
 
 def _number(values: Mapping[str, Any], column: str) -> float:
     value = value_of(values, column)
-    if value is None:
+    if is_missing(value):
         return math.nan
     if isinstance(value, str):
-        text = value.strip().lower()
-        if text in MISSING:
-            return math.nan
-        value = {"true": 1.0, "false": 0.0}.get(text, text)
+        value = TRUTH.get(value.strip().lower(), value)
     try:
-        number = float(value)
-    except (ValueError, TypeError):
-        raise ValueError(f"{column!r} is {value!r}, not a number; a missing one is empty") from None
-    if math.isinf(number):
-        raise ValueError(f"{column!r} is infinite")
-    return number
+        return as_number(value)
+    except ValueError as error:
+        raise ValueError(f"column {column!r}: {error}") from None
 
 
 def _place(file: InputFile, number: int) -> str:

@@ -100,12 +100,19 @@ class SeriesData:
         first, end = self.cuts.get(split, (0, 0))
         windows = self.windows(first, end, is_training=split == "train")
         if not len(windows):
-            why = f"it has {end - first} of {self._end - self._begin} steps; a window needs a step before it"
-            if split == "train":
-                why += f" and has data.horizon = {self.section.horizon} steps"
-            hint = f"raise data.{split}_steps or data.{split}_fraction" if split != "train" else "hold out less"
-            raise DataError(f"{self.name}: no windows in the {split} split", why, hint)
+            raise self._no_windows(split, max(end - first, 0))
         return SeriesSource(self, windows, seed, batch_size)
+
+    def _no_windows(self, split: Split, steps: int) -> DataError:
+        whole = self._end - self._begin
+        if split == "test" and "train" not in self.cuts:  # a file of `aifx eval --data`
+            why = f"its first data.context = {self.section.context} steps are context, and it has {whole}"
+            return DataError(f"{self.name}: too few rows", why, "add the rows before or after them")
+        why = f"it has {steps} of {whole} steps; a window needs a step before it"
+        if split == "train":
+            why += f" and has data.horizon = {self.section.horizon} steps"
+        hint = f"raise data.{split}_steps or data.{split}_fraction" if split != "train" else "hold out less"
+        return DataError(f"{self.name}: no windows in the {split} split", why, hint)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Windows with a target that counts."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from aifx.data.columns import (
     infer_kind,
     is_missing,
     names_rows,
+    odd_number,
+    scale_of,
     shown_columns,
 )
 from aifx.data.rows import Row, field
@@ -211,11 +214,14 @@ def _infer(train: Table, name: str, section: TableSection) -> list[Column] | str
     if kind is None and inferred == "categorical" and (odd := foreign_date(values)) is not None:
         return f"dates such as {odd!r} are not read; write 2024-12-31"
     if kind is None and inferred == "categorical" and names_rows(values):
+        if (odd := odd_number(values)) is not None:
+            return f"{odd!r} is no number, as most of its values are; leave such cells empty"
         return f'most of its texts differ; data.columns = {{"{name}" = "categorical"}} reads it'
     train.convert(name, lambda value: is_missing(value) or CONVERSIONS[inferred](value))  # names the line of a mistake
     parts = CALENDAR if kind is None and name == section.time_column else PARTS
     columns = infer_columns(name, inferred, values, bins=section.bins, parts=parts)
-    return columns or "the same value in all training rows"
+    is_one = len({as_text(value) for value in values}) == 1
+    return columns or ("the same value in all training rows" if is_one else "no value comes twice in the training rows")
 
 
 def _infer_target(table: Table, is_train: np.ndarray, section: TableSection) -> tuple[DataSpec, str]:
@@ -229,15 +235,24 @@ def _infer_target(table: Table, is_train: np.ndarray, section: TableSection) -> 
         numbers = np.array(table.convert(name, as_number))
         is_few = len(np.unique(numbers)) <= MOST_LABELS and bool((numbers == np.round(numbers)).all())
         if name in section.columns or not is_few:
-            mean, scale = float(numbers[is_train].mean()), float(numbers[is_train].std()) or 1.0
+            mean, scale = float(numbers[is_train].mean()), scale_of(numbers[is_train])
             text = f'a number, {numbers.min():.6g} to {numbers.max():.6g}: objective.kind = "regression"'
             return DataSpec({}, target_mean=mean, target_scale=scale), text
+    if kind == "categorical" and name not in section.columns and names_rows(values):
+        what = f"{table.name}: data.target = {name!r} has neither numbers nor classes"
+        odd = odd_number(values)
+        why = "most of its texts differ" if odd is None else f"{odd!r} is no number, as most of its values are"
+        hint = f'data.columns = {{"{name}" = "categorical"}}' if odd is None else "leave such cells empty"
+        raise DataError(what, why, hint)
     classes = sorted(set(map(as_text, values)))
     with suppress(ValueError):
         classes.sort(key=as_number)
     if len(classes) < 2:
         what = f"{table.name}: data.target = {name!r} has one class only, {classes[0]!r}"
         raise DataError(what, "there is nothing to tell apart", "add rows of another class")
+    if len(trained := {as_text(value) for value in compress(values, is_train)}) < 2:
+        what = f"{table.name}: the training rows have one class only, {trained.pop()!r}"
+        raise DataError(what, f"data.target = {name!r} has others in held-out rows", "hold out other rows, or fewer")
     shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
     return DataSpec({}, classes=tuple(classes)), f"{len(classes)} classes: {shown}"
 

@@ -147,10 +147,12 @@ def calendar_of(grid: TimeGrid, steps: int) -> Calendar:
 
 def parse_time(value: Any) -> datetime:
     """A time of a file: a date or datetime, or ISO 8601 text ("1988-12-31", "1988/12/31", "1988-12-31T23:00Z",
-    "1988-12").
+    "1988-12", "1988"). A whole number is read as its digits are.
 
     Raises ValueError for anything else.
     """
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
     if isinstance(value, str):
         text = value.strip().replace("/", "-")
         if _MONTH.fullmatch(text):
@@ -175,9 +177,9 @@ def time_texts(times: np.ndarray) -> list[str]:
 
 
 def parse_parts(values: Iterable[Any]) -> datetime:
-    """A time from its year, month and, if there are more, day, hour, minute and second. Raises ValueError."""
+    """A time from its year and, if there are more, month, day, hour, minute and second. Raises ValueError."""
     parts = [int(value) for value in values]
-    return datetime(*(parts if len(parts) > 2 else [*parts, 1]))  # type: ignore[arg-type]
+    return datetime(*parts, *[1] * (3 - len(parts)))  # type: ignore[arg-type]
 
 
 def _parts(times: np.ndarray) -> dict[str, np.ndarray]:

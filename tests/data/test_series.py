@@ -185,8 +185,8 @@ ROWS = "".join(f"{day_name(day)},{day}\n" for day in range(60))
         ("time,value\n", {}, ["series.csv: no rows", "head"]),
         (f"time,value\n{ROWS}{day_name(3)},9\n", {}, ["series.csv:62", "is also that of", "series.csv:5", "series = "]),
         (f"time,value\n{ROWS}2001-03-02T12:00,9\n", {}, ["series.csv:62: a time between two steps", "1 day", "round"]),
-        (f"time,value\n{ROWS}{day_name(60)},nine\n", {}, ["series.csv:62", "'value' is 'nine', not a number"]),
-        (f"time,value\n{ROWS}{day_name(60)},inf\n", {}, ["series.csv:62", "'value' is infinite"]),
+        (f"time,value\n{ROWS}{day_name(60)},nine\n", {}, ["series.csv:62", "column 'value': 'nine' is not a number"]),
+        (f"time,value\n{ROWS}{day_name(60)},inf\n", {}, ["series.csv:62", "column 'value': 'inf' is not a number"]),
         (f"time,value\n{ROWS}tomorrow,9\n", {}, ["series.csv:62", "'tomorrow' is not a time", "ISO 8601"]),
         (f"time,value\n{ROWS}", {"value": "vale"}, ["series.csv:2", "no field 'vale'", "did you mean 'value'?"]),
         (f"time,value\n{ROWS}", {"time": "date"}, ["series.csv:2", "no field 'date'"]),
@@ -224,6 +224,21 @@ def test_a_file_is_a_test_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no windows in the train split"):
         again.source("train", 4, seed=0)
     assert again.spec == data.spec
+
+
+def test_a_file_that_is_no_longer_than_the_context(tmp_path: Path) -> None:
+    form, _ = write(tmp_path, "time,value\n" + "".join(f"{day_name(day)},{day}\n" for day in range(60)))
+    path = tmp_path / "short.csv"
+    path.write_text("time,value\n" + "".join(f"{day_name(day)},{day}\n" for day in range(5)))
+    with pytest.raises(DataError, match=r"too few rows\n.*its first data.context = 8 steps are context, and it has 5"):
+        form.open_file(path).source("test", 4, seed=None)
+
+
+def test_a_covariate_that_training_did_not_vary_has_no_tiny_scale(tmp_path: Path) -> None:
+    lines = [f"{day_name(day)},{day},{0.1 if day < 55 else 0.2}\n" for day in range(60)]
+    _, data = write(tmp_path, "time,value,price\n" + "".join(lines), known=("price",))
+    assert data.facts.covariates[0][1] == 1.0
+    assert data.covariates[data.starts[0] + 59, 0] == pytest.approx(0.1)
 
 
 def test_a_naive_forecast_is_the_season_before(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from aifx.core.errors import AifxError
+from aifx.core.errors import AifxError, DataError
 from aifx.core.project import Project
 from aifx.data.arrays import ArrayDataset
 from aifx.data.columns import encoder, infer_columns, infer_kind
@@ -81,6 +81,21 @@ def test_a_number_is_standardized_and_has_bins_at_its_quantiles() -> None:
     assert len(steps.edges) == 2, "equal quantiles are one edge"
     assert infer_columns("x", "numeric", ["7", "7"], bins=8) == []
     assert len(infer_columns("x", "numeric", ["7", ""], bins=8)) == 1, "a value may be there or not"
+
+
+def test_a_number_that_training_did_not_vary_has_no_tiny_scale() -> None:
+    values = ["0.1"] * 100  # their computed standard deviation is not 0
+    assert np.std(np.array(values, float)) > 0
+    (column,) = infer_columns("x", "numeric", [*values, ""], bins=8)
+    assert column.scale == 1.0
+    assert encoder(column)("0.2") == pytest.approx(0.1)
+
+
+def test_a_number_far_from_training_is_finite_in_float32() -> None:
+    (column,) = infer_columns("x", "numeric", [str(n / 100) for n in range(100)], bins=8)
+    assert [encoder(column)(text) for text in ("1e99", "-1e99")] == [1e6, -1e6]
+    with pytest.raises(ValueError, match="larger than 1e\\+100"):
+        encoder(column)("1e101")
 
 
 def test_categories_are_numbered_after_unknown_and_missing() -> None:
@@ -230,7 +245,10 @@ def test_csv_and_parquet_and_lines_of_json_are_one_table(tmp_path: Path) -> None
 
 
 def test_the_summary_says_what_is_read_and_what_is_not(tmp_path: Path) -> None:
-    rows = [row | {"id": f"x{n}", "unit": "cm", "price": ""} for n, row in enumerate(ROWS)]
+    rows = [
+        row | {"id": f"x{n}", "unit": "cm", "price": "", "mass": "?" if n == 7 else f"{n / 7:.3f}"}
+        for n, row in enumerate(ROWS)
+    ]
     write(tmp_path / "t.csv", rows)
     section = TableSection(path="t.csv", target="label", ignore=("day",), columns={"size": "categorical"})
     head, *lines = table_summary(section, Project(tmp_path))
@@ -241,6 +259,7 @@ def test_the_summary_says_what_is_read_and_what_is_not(tmp_path: Path) -> None:
     assert said["open"] == "boolean 2 categories: false, true"
     assert said["day"] == "left out data.ignore"
     assert 'most of its texts differ; data.columns = {"id" = "categorical"}' in said["id"]
+    assert said["mass"].startswith("left out '?' is no number, as most of its values are")
     assert said["unit"] == said["price"] == "left out the same value in all training rows"
     assert said["label"] == "target 2 classes: bad, good"
 
@@ -269,6 +288,27 @@ def test_mistakes_name_the_key_or_the_line(
     for word in words:
         assert word in str(caught.value)
     assert caught.value.hint
+
+
+def test_a_column_in_which_each_row_has_a_text_of_its_own_tells_nothing(tmp_path: Path) -> None:
+    rows = [row | {"name": f"x{n}"} for n, row in enumerate(ROWS[:60])]
+    write(tmp_path / "t.csv", rows)
+    lines = table_summary(TableSection(path="t.csv", target="label"), Project(tmp_path))
+    assert any("left out     no value comes twice in the training rows" in line for line in lines if " name " in line)
+    (column,) = infer_columns("name", "categorical", [*(f"x{n}" for n in range(50)), ""], bins=8)
+    assert (column.categories, column.num_categories) == ((), 2)  # whether there is a name says something
+
+
+def test_targets_that_cannot_be_learned(tmp_path: Path) -> None:
+    numbers = [row | {"label": "inf" if n == 7 else f"{n / 7:.3f}"} for n, row in enumerate(ROWS)]
+    with pytest.raises(DataError, match=r"neither numbers nor classes.*\n.*'inf' is no number"):
+        open_table(tmp_path, numbers)
+    texts = [row | {"label": f"text {n}"} for n, row in enumerate(ROWS)]
+    with pytest.raises(DataError, match=r"neither numbers nor classes.*\n.*most of its texts differ"):
+        open_table(tmp_path, texts)
+    late = [row | {"size": str(n), "label": "bad" if n > 260 else "good"} for n, row in enumerate(ROWS)]
+    with pytest.raises(DataError, match=r"the training rows have one class only, 'good'"):
+        open_table(tmp_path, late, time_column="size")
 
 
 def test_files_that_are_no_tables(tmp_path: Path) -> None:

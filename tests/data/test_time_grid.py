@@ -60,6 +60,7 @@ def test_a_time_between_two_steps_is_known() -> None:
         ("1988-12-31T23:30+02:00", datetime(1988, 12, 31, 21, 30)),
         ("1988-12", datetime(1988, 12, 1)),
         ("1988", datetime(1988, 1, 1)),
+        (1988, datetime(1988, 1, 1)),
         (date(1988, 12, 31), datetime(1988, 12, 31)),
         (datetime(1988, 12, 31, 1, tzinfo=timezone(timedelta(hours=1))), datetime(1988, 12, 31)),
         (datetime(1988, 12, 31, tzinfo=UTC), datetime(1988, 12, 31)),
@@ -69,15 +70,16 @@ def test_times_of_a_file(value: object, expected: datetime) -> None:
     assert parse_time(value) == expected
 
 
-@pytest.mark.parametrize("value", ["", "now", "12/31/1988", "1988-13-01", "NaT", 1988, None, 3.5])
+@pytest.mark.parametrize("value", ["", "now", "12/31/1988", "1988-13-01", "NaT", 88, True, None, 3.5])
 def test_what_is_no_time(value: object) -> None:
-    with pytest.raises(ValueError, match=r"not a time|NoneType|int|float"):
+    with pytest.raises(ValueError, match=r"not a time|NoneType|bool|float"):
         parse_time(value)
 
 
 def test_times_of_several_columns() -> None:
     assert parse_parts(["1988", "2", "29"]) == datetime(1988, 2, 29)
     assert parse_parts([1988, 2]) == datetime(1988, 2, 1)
+    assert parse_parts(["1988"]) == datetime(1988, 1, 1)
     assert parse_parts(["1988", "2", "29", "23"]) == datetime(1988, 2, 29, 23)
     with pytest.raises(ValueError, match="day"):
         parse_parts(["1989", "2", "29"])
