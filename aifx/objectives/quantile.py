@@ -19,6 +19,8 @@ from aifx.objectives.sections import QuantileSection
 from aifx.parallel.context import ForwardContext
 from aifx.specs import Params
 
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
+
 METRICS = ("loss", "mape", "mean_absolute_error", "coverage")
 
 
@@ -56,8 +58,10 @@ class Quantile(Objective):
         ordered, (location, scale) = jnp.sort(predicted, axis=-1), _units(batch)
         actual, off = location + scale * targets, scale * jnp.abs(targets - ordered[..., self.median])
         is_covered = (ordered[..., 0] <= targets) & (targets <= ordered[..., -1])
-        relative = weights * (actual != 0.0)
-        share = off / jnp.where(actual == 0.0, 1.0, jnp.abs(actual))
+        # A target of 0 was scaled and comes back as what rounding left of it.
+        is_zero = jnp.abs(actual) <= ROUNDING * (jnp.abs(location) + jnp.abs(scale * targets))
+        relative = jnp.where(is_zero, 0.0, weights)
+        share = off / jnp.where(is_zero, 1.0, jnp.abs(actual))
         weight = weights.sum()
         return {
             "loss": ((pinball * weights).sum(), weight),

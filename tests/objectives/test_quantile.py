@@ -110,6 +110,23 @@ def test_a_target_of_zero_has_no_percentage() -> None:
     assert weight == ROWS * TARGETS - 1
 
 
+def test_a_target_of_zero_that_was_scaled_has_no_percentage() -> None:
+    """Of some, float32 leaves a rest when it adds the location to them again: no number to be off from in percent."""
+    rng = np.random.default_rng(0)
+    location, scale = rng.normal(size=500) * 100, rng.random(500) * 10 + 1
+    values = np.where(np.arange(500) % 5, 100 + rng.random(500), 0.0)
+    batch = {
+        "outputs": np.zeros((500, 1, 3)),
+        "targets": ((values - location) / scale)[:, None],
+        "weights": np.ones(500),
+        "location": location,
+        "scale": scale,
+    }
+    total, weight = sums({name: array.astype(np.float32) for name, array in batch.items()})["mape"]
+    assert weight == 400
+    assert total / weight == pytest.approx(100 * np.mean(np.abs(location / values - 1)[values > 0]), rel=1e-4)
+
+
 def test_weights_of_rows_and_targets_without_a_scale() -> None:
     """As a table has them: one target and one weight per row."""
     batch = {
