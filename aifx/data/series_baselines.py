@@ -19,8 +19,12 @@ ROWS = 4096
 
 
 def series_baselines(data: SeriesData, split: Split) -> Iterator[tuple[str, np.ndarray]]:
-    """The name of each baseline, and its scaled forecasts float32 `[windows, horizon]`. Trees need a training split."""
-    for season in data.facts.calendar.grid.seasons:
+    """The name of each baseline, and its scaled forecasts float32 `[windows, horizon]`. Trees need a training split.
+
+    Seasons that no series is longer than have no values to forecast from.
+    """
+    seasons = [season for season in data.facts.calendar.grid.seasons if season < data.lengths.max()]
+    for season in seasons or [1]:
         yield f"{season} step{'s' * (season != 1)} before", data.naive(split, season)
     if "train" in data.cuts and importlib.util.find_spec("sklearn") is not None:
         yield "boosted trees", boosted_trees(data, split)

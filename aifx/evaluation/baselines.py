@@ -87,8 +87,12 @@ def identity(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Ar
 
 
 def baseline_programs(programs: Programs, split: Split) -> Iterator[tuple[str, Programs, Params]]:
-    """The baselines that the data offers for a split: a name, and programs and parameters to evaluate as a model's."""
-    task, form = programs.task, programs.task.format
+    """The baselines that the data offers for a split: a name, and programs and parameters to evaluate as a model's.
+
+    Thresholds of classes are those of the model's probabilities, so baselines go without.
+    """
+    form = programs.task.format
+    task = replace(programs.task, objective=programs.objective.with_thresholds({}))
     for name, values in () if form is None else form.baselines(dataset_of(task), split):
         outputs = np.asarray(values, np.float32)
         num_outputs = outputs.shape[1]

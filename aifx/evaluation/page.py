@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from aifx.core.pages import render
 from aifx.data.base import BatchSource
+from aifx.data.pictures import MODES
 from aifx.data.spec import DataSpec
 from aifx.evaluation.dataset import DatasetReports
 from aifx.evaluation.held_out import Part, Report
@@ -20,9 +22,6 @@ from aifx.tasks.base import dataset_of, evaluation_source
 MOST_ERRORS = 48
 MOST_CONFUSED = 40
 """Classes up to which the confusion matrix is shown."""
-
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Pillow's name of an image by its channels."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,6 @@ def _picture(source: BatchSource, row: int, data: DataSpec) -> str | None:
 
 def _png(image: np.ndarray) -> str:
     """An image uint8 `[height, width, channels]` as PNG in base64."""
-    from PIL import Image
-
     stream = io.BytesIO()
     mode = MODES[image.shape[2]]
     Image.frombytes(mode, image.shape[1::-1], np.ascontiguousarray(image).tobytes()).save(stream, "PNG")

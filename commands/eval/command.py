@@ -154,7 +154,7 @@ def _show_classes(out: Output, classes: Mapping[str, Mapping[str, float]], confu
     rows = [(name, *(_number(report[column]) for column in columns)) for name, report in classes.items()]
     out.table(["class", *columns], rows, right=columns)
     if isinstance(confusion, list):
-        out.print("\nconfusion: a row a class, a column what it was taken for")
+        out.print("\nconfusion: a row is a class, a column what it was predicted as")
         out.table(
             ["", *classes], [(name, *row) for name, row in zip(classes, confusion, strict=True)], right=list(classes)
         )

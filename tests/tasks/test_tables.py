@@ -69,7 +69,7 @@ def test_classes_from_a_file_to_predictions(project: Path) -> None:
     assert "label  target       2 classes: False, True" in checked.stdout
     document = json.loads(command(project, "config", "check", "--json").stdout)
     assert document["data"] == checked.stdout.splitlines()[1:]
-    trained = command(project, "train")
+    trained = command(project, "train", "--set", "objective.threshold_by=f1")
     for line in document["data"]:
         assert line in trained.stderr + (project / "runs/main/train.log").read_text()
     report = json.loads(command(project, "eval", "--json").stdout)
@@ -78,6 +78,10 @@ def test_classes_from_a_file_to_predictions(project: Path) -> None:
     assert model["accuracy"] > 0.9 > others["logistic"]["accuracy"] + 0.02
     assert others["majority"]["loss"] > others["logistic"]["loss"] > model["loss"]
     assert "per_class.True.recall" in others["majority"]
+    assert "threshold" in model["per_class"]["True"]
+    plain = json.loads(command(project, "eval", "--set", "objective.threshold_by=none", "--json").stdout)
+    for name, metrics in plain["baselines"].items():  # the thresholds are those of the model
+        assert metrics.items() <= others[name].items()
     shown = command(project, "eval", "--gate", "per_class.True.recall >= 0.5").stdout
     assert shown.splitlines()[1].split()[:4] == ["metric", "model", "majority", "logistic"]
     assert [line.split() for line in shown.splitlines() if line.split()[:1] == ["examples"]] == [
