@@ -242,6 +242,17 @@ def take(arrays: Arrays, which: np.ndarray) -> dict[str, np.ndarray]:
     return {name: values[which] for name, values in arrays.items()}
 
 
+def target_units(spec: DataSpec, examples: int) -> dict[str, np.ndarray]:
+    """The "location" and the "scale" of targets that are numbers, float32 `[examples]`; nothing for classes.
+
+    The objective `quantile` reads them: its metrics and predictions are in the unit of the data.
+    """
+    if spec.classes:
+        return {}
+    units = {"location": spec.target_mean, "scale": spec.target_scale}
+    return {name: np.full(examples, value, np.float32) for name, value in units.items()}
+
+
 @contextmanager
 def _usable(cls: type) -> Iterator[None]:
     """Turns ValueErrors about what `cls.read` returned into ConfigErrors."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from aifx.core.errors import ConfigError, DataError
-from aifx.data.arrays import WEIGHTS, ArrayDataset, Arrays
+from aifx.data.arrays import WEIGHTS, ArrayDataset, Arrays, target_units
 from aifx.data.base import Split
+from aifx.data.columns import scale_of
 from aifx.data.image_files import Listing
 from aifx.data.image_store import StoredImages, open_images
 from aifx.data.pictures import MODES
@@ -31,11 +33,11 @@ ORDER: tuple[Split, ...] = ("test", "validation", "train")
 """Which split keeps a picture that is in several."""
 
 
-def open_pictures(listing: Listing, section: ImagesSection, *, only: Split | None = None) -> ArrayDataset:
+def open_pictures(listing: Listing, section: ImagesSection, *, test_for: DataSpec | None = None) -> ArrayDataset:
     """The data set of these pictures. Raises DataError.
 
     Args:
-        only: the one split that has them all, so that nothing is divided.
+        test_for: what a trained model knows: all pictures are a test split for it, and nothing is divided.
     """
     if section.channels not in (None, *MODES):
         why = "a picture has 1 channel (grey), 3 (red, green, blue) or 4 (with opacity)"
@@ -48,22 +50,27 @@ def open_pictures(listing: Listing, section: ImagesSection, *, only: Split | Non
     _report(store.problems, listing, section)
     usable = [index for index in range(len(examples)) if index not in store.problems]
     digests = {index: store.file_digest(index) for index in usable}
-    if only:
-        splits: dict[Split, list[int]] = {only: usable}
+    if test_for:
+        splits: dict[Split, list[int]] = {"test": usable}
     else:
         _warn_of_contradictions(listing, digests)
         splits = _without_copies(divide(listing, digests, section), listing, digests, section)
         _check_classes(splits, listing)
     targets = _targets(listing)
+    mean, scale = (test_for.target_mean, test_for.target_scale) if test_for else (0.0, 1.0)
+    if listing.target == "value":
+        if len(known := targets[splits.get("train", [])]):
+            mean, scale = float(known.mean()), scale_of(known)
+        targets = ((targets - mean) / scale).astype(np.float32)
+    spec = replace(pictures_spec(listing, store.geometry.shape), target_mean=mean, target_scale=scale)
     digest = hashlib.sha256(repr((store.geometry, listing.target, listing.classes)).encode())
     arrays: dict[Split, Arrays] = {}
     for split, indices in splits.items():
         rows = np.array(indices, np.int64)
         images: np.ndarray = StoredImages(store, rows)  # type: ignore[assignment]  # of it, a source needs indexing
-        arrays[split] = {"inputs": images, "targets": targets[rows]}
+        arrays[split] = {"inputs": images, "targets": targets[rows], **target_units(spec, len(rows))}
         digest.update(f"{split} {len(indices)}".encode())
         digest.update(store.digests[rows, 0].tobytes() + arrays[split]["targets"].tobytes())
-    spec = pictures_spec(listing, store.geometry.shape)
     hints: dict[Split, str] = {split: f"aifx train --set data.{split}_fraction=0.1" for split in ("validation", "test")}
 
     def places(split: Split, rows: Sequence[int]) -> list[str]:
@@ -81,14 +88,16 @@ def pictures_spec(listing: Listing, shape: tuple[int, int, int]) -> DataSpec:
         "value": Field((), "float32"),
     }[listing.target]
     fields = {"inputs": Field(shape, "uint8", AXES), "targets": targets, WEIGHTS: Field((), "float32")}
-    return DataSpec(fields, classes=listing.classes, target_size=count if listing.target == "labels" else 1)
+    spec = DataSpec(fields, classes=listing.classes, target_size=count if listing.target == "labels" else 1)
+    units = {name: Field((), values.dtype.name) for name, values in target_units(spec, 0).items()}
+    return replace(spec, fields=fields | units)
 
 
 def _targets(listing: Listing) -> np.ndarray:
-    """Of each example: the number of its class int32, 1 for each of its classes float32 `[classes]`, or its number."""
+    """Of each example: the number of its class int32, 1 per class that it has float32 `[classes]`, or its value."""
     number = {name: index for index, name in enumerate(listing.classes)}
     if listing.target == "value":
-        return np.array([example.target for example in listing.examples], np.float32)
+        return np.array([example.target for example in listing.examples], np.float64)
     if listing.target == "label":
         return np.array([number[str(example.target)] for example in listing.examples], np.int32)
     targets = np.zeros((len(listing.examples), len(number)), np.float32)

@@ -12,7 +12,7 @@ import numpy as np
 
 from aifx.core.errors import ConfigError, DataError
 from aifx.core.project import Project
-from aifx.data.arrays import ArrayDataset, array_dataset
+from aifx.data.arrays import ArrayDataset, array_dataset, target_units
 from aifx.data.base import Batch, DataFormat, Split
 from aifx.data.image_archive import HINT, labelled, read_archive, read_arrays
 from aifx.data.image_files import Listing, list_pictures
@@ -30,7 +30,7 @@ class ImageFormat(DataFormat):
     """Images: "inputs" uint8 `[rows, height, width, channels]`, and "targets".
 
     These are int32 `[rows]` for classes, float32 `[rows, classes]` for several classes per image, and float32 `[rows]`
-    for numbers.
+    for numbers: of mean 0 and variance 1 over the training split, with their "location" and "scale".
     """
 
     section: ImagesSection
@@ -95,7 +95,7 @@ class ImageFormat(DataFormat):
             raise ValueError("an image is whole numbers from 0 to 255")
         if image.shape != shape and (image.shape, shape[2]) != (shape[:2], 1):
             raise ValueError(f"the image has shape {list(image.shape)} and the model takes {list(shape)}")
-        return {"inputs": image.astype(np.uint8).reshape(1, *shape)}
+        return {"inputs": image.astype(np.uint8).reshape(1, *shape), **target_units(self.spec, 1)}
 
     @property
     def geometry(self) -> Geometry:
@@ -117,7 +117,7 @@ class ImageFormat(DataFormat):
         if pictures_spec(listing, geometry.shape).fields["targets"] != targets:
             why = f"its pictures have a {listing.target}, and the model predicts {targets.dtype} {list(targets.shape)}"
             raise DataError(f"{path} does not fit the model", why, "docs/tasks.md")
-        return open_pictures(replace(listing, examples=tests or listing.examples), section, only="test")
+        return open_pictures(replace(listing, examples=tests or listing.examples), section, test_for=self.spec)
 
 
 def _balanced(data: ArrayDataset, section: ImagesSection) -> ArrayDataset:

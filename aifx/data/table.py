@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +24,7 @@ from aifx.data.arrays import (
     hash_fraction,
     split_places,
     take,
+    target_units,
 )
 from aifx.data.base import Batch, Split
 from aifx.data.columns import (
@@ -44,7 +45,7 @@ from aifx.data.columns import (
 )
 from aifx.data.rows import Row, field
 from aifx.data.sections import TableSection
-from aifx.data.spec import SPEC_FILE, Column, DataSpec, need_spec
+from aifx.data.spec import SPEC_FILE, Column, ColumnKind, DataSpec, need_spec
 from aifx.data.table_baselines import table_baselines
 from aifx.data.table_file import Table, places_of, read_table
 
@@ -245,6 +246,11 @@ def _infer_target(table: Table, is_train: np.ndarray, section: TableSection) -> 
         hint = f'data.columns = {{"{name}" = "categorical"}}' if odd is None else "leave such cells empty"
         raise DataError(what, why, hint)
     classes = sorted(set(map(as_text, values)))
+    if same := _same_value(kind, classes):
+        what = f"{table.name}: data.target = {name!r} has {same[0]!r} and {same[1]!r}, which are the same {kind} value"
+        raise DataError(
+            what, "they would be two classes", f'data.columns = {{"{name}" = "categorical"}} keeps them apart'
+        )
     with suppress(ValueError):
         classes.sort(key=as_number)
     if len(classes) < 2:
@@ -255,6 +261,13 @@ def _infer_target(table: Table, is_train: np.ndarray, section: TableSection) -> 
         raise DataError(what, f"data.target = {name!r} has others in held-out rows", "hold out other rows, or fewer")
     shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
     return DataSpec({}, classes=tuple(classes)), f"{len(classes)} classes: {shown}"
+
+
+def _same_value(kind: ColumnKind, texts: Sequence[str]) -> tuple[str, str] | None:
+    """The first two texts with one value, such as "1" and "1.0", or "no" and "No"."""
+    by_value: dict[Any, str] = {}
+    pairs = ((by_value.setdefault(CONVERSIONS[kind](text), text), text) for text in texts)
+    return next((pair for pair in pairs if pair[0] != pair[1]), None)
 
 
 def encode_table(table: Table, spec: DataSpec, target: str) -> Arrays:
@@ -276,14 +289,6 @@ def encode_table(table: Table, spec: DataSpec, target: str) -> Arrays:
         targets = ((values - spec.target_mean) / spec.target_scale).astype(np.float32)
     units = target_units(spec, len(targets))
     return {"inputs": np.array(inputs, np.float32).T.copy(), "targets": targets, **units}
-
-
-def target_units(spec: DataSpec, rows: int) -> Arrays:
-    """The "location" and the "scale" of targets that are numbers, float32 `[rows]`: quantiles are measured in them."""
-    if spec.classes:
-        return {}
-    units = {"location": spec.target_mean, "scale": spec.target_scale}
-    return {name: np.full(rows, value, np.float32) for name, value in units.items()}
 
 
 def _check_kept(spec: DataSpec, section: TableSection) -> None:

@@ -125,6 +125,13 @@ def test_copies_stay_in_one_split(project: Project, paint: Paint, caplog: pytest
     assert "the same picture with different labels: data/parts/bad/same.png and data/parts/good/03.png" in caplog.text
 
 
+def in_unit(data: ArrayDataset, split: Split) -> list[float]:
+    """The numbers of a split's pictures in the unit of the list."""
+    arrays = data.splits[split]
+    values: list[float] = (arrays["targets"] * arrays["scale"] + arrays["location"]).tolist()
+    return values
+
+
 def write_list(project: Project, text: str) -> str:
     (project.root / "data/list.csv").write_text(text)
     return "data/list.csv"
@@ -145,9 +152,11 @@ def test_lists(project: Project) -> None:
     by_picture = {
         seed: value
         for split in SPLITS
-        for seed, value in zip(seeds(values, split), values.splits[split]["targets"].tolist(), strict=True)
+        for seed, value in zip(seeds(values, split), in_unit(values, split), strict=True)
     }
-    assert by_picture == {seed: (seed - 20) / 4 for seed in range(20, 52)}
+    assert by_picture == pytest.approx({seed: (seed - 20) / 4 for seed in range(20, 52)}, abs=1e-5)
+    standardized = values.splits["train"]["targets"]
+    assert (standardized.mean(), standardized.std()) == pytest.approx((0, 1), abs=1e-5)
     rows = "".join(f"{name},{('', 'dent', 'dent; scratch')[index % 3]}\n" for index, name in enumerate(names))
     several = open_(project, write_list(project, "file,labels\n" + rows), test_fraction=0)
     assert several.spec.classes == ("dent", "scratch")
@@ -434,6 +443,23 @@ def test_numbers_cannot_be_balanced(project: Project, paint: Paint) -> None:
     path = write_list(project, "file,value\n" + rows)
     with pytest.raises(ConfigError, match=r"data.sampling = \"balanced\" cannot be used"):
         open_(project, path, sampling="balanced")
+
+
+@pytest.mark.usefixtures("folder")
+def test_numbers_of_other_pictures_are_scaled_as_those_of_training(project: Project) -> None:
+    text = "file,value\n" + "".join(f"parts/bad/{seed}.png,{1000 * seed}\n" for seed in range(40, 52))
+    section = ImagesSection(path=write_list(project, text), image_size=(12, 16))
+    form, data = ImageFormat.open(section, project, project.root)
+    assert data.spec.target_scale > 1000
+    (project.root / "data/other.csv").write_text("file,value\nparts/good/01.png,7\nparts/good/02.png,-3000\n")
+    other = form.open_file(project.root / "data/other.csv")
+    assert in_unit(other, "test") == pytest.approx([7, -3000], abs=0.01)
+    assert other.spec == data.spec
+    encoded = form.encode({"image": pixels(0)})
+    assert {name: values.shape for name, values in encoded.items() if name != "inputs"} == {
+        "location": (1,),
+        "scale": (1,),
+    }
 
 
 @pytest.mark.usefixtures("folder")
