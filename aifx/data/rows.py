@@ -172,6 +172,13 @@ def _parquet(file: InputFile) -> Iterator[Row]:
     if file.path is None:
         raise UsageError("a Parquet file cannot be read from stdin", "its index is at the end", "name the file")
     with file.open() as stream, open_parquet(stream, file.name) as table:
-        rows = (values for batch in table.iter_batches(batch_size=PARQUET_ROWS) for values in batch.to_pylist())
-        for number, values in enumerate(rows, 1):
-            yield Row(file.name, number, f"{file.name}: row {number}", values)
+        count = 0
+        for batch in table.iter_batches(batch_size=PARQUET_ROWS):
+            try:
+                rows = batch.to_pylist()
+            except ValueError as error:  # bytes that are not UTF-8, or times finer than those of Python
+                what = f"{file.name}: rows {count + 1} to {count + len(batch)} cannot be read"
+                raise DataError(what, str(error).partition(". ")[0], "write the column otherwise") from None
+            for number, values in enumerate(rows, count + 1):
+                yield Row(file.name, number, f"{file.name}: row {number}", values)
+            count += len(rows)

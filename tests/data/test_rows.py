@@ -72,6 +72,16 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: 
         assert word in str(caught.value)
 
 
+def test_parquet_values_that_python_does_not_have(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    times = [1000 * n for n in range(300)]
+    parquet.write_table(arrow.table({"at": arrow.array(times, arrow.timestamp("ns"))}), tmp_path / "a.parquet")
+    assert len(read(tmp_path / "a.parquet")) == 300
+    parquet.write_table(arrow.table({"at": arrow.array([*times, 1], arrow.timestamp("ns"))}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: rows 257 to 301 cannot be read\n.*Nanosecond"):
+        read(tmp_path / "a.parquet")
+
+
 def test_files_are_read_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A million rows that nobody asked for are not read: memory does not grow with the input."""
 
