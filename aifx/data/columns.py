@@ -31,8 +31,8 @@ FEW_ROWS = 100  # below this, any text column is categorical
 FARTHEST = 1e6
 """From the mean of a column, in standard deviations: a number farther off counts as one there, and float32 holds it."""
 
-LARGEST = 1e100
-"""Of a number: the square of a larger one is not far from the end of float64."""
+LARGEST = 1e36
+"""Of a number: float32 holds it, and sums and differences of such."""
 
 _FOREIGN_DATE = re.compile(r"\d{1,2}([./-])\d{1,2}\1\d{2,4}(\s|$)")
 
