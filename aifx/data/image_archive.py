@@ -106,7 +106,7 @@ def labelled(
     if labels.dtype.kind not in "iu":  # np.integer would also admit timedelta64
         raise DataError(f"{where} is {labels.dtype}", "labels are integers from 0", "labels.astype('int32')")
     if labels.shape != (len(images),):
-        why = f"there are {len(images)} images; one label an image is needed"
+        why = f"there are {len(images)} images; one label per image is needed"
         raise DataError(f"{where} has shape {list(labels.shape)}", why, HINT)
     if outside := np.flatnonzero((labels < 0) | (labels >= limit)).tolist():
         why = f"image {outside[0]} has it; labels go from 0 to {limit - 1}"

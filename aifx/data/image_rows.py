@@ -103,7 +103,7 @@ def _array_rows(stream: IO[bytes], where: str) -> Iterator[np.ndarray]:
         except (zlib.error, zipfile.BadZipFile, EOFError) as error:
             raise DataError(f"{where} is damaged at image {number}", str(error), "copy it again") from None
         if len(data) < size:
-            why = f"{shape[0]} images are announced"
+            why = f"its header promises {shape[0]} images"
             raise DataError(f"{where} is cut off at image {number}", why, "copy it again")
         yield np.frombuffer(data, np.uint8).reshape(shape[1:])
 

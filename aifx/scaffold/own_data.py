@@ -116,7 +116,7 @@ def _shape(paths: Sequence[Path]) -> tuple[tuple[int, int], int]:
             sizes.append((picture.height, picture.width))
             all_grey = all_grey and is_grey(picture)
     if not sizes:
-        raise DataError(f"{paths[0]} cannot be used", "and so it is with the other pictures", f"file {paths[0]}")
+        raise DataError(f"{paths[0]} cannot be used", "nor can any other picture", f"file {paths[0]}")
     height, width = (median(side) for side in zip(*sizes, strict=True))
     scale = min(1.0, math.sqrt(MOST_PIXELS / (height * width)))
     return (max(8, 8 * round(scale * height / 8)), max(8, 8 * round(scale * width / 8))), 1 if all_grey else 3

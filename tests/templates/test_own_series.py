@@ -55,6 +55,7 @@ def test_a_file_of_ones_own_in_four_commands(tmp_path: Path) -> None:
     assert 2 < float(bound) < 4.5  # two draws of a deviation of 3 differ by 3.4 on average
     assert gate in (project / "ci/gate.sh").read_text()
     assert "`sold` of `../my shop.csv`" in (project / "README.md").read_text()
+    assert "$ aifx predict '../my shop.csv' " in (project / "README.md").read_text()
     command(project, "config", "check")
     command(project, "train", *(word for setting in SMALL for word in ("--set", setting)))
     shown = command(project, "eval")
