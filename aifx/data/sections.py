@@ -173,12 +173,12 @@ class ImagesSection(DataSection):
             check_archive(path)
             return 1
         pictures = list_pictures(path, self.path, self.classes).examples
-        for picture in pictures[:MOST_FILES]:
+        for picture in pictures[: MOST_FILES if self.errors == "strict" else 0]:
             try:
                 with open_picture(picture.path):
                     pass
             except ValueError as error:
-                raise DataError(f"{picture.name} cannot be used", str(error)) from None
+                raise DataError(f"{picture.name} cannot be used", str(error), f"file {picture.name}") from None
         return len(pictures)
 
 
