@@ -29,11 +29,14 @@ mean or the seasonal naive."""
 MOST_OPENED = 1000
 """Pictures whose headers tell the sizes of all."""
 
-MOST_PIXELS = 128 * 128
-"""Of the images that a small network on a CPU is given."""
+MOST_PIXELS, MOST_PIXELS_OF_SMALL = 128 * 192, 128 * 128
+"""Of the images that a network on a CPU is given. Pictures of more than the second number are large: what matters on
+them may be small, so the template describes a network that reads maxima of local contrast."""
 
 EPOCHS, BATCH_SIZE = 20, 64
-"""Of the training that the template of images describes."""
+"""Of the training that the template of images describes for small ones."""
+
+STEPS_OF_LARGE = 400
 
 
 def answers_from_data(template: str, answers: Mapping[str, Any], destination: Path) -> Answers:
@@ -60,24 +63,33 @@ def _images(path: Path, answers: Mapping[str, Any]) -> Answers:
 
     listing = list_pictures(path, str(path))
     count = len(listing.examples)
-    size, channels = _shape([example.path for example in listing.examples])
+    height, width, channels = _shape([example.path for example in listing.examples])
+    is_large = height * width > MOST_PIXELS_OF_SMALL
+    scale = min(1.0, math.sqrt(MOST_PIXELS / (height * width)))
     return {
         "classes": list(listing.classes),
-        "image_size": list(size),
+        "image_size": [max(8, 8 * round(scale * side / 8)) for side in (height, width)],
         "channels": channels,
+        "is_large": is_large,
         "num_pictures": count,
-        "num_steps": min(max(EPOCHS * count // BATCH_SIZE, 150), 900),
-        **(_value_gate(listing) if listing.target == "value" else _class_gate(listing)),
+        "num_steps": STEPS_OF_LARGE if is_large else min(max(EPOCHS * count // BATCH_SIZE, 150), 900),
+        **(_value_gate(listing) if listing.target == "value" else _class_gate(listing, is_balanced=is_large)),
     }
 
 
-def _class_gate(listing: Listing) -> Answers:
-    """The objective of pictures with classes, and a gate above what is reached without looking at a picture."""
+def _class_gate(listing: Listing, *, is_balanced: bool) -> Answers:
+    """The objective of pictures with classes, and a gate above what is reached without looking at a picture.
+
+    `is_balanced`: a picture with one class is drawn from each class as often, so the gate counts each class as much.
+    """
     counts = Counter(label for example in listing.examples for label in example.labels)
     if len(counts) < 2:
         why = f"every picture is {listing.classes[0]!r}" if listing.classes else "no picture has a label"
         raise DataError(f"{listing.name} has one class only", why, "add another class")
-    if listing.target == "label":
+    if listing.target == "label" and is_balanced:
+        objective, metric, chance = "classification", "balanced_accuracy", 1 / len(counts)
+        why = f"chance is {chance:.2f}"
+    elif listing.target == "label":
         objective, metric, chance = "classification", "accuracy", max(counts.values()) / counts.total()
         why = f"the most frequent class is {chance:.2f} of the pictures"
     else:
@@ -106,8 +118,8 @@ def _value_gate(listing: Listing) -> Answers:
     }
 
 
-def _shape(paths: Sequence[Path]) -> tuple[tuple[int, int], int]:
-    """A height and width like those of the pictures, made smaller if they are large; and 1 channel if all are grey."""
+def _shape(paths: Sequence[Path]) -> tuple[float, float, int]:
+    """The median height and width of the pictures, and 1 channel if all are grey, otherwise 3."""
     from aifx.data.pictures import BadPicture, is_grey, open_picture
 
     sizes, all_grey = [], True
@@ -118,8 +130,7 @@ def _shape(paths: Sequence[Path]) -> tuple[tuple[int, int], int]:
     if not sizes:
         raise DataError(f"{paths[0]} cannot be used", "nor can any other picture", f"file {paths[0]}")
     height, width = (median(side) for side in zip(*sizes, strict=True))
-    scale = min(1.0, math.sqrt(MOST_PIXELS / (height * width)))
-    return (max(8, 8 * round(scale * height / 8)), max(8, 8 * round(scale * width / 8))), 1 if all_grey else 3
+    return height, width, 1 if all_grey else 3
 
 
 def _table(path: Path, answers: Mapping[str, Any]) -> Answers:

@@ -9,7 +9,9 @@ from finite_differences import assert_gradients
 from forward import CONTEXT, outputs_of
 
 from aifx.core.errors import ConfigError
-from aifx.models.resnet.model import Resnet
+from aifx.data.spec import DataSpec, Field
+from aifx.models.resnet.features import normalized, pooled
+from aifx.models.resnet.model import Resnet, make
 from aifx.models.resnet.section import ResnetSection
 from aifx.parallel.context import ForwardContext
 from aifx.specs import count_parameters, init_params
@@ -100,3 +102,50 @@ def test_blocks_and_stages_count():
 def test_pictures_too_small_for_the_stages_are_refused():
     with pytest.raises(ConfigError, match=r"model\.channels"):
         network((7, 28, 1), channels=(4, 4, 4))
+
+
+@pytest.mark.parametrize("block", ["small", "basic"])
+def test_the_maximum_is_read_in_place_of_the_mean(block):
+    """What one pixel shows fades in the mean over the image, and not in the maximum."""
+    section = ResnetSection(channels=(4, 6), block=block, stem="3x3", norm_groups=2, pooling="max")
+    x = np.zeros((2, 8, 8, 6), np.float32)
+    x[1, 3, 5, 2] = 1.0
+    assert pooled(x, section).tolist() == [[0] * 6, [0, 0, 1, 0, 0, 0]]
+    assert pooled(x, section.model_copy(update={"pooling": "mean"}))[1, 2] == 1 / 64
+    data = DataSpec({"inputs": Field((12, 13, 1), "uint8")}, classes=tuple("abcde"))
+    model = make(section, data)
+    mean = make(section.model_copy(update={"pooling": "mean"}), data)
+    params, pictures = params_of(model), images(model)
+    assert not np.allclose(classify(model)(params, pictures), classify(mean)(params, pictures))
+
+
+def test_gradients_of_the_maximum_are_finite_differences():
+    with jax.enable_x64(True):
+        model = network(pooling="max")
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), params_of(model))
+        pictures = jnp.asarray(images(model))
+        assert_gradients(
+            lambda p: jnp.mean(jax.nn.log_softmax(outputs_of(model)(p, pictures))[:, 2]), params, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("block", ["small", "basic"])
+def test_local_contrast_takes_light_out_and_keeps_detail(block):
+    section = ResnetSection(channels=(4, 6), block=block, stem="3x3", norm_groups=2, local_contrast=2)
+    rng = np.random.default_rng(3)
+    detail = rng.normal(size=(1, 40, 50, 1))
+    light = np.linspace(50, 150, 50)[:, None]
+    found = np.asarray(normalized(jnp.asarray(100 + 5 * detail), section, jnp.float32))
+    lit = np.asarray(normalized(jnp.asarray(light * (1 + 0.05 * detail)), section, jnp.float32))
+    assert np.corrcoef(found.ravel(), lit.ravel())[0, 1] > 0.95
+    around = np.pad(100 + 5 * detail[0, :, :, 0], 2, mode="symmetric")  # the mean around each pixel, by its definition
+    means = np.lib.stride_tricks.sliding_window_view(around, (5, 5)).mean((2, 3))
+    differences = np.pad((100 + 5 * detail[0, :, :, 0] - means) ** 2, 2, mode="symmetric")
+    deviation = np.sqrt(np.lib.stride_tricks.sliding_window_view(differences, (5, 5)).mean((2, 3)))
+    expected = (100 + 5 * detail[0, :, :, 0] - means) / deviation
+    np.testing.assert_allclose(found[0, :, :, 0], expected, atol=0.02)
+    model = make(section, DataSpec({"inputs": Field((12, 13, 1), "uint8")}, classes=tuple("abcde")))
+    params, pictures = params_of(model), images(model)
+    gradient = np.linspace(0, 20, 13)[:, None]
+    plain = classify(model)(params, pictures)
+    assert np.abs(classify(model)(params, pictures + gradient) - plain).max() < 0.2 * np.abs(plain).max()

@@ -45,21 +45,22 @@ def test_from_pictures_to_a_prediction_in_four_commands(photos: Path, tmp_path: 
     assert settings["data"] == {
         "path": "../my photos",
         "classes": ["bright", "dark"],
-        "image_size": [112, 144],
+        "image_size": [136, 184],
         "channels": 3,
         "validation_fraction": 0.15,
         "test_fraction": 0.15,
+        "sampling": "balanced",
     }
-    assert settings["eval"]["gates"] == ["accuracy >= 0.80"]  # the bright ones are 0.75
-    assert settings["train"]["num_steps"] == 150
-    assert "accuracy >= 0.75" in (project / "ci/gate.sh").read_text()
+    assert settings["eval"]["gates"] == ["balanced_accuracy >= 0.60"]
+    assert (settings["model"]["pooling"], settings["train"]["num_steps"]) == ("max", 400)
+    assert "balanced_accuracy >= 0.50" in (project / "ci/gate.sh").read_text()
     assert os.access(project / "ci/gate.sh", os.X_OK)
     assert not (project / "data").exists()
     readme = (project / "README.md").read_text()
     assert "40 in `../my photos`, of 2 classes" in readme
     assert "Fashion" not in readme
     aifx(project, "config", "check")
-    small = ("train.num_steps=30", "model.dropout=0", "optimizer.kind=adamw", "optimizer.learning_rate=0.02", "train.global_batch_size=16", "train.validate_every=15", "data.image_size=[16,24]")
+    small = ("train.num_steps=30", "model.local_contrast=0", "model.norm_groups=2", "optimizer.learning_rate=0.02", "train.global_batch_size=16", "train.validate_every=15", "data.image_size=[16,24]")
     aifx(project, "train", "--set", "model.channels=[8]", "--set", "schedule.warmup_steps=2",
          *(word for setting in small for word in ("--set", setting)))  # fmt: skip
     report = json.loads(aifx(project, "eval", "--json").stdout)
@@ -84,7 +85,10 @@ def test_a_list_of_grey_pictures(tmp_path: Path) -> None:
     data = tomli.loads((tmp_path / "x/aifx.toml").read_text())["data"]
     assert "data/README.md" not in made["files"]
     assert (data["path"], data["channels"], data["image_size"]) == ("../set/labels.csv", 1, [16, 32])
-    assert data["classes"] == ["0", "1", "2"]
+    assert (data["classes"], data.get("sampling")) == (["0", "1", "2"], None)
+    settings = tomli.loads((tmp_path / "x/aifx.toml").read_text())
+    assert (settings["eval"]["gates"], settings["train"]["num_steps"]) == (["accuracy >= 0.47"], 150)
+    assert "block" not in settings["model"]
 
 
 def test_several_labels_of_a_picture_from_a_list_to_a_prediction(tmp_path: Path) -> None:
@@ -133,6 +137,26 @@ def test_numbers_of_pictures(tmp_path: Path) -> None:
     assert settings["eval"]["gates"] == ["mean_absolute_error <= 2.38"]  # the mean is off by 2.5
     assert "classes" not in settings["data"]
     assert "average" in (tmp_path / "p/README.md").read_text()
+    aifx(tmp_path / "p", "config", "check")
+
+
+@pytest.mark.parametrize(
+    ("rows", "objective", "metric"),
+    [
+        ("file,labels\n0.jpg,a\n1.jpg,b;a\n2.jpg,\n", "multilabel", "average_precision"),
+        ("file,value\n0.jpg,1\n1.jpg,3\n2.jpg,4\n", "regression", "mean_absolute_error"),
+    ],
+)
+def test_large_pictures_without_one_class_each(tmp_path: Path, rows: str, objective: str, metric: str) -> None:
+    """Only pictures with one class can be drawn as often from each class, so the others keep their order and gate."""
+    for seed in range(3):
+        save(tmp_path / f"{seed}.jpg", seed, is_dark=False, size=(256, 384), mode="L")
+    (tmp_path / "list.csv").write_text(rows)
+    aifx(tmp_path, "init", "p", "-t", "vision-inspection", "-a", "data=list.csv")
+    settings = tomli.loads((tmp_path / "p/aifx.toml").read_text())
+    assert (settings["objective"]["kind"], settings["eval"]["gates"][0].split()[0]) == (objective, metric)
+    assert (settings["data"]["image_size"], settings["model"]["local_contrast"]) == ([128, 192], 7)
+    assert "sampling" not in settings["data"]
     aifx(tmp_path / "p", "config", "check")
 
 

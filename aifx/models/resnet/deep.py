@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from aifx.models.base import Head
 from aifx.models.resnet.convolutions import NORM_EPSILON, conv, conv_spec, norm_specs, output_specs
+from aifx.models.resnet.features import max_pool, normalized, pooled
 from aifx.models.resnet.section import ResnetSection
 from aifx.nn import initializers, layers
 from aifx.parallel.context import ForwardContext
@@ -127,16 +127,16 @@ class DeepResnet:
         return 6 * rows * (total + outputs * self.num_outputs)
 
     def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:
-        """Features `[rows, channels]`, means over the image, of `inputs` `[rows, height, width, channels]`."""
-        x = layers.centred(batch["inputs"], params["output"]["weight"].dtype)
+        """Features `[rows, channels]` of `inputs` `[rows, height, width, channels]`."""
+        x = normalized(batch["inputs"], self.section, params["output"]["weight"].dtype)
         is_large = self.section.stem == "7x7"
         x = conv(x, params["stem"]["kernel"], 2 if is_large else 1)
         x = jax.nn.relu(self.norm(params["stem"]["norm"], x))
         if is_large:
-            x = _max_pool(x)
+            x = max_pool(x, (3, 3), stride=2, padding=1)
         for block in self.blocks():
             x = self.block(params["stages"][block.stage]["blocks"][block.name], x, block)
-        return layers.dropout(jnp.mean(x, axis=(1, 2)), self.section.dropout, ctx)
+        return layers.dropout(pooled(x, self.section), self.section.dropout, ctx)
 
     def block(self, params: Params, x: jax.Array, block: Block) -> jax.Array:
         """A residual block over x `[rows, height, width, channels]`."""
@@ -165,11 +165,3 @@ class DeepResnet:
 def _halved(size: int) -> int:
     """What a stride of 2 makes of a side of an image."""
     return (size + 1) // 2
-
-
-def _max_pool(x: jax.Array) -> jax.Array:
-    """The maximum of 3 x 3 pixels around every second one."""
-    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
-    lowest = np.array(-np.inf, x.dtype)  # no tracer, by which JAX knows the maximum's gradient
-    pooled: jax.Array = jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
-    return pooled

@@ -13,6 +13,7 @@ from aifx.data.spec import DataSpec
 from aifx.models.base import Head
 from aifx.models.resnet.convolutions import NORM_EPSILON, conv, conv_spec, norm_specs, output_specs
 from aifx.models.resnet.deep import DeepResnet
+from aifx.models.resnet.features import normalized, pooled
 from aifx.models.resnet.section import ResnetSection
 from aifx.nn import layers
 from aifx.parallel.context import ForwardContext
@@ -72,12 +73,12 @@ class Resnet:
 
     def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:
         """Features `[rows, channels]` of `inputs` `[rows, height, width, channels]`."""
-        x = layers.centred(batch["inputs"], params["output"]["weight"].dtype)
+        x = normalized(batch["inputs"], self.section, params["output"]["weight"].dtype)
         for stage in _in_order(params["stages"]):
             x = jax.nn.relu(_norm(stage["norm"], _halve(conv(x, stage["widen"]))))
             for block in _in_order(stage["blocks"]):
                 x = x + _residual(block, x)
-        features = layer_norm(jnp.mean(x, axis=(1, 2)), **params["final_norm"], epsilon=NORM_EPSILON)
+        features = layer_norm(pooled(x, self.section), **params["final_norm"], epsilon=NORM_EPSILON)
         return layers.dropout(features, self.section.dropout, ctx)
 
     def head(self, params: Params, ctx: ForwardContext) -> Head:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from aifx.config.sections import Conflict, Fraction, ModelSection, PositiveInt
+from aifx.config.sections import Conflict, Fraction, ModelSection, NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
     from aifx.config.config import Config
@@ -37,6 +37,16 @@ class ResnetSection(ModelSection):
         32,
         description="Groups of channels of basic and bottleneck that are normalized together: "
         "their greatest common divisor with the width.",
+    )
+    local_contrast: NonNegativeInt = Field(
+        0,
+        description="Pixels around each one whose mean and deviation normalize it, so that uneven light does not "
+        "matter; 0 normalizes by those of the whole image.",
+    )
+    pooling: Literal["mean", "max"] = Field(
+        "mean",
+        description="What the output reads of each feature. mean: its mean over the image. max: its maximum, which "
+        "does not fade if what shows it is small.",
     )
     dropout: Fraction = Field(0.0, description="Share of features dropped before the output, in training.")
 

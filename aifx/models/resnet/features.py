@@ -1,0 +1,57 @@
+"""From an image to its features: what residual networks have in common."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from aifx.models.resnet.section import ResnetSection
+from aifx.nn import layers
+
+CONTRAST_EPSILON = 1e-3
+"""Added to the variance around a pixel. That of the whole image is 1."""
+
+
+def normalized(images: jax.Array, section: ResnetSection, dtype: DTypeLike) -> jax.Array:
+    """Images `[rows, height, width, channels]` of any scale as numbers of `dtype`, normalized as the section says.
+
+    Around each pixel: local contrast normalization (Jarrett et al., "What is the Best Multi-Stage Architecture for
+    Object Recognition?", 2009), with a box for the Gaussian. At the edges, the surroundings are mirrored.
+    """
+    if not section.local_contrast:
+        return layers.centred(images, dtype)
+    x = layers.centred(images, jnp.float32)
+    x = x - _mean_around(x, section.local_contrast)
+    variance = _mean_around(jnp.square(x), section.local_contrast)
+    return (x * jax.lax.rsqrt(variance + CONTRAST_EPSILON)).astype(dtype)
+
+
+def _mean_around(x: jax.Array, reach: int) -> jax.Array:
+    """The mean over the square that reaches so many pixels from each one, one direction after the other."""
+    for axis in (1, 2):
+        padding, window = [(0, 0)] * 4, [1] * 4
+        padding[axis], window[axis] = (reach, reach), 2 * reach + 1
+        padded = jnp.pad(x, padding, mode="symmetric")
+        x = jax.lax.reduce_window(padded, 0.0, jax.lax.add, window, (1, 1, 1, 1), "VALID") / (2 * reach + 1)
+    return x
+
+
+def pooled(x: jax.Array, section: ResnetSection) -> jax.Array:
+    """One number per row and channel of x `[rows, height, width, channels]`."""
+    if section.pooling == "mean":
+        return jnp.mean(x, axis=(1, 2))
+    return max_pool(x, x.shape[1:3], stride=1, padding=0)[:, 0, 0]
+
+
+def max_pool(x: jax.Array, window: tuple[int, ...], stride: int, padding: int) -> jax.Array:
+    """The maximum of each `window` (height, width) of x, at every `stride` pixels."""
+    # The gradient of `jnp.max` divides by the number of elements that equal the maximum. XLA may compute these again in
+    # another fusion and round otherwise, so that none does: 0 / 0. That of a window's maximum selects one element.
+    lowest = np.array(-np.inf, x.dtype)  # no tracer, by which JAX knows the maximum's gradient
+    edge = (padding, padding)
+    found: jax.Array = jax.lax.reduce_window(
+        x, lowest, jax.lax.max, (1, *window, 1), (1, stride, stride, 1), ((0, 0), edge, edge, (0, 0))
+    )
+    return found
