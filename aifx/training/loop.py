@@ -10,25 +10,24 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
-import numpy as np
 
 from aifx.config import Config
 from aifx.config.best_by import LOSS, BestBy, best_by_of, score_of
 from aifx.core.statuses import ProcessStatus
 from aifx.data.base import Batch
-from aifx.evaluation.held_out import evaluate_split, own_parts
+from aifx.evaluation.held_out import evaluate_split
 from aifx.parallel.group import Group
-from aifx.parallel.tally import Sums, Tally
+from aifx.parallel.tally import Tally
 from aifx.programs.build import Programs
 from aifx.programs.state import TrainState
 from aifx.specs import Params
-from aifx.tasks.base import dataset_of
 from aifx.training.meter import Meter
 from aifx.training.observers import EventDispatcher
 from aifx.training.records import Record
 from aifx.training.sampling import TextSampler
-from aifx.training.signals import StopSignals, agreed, status_of, votes
+from aifx.training.signals import StopSignals, status_of
 from aifx.training.state import to_tree
+from aifx.training.voting import Ballot, Interrupted, agree, count_units, votes
 
 if TYPE_CHECKING:
     from aifx.checkpoint.checkpoints import Checkpoints
@@ -38,10 +37,6 @@ StepFn: TypeAlias = Callable[[TrainState, Params, Any], tuple[TrainState, jax.Ar
 
 WARN_AFTER = 4
 """Validations in a row without improvement."""
-
-
-class Interrupted(Exception):
-    """Validation gave way to a signal; the state is as it was."""
 
 
 @dataclass(frozen=True)
@@ -79,28 +74,6 @@ class LoopResult:
     status: ProcessStatus
     step: int
     state: TrainState
-
-
-def count_units(programs: Programs, batch: Batch, rows: int) -> int:
-    """Units ("tokens") in those rows of a batch that this process counts; `rows` are all of them."""
-    count, unit = dataset_of(programs.task).counts, programs.objective.unit
-    return sum(count(part)[unit] for part in own_parts(programs.layout, batch, rows))
-
-
-class Ballot:
-    """Lets processes agree before each batch of a validation that they give it up. They learn it one batch late."""
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self._before: Sums | None = None
-
-    def __call__(self) -> None:
-        """Raises Interrupted."""
-        cast = self._loop.tally((0, *votes(self._loop.stop.requested)))
-        known = cast if isinstance(cast, np.ndarray) else self._before
-        if known is not None and agreed(np.asarray(known)[1:].tolist()) is not None:
-            raise Interrupted
-        self._before = cast
 
 
 @dataclass
@@ -154,14 +127,14 @@ class Loop:
 
     def pause(self, state: TrainState, record: Record) -> signal.Signals | None:
         """Between two steps: validate, report, save. Returns the signal that the run must end for."""
-        config, step, stopping = self.programs.config, record.step, self.agree()
+        config, step, stopping = self.programs.config, record.step, agree(self.tally, self.stop)
         was_pending, improved = self.pending_validation is not None, False
         self.pending_validation = None
         if self.validates(step):
             try:
                 record, improved = self.validate(state, record)
             except Interrupted:  # the next process validates, and writes the record again
-                self.pending_validation, stopping = record, self.agree()
+                self.pending_validation, stopping = record, agree(self.tally, self.stop)
                 if was_pending:
                     return stopping
         self.dispatcher.record(record)
@@ -176,7 +149,7 @@ class Loop:
         """The record with its validation, and whether that is the best so far. Raises Interrupted."""
         started = time.perf_counter()
         num_batches = self.programs.config.train.validation_batches or None
-        ballot = Ballot(self)
+        ballot = Ballot(self.tally, self.stop)
         metrics = evaluate_split(
             self.programs, state.evaluated, self.frozen, "validation", num_batches=num_batches, before_batch=ballot
         )
@@ -193,10 +166,6 @@ class Loop:
             text = self.sampler(state.evaluated, self.frozen)
             self.dispatcher.event("sample", step=record.step, prompt=self.sampler.prompt, text=text)
         return replace(record, validation=metrics), improved
-
-    def agree(self) -> signal.Signals | None:
-        """Why all processes stop, if one of them asks to."""
-        return agreed(np.asarray(self.tally((0, *votes(self.stop.requested))))[1:].tolist())
 
     def save(
         self, state: TrainState, step: int, validation: Mapping[str, Any] | None = None, *, force: bool = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -29,19 +29,6 @@ BeforeExit = Callable[[ProcessStatus | None, str], None]
 
 def exit_code_of(signum: int) -> ExitCode:
     return ExitCode.INTERRUPTED if signum == signal.SIGINT else ExitCode.PREEMPTED
-
-
-def votes(requested: signal.Signals | None) -> tuple[int, int]:
-    """A process's part of the sums from which `agreed` tells why all of them stop."""
-    return int(requested == signal.SIGINT), int(requested in (signal.SIGTERM, signal.SIGHUP))
-
-
-def agreed(votes: Sequence[int]) -> signal.Signals | None:
-    """Why the processes of a job stop, from the sums of their `votes`; None if none asks to. A person comes first."""
-    interrupts, terminations = votes
-    if interrupts:
-        return signal.SIGINT
-    return signal.SIGTERM if terminations else None
 
 
 def status_of(signum: int) -> ProcessStatus:
