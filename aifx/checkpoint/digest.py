@@ -126,7 +126,7 @@ def own_shards(array: Any, *, is_first: bool) -> Iterator[tuple[tuple[int, ...],
     Each shard belongs to the process that has its first copy. An array that lies in one process is the same in all of
     them, and process 0 (`is_first`) takes it.
     """
-    if not isinstance(array, jax.Array):
+    if not isinstance(array, jax.Array) or len(array.sharding.device_set) == 1:  # the usual case, without its shards
         if is_first:
             yield (0,) * array.ndim, array
     elif is_first or not array.is_fully_addressable:
