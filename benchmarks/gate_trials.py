@@ -126,7 +126,7 @@ def launch(given: argparse.Namespace) -> None:
     programs = build(config, task, local_layout())
     first = training_source(task, config).read(0, slice(0, config.train.global_batch_size))
     step_fn: Any = programs.train_step.lower().compile()
-    batch, (state, frozen) = programs.layout.place(first), programs.init()
+    batch, (state, frozen) = programs.place(first), programs.init()
 
     def step() -> Any:
         nonlocal state

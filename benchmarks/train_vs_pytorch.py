@@ -242,7 +242,7 @@ def aifx_side(job: Job, steps: list[tuple[np.ndarray, np.ndarray]]) -> Told:
 
     def step(batch: dict[str, np.ndarray]) -> jax.Array:
         nonlocal state
-        state, numbers = compiled(state, frozen, programs.layout.place(batch))
+        state, numbers = compiled(state, frozen, programs.place(batch))
         return numbers[0]
 
     return timed(step, batches, {"jax": jax.__version__})

@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
-
-from jax_kernels.batch_sharding import Division, divided, free_axes, varying, varying_axes
 from jax_kernels.builtin_configs import builtin_choice
 from jax_kernels.implementations import Device, current_device
 from jax_kernels.op import Choice, Op, call_key
+from jax_kernels.shard_maps import free_axes, varying, varying_axes
 from jax_kernels.tuning import measured_here
 
 AUTO = "auto"
@@ -32,7 +30,6 @@ class Choices:
         asked: the implementation that a call without an `implementation` of its own gets, by op.
         measured: looks up what was measured for (op, call, device); by default what `aifx kernels tune` measured.
         on_choice: told when a choice was added.
-        division: the devices that the program is divided among, where there are several.
         seen_calls: the calls that were met, by `call_key`.
     """
 
@@ -40,7 +37,6 @@ class Choices:
     asked: Mapping[str, str] = field(default_factory=dict)
     measured: Callable[[Op, Any, Device], Choice | None] = measured_here
     on_choice: Callable[[Choices], None] = lambda choices: None
-    division: Division | None = None
     seen_calls: dict[str, tuple[Op, Any]] = field(default_factory=dict)
 
     def choose(self, op: Op, call: Any, device: Device) -> Choice:
@@ -87,47 +83,29 @@ def using(choices: Choices) -> Iterator[Choices]:
 
 
 def run(op: Op, call: Any, implementation: str, *operands: Any) -> Any:
-    """The results of a call, by the implementation chosen for it. Each of several devices takes its share of the rows.
+    """The results of a call, by the implementation chosen for it.
 
-    Inside the caller's `jax.shard_map`, the operands are a device's share already.
+    Inside a `jax.shard_map`, the operands are a device's part: aifx's programs are those of one device of a mesh.
 
     Raises ValueError for an implementation that the op does not have.
     """
     axes = varying_axes(operands)
     operands = tuple(varying(operands, axes))
-    # A division inside a map that checks how values vary is left to the compiler.
-    division = None if axes else division_here()
-    rows = op.rows(call, division.count) if division is not None else None
-    if division is None or rows is None:
-        choice = choose(op, call, implementation, checks_vma=bool(axes))
-        return op.implementations[choice.implementation].run(call, choice.config, *operands)
-    choice = choose(op, rows.call, implementation, is_shared=True)
-    chosen = op.implementations[choice.implementation]
-    return divided(lambda *share: chosen.run(rows.call, choice.config, *share), division, rows, operands)
+    choice = choose(op, call, implementation, checks_vma=bool(axes))
+    return op.implementations[choice.implementation].run(call, choice.config, *operands)
 
 
-def division_here() -> Division | None:
-    """The division of the program, of what the caller's `jax.shard_map` leaves of it; None if that leaves nothing."""
-    division, free = (_choices.get() or Choices()).division, free_axes()
-    if division is None or free is None:
-        return division
-    return Division(jax.sharding.get_abstract_mesh(), division.axis) if division.axis in free else None
-
-
-def choose(op: Op, call: Any, implementation: str, *, is_shared: bool = False, checks_vma: bool = False) -> Choice:
+def choose(op: Op, call: Any, implementation: str, *, checks_vma: bool = False) -> Choice:
     """The choice for a call.
 
     Args:
-        is_shared: it is one device's share of a call, which the compiler need not divide.
         checks_vma: see `Device`.
 
     Raises ValueError for an implementation that the op does not have.
     """
     check_name(op, implementation)
     choices = _choices.get() or Choices()
-    free = free_axes()
-    is_divided = choices.division is not None if free is None else bool(free)
-    device = replace(current_device(), is_partitioned=is_divided and not is_shared, checks_vma=checks_vma)
+    device = replace(current_device(), is_partitioned=bool(free_axes()), checks_vma=checks_vma)
     if implementation != AUTO:
         return choose_asked(op, call, device, implementation)
     return choices.choose(op, call, device)

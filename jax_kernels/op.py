@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 
-from jax_kernels.batch_sharding import ShardPlan
 from jax_kernels.implementations import Config, Device, Implementation, Platform
 
 
@@ -65,7 +64,6 @@ class Op:
             and a function that makes arrays for it. The program is a TrainingProgram, or the forward pass alone if
             nothing differentiates the op.
         work: what that asks of the device.
-        rows: (call, count) -> how a call is shared out among `count` devices; None where it cannot be.
     """
 
     name: str
@@ -75,7 +73,6 @@ class Op:
     preference: Mapping[Platform, Sequence[str]]
     workload: Callable[[Any, Callable[..., Any], Config], tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]]
     work: Callable[[Any], Work]
-    rows: Callable[[Any, int], ShardPlan | None]
 
     def __reduce__(self) -> tuple[Callable[..., Op], tuple[str, str]]:
         """Ops hold functions; another process imports the op of this name."""

@@ -93,7 +93,6 @@ ODD = Op(
     dict.fromkeys(("cpu", "gpu", "tpu"), ("off", "crash", "hang", "refuse", "good", "xla")),
     workload,
     lambda call: Work(0, 8 * call.length),
-    lambda call, count: None,
 )
 
 

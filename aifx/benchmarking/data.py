@@ -50,4 +50,4 @@ def measure(bench: Bench) -> Iterator[Measured]:
             first_s = time.perf_counter() - started
             samples = sample(lambda: next(batches), bench.effort)
         yield result("prefetch", replace(samples, first_s=first_s))
-        yield result("place", sample(lambda: programs.layout.place(first), bench.effort))
+        yield result("place", sample(lambda: programs.place(first), bench.effort))

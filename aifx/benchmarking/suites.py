@@ -103,7 +103,7 @@ class Bench:
         run = RunDirectory(folder)
         run.assets.mkdir(parents=True, exist_ok=True)
         task = open_task(config, self.project, run.assets)
-        return run, build(config, task, layout, kernels=run_choices(run, config, layout=layout))
+        return run, build(config, task, layout, kernels=run_choices(run, config))
 
     def name(self, thing: str) -> str:
         """The name of a result of this suite."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from aifx.config.best_by import AUTO, parse_best_by
@@ -39,15 +40,22 @@ def _conflicts(config: Config) -> Iterator[Conflict]:
             parse_best_by(config.checkpoint.best_by)
         except UsageError as error:
             yield Conflict(("checkpoint.best_by",), error.what, error.why)
-    data, devices = config.mesh.data, config.train.devices
-    if data != -1 and devices not in ("all", data):
-        yield Conflict(
-            ("mesh.data", "train.devices"),
-            f"mesh.data = {data} is not train.devices = {devices}",
-            "every device has a place in the mesh, and its only axis is data",
-        )
+    yield from _mesh(config)
     for _, section in config.sections():
         yield from section.conflicts(config)
+
+
+def _mesh(config: Config) -> Iterator[Conflict]:
+    sizes = {f"mesh.{axis}": getattr(config.mesh, axis) for axis in ("data", "fsdp", "tensor", "context")}
+    given, devices = math.prod(size for size in sizes.values() if size != -1), config.train.devices
+    if devices == "all" or -1 in sizes.values() or given % devices == 0:  # there may be several processes
+        return
+    named = [key for key, size in sizes.items() if size not in (1, -1)] or ["mesh.data"]
+    yield Conflict(
+        (*named, "train.devices"),
+        f"{' x '.join(f'{key} = {sizes[key]}' for key in named)} does not make up train.devices = {devices}",
+        "the sizes of the mesh make up the number of devices of all processes, and one of them may be -1",
+    )
 
 
 def _train(config: Config) -> Iterator[Conflict]:

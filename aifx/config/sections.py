@@ -18,6 +18,9 @@ from aifx.core.errors import AifxError
 from aifx.core.project import Project
 from aifx.core.sanitize import escape_controls
 
+Remat = Literal["none", "dots", "full"]
+"""What the backward pass computes again: nothing; all but matrix products; everything."""
+
 RESUME_SAFE: dict[str, Any] = {"aifx_resume_safe": True}
 ROUNDING: dict[str, Any] = {**RESUME_SAFE, "aifx_rounding": True}
 INT_MAX = 2**31 - 1  # steps and sizes are int32 on the device
@@ -138,12 +141,26 @@ class AugmentSection(Section):
         return self != type(self)()
 
 
-class MeshSection(Section):
-    """How `train.devices` are arranged."""
+MeshSize = PositiveInt | Literal[-1]
 
-    data: PositiveInt | Literal[-1] = setting(
-        -1, "Devices that divide the rows of a batch; -1 takes all of train.devices."
+
+class MeshSection(Section):
+    """How `train.devices` are arranged: the sizes make up their number, and one of them may be -1."""
+
+    data: MeshSize = setting(
+        -1, "Devices that divide the rows of a batch. -1: those that the other sizes leave.", ROUNDING
     )
+    fsdp: MeshSize = setting(1, "Devices that divide rows, and also parameters and optimizer state.", ROUNDING)
+    tensor: MeshSize = setting(1, "Devices that divide heads, MLP and vocabulary of each layer.", ROUNDING)
+    context: MeshSize = setting(1, "Devices that divide the steps of each sequence.", ROUNDING)
+    context_method: Literal["gather", "ring"] = setting(
+        "gather", "ring: no device holds the keys and values of a whole sequence.", ROUNDING
+    )
+    expert: Literal[1] = setting(1, "Reserved for experts.", ROUNDING)
+    parameters: tuple[str, ...] = setting(
+        (), 'Other rules for parameters and optimizer state, such as "vocab = tensor": docs/mesh.md.', ROUNDING
+    )
+    computation: tuple[str, ...] = setting((), "Other rules for the computation.", ROUNDING)
 
 
 class ProcessesSection(Section):
@@ -168,7 +185,7 @@ class TrainSection(Section):
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "Type of the computation; parameters stay float32. auto: float32 on CPU, bfloat16 on accelerators."
     )
-    devices: PositiveInt | Literal["all"] = setting("all", "Local devices to train on, data-parallel.")
+    devices: PositiveInt | Literal["all"] = setting("all", "Local devices to train on, arranged by [mesh].", ROUNDING)
     validate_every: NonNegativeInt = setting(200, "Steps between validations; 0 never validates.")
     validation_batches: NonNegativeInt = setting(0, "Batches of one validation; 0 takes the whole split.")
     early_stopping: NonNegativeInt = setting(
@@ -189,6 +206,9 @@ class OptimizerSection(Section):
     beta2: Fraction = setting(0.95, "AdamW: decay of the second moment.")
     epsilon: PositiveFloat = setting(1e-8, "AdamW: added to the root of the second moment.")
     momentum: Fraction = setting(0.95, "Muon: decay of the momentum.")
+    moment_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "Type of AdamW's first moment and Muon's momentum: bfloat16 takes half the memory."
+    )
     clip_norm: NonNegativeFloat = setting(1.0, "Bound on the global norm of the gradient; 0 never clips.")
     ema_decay: Fraction = setting(
         0.0, "Decay of a moving average of the weights, which evaluation and generation then use; 0 keeps none."

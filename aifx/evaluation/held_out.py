@@ -68,14 +68,15 @@ def evaluate_split(
     rows: dict[str, list[Rows]] = {}
     counts: Counter[str] = Counter()
     pending: Sums = {}
+    num_rows = 0
     for batch, size in _batches(programs, split, num_batches):
         before_batch()
-        following = programs.eval_step(params, frozen, layout.place(batch, size))  # runs while the last is added up
+        following = programs.eval_step(params, frozen, programs.place(batch, size))  # runs while the last is added up
         for part in own_parts(layout, batch, size):
             counts.update(dataset.counts(part))
-        _add(totals, rows, pending)
-        pending = following
-    _add(totals, rows, pending)
+        _add(totals, rows, pending, num_rows)
+        pending, num_rows = following, size
+    _add(totals, rows, pending, num_rows)
     for name, parts in rows.items():
         totals[name] = Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
     return _metrics(programs, totals, current_group().total(counts))
@@ -104,11 +105,13 @@ def _batches(programs: Programs, split: Split, num_batches: int | None) -> Itera
             progress.advance(1)
 
 
-def _add(totals: dict[str, tuple[Any, Any]], rows: dict[str, list[Rows]], sums: Mapping[str, tuple[Any, Any]]) -> None:
-    """Add the sums of a batch to `totals`, and append its rows to those before."""
+def _add(
+    totals: dict[str, tuple[Any, Any]], rows: dict[str, list[Rows]], sums: Mapping[str, tuple[Any, Any]], num_rows: int
+) -> None:
+    """Add the sums of a batch to `totals`, and append its rows to those before; `place` may have added some."""
     for name, found in jax.device_get(dict(sums)).items():
         if isinstance(found, Rows):
-            rows.setdefault(name, []).append(found)
+            rows.setdefault(name, []).append(Rows(*(column[:num_rows] for column in found)))
             continue
         total, weight = found
         before = totals.get(name, (0.0, 0.0))

@@ -45,7 +45,7 @@ def write_text(trained: RestoredRun, settings: GenerateSection, *, seed: int = 0
     programs, params, frozen = trained.programs(settings.quantize)
     if (why := unable_to_write(programs)) is not None:
         raise UsageError(f"run {trained.run.name} cannot write text", why, f"aifx eval --run {trained.run.name}")
-    return continue_prompt(programs, params, frozen, settings, seed=seed)
+    return continue_prompt(*programs.one_copy(params, frozen), settings, seed=seed)
 
 
 def unable_to_write(programs: Programs) -> str | None:
@@ -58,7 +58,7 @@ def unable_to_write(programs: Programs) -> str | None:
 def continue_prompt(
     programs: Programs, params: Params, frozen: Params, settings: GenerateSection, *, seed: int = 0
 ) -> Iterator[str]:
-    """`write_text` with the programs of a model that writes, on one device, and arrays as these take them."""
+    """`write_text` with the programs of a model that writes, and arrays as these take them."""
     form = programs.task.format
     assert isinstance(form, TextFormat)
     prompt_ids = form.tokenizer.encode(settings.prompt) or [form.tokenizer.eos_id]

@@ -17,12 +17,11 @@ from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.logs import log_to
 from aifx.core.project import Project, RunDirectory, cache_path
 from aifx.kernels.choices_file import read_kernel_choices, write_kernel_choices
-from aifx.parallel.layout import DATA_AXIS, Layout, local_layout
+from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
 from aifx.programs.program import Program
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import describe_or_open_task
-from jax_kernels.batch_sharding import Division
 from jax_kernels.dispatch import Choices
 from jax_kernels.implementations import Device, current_device
 from jax_kernels.op import Choice, Op
@@ -39,7 +38,6 @@ def run_choices(
     run: RunDirectory,
     config: Config,
     *,
-    layout: Layout | None = None,
     keep: bool = True,
     on_write: Callable[[Mapping[str, Sequence[Mapping[str, Any]]]], None] = lambda _: None,
     on_replacement: Callable[[Mapping[str, Any]], None] = lambda _: None,
@@ -47,7 +45,6 @@ def run_choices(
     """The choices that a run made. New ones follow `[kernels]`, what was measured on this kind of device, or a guess.
 
     Args:
-        layout: of the devices that the programs are divided among.
         keep: write new ones into the run.
         on_write: called with the choices by kind of device, after they were written into the run.
         on_replacement: called with the fields of an event if a call can no longer run as was chosen before.
@@ -80,7 +77,6 @@ def run_choices(
         asked=config.kernels.model_dump(),
         measured=TuningCache(winners_path(), device),
         on_choice=write,
-        division=Division(layout.mesh, DATA_AXIS) if layout is not None and layout.num_devices > 1 else None,
     )
 
 
@@ -136,7 +132,7 @@ def project_calls(project: Project, config: Config) -> list[ProjectCall]:
         task = describe_or_open_task(config, project, run.path)
 
         def trace(part: str, place: Layout, chosen: Callable[[Programs], Iterable[Program]]) -> None:
-            choices = run_choices(run, config, layout=place, keep=False)
+            choices = run_choices(run, config, keep=False)
             for program in chosen(build(config, task, place, kernels=choices)):
                 program.trace()
             for key, (op, call) in choices.seen_calls.items():

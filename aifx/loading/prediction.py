@@ -29,7 +29,7 @@ def predict_rows(trained: RestoredRun, rows: Iterable[Row]) -> Iterator[tuple[Ro
         raise undefined(type(task), "format", "make predictions")
 
     def predict(batch: Batch) -> Mapping[str, np.ndarray]:
-        predicted = jax.device_get(programs.predict_step(params, frozen, programs.layout.place(batch)))
+        predicted = jax.device_get(programs.predict_step(params, frozen, programs.place(batch)))
         return checked_predictions(task.objective, predicted, rows_per_batch)
 
     with project_errors(trained.config, trained.project):

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
+
 from aifx.checkpoint.manifest import read_manifest
 from aifx.config import Config, read_config
 from aifx.config.sections import Quantization
-from aifx.core.errors import CheckpointError, UsageError
+from aifx.core.errors import CheckpointError, ConfigError, UsageError
 from aifx.core.files import check_tree
 from aifx.core.project import Project, RunDirectory
 from aifx.core.steps import StepChoice
@@ -20,11 +22,11 @@ from aifx.models.base import Model
 from aifx.nn.precision import cast_floating
 from aifx.nn.quantized import quantize_matrices
 from aifx.nn.stacking import has_stacked_layers, stack_layers, unstack_layers
-from aifx.parallel.layout import local_layout
+from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
 from aifx.programs.state import make_frozen
 from aifx.runs.binding import binding_errors
-from aifx.specs import Params, map_specs, merge_frozen, split_frozen
+from aifx.specs import Params, is_spec, merge_frozen, split_frozen
 from aifx.tasks.base import Task, part_name
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import load_task, open_task
@@ -46,21 +48,24 @@ class RestoredRun:
     params: Params  # weights (averaged, with optimizer.ema_decay) and buffers; layers that are scanned are stacked
     frozen: Params  # the arrays that training does not change
     step: int
+    layout: Layout  # where they are
 
     def programs(self, quantize: Quantization) -> tuple[Programs, Params, Params]:
-        """The programs of the run on one device, and parameters and frozen arrays as these take them.
+        """The programs of the run on its devices, and parameters and frozen arrays as these take them.
 
         Raises UsageError if the model's matrices are to be quantized and it is not one that writes.
         """
-        layout = local_layout(1)
-        programs = build(self.config, self.task, layout, kernels=run_choices(self.run, self.config, keep=False))
+        programs = build(self.config, self.task, self.layout, kernels=run_choices(self.run, self.config, keep=False))
         if quantize == "none":
             return programs, self.params, self.frozen
         if not programs.can_decode:
             why = f"it is for language models, and {part_name(self.config, 'model')} does not define decode"
             hint = f"aifx eval --run {self.run.name} --set eval.quantize=none"
             raise UsageError(f"eval.quantize = {quantize}", why, hint)
-        merged = cast_floating(merge_frozen(self.params, self.frozen), programs.dtype)
+        if self.layout.num_devices > 1:  # a quantized matrix is not divided
+            programs = replace(programs, layout=local_layout(1))
+        arrays = jax.device_put((self.params, self.frozen), programs.layout.devices[0])
+        merged = cast_floating(merge_frozen(*arrays), programs.dtype)
         return replace(programs, casts=False), quantize_matrices(merged, programs.specs, quantize), {}
 
 
@@ -90,13 +95,24 @@ def restore_run(
         raise error
     task = (open_task if with_data else load_task)(config, project, run.assets)
     with project_errors(config, project):
-        params, frozen = restore_params(run, config, at, task.model)
+        layout = layout_here(config)
+        params, frozen = restore_params(run, config, at, task.model, layout)
         thresholds = (manifest.host.get("progress") or {}).get("thresholds") or {}
         task = replace(task, objective=task.objective.with_thresholds(thresholds))
-    return RestoredRun(run, project, config, task, params, frozen, at)
+    return RestoredRun(run, project, config, task, params, frozen, at, layout)
 
 
-def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -> tuple[Params, Params]:
+def layout_here(config: Config) -> Layout:
+    """The layout of a run; over all devices of this machine if it has not those that the run asks for."""
+    try:
+        return local_layout(config.train.devices, config.mesh)
+    except ConfigError as error:
+        layout = local_layout()
+        logger.info(f"{error.what}: the run's model is used on {layout.degrees}")
+        return layout
+
+
+def restore_params(run: RunDirectory, config: Config, step: int, model: Model, layout: Layout) -> tuple[Params, Params]:
     """The parameters of a checkpoint as `model` takes them, and the frozen arrays. Raises CheckpointError.
 
     With `optimizer.ema_decay` the weights are the averaged ones.
@@ -107,13 +123,17 @@ def restore_params(run: RunDirectory, config: Config, step: int, model: Model) -
     specs = model.specs()
     trained, frozen = split_frozen(specs, specs)
     stacked = has_stacked_layers(specs)
-    structs = map_specs(lambda s: s.struct, trained)
+    places = layout.of_params(trained)
+    structs = jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), trained, places, is_leaf=is_spec
+    )
     part = "ema" if config.optimizer.ema_decay else "params"
     wanted = {part: unstack_layers(structs) if stacked else structs}
     tree, host = Checkpoints(run.checkpoints, config.checkpoint).restore(step, wanted)
-    arrays = make_frozen(frozen, config.train.seed)
+    arrays = make_frozen(frozen, config.train.seed, layout)
     check_frozen(arrays, host, run, step)
-    return stack_layers(tree[part]) if stacked else tree[part], arrays
+    params = jax.device_put(stack_layers(tree[part]), places) if stacked else tree[part]
+    return params, arrays
 
 
 def digest_of_frozen(frozen: Params) -> str | None:

@@ -20,6 +20,7 @@ class Head:
     weight: jax.Array  # [embed, outputs]
     bias: jax.Array | None = None  # [outputs]
     logit_softcap: float | None = None  # outputs are squashed to within plus or minus this by a tanh
+    axes: tuple[str, ...] = ()  # mesh axes over which the outputs are divided: this device has a part of the weight
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Outputs `[rows, outputs]`, float32 or wider, of `hidden` `[rows, embed]`."""

@@ -12,8 +12,8 @@ from jax.typing import DTypeLike
 from aifx.nn.quantized import QuantizedMatrix
 from aifx.parallel.context import ForwardContext
 from jax_kernels._ops.quantized_matmul import quantized_linear
-from jax_kernels.batch_sharding import varying, varying_axes
 from jax_kernels.products import is_bfloat16_on_cpu, product, row_major
+from jax_kernels.shard_maps import varying, varying_axes
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

@@ -55,6 +55,7 @@ class Objective:
     """What a model is trained for. Derive from it."""
 
     unit: ClassVar[str] = "examples"  # what throughput counts, a name in `Dataset.counts`
+    divides: ClassVar[tuple[str, ...]] = ()  # logical axes that devices may divide between hidden vectors and loss
 
     def __init__(self, section: Section | None = None) -> None:
         """`section`: the settings in `[objective]`."""

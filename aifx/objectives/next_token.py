@@ -13,6 +13,7 @@ import numpy as np
 
 from aifx.data.spec import DataSpec
 from aifx.models.base import Model
+from aifx.nn.vocabulary import cross_entropies, cross_entropy_sum
 from aifx.objectives.base import DeviceBatch, Objective, Predictions, Sums, Totals, head_of, mean
 from aifx.objectives.checks import misfit
 from aifx.parallel.context import ForwardContext
@@ -27,6 +28,7 @@ class NextToken(Objective):
     """Cross-entropy of each next token. Reports loss in nats per token, perplexity and bits per byte."""
 
     unit: ClassVar[str] = "tokens"
+    divides: ClassVar[tuple[str, ...]] = ("vocab", "tokens", "seq")
 
     def check_data(self, data: DataSpec) -> None:
         if data.vocab_size is None:
@@ -34,7 +36,8 @@ class NextToken(Objective):
 
     def sums(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Sums:
         """ "loss": nats over tokens."""
-        return {"loss": (_cross_entropy(model, params, batch, ctx, "sum"), batch["weights"].sum())}
+        weight = ctx.layout.own_tokens(batch["weights"].reshape(-1)).sum()
+        return {"loss": (_cross_entropy(model, params, batch, ctx, "sum"), weight)}
 
     def metrics(self, totals: Totals, data: DataSpec) -> dict[str, Any]:
         """loss [nats per token], perplexity, and if bytes were counted bits_per_byte, tokens, bytes."""
@@ -51,9 +54,10 @@ class NextToken(Objective):
 
     def predictions(self, model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext) -> Predictions:
         """For each window: "nats" of negative log-likelihood, "tokens" that were scored, "bytes" of their text."""
-        weights = batch["weights"]
-        nats = _cross_entropy(model, params, batch, ctx, "none").reshape(weights.shape).sum(axis=-1)
-        return {"nats": nats, "tokens": weights.sum(axis=-1), "bytes": batch["num_bytes"]}
+        weights, layout = batch["weights"], ctx.layout
+        nats = layout.gather_tokens(_cross_entropy(model, params, batch, ctx, "none")).reshape(weights.shape)
+        nats, tokens = layout.sum_seq(nats.sum(axis=-1)), layout.sum_seq(weights.sum(axis=-1))
+        return {"nats": nats, "tokens": tokens, "bytes": batch["num_bytes"]}
 
     def decode(self, predictions: Mapping[str, np.ndarray], data: DataSpec) -> dict[str, Any]:
         """How well the model predicts the text: what `metrics` reports of a split."""
@@ -65,13 +69,16 @@ def _cross_entropy(
     model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext, reduction: Literal["none", "sum"]
 ) -> jax.Array:
     hidden, head = model.hidden(params, batch, ctx), head_of(model, params, ctx)
-    if hidden.shape[0] != batch["targets"].size:
+    labels = ctx.layout.own_tokens(jnp.where(batch["weights"] > 0.0, batch["targets"], UNSCORED).reshape(-1))
+    if hidden.shape[0] != labels.size:
         why = f"the hidden vectors are {list(hidden.shape)}, the targets {list(batch['targets'].shape)}"
         raise misfit("next-token prediction needs one hidden vector of the model per token", why)
     if head.bias is not None:
         why = "its loss never stores all logits, and is computed without a bias"
         raise misfit("next-token prediction needs a model whose head has no bias", why)
-    labels = jnp.where(batch["weights"] > 0.0, batch["targets"], UNSCORED).reshape(-1)
+    if head.axes:
+        divided = cross_entropy_sum if reduction == "sum" else cross_entropies
+        return divided(hidden, head.weight, labels, head.axes, head.logit_softcap)
     return linear_cross_entropy(
         hidden, head.weight, labels, ignore_label=UNSCORED, logit_softcap=head.logit_softcap, reduction=reduction
     )

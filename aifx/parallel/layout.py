@@ -1,24 +1,52 @@
-"""On which devices a program runs, and how arrays are divided among them: a description that needs no device."""
+"""On which devices a program runs, how arrays are divided among them, and what one device says to the others.
+
+A program is that of one device (`Layout.per_device`): it sees its own part of each array, and each collective is a call
+of a method here. On one device each of them returns what it was given. A Layout can describe devices that are absent.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax import lax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from aifx.config.sections import MeshSection
 from aifx.core.errors import ConfigError
 from aifx.data.base import Batch
-from aifx.specs import Specs, map_specs
+from aifx.parallel.mesh import (
+    COMPUTATION,
+    PARAMETERS,
+    YIELDS,
+    Degrees,
+    Rules,
+    axes_of,
+    degrees_of,
+    make_abstract_mesh,
+    make_mesh,
+    parse_rules,
+    zigzag,
+)
+from aifx.specs import ArraySpec, Specs, is_spec, map_specs
 
-DATA_AXIS = "data"
 
-Rules: TypeAlias = Mapping[str, str | tuple[str, ...] | None]
-"""Logical axis -> mesh axes; a logical axis that is absent is not divided."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Part:
+    """A device's part of a weight that `Layout.gather` makes whole.
+
+    Attributes:
+        missing: the mesh axes to gather over, by dimension of the whole array; a layer of a stack is without the first.
+    """
+
+    array: jax.Array
+    missing: tuple[tuple[str, ...], ...] = field(metadata={"static": True})
 
 
 @dataclass(frozen=True)
@@ -28,19 +56,25 @@ class Layout:
     Attributes:
         platform: "cpu", "gpu" or "tpu".
         device_kind: of every device, as JAX names it.
-        parameters: rules for parameters and optimizer state. Today every device holds all of them.
-        computation: rules for batches and activations.
+        parameters: rules for parameters and optimizer state.
+        computation: rules for batches, activations and weights that are in use.
+        is_ring: devices along `context` have pieces of a sequence in zigzag order, for attention in a ring.
     """
 
     mesh: Mesh | AbstractMesh
     platform: str
     device_kind: str
-    parameters: Rules = field(default_factory=dict)
-    computation: Rules = field(default_factory=lambda: {"batch": DATA_AXIS})
+    parameters: Rules = field(default_factory=lambda: PARAMETERS)
+    computation: Rules = field(default_factory=lambda: COMPUTATION)
+    is_ring: bool = False
 
     @property
     def num_devices(self) -> int:
         return int(self.mesh.size)
+
+    @property
+    def degrees(self) -> Degrees:
+        return degrees_of(self.mesh)
 
     @property
     def devices(self) -> list[jax.Device]:
@@ -49,27 +83,88 @@ class Layout:
             raise ValueError("this layout describes devices that are not here")
         return list(self.mesh.devices.flat)
 
-    def sharding(self, axes: tuple[str | None, ...], rules: Rules) -> NamedSharding:
-        """Of an array with these logical axes."""
-        return NamedSharding(self.mesh, PartitionSpec(*(rules.get(axis) if axis else None for axis in axes)))
+    @property
+    def single(self) -> Layout:
+        """One such device, described: for what is traced outside of `per_device`."""
+        return replace(self, mesh=make_abstract_mesh(Degrees()))
+
+    @property
+    def whole(self) -> Layout:
+        """The same devices, each of which computes everything."""
+        return replace(self, computation={})
+
+    @property
+    def one_copy(self) -> Layout:
+        """The fewest of the devices that together hold the parameters once; of several processes, all of them."""
+        if self.num_devices == 1 or isinstance(self.mesh, AbstractMesh) or jax.process_count() > 1:
+            return self
+        first = tuple(slice(None) if axis in ("fsdp", "tensor") else slice(1) for axis in self.mesh.axis_names)
+        return replace(self, mesh=Mesh(self.mesh.devices[first], self.mesh.axis_names))
+
+    def computing(self, divided: Iterable[str]) -> Layout:
+        """The layout for a model that can divide these logical axes, in addition to the rows of a batch."""
+        kept = {"batch", *divided}
+        return replace(self, computation={name: axes for name, axes in self.computation.items() if name in kept})
+
+    # Where arrays live.
+
+    def axes(self, name: str | None, rules: Rules | None = None) -> tuple[str, ...]:
+        """The mesh axes of several devices over which the computation (or `rules`) divides a logical axis."""
+        named = axes_of(name, self.computation if rules is None else rules)
+        return tuple(axis for axis in named if self.mesh.shape.get(axis, 1) > 1)
+
+    def size(self, axes: Iterable[str]) -> int:
+        """Devices along these mesh axes together."""
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
+    def count(self, name: str) -> int:
+        """Into how many parts the computation divides a logical axis."""
+        return self.size(self.axes(name))
+
+    def stored(self, spec: ArraySpec, rules: Rules | None = None) -> tuple[tuple[str, ...], ...]:
+        """The mesh axes over which an array is divided, by dimension.
+
+        A dimension takes the most axes of its rule that divide it, from the last on: 50,257 tokens are not divided.
+        """
+        rules = self.parameters if rules is None else rules
+        found: dict[int, tuple[str, ...]] = {}
+        for dimension, name in sorted(enumerate(spec.axes), key=lambda item: item[1] in YIELDS):
+            taken = {axis for axes in found.values() for axis in axes}
+            free = tuple(axis for axis in self.axes(name, rules) if axis not in taken)
+            found[dimension] = self._dividing(spec.shape[dimension], free)
+        return tuple(found[dimension] for dimension in range(len(spec.shape)))
+
+    def _dividing(self, size: int, axes: tuple[str, ...]) -> tuple[str, ...]:
+        while axes and size % self.size(axes):
+            axes = axes[1:]
+        return axes
+
+    def dividing(self, name: str, size: int) -> tuple[str, ...]:
+        """The mesh axes over which the computation divides a logical axis of this size."""
+        return self._dividing(size, self.axes(name))
+
+    def partition(self, spec: ArraySpec) -> PartitionSpec:
+        """Of a parameter."""
+        return PartitionSpec(*(axes or None for axes in self.stored(spec)))
+
+    def partitions(self, specs: Specs) -> Any:
+        """A PartitionSpec for each spec, in the specs' tree."""
+        return map_specs(self.partition, specs)
+
+    def of_params(self, specs: Specs) -> Any:
+        """A sharding for each spec, in the specs' tree."""
+        return map_specs(lambda spec: NamedSharding(self.mesh, self.partition(spec)), specs)
 
     @property
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def of_batch(self, rows: int) -> NamedSharding:
-        """Of a batch's arrays `[rows, ...]`: divided by rows if these divide evenly, otherwise replicated."""
-        is_even = rows % self.mesh.shape[DATA_AXIS] == 0
-        return self.sharding(("batch",), self.computation) if is_even else self.replicated
+    def batch_partition(self, axes: Sequence[str | None] = ()) -> PartitionSpec:
+        """Of an array `[rows, ...]` of a batch, whose other dimensions have these logical axes."""
+        return PartitionSpec(*(self.axes(axis) or None for axis in ("batch", *axes)))
 
-    @property
-    def micro_rows(self) -> NamedSharding:
-        """Of micro-batches `[micro-batches, rows, ...]`."""
-        return self.sharding((None, "batch"), self.computation)
-
-    def of_params(self, specs: Specs) -> Any:
-        """A sharding for each spec, in the specs' tree."""
-        return map_specs(lambda spec: self.sharding(spec.axes, self.parameters), specs)
+    def of_batch(self, axes: Sequence[str | None] = ()) -> NamedSharding:
+        return NamedSharding(self.mesh, self.batch_partition(axes))
 
     def of_optimizer(self, opt_state: Any, params: Any) -> Any:
         """Shardings of an optimizer's state: what mirrors a parameter is divided as it is, the rest is replicated.
@@ -90,57 +185,182 @@ class Layout:
 
         return jax.tree_util.tree_map_with_path(sharding, opt_state)
 
+    def padded_rows(self, rows: int) -> int:
+        """So many rows or the next number that the devices share evenly."""
+        return -(-rows // self.count("batch")) * self.count("batch")
+
     def local_rows(self, rows: int) -> slice:
         """Of a batch of so many rows, those that this process reads: the rows of its devices, and any between them."""
-        parts = self.of_batch(rows).addressable_devices_indices_map((rows,)).values()
+        parts = self.of_batch().addressable_devices_indices_map((self.padded_rows(rows),)).values()
         bounds = [part[0].indices(rows)[:2] for part in parts if part is not None]
         return slice(min(start for start, _ in bounds), max(stop for _, stop in bounds))
 
     def own_rows(self, rows: int) -> list[slice]:
         """Of `local_rows`, counted from the first of them, those that are counted here. Each row is counted once."""
         first: dict[tuple[int, int], jax.Device] = {}
-        for device, part in self.of_batch(rows).devices_indices_map((rows,)).items():
+        for device, part in self.of_batch().devices_indices_map((self.padded_rows(rows),)).items():
             if part is not None:
                 first.setdefault(part[0].indices(rows)[:2], device)
         here, begin = jax.process_index(), self.local_rows(rows).start
-        return [slice(a - begin, b - begin) for (a, b), device in sorted(first.items()) if device.process_index == here]
+        own = sorted(bounds for bounds, device in first.items() if device.process_index == here)
+        return [slice(start - begin, stop - begin) for start, stop in own if stop > start]
 
-    def place(self, batch: Batch, rows: int | None = None) -> dict[str, jax.Array]:
-        """The batch on the devices. Returns before the copy is done.
+    def place(
+        self, batch: Batch, rows: int | None = None, axes: Mapping[str, Sequence[str | None]] | None = None
+    ) -> dict[str, jax.Array]:
+        """The batch on the devices, filled up with rows of zeros (weight 0) if they cannot share it evenly.
+
+        Returns before the copy is done.
 
         Args:
             batch: the `local_rows` of a batch of `rows` rows; by default all of it.
+            axes: the logical axes of each field's dimensions after the rows.
         """
         rows = len(next(iter(batch.values()))) if rows is None else rows
-        sharding, begin = self.of_batch(rows), self.local_rows(rows).start
+        return {name: self._placed(values, rows, (axes or {}).get(name, ())) for name, values in batch.items()}
 
-        def array(values: np.ndarray[Any, Any]) -> jax.Array:
-            def part(index: Any) -> np.ndarray[Any, Any]:
-                start, stop, _ = index[0].indices(rows)
-                return values[start - begin : stop - begin]
+    def _placed(self, values: np.ndarray[Any, Any], rows: int, axes: Sequence[str | None]) -> jax.Array:
+        begin, padded = self.local_rows(rows).start, self.padded_rows(rows)
+        if self.is_ring and self.axes("seq") and "seq" in axes:
+            at = 1 + list(axes).index("seq")
+            values = np.take(values, zigzag(values.shape[at], self.count("seq")), axis=at)
 
-            return jax.make_array_from_callback((rows, *values.shape[1:]), sharding, part)
+        def part(index: Any) -> np.ndarray[Any, Any]:
+            start, stop, _ = index[0].indices(padded)
+            own = values[(slice(min(start, rows) - begin, min(stop, rows) - begin), *index[1:])]
+            missing = stop - start - len(own)
+            return np.pad(own, ((0, missing), *((0, 0),) * (own.ndim - 1))) if missing else own
 
-        return {name: array(values) for name, values in batch.items()}
+        return jax.make_array_from_callback((padded, *values.shape[1:]), self.of_batch(axes), part)
+
+    # The program of one device.
+
+    def per_device(self, program: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """`program`, run by each device on its part of the arguments: PartitionSpecs say which that is."""
+        if self.num_devices == 1:
+            return program
+        mapped: Callable[..., Any] = jax.shard_map(
+            program, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+        return mapped
+
+    def parts(self, params: Any, specs: Specs, gathered_later: Iterable[str] = ()) -> Any:
+        """A device's part of the params as the model takes them: whole but for what the computation divides.
+
+        Args:
+            gathered_later: nodes that stay `Part`s, since the model calls `gather` when it needs them.
+        """
+        if self.num_devices == 1:
+            return params
+        kept = set(gathered_later)
+
+        def part(path: Any, spec: ArraySpec, array: jax.Array) -> Any:
+            used = self.stored(spec, self.computation)
+            missing = tuple(
+                tuple(axis for axis in axes if axis not in kept_axes)
+                for axes, kept_axes in zip(self.stored(spec), used, strict=True)
+            )
+            if not any(missing):
+                return array
+            found = Part(array, missing)
+            return found if path[0].key in kept else self.gather(found)
+
+        return jax.tree_util.tree_map_with_path(part, specs, params, is_leaf=is_spec)
+
+    def gather(self, tree: Any) -> Any:
+        """The tree with each `Part` in it whole. The gradient of one is added up and divided again."""
+
+        def gathered(leaf: Any) -> Any:
+            if not isinstance(leaf, Part):
+                return leaf
+            x = leaf.array
+            for dimension, axes in enumerate(leaf.missing[len(leaf.missing) - x.ndim :]):
+                x = lax.all_gather(x, axes, axis=dimension, tiled=True) if axes else x
+            return x
+
+        return jax.tree.map(gathered, tree, is_leaf=lambda leaf: isinstance(leaf, Part))
+
+    def sum(self, tree: Any) -> Any:
+        """Added up over all devices."""
+        axes = tuple(axis for axis, size in self.mesh.shape.items() if size > 1)
+        return lax.psum(tree, axes) if axes else tree
+
+    def sync(self, gradients: Any, specs: Specs) -> Any:
+        """Gradients of the params, each added up over the devices that hold the same part of it."""
+
+        def added(spec: ArraySpec, gradient: Any) -> Any:
+            divided = {axis for axes in self.stored(spec) for axis in axes}
+            rest = tuple(axis for axis, size in self.mesh.shape.items() if size > 1 and axis not in divided)
+            return lax.psum(gradient, rest) if rest and gradient is not None else gradient
+
+        return jax.tree.map(added, specs, gradients, is_leaf=is_spec)
+
+    # Between the products of a layer, a device along `tensor` has a part of its tokens ("own").
+
+    def own_tokens(self, x: jax.Array) -> jax.Array:
+        """This device's own of x `[tokens, ...]`, which all devices along `tensor` have."""
+        if (count := self.count("tokens")) == 1:
+            return x
+        size = x.shape[0] // count
+        return lax.dynamic_slice_in_dim(x, self.index(self.axes("tokens")) * size, size)
+
+    def gather_tokens(self, x: jax.Array) -> jax.Array:
+        """All tokens `[tokens, ...]` of each device's own."""
+        return lax.all_gather(x, axes, tiled=True) if (axes := self.axes("tokens")) else x
+
+    def scatter_tokens(self, x: jax.Array) -> jax.Array:
+        """The sum of x `[tokens, ...]` over the devices along `tensor`, each of which gets its own tokens."""
+        return lax.psum_scatter(x, axes, tiled=True) if (axes := self.axes("tokens")) else x
+
+    def seq_start(self, length: int) -> jax.Array | int:
+        """The position of the first of this device's `length` steps of a sequence."""
+        return self.index(axes) * length if (axes := self.axes("seq")) else 0
+
+    def seq_positions(self, length: int) -> jax.Array:
+        """The positions of this device's `length` steps of a sequence, int32 `[length]`."""
+        steps = jnp.arange(length)
+        if not self.is_ring or not (axes := self.axes("seq")):
+            return self.seq_start(length) + steps
+        half, own = length // 2, self.index(axes)
+        last = 2 * self.size(axes) - 1 - own
+        return jnp.where(steps < half, own * half + steps, last * half + steps - half)
+
+    def gather_seq(self, x: jax.Array) -> jax.Array:
+        """All steps of x `[rows, steps, ...]`."""
+        return lax.all_gather(x, axes, axis=1, tiled=True) if (axes := self.axes("seq")) else x
+
+    def sum_seq(self, x: jax.Array) -> jax.Array:
+        """The sum of numbers of rows over the devices that share their steps."""
+        return lax.psum(x, axes) if (axes := self.axes("seq")) else x
+
+    def index(self, axes: tuple[str, ...]) -> jax.Array:
+        """The number of this device along these mesh axes."""
+        return lax.axis_index(axes)
+
+    # What a mesh must divide.
 
     def check_batch(self, global_batch_size: int, gradient_accumulation: int) -> None:
         """Raises ConfigError unless each device gets the same rows of each micro-batch."""
-        rows = global_batch_size // gradient_accumulation
-        num_devices = self.mesh.shape[DATA_AXIS]
-        if rows % num_devices:
-            step = num_devices * gradient_accumulation
-            nearest = max(round(global_batch_size / step), 1) * step
-            micro = f" in {gradient_accumulation} micro-batches" if gradient_accumulation > 1 else ""
-            divisor = max(d for d in range(1, num_devices + 1) if rows % d == 0)
-            raise ConfigError(
-                f"train.global_batch_size = {global_batch_size}{micro} cannot be divided among {num_devices} devices",
-                f"each device takes the same number of rows: {rows} / {num_devices} is not whole",
-                f"--set train.global_batch_size={nearest}, or --set train.devices={divisor}",
-            )
+        rows, sharers = global_batch_size // gradient_accumulation, self.count("batch")
+        if rows % sharers == 0:
+            return
+        step = sharers * gradient_accumulation
+        batch = max(round(global_batch_size / step), 1) * step
+        micro = f" in {gradient_accumulation} micro-batches" if gradient_accumulation > 1 else ""
+        fewer = max(n for n in range(1, sharers + 1) if rows % n == 0)
+        other = f"--set train.devices={fewer * self.num_devices // sharers}"
+        if (fsdp := self.degrees.fsdp) > 1:
+            fsdp = math.gcd(fsdp, fewer)
+            other += f" --set mesh.data={fewer // fsdp} --set mesh.fsdp={fsdp}"
+        raise ConfigError(
+            f"train.global_batch_size = {global_batch_size}{micro} cannot be divided among {sharers} devices",
+            f"each device takes the same number of rows: {rows} / {sharers} is not whole",
+            f"--set train.global_batch_size={batch}, or {other}",
+        )
 
 
 def local_layout(devices: int | Literal["all"] = "all", mesh: MeshSection | None = None) -> Layout:
-    """The layout over the first `devices` devices of each process of the job, along one "data" axis.
+    """The layout over the first `devices` devices of each process of the job, arranged as `[mesh]` says.
 
     Raises ConfigError if there are fewer, or if the mesh has another size.
     """
@@ -153,19 +373,30 @@ def local_layout(devices: int | Literal["all"] = "all", mesh: MeshSection | None
         )
     each = len(local) if devices == "all" else devices
     chosen = [device for index in range(jax.process_count()) for device in jax.local_devices(index)[:each]]
-    if mesh is not None and mesh.data not in (-1, len(chosen)):
-        raise ConfigError(
-            f"mesh.data = {mesh.data}, and the run has {len(chosen)} devices",
-            "its rows are divided among all of them",
-            "aifx train --set mesh.data=-1",
-        )
-    return Layout(Mesh(np.array(chosen), (DATA_AXIS,)), chosen[0].platform, chosen[0].device_kind)
+    return layout_over(chosen, mesh)
 
 
-def abstract_layout(num_devices: int, platform: str, device_kind: str) -> Layout:
-    """The layout of devices that are not here."""
-    mesh = AbstractMesh((num_devices,), (DATA_AXIS,), axis_types=(AxisType.Auto,))
-    return Layout(mesh, platform, device_kind)
+def layout_over(devices: Sequence[jax.Device], mesh: MeshSection | None = None) -> Layout:
+    """The layout over these devices, arranged as `[mesh]` says. Raises ConfigError if it has another size."""
+    section = mesh or MeshSection()
+    arranged = make_mesh(Degrees.of(section, len(devices)), devices)
+    return Layout(
+        arranged, devices[0].platform, devices[0].device_kind, *_rules(section), section.context_method == "ring"
+    )
+
+
+def abstract_layout(num_devices: int, platform: str, device_kind: str, mesh: MeshSection | None = None) -> Layout:
+    """The layout of devices that are not here. Raises ConfigError if the mesh has another size."""
+    section = mesh or MeshSection()
+    arranged = make_abstract_mesh(Degrees.of(section, num_devices))
+    return Layout(arranged, platform, device_kind, *_rules(section), section.context_method == "ring")
+
+
+def _rules(section: MeshSection) -> tuple[Rules, Rules]:
+    return (
+        parse_rules(PARAMETERS, section.parameters, "parameters"),
+        parse_rules(COMPUTATION, section.computation, "computation"),
+    )
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:

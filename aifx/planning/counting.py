@@ -10,20 +10,20 @@ from typing import Any
 
 import jax
 from jax.extend.core import Var
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import AbstractDevice
 
 from aifx.config import Config
 from aifx.kernels.choice import winners_path
 from aifx.optim import merge_weights, select_weights
 from aifx.parallel.context import ForwardContext
-from aifx.parallel.layout import DATA_AXIS, abstract_layout
+from aifx.parallel.layout import abstract_layout
+from aifx.parallel.mesh import Degrees, make_abstract_mesh
 from aifx.planning.operations import Operations, count_operations
 from aifx.programs.build import Programs, build, tree_bytes
+from aifx.programs.device_parts import row_ids
 from aifx.programs.program import Program
-from aifx.programs.train_step import row_ids
 from aifx.specs import merge_frozen
 from aifx.tasks.base import Task
-from jax_kernels.batch_sharding import Division
 from jax_kernels.dispatch import Choices
 from jax_kernels.implementations import current_device
 from jax_kernels.tuning import TuningCache
@@ -105,22 +105,20 @@ def tracing_for(platform: str, device_kind: str) -> Iterator[None]:
         yield
         return
     device = AbstractDevice(device_kind=device_kind, num_cores=1, platform=platform)
-    mesh = AbstractMesh((1,), (DATA_AXIS,), axis_types=(AxisType.Auto,), abstract_device=device)
+    mesh = make_abstract_mesh(Degrees(), device)
     with jax.sharding.use_abstract_mesh(mesh):
         yield
 
 
-def choices(config: Config, asked: Mapping[str, str], mesh: Any = None) -> Choices:
+def choices(config: Config, asked: Mapping[str, str]) -> Choices:
     """The implementations that a new run would choose for the device that is traced for.
 
     Args:
         asked: implementations by op, instead of those of `[kernels]`.
-        mesh: of several devices, among which calls are divided.
     """
     return Choices(
         asked={**config.kernels.model_dump(), **asked},
         measured=TuningCache(winners_path(), current_device()),
-        division=Division(mesh, DATA_AXIS) if mesh is not None and mesh.size > 1 else None,
     )
 
 
@@ -133,7 +131,7 @@ def _head_shape(programs: Programs) -> tuple[int, int]:
     """Outputs of the model, and the width of what it makes them from."""
 
     def weight(params: Any, frozen: Any) -> jax.Array:
-        ctx = ForwardContext(programs.layout, training=True)
+        ctx = ForwardContext(programs.layout.single, training=True)
         return programs.model.head(merge_frozen(params, frozen), ctx).weight
 
     state, frozen = programs.abstract

@@ -79,8 +79,8 @@ def _remats(config: Config) -> Iterator[dict[str, Any]]:
     if not hasattr(config.model, "remat"):
         yield {}
         return
-    yield {"model.remat": False}
-    yield {"model.remat": True}
+    yield {"model.remat": "none"}
+    yield {"model.remat": "full"}
 
 
 def _extrapolated(one: int, two: int, rows: int) -> int:

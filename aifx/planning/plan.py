@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from aifx.config import Config
+from aifx.config.sections import Remat
 from aifx.machine.catalogue import peak_of
 from aifx.planning.figures import TRANSCENDENTAL_S, Figure, Rates, rates_of
 from aifx.planning.hardware import Hardware
@@ -119,7 +120,7 @@ class Plan:
     layout: str
     global_batch_size: int
     gradient_accumulation: int
-    remat: bool | None
+    remat: Remat | None
     dtype: str
     unit: str
     num_parameters: int

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh
 
 from aifx.core.extras import install_command
 from aifx.machine.present import can_compile_for_gpus, can_compile_for_tpus
-from aifx.parallel.layout import DATA_AXIS, Layout, local_layout
+from aifx.parallel.layout import Layout, layout_over, local_layout
 from aifx.planning.hardware import GPUS_PER_NODE, Hardware
 
 _DESCRIPTION = """
@@ -74,5 +72,4 @@ def _topology(hardware: Hardware) -> str:
 
 
 def _layout(hardware: Hardware, described: Any) -> Layout:
-    devices = np.array(described.devices[: hardware.num_devices])
-    return Layout(Mesh(devices, (DATA_AXIS,)), hardware.platform, hardware.device_kind)
+    return layout_over(described.devices[: hardware.num_devices])

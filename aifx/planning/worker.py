@@ -150,7 +150,7 @@ def _compiled(work: Work, config: Config) -> dict[str, Any]:
         # The mesh knows its devices' kind: jax_kernels chooses the implementations that they would run.
         is_cpu = hardware.platform == "cpu"
         with nullcontext() if is_cpu else jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
-            kernels = choices(config, work.asked, layout.mesh)
+            kernels = choices(config, work.asked)
             programs = build(config, with_model(work.task, config), layout, kernels=kernels)
             lowered = programs.train_step.lower(platforms)
         if is_cpu:

@@ -11,30 +11,47 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from aifx.config import Config
+from aifx.data.base import Batch
 from aifx.models.base import Decodes, Model
 from aifx.nn.precision import cast_floating, compute_dtype
 from aifx.nn.stacking import has_stacked_layers
-from aifx.objectives.base import DeviceBatch, Objective, Sums
+from aifx.objectives.base import DeviceBatch, Objective, Rows, Sums
 from aifx.objectives.checks import check_sums
 from aifx.optim import make_optimizer, select_weights
+from aifx.parallel.checks import check_model
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.programs.decoding import DecodingPrograms
+from aifx.programs.device_parts import batch_partitions, model_params, row_ids
 from aifx.programs.freezing import freeze_backbone
 from aifx.programs.program import Program
 from aifx.programs.state import TrainState, abstract_state, initial_state
-from aifx.programs.train_step import TrainStep, row_ids
+from aifx.programs.train_step import TrainStep
 from aifx.specs import Params, Specs, count_parameters, merge_frozen, split_frozen
 from aifx.tasks.base import Task
 from jax_kernels.dispatch import Choices
 
 
 def build(config: Config, task: Task, layout: Layout, *, kernels: Choices | None = None) -> Programs:
-    """The programs of a project, traced with the implementations `kernels` of jax_kernels, or with the default ones."""
-    return Programs(config, task, layout, kernels)
+    """The programs of a project, traced with the implementations `kernels` of jax_kernels, or with the default ones.
+
+    Raises ConfigError if the mesh of the layout cannot divide what the model computes.
+    """
+    divided = divided_axes(task)
+    check_model(layout, task.model.specs(), task.data.fields, divided, type(task.model).__name__)
+    return Programs(config, task, layout.computing(divided), kernels)
+
+
+def divided_axes(task: Task) -> tuple[str, ...]:
+    """The logical axes that a task's model and objective can both divide."""
+    of_model, of_objective = getattr(task.model, "divides", ()), task.objective.divides
+    inner = ("heads", "kv_heads", "mlp")  # no objective sees them, but tokens are divided between them
+    able = (axis for axis in of_model if axis in of_objective or (axis in inner and "tokens" in of_objective))
+    return tuple(able)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +76,7 @@ class Programs:
     def specs(self) -> Specs:
         """Of the whole model. With `finetune.freeze`, only what is trained takes gradients."""
         if self.config.finetune.freeze == "backbone":
-            return freeze_backbone(self.model, ForwardContext(self.layout))
+            return freeze_backbone(self.model, ForwardContext(self.layout.single))
         return self.model.specs()
 
     @functools.cached_property
@@ -87,7 +104,7 @@ class Programs:
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        return make_optimizer(self.config.optimizer, self.trained_specs)
+        return make_optimizer(self.config.optimizer, self.trained_specs, self.layout)
 
     @property
     def has_ema(self) -> bool:
@@ -102,7 +119,7 @@ class Programs:
     @functools.cached_property
     def step(self) -> TrainStep:
         """The training step as a function."""
-        return TrainStep(self.config, self.task, self.layout, self.trained_specs, self.optimizer, self.dtype)
+        return TrainStep(self.config, self.task, self.layout, self.specs, self.optimizer, self.dtype)
 
     @functools.cached_property
     def init(self) -> Program:
@@ -132,12 +149,13 @@ class Programs:
             return check_sums(self.objective, self.objective.sums(model, params, batch, ctx))
 
         # Each process has all of what the host adds up, also what is known of each row.
-        return replace(self._forward_program("eval_step", sums), out_shardings=self.layout.replicated)
+        program = self._forward_program("eval_step", sums, lambda found: isinstance(found, Rows))
+        return replace(program, out_shardings=self.layout.replicated)
 
     @functools.cached_property
     def predict_step(self) -> Program:
         """(params, frozen, batch) -> the predictions of the objective. The batch is one of `DataFormat.encode`."""
-        return self._forward_program("predict_step", self.objective.predictions)
+        return self._forward_program("predict_step", self.objective.predictions, lambda _: True)
 
     @functools.cached_property
     def parts(self) -> Mapping[str, Program]:
@@ -168,21 +186,35 @@ class Programs:
         assert isinstance(self.model, Decodes)
         return DecodingPrograms(self.model, self.specs, self.layout, self.dtype, self.kernels)
 
+    def one_copy(self, params: Params, frozen: Params) -> tuple[Programs, Params, Params]:
+        """The programs on the fewest devices that hold the parameters once, and the arrays there."""
+        layout = self.layout.one_copy
+        if layout.num_devices == self.layout.num_devices:
+            return self, params, frozen
+        programs = replace(self, layout=layout)
+        state, of_frozen = programs.abstract
+        places = jax.tree.map(lambda x: x.sharding, (state.params, of_frozen))
+        return programs, *jax.device_put((params, frozen), places)
+
     @property
     def can_decode(self) -> bool:
         return isinstance(self.model, Decodes)
 
     @property
     def eval_rows(self) -> int:
-        """Rows of an evaluation batch."""
-        return self.config.eval.batch_size or self.config.train.global_batch_size
+        """Rows of an evaluation batch: as many as `eval.batch_size` or the next number that the devices can share."""
+        return self.layout.padded_rows(self.config.eval.batch_size or self.config.train.global_batch_size)
 
     def batch(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The fields of a batch of so many rows, as `Layout.place` puts them on the devices."""
+        """The fields of a batch of so many rows, as `place` puts them on the devices."""
         return {
-            name: jax.ShapeDtypeStruct((rows, *field.shape), field.dtype, sharding=self.layout.of_batch(rows))
+            name: jax.ShapeDtypeStruct((rows, *field.shape), field.dtype, sharding=self.layout.of_batch(field.axes))
             for name, field in self.task.data.fields.items()
         }
+
+    def place(self, batch: Batch, rows: int | None = None) -> dict[str, jax.Array]:
+        """The batch on the devices: see `Layout.place`."""
+        return self.layout.place(batch, rows, {name: field.axes for name, field in self.task.data.fields.items()})
 
     @property
     def num_parameters(self) -> int:
@@ -207,13 +239,31 @@ class Programs:
         return Program(name, function, arguments, kernels=self.kernels, **options)
 
     def _forward_program(
-        self, name: str, compute: Callable[[Model, Params, DeviceBatch, ForwardContext], Mapping[str, Any]]
+        self,
+        name: str,
+        compute: Callable[[Model, Params, DeviceBatch, ForwardContext], Mapping[str, Any]],
+        is_rows: Callable[[Any], bool],
     ) -> Program:
-        def forward(params: Params, frozen: Params, batch: DeviceBatch) -> Mapping[str, Any]:
+        """Of a batch, what `compute` finds: numbers of each row (`is_rows`), or sums."""
+        layout, (trained, of_frozen) = self.layout, split_frozen(self.specs, self.specs)
+
+        def program(params: Params, frozen: Params, batch: DeviceBatch, ids: jax.Array) -> Any:
             merged = merge_frozen(params, frozen)
             if self.casts:
                 merged = cast_floating(merged, self.dtype)
-            return compute(self.model, merged, batch, ForwardContext(self.layout, row_ids=row_ids(batch)))
+            merged = model_params(self.model, merged, self.specs, layout)
+            found = compute(self.model, merged, batch, ForwardContext(layout, row_ids=ids))
+            rows = {name: value for name, value in found.items() if is_rows(value)}
+            return rows, layout.sum({name: value for name, value in found.items() if name not in rows})
+
+        def forward(params: Params, frozen: Params, batch: DeviceBatch) -> Mapping[str, Any]:
+            parts = layout.partitions(trained), layout.partitions(of_frozen)
+            rows = layout.batch_partition()
+            mapped = layout.per_device(
+                program, (*parts, batch_partitions(self.task, layout, batch), rows), (rows, PartitionSpec())
+            )
+            by_row, sums = mapped(params, frozen, batch, row_ids(batch))
+            return {**by_row, **sums}
 
         state, frozen = self.abstract
         return self._program(name, forward, (state.params, frozen, self.batch(self.eval_rows)))

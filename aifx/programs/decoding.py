@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from aifx.models.base import Decodes
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
+from aifx.programs.device_parts import model_params
 from aifx.programs.program import Program
-from aifx.specs import Params, Specs, init_params, map_specs
+from aifx.specs import ArraySpec, Params, Specs, init_params, map_specs
 from jax_kernels.dispatch import Choices
 
 Cache: TypeAlias = Any
@@ -64,15 +67,41 @@ class DecodingPrograms:
     """The programs of a model that writes. Each is made once, so that it is compiled once."""
 
     def __init__(
-        self, model: Decodes, specs: Specs, layout: Layout, dtype: DTypeLike, kernels: Choices | None = None
+        self,
+        model: Decodes,
+        specs: Specs,
+        layout: Layout,
+        dtype: DTypeLike,
+        kernels: Choices | None = None,
     ) -> None:
-        """Args:
-        dtype: of the parameters, as the programs take them.
+        """Each device of a mesh writes the same text; it gathers what it does not hold of a layer when it needs it.
+
+        Args:
+            dtype: of the parameters, as the programs take them.
         """
-        self.model, self.dtype, self.kernels = model, dtype, kernels
-        self._ctx = ForwardContext(layout)
-        self._params = map_specs(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), specs)
+        self.model, self.specs, self.dtype, self.kernels = model, specs, dtype, kernels
+        self.layout = layout.whole
+        self._ctx = ForwardContext(self.layout)
+        self._params = map_specs(self._struct, specs)
         self._key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def _struct(self, spec: ArraySpec) -> jax.ShapeDtypeStruct:
+        if self.layout.num_devices == 1:
+            return jax.ShapeDtypeStruct(spec.shape, self.dtype)
+        place = NamedSharding(self.layout.mesh, self.layout.partition(spec))
+        return jax.ShapeDtypeStruct(spec.shape, self.dtype, sharding=place)
+
+    def _per_device(self, program: Callable[..., Any]) -> Callable[..., Any]:
+        """`program`, whose first argument are the params; the others and the results are the same on each device."""
+
+        def with_parts(params: Params, *others: Any) -> Any:
+            return program(model_params(self.model, params, self.specs, self.layout), *others)
+
+        def run(params: Params, *others: Any) -> Any:
+            in_specs = (self.layout.partitions(self.specs), *(PartitionSpec(),) * len(others))
+            return self.layout.per_device(with_parts, in_specs, PartitionSpec())(params, *others)
+
+        return run
 
     @functools.lru_cache(maxsize=64)  # noqa: B019  # the cache goes with the process, as compiled programs do
     def prefill(self, bucket: int, length: int, sampler: Sampler) -> Program:
@@ -86,7 +115,8 @@ class DecodingPrograms:
             return cache, sampler(self.model.head(params, self._ctx)(last)[0], key)
 
         prompt, count = jax.ShapeDtypeStruct((1, bucket), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-        return Program("prefill", prefill, (self._params, prompt, count, self._key), kernels=self.kernels)
+        arguments = self._params, prompt, count, self._key
+        return Program("prefill", self._per_device(prefill), arguments, kernels=self.kernels)
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
     def decode(self, length: int, sampler: Sampler) -> Program:
@@ -98,7 +128,8 @@ class DecodingPrograms:
 
         cache = map_specs(lambda s: s.struct, self.model.cache_specs(1, length, self.dtype))
         token = jax.ShapeDtypeStruct((), jnp.int32)
-        return Program("decode", decode, (self._params, cache, token, self._key), donate=(1,), kernels=self.kernels)
+        arguments = self._params, cache, token, self._key
+        return Program("decode", self._per_device(decode), arguments, donate=(1,), kernels=self.kernels)
 
     def for_generation(self, max_tokens: int, prompt_tokens: int = 1) -> tuple[Program, Program]:
         """The programs that `aifx generate` runs for a prompt of so many tokens."""

@@ -71,7 +71,8 @@ def abstract_state(
     return state, jax.tree.map(struct, map_specs(lambda s: s.struct, frozen), layout.of_params(frozen))
 
 
-def make_frozen(specs: Specs, seed: int) -> Params:
-    """The frozen arrays of a model: a function of the specs and the seed."""
-    frozen: Params = jax.jit(lambda: init_params(specs, jax.random.key(seed)))() if specs else {}
+def make_frozen(specs: Specs, seed: int, layout: Layout) -> Params:
+    """The frozen arrays of a model where they will be: a function of the specs and the seed."""
+    make = jax.jit(lambda: init_params(specs, jax.random.key(seed)), out_shardings=layout.of_params(specs))
+    frozen: Params = make() if specs else {}
     return frozen

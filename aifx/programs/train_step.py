@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from aifx.config import Config
@@ -19,8 +20,9 @@ from aifx.objectives.checks import check_sums
 from aifx.optim import clip_by_global_norm, make_schedule, merge_weights, select_weights, update_average
 from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
+from aifx.programs.device_parts import batch_partitions, model_params, row_ids
 from aifx.programs.state import TrainState
-from aifx.specs import Params, Specs, merge_frozen
+from aifx.specs import Params, Specs, merge_frozen, split_frozen
 from aifx.tasks.base import Task
 
 STEP_METRICS = ("loss", "grad_norm", "learning_rate")
@@ -29,7 +31,15 @@ STEP_METRICS = ("loss", "grad_norm", "learning_rate")
 
 @dataclass(frozen=True, eq=False)
 class TrainStep:
-    """The step as a pure function. `specs` are those of weights and buffers, `dtype` is that of the computation."""
+    """The step as a pure function.
+
+    Loss and gradients are the program of one device (`Layout.per_device`). What follows is about whole arrays, and the
+    compiler divides it as the state is divided.
+
+    Attributes:
+        specs: of the whole model; those of weights and buffers are `trained`.
+        dtype: of the computation.
+    """
 
     config: Config
     task: Task
@@ -37,6 +47,10 @@ class TrainStep:
     specs: Specs
     optimizer: optax.GradientTransformation
     dtype: DTypeLike
+
+    @functools.cached_property
+    def trained(self) -> Specs:
+        return split_frozen(self.specs, self.specs)[0]  # type: ignore[no-any-return]
 
     def __call__(self, state: TrainState, frozen: Params, batch: DeviceBatch) -> tuple[TrainState, jax.Array]:
         """The next state, and STEP_METRICS."""
@@ -47,37 +61,46 @@ class TrainStep:
     def loss_and_gradients(self, state: TrainState, frozen: Params, batch: DeviceBatch) -> tuple[jax.Array, Any]:
         """Loss and gradients of total loss / total weight over the batch, whatever the number of micro-batches.
 
-        Micro-batches add up sums. The mean is formed once, so that those with less weight count for less.
+        Micro-batches and devices add up sums. The mean is formed once, so that those with less weight count for less.
         """
-        weights, key = select_weights(state.params, self.specs), self._key(state)
 
-        def sums(weights: Any, batch: DeviceBatch, row_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-            params = merge_frozen(merge_weights(weights, state.params, self.specs), frozen)
-            return self.loss_sums(params, batch, key, row_ids)
+        def program(params: Params, frozen: Params, batch: DeviceBatch, ids: jax.Array, key: jax.Array) -> Any:
+            weights = select_weights(params, self.trained)
 
-        sums_and_gradients = functools.partial(jax.value_and_grad(sums, has_aux=True), weights)
-        zero = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, weights)
-        (total, weight), gradients = self._accumulate(sums_and_gradients, zero, batch)
+            def sums(weights: Any, batch: DeviceBatch, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+                merged = merge_frozen(merge_weights(weights, params, self.trained), frozen)
+                return self.loss_sums(merged, batch, key, ids)
+
+            sums_and_gradients = functools.partial(jax.value_and_grad(sums, has_aux=True), weights)
+            zero = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, weights)
+            totals, gradients = self._accumulate(sums_and_gradients, zero, batch, ids)
+            return self.layout.sum(totals), self.layout.sync(gradients, self.trained)
+
+        gradient_parts = select_weights(self.layout.partitions(self.trained), self.trained)
+        (total, weight), gradients = self._per_device(program, (P(), gradient_parts), state, frozen, batch)
         weight = at_least_tiny(weight)
         return total / weight, jax.tree.map(lambda g: g / weight, gradients)
 
     def loss(self, state: TrainState, frozen: Params, batch: DeviceBatch) -> jax.Array:
         """The loss of `loss_and_gradients`: its forward pass alone."""
-        params, key = merge_frozen(state.params, frozen), self._key(state)
 
-        def sums(batch: DeviceBatch, row_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return self.loss_sums(params, batch, key, row_ids)
+        def program(params: Params, frozen: Params, batch: DeviceBatch, ids: jax.Array, key: jax.Array) -> Any:
+            def sums(batch: DeviceBatch, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+                return self.loss_sums(merge_frozen(params, frozen), batch, key, ids)
 
-        total, weight = self._accumulate(sums, (jnp.zeros(()), jnp.zeros(())), batch)
+            return self.layout.sum(self._accumulate(sums, (jnp.zeros(()), jnp.zeros(())), batch, ids))
+
+        total, weight = self._per_device(program, P(), state, frozen, batch)
         loss: jax.Array = total / at_least_tiny(weight)
         return loss
 
     def loss_sums(
         self, params: Params, batch: DeviceBatch, key: jax.Array, row_ids: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Total and weight of the loss over some rows of the batch, float32."""
+        """Total and weight of the loss over a device's part of some rows of the batch, float32."""
         ctx = ForwardContext(self.layout, training=True, key=key, row_ids=row_ids)
-        sums = self.task.objective.sums(self.task.model, cast_floating(params, self.dtype), batch, ctx)
+        whole = model_params(self.task.model, cast_floating(params, self.dtype), self.specs, self.layout)
+        sums = self.task.objective.sums(self.task.model, whole, batch, ctx)
         total, weight = check_sums(self.task.objective, sums)["loss"]
         return total.astype(jnp.float32), weight.astype(jnp.float32)
 
@@ -85,41 +108,45 @@ class TrainStep:
         """Clipping, the optimizer, the average: the next state, the norm before clipping and the learning rate."""
         schedule = make_schedule(self.config.schedule, self.config.train.num_steps)
         gradients, norm = clip_by_global_norm(gradients, self.config.optimizer.clip_norm)
-        weights = select_weights(state.params, self.specs)
+        weights = select_weights(state.params, self.trained)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, weights)
         share = jnp.asarray(schedule(state.step), jnp.float32)
         updates = jax.tree.map(lambda u: u * share.astype(u.dtype), updates)
-        params = merge_weights(optax.apply_updates(weights, updates), state.params, self.specs)
+        params = merge_weights(optax.apply_updates(weights, updates), state.params, self.trained)
         ema = state.ema
         if ema is not None:
-            ema = update_average(ema, params, self.specs, self.config.optimizer.ema_decay, state.step)
+            ema = update_average(ema, params, self.trained, self.config.optimizer.ema_decay, state.step)
         return TrainState(state.step + 1, params, opt_state, ema), norm, self.config.optimizer.learning_rate * share
 
     def _key(self, state: TrainState) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.config.train.seed), state.step)
 
-    def _accumulate(self, sums: Callable[[DeviceBatch, jax.Array], Any], zero: Any, batch: DeviceBatch) -> Any:
+    def _per_device(
+        self, program: Callable[..., Any], results: Any, state: TrainState, frozen: Params, batch: DeviceBatch
+    ) -> Any:
+        """The program of one device of the params, the frozen arrays, a batch, its rows' ids and the step's key."""
+        trained, of_frozen = self.layout.partitions(self.trained), split_frozen(self.specs, self.specs)[1]
+        parts = trained, self.layout.partitions(of_frozen), batch_partitions(self.task, self.layout, batch)
+        mapped = self.layout.per_device(program, (*parts, self.layout.batch_partition(), P()), results)
+        return mapped(state.params, frozen, batch, row_ids(batch), self._key(state))
+
+    def _accumulate(
+        self, sums: Callable[[DeviceBatch, jax.Array], Any], zero: Any, batch: DeviceBatch, ids: jax.Array
+    ) -> Any:
         """The sum over micro-batches of what `sums` returns for each and the ids of its rows."""
         count = self.config.train.gradient_accumulation
         if count == 1:
-            return sums(batch, row_ids(batch))
+            return sums(batch, ids)
 
         def split(array: jax.Array) -> jax.Array:
-            # Row r goes to micro-batch r mod count: each device then splits the rows that it has, and none move.
-            micro = array.reshape(array.shape[0] // count, count, *array.shape[1:]).swapaxes(0, 1)
-            constrained: jax.Array = jax.lax.with_sharding_constraint(micro, self.layout.micro_rows)
-            return constrained
+            # Row r goes to micro-batch r mod count, also of the rows of one device: none move.
+            return array.reshape(array.shape[0] // count, count, *array.shape[1:]).swapaxes(0, 1)
 
         def add(carry: Any, micro: tuple[DeviceBatch, jax.Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, carry, sums(*micro)), None
 
-        micro_batches = {name: split(array) for name, array in batch.items()}, split(row_ids(batch))
+        micro_batches = {name: split(array) for name, array in batch.items()}, split(ids)
         return jax.lax.scan(add, zero, micro_batches)[0]
-
-
-def row_ids(batch: DeviceBatch) -> jax.Array:
-    """The number of each row within the global batch, int32 `[rows]`."""
-    return jnp.arange(len(next(iter(batch.values()))), dtype=jnp.int32)
 
 
 def at_least_tiny(weight: jax.Array) -> jax.Array:

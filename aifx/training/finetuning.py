@@ -74,7 +74,7 @@ def with_base_weights(state: TrainState, programs: Programs, project: Project, r
     part = "ema" if any(name.startswith("ema/") for name in arrays) else "params"
     tree = to_tree(state, stacked=programs.is_stacked)
     ours = flat_names(tree["params"])
-    head = head_names(programs.model, ForwardContext(programs.layout))
+    head = head_names(programs.model, ForwardContext(programs.layout.single))
     wanted, differing = {}, []
     for name, array in ours.items():
         entry = arrays.get(f"{part}/{name}")

@@ -103,7 +103,6 @@ class Loop:
         Raises NotFinite, and what the observers and the checkpoints raise.
         """
         last, rows = self.programs.config.train.num_steps, self.programs.config.train.global_batch_size
-        layout = self.programs.layout
         stopping = self.pause(state, self.pending_validation) if self.pending_validation else None
         with closing(batches):
             while step < last and not stopping and not self.has_converged:
@@ -112,7 +111,7 @@ class Loop:
                 requested_at = time.perf_counter()
                 batch = next(batches)
                 waited_s = time.perf_counter() - requested_at
-                state, numbers = self.step_fn(state, self.frozen, layout.place(batch, rows))
+                state, numbers = self.step_fn(state, self.frozen, self.programs.place(batch, rows))
                 sums = self.tally((count_units(self.programs, batch, rows), *votes(self.stop.requested)))
                 self.meter.dispatched(step, numbers, sums, batch, waited_s)
                 pausing = self.meter.has_votes or step == last or self.validates(step) or self.saves(step)

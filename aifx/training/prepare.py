@@ -102,7 +102,7 @@ def prepare(job: Job) -> Programs:
         kernels = (
             _own_run(job, task, layout, is_fresh)
             if job.group.is_first
-            else run_choices(job.run, job.config, layout=layout, keep=False)
+            else run_choices(job.run, job.config, keep=False)
         )
     agree(job.group, facts_of_data(job.project, data_digest(task, job.config), layout.device_kind))
     programs = build(job.config, task, layout, kernels=kernels)
@@ -117,7 +117,7 @@ def _own_run(job: Job, task: Task, layout: Layout, is_fresh: bool) -> Choices:
     _record_origin(job, task, layout, is_fresh)
     digests = open_digests(job.run, job.config, is_fresh=is_fresh or not list_bindings(job.run.checkpoints))
     job.checkpoints.bind(digests.binding)
-    return _kernel_choices(job, layout, digests)
+    return _kernel_choices(job, digests)
 
 
 def _open_task(job: Job, is_fresh: bool) -> Task:
@@ -207,7 +207,7 @@ def _report_changed_settings(job: Job) -> None:
         logger.info(f"{', '.join(sorted(rounding))}: from here on the losses may differ in their last bits")
 
 
-def _kernel_choices(job: Job, layout: Layout, digests: RunDigests) -> Choices:
+def _kernel_choices(job: Job, digests: RunDigests) -> Choices:
     def kept(choices: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         digests.kernels = {kind: kernel_digest(entries) for kind, entries in choices.items()}
         digests.write(job.run)
@@ -215,7 +215,7 @@ def _kernel_choices(job: Job, layout: Layout, digests: RunDigests) -> Choices:
     def replaced(fields: Mapping[str, Any]) -> None:
         job.dispatcher.event("kernel_replaced", **fields)
 
-    return run_choices(job.run, job.config, layout=layout, on_write=kept, on_replacement=replaced)
+    return run_choices(job.run, job.config, on_write=kept, on_replacement=replaced)
 
 
 def _check_batch(programs: Programs) -> None:

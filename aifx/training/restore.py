@@ -94,7 +94,7 @@ def begin_from(fork: Fork, programs: Programs) -> InitialState:
 
 
 def _restored(step: int, tree: Any, host: Mapping[str, Any], programs: Programs, run: RunDirectory) -> InitialState:
-    frozen = make_frozen(programs.frozen_specs, programs.config.train.seed)
+    frozen = make_frozen(programs.frozen_specs, programs.config.train.seed, programs.layout)
     check_frozen(frozen, host, run, step)
     pending = host.get("pending_validation")
     return InitialState(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import takewhile
 
 import jax
@@ -9,8 +10,7 @@ import jax
 from aifx.core.project import RunDirectory
 from aifx.generation.generator import continue_prompt
 from aifx.kernels.choice import run_choices
-from aifx.parallel.layout import local_layout
-from aifx.programs.build import Programs, build
+from aifx.programs.build import Programs
 from aifx.specs import Params
 from aifx.training.signals import StopSignals
 
@@ -20,16 +20,18 @@ class TextSampler:
 
     def __init__(self, run: RunDirectory, programs: Programs, stop: StopSignals) -> None:
         config = programs.config
-        kernels = run_choices(run, config, keep=False)
-        self._programs = build(config, programs.task, local_layout(1), kernels=kernels)
+        self._programs = replace(programs, kernels=run_choices(run, config, keep=False))
         self.prompt = config.log.sample or ""
         update = {"prompt": self.prompt, "max_tokens": config.log.sample_tokens}
         self._settings = config.generate.model_copy(update=update)
         self._stop = stop
 
     def __call__(self, params: Params, frozen: Params) -> str:
-        """The text that follows the prompt; cut short if a stop is requested meanwhile."""
-        params, frozen = jax.device_put((params, frozen), self._programs.layout.devices[0])
-        seed = self._programs.config.train.seed
-        pieces = continue_prompt(self._programs, params, frozen, self._settings, seed=seed)
-        return "".join(takewhile(lambda _: not self._stop.requested, pieces))
+        """The text that follows the prompt, cut short if a stop is requested meanwhile.
+
+        Several processes write it together: none of them may leave.
+        """
+        programs, params, frozen = self._programs.one_copy(params, frozen)
+        seed = programs.config.train.seed
+        pieces = continue_prompt(programs, params, frozen, self._settings, seed=seed)
+        return "".join(takewhile(lambda _: jax.process_count() > 1 or not self._stop.requested, pieces))

@@ -15,11 +15,11 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 from jax_kernels._ops.attention import ATTENTION, attention
 from jax_kernels._ops.attention.call import Call
 from jax_kernels._ops.swiglu import swiglu
-from jax_kernels.batch_sharding import Division, free_axes
-from jax_kernels.dispatch import Choices, choose, choose_unmeasured, division_here, using
+from jax_kernels.dispatch import Choices, choose, choose_unmeasured, using
 from jax_kernels.implementations import Device, Implementation, current_device, interpreting, make_device
 from jax_kernels.op import Choice, Op, call_key
 from jax_kernels.ops import OPS
+from jax_kernels.shard_maps import free_axes
 from jax_kernels.versions import LIMITS, limit_of
 
 CALL = Call(1, 64, 64, 2, 2, 16, "float32", True, None, 0, False, 0.25, None)
@@ -78,7 +78,7 @@ def test_a_choice_that_was_made_stays():
     assert len(told) == 1
 
 
-def test_a_kernel_takes_a_share_and_nothing_that_the_compiler_would_have_to_divide():
+def test_a_kernel_takes_nothing_that_the_compiler_would_have_to_divide():
     tpu = make_device("tpu", "TPU v5 lite")
     kernel = ATTENTION.implementations["pallas_tpu"]
     assert kernel.unsupported_reason(CALL, tpu) is None
@@ -86,24 +86,19 @@ def test_a_kernel_takes_a_share_and_nothing_that_the_compiler_would_have_to_divi
         kernel.unsupported_reason(CALL, replace(tpu, is_partitioned=True))
         == "the compiler cannot divide it among devices"
     )
-    division = Division(Mesh(np.array(jax.devices()[:1]), ("data",)), "data")
-    with interpreting(tpu), using(Choices(division=division)):
-        assert choose(ATTENTION, CALL, "pallas_tpu", is_shared=True).implementation == "pallas_tpu"
-        assert choose(ATTENTION, CALL, "pallas_tpu").implementation == "xla"
 
 
 @pytest.mark.parametrize("check_vma", [False, True])
 def test_a_kernel_inside_the_users_shard_map(check_vma, caplog):
     """The share is one device's already: nothing is left to divide. Pallas does not say how its results vary."""
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
-    choices = Choices(division=Division(mesh, "data"))
 
     def mapped(x, weight):
         specs = {"in_specs": (PartitionSpec("data"), PartitionSpec()), "out_specs": PartitionSpec("data")}
         share = partial(swiglu, implementation="pallas_triton")
         return jax.shard_map(lambda x, w: share(x, w, w), mesh=mesh, check_vma=check_vma, **specs)(x, weight)
 
-    with interpreting(make_device("gpu", "NVIDIA H100 80GB HBM3")), using(choices):
+    with interpreting(make_device("gpu", "NVIDIA H100 80GB HBM3")):
         operands = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((32, 16), (16, 64))]
         jaxpr = str(jax.make_jaxpr(mapped)(*operands))
     assert ("pallas_call" in jaxpr) == (not check_vma)
@@ -116,18 +111,15 @@ def test_a_map_over_one_axis_leaves_the_others():
     found = []
 
     def share(x):
-        found.append((free_axes(), division_here()))
+        found.append(free_axes())
         return x
 
-    with using(Choices(division=Division(mesh, "data"))):
-        assert (free_axes(), division_here()) == (None, Division(mesh, "data"))
-        for axis in ("model", "data"):
-            spec = PartitionSpec(axis)
-            mapped = jax.shard_map(share, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={axis})
-            jax.eval_shape(mapped, jax.ShapeDtypeStruct((8,), "float32"))
-    (free, division), left = found
-    assert (free, division.axis, division.count) == (["data"], "data", 2)
-    assert left == (["model"], None)
+    assert free_axes() == []
+    for axis in ("model", "data"):
+        spec = PartitionSpec(axis)
+        mapped = jax.shard_map(share, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={axis})
+        jax.eval_shape(mapped, jax.ShapeDtypeStruct((8,), "float32"))
+    assert found == [["data"], ["model"]]
 
 
 def test_a_choice_of_before_that_cannot_any_more_is_made_again_with_a_warning(caplog):

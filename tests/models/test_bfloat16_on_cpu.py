@@ -48,7 +48,7 @@ def slow_products(text):
 
 @pytest.mark.parametrize(
     ("section", "packed"),
-    [(GPT2, False), (LLAMA, True), (LLAMA | {"scan_layers": True, "remat": True}, False)],
+    [(GPT2, False), (LLAMA, True), (LLAMA | {"scan_layers": True, "remat": "full"}, False)],
     ids=["gpt2", "llama, packed", "llama, scanned"],
 )
 def test_training(section, packed):

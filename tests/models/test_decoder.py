@@ -15,7 +15,8 @@ from numpy_decoder import forward
 from aifx.core.errors import ConfigError
 from aifx.data.spec import DataSpec, Field
 from aifx.models.decoder import paged_cache
-from aifx.models.decoder.model import Decoder, make
+from aifx.models.decoder.make import make
+from aifx.models.decoder.model import Decoder
 from aifx.models.decoder.section import DecoderSection
 from aifx.nn.stacking import stack_layers, unstack_layers
 from aifx.specs import init_params, is_spec
@@ -157,7 +158,7 @@ def test_scanned_and_recomputed_layers_are_the_same_model(family):
     specs = decoder(**FAMILIES[family], num_layers=3).specs()
     first = jit(lambda: init_params(specs, jax.random.key(0)))()
     for scan in (False, True):
-        for remat in (False, True):
+        for remat in ("none", "dots", "full"):
             model = decoder(**FAMILIES[family], num_layers=3, scan_layers=scan, remat=remat)
             params = stack_layers(first) if scan else first
 

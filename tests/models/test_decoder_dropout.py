@@ -61,7 +61,7 @@ def test_what_a_row_drops_depends_on_its_number_in_the_global_batch_alone(params
 
 def test_scanned_and_recomputed_layers_drop_the_same(params: Any) -> None:
     found = []
-    for scan, remat in ((False, False), (False, True), (True, True)):
+    for scan, remat in ((False, "none"), (False, "full"), (True, "dots")):
         model = decoder(scan_layers=scan, remat=remat)
 
         def loss(params: Any, model: Decoder = model) -> Any:

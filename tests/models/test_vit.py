@@ -87,7 +87,7 @@ def test_presets_have_the_published_sizes(name):
 
 
 def test_scanned_and_recomputed_layers_are_the_unrolled_ones():
-    model, other = transformer(dropout=0.3), transformer(dropout=0.3, scan_layers=True, remat=True)
+    model, other = transformer(dropout=0.3), transformer(dropout=0.3, scan_layers=True, remat="full")
     params, pictures = params_of(model), images(model)
     ctx = ForwardContext(CONTEXT.layout, True, jax.random.key(1), jnp.arange(3))
     expected = jit(outputs_of(model, ctx))(params, pictures)

@@ -46,6 +46,7 @@ RUNS = [
     ["one-muon", ONE, *MUON],
     ["four-muon", *MUON],
     ["odd", "train.global_batch_size=6"],
+    ["fsdp", "mesh.fsdp=4"],
     ["three", "train.global_batch_size=6", "train.devices=3"],
 ]
 
@@ -79,11 +80,11 @@ def records_of(root: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (root / "runs" / name / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["", "-muon"])
-def test_four_devices_train_as_one(on_four_devices: Path, kind: str) -> None:
-    for name in ("one", "four"):
-        assert document_of(on_four_devices, name + kind)["devices"] == 4
-    alone, together = (records_of(on_four_devices, name + kind) for name in ("one", "four"))
+@pytest.mark.parametrize(("one", "many"), [("one", "four"), ("one", "fsdp"), ("one-muon", "four-muon")])
+def test_four_devices_train_as_one(on_four_devices: Path, one: str, many: str) -> None:
+    for name in (one, many):
+        assert document_of(on_four_devices, name)["devices"] == 4
+    alone, together = (records_of(on_four_devices, name) for name in (one, many))
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose([r[name] for r in together], [r[name] for r in alone], rtol=1e-4)
     assert len(together) == 6

@@ -41,7 +41,7 @@ def test_counted_flops_are_the_models_own_and_those_of_recomputation(project: Pr
     config = load_config(project)
     found = counted(project, config)
     assert sum(found.product_flops.values()) == pytest.approx(found.model_flops, rel=0.1)
-    remat = counted(project, apply_settings(config, {"model.remat": True}))
+    remat = counted(project, apply_settings(config, {"model.remat": "full"}))
     assert sum(remat.product_flops.values()) > 1.15 * sum(found.product_flops.values())
     assert remat.activations < found.activations / 2
 
@@ -72,7 +72,7 @@ def test_the_quickest_settings_that_fit_come_first(project: Project, monkeypatch
 
     fitting, least = candidates(config, hardware, 1, count_them)
     assert fitting[0].settings == {
-        "train.global_batch_size": 8, "train.gradient_accumulation": 1, "model.remat": False,
+        "train.global_batch_size": 8, "train.gradient_accumulation": 1, "model.remat": "none",
     }  # fmt: skip
     # The line through two counts gives what a third counts.
     whole = count_them(apply_settings(config, fitting[0].settings))

@@ -69,6 +69,20 @@ def test_the_bytes_of_the_state_are_those_of_its_arrays(tmp_path: Path) -> None:
     assert size["frozen"] == tree_bytes(frozen) == 0
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_moments_take_half_the_memory_if_asked(tmp_path: Path, kind: str) -> None:
+    asked = "optimizer.moment_dtype=bfloat16"
+    whole, half = (programs_of(tmp_path, local_layout(1), f"optimizer.kind={kind}", *more) for more in ((), (asked,)))
+    of_whole, of_half = (jax.tree.leaves(programs.abstract[0].opt_state) for programs in (whole, half))
+    changed = [(x.dtype.name, y.dtype.name) for x, y in zip(of_whole, of_half, strict=True) if x.dtype != y.dtype]
+    assert set(changed) == {("float32", "bfloat16")}
+    state, frozen = half.init()
+    batch = {name: jax.numpy.ones(x.shape, x.dtype) for name, x in half.batch(8).items()}
+    state, numbers = half.train_step(state, frozen, batch)
+    assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, half.abstract[0])
+    assert numbers[0] > 0
+
+
 def test_every_program_of_the_step_is_named_in_its_executable(tmp_path: Path) -> None:
     programs = programs_of(tmp_path, local_layout(1))
     for program in (programs.train_step, programs.eval_step, *programs.parts.values()):
@@ -92,7 +106,7 @@ def test_more_than_one_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_mesh_of_another_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "aifx.toml").write_text("[mesh]\ndata = 3\n[train]\ndevices = 2\n")
-    with pytest.raises(ConfigError, match=r"mesh\.data = 3 is not train.devices = 2"):
+    with pytest.raises(ConfigError, match=r"mesh\.data = 3 does not make up train\.devices = 2"):
         load_config(Project(tmp_path), [], {})
     config = load_config(Project(tmp_path), ["train.devices=all"], {})
     with pytest.raises(ConfigError, match=r"mesh\.data = 3"):

@@ -50,7 +50,7 @@ def test_the_average_is_that_of_the_weights_after_each_update(tiny) -> None:
     _, frozen = plain.init()
     mean: Any = jax.tree.map(np.float64, jax.device_get(states[1].params))
     for step in range(14):
-        batch = programs.layout.place(source.read(step, slice(0, 8)))
+        batch = programs.place(source.read(step, slice(0, 8)))
         states = [p.train_step(s, frozen, batch)[0] for p, s in zip((programs, plain), states, strict=True)]
         params, share = jax.device_get(states[1].params), max(1 - 0.9, 9 / (10 + step))
         mean = jax.tree.map(lambda m, p, share=share: m + share * (p - m), mean, params)

@@ -38,7 +38,7 @@ def losses(programs: Any, steps: int = 5) -> tuple[list[float], Any]:
     step = programs.train_step.lower().compile()
     found = []
     for batch in batches(programs, steps):
-        state, numbers = step(state, frozen, programs.layout.place(batch))
+        state, numbers = step(state, frozen, programs.place(batch))
         found.append(float(numbers[0]))
     return found, state
 
@@ -200,7 +200,7 @@ def test_the_state_is_donated(tiny) -> None:
     programs = tiny.programs()
     state, frozen = programs.init()
     batch = batches(programs, 1)[0]
-    following, _ = programs.train_step.lower().compile()(state, frozen, programs.layout.place(batch))
+    following, _ = programs.train_step.lower().compile()(state, frozen, programs.place(batch))
     assert not frozen["shift"].is_deleted()
     assert state.params["bias"].is_deleted()
     assert not following.params["bias"].is_deleted()

@@ -30,7 +30,7 @@ step, source = jax.jit(lambda *arguments: programs.step(*arguments)), training_s
 losses = []
 for number in range(config.train.num_steps):
     batch = source.read(number, slice(0, config.train.global_batch_size))
-    state, numbers = step(state, frozen, layout.place(batch))
+    state, numbers = step(state, frozen, programs.place(batch))
     losses.append(float(numbers[0]))
 print(json.dumps(losses))
 """

@@ -62,7 +62,7 @@ class Subject:
     def begin(self) -> None:
         """State and batches on the devices."""
         self.state, self.frozen = self.programs.init()
-        self._placed = [self.programs.layout.place(batch) for batch in self.batches]
+        self._placed = [self.programs.place(batch) for batch in self.batches]
         self._turn = itertools.cycle(self._placed)
 
     def end(self) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from aifx.core.errors import ConfigError
-from aifx.data.spec import DataSpec
 from aifx.models.base import Head
 from aifx.models.decoder import paged_cache
+from aifx.models.decoder.divided import check_layout, joined, with_own_kv_head
 from aifx.models.decoder.paged_cache import Cache
 from aifx.models.decoder.section import DecoderSection
+from aifx.models.decoder.sequences import Cached, Sequences
 from aifx.models.decoder.specs import decoder_specs, head_dim, num_kv_heads, repeat_layer
 from aifx.nn import layers
+from aifx.nn.remat import rematerialized
+from aifx.nn.ring import ring_attention
+from aifx.nn.vocabulary import lookup
 from aifx.parallel.context import ForwardContext
+from aifx.parallel.layout import Layout
 from aifx.specs import LAYERS, Params, Specs, count_parameters
 from jax_kernels._ops.attention import attention
 from jax_kernels._ops.decode_attention import decode_attention
@@ -25,37 +29,15 @@ from jax_kernels._ops.norms import layer_norm, rms_norm
 from jax_kernels._ops.rotary import rotary
 from jax_kernels._ops.swiglu import swiglu
 
-Angles: TypeAlias = tuple[jax.Array, jax.Array]
-
 WEIGHTS, ATTENDED, MLP = range(3)
 """Places of a layer where dropout draws: the weights of attention, its output and the MLP's."""
 
 
-@dataclass(frozen=True)
-class Cached:
-    """Where the cache holds each sequence."""
-
-    page_table: jax.Array  # the pages of each sequence
-    held: jax.Array  # how many tokens each holds already, [batch]
-    is_decoding: bool = False  # whether each sequence has one new token, which attends to the cache
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """What the layers know of the tokens in addition to their vectors.
-
-    Row r of a layer's input `[batch * seq, embed]` is token r % seq of sequence r // seq.
-    """
-
-    shape: tuple[int, ...]  # (batch, seq)
-    positions: jax.Array | None = None  # [batch, seq]; they count from 0 if None
-    angles: Angles | None = None  # rotary angles of the positions, unless they are learned
-    segment_ids: jax.Array | None = None  # [batch, seq], the document of each token; attention stays within it
-    cached: Cached | None = None  # None in training, which has no cache
-
-
 class Decoder:
     """A decoder over `vocab_size` tokens, trained on sequences of `seq_len`; `DecoderSection.conflicts` checks it."""
+
+    gathers = (LAYERS,)
+    divides = ("vocab", "heads", "kv_heads", "mlp", "tokens", "seq")
 
     def __init__(self, section: DecoderSection, *, vocab_size: int, seq_len: int) -> None:
         self.section = section
@@ -87,7 +69,7 @@ class Decoder:
         return rows * self.seq_len * (6 * products + 12 * attended)
 
     def hidden(self, params: Params, batch: Mapping[str, jax.Array], ctx: ForwardContext) -> jax.Array:
-        """What the head reads, `[tokens, embed]`, of `inputs` int32 `[batch, seq]`.
+        """What the head reads, `[tokens, embed]`, of `inputs` int32 `[batch, seq]`: on a mesh, of own tokens.
 
         `segment_ids` `[batch, seq]` keeps attention within each document, `positions` `[batch, seq]` counts again in
         each.
@@ -97,7 +79,8 @@ class Decoder:
         return self.forward(params, inputs, sequences, None, ctx)[0]
 
     def head(self, params: Params, ctx: ForwardContext) -> Head:
-        return Head(params["embedding"]["token"].T if self.section.tie_embeddings else params["output"])
+        weight = params["embedding"]["token"].T if self.section.tie_embeddings else params["output"]
+        return Head(weight, axes=ctx.layout.dividing("vocab", self.vocab_size))
 
     def prefill(
         self, params: Params, inputs: jax.Array, lengths: jax.Array, cache: Cache, ctx: ForwardContext
@@ -121,16 +104,17 @@ class Decoder:
         self, params: Params, inputs: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
     ) -> tuple[jax.Array, Params | None]:
         """What the head reads, `[tokens, embed]`, of inputs `[batch, seq]`, and the layers' caches with them."""
-        x, sequences = self.embed(params["embedding"], inputs, sequences)
+        check_layout(self.section, ctx, is_packed=sequences.segment_ids is not None)
+        x, sequences = self.embed(params["embedding"], inputs, sequences, ctx.layout)
         x = self.dropout(x, sequences, ctx, 0)
 
         def block(x: jax.Array, own: tuple[Params, Params | None, Any]) -> tuple[jax.Array, Params | None]:
             layer, cache, number = own
+            layer = ctx.layout.gather(layer)
             own_ctx = layers.in_layer(ctx, number) if self.section.dropout else ctx
             return self.layer(layer, x, sequences, cache, own_ctx)
 
-        if self.section.remat:
-            block = jax.checkpoint(block)
+        block = rematerialized(block, self.section.remat, ctx.layout)
         if self.section.scan_layers:
             x, cache = jax.lax.scan(block, x, (params[LAYERS], cache, jnp.arange(1, self.section.num_layers + 1)))
         else:
@@ -140,42 +124,59 @@ class Decoder:
             cache = None if cache is None else caches
         return self.norm(params["final_norm"], x), cache
 
-    def embed(self, params: Params, inputs: jax.Array, sequences: Sequences) -> tuple[jax.Array, Sequences]:
+    def embed(
+        self, params: Params, inputs: jax.Array, sequences: Sequences, layout: Layout
+    ) -> tuple[jax.Array, Sequences]:
         """The vectors `[tokens, embed]` of inputs `[batch, seq]`; learned positions are added, rotary ones computed."""
-        x, seq, positions = params["token"][inputs], inputs.shape[1], sequences.positions
+        (batch, seq), positions = inputs.shape, sequences.positions
+        if positions is None and layout.axes("seq"):
+            positions = layout.seq_positions(seq)[None]
+        is_divided = bool(layout.axes("tokens") or layout.dividing("vocab", self.vocab_size))
+        table = params["token"]
+        x = lookup(table, inputs.reshape(-1), layout, self.vocab_size) if is_divided else table[inputs]
         if self.section.positions == "learned":
-            if seq > self.max_seq_len:
+            if seq * layout.count("seq") > self.max_seq_len:
                 raise ValueError(f"inputs: {seq} tokens, but learned positions end at {self.max_seq_len}")
-            x = x + (params["position"][:seq] if positions is None else params["position"][positions])
+            places = params["position"][:seq] if positions is None else params["position"][positions]
+            if is_divided:
+                places = jnp.broadcast_to(places, (batch, seq, places.shape[-1])).reshape(batch * seq, -1)
+                places = layout.own_tokens(places)
+            x = x + places
         else:
             where = jnp.arange(seq)[None] if positions is None else positions
             angles = layers.rotary_angles(where, self.head_dim, self.section.rope_theta, x.dtype)
             sequences = replace(sequences, angles=angles)
-        return x.reshape(inputs.size, -1), sequences
+        return x.reshape(-1, x.shape[-1]), sequences
 
     def layer(
         self, params: Params, x: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
     ) -> tuple[jax.Array, Params | None]:
-        """One transformer block over x `[tokens, embed]`, and its part of the cache with these tokens in it."""
+        """One transformer block over x `[tokens, embed]`, and its part of the cache with these tokens in it.
+
+        On a mesh, x are own tokens. This device's heads and part of the MLP read those of all along `tensor`.
+        """
         attended, cache = self.attention(
             params["attention"], self.norm(params["attention_norm"], x), sequences, cache, ctx
         )
         y, x = self.norm_of_sum(params["mlp_norm"], self.dropout(attended, sequences, ctx, ATTENDED), x)
-        return x + self.dropout(self.mlp(params["mlp"], y), sequences, ctx, MLP), cache
+        return x + self.dropout(self.mlp(params["mlp"], y, ctx.layout), sequences, ctx, MLP), cache
 
     def attention(
         self, params: Params, x: jax.Array, sequences: Sequences, cache: Params | None, ctx: ForwardContext
     ) -> tuple[jax.Array, Params | None]:
         """Causal attention of x `[tokens, embed]` within each sequence."""
 
-        def project(name: str, heads: int) -> jax.Array:
+        layout = ctx.layout
+        x = layout.gather_tokens(x)
+        if layout.axes("kv_heads") and not layout.dividing("kv_heads", self.num_kv_heads):
+            params = with_own_kv_head(params, layout, self.num_kv_heads)
+
+        def project(name: str) -> jax.Array:
             bias = params[f"{name}_bias"].reshape(-1) if self.section.bias else None
             y = layers.linear(x, layers.as_matrix(params[name], x.shape[1]), bias)
-            return y.reshape(*sequences.shape, heads, self.head_dim)
+            return y.reshape(*sequences.shape, -1, self.head_dim)
 
-        q = project("query", self.section.num_heads)
-        k = project("key", self.num_kv_heads)
-        v = project("value", self.num_kv_heads)
+        q, k, v = project("query"), project("key"), project("value")
         if self.section.qk_norm:
             epsilon = self.section.norm_epsilon
             q, k = (rms_norm(x, params[f"{name}_norm"], epsilon=epsilon) for name, x in (("query", q), ("key", k)))
@@ -188,21 +189,27 @@ class Decoder:
             out = decode_attention(q[:, 0], cache["key"], cache["value"], cached.page_table, cached.held + 1)
         elif ctx.training and self.section.dropout:
             out = layers.attention_with_dropout(q, k, v, self.section.dropout, ctx, WEIGHTS, sequences.segment_ids)
+        elif layout.is_ring and (axes := layout.axes("seq")):
+            out = ring_attention(q, k, v, axes)
         else:
-            out = attention(q, k, v, causal=True, segment_ids=sequences.segment_ids)
+            start = layout.seq_start(q.shape[1])
+            k, v = layout.gather_seq(k), layout.gather_seq(v)
+            out = attention(q, k, v, causal=True, segment_ids=sequences.segment_ids, q_offset=start)
         out = out.reshape(x.shape[0], -1)
-        return layers.linear(out, layers.as_matrix(params["output"], out.shape[1]), params.get("output_bias")), cache
+        output = layers.as_matrix(params["output"], out.shape[1])
+        return joined(out, output, params.get("output_bias"), layout), cache
 
-    def mlp(self, params: Params, x: jax.Array) -> jax.Array:
+    def mlp(self, params: Params, x: jax.Array, layout: Layout) -> jax.Array:
+        x = layout.gather_tokens(x)
         is_plain = not self.section.bias and isinstance(params["up"], jax.Array)
         if self.section.activation == "swiglu" and is_plain:
-            return layers.linear(swiglu(x, params["gate"], params["up"]), params["down"])
+            return joined(swiglu(x, params["gate"], params["up"]), params["down"], None, layout)
         hidden = layers.linear(x, params["up"], params.get("up_bias"))
         if self.section.activation == "swiglu":
             hidden *= jax.nn.silu(layers.linear(x, params["gate"], params.get("gate_bias")))
         else:
             hidden = layers.gelu(hidden) if self.section.activation == "gelu" else layers.gelu_tanh(hidden)
-        return layers.linear(hidden, params["down"], params.get("down_bias"))
+        return joined(hidden, params["down"], params.get("down_bias"), layout)
 
     def dropout(self, x: jax.Array, sequences: Sequences, ctx: ForwardContext, place: int) -> jax.Array:
         """x `[tokens, embed]` with dropout by sequence, in training."""
@@ -224,23 +231,3 @@ class Decoder:
             return layer_norm(x, params["scale"], params.get("bias"), residual=residual, epsilon=epsilon)
         y, total = rms_norm(x, params["scale"], residual=residual, epsilon=epsilon)
         return (y + params["bias"] if self.section.bias else y), total
-
-
-def make(section: DecoderSection, data: DataSpec) -> Decoder:
-    """The decoder for sequences as `data` describes them. Raises ConfigError for an unknown or too small vocabulary."""
-    inputs = data.fields.get("inputs")
-    if inputs is None or len(inputs.shape) != 1 or not inputs.dtype.startswith("int"):
-        found = "no such field" if inputs is None else f"{inputs.dtype} {list(inputs.shape)}"
-        why = f"it reads the tokens of a sequence, and the field inputs of this data is {found}"
-        raise ConfigError("a decoder cannot be trained on this data", why, "aifx config keys model    (other families)")
-    vocab_size = section.vocab_size or data.vocab_size
-    if vocab_size is None:
-        why = "neither it nor the data says how many tokens there are"
-        raise ConfigError("model.vocab_size is not set", why, "vocab_size = 50257 below [model]")
-    if data.vocab_size is not None and vocab_size < data.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size = {vocab_size} is less than the vocabulary of the data, {data.vocab_size}",
-            "every token needs a row of the embedding",
-            f"aifx train --set model.vocab_size={data.vocab_size}",
-        )
-    return Decoder(section, vocab_size=vocab_size, seq_len=inputs.shape[0])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from aifx.config.sections import ROUNDING, Conflict, Fraction, ModelSection, PositiveFloat, PositiveInt
+from aifx.config.sections import ROUNDING, Conflict, Fraction, ModelSection, PositiveFloat, PositiveInt, Remat, setting
 
 if TYPE_CHECKING:
     from aifx.config.config import Config
@@ -46,8 +46,10 @@ class DecoderSection(ModelSection):
         description="Compile one layer and loop over it: compiles faster, same checkpoint.",
         json_schema_extra=ROUNDING,
     )
-    remat: bool = Field(
-        False, description="Recompute activations on the way back: less memory, more time.", json_schema_extra=ROUNDING
+    remat: Remat = setting(
+        "none",
+        "Recompute on the way back, for less memory and more time: full is everything, dots all but matrix products.",
+        ROUNDING,
     )
 
     def conflicts(self, config: Config) -> Iterator[Conflict]:

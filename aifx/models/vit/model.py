@@ -12,6 +12,7 @@ from aifx.data.spec import DataSpec
 from aifx.models.base import Head
 from aifx.models.vit.section import VitSection
 from aifx.nn import initializers, layers
+from aifx.nn.remat import rematerialized
 from aifx.parallel.context import ForwardContext
 from aifx.specs import LAYERS, ArraySpec, Params, Specs, stack_layer_specs
 from jax_kernels._ops.attention import attention
@@ -26,6 +27,8 @@ class Vit:
     Patches and a class token go through layers of attention and MLP. The head reads the class token.
     Raises ConfigError if the patches do not fill the image.
     """
+
+    gathers = (LAYERS,)
 
     def __init__(self, section: VitSection, *, image_shape: tuple[int, int, int], num_outputs: int) -> None:
         self.section = section
@@ -76,10 +79,9 @@ class Vit:
         x = self.embed(params["embedding"], batch["inputs"], ctx)
 
         def block(x: jax.Array, own: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
-            return self.layer(own[0], x, ctx, own[1]), None
+            return self.layer(ctx.layout.gather(own[0]), x, ctx, own[1]), None
 
-        if self.section.remat:
-            block = jax.checkpoint(block)
+        block = rematerialized(block, self.section.remat, ctx.layout)
         numbers = jnp.arange(self.section.num_layers)
         if self.section.scan_layers:
             x, _ = jax.lax.scan(block, x, (params[LAYERS], numbers))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels._ops.attention import cudnn, reference, xla
-from jax_kernels._ops.attention.call import Call, rows, work, workload
+from jax_kernels._ops.attention.call import Call, work, workload
 from jax_kernels._ops.score_options import check_score_options
 from jax_kernels.dispatch import run
 from jax_kernels.implementations import Implementation, kernel_implementation
@@ -52,7 +52,6 @@ ATTENTION = Op(
     },
     workload,
     work,
-    rows,
 )
 
 

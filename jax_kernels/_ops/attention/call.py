@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jax_kernels._ops.attention.mask import Mask
-from jax_kernels.batch_sharding import ShardPlan
 from jax_kernels.implementations import Config
 from jax_kernels.op import TrainingProgram, Work
 
@@ -74,13 +73,6 @@ class Call:
         offset = self.q_offset if q_offset is None else q_offset
         assert offset is not None
         return Mask(self.causal, self.window, offset, segment_ids)
-
-
-def rows(call: Call, count: int) -> ShardPlan | None:
-    """Devices share out the batch."""
-    if call.batch % count:
-        return None
-    return ShardPlan(replace(call, batch=call.batch // count), (0, 0, 0, None, 0), (0, 0))
 
 
 def workload(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels._ops.decode_attention import reference, xla
-from jax_kernels._ops.decode_attention.call import Call, rows, work, workload
+from jax_kernels._ops.decode_attention.call import Call, work, workload
 from jax_kernels._ops.decode_attention.pages import check_counts, check_pages, check_table, gather_pages, write_pages
 from jax_kernels._ops.score_options import check_score_options
 from jax_kernels.dispatch import run
@@ -48,7 +48,6 @@ DECODE_ATTENTION = Op(
     {"cpu": ("xla",), "gpu": ("pallas_triton", "xla"), "tpu": ("pallas_tpu", "xla")},
     workload,
     work,
-    rows,
 )
 
 

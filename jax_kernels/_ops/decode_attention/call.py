@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_kernels.batch_sharding import ShardPlan
 from jax_kernels.implementations import Config
 from jax_kernels.op import Work
 
@@ -62,13 +61,6 @@ class Call:
         beyond the table counts as all of it, one below 0 as 0."""
         stop = jnp.clip(length, 0, self.capacity)
         return 0 if self.window is None else jnp.maximum(stop - self.window, 0), stop
-
-
-def rows(call: Call, count: int) -> ShardPlan | None:
-    """Devices share out the batch; each has all of the pages."""
-    if call.batch % count:
-        return None
-    return ShardPlan(replace(call, batch=call.batch // count), (0, None, None, 0, 0), (0, 0))
 
 
 def workload(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels._ops.linear_cross_entropy import reference, xla
-from jax_kernels._ops.linear_cross_entropy.call import Call, counts, marked, outside, rows, work, workload
+from jax_kernels._ops.linear_cross_entropy.call import Call, counts, marked, outside, work, workload
 from jax_kernels.dispatch import run
 from jax_kernels.implementations import Implementation, kernel_implementation
 from jax_kernels.op import Op
@@ -35,7 +35,6 @@ LINEAR_CROSS_ENTROPY = Op(
     {"cpu": ("xla",), "gpu": ("pallas_triton", "xla"), "tpu": ("pallas_tpu", "xla")},
     workload,
     work,
-    rows,
 )
 
 

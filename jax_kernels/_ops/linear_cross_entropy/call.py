@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.batch_sharding import ShardPlan
 from jax_kernels.implementations import Config
 from jax_kernels.op import TrainingProgram, Work
 
@@ -95,14 +94,6 @@ def _mark_backward(is_wrong: jax.Array, d_loss: jax.Array) -> tuple[jax.Array, N
 
 
 marked.defvjp(_mark_forward, _mark_backward)
-
-
-def rows(call: Call, count: int) -> ShardPlan | None:
-    """Devices share out the tokens; each has all of the weight."""
-    if call.tokens % count:
-        return None
-    results = (0,) if call.reduction == "none" else (None,)
-    return ShardPlan(replace(call, tokens=call.tokens // count), (0, None, 0), results)
 
 
 def workload(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels._ops.norms import reference, xla
-from jax_kernels._ops.norms.call import Call, rows, work, workload
+from jax_kernels._ops.norms.call import Call, work, workload
 from jax_kernels.dispatch import run
 from jax_kernels.implementations import Implementation, Platform, kernel_implementation
 from jax_kernels.op import Op
@@ -40,7 +40,6 @@ def _op(name: str) -> Op:
         preference,
         workload,
         work,
-        rows,
     )
 
 

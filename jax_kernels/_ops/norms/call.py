@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.batch_sharding import ShardPlan
 from jax_kernels.implementations import Config
 from jax_kernels.op import TrainingProgram, Work
 
@@ -55,13 +54,6 @@ class Call:
 def power_below(number: int) -> int:
     """The greatest power of two up to it, as sizes of blocks are."""
     return 1 << number.bit_length() - 1
-
-
-def rows(call: Call, count: int) -> ShardPlan | None:
-    """Devices share out the rows; each has all of scale and bias."""
-    if call.rows % count:
-        return None
-    return ShardPlan(replace(call, rows=call.rows // count), (0, None, None, 0), (0, 0))
 
 
 def workload(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jax_kernels._ops.quantized_matmul import reference, xla
-from jax_kernels._ops.quantized_matmul.call import Call, rows, work, workload
+from jax_kernels._ops.quantized_matmul.call import Call, work, workload
 from jax_kernels._ops.quantized_matmul.quantize import LARGEST, dequantize, quantize
 from jax_kernels.dispatch import run
 from jax_kernels.implementations import Implementation, kernel_implementation
@@ -48,7 +48,6 @@ QUANTIZED_MATMUL = Op(
     {"cpu": ("xla",), "gpu": ("pallas_triton", "xla"), "tpu": ("pallas_tpu", "xla")},
     workload,
     work,
-    rows,
 )
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.batch_sharding import ShardPlan
 from jax_kernels.implementations import Config
 from jax_kernels.op import Work
 
@@ -60,13 +59,6 @@ class Call:
     def scale_of(self, block: Any) -> tuple[Any, Any]:
         """Which of the scales along k are those of a block: of x, and of the weight."""
         return block // (self.num_blocks // self.x_blocks), block // (self.num_blocks // self.weight_blocks)
-
-
-def rows(call: Call, count: int) -> ShardPlan | None:
-    """Devices share out the rows of x; each has all of the weight."""
-    if call.m % count:
-        return None
-    return ShardPlan(replace(call, m=call.m // count), (0, None, 0, None), (0,))
 
 
 def workload(

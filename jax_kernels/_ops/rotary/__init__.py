@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_kernels._ops.rotary import reference, xla
-from jax_kernels._ops.rotary.call import Call, rows, work, workload
+from jax_kernels._ops.rotary.call import Call, work, workload
 from jax_kernels.dispatch import run
 from jax_kernels.implementations import Implementation, kernel_implementation
 from jax_kernels.op import Op
@@ -34,7 +34,6 @@ ROTARY = Op(
     {"cpu": ("xla",), "gpu": ("xla", "pallas_triton"), "tpu": ("xla", "pallas_tpu")},
     workload,
     work,
-    rows,
 )
 
 

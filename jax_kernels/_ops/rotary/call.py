@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.batch_sharding import ShardPlan
 from jax_kernels.implementations import Config
 from jax_kernels.op import TrainingProgram, Work
 
@@ -59,18 +58,6 @@ def differentiable(rotate: Rotate) -> Rotate:
 
     rotary.defvjp(forward, backward)
     return rotary
-
-
-def rows(call: Call, count: int) -> ShardPlan | None:
-    """Devices share out the batch, and angles of its rows; each has all of those that rows share."""
-    if call.batch % count:
-        return None
-    shared = call.angles_batch == 1
-    share = replace(
-        call, batch=call.batch // count, angles_batch=call.angles_batch if shared else call.angles_batch // count
-    )
-    axis = None if shared else 0
-    return ShardPlan(share, (0, axis, axis), (0,))
 
 
 def workload(

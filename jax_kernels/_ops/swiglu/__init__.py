@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels._ops.swiglu import reference, xla
-from jax_kernels._ops.swiglu.call import Call, rows, work, workload
+from jax_kernels._ops.swiglu.call import Call, work, workload
 from jax_kernels.dispatch import run
 from jax_kernels.implementations import Implementation, kernel_implementation
 from jax_kernels.op import Op
@@ -33,7 +33,6 @@ SWIGLU = Op(
     {"cpu": ("xla",), "gpu": ("xla", "pallas_triton"), "tpu": ("xla", "pallas_tpu")},
     workload,
     work,
-    rows,
 )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from jax_kernels.batch_sharding import ShardPlan
 from jax_kernels.implementations import Config
 from jax_kernels.op import TrainingProgram, Work
 
@@ -29,13 +28,6 @@ class Call:
     def __str__(self) -> str:
         """In the words of a table: "8192 tokens x 4096 x 14336, bfloat16"."""
         return f"{self.tokens} tokens x {self.embed} x {self.mlp}, {self.dtype}"
-
-
-def rows(call: Call, count: int) -> ShardPlan | None:
-    """Devices share out the tokens; each has all of the weights."""
-    if call.tokens % count:
-        return None
-    return ShardPlan(replace(call, tokens=call.tokens // count), (0, None, None), (0,))
 
 
 def workload(

@@ -12,15 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
+from optax.contrib import muon
 
 from aifx.config.sections import OptimizerSection, ScheduleSection
+from aifx.optim.divided_muon import muon_dimensions, scale_by_divided_muon
+from aifx.parallel.layout import Layout
 from aifx.specs import ArraySpec, Params, Specs, is_spec, map_specs
 
-_HEADS = ("heads", "kv_heads")
 
-
-def make_optimizer(section: OptimizerSection, specs: Specs) -> optax.GradientTransformation:
+def make_optimizer(
+    section: OptimizerSection, specs: Specs, layout: Layout | None = None
+) -> optax.GradientTransformation:
     """The optimizer of the weights among `specs`.
 
     Decoupled decay falls on arrays whose spec says `decay` (with muon: on matrices among them alone). A stacked array
@@ -33,15 +35,19 @@ def make_optimizer(section: OptimizerSection, specs: Specs) -> optax.GradientTra
             b1=section.beta1,
             b2=section.beta2,
             eps=section.epsilon,
+            mu_dtype=section.moment_dtype,
             weight_decay=section.weight_decay,
             mask=partial(_decays_of, specs=specs),
         )
-    dimensions = select_weights(map_specs(_muon_dimensions, specs), specs)
+    if layout is not None and layout.num_devices > 1:
+        return _divided_muon(section, specs, layout)
+    dimensions = select_weights(map_specs(muon_dimensions, specs), specs)
     # Masks of muon's are trees over all weights; decays of its matrices alone must not name the others.
     return muon(
         section.learning_rate,
         beta=section.momentum,
         eps=section.epsilon,
+        mu_dtype=section.moment_dtype,
         weight_decay=section.weight_decay,
         weight_decay_mask=partial(_decays_of, specs=specs),
         adam_b1=section.beta1,
@@ -49,6 +55,26 @@ def make_optimizer(section: OptimizerSection, specs: Specs) -> optax.GradientTra
         adam_learning_rate=section.adam_learning_rate or section.learning_rate,
         muon_weight_dimension_numbers=lambda _: dimensions,
     )
+
+
+def _divided_muon(section: OptimizerSection, specs: Specs, layout: Layout) -> optax.GradientTransformation:
+    """The `muon` of `make_optimizer`, and its state, on a mesh."""
+    labels = select_weights(map_specs(lambda s: "muon" if s.matrix else "adam", specs), specs)
+    matrices = optax.chain(
+        scale_by_divided_muon(specs, layout, section.momentum, section.epsilon, section.moment_dtype),
+        optax.add_decayed_weights(section.weight_decay, partial(_decays_of, specs=specs)),
+        optax.scale_by_learning_rate(section.learning_rate),
+    )
+    others = optax.adamw(
+        section.adam_learning_rate or section.learning_rate,
+        b1=section.beta1,
+        b2=section.beta2,
+        eps=section.epsilon,
+        mu_dtype=section.moment_dtype,
+        weight_decay=0.0,
+        nesterov=True,
+    )
+    return optax.partition({"muon": matrices, "adam": others}, labels)
 
 
 def select_weights(tree: Any, specs: Specs) -> Any:
@@ -116,18 +142,6 @@ def make_schedule(section: ScheduleSection, num_steps: int) -> optax.Schedule:
     joined = optax.join_schedules(parts, boundaries)
     # Compiled, the last of a linear decay to 0 is rounded to below it.
     return lambda count: jnp.clip(joined(count + 1), 0.0, 1.0)
-
-
-def _muon_dimensions(spec: ArraySpec) -> MuonDimensionNumbers | None:
-    """What Muon reduces and produces of an array; dimensions in neither count its matrices.
-
-    Each head of a query, key or value is a matrix of its own: heads do not share outputs, and Newton-Schulz iterations
-    of narrow matrices cost a fraction of those of one wide matrix. Outputs of heads add up, so they share a matrix.
-    """
-    if spec.matrix is None:
-        return None
-    reduced, produced = spec.matrix
-    return MuonDimensionNumbers(reduced, tuple(axis for axis in produced if spec.axes[axis] not in _HEADS))
 
 
 def _decays_of(tree: Any, specs: Specs) -> Any:

@@ -1,0 +1,33 @@
+"""What the layers of a decoder know of the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import jax
+
+Angles: TypeAlias = tuple[jax.Array, jax.Array]
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Where the cache holds each sequence."""
+
+    page_table: jax.Array  # the pages of each sequence
+    held: jax.Array  # how many tokens each holds already, [batch]
+    is_decoding: bool = False  # whether each sequence has one new token, which attends to the cache
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What the layers know of the tokens in addition to their vectors.
+
+    Row r of a layer's input `[batch * seq, embed]` is token r % seq of sequence r // seq.
+    """
+
+    shape: tuple[int, ...]  # (batch, seq)
+    positions: jax.Array | None = None  # [batch, seq]; they count from 0 if None
+    angles: Angles | None = None  # rotary angles of the positions, unless they are learned
+    segment_ids: jax.Array | None = None  # [batch, seq], the document of each token; attention stays within it
+    cached: Cached | None = None  # None in training, which has no cache

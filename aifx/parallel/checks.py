@@ -1,0 +1,67 @@
+"""What a mesh must divide, compared with a model and its data before anything is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+
+from aifx.core.errors import ConfigError
+from aifx.parallel.layout import Layout
+from aifx.parallel.mesh import AXES, YIELDS, Degrees, Demand, axes_of, check_demands, settings_of
+from aifx.specs import ArraySpec, Specs, is_spec
+
+REPEATED = ("kv_heads",)
+"""Logical axes of which several devices may have the same part, if there are fewer parts than devices."""
+
+
+def check_model(layout: Layout, specs: Specs, fields: Mapping[str, Any], divided: Iterable[str], name: str) -> None:
+    """Raises ConfigError unless the mesh divides what the model computes.
+
+    Args:
+        specs: of the model.
+        fields: of its data, as `DataSpec.fields`.
+        divided: the logical axes that the model can divide.
+        name: of the model, for the error.
+    """
+    if layout.num_devices == 1:
+        return
+    can = {axis for logical in ("batch", *divided) for axis in layout.axes(logical)}
+    if unable := [axis for axis in AXES if layout.mesh.shape.get(axis, 1) > 1 and axis not in can]:
+        raise ConfigError(
+            f"mesh.{unable[0]} = {layout.mesh.shape[unable[0]]}, and {name} cannot be divided along it",
+            f"its computation is divided over {', '.join(sorted({'data', 'fsdp', *can}))}",
+            settings_of(Degrees(fsdp=layout.num_devices)),
+        )
+    needed = partial(axes_of, rules=layout.computation)
+    demands = [
+        Demand(f"{logical} of the data", size, (*needed(logical), *needed("tokens")), in_pairs=layout.is_ring)
+        for field_spec in fields.values()
+        for size, logical in zip(field_spec.shape, field_spec.axes, strict=False)
+        if logical in divided
+    ]
+    for spec in jax.tree.leaves(specs, is_leaf=is_spec):
+        _check_collision(layout, spec)
+        demands += [
+            Demand(f"{logical} of the model", size, needed(logical), logical in REPEATED)
+            for size, logical in zip(spec.shape, spec.axes, strict=True)
+            if logical in divided and logical != "vocab" and needed(logical)
+        ]
+    check_demands(layout.degrees, list(dict.fromkeys(demands)))
+
+
+def _check_collision(layout: Layout, spec: ArraySpec) -> None:
+    """Raises ConfigError if the rules divide two dimensions of an array over one mesh axis."""
+    taken: dict[str, str] = {}
+    for name in spec.axes:
+        for axis in layout.axes(name, layout.parameters):
+            assert name is not None
+            other = taken.setdefault(axis, name)
+            if other != name and YIELDS.get(name) != other and YIELDS.get(other) != name:
+                raise ConfigError(
+                    f"the rules divide both {other!r} and {name!r} of one array over mesh.{axis}",
+                    f"an array {list(spec.axes)} of the model has both, and a mesh axis divides one dimension",
+                    f'--set mesh.parameters=["{name} ="]',
+                )

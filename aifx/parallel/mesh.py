@@ -1,0 +1,205 @@
+"""The mesh of devices: its axes, how many devices each has, and the sizes that they must divide."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, TypeAlias
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from aifx.config.sections import MeshSection
+from aifx.core.errors import ConfigError
+
+AXES: Final = ("data", "fsdp", "tensor", "context")
+
+Rules: TypeAlias = Mapping[str, str | tuple[str, ...] | None]
+"""Logical axis -> mesh axes; a logical axis that is absent is not divided."""
+
+PARAMETERS: Final[Rules] = {
+    "vocab": ("fsdp", "tensor"),
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+}
+"""How parameters and optimizer state are kept."""
+
+COMPUTATION: Final[Rules] = {
+    "batch": ("data", "fsdp"),
+    "seq": "context",
+    "tokens": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": ("fsdp", "tensor"),
+}
+"""How a program divides what it computes. "batch" is rows, "seq" the steps of a row. "tokens" are those of a device
+between the products: each device along `tensor` has a part of them."""
+
+
+def axes_of(name: str | None, rules: Rules) -> tuple[str, ...]:
+    """The mesh axes of a rule."""
+    found = rules.get(name) if name else None
+    return (found,) if isinstance(found, str) else found or ()
+
+
+YIELDS: Final = {"embed": "vocab"}
+"""A logical axis that is divided only if another one of the same array leaves the mesh axis free."""
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """How many devices a mesh has along each axis."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+    context: int = 1
+
+    @classmethod
+    def of(cls, section: MeshSection, num_devices: int) -> Degrees:
+        """The sizes of `[mesh]` on so many devices. Raises ConfigError if they do not make up that number."""
+        sizes = {axis: getattr(section, axis) for axis in AXES}
+        open_axes = [axis for axis in AXES if sizes[axis] == -1]
+        if len(open_axes) > 1 and "data" in open_axes:  # the default, which gives way
+            open_axes.remove("data")
+            sizes["data"] = 1
+        given = math.prod(size for size in sizes.values() if size != -1)
+        if len(open_axes) > 1:
+            names = " and ".join(f"mesh.{axis}" for axis in open_axes)
+            what = f"{names} are both -1"
+            raise ConfigError(what, "-1 takes the devices that are left, once", f"--set mesh.{open_axes[0]}=1")
+        if open_axes and num_devices % given == 0:
+            sizes[open_axes[0]] = num_devices // given
+        elif open_axes or given != num_devices:
+            asked = ", ".join(f"mesh.{axis} = {size}" for axis, size in sizes.items() if size not in (1, -1))
+            fitting = nearest(cls(**{axis: max(size, 1) for axis, size in sizes.items()}), num_devices, ())
+            raise ConfigError(
+                f"{asked or 'the mesh'}, and the run has {num_devices} devices",
+                f"the sizes of a mesh make up the number of its devices: {given} is not {num_devices}",
+                f"{settings_of(fitting)}, or --set train.devices={given}",
+            )
+        return cls(**sizes)
+
+    @property
+    def count(self) -> int:
+        return math.prod(asdict(self).values())
+
+    def over(self, axes: Iterable[str]) -> int:
+        """Devices along these axes together."""
+        return math.prod(getattr(self, axis) for axis in axes)
+
+    def __str__(self) -> str:
+        """ "data=2 x fsdp=4"; "one device"."""
+        return " x ".join(f"{a}={n}" for a, n in asdict(self).items() if n > 1) or "one device"
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A size of a run that devices divide.
+
+    Attributes:
+        name: for the error: "model.num_heads".
+        axes: the mesh axes over which it is divided.
+        in_pairs: each device takes an even number.
+        may_repeat: fewer than devices will do if their number is a multiple: several devices then have the same.
+    """
+
+    name: str
+    size: int
+    axes: tuple[str, ...]
+    may_repeat: bool = False
+    in_pairs: bool = False
+
+    def conflict(self, degrees: Degrees) -> str | None:
+        """Why such a mesh cannot divide it; None if it can."""
+        count = degrees.over(self.axes) * (2 if self.in_pairs and degrees.over(self.axes) > 1 else 1)
+        if self.size % count == 0 or (self.may_repeat and count % self.size == 0):
+            return None
+        names = " x ".join(f"mesh.{axis}" for axis in self.axes if getattr(degrees, axis) > 1)
+        return f"{self.name} = {self.size} is not divisible by {'2 x ' * self.in_pairs}{names} = {count}"
+
+
+def nearest(degrees: Degrees, num_devices: int, demands: Sequence[Demand]) -> Degrees | None:
+    """The mesh of so many devices that meets the demands and differs least from `degrees`; None if there is none."""
+
+    def distance(other: Degrees) -> float:
+        return sum(abs(math.log2(getattr(other, axis) / getattr(degrees, axis))) for axis in AXES)
+
+    fitting = (other for other in all_degrees(num_devices) if not any(d.conflict(other) for d in demands))
+    return min(fitting, key=distance, default=None)
+
+
+def all_degrees(num_devices: int) -> Iterator[Degrees]:
+    """Each mesh of so many devices."""
+    divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    for sizes in itertools.product(divisors, repeat=len(AXES) - 1):
+        rest, odd = divmod(num_devices, math.prod(sizes))
+        if rest and not odd:
+            yield Degrees(rest, *sizes)
+
+
+def check_demands(degrees: Degrees, demands: Sequence[Demand]) -> None:
+    """Raise ConfigError naming each size that the mesh cannot divide, and the nearest mesh that can."""
+    conflicts = [why for demand in demands if (why := demand.conflict(degrees)) is not None]
+    if not conflicts:
+        return
+    fitting = nearest(degrees, degrees.count, demands)
+    hint = "--set train.devices=1" if fitting is None else settings_of(fitting)
+    raise ConfigError(f"the mesh {degrees} does not divide this run", "; ".join(dict.fromkeys(conflicts)), hint)
+
+
+def make_mesh(degrees: Degrees, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh over these devices, in the order of their links; several slices of a TPU divide the rows."""
+    shape = tuple(asdict(degrees).values())
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if devices[0].platform != "tpu":
+        return Mesh(np.array(devices).reshape(shape), AXES)
+    if len(slices) > 1 and degrees.data % len(slices) == 0:
+        within = (degrees.data // len(slices), *shape[1:])
+        arranged = mesh_utils.create_hybrid_device_mesh(within, (len(slices), 1, 1, 1), devices)
+    else:
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, AXES)
+
+
+def make_abstract_mesh(degrees: Degrees, device: Any = None) -> AbstractMesh:
+    """A mesh of devices that are not here; `device` is an AbstractDevice, or None."""
+    sizes = tuple(asdict(degrees).values())
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=device)
+
+
+def degrees_of(mesh: Mesh | AbstractMesh) -> Degrees:
+    return replace(Degrees(), **{axis: int(size) for axis, size in mesh.shape.items()})
+
+
+def zigzag(length: int, count: int) -> np.ndarray[Any, Any]:
+    """The steps of a sequence in the order in which `count` devices of a ring have them, int `[length]`.
+
+    Of 2n equal pieces, device i has pieces i and 2n - 1 - i: in causal attention, each then has the same work.
+    """
+    pieces = np.arange(length).reshape(2 * count, -1)
+    return np.concatenate([pieces[[i, 2 * count - 1 - i]].reshape(-1) for i in range(count)])
+
+
+def parse_rules(base: Rules, changes: Sequence[str], key: str) -> Rules:
+    """`base` with the changes of `[mesh]`: "vocab = tensor", "mlp = fsdp tensor", "embed =". Raises ConfigError."""
+    rules = dict(base)
+    for change in changes:
+        name, equals, axes = (part.strip() for part in change.partition("="))
+        unknown = [axis for axis in axes.split() if axis not in AXES]
+        if not equals or name not in rules or unknown:
+            known = f"a logical axis ({', '.join(rules)}), =, and mesh axes ({', '.join(AXES)}) or nothing"
+            raise ConfigError(f"mesh.{key}: {change!r} is no rule", f"a rule is {known}", 'embed = "fsdp"')
+        rules[name] = tuple(axes.split())
+    return rules
+
+
+def settings_of(degrees: Degrees | None) -> str:
+    return " ".join(f"--set mesh.{axis}={size}" for axis, size in asdict(degrees or Degrees()).items())

@@ -1,0 +1,33 @@
+"""What one device of a mesh gets of the arguments of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from aifx.models.base import Decodes, Model
+from aifx.objectives.base import DeviceBatch
+from aifx.parallel.layout import Layout
+from aifx.specs import Params, Specs
+from aifx.tasks.base import Task
+
+
+def model_params(model: Model | Decodes, params: Params, specs: Specs, layout: Layout) -> Params:
+    """A device's part of the params as the model takes them: whole but for the nodes that it gathers itself."""
+    parts: Params = layout.parts(params, specs, getattr(model, "gathers", ()))
+    return parts
+
+
+def batch_partitions(task: Task, layout: Layout, batch: Mapping[str, Any]) -> dict[str, P]:
+    """How a batch's fields are divided."""
+    fields = task.data.fields
+    return {name: layout.batch_partition(fields[name].axes if name in fields else ()) for name in batch}
+
+
+def row_ids(batch: DeviceBatch) -> jax.Array:
+    """The number of each row within the global batch, int32 `[rows]`."""
+    return jnp.arange(len(next(iter(batch.values()))), dtype=jnp.int32)

@@ -1,0 +1,239 @@
+"""Meshes of eight simulated devices train as one device does."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from effort import IS_LONG
+from mesh_trials import FAMILIES, TEXT
+
+from aifx.config import load_config
+from aifx.core.errors import ConfigError
+from aifx.core.project import Project
+from aifx.parallel.layout import abstract_layout
+from aifx.programs.build import build
+from aifx.tasks import describe_task
+
+MESHES = {
+    "data=8": ["mesh.data=8", "train.gradient_accumulation=2"],
+    "fsdp=8": ["mesh.fsdp=8"],
+    "fsdp=4 x tensor=2": ["mesh.fsdp=4", "mesh.tensor=2"],
+    "data=2 x fsdp=2 x tensor=2": ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"],
+    "fsdp=4 x context=2": ["mesh.fsdp=4", "mesh.context=2"],
+    "fsdp=2 x context=4, ring": ["mesh.fsdp=2", "mesh.context=4", "mesh.context_method=ring"],
+}
+TENSOR_4 = "--set mesh.data=2 --set mesh.fsdp=1 --set mesh.tensor=4 --set mesh.context=1"
+CONTEXT_4 = "--set mesh.data=2 --set mesh.fsdp=1 --set mesh.tensor=1 --set mesh.context=4"
+QUICK = ("data=8", "fsdp=8", "data=2 x fsdp=2 x tensor=2", "fsdp=2 x context=4, ring")
+MUON = ["optimizer.kind=muon", "optimizer.adam_learning_rate=0.01"]
+
+
+def run_trials(requests: dict[str, tuple[str, list[str], int]]) -> dict[str, Any]:
+    """What each request found, in a process with eight devices."""
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("mesh_trials.py"))],
+        env={**os.environ, "XLA_FLAGS": flags},
+        input=json.dumps(requests),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def check_equal(many: dict[str, Any], one: dict[str, Any], tolerance: float) -> None:
+    np.testing.assert_allclose(many["losses"], one["losses"], rtol=tolerance)
+    np.testing.assert_allclose(many["norms"][0], one["norms"][0], rtol=1e-6)
+    np.testing.assert_allclose(many["evaluated"], one["evaluated"], rtol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Any]:
+    """By mesh; "one" is one device."""
+    return run_trials({"one": ("text", [], 1)} | {name: ("text", MESHES[name], 8) for name in QUICK})
+
+
+@pytest.fixture(scope="module")
+def all_trained(trained: dict[str, Any]) -> dict[str, Any]:
+    return trained | run_trials({name: ("text", mesh, 8) for name, mesh in MESHES.items() if name not in QUICK})
+
+
+@pytest.mark.parametrize("mesh", QUICK)
+def test_a_mesh_trains_as_one_device(trained: dict[str, Any], mesh: str) -> None:
+    check_equal(trained[mesh], trained["one"], 1e-5)
+
+
+def test_one_device_has_no_collective(trained: dict[str, Any]) -> None:
+    assert trained["one"]["collectives"] == []
+    assert trained["one"]["losses"][-1] < 0.9 * trained["one"]["losses"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [name for name in MESHES if name not in QUICK])
+def test_other_meshes_train_as_one_device(all_trained: dict[str, Any], mesh: str) -> None:
+    check_equal(all_trained[mesh], all_trained["one"], 1e-5)
+
+
+@pytest.mark.slow
+def test_a_ring_gathers_no_keys(all_trained: dict[str, Any]) -> None:
+    kinds = {kind for kind, _, in_loop in all_trained["fsdp=2 x context=4, ring"]["collectives"] if in_loop}
+    assert "collective-permute" in kinds
+    sizes = {size for kind, size, _ in all_trained["fsdp=4 x context=2"]["collectives"] if kind == "all-gather"}
+    keys = 4 * 32 * 4 * 8 * 4  # rows, steps, heads, head_dim, bytes
+    assert keys in sizes
+    ring = {size for kind, size, _ in all_trained["fsdp=2 x context=4, ring"]["collectives"] if kind == "all-gather"}
+    assert 2 * keys not in ring  # of the eight rows of a device there
+
+
+def test_micro_batches_wait_for_no_other_device(trained: dict[str, Any]) -> None:
+    """Devices along `data` add up their gradients once per step."""
+    assert [found for found in trained["data=8"]["collectives"] if found[2]] == []
+    assert any(kind == "all-reduce" for kind, *_ in trained["data=8"]["collectives"])
+
+
+def test_the_vocabulary_is_never_whole(trained: dict[str, Any]) -> None:
+    """Devices that share it exchange vectors and sums of tokens."""
+    for name in ("fsdp=8", "data=2 x fsdp=2 x tensor=2"):
+        table = trained[name]["vocab_bytes"]
+        moved = [size for kind, size, _ in trained[name]["collectives"] if kind == "all-gather"]
+        assert table not in moved, name
+
+
+def test_fsdp_divides_the_state_and_gathers_a_layer_at_a_time(trained: dict[str, Any]) -> None:
+    """Each device holds its part of the state. The loop over layers moves one layer's weights and nothing larger."""
+    found = trained["fsdp=8"]
+    assert found["state_share"] <= 1.05 / 8
+    assert trained["data=8"]["state_share"] == 1.0
+    looped = {(kind, size) for kind, size, in_loop in found["collectives"] if in_loop}
+    assert {kind for kind, _ in looped} >= {"all-gather"}
+    assert {kind for kind, _ in looped} <= {"all-gather", "reduce-scatter", "all-reduce"}
+    assert max(size for _, size in looped) <= found["layer_bytes"]
+
+
+@pytest.mark.slow
+def test_meshes_train_with_muon_as_one_device(all_trained: dict[str, Any]) -> None:
+    """Its collectives move each device's parts, not whole matrices."""
+    requests = {name: ("text", [*mesh, *MUON], 8) for name, mesh in MESHES.items()}
+    found = run_trials({"one": ("text", MUON, 1)} | requests)
+    for name in MESHES:
+        check_equal(found[name], found["one"], 1e-4)
+        moved = (sum(size for _, size, _ in of[name]["collectives"]) for of in (found, all_trained))
+        added = next(moved) - next(moved)
+        assert added <= 2 * found[name]["matrix_bytes"], name
+    kinds = {kind for kind, _, in_loop in found["fsdp=8"]["collectives"] if not in_loop}
+    assert "all-to-all" in kinds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["small", "basic", "vit", "tabular", "series"])
+def test_every_family_trains_on_a_mesh(family: str) -> None:
+    meshes = ("data=8", "fsdp=8")
+    found = run_trials({"one": (family, [], 1)} | {name: (family, MESHES[name], 8) for name in meshes})
+    for name in meshes:
+        check_equal(found[name], found["one"], 1e-5)
+    assert found["fsdp=8"]["state_share"] < 0.5
+
+
+def random_request(draw: random.Random) -> tuple[list[str], int]:
+    """Settings of a small model, and a number of devices with a mesh over them."""
+    devices = draw.randint(2, 8)
+    sizes: dict[str, Any] = {}
+    rest = devices
+    for axis in draw.sample(["fsdp", "tensor", "context"], 3):
+        sizes[axis] = draw.choice([n for n in range(1, rest + 1) if rest % n == 0])
+        rest //= sizes[axis]
+    kv_heads = draw.choice([1, 2, 4])
+    shape = {
+        "num_layers": draw.randint(1, 3), "num_heads": kv_heads * draw.randint(1, 3), "num_kv_heads": kv_heads,
+        "head_dim": 8, "embed_dim": draw.choice([24, 32, 48]), "mlp_dim": draw.choice([32, 60, 64]),
+        "scan_layers": draw.choice(["true", "false"]), "bias": draw.choice(["true", "false"]),
+        "positions": draw.choice(["rotary", "learned"]), "norm": draw.choice(["rms_norm", "layer_norm"]),
+        "tie_embeddings": draw.choice(["true", "false"]), "remat": draw.choice(["none", "dots", "full"]),
+    }  # fmt: skip
+    batch = draw.choice([4, 6, 8, 16])
+    train = {
+        "global_batch_size": batch, "gradient_accumulation": draw.choice([n for n in (1, 2) if batch % n == 0]),
+        "num_steps": 4,
+    }  # fmt: skip
+    sizes["context_method"] = draw.choice(["gather", "ring"])
+    settings = [f"mesh.{k}={v}" for k, v in sizes.items()] + [f"model.{k}={v}" for k, v in shape.items()]
+    vocab = draw.choice([300, 320, 331])
+    return [*settings, *(f"train.{k}={v}" for k, v in train.items()), f"data.vocab_size={vocab}"], devices
+
+
+@pytest.mark.slow
+def test_random_meshes_train_as_one_device_or_are_refused() -> None:
+    seed = random.randrange(2**32)
+    draw = random.Random(seed)
+    requests: dict[str, tuple[str, list[str], int]] = {}
+    for number in range(40 if IS_LONG else 8):
+        settings, devices = random_request(draw)
+        requests[f"{number} many"] = "text", settings, devices
+        requests[f"{number} one"] = "text", [s for s in settings if not s.startswith("mesh.")], 1
+    found = run_trials(requests)
+    trained = 0
+    for name in (name for name in requests if name.endswith("many")):
+        many, one, settings = found[name], found[name.replace("many", "one")], requests[name][1]
+        if "why" in many:
+            sizes = [setting.rpartition("=")[2] for setting in settings]
+            assert any(f"= {size}" in f"{many['what']} {many['why']}" for size in sizes), (seed, many, settings)
+            assert many["hint"].startswith("--set"), (seed, many)
+            continue
+        trained += 1
+        np.testing.assert_allclose(many["losses"], one["losses"], rtol=1e-5, err_msg=f"{seed} {settings}")
+        np.testing.assert_allclose(many["norms"][0], one["norms"][0], rtol=1e-6, err_msg=f"{seed} {settings}")
+    assert trained, (seed, found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why", "hint"),
+    [
+        (
+            ["mesh.tensor=8", "model.num_heads=4"],
+            "heads of the model = 4 is not divisible",
+            TENSOR_4,
+        ),
+        (["mesh.context=8", "data.seq_len=12"], "seq of the data = 12 is not divisible by mesh.context = 8", CONTEXT_4),
+        (
+            ["mesh.fsdp=8", "train.global_batch_size=12"],
+            "12 / 8 is not whole",
+            "--set train.devices=6 --set mesh.data=3",
+        ),
+        (["mesh.fsdp=3", "mesh.data=3"], "9 is not 8", "--set mesh."),
+        (["mesh.tensor=2", "model.dropout=0.1"], "dropout is drawn for whole rows", "--set model.dropout=0"),
+        (['mesh.parameters=["mlp = fsdp"]', "mesh.fsdp=2"], "a mesh axis divides one dimension", "mesh.parameters"),
+    ],
+)
+def test_what_a_mesh_cannot_divide_is_refused(tmp_path: Path, settings: list[str], why: str, hint: str) -> None:
+    (tmp_path / "aifx.toml").touch()
+    project = Project(tmp_path)
+    config = load_config(project, [*TEXT, *settings], {})
+
+    def trace() -> None:
+        layout = abstract_layout(8, "cpu", "cpu", config.mesh)
+        layout.check_batch(config.train.global_batch_size, config.train.gradient_accumulation)
+        build(config, describe_task(config, project), layout).train_step.trace()
+
+    with pytest.raises(ConfigError) as refused:
+        trace()
+    assert why in f"{refused.value.what} {refused.value.why}"
+    assert hint in refused.value.hint
+
+
+def test_a_family_that_cannot_be_divided_names_the_axis(tmp_path: Path) -> None:
+    (tmp_path / "aifx.toml").touch()
+    project = Project(tmp_path)
+    config = load_config(project, [*FAMILIES["vit"], "mesh.tensor=2"], {})
+    with pytest.raises(ConfigError, match=r"mesh\.tensor = 2, and Vit cannot be divided along it"):
+        build(config, describe_task(config, project), abstract_layout(8, "cpu", "cpu", config.mesh))
