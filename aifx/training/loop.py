@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 
-from aifx.config import Config
-from aifx.config.best_by import LOSS, BestBy, best_by_of, score_of
+from aifx.config.best_by import best_by_of, score_of
 from aifx.core.statuses import ProcessStatus
 from aifx.data.base import Batch
 from aifx.evaluation.held_out import evaluate_split
@@ -23,6 +22,7 @@ from aifx.programs.state import TrainState
 from aifx.specs import Params
 from aifx.training.meter import Meter
 from aifx.training.observers import EventDispatcher
+from aifx.training.progress import Progress
 from aifx.training.records import Record
 from aifx.training.sampling import TextSampler
 from aifx.training.signals import StopSignals, status_of
@@ -33,38 +33,6 @@ if TYPE_CHECKING:
     from aifx.checkpoint.checkpoints import Checkpoints
 
 StepFn: TypeAlias = Callable[[TrainState, Params, Any], tuple[TrainState, jax.Array]]
-
-
-WARN_AFTER = 4
-"""Validations in a row without improvement."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How validation went so far; part of each checkpoint, so that early stopping survives a stop."""
-
-    best_loss: float | None = None  # at the best step
-    best_step: int | None = None
-    since_best: int = 0  # validations without improvement
-    last_loss: float | None = None
-    best_value: float | None = None  # of the metric that ranks checkpoints
-    thresholds: Mapping[str, float] = field(default_factory=dict)  # by class, that the last validation chose
-
-    def after(self, step: int, metrics: Mapping[str, Any], best_by: BestBy) -> Progress:
-        """After a validation at `step`."""
-        loss, value = LOSS.value(metrics), best_by.value(metrics)
-        if value is not None and (self.best_value is None or best_by.is_better(value, self.best_value)):
-            return Progress(loss, step, 0, loss, value)
-        return replace(self, since_best=self.since_best + 1, last_loss=loss)
-
-    def warning(self, config: Config) -> str | None:
-        """What to say of this validation: once in a row of WARN_AFTER without improvement, otherwise None."""
-        patience = config.train.early_stopping
-        if self.since_best != WARN_AFTER or self.best_value is None or 0 < patience <= WARN_AFTER:
-            return None
-        best = f"the best is {self.best_value:.4f}, of step {self.best_step}"
-        text = f"{WARN_AFTER} validations in a row without a better {best_by_of(config).metric}: {best}"
-        return text if patience else f"{text}; train.early_stopping would end such a run"
 
 
 @dataclass(frozen=True)

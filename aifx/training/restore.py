@@ -15,7 +15,7 @@ from aifx.programs.state import TrainState, copied, make_frozen
 from aifx.runs.status import number
 from aifx.specs import Params
 from aifx.training.finetuning import with_base_weights
-from aifx.training.loop import Progress
+from aifx.training.progress import Progress
 from aifx.training.records import Record
 from aifx.training.resume_checks import Fork
 from aifx.training.state import from_tree, to_tree

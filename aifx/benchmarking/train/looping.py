@@ -18,9 +18,10 @@ from aifx.data.base import Batch
 from aifx.data.order import prefetch
 from aifx.programs.state import TrainState
 from aifx.programs.train_step import STEP_METRICS
-from aifx.training.loop import Loop, Progress, StepFn
+from aifx.training.loop import Loop, StepFn
 from aifx.training.meter import Meter
 from aifx.training.observers import EventDispatcher, LogFile, MetricsFile
+from aifx.training.progress import Progress
 from aifx.training.records import Observer, Record
 from aifx.training.run import run_info
 from aifx.training.signals import StopSignals
