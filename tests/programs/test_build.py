@@ -98,12 +98,6 @@ def test_a_model_of_images_does_not_write(tmp_path: Path) -> None:
     assert not programs.can_decode
 
 
-def test_more_than_one_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ConfigError, match="one of 2 JAX processes"):
-        local_layout()
-
-
 def test_a_mesh_of_another_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "aifx.toml").write_text("[mesh]\ndata = 3\n[train]\ndevices = 2\n")
     with pytest.raises(ConfigError, match=r"mesh\.data = 3 does not make up train\.devices = 2"):
