@@ -59,7 +59,7 @@ def test_values_of_one_key() -> None:
         "train.n": ["train.num_steps=", "train.num_steps=1000"],
         "optimizer.kind=": ["optimizer.kind=adamw", "optimizer.kind=muon"],
         "optimizer.kind=m": ["optimizer.kind=muon"],
-        "model.rem": ["model.remat=", 'model.remat="none"'],
+        "model.rem": ["model.remat=", "model.remat=none", "model.remat=dots", "model.remat=full"],
         "data.tra": ["data.train="],
         "nothing=": [],
     }.items():
