@@ -35,6 +35,7 @@ def lookup(table: Array, ids: Array, layout: Layout, vocab_size: int) -> Array:
     others = tuple(axis for axis in axes if axis not in shared)
     parts, chunks = layout.size(shared), _num_chunks(ids.size * layout.size(others), ids.size // layout.size(shared), 1)
 
+    @jax.checkpoint  # otherwise the backward pass is given a mask of the vectors of all tokens
     def vectors(_: None, some: Array) -> tuple[None, Array]:
         wanted = some.reshape(-1)
         wanted = lax.all_gather(wanted, others, tiled=True) if others else wanted
