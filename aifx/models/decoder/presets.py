@@ -4,8 +4,8 @@
 queries and keys (Henry et al. 2020, arXiv 2010.04245), tied embeddings, no biases.
 
 Sources: GPT-2, openai/gpt-2 `src/model.py` and the `hparams.json` of each released size; the real vocabulary of 50,257
-is kept, not padded. Llama 3 and 3.2, the `config.json` of each released model; Llama 3.2 was trained to 8,192 tokens
-before its context was stretched, and that is the context given here.
+is kept, not padded. Llama 3, 3.1 and 3.2, the `config.json` of each released model; Llama 3.1 and 3.2 were trained to
+8,192 tokens before their context was stretched, and that is the context given here.
 """
 
 from __future__ import annotations
@@ -65,4 +65,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama3.2-3b": {**_LLAMA3_2, "num_layers": 28, "embed_dim": 3072, "num_heads": 24, "mlp_dim": 8192},
     "llama3-8b": {**_LLAMA3, "num_layers": 32, "embed_dim": 4096, "num_heads": 32, "mlp_dim": 14336},
     "llama3-70b": {**_LLAMA3, "num_layers": 80, "embed_dim": 8192, "num_heads": 64, "mlp_dim": 28672},
+    "llama3.1-405b": {**_LLAMA3, "num_layers": 126, "embed_dim": 16384, "num_heads": 128, "mlp_dim": 53248},
 }
