@@ -64,6 +64,7 @@ class Accelerator:
     usual_tflops: float | None = None
     usual_copy_gb_s: float | None = None  # host to device from page-locked memory, measured
     usual_all_reduce_gb_s: float | None = None  # of 8 GPUs over NVLink, 16 GiB, measured (bus bandwidth)
+    network_gb_s: float | None = None  # of a chip to other nodes or slices, in one direction
 
 
 DTYPES = ("float4_e2m1fn", "float8_e4m3fn", "int8", "bfloat16", "float16", "tfloat32", "float32")
@@ -93,7 +94,8 @@ A100_SOURCE = "A100 data sheet (1758950) in TensorRT-LLM; FP32 and power: gmasse
 # row and counts one direction of a link; MLPerf are the system descriptions of submissions to MLPerf Inference; two
 # names with a slash between them are a repository on GitHub. NVLinks: NVIDIA Health Validation (H100 26,562 MB/s, GB200
 # 53,125 MB/s) and NVIDIA's A100 architecture paper (25 GB/s). Usual rates: stas00/ml-engineering, maximum achievable
-# matmul FLOPS; Azure/azurehpc-health-checks for copies (nvbandwidth) and all-reduce. Rails: leptonai/gpud.
+# matmul FLOPS; Azure/azurehpc-health-checks for copies (nvbandwidth) and all-reduce. Rails: leptonai/gpud. Network: of
+# TPUs Google's pages (v5e 6.4 Tb/s and v6e 25.6 Tb/s per pod of 256 chips, v5p 50 Gb/s per chip).
 ACCELERATORS: tuple[Accelerator, ...] = (
     # name, kinds, short name; peaks; memory in GB and in GB/s, link in GB/s, power in W, source
     Accelerator("NVIDIA B200", (r"NVIDIA B200.*",), "b200",
@@ -177,11 +179,12 @@ ACCELERATORS: tuple[Accelerator, ...] = (
         "cloud.google.com/tpu/docs/v4 (power: mean); link: 6 of 50 GB/s each way, arXiv:2304.01433, table 4",
         pci_ids=("0x005e",), generation="v4"),
     Accelerator("TPU v5e", (r"TPU v5 lite", r"TPU v5e", r"TPU v5litepod"), "", {"int8": 393, "bfloat16": 197},
-        16, 819, 400, None, "cloud.google.com/tpu/docs/v5e", pci_ids=("0x0063",), generation="v5e"),
+        16, 819, 400, None, "cloud.google.com/tpu/docs/v5e", pci_ids=("0x0063",), generation="v5e", network_gb_s=3.125),
     Accelerator("TPU v5p", (r"TPU v5", r"TPU v5p"), "", {"int8": 918, "bfloat16": 459}, 95, 2765, 1200, None,
-        "cloud.google.com/tpu/docs/v5p", pci_ids=("0x0062",), generation="v5p"),
+        "cloud.google.com/tpu/docs/v5p", pci_ids=("0x0062",), generation="v5p", network_gb_s=6.25),
     Accelerator("TPU v6e", (r"TPU v6 lite", r"TPU v6e"), "", {"int8": 1836, "float8_e4m3fn": 918, "bfloat16": 918},
-        32, 1638, 800, None, "cloud.google.com/tpu/docs/v6e and /tpu7x", pci_ids=("0x006f",), generation="v6e"),
+        32, 1638, 800, None, "cloud.google.com/tpu/docs/v6e and /tpu7x", pci_ids=("0x006f",), generation="v6e",
+        network_gb_s=12.5),
     Accelerator("TPU v7x", (r"TPU7x", r"TPU v7x?"), "", {"float8_e4m3fn": 4614, "bfloat16": 2307},
         192, 7380, 1200, None, "cloud.google.com/tpu/docs/tpu7x: two JAX devices a chip", devices_per_chip=2,
         pci_ids=("0x0076",), generation="7x"),

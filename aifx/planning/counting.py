@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Var
 from jax.sharding import AbstractDevice
 
@@ -16,13 +17,14 @@ from aifx.config import Config
 from aifx.kernels.choice import winners_path
 from aifx.optim import merge_weights, select_weights
 from aifx.parallel.context import ForwardContext
-from aifx.parallel.layout import abstract_layout
-from aifx.parallel.mesh import Degrees, make_abstract_mesh
-from aifx.planning.operations import Operations, count_operations
-from aifx.programs.build import Programs, build, tree_bytes
+from aifx.parallel.layout import Layout, abstract_layout
+from aifx.parallel.mesh import make_abstract_mesh
+from aifx.planning.network import Collective
+from aifx.planning.operations import count_operations, group_along
+from aifx.programs.build import Programs, build
 from aifx.programs.device_parts import row_ids
 from aifx.programs.program import Program
-from aifx.specs import merge_frozen
+from aifx.specs import LAYERS, ArraySpec, is_spec, is_stacked, merge_frozen
 from aifx.tasks.base import Task
 from jax_kernels.dispatch import Choices
 from jax_kernels.implementations import current_device
@@ -34,15 +36,23 @@ class Counted:
     """Of a run, and of one step on one device. Sizes are in bytes.
 
     Attributes:
+        mesh: devices along each of its axes.
         units_per_step: tokens, images or examples of the global batch.
         model_flops: forward and backward pass of the model over the global batch; recomputation doesn't count.
         product_flops: of one device by dtype; recomputation counts.
         transcendentals: elements of exponentials and the like, of one device.
+        checkpoint: parameters and optimizer state of all devices together, each once.
+        micro_batches: of a step.
         activations: what the backward pass reads of the forward pass, of one micro-batch.
+        touched: activations that a micro-batch writes and reads, also those that are computed again.
         copies: of weights, in the type of the computation, and gradients that the forward pass forms.
+        head: outputs of the model (tokens of its vocabulary, or classes), and the width of what they are made from.
         logits: the largest array with an axis of the model's outputs.
+        gathered: weights of a layer and of the head that are gathered for use, with their gradients.
+        collectives: between devices.
     """
 
+    mesh: dict[str, int]
     unit: str
     units_per_step: int
     dtype: str
@@ -50,64 +60,192 @@ class Counted:
     model_flops: int
     product_flops: dict[str, int]
     transcendentals: int
+    checkpoint: int
     parameters: int
     frozen: int
     optimizer: int
     gradients: int
     batch: int
+    micro_batches: int
     activations: int
+    touched: int
     copies: int
+    head: tuple[int, int]
     logits: int
+    gathered: int
+    collectives: list[Collective]
 
     @property
     def state(self) -> int:
-        """What a checkpoint holds."""
+        """Parameters and optimizer state of one device."""
         return self.parameters + self.optimizer
 
 
-def count(
-    config: Config, task: Task, platform: str, device_kind: str, num_devices: int, asked: Mapping[str, str]
-) -> Counted:
+def count(config: Config, task: Task, layout: Layout, asked: Mapping[str, str]) -> Counted:
     """Of a run on devices that need not be here.
 
+    Activations are those of one device with its rows, as if the rest of the mesh divided them evenly.
+
     Args:
+        layout: of `described_layout`.
         asked: implementations by op, instead of those of `[kernels]`.
     """
-    train = config.train
-    own = train.model_copy(update={"global_batch_size": train.global_batch_size // num_devices})
-    layout = abstract_layout(1, platform, device_kind)
-    with tracing_for(platform, device_kind):
-        programs = build(replace(config, train=own), task, layout, kernels=choices(config, asked))
-        operations = _operations(programs)
-        activations, copies = _residuals(programs)
-    state, rows = programs.state_bytes(), train.global_batch_size
+    rows = config.train.global_batch_size
+    with tracing_for(layout.single):
+        one = _programs_of_one(config, task, layout, asked)
+        head = _head_shape(one)
+        operations = count_operations(one.train_step.jaxpr(), *head)
+        activations, copies = _residuals(one)
+    programs = build(config, task, layout)
+    shared = layout.num_devices // layout.count("batch")
+    held = held_by_one(programs)
     examples = math.prod(task.data.fields["targets"].shape) if "targets" in task.data.fields else 1
-    return Counted(
+    counted = Counted(
+        mesh=asdict(layout.degrees),
         unit=task.objective.unit,
         units_per_step=rows * examples,
         dtype=programs.dtype_name,
         num_parameters=programs.num_parameters,
         model_flops=task.model.flops(rows),
         product_flops=dict(operations.product_flops),
-        transcendentals=operations.transcendentals,
-        batch=tree_bytes(programs.batch(own.global_batch_size)),
-        activations=activations,
-        copies=copies,
-        logits=operations.largest,
-        **state,
+        transcendentals=operations.transcendentals // shared,
+        checkpoint=sum(programs.state_bytes()[part] for part in ("parameters", "optimizer")),
+        micro_batches=config.train.gradient_accumulation,
+        activations=activations // shared,
+        touched=activations // shared,
+        copies=copies * held["gradients"] // max(programs.state_bytes()["gradients"], 1),
+        head=head,
+        logits=operations.largest // shared,
+        gathered=gathered_bytes(programs),
+        collectives=[],
+        **held,
+    )
+    return counted if layout.num_devices == 1 else with_traced_step(counted, config, task, layout, asked)
+
+
+def with_traced_step(counted: Counted, config: Config, task: Task, layout: Layout, asked: Mapping[str, str]) -> Counted:
+    """With the operations and the collectives of the step on the mesh."""
+    outputs, embed = counted.head
+    with tracing_for(layout):
+        programs = build(config, task, layout, kernels=choices(config, asked))
+        parts = outputs_divided(programs, outputs)
+        found = count_operations(programs.train_step.jaxpr(), outputs // parts, embed)
+    return replace(
+        counted,
+        product_flops={dtype: flops // layout.num_devices for dtype, flops in found.product_flops.items()},
+        logits=counted.logits if parts == 1 else found.largest,
+        collectives=found.collectives,
     )
 
 
+def count_activations(config: Config, task: Task, layout: Layout, asked: Mapping[str, str]) -> int:
+    """`Counted.activations` alone."""
+    with tracing_for(layout.single):
+        activations, _ = _residuals(_programs_of_one(config, task, layout, asked))
+    return activations * layout.count("batch") // layout.num_devices
+
+
+def _programs_of_one(config: Config, task: Task, layout: Layout, asked: Mapping[str, str]) -> Programs:
+    """Of one device, with its rows of the batch."""
+    rows = config.train.global_batch_size // layout.count("batch")
+    own = replace(config, train=config.train.model_copy(update={"global_batch_size": rows}))
+    return build(own, task, layout.single, kernels=choices(config, asked))
+
+
+def outputs_divided(programs: Programs, outputs: int) -> int:
+    """Among how many devices the outputs of a token are divided."""
+    return programs.layout.size(programs.layout.dividing("vocab", outputs))
+
+
+def held_by_one(programs: Programs) -> dict[str, int]:
+    """Bytes of "parameters", "frozen", "optimizer", "gradients" and "batch" on one device."""
+    state, frozen = programs.abstract
+    weights = select_weights(state.params, programs.trained_specs)
+    batch = programs.batch(programs.config.train.global_batch_size)
+    optimizer = state.opt_state, state.ema
+    parts = {"parameters": state.params, "frozen": frozen, "optimizer": optimizer, "gradients": weights, "batch": batch}
+    return {name: _held_bytes(tree) for name, tree in parts.items()}
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """A weight that a device gathers for use: its axes of the mesh, and bytes of one layer's array of it."""
+
+    spec: ArraySpec
+    is_layer: bool
+    axes: tuple[str, ...]
+    size: int
+
+
+def _gathered(programs: Programs) -> list[_Gathered]:
+    layout, width = programs.layout, jnp.dtype(programs.dtype).itemsize
+    found = []
+    for path, spec in jax.tree_util.tree_leaves_with_path(programs.specs, is_leaf=is_spec):
+        stored, used = layout.stored(spec), layout.stored(spec, layout.computation)
+        missing = tuple(axis for axes, kept in zip(stored, used, strict=True) for axis in axes if axis not in kept)
+        if missing:
+            parts = math.prod(layout.mesh.shape[axis] for axes in used for axis in axes)
+            stack = spec.shape[0] if spec.axes[:1] == (LAYERS,) else 1
+            found.append(_Gathered(spec, path[0].key == LAYERS, missing, spec.size * width // parts // stack))
+    return found
+
+
+def gathered_bytes(programs: Programs) -> int:
+    """Of weights in use and their gradients: those of a layer, and the largest other one."""
+    found, layers = _gathered(programs), programs.specs.get(LAYERS, {})
+    unrolled = len(layers) if layers and not is_stacked(layers) else 1
+    of_layer = sum(one.size for one in found if one.is_layer) // unrolled
+    return int(2 * (of_layer + max((one.size for one in found if not one.is_layer), default=0)))
+
+
+def weight_collectives(programs: Programs, micro_batches: int) -> list[Collective]:
+    """Those that gather weights and add up gradients, from the specs alone: of layers in each micro-batch on the way
+    forward and back, of other weights once each way."""
+    mesh, found = programs.layout.mesh.shape, list[Collective]()
+    for one in _gathered(programs):
+        turns = one.spec.shape[0] if one.spec.axes[:1] == (LAYERS,) else 1
+        in_loop = turns > 1 or micro_batches > 1
+        group = group_along(mesh, one.axes)
+        for kind in ["all-gather"] * (2 if one.is_layer else 1) + ["reduce-scatter"]:
+            found.append(Collective(kind, one.size, group, turns * micro_batches, in_loop))
+    for spec in jax.tree.leaves(programs.trained_specs, is_leaf=is_spec):
+        divided = {axis for axes in programs.layout.stored(spec) for axis in axes}
+        rest = [axis for axis, size in mesh.items() if size > 1 and axis not in divided]
+        if rest:
+            held = spec.size // math.prod(mesh[axis] for axis in divided) * jnp.dtype(spec.dtype).itemsize
+            found.append(Collective("all-reduce", held, group_along(mesh, rest)))
+    return found
+
+
+def described_layout(config: Config, num_devices: int, platform: str, device_kind: str) -> Layout:
+    """The layout of a run on devices that are not here. Raises ConfigError if the mesh has another size."""
+    layout = abstract_layout(num_devices, platform, device_kind, config.mesh)
+    return replace(layout, mesh=make_abstract_mesh(layout.degrees, _device(layout)))
+
+
 @contextmanager
-def tracing_for(platform: str, device_kind: str) -> Iterator[None]:
-    """Inside, programs are traced for such a device: jax_kernels chooses the implementations that it would run."""
-    if platform == "cpu":
+def tracing_for(layout: Layout) -> Iterator[None]:
+    """Inside, programs are traced for such devices: jax_kernels chooses the implementations that they would run."""
+    if layout.platform == "cpu":
         yield
         return
-    device = AbstractDevice(device_kind=device_kind, num_cores=1, platform=platform)
-    mesh = make_abstract_mesh(Degrees(), device)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(make_abstract_mesh(layout.degrees, _device(layout))):
         yield
+
+
+def _device(layout: Layout) -> AbstractDevice | None:
+    if layout.platform == "cpu":
+        return None
+    return AbstractDevice(device_kind=layout.device_kind, num_cores=1, platform=layout.platform)
+
+
+def _held_bytes(tree: Any) -> int:
+    """What one device holds of a tree."""
+
+    def size(leaf: Any) -> int:
+        return int(math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize)
+
+    return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def choices(config: Config, asked: Mapping[str, str]) -> Choices:
@@ -120,11 +258,6 @@ def choices(config: Config, asked: Mapping[str, str]) -> Choices:
         asked={**config.kernels.model_dump(), **asked},
         measured=TuningCache(winners_path(), current_device()),
     )
-
-
-def _operations(programs: Programs) -> Operations:
-    outputs, embed = _head_shape(programs)
-    return count_operations(programs.train_step.jaxpr(), outputs, embed)
 
 
 def _head_shape(programs: Programs) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from aifx.machine.catalogue import peak_of
 from aifx.machine.measured_peaks import find_ceilings, measured_peak
-from aifx.planning.hardware import GPUS_PER_NODE, Hardware
+from aifx.planning.hardware import Hardware
 
 Basis = Literal["measured", "compiled", "counted", "estimated", "nameplate", "declared"]
 
@@ -28,13 +28,6 @@ MEMORY_SHARE = 0.9
 
 CPU_MEMORY_BYTES_S = 8e9
 """Of each core, until `aifx bench hardware` has measured the triad."""
-
-LINK_SHARE = 0.75
-"""Of one direction of the links. 8 H100 reach 460 GB/s of bus bandwidth and 8 A100 228 (Azure/azurehpc-health-checks),
-more than one direction has, as NVSwitch adds up in the network; TPUs and cards have no such switch."""
-
-NODE_BYTES_S = 50e9
-"""Of a GPU to other nodes: a port of 400 Gb/s each, as DGX H100 has."""
 
 TRANSCENDENTAL_S = 2.4e-9
 """An exponential or the like on one core of a CPU (XLA of jaxlib 0.12, AMD EPYC)."""
@@ -61,16 +54,11 @@ class Rates:
 
     products: Mapping[str, Figure]
     memory: Figure
-    links: Figure | None
 
 
 def rates_of(hardware: Hardware, dtypes: list[str], cores: int) -> Rates:
     """Raises ValueError if the catalogue has no peak of a dtype."""
-    return Rates(
-        {dtype: _products(hardware, dtype) for dtype in dtypes},
-        _memory(hardware, cores),
-        _links(hardware) if hardware.num_devices > 1 else None,
-    )
+    return Rates({dtype: _products(hardware, dtype) for dtype in dtypes}, _memory(hardware, cores))
 
 
 def _products(hardware: Hardware, dtype: str) -> Figure:
@@ -102,14 +90,3 @@ def _memory(hardware: Hardware, cores: int) -> Figure:
         return Figure(CPU_MEMORY_BYTES_S * cores, "estimated", source)
     rate = hardware.chip.memory_gb_s * 1e9 / hardware.chip.devices_per_chip
     return Figure(MEMORY_SHARE * rate, "estimated", f"{MEMORY_SHARE:.0%} of {rate / 1e9:,.0f} GB/s")
-
-
-def _links(hardware: Hardware) -> Figure:
-    chip = hardware.chip
-    assert chip is not None
-    if hardware.platform == "gpu" and hardware.num_devices > GPUS_PER_NODE and not chip.in_rack:
-        return Figure(NODE_BYTES_S, "estimated", "a 400 Gb/s port per GPU between nodes")
-    if chip.usual_all_reduce_gb_s is not None:
-        return Figure(chip.usual_all_reduce_gb_s * 1e9, "estimated", "all-reduce of 8 GPUs, as others measured")
-    each_way = (chip.link_gb_s or 32.0) / 2 / chip.devices_per_chip
-    return Figure(LINK_SHARE * each_way * 1e9, "estimated", f"{LINK_SHARE:.0%} of {each_way:g} GB/s each way")

@@ -13,6 +13,8 @@ from aifx.machine.nvml import open_gpus
 from aifx.machine.present import tpu_generations
 
 GPUS_PER_NODE = 8
+GPUS_PER_RACK = 72
+"""Of a rack whose NVLink spans its nodes (GB200 NVL72)."""
 
 GPU_NAMES = {chip.short_name: chip.name for chip in ACCELERATORS if chip.short_name}
 
@@ -59,6 +61,7 @@ class Hardware:
         chip: in the catalogue; None for a processor.
         num_devices: JAX devices, of which a chip may be several.
         topology: of a TPU slice, as libtpu names it: "v5e:16x16".
+        slices: of that topology.
         is_here: whether it is this machine.
         processes: that the devices need, one per host.
     """
@@ -69,8 +72,14 @@ class Hardware:
     chip: Accelerator | None
     num_devices: int
     topology: str = ""
+    slices: int = 1
     is_here: bool = False
     processes: int = 1
+
+    @property
+    def per_node(self) -> int:
+        """GPUs that share a switch."""
+        return GPUS_PER_RACK if self.chip is not None and self.chip.in_rack else GPUS_PER_NODE
 
     @property
     def num_chips(self) -> int:
@@ -94,8 +103,8 @@ def find_hardware(name: str, devices: int | str = "all") -> Hardware:
     text = name.strip().lower()
     if text == "this":
         return _this(devices)
-    if found := re.fullmatch(r"(v\d+[a-z]*|tpu\d+x)-(\d+)", text):
-        return _tpu(name, found[1], int(found[2]))
+    if found := re.fullmatch(r"(v\d+[a-z]*|tpu\d+x)-(\d+)(?:x(\d+))?", text):
+        return _tpu(name, found[1], int(found[2]), int(found[3] or 1))
     if found := re.fullmatch(r"([a-z]+\d[\w-]*?)(?:x(\d+))?", text):
         return _gpu(name, found[1], int(found[2] or 1))
     raise _unknown(name)
@@ -138,9 +147,14 @@ def _gpu(name: str, short: str, count: int) -> Hardware:
     return Hardware(name, "gpu", _device_kind(chip), chip, count, processes=math.ceil(count / GPUS_PER_NODE))
 
 
-def _tpu(name: str, generation: str, number: int) -> Hardware:
+def torus_of(hardware: Hardware) -> tuple[int, ...]:
+    """Chips along each axis of a TPU slice."""
+    return tuple(int(side) for side in hardware.topology.partition(":")[2].split("x") if side)
+
+
+def _tpu(name: str, generation: str, number: int, slices: int) -> Hardware:
     found = TPUS.get(generation)
-    if found is None:
+    if found is None or slices < 1:
         raise _unknown(name)
     if found.chip is None:
         known = [key for key, one in TPUS.items() if one.chip]
@@ -156,7 +170,8 @@ def _tpu(name: str, generation: str, number: int) -> Hardware:
     prefix = {"v5litepod": "v5e"}.get(generation, generation)
     topology = f"{prefix}:{'x'.join(map(str, shape))}"
     hosts = 1 if chips <= (8 if found.dimensions == 2 else 4) else chips // found.chips_per_host
-    return Hardware(name, "tpu", _device_kind(chip), chip, chips * chip.devices_per_chip, topology, processes=hosts)
+    devices = slices * chips * chip.devices_per_chip
+    return Hardware(name, "tpu", _device_kind(chip), chip, devices, topology, slices, processes=slices * hosts)
 
 
 def _slice_sizes(generation: TpuGeneration) -> list[int]:
@@ -204,7 +219,9 @@ def _this(devices: int | str) -> Hardware:
         if generation is not None and generation.chip is not None:
             chip = _chip(generation.chip)
             count = _limited(len(tpus) * chip.devices_per_chip, devices)
-            return Hardware("this", "tpu", _device_kind(chip), chip, count, is_here=True)
+            shape = _slice_shape(generation, count // chip.devices_per_chip)
+            topology = f"{tpus[0].removeprefix('TPU ')}:{'x'.join(map(str, shape))}" if shape else ""
+            return Hardware("this", "tpu", _device_kind(chip), chip, count, topology, is_here=True)
     return Hardware("this", "cpu", "cpu", None, 1, is_here=True)
 
 

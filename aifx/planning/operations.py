@@ -5,15 +5,26 @@ Loops count as often as they turn, and recomputation counts. XLA's own `flops` c
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from aifx.planning.network import Collective
 
 TRANSCENDENTAL = {
     "exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf", "erfc", "erf_inv", "sin", "cos", "pow",
 }  # fmt: skip
+
+
+COLLECTIVES = {
+    "all_gather": "all-gather", "reduce_scatter": "reduce-scatter", "all_to_all": "all-to-all",
+    "ppermute": "collective-permute", "psum": "all-reduce", "psum_invariant": "all-reduce", "pmax": "all-reduce",
+    "pmin": "all-reduce",
+}  # fmt: skip
+"""Primitives of the program of one device of a mesh, by the kind of their collective."""
 
 
 @dataclass
@@ -24,11 +35,13 @@ class Operations:
         product_flops: multiplications and additions of matrix products and convolutions, by dtype of the operands.
         transcendentals: elements of exponentials, logarithms and the like.
         largest: bytes of the largest array that has an axis of `axis_size`, weights and their like left out.
+        collectives: that the program asks for, of one device; the compiler adds those of what is outside `shard_map`.
     """
 
     product_flops: Counter[str] = field(default_factory=Counter)
     transcendentals: int = 0
     largest: int = 0
+    collectives: list[Collective] = field(default_factory=list)
 
     @property
     def flops(self) -> int:
@@ -43,13 +56,32 @@ def count_operations(jaxpr: Any, outputs: int = 0, embed: int = 0) -> Operations
         embed: size of the axis that makes such an array a weight or its gradient.
     """
     found = Operations()
-    _count(getattr(jaxpr, "jaxpr", jaxpr), 1, found, outputs, embed)
+    _count(_open(jaxpr), _Place(), found, outputs, embed)
     return found
 
 
-def _count(jaxpr: Any, times: int, found: Operations, outputs: int, embed: int) -> None:
+@dataclass(frozen=True)
+class _Place:
+    """Where an equation is.
+
+    Attributes:
+        turns: how often a device runs it.
+        mesh: sizes of the mesh's axes in the program of one device; empty outside.
+    """
+
+    turns: int = 1
+    in_loop: bool = False
+    mesh: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def times(self) -> int:
+        """How often all devices run it."""
+        return self.turns * math.prod(self.mesh.values())
+
+
+def _count(jaxpr: Any, place: _Place, found: Operations, outputs: int, embed: int) -> None:
     for equation in jaxpr.eqns:
-        name = equation.primitive.name
+        name, times = equation.primitive.name, place.times
         result: Any = equation.outvars[0].aval if equation.outvars else None
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -62,31 +94,56 @@ def _count(jaxpr: Any, times: int, found: Operations, outputs: int, embed: int) 
             found.product_flops[str(kernel.dtype)] += times * 2 * result.size * (kernel.size // features)
         elif name in TRANSCENDENTAL:
             found.transcendentals += times * result.size
+        elif name in COLLECTIVES and place.mesh:
+            found.collectives.append(_collective(equation, place))
         for variable in equation.outvars if outputs else ():
             shape = getattr(variable.aval, "shape", ())
             if outputs in shape and embed not in shape and len(shape) > 1:
                 found.largest = max(found.largest, variable.aval.size * variable.aval.dtype.itemsize)
-        for inner, turns in _inner(equation):
-            _count(inner, times * turns, found, outputs, embed)
+        for inner, where in _inner(equation, place):
+            _count(inner, where, found, outputs, embed)
 
 
-def _inner(equation: Any) -> Iterator[tuple[Any, int]]:
-    """The jaxprs inside an equation, and how often each runs."""
-    params = equation.params
-    if equation.primitive.name == "scan":
-        yield _open(params["jaxpr"]), int(params["length"])
+def _collective(equation: Any, place: _Place) -> Collective:
+    names = equation.params.get("axes", equation.params.get("axis_name", ()))
+    axes = (names,) if isinstance(names, str) else tuple(names)
+    kind = COLLECTIVES[equation.primitive.name]
+    given = sum(one.aval.size * one.aval.dtype.itemsize for one in equation.invars)
+    if kind == "all-gather":
+        given *= math.prod(place.mesh[axis] for axis in axes)
+    return Collective(kind, given, group_along(place.mesh, axes), place.turns, place.in_loop)
+
+
+def group_along(mesh: Mapping[str, int], axes: Collection[str]) -> tuple[int, ...]:
+    """Positions in the mesh of the first device's group along these axes."""
+    strides, stride = dict[str, int](), 1
+    for axis in reversed(list(mesh)):
+        strides[axis] = stride
+        stride *= mesh[axis]
+    offsets = [[index * strides[axis] for index in range(mesh[axis])] for axis in mesh if axis in axes]
+    return tuple(sum(parts) for parts in itertools.product(*offsets))
+
+
+def _inner(equation: Any, place: _Place) -> Iterator[tuple[Any, _Place]]:
+    """The jaxprs inside an equation, and where they run."""
+    params, name = equation.params, equation.primitive.name
+    if name == "scan":
+        turns = int(params["length"])
+        yield _open(params["jaxpr"]), replace(place, turns=place.turns * turns, in_loop=True)
         return
-    if equation.primitive.name == "pallas_call":
-        yield _open(params["jaxpr"]), math.prod(int(size) for size in params["grid_mapping"].grid)
+    if name == "pallas_call":
+        turns = math.prod(int(size) for size in params["grid_mapping"].grid)
+        yield _open(params["jaxpr"]), replace(place, turns=place.turns * turns)
         return
-    if equation.primitive.name == "cond":
-        yield max((_open(branch) for branch in params["branches"]), key=lambda jaxpr: len(jaxpr.eqns)), 1
+    if name == "cond":
+        yield max((_open(branch) for branch in params["branches"]), key=lambda jaxpr: len(jaxpr.eqns)), place
         return
-    devices = params["mesh"].size if equation.primitive.name == "shard_map" else 1  # its body is one device's
+    if name == "shard_map":  # its body is one device's
+        place = replace(place, mesh=dict(params["mesh"].shape))
     for value in params.values():
         for one in value if isinstance(value, (tuple, list)) else (value,):
             if hasattr(one, "eqns") or hasattr(one, "jaxpr"):
-                yield _open(one), devices
+                yield _open(one), place
 
 
 def _open(jaxpr: Any) -> Any:

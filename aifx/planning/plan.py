@@ -14,8 +14,10 @@ import psutil
 from aifx.config import Config
 from aifx.config.sections import Remat
 from aifx.machine.catalogue import peak_of
-from aifx.planning.figures import TRANSCENDENTAL_S, Figure, Rates, rates_of
+from aifx.planning.figures import Figure, Rates, rates_of
 from aifx.planning.hardware import Hardware
+from aifx.planning.network import LinkUse
+from aifx.planning.step_time import PASSES, elementwise_bytes, step_time
 
 GPU_MEMORY_SHARE = 0.75
 """What JAX takes of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise (docs.jax.dev, GPU memory
@@ -27,10 +29,6 @@ TPU_RESERVED_BYTES = 256 << 20
 TRAINING_BYTES = 85_000_000
 """Memory of a training process in addition to its arrays and to the memory of a plan's process: tokenizer, data,
 writing of checkpoints. The median over six models that benchmarks/plan.py drew (seeds 7 and 303516; 56 to 107 MB)."""
-
-PASSES = 8
-"""How often a step moves its activations, if no compiler says: each is written and read on the way forward and back,
-with what lies between."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +75,25 @@ class Time:
     """Seconds of one step and what follows from them.
 
     Attributes:
-        products_s, elementwise_s, collectives_s: the parts of step_s.
+        products_s: of matrix products and convolutions.
+        elementwise_s: of everything else but the optimizer.
+        links_s: of collectives in loops, which run while the device computes.
+        exposed_s: of collectives that the device waits for.
+        update_s: of the optimizer.
+        step_s: the longer of computing and links_s, with exposed_s and update_s.
+        bound: what takes longest: "products", "memory" or "links".
     """
 
     products_s: Figure
     elementwise_s: Figure
-    collectives_s: Figure
+    links_s: Figure
+    exposed_s: Figure
+    update_s: Figure
     step_s: Figure
+    bound: str
     mfu: Figure | None
     units_per_s: Figure
+    units_per_s_per_device: Figure
     hours: Figure
     energy_kwh: Figure | None
     cost: Figure | None
@@ -107,7 +115,9 @@ class Plan:
 
     Attributes:
         hardware: as it was named.
-        layout: how the run is divided among the devices.
+        mesh: devices along each of its axes.
+        layout: the same in words.
+        links: what a step sends over the links, the longest first.
         fits: whether its memory fits each device.
         settings: values that `aifx plan --fit` found, by key; empty without it.
         not_compiled: why nothing was compiled; empty if it was.
@@ -117,6 +127,7 @@ class Plan:
     hardware: str
     device_kind: str
     num_devices: int
+    mesh: dict[str, int]
     layout: str
     global_batch_size: int
     gradient_accumulation: int
@@ -130,6 +141,7 @@ class Plan:
     flops_per_step: Figure
     bytes_per_step: Figure
     time: Time
+    links: list[LinkUse]
     disk: Disk
     compile_s: float | None
     not_compiled: str
@@ -158,13 +170,15 @@ def make_plan(
     memory = _memory(hardware, config, counted, compiled)
     n = hardware.num_devices
     rates = rates_of(hardware, list(counted["product_flops"]), usable_cores())
+    links = [LinkUse(**use) for use in (compiled or counted)["links"]]
     flops = sum(counted["product_flops"].values()) * n
     moved = _bytes_moved(counted, compiled)
     return Plan(
         hardware=hardware.name,
         device_kind=hardware.device_kind,
         num_devices=n,
-        layout=f"data-parallel: each of {n} devices holds the whole state" if n > 1 else "one device",
+        mesh=counted["mesh"],
+        layout=_layout(counted),
         global_batch_size=config.train.global_batch_size,
         gradient_accumulation=config.train.gradient_accumulation,
         remat=getattr(config.model, "remat", None),
@@ -176,13 +190,23 @@ def make_plan(
         model_flops_per_step=Figure(counted["model_flops"], "counted", "the model's formula (docs/models.md)"),
         flops_per_step=Figure(flops, "counted", "products of the traced step, including recomputation"),
         bytes_per_step=Figure(moved.value * n, moved.basis, moved.source),
-        time=_time(hardware, config, counted, compiled, rates, given),
+        time=_time(hardware, config, counted, compiled, rates, links, given),
+        links=links,
         disk=_disk(config, counted, runs_path),
         compile_s=compiled["duration_s"] if compiled else None,
         not_compiled=not_compiled,
         settings=dict(settings or {}),
-        notes=_notes(hardware, counted, compiled, memory),
+        notes=_notes(hardware, config, counted, compiled, memory),
     )
+
+
+def _layout(counted: Mapping[str, Any]) -> str:
+    axes = {axis: size for axis, size in counted["mesh"].items() if size > 1}
+    if not axes:
+        return "one device"
+    share = (counted["parameters"] + counted["optimizer"]) / max(counted["checkpoint"], 1)
+    mesh = " x ".join(f"{axis}={size}" for axis, size in axes.items())
+    return f"{mesh}: each device holds {f'{share:.2%} of' if share < 1 else ''} the state".replace("  ", " ")
 
 
 def _memory(
@@ -192,10 +216,10 @@ def _memory(
         return Figure(value, "counted", source)
 
     gradients, logits = counted["gradients"], counted["logits"]
-    activations, others = counted["activations"], counted["copies"] + counted["logits"]
+    activations, others = counted["activations"], counted["copies"] + counted["logits"] + counted["gathered"]
     read_again = "what the backward pass of one micro-batch reads"
     state = counted["parameters"] + counted["frozen"] + counted["optimizer"] + counted["batch"]
-    temporaries = size(others, "copies of weights, gradients of logits")
+    temporaries = size(others, "copies of weights, gradients of logits, gathered weights")
     if compiled is not None:
         # Gradients come while activations go, so XLA needs less than their sum.
         activations = max(min(activations, compiled["extra_bytes"] - gradients - logits), 0)
@@ -257,12 +281,7 @@ def _bytes_moved(counted: Mapping[str, Any], compiled: Mapping[str, Any] | None)
         source = "operands and results of XLA's program, with each iteration of a loop"
         return Figure(traffic["product_bytes"] + traffic["other_bytes"], "compiled", source)
     source = f"state and gradients once for the update, activations {PASSES} times"
-    return Figure(_elementwise_bytes(counted), "estimated", source)
-
-
-def _elementwise_bytes(counted: Mapping[str, Any]) -> float:
-    updated = 2 * (counted["parameters"] + counted["optimizer"]) + counted["gradients"]
-    return float(updated + PASSES * counted["activations"])
+    return Figure(elementwise_bytes(counted), "estimated", source)
 
 
 def _time(
@@ -271,23 +290,15 @@ def _time(
     counted: Mapping[str, Any],
     compiled: Mapping[str, Any] | None,
     rates: Rates,
+    links: list[LinkUse],
     given: Assumptions,
 ) -> Time:
     n = hardware.num_devices
-    products = sum(flops / rates.products[dtype].value for dtype, flops in counted["product_flops"].items())
     by = "; ".join(figure.source for figure in rates.products.values())
     is_measured = all(figure.basis == "measured" for figure in rates.products.values())
-    traffic = (compiled or {}).get("traffic")
-    moved = _elementwise_bytes(counted)
-    if traffic is not None and not traffic["unknown_loops"]:
-        moved = traffic["other_bytes"]
-        # Where operands arrive more slowly than they are multiplied, memory sets the pace.
-        products = max(products, traffic["product_bytes"] / rates.memory.value)
-    elementwise = moved / rates.memory.value
-    if hardware.platform == "cpu":
-        elementwise += counted["transcendentals"] * TRANSCENDENTAL_S
-    collectives = 2 * (n - 1) / n * counted["gradients"] / rates.links.value if rates.links else 0.0
-    step = products + elementwise + collectives
+    traffic = compiled["traffic"] if compiled else None
+    found = step_time(counted, traffic, links, rates, is_cpu=hardware.platform == "cpu")
+    step = found.step
     steps = config.train.num_steps
     hours = steps * step / 3600
     peak = peak_of(hardware.device_kind, hardware.platform, n, counted["dtype"])
@@ -298,14 +309,18 @@ def _time(
         return Figure(value, "estimated", source)
 
     return Time(
-        products_s=estimate(products, f"counted operations at a{'' if is_measured else 'n assumed'} rate: {by}"),
-        elementwise_s=estimate(elementwise, f"bytes that other operations move: {rates.memory.source}"),
-        collectives_s=estimate(collectives, f"gradients all-reduced: {rates.links.source}" if rates.links else "none"),
-        step_s=estimate(step, "the sum of the rows above, without overlap"),
+        products_s=estimate(found.products, f"counted operations at a{'' if is_measured else 'n assumed'} rate: {by}"),
+        elementwise_s=estimate(found.elementwise, f"bytes that other operations move: {rates.memory.source}"),
+        links_s=estimate(found.links, "collectives in loops, while the device computes"),
+        exposed_s=estimate(found.exposed, "the other collectives, with the first and the last of each loop"),
+        update_s=estimate(found.update, f"state and gradients: {rates.memory.source}"),
+        step_s=estimate(step, "the longer of computing and links, then exposed links and the update"),
+        bound=found.bound,
         mfu=estimate(counted["model_flops"] / step / peak.flops, peak.formula.removeprefix("estimate: "))
         if peak
         else None,
         units_per_s=estimate(counted["units_per_step"] / step, f"{counted['units_per_step']:,} per step"),
+        units_per_s_per_device=estimate(counted["units_per_step"] / step / n, "the same, of each device"),
         hours=estimate(hours, f"{of_step}, without compiling, validation and saving"),
         energy_kwh=None if power is None else estimate(
             power.value * hardware.num_chips * hours / 1e3, f"{hardware.num_chips} x {power.value:g} W: {power.source}"
@@ -325,7 +340,7 @@ def _power(hardware: Hardware, given: Assumptions) -> Figure | None:
 
 
 def _disk(config: Config, counted: Mapping[str, Any], runs_path: Path) -> Disk:
-    size = counted["parameters"] + counted["optimizer"]
+    size = counted["checkpoint"]
     free = shutil.disk_usage(runs_path if runs_path.is_dir() else runs_path.parent).free
     kept = config.checkpoint.keep_last + config.checkpoint.keep_best
     return Disk(
@@ -337,19 +352,21 @@ def _disk(config: Config, counted: Mapping[str, Any], runs_path: Path) -> Disk:
 
 
 def _notes(
-    hardware: Hardware, counted: Mapping[str, Any], compiled: Mapping[str, Any] | None, memory: Memory
+    hardware: Hardware,
+    config: Config,
+    counted: Mapping[str, Any],
+    compiled: Mapping[str, Any] | None,
+    memory: Memory,
 ) -> list[str]:
     notes = []
     if hardware.processes > 1:
-        notes.append(
-            f"{hardware.name} needs {hardware.processes} processes, one per host; aifx train runs one process today"
-        )
-    if memory.headroom.value < 0 and hardware.num_devices > 1:
-        notes.append("data-parallel layout: more devices don't reduce what each must hold of the state")
+        notes.append(f"{hardware.name} needs {hardware.processes} processes, one per host")
+    if memory.headroom.value < 0 and hardware.num_devices > 1 and counted["mesh"]["fsdp"] == 1:
+        notes.append(f"--set mesh.fsdp={hardware.num_devices} divides the state among the devices; --fit searches")
     for op, implementation in counted.get("asked", {}).items():
         notes.append(f"{op} is planned as {implementation}: cuDNN isn't installed here")
-    if compiled and compiled["scanned"]:
-        notes.append("compiled with model.scan_layers = true, which compiles faster; the project unrolls its layers")
+    if hardware.platform != "cpu" and getattr(config.model, "scan_layers", None) is False:
+        notes.append("planned with model.scan_layers = true, which compiles faster; the project unrolls its layers")
     if compiled and compiled["traffic"]["unknown_loops"]:
         notes.append("this compiler doesn't say how often loops turn: bytes per step are estimated")
     return notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -14,11 +15,14 @@ from aifx.config import Config
 from aifx.core.errors import AifxError, EnvironmentFault
 from aifx.core.json_files import write_json
 from aifx.core.json_values import plain
+from aifx.core.limits import address_space_limit
+from aifx.core.os_errors import FULL, errno_of, first_line
 from aifx.core.processes import Child, run_many
 from aifx.core.project import Project, RunDirectory
-from aifx.planning.fit import apply_settings, smallest_machine
+from aifx.planning.fit import smallest_machine
 from aifx.planning.hardware import find_hardware
 from aifx.planning.plan import Assumptions, Plan, make_plan
+from aifx.planning.work import apply_settings
 
 AT_ONCE = 2
 
@@ -31,6 +35,10 @@ ENVIRONMENT = {
 }
 """With which compilers compile and open no device, whatever this machine has."""
 LIMIT_S = 1800.0
+ADVICE_S = 180.0
+"""For the settings that an error names."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,14 +74,15 @@ def make_plans(
     *,
     assets: Path | None = None,
     with_compiler: bool = True,
-    fit: bool = False,
+    fit: bool | Literal["smaller"] = False,
+    limit_s: float = LIMIT_S,
 ) -> PlanList:
     """Raises UsageError for an unknown name, and what a single plan fails with.
 
     Args:
         names: of hardware.
         assets: of the run that is planned; None for the project.
-        fit: look for settings that fit.
+        fit: look for settings that fit; "smaller": and need less memory than those of the configuration.
     """
     hardware = {name: find_hardware(name, config.train.devices) for name in dict.fromkeys(names)}
     request = {
@@ -84,7 +93,7 @@ def make_plans(
         "fit": fit,
     }
     ended: dict[str, Child] = {}
-    with closing(run_many((_start(name, request) for name in hardware), AT_ONCE)) as children:
+    with closing(run_many((_start(name, request, limit_s) for name in hardware), AT_ONCE)) as children:
         for child in children:
             if child is not None:
                 ended[child.name] = child
@@ -107,9 +116,35 @@ def keep_plan(run: RunDirectory, found: PlanList) -> None:
     write_json(run.plan, plain(PlanFile(1, plan)))
 
 
-def _start(name: str, request: Mapping[str, Any]) -> Child:
+def out_of_memory(error: BaseException, project: Project, config: Config, run: RunDirectory) -> AifxError | None:
+    """The error of a training whose devices have too little memory, with settings that need less and fit this machine.
+
+    None if the error is another one, or if no such settings are found in time.
+    """
+    is_full = errno_of(error) in FULL or "No space left" in str(error)
+    if "RESOURCE_EXHAUSTED" not in str(error) or is_full or address_space_limit() is not None:
+        return None
+    log.warning("out of memory; looking for settings that need less")
+    assets = run.assets if any(run.assets.iterdir()) else None
+    try:
+        found = make_plans(project, config, ["this"], Assumptions(), assets=assets, fit="smaller", limit_s=ADVICE_S)
+    except AifxError:
+        return None
+    (plan,) = found.plans
+    if not isinstance(plan, Plan) or not plan.fits:
+        return None
+    changed = [
+        f"--set {key}={value}"
+        for key, value in plan.settings.items()
+        if value != getattr(getattr(config, key.partition(".")[0]), key.partition(".")[2])
+    ]
+    hint = " ".join(["aifx train --run", run.name, *changed])
+    return EnvironmentFault("out of memory", first_line(error), hint) if changed else None
+
+
+def _start(name: str, request: Mapping[str, Any], limit_s: float) -> Child:
     text = json.dumps({**request, "hardware": name})
-    return Child.of_module("aifx.planning.worker", text, name=name, limit_s=LIMIT_S, env={**os.environ, **ENVIRONMENT})
+    return Child.of_module("aifx.planning.worker", text, name=name, limit_s=limit_s, env={**os.environ, **ENVIRONMENT})
 
 
 def _events(child: Child) -> dict[str, dict[str, Any]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from jax.experimental import topologies
 
+from aifx.config.sections import MeshSection
 from aifx.core.extras import install_command
 from aifx.machine.present import can_compile_for_gpus, can_compile_for_tpus
 from aifx.parallel.layout import Layout, layout_over, local_layout
-from aifx.planning.hardware import GPUS_PER_NODE, Hardware
+from aifx.planning.hardware import Hardware
 
 _DESCRIPTION = """
 gpu_device_info {{
@@ -43,21 +42,29 @@ def missing_compiler(hardware: Hardware) -> str:
     return f"XLA's compiler for GPUs is not installed: {command}"
 
 
-def compile_layout(hardware: Hardware) -> tuple[Layout, tuple[str, ...] | None]:
+def compile_layout(hardware: Hardware, mesh: MeshSection) -> tuple[Layout, tuple[str, ...] | None]:
     """The layout over devices that a compiler knows, and the platform to lower for. Raises what XLA raises."""
     if hardware.platform == "cpu":
-        return local_layout(1), None
+        return local_layout(1, mesh), None
     if hardware.platform == "tpu":
-        described = topologies.get_topology_desc(platform="tpu", topology_name=_topology(hardware))
-        return _layout(hardware, described), None
+        slices = {"num_slices": hardware.slices} if hardware.slices > 1 else {}
+        described = topologies.get_topology_desc(platform="tpu", topology_name=_topology(hardware), **slices)
+        return layout_over(described.devices[: hardware.num_devices], mesh), None
     assert hardware.chip is not None
     assert hardware.chip.cuda is not None
     bandwidth = round(hardware.chip.memory_gb_s * 1e9)
     text = _DESCRIPTION.format(**vars(hardware.chip.cuda), bandwidth=bandwidth, kind=hardware.device_kind)
-    nodes = -(-hardware.num_devices // GPUS_PER_NODE)
-    shape = f"1x{nodes}x{min(hardware.num_devices, GPUS_PER_NODE)}"
+    nodes = -(-hardware.num_devices // hardware.per_node)
+    shape = f"1x{nodes}x{min(hardware.num_devices, hardware.per_node)}"
     described = topologies.get_topology_desc(platform="cuda", target_config=text, topology=shape)
-    return _layout(hardware, described), ("cuda",)
+    return layout_over(described.devices[: hardware.num_devices], mesh), ("cuda",)
+
+
+def places_of(layout: Layout) -> list[tuple[int, ...]]:
+    """Of each device, in the order of the mesh: its slice and coordinates, or its node (`aifx.planning.network`)."""
+    if layout.platform == "tpu":
+        return [(getattr(device, "slice_index", 0) or 0, *device.coords) for device in layout.devices]
+    return [(device.coords[1],) for device in layout.devices]
 
 
 def _topology(hardware: Hardware) -> str:
@@ -69,7 +76,3 @@ def _topology(hardware: Hardware) -> str:
         hardware.device_kind, "tpu7x"
     )
     return f"{generation}:{'2x2' if generation in ('v5e', 'v6e') else '2x2x1'}"
-
-
-def _layout(hardware: Hardware, described: Any) -> Layout:
-    return layout_over(described.devices[: hardware.num_devices])

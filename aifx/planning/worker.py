@@ -14,34 +14,37 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from aifx.config import Config
-from aifx.config.kinds import resolve
 from aifx.config.load import read_config
 from aifx.core.errors import AifxError
 from aifx.core.processes import connect
 from aifx.core.project import Project
 from aifx.machine.device_memory import extra_bytes, is_out_of_memory, room
 from aifx.parallel.layout import abstract_layout
-from aifx.planning.counting import Counted, choices, count
-from aifx.planning.fit import apply_settings, candidates
+from aifx.planning.counting import Counted, choices
+from aifx.planning.fit import candidates, needed_bytes
 from aifx.planning.hardware import Hardware, find_hardware
 from aifx.planning.hlo import count_traffic
+from aifx.planning.network import Collective, link_uses, network_of
 from aifx.planning.plan import capacity_of, usable_cores
-from aifx.planning.targets import compile_layout, missing_compiler
+from aifx.planning.targets import compile_layout, missing_compiler, places_of
+from aifx.planning.work import Work, apply_settings, with_model, with_scanned_layers
 from aifx.programs.build import Programs, build
-from aifx.tasks.base import Task
 from aifx.tasks.project_errors import project_errors
 from aifx.tasks.registry import describe_or_open_task, load_task
 
 TRAINING_PACKAGES = ("grain", "tensorstore", "tokenizers")
 TRIES = 3
 """Candidates that are compiled, at most."""
+
+LESS = 0.95
+"""Of the memory that is counted now: what settings need that are to fit where those of now don't."""
 
 
 def main() -> None:
@@ -57,62 +60,47 @@ def main() -> None:
 
 def plan_events(request: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the events of a request: `root`, `config` (TOML), `hardware`, `assets` of a run or None, `compile`,
-    `fit`."""
+    `fit` (False, True or "smaller")."""
     project = Project(Path(request["root"]))
     path = folder / "config.toml"
     path.write_text(request["config"], encoding="utf-8")
     config = read_config(path, project)
     hardware = find_hardware(request["hardware"], config.train.devices)
     if not request["fit"]:
-        layout = abstract_layout(hardware.num_devices, hardware.platform, hardware.device_kind)
+        layout = abstract_layout(hardware.num_devices, hardware.platform, hardware.device_kind, config.mesh)
         layout.check_batch(config.train.global_batch_size, config.train.gradient_accumulation)
     with project_errors(config, project):
         assets = request["assets"]
         task = load_task(config, project, Path(assets)) if assets else describe_or_open_task(config, project, folder)
-        work = Work(task, hardware)
+        work, scanned = Work(task, hardware), with_scanned_layers(config, hardware)
         if request["fit"]:
-            yield from _fitted(work, config, request["compile"])
+            yield from _fitted(work, scanned, request["compile"], is_smaller=request["fit"] == "smaller")
         else:
-            yield from _planned(work, config, request["compile"])
-
-
-@dataclass
-class Work:
-    """What is planned: a task on some hardware.
-
-    Attributes:
-        asked: implementations by op, where the one that would run can't be traced here.
-    """
-
-    task: Task
-    hardware: Hardware
-    asked: dict[str, str] = field(default_factory=dict)
-
-    def count(self, config: Config) -> Counted:
-        try:
-            return self._count(config)
-        except RuntimeError as error:  # JAX's own type
-            if "cuDNN" not in str(error):
-                raise
-            self.asked = {"attention": "pallas_triton"}
-            return self._count(config)
-
-    def _count(self, config: Config) -> Counted:
-        hardware = self.hardware
-        task = with_model(self.task, config)
-        return count(config, task, hardware.platform, hardware.device_kind, hardware.num_devices, self.asked)
+            yield from _planned(work, scanned, request["compile"])
 
 
 def _planned(work: Work, config: Config, with_compiler: bool) -> Iterator[dict[str, Any]]:
-    counted = work.count(config)
-    yield {"event": "counted", "asked": work.asked, "process_bytes": _resident_bytes(), **asdict(counted)}
+    yield counted_event(work.hardware, work.count(config), work.asked)
     if with_compiler:
         yield _compiled(work, config)
 
 
-def _fitted(work: Work, config: Config, with_compiler: bool) -> Iterator[dict[str, Any]]:
-    """The first candidate that fits also when it is compiled."""
-    fitting, least = candidates(config, work.hardware, usable_cores(), work.count)
+def counted_event(hardware: Hardware, counted: Counted, asked: dict[str, str]) -> dict[str, Any]:
+    return {
+        "event": "counted",
+        "asked": asked,
+        "process_bytes": _resident_bytes(),
+        **asdict(replace(counted, collectives=[])),
+        "links": _links(hardware, counted.collectives),
+    }
+
+
+def _fitted(work: Work, config: Config, with_compiler: bool, *, is_smaller: bool) -> Iterator[dict[str, Any]]:
+    """The first candidate that fits also when it is compiled; if `is_smaller`, of those that need less than now."""
+    fitting, least = candidates(config, work, usable_cores())
+    if is_smaller:
+        now = needed_bytes(work.count(config), work.hardware)
+        fitting = [one for one in fitting if one.needed_bytes < LESS * now]
     events = list[dict[str, Any]]()
     for candidate in [*fitting[:TRIES], least] if fitting else []:
         events = list(_planned(work, apply_settings(config, candidate.settings), with_compiler))
@@ -138,15 +126,12 @@ def _compiled(work: Work, config: Config) -> dict[str, Any]:
     hardware = work.hardware
     if why := missing_compiler(hardware):
         return {"event": "not_compiled", "why": why}
-    unrolled = hardware.platform != "cpu" and getattr(config.model, "scan_layers", None) is False
-    if unrolled:  # ten times as quick to compile, with the same arrays
-        config = replace(config, model=config.model.model_copy(update={"scan_layers": True}))
     if hardware.platform == "tpu" and hasattr(jax.config, "jax_optimization_level"):
         # A third of the time to compile. GPT-2 124M on a v5e: temporaries of 5.682 GB instead of 5.677.
         jax.config.update("jax_optimization_level", "O1")
     started = time.monotonic()
     try:
-        layout, platforms = compile_layout(hardware)
+        layout, platforms = compile_layout(hardware, config.mesh)
         # The mesh knows its devices' kind: jax_kernels chooses the implementations that they would run.
         is_cpu = hardware.platform == "cpu"
         with nullcontext() if is_cpu else jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
@@ -160,24 +145,26 @@ def _compiled(work: Work, config: Config) -> dict[str, Any]:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return {"event": "not_compiled", "why": reason[:300], "out_of_memory": is_out_of_memory(error)}
     duration_s = time.monotonic() - started
+    traffic = count_traffic(compiled.as_text() or "")
     stats: Any = compiled.memory_analysis()
     return {
         "event": "compiled",
         "duration_s": duration_s,
-        "scanned": unrolled,
         "argument_bytes": int(stats.argument_size_in_bytes),
         "extra_bytes": extra_bytes(compiled),
-        "traffic": asdict(count_traffic(compiled.as_text() or "")),
+        "traffic": asdict(replace(traffic, collectives=[])),
+        "links": [] if is_cpu else _links(hardware, traffic.collectives, places_of(layout)),
         "process_bytes": _resident_bytes(),
         "room_bytes": room(layout.devices) if hardware.platform == "cpu" else None,
     }
 
 
-def with_model(task: Task, config: Config) -> Task:
-    """The task with the model that `config` describes; of a project's own class as it is."""
-    if config.parts.task is not None:
-        return task
-    return replace(task, model=resolve(config.parts.kinds["model"].make)(config.model, task.data))
+def _links(
+    hardware: Hardware, collectives: list[Collective], places: list[tuple[int, ...]] | None = None
+) -> list[dict[str, Any]]:
+    if hardware.chip is None or not collectives:
+        return []
+    return [asdict(use) for use in link_uses(collectives, network_of(hardware, places))]
 
 
 def _grow_as_training_does(programs: Programs) -> None:

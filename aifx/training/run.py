@@ -22,7 +22,7 @@ from aifx.core.steps import StepChoice
 from aifx.data.order import prefetch
 from aifx.loading.restore import digest_of_frozen
 from aifx.machine.catalogue import peak_of
-from aifx.machine.device_memory import peak_memory
+from aifx.machine.device_memory import is_out_of_memory, peak_memory
 from aifx.machine.measured_peaks import measured_peak
 from aifx.parallel.group import Group, Limits
 from aifx.parallel.joining import joined, restore_stdout
@@ -132,6 +132,11 @@ def _supervised(job: Job) -> TrainResult:
             raise  # the thread that watches the other processes records the end
         job.dispatcher.end(None, error=f"{type(e).__name__}: {e}")
         _add_what_was_saved(e, job.run)
+        if job.group.size == 1 and is_out_of_memory(e):
+            from aifx.planning.planner import out_of_memory  # here, since training needs no plan otherwise
+
+            if (better := out_of_memory(e, job.project, job.config, job.run)) is not None:
+                raise better from e
         raise
     job.dispatcher.end(result)
     job.group.finish()  # until then, a process that is lost ends this one, and a signal too

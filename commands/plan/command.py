@@ -34,7 +34,7 @@ RunOption = Annotated[
     ),
 ]
 FitOption = Annotated[
-    bool, typer.Option("--fit", help="Search train.gradient_accumulation and model.remat for settings that fit.")
+    bool, typer.Option("--fit", help="Search mesh, gradient accumulation and model.remat for settings that fit.")
 ]
 PriceOption = Annotated[
     float | None, typer.Option("--price", min=0.0, metavar="AMOUNT", help="Price of a chip per hour.")
@@ -67,7 +67,8 @@ def plan(
         aifx plan                                         this machine
         aifx plan --hardware h100x8 --price 2.5           8 H100 at 2.5 each per hour
         aifx plan --hardware h100x8 --hardware v5e-256    a table
-        aifx plan --hardware v5e-1 --fit                  settings that fit
+        aifx plan --hardware v5e-256 --set mesh.fsdp=256  a mesh
+        aifx plan --hardware v5e-256 --fit                mesh and settings that fit
         aifx plan --run main                              keep it for `aifx runs show`
     """
     with terminal(json) as out:

@@ -34,6 +34,10 @@ def print_plan(out: Output, plan: Plan | PlanFailure) -> None:
     out.print("fits" if plan.fits else f"does NOT fit: {by}")
     out.print("")
     _print_figures(out, "step", _step_rows(plan))
+    out.print(f"bound by {plan.time.bound}")
+    if plan.links:
+        out.print("")
+        _print_links(out, plan)
     out.print("")
     _print_figures(out, "run", _run_rows(plan))
     if plan.settings:
@@ -47,7 +51,10 @@ def print_table(out: Output, plans: Sequence[Plan | PlanFailure]) -> None:
     """Several plans, a row each."""
     from aifx.planning.plan import Plan
 
-    columns = ["hardware", "fits", "memory", "of", "step", "MFU", "speed", "time", "energy", "cost"]
+    columns = [
+        "hardware", "fits", "memory", "of", "step", "bound by", "links", "MFU", "speed", "per device", "time", "energy",
+        "cost",
+    ]  # fmt: skip
     rows = [
         (
             plan.hardware,
@@ -55,14 +62,17 @@ def print_table(out: Output, plans: Sequence[Plan | PlanFailure]) -> None:
             size(plan.memory.total.value),
             size(plan.memory.capacity.value),
             seconds(plan.time.step_s.value),
+            plan.time.bound,
+            size(sum(use.sent_bytes for use in plan.links)) if plan.links else None,
             f"{plan.time.mfu.value:.0%}" if plan.time.mfu else None,
             f"{plan.time.units_per_s.value:,.0f} {plan.unit}/s",
+            f"{plan.time.units_per_s_per_device.value:,.0f}",
             span(plan.time.hours.value),
             f"{plan.time.energy_kwh.value:,.4g} kWh" if plan.time.energy_kwh else None,
             f"{plan.time.cost.value:,.2f}" if plan.time.cost else None,
         )
         if isinstance(plan, Plan)
-        else (plan.hardware, "-", *[None] * 8)
+        else (plan.hardware, "-", *[None] * (len(columns) - 2))
         for plan in plans
     ]
     out.table(columns, rows, right=columns[2:])
@@ -117,11 +127,35 @@ def _step_rows(plan: Plan) -> list[tuple[str, str, Figure]]:
         ("bytes", size(plan.bytes_per_step.value), plan.bytes_per_step),
         ("products", seconds(time.products_s.value), time.products_s),
         ("elementwise", seconds(time.elementwise_s.value), time.elementwise_s),
-        *([("collectives", seconds(time.collectives_s.value), time.collectives_s)] if plan.num_devices > 1 else []),
+        *([
+            ("links", seconds(time.links_s.value), time.links_s),
+            ("exposed links", seconds(time.exposed_s.value), time.exposed_s),
+        ] if plan.num_devices > 1 else []),
+        ("update", seconds(time.update_s.value), time.update_s),
         ("step time", seconds(time.step_s.value), time.step_s),
         *([("MFU", f"{time.mfu.value:.1%}", time.mfu)] if time.mfu else []),
         ("speed", f"{time.units_per_s.value:,.0f} {plan.unit}/s", time.units_per_s),
+        *([("per device", f"{time.units_per_s_per_device.value:,.0f} {plan.unit}/s", time.units_per_s_per_device)]
+          if plan.num_devices > 1 else []),
+    ]  # fmt: skip
+
+
+def _print_links(out: Output, plan: Plan) -> None:
+    """What a step sends, by kind of collective."""
+    columns = ["links", "devices", "calls", "sent per device", "time", "over", ""]
+    rows = [
+        (
+            use.kind,
+            f"{use.devices}",
+            f"{use.calls:,.0f}",
+            size(use.sent_bytes),
+            seconds(use.seconds),
+            use.over,
+            "while computing" if use.in_loop else "exposed",
+        )
+        for use in plan.links
     ]
+    out.table(columns, rows, right=columns[1:5])
 
 
 def _run_rows(plan: Plan) -> list[tuple[str, str, Figure]]:

@@ -21,6 +21,7 @@ from aifx.planning.hardware import GPU_NAMES, find_hardware, hardware_names
         ("v5litepod-8", 8, "v5e:2x4", 1),
         ("v6e-1", 1, "v6e:1x1", 1),
         ("tpu7x-8", 16, "tpu7x:2x2x2", 2),
+        ("v5e-256x16", 4096, "v5e:16x16", 1024),
         ("h100x8", 8, "", 1),
         ("H100-PCIe", 1, "", 1),
         ("h200x16", 16, "", 2),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from aifx.planning.hlo import count_traffic
+from aifx.planning.network import Collective
 from aifx.planning.operations import count_operations
 
 X = jax.ShapeDtypeStruct((64, 32), jnp.float32)
@@ -111,9 +112,107 @@ def test_a_loop_without_a_trip_count_takes_the_limit_of_its_condition() -> None:
     array, weight, condition = 4 * 8 * 4, 8 * 8 * 4, 1 + 2 * 4
     assert found.other_bytes == 7 * (2 * array + condition)
     assert found.product_bytes == 2 * array + weight
-    assert found.collective_bytes == {"all-reduce": array}
+    assert found.collectives == [Collective("all-reduce", array, ())]
     assert found.unknown_loops == 0
 
 
 def test_an_unknown_loop_is_reported() -> None:
     assert count_traffic(TPU.replace("constant(7)", "parameter(1)")).unknown_loops == 1
+
+
+@pytest.mark.parametrize(
+    ("groups", "first"),
+    [
+        ("{{0,4},{1,5},{2,6},{3,7}}", (0, 4)),
+        ("[2,4]<=[8]", (0, 1, 2, 3)),
+        ("[4,2]<=[2,4]T(1,0)", (0, 4)),
+        ("mesh['data'=2,'fsdp'=4] {'fsdp'}", (0, 1, 2, 3)),
+        ("mesh['data'=2,'fsdp'=4] {'data'}", (0, 4)),
+        ("mesh['data'=2,'fsdp'=4] {'data','fsdp'}", tuple(range(8))),
+        ("mesh['data'=2,'fsdp'=4] {'fsdp':(1)2}", (0, 2)),
+        ("mesh['data'=2,'fsdp'=4] {'fsdp':(2)2}", (0, 1)),
+        ("{}", ()),
+    ],
+)
+def test_groups_of_devices_are_read_in_each_way_that_xla_writes_them(groups: str, first: tuple[int, ...]) -> None:
+    text = TPU.replace("replica_groups={}", f"channel_id=1, replica_groups={groups}, use_global_device_ids=true")
+    (found,) = count_traffic(text).collectives
+    assert found.group == first
+
+
+ASYNC = """
+HloModule jit_step
+
+%start (p: bf16[1,512]) -> (bf16[1,512], bf16[4,512]) {
+  %p = bf16[1,512]{1,0} parameter(0)
+  %g = bf16[4,512]{1,0} all-gather(%p), channel_id=3, replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
+  ROOT %c = (bf16[1,512]{1,0}, bf16[4,512]{1,0}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%meanwhile (p.1: bf16[1,512], q.1: bf16[4,512], x.1: bf16[8,8], w.1: bf16[8,8]) -> (bf16[8,8], bf16[4,512]) {
+  %p.1 = bf16[1,512]{1,0} parameter(0)
+  %q.1 = bf16[4,512]{1,0} parameter(1)
+  %x.1 = bf16[8,8]{1,0} parameter(2)
+  %w.1 = bf16[8,8]{1,0} parameter(3)
+  %g.1 = bf16[4,512]{1,0} all-gather(%p.1), channel_id=3, replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
+  %d.1 = bf16[8,8]{1,0} convolution(%x.1, %w.1), dim_labels=bf_io->bf
+  ROOT %t.1 = (bf16[8,8]{1,0}, bf16[4,512]{1,0}) tuple(%d.1, %g.1)
+}
+
+%scatter (p.2: bf16[8,64]) -> bf16[3,64] {
+  %p.2 = bf16[8,64]{1,0} parameter(0)
+  %z.2 = bf16[] constant(0)
+  %a.2 = bf16[12,64]{1,0} pad(%p.2, %z.2), padding=0_4x0_0
+  %r.2 = bf16[12,64]{1,0} all-reduce(%a.2), channel_id=4, replica_groups={{0,1,2,3}}, to_apply=%add
+  %i.2 = u32[] constant(0)
+  ROOT %s.2 = bf16[3,64]{1,0} dynamic-slice(%r.2, %i.2, %i.2), dynamic_slice_sizes={3,64}
+}
+
+ENTRY %main (a: bf16[1,512], x: bf16[8,8], w: bf16[8,8], y: bf16[8,64]) -> bf16[8,8] {
+  %a = bf16[1,512]{1,0} parameter(0)
+  %x = bf16[8,8]{1,0} parameter(1)
+  %w = bf16[8,8]{1,0} parameter(2)
+  %y = bf16[8,64]{1,0} parameter(3)
+  %s = (bf16[1,512]{1,0}, bf16[4,512]{1,0}) fusion(%a), kind=kCustom, calls=%start
+  %s0 = bf16[1,512]{1,0} get-tuple-element(%s), index=0
+  %s1 = bf16[4,512]{1,0} get-tuple-element(%s), index=1
+  %m = (bf16[8,8]{1,0}, bf16[4,512]{1,0}) fusion(%s0, %s1, %x, %w), kind=kCustom, calls=%meanwhile
+  %r = bf16[3,64]{1,0} fusion(%y), kind=kCustom, calls=%scatter
+  ROOT %o = bf16[8,8]{1,0} get-tuple-element(%m), index=0
+}
+"""
+
+
+def test_a_collective_beside_a_product_counts_once_and_a_fused_scatter_is_one() -> None:
+    """As libtpu 0.0.52 writes them for a v5e."""
+    found = count_traffic(ASYNC)
+    assert found.collectives == [
+        Collective("all-gather", 4 * 512 * 2, (0, 1, 2, 3)),
+        Collective("reduce-scatter", 8 * 64 * 2, (0, 1, 2, 3)),
+    ]
+    assert found.product_bytes == 3 * 8 * 8 * 2
+    assert found.other_bytes == 0
+
+
+ON_CHIP = """
+HloModule jit_step
+
+ENTRY %main (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0:T(8,128)} parameter(0)
+  %near = f32[8,8]{1,0:T(8,128)S(1)} fusion(%a), kind=kLoop, calls=%square
+  %kept = ((f32[8,8]{1,0:T(8,128)S(1)}), f32[2,8]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%near), slice={[0:2]}
+  %fetched = ((f32[8,8]{1,0:T(8,128)}), f32[2,8]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:2]}
+  %back = (f32[8,8]{1,0:T(8,128)}, f32[8,8]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%near)
+  ROOT %done = f32[8,8]{1,0:T(8,128)} copy-done(%back)
+}
+
+%square (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0:T(8,128)} parameter(0)
+  ROOT %m = f32[8,8]{1,0:T(8,128)S(1)} multiply(%p, %p)
+}
+"""
+
+
+def test_what_a_tpu_keeps_on_the_chip_is_no_traffic() -> None:
+    """The fusion reads, one slice reads a quarter, and the copy writes."""
+    assert count_traffic(ON_CHIP).other_bytes == (1 + 1 / 4 + 1) * 8 * 8 * 4

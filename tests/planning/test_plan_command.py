@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -37,10 +38,13 @@ def test_this_machine_is_planned_by_compiling(project: Project) -> None:
     assert plan["memory"]["total"]["basis"] == "compiled"
     assert plan["memory"]["process"]["basis"] == "measured"
     assert plan["memory"]["activations"]["source"].startswith("what the backward pass of one micro-batch reads")
-    assert not [f for part in ("memory", "time") for f in plan[part].values() if f and "estimate:" in f["source"]]
+    assert "estimate:" not in json.dumps(plan)
     assert plan["bytes_per_step"]["basis"] == "compiled"
-    assert {figure["basis"] for figure in plan["time"].values() if figure} == {"estimated"}
-    assert all(figure["source"] for part in ("memory", "time") for figure in plan[part].values() if figure)
+    times = [figure for figure in plan["time"].values() if isinstance(figure, dict)]
+    assert {figure["basis"] for figure in times} == {"estimated"}
+    assert all(figure["source"] for figure in (*times, *filter(None, plan["memory"].values())))
+    assert plan["time"]["bound"] in ("products", "memory")
+    assert plan["links"] == []
 
 
 def test_several_kinds_of_hardware_make_a_table(project: Project) -> None:
@@ -53,18 +57,28 @@ def test_several_kinds_of_hardware_make_a_table(project: Project) -> None:
     assert "cannot be divided among 3 devices" in done.stderr
 
 
-def test_nothing_fits_and_the_smallest_machine_that_would_is_named(project: Project) -> None:
-    done = aifx(project, "plan", "--no-compile", "--hardware", "h100", "--fit", *LARGE)
-    assert done.returncode == 1
-    assert "does NOT fit" in done.stdout
-    assert "the smallest machine that would is v5p-8" in done.stderr
+def test_a_model_that_fits_no_device_is_divided_among_several(project: Project) -> None:
+    """One device is too small, and the smallest machine that would do is named. Eight divide the state."""
+    hardware = ("--hardware", "h100", "--hardware", "h100x8")
+    done = aifx(project, "plan", "--no-compile", *hardware, "--fit", *LARGE)
+    assert done.returncode == 0, done.stderr
+    _, *rows = done.stdout.splitlines()
+    assert [row.split()[:2] for row in rows[:2]] == [["h100", "NO"], ["h100x8", "yes"]]
+    assert "h100: nothing fits: the smallest machine that would is v5p-8" in done.stderr
+    lines = done.stdout[done.stdout.index("# aifx.toml, for h100x8") :].splitlines()
+    mesh = dict(line.split(" = ") for line in lines[2 : lines.index("[train]")])
+    assert lines[1] == "[mesh]"
+    assert math.prod(map(int, mesh.values())) == 8
+    assert "data" not in mesh
 
 
 def test_fit_prints_lines_for_the_configuration(project: Project) -> None:
     done = aifx(project, "plan", "--no-compile", "--hardware", "h100x3", "--fit")
     assert done.returncode == 0, done.stderr
     lines = done.stdout[done.stdout.index("# aifx.toml") :].splitlines()
-    assert lines[1:3] == ["[train]", "global_batch_size = 9"]
+    assert lines[1] == "[mesh]"
+    assert lines[2] in ("data = 3", "fsdp = 3")
+    assert "global_batch_size = 9" in lines
     assert "gradient_accumulation = 1" in lines
 
 
@@ -88,6 +102,26 @@ def test_a_run_keeps_its_plan_and_shows_what_was_predicted_and_measured(project:
     assert all(one["measured"] > 0 for one in found.values())
     assert found["step_time_s"]["predicted"] == plan["time"]["step_s"]["value"]
     assert found["memory_bytes"]["predicted"] == plan["memory"]["total"]["value"]
+
+
+def test_training_without_enough_memory_names_settings_that_need_less(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: Any) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes.")
+
+    (project.root / "data.txt").write_text("It was the whiteness of the whale that above all appalled me. " * 300)
+    monkeypatch.setattr("aifx.training.run.Loop.run", run)
+    done = aifx(project, "train", "--set", "data.train=['data.txt']", "--set", "train.num_steps=3")
+    assert done.returncode == 2
+    assert "out of memory" in done.stderr
+    hint = next(line for line in done.stderr.splitlines() if line.startswith("hint: aifx train --run main --set "))
+    monkeypatch.undo()
+    changed = hint.partition("--run main ")[2].split()
+    assert any(word.startswith(("train.gradient_accumulation=", "model.remat=")) for word in changed)
+    settings = ["--set", "data.train=['data.txt']", "--set", "train.num_steps=3", "--set", "train.validate_every=0"]
+    again = aifx(project, "train", "--run", "other", *settings, *changed)
+    assert again.returncode == 0, again.stderr
 
 
 def test_a_run_is_planned_as_it_is(project: Project) -> None:
@@ -126,4 +160,5 @@ def test_absent_hardware_is_planned_by_compiling(project: Project, hardware: str
     (plan,) = answer(project, "--hardware", hardware)["plans"]
     assert plan["not_compiled"] == ""
     assert plan["memory"]["total"]["basis"] == "compiled"
-    assert plan["time"]["collectives_s"]["value"] > 0
+    assert plan["time"]["exposed_s"]["value"] > 0
+    assert {use["devices"] for use in plan["links"]} == {8}
