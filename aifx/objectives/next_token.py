@@ -69,13 +69,14 @@ def _cross_entropy(
     model: Model, params: Params, batch: DeviceBatch, ctx: ForwardContext, reduction: Literal["none", "sum"]
 ) -> jax.Array:
     hidden, head = model.hidden(params, batch, ctx), head_of(model, params, ctx)
-    labels = ctx.layout.own_tokens(jnp.where(batch["weights"] > 0.0, batch["targets"], UNSCORED).reshape(-1))
-    if hidden.shape[0] != labels.size:
+    targets, weights = (ctx.layout.own_tokens(batch[name].reshape(-1)) for name in ("targets", "weights"))
+    if hidden.shape[0] != targets.size:
         why = f"the hidden vectors are {list(hidden.shape)}, the targets {list(batch['targets'].shape)}"
         raise misfit("next-token prediction needs one hidden vector of the model per token", why)
     if head.bias is not None:
         why = "its loss never stores all logits, and is computed without a bias"
         raise misfit("next-token prediction needs a model whose head has no bias", why)
+    labels = jnp.where(weights > 0.0, targets, UNSCORED)
     if head.axes:
         divided = cross_entropy_sum if reduction == "sum" else cross_entropies
         return divided(hidden, head.weight, labels, head.axes, head.logit_softcap)
