@@ -145,11 +145,12 @@ def _on_whole(
         size = stack.shape[0] // layout.size(shared)
         stack = lax.dynamic_slice_in_dim(stack, layout.index(shared) * size, size)
     divided = [(names, dimension) for dimension, names in enumerate(axes) if dimension and names]
+    # XLA would push the split of an exchange into what computed the parts, whose layouts then differ, and refuse them.
     for names, dimension in divided:
-        stack = lax.all_to_all(stack, names, 0, dimension, tiled=True)
+        stack = lax.all_to_all(lax.optimization_barrier(stack), names, 0, dimension, tiled=True)
     stack = fn(stack)
     for names, dimension in reversed(divided):
-        stack = lax.all_to_all(stack, names, dimension, 0, tiled=True)
+        stack = lax.all_to_all(lax.optimization_barrier(stack), names, dimension, 0, tiled=True)
     return (lax.all_gather(stack, shared, tiled=True) if shared else stack)[:count]
 
 

@@ -35,7 +35,7 @@ TEXT = (
 PICTURES = (
     "task.kind=vision", "data.channels=1", "data.image_size=[8,8]", 'data.classes=["a", "b", "c"]', "train.num_steps=5",
 )  # fmt: skip
-NETWORK = (*PICTURES, "model.channels=[8,16]", "model.num_blocks=[1,1]", "model.dropout=0.1")
+NETWORK = (*PICTURES, "model.channels=[8,16]", "model.blocks_per_stage=1", "model.dropout=0.1")
 FAMILIES = {
     "text": TEXT,
     "small": NETWORK,
@@ -44,7 +44,10 @@ FAMILIES = {
         *PICTURES, "model.family=vit", "model.patch_size=4", "model.embed_dim=16", "model.num_heads=2",
         "model.num_layers=2", "model.dropout=0.1",
     ),
-    "tabular": ("task.kind=tabular", "data.path=table.csv", "data.target=y", "model.width=24", "train.num_steps=5"),
+    "tabular": (
+        "task.kind=tabular", "data.path=table.csv", "data.target=y", "model.width=24", "train.num_steps=5",
+        "objective.kind=regression",
+    ),
     "series": (
         "task.kind=series", "data.path=table.csv", "data.time=t", "data.value=y", "data.context=14", "data.horizon=7",
         "data.validation_steps=30", "data.test_steps=30", "model.embed_dim=16", "model.width=24", "train.num_steps=5",
@@ -68,7 +71,7 @@ def programs_of(family: str, settings: list[str], devices: int) -> Programs:
 
 def batch_of(data: DataSpec, rows: int, step: int) -> Batch:
     rng = np.random.default_rng([7, step])
-    if "segment_ids" not in data.fields and not data.vocab_size:
+    if not data.fields["inputs"].dtype.startswith("int"):
         return {name: _drawn(rng, (rows, *field.shape), field.dtype) for name, field in data.fields.items()}
     # Every second token follows from the one before, and some tokens do not count.
     (length,) = data.fields["inputs"].shape

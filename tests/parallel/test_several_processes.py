@@ -132,7 +132,7 @@ def test_two_processes_equal_one(trainer: Trainer) -> None:
     _, codes = job.strike(0)
     assert codes == [75], job.wait()
     pair = trainer.train("pair", 2, *SLOW_READS, XLA_FLAGS=DEVICES.format(1))
-    assert pair["resumed_from"] in (10, 15)
+    assert pair["resumed_from"] in (5, 10, 15)  # a slow machine may not have saved the last one in time
     assert pair["state_digest"] == alone["state_digest"]
     assert trainer.records("pair") == trainer.records("alone")
     stored = Path(os.environ["JAX_COMPILATION_CACHE_DIR"], "process-1")

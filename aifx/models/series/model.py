@@ -142,14 +142,14 @@ class SeriesModel:
         kernel, width, embed = self.section.pooling[number], self.section.width, self.section.embed_dim
         cells = self._cells(kernel)
         specs: Specs = {
-            "first": _matrix(cells * (1 + self.num_past), width, None, "mlp"),
-            "first_bias": _vector(width, "mlp"),
-            "second": _matrix(width, width, None, "mlp"),
-            "second_bias": _vector(width, "mlp"),
-            "forecast": _matrix(width, self._knots(kernel) * embed, "mlp", None, BLOCK_GAIN),
+            "first": _matrix(cells * (1 + self.num_past), width, None, "embed"),
+            "first_bias": _vector(width, "embed"),
+            "second": _matrix(width, width, None, "embed"),
+            "second_bias": _vector(width, "embed"),
+            "forecast": _matrix(width, self._knots(kernel) * embed, "embed", None, BLOCK_GAIN),
         }
         if number < len(self.section.pooling) - 1:  # nobody reads what the last leaves
-            specs["backcast"] = _matrix(width, cells, "mlp", None, BLOCK_GAIN)
+            specs["backcast"] = _matrix(width, cells, "embed", None, BLOCK_GAIN)
         return specs
 
     def _cells(self, kernel: int) -> int:
