@@ -15,6 +15,7 @@ from aifx.config import Config
 from aifx.core.errors import CheckpointError, ConfigError
 from aifx.core.files import read_file
 from aifx.core.project import Project, RunDirectory
+from aifx.data.spec import need_spec
 from aifx.data.text import TOKENIZER_FILE
 from aifx.parallel.context import ForwardContext
 from aifx.programs.build import Programs
@@ -57,7 +58,8 @@ def choose_base(config: Config, project: Project, run: RunDirectory) -> BaseRun 
 def with_base_weights(state: TrainState, programs: Programs, project: Project, run: RunDirectory) -> TrainState:
     """The state with the weights of the base run that the provenance of `run` names; unchanged if it names none.
 
-    Arrays of equal name and shape are taken; those of the head may differ and then keep their first values.
+    Arrays of equal name and shape are taken. Those of the head may differ and then keep their first values; so they do
+    if the base run has other classes.
 
     Raises CheckpointError if the checkpoint is not the one that is named, ConfigError if other arrays differ.
     """
@@ -75,14 +77,17 @@ def with_base_weights(state: TrainState, programs: Programs, project: Project, r
     tree = to_tree(state, stacked=programs.is_stacked)
     ours = flat_names(tree["params"])
     head = head_names(programs.model, ForwardContext(programs.layout.single))
+    is_other_head = need_spec(base.assets).classes != programs.task.data.classes
     wanted, differing = {}, []
     for name, array in ours.items():
         entry = arrays.get(f"{part}/{name}")
-        if entry is not None and entry.shape == array.shape:
-            wanted[f"{part}/{name}"] = jax.ShapeDtypeStruct(array.shape, entry.dtype)
-        else:
+        if entry is None or entry.shape != array.shape:
             there = "it does not have it" if entry is None else f"it is {list(entry.shape)} there"
             differing.append((name, f"{name} is {list(array.shape)}, and {there}"))
+        elif is_other_head and name in head:
+            differing.append((name, f"{name} is for other classes there"))
+        else:
+            wanted[f"{part}/{name}"] = jax.ShapeDtypeStruct(array.shape, entry.dtype)
     if unfit := [text for name, text in differing if name not in head]:
         more = f"; {len(unfit) - 3} more" if len(unfit) > 3 else ""
         what = f"the model does not fit the weights of run {base.name}, which finetune.base_run names"

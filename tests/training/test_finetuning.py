@@ -122,6 +122,22 @@ def test_without_freezing_all_weights_go_on_from_the_checkpoint_that_the_provena
     assert (fork["forked_from"], fork["finetuned_from"]) == ("fine", None)
 
 
+def test_the_head_of_other_classes_starts_anew(project: Project, logged: list[str]) -> None:
+    """As many classes as the base run has, with other names: its head knows nothing of them."""
+    with np.load(project.root / "data/ten.npz") as images:
+        np.savez(project.root / "data/two.npz", **images)
+    still = ("optimizer.learning_rate=1e-9", "optimizer.weight_decay=0", "train.seed=1")  # other first values
+    finetune(project, *still, run="same")
+    finetune(project, *still, f"data.classes={json.dumps(list('abcdefghij'))}", run="other")
+    base, same, other = (arrays(project, run, best_of(project, run)) for run in ("base", "same", "other"))
+    for name in base:
+        np.testing.assert_allclose(base[name], same[name], atol=1e-6)
+    for name in base.keys() - HEAD:
+        np.testing.assert_allclose(base[name], other[name], atol=1e-6)
+    assert np.abs(base["output/weight"] - other["output/weight"]).max() > 0.01
+    assert any("output/weight is for other classes there" in line for line in logged)
+
+
 def test_another_backbone_is_refused(project: Project) -> None:
     with pytest.raises(ConfigError) as caught:
         finetune(project, "model.channels=[8]")
