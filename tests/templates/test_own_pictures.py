@@ -138,6 +138,9 @@ def test_numbers_of_pictures(tmp_path: Path) -> None:
     assert "classes" not in settings["data"]
     assert "average" in (tmp_path / "p/README.md").read_text()
     aifx(tmp_path / "p", "config", "check")
+    aifx(tmp_path / "p", "train", "--set", "train.num_steps=1", "--set", "model.channels=[4]")
+    predicted = json.loads(aifx(tmp_path / "p", "predict", "../3.png").stdout)["value"]
+    assert abs(predicted - 4.5) < 2  # an untrained model predicts the mean
 
 
 @pytest.mark.parametrize(
