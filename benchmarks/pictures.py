@@ -82,17 +82,17 @@ def rate(folder: Path, asked: argparse.Namespace) -> None:
     draw_all(folder / "pictures", asked.count or 4000, 224, 224)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in AUGMENT}
     for number in range(asked.rounds):
-        for name, told in rounds.items():
+        for name, measured in rounds.items():
             environ = {**training_environment(), "AIFX_CACHE_DIR": str(folder / f"cache-{number}-{len(name)}")}
             options = "--folder", str(folder / "pictures"), "--augment", name
             done = subprocess.run(
                 [sys.executable, __file__, "round", *options], env=environ, check=True, capture_output=True
             )
-            told.append(json.loads(done.stdout))
-    for name, told in rounds.items():
+            measured.append(json.loads(done.stdout))
+    for name, measured in rounds.items():
         print(f"{name}, pictures/s:")
-        for subject in told[0]:
-            rates = [one[subject] for one in told]
+        for subject in measured[0]:
+            rates = [one[subject] for one in measured]
             print(f"  {subject}: {statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})")
 
 

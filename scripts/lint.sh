@@ -21,5 +21,9 @@ ln -s "$here/jax_kernels" "$tree/"
 (cd "$tree" && "$bin/mypy" --config-file "$here/pyproject.toml" --cache-dir "$here/.mypy_cache" --python-executable "$bin/python" -p aifx -p jax_kernels)
 (cd "$tree" && "$bin/lint-imports" "$here/pyproject.toml" --no-cache --no-logo)
 
+# pytest takes two files of one name for one, if it collects both.
+same=$(find tests -name 'test_*.py' -exec basename {} \; | sort | uniq -d)
+[ -z "$same" ] || { echo "several files in tests/ are called $same" >&2; exit 1; }
+
 for script in scripts/*.sh; do sh -n "$script"; done
 bash -n .ci/run

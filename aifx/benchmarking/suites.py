@@ -94,12 +94,13 @@ class Bench:
         """What `aifx train` has before its first step, for a run in this folder. Raises ConfigError, DataError."""
         from aifx.core.project import RunDirectory
         from aifx.kernels.choice import run_choices
+        from aifx.parallel.checks import check_batch
         from aifx.parallel.layout import local_layout
         from aifx.programs.build import build
         from aifx.tasks.registry import open_task
 
         layout = local_layout(config.train.devices, config.mesh)
-        layout.check_batch(config.train.global_batch_size, config.train.gradient_accumulation)
+        check_batch(layout, config.train.global_batch_size, config.train.gradient_accumulation)
         run = RunDirectory(folder)
         run.assets.mkdir(parents=True, exist_ok=True)
         task = open_task(config, self.project, run.assets)

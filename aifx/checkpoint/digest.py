@@ -1,7 +1,7 @@
 """The additive digest of an array, which any way of dividing it gives, and the digest of a whole state.
 
 docs/checkpoints.md defines both. Each 32-bit word of an array is mixed with its position in the whole array, and the
-mixed words are summed, so parts that are digested apart, on any device, add up to the digest of the whole.
+mixed words are summed, so parts that are digested on different devices add up to the digest of the whole.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def foreign_date(values: Sequence[Any]) -> str | None:
 def infer_columns(
     name: str, kind: ColumnKind, values: Sequence[Any], *, bins: int, parts: Iterable[str] = PARTS
 ) -> list[Column]:
-    """The inputs that a column becomes; none if training rows cannot be told apart by it.
+    """The inputs that a column becomes; none if it does not distinguish training rows.
 
     Args:
         values: of the training rows. Raises ValueError for one that is not of this kind.

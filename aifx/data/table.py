@@ -248,14 +248,12 @@ def _infer_target(table: Table, is_train: np.ndarray, section: TableSection) -> 
     classes = sorted(set(map(as_text, values)))
     if same := _same_value(kind, classes):
         what = f"{table.name}: data.target = {name!r} has {same[0]!r} and {same[1]!r}, which are the same {kind} value"
-        raise DataError(
-            what, "they would be two classes", f'data.columns = {{"{name}" = "categorical"}} keeps them apart'
-        )
+        raise DataError(what, "they would be two classes", f'data.columns = {{"{name}" = "categorical"}} keeps both')
     with suppress(ValueError):
         classes.sort(key=as_number)
     if len(classes) < 2:
         what = f"{table.name}: data.target = {name!r} has one class only, {classes[0]!r}"
-        raise DataError(what, "there is nothing to tell apart", "add rows of another class")
+        raise DataError(what, "a model needs two classes or more", "add rows of another class")
     if len(trained := {as_text(value) for value in compress(values, is_train)}) < 2:
         what = f"{table.name}: the training rows have one class only, {trained.pop()!r}"
         raise DataError(what, f"data.target = {name!r} has others in held-out rows", "hold out other rows, or fewer")

@@ -69,7 +69,7 @@ def store_in_each_process(index: int) -> None:
     """Let this process of several store what it compiles. Call it before `enable_compilation_cache`.
 
     JAX lets process 0 alone write, to spare file systems that all processes share, although on a CPU each process has
-    programs of its own. So each of the others gets a folder of its own, and JAX is told there that it is process 0.
+    programs of its own. So each of the others gets a folder of its own, and there JAX takes itself for process 0.
     """
     global _subfolder
     _subfolder = f"process-{index}" if index else ""

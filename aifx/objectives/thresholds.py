@@ -10,7 +10,7 @@ from aifx.objectives.sections import ThresholdBy
 MOST_SWEEPS = 3
 
 SMALLEST_GAP = 1e-9
-"""Between the scores of two examples that a threshold tells apart."""
+"""Between the scores of two examples on either side of a threshold."""
 
 
 def choose_thresholds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -50,6 +51,26 @@ def check_model(layout: Layout, specs: Specs, fields: Mapping[str, Any], divided
             if logical in divided and logical != "vocab" and needed(logical)
         ]
     check_demands(layout.degrees, list(dict.fromkeys(demands)))
+
+
+def check_batch(layout: Layout, global_batch_size: int, gradient_accumulation: int) -> None:
+    """Raises ConfigError unless each device gets the same rows of each micro-batch."""
+    rows, sharers = global_batch_size // gradient_accumulation, layout.count("batch")
+    if rows % sharers == 0:
+        return
+    step = sharers * gradient_accumulation
+    batch = max(round(global_batch_size / step), 1) * step
+    micro = f" in {gradient_accumulation} micro-batches" if gradient_accumulation > 1 else ""
+    fewer = max(n for n in range(1, sharers + 1) if rows % n == 0)
+    other = f"--set train.devices={fewer * layout.num_devices // sharers}"
+    if (fsdp := layout.degrees.fsdp) > 1:
+        fsdp = math.gcd(fsdp, fewer)
+        other += f" --set mesh.data={fewer // fsdp} --set mesh.fsdp={fsdp}"
+    raise ConfigError(
+        f"train.global_batch_size = {global_batch_size}{micro} cannot be divided among {sharers} devices",
+        f"each device takes the same number of rows: {rows} / {sharers} is not whole",
+        f"--set train.global_batch_size={batch}, or {other}",
+    )
 
 
 def _check_collision(layout: Layout, spec: ArraySpec) -> None:

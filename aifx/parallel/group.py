@@ -27,7 +27,7 @@ from aifx.parallel.connections import Connection, Message, accept_all, close_all
 from aifx.parallel.processes import Membership
 
 GOODBYE_S = 0.3
-"""A process that ends waits for so long until the others have read what it told them."""
+"""How long a process that ends waits for the others to read its last message."""
 
 LOSS_S = 2.0
 OVER = "over"

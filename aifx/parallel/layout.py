@@ -337,27 +337,6 @@ class Layout:
         """The number of this device along these mesh axes."""
         return lax.axis_index(axes)
 
-    # What a mesh must divide.
-
-    def check_batch(self, global_batch_size: int, gradient_accumulation: int) -> None:
-        """Raises ConfigError unless each device gets the same rows of each micro-batch."""
-        rows, sharers = global_batch_size // gradient_accumulation, self.count("batch")
-        if rows % sharers == 0:
-            return
-        step = sharers * gradient_accumulation
-        batch = max(round(global_batch_size / step), 1) * step
-        micro = f" in {gradient_accumulation} micro-batches" if gradient_accumulation > 1 else ""
-        fewer = max(n for n in range(1, sharers + 1) if rows % n == 0)
-        other = f"--set train.devices={fewer * self.num_devices // sharers}"
-        if (fsdp := self.degrees.fsdp) > 1:
-            fsdp = math.gcd(fsdp, fewer)
-            other += f" --set mesh.data={fewer // fsdp} --set mesh.fsdp={fsdp}"
-        raise ConfigError(
-            f"train.global_batch_size = {global_batch_size}{micro} cannot be divided among {sharers} devices",
-            f"each device takes the same number of rows: {rows} / {sharers} is not whole",
-            f"--set train.global_batch_size={batch}, or {other}",
-        )
-
 
 def local_layout(devices: int | Literal["all"] = "all", mesh: MeshSection | None = None) -> Layout:
     """The layout over the first `devices` devices of each process of the job, arranged as `[mesh]` says.

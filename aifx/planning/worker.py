@@ -26,6 +26,7 @@ from aifx.core.errors import AifxError
 from aifx.core.processes import connect
 from aifx.core.project import Project
 from aifx.machine.device_memory import extra_bytes, is_out_of_memory, room
+from aifx.parallel.checks import check_batch
 from aifx.parallel.layout import abstract_layout
 from aifx.planning.counting import Counted, choices
 from aifx.planning.fit import candidates, needed_bytes
@@ -68,7 +69,7 @@ def plan_events(request: dict[str, Any], folder: Path) -> Iterator[dict[str, Any
     hardware = find_hardware(request["hardware"], config.train.devices)
     if not request["fit"]:
         layout = abstract_layout(hardware.num_devices, hardware.platform, hardware.device_kind, config.mesh)
-        layout.check_batch(config.train.global_batch_size, config.train.gradient_accumulation)
+        check_batch(layout, config.train.global_batch_size, config.train.gradient_accumulation)
     with project_errors(config, project):
         assets = request["assets"]
         task = load_task(config, project, Path(assets)) if assets else describe_or_open_task(config, project, folder)

@@ -106,7 +106,7 @@ def _target(table: Table, others: set[str | None]) -> str:
 
 
 def _series(table: Table, time: Sequence[str], times: np.ndarray) -> str | None:
-    """The column that names the series: None if each time is there once. Raises DataError if no column tells them."""
+    """The column that names the series: None if each time is there once. Raises DataError if no column does."""
     if len(np.unique(times)) == len(times):
         return None
     for name, values in table.values.items():

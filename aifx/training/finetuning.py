@@ -58,8 +58,8 @@ def choose_base(config: Config, project: Project, run: RunDirectory) -> BaseRun 
 def with_base_weights(state: TrainState, programs: Programs, project: Project, run: RunDirectory) -> TrainState:
     """The state with the weights of the base run that the provenance of `run` names; unchanged if it names none.
 
-    Arrays of equal name and shape are taken. Those of the head may differ and then keep their first values; so they do
-    if the base run has other classes.
+    Arrays of equal name and shape are taken. Those of the head may differ and then keep their first values. With other
+    classes than in the base run, all of the head does.
 
     Raises CheckpointError if the checkpoint is not the one that is named, ConfigError if other arrays differ.
     """

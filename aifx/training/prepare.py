@@ -26,6 +26,7 @@ from aifx.kernels.choice import run_choices
 from aifx.kernels.verification import verify_kernels
 from aifx.machine.compilation_cache import enable_compilation_cache
 from aifx.nn.precision import bfloat16_gain
+from aifx.parallel.checks import check_batch
 from aifx.parallel.group import Group
 from aifx.parallel.layout import Layout, local_layout
 from aifx.programs.build import Programs, build
@@ -94,7 +95,7 @@ def prepare(job: Job) -> Programs:
     enable_compilation_cache()
     verify_kernels(job.project, job.config, job.run)
     layout = local_layout(job.config.train.devices, job.config.mesh)
-    layout.check_batch(job.config.train.global_batch_size, job.config.train.gradient_accumulation)
+    check_batch(layout, job.config.train.global_batch_size, job.config.train.gradient_accumulation)
     is_fresh = latest is None or job.fork is not None
     job.group.mark("the data")
     with job.group.first_then_others():
@@ -106,7 +107,7 @@ def prepare(job: Job) -> Programs:
         )
     agree(job.group, facts_of_data(job.project, data_digest(task, job.config), layout.device_kind))
     programs = build(job.config, task, layout, kernels=kernels)
-    _check_batch(programs)
+    _check_fields(programs)
     _check_metric(job, programs)
     _check_sample(programs)
     return programs
@@ -218,7 +219,7 @@ def _kernel_choices(job: Job, digests: RunDigests) -> Choices:
     return run_choices(job.run, job.config, on_write=kept, on_replacement=replaced)
 
 
-def _check_batch(programs: Programs) -> None:
+def _check_fields(programs: Programs) -> None:
     """Raise ConfigError unless the first batch has the fields that the programs are made for."""
     rows = programs.config.train.global_batch_size
     local = programs.layout.local_rows(rows)

@@ -20,6 +20,7 @@ from aifx.core.errors import ConfigError
 from aifx.core.project import Project
 from aifx.data.base import Batch
 from aifx.data.spec import DataSpec
+from aifx.parallel.checks import check_batch
 from aifx.parallel.layout import local_layout
 from aifx.planning.hlo import _CALLED, COLLECTIVES, _parse
 from aifx.programs.build import Programs, build, tree_bytes
@@ -65,7 +66,7 @@ def programs_of(family: str, settings: list[str], devices: int) -> Programs:
         project = Project(Path(folder))
         config = load_config(project, [*FAMILIES[family], *settings], {})
         layout = local_layout(devices, config.mesh)
-        layout.check_batch(config.train.global_batch_size, config.train.gradient_accumulation)
+        check_batch(layout, config.train.global_batch_size, config.train.gradient_accumulation)
         return build(config, describe_or_open_task(config, project, Path(folder)), layout)
 
 

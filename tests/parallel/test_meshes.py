@@ -18,6 +18,7 @@ from mesh_trials import FAMILIES, TEXT
 from aifx.config import load_config
 from aifx.core.errors import ConfigError
 from aifx.core.project import Project
+from aifx.parallel.checks import check_batch
 from aifx.parallel.layout import abstract_layout
 from aifx.programs.build import build
 from aifx.tasks import describe_task
@@ -224,7 +225,7 @@ def test_what_a_mesh_cannot_divide_is_refused(tmp_path: Path, settings: list[str
 
     def trace() -> None:
         layout = abstract_layout(8, "cpu", "cpu", config.mesh)
-        layout.check_batch(config.train.global_batch_size, config.train.gradient_accumulation)
+        check_batch(layout, config.train.global_batch_size, config.train.gradient_accumulation)
         build(config, describe_task(config, project), layout).train_step.trace()
 
     with pytest.raises(ConfigError) as refused:

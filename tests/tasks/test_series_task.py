@@ -11,12 +11,11 @@ from pathlib import Path
 import inprocess
 import numpy as np
 import pytest
+from stopping import StopAt
 
 from aifx.config import load_config
 from aifx.core.project import Project
-from aifx.training.records import Record, RunInfo, TrainResult
 from aifx.training.run import train
-from aifx.training.signals import StopSignals
 
 DAYS = 400
 TOML = """\
@@ -117,23 +116,6 @@ def test_a_project_of_series_trains_passes_its_gates_and_forecasts(project: Path
     assert "'price' is missing in rows to forecast" in failed.stderr
     measured = json.loads(command(project, "eval", "--data", "new.csv", "--json").stdout)
     assert measured["datasets"][0]["metrics"]["examples"] == 2 * 3
-
-
-class StopAt:
-    """An observer that asks the run to stop once it is told of a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self.signals = step, StopSignals()
-
-    def start(self, info: RunInfo) -> None: ...
-
-    def record(self, record: Record) -> None:
-        if record.step == self.step:
-            self.signals.requested = 15
-
-    def event(self, name: str, fields: object) -> None: ...
-
-    def stop(self, result: TrainResult | None) -> None: ...
 
 
 def test_a_run_of_series_resumes_bit_for_bit(project: Path) -> None:

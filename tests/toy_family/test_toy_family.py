@@ -16,6 +16,7 @@ import inprocess
 import numpy as np
 import pytest
 import tomli
+from stopping import StopAt
 
 import aifx.models
 from aifx.checkpoint.checkpoints import Checkpoints
@@ -25,9 +26,7 @@ from aifx.core.project import Project
 from aifx.parallel.layout import abstract_layout
 from aifx.programs.build import build
 from aifx.tasks import describe_task
-from aifx.training.records import Record, RunInfo, TrainResult
 from aifx.training.run import train
-from aifx.training.signals import StopSignals
 
 TOY = Path(__file__).parent / "toy"
 PICTURES = Path(__file__).parents[2] / "templates/vision-inspection/data/fashion_mnist_small.npz"
@@ -136,23 +135,6 @@ def test_baselines_of_the_data_are_measured_beside_the_model(own: Path) -> None:
     assert shown.splitlines()[1].split() == ["metric", "model", "last", "reading"]
     (loss,) = (line.split() for line in shown.splitlines() if line.split()[:1] == ["loss"])
     assert loss[2] == f"{huber:.4f}"
-
-
-class StopAt:
-    """An observer that asks the run to stop once it is told of a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self.signals = step, StopSignals()
-
-    def start(self, info: RunInfo) -> None: ...
-
-    def record(self, record: Record) -> None:
-        if record.step == self.step:
-            self.signals.requested = 15
-
-    def event(self, name: str, fields: object) -> None: ...
-
-    def stop(self, result: TrainResult | None) -> None: ...
 
 
 def test_a_toy_run_resumes_bit_for_bit(own: Path) -> None:

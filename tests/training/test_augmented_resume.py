@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from stopping import StopAt
 
 from aifx.config import load_config
 from aifx.core.project import Project
-from aifx.training.records import Record, RunInfo, TrainResult
 from aifx.training.run import train
-from aifx.training.signals import StopSignals
 
 SETTINGS = """\
 [task]
@@ -39,23 +38,6 @@ validate_every = 0
 [checkpoint]
 every = 2
 """
-
-
-class StopAt:
-    """An observer that asks the run to stop once it is told of a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self.signals = step, StopSignals()
-
-    def start(self, info: RunInfo) -> None: ...
-
-    def record(self, record: Record) -> None:
-        if record.step == self.step:
-            self.signals.requested = 15
-
-    def event(self, name: str, fields: object) -> None: ...
-
-    def stop(self, result: TrainResult | None) -> None: ...
 
 
 def test_augmented_pictures_resume_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

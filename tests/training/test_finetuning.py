@@ -11,7 +11,7 @@ from typing import Any
 import inprocess
 import numpy as np
 import pytest
-from test_training import StopAt
+from stopping import StopAt
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.checkpoint.manifest import read_manifest
@@ -98,7 +98,7 @@ def test_a_frozen_backbone_is_that_of_the_base_run(project: Project, kind: str, 
 def test_a_stopped_run_goes_on_bit_for_bit(project: Project) -> None:
     events = [json.loads(line) for line in project.run("whole").events.read_text().splitlines()]
     stop = StopAt(2)  # is heard of during step 3
-    finetune(project, *FROZEN, observers=[stop], stop=stop.stop_signals)
+    finetune(project, *FROZEN, observers=[stop], stop=stop.signals)
     shutil.rmtree(project.run("base").path)  # a run that began needs its base no longer
     resumed = finetune(project, *FROZEN)
     assert (resumed.resumed_from, resumed.state_digest) == (3, events[-1]["state_digest"])

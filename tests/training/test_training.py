@@ -12,40 +12,19 @@ import jax
 import numpy as np
 import pytest
 from effort import IS_LONG
+from stopping import StopAt
 
 from aifx.checkpoint.checkpoints import Checkpoints
 from aifx.core.errors import CheckpointError, ConfigError, EnvironmentFault, UsageError
 from aifx.core.project import Project
 from aifx.tasks.base import training_source
-from aifx.training.records import Record, RunInfo, TrainResult
-from aifx.training.signals import StopSignals
+from aifx.training.records import TrainResult
 from aifx.training.state import to_tree
-
-
-class StopAt:
-    """An observer that asks the run to stop once it hears of a step."""
-
-    def __init__(self, step: int) -> None:
-        import signal
-
-        self.step = step
-        self.stop_signals = StopSignals()
-        self._signal = signal.SIGTERM
-
-    def start(self, info: RunInfo) -> None: ...
-
-    def record(self, record: Record) -> None:
-        if record.step == self.step:
-            self.stop_signals.requested = self._signal
-
-    def event(self, name: str, fields: object) -> None: ...
-
-    def stop(self, result: TrainResult | None) -> None: ...
 
 
 def stopped(tiny, step: int, *settings: str, run: str = "main") -> TrainResult:
     observer = StopAt(step)
-    return tiny.train(*settings, run=run, observers=[observer], stop=observer.stop_signals)
+    return tiny.train(*settings, run=run, observers=[observer], stop=observer.signals)
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +109,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiny, kind: str, steps: list[int]) ->
 
 
 def test_a_stop_at_a_validation_leaves_it_to_the_next_process(tiny, whole) -> None:
-    stop = StopSignals()
-
-    class AtValidation(StopAt):
-        def record(self, record: Record) -> None:
-            if record.step == 3:  # step 4, which validates, is on the device by now
-                stop.requested = self._signal
-
-    first = tiny.train(observers=[AtValidation(3)], stop=stop)
+    first = stopped(tiny, 3)  # step 4, which validates, is on the device by then
     assert first.step == 4
     assert [r["step"] for r in tiny.records()] == [1, 2, 3, 4]
     assert "validation" not in tiny.records()[-1]
@@ -157,7 +129,7 @@ def test_what_was_written_beyond_the_checkpoint_is_written_again(halted, whole) 
 def test_scan_layers_may_change_in_the_middle(halted, whole, logged: list[str]) -> None:
     observer = StopAt(8)
     scanned = ["model.scan_layers=true", "log.every=2"]
-    halted.train(*scanned, observers=[observer], stop=observer.stop_signals)
+    halted.train(*scanned, observers=[observer], stop=observer.signals)
     (line,) = [line for line in logged if "last bits" in line]
     assert line.startswith("model.scan_layers = false -> true")
     assert "log.every" not in line
