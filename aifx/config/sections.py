@@ -132,6 +132,7 @@ class AugmentSection(Section):
     shift: NonNegativeInt = setting(0, "Shift images by up to so many pixels.")
     brightness: Share = setting(0.0, "Make images brighter or darker by up to this share of the full range.")
     contrast: Share = setting(0.0, "Raise or lower the contrast by up to this share.")
+    erase: Share = setting(0.0, "Cover a rectangle of each image with noise, of up to this share of its area.")
     mixup: NonNegativeFloat = setting(
         0.0, "Mix each image with another, in shares of the distribution Beta(mixup, mixup); 0 mixes none."
     )

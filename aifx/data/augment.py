@@ -19,6 +19,8 @@ from aifx.machine.cpu import usable_cpus
 FLIPS = Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM
 STRETCH = 4 / 3
 """The most by which a crop's proportions differ from those of the image."""
+ERASED_STRETCH = 3
+"""The most by which those of what is erased do."""
 
 
 def augmented(source: BatchSource, section: AugmentSection, data: DataSpec, seed: int) -> BatchSource:
@@ -109,6 +111,23 @@ def change(image: np.ndarray, section: AugmentSection, draw: np.random.Generator
         levels = (np.arange(256) - mean) * (1 + contrast * section.contrast) + mean
         levels += brightness * section.brightness * 255
         image = levels.round().clip(0, 255).astype(np.uint8).take(image)
+    if section.erase:
+        image = _erased(image, section.erase, draw)
+    return image
+
+
+def _erased(image: np.ndarray, largest: float, draw: np.random.Generator) -> np.ndarray:
+    """The image with noise in a rectangle of up to a share `largest` of its area.
+
+    Zhong et al., "Random Erasing Data Augmentation" (arXiv 1708.04896).
+    """
+    share, stretch, *corner = draw.random(4)
+    area, ratio = share * largest, ERASED_STRETCH ** (2 * stretch - 1)
+    sides = np.round(np.minimum(np.sqrt([area * ratio, area / ratio]), 1) * image.shape[:2]).astype(int)
+    top, left = np.floor(corner * (np.array(image.shape[:2]) - sides + 1)).astype(int)
+    place = slice(top, top + sides[0]), slice(left, left + sides[1])
+    image = image.copy()
+    image[place] = draw.integers(0, 256, image[place].shape, np.uint8)
     return image
 
 

@@ -40,6 +40,7 @@ changes_made = st.fixed_dictionaries(
         "shift": st.integers(1, 20),
         "brightness": st.sampled_from([0.1, 1.0]),
         "contrast": st.sampled_from([0.1, 1.0]),
+        "erase": st.sampled_from([0.2, 1.0]),
         "mixup": st.sampled_from([0.2, 1.0]),
     },
 )
@@ -66,7 +67,7 @@ def test_a_batch_is_a_function_of_seed_step_and_rows(
 
 
 def test_threads_and_what_was_read_before_change_nothing() -> None:
-    section = AugmentSection(flip="both", rotate=20, crop=0.7, shift=2, brightness=0.3, contrast=0.3, mixup=0.4)
+    section = AugmentSection(flip="both", rotate=20, crop=0.7, shift=2, brightness=0.3, contrast=0.3, erase=0.2, mixup=0.4)
     source = dataset().source("train", 8, seed=0)
     alone = {step: AugmentedSource(source, section, 0, threads=1).read(step, ALL) for step in range(3)}
     for threads in (1, 2, 3, 11):
@@ -91,7 +92,7 @@ def test_the_data_is_not_changed() -> None:
 
     held = IMAGES[:8].copy()
     held.flags.writeable = False
-    section = AugmentSection(flip="both", brightness=0.5, mixup=0.3)
+    section = AugmentSection(flip="both", brightness=0.5, erase=0.3, mixup=0.3)
     assert (augmented(Views(), section, data.spec, 0).read(0, ALL)["inputs"] != held).any()
 
 
@@ -174,6 +175,21 @@ def test_brightness_and_contrast() -> None:
     assert (contrasts.mean(axis=1) == 120).mean() > 0.4  # rounding aside
     assert 40 <= differences.min() < 45
     assert 115 < differences.max() <= 121
+
+
+def test_what_is_erased_is_a_rectangle_of_noise() -> None:
+    image = np.full((24, 30, 3), 77, np.uint8)
+    shares = []
+    for changed in changes(image, 200, erase=0.4):
+        erased = (changed != image).any(axis=-1)
+        down, across = erased.any(axis=1).nonzero()[0], erased.any(axis=0).nonzero()[0]
+        if len(down):
+            rectangle = changed[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
+            assert (rectangle != 77).mean() > 0.9
+            assert rectangle.shape[0] / 24 <= 3.1 * rectangle.shape[1] / 30 + 0.1
+        shares.append(erased.mean())
+    assert 0.35 < max(shares) < 0.43
+    assert 0.17 < np.mean(shares) < 0.23
 
 
 def test_mixup_mixes_each_image_with_one_of_the_next_step() -> None:
