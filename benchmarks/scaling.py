@@ -166,7 +166,9 @@ def plan_of(case: Case, *, with_compiler: bool) -> Plan:
             "mesh": case.mesh,
         }
         (project.root / "aifx.toml").write_text("\n".join(toml(name, values) for name, values in sections.items()))
-        made = make_plans(project, load_config(project), [case.hardware], Assumptions(), with_compiler=with_compiler)
+        made = make_plans(
+            project, load_config(project), [find_hardware(case.hardware)], Assumptions(), with_compiler=with_compiler
+        )
         (plan,) = made.plans
         assert isinstance(plan, Plan)
         return plan

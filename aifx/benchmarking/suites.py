@@ -99,9 +99,13 @@ class Bench:
         from aifx.programs.build import build
         from aifx.tasks.registry import open_task
 
+        run = RunDirectory(folder)
+        if config.mesh.auto:
+            from aifx.training.auto_mesh import with_found_mesh
+
+            config = with_found_mesh(config, run, self.project)
         layout = local_layout(config.train.devices, config.mesh)
         check_batch(layout, config.train.global_batch_size, config.train.gradient_accumulation)
-        run = RunDirectory(folder)
         run.assets.mkdir(parents=True, exist_ok=True)
         task = open_task(config, self.project, run.assets)
         return run, build(config, task, layout, kernels=run_choices(run, config))

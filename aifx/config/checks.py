@@ -47,10 +47,14 @@ def _conflicts(config: Config) -> Iterator[Conflict]:
 
 def _mesh(config: Config) -> Iterator[Conflict]:
     sizes = {f"mesh.{axis}": getattr(config.mesh, axis) for axis in ("data", "fsdp", "tensor", "context")}
+    named = [key for key, size in sizes.items() if size not in (1, -1)]
+    if config.mesh.auto and named:
+        what = f"mesh.auto = true, and {', '.join(f'{key} = {sizes[key]}' for key in named)}"
+        yield Conflict(("mesh.auto", *named), what, "mesh.auto finds the sizes")
     given, devices = math.prod(size for size in sizes.values() if size != -1), config.train.devices
     if devices == "all" or -1 in sizes.values() or given % devices == 0:  # there may be several processes
         return
-    named = [key for key, size in sizes.items() if size not in (1, -1)] or ["mesh.data"]
+    named = named or ["mesh.data"]
     yield Conflict(
         (*named, "train.devices"),
         f"{' x '.join(f'{key} = {sizes[key]}' for key in named)} does not make up train.devices = {devices}",

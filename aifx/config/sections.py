@@ -148,6 +148,11 @@ MeshSize = PositiveInt | Literal[-1]
 class MeshSection(Section):
     """How `train.devices` are arranged: the sizes make up their number, and one of them may be -1."""
 
+    auto: bool = setting(
+        False,
+        "A new run takes the mesh, accumulation and remat that `aifx plan --fit` finds for its devices.",
+        ROUNDING,
+    )
     data: MeshSize = setting(
         -1, "Devices that divide the rows of a batch. -1: those that the other sizes leave.", ROUNDING
     )
@@ -181,7 +186,9 @@ class TrainSection(Section):
 
     num_steps: PositiveInt = setting(1000, "Optimizer steps of the whole run.")
     global_batch_size: PositiveInt = setting(16, "Sequences or images in one optimizer step, over all devices.")
-    gradient_accumulation: PositiveInt = setting(1, "Micro-batches that a step is split into, to need less memory.")
+    gradient_accumulation: PositiveInt = setting(
+        1, "Micro-batches that a step is split into, to need less memory.", ROUNDING
+    )
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = setting(0, "Seed of initialization and of the order of the data.")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "Type of the computation; parameters stay float32. auto: float32 on CPU, bfloat16 on accelerators."

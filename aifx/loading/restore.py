@@ -11,7 +11,7 @@ import jax
 
 from aifx.checkpoint.manifest import read_manifest
 from aifx.config import Config, read_config
-from aifx.config.sections import Quantization
+from aifx.config.sections import MeshSection, Quantization
 from aifx.core.errors import CheckpointError, ConfigError, UsageError
 from aifx.core.files import check_tree
 from aifx.core.project import Project, RunDirectory
@@ -103,11 +103,15 @@ def restore_run(
 
 
 def layout_here(config: Config) -> Layout:
-    """The layout of a run; over all devices of this machine if it has not those that the run asks for."""
+    """The layout of a run; over all devices of this machine if it has not those that the run asks for.
+
+    These divide the parameters if those of the run did.
+    """
     try:
         return local_layout(config.train.devices, config.mesh)
     except ConfigError as error:
-        layout = local_layout()
+        divides = config.mesh.fsdp != 1 or config.mesh.tensor != 1
+        layout = local_layout(mesh=MeshSection(fsdp=-1) if divides else None)
         logger.info(f"{error.what}: the run's model is used on {layout.degrees}")
         return layout
 

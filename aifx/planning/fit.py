@@ -76,11 +76,11 @@ class _Estimate:
 
     def __init__(self, hardware: Hardware, cores: int) -> None:
         self._hardware, self._cores = hardware, cores
-        self._network = network_of(hardware) if hardware.chip is not None else None
+        self._network = network_of(hardware)
 
     def __call__(self, settings: dict[str, Any], counted: Counted) -> Candidate:
         rates = rates_of(self._hardware, list(counted.product_flops), self._cores)
-        uses = link_uses(counted.collectives, self._network) if self._network is not None else []
+        uses = link_uses(counted.collectives, self._network)
         time = step_time(vars(counted), None, uses, rates, is_cpu=self._hardware.platform == "cpu")
         needed = needed_bytes(counted, self._hardware)
         return Candidate(settings, counted, needed, time.step / settings["train.global_batch_size"])

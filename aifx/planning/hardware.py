@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from aifx.core.errors import ConfigError, EnvironmentFault, UsageError
 from aifx.machine.catalogue import ACCELERATORS, Accelerator, find_accelerator
@@ -92,6 +93,14 @@ class Hardware:
             return None
         unit = 1 << 30 if self.platform == "tpu" else 10**9
         return int(self.chip.memory_gb * unit / self.chip.devices_per_chip)
+
+    def document(self) -> dict[str, Any]:
+        """As JSON, for another process; the chip by its name."""
+        return {**asdict(replace(self, chip=None)), "chip": self.chip and self.chip.name}
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Hardware:
+        return cls(**{**document, "chip": _chip(document["chip"]) if document["chip"] else None})
 
 
 def find_hardware(name: str, devices: int | str = "all") -> Hardware:
@@ -209,20 +218,33 @@ def _slice_shape(generation: TpuGeneration, chips: int) -> tuple[int, ...] | Non
 def _this(devices: int | str) -> Hardware:
     names = [name for ask in open_gpus().values() if isinstance(name := ask("DeviceGetName"), str)]
     if names:
-        chip = find_accelerator(names[0])
-        if chip is None:
-            why = "aifx has no figures of it"
-            raise EnvironmentFault(f"this machine has a {names[0]}", why, "aifx plan --hardware h100x1")
-        return Hardware("this", "gpu", names[0], chip, _limited(len(names), devices), is_here=True)
+        return hardware_of("gpu", names[0], _limited(len(names), devices))
     if tpus := tpu_generations():
         generation = TPUS.get(tpus[0].removeprefix("TPU ")) or TPUS.get(f"tpu{tpus[0]}")
         if generation is not None and generation.chip is not None:
             chip = _chip(generation.chip)
-            count = _limited(len(tpus) * chip.devices_per_chip, devices)
-            shape = _slice_shape(generation, count // chip.devices_per_chip)
-            topology = f"{tpus[0].removeprefix('TPU ')}:{'x'.join(map(str, shape))}" if shape else ""
-            return Hardware("this", "tpu", _device_kind(chip), chip, count, topology, is_here=True)
-    return Hardware("this", "cpu", "cpu", None, 1, is_here=True)
+            return hardware_of("tpu", _device_kind(chip), _limited(len(tpus) * chip.devices_per_chip, devices))
+    return hardware_of("cpu", "cpu", 1)
+
+
+def hardware_of(platform: str, device_kind: str, num_devices: int, slices: int = 1) -> Hardware:
+    """The hardware "this": devices that JAX names so, of this machine or of all machines of a job.
+
+    Raises EnvironmentFault for an accelerator of which aifx has no figures.
+    """
+    if platform == "cpu":
+        return Hardware("this", "cpu", "cpu", None, num_devices, is_here=True)
+    chip = find_accelerator(device_kind)
+    if chip is None:
+        why = "aifx has no figures of it"
+        raise EnvironmentFault(f"this machine has a {device_kind}", why, "aifx plan --hardware h100x1")
+    if platform == "gpu":
+        processes = math.ceil(num_devices / GPUS_PER_NODE)
+        return Hardware("this", "gpu", device_kind, chip, num_devices, is_here=True, processes=processes)
+    name, generation = next((name, found) for name, found in TPUS.items() if found.chip == chip.name)
+    shape = _slice_shape(generation, num_devices // chip.devices_per_chip // slices)
+    topology = f"{name}:{'x'.join(map(str, shape))}" if shape else ""
+    return Hardware("this", "tpu", _device_kind(chip), chip, num_devices, topology, slices, is_here=True)
 
 
 def _limited(count: int, devices: int | str) -> int:

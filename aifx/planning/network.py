@@ -28,6 +28,9 @@ SWITCH_SHARE = 0.75
 NETWORK_SHARE = 0.9
 """Of the data center's network: a guess."""
 
+MEMORY_BYTES_S = 2e9
+"""Between the simulated devices of a processor, which copy from thread to thread: a guess."""
+
 NETWORK_BYTES_S = 50e9
 """Of a GPU to other nodes, if the catalogue has no figure: a port of 400 Gb/s each, as DGX H100 has."""
 
@@ -181,13 +184,15 @@ def sent(kind: str, size: float, members: int) -> float:
 
 
 def network_of(hardware: Hardware, places: Sequence[tuple[int, ...]] | None = None) -> Network:
-    """The links of hardware with a row in the catalogue.
+    """The links of hardware.
 
     Args:
         places: of the devices in the mesh's order, if a compiler knows them; otherwise in row-major order.
     """
     chip = hardware.chip
-    assert chip is not None
+    if chip is None:
+        in_one = ((0,),) * hardware.num_devices
+        return Network(in_one, (), (), MEMORY_BYTES_S, MEMORY_BYTES_S, MEMORY_BYTES_S, "memory")
     outside = chip.network_gb_s * 1e9 / chip.devices_per_chip if chip.network_gb_s else NETWORK_BYTES_S
     torus = torus_of(hardware) if hardware.platform == "tpu" else ()
     per_island = math.prod(torus) * chip.devices_per_chip if torus else hardware.per_node

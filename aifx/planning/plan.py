@@ -262,7 +262,7 @@ def _memory(
 def capacity_of(hardware: Hardware, room_bytes: int | None = None) -> Figure:
     """What a run may use of the memory of one device."""
     if hardware.capacity_bytes is None:
-        room = room_bytes or psutil.virtual_memory().available
+        room = (room_bytes or psutil.virtual_memory().available) / hardware.num_devices
         return Figure(room, "measured", "memory of this machine that is available now")
     if hardware.platform == "tpu":
         source = f"{hardware.capacity_bytes / (1 << 30):g} GiB of each device, less what the TPU runtime keeps"

@@ -20,7 +20,7 @@ from aifx.core.os_errors import FULL, errno_of, first_line
 from aifx.core.processes import Child, run_many
 from aifx.core.project import Project, RunDirectory
 from aifx.planning.fit import smallest_machine
-from aifx.planning.hardware import find_hardware
+from aifx.planning.hardware import Hardware, find_hardware
 from aifx.planning.plan import Assumptions, Plan, make_plan
 from aifx.planning.work import apply_settings
 
@@ -69,7 +69,7 @@ class PlanFile:
 def make_plans(
     project: Project,
     config: Config,
-    names: Sequence[str],
+    hardware: Sequence[Hardware],
     given: Assumptions,
     *,
     assets: Path | None = None,
@@ -77,35 +77,34 @@ def make_plans(
     fit: bool | Literal["smaller"] = False,
     limit_s: float = LIMIT_S,
 ) -> PlanList:
-    """Raises UsageError for an unknown name, and what a single plan fails with.
+    """Plans for each hardware, in order. Raises what a single plan fails with.
 
     Args:
-        names: of hardware.
         assets: of the run that is planned; None for the project.
-        fit: look for settings that fit; "smaller": and need less memory than those of the configuration.
+        fit: look for settings that fit, as `mesh.auto` does; "smaller": and need less memory than those of the
+            configuration.
     """
-    hardware = {name: find_hardware(name, config.train.devices) for name in dict.fromkeys(names)}
     request = {
         "root": str(project.root),
         "config": config.to_toml(origins=False),
         "assets": None if assets is None else str(assets),
         "compile": with_compiler,
-        "fit": fit,
+        "fit": fit or config.mesh.auto,
     }
     ended: dict[str, Child] = {}
-    with closing(run_many((_start(name, request, limit_s) for name in hardware), AT_ONCE)) as children:
+    with closing(run_many((_start(one, request, limit_s) for one in hardware), AT_ONCE)) as children:
         for child in children:
             if child is not None:
                 ended[child.name] = child
     plans = list[Plan | PlanFailure]()
-    for name, one in hardware.items():
+    for one in hardware:
         try:
-            events = _events(ended[name])
+            events = _events(ended[one.name])
             plans.append(_plan(one, config, events, project, given))
         except AifxError as error:
             if len(hardware) == 1:
                 raise
-            plans.append(PlanFailure(name, error.what, error.why, error.hint))
+            plans.append(PlanFailure(one.name, error.what, error.why, error.hint))
     return PlanList(plans)
 
 
@@ -127,7 +126,8 @@ def out_of_memory(error: BaseException, project: Project, config: Config, run: R
     log.warning("out of memory; looking for settings that need less")
     assets = run.assets if any(run.assets.iterdir()) else None
     try:
-        found = make_plans(project, config, ["this"], Assumptions(), assets=assets, fit="smaller", limit_s=ADVICE_S)
+        here = [find_hardware("this", config.train.devices)]
+        found = make_plans(project, config, here, Assumptions(), assets=assets, fit="smaller", limit_s=ADVICE_S)
     except AifxError:
         return None
     (plan,) = found.plans
@@ -142,9 +142,9 @@ def out_of_memory(error: BaseException, project: Project, config: Config, run: R
     return EnvironmentFault("out of memory", first_line(error), hint) if changed else None
 
 
-def _start(name: str, request: Mapping[str, Any], limit_s: float) -> Child:
-    text = json.dumps({**request, "hardware": name})
-    return Child.of_module("aifx.planning.worker", text, name=name, limit_s=limit_s, env={**os.environ, **ENVIRONMENT})
+def _start(hardware: Hardware, request: Mapping[str, Any], limit_s: float) -> Child:
+    text, environ = json.dumps({**request, "hardware": hardware.document()}), {**os.environ, **ENVIRONMENT}
+    return Child.of_module("aifx.planning.worker", text, name=hardware.name, limit_s=limit_s, env=environ)
 
 
 def _events(child: Child) -> dict[str, dict[str, Any]]:

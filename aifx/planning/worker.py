@@ -30,7 +30,7 @@ from aifx.parallel.checks import check_batch
 from aifx.parallel.layout import abstract_layout
 from aifx.planning.counting import Counted, choices
 from aifx.planning.fit import candidates, needed_bytes
-from aifx.planning.hardware import Hardware, find_hardware
+from aifx.planning.hardware import Hardware
 from aifx.planning.hlo import count_traffic
 from aifx.planning.network import Collective, link_uses, network_of
 from aifx.planning.plan import capacity_of, usable_cores
@@ -60,13 +60,13 @@ def main() -> None:
 
 
 def plan_events(request: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a request: `root`, `config` (TOML), `hardware`, `assets` of a run or None, `compile`,
-    `fit` (False, True or "smaller")."""
+    """Yield the events of a request: `root`, `config` (TOML), `hardware` (its document), `assets` of a run or None,
+    `compile`, `fit` (False, True or "smaller")."""
     project = Project(Path(request["root"]))
     path = folder / "config.toml"
     path.write_text(request["config"], encoding="utf-8")
     config = read_config(path, project)
-    hardware = find_hardware(request["hardware"], config.train.devices)
+    hardware = Hardware.from_document(request["hardware"])
     if not request["fit"]:
         layout = abstract_layout(hardware.num_devices, hardware.platform, hardware.device_kind, config.mesh)
         check_batch(layout, config.train.global_batch_size, config.train.gradient_accumulation)

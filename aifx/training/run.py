@@ -84,6 +84,10 @@ def train(
     with joined(limits, lambda lost: stop.leave(lost.exit_code, f"{lost.what}: {lost.why}")) as group:
         agree(group, facts_of_start(config, run=run_name, fork_from=fork_from, fork_at=fork_at))
         with hold_run(run) if group.is_first else nullcontext():
+            if config.mesh.auto:
+                from aifx.training.auto_mesh import with_found_mesh  # here, since other runs need no plan
+
+                config = with_found_mesh(config, run, project, group)
             with group.first_then_others():
                 checked = _check(run, project, config, origin, fork_at, group)
             if isinstance(checked, TrainResult):

@@ -79,6 +79,7 @@ def plan(
         from aifx.config import load_config
         from aifx.config.load import read_config
         from aifx.core.project import find_project
+        from aifx.planning.hardware import find_hardware
         from aifx.planning.plan import Assumptions
         from aifx.planning.planner import keep_plan, make_plans
 
@@ -93,7 +94,13 @@ def plan(
         config = load_config(project, overrides or ()) if directory is None else read_config(directory.config, project)
         assets = directory.assets if directory is not None else None
         found = make_plans(
-            project, config, names, Assumptions(price, power), assets=assets, with_compiler=compile_, fit=fit
+            project,
+            config,
+            [find_hardware(name, config.train.devices) for name in dict.fromkeys(names)],
+            Assumptions(price, power),
+            assets=assets,
+            with_compiler=compile_,
+            fit=fit,
         )
         if directory is not None:
             keep_plan(directory, found)

@@ -67,7 +67,9 @@ def test_a_batch_is_a_function_of_seed_step_and_rows(
 
 
 def test_threads_and_what_was_read_before_change_nothing() -> None:
-    section = AugmentSection(flip="both", rotate=20, crop=0.7, shift=2, brightness=0.3, contrast=0.3, erase=0.2, mixup=0.4)
+    section = AugmentSection(
+        flip="both", rotate=20, crop=0.7, shift=2, brightness=0.3, contrast=0.3, erase=0.2, mixup=0.4
+    )
     source = dataset().source("train", 8, seed=0)
     alone = {step: AugmentedSource(source, section, 0, threads=1).read(step, ALL) for step in range(3)}
     for threads in (1, 2, 3, 11):

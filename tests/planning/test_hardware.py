@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
 from aifx.core.errors import ConfigError, UsageError
 from aifx.machine.catalogue import find_accelerator
-from aifx.planning.hardware import GPU_NAMES, find_hardware, hardware_names
+from aifx.planning.hardware import GPU_NAMES, Hardware, find_hardware, hardware_names, hardware_of
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,31 @@ def test_this_machine_has_a_processor_or_an_accelerator() -> None:
     assert found.is_here
     if found.platform == "cpu":
         assert (found.num_devices, found.capacity_bytes) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "count", "slices", "like"),
+    [
+        ("gpu", "NVIDIA H100 80GB HBM3", 32, 1, "h100x32"),
+        ("tpu", "TPU v5 lite", 256, 1, "v5e-256"),
+        ("tpu", "TPU v5 lite", 512, 2, "v5e-256x2"),
+        ("cpu", "cpu", 4, 1, None),
+    ],
+)
+def test_devices_of_a_job_are_the_hardware_of_a_name(
+    platform: str, kind: str, count: int, slices: int, like: str | None
+) -> None:
+    found = hardware_of(platform, kind, count, slices)
+    assert Hardware.from_document(json.loads(json.dumps(found.document()))) == found
+    assert (found.num_devices, found.is_here) == (count, True)
+    if like is not None:
+        named = find_hardware(like)
+        assert (found.chip, found.topology, found.slices, found.num_chips) == (
+            named.chip,
+            named.topology,
+            named.slices,
+            named.num_chips,
+        )
 
 
 def test_more_devices_than_there_are_fail(monkeypatch: pytest.MonkeyPatch) -> None:

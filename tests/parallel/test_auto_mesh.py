@@ -1,0 +1,101 @@
+"""`mesh.auto`: a run takes the mesh that `aifx plan --fit` finds for its devices, and keeps it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import warm
+
+from aifx.config.load import load_config, read_config
+from aifx.core.errors import ConfigError
+from aifx.core.project import Project
+from aifx.parallel.connections import free_port
+from aifx.training.auto_mesh import with_settings
+
+TOML = """
+[task]
+kind = "language"
+[data]
+train = ["text.txt"]
+seq_len = 16
+vocab_size = 280
+[model]
+num_layers = 2
+embed_dim = 32
+num_heads = 4
+[train]
+num_steps = 4
+global_batch_size = 8
+validate_every = 0
+[checkpoint]
+every = 1
+keep_last = 5
+[mesh]
+auto = true
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    (tmp_path / "aifx.toml").write_text(TOML)
+    (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the log\n" * 300)
+    return Project(tmp_path)
+
+
+def test_sizes_and_auto_exclude_each_other(project: Project) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(project, ["mesh.fsdp=2", "mesh.tensor=2"])
+    assert "mesh.auto = true, and mesh.fsdp = 2, mesh.tensor = 2" in str(error.value)
+
+
+def test_what_is_found_stands_in_the_configuration_of_the_run(project: Project) -> None:
+    config = with_settings(
+        load_config(project), {"mesh.fsdp": 4, "train.gradient_accumulation": 2, "model.remat": "dots"}
+    )
+    written = project.root / "written.toml"
+    written.write_text(config.to_toml())
+    again = read_config(written, project)
+    assert (again.mesh.auto, again.mesh.fsdp, again.train.gradient_accumulation) == (False, 4, 2)
+    assert vars(again.model)["remat"] == "dots"
+
+
+def trained(project: Project, devices: int, *args: str, size: int = 1) -> tuple[str, dict[str, int]]:
+    """What `aifx train` as `size` processes writes to stderr, and the sizes of the run's mesh."""
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environ = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    if size > 1:
+        place = f"127.0.0.1:{free_port('127.0.0.1')}"
+        environ |= {"AIFX_COORDINATOR": place, "AIFX_NUM_PROCESSES": str(size)}
+    each = [{**environ, "AIFX_PROCESS_ID": str(index)} if size > 1 else environ for index in range(size)]
+    processes = [warm.Process(["train", "--run", "main", *args], project.root, one) for one in each]
+    ended = [(process.wait(200), *process.communicate()) for process in processes]
+    assert [code for code, *_ in ended] == [0] * size, ended
+    mesh = read_config(project.root / "runs/main/config.toml", project).mesh
+    assert not mesh.auto
+    sizes = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor, "context": mesh.context}
+    return ended[0][2], {axis: size for axis, size in sizes.items() if size not in (1, -1)}
+
+
+@pytest.mark.slow
+def test_a_run_keeps_its_mesh_while_it_has_the_same_devices(project: Project) -> None:
+    checkpoints = project.root / "runs/main/checkpoints"
+    text, first = trained(project, 4)
+    assert "looking for the mesh of 4 devices" in text
+    shutil.rmtree(checkpoints / "4")  # as if it had been stopped at step 3
+    text, kept = trained(project, 4)
+    assert "looking for the mesh" not in text
+    assert kept == first
+    shutil.rmtree(checkpoints / "4")
+    text, fewer = trained(project, 2)
+    assert "looking for the mesh of 2 devices" in text
+    assert fewer != first
+
+
+@pytest.mark.slow
+def test_processes_take_the_mesh_that_the_first_one_finds(project: Project) -> None:
+    text, found = trained(project, 2, size=2)
+    assert "looking for the mesh of 4 devices" in text
+    assert found
