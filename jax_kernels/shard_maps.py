@@ -19,14 +19,14 @@ def free_axes() -> list[str]:
 def varying_axes(operands: Sequence[Any]) -> frozenset[str]:
     """Mesh axes over which an operand varies, inside a `jax.shard_map(check_vma=True)`; elsewhere none."""
     none: frozenset[str] = frozenset()
-    return none.union(*(jax.typeof(x).manual_axis_type.varying for x in operands if x is not None))
+    return none.union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(operands)))
 
 
 def varying(operands: Sequence[Any], axes: frozenset[str]) -> list[Any]:
     """The operands, all of them typed as varying over the axes. The gradient of one that did not vary is summed."""
 
     def cast(x: Any) -> Any:
-        missing = () if x is None else tuple(sorted(axes - jax.typeof(x).manual_axis_type.varying))
+        missing = tuple(sorted(axes - jax.typeof(x).manual_axis_type.varying))
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
-    return [cast(x) for x in operands]
+    return jax.tree.map(cast, list(operands))  # type: ignore[no-any-return]

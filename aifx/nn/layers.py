@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.extend.random import threefry2x32_p
 from jax.typing import DTypeLike
 
 from aifx.nn.quantized import QuantizedMatrix
 from aifx.parallel.context import ForwardContext
+from jax_kernels._ops.attention.mask import Mask, SegmentIds
 from jax_kernels._ops.quantized_matmul import quantized_linear
 from jax_kernels.products import is_bfloat16_on_cpu, product, row_major
 from jax_kernels.shard_maps import varying, varying_axes
@@ -117,20 +120,49 @@ def centred(images: jax.Array, dtype: DTypeLike, epsilon: float = 1e-5) -> jax.A
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(1, 2, 3), keepdims=True) + epsilon)
 
 
-def dropout(x: jax.Array, rate: float, ctx: ForwardContext, place: int | jax.Array = 0) -> jax.Array:
-    """x `[rows, ...]` with a share `rate` of its elements zeroed in training, the rest scaled up to keep the mean.
+def dropout(
+    x: jax.Array, rate: float, ctx: ForwardContext, place: int | jax.Array = 0, number: jax.Array | None = None
+) -> jax.Array:
+    """x `[rows, ..., width]` with a share `rate` of its elements zeroed in training, the rest scaled up to keep the mean.
 
-    `place` is the number of the place within the model, or within the layer that `in_layer` gave `ctx` for: each draws
-    its own.
+    What is dropped of a row is a function of the key, its id and the number of the element within the row.
+
+    Args:
+        place: number of the place within the model, or within the layer that `in_layer` gave `ctx` for: each draws its
+            own.
+        number: of each vector `x[...]` within its whole row, of which x may be a part; it broadcasts to `x.shape[:-1]`.
+            If None, they are counted in order.
     """
     if not ctx.training or rate == 0.0:
         return x
     assert ctx.key is not None
     assert ctx.row_ids is not None
     key = jax.random.fold_in(ctx.key, place)
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(ctx.row_ids)
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+    keys = jax.vmap(lambda row: jax.random.key_data(jax.random.fold_in(key, row)))(ctx.row_ids)
+    if number is None:
+        number = jnp.arange(math.prod(x.shape[1:-1])).reshape(x.shape[1:-1])
+    words = [keys[:, i].reshape(-1, *(1,) * (x.ndim - 1)) for i in range(2)]
+    counts = _counts(number.astype(jnp.uint32)[..., None], x.shape[-1])
+    words += [jnp.expand_dims(count, range(x.ndim - count.ndim)) for count in counts]
+    high, low = threefry2x32_p.bind(*words)
+    drawn = ((high ^ low) >> 9).astype(jnp.float32) * 2.0**-23  # as jax.random.uniform does
+    return jnp.where(drawn < 1.0 - rate, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def _counts(number: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+    """number * width + i for each i below `width`, as uint32 `[..., width]` of the upper and the lower half.
+
+    These are the numbers that JAX draws from for the elements of a whole array, which no device has.
+    """
+    half = jnp.uint32(0xFFFF)
+    upper, lower = number >> 16, number & half
+    by_low = [part * jnp.uint32(width & 0xFFFF) for part in (lower, upper)]
+    by_high = [part * jnp.uint32(width >> 16) for part in (lower, upper)]
+    middle = (by_low[0] >> 16) + (by_low[1] & half) + (by_high[0] & half)
+    high = by_high[1] + (by_low[1] >> 16) + (by_high[0] >> 16) + (middle >> 16)
+    low = number * jnp.uint32(width)
+    count = low + jnp.arange(width, dtype=jnp.uint32)
+    return high + (count < low), count
 
 
 def in_layer(ctx: ForwardContext, number: int | jax.Array) -> ForwardContext:
@@ -145,18 +177,19 @@ def attention_with_dropout(
     rate: float,
     ctx: ForwardContext,
     place: int,
-    segment_ids: jax.Array | None = None,
+    segment_ids: SegmentIds | None = None,
 ) -> jax.Array:
     """Causal attention with dropout of its weights, as q, `[batch, seq, num_heads, head_dim]`.
 
-    k and v `[batch, seq, num_kv_heads, head_dim]`, `segment_ids` `[batch, seq]`. The implementations of
-    `jax_kernels.attention` have no dropout: this one holds all scores.
+    k and v `[batch, all steps, num_kv_heads, head_dim]`, `segment_ids` as in `jax_kernels.attention`, whose
+    implementations have no dropout: this one holds all scores.
     """
-    wide, group, positions = jnp.promote_types(q.dtype, jnp.float32), q.shape[2] // k.shape[2], jnp.arange(q.shape[1])
+    wide, group, (_, seq, heads, _) = jnp.promote_types(q.dtype, jnp.float32), q.shape[2] // k.shape[2], q.shape
     k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
-    seen = positions[:, None] >= positions
-    if segment_ids is not None:
-        seen = seen & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+    positions = ctx.layout.seq_positions(seq)
+    seen = Mask(causal=True, q_offset=ctx.layout.seq_start(seq), segment_ids=segment_ids).block(0, seq, 0, k.shape[1])
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bhqk,bkhd->bqhd", dropout(weights, rate, ctx, place).astype(v.dtype), v)
+    first = ctx.layout.index(axes) * heads if (axes := ctx.layout.axes("heads")) else 0
+    number = (first + jnp.arange(heads))[:, None] * k.shape[1] + positions
+    return jnp.einsum("bhqk,bkhd->bqhd", dropout(weights, rate, ctx, place, number).astype(v.dtype), v)

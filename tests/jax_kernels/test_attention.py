@@ -374,6 +374,7 @@ GOOD = {"q": (2, 8, 4, 16), "k": (2, 8, 2, 16), "v": (2, 8, 2, 16)}
         ({"segment_ids": np.zeros((2, 7), np.int32)}, "segment_ids:"),
         ({"segment_ids": np.zeros((2, 8), np.float32)}, "segment_ids:"),
         ({"segment_ids": np.zeros((2, 8), np.int32), "k": (2, 9, 2, 16), "v": (2, 9, 2, 16)}, "segment_ids:"),
+        ({"segment_ids": np.zeros((2, 2, 8), np.int32)}, "segment_ids:"),
         ({"implementation": "fastest"}, "implementation:"),
     ],
 )
@@ -381,9 +382,38 @@ def test_what_does_not_fit_is_named(changes, named):
     values = {**GOOD, **changes}
     q, k, v = (jnp.zeros(values.pop(name), jnp.float32) for name in ("q", "k", "v"))
     if "segment_ids" in values:
-        values["segment_ids"] = jnp.asarray(values["segment_ids"])
+        ids = jnp.asarray(values["segment_ids"])
+        values["segment_ids"] = tuple(ids) if ids.ndim == 3 else ids
     with pytest.raises(ValueError, match=f"^{named} expected"):
         attention(q, k, v, **values)
+
+
+@pytest.mark.parametrize("implementation", EVERYWHERE)
+@pytest.mark.parametrize("is_traced", [True, False])
+def test_a_piece_of_packed_rows_is_that_of_the_whole_rows(implementation, is_traced):
+    """Queries have segment ids of their own where they are fewer than the keys."""
+    call = replace(case("packed documents", "float32"), q_len=60, kv_len=60)
+    q, k, v, ids, d_out, _ = map(jnp.asarray, arrays(call))
+    start = jnp.int32(20) if is_traced else 20
+
+    def piece(q, k, v):
+        own, pair = q[:, 20:40], (ids[:, 20:40], ids)
+        return attention(own, k, v, causal=True, segment_ids=pair, q_offset=start, implementation=implementation)
+
+    def of_whole(q, k, v):
+        return attention(q, k, v, causal=True, segment_ids=ids, implementation=implementation)[:, 20:40]
+
+    found = [jit(lambda *x, run=run: jax.vjp(run, *x)[1](d_out[:, 20:40]))(q, k, v) for run in (piece, of_whole)]
+    found[0], found[1] = ((*pulled, jit(run)(q, k, v)) for pulled, run in zip(found, (piece, of_whole), strict=True))
+    for got, want in zip(*found, strict=True):
+        assert relative_error(got, want) < TOLERANCE["float32"]
+
+
+def test_kernels_do_not_take_segment_ids_of_queries_and_others_of_keys():
+    call = replace(case("packed documents", "bfloat16"), q_len=20)
+    for name in ("pallas_triton", "pallas_mosaic_gpu", "pallas_tpu"):
+        reason = ATTENTION.implementations[name].unsupported_reason(call, kernel_device(name))
+        assert reason == "segment ids of queries and others of keys"
 
 
 def test_dtypes_are_named():

@@ -78,14 +78,14 @@ def test_each_place_draws_its_own(monkeypatch: pytest.MonkeyPatch, params: Any) 
     """The embedding, then of each layer the weights of attention, its output and the MLP's."""
     seen: list[tuple[bytes, tuple[int, ...]]] = []
 
-    def dropout(x: Any, rate: float, ctx: ForwardContext, place: int = 0) -> Any:
+    def dropout(x: Any, rate: float, ctx: ForwardContext, place: int = 0, number: Any = None) -> Any:
         key = jax.random.fold_in(ctx.key, place)
         seen.append((np.asarray(jax.random.key_data(key)).tobytes(), x.shape))
         return x
 
     monkeypatch.setattr(layers, "dropout", dropout)
     outputs_of(decoder(), drawn())(params, TOKENS)
-    flat, scores = (ROWS, SEQ * 16), (ROWS, 4, SEQ, SEQ)
+    flat, scores = (ROWS, SEQ, 16), (ROWS, 4, SEQ, SEQ)
     assert [shape for _, shape in seen] == [flat, *3 * [scores, flat, flat]]
     assert len({key for key, _ in seen}) == len(seen)
 

@@ -101,6 +101,22 @@ def test_dropout_keeps_the_mean():
     assert float((out == 0).mean()) == pytest.approx(0.25, abs=0.02)
 
 
+def test_dropout_draws_as_jax_does_and_a_part_of_a_row_as_the_whole_one():
+    """So a device draws its own part alone. A row of the last shape has more elements than 32 bits count."""
+    key, rows = jax.random.key(3), jnp.array([2, 7])
+    ctx = ForwardContext(CONTEXT.layout, training=True, key=key, row_ids=rows)
+    for shape in ((5,), (4, 6), (3, 5, 7)):
+        keys = [jax.random.fold_in(jax.random.fold_in(key, 9), row) for row in rows]
+        want = jnp.stack([jax.random.bernoulli(one, 0.7, shape) for one in keys])
+        np.testing.assert_array_equal(layers.dropout(jnp.ones((2, *shape)), 0.3, ctx, 9) > 0, want)
+    whole = layers.dropout(jnp.ones((2, 4, 6)), 0.3, ctx, 9)
+    part = layers.dropout(jnp.ones((2, 2, 6)), 0.3, ctx, 9, jnp.array([3, 1]))
+    np.testing.assert_array_equal(part, whole[:, jnp.array([3, 1])])
+    number, width = np.uint64([70_000, 2**32 - 1]), 131_071
+    high, low = (np.asarray(x).astype(np.uint64) for x in layers._counts(jnp.asarray(number, jnp.uint32)[:, None], width))
+    np.testing.assert_array_equal((high << np.uint64(32)) + low, number[:, None] * np.uint64(width) + np.arange(width, dtype=np.uint64))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_products_inside_a_shard_map(dtype):
     """Each device has its rows, and the map checks how values vary: it adds up gradients of what all devices have."""

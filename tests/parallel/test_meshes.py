@@ -214,7 +214,16 @@ def test_random_meshes_train_as_one_device_or_are_refused() -> None:
             "--set train.devices=6 --set mesh.data=3",
         ),
         (["mesh.fsdp=3", "mesh.data=3"], "9 is not 8", "--set mesh."),
-        (["mesh.tensor=2", "model.dropout=0.1"], "dropout is drawn for whole rows", "--set model.dropout=0"),
+        (
+            ["mesh.context=2", "mesh.context_method=ring", "model.dropout=0.1"],
+            "a ring never holds them",
+            "--set mesh.context_method=gather, or --set model.dropout=0",
+        ),
+        (
+            ["mesh.context=2", "mesh.context_method=ring", "data.packing=documents"],
+            "the ring's attention is over whole sequences",
+            "--set mesh.context_method=gather",
+        ),
         (['mesh.parameters=["mlp = fsdp"]', "mesh.fsdp=2"], "a mesh axis divides one dimension", "mesh.parameters"),
     ],
 )

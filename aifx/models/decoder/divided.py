@@ -15,19 +15,22 @@ from aifx.specs import Params
 
 
 def check_layout(section: DecoderSection, ctx: ForwardContext, *, is_packed: bool) -> None:
-    """Raise ConfigError for what cannot be computed if devices divide sequences or layers."""
+    """Raise ConfigError for what attention in a ring cannot compute."""
     layout = ctx.layout
-    if ctx.training and section.dropout and (layout.axes("tokens") or layout.axes("seq")):
+    if not layout.is_ring or not layout.axes("seq"):
+        return
+    ring, gather = f'mesh.context_method = "ring" with mesh.context = {layout.count("seq")}', "mesh.context_method=gather"
+    if ctx.training and section.dropout:
         raise ConfigError(
-            f"model.dropout = {section.dropout} on the mesh {layout.degrees}",
-            "dropout is drawn for whole rows, and devices along tensor and context have parts of them",
-            "--set model.dropout=0, or --set mesh.tensor=1 --set mesh.context=1",
+            f"{ring} and model.dropout = {section.dropout}",
+            "dropout of attention's weights needs them all, and a ring never holds them",
+            f"--set {gather}, or --set model.dropout=0",
         )
-    if is_packed and layout.axes("seq"):
+    if is_packed:
         raise ConfigError(
-            f"the data packs documents into sequences, and mesh.context = {layout.count('seq')} divides these",
-            "attention within documents needs whole sequences on a device",
-            "--set mesh.context=1",
+            f"{ring}, and the data packs documents into sequences",
+            "the ring's attention is over whole sequences, not within documents",
+            f"--set {gather}",
         )
 
 

@@ -24,6 +24,7 @@ from aifx.parallel.context import ForwardContext
 from aifx.parallel.layout import Layout
 from aifx.specs import LAYERS, Params, Specs, count_parameters
 from jax_kernels._ops.attention import attention
+from jax_kernels._ops.attention.mask import SegmentIds
 from jax_kernels._ops.decode_attention import decode_attention
 from jax_kernels._ops.norms import layer_norm, rms_norm
 from jax_kernels._ops.rotary import rotary
@@ -187,14 +188,17 @@ class Decoder:
             cache = paged_cache.write(cache, cached.page_table, cached.held, k, v)
         if cache is not None and cached is not None and cached.is_decoding:
             out = decode_attention(q[:, 0], cache["key"], cache["value"], cached.page_table, cached.held + 1)
-        elif ctx.training and self.section.dropout:
-            out = layers.attention_with_dropout(q, k, v, self.section.dropout, ctx, WEIGHTS, sequences.segment_ids)
         elif layout.is_ring and (axes := layout.axes("seq")):
             out = ring_attention(q, k, v, axes)
         else:
-            start = layout.seq_start(q.shape[1])
             k, v = layout.gather_seq(k), layout.gather_seq(v)
-            out = attention(q, k, v, causal=True, segment_ids=sequences.segment_ids, q_offset=start)
+            ids: SegmentIds | None = sequences.segment_ids
+            if ids is not None and layout.axes("seq"):
+                ids = ids, layout.gather_seq(ids)
+            if ctx.training and self.section.dropout:
+                out = layers.attention_with_dropout(q, k, v, self.section.dropout, ctx, WEIGHTS, ids)
+            else:
+                out = attention(q, k, v, causal=True, segment_ids=ids, q_offset=layout.seq_start(q.shape[1]))
         out = out.reshape(x.shape[0], -1)
         output = layers.as_matrix(params["output"], out.shape[1])
         return joined(out, output, params.get("output_bias"), layout), cache
@@ -212,11 +216,16 @@ class Decoder:
         return joined(hidden, params["down"], params.get("down_bias"), layout)
 
     def dropout(self, x: jax.Array, sequences: Sequences, ctx: ForwardContext, place: int) -> jax.Array:
-        """x `[tokens, embed]` with dropout by sequence, in training."""
+        """x `[tokens, embed]` with dropout by sequence, in training: each token's is the same on every mesh."""
         if not ctx.training or not self.section.dropout:
             return x
-        by_row = x.reshape(sequences.shape[0], -1)
-        return layers.dropout(by_row, self.section.dropout, ctx, place).reshape(x.shape)
+        rate, (rows, seq), layout = self.section.dropout, sequences.shape, ctx.layout
+        if not layout.axes("tokens"):
+            return layers.dropout(x.reshape(rows, seq, -1), rate, ctx, place, layout.seq_positions(seq)).reshape(x.shape)
+        assert ctx.row_ids is not None
+        row, step = jnp.divmod(layout.own_tokens(jnp.arange(rows * seq)), seq)
+        own = replace(ctx, row_ids=ctx.row_ids[row])
+        return layers.dropout(x, rate, own, place, layout.seq_positions(seq)[step])
 
     def norm(self, params: Params, x: jax.Array) -> jax.Array:
         if self.section.norm == "layer_norm":

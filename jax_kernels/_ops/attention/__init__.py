@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 import jax
@@ -15,9 +16,10 @@ import jax.numpy as jnp
 
 from jax_kernels._ops.attention import cudnn, reference, xla
 from jax_kernels._ops.attention.call import Call, work, workload
+from jax_kernels._ops.attention.mask import SegmentIds
 from jax_kernels._ops.score_options import check_score_options
 from jax_kernels.dispatch import run
-from jax_kernels.implementations import Implementation, kernel_implementation
+from jax_kernels.implementations import Device, Implementation, kernel_implementation
 from jax_kernels.op import Op
 
 __all__ = ["ATTENTION", "Implementation", "attention", "attention_with_lse"]
@@ -31,6 +33,18 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 FARTHEST = 2**29
 """Positions are int32, and so are sums of two of them and a window."""
 
+
+def _kernel(name: str) -> Implementation:
+    kernel = kernel_implementation(name, "attention", f"{__name__}.{name}")
+
+    def unsupported_reason(call: Call, device: Device) -> str | None:
+        if call.has_segments and call.q_len != call.kv_len:
+            return "segment ids of queries and others of keys"
+        return kernel.unsupported_reason(call, device)
+
+    return replace(kernel, unsupported_reason=unsupported_reason)
+
+
 ATTENTION = Op(
     "attention",
     __name__,
@@ -40,7 +54,7 @@ ATTENTION = Op(
         for implementation in (
             Implementation("reference", reference.attention),
             Implementation("xla", xla.attention, configs=xla.configs),
-            *(kernel_implementation(name, "attention", f"{__name__}.{name}") for name in KERNELS),
+            *(_kernel(name) for name in KERNELS),
             Implementation("cudnn", cudnn.attention, cudnn.unsupported_reason),
             Implementation("cudnn_masked", cudnn.attention, cudnn.unsupported_reason_masked, is_kernel=True),
         )
@@ -61,7 +75,8 @@ class Options(TypedDict, total=False):
     Attributes:
         causal: query i, which is at position i + q_offset, sees keys at positions up to its own.
         window: it sees the last `window` of them, itself included.
-        segment_ids: `[batch, len]` int32, q_len = kv_len = len; queries see keys of their own segment.
+        segment_ids: `[batch, len]` int32, q_len = kv_len = len; queries see keys of their own segment. If the lengths
+            differ, a pair: `[batch, q_len]` of the queries and `[batch, kv_len]` of the keys.
         scale: of the scores; 1 / sqrt(head_dim) if None.
         logit_softcap: scores become cap * tanh(score / cap).
         q_offset: position of the first query, within 2**29 of 0; an int lets the hidden blocks be skipped, an int32
@@ -72,7 +87,7 @@ class Options(TypedDict, total=False):
 
     causal: bool
     window: int | None
-    segment_ids: jax.Array | None
+    segment_ids: SegmentIds | None
     scale: float | None
     logit_softcap: float | None
     q_offset: int | jax.Array
@@ -108,7 +123,7 @@ def _run(
     return_lse: bool,
     causal: bool = False,
     window: int | None = None,
-    segment_ids: jax.Array | None = None,
+    segment_ids: SegmentIds | None = None,
     scale: float | None = None,
     logit_softcap: float | None = None,
     q_offset: int | jax.Array = 0,
@@ -157,7 +172,7 @@ def _checked_offset(q_offset: Any) -> int | jax.Array:
     return offset
 
 
-def _check_arrays(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> None:
+def _check_arrays(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: SegmentIds | None) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4 or x.shape[3] == 0:
             raise ValueError(f"{name}: expected [batch, len, heads, head_dim], got shape {x.shape}")
@@ -175,11 +190,10 @@ def _check_arrays(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Arr
         raise ValueError(f"k: expected a number of heads that divides the {q.shape[2]} of q, got {k.shape[2]}")
     if segment_ids is None:
         return
-    if q.shape[1] != k.shape[1]:
-        raise ValueError(
-            f"segment_ids: expected q and k of one length with it, got {q.shape[1]} queries and {k.shape[1]} keys"
-        )
-    if segment_ids.shape != q.shape[:2] or not jnp.issubdtype(segment_ids.dtype, jnp.integer):
-        raise ValueError(
-            f"segment_ids: expected integers of shape {q.shape[:2]}, got {segment_ids.dtype} {segment_ids.shape}"
-        )
+    pair = segment_ids if isinstance(segment_ids, tuple) else (segment_ids,)
+    if len(pair) != 1 + (q.shape[1] != k.shape[1]):
+        wanted = "one array" if q.shape[1] == k.shape[1] else "a pair of arrays"
+        raise ValueError(f"segment_ids: expected {wanted} for {q.shape[1]} queries and {k.shape[1]} keys")
+    for ids, shape in zip(pair, (q.shape[:2], k.shape[:2]), strict=False):
+        if ids.shape != shape or not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ValueError(f"segment_ids: expected integers of shape {shape}, got {ids.dtype} {ids.shape}")

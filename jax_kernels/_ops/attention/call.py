@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jax_kernels._ops.attention.mask import Mask
+from jax_kernels._ops.attention.mask import Mask, SegmentIds
 from jax_kernels.implementations import Config
 from jax_kernels.op import TrainingProgram, Work
 
@@ -68,7 +68,7 @@ class Call:
         ranges = (mask.keys_seen(i, i + 1, self.kv_len) for i in range(self.q_len))
         return sum(stop - start for start, stop in ranges)
 
-    def mask(self, q_offset: int | jax.Array | None, segment_ids: jax.Array | None) -> Mask:
+    def mask(self, q_offset: int | jax.Array | None, segment_ids: SegmentIds | None) -> Mask:
         """The mask, with what is known only when the program runs."""
         offset = self.q_offset if q_offset is None else q_offset
         assert offset is not None
@@ -89,11 +89,16 @@ def workload(
         k_shape = (call.batch, call.kv_len, call.num_kv_heads, call.head_dim)
         shapes = (q_shape, k_shape, k_shape, q_shape)
         q, k, v, d_out = (jax.random.normal(key, s, call.dtype) for key, s in zip(keys, shapes, strict=False))
-        documents = jnp.sort(jax.random.randint(keys[4], (call.batch, call.q_len), 0, 8), axis=1)
+        documents = _documents(call, keys[4])
         offset = None if call.q_offset is not None else jnp.int32(call.kv_len - call.q_len)
         return (q, k, v), (offset, documents if call.has_segments else None), d_out
 
     return TrainingProgram(forward), arguments
+
+
+def _documents(call: Call, key: jax.Array) -> SegmentIds:
+    of_keys = jnp.sort(jax.random.randint(key, (call.batch, call.kv_len), 0, 8), axis=1)
+    return of_keys if call.q_len == call.kv_len else (of_keys[:, -call.q_len :], of_keys)
 
 
 def work(call: Call) -> Work:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jax_kernels._ops.attention.call import Call
+from jax_kernels._ops.attention.mask import SegmentIds
 from jax_kernels.implementations import Config, Device, is_interpreting
 
 
@@ -18,7 +19,7 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     q_offset: jax.Array | None,
-    segment_ids: jax.Array | None,
+    segment_ids: SegmentIds | None,
 ) -> tuple[jax.Array, None]:
     """As `xla.attention`, without the log-sum-exp: cuDNN's has the precision of q and no gradient, so that
     `unsupported_reason` sends calls that return it elsewhere.

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+
+SegmentIds: TypeAlias = jax.Array | tuple[jax.Array, jax.Array]
+"""`[batch, len]` of queries and keys alike, or `[batch, q_len]` of the queries and `[batch, kv_len]` of the keys."""
 
 
 @dataclass(frozen=True)
@@ -16,13 +20,13 @@ class Mask:
         causal: j <= i + q_offset.
         window: j > i + q_offset - window.
         q_offset: an int, or an int32 scalar that is known when the program runs.
-        segment_ids: `[batch, len]`; both are of one segment.
+        segment_ids: `[batch, len]`, or those of queries and those of keys; both are of one segment.
     """
 
     causal: bool = False
     window: int | None = None
     q_offset: int | jax.Array = 0
-    segment_ids: jax.Array | None = None
+    segment_ids: SegmentIds | None = None
 
     def keys_seen(self, q_start: int, q_stop: int, kv_len: int) -> tuple[int, int]:
         """A range of keys outside of which no query in the block sees any; whole when q_offset is not known yet."""
@@ -45,6 +49,7 @@ class Mask:
                 seen = near if seen is None else seen & near
         if self.segment_ids is not None:
             ids = self.segment_ids
-            same = (ids[:, q_start:q_stop, None] == ids[:, None, k_start:k_stop])[:, None]
+            of_queries, of_keys = ids if isinstance(ids, tuple) else (ids, ids)
+            same = (of_queries[:, q_start:q_stop, None] == of_keys[:, None, k_start:k_stop])[:, None]
             seen = same if seen is None else seen & same
         return seen

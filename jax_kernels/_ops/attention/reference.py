@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels._ops.attention.call import Call
+from jax_kernels._ops.attention.mask import SegmentIds
 from jax_kernels.implementations import Config
 
 
@@ -16,7 +17,7 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     q_offset: jax.Array | None,
-    segment_ids: jax.Array | None,
+    segment_ids: SegmentIds | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Out as q `[batch, q_len, num_heads, head_dim]`, log-sum-exp `[batch, num_heads, q_len]` float32 or wider."""
     wide = jnp.promote_types(q.dtype, jnp.float32)

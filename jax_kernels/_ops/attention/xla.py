@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_kernels._ops.attention.call import Call
-from jax_kernels._ops.attention.mask import Mask
+from jax_kernels._ops.attention.mask import Mask, SegmentIds
 from jax_kernels.implementations import Config, Device
 from jax_kernels.products import row_major
 
@@ -75,7 +75,7 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     q_offset: jax.Array | None,
-    segment_ids: jax.Array | None,
+    segment_ids: SegmentIds | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Out as q `[batch, q_len, num_heads, head_dim]`, log-sum-exp `[batch, num_heads, q_len]` float32 or wider."""
     chosen = dict(config)
@@ -94,7 +94,7 @@ def _attention(
     k: jax.Array,
     v: jax.Array,
     q_offset: jax.Array | None,
-    segment_ids: jax.Array | None,
+    segment_ids: SegmentIds | None,
 ) -> tuple[jax.Array, jax.Array]:
     """q `[batch, kv_heads, group, q_len, head_dim]`, k and v `[batch, kv_heads, kv_len, head_dim]`; out as q, lse as q
     without head_dim."""
@@ -109,7 +109,7 @@ def _forward(
     k: jax.Array,
     v: jax.Array,
     q_offset: jax.Array | None,
-    segment_ids: jax.Array | None,
+    segment_ids: SegmentIds | None,
 ) -> tuple[tuple[jax.Array, jax.Array], Residuals]:
     mask = call.mask(q_offset, segment_ids)
     outs, sums = [], []
