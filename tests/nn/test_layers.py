@@ -113,8 +113,12 @@ def test_dropout_draws_as_jax_does_and_a_part_of_a_row_as_the_whole_one():
     part = layers.dropout(jnp.ones((2, 2, 6)), 0.3, ctx, 9, jnp.array([3, 1]))
     np.testing.assert_array_equal(part, whole[:, jnp.array([3, 1])])
     number, width = np.uint64([70_000, 2**32 - 1]), 131_071
-    high, low = (np.asarray(x).astype(np.uint64) for x in layers._counts(jnp.asarray(number, jnp.uint32)[:, None], width))
-    np.testing.assert_array_equal((high << np.uint64(32)) + low, number[:, None] * np.uint64(width) + np.arange(width, dtype=np.uint64))
+    high, low = (
+        np.asarray(x).astype(np.uint64) for x in layers._counts(jnp.asarray(number, jnp.uint32)[:, None], width)
+    )
+    np.testing.assert_array_equal(
+        (high << np.uint64(32)) + low, number[:, None] * np.uint64(width) + np.arange(width, dtype=np.uint64)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

@@ -29,11 +29,13 @@ MESHES = {
     "fsdp=4 x tensor=2": ["mesh.fsdp=4", "mesh.tensor=2"],
     "data=2 x fsdp=2 x tensor=2": ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"],
     "fsdp=4 x context=2": ["mesh.fsdp=4", "mesh.context=2"],
+    "fsdp=4 x context=2, ring": ["mesh.fsdp=4", "mesh.context=2", "mesh.context_method=ring"],
     "fsdp=2 x context=4, ring": ["mesh.fsdp=2", "mesh.context=4", "mesh.context_method=ring"],
 }
 TENSOR_4 = "--set mesh.data=2 --set mesh.fsdp=1 --set mesh.tensor=4 --set mesh.context=1"
 CONTEXT_4 = "--set mesh.data=2 --set mesh.fsdp=1 --set mesh.tensor=1 --set mesh.context=4"
-QUICK = ("data=8", "fsdp=8", "data=2 x fsdp=2 x tensor=2", "fsdp=2 x context=4, ring")
+QUICK = ("data=8", "fsdp=8", "data=2 x fsdp=2 x tensor=2", "fsdp=4 x context=2, ring")
+DROPPED = ["model.dropout=0.1", "data.packing=documents", "train.gradient_accumulation=2", "train.num_steps=5"]
 MUON = ["optimizer.kind=muon", "optimizer.adam_learning_rate=0.01"]
 
 
@@ -62,7 +64,17 @@ def check_equal(many: dict[str, Any], one: dict[str, Any], tolerance: float) -> 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Any]:
     """By mesh; "one" is one device."""
-    return run_trials({"one": ("text", [], 1)} | {name: ("text", MESHES[name], 8) for name in QUICK})
+    dropped = {
+        "dropped, one": ("text", DROPPED, 1),
+        "dropped": ("text", [*DROPPED, "mesh.fsdp=2", "mesh.tensor=2", "mesh.context=2"], 8),
+    }
+    return run_trials({"one": ("text", [], 1)} | {name: ("text", MESHES[name], 8) for name in QUICK} | dropped)
+
+
+def test_dropout_and_packed_documents_are_one_devices(trained: dict[str, Any]) -> None:
+    """Devices that divide heads, steps and rows drop what one device drops, and attend within documents."""
+    check_equal(trained["dropped"], trained["dropped, one"], 1e-5)
+    assert trained["dropped"]["losses"][0] != pytest.approx(trained["one"]["losses"][0], rel=1e-5)
 
 
 @pytest.fixture(scope="module")

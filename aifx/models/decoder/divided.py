@@ -19,7 +19,10 @@ def check_layout(section: DecoderSection, ctx: ForwardContext, *, is_packed: boo
     layout = ctx.layout
     if not layout.is_ring or not layout.axes("seq"):
         return
-    ring, gather = f'mesh.context_method = "ring" with mesh.context = {layout.count("seq")}', "mesh.context_method=gather"
+    ring, gather = (
+        f'mesh.context_method = "ring" with mesh.context = {layout.count("seq")}',
+        "mesh.context_method=gather",
+    )
     if ctx.training and section.dropout:
         raise ConfigError(
             f"{ring} and model.dropout = {section.dropout}",

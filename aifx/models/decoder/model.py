@@ -221,7 +221,9 @@ class Decoder:
             return x
         rate, (rows, seq), layout = self.section.dropout, sequences.shape, ctx.layout
         if not layout.axes("tokens"):
-            return layers.dropout(x.reshape(rows, seq, -1), rate, ctx, place, layout.seq_positions(seq)).reshape(x.shape)
+            return layers.dropout(x.reshape(rows, seq, -1), rate, ctx, place, layout.seq_positions(seq)).reshape(
+                x.shape
+            )
         assert ctx.row_ids is not None
         row, step = jnp.divmod(layout.own_tokens(jnp.arange(rows * seq)), seq)
         own = replace(ctx, row_ids=ctx.row_ids[row])
