@@ -123,7 +123,7 @@ def centred(images: jax.Array, dtype: DTypeLike, epsilon: float = 1e-5) -> jax.A
 def dropout(
     x: jax.Array, rate: float, ctx: ForwardContext, place: int | jax.Array = 0, number: jax.Array | None = None
 ) -> jax.Array:
-    """x `[rows, ..., width]` with a share `rate` of its elements zeroed in training, the others scaled to keep the mean.
+    """x `[rows, ..., width]` with a share `rate` of its elements zeroed in training, others scaled to keep its mean.
 
     What is dropped of a row is a function of the key, its id and the number of the element within the row.
 
