@@ -188,6 +188,7 @@ def attention_with_dropout(
     k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
     positions = ctx.layout.seq_positions(seq)
     seen = Mask(causal=True, q_offset=ctx.layout.seq_start(seq), segment_ids=segment_ids).block(0, seq, 0, k.shape[1])
+    assert seen is not None
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
     first = ctx.layout.index(axes) * heads if (axes := ctx.layout.axes("heads")) else 0

@@ -192,9 +192,10 @@ class Decoder:
             out = ring_attention(q, k, v, axes)
         else:
             k, v = layout.gather_seq(k), layout.gather_seq(v)
-            ids: SegmentIds | None = sequences.segment_ids
-            if ids is not None and layout.axes("seq"):
-                ids = ids, layout.gather_seq(ids)
+            own = sequences.segment_ids
+            ids: SegmentIds | None = own
+            if own is not None and layout.axes("seq"):
+                ids = own, layout.gather_seq(own)
             if ctx.training and self.section.dropout:
                 out = layers.attention_with_dropout(q, k, v, self.section.dropout, ctx, WEIGHTS, ids)
             else:

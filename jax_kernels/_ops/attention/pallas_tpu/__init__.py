@@ -116,8 +116,8 @@ def _run(
 ) -> list[Array]:
     """The kernel's outputs, asked for by kind and dtype. It is given a Visit, operands, outputs and scratch."""
     call, mask = plan.call, plan.call.mask(*seeing)
-    visits, count = plan.visits(mask.q_offset, mask.segment_ids)
-    ids, num_ids = mask.segment_ids, 2 if call.has_segments else 0
+    ids, num_ids = seeing[1], 2 if call.has_segments else 0
+    visits, count = plan.visits(mask.q_offset, ids)
     if ids is not None:
         column, row = ("k_column", "q_row") if plan.keys_outer else ("q_column", "k_row")
         wide = jnp.broadcast_to(ids[:, :, None], (*ids.shape, LANES))
