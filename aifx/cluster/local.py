@@ -14,13 +14,17 @@ from aifx.core.errors import ExitCode, UsageError
 from aifx.core.processes import Child, Ended, pump
 from aifx.machine.present import nvidia_gpus
 from aifx.parallel.connections import free_port
+from aifx.training.signals import stays_ignored
 
 HOST = "127.0.0.1"
 PROGRAM = "import sys; sys.argv[0] = 'aifx'; from aifx.commands.main import main; main()"
 GRACE_S = 30.0
-"""After the first failure, the others have so long to end by themselves. They need less than a second as a rule."""
+"""After a failure, the others have so long to end by themselves. They need less than a second as a rule."""
 
-KILL_S = 5.0
+GRACE_OF_KILL_S = 2.0
+"""The same after a kill, which others that have not met yet do not notice."""
+
+KILL_S = 2.0
 POLL_S = 0.1
 LAST_LINES = 10
 
@@ -63,13 +67,19 @@ class Signals:
 
     def __enter__(self) -> Signals:
         for number in self.FORWARDED:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if not stays_ignored(number):
                 self._before[number] = signal.signal(number, lambda number, _: self.came.append(number))
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def command(environ: Mapping[str, str]) -> list[str]:
+    """How a person starts what this process runs: `aifx`, or `aifx launch local -n N`."""
+    launch = ["launch", "local", "-n", environ["AIFX_NUM_PROCESSES"]] if "AIFX_LAUNCHER" in environ else []
+    return ["aifx", *launch]
 
 
 def processes(arguments: Sequence[str], count: int, environ: Mapping[str, str]) -> list[Process]:
@@ -127,7 +137,8 @@ def run_once(started: Sequence[Process], signals: Signals, write: Write) -> Atte
                 if child.ended is not None and index not in order:
                     order.append(index)
                     if not child.ended.succeeded:
-                        deadline = min(deadline, time.monotonic() + GRACE_S)
+                        grace_s = GRACE_S if child.ended.signal is None else GRACE_OF_KILL_S
+                        deadline = min(deadline, time.monotonic() + grace_s)
             if time.monotonic() > deadline:
                 break
     ended = tuple(child.wait() for child in children)

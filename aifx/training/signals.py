@@ -69,7 +69,7 @@ class StopSignals:
         self._writer = writer
         self._fd_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for signum in SIGNALS:
-            if _stays_ignored(signum):
+            if stays_ignored(signum):
                 continue
             self._before[signum] = signal.signal(signum, self._handle)
             signal.siginterrupt(signum, False)
@@ -166,7 +166,8 @@ class StopSignals:
         os._exit(code)
 
 
-def _stays_ignored(signum: signal.Signals) -> bool:
+def stays_ignored(signum: signal.Signals) -> bool:
+    """Whether a process that was started to ignore a signal goes on to do so."""
     if signal.getsignal(signum) is not signal.SIG_IGN:
         return False
     return signum == signal.SIGHUP or (signum == signal.SIGINT and _keyboard_reaches_us())

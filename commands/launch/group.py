@@ -26,11 +26,11 @@ app = typer.Typer(
 COMMANDS = ("train",)
 
 
-@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+@app.command(context_settings={"allow_interspersed_args": False})
 def local(
     command: Annotated[
         list[str],
-        typer.Argument(metavar="COMMAND...", help="Command of aifx with its options, such as train --run NAME."),
+        typer.Argument(metavar="COMMAND", help="Command of aifx with its options, such as train --run NAME."),
     ],
     num_processes: Annotated[
         int, typer.Option("--num-processes", "-n", metavar="N", min=1, help="Number of processes.")
@@ -54,7 +54,7 @@ def local(
 
     Examples:
         aifx launch local -n 2 train
-        aifx launch local -n 4 --restarts 3 train --run wide --set train.num_steps=4000
+        aifx launch local -n 4 --restarts 3 train --run wide --set train.seed=1
         aifx launch local -n 2 -- train --json
         aifx launch local -n 2 --dry-run train
     """
@@ -91,8 +91,9 @@ def _run(out: Output, arguments: Sequence[str], num_processes: int, restarts: in
             attempt = run_once(processes(arguments, num_processes, os.environ), signals, write)
             if attempt.first is not None and not signals.came:
                 ended = attempt.ended[attempt.first]
-                out.log(f"process {attempt.first} failed first: {ended.how}; its last lines:")
-                for line in last_lines(ended):
+                lines = last_lines(ended)
+                out.log(f"process {attempt.first} failed first: {ended.how}{'; its last lines:' if lines else ''}")
+                for line in lines:
                     out.log(f"    {line}")
             if attempt.code != ExitCode.PREEMPTED or signals.came or restart == restarts:
                 break

@@ -195,7 +195,15 @@ def _show(result: TrainResult, out: Output, profile: bool, overrides: list[str])
         out.print(f"trace in {result.run.profile}: open its perfetto_trace.json.gz at https://ui.perfetto.dev")
         out.print(f"or: pip install xprof && xprof --logdir {result.run.profile}")
     if result.status in STOPPED:
-        again = ["aifx", "train", "--run", result.run.name, *(part for o in overrides for part in ("--set", o))]
+        from aifx.cluster.local import command
+
+        again = [
+            *command(os.environ),
+            "train",
+            "--run",
+            result.run.name,
+            *(part for o in overrides for part in ("--set", o)),
+        ]
         out.print(f"resume with: {shlex.join(again)}")
     else:
         out.print(f"next: aifx eval --run {result.run.name}")

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import inprocess
@@ -61,6 +62,14 @@ def test_the_first_failure(program: str, code: int, first: int | None) -> None:
     assert first is None or attempt.first == first
 
 
+def test_those_that_wait_for_one_that_was_killed_are_ended_soon() -> None:
+    """As processes do that have not met yet: nothing tells them."""
+    began = time.monotonic()
+    attempt, _ = run("os.kill(os.getpid(), 9) if n == 1 else time.sleep(60)")
+    assert time.monotonic() - began < 5
+    assert (attempt.code, attempt.first) == (75, 1)
+
+
 def test_those_that_do_not_end_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aifx.cluster.local.GRACE_S", 0.3)
     monkeypatch.setattr("aifx.cluster.local.KILL_S", 0.3)
@@ -96,11 +105,81 @@ def test_each_process_gets_its_share_of_the_gpus() -> None:
     assert "CUDA_VISIBLE_DEVICES" not in processes(["train"], 3, {"CUDA_VISIBLE_DEVICES": ""})[0].variables
 
 
-def test_the_command(tmp_path: Path) -> None:
-    def launch(*args: str) -> tuple[int, str, str]:
+Launch = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    """`aifx launch local` in an empty folder: exit code, stdout and stderr."""
+
+    def run(*args: str) -> tuple[int, str, str]:
         done = inprocess.run(["launch", "local", *args], tmp_path, os.environ)
         return done.returncode, done.stdout, done.stderr
 
+    return run
+
+
+ATTEMPT = (
+    NUMBER
+    + """
+from pathlib import Path
+path = Path(f"attempts-{n}")
+attempt = len(path.read_text()) if path.exists() else 0
+path.write_text("x" * (attempt + 1))
+print(f"attempt {attempt} begins", file=sys.stderr, flush=True)
+"""
+)
+"""A program that knows how many times process `n` was started before."""
+
+RESTARTS = ("-n", "2", "--restarts", "2", "train")
+
+
+def test_a_job_that_lost_a_process_is_started_again(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = (
+        "n == 1 and attempt == 0 and os.kill(os.getpid(), 9)\nattempt == 0 and sys.exit(75)\nprint('answer', attempt)"
+    )
+    monkeypatch.setattr("aifx.cluster.local.PROGRAM", ATTEMPT + lost)
+    code, out, err = launch(*RESTARTS)
+    assert (code, out) == (0, "answer 1\n")
+    lines = err.splitlines()
+    first = lines.index("process 1 failed first: signal 9 (Killed); its last lines:")
+    assert lines[first + 1 : first + 3] == ["    attempt 0 begins", "restart 1 of 2"]
+    assert lines.count("[0] attempt 1 begins") == 1
+    assert "restart 2 of 2" not in lines
+
+
+@pytest.mark.parametrize(("ends", "code", "attempts"), [("sys.exit(75)", 75, 3), ("sys.exit(2)", 2, 1)])
+def test_a_job_is_started_again_while_restarts_are_left(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: str, code: int, attempts: int
+) -> None:
+    monkeypatch.setattr("aifx.cluster.local.PROGRAM", ATTEMPT + ends)
+    assert launch(*RESTARTS)[0] == code
+    assert [len((tmp_path / f"attempts-{n}").read_text()) for n in range(2)] == [attempts] * 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_job_that_was_stopped_is_not_started_again(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    stopped = (
+        f"signal.signal({int(number)}, lambda *_: (print('stopped'), sys.exit({code})))\n"
+        "Path(f'ready-{n}').touch()\ntime.sleep(60)"
+    )
+    monkeypatch.setattr("aifx.cluster.local.PROGRAM", ATTEMPT + stopped)
+
+    def stop() -> None:
+        while not all((tmp_path / f"ready-{n}").exists() for n in range(2)):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop, daemon=True).start()
+    ended, out, err = launch(*RESTARTS)
+    assert (ended, out) == (code, "stopped\n")
+    assert "restart" not in err
+    assert "failed first" not in err
+
+
+def test_the_command(launch: Launch) -> None:
     code, out, _ = launch("-n", "2", "--dry-run", "train", "--run", "wide", "--profile")
     assert code == 0
     first, second = out.splitlines()
@@ -113,6 +192,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert "cannot be launched" in err
     code, _, err = launch("-n", "2")
     assert code == 2
+    code, _, err = launch("-n", "2", "--restart", "1", "train")
+    assert code == 2
+    assert "did you mean '--restarts'?" in err
     # The command itself fails in each process.
     code, out, err = launch("-n", "2", "train", "--rum", "wide")
     assert code == 2

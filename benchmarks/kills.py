@@ -1,0 +1,189 @@
+"""How soon a job has ended after one of its processes is killed, and how soon it repeats a step.
+
+    python benchmarks/kills.py [--kills 20] [--processes 2] [--seed N] [--output FILE]
+
+`aifx launch local --restarts` trains the language template with short sequences, as two, three and four processes in
+turn. Each kill draws its victim, process 0 included, and its moment: while the processes start, while they compile or
+load the step, between steps, or while a checkpoint is saved. SIGKILL goes to the victim alone.
+
+Two times are measured from each kill: until the last process of the job has ended, and until the restarted job has
+recorded a step. The first start and one restart are not counted: they fill the stores of compiled programs and tokens.
+The seed is printed, and repeats the draws. With --output, each kill is a line of FILE, and the summary is of all lines.
+The machine should do nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from side_by_side import AIFX
+
+SIZES = (2, 3, 4)
+MOMENTS = ("start", "compile", "steps", "save")
+GOALS = {"all have ended": (1.0, 5.0), "first repeated step": (10.0, None)}
+WAIT_S, POLL_S = 120.0, 0.002
+SETTINGS = {
+    "train.num_steps": 1_000_000,
+    "train.global_batch_size": 12,
+    "train.validate_every": 0,
+    "data.seq_len": 64,
+    "data.eval_stride": 32,
+    "checkpoint.every": 10,
+    "checkpoint.best_by": "min loss",
+    "log.every": 1,
+}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill, and the seconds after it."""
+
+    processes: int
+    victim: int
+    moment: str
+    ended_s: float
+    repeated_s: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, action="append", help="sizes of the jobs (2, 3 and 4)")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--output", type=Path)
+    asked = parser.parse_args()
+    sizes, found = asked.processes or SIZES, list[Kill]()
+    print(f"seed {asked.seed}, load {os.getloadavg()[0]:.1f}")
+    with tempfile.TemporaryDirectory() as folder:
+        project = scaffolded(Path(folder))
+        for number, size in enumerate(sizes):
+            dice = random.Random(f"{asked.seed} {size}")
+            kills = asked.kills * (number + 1) // len(sizes) - asked.kills * number // len(sizes)
+            with Job(project, size, Path(folder, "cache"), kills) as job:
+                for _ in range(kills):
+                    found.append(job.kill(dice.randrange(size), dice.choice(MOMENTS), dice.random()))
+                    print(json.dumps(asdict(found[-1])), flush=True)
+    if asked.output is not None:
+        with asked.output.open("a") as file:
+            file.writelines(json.dumps(asdict(kill)) + "\n" for kill in found)
+        found = [Kill(**json.loads(line)) for line in asked.output.read_text().splitlines()]
+    report(found)
+
+
+def report(kills: list[Kill]) -> None:
+    times = {"all have ended": [k.ended_s for k in kills], "first repeated step": [k.repeated_s for k in kills]}
+    print(f"{len(kills)} kills, load {os.getloadavg()[0]:.1f} at the end")
+    for subject, seconds in times.items():
+        median, worst = GOALS[subject]
+        limits = f"median {median:g} s" + (f", worst {worst:g} s" if worst else "")
+        print(f"{subject}: median {statistics.median(seconds):.2f} s, worst {max(seconds):.2f} s (goal: {limits})")
+
+
+def scaffolded(folder: Path) -> Path:
+    from aifx.scaffold.projects import scaffold
+
+    scaffold(folder / "project", "language-model", data={}, ask=False)
+    return folder / "project"
+
+
+class Job:
+    """`aifx launch local` over a run of its own. Entered, it has been restarted once and trains."""
+
+    def __init__(self, project: Path, size: int, cache: Path, kills: int) -> None:
+        self.run, self.size, self.project = project / "runs" / f"size-{size}", size, project
+        settings = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
+        launch = ("launch", "local", "-n", str(size), "--restarts", str(2 * kills + 2))
+        self._command = [*AIFX, *launch, "train", "--run", self.run.name, *settings]
+        self._environ = {**os.environ, "AIFX_CACHE_DIR": str(cache)}
+        self._log = project / f"{self.run.name}.log"
+
+    def __enter__(self) -> Job:
+        with self._log.open("w") as log:
+            self._launcher = subprocess.Popen(
+                self._command, cwd=self.project, env=self._environ, stdout=log, stderr=subprocess.STDOUT
+            )
+        self._pids: list[int] = []
+        self._until(lambda: self._step(0.0) > 2 * SETTINGS["checkpoint.every"])
+        self.kill(0, "steps", 0.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._launcher.send_signal(signal.SIGTERM)
+        self._launcher.wait(WAIT_S)
+
+    def kill(self, victim: int, moment: str, when: float) -> Kill:
+        """Kill process `victim` at the share `when` of a moment, and wait until the job trains again."""
+        if moment in ("start", "compile"):  # of a restart, which a kill that is not counted brings about
+            self._strike(0)
+            restarted, events = time.time(), self.run / "events.jsonl"
+            self._until(lambda: len(self._processes()) == self.size)
+            if moment == "start":
+                time.sleep(3.0 * when)
+            else:
+                self._until(lambda: (e := last_line(events)).get("event") == "compile" and e["time"] > restarted)
+        elif moment == "steps":
+            time.sleep(0.1 + 2.0 * when)
+        else:
+            self._until(lambda: any(self.run.joinpath("checkpoints").glob("*tmp*")))
+        struck, wall = time.monotonic(), time.time()
+        ended_s = self._strike(victim)
+        self._until(lambda: self._step(wall) > 0)
+        return Kill(self.size, victim, moment, round(ended_s, 3), round(time.monotonic() - struck, 3))
+
+    def _strike(self, victim: int) -> float:
+        """SIGKILL to a process. Returns the seconds until all of the job have ended."""
+        self._pids = self._processes()
+        struck = time.monotonic()
+        os.kill(self._pids[victim], signal.SIGKILL)
+        self._until(lambda: not any(map(is_running, self._pids)))
+        return time.monotonic() - struck
+
+    def _processes(self) -> list[int]:
+        """The processes of the job by their numbers, without those of the attempt before."""
+        children = Path(f"/proc/{self._launcher.pid}/task/{self._launcher.pid}/children").read_text().split()
+        return [int(child) for child in children if int(child) not in self._pids]
+
+    def _step(self, since: float) -> int:
+        """The step of the last record, if it is not older than `since`; otherwise 0."""
+        record = last_line(self.run / "metrics.jsonl")
+        return int(record["step"]) if record.get("time", 0.0) > since else 0
+
+    def _until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not condition():
+            if self._launcher.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"the job does not go on:\n{self._log.read_text()[-3000:]}")
+            time.sleep(POLL_S)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is neither gone nor waits for its parent to learn its end."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
+
+
+def last_line(path: Path) -> dict[str, Any]:
+    """The last whole line of a file of JSON Lines; empty if there is none."""
+    with suppress(OSError, ValueError), path.open("rb") as file:
+        file.seek(max(path.stat().st_size - (1 << 14), 0))
+        *_, line, _ = file.read().split(b"\n")
+        return dict(json.loads(line))
+    return {}
+
+
+if __name__ == "__main__":
+    main()
